@@ -1,0 +1,137 @@
+//! The configuration: one TOML file over compiled-in defaults (`config.default.toml`, which is its reference), every
+//! key overridable by environment.
+//!
+//! Unknown keys are refused and all problems are reported at once. Secrets are never values here, only the names of
+//! files that hold them.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::AccountName;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    pub grpc: Grpc,
+    pub thingspace: ThingSpace,
+    #[serde(default)]
+    pub credentials: Vec<Credentials>,
+    pub store: Store,
+    pub polling: Polling,
+    pub limits: Limits,
+    pub telemetry: Telemetry,
+}
+
+/// `[grpc]`: the API's listener.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Grpc {
+    pub listen: SocketAddr,
+    /// Lets `listen` be other than loopback although callers are not authenticated.
+    pub allow_unauthenticated_remote_callers: bool,
+    pub reflection: bool,
+    /// How often a quiet watch says that it is alive.
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+    /// The gateway's own deadline for a unary call.
+    #[serde(with = "duration")]
+    pub max_deadline: Duration,
+    /// How long a drain may take altogether.
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    pub max_concurrent_streams: u32,
+}
+
+/// `[thingspace]`: the upstream.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ThingSpace {
+    /// Up to and with `/api`.
+    pub base_url: String,
+    /// Where bearers come from; empty: `base_url` + `/ts/v1/oauth2/token`.
+    pub token_url: String,
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    /// For every call but an order.
+    #[serde(with = "duration")]
+    pub call_timeout: Duration,
+    #[serde(with = "duration")]
+    pub order_timeout: Duration,
+    /// Per set of credentials and replica.
+    pub calls_per_second: u32,
+    pub max_devices_per_order: usize,
+    /// Refuse identifiers with wrong check digits instead of warning.
+    pub strict_checksums: bool,
+}
+
+/// `[[credentials]]`: a ThingSpace application and a UWS user, and the accounts they serve.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Credentials {
+    pub name: String,
+    pub accounts: Vec<AccountName>,
+    pub key_file: PathBuf,
+    pub secret_file: PathBuf,
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
+}
+
+/// `[store]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Store {
+    pub kind: StoreKind,
+    /// The embedded store's file.
+    pub path: PathBuf,
+    /// How long a request is known after it began.
+    #[serde(with = "duration")]
+    pub retention: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    Embedded,
+}
+
+/// `[polling]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Polling {
+    /// A status seen less than this ago is fresh for everybody.
+    #[serde(with = "duration")]
+    pub min_age: Duration,
+    #[serde(with = "duration")]
+    pub first: Duration,
+    pub factor: f64,
+    /// The longest interval of a request that is watched.
+    #[serde(with = "duration")]
+    pub max_watched: Duration,
+    /// The longest interval of a request that nobody watches.
+    #[serde(with = "duration")]
+    pub max: Duration,
+    #[serde(with = "duration")]
+    pub give_up: Duration,
+}
+
+/// `[limits]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Limits {
+    /// Devices of all open requests; above it new orders are refused before anything is sent.
+    pub open_devices: usize,
+    /// How long a finished request stays in memory.
+    #[serde(with = "duration")]
+    pub closed_in_memory: Duration,
+}
+
+/// `[telemetry]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Telemetry {
+    pub log_format: LogFormat,
+    /// `tracing_subscriber` filter directives.
+    pub log_filter: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;

@@ -1,0 +1,44 @@
+//! What a failed upstream call means. The class is chosen here, where body and status are known.
+
+use std::time::Duration;
+
+/// Why an upstream call failed. A closed list: callers match it without a wildcard.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// ThingSpace looked at the call and refused it; nothing was executed.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
+    #[error("ThingSpace rejects the credentials {name}")]
+    CredentialsRejected { name: String },
+    /// Nothing was executed.
+    #[error("throttled by ThingSpace")]
+    Throttled { retry_after: Option<Duration> },
+    /// Nothing was executed: no connection, no byte written, or no token to be had.
+    #[error("not sent: {reason}")]
+    NotSent { reason: String, retry_after: Option<Duration> },
+    /// The call may have been executed: time-out, reset, 5xx, unreadable answer. `reason` quotes no body.
+    #[error("outcome unknown: {reason}")]
+    Ambiguous { reason: String },
+}
+
+/// A refusal, in ThingSpace's code and ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code} (HTTP {status})")]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`; never the message.
+    pub code: String,
+    pub status: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    InvalidInput,
+    AccountNotFound,
+    AccountForbidden,
+    PlanNotFound,
+    DeviceNotFound,
+    DeviceState,
+    Other,
+}
