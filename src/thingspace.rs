@@ -13,7 +13,7 @@ mod transport;
 mod wire;
 
 pub use error::{Error, Refusal, RefusalKind};
-
+pub use transport::{Client, OrderPermit, Purpose, StatusLookup};
 
 use crate::identity::Device;
 
