@@ -14,7 +14,6 @@ mod wire;
 
 pub use error::{Error, Refusal, RefusalKind};
 
-
 use crate::identity::Device;
 
 /// What an order says upstream.
