@@ -181,7 +181,7 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
 }
 
 impl Problems {
-    fn number<T: PartialOrd + Display>(&mut self, key: &str, value: T, range: &RangeInclusive<T>) {
+    fn number<T: Copy + PartialOrd + Display>(&mut self, key: &str, value: T, range: &RangeInclusive<T>) {
         if !range.contains(&value) {
             self.push(format!(
                 "{key}: {value} is out of bounds; must be {} to {}",
