@@ -1,1 +1,140 @@
-//! To be written.
+//! The command line: types only. What a command does is in `main` and [`crate::app`].
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Parser, Subcommand};
+
+/// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  thingspace-gateway dev                         try it: no account, no set-up
+  thingspace-gateway check --config gateway.toml  look for mistakes
+  thingspace-gateway serve --config gateway.toml
+
+Every key of the configuration can be set by environment too:
+  THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
+
+Exit codes: 0 done, 1 failure, 64 wrong usage, 78 wrong configuration.
+SIGTERM or SIGINT drains; a second one stops at once.";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway
+    Serve(Serve),
+    /// Run a gateway and a simulated ThingSpace together, on loopback
+    Dev(Dev),
+    /// Run a simulated ThingSpace alone
+    Simulate(Simulate),
+    /// Print the configuration that would be used, or everything that is wrong with it
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  thingspace-gateway serve --config /etc/thingspace-gateway/gateway.toml
+
+A smallest file:
+  [store]
+  path = \"/var/lib/thingspace-gateway/store.redb\"
+
+  [[credentials]]
+  name = \"main\"
+  accounts = [\"0000123456-00001\"]
+  key_file = \"/etc/thingspace-gateway/main/key\"
+  secret_file = \"/etc/thingspace-gateway/main/secret\"
+  username_file = \"/etc/thingspace-gateway/main/username\"
+  password_file = \"/etc/thingspace-gateway/main/password\"")]
+pub struct Serve {
+    /// The configuration file (TOML); src/config.default.toml lists every key
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints where it listens and grpcurl lines that work when pasted one after the other. What it stores is gone when it ends.
+
+Examples:
+  thingspace-gateway dev
+  thingspace-gateway dev --listen 127.0.0.1:0     take a free port
+  RUST_LOG=debug thingspace-gateway dev           see what it does")]
+pub struct Dev {
+    /// Loopback address of the API [default: 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDR", value_parser = loopback)]
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example: point a gateway at it with
+  thingspace-gateway simulate --listen 127.0.0.1:8090
+  THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api thingspace-gateway serve --config gateway.toml")]
+pub struct Simulate {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Reads the file and the environment as serve does, and looks whether the files named there can be read. Nothing is sent
+and no secret is printed. Exit code 78 if anything is wrong.
+
+Example:
+  thingspace-gateway check --config gateway.toml")]
+pub struct Check {
+    /// The configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+impl Cli {
+    /// The configuration file, for the commands that take one.
+    pub fn config_file(&self) -> Option<&Path> {
+        match &self.command {
+            Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
+            Command::Dev(_) | Command::Simulate(_) => None,
+        }
+    }
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| "must be ADDRESS:PORT, for example 127.0.0.1:0".to_owned())?;
+    if address.ip().is_loopback() {
+        Ok(address)
+    } else {
+        Err("dev has no authentication: it listens on loopback only".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn dev_stays_on_loopback() {
+        let parse = |address| Cli::try_parse_from(["thingspace-gateway", "dev", "--listen", address]);
+        assert!(parse("127.0.0.1:0").is_ok());
+        assert!(parse("[::1]:0").is_ok());
+        assert!(parse("0.0.0.0:0").is_err());
+    }
+}

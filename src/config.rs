@@ -2,11 +2,25 @@
 //! key overridable by environment.
 //!
 //! Unknown keys are refused and all problems are reported at once. Secrets are never values here, only the names of
-//! files that hold them.
+//! files that hold them, so that a configuration may be printed. Lists of tables (`[[credentials]]`) come from the
+//! file only. The environment is read here and nowhere else.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+mod duration;
+mod layers;
+mod problems;
+mod validate;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
+
+pub use problems::Problems;
 
 use crate::identity::AccountName;
 
@@ -125,6 +139,8 @@ pub struct Telemetry {
     pub log_format: LogFormat,
     /// `tracing_subscriber` filter directives.
     pub log_filter: String,
+    /// Where traces go, OTLP over gRPC; empty: nowhere.
+    pub otlp_endpoint: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,4 +150,41 @@ pub enum LogFormat {
     Json,
 }
 
-use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+impl Config {
+    /// Defaults, then the file, then the environment; validated.
+    ///
+    /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
+    /// `dev` and `simulate` begin with: they bring their own.
+    pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        let text = file.map(|path| Ok((path, read(path)?))).transpose()?;
+        let config = layers::merge(text.as_ref().map(|(path, text)| (*path, text.as_str())), &environment())?;
+        let mut problems = validate::bounds(&config);
+        if file.is_some() {
+            problems.append(validate::deployment(&config));
+        }
+        problems.or(config)
+    }
+
+    /// The compiled-in defaults alone: no credentials, no path of a store.
+    pub fn defaults() -> Self {
+        layers::merge(None, &HashMap::new()).expect("the compiled-in defaults are tested")
+    }
+}
+
+/// As TOML, what `check` prints.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&toml::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+fn read(file: &Path) -> Result<String, Problems> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Problems::one(format!("{}: cannot be read: {error}", file.display())))
+}
+
+fn environment() -> HashMap<String, String> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .collect()
+}

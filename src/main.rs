@@ -1,1 +1,93 @@
-fn main() {}
+//! Parse, load the configuration, start telemetry, run, flush.
+
+use std::{
+    io::{self, Write},
+    num::NonZero,
+    process::ExitCode,
+    thread,
+    time::Duration,
+};
+
+use clap::Parser;
+use thingspace_gateway::{
+    app,
+    cli::{Cli, Command},
+    config::Config,
+    shutdown::Stop,
+    telemetry,
+};
+use tokio::runtime;
+
+// sysexits.h
+const USAGE: u8 = 64;
+const CONFIGURATION: u8 = 78;
+
+/// With one worker the exporter of traces and whoever waits for it can block each other.
+const LEAST_WORKERS: usize = 2;
+
+/// How long blocking work may go on after everything else has ended.
+const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    let config = match Config::load(cli.config_file()) {
+        Ok(config) => config,
+        Err(problems) => return refuse(&problems),
+    };
+    if let Command::Check(_) = cli.command {
+        return match write!(io::stdout(), "{config}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+
+    let workers = thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
+    let runtime = match runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let telemetry = {
+        let _context = runtime.enter();
+        match telemetry::init(&config.telemetry) {
+            Ok(telemetry) => telemetry,
+            Err(error) => return refuse(&format!("{error:#}")),
+        }
+    };
+    let code = match runtime.block_on(run(cli.command, config)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    };
+    telemetry.flush();
+    runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
+    code
+}
+
+async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
+    let stop = Stop::on_signals()?;
+    match command {
+        Command::Serve(_) => Box::pin(app::serve(config, stop)).await,
+        Command::Dev(dev) => {
+            config.grpc.listen = dev.listen.unwrap_or(config.grpc.listen);
+            Box::pin(app::dev(config, stop)).await
+        }
+        Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,
+        Command::Check(_) => Ok(()),
+    }
+}
+
+fn refuse(problems: &impl std::fmt::Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{problems}");
+    CONFIGURATION.into()
+}

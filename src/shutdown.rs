@@ -1,1 +1,61 @@
-//! To be written.
+//! Signals become tokens: the first SIGTERM or SIGINT asks for a drain, the second for an end at once.
+//!
+//! What draining means is the business of those who hold the tokens.
+
+use std::{io, pin::pin, task::Poll};
+
+use futures_util::{Stream, StreamExt, stream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The two requests to stop. Without signals, in tests, whoever holds it cancels the tokens.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Drain.
+    pub soft: CancellationToken,
+    /// Stop at once.
+    pub hard: CancellationToken,
+}
+
+impl Stop {
+    /// Follows the process's signals. To be called inside a runtime; when it returns no signal is missed.
+    pub fn on_signals() -> io::Result<Self> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let signals = stream::poll_fn(move |context| {
+            let came = terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
+            if came { Poll::Ready(Some(())) } else { Poll::Pending }
+        });
+        let stop = Self::default();
+        tokio::spawn(relay(signals, stop.clone()));
+        Ok(stop)
+    }
+}
+
+async fn relay(signals: impl Stream<Item = ()>, stop: Stop) {
+    let mut signals = pin!(signals);
+    for token in [stop.soft, stop.hard] {
+        if signals.next().await.is_none() {
+            return;
+        }
+        token.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_signal_drains_and_the_second_stops() {
+        for (signals, soft, hard) in [(0, false, false), (1, true, false), (2, true, true), (3, true, true)] {
+            let stop = Stop::default();
+            relay(stream::iter(vec![(); signals]), stop.clone()).await;
+            assert_eq!(
+                (stop.soft.is_cancelled(), stop.hard.is_cancelled()),
+                (soft, hard),
+                "{signals} signals"
+            );
+        }
+    }
+}

@@ -1,1 +1,93 @@
-//! To be written.
+//! Logs and traces: set up once, by `main`, and flushed at its end.
+//!
+//! Logs go to standard error, because standard output belongs to what `dev` and `check` print. Traces go to an OTLP
+//! collector where one is configured. Nothing of the exporter's own traffic is traced, or each export would
+//! cause the next. A dead collector delays the end of the process by [`FLUSH`] at most, and nothing else.
+
+pub mod rpc;
+mod semconv;
+
+use std::{
+    io::{self, IsTerminal},
+    time::Duration,
+};
+
+use anyhow::Context;
+use opentelemetry::{KeyValue, global, trace::TracerProvider};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::config::{self, LogFormat};
+
+const SERVICE_NAME: &str = "thingspace-gateway";
+
+/// How long the last spans may take to get out.
+pub const FLUSH: Duration = Duration::from_secs(3);
+
+/// What is traced. The rest is on the exporter's own way, or beneath what a reader of traces looks at.
+const TRACED: &str = "info,hyper=off,h2=off,tonic=off,tower=off,reqwest=off,opentelemetry=off";
+
+/// What has to be flushed.
+#[derive(Debug)]
+#[must_use]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+}
+
+/// Installs the process's log, tracer and propagator. To be called once, inside a runtime. An error is one of
+/// configuration.
+pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    let traces = match config.otlp_endpoint.as_str() {
+        "" => None,
+        endpoint => Some(exporting_to(endpoint).context("telemetry.otlp_endpoint")?),
+    };
+    let spans = traces.as_ref().map(|provider| {
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer(SERVICE_NAME))
+            .with_filter(EnvFilter::new(TRACED))
+    });
+    let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
+    tracing_subscriber::registry().with(log(config.log_format).with_filter(filter)).with(spans).try_init()?;
+    Ok(Telemetry { traces })
+}
+
+impl Telemetry {
+    /// Sends what is left. Blocks, for [`FLUSH`] at most: not to be called on a runtime's worker.
+    pub fn flush(self) {
+        if let Some(traces) = self.traces
+            && let Err(error) = traces.shutdown_with_timeout(FLUSH)
+        {
+            tracing::warn!("traces are lost: {error}");
+        }
+    }
+}
+
+fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let layer = fmt::layer().with_writer(io::stderr);
+    match format {
+        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Text if io::stderr().is_terminal() => layer.boxed(),
+        LogFormat::Text => layer.with_ansi(false).boxed(),
+    }
+}
+
+fn exporting_to(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
+}
+
+/// Who we are, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
+fn resource() -> Resource {
+    let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
+    let detected = Resource::builder().with_attribute(version.clone()).build();
+    let named = detected
+        .get(&semconv::SERVICE_NAME.into())
+        .is_some_and(|name| !name.as_str().starts_with("unknown_service"));
+    if named {
+        detected
+    } else {
+        Resource::builder().with_attribute(version).with_service_name(SERVICE_NAME).build()
+    }
+}

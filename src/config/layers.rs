@@ -1,0 +1,176 @@
+//! Lays file and environment over the defaults.
+//!
+//! Each value given is first tried alone on the defaults, so that one wrong value hides no other and every problem is
+//! named with the place it comes from.
+
+use std::{collections::HashMap, path::Path};
+
+use config::{Config as Layer, ConfigError, Environment, File, FileFormat, Map, Source, Value, ValueKind};
+use serde::Deserialize;
+
+use super::{Config, Credentials, problems::Problems};
+
+const DEFAULTS: &str = include_str!("../config.default.toml");
+const PREFIX: &str = "THINGSPACE_GATEWAY";
+const SEPARATOR: &str = "__";
+
+/// Variables with names of their own, and the key each stands for. The later of two wins, ours wins over all.
+const FOREIGN: [(&str, &[&str]); 3] = [
+    ("RUST_LOG", &["telemetry", "log_filter"]),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
+    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
+];
+
+/// One value given by the user.
+struct Given {
+    path: Vec<String>,
+    value: Value,
+    origin: String,
+}
+
+pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) -> Result<Config, Problems> {
+    let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
+    let mut given = Vec::new();
+    if let Some((path, text)) = file {
+        let origin = format!("in {}", path.display());
+        let table = parse_toml(text).map_err(|error| Problems::one(format!("{origin}: {error}")))?;
+        leaves(&[], table, &origin, &mut given);
+    }
+    given.extend(from_environment(env)?);
+
+    let mut problems = Problems::default();
+    let mut merged = defaults.clone();
+    for Given { path, value, origin } in given {
+        try_alone(&defaults, &path, &value, &origin, &mut problems);
+        set(&mut merged, &path, value);
+    }
+    let () = problems.or(())?;
+    let mut config: Config =
+        Value::new(None, merged).try_deserialize().map_err(|error| Problems::one(explain(&error)))?;
+    if env.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        config.telemetry.otlp_endpoint.clear();
+    }
+    Ok(config)
+}
+
+fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
+    Layer::builder().add_source(File::from_str(text, FileFormat::Toml)).build()?.collect()
+}
+
+/// The values of a table, with their paths. `credentials` is one value: its entries have no defaults to be tried on.
+fn leaves(path: &[String], table: Map<String, Value>, origin: &str, given: &mut Vec<Given>) {
+    for (key, value) in table {
+        let path = [path, &[key]].concat();
+        match value.kind {
+            ValueKind::Table(inner) if !inner.is_empty() && path != ["credentials"] => {
+                leaves(&path, inner, origin, given);
+            }
+            _ => given.push(Given { path, value, origin: origin.to_owned() }),
+        }
+    }
+}
+
+fn from_environment(env: &HashMap<String, String>) -> Result<Vec<Given>, Problems> {
+    let foreign = FOREIGN.into_iter().filter_map(|(name, path)| {
+        let value = env.get(name).filter(|value| !value.is_empty())?;
+        let path = path.iter().map(ToString::to_string).collect();
+        Some(Given { path, value: Value::from(value.as_str()), origin: format!("from {name}") })
+    });
+    let ours = Environment::with_prefix(PREFIX)
+        .prefix_separator(SEPARATOR)
+        .separator(SEPARATOR)
+        .try_parsing(true)
+        .source(Some(env.clone()))
+        .collect()
+        .map_err(|error| Problems::one(error.to_string()))?;
+    let ours = ours.into_iter().map(|(key, value)| {
+        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+        let origin = format!("from {PREFIX}{SEPARATOR}{}", path.join(SEPARATOR).to_uppercase());
+        Given { path, value, origin }
+    });
+    Ok(foreign.chain(ours).collect())
+}
+
+fn try_alone(
+    defaults: &Map<String, Value>,
+    path: &[String],
+    value: &Value,
+    origin: &str,
+    problems: &mut Problems,
+) {
+    if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
+        && section == "credentials"
+    {
+        for (index, entry) in entries.iter().enumerate() {
+            let key = format!("credentials #{}", index + 1);
+            report::<Credentials>(entry.clone(), origin, problems, |inner| match inner {
+                Some(inner) => format!("{key}: {inner}"),
+                None => key.clone(),
+            });
+        }
+        return;
+    }
+    let mut trial = defaults.clone();
+    set(&mut trial, path, value.clone());
+    report::<Config>(Value::new(None, trial), origin, problems, |unknown| match unknown {
+        Some(unknown) => unknown.to_owned(),
+        None => path.join("."),
+    });
+}
+
+/// Deserializes, and reports the keys nobody asked for and the first error. `name` names an unknown key, or what was
+/// deserialized.
+fn report<'de, T: Deserialize<'de>>(
+    value: Value,
+    origin: &str,
+    problems: &mut Problems,
+    name: impl Fn(Option<&str>) -> String,
+) {
+    let mut unknown = Vec::new();
+    let outcome: Result<T, _> = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()));
+    for key in unknown {
+        problems.push(format!("{}: there is no such key ({origin})", name(Some(&key))));
+    }
+    if let Err(error) = outcome {
+        problems.push(format!("{}: {} ({origin})", name(None), explain(&error)));
+    }
+}
+
+fn explain(error: &ConfigError) -> String {
+    match error {
+        ConfigError::Type { unexpected, expected, .. } => format!("{unexpected} is not {expected}"),
+        ConfigError::At { error, key: Some(key), .. } if !key.contains('.') => {
+            format!("{key}: {}", explain(error))
+        }
+        ConfigError::At { error, .. } => explain(error),
+        ConfigError::NotFound(key) => format!("{key} is missing"),
+        other => other.to_string(),
+    }
+}
+
+/// Puts a value at its path. A table given empty changes nothing where one is.
+fn set(table: &mut Map<String, Value>, path: &[String], value: Value) {
+    match path {
+        [] => {}
+        [key] => {
+            let keeps = matches!(value.kind, ValueKind::Table(_))
+                && matches!(table.get(key).map(|there| &there.kind), Some(ValueKind::Table(_)));
+            if !keeps {
+                table.insert(key.clone(), value);
+            }
+        }
+        [key, rest @ ..] => {
+            let inner =
+                table.entry(key.clone()).or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+            if !matches!(inner.kind, ValueKind::Table(_)) {
+                *inner = Value::new(None, Map::<String, Value>::new());
+            }
+            if let ValueKind::Table(inner) = &mut inner.kind {
+                set(inner, rest, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+use std::{collections::BTreeSet, path::Path, time::Duration};
+
+use super::*;
+
+fn env<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+}
+
+fn from_file(text: &str) -> Result<Config, Problems> {
+    merge(Some((Path::new("gateway.toml"), text)), &env([]))
+}
+
+/// The problems, sorted: tables have no order.
+fn problems(outcome: Result<Config, Problems>) -> Vec<String> {
+    let mut lines: Vec<_> = outcome.unwrap_err().iter().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn the_defaults_file_has_every_key_and_no_other() {
+    let keys = |text: &str| -> BTreeSet<String> {
+        let mut given = Vec::new();
+        leaves(&[], parse_toml(text).unwrap(), "", &mut given);
+        given.into_iter().map(|one| one.path.join(".")).filter(|key| key != "credentials").collect()
+    };
+    assert_eq!(keys(DEFAULTS), keys(&Config::defaults().to_string()));
+}
+
+#[test]
+fn the_credentials_section_shown_in_the_defaults_is_right() {
+    let shown: Vec<_> = DEFAULTS
+        .lines()
+        .skip_while(|line| *line != "# [[credentials]]")
+        .take_while(|line| line.starts_with('#'))
+        .filter_map(|line| line.strip_prefix("# "))
+        .collect();
+    let config = from_file(&shown.join("\n")).unwrap();
+    assert_eq!(config.credentials[0].accounts[0].as_str(), "0000123456-00001");
+}
+
+#[test]
+fn what_is_printed_can_be_loaded() {
+    let printed = from_file("[polling]\nfactor = 2\nfirst = \"1m 30s\"").unwrap().to_string();
+    assert_eq!(from_file(&printed).unwrap().to_string(), printed);
+}
+
+#[test]
+fn file_over_defaults_and_environment_over_file() {
+    let file = "[grpc]\nlisten = \"127.0.0.1:1\"\nreflection = false\n[store]\npath = \"a.redb\"";
+    let env = env([
+        ("THINGSPACE_GATEWAY__GRPC__LISTEN", "[::1]:2"),
+        ("THINGSPACE_GATEWAY__GRPC__HEARTBEAT", "1m 30s"),
+        ("THINGSPACE_GATEWAY__GRPC__ALLOW_UNAUTHENTICATED_REMOTE_CALLERS", "true"),
+        ("THINGSPACE_GATEWAY__THINGSPACE__CALLS_PER_SECOND", "50"),
+        ("THINGSPACE_GATEWAY__POLLING__FACTOR", "2"),
+        ("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json"),
+        ("THINGSPACE_GATEWAY_PORT", "tcp://10.0.0.1:50051"),
+    ]);
+    let config = merge(Some((Path::new("gateway.toml"), file)), &env).unwrap();
+    assert_eq!(config.grpc.listen.to_string(), "[::1]:2");
+    assert_eq!(config.grpc.heartbeat, Duration::from_secs(90));
+    assert!(config.grpc.allow_unauthenticated_remote_callers);
+    assert!(!config.grpc.reflection);
+    assert_eq!(config.thingspace.calls_per_second, 50);
+    assert!((config.polling.factor - 2.0).abs() < f64::EPSILON);
+    assert_eq!(config.telemetry.log_format, super::super::LogFormat::Json);
+    assert_eq!(config.store.path, Path::new("a.redb"));
+    assert_eq!(config.polling.first, Config::defaults().polling.first);
+}
+
+#[test]
+fn well_known_variables_stand_for_keys() {
+    let endpoint = |pairs: &[(&str, &str)]| {
+        let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        merge(None, &env).unwrap().telemetry.otlp_endpoint
+    };
+    let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
+    let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317");
+    let ours = ("THINGSPACE_GATEWAY__TELEMETRY__OTLP_ENDPOINT", "http://ours:4317");
+    assert_eq!(endpoint(&[]), "");
+    assert_eq!(endpoint(&[all]), "http://all:4317");
+    assert_eq!(endpoint(&[traces, all]), "http://traces:4317");
+    assert_eq!(endpoint(&[traces, all, ours]), "http://ours:4317");
+    assert_eq!(endpoint(&[traces, ("OTEL_SDK_DISABLED", "True")]), "");
+    assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), "");
+    let filter = merge(None, &env([("RUST_LOG", "debug")])).unwrap().telemetry.log_filter;
+    assert_eq!(filter, "debug");
+}
+
+#[test]
+fn every_wrong_value_is_reported_with_its_place() {
+    let file = r#"
+        [grpc]
+        listen = "localhost"
+        max_concurrent_streams = -1
+        [thingspace]
+        call_timeout = 30
+        [store]
+        kind = "postgres"
+        [[credentials]]
+        name = "a"
+        [[credentials]]
+        name = "b"
+        accounts = ["b/1"]
+        key_file = "k"
+        secret_file = "s"
+        username_file = "u"
+        password_file = "p"
+    "#;
+    let env = env([("THINGSPACE_GATEWAY__POLLING__FIRST", "soon")]);
+    let lines = problems(merge(Some((Path::new("gateway.toml"), file)), &env));
+    let begins = [
+        "credentials #1: accounts is missing (in gateway.toml)",
+        "credentials #2: accounts",
+        "grpc.listen: ",
+        "grpc.max_concurrent_streams: ",
+        "polling.first: \"soon\" is not a duration: write it with its unit",
+        "store.kind: ",
+        "thingspace.call_timeout: ",
+    ];
+    assert_eq!(lines.len(), begins.len(), "{lines:#?}");
+    for (line, begin) in lines.iter().zip(begins) {
+        assert!(line.starts_with(begin), "{line:?} does not begin with {begin:?}");
+        let place = if begin.starts_with("polling") {
+            "(from THINGSPACE_GATEWAY__POLLING__FIRST)"
+        } else {
+            "(in gateway.toml)"
+        };
+        assert!(line.ends_with(place), "{line}");
+    }
+}
+
+#[test]
+fn every_unknown_key_is_reported_with_its_place() {
+    let file = r#"
+        heartbeat = "25s"
+        [grpc]
+        listn = "127.0.0.1:1"
+        [polling.watched]
+        max = "60s"
+        [nats]
+        [[credentials]]
+        name = "a"
+        acounts = ["0000123456-00001"]
+        accounts = ["0000123456-00001"]
+        key_file = "k"
+        secret_file = "s"
+        username_file = "u"
+        password_file = "p"
+    "#;
+    let env = env([("THINGSPACE_GATEWAY__STORE__PAHT", "x"), ("THINGSPACE_GATEWAY__LISTEN", "x")]);
+    let lines = problems(merge(Some((Path::new("gateway.toml"), file)), &env));
+    let expected = [
+        "credentials #1: acounts: there is no such key (in gateway.toml)",
+        "grpc.listn: there is no such key (in gateway.toml)",
+        "heartbeat: there is no such key (in gateway.toml)",
+        "listen: there is no such key (from THINGSPACE_GATEWAY__LISTEN)",
+        "nats: there is no such key (in gateway.toml)",
+        "polling.watched: there is no such key (in gateway.toml)",
+        "store.paht: there is no such key (from THINGSPACE_GATEWAY__STORE__PAHT)",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn a_section_in_the_wrong_shape_is_one_problem() {
+    assert_eq!(problems(from_file("grpc = 1")).len(), 1);
+    assert_eq!(problems(from_file("[credentials]\nname = \"a\"\naccounts = []")).len(), 1);
+    assert_eq!(problems(from_file("[grpc\n")).len(), 1);
+    assert!(from_file("[grpc]\n[store]").is_ok());
+}

@@ -1,0 +1,228 @@
+//! What a configuration must be, beyond its types. Reports everything that is wrong, never only the first.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Display,
+    fs::File,
+    ops::RangeInclusive,
+    path::Path,
+    time::Duration,
+};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{Config, Credentials, duration::show, problems::Problems};
+
+const DAY: Duration = Duration::from_hours(24);
+
+const HEARTBEAT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
+const MAX_DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(10);
+const DRAIN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(10);
+const MAX_CONCURRENT_STREAMS: RangeInclusive<u32> = 1..=100_000;
+
+const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
+const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
+const ORDER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
+const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
+const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
+
+const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
+
+const MIN_AGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
+const FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
+const FACTOR: RangeInclusive<f64> = 1.0..=10.0;
+const GIVE_UP_AT_MOST: Duration = Duration::from_hours(24 * 30);
+
+const OPEN_DEVICES: RangeInclusive<usize> = 1..=10_000_000;
+const CLOSED_IN_MEMORY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+
+/// What every gateway needs.
+pub(super) fn bounds(config: &Config) -> Problems {
+    let mut problems = Problems::default();
+    let Config { grpc, thingspace, credentials: _, store, polling, limits, telemetry } = config;
+
+    if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
+        problems.push(format!(
+            "grpc.listen: {} is not loopback, and callers are not authenticated: anybody who reaches the port can \
+             order on your account. Listen on 127.0.0.1, or accept that risk with \
+             grpc.allow_unauthenticated_remote_callers = true",
+            grpc.listen
+        ));
+    }
+    problems.duration("grpc.heartbeat", grpc.heartbeat, &HEARTBEAT);
+    problems.duration("grpc.max_deadline", grpc.max_deadline, &MAX_DEADLINE);
+    problems.duration("grpc.drain", grpc.drain, &DRAIN);
+    problems.number("grpc.max_concurrent_streams", grpc.max_concurrent_streams, &MAX_CONCURRENT_STREAMS);
+
+    problems.url("thingspace.base_url", &thingspace.base_url);
+    if !thingspace.token_url.is_empty() {
+        problems.url("thingspace.token_url", &thingspace.token_url);
+    }
+    problems.duration("thingspace.connect_timeout", thingspace.connect_timeout, &CONNECT_TIMEOUT);
+    problems.duration("thingspace.call_timeout", thingspace.call_timeout, &CALL_TIMEOUT);
+    problems.duration("thingspace.order_timeout", thingspace.order_timeout, &ORDER_TIMEOUT);
+    problems.number("thingspace.calls_per_second", thingspace.calls_per_second, &CALLS_PER_SECOND);
+    problems.number(
+        "thingspace.max_devices_per_order",
+        thingspace.max_devices_per_order,
+        &MAX_DEVICES_PER_ORDER,
+    );
+
+    problems.duration("store.retention", store.retention, &RETENTION);
+
+    problems.duration("polling.min_age", polling.min_age, &MIN_AGE);
+    problems.duration("polling.first", polling.first, &FIRST);
+    problems.number("polling.factor", polling.factor, &FACTOR);
+    problems.ordered("polling.max_watched", polling.max_watched, "polling.first", polling.first, DAY);
+    problems.ordered("polling.max", polling.max, "polling.max_watched", polling.max_watched, DAY);
+    problems.ordered("polling.give_up", polling.give_up, "polling.max", polling.max, GIVE_UP_AT_MOST);
+
+    problems.number("limits.open_devices", limits.open_devices, &OPEN_DEVICES);
+    problems.duration("limits.closed_in_memory", limits.closed_in_memory, &CLOSED_IN_MEMORY);
+
+    if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
+        problems.push(format!(
+            "telemetry.log_filter: {:?}: {error}; write a level, or directives such as \
+             \"info,thingspace_gateway=debug\"",
+            telemetry.log_filter
+        ));
+    }
+    if !telemetry.otlp_endpoint.is_empty() {
+        problems.url("telemetry.otlp_endpoint", &telemetry.otlp_endpoint);
+        if telemetry.otlp_endpoint.starts_with("https:") {
+            problems.push(
+                "telemetry.otlp_endpoint: https is not supported; send to a collector beside the gateway over http",
+            );
+        }
+    }
+    problems
+}
+
+/// What `serve` needs on top: credentials and a store.
+pub(super) fn deployment(config: &Config) -> Problems {
+    let mut problems = Problems::default();
+    if config.credentials.is_empty() {
+        problems.push("credentials: there are none; add a [[credentials]] section to the configuration file");
+    }
+    let mut names = HashSet::new();
+    let mut owners = HashMap::new();
+    for (index, credentials) in config.credentials.iter().enumerate() {
+        let Credentials { name, accounts, key_file, secret_file, username_file, password_file } = credentials;
+        let entry = format!("credentials #{}", index + 1);
+        if name.is_empty()
+            || name.len() > 64
+            || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
+            problems.push(format!("{entry}: name: must be 1 to 64 letters, digits, '-', '_' and '.'"));
+        } else if !names.insert(name) {
+            problems.push(format!(
+                "{entry}: name: {name:?} is taken by another section; choose a name of its own"
+            ));
+        }
+        if accounts.is_empty() {
+            problems.push(format!(
+                "{entry}: accounts: there are none; list the accounts these credentials serve"
+            ));
+        }
+        for account in accounts {
+            if let Some(owner) = owners.insert(account, index + 1) {
+                problems.push(format!(
+                    "{entry}: accounts: {account} is already listed in credentials #{owner}; leave it in one place"
+                ));
+            }
+        }
+        let files = [
+            ("key_file", key_file),
+            ("secret_file", secret_file),
+            ("username_file", username_file),
+            ("password_file", password_file),
+        ];
+        for (key, path) in files {
+            if let Err(what) = secret_file_is_there(path) {
+                problems.push(format!("{entry}: {key}: {} {what}", path.display()));
+            }
+        }
+    }
+    if let Err(what) = store_can_be_there(&config.store.path) {
+        problems.push(format!("store.path: {what}"));
+    }
+    problems
+}
+
+/// Looks at the file without reading it: the secret stays where it is.
+fn secret_file_is_there(path: &Path) -> Result<(), String> {
+    let metadata = File::open(path)
+        .and_then(|file| file.metadata())
+        .map_err(|error| format!("cannot be read ({error}); mount it, and let the gateway's user read it"))?;
+    if !metadata.is_file() {
+        return Err("is not a file".to_owned());
+    }
+    if metadata.len() == 0 {
+        return Err("is empty; write the secret into it".to_owned());
+    }
+    Ok(())
+}
+
+fn store_can_be_there(path: &Path) -> Result<(), String> {
+    if path.as_os_str().is_empty() {
+        return Err("is required; name a file on a disk that survives a restart".to_owned());
+    }
+    if path.is_dir() {
+        return Err(format!("{} is a folder; name a file in it", path.display()));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(format!(
+            "the folder {} does not exist; make it, or mount a volume there",
+            folder.display()
+        ));
+    }
+    Ok(())
+}
+
+impl Problems {
+    fn number<T: Copy + PartialOrd + Display>(&mut self, key: &str, value: T, range: &RangeInclusive<T>) {
+        if !range.contains(&value) {
+            self.push(format!(
+                "{key}: {value} is out of bounds; must be {} to {}",
+                range.start(),
+                range.end()
+            ));
+        }
+    }
+
+    fn duration(&mut self, key: &str, value: Duration, range: &RangeInclusive<Duration>) {
+        if !range.contains(&value) {
+            let (value, least, most) = (show(value), show(*range.start()), show(*range.end()));
+            self.push(format!("{key}: {value} is out of bounds; must be {least} to {most}"));
+        }
+    }
+
+    /// A duration that is at least another one.
+    fn ordered(&mut self, key: &str, value: Duration, least_key: &str, least: Duration, most: Duration) {
+        if !(least..=most).contains(&value) {
+            let (value, least, most) = (show(value), show(least), show(most));
+            self.push(format!("{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"));
+        }
+    }
+
+    /// An address the gateway calls. It is printed and logged, so it must hold no password.
+    fn url(&mut self, key: &str, text: &str) {
+        let what = match text.parse::<http::Uri>() {
+            Ok(uri) if !matches!(uri.scheme_str(), Some("http" | "https")) => {
+                "must begin with http:// or https://"
+            }
+            Ok(uri) if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
+                "must hold no user or password; those belong into the files of [[credentials]]"
+            }
+            Ok(uri) if uri.query().is_some() => "must have no query",
+            Ok(_) if text.contains('#') => "must have no fragment",
+            Ok(_) => return,
+            Err(_) => "is not a URL; write http://HOST or https://HOST, with port and path as needed",
+        };
+        self.push(format!("{key}: {what}"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

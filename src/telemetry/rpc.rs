@@ -1,0 +1,212 @@
+//! A server span and a log line for each call, from its request to the end of its last message.
+//!
+//! A call that nobody waits for any more, because its caller hung up or reset it, ends as CANCELLED. Neither span nor
+//! line holds anything of the messages.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use opentelemetry::{global, propagation::Extractor};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::semconv;
+
+/// gRPC's codes by number.
+const CODES: [&str; 17] = [
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+];
+const CANCELLED: &str = "CANCELLED";
+const UNKNOWN: &str = "UNKNOWN";
+
+/// The codes that mean a failure of the server; the others are the caller's affair.
+const FAILURES: [&str; 6] =
+    ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
+
+/// Put around a gRPC server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RpcLayer;
+
+impl<S> Layer<S> for RpcLayer {
+    type Service = Rpc<S>;
+
+    fn layer(&self, inner: S) -> Rpc<S> {
+        Rpc { inner }
+    }
+}
+
+/// See [`RpcLayer`].
+#[derive(Debug, Clone)]
+pub struct Rpc<S> {
+    inner: S,
+}
+
+impl<S, In, Out> Service<Request<In>> for Rpc<S>
+where
+    S: Service<Request<In>, Response = Response<Out>>,
+    S::Future: Send + 'static,
+    Out: Body,
+{
+    type Response = Response<CallBody<Out>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<In>) -> Self::Future {
+        let mut call = Call::begin(&request);
+        let response = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
+        Box::pin(async move {
+            let response = match response.await {
+                Ok(response) => response,
+                Err(error) => {
+                    call.end(UNKNOWN);
+                    return Err(error);
+                }
+            };
+            // An error without messages has its status here already, and no body that will be read.
+            if let Some(code) = code(response.headers()) {
+                call.end(code);
+            } else if response.body().is_end_stream() {
+                call.end(UNKNOWN);
+            }
+            Ok(response.map(|inner| CallBody { inner, call }))
+        })
+    }
+}
+
+/// A response body that ends its call.
+#[derive(Debug)]
+pub struct CallBody<B> {
+    inner: B,
+    call: Call,
+}
+
+impl<B: Body + Unpin> Body for CallBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let Self { inner, call } = &mut *self;
+        let frame = ready!(call.span.in_scope(|| Pin::new(inner).poll_frame(context)));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    call.end(code(trailers).unwrap_or(UNKNOWN));
+                }
+            }
+            Some(Err(_)) | None => call.end(UNKNOWN),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// A call under way; ends once, at the latest when it is dropped.
+#[derive(Debug)]
+struct Call {
+    span: Span,
+    method: String,
+    began: Instant,
+    ended: bool,
+}
+
+impl Call {
+    fn begin<B>(request: &Request<B>) -> Self {
+        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let span = tracing::info_span!(
+            "rpc",
+            otel.name = method,
+            otel.kind = "server",
+            otel.status_code = Empty,
+            { semconv::RPC_SYSTEM_NAME } = "grpc",
+            { semconv::RPC_METHOD } = method,
+            { semconv::RPC_RESPONSE_STATUS_CODE } = Empty,
+            { semconv::ERROR_TYPE } = Empty,
+        );
+        let parent =
+            global::get_text_map_propagator(|propagator| propagator.extract(&Headers(request.headers())));
+        // Before the span is entered for the first time: afterwards its parent is fixed. Without an exporter there is
+        // nobody to tell.
+        let _ = span.set_parent(parent);
+        Self { span, method, began: Instant::now(), ended: false }
+    }
+
+    fn end(&mut self, code: &'static str) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let (method, milliseconds) = (&self.method, self.began.elapsed().as_millis());
+        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
+        // Outside of the span, which would say all of it again.
+        if FAILURES.contains(&code) {
+            self.span.record(semconv::ERROR_TYPE, code);
+            self.span.record("otel.status_code", "error");
+            tracing::info!(parent: None, method, code, milliseconds, "call failed");
+        } else {
+            tracing::debug!(parent: None, method, code, milliseconds, "call ended");
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.end(CANCELLED);
+    }
+}
+
+/// What `grpc-status` says; a number of no code is UNKNOWN.
+fn code(headers: &HeaderMap) -> Option<&'static str> {
+    let status = headers.get("grpc-status")?;
+    let number = status.to_str().ok().and_then(|text| text.parse::<usize>().ok());
+    Some(number.and_then(|number| CODES.get(number).copied()).unwrap_or(UNKNOWN))
+}
+
+struct Headers<'a>(&'a HeaderMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,163 @@
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty as NoBody, StreamBody};
+use opentelemetry::trace::{SpanKind, Status, TracerProvider};
+use opentelemetry_sdk::{
+    error::OTelSdkResult,
+    propagation::TraceContextPropagator,
+    trace::{SdkTracerProvider, SpanData, SpanExporter},
+};
+use tower::{ServiceExt, service_fn};
+use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::*;
+
+const METHOD: &str = "thingspace.esim.v1.EsimService/WatchRequest";
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+/// The spans that ended.
+#[derive(Debug, Clone, Default)]
+struct Ended(Arc<Mutex<Vec<SpanData>>>);
+
+impl SpanExporter for Ended {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        self.0.lock().unwrap().extend(batch);
+        Ok(())
+    }
+}
+
+impl Ended {
+    fn traced() -> (Self, DefaultGuard) {
+        let ended = Self::default();
+        global::set_text_map_propagator(TraceContextPropagator::new());
+        let provider = SdkTracerProvider::builder().with_simple_exporter(ended.clone()).build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("test"));
+        (ended, tracing::subscriber::set_default(tracing_subscriber::registry().with(layer)))
+    }
+
+    fn one(&self) -> SpanData {
+        let mut spans = self.0.lock().unwrap();
+        assert_eq!(spans.len(), 1, "{spans:#?}");
+        spans.remove(0)
+    }
+
+    fn none(&self) -> bool {
+        self.0.lock().unwrap().is_empty()
+    }
+}
+
+fn attribute(span: &SpanData, name: &str) -> Option<String> {
+    let mut values = span.attributes.iter().filter(|pair| pair.key.as_str() == name);
+    let value = values.next().map(|pair| pair.value.to_string());
+    assert!(values.next().is_none(), "{name} twice");
+    value
+}
+
+type Frames = Vec<Result<Frame<Bytes>, &'static str>>;
+type Watched = CallBody<StreamBody<stream::Iter<<Frames as IntoIterator>::IntoIter>>>;
+
+/// Makes a call that is answered with these headers and frames.
+async fn call(status: Option<&'static str>, frames: Frames) -> Watched {
+    let mut frames = Some(frames);
+    let answer = service_fn(move |_: Request<NoBody<Bytes>>| {
+        let mut response = Response::new(StreamBody::new(stream::iter(frames.take().unwrap())));
+        if let Some(status) = status {
+            response.headers_mut().insert("grpc-status", status.parse().unwrap());
+        }
+        async move { Ok::<_, Infallible>(response) }
+    });
+    RpcLayer.layer(answer).oneshot(request()).await.unwrap().into_body()
+}
+
+fn request() -> Request<NoBody<Bytes>> {
+    Request::builder().uri(format!("/{METHOD}")).header("traceparent", PARENT).body(NoBody::new()).unwrap()
+}
+
+fn message() -> Result<Frame<Bytes>, &'static str> {
+    Ok(Frame::data(Bytes::from_static(b"message")))
+}
+
+fn trailers(status: &'static str) -> Result<Frame<Bytes>, &'static str> {
+    Ok(Frame::trailers([("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect()))
+}
+
+#[tokio::test]
+async fn a_span_covers_the_stream_and_continues_the_callers_trace() {
+    let (ended, _guard) = Ended::traced();
+    let mut body = call(None, vec![message(), message(), trailers("0")]).await;
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    assert!(ended.none());
+    assert!(body.frame().await.unwrap().unwrap().is_trailers());
+    drop(body);
+
+    let span = ended.one();
+    assert_eq!(span.name, METHOD);
+    assert_eq!(span.span_kind, SpanKind::Server);
+    assert_eq!(span.span_context.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(span.parent_span_id.to_string(), "b7ad6b7169203331");
+    assert_eq!(span.status, Status::Unset);
+    assert_eq!(attribute(&span, "rpc.system.name").as_deref(), Some("grpc"));
+    assert_eq!(attribute(&span, "rpc.method").as_deref(), Some(METHOD));
+    assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some("OK"));
+    assert_eq!(attribute(&span, "error.type"), None);
+}
+
+#[tokio::test]
+async fn the_code_is_read_from_wherever_it_is() {
+    for (status, frames, code, failure) in [
+        (Some("5"), vec![], "NOT_FOUND", false),
+        (Some("13"), vec![], "INTERNAL", true),
+        (None, vec![message(), trailers("14")], "UNAVAILABLE", true),
+        (None, vec![trailers("8")], "RESOURCE_EXHAUSTED", false),
+        (None, vec![trailers("99")], "UNKNOWN", true),
+        (None, vec![trailers("x")], "UNKNOWN", true),
+        (None, vec![message(), Err("broken")], "UNKNOWN", true),
+        (None, vec![message()], "UNKNOWN", true),
+    ] {
+        let (ended, _guard) = Ended::traced();
+        let body = call(status, frames).await;
+        let read: Vec<_> = body.into_data_stream().collect().await;
+        drop(read);
+        let span = ended.one();
+        assert_eq!(attribute(&span, "rpc.response.status_code").as_deref(), Some(code));
+        assert_eq!(attribute(&span, "error.type").as_deref(), failure.then_some(code));
+        assert_eq!(matches!(span.status, Status::Error { .. }), failure, "{code}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_is_cancelled() {
+    let (ended, _guard) = Ended::traced();
+    let mut body = call(None, vec![message(), trailers("0")]).await;
+    body.frame().await.unwrap().unwrap();
+    drop(body);
+    assert_eq!(attribute(&ended.one(), "rpc.response.status_code").as_deref(), Some("CANCELLED"));
+
+    let never = service_fn(|_| std::future::pending::<Result<Response<NoBody<Bytes>>, Infallible>>());
+    drop(RpcLayer.layer(never).oneshot(request()));
+    assert!(ended.none(), "the service was not called yet");
+    let mut rpc = RpcLayer.layer(never);
+    drop(rpc.call(request()));
+    assert_eq!(attribute(&ended.one(), "rpc.response.status_code").as_deref(), Some("CANCELLED"));
+}
+
+#[tokio::test]
+async fn what_the_handler_does_is_inside_the_span() {
+    let (ended, _guard) = Ended::traced();
+    let handler = service_fn(|_: Request<NoBody<Bytes>>| async {
+        tracing::info_span!("inner").in_scope(|| ());
+        Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
+    });
+    drop(RpcLayer.layer(handler).oneshot(request()).await.unwrap());
+    let spans = ended.0.lock().unwrap();
+    let [inner, outer] = spans.as_slice() else { panic!("{spans:#?}") };
+    assert_eq!(inner.parent_span_id, outer.span_context.span_id());
+    assert_eq!(attribute(outer, "rpc.response.status_code").as_deref(), Some("UNKNOWN"));
+}
