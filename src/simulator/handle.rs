@@ -49,10 +49,8 @@ impl Handle {
                     changes.changed().await.expect("the sender lives as long as this handle");
                 }
             };
-            match time::timeout(deadline, wait).await {
-                Ok(ledger) => ledger,
-                Err(_) => panic!("at {caller}: not so after {deadline:?}: {:#?}", self.ledger()),
-            }
+            let outcome = time::timeout(deadline, wait).await;
+            outcome.unwrap_or_else(|_| panic!("at {caller}: not so after {deadline:?}: {:#?}", self.ledger()))
         }
     }
 

@@ -119,12 +119,12 @@ struct Sub<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Ids<'a> {
-    Many(Vec<Id<'a>>),
-    One(Option<Id<'a>>),
+    Many(Vec<Identifier<'a>>),
+    One(Option<Identifier<'a>>),
 }
 
 #[derive(Serialize)]
-struct Id<'a> {
+struct Identifier<'a> {
     id: Number<'a>,
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -179,7 +179,7 @@ impl Shape {
             device.present().filter(|(kind, _)| !iccid_only || *kind == Kind::Iccid).map(|(kind, digits)| {
                 let text = digits.as_str();
                 let bare = (self.numeric_imei && kind == Kind::Imei).then(|| text.parse().ok()).flatten();
-                Id {
+                Identifier {
                     id: bare.map_or(Number::Text(text), Number::Bare),
                     kind: kind.as_str(),
                     status: self.extras.then_some(status),
