@@ -105,18 +105,17 @@ impl Committer {
     fn serve(&mut self, first: Command) {
         let mut batch = vec![first];
         batch.extend(self.queue.try_iter().take(MAX_BATCH - 1));
-        let committed = match &self.down {
-            Some(down) => Err(down.error.clone()),
-            None => {
-                let epoch = self.shared.epoch;
-                self.write(|tables, tail| {
-                    let mut changed = false;
-                    for command in &mut batch {
-                        changed |= command.apply(tables, tail, epoch)?;
-                    }
-                    Ok(changed)
-                })
-            }
+        let committed = if let Some(down) = &self.down {
+            Err(down.error.clone())
+        } else {
+            let epoch = self.shared.epoch;
+            self.write(|tables, tail| {
+                let mut changed = false;
+                for command in &mut batch {
+                    changed |= command.apply(tables, tail, epoch)?;
+                }
+                Ok(changed)
+            })
         };
         for command in batch {
             command.settle(committed.clone());
@@ -129,9 +128,8 @@ impl Committer {
         let mut more = false;
         let committed = self.write(|tables, tail| {
             let swept = retention::sweep(tables, tail, retention)?;
-            let Swept { rows, .. } = swept;
             more = swept.more;
-            Ok(rows > 0)
+            Ok(swept.rows > 0)
         });
         more && committed.is_ok()
     }

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// How often it is looked whether something is too old.
-pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// The most events, and the most cells, that one commit removes.
 const SWEEP_ROWS: usize = 1_000;
