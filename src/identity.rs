@@ -25,7 +25,11 @@ pub struct Invalid(pub &'static str);
 impl AccountName {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let shape = (3..=32).contains(&text.len()) && text.bytes().all(alphanumeric_or_hyphen);
-        if shape { Ok(Self(text.into())) } else { Err(Invalid("must be 3 to 32 letters, digits and hyphens")) }
+        if shape {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid("must be 3 to 32 letters, digits and hyphens"))
+        }
     }
 
     pub fn as_str(&self) -> &str {
@@ -36,7 +40,11 @@ impl AccountName {
 impl RequestId {
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let shape = (1..=64).contains(&text.len()) && text.bytes().all(alphanumeric_or_hyphen);
-        if shape { Ok(Self(text.into())) } else { Err(Invalid("must be 1 to 64 letters, digits and hyphens")) }
+        if shape {
+            Ok(Self(text.into()))
+        } else {
+            Err(Invalid("must be 1 to 64 letters, digits and hyphens"))
+        }
     }
 
     pub fn as_str(&self) -> &str {
@@ -90,7 +98,9 @@ pub enum Kind {
 impl Kind {
     /// Upstream's word, in any case. `None` for kinds the gateway does not use (IMSI, MEID, …).
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn].into_iter().find(|k| k.as_str().eq_ignore_ascii_case(text))
+        [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn]
+            .into_iter()
+            .find(|k| k.as_str().eq_ignore_ascii_case(text))
     }
 
     pub fn as_str(self) -> &'static str {
@@ -258,7 +268,9 @@ mod tests {
         for wrong in ["", "a/b", "..", "a b", "%2e", &"1".repeat(65)] {
             assert!(RequestId::parse(wrong).is_err(), "{wrong}");
         }
-        for (kind, wrong) in [(Kind::Eid, "1"), (Kind::Iccid, "123456789012345678"), (Kind::Imei, "١٢٣٤٥٦٧٨٩٠١٢٣٤٥")] {
+        for (kind, wrong) in
+            [(Kind::Eid, "1"), (Kind::Iccid, "123456789012345678"), (Kind::Imei, "١٢٣٤٥٦٧٨٩٠١٢٣٤٥")]
+        {
             assert!(kind.check(wrong).is_err(), "{wrong}");
         }
     }

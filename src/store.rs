@@ -46,7 +46,12 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Values carry a nonce, so that a
     /// backend settles an ambiguous answer itself.
-    async fn swap(&self, cell: &CellName, expected: Option<Version>, value: Bytes) -> Result<Swap, StoreError>;
+    async fn swap(
+        &self,
+        cell: &CellName,
+        expected: Option<Version>,
+        value: Bytes,
+    ) -> Result<Swap, StoreError>;
 
     /// True when no other process can use this store while this one does, so that whatever another incarnation left
     /// behind is dead.
