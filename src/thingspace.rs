@@ -20,7 +20,6 @@ mod tests;
 
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
-pub use transport::{Client, OrderPermit, Purpose, StatusLookup};
 
 use crate::identity::Device;
 
