@@ -17,7 +17,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  thingspace-gateway dev                         try it: no account, no set-up
+  thingspace-gateway dev                          try it: no account, no set-up
   thingspace-gateway check --config gateway.toml  look for mistakes
   thingspace-gateway serve --config gateway.toml
 

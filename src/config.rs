@@ -99,9 +99,19 @@ pub struct Store {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
 pub enum StoreKind {
     Embedded,
+}
+
+impl TryFrom<String> for StoreKind {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "embedded" => Ok(Self::Embedded),
+            _ => Err(format!("{text:?} is no kind of store; write \"embedded\"")),
+        }
+    }
 }
 
 /// `[polling]`.
@@ -144,10 +154,21 @@ pub struct Telemetry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
 pub enum LogFormat {
     Text,
     Json,
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is no format of logs; write \"text\" or \"json\"")),
+        }
+    }
 }
 
 impl Config {
@@ -156,9 +177,13 @@ impl Config {
     /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
     /// `dev` and `simulate` begin with: they bring their own.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let text = file.map(|path| Ok((path, read(path)?))).transpose()?;
-        let config = layers::merge(text.as_ref().map(|(path, text)| (*path, text.as_str())), &environment())?;
-        let mut problems = validate::bounds(&config);
+        let text = match file {
+            Some(path) => Some((path, read(path)?)),
+            None => None,
+        };
+        let given = text.as_ref().map(|(path, text)| (*path, text.as_str()));
+        let (config, mut problems) = layers::merge(given, &environment());
+        problems.append(validate::bounds(&config));
         if file.is_some() {
             problems.append(validate::deployment(&config));
         }
@@ -167,7 +192,7 @@ impl Config {
 
     /// The compiled-in defaults alone: no credentials, no path of a store.
     pub fn defaults() -> Self {
-        layers::merge(None, &HashMap::new()).expect("the compiled-in defaults are tested")
+        layers::merge(None, &HashMap::new()).0
     }
 }
 

@@ -28,29 +28,35 @@ struct Given {
     origin: String,
 }
 
-pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) -> Result<Config, Problems> {
+/// The configuration as far as it can be read, and what cannot. A value with a problem is left at its default.
+pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
+    let mut problems = Problems::default();
     let mut given = Vec::new();
     if let Some((path, text)) = file {
-        let origin = format!("in {}", path.display());
-        let table = parse_toml(text).map_err(|error| Problems::one(format!("{origin}: {error}")))?;
-        leaves(&[], table, &origin, &mut given);
+        match parse_toml(text) {
+            Ok(table) => leaves(&[], table, &format!("in {}", path.display()), &mut given),
+            Err(error) => problems.push(format!("{}: {error}", path.display())),
+        }
     }
-    given.extend(from_environment(env)?);
+    given.extend(from_environment(env));
 
-    let mut problems = Problems::default();
     let mut merged = defaults.clone();
     for Given { path, value, origin } in given {
-        try_alone(&defaults, &path, &value, &origin, &mut problems);
-        set(&mut merged, &path, value);
+        let wrong = try_alone(&defaults, &path, &value, &origin);
+        if wrong.is_empty() {
+            set(&mut merged, &path, value);
+        }
+        for problem in wrong {
+            problems.push(problem);
+        }
     }
-    let () = problems.or(())?;
-    let mut config: Config =
-        Value::new(None, merged).try_deserialize().map_err(|error| Problems::one(explain(&error)))?;
+    let mut config =
+        Config::deserialize(Value::new(None, merged)).expect("each value was tried on the defaults");
     if env.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         config.telemetry.otlp_endpoint.clear();
     }
-    Ok(config)
+    (config, problems)
 }
 
 fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
@@ -70,7 +76,7 @@ fn leaves(path: &[String], table: Map<String, Value>, origin: &str, given: &mut 
     }
 }
 
-fn from_environment(env: &HashMap<String, String>) -> Result<Vec<Given>, Problems> {
+fn from_environment(env: &HashMap<String, String>) -> impl Iterator<Item = Given> {
     let foreign = FOREIGN.into_iter().filter_map(|(name, path)| {
         let value = env.get(name).filter(|value| !value.is_empty())?;
         let path = path.iter().map(ToString::to_string).collect();
@@ -82,58 +88,53 @@ fn from_environment(env: &HashMap<String, String>) -> Result<Vec<Given>, Problem
         .try_parsing(true)
         .source(Some(env.clone()))
         .collect()
-        .map_err(|error| Problems::one(error.to_string()))?;
-    let ours = ours.into_iter().map(|(key, value)| {
+        .expect("a map of text can be collected");
+    foreign.chain(ours.into_iter().map(|(key, value)| {
         let path: Vec<String> = key.split('.').map(str::to_owned).collect();
         let origin = format!("from {PREFIX}{SEPARATOR}{}", path.join(SEPARATOR).to_uppercase());
         Given { path, value, origin }
-    });
-    Ok(foreign.chain(ours).collect())
+    }))
 }
 
-fn try_alone(
-    defaults: &Map<String, Value>,
-    path: &[String],
-    value: &Value,
-    origin: &str,
-    problems: &mut Problems,
-) {
+/// What is wrong with a value on its own.
+fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, origin: &str) -> Vec<String> {
     if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
         && section == "credentials"
     {
-        for (index, entry) in entries.iter().enumerate() {
-            let key = format!("credentials #{}", index + 1);
-            report::<Credentials>(entry.clone(), origin, problems, |inner| match inner {
-                Some(inner) => format!("{key}: {inner}"),
-                None => key.clone(),
-            });
-        }
-        return;
+        let entries = entries.iter().zip(1..);
+        return entries
+            .flat_map(|(entry, number)| {
+                let key = format!("credentials #{number}");
+                read::<Credentials>(entry.clone(), origin, |unknown| match unknown {
+                    Some(unknown) => format!("{key}: {unknown}"),
+                    None => key.clone(),
+                })
+            })
+            .collect();
     }
     let mut trial = defaults.clone();
     set(&mut trial, path, value.clone());
-    report::<Config>(Value::new(None, trial), origin, problems, |unknown| match unknown {
+    read::<Config>(Value::new(None, trial), origin, |unknown| match unknown {
         Some(unknown) => unknown.to_owned(),
         None => path.join("."),
-    });
+    })
 }
 
-/// Deserializes, and reports the keys nobody asked for and the first error. `name` names an unknown key, or what was
+/// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown key, or what was
 /// deserialized.
-fn report<'de, T: Deserialize<'de>>(
+fn read<'de, T: Deserialize<'de>>(
     value: Value,
     origin: &str,
-    problems: &mut Problems,
     name: impl Fn(Option<&str>) -> String,
-) {
-    let mut unknown = Vec::new();
-    let outcome: Result<T, _> = serde_ignored::deserialize(value, |path| unknown.push(path.to_string()));
-    for key in unknown {
-        problems.push(format!("{}: there is no such key ({origin})", name(Some(&key))));
-    }
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let outcome: Result<T, _> = serde_ignored::deserialize(value, |path| {
+        wrong.push(format!("{}: there is no such key ({origin})", name(Some(&path.to_string()))));
+    });
     if let Err(error) = outcome {
-        problems.push(format!("{}: {} ({origin})", name(None), explain(&error)));
+        wrong.push(format!("{}: {} ({origin})", name(None), explain(&error)));
     }
+    wrong
 }
 
 fn explain(error: &ConfigError) -> String {

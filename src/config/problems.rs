@@ -1,6 +1,6 @@
 //! Everything that is wrong with a configuration, at once.
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 /// One line for each problem, `section.key: what is wrong and what to do`.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -19,10 +19,10 @@ impl Problems {
         }
     }
 
+    /// Adds what is said of keys that have no problem yet: a value that could not be read is not also out of bounds.
     pub(super) fn append(&mut self, others: Self) {
-        for problem in others.0 {
-            self.push(problem);
-        }
+        let known: HashSet<_> = self.0.iter().map(|problem| key(problem).to_owned()).collect();
+        self.0.extend(others.0.into_iter().filter(|problem| !known.contains(key(problem))));
     }
 
     /// The value, if there are no problems.
@@ -33,6 +33,11 @@ impl Problems {
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
+}
+
+/// What a problem is about, up to the first blank or colon.
+fn key(problem: &str) -> &str {
+    problem.split([' ', ':']).next().unwrap_or_default()
 }
 
 impl std::error::Error for Problems {}

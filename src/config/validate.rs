@@ -213,7 +213,7 @@ impl Problems {
                 "must begin with http:// or https://"
             }
             Ok(uri) if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-                "must hold no user or password; those belong into the files of [[credentials]]"
+                "must hold no user or password: it is printed and logged"
             }
             Ok(uri) if uri.query().is_some() => "must have no query",
             Ok(_) if text.contains('#') => "must have no fragment",

@@ -6,8 +6,13 @@ fn env<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
+fn merged(file: &str, env: &HashMap<String, String>) -> Result<Config, Problems> {
+    let (config, problems) = merge(Some((Path::new("gateway.toml"), file)), env);
+    problems.or(config)
+}
+
 fn from_file(text: &str) -> Result<Config, Problems> {
-    merge(Some((Path::new("gateway.toml"), text)), &env([]))
+    merged(text, &env([]))
 }
 
 /// The problems, sorted: tables have no order.
@@ -57,7 +62,7 @@ fn file_over_defaults_and_environment_over_file() {
         ("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json"),
         ("THINGSPACE_GATEWAY_PORT", "tcp://10.0.0.1:50051"),
     ]);
-    let config = merge(Some((Path::new("gateway.toml"), file)), &env).unwrap();
+    let config = merged(file, &env).unwrap();
     assert_eq!(config.grpc.listen.to_string(), "[::1]:2");
     assert_eq!(config.grpc.heartbeat, Duration::from_secs(90));
     assert!(config.grpc.allow_unauthenticated_remote_callers);
@@ -73,7 +78,7 @@ fn file_over_defaults_and_environment_over_file() {
 fn well_known_variables_stand_for_keys() {
     let endpoint = |pairs: &[(&str, &str)]| {
         let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        merge(None, &env).unwrap().telemetry.otlp_endpoint
+        merge(None, &env).0.telemetry.otlp_endpoint
     };
     let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
     let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:4317");
@@ -84,7 +89,7 @@ fn well_known_variables_stand_for_keys() {
     assert_eq!(endpoint(&[traces, all, ours]), "http://ours:4317");
     assert_eq!(endpoint(&[traces, ("OTEL_SDK_DISABLED", "True")]), "");
     assert_eq!(endpoint(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]), "");
-    let filter = merge(None, &env([("RUST_LOG", "debug")])).unwrap().telemetry.log_filter;
+    let filter = merge(None, &env([("RUST_LOG", "debug")])).0.telemetry.log_filter;
     assert_eq!(filter, "debug");
 }
 
@@ -109,14 +114,14 @@ fn every_wrong_value_is_reported_with_its_place() {
         password_file = "p"
     "#;
     let env = env([("THINGSPACE_GATEWAY__POLLING__FIRST", "soon")]);
-    let lines = problems(merge(Some((Path::new("gateway.toml"), file)), &env));
+    let lines = problems(merged(file, &env));
     let begins = [
         "credentials #1: accounts is missing (in gateway.toml)",
         "credentials #2: accounts",
         "grpc.listen: ",
         "grpc.max_concurrent_streams: ",
         "polling.first: \"soon\" is not a duration: write it with its unit",
-        "store.kind: ",
+        "store.kind: \"postgres\" is no kind of store; write \"embedded\"",
         "thingspace.call_timeout: ",
     ];
     assert_eq!(lines.len(), begins.len(), "{lines:#?}");
@@ -129,6 +134,18 @@ fn every_wrong_value_is_reported_with_its_place() {
         };
         assert!(line.ends_with(place), "{line}");
     }
+}
+
+#[test]
+fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
+    let file = "[grpc]\nheartbeat = \"5h\"\nlisten = \"x\"\n[store]\npath = []\n[[credentials]]\nname = 1";
+    let (config, mut problems) = merge(Some((Path::new("gateway.toml"), file)), &env([]));
+    assert_eq!(config.grpc.heartbeat, Duration::from_hours(5));
+    assert_eq!(config.grpc.listen, Config::defaults().grpc.listen);
+    problems.append(super::super::validate::bounds(&config));
+    problems.append(super::super::validate::deployment(&config));
+    let keys: BTreeSet<_> = problems.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(keys, BTreeSet::from(["credentials #1", "grpc.heartbeat", "grpc.listen", "store.path"]));
 }
 
 #[test]
@@ -150,7 +167,7 @@ fn every_unknown_key_is_reported_with_its_place() {
         password_file = "p"
     "#;
     let env = env([("THINGSPACE_GATEWAY__STORE__PAHT", "x"), ("THINGSPACE_GATEWAY__LISTEN", "x")]);
-    let lines = problems(merge(Some((Path::new("gateway.toml"), file)), &env));
+    let lines = problems(merged(file, &env));
     let expected = [
         "credentials #1: acounts: there is no such key (in gateway.toml)",
         "grpc.listn: there is no such key (in gateway.toml)",

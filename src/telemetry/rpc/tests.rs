@@ -79,18 +79,18 @@ fn request() -> Request<NoBody<Bytes>> {
     Request::builder().uri(format!("/{METHOD}")).header("traceparent", PARENT).body(NoBody::new()).unwrap()
 }
 
-fn message() -> Result<Frame<Bytes>, &'static str> {
-    Ok(Frame::data(Bytes::from_static(b"message")))
+fn message() -> Frame<Bytes> {
+    Frame::data(Bytes::from_static(b"message"))
 }
 
-fn trailers(status: &'static str) -> Result<Frame<Bytes>, &'static str> {
-    Ok(Frame::trailers([("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect()))
+fn trailers(status: &'static str) -> Frame<Bytes> {
+    Frame::trailers([("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect())
 }
 
 #[tokio::test]
 async fn a_span_covers_the_stream_and_continues_the_callers_trace() {
     let (ended, _guard) = Ended::traced();
-    let mut body = call(None, vec![message(), message(), trailers("0")]).await;
+    let mut body = call(None, vec![Ok(message()), Ok(message()), Ok(trailers("0"))]).await;
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(ended.none());
@@ -114,12 +114,12 @@ async fn the_code_is_read_from_wherever_it_is() {
     for (status, frames, code, failure) in [
         (Some("5"), vec![], "NOT_FOUND", false),
         (Some("13"), vec![], "INTERNAL", true),
-        (None, vec![message(), trailers("14")], "UNAVAILABLE", true),
-        (None, vec![trailers("8")], "RESOURCE_EXHAUSTED", false),
-        (None, vec![trailers("99")], "UNKNOWN", true),
-        (None, vec![trailers("x")], "UNKNOWN", true),
-        (None, vec![message(), Err("broken")], "UNKNOWN", true),
-        (None, vec![message()], "UNKNOWN", true),
+        (None, vec![Ok(message()), Ok(trailers("14"))], "UNAVAILABLE", true),
+        (None, vec![Ok(trailers("8"))], "RESOURCE_EXHAUSTED", false),
+        (None, vec![Ok(trailers("99"))], "UNKNOWN", true),
+        (None, vec![Ok(trailers("x"))], "UNKNOWN", true),
+        (None, vec![Ok(message()), Err("broken")], "UNKNOWN", true),
+        (None, vec![Ok(message())], "UNKNOWN", true),
     ] {
         let (ended, _guard) = Ended::traced();
         let body = call(status, frames).await;
@@ -135,7 +135,7 @@ async fn the_code_is_read_from_wherever_it_is() {
 #[tokio::test]
 async fn a_call_that_nobody_waits_for_is_cancelled() {
     let (ended, _guard) = Ended::traced();
-    let mut body = call(None, vec![message(), trailers("0")]).await;
+    let mut body = call(None, vec![Ok(message()), Ok(trailers("0"))]).await;
     body.frame().await.unwrap().unwrap();
     drop(body);
     assert_eq!(attribute(&ended.one(), "rpc.response.status_code").as_deref(), Some("CANCELLED"));

