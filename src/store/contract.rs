@@ -92,6 +92,14 @@ pub(super) async fn order(store: &dyn Store) {
     assert_eq!(store.read(&new_log(), 0, MAX_READ).await.unwrap(), []);
 }
 
+/// A read returns no more than it may, and reading on returns the rest.
+pub(super) async fn pages(store: &dyn Store) {
+    let log = new_log();
+    let positions = try_join_all((0..=MAX_READ).map(|_| append(store, &log, "event"))).await.unwrap();
+    assert_eq!(store.read(&log, 0, usize::MAX).await.unwrap().len(), MAX_READ);
+    assert_eq!(read_to_end(store, &log).await.unwrap().len(), positions.len());
+}
+
 /// Whoever got a position can read what lies there at once, however many write.
 pub(super) async fn read_your_writes(store: &dyn Store) {
     join_all((0..WRITERS).map(|writer| async move {

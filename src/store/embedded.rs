@@ -2,10 +2,8 @@
 //!
 //! Guarantees: what was acknowledged is on disk; concurrent appends share one sync; the file is locked, so no other
 //! process uses it; after an I/O error (a full disk too) the file is reopened until it works again, and what was under
-//! way is looked up in it, so that an answer is ambiguous only if that takes longer than [`SETTLE_WITHIN`]. Never
+//! way is looked up in it, so that an answer is ambiguous only if that takes longer than `SETTLE_WITHIN` (2 s). Never
 //! keeps a read transaction while waiting, never re-uses a position, never panics because redb did.
-//!
-//! [`SETTLE_WITHIN`]: committer::SETTLE_WITHIN
 
 mod batch;
 mod committer;

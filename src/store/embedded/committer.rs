@@ -19,9 +19,7 @@ use tokio::sync::watch;
 use super::{
     Shared,
     batch::Command,
-    caught, file, retention,
-    retention::Swept,
-    store_error,
+    caught, file, retention, store_error,
     tables::{self, Tables, Tail},
 };
 use crate::store::StoreError;
@@ -37,7 +35,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// How long the callers of a commit that failed wait for the file to be reopened. After that their answer is
 /// ambiguous, and what comes is refused at once.
-pub(super) const SETTLE_WITHIN: Duration = Duration::from_secs(2);
+const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 struct Committer {
     shared: Arc<Shared>,

@@ -19,6 +19,8 @@ struct Follower {
     position: u64,
     batch: vec::IntoIter<(LogName, Entry)>,
     phase: Phase,
+    /// From a failed read to the next that works, so that each is logged once.
+    failing: bool,
 }
 
 enum Phase {
@@ -38,7 +40,7 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
     } else {
         Phase::CatchingUp(last)
     };
-    let follower = Follower { shared, end, position, batch: Vec::new().into_iter(), phase };
+    let follower = Follower { shared, end, position, batch: Vec::new().into_iter(), phase, failing: false };
     stream::unfold(follower, |mut follower| async move {
         let item = follower.next().await?;
         Some((item, follower))
@@ -77,12 +79,16 @@ impl Follower {
     /// Fetches what comes next, up to a sequence; `None` when the store was closed.
     async fn read(&mut self, end: u64) -> Option<()> {
         let (epoch, position) = (self.shared.epoch, self.position);
-        match self.shared.read(move |txn| tables::read_all(txn, epoch, position, end)).await {
+        let read = self.shared.read(move |txn| tables::read_all(txn, epoch, position, end)).await;
+        let failed_before = std::mem::replace(&mut self.failing, read.is_err());
+        match read {
             Ok(Some(batch)) if batch.is_empty() => self.position = end,
             Ok(Some(batch)) => self.batch = batch.into_iter(),
             Ok(None) => self.phase = Phase::Lost(Lost::TooOld),
             Err(error) => {
-                tracing::debug!(%error, "a follower waits for the store");
+                if !failed_before {
+                    tracing::warn!(%error, "a follower waits for the store");
+                }
                 if let Ok(changed) = time::timeout(RETRY_AFTER, self.end.changed()).await {
                     changed.ok()?;
                 }

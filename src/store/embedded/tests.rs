@@ -58,6 +58,11 @@ async fn order() {
     contract::order(&*new().1).await;
 }
 
+#[tokio::test]
+async fn pages() {
+    contract::pages(&*new().1).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn read_your_writes() {
     contract::read_your_writes(&*new().1).await;
