@@ -51,7 +51,7 @@ const REMEMBERED_ORPHANS: usize = 100_000;
 const FOLD_WAIT: Duration = Duration::from_secs(2);
 
 /// How often the hub looks for entries to drop and raises the low-water mark.
-const HOUSEKEEPING: Duration = Duration::from_secs(60);
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
@@ -361,7 +361,7 @@ impl Hub {
             match lost {
                 store::Lost::Replaced => warn!("the store was replaced; starting over"),
                 store::Lost::TooOld => {
-                    info!("the low-water mark is older than the oldest event; starting from that")
+                    info!("the low-water mark is older than the oldest event; starting from that");
                 }
             }
             self.reset();
