@@ -78,21 +78,26 @@ impl Esim {
         caller.map_or(ours, |caller| caller.min(ours))
     }
 
+    /// Where the page begins that is asked for.
+    async fn page_start(&self, call: &convert::StatusCall) -> Result<usize, Error> {
+        if call.page_token.is_empty() {
+            return Ok(0);
+        }
+        self.requests.token_key().await?.0.open_page(&call.request, &call.page_token)
+    }
+
     async fn page(
         &self,
-        call: &convert::StatusCall,
+        page_size: Option<usize>,
+        from: usize,
         snapshot: &Snapshot,
     ) -> Result<GetRequestStatusResponse, Error> {
         let mut status = convert::status_header(snapshot);
-        let Some(page_size) = call.page_size else {
+        let Some(page_size) = page_size else {
             return Ok(GetRequestStatusResponse { status: Some(status), next_page_token: String::new() });
         };
         let total = snapshot.devices.len();
-        let from = if call.page_token.is_empty() {
-            0
-        } else {
-            self.requests.token_key().await?.0.open_page(&snapshot.id, &call.page_token)?.min(total)
-        };
+        let from = from.min(total);
         let to = total.min(from + page_size);
         status.devices = fragment::fill(&snapshot.devices[from..to], 0).0;
         let next = from + status.devices.len();
@@ -136,6 +141,8 @@ impl EsimService for Esim {
         call.query.wait = call.query.wait.min(deadline.saturating_duration_since(Instant::now()));
         let ask = |query| self.requests.status(&call.account, &call.request, query);
         let answer = async {
+            // First: a wrong token is found before anything is sent.
+            let from = self.page_start(&call).await?;
             let attached = tokio::select! {
                 attached = ask(call.query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
@@ -143,7 +150,7 @@ impl EsimService for Esim {
                     ask(StatusQuery { wait: Duration::ZERO, max_age: Duration::MAX, ..call.query }).await?
                 }
             };
-            self.page(&call, &Snapshot::of(&attached.tracked)).await
+            self.page(call.page_size, from, &Snapshot::of(&attached.tracked)).await
         };
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
