@@ -32,7 +32,7 @@ use thingspace_gateway::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -127,6 +127,15 @@ impl Upstream {
         config
     }
 
+    /// A configuration with which ThingSpace is asked when a caller's question needs it, and at no other time.
+    pub fn quiet(&self) -> Config {
+        let mut config = self.config();
+        let never = Duration::from_hours(1);
+        config.polling.min_age = Duration::ZERO;
+        (config.polling.first, config.polling.max_watched, config.polling.max) = (never, never, never);
+        config
+    }
+
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
@@ -171,12 +180,13 @@ impl Gateway {
     }
 }
 
+pub async fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    within("a connection", endpoint.connect()).await.unwrap()
+}
+
 pub async fn connect(address: SocketAddr) -> Client {
-    let channel =
-        within("a connection", Endpoint::from_shared(format!("http://{address}")).unwrap().connect())
-            .await
-            .unwrap();
-    EsimServiceClient::new(channel).max_decoding_message_size(16 << 20)
+    EsimServiceClient::new(channel(address).await).max_decoding_message_size(16 << 20)
 }
 
 /// The real binary, serving.
@@ -353,9 +363,13 @@ impl Watching {
     }
 }
 
-/// The reason in a status's `ErrorInfo`, which every error has.
+/// The reason in a status's `ErrorInfo`, which every error has. One that asks for a repetition says when.
 pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "thingspace-gateway");
+    if matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        assert!(retry.is_some(), "no RetryInfo: {status:?}");
+    }
     info.reason
 }
