@@ -394,8 +394,11 @@ impl Request {
             && DeviceState::of(answer.overall)
                 .is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
         if differing.is_empty() {
+            // Without a list of devices nothing but a final word tells what the request came to.
+            let final_word = DeviceState::of(answer.overall).is_some_and(DeviceState::is_final);
+            let completes = completes && final_word;
             return if completes || overall_moves || self.first.is_none() {
-                vec![observed(Vec::new(), true)]
+                vec![observed(Vec::new(), completes)]
             } else {
                 Vec::new()
             };
