@@ -68,8 +68,7 @@ impl Esim {
         if self.drain.is_cancelled() {
             return Err(status::of(&Error::Draining));
         }
-        let deadline = caller_timeout(metadata)
-            .map(|timeout| Instant::now() + timeout - (timeout / 10).min(ANSWER_AHEAD));
+        let deadline = caller_timeout(metadata).map(|timeout| Instant::now() + ahead(timeout));
         Ok((self.calls.token(), deadline))
     }
 
@@ -136,18 +135,20 @@ impl EsimService for Esim {
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
         let (_call, deadline) = self.admit(request.metadata())?;
         let deadline = self.unary_deadline(deadline);
-        let mut call = convert::status_call(request.into_inner()).map_err(invalid)?;
+        let call = convert::status_call(request.into_inner()).map_err(invalid)?;
         // A long poll ends in time to be answered.
-        call.query.wait = call.query.wait.min(deadline.saturating_duration_since(Instant::now()));
+        let longest = ahead(deadline.saturating_duration_since(Instant::now()));
+        let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
+        let query = StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
         let ask = |query| self.requests.status(&call.account, &call.request, query);
         let answer = async {
             // First: a wrong token is found before anything is sent.
             let from = self.page_start(&call).await?;
             let attached = tokio::select! {
-                attached = ask(call.query) => attached?,
+                attached = ask(query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
-                () = self.drain.cancelled(), if !call.query.wait.is_zero() => {
-                    ask(StatusQuery { wait: Duration::ZERO, max_age: Duration::MAX, ..call.query }).await?
+                () = self.drain.cancelled(), if wait_until.is_some() => {
+                    ask(StatusQuery { wait_until: None, max_age: Duration::MAX, ..query }).await?
                 }
             };
             self.page(call.page_size, from, &Snapshot::of(&attached.tracked)).await
@@ -244,6 +245,11 @@ impl Streaming {
             self.sending = Some(Fragments::of(event));
         }
     }
+}
+
+/// Of the time there is for a call, what may pass before its answer leaves.
+fn ahead(time: Duration) -> Duration {
+    time - (time / 10).min(ANSWER_AHEAD)
 }
 
 fn invalid(violations: Violations) -> Status {
