@@ -19,10 +19,10 @@ use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
     config::{Config, Credentials},
-    identity::{AccountName, RequestId},
+    identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
-        DeviceIdentifiers, DownloadProfileRequest, GetRequestStatusRequest, RequestStatus,
-        WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
+        DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest, GetRequestStatusRequest,
+        RequestStatus, WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
         watch_request_response::Event,
     },
     requests::Requests,
@@ -139,6 +139,13 @@ impl Upstream {
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
+    }
+}
+
+impl Upstream {
+    /// A power cut: every connection breaks, and nobody listens any more.
+    pub fn cut(&self) {
+        self.stop.cancel();
     }
 }
 
@@ -291,6 +298,13 @@ pub fn device(n: usize) -> DeviceIdentifiers {
     }
 }
 
+/// The same device as ThingSpace knows it.
+pub fn upstream_device(n: usize) -> identity::Device {
+    let ids = device(n);
+    let [eid, iccid, imei] = [&ids.eid, &ids.iccid, &ids.imei].map(|text| Digits::new(text));
+    identity::Device { eid, iccid, imei, mdn: Digits::default() }
+}
+
 /// An order for some devices.
 pub fn order(key: &str, devices: impl IntoIterator<Item = usize>) -> DownloadProfileRequest {
     DownloadProfileRequest {
@@ -322,6 +336,16 @@ pub fn question(id: &RequestId) -> GetRequestStatusRequest {
 pub async fn ask(client: &mut Client, question: GetRequestStatusRequest) -> Result<RequestStatus, Status> {
     let answer = within("a status", client.get_request_status(question)).await?.into_inner();
     Ok(answer.status.unwrap())
+}
+
+/// The states of the devices in a status.
+pub fn states(status: &RequestStatus) -> Vec<DeviceState> {
+    status.devices.iter().map(DeviceStatus::state).collect()
+}
+
+/// Code and reason of an error.
+pub fn kind(status: &Status) -> (Code, String) {
+    (status.code(), reason(status))
 }
 
 /// A watch, with every wait bounded.

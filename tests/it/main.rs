@@ -12,3 +12,4 @@ mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+mod status;
