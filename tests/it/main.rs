@@ -12,4 +12,6 @@ mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+mod resume;
 mod status;
+mod watch;
