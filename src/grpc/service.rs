@@ -140,7 +140,7 @@ impl EsimService for Esim {
                 attached = ask(call.query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
                 () = self.drain.cancelled(), if !call.query.wait.is_zero() => {
-                    ask(StatusQuery { wait: Duration::ZERO, max_age: Duration::MAX, ..call.query }).await?
+                    ask(StatusQuery { wait: Duration::from_nanos(1), ..call.query }).await?
                 }
             };
             self.page(&call, &Snapshot::of(&attached.tracked)).await

@@ -169,7 +169,8 @@ impl Poller {
         let Some(tracked) = self.hub.get(id) else { return Polled::Done };
         let created = {
             let request = &tracked.lock().request;
-            if request.is_closed() {
+            // A request of others whose devices nobody knows yet is asked about as long as somebody waits for it.
+            if request.is_settled() || (request.is_closed() && !tracked.is_watched()) {
                 return Polled::Done;
             }
             request.create_time
@@ -194,7 +195,7 @@ impl Poller {
             }
             Err(error) => warn!(request.id = %id, %error, "a poll failed"),
         }
-        if tracked.lock().request.is_closed() {
+        if tracked.lock().request.is_settled() {
             return Polled::Done;
         }
         let age = Timestamp::now().duration_since(created);
