@@ -1,23 +1,187 @@
-//! To be written.
+//! The composition root: the only place that constructs things and wires them.
+//!
+//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Two Apps in one process work.
 
-use std::net::SocketAddr;
+mod dev;
 
-use crate::{config::Config, shutdown::Stop};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-/// Runs a gateway until it is told to stop.
-#[expect(clippy::unused_async, reason = "placeholder")]
-pub async fn serve(_config: Config, _stop: Stop) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+use anyhow::Context;
+use tokio::{net::TcpListener, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    grpc::{self, Esim, Settings},
+    proto::esim::{self, esim_service_server::EsimServiceServer},
+    requests::Requests,
+    server,
+    shutdown::Stop,
+    simulator::{self, Simulator},
+    store::{Store, embedded::Embedded},
+    thingspace::Client,
+};
+
+pub use dev::dev;
+
+/// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a quarter, at most this.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// How long connections may take to close once nothing is open on them. A peer that never says goodbye is not waited for.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Events outlive the request they belong to, so that a half-expired log is never folded: by the time a request may be open,
+/// and this.
+const RETENTION_SLACK: Duration = Duration::from_hours(24);
+
+/// A gateway that has its address and does not serve yet.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    listener: TcpListener,
+    address: SocketAddr,
+    store: Arc<dyn Store>,
+    requests: Requests,
+    /// Orders and questions under way.
+    tasks: TaskTracker,
 }
 
-/// Runs a gateway and a simulator; what `config` lacks for that it fills in.
-#[expect(clippy::unused_async, reason = "placeholder")]
-pub async fn dev(_config: Config, _stop: Stop) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+/// Runs a gateway until it is told to stop.
+pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
+    App::bind(config).await?.run(stop).await
 }
 
 /// Runs a simulator.
-#[expect(clippy::unused_async, reason = "placeholder")]
-pub async fn simulate(_listen: SocketAddr, _stop: Stop) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub async fn simulate(listen: SocketAddr, stop: Stop) -> anyhow::Result<()> {
+    let options = simulator::Options { listen, ..simulator::Options::default() };
+    let simulator = Simulator::bind(options).await.with_context(|| format!("cannot listen on {listen}"))?;
+    info!(base_url = simulator.base_url(), "simulating ThingSpace");
+    simulator.run(stop.soft).await.context("the simulator failed")
+}
+
+impl App {
+    /// Opens the store and the listener. Nothing is sent upstream.
+    pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let tasks = TaskTracker::new();
+        let client = Client::new(&config.thingspace, &config.credentials)?;
+        let store = open_store(&config).await?;
+        let requests = Requests::new(&config, Arc::clone(&store), client, &tasks);
+        let listen = config.grpc.listen;
+        let listener =
+            TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+        let address = listener.local_addr()?;
+        Ok(Self { config, listener, address, store, requests, tasks })
+    }
+
+    /// Where the API listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The domain, for whoever wants to see how it is doing.
+    pub fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    /// Serves until told to stop, then drains: not ready, no new connections, watches end with their token, unary calls and orders
+    /// finish, the store closes.
+    pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
+        let calls = TaskTracker::new();
+        let drain = CancellationToken::new();
+        let background = CancellationToken::new();
+        let (health, routes) = self.routes(&drain, &calls).await?;
+
+        let running = tokio::spawn({
+            let (requests, background) = (self.requests.clone(), background.clone());
+            async move { requests.run(background).await }
+        });
+        let mut serving = tokio::spawn(server::serve(
+            self.listener,
+            routes,
+            self.config.grpc.max_concurrent_streams,
+            drain.clone(),
+        ));
+        info!(address = %self.address, "listening");
+
+        tokio::select! {
+            () = stop.soft.cancelled() => {}
+            served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
+            () = async {
+                self.requests.ready().await;
+                set_health(&health, ServingStatus::Serving).await;
+                info!("ready");
+                std::future::pending::<()>().await;
+            } => {}
+        }
+
+        let began = Instant::now();
+        info!("draining");
+        set_health(&health, ServingStatus::NotServing).await;
+        drain.cancel();
+        let budget = self.config.grpc.drain.saturating_sub((self.config.grpc.drain / 4).min(CLOSING));
+        let finished = async {
+            calls.close();
+            calls.wait().await;
+            self.tasks.close();
+            self.tasks.wait().await;
+        };
+        tokio::select! {
+            () = finished => {}
+            () = tokio::time::sleep_until(began + budget) => {
+                warn!(calls = calls.len(), tasks = self.tasks.len(), "time is up; what is still open ends now");
+            }
+            () = stop.hard.cancelled() => warn!("told to stop at once"),
+        }
+        background.cancel();
+        if running.await.is_err() {
+            warn!("following the store ended in a panic");
+        }
+        if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
+            serving.abort();
+        }
+        self.store.close().await;
+        info!(took = ?began.elapsed(), "drained");
+        Ok(())
+    }
+
+    async fn routes(
+        &self,
+        drain: &CancellationToken,
+        calls: &TaskTracker,
+    ) -> anyhow::Result<(HealthReporter, Routes)> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
+        let esim =
+            Esim::new(self.requests.clone(), Settings::new(&self.config), drain.clone(), calls.clone());
+        let esim = EsimServiceServer::new(esim)
+            .max_decoding_message_size(grpc::MAX_MESSAGE)
+            .max_encoding_message_size(grpc::MAX_MESSAGE);
+        let mut routes = Routes::new(health_service).add_service(esim);
+        if self.config.grpc.reflection {
+            let described = || {
+                tonic_reflection::server::Builder::configure()
+                    .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
+                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            };
+            // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
+            routes = routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
+        }
+        Ok((health, routes))
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for name in ["", grpc::SERVICE_NAME] {
+        health.set_service_status(name, status).await;
+    }
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    let path = config.store.path.clone();
+    let retention = config.store.retention + config.polling.give_up + RETENTION_SLACK;
+    let opened = tokio::task::spawn_blocking(move || Embedded::open(&path, retention)).await?;
+    Ok(Arc::new(opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?))
 }

@@ -1,1 +1,19 @@
-//! To be written.
+//! The API: convert, call [`crate::requests`], convert back. Thin on purpose.
+//!
+//! [`status`] is the only place that names a gRPC code. Nothing here holds state of its own, apart from the place a stream has reached.
+
+mod convert;
+mod fragment;
+mod service;
+mod status;
+
+pub use service::{Esim, Settings};
+
+/// The name by which health is asked.
+pub const SERVICE_NAME: &str = "thingspace.esim.v1.EsimService";
+
+/// The largest message taken or sent, in bytes.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// The largest message of a watch, in bytes.
+pub const MAX_WATCH_MESSAGE: usize = 1 << 20;

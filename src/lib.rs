@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod identity;
 pub mod proto;
 pub mod requests;
+pub mod server;
 pub mod shutdown;
 pub mod simulator;
 pub mod store;

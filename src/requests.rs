@@ -1,1 +1,254 @@
-//! To be written.
+//! The domain: orders, requests, and who waits for them. Its front door is [`Requests`].
+//!
+//! Everything a request is comes from its log by way of [`state`]; this module and its children only append events, wait for
+//! them to be folded, and read the projection. They know no gRPC code and no HTTP status.
+
+pub mod asker;
+pub mod error;
+pub mod event;
+pub mod hub;
+pub mod key;
+pub mod order;
+pub mod orders;
+pub mod poller;
+pub mod state;
+pub mod token;
+pub mod watch;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+use uuid::Uuid;
+
+pub use error::{Error, TokenKind};
+pub use orders::{Placed, Placement};
+
+use crate::{
+    config::Config,
+    identity::{AccountName, RequestId},
+    store::{LogName, Position, Store, StoreError},
+    thingspace::Client,
+};
+use asker::{Answer, Asker};
+use hub::{Hub, Tracked};
+use orders::Orders;
+use poller::Poller;
+use token::TokenKey;
+use watch::Watch;
+
+/// How often an append is repeated, with the same event id, when the store did not say whether it stored.
+const APPEND_TRIES: u32 = 3;
+
+/// Appends an event; durable when this returns.
+async fn append(
+    store: &dyn Store,
+    log: &LogName,
+    id: Uuid,
+    kind: event::Kind,
+) -> Result<Position, StoreError> {
+    let bytes = event::encode(kind);
+    for _ in 1..APPEND_TRIES {
+        match store.append(log, id, bytes.clone()).await {
+            Err(StoreError::Ambiguous(reason)) => warn!(log = log.encode(), reason, "repeating an append"),
+            settled => return settled,
+        }
+    }
+    store.append(log, id, bytes).await
+}
+
+/// What a caller may do with requests.
+#[derive(Debug, Clone)]
+pub struct Requests {
+    hub: Arc<Hub>,
+    asker: Arc<Asker>,
+    orders: Arc<Orders>,
+    poller: Arc<Poller>,
+    client: Client,
+    store: Arc<dyn Store>,
+    token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
+    limits: Limits,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    min_age: Duration,
+    heartbeat: Duration,
+    retention: Duration,
+}
+
+/// A request, and its changes from now on.
+#[derive(Debug)]
+pub struct Attached {
+    pub tracked: Arc<Tracked>,
+    pub changes: tokio::sync::watch::Receiver<u64>,
+}
+
+/// How to ask for a status.
+#[derive(Debug, Clone, Copy)]
+pub struct StatusQuery {
+    pub max_age: Duration,
+    /// Hold the answer until the revision exceeds `after_revision`, at most this long.
+    pub wait: Duration,
+    pub after_revision: u64,
+}
+
+impl Requests {
+    /// `tasks` tracks what has to finish before the process may end: orders and questions under way.
+    pub fn new(config: &Config, store: Arc<dyn Store>, client: Client, tasks: &TaskTracker) -> Self {
+        let (limits, polling) = (&config.limits, &config.polling);
+        let hub = Arc::new(Hub::new(Arc::clone(&store), limits.closed_in_memory, polling.give_up));
+        let asker = Arc::new(Asker::new(Arc::clone(&store), client.clone(), Arc::clone(&hub), tasks.clone()));
+        let orders = Arc::new(Orders::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            tasks.clone(),
+            config.thingspace.order_timeout,
+            limits.open_devices,
+        ));
+        let poller = Poller::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&asker), polling.clone());
+        let limits = Limits {
+            min_age: polling.min_age,
+            heartbeat: config.grpc.heartbeat,
+            retention: config.store.retention,
+        };
+        Self {
+            hub,
+            asker,
+            orders,
+            poller: Arc::new(poller),
+            client,
+            store,
+            token_key: Arc::default(),
+            limits,
+        }
+    }
+
+    /// Follows the store and polls ThingSpace until stopped.
+    pub async fn run(&self, stop: CancellationToken) {
+        let follow = self.hub.follow(stop.clone());
+        let poll = async {
+            if stop.run_until_cancelled(self.hub.caught_up()).await.is_some() {
+                self.orders.recover().await;
+                Arc::clone(&self.poller).run(stop.clone()).await;
+            }
+        };
+        tokio::join!(follow, poll);
+    }
+
+    /// Resolves when calls can be answered.
+    pub async fn ready(&self) {
+        self.hub.caught_up().await;
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.hub.is_caught_up()
+    }
+
+    /// How many events were read from the store since the start.
+    pub fn events_read(&self) -> u64 {
+        self.hub.events_read()
+    }
+
+    /// Whether this gateway has credentials for an account.
+    pub fn check_account(&self, account: &AccountName) -> Result<(), Error> {
+        if self.client.serves(account) { Ok(()) } else { Err(Error::AccountNotConfigured(account.clone())) }
+    }
+
+    pub async fn download(&self, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
+        self.check_account(&placement.order.account)?;
+        self.orders.place(placement, deadline).await
+    }
+
+    /// A request as it stands, as fresh as asked for.
+    pub async fn status(
+        &self,
+        account: &AccountName,
+        id: &RequestId,
+        query: StatusQuery,
+    ) -> Result<Attached, Error> {
+        let mut attached = self.find(account, id).await?;
+        let tracked = Arc::clone(&attached.tracked);
+        if !query.wait.is_zero() {
+            // A long poll is a watch of one answer: the poller keeps the request fresh meanwhile.
+            self.hub.hint(id);
+            let settled = || {
+                let request = &tracked.lock().request;
+                request.is_final() || request.revision > query.after_revision
+            };
+            let changed = async { while !settled() && attached.changes.changed().await.is_ok() {} };
+            // Running out of time is an answer, too.
+            let _ = tokio::time::timeout(query.wait, changed).await;
+        } else if !tracked.lock().request.is_final() {
+            self.asker.refresh(&tracked, query.max_age.max(self.limits.min_age)).await?;
+        }
+        Ok(attached)
+    }
+
+    /// A watch of a request, from its beginning or after a resume token.
+    pub async fn watch(&self, account: &AccountName, id: &RequestId, token: &str) -> Result<Watch, Error> {
+        let (key, epoch) = self.token_key().await?;
+        let resume = if token.is_empty() { None } else { key.open_resume(id, token, epoch)? };
+        let attached = self.find(account, id).await?;
+        self.hub.hint(id);
+        if attached.tracked.lock().request.polling_stopped {
+            // Polling was given up; whoever comes now gets one more question.
+            if let Err(error) = self.asker.refresh(&attached.tracked, self.limits.min_age).await {
+                warn!(request.id = %id, %error, "cannot ask once more about a request that was given up");
+            }
+        }
+        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await
+    }
+
+    /// The key that authenticates resume and page tokens, and the epoch of the store it belongs to.
+    pub async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
+        let behind =
+            || Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()));
+        let epoch = self.hub.epoch().ok_or_else(behind)?;
+        let cached = self.token_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((key, _)) = cached.filter(|(_, of)| *of == epoch) {
+            return Ok((key, epoch));
+        }
+        let key = TokenKey::load_or_create(&*self.store).await?;
+        *self.token_key.lock().unwrap_or_else(PoisonError::into_inner) = Some((key.clone(), epoch));
+        Ok((key, epoch))
+    }
+
+    async fn find(&self, account: &AccountName, id: &RequestId) -> Result<Attached, Error> {
+        self.check_account(account)?;
+        if let Some(attached) = self.hub.attach(id).await? {
+            // Callbacks alone do not tell whose a request is.
+            if attached.0.lock().request.account.is_some() {
+                return self.admit(account, attached);
+            }
+        }
+        match self.asker.look_up(account, id).await? {
+            Answer::NotKnown => Err(Error::RequestNotFound),
+            Answer::Told => {
+                let attached = self.hub.attach(id).await?.ok_or(Error::RequestNotFound)?;
+                self.admit(account, attached)
+            }
+        }
+    }
+
+    fn admit(
+        &self,
+        account: &AccountName,
+        attached: (Arc<Tracked>, tokio::sync::watch::Receiver<u64>),
+    ) -> Result<Attached, Error> {
+        let (tracked, changes) = attached;
+        let (owned, age) = {
+            let request = &tracked.lock().request;
+            let owned = request.account.as_ref() == Some(account);
+            (owned, jiff::Timestamp::now().duration_since(request.create_time))
+        };
+        // A log whose first events may have expired is never shown.
+        let expired = Duration::try_from(age).is_ok_and(|age| age > self.limits.retention);
+        if owned && !expired { Ok(Attached { tracked, changes }) } else { Err(Error::RequestNotFound) }
+    }
+}

@@ -34,7 +34,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
     /// The entries of a log after a sequence (0: from its beginning), oldest first, at most `limit` and
-    /// [`MAX_READ`]. Sees every acknowledged append.
+    /// [`MAX_READ`], and fewer where their events are large: only an empty answer says that there are no more. Sees
+    /// every acknowledged append.
     async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
     /// All logs, in order, without end, beginning after a position (`None`: from the first that is kept). Hides
@@ -45,7 +46,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
     /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Values carry a nonce, so that a
-    /// backend settles an ambiguous answer itself.
+    /// backend settles an ambiguous answer itself. A value is bound like an event.
     async fn swap(
         &self,
         cell: &CellName,
@@ -191,7 +192,7 @@ pub enum StoreError {
     /// Certainly not stored: no space.
     #[error("the store is full: {0}")]
     Full(String),
-    #[error("an event of {0} bytes is larger than {MAX_EVENT_BYTES}")]
+    #[error("{0} bytes are more than the {MAX_EVENT_BYTES} that the store takes at once")]
     TooLarge(usize),
     /// What is stored cannot be read.
     #[error("the store is corrupt: {0}")]

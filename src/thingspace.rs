@@ -6,12 +6,19 @@
 //! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace certainly turned
 //! away before execution (one renewal for each kind of token).
 
+mod client;
+mod code;
 mod error;
 mod limit;
 mod session;
 mod transport;
+mod verdict;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
+pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 
 use crate::identity::Device;

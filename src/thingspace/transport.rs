@@ -1,1 +1,319 @@
-//! To be written.
+//! The one way to ThingSpace: a request goes out once, its answer comes back whole, bounded and unjudged.
+//!
+//! Never follows a redirect, uses no proxy from the environment, and repeats nothing: each attempt is counted
+//! elsewhere, logins by the lock-out and orders by the promise never to order twice. What remains is hyper's own
+//! second try for a request that it could not begin to write to a pooled connection.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
+};
+use opentelemetry::propagation::Injector;
+use reqwest::Url;
+use tracing::{Instrument, Span, field::Empty};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::BuildError;
+use crate::{
+    config,
+    identity::{AccountName, RequestId},
+};
+
+/// A dead pooled connection makes an order ambiguous, so orders use only fresh ones.
+const ORDER_IDLE: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(30);
+const MAX_STATUS_BYTES: usize = 16 << 20;
+const MAX_OTHER_BYTES: usize = 1 << 20;
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
+
+/// What is asked of ThingSpace.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Endpoint<'a> {
+    Token,
+    Login,
+    Download,
+    Status { account: &'a AccountName, request: &'a RequestId },
+}
+
+/// An answer: any status, and the body unless it was cut, unreadable or too long.
+#[derive(Debug)]
+pub(super) struct Reply {
+    pub(super) status: StatusCode,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Option<Bytes>,
+}
+
+/// No answer.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Certainly nothing was sent.
+    NotConnected(String),
+    /// It may have arrived.
+    Broken(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Transport {
+    orders: reqwest::Client,
+    others: reqwest::Client,
+    base: Url,
+    token: Url,
+    order_timeout: Duration,
+    call_timeout: Duration,
+}
+
+impl Transport {
+    pub(super) fn new(config: &config::ThingSpace) -> Result<Self, BuildError> {
+        // Refused when somebody was first, which is as good: the whole process has this one provider.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let base = parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
+        let token = match config.token_url.as_str() {
+            "" => below(&base, &["ts", "v1", "oauth2", "token"]),
+            url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
+        };
+        let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
+        let client = |idle| {
+            let builder = reqwest::Client::builder()
+                .user_agent(concat!("thingspace-gateway/", env!("CARGO_PKG_VERSION")))
+                .redirect(reqwest::redirect::Policy::none())
+                .retry(reqwest::retry::never())
+                .no_proxy()
+                .connect_timeout(config.connect_timeout)
+                .pool_idle_timeout(idle);
+            // Without TLS the system's CA certificates are not needed, but reqwest would insist on them.
+            let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
+            builder.build().map_err(BuildError::Tls)
+        };
+        Ok(Self {
+            orders: client(ORDER_IDLE)?,
+            others: client(IDLE)?,
+            base,
+            token,
+            order_timeout: config.order_timeout,
+            call_timeout: config.call_timeout,
+        })
+    }
+
+    /// Sends one request. `headers` carries what authenticates it.
+    pub(super) async fn send(
+        &self,
+        endpoint: Endpoint<'_>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, Failure> {
+        let (method, template) = (endpoint.method(), endpoint.template());
+        let url = self.url(endpoint);
+        let span = tracing::info_span!(
+            "thingspace",
+            otel.name = format!("{method} {template}"),
+            otel.kind = "client",
+            otel.status_code = Empty,
+            error.r#type = Empty,
+            http.request.method = method.as_str(),
+            http.response.status_code = Empty,
+            server.address = url.host_str(),
+            url.template = template,
+        );
+        let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
+        let failed = match &result {
+            Ok(reply) => {
+                span.record("http.response.status_code", reply.status.as_u16());
+                !reply.status.is_success()
+            }
+            Err(failure) => {
+                span.record("error.type", failure.kind());
+                true
+            }
+        };
+        if failed {
+            span.record("otel.status_code", "ERROR");
+        }
+        result
+    }
+
+    async fn attempt(
+        &self,
+        endpoint: Endpoint<'_>,
+        method: Method,
+        url: Url,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, Failure> {
+        let (client, timeout, limit) = match endpoint {
+            Endpoint::Download => (&self.orders, self.order_timeout, MAX_OTHER_BYTES),
+            Endpoint::Status { .. } => (&self.others, self.call_timeout, MAX_STATUS_BYTES),
+            Endpoint::Token | Endpoint::Login => (&self.others, self.call_timeout, MAX_OTHER_BYTES),
+        };
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(endpoint.content_type()));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        inject_trace_context(&mut headers);
+        let request = client.request(method, url).headers(headers).timeout(timeout).body(body);
+        let mut response = request.send().await.map_err(|error| Failure::from_reqwest(&error))?;
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(retry_after);
+        Ok(Reply { status: response.status(), retry_after, body: read(&mut response, limit).await })
+    }
+
+    fn url(&self, endpoint: Endpoint<'_>) -> Url {
+        match endpoint {
+            Endpoint::Token => self.token.clone(),
+            Endpoint::Login => below(&self.base, &["m2m", "v1", "session", "login"]),
+            Endpoint::Download => {
+                below(&self.base, &["m2m", "v1", "devices", "profile", "actions", "download"])
+            }
+            Endpoint::Status { account, request } => below(
+                &self.base,
+                &["m2m", "v2", "accounts", account.as_str(), "requests", request.as_str(), "status"],
+            ),
+        }
+    }
+}
+
+impl Endpoint<'_> {
+    fn method(self) -> Method {
+        match self {
+            Self::Token | Self::Login | Self::Download => Method::POST,
+            Self::Status { .. } => Method::GET,
+        }
+    }
+
+    fn template(self) -> &'static str {
+        match self {
+            Self::Token => "/ts/v1/oauth2/token",
+            Self::Login => "/m2m/v1/session/login",
+            Self::Download => "/m2m/v1/devices/profile/actions/download",
+            Self::Status { .. } => "/m2m/v2/accounts/{account}/requests/{request}/status",
+        }
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Token => "application/x-www-form-urlencoded",
+            // ThingSpace demands it of the GET too.
+            Self::Login | Self::Download | Self::Status { .. } => "application/json",
+        }
+    }
+}
+
+impl Failure {
+    /// reqwest calls DNS errors, refused connections, failed handshakes and the connect time-out all "connect". The
+    /// time-out of the whole call is not among them, even if it strikes while connecting.
+    fn from_reqwest(error: &reqwest::Error) -> Self {
+        let mut root: &dyn std::error::Error = error;
+        while let Some(source) = root.source() {
+            root = source;
+        }
+        if error.is_connect() {
+            Self::NotConnected(format!("no connection: {root}"))
+        } else if error.is_builder() {
+            Self::NotConnected("the request could not be built".to_owned())
+        } else if error.is_timeout() {
+            Self::Broken("no answer in time".to_owned())
+        } else {
+            Self::Broken(format!("connection broke: {root}"))
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::NotConnected(_) => "not_connected",
+            Self::Broken(_) => "no_answer",
+        }
+    }
+}
+
+async fn read(response: &mut reqwest::Response, limit: usize) -> Option<Bytes> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        if body.len() + chunk.len() > limit {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Some(body.freeze())
+}
+
+/// Seconds or an HTTP date; an hour at most.
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    let wait = if let Ok(seconds) = text.parse() {
+        Duration::from_secs(seconds)
+    } else {
+        let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        date.duration_since(jiff::Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+fn parse_url(text: &str) -> Option<Url> {
+    let url = Url::parse(text).ok()?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.has_host()
+        && url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none();
+    plain.then_some(url)
+}
+
+fn below(base: &Url, segments: &[&str]) -> Url {
+    let mut url = base.clone();
+    url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(segments);
+    url
+}
+
+fn inject_trace_context(headers: &mut HeaderMap) {
+    struct Into<'a>(&'a mut HeaderMap);
+    impl Injector for Into<'_> {
+        fn set(&mut self, key: &str, value: String) {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value)) {
+                self.0.insert(name, value);
+            }
+        }
+    }
+    let context = Span::current().context();
+    opentelemetry::global::get_text_map_propagator(|p| p.inject_context(&context, &mut Into(headers)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date_and_bounded() {
+        let parse = |text: &str| retry_after(&HeaderValue::from_str(text).unwrap());
+        assert_eq!(parse("0"), Some(Duration::ZERO));
+        assert_eq!(parse("17"), Some(Duration::from_secs(17)));
+        assert_eq!(parse("86400"), Some(MAX_RETRY_AFTER));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse("Fri, 01 Jan 2999 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
+        for junk in ["", "-1", "soon", "1.5"] {
+            assert_eq!(parse(junk), None, "{junk}");
+        }
+    }
+
+    #[test]
+    fn paths_are_appended_and_encoded() {
+        for base in ["http://h:1/api", "http://h:1/api/"] {
+            let base = parse_url(base).unwrap();
+            assert_eq!(below(&base, &["m2m", "a/b", ".."]).as_str(), "http://h:1/api/m2m/a%2Fb");
+        }
+    }
+
+    #[test]
+    fn only_plain_urls() {
+        for wrong in [
+            "",
+            "thingspace",
+            "ftp://h/api",
+            "http://u@h/api",
+            "http://u:p@h/",
+            "http://h/api?x",
+            "http://h/#x",
+        ] {
+            assert!(parse_url(wrong).is_none(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The three RPCs.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::{Stream, stream};
+use tokio::time::Instant;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    convert::{self, OrderRules, Violations},
+    fragment::{self, Fragments},
+    status,
+};
+use crate::{
+    config,
+    proto::esim::{
+        DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest, GetRequestStatusResponse,
+        WatchRequestRequest, WatchRequestResponse, esim_service_server::EsimService,
+    },
+    requests::{
+        Error, Placed, Requests, StatusQuery,
+        watch::{Snapshot, Watch},
+    },
+};
+
+/// How long before a caller's deadline the answer leaves, so that it arrives: a tenth of the time, at most this.
+const ANSWER_AHEAD: Duration = Duration::from_millis(200);
+
+/// What the service takes from the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    rules: OrderRules,
+    max_deadline: Duration,
+}
+
+impl Settings {
+    pub fn new(config: &config::Config) -> Self {
+        let rules = OrderRules {
+            max_devices: config.thingspace.max_devices_per_order,
+            strict_checksums: config.thingspace.strict_checksums,
+        };
+        Self { rules, max_deadline: config.grpc.max_deadline }
+    }
+}
+
+/// The service.
+#[derive(Debug, Clone)]
+pub struct Esim {
+    requests: Requests,
+    settings: Settings,
+    /// Cancelled when the drain begins.
+    drain: CancellationToken,
+    /// Calls under way.
+    calls: TaskTracker,
+}
+
+impl Esim {
+    pub fn new(requests: Requests, settings: Settings, drain: CancellationToken, calls: TaskTracker) -> Self {
+        Self { requests, settings, drain, calls }
+    }
+
+    /// Admits a call: what keeps the process alive for it, and when its answer has to leave.
+    fn admit(&self, metadata: &MetadataMap) -> Result<(TaskTrackerToken, Option<Instant>), Status> {
+        if self.drain.is_cancelled() {
+            return Err(status::of(&Error::Draining));
+        }
+        let deadline = caller_timeout(metadata)
+            .map(|timeout| Instant::now() + timeout - (timeout / 10).min(ANSWER_AHEAD));
+        Ok((self.calls.token(), deadline))
+    }
+
+    fn unary_deadline(&self, caller: Option<Instant>) -> Instant {
+        let ours = Instant::now() + self.settings.max_deadline;
+        caller.map_or(ours, |caller| caller.min(ours))
+    }
+
+    async fn page(
+        &self,
+        call: &convert::StatusCall,
+        snapshot: &Snapshot,
+    ) -> Result<GetRequestStatusResponse, Error> {
+        let mut status = convert::status_header(snapshot);
+        let Some(page_size) = call.page_size else {
+            return Ok(GetRequestStatusResponse { status: Some(status), next_page_token: String::new() });
+        };
+        let total = snapshot.devices.len();
+        let from = if call.page_token.is_empty() {
+            0
+        } else {
+            self.requests.token_key().await?.0.open_page(&snapshot.id, &call.page_token)?.min(total)
+        };
+        let to = total.min(from + page_size);
+        status.devices = fragment::fill(&snapshot.devices[from..to], 0).0;
+        let next = from + status.devices.len();
+        let next_page_token = if next < total {
+            self.requests.token_key().await?.0.page(&snapshot.id, next)
+        } else {
+            String::new()
+        };
+        Ok(GetRequestStatusResponse { status: Some(status), next_page_token })
+    }
+}
+
+#[tonic::async_trait]
+impl EsimService for Esim {
+    async fn download_profile(
+        &self,
+        request: Request<DownloadProfileRequest>,
+    ) -> Result<Response<DownloadProfileResponse>, Status> {
+        let (_call, deadline) = self.admit(request.metadata())?;
+        let deadline = self.unary_deadline(deadline);
+        let request = request.into_inner();
+        let validate_only = request.validate_only;
+        let placement = convert::placement(request, self.settings.rules).map_err(invalid)?;
+        if validate_only {
+            self.requests.check_account(&placement.order.account).map_err(|error| status::of(&error))?;
+            return Ok(Response::new(DownloadProfileResponse::default()));
+        }
+        let Placed { request_id, replayed } =
+            self.requests.download(placement, deadline).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
+    }
+
+    async fn get_request_status(
+        &self,
+        request: Request<GetRequestStatusRequest>,
+    ) -> Result<Response<GetRequestStatusResponse>, Status> {
+        let (_call, deadline) = self.admit(request.metadata())?;
+        let deadline = self.unary_deadline(deadline);
+        let mut call = convert::status_call(request.into_inner()).map_err(invalid)?;
+        // A long poll ends in time to be answered.
+        call.query.wait = call.query.wait.min(deadline.saturating_duration_since(Instant::now()));
+        let ask = |query| self.requests.status(&call.account, &call.request, query);
+        let answer = async {
+            let attached = tokio::select! {
+                attached = ask(call.query) => attached?,
+                // A long poll may be answered early, and a drain does not wait for it.
+                () = self.drain.cancelled(), if !call.query.wait.is_zero() => {
+                    ask(StatusQuery { wait: Duration::ZERO, max_age: Duration::MAX, ..call.query }).await?
+                }
+            };
+            self.page(&call, &Snapshot::of(&attached.tracked)).await
+        };
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
+            Err(_) => Err(status::of(&Error::Deadline)),
+        }
+    }
+
+    type WatchRequestStream = Pin<Box<dyn Stream<Item = Result<WatchRequestResponse, Status>> + Send>>;
+
+    async fn watch_request(
+        &self,
+        request: Request<WatchRequestRequest>,
+    ) -> Result<Response<Self::WatchRequestStream>, Status> {
+        let (call, deadline) = self.admit(request.metadata())?;
+        let request = request.into_inner();
+        let mut wrong = Violations::default();
+        let Some((account, id)) = convert::target(&request.account_name, &request.request_id, &mut wrong)
+        else {
+            return Err(invalid(wrong));
+        };
+        let begin = self.requests.watch(&account, &id, &request.resume_token);
+        let watch = match tokio::time::timeout_at(self.unary_deadline(deadline), begin).await {
+            Ok(watch) => watch.map_err(|error| status::of(&error))?,
+            Err(_) => return Err(status::of(&Error::Deadline)),
+        };
+        let streaming = Streaming {
+            watch,
+            sending: None,
+            token: request.resume_token,
+            deadline,
+            drain: self.drain.clone(),
+            ended: false,
+            _call: call,
+        };
+        Ok(Response::new(Box::pin(stream::unfold(streaming, Streaming::step))))
+    }
+}
+
+/// A watch on its way to its reader.
+struct Streaming {
+    watch: Watch,
+    sending: Option<Fragments>,
+    /// The last token sent.
+    token: String,
+    deadline: Option<Instant>,
+    drain: CancellationToken,
+    ended: bool,
+    _call: TaskTrackerToken,
+}
+
+impl Streaming {
+    async fn step(mut self) -> Option<(Result<WatchRequestResponse, Status>, Self)> {
+        if self.ended {
+            return None;
+        }
+        match self.next().await {
+            Ok(Some(message)) => Some((Ok(message), self)),
+            Ok(None) => None,
+            Err(error) => {
+                self.ended = true;
+                Some((Err(status::of_watch(&error, &self.token)), self))
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
+        loop {
+            if let Some(fragment) = self.sending.as_mut().and_then(Fragments::next) {
+                let token =
+                    fragment.completes.map(|(position, revision)| self.watch.token(position, revision));
+                if let Some(token) = &token {
+                    self.token.clone_from(token);
+                }
+                let more = token.is_none();
+                let resume_token = token.unwrap_or_default();
+                return Ok(Some(WatchRequestResponse { event: Some(fragment.event), resume_token, more }));
+            }
+            self.sending = None;
+            let deadline = async {
+                match self.deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                event = self.watch.next() => event?,
+                () = self.drain.cancelled() => return Err(Error::Draining),
+                () = deadline => return Err(Error::Deadline),
+            };
+            let Some(event) = event else { return Ok(None) };
+            self.sending = Some(Fragments::of(event));
+        }
+    }
+}
+
+fn invalid(violations: Violations) -> Status {
+    status::invalid(violations.into_inner())
+}
+
+/// `grpc-timeout`, as the gRPC protocol over HTTP/2 writes it: at most 8 digits and a unit.
+fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    match unit {
+        "H" => Some(Duration::from_hours(number)),
+        "M" => Some(Duration::from_mins(number)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_of_callers() {
+        let of = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            caller_timeout(&metadata)
+        };
+        assert_eq!(of("1S"), Some(Duration::from_secs(1)));
+        assert_eq!(of("99999999H"), Some(Duration::from_hours(99_999_999)));
+        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
+        for wrong in ["", "S", "1", "123456789S", "-1S", "1x", "1é"] {
+            let mut metadata = MetadataMap::new();
+            if let Ok(value) = wrong.parse() {
+                metadata.insert("grpc-timeout", value);
+            }
+            assert_eq!(caller_timeout(&metadata), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Errors, as callers read them. The only place that names a gRPC code.
+//!
+//! Every status carries an `ErrorInfo`; UNAVAILABLE is used only where repeating the very call is safe. Texts are constant per
+//! reason, apart from our own field names and upstream's error code; the cause of an INTERNAL error is logged here, once, and not sent.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+use tracing::error;
+use uuid::Uuid;
+
+use crate::{
+    requests::{Error, TokenKind},
+    store::StoreError,
+    thingspace::{Refusal, RefusalKind},
+};
+
+const DOMAIN: &str = "thingspace-gateway";
+
+/// When to repeat a call that met a hiccup.
+const SOON: Duration = Duration::from_secs(1);
+
+/// When to repeat a call that met a limit.
+const LATER: Duration = Duration::from_secs(5);
+
+/// How many bytes of violations a status carries. It travels in HTTP/2 headers, of which clients commonly take 8 KiB.
+const MAX_VIOLATION_BYTES: usize = 4_000;
+
+struct Answer {
+    code: Code,
+    reason: &'static str,
+    message: String,
+    retry: Option<Duration>,
+    metadata: HashMap<String, String>,
+}
+
+fn answer(code: Code, reason: &'static str, message: impl Into<String>) -> Answer {
+    Answer { code, reason, message: message.into(), retry: None, metadata: HashMap::new() }
+}
+
+impl Answer {
+    fn retry(mut self, after: Duration) -> Self {
+        self.retry = Some(after);
+        self
+    }
+
+    fn with(mut self, key: &str, value: &dyn ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    fn details(&self) -> ErrorDetails {
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata.clone());
+        if let Some(after) = self.retry {
+            details.set_retry_info(Some(after));
+        }
+        details
+    }
+
+    fn into_status(self) -> Status {
+        Status::with_error_details(self.code, self.message.clone(), self.details())
+    }
+}
+
+/// The status of a failed call.
+pub(super) fn of(error: &Error) -> Status {
+    match error {
+        Error::Internal(cause) => internal(cause),
+        error => describe(error).into_status(),
+    }
+}
+
+/// The status that ends a watch, with the token to resume it.
+pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
+    match error {
+        Error::Internal(cause) => internal(cause),
+        error if resume_token.is_empty() => describe(error).into_status(),
+        error => describe(error).with("resumeToken", &resume_token).into_status(),
+    }
+}
+
+/// Every violation of a call at once, as far as a status can carry them.
+pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
+    let total = violations.len();
+    let mut bytes = 0;
+    let mut told: Vec<_> = violations
+        .into_iter()
+        .take_while(|violation| {
+            bytes += violation.field.len() + violation.description.len() + 8;
+            bytes <= MAX_VIOLATION_BYTES
+        })
+        .collect();
+    if told.len() < total {
+        let more = total - told.len();
+        told.push(FieldViolation {
+            field: String::new(),
+            description: format!("and {more} more violations"),
+            reason: String::new(),
+            localized_message: None,
+        });
+    }
+    let summary = match told.first() {
+        Some(first) if total == 1 => format!("{} {}", first.field, first.description),
+        _ => format!("{total} violations; see the details"),
+    };
+    let answer = answer(Code::InvalidArgument, "INVALID_FIELD", summary);
+    let mut details = answer.details();
+    details.set_bad_request(told);
+    Status::with_error_details(answer.code, answer.message, details)
+}
+
+fn internal(cause: &str) -> Status {
+    let id = Uuid::now_v7().to_string();
+    error!(error.id = id, cause, "a call failed by a defect of the gateway");
+    let answer = answer(Code::Internal, "INTERNAL", "internal error");
+    let mut details = answer.details();
+    details.set_request_info(id, "");
+    Status::with_error_details(answer.code, answer.message, details)
+}
+
+fn describe(error: &Error) -> Answer {
+    match error {
+        Error::AccountNotConfigured(account) => answer(
+            Code::NotFound,
+            "ACCOUNT_NOT_CONFIGURED",
+            "the gateway has no credentials for this account",
+        )
+        .with("account", account),
+        Error::IdempotencyKeyReused => answer(
+            Code::InvalidArgument,
+            "IDEMPOTENCY_KEY_REUSED",
+            "idempotency_key already names another order of this account",
+        ),
+        Error::OrderInProgress => answer(
+            Code::Unavailable,
+            "ORDER_IN_PROGRESS",
+            "an earlier call with this key is still being carried out; repeat the call",
+        )
+        .retry(SOON),
+        Error::OrderOutcomeUnknown { order_id, sent_time, request_id } => {
+            let answer = answer(
+                Code::FailedPrecondition,
+                "ORDER_OUTCOME_UNKNOWN",
+                "the order was sent and its fate is unknown; it is not sent again",
+            )
+            .with("orderId", order_id)
+            .with("sentTime", sent_time);
+            match request_id {
+                Some(request_id) => answer.with("requestId", request_id),
+                None => answer,
+            }
+        }
+        Error::RequestNotFound => {
+            answer(Code::NotFound, "REQUEST_NOT_FOUND", "the account has no such request")
+        }
+        Error::InvalidToken(TokenKind::Resume) => answer(
+            Code::InvalidArgument,
+            "INVALID_RESUME_TOKEN",
+            "resume_token is not a token of this request; start without it",
+        ),
+        Error::InvalidToken(TokenKind::Page) => {
+            answer(Code::InvalidArgument, "INVALID_FIELD", "page_token is not a token of this request")
+        }
+        Error::StillPending => answer(
+            Code::FailedPrecondition,
+            "STILL_PENDING",
+            "the gateway has given up polling and the request is still pending",
+        ),
+        Error::Refused(refusal) => refused(refusal),
+        Error::CredentialsRejected { name } => answer(
+            Code::FailedPrecondition,
+            "UPSTREAM_CREDENTIALS_REJECTED",
+            "ThingSpace rejects the gateway's credentials; an operator has to act",
+        )
+        .with("credentials", name),
+        Error::Throttled { retry_after } => {
+            answer(Code::ResourceExhausted, "UPSTREAM_THROTTLED", "ThingSpace throttles")
+                .retry(retry_after.unwrap_or(LATER))
+        }
+        Error::UpstreamUnavailable { retry_after, .. } => {
+            answer(Code::Unavailable, "UPSTREAM_UNAVAILABLE", "ThingSpace cannot be reached; repeat the call")
+                .retry(retry_after.unwrap_or(SOON))
+        }
+        Error::Overloaded { limit } => {
+            answer(Code::ResourceExhausted, "OVERLOADED", "a limit of the gateway is reached")
+                .with("limit", limit)
+                .retry(LATER)
+        }
+        Error::Store(error) => store(error),
+        Error::Draining => {
+            answer(Code::Unavailable, "DRAINING", "this replica is shutting down; repeat the call")
+                .retry(Duration::ZERO)
+        }
+        Error::Deadline => answer(
+            Code::DeadlineExceeded,
+            "DEADLINE",
+            "the deadline has passed; an order may still be placed: repeat the call with the same key",
+        ),
+        Error::Internal(_) => answer(Code::Internal, "INTERNAL", "internal error"),
+    }
+}
+
+fn store(error: &StoreError) -> Answer {
+    tracing::warn!(%error, "a call failed because of the store");
+    answer(Code::Unavailable, "STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call")
+        .retry(SOON)
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    let (code, reason, message) = match refusal.kind {
+        RefusalKind::InvalidInput => {
+            (Code::InvalidArgument, "UPSTREAM_INVALID_INPUT", "ThingSpace finds the input invalid")
+        }
+        RefusalKind::AccountNotFound => {
+            (Code::NotFound, "UPSTREAM_ACCOUNT_NOT_FOUND", "ThingSpace does not know the account")
+        }
+        RefusalKind::AccountForbidden => (
+            Code::PermissionDenied,
+            "UPSTREAM_ACCOUNT_FORBIDDEN",
+            "the gateway's ThingSpace user may not use the account",
+        ),
+        RefusalKind::PlanNotFound => {
+            (Code::NotFound, "UPSTREAM_PLAN_NOT_FOUND", "ThingSpace does not know the service plan")
+        }
+        RefusalKind::DeviceNotFound => {
+            (Code::NotFound, "UPSTREAM_DEVICE_NOT_FOUND", "ThingSpace does not know a device of the order")
+        }
+        RefusalKind::DeviceState => (
+            Code::FailedPrecondition,
+            "UPSTREAM_DEVICE_STATE",
+            "a device is in a state that does not allow this",
+        ),
+        RefusalKind::Other => (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses"),
+    };
+    answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", &refusal.status)
+}

@@ -1,0 +1,177 @@
+//! Asking ThingSpace where a request stands: one question per request at a time, whoever asks.
+//!
+//! What the answer tells anew is appended to the request's log; the answer to a caller is always the folded state. A question
+//! once begun is finished even if everybody who asked has gone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture, future::Shared};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, warn};
+use uuid::Uuid;
+
+use super::{
+    append,
+    error::Error,
+    event::Kind,
+    hub::{Hub, Tracked},
+    state::Request,
+};
+use crate::{
+    identity::{AccountName, RequestId},
+    store::{LogName, Store},
+    thingspace::{Client, Purpose, StatusLookup},
+};
+
+/// How long "ThingSpace does not know this request" is believed, for requests made elsewhere.
+const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
+
+/// How many such answers are remembered.
+const MAX_NOT_KNOWN: usize = 10_000;
+
+type Flight = Shared<BoxFuture<'static, Result<Answer, Error>>>;
+
+/// What asking came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The request is as up to date as ThingSpace is.
+    Told,
+    /// ThingSpace does not know the request.
+    NotKnown,
+}
+
+#[derive(Debug)]
+pub struct Asker {
+    store: Arc<dyn Store>,
+    client: Client,
+    hub: Arc<Hub>,
+    tasks: TaskTracker,
+    flights: Mutex<HashMap<(AccountName, RequestId), Flight>>,
+    not_known: Mutex<HashMap<(AccountName, RequestId), Instant>>,
+}
+
+impl Asker {
+    pub fn new(store: Arc<dyn Store>, client: Client, hub: Arc<Hub>, tasks: TaskTracker) -> Self {
+        Self { store, client, hub, tasks, flights: Mutex::default(), not_known: Mutex::default() }
+    }
+
+    /// Asks about a request in memory, unless it was asked less than `max_age` ago.
+    pub async fn refresh(self: &Arc<Self>, tracked: &Arc<Tracked>, max_age: Duration) -> Result<(), Error> {
+        if tracked.asked().is_some_and(|asked| asked.at.elapsed() < max_age) {
+            return Ok(());
+        }
+        let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
+        // A request of ours that ThingSpace does not know yet stays as it is.
+        self.ask(&account, &tracked.id, Purpose::Poll).await.map(|_| ())
+    }
+
+    /// Asks about a request that this gateway has never heard of.
+    pub async fn look_up(self: &Arc<Self>, account: &AccountName, id: &RequestId) -> Result<Answer, Error> {
+        let key = (account.clone(), id.clone());
+        if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
+            return Ok(Answer::NotKnown);
+        }
+        let answer = self.ask(account, id, Purpose::Foreign).await?;
+        if answer == Answer::NotKnown {
+            let mut not_known = lock(&self.not_known);
+            if not_known.len() >= MAX_NOT_KNOWN {
+                not_known.retain(|_, since| since.elapsed() < NOT_KNOWN_FOR);
+            }
+            if not_known.len() < MAX_NOT_KNOWN {
+                not_known.insert(key, Instant::now());
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn ask(
+        self: &Arc<Self>,
+        account: &AccountName,
+        id: &RequestId,
+        purpose: Purpose,
+    ) -> Result<Answer, Error> {
+        let key = (account.clone(), id.clone());
+        let flight = {
+            let mut flights = lock(&self.flights);
+            flights.entry(key.clone()).or_insert_with(|| self.launch(key, purpose)).clone()
+        };
+        flight.await
+    }
+
+    fn launch(self: &Arc<Self>, key: (AccountName, RequestId), purpose: Purpose) -> Flight {
+        let asker = Arc::clone(self);
+        let task = self.tasks.spawn(
+            async move {
+                let (account, id) = &key;
+                let answer = asker.ask_alone(account, id, purpose).await;
+                lock(&asker.flights).remove(&key);
+                answer
+            }
+            .in_current_span(),
+        );
+        task.map(|joined| {
+            joined
+                .unwrap_or_else(|panic| Err(Error::Internal(format!("a status question panicked: {panic}"))))
+        })
+        .boxed()
+        .shared()
+    }
+
+    async fn ask_alone(
+        &self,
+        account: &AccountName,
+        id: &RequestId,
+        purpose: Purpose,
+    ) -> Result<Answer, Error> {
+        let began = Instant::now();
+        let lookup = self.client.request_status(account, id, purpose).await?;
+        let took = began.elapsed();
+        let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
+        let (events, known_account) = match &attached {
+            Some(tracked) => {
+                let request = &tracked.lock().request;
+                (news(request, account, &lookup), request.account.clone())
+            }
+            None => (news(&Request::default(), account, &lookup), None),
+        };
+        if known_account.is_some_and(|known| known != *account) {
+            warn!(request.id = %id, "ThingSpace knows this request under another account, too; left alone");
+            return Ok(Answer::NotKnown);
+        }
+        let mut last = None;
+        for observed in events {
+            let log = LogName::request(id.as_str());
+            last = Some(append(&*self.store, &log, Uuid::now_v7(), Kind::Observed(observed)).await?);
+        }
+        if let Some(position) = last {
+            self.hub.folded(position).await;
+        }
+        if let Some(tracked) = attached {
+            tracked.set_asked(took);
+        }
+        Ok(match lookup {
+            StatusLookup::Found(_) => Answer::Told,
+            StatusLookup::NotKnown => Answer::NotKnown,
+        })
+    }
+}
+
+fn news(
+    request: &Request,
+    account: &AccountName,
+    lookup: &StatusLookup,
+) -> Vec<crate::proto::storage::Observed> {
+    match lookup {
+        StatusLookup::Found(answer) => request.news(account, answer),
+        StatusLookup::NotKnown => Vec::new(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

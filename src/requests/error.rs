@@ -1,0 +1,79 @@
+//! Why a call of the domain failed. It knows no transport: what a caller reads is decided in one place, `grpc/status`.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{
+    identity::{AccountName, RequestId},
+    store::StoreError,
+    thingspace::{self, Refusal},
+};
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    #[error("no credentials are configured for account {0}")]
+    AccountNotConfigured(AccountName),
+    #[error("the idempotency key names another order")]
+    IdempotencyKeyReused,
+    #[error("an earlier call with this key is still being carried out")]
+    OrderInProgress,
+    #[error("the fate of order {order_id} is unknown")]
+    OrderOutcomeUnknown { order_id: String, sent_time: Timestamp, request_id: Option<RequestId> },
+    #[error("no such request")]
+    RequestNotFound,
+    #[error("not a token of this request")]
+    InvalidToken(TokenKind),
+    #[error("polling was given up and the request is still pending")]
+    StillPending,
+    #[error("ThingSpace refused: {0}")]
+    Refused(Refusal),
+    #[error("ThingSpace rejects the credentials {name}")]
+    CredentialsRejected { name: String },
+    #[error("ThingSpace throttles")]
+    Throttled { retry_after: Option<Duration> },
+    /// For an order: certainly not sent.
+    #[error("ThingSpace is unavailable: {reason}")]
+    UpstreamUnavailable { reason: String, retry_after: Option<Duration> },
+    #[error("a limit of the gateway is reached: {limit}")]
+    Overloaded { limit: &'static str },
+    /// For an order: before it was sent.
+    #[error("{0}")]
+    Store(StoreError),
+    #[error("shutting down")]
+    Draining,
+    #[error("the deadline has passed")]
+    Deadline,
+    /// A defect of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenKind {
+    Resume,
+    Page,
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// For calls without effect, where it does not matter whether upstream carried one out.
+impl From<thingspace::Error> for Error {
+    fn from(error: thingspace::Error) -> Self {
+        match error {
+            thingspace::Error::Refused(refusal) => Self::Refused(refusal),
+            thingspace::Error::CredentialsRejected { name } => Self::CredentialsRejected { name },
+            thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
+            thingspace::Error::NotSent { reason, retry_after } => {
+                Self::UpstreamUnavailable { reason, retry_after }
+            }
+            thingspace::Error::Ambiguous { reason } => {
+                Self::UpstreamUnavailable { reason, retry_after: None }
+            }
+        }
+    }
+}

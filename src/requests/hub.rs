@@ -1,0 +1,579 @@
+//! The projection: every open request and order, folded from the store's one sequence of events.
+//!
+//! Only [`Hub::follow`] and the loading of a log write it, and both only fold what the store holds; so every replica
+//! arrives at the same transitions. A log is always folded from its first event: one that is met half-way is read whole.
+//! Closed logs leave memory after a while and are read back when somebody asks.
+//!
+//! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not read yet and nothing else.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    event,
+    order::{Order, Outcome},
+    state::{Request, Transition},
+};
+use crate::{
+    identity::RequestId,
+    store::{self, Entry, Followed, LogClass, LogName, Position, Store, StoreError},
+};
+
+mod low_water;
+mod recent;
+
+pub use low_water::LowWater;
+use recent::Recent;
+
+/// Transitions of a request kept in memory for watchers; older ones are read from its log.
+pub const KEPT_TRANSITIONS: usize = 1_024;
+
+/// Orphans (requests of others, of whose devices nothing is known) remembered by id, so that each of their events need not
+/// read their log again.
+const REMEMBERED_ORPHANS: usize = 100_000;
+
+/// How long an answer waits for this replica to fold what it has just appended.
+const FOLD_WAIT: Duration = Duration::from_secs(2);
+
+/// How often the hub looks for entries to drop and raises the low-water mark.
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// The pause after a failed read of the store.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+/// A request in memory.
+#[derive(Debug)]
+pub struct Tracked {
+    pub id: RequestId,
+    folded: Mutex<Folded>,
+    changed: watch::Sender<u64>,
+    asked: Mutex<Option<Asked>>,
+}
+
+/// When ThingSpace answered a question about a request last, and how long that took.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    pub at: Instant,
+    pub took: Duration,
+}
+
+/// What a [`Tracked`] holds under its lock.
+#[derive(Debug, Default)]
+pub struct Folded {
+    pub request: Request,
+    /// The last [`KEPT_TRANSITIONS`].
+    pub recent: VecDeque<Arc<Transition>>,
+    /// Where the last event folded lies.
+    last: Option<Position>,
+    closed_since: Option<Instant>,
+    /// The store lost this log's events: whoever watches has to come back.
+    gone: bool,
+}
+
+impl Tracked {
+    fn new(id: RequestId, folded: Folded) -> Arc<Self> {
+        let changed = watch::Sender::new(folded.request.revision);
+        Arc::new(Self { id, folded: Mutex::new(folded), changed, asked: Mutex::default() })
+    }
+
+    /// The request as it is. Held briefly: never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Folded> {
+        self.folded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn asked(&self) -> Option<Asked> {
+        *lock(&self.asked)
+    }
+
+    pub fn set_asked(&self, took: Duration) {
+        *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
+    }
+
+    /// Whether somebody waits for changes.
+    pub fn is_watched(&self) -> bool {
+        self.changed.receiver_count() > 0
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+impl Folded {
+    /// Where the last event folded lies.
+    pub fn position(&self) -> Position {
+        self.last.unwrap_or(Position { epoch: 0, sequence: 0 })
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// The transitions after a revision, or `None` if some of them are no longer in memory.
+    pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
+        let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
+        if revision + 1 < oldest {
+            return None;
+        }
+        Some(self.recent.iter().filter(|t| t.revision > revision).map(Arc::clone).collect())
+    }
+
+    fn apply(&mut self, id: &str, entry: &Entry) -> bool {
+        if self.last.is_some_and(|last| entry.position.sequence <= last.sequence) {
+            return false;
+        }
+        self.last = Some(entry.position);
+        let Some(event) = event::decode(&entry.event) else {
+            error!(
+                request.id = id,
+                sequence = entry.position.sequence,
+                "an event in the store cannot be decoded; it changes nothing"
+            );
+            return false;
+        };
+        let applied = self.request.apply(entry.position, entry.time, &event);
+        if applied.contradictions > 0 {
+            warn!(
+                request.id = id,
+                devices = applied.contradictions,
+                "a final state contradicts an earlier one; the first holds"
+            );
+        }
+        if applied.unmatched > 0 {
+            warn!(
+                request.id = id,
+                devices = applied.unmatched,
+                "an event names devices that the request does not have"
+            );
+        }
+        self.closed_since = self.request.is_closed().then(|| self.closed_since.unwrap_or_else(Instant::now));
+        let Some(transition) = applied.transition else { return false };
+        self.recent.push_back(Arc::new(transition));
+        if self.recent.len() > KEPT_TRANSITIONS {
+            self.recent.pop_front();
+        }
+        true
+    }
+}
+
+/// The projection and its follower.
+#[derive(Debug)]
+pub struct Hub {
+    store: Arc<dyn Store>,
+    closed_in_memory: Duration,
+    give_up: Duration,
+    projection: Mutex<Projection>,
+    /// How far the follower has folded, and whether it has caught up.
+    progress: watch::Sender<Progress>,
+    /// Held while a log is read and put into the projection, so that no event falls between the two.
+    loading: tokio::sync::Mutex<()>,
+    hints: Hints,
+    events_read: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Projection {
+    requests: HashMap<RequestId, Arc<Tracked>>,
+    /// Orders without an outcome, or whose request does not know of them yet.
+    orders: HashMap<String, Order>,
+    orphans: Recent<RequestId>,
+    open_devices: usize,
+}
+
+/// How far the follower is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Progress {
+    folded: Option<Position>,
+    caught_up: bool,
+}
+
+/// Requests the poller should look at: newly open or newly watched. A set, so it is bounded by the open requests.
+#[derive(Debug, Default)]
+struct Hints {
+    requests: Mutex<std::collections::HashSet<RequestId>>,
+    wake: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark down.
+    pub fn new(store: Arc<dyn Store>, closed_in_memory: Duration, give_up: Duration) -> Self {
+        Self {
+            store,
+            closed_in_memory,
+            give_up,
+            projection: Mutex::default(),
+            progress: watch::Sender::default(),
+            loading: tokio::sync::Mutex::default(),
+            hints: Hints::default(),
+            events_read: AtomicU64::new(0),
+        }
+    }
+
+    /// Resolves when everything that was stored at the start has been folded.
+    pub async fn caught_up(&self) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives as long as self.
+        let _ = progress.wait_for(|p| p.caught_up).await;
+    }
+
+    pub fn is_caught_up(&self) -> bool {
+        self.progress.borrow().caught_up
+    }
+
+    /// Waits until this replica has folded a position, at most [`FOLD_WAIT`]: a reader then sees its own writes. False
+    /// when it gave up waiting.
+    pub async fn folded(&self, position: Position) -> bool {
+        let mut progress = self.progress.subscribe();
+        let there = progress.wait_for(|p| {
+            p.folded.is_some_and(|f| f.epoch != position.epoch || f.sequence >= position.sequence)
+        });
+        tokio::time::timeout(FOLD_WAIT, there).await.is_ok()
+    }
+
+    /// The epoch of the store that is being followed, once an event or the end was seen.
+    pub fn epoch(&self) -> Option<u64> {
+        self.progress.borrow().folded.map(|p| p.epoch)
+    }
+
+    /// Devices of all open requests.
+    pub fn open_devices(&self) -> usize {
+        lock(&self.projection).open_devices
+    }
+
+    /// How many events were read from the store since the start, by following and by loading.
+    pub fn events_read(&self) -> u64 {
+        self.events_read.load(Ordering::Relaxed)
+    }
+
+    /// The ids of the open requests.
+    pub fn open_requests(&self) -> Vec<RequestId> {
+        let projection = lock(&self.projection);
+        projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
+    }
+
+    /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
+    pub async fn attach(
+        &self,
+        id: &RequestId,
+    ) -> Result<Option<(Arc<Tracked>, watch::Receiver<u64>)>, StoreError> {
+        if let Some(found) = self.attached(id) {
+            return Ok(Some(found));
+        }
+        let _loading = self.loading.lock().await;
+        if let Some(found) = self.attached(id) {
+            return Ok(Some(found));
+        }
+        let folded = self.read(id).await?;
+        if folded.last.is_none() {
+            return Ok(None);
+        }
+        let tracked = Tracked::new(id.clone(), folded);
+        let receiver = tracked.subscribe();
+        self.insert(Arc::clone(&tracked));
+        Ok(Some((tracked, receiver)))
+    }
+
+    // Subscribes under the projection's lock, so that housekeeping does not drop the entry in between.
+    fn attached(&self, id: &RequestId) -> Option<(Arc<Tracked>, watch::Receiver<u64>)> {
+        let projection = lock(&self.projection);
+        let tracked = projection.requests.get(id)?;
+        Some((Arc::clone(tracked), tracked.subscribe()))
+    }
+
+    /// A request, if it is in memory.
+    pub fn get(&self, id: &RequestId) -> Option<Arc<Tracked>> {
+        lock(&self.projection).requests.get(id).map(Arc::clone)
+    }
+
+    /// Tells the poller that a request deserves a look.
+    pub fn hint(&self, id: &RequestId) {
+        lock(&self.hints.requests).insert(id.clone());
+        self.hints.wake.notify_one();
+    }
+
+    /// Waits for hints and takes them.
+    pub async fn hints(&self) -> Vec<RequestId> {
+        loop {
+            let woken = self.hints.wake.notified();
+            let taken: Vec<_> = lock(&self.hints.requests).drain().collect();
+            if !taken.is_empty() {
+                return taken;
+            }
+            woken.await;
+        }
+    }
+
+    /// The transitions of a request after a revision, from its log.
+    pub async fn transitions(&self, id: &RequestId, after: u64) -> Result<Vec<Arc<Transition>>, StoreError> {
+        let mut request = Request::default();
+        let mut found = Vec::new();
+        self.read_log(&LogName::request(id.as_str()), |entry| {
+            let Some(event) = event::decode(&entry.event) else { return };
+            let transition = request.apply(entry.position, entry.time, &event).transition;
+            found.extend(transition.filter(|t| t.revision > after).map(Arc::new));
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// An order, from its log.
+    pub async fn order(&self, order_id: &str) -> Result<Order, StoreError> {
+        let mut order = Order::default();
+        self.read_log(&LogName::order(order_id), |entry| {
+            if let Some(event) = event::decode(&entry.event) {
+                order.apply(entry.position, entry.time, &event);
+            }
+        })
+        .await?;
+        Ok(order)
+    }
+
+    /// Orders that ThingSpace accepted and whose request does not know it yet.
+    pub fn unfinished_orders(&self) -> Vec<String> {
+        let projection = lock(&self.projection);
+        let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
+        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Follows the store until stopped.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let mut from = self.low_water(&stop).await;
+        while let Some(lost) = stop.run_until_cancelled(self.follow_from(from)).await {
+            match lost {
+                store::Lost::Replaced => warn!("the store was replaced; starting over"),
+                store::Lost::TooOld => {
+                    info!("the low-water mark is older than the oldest event; starting from that");
+                }
+            }
+            self.reset();
+            from = None;
+        }
+        // The next start then reads only what is still open.
+        self.keep_house().await;
+    }
+
+    async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
+        let load = async {
+            loop {
+                match LowWater::load(&*self.store).await {
+                    Ok(mark) => return mark.and_then(LowWater::position),
+                    Err(error) => {
+                        warn!(%error, "cannot read the low-water mark yet");
+                        tokio::time::sleep(READ_RETRY).await;
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(load).await.flatten()
+    }
+
+    async fn follow_from(&self, from: Option<Position>) -> store::Lost {
+        let mut followed = self.store.follow(from);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                item = followed.next() => match item {
+                    Some(Followed::Event(log, entry)) => {
+                        self.events_read.fetch_add(1, Ordering::Relaxed);
+                        self.fold(&log, &entry).await;
+                        self.progress.send_modify(|p| p.folded = Some(entry.position));
+                    }
+                    Some(Followed::CaughtUp(position)) => {
+                        debug!(sequence = position.sequence, "caught up with the store");
+                        self.progress.send_modify(|p| *p = Progress { folded: Some(position.max(p.folded.unwrap_or(position))), caught_up: true });
+                    }
+                    Some(Followed::Lost(lost)) => return lost,
+                    // Closed by us: the stop token comes next.
+                    None => std::future::pending().await,
+                },
+                _ = housekeeping.tick() => self.keep_house().await,
+            }
+        }
+    }
+
+    async fn fold(&self, log: &LogName, entry: &Entry) {
+        match log.class {
+            LogClass::Order => self.fold_order(&log.id, entry),
+            LogClass::Request => {
+                let Ok(id) = RequestId::parse(&log.id) else { return };
+                self.fold_request(id, entry).await;
+            }
+        }
+    }
+
+    fn fold_order(&self, id: &str, entry: &Entry) {
+        let Some(event) = event::decode(&entry.event) else { return };
+        let mut projection = lock(&self.projection);
+        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended.
+        if !projection.orders.contains_key(id) && !matches!(event.kind, Some(event::Kind::Ordered(_))) {
+            return;
+        }
+        let order = projection.orders.entry(id.to_owned()).or_default();
+        order.apply(entry.position, entry.time, &event);
+        if order.outcome == Some(Outcome::NotPlaced) {
+            projection.orders.remove(id);
+        }
+    }
+
+    async fn fold_request(&self, id: RequestId, entry: &Entry) {
+        if self.fold_tracked(&id, entry) {
+            return;
+        }
+        let _loading = self.loading.lock().await;
+        if self.fold_tracked(&id, entry) {
+            return;
+        }
+        let decides = event::decode(&entry.event)
+            .is_some_and(|e| matches!(e.kind, Some(event::Kind::Accepted(_) | event::Kind::Observed(_))));
+        if !decides && lock(&self.projection).orphans.contains(&id) {
+            return;
+        }
+        let folded = loop {
+            match self.read(&id).await {
+                Ok(folded) => break folded,
+                Err(error) => {
+                    warn!(request.id = %id, %error, "cannot read a log yet");
+                    tokio::time::sleep(READ_RETRY).await;
+                }
+            }
+        };
+        self.close_order(&folded.request);
+        if folded.request.is_closed() {
+            if !folded.request.known {
+                lock(&self.projection).orphans.insert(id);
+            }
+        } else {
+            self.insert(Tracked::new(id, folded));
+        }
+    }
+
+    /// Folds an event into a request that is in memory; false if it is not.
+    fn fold_tracked(&self, id: &RequestId, entry: &Entry) -> bool {
+        let mut projection = lock(&self.projection);
+        let Some(tracked) = projection.requests.get(id).map(Arc::clone) else { return false };
+        let mut folded = tracked.lock();
+        let before = open_devices(&folded.request);
+        let changed = folded.apply(id.as_str(), entry);
+        projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
+        let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
+        if let Some(order_id) = &folded.request.order_id {
+            projection.orders.remove(order_id);
+        }
+        drop(folded);
+        drop(projection);
+        if changed {
+            tracked.changed.send_replace(revision);
+            if before == 0 && request_open {
+                self.hint(id);
+            }
+        }
+        true
+    }
+
+    fn insert(&self, tracked: Arc<Tracked>) {
+        let (devices, open) = {
+            let folded = tracked.lock();
+            (open_devices(&folded.request), !folded.request.is_closed())
+        };
+        let id = tracked.id.clone();
+        let mut projection = lock(&self.projection);
+        projection.open_devices += devices;
+        projection.requests.insert(id.clone(), tracked);
+        drop(projection);
+        if open {
+            self.hint(&id);
+        }
+    }
+
+    fn close_order(&self, request: &Request) {
+        if let Some(order_id) = &request.order_id {
+            lock(&self.projection).orders.remove(order_id);
+        }
+    }
+
+    async fn read(&self, id: &RequestId) -> Result<Folded, StoreError> {
+        let mut folded = Folded::default();
+        self.read_log(&LogName::request(id.as_str()), |entry| {
+            folded.apply(id.as_str(), entry);
+        })
+        .await?;
+        Ok(folded)
+    }
+
+    async fn read_log(&self, log: &LogName, mut each: impl FnMut(&Entry)) -> Result<(), StoreError> {
+        let mut after = 0;
+        loop {
+            let entries = self.store.read(log, after, store::MAX_READ).await?;
+            self.events_read.fetch_add(entries.len() as u64, Ordering::Relaxed);
+            let Some(last) = entries.last() else { return Ok(()) };
+            after = last.position.sequence;
+            entries.iter().for_each(&mut each);
+        }
+    }
+
+    async fn keep_house(&self) {
+        let mut dropped = 0;
+        let oldest_open = {
+            let mut projection = lock(&self.projection);
+            let expired = |tracked: &Arc<Tracked>| {
+                let closed = tracked.lock().closed_since;
+                closed.is_some_and(|since| since.elapsed() >= self.closed_in_memory) && !tracked.is_watched()
+            };
+            projection.requests.retain(|_, tracked| {
+                let keep = !expired(tracked);
+                dropped += usize::from(!keep);
+                keep
+            });
+            let requests = projection.requests.values().filter_map(|tracked| {
+                let folded = tracked.lock();
+                folded.request.first.filter(|_| !folded.request.is_closed())
+            });
+            let now = Timestamp::now();
+            let young = |order: &&Order| order.age(now) < self.give_up || order.outcome.is_some();
+            let orders = projection.orders.values().filter(young).filter_map(|order| order.first);
+            requests.chain(orders).min()
+        };
+        let folded = self.progress.borrow().folded;
+        // Nothing open: everything folded so far is behind us.
+        if let Some(mark) = oldest_open.or(folded)
+            && self.is_caught_up()
+            && let Err(error) = LowWater::raise(&*self.store, mark).await
+        {
+            warn!(%error, "cannot raise the low-water mark; the next start reads more than it has to");
+        }
+        debug!(dropped, "housekeeping");
+    }
+
+    fn reset(&self) {
+        let projection = std::mem::take(&mut *lock(&self.projection));
+        for tracked in projection.requests.values() {
+            tracked.lock().gone = true;
+            tracked.changed.send_modify(|_| ());
+        }
+        self.progress.send_replace(Progress::default());
+    }
+}
+
+fn open_devices(request: &Request) -> usize {
+    if request.is_closed() { 0 } else { request.counts.total }
+}

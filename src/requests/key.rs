@@ -1,0 +1,153 @@
+//! The cell of an idempotency key: what makes an order happen at most once.
+
+use aws_lc_rs::digest;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use jiff::Timestamp;
+use prost::Message;
+use uuid::Uuid;
+
+use crate::{
+    identity::AccountName,
+    proto::storage::{self, KeyPhase},
+    store::{CellName, Store, StoreError, Swap, Version},
+    thingspace::Order,
+};
+
+/// Format of the cell.
+const FORMAT: u32 = 1;
+
+/// The algorithm of [`hash`].
+const HASH_ALGORITHM: u32 = 1;
+
+/// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is named by its digest.
+pub fn cell(account: &AccountName, key: &str) -> CellName {
+    let digest = fields_digest(&[account.as_str(), key]);
+    CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
+}
+
+/// What a key stands for: the named fields of an order, each with its length.
+pub fn hash(order: &Order) -> Vec<u8> {
+    let mut fields = vec![order.account.as_str(), order.service_plan.as_str()];
+    for device in &order.devices {
+        fields.extend([device.eid.as_str(), device.iccid.as_str(), device.imei.as_str()]);
+    }
+    fields_digest(&fields)
+}
+
+fn fields_digest(fields: &[&str]) -> Vec<u8> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for field in fields {
+        context.update(&(field.len() as u64).to_be_bytes());
+        context.update(field.as_bytes());
+    }
+    context.finish().as_ref().to_vec()
+}
+
+/// What a key's cell holds, as of some version.
+#[derive(Debug, Clone)]
+pub struct Key {
+    version: Version,
+    value: storage::Key,
+}
+
+impl Key {
+    pub async fn load(store: &dyn Store, cell: &CellName) -> Result<Option<Self>, StoreError> {
+        let Some(held) = store.load(cell).await? else { return Ok(None) };
+        let value =
+            storage::Key::decode(held.value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        if value.version > FORMAT {
+            return Err(StoreError::Corrupt(format!(
+                "a key cell of version {}, newer than this gateway",
+                value.version
+            )));
+        }
+        Ok(Some(Self { version: held.version, value }))
+    }
+
+    pub fn phase(&self) -> KeyPhase {
+        self.value.phase()
+    }
+
+    pub fn order_id(&self) -> &str {
+        &self.value.order_id
+    }
+
+    pub fn request_id(&self) -> &str {
+        &self.value.request_id
+    }
+
+    pub fn incarnation(&self) -> &str {
+        &self.value.incarnation
+    }
+
+    pub fn sent_time(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.value.sent_time_ms).unwrap_or_default()
+    }
+
+    /// Whether the key stands for this order. An algorithm that is unknown here proves nothing: not the same.
+    pub fn stands_for(&self, hash: &[u8]) -> bool {
+        self.value.hash_algorithm == HASH_ALGORITHM && self.value.request_hash == hash
+    }
+
+    /// Claims the cell for an order about to be sent, over what was there before. `None`: somebody else was first.
+    pub async fn claim(
+        store: &dyn Store,
+        cell: &CellName,
+        before: Option<&Self>,
+        claim: Claim<'_>,
+    ) -> Result<Option<Self>, StoreError> {
+        let value = storage::Key {
+            version: FORMAT,
+            nonce: Uuid::now_v7().to_string(),
+            order_id: claim.order_id.to_owned(),
+            hash_algorithm: HASH_ALGORITHM,
+            request_hash: claim.hash.to_vec(),
+            phase: KeyPhase::Sending.into(),
+            request_id: String::new(),
+            sent_time_ms: claim.sent_time.as_millisecond(),
+            incarnation: claim.incarnation.to_owned(),
+            lease_ms: claim.lease_ms,
+        };
+        swap(store, cell, before.map(|key| key.version), value).await
+    }
+
+    /// Moves on to another phase. `None`: somebody else has moved it.
+    pub async fn advance(
+        &self,
+        store: &dyn Store,
+        cell: &CellName,
+        phase: KeyPhase,
+        request_id: &str,
+    ) -> Result<Option<Self>, StoreError> {
+        let value = storage::Key {
+            nonce: Uuid::now_v7().to_string(),
+            phase: phase.into(),
+            request_id: request_id.to_owned(),
+            ..self.value.clone()
+        };
+        swap(store, cell, Some(self.version), value).await
+    }
+}
+
+/// Who claims a key, and for what.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    pub order_id: &'a str,
+    pub hash: &'a [u8],
+    pub incarnation: &'a str,
+    pub sent_time: Timestamp,
+    pub lease_ms: u32,
+}
+
+async fn swap(
+    store: &dyn Store,
+    cell: &CellName,
+    expected: Option<Version>,
+    value: storage::Key,
+) -> Result<Option<Key>, StoreError> {
+    match store.swap(cell, expected, Bytes::from(value.encode_to_vec())).await? {
+        Swap::Swapped(version) => Ok(Some(Key { version, value })),
+        Swap::Conflict(_) => Ok(None),
+    }
+}

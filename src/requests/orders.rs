@@ -1,0 +1,426 @@
+//! Orders: at most one POST for a key, whatever happens to callers, replicas and this process.
+//!
+//! The way of an order: a permit, a bearer and a session (within the caller's deadline) → `Ordered` in its log → its key's cell
+//! SENDING, durable before a byte leaves → **one POST, which from here belongs to the gateway** → `AcceptedAs` in its log, `Accepted` in
+//! the request's → the cell ACCEPTED → the answer.
+//!
+//! What it never does: send an order again of whose fate nothing is known. Whoever finds SENDING or UNKNOWN in a cell reads
+//! the order's log first; if that has the answer, they finish what is missing.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{OwnedMutexGuard, oneshot},
+    time::Instant,
+};
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, error, info, warn};
+use uuid::Uuid;
+
+use super::{
+    append,
+    error::Error,
+    event::{self, Kind, Once},
+    hub::Hub,
+    key::{self, Claim, Key},
+    order::Outcome,
+};
+use crate::{
+    identity::RequestId,
+    proto::storage::{self, KeyPhase},
+    store::{CellName, LogName, Store, StoreError},
+    thingspace::{self, Client, Order, OrderPermit},
+};
+
+/// Between attempts to send an order that never left, and to store what came of one.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a lease adds to the time a POST may take, for the writes around it.
+const LEASE_SLACK: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub struct Orders {
+    store: Arc<dyn Store>,
+    client: Client,
+    hub: Arc<Hub>,
+    tasks: TaskTracker,
+    order_timeout: Duration,
+    max_open_devices: usize,
+    /// This process, in leases.
+    incarnation: String,
+    /// One order per key at a time in this process; the cell is what holds between processes.
+    keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// A caller's order.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    pub order: Order,
+    pub key: String,
+}
+
+/// An order that ThingSpace has accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub request_id: RequestId,
+    /// An earlier call had placed it.
+    pub replayed: bool,
+}
+
+/// An order that may be sent once its key is claimed.
+struct Claimant {
+    order: Order,
+    cell: CellName,
+    before: Option<Key>,
+    hash: Vec<u8>,
+    /// Until when an order that certainly never left may be tried again.
+    retry_until: Instant,
+    /// The key's turn in this process.
+    turn: OwnedMutexGuard<()>,
+}
+
+/// An order that is being carried out, and the right to do so.
+struct Flight {
+    order: Order,
+    order_id: String,
+    cell: CellName,
+    key: Key,
+    sent_time: Timestamp,
+    retry_until: Instant,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Orders {
+    pub fn new(
+        store: Arc<dyn Store>,
+        client: Client,
+        hub: Arc<Hub>,
+        tasks: TaskTracker,
+        order_timeout: Duration,
+        max_open_devices: usize,
+    ) -> Self {
+        let incarnation = Uuid::now_v7().to_string();
+        Self {
+            store,
+            client,
+            hub,
+            tasks,
+            order_timeout,
+            max_open_devices,
+            incarnation,
+            keys: Mutex::default(),
+        }
+    }
+
+    /// Places an order, or says what became of it if its key was used before. Dropping the future ends the waiting, never
+    /// an order that is under way.
+    pub async fn place(self: &Arc<Self>, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
+        let cell = key::cell(&placement.order.account, &placement.key);
+        let hash = key::hash(&placement.order);
+        let turn = self.key_lock(&cell.name).lock_owned();
+        let turn = tokio::time::timeout_at(deadline, turn).await.map_err(|_| Error::OrderInProgress)?;
+        let before = match Key::load(&*self.store, &cell).await? {
+            None => None,
+            Some(key) => match self.settle(&cell, key, &hash).await? {
+                Settled::Free(key) => Some(key),
+                Settled::Placed(request_id) => return Ok(Placed { request_id, replayed: true }),
+            },
+        };
+        self.place_new(placement.order, cell, before, &hash, turn, deadline).await
+    }
+
+    /// Finishes orders that ThingSpace had accepted when a process died before it could say so to anybody.
+    pub async fn recover(&self) {
+        for order_id in self.hub.unfinished_orders() {
+            let recovered = async {
+                let order = self.hub.order(&order_id).await?;
+                let (Some(ordered), Some(Outcome::AcceptedAs(request))) = (order.ordered, order.outcome)
+                else {
+                    return Ok(());
+                };
+                info!(order.id = order_id, request.id = %request, "finishing an order that was accepted before a restart");
+                self.append_accepted(&order_id, &ordered, &request).await
+            };
+            if let Err(error) = recovered.await {
+                warn!(order.id = order_id, %error, "cannot finish an accepted order yet; a call with its key will");
+            }
+        }
+    }
+
+    fn key_lock(&self, cell: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = keys.get(cell).and_then(Weak::upgrade) {
+            return lock;
+        }
+        // As many entries as there are callers waiting, give or take what the next line drops.
+        if keys.len() >= 2 * keys.iter().filter(|(_, lock)| lock.strong_count() > 0).count() + 64 {
+            keys.retain(|_, lock| lock.strong_count() > 0);
+        }
+        let lock = Arc::new(tokio::sync::Mutex::new(()));
+        keys.insert(cell.to_owned(), Arc::downgrade(&lock));
+        lock
+    }
+
+    /// What a key that was used before stands for now.
+    async fn settle(&self, cell: &CellName, key: Key, hash: &[u8]) -> Result<Settled, Error> {
+        if key.phase() == KeyPhase::Released {
+            return Ok(Settled::Free(key));
+        }
+        if !key.stands_for(hash) {
+            return Err(Error::IdempotencyKeyReused);
+        }
+        match key.phase() {
+            KeyPhase::Accepted => {
+                let request_id = RequestId::parse(key.request_id())
+                    .map_err(|_| corrupt("a key cell without a request id"))?;
+                return Ok(Settled::Placed(request_id));
+            }
+            KeyPhase::Sending if key.incarnation() != self.incarnation && !self.store.exclusive() => {
+                return Err(Error::OrderInProgress);
+            }
+            KeyPhase::Sending | KeyPhase::Unknown => {}
+            KeyPhase::Released | KeyPhase::Unspecified => return Err(corrupt("a key cell without a phase")),
+        }
+        // The turn is ours and the sender is not: it has died, or knew no more than the cell says.
+        let order = self.hub.order(key.order_id()).await?;
+        match (order.outcome, order.ordered) {
+            (Some(Outcome::AcceptedAs(request)), Some(ordered)) => {
+                self.append_accepted(key.order_id(), &ordered, &request).await?;
+                key.advance(&*self.store, cell, KeyPhase::Accepted, request.as_str()).await?;
+                Ok(Settled::Placed(request))
+            }
+            (Some(Outcome::NotPlaced), _) => {
+                let freed = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
+                freed.map(Settled::Free).ok_or(Error::OrderInProgress)
+            }
+            (Some(Outcome::AcceptedAs(_)) | None, _) => {
+                if key.phase() == KeyPhase::Sending {
+                    key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?;
+                }
+                Err(unknown(key.order_id(), key.sent_time(), None))
+            }
+        }
+    }
+
+    async fn place_new(
+        self: &Arc<Self>,
+        order: Order,
+        cell: CellName,
+        before: Option<Key>,
+        hash: &[u8],
+        turn: OwnedMutexGuard<()>,
+        deadline: Instant,
+    ) -> Result<Placed, Error> {
+        if self.hub.open_devices() + order.devices.len() > self.max_open_devices {
+            return Err(Error::Overloaded { limit: "limits.open_devices" });
+        }
+        let prepared = tokio::time::timeout_at(deadline, self.client.prepare_order(&order.account)).await;
+        let permit = prepared.map_err(|_| Error::Deadline)??;
+
+        // From here on a caller that goes away would leave a claim behind, so the rest is a task of its own.
+        let claimant = Claimant { order, cell, before, hash: hash.to_vec(), retry_until: deadline, turn };
+        let (answer, answered) = oneshot::channel();
+        let orders = Arc::clone(self);
+        self.tasks.spawn(async move { orders.fly(claimant, permit, answer).await }.in_current_span());
+        match tokio::time::timeout_at(deadline, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::Internal("an order's task ended without an answer".to_owned())),
+            Err(_) => Err(Error::Deadline),
+        }
+    }
+
+    /// Claims the key, sends the order and stores what comes of it.
+    async fn fly(
+        &self,
+        claimant: Claimant,
+        permit: OrderPermit,
+        answer: oneshot::Sender<Result<Placed, Error>>,
+    ) {
+        let flight = match self.claim(claimant).await {
+            Ok(flight) => flight,
+            Err(error) => {
+                // Nobody may be waiting any more.
+                let _ = answer.send(Err(error));
+                return;
+            }
+        };
+        match self.send(&flight, permit).await {
+            Ok(request_id) => self.accepted(&flight, request_id, answer).await,
+            Err(error) => {
+                let outcome = self.not_accepted(&flight, error).await;
+                let _ = answer.send(Err(outcome));
+            }
+        }
+    }
+
+    /// Makes the order durable: its log and its key's cell. Nothing has been sent when this fails.
+    async fn claim(&self, claimant: Claimant) -> Result<Flight, Error> {
+        let Claimant { order, cell, before, hash, retry_until, turn } = claimant;
+        let order_id = Uuid::now_v7().to_string();
+        let log = LogName::order(&order_id);
+        let ordered = Kind::Ordered(ordered(&order, &cell));
+        append(&*self.store, &log, Once::Ordered.id(&order_id), ordered).await?;
+        let sent_time = Timestamp::now();
+        let lease = self.order_timeout * 2 + LEASE_SLACK;
+        let claim = Claim {
+            order_id: &order_id,
+            hash: &hash,
+            incarnation: &self.incarnation,
+            sent_time,
+            lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
+        };
+        match Key::claim(&*self.store, &cell, before.as_ref(), claim).await {
+            Ok(Some(key)) => Ok(Flight { order, order_id, cell, key, sent_time, retry_until, _turn: turn }),
+            // Another replica was first with this key, or the store failed: this order never was.
+            claimed => {
+                let not_sent = Kind::NotSent(storage::NotSent {});
+                append(&*self.store, &log, Once::Outcome.id(&order_id), not_sent).await?;
+                claimed?;
+                Err(Error::OrderInProgress)
+            }
+        }
+    }
+
+    async fn send(&self, flight: &Flight, mut permit: OrderPermit) -> Result<RequestId, thingspace::Error> {
+        loop {
+            let sent = self.client.place_order(permit, &flight.order).await;
+            let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
+            // Nothing left this machine, so trying again cannot order twice.
+            if Instant::now() + RETRY >= flight.retry_until {
+                return Err(error);
+            }
+            tokio::time::sleep(RETRY).await;
+            let prepared =
+                tokio::time::timeout_at(flight.retry_until, self.client.prepare_order(&flight.order.account))
+                    .await;
+            permit = match prepared {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(error),
+            };
+        }
+    }
+
+    async fn accepted(
+        &self,
+        flight: &Flight,
+        request_id: RequestId,
+        answer: oneshot::Sender<Result<Placed, Error>>,
+    ) {
+        info!(order.id = flight.order_id, request.id = %request_id, devices = flight.order.devices.len(), "order accepted");
+        let mut answer = Some(answer);
+        loop {
+            match self.store_accepted(flight, &request_id).await {
+                Ok(()) => break,
+                Err(error) => {
+                    error!(order.id = flight.order_id, request.id = %request_id, %error,
+                        "an accepted order cannot be stored yet; trying until it is");
+                    if let Some(answer) = answer.take() {
+                        let outcome = unknown(&flight.order_id, flight.sent_time, Some(request_id.clone()));
+                        let _ = answer.send(Err(outcome));
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+        if let Some(answer) = answer {
+            let _ = answer.send(Ok(Placed { request_id, replayed: false }));
+        }
+    }
+
+    async fn store_accepted(&self, flight: &Flight, request_id: &RequestId) -> Result<(), StoreError> {
+        let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
+        let log = LogName::order(&flight.order_id);
+        append(&*self.store, &log, Once::Outcome.id(&flight.order_id), accepted_as).await?;
+        let ordered = ordered(&flight.order, &flight.cell);
+        self.append_accepted(&flight.order_id, &ordered, request_id).await?;
+        // A conflict means that somebody has read the order's log and said the same.
+        flight.key.advance(&*self.store, &flight.cell, KeyPhase::Accepted, request_id.as_str()).await?;
+        Ok(())
+    }
+
+    async fn append_accepted(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request_id: &RequestId,
+    ) -> Result<(), StoreError> {
+        let accepted = Kind::Accepted(storage::Accepted {
+            order_id: order_id.to_owned(),
+            account: ordered.account.clone(),
+            service_plan: ordered.service_plan.clone(),
+            devices: ordered.devices.clone(),
+        });
+        let log = LogName::request(request_id.as_str());
+        let position = append(&*self.store, &log, Once::Accepted.id(order_id), accepted).await?;
+        self.hub.folded(position).await;
+        Ok(())
+    }
+
+    /// Stores that an order was not accepted, and says so in the domain's terms.
+    async fn not_accepted(&self, flight: &Flight, error: thingspace::Error) -> Error {
+        let (event, outcome) = match error {
+            thingspace::Error::Ambiguous { reason } => {
+                warn!(
+                    order.id = flight.order_id,
+                    reason, "an order was sent and its fate is unknown; it is not sent again"
+                );
+                // If this fails, the cell says SENDING, which its next reader takes for the same.
+                if let Err(error) =
+                    flight.key.advance(&*self.store, &flight.cell, KeyPhase::Unknown, "").await
+                {
+                    warn!(order.id = flight.order_id, %error, "cannot store that an order's fate is unknown");
+                }
+                return unknown(&flight.order_id, flight.sent_time, None);
+            }
+            thingspace::Error::Refused(refusal) => {
+                let refused =
+                    storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
+                (Kind::Refused(refused), Error::Refused(refusal))
+            }
+            thingspace::Error::CredentialsRejected { .. }
+            | thingspace::Error::Throttled { .. }
+            | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
+        };
+        if let Err(error) = self.release(flight, event).await {
+            // Certainly nothing was placed, but nobody else can know that before it is stored.
+            error!(order.id = flight.order_id, %error, "cannot store that an order was not placed; its fate will be reported as unknown");
+        }
+        outcome
+    }
+
+    async fn release(&self, flight: &Flight, event: Kind) -> Result<(), StoreError> {
+        append(&*self.store, &LogName::order(&flight.order_id), Once::Outcome.id(&flight.order_id), event)
+            .await?;
+        flight.key.advance(&*self.store, &flight.cell, KeyPhase::Released, "").await?;
+        Ok(())
+    }
+}
+
+enum Settled {
+    /// Nothing was placed under the key: it may be used, over this version.
+    Free(Key),
+    Placed(RequestId),
+}
+
+fn ordered(order: &Order, cell: &CellName) -> storage::Ordered {
+    storage::Ordered {
+        account: order.account.to_string(),
+        service_plan: order.service_plan.clone(),
+        devices: order.devices.iter().map(event::to_stored).collect(),
+        key_cell: cell.name.clone(),
+    }
+}
+
+fn unknown(order_id: &str, sent_time: Timestamp, request_id: Option<RequestId>) -> Error {
+    Error::OrderOutcomeUnknown { order_id: order_id.to_owned(), sent_time, request_id }
+}
+
+fn corrupt(what: &str) -> Error {
+    Error::Store(StoreError::Corrupt(what.to_owned()))
+}

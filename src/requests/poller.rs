@@ -1,0 +1,300 @@
+//! Polling: every open request is asked about now and then, until it is finished or given up.
+//!
+//! The schedule is the lease: a cell per request counts its polls, and whoever thinks a poll is due swaps it first and
+//! polls only if the swap won. So a thousand watchers, or ten replicas, cost one poll.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use prost::Message;
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+use super::{append, asker::Asker, error::Error, event::Kind, hub::Hub};
+use crate::{
+    config,
+    identity::RequestId,
+    proto::storage,
+    store::{CellName, LogName, Store, StoreError, Swap},
+};
+
+/// Polls under way at once; the rate is ThingSpace's limiter's business.
+const MAX_POLLS: usize = 64;
+
+/// A poll is never sooner than this many times what the last answer took.
+const REST: u32 = 10;
+
+/// Format of the poll cell.
+const FORMAT: u32 = 1;
+
+#[derive(Debug)]
+pub struct Poller {
+    store: Arc<dyn Store>,
+    hub: Arc<Hub>,
+    asker: Arc<Asker>,
+    config: config::Polling,
+}
+
+/// When which request is due. Knows nothing of why.
+#[derive(Debug, Default)]
+struct Schedule {
+    due: BTreeSet<(Instant, RequestId)>,
+    by_request: HashMap<RequestId, Turn>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    /// `None`: being polled right now.
+    due: Option<Instant>,
+    /// When it was polled last, or first heard of.
+    last: Instant,
+    count: u32,
+}
+
+impl Schedule {
+    fn set(&mut self, id: &RequestId, turn: Turn) {
+        self.remove(id);
+        if let Some(due) = turn.due {
+            self.due.insert((due, id.clone()));
+        }
+        self.by_request.insert(id.clone(), turn);
+    }
+
+    fn remove(&mut self, id: &RequestId) {
+        if let Some(Turn { due: Some(due), .. }) = self.by_request.remove(id) {
+            self.due.remove(&(due, id.clone()));
+        }
+    }
+
+    fn next(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Takes the first request that is due.
+    fn take(&mut self, now: Instant) -> Option<RequestId> {
+        let (due, id) = self.due.first().cloned()?;
+        if due > now {
+            return None;
+        }
+        self.due.pop_first();
+        if let Some(turn) = self.by_request.get_mut(&id) {
+            turn.due = None;
+        }
+        Some(id)
+    }
+}
+
+/// What became of a poll.
+#[derive(Debug)]
+enum Polled {
+    /// Asked, or somebody else was; the polls there were so far.
+    Again(u32),
+    /// The request is closed.
+    Done,
+    /// The store did not let us.
+    Failed,
+}
+
+impl Poller {
+    pub fn new(store: Arc<dyn Store>, hub: Arc<Hub>, asker: Arc<Asker>, config: config::Polling) -> Self {
+        Self { store, hub, asker, config }
+    }
+
+    /// Polls until stopped. Polls under way are left to the asker, which finishes them.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut schedule = Schedule::default();
+        let mut polls = JoinSet::new();
+        loop {
+            let next = if polls.len() < MAX_POLLS { schedule.next() } else { None };
+            let due = async {
+                match next {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                hinted = self.hub.hints() => for id in hinted {
+                    self.look(&mut schedule, &id);
+                },
+                Some(finished) = polls.join_next() => {
+                    let Ok((id, polled)) = finished else { continue };
+                    self.settle(&mut schedule, &id, &polled);
+                },
+                () = due => if let Some(id) = schedule.take(Instant::now()) {
+                    let poller = Arc::clone(&self);
+                    polls.spawn(async move { (id.clone(), poller.poll(&id).await) });
+                },
+            }
+        }
+    }
+
+    /// A request is new here, or watched: its next poll may have to come sooner.
+    fn look(&self, schedule: &mut Schedule, id: &RequestId) {
+        let now = Instant::now();
+        let turn =
+            schedule.by_request.get(id).copied().unwrap_or(Turn { due: Some(now), last: now, count: 0 });
+        if turn.due.is_some() {
+            let due = turn.last + self.interval(id, turn.count);
+            schedule.set(id, Turn { due: Some(due), ..turn });
+        }
+    }
+
+    fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
+        let last = Instant::now();
+        let count = match polled {
+            Polled::Done => return schedule.remove(id),
+            Polled::Again(count) => *count,
+            Polled::Failed => schedule.by_request.get(id).map_or(0, |turn| turn.count + 1),
+        };
+        let due = Some(last + self.interval(id, count));
+        schedule.set(id, Turn { due, last, count });
+    }
+
+    fn interval(&self, id: &RequestId, count: u32) -> Duration {
+        let tracked = self.hub.get(id);
+        let watched = tracked.as_ref().is_some_and(|t| t.is_watched());
+        let took = tracked.and_then(|t| t.asked()).map_or(Duration::ZERO, |asked| asked.took);
+        interval(&self.config, count, watched, took)
+    }
+
+    async fn poll(&self, id: &RequestId) -> Polled {
+        let Some(tracked) = self.hub.get(id) else { return Polled::Done };
+        let created = {
+            let request = &tracked.lock().request;
+            if request.is_closed() {
+                return Polled::Done;
+            }
+            request.create_time
+        };
+        let (count, won) = match self.claim(id).await {
+            Ok(claim) => claim,
+            Err(error) => {
+                warn!(request.id = %id, %error, "cannot claim a poll");
+                return Polled::Failed;
+            }
+        };
+        if !won {
+            debug!(request.id = %id, "another replica polls");
+            return Polled::Again(count);
+        }
+        let asked = self.asker.refresh(&tracked, self.config.min_age).await;
+        match asked {
+            Ok(()) => {}
+            // The client says when credentials are rejected; every request of theirs repeating it would say no more.
+            Err(Error::CredentialsRejected { .. }) => {
+                debug!(request.id = %id, "not polled: credentials rejected");
+            }
+            Err(error) => warn!(request.id = %id, %error, "a poll failed"),
+        }
+        if tracked.lock().request.is_closed() {
+            return Polled::Done;
+        }
+        let age = Timestamp::now().duration_since(created);
+        if age >= jiff::SignedDuration::try_from(self.config.give_up).unwrap_or(jiff::SignedDuration::MAX) {
+            return self.give_up(id).await;
+        }
+        Polled::Again(count)
+    }
+
+    async fn give_up(&self, id: &RequestId) -> Polled {
+        let event_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{id}/abandoned").as_bytes());
+        let log = LogName::request(id.as_str());
+        match append(&*self.store, &log, event_id, Kind::Abandoned(storage::Abandoned {})).await {
+            Ok(_) => {
+                info!(request.id = %id, "gave up polling; the request is still pending");
+                Polled::Done
+            }
+            Err(error) => {
+                warn!(request.id = %id, %error, "cannot give up polling yet");
+                Polled::Failed
+            }
+        }
+    }
+
+    /// Counts a poll in the request's cell: how many there were, and whether this one is ours to make.
+    async fn claim(&self, id: &RequestId) -> Result<(u32, bool), StoreError> {
+        let cell = CellName::retained(format!("poll/{id}"));
+        let held = self.store.load(&cell).await?;
+        let count = match &held {
+            Some(held) => decode(&held.value)?.count,
+            None => 0,
+        };
+        let next = storage::Poll {
+            version: FORMAT,
+            nonce: Uuid::now_v7().to_string(),
+            count: count.saturating_add(1),
+        };
+        let expected = held.map(|held| held.version);
+        match self.store.swap(&cell, expected, Bytes::from(next.encode_to_vec())).await? {
+            Swap::Swapped(_) => Ok((next.count, true)),
+            Swap::Conflict(Some(current)) => Ok((decode(&current.value)?.count, false)),
+            Swap::Conflict(None) => Ok((0, false)),
+        }
+    }
+}
+
+fn decode(value: &Bytes) -> Result<storage::Poll, StoreError> {
+    let poll =
+        storage::Poll::decode(value.clone()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    if poll.version > FORMAT {
+        return Err(StoreError::Corrupt(format!(
+            "a poll cell of version {}, newer than this gateway",
+            poll.version
+        )));
+    }
+    Ok(poll)
+}
+
+/// How long to wait after the poll that was number `count`.
+fn interval(config: &config::Polling, count: u32, watched: bool, took: Duration) -> Duration {
+    let longest = if watched { config.max_watched } else { config.max };
+    let grown = config.first.as_secs_f64() * config.factor.powf(f64::from(count.min(1_000)));
+    let grown = if grown < longest.as_secs_f64() { Duration::from_secs_f64(grown) } else { longest };
+    grown.max(took * REST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> config::Polling {
+        config::Polling {
+            min_age: Duration::from_secs(1),
+            first: Duration::from_secs(2),
+            factor: 1.6,
+            max_watched: Duration::from_mins(1),
+            max: Duration::from_mins(5),
+            give_up: Duration::from_hours(72),
+        }
+    }
+
+    #[test]
+    fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
+        let of = |count, watched, took| interval(&config(), count, watched, Duration::from_millis(took));
+        assert_eq!(of(0, true, 0), Duration::from_secs(2));
+        assert_eq!(of(1, true, 0), Duration::from_millis(3_200));
+        assert_eq!(of(100, true, 0), Duration::from_mins(1));
+        assert_eq!(of(u32::MAX, false, 0), Duration::from_mins(5));
+        assert_eq!(of(0, true, 1_000), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_request_is_taken_once_when_due() {
+        let mut schedule = Schedule::default();
+        let (now, id) = (Instant::now(), RequestId::parse("r1").unwrap());
+        schedule.set(&id, Turn { due: Some(now), last: now, count: 0 });
+        schedule.set(&id, Turn { due: Some(now + Duration::from_secs(1)), last: now, count: 0 });
+        assert_eq!(schedule.take(now), None);
+        assert_eq!(schedule.take(now + Duration::from_secs(1)), Some(id.clone()));
+        assert_eq!(schedule.take(now + Duration::from_secs(9)), None);
+        assert!(schedule.next().is_none());
+    }
+}

@@ -1,0 +1,423 @@
+//! The fold: what a request is, computed from its log and nothing else.
+//!
+//! It has no clock, no IO, no log and no randomness: the same events in the same order give the same transitions, on
+//! every replica and after every restart. State absorbs: a duplicate, late or contradicting event changes nothing shown.
+//!
+//! The rules (number 1). A device is found by EID if the event names one, else by any identifier that exactly one
+//! device of the request has. It only moves from pending by way of waiting to a final state, and the first final state
+//! wins. Fault, profile, IMEI and MDN are filled once, also after the end. A request is final when its device set is known
+//! and no device is pending.
+
+use std::{collections::HashMap, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::event::{self, Kind};
+use crate::{
+    identity::{self, AccountName, Device, Digits},
+    proto::storage::{self, Event},
+    store::Position,
+    thingspace::{StatusAnswer, StatusClass},
+};
+
+/// The state of a device. The order is the order in which it moves; the two final states never replace each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceState {
+    Pending,
+    Waiting,
+    Succeeded,
+    Failed,
+}
+
+impl DeviceState {
+    pub fn is_final(self) -> bool {
+        self >= Self::Succeeded
+    }
+
+    fn of(class: StatusClass) -> Option<Self> {
+        match class {
+            StatusClass::Pending => Some(Self::Pending),
+            StatusClass::Waiting => Some(Self::Waiting),
+            StatusClass::Succeeded => Some(Self::Succeeded),
+            StatusClass::Failed => Some(Self::Failed),
+            StatusClass::Unknown => None,
+        }
+    }
+
+    /// Whether a device in this state moves when told `next`.
+    fn moves_to(self, next: Self) -> bool {
+        !self.is_final() && next > self
+    }
+}
+
+/// The state of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestState {
+    Pending,
+    Succeeded,
+    PartiallySucceeded,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub total: usize,
+    pub succeeded: usize,
+    pub failed: usize,
+}
+
+impl Counts {
+    /// Pending and waiting devices.
+    pub fn pending(self) -> usize {
+        self.total - self.succeeded - self.failed
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    pub device: Device,
+    pub state: DeviceState,
+    pub profile: Option<storage::Profile>,
+    pub fault: Option<storage::Fault>,
+    pub update_time: Timestamp,
+}
+
+/// One revision: what one event changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub revision: u64,
+    pub position: Position,
+    pub time: Timestamp,
+    pub state: RequestState,
+    pub counts: Counts,
+    pub polling_stopped: bool,
+    /// The devices that changed, as they are since.
+    pub devices: Vec<Arc<DeviceStatus>>,
+}
+
+/// What applying an event came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub transition: Option<Transition>,
+    /// Devices for which a final state contradicted the one they have.
+    pub contradictions: usize,
+    /// Devices that no device of the request answers to.
+    pub unmatched: usize,
+}
+
+/// A request, folded up to some event.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// From `Accepted`, else from the first status answer.
+    pub account: Option<AccountName>,
+    /// The order it came from, if it was placed by this gateway.
+    pub order_id: Option<String>,
+    /// Whether the device set is complete.
+    pub known: bool,
+    pub devices: Vec<Arc<DeviceStatus>>,
+    pub counts: Counts,
+    pub revision: u64,
+    pub polling_stopped: bool,
+    pub create_time: Timestamp,
+    pub update_time: Timestamp,
+    /// The rules of the first event, and where it lies; 0 and none before any.
+    rules: u32,
+    pub first: Option<Position>,
+    /// The overall status, for a request whose status answer lists no device.
+    overall: Option<DeviceState>,
+    /// Which device has an identifier; `None`: more than one.
+    index: HashMap<(identity::Kind, Digits), Option<usize>>,
+    /// Callbacks that came before the device set was known.
+    early: Vec<storage::CalledBack>,
+}
+
+impl Request {
+    pub fn state(&self) -> RequestState {
+        let Counts { total, succeeded, failed } = self.counts;
+        if !self.known || self.counts.pending() > 0 {
+            RequestState::Pending
+        } else if total == 0 {
+            match self.overall {
+                Some(DeviceState::Succeeded) => RequestState::Succeeded,
+                Some(DeviceState::Failed) => RequestState::Failed,
+                _ => RequestState::Pending,
+            }
+        } else if failed == 0 {
+            RequestState::Succeeded
+        } else if succeeded == 0 {
+            RequestState::Failed
+        } else {
+            RequestState::PartiallySucceeded
+        }
+    }
+
+    pub fn is_final(&self) -> bool {
+        self.state() != RequestState::Pending
+    }
+
+    /// Nothing is waited for any more: final, given up, or a request of others whose devices nobody knows.
+    pub fn is_closed(&self) -> bool {
+        self.is_final() || self.polling_stopped || !self.known
+    }
+
+    /// Folds one event. Events must come in the order of their positions, each once.
+    pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) -> Applied {
+        if self.first.is_none() {
+            self.first = Some(position);
+            self.rules = event.rules;
+            self.create_time = time;
+            self.update_time = time;
+        }
+        let mut applied = Applied::default();
+        let Some(kind) = event.kind.as_ref().filter(|_| self.rules == event::RULES) else { return applied };
+        let mut step = Step { time, changed: Vec::new(), shown: false, applied: &mut applied };
+        match kind {
+            Kind::Accepted(accepted) => self.accept(accepted, &mut step),
+            Kind::Observed(observed) => self.observe(observed, &mut step),
+            Kind::CalledBack(called_back) => self.call_back(called_back, &mut step),
+            Kind::Abandoned(_) => {
+                step.shown = !self.polling_stopped && !self.is_final();
+                self.polling_stopped |= step.shown;
+            }
+            // Events of orders have no place in the log of a request.
+            Kind::Ordered(_) | Kind::Refused(_) | Kind::NotSent(_) | Kind::AcceptedAs(_) => {}
+        }
+        let Step { mut changed, shown, .. } = step;
+        if shown || !changed.is_empty() {
+            changed.sort_unstable();
+            changed.dedup();
+            self.revision += 1;
+            self.update_time = time;
+            applied.transition = Some(Transition {
+                revision: self.revision,
+                position,
+                time,
+                state: self.state(),
+                counts: self.counts,
+                polling_stopped: self.polling_stopped,
+                devices: changed.into_iter().map(|at| Arc::clone(&self.devices[at])).collect(),
+            });
+        }
+        applied
+    }
+
+    fn accept(&mut self, accepted: &storage::Accepted, step: &mut Step<'_>) {
+        let Ok(account) = AccountName::parse(&accepted.account) else { return };
+        if self.order_id.is_some() {
+            return;
+        }
+        self.order_id = Some(accepted.order_id.clone());
+        // What a status answer said before stays said, under the order's own list of devices.
+        let seen = if self.account.as_ref() == Some(&account) {
+            std::mem::take(&mut self.devices)
+        } else {
+            Vec::new()
+        };
+        self.account = Some(account);
+        self.devices.clear();
+        self.index.clear();
+        self.counts = Counts::default();
+        for device in &accepted.devices {
+            self.add(event::from_stored(device), step);
+        }
+        self.known = true;
+        step.shown = true;
+        for status in seen {
+            self.tell(&status.device, status.state, None, None, step);
+        }
+        self.fold_early(step);
+    }
+
+    fn observe(&mut self, observed: &storage::Observed, step: &mut Step<'_>) {
+        if !self.is_of(&observed.account) {
+            return;
+        }
+        let overall = DeviceState::of(event::class_from_stored(observed.overall));
+        if self.account.is_none() {
+            self.account = AccountName::parse(&observed.account).ok();
+            step.shown = true;
+        }
+        for seen in &observed.devices {
+            let device = event::from_stored(&seen.device.clone().unwrap_or_default());
+            // A word nobody knows says only that the device is there.
+            let state =
+                DeviceState::of(event::class_from_stored(seen.status)).unwrap_or(DeviceState::Pending);
+            if !self.known && self.find(&device).is_none() {
+                self.add(device.clone(), step);
+            }
+            self.tell(&device, state, None, None, step);
+        }
+        if let (true, Some(state)) = (observed.overall_only, overall) {
+            for at in 0..self.devices.len() {
+                self.tell_at(at, state, step);
+            }
+        }
+        if !self.known && observed.complete && overall.is_some_and(|state| state != DeviceState::Pending) {
+            self.known = true;
+            self.overall = overall;
+            step.shown = true;
+            self.fold_early(step);
+        }
+    }
+
+    fn call_back(&mut self, called_back: &storage::CalledBack, step: &mut Step<'_>) {
+        if !self.known {
+            self.early.push(called_back.clone());
+        } else if self.is_of(&called_back.account)
+            && let Some(state) = DeviceState::of(event::class_from_stored(called_back.status))
+        {
+            let device = event::from_stored(&called_back.device.clone().unwrap_or_default());
+            self.tell(&device, state, called_back.fault.as_ref(), called_back.profile.as_ref(), step);
+        }
+    }
+
+    fn fold_early(&mut self, step: &mut Step<'_>) {
+        for called_back in std::mem::take(&mut self.early) {
+            self.call_back(&called_back, step);
+        }
+    }
+
+    fn is_of(&self, account: &str) -> bool {
+        self.account.as_ref().is_none_or(|known| known.as_str() == account)
+    }
+
+    fn add(&mut self, device: Device, step: &mut Step<'_>) {
+        let at = self.devices.len();
+        for (kind, digits) in device.present() {
+            self.index.entry((kind, digits.clone())).and_modify(|at| *at = None).or_insert(Some(at));
+        }
+        self.devices.push(Arc::new(DeviceStatus {
+            device,
+            state: DeviceState::Pending,
+            profile: None,
+            fault: None,
+            update_time: step.time,
+        }));
+        self.counts.total += 1;
+        step.changed.push(at);
+    }
+
+    fn find(&self, device: &Device) -> Option<usize> {
+        let at = |kind, digits: &Digits| self.index.get(&(kind, digits.clone())).copied().flatten();
+        if device.eid.is_empty() {
+            device.present().find_map(|(kind, digits)| at(kind, digits))
+        } else {
+            at(identity::Kind::Eid, &device.eid)
+                // A request of others may have become known by a list without EIDs.
+                .or_else(|| {
+                    device
+                        .present()
+                        .find_map(|(kind, digits)| at(kind, digits))
+                        .filter(|&at| self.devices[at].device.eid.is_empty())
+                })
+        }
+    }
+
+    /// Tells a device its state and what else is known of it.
+    fn tell(
+        &mut self,
+        device: &Device,
+        state: DeviceState,
+        fault: Option<&storage::Fault>,
+        profile: Option<&storage::Profile>,
+        step: &mut Step<'_>,
+    ) {
+        let Some(at) = self.find(device) else {
+            step.applied.unmatched += 1;
+            return;
+        };
+        self.tell_at(at, state, step);
+        let known = &self.devices[at];
+        // Only the word that holds may fill in details: a warning's fault is not why a device failed later.
+        let final_word = state.is_final() && known.state == state;
+        let new_fault = fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
+        let new_profile = profile.filter(|_| final_word && known.profile.is_none());
+        let new_ids: Vec<_> = [identity::Kind::Eid, identity::Kind::Imei, identity::Kind::Mdn]
+            .into_iter()
+            .filter(|&kind| known.device.get(kind).is_empty() && !device.get(kind).is_empty())
+            .collect();
+        if new_fault.is_none() && new_profile.is_none() && new_ids.is_empty() {
+            return;
+        }
+        for &kind in &new_ids {
+            let digits = device.get(kind).clone();
+            self.index.entry((kind, digits)).and_modify(|at| *at = None).or_insert(Some(at));
+        }
+        let status = Arc::make_mut(&mut self.devices[at]);
+        for kind in new_ids {
+            *status.device.get_mut(kind) = device.get(kind).clone();
+        }
+        status.fault = new_fault.cloned().or(status.fault.take());
+        status.profile = new_profile.cloned().or(status.profile.take());
+        status.update_time = step.time;
+        step.changed.push(at);
+    }
+
+    fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {
+        let current = self.devices[at].state;
+        if current.moves_to(state) {
+            let status = Arc::make_mut(&mut self.devices[at]);
+            status.state = state;
+            status.update_time = step.time;
+            self.counts.succeeded += usize::from(state == DeviceState::Succeeded);
+            self.counts.failed += usize::from(state == DeviceState::Failed);
+            step.changed.push(at);
+        } else if current.is_final() && state.is_final() && current != state {
+            step.applied.contradictions += 1;
+        }
+    }
+
+    /// What of a status answer is new, as events that are each below the store's bound; none if nothing is.
+    pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+        let observed = |devices, complete| storage::Observed {
+            account: account.as_str().to_owned(),
+            overall: event::class_to_stored(answer.overall).into(),
+            devices,
+            overall_only: answer.devices.is_empty(),
+            complete,
+        };
+        let changes = |device: &Device, class: StatusClass| {
+            let Some(state) = DeviceState::of(class) else { return false };
+            self.find(device).map_or(!self.known, |at| self.devices[at].state.moves_to(state))
+        };
+        let completes = !self.known && !matches!(answer.overall, StatusClass::Pending | StatusClass::Unknown);
+        let differing: Vec<_> = answer
+            .devices
+            .iter()
+            .filter(|(device, class)| completes || changes(device, *class))
+            .map(|(device, class)| storage::ObservedDevice {
+                device: Some(event::to_stored(device)),
+                status: event::class_to_stored(*class).into(),
+            })
+            .collect();
+        let overall_moves = answer.devices.is_empty()
+            && DeviceState::of(answer.overall)
+                .is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
+        if differing.is_empty() {
+            return if completes || overall_moves || self.first.is_none() {
+                vec![observed(Vec::new(), true)]
+            } else {
+                Vec::new()
+            };
+        }
+        let last = differing.len().div_ceil(event::MAX_OBSERVED_DEVICES) - 1;
+        differing
+            .chunks(event::MAX_OBSERVED_DEVICES)
+            .enumerate()
+            .map(|(at, devices)| observed(devices.to_vec(), at == last))
+            .collect()
+    }
+}
+
+/// What one event has done so far.
+struct Step<'a> {
+    time: Timestamp,
+    /// Indices of changed devices, maybe repeated.
+    changed: Vec<usize>,
+    /// Something else that is shown changed.
+    shown: bool,
+    applied: &'a mut Applied,
+}
+
+#[cfg(test)]
+mod tests;

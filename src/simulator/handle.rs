@@ -1,0 +1,120 @@
+//! The poking and reading side.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time;
+
+use super::{Shape, faults::Fault, ledger::Ledger, requests::Outcome, requests::Request, state::Shared};
+use crate::identity::{AccountName, Device, RequestId};
+
+/// Changes what the simulator does next and reads what it did. Naming a request or a device that does not exist is a
+/// mistake in the test and panics.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Handle {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// What happened so far.
+    pub fn ledger(&self) -> Ledger {
+        let mut state = self.shared.lock();
+        state.sweep(&self.shared.options, Instant::now());
+        state.ledger.clone()
+    }
+
+    /// Waits until the ledger is so, looking at every change; panics at the deadline. The passing of time alone (a
+    /// session that expires unused) is no change.
+    #[track_caller]
+    pub fn wait_until(
+        &self,
+        deadline: Duration,
+        holds: impl Fn(&Ledger) -> bool,
+    ) -> impl Future<Output = Ledger> {
+        let caller = std::panic::Location::caller();
+        async move {
+            let mut changes = self.shared.changes();
+            let look = || Some(&self.shared.lock().ledger).filter(|ledger| holds(ledger)).cloned();
+            let wait = async {
+                loop {
+                    if let Some(ledger) = look() {
+                        return ledger;
+                    }
+                    changes.changed().await.expect("the sender lives as long as this handle");
+                }
+            };
+            let outcome = time::timeout(deadline, wait).await;
+            outcome.unwrap_or_else(|_| panic!("at {caller}: not so after {deadline:?}: {:#?}", self.ledger()))
+        }
+    }
+
+    /// Sets one device, named by its EID or ICCID.
+    #[track_caller]
+    pub fn finish(&self, request: &RequestId, id: &str, outcome: Outcome) {
+        let known = self.request(request, |r| r.finish(id, outcome));
+        assert!(known, "request {request} has no device {id}");
+    }
+
+    /// Sets all devices of a request.
+    #[track_caller]
+    pub fn finish_all(&self, request: &RequestId, outcome: Outcome) {
+        self.request(request, |r| r.finish_all(outcome));
+    }
+
+    /// Sets the overall status, whatever the devices say; `None`: it follows from them again.
+    #[track_caller]
+    pub fn set_overall(&self, request: &RequestId, word: Option<&'static str>) {
+        self.request(request, |r| r.overall = word);
+    }
+
+    #[track_caller]
+    fn request<T>(&self, id: &RequestId, change: impl FnOnce(&mut Request) -> T) -> T {
+        let outcome = self.shared.update(|state| state.requests.get_mut(id).map(change));
+        outcome.unwrap_or_else(|| panic!("the simulator has no request {id}"))
+    }
+
+    /// A request made elsewhere. It is in no ledger of orders.
+    pub fn add_request(&self, account: AccountName, devices: impl IntoIterator<Item = Device>) -> RequestId {
+        let devices = devices.into_iter().collect();
+        self.shared.update(|state| state.begin(account, devices, Instant::now()))
+    }
+
+    pub fn inject(&self, fault: Fault) {
+        self.shared.update(|state| state.faults.add(fault));
+    }
+
+    /// Forgets the faults that were not met. Calls that wait in one go on waiting.
+    pub fn clear_faults(&self) {
+        self.shared.update(|state| state.faults.clear());
+    }
+
+    pub fn set_shape(&self, shape: Shape) {
+        self.shared.update(|state| state.shape = shape);
+    }
+
+    pub fn expire_bearer(&self) {
+        self.shared.update(|state| state.tokens.expire_bearer());
+    }
+
+    pub fn expire_sessions(&self) {
+        self.shared.update(|state| state.tokens.expire_sessions(&mut state.ledger));
+    }
+
+    /// What only Verizon's support can do.
+    pub fn unlock(&self) {
+        self.shared.update(|state| {
+            state.ledger.locked = false;
+            state.ledger.strikes = 0;
+        });
+    }
+
+    pub fn set_password(&self, password: &str) {
+        self.shared.update(|state| state.tokens.password = password.into());
+    }
+}

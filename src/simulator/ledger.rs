@@ -1,0 +1,113 @@
+//! What really happened upstream.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::Arc,
+    time::Instant,
+};
+
+use super::faults::Endpoint;
+use crate::identity::{AccountName, Device, RequestId};
+
+/// Calls to places that do not exist that are remembered by path; more are counted only.
+const UNEXPECTED: usize = 100;
+
+/// Counts and lists since the simulator began. A call counts when it has arrived whole, whatever becomes of it.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    /// Tokens made. A token handed out again is no new one.
+    pub mints: u64,
+    pub logins_accepted: u64,
+    pub logins_rejected: u64,
+    /// Rejections of the user since the last accepted login.
+    pub strikes: u32,
+    pub locked: bool,
+    /// Sessions that were over before they were logged out.
+    pub session_expiries: u64,
+    /// In the order in which they were accepted.
+    pub orders: Vec<PlacedOrder>,
+    /// Calls to nowhere, as `METHOD path`.
+    pub unexpected: Vec<String>,
+    calls: BTreeMap<Endpoint, u64>,
+    in_flight: BTreeMap<Endpoint, u64>,
+    peaks: BTreeMap<Endpoint, u64>,
+    polls: HashMap<RequestId, u64>,
+}
+
+/// An order that ThingSpace executes.
+#[derive(Clone)]
+pub struct PlacedOrder {
+    pub request_id: RequestId,
+    pub account: AccountName,
+    pub devices: Arc<[Device]>,
+    pub service_plan: Option<Arc<str>>,
+    pub time: Instant,
+}
+
+impl Ledger {
+    pub fn calls(&self, endpoint: Endpoint) -> u64 {
+        self.calls.get(&endpoint).copied().unwrap_or(0)
+    }
+
+    pub fn token_requests(&self) -> u64 {
+        self.calls(Endpoint::Token)
+    }
+
+    pub fn logins(&self) -> u64 {
+        self.calls(Endpoint::Login)
+    }
+
+    pub fn polls(&self) -> u64 {
+        self.calls(Endpoint::Status)
+    }
+
+    pub fn polls_of(&self, request: &RequestId) -> u64 {
+        self.polls.get(request).copied().unwrap_or(0)
+    }
+
+    /// Calls that have arrived and have no answer yet. A caller that went away does not end its call.
+    pub fn in_flight(&self, endpoint: Endpoint) -> u64 {
+        self.in_flight.get(&endpoint).copied().unwrap_or(0)
+    }
+
+    /// The most there ever were in flight at once.
+    pub fn peak(&self, endpoint: Endpoint) -> u64 {
+        self.peaks.get(&endpoint).copied().unwrap_or(0)
+    }
+
+    /// In how many orders the device with this EID is. More than one: it was ordered twice.
+    pub fn times_ordered(&self, eid: &str) -> usize {
+        let has = |order: &&PlacedOrder| order.devices.iter().any(|device| device.eid.as_str() == eid);
+        self.orders.iter().filter(has).count()
+    }
+
+    pub(super) fn arrived(&mut self, endpoint: Endpoint) {
+        *self.calls.entry(endpoint).or_default() += 1;
+        let now = self.in_flight.entry(endpoint).or_default();
+        *now += 1;
+        let peak = self.peaks.entry(endpoint).or_default();
+        *peak = (*peak).max(*now);
+    }
+
+    pub(super) fn answered(&mut self, endpoint: Endpoint) {
+        *self.in_flight.entry(endpoint).or_default() -= 1;
+    }
+
+    pub(super) fn polled(&mut self, request: RequestId) {
+        *self.polls.entry(request).or_default() += 1;
+    }
+
+    pub(super) fn lost(&mut self, call: String) {
+        if self.unexpected.len() < UNEXPECTED {
+            self.unexpected.push(call);
+        }
+    }
+}
+
+impl fmt::Debug for PlacedOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { request_id, account, devices, .. } = self;
+        write!(f, "{request_id} of {account} for {} devices", devices.len())
+    }
+}

@@ -1,0 +1,139 @@
+//! What the committer is asked to do, and how it does it within a write transaction.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use redb::ReadableTable as _;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use uuid::Uuid;
+
+use super::tables::{Tables, Tail, cell_key, versioned};
+use crate::store::{CellLife, CellName, Position, StoreError, Swap, Version};
+
+pub(super) enum Command {
+    Append {
+        /// Encoded.
+        log: String,
+        id: Uuid,
+        event: Bytes,
+        answer: Answer<Position>,
+        _room: OwnedSemaphorePermit,
+    },
+    Swap {
+        cell: CellName,
+        expected: Option<Version>,
+        value: Bytes,
+        answer: Answer<Swap>,
+        _room: OwnedSemaphorePermit,
+    },
+    /// A reader met an I/O error: find out whether the file must be reopened.
+    Check,
+}
+
+/// Where an answer goes, and what it will be if the transaction is committed.
+pub(super) struct Answer<T> {
+    to: oneshot::Sender<Result<T, StoreError>>,
+    outcome: Option<T>,
+}
+
+impl<T> Answer<T> {
+    pub(super) fn new(to: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        Self { to, outcome: None }
+    }
+
+    fn settle(self, committed: Result<(), StoreError>) {
+        let answer = match (committed, self.outcome) {
+            (Ok(()), Some(outcome)) => Ok(outcome),
+            (Ok(()), None) => Err(StoreError::Unavailable("it was not carried out".into())),
+            (Err(error), _) => Err(error),
+        };
+        // Whoever asked may have gone.
+        let _ = self.to.send(answer);
+    }
+}
+
+impl Command {
+    /// Carries the command out in a transaction, and tells whether it changed anything.
+    pub(super) fn apply(
+        &mut self,
+        tables: &mut Tables<'_>,
+        tail: &mut Tail,
+        epoch: u64,
+    ) -> Result<bool, redb::Error> {
+        match self {
+            Self::Append { log, id, event, answer, .. } => {
+                let (sequence, new) = append(tables, tail, log, *id, event)?;
+                answer.outcome = Some(Position { epoch, sequence });
+                Ok(new)
+            }
+            Self::Swap { cell, expected, value, answer, .. } => {
+                let swap = swap(tables, tail, cell, *expected, value)?;
+                let swapped = matches!(swap, Swap::Swapped(_));
+                answer.outcome = Some(swap);
+                Ok(swapped)
+            }
+            Self::Check => Ok(false),
+        }
+    }
+
+    pub(super) fn settle(self, committed: Result<(), StoreError>) {
+        match self {
+            Self::Append { answer, .. } => answer.settle(committed),
+            Self::Swap { answer, .. } => answer.settle(committed),
+            Self::Check => {}
+        }
+    }
+}
+
+fn append(
+    tables: &mut Tables<'_>,
+    tail: &mut Tail,
+    log: &str,
+    id: Uuid,
+    event: &[u8],
+) -> Result<(u64, bool), redb::Error> {
+    let id = id.as_u128();
+    if let Some(first) = tables.by_id.get(id)? {
+        return Ok((first.value(), false));
+    }
+    tail.time = stamp(tail.time);
+    tail.sequence += 1;
+    tail.bytes += event.len() as u64;
+    tables.events.insert(tail.sequence, (tail.time.as_microsecond(), id, log, event))?;
+    tables.by_log.insert((log, tail.sequence), ())?;
+    tables.by_id.insert(id, tail.sequence)?;
+    Ok((tail.sequence, true))
+}
+
+fn swap(
+    tables: &mut Tables<'_>,
+    tail: &mut Tail,
+    cell: &CellName,
+    expected: Option<Version>,
+    value: &[u8],
+) -> Result<Swap, redb::Error> {
+    let key = cell_key(cell);
+    let current = versioned(&tables.cells, &key)?;
+    if current.as_ref().map(|current| current.version) != expected {
+        return Ok(Swap::Conflict(current));
+    }
+    tail.time = stamp(tail.time);
+    tail.version += 1;
+    tables.cells.insert(key.as_str(), (tail.version, value))?;
+    if cell.life == CellLife::Retained {
+        if let Some(Version(old)) = expected {
+            tables.by_age.remove(old)?;
+        }
+        tables.by_age.insert(tail.version, (tail.time.as_microsecond(), key.as_str()))?;
+    }
+    Ok(Swap::Swapped(Version(tail.version)))
+}
+
+/// The time of what is stored now: never before what was stored last, whatever became of the clock.
+fn stamp(last: Timestamp) -> Timestamp {
+    now().max(last)
+}
+
+/// The one place where the store asks for the time.
+pub(super) fn now() -> Timestamp {
+    Timestamp::now()
+}

@@ -1,0 +1,148 @@
+//! What becomes of commands when the disk fails beneath them.
+
+use std::{future, io::ErrorKind};
+
+use super::{
+    faulty::{Disk, Fault},
+    *,
+};
+
+const CACHE: usize = 1024 * 1024;
+
+/// Whichever write or sync fails, the answer is definite and true.
+#[tokio::test]
+async fn every_single_failure_is_settled() {
+    let (mut stored, mut refused) = (0, 0);
+    for after in 0.. {
+        let (_folder, path) = place();
+        let (store, disk) = Disk::store(&path, CACHE);
+        let (log, name) = (contract::new_log(), CellName::permanent("cell"));
+        contract::append(&store, &log, "before").await.unwrap();
+        disk.set(Fault::Once(after, ErrorKind::StorageFull));
+        let (event, cell) = tokio::join!(
+            contract::append(&store, &log, "at"),
+            store.swap(&name, None, Bytes::from_static(b"at")),
+        );
+        let failed = disk.fault() == Fault::None;
+        disk.set(Fault::None);
+        contract::append(&store, &log, "after").await.unwrap();
+
+        let texts = contract::texts(&contract::read_to_end(&store, &log).await.unwrap());
+        match event {
+            Ok(_) => assert_eq!(texts, ["before", "at", "after"], "after {after}"),
+            Err(StoreError::Full(_)) => assert_eq!(texts, ["before", "after"], "after {after}"),
+            Err(error) => panic!("{error} after {after}"),
+        }
+        let loaded = store.load(&name).await.unwrap();
+        match &cell {
+            Ok(Swap::Swapped(version)) => assert_eq!(loaded.map(|loaded| loaded.version), Some(*version)),
+            Err(StoreError::Full(_)) => assert_eq!(loaded, None, "after {after}"),
+            other => panic!("{other:?} after {after}"),
+        }
+        store.close().await;
+        assert_eq!(contract::texts(&contract::read_to_end(&open(&path), &log).await.unwrap()), texts);
+        match event {
+            _ if !failed => break,
+            Ok(_) => stored += 1,
+            Err(_) => refused += 1,
+        }
+    }
+    // Both happen: the last failure is that of a sync, after everything was written.
+    assert!(stored > 0 && refused > 0, "{stored} stored, {refused} refused");
+}
+
+#[tokio::test]
+async fn full() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    let fill = async || disk.set(Fault::Growth(ErrorKind::StorageFull));
+    let free = async || disk.set(Fault::None);
+    contract::full(&store, fill, free).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_settled_in_time_is_ambiguous_and_can_be_repeated() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    let (log, id) = (contract::new_log(), Uuid::new_v4());
+    contract::append(&store, &log, "before").await.unwrap();
+    disk.set(Fault::All(ErrorKind::Other));
+    let event = Bytes::from_static(b"at");
+    let ambiguous = store.append(&log, id, event.clone()).await;
+    assert!(matches!(ambiguous, Err(StoreError::Ambiguous(_))), "{ambiguous:?}");
+    for refused in [store.append(&log, id, event.clone()).await.err(), store.read(&log, 0, 1).await.err()] {
+        assert!(matches!(refused, Some(StoreError::Unavailable(_))), "{refused:?}");
+    }
+    disk.set(Fault::None);
+    until(async || store.read(&log, 0, 1).await.ok()).await;
+    store.append(&log, id, event).await.unwrap();
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "at"]);
+}
+
+#[tokio::test]
+async fn closing_does_not_wait_for_a_dead_disk() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    disk.set(Fault::All(ErrorKind::Other));
+    contract::append(&store, &contract::new_log(), "lost").await.unwrap_err();
+    store.close().await;
+    disk.set(Fault::None);
+    open(&path).close().await;
+}
+
+#[tokio::test]
+async fn a_failed_read_alone_makes_it_reopen() {
+    let (_folder, path) = place();
+    let log = contract::new_log();
+    let (store, disk) = Disk::store(&path, 0);
+    contract::append(&store, &log, "before").await.unwrap();
+    let mut followed = store.follow(None);
+    disk.set(Fault::Read(ErrorKind::Other));
+    let failed = store.read(&log, 0, 1).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+    let entries = until(async || store.read(&log, 0, 1).await.ok()).await;
+    assert_eq!(contract::texts(&entries), ["before"]);
+    assert_eq!(contract::catch_up(&mut followed).await.0.len(), 1);
+}
+
+#[tokio::test]
+async fn a_panic_of_redb_is_one_more_failure() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    let log = contract::new_log();
+    contract::append(&store, &log, "before").await.unwrap();
+    disk.set(Fault::Panic);
+    let panicked = contract::append(&store, &log, "at").await;
+    assert!(matches!(panicked, Err(StoreError::Corrupt(_))), "{panicked:?}");
+    contract::append(&store, &log, "after").await.unwrap();
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "after"]);
+}
+
+/// What waits while a sync is under way shares the next one.
+#[tokio::test]
+async fn concurrent_appends_share_a_commit() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    let log = contract::new_log();
+    disk.set(Fault::Hold);
+    let mut first = Box::pin(contract::append(&store, &log, "first"));
+    let mut rest = Box::pin(try_join_all((0..100).map(|_| contract::append(&store, &log, "shared"))));
+    // Polled once, each has handed its command over.
+    tokio::select! {
+        biased;
+        _ = &mut first => panic!("acknowledged before it was synced"),
+        () = future::ready(()) => {}
+    }
+    until(async || (disk.fault() == Fault::Held).then_some(())).await;
+    tokio::select! {
+        biased;
+        _ = &mut rest => panic!("acknowledged before it was synced"),
+        () = future::ready(()) => {}
+    }
+    assert!(store.read(&log, 0, 1).await.unwrap().is_empty(), "visible before it was synced");
+    disk.set(Fault::None);
+    first.await.unwrap();
+    rest.await.unwrap();
+    store.close().await;
+    assert_eq!(tail(&path).commit, 2);
+}

@@ -1,0 +1,175 @@
+//! A file that fails on demand, beneath the real redb.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, ErrorKind},
+    ops::Bound,
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex},
+};
+
+use redb::{BackendError, StorageBackend, backends::FileBackend};
+
+use super::super::*;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    None,
+    /// Reads, writes, syncs and opening fail until told otherwise.
+    All(ErrorKind),
+    /// The file cannot grow until told otherwise.
+    Growth(ErrorKind),
+    /// After so many writes, syncs and changes of length, one fails.
+    Once(usize, ErrorKind),
+    /// The next read fails.
+    Read(ErrorKind),
+    /// The next write panics, as redb itself might.
+    Panic,
+    /// The next sync waits until told otherwise.
+    Hold,
+    /// It waits.
+    Held,
+}
+
+#[derive(Debug)]
+pub(super) struct Disk {
+    path: PathBuf,
+    cache: usize,
+    fault: Mutex<Fault>,
+    changed: Condvar,
+}
+
+impl Disk {
+    /// A store on a disk that works so far, of which redb keeps so many bytes in memory.
+    pub(super) fn store(path: &Path, cache: usize) -> (Embedded, Arc<Self>) {
+        file::create(path).unwrap();
+        let (path, fault, changed) = (path.to_owned(), Mutex::new(Fault::None), Condvar::new());
+        let disk = Arc::new(Self { path, cache, fault, changed });
+        let opener = {
+            let disk = Arc::clone(&disk);
+            move || disk.open()
+        };
+        (Embedded::open_with(&disk.path, super::KEEP, Box::new(opener)).unwrap(), disk)
+    }
+
+    pub(super) fn set(&self, fault: Fault) {
+        *self.fault.lock().unwrap() = fault;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn fault(&self) -> Fault {
+        *self.fault.lock().unwrap()
+    }
+
+    fn open(self: &Arc<Self>) -> Result<Database, redb::Error> {
+        if let Fault::All(kind) = self.fault() {
+            return Err(io::Error::from(kind).into());
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
+        let backend = Faulty { file: FileBackend::new(file)?, disk: Arc::clone(self) };
+        Ok(Database::builder().set_cache_size(self.cache).create_with_backend(backend)?)
+    }
+
+    fn on_read(&self) -> io::Result<()> {
+        let mut fault = self.fault.lock().unwrap();
+        match *fault {
+            Fault::All(kind) => Err(kind.into()),
+            Fault::Read(kind) => {
+                *fault = Fault::None;
+                Err(kind.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn on_change(&self, writes: bool) -> io::Result<()> {
+        let mut fault = self.fault.lock().unwrap();
+        match *fault {
+            Fault::All(kind) => Err(kind.into()),
+            Fault::Once(0, kind) => {
+                *fault = Fault::None;
+                Err(kind.into())
+            }
+            Fault::Once(left, kind) => {
+                *fault = Fault::Once(left - 1, kind);
+                Ok(())
+            }
+            Fault::Panic if writes => {
+                *fault = Fault::None;
+                drop(fault);
+                panic!("a panic that this test caused");
+            }
+            Fault::Hold if !writes => {
+                *fault = Fault::Held;
+                drop(self.changed.wait_while(fault, |fault| *fault == Fault::Held).unwrap());
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Faulty {
+    file: FileBackend,
+    disk: Arc<Disk>,
+}
+
+impl StorageBackend for Faulty {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.on_read()?;
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if let Fault::Growth(kind) = self.disk.fault()
+            && len > self.file.len()?
+        {
+            return Err(kind.into());
+        }
+        self.disk.on_change(true)?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.on_change(false)?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.on_change(true)?;
+        self.file.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.file.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.file.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.file.query_lock_range(start, end)
+    }
+}

@@ -1,0 +1,361 @@
+//! A gateway and a simulated ThingSpace for one test, over real sockets.
+//!
+//! It fails loudly: a gateway that ends by itself fails the test that waits for it, every wait has a deadline, and at the end of
+//! a test the simulator must not have seen a call that it does not know.
+
+use std::{
+    future::Future,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use secrecy::ExposeSecret;
+use tempfile::TempDir;
+use thingspace_gateway::{
+    app::App,
+    config::{Config, Credentials},
+    identity::{AccountName, RequestId},
+    proto::esim::{
+        DeviceIdentifiers, DownloadProfileRequest, GetRequestStatusRequest, RequestStatus,
+        WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
+        watch_request_response::Event,
+    },
+    requests::Requests,
+    shutdown::Stop,
+    simulator::{Handle, Mode, Options, Simulator},
+};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+/// No wait in a test is longer.
+pub const DEADLINE: Duration = Duration::from_mins(1);
+
+pub const ACCOUNT: &str = "0000123456-00001";
+
+pub type Client = EsimServiceClient<Channel>;
+
+/// Waits until something is true, and fails the test if it is not in time.
+#[track_caller]
+pub fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    mut is_true: impl FnMut() -> F,
+) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(10));
+        let deadline = Instant::now() + DEADLINE;
+        while !is_true().await {
+            assert!(Instant::now() < deadline, "not in time ({caller}): {what}");
+            tick.tick().await;
+        }
+    }
+}
+
+/// Awaits something, and fails the test if it does not come in time.
+#[track_caller]
+pub fn within<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let output = tokio::time::timeout(DEADLINE, future).await;
+        output.unwrap_or_else(|_| panic!("not in time ({caller}): {what}"))
+    }
+}
+
+/// A simulated ThingSpace, and the files a gateway needs to use it.
+pub struct Upstream {
+    pub sim: Handle,
+    base_url: String,
+    pub accounts: Vec<AccountName>,
+    pub dir: TempDir,
+    stop: CancellationToken,
+}
+
+impl Upstream {
+    /// Nothing moves until the test says so.
+    pub async fn manual() -> Self {
+        Self::start(Options { mode: Mode::Manual, ..Options::default() }).await
+    }
+
+    pub async fn start(options: Options) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets = [
+            ("key", options.key.as_str()),
+            ("secret", options.secret.expose_secret()),
+            ("username", options.username.as_str()),
+            ("password", options.password.expose_secret()),
+        ];
+        for (name, value) in secrets {
+            std::fs::write(dir.path().join(name), value).unwrap();
+        }
+        let accounts = options.accounts.clone();
+        let simulator = Simulator::bind(options).await.unwrap();
+        let (sim, base_url, stop) = (simulator.handle(), simulator.base_url(), CancellationToken::new());
+        tokio::spawn(simulator.run(stop.clone()));
+        Self { sim, base_url, accounts, dir, stop }
+    }
+
+    /// A configuration for this upstream: quick polls, a rate that is no obstacle, a store in this test's folder.
+    pub fn config(&self) -> Config {
+        let mut config = Config::defaults();
+        let file = |name: &str| self.dir.path().join(name);
+        config.grpc.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.thingspace.base_url.clone_from(&self.base_url);
+        config.thingspace.calls_per_second = 10_000;
+        config.credentials = vec![Credentials {
+            name: "test".to_owned(),
+            accounts: self.accounts.clone(),
+            key_file: file("key"),
+            secret_file: file("secret"),
+            username_file: file("username"),
+            password_file: file("password"),
+        }];
+        config.store.path = file("store.redb");
+        config.polling.min_age = Duration::from_millis(10);
+        config.polling.first = Duration::from_millis(50);
+        config.polling.max_watched = Duration::from_millis(200);
+        config.polling.max = Duration::from_millis(500);
+        config
+    }
+
+    /// A gateway with the usual configuration, ready.
+    pub async fn gateway(&self) -> Gateway {
+        Gateway::start(self.config()).await
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if !thread::panicking() {
+            let unexpected = self.sim.ledger().unexpected;
+            assert!(unexpected.is_empty(), "calls that ThingSpace does not know: {unexpected:?}");
+        }
+    }
+}
+
+/// A gateway in this process.
+pub struct Gateway {
+    pub address: SocketAddr,
+    pub stop: Stop,
+    pub requests: Requests,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Gateway {
+    pub async fn start(config: Config) -> Self {
+        let app = App::bind(config).await.unwrap();
+        let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
+        let running = tokio::spawn(app.run(stop.clone()));
+        within("the gateway is ready", requests.ready()).await;
+        Self { address, stop, requests, running }
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(self.address).await
+    }
+
+    /// Drains and waits for the end.
+    pub async fn stop(self) {
+        self.stop.soft.cancel();
+        within("the gateway drains", self.running).await.unwrap().unwrap();
+    }
+}
+
+pub async fn connect(address: SocketAddr) -> Client {
+    let channel =
+        within("a connection", Endpoint::from_shared(format!("http://{address}")).unwrap().connect())
+            .await
+            .unwrap();
+    EsimServiceClient::new(channel).max_decoding_message_size(16 << 20)
+}
+
+/// The real binary, serving.
+pub struct Process {
+    child: Child,
+    pub address: SocketAddr,
+    /// What it wrote to stderr after it said that it was ready.
+    log: mpsc::Receiver<String>,
+}
+
+impl Process {
+    /// Starts `serve` and waits until it is ready.
+    pub fn serve(config: &Config, dir: &Path) -> Self {
+        let file = write_config(config, dir);
+        Self::spawn(Command::new(BINARY).arg("serve").arg("--config").arg(file))
+    }
+
+    #[expect(clippy::zombie_processes, reason = "dropping it kills and waits")]
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut child = command
+            .env("RUST_LOG", "info")
+            .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (tell, log) = mpsc::channel();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok()));
+        let mut address = None;
+        let mut seen = Vec::new();
+        loop {
+            let Ok(line) = log.recv_timeout(DEADLINE) else {
+                let _ = child.kill();
+                panic!("the gateway did not become ready:\n{}", seen.join("\n"));
+            };
+            let said: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            if let Some(text) = said["address"].as_str() {
+                address = Some(text.parse().unwrap());
+            }
+            if said["message"] == "ready" {
+                return Self { child, address: address.expect("it says where it listens"), log };
+            }
+            seen.push(line);
+        }
+    }
+
+    pub async fn client(&self) -> Client {
+        connect(self.address).await
+    }
+
+    /// `kill -9`, and waits for the end.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Waits for the end, and gives what was logged.
+    pub async fn wait(mut self) -> (ExitStatus, Vec<String>) {
+        let status = tokio::task::spawn_blocking(move || {
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                if let Some(status) = self.child.try_wait().unwrap() {
+                    return (status, self.log.iter().collect());
+                }
+                assert!(Instant::now() < deadline, "the gateway did not end in time");
+                thread::park_timeout(Duration::from_millis(10));
+            }
+        });
+        status.await.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_thingspace-gateway");
+
+/// Writes a configuration as the file that `serve` reads.
+pub fn write_config(config: &Config, dir: &Path) -> PathBuf {
+    let file = dir.join("gateway.toml");
+    std::fs::write(&file, config.to_string()).unwrap();
+    file
+}
+
+/// The `n`th device: its identifiers have the right shape and differ from those of any other.
+pub fn device(n: usize) -> DeviceIdentifiers {
+    DeviceIdentifiers {
+        eid: format!("89049032{n:024}"),
+        iccid: format!("8914800000{n:09}0"),
+        imei: format!("49{n:013}"),
+        mdn: String::new(),
+    }
+}
+
+/// An order for some devices.
+pub fn order(key: &str, devices: impl IntoIterator<Item = usize>) -> DownloadProfileRequest {
+    DownloadProfileRequest {
+        account_name: ACCOUNT.to_owned(),
+        devices: devices.into_iter().map(device).collect(),
+        service_plan: "plan 1".to_owned(),
+        idempotency_key: key.to_owned(),
+        validate_only: false,
+    }
+}
+
+pub async fn place(
+    client: &mut Client,
+    key: &str,
+    devices: impl IntoIterator<Item = usize>,
+) -> Result<RequestId, Status> {
+    let answer = within("an order", client.download_profile(order(key, devices))).await?.into_inner();
+    Ok(RequestId::parse(&answer.request_id).unwrap())
+}
+
+pub fn question(id: &RequestId) -> GetRequestStatusRequest {
+    GetRequestStatusRequest {
+        account_name: ACCOUNT.to_owned(),
+        request_id: id.to_string(),
+        ..GetRequestStatusRequest::default()
+    }
+}
+
+pub async fn ask(client: &mut Client, question: GetRequestStatusRequest) -> Result<RequestStatus, Status> {
+    let answer = within("a status", client.get_request_status(question)).await?.into_inner();
+    Ok(answer.status.unwrap())
+}
+
+/// A watch, with every wait bounded.
+pub struct Watching(Streaming<WatchRequestResponse>);
+
+pub async fn watch(client: &mut Client, id: &RequestId, resume_token: &str) -> Result<Watching, Status> {
+    let request = WatchRequestRequest {
+        account_name: ACCOUNT.to_owned(),
+        request_id: id.to_string(),
+        resume_token: resume_token.to_owned(),
+    };
+    Ok(Watching(within("a watch", client.watch_request(request)).await?.into_inner()))
+}
+
+impl Watching {
+    /// The next message; `None` after an OK end.
+    pub async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Status> {
+        within("a message of a watch", self.0.message()).await
+    }
+
+    /// The next message that is no heartbeat, which must come.
+    pub async fn event(&mut self) -> (Event, String) {
+        loop {
+            let message = self.next().await.unwrap().expect("the watch goes on");
+            match message.event.expect("a message has an event") {
+                Event::Heartbeat(_) => {}
+                event => return (event, message.resume_token),
+            }
+        }
+    }
+
+    /// Everything up to the OK end.
+    pub async fn rest(mut self) -> Vec<WatchRequestResponse> {
+        let mut messages = Vec::new();
+        while let Some(message) = self.next().await.unwrap() {
+            messages.push(message);
+        }
+        messages
+    }
+}
+
+/// The reason in a status's `ErrorInfo`, which every error has.
+pub fn reason(status: &Status) -> String {
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, "thingspace-gateway");
+    info.reason
+}

@@ -1,0 +1,12 @@
+//! What the gateway promises, from outside: real sockets, the simulator as ThingSpace, a real gRPC client, and the real binary
+//! where a process matters. One binary, because linking is what takes long.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that cannot go on has failed; nothing links to a test"
+)]
+
+#[allow(dead_code, reason = "shared with the heavy tests")]
+mod harness;
+mod orders;
