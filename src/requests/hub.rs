@@ -443,3 +443,6 @@ impl Hub {
 fn open_devices(request: &Request) -> usize {
     if request.is_closed() { 0 } else { request.counts.total }
 }
+
+#[cfg(test)]
+mod tests;
