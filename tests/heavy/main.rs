@@ -15,9 +15,10 @@ mod harness;
 mod big;
 mod crash;
 mod disk;
-mod history;
+
 mod load;
 mod start;
+mod watchers;
 
 use std::{
     collections::{HashMap, HashSet},
