@@ -113,7 +113,7 @@ impl App {
                 self.requests.ready().await;
                 set_health(&health, ServingStatus::Serving).await;
                 info!("ready");
-                std::future::pending().await
+                std::future::pending::<()>().await;
             } => {}
         }
 
@@ -121,7 +121,7 @@ impl App {
         info!("draining");
         set_health(&health, ServingStatus::NotServing).await;
         drain.cancel();
-        let budget = self.config.grpc.drain - (self.config.grpc.drain / 4).min(CLOSING);
+        let budget = self.config.grpc.drain.saturating_sub((self.config.grpc.drain / 4).min(CLOSING));
         let finished = async {
             calls.close();
             calls.wait().await;

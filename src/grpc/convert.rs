@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The longest long poll.
-const MAX_WAIT: Duration = Duration::from_secs(60);
+const MAX_WAIT: Duration = Duration::from_mins(1);
 
 /// The most devices on a page.
 const MAX_PAGE: usize = 1_000;
@@ -121,7 +121,8 @@ fn devices(devices: &[esim::DeviceIdentifiers], rules: OrderRules, wrong: &mut V
             }
             match seen.entry((kind, text)) {
                 Entry::Occupied(first) => {
-                    wrong.add(path(), format!("is the same as devices[{}].{}", first.get(), kind.as_str()))
+                    let phrase = format!("is the same as devices[{}].{}", first.get(), kind.as_str());
+                    wrong.add(path(), phrase);
                 }
                 Entry::Vacant(free) => {
                     free.insert(at);

@@ -191,7 +191,7 @@ mod tests {
                     prop_assert_eq!(devices.len(), so_far);
                 }
             }
-            prop_assert_eq!(completed as usize, transitions.len());
+            prop_assert_eq!(completed, transitions.len() as u64);
             prop_assert!(devices == expected);
             prop_assert!(told <= 1 + expected.iter().map(|d| d.encoded_len() + 6).sum::<usize>() / (MAX_WATCH_MESSAGE / 2) + transitions.len());
         }

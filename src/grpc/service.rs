@@ -140,7 +140,7 @@ impl EsimService for Esim {
                 attached = ask(call.query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
                 () = self.drain.cancelled(), if !call.query.wait.is_zero() => {
-                    ask(StatusQuery { wait: Duration::ZERO, max_age: Duration::MAX, ..call.query }).await?
+                    ask(StatusQuery { wait: Duration::from_nanos(1), ..call.query }).await?
                 }
             };
             self.page(&call, &Snapshot::of(&attached.tracked)).await
@@ -249,8 +249,8 @@ fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
     match unit {
-        "H" => Some(Duration::from_secs(number * 3_600)),
-        "M" => Some(Duration::from_secs(number * 60)),
+        "H" => Some(Duration::from_hours(number)),
+        "M" => Some(Duration::from_mins(number)),
         "S" => Some(Duration::from_secs(number)),
         "m" => Some(Duration::from_millis(number)),
         "u" => Some(Duration::from_micros(number)),
@@ -271,7 +271,7 @@ mod tests {
             caller_timeout(&metadata)
         };
         assert_eq!(of("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(of("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(of("99999999H"), Some(Duration::from_hours(99_999_999)));
         assert_eq!(of("250m"), Some(Duration::from_millis(250)));
         for wrong in ["", "S", "1", "123456789S", "-1S", "1x", "1é"] {
             let mut metadata = MetadataMap::new();

@@ -45,7 +45,7 @@ impl Answer {
         self
     }
 
-    fn with(mut self, key: &str, value: impl ToString) -> Self {
+    fn with(mut self, key: &str, value: &dyn ToString) -> Self {
         self.metadata.insert(key.to_owned(), value.to_string());
         self
     }
@@ -67,6 +67,9 @@ impl Answer {
 pub(super) fn of(error: &Error) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
+        Error::Store(error @ (StoreError::Corrupt(_) | StoreError::TooLarge(_))) => {
+            internal(&error.to_string())
+        }
         error => describe(error).into_status(),
     }
 }
@@ -76,7 +79,7 @@ pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
         error if resume_token.is_empty() => describe(error).into_status(),
-        error => describe(error).with("resumeToken", resume_token).into_status(),
+        error => describe(error).with("resumeToken", &resume_token).into_status(),
     }
 }
 
@@ -233,5 +236,5 @@ fn refused(refusal: &Refusal) -> Answer {
         ),
         RefusalKind::Other => (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses"),
     };
-    answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", refusal.status)
+    answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", &refusal.status)
 }

@@ -1,6 +1,7 @@
 //! The cell of an idempotency key: what makes an order happen at most once.
 
 use aws_lc_rs::digest;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
@@ -22,7 +23,7 @@ const HASH_ALGORITHM: u32 = 1;
 /// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is named by its digest.
 pub fn cell(account: &AccountName, key: &str) -> CellName {
     let digest = fields_digest(&[account.as_str(), key]);
-    CellName::retained(format!("key/{}", hex(&digest)))
+    CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
 }
 
 /// What a key stands for: the named fields of an order, each with its length.
@@ -41,10 +42,6 @@ fn fields_digest(fields: &[&str]) -> Vec<u8> {
         context.update(field.as_bytes());
     }
     context.finish().as_ref().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a key's cell holds, as of some version.

@@ -169,7 +169,8 @@ impl Poller {
         let Some(tracked) = self.hub.get(id) else { return Polled::Done };
         let created = {
             let request = &tracked.lock().request;
-            if request.is_closed() {
+            // A request of others whose devices nobody knows yet is asked about as long as somebody waits for it.
+            if request.is_settled() || (request.is_closed() && !tracked.is_watched()) {
                 return Polled::Done;
             }
             request.create_time
@@ -190,11 +191,11 @@ impl Poller {
             Ok(()) => {}
             // The client says when credentials are rejected; every request of theirs repeating it would say no more.
             Err(Error::CredentialsRejected { .. }) => {
-                debug!(request.id = %id, "not polled: credentials rejected")
+                debug!(request.id = %id, "not polled: credentials rejected");
             }
             Err(error) => warn!(request.id = %id, %error, "a poll failed"),
         }
-        if tracked.lock().request.is_closed() {
+        if tracked.lock().request.is_settled() {
             return Polled::Done;
         }
         let age = Timestamp::now().duration_since(created);
@@ -270,9 +271,9 @@ mod tests {
             min_age: Duration::from_secs(1),
             first: Duration::from_secs(2),
             factor: 1.6,
-            max_watched: Duration::from_secs(60),
-            max: Duration::from_secs(300),
-            give_up: Duration::from_secs(72 * 3600),
+            max_watched: Duration::from_mins(1),
+            max: Duration::from_mins(5),
+            give_up: Duration::from_hours(72),
         }
     }
 
@@ -281,8 +282,8 @@ mod tests {
         let of = |count, watched, took| interval(&config(), count, watched, Duration::from_millis(took));
         assert_eq!(of(0, true, 0), Duration::from_secs(2));
         assert_eq!(of(1, true, 0), Duration::from_millis(3_200));
-        assert_eq!(of(100, true, 0), Duration::from_secs(60));
-        assert_eq!(of(u32::MAX, false, 0), Duration::from_secs(300));
+        assert_eq!(of(100, true, 0), Duration::from_mins(1));
+        assert_eq!(of(u32::MAX, false, 0), Duration::from_mins(5));
         assert_eq!(of(0, true, 1_000), Duration::from_secs(10));
     }
 

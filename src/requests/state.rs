@@ -155,9 +155,14 @@ impl Request {
         self.state() != RequestState::Pending
     }
 
-    /// Nothing is waited for any more: final, given up, or a request of others whose devices nobody knows.
+    /// No answer is waited for any more: final, or given up.
+    pub fn is_settled(&self) -> bool {
+        self.is_final() || self.polling_stopped
+    }
+
+    /// Settled, or a request of others whose devices nobody knows: its log holds nothing up.
     pub fn is_closed(&self) -> bool {
-        self.is_final() || self.polling_stopped || !self.known
+        self.is_settled() || !self.known
     }
 
     /// Folds one event. Events must come in the order of their positions, each once.

@@ -38,7 +38,7 @@ use tonic::{
 use tonic_types::StatusExt;
 
 /// No wait in a test is longer.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_mins(1);
 
 pub const ACCOUNT: &str = "0000123456-00001";
 
@@ -66,10 +66,8 @@ pub fn eventually<F: Future<Output = bool>>(
 pub fn within<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
     let caller = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(DEADLINE, future).await {
-            Ok(output) => output,
-            Err(_) => panic!("not in time ({caller}): {what}"),
-        }
+        let output = tokio::time::timeout(DEADLINE, future).await;
+        output.unwrap_or_else(|_| panic!("not in time ({caller}): {what}"))
     }
 }
 
@@ -196,6 +194,7 @@ impl Process {
         Self::spawn(Command::new(BINARY).arg("serve").arg("--config").arg(file))
     }
 
+    #[expect(clippy::zombie_processes, reason = "dropping it kills and waits")]
     pub fn spawn(command: &mut Command) -> Self {
         let mut child = command
             .env("RUST_LOG", "info")
