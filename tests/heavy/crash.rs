@@ -200,7 +200,8 @@ async fn write(upstream: &Upstream, request: &RequestId, outcome: Kind, until: W
         let claimed = Key::claim(&store, &cell, None, claim).await.unwrap().unwrap();
         let accepted = matches!(outcome, Kind::AcceptedAs(_));
         if until >= Written::Outcome {
-            store.append(&log, Once::Outcome.id(ORDER_ID), event::encode(outcome)).await.unwrap();
+            let once = if accepted { Once::AcceptedAs } else { Once::NotPlaced };
+            store.append(&log, once.id(ORDER_ID), event::encode(outcome)).await.unwrap();
         }
         if until >= Written::Accepted && accepted {
             let accepted = Kind::Accepted(storage::Accepted {
