@@ -17,13 +17,15 @@ test: tools
 	cargo test --locked --doc
 	$(TOOLS)/bin/cargo-nextest nextest run --locked
 
+# The documentation is read by those who change the code: it shows private items and may link to them.
 lint: tools
 	cargo fmt --check
 	$(BUF) format --diff --exit-code
 	$(BUF) lint
 	$(BUF) breaking --against $(IMAGE)
 	cargo clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
+		cargo doc --locked --no-deps --document-private-items
 
 fmt:
 	cargo fmt

@@ -1,4 +1,74 @@
-//! One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
+//! `thingspace-gateway`: one gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
+//!
+//! # Bird's eye
+//!
+//! Callers order a download, ask where it stands, or watch it; the gateway owns the tokens, the polling, the memory and the errors
+//! of an upstream that has two kinds of token, no idempotency and answers that come when they come.
+//!
+//! ```text
+//!  callers ── server ── grpc ── requests ── thingspace ── HTTPS ──▶ ThingSpace | simulator
+//!                                  │  ▲
+//!                           append │  │ follow
+//!                                  ▼  │
+//!                                 store
+//! ```
+//!
+//! Everything durable is a *log* (append-only, folded by its readers) or a *cell* (changed by compare-and-swap); see [`store`]. A
+//! request is what its log folds to, and nothing else: [`requests::state`] is a pure function, so duplicates, late answers and
+//! restarts change nothing, and every replica computes the same revisions.
+//!
+//! # Code map, in reading order
+//!
+//! - [`identity`]: accounts, requests, devices and profiles, parsed once at the edge and masked in print.
+//! - [`proto`]: the generated contract and storage format.
+//! - [`store`]: the trait, and [`store::embedded`] on redb.
+//! - [`thingspace`]: the client; two tokens, one send path, what each failure means.
+//! - [`requests`]: the domain: [`state`](requests::state) and [`order`](requests::order) fold, [`hub`](requests::hub) projects,
+//!   [`orders`](requests::orders) sends, [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
+//!   [`watch`](requests::watch) tells.
+//! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`.
+//! - [`server`], [`telemetry`], [`config`], [`cli`], [`shutdown`]: around it.
+//! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
+//! - [`app`]: the composition root, the only module that knows all others.
+//!
+//! # Invariants
+//!
+//! - Dependencies point one way: `grpc` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
+//!   `app`, `reqwest` only in `thingspace`, `redb` only in `store::embedded`.
+//! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
+//! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
+//!   again: there is no code that could.
+//! - An order is answered only after `AcceptedAs` and `Accepted` are durable.
+//! - There is no task and no queue per watch. What goes upstream depends on the open requests, never on the number of callers.
+//! - UNAVAILABLE is used only where repeating the very call, with its key, is safe.
+//! - No token, password or device identity is in a log line, an error or a `Debug` output: secrets are `secrecy` types, identifiers
+//!   are [`identity::Digits`].
+//! - Every queue, map, body, wait and retry has a bound with a name.
+//!
+//! # DownloadProfile
+//!
+//! `grpc::service` checks every field (`grpc::convert`) → [`requests::orders`] takes the key's turn and reads its cell: a key that was
+//! used before is answered from there, or settled by its order's log → a permit of the rate limiter, a bearer and a session, within
+//! the caller's deadline → from here a task of the gateway's own: `Ordered` into the order's log → the cell SENDING → one POST →
+//! `AcceptedAs` into the order's log, `Accepted` into the request's → the cell ACCEPTED → the answer, once [`requests::hub`] has folded it.
+//! What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so until there is evidence.
+//!
+//! # GetRequestStatus
+//!
+//! [`requests::Requests::status`] finds the request in the projection, else in its log, else asks ThingSpace (a request made elsewhere) →
+//! an open one is asked about by [`requests::asker`], one question per request at a time whoever asks, and what is new is appended and
+//! folded → the folded state, in pages.
+//!
+//! # WatchRequest
+//!
+//! [`requests::watch::Watch`] is a cursor: a snapshot or the transitions after a resume token, then on each wake-up all transitions not yet
+//! given, then the end → `grpc::fragment` cuts them into messages when the reader is ready → heartbeats while it is quiet.
+//!
+//! # Start and drain
+//!
+//! [`requests::hub`] follows the store from the low-water mark and is ready when it has caught up; orders that were accepted when the
+//! process died are finished. SIGTERM: not ready → no new connections → watches end UNAVAILABLE with their token → calls and orders
+//! finish → the store closes → telemetry is flushed; see [`app::App::run`].
 
 pub mod app;
 pub mod cli;

@@ -46,6 +46,10 @@ pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
     let spans = traces.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer(SERVICE_NAME))
+            .with_location(false)
+            .with_target(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
             .with_filter(EnvFilter::new(TRACED))
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;

@@ -148,7 +148,7 @@ impl EsimService for Esim {
                 attached = ask(query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
                 () = self.drain.cancelled(), if wait_until.is_some() => {
-                    ask(StatusQuery { wait_until: None, max_age: Duration::MAX, ..query }).await?
+                    ask(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
             self.page(call.page_size, from, &Snapshot::of(&attached.tracked)).await

@@ -74,6 +74,9 @@ impl Answer {
 pub(super) fn of(error: &Error) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
+        Error::Store(error @ (StoreError::Corrupt(_) | StoreError::TooLarge(_))) => {
+            internal(&error.to_string())
+        }
         error => describe(error).into_status(),
     }
 }

@@ -82,8 +82,8 @@ pub struct Watch {
 #[derive(Debug, Clone, Copy)]
 enum Cursor {
     Beginning,
-    /// Everything up to this revision has been given.
-    After(u64),
+    /// Everything up to this place has been given.
+    After(Resume),
 }
 
 impl Watch {
@@ -107,7 +107,7 @@ impl Watch {
                         "this replica is behind the token".to_owned(),
                     )));
                 }
-                Cursor::After(resume.revision)
+                Cursor::After(resume)
             }
         };
         Ok(Self { hub, attached, key, cursor, heartbeat, last: None })
@@ -119,10 +119,12 @@ impl Watch {
         if let Some(event) = &event {
             self.last = Some(Instant::now());
             self.cursor = match event {
-                Event::Snapshot(snapshot) => Cursor::After(snapshot.revision),
-                Event::Changes(transitions) => {
-                    transitions.last().map_or(self.cursor, |t| Cursor::After(t.revision))
+                Event::Snapshot(Snapshot { position, revision, .. }) => {
+                    Cursor::After(Resume { position: *position, revision: *revision })
                 }
+                Event::Changes(transitions) => transitions.last().map_or(self.cursor, |t| {
+                    Cursor::After(Resume { position: t.position, revision: t.revision })
+                }),
                 Event::Heartbeat { .. } => self.cursor,
             };
         }
@@ -135,16 +137,16 @@ impl Watch {
     }
 
     async fn wait(&mut self) -> Result<Option<Event>, Error> {
-        let Cursor::After(revision) = self.cursor else {
+        let Cursor::After(given) = self.cursor else {
             return Ok(Some(Event::Snapshot(Snapshot::of(&self.attached.tracked))));
         };
         loop {
             // Seen before the state is read: a change in between wakes the wait below.
             self.attached.changes.borrow_and_update();
-            match self.look(revision)? {
+            match self.look(given)? {
                 Look::New(Some(transitions)) => return Ok(Some(Event::Changes(transitions))),
                 Look::New(None) => {
-                    let transitions = self.hub.transitions(&self.attached.tracked.id, revision).await?;
+                    let transitions = self.hub.transitions(&self.attached.tracked.id, given.revision).await?;
                     if !transitions.is_empty() {
                         return Ok(Some(Event::Changes(transitions)));
                     }
@@ -158,21 +160,21 @@ impl Watch {
                 changed = self.attached.changes.changed() => if changed.is_err() {
                     return Err(replaced());
                 },
-                () = tokio::time::sleep_until(alive) => if let Look::Quiet(heartbeat) = self.look(revision)? {
+                () = tokio::time::sleep_until(alive) => if let Look::Quiet(heartbeat) = self.look(given)? {
                     return Ok(Some(heartbeat));
                 },
             }
         }
     }
 
-    fn look(&self, revision: u64) -> Result<Look, Error> {
+    fn look(&self, given: Resume) -> Result<Look, Error> {
         let folded = self.attached.tracked.lock();
         let request = &folded.request;
         if folded.is_gone() {
             return Err(replaced());
         }
-        if request.revision > revision {
-            return Ok(Look::New(folded.after(revision)));
+        if request.revision > given.revision {
+            return Ok(Look::New(folded.after(given.revision)));
         }
         if self.last.is_some() && request.is_final() {
             return Ok(Look::Ended);
@@ -183,8 +185,8 @@ impl Watch {
         Ok(Look::Quiet(Event::Heartbeat {
             state: request.state(),
             counts: request.counts,
-            revision: request.revision,
-            position: folded.position(),
+            revision: given.revision,
+            position: given.position,
         }))
     }
 }

@@ -1,1 +1,140 @@
+//! Black box against the simulator, over real sockets; the fixtures; the trace context on the wire.
 
+mod context;
+mod fixtures;
+mod orders;
+mod renewal;
+mod statuses;
+
+use std::{fs, time::Duration};
+
+use tempfile::TempDir;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup};
+use crate::{
+    config,
+    identity::{AccountName, Device, Digits, RequestId},
+    simulator::{Endpoint, Fault, Gate, Handle, Mode, Options, Simulator, What, When},
+};
+
+/// How long a test waits for what must happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct World {
+    client: Client,
+    handle: Handle,
+    files: TempDir,
+    /// Stops the simulator.
+    running: DropGuard,
+}
+
+fn manual() -> Options {
+    Options { mode: Mode::Manual, ..Options::default() }
+}
+
+async fn world(options: Options) -> World {
+    configured(options, |_| {}).await
+}
+
+/// A simulator and a cold client with the simulator's default credentials.
+async fn configured(options: Options, adjust: impl FnOnce(&mut config::ThingSpace)) -> World {
+    let simulator = Simulator::bind(options).await.unwrap();
+    let stop = CancellationToken::new();
+    let handle = simulator.handle();
+    let mut config = thingspace(simulator.base_url());
+    adjust(&mut config);
+    tokio::spawn(simulator.run(stop.clone()));
+    let files = tempfile::tempdir().unwrap();
+    let client = Client::new(&config, &[credentials(&files)]).unwrap();
+    World { client, handle, files, running: stop.drop_guard() }
+}
+
+fn thingspace(base_url: String) -> config::ThingSpace {
+    config::ThingSpace {
+        base_url,
+        token_url: String::new(),
+        connect_timeout: PATIENCE,
+        call_timeout: PATIENCE,
+        order_timeout: PATIENCE,
+        calls_per_second: 100_000,
+        max_devices_per_order: 10_000,
+        strict_checksums: false,
+    }
+}
+
+fn credentials(files: &TempDir) -> config::Credentials {
+    let file = |name: &str| {
+        let path = files.path().join(name);
+        fs::write(&path, format!("simulator-{name}\n")).unwrap();
+        path
+    };
+    config::Credentials {
+        name: "test".into(),
+        accounts: ["0000123456-00001", "0000999999-00001", "0000000000-00000"].map(named).into(),
+        key_file: file("key"),
+        secret_file: file("secret"),
+        username_file: file("user"),
+        password_file: file("password"),
+    }
+}
+
+impl World {
+    /// A request made elsewhere, to ask for.
+    fn request(&self) -> RequestId {
+        self.handle.add_request(account(), [device(1)])
+    }
+
+    async fn poll(&self, request: &RequestId) -> Result<StatusLookup, Error> {
+        self.client.request_status(&account(), request, Purpose::Poll).await
+    }
+
+    async fn prepare(&self) -> OrderPermit {
+        self.client.prepare_order(&account()).await.unwrap()
+    }
+
+    async fn order(&self) -> Result<RequestId, Error> {
+        self.client.place_order(self.prepare().await, &order(1)).await
+    }
+
+    /// The call is under way: the simulator has it and has not answered.
+    async fn arrived(&self, endpoint: Endpoint) {
+        self.handle.wait_until(PATIENCE, |ledger| ledger.in_flight(endpoint) == 1).await;
+    }
+
+    /// The next call of this kind waits at the gate before it has its effect.
+    fn hold(&self, endpoint: Endpoint) -> Gate {
+        let gate = Gate::default();
+        self.handle.inject(Fault::once(endpoint, When::BeforeEffect, What::Hold(gate.clone())));
+        gate
+    }
+}
+
+fn answer(status: u16, body: &str) -> What {
+    What::Status {
+        status: status.try_into().unwrap(),
+        content_type: "application/json",
+        body: body.to_owned(),
+    }
+}
+
+fn named(name: &str) -> AccountName {
+    AccountName::parse(name).unwrap()
+}
+
+fn account() -> AccountName {
+    named("0000123456-00001")
+}
+
+fn device(number: u64) -> Device {
+    Device {
+        eid: Digits::new(&format!("{number:032}")),
+        iccid: Digits::new(&format!("{number:020}")),
+        imei: Digits::new(&format!("{number:015}")),
+        mdn: Digits::default(),
+    }
+}
+
+fn order(devices: u64) -> Order {
+    Order { account: account(), devices: (0..devices).map(device).collect(), service_plan: "a plan".into() }
+}

@@ -1,0 +1,118 @@
+//! Every answer anybody wrote down, one per file, and what it means.
+
+use std::{fs, path::Path, time::Duration};
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::{
+    identity::{Device, Digits, RequestId},
+    thingspace::{
+        transport::Reply,
+        verdict::{Verdict, judge},
+        wire,
+    },
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case")]
+struct Fixture {
+    #[serde(rename = "source")]
+    _source: String,
+    endpoint: Endpoint,
+    status: u16,
+    #[serde(default)]
+    headers: std::collections::HashMap<String, String>,
+    /// JSON, or else `text`.
+    body: Option<Value>,
+    text: Option<String>,
+    verdict: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Endpoint {
+    Token,
+    Login,
+    Download,
+    Status,
+}
+
+impl Fixture {
+    fn judged(&self) -> String {
+        let retry_after = self.headers.get("retry-after").map(|s| Duration::from_secs(s.parse().unwrap()));
+        let body = match (&self.body, &self.text) {
+            (Some(json), None) => json.to_string(),
+            (None, text) => text.clone().unwrap_or_default(),
+            (Some(_), Some(_)) => panic!("body and text"),
+        };
+        let status = StatusCode::from_u16(self.status).unwrap();
+        let reply = Reply { status, retry_after, body: Some(Bytes::from(body)) };
+        let asked = RequestId::parse("86c83330-4bf5-4235-9c4e-a83f93aeae4c").unwrap();
+        match self.endpoint {
+            Endpoint::Token => {
+                shown(&judge(&reply, |body| wire::bearer(body).map(|bearer| bearer.expires_in)))
+            }
+            Endpoint::Login => shown(&judge(&reply, |body| wire::session(body).map(|_| ()))),
+            Endpoint::Download => shown(&judge(&reply, wire::request_id)),
+            Endpoint::Status => shown(&judge(&reply, |body| wire::status(body, &asked))),
+        }
+    }
+}
+
+fn shown<T: std::fmt::Debug>(verdict: &Verdict<T>) -> String {
+    format!("{verdict:?}")
+}
+
+#[test]
+fn each_means_what_it_says() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/thingspace");
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let fixture: Fixture = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let judged = fixture.judged();
+        if judged != fixture.verdict {
+            wrong.push(format!("{}: {judged}, not {}", path.display(), fixture.verdict));
+        }
+        count += 1;
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(count >= 48, "only {count} fixtures");
+}
+
+#[test]
+fn a_body_that_was_cut_is_no_success_and_no_refusal() {
+    let reply =
+        |status| Reply { status: StatusCode::from_u16(status).unwrap(), retry_after: None, body: None };
+    for status in [200, 400, 404, 500] {
+        assert!(matches!(judge(&reply(status), wire::request_id), Verdict::Unclear { .. }), "{status}");
+    }
+    // The status alone settles these.
+    assert!(matches!(judge(&reply(401), wire::request_id), Verdict::Stale(_)));
+    assert!(matches!(judge(&reply(429), wire::request_id), Verdict::Throttled(None)));
+}
+
+/// As on Verizon's page, without its trailing comma.
+#[test]
+fn an_order_is_written_as_in_the_page_s_example() {
+    let device = Device {
+        eid: Digits::new("89049032007008882600086299134038"),
+        iccid: Digits::new("89148000004292933820"),
+        imei: Digits::new("990013907835573"),
+        mdn: Digits::new("5551234567"),
+    };
+    let plain = Device { imei: Digits::default(), ..device.clone() };
+    let mut order = super::Order { devices: vec![device, plain], ..super::order(0) };
+    let written = |order: &super::Order| String::from_utf8(wire::order(order).to_vec()).unwrap();
+    assert_eq!(
+        written(&order),
+        r#"{"devices":[{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},{"kind":"iccid","id":"89148000004292933820"},{"kind":"imei","id":"990013907835573"}]},{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},{"kind":"iccid","id":"89148000004292933820"}]}],"accountName":"0000123456-00001","servicePlan":"a plan"}"#
+    );
+    order.service_plan.clear();
+    order.devices.clear();
+    assert_eq!(written(&order), r#"{"devices":[],"accountName":"0000123456-00001"}"#);
+}

@@ -1,0 +1,264 @@
+//! One owner of the tokens.
+
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout};
+
+use super::*;
+
+#[tokio::test]
+async fn a_thousand_calls_on_a_cold_client_cost_one_token_and_one_login() {
+    let world = world(manual()).await;
+    let request = world.request();
+    for outcome in join_all((0..1000).map(|_| world.poll(&request))).await {
+        outcome.unwrap();
+    }
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins(), ledger.polls()), (1, 1, 1000));
+}
+
+/// The same for all, whatever the thousand calls were refused for.
+#[tokio::test]
+async fn a_thousand_refused_calls_cost_one_renewal() {
+    let world = world(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    world.handle.expire_bearer();
+    world.handle.expire_sessions();
+    for outcome in join_all((0..1000).map(|_| world.poll(&request))).await {
+        outcome.unwrap();
+    }
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn short_lived_tokens_cost_no_call() {
+    let world = world(Options {
+        bearer_lifetime: Duration::from_secs(3),
+        session_lifetime: Some(Duration::from_secs(2)),
+        ..manual()
+    })
+    .await;
+    let request = world.request();
+    let end = Instant::now() + Duration::from_secs(8);
+    let load = (0..8).map(async |caller| {
+        let mut calls = 0;
+        while Instant::now() < end {
+            if caller == 0 {
+                world.order().await.unwrap();
+            } else {
+                world.poll(&request).await.unwrap();
+            }
+            calls += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        calls
+    });
+    let calls: usize = join_all(load).await.into_iter().sum();
+    let ledger = world.handle.ledger();
+    assert!(calls > 0);
+    assert!(ledger.mints >= 2 && ledger.session_expiries >= 2, "nothing expired: {ledger:?}");
+    assert!(ledger.token_requests() <= ledger.mints + 2, "{ledger:?}");
+    // The first follows no expiry. One that met an expired bearer is no login: the password was not looked at.
+    assert!(ledger.logins_accepted <= ledger.session_expiries + 1, "{ledger:?}");
+    assert_eq!(ledger.logins_rejected, 0);
+}
+
+#[tokio::test]
+async fn a_late_refusal_does_not_discard_a_newer_token() {
+    let world = world(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let expiries: [fn(&Handle); 2] = [Handle::expire_bearer, Handle::expire_sessions];
+    for expire in expiries {
+        let gate = world.hold(Endpoint::Status);
+        let late = world.poll(&request);
+        let meanwhile = async {
+            world.arrived(Endpoint::Status).await;
+            expire(&world.handle);
+            world.poll(&request).await.unwrap();
+            gate.open();
+        };
+        let (outcome, ()) = tokio::join!(late, meanwhile);
+        outcome.unwrap();
+    }
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_cancelled_caller_does_not_abort_the_renewal() {
+    for endpoint in [Endpoint::Token, Endpoint::Login] {
+        let world = world(manual()).await;
+        let request = world.request();
+        let gate = world.hold(endpoint);
+        tokio::select! {
+            outcome = world.poll(&request) => panic!("{outcome:?}"),
+            () = world.arrived(endpoint) => {}
+        }
+        gate.open();
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 1).await;
+        world.poll(&request).await.unwrap();
+        let ledger = world.handle.ledger();
+        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1), "{endpoint:?}");
+    }
+}
+
+/// Calls until the recheck of the files has happened more than once, then until the new file is used.
+async fn stays_rejected_until(world: &World, file: &str, fix: impl FnOnce()) {
+    let request = world.request();
+    let rejected = || async {
+        let outcomes = join_all((0..50).map(|_| world.poll(&request))).await;
+        outcomes.into_iter().all(|outcome| matches!(outcome, Err(Error::CredentialsRejected { .. })))
+    };
+    let end = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < end {
+        assert!(rejected().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    fix();
+    // The same bytes again are no change, whatever the file's time says.
+    let path = world.files.path().join(file);
+    fs::write(&path, fs::read(&path).unwrap()).unwrap();
+    let end = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < end {
+        assert!(rejected().await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    fs::write(path, "new").unwrap();
+    let recovered = async {
+        while world.poll(&request).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, recovered).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rejected_password_is_sent_once_until_the_file_changes() {
+    let each = [400_u16, 401, 403].map(async |login_refusal| {
+        let options = Options { login_refusal: login_refusal.try_into().unwrap(), ..manual() };
+        let world = world(options).await;
+        world.handle.set_password("new");
+        stays_rejected_until(&world, "password", || {
+            let ledger = world.handle.ledger();
+            assert_eq!((ledger.logins(), ledger.token_requests()), (1, 1));
+        })
+        .await;
+        let ledger = world.handle.ledger();
+        assert_eq!((ledger.logins_rejected, ledger.logins_accepted), (1, 1), "{login_refusal}");
+    });
+    join_all(each).await;
+}
+
+#[tokio::test]
+async fn a_rejected_secret_is_sent_once_until_the_file_changes() {
+    let world = world(Options { secret: "new".into(), ..manual() }).await;
+    stays_rejected_until(&world, "secret", || assert_eq!(world.handle.ledger().token_requests(), 1)).await;
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 1));
+}
+
+#[tokio::test]
+async fn new_credentials_are_used_at_the_next_renewal() {
+    let world = world(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    world.handle.set_password("new");
+    fs::write(world.files.path().join("password"), "new").unwrap();
+    world.poll(&request).await.unwrap();
+    assert_eq!(world.handle.ledger().logins(), 1);
+    world.handle.expire_bearer();
+    world.poll(&request).await.unwrap();
+    world.poll(&request).await.unwrap();
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins_accepted, ledger.logins_rejected), (2, 2, 0));
+}
+
+#[tokio::test]
+async fn a_login_with_a_stale_bearer_is_repeated_and_no_strike() {
+    let world = world(manual()).await;
+    let request = world.request();
+    let gate = world.hold(Endpoint::Login);
+    let meanwhile = async {
+        world.arrived(Endpoint::Login).await;
+        world.handle.expire_bearer();
+        gate.open();
+    };
+    let (outcome, ()) = tokio::join!(world.poll(&request), meanwhile);
+    outcome.unwrap();
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins(), ledger.logins_rejected), (2, 2, 0));
+}
+
+#[tokio::test]
+async fn a_login_of_unknown_fate_is_not_repeated_at_once() {
+    let cases = [answer(500, "x"), answer(404, "x"), What::Drop, What::CutBody];
+    for what in cases {
+        let world = world(manual()).await;
+        let request = world.request();
+        world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
+        for _ in 0..20 {
+            match world.poll(&request).await {
+                Err(Error::NotSent { retry_after: Some(wait), .. }) => assert!(wait > Duration::from_secs(3)),
+                other => panic!("{what:?}: {other:?}"),
+            }
+        }
+        let ledger = world.handle.ledger();
+        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1), "{what:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_throttled_login_or_token_request_is_a_throttled_call() {
+    for endpoint in [Endpoint::Token, Endpoint::Login] {
+        let world = world(manual()).await;
+        let throttle = What::Throttle { retry_after: Some(40) };
+        world.handle.inject(Fault::always(endpoint, When::BeforeEffect, throttle));
+        for _ in 0..20 {
+            match world.poll(&world.request()).await {
+                Err(Error::Throttled { retry_after: Some(wait) }) => assert!(wait > Duration::from_secs(20)),
+                other => panic!("{endpoint:?}: {other:?}"),
+            }
+        }
+        assert_eq!(world.handle.ledger().calls(endpoint), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_that_comes_back_is_found() {
+    let world = world(manual()).await;
+    let request = world.request();
+    world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, What::Drop));
+    assert!(matches!(world.poll(&request).await, Err(Error::NotSent { retry_after: Some(_), .. })));
+    let recovered = async {
+        while let Err(Error::NotSent { retry_after, .. }) = world.poll(&request).await {
+            tokio::time::sleep(retry_after.unwrap()).await;
+        }
+    };
+    timeout(PATIENCE, recovered).await.unwrap();
+    world.poll(&request).await.unwrap();
+    assert_eq!(world.handle.ledger().token_requests(), 2);
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named_and_nothing_is_sent() {
+    let world = world(manual()).await;
+    fs::remove_file(world.files.path().join("user")).unwrap();
+    match world.poll(&world.request()).await {
+        Err(Error::NotSent { reason, .. }) => assert!(reason.contains("user"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(world.handle.ledger().token_requests(), 0);
+}
+
+#[tokio::test]
+async fn nothing_secret_is_in_debug_output() {
+    let world = world(manual()).await;
+    world.poll(&world.request()).await.unwrap();
+    let shown = format!("{:?} {:?}", world.client, world.prepare().await);
+    assert!(shown.contains("value: Sensitive"), "{shown}");
+    for secret in ["simulator-", "Bearer", "Basic"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
