@@ -10,3 +10,4 @@
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+mod tokens;
