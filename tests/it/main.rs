@@ -10,4 +10,6 @@
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+mod process;
+mod telemetry;
 mod tokens;

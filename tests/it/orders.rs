@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use axum::http::StatusCode;
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use thingspace_gateway::{
     identity::AccountName,
     proto::esim::{DownloadProfileRequest, DownloadProfileResponse},
@@ -564,14 +564,22 @@ async fn orders_under_way_count_as_open_devices() {
     config.limits.open_devices = 3;
     let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
-    let calls = (0..20).map(|n| {
-        let mut client = client.clone();
-        async move { send(&mut client, order(&format!("k{n}"), [n])).await }
-    });
-    let answers = join_all(calls).await;
-    for status in answers.iter().filter_map(|answer| answer.as_ref().err()) {
-        assert_is(status, Code::ResourceExhausted, "OVERLOADED");
+    // Until it is opened, no order gets further than to its place in the queue.
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
+    let mut calls: FuturesUnordered<_> = (0..20)
+        .map(|n| {
+            let mut client = client.clone();
+            async move { send(&mut client, order(&format!("k{n}"), [n])).await }
+        })
+        .collect();
+    for _ in 0..17 {
+        let status = within("a refusal", calls.next()).await.unwrap().unwrap_err();
+        assert_is(&status, Code::ResourceExhausted, "OVERLOADED");
     }
-    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 3);
+    gate.open();
+    while let Some(answer) = calls.next().await {
+        answer.unwrap();
+    }
     assert_eq!(orders_sent(&upstream.sim.ledger()), 3);
 }

@@ -179,13 +179,9 @@ async fn no_log_line_holds_a_secret() {
         Endpoint::Token,
         serde_json::json!({"access_token": "bearer-in-the-open", "token_type": "Bearer", "expires_in": 3600}),
     ));
-    upstream.sim.inject(answers(
-        Endpoint::Login,
-        serde_json::json!({"sessionToken": "session-in-the-open"}),
-    ));
-    let process = Process::spawn(
-        serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"),
-    );
+    upstream.sim.inject(answers(Endpoint::Login, serde_json::json!({"sessionToken": "session-in-the-open"})));
+    let process =
+        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
     let mut client = process.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     ask(&mut client, question(&id)).await.unwrap();
@@ -197,9 +193,8 @@ async fn no_log_line_holds_a_secret() {
 
     std::fs::remove_file(upstream.dir.path().join("store.redb")).unwrap();
     write_secret(upstream.dir.path(), "password", "wrong-password");
-    let process = Process::spawn(
-        serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"),
-    );
+    let process =
+        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
     assert_rejected(&place(&mut process.client().await, "k", 0..2).await.unwrap_err());
     process.terminate();
     lines.extend(process.wait().await.1);
