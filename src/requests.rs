@@ -16,7 +16,7 @@ pub mod token;
 pub mod watch;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -43,6 +43,11 @@ use watch::Watch;
 
 /// How often an append is repeated, with the same event id, when the store did not say whether it stored.
 const APPEND_TRIES: u32 = 3;
+
+/// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be a second defect.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Appends an event; durable when this returns.
 async fn append(
@@ -210,12 +215,12 @@ impl Requests {
         let behind =
             || Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()));
         let epoch = self.hub.epoch().ok_or_else(behind)?;
-        let cached = self.token_key.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cached = lock(&self.token_key).clone();
         if let Some((key, _)) = cached.filter(|(_, of)| *of == epoch) {
             return Ok((key, epoch));
         }
         let key = TokenKey::load_or_create(&*self.store).await?;
-        *self.token_key.lock().unwrap_or_else(PoisonError::into_inner) = Some((key.clone(), epoch));
+        *lock(&self.token_key) = Some((key.clone(), epoch));
         Ok((key, epoch))
     }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -20,6 +20,7 @@ use super::{
     error::Error,
     event::Kind,
     hub::{Hub, Tracked},
+    lock,
     state::Request,
 };
 use crate::{
@@ -170,8 +171,4 @@ fn news(
         StatusLookup::Found(answer) => request.news(account, answer),
         StatusLookup::NotKnown => Vec::new(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

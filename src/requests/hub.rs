@@ -7,9 +7,9 @@
 //! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not read yet and nothing else.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,15 +17,12 @@ use std::{
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
-    event,
+    event, lock,
     order::{Order, Outcome},
     state::{Request, Transition},
 };
@@ -34,11 +31,15 @@ use crate::{
     store::{self, Entry, Followed, LogClass, LogName, Position, Store, StoreError},
 };
 
+mod hints;
 mod low_water;
 mod recent;
+mod tracked;
 
+use hints::Hints;
 pub use low_water::LowWater;
 use recent::Recent;
+pub use tracked::{Asked, Folded, Tracked};
 
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
@@ -55,121 +56,6 @@ const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
-
-/// A request in memory.
-#[derive(Debug)]
-pub struct Tracked {
-    pub id: RequestId,
-    folded: Mutex<Folded>,
-    changed: watch::Sender<u64>,
-    asked: Mutex<Option<Asked>>,
-}
-
-/// When ThingSpace answered a question about a request last, and how long that took.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked {
-    pub at: Instant,
-    pub took: Duration,
-}
-
-/// What a [`Tracked`] holds under its lock.
-#[derive(Debug, Default)]
-pub struct Folded {
-    pub request: Request,
-    /// The last [`KEPT_TRANSITIONS`].
-    pub recent: VecDeque<Arc<Transition>>,
-    /// Where the last event folded lies.
-    last: Option<Position>,
-    closed_since: Option<Instant>,
-    /// The store lost this log's events: whoever watches has to come back.
-    gone: bool,
-}
-
-impl Tracked {
-    fn new(id: RequestId, folded: Folded) -> Arc<Self> {
-        let changed = watch::Sender::new(folded.request.revision);
-        Arc::new(Self { id, folded: Mutex::new(folded), changed, asked: Mutex::default() })
-    }
-
-    /// The request as it is. Held briefly: never across an await.
-    pub fn lock(&self) -> MutexGuard<'_, Folded> {
-        self.folded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn asked(&self) -> Option<Asked> {
-        *lock(&self.asked)
-    }
-
-    pub fn set_asked(&self, took: Duration) {
-        *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
-    }
-
-    /// Whether somebody waits for changes.
-    pub fn is_watched(&self) -> bool {
-        self.changed.receiver_count() > 0
-    }
-
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
-    }
-}
-
-impl Folded {
-    /// Where the last event folded lies.
-    pub fn position(&self) -> Position {
-        self.last.unwrap_or(Position { epoch: 0, sequence: 0 })
-    }
-
-    pub fn is_gone(&self) -> bool {
-        self.gone
-    }
-
-    /// The transitions after a revision, or `None` if some of them are no longer in memory.
-    pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
-        let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
-        if revision + 1 < oldest {
-            return None;
-        }
-        Some(self.recent.iter().filter(|t| t.revision > revision).map(Arc::clone).collect())
-    }
-
-    fn apply(&mut self, id: &str, entry: &Entry) -> bool {
-        if self.last.is_some_and(|last| entry.position.sequence <= last.sequence) {
-            return false;
-        }
-        self.last = Some(entry.position);
-        let Some(event) = event::decode(&entry.event) else {
-            error!(
-                request.id = id,
-                sequence = entry.position.sequence,
-                "an event in the store cannot be decoded; it changes nothing"
-            );
-            return false;
-        };
-        let applied = self.request.apply(entry.position, entry.time, &event);
-        if applied.contradictions > 0 {
-            warn!(
-                request.id = id,
-                devices = applied.contradictions,
-                "a final state contradicts an earlier one; the first holds"
-            );
-        }
-        if applied.unmatched > 0 {
-            warn!(
-                request.id = id,
-                devices = applied.unmatched,
-                "an event names devices that the request does not have"
-            );
-        }
-        self.closed_since = self.request.is_closed().then(|| self.closed_since.unwrap_or_else(Instant::now));
-        let Some(transition) = applied.transition else { return false };
-        self.recent.push_back(Arc::new(transition));
-        if self.recent.len() > KEPT_TRANSITIONS {
-            self.recent.pop_front();
-        }
-        true
-    }
-}
 
 /// The projection and its follower.
 #[derive(Debug)]
@@ -200,17 +86,6 @@ struct Projection {
 struct Progress {
     folded: Option<Position>,
     caught_up: bool,
-}
-
-/// Requests the poller should look at: newly open or newly watched. A set, so it is bounded by the open requests.
-#[derive(Debug, Default)]
-struct Hints {
-    requests: Mutex<std::collections::HashSet<RequestId>>,
-    wake: Notify,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Hub {
@@ -283,7 +158,7 @@ impl Hub {
             return Ok(Some(found));
         }
         let folded = self.read(id).await?;
-        if folded.last.is_none() {
+        if folded.is_empty() {
             return Ok(None);
         }
         let tracked = Tracked::new(id.clone(), folded);
@@ -306,20 +181,12 @@ impl Hub {
 
     /// Tells the poller that a request deserves a look.
     pub fn hint(&self, id: &RequestId) {
-        lock(&self.hints.requests).insert(id.clone());
-        self.hints.wake.notify_one();
+        self.hints.add(id);
     }
 
     /// Waits for hints and takes them.
     pub async fn hints(&self) -> Vec<RequestId> {
-        loop {
-            let woken = self.hints.wake.notified();
-            let taken: Vec<_> = lock(&self.hints.requests).drain().collect();
-            if !taken.is_empty() {
-                return taken;
-            }
-            woken.await;
-        }
+        self.hints.take().await
     }
 
     /// The transitions of a request after a revision, from its log.
@@ -482,7 +349,7 @@ impl Hub {
         drop(folded);
         drop(projection);
         if changed {
-            tracked.changed.send_replace(revision);
+            tracked.wake(revision);
             if before == 0 && request_open {
                 self.hint(id);
             }
@@ -536,7 +403,7 @@ impl Hub {
         let oldest_open = {
             let mut projection = lock(&self.projection);
             let expired = |tracked: &Arc<Tracked>| {
-                let closed = tracked.lock().closed_since;
+                let closed = tracked.lock().closed_since();
                 closed.is_some_and(|since| since.elapsed() >= self.closed_in_memory) && !tracked.is_watched()
             };
             projection.requests.retain(|_, tracked| {
@@ -567,8 +434,7 @@ impl Hub {
     fn reset(&self) {
         let projection = std::mem::take(&mut *lock(&self.projection));
         for tracked in projection.requests.values() {
-            tracked.lock().gone = true;
-            tracked.changed.send_modify(|_| ());
+            tracked.lose();
         }
         self.progress.send_replace(Progress::default());
     }

@@ -10,7 +10,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -31,6 +31,7 @@ use super::{
     event::{self, Kind, Once},
     hub::Hub,
     key::{self, Claim, Key},
+    lock,
     order::Outcome,
 };
 use crate::{
@@ -177,7 +178,7 @@ impl Orders {
     }
 
     fn key_lock(&self, cell: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = lock(&self.keys);
         if let Some(lock) = keys.get(cell).and_then(Weak::upgrade) {
             return lock;
         }

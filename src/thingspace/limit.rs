@@ -72,12 +72,12 @@ impl Limiter {
         permit.await.map_err(|_| full())
     }
 
-    /// A permit now or never: one that nobody waits for, within the share of foreign requests.
+    /// A permit now or never: within the share of foreign requests, and if the rate has one left just now.
     pub(super) fn take_foreign(&self) -> Result<Permit, Error> {
         let throttled = |wait| Error::Throttled { retry_after: Some(wait) };
-        let mut foreign = self.foreign.try_take().map_err(throttled)?;
+        let foreign = self.foreign.try_take().map_err(throttled)?;
         let permit = self.bucket.try_take().map_err(throttled)?;
-        foreign.bucket = None;
+        foreign.spend();
         Ok(permit)
     }
 }
@@ -295,8 +295,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn foreign_calls_get_one_in_twenty_and_never_wait() {
         let limiter = limiter(10);
+        let began = Instant::now();
         let mut taken = 0;
-        for _ in 0..100 {
+        for _ in 0..95 {
             match limiter.take_foreign() {
                 Ok(permit) => {
                     permit.spend();
@@ -307,10 +308,10 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(taken, 5);
+        assert_eq!(taken, 5, "in {:?}", began.elapsed());
         // Nothing is left over for them while others wait.
         let mut orders = enqueue(&limiter, Class::Order, 100);
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::sleep(Duration::from_millis(3_050)).await;
         assert!(granted(&mut orders) > 0);
         assert!(matches!(limiter.take_foreign(), Err(Error::Throttled { .. })));
     }

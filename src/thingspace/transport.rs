@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(parse("17"), Some(Duration::from_secs(17)));
         assert_eq!(parse("86400"), Some(MAX_RETRY_AFTER));
         assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(parse("Fri, 01 Jan 2999 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(parse("Tue, 01 Jan 2999 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
         for junk in ["", "-1", "soon", "1.5"] {
             assert_eq!(parse(junk), None, "{junk}");
         }

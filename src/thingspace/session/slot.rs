@@ -221,3 +221,6 @@ impl Fault {
         Self { what: What::Unavailable("the renewal broke".to_owned()), pace: Pace::CAREFUL }
     }
 }
+
+#[cfg(test)]
+mod tests;
