@@ -100,7 +100,6 @@ struct Flight {
     order_id: String,
     cell: CellName,
     key: Key,
-    sent_time: Timestamp,
     retry_until: Instant,
     _turn: OwnedMutexGuard<()>,
     _room: Room,
@@ -295,19 +294,16 @@ impl Orders {
         let log = LogName::order(&order_id);
         let ordered = Kind::Ordered(ordered(&order, &cell));
         append(&*self.store, &log, Once::Ordered.id(&order_id), ordered).await?;
-        let sent_time = Timestamp::now();
         let lease = self.order_timeout * 2 + LEASE_SLACK;
         let claim = Claim {
             order_id: &order_id,
             hash: &hash,
             incarnation: &self.incarnation,
-            sent_time,
+            sent_time: Timestamp::now(),
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
         };
         match Key::claim(&*self.store, &cell, before.as_ref(), claim).await {
-            Ok(Some(key)) => {
-                Ok(Flight { order, order_id, cell, key, sent_time, retry_until, _turn: turn, _room: room })
-            }
+            Ok(Some(key)) => Ok(Flight { order, order_id, cell, key, retry_until, _turn: turn, _room: room }),
             // Another replica was first with this key, or the store failed: this order never was.
             claimed => {
                 let not_sent = Kind::NotSent(storage::NotSent {});
@@ -322,8 +318,8 @@ impl Orders {
         loop {
             let sent = self.client.place_order(permit, &flight.order).await;
             let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice.
-            if Instant::now() + RETRY >= flight.retry_until {
+            // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that.
+            if self.tasks.is_closed() || Instant::now() + RETRY >= flight.retry_until {
                 return Err(error);
             }
             tokio::time::sleep(RETRY).await;
@@ -351,7 +347,7 @@ impl Orders {
             error!(order.id = flight.order_id, request.id = %request_id, %error,
                 "an accepted order cannot be stored yet; trying until it is");
             if let Some(answer) = answer.take() {
-                let outcome = unknown(&flight.order_id, flight.sent_time, Some(request_id.clone()));
+                let outcome = unknown(&flight.order_id, flight.key.sent_time(), Some(request_id.clone()));
                 let _ = answer.send(Err(outcome));
             }
             tokio::time::sleep(RETRY).await;
@@ -402,7 +398,7 @@ impl Orders {
                 {
                     warn!(order.id = flight.order_id, %error, "cannot store that an order's fate is unknown");
                 }
-                return unknown(&flight.order_id, flight.sent_time, None);
+                return unknown(&flight.order_id, flight.key.sent_time(), None);
             }
             thingspace::Error::Refused(refusal) => {
                 let refused =

@@ -37,46 +37,66 @@ fn assert_rejected(status: &Status) {
 #[tokio::test]
 async fn a_thousand_calls_on_a_cold_gateway_cost_one_token_and_one_login() {
     let upstream = Upstream::manual().await;
+    let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
     let gateway = upstream.gateway().await;
     let client = gateway.client().await;
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(Endpoint::Token, When::BeforeEffect, What::Hold(gate.clone())));
-    let calls = tokio::spawn(async move { place_all(&client, "k", 0..1_000).await });
+    // Half of them orders, half of them questions.
+    let calls = tokio::spawn(async move {
+        let questions = (0..500).map(|_| {
+            let (mut client, question) = (client.clone(), question(&elsewhere));
+            async move { ask(&mut client, question).await.map(drop) }
+        });
+        tokio::join!(place_all(&client, "k", 0..500), join_all(questions))
+    });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Token) == 1).await;
     gate.open();
-    for answer in within("all orders", calls).await.unwrap() {
+    let (orders, questions) = within("all answers", calls).await.unwrap();
+    for answer in orders.into_iter().chain(questions) {
         answer.unwrap();
     }
     let ledger = upstream.sim.ledger();
     assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1));
     assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
-    assert_eq!(ledger.orders.len(), 1_000);
+    assert_eq!(ledger.orders.len(), 500);
 }
 
 #[tokio::test]
 async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
     let upstream = Upstream::manual().await;
-    let gateway = upstream.gateway().await;
+    let mut config = upstream.config();
+    // Each question is asked upstream, and nobody else asks.
+    config.polling.min_age = Duration::ZERO;
+    config.polling.first = Duration::from_hours(1);
+    config.polling.max_watched = config.polling.first;
+    config.polling.max = config.polling.first;
+    let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
-    place_all(&client, "before", 0..1).await.remove(0).unwrap();
+    for answer in place_all(&client, "k", 0..200).await {
+        answer.unwrap();
+    }
+    let ids: Vec<_> = upstream.sim.ledger().orders.iter().map(|order| order.request_id.clone()).collect();
     // Bearer, session, or both: what is renewed, and how often that makes in all.
-    for (round, bearer, session, tokens, logins) in
-        [(1, true, false, 2, 1), (2, false, true, 2, 2), (3, true, true, 3, 3)]
-    {
+    for (bearer, session, tokens, logins) in [(true, false, 2, 1), (false, true, 2, 2), (true, true, 3, 3)] {
         if bearer {
             upstream.sim.expire_bearer();
         }
         if session {
             upstream.sim.expire_sessions();
         }
-        let first = round * 1_000;
-        for answer in place_all(&client, "k", first..first + 200).await {
+        let before = upstream.sim.ledger().polls();
+        let questions = ids.iter().map(|id| {
+            let mut client = client.clone();
+            async move { ask(&mut client, question(id)).await }
+        });
+        for answer in join_all(questions).await {
             answer.unwrap();
         }
         let ledger = upstream.sim.ledger();
-        assert_eq!((ledger.token_requests(), ledger.logins()), (tokens, logins), "round {round}");
+        assert_eq!((ledger.token_requests(), ledger.logins()), (tokens, logins), "{bearer} {session}");
         assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
-        assert_eq!(ledger.orders.len(), 1 + round * 200);
+        assert!(ledger.polls() - before > 200, "the expiry was met");
     }
 }
 
