@@ -97,8 +97,8 @@ pub struct Attached {
 #[derive(Debug, Clone, Copy)]
 pub struct StatusQuery {
     pub max_age: Duration,
-    /// Hold the answer until the revision exceeds `after_revision`, at most this long.
-    pub wait: Duration,
+    /// Hold the answer until the revision exceeds `after_revision`, at most until then.
+    pub wait_until: Option<Instant>,
     pub after_revision: u64,
 }
 
@@ -177,20 +177,21 @@ impl Requests {
         id: &RequestId,
         query: StatusQuery,
     ) -> Result<Attached, Error> {
+        let began = Instant::now();
         let mut attached = self.find(account, id).await?;
         let tracked = Arc::clone(&attached.tracked);
-        if !query.wait.is_zero() {
+        if let Some(until) = query.wait_until {
             // A long poll is a watch of one answer: the poller keeps the request fresh meanwhile.
-            self.hub.hint(id);
+            self.attend(&tracked).await;
             let settled = || {
                 let request = &tracked.lock().request;
                 request.is_final() || request.revision > query.after_revision
             };
             let changed = async { while !settled() && attached.changes.changed().await.is_ok() {} };
             // Running out of time is an answer, too.
-            let _ = tokio::time::timeout(query.wait, changed).await;
+            let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
-            self.asker.refresh(&tracked, query.max_age.max(self.limits.min_age)).await?;
+            self.asker.refresh(&tracked, began, query.max_age.max(self.limits.min_age)).await?;
         }
         Ok(attached)
     }
@@ -200,14 +201,19 @@ impl Requests {
         let (key, epoch) = self.token_key().await?;
         let resume = if token.is_empty() { None } else { key.open_resume(id, token, epoch)? };
         let attached = self.find(account, id).await?;
-        self.hub.hint(id);
-        if attached.tracked.lock().request.polling_stopped {
+        self.attend(&attached.tracked).await;
+        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await
+    }
+
+    /// Sees to it that a request is kept fresh for somebody who waits for its changes.
+    async fn attend(&self, tracked: &Arc<Tracked>) {
+        self.hub.hint(&tracked.id);
+        if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
-            if let Err(error) = self.asker.refresh(&attached.tracked, self.limits.min_age).await {
-                warn!(request.id = %id, %error, "cannot ask once more about a request that was given up");
+            if let Err(error) = self.asker.refresh(tracked, Instant::now(), self.limits.min_age).await {
+                warn!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
         }
-        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await
     }
 
     /// The key that authenticates resume and page tokens, and the epoch of the store it belongs to.

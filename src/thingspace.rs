@@ -1,6 +1,6 @@
 //! The client of ThingSpace: one send path, one function per endpoint.
 //!
-//! It owns the two tokens: nobody outside this module sees one, and nobody renews one but [`session`]. It decides what
+//! It owns the two tokens: nobody outside this module sees one, and nobody renews one but `session`. It decides what
 //! a failure means, where the knowledge is, as one [`Error`] of a closed list; its callers match on that alone.
 //!
 //! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace certainly turned

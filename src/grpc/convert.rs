@@ -17,7 +17,7 @@ use crate::{
     identity::{AccountName, Device, Digits, Invalid, Kind, RequestId},
     proto::esim,
     requests::{
-        Placement, StatusQuery,
+        Placement,
         state::{Counts, DeviceState, DeviceStatus, RequestState},
         watch::Snapshot,
     },
@@ -164,7 +164,10 @@ pub(super) fn target(
 pub(super) struct StatusCall {
     pub(super) account: AccountName,
     pub(super) request: RequestId,
-    pub(super) query: StatusQuery,
+    pub(super) max_age: Duration,
+    /// Zero: answer at once.
+    pub(super) wait: Duration,
+    pub(super) after_revision: u64,
     /// `None`: BASIC.
     pub(super) page_size: Option<usize>,
     pub(super) page_token: String,
@@ -200,7 +203,9 @@ pub(super) fn status_call(request: esim::GetRequestStatusRequest) -> Result<Stat
         Some((account, request_id)) if wrong.0.is_empty() => Ok(StatusCall {
             account,
             request: request_id,
-            query: StatusQuery { max_age, wait, after_revision },
+            max_age,
+            wait,
+            after_revision,
             page_size,
             page_token: request.page_token,
         }),

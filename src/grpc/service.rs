@@ -68,8 +68,7 @@ impl Esim {
         if self.drain.is_cancelled() {
             return Err(status::of(&Error::Draining));
         }
-        let deadline = caller_timeout(metadata)
-            .map(|timeout| Instant::now() + timeout - (timeout / 10).min(ANSWER_AHEAD));
+        let deadline = caller_timeout(metadata).map(|timeout| Instant::now() + ahead(timeout));
         Ok((self.calls.token(), deadline))
     }
 
@@ -78,21 +77,26 @@ impl Esim {
         caller.map_or(ours, |caller| caller.min(ours))
     }
 
+    /// Where the page begins that is asked for.
+    async fn page_start(&self, call: &convert::StatusCall) -> Result<usize, Error> {
+        if call.page_token.is_empty() {
+            return Ok(0);
+        }
+        self.requests.token_key().await?.0.open_page(&call.request, &call.page_token)
+    }
+
     async fn page(
         &self,
-        call: &convert::StatusCall,
+        page_size: Option<usize>,
+        from: usize,
         snapshot: &Snapshot,
     ) -> Result<GetRequestStatusResponse, Error> {
         let mut status = convert::status_header(snapshot);
-        let Some(page_size) = call.page_size else {
+        let Some(page_size) = page_size else {
             return Ok(GetRequestStatusResponse { status: Some(status), next_page_token: String::new() });
         };
         let total = snapshot.devices.len();
-        let from = if call.page_token.is_empty() {
-            0
-        } else {
-            self.requests.token_key().await?.0.open_page(&snapshot.id, &call.page_token)?.min(total)
-        };
+        let from = from.min(total);
         let to = total.min(from + page_size);
         status.devices = fragment::fill(&snapshot.devices[from..to], 0).0;
         let next = from + status.devices.len();
@@ -131,19 +135,23 @@ impl EsimService for Esim {
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
         let (_call, deadline) = self.admit(request.metadata())?;
         let deadline = self.unary_deadline(deadline);
-        let mut call = convert::status_call(request.into_inner()).map_err(invalid)?;
+        let call = convert::status_call(request.into_inner()).map_err(invalid)?;
         // A long poll ends in time to be answered.
-        call.query.wait = call.query.wait.min(deadline.saturating_duration_since(Instant::now()));
+        let longest = ahead(deadline.saturating_duration_since(Instant::now()));
+        let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
+        let query = StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
         let ask = |query| self.requests.status(&call.account, &call.request, query);
         let answer = async {
+            // First: a wrong token is found before anything is sent.
+            let from = self.page_start(&call).await?;
             let attached = tokio::select! {
-                attached = ask(call.query) => attached?,
+                attached = ask(query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.
-                () = self.drain.cancelled(), if !call.query.wait.is_zero() => {
-                    ask(StatusQuery { wait: Duration::from_nanos(1), ..call.query }).await?
+                () = self.drain.cancelled(), if wait_until.is_some() => {
+                    ask(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
-            self.page(&call, &Snapshot::of(&attached.tracked)).await
+            self.page(call.page_size, from, &Snapshot::of(&attached.tracked)).await
         };
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
@@ -237,6 +245,11 @@ impl Streaming {
             self.sending = Some(Fragments::of(event));
         }
     }
+}
+
+/// Of the time there is for a call, what may pass before its answer leaves.
+fn ahead(time: Duration) -> Duration {
+    time.saturating_sub((time / 10).min(ANSWER_AHEAD))
 }
 
 fn invalid(violations: Violations) -> Status {

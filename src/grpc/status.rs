@@ -33,10 +33,18 @@ struct Answer {
     message: String,
     retry: Option<Duration>,
     metadata: HashMap<String, String>,
+    violations: Vec<FieldViolation>,
 }
 
 fn answer(code: Code, reason: &'static str, message: impl Into<String>) -> Answer {
-    Answer { code, reason, message: message.into(), retry: None, metadata: HashMap::new() }
+    Answer {
+        code,
+        reason,
+        message: message.into(),
+        retry: None,
+        metadata: HashMap::new(),
+        violations: Vec::new(),
+    }
 }
 
 impl Answer {
@@ -50,16 +58,15 @@ impl Answer {
         self
     }
 
-    fn details(&self) -> ErrorDetails {
-        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata.clone());
+    fn into_status(self) -> Status {
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata);
         if let Some(after) = self.retry {
             details.set_retry_info(Some(after));
         }
-        details
-    }
-
-    fn into_status(self) -> Status {
-        Status::with_error_details(self.code, self.message.clone(), self.details())
+        if !self.violations.is_empty() {
+            details.set_bad_request(self.violations);
+        }
+        Status::with_error_details(self.code, self.message, details)
     }
 }
 
@@ -83,8 +90,13 @@ pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     }
 }
 
-/// Every violation of a call at once, as far as a status can carry them.
+/// The status of a call with wrong fields.
 pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
+    violated(violations).into_status()
+}
+
+/// Every violation of a call at once, as far as a status can carry them.
+fn violated(violations: Vec<FieldViolation>) -> Answer {
     let total = violations.len();
     let mut bytes = 0;
     let mut told: Vec<_> = violations
@@ -96,30 +108,21 @@ pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
         .collect();
     if told.len() < total {
         let more = total - told.len();
-        told.push(FieldViolation {
-            field: String::new(),
-            description: format!("and {more} more violations"),
-            reason: String::new(),
-            localized_message: None,
-        });
+        told.push(FieldViolation::new("", format!("and {more} more violations")));
     }
     let summary = match told.first() {
         Some(first) if total == 1 => format!("{} {}", first.field, first.description),
         _ => format!("{total} violations; see the details"),
     };
-    let answer = answer(Code::InvalidArgument, "INVALID_FIELD", summary);
-    let mut details = answer.details();
-    details.set_bad_request(told);
-    Status::with_error_details(answer.code, answer.message, details)
+    Answer { violations: told, ..answer(Code::InvalidArgument, "INVALID_FIELD", summary) }
 }
 
 fn internal(cause: &str) -> Status {
     let id = Uuid::now_v7().to_string();
     error!(error.id = id, cause, "a call failed by a defect of the gateway");
-    let answer = answer(Code::Internal, "INTERNAL", "internal error");
-    let mut details = answer.details();
+    let mut details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, HashMap::new());
     details.set_request_info(id, "");
-    Status::with_error_details(answer.code, answer.message, details)
+    Status::with_error_details(Code::Internal, "internal error", details)
 }
 
 fn describe(error: &Error) -> Answer {
@@ -163,7 +166,7 @@ fn describe(error: &Error) -> Answer {
             "resume_token is not a token of this request; start without it",
         ),
         Error::InvalidToken(TokenKind::Page) => {
-            answer(Code::InvalidArgument, "INVALID_FIELD", "page_token is not a token of this request")
+            violated(vec![FieldViolation::new("page_token", "is not a token of this request")])
         }
         Error::StillPending => answer(
             Code::FailedPrecondition,

@@ -19,7 +19,7 @@ use super::{
     append,
     error::Error,
     event::Kind,
-    hub::{Hub, Tracked},
+    hub::{Asked, Hub, Tracked},
     lock,
     state::Request,
 };
@@ -61,9 +61,15 @@ impl Asker {
         Self { store, client, hub, tasks, flights: Mutex::default(), not_known: Mutex::default() }
     }
 
-    /// Asks about a request in memory, unless it was asked less than `max_age` ago.
-    pub async fn refresh(self: &Arc<Self>, tracked: &Arc<Tracked>, max_age: Duration) -> Result<(), Error> {
-        if tracked.asked().is_some_and(|asked| asked.at.elapsed() < max_age) {
+    /// Asks about a request in memory, unless it was asked since `began`, when its caller came, or less than `max_age` before.
+    pub async fn refresh(
+        self: &Arc<Self>,
+        tracked: &Arc<Tracked>,
+        began: Instant,
+        max_age: Duration,
+    ) -> Result<(), Error> {
+        let fresh = |asked: Asked| asked.at.checked_add(max_age).is_none_or(|until| until > began);
+        if tracked.asked().is_some_and(fresh) {
             return Ok(());
         }
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
@@ -152,7 +158,12 @@ impl Asker {
         if let Some(position) = last {
             self.hub.folded(position).await;
         }
-        if let Some(tracked) = attached {
+        // One that was unknown until now is in memory only if it is loaded, and then need not be asked again.
+        let tracked = match attached {
+            Some(tracked) => Some(tracked),
+            None => self.hub.attach(id).await?.map(|(tracked, _)| tracked),
+        };
+        if let Some(tracked) = tracked {
             tracked.set_asked(took);
         }
         Ok(match lookup {

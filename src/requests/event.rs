@@ -25,7 +25,9 @@ pub const MAX_OBSERVED_DEVICES: usize = 8_000;
 #[derive(Debug, Clone, Copy)]
 pub enum Once {
     Ordered,
-    Outcome,
+    /// Refused, or never sent. Not the same event as `AcceptedAs`, which beats it.
+    NotPlaced,
+    AcceptedAs,
     Accepted,
 }
 
@@ -33,7 +35,8 @@ impl Once {
     pub fn id(self, order_id: &str) -> Uuid {
         let name = match self {
             Self::Ordered => "ordered",
-            Self::Outcome => "outcome",
+            Self::NotPlaced => "not-placed",
+            Self::AcceptedAs => "accepted-as",
             Self::Accepted => "accepted",
         };
         Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{order_id}/{name}").as_bytes())

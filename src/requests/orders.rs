@@ -307,7 +307,7 @@ impl Orders {
             // Another replica was first with this key, or the store failed: this order never was.
             claimed => {
                 let not_sent = Kind::NotSent(storage::NotSent {});
-                append(&*self.store, &log, Once::Outcome.id(&order_id), not_sent).await?;
+                append(&*self.store, &log, Once::NotPlaced.id(&order_id), not_sent).await?;
                 claimed?;
                 Err(Error::OrderInProgress)
             }
@@ -358,7 +358,7 @@ impl Orders {
     async fn store_accepted(&self, flight: &Flight, request_id: &RequestId) -> Result<(), StoreError> {
         let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
         let log = LogName::order(&flight.order_id);
-        append(&*self.store, &log, Once::Outcome.id(&flight.order_id), accepted_as).await?;
+        append(&*self.store, &log, Once::AcceptedAs.id(&flight.order_id), accepted_as).await?;
         let ordered = ordered(&flight.order, &flight.cell);
         self.append_accepted(&flight.order_id, &ordered, request_id).await?;
         // A conflict means that somebody has read the order's log and said the same.
@@ -417,7 +417,7 @@ impl Orders {
     }
 
     async fn release(&self, flight: &Flight, event: Kind) -> Result<(), StoreError> {
-        append(&*self.store, &LogName::order(&flight.order_id), Once::Outcome.id(&flight.order_id), event)
+        append(&*self.store, &LogName::order(&flight.order_id), Once::NotPlaced.id(&flight.order_id), event)
             .await?;
         flight.key.advance(&*self.store, &flight.cell, KeyPhase::Released, "").await?;
         Ok(())

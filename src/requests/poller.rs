@@ -17,7 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::{append, asker::Asker, error::Error, event::Kind, hub::Hub};
+use super::{
+    append,
+    asker::Asker,
+    error::Error,
+    event::Kind,
+    hub::{Hub, Tracked},
+};
 use crate::{
     config,
     identity::RequestId,
@@ -150,7 +156,14 @@ impl Poller {
     fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
         let last = Instant::now();
         let count = match polled {
-            Polled::Done => return schedule.remove(id),
+            Polled::Done => {
+                schedule.remove(id);
+                // Somebody may have come while it was polled, whose hint found a poll under way.
+                if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
+                    self.look(schedule, id);
+                }
+                return;
+            }
             Polled::Again(count) => *count,
             Polled::Failed => schedule.by_request.get(id).map_or(0, |turn| turn.count + 1),
         };
@@ -167,14 +180,10 @@ impl Poller {
 
     async fn poll(&self, id: &RequestId) -> Polled {
         let Some(tracked) = self.hub.get(id) else { return Polled::Done };
-        let created = {
-            let request = &tracked.lock().request;
-            // A request of others whose devices nobody knows yet is asked about as long as somebody waits for it.
-            if request.is_settled() || (request.is_closed() && !tracked.is_watched()) {
-                return Polled::Done;
-            }
-            request.create_time
-        };
+        if !is_polled(&tracked) {
+            return Polled::Done;
+        }
+        let created = tracked.lock().request.create_time;
         let (count, won) = match self.claim(id).await {
             Ok(claim) => claim,
             Err(error) => {
@@ -186,7 +195,7 @@ impl Poller {
             debug!(request.id = %id, "another replica polls");
             return Polled::Again(count);
         }
-        let asked = self.asker.refresh(&tracked, self.config.min_age).await;
+        let asked = self.asker.refresh(&tracked, Instant::now(), self.config.min_age).await;
         match asked {
             Ok(()) => {}
             // The client says when credentials are rejected; every request of theirs repeating it would say no more.
@@ -195,7 +204,7 @@ impl Poller {
             }
             Err(error) => warn!(request.id = %id, %error, "a poll failed"),
         }
-        if tracked.lock().request.is_settled() {
+        if !is_polled(&tracked) {
             return Polled::Done;
         }
         let age = Timestamp::now().duration_since(created);
@@ -240,6 +249,13 @@ impl Poller {
             Swap::Conflict(None) => Ok((0, false)),
         }
     }
+}
+
+/// Open requests are, and one of others whose devices are not known yet as long as somebody watches it.
+fn is_polled(tracked: &Tracked) -> bool {
+    let watched = tracked.is_watched();
+    let request = &tracked.lock().request;
+    !request.is_closed() || (watched && !request.known && !request.polling_stopped)
 }
 
 fn decode(value: &Bytes) -> Result<storage::Poll, StoreError> {

@@ -155,14 +155,9 @@ impl Request {
         self.state() != RequestState::Pending
     }
 
-    /// No answer is waited for any more: final, or given up.
-    pub fn is_settled(&self) -> bool {
-        self.is_final() || self.polling_stopped
-    }
-
-    /// Settled, or a request of others whose devices nobody knows: its log holds nothing up.
+    /// Nothing is waited for any more: final, given up, or a request of others whose devices nobody knows.
     pub fn is_closed(&self) -> bool {
-        self.is_settled() || !self.known
+        self.is_final() || self.polling_stopped || !self.known
     }
 
     /// Folds one event. Events must come in the order of their positions, each once.
@@ -399,8 +394,11 @@ impl Request {
             && DeviceState::of(answer.overall)
                 .is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
         if differing.is_empty() {
+            // Without a list of devices nothing but a final word tells what the request came to.
+            let final_word = DeviceState::of(answer.overall).is_some_and(DeviceState::is_final);
+            let completes = completes && final_word;
             return if completes || overall_moves || self.first.is_none() {
-                vec![observed(Vec::new(), true)]
+                vec![observed(Vec::new(), completes)]
             } else {
                 Vec::new()
             };

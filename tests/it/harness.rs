@@ -19,10 +19,10 @@ use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
     config::{Config, Credentials},
-    identity::{AccountName, RequestId},
+    identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
-        DeviceIdentifiers, DownloadProfileRequest, GetRequestStatusRequest, RequestStatus,
-        WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
+        DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest, GetRequestStatusRequest,
+        RequestStatus, WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
         watch_request_response::Event,
     },
     requests::Requests,
@@ -32,7 +32,7 @@ use thingspace_gateway::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tonic_types::StatusExt;
@@ -127,9 +127,25 @@ impl Upstream {
         config
     }
 
+    /// A configuration with which ThingSpace is asked when a caller's question needs it, and at no other time.
+    pub fn quiet(&self) -> Config {
+        let mut config = self.config();
+        let never = Duration::from_hours(1);
+        config.polling.min_age = Duration::ZERO;
+        (config.polling.first, config.polling.max_watched, config.polling.max) = (never, never, never);
+        config
+    }
+
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
+    }
+}
+
+impl Upstream {
+    /// A power cut: every connection breaks, and nobody listens any more.
+    pub fn cut(&self) {
+        self.stop.cancel();
     }
 }
 
@@ -171,12 +187,13 @@ impl Gateway {
     }
 }
 
+pub async fn channel(address: SocketAddr) -> Channel {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    within("a connection", endpoint.connect()).await.unwrap()
+}
+
 pub async fn connect(address: SocketAddr) -> Client {
-    let channel =
-        within("a connection", Endpoint::from_shared(format!("http://{address}")).unwrap().connect())
-            .await
-            .unwrap();
-    EsimServiceClient::new(channel).max_decoding_message_size(16 << 20)
+    EsimServiceClient::new(channel(address).await).max_decoding_message_size(16 << 20)
 }
 
 /// The real binary, serving.
@@ -293,6 +310,13 @@ pub fn device(n: usize) -> DeviceIdentifiers {
     }
 }
 
+/// The same device as ThingSpace knows it.
+pub fn upstream_device(n: usize) -> identity::Device {
+    let ids = device(n);
+    let [eid, iccid, imei] = [&ids.eid, &ids.iccid, &ids.imei].map(|text| Digits::new(text));
+    identity::Device { eid, iccid, imei, mdn: Digits::default() }
+}
+
 /// An order for some devices.
 pub fn order(key: &str, devices: impl IntoIterator<Item = usize>) -> DownloadProfileRequest {
     DownloadProfileRequest {
@@ -324,6 +348,16 @@ pub fn question(id: &RequestId) -> GetRequestStatusRequest {
 pub async fn ask(client: &mut Client, question: GetRequestStatusRequest) -> Result<RequestStatus, Status> {
     let answer = within("a status", client.get_request_status(question)).await?.into_inner();
     Ok(answer.status.unwrap())
+}
+
+/// The states of the devices in a status.
+pub fn states(status: &RequestStatus) -> Vec<DeviceState> {
+    status.devices.iter().map(DeviceStatus::state).collect()
+}
+
+/// Code and reason of an error.
+pub fn kind(status: &Status) -> (Code, String) {
+    (status.code(), reason(status))
 }
 
 /// A watch, with every wait bounded.
@@ -365,9 +399,13 @@ impl Watching {
     }
 }
 
-/// The reason in a status's `ErrorInfo`, which every error has.
+/// The reason in a status's `ErrorInfo`, which every error has. One that asks for a repetition says when.
 pub fn reason(status: &Status) -> String {
     let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "thingspace-gateway");
+    if matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        assert!(retry.is_some(), "no RetryInfo: {status:?}");
+    }
     info.reason
 }

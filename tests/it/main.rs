@@ -7,9 +7,12 @@
     reason = "a test that cannot go on has failed; nothing links to a test"
 )]
 
+mod contract;
+mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
 mod process;
+mod status;
 mod telemetry;
 mod tokens;

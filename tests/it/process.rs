@@ -8,11 +8,12 @@ use std::{
 };
 
 use thingspace_gateway::{
-    proto::esim::{GetRequestStatusResponse, RequestState, watch_request_response::Event},
+    identity::RequestId,
+    proto::esim::{RequestState, RequestStatus, watch_request_response::Event},
     simulator::{Endpoint, Fault, Gate, Outcome, What, When},
 };
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -218,7 +219,7 @@ async fn long_poll(
     let mut question = question(&thingspace_gateway::identity::RequestId::parse(&id).unwrap());
     question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     question.after_revision = revision;
-    Ok(within("a long poll", client.get_request_status(question)).await?.into_inner())
+    ask(&mut client, question).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -231,9 +232,8 @@ async fn sigterm_drains() {
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     let (snapshot, token) = watching.event().await;
     let Event::Snapshot(snapshot) = snapshot else { panic!("{snapshot:?}") };
-    let long_poll = tokio::spawn(long_poll(client.clone(), id.to_string(), snapshot.revision));
-    let endpoint = Channel::from_shared(format!("http://{}", process.address)).unwrap();
-    let mut health = HealthClient::new(within("a connection", endpoint.connect()).await.unwrap());
+    let long_poll = tokio::spawn(long_poll(client.clone(), id.clone(), snapshot.revision));
+    let mut health = HealthClient::new(channel(process.address).await);
     let mut health = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     let serving = within("a health", health.message()).await.unwrap().unwrap();
     assert_eq!(serving.status(), ServingStatus::Serving);
@@ -252,9 +252,9 @@ async fn sigterm_drains() {
             Err(status) => break status,
         }
     };
-    assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Unavailable, "DRAINING"));
+    assert_eq!(kind(&ended), (Code::Unavailable, "DRAINING".to_owned()));
     assert_eq!(resume_token(&ended), token);
-    let polled = long_poll.await.unwrap().unwrap().status.unwrap();
+    let polled = long_poll.await.unwrap().unwrap();
     assert_eq!((polled.state(), polled.revision), (RequestState::Pending, snapshot.revision));
     let stopping = within("a health", health.message()).await.unwrap().unwrap();
     assert_eq!(stopping.status(), ServingStatus::NotServing);
@@ -323,8 +323,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     }
     for _ in 0..3 {
         let status = place(&mut client, "open", [5]).await.unwrap_err();
-        let said = (status.code(), reason(&status));
-        assert_eq!(said, (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+        assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
     }
     assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 6);
 }

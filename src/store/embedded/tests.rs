@@ -10,10 +10,13 @@ use std::{
 
 use futures_util::future::{join_all, try_join_all};
 use jiff::{Timestamp, ToSpan as _};
-use redb::TableDefinition;
+use redb::{ReadableTable as _, TableDefinition};
 use tempfile::TempDir;
 
-use super::{tables::Tail, *};
+use super::{
+    tables::{Tables, Tail},
+    *,
+};
 use crate::store::{Lost, MAX_READ, contract};
 
 const KEEP: Duration = Duration::from_hours(1);
@@ -248,6 +251,25 @@ async fn what_is_too_old_goes_and_its_positions_never_come_back() {
     store.close().await;
     let tail = tail(&path);
     assert_eq!((tail.swept, tail.bytes), (last.sequence, "new".len() as u64 + "kept".len() as u64));
+}
+
+/// A cell expires by its last swap, not by one before.
+#[tokio::test]
+async fn a_cell_has_one_age() {
+    let (_folder, path) = place();
+    let (store, cell) = (open(&path), CellName::retained("cell"));
+    let mut held = None;
+    for _ in 0..3 {
+        let Swap::Swapped(version) = store.swap(&cell, held, Bytes::new()).await.unwrap() else {
+            panic!("conflict")
+        };
+        held = Some(version);
+    }
+    store.close().await;
+    let txn = file::open(&path).unwrap().begin_write().unwrap();
+    let ages = Tables::open(&txn).unwrap().by_age;
+    let versions: Vec<_> = ages.iter().unwrap().map(|row| Version(row.unwrap().0.value())).collect();
+    assert_eq!(versions, Vec::from_iter(held));
 }
 
 #[tokio::test]

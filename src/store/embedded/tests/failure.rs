@@ -9,46 +9,53 @@ use super::{
 
 const CACHE: usize = 1024 * 1024;
 
-/// Whichever write or sync fails, the answer is definite and true.
+/// Whichever write or sync of an append or a swap fails, the answer is definite and true.
 #[tokio::test]
 async fn every_single_failure_is_settled() {
-    let (mut stored, mut refused) = (0, 0);
-    for after in 0.. {
-        let (_folder, path) = place();
-        let (store, disk) = Disk::store(&path, CACHE);
-        let (log, name) = (contract::new_log(), CellName::permanent("cell"));
-        contract::append(&store, &log, "before").await.unwrap();
-        disk.set(Fault::Once(after, ErrorKind::StorageFull));
-        let (event, cell) = tokio::join!(
-            contract::append(&store, &log, "at"),
-            store.swap(&name, None, Bytes::from_static(b"at")),
-        );
-        let failed = disk.fault() == Fault::None;
-        disk.set(Fault::None);
-        contract::append(&store, &log, "after").await.unwrap();
+    for swap in [false, true] {
+        let (mut stored, mut refused) = (0, 0);
+        for after in 0.. {
+            let (_folder, path) = place();
+            let (store, disk) = Disk::store(&path, CACHE);
+            let (log, cell) = (contract::new_log(), CellName::permanent("cell"));
+            contract::append(&store, &log, "before").await.unwrap();
+            disk.set(Fault::Once(after, ErrorKind::StorageFull));
+            let answer = if swap {
+                store
+                    .swap(&cell, None, Bytes::new())
+                    .await
+                    .map(|swap| assert_eq!(swap, Swap::Swapped(Version(1))))
+            } else {
+                contract::append(&store, &log, "at").await.map(|_| ())
+            };
+            let failed = disk.fault() == Fault::None;
+            disk.set(Fault::None);
+            contract::append(&store, &log, "after").await.unwrap();
+            store.close().await;
 
-        let texts = contract::texts(&contract::read_to_end(&store, &log).await.unwrap());
-        match event {
-            Ok(_) => assert_eq!(texts, ["before", "at", "after"], "after {after}"),
-            Err(StoreError::Full(_)) => assert_eq!(texts, ["before", "after"], "after {after}"),
-            Err(error) => panic!("{error} after {after}"),
+            let store = open(&path);
+            let texts = contract::texts(&contract::read_to_end(&store, &log).await.unwrap());
+            let there = if swap {
+                assert_eq!(texts, ["before", "after"]);
+                store.load(&cell).await.unwrap().is_some()
+            } else {
+                assert_eq!((&*texts[0], &*texts[texts.len() - 1]), ("before", "after"));
+                texts.len() == 3
+            };
+            match answer {
+                Ok(()) => assert!(there, "acknowledged and lost, failure {after}"),
+                Err(StoreError::Full(_)) => assert!(!there, "refused and stored, failure {after}"),
+                Err(error) => panic!("{error}, failure {after}"),
+            }
+            match (failed, there) {
+                (false, _) => break,
+                (true, true) => stored += 1,
+                (true, false) => refused += 1,
+            }
         }
-        let loaded = store.load(&name).await.unwrap();
-        match &cell {
-            Ok(Swap::Swapped(version)) => assert_eq!(loaded.map(|loaded| loaded.version), Some(*version)),
-            Err(StoreError::Full(_)) => assert_eq!(loaded, None, "after {after}"),
-            other => panic!("{other:?} after {after}"),
-        }
-        store.close().await;
-        assert_eq!(contract::texts(&contract::read_to_end(&open(&path), &log).await.unwrap()), texts);
-        match event {
-            _ if !failed => break,
-            Ok(_) => stored += 1,
-            Err(_) => refused += 1,
-        }
+        // Both happen: the last failure is that of the sync, when everything was written.
+        assert!(stored > 0 && refused > 0, "{stored} stored, {refused} refused");
     }
-    // Both happen: the last failure is that of a sync, after everything was written.
-    assert!(stored > 0 && refused > 0, "{stored} stored, {refused} refused");
 }
 
 #[tokio::test]
@@ -88,6 +95,27 @@ async fn closing_does_not_wait_for_a_dead_disk() {
     store.close().await;
     disk.set(Fault::None);
     open(&path).close().await;
+}
+
+/// A file that took the place of ours is not written, although it is a store.
+#[tokio::test]
+async fn another_file_is_not_taken_for_ours() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::store(&path, CACHE);
+    let log = contract::new_log();
+    contract::append(&store, &log, "before").await.unwrap();
+    let ours = path.with_extension("ours");
+    std::fs::rename(&path, &ours).unwrap();
+    let other = open(&path);
+    other.close().await;
+    disk.set(Fault::Once(0, ErrorKind::Other));
+    contract::append(&store, &log, "at").await.unwrap_err();
+    let refused = contract::append(&store, &log, "at").await;
+    assert!(matches!(&refused, Err(StoreError::Corrupt(text)) if text.contains("replaced")), "{refused:?}");
+
+    std::fs::rename(&ours, &path).unwrap();
+    until(async || contract::append(&store, &log, "after").await.ok()).await;
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "after"]);
 }
 
 #[tokio::test]

@@ -1,0 +1,434 @@
+//! Bad input: every violation of a call is reported at once, with its field path, and nothing is sent.
+
+use prost_types::Duration as Span;
+use thingspace_gateway::{
+    config::Config,
+    proto::esim::{DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest},
+    simulator::{Endpoint, Ledger},
+};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::*;
+
+/// A gateway that nobody has called yet.
+struct Fresh {
+    upstream: Upstream,
+    gateway: Gateway,
+    client: Client,
+}
+
+impl Fresh {
+    async fn start(change: impl FnOnce(&mut Config)) -> Self {
+        let upstream = Upstream::manual().await;
+        let mut config = upstream.quiet();
+        change(&mut config);
+        let gateway = Gateway::start(config).await;
+        let client = gateway.client().await;
+        Self { upstream, gateway, client }
+    }
+
+    async fn end(self) {
+        self.gateway.stop().await;
+        assert_eq!(calls(&self.upstream.sim.ledger()), [0; 4]);
+    }
+}
+
+/// Everything that was ever asked of ThingSpace.
+fn calls(ledger: &Ledger) -> [u64; 4] {
+    [Endpoint::Token, Endpoint::Login, Endpoint::Download, Endpoint::Status].map(|e| ledger.calls(e))
+}
+
+/// The paths of the violations in a status, and what each says.
+fn violations(status: &Status) -> Vec<(String, String)> {
+    assert_eq!(
+        (status.code(), reason(status).as_str()),
+        (Code::InvalidArgument, "INVALID_FIELD"),
+        "{status:?}"
+    );
+    let bad = status.get_details_bad_request().unwrap_or_else(|| panic!("no BadRequest: {status:?}"));
+    bad.field_violations.into_iter().map(|v| (v.field, v.description)).collect()
+}
+
+fn paths(status: &Status) -> Vec<String> {
+    violations(status).into_iter().map(|(path, _)| path).collect()
+}
+
+/// What is wrong with an order that is right but for a change. Nothing has been sent.
+async fn wrong_order(change: impl FnOnce(&mut DownloadProfileRequest)) -> Vec<String> {
+    wrong_order_where(|_| (), change).await
+}
+
+async fn wrong_order_where(
+    configure: impl FnOnce(&mut Config),
+    change: impl FnOnce(&mut DownloadProfileRequest),
+) -> Vec<String> {
+    let mut fresh = Fresh::start(configure).await;
+    let mut order = order("k", 0..3);
+    change(&mut order);
+    let status = within("a refusal", fresh.client.download_profile(order)).await.unwrap_err();
+    fresh.end().await;
+    paths(&status)
+}
+
+/// What is wrong with a question that is right but for a change. Nothing has been sent.
+async fn wrong_question(change: impl FnOnce(&mut GetRequestStatusRequest)) -> Vec<String> {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let mut question = GetRequestStatusRequest {
+        account_name: ACCOUNT.to_owned(),
+        request_id: "r1".to_owned(),
+        ..GetRequestStatusRequest::default()
+    };
+    change(&mut question);
+    let status = ask(&mut fresh.client, question).await.unwrap_err();
+    fresh.end().await;
+    paths(&status)
+}
+
+#[tokio::test]
+async fn every_violation_of_an_order_at_once() {
+    let paths = wrong_order(|order| {
+        *order = DownloadProfileRequest {
+            account_name: "a/b".to_owned(),
+            service_plan: "it's".to_owned(),
+            idempotency_key: String::new(),
+            ..order.clone()
+        };
+        order.devices[0].eid.pop();
+        order.devices[1].iccid.push_str("00");
+        order.devices[1].mdn = "5551234567".to_owned();
+        order.devices[2].imei = order.devices[0].imei.clone();
+    })
+    .await;
+    let expected = [
+        "account_name",
+        "devices[0].eid",
+        "devices[1].iccid",
+        "devices[1].mdn",
+        "devices[2].imei",
+        "service_plan",
+        "idempotency_key",
+    ];
+    assert_eq!(paths, expected);
+}
+
+#[tokio::test]
+async fn every_violation_of_a_question_at_once() {
+    let paths = wrong_question(|question| {
+        *question = GetRequestStatusRequest {
+            account_name: String::new(),
+            request_id: "..".to_owned(),
+            max_age: Some(Span { seconds: -1, nanos: 0 }),
+            wait: Some(Span { seconds: 61, nanos: 0 }),
+            after_revision: -1,
+            view: 17,
+            page_size: -1,
+            page_token: String::new(),
+        }
+    })
+    .await;
+    let expected = ["account_name", "request_id", "max_age", "wait", "after_revision", "page_size", "view"];
+    assert_eq!(paths, expected);
+}
+
+#[tokio::test]
+async fn no_device() {
+    assert_eq!(wrong_order(|order| order.devices.clear()).await, ["devices"]);
+}
+
+#[tokio::test]
+async fn more_devices_than_an_order_may_have() {
+    let at_most_two = |config: &mut Config| config.thingspace.max_devices_per_order = 2;
+    assert_eq!(wrong_order_where(at_most_two, |_| ()).await, ["devices"]);
+}
+
+#[tokio::test]
+async fn an_eid_twice() {
+    let twice = |order: &mut DownloadProfileRequest| order.devices[2].eid = order.devices[0].eid.clone();
+    assert_eq!(wrong_order(twice).await, ["devices[2].eid"]);
+}
+
+#[tokio::test]
+async fn an_iccid_twice() {
+    let twice = |order: &mut DownloadProfileRequest| order.devices[1].iccid = order.devices[0].iccid.clone();
+    assert_eq!(wrong_order(twice).await, ["devices[1].iccid"]);
+}
+
+#[tokio::test]
+async fn an_imei_twice() {
+    let twice = |order: &mut DownloadProfileRequest| order.devices[2].imei = order.devices[1].imei.clone();
+    assert_eq!(wrong_order(twice).await, ["devices[2].imei"]);
+}
+
+#[tokio::test]
+async fn a_repeated_id_names_the_first() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let mut order = order("k", [0, 1]);
+    order.devices[1].eid = order.devices[0].eid.clone();
+    let status = fresh.client.download_profile(order).await.unwrap_err();
+    let [(path, description)] = &violations(&status)[..] else { panic!("{status:?}") };
+    assert_eq!((path.as_str(), description.as_str()), ("devices[1].eid", "is the same as devices[0].eid"));
+    fresh.end().await;
+}
+
+#[tokio::test]
+async fn ids_of_wrong_lengths_or_digits() {
+    let eids =
+        ["", "1", &"8".repeat(31), &"8".repeat(33), &format!("{}x", "8".repeat(31)), "8904903200700888٢"];
+    let iccids = ["", &"8".repeat(18), &"8".repeat(21), &format!("+{}", "8".repeat(19))];
+    let imeis = ["1", &"8".repeat(14), &"8".repeat(17), " 49015420323751"];
+    let devices = eids.len() + iccids.len() + imeis.len();
+    let paths = wrong_order(|order| {
+        order.devices = (0..devices).map(device).collect();
+        let mut next = order.devices.iter_mut();
+        eids.iter().zip(&mut next).for_each(|(&eid, device)| device.eid = eid.to_owned());
+        iccids.iter().zip(&mut next).for_each(|(&iccid, device)| device.iccid = iccid.to_owned());
+        imeis.iter().zip(&mut next).for_each(|(&imei, device)| device.imei = imei.to_owned());
+    })
+    .await;
+    let kinds = [("eid", eids.len()), ("iccid", iccids.len()), ("imei", imeis.len())];
+    let kinds = kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count));
+    let expected: Vec<_> = kinds.enumerate().map(|(at, kind)| format!("devices[{at}].{kind}")).collect();
+    assert_eq!(paths, expected);
+}
+
+#[tokio::test]
+async fn characters_that_thingspace_refuses() {
+    for character in ['\'', '<', '\\'] {
+        let paths = wrong_order(|order| {
+            order.account_name.insert(3, character);
+            order.service_plan.push(character);
+            order.devices[0].eid.replace_range(..1, &character.to_string());
+            order.devices[1].iccid.replace_range(..1, &character.to_string());
+            order.devices[2].imei.replace_range(..1, &character.to_string());
+        })
+        .await;
+        let ids = ["devices[0].eid", "devices[1].iccid", "devices[2].imei"];
+        assert_eq!(paths, [&["account_name"], &ids[..], &["service_plan"]].concat(), "{character}");
+    }
+}
+
+#[tokio::test]
+async fn no_account() {
+    assert_eq!(wrong_order(|order| order.account_name.clear()).await, ["account_name"]);
+    assert_eq!(wrong_question(|question| question.account_name.clear()).await, ["account_name"]);
+}
+
+#[tokio::test]
+async fn a_service_plan_too_long_or_with_control_characters() {
+    assert_eq!(wrong_order(|order| order.service_plan = "p".repeat(129)).await, ["service_plan"]);
+    assert_eq!(wrong_order(|order| order.service_plan = "p\n".to_owned()).await, ["service_plan"]);
+}
+
+#[tokio::test]
+async fn no_key() {
+    assert_eq!(wrong_order(|order| order.idempotency_key.clear()).await, ["idempotency_key"]);
+}
+
+#[tokio::test]
+async fn a_key_that_is_too_long_or_not_printable() {
+    for key in ["k".repeat(129), "k\n".to_owned(), "\u{7f}".to_owned(), "ключ".to_owned()] {
+        assert_eq!(wrong_order(|order| order.idempotency_key = key).await, ["idempotency_key"]);
+    }
+}
+
+#[tokio::test]
+async fn an_mdn_in_an_order() {
+    let given = |order: &mut DownloadProfileRequest| order.devices[1].mdn = "5551234567".to_owned();
+    assert_eq!(wrong_order(given).await, ["devices[1].mdn"]);
+}
+
+#[tokio::test]
+async fn path_characters_in_a_request_id() {
+    for id in ["", "a/b", "..", "a%2fb", "a?b", "a#b", "a b", "ä", &"1".repeat(65)] {
+        assert_eq!(
+            wrong_question(|question| question.request_id = id.to_owned()).await,
+            ["request_id"],
+            "{id}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_watch_of_no_account_and_no_request() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let status =
+        fresh.client.watch_request(thingspace_gateway::proto::esim::WatchRequestRequest::default()).await;
+    assert_eq!(paths(&status.unwrap_err()), ["account_name", "request_id"]);
+    fresh.end().await;
+}
+
+#[tokio::test]
+async fn a_wait_beyond_its_bound() {
+    let wait = |nanos| wrong_question(move |question| question.wait = Some(Span { seconds: 60, nanos }));
+    assert_eq!(wait(1).await, ["wait"]);
+}
+
+#[tokio::test]
+async fn negative_durations() {
+    for negative in [Span { seconds: -1, nanos: 0 }, Span { seconds: 0, nanos: -1 }] {
+        let paths = wrong_question(|question| {
+            question.wait = Some(negative);
+            question.max_age = Some(negative);
+        });
+        assert_eq!(paths.await, ["max_age", "wait"]);
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_view() {
+    for view in [-1, 3] {
+        assert_eq!(wrong_question(|question| question.view = view).await, ["view"]);
+    }
+}
+
+#[tokio::test]
+async fn more_violations_than_a_status_can_carry() {
+    const DEVICES: usize = 10_000;
+    let mut fresh = Fresh::start(|_| ()).await;
+    let mut order = order("k", 0..DEVICES);
+    for device in &mut order.devices {
+        device.eid.clear();
+        device.iccid.clear();
+    }
+    let status = within("a refusal", fresh.client.download_profile(order)).await.unwrap_err();
+    let violations = violations(&status);
+    let (last, told) = violations.split_last().unwrap();
+    assert_eq!(
+        told[..2],
+        [
+            ("devices[0].eid".to_owned(), "is required".to_owned()),
+            ("devices[0].iccid".to_owned(), "is required".to_owned())
+        ]
+    );
+    let more = 2 * DEVICES - told.len();
+    assert_eq!(*last, (String::new(), format!("and {more} more violations")));
+    // As text in a header, beside the others, of which common clients take 8 KiB.
+    assert!(status.details().len() * 4 / 3 < 7 << 10, "{}", status.details().len());
+    fresh.end().await;
+}
+
+#[tokio::test]
+async fn a_resume_token_that_is_none() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let id = thingspace_gateway::identity::RequestId::parse("r1").unwrap();
+    for garbage in ["x", "AAAA", "é", &"A".repeat(84), &"A".repeat(10_000)] {
+        let status = watch(&mut fresh.client, &id, garbage).await.err().unwrap();
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::InvalidArgument, "INVALID_RESUME_TOKEN")
+        );
+    }
+    fresh.end().await;
+}
+
+#[tokio::test]
+async fn a_resume_token_of_another_request() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let one = place(&mut fresh.client, "1", [1]).await.unwrap();
+    let other = place(&mut fresh.client, "2", [2]).await.unwrap();
+    let (_, token) = watch(&mut fresh.client, &one, "").await.unwrap().event().await;
+    let status = watch(&mut fresh.client, &other, &token).await.err().unwrap();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "INVALID_RESUME_TOKEN"));
+    assert_eq!(fresh.upstream.sim.ledger().polls(), 0);
+    fresh.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_token_that_is_none() {
+    for garbage in ["x", "AAAA", "é", &"A".repeat(66), &"A".repeat(10_000)] {
+        assert_eq!(wrong_question(|question| question.page_token = garbage.to_owned()).await, ["page_token"]);
+    }
+}
+
+#[tokio::test]
+async fn a_page_token_of_another_request() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let one = place(&mut fresh.client, "1", [1, 2]).await.unwrap();
+    let other = place(&mut fresh.client, "2", [3, 4]).await.unwrap();
+    let first = GetRequestStatusRequest { page_size: 1, ..question(&one) };
+    let page_token = fresh.client.get_request_status(first).await.unwrap().into_inner().next_page_token;
+    let (_, resume_token) = watch(&mut fresh.client, &other, "").await.unwrap().event().await;
+    let before = fresh.upstream.sim.ledger().polls();
+    for page_token in [page_token, resume_token] {
+        let status = ask(&mut fresh.client, GetRequestStatusRequest { page_token, ..question(&other) }).await;
+        assert_eq!(paths(&status.unwrap_err()), ["page_token"]);
+    }
+    assert_eq!(fresh.upstream.sim.ledger().polls(), before);
+    fresh.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_check_digits_are_accepted_unless_configured() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    place(&mut fresh.client, "k", 0..3).await.unwrap();
+    assert_eq!(fresh.upstream.sim.ledger().orders.len(), 1);
+    fresh.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_check_digits_are_refused_when_configured() {
+    let strict = |config: &mut Config| config.thingspace.strict_checksums = true;
+    let right = |device: &mut thingspace_gateway::proto::esim::DeviceIdentifiers| {
+        device.eid = "89049032007008882600086299134038".to_owned();
+        device.iccid = "89148000004292933820".to_owned();
+        device.imei = "490154203237518".to_owned();
+    };
+    let paths = wrong_order_where(strict, |order| {
+        order.devices.truncate(2);
+        right(&mut order.devices[0]);
+        order.devices[1].eid = "89049032007008882600086299134039".to_owned();
+        order.devices[1].iccid = "89148000000800139708".to_owned();
+        order.devices[1].imei = "990013907835573".to_owned();
+    });
+    assert_eq!(paths.await, ["devices[1].eid", "devices[1].iccid", "devices[1].imei"]);
+}
+
+#[tokio::test]
+async fn an_order_that_is_only_validated() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let mut order = order(&"k".repeat(128), 0..3);
+    order.validate_only = true;
+    let answer = fresh.client.download_profile(order.clone()).await.unwrap().into_inner();
+    assert_eq!(answer, DownloadProfileResponse::default());
+    order.account_name = "0000123456-00009".to_owned();
+    let status = fresh.client.download_profile(order.clone()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "ACCOUNT_NOT_CONFIGURED"));
+    order.devices.clear();
+    assert_eq!(paths(&fresh.client.download_profile(order).await.unwrap_err()), ["devices"]);
+    fresh.end().await;
+}
+
+#[tokio::test]
+async fn validating_does_not_use_up_the_key() {
+    let mut fresh = Fresh::start(|_| ()).await;
+    let mut validated = order("k", 0..3);
+    validated.validate_only = true;
+    fresh.client.download_profile(validated).await.unwrap();
+    let placed = fresh.client.download_profile(order("k", 5..6)).await.unwrap().into_inner();
+    assert!(!placed.replayed);
+    fresh.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_without_credentials() {
+    const OTHER: &str = "0000123456-00009";
+    let mut fresh = Fresh::start(|_| ()).await;
+    let id = thingspace_gateway::identity::RequestId::parse("r1").unwrap();
+    let order = DownloadProfileRequest { account_name: OTHER.to_owned(), ..order("k", 0..3) };
+    let asked = GetRequestStatusRequest { account_name: OTHER.to_owned(), ..question(&id) };
+    let watched = thingspace_gateway::proto::esim::WatchRequestRequest {
+        account_name: OTHER.to_owned(),
+        request_id: id.to_string(),
+        resume_token: String::new(),
+    };
+    let refusals = [
+        fresh.client.download_profile(order).await.unwrap_err(),
+        fresh.client.get_request_status(asked).await.unwrap_err(),
+        fresh.client.watch_request(watched).await.unwrap_err(),
+    ];
+    for status in refusals {
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "ACCOUNT_NOT_CONFIGURED"));
+    }
+    fresh.end().await;
+}

@@ -1,0 +1,411 @@
+//! `GetRequestStatus`: where a request stands, as fresh as asked for, at no more cost upstream than that.
+
+mod elsewhere;
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use prost_types::Duration as Span;
+use thingspace_gateway::{
+    identity::RequestId,
+    proto::esim::{
+        DeviceCounts, DeviceState, GetRequestStatusRequest, RequestState, RequestStatus, StatusView,
+    },
+    simulator::{
+        Endpoint, Fault, Gate, Identifiers, List, Options, Outcome, Overall, Shape, What, When, Words,
+    },
+};
+use tonic::{Code, Request};
+use tonic_types::StatusExt;
+
+use crate::harness::*;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn span(duration: Duration) -> Option<Span> {
+    Some(duration.try_into().unwrap())
+}
+
+/// A question that is answered when the revision exceeds `after_revision`, or after `wait`.
+fn long_poll(id: &RequestId, wait: Duration, after_revision: i64) -> GetRequestStatusRequest {
+    GetRequestStatusRequest { wait: span(wait), after_revision, ..question(id) }
+}
+
+fn counts(status: &RequestStatus) -> [i32; 4] {
+    let DeviceCounts { total, pending, succeeded, failed } = status.counts.unwrap();
+    [total, pending, succeeded, failed]
+}
+
+#[tokio::test]
+async fn the_whole_and_each_device() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..4).await.unwrap();
+    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(1).iccid, Outcome::Failed);
+    upstream.sim.finish(&id, &device(2).iccid, Outcome::Word("Warning"));
+
+    let full = ask(&mut client, question(&id)).await.unwrap();
+    assert_eq!((full.account_name.as_str(), full.request_id.as_str()), (ACCOUNT, id.as_str()));
+    assert_eq!((full.state(), full.revision, full.polling_stopped), (RequestState::Pending, 2, false));
+    assert_eq!(counts(&full), [4, 2, 1, 1]);
+    let identifiers: Vec<_> = full.devices.iter().map(|device| device.identifiers.clone().unwrap()).collect();
+    assert_eq!(identifiers, (0..4).map(device).collect::<Vec<_>>());
+    use DeviceState::{Failed, Pending, Succeeded, Waiting};
+    assert_eq!(states(&full), [Succeeded, Failed, Waiting, Pending]);
+
+    let basic = GetRequestStatusRequest { view: StatusView::Basic.into(), ..question(&id) };
+    let basic = ask(&mut client, basic).await.unwrap();
+    assert_eq!(basic, RequestStatus { devices: Vec::new(), ..full.clone() });
+    let view = GetRequestStatusRequest { view: StatusView::Full.into(), ..question(&id) };
+    assert_eq!(ask(&mut client, view).await.unwrap(), full);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn pages_have_each_device_once_and_in_order() {
+    const DEVICES: usize = 2_500;
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..DEVICES).await.unwrap();
+    for (page_size, pages) in [(0, [1_000, 1_000, 500]), (5_000, [1_000, 1_000, 500]), (900, [900, 900, 700])]
+    {
+        let (mut page_token, mut sizes, mut eids) = (String::new(), Vec::new(), Vec::new());
+        loop {
+            let max_age = span(HOUR);
+            let page = GetRequestStatusRequest { page_size, page_token, max_age, ..question(&id) };
+            let answer = within("a page", client.get_request_status(page)).await.unwrap().into_inner();
+            let status = answer.status.unwrap();
+            assert_eq!(counts(&status), [2_500, 2_500, 0, 0]);
+            sizes.push(status.devices.len());
+            eids.extend(status.devices.into_iter().map(|device| device.identifiers.unwrap().eid));
+            page_token = answer.next_page_token;
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(sizes, pages);
+        assert!(eids.into_iter().eq((0..DEVICES).map(|n| device(n).eid)));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_young_enough_is_not_asked_for_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    for (max_age, polls) in [(HOUR, 1), (HOUR, 1), (Duration::ZERO, 2), (HOUR, 2), (Duration::ZERO, 3)] {
+        ask(&mut client, GetRequestStatusRequest { max_age: span(max_age), ..question(&id) }).await.unwrap();
+        assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn within_min_age_nobody_asks_again() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.polling.min_age = HOUR;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    for _ in 0..3 {
+        ask(&mut client, question(&id)).await.unwrap();
+    }
+    assert_eq!(upstream.sim.ledger().polls_of(&id), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_hundred_questions_at_once_are_one_upstream() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    // Whoever comes when the answer is in gets it, too.
+    config.polling.min_age = HOUR;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..3).await.unwrap();
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    let asking = (0..100).map(|_| {
+        let (mut client, question) = (client.clone(), question(&id));
+        tokio::spawn(async move { ask(&mut client, question).await.unwrap() })
+    });
+    let asking: Vec<_> = asking.collect();
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
+    upstream.sim.finish_all(&id, Outcome::Success);
+    gate.open();
+    for answer in join_all(asking).await {
+        assert_eq!(answer.unwrap().state(), RequestState::Succeeded);
+    }
+    assert_eq!(upstream.sim.ledger().polls_of(&id), 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_finished_request_is_never_asked_for_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let finished = place(&mut client, "finished", [1, 2]).await.unwrap();
+    let open = place(&mut client, "open", [3]).await.unwrap();
+    upstream.sim.finish_all(&finished, Outcome::Success);
+    watch(&mut client, &finished, "").await.unwrap().rest().await;
+    let polls = upstream.sim.ledger().polls_of(&finished);
+    let first = ask(&mut client, question(&finished)).await.unwrap();
+    assert_eq!(first.state(), RequestState::Succeeded);
+    gateway.stop().await;
+
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    // Long enough for the poller to come to it again, if it would.
+    let enough = upstream.sim.ledger().polls_of(&open) + 5;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&open) >= enough).await;
+    assert_eq!(ask(&mut client, question(&finished)).await.unwrap(), first);
+    assert_eq!(upstream.sim.ledger().polls_of(&finished), polls);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_a_change() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1, 2]).await.unwrap();
+    let mut waiting = client.clone();
+    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let answer = tokio::spawn(async move { ask(&mut waiting, question).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
+    assert!(!answer.is_finished());
+    upstream.sim.finish(&id, &device(1).eid, Outcome::Success);
+    let status = answer.await.unwrap().unwrap();
+    assert_eq!((status.revision, counts(&status)), (2, [2, 1, 1, 0]));
+    // What has been seen less than that is answered at once.
+    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(60), 0)).await.unwrap();
+    assert_eq!(behind, status);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_with_the_request() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    let question = || long_poll(&id, Duration::from_secs(60), 1_000);
+    let status = ask(&mut client, question()).await.unwrap();
+    assert_eq!((status.state(), status.revision), (RequestState::Failed, 2));
+    assert_eq!(ask(&mut client, question()).await.unwrap(), status);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_poll_ends_in_time() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    let ended = ask(&mut client, long_poll(&id, Duration::from_millis(50), 1)).await.unwrap();
+    assert_eq!((ended.state(), ended.revision), (RequestState::Pending, 1));
+    // The caller's own deadline is sooner: it gets an answer, no error.
+    let mut request = Request::new(long_poll(&id, Duration::from_secs(60), 1));
+    request.set_timeout(Duration::from_secs(1));
+    let answer = client.get_request_status(request).await.unwrap().into_inner();
+    assert_eq!(answer.status.unwrap(), ended);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_answers_long_polls() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let answer = tokio::spawn(async move { ask(&mut client, question).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
+    gateway.stop().await;
+    assert_eq!(answer.await.unwrap().unwrap().revision, 1);
+}
+
+#[tokio::test]
+async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    config.polling.give_up = Duration::from_millis(1);
+    config.polling.min_age = Duration::ZERO;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(60), 1)).await.unwrap();
+    assert!(stopped.polling_stopped);
+    upstream.sim.finish_all(&id, Outcome::Success);
+    let status = ask(&mut client, long_poll(&id, Duration::from_secs(60), stopped.revision)).await.unwrap();
+    assert_eq!(status.state(), RequestState::Succeeded);
+    gateway.stop().await;
+}
+
+/// The ways in which ThingSpace may write the same thing.
+fn shapes() -> impl Iterator<Item = Shape> {
+    let styles = [
+        Shape::default(),
+        Shape { single_id: true, overall: Overall::Honest, ..Shape::default() },
+        Shape { identifiers: Identifiers::All, numeric_imei: true, extras: true, ..Shape::default() },
+        Shape { identifiers: Identifiers::All, single_id: true, extras: true, ..Shape::default() },
+    ];
+    let words = [Words::Documented, Words::Sdk, Words::Upper, Words::Mixed];
+    let lists = [List::Documented, List::Sdk];
+    styles.into_iter().flat_map(move |style| {
+        words.into_iter().flat_map(move |words| lists.map(|list| Shape { list, words, ..style }))
+    })
+}
+
+#[tokio::test]
+async fn answers_of_any_shape_are_understood() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    use DeviceState::{Failed, Pending, Succeeded};
+    for (at, shape) in shapes().enumerate() {
+        upstream.sim.set_shape(shape);
+        let id = place(&mut client, &format!("k{at}"), 0..4).await.unwrap();
+        upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(2).eid, Outcome::Failed);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!(states(&status), [Succeeded, Pending, Failed, Pending], "{shape:?}");
+        assert_eq!(status.state(), RequestState::Pending, "{shape:?}");
+        upstream.sim.finish(&id, &device(1).eid, Outcome::Failed);
+        upstream.sim.finish(&id, &device(3).eid, Outcome::Success);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!(states(&status), [Succeeded, Failed, Failed, Succeeded], "{shape:?}");
+        assert_eq!(status.state(), RequestState::PartiallySucceeded, "{shape:?}");
+        assert_eq!(status.revision, 3);
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_without_devices_holds_for_all() {
+    let upstream = Upstream::manual().await;
+    upstream.sim.set_shape(Shape { list: List::Absent, ..Shape::default() });
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let ends = [
+        (Outcome::Success, DeviceState::Succeeded, RequestState::Succeeded),
+        (Outcome::Failed, DeviceState::Failed, RequestState::Failed),
+    ];
+    for (outcome, device, request) in ends {
+        let id = place(&mut client, &format!("{outcome:?}"), 0..2).await.unwrap();
+        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending; 2]);
+        upstream.sim.finish_all(&id, outcome);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!((states(&status), status.state()), (vec![device; 2], request));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn odd_words() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    use DeviceState::{Failed, Pending, Succeeded, Waiting};
+    let words = [
+        ("In Progress", Pending),
+        ("no such word", Pending),
+        ("", Pending),
+        ("QUEUED", Pending),
+        ("warning", Waiting),
+        ("On-Hold", Waiting),
+        ("Completed", Succeeded),
+        ("successful", Succeeded),
+        ("Canceled", Failed),
+        ("ERROR", Failed),
+    ];
+    let id = place(&mut client, "k", 0..words.len()).await.unwrap();
+    for (at, (word, _)) in words.iter().enumerate() {
+        upstream.sim.finish(&id, &device(at).eid, Outcome::Word(word));
+    }
+    let status = ask(&mut client, question(&id)).await.unwrap();
+    assert_eq!(states(&status), words.map(|(_, state)| state));
+    // Nobody goes back, whatever is said later.
+    upstream.sim.finish_all(&id, Outcome::Word("In Progress"));
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap(), status);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_thingspace_does_not_know_yet_is_pending() {
+    let upstream = Upstream::start(Options {
+        mode: thingspace_gateway::simulator::Mode::Manual,
+        readable_after: HOUR,
+        ..Options::default()
+    })
+    .await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    for polls in 1..=2 {
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!((status.state(), status.revision), (RequestState::Pending, 1));
+        assert_eq!(states(&status), [DeviceState::Pending; 2]);
+        assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let finished = place(&mut client, "finished", [1]).await.unwrap();
+    let open = place(&mut client, "open", [2]).await.unwrap();
+    upstream.sim.finish_all(&finished, Outcome::Success);
+    let done = ask(&mut client, question(&finished)).await.unwrap();
+    let seen = ask(&mut client, question(&open)).await.unwrap();
+
+    let html = || What::Status {
+        status: StatusCode::BAD_GATEWAY,
+        content_type: "text/html",
+        body: "<html>".to_owned(),
+    };
+    for what in [html(), What::Drop, What::CutBody] {
+        upstream.sim.inject(Fault::always(Endpoint::Status, When::AfterEffect, what));
+        let status = ask(&mut client, question(&open)).await.unwrap_err();
+        assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
+        upstream.sim.clear_faults();
+    }
+    upstream.cut();
+    let status = ask(&mut client, question(&open)).await.unwrap_err();
+    assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
+    assert_eq!(ask(&mut client, question(&finished)).await.unwrap(), done);
+    let recent = GetRequestStatusRequest { max_age: span(HOUR), ..question(&open) };
+    assert_eq!(ask(&mut client, recent).await.unwrap(), seen);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn throttling_says_when_to_ask_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    for retry_after in [Some(17), None] {
+        let throttle = What::Throttle { retry_after };
+        upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, throttle));
+        let status = ask(&mut client, question(&id)).await.unwrap_err();
+        assert_eq!(kind(&status), (Code::ResourceExhausted, "UPSTREAM_THROTTLED".to_owned()));
+        let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
+        assert!(retry_after.is_none_or(|seconds| delay == Duration::from_secs(seconds)), "{delay:?}");
+        assert!(!delay.is_zero());
+    }
+    ask(&mut client, question(&id)).await.unwrap();
+    gateway.stop().await;
+}
