@@ -8,10 +8,15 @@
 )]
 
 mod contract;
+mod contract;
+mod discovery;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+mod process;
 mod resume;
 mod status;
+mod telemetry;
+mod tokens;
 mod watch;
