@@ -178,7 +178,7 @@ async fn a_long_poll_ends_with_a_change() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1, 2]).await.unwrap();
     let mut waiting = client.clone();
-    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let question = long_poll(&id, Duration::from_secs(45), 1);
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     assert!(!answer.is_finished());
@@ -186,7 +186,7 @@ async fn a_long_poll_ends_with_a_change() {
     let status = answer.await.unwrap().unwrap();
     assert_eq!((status.revision, counts(&status)), (2, [2, 1, 1, 0]));
     // What has been seen less than that is answered at once.
-    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(60), 0)).await.unwrap();
+    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(45), 0)).await.unwrap();
     assert_eq!(behind, status);
     gateway.stop().await;
 }
@@ -198,7 +198,7 @@ async fn a_long_poll_ends_with_the_request() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
     upstream.sim.finish_all(&id, Outcome::Failed);
-    let question = || long_poll(&id, Duration::from_secs(60), 1_000);
+    let question = || long_poll(&id, Duration::from_secs(45), 1_000);
     let status = ask(&mut client, question()).await.unwrap();
     assert_eq!((status.state(), status.revision), (RequestState::Failed, 2));
     assert_eq!(ask(&mut client, question()).await.unwrap(), status);
@@ -214,7 +214,7 @@ async fn a_long_poll_ends_in_time() {
     let ended = ask(&mut client, long_poll(&id, Duration::from_millis(50), 1)).await.unwrap();
     assert_eq!((ended.state(), ended.revision), (RequestState::Pending, 1));
     // The caller's own deadline is sooner: it gets an answer, no error.
-    let mut request = Request::new(long_poll(&id, Duration::from_secs(60), 1));
+    let mut request = Request::new(long_poll(&id, Duration::from_secs(45), 1));
     request.set_timeout(Duration::from_secs(1));
     let answer = client.get_request_status(request).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap(), ended);
@@ -227,7 +227,7 @@ async fn a_drain_answers_long_polls() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let question = long_poll(&id, Duration::from_secs(45), 1);
     let answer = tokio::spawn(async move { ask(&mut client, question).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     gateway.stop().await;
@@ -243,10 +243,10 @@ async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(60), 1)).await.unwrap();
+    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
     assert!(stopped.polling_stopped);
     upstream.sim.finish_all(&id, Outcome::Success);
-    let status = ask(&mut client, long_poll(&id, Duration::from_secs(60), stopped.revision)).await.unwrap();
+    let status = ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     gateway.stop().await;
 }

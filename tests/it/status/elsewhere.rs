@@ -81,7 +81,7 @@ async fn it_can_be_waited_for() {
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     watching.event().await;
     let mut waiting = client.clone();
-    let question = long_poll(&id, Duration::from_secs(60), first.revision);
+    let question = long_poll(&id, Duration::from_secs(45), first.revision);
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await.unwrap() });
     upstream.sim.finish_all(&id, Outcome::Success);
     assert_eq!(answer.await.unwrap().state(), RequestState::Succeeded);
