@@ -8,8 +8,6 @@
 )]
 
 mod contract;
-mod contract;
-mod discovery;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
