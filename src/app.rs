@@ -45,7 +45,7 @@ pub struct App {
     address: SocketAddr,
     store: Arc<dyn Store>,
     requests: Requests,
-    /// Orders and questions under way.
+    /// Orders and questions under way; closed when the drain begins.
     tasks: TaskTracker,
 }
 
@@ -121,11 +121,11 @@ impl App {
         info!("draining");
         set_health(&health, ServingStatus::NotServing).await;
         drain.cancel();
+        self.tasks.close();
         let budget = self.config.grpc.drain.saturating_sub((self.config.grpc.drain / 4).min(CLOSING));
         let finished = async {
             calls.close();
             calls.wait().await;
-            self.tasks.close();
             self.tasks.wait().await;
         };
         tokio::select! {

@@ -249,7 +249,7 @@ impl Streaming {
 
 /// Of the time there is for a call, what may pass before its answer leaves.
 fn ahead(time: Duration) -> Duration {
-    time - (time / 10).min(ANSWER_AHEAD)
+    time.saturating_sub((time / 10).min(ANSWER_AHEAD))
 }
 
 fn invalid(violations: Violations) -> Status {

@@ -9,7 +9,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,11 +55,16 @@ pub struct Orders {
     tasks: TaskTracker,
     order_timeout: Duration,
     max_open_devices: usize,
+    /// Devices of the orders under way here, which no request has yet.
+    devices_under_way: Arc<AtomicUsize>,
     /// This process, in leases.
     incarnation: String,
     /// One order per key at a time in this process; the cell is what holds between processes.
     keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
+
+/// To the caller, who may be gone.
+type Answer = oneshot::Sender<Result<Placed, Error>>;
 
 /// A caller's order.
 #[derive(Debug, Clone)]
@@ -83,6 +91,7 @@ struct Claimant {
     retry_until: Instant,
     /// The key's turn in this process.
     turn: OwnedMutexGuard<()>,
+    room: Room,
 }
 
 /// An order that is being carried out, and the right to do so.
@@ -91,9 +100,22 @@ struct Flight {
     order_id: String,
     cell: CellName,
     key: Key,
-    sent_time: Timestamp,
     retry_until: Instant,
     _turn: OwnedMutexGuard<()>,
+    _room: Room,
+}
+
+/// Room for the devices of an order under way, within the limit of open devices.
+#[derive(Debug)]
+struct Room {
+    devices: usize,
+    of: Arc<AtomicUsize>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.devices, Ordering::Relaxed);
+    }
 }
 
 impl Orders {
@@ -113,6 +135,7 @@ impl Orders {
             tasks,
             order_timeout,
             max_open_devices,
+            devices_under_way: Arc::default(),
             incarnation,
             keys: Mutex::default(),
         }
@@ -167,6 +190,15 @@ impl Orders {
         lock
     }
 
+    fn room_for(&self, devices: usize) -> Result<Room, Error> {
+        let room = Room { devices, of: Arc::clone(&self.devices_under_way) };
+        let under_way = room.of.fetch_add(devices, Ordering::Relaxed) + devices;
+        if self.hub.open_devices() + under_way > self.max_open_devices {
+            return Err(Error::Overloaded { limit: "limits.open_devices" });
+        }
+        Ok(room)
+    }
+
     /// What a key that was used before stands for now.
     async fn settle(&self, cell: &CellName, key: Key, hash: &[u8]) -> Result<Settled, Error> {
         if key.phase() == KeyPhase::Released {
@@ -217,14 +249,13 @@ impl Orders {
         turn: OwnedMutexGuard<()>,
         deadline: Instant,
     ) -> Result<Placed, Error> {
-        if self.hub.open_devices() + order.devices.len() > self.max_open_devices {
-            return Err(Error::Overloaded { limit: "limits.open_devices" });
-        }
+        let room = self.room_for(order.devices.len())?;
         let prepared = tokio::time::timeout_at(deadline, self.client.prepare_order(&order.account)).await;
         let permit = prepared.map_err(|_| Error::Deadline)??;
 
         // From here on a caller that goes away would leave a claim behind, so the rest is a task of its own.
-        let claimant = Claimant { order, cell, before, hash: hash.to_vec(), retry_until: deadline, turn };
+        let claimant =
+            Claimant { order, cell, before, hash: hash.to_vec(), retry_until: deadline, turn, room };
         let (answer, answered) = oneshot::channel();
         let orders = Arc::clone(self);
         self.tasks.spawn(async move { orders.fly(claimant, permit, answer).await }.in_current_span());
@@ -236,12 +267,7 @@ impl Orders {
     }
 
     /// Claims the key, sends the order and stores what comes of it.
-    async fn fly(
-        &self,
-        claimant: Claimant,
-        permit: OrderPermit,
-        answer: oneshot::Sender<Result<Placed, Error>>,
-    ) {
+    async fn fly(&self, claimant: Claimant, permit: OrderPermit, answer: Answer) {
         let flight = match self.claim(claimant).await {
             Ok(flight) => flight,
             Err(error) => {
@@ -250,33 +276,34 @@ impl Orders {
                 return;
             }
         };
-        match self.send(&flight, permit).await {
+        let (answer, outcome) = match self.send(&flight, permit).await {
             Ok(request_id) => self.accepted(&flight, request_id, answer).await,
-            Err(error) => {
-                let outcome = self.not_accepted(&flight, error).await;
-                let _ = answer.send(Err(outcome));
-            }
+            Err(error) => (Some(answer), Err(self.not_accepted(&flight, error).await)),
+        };
+        // The next call finds neither the key taken nor the devices counted twice.
+        drop(flight);
+        if let Some(answer) = answer {
+            let _ = answer.send(outcome);
         }
     }
 
     /// Makes the order durable: its log and its key's cell. Nothing has been sent when this fails.
     async fn claim(&self, claimant: Claimant) -> Result<Flight, Error> {
-        let Claimant { order, cell, before, hash, retry_until, turn } = claimant;
+        let Claimant { order, cell, before, hash, retry_until, turn, room } = claimant;
         let order_id = Uuid::now_v7().to_string();
         let log = LogName::order(&order_id);
         let ordered = Kind::Ordered(ordered(&order, &cell));
         append(&*self.store, &log, Once::Ordered.id(&order_id), ordered).await?;
-        let sent_time = Timestamp::now();
         let lease = self.order_timeout * 2 + LEASE_SLACK;
         let claim = Claim {
             order_id: &order_id,
             hash: &hash,
             incarnation: &self.incarnation,
-            sent_time,
+            sent_time: Timestamp::now(),
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
         };
         match Key::claim(&*self.store, &cell, before.as_ref(), claim).await {
-            Ok(Some(key)) => Ok(Flight { order, order_id, cell, key, sent_time, retry_until, _turn: turn }),
+            Ok(Some(key)) => Ok(Flight { order, order_id, cell, key, retry_until, _turn: turn, _room: room }),
             // Another replica was first with this key, or the store failed: this order never was.
             claimed => {
                 let not_sent = Kind::NotSent(storage::NotSent {});
@@ -291,8 +318,8 @@ impl Orders {
         loop {
             let sent = self.client.place_order(permit, &flight.order).await;
             let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice.
-            if Instant::now() + RETRY >= flight.retry_until {
+            // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that.
+            if self.tasks.is_closed() || Instant::now() + RETRY >= flight.retry_until {
                 return Err(error);
             }
             tokio::time::sleep(RETRY).await;
@@ -307,31 +334,25 @@ impl Orders {
         }
     }
 
+    /// Stores that an order was accepted, for as long as it takes. Without the caller's channel in return, it was told before.
     async fn accepted(
         &self,
         flight: &Flight,
         request_id: RequestId,
-        answer: oneshot::Sender<Result<Placed, Error>>,
-    ) {
+        answer: Answer,
+    ) -> (Option<Answer>, Result<Placed, Error>) {
         info!(order.id = flight.order_id, request.id = %request_id, devices = flight.order.devices.len(), "order accepted");
         let mut answer = Some(answer);
-        loop {
-            match self.store_accepted(flight, &request_id).await {
-                Ok(()) => break,
-                Err(error) => {
-                    error!(order.id = flight.order_id, request.id = %request_id, %error,
-                        "an accepted order cannot be stored yet; trying until it is");
-                    if let Some(answer) = answer.take() {
-                        let outcome = unknown(&flight.order_id, flight.sent_time, Some(request_id.clone()));
-                        let _ = answer.send(Err(outcome));
-                    }
-                    tokio::time::sleep(RETRY).await;
-                }
+        while let Err(error) = self.store_accepted(flight, &request_id).await {
+            error!(order.id = flight.order_id, request.id = %request_id, %error,
+                "an accepted order cannot be stored yet; trying until it is");
+            if let Some(answer) = answer.take() {
+                let outcome = unknown(&flight.order_id, flight.key.sent_time(), Some(request_id.clone()));
+                let _ = answer.send(Err(outcome));
             }
+            tokio::time::sleep(RETRY).await;
         }
-        if let Some(answer) = answer {
-            let _ = answer.send(Ok(Placed { request_id, replayed: false }));
-        }
+        (answer, Ok(Placed { request_id, replayed: false }))
     }
 
     async fn store_accepted(&self, flight: &Flight, request_id: &RequestId) -> Result<(), StoreError> {
@@ -377,7 +398,7 @@ impl Orders {
                 {
                     warn!(order.id = flight.order_id, %error, "cannot store that an order's fate is unknown");
                 }
-                return unknown(&flight.order_id, flight.sent_time, None);
+                return unknown(&flight.order_id, flight.key.sent_time(), None);
             }
             thingspace::Error::Refused(refusal) => {
                 let refused =

@@ -200,21 +200,24 @@ pub async fn connect(address: SocketAddr) -> Client {
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
-    /// What it wrote to stderr after it said that it was ready.
+    /// What it wrote to stderr until it was ready, and after.
+    seen: Vec<String>,
     log: mpsc::Receiver<String>,
 }
 
 impl Process {
     /// Starts `serve` and waits until it is ready.
     pub fn serve(config: &Config, dir: &Path) -> Self {
-        let file = write_config(config, dir);
-        Self::spawn(Command::new(BINARY).arg("serve").arg("--config").arg(file))
+        Self::spawn(&mut serve_command(config, dir))
     }
 
     #[expect(clippy::zombie_processes, reason = "dropping it kills and waits")]
+    /// Starts a command that serves, and waits until it is ready. Its log is that of `info`, unless the command says otherwise.
     pub fn spawn(command: &mut Command) -> Self {
+        if command.get_envs().all(|(name, _)| name != "RUST_LOG") {
+            command.env("RUST_LOG", "info");
+        }
         let mut child = command
-            .env("RUST_LOG", "info")
             .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -231,13 +234,13 @@ impl Process {
                 panic!("the gateway did not become ready:\n{}", seen.join("\n"));
             };
             let said: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            if let Some(text) = said["address"].as_str() {
-                address = Some(text.parse().unwrap());
+            seen.push(line);
+            if said["message"] == "listening" {
+                address = said["address"].as_str().map(|text| text.parse().unwrap());
             }
             if said["message"] == "ready" {
-                return Self { child, address: address.expect("it says where it listens"), log };
+                return Self { child, address: address.expect("it says where it listens"), seen, log };
             }
-            seen.push(line);
         }
     }
 
@@ -262,7 +265,9 @@ impl Process {
             let deadline = Instant::now() + DEADLINE;
             loop {
                 if let Some(status) = self.child.try_wait().unwrap() {
-                    return (status, self.log.iter().collect());
+                    let mut lines = std::mem::take(&mut self.seen);
+                    lines.extend(self.log.iter());
+                    return (status, lines);
                 }
                 assert!(Instant::now() < deadline, "the gateway did not end in time");
                 thread::park_timeout(Duration::from_millis(10));
@@ -280,6 +285,13 @@ impl Drop for Process {
 }
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_thingspace-gateway");
+
+/// `serve` with a configuration.
+pub fn serve_command(config: &Config, dir: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    command.arg("serve").arg("--config").arg(write_config(config, dir));
+    command
+}
 
 /// Writes a configuration as the file that `serve` reads.
 pub fn write_config(config: &Config, dir: &Path) -> PathBuf {

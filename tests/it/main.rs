@@ -12,6 +12,13 @@ mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
 mod orders;
+<<<<<<< HEAD
 mod resume;
 mod status;
 mod watch;
+=======
+mod process;
+mod status;
+mod telemetry;
+mod tokens;
+>>>>>>> t2

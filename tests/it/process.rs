@@ -1,0 +1,425 @@
+//! The real binary: its commands, its exit codes, its end by a signal and by `kill -9`.
+
+use std::{
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use thingspace_gateway::{
+    identity::RequestId,
+    proto::esim::{RequestState, RequestStatus, watch_request_response::Event},
+    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tonic::{Code, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt;
+
+use crate::harness::*;
+
+/// sysexits.h
+const USAGE: i32 = 64;
+const CONFIGURATION: i32 = 78;
+
+/// Runs a command to its end.
+async fn run(command: Command) -> Output {
+    let mut command = tokio::process::Command::from(command);
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
+    within("the command ends", command.output()).await.unwrap()
+}
+
+async fn run_with(arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(arguments);
+    run(command).await
+}
+
+fn check_command(file: &Path) -> Command {
+    let mut command = Command::new(BINARY);
+    command.arg("check").arg("--config").arg(file);
+    command
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test]
+async fn every_command_explains_itself() {
+    let commands: [&[&str]; 5] = [&[], &["serve"], &["dev"], &["simulate"], &["check"]];
+    for command in commands {
+        let output = run_with(&[command, &["--help"]].concat()).await;
+        let help = text(&output.stdout);
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""), "{command:?}");
+        assert!(help.contains("Usage:") && help.contains("Example"), "{command:?}: {help}");
+    }
+    let version = run_with(&["--version"]).await;
+    assert!(version.status.success());
+    assert!(text(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn wrong_usage_is_64() {
+    let wrong: [&[&str]; 7] = [
+        &[],
+        &["serve"],
+        &["check"],
+        &["order"],
+        &["dev", "--lisen", "127.0.0.1:0"],
+        &["dev", "--listen", "0.0.0.0:0"],
+        &["simulate", "--listen", "here"],
+    ];
+    for arguments in wrong {
+        let output = run_with(arguments).await;
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(USAGE), ""), "{arguments:?}");
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[tokio::test]
+async fn everything_wrong_with_a_configuration_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("gateway.toml");
+    let broken = r#"
+[grpc]
+listen = "0.0.0.0:50051"
+heartbeet = "1s"
+drain = "0s"
+
+[thingspace]
+base_url = "ftp://thingspace"
+order_timeout = 5
+
+[[credentials]]
+name = "main"
+accounts = ["0000123456-00001"]
+key_file = "KEY"
+secret_file = "SECRET"
+username_file = "USERNAME"
+password_file = "PASSWORD"
+"#;
+    std::fs::write(&file, broken).unwrap();
+    let problems = [
+        "grpc.listen",
+        "allow_unauthenticated_remote_callers",
+        "grpc.heartbeet",
+        "grpc.drain",
+        "thingspace.base_url",
+        "thingspace.order_timeout",
+        "key_file",
+        "secret_file",
+        "username_file",
+        "password_file",
+        "store.path",
+    ];
+    for command in ["check", "serve"] {
+        let output = run_with(&[command, "--config", file.to_str().unwrap()]).await;
+        let told = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout)), (Some(CONFIGURATION), ""), "{told}");
+        let missing: Vec<_> = problems.iter().filter(|problem| !told.contains(**problem)).collect();
+        assert!(missing.is_empty(), "{command} does not tell of {missing:?}:\n{told}");
+    }
+
+    let nowhere = run_with(&["serve", "--config", dir.path().join("none").to_str().unwrap()]).await;
+    assert_eq!(nowhere.status.code(), Some(CONFIGURATION));
+}
+
+#[tokio::test]
+async fn nobody_gets_in_from_elsewhere_by_default() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    config.grpc.listen = ([0, 0, 0, 0], 0).into();
+    let refused = run(serve_command(&config, upstream.dir.path())).await;
+    assert_eq!(refused.status.code(), Some(CONFIGURATION), "{}", text(&refused.stderr));
+    assert!(text(&refused.stderr).contains("grpc.listen"));
+
+    config.grpc.allow_unauthenticated_remote_callers = true;
+    let process = Process::serve(&config, upstream.dir.path());
+    process.terminate();
+    assert!(process.wait().await.0.success());
+}
+
+#[tokio::test]
+async fn what_is_taken_is_1() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    config.grpc.listen = taken.local_addr().unwrap();
+    let output = run(serve_command(&config, upstream.dir.path())).await;
+    assert_eq!(output.status.code(), Some(1));
+    let address = config.grpc.listen.to_string();
+    assert!(text(&output.stderr).contains(&address), "{}", text(&output.stderr));
+
+    let config = upstream.config();
+    let process = Process::serve(&config, upstream.dir.path());
+    let output = run(serve_command(&config, upstream.dir.path())).await;
+    assert_eq!(output.status.code(), Some(1));
+    let store = config.store.path.to_str().unwrap();
+    assert!(text(&output.stderr).contains(store), "{}", text(&output.stderr));
+    place(&mut process.client().await, "k", 0..1).await.unwrap();
+    process.terminate();
+    assert!(process.wait().await.0.success());
+}
+
+#[tokio::test]
+async fn check_prints_what_would_be_used_and_no_secret() {
+    let upstream = Upstream::manual().await;
+    let file = write_config(&upstream.config(), upstream.dir.path());
+    let mut command = check_command(&file);
+    command.env("THINGSPACE_GATEWAY__GRPC__HEARTBEAT", "7s").env("RUST_LOG", "warn");
+    let output = tokio::process::Command::from(command).output().await.unwrap();
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(shown.contains("heartbeat = \"7s\""), "{shown}");
+    assert!(shown.contains("log_filter = \"warn\""), "{shown}");
+    assert!(shown.contains("password_file"), "{shown}");
+    for secret in ["simulator-key", "simulator-secret", "simulator-user", "simulator-password"] {
+        assert!(!shown.contains(secret), "{secret} is printed:\n{shown}");
+    }
+    assert_eq!(upstream.sim.ledger().token_requests(), 0);
+
+    // What it prints is a configuration.
+    let again = upstream.dir.path().join("again.toml");
+    std::fs::write(&again, shown).unwrap();
+    assert_eq!(text(&run(check_command(&again)).await.stdout), shown);
+
+    let mut command = check_command(&file);
+    command.env("THINGSPACE_GATEWAY__GRPC__HEARTBEET", "7s").env("THINGSPACE_GATEWAY__GRPC__DRAIN", "soon");
+    let output = run(command).await;
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(CONFIGURATION));
+    assert!(told.contains("HEARTBEET") && told.contains("grpc.drain"), "{told}");
+}
+
+fn hold_an_order(upstream: &Upstream) -> Gate {
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    gate
+}
+
+async fn refuses_connections(address: SocketAddr) {
+    eventually("new connections are refused", || async move { TcpStream::connect(address).is_err() }).await;
+}
+
+fn resume_token(status: &Status) -> String {
+    let mut info = status.get_details_error_info().expect("every error has one");
+    info.metadata.remove("resumeToken").expect("a watch that breaks off tells where")
+}
+
+/// A long poll for a change that does not come.
+async fn long_poll(
+    mut client: Client,
+    id: String,
+    revision: i64,
+) -> Result<GetRequestStatusResponse, Status> {
+    let mut question = question(&thingspace_gateway::identity::RequestId::parse(&id).unwrap());
+    question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    question.after_revision = revision;
+    ask(&mut client, question).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_drains() {
+    let upstream = Upstream::manual().await;
+    let process = Process::serve(&upstream.config(), upstream.dir.path());
+    let mut client = process.client().await;
+    let id = place(&mut client, "a", 0..2).await.unwrap();
+
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    let (snapshot, token) = watching.event().await;
+    let Event::Snapshot(snapshot) = snapshot else { panic!("{snapshot:?}") };
+    let long_poll = tokio::spawn(long_poll(client.clone(), id.clone(), snapshot.revision));
+    let mut health = HealthClient::new(channel(process.address).await);
+    let mut health = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    let serving = within("a health", health.message()).await.unwrap().unwrap();
+    assert_eq!(serving.status(), ServingStatus::Serving);
+    let silent = TcpStream::connect(process.address).unwrap();
+    let gate = hold_an_order(&upstream);
+    let order = tokio::spawn({
+        let mut client = client.clone();
+        async move { place(&mut client, "b", 2..4).await }
+    });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+
+    process.terminate();
+    let ended = loop {
+        match watching.next().await {
+            Ok(message) => assert!(message.is_some(), "a pending request has no end"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(kind(&ended), (Code::Unavailable, "DRAINING".to_owned()));
+    assert_eq!(resume_token(&ended), token);
+    let polled = long_poll.await.unwrap().unwrap();
+    assert_eq!((polled.state(), polled.revision), (RequestState::Pending, snapshot.revision));
+    let stopping = within("a health", health.message()).await.unwrap().unwrap();
+    assert_eq!(stopping.status(), ServingStatus::NotServing);
+    refuses_connections(process.address).await;
+    place(&mut client, "c", 4..5).await.unwrap_err();
+    assert!(!order.is_finished());
+    gate.open();
+    let b = order.await.unwrap().unwrap();
+    let (status, log) = process.wait().await;
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("\"drained\"")), "{log:#?}");
+    drop(silent);
+
+    // Nothing is lost by it.
+    let process = Process::serve(&upstream.config(), upstream.dir.path());
+    let mut client = process.client().await;
+    assert_eq!(place(&mut client, "b", 2..4).await.unwrap(), b);
+    let watching = watch(&mut client, &id, &token).await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Success);
+    assert!(!watching.rest().await.is_empty());
+    assert_eq!(upstream.sim.ledger().orders.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_sigterm_ends_it_at_once() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    // Longer than anybody here waits.
+    config.grpc.drain = Duration::from_mins(10);
+    config.thingspace.order_timeout = Duration::from_mins(10);
+    let process = Process::serve(&config, upstream.dir.path());
+    let mut client = process.client().await;
+    let _gate = hold_an_order(&upstream);
+    let order = tokio::spawn(async move { place(&mut client, "k", 0..2).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+    process.terminate();
+    refuses_connections(process.address).await;
+    assert!(!order.is_finished());
+    process.terminate();
+    process.wait().await;
+    order.await.unwrap().unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_kill_9() {
+    let upstream = Upstream::manual().await;
+    let process = Process::serve(&upstream.config(), upstream.dir.path());
+    let mut client = process.client().await;
+    let mut acknowledged = Vec::new();
+    for n in 0..5 {
+        acknowledged.push(place(&mut client, &format!("k{n}"), [n]).await.unwrap());
+    }
+    let gate = hold_an_order(&upstream);
+    let order = tokio::spawn(async move { place(&mut client, "open", [5]).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+    process.kill();
+    order.await.unwrap().unwrap_err();
+    gate.open();
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == 6).await;
+
+    let process = Process::serve(&upstream.config(), upstream.dir.path());
+    let mut client = process.client().await;
+    for (n, id) in acknowledged.iter().enumerate() {
+        assert_eq!(place(&mut client, &format!("k{n}"), [n]).await.unwrap(), *id);
+        assert_eq!(ask(&mut client, question(id)).await.unwrap().counts.unwrap().total, 1);
+    }
+    for _ in 0..3 {
+        let status = place(&mut client, "open", [5]).await.unwrap_err();
+        assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    }
+    assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 6);
+}
+
+#[tokio::test]
+async fn simulate_serves_until_it_is_told_to_stop() {
+    let mut simulate = tokio::process::Command::new(BINARY)
+        .args(["simulate", "--listen", "127.0.0.1:0"])
+        .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")
+        .env("RUST_LOG", "info")
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(simulate.stderr.take().unwrap()).lines();
+    let line = within("a line of the log", log.next_line()).await.unwrap().unwrap();
+    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let base_url = said["base_url"].as_str().unwrap();
+
+    let files = Upstream::manual().await;
+    let mut config = files.config();
+    base_url.clone_into(&mut config.thingspace.base_url);
+    let gateway = Gateway::start(config).await;
+    place(&mut gateway.client().await, "k", 0..1).await.unwrap();
+    gateway.stop().await;
+    terminate(&simulate);
+    assert_eq!(within("simulate ends", simulate.wait()).await.unwrap().code(), Some(0));
+}
+
+fn terminate(child: &tokio::process::Child) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+}
+
+/// Where `make tools` puts grpcurl, or anywhere on PATH.
+fn path_with_grpcurl() -> std::ffi::OsString {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = [tools].into_iter().chain(std::env::split_paths(&path)).collect();
+    let there = folders.iter().any(|folder| folder.join("grpcurl").is_file());
+    assert!(there, "this test needs grpcurl: run `make tools`");
+    std::env::join_paths(folders).unwrap()
+}
+
+/// What `dev` prints works when it is pasted into a shell, line by line.
+#[tokio::test]
+async fn dev_gives_a_tour_that_works() {
+    let path = path_with_grpcurl();
+    let mut dev = tokio::process::Command::new(BINARY)
+        .args(["dev", "--listen", "127.0.0.1:0"])
+        .env("THINGSPACE_GATEWAY__POLLING__FIRST", "100ms")
+        .env("THINGSPACE_GATEWAY__POLLING__MAX_WATCHED", "200ms")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(dev.stdout.take().unwrap());
+    let mut tour = String::new();
+    while !tour.contains("/WatchRequest\n") {
+        let read = within("a line of the tour", stdout.read_line(&mut tour)).await.unwrap();
+        assert_ne!(read, 0, "the tour ends early:\n{tour}");
+    }
+    let (addresses, script) = tour.split_once("# 1.").unwrap();
+    let address = addresses.split_whitespace().skip_while(|word| *word != "gRPC").nth(1).unwrap();
+    assert!(address.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0), "{addresses}");
+
+    let mut shell = Command::new("bash");
+    shell.args(["-euo", "pipefail", "-c"]).arg(format!("# 1.{script}")).env("PATH", path);
+    let output = run(shell).await;
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
+    let answers = serde_json::Deserializer::from_str(&without_shell_echo(said))
+        .into_iter::<serde_json::Value>()
+        .collect::<Result<Vec<_>, _>>()
+        .unwrap_or_else(|error| panic!("{error}:\n{said}"));
+    let id = &answers[0]["requestId"];
+    assert!(id.is_string(), "{said}");
+    assert_eq!(
+        (&answers[1]["status"]["requestId"], &answers[1]["status"]["state"]),
+        (id, &"REQUEST_STATE_PENDING".into())
+    );
+    assert_eq!((&answers[2]["snapshot"]["requestId"]), id);
+    let last = answers.last().unwrap();
+    assert_eq!(last["change"]["state"], "REQUEST_STATE_PARTIALLY_SUCCEEDED", "{said}");
+
+    terminate(&dev);
+    assert_eq!(within("dev ends", dev.wait()).await.unwrap().code(), Some(0));
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).await.unwrap();
+    assert_eq!(rest.trim(), "");
+}
+
+/// The line in which the tour repeats the id it keeps is no JSON.
+fn without_shell_echo(said: &str) -> String {
+    said.lines().filter(|line| line.starts_with(['{', '}', ' '])).collect::<Vec<_>>().join("\n")
+}

@@ -1,0 +1,176 @@
+//! Traces, as a collector receives them from the real binary.
+
+use std::{
+    net::SocketAddr,
+    process::Command,
+    sync::{Arc, Mutex},
+};
+
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    trace::v1::{Span, span::SpanKind},
+};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+
+use crate::harness::*;
+
+const VARIABLES: [&str; 3] =
+    ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED"];
+
+/// The caller's own trace.
+const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
+const PARENT: u64 = 0x00f0_67aa_0ba9_02b7;
+
+/// Keeps the spans that it is sent.
+#[derive(Debug, Clone, Default)]
+struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        self.0.lock().unwrap().push(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Collector {
+    async fn start() -> (Self, SocketAddr) {
+        let collector = Self::default();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = TraceServiceServer::new(collector.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        (collector, address)
+    }
+
+    fn received(&self) -> Vec<ExportTraceServiceRequest> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        let scopes = self.received().into_iter().flat_map(|r| r.resource_spans).flat_map(|r| r.scope_spans);
+        scopes.flat_map(|scope| scope.spans).collect()
+    }
+}
+
+fn command(upstream: &Upstream) -> Command {
+    let mut command = serve_command(&upstream.config(), upstream.dir.path());
+    for name in VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn trace(span: &Span) -> u128 {
+    u128::from_be_bytes(span.trace_id.as_slice().try_into().unwrap())
+}
+
+fn parent(span: &Span) -> u64 {
+    u64::from_be_bytes(span.parent_span_id.as_slice().try_into().unwrap())
+}
+
+fn traced<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let context = format!("00-{TRACE:032x}-{PARENT:016x}-01");
+    request.metadata_mut().insert("traceparent", context.parse().unwrap());
+    request
+}
+
+/// The one span of a kind with this name in the caller's trace.
+#[track_caller]
+fn the<'a>(spans: &'a [Span], kind: SpanKind, name: &str) -> &'a Span {
+    let named = |span: &&Span| span.name == name && span.kind() == kind && trace(span) == TRACE;
+    let found: Vec<_> = spans.iter().filter(named).collect();
+    let [span] = found[..] else { panic!("{} spans {name} among {spans:#?}", found.len()) };
+    span
+}
+
+#[track_caller]
+fn assert_descends(spans: &[Span], span: &Span, ancestor: &Span) {
+    let mut at = span;
+    while at.span_id != ancestor.span_id {
+        let parent = spans.iter().find(|other| other.span_id == at.parent_span_id);
+        at = parent.unwrap_or_else(|| panic!("{} does not descend from {}", span.name, ancestor.name));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_below() {
+    let upstream = Upstream::manual().await;
+    let (collector, address) = Collector::start().await;
+    let process =
+        Process::spawn(command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")));
+    let mut client = process.client().await;
+    let answer = client.download_profile(traced(order("k", 0..2))).await.unwrap().into_inner();
+    let id = thingspace_gateway::identity::RequestId::parse(&answer.request_id).unwrap();
+    client.get_request_status(traced(question(&id))).await.unwrap();
+    client.download_profile(traced(order("k", 0..1))).await.unwrap_err();
+    process.terminate();
+    assert!(process.wait().await.0.success());
+
+    // All of it has arrived by now: the end flushes.
+    let spans = collector.spans();
+    let service = "thingspace.esim.v1.EsimService";
+    let orders: Vec<_> =
+        spans.iter().filter(|span| span.name == format!("{service}/DownloadProfile")).collect();
+    assert_eq!(orders.len(), 2, "{spans:#?}");
+    assert!(orders.iter().all(|span| span.kind() == SpanKind::Server));
+    let post = the(&spans, SpanKind::Client, "POST /m2m/v1/devices/profile/actions/download");
+    let asked = the(&spans, SpanKind::Server, &format!("{service}/GetRequestStatus"));
+    for call in orders.iter().copied().chain([asked]) {
+        assert_eq!((trace(call), parent(call)), (TRACE, PARENT));
+    }
+    let first = orders.iter().min_by_key(|span| span.start_time_unix_nano).unwrap();
+    assert_descends(&spans, post, first);
+    let get = "GET /m2m/v2/accounts/{account}/requests/{request}/status";
+    let questions: Vec<_> = spans.iter().filter(|span| span.name == get).collect();
+    assert!(!questions.is_empty() && questions.iter().all(|span| span.kind() == SpanKind::Client));
+
+    let received = format!("{:?}", collector.received());
+    assert!(received.contains("service.name") && received.contains("thingspace-gateway"));
+    for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {
+        assert!(!received.contains(secret), "{secret} is exported");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_endpoint_nothing_is_exported() {
+    let upstream = Upstream::manual().await;
+    let (collector, address) = Collector::start().await;
+    let endpoint = format!("http://{address}");
+    let mut disabled = command(&upstream);
+    disabled.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_SDK_DISABLED", "true");
+    for mut command in [command(&upstream), disabled] {
+        let process = Process::spawn(&mut command);
+        let traced = process.client().await.download_profile(traced(order("k", 0..2))).await;
+        assert!(traced.is_ok());
+        process.terminate();
+        let (status, log) = process.wait().await;
+        assert!(status.success());
+        let bad: Vec<_> =
+            log.iter().filter(|line| line.contains("\"ERROR\"") || line.contains("opentelemetry")).collect();
+        assert!(bad.is_empty(), "{bad:#?}");
+    }
+    assert_eq!(collector.received().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_is_down_is_no_callers_concern() {
+    let upstream = Upstream::manual().await;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let nobody = taken.local_addr().unwrap();
+    drop(taken);
+    let process =
+        Process::spawn(command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nobody}")));
+    place(&mut process.client().await, "k", 0..2).await.unwrap();
+    process.terminate();
+    assert!(process.wait().await.0.success());
+}

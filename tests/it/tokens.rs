@@ -1,0 +1,229 @@
+//! Promise 1: one owner of the tokens. Nobody waits twice for one, and no expiry is anybody's error.
+
+use std::{path::Path, time::Duration};
+
+use axum::http::StatusCode;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_util::future::join_all;
+use thingspace_gateway::simulator::{Endpoint, Fault, Gate, What, When};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::harness::*;
+
+const JSON: &str = "application/json; charset=UTF-8";
+
+/// Orders for one device each, all at once.
+async fn place_all(client: &Client, key: &str, devices: std::ops::Range<usize>) -> Vec<Result<(), Status>> {
+    join_all(devices.map(|n| {
+        let (mut client, key) = (client.clone(), format!("{key} {n}"));
+        async move { place(&mut client, &key, [n]).await.map(drop) }
+    }))
+    .await
+}
+
+fn write_secret(dir: &Path, name: &str, value: &str) {
+    let draft = dir.join("draft");
+    std::fs::write(&draft, value).unwrap();
+    std::fs::rename(draft, dir.join(name)).unwrap();
+}
+
+#[track_caller]
+fn assert_rejected(status: &Status) {
+    assert_eq!(kind(status), (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECTED".to_owned()));
+}
+
+#[tokio::test]
+async fn a_thousand_calls_on_a_cold_gateway_cost_one_token_and_one_login() {
+    let upstream = Upstream::manual().await;
+    let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
+    let gateway = upstream.gateway().await;
+    let client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Token, When::BeforeEffect, What::Hold(gate.clone())));
+    // Half of them orders, half of them questions.
+    let calls = tokio::spawn(async move {
+        let questions = (0..500).map(|_| {
+            let (mut client, question) = (client.clone(), question(&elsewhere));
+            async move { ask(&mut client, question).await.map(drop) }
+        });
+        tokio::join!(place_all(&client, "k", 0..500), join_all(questions))
+    });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Token) == 1).await;
+    gate.open();
+    let (orders, questions) = within("all answers", calls).await.unwrap();
+    for answer in orders.into_iter().chain(questions) {
+        answer.unwrap();
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1));
+    assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
+    assert_eq!(ledger.orders.len(), 500);
+}
+
+#[tokio::test]
+async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let client = gateway.client().await;
+    for answer in place_all(&client, "k", 0..200).await {
+        answer.unwrap();
+    }
+    let ids: Vec<_> = upstream.sim.ledger().orders.iter().map(|order| order.request_id.clone()).collect();
+    // Bearer, session, or both: what is renewed, and how often that makes in all.
+    for (bearer, session, tokens, logins) in [(true, false, 2, 1), (false, true, 2, 2), (true, true, 3, 3)] {
+        if bearer {
+            upstream.sim.expire_bearer();
+        }
+        if session {
+            upstream.sim.expire_sessions();
+        }
+        let before = upstream.sim.ledger().polls();
+        let questions = ids.iter().map(|id| {
+            let mut client = client.clone();
+            async move { ask(&mut client, question(id)).await }
+        });
+        for answer in join_all(questions).await {
+            answer.unwrap();
+        }
+        let ledger = upstream.sim.ledger();
+        assert_eq!((ledger.token_requests(), ledger.logins()), (tokens, logins), "{bearer} {session}");
+        assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
+        assert!(ledger.polls() - before > 200, "the expiry was met");
+    }
+}
+
+#[tokio::test]
+async fn an_expiry_in_the_middle_of_a_burst_fails_nobody() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let client = gateway.client().await;
+    let calls = tokio::spawn(async move { place_all(&client, "k", 0..200).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() >= 20).await;
+    upstream.sim.expire_bearer();
+    upstream.sim.expire_sessions();
+    for answer in within("all orders", calls).await.unwrap() {
+        answer.unwrap();
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins(), ledger.orders.len()), (2, 2, 200));
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_tried_once_whoever_calls() {
+    let upstream = Upstream::manual().await;
+    write_secret(upstream.dir.path(), "password", "wrong");
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    for answer in place_all(&client, "k", 0..200).await {
+        assert_rejected(&answer.unwrap_err());
+    }
+    for n in 0..20 {
+        assert_rejected(&place(&mut client, "more", [n]).await.unwrap_err());
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.logins(), ledger.logins_rejected, ledger.token_requests()), (1, 1, 1));
+    assert_eq!(ledger.calls(Endpoint::Download), 0);
+
+    write_secret(upstream.dir.path(), "password", "simulator-password");
+    eventually("the new password is used", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "more", [0]).await.is_ok() }
+    })
+    .await;
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.logins(), ledger.logins_accepted, ledger.strikes), (2, 1, 0));
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_tried_once_and_no_login_is() {
+    let upstream = Upstream::manual().await;
+    write_secret(upstream.dir.path(), "secret", "wrong");
+    let gateway = upstream.gateway().await;
+    let client = gateway.client().await;
+    for answer in place_all(&client, "k", 0..50).await {
+        assert_rejected(&answer.unwrap_err());
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (1, 0));
+}
+
+#[tokio::test]
+async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
+    let upstream = Upstream::manual().await;
+    let faults = [
+        What::Status { status: StatusCode::SERVICE_UNAVAILABLE, content_type: JSON, body: String::new() },
+        What::Drop,
+    ];
+    for what in faults {
+        upstream.sim.inject(Fault::always(Endpoint::Token, When::BeforeEffect, what));
+        let gateway = upstream.gateway().await;
+        let client = gateway.client().await;
+        let before = upstream.sim.ledger().orders.len();
+        for answer in place_all(&client, "k", before..before + 100).await {
+            let status = answer.unwrap_err();
+            assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
+            let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            assert!(delay.is_some_and(|delay| delay <= Duration::from_mins(1)), "{delay:?}");
+        }
+        upstream.sim.clear_faults();
+        eventually("an order succeeds again", || {
+            let mut client = client.clone();
+            async move { place(&mut client, &format!("k {before}"), [before]).await.is_ok() }
+        })
+        .await;
+        let ledger = upstream.sim.ledger();
+        assert_eq!((ledger.orders.len(), ledger.peak(Endpoint::Token)), (before + 1, 1));
+        gateway.stop().await;
+    }
+}
+
+/// Whatever a reader of the logs sees, with everything on, it is no secret and no device's identity.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_log_line_holds_a_secret() {
+    let upstream = Upstream::manual().await;
+    let answers = |endpoint, body: serde_json::Value| {
+        let (status, body) = (StatusCode::OK, body.to_string());
+        Fault::once(endpoint, When::BeforeEffect, What::Status { status, content_type: JSON, body })
+    };
+    // Tokens that do not work, so they are renewed, but known here.
+    upstream.sim.inject(answers(
+        Endpoint::Token,
+        serde_json::json!({"access_token": "bearer-in-the-open", "token_type": "Bearer", "expires_in": 3600}),
+    ));
+    upstream.sim.inject(answers(Endpoint::Login, serde_json::json!({"sessionToken": "session-in-the-open"})));
+    let process =
+        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
+    let mut client = process.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    ask(&mut client, question(&id)).await.unwrap();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::CutBody));
+    place(&mut client, "unknown", 2..3).await.unwrap_err();
+    process.terminate();
+    let (status, mut lines) = process.wait().await;
+    assert!(status.success());
+
+    std::fs::remove_file(upstream.dir.path().join("store.redb")).unwrap();
+    write_secret(upstream.dir.path(), "password", "wrong-password");
+    let process =
+        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
+    assert_rejected(&place(&mut process.client().await, "k", 0..2).await.unwrap_err());
+    process.terminate();
+    lines.extend(process.wait().await.1);
+
+    let has = |text: &str| lines.iter().find(|line| line.contains(text));
+    assert!(has("\"TRACE\"").is_some() && has("h2").is_some(), "everything is logged");
+    assert!(has("order accepted").is_some() && has(id.as_str()).is_some() && has("rejects").is_some());
+    let secrets = [
+        "simulator-secret",
+        "simulator-password",
+        "wrong-password",
+        "bearer-in-the-open",
+        "session-in-the-open",
+        &BASE64_STANDARD.encode("simulator-key:simulator-secret"),
+    ];
+    let identities = (0..3).map(device).flat_map(|device| [device.eid, device.iccid, device.imei]);
+    for secret in secrets.into_iter().map(str::to_owned).chain(identities) {
+        assert_eq!(has(&secret), None, "{secret} is in the log");
+    }
+}
