@@ -117,7 +117,7 @@ async fn a_late_callback_reaches_a_log_that_has_left_memory() {
         let folded = tracked.lock();
         assert_eq!((folded.request.revision, folded.request.state()), (3, RequestState::Succeeded));
         assert_eq!(folded.request.devices[0].profile, Some(profile()));
-        assert_eq!(folded.recent.len(), 3);
+        assert_eq!(folded.after(0).map(|transitions| transitions.len()), Some(3));
     }
     running.hub.keep_house().await;
     assert!(running.hub.get(&id(1)).is_some(), "one that is watched stays");

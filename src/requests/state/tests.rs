@@ -4,6 +4,7 @@ mod news;
 mod properties;
 mod rules;
 mod stored;
+mod unknown;
 
 use super::*;
 
@@ -122,4 +123,35 @@ fn fault(code: &str) -> storage::Fault {
 
 fn profile(state: &str) -> storage::Profile {
     storage::Profile { state: state.to_owned(), status: "ENABLE".to_owned(), role: "LOCAL".to_owned() }
+}
+
+fn says(device: &Device, class: StatusClass) -> Kind {
+    Kind::CalledBack(called_back(device, class))
+}
+
+fn sees(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
+    Kind::Observed(observed(devices))
+}
+
+/// A complete answer.
+fn answered(class: StatusClass, devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
+    Kind::Observed(storage::Observed { overall: event::class_to_stored(class).into(), ..observed(devices) })
+}
+
+fn of_account(account: &str, kind: Kind) -> Kind {
+    let account = account.to_owned();
+    match kind {
+        Kind::Observed(o) => Kind::Observed(storage::Observed { account, ..o }),
+        Kind::CalledBack(c) => Kind::CalledBack(storage::CalledBack { account, ..c }),
+        Kind::Accepted(a) => Kind::Accepted(storage::Accepted { account, ..a }),
+        other => other,
+    }
+}
+
+fn unmatched(unmatched: usize) -> Applied {
+    Applied { unmatched, ..Applied::default() }
+}
+
+fn contradicted(contradictions: usize) -> Applied {
+    Applied { contradictions, ..Applied::default() }
 }

@@ -115,11 +115,13 @@ impl World {
             if order_first {
                 events.sort_by_key(|kind| !matches!(kind, Kind::Accepted(_)));
             }
-            let observed = |kind: &mut Kind| match kind {
-                Kind::Observed(observed) => Some(ACCOUNT.clone_into(&mut observed.account)),
+            let first = events.iter_mut().find_map(|kind| match kind {
+                Kind::Observed(answer) => Some(answer),
                 _ => None,
-            };
-            events.iter_mut().find_map(observed);
+            });
+            if let Some(first) = first {
+                ACCOUNT.clone_into(&mut first.account);
+            }
             events
         })
     }
