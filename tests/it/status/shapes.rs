@@ -1,0 +1,92 @@
+//! However ThingSpace writes its answers.
+
+use thingspace_gateway::simulator::{Identifiers, Overall, Words};
+
+use super::*;
+
+/// The ways in which ThingSpace may write the same thing.
+fn shapes() -> impl Iterator<Item = Shape> {
+    let styles = [
+        Shape::default(),
+        Shape { single_id: true, overall: Overall::Honest, ..Shape::default() },
+        Shape { identifiers: Identifiers::All, numeric_imei: true, extras: true, ..Shape::default() },
+        Shape { identifiers: Identifiers::All, single_id: true, extras: true, ..Shape::default() },
+    ];
+    let words = [Words::Documented, Words::Sdk, Words::Upper, Words::Mixed];
+    let lists = [List::Documented, List::Sdk];
+    styles.into_iter().flat_map(move |style| {
+        words.into_iter().flat_map(move |words| lists.map(|list| Shape { list, words, ..style }))
+    })
+}
+
+#[tokio::test]
+async fn answers_of_any_shape_are_understood() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    for (at, shape) in shapes().enumerate() {
+        upstream.sim.set_shape(shape);
+        let id = place(&mut client, &format!("k{at}"), 0..4).await.unwrap();
+        upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(2).eid, Outcome::Failed);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!(states(&status), [Succeeded, Pending, Failed, Pending], "{shape:?}");
+        assert_eq!(status.state(), RequestState::Pending, "{shape:?}");
+        upstream.sim.finish(&id, &device(1).eid, Outcome::Failed);
+        upstream.sim.finish(&id, &device(3).eid, Outcome::Success);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!(states(&status), [Succeeded, Failed, Failed, Succeeded], "{shape:?}");
+        assert_eq!(status.state(), RequestState::PartiallySucceeded, "{shape:?}");
+        assert_eq!(status.revision, 3);
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_without_devices_holds_for_all() {
+    let upstream = Upstream::manual().await;
+    upstream.sim.set_shape(Shape { list: List::Absent, ..Shape::default() });
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let ends = [
+        (Outcome::Success, Succeeded, RequestState::Succeeded),
+        (Outcome::Failed, Failed, RequestState::Failed),
+    ];
+    for (outcome, device, request) in ends {
+        let id = place(&mut client, &format!("{outcome:?}"), 0..2).await.unwrap();
+        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [Pending; 2]);
+        upstream.sim.finish_all(&id, outcome);
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!((states(&status), status.state()), (vec![device; 2], request));
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn odd_words() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let words = [
+        ("In Progress", Pending),
+        ("no such word", Pending),
+        ("", Pending),
+        ("QUEUED", Pending),
+        ("warning", Waiting),
+        ("On-Hold", Waiting),
+        ("Completed", Succeeded),
+        ("successful", Succeeded),
+        ("Canceled", Failed),
+        ("ERROR", Failed),
+    ];
+    let id = place(&mut client, "k", 0..words.len()).await.unwrap();
+    for (at, (word, _)) in words.iter().enumerate() {
+        upstream.sim.finish(&id, &device(at).eid, Outcome::Word(word));
+    }
+    let status = ask(&mut client, question(&id)).await.unwrap();
+    assert_eq!(states(&status), words.map(|(_, state)| state));
+    // Nobody goes back, whatever is said later.
+    upstream.sim.finish_all(&id, Outcome::Word("In Progress"));
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap(), status);
+    gateway.stop().await;
+}
