@@ -211,12 +211,8 @@ fn resume_token(status: &Status) -> String {
 }
 
 /// A long poll for a change that does not come.
-async fn long_poll(
-    mut client: Client,
-    id: String,
-    revision: i64,
-) -> Result<GetRequestStatusResponse, Status> {
-    let mut question = question(&thingspace_gateway::identity::RequestId::parse(&id).unwrap());
+async fn long_poll(mut client: Client, id: RequestId, revision: i64) -> Result<RequestStatus, Status> {
+    let mut question = question(&id);
     question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     question.after_revision = revision;
     ask(&mut client, question).await
