@@ -17,7 +17,7 @@ use crate::{
 /// The rules by which logs that begin now are folded.
 pub const RULES: u32 = 1;
 
-/// The most devices that one `Observed` names: 10,000 devices with all their identifiers stay far below
+/// The most devices that one `Observed` names: with all their identifiers, about 100 bytes each, they stay below
 /// [`crate::store::MAX_EVENT_BYTES`].
 pub const MAX_OBSERVED_DEVICES: usize = 8_000;
 

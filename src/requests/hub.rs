@@ -78,6 +78,9 @@ struct Projection {
     /// Orders without an outcome, or whose request does not know of them yet.
     orders: HashMap<String, Order>,
     orphans: Recent<RequestId>,
+    /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
+    /// need not read again.
+    ahead: HashMap<RequestId, u64>,
     open_devices: usize,
 }
 
@@ -303,7 +306,7 @@ impl Hub {
     }
 
     async fn fold_request(&self, id: RequestId, entry: &Entry) {
-        if self.fold_tracked(&id, entry) {
+        if self.was_read(&id, entry) || self.fold_tracked(&id, entry) {
             return;
         }
         let _loading = self.loading.lock().await;
@@ -325,13 +328,27 @@ impl Hub {
             }
         };
         self.close_order(&folded.request);
-        if folded.request.is_closed() {
-            if !folded.request.known {
-                lock(&self.projection).orphans.insert(id);
-            }
-        } else {
-            self.insert(Tracked::new(id, folded));
+        if !folded.request.is_closed() {
+            return self.insert(Tracked::new(id, folded));
         }
+        let mut projection = lock(&self.projection);
+        if !folded.request.known {
+            projection.orphans.insert(id.clone());
+        }
+        let last = folded.position().sequence;
+        if last > entry.position.sequence {
+            projection.ahead.insert(id, last);
+        }
+    }
+
+    /// Whether a closed log was read up to an entry, or further.
+    fn was_read(&self, id: &RequestId, entry: &Entry) -> bool {
+        let ahead = &mut lock(&self.projection).ahead;
+        let Some(&last) = ahead.get(id) else { return false };
+        if entry.position.sequence >= last {
+            ahead.remove(id);
+        }
+        entry.position.sequence <= last
     }
 
     /// Folds an event into a request that is in memory; false if it is not.
@@ -443,3 +460,6 @@ impl Hub {
 fn open_devices(request: &Request) -> usize {
     if request.is_closed() { 0 } else { request.counts.total }
 }
+
+#[cfg(test)]
+mod tests;

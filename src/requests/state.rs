@@ -5,8 +5,8 @@
 //!
 //! The rules (number 1). A device is found by EID if the event names one, else by any identifier that exactly one
 //! device of the request has. It only moves from pending by way of waiting to a final state, and the first final state
-//! wins. Fault, profile, IMEI and MDN are filled once, also after the end. A request is final when its device set is known
-//! and no device is pending.
+//! wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end. A request is final when its device set is known
+//! and no device is pending; it never becomes pending again.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,6 +19,9 @@ use crate::{
     store::Position,
     thingspace::{StatusAnswer, StatusClass},
 };
+
+/// Callbacks kept until the device set is known: each of 10,000 devices' warning and result, each sent twice.
+const MAX_EARLY: usize = 40_000;
 
 /// The state of a device. The order is the order in which it moves; the two final states never replace each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,11 +126,11 @@ pub struct Request {
     /// The rules of the first event, and where it lies; 0 and none before any.
     rules: u32,
     pub first: Option<Position>,
-    /// The overall status, for a request whose status answer lists no device.
+    /// The final overall status of an answer that listed no device: it holds for every device.
     overall: Option<DeviceState>,
     /// Which device has an identifier; `None`: more than one.
     index: HashMap<(identity::Kind, Digits), Option<usize>>,
-    /// Callbacks that came before the device set was known.
+    /// Callbacks that came before the device set was known, at most [`MAX_EARLY`].
     early: Vec<storage::CalledBack>,
 }
 
@@ -170,20 +173,18 @@ impl Request {
         }
         let mut applied = Applied::default();
         let Some(kind) = event.kind.as_ref().filter(|_| self.rules == event::RULES) else { return applied };
-        let mut step = Step { time, changed: Vec::new(), shown: false, applied: &mut applied };
+        let before = self.shown();
+        let mut step = Step { time, changed: Vec::new(), applied: &mut applied };
         match kind {
             Kind::Accepted(accepted) => self.accept(accepted, &mut step),
             Kind::Observed(observed) => self.observe(observed, &mut step),
             Kind::CalledBack(called_back) => self.call_back(called_back, &mut step),
-            Kind::Abandoned(_) => {
-                step.shown = !self.polling_stopped && !self.is_final();
-                self.polling_stopped |= step.shown;
-            }
+            Kind::Abandoned(_) => self.polling_stopped |= !self.is_final(),
             // Events of orders have no place in the log of a request.
             Kind::Ordered(_) | Kind::Refused(_) | Kind::NotSent(_) | Kind::AcceptedAs(_) => {}
         }
-        let Step { mut changed, shown, .. } = step;
-        if shown || !changed.is_empty() {
+        let Step { mut changed, .. } = step;
+        if !changed.is_empty() || self.shown() != before {
             changed.sort_unstable();
             changed.dedup();
             self.revision += 1;
@@ -201,68 +202,83 @@ impl Request {
         applied
     }
 
+    /// What is shown beside the devices.
+    fn shown(&self) -> (Option<AccountName>, RequestState, Counts, bool) {
+        (self.account.clone(), self.state(), self.counts, self.polling_stopped)
+    }
+
     fn accept(&mut self, accepted: &storage::Accepted, step: &mut Step<'_>) {
         let Ok(account) = AccountName::parse(&accepted.account) else { return };
         if self.order_id.is_some() {
             return;
         }
         self.order_id = Some(accepted.order_id.clone());
-        // What a status answer said before stays said, under the order's own list of devices.
-        let seen = if self.account.as_ref() == Some(&account) {
-            std::mem::take(&mut self.devices)
-        } else {
-            Vec::new()
-        };
+        if self.account.as_ref().is_some_and(|known| *known != account) {
+            // The order knows better whose request it is; what another account was told of it never was.
+            self.devices.clear();
+            (self.known, self.overall) = (false, None);
+        }
         self.account = Some(account);
-        self.devices.clear();
+        if self.is_final() && self.overall.is_none() {
+            // A final request never becomes pending again: the answer that ended it had listed its devices.
+            for device in &accepted.devices {
+                self.tell(&event::from_stored(device), DeviceState::Pending, None, None, step);
+            }
+            return;
+        }
+        // What was seen before stays, under the order's own list of devices.
+        let seen = std::mem::take(&mut self.devices);
         self.index.clear();
         self.counts = Counts::default();
         for device in &accepted.devices {
             self.add(event::from_stored(device), step);
         }
         self.known = true;
-        step.shown = true;
         for status in seen {
-            self.tell(&status.device, status.state, None, None, step);
+            let DeviceStatus { device, state, fault, profile, .. } = &*status;
+            self.tell(device, *state, fault.as_ref(), profile.as_ref(), step);
         }
+        self.tell_all(self.overall, step);
         self.fold_early(step);
     }
 
     fn observe(&mut self, observed: &storage::Observed, step: &mut Step<'_>) {
-        if !self.is_of(&observed.account) {
+        let Ok(account) = AccountName::parse(&observed.account) else { return };
+        if !self.is_of(account.as_str()) {
             return;
         }
-        let overall = DeviceState::of(event::class_from_stored(observed.overall));
-        if self.account.is_none() {
-            self.account = AccountName::parse(&observed.account).ok();
-            step.shown = true;
-        }
+        self.account = Some(account);
+        let unmatched_before = step.applied.unmatched;
         for seen in &observed.devices {
             let device = event::from_stored(&seen.device.clone().unwrap_or_default());
             // A word nobody knows says only that the device is there.
             let state =
                 DeviceState::of(event::class_from_stored(seen.status)).unwrap_or(DeviceState::Pending);
-            if !self.known && self.find(&device).is_none() {
+            if self.is_new(&device) {
                 self.add(device.clone(), step);
             }
             self.tell(&device, state, None, None, step);
         }
-        if let (true, Some(state)) = (observed.overall_only, overall) {
-            for at in 0..self.devices.len() {
-                self.tell_at(at, state, step);
-            }
+        let listed = step.applied.unmatched - unmatched_before < observed.devices.len();
+        let overall = DeviceState::of(event::class_from_stored(observed.overall));
+        let becomes_known = !self.known && observed.complete && completes(overall, listed);
+        self.known |= becomes_known;
+        if self.known && observed.overall_only {
+            self.tell_all(overall, step);
         }
-        if !self.known && observed.complete && overall.is_some_and(|state| state != DeviceState::Pending) {
-            self.known = true;
-            self.overall = overall;
-            step.shown = true;
+        if becomes_known {
+            self.overall = overall.filter(|state| state.is_final() && self.devices.is_empty());
             self.fold_early(step);
         }
     }
 
     fn call_back(&mut self, called_back: &storage::CalledBack, step: &mut Step<'_>) {
         if !self.known {
-            self.early.push(called_back.clone());
+            if self.early.len() < MAX_EARLY {
+                self.early.push(called_back.clone());
+            } else {
+                step.applied.unmatched += 1;
+            }
         } else if self.is_of(&called_back.account)
             && let Some(state) = DeviceState::of(event::class_from_stored(called_back.status))
         {
@@ -295,6 +311,14 @@ impl Request {
         }));
         self.counts.total += 1;
         step.changed.push(at);
+    }
+
+    /// Whether a status answer tells of this device for the first time, while the device set is still unknown: it has
+    /// an EID that no device has or, without one, another such identifier.
+    fn is_new(&self, device: &Device) -> bool {
+        let unheard = |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
+        let names = if device.eid.is_empty() { usize::MAX } else { 1 };
+        !self.known && self.find(device).is_none() && device.present().take(names).any(unheard)
     }
 
     fn find(&self, device: &Device) -> Option<usize> {
@@ -367,6 +391,12 @@ impl Request {
         }
     }
 
+    fn tell_all(&mut self, state: Option<DeviceState>, step: &mut Step<'_>) {
+        if let Some(state) = state {
+            (0..self.devices.len()).for_each(|at| self.tell_at(at, state, step));
+        }
+    }
+
     /// What of a status answer is new, as events that are each below the store's bound; none if nothing is.
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
         let observed = |devices, complete| storage::Observed {
@@ -376,11 +406,18 @@ impl Request {
             overall_only: answer.devices.is_empty(),
             complete,
         };
+        // What would be ignored need not be written.
+        let folded = self.first.is_none() || self.rules == event::RULES;
+        if !folded || !self.is_of(account.as_str()) {
+            return Vec::new();
+        }
         let changes = |device: &Device, class: StatusClass| {
-            let Some(state) = DeviceState::of(class) else { return false };
-            self.find(device).map_or(!self.known, |at| self.devices[at].state.moves_to(state))
+            let state = DeviceState::of(class).unwrap_or(DeviceState::Pending);
+            self.find(device).map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
         };
-        let completes = !self.known && !matches!(answer.overall, StatusClass::Pending | StatusClass::Unknown);
+        let overall = DeviceState::of(answer.overall);
+        let listed = |(device, _): &(Device, _)| self.is_new(device) || self.find(device).is_some();
+        let completes = !self.known && completes(overall, answer.devices.iter().any(listed));
         let differing: Vec<_> = answer
             .devices
             .iter()
@@ -390,15 +427,12 @@ impl Request {
                 status: event::class_to_stored(*class).into(),
             })
             .collect();
-        let overall_moves = answer.devices.is_empty()
-            && DeviceState::of(answer.overall)
-                .is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
+        let overall_moves = self.known
+            && answer.devices.is_empty()
+            && overall.is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
         if differing.is_empty() {
-            // Without a list of devices nothing but a final word tells what the request came to.
-            let final_word = DeviceState::of(answer.overall).is_some_and(DeviceState::is_final);
-            let completes = completes && final_word;
-            return if completes || overall_moves || self.first.is_none() {
-                vec![observed(Vec::new(), completes)]
+            return if completes || overall_moves || self.account.is_none() {
+                vec![observed(Vec::new(), true)]
             } else {
                 Vec::new()
             };
@@ -412,13 +446,17 @@ impl Request {
     }
 }
 
+/// Whether a complete answer makes an unknown device set known: one that is pending may list more devices later, and one
+/// without any device says something only when it is final.
+fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
+    overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
+}
+
 /// What one event has done so far.
 struct Step<'a> {
     time: Timestamp,
     /// Indices of changed devices, maybe repeated.
     changed: Vec<usize>,
-    /// Something else that is shown changed.
-    shown: bool,
     applied: &'a mut Applied,
 }
 

@@ -13,6 +13,8 @@ mod discovery;
 mod harness;
 mod orders;
 mod process;
+mod resume;
 mod status;
 mod telemetry;
 mod tokens;
+mod watch;

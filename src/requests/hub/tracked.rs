@@ -41,7 +41,7 @@ pub struct Asked {
 pub struct Folded {
     pub request: Request,
     /// The last [`KEPT_TRANSITIONS`].
-    recent: VecDeque<Arc<Transition>>,
+    pub(super) recent: VecDeque<Arc<Transition>>,
     /// Where the last event folded lies.
     last: Option<Position>,
     closed_since: Option<Instant>,

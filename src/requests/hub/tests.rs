@@ -1,0 +1,255 @@
+//! The projection against a real store.
+
+use futures_util::future::{join_all, try_join_all};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    proto::storage::{self, StatusClass},
+    requests::{append, event::Kind, state::RequestState},
+    store::embedded::Embedded,
+};
+
+/// How long a test waits for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const KEEP: Duration = Duration::from_hours(1);
+
+fn store() -> (TempDir, Arc<dyn Store>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&folder.path().join("store.redb"), KEEP).unwrap();
+    (folder, Arc::new(store))
+}
+
+/// A hub that follows its store until it is stopped.
+struct Running {
+    hub: Arc<Hub>,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    async fn start(store: &Arc<dyn Store>, closed_in_memory: Duration) -> Self {
+        let hub = Arc::new(Hub::new(Arc::clone(store), closed_in_memory, KEEP));
+        let stop = CancellationToken::new();
+        let task = tokio::spawn({
+            let (hub, stop) = (Arc::clone(&hub), stop.clone());
+            async move { hub.follow(stop).await }
+        });
+        within(hub.caught_up()).await;
+        Self { hub, stop, task }
+    }
+
+    async fn folded(&self, position: Position) {
+        within(async { while !self.hub.folded(position).await {} }).await;
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        within(self.task).await.unwrap();
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("it happens before the deadline")
+}
+
+fn id(n: usize) -> RequestId {
+    RequestId::parse(&format!("request-{n}")).unwrap()
+}
+
+fn device() -> storage::Device {
+    storage::Device { eid: "1".repeat(32), iccid: "1".repeat(20), ..storage::Device::default() }
+}
+
+fn accepted(n: usize) -> Kind {
+    Kind::Accepted(storage::Accepted {
+        order_id: format!("order-{n}"),
+        account: "0000123456-00001".to_owned(),
+        devices: vec![device()],
+        ..storage::Accepted::default()
+    })
+}
+
+fn called_back(class: StatusClass, profile: Option<storage::Profile>) -> Kind {
+    Kind::CalledBack(storage::CalledBack {
+        account: "0000123456-00001".to_owned(),
+        device: Some(device()),
+        status: class.into(),
+        profile,
+        ..storage::CalledBack::default()
+    })
+}
+
+fn profile() -> storage::Profile {
+    storage::Profile { state: "ACTIVE".to_owned(), ..storage::Profile::default() }
+}
+
+/// A request's life in four revisions.
+fn life(n: usize) -> [Kind; 4] {
+    [
+        accepted(n),
+        called_back(StatusClass::Waiting, None),
+        called_back(StatusClass::Succeeded, None),
+        called_back(StatusClass::Succeeded, Some(profile())),
+    ]
+}
+
+async fn add(store: &Arc<dyn Store>, id: &RequestId, kind: Kind) -> Position {
+    append(&**store, &LogName::request(id.as_str()), Uuid::now_v7(), kind).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_late_callback_reaches_a_log_that_has_left_memory() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, Duration::ZERO).await;
+    let [accepted, _, succeeded, late] = life(1);
+    add(&store, &id(1), accepted).await;
+    running.folded(add(&store, &id(1), succeeded).await).await;
+    running.hub.keep_house().await;
+    assert!(running.hub.get(&id(1)).is_none(), "a closed request leaves memory");
+
+    running.folded(add(&store, &id(1), late).await).await;
+    let (tracked, _changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
+    {
+        let folded = tracked.lock();
+        assert_eq!((folded.request.revision, folded.request.state()), (3, RequestState::Succeeded));
+        assert_eq!(folded.request.devices[0].profile, Some(profile()));
+        assert_eq!(folded.recent.len(), 3);
+    }
+    running.hub.keep_house().await;
+    assert!(running.hub.get(&id(1)).is_some(), "one that is watched stays");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_late_callback_reaches_a_watcher_of_a_finished_request() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, Duration::ZERO).await;
+    let [accepted, _, succeeded, late] = life(1);
+    add(&store, &id(1), accepted).await;
+    running.folded(add(&store, &id(1), succeeded).await).await;
+    let (tracked, mut changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
+    assert_eq!(*changes.borrow_and_update(), 2);
+    add(&store, &id(1), late).await;
+    within(changes.changed()).await.unwrap();
+    let told = tracked.lock().after(2).unwrap();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].devices[0].profile, Some(profile()));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_attaches_to_an_empty_log() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    assert!(running.hub.attach(&id(1)).await.unwrap().is_none());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn callbacks_of_an_orphan_do_not_read_its_log_again() {
+    const CALLBACKS: u64 = 10_000;
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    let orphan = id(1);
+    running.folded(add(&store, &orphan, called_back(StatusClass::Waiting, None)).await).await;
+    assert!(running.hub.get(&orphan).is_none());
+    assert_eq!(running.hub.events_read(), 2, "followed, and read to see whose it is");
+
+    let rest = (1..CALLBACKS).map(|_| add(&store, &orphan, called_back(StatusClass::Succeeded, None)));
+    let last = within(join_all(rest)).await.into_iter().max().unwrap();
+    running.folded(last).await;
+    assert_eq!(running.hub.events_read(), CALLBACKS + 1);
+
+    running.folded(add(&store, &orphan, accepted(1)).await).await;
+    assert_eq!(running.hub.events_read(), 2 * (CALLBACKS + 1) + 1, "now its log decides, and is read once");
+    let (tracked, _changes) = running.hub.attach(&orphan).await.unwrap().unwrap();
+    assert_eq!(tracked.lock().request.state(), RequestState::Succeeded);
+    running.stop().await;
+}
+
+/// How many events a start reads after so many requests have finished, with one open.
+async fn read_at_start(finished: usize) -> u64 {
+    let (_folder, store) = store();
+    let before = Running::start(&store, KEEP).await;
+    let finish = async |n| {
+        for kind in life(n) {
+            add(&store, &id(n), kind).await;
+        }
+    };
+    within(join_all((1..=finished).map(finish))).await;
+    before.folded(add(&store, &id(0), accepted(0)).await).await;
+    before.stop().await;
+
+    let after = Running::start(&store, KEEP).await;
+    let events = after.hub.events_read();
+    assert_eq!(after.hub.open_requests(), [id(0)]);
+    assert_eq!(after.hub.open_devices(), 1);
+    after.stop().await;
+    events
+}
+
+#[tokio::test]
+async fn a_start_reads_only_what_is_open() {
+    let few = read_at_start(100).await;
+    assert_eq!(few, 2, "followed, and read from its beginning");
+    assert_eq!(read_at_start(2_000).await, few);
+}
+
+/// Watches a request from whenever it is there to its fourth revision.
+async fn watch(hub: &Hub, id: &RequestId) -> (u64, Vec<Arc<Transition>>) {
+    let (tracked, mut changes) = loop {
+        match hub.attach(id).await.unwrap() {
+            Some(attached) => break attached,
+            None => tokio::task::yield_now().await,
+        }
+    };
+    let first = tracked.lock().request.revision;
+    let mut told = Vec::new();
+    let mut revision = first;
+    while revision < 4 {
+        changes.borrow_and_update();
+        let new = tracked.lock().after(revision).expect("the last transitions are in memory");
+        revision = new.last().map_or(revision, |transition| transition.revision);
+        let quiet = new.is_empty();
+        told.extend(new);
+        if quiet {
+            changes.changed().await.unwrap();
+        }
+    }
+    (first, told)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_attaches_whenever_sees_every_transition_once() {
+    const REQUESTS: usize = 100;
+    const WATCHERS: usize = 4;
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    let watchers = (0..REQUESTS * WATCHERS).map(|n| {
+        let hub = Arc::clone(&running.hub);
+        tokio::spawn(async move { watch(&hub, &id(n % REQUESTS)).await })
+    });
+    let watchers: Vec<_> = watchers.collect();
+    let writers = (0..REQUESTS).map(|n| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            for kind in life(n) {
+                add(&store, &id(n), kind).await;
+            }
+        })
+    });
+    within(try_join_all(writers.collect::<Vec<_>>())).await.unwrap();
+    for (n, seen) in within(try_join_all(watchers)).await.unwrap().into_iter().enumerate() {
+        let (first, told) = seen;
+        let revisions: Vec<_> = told.iter().map(|transition| transition.revision).collect();
+        assert_eq!(revisions, (first + 1..=4).collect::<Vec<_>>(), "watcher {n}");
+        let from_the_log = running.hub.transitions(&id(n % REQUESTS), first).await.unwrap();
+        assert_eq!(told, from_the_log, "watcher {n}");
+    }
+    assert_eq!(running.hub.open_devices(), 0);
+    running.stop().await;
+}

@@ -1,0 +1,147 @@
+//! What of an answer is written.
+
+use proptest::prelude::*;
+
+use super::{properties, *};
+use crate::store::MAX_EVENT_BYTES;
+
+const MAX_DEVICES: usize = 10_000;
+
+fn answer(overall: StatusClass, devices: Vec<(Device, StatusClass)>) -> StatusAnswer {
+    StatusAnswer { overall, devices }
+}
+
+/// Appends what is new, checks that then nothing is, and says how many events it took.
+fn tell(log: &mut Log, answer: &StatusAnswer) -> usize {
+    let news = log.request.news(&account(), answer);
+    let events = news.len();
+    for observed in news {
+        log.add(Kind::Observed(observed));
+    }
+    assert_eq!(log.request.news(&account(), answer), [], "news must end: {answer:?}");
+    events
+}
+
+#[test]
+fn only_what_is_new_is_written() {
+    use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
+    let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
+    // Overall, the classes of two devices, how many devices are written.
+    let table = [
+        (Pending, [Pending, Pending], None),
+        (Unknown, [Unknown, Unknown], None),
+        (Succeeded, [Pending, Waiting], Some(1)),
+        (Pending, [Pending, Pending], None),
+        (Pending, [Succeeded, Failed], Some(2)),
+        (Failed, [Failed, Succeeded], None),
+    ];
+    for (overall, [one, two], written) in table {
+        let answer = answer(overall, vec![(device(1), one), (device(2), two)]);
+        let news = log.request.news(&account(), &answer);
+        assert_eq!(news.first().map(|observed| observed.devices.len()), written, "{answer:?}");
+        tell(&mut log, &answer);
+    }
+    assert_eq!(log.states(), [DeviceState::Succeeded, DeviceState::Failed]);
+}
+
+#[test]
+fn what_would_change_nothing_is_not_written() {
+    let pending = |devices| answer(StatusClass::Pending, devices);
+    let nameless = pending(vec![(Device::default(), StatusClass::Waiting)]);
+    let mut log = Log::default();
+    assert_eq!(tell(&mut log, &nameless), 1, "the account is new");
+    assert_eq!(tell(&mut log, &nameless), 0);
+    assert_eq!(tell(&mut log, &pending(vec![])), 0);
+
+    let mut early = Log::of([Kind::CalledBack(called_back(&ordered(1), StatusClass::Succeeded))]);
+    assert_eq!(tell(&mut early, &pending(vec![])), 1, "the account is new after a callback, too");
+    assert_eq!(early.request.account, Some(account()));
+
+    let done = answer(StatusClass::Succeeded, vec![(ordered(1), StatusClass::Succeeded)]);
+    let of_others = storage::Observed { account: OTHER_ACCOUNT.to_owned(), ..overall(StatusClass::Pending) };
+    assert_eq!(Log::of([Kind::Observed(of_others)]).request.news(&account(), &done), []);
+
+    let mut newer = Log::default();
+    newer.add_event(&Event { rules: event::RULES + 1, kind: None });
+    assert_eq!(newer.request.news(&account(), &done), []);
+}
+
+#[test]
+fn an_answer_without_devices_ends_a_foreign_request_only_when_it_is_final() {
+    let mut log = Log::default();
+    assert_eq!(tell(&mut log, &answer(StatusClass::Waiting, vec![])), 1);
+    assert!(!log.request.known);
+    assert_eq!(tell(&mut log, &answer(StatusClass::Succeeded, vec![])), 1);
+    assert_eq!(log.request.state(), RequestState::Succeeded);
+}
+
+#[test]
+fn the_largest_events_fit_the_store() {
+    let fits = |kind| event::encode(kind).len() <= MAX_EVENT_BYTES;
+    let devices: Vec<_> =
+        (0..MAX_DEVICES).map(|n| event::to_stored(&Device { mdn: Digits::default(), ..device(n) })).collect();
+    let account = AccountName::parse(&"1".repeat(32)).unwrap();
+    let accepted = storage::Accepted {
+        order_id: "1".repeat(36),
+        account: account.to_string(),
+        service_plan: "p".repeat(256),
+        devices: devices.clone(),
+    };
+    assert!(fits(Kind::Accepted(accepted.clone())));
+    assert!(fits(Kind::Ordered(storage::Ordered {
+        account: account.to_string(),
+        service_plan: "p".repeat(256),
+        devices,
+        key_cell: "k".repeat(256),
+    })));
+
+    let all: Vec<_> = (0..MAX_DEVICES).map(|n| (device(n), StatusClass::Failed)).collect();
+    let all = answer(StatusClass::Failed, all);
+    for mut log in [Log::default(), Log::of([Kind::Accepted(accepted)])] {
+        let news = log.request.news(&account, &all);
+        let last = news.len() - 1;
+        for (at, observed) in news.into_iter().enumerate() {
+            assert_eq!(observed.complete, at == last, "only the last part completes");
+            assert!(!log.request.is_final());
+            assert!(fits(Kind::Observed(observed.clone())));
+            log.add(Kind::Observed(observed));
+        }
+        assert_eq!(log.request.counts, Counts { total: MAX_DEVICES, succeeded: 0, failed: MAX_DEVICES });
+        assert_eq!(log.request.state(), RequestState::Failed);
+        assert_eq!(log.request.news(&account, &all), []);
+    }
+}
+
+proptest! {
+    #![proptest_config(properties::config())]
+
+    #[test]
+    fn after_the_news_the_state_says_what_the_answer_says(
+        (events, answer) in properties::world().prop_flat_map(|world| (world.events(12), world.answer())),
+    ) {
+        let mut log = Log::of(events);
+        let before = log.request.clone();
+        prop_assert!(tell(&mut log, &answer) <= 1);
+        let after = &log.request;
+        prop_assert_eq!(after.account.as_ref(), Some(&account()));
+        // Callbacks that had been waiting for the device set may say more than the answer.
+        let says = |found: DeviceState, told: DeviceState| {
+            found == told || !before.early.is_empty() && found > told
+        };
+        for (device, class) in &answer.devices {
+            let Some(at) = after.find(device) else {
+                prop_assert!(before.known || device.present().next().is_none());
+                continue;
+            };
+            let had = before.find(device).map_or(DeviceState::Pending, |at| before.devices[at].state);
+            let told = DeviceState::of(*class).unwrap_or(DeviceState::Pending);
+            let told = if had.is_final() { had } else { had.max(told) };
+            prop_assert!(says(after.devices[at].state, told), "{:?}: {:?}", device, after.devices[at]);
+        }
+        if let (true, Some(told)) = (before.known && answer.devices.is_empty(), DeviceState::of(answer.overall)) {
+            for (had, has) in before.devices.iter().zip(&after.devices) {
+                prop_assert_eq!(has.state, if had.state.is_final() { had.state } else { had.state.max(told) });
+            }
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! A test per rule.
+
+use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
+use identity::Kind::{Eid, Iccid, Imei, Mdn};
+
+use super::*;
+
+fn says(device: &Device, class: StatusClass) -> Kind {
+    Kind::CalledBack(called_back(device, class))
+}
+
+fn sees(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
+    Kind::Observed(observed(devices))
+}
+
+/// A complete answer.
+fn answered(class: StatusClass, devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
+    Kind::Observed(storage::Observed { overall: event::class_to_stored(class).into(), ..observed(devices) })
+}
+
+fn of_account(account: &str, kind: Kind) -> Kind {
+    let account = account.to_owned();
+    match kind {
+        Kind::Observed(o) => Kind::Observed(storage::Observed { account, ..o }),
+        Kind::CalledBack(c) => Kind::CalledBack(storage::CalledBack { account, ..c }),
+        Kind::Accepted(a) => Kind::Accepted(storage::Accepted { account, ..a }),
+        other => other,
+    }
+}
+
+fn unmatched(unmatched: usize) -> Applied {
+    Applied { unmatched, ..Applied::default() }
+}
+
+fn contradicted(contradictions: usize) -> Applied {
+    Applied { contradictions, ..Applied::default() }
+}
+
+#[test]
+fn the_table_of_the_design() {
+    let (d1, d2) = (ordered(1), ordered(2));
+    let success = storage::CalledBack { profile: Some(profile("ACTIVE")), ..called_back(&d1, Succeeded) };
+    let failure = storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&d2, Failed) };
+    // Position, event, the devices' states, the request's, the devices that changed, the revision.
+    let table = [
+        (17, accepted([d1.clone(), d2]), [0, 0], RequestState::Pending, &[1, 2][..], 1),
+        (21, says(&d1, Waiting), [1, 0], RequestState::Pending, &[1], 2),
+        (25, sees([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[1], 3),
+        (26, sees([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[], 3),
+        (29, Kind::CalledBack(success), [2, 0], RequestState::Pending, &[1], 4),
+        (30, says(&d1, Waiting), [2, 0], RequestState::Pending, &[], 4),
+        (41, Kind::CalledBack(failure), [2, 3], RequestState::PartiallySucceeded, &[2], 5),
+    ];
+    let states = [DeviceState::Pending, DeviceState::Waiting, DeviceState::Succeeded, DeviceState::Failed];
+
+    let mut request = Request::default();
+    for (at, kind, expected, state, changed, revision) in table {
+        let event = Event { rules: event::RULES, kind: Some(kind) };
+        let applied = request.apply(position(at), time(at), &event);
+        let found: Vec<_> = request.devices.iter().map(|d| d.state).collect();
+        assert_eq!(found, expected.map(|s: usize| states[s]), "states at {at}");
+        assert_eq!((request.state(), request.revision), (state, revision), "at {at}");
+        let transition = applied.transition.map(|t| {
+            let numbers: Vec<_> = t.devices.iter().map(|d| d.device.eid.as_str().parse().unwrap()).collect();
+            (t.revision, t.position, t.time, t.state, t.counts, numbers)
+        });
+        let expected = (!changed.is_empty())
+            .then(|| (revision, position(at), time(at), state, request.counts, changed.to_vec()));
+        assert_eq!(transition, expected, "transition at {at}");
+    }
+    assert_eq!(request.devices[0].profile, Some(profile("ACTIVE")));
+    assert_eq!(request.devices[1].fault, Some(fault("REJECTED")));
+    assert_eq!(request.first, Some(position(17)));
+    assert_eq!((request.create_time, request.update_time), (time(17), time(41)));
+    assert_eq!((request.devices[0].update_time, request.devices[1].update_time), (time(29), time(41)));
+    assert!(request.is_final() && request.is_closed());
+}
+
+#[test]
+fn the_state_of_a_request_is_that_of_its_devices() {
+    let table = [
+        ([Succeeded, Succeeded], RequestState::Succeeded),
+        ([Failed, Failed], RequestState::Failed),
+        ([Failed, Succeeded], RequestState::PartiallySucceeded),
+        ([Succeeded, Waiting], RequestState::Pending),
+        ([Pending, Failed], RequestState::Pending),
+    ];
+    for (classes, state) in table {
+        let devices = classes.into_iter().enumerate().map(|(n, class)| (ordered(n), class));
+        let log = Log::of([accepted([ordered(0), ordered(1)]), sees(devices)]);
+        assert_eq!(log.request.state(), state, "{classes:?}");
+    }
+}
+
+#[test]
+fn a_callback_before_the_order_is_known_is_kept() {
+    let mut log = Log::default();
+    let early = storage::CalledBack { fault: Some(fault("EARLY")), ..called_back(&ordered(1), Failed) };
+    assert_eq!(log.add(Kind::CalledBack(early)), Applied::default());
+    assert_eq!(log.add(of_account(OTHER_ACCOUNT, says(&ordered(2), Failed))), Applied::default());
+    assert_eq!((log.request.revision, log.request.account.is_some()), (0, false));
+    assert!(log.request.is_closed(), "nobody knows its devices");
+
+    let transition = log.add(accepted([ordered(1), ordered(2)])).transition.unwrap();
+    assert_eq!((transition.revision, transition.devices.len()), (1, 2));
+    assert_eq!(transition.devices[0].fault, Some(fault("EARLY")));
+    assert_eq!(log.states(), [DeviceState::Failed, DeviceState::Pending]);
+    assert_eq!(log.request.create_time, time(1));
+}
+
+#[test]
+fn a_callback_before_a_foreign_request_is_known_is_kept() {
+    let mut log = Log::of([says(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
+    assert_eq!(log.states(), [DeviceState::Pending]);
+    log.add(answered(Succeeded, [(ordered(1), Pending)]));
+    assert_eq!(log.request.state(), RequestState::Succeeded);
+}
+
+#[test]
+fn the_callbacks_kept_are_bounded() {
+    let mut log = Log::default();
+    for _ in 0..MAX_EARLY {
+        assert_eq!(log.add(says(&ordered(1), Waiting)).unmatched, 0);
+    }
+    assert_eq!(log.add(says(&ordered(1), Succeeded)).unmatched, 1);
+    log.add(accepted([ordered(1)]));
+    assert_eq!(log.states(), [DeviceState::Waiting]);
+}
+
+#[test]
+fn how_a_device_is_found() {
+    let twin = Device { iccid: device(3).iccid, ..ordered(4) };
+    let order = [ordered(1), only(&device(2), &[Eid, Iccid, Imei]), ordered(3), twin];
+    let eid = |n: usize| only(&device(n), &[Eid]);
+    let iccid = |n: usize| only(&device(n), &[Iccid]);
+    let with_imei = |n: usize, named: Device| Device { imei: device(n).imei, ..named };
+    let with_iccid = |n: usize, named: Device| Device { iccid: device(n).iccid, ..named };
+    // What the message names, and which device of the order it means.
+    let table = [
+        ("EID", eid(1), Some(0)),
+        ("ICCID", iccid(1), Some(0)),
+        ("IMEI", with_imei(2, Device::default()), Some(1)),
+        ("an EID beside another device's ICCID", with_iccid(2, eid(1)), Some(0)),
+        ("an unknown EID beside a known ICCID", with_iccid(2, eid(9)), None),
+        ("an ICCID of two devices", iccid(3), None),
+        ("an ICCID of two devices beside an EID", ordered(3), Some(2)),
+        ("an ICCID of two devices beside an IMEI", with_imei(2, iccid(3)), Some(1)),
+        ("an unknown ICCID", iccid(9), None),
+        ("an unknown ICCID beside a known IMEI", with_imei(2, iccid(9)), Some(1)),
+        ("an identifier not known yet", only(&device(1), &[Mdn]), None),
+        ("nothing", Device::default(), None),
+    ];
+    for (what, named, meant) in table {
+        let mut log = Log::of([accepted(order.clone())]);
+        let applied = log.add(says(&named, Succeeded));
+        assert_eq!(applied.unmatched, usize::from(meant.is_none()), "{what}");
+        assert_eq!(applied.transition.is_some(), meant.is_some(), "{what}");
+        let done = log.states().iter().position(|&state| state == DeviceState::Succeeded);
+        assert_eq!(done, meant, "{what}");
+    }
+}
+
+#[test]
+fn a_request_listed_without_eids_learns_them() {
+    let listed = |n| only(&device(n), &[Iccid, Imei]);
+    let mut log = Log::of([answered(Waiting, [(listed(1), Waiting), (listed(2), Pending)])]);
+    log.add(says(&ordered(1), Succeeded));
+    assert_eq!(log.request.devices[0].device, only(&device(1), &[Eid, Iccid, Imei]));
+    assert_eq!(log.add(says(&only(&device(1), &[Eid]), Failed)), contradicted(1));
+}
+
+#[test]
+fn a_device_missing_from_an_answer_is_unchanged() {
+    let log = Log::of([
+        accepted([ordered(1), ordered(2)]),
+        says(&ordered(2), Waiting),
+        answered(Succeeded, [(ordered(1), Succeeded)]),
+    ]);
+    assert_eq!(log.states(), [DeviceState::Succeeded, DeviceState::Waiting]);
+    assert_eq!(log.request.state(), RequestState::Pending);
+}
+
+#[test]
+fn without_sub_requests_the_overall_status_holds_for_all() {
+    let mut log = Log::of([accepted([ordered(1), ordered(2)]), says(&ordered(1), Failed)]);
+    for ignored in [Pending, Unknown] {
+        assert_eq!(log.add(Kind::Observed(overall(ignored))), Applied::default(), "{ignored:?}");
+    }
+    log.add(Kind::Observed(overall(Waiting)));
+    assert_eq!(log.states(), [DeviceState::Failed, DeviceState::Waiting]);
+    let applied = log.add(Kind::Observed(overall(Succeeded)));
+    assert_eq!(log.states(), [DeviceState::Failed, DeviceState::Succeeded]);
+    assert_eq!((applied.contradictions, applied.transition.unwrap().devices.len()), (1, 1));
+}
+
+#[test]
+fn the_first_final_state_wins() {
+    for (first, second) in [(Succeeded, Failed), (Failed, Succeeded)] {
+        let late = storage::CalledBack {
+            fault: Some(fault("LATE")),
+            profile: Some(profile("LATE")),
+            ..called_back(&ordered(1), second)
+        };
+        let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), first)]);
+        assert_eq!(log.add(Kind::CalledBack(late)), contradicted(1));
+        assert_eq!(log.add(sees([(ordered(1), second)])), contradicted(1));
+        assert_eq!(log.states(), [DeviceState::of(first).unwrap()]);
+        assert_eq!(log.request.revision, 2);
+    }
+}
+
+#[test]
+fn details_are_filled_once_and_also_after_the_end() {
+    let with = |code: &str, mdn: &str| {
+        let named = Device { mdn: Digits::new(mdn), imei: device(1).imei, ..ordered(1) };
+        Kind::CalledBack(storage::CalledBack {
+            fault: Some(fault(code)),
+            profile: Some(profile(code)),
+            ..called_back(&named, Failed)
+        })
+    };
+    let mut log = Log::of([accepted([ordered(1)]), sees([(ordered(1), Failed)])]);
+    assert!(log.request.is_final());
+
+    let transition = log.add(with("FIRST", "5551234567")).transition.unwrap();
+    assert_eq!((transition.revision, transition.state), (3, RequestState::Failed));
+    let told = Arc::clone(&transition.devices[0]);
+    assert_eq!((&told.fault, &told.profile), (&Some(fault("FIRST")), &Some(profile("FIRST"))));
+    assert_eq!((told.device.mdn.as_str(), &told.device.imei), ("5551234567", &device(1).imei));
+    assert_eq!(told.update_time, time(3));
+
+    assert_eq!(log.add(with("SECOND", "5557654321")), Applied::default());
+    assert_eq!(log.request.devices, [told]);
+}
+
+#[test]
+fn only_the_word_that_holds_fills_in_details() {
+    let with = |class| {
+        Kind::CalledBack(storage::CalledBack {
+            fault: Some(fault("UNREACHABLE")),
+            profile: Some(profile("ACTIVE")),
+            ..called_back(&ordered(1), class)
+        })
+    };
+    for (class, has_fault, has_profile) in
+        [(Pending, false, false), (Waiting, false, false), (Succeeded, false, true), (Failed, true, true)]
+    {
+        let log = Log::of([accepted([ordered(1)]), with(class)]);
+        let told = &log.request.devices[0];
+        assert_eq!((told.fault.is_some(), told.profile.is_some()), (has_fault, has_profile), "{class:?}");
+    }
+    let failed = storage::CalledBack { fault: Some(fault("GONE")), ..called_back(&ordered(1), Failed) };
+    let log = Log::of([accepted([ordered(1)]), with(Waiting), Kind::CalledBack(failed)]);
+    assert_eq!(log.request.devices[0].fault, Some(fault("GONE")));
+}
+
+#[test]
+fn a_word_nobody_knows_changes_nothing() {
+    let mut log = Log::of([accepted([ordered(1)])]);
+    assert_eq!(log.add(says(&ordered(1), Unknown)), Applied::default());
+    assert_eq!(log.add(sees([(ordered(1), Unknown)])), Applied::default());
+    let future = storage::CalledBack { status: 99, ..called_back(&ordered(1), Unknown) };
+    assert_eq!(log.add(Kind::CalledBack(future)), Applied::default());
+}
+
+#[test]
+fn giving_up_is_said_once_and_is_not_the_end() {
+    let mut log = Log::of([accepted([ordered(1)])]);
+    let transition = log.add(abandoned()).transition.unwrap();
+    assert_eq!((transition.revision, transition.polling_stopped), (2, true));
+    assert_eq!((transition.state, transition.devices.len()), (RequestState::Pending, 0));
+    assert!(log.request.is_closed() && !log.request.is_final());
+    assert_eq!(log.add(abandoned()), Applied::default());
+
+    let transition = log.add(says(&ordered(1), Succeeded)).transition.unwrap();
+    assert_eq!((transition.state, transition.polling_stopped), (RequestState::Succeeded, true));
+
+    let mut ended = Log::of([accepted([ordered(1)]), says(&ordered(1), Succeeded)]);
+    assert_eq!(ended.add(abandoned()), Applied::default());
+    assert!(!ended.request.polling_stopped);
+}
+
+#[test]
+fn a_foreign_request_is_known_by_a_complete_answer_that_is_not_pending() {
+    let one = |class| vec![(ordered(1), class)];
+    // Overall, complete, devices listed; known then, and the state.
+    let table = [
+        (Pending, true, one(Succeeded), false, RequestState::Pending),
+        (Unknown, true, one(Succeeded), false, RequestState::Pending),
+        (Succeeded, false, one(Succeeded), false, RequestState::Pending),
+        (Succeeded, true, one(Succeeded), true, RequestState::Succeeded),
+        (Succeeded, true, one(Pending), true, RequestState::Pending),
+        (Waiting, true, one(Waiting), true, RequestState::Pending),
+        (Failed, true, one(Unknown), true, RequestState::Pending),
+        (Succeeded, true, vec![], true, RequestState::Succeeded),
+        (Failed, true, vec![], true, RequestState::Failed),
+        (Waiting, true, vec![], false, RequestState::Pending),
+        (Waiting, true, vec![(Device::default(), Waiting)], false, RequestState::Pending),
+        (Pending, true, vec![], false, RequestState::Pending),
+    ];
+    for (overall, complete, devices, known, state) in table {
+        let case = format!("{overall:?} {complete} {devices:?}");
+        let log = Log::of([Kind::Observed(storage::Observed {
+            overall: event::class_to_stored(overall).into(),
+            overall_only: devices.is_empty(),
+            complete,
+            ..observed(devices)
+        })]);
+        assert_eq!((log.request.known, log.request.state()), (known, state), "{case}");
+        assert_eq!((log.request.revision, log.request.account), (1, Some(account())), "{case}");
+    }
+}
+
+#[test]
+fn a_foreign_request_lists_each_device_once() {
+    let twins = [ordered(1), Device { iccid: device(1).iccid, ..ordered(2) }];
+    let vague = [only(&device(1), &[Iccid]), Device::default()];
+    let seen = || twins.iter().chain(&vague).map(|device| (device.clone(), Pending));
+    let mut log = Log::of([sees(seen())]);
+    assert_eq!(log.request.counts.total, 2);
+    assert_eq!(log.add(sees(seen())), unmatched(2));
+}
+
+#[test]
+fn becoming_known_is_a_revision_only_if_it_shows() {
+    let mut log = Log::of([sees([(ordered(1), Waiting)])]);
+    assert_eq!(log.add(answered(Waiting, [(ordered(1), Waiting)])), Applied::default());
+    assert!(log.request.known);
+    assert_eq!(log.add(sees([(ordered(2), Pending)])), unmatched(1), "the device set stays");
+}
+
+#[test]
+fn the_account_comes_from_the_order_or_the_first_answer() {
+    for begin in [accepted([ordered(1)]), answered(Waiting, [(ordered(1), Pending)])] {
+        let mut log = Log::of([begin]);
+        assert_eq!(log.request.account, Some(account()));
+        for stranger in [OTHER_ACCOUNT, "", "not/an/account"] {
+            assert_eq!(log.add(of_account(stranger, sees([(ordered(1), Failed)]))), Applied::default());
+            assert_eq!(log.add(of_account(stranger, says(&ordered(1), Failed))), Applied::default());
+        }
+        assert_eq!(log.states(), [DeviceState::Pending]);
+    }
+    let mut nobody = Log::of([of_account("", sees([(ordered(1), Failed)]))]);
+    assert_eq!(nobody.add(of_account("", accepted([ordered(1)]))), Applied::default());
+    assert_eq!((nobody.request.account.is_none(), nobody.request.revision), (true, 0));
+}
+
+#[test]
+fn an_order_knows_better_than_an_answer_to_another_account() {
+    for told in [Kind::Observed(overall(Succeeded)), answered(Succeeded, [(ordered(1), Succeeded)])] {
+        let mut log = Log::of([of_account(OTHER_ACCOUNT, told), accepted([ordered(1), ordered(2)])]);
+        assert_eq!(log.request.account, Some(account()));
+        assert_eq!(log.states(), [DeviceState::Pending; 2]);
+        assert_eq!(log.add(of_account(OTHER_ACCOUNT, sees([(ordered(1), Failed)]))), Applied::default());
+    }
+}
+
+#[test]
+fn the_first_order_of_a_request_stays() {
+    let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), Waiting)]);
+    assert_eq!(log.add(accepted([ordered(1)])), Applied::default());
+    assert_eq!(log.add(accepted([ordered(2), ordered(3)])), Applied::default());
+    assert_eq!(log.states(), [DeviceState::Waiting]);
+}
+
+#[test]
+fn an_order_after_an_answer_keeps_what_was_seen() {
+    let failed = storage::CalledBack {
+        fault: Some(fault("SEEN")),
+        profile: Some(profile("SEEN")),
+        ..called_back(&device(2), Failed)
+    };
+    let listed = |n| only(&device(n), &[Iccid]);
+    let mut log =
+        Log::of([answered(Waiting, [(listed(2), Pending), (listed(1), Waiting)]), Kind::CalledBack(failed)]);
+    let transition = log.add(accepted([ordered(1), ordered(2), ordered(3)])).transition.unwrap();
+    assert_eq!((transition.revision, transition.devices.len()), (3, 3));
+    assert_eq!(log.states(), [DeviceState::Waiting, DeviceState::Failed, DeviceState::Pending]);
+    let seen = &log.request.devices[1];
+    assert_eq!((&seen.fault, &seen.profile), (&Some(fault("SEEN")), &Some(profile("SEEN"))));
+    assert_eq!(seen.device, device(2));
+    assert_eq!(log.request.counts, Counts { total: 3, succeeded: 0, failed: 1 });
+    assert_eq!(log.request.order_id.as_deref(), Some("order"));
+}
+
+#[test]
+fn an_order_does_not_reopen_a_final_request() {
+    let mut listed = Log::of([answered(Succeeded, [(only(&device(1), &[Iccid]), Succeeded)])]);
+    let applied = listed.add(accepted([ordered(1), ordered(2)]));
+    assert_eq!((applied.unmatched, applied.transition.unwrap().devices.len()), (1, 1));
+    assert_eq!(listed.request.state(), RequestState::Succeeded);
+    assert_eq!(listed.request.devices[0].device, ordered(1));
+
+    let mut unlisted = Log::of([Kind::Observed(overall(Failed))]);
+    unlisted.add(accepted([ordered(1), ordered(2)]));
+    assert_eq!(unlisted.states(), [DeviceState::Failed; 2]);
+    assert_eq!(unlisted.request.state(), RequestState::Failed);
+}
+
+#[test]
+fn unknown_kinds_and_rules_change_nothing() {
+    let future = Event { rules: event::RULES + 1, kind: Some(accepted([ordered(1)])) };
+    let nothing = Event { rules: event::RULES, kind: None };
+
+    let mut newer = Log::default();
+    assert_eq!(newer.add_event(&future), Applied::default());
+    assert_eq!(newer.add(accepted([ordered(1)])), Applied::default(), "a log keeps its first event's rules");
+    assert_eq!((newer.request.revision, newer.request.first), (0, Some(position(1))));
+
+    let mut ours = Log::default();
+    assert_eq!(ours.add_event(&nothing), Applied::default());
+    assert!(ours.add_event(&future).transition.is_some(), "a log keeps its first event's rules");
+    assert_eq!(ours.request.first, Some(position(1)));
+
+    for kind in [
+        Kind::Ordered(storage::Ordered::default()),
+        Kind::Refused(storage::Refused::default()),
+        Kind::NotSent(storage::NotSent {}),
+        Kind::AcceptedAs(storage::AcceptedAs::default()),
+    ] {
+        assert_eq!(ours.add(kind), Applied::default());
+    }
+    assert_eq!(ours.request.revision, 1);
+}

@@ -1,0 +1,77 @@
+//! What takes long or needs a machine: crashes of the real binary, load, the largest orders, a full disk, a long history.
+//!
+//! Run last and one at a time: `cargo test --test heavy -- --test-threads=1`.
+
+#![allow(
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "a test that cannot go on has failed; nothing links to a test"
+)]
+
+#[allow(dead_code, reason = "shared with the other black-box tests")]
+#[path = "../it/harness.rs"]
+mod harness;
+
+mod big;
+mod crash;
+mod disk;
+
+mod load;
+mod start;
+mod watchers;
+
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasher, RandomState},
+};
+
+use thingspace_gateway::{identity::RequestId, simulator::Ledger};
+
+use harness::{Client, ask, device, question};
+
+/// Random numbers, another sequence in every run. What a failure needs is in its message, not in a seed: the moments of a
+/// crash cannot be repeated anyway.
+struct Dice(RandomState, u64);
+
+impl Dice {
+    fn new() -> Self {
+        Self(RandomState::new(), 0)
+    }
+
+    /// Less than `bound`.
+    fn roll(&mut self, bound: u64) -> u64 {
+        self.1 += 1;
+        self.0.hash_one(self.1) % bound
+    }
+}
+
+/// No device is in more than one order.
+#[track_caller]
+fn assert_nothing_ordered_twice(ledger: &Ledger) {
+    let mut seen = HashSet::new();
+    for order in &ledger.orders {
+        for device in order.devices.iter() {
+            assert!(seen.insert(device.eid.clone()), "ordered twice: {order:?}");
+        }
+    }
+}
+
+/// Which request a device was ordered in.
+fn placed(ledger: &Ledger) -> HashMap<String, RequestId> {
+    let of = |order: &thingspace_gateway::simulator::PlacedOrder| {
+        let id = order.request_id.clone();
+        order
+            .devices
+            .iter()
+            .map(move |device| (device.eid.as_str().to_owned(), id.clone()))
+            .collect::<Vec<_>>()
+    };
+    ledger.orders.iter().flat_map(of).collect()
+}
+
+/// The gateway knows a request, with all its devices.
+async fn assert_known(client: &mut Client, id: &RequestId, devices: impl IntoIterator<Item = usize>) {
+    let status = ask(client, question(id)).await.unwrap();
+    let shown: Vec<_> = status.devices.into_iter().map(|device| device.identifiers.unwrap()).collect();
+    assert_eq!(shown, devices.into_iter().map(device).collect::<Vec<_>>(), "request {id}");
+}

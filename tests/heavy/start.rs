@@ -1,0 +1,124 @@
+//! A start reads what happened since the oldest open request, and not the whole history.
+
+use std::{path::Path, time::Duration};
+
+use futures_util::{StreamExt, stream};
+use thingspace_gateway::{
+    config::Config,
+    identity::RequestId,
+    proto::storage,
+    requests::event::{self, Kind},
+    store::{LogName, Store, embedded::Embedded},
+};
+use uuid::Uuid;
+
+use crate::{assert_known, harness::*};
+
+/// Appends waiting for a commit at the same time.
+const CONCURRENT: usize = 4_000;
+
+/// Longer than the test.
+const RETENTION: Duration = Duration::from_hours(1_000);
+
+/// Requests still open at the end of the history.
+const OPEN: usize = 3;
+
+fn id(n: usize) -> RequestId {
+    RequestId::parse(&format!("request-{n}")).unwrap()
+}
+
+fn stored(n: usize) -> storage::Device {
+    let ids = device(n);
+    storage::Device { eid: ids.eid, iccid: ids.iccid, imei: ids.imei, mdn: ids.mdn }
+}
+
+fn accepted(n: usize) -> Kind {
+    Kind::Accepted(storage::Accepted {
+        order_id: Uuid::from_u128(n as u128).to_string(),
+        account: ACCOUNT.to_owned(),
+        service_plan: "plan 1".to_owned(),
+        devices: vec![stored(n)],
+    })
+}
+
+fn succeeded(n: usize) -> Kind {
+    Kind::Observed(storage::Observed {
+        account: ACCOUNT.to_owned(),
+        overall: storage::StatusClass::Succeeded.into(),
+        devices: vec![storage::ObservedDevice {
+            device: Some(stored(n)),
+            status: storage::StatusClass::Succeeded.into(),
+        }],
+        overall_only: false,
+        complete: true,
+    })
+}
+
+/// Appends events in this order, quickly.
+async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (usize, Kind)>) {
+    let appends = stream::iter(events).map(|(n, kind)| async move {
+        let log = LogName::request(id(n).as_str());
+        store.append(&log, Uuid::now_v7(), event::encode(kind)).await.unwrap()
+    });
+    appends.buffered(CONCURRENT).for_each(|_| async {}).await;
+}
+
+/// A store with so many finished requests, and then some that are open.
+async fn write_history(path: &Path, finished: usize) {
+    let store = Embedded::open(path, RETENTION).unwrap();
+    // Most were made elsewhere, and were finished when they were first asked about: one event each.
+    let ordered = |n: usize| (n % 10 == 0).then(|| (n, accepted(n)));
+    append_all(&store, (0..finished).flat_map(|n| ordered(n).into_iter().chain([(n, succeeded(n))]))).await;
+    append_all(&store, (finished..finished + OPEN).map(|n| (n, accepted(n)))).await;
+    store.close().await;
+}
+
+/// Nothing is polled, so that nothing but the start reads events.
+fn quiet(upstream: &Upstream) -> Config {
+    let mut config = upstream.config();
+    config.polling.first = Duration::from_mins(50);
+    config.polling.max_watched = config.polling.first;
+    config.polling.max = config.polling.first;
+    config
+}
+
+/// Starts a gateway, looks at the open requests, and tells how many events the start has read.
+async fn start(config: &Config, open: std::ops::Range<usize>) -> u64 {
+    let gateway = Gateway::start(config.clone()).await;
+    let read = gateway.requests.events_read();
+    let mut client = gateway.client().await;
+    for n in open {
+        assert_known(&mut client, &id(n), [n]).await;
+    }
+    gateway.stop().await;
+    read
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_does_not_read_what_was_finished_before_the_oldest_open_request() {
+    let mut reads = Vec::new();
+    for finished in [100, 100_000] {
+        let upstream = Upstream::manual().await;
+        let (config, open) = (quiet(&upstream), finished..finished + OPEN);
+        write_history(&config.store.path, finished).await;
+        // The first gateway has no mark to start from yet, and leaves one.
+        assert!(start(&config, open.clone()).await > finished as u64);
+        reads.push(start(&config, open).await);
+    }
+    // Each open request has one event, which is followed, and its log is read.
+    assert_eq!(reads, [2 * OPEN as u64; 2]);
+}
+
+/// What was finished since the oldest open request is read, but not once for each of its events.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_reads_a_finished_request_of_many_events_once() {
+    const EVENTS: usize = 2_000;
+    let upstream = Upstream::manual().await;
+    let config = quiet(&upstream);
+    let store = Embedded::open(&config.store.path, RETENTION).unwrap();
+    append_all(&store, [(0, accepted(0)), (1, accepted(1))]).await;
+    append_all(&store, (1..EVENTS).map(|_| (1, succeeded(1)))).await;
+    store.close().await;
+    // The open request's event and those of the finished one, each followed and read.
+    assert_eq!(start(&config, 0..1).await, 2 * (1 + EVENTS as u64));
+}

@@ -1,0 +1,249 @@
+//! Promise 5, whatever happens: a watch that is broken anywhere and resumed with its last token sees exactly what one that was
+//! never broken sees.
+
+use proptest::prelude::*;
+use thingspace_gateway::{
+    identity::RequestId,
+    proto::esim::{
+        DeviceCounts, DeviceState, DeviceStatus, RequestState, RequestStatus, WatchRequestResponse,
+        watch_request_response::Event,
+    },
+    simulator::Outcome,
+};
+use tonic::Code;
+
+use crate::harness::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Upstream says something new of a device, or old.
+    Poke(usize, Outcome),
+    /// So many questions at once.
+    Ask(usize),
+    /// The watcher, who comes back if it was gone, reads so many messages.
+    Read(usize),
+    Break,
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let outcome = prop_oneof![
+        3 => Just(Outcome::Success),
+        2 => Just(Outcome::Failed),
+        2 => Just(Outcome::Word("Warning")),
+        1 => Just(Outcome::Word("no such word")),
+        1 => Just(Outcome::Pending),
+    ];
+    prop_oneof![
+        8 => (0..8_usize, outcome).prop_map(|(device, outcome)| Step::Poke(device, outcome)),
+        6 => (1..4_usize).prop_map(Step::Ask),
+        5 => (1..4_usize).prop_map(Step::Read),
+        3 => Just(Step::Break),
+        1 => Just(Step::Restart),
+    ]
+}
+
+/// What has to be seen.
+struct Model {
+    said: Vec<Outcome>,
+    states: Vec<DeviceState>,
+    /// Every change: its revision, the device, its state since.
+    changes: Vec<(i64, usize, DeviceState)>,
+    /// The states of the devices at each revision, from 1 on.
+    history: Vec<Vec<DeviceState>>,
+}
+
+impl Model {
+    fn new(devices: usize) -> Self {
+        let states = vec![DeviceState::Pending; devices];
+        let said = vec![Outcome::Pending; devices];
+        Self { said, history: vec![states.clone()], states, changes: Vec::new() }
+    }
+
+    fn revision(&self) -> i64 {
+        self.history.len().try_into().unwrap()
+    }
+
+    /// ThingSpace is asked.
+    fn observe(&mut self) {
+        let revision = self.revision() + 1;
+        let before = self.states.clone();
+        for (at, said) in self.said.iter().enumerate() {
+            let next = match said {
+                Outcome::Success => DeviceState::Succeeded,
+                Outcome::Failed => DeviceState::Failed,
+                Outcome::Word("Warning") => DeviceState::Waiting,
+                Outcome::Pending | Outcome::Word(_) => DeviceState::Pending,
+            };
+            let state = &mut self.states[at];
+            let is_final = matches!(state, DeviceState::Succeeded | DeviceState::Failed);
+            if !is_final && next > *state {
+                *state = next;
+                self.changes.push((revision, at, next));
+            }
+        }
+        if self.states != before {
+            self.history.push(self.states.clone());
+        }
+    }
+
+    fn states_at(&self, revision: i64) -> &[DeviceState] {
+        &self.history[usize::try_from(revision).unwrap() - 1]
+    }
+
+    /// State and counts at a revision.
+    fn summary(&self, revision: i64) -> (RequestState, DeviceCounts) {
+        let states = self.states_at(revision);
+        let count = |wanted| i32::try_from(states.iter().filter(|&&state| state == wanted).count()).unwrap();
+        let total = i32::try_from(states.len()).unwrap();
+        let (succeeded, failed) = (count(DeviceState::Succeeded), count(DeviceState::Failed));
+        let pending = total - succeeded - failed;
+        let state = match (pending, succeeded, failed) {
+            (0, _, 0) => RequestState::Succeeded,
+            (0, 0, _) => RequestState::Failed,
+            (0, ..) => RequestState::PartiallySucceeded,
+            _ => RequestState::Pending,
+        };
+        (state, DeviceCounts { total, pending, succeeded, failed })
+    }
+
+    fn is_final(&self) -> bool {
+        self.summary(self.revision()).0 != RequestState::Pending
+    }
+}
+
+/// A watcher that comes back with its last token.
+#[derive(Default)]
+struct Watcher {
+    watching: Option<Watching>,
+    token: String,
+    /// The revision up to which everything was seen.
+    revision: i64,
+    /// How many of the model's changes that is.
+    seen: usize,
+    done: bool,
+}
+
+impl Watcher {
+    /// Checks a message against the model; everything of it has to be what comes next.
+    fn see(&mut self, message: WatchRequestResponse, model: &Model) {
+        assert!(!message.more && !message.resume_token.is_empty());
+        let (state, counts, revision) = match message.event.unwrap() {
+            Event::Snapshot(RequestStatus { state, counts, revision, devices, .. }) => {
+                assert_eq!(self.token, "", "a snapshot in the middle of a watch");
+                let states: Vec<_> = devices.iter().map(DeviceStatus::state).collect();
+                assert_eq!(states, model.states_at(revision));
+                self.seen = model.changes.iter().take_while(|(at, ..)| *at <= revision).count();
+                (state, counts, revision)
+            }
+            Event::Change(change) => {
+                let expected: Vec<_> =
+                    model.changes[self.seen..].iter().take_while(|(at, ..)| *at <= change.revision).collect();
+                let expected_devices: Vec<_> =
+                    expected.iter().map(|(_, n, state)| (device(*n).eid, *state)).collect();
+                let of = |device: &DeviceStatus| (device.identifiers.clone().unwrap().eid, device.state());
+                let devices: Vec<_> = change.devices.iter().map(of).collect();
+                assert!(change.revision > self.revision);
+                assert_eq!(devices, expected_devices);
+                self.seen += expected.len();
+                (change.state, change.counts, change.revision)
+            }
+            Event::Heartbeat(heartbeat) => {
+                assert_eq!(heartbeat.revision, self.revision);
+                (heartbeat.state, heartbeat.counts, heartbeat.revision)
+            }
+        };
+        let (expected_state, expected_counts) = model.summary(revision);
+        assert_eq!((state, counts), (expected_state.into(), Some(expected_counts)));
+        (self.revision, self.token) = (revision, message.resume_token);
+    }
+
+    async fn read(&mut self, messages: usize, client: &mut Client, id: &RequestId, model: &Model) {
+        if self.watching.is_none() {
+            self.watching = Some(watch(client, id, &self.token).await.unwrap());
+        }
+        for _ in 0..messages {
+            let Some(watching) = &mut self.watching else { return };
+            match watching.next().await.unwrap() {
+                Some(message) => self.see(message, model),
+                None => {
+                    assert!(model.is_final());
+                    assert_eq!((self.revision, self.seen), (model.revision(), model.changes.len()));
+                    (self.watching, self.done) = (None, true);
+                }
+            }
+        }
+    }
+
+    /// The gateway has gone: what was on its way is read, then the stream ends as announced.
+    async fn outlive(&mut self, model: &Model) {
+        let Some(mut watching) = self.watching.take() else { return };
+        loop {
+            match watching.next().await {
+                Ok(Some(message)) => self.see(message, model),
+                Ok(None) => return assert!(model.is_final()),
+                Err(status) => return assert_eq!(kind(&status), (Code::Unavailable, "DRAINING".to_owned())),
+            }
+        }
+    }
+}
+
+async fn run(devices: usize, steps: Vec<Step>) {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.grpc.heartbeat = std::time::Duration::from_millis(5);
+    let mut gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..devices).await.unwrap();
+    let mut model = Model::new(devices);
+    let mut watcher = Watcher::default();
+
+    let the_end = (0..devices).map(|device| Step::Poke(device, Outcome::Success)).chain([Step::Ask(1)]);
+    for step in steps.into_iter().chain(the_end) {
+        match step {
+            Step::Poke(at, outcome) => {
+                let at = at % devices;
+                model.said[at] = outcome;
+                upstream.sim.finish(&id, &device(at).eid, outcome);
+            }
+            Step::Ask(times) => {
+                model.observe();
+                let asking = (0..times).map(|_| {
+                    let (mut client, question) = (client.clone(), question(&id));
+                    async move { ask(&mut client, question).await.unwrap() }
+                });
+                for status in futures_util::future::join_all(asking).await {
+                    assert_eq!((states(&status), status.revision), (model.states.clone(), model.revision()));
+                }
+            }
+            Step::Read(messages) => watcher.read(messages, &mut client, &id, &model).await,
+            Step::Break => watcher.watching = None,
+            Step::Restart => {
+                gateway.stop().await;
+                watcher.outlive(&model).await;
+                gateway = Gateway::start(config.clone()).await;
+                client = gateway.client().await;
+            }
+        }
+    }
+    watcher.done = false;
+    while !watcher.done {
+        watcher.read(1, &mut client, &id, &model).await;
+    }
+    // And whoever comes only now sees the same end.
+    let mut late = Watcher::default();
+    while !late.done {
+        late.read(1, &mut client, &id, &model).await;
+    }
+    gateway.stop().await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_broken_watch_misses_and_repeats_nothing(devices in 1..=8_usize, steps in prop::collection::vec(step(), 20..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(run(devices, steps));
+    }
+}
