@@ -3,7 +3,11 @@
 use prost_types::Duration as Span;
 use thingspace_gateway::{
     config::Config,
-    proto::esim::{DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest},
+    identity::RequestId,
+    proto::esim::{
+        DeviceIdentifiers, DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
+        WatchRequestRequest,
+    },
     simulator::{Endpoint, Ledger},
 };
 use tonic::{Code, Status};
@@ -252,8 +256,7 @@ async fn path_characters_in_a_request_id() {
 #[tokio::test]
 async fn a_watch_of_no_account_and_no_request() {
     let mut fresh = Fresh::start(|_| ()).await;
-    let status =
-        fresh.client.watch_request(thingspace_gateway::proto::esim::WatchRequestRequest::default()).await;
+    let status = fresh.client.watch_request(WatchRequestRequest::default()).await;
     assert_eq!(paths(&status.unwrap_err()), ["account_name", "request_id"]);
     fresh.end().await;
 }
@@ -311,7 +314,7 @@ async fn more_violations_than_a_status_can_carry() {
 #[tokio::test]
 async fn a_resume_token_that_is_none() {
     let mut fresh = Fresh::start(|_| ()).await;
-    let id = thingspace_gateway::identity::RequestId::parse("r1").unwrap();
+    let id = RequestId::parse("r1").unwrap();
     for garbage in ["x", "AAAA", "é", &"A".repeat(84), &"A".repeat(10_000)] {
         let status = watch(&mut fresh.client, &id, garbage).await.err().unwrap();
         assert_eq!(
@@ -369,7 +372,7 @@ async fn wrong_check_digits_are_accepted_unless_configured() {
 #[tokio::test]
 async fn wrong_check_digits_are_refused_when_configured() {
     let strict = |config: &mut Config| config.thingspace.strict_checksums = true;
-    let right = |device: &mut thingspace_gateway::proto::esim::DeviceIdentifiers| {
+    let right = |device: &mut DeviceIdentifiers| {
         device.eid = "89049032007008882600086299134038".to_owned();
         device.iccid = "89148000004292933820".to_owned();
         device.imei = "490154203237518".to_owned();
@@ -414,10 +417,10 @@ async fn validating_does_not_use_up_the_key() {
 async fn an_account_without_credentials() {
     const OTHER: &str = "0000123456-00009";
     let mut fresh = Fresh::start(|_| ()).await;
-    let id = thingspace_gateway::identity::RequestId::parse("r1").unwrap();
+    let id = RequestId::parse("r1").unwrap();
     let order = DownloadProfileRequest { account_name: OTHER.to_owned(), ..order("k", 0..3) };
     let asked = GetRequestStatusRequest { account_name: OTHER.to_owned(), ..question(&id) };
-    let watched = thingspace_gateway::proto::esim::WatchRequestRequest {
+    let watched = WatchRequestRequest {
         account_name: OTHER.to_owned(),
         request_id: id.to_string(),
         resume_token: String::new(),

@@ -1,7 +1,7 @@
 //! What a caller finds who knows nothing but the address: reflection and health.
 
 use prost::Message;
-use prost_types::FileDescriptorProto;
+use prost_types::{FileDescriptorProto, MethodDescriptorProto};
 use tonic::Code;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -15,7 +15,7 @@ const SERVICE: &str = "thingspace.esim.v1.EsimService";
 fn check_descriptor(files: &[Vec<u8>]) {
     let files: Vec<_> = files.iter().map(|file| FileDescriptorProto::decode(&file[..]).unwrap()).collect();
     let file = files.iter().find(|file| file.package() == "thingspace.esim.v1").expect("the service's file");
-    let methods: Vec<_> = file.service[0].method.iter().map(|method| method.name()).collect();
+    let methods: Vec<_> = file.service[0].method.iter().map(MethodDescriptorProto::name).collect();
     assert_eq!(methods, ["DownloadProfile", "GetRequestStatus", "WatchRequest"]);
     let locations = &file.source_code_info.as_ref().expect("source info").location;
     // Every service (6) and method (2), message (4) and field (2) says what it is.

@@ -1,6 +1,9 @@
 //! Promise 5, whatever happens: a watch that is broken anywhere and resumed with its last token sees exactly what one that was
 //! never broken sees.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use proptest::prelude::*;
 use thingspace_gateway::{
     identity::RequestId,
@@ -164,13 +167,12 @@ impl Watcher {
         }
         for _ in 0..messages {
             let Some(watching) = &mut self.watching else { return };
-            match watching.next().await.unwrap() {
-                Some(message) => self.see(message, model),
-                None => {
-                    assert!(model.is_final());
-                    assert_eq!((self.revision, self.seen), (model.revision(), model.changes.len()));
-                    (self.watching, self.done) = (None, true);
-                }
+            if let Some(message) = watching.next().await.unwrap() {
+                self.see(message, model);
+            } else {
+                assert!(model.is_final());
+                assert_eq!((self.revision, self.seen), (model.revision(), model.changes.len()));
+                (self.watching, self.done) = (None, true);
             }
         }
     }
@@ -191,7 +193,7 @@ impl Watcher {
 async fn run(devices: usize, steps: Vec<Step>) {
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();
-    config.grpc.heartbeat = std::time::Duration::from_millis(5);
+    config.grpc.heartbeat = Duration::from_millis(5);
     let mut gateway = Gateway::start(config.clone()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..devices).await.unwrap();
@@ -212,7 +214,7 @@ async fn run(devices: usize, steps: Vec<Step>) {
                     let (mut client, question) = (client.clone(), question(&id));
                     async move { ask(&mut client, question).await.unwrap() }
                 });
-                for status in futures_util::future::join_all(asking).await {
+                for status in join_all(asking).await {
                     assert_eq!((states(&status), status.revision), (model.states.clone(), model.revision()));
                 }
             }

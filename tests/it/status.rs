@@ -10,7 +10,9 @@ use prost_types::Duration as Span;
 use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{
-        DeviceCounts, DeviceState, GetRequestStatusRequest, RequestState, RequestStatus, StatusView,
+        DeviceCounts,
+        DeviceState::{Failed, Pending, Succeeded, Waiting},
+        GetRequestStatusRequest, RequestState, RequestStatus, StatusView,
     },
     simulator::{
         Endpoint, Fault, Gate, Identifiers, List, Options, Outcome, Overall, Shape, What, When, Words,
@@ -23,13 +25,13 @@ use crate::harness::*;
 
 const HOUR: Duration = Duration::from_hours(1);
 
-fn span(duration: Duration) -> Option<Span> {
-    Some(duration.try_into().unwrap())
+fn span(duration: Duration) -> Span {
+    duration.try_into().unwrap()
 }
 
 /// A question that is answered when the revision exceeds `after_revision`, or after `wait`.
 fn long_poll(id: &RequestId, wait: Duration, after_revision: i64) -> GetRequestStatusRequest {
-    GetRequestStatusRequest { wait: span(wait), after_revision, ..question(id) }
+    GetRequestStatusRequest { wait: Some(span(wait)), after_revision, ..question(id) }
 }
 
 fn counts(status: &RequestStatus) -> [i32; 4] {
@@ -53,7 +55,6 @@ async fn the_whole_and_each_device() {
     assert_eq!(counts(&full), [4, 2, 1, 1]);
     let identifiers: Vec<_> = full.devices.iter().map(|device| device.identifiers.clone().unwrap()).collect();
     assert_eq!(identifiers, (0..4).map(device).collect::<Vec<_>>());
-    use DeviceState::{Failed, Pending, Succeeded, Waiting};
     assert_eq!(states(&full), [Succeeded, Failed, Waiting, Pending]);
 
     let basic = GetRequestStatusRequest { view: StatusView::Basic.into(), ..question(&id) };
@@ -75,7 +76,7 @@ async fn pages_have_each_device_once_and_in_order() {
     {
         let (mut page_token, mut sizes, mut eids) = (String::new(), Vec::new(), Vec::new());
         loop {
-            let max_age = span(HOUR);
+            let max_age = Some(span(HOUR));
             let page = GetRequestStatusRequest { page_size, page_token, max_age, ..question(&id) };
             let answer = within("a page", client.get_request_status(page)).await.unwrap().into_inner();
             let status = answer.status.unwrap();
@@ -100,7 +101,9 @@ async fn an_answer_young_enough_is_not_asked_for_again() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
     for (max_age, polls) in [(HOUR, 1), (HOUR, 1), (Duration::ZERO, 2), (HOUR, 2), (Duration::ZERO, 3)] {
-        ask(&mut client, GetRequestStatusRequest { max_age: span(max_age), ..question(&id) }).await.unwrap();
+        ask(&mut client, GetRequestStatusRequest { max_age: Some(span(max_age)), ..question(&id) })
+            .await
+            .unwrap();
         assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
     }
     gateway.stop().await;
@@ -178,7 +181,7 @@ async fn a_long_poll_ends_with_a_change() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1, 2]).await.unwrap();
     let mut waiting = client.clone();
-    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let question = long_poll(&id, Duration::from_secs(45), 1);
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     assert!(!answer.is_finished());
@@ -186,7 +189,7 @@ async fn a_long_poll_ends_with_a_change() {
     let status = answer.await.unwrap().unwrap();
     assert_eq!((status.revision, counts(&status)), (2, [2, 1, 1, 0]));
     // What has been seen less than that is answered at once.
-    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(60), 0)).await.unwrap();
+    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(45), 0)).await.unwrap();
     assert_eq!(behind, status);
     gateway.stop().await;
 }
@@ -198,7 +201,7 @@ async fn a_long_poll_ends_with_the_request() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
     upstream.sim.finish_all(&id, Outcome::Failed);
-    let question = || long_poll(&id, Duration::from_secs(60), 1_000);
+    let question = || long_poll(&id, Duration::from_secs(45), 1_000);
     let status = ask(&mut client, question()).await.unwrap();
     assert_eq!((status.state(), status.revision), (RequestState::Failed, 2));
     assert_eq!(ask(&mut client, question()).await.unwrap(), status);
@@ -214,7 +217,7 @@ async fn a_long_poll_ends_in_time() {
     let ended = ask(&mut client, long_poll(&id, Duration::from_millis(50), 1)).await.unwrap();
     assert_eq!((ended.state(), ended.revision), (RequestState::Pending, 1));
     // The caller's own deadline is sooner: it gets an answer, no error.
-    let mut request = Request::new(long_poll(&id, Duration::from_secs(60), 1));
+    let mut request = Request::new(long_poll(&id, Duration::from_secs(45), 1));
     request.set_timeout(Duration::from_secs(1));
     let answer = client.get_request_status(request).await.unwrap().into_inner();
     assert_eq!(answer.status.unwrap(), ended);
@@ -227,7 +230,7 @@ async fn a_drain_answers_long_polls() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let question = long_poll(&id, Duration::from_secs(60), 1);
+    let question = long_poll(&id, Duration::from_secs(45), 1);
     let answer = tokio::spawn(async move { ask(&mut client, question).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     gateway.stop().await;
@@ -243,10 +246,10 @@ async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(60), 1)).await.unwrap();
+    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
     assert!(stopped.polling_stopped);
     upstream.sim.finish_all(&id, Outcome::Success);
-    let status = ask(&mut client, long_poll(&id, Duration::from_secs(60), stopped.revision)).await.unwrap();
+    let status = ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     gateway.stop().await;
 }
@@ -271,7 +274,6 @@ async fn answers_of_any_shape_are_understood() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    use DeviceState::{Failed, Pending, Succeeded};
     for (at, shape) in shapes().enumerate() {
         upstream.sim.set_shape(shape);
         let id = place(&mut client, &format!("k{at}"), 0..4).await.unwrap();
@@ -297,12 +299,12 @@ async fn an_answer_without_devices_holds_for_all() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let ends = [
-        (Outcome::Success, DeviceState::Succeeded, RequestState::Succeeded),
-        (Outcome::Failed, DeviceState::Failed, RequestState::Failed),
+        (Outcome::Success, Succeeded, RequestState::Succeeded),
+        (Outcome::Failed, Failed, RequestState::Failed),
     ];
     for (outcome, device, request) in ends {
         let id = place(&mut client, &format!("{outcome:?}"), 0..2).await.unwrap();
-        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending; 2]);
+        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [Pending; 2]);
         upstream.sim.finish_all(&id, outcome);
         let status = ask(&mut client, question(&id)).await.unwrap();
         assert_eq!((states(&status), status.state()), (vec![device; 2], request));
@@ -315,7 +317,6 @@ async fn odd_words() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    use DeviceState::{Failed, Pending, Succeeded, Waiting};
     let words = [
         ("In Progress", Pending),
         ("no such word", Pending),
@@ -354,7 +355,7 @@ async fn an_order_that_thingspace_does_not_know_yet_is_pending() {
     for polls in 1..=2 {
         let status = ask(&mut client, question(&id)).await.unwrap();
         assert_eq!((status.state(), status.revision), (RequestState::Pending, 1));
-        assert_eq!(states(&status), [DeviceState::Pending; 2]);
+        assert_eq!(states(&status), [Pending; 2]);
         assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
     }
     gateway.stop().await;
@@ -386,7 +387,7 @@ async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
     let status = ask(&mut client, question(&open)).await.unwrap_err();
     assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
     assert_eq!(ask(&mut client, question(&finished)).await.unwrap(), done);
-    let recent = GetRequestStatusRequest { max_age: span(HOUR), ..question(&open) };
+    let recent = GetRequestStatusRequest { max_age: Some(span(HOUR)), ..question(&open) };
     assert_eq!(ask(&mut client, recent).await.unwrap(), seen);
     gateway.stop().await;
 }

@@ -4,9 +4,10 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::join_all;
 use thingspace_gateway::{
+    identity::RequestId,
     proto::{
         esim::{
-            DeviceState, DeviceStatus, RequestChange, RequestState, WatchRequestRequest,
+            DeviceState, DeviceStatus, RequestChange, RequestState, RequestStatus, WatchRequestRequest,
             WatchRequestResponse, watch_request_response::Event,
         },
         storage,
@@ -46,7 +47,7 @@ async fn change(watching: &mut Watching) -> RequestChange {
     }
 }
 
-async fn snapshot(watching: &mut Watching) -> thingspace_gateway::proto::esim::RequestStatus {
+async fn snapshot(watching: &mut Watching) -> RequestStatus {
     match watching.event().await.0 {
         Event::Snapshot(snapshot) => snapshot,
         other => panic!("no snapshot: {other:?}"),
@@ -155,11 +156,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
 }
 
 /// Watches of one request on a few connections, each past its snapshot.
-async fn watch_often(
-    gateway: &Gateway,
-    id: &thingspace_gateway::identity::RequestId,
-    count: usize,
-) -> Vec<Watching> {
+async fn watch_often(gateway: &Gateway, id: &RequestId, count: usize) -> Vec<Watching> {
     const CONNECTIONS: usize = 4;
     let mut watchings = Vec::new();
     for _ in 0..CONNECTIONS {

@@ -1,7 +1,8 @@
 //! Requests that were made elsewhere on an account, and requests that nobody made.
 
-use super::*;
 use thingspace_gateway::identity::AccountName;
+
+use super::*;
 
 fn account(name: &str) -> AccountName {
     AccountName::parse(name).unwrap()
@@ -18,7 +19,6 @@ async fn a_request_made_elsewhere_is_found_and_told() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    use DeviceState::{Failed, Pending, Succeeded};
     let id = upstream.sim.add_request(account(ACCOUNT), (0..3).map(upstream_device));
     let status = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!((status.state(), states(&status)), (RequestState::Pending, vec![Pending; 3]));
@@ -47,10 +47,10 @@ async fn it_is_pending_as_long_as_its_devices_may_not_be_complete() {
     upstream.sim.finish_all(&id, Outcome::Success);
     upstream.sim.set_overall(&id, Some("Pending"));
     let status = ask(&mut client, question(&id)).await.unwrap();
-    assert_eq!((status.state(), states(&status)), (RequestState::Pending, vec![DeviceState::Succeeded; 2]));
+    assert_eq!((status.state(), states(&status)), (RequestState::Pending, vec![Succeeded; 2]));
     upstream.sim.set_overall(&id, None);
     let status = ask(&mut client, question(&id)).await.unwrap();
-    assert_eq!((status.state(), states(&status)), (RequestState::Succeeded, vec![DeviceState::Succeeded; 2]));
+    assert_eq!((status.state(), states(&status)), (RequestState::Succeeded, vec![Succeeded; 2]));
     gateway.stop().await;
 }
 
@@ -81,7 +81,7 @@ async fn it_can_be_waited_for() {
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     watching.event().await;
     let mut waiting = client.clone();
-    let question = long_poll(&id, Duration::from_secs(60), first.revision);
+    let question = long_poll(&id, Duration::from_secs(45), first.revision);
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await.unwrap() });
     upstream.sim.finish_all(&id, Outcome::Success);
     assert_eq!(answer.await.unwrap().state(), RequestState::Succeeded);
