@@ -23,11 +23,45 @@ mod watchers;
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher, RandomState},
+    time::Duration,
 };
 
-use thingspace_gateway::{identity::RequestId, simulator::Ledger};
+use futures_util::future::join_all;
+use thingspace_gateway::{
+    identity::RequestId,
+    requests::event::{self, Kind},
+    simulator::{Ledger, PlacedOrder},
+    store::{LogName, Position, Store, embedded::Embedded},
+};
+use tokio::task::unconstrained;
+use uuid::Uuid;
 
 use harness::{Client, ask, device, question};
+
+/// Of a store that is written by a test; longer than any.
+const RETENTION: Duration = Duration::from_hours(1_000);
+
+/// Appends events to logs of requests, in this order and quickly: many share a commit.
+async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, Kind)>) -> Vec<Position> {
+    /// Events that the store queues without making anybody wait, which would mix them up.
+    const CHUNK: usize = 2_000;
+    let mut events = events.into_iter();
+    let mut positions = Vec::new();
+    loop {
+        let appends: Vec<_> = events
+            .by_ref()
+            .take(CHUNK)
+            .map(|(id, kind)| async move {
+                store.append(&LogName::request(id), Uuid::now_v7(), event::encode(kind)).await.unwrap()
+            })
+            .collect();
+        if appends.is_empty() {
+            assert!(positions.is_sorted());
+            return positions;
+        }
+        positions.extend(unconstrained(join_all(appends)).await);
+    }
+}
 
 /// Random numbers, another sequence in every run. What a failure needs is in its message, not in a seed: the moments of a
 /// crash cannot be repeated anyway.
@@ -58,7 +92,7 @@ fn assert_nothing_ordered_twice(ledger: &Ledger) {
 
 /// Which request a device was ordered in.
 fn placed(ledger: &Ledger) -> HashMap<String, RequestId> {
-    let of = |order: &thingspace_gateway::simulator::PlacedOrder| {
+    let of = |order: &PlacedOrder| {
         let id = order.request_id.clone();
         order
             .devices

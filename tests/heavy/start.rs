@@ -2,29 +2,26 @@
 
 use std::{path::Path, time::Duration};
 
-use futures_util::{StreamExt, stream};
 use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::storage,
-    requests::event::{self, Kind},
-    store::{LogName, Store, embedded::Embedded},
+    requests::event::Kind,
+    store::{Store, embedded::Embedded},
 };
 use uuid::Uuid;
 
-use crate::{assert_known, harness::*};
-
-/// Appends waiting for a commit at the same time.
-const CONCURRENT: usize = 4_000;
-
-/// Longer than the test.
-const RETENTION: Duration = Duration::from_hours(1_000);
+use crate::{RETENTION, append_all, assert_known, harness::*};
 
 /// Requests still open at the end of the history.
 const OPEN: usize = 3;
 
+fn name(n: usize) -> String {
+    format!("request-{n}")
+}
+
 fn id(n: usize) -> RequestId {
-    RequestId::parse(&format!("request-{n}")).unwrap()
+    RequestId::parse(&name(n)).unwrap()
 }
 
 fn stored(n: usize) -> storage::Device {
@@ -54,22 +51,15 @@ fn succeeded(n: usize) -> Kind {
     })
 }
 
-/// Appends events in this order, quickly.
-async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (usize, Kind)>) {
-    let appends = stream::iter(events).map(|(n, kind)| async move {
-        let log = LogName::request(id(n).as_str());
-        store.append(&log, Uuid::now_v7(), event::encode(kind)).await.unwrap()
-    });
-    appends.buffered(CONCURRENT).for_each(|_| async {}).await;
-}
-
 /// A store with so many finished requests, and then some that are open.
 async fn write_history(path: &Path, finished: usize) {
     let store = Embedded::open(path, RETENTION).unwrap();
     // Most were made elsewhere, and were finished when they were first asked about: one event each.
-    let ordered = |n: usize| (n % 10 == 0).then(|| (n, accepted(n)));
-    append_all(&store, (0..finished).flat_map(|n| ordered(n).into_iter().chain([(n, succeeded(n))]))).await;
-    append_all(&store, (finished..finished + OPEN).map(|n| (n, accepted(n)))).await;
+    let ordered = |n: usize| (n % 10 == 0).then(|| accepted(n));
+    let finished_ones =
+        (0..finished).flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
+    let open = (finished..finished + OPEN).map(|n| (name(n), accepted(n)));
+    append_all(&store, finished_ones.chain(open)).await;
     store.close().await;
 }
 
@@ -116,8 +106,8 @@ async fn a_start_reads_a_finished_request_of_many_events_once() {
     let upstream = Upstream::manual().await;
     let config = quiet(&upstream);
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
-    append_all(&store, [(0, accepted(0)), (1, accepted(1))]).await;
-    append_all(&store, (1..EVENTS).map(|_| (1, succeeded(1)))).await;
+    let many = (1..EVENTS).map(|_| (name(1), succeeded(1)));
+    append_all(&store, [(name(0), accepted(0)), (name(1), accepted(1))].into_iter().chain(many)).await;
     store.close().await;
     // The open request's event and those of the finished one, each followed and read.
     assert_eq!(start(&config, 0..1).await, 2 * (1 + EVENTS as u64));

@@ -162,7 +162,8 @@ async fn a_token_that_runs_out_costs_no_caller_an_error() {
     for session_refusal in refusals {
         let options = Options { mode: Mode::Manual, session_refusal, ..Options::default() };
         let upstream = Upstream::start(options).await;
-        let gateway = upstream.gateway().await;
+        // Quiet: no poll renews a token in between.
+        let gateway = Gateway::start(upstream.quiet()).await;
         let mut client = gateway.client().await;
         place(&mut client, "none", [0]).await.unwrap();
         upstream.sim.expire_bearer();
