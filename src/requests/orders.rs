@@ -318,8 +318,9 @@ impl Orders {
         loop {
             let sent = self.client.place_order(permit, &flight.order).await;
             let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that.
-            if self.tasks.is_closed() || Instant::now() + RETRY >= flight.retry_until {
+            // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that, and a caller is
+            // told in time.
+            if self.tasks.is_closed() || Instant::now() + 2 * RETRY >= flight.retry_until {
                 return Err(error);
             }
             tokio::time::sleep(RETRY).await;

@@ -8,6 +8,7 @@
 )]
 
 mod contract;
+mod dev;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;

@@ -1,0 +1,149 @@
+//! Orders while nobody listens.
+
+use std::time::Duration;
+
+use thingspace_gateway::{
+    config::Config,
+    proto::esim::DownloadProfileResponse,
+    simulator::{Handle, Mode, Options, Simulator},
+};
+use tokio::net::TcpSocket;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::*;
+
+/// A simulator whose power can be cut, and which comes back on the same port.
+struct Outlet {
+    /// Keeps the port from others. It does not listen, so nobody is connected by it.
+    socket: TcpSocket,
+}
+
+impl Outlet {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self { socket }
+    }
+
+    /// A configuration for the ThingSpace there, with the usual secrets.
+    fn config(&self, files: &Upstream) -> Config {
+        let mut config = files.config();
+        config.thingspace.base_url = format!("http://{}/api", self.socket.local_addr().unwrap());
+        config
+    }
+
+    async fn power(&self) -> Powered {
+        let listen = self.socket.local_addr().unwrap();
+        let options = Options { listen, mode: Mode::Manual, ..Options::default() };
+        let simulator = Simulator::bind(options).await.unwrap();
+        let (sim, off) = (simulator.handle(), CancellationToken::new());
+        Powered { sim, off: off.clone(), running: tokio::spawn(simulator.run(off)) }
+    }
+}
+
+struct Powered {
+    sim: Handle,
+    off: CancellationToken,
+    running: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Powered {
+    async fn cut(self) {
+        self.off.cancel();
+        within("the simulator ends", self.running).await.unwrap().unwrap();
+    }
+}
+
+/// A gateway that has both tokens and no connection for an order, and a ThingSpace that has just gone away.
+async fn cut_off(files: &Upstream, outlet: &Outlet, config: Config) -> Gateway {
+    let gateway = Gateway::start(config).await;
+    let client = gateway.client().await;
+    let powered = outlet.power().await;
+    let elsewhere = powered.sim.add_request(files.accounts[0].clone(), []);
+    eventually("a question is answered", || {
+        let (mut client, question) = (client.clone(), question(&elsewhere));
+        async move { ask(&mut client, question).await.is_ok() }
+    })
+    .await;
+    powered.cut().await;
+    gateway
+}
+
+#[tokio::test]
+async fn an_order_for_which_no_token_is_to_be_had_frees_its_key() {
+    let (files, outlet) = (Upstream::manual().await, Outlet::new());
+    let gateway = Gateway::start(outlet.config(&files)).await;
+    let client = gateway.client().await;
+    let status = refused(&mut client.clone(), order("k", [0])).await;
+    assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+    assert!(!retry_delay(&status).is_zero());
+    let powered = outlet.power().await;
+    eventually("an order succeeds once ThingSpace is there", || {
+        let mut client = client.clone();
+        async move { send(&mut client, order("k", [1])).await.is_ok() }
+    })
+    .await;
+    let ledger = powered.sim.ledger();
+    assert_eq!((ledger.times_ordered(&eid(0)), ledger.times_ordered(&eid(1))), (0, 1));
+}
+
+#[tokio::test]
+async fn an_order_that_never_left_frees_its_key() {
+    let (files, outlet) = (Upstream::manual().await, Outlet::new());
+    let gateway = cut_off(&files, &outlet, outlet.config(&files)).await;
+    let mut client = gateway.client().await;
+    let call = with_deadline(order("k", [0]), Duration::from_millis(1_500));
+    let status = send(&mut client, call).await.unwrap_err();
+    assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+    assert!(!retry_delay(&status).is_zero());
+
+    // A corrected order, so the key is free.
+    let powered = outlet.power().await;
+    assert!(!send(&mut client, order("k", [1])).await.unwrap().replayed);
+    let ledger = powered.sim.ledger();
+    assert_eq!((ledger.times_ordered(&eid(0)), ledger.times_ordered(&eid(1))), (0, 1));
+}
+
+#[tokio::test]
+async fn an_order_leaves_as_soon_as_it_can_within_its_deadline() {
+    let (files, outlet) = (Upstream::manual().await, Outlet::new());
+    let gateway = cut_off(&files, &outlet, outlet.config(&files)).await;
+    let client = gateway.client().await;
+    let waiting = tokio::spawn(waiting_order(client.clone()));
+    short_of_time(client).await;
+    let powered = outlet.power().await;
+    assert!(!waiting.await.unwrap().unwrap().replayed);
+    assert_eq!(powered.sim.ledger().times_ordered(&eid(0)), 1);
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_orders_that_cannot_leave() {
+    let (files, outlet) = (Upstream::manual().await, Outlet::new());
+    let mut config = outlet.config(&files);
+    // Longer than anybody here waits.
+    config.grpc.drain = Duration::from_mins(10);
+    let gateway = cut_off(&files, &outlet, config).await;
+    let client = gateway.client().await;
+    let waiting = tokio::spawn(waiting_order(client.clone()));
+    short_of_time(client).await;
+    gateway.stop().await;
+    let status = waiting.await.unwrap().unwrap_err();
+    assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+
+    let gateway = Gateway::start(outlet.config(&files)).await;
+    let _powered = outlet.power().await;
+    assert!(!send(&mut gateway.client().await, order("waiting", [1])).await.unwrap().replayed);
+}
+
+async fn waiting_order(mut client: Client) -> Result<DownloadProfileResponse, Status> {
+    send(&mut client, order("waiting", [0])).await
+}
+
+/// An order that gives up after having been tried again: by then one with more time has been tried, too.
+async fn short_of_time(mut client: Client) {
+    let call = with_deadline(order("short", [2]), Duration::from_millis(1_200));
+    let status = send(&mut client, call).await.unwrap_err();
+    assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+}
