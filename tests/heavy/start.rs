@@ -55,7 +55,7 @@ fn succeeded(n: usize) -> Kind {
 async fn write_history(path: &Path, finished: usize) {
     let store = Embedded::open(path, RETENTION).unwrap();
     // Most were made elsewhere, and were finished when they were first asked about: one event each.
-    let ordered = |n: usize| (n % 10 == 0).then(|| accepted(n));
+    let ordered = |n: usize| n.is_multiple_of(10).then(|| accepted(n));
     let finished_ones =
         (0..finished).flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
     let open = (finished..finished + OPEN).map(|n| (name(n), accepted(n)));
