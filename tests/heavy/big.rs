@@ -20,7 +20,7 @@ use thingspace_gateway::{
     store::{Position, Store, embedded::Embedded},
 };
 
-use crate::{RETENTION, append_all, harness::*};
+use crate::{RETENTION, append_all, harness::*, quiet};
 
 const DEVICES: usize = 10_000;
 const MIB: usize = 1 << 20;
@@ -160,10 +160,7 @@ async fn the_largest_order_end_to_end() {
 async fn every_device_failed_with_a_long_text() {
     const ID: &str = "big";
     let upstream = Upstream::manual().await;
-    let mut config = upstream.config();
-    config.polling.first = std::time::Duration::from_mins(50);
-    config.polling.max_watched = config.polling.first;
-    config.polling.max = config.polling.first;
+    let config = quiet(&upstream);
 
     let stored = |n| {
         let ids = longest_device(n);

@@ -3,23 +3,28 @@
 
 use std::{
     fs,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
 };
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use thingspace_gateway::identity::RequestId;
+use thingspace_gateway::{
+    identity::RequestId,
+    simulator::{Endpoint, Fault, Gate, What, When},
+};
 
-use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed};
+use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed, quiet};
 
 /// Set for the copy of this test that runs in a name space of its own.
 const NESTED: &str = "HEAVY_DISK_NESTED";
 
 /// In MiB.
 const DISK: usize = 8;
-const BALLAST: usize = 3;
+const BALLAST: usize = 4;
 
 /// So that a few dozen orders fill the disk.
 const DEVICES_PER_ORDER: usize = 200;
@@ -63,12 +68,12 @@ fn run_nested() {
     );
 }
 
-fn devices(order: usize) -> std::ops::Range<usize> {
-    order * DEVICES_PER_ORDER..(order + 1) * DEVICES_PER_ORDER
-}
+const LATE: Range<usize> = 1_000_000..1_000_003;
+const FRESH: Range<usize> = 1_000_003..1_000_006;
 
-async fn place_nth(client: &mut Client, n: usize) -> Result<RequestId, Status> {
-    place(client, &n.to_string(), devices(n)).await
+/// The `n`th order, under a key of its own.
+async fn place_nth(client: &mut Client, orders: &[Range<usize>], n: usize) -> Result<RequestId, Status> {
+    place(client, &n.to_string(), orders[n].clone()).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +82,7 @@ async fn a_full_disk_and_then_space_again() {
     const FAILURES: usize = 5;
 
     let upstream = Upstream::manual().await;
-    let mut config = upstream.config();
+    let mut config = quiet(&upstream);
     let disk = upstream.dir.path().join("disk");
     config.store.path = disk.join("store.redb");
     let Some(_mounted) = Disk::mount(&disk) else { return run_nested() };
@@ -86,18 +91,49 @@ async fn a_full_disk_and_then_space_again() {
 
     let gateway = Process::serve(&config, upstream.dir.path());
     let mut client = gateway.client().await;
+    // One order has been executed, and its answer comes when the disk is full.
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    let late = tokio::spawn({
+        let mut client = client.clone();
+        async move { place(&mut client, "late", LATE).await }
+    });
+    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == 1).await;
+    let late_id = ledger.orders[0].request_id.clone();
+
+    // Large orders until no more of them fit, then small ones.
     let mut told = Vec::new();
-    while told.iter().rev().take_while(|told: &&Result<_, Status>| told.is_err()).count() < FAILURES {
-        told.push(place_nth(&mut client, told.len()).await);
-        assert!(told.len() < 1_000, "the disk does not get full");
+    let mut orders = Vec::new();
+    for size in [DEVICES_PER_ORDER, 1] {
+        let mut failures = 0;
+        while failures < FAILURES {
+            let first = orders.len() * DEVICES_PER_ORDER;
+            let n = orders.len();
+            orders.push(first..first + size);
+            told.push(place_nth(&mut client, &orders, n).await);
+            failures = if told[n].is_ok() { 0 } else { failures + 1 };
+            assert!(n < 1_000, "the disk does not get full");
+        }
     }
-    assert!(told[0].is_ok());
-    // From here on nothing is looked at twice, lest a repeat repairs what the first answer got wrong.
-    let ledger = upstream.sim.ledger();
+    let devices = |n: usize| orders[n].clone();
+    gate.open();
+    match late.await.unwrap() {
+        // There was room left for so little.
+        Ok(id) => assert_eq!(id, late_id),
+        Err(error) => {
+            assert_eq!(reason(&error), "ORDER_OUTCOME_UNKNOWN");
+            let details = error.get_details_error_info().unwrap();
+            assert_eq!(details.metadata["requestId"], late_id.as_str());
+        }
+    }
+    // What was stored can still be asked for.
+    assert_known(&mut client, told[0].as_ref().unwrap(), devices(0)).await;
+    // Before any call is repeated, which would repair what the first answer got wrong.
+    let ledger = placed(&upstream.sim.ledger());
     for (n, told) in told.iter().enumerate() {
-        let ordered = placed(&ledger).get(&device(devices(n).start).eid).cloned();
+        let ordered = ledger.get(&device(devices(n).start).eid);
         match told {
-            Ok(id) => assert_eq!(ordered.as_ref(), Some(id)),
+            Ok(id) => assert_eq!(ordered, Some(id)),
             Err(error) => match (error.code(), reason(error).as_str()) {
                 (Code::Unavailable, "STORE_UNAVAILABLE") => assert_eq!(ordered, None, "order {n} was sent"),
                 (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN") => {}
@@ -107,25 +143,21 @@ async fn a_full_disk_and_then_space_again() {
     }
 
     fs::remove_file(&ballast).unwrap();
-    let fresh = told.len();
     eventually("orders work again", || {
         let mut client = client.clone();
-        async move { place_nth(&mut client, fresh).await.is_ok() }
+        async move { place(&mut client, "fresh", FRESH).await.is_ok() }
     })
     .await;
     let mut again = Vec::new();
     for (n, told) in told.iter().enumerate() {
-        again.push(settled(&client, n).await);
-        match (told, &again[n]) {
-            (Ok(told), Ok(again)) => assert_eq!(told, again),
-            (Ok(told), Err(lost)) => panic!("order {n}: acknowledged as {told}, and now: {lost:?}"),
-            (Err(error), now) => {
-                // What ThingSpace had answered is not forgotten because the disk was full.
-                let known = error.get_details_error_info().unwrap().metadata.get("requestId").cloned();
-                assert!(known.is_none_or(|id| now.as_ref().is_ok_and(|now| now.as_str() == id)), "order {n}");
-            }
+        again.push(settled(&client, &n.to_string(), devices(n)).await);
+        if let Ok(told) = told {
+            assert_eq!(again[n].as_ref().unwrap(), told);
         }
     }
+    // What ThingSpace had answered was not forgotten because the disk was full.
+    assert_eq!(settled(&client, "late", LATE).await.unwrap(), late_id);
+    assert_known(&mut client, &late_id, LATE).await;
     let acknowledged: Vec<_> =
         again.iter().enumerate().filter_map(|(n, told)| Some((n, told.as_ref().ok()?))).collect();
     for (n, id) in &acknowledged {
@@ -137,20 +169,21 @@ async fn a_full_disk_and_then_space_again() {
     let mut client = gateway.client().await;
     for (n, id) in &acknowledged {
         assert_known(&mut client, id, devices(*n)).await;
-        assert_eq!(place_nth(&mut client, *n).await.unwrap(), **id);
+        assert_eq!(place_nth(&mut client, &orders, *n).await.unwrap(), **id);
     }
+    assert_known(&mut client, &late_id, LATE).await;
     assert_nothing_ordered_twice(&upstream.sim.ledger());
 }
 
-/// What the `n`th order came to, once its call is neither in progress nor to be repeated.
-async fn settled(client: &Client, n: usize) -> Result<RequestId, Status> {
-    let outcome = std::sync::Mutex::new(None);
+/// What an order came to, once its call is neither in progress nor to be repeated.
+async fn settled(client: &Client, key: &str, devices: Range<usize>) -> Result<RequestId, Status> {
+    let outcome = Mutex::new(None);
     eventually("an order is settled", || {
-        let (mut client, outcome) = (client.clone(), &outcome);
+        let (mut client, outcome, devices) = (client.clone(), &outcome, devices.clone());
         async move {
-            let told = place_nth(&mut client, n).await;
+            let told = place(&mut client, key, devices).await;
             let repeat = told.as_ref().is_err_and(|error| error.code() == Code::Unavailable);
-            *outcome.lock().unwrap() = (!repeat).then_some(told);
+            *outcome.lock().unwrap() = Some(told);
             !repeat
         }
     })

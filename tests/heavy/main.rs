@@ -28,6 +28,7 @@ use std::{
 
 use futures_util::future::join_all;
 use thingspace_gateway::{
+    config::Config,
     identity::RequestId,
     requests::event::{self, Kind},
     simulator::{Ledger, PlacedOrder},
@@ -36,10 +37,19 @@ use thingspace_gateway::{
 use tokio::task::unconstrained;
 use uuid::Uuid;
 
-use harness::{Client, ask, device, question};
+use harness::{Client, Upstream, ask, device, question};
 
 /// Of a store that is written by a test; longer than any.
 const RETENTION: Duration = Duration::from_hours(1_000);
+
+/// A configuration by which nothing is polled, but for the test's own questions.
+fn quiet(upstream: &Upstream) -> Config {
+    let mut config = upstream.config();
+    config.polling.first = Duration::from_mins(50);
+    config.polling.max_watched = config.polling.first;
+    config.polling.max = config.polling.first;
+    config
+}
 
 /// Appends events to logs of requests, in this order and quickly: many share a commit.
 async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, Kind)>) -> Vec<Position> {

@@ -1,6 +1,6 @@
 //! A start reads what happened since the oldest open request, and not the whole history.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use thingspace_gateway::{
     config::Config,
@@ -11,7 +11,7 @@ use thingspace_gateway::{
 };
 use uuid::Uuid;
 
-use crate::{RETENTION, append_all, assert_known, harness::*};
+use crate::{RETENTION, append_all, assert_known, harness::*, quiet};
 
 /// Requests still open at the end of the history.
 const OPEN: usize = 3;
@@ -55,21 +55,12 @@ fn succeeded(n: usize) -> Kind {
 async fn write_history(path: &Path, finished: usize) {
     let store = Embedded::open(path, RETENTION).unwrap();
     // Most were made elsewhere, and were finished when they were first asked about: one event each.
-    let ordered = |n: usize| (n % 10 == 0).then(|| accepted(n));
+    let ordered = |n: usize| n.is_multiple_of(10).then(|| accepted(n));
     let finished_ones =
         (0..finished).flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
     let open = (finished..finished + OPEN).map(|n| (name(n), accepted(n)));
     append_all(&store, finished_ones.chain(open)).await;
     store.close().await;
-}
-
-/// Nothing is polled, so that nothing but the start reads events.
-fn quiet(upstream: &Upstream) -> Config {
-    let mut config = upstream.config();
-    config.polling.first = Duration::from_mins(50);
-    config.polling.max_watched = config.polling.first;
-    config.polling.max = config.polling.first;
-    config
 }
 
 /// Starts a gateway, looks at the open requests, and tells how many events the start has read.

@@ -1,7 +1,5 @@
 //! Promises 5 and 6: a watcher misses nothing however slowly it reads, and a thousand of them cost one poll.
 
-use std::time::Duration;
-
 use futures_util::future::join_all;
 use thingspace_gateway::{
     identity::RequestId,
@@ -16,7 +14,7 @@ use thingspace_gateway::{
 
 use tonic::transport::Endpoint as Peer;
 
-use crate::{Dice, RETENTION, append_all, big::resume_token, harness::*};
+use crate::{Dice, RETENTION, append_all, big::resume_token, harness::*, quiet};
 
 /// Polls that the test lets through one by one, and the ledger's count of them when the request is finished.
 async fn polls_with(watchers: usize) -> u64 {
@@ -100,11 +98,7 @@ fn told(device: &DeviceStatus) -> (String, DeviceState) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let upstream = Upstream::manual().await;
-    // Polled by the test's questions alone.
-    let mut config = upstream.config();
-    config.polling.first = Duration::from_mins(50);
-    config.polling.max_watched = config.polling.first;
-    config.polling.max = config.polling.first;
+    let config = quiet(&upstream);
     let id = upstream.sim.add_request(
         thingspace_gateway::identity::AccountName::parse(ACCOUNT).unwrap(),
         (0..DEVICES).map(|n| thingspace_gateway::requests::event::from_stored(&stored(n))),
