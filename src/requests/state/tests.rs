@@ -7,6 +7,7 @@ mod stored;
 mod unknown;
 
 use super::*;
+use crate::thingspace::StatusAnswer;
 
 const ACCOUNT: &str = "0000123456-00001";
 const OTHER_ACCOUNT: &str = "0000123456-00002";

@@ -1,0 +1,61 @@
+//! The writer's side of the fold: what of a status answer is worth an event.
+//!
+//! Folding what it gives makes the request say what the answer says, and asking again then gives nothing.
+
+use super::{DeviceState, Request, completes};
+use crate::{
+    identity::{AccountName, Device},
+    proto::storage,
+    requests::event,
+    thingspace::{StatusAnswer, StatusClass},
+};
+
+impl Request {
+    /// What of a status answer is new, as events that are each below the store's bound; none if nothing is.
+    pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+        let observed = |devices, complete| storage::Observed {
+            account: account.as_str().to_owned(),
+            overall: event::class_to_stored(answer.overall).into(),
+            devices,
+            overall_only: answer.devices.is_empty(),
+            complete,
+        };
+        // What would be ignored need not be written.
+        let folded = self.first.is_none() || self.rules == event::RULES;
+        if !folded || !self.is_of(account.as_str()) {
+            return Vec::new();
+        }
+        let changes = |device: &Device, class: StatusClass| {
+            let state = DeviceState::of(class).unwrap_or(DeviceState::Pending);
+            self.find(device).map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
+        };
+        let overall = DeviceState::of(answer.overall);
+        let listed = |(device, _): &(Device, _)| self.is_new(device) || self.find(device).is_some();
+        let completes = !self.known && completes(overall, answer.devices.iter().any(listed));
+        let differing: Vec<_> = answer
+            .devices
+            .iter()
+            .filter(|(device, class)| completes || changes(device, *class))
+            .map(|(device, class)| storage::ObservedDevice {
+                device: Some(event::to_stored(device)),
+                status: event::class_to_stored(*class).into(),
+            })
+            .collect();
+        let overall_moves = self.known
+            && answer.devices.is_empty()
+            && overall.is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
+        if differing.is_empty() {
+            return if completes || overall_moves || self.account.is_none() {
+                vec![observed(Vec::new(), true)]
+            } else {
+                Vec::new()
+            };
+        }
+        let last = differing.len().div_ceil(event::MAX_OBSERVED_DEVICES) - 1;
+        differing
+            .chunks(event::MAX_OBSERVED_DEVICES)
+            .enumerate()
+            .map(|(at, devices)| observed(devices.to_vec(), at == last))
+            .collect()
+    }
+}
