@@ -1,6 +1,6 @@
 //! A ThingSpace good enough to lean on, over real HTTP: what `dev` and `simulate` run, and what every test talks to.
 //!
-//! It speaks OAuth 2.0 and UWS sessions, takes orders for Global profiles and tells their status, as Verizon's pages say
+//! It speaks OAuth 2.0 and UWS sessions, takes orders for Global profiles, tells their status and calls back, as Verizon's pages say
 //! and in the awkward ways that its users met. Where the pages are silent, [`Options`] choose. Its JSON is its own:
 //! it shares no wire type with the client, so that a wrong field name cannot pass unseen.
 //!
@@ -19,6 +19,7 @@
 //! | 8 | Failed, `after` the order |
 //! | 9 | Success, 10 × `after` |
 
+mod callbacks;
 mod connection;
 mod faults;
 mod handle;
@@ -42,14 +43,17 @@ use std::{
 
 use axum::http::StatusCode;
 use secrecy::SecretString;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::AccountName;
 
+pub use callbacks::{
+    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Registered, Retries, SERVICE, Sender, Sequence,
+};
 pub use faults::{Endpoint, Fault, Gate, What, When};
 pub use handle::Handle;
-pub use ledger::{Ledger, PlacedOrder};
+pub use ledger::{Attempts, Ledger, PlacedOrder};
 pub use requests::Outcome;
 pub use shape::{Identifiers, List, Overall, Shape, Words};
 
@@ -86,6 +90,7 @@ pub struct Options {
     /// Write `fault.code` and three-digit `errorCode`s as JSON numbers.
     pub numeric_codes: bool,
     pub shape: Shape,
+    pub callbacks: CallbackOptions,
 }
 
 /// When devices finish.
@@ -129,6 +134,7 @@ impl Default for Options {
             readable_after: Duration::ZERO,
             numeric_codes: false,
             shape: Shape::default(),
+            callbacks: CallbackOptions::default(),
         }
     }
 }
@@ -139,13 +145,15 @@ pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
     shared: Arc<state::Shared>,
+    errands: mpsc::UnboundedReceiver<callbacks::Errand>,
 }
 
 impl Simulator {
     pub async fn bind(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, shared: Arc::new(state::Shared::new(options)) })
+        let (outbox, errands) = mpsc::unbounded_channel();
+        Ok(Self { listener, address, shared: Arc::new(state::Shared::new(options, outbox)), errands })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -164,6 +172,7 @@ impl Simulator {
     /// Serves until `stop`, then cuts every connection.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let listener = connection::Listener::new(self.listener, stop.clone());
+        tokio::spawn(callbacks::run(Arc::clone(&self.shared), self.errands, stop.clone()));
         let router = routes::router(self.shared, stop.clone());
         axum::serve(listener, router.into_make_service_with_connect_info::<connection::Cut>())
             .with_graceful_shutdown(stop.cancelled_owned())

@@ -26,6 +26,9 @@ pub enum Endpoint {
     Logout,
     Download,
     Status,
+    ListCallbacks,
+    RegisterCallback,
+    DeregisterCallback,
 }
 
 /// Something that goes wrong on calls of one endpoint.

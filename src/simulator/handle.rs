@@ -7,8 +7,17 @@ use std::{
 
 use tokio::time;
 
-use super::{Shape, faults::Fault, ledger::Ledger, requests::Outcome, requests::Request, state::Shared};
-use crate::identity::{AccountName, Device, RequestId};
+use uuid::Uuid;
+
+use super::{
+    CallbackShape, Registered, Sequence, Shape,
+    callbacks::{Callback, Errand, SERVICE},
+    faults::Fault,
+    ledger::Ledger,
+    requests::{Outcome, Request},
+    state::Shared,
+};
+use crate::identity::{AccountName, Device, Digits, RequestId};
 
 /// Changes what the simulator does next and reads what it did. Naming a request or a device that does not exist is a
 /// mistake in the test and panics.
@@ -57,14 +66,22 @@ impl Handle {
     /// Sets one device, named by its EID or ICCID.
     #[track_caller]
     pub fn finish(&self, request: &RequestId, id: &str, outcome: Outcome) {
-        let known = self.request(request, |r| r.finish(id, outcome));
-        assert!(known, "request {request} has no device {id}");
+        let mode = self.shared.options.mode;
+        let news = self.request(request, |r| r.finish(id, outcome, mode));
+        let news = news.unwrap_or_else(|| panic!("request {request} has no device {id}"));
+        self.tell(request, news, outcome);
     }
 
     /// Sets all devices of a request.
     #[track_caller]
     pub fn finish_all(&self, request: &RequestId, outcome: Outcome) {
-        self.request(request, |r| r.finish_all(outcome));
+        let mode = self.shared.options.mode;
+        let news = self.request(request, |r| r.finish_all(outcome, mode));
+        self.tell(request, news, outcome);
+    }
+
+    fn tell(&self, request: &RequestId, news: Vec<Device>, outcome: Outcome) {
+        self.shared.update(|state| state.tell(request, news.into_iter().map(|device| (device, outcome))));
     }
 
     /// Sets the overall status, whatever the devices say; `None`: it follows from them again.
@@ -96,6 +113,69 @@ impl Handle {
 
     pub fn set_shape(&self, shape: Shape) {
         self.shared.update(|state| state.shape = shape);
+    }
+
+    pub fn set_callback_shape(&self, shape: CallbackShape) {
+        self.shared.update(|state| state.callbacks.shape = shape);
+    }
+
+    /// Callbacks wait from now on, but for those of [`Handle::deliver`] and [`Handle::deliver_foreign`].
+    pub fn hold_callbacks(&self) {
+        self.shared.update(|state| state.callbacks.hold());
+    }
+
+    /// Those that wait set off, and no more wait.
+    pub fn release_callbacks(&self, sequence: Sequence) {
+        self.shared.update(|state| state.callbacks.release(sequence));
+    }
+
+    /// One callback for one device, named by its EID or ICCID, whatever the status endpoint says.
+    #[track_caller]
+    pub fn deliver(&self, request: &RequestId, id: &str, outcome: Outcome, shape: CallbackShape) {
+        let device =
+            self.request(request, |r| r.device(id).map(|device| (r.account.clone(), device.clone())));
+        let (account, device) = device.unwrap_or_else(|| panic!("request {request} has no device {id}"));
+        let callback = Callback { account, request: request.clone(), device, outcome, shape };
+        self.shared.lock().callbacks.send(Errand::Deliver(callback));
+    }
+
+    /// Results of as many requests that nobody here knows, each with a device of its own.
+    pub fn deliver_foreign(&self, account: &AccountName, count: usize) -> Vec<RequestId> {
+        let state = self.shared.lock();
+        let ids = (0..count).map(|_| {
+            let id = Uuid::new_v4();
+            let request = RequestId::parse(&id.to_string()).expect("a UUID has the shape of a request id");
+            let eid = Digits::new(&format!("{:032}", id.as_u128() % 10_u128.pow(32)));
+            let callback = Callback {
+                account: account.clone(),
+                request: request.clone(),
+                device: Device { eid, ..Device::default() },
+                outcome: Outcome::Success,
+                shape: state.callbacks.shape,
+            };
+            state.callbacks.send(Errand::Deliver(callback));
+            request
+        });
+        ids.collect()
+    }
+
+    /// What is registered for the results of profiles.
+    pub fn registered(&self, account: &AccountName) -> Option<Registered> {
+        self.shared.lock().callbacks.of(account, SERVICE).cloned()
+    }
+
+    /// Somebody registers for the results of profiles, in place of whoever did.
+    pub fn register(&self, account: &AccountName, registered: Registered) {
+        let old_pair = self.shared.options.callbacks.old_pair;
+        self.shared.update(|state| {
+            state.callbacks.remove(account, SERVICE);
+            state.callbacks.put(account, SERVICE, registered, old_pair);
+        });
+    }
+
+    /// The registration for the results of profiles is gone.
+    pub fn forget_registration(&self, account: &AccountName) {
+        self.shared.update(|state| state.callbacks.remove(account, SERVICE));
     }
 
     pub fn expire_bearer(&self) {

@@ -33,6 +33,30 @@ pub struct Ledger {
     in_flight: BTreeMap<Endpoint, u64>,
     peaks: BTreeMap<Endpoint, u64>,
     polls: HashMap<RequestId, u64>,
+    callbacks: Attempts,
+    callbacks_of: HashMap<RequestId, Attempts>,
+}
+
+/// Callbacks that were sent, each attempt of its own, and how they were answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attempts {
+    pub sent: u64,
+    /// With a 2xx.
+    pub acknowledged: u64,
+    /// By status.
+    pub refused: BTreeMap<u16, u64>,
+    /// No answer.
+    pub broken: u64,
+}
+
+impl Attempts {
+    fn answered(&mut self, status: Option<u16>) {
+        match status {
+            Some(200..=299) => self.acknowledged += 1,
+            Some(status) => *self.refused.entry(status).or_default() += 1,
+            None => self.broken += 1,
+        }
+    }
 }
 
 /// An order that ThingSpace executes.
@@ -66,6 +90,15 @@ impl Ledger {
         self.polls.get(request).copied().unwrap_or(0)
     }
 
+    /// Attempts to call back, for whatever request.
+    pub fn callbacks(&self) -> &Attempts {
+        &self.callbacks
+    }
+
+    pub fn callbacks_of(&self, request: &RequestId) -> Attempts {
+        self.callbacks_of.get(request).cloned().unwrap_or_default()
+    }
+
     /// Calls that have arrived and have no answer yet. A caller that went away does not end its call.
     pub fn in_flight(&self, endpoint: Endpoint) -> u64 {
         self.in_flight.get(&endpoint).copied().unwrap_or(0)
@@ -96,6 +129,16 @@ impl Ledger {
 
     pub(super) fn polled(&mut self, request: RequestId) {
         *self.polls.entry(request).or_default() += 1;
+    }
+
+    pub(super) fn called_back(&mut self, request: &RequestId) {
+        self.callbacks.sent += 1;
+        self.callbacks_of.entry(request.clone()).or_default().sent += 1;
+    }
+
+    pub(super) fn callback_answered(&mut self, request: &RequestId, status: Option<u16>) {
+        self.callbacks.answered(status);
+        self.callbacks_of.entry(request.clone()).or_default().answered(status);
     }
 
     pub(super) fn lost(&mut self, call: String) {

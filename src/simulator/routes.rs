@@ -11,7 +11,7 @@ use axum::{
     extract::{ConnectInfo, Request, State},
     http::{HeaderMap, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -21,14 +21,14 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Options,
+    Options, callbacks,
     connection::Cut,
     faults::{self, Endpoint},
     order,
     refusal::{JSON, Refusal},
     state::Shared,
 };
-use crate::identity::RequestId;
+use crate::identity::{AccountName, RequestId};
 
 /// A request's body.
 const BODY_BYTES: usize = 16 << 20;
@@ -53,6 +53,11 @@ pub(super) fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
         .route("/api/m2m/v1/session/logout", post(to(Endpoint::Logout)))
         .route("/api/m2m/v1/devices/profile/actions/download", post(to(Endpoint::Download)))
         .route("/api/m2m/v2/accounts/{account}/requests/{request}/status", get(to(Endpoint::Status)))
+        .route(
+            "/api/m2m/v1/callbacks/{account}",
+            get(to(Endpoint::ListCallbacks)).post(to(Endpoint::RegisterCallback)),
+        )
+        .route("/api/m2m/v1/callbacks/{account}/name/{service}", delete(to(Endpoint::DeregisterCallback)))
         .fallback(nowhere)
         .method_not_allowed_fallback(nowhere)
         .with_state(Serving { shared, stop })
@@ -95,6 +100,9 @@ async fn call(
                 Endpoint::Logout => logout(&shared, &call),
                 Endpoint::Download => download(&shared, &call),
                 Endpoint::Status => status(&shared, &call),
+                Endpoint::ListCallbacks => list_callbacks(&shared, &call),
+                Endpoint::RegisterCallback => register_callback(&shared, &call),
+                Endpoint::DeregisterCallback => deregister_callback(&shared, &call),
             };
             outcome.unwrap_or_else(|refusal| refusal.respond(shared.options.numeric_codes))
         };
@@ -183,6 +191,30 @@ fn status(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
 }
 
+fn list_callbacks(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+    let account = callback_account(shared, call)?;
+    Ok(written(&callbacks::list(&shared.lock().callbacks, &account, shared.options.callbacks.names)))
+}
+
+fn register_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+    let account = callback_account(shared, call)?;
+    let answer =
+        shared.update(|s| callbacks::register(&mut s.callbacks, &account, &call.body, &shared.options));
+    Ok(written(&answer?))
+}
+
+fn deregister_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+    let account = callback_account(shared, call)?;
+    let service = call.target().1;
+    Ok(written(&shared.update(|state| callbacks::deregister(&mut state.callbacks, &account, service))?))
+}
+
+fn callback_account(shared: &Shared, call: &Call) -> Result<AccountName, Refusal> {
+    call.check_both(shared)?;
+    call.check_content_type()?;
+    order::account(call.target().0, &shared.options)
+}
+
 fn request_id(text: &str) -> Option<RequestId> {
     RequestId::parse(text).ok()
 }
@@ -244,7 +276,7 @@ impl Call {
             .map(|(_, value)| value)
     }
 
-    /// Account and request in a status path.
+    /// Account and request in a status path; account and service in a path of callbacks.
     fn target(&self) -> (&str, &str) {
         let mut segments = self.parts.uri.path().split('/').skip(5).step_by(2);
         (segments.next().unwrap_or(""), segments.next().unwrap_or(""))

@@ -7,14 +7,15 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::{
     Options, Shape,
+    callbacks::{Callback, Callbacks, Errand, SERVICE},
     faults::Faults,
     ledger::{Ledger, PlacedOrder},
-    requests::Request,
+    requests::{Outcome, Request},
     tokens::Tokens,
 };
 use crate::identity::{AccountName, Device, RequestId};
@@ -25,12 +26,14 @@ pub(super) struct State {
     pub(super) requests: HashMap<RequestId, Request>,
     pub(super) faults: Faults,
     pub(super) shape: Shape,
+    pub(super) callbacks: Callbacks,
 }
 
 impl State {
     pub(super) fn begin(&mut self, account: AccountName, devices: Arc<[Device]>, now: Instant) -> RequestId {
         let id = RequestId::parse(&Uuid::new_v4().to_string()).expect("a UUID has the shape of a request id");
         self.requests.insert(id.clone(), Request::new(account, devices, now));
+        self.callbacks.send(Errand::Mind(id.clone()));
         id
     }
 
@@ -47,6 +50,24 @@ impl State {
         request_id
     }
 
+    /// A callback for each of these devices of a request, if somebody wants to know.
+    pub(super) fn tell(&mut self, id: &RequestId, news: impl IntoIterator<Item = (Device, Outcome)>) {
+        let Some(account) = self.requests.get(id).map(|request| request.account.clone()) else { return };
+        if self.callbacks.of(&account, SERVICE).is_none() {
+            return;
+        }
+        for (device, outcome) in news.into_iter().filter(|(_, outcome)| *outcome != Outcome::Pending) {
+            let (account, request, shape) = (account.clone(), id.clone(), self.callbacks.shape);
+            self.callbacks.post(Callback { account, request, device, outcome, shape });
+        }
+    }
+
+    /// The same for those that finish by themselves now.
+    pub(super) fn tell_due(&mut self, id: &RequestId, times: u32) {
+        let due = self.requests.get(id).map(|request| request.due(times)).unwrap_or_default();
+        self.tell(id, due);
+    }
+
     pub(super) fn sweep(&mut self, options: &Options, now: Instant) {
         self.tokens.sweep(options, &mut self.ledger, now);
     }
@@ -59,13 +80,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options, outbox: mpsc::UnboundedSender<Errand>) -> Self {
         let state = State {
             ledger: Ledger::default(),
             tokens: Tokens::new(&options),
             requests: HashMap::new(),
             faults: Faults::default(),
             shape: options.shape,
+            callbacks: Callbacks::new(options.callbacks.shape, outbox),
         };
         Self { options, state: Mutex::new(state), changed: watch::Sender::new(()) }
     }
