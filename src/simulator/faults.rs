@@ -92,6 +92,10 @@ impl Gate {
     pub fn open(&self) {
         self.0.cancel();
     }
+
+    pub async fn opened(&self) {
+        self.0.cancelled().await;
+    }
 }
 
 /// The faults injected and not used up, oldest first.
@@ -172,7 +176,7 @@ impl What {
                 answer
             }
             Self::Hold(gate) => {
-                gate.0.cancelled().await;
+                gate.opened().await;
                 answer
             }
         }

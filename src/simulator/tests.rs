@@ -1,5 +1,6 @@
 //! Black box: a real client over real sockets, and raw JSON on both sides.
 
+mod callbacks;
 mod faults;
 mod orders;
 mod shapes;
