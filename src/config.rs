@@ -28,6 +28,7 @@ use crate::identity::AccountName;
 pub struct Config {
     pub grpc: Grpc,
     pub thingspace: ThingSpace,
+    pub callbacks: Callbacks,
     #[serde(default)]
     pub credentials: Vec<Credentials>,
     pub store: Store,
@@ -74,6 +75,48 @@ pub struct ThingSpace {
     pub max_devices_per_order: usize,
     /// Refuse identifiers with wrong check digits instead of warning.
     pub strict_checksums: bool,
+}
+
+/// `[callbacks]`: the listener for ThingSpace's callbacks, and its registration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Callbacks {
+    pub enabled: bool,
+    pub listen: SocketAddr,
+    /// Both empty: plain HTTP.
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
+    /// Where ThingSpace reaches the listener; an account's secret is appended as the last segment of the path.
+    pub public_url: String,
+    /// ThingSpace's name of the service whose callbacks are wanted.
+    pub service: String,
+    /// Register at start, and look now and then whether it still holds.
+    pub register: bool,
+    /// Both empty: the pair is generated and kept in the store.
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
+    /// How long a final answer of a poll waits for the callback that knows the reason.
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    /// How long a replaced pair is still accepted.
+    #[serde(with = "duration")]
+    pub password_grace: Duration,
+    /// How often the registration is looked at.
+    #[serde(with = "duration")]
+    pub recheck: Duration,
+}
+
+impl Callbacks {
+    /// Certificate and key, if HTTPS is wanted.
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        let given = !self.tls_cert_file.as_os_str().is_empty() && !self.tls_key_file.as_os_str().is_empty();
+        given.then_some((self.tls_cert_file.as_path(), self.tls_key_file.as_path()))
+    }
+
+    /// The files of the pair, if it is given.
+    pub fn pair_files(&self) -> Option<(&Path, &Path)> {
+        let given = !self.username_file.as_os_str().is_empty() && !self.password_file.as_os_str().is_empty();
+        given.then_some((self.username_file.as_path(), self.password_file.as_path()))
+    }
 }
 
 /// `[[credentials]]`: a ThingSpace application and a UWS user, and the accounts they serve.

@@ -31,6 +31,7 @@ pub use orders::{Placed, Placement};
 use crate::{
     config::Config,
     identity::{AccountName, RequestId},
+    proto::storage,
     store::{LogName, Position, Store, StoreError},
     thingspace::Client,
 };
@@ -168,6 +169,21 @@ impl Requests {
     pub async fn download(&self, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
         self.check_account(&placement.order.account)?;
         self.orders.place(placement, deadline).await
+    }
+
+    /// Stores what a callback said of a request, known here or not. It is durable when this returns, which waits for nothing
+    /// else: folding it is the follower's business.
+    pub async fn called_back(
+        &self,
+        account: &AccountName,
+        request: &RequestId,
+        called_back: storage::CalledBack,
+    ) -> Result<(), Error> {
+        let called_back = storage::CalledBack { account: account.to_string(), ..called_back };
+        let id = event::called_back_id(request, &called_back);
+        let log = LogName::request(request.as_str());
+        append(&*self.store, &log, id, event::Kind::CalledBack(called_back)).await?;
+        Ok(())
     }
 
     /// A request as it stands, as fresh as asked for.

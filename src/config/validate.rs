@@ -1,5 +1,7 @@
 //! What a configuration must be, beyond its types. Reports everything that is wrong, never only the first.
 
+mod callbacks;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt::Display,
@@ -39,7 +41,7 @@ const CLOSED_IN_MEMORY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 /// What every gateway needs.
 pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let Config { grpc, thingspace, credentials: _, store, polling, limits, telemetry } = config;
+    let Config { grpc, thingspace, callbacks, credentials: _, store, polling, limits, telemetry } = config;
 
     if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
         problems.push(format!(
@@ -67,6 +69,8 @@ pub(super) fn bounds(config: &Config) -> Problems {
         thingspace.max_devices_per_order,
         &MAX_DEVICES_PER_ORDER,
     );
+
+    problems.callbacks(callbacks);
 
     problems.duration("store.retention", store.retention, &RETENTION);
 
@@ -143,6 +147,7 @@ pub(super) fn deployment(config: &Config) -> Problems {
             }
         }
     }
+    problems.callback_files(&config.callbacks);
     if let Err(what) = store_can_be_there(&config.store.path) {
         problems.push(format!("store.path: {what}"));
     }

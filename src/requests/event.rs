@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 pub use crate::proto::storage::event::Kind;
 use crate::{
-    identity::{Device, Digits},
+    identity::{Device, Digits, RequestId},
     proto::storage::{self, Event},
     thingspace::StatusClass,
 };
@@ -41,6 +41,12 @@ impl Once {
         };
         Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{order_id}/{name}").as_bytes())
     }
+}
+
+/// The id of a callback's event: what was said twice is one event.
+pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
+    let name = [format!("{request}/called-back/").into_bytes(), called_back.encode_to_vec()].concat();
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
 pub fn encode(kind: Kind) -> Bytes {

@@ -210,3 +210,61 @@ fn the_stores_folder_must_be_there() {
     config.store.path = folder.path().to_owned();
     assert_begin(&deployment(&config), &["store.path: "]);
 }
+
+#[test]
+fn callbacks_are_all_or_nothing() {
+    let mut config = Config::defaults();
+    config.callbacks.register = true;
+    config.callbacks.service = "Device Profile".to_owned();
+    config.callbacks.tls_key_file = "key.pem".into();
+    config.callbacks.username_file = "username".into();
+    config.callbacks.grace = Duration::from_hours(1);
+    config.callbacks.password_grace = Duration::from_hours(24 * 365);
+    config.callbacks.recheck = Duration::ZERO;
+    let problems = [
+        "callbacks.register: there is no listener",
+        "callbacks.public_url: is required",
+        "callbacks.service: ",
+        "callbacks.tls_cert_file: is required beside tls_key_file",
+        "callbacks.password_file: is required beside username_file",
+        "callbacks.grace: 1h is out of bounds; must be 0s to 5m",
+        "callbacks.password_grace: ",
+        "callbacks.recheck: 0s is out of bounds; must be 1s to 24h",
+    ];
+    assert_begin(&bounds(&config), &problems);
+}
+
+#[test]
+fn thingspace_calls_only_certain_ports() {
+    let mut config = Config::defaults();
+    for good in [
+        "https://a.example",
+        "http://a.example/x",
+        "https://a:9006/x",
+        "https://[::1]:28200",
+        "http://a:50551",
+    ] {
+        config.callbacks.public_url = good.to_owned();
+        assert_begin(&bounds(&config), &[]);
+    }
+    let wrong = [
+        ("https://a:8443", "callbacks.public_url: ThingSpace does not call port 8443"),
+        ("http://a:50560/x", "callbacks.public_url: ThingSpace does not call port 50560"),
+        ("a.example", "callbacks.public_url: must begin with http:// or https://"),
+        ("https://u:p@a.example", "callbacks.public_url: must hold no user"),
+    ];
+    for (url, problem) in wrong {
+        config.callbacks.public_url = url.to_owned();
+        assert_begin(&bounds(&config), &[problem]);
+    }
+}
+
+#[test]
+fn files_of_callbacks_must_be_there_when_they_are_taken() {
+    let (folder, mut config) = deployed();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key"));
+    (config.callbacks.tls_cert_file, config.callbacks.tls_key_file) = (cert, key);
+    assert_begin(&deployment(&config), &[]);
+    config.callbacks.enabled = true;
+    assert_begin(&deployment(&config), &["callbacks.tls_cert_file: "]);
+}

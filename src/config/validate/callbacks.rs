@@ -1,0 +1,90 @@
+//! What `[callbacks]` must be.
+
+use std::{ops::RangeInclusive, path::Path, time::Duration};
+
+use super::{super::Callbacks, DAY, Problems, secret_file_is_there};
+
+/// The ports that ThingSpace calls.
+const PORTS: [RangeInclusive<u16>; 5] = [80..=80, 443..=443, 9001..=9006, 50_551..=50_559, 28_200..=28_220];
+
+const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(5);
+const PASSWORD_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 30);
+const RECHECK: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
+
+impl Problems {
+    pub(super) fn callbacks(&mut self, callbacks: &Callbacks) {
+        if !callbacks.public_url.is_empty() {
+            self.url("callbacks.public_url", &callbacks.public_url);
+            if let Some(port) = port(&callbacks.public_url)
+                && !PORTS.iter().any(|ports| ports.contains(&port))
+            {
+                self.push(format!(
+                    "callbacks.public_url: ThingSpace does not call port {port}; use 443, 80, 9001 to 9006, 50551 to \
+                     50559, or 28200 to 28220"
+                ));
+            }
+        }
+        if callbacks.register && !callbacks.enabled {
+            self.push("callbacks.register: there is no listener to register; set callbacks.enabled = true");
+        }
+        if callbacks.register && callbacks.public_url.is_empty() {
+            self.push(
+                "callbacks.public_url: is required to register; write where ThingSpace reaches the listener",
+            );
+        }
+        let service = &callbacks.service;
+        if !(1..=64).contains(&service.len()) || !service.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            self.push("callbacks.service: must be 1 to 64 letters and digits");
+        }
+        self.both_or_none("tls_cert_file", &callbacks.tls_cert_file, "tls_key_file", &callbacks.tls_key_file);
+        self.both_or_none(
+            "username_file",
+            &callbacks.username_file,
+            "password_file",
+            &callbacks.password_file,
+        );
+        self.duration("callbacks.grace", callbacks.grace, &GRACE);
+        self.duration("callbacks.password_grace", callbacks.password_grace, &PASSWORD_GRACE);
+        self.duration("callbacks.recheck", callbacks.recheck, &RECHECK);
+    }
+
+    /// The files, where callbacks are taken at all.
+    pub(super) fn callback_files(&mut self, callbacks: &Callbacks) {
+        if !callbacks.enabled {
+            return;
+        }
+        let Callbacks { tls_cert_file, tls_key_file, username_file, password_file, .. } = callbacks;
+        let files = [
+            ("tls_cert_file", tls_cert_file),
+            ("tls_key_file", tls_key_file),
+            ("username_file", username_file),
+            ("password_file", password_file),
+        ];
+        for (key, path) in files {
+            if !path.as_os_str().is_empty()
+                && let Err(what) = secret_file_is_there(path)
+            {
+                self.push(format!("callbacks.{key}: {} {what}", path.display()));
+            }
+        }
+    }
+
+    fn both_or_none(&mut self, one_key: &str, one: &Path, other_key: &str, other: &Path) {
+        let (missing, given) = match (one.as_os_str().is_empty(), other.as_os_str().is_empty()) {
+            (true, false) => (one_key, other_key),
+            (false, true) => (other_key, one_key),
+            _ => return,
+        };
+        self.push(format!("callbacks.{missing}: is required beside {given}; give both or none"));
+    }
+}
+
+fn port(url: &str) -> Option<u16> {
+    let uri: http::Uri = url.parse().ok()?;
+    let by_scheme = match uri.scheme_str()? {
+        "http" => 80,
+        "https" => 443,
+        _ => return None,
+    };
+    Some(uri.port_u16().unwrap_or(by_scheme))
+}
