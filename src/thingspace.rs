@@ -21,6 +21,8 @@ mod tests;
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 
+use secrecy::SecretString;
+
 use crate::identity::Device;
 
 /// What an order says upstream.
@@ -51,4 +53,20 @@ pub struct StatusAnswer {
     pub overall: StatusClass,
     /// One per sub-request. Identifiers of unknown kinds or shapes are left out.
     pub devices: Vec<(Device, StatusClass)>,
+}
+
+/// A URL that is registered for the callbacks of a service. Whoever knows the URL may post to it: it is not printed.
+#[derive(Debug, Clone)]
+pub struct Registration {
+    pub service: String,
+    pub url: SecretString,
+    pub username: String,
+}
+
+/// What to register: where callbacks go, and what they carry to prove where they come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    pub url: &'a SecretString,
+    pub username: &'a str,
+    pub password: &'a SecretString,
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Error, Order, StatusAnswer, code,
+    Error, Order, Registration, StatusAnswer, Target, code,
     limit::{Class, Limiter, Permit},
     session::Tokens,
     transport::{Endpoint, Failure, Transport},
@@ -136,6 +136,43 @@ impl Client {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Where the results of an account go, service by service.
+    pub async fn callbacks(&self, account: &AccountName) -> Result<Vec<Registration>, Error> {
+        self.manage(account, Endpoint::Callbacks { account }, Bytes::new(), wire::registrations).await
+    }
+
+    /// Registers a target for a service that has none: ThingSpace refuses it over another.
+    pub async fn register_callback(
+        &self,
+        account: &AccountName,
+        service: &str,
+        target: &Target<'_>,
+    ) -> Result<(), Error> {
+        let body = wire::registration(service, target);
+        let answer = |body: &[u8]| wire::registered(body, service);
+        self.manage(account, Endpoint::RegisterCallback { account }, body, answer).await
+    }
+
+    /// From here on results of this service are lost, until it is registered again.
+    pub async fn deregister_callback(&self, account: &AccountName, service: &str) -> Result<(), Error> {
+        let endpoint = Endpoint::DeregisterCallback { account, service };
+        self.manage(account, endpoint, Bytes::new(), |body| wire::registered(body, service)).await
+    }
+
+    /// A call that has its turn like a poll.
+    async fn manage<T>(
+        &self,
+        account: &AccountName,
+        endpoint: Endpoint<'_>,
+        body: Bytes,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<T, Error> {
+        let upstream = self.upstream(account)?;
+        upstream.tokens.pair().await?;
+        let permit = upstream.limiter.wait(Class::Poll).await?;
+        self.exchange(&upstream, permit, endpoint, body, parse).await
     }
 
     fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {

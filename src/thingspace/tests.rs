@@ -3,6 +3,7 @@
 mod context;
 mod fixtures;
 mod orders;
+mod registrations;
 mod renewal;
 mod statuses;
 

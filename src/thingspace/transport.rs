@@ -36,6 +36,9 @@ pub(super) enum Endpoint<'a> {
     Login,
     Download,
     Status { account: &'a AccountName, request: &'a RequestId },
+    Callbacks { account: &'a AccountName },
+    RegisterCallback { account: &'a AccountName },
+    DeregisterCallback { account: &'a AccountName, service: &'a str },
 }
 
 /// An answer: any status, and the body unless it was cut, unreadable or too long.
@@ -145,7 +148,11 @@ impl Transport {
         let (client, timeout, limit) = match endpoint {
             Endpoint::Download => (&self.orders, self.order_timeout, MAX_OTHER_BYTES),
             Endpoint::Status { .. } => (&self.others, self.call_timeout, MAX_STATUS_BYTES),
-            Endpoint::Token | Endpoint::Login => (&self.others, self.call_timeout, MAX_OTHER_BYTES),
+            Endpoint::Token
+            | Endpoint::Login
+            | Endpoint::Callbacks { .. }
+            | Endpoint::RegisterCallback { .. }
+            | Endpoint::DeregisterCallback { .. } => (&self.others, self.call_timeout, MAX_OTHER_BYTES),
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(endpoint.content_type()));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -167,6 +174,12 @@ impl Transport {
                 &self.base,
                 &["m2m", "v2", "accounts", account.as_str(), "requests", request.as_str(), "status"],
             ),
+            Endpoint::Callbacks { account } | Endpoint::RegisterCallback { account } => {
+                below(&self.base, &["m2m", "v1", "callbacks", account.as_str()])
+            }
+            Endpoint::DeregisterCallback { account, service } => {
+                below(&self.base, &["m2m", "v1", "callbacks", account.as_str(), "name", service])
+            }
         }
     }
 }
@@ -174,8 +187,9 @@ impl Transport {
 impl Endpoint<'_> {
     fn method(self) -> Method {
         match self {
-            Self::Token | Self::Login | Self::Download => Method::POST,
-            Self::Status { .. } => Method::GET,
+            Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => Method::POST,
+            Self::Status { .. } | Self::Callbacks { .. } => Method::GET,
+            Self::DeregisterCallback { .. } => Method::DELETE,
         }
     }
 
@@ -185,14 +199,21 @@ impl Endpoint<'_> {
             Self::Login => "/m2m/v1/session/login",
             Self::Download => "/m2m/v1/devices/profile/actions/download",
             Self::Status { .. } => "/m2m/v2/accounts/{account}/requests/{request}/status",
+            Self::Callbacks { .. } | Self::RegisterCallback { .. } => "/m2m/v1/callbacks/{account}",
+            Self::DeregisterCallback { .. } => "/m2m/v1/callbacks/{account}/name/{service}",
         }
     }
 
     fn content_type(self) -> &'static str {
         match self {
             Self::Token => "application/x-www-form-urlencoded",
-            // ThingSpace demands it of the GET too.
-            Self::Login | Self::Download | Self::Status { .. } => "application/json",
+            // ThingSpace demands it also of calls without a body.
+            Self::Login
+            | Self::Download
+            | Self::Status { .. }
+            | Self::Callbacks { .. }
+            | Self::RegisterCallback { .. }
+            | Self::DeregisterCallback { .. } => "application/json",
         }
     }
 }

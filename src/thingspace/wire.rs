@@ -3,6 +3,8 @@
 //! Unknown fields are ignored, fields that are documented in several ways are read in all of them, and a value that
 //! would be believed (a token, a request id) is checked. Nothing here keeps or shows a message of ThingSpace.
 
+mod registrations;
+
 use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
@@ -11,6 +13,8 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
+
+pub(super) use registrations::{registered, registration, registrations};
 
 use super::{Order, StatusAnswer, StatusClass};
 use crate::identity::{Device, Digits, Kind, RequestId};

@@ -4,12 +4,14 @@ use std::{fs, path::Path, time::Duration};
 
 use bytes::Bytes;
 use http::StatusCode;
+use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     identity::{Device, Digits, RequestId},
     thingspace::{
+        Registration, Target,
         transport::Reply,
         verdict::{Verdict, judge},
         wire,
@@ -38,6 +40,8 @@ enum Endpoint {
     Login,
     Download,
     Status,
+    Callbacks,
+    Registration,
 }
 
 impl Fixture {
@@ -57,9 +61,19 @@ impl Fixture {
             }
             Endpoint::Login => shown(&judge(&reply, |body| wire::session(body).map(|_| ()))),
             Endpoint::Download => shown(&judge(&reply, wire::request_id)),
+            Endpoint::Callbacks => shown(&judge(&reply, |body| wire::registrations(body).map(readable))),
+            Endpoint::Registration => {
+                shown(&judge(&reply, |body| wire::registered(body, "DeviceProfileService")))
+            }
             Endpoint::Status => shown(&judge(&reply, |body| wire::status(body, &asked))),
         }
     }
+}
+
+/// Service, URL and username of each.
+fn readable(registrations: Vec<Registration>) -> Vec<[String; 3]> {
+    let text = |r: Registration| [r.service, r.url.expose_secret().to_owned(), r.username];
+    registrations.into_iter().map(text).collect()
 }
 
 fn shown<T: std::fmt::Debug>(verdict: &Verdict<T>) -> String {
@@ -81,7 +95,7 @@ fn each_means_what_it_says() {
         count += 1;
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(count >= 48, "only {count} fixtures");
+    assert!(count >= 57, "only {count} fixtures");
 }
 
 #[test]
@@ -115,4 +129,16 @@ fn an_order_is_written_as_in_the_page_s_example() {
     order.service_plan.clear();
     order.devices.clear();
     assert_eq!(written(&order), r#"{"devices":[],"accountName":"0000123456-00001"}"#);
+}
+
+#[test]
+fn a_registration_is_written_as_on_the_page() {
+    let (url, password) = ("https://h/secret".into(), "open sesame".into());
+    let target = Target { url: &url, username: "gateway", password: &password };
+    assert_eq!(
+        &wire::registration("DeviceProfileService", &target)[..],
+        br#"{"name":"DeviceProfileService","url":"https://h/secret","username":"gateway","password":"open sesame"}"#
+    );
+    let shown = format!("{target:?}");
+    assert!(!shown.contains("sesame") && !shown.contains("https"), "{shown}");
 }
