@@ -71,6 +71,7 @@
 //! finish → the store closes → telemetry is flushed; see [`app::App::run`].
 
 pub mod app;
+pub mod callbacks;
 pub mod cli;
 pub mod config;
 pub mod grpc;

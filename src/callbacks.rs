@@ -1,0 +1,3 @@
+//! ThingSpace's callbacks: taken in, proved, made durable, answered.
+
+pub mod parse;
