@@ -78,6 +78,7 @@ pub mod grpc;
 pub mod identity;
 pub mod proto;
 pub mod requests;
+pub mod secret_file;
 pub mod server;
 pub mod shutdown;
 pub mod simulator;
