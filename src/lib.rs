@@ -71,12 +71,14 @@
 //! finish → the store closes → telemetry is flushed; see [`app::App::run`].
 
 pub mod app;
+pub mod callbacks;
 pub mod cli;
 pub mod config;
 pub mod grpc;
 pub mod identity;
 pub mod proto;
 pub mod requests;
+pub mod secret_file;
 pub mod server;
 pub mod shutdown;
 pub mod simulator;

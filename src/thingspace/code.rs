@@ -123,12 +123,16 @@ impl Code {
     }
 
     fn shown(&self) -> String {
-        self.text
-            .chars()
-            .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-            .take(MAX_CODE_CHARS)
-            .collect()
+        shown(&self.text)
     }
+}
+
+/// A code as it may be shown: short, and of nothing but what codes are made of.
+pub(crate) fn shown(code: &str) -> String {
+    code.chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        .take(MAX_CODE_CHARS)
+        .collect()
 }
 
 fn names_plan(rest: &str) -> bool {

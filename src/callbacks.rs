@@ -1,0 +1,4 @@
+//! ThingSpace's callbacks: taken in, proved, made durable, answered.
+
+pub mod parse;
+pub mod secrets;
