@@ -23,7 +23,8 @@ pub(crate) use code::shown as shown_code;
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 
-use secrecy::SecretString;
+use aws_lc_rs::digest;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::identity::Device;
 
@@ -70,6 +71,20 @@ pub struct Registration {
     pub service: String,
     pub url: SecretString,
     pub username: String,
+    /// SHA-256 of what is listed as the password; whatever it is, it is not kept.
+    password: Option<[u8; digest::SHA256_OUTPUT_LEN]>,
+}
+
+impl Registration {
+    /// Whether this password is listed; `None`: none is.
+    pub fn has_password(&self, password: &SecretString) -> Option<bool> {
+        self.password.map(|listed| listed == sha256(password.expose_secret()))
+    }
+}
+
+fn sha256(text: &str) -> [u8; digest::SHA256_OUTPUT_LEN] {
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// What to register: where callbacks go, and what they carry to prove where they come from.

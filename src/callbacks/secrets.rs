@@ -105,7 +105,15 @@ impl Secrets {
         let paths = accounts.iter().map(path).collect();
         let files = config.pair_files().map(|(username, password)| (username.into(), password.into()));
         let grace = config.password_grace;
-        let secrets = Self(Arc::new(Inner { store, files, grace, keys, paths, known: Mutex::default(), turn: tokio::sync::Mutex::default() }));
+        let secrets = Self(Arc::new(Inner {
+            store,
+            files,
+            grace,
+            keys,
+            paths,
+            known: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }));
         secrets.refresh().await?;
         Ok(secrets)
     }

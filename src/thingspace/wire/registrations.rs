@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::{Text, json, one_or_many};
-use crate::thingspace::{Registration, Target};
+use crate::thingspace::{Registration, Target, sha256};
 
 /// The body of a registration.
 pub(in crate::thingspace) fn registration(service: &str, target: &Target<'_>) -> Bytes {
@@ -24,7 +24,7 @@ pub(in crate::thingspace) fn registration(service: &str, target: &Target<'_>) ->
     })
 }
 
-/// The answer to a listing. ThingSpace gives the passwords in clear; they are not read.
+/// The answer to a listing. ThingSpace gives the passwords in clear; they are not kept.
 pub(in crate::thingspace) fn registrations(body: &[u8]) -> Option<Vec<Registration>> {
     #[derive(Deserialize)]
     struct Body(#[serde(deserialize_with = "one_or_many")] Vec<Entry>);
@@ -35,6 +35,7 @@ pub(in crate::thingspace) fn registrations(body: &[u8]) -> Option<Vec<Registrati
         name: Option<Text>,
         url: Option<Text>,
         username: Option<Text>,
+        password: Option<Text>,
     }
     fn text(value: Option<Text>) -> String {
         value.map(|text| text.0).unwrap_or_default()
@@ -42,7 +43,12 @@ pub(in crate::thingspace) fn registrations(body: &[u8]) -> Option<Vec<Registrati
     let Body(entries) = serde_json::from_slice(body).ok()?;
     let registration = |entry: Entry| {
         let service = entry.service_name.or(entry.name)?.0;
-        Some(Registration { service, url: text(entry.url).into(), username: text(entry.username) })
+        Some(Registration {
+            service,
+            url: text(entry.url).into(),
+            username: text(entry.username),
+            password: entry.password.map(|password| sha256(&password.0)),
+        })
     };
     // One without its service would hide that the service is taken.
     entries.into_iter().map(registration).collect()

@@ -1,0 +1,203 @@
+//! Keeps ThingSpace calling back: looks what is registered, and registers only what differs.
+//!
+//! A registration is account-global: whoever registers takes the results away from whoever did before. So nothing of
+//! another's is ever replaced or removed unless an operator forces it; what counts as ours is a URL below `public_url`
+//! that ends in an account's secret, be it an earlier one. Between the end of a registration and the next results are
+//! lost: the two calls follow each other at once, and neither a drain nor a caller that goes away comes between.
+
+mod address;
+mod turn;
+
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+
+use futures_util::future::join_all;
+use tokio::sync::Mutex;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
+use uuid::Uuid;
+
+use self::{
+    address::{Address, Whose},
+    turn::{Memory, Turn},
+};
+use super::secrets::{self, Secrets};
+use crate::{
+    config,
+    identity::AccountName,
+    thingspace::{self, Client},
+};
+
+/// After a failure; doubled from one to the next.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
+/// The registrations of the configured accounts. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Registration(Arc<Inner>);
+
+struct Inner {
+    service: String,
+    public: Address,
+    recheck: Duration,
+    client: Client,
+    secrets: Secrets,
+    /// One thing at a time is done to an account.
+    accounts: HashMap<AccountName, Arc<Mutex<Memory>>>,
+    /// What must not be broken off.
+    tasks: TaskTracker,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inner").field("service", &self.service).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was right already.
+    Unchanged,
+    Registered,
+}
+
+/// One line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub service: String,
+    /// Of the URL: its path may be a secret.
+    pub host: String,
+    pub username: String,
+    /// It leads to this gateway.
+    pub ours: bool,
+}
+
+/// Another's URL is registered.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the {service} callbacks of account {account} go to {host}, which is not this gateway; `callbacks register --force` \
+     would take them away from there"
+)]
+pub struct Taken {
+    pub account: AccountName,
+    pub service: String,
+    /// Of the URL; its path may be a secret.
+    pub host: String,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("account {0} is not configured")]
+    NotConfigured(AccountName),
+    #[error(transparent)]
+    Taken(Taken),
+    #[error("callbacks.public_url is no http:// or https:// URL")]
+    PublicUrl,
+    #[error(transparent)]
+    Secrets(#[from] secrets::Error),
+    #[error(transparent)]
+    ThingSpace(#[from] thingspace::Error),
+    #[error("the registration ended in a panic")]
+    Panicked,
+}
+
+impl Registration {
+    /// `public_url`: where ThingSpace reaches the listener.
+    pub fn new(
+        config: &config::Callbacks,
+        public_url: &str,
+        secrets: Secrets,
+        client: Client,
+        tasks: TaskTracker,
+    ) -> Result<Self, Error> {
+        let public = Address::parse(public_url).ok_or(Error::PublicUrl)?;
+        let accounts = secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
+        let (service, recheck) = (config.service.clone(), config.recheck);
+        Ok(Self(Arc::new(Inner { service, public, recheck, client, secrets, accounts, tasks })))
+    }
+
+    /// Registers every account, and looks now and then whether it still holds, until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let keep = |account| stop.run_until_cancelled(self.keep(account));
+        join_all(self.0.accounts.keys().map(keep)).await;
+    }
+
+    async fn keep(&self, account: &AccountName) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let wait = match self.look_after(account).await {
+                Ok(()) => {
+                    pause = FIRST_PAUSE;
+                    self.0.recheck
+                }
+                Err(error) => {
+                    warn!(%account, %error, "cannot see to the registration of callbacks");
+                    let wait = pause.min(self.0.recheck);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    wait
+                }
+            };
+            tokio::time::sleep(jittered(wait)).await;
+        }
+    }
+
+    async fn look_after(&self, account: &AccountName) -> Result<(), Error> {
+        let mut turn = self.turn(account).await?;
+        self.carry_through(async move { turn.look_after().await }).await
+    }
+
+    /// What is registered for an account, of whatever service.
+    pub async fn list(&self, account: &AccountName) -> Result<Vec<Listed>, Error> {
+        if !self.0.accounts.contains_key(account) {
+            return Err(Error::NotConfigured(account.clone()));
+        }
+        let secret = self.0.secrets.path(account);
+        let listed = self.0.client.callbacks(account).await?;
+        let line = |registration: thingspace::Registration| Listed {
+            host: address::host(&registration.url),
+            ours: self.0.public.whose(&registration.url, &secret) != Whose::Another,
+            service: registration.service,
+            username: registration.username,
+        };
+        Ok(listed.into_iter().map(line).collect())
+    }
+
+    /// Registers the account unless it is. `force`: also over another's URL.
+    pub async fn register(&self, account: &AccountName, force: bool) -> Result<Outcome, Error> {
+        let mut turn = self.turn(account).await?;
+        self.carry_through(async move { turn.register(force).await }).await
+    }
+
+    /// Takes our registration away, until [`Registration::register`] or the next start.
+    pub async fn deregister(&self, account: &AccountName) -> Result<(), Error> {
+        let mut turn = self.turn(account).await?;
+        self.carry_through(async move { turn.deregister().await }).await
+    }
+
+    /// Gives the account another pair and registers it. The old one is accepted for a while: ThingSpace goes on
+    /// sending it.
+    pub async fn rotate(&self, account: &AccountName) -> Result<Outcome, Error> {
+        let mut turn = self.turn(account).await?;
+        self.carry_through(async move { turn.rotate().await }).await
+    }
+
+    async fn turn(&self, account: &AccountName) -> Result<Turn, Error> {
+        let memory = self.0.accounts.get(account).cloned();
+        let memory = memory.ok_or_else(|| Error::NotConfigured(account.clone()))?;
+        let memory = memory.lock_owned().await;
+        Ok(Turn { inner: Arc::clone(&self.0), account: account.clone(), memory })
+    }
+
+    /// To its end, whatever becomes of the caller; a drain waits for it.
+    async fn carry_through<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.0.tasks.spawn(work).await.unwrap_or(Err(Error::Panicked))
+    }
+}
+
+/// Within a tenth of it, so that replicas and accounts drift apart.
+fn jittered(wait: Duration) -> Duration {
+    let random = u32::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
+    wait.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+}
