@@ -105,7 +105,15 @@ impl Secrets {
         let paths = accounts.iter().map(path).collect();
         let files = config.pair_files().map(|(username, password)| (username.into(), password.into()));
         let grace = config.password_grace;
-        let secrets = Self(Arc::new(Inner { store, files, grace, keys, paths, known: Mutex::default(), turn: tokio::sync::Mutex::default() }));
+        let secrets = Self(Arc::new(Inner {
+            store,
+            files,
+            grace,
+            keys,
+            paths,
+            known: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }));
         secrets.refresh().await?;
         Ok(secrets)
     }
@@ -160,6 +168,11 @@ impl Secrets {
             self.settle(account, false).await?;
         }
         Ok(())
+    }
+
+    /// The same for one account, whose pair seems to be another one.
+    pub(super) async fn refresh_pair(&self, account: &AccountName) -> Result<(), Error> {
+        self.settle(account, false).await.map(drop)
     }
 
     /// Brings the cell of an account's pair up to date, and what is known here.
