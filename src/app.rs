@@ -14,6 +14,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    callbacks::{Callbacks, registration::Registration},
     config::Config,
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
@@ -45,6 +46,10 @@ pub struct App {
     address: SocketAddr,
     store: Arc<dyn Store>,
     requests: Requests,
+    /// The listener for callbacks, if they are taken.
+    callbacks: Option<(Callbacks, TcpListener, SocketAddr)>,
+    /// Where it is known how ThingSpace reaches that listener.
+    registration: Option<Registration>,
     /// Orders and questions under way; closed when the drain begins.
     tasks: TaskTracker,
 }
@@ -68,17 +73,45 @@ impl App {
         let tasks = TaskTracker::new();
         let client = Client::new(&config.thingspace, &config.credentials)?;
         let store = open_store(&config).await?;
-        let requests = Requests::new(&config, Arc::clone(&store), client, &tasks);
-        let listen = config.grpc.listen;
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-        let address = listener.local_addr()?;
-        Ok(Self { config, listener, address, store, requests, tasks })
+        let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
+        let (listener, address) = listen(config.grpc.listen).await?;
+        let mut registration = None;
+        let callbacks = if config.callbacks.enabled {
+            let accounts: Vec<_> = config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
+            let callbacks =
+                Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
+                    .await
+                    .context("cannot take callbacks")?;
+            let (listener, address) = listen(config.callbacks.listen).await?;
+            if !config.callbacks.public_url.is_empty() {
+                let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());
+                registration = Some(Registration::new(&config.callbacks, address, secrets, client, tasks)?);
+            }
+            Some((callbacks, listener, address))
+        } else {
+            None
+        };
+        Ok(Self { config, listener, address, store, requests, callbacks, registration, tasks })
     }
 
     /// Where the API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where callbacks are taken, if they are.
+    pub fn callbacks_address(&self) -> Option<SocketAddr> {
+        self.callbacks.as_ref().map(|(_, _, address)| *address)
+    }
+
+    /// The callbacks, for whoever wants to see how they are doing.
+    pub fn callbacks(&self) -> Option<&Callbacks> {
+        self.callbacks.as_ref().map(|(callbacks, _, _)| callbacks)
+    }
+
+    /// Where ThingSpace is told to call back, for operators.
+    pub fn registration(&self) -> Option<&Registration> {
+        self.registration.as_ref()
     }
 
     /// The domain, for whoever wants to see how it is doing.
@@ -87,7 +120,7 @@ impl App {
     }
 
     /// Serves until told to stop, then drains: not ready, no new connections, watches end with their token, unary calls and orders
-    /// finish, the store closes.
+    /// finish, the store closes. Callbacks are taken until just before it does.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let calls = TaskTracker::new();
         let drain = CancellationToken::new();
@@ -105,6 +138,15 @@ impl App {
             drain.clone(),
         ));
         info!(address = %self.address, "listening");
+        let last_callback = CancellationToken::new();
+        let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
+            info!(%address, "listening for callbacks");
+            tokio::spawn(callbacks.serve(listener, last_callback.clone()))
+        });
+        if let Some(registration) = self.registration.filter(|_| self.config.callbacks.register) {
+            // It begins nothing once the drain has begun; what it is at, the drain waits for.
+            tokio::spawn(registration.run(drain.clone()));
+        }
 
         tokio::select! {
             () = stop.soft.cancelled() => {}
@@ -135,12 +177,19 @@ impl App {
             }
             () = stop.hard.cancelled() => warn!("told to stop at once"),
         }
+        // Until now: ThingSpace does not send for long what nobody takes.
+        last_callback.cancel();
         background.cancel();
         if running.await.is_err() {
             warn!("following the store ended in a panic");
         }
         if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
             serving.abort();
+        }
+        if let Some(mut taking) = taking_callbacks
+            && tokio::time::timeout(GOODBYE, &mut taking).await.is_err()
+        {
+            taking.abort();
         }
         self.store.close().await;
         info!(took = ?began.elapsed(), "drained");
@@ -171,6 +220,12 @@ impl App {
         }
         Ok((health, routes))
     }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

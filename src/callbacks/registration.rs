@@ -8,7 +8,7 @@
 mod address;
 mod turn;
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
@@ -101,15 +101,15 @@ pub enum Error {
 }
 
 impl Registration {
-    /// `public_url`: where ThingSpace reaches the listener.
+    /// Port 0 in `public_url` is the listener's, as it is in its own address.
     pub fn new(
         config: &config::Callbacks,
-        public_url: &str,
+        listener: SocketAddr,
         secrets: Secrets,
         client: Client,
         tasks: TaskTracker,
     ) -> Result<Self, Error> {
-        let public = Address::parse(public_url).ok_or(Error::PublicUrl)?;
+        let public = Address::parse(&config.public_url).ok_or(Error::PublicUrl)?.or_port(listener.port());
         let accounts = secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
         let (service, recheck) = (config.service.clone(), config.recheck);
         Ok(Self(Arc::new(Inner { service, public, recheck, client, secrets, accounts, tasks })))

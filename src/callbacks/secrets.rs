@@ -170,6 +170,11 @@ impl Secrets {
         Ok(())
     }
 
+    /// The same for one account, whose pair seems to be another one.
+    pub(super) async fn refresh_pair(&self, account: &AccountName) -> Result<(), Error> {
+        self.settle(account, false).await.map(drop)
+    }
+
     /// Brings the cell of an account's pair up to date, and what is known here.
     async fn settle(&self, account: &AccountName, rotate: bool) -> Result<Pair, Error> {
         if !self.accounts().any(|configured| configured == account) {

@@ -39,6 +39,11 @@ impl Address {
         })
     }
 
+    /// With this port in place of 0.
+    pub(super) fn or_port(self, port: u16) -> Self {
+        Self { port: if self.port == 0 { port } else { self.port }, ..self }
+    }
+
     /// What an account with this secret registers.
     pub(super) fn with(&self, secret: &str) -> SecretString {
         let Self { scheme, host, port, path } = self;
