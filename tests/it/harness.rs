@@ -18,6 +18,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
+    callbacks::{Callbacks, registration::Registration},
     config::{Config, Credentials},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
@@ -27,7 +28,7 @@ use thingspace_gateway::{
     },
     requests::Requests,
     shutdown::Stop,
-    simulator::{Handle, Mode, Options, Simulator},
+    simulator::{CallbackOptions, Handle, Mode, Options, Simulator},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,12 @@ impl Upstream {
         Self::start(Options { mode: Mode::Manual, ..Options::default() }).await
     }
 
+    /// The same, and it calls back, to any port.
+    pub async fn calling(callbacks: CallbackOptions) -> Self {
+        let callbacks = CallbackOptions { any_port: true, patience: DEADLINE, ..callbacks };
+        Self::start(Options { mode: Mode::Manual, callbacks, ..Options::default() }).await
+    }
+
     pub async fn start(options: Options) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let secrets = [
@@ -136,6 +143,17 @@ impl Upstream {
         config
     }
 
+    /// A configuration with which results come by callbacks alone: nothing is polled by itself.
+    pub fn called(&self) -> Config {
+        let mut config = self.quiet();
+        config.credentials[0].accounts.truncate(1);
+        config.callbacks.enabled = true;
+        config.callbacks.register = true;
+        config.callbacks.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.callbacks.public_url = "http://127.0.0.1:0/callbacks/".to_owned();
+        config
+    }
+
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
@@ -164,6 +182,9 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub stop: Stop,
     pub requests: Requests,
+    pub callbacks: Option<Callbacks>,
+    pub callbacks_address: Option<SocketAddr>,
+    pub registration: Option<Registration>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -171,9 +192,11 @@ impl Gateway {
     pub async fn start(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
+        let (callbacks, callbacks_address) = (app.callbacks().cloned(), app.callbacks_address());
+        let registration = app.registration().cloned();
         let running = tokio::spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
-        Self { address, stop, requests, running }
+        Self { address, stop, requests, callbacks, callbacks_address, registration, running }
     }
 
     pub async fn client(&self) -> Client {

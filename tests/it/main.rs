@@ -14,6 +14,7 @@ mod discovery;
 mod harness;
 mod orders;
 mod process;
+mod registration;
 mod resume;
 mod status;
 mod telemetry;

@@ -1,0 +1,305 @@
+//! The registration of callbacks: made, kept, never stolen; and results that come by callbacks alone.
+
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use thingspace_gateway::{
+    callbacks::registration::{Error, Outcome, Registration},
+    config::Config,
+    identity::AccountName,
+    proto::esim::{DeviceState, RequestState, watch_request_response::Event},
+    simulator::{self, CallbackOptions, Endpoint, Fault, Gate, Ledger, Registered, Retries, What, When},
+};
+
+use crate::harness::*;
+
+const THEIRS: &str = "https://production.example:28200/callbacks/production-secret";
+
+fn account() -> AccountName {
+    AccountName::parse(ACCOUNT).unwrap()
+}
+
+async fn upstream() -> Upstream {
+    Upstream::calling(CallbackOptions::default()).await
+}
+
+/// How often it was listed, registered and deregistered.
+fn calls(ledger: &Ledger) -> [u64; 3] {
+    [Endpoint::ListCallbacks, Endpoint::RegisterCallback, Endpoint::DeregisterCallback]
+        .map(|endpoint| ledger.calls(endpoint))
+}
+
+impl Upstream {
+    fn registered(&self) -> Option<Registered> {
+        self.sim.registered(&account())
+    }
+
+    fn url(&self) -> String {
+        self.registered().expect("something is registered").url
+    }
+
+    /// A gateway that has registered.
+    async fn registering(&self, config: Config) -> Gateway {
+        let registered = self.sim.ledger().calls(Endpoint::RegisterCallback);
+        let gateway = Gateway::start(config).await;
+        // The listing after the registration: then nothing more is to come.
+        self.sim
+            .wait_until(DEADLINE, |ledger| {
+                let [listed, now, _] = calls(ledger);
+                now == registered + 1 && listed >= 2 && ledger.in_flight(Endpoint::ListCallbacks) == 0
+            })
+            .await;
+        gateway
+    }
+}
+
+impl Gateway {
+    fn registration(&self) -> &Registration {
+        self.registration.as_ref().expect("callbacks are configured")
+    }
+}
+
+fn theirs() -> Registered {
+    Registered { url: THEIRS.into(), username: "production".into(), password: "p".into() }
+}
+
+#[tokio::test]
+async fn registered_at_start_and_then_left_alone() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    let gateway = upstream.registering(config.clone()).await;
+    let made = upstream.registered().unwrap();
+    let address = gateway.callbacks_address.unwrap();
+    let secret = made.url.strip_prefix(&format!("http://{address}/callbacks/")).unwrap();
+    assert!(secret.len() >= 32, "a short secret");
+    let chars = [&made.username, made.password.expose_secret()].map(|text| text.chars().count());
+    assert!(chars.iter().all(|chars| (1..=40).contains(chars)), "{chars:?}");
+    assert_eq!(calls(&upstream.sim.ledger()), [2, 1, 0]);
+    gateway.stop().await;
+
+    config.callbacks.listen = address;
+    let gateway = Gateway::start(config).await;
+    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    gateway.stop().await;
+    let [_, registered, deregistered] = calls(&upstream.sim.ledger());
+    assert_eq!([registered, deregistered], [1, 0]);
+    assert_eq!(upstream.url(), made.url);
+}
+
+#[tokio::test]
+async fn another_s_registration_is_not_stolen_unless_forced() {
+    let upstream = upstream().await;
+    upstream.sim.register(&account(), theirs());
+    let gateway = Gateway::start(upstream.called()).await;
+    let registration = gateway.registration();
+    for refused in [
+        registration.register(&account(), false).await.map(drop),
+        registration.rotate(&account()).await.map(drop),
+        registration.deregister(&account()).await,
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(&error, Error::Taken(taken) if taken.host == "production.example"));
+        assert!(!error.to_string().contains("production-secret"), "{error}");
+    }
+    let listed = registration.list(&account()).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    assert_eq!((listed[0].host.as_str(), listed[0].ours), ("production.example", false));
+    assert_eq!(calls(&upstream.sim.ledger())[1..], [0, 0]);
+    assert_eq!(upstream.url(), THEIRS);
+
+    assert_eq!(registration.register(&account(), true).await.unwrap(), Outcome::Registered);
+    assert_eq!(calls(&upstream.sim.ledger())[1..], [1, 1]);
+    let listed = registration.list(&account()).await.unwrap();
+    assert_eq!((listed[0].host.as_str(), listed[0].ours), ("127.0.0.1", true));
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_thingspace_forgot_is_registered_again() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    config.callbacks.recheck = Duration::from_millis(50);
+    let gateway = upstream.registering(config).await;
+    let url = upstream.url();
+    upstream.sim.forget_registration(&account());
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.calls(Endpoint::RegisterCallback) == 2).await;
+    eventually("it is registered again", async || upstream.registered().is_some()).await;
+    assert_eq!(upstream.url(), url);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn one_s_own_url_with_an_earlier_secret_is_replaced() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    let gateway = upstream.registering(config.clone()).await;
+    let before = upstream.url();
+    config.callbacks.listen = gateway.callbacks_address.unwrap();
+    gateway.stop().await;
+    // A new store has another secret.
+    config.store.path = upstream.dir.path().join("another.redb");
+    let gateway = Gateway::start(config).await;
+    assert_eq!(gateway.registration().register(&account(), false).await.map(drop).ok(), Some(()));
+    assert_ne!(upstream.url(), before);
+    assert_eq!(calls(&upstream.sim.ledger())[1..], [2, 1]);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_password_in_the_files_is_registered() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    let files = ["callback-user", "callback-password"].map(|name| upstream.dir.path().join(name));
+    std::fs::write(&files[0], "from-file").unwrap();
+    std::fs::write(&files[1], "first").unwrap();
+    [config.callbacks.username_file, config.callbacks.password_file] = files.clone();
+    let gateway = upstream.registering(config).await;
+    let pair = || upstream.registered().map(|r| (r.username, r.password.expose_secret().to_owned()));
+    assert_eq!(pair(), Some(("from-file".into(), "first".into())));
+    std::fs::write(&files[1], "second").unwrap();
+    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+    assert_eq!(pair(), Some(("from-file".into(), "second".into())));
+    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_settled_by_another_look() {
+    for (when, posts) in [(When::AfterEffect, 1), (When::BeforeEffect, 2)] {
+        let upstream = upstream().await;
+        upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, when, What::Drop));
+        let mut config = upstream.called();
+        config.callbacks.register = false;
+        let gateway = Gateway::start(config).await;
+        assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+        assert_eq!(calls(&upstream.sim.ledger())[1..], [posts, 0], "{when:?}");
+        assert!(upstream.registered().is_some());
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_failure_at_start_is_made_up_for() {
+    let upstream = upstream().await;
+    let what = What::Status {
+        status: 500.try_into().unwrap(),
+        content_type: "text/html",
+        body: "down for maintenance".into(),
+    };
+    upstream.sim.inject(Fault::once(Endpoint::ListCallbacks, When::BeforeEffect, what));
+    let gateway = upstream.registering(upstream.called()).await;
+    assert!(upstream.registered().is_some());
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_an_operator_deregistered_stays_away() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    config.callbacks.recheck = Duration::from_millis(10);
+    let gateway = upstream.registering(config).await;
+    gateway.registration().deregister(&account()).await.unwrap();
+    gateway.registration().deregister(&account()).await.unwrap();
+    assert!(upstream.registered().is_none());
+    assert_eq!(calls(&upstream.sim.ledger())[1..], [1, 1]);
+    gateway.registration().register(&account(), false).await.unwrap();
+    assert!(upstream.registered().is_some());
+    gateway.stop().await;
+}
+
+/// Between the end of one registration and the next, results are lost.
+#[tokio::test]
+async fn a_drain_does_not_come_between() {
+    let upstream = upstream().await;
+    let gateway = upstream.registering(upstream.called()).await;
+    let gate = Gate::default();
+    let hold = What::Hold(gate.clone());
+    upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, When::BeforeEffect, hold));
+    let registration = gateway.registration().clone();
+    let rotating = tokio::spawn(async move { registration.rotate(&account()).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1).await;
+    assert!(upstream.registered().is_none());
+    rotating.abort();
+    gateway.stop.soft.cancel();
+    let stopping = tokio::spawn(gateway.stop());
+    gate.open();
+    within("the gateway ends", stopping).await.unwrap();
+    assert!(upstream.registered().is_some());
+}
+
+#[tokio::test]
+async fn an_unknown_account_and_no_public_url() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    config.callbacks.register = false;
+    let gateway = Gateway::start(config.clone()).await;
+    let unknown = AccountName::parse("0000999999-00009").unwrap();
+    let refused = gateway.registration().register(&unknown, true).await;
+    assert!(matches!(refused, Err(Error::NotConfigured(_))), "{refused:?}");
+    let refused = gateway.registration().list(&unknown).await;
+    assert!(matches!(refused, Err(Error::NotConfigured(_))), "{refused:?}");
+    gateway.stop().await;
+    config.callbacks.public_url.clear();
+    let gateway = Gateway::start(config).await;
+    assert!(gateway.registration.is_none() && gateway.callbacks.is_some());
+    gateway.stop().await;
+    assert_eq!(calls(&upstream.sim.ledger()), [0, 0, 0]);
+}
+
+/// ThingSpace goes on sending the old pair, in turn with the new.
+#[tokio::test]
+async fn a_replaced_pair_is_accepted_within_its_grace_and_not_after() {
+    for (grace, acknowledged) in [(Duration::from_hours(1), 4), (Duration::ZERO, 2)] {
+        let callbacks = CallbackOptions {
+            old_pair: Duration::from_hours(1),
+            retries: Retries { times: 0, interval: Duration::ZERO },
+            ..CallbackOptions::default()
+        };
+        let upstream = Upstream::calling(callbacks).await;
+        let mut config = upstream.called();
+        config.callbacks.password_grace = grace;
+        let gateway = upstream.registering(config).await;
+        let before = upstream.registered().unwrap();
+        assert_eq!(gateway.registration().rotate(&account()).await.unwrap(), Outcome::Registered);
+        let after = upstream.registered().unwrap();
+        assert_eq!(after.url, before.url);
+        assert_ne!(after.password.expose_secret(), before.password.expose_secret());
+        let id = place(&mut gateway.client().await, "k", 0..4).await.unwrap();
+        upstream.sim.finish_all(&id, simulator::Outcome::Success);
+        let answered = |ledger: &Ledger| {
+            let attempts = ledger.callbacks_of(&id);
+            attempts.acknowledged + attempts.refused.values().sum::<u64>() == 4
+        };
+        let attempts = upstream.sim.wait_until(DEADLINE, answered).await.callbacks_of(&id);
+        assert_eq!(attempts.acknowledged, acknowledged);
+        assert_eq!(attempts.refused.get(&401).copied().unwrap_or_default(), 4 - acknowledged);
+        gateway.stop().await;
+    }
+}
+
+/// From the order to the watcher's last message, and ThingSpace is never asked.
+#[tokio::test]
+async fn a_result_comes_by_itself() {
+    let upstream = upstream().await;
+    let gateway = upstream.registering(upstream.called()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..3).await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    let (Event::Snapshot(snapshot), _) = watching.event().await else { panic!("a snapshot comes first") };
+    assert_eq!(states(&snapshot), [DeviceState::Pending; 3]);
+    upstream.sim.finish(&id, &device(1).eid, simulator::Outcome::Failed);
+    let (Event::Change(change), _) = watching.event().await else { panic!("then a change") };
+    assert_eq!(change.devices.len(), 1);
+    assert_eq!(change.devices[0].state(), DeviceState::Failed);
+    let fault = change.devices[0].fault.as_ref().expect("the callback knows the reason");
+    assert_eq!(fault.code, "DeviceProfileService.REQUEST_FAILED.DownloadFailed");
+    upstream.sim.finish(&id, &device(0).eid, simulator::Outcome::Success);
+    upstream.sim.finish(&id, &device(2).eid, simulator::Outcome::Success);
+    let last = watching.rest().await.pop().and_then(|message| message.event);
+    let Some(Event::Change(last)) = last else { panic!("the last message is a change: {last:?}") };
+    assert_eq!(last.state(), RequestState::PartiallySucceeded);
+    // The watcher may know before ThingSpace has its answer.
+    let acknowledged = |ledger: &Ledger| ledger.callbacks_of(&id).acknowledged == 3;
+    assert_eq!(upstream.sim.wait_until(DEADLINE, acknowledged).await.polls(), 0);
+    gateway.stop().await;
+}
