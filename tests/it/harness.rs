@@ -18,6 +18,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
+    callbacks::Callbacks,
     config::{Config, Credentials},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
@@ -136,6 +137,14 @@ impl Upstream {
         config
     }
 
+    /// The quiet configuration, with a listener for callbacks.
+    pub fn with_callbacks(&self) -> Config {
+        let mut config = self.quiet();
+        config.callbacks.enabled = true;
+        config.callbacks.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config
+    }
+
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
@@ -164,6 +173,8 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub stop: Stop,
     pub requests: Requests,
+    /// Where it takes callbacks, if it does.
+    pub callbacks: Option<(SocketAddr, Callbacks)>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -171,9 +182,10 @@ impl Gateway {
     pub async fn start(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
+        let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
         let running = tokio::spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
-        Self { address, stop, requests, running }
+        Self { address, stop, requests, callbacks, running }
     }
 
     pub async fn client(&self) -> Client {
