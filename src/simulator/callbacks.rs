@@ -155,7 +155,9 @@ impl Callbacks {
 
     pub(super) fn release(&mut self, sequence: Sequence) {
         let held = sequence.arrange(self.held.take().unwrap_or_default());
-        held.into_iter().for_each(|callback| self.send(Errand::Deliver(callback)));
+        for callback in held {
+            self.send(Errand::Deliver(callback));
+        }
     }
 
     /// Sends it when its turn comes, or keeps it while callbacks are held.

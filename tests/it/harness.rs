@@ -143,14 +143,20 @@ impl Upstream {
         config
     }
 
-    /// A configuration with which results come by callbacks alone: nothing is polled by itself.
-    pub fn called(&self) -> Config {
+    /// The quiet configuration, with a listener for callbacks.
+    pub fn with_callbacks(&self) -> Config {
         let mut config = self.quiet();
-        config.credentials[0].accounts.truncate(1);
         config.callbacks.enabled = true;
-        config.callbacks.register = true;
         config.callbacks.listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        config.callbacks.public_url = "http://127.0.0.1:0/callbacks/".to_owned();
+        config
+    }
+
+    /// The same for the first account, which registers the listener: results come by callbacks alone.
+    pub fn called(&self) -> Config {
+        let mut config = self.with_callbacks();
+        config.credentials[0].accounts.truncate(1);
+        config.callbacks.register = true;
+        config.callbacks.public_url = "http://127.0.0.1:0/callbacks/".into();
         config
     }
 
@@ -182,8 +188,8 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub stop: Stop,
     pub requests: Requests,
-    pub callbacks: Option<Callbacks>,
-    pub callbacks_address: Option<SocketAddr>,
+    /// Where it takes callbacks, if it does.
+    pub callbacks: Option<(SocketAddr, Callbacks)>,
     pub registration: Option<Registration>,
     running: JoinHandle<anyhow::Result<()>>,
 }
@@ -192,11 +198,11 @@ impl Gateway {
     pub async fn start(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
-        let (callbacks, callbacks_address) = (app.callbacks().cloned(), app.callbacks_address());
+        let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
         let registration = app.registration().cloned();
         let running = tokio::spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
-        Self { address, stop, requests, callbacks, callbacks_address, registration, running }
+        Self { address, stop, requests, callbacks, registration, running }
     }
 
     pub async fn client(&self) -> Client {

@@ -1,6 +1,6 @@
 //! The registration of callbacks: made, kept, never stolen; and results that come by callbacks alone.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
@@ -54,6 +54,10 @@ impl Upstream {
 }
 
 impl Gateway {
+    fn address_of_callbacks(&self) -> SocketAddr {
+        self.callbacks.as_ref().expect("callbacks are configured").0
+    }
+
     fn registration(&self) -> &Registration {
         self.registration.as_ref().expect("callbacks are configured")
     }
@@ -69,7 +73,7 @@ async fn registered_at_start_and_then_left_alone() {
     let mut config = upstream.called();
     let gateway = upstream.registering(config.clone()).await;
     let made = upstream.registered().unwrap();
-    let address = gateway.callbacks_address.unwrap();
+    let address = gateway.address_of_callbacks();
     let secret = made.url.strip_prefix(&format!("http://{address}/callbacks/")).unwrap();
     assert!(secret.len() >= 32, "a short secret");
     let chars = [&made.username, made.password.expose_secret()].map(|text| text.chars().count());
@@ -134,7 +138,7 @@ async fn one_s_own_url_with_an_earlier_secret_is_replaced() {
     let mut config = upstream.called();
     let gateway = upstream.registering(config.clone()).await;
     let before = upstream.url();
-    config.callbacks.listen = gateway.callbacks_address.unwrap();
+    config.callbacks.listen = gateway.address_of_callbacks();
     gateway.stop().await;
     // A new store has another secret.
     config.store.path = upstream.dir.path().join("another.redb");

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long an attempt is open at most.
-const OPEN: Duration = Duration::from_secs(60);
+const OPEN: Duration = Duration::from_mins(1);
 
 /// What becomes of a callback that is not acknowledged with a 2xx.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use crate::{
 
 /// The ways in which callbacks differ. The default is the example of the download page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one difference that was seen, free of the others")]
 pub struct CallbackShape {
     pub case: Case,
     pub kinds: Kinds,
