@@ -182,15 +182,33 @@ async fn a_lost_answer_is_settled_by_another_look() {
     }
 }
 
+fn answer(status: u16, body: &str) -> What {
+    let status = status.try_into().unwrap();
+    What::Status { status, content_type: "application/json", body: body.to_owned() }
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_insisted_against() {
+    let upstream = upstream().await;
+    let refusal =
+        answer(400, r#"{"errorCode":"UnifiedWebService.INPUT_INVALID.Url.Invalid","errorMessage":"m"}"#);
+    upstream.sim.inject(Fault::always(Endpoint::RegisterCallback, When::BeforeEffect, refusal));
+    let mut config = upstream.called();
+    config.callbacks.register = false;
+    let gateway = Gateway::start(config).await;
+    let error = gateway.registration().register(&account(), false).await.unwrap_err();
+    assert!(error.to_string().contains("INPUT_INVALID.Url.Invalid"), "{error}");
+    assert_eq!(calls(&upstream.sim.ledger()), [2, 1, 0]);
+    upstream.sim.clear_faults();
+    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn a_failure_at_start_is_made_up_for() {
     let upstream = upstream().await;
-    let what = What::Status {
-        status: 500.try_into().unwrap(),
-        content_type: "text/html",
-        body: "down for maintenance".into(),
-    };
-    upstream.sim.inject(Fault::once(Endpoint::ListCallbacks, When::BeforeEffect, what));
+    let down = answer(500, "down for maintenance");
+    upstream.sim.inject(Fault::once(Endpoint::ListCallbacks, When::BeforeEffect, down));
     let gateway = upstream.registering(upstream.called()).await;
     assert!(upstream.registered().is_some());
     gateway.stop().await;

@@ -107,6 +107,8 @@ impl Turn {
                         continue;
                     }
                 }
+                // Refused, and not because somebody was faster.
+                None if matches!(doubt, Some(Error::ThingSpace(thingspace::Error::Refused(_)))) => break,
                 None => {}
             }
             added = true;

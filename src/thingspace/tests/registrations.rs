@@ -32,6 +32,11 @@ async fn registered_listed_and_deregistered() {
         assert_eq!(world.listed().await, [(SERVICE.into(), URL.into(), "gateway".into())]);
         let registered = world.handle.registered(&account()).unwrap();
         assert_eq!(registered.password.expose_secret(), "open sesame");
+        let listed = world.client.callbacks(&account()).await.unwrap().remove(0);
+        let has = ["open sesame", "sesame"].map(|password| listed.has_password(&password.into()));
+        assert_eq!(has, [Some(true), Some(false)]);
+        let shown = format!("{listed:?}");
+        assert!(!shown.contains("sesame") && !shown.contains("gateway.example"), "{shown}");
         assert!(matches!(world.register().await, Err(Error::Refused(r)) if r.kind == RefusalKind::Other));
         world.client.deregister_callback(&account(), SERVICE).await.unwrap();
         assert_eq!(world.listed().await, []);
