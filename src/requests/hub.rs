@@ -75,7 +75,7 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
-    /// Orders without an outcome, or whose request does not know of them yet.
+    /// Orders without an outcome, or whose request does not know of them yet; without what was ordered.
     orders: HashMap<String, Order>,
     orphans: Recent<RequestId>,
     /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
@@ -300,6 +300,8 @@ impl Hub {
         }
         let order = projection.orders.entry(id.to_owned()).or_default();
         order.apply(entry.position, entry.time, &event);
+        // Up to 10,000 devices, of an order that may stay open for days: whoever needs them reads the log.
+        order.ordered = None;
         if order.outcome == Some(Outcome::NotPlaced) {
             projection.orders.remove(id);
         }
@@ -438,8 +440,8 @@ impl Hub {
             requests.chain(orders).min()
         };
         let folded = self.progress.borrow().folded;
-        // Nothing open: everything folded so far is behind us.
-        if let Some(mark) = oldest_open.or(folded)
+        // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
+        if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && self.is_caught_up()
             && let Err(error) = LowWater::raise(&*self.store, mark).await
         {
