@@ -27,7 +27,8 @@ pub enum Error {
 #[error("{code} (HTTP {status})")]
 pub struct Refusal {
     pub kind: RefusalKind,
-    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`; never the message.
+    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word of 8 digits or more; never the
+    /// message.
     pub code: String,
     pub status: u16,
 }
