@@ -95,8 +95,8 @@ impl App {
         let (health, routes) = self.routes(&drain, &calls).await?;
 
         let running = tokio::spawn({
-            let (requests, background) = (self.requests.clone(), background.clone());
-            async move { requests.run(background).await }
+            let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
+            async move { requests.run(drain, background).await }
         });
         let mut serving = tokio::spawn(server::serve(
             self.listener,

@@ -134,13 +134,13 @@ impl Requests {
         }
     }
 
-    /// Follows the store and polls ThingSpace until stopped.
-    pub async fn run(&self, stop: CancellationToken) {
-        let follow = self.hub.follow(stop.clone());
+    /// Polls ThingSpace until `drain`, so that questions under way come to an end, and follows the store until `stop`.
+    pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
+        let follow = self.hub.follow(stop);
         let poll = async {
-            if stop.run_until_cancelled(self.hub.caught_up()).await.is_some() {
+            if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
                 self.orders.recover().await;
-                Arc::clone(&self.poller).run(stop.clone()).await;
+                Arc::clone(&self.poller).run(drain.clone()).await;
             }
         };
         tokio::join!(follow, poll);
