@@ -135,9 +135,7 @@ impl Asker {
         id: &RequestId,
         purpose: Purpose,
     ) -> Result<Answer, Error> {
-        let began = Instant::now();
-        let lookup = self.client.request_status(account, id, purpose).await?;
-        let took = began.elapsed();
+        let (lookup, took) = self.client.request_status(account, id, purpose).await?;
         let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
         let (events, known_account) = match &attached {
             Some(tracked) => {

@@ -1,8 +1,9 @@
 //! The calls others make: what they cost at the limiter, which tokens they carry, and the one repeat per kind of token.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     Error, Order, StatusAnswer, code,
@@ -113,29 +114,29 @@ impl Client {
         self.exchange(&upstream, permit, Endpoint::Download, body, wire::request_id).await
     }
 
-    /// One GET (and the same authentication repeats).
+    /// One GET (and the same authentication repeats), and how long that took once it had its permit.
     pub async fn request_status(
         &self,
         account: &AccountName,
         request: &RequestId,
         purpose: Purpose,
-    ) -> Result<StatusLookup, Error> {
+    ) -> Result<(StatusLookup, Duration), Error> {
         let upstream = self.upstream(account)?;
         upstream.tokens.pair().await?;
         let permit = match purpose {
             Purpose::Poll => upstream.limiter.wait(Class::Poll).await?,
             Purpose::Foreign => upstream.limiter.take_foreign()?,
         };
+        let began = Instant::now();
         let endpoint = Endpoint::Status { account, request };
         let answer =
             self.exchange(&upstream, permit, endpoint, Bytes::new(), |body| wire::status(body, request));
-        match answer.await {
-            Ok(answer) => Ok(StatusLookup::Found(answer)),
-            Err(Error::Refused(refusal)) if code::says_unknown_request(&refusal) => {
-                Ok(StatusLookup::NotKnown)
-            }
-            Err(error) => Err(error),
-        }
+        let lookup = match answer.await {
+            Ok(answer) => StatusLookup::Found(answer),
+            Err(Error::Refused(refusal)) if code::says_unknown_request(&refusal) => StatusLookup::NotKnown,
+            Err(error) => return Err(error),
+        };
+        Ok((lookup, began.elapsed()))
     }
 
     fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {

@@ -29,7 +29,7 @@ pub struct Tracked {
     asked: Mutex<Option<Asked>>,
 }
 
-/// When ThingSpace answered a question about a request last, and how long that took.
+/// When ThingSpace answered a question about a request last, and how long that took it.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
     pub at: Instant,
