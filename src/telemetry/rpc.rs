@@ -38,6 +38,10 @@ const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+/// The longest method that is named, in bytes. What is longer is none of ours: whoever can connect could fill the log with it.
+const MAX_METHOD: usize = 128;
+const OTHER: &str = "_OTHER";
+
 const CANCELLED: &str = "CANCELLED";
 const UNKNOWN: &str = "UNKNOWN";
 
@@ -147,7 +151,8 @@ struct Call {
 
 impl Call {
     fn begin<B>(request: &Request<B>) -> Self {
-        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let method = request.uri().path().trim_start_matches('/');
+        let method = if method.len() > MAX_METHOD { OTHER } else { method }.to_owned();
         let span = tracing::info_span!(
             "rpc",
             otel.name = method,
