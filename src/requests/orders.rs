@@ -148,12 +148,16 @@ impl Orders {
         let hash = key::hash(&placement.order);
         let turn = self.key_lock(&cell.name).lock_owned();
         let turn = tokio::time::timeout_at(deadline, turn).await.map_err(|_| Error::OrderInProgress)?;
-        let before = match Key::load(&*self.store, &cell).await? {
+        let settled = async {
+            match Key::load(&*self.store, &cell).await? {
+                None => Ok(None),
+                Some(key) => self.settle(&cell, key, &hash).await.map(Some),
+            }
+        };
+        let before = match tokio::time::timeout_at(deadline, settled).await.map_err(|_| Error::Deadline)?? {
             None => None,
-            Some(key) => match self.settle(&cell, key, &hash).await? {
-                Settled::Free(key) => Some(key),
-                Settled::Placed(request_id) => return Ok(Placed { request_id, replayed: true }),
-            },
+            Some(Settled::Free(key)) => Some(key),
+            Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
         };
         self.place_new(placement.order, cell, before, &hash, turn, deadline).await
     }
