@@ -29,6 +29,10 @@ use crate::{
     thingspace::{Client, Purpose, StatusLookup},
 };
 
+/// How long a failure answers whoever asks about the same request: as long as callers are told to wait. Else, while ThingSpace
+/// fails, their number would decide how much is asked.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+
 /// How long "ThingSpace does not know this request" is believed, for requests made elsewhere.
 const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
@@ -71,6 +75,9 @@ impl Asker {
         let fresh = |asked: Asked| asked.at.checked_add(max_age).is_none_or(|until| until > began);
         if tracked.asked().is_some_and(fresh) {
             return Ok(());
+        }
+        if let Some(error) = tracked.failed(FAILED_FOR) {
+            return Err(error);
         }
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
         // A request of ours that ThingSpace does not know yet stays as it is.
@@ -116,6 +123,9 @@ impl Asker {
             async move {
                 let (account, id) = &key;
                 let answer = asker.ask_alone(account, id, purpose).await;
+                if let (Err(error), Some(tracked)) = (&answer, asker.hub.get(id)) {
+                    tracked.set_failed(error.clone());
+                }
                 lock(&asker.flights).remove(&key);
                 answer
             }
