@@ -11,7 +11,7 @@ pub enum Error {
     /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
-    /// Nothing was executed.
+    /// Nothing was executed: ThingSpace throttles, or our own rate for it is used up.
     #[error("throttled by ThingSpace")]
     Throttled { retry_after: Option<Duration> },
     /// Nothing was executed: no connection, no byte written, or no token to be had.
