@@ -165,6 +165,8 @@ impl App {
                 tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                    // So that generic clients can show the details of an error.
+                    .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
             routes = routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);

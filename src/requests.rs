@@ -22,7 +22,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::debug;
 use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
@@ -59,7 +59,7 @@ async fn append(
     let bytes = event::encode(kind);
     for _ in 1..APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason)) => warn!(log = log.encode(), reason, "repeating an append"),
+            Err(StoreError::Ambiguous(reason)) => debug!(log = log.encode(), reason, "repeating an append"),
             settled => return settled,
         }
     }
@@ -211,7 +211,7 @@ impl Requests {
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
             if let Err(error) = self.asker.refresh(tracked, Instant::now(), self.limits.min_age).await {
-                warn!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
+                debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
         }
     }

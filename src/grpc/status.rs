@@ -208,7 +208,8 @@ fn describe(error: &Error) -> Answer {
 }
 
 fn store(error: &StoreError) -> Answer {
-    tracing::warn!(%error, "a call failed because of the store");
+    // The store has logged what is wrong with it.
+    tracing::debug!(%error, "a call failed because of the store");
     answer(Code::Unavailable, "STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call")
         .retry(SOON)
 }

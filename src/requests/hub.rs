@@ -243,11 +243,14 @@ impl Hub {
 
     async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
         let load = async {
+            let mut said = false;
             loop {
                 match LowWater::load(&*self.store).await {
                     Ok(mark) => return mark.and_then(LowWater::position),
                     Err(error) => {
-                        warn!(%error, "cannot read the low-water mark yet");
+                        if !std::mem::replace(&mut said, true) {
+                            warn!(%error, "cannot read the low-water mark yet; trying until it works");
+                        }
                         tokio::time::sleep(READ_RETRY).await;
                     }
                 }
@@ -320,11 +323,14 @@ impl Hub {
         if !decides && lock(&self.projection).orphans.contains(&id) {
             return;
         }
+        let mut said = false;
         let folded = loop {
             match self.read(&id).await {
                 Ok(folded) => break folded,
                 Err(error) => {
-                    warn!(request.id = %id, %error, "cannot read a log yet");
+                    if !std::mem::replace(&mut said, true) {
+                        warn!(request.id = %id, %error, "cannot read a log yet; trying until it works");
+                    }
                     tokio::time::sleep(READ_RETRY).await;
                 }
             }
