@@ -29,17 +29,19 @@ struct Given {
 }
 
 /// The configuration as far as it can be read, and what cannot. A value with a problem is left at its default.
-pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) -> (Config, Problems) {
+pub(super) fn merge(
+    file: Option<(&Path, Map<String, Value>)>,
+    env: &HashMap<String, String>,
+) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
     let mut problems = Problems::default();
     let mut given = Vec::new();
-    if let Some((path, text)) = file {
-        match parse_toml(text) {
-            Ok(table) => leaves(&[], table, &format!("in {}", path.display()), &mut given),
-            Err(error) => problems.push(format!("{}: {error}", path.display())),
-        }
+    if let Some((path, table)) = file {
+        leaves(&[], table, &format!("in {}", path.display()), &mut given);
     }
     given.extend(from_environment(env));
+    // Tables and the environment have no order; what is reported has. It is stable: the environment stays behind the file.
+    given.sort_by(|one, other| one.path.cmp(&other.path));
 
     let mut merged = defaults.clone();
     for Given { path, value, origin } in given {
@@ -57,6 +59,11 @@ pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) 
         config.telemetry.otlp_endpoint.clear();
     }
     (config, problems)
+}
+
+/// A file's table. One that is not TOML has no other problems: nothing of it was read.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, Problems> {
+    parse_toml(text).map_err(|error| Problems::one(format!("{}: {error}", path.display())))
 }
 
 fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
