@@ -14,6 +14,16 @@ const DEFAULTS: &str = include_str!("../config.default.toml");
 const PREFIX: &str = "THINGSPACE_GATEWAY";
 const SEPARATOR: &str = "__";
 
+/// An entry of `[[credentials]]` in the right shape.
+const CREDENTIALS: &str = r#"
+    name = ""
+    accounts = []
+    key_file = ""
+    secret_file = ""
+    username_file = ""
+    password_file = ""
+"#;
+
 /// Variables with names of their own, and the key each stands for. The later of two wins, ours wins over all.
 const FOREIGN: [(&str, &[&str]); 3] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
@@ -108,15 +118,10 @@ fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, orig
     if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
         && section == "credentials"
     {
-        let entries = entries.iter().zip(1..);
         return entries
-            .flat_map(|(entry, number)| {
-                let key = format!("credentials #{number}");
-                read::<Credentials>(entry.clone(), origin, |unknown| match unknown {
-                    Some(unknown) => format!("{key}: {unknown}"),
-                    None => key.clone(),
-                })
-            })
+            .iter()
+            .zip(1..)
+            .flat_map(|(entry, number)| try_credentials(entry, number, origin))
             .collect();
     }
     let mut trial = defaults.clone();
@@ -125,6 +130,30 @@ fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, orig
         Some(unknown) => unknown.to_owned(),
         None => path.join("."),
     })
+}
+
+/// What is wrong with an entry of `[[credentials]]`: each value is tried on an entry that is right.
+fn try_credentials(entry: &Value, number: usize, origin: &str) -> Vec<String> {
+    let name = format!("credentials #{number}");
+    let ValueKind::Table(entry) = &entry.kind else {
+        return vec![format!("{name}: is not a section; write [[credentials]] ({origin})")];
+    };
+    let right = parse_toml(CREDENTIALS).expect("an entry that is right");
+    let mut keys: Vec<_> = right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
+    keys.sort();
+    keys.into_iter()
+        .flat_map(|key| match entry.get(key) {
+            None => vec![format!("{name}: {key} is missing ({origin})")],
+            Some(value) => {
+                let mut trial = right.clone();
+                trial.insert(key.clone(), value.clone());
+                read::<Credentials>(Value::new(None, trial), origin, |unknown| match unknown {
+                    Some(unknown) => format!("{name}: {unknown}"),
+                    None => name.clone(),
+                })
+            }
+        })
+        .collect()
 }
 
 /// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown key, or what was

@@ -118,6 +118,10 @@ fn every_wrong_value_is_reported_with_its_place() {
     let lines = problems(merged(file, &env));
     let begins = [
         "credentials #1: accounts is missing (in gateway.toml)",
+        "credentials #1: key_file is missing",
+        "credentials #1: password_file is missing",
+        "credentials #1: secret_file is missing",
+        "credentials #1: username_file is missing",
         "credentials #2: accounts",
         "grpc.listen: ",
         "grpc.max_concurrent_streams: ",
