@@ -142,12 +142,6 @@ impl Hub {
         self.events_read.load(Ordering::Relaxed)
     }
 
-    /// The ids of the open requests.
-    pub fn open_requests(&self) -> Vec<RequestId> {
-        let projection = lock(&self.projection);
-        projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
-    }
-
     /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
     pub async fn attach(
         &self,

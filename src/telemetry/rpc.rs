@@ -175,7 +175,8 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let (method, milliseconds) = (&self.method, self.began.elapsed().as_millis());
+        let method = &self.method;
+        let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
         // Outside of the span, which would say all of it again.
         if FAILURES.contains(&code) {
