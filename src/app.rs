@@ -94,7 +94,7 @@ impl App {
         let background = CancellationToken::new();
         let (health, routes) = self.routes(&drain, &calls).await?;
 
-        let running = tokio::spawn({
+        let mut running = tokio::spawn({
             let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
             async move { requests.run(drain, background).await }
         });
@@ -109,6 +109,8 @@ impl App {
         tokio::select! {
             () = stop.soft.cancelled() => {}
             served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
+            // Without it nothing that is stored would be seen any more: better to start anew.
+            ended = &mut running => ended.context("following the store panicked")?,
             () = async {
                 self.requests.ready().await;
                 set_health(&health, ServingStatus::Serving).await;
@@ -136,13 +138,15 @@ impl App {
             () = stop.hard.cancelled() => warn!("told to stop at once"),
         }
         background.cancel();
-        if running.await.is_err() {
+        if !running.is_finished() && running.await.is_err() {
             warn!("following the store ended in a panic");
         }
         if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
             serving.abort();
         }
-        self.store.close().await;
+        if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
+            warn!("the store does not close in time; what was acknowledged is in it all the same");
+        }
         info!(took = ?began.elapsed(), "drained");
         Ok(())
     }

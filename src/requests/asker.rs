@@ -50,6 +50,18 @@ pub enum Answer {
     NotKnown,
 }
 
+/// Ends a flight for those who come later, also when it panics.
+struct Landing {
+    asker: Arc<Asker>,
+    key: (AccountName, RequestId),
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        lock(&self.asker.flights).remove(&self.key);
+    }
+}
+
 #[derive(Debug)]
 pub struct Asker {
     store: Arc<dyn Store>,
@@ -118,15 +130,14 @@ impl Asker {
     }
 
     fn launch(self: &Arc<Self>, key: (AccountName, RequestId), purpose: Purpose) -> Flight {
-        let asker = Arc::clone(self);
+        let landing = Landing { asker: Arc::clone(self), key };
         let task = self.tasks.spawn(
             async move {
-                let (account, id) = &key;
+                let (asker, (account, id)) = (&landing.asker, &landing.key);
                 let answer = asker.ask_alone(account, id, purpose).await;
                 if let (Err(error), Some(tracked)) = (&answer, asker.hub.get(id)) {
                     tracked.set_failed(error.clone());
                 }
-                lock(&asker.flights).remove(&key);
                 answer
             }
             .in_current_span(),
