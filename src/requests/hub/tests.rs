@@ -216,7 +216,7 @@ async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it(
     behind.keep_house().await;
 
     let next = Running::start(&store, KEEP).await;
-    assert!(next.hub.open_requests().contains(&id(1)), "open, and not yet folded when the mark was raised");
+    assert!(open_requests(&next.hub).contains(&id(1)), "open, and not yet folded when the mark was raised");
     next.stop().await;
 }
 
