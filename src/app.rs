@@ -127,9 +127,9 @@ impl App {
         let background = CancellationToken::new();
         let (health, routes) = self.routes(&drain, &calls).await?;
 
-        let running = tokio::spawn({
-            let (requests, background) = (self.requests.clone(), background.clone());
-            async move { requests.run(background).await }
+        let mut running = tokio::spawn({
+            let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
+            async move { requests.run(drain, background).await }
         });
         let mut serving = tokio::spawn(server::serve(
             self.listener,
@@ -151,6 +151,8 @@ impl App {
         tokio::select! {
             () = stop.soft.cancelled() => {}
             served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
+            // Without it nothing that is stored would be seen any more: better to start anew.
+            ended = &mut running => ended.context("following the store panicked")?,
             () = async {
                 self.requests.ready().await;
                 set_health(&health, ServingStatus::Serving).await;
@@ -180,7 +182,7 @@ impl App {
         // Until now: ThingSpace does not send for long what nobody takes.
         last_callback.cancel();
         background.cancel();
-        if running.await.is_err() {
+        if !running.is_finished() && running.await.is_err() {
             warn!("following the store ended in a panic");
         }
         if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
@@ -191,7 +193,9 @@ impl App {
         {
             taking.abort();
         }
-        self.store.close().await;
+        if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
+            warn!("the store does not close in time; what was acknowledged is in it all the same");
+        }
         info!(took = ?began.elapsed(), "drained");
         Ok(())
     }
@@ -214,6 +218,8 @@ impl App {
                 tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                    // So that generic clients can show the details of an error.
+                    .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
             routes = routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);

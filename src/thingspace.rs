@@ -12,6 +12,7 @@ mod error;
 mod limit;
 mod session;
 mod transport;
+mod trouble;
 mod verdict;
 mod wire;
 

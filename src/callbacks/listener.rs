@@ -3,13 +3,12 @@
 //! The port may be open to the world, so nothing here waits for a peer without bound, and a connection on which nothing begins
 //! is ended. What a callback is, is the business of [`Callbacks`].
 
+mod crowd;
+
 use std::{
     convert::Infallible,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -25,7 +24,6 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
@@ -33,8 +31,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use super::{Bytes, Callbacks};
+use crowd::{Activity, Crowd, Open, Place};
 
-/// Connections open at once; what is above is closed at once.
+/// Connections open at once; one more takes the place of the oldest that rests.
 const MAX_CONNECTIONS: usize = 1_024;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -62,7 +61,7 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let connections = TaskTracker::new();
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let crowd = Crowd::new(MAX_CONNECTIONS);
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let tcp = match accepted {
             Ok((tcp, _)) => tcp,
@@ -72,14 +71,14 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        let Some(place) = crowd.admit() else {
             debug!("too many connections to the callbacks' listener");
             continue;
         };
-        let connection = connection(callbacks.clone(), tcp, tls.clone(), stop.clone());
+        let (callbacks, tls, stop) = (callbacks.clone(), tls.clone(), stop.clone());
         connections.spawn(async move {
-            connection.await;
-            drop(permit);
+            let connection = connection(callbacks, tcp, tls, &place, stop);
+            place.taken.run_until_cancelled(connection).await;
         });
     }
     drop(listener);
@@ -87,12 +86,18 @@ pub(super) async fn serve(
     connections.wait().await;
 }
 
-async fn connection(callbacks: Callbacks, tcp: TcpStream, tls: Option<TlsAcceptor>, stop: CancellationToken) {
+async fn connection(
+    callbacks: Callbacks,
+    tcp: TcpStream,
+    tls: Option<TlsAcceptor>,
+    place: &Place,
+    stop: CancellationToken,
+) {
     // Without the option answers are only slower.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return drive(callbacks, tcp, stop).await };
+    let Some(tls) = tls else { return drive(callbacks, tcp, &place.activity, stop).await };
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => drive(callbacks, stream, stop).await,
+        Ok(Ok(stream)) => drive(callbacks, stream, &place.activity, stop).await,
         Ok(Err(error)) => debug!(%error, "no TLS handshake"),
         Err(_) => debug!("no TLS handshake in time"),
     }
@@ -101,6 +106,7 @@ async fn connection(callbacks: Callbacks, tcp: TcpStream, tls: Option<TlsAccepto
 async fn drive(
     callbacks: Callbacks,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    activity: &Arc<Activity>,
     stop: CancellationToken,
 ) {
     let mut server = auto::Builder::new(TokioExecutor::new());
@@ -115,8 +121,7 @@ async fn drive(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("16 KiB"))
         .max_concurrent_streams(MAX_STREAMS);
-    let activity = Arc::new(Activity::default());
-    let service = TowerToHyperService::new(Service { callbacks, activity: Arc::clone(&activity) });
+    let service = TowerToHyperService::new(Service { callbacks, activity: Arc::clone(activity) });
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
     let mut look = interval(HEADER_TIMEOUT);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -141,38 +146,6 @@ async fn drive(
                 }
             }
         }
-    }
-}
-
-/// What happens on a connection.
-#[derive(Default)]
-struct Activity {
-    begun: AtomicU64,
-    open: AtomicUsize,
-}
-
-impl Activity {
-    /// Whether nothing is open and nothing began since the last look.
-    fn rested_since(&self, begun: &mut u64) -> bool {
-        let before = std::mem::replace(begun, self.begun.load(Ordering::Relaxed));
-        before == *begun && self.open.load(Ordering::Relaxed) == 0
-    }
-}
-
-/// A request while it is open.
-struct Open(Arc<Activity>);
-
-impl Open {
-    fn new(activity: &Arc<Activity>) -> Self {
-        activity.begun.fetch_add(1, Ordering::Relaxed);
-        activity.open.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

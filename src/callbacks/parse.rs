@@ -107,7 +107,7 @@ struct Fault(Option<storage::Fault>);
 
 impl Fault {
     fn read(object: &Object<'_>) -> Option<Self> {
-        let code = thingspace::shown_code(&masked(&object.text(&["faultCode", "code"]).unwrap_or_default()));
+        let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
         let message = object.text(&["faultString", "message"]).unwrap_or_default();
         let message = cut(&masked(message.trim()), MAX_MESSAGE);
         let kept = !code.is_empty() || !message.is_empty();

@@ -75,7 +75,7 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
-    /// Orders without an outcome, or whose request does not know of them yet.
+    /// Orders without an outcome, or whose request does not know of them yet; without what was ordered.
     orders: HashMap<String, Order>,
     orphans: Recent<RequestId>,
     /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
@@ -140,12 +140,6 @@ impl Hub {
     /// How many events were read from the store since the start, by following and by loading.
     pub fn events_read(&self) -> u64 {
         self.events_read.load(Ordering::Relaxed)
-    }
-
-    /// The ids of the open requests.
-    pub fn open_requests(&self) -> Vec<RequestId> {
-        let projection = lock(&self.projection);
-        projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
     }
 
     /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
@@ -243,11 +237,14 @@ impl Hub {
 
     async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
         let load = async {
+            let mut said = false;
             loop {
                 match LowWater::load(&*self.store).await {
                     Ok(mark) => return mark.and_then(LowWater::position),
                     Err(error) => {
-                        warn!(%error, "cannot read the low-water mark yet");
+                        if !std::mem::replace(&mut said, true) {
+                            warn!(%error, "cannot read the low-water mark yet; trying until it works");
+                        }
                         tokio::time::sleep(READ_RETRY).await;
                     }
                 }
@@ -300,6 +297,8 @@ impl Hub {
         }
         let order = projection.orders.entry(id.to_owned()).or_default();
         order.apply(entry.position, entry.time, &event);
+        // Up to 10,000 devices, of an order that may stay open for days: whoever needs them reads the log.
+        order.ordered = None;
         if order.outcome == Some(Outcome::NotPlaced) {
             projection.orders.remove(id);
         }
@@ -318,11 +317,14 @@ impl Hub {
         if !decides && lock(&self.projection).orphans.contains(&id) {
             return;
         }
+        let mut said = false;
         let folded = loop {
             match self.read(&id).await {
                 Ok(folded) => break folded,
                 Err(error) => {
-                    warn!(request.id = %id, %error, "cannot read a log yet");
+                    if !std::mem::replace(&mut said, true) {
+                        warn!(request.id = %id, %error, "cannot read a log yet; trying until it works");
+                    }
                     tokio::time::sleep(READ_RETRY).await;
                 }
             }
@@ -438,8 +440,8 @@ impl Hub {
             requests.chain(orders).min()
         };
         let folded = self.progress.borrow().folded;
-        // Nothing open: everything folded so far is behind us.
-        if let Some(mark) = oldest_open.or(folded)
+        // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
+        if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && self.is_caught_up()
             && let Err(error) = LowWater::raise(&*self.store, mark).await
         {

@@ -5,14 +5,19 @@ mod sender;
 mod shapes;
 mod tls;
 
+use std::{sync::Arc, time::Duration};
+
 use thingspace_gateway::{
-    callbacks::Outcome,
+    callbacks::{Outcome, secrets::Secrets},
+    identity::{AccountName, RequestId},
     proto::esim::{DeviceState, RequestState, watch_request_response::Event},
     simulator::{Endpoint, Fault, Gate, What, When},
+    store::{Store, embedded::Embedded},
 };
 
 use crate::harness::{
-    DEADLINE, Gateway, Upstream, ask, device, eventually, place, question, states, watch, within,
+    ACCOUNT, DEADLINE, Gateway, Process, Upstream, ask, device, eventually, place, question, serve_command,
+    states, watch, within,
 };
 use sender::{Sender, about};
 
@@ -131,4 +136,89 @@ async fn what_was_acknowledged_survives_a_restart() {
     let same = Sender { url: again.url.clone(), ..sender };
     assert_eq!(same.post(&about(&id, &device(0), "Success")).await, 200);
     gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_replaced_password_goes_on_for_a_while() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    for (grace, accepted) in [(config.callbacks.password_grace, 200), (Duration::ZERO, 401)] {
+        config.callbacks.password_grace = grace;
+        let gateway = Gateway::start(config.clone()).await;
+        let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
+        let old = Sender::new(&gateway);
+        let account = AccountName::parse(ACCOUNT).unwrap();
+        old.callbacks.secrets().rotate(&account).await.unwrap();
+        let new = Sender::new(&gateway);
+        assert_ne!(old.password, new.password);
+        assert_eq!(new.post(&about(&id, &device(0), "warning")).await, 200);
+        assert_eq!(old.post(&about(&id, &device(0), "warning")).await, accepted);
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn callbacks_are_taken_while_the_gateway_drains() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let sender = Sender::new(&gateway);
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    let mut client = gateway.client().await;
+    let placing = tokio::spawn(async move { place(&mut client, "key", 0..1).await });
+    let ordered = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
+    let id = ordered.orders[0].request_id.clone();
+    gateway.stop.soft.cancel();
+    let address = gateway.address;
+    eventually("the drain has begun", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    assert_eq!(sender.post(&about(&id, &device(0), "Success")).await, 200);
+    gate.open();
+    assert_eq!(within("the order's answer", placing).await.unwrap().unwrap(), id);
+    gateway.stop().await;
+
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let status = ask(&mut gateway.client().await, question(&id)).await.unwrap();
+    assert_eq!(status.state(), RequestState::Succeeded);
+    gateway.stop().await;
+}
+
+/// With every log line there is: neither the path's secret nor the pair nor a body is in one.
+#[tokio::test]
+async fn nothing_of_a_callback_is_logged() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    config.callbacks.username_file = upstream.dir.path().join("callback-username");
+    config.callbacks.password_file = upstream.dir.path().join("callback-password");
+    std::fs::write(&config.callbacks.username_file, "verizon-says").unwrap();
+    std::fs::write(&config.callbacks.password_file, "open-sesame").unwrap();
+    let account = AccountName::parse(ACCOUNT).unwrap();
+    let store: Arc<dyn Store> =
+        Arc::new(Embedded::open(&config.store.path, Duration::from_hours(1)).unwrap());
+    let accounts = [account.clone()];
+    let secrets = Secrets::load_or_create(&config.callbacks, Arc::clone(&store), &accounts).await.unwrap();
+    let path = secrets.path(&account);
+    store.close().await;
+    drop((secrets, store));
+
+    let process = Process::spawn(serve_command(&config, upstream.dir.path()).env("RUST_LOG", "trace"));
+    let url = format!("http://{}/{path}", process.callbacks.unwrap());
+    let http = reqwest::Client::new();
+    let id = RequestId::parse("request-1").unwrap();
+    let body = about(&id, &device(7), "Success").replace(r#""user""#, r#""verizon-says""#);
+    for (body, status) in [
+        (body.replace(r#""secret""#, r#""open-sesame""#), 200),
+        (body.clone(), 401),
+        (format!("{{{body}"), 200),
+        (" ".repeat(300_000), 413),
+    ] {
+        let answer = within("an answer", http.post(&url).body(body).send()).await.unwrap();
+        assert_eq!(answer.status(), status);
+    }
+    process.terminate();
+    let (_, lines) = process.wait().await;
+    assert!(lines.iter().any(|line| line.contains("in quarantine")), "it logs");
+    for secret in [&*path, "verizon-says", "open-sesame", &*device(7).eid, &*device(7).iccid, "LOCAL"] {
+        let shown: Vec<_> = lines.iter().filter(|line| line.contains(secret)).collect();
+        assert!(shown.is_empty(), "{secret}: {shown:?}");
+    }
 }

@@ -13,6 +13,7 @@ use super::KEPT_TRANSITIONS;
 use crate::{
     identity::RequestId,
     requests::{
+        error::Error,
         event, lock,
         state::{Request, Transition},
     },
@@ -27,9 +28,11 @@ pub struct Tracked {
     /// The revision.
     changed: watch::Sender<u64>,
     asked: Mutex<Option<Asked>>,
+    /// Why the last question that failed did, and when.
+    failed: Mutex<Option<(Instant, Error)>>,
 }
 
-/// When ThingSpace answered a question about a request last, and how long that took.
+/// When ThingSpace answered a question about a request last, and how long that took it.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
     pub at: Instant,
@@ -51,7 +54,13 @@ pub struct Folded {
 impl Tracked {
     pub(super) fn new(id: RequestId, folded: Folded) -> Arc<Self> {
         let changed = watch::Sender::new(folded.request.revision);
-        Arc::new(Self { id, folded: Mutex::new(folded), changed, asked: Mutex::default() })
+        Arc::new(Self {
+            id,
+            folded: Mutex::new(folded),
+            changed,
+            asked: Mutex::default(),
+            failed: Mutex::default(),
+        })
     }
 
     /// The request as it is. Held briefly: never across an await.
@@ -65,6 +74,15 @@ impl Tracked {
 
     pub fn set_asked(&self, took: Duration) {
         *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
+    }
+
+    /// Why asking failed, if that is less than `hold` ago.
+    pub fn failed(&self, hold: Duration) -> Option<Error> {
+        lock(&self.failed).as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
+    }
+
+    pub fn set_failed(&self, error: Error) {
+        *lock(&self.failed) = Some((Instant::now(), error));
     }
 
     /// Whether somebody waits for changes.

@@ -117,6 +117,29 @@ async fn another_accounts_callback_changes_nothing() {
     gateway.stop().await;
 }
 
+/// Only those who know the secret can be too many.
+#[tokio::test]
+async fn too_many_at_once_are_asked_to_come_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
+    let sender = Sender::new(&gateway);
+    let body = sender.sign(&about(&id, &device(0), "warning")).into_bytes();
+    let beginning = format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", sender.path);
+    let mut held = Vec::new();
+    while sender.count(Outcome::TooMany) == 0 {
+        assert!(held.len() < 1000, "there is a limit");
+        held.push(begun(&gateway, &beginning).await);
+        // Each is being taken by the time the next comes: a refused one is answered at once.
+        let wrong = sender.http.get(&sender.url).send();
+        assert_eq!(within("an answer", wrong).await.unwrap().status(), 405);
+    }
+    assert_eq!(sender.post_bytes(body.clone()).await, 503);
+    drop(held);
+    eventually("there is room again", async || sender.post_bytes(body.clone()).await == 200).await;
+    gateway.stop().await;
+}
+
 /// Connections that send nothing, half a header, or a body without an end are ended, and keep nobody waiting.
 #[tokio::test]
 async fn who_dawdles_delays_nobody() {
@@ -133,7 +156,7 @@ async fn who_dawdles_delays_nobody() {
         format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{", sender.path),
     ];
     let mut slow = Vec::new();
-    for text in beginnings.iter().cycle().take(200) {
+    for text in beginnings.iter().cycle().take(60) {
         slow.push(begun(&gateway, text).await);
     }
     let mut body = about(&id, &device(0), "warning");
