@@ -14,6 +14,7 @@ pub mod poller;
 pub mod state;
 pub mod token;
 pub mod watch;
+pub mod withheld;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -108,7 +109,13 @@ impl Requests {
     pub fn new(config: &Config, store: Arc<dyn Store>, client: Client, tasks: &TaskTracker) -> Self {
         let (limits, polling) = (&config.limits, &config.polling);
         let hub = Arc::new(Hub::new(Arc::clone(&store), limits.closed_in_memory, polling.give_up));
-        let asker = Arc::new(Asker::new(Arc::clone(&store), client.clone(), Arc::clone(&hub), tasks.clone()));
+        let asker = Arc::new(Asker::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            tasks.clone(),
+            config.callbacks.grace,
+        ));
         let orders = Arc::new(Orders::new(
             Arc::clone(&store),
             client.clone(),

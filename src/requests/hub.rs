@@ -7,7 +7,7 @@
 //! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not read yet and nothing else.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -27,15 +27,19 @@ use super::{
     state::{Request, Transition},
 };
 use crate::{
-    identity::RequestId,
+    identity::{AccountName, RequestId},
     store::{self, Entry, Followed, LogClass, LogName, Position, Store, StoreError},
 };
 
+mod arrivals;
 mod hints;
 mod low_water;
 mod recent;
 mod tracked;
 
+pub use arrivals::By;
+use arrivals::{At, Finished, Note};
+pub use hints::Hint;
 use hints::Hints;
 pub use low_water::LowWater;
 use recent::Recent;
@@ -70,6 +74,7 @@ pub struct Hub {
     loading: tokio::sync::Mutex<()>,
     hints: Hints,
     events_read: AtomicU64,
+    finished: Finished,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +87,8 @@ struct Projection {
     /// need not read again.
     ahead: HashMap<RequestId, u64>,
     open_devices: usize,
+    /// Accounts for whose requests callbacks arrive.
+    called_back: HashSet<AccountName>,
 }
 
 /// How far the follower is.
@@ -103,6 +110,7 @@ impl Hub {
             loading: tokio::sync::Mutex::default(),
             hints: Hints::default(),
             events_read: AtomicU64::new(0),
+            finished: Finished::default(),
         }
     }
 
@@ -184,11 +192,11 @@ impl Hub {
 
     /// Tells the poller that a request deserves a look.
     pub fn hint(&self, id: &RequestId) {
-        self.hints.add(id);
+        self.hints.add(id, Hint::Look);
     }
 
     /// Waits for hints and takes them.
-    pub async fn hints(&self) -> Vec<RequestId> {
+    pub async fn hints(&self) -> Vec<(RequestId, Hint)> {
         self.hints.take().await
     }
 
@@ -328,6 +336,7 @@ impl Hub {
             }
         };
         self.close_order(&folded.request);
+        self.take_note(&id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
             return self.insert(Tracked::new(id, folded));
         }
@@ -357,15 +366,20 @@ impl Hub {
         let Some(tracked) = projection.requests.get(id).map(Arc::clone) else { return false };
         let mut folded = tracked.lock();
         let before = open_devices(&folded.request);
-        let changed = folded.apply(id.as_str(), entry);
+        let effect = folded.apply(id.as_str(), entry);
         projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         if let Some(order_id) = &folded.request.order_id {
             projection.orders.remove(order_id);
         }
+        let note = Note::of(&folded, entry, false);
         drop(folded);
         drop(projection);
-        if changed {
+        self.take_note(id, note);
+        if effect.puzzling {
+            self.hints.add(id, Hint::Soon);
+        }
+        if effect.changed {
             tracked.wake(revision);
             if before == 0 && request_open {
                 self.hint(id);
