@@ -11,6 +11,7 @@ pub mod key;
 pub mod order;
 pub mod orders;
 pub mod poller;
+pub mod resolve;
 pub mod state;
 pub mod token;
 pub mod watch;
@@ -28,6 +29,7 @@ use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
 pub use orders::{Placed, Placement};
+pub use resolve::{SettleError, Settlement, UnknownOrder};
 
 use crate::{
     config::Config,
@@ -37,9 +39,10 @@ use crate::{
     thingspace::Client,
 };
 use asker::{Answer, Asker};
-use hub::{Hub, Tracked};
+use hub::{By, Hub, Tracked};
 use orders::Orders;
 use poller::Poller;
+use resolve::Resolver;
 use token::TokenKey;
 use watch::Watch;
 
@@ -75,6 +78,7 @@ pub struct Requests {
     asker: Arc<Asker>,
     orders: Arc<Orders>,
     poller: Arc<Poller>,
+    resolver: Arc<Resolver>,
     client: Client,
     store: Arc<dyn Store>,
     token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
@@ -93,6 +97,17 @@ struct Limits {
 pub struct Attached {
     pub tracked: Arc<Tracked>,
     pub changes: tokio::sync::watch::Receiver<u64>,
+}
+
+/// How the domain is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overview {
+    pub ready: bool,
+    pub open_requests: usize,
+    pub open_devices: usize,
+    /// Requests that ended since the start.
+    pub finished_by_callback: u64,
+    pub finished_by_poll: u64,
 }
 
 /// How to ask for a status.
@@ -125,6 +140,13 @@ impl Requests {
             limits.open_devices,
         ));
         let poller = Poller::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&asker), polling.clone());
+        let resolver = Resolver::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&orders),
+            polling.give_up,
+        );
         let limits = Limits {
             min_age: polling.min_age,
             heartbeat: config.grpc.heartbeat,
@@ -135,6 +157,7 @@ impl Requests {
             asker,
             orders,
             poller: Arc::new(poller),
+            resolver: Arc::new(resolver),
             client,
             store,
             token_key: Arc::default(),
@@ -145,13 +168,13 @@ impl Requests {
     /// Follows the store and polls ThingSpace until stopped.
     pub async fn run(&self, stop: CancellationToken) {
         let follow = self.hub.follow(stop.clone());
-        let poll = async {
+        let ask = async {
             if stop.run_until_cancelled(self.hub.caught_up()).await.is_some() {
-                self.orders.recover().await;
-                Arc::clone(&self.poller).run(stop.clone()).await;
+                self.hub.stir();
+                tokio::join!(Arc::clone(&self.poller).run(stop.clone()), self.resolver.run(stop.clone()));
             }
         };
-        tokio::join!(follow, poll);
+        tokio::join!(follow, ask);
     }
 
     /// Resolves when calls can be answered.
@@ -166,6 +189,26 @@ impl Requests {
     /// How many events were read from the store since the start.
     pub fn events_read(&self) -> u64 {
         self.hub.events_read()
+    }
+
+    pub fn overview(&self) -> Overview {
+        Overview {
+            ready: self.is_ready(),
+            open_requests: self.hub.open_requests().len(),
+            open_devices: self.hub.open_devices(),
+            finished_by_callback: self.hub.finished(By::Callback),
+            finished_by_poll: self.hub.finished(By::Poll),
+        }
+    }
+
+    /// The orders of unknown fate, oldest first.
+    pub async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
+        self.resolver.unknown_orders().await
+    }
+
+    /// Takes an operator's word for what became of an order of unknown fate.
+    pub async fn settle_order(&self, order_id: &str, settlement: Settlement) -> Result<(), SettleError> {
+        self.resolver.settle(order_id, settlement).await
     }
 
     /// Whether this gateway has credentials for an account.

@@ -17,12 +17,13 @@ use std::{
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    event, lock,
+    event::{self, Kind},
+    lock,
     order::{Order, Outcome},
     state::{Request, Transition},
 };
@@ -34,6 +35,7 @@ use crate::{
 mod arrivals;
 mod hints;
 mod low_water;
+mod open_orders;
 mod recent;
 mod tracked;
 
@@ -42,6 +44,7 @@ use arrivals::{At, Finished, Note};
 pub use hints::Hint;
 use hints::Hints;
 pub use low_water::LowWater;
+use open_orders::OpenOrders;
 use recent::Recent;
 pub use tracked::{Asked, Folded, Tracked};
 
@@ -75,13 +78,15 @@ pub struct Hub {
     hints: Hints,
     events_read: AtomicU64,
     finished: Finished,
+    /// Something may be done for an order that nobody is waiting with.
+    stirred: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
     /// Orders without an outcome, or whose request does not know of them yet.
-    orders: HashMap<String, Order>,
+    orders: OpenOrders,
     orphans: Recent<RequestId>,
     /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
     /// need not read again.
@@ -111,6 +116,7 @@ impl Hub {
             hints: Hints::default(),
             events_read: AtomicU64::new(0),
             finished: Finished::default(),
+            stirred: Notify::new(),
         }
     }
 
@@ -229,7 +235,37 @@ impl Hub {
     pub fn unfinished_orders(&self) -> Vec<String> {
         let projection = lock(&self.projection);
         let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
-        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.clone()).collect()
+        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// Waits until something may be done for an order that nobody is waiting with.
+    pub async fn stirred(&self) {
+        self.stirred.notified().await;
+    }
+
+    pub fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
+    /// Requests that may be what became of orders without an outcome.
+    pub fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
+        lock(&self.projection).orders.leads()
+    }
+
+    /// A lead came to nothing, and need not be followed again.
+    pub fn drop_lead(&self, order_id: &str, request: &RequestId) {
+        lock(&self.projection).orders.drop_lead(order_id, request);
+    }
+
+    /// Looks at the orders without an outcome.
+    pub fn undecided<T>(&self, mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>) -> Vec<T> {
+        lock(&self.projection).orders.undecided().filter_map(|(id, order)| look(id, order)).collect()
+    }
+
+    /// An order without an outcome.
+    pub fn undecided_order(&self, order_id: &str) -> Option<Order> {
+        let projection = lock(&self.projection);
+        projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()
     }
 
     /// Follows the store until stopped.
@@ -291,7 +327,7 @@ impl Hub {
 
     async fn fold(&self, log: &LogName, entry: &Entry) {
         match log.class {
-            LogClass::Order => self.fold_order(&log.id, entry),
+            LogClass::Order => self.fold_order(&log.id, entry).await,
             LogClass::Request => {
                 let Ok(id) = RequestId::parse(&log.id) else { return };
                 self.fold_request(id, entry).await;
@@ -299,22 +335,31 @@ impl Hub {
         }
     }
 
-    fn fold_order(&self, id: &str, entry: &Entry) {
+    async fn fold_order(&self, id: &str, entry: &Entry) {
         let Some(event) = event::decode(&entry.event) else { return };
-        let mut projection = lock(&self.projection);
-        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended.
-        if !projection.orders.contains_key(id) && !matches!(event.kind, Some(event::Kind::Ordered(_))) {
-            return;
+        {
+            let mut projection = lock(&self.projection);
+            if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
+                return projection.orders.apply(id, entry, &event);
+            }
         }
-        let order = projection.orders.entry(id.to_owned()).or_default();
-        order.apply(entry.position, entry.time, &event);
-        if order.outcome == Some(Outcome::NotPlaced) {
-            projection.orders.remove(id);
+        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended. But ThingSpace's
+        // word beats everybody's conclusion that nothing was placed.
+        if matches!(event.kind, Some(Kind::AcceptedAs(_))) {
+            let order = until_read(id, || self.order(id)).await;
+            lock(&self.projection).orders.insert(id, order);
+            self.stir();
         }
     }
 
     async fn fold_request(&self, id: RequestId, entry: &Entry) {
-        if self.was_read(&id, entry) || self.fold_tracked(&id, entry) {
+        if self.was_read(&id, entry) {
+            if lock(&self.projection).orphans.contains(&id) {
+                self.take_lead(&id, entry);
+            }
+            return;
+        }
+        if self.fold_tracked(&id, entry) {
             return;
         }
         let _loading = self.loading.lock().await;
@@ -322,19 +367,14 @@ impl Hub {
             return;
         }
         let decides = event::decode(&entry.event)
-            .is_some_and(|e| matches!(e.kind, Some(event::Kind::Accepted(_) | event::Kind::Observed(_))));
+            .is_some_and(|e| matches!(e.kind, Some(Kind::Accepted(_) | Kind::Observed(_))));
         if !decides && lock(&self.projection).orphans.contains(&id) {
-            return;
+            return self.take_lead(&id, entry);
         }
-        let folded = loop {
-            match self.read(&id).await {
-                Ok(folded) => break folded,
-                Err(error) => {
-                    warn!(request.id = %id, %error, "cannot read a log yet");
-                    tokio::time::sleep(READ_RETRY).await;
-                }
-            }
-        };
+        let folded = until_read(id.as_str(), || self.read(&id)).await;
+        if folded.request.order_id.is_none() {
+            self.take_lead(&id, entry);
+        }
         self.close_order(&folded.request);
         self.take_note(&id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
@@ -347,6 +387,15 @@ impl Hub {
         let last = folded.position().sequence;
         if last > entry.position.sequence {
             projection.ahead.insert(id, last);
+        }
+    }
+
+    /// A callback for a request of which no order is known.
+    fn take_lead(&self, id: &RequestId, entry: &Entry) {
+        if let Some(Kind::CalledBack(called_back)) = event::decode(&entry.event).and_then(|event| event.kind)
+            && lock(&self.projection).orders.lead(id, &called_back)
+        {
+            self.stir();
         }
     }
 
@@ -373,8 +422,12 @@ impl Hub {
             projection.orders.remove(order_id);
         }
         let note = Note::of(&folded, entry, false);
+        let is_lead = folded.request.order_id.is_none();
         drop(folded);
         drop(projection);
+        if is_lead {
+            self.take_lead(id, entry);
+        }
         self.take_note(id, note);
         if effect.puzzling {
             self.hints.add(id, Hint::Soon);
@@ -448,7 +501,12 @@ impl Hub {
             });
             let now = Timestamp::now();
             let young = |order: &&Order| order.age(now) < self.give_up || order.outcome.is_some();
-            let orders = projection.orders.values().filter(young).filter_map(|order| order.first);
+            let orders = projection
+                .orders
+                .iter()
+                .map(|(_, order)| order)
+                .filter(young)
+                .filter_map(|order| order.first);
             requests.chain(orders).min()
         };
         let folded = self.progress.borrow().folded;
@@ -468,6 +526,22 @@ impl Hub {
             tracked.lose();
         }
         self.progress.send_replace(Progress::default());
+    }
+}
+
+/// Reads a log, for as long as it takes.
+async fn until_read<T, F>(log: &str, read: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    loop {
+        match read().await {
+            Ok(read) => return read,
+            Err(error) => {
+                warn!(log, %error, "cannot read a log yet");
+                tokio::time::sleep(READ_RETRY).await;
+            }
+        }
     }
 }
 

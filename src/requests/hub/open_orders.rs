@@ -10,9 +10,10 @@ use std::{
 };
 
 use crate::{
-    identity::{AccountName, Digits, RequestId},
-    proto::storage,
+    identity::{Digits, RequestId},
+    proto::storage::{self, Event},
     requests::order::{Order, Outcome},
+    store::Entry,
 };
 
 /// Leads of an order, followed ones too; further ones are not taken. Other tools may keep the devices of an order busy
@@ -42,41 +43,47 @@ impl OpenOrders {
         self.orders.iter().map(|(id, open)| (id, &open.order))
     }
 
-    /// Takes an order as it is by now.
-    pub(super) fn set(&mut self, id: &str, order: Order) {
-        let was_open = self.orders.get(id).is_some_and(|open| open.order.outcome.is_none());
-        let devices = order.ordered.as_ref().map_or(&[][..], |ordered| &ordered.devices);
-        match (was_open, order.outcome.is_none()) {
-            (false, true) => {
-                let id: Arc<str> = id.into();
-                for digits in names(devices) {
-                    self.by_device.entry(digits).or_default().push(Arc::clone(&id));
-                }
-            }
-            (true, false) => self.forget_devices(id, devices),
-            _ => {}
-        }
-        if order.outcome == Some(Outcome::NotPlaced) {
-            self.orders.remove(id);
-        } else {
-            self.orders.entry(id.into()).or_default().order = order;
-        }
-    }
-
     pub(super) fn get(&self, id: &str) -> Option<&Order> {
         self.orders.get(id).map(|open| &open.order)
     }
 
+    /// Folds an event into an order, which may begin with it.
+    pub(super) fn apply(&mut self, id: &str, entry: &Entry, event: &Event) {
+        self.change(id, |order| order.apply(entry.position, entry.time, event));
+    }
+
+    /// Takes an order as its log says that it is.
+    pub(super) fn insert(&mut self, id: &str, order: Order) {
+        self.change(id, |old| *old = order);
+    }
+
     pub(super) fn remove(&mut self, id: &str) {
-        if let Some(open) = self.orders.remove(id)
-            && open.order.outcome.is_none()
-        {
-            self.forget_devices(id, open.order.ordered.as_ref().map_or(&[][..], |ordered| &ordered.devices));
+        if let Some(open) = self.orders.remove(id) {
+            self.forget_devices(id, &open.order);
         }
     }
 
-    fn forget_devices(&mut self, id: &str, devices: &[storage::Device]) {
-        for digits in names(devices) {
+    fn change(&mut self, id: &str, change: impl FnOnce(&mut Order)) {
+        let known = self.orders.remove_entry(id);
+        let was_open = known.as_ref().is_some_and(|(_, open)| open.order.outcome.is_none());
+        let (id, mut open) = known.unwrap_or_else(|| (id.into(), Open::default()));
+        change(&mut open.order);
+        match (was_open, open.order.outcome.is_none()) {
+            (false, true) => {
+                for digits in names(&open.order) {
+                    self.by_device.entry(digits).or_default().push(Arc::clone(&id));
+                }
+            }
+            (true, false) => self.forget_devices(&id, &open.order),
+            _ => {}
+        }
+        if open.order.outcome != Some(Outcome::NotPlaced) {
+            self.orders.insert(id, open);
+        }
+    }
+
+    fn forget_devices(&mut self, id: &str, order: &Order) {
+        for digits in names(order) {
             if let Some(orders) = self.by_device.get_mut(&digits) {
                 orders.retain(|order| &**order != id);
                 if orders.is_empty() {
@@ -110,8 +117,9 @@ impl OpenOrders {
 
     /// What is worth a question: each lead that has not been followed to its end.
     pub(super) fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
-        let open = self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
-        open.flat_map(|(id, open)| open.leads.iter().map(|request| (Arc::clone(id), request.clone())))
+        let undecided = self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
+        undecided
+            .flat_map(|(id, open)| open.leads.iter().map(|request| (Arc::clone(id), request.clone())))
             .collect()
     }
 
@@ -124,16 +132,14 @@ impl OpenOrders {
         }
     }
 
-    /// The orders of an account without an outcome.
-    pub(super) fn of(&self, account: &AccountName) -> impl Iterator<Item = (&Arc<str>, &storage::Ordered)> {
-        self.iter()
-            .filter(|(_, order)| order.outcome.is_none())
-            .filter_map(|(id, order)| Some((id, order.ordered.as_ref()?)))
-            .filter(|(_, ordered)| ordered.account == account.as_str())
+    /// The orders without an outcome.
+    pub(super) fn undecided(&self) -> impl Iterator<Item = (&Arc<str>, &Order)> {
+        self.iter().filter(|(_, order)| order.outcome.is_none())
     }
 }
 
-fn names(devices: &[storage::Device]) -> impl Iterator<Item = Digits> {
+fn names(order: &Order) -> impl Iterator<Item = Digits> {
     let each = |device: &storage::Device| [Digits::new(&device.eid), Digits::new(&device.iccid)];
-    devices.iter().flat_map(each).filter(|digits| !digits.is_empty())
+    let devices = order.ordered.iter().flat_map(|ordered| &ordered.devices);
+    devices.flat_map(each).filter(|digits| !digits.is_empty())
 }
