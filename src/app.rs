@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::Config,
+    control::{self, Control},
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
@@ -45,6 +46,7 @@ pub struct App {
     address: SocketAddr,
     store: Arc<dyn Store>,
     requests: Requests,
+    control: Control,
     /// Orders and questions under way; closed when the drain begins.
     tasks: TaskTracker,
 }
@@ -69,11 +71,13 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials)?;
         let store = open_store(&config).await?;
         let requests = Requests::new(&config, Arc::clone(&store), client, &tasks);
+        let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
+        let control = Control::bind(&config.store.path, requests.clone()).await.with_context(socket)?;
         let listen = config.grpc.listen;
         let listener =
             TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
         let address = listener.local_addr()?;
-        Ok(Self { config, listener, address, store, requests, tasks })
+        Ok(Self { config, listener, address, store, requests, control, tasks })
     }
 
     /// Where the API listens.
@@ -104,6 +108,7 @@ impl App {
             self.config.grpc.max_concurrent_streams,
             drain.clone(),
         ));
+        let mut controlled = tokio::spawn(self.control.serve(background.clone()));
         info!(address = %self.address, "listening");
 
         tokio::select! {
@@ -141,6 +146,9 @@ impl App {
         }
         if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
             serving.abort();
+        }
+        if (&mut controlled).await.is_err() {
+            warn!("serving the control socket ended in a panic");
         }
         self.store.close().await;
         info!(took = ?began.elapsed(), "drained");
