@@ -36,7 +36,6 @@ mod arrivals;
 mod hints;
 mod low_water;
 mod open_orders;
-mod recent;
 mod tracked;
 
 pub use arrivals::By;
@@ -45,15 +44,10 @@ pub use hints::Hint;
 use hints::Hints;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
-use recent::Recent;
 pub use tracked::{Asked, Folded, Tracked};
 
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
-
-/// Orphans (requests of others, of whose devices nothing is known) remembered by id, so that each of their events need not
-/// read their log again.
-const REMEMBERED_ORPHANS: usize = 100_000;
 
 /// How long an answer waits for this replica to fold what it has just appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
@@ -87,7 +81,6 @@ struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
     /// Orders without an outcome, or whose request does not know of them yet.
     orders: OpenOrders,
-    orphans: Recent<RequestId>,
     /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
     /// need not read again.
     ahead: HashMap<RequestId, u64>,
@@ -354,10 +347,7 @@ impl Hub {
 
     async fn fold_request(&self, id: RequestId, entry: &Entry) {
         if self.was_read(&id, entry) {
-            if lock(&self.projection).orphans.contains(&id) {
-                self.take_lead(&id, entry);
-            }
-            return;
+            return self.take_lead(&id, entry);
         }
         if self.fold_tracked(&id, entry) {
             return;
@@ -366,31 +356,25 @@ impl Hub {
         if self.fold_tracked(&id, entry) {
             return;
         }
-        let decides = event::decode(&entry.event)
-            .is_some_and(|e| matches!(e.kind, Some(Kind::Accepted(_) | Kind::Observed(_))));
-        if !decides && lock(&self.projection).orphans.contains(&id) {
+        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
+        // callbacks cost no reading and no memory.
+        if event::decode(&entry.event).is_some_and(|e| matches!(e.kind, Some(Kind::CalledBack(_)))) {
             return self.take_lead(&id, entry);
         }
         let folded = until_read(id.as_str(), || self.read(&id)).await;
-        if folded.request.order_id.is_none() {
-            self.take_lead(&id, entry);
-        }
         self.close_order(&folded.request);
         self.take_note(&id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
             return self.insert(Tracked::new(id, folded));
         }
         let mut projection = lock(&self.projection);
-        if !folded.request.known {
-            projection.orphans.insert(id.clone());
-        }
         let last = folded.position().sequence;
         if last > entry.position.sequence {
             projection.ahead.insert(id, last);
         }
     }
 
-    /// A callback for a request of which no order is known.
+    /// A callback for a request of which no order is known here.
     fn take_lead(&self, id: &RequestId, entry: &Entry) {
         if let Some(Kind::CalledBack(called_back)) = event::decode(&entry.event).and_then(|event| event.kind)
             && lock(&self.projection).orders.lead(id, &called_back)

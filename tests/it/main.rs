@@ -8,6 +8,8 @@
 )]
 
 mod contract;
+mod control;
+mod correlation;
 mod dev;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
