@@ -14,6 +14,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    callbacks::Callbacks,
     config::Config,
     control::{self, Control},
     grpc::{self, Esim, Settings},
@@ -47,6 +48,8 @@ pub struct App {
     store: Arc<dyn Store>,
     requests: Requests,
     control: Control,
+    /// The listener for callbacks, if they are taken.
+    callbacks: Option<(Callbacks, TcpListener, SocketAddr)>,
     /// Orders and questions under way; closed when the drain begins.
     tasks: TaskTracker,
 }
@@ -73,16 +76,34 @@ impl App {
         let requests = Requests::new(&config, Arc::clone(&store), client, &tasks);
         let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
         let control = Control::bind(&config.store.path, requests.clone()).await.with_context(socket)?;
-        let listen = config.grpc.listen;
-        let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-        let address = listener.local_addr()?;
-        Ok(Self { config, listener, address, store, requests, control, tasks })
+        let (listener, address) = listen(config.grpc.listen).await?;
+        let callbacks = if config.callbacks.enabled {
+            let accounts: Vec<_> = config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
+            let callbacks =
+                Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
+                    .await
+                    .context("cannot take callbacks")?;
+            let (listener, address) = listen(config.callbacks.listen).await?;
+            Some((callbacks, listener, address))
+        } else {
+            None
+        };
+        Ok(Self { config, listener, address, store, requests, control, callbacks, tasks })
     }
 
     /// Where the API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where callbacks are taken, if they are.
+    pub fn callbacks_address(&self) -> Option<SocketAddr> {
+        self.callbacks.as_ref().map(|(_, _, address)| *address)
+    }
+
+    /// The callbacks, for whoever wants to see how they are doing.
+    pub fn callbacks(&self) -> Option<&Callbacks> {
+        self.callbacks.as_ref().map(|(callbacks, _, _)| callbacks)
     }
 
     /// The domain, for whoever wants to see how it is doing.
@@ -91,16 +112,16 @@ impl App {
     }
 
     /// Serves until told to stop, then drains: not ready, no new connections, watches end with their token, unary calls and orders
-    /// finish, the store closes.
+    /// finish, the store closes. Callbacks are taken until just before it does.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let calls = TaskTracker::new();
         let drain = CancellationToken::new();
         let background = CancellationToken::new();
         let (health, routes) = self.routes(&drain, &calls).await?;
 
-        let running = tokio::spawn({
-            let (requests, background) = (self.requests.clone(), background.clone());
-            async move { requests.run(background).await }
+        let mut running = tokio::spawn({
+            let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
+            async move { requests.run(drain, background).await }
         });
         let mut serving = tokio::spawn(server::serve(
             self.listener,
@@ -110,10 +131,17 @@ impl App {
         ));
         let mut controlled = tokio::spawn(self.control.serve(background.clone()));
         info!(address = %self.address, "listening");
+        let last_callback = CancellationToken::new();
+        let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
+            info!(%address, "listening for callbacks");
+            tokio::spawn(callbacks.serve(listener, last_callback.clone()))
+        });
 
         tokio::select! {
             () = stop.soft.cancelled() => {}
             served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
+            // Without it nothing that is stored would be seen any more: better to start anew.
+            ended = &mut running => ended.context("following the store panicked")?,
             () = async {
                 self.requests.ready().await;
                 set_health(&health, ServingStatus::Serving).await;
@@ -140,17 +168,26 @@ impl App {
             }
             () = stop.hard.cancelled() => warn!("told to stop at once"),
         }
+        // Until now: ThingSpace does not send for long what nobody takes.
+        last_callback.cancel();
         background.cancel();
-        if running.await.is_err() {
+        if !running.is_finished() && running.await.is_err() {
             warn!("following the store ended in a panic");
         }
         if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
             serving.abort();
         }
+        if let Some(mut taking) = taking_callbacks
+            && tokio::time::timeout(GOODBYE, &mut taking).await.is_err()
+        {
+            taking.abort();
+        }
         if (&mut controlled).await.is_err() {
             warn!("serving the control socket ended in a panic");
         }
-        self.store.close().await;
+        if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
+            warn!("the store does not close in time; what was acknowledged is in it all the same");
+        }
         info!(took = ?began.elapsed(), "drained");
         Ok(())
     }
@@ -173,12 +210,20 @@ impl App {
                 tonic_reflection::server::Builder::configure()
                     .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
                     .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                    // So that generic clients can show the details of an error.
+                    .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
             routes = routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
         }
         Ok((health, routes))
     }
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let address = listener.local_addr()?;
+    Ok((listener, address))
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

@@ -159,7 +159,10 @@ pub struct Dev {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Example: point a gateway at it with
+Accounts      0000123456-00001, 0000123456-00002
+Credentials   simulator-key, simulator-secret, simulator-user, simulator-password
+
+Example: a gateway whose credential files hold those is pointed at it with
   thingspace-gateway simulate --listen 127.0.0.1:8090
   THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api thingspace-gateway serve --config gateway.toml")]
 pub struct Simulate {

@@ -220,11 +220,10 @@ impl Config {
     /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
     /// `dev` and `simulate` begin with: they bring their own.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let text = match file {
-            Some(path) => Some((path, read(path)?)),
+        let given = match file {
+            Some(path) => Some((path, layers::parse(path, &read(path)?)?)),
             None => None,
         };
-        let given = text.as_ref().map(|(path, text)| (*path, text.as_str()));
         let (config, mut problems) = layers::merge(given, &environment());
         problems.append(validate::bounds(&config));
         if file.is_some() {

@@ -10,7 +10,7 @@
 //!                                  │  ▲
 //!                           append │  │ follow
 //!                                  ▼  │
-//!                                 store
+//!  ThingSpace ──▶ callbacks ─────▶ store
 //! ```
 //!
 //! Everything durable is a *log* (append-only, folded by its readers) or a *cell* (changed by compare-and-swap); see [`store`]. A
@@ -27,20 +27,22 @@
 //!   [`orders`](requests::orders) sends, [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
 //!   [`withheld`](requests::withheld) lets a callback speak first, [`resolve`](requests::resolve) finds out about orders of unknown fate,
 //!   [`watch`](requests::watch) tells.
+//! - [`callbacks`]: the answers that come by themselves: [`secrets`](callbacks::secrets) prove the sender, [`parse`](callbacks::parse)
+//!   reads every shape, [`quarantine`](callbacks::quarantine) keeps what nobody understands.
 //! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`.
 //! - [`control`]: operator commands on a Unix socket, and their other end.
-//! - [`server`], [`telemetry`], [`config`], [`cli`], [`shutdown`]: around it.
+//! - [`server`], [`telemetry`], [`config`], [`secret_file`], [`cli`], [`shutdown`]: around it.
 //! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
 //! - [`app`]: the composition root, the only module that knows all others.
 //!
 //! # Invariants
 //!
-//! - Dependencies point one way: `grpc`, `control` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
+//! - Dependencies point one way: `grpc`, `callbacks`, `control` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
 //!   `app`, `reqwest` only in `thingspace`, `redb` only in `store::embedded`.
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.
-//! - An order is answered only after `AcceptedAs` and `Accepted` are durable.
+//! - An order is answered only after `AcceptedAs` and `Accepted` are durable, a callback only after `CalledBack` is.
 //! - There is no task and no queue per watch. What goes upstream depends on the open requests, never on the number of callers.
 //! - UNAVAILABLE is used only where repeating the very call, with its key, is safe.
 //! - No token, password or device identity is in a log line, an error or a `Debug` output: secrets are `secrecy` types, identifiers
@@ -67,13 +69,22 @@
 //! [`requests::watch::Watch`] is a cursor: a snapshot or the transitions after a resume token, then on each wake-up all transitions not yet
 //! given, then the end → `grpc::fragment` cuts them into messages when the reader is ready → heartbeats while it is quiet.
 //!
+//! # Callback
+//!
+//! `callbacks::listener` accepts, bounds and times every connection → the last segment of the path is an account's secret
+//! ([`callbacks::secrets`]), or the answer is 404 and nothing is read → the body, bounded and in time → [`callbacks::parse`]: what cannot
+//! be understood goes into [`callbacks::quarantine`], and is answered 200 → user name and password, the current or a
+//! replaced pair → [`requests::Requests::called_back`] appends `CalledBack` to the request's log, known or not → 200; 503 if that cannot be
+//! done in time. From there it is an event like any other: [`requests::hub`] folds it and wakes the watchers.
+//!
 //! # Start and drain
 //!
 //! [`requests::hub`] follows the store from the low-water mark and is ready when it has caught up; orders that were accepted when the
 //! process died are finished. SIGTERM: not ready → no new connections → watches end UNAVAILABLE with their token → calls and orders
-//! finish → the store closes → telemetry is flushed; see [`app::App::run`].
+//! finish → callbacks are taken no more → the store closes → telemetry is flushed; see [`app::App::run`].
 
 pub mod app;
+pub mod callbacks;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -81,6 +92,7 @@ pub mod grpc;
 pub mod identity;
 pub mod proto;
 pub mod requests;
+pub mod secret_file;
 pub mod server;
 pub mod shutdown;
 pub mod simulator;

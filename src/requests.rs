@@ -24,7 +24,7 @@ use std::{
 
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::debug;
 use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
@@ -64,7 +64,7 @@ async fn append(
     let bytes = event::encode(kind);
     for _ in 1..APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason)) => warn!(log = log.encode(), reason, "repeating an append"),
+            Err(StoreError::Ambiguous(reason)) => debug!(log = log.encode(), reason, "repeating an append"),
             settled => return settled,
         }
     }
@@ -165,13 +165,14 @@ impl Requests {
         }
     }
 
-    /// Follows the store and polls ThingSpace until stopped.
-    pub async fn run(&self, stop: CancellationToken) {
-        let follow = self.hub.follow(stop.clone());
+    /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an end, and follows the store until
+    /// `stop`.
+    pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
+        let follow = self.hub.follow(stop);
         let ask = async {
-            if stop.run_until_cancelled(self.hub.caught_up()).await.is_some() {
+            if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
                 self.hub.stir();
-                tokio::join!(Arc::clone(&self.poller).run(stop.clone()), self.resolver.run(stop.clone()));
+                tokio::join!(Arc::clone(&self.poller).run(drain.clone()), self.resolver.run(drain.clone()));
             }
         };
         tokio::join!(follow, ask);
@@ -277,7 +278,7 @@ impl Requests {
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
             if let Err(error) = self.asker.refresh(tracked, Instant::now(), self.limits.min_age).await {
-                warn!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
+                debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
         }
     }

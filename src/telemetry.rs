@@ -16,7 +16,13 @@ use anyhow::Context;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::config::{self, LogFormat};
 
@@ -53,6 +59,8 @@ pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
             .with_filter(EnvFilter::new(TRACED))
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
+    // A line says all it has to say; spans are for traces.
+    let filter = filter.and(filter_fn(|metadata| !metadata.is_span()));
     tracing_subscriber::registry().with(log(config.log_format).with_filter(filter)).with(spans).try_init()?;
     Ok(Telemetry { traces })
 }
@@ -71,7 +79,7 @@ impl Telemetry {
 fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     let layer = fmt::layer().with_writer(io::stderr);
     match format {
-        LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
         LogFormat::Text if io::stderr().is_terminal() => layer.boxed(),
         LogFormat::Text => layer.with_ansi(false).boxed(),
     }

@@ -12,11 +12,14 @@ mod error;
 mod limit;
 mod session;
 mod transport;
+mod trouble;
 mod verdict;
 mod wire;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use code::shown as shown_code;
 
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
@@ -43,6 +46,13 @@ pub enum StatusClass {
     Failed,
     /// A word we do not know. Never final, changes nothing.
     Unknown,
+}
+
+impl StatusClass {
+    /// What a word means, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
+    pub fn of(word: &str) -> Self {
+        wire::class(word)
+    }
 }
 
 /// A status answer.

@@ -14,6 +14,16 @@ const DEFAULTS: &str = include_str!("../config.default.toml");
 const PREFIX: &str = "THINGSPACE_GATEWAY";
 const SEPARATOR: &str = "__";
 
+/// An entry of `[[credentials]]` in the right shape.
+const CREDENTIALS: &str = r#"
+    name = ""
+    accounts = []
+    key_file = ""
+    secret_file = ""
+    username_file = ""
+    password_file = ""
+"#;
+
 /// Variables with names of their own, and the key each stands for. The later of two wins, ours wins over all.
 const FOREIGN: [(&str, &[&str]); 3] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
@@ -29,17 +39,19 @@ struct Given {
 }
 
 /// The configuration as far as it can be read, and what cannot. A value with a problem is left at its default.
-pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) -> (Config, Problems) {
+pub(super) fn merge(
+    file: Option<(&Path, Map<String, Value>)>,
+    env: &HashMap<String, String>,
+) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
     let mut problems = Problems::default();
     let mut given = Vec::new();
-    if let Some((path, text)) = file {
-        match parse_toml(text) {
-            Ok(table) => leaves(&[], table, &format!("in {}", path.display()), &mut given),
-            Err(error) => problems.push(format!("{}: {error}", path.display())),
-        }
+    if let Some((path, table)) = file {
+        leaves(&[], table, &format!("in {}", path.display()), &mut given);
     }
     given.extend(from_environment(env));
+    // Tables and the environment have no order; what is reported has. It is stable: the environment stays behind the file.
+    given.sort_by(|one, other| one.path.cmp(&other.path));
 
     let mut merged = defaults.clone();
     for Given { path, value, origin } in given {
@@ -57,6 +69,11 @@ pub(super) fn merge(file: Option<(&Path, &str)>, env: &HashMap<String, String>) 
         config.telemetry.otlp_endpoint.clear();
     }
     (config, problems)
+}
+
+/// A file's table. One that is not TOML has no other problems: nothing of it was read.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, Problems> {
+    parse_toml(text).map_err(|error| Problems::one(format!("{}: {error}", path.display())))
 }
 
 fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
@@ -101,15 +118,10 @@ fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, orig
     if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
         && section == "credentials"
     {
-        let entries = entries.iter().zip(1..);
         return entries
-            .flat_map(|(entry, number)| {
-                let key = format!("credentials #{number}");
-                read::<Credentials>(entry.clone(), origin, |unknown| match unknown {
-                    Some(unknown) => format!("{key}: {unknown}"),
-                    None => key.clone(),
-                })
-            })
+            .iter()
+            .zip(1..)
+            .flat_map(|(entry, number)| try_credentials(entry, number, origin))
             .collect();
     }
     let mut trial = defaults.clone();
@@ -118,6 +130,30 @@ fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, orig
         Some(unknown) => unknown.to_owned(),
         None => path.join("."),
     })
+}
+
+/// What is wrong with an entry of `[[credentials]]`: each value is tried on an entry that is right.
+fn try_credentials(entry: &Value, number: usize, origin: &str) -> Vec<String> {
+    let name = format!("credentials #{number}");
+    let ValueKind::Table(entry) = &entry.kind else {
+        return vec![format!("{name}: is not a section; write [[credentials]] ({origin})")];
+    };
+    let right = parse_toml(CREDENTIALS).expect("an entry that is right");
+    let mut keys: Vec<_> = right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
+    keys.sort();
+    keys.into_iter()
+        .flat_map(|key| match entry.get(key) {
+            None => vec![format!("{name}: {key} is missing ({origin})")],
+            Some(value) => {
+                let mut trial = right.clone();
+                trial.insert(key.clone(), value.clone());
+                read::<Credentials>(Value::new(None, trial), origin, |unknown| match unknown {
+                    Some(unknown) => format!("{name}: {unknown}"),
+                    None => name.clone(),
+                })
+            }
+        })
+        .collect()
 }
 
 /// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown key, or what was

@@ -72,7 +72,7 @@ pub(super) fn placement(
 ) -> Result<Placement, Violations> {
     let mut wrong = Violations::default();
     let account = wrong.check("account_name", AccountName::parse(&request.account_name));
-    let devices = devices(&request.devices, rules, &mut wrong);
+    let (devices, doubtful) = devices(&request.devices, rules, &mut wrong);
     if request.service_plan.chars().count() > MAX_TEXT {
         wrong.add("service_plan", format!("must be at most {MAX_TEXT} characters"));
     }
@@ -85,20 +85,28 @@ pub(super) fn placement(
     }
     match account {
         Some(account) if wrong.0.is_empty() => {
+            if doubtful > 0 {
+                warn!(%account, identifiers = doubtful, "an order has identifiers with wrong check digits");
+            }
             Ok(Placement { order: Order { account, devices, service_plan: request.service_plan }, key })
         }
         _ => Err(wrong),
     }
 }
 
-fn devices(devices: &[esim::DeviceIdentifiers], rules: OrderRules, wrong: &mut Violations) -> Vec<Device> {
+/// The devices, and how many of their identifiers have wrong check digits where that is allowed.
+fn devices(
+    devices: &[esim::DeviceIdentifiers],
+    rules: OrderRules,
+    wrong: &mut Violations,
+) -> (Vec<Device>, usize) {
     if devices.is_empty() {
         wrong.add("devices", "must name at least one device");
     }
     if devices.len() > rules.max_devices {
         // The rest would only repeat it ten thousand times.
         wrong.add("devices", format!("must be at most {} devices", rules.max_devices));
-        return Vec::new();
+        return (Vec::new(), 0);
     }
     let mut seen: HashMap<(Kind, &str), usize> = HashMap::with_capacity(2 * devices.len());
     let mut doubtful = 0;
@@ -142,10 +150,7 @@ fn devices(devices: &[esim::DeviceIdentifiers], rules: OrderRules, wrong: &mut V
         }
         parsed.push(device);
     }
-    if doubtful > 0 {
-        warn!(identifiers = doubtful, "an order has identifiers with wrong check digits");
-    }
-    parsed
+    (parsed, doubtful)
 }
 
 /// Whose request, and which.

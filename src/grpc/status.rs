@@ -84,7 +84,7 @@ pub(super) fn of(error: &Error) -> Status {
 /// The status that ends a watch, with the token to resume it.
 pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     match error {
-        Error::Internal(cause) => internal(cause),
+        Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => of(error),
         error if resume_token.is_empty() => describe(error).into_status(),
         error => describe(error).with("resumeToken", &resume_token).into_status(),
     }
@@ -208,7 +208,8 @@ fn describe(error: &Error) -> Answer {
 }
 
 fn store(error: &StoreError) -> Answer {
-    tracing::warn!(%error, "a call failed because of the store");
+    // The store has logged what is wrong with it.
+    tracing::debug!(%error, "a call failed because of the store");
     answer(Code::Unavailable, "STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call")
         .retry(SOON)
 }
@@ -240,4 +241,17 @@ fn refused(refusal: &Refusal) -> Answer {
         RefusalKind::Other => (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses"),
     };
     answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", &refusal.status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_repeating_cannot_help_is_not_unavailable() {
+        let corrupt = Error::Store(StoreError::Corrupt("a log".to_owned()));
+        for status in [of(&corrupt), of_watch(&corrupt, ""), of_watch(&corrupt, "token")] {
+            assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
+        }
+    }
 }

@@ -30,6 +30,10 @@ use crate::{
     thingspace::{Client, Purpose, StatusLookup},
 };
 
+/// How long a failure answers whoever asks about the same request: as long as callers are told to wait. Else, while ThingSpace
+/// fails, their number would decide how much is asked.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+
 /// How long "ThingSpace does not know this request" is believed, for requests made elsewhere.
 const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
@@ -45,6 +49,18 @@ pub enum Answer {
     Told,
     /// ThingSpace does not know the request.
     NotKnown,
+}
+
+/// Ends a flight for those who come later, also when it panics.
+struct Landing {
+    asker: Arc<Asker>,
+    key: (AccountName, RequestId),
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        lock(&self.asker.flights).remove(&self.key);
+    }
 }
 
 #[derive(Debug)]
@@ -80,6 +96,9 @@ impl Asker {
         let fresh = |asked: Asked| asked.at.checked_add(max_age).is_none_or(|until| until > began);
         if tracked.asked().is_some_and(fresh) {
             return Ok(());
+        }
+        if let Some(error) = tracked.failed(FAILED_FOR) {
+            return Err(error);
         }
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
         // A request of ours that ThingSpace does not know yet stays as it is.
@@ -120,12 +139,14 @@ impl Asker {
     }
 
     fn launch(self: &Arc<Self>, key: (AccountName, RequestId), purpose: Purpose) -> Flight {
-        let asker = Arc::clone(self);
+        let landing = Landing { asker: Arc::clone(self), key };
         let task = self.tasks.spawn(
             async move {
-                let (account, id) = &key;
+                let (asker, (account, id)) = (&landing.asker, &landing.key);
                 let answer = asker.ask_alone(account, id, purpose).await;
-                lock(&asker.flights).remove(&key);
+                if let (Err(error), Some(tracked)) = (&answer, asker.hub.get(id)) {
+                    tracked.set_failed(error.clone());
+                }
                 answer
             }
             .in_current_span(),
@@ -144,9 +165,7 @@ impl Asker {
         id: &RequestId,
         purpose: Purpose,
     ) -> Result<Answer, Error> {
-        let began = Instant::now();
-        let lookup = self.client.request_status(account, id, purpose).await?;
-        let took = began.elapsed();
+        let (lookup, took) = self.client.request_status(account, id, purpose).await?;
         let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
         let lookup = match (lookup, &attached) {
             (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {

@@ -149,12 +149,6 @@ impl Hub {
         self.events_read.load(Ordering::Relaxed)
     }
 
-    /// The ids of the open requests.
-    pub fn open_requests(&self) -> Vec<RequestId> {
-        let projection = lock(&self.projection);
-        projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
-    }
-
     /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
     pub async fn attach(
         &self,
@@ -280,11 +274,14 @@ impl Hub {
 
     async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
         let load = async {
+            let mut said = false;
             loop {
                 match LowWater::load(&*self.store).await {
                     Ok(mark) => return mark.and_then(LowWater::position),
                     Err(error) => {
-                        warn!(%error, "cannot read the low-water mark yet");
+                        if !std::mem::replace(&mut said, true) {
+                            warn!(%error, "cannot read the low-water mark yet; trying until it works");
+                        }
                         tokio::time::sleep(READ_RETRY).await;
                     }
                 }
@@ -494,8 +491,8 @@ impl Hub {
             requests.chain(orders).min()
         };
         let folded = self.progress.borrow().folded;
-        // Nothing open: everything folded so far is behind us.
-        if let Some(mark) = oldest_open.or(folded)
+        // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
+        if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && self.is_caught_up()
             && let Err(error) = LowWater::raise(&*self.store, mark).await
         {
@@ -518,11 +515,14 @@ async fn until_read<T, F>(log: &str, read: impl Fn() -> F) -> T
 where
     F: Future<Output = Result<T, StoreError>>,
 {
+    let mut said = false;
     loop {
         match read().await {
             Ok(read) => return read,
             Err(error) => {
-                warn!(log, %error, "cannot read a log yet");
+                if !std::mem::replace(&mut said, true) {
+                    warn!(log, %error, "cannot read a log yet; trying until it works");
+                }
                 tokio::time::sleep(READ_RETRY).await;
             }
         }

@@ -104,7 +104,7 @@ struct Flight {
     retry_until: Instant,
     _turn: OwnedMutexGuard<()>,
     _room: Room,
-    _in_flight: InFlight,
+    _under_way: InFlight,
 }
 
 /// Says, as long as it lives, that an order is being carried out here.
@@ -171,12 +171,16 @@ impl Orders {
         let hash = key::hash(&placement.order);
         let turn =
             tokio::time::timeout_at(deadline, self.turn(&cell)).await.map_err(|_| Error::OrderInProgress)?;
-        let before = match Key::load(&*self.store, &cell).await? {
+        let settled = async {
+            match Key::load(&*self.store, &cell).await? {
+                None => Ok(None),
+                Some(key) => self.settle(&cell, key, &hash).await.map(Some),
+            }
+        };
+        let before = match tokio::time::timeout_at(deadline, settled).await.map_err(|_| Error::Deadline)?? {
             None => None,
-            Some(key) => match self.settle(&cell, key, &hash).await? {
-                Settled::Free(key) => Some(key),
-                Settled::Placed(request_id) => return Ok(Placed { request_id, replayed: true }),
-            },
+            Some(Settled::Free(key)) => Some(key),
+            Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
         };
         self.place_new(placement.order, cell, before, &hash, turn, deadline).await
     }
@@ -303,6 +307,12 @@ impl Orders {
             (Some(Outcome::AcceptedAs(_)) | None, _) => {
                 if key.phase() == KeyPhase::Sending {
                     key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?;
+                    error!(
+                        order.id = key.order_id(),
+                        sent = %key.sent_time(),
+                        "an order was interrupted while it was sent and its fate is unknown; look it up in ThingSpace, \
+                         it is not sent again"
+                    );
                 }
                 Err(unknown(key.order_id(), key.sent_time(), None))
             }
@@ -385,7 +395,7 @@ impl Orders {
                 retry_until,
                 _turn: turn,
                 _room: room,
-                _in_flight: in_flight,
+                _under_way: in_flight,
             }),
             // Another replica was first with this key, or the store failed: this order never was.
             claimed => {
@@ -425,12 +435,18 @@ impl Orders {
         request_id: RequestId,
         answer: Answer,
     ) -> (Option<Answer>, Result<Placed, Error>) {
-        info!(order.id = flight.order_id, request.id = %request_id, devices = flight.order.devices.len(), "order accepted");
+        info!(order.id = flight.order_id, request.id = %request_id, account = %flight.order.account,
+            devices = flight.order.devices.len(), "order accepted");
         let mut answer = Some(answer);
         while let Err(error) = self.store_accepted(flight, &request_id).await {
-            error!(order.id = flight.order_id, request.id = %request_id, %error,
-                "an accepted order cannot be stored yet; trying until it is");
             if let Some(answer) = answer.take() {
+                error!(
+                    order.id = flight.order_id,
+                    request.id = %request_id,
+                    account = %flight.order.account,
+                    %error,
+                    "an accepted order cannot be stored yet; it is tried until it can, or this process ends"
+                );
                 let outcome = unknown(&flight.order_id, flight.key.sent_time(), Some(request_id.clone()));
                 let _ = answer.send(Err(outcome));
             }
@@ -472,9 +488,12 @@ impl Orders {
     async fn not_accepted(&self, flight: &Flight, error: thingspace::Error) -> Error {
         let (event, outcome) = match error {
             thingspace::Error::Ambiguous { reason } => {
-                warn!(
+                error!(
                     order.id = flight.order_id,
-                    reason, "an order was sent and its fate is unknown; it is not sent again"
+                    account = %flight.order.account,
+                    devices = flight.order.devices.len(),
+                    reason,
+                    "an order was sent and its fate is unknown; look it up in ThingSpace, it is not sent again"
                 );
                 // If this fails, the cell says SENDING, which its next reader takes for the same.
                 if let Err(error) =
@@ -493,6 +512,7 @@ impl Orders {
             | thingspace::Error::Throttled { .. }
             | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
         };
+        info!(order.id = flight.order_id, account = %flight.order.account, reason = %outcome, "order not placed");
         if let Err(error) = self.release(flight, event).await {
             // Certainly nothing was placed, but nobody else can know that before it is stored.
             error!(order.id = flight.order_id, %error, "cannot store that an order was not placed; its fate will be reported as unknown");

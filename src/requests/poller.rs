@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use prost::Message;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::{
@@ -212,7 +212,7 @@ impl Poller {
                 Ok(()) if is_polled(&tracked) => Polled::Released,
                 Ok(()) => Polled::Done,
                 Err(error) => {
-                    warn!(request.id = %id, %error, "cannot store what ThingSpace said");
+                    say(id, &error);
                     Polled::Failed
                 }
             };
@@ -221,7 +221,7 @@ impl Poller {
         let (count, won) = match self.claim(id).await {
             Ok(claim) => claim,
             Err(error) => {
-                warn!(request.id = %id, %error, "cannot claim a poll");
+                say(id, &error.into());
                 return Polled::Failed;
             }
         };
@@ -229,14 +229,8 @@ impl Poller {
             debug!(request.id = %id, "another replica polls");
             return Polled::Again(count);
         }
-        let asked = self.asker.refresh(&tracked, Instant::now(), self.config.min_age).await;
-        match asked {
-            Ok(()) => {}
-            // The client says when credentials are rejected; every request of theirs repeating it would say no more.
-            Err(Error::CredentialsRejected { .. }) => {
-                debug!(request.id = %id, "not polled: credentials rejected");
-            }
-            Err(error) => warn!(request.id = %id, %error, "a poll failed"),
+        if let Err(error) = self.asker.refresh(&tracked, Instant::now(), self.config.min_age).await {
+            say(id, &error);
         }
         if !is_polled(&tracked) {
             return Polled::Done;
@@ -260,7 +254,7 @@ impl Poller {
                 Polled::Done
             }
             Err(error) => {
-                warn!(request.id = %id, %error, "cannot give up polling yet");
+                say(id, &error.into());
                 Polled::Failed
             }
         }
@@ -285,6 +279,16 @@ impl Poller {
             Swap::Conflict(Some(current)) => Ok((decode(&current.value)?.count, false)),
             Swap::Conflict(None) => Ok((0, false)),
         }
+    }
+}
+
+/// Client and store log their outages once; every open request repeating it would say no more.
+fn say(id: &RequestId, error: &Error) {
+    match error {
+        Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
+            error!(request.id = %id, %error, "a request cannot be polled");
+        }
+        error => debug!(request.id = %id, %error, "a request was not polled"),
     }
 }
 

@@ -126,7 +126,9 @@ mod tests {
     fn observe(request: &mut Request, sequence: u64, answer: &StatusAnswer) -> usize {
         let news = request.news(&AccountName::parse("0000123456-00001").unwrap(), answer);
         let count = news.len();
-        news.into_iter().for_each(|observed| apply(request, sequence, Kind::Observed(observed)));
+        for observed in news {
+            apply(request, sequence, Kind::Observed(observed));
+        }
         count
     }
 

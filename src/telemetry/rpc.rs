@@ -38,6 +38,10 @@ const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+/// The longest method that is named, in bytes. What is longer is none of ours: whoever can connect could fill the log with it.
+const MAX_METHOD: usize = 128;
+const OTHER: &str = "_OTHER";
+
 const CANCELLED: &str = "CANCELLED";
 const UNKNOWN: &str = "UNKNOWN";
 
@@ -147,7 +151,8 @@ struct Call {
 
 impl Call {
     fn begin<B>(request: &Request<B>) -> Self {
-        let method = request.uri().path().trim_start_matches('/').to_owned();
+        let method = request.uri().path().trim_start_matches('/');
+        let method = if method.len() > MAX_METHOD { OTHER } else { method }.to_owned();
         let span = tracing::info_span!(
             "rpc",
             otel.name = method,
@@ -170,7 +175,8 @@ impl Call {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let (method, milliseconds) = (&self.method, self.began.elapsed().as_millis());
+        let method = &self.method;
+        let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
         // Outside of the span, which would say all of it again.
         if FAILURES.contains(&code) {

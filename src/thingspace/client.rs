@@ -1,15 +1,17 @@
 //! The calls others make: what they cost at the limiter, which tokens they carry, and the one repeat per kind of token.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     Error, Order, StatusAnswer, code,
     limit::{Class, Limiter, Permit},
-    session::Tokens,
+    session::{Pair, Tokens},
     transport::{Endpoint, Failure, Transport},
-    verdict::{Verdict, judge},
+    trouble::Trouble,
+    verdict::{Stale, Verdict, judge},
     wire,
 };
 use crate::{
@@ -29,6 +31,7 @@ pub struct Client {
 struct Upstream {
     tokens: Arc<Tokens>,
     limiter: Limiter,
+    trouble: Trouble,
 }
 
 /// Why no client can be built from a configuration.
@@ -83,6 +86,7 @@ impl Client {
             let upstream = Arc::new(Upstream {
                 tokens: Arc::new(Tokens::new(set, Arc::clone(&transport))),
                 limiter: Limiter::new(rate),
+                trouble: Trouble::default(),
             });
             for account in &set.accounts {
                 accounts.insert(account.clone(), Arc::clone(&upstream));
@@ -113,29 +117,29 @@ impl Client {
         self.exchange(&upstream, permit, Endpoint::Download, body, wire::request_id).await
     }
 
-    /// One GET (and the same authentication repeats).
+    /// One GET (and the same authentication repeats), and how long that took once it had its permit.
     pub async fn request_status(
         &self,
         account: &AccountName,
         request: &RequestId,
         purpose: Purpose,
-    ) -> Result<StatusLookup, Error> {
+    ) -> Result<(StatusLookup, Duration), Error> {
         let upstream = self.upstream(account)?;
         upstream.tokens.pair().await?;
         let permit = match purpose {
             Purpose::Poll => upstream.limiter.wait(Class::Poll).await?,
             Purpose::Foreign => upstream.limiter.take_foreign()?,
         };
+        let began = Instant::now();
         let endpoint = Endpoint::Status { account, request };
         let answer =
             self.exchange(&upstream, permit, endpoint, Bytes::new(), |body| wire::status(body, request));
-        match answer.await {
-            Ok(answer) => Ok(StatusLookup::Found(answer)),
-            Err(Error::Refused(refusal)) if code::says_unknown_request(&refusal) => {
-                Ok(StatusLookup::NotKnown)
-            }
-            Err(error) => Err(error),
-        }
+        let lookup = match answer.await {
+            Ok(answer) => StatusLookup::Found(answer),
+            Err(Error::Refused(refusal)) if code::says_unknown_request(&refusal) => StatusLookup::NotKnown,
+            Err(error) => return Err(error),
+        };
+        Ok((lookup, began.elapsed()))
     }
 
     fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {
@@ -160,18 +164,14 @@ impl Client {
         permit.spend();
         let (mut bearer_renewed, mut session_renewed) = (false, false);
         loop {
-            let reply = self.transport.send(endpoint, pair.headers(), body.clone()).await?;
-            let stale = match judge(&reply, &parse) {
-                Verdict::Done(done) => return Ok(done),
-                Verdict::Refused(refusal) => return Err(Error::Refused(refusal)),
-                Verdict::Throttled(retry_after) => return Err(Error::Throttled { retry_after }),
-                Verdict::Unclear { reason, .. } => return Err(Error::Ambiguous { reason }),
-                Verdict::Stale(stale) => stale,
+            let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), &parse).await? {
+                Attempt::Done(done) => return Ok(done),
+                Attempt::Stale(stale) => stale,
             };
             let (renew_bearer, renew_session) =
                 (stale.bearer && !bearer_renewed, stale.session && !session_renewed);
             if !renew_bearer && !renew_session {
-                return Err(Error::CredentialsRejected { name: tokens.name().to_owned() });
+                return Err(upstream.failed(Error::CredentialsRejected { name: tokens.name().to_owned() }));
             }
             if renew_bearer {
                 tokens.invalidate_bearer(&pair);
@@ -183,10 +183,55 @@ impl Client {
             }
             let renewed = tokens.pair().await?;
             if renewed.headers() == pair.headers() {
-                return Err(Tokens::same_again());
+                return Err(upstream.failed(Tokens::same_again()));
             }
             pair = renewed;
         }
+    }
+
+    /// Sends a call once. What fails is logged here, but for what its caller says of one call: an order is refused, or of
+    /// unknown outcome; a request is not known.
+    async fn attempt<T>(
+        &self,
+        upstream: &Upstream,
+        endpoint: Endpoint<'_>,
+        pair: &Pair,
+        body: Bytes,
+        parse: &impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Attempt<T>, Error> {
+        let is_order = matches!(endpoint, Endpoint::Download);
+        let error = match self.transport.send(endpoint, pair.headers(), body).await {
+            Ok(reply) => match judge(&reply, parse) {
+                Verdict::Done(done) => {
+                    upstream.trouble.answered(upstream.tokens.name());
+                    return Ok(Attempt::Done(done));
+                }
+                Verdict::Stale(stale) => return Ok(Attempt::Stale(stale)),
+                Verdict::Refused(refusal) => {
+                    let told = is_order || code::says_unknown_request(&refusal);
+                    let error = Error::Refused(refusal);
+                    return Err(if told { error } else { upstream.failed(error) });
+                }
+                Verdict::Throttled(retry_after) => Error::Throttled { retry_after },
+                Verdict::Unclear { reason, .. } => Error::Ambiguous { reason },
+            },
+            Err(failure) => Error::from(failure),
+        };
+        let told = is_order && matches!(error, Error::Ambiguous { .. });
+        Err(if told { error } else { upstream.failed(error) })
+    }
+}
+
+/// What became of a call that was answered.
+enum Attempt<T> {
+    Done(T),
+    Stale(Stale),
+}
+
+impl Upstream {
+    fn failed(&self, error: Error) -> Error {
+        self.trouble.failed(self.tokens.name(), &error);
+        error
     }
 }
 

@@ -8,6 +8,9 @@ use super::{Refusal, RefusalKind, wire::Text};
 
 const MAX_CODE_CHARS: usize = 128;
 
+/// A word with so many digits names a device or is a token: an MDN has 10, the API manager's codes have 6.
+const MASKED_FROM_DIGITS: usize = 8;
+
 /// An error code as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Code {
@@ -123,12 +126,29 @@ impl Code {
     }
 
     fn shown(&self) -> String {
-        self.text
-            .chars()
-            .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-            .take(MAX_CODE_CHARS)
-            .collect()
+        shown(&self.text)
     }
+}
+
+/// A code as it may be shown: short, and of nothing but what codes are made of. What is no code but an identity or a token, for
+/// which a text in a code's place has room, is masked.
+pub(crate) fn shown(code: &str) -> String {
+    let in_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut masked = String::with_capacity(code.len());
+    for word in code.split_inclusive(|c| !in_word(c)) {
+        let digits = word.bytes().filter(u8::is_ascii_digit).count();
+        if digits < MASKED_FROM_DIGITS {
+            masked.push_str(word);
+        } else {
+            masked.push('_');
+            masked.push_str(word.trim_start_matches(in_word));
+        }
+    }
+    masked
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        .take(MAX_CODE_CHARS)
+        .collect()
 }
 
 fn names_plan(rest: &str) -> bool {
@@ -200,6 +220,21 @@ mod tests {
     fn a_code_is_shown_clean_and_short() {
         assert_eq!(code("A.REQUEST_FAILED.<b>x y'").refusal(400).code, "A.REQUEST_FAILED.bxy");
         assert_eq!(code(&"x".repeat(500)).refusal(400).code.len(), MAX_CODE_CHARS);
+    }
+
+    #[test]
+    fn a_code_shows_no_identity_and_no_token() {
+        let cases = [
+            ("S.REQUEST_FAILED.89148000004292933820.NotFound", "S.REQUEST_FAILED._.NotFound"),
+            ("S.REQUEST_FAILED.M2M Global 5GB.NotFound", "S.REQUEST_FAILED.M2MGlobal5GB.NotFound"),
+            ("no device 5551234567", "nodevice_"),
+            ("token 8f14e45f-ceea-467f-a14b-1f3cdd1d9a20 is over", "token_isover"),
+            ("0af7651916cd43dd8448eb211c80319c", "_"),
+            ("900901", "900901"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(code(text).refusal(400).code, shown, "{text}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub enum Error {
     /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
-    /// Nothing was executed.
+    /// Nothing was executed: ThingSpace throttles, or our own rate for it is used up.
     #[error("throttled by ThingSpace")]
     Throttled { retry_after: Option<Duration> },
     /// Nothing was executed: no connection, no byte written, or no token to be had.
@@ -27,7 +27,8 @@ pub enum Error {
 #[error("{code} (HTTP {status})")]
 pub struct Refusal {
     pub kind: RefusalKind,
-    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`; never the message.
+    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word of 8 digits or more; never the
+    /// message.
     pub code: String,
     pub status: u16,
 }

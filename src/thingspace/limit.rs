@@ -64,10 +64,8 @@ impl Limiter {
             Class::Poll => &self.polls,
         };
         let (waiter, permit) = oneshot::channel();
-        let full = || Error::NotSent {
-            reason: "too many calls wait for the rate limit".to_owned(),
-            retry_after: Some(BURST),
-        };
+        // Not for a caller to repeat at once, as what was merely not sent is.
+        let full = || Error::Throttled { retry_after: Some(BURST) };
         queue.try_send(waiter).map_err(|_| full())?;
         permit.await.map_err(|_| full())
     }
@@ -322,7 +320,7 @@ mod tests {
         limiter.wait(Class::Poll).await.unwrap().spend();
         let _waiting = enqueue(&limiter, Class::Poll, MAX_WAITING);
         let refused = limiter.wait(Class::Poll).now_or_never().expect("refused at once");
-        assert!(matches!(refused, Err(Error::NotSent { retry_after: Some(_), .. })));
+        assert!(matches!(refused, Err(Error::Throttled { retry_after: Some(_) })));
     }
 
     #[tokio::test(start_paused = true)]

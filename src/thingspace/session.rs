@@ -157,12 +157,8 @@ impl Tokens {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.value.clone())]);
         match self.transport.send(Endpoint::Login, headers, secrets.login()).await {
             Ok(reply) => Ok(judge(&reply, wire::session)),
-            Err(Failure::NotConnected(reason)) => {
-                Err(Fault { what: What::Unavailable(reason), pace: Pace::QUICK })
-            }
-            Err(Failure::Broken(reason)) => {
-                Err(Fault { what: What::Unavailable(reason), pace: Pace::CAREFUL })
-            }
+            Err(Failure::NotConnected(reason)) => Err(self.unavailable(reason, Pace::QUICK)),
+            Err(Failure::Broken(reason)) => Err(self.unavailable(reason, Pace::CAREFUL)),
         }
     }
 

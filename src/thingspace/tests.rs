@@ -86,7 +86,7 @@ impl World {
     }
 
     async fn poll(&self, request: &RequestId) -> Result<StatusLookup, Error> {
-        self.client.request_status(&account(), request, Purpose::Poll).await
+        self.client.request_status(&account(), request, Purpose::Poll).await.map(|(lookup, _)| lookup)
     }
 
     async fn prepare(&self) -> OrderPermit {

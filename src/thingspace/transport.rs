@@ -81,6 +81,9 @@ impl Transport {
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
                 .no_proxy()
+                // A connection carries one call, so that one which died unnoticed fails one call. With HTTP/2 every call would
+                // join it, and none would ever find it idle for too long.
+                .http1_only()
                 .connect_timeout(config.connect_timeout)
                 .pool_idle_timeout(idle);
             // Without TLS the system's CA certificates are not needed, but reqwest would insist on them.

@@ -174,7 +174,7 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
 }
 
 /// A status word, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
-fn class(word: &str) -> StatusClass {
+pub(super) fn class(word: &str) -> StatusClass {
     let letters: String =
         word.chars().filter(char::is_ascii_alphabetic).map(|c| c.to_ascii_lowercase()).collect();
     match letters.as_str() {

@@ -61,7 +61,7 @@ async fn a_hundred_thousand_foreign_callbacks() {
     let began = Instant::now();
     flood(&gateway.requests, 1_000).await;
     let grown = resident_bytes().saturating_sub(before);
-    println!("{FOREIGN} callbacks: {:?}, {} KiB", began.elapsed(), grown >> 10);
+    eprintln!("{FOREIGN} callbacks: {:?}, {} KiB", began.elapsed(), grown >> 10);
     assert!(grown < FOREIGN * MEMORY_EACH, "grew by {grown} bytes");
 
     // Ours is as it was, and is told as soon as the follower gets there.
@@ -70,7 +70,7 @@ async fn a_hundred_thousand_foreign_callbacks() {
     call_back(&gateway.requests, id.as_str(), 0).await;
     call_back(&gateway.requests, id.as_str(), 1).await;
     assert!(!watching.rest().await.is_empty());
-    println!("ours was finished {:?} after its callbacks", began.elapsed());
+    eprintln!("ours was finished {:?} after its callbacks", began.elapsed());
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
     assert_eq!(upstream.sim.ledger().polls(), 0, "nobody was asked about any of them");
     gateway.stop().await;

@@ -48,6 +48,7 @@ macro_rules! reflection {
             let questions = [
                 MessageRequest::ListServices(String::new()),
                 MessageRequest::FileContainingSymbol(SERVICE.to_owned()),
+                MessageRequest::FileContainingSymbol("google.rpc.BadRequest".to_owned()),
             ];
             let questions = questions.map(|question| ServerReflectionRequest {
                 host: String::new(),
@@ -63,6 +64,8 @@ macro_rules! reflection {
             assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
             let MessageResponse::FileDescriptorResponse(files) = answer().await else { panic!("no files") };
             check_descriptor(&files.file_descriptor_proto);
+            // Without it grpcurl shows the details of an error as base64.
+            let MessageResponse::FileDescriptorResponse(_) = answer().await else { panic!("no details") };
             drop((answers, client));
             gateway.stop().await;
         }

@@ -18,6 +18,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
+    callbacks::Callbacks,
     config::{Config, Credentials},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
@@ -136,6 +137,14 @@ impl Upstream {
         config
     }
 
+    /// The quiet configuration, with a listener for callbacks.
+    pub fn with_callbacks(&self) -> Config {
+        let mut config = self.quiet();
+        config.callbacks.enabled = true;
+        config.callbacks.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config
+    }
+
     /// A gateway with the usual configuration, ready.
     pub async fn gateway(&self) -> Gateway {
         Gateway::start(self.config()).await
@@ -164,6 +173,8 @@ pub struct Gateway {
     pub address: SocketAddr,
     pub stop: Stop,
     pub requests: Requests,
+    /// Where it takes callbacks, if it does.
+    pub callbacks: Option<(SocketAddr, Callbacks)>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 
@@ -171,9 +182,10 @@ impl Gateway {
     pub async fn start(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
+        let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
         let running = tokio::spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
-        Self { address, stop, requests, running }
+        Self { address, stop, requests, callbacks, running }
     }
 
     pub async fn client(&self) -> Client {
@@ -200,6 +212,8 @@ pub async fn connect(address: SocketAddr) -> Client {
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    /// Where it takes callbacks, if it does.
+    pub callbacks: Option<SocketAddr>,
     /// What it wrote to stderr until it was ready, and after.
     seen: Vec<String>,
     log: mpsc::Receiver<String>,
@@ -226,7 +240,7 @@ impl Process {
         let (tell, log) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok()));
-        let mut address = None;
+        let (mut address, mut callbacks) = (None, None);
         let mut seen = Vec::new();
         loop {
             let Ok(line) = log.recv_timeout(DEADLINE) else {
@@ -238,8 +252,12 @@ impl Process {
             if said["message"] == "listening" {
                 address = said["address"].as_str().map(|text| text.parse().unwrap());
             }
+            if said["message"] == "listening for callbacks" {
+                callbacks = said["address"].as_str().map(|text| text.parse().unwrap());
+            }
             if said["message"] == "ready" {
-                return Self { child, address: address.expect("it says where it listens"), seen, log };
+                let address = address.expect("it says where it listens");
+                return Self { child, address, callbacks, seen, log };
             }
         }
     }

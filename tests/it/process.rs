@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::try_join_all;
 use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{RequestState, RequestStatus, watch_request_response::Event},
@@ -215,6 +216,26 @@ async fn long_poll(mut client: Client, id: RequestId, revision: i64) -> Result<R
     question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     question.after_revision = revision;
     ask(&mut client, question).await
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_polls_without_end() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    // Longer than anybody here waits.
+    config.grpc.drain = Duration::from_mins(10);
+    let gateway = Gateway::start(config).await;
+    // A poll rests ten times as long as it took, and 64 are made at once: with more than 704 requests some always wait.
+    let slow = What::Delay(Duration::from_millis(100));
+    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, slow));
+    let client = gateway.client().await;
+    let orders = (0..900).map(|n| {
+        let mut client = client.clone();
+        async move { place(&mut client, &format!("key {n}"), [n]).await }
+    });
+    try_join_all(orders).await.unwrap();
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= 2_000).await;
+    gateway.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,7 @@
 mod elsewhere;
 mod shapes;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use futures_util::future::join_all;
@@ -289,9 +289,11 @@ async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
         content_type: "text/html",
         body: "<html>".to_owned(),
     };
-    for what in [html(), What::Drop, What::CutBody] {
+    // A request each: a failure is the answer to whoever asks within a second.
+    for (n, what) in (3..).zip([html(), What::Drop, What::CutBody]) {
+        let another = place(&mut client, &format!("open {n}"), [n]).await.unwrap();
         upstream.sim.inject(Fault::always(Endpoint::Status, When::AfterEffect, what));
-        let status = ask(&mut client, question(&open)).await.unwrap_err();
+        let status = ask(&mut client, question(&another)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
         upstream.sim.clear_faults();
     }
@@ -305,12 +307,35 @@ async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
 }
 
 #[tokio::test]
+async fn while_thingspace_fails_callers_do_not_decide_how_often_it_is_asked() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [0]).await.unwrap();
+    let down = What::Status {
+        status: StatusCode::SERVICE_UNAVAILABLE,
+        content_type: "text/html",
+        body: String::new(),
+    };
+    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, down));
+    let began = Instant::now();
+    for _ in 0..100 {
+        let status = ask(&mut client, question(&id)).await.unwrap_err();
+        assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
+    }
+    // One a second.
+    let polls = upstream.sim.ledger().polls();
+    assert!(polls <= 1 + began.elapsed().as_secs(), "{polls}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn throttling_says_when_to_ask_again() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    let id = place(&mut client, "k", [1]).await.unwrap();
-    for retry_after in [Some(17), None] {
+    for (key, retry_after) in [("first", Some(17)), ("second", None)] {
+        let id = place(&mut client, key, [1]).await.unwrap();
         let throttle = What::Throttle { retry_after };
         upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, throttle));
         let status = ask(&mut client, question(&id)).await.unwrap_err();
@@ -319,6 +344,7 @@ async fn throttling_says_when_to_ask_again() {
         assert!(retry_after.is_none_or(|seconds| delay == Duration::from_secs(seconds)), "{delay:?}");
         assert!(!delay.is_zero());
     }
+    let id = place(&mut client, "third", [1]).await.unwrap();
     ask(&mut client, question(&id)).await.unwrap();
     gateway.stop().await;
 }

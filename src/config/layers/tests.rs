@@ -7,7 +7,8 @@ fn env<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
 }
 
 fn merged(file: &str, env: &HashMap<String, String>) -> Result<Config, Problems> {
-    let (config, problems) = merge(Some((Path::new("gateway.toml"), file)), env);
+    let path = Path::new("gateway.toml");
+    let (config, problems) = merge(Some((path, parse(path, file)?)), env);
     problems.or(config)
 }
 
@@ -117,6 +118,10 @@ fn every_wrong_value_is_reported_with_its_place() {
     let lines = problems(merged(file, &env));
     let begins = [
         "credentials #1: accounts is missing (in gateway.toml)",
+        "credentials #1: key_file is missing",
+        "credentials #1: password_file is missing",
+        "credentials #1: secret_file is missing",
+        "credentials #1: username_file is missing",
         "credentials #2: accounts",
         "grpc.listen: ",
         "grpc.max_concurrent_streams: ",
@@ -139,7 +144,8 @@ fn every_wrong_value_is_reported_with_its_place() {
 #[test]
 fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
     let file = "[grpc]\nheartbeat = \"5h\"\nlisten = \"x\"\n[store]\npath = []\n[[credentials]]\nname = 1";
-    let (config, mut problems) = merge(Some((Path::new("gateway.toml"), file)), &env([]));
+    let (config, mut problems) =
+        merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env([]));
     assert_eq!(config.grpc.heartbeat, Duration::from_hours(5));
     assert_eq!(config.grpc.listen, Config::defaults().grpc.listen);
     problems.append(super::super::validate::bounds(&config));

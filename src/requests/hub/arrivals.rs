@@ -4,11 +4,14 @@
 //! request, because then the poll's word had waited for a callback in vain; the next callback makes it so again. Both
 //! are read off the events that are followed, so every replica knows, and a restart does as soon as it has caught up.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use tracing::info;
 
-use super::{Folded, Hub};
+use super::{Folded, Hub, Tracked};
 use crate::{
     identity::{AccountName, RequestId},
     requests::{lock, state::RequestState},
@@ -77,6 +80,13 @@ impl Finished {
 }
 
 impl Hub {
+    /// The ids of the open requests.
+    pub fn open_requests(&self) -> Vec<RequestId> {
+        let projection = lock(&self.projection);
+        let open = |tracked: &&Arc<Tracked>| !tracked.lock().request.is_closed();
+        projection.requests.values().filter(open).map(|tracked| tracked.id.clone()).collect()
+    }
+
     /// Whether callbacks arrive for an account's requests.
     pub fn is_called_back(&self, account: &AccountName) -> bool {
         lock(&self.projection).called_back.contains(account)
@@ -109,7 +119,9 @@ impl Hub {
             info!(account = %account, "a callback stayed away; polling as without");
             drop(projection);
             // Their next polls are far away.
-            self.open_requests().iter().for_each(|id| self.hint(id));
+            for id in self.open_requests() {
+                self.hint(&id);
+            }
         }
     }
 }

@@ -77,6 +77,10 @@ impl OpenOrders {
             (true, false) => self.forget_devices(&id, &open.order),
             _ => {}
         }
+        if open.order.outcome.is_some() {
+            // Up to 10,000 devices: whoever still needs them reads the log.
+            open.order.ordered = None;
+        }
         if open.order.outcome != Some(Outcome::NotPlaced) {
             self.orders.insert(id, open);
         }

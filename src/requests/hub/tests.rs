@@ -23,6 +23,11 @@ fn store() -> (TempDir, Arc<dyn Store>) {
     (folder, Arc::new(store))
 }
 
+fn open_requests(hub: &Hub) -> Vec<RequestId> {
+    let projection = lock(&hub.projection);
+    projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
+}
+
 /// A hub that follows its store until it is stopped.
 struct Running {
     hub: Arc<Hub>,
@@ -236,7 +241,7 @@ async fn read_at_start(finished: usize) -> u64 {
 
     let after = Running::start(&store, KEEP).await;
     let events = after.hub.events_read();
-    assert_eq!(after.hub.open_requests(), [id(0)]);
+    assert_eq!(open_requests(&after.hub), [id(0)]);
     assert_eq!(after.hub.open_devices(), 1);
     after.stop().await;
     events
@@ -247,6 +252,42 @@ async fn a_start_reads_only_what_is_open() {
     let few = read_at_start(100).await;
     assert_eq!(few, 2, "followed, and read from its beginning");
     assert_eq!(read_at_start(2_000).await, few);
+}
+
+#[tokio::test]
+async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it() {
+    let (_folder, store) = store();
+    let folded = add(&store, &id(0), accepted(0)).await;
+    let behind = Hub::new(Arc::clone(&store), KEEP, KEEP);
+    behind.progress.send_replace(Progress { folded: Some(folded), caught_up: true });
+    add(&store, &id(1), accepted(1)).await;
+    add(&store, &id(2), accepted(2)).await;
+    behind.attach(&id(2)).await.unwrap().unwrap();
+    behind.keep_house().await;
+
+    let next = Running::start(&store, KEEP).await;
+    assert!(open_requests(&next.hub).contains(&id(1)), "open, and not yet folded when the mark was raised");
+    next.stop().await;
+}
+
+#[tokio::test]
+async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    let log = LogName::order("order-1");
+    let ordered = storage::Ordered { devices: vec![device()], ..storage::Ordered::default() };
+    let position = append(&*store, &log, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
+    running.folded(position).await;
+    let order = running.hub.undecided_order("order-1").unwrap();
+    assert_eq!((order.first, order.ordered), (Some(position), Some(ordered.clone())));
+    let accepted_as = storage::AcceptedAs { request_id: id(1).to_string() };
+    let position = append(&*store, &log, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
+    running.folded(position).await;
+    assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
+    let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();
+    assert_eq!(kept, None, "memory that nobody uses");
+    assert_eq!(running.hub.order("order-1").await.unwrap().ordered, Some(ordered));
+    running.stop().await;
 }
 
 /// Watches a request from whenever it is there to its fourth revision.

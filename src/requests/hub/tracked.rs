@@ -13,6 +13,7 @@ use super::{At, By, KEPT_TRANSITIONS};
 use crate::{
     identity::RequestId,
     requests::{
+        error::Error,
         event::{self, Kind},
         lock,
         state::{Request, Transition},
@@ -30,11 +31,13 @@ pub struct Tracked {
     /// The revision.
     changed: watch::Sender<u64>,
     asked: Mutex<Option<Asked>>,
+    /// Why the last question that failed did, and when.
+    failed: Mutex<Option<(Instant, Error)>>,
     /// Taken under `folded`, or alone.
     withheld: Mutex<Withheld>,
 }
 
-/// When ThingSpace answered a question about a request last, and how long that took.
+/// When ThingSpace answered a question about a request last, and how long that took it.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked {
     pub at: Instant,
@@ -76,6 +79,7 @@ impl Tracked {
             folded: Mutex::new(folded),
             changed,
             asked: Mutex::default(),
+            failed: Mutex::default(),
             withheld: Mutex::default(),
         })
     }
@@ -114,6 +118,15 @@ impl Tracked {
         let mut withheld = lock(&self.withheld);
         withheld.forget(&folded.request);
         withheld.due(Instant::now())
+    }
+
+    /// Why asking failed, if that is less than `hold` ago.
+    pub fn failed(&self, hold: Duration) -> Option<Error> {
+        lock(&self.failed).as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
+    }
+
+    pub fn set_failed(&self, error: Error) {
+        *lock(&self.failed) = Some((Instant::now(), error));
     }
 
     /// Whether somebody waits for changes.

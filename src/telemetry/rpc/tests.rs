@@ -133,6 +133,18 @@ async fn the_code_is_read_from_wherever_it_is() {
 }
 
 #[tokio::test]
+async fn a_path_without_end_is_not_repeated() {
+    let (ended, _guard) = Ended::traced();
+    let answer = service_fn(|_: Request<NoBody<Bytes>>| async {
+        Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
+    });
+    let request = Request::builder().uri(format!("/{}", "x".repeat(10_000))).body(NoBody::new()).unwrap();
+    drop(RpcLayer.layer(answer).oneshot(request).await.unwrap());
+    let span = ended.one();
+    assert_eq!((span.name.as_ref(), attribute(&span, "rpc.method").as_deref()), ("_OTHER", Some("_OTHER")));
+}
+
+#[tokio::test]
 async fn a_call_that_nobody_waits_for_is_cancelled() {
     let (ended, _guard) = Ended::traced();
     let mut body = call(None, vec![Ok(message()), Ok(trailers("0"))]).await;

@@ -1,17 +1,12 @@
 //! The four secrets of a set of credentials, read from their files each time they are needed.
 
-use std::path::Path;
-
 use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use http::HeaderValue;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
-use tokio::io::AsyncReadExt;
 
-use crate::{config, thingspace::wire};
-
-const MAX_SECRET_BYTES: u64 = 4096;
+use crate::{config, secret_file::read, thingspace::wire};
 
 #[derive(Debug)]
 pub(super) struct Secrets {
@@ -56,24 +51,6 @@ impl Secrets {
     pub(super) fn login(&self) -> Bytes {
         wire::login(&self.username, &self.password)
     }
-}
-
-/// The file's text without the line break at its end.
-async fn read(path: &Path) -> Result<SecretString, String> {
-    let unreadable = |why: &dyn std::fmt::Display| format!("cannot read {}: {why}", path.display());
-    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(&error))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await.map_err(|error| unreadable(&error))?;
-    if bytes.len() as u64 > MAX_SECRET_BYTES {
-        return Err(unreadable(&format_args!("more than {MAX_SECRET_BYTES} bytes")));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|_| unreadable(&"not UTF-8"))?;
-    let text = text.strip_suffix('\n').unwrap_or(text);
-    let text = text.strip_suffix('\r').unwrap_or(text);
-    if text.is_empty() {
-        return Err(unreadable(&"empty"));
-    }
-    Ok(text.into())
 }
 
 #[cfg(test)]

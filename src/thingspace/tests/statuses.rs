@@ -1,3 +1,6 @@
+use futures_util::future::try_join_all;
+use tokio::time::Instant;
+
 use super::*;
 use crate::{
     simulator::{Identifiers, List, Outcome, Overall, Shape, Words},
@@ -67,7 +70,9 @@ async fn foreign_requests_never_wait() {
     let world = configured(manual(), |config| config.calls_per_second = 20).await;
     let request = world.request();
     let account = account();
-    let foreign = || world.client.request_status(&account, &request, Purpose::Foreign);
+    let foreign = async || {
+        world.client.request_status(&account, &request, Purpose::Foreign).await.map(|(lookup, _)| lookup)
+    };
     found(foreign().await);
     let mut refused = 0;
     for _ in 0..10 {
@@ -76,4 +81,16 @@ async fn foreign_requests_never_wait() {
     assert!(refused > 0);
     assert_eq!(world.handle.ledger().polls(), 11 - refused as u64);
     found(world.poll(&request).await);
+}
+
+#[tokio::test]
+async fn the_wait_for_the_rate_is_none_of_the_time_an_answer_took() {
+    let world = configured(manual(), |config| config.calls_per_second = 2).await;
+    let (account, request) = (account(), world.request());
+    let began = Instant::now();
+    // Two go at once, the others wait for half a second, for a whole one, …: five together.
+    let polls = (0..6).map(|_| world.client.request_status(&account, &request, Purpose::Poll));
+    let polls = try_join_all(polls).await.unwrap();
+    let took: Duration = polls.iter().map(|(_, took)| *took).sum();
+    assert!(took < began.elapsed(), "{took:?} in {:?}", began.elapsed());
 }

@@ -1,0 +1,316 @@
+//! ThingSpace's callbacks: proved, read, made durable, and only then acknowledged.
+//!
+//! The last segment of the path proves the sender and tells the account; what stands before it is not looked at, since proxies
+//! change it. Without it nothing of a request is read. The user name and the password in the body are the second
+//! proof. A callback is answered 200 when it is durable, never before, and 503 when it cannot be, within two seconds, after
+//! which ThingSpace sends it again. One that nobody understands is quarantined and answered 200, so that it is not lost.
+//!
+//! An answer has no body, and no log line anything of one.
+
+mod listener;
+pub mod parse;
+pub mod quarantine;
+pub mod secrets;
+mod tls;
+
+use std::{
+    error::Error,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header::ALLOW};
+use http_body::Body;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use secrecy::ExposeSecret;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, Semaphore},
+    time::{Instant, interval, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::{config, identity::AccountName, requests::Requests, store::Store};
+use parse::Callback;
+use quarantine::Quarantine;
+use secrets::Secrets;
+use tls::Tls;
+
+/// Of a callback.
+const MAX_BODY: usize = 256 << 10;
+
+/// For a callback's body to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From a callback's last byte to its answer. ThingSpace sends it again while it waits for one.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
+
+/// Proven callbacks being read or stored at once; above it they are asked to come again.
+const MAX_AT_ONCE: usize = 256;
+
+/// How often certificate and pairs are looked at.
+const LOOK: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+pub struct Callbacks(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    secrets: Secrets,
+    quarantine: Quarantine,
+    requests: Requests,
+    tls: Option<Mutex<Tls>>,
+    room: Semaphore,
+    counts: [AtomicU64; Outcome::ALL.len()],
+}
+
+/// What became of a request to the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Stored,
+    Quarantined,
+    UnknownPath,
+    WrongMethod,
+    TooLarge,
+    /// Its body did not come, or not whole.
+    Broken,
+    WrongPair,
+    TooMany,
+    NotStored,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 9] = [
+        Self::Stored,
+        Self::Quarantined,
+        Self::UnknownPath,
+        Self::WrongMethod,
+        Self::TooLarge,
+        Self::Broken,
+        Self::WrongPair,
+        Self::TooMany,
+        Self::NotStored,
+    ];
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::Stored | Self::Quarantined => StatusCode::OK,
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Broken => StatusCode::BAD_REQUEST,
+            Self::WrongPair => StatusCode::UNAUTHORIZED,
+            Self::TooMany | Self::NotStored => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Callbacks {
+    pub async fn new(
+        config: &config::Callbacks,
+        store: Arc<dyn Store>,
+        accounts: &[AccountName],
+        requests: Requests,
+    ) -> anyhow::Result<Self> {
+        let secrets = Secrets::load_or_create(config, Arc::clone(&store), accounts).await?;
+        let tls = match config.tls() {
+            Some((cert, key)) => Some(Mutex::new(Tls::load(cert, key).await.map_err(anyhow::Error::msg)?)),
+            None => None,
+        };
+        let quarantine = Quarantine::new(store, secrets.quarantine_key());
+        let (room, counts) = (Semaphore::new(MAX_AT_ONCE), Default::default());
+        Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, counts })))
+    }
+
+    pub fn secrets(&self) -> &Secrets {
+        &self.0.secrets
+    }
+
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.0.quarantine
+    }
+
+    /// How many requests to the listener had this outcome.
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.0.counts[outcome as usize].load(Ordering::Relaxed)
+    }
+
+    /// Serves until `stop`, then finishes what is open.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let acceptor = match &self.0.tls {
+            Some(tls) => Some(tls.lock().await.acceptor.clone()),
+            None => None,
+        };
+        let look = stop.clone().run_until_cancelled_owned(self.clone().look());
+        tokio::join!(listener::serve(self, listener, acceptor, stop), look);
+    }
+
+    /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
+    async fn look(self) {
+        let mut tick = interval(LOOK);
+        let (mut last_tls, mut last_pairs) = (None, None);
+        loop {
+            tick.tick().await;
+            if let Some(tls) = &self.0.tls {
+                let failure = match tls.lock().await.reload().await {
+                    Ok(new) => {
+                        if new {
+                            info!("the callbacks' certificate is a new one");
+                        }
+                        None
+                    }
+                    Err(error) => Some(error),
+                };
+                if let (Some(error), true) = (&failure, failure != last_tls) {
+                    warn!(error, "the callbacks' certificate stays as it was");
+                }
+                last_tls = failure;
+            }
+            let failure = self.0.secrets.refresh().await.err().map(|error| error.to_string());
+            if let (Some(error), true) = (&failure, failure != last_pairs) {
+                warn!(error, "the callbacks' user names and passwords stay as they were");
+            }
+            last_pairs = failure;
+        }
+    }
+
+    async fn answer<B>(&self, request: Request<B>) -> Response<Empty<Bytes>>
+    where
+        B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
+    {
+        let outcome = self.take(request).await;
+        self.0.counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        let mut answer = Response::new(Empty::new());
+        *answer.status_mut() = outcome.status();
+        if outcome == Outcome::WrongMethod {
+            answer.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
+        }
+        answer
+    }
+
+    async fn take<B>(&self, request: Request<B>) -> Outcome
+    where
+        B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
+    {
+        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let Some(account) = self.0.secrets.account_of(secret) else {
+            debug!("a request to the callbacks' listener without an account's secret");
+            return Outcome::UnknownPath;
+        };
+        if request.method() != Method::POST {
+            return Outcome::WrongMethod;
+        }
+        let Ok(_permit) = self.0.room.try_acquire() else {
+            warn!(%account, "more callbacks at once than are taken");
+            return Outcome::TooMany;
+        };
+        match timeout(BODY_TIMEOUT, read(request.into_body())).await {
+            Ok(Ok(body)) => self.store(&account, &body, Instant::now() + ANSWER_TIMEOUT).await,
+            Ok(Err(refused)) => refused,
+            Err(_) => Outcome::Broken,
+        }
+    }
+
+    async fn store(&self, account: &AccountName, body: &[u8], deadline: Instant) -> Outcome {
+        let callback = match parse::parse(body) {
+            Ok(callback) => callback,
+            Err(why) => return self.quarantine_body(account, body, why, deadline).await,
+        };
+        if let Err(refused) = self.prove(account, &callback, deadline).await {
+            return refused;
+        }
+        let Callback { request_id, called_back, .. } = callback;
+        let status = called_back.status();
+        match timeout_at(deadline, self.0.requests.called_back(account, &request_id, called_back)).await {
+            Ok(Ok(())) => {
+                debug!(%account, request.id = %request_id, ?status, "a callback");
+                Outcome::Stored
+            }
+            Ok(Err(error)) => {
+                warn!(%account, request.id = %request_id, %error, "cannot store a callback");
+                Outcome::NotStored
+            }
+            Err(_) => {
+                warn!(%account, request.id = %request_id, "cannot store a callback in time");
+                Outcome::NotStored
+            }
+        }
+    }
+
+    async fn quarantine_body(
+        &self,
+        account: &AccountName,
+        body: &[u8],
+        why: parse::Unintelligible,
+        deadline: Instant,
+    ) -> Outcome {
+        match timeout_at(deadline, self.0.quarantine.add(account, body)).await {
+            Ok(Ok(number)) => {
+                warn!(%account, number, %why, "a callback that cannot be understood is in quarantine");
+                Outcome::Quarantined
+            }
+            Ok(Err(error)) => {
+                warn!(%account, %error, "cannot quarantine a callback that cannot be understood");
+                Outcome::NotStored
+            }
+            Err(_) => {
+                warn!(%account, "cannot quarantine a callback that cannot be understood in time");
+                Outcome::NotStored
+            }
+        }
+    }
+
+    /// Checks user name and password. Where they are wrong, another replica may know a newer pair.
+    async fn prove(
+        &self,
+        account: &AccountName,
+        callback: &Callback,
+        deadline: Instant,
+    ) -> Result<(), Outcome> {
+        let id = &callback.request_id;
+        let accepted = || match (&callback.username, &callback.password) {
+            (Some(username), Some(password)) => {
+                self.0.secrets.accepts(account, username.expose_secret(), password.expose_secret())
+            }
+            _ => false,
+        };
+        if accepted() {
+            return Ok(());
+        }
+        match timeout_at(deadline, self.0.secrets.refresh_pair(account)).await {
+            Ok(Ok(())) if accepted() => Ok(()),
+            Ok(Ok(())) => {
+                warn!(%account, request.id = %id, "a callback with a wrong user name or password");
+                Err(Outcome::WrongPair)
+            }
+            Ok(Err(error)) => {
+                warn!(%account, request.id = %id, %error, "cannot check a callback's user name and password");
+                Err(Outcome::NotStored)
+            }
+            Err(_) => {
+                warn!(%account, request.id = %id, "cannot check a callback's user name and password in time");
+                Err(Outcome::NotStored)
+            }
+        }
+    }
+}
+
+/// A whole body, or why there is none.
+async fn read<B>(body: B) -> Result<Bytes, Outcome>
+where
+    B: Body<Data = Bytes, Error: Error + Send + Sync + 'static>,
+{
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(Outcome::TooLarge);
+    }
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(Outcome::TooLarge),
+        Err(_) => Err(Outcome::Broken),
+    }
+}

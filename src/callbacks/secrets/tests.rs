@@ -1,0 +1,122 @@
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::{config::Config, store::embedded::Embedded};
+
+fn account(n: u32) -> AccountName {
+    AccountName::parse(&format!("0000123456-{n:05}")).unwrap()
+}
+
+fn config() -> config::Callbacks {
+    Config::defaults().callbacks
+}
+
+fn store() -> (TempDir, Arc<dyn Store>) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&folder.path().join("store"), Duration::from_hours(1)).unwrap();
+    (folder, Arc::new(store))
+}
+
+async fn load(config: &config::Callbacks, store: &Arc<dyn Store>) -> Secrets {
+    Secrets::load_or_create(config, Arc::clone(store), &[account(1), account(2)]).await.unwrap()
+}
+
+fn accepts(secrets: &Secrets, of: u32, pair: &Pair) -> bool {
+    secrets.accepts(&account(of), &pair.username, pair.password.expose_secret())
+}
+
+fn with_files(folder: &Path, username: &str, password: &str) -> config::Callbacks {
+    let mut config = config();
+    config.username_file = folder.join("username");
+    config.password_file = folder.join("password");
+    std::fs::write(&config.username_file, username).unwrap();
+    std::fs::write(&config.password_file, password).unwrap();
+    config
+}
+
+#[tokio::test]
+async fn each_account_has_a_path_and_a_pair_that_stay() {
+    let (_folder, store) = store();
+    let secrets = load(&config(), &store).await;
+    let (path, pair) = (secrets.path(&account(1)), secrets.pair(&account(1)).unwrap());
+    assert!(path.len() >= 32 && path != secrets.path(&account(2)));
+    assert_eq!(secrets.account_of(&path), Some(account(1)));
+    for wrong in ["", &path[1..], &path.to_uppercase(), &format!("{path}x")] {
+        assert_eq!(secrets.account_of(wrong), None, "{wrong}");
+    }
+    assert!(accepts(&secrets, 1, &pair) && !accepts(&secrets, 2, &pair) && !accepts(&secrets, 3, &pair));
+    let shouted = Pair { username: pair.username.to_uppercase(), ..pair.clone() };
+    assert!(accepts(&secrets, 1, &shouted));
+    for wrong in ["", "x", &pair.password.expose_secret().to_uppercase()] {
+        assert!(!secrets.accepts(&account(1), &pair.username, wrong));
+    }
+    assert!(pair.username.len() <= MAX_PAIR_CHARS && pair.password.expose_secret().len() <= MAX_PAIR_CHARS);
+
+    let again = load(&config(), &store).await;
+    assert_eq!(again.path(&account(1)), path);
+    assert!(accepts(&again, 1, &pair));
+    assert!(!format!("{again:?} {pair:?}").contains(pair.password.expose_secret()));
+}
+
+#[tokio::test]
+async fn a_replaced_pair_is_accepted_for_a_while() {
+    let (_folder, store) = store();
+    let mut config = config();
+    let secrets = load(&config, &store).await;
+    let first = secrets.pair(&account(1)).unwrap();
+    let second = secrets.rotate(&account(1)).await.unwrap();
+    let third = secrets.rotate(&account(1)).await.unwrap();
+    for pair in [&first, &second, &third] {
+        assert!(accepts(&secrets, 1, pair));
+    }
+    assert_eq!(secrets.pair(&account(1)).unwrap().username, third.username);
+    config.password_grace = Duration::ZERO;
+    let strict = load(&config, &store).await;
+    assert_eq!([&first, &second, &third].map(|pair| accepts(&strict, 1, pair)), [false, false, true]);
+    for _ in 0..MAX_REPLACED {
+        secrets.rotate(&account(1)).await.unwrap();
+    }
+    assert!(accepts(&secrets, 1, &third) && !accepts(&secrets, 1, &second));
+}
+
+#[tokio::test]
+async fn another_replica_hears_of_a_rotation_when_it_looks() {
+    let (_folder, store) = store();
+    let (one, other) = (load(&config(), &store).await, load(&config(), &store).await);
+    let pair = one.rotate(&account(2)).await.unwrap();
+    assert!(!accepts(&other, 2, &pair));
+    other.refresh().await.unwrap();
+    assert!(accepts(&other, 2, &pair));
+}
+
+#[tokio::test]
+async fn a_pair_from_files_follows_them_and_is_not_stored() {
+    let (folder, store) = store();
+    let files = with_files(folder.path(), "ali\n", "open sesame");
+    let secrets = load(&files, &store).await;
+    assert!(secrets.accepts(&account(1), "Ali", "open sesame"));
+    with_files(folder.path(), "ali", "close sesame");
+    secrets.refresh().await.unwrap();
+    for password in ["open sesame", "close sesame"] {
+        assert!(secrets.accepts(&account(1), "ali", password), "{password}");
+    }
+    let cell = CellName::permanent(format!("callback-pair/{}", account(1)));
+    let value = store.load(&cell).await.unwrap().unwrap().value;
+    assert!(!String::from_utf8_lossy(&value).contains("sesame"));
+
+    let generated = load(&config(), &store).await;
+    assert!(generated.accepts(&account(1), "ali", "close sesame"));
+    assert_ne!(generated.pair(&account(1)).unwrap().username, "ali");
+}
+
+#[tokio::test]
+async fn files_that_hold_no_pair_are_refused_and_not_shown() {
+    let (folder, store) = store();
+    for wrong in ["", "sesame\nsesame", &"sesame".repeat(7)] {
+        let files = with_files(folder.path(), "ali", wrong);
+        let error = Secrets::load_or_create(&files, Arc::clone(&store), &[account(1)]).await.unwrap_err();
+        assert!(matches!(error, Error::Files(_)) && !error.to_string().contains("sesame"), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! What the listener refuses: nothing of it is stored, and nobody else is kept waiting.
+
+use std::{sync::Arc, time::Duration};
+
+use thingspace_gateway::{
+    callbacks::{Callbacks, Outcome},
+    identity::AccountName,
+    requests::Requests,
+    store::{Store, embedded::Embedded},
+    thingspace::Client,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Sender, about};
+use crate::harness::{ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, within};
+
+/// A connection on which this was written, and no more.
+async fn begun(gateway: &Gateway, text: &str) -> TcpStream {
+    let (address, _) = gateway.callbacks.as_ref().unwrap();
+    let mut tcp = within("a connection", TcpStream::connect(address)).await.unwrap();
+    tcp.write_all(text.as_bytes()).await.unwrap();
+    tcp
+}
+
+/// The status of the answer on a connection.
+async fn answer(tcp: &mut TcpStream) -> String {
+    let mut line = vec![0; 12];
+    within("an answer", tcp.read_exact(&mut line)).await.unwrap();
+    String::from_utf8(line).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_refused_leaves_no_trace() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", 0..1).await.unwrap();
+    let (sender, other) = (Sender::new(&gateway), Sender::of(&gateway, upstream.accounts[1].as_str()));
+    let events = gateway.requests.events_read();
+    let body = about(&id, &device(0), "Success");
+    let path = &sender.path;
+
+    // Headers alone, of a body that never comes: it is not waited for.
+    let headers = |path: &str, length: u64| {
+        format!("POST /{path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")
+    };
+    for wrong in ["", "wrong", &path[1..], &format!("{path}/"), &path.to_lowercase()] {
+        assert_eq!(
+            answer(&mut begun(&gateway, &headers(wrong, 10 << 30)).await).await,
+            "HTTP/1.1 404",
+            "{wrong}"
+        );
+    }
+    assert_eq!(answer(&mut begun(&gateway, &headers(path, 10 << 30)).await).await, "HTTP/1.1 413");
+    let cut = format!("{}{{\"requestId\"", headers(path, 500));
+    let mut cut = begun(&gateway, &cut).await;
+    cut.shutdown().await.unwrap();
+    assert_eq!(answer(&mut cut).await, "HTTP/1.1 400");
+
+    // An oversized body of no announced length. Its answer may come before it has been written.
+    let mut chunked =
+        begun(&gateway, &format!("POST /{path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"))
+            .await;
+    for _ in 0..5 {
+        let _ = chunked.write_all(format!("10000\r\n{}\r\n", " ".repeat(0x1_0000)).as_bytes()).await;
+    }
+    eventually("the oversized body is refused", async || sender.count(Outcome::TooLarge) == 2).await;
+
+    for method in [reqwest::Method::GET, reqwest::Method::PUT, reqwest::Method::HEAD] {
+        let answer = within("an answer", sender.http.request(method, &sender.url).send()).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"POST".parse().unwrap()));
+    }
+
+    for wrong in [
+        body.clone(),
+        sender.sign(&body.replace("secret", "sesame")),
+        sender.sign(&body.replace("\"user\"", "\"somebody\"")),
+        sender.sign(&body).replace("password", "passphrase"),
+        other.sign(&body),
+    ] {
+        assert_eq!(sender.post_bytes(wrong.into_bytes()).await, 401);
+    }
+
+    let refused = [
+        (Outcome::UnknownPath, 5),
+        (Outcome::WrongMethod, 3),
+        (Outcome::TooLarge, 2),
+        (Outcome::Broken, 1),
+        (Outcome::WrongPair, 5),
+        (Outcome::Stored, 0),
+        (Outcome::Quarantined, 0),
+    ];
+    assert_eq!(refused.map(|(outcome, _)| (outcome, sender.count(outcome))), refused);
+    assert!(gateway.callbacks.as_ref().unwrap().1.quarantine().list().await.unwrap().is_empty());
+    assert_eq!(gateway.requests.events_read(), events);
+
+    let full = format!("{}{}", sender.sign(&body), " ".repeat((256 << 10) - sender.sign(&body).len()));
+    assert_eq!(sender.post_bytes(full.into_bytes()).await, 200);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn another_accounts_callback_changes_nothing() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", 0..1).await.unwrap();
+    let other = Sender::of(&gateway, upstream.accounts[1].as_str());
+    let events = gateway.requests.events_read();
+    assert_eq!(other.post(&about(&id, &device(0), "Success")).await, 200);
+    eventually("the callback is folded", async || gateway.requests.events_read() > events).await;
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap().counts.unwrap().pending, 1);
+    gateway.stop().await;
+}
+
+/// Only those who know the secret can be too many.
+#[tokio::test]
+async fn too_many_at_once_are_asked_to_come_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
+    let sender = Sender::new(&gateway);
+    let body = sender.sign(&about(&id, &device(0), "warning")).into_bytes();
+    let beginning = format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", sender.path);
+    let mut held = Vec::new();
+    while sender.count(Outcome::TooMany) == 0 {
+        assert!(held.len() < 1000, "there is a limit");
+        held.push(begun(&gateway, &beginning).await);
+        // Each is being taken by the time the next comes: a refused one is answered at once.
+        let wrong = sender.http.get(&sender.url).send();
+        assert_eq!(within("an answer", wrong).await.unwrap().status(), 405);
+    }
+    assert_eq!(sender.post_bytes(body.clone()).await, 503);
+    drop(held);
+    eventually("there is room again", async || sender.post_bytes(body.clone()).await == 200).await;
+    gateway.stop().await;
+}
+
+/// Connections that send nothing, half a header, or a body without an end are ended, and keep nobody waiting.
+#[tokio::test]
+async fn who_dawdles_delays_nobody() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", 0..1).await.unwrap();
+    let sender = Sender::new(&gateway);
+    let beginnings = [
+        String::new(),
+        "PRI * HT".to_owned(),
+        "POST /".to_owned(),
+        format!("POST /{} HTTP/1.1\r\nHost: a\r\nX: ", sender.path),
+        format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{{", sender.path),
+    ];
+    let mut slow = Vec::new();
+    for text in beginnings.iter().cycle().take(60) {
+        slow.push(begun(&gateway, text).await);
+    }
+    let mut body = about(&id, &device(0), "warning");
+    for word in ["Pending", "Success"] {
+        assert_eq!(sender.post(&body).await, 200);
+        body = body.replace("warning", word);
+    }
+    assert_eq!(sender.count(Outcome::Broken), 0, "the slow ones are still there");
+    for mut tcp in slow {
+        let mut rest = Vec::new();
+        // Reset or closed: it ended.
+        let _ = within("the end of a slow connection", tcp.read_to_end(&mut rest)).await;
+    }
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_stored_is_asked_for_again() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.with_callbacks();
+    let store: Arc<dyn Store> =
+        Arc::new(Embedded::open(&config.store.path, Duration::from_hours(1)).unwrap());
+    let client = Client::new(&config.thingspace, &config.credentials).unwrap();
+    let requests = Requests::new(&config, Arc::clone(&store), client, &TaskTracker::new());
+    let account = AccountName::parse(ACCOUNT).unwrap();
+    let callbacks =
+        Callbacks::new(&config.callbacks, Arc::clone(&store), &[account], requests).await.unwrap();
+    let listener = TcpListener::bind(config.callbacks.listen).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(callbacks.clone().serve(listener, stop.clone()));
+    let sender = Sender::at(address, callbacks, ACCOUNT);
+    let id = thingspace_gateway::identity::RequestId::parse("request-1").unwrap();
+    let body = about(&id, &device(0), "Success");
+    assert_eq!(sender.post(&body).await, 200);
+    store.close().await;
+    for refused in [&*body, "not a callback"] {
+        assert_eq!(sender.post(refused).await, 503, "{refused}");
+    }
+    assert_eq!(sender.count(Outcome::NotStored), 2);
+    stop.cancel();
+    drop(sender);
+    within("the listener ends", serving).await.unwrap();
+}

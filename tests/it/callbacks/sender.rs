@@ -1,0 +1,79 @@
+//! Sends callbacks.
+
+use std::net::SocketAddr;
+
+use secrecy::ExposeSecret;
+use thingspace_gateway::{
+    callbacks::{Callbacks, Outcome},
+    identity::{AccountName, RequestId},
+    proto::esim::DeviceIdentifiers,
+};
+
+use crate::harness::{ACCOUNT, Gateway, within};
+
+/// What a sender knows: where, and the pair that goes into bodies in place of `user` and `secret`.
+pub struct Sender {
+    pub url: String,
+    pub path: String,
+    pub username: String,
+    pub password: String,
+    pub http: reqwest::Client,
+    pub callbacks: Callbacks,
+}
+
+impl Sender {
+    pub fn new(gateway: &Gateway) -> Self {
+        Self::of(gateway, ACCOUNT)
+    }
+
+    pub fn of(gateway: &Gateway, account: &str) -> Self {
+        let (address, callbacks) = gateway.callbacks.clone().expect("the gateway takes callbacks");
+        Self::at(address, callbacks, account)
+    }
+
+    pub fn at(address: SocketAddr, callbacks: Callbacks, account: &str) -> Self {
+        let account = AccountName::parse(account).unwrap();
+        let path = callbacks.secrets().path(&account);
+        let pair = callbacks.secrets().pair(&account).unwrap();
+        Self {
+            url: format!("http://{address}/any/prefix/{path}"),
+            path,
+            username: pair.username,
+            password: pair.password.expose_secret().to_owned(),
+            http: reqwest::Client::new(),
+            callbacks,
+        }
+    }
+
+    /// A body with the sender's pair in it.
+    pub fn sign(&self, body: &str) -> String {
+        body.replace(r#""user""#, &format!("{:?}", self.username))
+            .replace(r#""secret""#, &format!("{:?}", self.password))
+    }
+
+    /// Posts a body with the sender's pair in it, and gives the status of the answer, which has no body.
+    pub async fn post(&self, body: &str) -> u16 {
+        self.post_bytes(self.sign(body).into_bytes()).await
+    }
+
+    pub async fn post_bytes(&self, body: Vec<u8>) -> u16 {
+        let answer = within("an answer", self.http.post(&self.url).body(body).send()).await.unwrap();
+        let status = answer.status().as_u16();
+        assert!(answer.bytes().await.unwrap().is_empty());
+        status
+    }
+
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.callbacks.count(outcome)
+    }
+}
+
+/// A callback about a device, with the words `user` and `secret` for the pair.
+pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
+    format!(
+        r#"{{"username":"user","password":"secret","requestId":"{id}","status":"{word}","callbackCount":1,
+        "deviceIds":[{{"kind":"Iccid","id":"{}"}},{{"kind":"Eid","id":"{}"}}],"faultResponse":null,
+        "deviceResponse":{{"deviceProfileResponse":{{"state":"ACTIVE","profileStatus":"ENABLE","profileRole":"LOCAL"}}}}}}"#,
+        device.iccid, device.eid
+    )
+}
