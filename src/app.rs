@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::{
     callbacks::{Callbacks, registration::Registration},
     config::Config,
+    control::{self, Control},
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
@@ -46,6 +47,7 @@ pub struct App {
     address: SocketAddr,
     store: Arc<dyn Store>,
     requests: Requests,
+    control: Control,
     /// The listener for callbacks, if they are taken.
     callbacks: Option<(Callbacks, TcpListener, SocketAddr)>,
     /// Where it is known how ThingSpace reaches that listener.
@@ -74,6 +76,8 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials)?;
         let store = open_store(&config).await?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
+        let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
+        let control = Control::bind(&config.store.path, requests.clone()).await.with_context(socket)?;
         let (listener, address) = listen(config.grpc.listen).await?;
         let mut registration = None;
         let callbacks = if config.callbacks.enabled {
@@ -91,7 +95,7 @@ impl App {
         } else {
             None
         };
-        Ok(Self { config, listener, address, store, requests, callbacks, registration, tasks })
+        Ok(Self { config, listener, address, store, requests, control, callbacks, registration, tasks })
     }
 
     /// Where the API listens.
@@ -137,6 +141,7 @@ impl App {
             self.config.grpc.max_concurrent_streams,
             drain.clone(),
         ));
+        let mut controlled = tokio::spawn(self.control.serve(background.clone()));
         info!(address = %self.address, "listening");
         let last_callback = CancellationToken::new();
         let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
@@ -192,6 +197,9 @@ impl App {
             && tokio::time::timeout(GOODBYE, &mut taking).await.is_err()
         {
             taking.abort();
+        }
+        if (&mut controlled).await.is_err() {
+            warn!("serving the control socket ended in a panic");
         }
         if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
             warn!("the store does not close in time; what was acknowledged is in it all the same");

@@ -7,6 +7,8 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::identity::RequestId;
+
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
@@ -20,6 +22,10 @@ Examples:
   thingspace-gateway dev                          try it: no account, no set-up
   thingspace-gateway check --config gateway.toml  look for mistakes
   thingspace-gateway serve --config gateway.toml
+
+For a running gateway, through the Unix socket beside its store:
+  thingspace-gateway status --config gateway.toml
+  thingspace-gateway orders unknown --config gateway.toml
 
 Every key of the configuration can be set by environment too:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
@@ -37,6 +43,82 @@ pub enum Command {
     Simulate(Simulate),
     /// Print the configuration that would be used, or everything that is wrong with it
     Check(Check),
+    #[command(flatten)]
+    Operate(Operate),
+}
+
+/// What is asked of a running gateway.
+#[derive(Debug, Subcommand)]
+pub enum Operate {
+    /// Say how a running gateway is doing
+    #[command(after_help = "\
+Example:
+  thingspace-gateway status --config gateway.toml")]
+    Status(Remote),
+    /// Orders that were sent and of which nobody knows what became
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  thingspace-gateway orders unknown --config gateway.toml"
+    )]
+    Orders(Orders),
+}
+
+impl Operate {
+    pub fn remote(&self) -> &Remote {
+        match self {
+            Self::Status(remote)
+            | Self::Orders(Orders::Unknown(remote) | Orders::Settle(Settle { remote, .. })) => remote,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Orders {
+    /// List them
+    #[command(after_help = "\
+Example:
+  thingspace-gateway orders unknown --config gateway.toml --json")]
+    Unknown(Remote),
+    /// Say what became of one, as ThingSpace's portal shows it
+    Settle(Settle),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The gateway believes you. If an order that was placed is settled as not placed, its key orders again.
+
+Examples:
+  thingspace-gateway orders settle ORDER --request-id REQUEST --config gateway.toml
+  thingspace-gateway orders settle ORDER --not-placed --config gateway.toml")]
+#[command(group(clap::ArgGroup::new("outcome").required(true).args(["request_id", "not_placed"])))]
+pub struct Settle {
+    /// The order, as `orders unknown` lists it
+    pub order: String,
+    /// ThingSpace accepted it as this request
+    #[arg(long, value_name = "REQUEST", value_parser = request_id)]
+    pub request_id: Option<RequestId>,
+    /// ThingSpace never placed it: frees its idempotency key
+    #[arg(long)]
+    pub not_placed: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// Which gateway, and how its answer is shown.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("gateway").required(true).args(["config", "socket"])))]
+pub struct Remote {
+    /// The gateway's configuration file: its socket is beside its store
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The gateway's socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -107,9 +189,14 @@ impl Cli {
     pub fn config_file(&self) -> Option<&Path> {
         match &self.command {
             Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
+            Command::Operate(operate) => operate.remote().config.as_deref(),
             Command::Dev(_) | Command::Simulate(_) => None,
         }
     }
+}
+
+fn request_id(text: &str) -> Result<RequestId, String> {
+    RequestId::parse(text).map_err(|invalid| invalid.to_string())
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {

@@ -25,19 +25,21 @@
 //! - [`thingspace`]: the client; two tokens, one send path, what each failure means.
 //! - [`requests`]: the domain: [`state`](requests::state) and [`order`](requests::order) fold, [`hub`](requests::hub) projects,
 //!   [`orders`](requests::orders) sends, [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
+//!   [`withheld`](requests::withheld) lets a callback speak first, [`resolve`](requests::resolve) finds out about orders of unknown fate,
 //!   [`watch`](requests::watch) tells.
 //! - [`callbacks`]: the answers that come by themselves: [`secrets`](callbacks::secrets) prove the sender, [`parse`](callbacks::parse)
 //!   reads every shape, [`quarantine`](callbacks::quarantine) keeps what nobody understands,
 //!   [`registration`](callbacks::registration) keeps ThingSpace calling.
 //! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`.
+//! - [`control`]: operator commands on a Unix socket, and their other end.
 //! - [`server`], [`telemetry`], [`config`], [`secret_file`], [`cli`], [`shutdown`]: around it.
 //! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
 //! - [`app`]: the composition root, the only module that knows all others.
 //!
 //! # Invariants
 //!
-//! - Dependencies point one way: `grpc`, `callbacks` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
-//!   `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`.
+//! - Dependencies point one way: `grpc`, `callbacks`, `control` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`,
+//!   `server`, `telemetry` and `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`.
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.
@@ -54,7 +56,8 @@
 //! used before is answered from there, or settled by its order's log → a permit of the rate limiter, a bearer and a session, within
 //! the caller's deadline → from here a task of the gateway's own: `Ordered` into the order's log → the cell SENDING → one POST →
 //! `AcceptedAs` into the order's log, `Accepted` into the request's → the cell ACCEPTED → the answer, once [`requests::hub`] has folded it.
-//! What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so until there is evidence.
+//! What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so until there is evidence: a callback that names
+//! one of its devices, for a request that has exactly its devices ([`requests::resolve`]), or an operator's word ([`control`]).
 //!
 //! # GetRequestStatus
 //!
@@ -85,6 +88,7 @@ pub mod app;
 pub mod callbacks;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod grpc;
 pub mod identity;
 pub mod proto;

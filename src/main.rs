@@ -11,8 +11,9 @@ use std::{
 use clap::Parser;
 use thingspace_gateway::{
     app,
-    cli::{Cli, Command},
+    cli::{Cli, Command, Operate},
     config::Config,
+    control,
     shutdown::Stop,
     telemetry,
 };
@@ -45,6 +46,9 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    if let Command::Operate(command) = &cli.command {
+        return operate(command, &config);
     }
 
     let workers = thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
@@ -83,7 +87,23 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
             Box::pin(app::dev(config, stop)).await
         }
         Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,
-        Command::Check(_) => Ok(()),
+        Command::Check(_) | Command::Operate(_) => Ok(()),
+    }
+}
+
+fn operate(command: &Operate, config: &Config) -> ExitCode {
+    let socket = command.remote().socket.clone().unwrap_or_else(|| control::socket(&config.store.path));
+    let operated = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(control::client::run(command, socket, &mut io::stdout())));
+    match operated {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

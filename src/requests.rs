@@ -11,9 +11,11 @@ pub mod key;
 pub mod order;
 pub mod orders;
 pub mod poller;
+pub mod resolve;
 pub mod state;
 pub mod token;
 pub mod watch;
+pub mod withheld;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,6 +29,7 @@ use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
 pub use orders::{Placed, Placement};
+pub use resolve::{SettleError, Settlement, UnknownOrder};
 
 use crate::{
     config::Config,
@@ -36,9 +39,10 @@ use crate::{
     thingspace::Client,
 };
 use asker::{Answer, Asker};
-use hub::{Hub, Tracked};
+use hub::{By, Hub, Tracked};
 use orders::Orders;
 use poller::Poller;
+use resolve::Resolver;
 use token::TokenKey;
 use watch::Watch;
 
@@ -74,6 +78,7 @@ pub struct Requests {
     asker: Arc<Asker>,
     orders: Arc<Orders>,
     poller: Arc<Poller>,
+    resolver: Arc<Resolver>,
     client: Client,
     store: Arc<dyn Store>,
     token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
@@ -94,6 +99,17 @@ pub struct Attached {
     pub changes: tokio::sync::watch::Receiver<u64>,
 }
 
+/// How the domain is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overview {
+    pub ready: bool,
+    pub open_requests: usize,
+    pub open_devices: usize,
+    /// Requests that ended since the start.
+    pub finished_by_callback: u64,
+    pub finished_by_poll: u64,
+}
+
 /// How to ask for a status.
 #[derive(Debug, Clone, Copy)]
 pub struct StatusQuery {
@@ -108,7 +124,13 @@ impl Requests {
     pub fn new(config: &Config, store: Arc<dyn Store>, client: Client, tasks: &TaskTracker) -> Self {
         let (limits, polling) = (&config.limits, &config.polling);
         let hub = Arc::new(Hub::new(Arc::clone(&store), limits.closed_in_memory, polling.give_up));
-        let asker = Arc::new(Asker::new(Arc::clone(&store), client.clone(), Arc::clone(&hub), tasks.clone()));
+        let asker = Arc::new(Asker::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            tasks.clone(),
+            config.callbacks.grace,
+        ));
         let orders = Arc::new(Orders::new(
             Arc::clone(&store),
             client.clone(),
@@ -118,6 +140,13 @@ impl Requests {
             limits.open_devices,
         ));
         let poller = Poller::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&asker), polling.clone());
+        let resolver = Resolver::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&orders),
+            polling.give_up,
+        );
         let limits = Limits {
             min_age: polling.min_age,
             heartbeat: config.grpc.heartbeat,
@@ -128,6 +157,7 @@ impl Requests {
             asker,
             orders,
             poller: Arc::new(poller),
+            resolver: Arc::new(resolver),
             client,
             store,
             token_key: Arc::default(),
@@ -135,16 +165,17 @@ impl Requests {
         }
     }
 
-    /// Polls ThingSpace until `drain`, so that questions under way come to an end, and follows the store until `stop`.
+    /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an end, and follows the store until
+    /// `stop`.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
         let follow = self.hub.follow(stop);
-        let poll = async {
+        let ask = async {
             if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
-                self.orders.recover().await;
-                Arc::clone(&self.poller).run(drain.clone()).await;
+                self.hub.stir();
+                tokio::join!(Arc::clone(&self.poller).run(drain.clone()), self.resolver.run(drain.clone()));
             }
         };
-        tokio::join!(follow, poll);
+        tokio::join!(follow, ask);
     }
 
     /// Resolves when calls can be answered.
@@ -159,6 +190,26 @@ impl Requests {
     /// How many events were read from the store since the start.
     pub fn events_read(&self) -> u64 {
         self.hub.events_read()
+    }
+
+    pub fn overview(&self) -> Overview {
+        Overview {
+            ready: self.is_ready(),
+            open_requests: self.hub.open_requests().len(),
+            open_devices: self.hub.open_devices(),
+            finished_by_callback: self.hub.finished(By::Callback),
+            finished_by_poll: self.hub.finished(By::Poll),
+        }
+    }
+
+    /// The orders of unknown fate, oldest first.
+    pub async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
+        self.resolver.unknown_orders().await
+    }
+
+    /// Takes an operator's word for what became of an order of unknown fate.
+    pub async fn settle_order(&self, order_id: &str, settlement: Settlement) -> Result<(), SettleError> {
+        self.resolver.settle(order_id, settlement).await
     }
 
     /// Whether this gateway has credentials for an account.

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     identity::{AccountName, RequestId},
+    proto::storage,
     store::{LogName, Store},
     thingspace::{Client, Purpose, StatusLookup},
 };
@@ -68,13 +69,21 @@ pub struct Asker {
     client: Client,
     hub: Arc<Hub>,
     tasks: TaskTracker,
+    /// How long a final word waits for the callback's reason, where callbacks arrive.
+    grace: Duration,
     flights: Mutex<HashMap<(AccountName, RequestId), Flight>>,
     not_known: Mutex<HashMap<(AccountName, RequestId), Instant>>,
 }
 
 impl Asker {
-    pub fn new(store: Arc<dyn Store>, client: Client, hub: Arc<Hub>, tasks: TaskTracker) -> Self {
-        Self { store, client, hub, tasks, flights: Mutex::default(), not_known: Mutex::default() }
+    pub fn new(
+        store: Arc<dyn Store>,
+        client: Client,
+        hub: Arc<Hub>,
+        tasks: TaskTracker,
+        grace: Duration,
+    ) -> Self {
+        Self { store, client, hub, tasks, grace, flights: Mutex::default(), not_known: Mutex::default() }
     }
 
     /// Asks about a request in memory, unless it was asked since `began`, when its caller came, or less than `max_age` before.
@@ -158,6 +167,15 @@ impl Asker {
     ) -> Result<Answer, Error> {
         let (lookup, took) = self.client.request_status(account, id, purpose).await?;
         let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
+        let lookup = match (lookup, &attached) {
+            (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {
+                let answer = tracked.withhold(answer, self.grace);
+                // The poller sees to it that what was withheld is told.
+                self.hub.hint(id);
+                StatusLookup::Found(answer)
+            }
+            (lookup, _) => lookup,
+        };
         let (events, known_account) = match &attached {
             Some(tracked) => {
                 let request = &tracked.lock().request;
@@ -169,14 +187,7 @@ impl Asker {
             warn!(request.id = %id, "ThingSpace knows this request under another account, too; left alone");
             return Ok(Answer::NotKnown);
         }
-        let mut last = None;
-        for observed in events {
-            let log = LogName::request(id.as_str());
-            last = Some(append(&*self.store, &log, Uuid::now_v7(), Kind::Observed(observed)).await?);
-        }
-        if let Some(position) = last {
-            self.hub.folded(position).await;
-        }
+        self.observe(id, events).await?;
         // One that was unknown until now is in memory only if it is loaded, and then need not be asked again.
         let tracked = match attached {
             Some(tracked) => Some(tracked),
@@ -190,13 +201,31 @@ impl Asker {
             StatusLookup::NotKnown => Answer::NotKnown,
         })
     }
+
+    /// Tells what was withheld for long enough.
+    pub async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
+        let Some(answer) = tracked.withheld() else { return Ok(()) };
+        let events = {
+            let request = &tracked.lock().request;
+            request.account.as_ref().map_or_else(Vec::new, |account| request.news(account, &answer))
+        };
+        self.observe(&tracked.id, events).await
+    }
+
+    async fn observe(&self, id: &RequestId, events: Vec<storage::Observed>) -> Result<(), Error> {
+        let mut last = None;
+        for observed in events {
+            let log = LogName::request(id.as_str());
+            last = Some(append(&*self.store, &log, Uuid::now_v7(), Kind::Observed(observed)).await?);
+        }
+        if let Some(position) = last {
+            self.hub.folded(position).await;
+        }
+        Ok(())
+    }
 }
 
-fn news(
-    request: &Request,
-    account: &AccountName,
-    lookup: &StatusLookup,
-) -> Vec<crate::proto::storage::Observed> {
+fn news(request: &Request, account: &AccountName, lookup: &StatusLookup) -> Vec<storage::Observed> {
     match lookup {
         StatusLookup::Found(answer) => request.news(account, answer),
         StatusLookup::NotKnown => Vec::new(),

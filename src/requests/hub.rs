@@ -7,7 +7,7 @@
 //! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not read yet and nothing else.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -17,36 +17,37 @@ use std::{
 
 use futures_util::StreamExt;
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
-    event, lock,
+    event::{self, Kind},
+    lock,
     order::{Order, Outcome},
     state::{Request, Transition},
 };
 use crate::{
-    identity::RequestId,
+    identity::{AccountName, RequestId},
     store::{self, Entry, Followed, LogClass, LogName, Position, Store, StoreError},
 };
 
+mod arrivals;
 mod hints;
 mod low_water;
-mod recent;
+mod open_orders;
 mod tracked;
 
+pub use arrivals::By;
+use arrivals::{At, Finished, Note};
+pub use hints::Hint;
 use hints::Hints;
 pub use low_water::LowWater;
-use recent::Recent;
+use open_orders::OpenOrders;
 pub use tracked::{Asked, Folded, Tracked};
 
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
-
-/// Orphans (requests of others, of whose devices nothing is known) remembered by id, so that each of their events need not
-/// read their log again.
-const REMEMBERED_ORPHANS: usize = 100_000;
 
 /// How long an answer waits for this replica to fold what it has just appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
@@ -70,18 +71,22 @@ pub struct Hub {
     loading: tokio::sync::Mutex<()>,
     hints: Hints,
     events_read: AtomicU64,
+    finished: Finished,
+    /// Something may be done for an order that nobody is waiting with.
+    stirred: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
-    /// Orders without an outcome, or whose request does not know of them yet; without what was ordered.
-    orders: HashMap<String, Order>,
-    orphans: Recent<RequestId>,
+    /// Orders without an outcome, or whose request does not know of them yet.
+    orders: OpenOrders,
     /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
     /// need not read again.
     ahead: HashMap<RequestId, u64>,
     open_devices: usize,
+    /// Accounts for whose requests callbacks arrive.
+    called_back: HashSet<AccountName>,
 }
 
 /// How far the follower is.
@@ -103,6 +108,8 @@ impl Hub {
             loading: tokio::sync::Mutex::default(),
             hints: Hints::default(),
             events_read: AtomicU64::new(0),
+            finished: Finished::default(),
+            stirred: Notify::new(),
         }
     }
 
@@ -178,11 +185,11 @@ impl Hub {
 
     /// Tells the poller that a request deserves a look.
     pub fn hint(&self, id: &RequestId) {
-        self.hints.add(id);
+        self.hints.add(id, Hint::Look);
     }
 
     /// Waits for hints and takes them.
-    pub async fn hints(&self) -> Vec<RequestId> {
+    pub async fn hints(&self) -> Vec<(RequestId, Hint)> {
         self.hints.take().await
     }
 
@@ -215,7 +222,37 @@ impl Hub {
     pub fn unfinished_orders(&self) -> Vec<String> {
         let projection = lock(&self.projection);
         let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
-        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.clone()).collect()
+        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// Waits until something may be done for an order that nobody is waiting with.
+    pub async fn stirred(&self) {
+        self.stirred.notified().await;
+    }
+
+    pub fn stir(&self) {
+        self.stirred.notify_one();
+    }
+
+    /// Requests that may be what became of orders without an outcome.
+    pub fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
+        lock(&self.projection).orders.leads()
+    }
+
+    /// A lead came to nothing, and need not be followed again.
+    pub fn drop_lead(&self, order_id: &str, request: &RequestId) {
+        lock(&self.projection).orders.drop_lead(order_id, request);
+    }
+
+    /// Looks at the orders without an outcome.
+    pub fn undecided<T>(&self, mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>) -> Vec<T> {
+        lock(&self.projection).orders.undecided().filter_map(|(id, order)| look(id, order)).collect()
+    }
+
+    /// An order without an outcome.
+    pub fn undecided_order(&self, order_id: &str) -> Option<Order> {
+        let projection = lock(&self.projection);
+        projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()
     }
 
     /// Follows the store until stopped.
@@ -280,7 +317,7 @@ impl Hub {
 
     async fn fold(&self, log: &LogName, entry: &Entry) {
         match log.class {
-            LogClass::Order => self.fold_order(&log.id, entry),
+            LogClass::Order => self.fold_order(&log.id, entry).await,
             LogClass::Request => {
                 let Ok(id) = RequestId::parse(&log.id) else { return };
                 self.fold_request(id, entry).await;
@@ -288,58 +325,58 @@ impl Hub {
         }
     }
 
-    fn fold_order(&self, id: &str, entry: &Entry) {
+    async fn fold_order(&self, id: &str, entry: &Entry) {
         let Some(event) = event::decode(&entry.event) else { return };
-        let mut projection = lock(&self.projection);
-        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended.
-        if !projection.orders.contains_key(id) && !matches!(event.kind, Some(event::Kind::Ordered(_))) {
-            return;
+        {
+            let mut projection = lock(&self.projection);
+            if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
+                return projection.orders.apply(id, entry, &event);
+            }
         }
-        let order = projection.orders.entry(id.to_owned()).or_default();
-        order.apply(entry.position, entry.time, &event);
-        // Up to 10,000 devices, of an order that may stay open for days: whoever needs them reads the log.
-        order.ordered = None;
-        if order.outcome == Some(Outcome::NotPlaced) {
-            projection.orders.remove(id);
+        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended. But ThingSpace's
+        // word beats everybody's conclusion that nothing was placed.
+        if matches!(event.kind, Some(Kind::AcceptedAs(_))) {
+            let order = until_read(id, || self.order(id)).await;
+            lock(&self.projection).orders.insert(id, order);
+            self.stir();
         }
     }
 
     async fn fold_request(&self, id: RequestId, entry: &Entry) {
-        if self.was_read(&id, entry) || self.fold_tracked(&id, entry) {
+        if self.was_read(&id, entry) {
+            return self.take_lead(&id, entry);
+        }
+        if self.fold_tracked(&id, entry) {
             return;
         }
         let _loading = self.loading.lock().await;
         if self.fold_tracked(&id, entry) {
             return;
         }
-        let decides = event::decode(&entry.event)
-            .is_some_and(|e| matches!(e.kind, Some(event::Kind::Accepted(_) | event::Kind::Observed(_))));
-        if !decides && lock(&self.projection).orphans.contains(&id) {
-            return;
+        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
+        // callbacks cost no reading and no memory.
+        if event::decode(&entry.event).is_some_and(|e| matches!(e.kind, Some(Kind::CalledBack(_)))) {
+            return self.take_lead(&id, entry);
         }
-        let mut said = false;
-        let folded = loop {
-            match self.read(&id).await {
-                Ok(folded) => break folded,
-                Err(error) => {
-                    if !std::mem::replace(&mut said, true) {
-                        warn!(request.id = %id, %error, "cannot read a log yet; trying until it works");
-                    }
-                    tokio::time::sleep(READ_RETRY).await;
-                }
-            }
-        };
+        let folded = until_read(id.as_str(), || self.read(&id)).await;
         self.close_order(&folded.request);
+        self.take_note(&id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
             return self.insert(Tracked::new(id, folded));
         }
         let mut projection = lock(&self.projection);
-        if !folded.request.known {
-            projection.orphans.insert(id.clone());
-        }
         let last = folded.position().sequence;
         if last > entry.position.sequence {
             projection.ahead.insert(id, last);
+        }
+    }
+
+    /// A callback for a request of which no order is known here.
+    fn take_lead(&self, id: &RequestId, entry: &Entry) {
+        if let Some(Kind::CalledBack(called_back)) = event::decode(&entry.event).and_then(|event| event.kind)
+            && lock(&self.projection).orders.lead(id, &called_back)
+        {
+            self.stir();
         }
     }
 
@@ -359,15 +396,24 @@ impl Hub {
         let Some(tracked) = projection.requests.get(id).map(Arc::clone) else { return false };
         let mut folded = tracked.lock();
         let before = open_devices(&folded.request);
-        let changed = folded.apply(id.as_str(), entry);
+        let effect = folded.apply(id.as_str(), entry);
         projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         if let Some(order_id) = &folded.request.order_id {
             projection.orders.remove(order_id);
         }
+        let note = Note::of(&folded, entry, false);
+        let is_lead = folded.request.order_id.is_none();
         drop(folded);
         drop(projection);
-        if changed {
+        if is_lead {
+            self.take_lead(id, entry);
+        }
+        self.take_note(id, note);
+        if effect.puzzling {
+            self.hints.add(id, Hint::Soon);
+        }
+        if effect.changed {
             tracked.wake(revision);
             if before == 0 && request_open {
                 self.hint(id);
@@ -436,7 +482,12 @@ impl Hub {
             });
             let now = Timestamp::now();
             let young = |order: &&Order| order.age(now) < self.give_up || order.outcome.is_some();
-            let orders = projection.orders.values().filter(young).filter_map(|order| order.first);
+            let orders = projection
+                .orders
+                .iter()
+                .map(|(_, order)| order)
+                .filter(young)
+                .filter_map(|order| order.first);
             requests.chain(orders).min()
         };
         let folded = self.progress.borrow().folded;
@@ -456,6 +507,25 @@ impl Hub {
             tracked.lose();
         }
         self.progress.send_replace(Progress::default());
+    }
+}
+
+/// Reads a log, for as long as it takes.
+async fn until_read<T, F>(log: &str, read: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut said = false;
+    loop {
+        match read().await {
+            Ok(read) => return read,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    warn!(log, %error, "cannot read a log yet; trying until it works");
+                }
+                tokio::time::sleep(READ_RETRY).await;
+            }
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! the order's log first; if that has the answer, they finish what is missing.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -57,6 +57,7 @@ pub struct Orders {
     max_open_devices: usize,
     /// Devices of the orders under way here, which no request has yet.
     devices_under_way: Arc<AtomicUsize>,
+    in_flight: Arc<Mutex<HashSet<String>>>,
     /// This process, in leases.
     incarnation: String,
     /// One order per key at a time in this process; the cell is what holds between processes.
@@ -103,6 +104,27 @@ struct Flight {
     retry_until: Instant,
     _turn: OwnedMutexGuard<()>,
     _room: Room,
+    _under_way: InFlight,
+}
+
+/// Says, as long as it lives, that an order is being carried out here.
+#[derive(Debug)]
+struct InFlight {
+    order_id: String,
+    of: Arc<Mutex<HashSet<String>>>,
+}
+
+impl InFlight {
+    fn new(order_id: &str, of: &Arc<Mutex<HashSet<String>>>) -> Self {
+        lock(of).insert(order_id.to_owned());
+        Self { order_id: order_id.to_owned(), of: Arc::clone(of) }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        lock(&self.of).remove(&self.order_id);
+    }
 }
 
 /// Room for the devices of an order under way, within the limit of open devices.
@@ -136,6 +158,7 @@ impl Orders {
             order_timeout,
             max_open_devices,
             devices_under_way: Arc::default(),
+            in_flight: Arc::default(),
             incarnation,
             keys: Mutex::default(),
         }
@@ -146,8 +169,8 @@ impl Orders {
     pub async fn place(self: &Arc<Self>, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
         let cell = key::cell(&placement.order.account, &placement.key);
         let hash = key::hash(&placement.order);
-        let turn = self.key_lock(&cell.name).lock_owned();
-        let turn = tokio::time::timeout_at(deadline, turn).await.map_err(|_| Error::OrderInProgress)?;
+        let turn =
+            tokio::time::timeout_at(deadline, self.turn(&cell)).await.map_err(|_| Error::OrderInProgress)?;
         let settled = async {
             match Key::load(&*self.store, &cell).await? {
                 None => Ok(None),
@@ -162,22 +185,70 @@ impl Orders {
         self.place_new(placement.order, cell, before, &hash, turn, deadline).await
     }
 
-    /// Finishes orders that ThingSpace had accepted when a process died before it could say so to anybody.
+    /// Finishes orders that ThingSpace had accepted and whose requests do not know it, because a process died before it could
+    /// say so, or because it was believed that they were not placed.
     pub async fn recover(&self) {
         for order_id in self.hub.unfinished_orders() {
+            if self.is_in_flight(&order_id) {
+                continue;
+            }
             let recovered = async {
                 let order = self.hub.order(&order_id).await?;
                 let (Some(ordered), Some(Outcome::AcceptedAs(request))) = (order.ordered, order.outcome)
                 else {
                     return Ok(());
                 };
-                info!(order.id = order_id, request.id = %request, "finishing an order that was accepted before a restart");
-                self.append_accepted(&order_id, &ordered, &request).await
+                info!(order.id = order_id, request.id = %request, "finishing an order that was accepted");
+                self.finish(&order_id, &ordered, &request).await
             };
             if let Err(error) = recovered.await {
                 warn!(order.id = order_id, %error, "cannot finish an accepted order yet; a call with its key will");
             }
         }
+    }
+
+    /// Whether an order is being carried out by this process.
+    pub(super) fn is_in_flight(&self, order_id: &str) -> bool {
+        lock(&self.in_flight).contains(order_id)
+    }
+
+    /// Whether whoever claimed a key, and has not said what came of it, may still be at it elsewhere.
+    pub(super) fn may_be_sending(&self, key: &Key) -> bool {
+        key.phase() == KeyPhase::Sending && key.incarnation() != self.incarnation && !self.store.exclusive()
+    }
+
+    /// A key's turn in this process.
+    pub(super) async fn turn(&self, cell: &CellName) -> OwnedMutexGuard<()> {
+        self.key_lock(&cell.name).lock_owned().await
+    }
+
+    /// Tells its request and its key what an order was accepted as.
+    pub(super) async fn finish(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+    ) -> Result<(), StoreError> {
+        self.append_accepted(order_id, ordered, request).await?;
+        self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str()).await
+    }
+
+    /// Moves an order's key on, unless it stands for another order by now.
+    pub(super) async fn move_key(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        phase: KeyPhase,
+        request_id: &str,
+    ) -> Result<(), StoreError> {
+        let cell = CellName::retained(ordered.key_cell.clone());
+        if let Some(key) = Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
+            && key.phase() != phase
+        {
+            // A conflict means that somebody has read the order's log and said the same.
+            key.advance(&*self.store, &cell, phase, request_id).await?;
+        }
+        Ok(())
     }
 
     fn key_lock(&self, cell: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -217,9 +288,7 @@ impl Orders {
                     .map_err(|_| corrupt("a key cell without a request id"))?;
                 return Ok(Settled::Placed(request_id));
             }
-            KeyPhase::Sending if key.incarnation() != self.incarnation && !self.store.exclusive() => {
-                return Err(Error::OrderInProgress);
-            }
+            KeyPhase::Sending if self.may_be_sending(&key) => return Err(Error::OrderInProgress),
             KeyPhase::Sending | KeyPhase::Unknown => {}
             KeyPhase::Released | KeyPhase::Unspecified => return Err(corrupt("a key cell without a phase")),
         }
@@ -292,6 +361,10 @@ impl Orders {
         };
         // The next call finds neither the key taken nor the devices counted twice.
         drop(flight);
+        if outcome.is_err() {
+            // A callback may have come for it meanwhile.
+            self.hub.stir();
+        }
         if let Some(answer) = answer {
             let _ = answer.send(outcome);
         }
@@ -301,6 +374,7 @@ impl Orders {
     async fn claim(&self, claimant: Claimant) -> Result<Flight, Error> {
         let Claimant { order, cell, before, hash, retry_until, turn, room } = claimant;
         let order_id = Uuid::now_v7().to_string();
+        let in_flight = InFlight::new(&order_id, &self.in_flight);
         let log = LogName::order(&order_id);
         let ordered = Kind::Ordered(ordered(&order, &cell));
         append(&*self.store, &log, Once::Ordered.id(&order_id), ordered).await?;
@@ -313,7 +387,16 @@ impl Orders {
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
         };
         match Key::claim(&*self.store, &cell, before.as_ref(), claim).await {
-            Ok(Some(key)) => Ok(Flight { order, order_id, cell, key, retry_until, _turn: turn, _room: room }),
+            Ok(Some(key)) => Ok(Flight {
+                order,
+                order_id,
+                cell,
+                key,
+                retry_until,
+                _turn: turn,
+                _room: room,
+                _under_way: in_flight,
+            }),
             // Another replica was first with this key, or the store failed: this order never was.
             claimed => {
                 let not_sent = Kind::NotSent(storage::NotSent {});

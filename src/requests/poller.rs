@@ -22,7 +22,7 @@ use super::{
     asker::Asker,
     error::Error,
     event::Kind,
-    hub::{Hub, Tracked},
+    hub::{Hint, Hub, Tracked},
 };
 use crate::{
     config,
@@ -36,6 +36,12 @@ const MAX_POLLS: usize = 64;
 
 /// A poll is never sooner than this many times what the last answer took.
 const REST: u32 = 10;
+
+/// The longest interval where callbacks arrive, watched or not.
+const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
+
+/// The pause after a failure to store what was withheld.
+const RELEASE_RETRY: Duration = Duration::from_millis(500);
 
 /// Format of the poll cell.
 const FORMAT: u32 = 1;
@@ -62,6 +68,8 @@ struct Turn {
     /// When it was polled last, or first heard of.
     last: Instant,
     count: u32,
+    /// Asked for again while it was being polled.
+    soon: bool,
 }
 
 impl Schedule {
@@ -91,7 +99,7 @@ impl Schedule {
         }
         self.due.pop_first();
         if let Some(turn) = self.by_request.get_mut(&id) {
-            turn.due = None;
+            (turn.due, turn.soon) = (None, false);
         }
         Some(id)
     }
@@ -102,6 +110,8 @@ impl Schedule {
 enum Polled {
     /// Asked, or somebody else was; the polls there were so far.
     Again(u32),
+    /// What was withheld has been told, and nothing was asked.
+    Released,
     /// The request is closed.
     Done,
     /// The store did not let us.
@@ -127,8 +137,8 @@ impl Poller {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                hinted = self.hub.hints() => for id in hinted {
-                    self.look(&mut schedule, &id);
+                hinted = self.hub.hints() => for (id, hint) in hinted {
+                    self.look(&mut schedule, &id, hint);
                 },
                 Some(finished) = polls.join_next() => {
                     let Ok((id, polled)) = finished else { continue };
@@ -142,46 +152,70 @@ impl Poller {
         }
     }
 
-    /// A request is new here, or watched: its next poll may have to come sooner.
-    fn look(&self, schedule: &mut Schedule, id: &RequestId) {
+    /// A request is new here, or watched, or puzzling: its next poll may have to come sooner.
+    fn look(&self, schedule: &mut Schedule, id: &RequestId, hint: Hint) {
         let now = Instant::now();
-        let turn =
-            schedule.by_request.get(id).copied().unwrap_or(Turn { due: Some(now), last: now, count: 0 });
-        if turn.due.is_some() {
-            let due = turn.last + self.interval(id, turn.count);
-            schedule.set(id, Turn { due: Some(due), ..turn });
-        }
+        let new = Turn { due: Some(now), last: now, count: 0, soon: false };
+        let turn = schedule.by_request.get(id).copied().unwrap_or(new);
+        let soon = turn.soon || hint == Hint::Soon;
+        let due = turn.due.map(|_| self.due(id, turn.last, turn.count, soon));
+        schedule.set(id, Turn { due, soon, ..turn });
     }
 
     fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
-        let last = Instant::now();
+        let before = schedule.by_request.get(id).copied();
+        let soon = before.is_some_and(|turn| turn.soon);
+        let mut last = Instant::now();
         let count = match polled {
             Polled::Done => {
                 schedule.remove(id);
                 // Somebody may have come while it was polled, whose hint found a poll under way.
                 if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
-                    self.look(schedule, id);
+                    self.look(schedule, id, Hint::Look);
                 }
                 return;
             }
             Polled::Again(count) => *count,
-            Polled::Failed => schedule.by_request.get(id).map_or(0, |turn| turn.count + 1),
+            Polled::Released => {
+                last = before.map_or(last, |turn| turn.last);
+                before.map_or(0, |turn| turn.count)
+            }
+            Polled::Failed => before.map_or(0, |turn| turn.count + 1),
         };
-        let due = Some(last + self.interval(id, count));
-        schedule.set(id, Turn { due, last, count });
+        let due = Some(self.due(id, last, count, soon));
+        schedule.set(id, Turn { due, last, count, soon });
     }
 
-    fn interval(&self, id: &RequestId, count: u32) -> Duration {
-        let tracked = self.hub.get(id);
-        let watched = tracked.as_ref().is_some_and(|t| t.is_watched());
-        let took = tracked.and_then(|t| t.asked()).map_or(Duration::ZERO, |asked| asked.took);
-        interval(&self.config, count, watched, took)
+    /// When a request is due that was polled last then: `soon`, when what was withheld has to be told, or in its turn.
+    fn due(&self, id: &RequestId, last: Instant, count: u32, soon: bool) -> Instant {
+        let Some(tracked) = self.hub.get(id) else { return last };
+        let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
+        let account = tracked.lock().request.account.clone();
+        let longest = match account {
+            Some(account) if self.hub.is_called_back(&account) => LONGEST_CALLED_BACK,
+            _ if tracked.is_watched() => self.config.max_watched,
+            _ => self.config.max,
+        };
+        let longest = if soon { self.config.min_age.min(longest) } else { longest };
+        let interval = interval(&self.config, count, longest, took);
+        let release = tracked.withheld_until().map(|until| until.max(last + RELEASE_RETRY));
+        release.map_or(last + interval, |release| release.min(last + interval))
     }
 
     async fn poll(&self, id: &RequestId) -> Polled {
         let Some(tracked) = self.hub.get(id) else { return Polled::Done };
         if !is_polled(&tracked) {
             return Polled::Done;
+        }
+        if tracked.withheld_until().is_some_and(|until| until <= Instant::now()) {
+            return match self.asker.release(&tracked).await {
+                Ok(()) if is_polled(&tracked) => Polled::Released,
+                Ok(()) => Polled::Done,
+                Err(error) => {
+                    say(id, &error);
+                    Polled::Failed
+                }
+            };
         }
         let created = tracked.lock().request.create_time;
         let (count, won) = match self.claim(id).await {
@@ -200,6 +234,9 @@ impl Poller {
         }
         if !is_polled(&tracked) {
             return Polled::Done;
+        }
+        if tracked.withheld_until().is_some() {
+            return Polled::Again(count);
         }
         let age = Timestamp::now().duration_since(created);
         if age >= jiff::SignedDuration::try_from(self.config.give_up).unwrap_or(jiff::SignedDuration::MAX) {
@@ -275,8 +312,7 @@ fn decode(value: &Bytes) -> Result<storage::Poll, StoreError> {
 }
 
 /// How long to wait after the poll that was number `count`.
-fn interval(config: &config::Polling, count: u32, watched: bool, took: Duration) -> Duration {
-    let longest = if watched { config.max_watched } else { config.max };
+fn interval(config: &config::Polling, count: u32, longest: Duration, took: Duration) -> Duration {
     let grown = config.first.as_secs_f64() * config.factor.powf(f64::from(count.min(1_000)));
     let grown = if grown < longest.as_secs_f64() { Duration::from_secs_f64(grown) } else { longest };
     grown.max(took * REST)
@@ -299,20 +335,22 @@ mod tests {
 
     #[test]
     fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
-        let of = |count, watched, took| interval(&config(), count, watched, Duration::from_millis(took));
-        assert_eq!(of(0, true, 0), Duration::from_secs(2));
-        assert_eq!(of(1, true, 0), Duration::from_millis(3_200));
-        assert_eq!(of(100, true, 0), Duration::from_mins(1));
-        assert_eq!(of(u32::MAX, false, 0), Duration::from_mins(5));
-        assert_eq!(of(0, true, 1_000), Duration::from_secs(10));
+        let config::Polling { max_watched, max, .. } = config();
+        let of = |count, longest, took| interval(&config(), count, longest, Duration::from_millis(took));
+        assert_eq!(of(0, max_watched, 0), Duration::from_secs(2));
+        assert_eq!(of(1, max_watched, 0), Duration::from_millis(3_200));
+        assert_eq!(of(100, max_watched, 0), Duration::from_mins(1));
+        assert_eq!(of(u32::MAX, max, 0), Duration::from_mins(5));
+        assert_eq!(of(u32::MAX, LONGEST_CALLED_BACK, 0), Duration::from_mins(10));
+        assert_eq!(of(0, max_watched, 1_000), Duration::from_secs(10));
     }
 
     #[test]
     fn a_request_is_taken_once_when_due() {
         let mut schedule = Schedule::default();
         let (now, id) = (Instant::now(), RequestId::parse("r1").unwrap());
-        schedule.set(&id, Turn { due: Some(now), last: now, count: 0 });
-        schedule.set(&id, Turn { due: Some(now + Duration::from_secs(1)), last: now, count: 0 });
+        schedule.set(&id, Turn { due: Some(now), last: now, count: 0, soon: false });
+        schedule.set(&id, Turn { due: Some(now + Duration::from_secs(1)), last: now, count: 0, soon: false });
         assert_eq!(schedule.take(now), None);
         assert_eq!(schedule.take(now + Duration::from_secs(1)), Some(id.clone()));
         assert_eq!(schedule.take(now + Duration::from_secs(9)), None);

@@ -13,6 +13,7 @@
 mod harness;
 
 mod big;
+mod callbacks;
 mod crash;
 mod disk;
 

@@ -9,6 +9,8 @@
 
 mod callbacks;
 mod contract;
+mod control;
+mod correlation;
 mod dev;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]

@@ -155,24 +155,74 @@ async fn nobody_attaches_to_an_empty_log() {
 }
 
 #[tokio::test]
-async fn callbacks_of_an_orphan_do_not_read_its_log_again() {
+async fn callbacks_of_an_orphan_do_not_read_its_log() {
     const CALLBACKS: u64 = 10_000;
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
     let orphan = id(1);
     running.folded(add(&store, &orphan, called_back(StatusClass::Waiting, None)).await).await;
     assert!(running.hub.get(&orphan).is_none());
-    assert_eq!(running.hub.events_read(), 2, "followed, and read to see whose it is");
+    assert_eq!(running.hub.events_read(), 1, "followed, and not read");
 
     let rest = (1..CALLBACKS).map(|_| add(&store, &orphan, called_back(StatusClass::Succeeded, None)));
     let last = within(join_all(rest)).await.into_iter().max().unwrap();
     running.folded(last).await;
-    assert_eq!(running.hub.events_read(), CALLBACKS + 1);
+    assert_eq!(running.hub.events_read(), CALLBACKS);
 
     running.folded(add(&store, &orphan, accepted(1)).await).await;
-    assert_eq!(running.hub.events_read(), 2 * (CALLBACKS + 1) + 1, "now its log decides, and is read once");
+    assert_eq!(running.hub.events_read(), 2 * (CALLBACKS + 1), "now its log decides, and is read once");
     let (tracked, _changes) = running.hub.attach(&orphan).await.unwrap().unwrap();
     assert_eq!(tracked.lock().request.state(), RequestState::Succeeded);
+    running.stop().await;
+}
+
+async fn add_to_order(store: &Arc<dyn Store>, order: &str, kind: Kind) -> Position {
+    append(&**store, &LogName::order(order), Uuid::now_v7(), kind).await.unwrap()
+}
+
+fn ordered() -> Kind {
+    Kind::Ordered(storage::Ordered {
+        account: "0000123456-00001".to_owned(),
+        devices: vec![device()],
+        ..storage::Ordered::default()
+    })
+}
+
+#[tokio::test]
+async fn an_acceptance_after_the_conclusion_that_nothing_was_placed_is_picked_up() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    add_to_order(&store, "order-1", ordered()).await;
+    let concluded = Kind::NotSent(storage::NotSent {});
+    running.folded(add_to_order(&store, "order-1", concluded).await).await;
+    assert!(running.hub.undecided_order("order-1").is_none());
+
+    let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: id(1).to_string() });
+    running.folded(add_to_order(&store, "order-1", accepted_as).await).await;
+    within(running.hub.stirred()).await;
+    assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
+    running.folded(add(&store, &id(1), accepted(1)).await).await;
+    assert_eq!(running.hub.unfinished_orders(), [""; 0]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn leads_of_an_order_are_bounded_and_taken_once() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    add_to_order(&store, "order-1", ordered()).await;
+    let called_back = || called_back(StatusClass::Succeeded, None);
+    let all = (0..100).map(async |n| add(&store, &id(n), called_back()).await);
+    let last = join_all(all).await.into_iter().max();
+    running.folded(last.unwrap()).await;
+    let leads = running.hub.leads();
+    assert_eq!(leads.len(), 64);
+    for (order, request) in &leads {
+        running.hub.drop_lead(order, request);
+    }
+    running.folded(add(&store, &leads[0].1, called_back()).await).await;
+    running.folded(add(&store, &id(100), called_back()).await).await;
+    assert_eq!(running.hub.leads(), []);
     running.stop().await;
 }
 
@@ -221,22 +271,21 @@ async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it(
 }
 
 #[tokio::test]
-async fn an_order_of_unknown_fate_is_known_without_its_devices() {
+async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
     let log = LogName::order("order-1");
     let ordered = storage::Ordered { devices: vec![device()], ..storage::Ordered::default() };
     let position = append(&*store, &log, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
     running.folded(position).await;
-    {
-        let projection = lock(&running.hub.projection);
-        assert_eq!(projection.orders["order-1"].first, Some(position));
-        assert_eq!(projection.orders["order-1"].ordered, None, "memory that nobody uses");
-    }
+    let order = running.hub.undecided_order("order-1").unwrap();
+    assert_eq!((order.first, order.ordered), (Some(position), Some(ordered.clone())));
     let accepted_as = storage::AcceptedAs { request_id: id(1).to_string() };
     let position = append(&*store, &log, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
     running.folded(position).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
+    let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();
+    assert_eq!(kept, None, "memory that nobody uses");
     assert_eq!(running.hub.order("order-1").await.unwrap().ordered, Some(ordered));
     running.stop().await;
 }

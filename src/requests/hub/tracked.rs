@@ -9,15 +9,18 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, warn};
 
-use super::KEPT_TRANSITIONS;
+use super::{At, By, KEPT_TRANSITIONS};
 use crate::{
     identity::RequestId,
     requests::{
         error::Error,
-        event, lock,
+        event::{self, Kind},
+        lock,
         state::{Request, Transition},
+        withheld::Withheld,
     },
     store::{Entry, Position},
+    thingspace::StatusAnswer,
 };
 
 /// A request in memory.
@@ -30,6 +33,8 @@ pub struct Tracked {
     asked: Mutex<Option<Asked>>,
     /// Why the last question that failed did, and when.
     failed: Mutex<Option<(Instant, Error)>>,
+    /// Taken under `folded`, or alone.
+    withheld: Mutex<Withheld>,
 }
 
 /// When ThingSpace answered a question about a request last, and how long that took it.
@@ -49,6 +54,21 @@ pub struct Folded {
     last: Option<Position>,
     closed_since: Option<Instant>,
     gone: bool,
+    /// The last event that says whether callbacks arrive for the account.
+    pub(super) called_back: Option<At<bool>>,
+    /// The account of a callback that came before the device set was known.
+    early: Option<String>,
+    /// What ended it.
+    pub(super) finished: Option<At<By>>,
+}
+
+/// What folding an entry came to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Effect {
+    /// Something shown is different.
+    pub(super) changed: bool,
+    /// A callback could not be placed: ThingSpace knows more than we do.
+    pub(super) puzzling: bool,
 }
 
 impl Tracked {
@@ -60,6 +80,7 @@ impl Tracked {
             changed,
             asked: Mutex::default(),
             failed: Mutex::default(),
+            withheld: Mutex::default(),
         })
     }
 
@@ -74,6 +95,29 @@ impl Tracked {
 
     pub fn set_asked(&self, took: Duration) {
         *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
+    }
+
+    /// Keeps back, for a while, what of an answer would make devices final; see [`Withheld`]. Nothing of a
+    /// request that is not polled: nobody would tell it later.
+    pub fn withhold(&self, answer: StatusAnswer, grace: Duration) -> StatusAnswer {
+        let folded = self.lock();
+        if folded.request.is_closed() {
+            return answer;
+        }
+        lock(&self.withheld).sift(&folded.request, answer, grace, Instant::now())
+    }
+
+    /// When something that was withheld has to be told.
+    pub fn withheld_until(&self) -> Option<Instant> {
+        lock(&self.withheld).until()
+    }
+
+    /// What was withheld and has to be told.
+    pub fn withheld(&self) -> Option<StatusAnswer> {
+        let folded = self.lock();
+        let mut withheld = lock(&self.withheld);
+        withheld.forget(&folded.request);
+        withheld.due(Instant::now())
     }
 
     /// Why asking failed, if that is less than `hold` ago.
@@ -134,10 +178,10 @@ impl Folded {
         self.last.is_none()
     }
 
-    /// Folds an entry, unless it was folded before; true if that changed anything shown.
-    pub(super) fn apply(&mut self, id: &str, entry: &Entry) -> bool {
+    /// Folds an entry, unless it was folded before.
+    pub(super) fn apply(&mut self, id: &str, entry: &Entry) -> Effect {
         if self.last.is_some_and(|last| entry.position.sequence <= last.sequence) {
-            return false;
+            return Effect::default();
         }
         self.last = Some(entry.position);
         let Some(event) = event::decode(&entry.event) else {
@@ -146,8 +190,9 @@ impl Folded {
                 sequence = entry.position.sequence,
                 "an event in the store cannot be decoded; it changes nothing"
             );
-            return false;
+            return Effect::default();
         };
+        let (was_known, was_final) = (self.request.known, self.request.is_final());
         let applied = self.request.apply(entry.position, entry.time, &event);
         if applied.contradictions > 0 {
             warn!(
@@ -163,12 +208,42 @@ impl Folded {
                 "an event names devices that the request does not have"
             );
         }
+        self.take_note(entry.position, event.kind.as_ref(), was_known, was_final);
+        let is_callback = matches!(event.kind, Some(Kind::CalledBack(_)));
+        let puzzling = is_callback && (!self.request.known || applied.unmatched > 0);
         self.closed_since = self.request.is_closed().then(|| self.closed_since.unwrap_or_else(Instant::now));
-        let Some(transition) = applied.transition else { return false };
+        let Some(transition) = applied.transition else {
+            return Effect { changed: false, puzzling };
+        };
         self.recent.push_back(Arc::new(transition));
         if self.recent.len() > KEPT_TRANSITIONS {
             self.recent.pop_front();
         }
-        true
+        Effect { changed: true, puzzling }
+    }
+
+    /// What an event says beside what it changes; see [`super::arrivals`].
+    fn take_note(&mut self, position: Position, kind: Option<&Kind>, was_known: bool, was_final: bool) {
+        let ours = |account: &String| self.request.account.as_ref().is_some_and(|a| a.as_str() == account);
+        let (known, ends) = (self.request.known, !was_final && self.request.is_final());
+        let arrived = match kind {
+            Some(Kind::CalledBack(called_back)) => {
+                if !known {
+                    self.early = Some(called_back.account.clone());
+                }
+                known && ours(&called_back.account)
+            }
+            Some(_) => !was_known && known && self.early.as_ref().is_some_and(ours),
+            None => false,
+        };
+        // A poll that made known a request of others did not wait for a callback.
+        let stayed_away = was_known && ends && matches!(kind, Some(Kind::Observed(_)));
+        if arrived || stayed_away {
+            self.called_back = Some(At { position, what: arrived });
+        }
+        if ends {
+            let by_poll = matches!(kind, Some(Kind::Observed(_))) || !arrived;
+            self.finished = Some(At { position, what: if by_poll { By::Poll } else { By::Callback } });
+        }
     }
 }

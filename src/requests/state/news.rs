@@ -58,4 +58,13 @@ impl Request {
             .map(|(at, devices)| observed(devices.to_vec(), at == last))
             .collect()
     }
+
+    /// Whether a status of a device would make it final; one of a device without identifiers is for all.
+    pub fn ends(&self, device: &Device, class: StatusClass) -> bool {
+        let Some(state) = DeviceState::of(class).filter(|state| state.is_final()) else { return false };
+        if device.present().next().is_none() {
+            return self.devices.iter().any(|device| device.state.moves_to(state));
+        }
+        self.find(device).is_some_and(|at| self.devices[at].state.moves_to(state))
+    }
 }

@@ -1,0 +1,121 @@
+//! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket beside its store.
+//!
+//! Only the user that runs the gateway can open the socket (0600 from its first moment), so whoever can has its rights anyway:
+//! there is no other authentication. A socket left behind by a dead process is replaced; one that somebody answers on is not.
+//! Nothing here decides anything: it calls the domain and says what that said.
+
+pub mod client;
+mod orders;
+mod status;
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::DefaultBodyLimit,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Serialize};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::requests::Requests;
+
+/// Of a command, in bytes.
+const MAX_BODY: usize = 64 << 10;
+
+/// How long commands under way may take to finish once the gateway ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// The socket of the gateway with this store.
+pub fn socket(store: &Path) -> PathBuf {
+    let mut name = store.as_os_str().to_owned();
+    name.push(".sock");
+    name.into()
+}
+
+/// What commands are about.
+#[derive(Debug, Clone)]
+struct Subject {
+    requests: Requests,
+    store: Arc<Path>,
+}
+
+/// A socket that is not served yet. It is removed when this is gone.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    socket: Removed,
+    router: Router,
+}
+
+#[derive(Debug)]
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Control {
+    pub async fn bind(store: &Path, requests: Requests) -> io::Result<Self> {
+        let path = socket(store);
+        if UnixStream::connect(&path).await.is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it"));
+        }
+        // Nobody else can enter the folder, so there is no moment at which others could open the socket.
+        let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let scratch = tempfile::Builder::new()
+            .prefix(".s")
+            .rand_bytes(4)
+            .tempdir_in(folder.unwrap_or(Path::new(".")))?;
+        let new = scratch.path().join("s");
+        let listener = UnixListener::bind(&new)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&new, &path)?;
+        let subject = Subject { requests, store: store.into() };
+        let router = Router::new()
+            .merge(status::routes())
+            .merge(orders::routes())
+            .with_state(subject)
+            .layer(DefaultBodyLimit::max(MAX_BODY));
+        Ok(Self { listener, socket: Removed(path), router })
+    }
+
+    /// Serves until `stop`.
+    pub async fn serve(self, stop: CancellationToken) {
+        let Self { listener, socket, router } = self;
+        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let goodbye = async {
+            stop.cancelled().await;
+            drop(socket);
+            tokio::time::sleep(GOODBYE).await;
+        };
+        tokio::select! {
+            served = serving.into_future() => if let Err(error) = served {
+                warn!(%error, "the control socket failed");
+            },
+            () = goodbye => {}
+        }
+    }
+}
+
+/// Why a command failed, in a sentence.
+#[derive(Debug, Serialize, Deserialize)]
+struct Refusal {
+    error: String,
+}
+
+fn refuse(status: StatusCode, error: &impl std::fmt::Display) -> Response {
+    (status, Json(Refusal { error: error.to_string() })).into_response()
+}

@@ -1,0 +1,155 @@
+//! Operator commands, as an operator gives them: the real binary, on a running gateway's socket.
+
+use std::{
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use thingspace_gateway::{
+    config::Config,
+    control,
+    identity::RequestId,
+    simulator::{Endpoint, Fault, What, When},
+};
+use tonic::Code;
+
+use crate::{
+    harness::*,
+    process::{run, text},
+};
+
+/// A command to the gateway with this configuration.
+async fn operate(config: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.args(arguments).arg("--config").arg(config);
+    run(command).await
+}
+
+/// What a command prints that succeeds.
+async fn told(config: &Path, arguments: &[&str]) -> String {
+    let output = operate(config, arguments).await;
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    text(&output.stdout).to_owned()
+}
+
+async fn json(config: &Path, arguments: &[&str]) -> serde_json::Value {
+    serde_json::from_str(&told(config, &[arguments, &["--json"]].concat()).await).unwrap()
+}
+
+/// What a command says that fails.
+async fn refused(config: &Path, arguments: &[&str]) -> String {
+    let output = operate(config, arguments).await;
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""), "{arguments:?}");
+    text(&output.stderr).to_owned()
+}
+
+async fn lose(upstream: &Upstream, client: &mut Client, key: &str, device: usize) -> RequestId {
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Drop));
+    let status = place(client, key, [device]).await.unwrap_err();
+    assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    upstream.sim.ledger().orders.last().unwrap().request_id.clone()
+}
+
+fn socket_of(config: &Config) -> PathBuf {
+    control::socket(&config.store.path)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_settles_orders_of_unknown_fate() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.quiet();
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let mut client = process.client().await;
+    assert!(told(&file, &["orders", "unknown"]).await.contains("known"));
+
+    let placed = lose(&upstream, &mut client, "placed", 0).await;
+    lose(&upstream, &mut client, "lost", 1).await;
+    let listed = json(&file, &["orders", "unknown"]).await;
+    let orders: Vec<_> = listed.as_array().unwrap().iter().map(|o| o["order_id"].as_str().unwrap()).collect();
+    assert_eq!(orders.len(), 2, "{listed}");
+    assert_eq!((&listed[0]["account"], &listed[0]["devices"]), (&ACCOUNT.into(), &1.into()));
+    let table = told(&file, &["orders", "unknown"]).await;
+    assert!(table.starts_with("ORDER") && orders.iter().all(|order| table.contains(order)), "{table}");
+    assert_eq!(json(&file, &["status"]).await["unknown_orders"], 2);
+
+    let done = told(&file, &["orders", "settle", orders[0], "--request-id", placed.as_str()]).await;
+    assert!(done.contains(placed.as_str()), "{done}");
+    assert_eq!(place(&mut client, "placed", [0]).await.unwrap(), placed);
+    told(&file, &["orders", "settle", orders[1], "--not-placed"]).await;
+    assert_eq!(json(&file, &["orders", "unknown"]).await, serde_json::json!([]));
+    // The key is free, also for another order.
+    place(&mut client, "lost", [2]).await.unwrap();
+
+    let again = refused(&file, &["orders", "settle", orders[0], "--not-placed"]).await;
+    assert!(again.contains("already") && again.contains(placed.as_str()), "{again}");
+    let again = refused(&file, &["orders", "settle", orders[1], "--request-id", "r"]).await;
+    assert!(again.contains("already"), "{again}");
+    for nobody in ["0198a6c3-0000-7000-8000-000000000000", "x"] {
+        let nobody = refused(&file, &["orders", "settle", nobody, "--not-placed"]).await;
+        assert!(nobody.contains("no such order"), "{nobody}");
+    }
+    assert_eq!(upstream.sim.ledger().orders.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_socket_is_its_users_and_goes_with_the_gateway() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.quiet();
+    let (file, socket) = (write_config(&config, upstream.dir.path()), socket_of(&config));
+    let no_gateway = refused(&file, &["status"]).await;
+    assert!(no_gateway.contains("no gateway answers") && no_gateway.contains(socket.to_str().unwrap()));
+
+    let process = Process::serve(&config, upstream.dir.path());
+    let metadata = std::fs::symlink_metadata(&socket).unwrap();
+    assert!(metadata.file_type().is_socket());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    let status = json(&file, &["status"]).await;
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["store"], config.store.path.to_str().unwrap());
+    place(&mut process.client().await, "k", 0..2).await.unwrap();
+    let mut by_socket = Command::new(BINARY);
+    by_socket.args(["status", "--json", "--socket"]).arg(&socket);
+    let status: serde_json::Value = serde_json::from_slice(&run(by_socket).await.stdout).unwrap();
+    assert_eq!((&status["open_requests"], &status["open_devices"]), (&1.into(), &2.into()));
+    assert!(told(&file, &["status"]).await.contains("open devices          2\n"));
+
+    // A second gateway on the same store takes nothing away.
+    assert_eq!(run(serve_command(&config, upstream.dir.path())).await.status.code(), Some(1));
+    told(&file, &["status"]).await;
+
+    process.kill();
+    assert!(socket.exists(), "nobody removes it");
+    assert!(refused(&file, &["status"]).await.contains("no gateway answers"));
+    let process = Process::serve(&config, upstream.dir.path());
+    told(&file, &["status"]).await;
+    process.terminate();
+    assert!(process.wait().await.0.success());
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
+    let commands: [&[&str]; 4] = [&["status"], &["orders"], &["orders", "unknown"], &["orders", "settle"]];
+    for command in commands {
+        let mut help = Command::new(BINARY);
+        help.args(command).arg("--help");
+        let output = run(help).await;
+        assert!(text(&output.stdout).contains("Example"), "{command:?}");
+    }
+    let wrong: [&[&str]; 6] = [
+        &["status"],
+        &["orders"],
+        &["status", "--socket", "a", "--config", "b"],
+        &["orders", "settle", "o", "--socket", "a"],
+        &["orders", "settle", "o", "--not-placed", "--request-id", "r", "--socket", "a"],
+        &["orders", "settle", "o", "--request-id", "no/id", "--socket", "a"],
+    ];
+    for arguments in wrong {
+        let mut command = Command::new(BINARY);
+        command.args(arguments);
+        assert_eq!(run(command).await.status.code(), Some(64), "{arguments:?}");
+    }
+}

@@ -1,0 +1,402 @@
+//! Callbacks and what they are about: in any order with polls and answers, for requests of ours, of others, and for orders of
+//! unknown fate.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::join_all;
+use thingspace_gateway::{
+    config::Config,
+    identity::{AccountName, RequestId},
+    proto::{
+        esim::{
+            DeviceState, DeviceStatus, RequestState, RequestStatus, WatchRequestResponse,
+            watch_request_response::Event,
+        },
+        storage::{self, StatusClass},
+    },
+    requests::{Settlement, event},
+    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+};
+use tonic::{Code, Status};
+
+use crate::harness::*;
+
+pub fn account() -> AccountName {
+    AccountName::parse(ACCOUNT).unwrap()
+}
+
+/// What a callback says of the `n`th device.
+pub fn says(n: usize, class: StatusClass) -> storage::CalledBack {
+    let fault = (class == StatusClass::Failed)
+        .then(|| storage::Fault { code: "Service.FAILED.Reason".to_owned(), message: format!("no {n}") });
+    storage::CalledBack {
+        device: Some(event::to_stored(&upstream_device(n))),
+        status: class.into(),
+        fault,
+        ..storage::CalledBack::default()
+    }
+}
+
+pub async fn call_back(gateway: &Gateway, id: &RequestId, n: usize, class: StatusClass) {
+    gateway.requests.called_back(&account(), id, says(n, class)).await.unwrap();
+}
+
+/// Where the devices stand at the end of a watch, by ICCID, and how many messages changed something.
+fn end(messages: &[WatchRequestResponse]) -> (RequestState, Vec<DeviceStatus>, usize) {
+    let (mut state, mut devices, mut changes) = (RequestState::Unspecified, BTreeMap::new(), 0);
+    for message in messages {
+        let changed = match message.event.as_ref().unwrap() {
+            Event::Snapshot(snapshot) => {
+                state = snapshot.state();
+                &snapshot.devices
+            }
+            Event::Change(change) => {
+                state = change.state();
+                changes += 1;
+                &change.devices
+            }
+            Event::Heartbeat(_) => continue,
+        };
+        for device in changed {
+            devices.insert(device.identifiers.as_ref().unwrap().iccid.clone(), device.clone());
+        }
+    }
+    (state, devices.into_values().collect(), changes)
+}
+
+#[track_caller]
+fn assert_reason(device: &DeviceStatus, n: usize) {
+    assert_eq!(device.identifiers.as_ref().unwrap().eid, upstream_device(n).eid.as_str());
+    assert_eq!(device.state(), DeviceState::Failed);
+    assert_eq!(device.fault.as_ref().map(|fault| fault.message.as_str()), Some(&*format!("no {n}")));
+}
+
+/// An order that ThingSpace has and whose answer is lost; the id of its request.
+async fn lose(upstream: &Upstream, client: &mut Client, key: &str, devices: &[usize]) -> RequestId {
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Drop));
+    unknown(place(client, key, devices.iter().copied()).await);
+    upstream.sim.ledger().orders.last().unwrap().request_id.clone()
+}
+
+#[track_caller]
+fn unknown(placed: Result<RequestId, Status>) {
+    assert_eq!(kind(&placed.unwrap_err()), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+}
+
+/// Waits until a call with the key of an order of unknown fate has an id.
+async fn resolved(client: &Client, key: &str, devices: &[usize]) -> RequestId {
+    let found = std::sync::Mutex::new(None);
+    eventually("an order is resolved", || {
+        let (mut client, found) = (client.clone(), &found);
+        async move {
+            let id = place(&mut client, key, devices.iter().copied()).await.ok();
+            *found.lock().unwrap() = id.clone();
+            id.is_some()
+        }
+    })
+    .await;
+    found.into_inner().unwrap().unwrap()
+}
+
+async fn shown(client: &mut Client, id: &RequestId) -> RequestStatus {
+    ask(client, question(id)).await.unwrap()
+}
+
+async fn becomes_final(client: &Client, id: &RequestId) {
+    eventually("a request is final", || {
+        let mut client = client.clone();
+        async move { shown(&mut client, id).await.state() != RequestState::Pending }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_callback_before_the_posts_answer_is_kept() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    let order = tokio::spawn({
+        let mut client = client.clone();
+        async move { place(&mut client, "k", 0..2).await }
+    });
+    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
+    let id = ledger.orders[0].request_id.clone();
+    call_back(&gateway, &id, 0, StatusClass::Failed).await;
+    call_back(&gateway, &id, 1, StatusClass::Succeeded).await;
+    assert!(!order.is_finished());
+    gate.open();
+    assert_eq!(order.await.unwrap().unwrap(), id);
+
+    let (state, devices, _) = end(&watch(&mut client.clone(), &id, "").await.unwrap().rest().await);
+    assert_eq!(state, RequestState::PartiallySucceeded);
+    assert_reason(&devices[0], 0);
+    assert_eq!(devices[1].state(), DeviceState::Succeeded);
+    assert_eq!(gateway.requests.overview().finished_by_callback, 1);
+    assert_eq!(upstream.sim.ledger().polls(), 0);
+}
+
+#[tokio::test]
+async fn a_callback_twice_at_the_same_moment_is_one() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    let watching = watch(&mut client, &id, "").await.unwrap();
+    let read = gateway.requests.events_read();
+    join_all((0..10).map(|_| call_back(&gateway, &id, 0, StatusClass::Failed))).await;
+    call_back(&gateway, &id, 1, StatusClass::Succeeded).await;
+    let messages = watching.rest().await;
+    let (state, devices, changes) = end(&messages);
+    assert_eq!((state, changes), (RequestState::PartiallySucceeded, 2), "{messages:?}");
+    assert_reason(&devices[0], 0);
+    assert_eq!(gateway.requests.events_read() - read, 2);
+}
+
+#[tokio::test]
+async fn a_late_warning_changes_nothing_and_a_late_reason_is_filled_in() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    let silent = storage::CalledBack { fault: None, ..says(1, StatusClass::Failed) };
+    gateway.requests.called_back(&account(), &id, silent).await.unwrap();
+    becomes_final(&client, &id).await;
+    let before = shown(&mut client, &id).await;
+    call_back(&gateway, &id, 0, StatusClass::Waiting).await;
+    call_back(&gateway, &id, 1, StatusClass::Waiting).await;
+    call_back(&gateway, &id, 1, StatusClass::Failed).await;
+    eventually("the reason is filled in", || {
+        let (mut client, id) = (client.clone(), &id);
+        async move { shown(&mut client, id).await.devices[1].fault.is_some() }
+    })
+    .await;
+    let after = shown(&mut client, &id).await;
+    assert_eq!((after.state(), after.revision), (before.state(), before.revision + 1));
+    assert_eq!(after.devices[0], before.devices[0]);
+    assert_reason(&after.devices[1], 1);
+}
+
+/// An account for whose requests callbacks arrive.
+async fn called_back_once(gateway: &Gateway, client: &mut Client) {
+    let id = place(client, "first", [1_000]).await.unwrap();
+    call_back(gateway, &id, 1_000, StatusClass::Succeeded).await;
+    becomes_final(client, &id).await;
+}
+
+fn with_grace(upstream: &Upstream, grace: Duration) -> Config {
+    let mut config = upstream.quiet();
+    config.callbacks.grace = grace;
+    config
+}
+
+#[tokio::test]
+async fn a_polls_final_word_waits_for_the_callbacks_reason() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(with_grace(&upstream, Duration::from_hours(1))).await;
+    let mut client = gateway.client().await;
+    called_back_once(&gateway, &mut client).await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    let watching = watch(&mut client, &id, "").await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    for _ in 0..2 {
+        let polls = upstream.sim.ledger().polls_of(&id);
+        assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Pending; 2]);
+        assert!(upstream.sim.ledger().polls_of(&id) > polls, "ThingSpace was asked");
+    }
+    call_back(&gateway, &id, 0, StatusClass::Failed).await;
+    call_back(&gateway, &id, 1, StatusClass::Failed).await;
+    let (state, devices, changes) = end(&watching.rest().await);
+    assert_eq!((state, changes), (RequestState::Failed, 2));
+    (0..2).for_each(|n| assert_reason(&devices[n], n));
+    let overview = gateway.requests.overview();
+    assert_eq!((overview.finished_by_callback, overview.finished_by_poll), (2, 0));
+}
+
+#[tokio::test]
+async fn when_a_callback_stays_away_polling_takes_over() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(with_grace(&upstream, Duration::from_millis(300))).await;
+    let mut client = gateway.client().await;
+    called_back_once(&gateway, &mut client).await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    let watching = watch(&mut client, &id, "").await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    let polls = upstream.sim.ledger().polls_of(&id);
+    shown(&mut client, &id).await;
+    let (state, devices, changes) = end(&watching.rest().await);
+    assert_eq!((state, changes), (RequestState::Failed, 1));
+    assert!(devices.iter().all(|device| device.fault.is_none()));
+    assert_eq!(upstream.sim.ledger().polls_of(&id), polls + 1, "it is told without asking again");
+    let overview = gateway.requests.overview();
+    assert_eq!((overview.finished_by_callback, overview.finished_by_poll), (1, 1));
+
+    // The next does not wait.
+    let id = place(&mut client, "next", [5]).await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Success);
+    assert_eq!(shown(&mut client, &id).await.state(), RequestState::Succeeded);
+    // Until callbacks arrive again.
+    call_back(&gateway, &id, 5, StatusClass::Succeeded).await;
+    let id = place(&mut client, "again", [6]).await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Success);
+    assert_eq!(shown(&mut client, &id).await.state(), RequestState::Pending);
+    becomes_final(&client, &id).await;
+}
+
+#[tokio::test]
+async fn a_restart_knows_that_callbacks_arrive() {
+    let upstream = Upstream::manual().await;
+    let config = with_grace(&upstream, Duration::from_hours(1));
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    gateway.stop().await;
+
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Succeeded, DeviceState::Pending]);
+    call_back(&gateway, &id, 1, StatusClass::Failed).await;
+    becomes_final(&client, &id).await;
+    assert_reason(&shown(&mut client, &id).await.devices[1], 1);
+}
+
+#[tokio::test]
+async fn a_callback_tells_what_became_of_an_order() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "k", &[0, 1]).await;
+    assert_eq!(gateway.requests.unknown_orders().await.unwrap().len(), 1);
+    call_back(&gateway, &id, 1, StatusClass::Failed).await;
+    assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
+    assert_reason(&shown(&mut client, &id).await.devices[1], 1);
+    assert_eq!(gateway.requests.unknown_orders().await.unwrap(), []);
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.orders.len(), ledger.calls(Endpoint::Download)), (1, 1));
+}
+
+#[tokio::test]
+async fn a_callback_that_came_before_the_answer_was_lost_tells_it_too() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.thingspace.order_timeout = Duration::from_millis(500);
+    let gateway = Gateway::start(config).await;
+    let client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate)));
+    let order = tokio::spawn({
+        let mut client = client.clone();
+        async move { place(&mut client, "k", 0..2).await }
+    });
+    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
+    let id = ledger.orders[0].request_id.clone();
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    unknown(order.await.unwrap());
+    assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
+}
+
+#[tokio::test]
+async fn a_restart_follows_the_callbacks_of_an_order_of_unknown_fate() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "k", &[0, 1]).await;
+    // Nobody can be asked before the restart.
+    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Drop));
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
+    gateway.stop().await;
+
+    let gateway = Gateway::start(upstream.quiet()).await;
+    assert_eq!(resolved(&gateway.client().await, "k", &[0, 1]).await, id);
+}
+
+#[tokio::test]
+async fn requests_with_other_devices_are_not_what_became_of_an_order() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "k", &[0, 1]).await;
+    let others: [&[usize]; 4] = [&[0, 1, 2], &[0], &[0, 5], &[]];
+    for devices in others {
+        let devices: Vec<_> = devices.iter().map(|n| upstream_device(*n)).collect();
+        let other = upstream.sim.add_request(account(), devices);
+        upstream.sim.finish_all(&other, Outcome::Success);
+        call_back(&gateway, &other, 0, StatusClass::Succeeded).await;
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&other) == 1).await;
+        // A callback of the same request again is no new lead.
+        call_back(&gateway, &other, 1, StatusClass::Succeeded).await;
+        unknown(place(&mut client, "k", 0..2).await);
+    }
+    // One of another account that names the device, and one of no device of the order, cost no question.
+    let elsewhere = upstream.sim.add_request(upstream.accounts[1].clone(), [upstream_device(0)]);
+    let said = says(0, StatusClass::Succeeded);
+    gateway.requests.called_back(&upstream.accounts[1], &elsewhere, said).await.unwrap();
+    let foreign = upstream.sim.add_request(account(), [upstream_device(7)]);
+    call_back(&gateway, &foreign, 7, StatusClass::Succeeded).await;
+
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
+    let ledger = upstream.sim.ledger();
+    assert_eq!(ledger.polls(), 5, "one question for each lead");
+    assert_eq!((ledger.polls_of(&elsewhere), ledger.polls_of(&foreign)), (0, 0));
+}
+
+#[tokio::test]
+async fn what_fits_two_orders_is_left_to_an_operator() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let first = lose(&upstream, &mut client, "first", &[0, 1]).await;
+    let second = lose(&upstream, &mut client, "second", &[0, 1]).await;
+    for id in [&first, &second] {
+        call_back(&gateway, id, 0, StatusClass::Succeeded).await;
+        // As a lead of either order.
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(id) == 2).await;
+    }
+    let orders = gateway.requests.unknown_orders().await.unwrap();
+    assert_eq!(orders.len(), 2);
+    assert!(orders.iter().all(|order| order.account == ACCOUNT && order.devices == 2));
+    let settlement = Settlement::AcceptedAs(second.clone());
+    gateway.requests.settle_order(&orders[1].order_id, settlement.clone()).await.unwrap();
+    assert_eq!(place(&mut client, "second", 0..2).await.unwrap(), second);
+    // One request cannot be two orders.
+    gateway.requests.settle_order(&orders[0].order_id, settlement).await.unwrap_err();
+    unknown(place(&mut client, "first", 0..2).await);
+}
+
+#[tokio::test]
+async fn a_request_made_elsewhere_has_the_reason_of_a_callback_that_came_before_anybody_asked() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = upstream.sim.add_request(account(), [upstream_device(0)]);
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    call_back(&gateway, &id, 0, StatusClass::Failed).await;
+    assert_reason(&shown(&mut client, &id).await.devices[0], 0);
+}
+
+#[tokio::test]
+async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
+    const DEVICES: usize = 50;
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = upstream.sim.add_request(account(), (0..DEVICES).map(upstream_device));
+    let watching = watch(&mut client, &id, "").await.unwrap();
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    join_all((0..DEVICES).map(|n| call_back(&gateway, &id, n, StatusClass::Failed))).await;
+    let (state, devices, _) = end(&watching.rest().await);
+    assert_eq!((state, devices.len()), (RequestState::Failed, DEVICES));
+    eventually("every reason is filled in", || {
+        let (mut client, id) = (client.clone(), &id);
+        async move { shown(&mut client, id).await.devices.iter().all(|device| device.fault.is_some()) }
+    })
+    .await;
+    let devices = shown(&mut client, &id).await.devices;
+    (0..DEVICES).for_each(|n| assert_reason(&devices[n], n));
+}
