@@ -76,8 +76,6 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials)?;
         let store = open_store(&config).await?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
-        let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
-        let control = Control::bind(&config.store.path, requests.clone()).await.with_context(socket)?;
         let (listener, address) = listen(config.grpc.listen).await?;
         let mut registration = None;
         let callbacks = if config.callbacks.enabled {
@@ -95,6 +93,10 @@ impl App {
         } else {
             None
         };
+        let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
+        let control = Control::bind(&config.store.path, requests.clone(), taken, registration.clone()).await;
+        let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
+        let control = control.with_context(socket)?;
         Ok(Self { config, listener, address, store, requests, control, callbacks, registration, tasks })
     }
 

@@ -1,5 +1,7 @@
 //! The command line: types only. What a command does is in `main` and [`crate::app`].
 
+mod operate;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -7,7 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::identity::RequestId;
+pub use operate::{Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Settle};
 
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ Examples:
 For a running gateway, through the Unix socket beside its store:
   thingspace-gateway status --config gateway.toml
   thingspace-gateway orders unknown --config gateway.toml
+  thingspace-gateway callbacks list --config gateway.toml
+  thingspace-gateway quarantine list --config gateway.toml
 
 Every key of the configuration can be set by environment too:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
@@ -45,80 +49,6 @@ pub enum Command {
     Check(Check),
     #[command(flatten)]
     Operate(Operate),
-}
-
-/// What is asked of a running gateway.
-#[derive(Debug, Subcommand)]
-pub enum Operate {
-    /// Say how a running gateway is doing
-    #[command(after_help = "\
-Example:
-  thingspace-gateway status --config gateway.toml")]
-    Status(Remote),
-    /// Orders that were sent and of which nobody knows what became
-    #[command(
-        subcommand,
-        after_help = "\
-Example:
-  thingspace-gateway orders unknown --config gateway.toml"
-    )]
-    Orders(Orders),
-}
-
-impl Operate {
-    pub fn remote(&self) -> &Remote {
-        match self {
-            Self::Status(remote)
-            | Self::Orders(Orders::Unknown(remote) | Orders::Settle(Settle { remote, .. })) => remote,
-        }
-    }
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Orders {
-    /// List them
-    #[command(after_help = "\
-Example:
-  thingspace-gateway orders unknown --config gateway.toml --json")]
-    Unknown(Remote),
-    /// Say what became of one, as ThingSpace's portal shows it
-    Settle(Settle),
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-The gateway believes you. If an order that was placed is settled as not placed, its key orders again.
-
-Examples:
-  thingspace-gateway orders settle ORDER --request-id REQUEST --config gateway.toml
-  thingspace-gateway orders settle ORDER --not-placed --config gateway.toml")]
-#[command(group(clap::ArgGroup::new("outcome").required(true).args(["request_id", "not_placed"])))]
-pub struct Settle {
-    /// The order, as `orders unknown` lists it
-    pub order: String,
-    /// ThingSpace accepted it as this request
-    #[arg(long, value_name = "REQUEST", value_parser = request_id)]
-    pub request_id: Option<RequestId>,
-    /// ThingSpace never placed it: frees its idempotency key
-    #[arg(long)]
-    pub not_placed: bool,
-    #[command(flatten)]
-    pub remote: Remote,
-}
-
-/// Which gateway, and how its answer is shown.
-#[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("gateway").required(true).args(["config", "socket"])))]
-pub struct Remote {
-    /// The gateway's configuration file: its socket is beside its store
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The gateway's socket
-    #[arg(long, value_name = "PATH")]
-    pub socket: Option<PathBuf>,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -193,10 +123,6 @@ impl Cli {
             Command::Dev(_) | Command::Simulate(_) => None,
         }
     }
-}
-
-fn request_id(text: &str) -> Result<RequestId, String> {
-    RequestId::parse(text).map_err(|invalid| invalid.to_string())
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {

@@ -4,8 +4,10 @@
 //! there is no other authentication. A socket left behind by a dead process is replaced; one that somebody answers on is not.
 //! Nothing here decides anything: it calls the domain and says what that said.
 
+mod callbacks;
 pub mod client;
 mod orders;
+mod quarantine;
 mod status;
 
 use std::{
@@ -27,7 +29,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::requests::Requests;
+use crate::{
+    callbacks::{Callbacks, registration::Registration},
+    requests::Requests,
+};
 
 /// Of a command, in bytes.
 const MAX_BODY: usize = 64 << 10;
@@ -46,6 +51,10 @@ pub fn socket(store: &Path) -> PathBuf {
 #[derive(Debug, Clone)]
 struct Subject {
     requests: Requests,
+    /// If they are taken.
+    callbacks: Option<Callbacks>,
+    /// If it is known how ThingSpace reaches them.
+    registration: Option<Registration>,
     store: Arc<Path>,
 }
 
@@ -68,7 +77,12 @@ impl Drop for Removed {
 }
 
 impl Control {
-    pub async fn bind(store: &Path, requests: Requests) -> io::Result<Self> {
+    pub async fn bind(
+        store: &Path,
+        requests: Requests,
+        callbacks: Option<Callbacks>,
+        registration: Option<Registration>,
+    ) -> io::Result<Self> {
         let path = socket(store);
         if UnixStream::connect(&path).await.is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it"));
@@ -83,10 +97,12 @@ impl Control {
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         fs::rename(&new, &path)?;
-        let subject = Subject { requests, store: store.into() };
+        let subject = Subject { requests, callbacks, registration, store: store.into() };
         let router = Router::new()
             .merge(status::routes())
             .merge(orders::routes())
+            .merge(callbacks::routes())
+            .merge(quarantine::routes())
             .with_state(subject)
             .layer(DefaultBodyLimit::max(MAX_BODY));
         Ok(Self { listener, socket: Removed(path), router })
@@ -107,6 +123,15 @@ impl Control {
             },
             () = goodbye => {}
         }
+    }
+}
+
+impl Subject {
+    #[expect(clippy::result_large_err, reason = "it is the answer")]
+    fn callbacks(&self) -> Result<&Callbacks, Response> {
+        let none =
+            || refuse(StatusCode::CONFLICT, &"the gateway takes no callbacks: callbacks.enabled is false");
+        self.callbacks.as_ref().ok_or_else(none)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The other end of the socket: carries a command out and prints what came of it.
 
+mod show;
+
 use std::{
-    fmt::Write as _,
     io::Write,
     path::{Path, PathBuf},
     time::Duration,
@@ -18,13 +19,15 @@ use tokio::net::UnixStream;
 
 use super::{
     Refusal,
+    callbacks::{self, Done, Force, Registered},
     orders::{self, Outcome, UnknownOrder},
+    quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
 };
-use crate::cli::{Operate, Orders, Settle};
+use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle};
 
-/// The longest that a command may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest that a command may take; some ask ThingSpace several times.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Of an answer, in bytes.
 const MAX_ANSWER: usize = 64 << 20;
@@ -36,11 +39,11 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
     match command {
         Operate::Status(_) => {
             let status: Status = gateway.get(status::PATH).await?;
-            if json { print_json(out, &status) } else { print_status(out, &status) }
+            if json { show::json(out, &status) } else { show::status(out, &status) }
         }
         Operate::Orders(Orders::Unknown(_)) => {
             let orders: Vec<UnknownOrder> = gateway.get(orders::UNKNOWN).await?;
-            if json { print_json(out, &orders) } else { print_orders(out, &orders) }
+            if json { show::json(out, &orders) } else { show::orders(out, &orders) }
         }
         Operate::Orders(Orders::Settle(settle)) => {
             let Settle { order, request_id, .. } = settle;
@@ -50,7 +53,7 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             };
             let done: serde_json::Value = gateway.post(&orders::settle_path(order), &outcome).await?;
             if json {
-                return print_json(out, &done);
+                return show::json(out, &done);
             }
             match request_id {
                 Some(id) => writeln!(out, "Order {order} was accepted as request {id}.")?,
@@ -58,7 +61,39 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             }
             Ok(())
         }
+        Operate::Callbacks(command) => on_callbacks(&gateway, command, json, out).await,
+        Operate::Quarantine(Quarantine::List(_)) => {
+            let kept: Vec<Quarantined> = gateway.get(quarantine::LIST).await?;
+            if json { show::json(out, &kept) } else { show::quarantine(out, &kept) }
+        }
+        Operate::Quarantine(Quarantine::Show { id, .. }) => {
+            let kept: Kept = gateway.get(&quarantine::show_path(*id)).await?;
+            if json { show::json(out, &kept) } else { show::body(out, &kept.body) }
+        }
     }
+}
+
+async fn on_callbacks(
+    gateway: &Gateway,
+    command: &Callbacks,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let (account, path, force) = match command {
+        Callbacks::List { account, .. } => {
+            let path = account.as_ref().map_or_else(
+                || callbacks::LIST.to_owned(),
+                |account| callbacks::path(callbacks::ACCOUNT, account),
+            );
+            let accounts: Vec<Registered> = gateway.get(&path).await?;
+            return if json { show::json(out, &accounts) } else { show::registered(out, &accounts) };
+        }
+        Callbacks::Register(Register { account, force, .. }) => (account, callbacks::REGISTER, *force),
+        Callbacks::Deregister(Account { account, .. }) => (account, callbacks::DEREGISTER, false),
+        Callbacks::Rotate(Account { account, .. }) => (account, callbacks::ROTATE, false),
+    };
+    let done: Done = gateway.post(&callbacks::path(path, account), &Force { force }).await?;
+    if json { show::json(out, &done) } else { show::done(out, account, done) }
 }
 
 struct Gateway {
@@ -77,7 +112,7 @@ impl Gateway {
     async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> anyhow::Result<T> {
         let exchange = exchange(&self.socket, method, path, body);
         let Ok(answer) = tokio::time::timeout(PATIENCE, exchange).await else {
-            bail!("the gateway on {} does not answer", self.socket.display());
+            bail!("the gateway on {} does not answer; what it began it goes on with", self.socket.display());
         };
         let (status, body) = answer?;
         if status.is_success() {
@@ -113,55 +148,4 @@ async fn exchange(
     connection.abort();
     let body = body.map_err(|error| anyhow::anyhow!(error))?;
     Ok((status, body.to_bytes().to_vec()))
-}
-
-fn print_json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    Ok(writeln!(out)?)
-}
-
-fn print_status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
-    let rows = [
-        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
-        ("store", status.store.display().to_string()),
-        ("open requests", status.open_requests.to_string()),
-        ("open devices", status.open_devices.to_string()),
-        ("unknown orders", status.unknown_orders.to_string()),
-        ("finished by callback", status.finished_by_callback.to_string()),
-        ("finished by poll", status.finished_by_poll.to_string()),
-    ];
-    print_table(out, &rows.map(|(name, value)| [name.to_owned(), value]))
-}
-
-fn print_orders(out: &mut dyn Write, orders: &[UnknownOrder]) -> anyhow::Result<()> {
-    if orders.is_empty() {
-        return Ok(writeln!(out, "What became of every order is known.")?);
-    }
-    let head = ["ORDER", "ACCOUNT", "SENT", "DEVICES"].map(str::to_owned);
-    let rows = orders.iter().map(|order| {
-        [
-            order.order_id.clone(),
-            order.account.clone(),
-            format!("{:.0}", order.sent_time),
-            order.devices.to_string(),
-        ]
-    });
-    print_table(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
-}
-
-fn print_table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> anyhow::Result<()> {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            write!(line, "{cell:width$}  ")?;
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Operator commands, as an operator gives them: the real binary, on a running gateway's socket.
 
+mod callbacks;
+
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -132,20 +134,37 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
 
 #[tokio::test]
 async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
-    let commands: [&[&str]; 4] = [&["status"], &["orders"], &["orders", "unknown"], &["orders", "settle"]];
+    let commands: [&[&str]; 12] = [
+        &["status"],
+        &["orders"],
+        &["orders", "unknown"],
+        &["orders", "settle"],
+        &["callbacks"],
+        &["callbacks", "list"],
+        &["callbacks", "register"],
+        &["callbacks", "deregister"],
+        &["callbacks", "rotate"],
+        &["quarantine"],
+        &["quarantine", "list"],
+        &["quarantine", "show"],
+    ];
     for command in commands {
         let mut help = Command::new(BINARY);
         help.args(command).arg("--help");
         let output = run(help).await;
         assert!(text(&output.stdout).contains("Example"), "{command:?}");
     }
-    let wrong: [&[&str]; 6] = [
+    let wrong: [&[&str]; 10] = [
         &["status"],
         &["orders"],
         &["status", "--socket", "a", "--config", "b"],
         &["orders", "settle", "o", "--socket", "a"],
         &["orders", "settle", "o", "--not-placed", "--request-id", "r", "--socket", "a"],
         &["orders", "settle", "o", "--request-id", "no/id", "--socket", "a"],
+        &["callbacks", "register", "--socket", "a"],
+        &["callbacks", "list", "no/account", "--socket", "a"],
+        &["callbacks", "deregister", "0000123456-00001", "--force", "--socket", "a"],
+        &["quarantine", "show", "first", "--socket", "a"],
     ];
     for arguments in wrong {
         let mut command = Command::new(BINARY);

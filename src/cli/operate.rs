@@ -1,0 +1,186 @@
+//! What can be asked of a running gateway. What comes of it is in [`crate::control`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::identity::{AccountName, RequestId};
+
+/// What is asked of a running gateway.
+#[derive(Debug, Subcommand)]
+pub enum Operate {
+    /// Say how a running gateway is doing
+    #[command(after_help = "\
+Example:
+  thingspace-gateway status --config gateway.toml")]
+    Status(Remote),
+    /// Orders that were sent and of which nobody knows what became
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  thingspace-gateway orders unknown --config gateway.toml"
+    )]
+    Orders(Orders),
+    /// Where ThingSpace sends the results of an account's requests
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  thingspace-gateway callbacks list --config gateway.toml"
+    )]
+    Callbacks(Callbacks),
+    /// Callbacks that nobody understood
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  thingspace-gateway quarantine list --config gateway.toml"
+    )]
+    Quarantine(Quarantine),
+}
+
+impl Operate {
+    pub fn remote(&self) -> &Remote {
+        match self {
+            Self::Status(remote)
+            | Self::Orders(Orders::Unknown(remote) | Orders::Settle(Settle { remote, .. }))
+            | Self::Callbacks(
+                Callbacks::List { remote, .. }
+                | Callbacks::Register(Register { remote, .. })
+                | Callbacks::Deregister(Account { remote, .. })
+                | Callbacks::Rotate(Account { remote, .. }),
+            )
+            | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. }) => remote,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Orders {
+    /// List them
+    #[command(after_help = "\
+Example:
+  thingspace-gateway orders unknown --config gateway.toml --json")]
+    Unknown(Remote),
+    /// Say what became of one, as ThingSpace's portal shows it
+    Settle(Settle),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The gateway believes you. If an order that was placed is settled as not placed, its key orders again.
+
+Examples:
+  thingspace-gateway orders settle ORDER --request-id REQUEST --config gateway.toml
+  thingspace-gateway orders settle ORDER --not-placed --config gateway.toml")]
+#[command(group(clap::ArgGroup::new("outcome").required(true).args(["request_id", "not_placed"])))]
+pub struct Settle {
+    /// The order, as `orders unknown` lists it
+    pub order: String,
+    /// ThingSpace accepted it as this request
+    #[arg(long, value_name = "REQUEST", value_parser = RequestId::parse)]
+    pub request_id: Option<RequestId>,
+    /// ThingSpace never placed it: frees its idempotency key
+    #[arg(long)]
+    pub not_placed: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Callbacks {
+    /// List what ThingSpace has registered, by service: the host, and whether it is this gateway
+    #[command(after_help = "\
+Examples:
+  thingspace-gateway callbacks list --config gateway.toml
+  thingspace-gateway callbacks list 0000123456-00001 --config gateway.toml --json")]
+    List {
+        /// Only this account [default: every configured one]
+        #[arg(value_parser = AccountName::parse)]
+        account: Option<AccountName>,
+        #[command(flatten)]
+        remote: Remote,
+    },
+    /// Register this gateway for an account, unless it is
+    Register(Register),
+    /// Take this gateway's registration away, until `callbacks register` or the next start
+    #[command(after_help = "\
+Results are found out by polling from then on. A registration that leads to another is left alone.
+
+Example:
+  thingspace-gateway callbacks deregister 0000123456-00001 --config gateway.toml")]
+    Deregister(Account),
+    /// Register with another user name and password
+    #[command(after_help = "\
+Those before are accepted for callbacks.password_grace, because ThingSpace goes on sending them. If they come from files,
+change these first: they are read again.
+
+Example:
+  thingspace-gateway callbacks rotate 0000123456-00001 --config gateway.toml")]
+    Rotate(Account),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+An account has one registration for each service: whoever registers takes the results away from whoever did before. So
+another's is refused without --force.
+
+Examples:
+  thingspace-gateway callbacks register 0000123456-00001 --config gateway.toml
+  thingspace-gateway callbacks register 0000123456-00001 --force --config gateway.toml")]
+pub struct Register {
+    /// One of the configured accounts
+    #[arg(value_parser = AccountName::parse)]
+    pub account: AccountName,
+    /// Also in place of another
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Args)]
+pub struct Account {
+    /// One of the configured accounts
+    #[arg(value_parser = AccountName::parse)]
+    pub account: AccountName,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Quarantine {
+    /// List them, oldest first
+    #[command(after_help = "\
+Example:
+  thingspace-gateway quarantine list --config gateway.toml --json")]
+    List(Remote),
+    /// Print the body of one, with *** for the passwords found in it
+    #[command(after_help = "\
+It holds identifiers of devices in full, and a password where none was recognised.
+
+Example:
+  thingspace-gateway quarantine show 7 --config gateway.toml")]
+    Show {
+        /// As `quarantine list` lists it
+        id: u64,
+        #[command(flatten)]
+        remote: Remote,
+    },
+}
+
+/// Which gateway, and how its answer is shown.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("gateway").required(true).args(["config", "socket"])))]
+pub struct Remote {
+    /// The gateway's configuration file: its socket is beside its store
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The gateway's socket
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,120 @@
+//! What is printed: for people, a sentence or a table. Nothing in it can steer a terminal, whoever it came from.
+
+use std::{fmt::Write as _, io::Write};
+
+use serde::Serialize;
+
+use crate::{
+    control::{
+        callbacks::{Done, Registered},
+        orders::UnknownOrder,
+        quarantine::Quarantined,
+        status::Status,
+    },
+    identity::AccountName,
+};
+
+pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, value)?;
+    Ok(writeln!(out)?)
+}
+
+pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
+    let rows = [
+        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
+        ("store", status.store.display().to_string()),
+        ("open requests", status.open_requests.to_string()),
+        ("open devices", status.open_devices.to_string()),
+        ("unknown orders", status.unknown_orders.to_string()),
+        ("finished by callback", status.finished_by_callback.to_string()),
+        ("finished by poll", status.finished_by_poll.to_string()),
+    ];
+    table(out, &rows.map(|(name, value)| [name.to_owned(), value]))
+}
+
+pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrder]) -> anyhow::Result<()> {
+    if orders.is_empty() {
+        return Ok(writeln!(out, "What became of every order is known.")?);
+    }
+    let head = ["ORDER", "ACCOUNT", "SENT", "DEVICES"].map(str::to_owned);
+    let rows = orders.iter().map(|order| {
+        [
+            order.order_id.clone(),
+            order.account.clone(),
+            format!("{:.0}", order.sent_time),
+            order.devices.to_string(),
+        ]
+    });
+    table(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+pub(super) fn registered(out: &mut dyn Write, accounts: &[Registered]) -> anyhow::Result<()> {
+    let head = ["ACCOUNT", "SERVICE", "HOST", "LEADS TO"].map(str::to_owned);
+    let mut rows = vec![head];
+    for Registered { account, registrations } in accounts {
+        if registrations.is_empty() {
+            rows.push([account, "-", "-", "nothing is registered"].map(str::to_owned));
+        }
+        for entry in registrations {
+            let whose = if entry.ours { "this gateway" } else { "another" };
+            rows.push([account, &entry.service, &entry.host, whose].map(str::to_owned));
+        }
+    }
+    table(out, &rows)
+}
+
+pub(super) fn done(out: &mut dyn Write, account: &AccountName, done: Done) -> anyhow::Result<()> {
+    let what = match done {
+        Done::Unchanged => "is registered already",
+        Done::Registered => "is registered",
+        Done::Deregistered => "is not registered any more",
+        Done::Rotated => "is registered with another user name and password",
+        Done::NotRotated => "keeps its registration: change the files of its user name and password first",
+    };
+    Ok(writeln!(out, "Account {account} {what}.")?)
+}
+
+pub(super) fn quarantine(out: &mut dyn Write, kept: &[Quarantined]) -> anyhow::Result<()> {
+    if kept.is_empty() {
+        return Ok(writeln!(out, "The quarantine is empty.")?);
+    }
+    let head = ["ID", "ACCOUNT", "CAME", "BYTES"].map(str::to_owned);
+    let rows = kept.iter().map(|one| {
+        [one.id.to_string(), one.account.clone(), format!("{:.0}", one.time), one.bytes.to_string()]
+    });
+    table(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
+}
+
+pub(super) fn body(out: &mut dyn Write, body: &str) -> anyhow::Result<()> {
+    Ok(writeln!(out, "{}", harmless(body))?)
+}
+
+fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> anyhow::Result<()> {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(harmless(cell).chars().count());
+        }
+    }
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            write!(line, "{:width$}  ", harmless(cell))?;
+        }
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// With control characters written out, but for tabs and ends of lines.
+fn harmless(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => shown.push(c),
+            c if c.is_control() => shown.extend(c.escape_default()),
+            c => shown.push(c),
+        }
+    }
+    shown
+}

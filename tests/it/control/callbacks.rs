@@ -1,0 +1,168 @@
+//! Commands about callbacks: where they go, and those that nobody understood.
+
+use secrecy::ExposeSecret;
+use thingspace_gateway::{
+    config::Config,
+    identity::AccountName,
+    simulator::{CallbackOptions, Endpoint, Fault, Registered, What, When},
+};
+
+use super::{json, refused, told};
+use crate::harness::*;
+
+const THEIRS: &str = "https://production.example:28200/callbacks/production-secret";
+
+fn account() -> AccountName {
+    AccountName::parse(ACCOUNT).unwrap()
+}
+
+async fn upstream() -> Upstream {
+    Upstream::calling(CallbackOptions::default()).await
+}
+
+/// A listener that is registered only if somebody says so, at a port that ThingSpace calls; nobody listens there.
+fn by_hand(upstream: &Upstream) -> Config {
+    let mut config = upstream.called();
+    config.callbacks.register = false;
+    config.callbacks.public_url = "http://127.0.0.1:28200/callbacks".into();
+    config
+}
+
+#[tokio::test]
+async fn an_operator_lists_registers_rotates_and_deregisters() {
+    let upstream = upstream().await;
+    let process = Process::serve(&by_hand(&upstream), upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let registered = || upstream.sim.registered(&account());
+    let list = async || json(&file, &["callbacks", "list"]).await;
+    assert_eq!(list().await, serde_json::json!([{ "account": ACCOUNT, "registrations": [] }]));
+    assert!(told(&file, &["callbacks", "list"]).await.contains("nothing is registered"));
+
+    assert!(told(&file, &["callbacks", "register", ACCOUNT]).await.ends_with("is registered.\n"));
+    let made = registered().unwrap();
+    assert!(told(&file, &["callbacks", "register", ACCOUNT]).await.ends_with("is registered already.\n"));
+    let ours = serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true });
+    assert_eq!(list().await, serde_json::json!([{ "account": ACCOUNT, "registrations": [ours] }]));
+    let table = told(&file, &["callbacks", "list", ACCOUNT]).await;
+    assert!(table.starts_with("ACCOUNT") && table.ends_with("127.0.0.1  this gateway\n"), "{table}");
+
+    let done = json(&file, &["callbacks", "rotate", ACCOUNT]).await;
+    assert_eq!(done, serde_json::json!({ "done": "rotated" }));
+    let rotated = registered().unwrap();
+    assert_eq!(rotated.url, made.url);
+    assert_ne!(rotated.password.expose_secret(), made.password.expose_secret());
+
+    let done = told(&file, &["callbacks", "deregister", ACCOUNT]).await;
+    assert!(done.contains(ACCOUNT) && done.ends_with("is not registered any more.\n"), "{done}");
+    assert!(registered().is_none());
+    for command in [&["list"][..], &["register"], &["rotate"], &["deregister"]] {
+        let unknown = refused(&file, &[&["callbacks"], command, &["0000999999-00009"]].concat()).await;
+        assert_eq!(unknown, "account 0000999999-00009 is not configured\n");
+    }
+    process.terminate();
+    assert!(process.wait().await.0.success());
+}
+
+#[tokio::test]
+async fn another_s_registration_is_taken_only_by_force() {
+    let upstream = upstream().await;
+    let theirs = Registered { url: THEIRS.into(), username: "production".into(), password: "theirs".into() };
+    upstream.sim.register(&account(), theirs);
+    let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let url = || upstream.sim.registered(&account()).unwrap().url;
+
+    for command in ["register", "rotate", "deregister"] {
+        let taken = refused(&file, &["callbacks", command, ACCOUNT]).await;
+        assert!(taken.contains("go to production.example, which is not this gateway"), "{taken}");
+        assert!(taken.contains("`callbacks register --force`"), "{taken}");
+        assert_eq!(url(), THEIRS, "{command}");
+    }
+    let table = told(&file, &["callbacks", "list"]).await;
+    assert!(table.ends_with("production.example  another\n"), "{table}");
+    let listed = told(&file, &["callbacks", "list", "--json"]).await;
+    assert!(listed.contains(r#""ours": false"#), "{listed}");
+    assert!(!listed.contains("production-secret") && !listed.contains("theirs"), "{listed}");
+
+    told(&file, &["callbacks", "register", ACCOUNT, "--force"]).await;
+    assert_ne!(url(), THEIRS);
+    assert_eq!(json(&file, &["callbacks", "list"]).await[0]["registrations"][0]["ours"], true);
+}
+
+#[tokio::test]
+async fn what_nobody_understood_is_shown_without_passwords() {
+    let upstream = upstream().await;
+    let process = Process::serve(&by_hand(&upstream), upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    assert_eq!(told(&file, &["quarantine", "list"]).await, "The quarantine is empty.\n");
+    assert_eq!(json(&file, &["quarantine", "list"]).await, serde_json::json!([]));
+    let none = refused(&file, &["quarantine", "show", "1"]).await;
+    assert!(none.contains("no callback 1 in quarantine"), "{none}");
+
+    told(&file, &["callbacks", "register", ACCOUNT]).await;
+    let registered = upstream.sim.registered(&account()).unwrap();
+    let password = registered.password.expose_secret();
+    let body = format!("callback\u{1b}[2J\npassword={password}&requestId=r");
+    let address = process.callbacks.expect("it takes callbacks");
+    let url = registered.url.replace("127.0.0.1:28200", &address.to_string());
+    let http = reqwest::Client::new();
+    for body in [body.as_str(), "[]"] {
+        let sent = http.post(&url).body(body.to_owned()).send();
+        assert_eq!(within("an answer", sent).await.unwrap().status(), 200);
+    }
+
+    let listed = json(&file, &["quarantine", "list"]).await;
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!((&listed[0]["id"], &listed[0]["account"]), (&1.into(), &ACCOUNT.into()));
+    assert_eq!((&listed[0]["bytes"], &listed[1]["bytes"]), (&body.len().into(), &2.into()));
+    let table = told(&file, &["quarantine", "list"]).await;
+    assert!(table.starts_with("ID") && table.lines().count() == 3, "{table}");
+
+    let masked = body.replace(password, "***");
+    let shown = json(&file, &["quarantine", "show", "1"]).await;
+    assert_eq!(shown, serde_json::json!({ "id": 1, "body": masked }));
+    // What somebody sent cannot steer the operator's terminal.
+    let shown = told(&file, &["quarantine", "show", "1"]).await;
+    assert_eq!(shown, masked.replace('\u{1b}', r"\u{1b}") + "\n");
+    assert_eq!(told(&file, &["quarantine", "show", "2"]).await, "[]\n");
+}
+
+#[tokio::test]
+async fn a_gateway_without_callbacks_says_so() {
+    let commands: [&[&str]; 4] = [
+        &["callbacks", "list"],
+        &["callbacks", "register", ACCOUNT, "--force"],
+        &["callbacks", "deregister", ACCOUNT],
+        &["callbacks", "rotate", ACCOUNT],
+    ];
+    let quarantine: [&[&str]; 2] = [&["quarantine", "list"], &["quarantine", "show", "1"]];
+    let upstream = upstream().await;
+    let mut config = upstream.quiet();
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    for command in commands.into_iter().chain(quarantine) {
+        let said = refused(&file, command).await;
+        assert_eq!(said, "the gateway takes no callbacks: callbacks.enabled is false\n", "{command:?}");
+    }
+    process.kill();
+
+    config.callbacks = upstream.with_callbacks().callbacks;
+    let _process = Process::serve(&config, upstream.dir.path());
+    for command in commands {
+        let said = refused(&file, command).await;
+        assert!(said.contains("callbacks.public_url is empty"), "{command:?}: {said}");
+    }
+    assert_eq!(json(&file, &["quarantine", "list"]).await, serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn what_thingspace_says_is_told() {
+    let upstream = upstream().await;
+    let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let body = r#"{"errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"m"}"#.to_owned();
+    let refusal = What::Status { status: 400.try_into().unwrap(), content_type: "application/json", body };
+    upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, refusal));
+    let said = refused(&file, &["callbacks", "list"]).await;
+    assert!(said.contains(ACCOUNT) && said.contains("REQUEST_FAILED.X"), "{said}");
+}
