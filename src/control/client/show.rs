@@ -1,4 +1,4 @@
-//! What is printed: for people, a sentence or a table. Nothing in it can steer a terminal, whoever it came from.
+//! What is printed: JSON, or for people a sentence or a table, in which nothing can steer a terminal, whoever it came from.
 
 use std::{fmt::Write as _, io::Write};
 
