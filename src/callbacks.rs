@@ -12,16 +12,10 @@ pub mod parse;
 pub mod quarantine;
 pub mod registration;
 pub mod secrets;
+mod tally;
 mod tls;
 
-use std::{
-    error::Error,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{error::Error, fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::ALLOW};
@@ -40,6 +34,7 @@ use crate::{config, identity::AccountName, requests::Requests, store::Store};
 use parse::Callback;
 use quarantine::Quarantine;
 use secrets::Secrets;
+use tally::Tally;
 use tls::Tls;
 
 /// Of a callback.
@@ -67,7 +62,7 @@ struct Inner {
     requests: Requests,
     tls: Option<Mutex<Tls>>,
     room: Semaphore,
-    counts: [AtomicU64; Outcome::ALL.len()],
+    tally: Tally,
 }
 
 /// What became of a request to the listener.
@@ -124,8 +119,8 @@ impl Callbacks {
             None => None,
         };
         let quarantine = Quarantine::new(store, secrets.quarantine_key());
-        let (room, counts) = (Semaphore::new(MAX_AT_ONCE), Default::default());
-        Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, counts })))
+        let (room, tally) = (Semaphore::new(MAX_AT_ONCE), Tally::default());
+        Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, tally })))
     }
 
     pub fn secrets(&self) -> &Secrets {
@@ -138,7 +133,7 @@ impl Callbacks {
 
     /// How many requests to the listener had this outcome.
     pub fn count(&self, outcome: Outcome) -> u64 {
-        self.0.counts[outcome as usize].load(Ordering::Relaxed)
+        self.0.tally.get(outcome)
     }
 
     /// Serves until `stop`, then finishes what is open.
@@ -184,8 +179,13 @@ impl Callbacks {
     where
         B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
     {
-        let outcome = self.take(request).await;
-        self.0.counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let account = self.0.secrets.account_of(secret);
+        let outcome = match &account {
+            Some(account) => self.take(account, request).await,
+            None => Outcome::UnknownPath,
+        };
+        self.0.tally.count(outcome, account.as_ref());
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = outcome.status();
         if outcome == Outcome::WrongMethod {
@@ -194,111 +194,80 @@ impl Callbacks {
         answer
     }
 
-    async fn take<B>(&self, request: Request<B>) -> Outcome
+    async fn take<B>(&self, account: &AccountName, request: Request<B>) -> Outcome
     where
         B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
     {
-        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let Some(account) = self.0.secrets.account_of(secret) else {
-            debug!("a request to the callbacks' listener without an account's secret");
-            return Outcome::UnknownPath;
-        };
         if request.method() != Method::POST {
             return Outcome::WrongMethod;
         }
         let Ok(_permit) = self.0.room.try_acquire() else {
-            warn!(%account, "more callbacks at once than are taken");
             return Outcome::TooMany;
         };
         match timeout(BODY_TIMEOUT, read(request.into_body())).await {
-            Ok(Ok(body)) => self.store(&account, &body, Instant::now() + ANSWER_TIMEOUT).await,
+            Ok(Ok(body)) => self.store(account, &body, Instant::now() + ANSWER_TIMEOUT).await,
             Ok(Err(refused)) => refused,
             Err(_) => Outcome::Broken,
         }
     }
 
     async fn store(&self, account: &AccountName, body: &[u8], deadline: Instant) -> Outcome {
-        let callback = match parse::parse(body) {
-            Ok(callback) => callback,
-            Err(why) => return self.quarantine_body(account, body, why, deadline).await,
+        let stored = match parse::parse(body) {
+            Ok(callback) => self.append(account, callback, deadline).await,
+            Err(why) => {
+                let kept =
+                    in_time(deadline, account, "quarantine", self.0.quarantine.add(account, body)).await;
+                kept.map(|number| {
+                    debug!(%account, number, %why, "a callback that cannot be understood");
+                    Outcome::Quarantined
+                })
+            }
         };
-        if let Err(refused) = self.prove(account, &callback, deadline).await {
-            return refused;
-        }
-        let Callback { request_id, called_back, .. } = callback;
-        let status = called_back.status();
-        match timeout_at(deadline, self.0.requests.called_back(account, &request_id, called_back)).await {
-            Ok(Ok(())) => {
-                debug!(%account, request.id = %request_id, ?status, "a callback");
-                Outcome::Stored
-            }
-            Ok(Err(error)) => {
-                warn!(%account, request.id = %request_id, %error, "cannot store a callback");
-                Outcome::NotStored
-            }
-            Err(_) => {
-                warn!(%account, request.id = %request_id, "cannot store a callback in time");
-                Outcome::NotStored
-            }
-        }
+        stored.unwrap_or_else(|refused| refused)
     }
 
-    async fn quarantine_body(
+    async fn append(
         &self,
         account: &AccountName,
-        body: &[u8],
-        why: parse::Unintelligible,
+        callback: Callback,
         deadline: Instant,
-    ) -> Outcome {
-        match timeout_at(deadline, self.0.quarantine.add(account, body)).await {
-            Ok(Ok(number)) => {
-                warn!(%account, number, %why, "a callback that cannot be understood is in quarantine");
-                Outcome::Quarantined
-            }
-            Ok(Err(error)) => {
-                warn!(%account, %error, "cannot quarantine a callback that cannot be understood");
-                Outcome::NotStored
-            }
-            Err(_) => {
-                warn!(%account, "cannot quarantine a callback that cannot be understood in time");
-                Outcome::NotStored
-            }
-        }
-    }
-
-    /// Checks user name and password. Where they are wrong, another replica may know a newer pair.
-    async fn prove(
-        &self,
-        account: &AccountName,
-        callback: &Callback,
-        deadline: Instant,
-    ) -> Result<(), Outcome> {
-        let id = &callback.request_id;
-        let accepted = || match (&callback.username, &callback.password) {
+    ) -> Result<Outcome, Outcome> {
+        let Callback { request_id, username, password, called_back } = callback;
+        let accepted = || match (&username, &password) {
             (Some(username), Some(password)) => {
                 self.0.secrets.accepts(account, username.expose_secret(), password.expose_secret())
             }
             _ => false,
         };
-        if accepted() {
-            return Ok(());
-        }
-        match timeout_at(deadline, self.0.secrets.refresh_pair(account)).await {
-            Ok(Ok(())) if accepted() => Ok(()),
-            Ok(Ok(())) => {
-                warn!(%account, request.id = %id, "a callback with a wrong user name or password");
-                Err(Outcome::WrongPair)
-            }
-            Ok(Err(error)) => {
-                warn!(%account, request.id = %id, %error, "cannot check a callback's user name and password");
-                Err(Outcome::NotStored)
-            }
-            Err(_) => {
-                warn!(%account, request.id = %id, "cannot check a callback's user name and password in time");
-                Err(Outcome::NotStored)
+        if !accepted() {
+            // Another replica may know a newer pair.
+            in_time(deadline, account, "check", self.0.secrets.refresh_pair(account)).await?;
+            if !accepted() {
+                debug!(%account, request.id = %request_id, "a callback with a wrong user name or password");
+                return Err(Outcome::WrongPair);
             }
         }
+        let status = called_back.status();
+        let appended = self.0.requests.called_back(account, &request_id, called_back);
+        in_time(deadline, account, "store", appended).await?;
+        debug!(%account, request.id = %request_id, ?status, "a callback");
+        Ok(Outcome::Stored)
     }
+}
+
+/// What needs the store, or that it could not be done.
+async fn in_time<T, E: Display>(
+    deadline: Instant,
+    account: &AccountName,
+    what: &str,
+    doing: impl Future<Output = Result<T, E>>,
+) -> Result<T, Outcome> {
+    match timeout_at(deadline, doing).await {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => debug!(%account, %error, "cannot {what} a callback"),
+        Err(_) => debug!(%account, "cannot {what} a callback in time"),
+    }
+    Err(Outcome::NotStored)
 }
 
 /// A whole body, or why there is none.

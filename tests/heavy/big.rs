@@ -40,7 +40,7 @@ fn longest_account() -> String {
 }
 
 /// All pages of a status, each within its bound.
-async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<DeviceStatus> {
+pub(crate) async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<DeviceStatus> {
     let mut devices = Vec::new();
     let mut question = GetRequestStatusRequest {
         account_name: account.to_owned(),

@@ -16,6 +16,7 @@ mod big;
 mod callbacks;
 mod crash;
 mod disk;
+mod flood;
 
 mod load;
 mod start;

@@ -90,7 +90,7 @@ async fn resolved(client: &Client, key: &str, devices: &[usize]) -> RequestId {
         let (mut client, found) = (client.clone(), &found);
         async move {
             let id = place(&mut client, key, devices.iter().copied()).await.ok();
-            *found.lock().unwrap() = id.clone();
+            found.lock().unwrap().clone_from(&id);
             id.is_some()
         }
     })

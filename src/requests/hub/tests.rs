@@ -5,6 +5,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::{
     proto::storage::{self, StatusClass},

@@ -1,0 +1,262 @@
+//! Following the store: from the low-water mark to the end, and on; and keeping house meanwhile.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
+use crate::{
+    identity::RequestId,
+    requests::{
+        event::{self, Kind},
+        lock,
+        order::Order,
+    },
+    store::{self, Entry, Followed, LogClass, LogName, Position, StoreError},
+};
+
+/// How often the hub looks for entries to drop and raises the low-water mark.
+const HOUSEKEEPING: Duration = Duration::from_mins(1);
+
+/// The pause after a failed read of the store.
+const READ_RETRY: Duration = Duration::from_millis(500);
+
+impl Hub {
+    /// Follows the store until stopped.
+    pub async fn follow(&self, stop: CancellationToken) {
+        let mut from = self.low_water(&stop).await;
+        while let Some(lost) = stop.run_until_cancelled(self.follow_from(from)).await {
+            match lost {
+                store::Lost::Replaced => warn!("the store was replaced; starting over"),
+                store::Lost::TooOld => {
+                    info!("the low-water mark is older than the oldest event; starting from that");
+                }
+            }
+            self.reset();
+            from = None;
+        }
+        // The next start then reads only what is still open.
+        self.keep_house().await;
+    }
+
+    async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
+        let load = async {
+            let mut said = false;
+            loop {
+                match LowWater::load(&*self.store).await {
+                    Ok(mark) => return mark.and_then(LowWater::position),
+                    Err(error) => {
+                        if !std::mem::replace(&mut said, true) {
+                            warn!(%error, "cannot read the low-water mark yet; trying until it works");
+                        }
+                        tokio::time::sleep(READ_RETRY).await;
+                    }
+                }
+            }
+        };
+        stop.run_until_cancelled(load).await.flatten()
+    }
+
+    async fn follow_from(&self, from: Option<Position>) -> store::Lost {
+        let mut followed = self.store.follow(from);
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                item = followed.next() => match item {
+                    Some(Followed::Event(log, entry)) => {
+                        self.events_read.fetch_add(1, Ordering::Relaxed);
+                        self.fold(&log, &entry).await;
+                        self.progress.send_modify(|p| p.folded = Some(entry.position));
+                    }
+                    Some(Followed::CaughtUp(position)) => {
+                        debug!(sequence = position.sequence, "caught up with the store");
+                        self.progress.send_modify(|p| *p = Progress { folded: Some(position.max(p.folded.unwrap_or(position))), caught_up: true });
+                    }
+                    Some(Followed::Lost(lost)) => return lost,
+                    // Closed by us: the stop token comes next.
+                    None => std::future::pending().await,
+                },
+                _ = housekeeping.tick() => self.keep_house().await,
+            }
+        }
+    }
+
+    async fn fold(&self, log: &LogName, entry: &Entry) {
+        match log.class {
+            LogClass::Order => self.fold_order(&log.id, entry).await,
+            LogClass::Request => {
+                let Ok(id) = RequestId::parse(&log.id) else { return };
+                self.fold_request(id, entry).await;
+            }
+        }
+    }
+
+    async fn fold_order(&self, id: &str, entry: &Entry) {
+        let Some(event) = event::decode(&entry.event) else { return };
+        {
+            let mut projection = lock(&self.projection);
+            if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
+                return projection.orders.apply(id, entry, &event);
+            }
+        }
+        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended. But ThingSpace's
+        // word beats everybody's conclusion that nothing was placed.
+        if matches!(event.kind, Some(Kind::AcceptedAs(_))) {
+            let order = until_read(id, || self.order(id)).await;
+            lock(&self.projection).orders.insert(id, order);
+            self.stir();
+        }
+    }
+
+    async fn fold_request(&self, id: RequestId, entry: &Entry) {
+        if self.was_read(&id, entry) {
+            return self.take_lead(&id, entry);
+        }
+        if self.fold_tracked(&id, entry) {
+            return;
+        }
+        let _loading = self.loading.lock().await;
+        if self.fold_tracked(&id, entry) {
+            return;
+        }
+        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
+        // callbacks cost no reading and no memory.
+        if event::decode(&entry.event).is_some_and(|e| matches!(e.kind, Some(Kind::CalledBack(_)))) {
+            return self.take_lead(&id, entry);
+        }
+        let folded = until_read(id.as_str(), || self.read(&id)).await;
+        self.close_order(&folded.request);
+        self.take_note(&id, Note::of(&folded, entry, true));
+        if !folded.request.is_closed() {
+            return self.insert(Tracked::new(id, folded));
+        }
+        let mut projection = lock(&self.projection);
+        let last = folded.position().sequence;
+        if last > entry.position.sequence {
+            projection.ahead.insert(id, last);
+        }
+    }
+
+    /// A callback for a request of which no order is known here.
+    fn take_lead(&self, id: &RequestId, entry: &Entry) {
+        if let Some(Kind::CalledBack(called_back)) = event::decode(&entry.event).and_then(|event| event.kind)
+            && lock(&self.projection).orders.lead(id, &called_back)
+        {
+            self.stir();
+        }
+    }
+
+    /// Whether a closed log was read up to an entry, or further.
+    fn was_read(&self, id: &RequestId, entry: &Entry) -> bool {
+        let ahead = &mut lock(&self.projection).ahead;
+        let Some(&last) = ahead.get(id) else { return false };
+        if entry.position.sequence >= last {
+            ahead.remove(id);
+        }
+        entry.position.sequence <= last
+    }
+
+    /// Folds an event into a request that is in memory; false if it is not.
+    fn fold_tracked(&self, id: &RequestId, entry: &Entry) -> bool {
+        let mut projection = lock(&self.projection);
+        let Some(tracked) = projection.requests.get(id).map(Arc::clone) else { return false };
+        let mut folded = tracked.lock();
+        let before = open_devices(&folded.request);
+        let effect = folded.apply(id.as_str(), entry);
+        projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
+        let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
+        if let Some(order_id) = &folded.request.order_id {
+            projection.orders.remove(order_id);
+        }
+        let note = Note::of(&folded, entry, false);
+        let is_lead = folded.request.order_id.is_none();
+        drop(folded);
+        drop(projection);
+        if is_lead {
+            self.take_lead(id, entry);
+        }
+        self.take_note(id, note);
+        if effect.puzzling {
+            self.hints.add(id, Hint::Soon);
+        }
+        if effect.changed {
+            tracked.wake(revision);
+            if before == 0 && request_open {
+                self.hint(id);
+            }
+        }
+        true
+    }
+
+    pub(super) async fn keep_house(&self) {
+        let mut dropped = 0;
+        let oldest_open = {
+            let mut projection = lock(&self.projection);
+            let expired = |tracked: &Arc<Tracked>| {
+                let closed = tracked.lock().closed_since();
+                closed.is_some_and(|since| since.elapsed() >= self.closed_in_memory) && !tracked.is_watched()
+            };
+            projection.requests.retain(|_, tracked| {
+                let keep = !expired(tracked);
+                dropped += usize::from(!keep);
+                keep
+            });
+            let requests = projection.requests.values().filter_map(|tracked| {
+                let folded = tracked.lock();
+                folded.request.first.filter(|_| !folded.request.is_closed())
+            });
+            let now = Timestamp::now();
+            let young = |order: &&Order| order.age(now) < self.give_up || order.outcome.is_some();
+            let orders = projection
+                .orders
+                .iter()
+                .map(|(_, order)| order)
+                .filter(young)
+                .filter_map(|order| order.first);
+            requests.chain(orders).min()
+        };
+        let folded = self.progress.borrow().folded;
+        // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
+        if let Some(mark) = oldest_open.into_iter().chain(folded).min()
+            && self.is_caught_up()
+            && let Err(error) = LowWater::raise(&*self.store, mark).await
+        {
+            warn!(%error, "cannot raise the low-water mark; the next start reads more than it has to");
+        }
+        debug!(dropped, "housekeeping");
+    }
+
+    fn reset(&self) {
+        let projection = std::mem::take(&mut *lock(&self.projection));
+        for tracked in projection.requests.values() {
+            tracked.lose();
+        }
+        self.progress.send_replace(Progress::default());
+    }
+}
+
+/// Reads a log, for as long as it takes.
+async fn until_read<T, F>(log: &str, read: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let mut said = false;
+    loop {
+        match read().await {
+            Ok(read) => return read,
+            Err(error) => {
+                if !std::mem::replace(&mut said, true) {
+                    warn!(log, %error, "cannot read a log yet; trying until it works");
+                }
+                tokio::time::sleep(READ_RETRY).await;
+            }
+        }
+    }
+}
