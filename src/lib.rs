@@ -38,8 +38,9 @@
 //!
 //! # Invariants
 //!
-//! - Dependencies point one way: `grpc`, `callbacks`, `control` → `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`,
-//!   `server`, `telemetry` and `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`.
+//! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control` → `requests` → `thingspace`, `store`.
+//!   `tonic` is named only in `grpc`, `server`, `telemetry` and `app`, `reqwest` only in `thingspace` and the `simulator`,
+//!   `redb` only in `store::embedded`.
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.
