@@ -128,7 +128,9 @@ impl Resolver {
                 () = tokio::time::sleep(RETRY), if unfinished => {}
             }
             self.orders.recover().await;
-            unfinished = self.follow_leads().await;
+            // What is broken off is followed again at the next start.
+            let Some(more) = stop.run_until_cancelled(self.follow_leads()).await else { return };
+            unfinished = more;
         }
     }
 

@@ -316,6 +316,20 @@ async fn a_restart_follows_the_callbacks_of_an_order_of_unknown_fate() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_a_lead() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.thingspace.call_timeout = Duration::from_mins(5);
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "k", &[0]).await;
+    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(Gate::default())));
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn requests_with_other_devices_are_not_what_became_of_an_order() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
