@@ -15,7 +15,7 @@ pub mod secrets;
 mod tally;
 mod tls;
 
-use std::{error::Error, fmt::Display, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::ALLOW};
@@ -46,7 +46,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a callback's last byte to its answer. ThingSpace sends it again while it waits for one.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
-/// Proven callbacks being read or stored at once; above it they are asked to come again.
+/// Callbacks of an account being read or stored at once; above it they are asked to come again. Whoever got hold of one account's
+/// URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
 
 /// How often certificate and pairs are looked at.
@@ -61,7 +62,7 @@ struct Inner {
     quarantine: Quarantine,
     requests: Requests,
     tls: Option<Mutex<Tls>>,
-    room: Semaphore,
+    room: HashMap<AccountName, Semaphore>,
     tally: Tally,
 }
 
@@ -119,7 +120,8 @@ impl Callbacks {
             None => None,
         };
         let quarantine = Quarantine::new(store, secrets.quarantine_key());
-        let (room, tally) = (Semaphore::new(MAX_AT_ONCE), Tally::default());
+        let room = accounts.iter().map(|account| (account.clone(), Semaphore::new(MAX_AT_ONCE))).collect();
+        let tally = Tally::default();
         Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, tally })))
     }
 
@@ -201,7 +203,7 @@ impl Callbacks {
         if request.method() != Method::POST {
             return Outcome::WrongMethod;
         }
-        let Ok(_permit) = self.0.room.try_acquire() else {
+        let Some(Ok(_permit)) = self.0.room.get(account).map(Semaphore::try_acquire) else {
             return Outcome::TooMany;
         };
         match timeout(BODY_TIMEOUT, read(request.into_body())).await {

@@ -12,7 +12,7 @@ mod status;
 
 use std::{
     fs, io,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -84,6 +84,7 @@ impl Control {
         registration: Option<Registration>,
     ) -> io::Result<Self> {
         let path = socket(store);
+        check_length(&path)?;
         if UnixStream::connect(&path).await.is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it"));
         }
@@ -92,8 +93,10 @@ impl Control {
         let scratch = tempfile::Builder::new()
             .prefix(".s")
             .rand_bytes(4)
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(folder.unwrap_or(Path::new(".")))?;
         let new = scratch.path().join("s");
+        check_length(&new)?;
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         fs::rename(&new, &path)?;
@@ -133,6 +136,13 @@ impl Subject {
             || refuse(StatusCode::CONFLICT, &"the gateway takes no callbacks: callbacks.enabled is false");
         self.callbacks.as_ref().ok_or_else(none)
     }
+}
+
+/// A system takes about a hundred bytes. A longer path can be made, by renaming, and then nobody can connect to it.
+fn check_length(path: &Path) -> io::Result<()> {
+    let too_long =
+        |_| io::Error::new(io::ErrorKind::InvalidInput, "too long for a socket: shorten store.path");
+    SocketAddr::from_pathname(path).map(drop).map_err(too_long)
 }
 
 /// Why a command failed, in a sentence.

@@ -33,8 +33,9 @@ use tracing::{debug, warn};
 use super::{Bytes, Callbacks};
 use crowd::{Activity, Crowd, Open, Place};
 
-/// Connections open at once; one more takes the place of the oldest that rests.
-const MAX_CONNECTIONS: usize = 1_024;
+/// Connections open at once; one more takes the place of the oldest that rests. Half the file descriptors that a process often
+/// has: the API and the calls to ThingSpace need some, too.
+const MAX_CONNECTIONS: usize = 512;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -1,8 +1,8 @@
 //! What became of orders whose fate is unknown: by evidence, or by an operator's word.
 //!
 //! The evidence: a callback for a request that is nobody's names a device of the order (a lead), and ThingSpace says that
-//! this request has exactly the order's devices, and no other order without an outcome has them, too. Anything less changes
-//! nothing. An order that is in flight is left alone: its own answer is the best evidence.
+//! this request has exactly the order's devices, no other order without an outcome may have placed it, too, and nobody heard
+//! of it before the order was sent. Anything less changes nothing. An order that is in flight is left alone: its own answer is the best evidence.
 //!
 //! Here, too, nothing is ever sent again.
 
@@ -128,7 +128,9 @@ impl Resolver {
                 () = tokio::time::sleep(RETRY), if unfinished => {}
             }
             self.orders.recover().await;
-            unfinished = self.follow_leads().await;
+            // What is broken off is followed again at the next start.
+            let Some(more) = stop.run_until_cancelled(self.follow_leads()).await else { return };
+            unfinished = more;
         }
     }
 
@@ -260,6 +262,11 @@ impl Resolver {
         if let Err(SettleError::OtherRequest) = self.check_request(order_id, &ordered, request).await {
             return Ok(Followed::Nothing("of another order"));
         }
+        // Another tool may keep the same devices busy, and ThingSpace repeats what it says.
+        if self.hub.attach(request).await?.is_some_and(|(known, _)| known.lock().request.first < order.first)
+        {
+            return Ok(Followed::Nothing("heard of before the order was sent"));
+        }
         let Some(account) = AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
         else {
             return Ok(Followed::Nothing("no credentials for the account"));
@@ -275,14 +282,16 @@ impl Resolver {
         }
         let rivals = self.hub.undecided(|id, order| {
             let rival = order.ordered.as_ref().filter(|rival| rival.account == ordered.account)?;
-            (&**id != order_id && fit(rival, &answer) == Fit::Exact)
-                .then(|| (id.clone(), rival.key_cell.clone()))
+            let fit = fit(rival, &answer);
+            (&**id != order_id && fit != Fit::Not).then(|| (id.clone(), rival.key_cell.clone(), fit))
         });
-        for (rival, key_cell) in rivals {
+        for (rival, key_cell, fit) in rivals {
             match self.fate(&rival, key_cell).await? {
-                Fate::InFlight => return Ok(Followed::NotYet),
-                Fate::Unknown => return Ok(Followed::Nothing("it fits several orders")),
                 Fate::NeverSent => {}
+                Fate::InFlight => return Ok(Followed::NotYet),
+                // It may turn out to be the rival's.
+                Fate::Unknown if fit == Fit::SoFar => return Ok(Followed::NotYet),
+                Fate::Unknown => return Ok(Followed::Nothing("it fits several orders")),
             }
         }
         self.settle(order_id, Settlement::AcceptedAs(request.clone())).await?;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use thingspace_gateway::{
+    app::App,
     config::Config,
     control,
     identity::RequestId,
@@ -130,6 +131,16 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     process.terminate();
     assert!(process.wait().await.0.success());
     assert!(!socket.exists());
+}
+
+/// One could be made by renaming, and no command would reach it.
+#[tokio::test]
+async fn a_path_that_is_too_long_for_a_socket_is_refused() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.store.path = upstream.dir.path().join("s".repeat(120));
+    let error = App::bind(config).await.unwrap_err();
+    assert!(format!("{error:#}").contains("shorten store.path"), "{error:#}");
 }
 
 #[tokio::test]

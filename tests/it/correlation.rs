@@ -316,6 +316,20 @@ async fn a_restart_follows_the_callbacks_of_an_order_of_unknown_fate() {
 }
 
 #[tokio::test]
+async fn a_drain_does_not_wait_for_a_lead() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.thingspace.call_timeout = Duration::from_mins(5);
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "k", &[0]).await;
+    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(Gate::default())));
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn requests_with_other_devices_are_not_what_became_of_an_order() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
@@ -367,6 +381,40 @@ async fn what_fits_two_orders_is_left_to_an_operator() {
     // One request cannot be two orders.
     gateway.requests.settle_order(&orders[0].order_id, settlement).await.unwrap_err();
     unknown(place(&mut client, "first", 0..2).await);
+}
+
+/// ThingSpace repeats what it said of a request that another tool made for the same device before.
+#[tokio::test]
+async fn a_request_known_before_the_order_is_not_what_became_of_it() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let other = upstream.sim.add_request(account(), [upstream_device(0)]);
+    upstream.sim.finish_all(&other, Outcome::Success);
+    call_back(&gateway, &other, 0, StatusClass::Waiting).await;
+    let id = lose(&upstream, &mut client, "k", &[0]).await;
+    call_back(&gateway, &other, 0, StatusClass::Succeeded).await;
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    assert_eq!(resolved(&client, "k", &[0]).await, id);
+    assert_eq!(upstream.sim.ledger().polls_of(&other), 0);
+}
+
+#[tokio::test]
+async fn what_may_still_become_another_orders_waits() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = lose(&upstream, &mut client, "one", &[0]).await;
+    lose(&upstream, &mut client, "both", &[0, 1]).await;
+    call_back(&gateway, &id, 0, StatusClass::Waiting).await;
+    // As a lead of either order.
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 2).await;
+    unknown(place(&mut client, "one", [0]).await);
+    upstream.sim.finish_all(&id, Outcome::Success);
+    // The end of any order's flight makes the gateway ask again.
+    lose(&upstream, &mut client, "another", &[2]).await;
+    assert_eq!(resolved(&client, "one", &[0]).await, id);
+    unknown(place(&mut client, "both", 0..2).await);
 }
 
 #[tokio::test]

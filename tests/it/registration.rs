@@ -119,6 +119,17 @@ async fn another_s_registration_is_not_stolen_unless_forced() {
 }
 
 #[tokio::test]
+async fn a_user_name_listed_in_another_case_is_ours() {
+    let upstream = upstream().await;
+    let gateway = upstream.registering(upstream.called()).await;
+    let mut listed = upstream.registered().unwrap();
+    listed.username = listed.username.to_uppercase();
+    upstream.sim.register(&account(), listed);
+    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    gateway.stop().await;
+}
+
+#[tokio::test]
 async fn what_thingspace_forgot_is_registered_again() {
     let upstream = upstream().await;
     let mut config = upstream.called();

@@ -122,7 +122,8 @@ impl Turn {
 
     fn is_right(&mut self, found: &Found, pair: &Pair, added: bool) -> bool {
         let Found { whose, registration } = found;
-        if *whose != Whose::Ours || registration.username != pair.username {
+        // User names are the same in any case: replacing a registration loses what comes in between.
+        if *whose != Whose::Ours || registration.username.to_lowercase() != pair.username.to_lowercase() {
             return false;
         }
         let password = registration.has_password(&pair.password);

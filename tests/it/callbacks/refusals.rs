@@ -117,7 +117,7 @@ async fn another_accounts_callback_changes_nothing() {
     gateway.stop().await;
 }
 
-/// Only those who know the secret can be too many.
+/// Only those who know the secret can be too many, and only for its account.
 #[tokio::test]
 async fn too_many_at_once_are_asked_to_come_again() {
     let upstream = Upstream::manual().await;
@@ -135,6 +135,8 @@ async fn too_many_at_once_are_asked_to_come_again() {
         assert_eq!(within("an answer", wrong).await.unwrap().status(), 405);
     }
     assert_eq!(sender.post_bytes(body.clone()).await, 503);
+    let other = Sender::of(&gateway, upstream.accounts[1].as_str());
+    assert_eq!(other.post(&about(&id, &device(0), "warning")).await, 200, "others' callbacks have room");
     drop(held);
     eventually("there is room again", async || sender.post_bytes(body.clone()).await == 200).await;
     gateway.stop().await;
