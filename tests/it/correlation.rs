@@ -407,12 +407,13 @@ async fn what_may_still_become_another_orders_waits() {
     let id = lose(&upstream, &mut client, "one", &[0]).await;
     lose(&upstream, &mut client, "both", &[0, 1]).await;
     call_back(&gateway, &id, 0, StatusClass::Waiting).await;
-    // As a lead of either order.
+    // As a lead of either order. The end of any order's flight makes the gateway ask again.
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 2).await;
+    lose(&upstream, &mut client, "another", &[2]).await;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 4).await;
     unknown(place(&mut client, "one", [0]).await);
     upstream.sim.finish_all(&id, Outcome::Success);
-    // The end of any order's flight makes the gateway ask again.
-    lose(&upstream, &mut client, "another", &[2]).await;
+    lose(&upstream, &mut client, "yet another", &[3]).await;
     assert_eq!(resolved(&client, "one", &[0]).await, id);
     unknown(place(&mut client, "both", 0..2).await);
 }
