@@ -123,7 +123,12 @@ impl Requests {
     /// `tasks` tracks what has to finish before the process may end: orders and questions under way.
     pub fn new(config: &Config, store: Arc<dyn Store>, client: Client, tasks: &TaskTracker) -> Self {
         let (limits, polling) = (&config.limits, &config.polling);
-        let hub = Arc::new(Hub::new(Arc::clone(&store), limits.closed_in_memory, polling.give_up));
+        let hub = Arc::new(Hub::new(
+            Arc::clone(&store),
+            limits.closed_in_memory,
+            polling.give_up,
+            config.callbacks.enabled,
+        ));
         let asker = Arc::new(Asker::new(
             Arc::clone(&store),
             client.clone(),

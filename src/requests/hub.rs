@@ -52,6 +52,7 @@ const FOLD_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Hub {
     store: Arc<dyn Store>,
+    takes_callbacks: bool,
     closed_in_memory: Duration,
     give_up: Duration,
     projection: Mutex<Projection>,
@@ -88,9 +89,17 @@ struct Progress {
 
 impl Hub {
     /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark down.
-    pub fn new(store: Arc<dyn Store>, closed_in_memory: Duration, give_up: Duration) -> Self {
+    ///
+    /// `takes_callbacks`: whether any can arrive; without, what arrived before says nothing.
+    pub fn new(
+        store: Arc<dyn Store>,
+        closed_in_memory: Duration,
+        give_up: Duration,
+        takes_callbacks: bool,
+    ) -> Self {
         Self {
             store,
+            takes_callbacks,
             closed_in_memory,
             give_up,
             projection: Mutex::default(),

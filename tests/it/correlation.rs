@@ -187,7 +187,7 @@ async fn called_back_once(gateway: &Gateway, client: &mut Client) {
 }
 
 fn with_grace(upstream: &Upstream, grace: Duration) -> Config {
-    let mut config = upstream.quiet();
+    let mut config = upstream.with_callbacks();
     config.callbacks.grace = grace;
     config
 }
@@ -262,6 +262,23 @@ async fn a_restart_knows_that_callbacks_arrive() {
     call_back(&gateway, &id, 1, StatusClass::Failed).await;
     becomes_final(&client, &id).await;
     assert_reason(&shown(&mut client, &id).await.devices[1], 1);
+}
+
+#[tokio::test]
+async fn without_callbacks_nothing_waits_for_them() {
+    let upstream = Upstream::manual().await;
+    let mut config = with_grace(&upstream, Duration::from_hours(1));
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
+    gateway.stop().await;
+
+    config.callbacks.enabled = false;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    upstream.sim.finish_all(&id, Outcome::Failed);
+    assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Succeeded, DeviceState::Failed]);
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ impl Hub {
 
     /// Whether callbacks arrive for an account's requests.
     pub fn is_called_back(&self, account: &AccountName) -> bool {
-        lock(&self.projection).called_back.contains(account)
+        self.takes_callbacks && lock(&self.projection).called_back.contains(account)
     }
 
     /// How many requests were ended by a callback, or a poll, since this process has caught up with the store.

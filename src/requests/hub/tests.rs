@@ -39,7 +39,7 @@ struct Running {
 
 impl Running {
     async fn start(store: &Arc<dyn Store>, closed_in_memory: Duration) -> Self {
-        let hub = Arc::new(Hub::new(Arc::clone(store), closed_in_memory, KEEP));
+        let hub = Arc::new(Hub::new(Arc::clone(store), closed_in_memory, KEEP, true));
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (hub, stop) = (Arc::clone(&hub), stop.clone());
@@ -260,7 +260,7 @@ async fn a_start_reads_only_what_is_open() {
 async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it() {
     let (_folder, store) = store();
     let folded = add(&store, &id(0), accepted(0)).await;
-    let behind = Hub::new(Arc::clone(&store), KEEP, KEEP);
+    let behind = Hub::new(Arc::clone(&store), KEEP, KEEP, true);
     behind.progress.send_replace(Progress { folded: Some(folded), caught_up: true });
     add(&store, &id(1), accepted(1)).await;
     add(&store, &id(2), accepted(2)).await;
