@@ -7,10 +7,13 @@
 //! [`Store`] is the one hand-written trait of this crate. What a backend owes, beyond the signatures, is written as
 //! executable contract in `store/contract.rs`, run against every backend.
 
+mod cell;
 pub mod embedded;
 
 #[cfg(test)]
 mod contract;
+
+pub use cell::decode_cell;
 
 use std::fmt;
 

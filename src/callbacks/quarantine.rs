@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     identity::AccountName,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
-    store::{CellName, Store, StoreError, Swap},
+    store::{CellName, Store, StoreError, Swap, decode_cell},
 };
 
 /// Callbacks that are kept.
@@ -96,8 +96,7 @@ impl Quarantine {
             return Ok(None);
         };
         let Some(held) = self.store.load(&slot(number)).await? else { return Ok(None) };
-        let stored = QuarantineBody::decode(held.value).map_err(corrupt)?;
-        newer(stored.version)?;
+        let stored = decode_cell(held.value, FORMAT, |cell: &QuarantineBody| cell.version)?;
         if stored.number != number || stored.sealed.is_empty() {
             return Ok(None);
         }
@@ -137,8 +136,7 @@ impl Quarantine {
         let Some(held) = self.store.load(&index_cell()).await? else {
             return Ok((None, QuarantineIndex::default()));
         };
-        let index = QuarantineIndex::decode(held.value).map_err(corrupt)?;
-        newer(index.version)?;
+        let index = decode_cell(held.value, FORMAT, |cell: &QuarantineIndex| cell.version)?;
         Ok((Some(held.version), index))
     }
 
@@ -150,8 +148,7 @@ impl Quarantine {
             let held = self.store.load(&cell).await?;
             let version = held.as_ref().map(|held| held.version);
             if let Some(held) = held {
-                let there = QuarantineBody::decode(held.value).map_err(corrupt)?;
-                newer(there.version)?;
+                let there = decode_cell(held.value, FORMAT, |cell: &QuarantineBody| cell.version)?;
                 if there.number > number {
                     return Ok(());
                 }
@@ -204,18 +201,6 @@ fn index_cell() -> CellName {
 
 fn slot(number: u64) -> CellName {
     CellName::permanent(format!("quarantine/{:04}", number % MAX_ENTRIES as u64))
-}
-
-fn newer(version: u32) -> Result<(), StoreError> {
-    if version > FORMAT {
-        return Err(StoreError::Corrupt(format!("a cell of version {version}, newer than this gateway")));
-    }
-    Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn corrupt(error: prost::DecodeError) -> StoreError {
-    StoreError::Corrupt(error.to_string())
 }
 
 /// Takes out what follows the word `password`, in quotes or up to the next separator: the text is of no known form.

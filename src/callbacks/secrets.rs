@@ -27,7 +27,7 @@ use crate::{
     identity::AccountName,
     proto::storage,
     secret_file,
-    store::{CellName, Store, StoreError, Swap},
+    store::{CellName, Store, StoreError, Swap, decode_cell},
 };
 
 /// Format of the cells.
@@ -275,8 +275,7 @@ impl Keys {
     }
 
     fn decode(value: Bytes) -> Result<Self, Error> {
-        let stored = storage::CallbackSecrets::decode(value).map_err(corrupt)?;
-        newer(stored.version)?;
+        let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackSecrets| cell.version)?;
         let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"thingspace-gateway callbacks").extract(&stored.key);
         let derive = |purpose: &str| {
             let mut key = Zeroizing::new([0; 32]);
@@ -328,21 +327,8 @@ fn random<const N: usize>() -> Result<[u8; N], StoreError> {
 }
 
 fn decode(value: Bytes) -> Result<storage::CallbackPair, Error> {
-    let stored = storage::CallbackPair::decode(value).map_err(corrupt)?;
-    newer(stored.version)?;
+    let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackPair| cell.version)?;
     Ok(stored)
-}
-
-fn newer(version: u32) -> Result<(), StoreError> {
-    if version > FORMAT {
-        return Err(StoreError::Corrupt(format!("a cell of version {version}, newer than this gateway")));
-    }
-    Ok(())
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn corrupt(error: prost::DecodeError) -> StoreError {
-    StoreError::Corrupt(error.to_string())
 }
 
 #[cfg(test)]

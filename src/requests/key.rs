@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::{
     identity::AccountName,
     proto::storage::{self, KeyPhase},
-    store::{CellName, Store, StoreError, Swap, Version},
+    store::{CellName, Store, StoreError, Swap, Version, decode_cell},
     thingspace::Order,
 };
 
@@ -54,14 +54,7 @@ pub struct Key {
 impl Key {
     pub async fn load(store: &dyn Store, cell: &CellName) -> Result<Option<Self>, StoreError> {
         let Some(held) = store.load(cell).await? else { return Ok(None) };
-        let value =
-            storage::Key::decode(held.value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-        if value.version > FORMAT {
-            return Err(StoreError::Corrupt(format!(
-                "a key cell of version {}, newer than this gateway",
-                value.version
-            )));
-        }
+        let value = decode_cell(held.value, FORMAT, |key: &storage::Key| key.version)?;
         Ok(Some(Self { version: held.version, value }))
     }
 

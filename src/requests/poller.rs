@@ -28,7 +28,7 @@ use crate::{
     config,
     identity::RequestId,
     proto::storage,
-    store::{CellName, LogName, Store, StoreError, Swap},
+    store::{CellName, LogName, Store, StoreError, Swap, decode_cell},
 };
 
 /// Polls under way at once; the rate is ThingSpace's limiter's business.
@@ -265,7 +265,7 @@ impl Poller {
         let cell = CellName::retained(format!("poll/{id}"));
         let held = self.store.load(&cell).await?;
         let count = match &held {
-            Some(held) => decode(&held.value)?.count,
+            Some(held) => decode(held.value.clone())?.count,
             None => 0,
         };
         let next = storage::Poll {
@@ -276,7 +276,7 @@ impl Poller {
         let expected = held.map(|held| held.version);
         match self.store.swap(&cell, expected, Bytes::from(next.encode_to_vec())).await? {
             Swap::Swapped(_) => Ok((next.count, true)),
-            Swap::Conflict(Some(current)) => Ok((decode(&current.value)?.count, false)),
+            Swap::Conflict(Some(current)) => Ok((decode(current.value)?.count, false)),
             Swap::Conflict(None) => Ok((0, false)),
         }
     }
@@ -299,16 +299,8 @@ fn is_polled(tracked: &Tracked) -> bool {
     !request.is_closed() || (watched && !request.known && !request.polling_stopped)
 }
 
-fn decode(value: &Bytes) -> Result<storage::Poll, StoreError> {
-    let poll =
-        storage::Poll::decode(value.clone()).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-    if poll.version > FORMAT {
-        return Err(StoreError::Corrupt(format!(
-            "a poll cell of version {}, newer than this gateway",
-            poll.version
-        )));
-    }
-    Ok(poll)
+fn decode(value: Bytes) -> Result<storage::Poll, StoreError> {
+    decode_cell(value, FORMAT, |poll: &storage::Poll| poll.version)
 }
 
 /// How long to wait after the poll that was number `count`.

@@ -12,7 +12,7 @@ use super::error::{Error, TokenKind};
 use crate::{
     identity::RequestId,
     proto::storage,
-    store::{CellName, Position, Store, StoreError, Swap},
+    store::{CellName, Position, Store, StoreError, Swap, decode_cell},
 };
 
 /// Format of the cell.
@@ -58,8 +58,7 @@ impl TokenKey {
     }
 
     fn decode(value: Bytes) -> Result<Self, StoreError> {
-        let stored =
-            storage::TokenKey::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let stored = decode_cell(value, FORMAT, |key: &storage::TokenKey| key.version)?;
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &stored.key)))
     }
 
