@@ -13,7 +13,7 @@ pub mod embedded;
 #[cfg(test)]
 mod contract;
 
-pub use cell::decode_cell;
+pub use cell::{decode_cell, load_or_create};
 
 use std::fmt;
 

@@ -27,7 +27,7 @@ use crate::{
     identity::AccountName,
     proto::storage,
     secret_file,
-    store::{CellName, Store, StoreError, Swap, decode_cell},
+    store::{CellName, Store, StoreError, Swap, decode_cell, load_or_create},
 };
 
 /// Format of the cells.
@@ -259,19 +259,11 @@ struct Keys {
 
 impl Keys {
     async fn load_or_create(store: &dyn Store) -> Result<Self, Error> {
-        let cell = CellName::permanent("callback-secrets");
-        if let Some(held) = store.load(&cell).await? {
-            return Self::decode(held.value);
-        }
-        let key = random::<32>()?.to_vec();
-        let value = Bytes::from(storage::CallbackSecrets { version: FORMAT, key }.encode_to_vec());
-        match store.swap(&cell, None, value.clone()).await? {
-            Swap::Swapped(_) => Self::decode(value),
-            Swap::Conflict(Some(current)) => Self::decode(current.value),
-            Swap::Conflict(None) => {
-                Err(StoreError::Corrupt("a cell conflicts with nothing".to_owned()).into())
-            }
-        }
+        let make = || {
+            let key = random::<32>()?.to_vec();
+            Ok(storage::CallbackSecrets { version: FORMAT, key }.encode_to_vec().into())
+        };
+        Self::decode(load_or_create(store, &CellName::permanent("callback-secrets"), make).await?)
     }
 
     fn decode(value: Bytes) -> Result<Self, Error> {

@@ -12,7 +12,7 @@ use super::error::{Error, TokenKind};
 use crate::{
     identity::RequestId,
     proto::storage,
-    store::{CellName, Position, Store, StoreError, Swap, decode_cell},
+    store::{CellName, Position, Store, StoreError, decode_cell, load_or_create},
 };
 
 /// Format of the cell.
@@ -43,18 +43,12 @@ impl std::fmt::Debug for TokenKey {
 
 impl TokenKey {
     pub async fn load_or_create(store: &dyn Store) -> Result<Self, StoreError> {
-        let cell = CellName::permanent("token-key");
-        if let Some(held) = store.load(&cell).await? {
-            return Self::decode(held.value);
-        }
-        let mut key = [0; 32];
-        rand::fill(&mut key).map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
-        let value = Bytes::from(storage::TokenKey { version: FORMAT, key: key.to_vec() }.encode_to_vec());
-        match store.swap(&cell, None, value.clone()).await? {
-            Swap::Swapped(_) => Self::decode(value),
-            Swap::Conflict(Some(current)) => Self::decode(current.value),
-            Swap::Conflict(None) => Err(StoreError::Corrupt("a cell conflicts with nothing".to_owned())),
-        }
+        let make = || {
+            let mut key = [0; 32];
+            rand::fill(&mut key).map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
+            Ok(storage::TokenKey { version: FORMAT, key: key.to_vec() }.encode_to_vec().into())
+        };
+        Self::decode(load_or_create(store, &CellName::permanent("token-key"), make).await?)
     }
 
     fn decode(value: Bytes) -> Result<Self, StoreError> {

@@ -1,9 +1,9 @@
-//! What cells hold: messages that say the number of their format.
+//! What cells hold: messages that say the number of their format, and who writes them first.
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::StoreError;
+use super::{CellName, Store, StoreError, Swap};
 
 /// Decodes what a cell holds. One of a newer format is refused, so that it is never swapped by somebody who reads only half of it.
 pub fn decode_cell<M: Message + Default>(
@@ -17,6 +17,23 @@ pub fn decode_cell<M: Message + Default>(
             Err(StoreError::Corrupt(format!("a cell of version {newer}, newer than this gateway")))
         }
         _ => Ok(message),
+    }
+}
+
+/// What a cell holds, or what `make` makes for it: where several come at once, all get what the first one stored.
+pub async fn load_or_create(
+    store: &dyn Store,
+    cell: &CellName,
+    make: impl FnOnce() -> Result<Bytes, StoreError>,
+) -> Result<Bytes, StoreError> {
+    if let Some(held) = store.load(cell).await? {
+        return Ok(held.value);
+    }
+    let made = make()?;
+    match store.swap(cell, None, made.clone()).await? {
+        Swap::Swapped(_) => Ok(made),
+        Swap::Conflict(Some(current)) => Ok(current.value),
+        Swap::Conflict(None) => Err(StoreError::Corrupt("a cell conflicts with nothing".to_owned())),
     }
 }
 
