@@ -180,6 +180,12 @@ fn describe(error: &Error) -> Answer {
             "ThingSpace rejects the gateway's credentials; an operator has to act",
         )
         .with("credentials", name),
+        Error::LoginBlocked { name } => answer(
+            Code::FailedPrecondition,
+            "UPSTREAM_LOGIN_BLOCKED",
+            "logins to ThingSpace are stopped so that its user is not locked; an operator has to act",
+        )
+        .with("credentials", name),
         Error::Throttled { retry_after } => {
             answer(Code::ResourceExhausted, "UPSTREAM_THROTTLED", "ThingSpace throttles")
                 .retry(retry_after.unwrap_or(LATER))

@@ -30,6 +30,8 @@ pub enum Error {
     Refused(Refusal),
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
+    #[error("logins with the credentials {name} are stopped")]
+    LoginBlocked { name: String },
     #[error("ThingSpace throttles")]
     Throttled { retry_after: Option<Duration> },
     /// For an order: certainly not sent.
@@ -67,6 +69,8 @@ impl From<thingspace::Error> for Error {
         match error {
             thingspace::Error::Refused(refusal) => Self::Refused(refusal),
             thingspace::Error::CredentialsRejected { name } => Self::CredentialsRejected { name },
+            thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
+            thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
             thingspace::Error::NotSent { reason, retry_after } => {
                 Self::UpstreamUnavailable { reason, retry_after }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::store::StoreError;
+
 /// Why an upstream call failed. A closed list: callers match it without a wildcard.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,6 +13,12 @@ pub enum Error {
     /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
+    /// We no longer try these credentials, so that ThingSpace does not lock their user. Nothing was sent.
+    #[error("logins with the credentials {name} are stopped")]
+    LoginBlocked { name: String },
+    /// No token is held, and none is asked for without the store that counts the attempts. Nothing was sent.
+    #[error("no token without the store: {0}")]
+    Store(StoreError),
     /// Nothing was executed: ThingSpace throttles, or our own rate for it is used up.
     #[error("throttled by ThingSpace")]
     Throttled { retry_after: Option<Duration> },

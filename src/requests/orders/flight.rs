@@ -232,6 +232,8 @@ impl Orders {
                 (Kind::Refused(refused), Error::Refused(refusal))
             }
             thingspace::Error::CredentialsRejected { .. }
+            | thingspace::Error::LoginBlocked { .. }
+            | thingspace::Error::Store(_)
             | thingspace::Error::Throttled { .. }
             | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
         };
