@@ -73,8 +73,8 @@ impl App {
     /// Opens the store and the listener. Nothing is sent upstream.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let tasks = TaskTracker::new();
-        let client = Client::new(&config.thingspace, &config.credentials)?;
         let store = open_store(&config).await?;
+        let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks)?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
         let (listener, address) = listen(config.grpc.listen).await?;
         let mut registration = None;

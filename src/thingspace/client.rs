@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::{
     Error, Order, Registration, StatusAnswer, Target, code,
@@ -17,6 +18,7 @@ use super::{
 use crate::{
     config,
     identity::{AccountName, RequestId},
+    store::Store,
 };
 
 /// ThingSpace, for all configured credentials. Clones share everything.
@@ -74,17 +76,20 @@ pub enum StatusLookup {
 
 impl Client {
     /// Must be called inside a tokio runtime: each set of credentials has a small task that hands out the rate. The
-    /// tasks end when the last clone of the client is gone. No secret file is read, nothing is sent.
+    /// tasks end when the last clone of the client is gone. No secret file is read, nothing is sent. What was begun with the
+    /// credentials and must be reported is among `tasks`.
     pub fn new(
         thingspace: &config::ThingSpace,
         credentials: &[config::Credentials],
+        store: &Arc<dyn Store>,
+        tasks: &TaskTracker,
     ) -> Result<Self, BuildError> {
         let rate = thingspace.calls_per_second.try_into().map_err(|_| BuildError::Rate)?;
         let transport = Arc::new(Transport::new(thingspace)?);
         let mut accounts = HashMap::new();
         for set in credentials {
             let upstream = Arc::new(Upstream {
-                tokens: Arc::new(Tokens::new(set, Arc::clone(&transport))),
+                tokens: Arc::new(Tokens::new(set, Arc::clone(&transport), Arc::clone(store), tasks.clone())),
                 limiter: Limiter::new(rate),
                 trouble: Trouble::default(),
             });

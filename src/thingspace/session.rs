@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
+use tokio_util::task::TaskTracker;
 
 use self::{
     secrets::{Fingerprint, Secrets},
@@ -24,7 +25,7 @@ use super::{
     verdict::{Stale, Verdict, judge},
     wire,
 };
-use crate::config;
+use crate::{config, store::Store};
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 
@@ -32,6 +33,10 @@ const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 pub(super) struct Tokens {
     credentials: config::Credentials,
     transport: Arc<Transport>,
+    #[expect(dead_code, reason = "the guard counts in it")]
+    store: Arc<dyn Store>,
+    /// Logins under way, so that a drain waits for them.
+    tasks: TaskTracker,
     bearer: Arc<Slot>,
     session: Arc<Slot>,
     /// Credentials that ThingSpace rejected.
@@ -55,10 +60,17 @@ impl Pair {
 }
 
 impl Tokens {
-    pub(super) fn new(credentials: &config::Credentials, transport: Arc<Transport>) -> Self {
+    pub(super) fn new(
+        credentials: &config::Credentials,
+        transport: Arc<Transport>,
+        store: Arc<dyn Store>,
+        tasks: TaskTracker,
+    ) -> Self {
         Self {
             credentials: credentials.clone(),
             transport,
+            store,
+            tasks,
             bearer: Arc::default(),
             session: Arc::default(),
             rejected: Mutex::default(),
@@ -96,7 +108,8 @@ impl Tokens {
 
     async fn session(self: &Arc<Self>) -> Result<Token, Failed> {
         let this = Arc::clone(self);
-        self.session.get(|| async move { this.log_in().await }).await
+        let tasks = self.tasks.clone();
+        self.session.get(|| tasks.track_future(async move { this.log_in().await })).await
     }
 
     async fn bearer(self: &Arc<Self>) -> Result<Token, Failed> {

@@ -7,16 +7,20 @@ mod registrations;
 mod renewal;
 mod statuses;
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup};
 use crate::{
     config,
     identity::{AccountName, Device, Digits, RequestId},
     simulator::{Endpoint, Fault, Gate, Handle, Mode, Options, Simulator, What, When},
+    store::{Store, embedded::Embedded},
 };
 
 /// How long a test waits for what must happen.
@@ -26,6 +30,7 @@ struct World {
     client: Client,
     handle: Handle,
     files: TempDir,
+    store: Arc<dyn Store>,
     /// Stops the simulator.
     running: DropGuard,
 }
@@ -47,8 +52,18 @@ async fn configured(options: Options, adjust: impl FnOnce(&mut config::ThingSpac
     adjust(&mut config);
     tokio::spawn(simulator.run(stop.clone()));
     let files = tempfile::tempdir().unwrap();
-    let client = Client::new(&config, &[credentials(&files)]).unwrap();
-    World { client, handle, files, running: stop.drop_guard() }
+    let store = store(&files);
+    let client = cold(&config, &files, &store);
+    World { client, handle, files, store, running: stop.drop_guard() }
+}
+
+/// A client that knows nothing but what is in the store.
+fn cold(config: &config::ThingSpace, files: &TempDir, store: &Arc<dyn Store>) -> Client {
+    Client::new(config, &[credentials(files)], store, &TaskTracker::new()).unwrap()
+}
+
+fn store(files: &TempDir) -> Arc<dyn Store> {
+    Arc::new(Embedded::open(&files.path().join("store.redb"), Duration::from_hours(1)).unwrap())
 }
 
 fn thingspace(base_url: String) -> config::ThingSpace {

@@ -33,7 +33,7 @@ async fn calls_carry_the_trace_of_their_caller() {
     let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
 
     let files = tempfile::tempdir().unwrap();
-    let client = Client::new(&thingspace(base_url), &[credentials(&files)]).unwrap();
+    let client = cold(&thingspace(base_url), &files, &store(&files));
     let span = tracing::info_span!("caller");
     let trace = span.context().span().span_context().trace_id().to_string();
     let request = RequestId::parse("r1").unwrap();

@@ -181,8 +181,9 @@ async fn what_cannot_be_stored_is_asked_for_again() {
     let config = upstream.with_callbacks();
     let store: Arc<dyn Store> =
         Arc::new(Embedded::open(&config.store.path, Duration::from_hours(1)).unwrap());
-    let client = Client::new(&config.thingspace, &config.credentials).unwrap();
-    let requests = Requests::new(&config, Arc::clone(&store), client, &TaskTracker::new());
+    let tasks = TaskTracker::new();
+    let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks).unwrap();
+    let requests = Requests::new(&config, Arc::clone(&store), client, &tasks);
     let account = AccountName::parse(ACCOUNT).unwrap();
     let callbacks =
         Callbacks::new(&config.callbacks, Arc::clone(&store), &[account], requests).await.unwrap();
