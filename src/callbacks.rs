@@ -7,7 +7,6 @@
 //!
 //! An answer has no body, and no log line anything of one.
 
-mod listener;
 pub mod parse;
 pub mod quarantine;
 pub mod registration;
@@ -21,6 +20,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::ALLOW};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
@@ -30,12 +30,21 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::{config, identity::AccountName, requests::Requests, store::Store};
+use crate::{
+    config,
+    identity::AccountName,
+    requests::Requests,
+    server::http::{self as listener, Answer, Listening},
+    store::Store,
+};
 use parse::Callback;
 use quarantine::Quarantine;
 use secrets::Secrets;
 use tally::Tally;
 use tls::Tls;
+
+/// Connections at once: half the file descriptors that a process often has. The API and the calls to ThingSpace need some, too.
+const LISTENING: Listening = Listening { name: "callbacks", max_connections: 512 };
 
 /// Of a callback.
 const MAX_BODY: usize = 256 << 10;
@@ -145,7 +154,7 @@ impl Callbacks {
             None => None,
         };
         let look = stop.clone().run_until_cancelled_owned(self.clone().look());
-        tokio::join!(listener::serve(self, listener, acceptor, stop), look);
+        tokio::join!(listener::serve(LISTENING, listener, acceptor, self, stop), look);
     }
 
     /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
@@ -175,25 +184,6 @@ impl Callbacks {
             }
             last_pairs = failure;
         }
-    }
-
-    async fn answer<B>(&self, request: Request<B>) -> Response<Empty<Bytes>>
-    where
-        B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
-    {
-        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let account = self.0.secrets.account_of(secret);
-        let outcome = match &account {
-            Some(account) => self.take(account, request).await,
-            None => Outcome::UnknownPath,
-        };
-        self.0.tally.count(outcome, account.as_ref());
-        let mut answer = Response::new(Empty::new());
-        *answer.status_mut() = outcome.status();
-        if outcome == Outcome::WrongMethod {
-            answer.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
-        }
-        answer
     }
 
     async fn take<B>(&self, account: &AccountName, request: Request<B>) -> Outcome
@@ -254,6 +244,26 @@ impl Callbacks {
         in_time(deadline, account, "store", appended).await?;
         debug!(%account, request.id = %request_id, ?status, "a callback");
         Ok(Outcome::Stored)
+    }
+}
+
+impl Answer for Callbacks {
+    type Body = Empty<Bytes>;
+
+    async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
+        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let account = self.0.secrets.account_of(secret);
+        let outcome = match &account {
+            Some(account) => self.take(account, request).await,
+            None => Outcome::UnknownPath,
+        };
+        self.0.tally.count(outcome, account.as_ref());
+        let mut answer = Response::new(Empty::new());
+        *answer.status_mut() = outcome.status();
+        if outcome == Outcome::WrongMethod {
+            answer.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
+        }
+        answer
     }
 }
 

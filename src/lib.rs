@@ -73,7 +73,7 @@
 //!
 //! # Callback
 //!
-//! `callbacks::listener` accepts, bounds and times every connection → the last segment of the path is an account's secret
+//! [`server::http`] accepts, bounds and times every connection → the last segment of the path is an account's secret
 //! ([`callbacks::secrets`]), or the answer is 404 and nothing is read → the body, bounded and in time → [`callbacks::parse`]: what cannot
 //! be understood goes into [`callbacks::quarantine`], and is answered 200 → user name and password, the current or a
 //! replaced pair → [`requests::Requests::called_back`] appends `CalledBack` to the request's log, known or not → 200; 503 if that cannot be

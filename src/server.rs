@@ -1,7 +1,9 @@
 //! Accepts connections and serves the API on them: tonic's server, with bounds where tonic has none.
 //!
 //! It knows nothing of what is served. Ending the streams of a drain is the business of whoever opened them; this only stops
-//! accepting, and is dropped when time is up.
+//! accepting, and is dropped when time is up. What is plain HTTP is served by [`http`].
+
+pub mod http;
 
 use std::time::Duration;
 

@@ -1,25 +1,18 @@
-//! Accepts connections and serves callbacks on them, in HTTP/1.1 or HTTP/2, with or without TLS.
+//! Accepts connections and answers requests on them, in HTTP/1.1 or HTTP/2, with or without TLS.
 //!
 //! The port may be open to the world, so nothing here waits for a peer without bound, and a connection on which nothing begins
-//! is ended. What a callback is, is the business of [`Callbacks`].
+//! is ended. What a request is, and how long its body may take, is the business of whoever answers it.
 
 mod crowd;
 
-use std::{
-    convert::Infallible,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, error::Error, pin::pin, sync::Arc, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
-use http_body_util::Empty;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -30,12 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{Bytes, Callbacks};
 use crowd::{Activity, Crowd, Open, Place};
-
-/// Connections open at once; one more takes the place of the oldest that rests. Half the file descriptors that a process often
-/// has: the API and the calls to ThingSpace need some, too.
-const MAX_CONNECTIONS: usize = 512;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -48,37 +36,55 @@ const MAX_HEADERS: usize = 64;
 /// Of a request's header.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// Callbacks at once on one HTTP/2 connection.
+/// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
 
 /// Before the next try when a connection cannot be accepted, for want of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Answers a request, whatever it is.
+pub trait Answer: Clone + Send + Sync + 'static {
+    type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
+
+    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+/// What is served, to how many.
+#[derive(Debug, Clone, Copy)]
+pub struct Listening {
+    /// Names the listener in logs.
+    pub name: &'static str,
+    /// Connections open at once; one more takes the place of the oldest that rests.
+    pub max_connections: usize,
+}
+
 /// Serves until `stop`, then finishes what is open.
-pub(super) async fn serve(
-    callbacks: Callbacks,
+pub async fn serve(
+    listening: Listening,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
+    answers: impl Answer,
     stop: CancellationToken,
 ) {
+    let Listening { name, max_connections } = listening;
     let connections = TaskTracker::new();
-    let crowd = Crowd::new(MAX_CONNECTIONS);
+    let crowd = Crowd::new(max_connections);
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let tcp = match accepted {
             Ok((tcp, _)) => tcp,
             Err(error) => {
-                warn!(%error, "cannot accept a callback's connection");
+                warn!(%error, listener = name, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Some(place) = crowd.admit() else {
-            debug!("too many connections to the callbacks' listener");
+            debug!(listener = name, "too many connections");
             continue;
         };
-        let (callbacks, tls, stop) = (callbacks.clone(), tls.clone(), stop.clone());
+        let (answers, tls, stop) = (answers.clone(), tls.clone(), stop.clone());
         connections.spawn(async move {
-            let connection = connection(callbacks, tcp, tls, &place, stop);
+            let connection = connection(answers, tcp, tls, &place, stop);
             place.taken.run_until_cancelled(connection).await;
         });
     }
@@ -88,7 +94,7 @@ pub(super) async fn serve(
 }
 
 async fn connection(
-    callbacks: Callbacks,
+    answers: impl Answer,
     tcp: TcpStream,
     tls: Option<TlsAcceptor>,
     place: &Place,
@@ -96,16 +102,16 @@ async fn connection(
 ) {
     // Without the option answers are only slower.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return drive(callbacks, tcp, &place.activity, stop).await };
+    let Some(tls) = tls else { return drive(answers, tcp, &place.activity, stop).await };
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => drive(callbacks, stream, &place.activity, stop).await,
+        Ok(Ok(stream)) => drive(answers, stream, &place.activity, stop).await,
         Ok(Err(error)) => debug!(%error, "no TLS handshake"),
         Err(_) => debug!("no TLS handshake in time"),
     }
 }
 
 async fn drive(
-    callbacks: Callbacks,
+    answers: impl Answer,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     activity: &Arc<Activity>,
     stop: CancellationToken,
@@ -122,7 +128,14 @@ async fn drive(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("16 KiB"))
         .max_concurrent_streams(MAX_STREAMS);
-    let service = TowerToHyperService::new(Service { callbacks, activity: Arc::clone(activity) });
+    let service = service_fn(|request| {
+        let (open, answers) = (Open::new(activity), answers.clone());
+        async move {
+            let answer = answers.answer(request).await;
+            drop(open);
+            Ok::<_, Infallible>(answer)
+        }
+    });
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
     let mut look = interval(HEADER_TIMEOUT);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -132,7 +145,7 @@ async fn drive(
         tokio::select! {
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
-                    debug!(%error, "a callback's connection broke");
+                    debug!(%error, "a connection broke");
                 }
                 return;
             }
@@ -147,33 +160,5 @@ async fn drive(
                 }
             }
         }
-    }
-}
-
-#[derive(Clone)]
-struct Service {
-    callbacks: Callbacks,
-    activity: Arc<Activity>,
-}
-
-impl<B> tower::Service<Request<B>> for Service
-where
-    B: Body<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Send + 'static,
-{
-    type Response = Response<Empty<Bytes>>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (open, callbacks) = (Open::new(&self.activity), self.callbacks.clone());
-        Box::pin(async move {
-            let answer = callbacks.answer(request).await;
-            drop(open);
-            Ok(answer)
-        })
     }
 }
