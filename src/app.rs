@@ -1,6 +1,7 @@
 //! The composition root: the only place that constructs things and wires them.
 //!
-//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Two Apps in one process work.
+//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Only probes are answered from the
+//! start. Two Apps in one process work.
 
 mod dev;
 
@@ -14,6 +15,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tracing::{info, warn};
 
 use crate::{
+    admin::Admin,
     callbacks::{Callbacks, registration::Registration},
     config::Config,
     control::{self, Control},
@@ -43,6 +45,7 @@ const RETENTION_SLACK: Duration = Duration::from_hours(24);
 #[derive(Debug)]
 pub struct App {
     config: Config,
+    admin: Admin,
     listener: TcpListener,
     address: SocketAddr,
     store: Arc<dyn Store>,
@@ -70,8 +73,10 @@ pub async fn simulate(listen: SocketAddr, stop: Stop) -> anyhow::Result<()> {
 }
 
 impl App {
-    /// Opens the store and the listener. Nothing is sent upstream.
+    /// Opens the store and the listeners. Nothing is sent upstream.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let cannot = || format!("cannot listen on {}", config.admin.listen);
+        let admin = Admin::bind(config.admin.listen).await.with_context(cannot)?;
         let tasks = TaskTracker::new();
         let store = open_store(&config).await?;
         let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks)?;
@@ -97,12 +102,28 @@ impl App {
         let control = Control::bind(&config.store.path, requests.clone(), taken, registration.clone()).await;
         let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
         let control = control.with_context(socket)?;
-        Ok(Self { config, listener, address, store, requests, control, callbacks, registration, tasks })
+        Ok(Self {
+            config,
+            admin,
+            listener,
+            address,
+            store,
+            requests,
+            control,
+            callbacks,
+            registration,
+            tasks,
+        })
     }
 
     /// Where the API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where probes are answered.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address()
     }
 
     /// Where callbacks are taken, if they are.
@@ -144,6 +165,7 @@ impl App {
             drain.clone(),
         ));
         let mut controlled = tokio::spawn(self.control.serve(background.clone()));
+        self.admin.serving(self.requests.clone());
         info!(address = %self.address, "listening");
         let last_callback = CancellationToken::new();
         let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
@@ -170,6 +192,7 @@ impl App {
 
         let began = Instant::now();
         info!("draining");
+        self.admin.draining();
         set_health(&health, ServingStatus::NotServing).await;
         drain.cancel();
         self.tasks.close();
@@ -206,6 +229,7 @@ impl App {
         if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
             warn!("the store does not close in time; what was acknowledged is in it all the same");
         }
+        self.admin.end().await;
         info!(took = ?began.elapsed(), "drained");
         Ok(())
     }

@@ -82,7 +82,7 @@ Examples:
   thingspace-gateway dev --listen 127.0.0.1:0     take a free port
   RUST_LOG=debug thingspace-gateway dev           see what it does")]
 pub struct Dev {
-    /// Loopback address of the API [default: 127.0.0.1:50051]
+    /// Loopback address of the API; probes are then answered on any free port [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR", value_parser = loopback)]
     pub listen: Option<SocketAddr>,
 }

@@ -27,6 +27,7 @@ use crate::identity::AccountName;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub grpc: Grpc,
+    pub admin: Admin,
     pub thingspace: ThingSpace,
     pub callbacks: Callbacks,
     #[serde(default)]
@@ -54,6 +55,12 @@ pub struct Grpc {
     #[serde(with = "duration")]
     pub drain: Duration,
     pub max_concurrent_streams: u32,
+}
+
+/// `[admin]`: the listener for probes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Admin {
+    pub listen: SocketAddr,
 }
 
 /// `[thingspace]`: the upstream.

@@ -32,13 +32,14 @@
 //!   [`registration`](callbacks::registration) keeps ThingSpace calling.
 //! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`.
 //! - [`control`]: operator commands on a Unix socket, and their other end.
+//! - [`admin`]: probes: whether it lives, whether it can answer.
 //! - [`server`], [`telemetry`], [`config`], [`secret_file`], [`cli`], [`shutdown`]: around it.
 //! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
 //! - [`app`]: the composition root, the only module that knows all others.
 //!
 //! # Invariants
 //!
-//! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control` → `requests` → `thingspace`, `store`.
+//! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` → `requests` → `thingspace`, `store`.
 //!   `tonic` is named only in `grpc`, `server`, `telemetry` and `app`, `reqwest` only in `thingspace` and the `simulator`,
 //!   `redb` only in `store::embedded`.
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
@@ -81,10 +82,11 @@
 //!
 //! # Start and drain
 //!
-//! [`requests::hub`] follows the store from the low-water mark and is ready when it has caught up; orders that were accepted when the
+//! Probes are answered from the first moment. [`requests::hub`] follows the store from the low-water mark and is ready when it has caught up; orders that were accepted when the
 //! process died are finished. SIGTERM: not ready → no new connections → watches end UNAVAILABLE with their token → calls and orders
 //! finish → callbacks are taken no more → the store closes → telemetry is flushed; see [`app::App::run`].
 
+pub mod admin;
 pub mod app;
 pub mod callbacks;
 pub mod cli;

@@ -83,7 +83,11 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
     match command {
         Command::Serve(_) => Box::pin(app::serve(config, stop)).await,
         Command::Dev(dev) => {
-            config.grpc.listen = dev.listen.unwrap_or(config.grpc.listen);
+            if let Some(listen) = dev.listen {
+                config.grpc.listen = listen;
+                // Several may run side by side.
+                config.admin.listen.set_port(0);
+            }
             Box::pin(app::dev(config, stop)).await
         }
         Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,

@@ -41,7 +41,8 @@ const CLOSED_IN_MEMORY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 /// What every gateway needs.
 pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let Config { grpc, thingspace, callbacks, credentials: _, store, polling, limits, telemetry } = config;
+    let Config { grpc, admin: _, thingspace, callbacks, credentials: _, store, polling, limits, telemetry } =
+        config;
 
     if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
         problems.push(format!(

@@ -116,6 +116,7 @@ impl Upstream {
         let mut config = Config::defaults();
         let file = |name: &str| self.dir.path().join(name);
         config.grpc.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        config.admin.listen = config.grpc.listen;
         config.thingspace.base_url.clone_from(&self.base_url);
         config.thingspace.calls_per_second = 10_000;
         config.credentials = vec![Credentials {
@@ -186,6 +187,8 @@ impl Drop for Upstream {
 /// A gateway in this process.
 pub struct Gateway {
     pub address: SocketAddr,
+    /// Where it answers probes.
+    pub admin: SocketAddr,
     pub stop: Stop,
     pub requests: Requests,
     /// Where it takes callbacks, if it does.
@@ -198,11 +201,12 @@ impl Gateway {
     pub async fn start(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
+        let admin = app.admin_address();
         let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
         let registration = app.registration().cloned();
         let running = tokio::spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
-        Self { address, stop, requests, callbacks, registration, running }
+        Self { address, admin, stop, requests, callbacks, registration, running }
     }
 
     pub async fn client(&self) -> Client {

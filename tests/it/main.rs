@@ -7,6 +7,7 @@
     reason = "a test that cannot go on has failed; nothing links to a test"
 )]
 
+mod admin;
 mod callbacks;
 mod contract;
 mod control;
