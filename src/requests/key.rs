@@ -1,5 +1,7 @@
 //! The cell of an idempotency key: what makes an order happen at most once.
 
+use std::time::Duration;
+
 use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
@@ -72,6 +74,15 @@ impl Key {
 
     pub fn incarnation(&self) -> &str {
         &self.value.incarnation
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// How long whoever claimed it may be at it.
+    pub fn lease(&self) -> Duration {
+        Duration::from_millis(self.value.lease_ms.into())
     }
 
     pub fn sent_time(&self) -> Timestamp {

@@ -5,7 +5,9 @@
 //! the request's → the cell ACCEPTED → the answer.
 //!
 //! What it never does: send an order again of whose fate nothing is known. Whoever finds SENDING or UNKNOWN in a cell reads
-//! the order's log first; if that has the answer, they finish what is missing.
+//! the order's log first; if that has the answer, they finish what is missing. If it has not, and the sender may still be at it
+//! elsewhere, they wait: for its answer, or until its lease has lapsed ([`leases`]). Everything that several replicas may
+//! do at once is an event with an id of its own, or a swap that only one of them wins.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +24,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, error, info, warn};
+use tracing::{Instrument, debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{
@@ -42,8 +44,17 @@ use crate::{
 };
 
 mod flight;
+mod leases;
 
 use flight::Claimant;
+use leases::Leases;
+
+/// Between looks at what became of an order that another replica is sending: first, doubling, at most.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+/// The longest time between looks at orders that nobody waits with.
+const TEND_EVERY: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct Orders {
@@ -58,6 +69,8 @@ pub struct Orders {
     in_flight: Arc<Mutex<HashSet<String>>>,
     /// This process, in leases.
     incarnation: String,
+    /// Those of others.
+    leases: Leases,
     /// One order per key at a time in this process; the cell is what holds between processes.
     keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -110,13 +123,28 @@ impl Orders {
             devices_under_way: Arc::default(),
             in_flight: Arc::default(),
             incarnation,
+            leases: Leases::default(),
             keys: Mutex::default(),
         }
     }
 
-    /// Places an order, or says what became of it if its key was used before. Dropping the future ends the waiting, never
-    /// an order that is under way.
+    /// Places an order, or says what became of it if its key was used before; waits for a replica that is sending it. Dropping the
+    /// future ends the waiting, never an order that is under way.
     pub async fn place(self: &Arc<Self>, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
+        let mut pause = FIRST_LOOK;
+        loop {
+            match self.place_once(&placement, deadline).await {
+                // A drain waits for no other replica.
+                Err(Error::OrderInProgress)
+                    if Instant::now() + pause < deadline && !self.tasks.is_closed() => {}
+                settled => return settled,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_LOOK);
+        }
+    }
+
+    async fn place_once(self: &Arc<Self>, placement: &Placement, deadline: Instant) -> Result<Placed, Error> {
         let cell = key::cell(&placement.order.account, &placement.key);
         let hash = key::hash(&placement.order);
         let turn =
@@ -132,7 +160,58 @@ impl Orders {
             Some(Settled::Free(key)) => Some(key),
             Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
         };
-        self.place_new(placement.order, cell, before, &hash, turn, deadline).await
+        self.place_new(placement.order.clone(), cell, before, &hash, turn, deadline).await
+    }
+
+    /// How often [`Orders::tend`] wants to be called.
+    pub(super) fn tend_every(&self) -> Duration {
+        TEND_EVERY.min(self.order_timeout)
+    }
+
+    /// Looks after the orders that nobody waits with: finishes those that were accepted, and says of those whose sender has gone
+    /// that their fate is unknown.
+    pub async fn tend(&self) {
+        self.recover().await;
+        let undecided = self.hub.undecided(|id, order| {
+            let ordered = order.ordered.as_ref().filter(|_| !self.is_in_flight(id))?;
+            Some((Arc::clone(id), CellName::retained(ordered.key_cell.clone())))
+        });
+        for (order_id, cell) in undecided {
+            let tended = async {
+                let key = Key::load(&*self.store, &cell).await?;
+                let Some(key) = key.filter(|key| {
+                    key.order_id() == &*order_id
+                        && key.phase() == KeyPhase::Sending
+                        && !self.may_be_sending(key)
+                }) else {
+                    return Ok(());
+                };
+                match self.hub.order(&order_id).await?.outcome {
+                    None => self.give_up(&cell, &key).await.map(drop),
+                    // Its next reader finishes it.
+                    Some(_) => Ok(()),
+                }
+            };
+            if let Err(error) = tended.await {
+                // It would be the same with the others. The store has logged what is wrong with it.
+                debug!(order.id = &*order_id, %error, "cannot look after orders now");
+                return;
+            }
+        }
+    }
+
+    /// Says of an order whose sender has gone that its fate is unknown; false if somebody else has moved its key on.
+    async fn give_up(&self, cell: &CellName, key: &Key) -> Result<bool, StoreError> {
+        if key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?.is_none() {
+            return Ok(false);
+        }
+        error!(
+            order.id = key.order_id(),
+            sent = %key.sent_time(),
+            "an order was interrupted while it was sent and its fate is unknown; look it up in ThingSpace, \
+             it is not sent again"
+        );
+        Ok(true)
     }
 
     /// Finishes orders that ThingSpace had accepted and whose requests do not know it, because a process died before it could
@@ -162,9 +241,15 @@ impl Orders {
         lock(&self.in_flight).contains(order_id)
     }
 
-    /// Whether whoever claimed a key, and has not said what came of it, may still be at it elsewhere.
+    /// Whether whoever claimed a key, and has not said what came of it, may still be at it, here or elsewhere.
     pub(super) fn may_be_sending(&self, key: &Key) -> bool {
-        key.phase() == KeyPhase::Sending && key.incarnation() != self.incarnation && !self.store.exclusive()
+        if key.phase() != KeyPhase::Sending {
+            return false;
+        }
+        if key.incarnation() == self.incarnation {
+            return self.is_in_flight(key.order_id());
+        }
+        !self.store.exclusive() && !self.leases.has_lapsed(key.order_id(), key.version(), key.lease())
     }
 
     /// A key's turn in this process.
@@ -238,11 +323,10 @@ impl Orders {
                     .map_err(|_| corrupt("a key cell without a request id"))?;
                 return Ok(Settled::Placed(request_id));
             }
-            KeyPhase::Sending if self.may_be_sending(&key) => return Err(Error::OrderInProgress),
             KeyPhase::Sending | KeyPhase::Unknown => {}
             KeyPhase::Released | KeyPhase::Unspecified => return Err(corrupt("a key cell without a phase")),
         }
-        // The turn is ours and the sender is not: it has died, or knew no more than the cell says.
+        // What the log says holds, whoever is still at it.
         let order = self.hub.order(key.order_id()).await?;
         match (order.outcome, order.ordered) {
             (Some(Outcome::AcceptedAs(request)), Some(ordered)) => {
@@ -255,14 +339,10 @@ impl Orders {
                 freed.map(Settled::Free).ok_or(Error::OrderInProgress)
             }
             (Some(Outcome::AcceptedAs(_)) | None, _) => {
-                if key.phase() == KeyPhase::Sending {
-                    key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?;
-                    error!(
-                        order.id = key.order_id(),
-                        sent = %key.sent_time(),
-                        "an order was interrupted while it was sent and its fate is unknown; look it up in ThingSpace, \
-                         it is not sent again"
-                    );
+                if self.may_be_sending(&key)
+                    || key.phase() == KeyPhase::Sending && !self.give_up(cell, &key).await?
+                {
+                    return Err(Error::OrderInProgress);
                 }
                 Err(unknown(key.order_id(), key.sent_time(), None))
             }

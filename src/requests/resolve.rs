@@ -9,6 +9,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -118,19 +119,27 @@ impl Resolver {
         Self { store, client, hub, orders, give_up }
     }
 
-    /// Follows leads until stopped.
+    /// Follows leads, and looks after orders that nobody waits with, until stopped.
     pub async fn run(&self, stop: CancellationToken) {
         let mut unfinished = true;
+        let mut retry = Instant::now();
+        let mut tend = tokio::time::interval(self.orders.tend_every());
+        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.hub.stirred() => {}
-                () = tokio::time::sleep(RETRY), if unfinished => {}
+                () = tokio::time::sleep_until(retry), if unfinished => {}
+                _ = tend.tick() => {
+                    if stop.run_until_cancelled(self.orders.tend()).await.is_none() { return; }
+                    continue;
+                }
             }
             self.orders.recover().await;
             // What is broken off is followed again at the next start.
             let Some(more) = stop.run_until_cancelled(self.follow_leads()).await else { return };
             unfinished = more;
+            retry = Instant::now() + RETRY;
         }
     }
 
@@ -173,7 +182,13 @@ impl Resolver {
                 self.check_request(order_id, &ordered, &request).await?;
                 let accepted = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
                 append(&*self.store, &log, Once::AcceptedAs.id(order_id), accepted).await?;
-                self.orders.finish(order_id, &ordered, &request).await?;
+                // Another replica's operator, or a callback that it followed, may have been first.
+                match self.hub.order(order_id).await?.outcome {
+                    Some(Outcome::AcceptedAs(other)) if other != request => {
+                        return Err(SettleError::AcceptedAs(other));
+                    }
+                    _ => self.orders.finish(order_id, &ordered, &request).await?,
+                }
             }
             Settlement::NotPlaced => {
                 let not_sent = Kind::NotSent(storage::NotSent {});

@@ -1,6 +1,7 @@
 //! One order on its way: its key is claimed, it is sent once, and what comes of it is stored.
 //!
-//! It runs in a task of its own, which no caller can abort. It tries again only what certainly never left.
+//! It runs in a task of its own, which no caller can abort. It tries again only what certainly never left. What came of the
+//! order is stored, however long that takes: as long as it is not, nobody may use the key.
 
 use std::{
     collections::HashSet,
@@ -13,10 +14,10 @@ use tokio::{
     sync::{OwnedMutexGuard, oneshot},
     time::Instant,
 };
-use tracing::{error, info, warn};
+use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{Orders, Placed, Room, ordered, unknown};
+use super::{Orders, Placed, Room, leases, ordered, unknown};
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -26,6 +27,7 @@ use crate::{
         event::{Kind, Once},
         key::{Claim, Key},
         lock,
+        order::Outcome,
     },
     store::{CellName, LogName, StoreError},
     thingspace::{self, Order, OrderPermit},
@@ -33,9 +35,6 @@ use crate::{
 
 /// Between attempts to send an order that never left, and to store what came of one.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// What a lease adds to the time a POST may take, for the writes around it.
-const LEASE_SLACK: Duration = Duration::from_secs(30);
 
 /// To the caller, who may be gone.
 type Answer = oneshot::Sender<Result<Placed, Error>>;
@@ -58,9 +57,14 @@ struct Flight {
     order: Order,
     order_id: String,
     cell: CellName,
-    key: Key,
+    /// Once it is claimed.
+    key: Option<Key>,
+    sent_time: Timestamp,
     retry_until: Instant,
-    _turn: OwnedMutexGuard<()>,
+    /// After this it is not sent any more: others may soon take it for lost.
+    send_by: Instant,
+    /// Given back early where what came of the order cannot be stored: whoever repeats the call shall be told so.
+    turn: Option<OwnedMutexGuard<()>>,
     _room: Room,
     _under_way: InFlight,
 }
@@ -85,21 +89,48 @@ impl Drop for InFlight {
     }
 }
 
+/// What came of an order, as it is stored.
+enum Came {
+    AcceptedAs(RequestId),
+    /// Refused, or not sent.
+    NotPlaced(Kind),
+    Unknown,
+}
+
 impl Orders {
     /// Claims the key, sends the order and stores what comes of it.
     pub(super) async fn fly(&self, claimant: Claimant, permit: OrderPermit, answer: Answer) {
-        let flight = match self.claim(claimant).await {
-            Ok(flight) => flight,
-            Err(error) => {
-                // Nobody may be waiting any more.
-                let _ = answer.send(Err(error));
-                return;
+        let Claimant { order, cell, before, hash, retry_until, turn, room } = claimant;
+        let order_id = Uuid::now_v7().to_string();
+        let mut flight = Flight {
+            _under_way: InFlight::new(&order_id, &self.in_flight),
+            order,
+            order_id,
+            cell,
+            key: None,
+            sent_time: Timestamp::now(),
+            retry_until,
+            send_by: Instant::now() + leases::before_sending(self.order_timeout),
+            turn: Some(turn),
+            _room: room,
+        };
+        if let Err(error) = self.announce(&flight).await {
+            // Nobody may be waiting any more.
+            let _ = answer.send(Err(error.into()));
+            return;
+        }
+        let (came, outcome) = match self.claim(&flight, before.as_ref(), &hash).await {
+            Ok(Some(key)) => {
+                flight.key = Some(key);
+                let sent = self.send(&flight, permit).await;
+                came(&flight, sent)
             }
+            // Another replica was first with this key.
+            Ok(None) => never_sent(Error::OrderInProgress),
+            // It may be claimed all the same.
+            Err(error) => never_sent(error.into()),
         };
-        let (answer, outcome) = match self.send(&flight, permit).await {
-            Ok(request_id) => self.accepted(&flight, request_id, answer).await,
-            Err(error) => (Some(answer), Err(self.not_accepted(&flight, error).await)),
-        };
+        let answer = self.keep(&mut flight, &came, &outcome, answer).await;
         // The next call finds neither the key taken nor the devices counted twice.
         drop(flight);
         if outcome.is_err() {
@@ -111,45 +142,36 @@ impl Orders {
         }
     }
 
-    /// Makes the order durable: its log and its key's cell. Nothing has been sent when this fails.
-    async fn claim(&self, claimant: Claimant) -> Result<Flight, Error> {
-        let Claimant { order, cell, before, hash, retry_until, turn, room } = claimant;
-        let order_id = Uuid::now_v7().to_string();
-        let in_flight = InFlight::new(&order_id, &self.in_flight);
-        let log = LogName::order(&order_id);
-        let ordered = Kind::Ordered(ordered(&order, &cell));
-        append(&*self.store, &log, Once::Ordered.id(&order_id), ordered).await?;
-        let lease = self.order_timeout * 2 + LEASE_SLACK;
+    /// Makes the order durable. Nothing has been sent when this fails, and no key stands for it.
+    async fn announce(&self, flight: &Flight) -> Result<(), StoreError> {
+        let ordered = Kind::Ordered(ordered(&flight.order, &flight.cell));
+        let log = LogName::order(&flight.order_id);
+        append(&*self.store, &log, Once::Ordered.id(&flight.order_id), ordered).await.map(drop)
+    }
+
+    async fn claim(
+        &self,
+        flight: &Flight,
+        before: Option<&Key>,
+        hash: &[u8],
+    ) -> Result<Option<Key>, StoreError> {
+        let lease = leases::lease(self.order_timeout);
         let claim = Claim {
-            order_id: &order_id,
-            hash: &hash,
+            order_id: &flight.order_id,
+            hash,
             incarnation: &self.incarnation,
-            sent_time: Timestamp::now(),
+            sent_time: flight.sent_time,
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
         };
-        match Key::claim(&*self.store, &cell, before.as_ref(), claim).await {
-            Ok(Some(key)) => Ok(Flight {
-                order,
-                order_id,
-                cell,
-                key,
-                retry_until,
-                _turn: turn,
-                _room: room,
-                _under_way: in_flight,
-            }),
-            // Another replica was first with this key, or the store failed: this order never was.
-            claimed => {
-                let not_sent = Kind::NotSent(storage::NotSent {});
-                append(&*self.store, &log, Once::NotPlaced.id(&order_id), not_sent).await?;
-                claimed?;
-                Err(Error::OrderInProgress)
-            }
-        }
+        Key::claim(&*self.store, &flight.cell, before, claim).await
     }
 
     async fn send(&self, flight: &Flight, mut permit: OrderPermit) -> Result<RequestId, thingspace::Error> {
         loop {
+            if Instant::now() > flight.send_by {
+                let reason = "the order was held up for too long to be sent safely".to_owned();
+                return Err(thingspace::Error::NotSent { reason, retry_after: None });
+            }
             let sent = self.client.place_order(permit, &flight.order).await;
             let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
             // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that, and a caller is
@@ -169,86 +191,125 @@ impl Orders {
         }
     }
 
-    /// Stores that an order was accepted, for as long as it takes. Without the caller's channel in return, it was told before.
-    async fn accepted(
+    /// Stores what came of an order, for as long as it takes. Without the caller's channel in return, it was told before.
+    async fn keep(
         &self,
-        flight: &Flight,
-        request_id: RequestId,
+        flight: &mut Flight,
+        came: &Came,
+        outcome: &Result<Placed, Error>,
         answer: Answer,
-    ) -> (Option<Answer>, Result<Placed, Error>) {
-        info!(order.id = flight.order_id, request.id = %request_id, account = %flight.order.account,
-            devices = flight.order.devices.len(), "order accepted");
+    ) -> Option<Answer> {
         let mut answer = Some(answer);
-        while let Err(error) = self.store_accepted(flight, &request_id).await {
+        while let Err(error) = self.store(flight, came).await {
             if let Some(answer) = answer.take() {
+                let told = match came {
+                    Came::AcceptedAs(request_id) => {
+                        Err(unknown(&flight.order_id, flight.sent_time, Some(request_id.clone())))
+                    }
+                    Came::NotPlaced(_) | Came::Unknown => outcome.clone(),
+                };
                 error!(
                     order.id = flight.order_id,
-                    request.id = %request_id,
                     account = %flight.order.account,
+                    request.id = outcome.as_ref().ok().map(|placed| placed.request_id.as_str()),
                     %error,
-                    "an accepted order cannot be stored yet; it is tried until it can, or this process ends"
+                    "what came of an order cannot be stored yet; it is tried until it can, or this process ends"
                 );
-                let outcome = unknown(&flight.order_id, flight.key.sent_time(), Some(request_id.clone()));
-                let _ = answer.send(Err(outcome));
+                let _ = answer.send(told);
+                flight.turn = None;
             }
             tokio::time::sleep(RETRY).await;
         }
-        (answer, Ok(Placed { request_id, replayed: false }))
+        answer
     }
 
-    async fn store_accepted(&self, flight: &Flight, request_id: &RequestId) -> Result<(), StoreError> {
-        let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
-        let log = LogName::order(&flight.order_id);
-        append(&*self.store, &log, Once::AcceptedAs.id(&flight.order_id), accepted_as).await?;
-        let ordered = ordered(&flight.order, &flight.cell);
-        self.append_accepted(&flight.order_id, &ordered, request_id).await?;
-        // A conflict means that somebody has read the order's log and said the same.
-        flight.key.advance(&*self.store, &flight.cell, KeyPhase::Accepted, request_id.as_str()).await?;
-        Ok(())
-    }
-
-    /// Stores that an order was not accepted, and says so in the domain's terms.
-    async fn not_accepted(&self, flight: &Flight, error: thingspace::Error) -> Error {
-        let (event, outcome) = match error {
-            thingspace::Error::Ambiguous { reason } => {
-                error!(
-                    order.id = flight.order_id,
-                    account = %flight.order.account,
-                    devices = flight.order.devices.len(),
-                    reason,
-                    "an order was sent and its fate is unknown; look it up in ThingSpace, it is not sent again"
-                );
-                // If this fails, the cell says SENDING, which its next reader takes for the same.
-                if let Err(error) =
-                    flight.key.advance(&*self.store, &flight.cell, KeyPhase::Unknown, "").await
-                {
-                    warn!(order.id = flight.order_id, %error, "cannot store that an order's fate is unknown");
+    async fn store(&self, flight: &Flight, came: &Came) -> Result<(), StoreError> {
+        let Flight { order_id, .. } = flight;
+        let log = LogName::order(order_id);
+        let ordered = || ordered(&flight.order, &flight.cell);
+        match came {
+            Came::AcceptedAs(request_id) => {
+                let accepted_as =
+                    Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
+                append(&*self.store, &log, Once::AcceptedAs.id(order_id), accepted_as).await?;
+                self.append_accepted(order_id, &ordered(), request_id).await?;
+                if !self.advance(flight, KeyPhase::Accepted, request_id.as_str()).await? {
+                    // Somebody took the order for lost, or has read what is in its log by now.
+                    self.contradict(order_id, request_id).await?;
+                    self.move_key(order_id, &ordered(), KeyPhase::Accepted, request_id.as_str()).await?;
                 }
-                return unknown(&flight.order_id, flight.key.sent_time(), None);
             }
-            thingspace::Error::Refused(refusal) => {
-                let refused =
-                    storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
-                (Kind::Refused(refused), Error::Refused(refusal))
+            Came::NotPlaced(event) => {
+                append(&*self.store, &log, Once::NotPlaced.id(order_id), event.clone()).await?;
+                if !self.advance(flight, KeyPhase::Released, "").await? {
+                    self.move_key(order_id, &ordered(), KeyPhase::Released, "").await?;
+                }
             }
-            thingspace::Error::CredentialsRejected { .. }
-            | thingspace::Error::LoginBlocked { .. }
-            | thingspace::Error::Store(_)
-            | thingspace::Error::Throttled { .. }
-            | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
-        };
-        info!(order.id = flight.order_id, account = %flight.order.account, reason = %outcome, "order not placed");
-        if let Err(error) = self.release(flight, event).await {
-            // Certainly nothing was placed, but nobody else can know that before it is stored.
-            error!(order.id = flight.order_id, %error, "cannot store that an order was not placed; its fate will be reported as unknown");
+            Came::Unknown => {
+                self.advance(flight, KeyPhase::Unknown, "").await?;
+            }
         }
-        outcome
-    }
-
-    async fn release(&self, flight: &Flight, event: Kind) -> Result<(), StoreError> {
-        append(&*self.store, &LogName::order(&flight.order_id), Once::NotPlaced.id(&flight.order_id), event)
-            .await?;
-        flight.key.advance(&*self.store, &flight.cell, KeyPhase::Released, "").await?;
         Ok(())
     }
+
+    /// Moves the key on as it was claimed; false if it is not, or somebody else has moved it.
+    async fn advance(&self, flight: &Flight, phase: KeyPhase, request_id: &str) -> Result<bool, StoreError> {
+        let Some(key) = &flight.key else { return Ok(false) };
+        Ok(key.advance(&*self.store, &flight.cell, phase, request_id).await?.is_some())
+    }
+
+    /// Says so if somebody settled an order as another request than ThingSpace's own answer.
+    async fn contradict(&self, order_id: &str, request_id: &RequestId) -> Result<(), StoreError> {
+        if let Some(Outcome::AcceptedAs(settled)) = self.hub.order(order_id).await?.outcome
+            && settled != *request_id
+        {
+            error!(
+                order.id = order_id,
+                request.id = %request_id,
+                %settled,
+                "an order was settled as another request than ThingSpace says; its key leads to the wrong one"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What ThingSpace's answer means, stored and told.
+fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, Result<Placed, Error>) {
+    let Flight { order, order_id, .. } = flight;
+    let error = match sent {
+        Ok(request_id) => {
+            info!(order.id = order_id, request.id = %request_id, account = %order.account,
+                devices = order.devices.len(), "order accepted");
+            return (Came::AcceptedAs(request_id.clone()), Ok(Placed { request_id, replayed: false }));
+        }
+        Err(error) => error,
+    };
+    let (event, outcome) = match error {
+        thingspace::Error::Ambiguous { reason } => {
+            error!(
+                order.id = order_id,
+                account = %order.account,
+                devices = order.devices.len(),
+                reason,
+                "an order was sent and its fate is unknown; look it up in ThingSpace, it is not sent again"
+            );
+            return (Came::Unknown, Err(unknown(order_id, flight.sent_time, None)));
+        }
+        thingspace::Error::Refused(refusal) => {
+            let refused = storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
+            (Kind::Refused(refused), Error::Refused(refusal))
+        }
+        thingspace::Error::CredentialsRejected { .. }
+        | thingspace::Error::LoginBlocked { .. }
+        | thingspace::Error::Store(_)
+        | thingspace::Error::Throttled { .. }
+        | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
+    };
+    info!(order.id = order_id, account = %order.account, reason = %outcome, "order not placed");
+    (Came::NotPlaced(event), Err(outcome))
+}
+
+fn never_sent(error: Error) -> (Came, Result<Placed, Error>) {
+    (Came::NotPlaced(Kind::NotSent(storage::NotSent {})), Err(error))
 }
