@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, Semaphore},
-    time::{Instant, interval, timeout, timeout_at},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -35,7 +35,7 @@ use crate::{
     identity::AccountName,
     requests::Requests,
     server::http::{self as listener, Answer, Listening},
-    store::Store,
+    store::{Store, StoreError},
 };
 use parse::Callback;
 use quarantine::Quarantine;
@@ -58,6 +58,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 /// Callbacks of an account being read or stored at once; above it they are asked to come again. Whoever got hold of one account's
 /// URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
+
+/// Between attempts to load the secrets from a store that was not there at the start.
+const LOAD_RETRY: Duration = Duration::from_millis(500);
 
 /// How often certificate and pairs are looked at.
 const LOOK: Duration = Duration::from_secs(30);
@@ -123,12 +126,17 @@ impl Callbacks {
         accounts: &[AccountName],
         requests: Requests,
     ) -> anyhow::Result<Self> {
-        let secrets = Secrets::load_or_create(config, Arc::clone(&store), accounts).await?;
+        let secrets = Secrets::new(config, Arc::clone(&store), accounts);
+        match secrets.refresh().await {
+            // Nothing is proved before the store has told the secrets; see `look`.
+            Ok(()) | Err(secrets::Error::Store(StoreError::Unavailable(_) | StoreError::Ambiguous(_))) => {}
+            Err(error) => return Err(error.into()),
+        }
         let tls = match config.tls() {
             Some((cert, key)) => Some(Mutex::new(Tls::load(cert, key).await.map_err(anyhow::Error::msg)?)),
             None => None,
         };
-        let quarantine = Quarantine::new(store, secrets.quarantine_key());
+        let quarantine = Quarantine::new(store, secrets.clone());
         let room = accounts.iter().map(|account| (account.clone(), Semaphore::new(MAX_AT_ONCE))).collect();
         let tally = Tally::default();
         Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, tally })))
@@ -157,8 +165,15 @@ impl Callbacks {
         tokio::join!(listener::serve(LISTENING, listener, acceptor, self, stop), look);
     }
 
-    /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
+    /// Follows what may change on disk and in other replicas, and until then waits for a store that was not there at the start. A
+    /// failure is told once, until it is another.
     async fn look(self) {
+        while !self.0.secrets.is_loaded() {
+            sleep(LOAD_RETRY).await;
+            if let Err(error) = self.0.secrets.refresh().await {
+                debug!(%error, "cannot load the secrets of callbacks yet");
+            }
+        }
         let mut tick = interval(LOOK);
         let (mut last_tls, mut last_pairs) = (None, None);
         loop {
@@ -255,7 +270,9 @@ impl Answer for Callbacks {
         let account = self.0.secrets.account_of(secret);
         let outcome = match &account {
             Some(account) => self.take(account, request).await,
-            None => Outcome::UnknownPath,
+            None if self.0.secrets.is_loaded() => Outcome::UnknownPath,
+            // It may be a right one.
+            None => Outcome::NotStored,
         };
         self.0.tally.count(outcome, account.as_ref());
         let mut answer = Response::new(Empty::new());

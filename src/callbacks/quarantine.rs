@@ -15,6 +15,7 @@ use prost::Message;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
+use super::secrets::Secrets;
 use crate::{
     identity::AccountName,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
@@ -37,7 +38,7 @@ const FORMAT: u32 = 1;
 
 pub struct Quarantine {
     store: Arc<dyn Store>,
-    key: RandomizedNonceKey,
+    secrets: Secrets,
     /// One at a time: they all change the index.
     turn: Mutex<()>,
 }
@@ -59,9 +60,8 @@ pub struct Listed {
 }
 
 impl Quarantine {
-    pub(super) fn new(store: Arc<dyn Store>, key: &[u8; 32]) -> Self {
-        let key = RandomizedNonceKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes");
-        Self { store, key, turn: Mutex::default() }
+    pub(super) fn new(store: Arc<dyn Store>, secrets: Secrets) -> Self {
+        Self { store, secrets, turn: Mutex::default() }
     }
 
     /// Keeps a body; durable when this returns. It gives the body's number.
@@ -160,10 +160,15 @@ impl Quarantine {
         Err(StoreError::Unavailable("other replicas keep changing the quarantine".to_owned()))
     }
 
+    fn key(&self) -> Result<RandomizedNonceKey, StoreError> {
+        let key = self.secrets.quarantine_key()?;
+        Ok(RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("AES-256 takes 32 bytes"))
+    }
+
     fn seal(&self, entry: &QuarantineEntry, body: &[u8]) -> Result<Vec<u8>, StoreError> {
         let mut sealed = body.to_vec();
         let nonce = self
-            .key
+            .key()?
             .seal_in_place_append_tag(Aad::from(context(entry)), &mut sealed)
             .map_err(|_| StoreError::Unavailable("cannot seal".to_owned()))?;
         Ok([nonce.as_ref().as_slice(), &sealed].concat())
@@ -173,7 +178,8 @@ impl Quarantine {
         let corrupt = || StoreError::Corrupt("a quarantined callback does not open".to_owned());
         let (nonce, body) = sealed.split_at_mut_checked(NONCE_BYTES).ok_or_else(corrupt)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| corrupt())?;
-        let body = self.key.open_in_place(nonce, Aad::from(context(entry)), body).map_err(|_| corrupt())?;
+        let body =
+            self.key()?.open_in_place(nonce, Aad::from(context(entry)), body).map_err(|_| corrupt())?;
         Ok(body.to_vec())
     }
 }
@@ -250,23 +256,31 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::store::embedded::Embedded;
+    use crate::{config::Config, store::embedded::Embedded};
 
     fn account() -> AccountName {
         AccountName::parse("0000123456-00001").unwrap()
     }
 
-    fn quarantine() -> (TempDir, Arc<dyn Store>, Quarantine) {
+    fn open(folder: &TempDir, name: &str) -> Arc<dyn Store> {
+        Arc::new(Embedded::open(&folder.path().join(name), Duration::from_hours(1)).unwrap())
+    }
+
+    async fn secrets(of: &Arc<dyn Store>) -> Secrets {
+        let config = Config::defaults().callbacks;
+        Secrets::load_or_create(&config, Arc::clone(of), &[account()]).await.unwrap()
+    }
+
+    async fn quarantine() -> (TempDir, Arc<dyn Store>, Quarantine) {
         let folder = tempfile::tempdir().unwrap();
-        let store = Embedded::open(&folder.path().join("store"), Duration::from_hours(1)).unwrap();
-        let store: Arc<dyn Store> = Arc::new(store);
-        let quarantine = Quarantine::new(Arc::clone(&store), &[7; 32]);
+        let store = open(&folder, "store");
+        let quarantine = Quarantine::new(Arc::clone(&store), secrets(&store).await);
         (folder, store, quarantine)
     }
 
     #[tokio::test]
     async fn what_is_kept_is_listed_shown_and_sealed() {
-        let (_folder, store, quarantine) = quarantine();
+        let (folder, store, quarantine) = quarantine().await;
         for (body, number) in [("first secret", 1), ("second", 2)] {
             assert_eq!(quarantine.add(&account(), body.as_bytes()).await.unwrap(), number);
         }
@@ -281,7 +295,7 @@ mod tests {
         let stored = store.load(&slot(1)).await.unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&stored.value).contains("secret"));
 
-        let another = Quarantine::new(Arc::clone(&store), &[8; 32]);
+        let another = Quarantine::new(Arc::clone(&store), secrets(&open(&folder, "another")).await);
         assert!(matches!(another.show(1).await, Err(StoreError::Corrupt(_))));
         let moved = store.load(&slot(2)).await.unwrap().unwrap();
         let mut body = QuarantineBody::decode(stored.value).unwrap();
@@ -292,7 +306,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_go_first() {
-        let (_folder, store, quarantine) = quarantine();
+        let (_folder, store, quarantine) = quarantine().await;
         let big = vec![b'x'; 256 << 10];
         for _ in 0..70 {
             quarantine.add(&account(), &big).await.unwrap();
@@ -315,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cell_is_used_again_and_never_by_an_older_one() {
-        let (_folder, _store, quarantine) = quarantine();
+        let (_folder, _store, quarantine) = quarantine().await;
         quarantine.put(1001, vec![1]).await.unwrap();
         quarantine.put(1, vec![2]).await.unwrap();
         let held = quarantine.store.load(&slot(1)).await.unwrap().unwrap();

@@ -150,6 +150,7 @@ impl Registration {
         if !self.0.accounts.contains_key(account) {
             return Err(Error::NotConfigured(account.clone()));
         }
+        self.0.secrets.refresh().await?;
         let secret = self.0.secrets.path(account);
         let listed = self.0.client.callbacks(account).await?;
         let line = |registration: thingspace::Registration| Listed {

@@ -1,9 +1,12 @@
 //! What a sender of callbacks has to know: an account's secret in the path, and a user name and password in the body.
 //!
 //! Everything is derived from one random key in a permanent cell, so that every replica knows it and no restart changes a
-//! registered address. A pair is recognised by its authentication code; in plain text the store holds only a pair that
+//! registered address. Until the store has told the key, nobody is known here and nothing can be proved; a store that was
+//! replaced gets the key again from whoever still has it. A pair is recognised by its authentication code; in plain text the store holds only a pair that
 //! was generated here. A replaced pair is accepted for a while, because ThingSpace goes on sending it.
 //! Comparisons take the same time whatever is compared, and nothing secret is printed.
+
+mod keys;
 
 use std::{
     collections::HashMap,
@@ -13,13 +16,15 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::{hkdf, hmac, rand};
+use aws_lc_rs::rand;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::{Choice, ConstantTimeEq};
+use tokio::sync::watch;
+use tracing::warn;
 use uuid::Uuid;
 
 use crate::{
@@ -27,8 +32,9 @@ use crate::{
     identity::AccountName,
     proto::storage,
     secret_file,
-    store::{CellName, Store, StoreError, Swap, decode_cell, load_or_create},
+    store::{CellName, Store, StoreError, Swap, decode_cell},
 };
+use keys::Keys;
 
 /// Format of the cells.
 const FORMAT: u32 = 1;
@@ -70,11 +76,18 @@ struct Inner {
     store: Arc<dyn Store>,
     files: Option<(PathBuf, PathBuf)>,
     grace: Duration,
-    keys: Keys,
-    paths: Vec<(AccountName, String)>,
+    accounts: Vec<AccountName>,
+    /// As soon as the store has told them.
+    paths: watch::Sender<Option<Arc<Paths>>>,
     known: Mutex<HashMap<AccountName, Known>>,
     /// Held while a cell is brought up to date, so that what is known here never goes back.
     turn: tokio::sync::Mutex<()>,
+}
+
+/// The keys, and the paths that follow from them.
+struct Paths {
+    keys: Keys,
+    paths: Vec<(AccountName, String)>,
 }
 
 /// The pairs of an account as they were last read.
@@ -91,48 +104,58 @@ impl fmt::Debug for Secrets {
 }
 
 impl Secrets {
+    /// Knows nothing before the first [`Secrets::refresh`].
+    pub fn new(config: &config::Callbacks, store: Arc<dyn Store>, accounts: &[AccountName]) -> Self {
+        let files = config.pair_files().map(|(username, password)| (username.into(), password.into()));
+        Self(Arc::new(Inner {
+            store,
+            files,
+            grace: config.password_grace,
+            accounts: accounts.to_vec(),
+            paths: watch::Sender::default(),
+            known: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+        }))
+    }
+
     /// Reads what there is and makes what is missing.
     pub async fn load_or_create(
         config: &config::Callbacks,
         store: Arc<dyn Store>,
         accounts: &[AccountName],
     ) -> Result<Self, Error> {
-        let keys = Keys::load_or_create(&*store).await?;
-        let path = |account: &AccountName| {
-            let tag = hmac::sign(&keys.path, account.as_str().as_bytes());
-            (account.clone(), BASE64_URL_SAFE_NO_PAD.encode(tag))
-        };
-        let paths = accounts.iter().map(path).collect();
-        let files = config.pair_files().map(|(username, password)| (username.into(), password.into()));
-        let grace = config.password_grace;
-        let secrets = Self(Arc::new(Inner {
-            store,
-            files,
-            grace,
-            keys,
-            paths,
-            known: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-        }));
+        let secrets = Self::new(config, store, accounts);
         secrets.refresh().await?;
         Ok(secrets)
     }
 
     /// The accounts there are secrets for.
     pub fn accounts(&self) -> impl Iterator<Item = &AccountName> {
-        self.0.paths.iter().map(|(account, _)| account)
+        self.0.accounts.iter()
     }
 
-    /// The last segment of an account's path; empty for an account that is not configured.
+    /// Whether the store has told the secrets.
+    pub fn is_loaded(&self) -> bool {
+        self.0.paths.borrow().is_some()
+    }
+
+    /// Resolves when it has.
+    pub async fn loaded(&self) {
+        // The sender lives as long as self.
+        let _ = self.0.paths.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// The last segment of an account's path; empty for an account that is not configured, and as long as nothing is known.
     pub fn path(&self, account: &AccountName) -> String {
-        let path = self.0.paths.iter().find(|(of, _)| of == account);
+        let Some(paths) = self.0.paths() else { return String::new() };
+        let path = paths.paths.iter().find(|(of, _)| of == account);
         path.map(|(_, path)| path.clone()).unwrap_or_default()
     }
 
     /// Whose secret it is.
     pub fn account_of(&self, segment: &str) -> Option<AccountName> {
         let mut found = None;
-        for (account, path) in &self.0.paths {
+        for (account, path) in &self.0.paths()?.paths {
             if bool::from(path.as_bytes().ct_eq(segment.as_bytes())) {
                 found = Some(account.clone());
             }
@@ -142,7 +165,8 @@ impl Secrets {
 
     /// Whether a pair is an account's, or was until a short while ago.
     pub fn accepts(&self, account: &AccountName, username: &str, password: &str) -> bool {
-        let offered = self.0.keys.code(username, password);
+        let Some(paths) = self.0.paths() else { return false };
+        let offered = paths.keys.code(username, password);
         let known = self.0.known();
         let Some(Known { code, replaced, .. }) = known.get(account) else { return false };
         let mut matches = code.ct_eq(&offered);
@@ -164,7 +188,7 @@ impl Secrets {
 
     /// Reads the files and cells again: somebody may have changed them.
     pub async fn refresh(&self) -> Result<(), Error> {
-        for (account, _) in &self.0.paths {
+        for account in &self.0.accounts {
             self.settle(account, false).await?;
         }
         Ok(())
@@ -180,7 +204,7 @@ impl Secrets {
         if !self.accounts().any(|configured| configured == account) {
             return Err(Error::NotConfigured(account.clone()));
         }
-        let Inner { store, files, keys, turn, .. } = &*self.0;
+        let Inner { store, files, turn, .. } = &*self.0;
         let _turn = turn.lock().await;
         let given = match files {
             Some((username, password)) => Some(Pair {
@@ -189,6 +213,7 @@ impl Secrets {
             }),
             None => None,
         };
+        let keys = &self.0.load_keys().await?.keys;
         let cell = CellName::permanent(format!("callback-pair/{account}"));
         for _ in 0..SWAP_TRIES {
             let held = store.load(&cell).await?;
@@ -199,7 +224,14 @@ impl Secrets {
             };
             let pair = match &given {
                 Some(pair) => pair.clone(),
-                None if rotate || stored.password.is_empty() => generate()?,
+                None if rotate => generate()?,
+                None if stored.password.is_empty() => {
+                    match self.pair(account).filter(|_| version.is_none()) {
+                        // The store was replaced: what ThingSpace has been told goes on to hold.
+                        Some(known) => known,
+                        None => generate()?,
+                    }
+                }
                 None => Pair { username: stored.username.clone(), password: stored.password.clone().into() },
             };
             let code = keys.code(&pair.username, pair.password.expose_secret());
@@ -222,12 +254,36 @@ impl Secrets {
     }
 
     /// The key that seals what is quarantined.
-    pub(super) fn quarantine_key(&self) -> &[u8; 32] {
-        &self.0.keys.quarantine
+    pub(super) fn quarantine_key(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
+        let unknown = || StoreError::Unavailable("it has not told the secrets of callbacks yet".to_owned());
+        Ok(Zeroizing::new(*self.0.paths().ok_or_else(unknown)?.keys.quarantine()))
     }
 }
 
 impl Inner {
+    fn paths(&self) -> Option<Arc<Paths>> {
+        self.paths.borrow().clone()
+    }
+
+    /// Reads the keys again: the store may be another one.
+    async fn load_keys(&self) -> Result<Arc<Paths>, StoreError> {
+        let before = self.paths();
+        let known = before.as_ref().map(|paths| &paths.keys);
+        let keys = Keys::load_or_create(&*self.store, known).await?;
+        if let Some(same) = before.as_ref().filter(|before| before.keys.is(&keys)) {
+            return Ok(Arc::clone(same));
+        }
+        if before.is_some() {
+            warn!("the store holds other secrets of callbacks: their addresses change");
+            self.known().clear();
+        }
+        let path = |account: &AccountName| (account.clone(), keys.path(account));
+        let paths = self.accounts.iter().map(path).collect();
+        let paths = Arc::new(Paths { keys, paths });
+        self.paths.send_replace(Some(Arc::clone(&paths)));
+        Ok(paths)
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<AccountName, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -247,50 +303,6 @@ impl Inner {
         stored.replaced.truncate(MAX_REPLACED);
         stored.version = FORMAT;
         stored.nonce = Uuid::now_v7().to_string();
-    }
-}
-
-/// The keys, each for one purpose.
-struct Keys {
-    path: hmac::Key,
-    pair: hmac::Key,
-    quarantine: Zeroizing<[u8; 32]>,
-}
-
-impl Keys {
-    async fn load_or_create(store: &dyn Store) -> Result<Self, Error> {
-        let make = || {
-            let key = random::<32>()?.to_vec();
-            Ok(storage::CallbackSecrets { version: FORMAT, key }.encode_to_vec().into())
-        };
-        Self::decode(load_or_create(store, &CellName::permanent("callback-secrets"), make).await?)
-    }
-
-    fn decode(value: Bytes) -> Result<Self, Error> {
-        let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackSecrets| cell.version)?;
-        let root = hkdf::Salt::new(hkdf::HKDF_SHA256, b"thingspace-gateway callbacks").extract(&stored.key);
-        let derive = |purpose: &str| {
-            let mut key = Zeroizing::new([0; 32]);
-            root.expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
-                .and_then(|okm| okm.fill(&mut *key))
-                .expect("HKDF-SHA256 gives 32 bytes");
-            key
-        };
-        Ok(Self {
-            path: hmac::Key::new(hmac::HMAC_SHA256, &*derive("path")),
-            pair: hmac::Key::new(hmac::HMAC_SHA256, &*derive("pair")),
-            quarantine: derive("quarantine"),
-        })
-    }
-
-    /// User names are the same in any case.
-    fn code(&self, username: &str, password: &str) -> Vec<u8> {
-        let username = username.to_lowercase();
-        let mut context = hmac::Context::with_key(&self.pair);
-        context.update(&(username.len() as u64).to_be_bytes());
-        context.update(username.as_bytes());
-        context.update(password.as_bytes());
-        context.sign().as_ref().to_vec()
     }
 }
 

@@ -72,6 +72,7 @@ impl Turn {
     }
 
     pub(super) async fn deregister(&mut self) -> Result<(), Error> {
+        self.inner.secrets.refresh().await?;
         self.memory.unwanted = true;
         let mut doubt = None;
         for _ in 0..ROUNDS {

@@ -120,3 +120,38 @@ async fn files_that_hold_no_pair_are_refused_and_not_shown() {
         assert!(matches!(error, Error::Files(_)) && !error.to_string().contains("sesame"), "{error}");
     }
 }
+
+/// Registered with ThingSpace are the path and the pair of before: both hold on in a new store, for every replica.
+#[tokio::test]
+async fn a_replaced_store_gets_what_is_registered() {
+    let (_former, former) = store();
+    let (_new, new) = store();
+    let known = load(&config(), &former).await;
+    let (path, pair) = (known.path(&account(1)), known.pair(&account(1)).unwrap());
+    let moved = Secrets(Arc::new(Inner {
+        store: Arc::clone(&new),
+        files: None,
+        grace: config().password_grace,
+        accounts: known.accounts().cloned().collect(),
+        paths: watch::Sender::new(known.0.paths()),
+        known: Mutex::new(std::mem::take(&mut *known.0.known())),
+        turn: tokio::sync::Mutex::default(),
+    }));
+    moved.refresh().await.unwrap();
+    let other = load(&config(), &new).await;
+    for secrets in [&moved, &other] {
+        assert_eq!(secrets.path(&account(1)), path);
+        assert!(accepts(secrets, 1, &pair));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_known_before_the_store_has_told_it() {
+    let (_folder, store) = store();
+    let secrets = Secrets::new(&config(), Arc::clone(&store), &[account(1)]);
+    assert!(!secrets.is_loaded() && secrets.account_of("").is_none());
+    assert!(secrets.quarantine_key().is_err() && secrets.pair(&account(1)).is_none());
+    secrets.refresh().await.unwrap();
+    secrets.loaded().await;
+    assert_eq!(secrets.account_of(&secrets.path(&account(1))), Some(account(1)));
+}

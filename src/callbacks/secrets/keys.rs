@@ -1,0 +1,78 @@
+//! The keys of callbacks, derived from one random root in a permanent cell, each for one purpose.
+
+use aws_lc_rs::{hkdf, hmac};
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use prost::Message;
+use secrecy::zeroize::Zeroizing;
+
+use super::{FORMAT, random};
+use crate::{
+    identity::AccountName,
+    proto::storage,
+    store::{CellName, Store, StoreError, decode_cell, load_or_create},
+};
+
+pub(super) struct Keys {
+    root: Zeroizing<Vec<u8>>,
+    path: hmac::Key,
+    pair: hmac::Key,
+    quarantine: Zeroizing<[u8; 32]>,
+}
+
+impl Keys {
+    /// What the store says. One that has none, because it is another one, gets those that are `known` here: so that what is
+    /// registered goes on to hold.
+    pub(super) async fn load_or_create(store: &dyn Store, known: Option<&Self>) -> Result<Self, StoreError> {
+        let make = || {
+            let key = match known {
+                Some(known) => known.root.to_vec(),
+                None => random::<32>()?.to_vec(),
+            };
+            Ok(storage::CallbackSecrets { version: FORMAT, key }.encode_to_vec().into())
+        };
+        let value = load_or_create(store, &CellName::permanent("callback-secrets"), make).await?;
+        let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackSecrets| cell.version)?;
+        Ok(Self::derive(stored.key))
+    }
+
+    fn derive(root: Vec<u8>) -> Self {
+        let salted = hkdf::Salt::new(hkdf::HKDF_SHA256, b"thingspace-gateway callbacks").extract(&root);
+        let derive = |purpose: &str| {
+            let mut key = Zeroizing::new([0; 32]);
+            salted
+                .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+                .and_then(|okm| okm.fill(&mut *key))
+                .expect("HKDF-SHA256 gives 32 bytes");
+            key
+        };
+        Self {
+            path: hmac::Key::new(hmac::HMAC_SHA256, &*derive("path")),
+            pair: hmac::Key::new(hmac::HMAC_SHA256, &*derive("pair")),
+            quarantine: derive("quarantine"),
+            root: Zeroizing::new(root),
+        }
+    }
+
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.root == other.root
+    }
+
+    /// The last segment of an account's path.
+    pub(super) fn path(&self, account: &AccountName) -> String {
+        BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(&self.path, account.as_str().as_bytes()))
+    }
+
+    /// The authentication code of a pair. User names are the same in any case.
+    pub(super) fn code(&self, username: &str, password: &str) -> Vec<u8> {
+        let username = username.to_lowercase();
+        let mut context = hmac::Context::with_key(&self.pair);
+        context.update(&(username.len() as u64).to_be_bytes());
+        context.update(username.as_bytes());
+        context.update(password.as_bytes());
+        context.sign().as_ref().to_vec()
+    }
+
+    pub(super) fn quarantine(&self) -> &[u8; 32] {
+        &self.quarantine
+    }
+}
