@@ -96,8 +96,7 @@ impl Readiness {
     fn obstacle(&self) -> Option<&'static str> {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             Stage::Starting => Some("starting: the store is not open yet"),
-            Stage::Serving(requests) if requests.is_ready() => None,
-            Stage::Serving(_) => Some("what is stored has not been read yet"),
+            Stage::Serving(requests) => requests.waits_for(),
             Stage::Draining => Some("draining"),
         }
     }

@@ -5,7 +5,7 @@
 
 mod dev;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, time::Instant};
@@ -16,9 +16,9 @@ use tracing::{info, warn};
 
 use crate::{
     admin::Admin,
-    callbacks::{Callbacks, registration::Registration},
+    callbacks::{Callbacks, registration::Registration, secrets::Secrets},
     config::Config,
-    control::{self, Control},
+    control::Control,
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
@@ -36,6 +36,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// How long connections may take to close once nothing is open on them. A peer that never says goodbye is not waited for.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// After this the log says why the gateway is not ready yet.
+const UNREADY_SAID: Duration = Duration::from_secs(3);
 
 /// Events outlive the request they belong to, so that a half-expired log is never folded: by the time a request may be open,
 /// and this.
@@ -99,9 +102,10 @@ impl App {
             None
         };
         let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
-        let control = Control::bind(&config.store.path, requests.clone(), taken, registration.clone()).await;
-        let socket = || format!("cannot listen on {}", control::socket(&config.store.path).display());
-        let control = control.with_context(socket)?;
+        let (socket, name) = (config.control_socket(), config.store.path.display().to_string());
+        let control =
+            Control::bind(socket.clone(), &name, requests.clone(), taken, registration.clone()).await;
+        let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
             admin,
@@ -167,6 +171,7 @@ impl App {
         let mut controlled = tokio::spawn(self.control.serve(background.clone()));
         self.admin.serving(self.requests.clone());
         info!(address = %self.address, "listening");
+        let secrets = self.callbacks.as_ref().map(|(callbacks, _, _)| callbacks.secrets().clone());
         let last_callback = CancellationToken::new();
         let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
             info!(%address, "listening for callbacks");
@@ -182,12 +187,7 @@ impl App {
             served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
             // Without it nothing that is stored would be seen any more: better to start anew.
             ended = &mut running => ended.context("following the store panicked")?,
-            () = async {
-                self.requests.ready().await;
-                set_health(&health, ServingStatus::Serving).await;
-                info!("ready");
-                std::future::pending::<()>().await;
-            } => {}
+            never = keep_health(&self.requests, secrets.as_ref(), &health) => match never {},
         }
 
         let began = Instant::now();
@@ -266,6 +266,29 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
+}
+
+/// Says whether calls can be answered. While the store is away, some can.
+async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &HealthReporter) -> Infallible {
+    loop {
+        let ready = async {
+            requests.ready().await;
+            if let Some(secrets) = secrets {
+                secrets.loaded().await;
+            }
+        };
+        let mut ready = pin!(ready);
+        if tokio::time::timeout(UNREADY_SAID, &mut ready).await.is_err() {
+            let reason =
+                requests.waits_for().unwrap_or("the store has not told the secrets of callbacks yet");
+            warn!(reason, "not ready yet");
+            ready.await;
+        }
+        set_health(health, ServingStatus::Serving).await;
+        info!("ready");
+        requests.lost().await;
+        set_health(health, ServingStatus::NotServing).await;
+    }
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

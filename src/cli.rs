@@ -25,7 +25,7 @@ Examples:
   thingspace-gateway check --config gateway.toml  look for mistakes
   thingspace-gateway serve --config gateway.toml
 
-For a running gateway, through the Unix socket beside its store:
+For a running gateway, through its Unix socket:
   thingspace-gateway status --config gateway.toml
   thingspace-gateway orders unknown --config gateway.toml
   thingspace-gateway callbacks list --config gateway.toml

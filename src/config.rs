@@ -33,6 +33,7 @@ pub struct Config {
     #[serde(default)]
     pub credentials: Vec<Credentials>,
     pub store: Store,
+    pub control: Control,
     pub polling: Polling,
     pub limits: Limits,
     pub telemetry: Telemetry,
@@ -164,6 +165,13 @@ impl TryFrom<String> for StoreKind {
     }
 }
 
+/// `[control]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Control {
+    /// Empty: beside the embedded store.
+    pub socket: PathBuf,
+}
+
 /// `[polling]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Polling {
@@ -237,6 +245,16 @@ impl Config {
             problems.append(validate::deployment(&config));
         }
         problems.or(config)
+    }
+
+    /// The socket on which the gateway answers its operators.
+    pub fn control_socket(&self) -> PathBuf {
+        if self.control.socket.as_os_str().is_empty() {
+            let mut beside = self.store.path.clone().into_os_string();
+            beside.push(".sock");
+            return beside.into();
+        }
+        self.control.socket.clone()
     }
 
     /// The compiled-in defaults alone: no credentials, no path of a store.

@@ -1,4 +1,4 @@
-//! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket beside its store.
+//! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
 //! Only the user that runs the gateway can open the socket (0600 from its first moment), so whoever can has its rights anyway:
 //! there is no other authentication. A socket left behind by a dead process is replaced; one that somebody answers on is not.
@@ -40,13 +40,6 @@ const MAX_BODY: usize = 64 << 10;
 /// How long commands under way may take to finish once the gateway ends.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// The socket of the gateway with this store.
-pub fn socket(store: &Path) -> PathBuf {
-    let mut name = store.as_os_str().to_owned();
-    name.push(".sock");
-    name.into()
-}
-
 /// What commands are about.
 #[derive(Debug, Clone)]
 struct Subject {
@@ -55,7 +48,8 @@ struct Subject {
     callbacks: Option<Callbacks>,
     /// If it is known how ThingSpace reaches them.
     registration: Option<Registration>,
-    store: Arc<Path>,
+    /// Which one, for people.
+    store: Arc<str>,
 }
 
 /// A socket that is not served yet. It is removed when this is gone.
@@ -78,18 +72,18 @@ impl Drop for Removed {
 
 impl Control {
     pub async fn bind(
-        store: &Path,
+        path: PathBuf,
+        store: &str,
         requests: Requests,
         callbacks: Option<Callbacks>,
         registration: Option<Registration>,
     ) -> io::Result<Self> {
-        let path = socket(store);
         check_length(&path)?;
         if UnixStream::connect(&path).await.is_ok() {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it"));
         }
         // Nobody else can enter the folder, so there is no moment at which others could open the socket.
-        let folder = store.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let scratch = tempfile::Builder::new()
             .prefix(".s")
             .rand_bytes(4)
@@ -140,8 +134,12 @@ impl Subject {
 
 /// A system takes about a hundred bytes. A longer path can be made, by renaming, and then nobody can connect to it.
 fn check_length(path: &Path) -> io::Result<()> {
-    let too_long =
-        |_| io::Error::new(io::ErrorKind::InvalidInput, "too long for a socket: shorten store.path");
+    let too_long = |_| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too long for a socket: shorten store.path, or set control.socket",
+        )
+    };
     SocketAddr::from_pathname(path).map(drop).map_err(too_long)
 }
 

@@ -96,7 +96,7 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
 }
 
 fn operate(command: &Operate, config: &Config) -> ExitCode {
-    let socket = command.remote().socket.clone().unwrap_or_else(|| control::socket(&config.store.path));
+    let socket = command.remote().socket.clone().unwrap_or_else(|| config.control_socket());
     let operated = runtime::Builder::new_current_thread()
         .enable_all()
         .build()

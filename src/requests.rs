@@ -49,6 +49,9 @@ use watch::Watch;
 /// How often an append is repeated, with the same event id, when the store did not say whether it stored.
 const APPEND_TRIES: u32 = 3;
 
+/// Between attempts to load the key of tokens at the start.
+const KEY_RETRY: Duration = Duration::from_millis(500);
+
 /// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be a second defect.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -183,13 +186,35 @@ impl Requests {
         tokio::join!(follow, ask);
     }
 
-    /// Resolves when calls can be answered.
+    /// Resolves when calls can be answered: from here on also some of those that come while the store is away.
     pub async fn ready(&self) {
         self.hub.caught_up().await;
+        while let Err(error) = self.token_key().await {
+            debug!(%error, "cannot load the key of tokens yet");
+            tokio::time::sleep(KEY_RETRY).await;
+        }
+    }
+
+    /// Resolves when the store was replaced and is read anew.
+    pub async fn lost(&self) {
+        self.hub.lost().await;
     }
 
     pub fn is_ready(&self) -> bool {
-        self.hub.is_caught_up()
+        self.waits_for().is_none()
+    }
+
+    /// Why calls cannot be answered yet.
+    pub fn waits_for(&self) -> Option<&'static str> {
+        if self.hub.epoch().is_none() {
+            Some("the store does not answer yet")
+        } else if !self.hub.is_caught_up() {
+            Some("the store is not read to its end yet")
+        } else if lock(&self.token_key).is_none() {
+            Some("the store has not told the key of tokens yet")
+        } else {
+            None
+        }
     }
 
     /// How many events were read from the store since the start.

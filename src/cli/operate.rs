@@ -174,7 +174,7 @@ Example:
 #[derive(Debug, Args)]
 #[command(group(clap::ArgGroup::new("gateway").required(true).args(["config", "socket"])))]
 pub struct Remote {
-    /// The gateway's configuration file: its socket is beside its store
+    /// The gateway's configuration file, which says where its socket is
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// The gateway's socket

@@ -13,7 +13,7 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Credentials, duration::show, problems::Problems};
+use super::{Config, Credentials, StoreKind, duration::show, problems::Problems};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -41,8 +41,18 @@ const CLOSED_IN_MEMORY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 /// What every gateway needs.
 pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let Config { grpc, admin: _, thingspace, callbacks, credentials: _, store, polling, limits, telemetry } =
-        config;
+    let Config {
+        grpc,
+        admin: _,
+        thingspace,
+        callbacks,
+        credentials: _,
+        store,
+        control: _,
+        polling,
+        limits,
+        telemetry,
+    } = config;
 
     if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
         problems.push(format!(
@@ -152,6 +162,9 @@ pub(super) fn deployment(config: &Config) -> Problems {
     if let Err(what) = store_can_be_there(&config.store.path) {
         problems.push(format!("store.path: {what}"));
     }
+    if let Err(what) = socket_can_be_there(config) {
+        problems.push(format!("control.socket: {what}"));
+    }
     problems
 }
 
@@ -165,6 +178,21 @@ fn secret_file_is_there(path: &Path) -> Result<(), String> {
     }
     if metadata.len() == 0 {
         return Err("is empty; write the secret into it".to_owned());
+    }
+    Ok(())
+}
+
+fn socket_can_be_there(config: &Config) -> Result<(), String> {
+    let socket = &config.control.socket;
+    if socket.as_os_str().is_empty() {
+        if config.store.kind == StoreKind::Embedded {
+            return Ok(());
+        }
+        return Err("is required for this kind of store; name a file that the gateway may make".to_owned());
+    }
+    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(format!("the folder {} does not exist; make it", folder.display()));
     }
     Ok(())
 }

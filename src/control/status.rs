@@ -1,7 +1,5 @@
 //! `status`: how the gateway is doing.
 
-use std::path::PathBuf;
-
 use axum::{
     Json, Router,
     extract::State,
@@ -19,7 +17,8 @@ pub(super) const PATH: &str = "/v1/status";
 pub(super) struct Status {
     /// Calls can be answered.
     pub(super) ready: bool,
-    pub(super) store: PathBuf,
+    /// Its file, or where it is.
+    pub(super) store: String,
     pub(super) open_requests: usize,
     pub(super) open_devices: usize,
     pub(super) unknown_orders: usize,
@@ -40,7 +39,7 @@ async fn status(State(subject): State<Subject>) -> Response {
     let overview = subject.requests.overview();
     Json(Status {
         ready: overview.ready,
-        store: subject.store.to_path_buf(),
+        store: subject.store.to_string(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
         unknown_orders: unknown,

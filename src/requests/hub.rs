@@ -119,6 +119,13 @@ impl Hub {
         let _ = progress.wait_for(|p| p.caught_up).await;
     }
 
+    /// Resolves when what was folded is void, because the store is another one.
+    pub async fn lost(&self) {
+        let mut progress = self.progress.subscribe();
+        // The sender lives as long as self.
+        let _ = progress.wait_for(|p| !p.caught_up).await;
+    }
+
     pub fn is_caught_up(&self) -> bool {
         self.progress.borrow().caught_up
     }

@@ -11,7 +11,6 @@ use std::{
 use thingspace_gateway::{
     app::App,
     config::Config,
-    control,
     identity::RequestId,
     simulator::{Endpoint, Fault, What, When},
 };
@@ -56,7 +55,7 @@ async fn lose(upstream: &Upstream, client: &mut Client, key: &str, device: usize
 }
 
 fn socket_of(config: &Config) -> PathBuf {
-    control::socket(&config.store.path)
+    config.control_socket()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

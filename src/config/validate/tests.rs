@@ -212,6 +212,17 @@ fn the_stores_folder_must_be_there() {
 }
 
 #[test]
+fn operators_have_a_socket() {
+    let (folder, mut config) = deployed();
+    assert_eq!(config.control_socket(), folder.path().join("store.redb.sock"));
+    config.control.socket = folder.path().join("gateway.sock");
+    assert_eq!(config.control_socket(), folder.path().join("gateway.sock"));
+    assert_begin(&deployment(&config), &[]);
+    config.control.socket = folder.path().join("missing/gateway.sock");
+    assert_begin(&deployment(&config), &["control.socket: the folder "]);
+}
+
+#[test]
 fn callbacks_are_all_or_nothing() {
     let mut config = Config::defaults();
     config.callbacks.register = true;

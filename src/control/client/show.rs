@@ -22,7 +22,7 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
     let rows = [
         ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
-        ("store", status.store.display().to_string()),
+        ("store", status.store.clone()),
         ("open requests", status.open_requests.to_string()),
         ("open devices", status.open_devices.to_string()),
         ("unknown orders", status.unknown_orders.to_string()),

@@ -24,6 +24,9 @@ use crate::{
 /// How often the hub looks for entries to drop and raises the low-water mark.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 
+/// How long the last time may take, when the process is about to end.
+const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
+
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
@@ -41,8 +44,8 @@ impl Hub {
             self.reset();
             from = None;
         }
-        // The next start then reads only what is still open.
-        self.keep_house().await;
+        // The next start then reads only what is still open. Without it, it reads more.
+        let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.keep_house()).await;
     }
 
     async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
