@@ -1,12 +1,16 @@
 //! Connections that can be cut: no answer, no goodbye.
 //!
 //! Once its [`Cut`] is made, a connection's reads and writes fail, so that the server drops it without writing another
-//! byte, whatever a handler still returns.
+//! byte, whatever a handler still returns. Its peer reads an end (FIN), or with [`Cut::reset`] an error (RST).
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -19,11 +23,19 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The scissors for one connection.
 #[derive(Debug, Clone)]
-pub(super) struct Cut(CancellationToken);
+pub(super) struct Cut {
+    made: CancellationToken,
+    reset: Arc<AtomicBool>,
+}
 
 impl Cut {
     pub(super) fn make(&self) {
-        self.0.cancel();
+        self.made.cancel();
+    }
+
+    pub(super) fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+        self.make();
     }
 }
 
@@ -52,8 +64,8 @@ impl axum::serve::Listener for Listener {
         let (tcp, peer) = axum::serve::Listener::accept(&mut self.tcp).await;
         // Small answers would wait for the peer's delayed acknowledgement; without the option they are only slower.
         let _ = tcp.set_nodelay(true);
-        let cut = self.stop.child_token();
-        (Connection { tcp, when_cut: Box::pin(cut.clone().cancelled_owned()), cut: Cut(cut) }, peer)
+        let cut = Cut { made: self.stop.child_token(), reset: Arc::default() };
+        (Connection { tcp, when_cut: Box::pin(cut.made.clone().cancelled_owned()), cut }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -70,7 +82,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Fails once the cut is made.
     fn intact(&self) -> io::Result<()> {
-        if self.cut.0.is_cancelled() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        if self.cut.made.is_cancelled() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 }
 
@@ -104,6 +116,16 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.intact()?;
         Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.cut.reset.load(Ordering::Relaxed) {
+            // What closes without lingering is reset. Where that fails, it is only cut.
+            let _ = self.tcp.set_zero_linger();
+        }
     }
 }

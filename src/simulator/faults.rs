@@ -4,18 +4,21 @@
 //! fault, the oldest injected for its endpoint. What a fault lets wait is done when the wait is over, also when
 //! the caller has gone by then.
 
-use std::{io, time::Duration};
+mod spoil;
 
-use axum::{
-    body::{Body, to_bytes},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-};
-use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use std::time::Duration;
+
+use axum::{http::StatusCode, response::Response};
 use tokio_util::sync::CancellationToken;
 
-use super::{connection::Cut, refusal::Refusal};
+use super::{
+    connection::Cut,
+    refusal::{HTML, Refusal, Written},
+};
+
+/// What a proxy says.
+const PAGE: &str =
+    "<!DOCTYPE html><html><head><title>Sorry</title></head><body>Try again later.</body></html>";
 
 /// The calls the simulator knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +52,7 @@ pub enum When {
     AfterEffect,
 }
 
+/// Before the effect, an answer that suffers is an HTTP 500.
 #[derive(Debug, Clone)]
 pub enum What {
     /// This answer instead.
@@ -61,17 +65,70 @@ pub enum What {
     Throttle {
         retry_after: Option<u64>,
     },
+    /// HTTP 503 with a page of HTML, and `Retry-After` in seconds.
+    Unavailable {
+        retry_after: Option<u64>,
+    },
     /// HTTP 307 to another place.
     Redirect {
         location: String,
     },
-    /// The connection is cut without a byte of an answer.
+    /// The connection ends without a byte of an answer.
     Drop,
+    /// The connection is reset without a byte of an answer.
+    Reset,
     /// Headers with the full `Content-Length`, half of the body, then the connection is cut.
     CutBody,
+    /// Half of the body, as if it were the whole.
+    HalfBody,
+    /// Headers with the full `Content-Length`, then a byte of the body after each pause.
+    Trickle {
+        pause: Duration,
+    },
+    /// So much white space, which JSON allows, before the body.
+    Padded {
+        bytes: usize,
+    },
+    /// So many headers more, of a hundred bytes each.
+    Headers {
+        count: usize,
+    },
     Delay(Duration),
     /// Until the test opens the gate.
     Hold(Gate),
+}
+
+/// Answers that users of ThingSpace met.
+impl What {
+    /// HTTP 401: the bearer (of a token request, the key) is not valid.
+    pub fn invalid_credentials() -> Self {
+        Self::refusal(Refusal::invalid_credentials())
+    }
+
+    /// HTTP 403 in XML, which says 404.
+    pub fn wrong_authentication() -> Self {
+        Self::refusal(Refusal::wrong_authentication())
+    }
+
+    /// This status, in JSON as the pages of the eSIM calls have it.
+    pub fn failed(status: StatusCode) -> Self {
+        Self::refusal(Refusal::http(status, "The request could not be processed"))
+    }
+
+    /// A page of HTML, as from a proxy.
+    pub fn page(status: StatusCode) -> Self {
+        Self::Status { status, content_type: HTML, body: PAGE.to_owned() }
+    }
+
+    /// No body.
+    pub fn bare(status: StatusCode) -> Self {
+        Self::Status { status, content_type: "", body: String::new() }
+    }
+
+    fn refusal(refusal: Refusal) -> Self {
+        let Written { status, content_type, body } = refusal.written(false);
+        Self::Status { status, content_type, body }
+    }
 }
 
 impl Fault {
@@ -148,51 +205,4 @@ pub(super) async fn suffer(
             .await
         }
     }
-}
-
-impl What {
-    async fn spoil(self, answer: Response, cut: &Cut) -> Response {
-        match self {
-            Self::Status { status, content_type, body } => {
-                (status, [(header::CONTENT_TYPE, content_type)], body).into_response()
-            }
-            Self::Throttle { retry_after } => {
-                let mut answer = Refusal::throttled().respond(false);
-                if let Some(seconds) = retry_after {
-                    answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-                }
-                answer
-            }
-            Self::Redirect { location } => {
-                (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response()
-            }
-            Self::Drop => {
-                cut.make();
-                answer
-            }
-            Self::CutBody => half(answer).await,
-            Self::Delay(time) => {
-                tokio::time::sleep(time).await;
-                answer
-            }
-            Self::Hold(gate) => {
-                gate.opened().await;
-                answer
-            }
-        }
-    }
-}
-
-/// The answer, but its body breaks in the middle.
-async fn half(answer: Response) -> Response {
-    let (mut parts, body) = answer.into_parts();
-    let whole = to_bytes(body, usize::MAX).await.expect("the simulator's answers are in memory");
-    parts.headers.insert(header::CONTENT_LENGTH, whole.len().into());
-    let begin = whole.slice(..whole.len() / 2);
-    let broken = stream::once(async {
-        // One turn for the server to send what it has; it would throw that away with the error.
-        tokio::task::yield_now().await;
-        Err::<Bytes, _>(io::Error::from(io::ErrorKind::BrokenPipe))
-    });
-    Response::from_parts(parts, Body::from_stream(stream::iter([Ok(begin)]).chain(broken)))
 }

@@ -7,6 +7,8 @@ use axum::{
 use serde_json::{Value, json};
 
 pub(super) const JSON: &str = "application/json; charset=UTF-8";
+pub(super) const HTML: &str = "text/html;charset=UTF-8";
+const XML: &str = "application/xml; charset=UTF-8";
 
 /// A call that is not done.
 #[derive(Debug)]
@@ -36,8 +38,20 @@ enum Body {
         error: &'static str,
         description: &'static str,
     },
+    /// The API gateway's, on calls that it cannot even place: in XML, with a code that is not the HTTP status.
+    Xml {
+        code: u16,
+        message: &'static str,
+    },
     Page(&'static str),
     Nothing,
+}
+
+/// A refusal as it goes over the wire. Without a body there is no type either.
+pub(super) struct Written {
+    pub(super) status: StatusCode,
+    pub(super) content_type: &'static str,
+    pub(super) body: String,
 }
 
 impl Refusal {
@@ -79,6 +93,11 @@ impl Refusal {
         Self::fault(StatusCode::BAD_REQUEST, 900_906, message, &format!("Access failure for API: {path}"))
     }
 
+    /// "Wrong authentication": HTTP 403, of which the body says 404.
+    pub(super) fn wrong_authentication() -> Self {
+        Self::new(StatusCode::FORBIDDEN, Body::Xml { code: 404, message: "Not Found" })
+    }
+
     pub(super) fn not_available() -> Self {
         Self::new(StatusCode::NOT_FOUND, Body::Page("requested resource is not available"))
     }
@@ -109,24 +128,47 @@ impl Refusal {
     }
 
     pub(super) fn respond(self, numeric_codes: bool) -> Response {
+        self.written(numeric_codes).into_response()
+    }
+
+    pub(super) fn written(self, numeric_codes: bool) -> Written {
+        let status = self.status;
+        let written = |content_type, body| Written { status, content_type, body };
+        let json = |body: Value| written(JSON, body.to_string());
         let number = |code: u32| if numeric_codes { json!(code) } else { json!(code.to_string()) };
-        let body: Value = match self.body {
+        match self.body {
             Body::Fault { code, message, description } => {
-                json!({"fault": {"code": number(code), "message": message, "description": description}})
+                json(json!({"fault": {"code": number(code), "message": message, "description": description}}))
             }
             Body::Uws { code, message } => {
-                json!({"errorCode": format!("UnifiedWebService.{code}"), "errorMessage": message})
+                json(json!({"errorCode": format!("UnifiedWebService.{code}"), "errorMessage": message}))
             }
             Body::Http { message } => {
-                json!({"errorCode": number(self.status.as_u16().into()), "errorMessage": message})
+                json(json!({"errorCode": number(status.as_u16().into()), "errorMessage": message}))
             }
-            Body::OAuth { error, description } => json!({"error_description": description, "error": error}),
-            Body::Page(text) => {
-                return (self.status, [(header::CONTENT_TYPE, "text/html;charset=UTF-8")], text)
-                    .into_response();
+            Body::OAuth { error, description } => {
+                json(json!({"error_description": description, "error": error}))
             }
-            Body::Nothing => return self.status.into_response(),
-        };
-        (self.status, [(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
+            Body::Xml { code, message } => written(
+                XML,
+                format!(
+                    "<am:fault xmlns:am=\"http://wso2.org/apimanager\"><am:code>{code}</am:code>\
+                     <am:type>Status report</am:type><am:message>{message}</am:message>\
+                     <am:description>The requested resource is not available.</am:description></am:fault>"
+                ),
+            ),
+            Body::Page(text) => written(HTML, text.to_owned()),
+            Body::Nothing => written("", String::new()),
+        }
+    }
+}
+
+impl IntoResponse for Written {
+    fn into_response(self) -> Response {
+        let Self { status, content_type, body } = self;
+        if body.is_empty() {
+            return status.into_response();
+        }
+        (status, [(header::CONTENT_TYPE, content_type)], body).into_response()
     }
 }

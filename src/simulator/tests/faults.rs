@@ -1,3 +1,5 @@
+use std::{error::Error, io};
+
 use futures_util::future::join;
 
 use super::*;
@@ -42,12 +44,43 @@ async fn another_answer() {
 }
 
 #[tokio::test]
+async fn answers_that_users_met() {
+    let answers = [
+        (What::invalid_credentials(), 401, "application/json; charset=UTF-8", r#""code":"900901""#),
+        (What::wrong_authentication(), 403, "application/xml; charset=UTF-8", "<am:code>404</am:code>"),
+        (What::failed(StatusCode::INTERNAL_SERVER_ERROR), 500, "application/json; charset=UTF-8", r#""500""#),
+        (What::page(StatusCode::OK), 200, "text/html;charset=UTF-8", "<html>"),
+    ];
+    for (what, status, content_type, part) in answers {
+        let world = faulty(AfterEffect, what).await;
+        let answer = send(world.order(&[device(1)]), status).await;
+        assert_eq!(answer.headers()["content-type"], content_type);
+        let text = answer.text().await.unwrap();
+        assert!(text.contains(part), "{text}");
+    }
+    let world = faulty(AfterEffect, What::bare(StatusCode::REQUEST_TIMEOUT)).await;
+    let answer = send(world.order(&[device(1)]), 408).await;
+    assert_eq!((answer.headers().get("content-type"), answer.content_length()), (None, Some(0)));
+}
+
+#[tokio::test]
 async fn throttled() {
     for (when, effect) in BOTH {
         let world = faulty(when, What::Throttle { retry_after: Some(7) }).await;
         let answer = send(world.order(&[device(1)]), 429).await;
         assert_eq!(answer.headers()["retry-after"], "7");
         assert_eq!(answer.json::<Value>().await.unwrap()["fault"]["code"], "900800");
+        assert_eq!(orders(&world).await, effect);
+    }
+}
+
+#[tokio::test]
+async fn unavailable() {
+    for (when, effect) in BOTH {
+        let world = faulty(when, What::Unavailable { retry_after: Some(7) }).await;
+        let answer = send(world.order(&[device(1)]), 503).await;
+        assert_eq!(answer.headers()["retry-after"], "7");
+        assert!(answer.text().await.unwrap().contains("<html>"));
         assert_eq!(orders(&world).await, effect);
     }
 }
@@ -73,6 +106,63 @@ async fn a_cut_connection_gives_no_answer() {
         world.placed(&[device(2)]).await;
         assert_eq!(world.handle.ledger().calls(Endpoint::Download), 2);
     }
+}
+
+#[tokio::test]
+async fn a_reset_connection_gives_an_error() {
+    for (when, effect) in BOTH {
+        let world = faulty(when, What::Reset).await;
+        let error = world.order(&[device(1)]).send().await.unwrap_err();
+        let mut root: &dyn Error = &error;
+        while let Some(source) = root.source() {
+            root = source;
+        }
+        let io = root.downcast_ref::<io::Error>();
+        assert_eq!(io.map(io::Error::kind), Some(io::ErrorKind::ConnectionReset), "{error:?}");
+        assert_eq!(orders(&world).await, effect);
+        world.placed(&[device(2)]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_half_body_is_whole_to_http() {
+    for (when, status) in [(BeforeEffect, 500), (AfterEffect, 200)] {
+        let world = faulty(when, What::HalfBody).await;
+        let answer = send(world.order(&[device(1)]), status).await;
+        let length = answer.content_length().unwrap();
+        let body = answer.bytes().await.unwrap();
+        assert_eq!(body.len() as u64, length);
+        assert!(body.starts_with(b"{") && serde_json::from_slice::<Value>(&body).is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_trickle_comes_to_its_end() {
+    let world = faulty(AfterEffect, What::Trickle { pause: Duration::from_millis(1) }).await;
+    let mut answer = send(world.order(&[device(1)]), 200).await;
+    let whole = answer.content_length().unwrap();
+    let first = answer.chunk().await.unwrap().unwrap();
+    assert_eq!(&*first, b"{");
+    let mut rest = 0;
+    while let Some(chunk) = answer.chunk().await.unwrap() {
+        rest += chunk.len() as u64;
+    }
+    assert_eq!(1 + rest, whole);
+}
+
+#[tokio::test]
+async fn padding_leaves_the_answer_as_it_is() {
+    let world = faulty(AfterEffect, What::Padded { bytes: 2 << 20 }).await;
+    let answer = body(world.order(&[device(1)]), 200).await;
+    let placed = &world.handle.ledger().orders[0].request_id;
+    assert_eq!(text(&answer["requestId"]), placed.as_str());
+}
+
+#[tokio::test]
+async fn more_headers() {
+    let world = faulty(AfterEffect, What::Headers { count: 50 }).await;
+    let answer = send(world.order(&[device(1)]), 200).await;
+    assert_eq!(answer.headers().get_all("x-filler").iter().count(), 50);
 }
 
 #[tokio::test]
