@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use crate::{
     admin::Admin,
     callbacks::{Callbacks, registration::Registration, secrets::Secrets},
-    config::Config,
+    config::{Config, StoreKind},
     control::Control,
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
@@ -25,7 +25,7 @@ use crate::{
     server,
     shutdown::Stop,
     simulator::{self, Simulator},
-    store::{Store, embedded::Embedded},
+    store::{Store, embedded::Embedded, nats::Nats},
     thingspace::Client,
 };
 
@@ -102,7 +102,7 @@ impl App {
             None
         };
         let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
-        let (socket, name) = (config.control_socket(), config.store.path.display().to_string());
+        let (socket, name) = (config.control_socket(), config.store.shown());
         let control =
             Control::bind(socket.clone(), &name, requests.clone(), taken, registration.clone()).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
@@ -298,8 +298,11 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
 }
 
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    let path = config.store.path.clone();
     let retention = config.store.retention + config.polling.give_up + RETENTION_SLACK;
+    if config.store.kind == StoreKind::Nats {
+        return Ok(Arc::new(Nats::open(&config.store.nats, retention).await?));
+    }
+    let path = config.store.path.clone();
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&path, retention)).await?;
     Ok(Arc::new(opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?))
 }

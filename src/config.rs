@@ -147,12 +147,51 @@ pub struct Store {
     /// How long a request is known after it began.
     #[serde(with = "duration")]
     pub retention: Duration,
+    pub nats: Nats,
+}
+
+impl Store {
+    /// Which one it is, for people.
+    pub fn shown(&self) -> String {
+        match self.kind {
+            StoreKind::Embedded => self.path.display().to_string(),
+            StoreKind::Nats => format!("{} at {}", self.nats.prefix, self.nats.url),
+        }
+    }
+}
+
+/// `[store.nats]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Nats {
+    /// Of one server or several, separated by commas.
+    pub url: String,
+    /// Empty: nobody in particular, or whoever the certificate says.
+    pub creds_file: PathBuf,
+    /// Who signs the servers' certificates; empty: whom the machine trusts.
+    pub ca_file: PathBuf,
+    /// Both empty: no certificate of our own.
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    /// Of each stream.
+    pub replicas: usize,
+    /// What streams and subjects begin with.
+    pub prefix: String,
+    /// Of the stream of events.
+    pub max_bytes: u64,
+}
+
+impl Nats {
+    /// The servers' URLs, one by one.
+    pub fn servers(&self) -> Vec<String> {
+        self.url.split(',').map(|url| url.trim().to_owned()).collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all(serialize = "lowercase"))]
 pub enum StoreKind {
     Embedded,
+    Nats,
 }
 
 impl TryFrom<String> for StoreKind {
@@ -160,7 +199,8 @@ impl TryFrom<String> for StoreKind {
     fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
             "embedded" => Ok(Self::Embedded),
-            _ => Err(format!("{text:?} is no kind of store; write \"embedded\"")),
+            "nats" => Ok(Self::Nats),
+            _ => Err(format!("{text:?} is no kind of store; write \"embedded\" or \"nats\"")),
         }
     }
 }

@@ -21,7 +21,7 @@
 //!
 //! - [`identity`]: accounts, requests, devices and profiles, parsed once at the edge and masked in print.
 //! - [`proto`]: the generated contract and storage format.
-//! - [`store`]: the trait, and [`store::embedded`] on redb.
+//! - [`store`]: the trait, [`store::embedded`] on redb, and [`store::nats`] on NATS JetStream.
 //! - [`thingspace`]: the client; two tokens, one send path, what each failure means.
 //! - [`requests`]: the domain: [`state`](requests::state) and [`order`](requests::order) fold, [`hub`](requests::hub) projects,
 //!   [`orders`](requests::orders) sends, [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
@@ -41,7 +41,7 @@
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` → `requests` → `thingspace`, `store`.
 //!   `tonic` is named only in `grpc`, `server`, `telemetry` and `app`, `reqwest` only in `thingspace` and the `simulator`,
-//!   `redb` only in `store::embedded`.
+//!   `redb` only in `store::embedded`, `async_nats` only in `store::nats`.
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.

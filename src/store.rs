@@ -9,6 +9,7 @@
 
 mod cell;
 pub mod embedded;
+pub mod nats;
 
 #[cfg(test)]
 mod contract;
@@ -60,6 +61,14 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// True when no other process can use this store while this one does, so that whatever another incarnation left
     /// behind is dead.
     fn exclusive(&self) -> bool;
+
+    /// Why the store cannot be used now, for people; `None` while it can.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// Waits until the store can be used.
+    async fn usable(&self) {}
 
     /// Stops writing and releases the store's files. Appends under way finish first.
     async fn close(&self);

@@ -1,6 +1,7 @@
 //! What a configuration must be, beyond its types. Reports everything that is wrong, never only the first.
 
 mod callbacks;
+mod store;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,8 +28,6 @@ const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dura
 const ORDER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
 const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
 const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
-
-const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
 
 const MIN_AGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 const FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
@@ -83,7 +82,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
 
     problems.callbacks(callbacks);
 
-    problems.duration("store.retention", store.retention, &RETENTION);
+    problems.store(store);
 
     problems.duration("polling.min_age", polling.min_age, &MIN_AGE);
     problems.duration("polling.first", polling.first, &FIRST);
@@ -159,9 +158,7 @@ pub(super) fn deployment(config: &Config) -> Problems {
         }
     }
     problems.callback_files(&config.callbacks);
-    if let Err(what) = store_can_be_there(&config.store.path) {
-        problems.push(format!("store.path: {what}"));
-    }
+    problems.store_is_there(&config.store);
     if let Err(what) = socket_can_be_there(config) {
         problems.push(format!("control.socket: {what}"));
     }
@@ -193,23 +190,6 @@ fn socket_can_be_there(config: &Config) -> Result<(), String> {
     let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!("the folder {} does not exist; make it", folder.display()));
-    }
-    Ok(())
-}
-
-fn store_can_be_there(path: &Path) -> Result<(), String> {
-    if path.as_os_str().is_empty() {
-        return Err("is required; name a file on a disk that survives a restart".to_owned());
-    }
-    if path.is_dir() {
-        return Err(format!("{} is a folder; name a file in it", path.display()));
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        return Err(format!(
-            "the folder {} does not exist; make it, or mount a volume there",
-            folder.display()
-        ));
     }
     Ok(())
 }

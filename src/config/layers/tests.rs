@@ -126,7 +126,7 @@ fn every_wrong_value_is_reported_with_its_place() {
         "grpc.listen: ",
         "grpc.max_concurrent_streams: ",
         "polling.first: \"soon\" is not a duration: write it with its unit",
-        "store.kind: \"postgres\" is no kind of store; write \"embedded\"",
+        "store.kind: \"postgres\" is no kind of store; write \"embedded\" or \"nats\"",
         "thingspace.call_timeout: ",
     ];
     assert_eq!(lines.len(), begins.len(), "{lines:#?}");

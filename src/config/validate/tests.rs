@@ -3,6 +3,7 @@ use std::{fs, path::PathBuf};
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::StoreKind;
 
 /// A deployment without a problem, and the folder its files are in.
 fn deployed() -> (TempDir, Config) {
@@ -60,6 +61,9 @@ fn every_bound_is_checked() {
     config.thingspace.calls_per_second = 0;
     config.thingspace.max_devices_per_order = 10_001;
     config.store.retention = Duration::ZERO;
+    config.store.nats.replicas = 2;
+    config.store.nats.prefix = "a.b".to_owned();
+    config.store.nats.max_bytes = 1;
     config.polling.min_age = long;
     config.polling.first = Duration::ZERO;
     config.polling.factor = f64::NAN;
@@ -80,6 +84,9 @@ fn every_bound_is_checked() {
         "thingspace.calls_per_second: ",
         "thingspace.max_devices_per_order: 10001 is out of bounds",
         "store.retention: ",
+        "store.nats.replicas: 2 is out of bounds; must be 1, 3 or 5",
+        "store.nats.prefix: must be 1 to 32",
+        "store.nats.max_bytes: 1 is out of bounds",
         "polling.min_age: ",
         "polling.first: ",
         "polling.factor: NaN is out of bounds",
@@ -220,6 +227,33 @@ fn operators_have_a_socket() {
     assert_begin(&deployment(&config), &[]);
     config.control.socket = folder.path().join("missing/gateway.sock");
     assert_begin(&deployment(&config), &["control.socket: the folder "]);
+}
+
+#[test]
+fn nats_needs_servers_and_its_files_but_no_path() {
+    let (folder, mut config) = deployed();
+    config.store.kind = StoreKind::Nats;
+    config.store.path = PathBuf::new();
+    let problems = ["store.nats.url: is required", "control.socket: is required"];
+    assert_begin(&deployment(&config), &problems);
+    config.control.socket = folder.path().join("gateway.sock");
+    config.store.nats.url = "nats://a:4222, tls://b:4222".to_owned();
+    assert_begin(&deployment(&config), &[]);
+    assert_begin(&bounds(&config), &[]);
+    assert_eq!(config.store.nats.servers(), ["nats://a:4222", "tls://b:4222"]);
+
+    config.store.nats.creds_file = folder.path().join("missing");
+    config.store.nats.cert_file = folder.path().to_owned();
+    assert_begin(&deployment(&config), &["store.nats.creds_file: ", "store.nats.cert_file: "]);
+    config.store.nats.url = "http://a,nats://user:password@b,nats://c/d,,nats://e".to_owned();
+    let problems = [
+        "store.nats.url: must begin with nats:// or tls://",
+        "store.nats.url: must hold no user or password",
+        "store.nats.url: must have no path",
+        "store.nats.url: is not a URL",
+        "store.nats: cert_file and key_file belong together",
+    ];
+    assert_begin(&bounds(&config), &problems);
 }
 
 #[test]

@@ -90,7 +90,7 @@ async fn durable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follow_all() {
     let (_folder, store) = new();
-    contract::follow_all(store).await;
+    contract::follow_all(store, contract::Asks::AtOnce).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,257 @@
+//! A follower reads the stream of events through a consumer that it makes anew after whatever happens: a missed heartbeat,
+//! an error, an end, a gap in the deliveries.
+//!
+//! Nothing is lost or repeated, because only the follower's own position counts: each consumer begins after it, what is not
+//! beyond it is dropped, and consumers number their deliveries. Before each one the stream is looked at: one that was born
+//! at another time, or ends before the position, is another stream, and a consumer would say nothing of it.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::State,
+};
+use futures_util::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
+use jiff::Timestamp;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use super::{Shared, link::backoff, logs::timestamp, streams::born};
+use crate::store::{Entry, Followed, Lost, Position};
+
+/// What waits to be folded; beyond it NATS is not asked for more.
+const WAITING: usize = 256;
+
+/// What NATS is asked for at once.
+const BATCH: usize = 1_000;
+const BATCH_BYTES: usize = 16 * 1024 * 1024;
+
+/// How long NATS keeps such a question, and how often it says that it is still there.
+const ASKED_FOR: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// When NATS forgets a consumer that nobody uses any more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+
+/// While events are known to be missing, none has to come for so long that the stream is looked at again.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
+
+/// Between two tries.
+const RETRY_LEAST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// A stream ends before the position only if it does so often: a new leader may not have read all of its own log yet.
+const SHORT: usize = 6;
+
+struct Follower {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Followed>,
+    /// Which stream is followed; unknown until it was looked at.
+    epoch: Option<u64>,
+    /// Up to where everything was delivered.
+    position: u64,
+    /// Where the stream ended when it was first looked at, until that was delivered.
+    catching_up: CatchUp,
+    /// Of the last event: times never go back.
+    time: Timestamp,
+    /// How often in a row the stream ended before the position.
+    short: usize,
+    /// What was delivered since the last failure.
+    delivered: bool,
+}
+
+enum CatchUp {
+    Unknown,
+    To(u64),
+    Done,
+}
+
+/// Why a follower cannot go on with the consumer it has.
+enum End {
+    Lost(Lost),
+    /// Nobody listens any more.
+    Unheard,
+    Hiccup(String),
+}
+
+pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<'static, Followed> {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    let follower = Follower {
+        shared,
+        sender,
+        epoch: after.map(|after| after.epoch),
+        position: after.map_or(0, |after| after.sequence),
+        catching_up: CatchUp::Unknown,
+        time: Timestamp::MIN,
+        short: 0,
+        delivered: false,
+    };
+    // In a task of its own: a consumer that is not polled loses its heartbeats.
+    tokio::spawn(follower.run());
+    stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }).boxed()
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let (closed, unheard) = (self.shared.end.clone(), self.sender.clone());
+        tokio::select! {
+            () = self.follow() => {}
+            () = closed.cancelled() => {}
+            () = unheard.closed() => {}
+        }
+    }
+
+    async fn follow(&mut self) {
+        let mut failures = 0;
+        loop {
+            let why = match self.consume().await {
+                End::Unheard => return,
+                End::Lost(lost) => {
+                    let _ = self.sender.send(Followed::Lost(lost)).await;
+                    return;
+                }
+                End::Hiccup(why) => why,
+            };
+            if std::mem::take(&mut self.delivered) {
+                failures = 0;
+            }
+            // The first of a row is common, and mended at once.
+            if failures == 1 {
+                tracing::warn!(why, "a follower waits for NATS");
+            } else {
+                tracing::debug!(why, "a follower begins anew");
+            }
+            sleep(backoff(failures, RETRY_LEAST, RETRY_MOST)).await;
+            failures += 1;
+        }
+    }
+
+    /// Looks at the stream, makes a consumer and delivers what it gives, until something happens.
+    async fn consume(&mut self) -> End {
+        match self.try_consume().await {
+            Ok(never) => match never {},
+            Err(end) => end,
+        }
+    }
+
+    async fn try_consume(&mut self) -> Result<std::convert::Infallible, End> {
+        let hiccup = |error: &dyn std::fmt::Display| End::Hiccup(error.to_string());
+        let link = self.shared.follow_link.clone();
+        link.up().await;
+        let stream = link.context.get_stream(&self.shared.names.events).await.map_err(|error| {
+            // It may be gone.
+            self.shared.look.notify_one();
+            hiccup(&error)
+        })?;
+        self.check(born(stream.cached_info()), &stream.cached_info().state)?;
+        self.caught_up(stream.cached_info().state.messages == 0).await?;
+
+        let consumer = stream.create_consumer(pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.position + 1 },
+            ack_policy: AckPolicy::None,
+            memory_storage: true,
+            num_replicas: 1,
+            inactive_threshold: FORGOTTEN_AFTER,
+            ..pull::Config::default()
+        });
+        let consumer = consumer.await.map_err(|error| hiccup(&error))?;
+        if consumer.cached_info().num_pending == 0 {
+            // What was there has expired, or has come before.
+            self.caught_up(true).await?;
+        }
+        let messages = consumer
+            .stream()
+            .max_messages_per_batch(BATCH)
+            .max_bytes_per_batch(BATCH_BYTES)
+            .heartbeat(HEARTBEAT)
+            .expires(ASKED_FOR)
+            .messages();
+        let mut messages = messages.await.map_err(|error| hiccup(&error))?;
+        let mut deliveries = 0;
+        loop {
+            let message = if matches!(self.catching_up, CatchUp::Done) {
+                messages.next().await
+            } else {
+                timeout(STALLED_AFTER, messages.next()).await.map_err(|_| hiccup(&"no event comes"))?
+            };
+            let message =
+                message.ok_or_else(|| hiccup(&"the consumer ended"))?.map_err(|error| hiccup(&error))?;
+            self.deliver(message, &mut deliveries).await?;
+        }
+    }
+
+    /// Is it the stream that was followed before, and has it what comes next?
+    fn check(&mut self, born: u64, state: &State) -> Result<(), End> {
+        if *self.epoch.get_or_insert(born) != born {
+            self.shared.look.notify_one();
+            return Err(End::Lost(Lost::Replaced));
+        }
+        if state.last_sequence < self.position {
+            self.short += 1;
+            return Err(if self.short < SHORT {
+                End::Hiccup("the stream ends before what was read".to_owned())
+            } else {
+                End::Lost(Lost::Replaced)
+            });
+        }
+        self.short = 0;
+        if self.position > 0 && state.first_sequence > self.position + 1 {
+            return Err(End::Lost(Lost::TooOld));
+        }
+        if let CatchUp::Unknown = self.catching_up {
+            self.catching_up = CatchUp::To(state.last_sequence);
+        }
+        Ok(())
+    }
+
+    /// Says so once it is true. `nothing_left`: no event is to come before the end.
+    async fn caught_up(&mut self, nothing_left: bool) -> Result<(), End> {
+        if let CatchUp::To(end) = self.catching_up
+            && (nothing_left || self.position >= end)
+            && let Some(epoch) = self.epoch
+        {
+            self.position = self.position.max(end);
+            self.catching_up = CatchUp::Done;
+            self.send(Followed::CaughtUp(Position { epoch, sequence: self.position })).await?;
+        }
+        Ok(())
+    }
+
+    async fn deliver(&mut self, message: Message, deliveries: &mut u64) -> Result<(), End> {
+        let info = message.info().map_err(|error| End::Hiccup(error.to_string()))?;
+        *deliveries += 1;
+        if info.consumer_sequence != *deliveries {
+            return Err(End::Hiccup("the consumer skipped a delivery".to_owned()));
+        }
+        let (sequence, left) = (info.stream_sequence, info.pending);
+        if sequence > self.position {
+            if let CatchUp::To(end) = self.catching_up
+                && sequence > end
+            {
+                self.caught_up(true).await?;
+            }
+            let time = timestamp(info.published.unix_timestamp_nanos()).unwrap_or(self.time);
+            self.time = self.time.max(time);
+            if let (Some(log), Some(epoch)) = (self.shared.names.to_log(&message.subject), self.epoch) {
+                let position = Position { epoch, sequence };
+                let entry = Entry { position, time: self.time, event: message.message.payload };
+                self.send(Followed::Event(log, entry)).await?;
+            } else {
+                tracing::warn!(sequence, "an event in no log; it is not one of ours");
+            }
+            self.position = sequence;
+            self.delivered = true;
+        }
+        self.caught_up(left == 0).await
+    }
+
+    async fn send(&self, followed: Followed) -> Result<(), End> {
+        self.sender.send(followed).await.map_err(|_| End::Unheard)
+    }
+}

@@ -1,0 +1,170 @@
+//! Connections to NATS: how they are made, what is known about them, and what is said about them, once per change.
+//!
+//! A connection is made and made again for ever, in the background. Files are read for each attempt, so that credentials
+//! and certificates may change under a gateway.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use async_nats::{
+    Auth, AuthError, Client, ConnectOptions, Event,
+    jetstream::{Context, context::ContextBuilder},
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::names::Names;
+use crate::{config, secret_file, store::StoreError};
+
+/// How long NATS may take for one answer, and for letting us in.
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
+
+/// A connection on which three in a row are not answered is given up: a frozen server holds its clients no longer.
+const PING_EVERY: Duration = Duration::from_secs(2);
+
+/// Between two attempts at connecting.
+const RECONNECT_LEAST: Duration = Duration::from_millis(50);
+const RECONNECT_MOST: Duration = Duration::from_secs(2);
+
+/// A connection, whatever becomes of it.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    pub(super) state: watch::Receiver<State>,
+}
+
+/// Whether it is up, and the last thing NATS complained about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) up: bool,
+    pub(super) complaint: Option<String>,
+}
+
+impl Link {
+    /// Returns at once, connected or not. `name` is what NATS shows of the connection.
+    pub(super) async fn new(settings: &config::Nats, names: &Names, name: &str) -> Result<Self, StoreError> {
+        let (told, state) = watch::channel(State::default());
+        let told = Arc::new(told);
+        let mut options = match &settings.creds_file {
+            none if none.as_os_str().is_empty() => ConnectOptions::new(),
+            file => {
+                let file: Arc<Path> = file.as_path().into();
+                ConnectOptions::with_auth_callback(move |nonce| prove(Arc::clone(&file), nonce))
+            }
+        };
+        if !settings.ca_file.as_os_str().is_empty() {
+            options = options.add_root_certificates(settings.ca_file.clone()).require_tls(true);
+        }
+        if !settings.cert_file.as_os_str().is_empty() {
+            options = options
+                .add_client_certificate(settings.cert_file.clone(), settings.key_file.clone())
+                .require_tls(true);
+        }
+        let client = options
+            .name(name)
+            .custom_inbox_prefix(names.inbox())
+            .retry_on_initial_connect()
+            .connection_timeout(ANSWER)
+            .request_timeout(Some(ANSWER))
+            .ping_interval(PING_EVERY)
+            .reconnect_delay_callback(reconnect_after)
+            .event_callback(move |event| {
+                told.send_if_modified(|state| state.hear(&event));
+                async {}
+            })
+            .connect(settings.servers())
+            .await
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        let context = ContextBuilder::new().timeout(ANSWER).build(client.clone());
+        Ok(Self { client, context, state })
+    }
+
+    /// Waits until it is up.
+    pub(super) async fn up(&self) {
+        // The sender lives as long as the client.
+        let _ = self.state.clone().wait_for(|state| state.up).await;
+    }
+}
+
+impl State {
+    /// True if it is news.
+    fn hear(&mut self, event: &Event) -> bool {
+        let before = self.clone();
+        match event {
+            Event::Connected => *self = Self { up: true, complaint: None },
+            Event::Disconnected | Event::Closed => self.up = false,
+            Event::LameDuckMode => tracing::info!("a NATS server is about to stop; going to another one"),
+            Event::Draining => {}
+            Event::SlowConsumer(_) => tracing::warn!("NATS sends more than is taken"),
+            Event::ServerError(error) => self.complaint = Some(error.to_string()),
+            Event::ClientError(error) => self.complaint = Some(error.to_string()),
+        }
+        let news = *self != before;
+        if news
+            && self.up
+            && let Some(complaint) = &self.complaint
+        {
+            tracing::warn!(error = complaint, "NATS complains");
+        }
+        news
+    }
+}
+
+/// Who we are, from a credentials file: its token, and the proof that we have the key that belongs to it.
+async fn prove(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
+    let text = secret_file::read(&file).await.map_err(AuthError::new)?;
+    let (token, seed) = credentials(secrecy::ExposeSecret::expose_secret(&text))
+        .ok_or_else(|| AuthError::new(format!("{} holds no NATS credentials", file.display())))?;
+    let key = nkeys::KeyPair::from_seed(seed).map_err(AuthError::new)?;
+    let mut auth = Auth::new();
+    auth.jwt = Some(token.to_owned());
+    auth.signature = Some(key.sign(&nonce).map_err(AuthError::new)?);
+    Ok(auth)
+}
+
+/// Token and seed: what stands between the first and the second pair of ruled lines.
+fn credentials(text: &str) -> Option<(&str, &str)> {
+    let mut inside = text.lines().map(str::trim).scan(0, |rules, line| {
+        let rule = line.starts_with("---");
+        *rules += i32::from(rule);
+        Some((!rule && *rules % 2 == 1 && !line.is_empty()).then_some(line))
+    });
+    Some((inside.find_map(|line| line)?, inside.find_map(|line| line)?))
+}
+
+fn reconnect_after(attempt: usize) -> Duration {
+    if attempt <= 1 { Duration::ZERO } else { backoff(attempt - 2, RECONNECT_LEAST, RECONNECT_MOST) }
+}
+
+/// Doubles with each failure, up to `most`, and half of it is chance, so that replicas drift apart.
+pub(super) fn backoff(failures: usize, least: Duration, most: Duration) -> Duration {
+    let doublings = u32::try_from(failures.min(16)).expect("16 fits");
+    let full = least.saturating_mul(1 << doublings).min(most);
+    let random = u32::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
+    full.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_found_in_what_nsc_writes() {
+        let file = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.c2ln\n------END NATS USER JWT------\n\n\
+                    ************************* IMPORTANT *************************\nNKEYs are secrets.\n\n\
+                    -----BEGIN USER NKEY SEED-----\r\nSUAIO3\r\n------END USER NKEY SEED------\n";
+        assert_eq!(credentials(file), Some(("eyJ0.eyJq.c2ln", "SUAIO3")));
+        assert_eq!(credentials("SUAIO3"), None);
+    }
+
+    #[test]
+    fn waits_grow_to_a_bound() {
+        let (least, most) = (Duration::from_millis(50), Duration::from_secs(2));
+        for failures in 0..100 {
+            let wait = backoff(failures, least, most);
+            assert!(wait >= least / 2 && wait <= most, "{wait:?}");
+        }
+        assert!(backoff(99, least, most) >= most / 2);
+        assert_eq!(reconnect_after(1), Duration::ZERO);
+    }
+}

@@ -1,0 +1,237 @@
+//! The three streams: made where they are missing, compared where they are there, never changed.
+//!
+//! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a replica that lags) would
+//! break promises without a word, so that it is refused in one, which names what is wrong with it.
+
+use std::{fmt, time::Duration};
+
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{CreateStreamErrorKind, GetStreamErrorKind},
+    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+};
+use futures_util::future::try_join_all;
+
+use super::{link::Link, names::Names};
+use crate::{config, store::MAX_EVENT_BYTES};
+
+/// The oldest server that does all that is needed.
+const SERVER: (i64, i64, i64) = (2, 12, 0);
+
+/// What a message is larger than its event: subject and headers.
+const AROUND_AN_EVENT: usize = 4 * 1024;
+
+/// How long NATS remembers the ids of events, so that an append may be repeated.
+const REMEMBERED: Duration = Duration::from_mins(2);
+
+/// A stream that was there is missing only if it is missed so often; a cluster that restarts may not know yet.
+const MISSED: usize = 3;
+const MISSED_EVERY: Duration = Duration::from_millis(500);
+
+/// Why the streams cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Hindrance {
+    /// It may pass.
+    Away(String),
+    /// Somebody has to change something.
+    Wrong(String),
+}
+
+/// What the streams of a gateway must be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted([Config; 3]);
+
+impl Wanted {
+    pub(super) fn new(names: &Names, settings: &config::Nats, retention: Duration) -> Self {
+        let common = |name: &String| Config {
+            name: name.clone(),
+            subjects: vec![names.all_of(name)],
+            storage: StorageType::File,
+            num_replicas: settings.replicas,
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            max_bytes: -1,
+            max_messages: -1,
+            max_messages_per_subject: -1,
+            max_consumers: -1,
+            duplicate_window: REMEMBERED.min(retention),
+            ..Config::default()
+        };
+        let events = Config {
+            description: Some("thingspace-gateway: events".to_owned()),
+            max_age: retention,
+            max_bytes: i64::try_from(settings.max_bytes).unwrap_or(i64::MAX),
+            // Reads may ask any replica; they ask the leader for what that one has not seen.
+            allow_direct: true,
+            ..common(&names.events)
+        };
+        let cells = Config {
+            description: Some("thingspace-gateway: cells".to_owned()),
+            max_messages_per_subject: 1,
+            ..common(&names.cells)
+        };
+        let keys = Config {
+            description: Some("thingspace-gateway: cells that expire".to_owned()),
+            max_age: retention,
+            max_messages_per_subject: 1,
+            ..common(&names.keys)
+        };
+        Self([events, cells, keys])
+    }
+}
+
+/// Makes the streams that are missing and compares the others; says what the stream of events was born as. `known`: they
+/// were there before.
+pub(super) async fn establish(link: &Link, wanted: &Wanted, known: bool) -> Result<u64, Hindrance> {
+    let server = link.client.server_info();
+    let (major, minor, patch) = SERVER;
+    if !link.client.is_server_compatible(major, minor, patch) {
+        let found = server.version;
+        return Err(Hindrance::Wrong(format!(
+            "NATS server {found} is too old; {major}.{minor}.{patch} is the oldest"
+        )));
+    }
+    let most = MAX_EVENT_BYTES + AROUND_AN_EVENT;
+    if server.max_payload < most {
+        let found = server.max_payload;
+        return Err(Hindrance::Wrong(format!(
+            "NATS takes messages of {found} bytes; set max_payload to at least {most}"
+        )));
+    }
+    let mut found = look(link, wanted).await?;
+    if known || found.iter().any(Option::is_some) {
+        for _ in 1..MISSED {
+            if found.iter().all(Option::is_some) {
+                break;
+            }
+            tokio::time::sleep(MISSED_EVERY).await;
+            found = look(link, wanted).await?;
+        }
+    }
+    let mut epoch = None;
+    for (wanted, found) in wanted.0.iter().zip(found) {
+        let info = match found {
+            Some(info) => info,
+            None => create(link, wanted).await?,
+        };
+        compare(wanted, &info.config)?;
+        epoch.get_or_insert(born(&info));
+    }
+    epoch.ok_or_else(|| Hindrance::Away("there is no stream".to_owned()))
+}
+
+/// Which incarnation of a stream this is.
+pub(super) fn born(info: &Info) -> u64 {
+    // Until the year 2554.
+    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
+}
+
+async fn look(link: &Link, wanted: &Wanted) -> Result<Vec<Option<Info>>, Hindrance> {
+    try_join_all(wanted.0.iter().map(|wanted| get(link, &wanted.name))).await
+}
+
+async fn get(link: &Link, name: &str) -> Result<Option<Info>, Hindrance> {
+    match link.context.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().clone())),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(None)
+            }
+            _ => Err(Hindrance::Away(format!("stream {name}: {error}"))),
+        },
+    }
+}
+
+async fn create(link: &Link, wanted: &Config) -> Result<Info, Hindrance> {
+    let name = &wanted.name;
+    match link.context.create_stream(wanted.clone()).await {
+        Ok(stream) => {
+            tracing::info!(stream = name, replicas = wanted.num_replicas, "made a stream");
+            Ok(stream.cached_info().clone())
+        }
+        Err(error) => Err(match error.kind() {
+            CreateStreamErrorKind::JetStream(why) if needs_somebody(&why) => {
+                Hindrance::Wrong(format!("stream {name} cannot be made: {why}"))
+            }
+            // Somebody else may have made it in the meantime, with other limits; the next look tells.
+            _ => Hindrance::Away(format!("stream {name} cannot be made: {error}")),
+        }),
+    }
+}
+
+fn needs_somebody(error: &jetstream::Error) -> bool {
+    matches!(
+        error.error_code(),
+        ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
+            | ErrorCode::STREAM_SUBJECT_OVERLAP
+            | ErrorCode::JETSTREAM_NOT_ENABLED
+            | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT
+            | ErrorCode::STREAM_INVALID_CONFIG
+            | ErrorCode::MAXIMUM_STREAMS_LIMIT
+            | ErrorCode::STREAM_MAX_BYTES_REQUIRED
+            | ErrorCode::STREAM_MAX_STREAM_BYTES_EXCEEDED
+            | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+            | ErrorCode::NO_LIMITS
+    )
+}
+
+/// All that differs and matters, in one error.
+fn compare(wanted: &Config, found: &Config) -> Result<(), Hindrance> {
+    let mut wrong = Vec::new();
+    let mut check = |field: &str, wanted: &dyn fmt::Debug, found: &dyn fmt::Debug, same: bool| {
+        if !same {
+            wrong.push(format!("{field} is {found:?}, must be {wanted:?}"));
+        }
+    };
+    macro_rules! same {
+        ($($field:ident),+) => {$(
+            check(stringify!($field), &wanted.$field, &found.$field, wanted.$field == found.$field);
+        )+};
+    }
+    same!(
+        subjects,
+        storage,
+        num_replicas,
+        retention,
+        discard,
+        max_age,
+        max_bytes,
+        allow_direct,
+        sealed,
+        no_ack
+    );
+    same!(discard_new_per_subject, duplicate_window, mirror, sources, subject_transform, allow_message_ttl);
+    // 0 says the same as -1.
+    let unlimited = |limit: i64| if limit <= 0 { -1 } else { limit };
+    macro_rules! limit {
+        ($($field:ident),+) => {$({
+            let (wanted, found) = (unlimited(wanted.$field.into()), unlimited(found.$field.into()));
+            check(stringify!($field), &wanted, &found, wanted == found);
+        })+};
+    }
+    limit!(max_messages, max_messages_per_subject, max_consumers, max_message_size);
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Hindrance::Wrong(format!("stream {}: {}", found.name, wrong.join("; "))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_differs_is_named_with_both_values() {
+        let settings = config::Config::defaults().store.nats;
+        let names = Names::new(&settings.prefix);
+        let Wanted([events, cells, _]) = Wanted::new(&names, &settings, Duration::from_hours(24));
+        assert_eq!(compare(&events, &events), Ok(()));
+        let lossy = Config { discard: DiscardPolicy::Old, num_replicas: 1, ..events.clone() };
+        let Err(Hindrance::Wrong(why)) = compare(&events, &lossy) else { panic!("accepted") };
+        assert_eq!(why, "stream gw_events: num_replicas is 1, must be 3; discard is Old, must be New");
+        let unlimited = Config { max_messages: 0, max_message_size: -1, ..cells.clone() };
+        assert_eq!(compare(&cells, &unlimited), Ok(()));
+        let cached = Config { allow_direct: true, ..cells.clone() };
+        assert!(compare(&cells, &cached).is_err());
+    }
+}

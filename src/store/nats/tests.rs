@@ -1,0 +1,143 @@
+#[expect(unreachable_pub, reason = "shared with the black-box tests")]
+#[expect(dead_code, reason = "shared with tests that do more to their servers")]
+#[path = "../../../tests/it/nats_server.rs"]
+mod nats_server;
+
+use async_nats::jetstream;
+
+use self::nats_server::NatsServer;
+use super::*;
+use crate::store::contract;
+
+const KEEP: Duration = Duration::from_hours(1);
+
+/// How long a test waits for what must happen.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// For one server alone.
+fn settings(url: &str) -> config::Nats {
+    let mut settings = config::Config::defaults().store.nats;
+    url.clone_into(&mut settings.url);
+    settings.replicas = 1;
+    settings
+}
+
+/// A server of its own, and a store in it that can be used.
+async fn new() -> (NatsServer, Arc<dyn Store>) {
+    let server = NatsServer::start().await;
+    let store = open(&server).await;
+    (server, store)
+}
+
+async fn open(server: &NatsServer) -> Arc<dyn Store> {
+    let store = Nats::open(&settings(&server.url()), KEEP).await.unwrap();
+    timeout(store.usable()).await;
+    Arc::new(store)
+}
+
+async fn timeout<F: Future>(what: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
+}
+
+/// Not the store's own connection, and without its means.
+async fn admin(server: &NatsServer) -> jetstream::Context {
+    jetstream::new(async_nats::connect(server.url()).await.unwrap())
+}
+
+#[tokio::test]
+async fn order() {
+    let (_server, store) = new().await;
+    contract::order(&*store).await;
+}
+
+#[tokio::test]
+async fn pages() {
+    let (_server, store) = new().await;
+    contract::pages(&*store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn read_your_writes() {
+    let (_server, store) = new().await;
+    contract::read_your_writes(&*store).await;
+}
+
+#[tokio::test]
+async fn same_id() {
+    let (_server, store) = new().await;
+    contract::same_id(&*store).await;
+}
+
+#[tokio::test]
+async fn largest_event() {
+    let (_server, store) = new().await;
+    contract::largest_event(&*store).await;
+}
+
+#[tokio::test]
+async fn durable() {
+    let server = NatsServer::start().await;
+    contract::durable(async || open(&server).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn follow_all() {
+    let (_server, store) = new().await;
+    contract::follow_all(store, contract::Asks::Later).await;
+}
+
+#[tokio::test]
+async fn follow_from() {
+    let (_server, store) = new().await;
+    contract::follow_from(&*store).await;
+}
+
+#[tokio::test]
+async fn replaced() {
+    let (_server, store) = new().await;
+    contract::replaced(&*store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swap_race() {
+    let (_server, store) = new().await;
+    contract::swap_race(store).await;
+}
+
+#[tokio::test]
+async fn swap_conflict() {
+    let (_server, store) = new().await;
+    contract::swap_conflict(&*store).await;
+}
+
+#[tokio::test]
+async fn too_old() {
+    let (server, store) = new().await;
+    let log = contract::new_log();
+    let expired = contract::append(&*store, &log, "expired").await.unwrap();
+    contract::append(&*store, &log, "expired, too").await.unwrap();
+    let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
+    stream.purge().await.unwrap();
+    contract::too_old(&*store, expired).await;
+}
+
+/// The stream is as large as it may be; with what was in it gone, it takes events again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full() {
+    const BYTES: u64 = 16 * 1024 * 1024;
+    let server = NatsServer::start().await;
+    let settings = config::Nats { max_bytes: BYTES, ..settings(&server.url()) };
+    let store = Nats::open(&settings, KEEP).await.unwrap();
+    timeout(store.usable()).await;
+    let other = contract::new_log();
+    let fill = async || {
+        for _ in 0..BYTES / 1_000_000 - 4 {
+            store.append(&other, Uuid::new_v4(), vec![0; MAX_EVENT_BYTES].into()).await.unwrap();
+        }
+    };
+    let free = async || {
+        let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
+        stream.purge().filter(store.shared.names.log(&other)).await.unwrap();
+    };
+    contract::full(&store, fill, free).await;
+}

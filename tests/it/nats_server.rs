@@ -1,0 +1,251 @@
+//! Real NATS servers for one test, alone or as a cluster of three, which it may kill, freeze and start again.
+//!
+//! They are `target/tools/bin/nats-server`, which `make tools` installs, or what NATS_SERVER names; never the machine's own.
+//! Each process that tests has a loopback address of its own, so that ports are fixed and belong to nobody else: a server
+//! that was killed comes back where it was.
+
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// How long a server may take to do what it is told.
+const DEADLINE: Duration = Duration::from_secs(40);
+
+/// How long it may take to answer whether it is well.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// One server; killed when dropped.
+#[derive(Debug)]
+pub struct NatsServer {
+    name: String,
+    at: Ports,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+    /// Absent in a cluster, which has one for all.
+    folder: Option<TempDir>,
+}
+
+/// Three servers that know each other.
+#[derive(Debug)]
+pub struct NatsCluster {
+    pub servers: Vec<NatsServer>,
+    folder: TempDir,
+}
+
+/// Where a server listens: for clients, for other servers and for questions about its health.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    client: SocketAddrV4,
+    cluster: SocketAddrV4,
+    health: SocketAddrV4,
+}
+
+impl NatsServer {
+    /// A server alone, ready.
+    pub async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same, with more lines in its configuration.
+    pub async fn start_with(more: &str) -> Self {
+        let mut server = Self::stopped_with(more);
+        server.spawn();
+        server.ready().await;
+        server
+    }
+
+    /// A server that was not started yet; where it will be is known.
+    pub fn stopped_with(more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut server = Self::new("n1", Ports::next(), folder.path(), more);
+        server.folder = Some(folder);
+        server
+    }
+
+    fn new(name: &str, at: Ports, folder: &Path, more: &str) -> Self {
+        let (config, log) = (folder.join(format!("{name}.conf")), folder.join(format!("{name}.log")));
+        let store = folder.join(name);
+        let Ports { client, health, .. } = at;
+        let text = format!(
+            "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: {log:?}\n\
+             jetstream {{ store_dir: {store:?}, sync_interval: always, max_file_store: 16GB }}\n{more}\n"
+        );
+        fs::write(&config, text).unwrap();
+        Self { name: name.to_owned(), at, config, log, child: None, folder: None }
+    }
+
+    /// For clients.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.at.client)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts it, where it was and with what it had. It is not ready yet.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "{} runs already", self.name);
+        let mut command = Command::new(binary());
+        command.arg("--config").arg(&self.config).stdin(Stdio::null());
+        // It logs to its file; what it says before it can is an error.
+        self.child = Some(command.stdout(Stdio::null()).spawn().expect("nats-server can be started"));
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn restart(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Waits until it takes clients, and until everything it stores is there and current.
+    pub async fn ready(&mut self) {
+        let began = Instant::now();
+        while !self.is_well() {
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            assert!(ended.is_none(), "{} ended ({ended:?}):\n{}", self.name, self.last_words());
+            assert!(began.elapsed() < DEADLINE, "{} is not ready:\n{}", self.name, self.last_words());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect_timeout(&self.at.health.into(), ANSWER)?;
+            stream.set_read_timeout(Some(ANSWER))?;
+            stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        ask().is_ok_and(|answer| answer.contains(" 200 "))
+    }
+
+    /// Ends it at once, as a crash does.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// It stands still, with all its connections.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// It gives away what it leads, sends its clients elsewhere and ends; waits for that.
+    pub async fn lame_duck(&mut self) {
+        self.signal(Signal::USR2);
+        self.ended().await;
+    }
+
+    /// It ends in order.
+    pub async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        self.ended().await;
+    }
+
+    async fn ended(&mut self) {
+        let began = Instant::now();
+        let mut child = self.child.take().expect("it runs");
+        while child.try_wait().unwrap().is_none() {
+            assert!(began.elapsed() < DEADLINE, "{} does not end:\n{}", self.name, self.last_words());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it runs");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a child has a process id");
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn last_words(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl NatsCluster {
+    /// Three servers, ready.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ports = [Ports::next(), Ports::next(), Ports::next()];
+        let mut servers: Vec<_> = ports
+            .iter()
+            .zip(["n1", "n2", "n3"])
+            .map(|(at, name)| NatsServer::new(name, *at, folder.path(), &cluster(at, &ports)))
+            .collect();
+        servers.iter_mut().for_each(NatsServer::spawn);
+        for server in &mut servers {
+            server.ready().await;
+        }
+        Self { servers, folder }
+    }
+
+    /// Of all servers, separated by commas.
+    pub fn url(&self) -> String {
+        self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The server with this name, such as the leader of a stream.
+    pub fn named(&mut self, name: &str) -> &mut NatsServer {
+        self.servers.iter_mut().find(|server| server.name == name).expect("a server of this cluster")
+    }
+}
+
+fn cluster(at: &Ports, all: &[Ports]) -> String {
+    let mut routes = String::new();
+    for Ports { cluster, .. } in all {
+        write!(routes, "\"nats://{cluster}\" ").unwrap();
+    }
+    format!("cluster {{ name: test, listen: \"{}\", routes: [{routes}] }}", at.cluster)
+}
+
+impl Ports {
+    /// Those of one more server of this process: 127.0.0.0/8 is the machine's own, and process ids are unique on it.
+    fn next() -> Self {
+        const FIRST: u16 = 20_000;
+        static NEXT: AtomicU16 = AtomicU16::new(FIRST);
+        let [high, x, y, z] = std::process::id().to_be_bytes();
+        assert_eq!(high, 0, "process ids have 22 bits");
+        let address = Ipv4Addr::new(127, x, y, z);
+        let first = NEXT.fetch_add(3, Ordering::Relaxed);
+        let [client, cluster, health] = [0, 1, 2].map(|n| SocketAddrV4::new(address, first + n));
+        Self { client, cluster, health }
+    }
+}
+
+fn binary() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
+        |folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
+    );
+    let path = std::env::var_os("NATS_SERVER")
+        .map_or_else(|| target.join("tools").join("bin").join("nats-server"), PathBuf::from);
+    assert!(File::open(&path).is_ok(), "{} is missing: run `make tools`", path.display());
+    path
+}
