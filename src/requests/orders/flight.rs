@@ -108,7 +108,8 @@ impl Orders {
             order_id,
             cell,
             key: None,
-            sent_time: Timestamp::now(),
+            // As the cell holds it.
+            sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or_default(),
             retry_until,
             send_by: Instant::now() + leases::before_sending(self.order_timeout),
             turn: Some(turn),
