@@ -46,8 +46,9 @@ use resolve::Resolver;
 use token::TokenKey;
 use watch::Watch;
 
-/// How often an append is repeated, with the same event id, when the store did not say whether it stored.
+/// How often an append is repeated, with the same event id, when the store did not say whether it stored, and how long.
 const APPEND_TRIES: u32 = 3;
+const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
 /// Between attempts to load the key of tokens at the start.
 const KEY_RETRY: Duration = Duration::from_millis(500);
@@ -64,10 +65,12 @@ async fn append(
     id: Uuid,
     kind: event::Kind,
 ) -> Result<Position, StoreError> {
-    let bytes = event::encode(kind);
+    let (bytes, began) = (event::encode(kind), Instant::now());
     for _ in 1..APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason)) => debug!(log = log.encode(), reason, "repeating an append"),
+            Err(StoreError::Ambiguous(reason)) if began.elapsed() < APPEND_WITHIN => {
+                debug!(log = log.encode(), reason, "repeating an append");
+            }
             settled => return settled,
         }
     }

@@ -168,7 +168,7 @@ impl Registration {
         self.carry_through(async move { turn.register(force).await }).await
     }
 
-    /// Takes our registration away, until [`Registration::register`] or the next start.
+    /// Takes our registration away, until [`Registration::register`]: no replica and no restart registers it before.
     pub async fn deregister(&self, account: &AccountName) -> Result<(), Error> {
         let mut turn = self.turn(account).await?;
         self.carry_through(async move { turn.deregister().await }).await

@@ -95,6 +95,15 @@ struct Known {
     pair: Pair,
     code: Vec<u8>,
     replaced: Vec<storage::ReplacedPair>,
+    unwanted: bool,
+}
+
+/// What is done to an account's cell, beside bringing it up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    Rotate,
+    Want(bool),
 }
 
 impl fmt::Debug for Secrets {
@@ -183,24 +192,34 @@ impl Secrets {
 
     /// Replaces a generated pair; one from files is read again.
     pub async fn rotate(&self, account: &AccountName) -> Result<Pair, Error> {
-        self.settle(account, true).await
+        self.settle(account, Change::Rotate).await
+    }
+
+    /// Keeps for all replicas whether an account's registration is wanted.
+    pub(super) async fn want(&self, account: &AccountName, wanted: bool) -> Result<(), Error> {
+        self.settle(account, Change::Want(wanted)).await.map(drop)
+    }
+
+    /// Whether an operator took an account's registration away, as it was last read.
+    pub(super) fn is_unwanted(&self, account: &AccountName) -> bool {
+        self.0.known().get(account).is_some_and(|known| known.unwanted)
     }
 
     /// Reads the files and cells again: somebody may have changed them.
     pub async fn refresh(&self) -> Result<(), Error> {
         for account in &self.0.accounts {
-            self.settle(account, false).await?;
+            self.settle(account, Change::Nothing).await?;
         }
         Ok(())
     }
 
     /// The same for one account, whose pair seems to be another one.
     pub(super) async fn refresh_pair(&self, account: &AccountName) -> Result<(), Error> {
-        self.settle(account, false).await.map(drop)
+        self.settle(account, Change::Nothing).await.map(drop)
     }
 
     /// Brings the cell of an account's pair up to date, and what is known here.
-    async fn settle(&self, account: &AccountName, rotate: bool) -> Result<Pair, Error> {
+    async fn settle(&self, account: &AccountName, change: Change) -> Result<Pair, Error> {
         if !self.accounts().any(|configured| configured == account) {
             return Err(Error::NotConfigured(account.clone()));
         }
@@ -224,7 +243,7 @@ impl Secrets {
             };
             let pair = match &given {
                 Some(pair) => pair.clone(),
-                None if rotate => generate()?,
+                None if change == Change::Rotate => generate()?,
                 None if stored.password.is_empty() => {
                     match self.pair(account).filter(|_| version.is_none()) {
                         // The store was replaced: what ThingSpace has been told goes on to hold.
@@ -235,7 +254,12 @@ impl Secrets {
                 None => Pair { username: stored.username.clone(), password: stored.password.clone().into() },
             };
             let code = keys.code(&pair.username, pair.password.expose_secret());
-            if stored.code != code {
+            let unwanted = match change {
+                Change::Want(wanted) => !wanted,
+                Change::Nothing | Change::Rotate => stored.unwanted,
+            };
+            if stored.code != code || stored.unwanted != unwanted {
+                stored.unwanted = unwanted;
                 self.0.replace(&mut stored, code.clone());
                 (stored.username, stored.password) = match files {
                     Some(_) => (String::new(), String::new()),
@@ -246,7 +270,7 @@ impl Secrets {
                     continue;
                 }
             }
-            let known = Known { pair: pair.clone(), code, replaced: stored.replaced };
+            let known = Known { pair: pair.clone(), code, replaced: stored.replaced, unwanted };
             self.0.known().insert(account.clone(), known);
             return Ok(pair);
         }
@@ -295,6 +319,7 @@ impl Inner {
 
     fn replace(&self, stored: &mut storage::CallbackPair, code: Vec<u8>) {
         let old = std::mem::replace(&mut stored.code, code);
+        let old = if old == stored.code { Vec::new() } else { old };
         stored.replaced.retain(|replaced| replaced.code != stored.code && self.is_recent(replaced));
         if !old.is_empty() {
             let replaced_time_ms = Timestamp::now().as_millisecond();

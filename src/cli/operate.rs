@@ -104,7 +104,7 @@ Examples:
     },
     /// Register this gateway for an account, unless it is
     Register(Register),
-    /// Take this gateway's registration away, until `callbacks register` or the next start
+    /// Take this gateway's registration away, until `callbacks register`
     #[command(after_help = "\
 Results are found out by polling from then on. A registration that leads to another is left alone.
 

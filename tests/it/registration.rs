@@ -230,12 +230,18 @@ async fn what_an_operator_deregistered_stays_away() {
     let upstream = upstream().await;
     let mut config = upstream.called();
     config.callbacks.recheck = Duration::from_millis(10);
-    let gateway = upstream.registering(config).await;
+    let gateway = upstream.registering(config.clone()).await;
     gateway.registration().deregister(&account()).await.unwrap();
     gateway.registration().deregister(&account()).await.unwrap();
     assert!(upstream.registered().is_none());
     assert_eq!(calls(&upstream.sim.ledger())[1..], [1, 1]);
+    gateway.stop().await;
+
+    // Not even a restart brings it back.
+    let gateway = Gateway::start(config).await;
+    gateway.registration().deregister(&account()).await.unwrap();
     gateway.registration().register(&account(), false).await.unwrap();
+    assert_eq!(calls(&upstream.sim.ledger())[1..], [2, 1]);
     assert!(upstream.registered().is_some());
     gateway.stop().await;
 }

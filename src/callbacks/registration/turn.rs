@@ -24,8 +24,6 @@ pub(super) struct Turn {
 /// What this process knows of an account's registration.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
-    /// An operator took it away: it stays away until an operator wants it again.
-    unwanted: bool,
     /// Whose URL the log has complained about.
     complained: Option<String>,
     /// After a registration another password than ours was listed: the listing does not show passwords.
@@ -41,10 +39,10 @@ struct Found {
 impl Turn {
     /// What the background does. Another's URL is an error in the log, once, and no reason to hurry.
     pub(super) async fn look_after(&mut self) -> Result<(), Error> {
-        if self.memory.unwanted {
+        self.inner.secrets.refresh().await?;
+        if self.inner.secrets.is_unwanted(&self.account) {
             return Ok(());
         }
-        self.inner.secrets.refresh().await?;
         match self.settle(false).await {
             Ok(_) => self.memory.complained = None,
             Err(Error::Taken(taken)) => {
@@ -61,7 +59,7 @@ impl Turn {
     pub(super) async fn register(&mut self, force: bool) -> Result<Outcome, Error> {
         self.inner.secrets.refresh().await?;
         let outcome = self.settle(force).await?;
-        self.memory.unwanted = false;
+        self.inner.secrets.want(&self.account, true).await?;
         self.memory.complained = None;
         Ok(outcome)
     }
@@ -72,8 +70,8 @@ impl Turn {
     }
 
     pub(super) async fn deregister(&mut self) -> Result<(), Error> {
-        self.inner.secrets.refresh().await?;
-        self.memory.unwanted = true;
+        // Before it is gone: no replica shall put it back.
+        self.inner.secrets.want(&self.account, false).await?;
         let mut doubt = None;
         for _ in 0..ROUNDS {
             match self.look().await? {
