@@ -80,6 +80,16 @@ pub struct ThingSpace {
     pub order_timeout: Duration,
     /// Per set of credentials and replica.
     pub calls_per_second: u32,
+    /// Calls under way, of all credentials together.
+    pub max_connections: usize,
+    /// So many failures of a host in a row, and it is left alone for a while.
+    pub breaker_failures: u32,
+    #[serde(with = "duration")]
+    pub breaker_first: Duration,
+    #[serde(with = "duration")]
+    pub breaker_max: Duration,
+    /// Empty: none. The environment's is never used.
+    pub proxy_url: String,
     pub max_devices_per_order: usize,
     /// Refuse identifiers with wrong check digits instead of warning.
     pub strict_checksums: bool,

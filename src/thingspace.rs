@@ -4,12 +4,16 @@
 //! a failure means, where the knowledge is, as one [`Error`] of a closed list; its callers match on that alone.
 //!
 //! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace certainly turned
-//! away before execution (one renewal for each kind of token).
+//! away before execution (one renewal for each kind of token). Calls without effect are tried again by [`retry`]'s pace, and
+//! a host that does not answer is left alone by its [`breaker`].
 
+mod breaker;
 mod client;
 mod code;
+mod connections;
 mod error;
 mod limit;
+mod retry;
 mod session;
 mod transport;
 mod trouble;
@@ -21,8 +25,10 @@ mod tests;
 
 pub(crate) use code::shown as shown_code;
 
+pub use breaker::HostHealth;
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
+pub use retry::Retries;
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};

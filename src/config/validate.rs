@@ -14,7 +14,7 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Credentials, StoreKind, duration::show, problems::Problems};
+use super::{Config, Credentials, StoreKind, ThingSpace, duration::show, problems::Problems};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -28,6 +28,10 @@ const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Dura
 const ORDER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
 const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
 const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
+const MAX_CONNECTIONS: RangeInclusive<usize> = 4..=10_000;
+const BREAKER_FAILURES: RangeInclusive<u32> = 1..=100;
+const BREAKER_FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
+const BREAKER_AT_MOST: Duration = Duration::from_mins(5);
 
 const MIN_AGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 const FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
@@ -79,6 +83,10 @@ pub(super) fn bounds(config: &Config) -> Problems {
         thingspace.max_devices_per_order,
         &MAX_DEVICES_PER_ORDER,
     );
+
+    problems.number("thingspace.max_connections", thingspace.max_connections, &MAX_CONNECTIONS);
+    problems.breaker(thingspace);
+    problems.proxy("thingspace.proxy_url", &thingspace.proxy_url);
 
     problems.callbacks(callbacks);
 
@@ -217,6 +225,25 @@ impl Problems {
         if !(least..=most).contains(&value) {
             let (value, least, most) = (show(value), show(least), show(most));
             self.push(format!("{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"));
+        }
+    }
+
+    fn breaker(&mut self, thingspace: &ThingSpace) {
+        let ThingSpace { breaker_failures, breaker_first, breaker_max, .. } = thingspace;
+        self.number("thingspace.breaker_failures", *breaker_failures, &BREAKER_FAILURES);
+        self.duration("thingspace.breaker_first", *breaker_first, &BREAKER_FIRST);
+        let first = "thingspace.breaker_first";
+        self.ordered("thingspace.breaker_max", *breaker_max, first, *breaker_first, BREAKER_AT_MOST);
+    }
+
+    /// A proxy that is spoken to in plain text; what goes through it to an https:// address is encrypted all the same.
+    fn proxy(&mut self, key: &str, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        self.url(key, text);
+        if text.starts_with("https:") {
+            self.push(format!("{key}: https is not supported; write http://HOST:PORT"));
         }
     }
 

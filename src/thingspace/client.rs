@@ -1,18 +1,25 @@
-//! The calls others make: what they cost at the limiter, which tokens they carry, and the one repeat per kind of token.
+//! The calls others make: what they wait for before they are sent, and which of them are tried again.
+//!
+//! A call has a connection and a permit of the rate before it is sent, and each try has its own. Whoever stops waiting, at
+//! its deadline or for good, gives back what it held, and nothing is sent for it any more.
+
+mod exchange;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::exchange::Failed;
 use super::{
-    Error, Order, Registration, StatusAnswer, Target, code,
-    limit::{Class, Limiter, Permit},
-    session::{Pair, Tokens},
-    transport::{Endpoint, Failure, Transport},
+    Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
+    connections::{Connection, Connections},
+    error::LEFT_ALONE,
+    limit::{BURST, Class, Limiter, Permit},
+    session::Tokens,
+    transport::{Endpoint, Transport},
     trouble::Trouble,
-    verdict::{Stale, Verdict, judge},
     wire,
 };
 use crate::{
@@ -25,6 +32,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     transport: Arc<Transport>,
+    connections: Arc<Connections>,
     accounts: Arc<HashMap<AccountName, Arc<Upstream>>>,
 }
 
@@ -53,14 +61,24 @@ pub enum BuildError {
 #[derive(Debug)]
 pub struct OrderPermit {
     upstream: Arc<Upstream>,
-    permit: Permit,
+    turn: Turn,
 }
 
-/// What a status is asked for, which decides how long it may wait for the rate limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a call has to have before it is sent.
+#[derive(Debug)]
+struct Turn {
+    permit: Permit,
+    connection: Connection,
+}
+
+/// What a status is asked for, which decides how long it may wait for its turn.
+#[derive(Debug, Clone)]
 pub enum Purpose {
-    /// A request of ours: waits its turn, after the orders, but gets at least 30 % of the rate.
+    /// A request of ours: gets at least 30 % of the rate.
     Poll,
+    /// A caller asks: waits until no order does, with what polls leave. Once `polled` is cancelled somebody waits for
+    /// the same answer as for a poll, and it has a poll's turn too.
+    Ask { polled: CancellationToken },
     /// Somebody asks for a request that was made elsewhere: at most 5 % of the rate, and never waits
     /// ([`Error::Throttled`] when that is used up).
     Foreign,
@@ -85,7 +103,8 @@ impl Client {
         tasks: &TaskTracker,
     ) -> Result<Self, BuildError> {
         let rate = thingspace.calls_per_second.try_into().map_err(|_| BuildError::Rate)?;
-        let transport = Arc::new(Transport::new(thingspace)?);
+        let probed = credentials.iter().flat_map(|set| &set.accounts).next();
+        let transport = Arc::new(Transport::new(thingspace, probed.cloned())?);
         let mut accounts = HashMap::new();
         for set in credentials {
             let upstream = Arc::new(Upstream {
@@ -97,7 +116,8 @@ impl Client {
                 accounts.insert(account.clone(), Arc::clone(&upstream));
             }
         }
-        Ok(Self { transport, accounts: Arc::new(accounts) })
+        let connections = Arc::new(Connections::new(thingspace.max_connections));
+        Ok(Self { transport, connections, accounts: Arc::new(accounts) })
     }
 
     /// True when some credentials serve this account.
@@ -105,24 +125,30 @@ impl Client {
         self.accounts.contains_key(account)
     }
 
-    /// Everything an order needs before it is sent: a bearer, a session, a permit of the rate limit. Cancel-safe: drop
-    /// it at the deadline. Nothing is sent for the order itself.
+    /// How ThingSpace's hosts are doing: the API's, then that of the tokens if it is another.
+    pub fn hosts(&self) -> Vec<HostHealth> {
+        self.transport.health()
+    }
+
+    /// Everything an order needs before it is sent: a bearer, a session, a connection, a permit of the rate limit. Cancel-safe:
+    /// drop it at the deadline. Nothing is sent for the order itself.
     pub async fn prepare_order(&self, account: &AccountName) -> Result<OrderPermit, Error> {
         let upstream = self.upstream(account)?;
-        upstream.tokens.pair().await?;
-        let permit = upstream.limiter.wait(Class::Order).await?;
-        Ok(OrderPermit { upstream, permit })
+        self.ready(&upstream).await?;
+        let turn = self.turn(&upstream, Class::Order).await?;
+        Ok(OrderPermit { upstream, turn })
     }
 
     /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After
     /// [`Error::NotSent`] the caller may call it again with a new permit.
     pub async fn place_order(&self, permit: OrderPermit, order: &Order) -> Result<RequestId, Error> {
-        let OrderPermit { upstream, permit } = permit;
+        let OrderPermit { upstream, turn } = permit;
         let body = wire::order(order);
-        self.exchange(&upstream, permit, Endpoint::Download, body, wire::request_id).await
+        let placed = self.exchange(&upstream, turn, Endpoint::Download, body, &wire::request_id).await;
+        placed.map_err(|failed| upstream.tell(failed))
     }
 
-    /// One GET (and the same authentication repeats), and how long that took once it had its permit.
+    /// A GET, tried again if it fails, and how long the answer took once that try had its turn.
     pub async fn request_status(
         &self,
         account: &AccountName,
@@ -130,21 +156,15 @@ impl Client {
         purpose: Purpose,
     ) -> Result<(StatusLookup, Duration), Error> {
         let upstream = self.upstream(account)?;
-        upstream.tokens.pair().await?;
-        let permit = match purpose {
-            Purpose::Poll => upstream.limiter.wait(Class::Poll).await?,
-            Purpose::Foreign => upstream.limiter.take_foreign()?,
-        };
-        let began = Instant::now();
         let endpoint = Endpoint::Status { account, request };
-        let answer =
-            self.exchange(&upstream, permit, endpoint, Bytes::new(), |body| wire::status(body, request));
-        let lookup = match answer.await {
-            Ok(answer) => StatusLookup::Found(answer),
-            Err(Error::Refused(refusal)) if code::says_unknown_request(&refusal) => StatusLookup::NotKnown,
-            Err(error) => return Err(error),
-        };
-        Ok((lookup, began.elapsed()))
+        let parse = |body: &[u8]| wire::status(body, request);
+        match self.call(&upstream, &purpose, endpoint, Bytes::new(), parse).await {
+            Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),
+            Err((Error::Refused(refusal), took)) if code::says_unknown_request(&refusal) => {
+                Ok((StatusLookup::NotKnown, took))
+            }
+            Err((error, _)) => Err(error),
+        }
     }
 
     /// Where the results of an account go, service by service.
@@ -179,9 +199,76 @@ impl Client {
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<T, Error> {
         let upstream = self.upstream(account)?;
-        upstream.tokens.pair().await?;
-        let permit = upstream.limiter.wait(Class::Poll).await?;
-        self.exchange(&upstream, permit, endpoint, body, parse).await
+        let called = self.call(&upstream, &Purpose::Poll, endpoint, body, parse).await;
+        called.map(|(done, _)| done).map_err(|(error, _)| error)
+    }
+
+    /// A call that is no order: tried again where that is safe, each time with a turn of its own. With the time that the last
+    /// try took.
+    async fn call<T>(
+        &self,
+        upstream: &Arc<Upstream>,
+        purpose: &Purpose,
+        endpoint: Endpoint<'_>,
+        body: Bytes,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<(T, Duration), (Error, Duration)> {
+        let mut retries = Retries::default();
+        let waited = self.take_turn(upstream, purpose).await;
+        let mut turn = waited.map_err(|error| (error, Duration::ZERO))?;
+        loop {
+            let began = Instant::now();
+            let failed = match self.exchange(upstream, turn, endpoint, body.clone(), &parse).await {
+                Ok(done) => return Ok((done, began.elapsed())),
+                Err(failed) => failed,
+            };
+            let took = began.elapsed();
+            let Some(pause) = failed.pause(&mut retries) else { return Err((upstream.tell(failed), took)) };
+            tracing::debug!(credentials = upstream.tokens.name(), ?pause, "trying again: {}", failed.error());
+            tokio::time::sleep(pause).await;
+            turn = match self.take_turn(upstream, purpose).await {
+                Ok(turn) => turn,
+                // What failed says more than what kept it from being tried again.
+                Err(_) => return Err((upstream.tell(failed), took)),
+            };
+        }
+    }
+
+    /// Both tokens are there, and the host is not left alone: else waiting for a turn would be for nothing.
+    async fn ready(&self, upstream: &Arc<Upstream>) -> Result<(), Error> {
+        if let Some(wait) = self.transport.left_alone() {
+            let error = Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) };
+            return Err(upstream.tell(Failed::for_good(error)));
+        }
+        upstream.tokens.pair().await.map(drop)
+    }
+
+    async fn take_turn(&self, upstream: &Arc<Upstream>, purpose: &Purpose) -> Result<Turn, Error> {
+        self.ready(upstream).await?;
+        match purpose {
+            Purpose::Poll => self.turn(upstream, Class::Poll).await,
+            Purpose::Ask { polled } => {
+                let as_poll = async {
+                    polled.cancelled().await;
+                    self.turn(upstream, Class::Poll).await
+                };
+                tokio::select! {
+                    turn = self.turn(upstream, Class::Ask) => turn,
+                    turn = as_poll => turn,
+                }
+            }
+            Purpose::Foreign => {
+                let used_up = || Error::Throttled { retry_after: Some(BURST) };
+                let connection = self.connections.take(Class::Ask).ok_or_else(used_up)?;
+                Ok(Turn { permit: upstream.limiter.take_foreign()?, connection })
+            }
+        }
+    }
+
+    /// The connection first: a permit that waits for one would be missing from the rate.
+    async fn turn(&self, upstream: &Upstream, class: Class) -> Result<Turn, Error> {
+        let connection = self.connections.wait(class).await?;
+        Ok(Turn { permit: upstream.limiter.wait(class).await?, connection })
     }
 
     fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {
@@ -190,98 +277,14 @@ impl Client {
             retry_after: None,
         })
     }
-
-    /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most.
-    /// The repeats ride on the call's own permit.
-    async fn exchange<T>(
-        &self,
-        upstream: &Upstream,
-        permit: Permit,
-        endpoint: Endpoint<'_>,
-        body: Bytes,
-        parse: impl Fn(&[u8]) -> Option<T>,
-    ) -> Result<T, Error> {
-        let tokens = &upstream.tokens;
-        let mut pair = tokens.pair().await?;
-        permit.spend();
-        let (mut bearer_renewed, mut session_renewed) = (false, false);
-        loop {
-            let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), &parse).await? {
-                Attempt::Done(done) => return Ok(done),
-                Attempt::Stale(stale) => stale,
-            };
-            let (renew_bearer, renew_session) =
-                (stale.bearer && !bearer_renewed, stale.session && !session_renewed);
-            if !renew_bearer && !renew_session {
-                return Err(upstream.failed(Error::CredentialsRejected { name: tokens.name().to_owned() }));
-            }
-            if renew_bearer {
-                tokens.invalidate_bearer(&pair);
-                bearer_renewed = true;
-            }
-            if renew_session {
-                tokens.invalidate_session(&pair);
-                session_renewed = true;
-            }
-            let renewed = tokens.pair().await?;
-            if renewed.headers() == pair.headers() {
-                return Err(upstream.failed(Tokens::same_again()));
-            }
-            pair = renewed;
-        }
-    }
-
-    /// Sends a call once. What fails is logged here, but for what its caller says of one call: an order is refused, or of
-    /// unknown outcome; a request is not known.
-    async fn attempt<T>(
-        &self,
-        upstream: &Upstream,
-        endpoint: Endpoint<'_>,
-        pair: &Pair,
-        body: Bytes,
-        parse: &impl Fn(&[u8]) -> Option<T>,
-    ) -> Result<Attempt<T>, Error> {
-        let is_order = matches!(endpoint, Endpoint::Download);
-        let error = match self.transport.send(endpoint, pair.headers(), body).await {
-            Ok(reply) => match judge(&reply, parse) {
-                Verdict::Done(done) => {
-                    upstream.trouble.answered(upstream.tokens.name());
-                    return Ok(Attempt::Done(done));
-                }
-                Verdict::Stale(stale) => return Ok(Attempt::Stale(stale)),
-                Verdict::Refused(refusal) => {
-                    let told = is_order || code::says_unknown_request(&refusal);
-                    let error = Error::Refused(refusal);
-                    return Err(if told { error } else { upstream.failed(error) });
-                }
-                Verdict::Throttled(retry_after) => Error::Throttled { retry_after },
-                Verdict::Unclear { reason, .. } => Error::Ambiguous { reason },
-            },
-            Err(failure) => Error::from(failure),
-        };
-        let told = is_order && matches!(error, Error::Ambiguous { .. });
-        Err(if told { error } else { upstream.failed(error) })
-    }
-}
-
-/// What became of a call that was answered.
-enum Attempt<T> {
-    Done(T),
-    Stale(Stale),
 }
 
 impl Upstream {
-    fn failed(&self, error: Error) -> Error {
-        self.trouble.failed(self.tokens.name(), &error);
-        error
-    }
-}
-
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::NotConnected(reason) => Self::NotSent { reason, retry_after: None },
-            Failure::Broken(reason) => Self::Ambiguous { reason },
+    /// A call failed for good: said here, unless whoever made it says it.
+    fn tell(&self, failed: Failed) -> Error {
+        if failed.is_told_here() {
+            self.trouble.failed(self.tokens.name(), failed.error());
         }
+        failed.into_error()
     }
 }

@@ -27,8 +27,11 @@ pub enum Error {
     NotSent { reason: String, retry_after: Option<Duration> },
     /// The call may have been executed: time-out, reset, 5xx, unreadable answer. `reason` quotes no body.
     #[error("outcome unknown: {reason}")]
-    Ambiguous { reason: String },
+    Ambiguous { reason: String, retry_after: Option<Duration> },
 }
+
+/// Why a call was not sent to a host whose breaker is open.
+pub(super) const LEFT_ALONE: &str = "ThingSpace does not answer, and is not called for a while";
 
 /// A refusal, in ThingSpace's code and ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,8 +1,9 @@
 //! The rate of calls of one set of credentials.
 //!
-//! Guarantees: never more than `calls_per_second` begun in a second (after a pause, one second's worth at once); orders
-//! first, but polls get three grants of ten while both wait; first come, first served within a class; a permit that is
-//! dropped unspent, or whose waiter gave up, goes back. Never runs a timer while nobody waits.
+//! Guarantees: never more than `calls_per_second` begun in a second (after a pause, one second's worth at once); polls get
+//! three grants of ten while they and others wait; of the others orders go first, then callers' questions; requests made
+//! elsewhere get one in twenty and never wait; first come, first served within a class; a permit that is dropped
+//! unspent, or whose waiter gave up, goes back. Never runs a timer while nobody waits.
 
 use std::{
     num::NonZeroU32,
@@ -22,11 +23,13 @@ const MAX_WAITING: usize = 16_384;
 const POLLS_OF_TEN: u32 = 3;
 /// Foreign requests get one call in twenty.
 const FOREIGN_SHARE: u32 = 20;
-const BURST: Duration = Duration::from_secs(1);
+pub(super) const BURST: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
     Order,
+    /// A caller asks.
+    Ask,
     Poll,
 }
 
@@ -35,6 +38,7 @@ pub(super) struct Limiter {
     bucket: Bucket,
     foreign: Bucket,
     orders: mpsc::Sender<Waiter>,
+    asks: mpsc::Sender<Waiter>,
     polls: mpsc::Sender<Waiter>,
 }
 
@@ -50,17 +54,24 @@ impl Limiter {
     /// Spawns the task that hands out permits; it ends when the limiter is dropped.
     pub(super) fn new(per_second: NonZeroU32) -> Self {
         let interval = Duration::from_secs(1) / per_second.get();
-        let (orders, order_queue) = mpsc::channel(MAX_WAITING);
-        let (polls, poll_queue) = mpsc::channel(MAX_WAITING);
+        let ((orders, order_queue), (asks, ask_queue), (polls, poll_queue)) =
+            (mpsc::channel(MAX_WAITING), mpsc::channel(MAX_WAITING), mpsc::channel(MAX_WAITING));
         let bucket = Bucket::new(interval);
-        tokio::spawn(hand_out(bucket.clone(), Queue::new(order_queue), Queue::new(poll_queue)));
-        Self { bucket, foreign: Bucket::new(interval * FOREIGN_SHARE), orders, polls }
+        let queues = Queues {
+            orders: Queue::new(order_queue),
+            asks: Queue::new(ask_queue),
+            polls: Queue::new(poll_queue),
+            polls_due: 0,
+        };
+        tokio::spawn(queues.hand_out(bucket.clone()));
+        Self { bucket, foreign: Bucket::new(interval * FOREIGN_SHARE), orders, asks, polls }
     }
 
     /// Waits its turn. Cancel-safe: whoever stops waiting costs no permit.
     pub(super) async fn wait(&self, class: Class) -> Result<Permit, Error> {
         let queue = match class {
             Class::Order => &self.orders,
+            Class::Ask => &self.asks,
             Class::Poll => &self.polls,
         };
         let (waiter, permit) = oneshot::channel();
@@ -95,41 +106,69 @@ impl Drop for Permit {
     }
 }
 
-async fn hand_out(bucket: Bucket, mut orders: Queue, mut polls: Queue) {
-    let mut polls_due = 0;
-    loop {
-        if !orders.someone_waits() && !polls.someone_waits() {
-            let arrived = tokio::select! {
-                arrived = orders.arrival() => arrived,
-                arrived = polls.arrival() => arrived,
-            };
-            if !arrived {
-                return;
-            }
-        }
-        let permit = match bucket.try_take() {
-            Ok(permit) => permit,
-            Err(wait) => {
-                tokio::time::sleep(wait).await;
-                continue;
-            }
-        };
-        let next = match (orders.someone_waits(), polls.someone_waits()) {
-            (true, true) => {
-                polls_due += POLLS_OF_TEN;
-                if polls_due >= 10 {
-                    polls_due -= 10;
-                    &mut polls
-                } else {
-                    &mut orders
+/// Everybody who waits.
+struct Queues {
+    orders: Queue,
+    asks: Queue,
+    polls: Queue,
+    /// In tenths of a grant: what polls have coming from the grants while others waited.
+    polls_due: u32,
+}
+
+impl Queues {
+    async fn hand_out(mut self, bucket: Bucket) {
+        loop {
+            if self.next().is_none() {
+                let arrived = tokio::select! {
+                    arrived = self.orders.arrival() => arrived,
+                    arrived = self.asks.arrival() => arrived,
+                    arrived = self.polls.arrival() => arrived,
+                };
+                if !arrived {
+                    return;
                 }
             }
-            (true, false) => &mut orders,
-            (false, _) => &mut polls,
+            let permit = match bucket.try_take() {
+                Ok(permit) => permit,
+                Err(wait) => {
+                    tokio::time::sleep(wait).await;
+                    continue;
+                }
+            };
+            // Whoever is first in line now: some may have given up, and others come, during the sleep.
+            if let Some(waiter) = self.next().and_then(|class| self.take(class)) {
+                // Refused by a waiter that gave up: the permit comes back and is dropped, hence not spent.
+                let _ = waiter.send(permit);
+            }
+        }
+    }
+
+    /// Whose turn it is.
+    fn next(&mut self) -> Option<Class> {
+        let others = if self.orders.someone_waits() {
+            Some(Class::Order)
+        } else {
+            self.asks.someone_waits().then_some(Class::Ask)
         };
-        if let Some(waiter) = next.first.take() {
-            // Refused by a waiter that gave up: the permit comes back and is dropped, hence not spent.
-            let _ = waiter.send(permit);
+        let polls = self.polls.someone_waits();
+        match others {
+            Some(_) if polls && self.polls_due + POLLS_OF_TEN >= 10 => Some(Class::Poll),
+            None if polls => Some(Class::Poll),
+            others => others,
+        }
+    }
+
+    /// Takes the first of a class whose turn it is.
+    fn take(&mut self, class: Class) -> Option<Waiter> {
+        let contended =
+            self.polls.someone_waits() && (self.orders.someone_waits() || self.asks.someone_waits());
+        if contended {
+            self.polls_due = (self.polls_due + POLLS_OF_TEN) % 10;
+        }
+        match class {
+            Class::Order => self.orders.first.take(),
+            Class::Ask => self.asks.first.take(),
+            Class::Poll => self.polls.first.take(),
         }
     }
 }
@@ -257,6 +296,46 @@ mod tests {
         drop(orders);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(granted(&mut polls) >= 9);
+    }
+
+    /// Whoever waits, in queues that never run dry: the grants of ten seconds after the first second's worth.
+    #[tokio::test(start_paused = true)]
+    async fn shares_of_the_rate() {
+        // Orders, asks, polls waiting, and what each gets.
+        let table = [
+            ([true, true, true], [70, 0, 30]),
+            ([true, true, false], [100, 0, 0]),
+            ([true, false, true], [70, 0, 30]),
+            ([false, true, true], [0, 70, 30]),
+            ([false, false, true], [0, 0, 100]),
+            ([false, true, false], [0, 100, 0]),
+        ];
+        for (waiting, expected) in table {
+            let limiter = limiter(10);
+            let mut queues = [Class::Order, Class::Ask, Class::Poll]
+                .map(|class| enqueue(&limiter, class, if waiting[class as usize] { 200 } else { 0 }));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            for queue in &mut queues {
+                granted(queue);
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let got = queues.each_mut().map(granted);
+            for (got, expected) in got.into_iter().zip(expected) {
+                assert!(got.abs_diff(expected) <= 1, "{waiting:?}: {got:?}, not {expected:?}");
+            }
+        }
+    }
+
+    /// The class that comes last gets on as soon as those before it are served.
+    #[tokio::test(start_paused = true)]
+    async fn a_question_waits_for_the_orders_that_wait_and_no_longer() {
+        let limiter = limiter(10);
+        let mut orders = enqueue(&limiter, Class::Order, 20);
+        let mut asks = enqueue(&limiter, Class::Ask, 1);
+        tokio::time::sleep(Duration::from_millis(950)).await;
+        assert_eq!((granted(&mut orders), granted(&mut asks)), (19, 0));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!((granted(&mut orders), granted(&mut asks)), (1, 1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -21,6 +21,7 @@ use self::{
 };
 use super::{
     Error, code,
+    error::LEFT_ALONE,
     transport::{Endpoint, Failure, Transport},
     verdict::{Stale, Verdict, judge},
     wire,
@@ -129,6 +130,7 @@ impl Tokens {
             Err(Failure::NotConnected(reason) | Failure::Broken(reason)) => {
                 return Err(self.unavailable(reason, Pace::QUICK));
             }
+            Err(Failure::LeftAlone(wait)) => return Err(Fault::left_alone(wait)),
         };
         tracing::debug!(credentials = self.name(), "bearer received");
         self.session.keep_only(secrets.fingerprint);
@@ -172,6 +174,7 @@ impl Tokens {
             Ok(reply) => Ok(judge(&reply, wire::session)),
             Err(Failure::NotConnected(reason)) => Err(self.unavailable(reason, Pace::QUICK)),
             Err(Failure::Broken(reason)) => Err(self.unavailable(reason, Pace::CAREFUL)),
+            Err(Failure::LeftAlone(wait)) => Err(Fault::left_alone(wait)),
         }
     }
 
@@ -227,6 +230,7 @@ impl Tokens {
             What::Unavailable(reason) => {
                 Error::NotSent { reason: format!("no token: {reason}"), retry_after }
             }
+            What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
         }
     }
 }

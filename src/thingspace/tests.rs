@@ -1,10 +1,13 @@
 //! Black box against the simulator, over real sockets; the fixtures; the trace context on the wire.
 
+mod bounds;
 mod context;
 mod fixtures;
 mod orders;
+mod outages;
 mod registrations;
 mod renewal;
+mod retries;
 mod statuses;
 
 use std::{fs, sync::Arc, time::Duration};
@@ -15,7 +18,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup};
+use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target};
 use crate::{
     config,
     identity::{AccountName, Device, Digits, RequestId},
@@ -74,6 +77,11 @@ fn thingspace(base_url: String) -> config::ThingSpace {
         call_timeout: PATIENCE,
         order_timeout: PATIENCE,
         calls_per_second: 100_000,
+        max_connections: 10_000,
+        breaker_failures: 100,
+        breaker_first: Duration::from_secs(1),
+        breaker_max: Duration::from_secs(30),
+        proxy_url: String::new(),
         max_devices_per_order: 10_000,
         strict_checksums: false,
     }

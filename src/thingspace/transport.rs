@@ -1,10 +1,18 @@
 //! The one way to ThingSpace: a request goes out once, its answer comes back whole, bounded and unjudged.
 //!
-//! Never follows a redirect, uses no proxy from the environment, and repeats nothing: each attempt is counted
+//! Never follows a redirect, uses no proxy but the configured one, and repeats nothing: each attempt is counted
 //! elsewhere, logins by the lock-out and orders by the promise never to order twice. What remains is hyper's own
-//! second try for a request that it could not begin to write to a pooled connection.
+//! second try, in which nothing can be sent twice: hyper-util repeats a request only if hyper gives it back, and hyper
+//! gives back only what is still in the channel to the task of a pooled connection. Once that task has taken it out to write its
+//! first byte, whatever happens is an error without the request.
+//!
+//! Bounds: the time for the whole call, body included; the body, in bytes after decompression; [`MAX_HEADERS`]
+//! headers, and of them less than 1 MiB: hyper stops reading a head at about 400 KiB (reqwest has no setting for it). Interim answers (1xx) are
+//! passed over in that time and never kept; 101 is an answer like any other that was not asked for.
+//!
+//! Every call passes its host's [`Breaker`], and tells it what came of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -16,7 +24,11 @@ use reqwest::Url;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::BuildError;
+use super::{
+    BuildError,
+    breaker::{Admission, Breaker, HostHealth, Outcome, Pass, Settings},
+    verdict::{Verdict, judge},
+};
 use crate::{
     config,
     identity::{AccountName, RequestId},
@@ -27,6 +39,9 @@ const ORDER_IDLE: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_STATUS_BYTES: usize = 16 << 20;
 const MAX_OTHER_BYTES: usize = 1 << 20;
+const MAX_HEADERS: usize = 100;
+/// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is closed.
+const IDLE_PART: usize = 4;
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// What is asked of ThingSpace.
@@ -47,6 +62,8 @@ pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Option<Bytes>,
+    /// The body did not come whole: the connection broke, or it took too long.
+    pub(super) cut: bool,
 }
 
 /// No answer.
@@ -56,6 +73,8 @@ pub(super) enum Failure {
     NotConnected(String),
     /// It may have arrived.
     Broken(String),
+    /// Nothing was sent: the host does not answer, and is left alone for so long.
+    LeftAlone(Duration),
 }
 
 #[derive(Debug)]
@@ -64,12 +83,17 @@ pub(super) struct Transport {
     others: reqwest::Client,
     base: Url,
     token: Url,
+    api_host: Arc<Breaker>,
+    /// The same, unless tokens come from elsewhere.
+    token_host: Arc<Breaker>,
+    /// Any account, to ask the API host for a sign of life.
+    probed: Option<AccountName>,
     order_timeout: Duration,
     call_timeout: Duration,
 }
 
 impl Transport {
-    pub(super) fn new(config: &config::ThingSpace) -> Result<Self, BuildError> {
+    pub(super) fn new(config: &config::ThingSpace, probed: Option<AccountName>) -> Result<Self, BuildError> {
         // Refused when somebody was first, which is as good: the whole process has this one provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let base = parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
@@ -78,6 +102,12 @@ impl Transport {
             url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
         };
         let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
+        let proxy = match config.proxy_url.as_str() {
+            "" => None,
+            url => {
+                Some(reqwest::Proxy::all(url).map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?)
+            }
+        };
         let client = |idle| {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("thingspace-gateway/", env!("CARGO_PKG_VERSION")))
@@ -87,25 +117,100 @@ impl Transport {
                 // A connection carries one call, so that one which died unnoticed fails one call. With HTTP/2 every call would
                 // join it, and none would ever find it idle for too long.
                 .http1_only()
+                .http1_max_headers(MAX_HEADERS)
                 .connect_timeout(config.connect_timeout)
+                .pool_max_idle_per_host((config.max_connections / IDLE_PART).max(1))
                 .pool_idle_timeout(idle);
+            let builder = match &proxy {
+                Some(proxy) => builder.proxy(proxy.clone()),
+                None => builder,
+            };
             // Without TLS the system's CA certificates are not needed, but reqwest would insist on them.
             let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
             builder.build().map_err(BuildError::Tls)
+        };
+        let settings = Settings::new(config);
+        let api_host = Breaker::new(host(&base), settings);
+        let token_host = match host(&token) {
+            same if same == api_host.host() => Arc::clone(&api_host),
+            other => Breaker::new(other, settings),
         };
         Ok(Self {
             orders: client(ORDER_IDLE)?,
             others: client(IDLE)?,
             base,
             token,
+            api_host,
+            token_host,
+            probed,
             order_timeout: config.order_timeout,
             call_timeout: config.call_timeout,
         })
     }
 
+    /// For how long the API's host is left alone, if it is.
+    pub(super) fn left_alone(&self) -> Option<Duration> {
+        self.api_host.refuses()
+    }
+
+    /// How each host is doing.
+    pub(super) fn health(&self) -> Vec<HostHealth> {
+        let mut health = vec![self.api_host.health()];
+        if !Arc::ptr_eq(&self.api_host, &self.token_host) {
+            health.push(self.token_host.health());
+        }
+        health
+    }
+
     /// Sends one request. `headers` carries what authenticates it.
     pub(super) async fn send(
+        self: &Arc<Self>,
+        endpoint: Endpoint<'_>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, Failure> {
+        let pass = self.admit(endpoint).await?;
+        self.send_admitted(pass, endpoint, headers, body).await
+    }
+
+    /// A call with an effect does not probe: it is preceded by one without.
+    async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, Failure> {
+        let breaker = match endpoint {
+            Endpoint::Token => &self.token_host,
+            _ => &self.api_host,
+        };
+        loop {
+            match breaker.admit(endpoint.has_no_effect()) {
+                Admission::Pass(pass) => return Ok(pass),
+                Admission::Refused(wait) => return Err(Failure::LeftAlone(wait)),
+                Admission::ProbeFirst(pass) => match &self.probed {
+                    Some(account) if Arc::ptr_eq(breaker, &self.api_host) => {
+                        self.probe(pass, account.clone()).await;
+                    }
+                    // A host of its own for tokens has nothing else to ask for, and asking for one has no effect: within the
+                    // hour it is the same token.
+                    _ => return Ok(pass),
+                },
+            }
+        }
+    }
+
+    /// The transport's own probe: the smallest call without effect. Without tokens it is refused, which is an answer. A task of
+    /// its own, so that it comes to an end whoever waits for it.
+    async fn probe(self: &Arc<Self>, pass: Pass, account: AccountName) {
+        let this = Arc::clone(self);
+        let probe = async move {
+            let endpoint = Endpoint::Callbacks { account: &account };
+            // What came of it, the pass has told.
+            let _ = this.send_admitted(pass, endpoint, HeaderMap::new(), Bytes::new()).await;
+        };
+        // A panic told nothing, and left the probe to the next.
+        let _ = tokio::spawn(probe.in_current_span()).await;
+    }
+
+    async fn send_admitted(
         &self,
+        pass: Pass,
         endpoint: Endpoint<'_>,
         headers: HeaderMap,
         body: Bytes,
@@ -124,6 +229,7 @@ impl Transport {
             url.template = template,
         );
         let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
+        pass.report(told_by(&result));
         let failed = match &result {
             Ok(reply) => {
                 span.record("http.response.status_code", reply.status.as_u16());
@@ -163,7 +269,13 @@ impl Transport {
         let request = client.request(method, url).headers(headers).timeout(timeout).body(body);
         let mut response = request.send().await.map_err(|error| Failure::from_reqwest(&error))?;
         let retry_after = response.headers().get(RETRY_AFTER).and_then(retry_after);
-        Ok(Reply { status: response.status(), retry_after, body: read(&mut response, limit).await })
+        let status = response.status();
+        let (body, cut) = match read(&mut response, limit).await {
+            Ok(body) => (Some(body), false),
+            Err(Unread::Cut) => (None, true),
+            Err(Unread::TooLong) => (None, false),
+        };
+        Ok(Reply { status, retry_after, body, cut })
     }
 
     fn url(&self, endpoint: Endpoint<'_>) -> Url {
@@ -194,6 +306,15 @@ impl Endpoint<'_> {
             Self::Status { .. } | Self::Callbacks { .. } => Method::GET,
             Self::DeregisterCallback { .. } => Method::DELETE,
         }
+    }
+
+    pub(super) fn is_order(self) -> bool {
+        matches!(self, Self::Download)
+    }
+
+    /// Asking changes nothing, however often.
+    pub(super) fn has_no_effect(self) -> bool {
+        matches!(self, Self::Status { .. } | Self::Callbacks { .. })
     }
 
     fn template(self) -> &'static str {
@@ -244,19 +365,48 @@ impl Failure {
         match self {
             Self::NotConnected(_) => "not_connected",
             Self::Broken(_) => "no_answer",
+            Self::LeftAlone(_) => "left_alone",
         }
     }
 }
 
-async fn read(response: &mut reqwest::Response, limit: usize) -> Option<Bytes> {
+/// What a call tells of its host.
+fn told_by(result: &Result<Reply, Failure>) -> Outcome {
+    let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else { return Outcome::Failed(None) };
+    if reply.status.is_success() {
+        return Outcome::Answered;
+    }
+    // Tokens are refused, and calls throttled, with any status.
+    match judge(reply, |_| None::<()>) {
+        Verdict::Throttled(wait) => Outcome::Throttled(wait),
+        Verdict::Unclear { .. } if reply.status.is_server_error() => Outcome::Failed(reply.retry_after),
+        Verdict::Unclear { .. } | Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Done(()) => {
+            Outcome::Answered
+        }
+    }
+}
+
+/// Why there is no body.
+enum Unread {
+    Cut,
+    TooLong,
+}
+
+/// `limit` is in bytes as they are read here, after decompression: what is longer is never held.
+async fn read(response: &mut reqwest::Response, limit: usize) -> Result<Bytes, Unread> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.ok()? {
+    while let Some(chunk) = response.chunk().await.map_err(|_| Unread::Cut)? {
         if body.len() + chunk.len() > limit {
-            return None;
+            return Err(Unread::TooLong);
         }
         body.extend_from_slice(&chunk);
     }
-    Some(body.freeze())
+    Ok(body.freeze())
+}
+
+/// Host and port: what has a breaker of its own.
+fn host(url: &Url) -> String {
+    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 
 /// Seconds or an HTTP date; an hour at most.

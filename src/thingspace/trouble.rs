@@ -74,7 +74,7 @@ mod tests {
     fn each_kind_is_told_at_once_and_then_once_a_minute() {
         let trouble = Trouble::default();
         let now = Instant::now();
-        let broken = |reason: &str| Error::Ambiguous { reason: reason.to_owned() };
+        let broken = |reason: &str| Error::Ambiguous { reason: reason.to_owned(), retry_after: None };
         assert_eq!(trouble.due(&broken("reset"), now), Some(1));
         for _ in 0..1_000 {
             assert_eq!(trouble.due(&broken("timeout"), now), None);

@@ -323,9 +323,9 @@ async fn while_thingspace_fails_callers_do_not_decide_how_often_it_is_asked() {
         let status = ask(&mut client, question(&id)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
     }
-    // One a second.
+    // One question a second, of three tries.
     let polls = upstream.sim.ledger().polls();
-    assert!(polls <= 1 + began.elapsed().as_secs(), "{polls}");
+    assert!(polls <= 3 * (1 + began.elapsed().as_secs()), "{polls}");
     gateway.stop().await;
 }
 

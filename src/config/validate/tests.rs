@@ -60,6 +60,10 @@ fn every_bound_is_checked() {
     config.thingspace.order_timeout = Duration::ZERO;
     config.thingspace.calls_per_second = 0;
     config.thingspace.max_devices_per_order = 10_001;
+    config.thingspace.max_connections = 3;
+    config.thingspace.breaker_failures = 0;
+    config.thingspace.breaker_first = Duration::ZERO;
+    config.thingspace.breaker_max = long;
     config.store.retention = Duration::ZERO;
     config.store.nats.replicas = 2;
     config.store.nats.prefix = "a.b".to_owned();
@@ -83,6 +87,10 @@ fn every_bound_is_checked() {
         "thingspace.order_timeout: ",
         "thingspace.calls_per_second: ",
         "thingspace.max_devices_per_order: 10001 is out of bounds",
+        "thingspace.max_connections: 3 is out of bounds; must be 4 to 10000",
+        "thingspace.breaker_failures: 0 is out of bounds; must be 1 to 100",
+        "thingspace.breaker_first: 0s is out of bounds; must be 10ms to 1m",
+        "thingspace.breaker_max: ",
         "store.retention: ",
         "store.nats.replicas: 2 is out of bounds; must be 1, 3 or 5",
         "store.nats.prefix: must be 1 to 32",
@@ -97,6 +105,23 @@ fn every_bound_is_checked() {
         "limits.closed_in_memory: ",
     ];
     assert_begin(&problems, &keys);
+}
+
+#[test]
+fn a_proxy_is_spoken_to_in_plain_text_and_holds_no_password() {
+    let mut config = Config::defaults();
+    for (url, problem) in [
+        ("", None),
+        ("http://proxy.example.com:3128", None),
+        ("https://proxy.example.com", Some("https is not supported")),
+        ("http://user:secret@proxy.example.com", Some("must hold no user or password")),
+        ("proxy.example.com:3128", Some("must begin with http:// or https://")),
+    ] {
+        url.clone_into(&mut config.thingspace.proxy_url);
+        let begin = problem.map(|problem| format!("thingspace.proxy_url: {problem}"));
+        let begin: Vec<_> = begin.iter().map(String::as_str).collect();
+        assert_begin(&bounds(&config), &begin);
+    }
 }
 
 #[test]

@@ -30,10 +30,10 @@ use crate::{
         order::Outcome,
     },
     store::{CellName, LogName, StoreError},
-    thingspace::{self, Order, OrderPermit},
+    thingspace::{self, Order, OrderPermit, Retries},
 };
 
-/// Between attempts to send an order that never left, and to store what came of one.
+/// Between attempts to store what came of an order.
 const RETRY: Duration = Duration::from_millis(500);
 
 /// To the caller, who may be gone.
@@ -168,19 +168,24 @@ impl Orders {
     }
 
     async fn send(&self, flight: &Flight, mut permit: OrderPermit) -> Result<RequestId, thingspace::Error> {
+        let mut retries = Retries::default();
         loop {
             if Instant::now() > flight.send_by {
                 let reason = "the order was held up for too long to be sent safely".to_owned();
                 return Err(thingspace::Error::NotSent { reason, retry_after: None });
             }
             let sent = self.client.place_order(permit, &flight.order).await;
-            let Err(error @ thingspace::Error::NotSent { .. }) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice. A drain does not wait for that, and a caller is
-            // told in time.
-            if self.tasks.is_closed() || Instant::now() + 2 * RETRY >= flight.retry_until {
+            let Err(error) = sent else { return sent };
+            // Nothing left this machine, so trying again cannot order twice.
+            let thingspace::Error::NotSent { retry_after, .. } = &error else { return Err(error) };
+            let pause =
+                retries.next(*retry_after).filter(|pause| Instant::now() + *pause < flight.retry_until);
+            let Some(pause) = pause else { return Err(error) };
+            // A drain does not wait for that.
+            if self.tasks.is_closed() {
                 return Err(error);
             }
-            tokio::time::sleep(RETRY).await;
+            tokio::time::sleep(pause).await;
             let prepared =
                 tokio::time::timeout_at(flight.retry_until, self.client.prepare_order(&flight.order.account))
                     .await;
@@ -287,7 +292,7 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         Err(error) => error,
     };
     let (event, outcome) = match error {
-        thingspace::Error::Ambiguous { reason } => {
+        thingspace::Error::Ambiguous { reason, .. } => {
             error!(
                 order.id = order_id,
                 account = %order.account,

@@ -46,6 +46,8 @@ pub(super) enum What {
     Rejected,
     Throttled(Option<Duration>),
     Unavailable(String),
+    /// The host is left alone for so long; nothing was sent, and nothing has to be paced.
+    LeftAlone(Duration),
 }
 
 /// The back-off between failed flights: `first`, doubling to `most`.
@@ -202,12 +204,17 @@ impl State {
                 Ok(token)
             }
             Err(fault) => {
-                self.failures = self.failures.saturating_add(1);
-                let asked = match fault.what {
-                    What::Throttled(retry_after) => retry_after.unwrap_or_default(),
-                    What::Rejected | What::Unavailable(_) => Duration::ZERO,
+                let wait = if let What::LeftAlone(wait) = fault.what {
+                    wait
+                } else {
+                    self.failures = self.failures.saturating_add(1);
+                    let asked = match fault.what {
+                        What::Throttled(retry_after) => retry_after.unwrap_or_default(),
+                        What::Rejected | What::Unavailable(_) | What::LeftAlone(_) => Duration::ZERO,
+                    };
+                    fault.pace.wait(self.failures).max(asked)
                 };
-                let not_before = now + fault.pace.wait(self.failures).max(asked);
+                let not_before = now + wait;
                 let failed = Failed { fault, not_before };
                 self.held = Held::Failure(failed.clone());
                 Err(failed)
@@ -217,6 +224,10 @@ impl State {
 }
 
 impl Fault {
+    pub(super) fn left_alone(wait: Duration) -> Self {
+        Self { what: What::LeftAlone(wait), pace: Pace::QUICK }
+    }
+
     fn broken() -> Self {
         Self { what: What::Unavailable("the renewal broke".to_owned()), pace: Pace::CAREFUL }
     }

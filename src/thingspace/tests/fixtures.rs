@@ -53,7 +53,7 @@ impl Fixture {
             (Some(_), Some(_)) => panic!("body and text"),
         };
         let status = StatusCode::from_u16(self.status).unwrap();
-        let reply = Reply { status, retry_after, body: Some(Bytes::from(body)) };
+        let reply = Reply { status, retry_after, body: Some(Bytes::from(body)), cut: false };
         let asked = RequestId::parse("86c83330-4bf5-4235-9c4e-a83f93aeae4c").unwrap();
         match self.endpoint {
             Endpoint::Token => {
@@ -100,8 +100,12 @@ fn each_means_what_it_says() {
 
 #[test]
 fn a_body_that_was_cut_is_no_success_and_no_refusal() {
-    let reply =
-        |status| Reply { status: StatusCode::from_u16(status).unwrap(), retry_after: None, body: None };
+    let reply = |status| Reply {
+        status: StatusCode::from_u16(status).unwrap(),
+        retry_after: None,
+        body: None,
+        cut: true,
+    };
     for status in [200, 400, 404, 500] {
         assert!(matches!(judge(&reply(status), wire::request_id), Verdict::Unclear { .. }), "{status}");
     }

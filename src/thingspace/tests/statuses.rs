@@ -60,8 +60,9 @@ async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
         assert!(matches!(refused, Err(Error::Refused(refusal)) if refusal.kind == kind));
     }
     for vague in [answer(404, "<html>"), answer(503, r#"{"errorCode":"503"}"#)] {
-        world.handle.inject(Fault::once(Endpoint::Status, When::BeforeEffect, vague));
+        world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, vague));
         assert!(matches!(world.poll(&request).await, Err(Error::Ambiguous { .. })));
+        world.handle.clear_faults();
     }
 }
 

@@ -106,16 +106,43 @@ async fn an_order_that_never_left_frees_its_key() {
     assert_eq!((ledger.times_ordered(&eid(0)), ledger.times_ordered(&eid(1))), (0, 1));
 }
 
+/// It is tried again a little later, and no longer than that, however much time its caller has.
 #[tokio::test]
-async fn an_order_leaves_as_soon_as_it_can_within_its_deadline() {
+async fn an_order_that_cannot_leave_is_soon_its_caller_s_to_repeat() {
     let (files, outlet) = (Upstream::manual().await, Outlet::new());
-    let gateway = cut_off(&files, &outlet, outlet.config(&files)).await;
+    let mut config = outlet.config(&files);
+    // Nothing but the retries ends the trying.
+    config.thingspace.breaker_failures = 100;
+    config.grpc.max_deadline = Duration::from_mins(10);
+    let gateway = cut_off(&files, &outlet, config).await;
     let client = gateway.client().await;
-    let waiting = tokio::spawn(waiting_order(client.clone()));
-    short_of_time(client).await;
+    for _ in 0..2 {
+        let status = waiting_order(client.clone()).await.unwrap_err();
+        assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+        assert!(!retry_delay(&status).is_zero());
+    }
     let powered = outlet.power().await;
-    assert!(!waiting.await.unwrap().unwrap().replayed);
+    assert!(!waiting_order(client.clone()).await.unwrap().replayed);
+    assert!(waiting_order(client).await.unwrap().replayed);
     assert_eq!(powered.sim.ledger().times_ordered(&eid(0)), 1);
+}
+
+/// Turned away for a token that is handed out again, hence not executed: the try after that is soon enough.
+#[tokio::test]
+async fn an_order_that_was_not_executed_is_tried_again() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    place(&mut client, "before", [1]).await.unwrap();
+    let refused = What::Status {
+        status: axum::http::StatusCode::UNAUTHORIZED,
+        content_type: "application/json",
+        body: r#"{"fault":{"code":"900901"}}"#.to_owned(),
+    };
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, refused));
+    place(&mut client, "k", [0]).await.unwrap();
+    let ledger = upstream.sim.ledger();
+    assert_eq!((orders_sent(&ledger), ledger.times_ordered(&eid(0))), (3, 1));
 }
 
 #[tokio::test]

@@ -1,0 +1,176 @@
+//! One call with both tokens: it is sent, repeated once for each kind of token that was refused, and what failed is classified.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+
+use super::{Client, Turn, Upstream};
+use crate::thingspace::{
+    Error, Retries, code,
+    error::LEFT_ALONE,
+    session::{Pair, Tokens},
+    transport::{Endpoint, Failure, Reply},
+    verdict::{Stale, Verdict, judge},
+};
+
+/// A call that failed, and whether the very call may be tried again.
+#[derive(Debug)]
+pub(super) struct Failed {
+    error: Error,
+    again: Again,
+    /// Whoever made the call says what became of it: an order is refused, or of unknown outcome; a request is not known.
+    told_elsewhere: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    Never,
+    /// Not before so long.
+    After(Option<Duration>),
+}
+
+/// What became of a call that was answered.
+enum Attempt<T> {
+    Done(T),
+    Stale(Stale),
+}
+
+impl Failed {
+    pub(super) fn for_good(error: Error) -> Self {
+        Self { error, again: Again::Never, told_elsewhere: false }
+    }
+
+    pub(super) fn pause(&self, retries: &mut Retries) -> Option<Duration> {
+        match self.again {
+            Again::Never => None,
+            Again::After(asked) => retries.next(asked),
+        }
+    }
+
+    pub(super) fn error(&self) -> &Error {
+        &self.error
+    }
+
+    pub(super) fn into_error(self) -> Error {
+        self.error
+    }
+
+    pub(super) fn is_told_here(&self) -> bool {
+        !self.told_elsewhere
+    }
+
+    /// There was no answer.
+    fn unanswered(endpoint: Endpoint<'_>, failure: Failure) -> Self {
+        match failure {
+            // An order's next try is the affair of whoever has made it durable.
+            Failure::NotConnected(reason) => {
+                let again = if endpoint.is_order() { Again::Never } else { Again::After(None) };
+                Self { again, ..Self::for_good(Error::NotSent { reason, retry_after: None }) }
+            }
+            Failure::Broken(reason) => {
+                let again = if endpoint.has_no_effect() { Again::After(None) } else { Again::Never };
+                let error = Error::Ambiguous { reason, retry_after: None };
+                Self { error, again, told_elsewhere: endpoint.is_order() }
+            }
+            Failure::LeftAlone(wait) => {
+                Self::for_good(Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) })
+            }
+        }
+    }
+
+    /// Nobody knows what became of it.
+    fn unclear(endpoint: Endpoint<'_>, reply: &Reply, reason: String) -> Self {
+        let status = reply.status;
+        let passes = reply.cut || status == 408 || status.is_server_error();
+        // A success that cannot be read, and not for being too long, may have been broken on its way.
+        let passes = passes || status.is_success() && reply.body.is_some();
+        let again =
+            if passes && endpoint.has_no_effect() { Again::After(reply.retry_after) } else { Again::Never };
+        let error = Error::Ambiguous { reason, retry_after: reply.retry_after };
+        Self { error, again, told_elsewhere: endpoint.is_order() }
+    }
+
+    fn throttled(endpoint: Endpoint<'_>, retry_after: Option<Duration>) -> Self {
+        let asked = retry_after.filter(|_| endpoint.has_no_effect());
+        let again = asked.map_or(Again::Never, |asked| Again::After(Some(asked)));
+        Self { again, ..Self::for_good(Error::Throttled { retry_after }) }
+    }
+}
+
+impl Client {
+    /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most.
+    /// The repeats ride on the call's own turn.
+    pub(super) async fn exchange<T>(
+        &self,
+        upstream: &Arc<Upstream>,
+        turn: Turn,
+        endpoint: Endpoint<'_>,
+        body: Bytes,
+        parse: &impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<T, Failed> {
+        let tokens = &upstream.tokens;
+        let quiet = |error| Failed { told_elsewhere: true, ..Failed::for_good(error) };
+        let mut pair = tokens.pair().await.map_err(quiet)?;
+        let Turn { permit, connection } = turn;
+        permit.spend();
+        let (mut bearer_renewed, mut session_renewed) = (false, false);
+        let outcome = loop {
+            let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
+                Ok(Attempt::Done(done)) => break Ok(done),
+                Ok(Attempt::Stale(stale)) => stale,
+                Err(failed) => break Err(failed),
+            };
+            let (renew_bearer, renew_session) =
+                (stale.bearer && !bearer_renewed, stale.session && !session_renewed);
+            if !renew_bearer && !renew_session {
+                let rejected = Error::CredentialsRejected { name: tokens.name().to_owned() };
+                break Err(Failed::for_good(rejected));
+            }
+            if renew_bearer {
+                tokens.invalidate_bearer(&pair);
+                bearer_renewed = true;
+            }
+            if renew_session {
+                tokens.invalidate_session(&pair);
+                session_renewed = true;
+            }
+            let renewed = match tokens.pair().await {
+                Ok(renewed) => renewed,
+                Err(error) => break Err(quiet(error)),
+            };
+            if renewed.headers() == pair.headers() {
+                break Err(Failed::for_good(Tokens::same_again()));
+            }
+            pair = renewed;
+        };
+        drop(connection);
+        outcome
+    }
+
+    async fn attempt<T>(
+        &self,
+        upstream: &Upstream,
+        endpoint: Endpoint<'_>,
+        pair: &Pair,
+        body: Bytes,
+        parse: &impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Attempt<T>, Failed> {
+        let reply = match self.transport.send(endpoint, pair.headers(), body).await {
+            Ok(reply) => reply,
+            Err(failure) => return Err(Failed::unanswered(endpoint, failure)),
+        };
+        match judge(&reply, parse) {
+            Verdict::Done(done) => {
+                upstream.trouble.answered(upstream.tokens.name());
+                Ok(Attempt::Done(done))
+            }
+            Verdict::Stale(stale) => Ok(Attempt::Stale(stale)),
+            Verdict::Refused(refusal) => {
+                let told_elsewhere = endpoint.is_order() || code::says_unknown_request(&refusal);
+                Err(Failed { told_elsewhere, ..Failed::for_good(Error::Refused(refusal)) })
+            }
+            Verdict::Throttled(retry_after) => Err(Failed::throttled(endpoint, retry_after)),
+            Verdict::Unclear { reason, .. } => Err(Failed::unclear(endpoint, &reply, reason)),
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! When a call that failed is tried again: at most twice, ever later, and never at the same time as everybody else.
+//!
+//! It decides only when. What may be tried again at all is decided where the call is known: what has no effect, and what was
+//! certainly not sent. Logins and token requests are paced elsewhere and never here.
+
+use std::time::Duration;
+
+/// Tries after the first.
+const RETRIES: u32 = 2;
+
+/// The pause is a random part of this, full jitter, which doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+
+/// A call that is told to come back later than this is for its caller to repeat.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// The retries of one call.
+#[derive(Debug, Default)]
+pub struct Retries {
+    made: u32,
+}
+
+impl Retries {
+    /// How long to wait before the next try, not less than was asked for; `None`: there is none.
+    pub fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
+        self.pause(asked, fastrand::f64())
+    }
+
+    fn pause(&mut self, asked: Option<Duration>, roll: f64) -> Option<Duration> {
+        let asked = asked.unwrap_or_default();
+        if self.made == RETRIES || asked > LONGEST_PAUSE {
+            return None;
+        }
+        let cap = FIRST_PAUSE * 2_u32.pow(self.made);
+        self.made += 1;
+        Some(asked + cap.mul_f64(roll))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn two_retries_with_full_jitter() {
+        let table =
+            [(0.0, Duration::ZERO, Duration::ZERO), (0.5, 125 * MS, 250 * MS), (1.0, 250 * MS, 500 * MS)];
+        for (roll, first, second) in table {
+            let mut retries = Retries::default();
+            assert_eq!(retries.pause(None, roll), Some(first));
+            assert_eq!(retries.pause(None, roll), Some(second));
+            assert_eq!(retries.pause(None, roll), None);
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_waited_for_if_it_is_short() {
+        let mut retries = Retries::default();
+        assert_eq!(retries.pause(Some(LONGEST_PAUSE), 0.5), Some(LONGEST_PAUSE + 125 * MS));
+        assert_eq!(retries.pause(Some(LONGEST_PAUSE + MS), 0.5), None);
+    }
+}

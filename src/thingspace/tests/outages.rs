@@ -1,0 +1,171 @@
+//! A host that does not answer: what is still sent to it, and how it comes back.
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::*;
+
+const FIRST: Duration = Duration::from_millis(300);
+
+/// Opens after three failures: the three tries of one question.
+async fn fragile(options: Options) -> World {
+    configured(options, |config| {
+        config.breaker_failures = 3;
+        (config.breaker_first, config.breaker_max) = (FIRST, 2 * FIRST);
+    })
+    .await
+}
+
+impl World {
+    /// Nothing answers questions or orders, and the breaker has noticed.
+    async fn outage(&self, request: &RequestId) {
+        self.poll(request).await.unwrap();
+        for endpoint in [Endpoint::Status, Endpoint::Download, Endpoint::Login, Endpoint::ListCallbacks] {
+            self.handle.inject(Fault::always(endpoint, When::BeforeEffect, What::Drop));
+        }
+        assert!(matches!(self.poll(request).await, Err(Error::Ambiguous { .. })));
+        assert!(self.wait() > Duration::ZERO);
+    }
+
+    /// For how long the host is left alone.
+    fn wait(&self) -> Duration {
+        self.client.hosts()[0].left_alone.expect("the breaker is open")
+    }
+
+    fn calls(&self) -> [u64; 4] {
+        let ledger = self.handle.ledger();
+        [Endpoint::Status, Endpoint::Download, Endpoint::Login, Endpoint::ListCallbacks]
+            .map(|endpoint| ledger.calls(endpoint))
+    }
+}
+
+#[track_caller]
+fn assert_left_alone<T: std::fmt::Debug>(outcome: &Result<T, Error>) {
+    let Err(Error::NotSent { retry_after: Some(wait), .. }) = outcome else { panic!("{outcome:?}") };
+    assert!(*wait <= 2 * FIRST, "{wait:?}");
+}
+
+#[tokio::test]
+async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.outage(&request).await;
+    let before = world.calls();
+    let began = Instant::now();
+    let wait = world.wait();
+    while began.elapsed() < wait / 2 {
+        assert_left_alone(&world.poll(&request).await);
+        assert_left_alone(&world.client.prepare_order(&account()).await);
+    }
+    assert_eq!(world.calls(), before);
+
+    // It still does not answer: of all who come one is sent.
+    tokio::time::sleep(world.wait()).await;
+    let outcomes = join_all((0..20).map(|_| world.poll(&request))).await;
+    assert!(outcomes.iter().all(Result::is_err));
+    let [polls, ..] = world.calls();
+    assert_eq!(polls, before[0] + 1);
+
+    tokio::time::sleep(world.wait()).await;
+    world.handle.clear_faults();
+    world.poll(&request).await.unwrap();
+    assert_eq!(world.client.hosts()[0].left_alone, None);
+    assert_eq!(world.calls(), [before[0] + 2, before[1], before[2], before[3]]);
+}
+
+#[tokio::test]
+async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.outage(&request).await;
+    let [polls, orders, logins, lists] = world.calls();
+    tokio::time::sleep(world.wait()).await;
+    // The probe fails, and nothing follows it.
+    assert_left_alone(&world.order().await);
+    assert_eq!(world.calls(), [polls, orders, logins, lists + 1]);
+
+    tokio::time::sleep(world.wait()).await;
+    world.handle.clear_faults();
+    world.order().await.unwrap();
+    assert_eq!(world.calls(), [polls, orders + 1, logins, lists + 2]);
+    assert!(world.handle.ledger().unexpected.is_empty());
+}
+
+/// Nor is a login, which counts.
+#[tokio::test]
+async fn a_login_is_preceded_by_a_probe() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.outage(&request).await;
+    world.handle.expire_sessions();
+    let [_, orders, logins, lists] = world.calls();
+    tokio::time::sleep(world.wait()).await;
+    world.handle.clear_faults();
+    // The order meets the expired session, and what follows needs no other probe.
+    world.order().await.unwrap();
+    let [_, orders_now, logins_now, lists_now] = world.calls();
+    assert_eq!([orders_now, logins_now, lists_now], [orders + 2, logins + 1, lists + 1]);
+}
+
+#[tokio::test]
+async fn a_probe_whose_caller_went_away_is_made_up_for() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.outage(&request).await;
+    world.handle.clear_faults();
+    tokio::time::sleep(world.wait()).await;
+    let [.., lists] = world.calls();
+    let gate = world.hold(Endpoint::Status);
+    let mut impatient = Box::pin(world.poll(&request));
+    tokio::select! {
+        outcome = &mut impatient => panic!("{outcome:?}"),
+        () = world.arrived(Endpoint::Status) => {}
+    }
+    assert_left_alone(&world.poll(&request).await);
+    drop(impatient);
+    world.poll(&request).await.unwrap();
+    let [.., lists_now] = world.calls();
+    assert_eq!(lists_now, lists + 1);
+    gate.open();
+}
+
+#[tokio::test]
+async fn refusals_and_throttling_open_nothing() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    let answers = [
+        answer(400, r#"{"errorCode":"400"}"#),
+        answer(404, "<html>"),
+        answer(429, ""),
+        answer(503, r#"{"fault":{"code":"900800"}}"#),
+        answer(500, r#"{"fault":{"code":"900900"}}"#),
+        What::Throttle { retry_after: Some(30) },
+    ];
+    for what in answers {
+        world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, what.clone()));
+        for _ in 0..4 {
+            let _ = world.poll(&request).await;
+            assert_eq!(world.client.hosts()[0].left_alone, None, "{what:?}");
+        }
+        world.handle.clear_faults();
+    }
+}
+
+/// Where tokens come from elsewhere, each host has a breaker of its own.
+#[tokio::test]
+async fn a_dead_host_for_tokens_says_nothing_of_the_api() {
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let token_url = format!("http://{}/token", dead.local_addr().unwrap());
+    drop(dead);
+    let world = configured(manual(), |config| {
+        config.token_url = token_url;
+        config.breaker_failures = 1;
+        (config.breaker_first, config.breaker_max) = (FIRST, FIRST);
+    })
+    .await;
+    let request = world.request();
+    assert!(matches!(world.poll(&request).await, Err(Error::NotSent { .. })));
+    let hosts = world.client.hosts();
+    assert_eq!(hosts.iter().map(|host| host.left_alone.is_some()).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(world.calls(), [0; 4]);
+}
