@@ -38,7 +38,7 @@ use crate::{
     store::{LogName, Position, Store, StoreError},
     thingspace::Client,
 };
-use asker::{Answer, Asker};
+use asker::{Answer, Asker, For};
 use hub::{By, Hub, Tracked};
 use orders::Orders;
 use poller::Poller;
@@ -291,7 +291,8 @@ impl Requests {
             // Running out of time is an answer, too.
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
-            self.asker.refresh(&tracked, began, query.max_age.max(self.limits.min_age)).await?;
+            let max_age = query.max_age.max(self.limits.min_age);
+            self.asker.refresh(&tracked, began, max_age, For::Caller).await?;
         }
         Ok(attached)
     }
@@ -310,7 +311,8 @@ impl Requests {
         self.hub.hint(&tracked.id);
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
-            if let Err(error) = self.asker.refresh(tracked, Instant::now(), self.limits.min_age).await {
+            let asked = self.asker.refresh(tracked, Instant::now(), self.limits.min_age, For::Caller).await;
+            if let Err(error) = asked {
                 debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
         }

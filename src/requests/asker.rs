@@ -1,7 +1,10 @@
 //! Asking ThingSpace where a request stands: one question per request at a time, whoever asks.
 //!
-//! What the answer tells anew is appended to the request's log; the answer to a caller is always the folded state. A question
-//! once begun is finished even if everybody who asked has gone.
+//! What the answer tells anew is appended to the request's log; the answer to a caller is always the folded state.
+//!
+//! A question ends with the last who waits for it, a caller or the poller: nothing is asked for nobody. Its answer, once there, is
+//! stored whoever has gone. So nothing is ever half-stored for that reason, and a question that was given up has left nothing
+//! behind: not an entry, not a failure, not a time at which the request was asked about.
 
 use std::{
     collections::HashMap,
@@ -9,9 +12,12 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, future::BoxFuture, future::Shared};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use tokio::time::Instant;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, warn};
 use uuid::Uuid;
 
@@ -40,7 +46,25 @@ const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 /// How many such answers are remembered.
 const MAX_NOT_KNOWN: usize = 10_000;
 
-type Flight = Shared<BoxFuture<'static, Result<Answer, Error>>>;
+/// The answer, for all who wait. When the last of them has gone, the question is given up.
+type Waiting = Shared<BoxFuture<'static, Result<Answer, Error>>>;
+
+/// A question under way.
+#[derive(Debug)]
+struct Flight {
+    number: u64,
+    /// Does not wait itself.
+    answer: WeakShared<BoxFuture<'static, Result<Answer, Error>>>,
+    /// The poller waits, too.
+    polled: CancellationToken,
+}
+
+/// What a question is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    Caller,
+    Poller,
+}
 
 /// What asking came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +79,24 @@ pub enum Answer {
 struct Landing {
     asker: Arc<Asker>,
     key: (AccountName, RequestId),
+    number: u64,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        lock(&self.asker.flights).remove(&self.key);
+        let flights = &mut lock(&self.asker.flights).by_request;
+        // It may have been given up, and another begun.
+        if flights.get(&self.key).is_some_and(|flight| flight.number == self.number) {
+            flights.remove(&self.key);
+        }
     }
+}
+
+/// The questions under way, and how many there ever were.
+#[derive(Debug, Default)]
+struct Flights {
+    by_request: HashMap<(AccountName, RequestId), Flight>,
+    count: u64,
 }
 
 #[derive(Debug)]
@@ -71,7 +107,7 @@ pub struct Asker {
     tasks: TaskTracker,
     /// How long a final word waits for the callback's reason, where callbacks arrive.
     grace: Duration,
-    flights: Mutex<HashMap<(AccountName, RequestId), Flight>>,
+    flights: Mutex<Flights>,
     not_known: Mutex<HashMap<(AccountName, RequestId), Instant>>,
 }
 
@@ -92,6 +128,7 @@ impl Asker {
         tracked: &Arc<Tracked>,
         began: Instant,
         max_age: Duration,
+        whom: For,
     ) -> Result<(), Error> {
         let fresh = |asked: Asked| asked.at.checked_add(max_age).is_none_or(|until| until > began);
         if tracked.asked().is_some_and(fresh) {
@@ -102,7 +139,12 @@ impl Asker {
         }
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
         // A request of ours that ThingSpace does not know yet stays as it is.
-        self.ask(&account, &tracked.id, Purpose::Poll).await.map(|_| ())
+        let polled = CancellationToken::new();
+        let purpose = match whom {
+            For::Caller => Purpose::Ask { polled: polled.clone() },
+            For::Poller => Purpose::Poll,
+        };
+        self.ask(&account, &tracked.id, purpose, polled).await.map(|_| ())
     }
 
     /// Asks about a request that this gateway has never heard of.
@@ -111,7 +153,7 @@ impl Asker {
         if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
             return Ok(Answer::NotKnown);
         }
-        let answer = self.ask(account, id, Purpose::Foreign).await?;
+        let answer = self.ask(account, id, Purpose::Foreign, CancellationToken::new()).await?;
         if answer == Answer::NotKnown {
             let mut not_known = lock(&self.not_known);
             if not_known.len() >= MAX_NOT_KNOWN {
@@ -129,21 +171,48 @@ impl Asker {
         account: &AccountName,
         id: &RequestId,
         purpose: Purpose,
+        polled: CancellationToken,
     ) -> Result<Answer, Error> {
         let key = (account.clone(), id.clone());
-        let flight = {
+        let waiting = {
             let mut flights = lock(&self.flights);
-            flights.entry(key.clone()).or_insert_with(|| self.launch(key, purpose)).clone()
+            let under_way = flights.by_request.get(&key);
+            match under_way.and_then(|flight| Some((flight, flight.answer.upgrade()?))) {
+                Some((flight, waiting)) => {
+                    if matches!(purpose, Purpose::Poll) {
+                        flight.polled.cancel();
+                    }
+                    waiting
+                }
+                None => self.launch(&mut flights, key, purpose, polled),
+            }
         };
-        flight.await
+        waiting.await
     }
 
-    fn launch(self: &Arc<Self>, key: (AccountName, RequestId), purpose: Purpose) -> Flight {
-        let landing = Landing { asker: Arc::clone(self), key };
+    fn launch(
+        self: &Arc<Self>,
+        flights: &mut Flights,
+        key: (AccountName, RequestId),
+        purpose: Purpose,
+        polled: CancellationToken,
+    ) -> Waiting {
+        flights.count += 1;
+        let number = flights.count;
+        let landing = Landing { asker: Arc::clone(self), key: key.clone(), number };
+        let wanted = CancellationToken::new();
+        let deserted = wanted.clone();
         let task = self.tasks.spawn(
             async move {
                 let (asker, (account, id)) = (&landing.asker, &landing.key);
-                let answer = asker.ask_alone(account, id, purpose).await;
+                let asked = asker.client.request_status(account, id, purpose);
+                let Some(asked) = deserted.run_until_cancelled(asked).await else {
+                    return Err(Error::Deadline);
+                };
+                let answer = match asked {
+                    Ok((lookup, took)) => asker.take_in(account, id, lookup, took).await,
+                    Err(error) => Err(error.into()),
+                };
                 if let (Err(error), Some(tracked)) = (&answer, asker.hub.get(id)) {
                     tracked.set_failed(error.clone());
                 }
@@ -151,21 +220,27 @@ impl Asker {
             }
             .in_current_span(),
         );
-        task.map(|joined| {
-            joined
+        // Goes with the future below, hence with the last who waits for it.
+        let wanted = wanted.drop_guard();
+        let waiting = async move {
+            let _wanted = wanted;
+            task.await
                 .unwrap_or_else(|panic| Err(Error::Internal(format!("a status question panicked: {panic}"))))
-        })
-        .boxed()
-        .shared()
+        };
+        let waiting = waiting.boxed().shared();
+        let answer = waiting.downgrade().expect("nobody has polled it to its end yet");
+        flights.by_request.insert(key, Flight { number, answer, polled });
+        waiting
     }
 
-    async fn ask_alone(
+    /// Stores what an answer tells anew.
+    async fn take_in(
         &self,
         account: &AccountName,
         id: &RequestId,
-        purpose: Purpose,
+        lookup: StatusLookup,
+        took: Duration,
     ) -> Result<Answer, Error> {
-        let (lookup, took) = self.client.request_status(account, id, purpose).await?;
         let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
         let lookup = match (lookup, &attached) {
             (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {

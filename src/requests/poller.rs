@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     append,
-    asker::Asker,
+    asker::{Asker, For},
     error::Error,
     event::Kind,
     hub::{Hint, Hub, Tracked},
@@ -70,7 +70,7 @@ impl Poller {
         Self { store, hub, asker, config }
     }
 
-    /// Polls until stopped. Polls under way are left to the asker, which finishes them.
+    /// Polls until stopped. Questions under way end then, unless a caller waits for them; an answer that is there is stored.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut schedule = Schedule::default();
         let mut polls = JoinSet::new();
@@ -170,7 +170,8 @@ impl Poller {
                 return Polled::Failed;
             }
         };
-        if let Err(error) = self.asker.refresh(&tracked, Instant::now(), self.config.min_age).await {
+        let asked = self.asker.refresh(&tracked, Instant::now(), self.config.min_age, For::Poller).await;
+        if let Err(error) = asked {
             say(id, &error);
         }
         if !is_polled(&tracked) {
