@@ -5,7 +5,7 @@
 mod convert;
 mod fragment;
 mod service;
-mod status;
+pub(crate) mod status;
 
 pub use service::{Esim, Settings};
 

@@ -13,6 +13,7 @@ mod code;
 mod connections;
 mod error;
 mod limit;
+mod object;
 mod retry;
 mod session;
 mod transport;
@@ -24,6 +25,7 @@ mod wire;
 mod tests;
 
 pub(crate) use code::shown as shown_code;
+pub(crate) use object::Object;
 
 pub use breaker::HostHealth;
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};

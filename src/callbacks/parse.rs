@@ -5,20 +5,16 @@
 //! identifier or about success, that part is left out, and a poll decides. It never panics, and nothing of a body is in an
 //! error or in a `Debug` output.
 
-use std::{borrow::Cow, fmt};
+use std::borrow::Cow;
 
 use secrecy::SecretString;
-use serde::{
-    Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
-};
 use serde_json::value::RawValue;
 
 use crate::{
     identity::{Device, Digits, Kind, RequestId},
     proto::storage,
     requests::event,
-    thingspace::{self, StatusClass},
+    thingspace::{self, Object, StatusClass},
 };
 
 /// Of a fault's text, in characters.
@@ -111,7 +107,7 @@ impl Fault {
         let message = object.text(&["faultString", "message"]).unwrap_or_default();
         let message = cut(&masked(message.trim()), MAX_MESSAGE);
         let kept = !code.is_empty() || !message.is_empty();
-        let present = kept || object.0.iter().any(|(_, value)| !is_empty(value));
+        let present = kept || object.all().any(|value| !is_empty(value));
         present.then_some(Self(kept.then_some(storage::Fault { code, message })))
     }
 }
@@ -164,62 +160,6 @@ impl Identifiers {
             *self.device.get_mut(kind) = Digits::default();
         }
         self.device
-    }
-}
-
-/// An object's fields in their order, each value still as it was written. A map would keep only one of a name.
-struct Object<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'a> Object<'a> {
-    fn read(value: &'a RawValue) -> Option<Self> {
-        serde_json::from_str(value.get()).ok()
-    }
-
-    /// The values of the fields of these names, in any case, that are not null.
-    fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
-        self.0
-            .iter()
-            .filter(|(key, value)| {
-                value.get() != "null" && names.iter().any(|name| name.eq_ignore_ascii_case(key))
-            })
-            .map(|(_, value)| *value)
-    }
-
-    /// The first of them that is a text or a number. A number's digits stay as they are, however many.
-    fn text(&self, names: &[&str]) -> Option<String> {
-        self.values(names).find_map(|value| match value.get().as_bytes().first()? {
-            b'"' => serde_json::from_str(value.get()).ok(),
-            b'{' | b'[' => None,
-            _ => Some(value.get().to_owned()),
-        })
-    }
-
-    /// The objects among them, and in lists among them.
-    fn objects(&self, names: &[&str]) -> Vec<Self> {
-        self.values(names)
-            .flat_map(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value]))
-            .filter_map(Self::read)
-            .collect()
-    }
-}
-
-impl<'a> Deserialize<'a> for Object<'a> {
-    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'a> Visitor<'a> for Fields {
-            type Value = Object<'a>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Object<'a>, A::Error> {
-                let mut fields = Vec::new();
-                while let Some(field) = map.next_entry()? {
-                    fields.push(field);
-                }
-                Ok(Object(fields))
-            }
-        }
-        deserializer.deserialize_map(Fields)
     }
 }
 

@@ -2,6 +2,20 @@
 //!
 //! Every status carries an `ErrorInfo`; UNAVAILABLE is used only where repeating the very call is safe. Texts are constant per
 //! reason, apart from our own field names and upstream's error code; the cause of an INTERNAL error is logged here, once, and not sent.
+//!
+//! Where UNAVAILABLE comes from, and why the very call may be repeated:
+//!
+//! | reason | from | safe because |
+//! |---|---|---|
+//! | `ORDER_IN_PROGRESS` | a key whose turn did not come in time, or that another replica claimed | nothing was begun for this call; its repetition joins the first |
+//! | `UPSTREAM_UNAVAILABLE` | an order: `NotSent` alone, before its first byte; `Ambiguous` becomes `ORDER_OUTCOME_UNKNOWN` in `requests::orders` | nothing left, and the key was released |
+//! | | a question or a registration's listing, however it failed | it has no effect |
+//! | `STORE_UNAVAILABLE` | before an order is claimed, or while it is | nothing left; a claim that may have been stored is found under the key, and its order's log says that it was not sent |
+//! | | a question, a watch | it has no effect |
+//! | `DRAINING` | a call that was not admitted, a watch that is told to go on elsewhere | nothing was begun; the token says where to go on |
+//!
+//! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and whatever is `UNAVAILABLE` to an order
+//! carries its key: were it placed after all, the repetition finds it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -71,7 +85,7 @@ impl Answer {
 }
 
 /// The status of a failed call.
-pub(super) fn of(error: &Error) -> Status {
+pub(crate) fn of(error: &Error) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
         Error::Store(error @ (StoreError::Corrupt(_) | StoreError::TooLarge(_))) => {
@@ -244,20 +258,12 @@ fn refused(refusal: &Refusal) -> Answer {
             "UPSTREAM_DEVICE_STATE",
             "a device is in a state that does not allow this",
         ),
-        RefusalKind::Other => (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses"),
+        RefusalKind::RequestNotFound | RefusalKind::TurnedAway | RefusalKind::Other => {
+            (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses")
+        }
     };
     answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", &refusal.status)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_repeating_cannot_help_is_not_unavailable() {
-        let corrupt = Error::Store(StoreError::Corrupt("a log".to_owned()));
-        for status in [of(&corrupt), of_watch(&corrupt, ""), of_watch(&corrupt, "token")] {
-            assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
-        }
-    }
-}
+mod tests;

@@ -1,10 +1,11 @@
-//! Black box against the simulator, over real sockets; the fixtures; the trace context on the wire.
+//! Black box against the simulator, over real sockets; the fixtures; the table of codes; the trace context on the wire.
 
 mod bounds;
 mod context;
 mod fixtures;
 mod orders;
 mod outages;
+mod page;
 mod registrations;
 mod renewal;
 mod retries;

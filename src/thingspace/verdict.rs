@@ -5,7 +5,11 @@
 
 use std::time::Duration;
 
-use super::{Refusal, code::Code, transport::Reply};
+use super::{
+    Refusal,
+    code::{Code, table::Means},
+    transport::Reply,
+};
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict<T> {
@@ -34,22 +38,29 @@ impl Stale {
 }
 
 /// `parse` reads the body of a success.
+///
+/// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer that blames the call: not
+/// with a 5xx or a 408, nor where the body also reads as a success (a request that failed has its id all the same).
 pub(super) fn judge<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
     let body = reply.body.as_deref();
-    if let (200..=299, Some(done)) = (status, body.and_then(parse)) {
+    let read = body.and_then(parse);
+    let reads_as_success = read.is_some();
+    if let (200..=299, Some(done)) = (status, read) {
         return Verdict::Done(done);
     }
     let code = body.and_then(Code::read);
-    match (status, &code) {
-        (_, Some(code)) if code.refuses_session() => Verdict::Stale(Stale::SESSION),
-        (_, Some(code)) if code.refuses_bearer(status) => Verdict::Stale(Stale::BEARER),
-        (_, Some(code)) if code.throttles() => Verdict::Throttled(reply.retry_after),
-        (429, _) => Verdict::Throttled(reply.retry_after),
-        (401, Some(code)) if code.is_from_thingspace() => Verdict::Refused(code.refusal(status)),
-        (401, _) => Verdict::Stale(Stale::BOTH),
-        (400..=499, Some(code)) if status != 408 && !code.is_on_hold() => {
-            Verdict::Refused(code.refusal(status))
+    let means = code.as_ref().map(|code| (code, code.row(status).means));
+    match (status, means) {
+        (_, Some((_, Means::SessionRefused))) => Verdict::Stale(Stale::SESSION),
+        (_, Some((_, Means::BearerRefused))) => Verdict::Stale(Stale::BEARER),
+        (_, Some((_, Means::Throttled))) | (429, _) => Verdict::Throttled(reply.retry_after),
+        // Any other 401 is about the tokens, and does not say which.
+        (401, means) if !means.is_some_and(|(code, _)| code.is_from_thingspace()) => {
+            Verdict::Stale(Stale::BOTH)
+        }
+        (400..=407 | 409..=499, Some((code, Means::Refused(kind)))) if !reads_as_success => {
+            Verdict::Refused(code.refusal(kind, status))
         }
         _ => {
             let what = match (reply.body.is_some(), code.is_some()) {

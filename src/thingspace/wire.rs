@@ -13,6 +13,7 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
+use serde_json::Value;
 
 pub(super) use registrations::{registered, registration, registrations};
 
@@ -129,6 +130,8 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
         #[serde(default, alias = "subrequests", alias = "subRequest", deserialize_with = "one_or_many")]
         #[serde(rename = "subRequests")]
         sub_requests: Vec<SubRequest>,
+        #[serde(default, rename = "faultResponse", alias = "FaultResponse")]
+        fault: Value,
     }
     #[derive(Deserialize)]
     struct SubRequest {
@@ -174,7 +177,23 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
         return None;
     }
     let devices = body.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
-    Some(StatusAnswer { overall: class(&body.status.0), devices })
+    // As in a callback: a fault makes a success doubtful. Without a word of failure it may be about this very question.
+    let overall = match class(&body.status.0) {
+        StatusClass::Succeeded if says_something(&body.fault) => StatusClass::Unknown,
+        class => class,
+    };
+    Some(StatusAnswer { overall, devices })
+}
+
+/// Whether there is anything in a value.
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(values) => values.iter().any(says_something),
+        Value::Object(fields) => fields.values().any(says_something),
+        Value::Bool(_) | Value::Number(_) => true,
+    }
 }
 
 /// A status word, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).

@@ -95,7 +95,7 @@ fn each_means_what_it_says() {
         count += 1;
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert!(count >= 57, "only {count} fixtures");
+    assert!(count >= 77, "only {count} fixtures");
 }
 
 #[test]

@@ -1,0 +1,167 @@
+use std::{collections::BTreeMap, fs, path::Path};
+
+use super::*;
+use crate::{
+    identity::{AccountName, RequestId},
+    proto::esim::ErrorReason,
+};
+
+/// Reasons of the contract that no part of the gateway gives yet.
+const NOT_GIVEN: [&str; 4] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "SLOW_READER", "STREAM_AGE"];
+
+/// Every error of the domain. Whoever adds one is sent here by [`is_listed`].
+fn errors() -> Vec<Error> {
+    let refused = |kind| Error::Refused(Refusal { kind, code: "400".to_owned(), status: 400 });
+    let order_id = "order".to_owned();
+    let unavailable = || StoreError::Unavailable(String::new());
+    vec![
+        Error::AccountNotConfigured(AccountName::parse("0000123456-00001").unwrap()),
+        Error::IdempotencyKeyReused,
+        Error::OrderInProgress,
+        Error::OrderOutcomeUnknown { order_id, sent_time: jiff::Timestamp::UNIX_EPOCH, request_id: None },
+        Error::RequestNotFound,
+        Error::InvalidToken(TokenKind::Resume),
+        Error::InvalidToken(TokenKind::Page),
+        Error::StillPending,
+        refused(RefusalKind::InvalidInput),
+        refused(RefusalKind::AccountNotFound),
+        refused(RefusalKind::AccountForbidden),
+        refused(RefusalKind::PlanNotFound),
+        refused(RefusalKind::DeviceNotFound),
+        refused(RefusalKind::DeviceState),
+        refused(RefusalKind::RequestNotFound),
+        refused(RefusalKind::TurnedAway),
+        refused(RefusalKind::Other),
+        Error::CredentialsRejected { name: "main".to_owned() },
+        Error::LoginBlocked { name: "main".to_owned() },
+        Error::Throttled { retry_after: None },
+        Error::UpstreamUnavailable { reason: String::new(), retry_after: None },
+        Error::Overloaded { limit: "limits.open_devices" },
+        Error::Store(unavailable()),
+        Error::Store(StoreError::Corrupt("a log".to_owned())),
+        Error::Draining,
+        Error::Deadline,
+        Error::Internal("a defect".to_owned()),
+    ]
+}
+
+fn is_listed(error: &Error) {
+    match error {
+        Error::AccountNotConfigured(_)
+        | Error::IdempotencyKeyReused
+        | Error::OrderInProgress
+        | Error::OrderOutcomeUnknown { .. }
+        | Error::RequestNotFound
+        | Error::InvalidToken(TokenKind::Resume | TokenKind::Page)
+        | Error::StillPending
+        | Error::Refused(_)
+        | Error::CredentialsRejected { .. }
+        | Error::LoginBlocked { .. }
+        | Error::Throttled { .. }
+        | Error::UpstreamUnavailable { .. }
+        | Error::Overloaded { .. }
+        | Error::Store(_)
+        | Error::Draining
+        | Error::Deadline
+        | Error::Internal(_) => {}
+    }
+}
+
+/// Every status that a call can end with, by reason. One reason always has the same code.
+fn statuses() -> BTreeMap<String, Status> {
+    let mut by_reason: BTreeMap<String, Status> = BTreeMap::new();
+    let mut add = |status: Status| {
+        let info = status.get_details_error_info().expect("every error has an ErrorInfo");
+        assert_eq!(info.domain, DOMAIN);
+        let before = by_reason.insert(info.reason.clone(), status.clone());
+        assert!(before.is_none_or(|before| before.code() == status.code()), "{}", info.reason);
+    };
+    for error in errors() {
+        is_listed(&error);
+        add(of(&error));
+        add(of_watch(&error, ""));
+        add(of_watch(&error, "token"));
+    }
+    add(invalid(vec![FieldViolation::new("field", "is wrong")]));
+    by_reason
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+/// As the contract and the page write it.
+fn name(code: Code) -> String {
+    let upper = |letter: char| letter.is_ascii_uppercase().then_some('_');
+    let name = format!("{code:?}");
+    let name = name.chars().flat_map(|letter| upper(letter).into_iter().chain([letter.to_ascii_uppercase()]));
+    name.skip(1).collect()
+}
+
+#[test]
+fn the_contract_and_the_page_list_every_reason_with_its_code() {
+    let (contract, page) = (read("proto/thingspace/esim/v1/esim.proto"), read("docs/errors.md"));
+    let statuses = statuses();
+    let in_contract: Vec<_> = (1..)
+        .map_while(|number| ErrorReason::try_from(number).ok())
+        .map(|reason| reason.as_str_name().trim_start_matches("ERROR_REASON_"))
+        .collect();
+    for reason in statuses.keys() {
+        assert!(in_contract.contains(&reason.as_str()), "{reason} is not in the contract");
+        assert!(!NOT_GIVEN.contains(&reason.as_str()), "{reason} is given by now");
+    }
+    for reason in in_contract {
+        let (before, _) = contract.split_once(&format!("  ERROR_REASON_{reason} = ")).unwrap();
+        let comment = before.rsplit_once(";\n").unwrap().1.trim_start();
+        let line = page.lines().find(|line| line.starts_with(&format!("| {reason} | ")));
+        let line = line.unwrap_or_else(|| panic!("{reason} is not in docs/errors.md"));
+        let Some(status) = statuses.get(reason) else {
+            assert!(NOT_GIVEN.contains(&reason), "nothing gives {reason}");
+            continue;
+        };
+        let code = name(status.code());
+        assert!(comment.starts_with(&format!("// {code}. ")), "{reason}: {comment}");
+        assert!(line.starts_with(&format!("| {reason} | {code} | ")), "{line}");
+    }
+}
+
+#[test]
+fn whoever_is_told_to_come_again_is_told_when() {
+    let statuses = statuses();
+    let with = |code: Code| -> Vec<&str> {
+        statuses.iter().filter(|(_, s)| s.code() == code).map(|(reason, _)| reason.as_str()).collect()
+    };
+    // See the module's table.
+    assert_eq!(
+        with(Code::Unavailable),
+        ["DRAINING", "ORDER_IN_PROGRESS", "STORE_UNAVAILABLE", "UPSTREAM_UNAVAILABLE"]
+    );
+    assert_eq!(with(Code::ResourceExhausted), ["OVERLOADED", "UPSTREAM_THROTTLED"]);
+    for (reason, status) in &statuses {
+        let again = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+        assert_eq!(status.get_details_retry_info().is_some(), again, "{reason}");
+    }
+}
+
+#[test]
+fn what_repeating_cannot_help_is_not_unavailable() {
+    let corrupt = Error::Store(StoreError::Corrupt("a log".to_owned()));
+    for status in [of(&corrupt), of_watch(&corrupt, ""), of_watch(&corrupt, "token")] {
+        assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
+    }
+}
+
+#[test]
+fn an_order_of_unknown_fate_invites_no_repetition() {
+    let request = RequestId::parse("r").unwrap();
+    let unknown = Error::OrderOutcomeUnknown {
+        order_id: "order".to_owned(),
+        sent_time: jiff::Timestamp::UNIX_EPOCH,
+        request_id: Some(request),
+    };
+    let status = of(&unknown);
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.get_details_retry_info().is_none());
+    let said = status.get_details_error_info().unwrap().metadata;
+    assert_eq!(said.keys().len(), 3, "{said:?}");
+}

@@ -1,0 +1,71 @@
+//! A JSON object, read tolerantly: names in any case, numbers in place of texts, one thing in place of a list.
+
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+/// An object's fields in their order, each value still as it was written. A map would keep only one of a name.
+pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Object<'a> {
+    /// Every field's value.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'a RawValue> {
+        self.0.iter().map(|(_, value)| *value)
+    }
+
+    /// The values of the fields of these names, in any case, that are not null.
+    fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
+        self.0
+            .iter()
+            .filter(|(key, value)| {
+                value.get() != "null" && names.iter().any(|name| name.eq_ignore_ascii_case(key))
+            })
+            .map(|(_, value)| *value)
+    }
+
+    /// Those of them that are texts or numbers. A number's digits stay as they are, however many.
+    pub(crate) fn texts(&self, names: &[&str]) -> impl Iterator<Item = String> {
+        self.values(names).filter_map(|value| match value.get().as_bytes().first()? {
+            b'"' => serde_json::from_str(value.get()).ok(),
+            b'{' | b'[' => None,
+            _ => Some(value.get().to_owned()),
+        })
+    }
+
+    /// The first of them.
+    pub(crate) fn text(&self, names: &[&str]) -> Option<String> {
+        self.texts(names).next()
+    }
+
+    /// The objects among them, and in lists among them.
+    pub(crate) fn objects(&self, names: &[&str]) -> Vec<Self> {
+        self.values(names)
+            .flat_map(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value]))
+            .filter_map(|value| serde_json::from_str(value.get()).ok())
+            .collect()
+    }
+}
+
+impl<'a> Deserialize<'a> for Object<'a> {
+    fn deserialize<D: Deserializer<'a>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'a> Visitor<'a> for Fields {
+            type Value = Object<'a>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Object<'a>, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Object(fields))
+            }
+        }
+        deserializer.deserialize_map(Fields)
+    }
+}

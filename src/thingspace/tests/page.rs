@@ -1,0 +1,156 @@
+//! Every row of the table of codes, from an answer's body to what a caller reads; and `docs/errors.md`, which shows it.
+
+use std::{env, fs, path::Path};
+
+use bytes::Bytes;
+use http::StatusCode;
+use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+use crate::{
+    grpc::status,
+    requests,
+    thingspace::{
+        Error,
+        code::{
+            Code,
+            table::{Codes, Means, ROWS, Row},
+        },
+        transport::Reply,
+        verdict::{Stale, Verdict, judge},
+        wire,
+    },
+};
+
+const PAGE: &str = "docs/errors.md";
+const COMMAND: &str = "UPDATE_DOCS=1 cargo test --lib the_page_shows_the_table";
+const BEGIN: &str = "<!-- table of codes: generated -->\n";
+const END: &str = "<!-- end of the table of codes -->\n";
+
+/// A body for each code that a row names, at its least and its most.
+fn samples(row: &Row) -> Vec<String> {
+    match row.codes {
+        Codes::Named(patterns) => patterns
+            .iter()
+            .map(|pattern| {
+                let name = pattern.replace('*', "Some").replace('#', "7");
+                let service = if name.contains('.') { "UnifiedWebService." } else { "" };
+                json!({ "errorCode": format!("{service}{name}") }).to_string()
+            })
+            .collect(),
+        Codes::ApiManager(first, last) => [first, last]
+            .into_iter()
+            .map(|number| json!({ "fault": { "code": number } }).to_string())
+            .collect(),
+    }
+}
+
+/// An answer that lets a row say what it means.
+fn reply(row: &Row, body: String) -> Reply {
+    let status = StatusCode::from_u16(row.http.unwrap_or(400)).unwrap();
+    Reply { status, retry_after: None, body: Some(Bytes::from(body)) }
+}
+
+/// What callers read when an answer means this: whoever orders, and whoever asks.
+fn read<T: std::fmt::Debug>(verdict: Verdict<T>) -> [String; 2] {
+    let asks = |error: Error| named(&status::of(&error.into()));
+    let both = |error: Error| {
+        let name = asks(error);
+        [name.clone(), name]
+    };
+    match verdict {
+        Verdict::Done(done) => panic!("a success: {done:?}"),
+        // Refused once more with a new token.
+        Verdict::Stale(_) => both(Error::CredentialsRejected { name: String::new() }),
+        Verdict::Throttled(retry_after) => both(Error::Throttled { retry_after }),
+        Verdict::Refused(refusal) => both(Error::Refused(refusal)),
+        Verdict::Unclear { reason, .. } => {
+            let unknown = requests::Error::OrderOutcomeUnknown {
+                order_id: String::new(),
+                sent_time: jiff::Timestamp::UNIX_EPOCH,
+                request_id: None,
+            };
+            [named(&status::of(&unknown)), asks(Error::Ambiguous { reason })]
+        }
+    }
+}
+
+/// Code and reason.
+fn named(status: &Status) -> String {
+    let mut code = String::new();
+    for (at, letter) in format!("{:?}", status.code()).char_indices() {
+        if at > 0 && letter.is_ascii_uppercase() {
+            code.push('_');
+        }
+        code.push(letter.to_ascii_uppercase());
+    }
+    format!("{code} `{}`", status.get_details_error_info().expect("every error has a reason").reason)
+}
+
+fn line(row: &Row) -> String {
+    let codes = match row.codes {
+        Codes::Named(names) => names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        Codes::ApiManager(first, last) if first == last => format!("the API manager's {first}"),
+        Codes::ApiManager(first, last) => format!("the API manager's {first} to {last}"),
+    };
+    let http = row.http.map(|http| format!(" with HTTP {http}")).unwrap_or_default();
+    let [order, other] = read(judge(&reply(row, samples(row).remove(0)), wire::request_id));
+    let (reads, again) = match row.means {
+        Means::SessionRefused | Means::BearerRefused => (
+            format!(
+                "nothing: the token is renewed and the call repeated, once. If that is refused too: {order}"
+            ),
+            "no",
+        ),
+        Means::Throttled => (order, "after `RetryInfo`"),
+        Means::Refused(_) => (order, "no"),
+        Means::Unclear => {
+            (format!("an order: {order}; any other call: {other}"), "with the same key, to learn more")
+        }
+    };
+    format!("| {codes}{http} | {} | {reads} | {again} |\n", row.meaning)
+}
+
+#[test]
+fn every_row_holds_for_its_codes() {
+    for row in ROWS {
+        let printed = line(row);
+        for sample in samples(row) {
+            let found = Code::read(sample.as_bytes()).unwrap();
+            let found = found.row(row.http.unwrap_or(400));
+            assert!(std::ptr::eq(found, row), "{sample} is read as {found:?}, not as {row:?}");
+            let verdict = judge(&reply(row, sample), wire::request_id);
+            let as_meant = match (row.means, &verdict) {
+                (Means::SessionRefused, Verdict::Stale(stale)) => !stale.bearer && stale.session,
+                (Means::BearerRefused, Verdict::Stale(stale)) => *stale == Stale::BEARER,
+                (Means::Throttled, Verdict::Throttled(None)) | (Means::Unclear, Verdict::Unclear { .. }) => {
+                    true
+                }
+                (Means::Refused(kind), Verdict::Refused(refusal)) => {
+                    refusal.kind == kind && refusal.to_string().ends_with(row.meaning)
+                }
+                _ => false,
+            };
+            assert!(as_meant, "{row:?}: {verdict:?}");
+            let [order, other] = read(verdict);
+            assert!(printed.contains(&order) || printed.contains(&other), "{printed}");
+        }
+    }
+}
+
+#[test]
+fn the_page_shows_the_table() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).expect("the table's begin is marked");
+    let (shown, after) = rest.split_once(END).expect("the table's end is marked");
+    let table: String = ROWS.iter().map(line).collect();
+    let table =
+        format!("\n| upstream code | meaning | a caller reads | again? |\n|---|---|---|---|\n{table}\n");
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, [before, BEGIN, &table, END, after].concat()).unwrap();
+        return;
+    }
+    assert!(shown == table, "{PAGE} does not show the table of codes; this writes it: {COMMAND}");
+}
