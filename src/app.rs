@@ -4,6 +4,7 @@
 //! start. Two Apps in one process work.
 
 mod dev;
+mod health;
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -30,6 +31,7 @@ use crate::{
 };
 
 pub use dev::dev;
+pub use health::health;
 
 /// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a quarter, at most this.
 const CLOSING: Duration = Duration::from_secs(5);

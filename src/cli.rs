@@ -47,6 +47,8 @@ pub enum Command {
     Simulate(Simulate),
     /// Print the configuration that would be used, or everything that is wrong with it
     Check(Check),
+    /// Ask a running gateway over gRPC whether it can answer calls
+    Health(Health),
     #[command(flatten)]
     Operate(Operate),
 }
@@ -114,13 +116,25 @@ pub struct Check {
     pub config: PathBuf,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit code 0 if it can, 1 if not or if nobody answers within 5 s.
+
+Example:
+  thingspace-gateway health --address thingspace-gateway.esim.svc:50051")]
+pub struct Health {
+    /// Where the API is, HOST:PORT, plaintext
+    #[arg(long, value_name = "ADDR")]
+    pub address: String,
+}
+
 impl Cli {
     /// The configuration file, for the commands that take one.
     pub fn config_file(&self) -> Option<&Path> {
         match &self.command {
             Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
             Command::Operate(operate) => operate.remote().config.as_deref(),
-            Command::Dev(_) | Command::Simulate(_) => None,
+            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) => None,
         }
     }
 }

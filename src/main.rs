@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use thingspace_gateway::{
     app,
-    cli::{Cli, Command, Operate},
+    cli::{Cli, Command},
     config::Config,
     control,
     shutdown::Stop,
@@ -47,8 +47,14 @@ fn main() -> ExitCode {
             Err(_) => ExitCode::FAILURE,
         };
     }
-    if let Command::Operate(command) = &cli.command {
-        return operate(command, &config);
+    match &cli.command {
+        Command::Operate(command) => {
+            let remote = command.remote().socket.clone();
+            let socket = remote.unwrap_or_else(|| config.control_socket());
+            return once(control::client::run(command, socket, &mut io::stdout()));
+        }
+        Command::Health(health) => return once(app::health(&health.address)),
+        _ => {}
     }
 
     let workers = thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
@@ -91,18 +97,14 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
             Box::pin(app::dev(config, stop)).await
         }
         Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,
-        Command::Check(_) | Command::Operate(_) => Ok(()),
+        Command::Check(_) | Command::Health(_) | Command::Operate(_) => Ok(()),
     }
 }
 
-fn operate(command: &Operate, config: &Config) -> ExitCode {
-    let socket = command.remote().socket.clone().unwrap_or_else(|| config.control_socket());
-    let operated = runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(control::client::run(command, socket, &mut io::stdout())));
-    match operated {
+/// Runs a command that ends by itself.
+fn once(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let runtime = runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(io::stderr(), "{error:#}");

@@ -1,6 +1,6 @@
 //! Probes: whether the gateway lives, and whether it can answer.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::Command};
 
 use reqwest::Method;
 use thingspace_gateway::{
@@ -10,7 +10,10 @@ use thingspace_gateway::{
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use crate::harness::*;
+use crate::{
+    harness::*,
+    process::{run, text},
+};
 
 /// More than the listener holds.
 const CROWD: usize = 200;
@@ -110,4 +113,26 @@ async fn nobody_keeps_probes_out_by_holding_connections() {
     assert_eq!(probe(gateway.admin, "/livez").await, said(200, "alive"));
     drop(held);
     gateway.stop().await;
+}
+
+/// Exit code and words of `health`.
+async fn health(address: &str) -> (Option<i32>, String) {
+    let mut command = Command::new(BINARY);
+    command.args(["health", "--address", address]);
+    let output = run(command).await;
+    (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_is_told_to_who_has_nothing_but_the_binary() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.config()).await;
+    let address = format!("localhost:{}", gateway.address.port());
+    assert_eq!(health(&address).await, (Some(0), format!("{address} is ready\n")));
+    // There is somebody, but no gateway.
+    let (code, why) = health(&gateway.admin.to_string()).await;
+    assert!(code == Some(1) && why.starts_with("cannot ask"), "{code:?} {why}");
+    gateway.stop().await;
+    let (code, why) = health(&address).await;
+    assert!(code == Some(1) && why.contains("connect"), "{code:?} {why}");
 }

@@ -50,7 +50,7 @@ pub fn text(bytes: &[u8]) -> &str {
 
 #[tokio::test]
 async fn every_command_explains_itself() {
-    let commands: [&[&str]; 5] = [&[], &["serve"], &["dev"], &["simulate"], &["check"]];
+    let commands: [&[&str]; 6] = [&[], &["serve"], &["dev"], &["simulate"], &["check"], &["health"]];
     for command in commands {
         let output = run_with(&[command, &["--help"]].concat()).await;
         let help = text(&output.stdout);
@@ -64,10 +64,11 @@ async fn every_command_explains_itself() {
 
 #[tokio::test]
 async fn wrong_usage_is_64() {
-    let wrong: [&[&str]; 7] = [
+    let wrong: [&[&str]; 8] = [
         &[],
         &["serve"],
         &["check"],
+        &["health"],
         &["order"],
         &["dev", "--lisen", "127.0.0.1:0"],
         &["dev", "--listen", "0.0.0.0:0"],

@@ -49,7 +49,7 @@ fn samples(row: &Row) -> Vec<String> {
 /// An answer that lets a row say what it means.
 fn reply(row: &Row, body: String) -> Reply {
     let status = StatusCode::from_u16(row.http.unwrap_or(400)).unwrap();
-    Reply { status, retry_after: None, body: Some(Bytes::from(body)) }
+    Reply { status, retry_after: None, body: Some(Bytes::from(body)), cut: false }
 }
 
 /// What callers read when an answer means this: whoever orders, and whoever asks.
@@ -71,7 +71,7 @@ fn read<T: std::fmt::Debug>(verdict: Verdict<T>) -> [String; 2] {
                 sent_time: jiff::Timestamp::UNIX_EPOCH,
                 request_id: None,
             };
-            [named(&status::of(&unknown)), asks(Error::Ambiguous { reason })]
+            [named(&status::of(&unknown)), asks(Error::Ambiguous { reason, retry_after: None })]
         }
     }
 }
