@@ -4,6 +4,7 @@
 //! `/readyz` says whether calls can be answered, and in a sentence why not.
 
 use std::{
+    borrow::Cow,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -93,11 +94,11 @@ impl Readiness {
     }
 
     /// `None`: calls can be answered.
-    fn obstacle(&self) -> Option<&'static str> {
+    fn obstacle(&self) -> Option<Cow<'static, str>> {
         match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Stage::Starting => Some("starting: the store is not open yet"),
-            Stage::Serving(requests) => requests.waits_for(),
-            Stage::Draining => Some("draining"),
+            Stage::Starting => Some("starting: the store is not open yet".into()),
+            Stage::Serving(requests) => requests.waits_for().map(Cow::from),
+            Stage::Draining => Some("draining".into()),
         }
     }
 }
@@ -106,16 +107,16 @@ impl Answer for Readiness {
     type Body = Full<Bytes>;
 
     async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let (status, text) = match request.uri().path() {
+        let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
             "/livez" | "/readyz" if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD")
+                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD".into())
             }
-            "/livez" => (StatusCode::OK, "alive"),
+            "/livez" => (StatusCode::OK, "alive".into()),
             "/readyz" => match self.obstacle() {
-                None => (StatusCode::OK, "ready"),
+                None => (StatusCode::OK, "ready".into()),
                 Some(why_not) => (StatusCode::SERVICE_UNAVAILABLE, why_not),
             },
-            _ => (StatusCode::NOT_FOUND, "here are /livez and /readyz"),
+            _ => (StatusCode::NOT_FOUND, "here are /livez and /readyz".into()),
         };
         let mut answer = Response::new(format!("{text}\n").into());
         *answer.status_mut() = status;

@@ -276,13 +276,13 @@ async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &He
         let ready = async {
             requests.ready().await;
             if let Some(secrets) = secrets {
-                secrets.loaded().await;
+                secrets.reload().await;
             }
         };
         let mut ready = pin!(ready);
         if tokio::time::timeout(UNREADY_SAID, &mut ready).await.is_err() {
-            let reason =
-                requests.waits_for().unwrap_or("the store has not told the secrets of callbacks yet");
+            let reason = requests.waits_for();
+            let reason = reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
             warn!(reason, "not ready yet");
             ready.await;
         }

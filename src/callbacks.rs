@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
     sync::{Mutex, Semaphore},
-    time::{Instant, interval, sleep, timeout, timeout_at},
+    time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -58,9 +58,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 /// Callbacks of an account being read or stored at once; above it they are asked to come again. Whoever got hold of one account's
 /// URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
-
-/// Between attempts to load the secrets from a store that was not there at the start.
-const LOAD_RETRY: Duration = Duration::from_millis(500);
 
 /// How often certificate and pairs are looked at.
 const LOOK: Duration = Duration::from_secs(30);
@@ -128,7 +125,7 @@ impl Callbacks {
     ) -> anyhow::Result<Self> {
         let secrets = Secrets::new(config, Arc::clone(&store), accounts);
         match secrets.refresh().await {
-            // Nothing is proved before the store has told the secrets; see `look`.
+            // Nothing is proved before the store has told the secrets; see `Secrets::reload`.
             Ok(()) | Err(secrets::Error::Store(StoreError::Unavailable(_) | StoreError::Ambiguous(_))) => {}
             Err(error) => return Err(error.into()),
         }
@@ -165,15 +162,8 @@ impl Callbacks {
         tokio::join!(listener::serve(LISTENING, listener, acceptor, self, stop), look);
     }
 
-    /// Follows what may change on disk and in other replicas, and until then waits for a store that was not there at the start. A
-    /// failure is told once, until it is another.
+    /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
     async fn look(self) {
-        while !self.0.secrets.is_loaded() {
-            sleep(LOAD_RETRY).await;
-            if let Err(error) = self.0.secrets.refresh().await {
-                debug!(%error, "cannot load the secrets of callbacks yet");
-            }
-        }
         let mut tick = interval(LOOK);
         let (mut last_tls, mut last_pairs) = (None, None);
         loop {

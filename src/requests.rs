@@ -208,16 +208,15 @@ impl Requests {
     }
 
     /// Why calls cannot be answered yet.
-    pub fn waits_for(&self) -> Option<&'static str> {
-        if self.hub.epoch().is_none() {
-            Some("the store does not answer yet")
-        } else if !self.hub.is_caught_up() {
-            Some("the store is not read to its end yet")
+    pub fn waits_for(&self) -> Option<String> {
+        let waits = if !self.hub.is_caught_up() {
+            "what is stored has not been read yet"
         } else if lock(&self.token_key).is_none() {
-            Some("the store has not told the key of tokens yet")
+            "the key of tokens has not been read yet"
         } else {
-            None
-        }
+            return None;
+        };
+        Some(self.store.trouble().map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")))
     }
 
     /// How many events were read from the store since the start.

@@ -23,8 +23,8 @@ use jiff::Timestamp;
 use prost::Message;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::{Choice, ConstantTimeEq};
-use tokio::sync::watch;
-use tracing::warn;
+use tokio::{sync::watch, time::sleep};
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
@@ -47,6 +47,9 @@ const MAX_REPLACED: usize = 8;
 
 /// How often a swap is tried again when another replica was first.
 const SWAP_TRIES: u32 = 8;
+
+/// Between attempts to load everything from a store that is away.
+const LOAD_RETRY: Duration = Duration::from_millis(500);
 
 /// Of a generated password: 32 characters.
 const PASSWORD_BYTES: usize = 24;
@@ -148,10 +151,17 @@ impl Secrets {
         self.0.paths.borrow().is_some()
     }
 
-    /// Resolves when it has.
-    pub async fn loaded(&self) {
-        // The sender lives as long as self.
-        let _ = self.0.paths.subscribe().wait_for(Option::is_some).await;
+    /// Reads everything again, until the store has told it. One that was replaced has been given it then.
+    pub async fn reload(&self) {
+        loop {
+            match self.refresh().await {
+                Err(Error::Store(error)) => debug!(%error, "cannot load the secrets of callbacks yet"),
+                // A mistake in the files, which whoever looks after them tells.
+                Err(_) if !self.is_loaded() => {}
+                Err(_) | Ok(()) => return,
+            }
+            sleep(LOAD_RETRY).await;
+        }
     }
 
     /// The last segment of an account's path; empty for an account that is not configured, and as long as nothing is known.

@@ -1,7 +1,7 @@
 //! Callbacks, as ThingSpace sends them: what is taken moves requests and is never lost, what is refused leaves no trace.
 
 mod refusals;
-mod sender;
+pub mod sender;
 mod shapes;
 mod tls;
 

@@ -62,6 +62,26 @@ pub fn eventually<F: Future<Output = bool>>(
     }
 }
 
+/// Repeats something until it succeeds, as a client does, and fails the test if it does not in time.
+#[track_caller]
+pub fn eventually_ok<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(
+    what: &str,
+    mut attempt: impl FnMut() -> F,
+) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            match attempt().await {
+                Ok(done) => return done,
+                Err(error) => assert!(Instant::now() < deadline, "not in time ({caller}): {what}: {error:?}"),
+            }
+            tick.tick().await;
+        }
+    }
+}
+
 /// Awaits something, and fails the test if it does not come in time.
 #[track_caller]
 pub fn within<F: Future>(what: &str, future: F) -> impl Future<Output = F::Output> {
@@ -198,14 +218,21 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// One that is ready.
     pub async fn start(config: Config) -> Self {
+        let gateway = Self::launch(config).await;
+        within("the gateway is ready", gateway.requests.ready()).await;
+        gateway
+    }
+
+    /// One that may have to wait for its store.
+    pub async fn launch(config: Config) -> Self {
         let app = App::bind(config).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
         let admin = app.admin_address();
         let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
         let registration = app.registration().cloned();
         let running = tokio::spawn(app.run(stop.clone()));
-        within("the gateway is ready", requests.ready()).await;
         Self { address, admin, stop, requests, callbacks, registration, running }
     }
 

@@ -15,11 +15,16 @@ mod correlation;
 mod dev;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
+mod fleet;
+#[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
+#[allow(dead_code, reason = "shared with tests that do more to their servers")]
+mod nats_server;
 mod orders;
 mod process;
 mod questions;
 mod registration;
+mod replicas;
 mod resume;
 mod shares;
 mod status;

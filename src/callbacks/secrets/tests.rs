@@ -151,7 +151,6 @@ async fn nothing_is_known_before_the_store_has_told_it() {
     let secrets = Secrets::new(&config(), Arc::clone(&store), &[account(1)]);
     assert!(!secrets.is_loaded() && secrets.account_of("").is_none());
     assert!(secrets.quarantine_key().is_err() && secrets.pair(&account(1)).is_none());
-    secrets.refresh().await.unwrap();
-    secrets.loaded().await;
+    secrets.reload().await;
     assert_eq!(secrets.account_of(&secrets.path(&account(1))), Some(account(1)));
 }

@@ -252,6 +252,10 @@ fn operators_have_a_socket() {
     assert_begin(&deployment(&config), &[]);
     config.control.socket = folder.path().join("missing/gateway.sock");
     assert_begin(&deployment(&config), &["control.socket: the folder "]);
+    config.control.socket = PathBuf::new();
+    config.store.kind = StoreKind::Nats;
+    config.store.nats.url = "nats://127.0.0.1:4222".to_owned();
+    assert_begin(&deployment(&config), &["control.socket: is required"]);
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! Several replicas over one NATS keep the same promises as one alone, also while NATS is away. What takes long, or kills processes,
+//! is among the heavy tests.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures_util::future::join_all;
+use thingspace_gateway::{
+    callbacks::registration::Registration,
+    identity::AccountName,
+    proto::esim::{RequestState, watch_request_response::Event},
+    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt;
+
+use crate::{
+    callbacks::sender::{Sender, about},
+    harness::*,
+    nats_server::NatsServer,
+};
+
+async fn health(gateway: &Gateway) -> ServingStatus {
+    let mut client = HealthClient::new(channel(gateway.address).await);
+    let asked = client.check(HealthCheckRequest { service: String::new() });
+    within("health", asked).await.unwrap().into_inner().status()
+}
+
+async fn readiness(gateway: &Gateway) -> (u16, String) {
+    let answer = within("a probe", reqwest::get(format!("http://{}/readyz", gateway.admin))).await.unwrap();
+    (answer.status().as_u16(), answer.text().await.unwrap())
+}
+
+async fn stop(gateways: impl IntoIterator<Item = Gateway>) {
+    join_all(gateways.into_iter().map(Gateway::stop)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_hears_all_of_them_know() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let gateways = upstream.replicas(&upstream.with_callbacks(), &nats.url()).await;
+    let [a, b, c] = &gateways;
+    let (mut at_a, mut at_c) = (a.client().await, c.client().await);
+    for n in 0..20 {
+        let id = place(&mut at_a, &format!("known-{n}"), [100 + n]).await.unwrap();
+        let status = ask(&mut at_c, question(&id)).await.unwrap();
+        assert_eq!((status.revision, status.devices.len()), (1, 1), "order {n}");
+    }
+
+    let id = place(&mut at_a, "watched", 0..2).await.unwrap();
+    let mut watching = watch(&mut at_c, &id, "").await.unwrap();
+    assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
+    let senders = [Sender::new(a), Sender::new(b), Sender::new(c)];
+    assert!(
+        senders
+            .iter()
+            .all(|sender| (&sender.path, &sender.password) == (&senders[0].path, &senders[0].password))
+    );
+    assert_eq!(senders[1].post(&about(&id, &device(0), "Success")).await, 200);
+    let (Event::Change(change), token) = watching.event().await else { panic!("a change") };
+    assert_eq!((change.revision, change.devices.len()), (2, 1));
+    drop(watching);
+
+    // It goes on at another replica, with what it has not seen and nothing else.
+    assert_eq!(senders[2].post(&about(&id, &device(1), "Failed")).await, 200);
+    let rest = watch(&mut at_a, &id, &token).await.unwrap().rest().await;
+    let told: Vec<_> =
+        rest.into_iter().filter_map(|m| m.event).filter(|e| !matches!(e, Event::Heartbeat(_))).collect();
+    let [Event::Change(last)] = &told[..] else { panic!("one change: {told:?}") };
+    assert_eq!((last.revision, last.state()), (3, RequestState::PartiallySucceeded));
+    for gateway in &gateways {
+        let mut client = gateway.client().await;
+        eventually("every replica is there", async || {
+            ask(&mut client.clone(), question(&id)).await.unwrap().revision == 3
+        })
+        .await;
+        let status = ask(&mut client, question(&id)).await.unwrap();
+        assert_eq!(status.state(), RequestState::PartiallySucceeded);
+    }
+    stop(gateways).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_key_is_one_order_at_whatever_replicas() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let gateways = upstream.replicas(&upstream.quiet(), &nats.url()).await;
+    let clients = join_all(gateways.iter().map(Gateway::client)).await;
+    for n in 0..20 {
+        let gate = Gate::default();
+        if n == 0 {
+            upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+        }
+        let calls = clients.iter().cloned().map(|mut client| {
+            tokio::spawn(async move { client.download_profile(order(&format!("key-{n}"), [n])).await })
+        });
+        let calls: Vec<_> = calls.collect();
+        if n == 0 {
+            // Whoever is not sending it waits for the one who is.
+            upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+            gate.open();
+        }
+        let answers = within("the answers", join_all(calls)).await;
+        let answers: Vec<_> =
+            answers.into_iter().map(|answer| answer.unwrap().unwrap().into_inner()).collect();
+        assert!(answers.iter().all(|answer| answer.request_id == answers[0].request_id), "{answers:?}");
+        assert_eq!(answers.iter().filter(|answer| !answer.replayed).count(), 1, "{answers:?}");
+        assert_eq!(upstream.sim.ledger().times_ordered(&device(n).eid), 1);
+    }
+    assert_eq!(upstream.sim.ledger().orders.len(), 20);
+    // Which stands for one order, and no other.
+    let other = place(&mut clients[1].clone(), "key-0", [1_000]).await.unwrap_err();
+    assert_eq!(kind(&other), (Code::InvalidArgument, "IDEMPOTENCY_KEY_REUSED".to_owned()));
+    stop(gateways).await;
+}
+
+/// One replica registers, the others find it right; an operator's word at one of them holds for all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_registration_serves_all_replicas() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let mut config = upstream.with_callbacks();
+    config.credentials[0].accounts.truncate(1);
+    config.callbacks.register = true;
+    config.callbacks.public_url = "http://127.0.0.1:9001/callbacks/".into();
+    let gateways = upstream.replicas(&config, &nats.url()).await;
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.calls(Endpoint::ListCallbacks) >= 3).await;
+    let account = AccountName::parse(ACCOUNT).unwrap();
+    let registration = |n: usize| -> &Registration { gateways[n].registration.as_ref().unwrap() };
+    for n in 0..3 {
+        let listed = within("a listing", registration(n).list(&account)).await.unwrap();
+        assert!(listed.len() == 1 && listed[0].ours, "{listed:?}");
+    }
+    within("a rotation", registration(1).rotate(&account)).await.unwrap();
+    let secrets = gateways[1].callbacks.as_ref().unwrap().1.secrets();
+    assert_eq!(upstream.sim.registered(&account).unwrap().username, secrets.pair(&account).unwrap().username);
+    within("its end", registration(2).deregister(&account)).await.unwrap();
+    let listed = within("a listing", registration(0).list(&account)).await.unwrap();
+    assert!(listed.is_empty(), "{listed:?}");
+    stop(gateways).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_nats_what_needs_no_writing_goes_on() {
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
+    let mut config = upstream.with_callbacks();
+    config.grpc.heartbeat = Duration::from_millis(100);
+    let gateway = Gateway::start(upstream.replica(&config, &nats.url(), 1, 0)).await;
+    let (mut client, sender) = (gateway.client().await, Sender::new(&gateway));
+    let finished = place(&mut client, "finished", [0]).await.unwrap();
+    let open = place(&mut client, "open", 1..3).await.unwrap();
+    upstream.sim.finish_all(&finished, Outcome::Success);
+    assert_eq!(ask(&mut client, question(&finished)).await.unwrap().state(), RequestState::Succeeded);
+    let mut watching = watch(&mut client, &open, "").await.unwrap();
+    assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
+
+    nats.kill();
+    let before = upstream.sim.ledger();
+    let refused = place(&mut client, "away", [3]).await.unwrap_err();
+    assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+    assert_eq!(sender.post(&about(&open, &device(1), "Success")).await, 503);
+    assert_eq!(ask(&mut client, question(&finished)).await.unwrap().state(), RequestState::Succeeded);
+    for _ in 0..5 {
+        let beat = watching.next().await.unwrap().and_then(|message| message.event);
+        assert!(matches!(beat, Some(Event::Heartbeat(_))), "{beat:?}");
+    }
+    // Also one that begins now.
+    let (begun, _) = watch(&mut client, &open, "").await.unwrap().event().await;
+    assert!(matches!(begun, Event::Snapshot(_)));
+    assert_eq!((readiness(&gateway).await.0, health(&gateway).await), (200, ServingStatus::Serving));
+    let after = upstream.sim.ledger();
+    assert_eq!((after.logins(), after.orders.len()), (before.logins(), before.orders.len()));
+
+    nats.restart().await;
+    let mut again = client.clone();
+    eventually("orders are taken again", async || place(&mut again.clone(), "away", [3]).await.is_ok()).await;
+    assert_eq!(sender.post(&about(&open, &device(1), "Success")).await, 200);
+    let (Event::Change(change), _) = watching.event().await else { panic!("a change") };
+    assert_eq!(change.revision, 2);
+    place(&mut again, "away", [3]).await.unwrap();
+    assert_eq!(upstream.sim.ledger().times_ordered(&device(3).eid), 1);
+    assert_eq!(upstream.sim.ledger().logins(), before.logins());
+    stop([gateway]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_without_nats_waits_for_it() {
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::stopped_with(""));
+    let config = upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 0);
+    let gateway = Gateway::launch(config).await;
+    let mut client = gateway.client().await;
+    assert_eq!(health(&gateway).await, ServingStatus::NotServing);
+    let (status, why) = readiness(&gateway).await;
+    assert!(status == 503 && why.contains("store"), "{status} {why}");
+    let refused = place(&mut client, "early", [0]).await.unwrap_err();
+    assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+    let url = format!("http://{}/any", gateway.callbacks.as_ref().unwrap().0);
+    let http = reqwest::Client::new();
+    let answer = within("an answer", http.post(&url).body("{}").send()).await.unwrap();
+    assert_eq!(answer.status(), 503, "it may be a right path");
+
+    nats.restart().await;
+    eventually("it is ready", async || health(&gateway).await == ServingStatus::Serving).await;
+    assert_eq!(readiness(&gateway).await.0, 200);
+    let id = place(&mut client, "early", [0]).await.unwrap();
+    assert_eq!(Sender::new(&gateway).post(&about(&id, &device(0), "Success")).await, 200);
+    let answer = within("an answer", http.post(&url).body("{}").send()).await.unwrap();
+    assert_eq!(answer.status(), 404);
+    stop([gateway]).await;
+}
+
+/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if it were new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replaced_stream_is_read_anew() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 0);
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "before", 0..2).await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    let (_, token) = watching.event().await;
+    let path = Sender::new(&gateway).path;
+    let mut health = HealthClient::new(channel(gateway.address).await);
+    let asked = health.watch(HealthCheckRequest { service: String::new() });
+    let mut health = within("health", asked).await.unwrap().into_inner();
+
+    let admin = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    for stream in ["events", "cells", "keys"] {
+        admin.delete_stream(format!("{}_{stream}", config.store.nats.prefix)).await.unwrap();
+    }
+    let ended = loop {
+        match watching.next().await {
+            Ok(Some(message)) => assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}"),
+            Ok(None) => panic!("it is not finished"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(kind(&ended), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+    assert_eq!(ended.get_details_error_info().unwrap().metadata["resumeToken"], token);
+
+    let mut next = async || within("a health", health.message()).await.unwrap().unwrap().status();
+    assert_eq!(next().await, ServingStatus::Serving);
+    // Two changes close to each other may be told as one.
+    if next().await == ServingStatus::NotServing {
+        assert_eq!(next().await, ServingStatus::Serving);
+    }
+    // The token is of another store: the watch begins with where the request stands, as ThingSpace tells it.
+    upstream.sim.finish_all(&id, Outcome::Success);
+    let mut again = client.clone();
+    let resumed = eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
+    let rest = resumed.rest().await;
+    assert!(matches!(rest[0].event, Some(Event::Snapshot(_))), "{rest:?}");
+    let other =
+        eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await).await;
+    assert_eq!(ask(&mut again, question(&other)).await.unwrap().revision, 1);
+    // What ThingSpace was told of callbacks holds on.
+    let second = Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
+    eventually("the path is as it was", async || Sender::new(&second).path == path).await;
+    stop([gateway, second]).await;
+}
