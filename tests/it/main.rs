@@ -20,6 +20,7 @@ mod fleet;
 mod harness;
 #[allow(dead_code, reason = "shared with tests that do more to their servers")]
 mod nats_server;
+mod matrix;
 mod orders;
 mod process;
 mod questions;

@@ -1,0 +1,160 @@
+//! What callers, ThingSpace and the store have to see, line by line; the driver next door makes it happen.
+//!
+//! A line holds for a failure before the effect and for the same after it: the gateway cannot tell them apart, so it must
+//! not behave differently. ThingSpace goes on failing like this until the caller has its answer.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use thingspace_gateway::simulator::{Endpoint, Gate, What};
+use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
+
+use Failure::*;
+use Key::*;
+
+/// How calls fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No answer, ever.
+    Hang,
+    /// 401, with a bearer (a key) that is good.
+    Unauthorized,
+    /// 403 in XML, which says 404.
+    Forbidden,
+    /// 408 without a body.
+    RequestTimeout,
+    /// 429 with `Retry-After: 1`.
+    Throttled,
+    /// 500 with an error code.
+    ServerError,
+    /// 503 with a page of HTML.
+    Unavailable503,
+    /// 200 with a page of HTML.
+    Page,
+    /// Half of a JSON document.
+    Truncated,
+    /// The connection is reset.
+    Reset,
+    /// A byte now and then, for longer than anybody waits.
+    Trickle,
+}
+
+/// What has become of the order's key: what the same call does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// Nothing was placed: the next call places the order.
+    Free,
+    /// The order may exist: the next call reads the same again, and sends nothing.
+    Unknown,
+}
+
+/// Calls upstream from the caller's call to its answer, those that failed and those that did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Calls {
+    pub token: u64,
+    pub login: u64,
+    pub download: u64,
+    pub status: u64,
+}
+
+const fn calls(token: u64, login: u64, download: u64, status: u64) -> Calls {
+    Calls { token, login, download, status }
+}
+
+pub type Line<T> = (Failure, (Code, &'static str), Calls, T);
+
+const DOWN: (Code, &str) = (Unavailable, "UPSTREAM_UNAVAILABLE");
+const THROTTLED: (Code, &str) = (ResourceExhausted, "UPSTREAM_THROTTLED");
+const REJECTED: (Code, &str) = (FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECTED");
+const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
+
+/// An order that finds its bearer expired (its first POST), while token requests fail. A token request is never repeated for
+/// the same caller, and the order is not sent.
+pub const TOKEN: [Line<Key>; 11] = [
+    (Hang, DOWN, calls(1, 0, 1, 0), Free),
+    (Unauthorized, REJECTED, calls(1, 0, 1, 0), Free),
+    (Forbidden, REJECTED, calls(1, 0, 1, 0), Free),
+    (RequestTimeout, DOWN, calls(1, 0, 1, 0), Free),
+    (Throttled, THROTTLED, calls(1, 0, 1, 0), Free),
+    (ServerError, DOWN, calls(1, 0, 1, 0), Free),
+    (Unavailable503, DOWN, calls(1, 0, 1, 0), Free),
+    (Page, DOWN, calls(1, 0, 1, 0), Free),
+    (Truncated, DOWN, calls(1, 0, 1, 0), Free),
+    (Reset, DOWN, calls(1, 0, 1, 0), Free),
+    (Trickle, DOWN, calls(1, 0, 1, 0), Free),
+];
+
+/// An order that finds its session expired (its first POST), while logins fail. A login is made once; only a refused bearer is
+/// renewed and the login repeated, because ThingSpace has not looked at the password.
+pub const LOGIN: [Line<Key>; 11] = [
+    (Hang, DOWN, calls(0, 1, 1, 0), Free),
+    (Unauthorized, DOWN, calls(1, 2, 1, 0), Free),
+    (Forbidden, REJECTED, calls(0, 1, 1, 0), Free),
+    (RequestTimeout, DOWN, calls(0, 1, 1, 0), Free),
+    (Throttled, THROTTLED, calls(0, 1, 1, 0), Free),
+    (ServerError, DOWN, calls(0, 1, 1, 0), Free),
+    (Unavailable503, DOWN, calls(0, 1, 1, 0), Free),
+    (Page, DOWN, calls(0, 1, 1, 0), Free),
+    (Truncated, DOWN, calls(0, 1, 1, 0), Free),
+    (Reset, DOWN, calls(0, 1, 1, 0), Free),
+    (Trickle, DOWN, calls(0, 1, 1, 0), Free),
+];
+
+/// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
+pub const DOWNLOAD: [Line<Key>; 11] = [
+    (Hang, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Unauthorized, DOWN, calls(1, 0, 1, 0), Free),
+    (Forbidden, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (RequestTimeout, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Throttled, THROTTLED, calls(0, 0, 1, 0), Free),
+    (ServerError, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Unavailable503, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Page, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Truncated, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Reset, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Trickle, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+];
+
+/// A question about a pending request, which is repeated twice where that may help. What is stored stays as it was.
+pub const STATUS: [Line<()>; 11] = [
+    (Hang, DOWN, calls(0, 0, 0, 3), ()),
+    (Unauthorized, DOWN, calls(1, 0, 0, 1), ()),
+    (Forbidden, DOWN, calls(0, 0, 0, 1), ()),
+    (RequestTimeout, DOWN, calls(0, 0, 0, 3), ()),
+    (Throttled, THROTTLED, calls(0, 0, 0, 3), ()),
+    (ServerError, DOWN, calls(0, 0, 0, 3), ()),
+    (Unavailable503, DOWN, calls(0, 0, 0, 3), ()),
+    (Page, DOWN, calls(0, 0, 0, 3), ()),
+    (Truncated, DOWN, calls(0, 0, 0, 3), ()),
+    (Reset, DOWN, calls(0, 0, 0, 3), ()),
+    (Trickle, DOWN, calls(0, 0, 0, 3), ()),
+];
+
+/// After the effect these say that an order was not executed although it was. There is nothing else to go by, so here, and only
+/// here, the gateway may order twice.
+pub fn is_a_lie(endpoint: Endpoint, failure: Failure) -> bool {
+    endpoint == Endpoint::Download && matches!(failure, Unauthorized | Throttled)
+}
+
+impl Failure {
+    pub fn what(self, gate: &Gate) -> What {
+        match self {
+            Hang => What::Hold(gate.clone()),
+            Unauthorized => What::invalid_credentials(),
+            Forbidden => What::wrong_authentication(),
+            RequestTimeout => What::bare(StatusCode::REQUEST_TIMEOUT),
+            Throttled => What::Throttle { retry_after: Some(1) },
+            ServerError => What::failed(StatusCode::INTERNAL_SERVER_ERROR),
+            Unavailable503 => What::Unavailable { retry_after: None },
+            Page => What::page(StatusCode::OK),
+            Truncated => What::HalfBody,
+            Reset => What::Reset,
+            Trickle => What::Trickle { pause: Duration::from_millis(200) },
+        }
+    }
+
+    /// Only time ends such a call.
+    pub fn takes_time(self) -> bool {
+        matches!(self, Hang | Trickle)
+    }
+}
