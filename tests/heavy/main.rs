@@ -12,6 +12,9 @@
 #[path = "../it/harness.rs"]
 mod harness;
 
+#[path = "../it/matrix/failure.rs"]
+mod failure;
+
 mod big;
 mod callbacks;
 mod crash;
@@ -19,6 +22,7 @@ mod disk;
 mod flood;
 
 mod load;
+mod random_faults;
 mod start;
 mod watchers;
 

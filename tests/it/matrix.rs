@@ -4,6 +4,7 @@
 //! call fails, and a caller meets it. Checked are what the caller reads, what that cost upstream, what is stored, and that the
 //! same call ends right once the trouble is over.
 
+pub mod failure;
 mod table;
 
 use std::time::Duration;
@@ -20,7 +21,8 @@ use tonic_types::StatusExt;
 
 use crate::harness::*;
 
-use table::{Calls, DOWNLOAD, Failure, Key, LOGIN, STATUS, TOKEN};
+use failure::Failure;
+use table::{Calls, DOWNLOAD, Key, LOGIN, STATUS, TOKEN};
 
 /// For the answer to a call, where only time ends it.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -54,7 +56,8 @@ impl Cell {
     async fn world(self) -> World {
         let upstream = Upstream::manual().await;
         let mut config = upstream.quiet();
-        if self.failure.takes_time() {
+        // Only time ends such a call.
+        if matches!(self.failure, Failure::Hang | Failure::Trickle) {
             (config.thingspace.call_timeout, config.thingspace.order_timeout) = (TIMEOUT, TIMEOUT);
         }
         let gateway = Gateway::start(config).await;
@@ -199,6 +202,8 @@ async fn run<T: Copy + Send + 'static, F: Future<Output = ()> + Send + 'static>(
     lines: &[table::Line<T>],
     check: impl Fn(Cell, T) -> F,
 ) {
+    let failures: Vec<_> = lines.iter().map(|&(failure, ..)| failure).collect();
+    assert_eq!(failures, Failure::ALL, "no cell is missing");
     let cells = lines.iter().flat_map(|&(failure, reads, calls, then)| {
         [When::BeforeEffect, When::AfterEffect]
             .map(|when| (Cell { endpoint, when, failure, reads, calls }, then))

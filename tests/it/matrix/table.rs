@@ -3,41 +3,11 @@
 //! A line holds for a failure before the effect and for the same after it: the gateway cannot tell them apart, so it must
 //! not behave differently. ThingSpace goes on failing like this until the caller has its answer.
 
-use std::time::Duration;
-
-use axum::http::StatusCode;
-use thingspace_gateway::simulator::{Endpoint, Gate, What};
+use thingspace_gateway::simulator::Endpoint;
 use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
 
-use Failure::*;
-use Key::*;
-
-/// How calls fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// No answer, ever.
-    Hang,
-    /// 401, with a bearer (a key) that is good.
-    Unauthorized,
-    /// 403 in XML, which says 404.
-    Forbidden,
-    /// 408 without a body.
-    RequestTimeout,
-    /// 429 with `Retry-After: 1`.
-    Throttled,
-    /// 500 with an error code.
-    ServerError,
-    /// 503 with a page of HTML.
-    Unavailable503,
-    /// 200 with a page of HTML.
-    Page,
-    /// Half of a JSON document.
-    Truncated,
-    /// The connection is reset.
-    Reset,
-    /// A byte now and then, for longer than anybody waits.
-    Trickle,
-}
+use super::failure::Failure::{self, *};
+use Key::{Free, Unknown};
 
 /// What has become of the order's key: what the same call does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,27 +104,4 @@ pub const STATUS: [Line<()>; 11] = [
 /// here, the gateway may order twice.
 pub fn is_a_lie(endpoint: Endpoint, failure: Failure) -> bool {
     endpoint == Endpoint::Download && matches!(failure, Unauthorized | Throttled)
-}
-
-impl Failure {
-    pub fn what(self, gate: &Gate) -> What {
-        match self {
-            Hang => What::Hold(gate.clone()),
-            Unauthorized => What::invalid_credentials(),
-            Forbidden => What::wrong_authentication(),
-            RequestTimeout => What::bare(StatusCode::REQUEST_TIMEOUT),
-            Throttled => What::Throttle { retry_after: Some(1) },
-            ServerError => What::failed(StatusCode::INTERNAL_SERVER_ERROR),
-            Unavailable503 => What::Unavailable { retry_after: None },
-            Page => What::page(StatusCode::OK),
-            Truncated => What::HalfBody,
-            Reset => What::Reset,
-            Trickle => What::Trickle { pause: Duration::from_millis(200) },
-        }
-    }
-
-    /// Only time ends such a call.
-    pub fn takes_time(self) -> bool {
-        matches!(self, Hang | Trickle)
-    }
 }

@@ -1,0 +1,485 @@
+//! Promises 2 and 3, and everybody's deadline, in whatever order things go wrong.
+//!
+//! A case is a sequence of calls, faults, expiries, crashes and restarts, made up at random; a failing one is made shorter. Its
+//! seed is printed; `PROPTEST_RNG_SEED` sets another.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::Uri;
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::select,
+    test_runner::{Config as Runs, RngSeed, TestRunner},
+};
+use thingspace_gateway::{
+    app::App,
+    config::Config,
+    identity::RequestId,
+    proto::esim::{DownloadProfileRequest, esim_service_client::EsimServiceClient},
+    shutdown::Stop,
+    simulator::{CallbackOptions, CallbackShape, Endpoint, Fault, Gate, Ledger, Outcome, When},
+};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    runtime::{Builder, Runtime},
+    task::{JoinHandle, JoinSet, spawn_blocking},
+};
+use tonic::{Code, Request, Status, body::Body};
+use tonic_types::StatusExt;
+use tower::{service_fn, util::BoxService};
+
+use crate::{failure::Failure, harness::*};
+
+const SEED: u64 = 20_261_121;
+const CASES: u32 = 80;
+/// Tries to make a failing case shorter.
+const SHRINKS: u32 = 24;
+/// Orders in a case, each for a device of its own.
+const KEYS: usize = 4;
+/// Of the gateway, for calls that have none, or a later one.
+const MAX_DEADLINE: Duration = Duration::from_secs(2);
+/// For ThingSpace's answers.
+const TIMEOUT: Duration = Duration::from_millis(300);
+/// An answer may come later than its deadline by so many times what the slowest call took that has nothing to wait for.
+const TOLERANCE: u32 = 10;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Calls at once for the same order.
+    Order {
+        key: usize,
+        callers: usize,
+        deadline: Option<Duration>,
+    },
+    /// A question about what was placed under a key, if anything was.
+    Ask {
+        key: usize,
+        deadline: Option<Duration>,
+    },
+    Fail {
+        endpoint: Endpoint,
+        when: When,
+        failure: Failure,
+        times: u32,
+    },
+    /// ThingSpace recovers.
+    Recover,
+    Expire {
+        bearer: bool,
+        session: bool,
+    },
+    /// The devices of all orders get their profiles, and ThingSpace calls back.
+    Finish,
+    Pause(Duration),
+    Restart,
+    Kill,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let deadline = || {
+        let some = vec![None, Some(20), Some(100), Some(400), Some(1_500)];
+        select(some).prop_map(|ms| ms.map(Duration::from_millis))
+    };
+    let order = (0..KEYS, 1..=3_usize, deadline()).prop_map(|(key, callers, deadline)| Step::Order {
+        key,
+        callers,
+        deadline,
+    });
+    let expire = any::<(bool, bool)>().prop_map(|(bearer, session)| Step::Expire { bearer, session });
+    let step = prop_oneof![
+        6 => order,
+        2 => (0..KEYS, deadline()).prop_map(|(key, deadline)| Step::Ask { key, deadline }),
+        5 => fault(),
+        1 => Just(Step::Recover),
+        1 => expire,
+        1 => Just(Step::Finish),
+        5 => (1..100_u64).prop_map(|ms| Step::Pause(Duration::from_millis(ms))),
+        1 => Just(Step::Restart),
+        2 => Just(Step::Kill),
+    ];
+    vec(step, 5..40)
+}
+
+fn fault() -> impl Strategy<Value = Step> {
+    let endpoints = vec![Endpoint::Token, Endpoint::Login, Endpoint::Download, Endpoint::Status];
+    let whens = vec![When::BeforeEffect, When::AfterEffect];
+    let failures = Failure::ALL.to_vec();
+    (select(endpoints), select(whens), select(failures), 1..=3_u32)
+        .prop_filter("a ThingSpace that contradicts itself", |(endpoint, when, failure, _)| {
+            !contradicts_itself(*endpoint, *when, *failure)
+        })
+        .prop_map(|(endpoint, when, failure, times)| Step::Fail { endpoint, when, failure, times })
+}
+
+/// Good credentials are rejected, which stops the gateway, and rightly; an order that was executed is said not to have been.
+fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool {
+    use Failure::{Forbidden, Throttled, Unauthorized};
+    match endpoint {
+        Endpoint::Token => matches!(failure, Unauthorized | Forbidden),
+        Endpoint::Login => failure == Forbidden,
+        Endpoint::Download => when == When::AfterEffect && matches!(failure, Unauthorized | Throttled),
+        _ => false,
+    }
+}
+
+/// A gateway's life. It has a runtime of its own, so that everything it does can end at once, wherever it is.
+struct Life {
+    runtime: Runtime,
+    address: SocketAddr,
+    stop: Stop,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Life {
+    async fn begin(config: &Config) -> Self {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (config, stop) = (config.clone(), Stop::default());
+        let bound = runtime.spawn(async move {
+            let began = Instant::now();
+            loop {
+                match App::bind(config.clone()).await {
+                    Ok(app) => break app,
+                    // The store of the life before closes a moment after its end.
+                    Err(error) => assert!(began.elapsed() < DEADLINE, "{error:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let app = bound.await.unwrap();
+        let (address, requests) = (app.address(), app.requests().clone());
+        let running = runtime.spawn(app.run(stop.clone()));
+        within("the gateway is ready", requests.ready()).await;
+        Self { runtime, address, stop, running }
+    }
+
+    async fn drain(self) {
+        self.stop.soft.cancel();
+        within("the gateway drains", self.running).await.unwrap().unwrap();
+        end(self.runtime).await;
+    }
+
+    async fn kill(self) {
+        end(self.runtime).await;
+    }
+}
+
+/// Every task ends where it waits.
+async fn end(runtime: Runtime) {
+    spawn_blocking(move || drop(runtime)).await.unwrap();
+}
+
+/// HTTP/2, and nothing else.
+type Connection = BoxService<http::Request<Body>, http::Response<Incoming>, hyper::Error>;
+
+/// A client without a timer of its own: what tonic's does about `grpc-timeout`, the gateway must not need.
+async fn reach(address: SocketAddr) -> Result<EsimServiceClient<Connection>, Status> {
+    let failed = |error: &dyn std::fmt::Display| Status::unknown(error.to_string());
+    let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
+    let builder = http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) =
+        builder.handshake::<_, Body>(TokioIo::new(tcp)).await.map_err(|error| failed(&error))?;
+    // It ends with the client.
+    tokio::spawn(connection);
+    let service = service_fn(move |request| sender.clone().send_request(request));
+    Ok(EsimServiceClient::with_origin(BoxService::new(service), Uri::from_static("http://gateway")))
+}
+
+fn with_deadline<T>(message: T, deadline: Option<Duration>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(deadline) = deadline {
+        request.set_timeout(deadline);
+    }
+    request
+}
+
+async fn download(
+    address: SocketAddr,
+    order: DownloadProfileRequest,
+    deadline: Option<Duration>,
+) -> Result<String, Status> {
+    let answer = reach(address).await?.download_profile(with_deadline(order, deadline)).await?;
+    Ok(answer.into_inner().request_id)
+}
+
+async fn status(address: SocketAddr, id: &RequestId, deadline: Option<Duration>) -> Result<(), Status> {
+    reach(address).await?.get_request_status(with_deadline(question(id), deadline)).await.map(drop)
+}
+
+/// What is known of the orders, from outside.
+#[derive(Debug, Default)]
+struct Seen {
+    /// By key.
+    ids: [Mutex<HashSet<String>>; KEYS],
+    /// Gateways that are gone. A call that one of them took need not be answered.
+    ended: AtomicUsize,
+    /// The slowest call that had nothing to wait for.
+    reference: Mutex<Duration>,
+    /// By how much calls were late.
+    late: Mutex<Vec<Duration>>,
+}
+
+impl Seen {
+    fn is_placed(&self, key: usize, id: String) {
+        self.ids[key].lock().unwrap().insert(id);
+    }
+
+    fn assert_agrees_with(&self, ledger: &Ledger) {
+        for (key, ids) in self.ids.iter().enumerate() {
+            let eid = device(key).eid;
+            let times = ledger.times_ordered(&eid);
+            assert!(times <= 1, "key {key} was ordered {times} times");
+            let ids = ids.lock().unwrap();
+            assert!(ids.len() <= 1, "key {key} has several requests: {ids:?}");
+            let is_of = |id: &String| {
+                let mut orders = ledger.orders.iter().filter(|order| order.request_id.as_str() == id);
+                orders.any(|order| order.devices.iter().any(|device| device.eid.as_str() == eid))
+            };
+            assert!(ids.iter().all(is_of), "key {key} has another's request: {ids:?}");
+        }
+        let (late, reference) = (self.late.lock().unwrap(), *self.reference.lock().unwrap());
+        assert!(!reference.is_zero(), "calls with nothing to wait for were answered");
+        let tolerated = reference * TOLERANCE;
+        assert!(late.iter().all(|late| *late <= tolerated), "later by more than {tolerated:?}: {late:?}");
+    }
+}
+
+struct World {
+    upstream: Upstream,
+    config: Config,
+    /// Keeps the port for callbacks from others. It does not listen, so nobody is connected by it.
+    _port: TcpSocket,
+    life: Option<Life>,
+    callers: JoinSet<()>,
+    /// Holds what hangs.
+    gate: Gate,
+    seen: Arc<Seen>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let upstream = Upstream::calling(CallbackOptions::default()).await;
+        let port = TcpSocket::new_v4().unwrap();
+        port.set_reuseaddr(true).unwrap();
+        port.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let mut config = upstream.called();
+        config.polling = upstream.config().polling;
+        config.callbacks.listen = port.local_addr().unwrap();
+        config.grpc.max_deadline = MAX_DEADLINE;
+        (config.thingspace.call_timeout, config.thingspace.order_timeout) = (TIMEOUT, TIMEOUT);
+        let life = Some(Life::begin(&config).await);
+        let (callers, gate, seen) = (JoinSet::new(), Gate::default(), Arc::default());
+        Self { upstream, config, _port: port, life, callers, gate, seen }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.life.as_ref().expect("a gateway lives between two steps").address
+    }
+
+    async fn take(&mut self, step: &Step) {
+        match step {
+            Step::Order { key, callers, deadline } => {
+                for _ in 0..*callers {
+                    let (key, caller) = (*key, self.caller(*deadline));
+                    self.callers.spawn(async move {
+                        let answer =
+                            download(caller.address, order(&key.to_string(), [key]), caller.deadline);
+                        if let Some(id) = caller.waits_for(answer).await {
+                            caller.seen.is_placed(key, id);
+                        }
+                    });
+                }
+            }
+            Step::Ask { key, deadline } => {
+                let id = self.seen.ids[*key].lock().unwrap().iter().next().cloned();
+                let Some(id) = id.and_then(|id| RequestId::parse(&id).ok()) else { return };
+                let caller = self.caller(*deadline);
+                self.callers.spawn(async move {
+                    caller.waits_for(status(caller.address, &id, caller.deadline)).await;
+                });
+            }
+            Step::Fail { endpoint, when, failure, times } => {
+                let (endpoint, when, what) = (*endpoint, *when, failure.what(&self.gate));
+                self.upstream.sim.inject(Fault { endpoint, when, what, times: Some(*times) });
+            }
+            Step::Recover => self.upstream.sim.clear_faults(),
+            Step::Expire { bearer, session } => {
+                if *bearer {
+                    self.upstream.sim.expire_bearer();
+                }
+                if *session {
+                    self.upstream.sim.expire_sessions();
+                }
+            }
+            Step::Finish => {
+                for order in self.upstream.sim.ledger().orders {
+                    self.upstream.sim.finish_all(&order.request_id, Outcome::Success);
+                }
+            }
+            Step::Pause(time) => tokio::time::sleep(*time).await,
+            Step::Restart => self.restart(Life::drain).await,
+            Step::Kill => self.restart(Life::kill).await,
+        }
+    }
+
+    fn caller(&self, deadline: Option<Duration>) -> Caller {
+        let (seen, address) = (Arc::clone(&self.seen), self.address());
+        Caller { life: seen.ended.load(Ordering::SeqCst), seen, address, deadline }
+    }
+
+    async fn restart(&mut self, end: impl AsyncFnOnce(Life)) {
+        let life = self.life.take().expect("a gateway lives between two steps");
+        self.seen.ended.fetch_add(1, Ordering::SeqCst);
+        end(life).await;
+        self.life = Some(Life::begin(&self.config).await);
+    }
+
+    /// All is well again: every call is answered, and the same calls end right. What ThingSpace has is found by its callbacks
+    /// even where its answer was lost.
+    async fn settle(&mut self) {
+        self.upstream.sim.clear_faults();
+        self.gate.open();
+        while let Some(call) = within("all calls are answered", self.callers.join_next()).await {
+            call.unwrap();
+        }
+        // What failed is not left alone for long.
+        self.restart(Life::drain).await;
+        let idle = |ledger: &Ledger| ledger.in_flight(Endpoint::Download) == 0;
+        let ledger = self.upstream.sim.wait_until(DEADLINE, idle).await;
+        let account = &self.upstream.accounts[0];
+        eventually("callbacks are registered", async || self.upstream.sim.registered(account).is_some())
+            .await;
+        for order in &ledger.orders {
+            let eid = order.devices[0].eid.as_str();
+            self.upstream.sim.deliver(&order.request_id, eid, Outcome::Success, CallbackShape::default());
+        }
+        for key in 0..KEYS {
+            let exists = ledger.times_ordered(&device(key).eid) > 0;
+            if let Some(id) = within("an end", persevere(self.address(), key, exists)).await {
+                self.seen.is_placed(key, id);
+            }
+        }
+        let ledger = self.upstream.sim.ledger();
+        assert!(!ledger.locked && ledger.logins_rejected == 0, "{ledger:?}");
+        self.seen.assert_agrees_with(&ledger);
+        self.life.take().expect("the last gateway lives").drain().await;
+    }
+}
+
+/// Makes one call of one gateway, perhaps when that is gone.
+struct Caller {
+    seen: Arc<Seen>,
+    address: SocketAddr,
+    life: usize,
+    deadline: Option<Duration>,
+}
+
+impl Caller {
+    /// Sees to it that the answer comes in time, and that an error tells a caller something.
+    async fn waits_for<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Option<T> {
+        let began = Instant::now();
+        let answer = within("an answer", call).await;
+        let waited = began.elapsed();
+        if answer.is_err() && self.seen.ended.load(Ordering::SeqCst) != self.life {
+            return None;
+        }
+        let deadline = self.deadline.map_or(MAX_DEADLINE, |deadline| deadline.min(MAX_DEADLINE));
+        if let Some(late) = waited.checked_sub(deadline) {
+            self.seen.late.lock().unwrap().push(late);
+        }
+        let status = match answer {
+            Ok(answer) => return Some(answer),
+            Err(status) => status,
+        };
+        let may_be = [
+            (Code::DeadlineExceeded, "DEADLINE"),
+            (Code::Unavailable, "ORDER_IN_PROGRESS"),
+            (Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
+            (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN"),
+            (Code::ResourceExhausted, "UPSTREAM_THROTTLED"),
+        ];
+        let (code, why) = kind(&status);
+        assert!(may_be.contains(&(code, &why)), "{status:?}");
+        None
+    }
+}
+
+/// The order, until the answer is not to come back. `None`: its fate is unknown, as that of an order that does not exist upstream
+/// may be for ever.
+async fn persevere(address: SocketAddr, key: usize, exists: bool) -> Option<String> {
+    loop {
+        let status = match download(address, order(&key.to_string(), [key]), None).await {
+            Ok(id) => return Some(id),
+            Err(status) => status,
+        };
+        let unknown = reason(&status) == "ORDER_OUTCOME_UNKNOWN";
+        if unknown && !exists {
+            return None;
+        }
+        let again = [Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded];
+        assert!(unknown || again.contains(&status.code()), "{status:?}");
+        let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        tokio::time::sleep(told.unwrap_or(Duration::from_millis(100))).await;
+    }
+}
+
+/// Makes calls that have nothing to wait for, for as long as it is not stopped.
+async fn refer(seen: Arc<Seen>, address: SocketAddr) {
+    let check = DownloadProfileRequest { validate_only: true, ..order("check", [KEYS]) };
+    loop {
+        let began = Instant::now();
+        if download(address, check.clone(), None).await.is_err() {
+            return;
+        }
+        let took = began.elapsed();
+        {
+            let mut slowest = seen.reference.lock().unwrap();
+            *slowest = took.max(*slowest);
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn run(steps: &[Step]) {
+    let mut world = World::new().await;
+    let mut reference = tokio::spawn(refer(Arc::clone(&world.seen), world.address()));
+    for step in steps {
+        world.take(step).await;
+        if matches!(step, Step::Restart | Step::Kill) {
+            reference.abort();
+            reference = tokio::spawn(refer(Arc::clone(&world.seen), world.address()));
+        }
+    }
+    world.settle().await;
+    reference.abort();
+}
+
+#[test]
+fn whatever_happens_nothing_is_ordered_twice_and_nobody_waits_too_long() {
+    let default = Runs::default();
+    let rng_seed = match default.rng_seed {
+        RngSeed::Random => RngSeed::Fixed(SEED),
+        given @ RngSeed::Fixed(_) => given,
+    };
+    eprintln!("seed: {rng_seed:?}");
+    let runs =
+        Runs { cases: CASES, max_shrink_iters: SHRINKS, failure_persistence: None, rng_seed, ..default };
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let outcome = TestRunner::new(runs).run(&steps(), |steps| {
+        runtime.block_on(run(&steps));
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}\nseed: {rng_seed:?}");
+    }
+}

@@ -1,0 +1,67 @@
+//! How calls of ThingSpace fail.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use thingspace_gateway::simulator::{Gate, What};
+
+use Failure::*;
+
+/// How calls fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No answer, ever.
+    Hang,
+    /// 401, with a bearer (a key) that is good.
+    Unauthorized,
+    /// 403 in XML, which says 404.
+    Forbidden,
+    /// 408 without a body.
+    RequestTimeout,
+    /// 429 with `Retry-After: 1`.
+    Throttled,
+    /// 500 with an error code.
+    ServerError,
+    /// 503 with a page of HTML.
+    Unavailable503,
+    /// 200 with a page of HTML.
+    Page,
+    /// Half of a JSON document.
+    Truncated,
+    /// The connection is reset.
+    Reset,
+    /// A byte now and then, for longer than anybody waits.
+    Trickle,
+}
+
+impl Failure {
+    pub const ALL: [Self; 11] = [
+        Hang,
+        Unauthorized,
+        Forbidden,
+        RequestTimeout,
+        Throttled,
+        ServerError,
+        Unavailable503,
+        Page,
+        Truncated,
+        Reset,
+        Trickle,
+    ];
+
+    pub fn what(self, gate: &Gate) -> What {
+        match self {
+            Hang => What::Hold(gate.clone()),
+            Unauthorized => What::invalid_credentials(),
+            Forbidden => What::wrong_authentication(),
+            RequestTimeout => What::bare(StatusCode::REQUEST_TIMEOUT),
+            Throttled => What::Throttle { retry_after: Some(1) },
+            ServerError => What::failed(StatusCode::INTERNAL_SERVER_ERROR),
+            Unavailable503 => What::Unavailable { retry_after: None },
+            Page => What::page(StatusCode::OK),
+            Truncated => What::HalfBody,
+            Reset => What::Reset,
+            Trickle => What::Trickle { pause: Duration::from_millis(200) },
+        }
+    }
+}
