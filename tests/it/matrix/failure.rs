@@ -32,10 +32,22 @@ pub enum Failure {
     Reset,
     /// A byte now and then, for longer than anybody waits.
     Trickle,
+    /// The connection ends, and nothing was said.
+    Silence,
+    /// The connection ends in the middle of the body.
+    Cut,
+    /// 200 without a body.
+    Empty,
+    /// 307 to another place.
+    Redirect,
+    /// A body of more than 16 MiB.
+    LargeBody,
+    /// More headers than anybody needs.
+    LargeHead,
 }
 
 impl Failure {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 17] = [
         Hang,
         Unauthorized,
         Forbidden,
@@ -47,6 +59,12 @@ impl Failure {
         Truncated,
         Reset,
         Trickle,
+        Silence,
+        Cut,
+        Empty,
+        Redirect,
+        LargeBody,
+        LargeHead,
     ];
 
     pub fn what(self, gate: &Gate) -> What {
@@ -62,6 +80,12 @@ impl Failure {
             Truncated => What::HalfBody,
             Reset => What::Reset,
             Trickle => What::Trickle { pause: Duration::from_millis(200) },
+            Silence => What::Drop,
+            Cut => What::CutBody,
+            Empty => What::bare(StatusCode::OK),
+            Redirect => What::Redirect { location: "/api/m2m/v1/elsewhere".to_owned() },
+            LargeBody => What::Padded { bytes: 17 << 20 },
+            LargeHead => What::Headers { count: 1_000 },
         }
     }
 }

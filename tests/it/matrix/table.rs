@@ -40,7 +40,7 @@ const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
 
 /// An order that finds its bearer expired (its first POST), while token requests fail. A token request is never repeated for
 /// the same caller, and the order is not sent.
-pub const TOKEN: [Line<Key>; 11] = [
+pub const TOKEN: [Line<Key>; 17] = [
     (Hang, DOWN, calls(1, 0, 1, 0), Free),
     (Unauthorized, REJECTED, calls(1, 0, 1, 0), Free),
     (Forbidden, REJECTED, calls(1, 0, 1, 0), Free),
@@ -52,11 +52,17 @@ pub const TOKEN: [Line<Key>; 11] = [
     (Truncated, DOWN, calls(1, 0, 1, 0), Free),
     (Reset, DOWN, calls(1, 0, 1, 0), Free),
     (Trickle, DOWN, calls(1, 0, 1, 0), Free),
+    (Silence, DOWN, calls(1, 0, 1, 0), Free),
+    (Cut, DOWN, calls(1, 0, 1, 0), Free),
+    (Empty, DOWN, calls(1, 0, 1, 0), Free),
+    (Redirect, DOWN, calls(1, 0, 1, 0), Free),
+    (LargeBody, DOWN, calls(1, 0, 1, 0), Free),
+    (LargeHead, DOWN, calls(1, 0, 1, 0), Free),
 ];
 
 /// An order that finds its session expired (its first POST), while logins fail. A login is made once; only a refused bearer is
 /// renewed and the login repeated, because ThingSpace has not looked at the password.
-pub const LOGIN: [Line<Key>; 11] = [
+pub const LOGIN: [Line<Key>; 17] = [
     (Hang, DOWN, calls(0, 1, 1, 0), Free),
     (Unauthorized, DOWN, calls(1, 2, 1, 0), Free),
     (Forbidden, REJECTED, calls(0, 1, 1, 0), Free),
@@ -68,10 +74,16 @@ pub const LOGIN: [Line<Key>; 11] = [
     (Truncated, DOWN, calls(0, 1, 1, 0), Free),
     (Reset, DOWN, calls(0, 1, 1, 0), Free),
     (Trickle, DOWN, calls(0, 1, 1, 0), Free),
+    (Silence, DOWN, calls(0, 1, 1, 0), Free),
+    (Cut, DOWN, calls(0, 1, 1, 0), Free),
+    (Empty, DOWN, calls(0, 1, 1, 0), Free),
+    (Redirect, DOWN, calls(0, 1, 1, 0), Free),
+    (LargeBody, DOWN, calls(0, 1, 1, 0), Free),
+    (LargeHead, DOWN, calls(0, 1, 1, 0), Free),
 ];
 
 /// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
-pub const DOWNLOAD: [Line<Key>; 11] = [
+pub const DOWNLOAD: [Line<Key>; 17] = [
     (Hang, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Unauthorized, DOWN, calls(1, 0, 1, 0), Free),
     (Forbidden, UNKNOWN, calls(0, 0, 1, 0), Unknown),
@@ -83,10 +95,16 @@ pub const DOWNLOAD: [Line<Key>; 11] = [
     (Truncated, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Reset, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Trickle, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Silence, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Cut, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Empty, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (Redirect, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (LargeBody, UNKNOWN, calls(0, 0, 1, 0), Unknown),
+    (LargeHead, UNKNOWN, calls(0, 0, 1, 0), Unknown),
 ];
 
 /// A question about a pending request, which is repeated twice where that may help. What is stored stays as it was.
-pub const STATUS: [Line<()>; 11] = [
+pub const STATUS: [Line<()>; 17] = [
     (Hang, DOWN, calls(0, 0, 0, 3), ()),
     (Unauthorized, DOWN, calls(1, 0, 0, 1), ()),
     (Forbidden, DOWN, calls(0, 0, 0, 1), ()),
@@ -98,6 +116,12 @@ pub const STATUS: [Line<()>; 11] = [
     (Truncated, DOWN, calls(0, 0, 0, 3), ()),
     (Reset, DOWN, calls(0, 0, 0, 3), ()),
     (Trickle, DOWN, calls(0, 0, 0, 3), ()),
+    (Silence, DOWN, calls(0, 0, 0, 3), ()),
+    (Cut, DOWN, calls(0, 0, 0, 3), ()),
+    (Empty, DOWN, calls(0, 0, 0, 3), ()),
+    (Redirect, DOWN, calls(0, 0, 0, 3), ()),
+    (LargeBody, DOWN, calls(0, 0, 0, 3), ()),
+    (LargeHead, DOWN, calls(0, 0, 0, 3), ()),
 ];
 
 /// After the effect these say that an order was not executed although it was. There is nothing else to go by, so here, and only
