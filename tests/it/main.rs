@@ -18,9 +18,9 @@ mod discovery;
 mod fleet;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
+mod matrix;
 #[allow(dead_code, reason = "shared with tests that do more to their servers")]
 mod nats_server;
-mod matrix;
 mod orders;
 mod process;
 mod questions;
