@@ -15,7 +15,6 @@ use self::exchange::Failed;
 use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
     connections::{Connection, Connections},
-    error::LEFT_ALONE,
     limit::{BURST, Class, Limiter, Permit},
     session::Tokens,
     transport::{Endpoint, Transport},
@@ -130,10 +129,13 @@ impl Client {
         self.transport.health()
     }
 
-    /// Everything an order needs before it is sent: a bearer, a session, a connection, a permit of the rate limit. Cancel-safe:
-    /// drop it at the deadline. Nothing is sent for the order itself.
+    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a connection, a permit of the
+    /// rate limit. Cancel-safe: drop it at the deadline. Nothing is sent for the order itself.
     pub async fn prepare_order(&self, account: &AccountName) -> Result<OrderPermit, Error> {
         let upstream = self.upstream(account)?;
+        // Here and not when it is sent: by then it is durable, and its lease runs.
+        let answers = self.transport.ensure_it_answers().await;
+        answers.map_err(|wait| upstream.tell(Failed::left_alone(wait)))?;
         self.ready(&upstream).await?;
         let turn = self.turn(&upstream, Class::Order).await?;
         Ok(OrderPermit { upstream, turn })
@@ -237,8 +239,7 @@ impl Client {
     /// Both tokens are there, and the host is not left alone: else waiting for a turn would be for nothing.
     async fn ready(&self, upstream: &Arc<Upstream>) -> Result<(), Error> {
         if let Some(wait) = self.transport.left_alone() {
-            let error = Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) };
-            return Err(upstream.tell(Failed::for_good(error)));
+            return Err(upstream.tell(Failed::left_alone(wait)));
         }
         upstream.tokens.pair().await.map(drop)
     }

@@ -12,6 +12,8 @@
 //!
 //! Every call passes its host's [`Breaker`], and tells it what came of it.
 
+mod endpoint;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
@@ -24,15 +26,14 @@ use reqwest::Url;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+pub(super) use endpoint::Endpoint;
+
 use super::{
     BuildError,
     breaker::{Admission, Breaker, HostHealth, Outcome, Pass, Settings},
     verdict::{Verdict, judge},
 };
-use crate::{
-    config,
-    identity::{AccountName, RequestId},
-};
+use crate::{config, identity::AccountName};
 
 /// A dead pooled connection makes an order ambiguous, so orders use only fresh ones.
 const ORDER_IDLE: Duration = Duration::from_secs(2);
@@ -43,18 +44,6 @@ const MAX_HEADERS: usize = 100;
 /// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is closed.
 const IDLE_PART: usize = 4;
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
-
-/// What is asked of ThingSpace.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Endpoint<'a> {
-    Token,
-    Login,
-    Download,
-    Status { account: &'a AccountName, request: &'a RequestId },
-    Callbacks { account: &'a AccountName },
-    RegisterCallback { account: &'a AccountName },
-    DeregisterCallback { account: &'a AccountName, service: &'a str },
-}
 
 /// An answer: any status, and the body unless it was cut, unreadable or too long.
 #[derive(Debug)]
@@ -151,6 +140,15 @@ impl Transport {
     /// For how long the API's host is left alone, if it is.
     pub(super) fn left_alone(&self) -> Option<Duration> {
         self.api_host.refuses()
+    }
+
+    /// Probes the API's host if it is time to; or for how long it is left alone.
+    pub(super) async fn ensure_it_answers(self: &Arc<Self>) -> Result<(), Duration> {
+        match self.admit(Endpoint::Download).await {
+            Err(Failure::LeftAlone(wait)) => Err(wait),
+            // The pass was for no call.
+            Ok(_) | Err(Failure::NotConnected(_) | Failure::Broken(_)) => Ok(()),
+        }
     }
 
     /// How each host is doing.
@@ -295,49 +293,6 @@ impl Transport {
             Endpoint::DeregisterCallback { account, service } => {
                 below(&self.base, &["m2m", "v1", "callbacks", account.as_str(), "name", service])
             }
-        }
-    }
-}
-
-impl Endpoint<'_> {
-    fn method(self) -> Method {
-        match self {
-            Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => Method::POST,
-            Self::Status { .. } | Self::Callbacks { .. } => Method::GET,
-            Self::DeregisterCallback { .. } => Method::DELETE,
-        }
-    }
-
-    pub(super) fn is_order(self) -> bool {
-        matches!(self, Self::Download)
-    }
-
-    /// Asking changes nothing, however often.
-    pub(super) fn has_no_effect(self) -> bool {
-        matches!(self, Self::Status { .. } | Self::Callbacks { .. })
-    }
-
-    fn template(self) -> &'static str {
-        match self {
-            Self::Token => "/ts/v1/oauth2/token",
-            Self::Login => "/m2m/v1/session/login",
-            Self::Download => "/m2m/v1/devices/profile/actions/download",
-            Self::Status { .. } => "/m2m/v2/accounts/{account}/requests/{request}/status",
-            Self::Callbacks { .. } | Self::RegisterCallback { .. } => "/m2m/v1/callbacks/{account}",
-            Self::DeregisterCallback { .. } => "/m2m/v1/callbacks/{account}/name/{service}",
-        }
-    }
-
-    fn content_type(self) -> &'static str {
-        match self {
-            Self::Token => "application/x-www-form-urlencoded",
-            // ThingSpace demands it also of calls without a body.
-            Self::Login
-            | Self::Download
-            | Self::Status { .. }
-            | Self::Callbacks { .. }
-            | Self::RegisterCallback { .. }
-            | Self::DeregisterCallback { .. } => "application/json",
         }
     }
 }

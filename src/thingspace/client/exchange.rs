@@ -40,6 +40,11 @@ impl Failed {
         Self { error, again: Again::Never, told_elsewhere: false }
     }
 
+    /// The host is not called for so long.
+    pub(super) fn left_alone(wait: Duration) -> Self {
+        Self::for_good(Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) })
+    }
+
     pub(super) fn pause(&self, retries: &mut Retries) -> Option<Duration> {
         match self.again {
             Again::Never => None,
@@ -72,9 +77,7 @@ impl Failed {
                 let error = Error::Ambiguous { reason, retry_after: None };
                 Self { error, again, told_elsewhere: endpoint.is_order() }
             }
-            Failure::LeftAlone(wait) => {
-                Self::for_good(Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) })
-            }
+            Failure::LeftAlone(wait) => Self::left_alone(wait),
         }
     }
 

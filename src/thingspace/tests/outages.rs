@@ -81,7 +81,7 @@ async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
     let [polls, orders, logins, lists] = world.calls();
     tokio::time::sleep(world.wait()).await;
     // The probe fails, and nothing follows it.
-    assert_left_alone(&world.order().await);
+    assert_left_alone(&world.client.prepare_order(&account()).await);
     assert_eq!(world.calls(), [polls, orders, logins, lists + 1]);
 
     tokio::time::sleep(world.wait()).await;

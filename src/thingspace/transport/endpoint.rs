@@ -1,0 +1,60 @@
+//! The calls there are.
+
+use http::Method;
+
+use crate::identity::{AccountName, RequestId};
+
+/// What is asked of ThingSpace.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::thingspace) enum Endpoint<'a> {
+    Token,
+    Login,
+    Download,
+    Status { account: &'a AccountName, request: &'a RequestId },
+    Callbacks { account: &'a AccountName },
+    RegisterCallback { account: &'a AccountName },
+    DeregisterCallback { account: &'a AccountName, service: &'a str },
+}
+
+impl Endpoint<'_> {
+    pub(super) fn method(self) -> Method {
+        match self {
+            Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => Method::POST,
+            Self::Status { .. } | Self::Callbacks { .. } => Method::GET,
+            Self::DeregisterCallback { .. } => Method::DELETE,
+        }
+    }
+
+    pub(in crate::thingspace) fn is_order(self) -> bool {
+        matches!(self, Self::Download)
+    }
+
+    /// Asking changes nothing, however often.
+    pub(in crate::thingspace) fn has_no_effect(self) -> bool {
+        matches!(self, Self::Status { .. } | Self::Callbacks { .. })
+    }
+
+    pub(super) fn template(self) -> &'static str {
+        match self {
+            Self::Token => "/ts/v1/oauth2/token",
+            Self::Login => "/m2m/v1/session/login",
+            Self::Download => "/m2m/v1/devices/profile/actions/download",
+            Self::Status { .. } => "/m2m/v2/accounts/{account}/requests/{request}/status",
+            Self::Callbacks { .. } | Self::RegisterCallback { .. } => "/m2m/v1/callbacks/{account}",
+            Self::DeregisterCallback { .. } => "/m2m/v1/callbacks/{account}/name/{service}",
+        }
+    }
+
+    pub(super) fn content_type(self) -> &'static str {
+        match self {
+            Self::Token => "application/x-www-form-urlencoded",
+            // ThingSpace demands it also of calls without a body.
+            Self::Login
+            | Self::Download
+            | Self::Status { .. }
+            | Self::Callbacks { .. }
+            | Self::RegisterCallback { .. }
+            | Self::DeregisterCallback { .. } => "application/json",
+        }
+    }
+}
