@@ -4,10 +4,11 @@ TOOLS := target/tools
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
-.PHONY: help test lint fmt tools proto-image
+.PHONY: help test soak lint fmt tools proto-image
 
 help:
 	@echo 'make test         every test; heavy ones last, one at a time'
+	@echo 'make soak         an outage of ThingSpace of ten minutes, which make test has for one'
 	@echo 'make lint         formats, clippy, documentation, protos, also against $(IMAGE)'
 	@echo 'make fmt          format everything'
 	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
@@ -16,6 +17,9 @@ help:
 test: tools
 	cargo test --locked --doc
 	$(TOOLS)/bin/cargo-nextest nextest run --locked
+
+soak: tools
+	OUTAGE_SECONDS=600 $(TOOLS)/bin/cargo-nextest nextest run --locked --profile soak -E 'binary(heavy) & test(/^outage/)'
 
 # The documentation is read by those who change the code: it shows private items and may link to them.
 lint: tools

@@ -22,6 +22,7 @@ mod disk;
 mod flood;
 
 mod load;
+mod outage;
 mod random_faults;
 mod start;
 mod watchers;

@@ -188,6 +188,12 @@ impl Upstream {
 }
 
 impl Upstream {
+    /// Where ThingSpace listens.
+    pub fn address(&self) -> SocketAddr {
+        let authority = self.base_url.trim_start_matches("http://").trim_end_matches("/api");
+        authority.parse().unwrap()
+    }
+
     /// A power cut: every connection breaks, and nobody listens any more.
     pub fn cut(&self) {
         self.stop.cancel();
@@ -318,6 +324,10 @@ impl Process {
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn terminate(&self) {
