@@ -1,12 +1,16 @@
 //! The API: convert, call [`crate::requests`], convert back. Thin on purpose.
 //!
-//! [`status`] is the only place that names a gRPC code. Nothing here holds state of its own, apart from the place a stream has reached.
+//! [`status`] is the only place that names a gRPC code; [`edge`] sees to it that every error of every service has a reason. Nothing
+//! here holds state of its own, apart from the place a stream has reached.
 
 mod convert;
+mod deadline;
+mod edge;
 mod fragment;
 mod service;
 pub(crate) mod status;
 
+pub use edge::EdgeLayer;
 pub use service::{Esim, Settings};
 
 /// The name by which health is asked.

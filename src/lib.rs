@@ -30,7 +30,8 @@
 //! - [`callbacks`]: the answers that come by themselves: [`secrets`](callbacks::secrets) prove the sender, [`parse`](callbacks::parse)
 //!   reads every shape, [`quarantine`](callbacks::quarantine) keeps what nobody understands,
 //!   [`registration`](callbacks::registration) keeps ThingSpace calling.
-//! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`.
+//! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`, and its `edge` sees to it that every call of
+//!   every service ends in time and every error has a reason.
 //! - [`control`]: operator commands on a Unix socket, and their other end.
 //! - [`admin`]: probes: whether it lives, whether it can answer.
 //! - [`server`], [`telemetry`], [`config`], [`secret_file`], [`cli`], [`shutdown`]: around it.
@@ -47,7 +48,8 @@
 //!   again: there is no code that could.
 //! - An order is answered only after `AcceptedAs` and `Accepted` are durable, a callback only after `CalledBack` is.
 //! - There is no task and no queue per watch. What goes upstream depends on the open requests, never on the number of callers.
-//! - UNAVAILABLE is used only where repeating the very call, with its key, is safe.
+//! - UNAVAILABLE is used only where repeating the very call, with its key, is safe. What an upstream code means is decided in one
+//!   table, `thingspace::code::table`, which `docs/errors.md` shows.
 //! - No token, password or device identity is in a log line, an error or a `Debug` output: secrets are `secrecy` types, identifiers
 //!   are [`identity::Digits`].
 //! - Every queue, map, body, wait and retry has a bound with a name.

@@ -14,7 +14,7 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 
-use crate::telemetry::rpc::RpcLayer;
+use crate::{grpc::EdgeLayer, telemetry::rpc::RpcLayer};
 
 /// HTTP/2 pings find dead peers.
 const PING_EVERY: Duration = Duration::from_secs(45);
@@ -40,6 +40,7 @@ pub async fn serve(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .layer(RpcLayer)
+        .layer(EdgeLayer)
         .max_concurrent_streams(max_concurrent_streams)
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))

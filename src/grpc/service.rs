@@ -8,10 +8,11 @@ use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status};
 
 use super::{
     convert::{self, OrderRules, Violations},
+    deadline::{self, Deadline},
     fragment::{self, Fragments},
     status,
 };
@@ -26,9 +27,6 @@ use crate::{
         watch::{Snapshot, Watch},
     },
 };
-
-/// How long before a caller's deadline the answer leaves, so that it arrives: a tenth of the time, at most this.
-const ANSWER_AHEAD: Duration = Duration::from_millis(200);
 
 /// What the service takes from the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -64,12 +62,12 @@ impl Esim {
     }
 
     /// Admits a call: what keeps the process alive for it, and when its answer has to leave.
-    fn admit(&self, metadata: &MetadataMap) -> Result<(TaskTrackerToken, Option<Instant>), Status> {
+    fn admit<T>(&self, request: &Request<T>) -> Result<(TaskTrackerToken, Option<Instant>), Status> {
         if self.drain.is_cancelled() {
             return Err(status::of(&Error::Draining));
         }
-        let deadline = caller_timeout(metadata).map(|timeout| Instant::now() + ahead(timeout));
-        Ok((self.calls.token(), deadline))
+        let deadline = request.extensions().get::<Deadline>();
+        Ok((self.calls.token(), deadline.map(|deadline| deadline.answer)))
     }
 
     fn unary_deadline(&self, caller: Option<Instant>) -> Instant {
@@ -115,7 +113,7 @@ impl EsimService for Esim {
         &self,
         request: Request<DownloadProfileRequest>,
     ) -> Result<Response<DownloadProfileResponse>, Status> {
-        let (_call, deadline) = self.admit(request.metadata())?;
+        let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
         let request = request.into_inner();
         let validate_only = request.validate_only;
@@ -133,11 +131,11 @@ impl EsimService for Esim {
         &self,
         request: Request<GetRequestStatusRequest>,
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
-        let (_call, deadline) = self.admit(request.metadata())?;
+        let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
         let call = convert::status_call(request.into_inner()).map_err(invalid)?;
         // A long poll ends in time to be answered.
-        let longest = ahead(deadline.saturating_duration_since(Instant::now()));
+        let longest = deadline::before(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
         let query = StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
         let ask = |query| self.requests.status(&call.account, &call.request, query);
@@ -165,7 +163,7 @@ impl EsimService for Esim {
         &self,
         request: Request<WatchRequestRequest>,
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
-        let (call, deadline) = self.admit(request.metadata())?;
+        let (call, deadline) = self.admit(&request)?;
         let request = request.into_inner();
         let mut wrong = Violations::default();
         let Some((account, id)) = convert::target(&request.account_name, &request.request_id, &mut wrong)
@@ -230,6 +228,10 @@ impl Streaming {
                 return Ok(Some(WatchRequestResponse { event: Some(fragment.event), resume_token, more }));
             }
             self.sending = None;
+            // By the clock: a timer that is set for a time gone by rings later, and then the stream is ended without its token.
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(Error::Deadline);
+            }
             let deadline = async {
                 match self.deadline {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -247,51 +249,6 @@ impl Streaming {
     }
 }
 
-/// Of the time there is for a call, what may pass before its answer leaves.
-fn ahead(time: Duration) -> Duration {
-    time.saturating_sub((time / 10).min(ANSWER_AHEAD))
-}
-
 fn invalid(violations: Violations) -> Status {
     status::invalid(violations.into_inner())
-}
-
-/// `grpc-timeout`, as the gRPC protocol over HTTP/2 writes it: at most 8 digits and a unit.
-fn caller_timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    match unit {
-        "H" => Some(Duration::from_hours(number)),
-        "M" => Some(Duration::from_mins(number)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_of_callers() {
-        let of = |text: &str| {
-            let mut metadata = MetadataMap::new();
-            metadata.insert("grpc-timeout", text.parse().unwrap());
-            caller_timeout(&metadata)
-        };
-        assert_eq!(of("1S"), Some(Duration::from_secs(1)));
-        assert_eq!(of("99999999H"), Some(Duration::from_hours(99_999_999)));
-        assert_eq!(of("250m"), Some(Duration::from_millis(250)));
-        for wrong in ["", "S", "1", "123456789S", "-1S", "1x", "1é"] {
-            let mut metadata = MetadataMap::new();
-            if let Ok(value) = wrong.parse() {
-                metadata.insert("grpc-timeout", value);
-            }
-            assert_eq!(caller_timeout(&metadata), None, "{wrong}");
-        }
-    }
 }

@@ -131,6 +131,17 @@ fn violated(violations: Vec<FieldViolation>) -> Answer {
     Answer { violations: told, ..answer(Code::InvalidArgument, "INVALID_FIELD", summary) }
 }
 
+/// An error that the gRPC library made, or its health and reflection services, with its own code and words.
+pub(super) fn of_library(bare: &Status) -> Status {
+    let (reason, message) = match bare.code() {
+        Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
+        Code::OutOfRange | Code::ResourceExhausted => ("MESSAGE_TOO_LARGE", "the message is too large"),
+        _ => ("MALFORMED_CALL", "the call cannot be read"),
+    };
+    let message = if bare.message().is_empty() { message } else { bare.message() };
+    answer(bare.code(), reason, message).into_status()
+}
+
 fn internal(cause: &str) -> Status {
     let id = Uuid::now_v7().to_string();
     error!(error.id = id, cause, "a call failed by a defect of the gateway");

@@ -45,7 +45,7 @@ fn terminate(child: &tokio::process::Child) {
 }
 
 /// Where `make tools` puts grpcurl, or anywhere on PATH.
-fn path_with_grpcurl() -> std::ffi::OsString {
+pub fn path_with_grpcurl() -> std::ffi::OsString {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> = [tools].into_iter().chain(std::env::split_paths(&path)).collect();

@@ -12,6 +12,7 @@ mod callbacks;
 mod contract;
 mod control;
 mod correlation;
+mod deadlines;
 mod dev;
 mod discovery;
 #[allow(dead_code, reason = "shared with the heavy tests")]
@@ -24,6 +25,7 @@ mod nats_server;
 mod orders;
 mod process;
 mod questions;
+mod reasons;
 mod registration;
 mod replicas;
 mod resume;

@@ -83,6 +83,9 @@ fn statuses() -> BTreeMap<String, Status> {
         add(of_watch(&error, "token"));
     }
     add(invalid(vec![FieldViolation::new("field", "is wrong")]));
+    for code in [Code::Unimplemented, Code::OutOfRange, Code::Internal] {
+        add(of_library(&Status::new(code, "")));
+    }
     by_reason
 }
 
