@@ -5,7 +5,6 @@
 //! that was killed comes back where it was.
 
 use std::{
-    fmt::Write as _,
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
@@ -83,6 +82,11 @@ impl NatsServer {
         );
         fs::write(&config, text).unwrap();
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }
+    }
+
+    /// Of the machine it seems to be on.
+    pub fn address(&self) -> Ipv4Addr {
+        *self.at.client.ip()
     }
 
     /// For clients.
@@ -218,11 +222,9 @@ impl NatsCluster {
 }
 
 fn cluster(at: &Ports, all: &[Ports]) -> String {
-    let mut routes = String::new();
-    for Ports { cluster, .. } in all {
-        write!(routes, "\"nats://{cluster}\" ").unwrap();
-    }
-    format!("cluster {{ name: test, listen: \"{}\", routes: [{routes}] }}", at.cluster)
+    let routes: Vec<_> = all.iter().map(|Ports { cluster, .. }| format!("\"nats://{cluster}\"")).collect();
+    let listen = at.cluster;
+    format!("cluster {{ name: test, listen: \"{listen}\", routes: [{}] }}", routes.join(", "))
 }
 
 impl Ports {

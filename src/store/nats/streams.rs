@@ -39,7 +39,7 @@ pub(super) enum Hindrance {
 
 /// What the streams of a gateway must be.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted([Config; 3]);
+pub(super) struct Wanted(pub(super) [Config; 3]);
 
 impl Wanted {
     pub(super) fn new(names: &Names, settings: &config::Nats, retention: Duration) -> Self {

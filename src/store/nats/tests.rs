@@ -1,11 +1,16 @@
+mod cluster;
+mod credentials;
+mod faults;
+
 #[expect(unreachable_pub, reason = "shared with the black-box tests")]
 #[expect(dead_code, reason = "shared with tests that do more to their servers")]
 #[path = "../../../tests/it/nats_server.rs"]
 mod nats_server;
 
 use async_nats::jetstream;
+use tempfile::TempDir;
 
-use self::nats_server::NatsServer;
+use self::nats_server::{NatsCluster, NatsServer};
 use super::*;
 use crate::store::contract;
 

@@ -1,0 +1,213 @@
+//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a read, on the embedded store, on one
+//! NATS server and on three. Everything runs on this machine, so that there is no network in it and the disk is shared.
+//!
+//! `cargo bench --profile quick --bench store`
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench that cannot go on has failed; it prints what it measured"
+)]
+
+#[expect(dead_code, unreachable_pub, reason = "shared with tests that do more to their servers")]
+#[path = "../tests/it/nats_server.rs"]
+mod nats_server;
+
+use std::{
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, future::join_all};
+use nats_server::{NatsCluster, NatsServer};
+use thingspace_gateway::{
+    config::{self, Config},
+    store::{CellName, Followed, LogName, MAX_READ, Position, Store, Swap, embedded::Embedded, nats::Nats},
+};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+const RETENTION: Duration = Duration::from_hours(1_000);
+
+/// The size of most events.
+const EVENT: Bytes = Bytes::from_static(&[b'x'; 200]);
+
+/// Of each kind of operation, one after the other.
+const ONE_BY_ONE: usize = 2_000;
+
+/// And at the same time.
+const WRITERS: usize = 64;
+const EACH: usize = 100;
+
+/// How many events a log has that is read.
+const READ: usize = 10;
+
+#[tokio::main(worker_threads = 2)]
+async fn main() {
+    println!("{}\n", machine());
+    println!(
+        "| store | append p50, p99 | {WRITERS} writers | own-write wait p50, p99 | swap p50, p99 | load p50, p99 | read of {READ} p50, p99 |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let folder = tempfile::tempdir().unwrap();
+    let embedded = Embedded::open(&folder.path().join("store.redb"), RETENTION).unwrap();
+    let first = measure("embedded", Arc::new(embedded), None).await;
+    {
+        let server = NatsServer::start().await;
+        measure("NATS, 1 server", nats(&server.url(), 1).await, Some(&first)).await;
+    }
+    let cluster = NatsCluster::start().await;
+    measure("NATS, 3 servers", nats(&cluster.url(), 3).await, Some(&first)).await;
+}
+
+async fn nats(url: &str, replicas: usize) -> Arc<dyn Store> {
+    let settings = config::Nats { url: url.to_owned(), replicas, ..Config::defaults().store.nats };
+    let store = Nats::open(&settings, RETENTION).await.unwrap();
+    store.usable().await;
+    Arc::new(store)
+}
+
+fn machine() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("processor", |(_, model)| model);
+    let count = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let bytes = EVENT.len();
+    format!(
+        "{count} × {model}, shared by the client and all servers; events of {bytes} B; in brackets, how many times the \
+         embedded store's. `cargo bench --profile quick --bench store`"
+    )
+}
+
+/// What one store was measured at: times in seconds, and a rate.
+struct Measured {
+    append: Times,
+    rate: f64,
+    wait: Times,
+    swap: Times,
+    load: Times,
+    read: Times,
+}
+
+async fn measure(name: &str, store: Arc<dyn Store>, first: Option<&Measured>) -> Measured {
+    let (append, wait) = append_and_wait(&store).await;
+    let (swap, load) = swap_and_load(&*store).await;
+    let measured = Measured { append, rate: many(&store).await, wait, swap, load, read: read(&*store).await };
+    let rate = match first {
+        Some(first) => format!("{:.0}/s ({:.2})", measured.rate, measured.rate / first.rate),
+        None => format!("{:.0}/s", measured.rate),
+    };
+    let show = |times: fn(&Measured) -> &Times| times(&measured).show(first.map(times));
+    println!(
+        "| {name} | {} | {rate} | {} | {} | {} | {} |",
+        show(|of| &of.append),
+        show(|of| &of.wait),
+        show(|of| &of.swap),
+        show(|of| &of.load),
+        show(|of| &of.read),
+    );
+    store.close().await;
+    measured
+}
+
+/// One append after the other, and from each acknowledgement until a follower of the same store has delivered the event.
+async fn append_and_wait(store: &Arc<dyn Store>) -> (Times, Times) {
+    let (folded, mut position) = watch::channel(0);
+    let mut followed = store.follow(None);
+    let following = tokio::spawn(async move {
+        while let Some(item) = followed.next().await {
+            if let Followed::Event(_, entry) = item {
+                folded.send_replace(entry.position.sequence);
+            }
+        }
+    });
+    let log = LogName::request("appended");
+    let (mut appends, mut waits) = (Times::default(), Times::default());
+    for _ in 0..ONE_BY_ONE {
+        let began = Instant::now();
+        let Position { sequence, .. } = store.append(&log, Uuid::new_v4(), EVENT).await.unwrap();
+        appends.push(began);
+        let began = Instant::now();
+        position.wait_for(|position| *position >= sequence).await.unwrap();
+        waits.push(began);
+    }
+    following.abort();
+    (appends, waits)
+}
+
+/// Appends per second of many writers at once.
+async fn many(store: &Arc<dyn Store>) -> f64 {
+    let began = Instant::now();
+    let writers = (0..WRITERS).map(|writer| {
+        let store = Arc::clone(store);
+        tokio::spawn(async move {
+            let log = LogName::request(format!("many-{writer}"));
+            for _ in 0..EACH {
+                store.append(&log, Uuid::new_v4(), EVENT).await.unwrap();
+            }
+        })
+    });
+    join_all(writers).await.into_iter().for_each(Result::unwrap);
+    let appends = u32::try_from(WRITERS * EACH).expect("it is small");
+    f64::from(appends) / began.elapsed().as_secs_f64()
+}
+
+async fn swap_and_load(store: &dyn Store) -> (Times, Times) {
+    let cell = CellName::permanent("cell");
+    let (mut swaps, mut loads) = (Times::default(), Times::default());
+    let mut version = None;
+    for _ in 0..ONE_BY_ONE {
+        let began = Instant::now();
+        let Swap::Swapped(now) = store.swap(&cell, version, EVENT).await.unwrap() else {
+            panic!("nobody else swaps")
+        };
+        swaps.push(began);
+        version = Some(now);
+        let began = Instant::now();
+        store.load(&cell).await.unwrap();
+        loads.push(began);
+    }
+    (swaps, loads)
+}
+
+async fn read(store: &dyn Store) -> Times {
+    let log = LogName::request("read");
+    for _ in 0..READ {
+        store.append(&log, Uuid::new_v4(), EVENT).await.unwrap();
+    }
+    let mut reads = Times::default();
+    for _ in 0..ONE_BY_ONE {
+        let began = Instant::now();
+        assert_eq!(store.read(&log, 0, MAX_READ).await.unwrap().len(), READ);
+        reads.push(began);
+    }
+    reads
+}
+
+/// Of many operations of one kind.
+#[derive(Default)]
+struct Times(Vec<Duration>);
+
+impl Times {
+    fn push(&mut self, began: Instant) {
+        self.0.push(began.elapsed());
+    }
+
+    fn show(&self, first: Option<&Self>) -> String {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        let of = |hundredth: usize| sorted[(sorted.len() - 1) * hundredth / 100].as_secs_f64() * 1e3;
+        let times = format!("{:.3}, {:.3} ms", of(50), of(99));
+        match first {
+            Some(first) => {
+                let mut sorted = first.0.clone();
+                sorted.sort_unstable();
+                let first = sorted[(sorted.len() - 1) / 2].as_secs_f64() * 1e3;
+                format!("{times} ({:.1})", of(50) / first)
+            }
+            None => times,
+        }
+    }
+}
