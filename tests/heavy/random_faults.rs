@@ -128,7 +128,9 @@ fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool 
     match endpoint {
         Endpoint::Token => matches!(failure, Unauthorized | Forbidden),
         Endpoint::Login => failure == Forbidden,
-        Endpoint::Download => when == When::AfterEffect && matches!(failure, Unauthorized | Throttled),
+        Endpoint::Download => {
+            when == When::AfterEffect && matches!(failure, Unauthorized | Forbidden | Throttled)
+        }
         _ => false,
     }
 }
@@ -406,6 +408,7 @@ impl Caller {
             (Code::Unavailable, "ORDER_IN_PROGRESS"),
             (Code::Unavailable, "UPSTREAM_UNAVAILABLE"),
             (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN"),
+            (Code::FailedPrecondition, "UPSTREAM_REFUSED"),
             (Code::ResourceExhausted, "UPSTREAM_THROTTLED"),
         ];
         let (code, why) = kind(&status);

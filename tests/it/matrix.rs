@@ -49,6 +49,8 @@ struct World {
     /// Opened, it lets calls go on that hang.
     gate: Gate,
     before: Ledger,
+    /// What it makes callers read.
+    trouble: (Code, &'static str),
     _gateway: Gateway,
 }
 
@@ -72,7 +74,7 @@ impl Cell {
         }
         let (gate, before) = (Gate::default(), upstream.sim.ledger());
         upstream.sim.inject(Fault::always(self.endpoint, self.when, self.failure.what(&gate)));
-        World { upstream, client, open, gate, before, _gateway: gateway }
+        World { upstream, client, open, gate, before, trouble: self.reads, _gateway: gateway }
     }
 
     #[track_caller]
@@ -103,7 +105,7 @@ impl World {
     async fn persevere(&mut self) -> Result<DownloadProfileResponse, Status> {
         loop {
             match self.order().await {
-                Err(status) if asks_to_come_back(&status).await => {}
+                Err(status) if asks_to_come_back(&status, self.trouble).await => {}
                 outcome => return outcome,
             }
         }
@@ -112,7 +114,7 @@ impl World {
     async fn persevere_asking(&mut self, question: &GetRequestStatusRequest) -> RequestStatus {
         loop {
             match ask(&mut self.client, question.clone()).await {
-                Err(status) if asks_to_come_back(&status).await => {}
+                Err(status) if asks_to_come_back(&status, self.trouble).await => {}
                 outcome => return outcome.unwrap(),
             }
         }
@@ -136,11 +138,12 @@ impl World {
     }
 }
 
-/// Whether to come back, as the documentation for clients says; waits for as long as the answer says. Rejected credentials are
-/// good again once the trouble is over, so a caller may come back for them, too.
-async fn asks_to_come_back(status: &Status) -> bool {
-    let again = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted)
-        || reason(status) == "UPSTREAM_CREDENTIALS_REJECTED";
+/// Whether to come back, as the documentation for clients says; waits for as long as the answer says. What the trouble made
+/// callers read they may read for a moment longer, so a caller may come back for that, too.
+async fn asks_to_come_back(status: &Status, trouble: (Code, &str)) -> bool {
+    let (code, why) = kind(status);
+    let again = matches!(code, Code::Unavailable | Code::ResourceExhausted)
+        || (code, why.as_str()) == trouble && why != "ORDER_OUTCOME_UNKNOWN";
     if again {
         let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
         tokio::time::sleep(told.unwrap_or(Duration::from_millis(100))).await;

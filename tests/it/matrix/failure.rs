@@ -40,7 +40,7 @@ pub enum Failure {
     Empty,
     /// 307 to another place.
     Redirect,
-    /// A body of more than 16 MiB.
+    /// 200 with a body of more than 16 MiB.
     LargeBody,
     /// More headers than anybody needs.
     LargeHead,
@@ -84,7 +84,11 @@ impl Failure {
             Cut => What::CutBody,
             Empty => What::bare(StatusCode::OK),
             Redirect => What::Redirect { location: "/api/m2m/v1/elsewhere".to_owned() },
-            LargeBody => What::Padded { bytes: 17 << 20 },
+            LargeBody => What::Status {
+                status: StatusCode::OK,
+                content_type: "application/json",
+                body: " ".repeat(17 << 20) + "{}",
+            },
             LargeHead => What::Headers { count: 1_000 },
         }
     }
