@@ -78,6 +78,11 @@ pub struct ThingSpace {
     pub call_timeout: Duration,
     #[serde(with = "duration")]
     pub order_timeout: Duration,
+    /// From a login without an answer to the next; doubling to `login_backoff_max`.
+    #[serde(with = "duration")]
+    pub login_backoff_first: Duration,
+    #[serde(with = "duration")]
+    pub login_backoff_max: Duration,
     /// Per set of credentials and replica.
     pub calls_per_second: u32,
     /// Calls under way, of all credentials together.

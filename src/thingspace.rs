@@ -12,6 +12,7 @@ mod client;
 mod code;
 mod connections;
 mod error;
+mod guard;
 mod limit;
 mod object;
 mod retry;
@@ -31,6 +32,7 @@ pub use breaker::HostHealth;
 pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub use retry::Retries;
+pub use session::Standing;
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};

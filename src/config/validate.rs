@@ -26,6 +26,7 @@ const MAX_CONCURRENT_STREAMS: RangeInclusive<u32> = 1..=100_000;
 const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
 const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
 const ORDER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
+const LOGIN_BACKOFF_FIRST: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
 const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
 const MAX_CONNECTIONS: RangeInclusive<usize> = 4..=10_000;
@@ -77,6 +78,9 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("thingspace.connect_timeout", thingspace.connect_timeout, &CONNECT_TIMEOUT);
     problems.duration("thingspace.call_timeout", thingspace.call_timeout, &CALL_TIMEOUT);
     problems.duration("thingspace.order_timeout", thingspace.order_timeout, &ORDER_TIMEOUT);
+    let (first, most) = (thingspace.login_backoff_first, thingspace.login_backoff_max);
+    problems.duration("thingspace.login_backoff_first", first, &LOGIN_BACKOFF_FIRST);
+    problems.ordered("thingspace.login_backoff_max", most, "thingspace.login_backoff_first", first, DAY);
     problems.number("thingspace.calls_per_second", thingspace.calls_per_second, &CALLS_PER_SECOND);
     problems.number(
         "thingspace.max_devices_per_order",

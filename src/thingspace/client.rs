@@ -8,15 +8,16 @@ mod exchange;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 use self::exchange::Failed;
 use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
     connections::{Connection, Connections},
     limit::{BURST, Class, Limiter, Permit},
-    session::Tokens,
+    session::{Shared, Standing, Tokens},
     transport::{Endpoint, Transport},
     trouble::Trouble,
     wire,
@@ -33,6 +34,8 @@ pub struct Client {
     transport: Arc<Transport>,
     connections: Arc<Connections>,
     accounts: Arc<HashMap<AccountName, Arc<Upstream>>>,
+    /// One for each set of credentials.
+    upstreams: Arc<[Arc<Upstream>]>,
 }
 
 /// What the accounts of one set of credentials share.
@@ -93,8 +96,8 @@ pub enum StatusLookup {
 
 impl Client {
     /// Must be called inside a tokio runtime: each set of credentials has a small task that hands out the rate. The
-    /// tasks end when the last clone of the client is gone. No secret file is read, nothing is sent. What was begun with the
-    /// credentials and must be reported is among `tasks`.
+    /// tasks end when the last clone of the client is gone, and another one looks at the files. Nothing is sent. What was begun
+    /// with the credentials and must be reported is among `tasks`.
     pub fn new(
         thingspace: &config::ThingSpace,
         credentials: &[config::Credentials],
@@ -104,19 +107,38 @@ impl Client {
         let rate = thingspace.calls_per_second.try_into().map_err(|_| BuildError::Rate)?;
         let probed = credentials.iter().flat_map(|set| &set.accounts).next();
         let transport = Arc::new(Transport::new(thingspace, probed.cloned())?);
-        let mut accounts = HashMap::new();
+        let shared = Shared {
+            transport: Arc::clone(&transport),
+            store: Arc::clone(store),
+            tasks: tasks.clone(),
+            incarnation: Uuid::now_v7().to_string().into(),
+        };
+        let (mut accounts, mut upstreams) = (HashMap::new(), Vec::new());
         for set in credentials {
             let upstream = Arc::new(Upstream {
-                tokens: Arc::new(Tokens::new(set, Arc::clone(&transport), Arc::clone(store), tasks.clone())),
+                tokens: Tokens::new(set, thingspace, shared.clone()),
                 limiter: Limiter::new(rate),
                 trouble: Trouble::default(),
             });
             for account in &set.accounts {
                 accounts.insert(account.clone(), Arc::clone(&upstream));
             }
+            upstreams.push(upstream);
         }
         let connections = Arc::new(Connections::new(thingspace.max_connections));
-        Ok(Self { transport, connections, accounts: Arc::new(accounts) })
+        Ok(Self { transport, connections, accounts: Arc::new(accounts), upstreams: upstreams.into() })
+    }
+
+    /// How the logins of each set of credentials are doing, by its name: now, and whenever that changes.
+    pub fn standings(&self) -> impl Iterator<Item = (&str, watch::Receiver<Standing>)> {
+        self.upstreams.iter().map(|upstream| (upstream.tokens.name(), upstream.tokens.standing()))
+    }
+
+    /// Lets a set of credentials be tried once more, whatever was rejected. False: nothing was in its way. `None`: there is no
+    /// set of this name.
+    pub async fn unblock(&self, name: &str) -> Option<Result<bool, Error>> {
+        let upstream = self.upstreams.iter().find(|upstream| upstream.tokens.name() == name)?;
+        Some(upstream.tokens.unblock().await)
     }
 
     /// True when some credentials serve this account.

@@ -1,47 +1,64 @@
 //! The two tokens of one set of credentials: the OAuth bearer and the UWS session.
 //!
-//! Guarantees: at most one token request and one login under way, whoever waits for them, and neither is aborted by a
-//! caller that goes away; a refusal discards only the token it was given for; a rejected key or password is not sent
-//! again by this process until the credential files change; after any other failure nobody asks before its back-off.
-//! Neither token has a clock of its own worth believing: `expires_in` is an upper bound, a session has none at all.
+//! Guarantees: at most one token request and one login under way in the whole deployment, whoever waits for them, and neither
+//! is aborted by a caller that goes away; a refusal discards only the token it was given for; what the guard stops is not
+//! sent, by no process and after no restart; after any other failure nobody asks before its back-off. Tokens are shared through
+//! the store, so a restart costs no login. Neither has a clock of its own worth believing: `expires_in` is an upper bound, a
+//! session has none at all.
 
+mod files;
+mod keeper;
+mod renewal;
 mod secrets;
 mod slot;
+mod standing;
+mod vault;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
-use secrecy::{ExposeSecret, SecretString};
+use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
+use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+pub use self::standing::Standing;
 use self::{
-    secrets::{Fingerprint, Secrets},
-    slot::{Failed, Fault, Minted, Pace, Slot, Token, What},
+    files::Files,
+    secrets::Hosts,
+    slot::{Failed, Fault, Minted, Pace, Slot, Token, TokenId, What},
+    standing::{Half, Standings},
+    vault::{Need, Vault},
 };
-use super::{
-    Error, code,
-    error::LEFT_ALONE,
-    transport::{Endpoint, Failure, Transport},
-    verdict::{Stale, Verdict, judge},
-    wire,
-};
+use super::{Error, error::LEFT_ALONE, guard::Terms, transport::Transport, verdict::Stale};
 use crate::{config, store::Store};
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 
 #[derive(Debug)]
 pub(super) struct Tokens {
-    credentials: config::Credentials,
+    files: Files,
     transport: Arc<Transport>,
-    #[expect(dead_code, reason = "the guard counts in it")]
-    store: Arc<dyn Store>,
-    /// Logins under way, so that a drain waits for them.
+    /// Attempts under way, so that a drain waits for them.
     tasks: TaskTracker,
     bearer: Arc<Slot>,
     session: Arc<Slot>,
-    /// Credentials that ThingSpace rejected.
-    rejected: Mutex<Option<Fingerprint>>,
+    /// What guards the user's logins, and the application's token requests.
+    users: Arc<Vault>,
+    applications: Arc<Vault>,
+    standings: Standings,
+    /// After a login that failed in a way that may have counted, or may soon.
+    careful: Pace,
+    /// Wakes the keeper.
+    kick: Arc<Notify>,
+}
+
+/// What all sets of credentials share.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    pub(super) transport: Arc<Transport>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) tasks: TaskTracker,
+    /// Of this process: what was claimed in the name of another may be dead.
+    pub(super) incarnation: Arc<str>,
 }
 
 /// What authenticates one call.
@@ -60,26 +77,78 @@ impl Pair {
     }
 }
 
+/// How often a call may still renew each token: twice if somebody else had renewed it, which may have been long ago, else once.
+#[derive(Debug)]
+pub(super) struct Renewals {
+    bearer: u8,
+    session: u8,
+}
+
+impl Default for Renewals {
+    fn default() -> Self {
+        Self { bearer: 2, session: 2 }
+    }
+}
+
+impl Renewals {
+    /// Of the tokens that were refused, those that may be renewed; `None`: none of them.
+    pub(super) fn of(&self, stale: Stale) -> Option<Stale> {
+        let due =
+            Stale { bearer: stale.bearer && self.bearer > 0, session: stale.session && self.session > 0 };
+        (due.bearer || due.session).then_some(due)
+    }
+
+    /// They were.
+    pub(super) fn count(&mut self, renewed: Stale, by: &Pair) {
+        let left = |left: u8, token: &Token| if token.found { left.saturating_sub(1) } else { 0 };
+        if renewed.bearer {
+            self.bearer = left(self.bearer, &by.bearer);
+        }
+        if renewed.session {
+            self.session = left(self.session, &by.session);
+        }
+    }
+}
+
 impl Tokens {
+    /// Must be called inside a tokio runtime: a small task looks at the files now and then, until the tokens are gone.
     pub(super) fn new(
         credentials: &config::Credentials,
-        transport: Arc<Transport>,
-        store: Arc<dyn Store>,
-        tasks: TaskTracker,
-    ) -> Self {
-        Self {
-            credentials: credentials.clone(),
+        thingspace: &config::ThingSpace,
+        shared: Shared,
+    ) -> Arc<Self> {
+        let Shared { transport, store, tasks, incarnation } = shared;
+        let vault = |silence_counts| {
+            let terms = Terms {
+                silence_counts,
+                backoff_first: thingspace.login_backoff_first,
+                backoff_max: thingspace.login_backoff_max,
+            };
+            let (store, incarnation) = (Arc::clone(&store), Arc::clone(&incarnation));
+            Arc::new(Vault::new(store, terms, thingspace.call_timeout, incarnation, tasks.clone()))
+        };
+        let tokens = Arc::new(Self {
+            files: Files::new(credentials.clone(), Hosts::new(thingspace)),
+            users: vault(true),
+            applications: vault(false),
             transport,
-            store,
-            tasks,
             bearer: Arc::default(),
             session: Arc::default(),
-            rejected: Mutex::default(),
-        }
+            standings: Standings::new(&credentials.name),
+            careful: Pace::new(thingspace.login_backoff_first, thingspace.login_backoff_max),
+            kick: Arc::default(),
+            tasks,
+        });
+        tokio::spawn(keeper::run(Arc::downgrade(&tokens)));
+        tokens
     }
 
     pub(super) fn name(&self) -> &str {
-        &self.credentials.name
+        self.files.name()
+    }
+
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standings.subscribe()
     }
 
     /// Both tokens, from memory or renewed. The session first: while its credentials are rejected, no bearer is asked for.
@@ -89,14 +158,14 @@ impl Tokens {
         Ok(Pair { bearer, session })
     }
 
-    /// The bearer of this pair was refused.
-    pub(super) fn invalidate_bearer(&self, pair: &Pair) {
-        self.bearer.invalidate(pair.bearer.generation);
-    }
-
-    /// The session of this pair was refused.
-    pub(super) fn invalidate_session(&self, pair: &Pair) {
-        self.session.invalidate(pair.session.generation);
+    /// These tokens of this pair were refused.
+    pub(super) fn invalidate(&self, stale: Stale, pair: &Pair) {
+        if stale.bearer {
+            self.bearer.invalidate(pair.bearer.id);
+        }
+        if stale.session {
+            self.session.invalidate(pair.session.id);
+        }
     }
 
     /// What was refused is what ThingSpace hands out again: it cannot be used, nor is it time to ask for another.
@@ -107,137 +176,79 @@ impl Tokens {
         }
     }
 
+    /// Lets everything be tried once more. False: nothing was in the way.
+    pub(super) async fn unblock(&self) -> Result<bool, Error> {
+        let secrets = self.files.secrets().await;
+        let secrets = secrets.map_err(|reason| Error::NotSent { reason, retry_after: None })?;
+        let users = self.users.unblock(&secrets.login.cell).await.map_err(Error::Store)?;
+        let applications = self.applications.unblock(&secrets.client.cell).await.map_err(Error::Store)?;
+        self.bearer.forget_failure();
+        self.session.forget_failure();
+        self.kick.notify_one();
+        Ok(users || applications)
+    }
+
     async fn session(self: &Arc<Self>) -> Result<Token, Failed> {
-        let this = Arc::clone(self);
-        let tasks = self.tasks.clone();
-        self.session.get(|| tasks.track_future(async move { this.log_in().await })).await
+        self.session.get(|last| self.login_flight(last, Need::Now)).await
     }
 
     async fn bearer(self: &Arc<Self>) -> Result<Token, Failed> {
-        let this = Arc::clone(self);
-        self.bearer.get(|| async move { this.request_bearer().await }).await
+        self.bearer.get(|last| self.bearer_flight(last, Need::Now)).await
     }
 
-    async fn request_bearer(self: Arc<Self>) -> Result<Minted, Fault> {
-        let secrets = self.secrets().await?;
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, secrets.basic())]);
-        let body = Bytes::from_static(b"grant_type=client_credentials");
-        let bearer = match self.transport.send(Endpoint::Token, headers, body).await {
-            Ok(reply) => match judge(&reply, wire::bearer) {
-                Verdict::Done(bearer) => bearer,
-                verdict => return Err(self.fault("client credentials", &secrets, verdict, Pace::QUICK)),
-            },
-            Err(Failure::NotConnected(reason) | Failure::Broken(reason)) => {
-                return Err(self.unavailable(reason, Pace::QUICK));
-            }
-            Err(Failure::LeftAlone(wait)) => return Err(Fault::left_alone(wait)),
-        };
-        tracing::debug!(credentials = self.name(), "bearer received");
-        self.session.keep_only(secrets.fingerprint);
-        Ok(Minted {
-            value: sensitive("Bearer ", &bearer.token),
-            fingerprint: secrets.fingerprint,
-            expires_in: bearer.expires_in,
+    async fn replace_session(self: &Arc<Self>) -> Result<Token, Failed> {
+        self.session.replace(|last| self.login_flight(last, Need::Soon)).await
+    }
+
+    async fn replace_bearer(self: &Arc<Self>) -> Result<Token, Failed> {
+        self.bearer.replace(|last| self.bearer_flight(last, Need::Soon)).await
+    }
+
+    fn bearer_flight(
+        self: &Arc<Self>,
+        last: Option<TokenId>,
+        need: Need,
+    ) -> impl Future<Output = Result<Minted, Fault>> + Send + 'static {
+        let this = Arc::clone(self);
+        self.tasks.track_future(async move { this.request_bearer(last, need).await })
+    }
+
+    fn login_flight(
+        self: &Arc<Self>,
+        last: Option<TokenId>,
+        need: Need,
+    ) -> impl Future<Output = Result<Minted, Fault>> + Send + 'static {
+        let this = Arc::clone(self);
+        self.tasks.track_future(async move {
+            let outcome = this.log_in(last, need).await;
+            this.standings.set_session(outcome.is_ok() || this.session.holds().is_some());
+            outcome
         })
     }
 
-    /// A login that meets a stale bearer is repeated once with a new one: the password was not looked at.
-    async fn log_in(self: Arc<Self>) -> Result<Minted, Fault> {
-        let secrets = self.secrets().await?;
-        self.bearer.keep_only(secrets.fingerprint);
-        let bearer = self.bearer().await.map_err(|failed| failed.fault)?;
-        let verdict = match self.try_login(&secrets, &bearer).await? {
-            Verdict::Stale(Stale::BEARER) => {
-                self.bearer.invalidate(bearer.generation);
-                let renewed = self.bearer().await.map_err(|failed| failed.fault)?;
-                match self.try_login(&secrets, &renewed).await? {
-                    Verdict::Stale(Stale::BEARER) => {
-                        let reason = "the login refuses a new bearer".to_owned();
-                        return Err(self.unavailable(reason, Pace::CAREFUL));
-                    }
-                    verdict => verdict,
-                }
-            }
-            verdict => verdict,
-        };
-        let Verdict::Done(session) = verdict else {
-            return Err(self.fault("user name or password", &secrets, verdict, Pace::CAREFUL));
-        };
-        tracing::info!(credentials = self.name(), "logged in");
-        Ok(Minted { value: sensitive("", &session), fingerprint: secrets.fingerprint, expires_in: None })
-    }
-
-    /// One login. It may have counted with ThingSpace even when no answer comes.
-    async fn try_login(&self, secrets: &Secrets, bearer: &Token) -> Result<Verdict<SecretString>, Fault> {
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.value.clone())]);
-        match self.transport.send(Endpoint::Login, headers, secrets.login()).await {
-            Ok(reply) => Ok(judge(&reply, wire::session)),
-            Err(Failure::NotConnected(reason)) => Err(self.unavailable(reason, Pace::QUICK)),
-            Err(Failure::Broken(reason)) => Err(self.unavailable(reason, Pace::CAREFUL)),
-            Err(Failure::LeftAlone(wait)) => Err(Fault::left_alone(wait)),
+    fn vault(&self, half: Half) -> &Arc<Vault> {
+        match half {
+            Half::Client => &self.applications,
+            Half::Login => &self.users,
         }
-    }
-
-    /// The secrets as the files hold them now, unless ThingSpace has rejected just these.
-    async fn secrets(&self) -> Result<Secrets, Fault> {
-        let secrets =
-            Secrets::read(&self.credentials).await.map_err(|reason| self.unavailable(reason, Pace::QUICK))?;
-        if *self.rejected() == Some(secrets.fingerprint) {
-            return Err(Fault { what: What::Rejected, pace: Pace::RECHECK });
-        }
-        Ok(secrets)
-    }
-
-    /// What a failed attempt means. Whatever could be a rejection is taken for one, since five of them lock the user out;
-    /// only a failure of the API manager, of the path or of the server is not.
-    fn fault<T>(&self, of: &str, secrets: &Secrets, verdict: Verdict<T>, pace: Pace) -> Fault {
-        match verdict {
-            Verdict::Throttled(retry_after) => {
-                tracing::warn!(credentials = self.name(), "no token: throttled by ThingSpace");
-                Fault { what: What::Throttled(retry_after), pace }
-            }
-            Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
-                self.unavailable(refusal.to_string(), pace)
-            }
-            Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
-                self.unavailable(reason, pace)
-            }
-            _ => {
-                tracing::error!(
-                    credentials = self.name(),
-                    "ThingSpace rejects the {of}; not tried again until a credential file changes"
-                );
-                *self.rejected() = Some(secrets.fingerprint);
-                Fault { what: What::Rejected, pace: Pace::RECHECK }
-            }
-        }
-    }
-
-    fn unavailable(&self, reason: String, pace: Pace) -> Fault {
-        tracing::warn!(credentials = self.name(), "no token: {reason}");
-        Fault { what: What::Unavailable(reason), pace }
-    }
-
-    fn rejected(&self) -> MutexGuard<'_, Option<Fingerprint>> {
-        self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn error(&self, failed: Failed) -> Error {
         let retry_after = Some(failed.wait());
+        let name = self.name().to_owned();
         match failed.fault.what {
-            What::Rejected => Error::CredentialsRejected { name: self.name().to_owned() },
+            What::Rejected => Error::CredentialsRejected { name },
+            What::Stopped => Error::LoginBlocked { name },
             What::Throttled(_) => Error::Throttled { retry_after },
-            What::Unavailable(reason) => {
+            What::Store(error) => Error::Store(error),
+            What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
+            What::Unavailable(reason) | What::Later(reason, _) => {
                 Error::NotSent { reason: format!("no token: {reason}"), retry_after }
             }
-            What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
         }
     }
 }
 
-fn sensitive(prefix: &str, secret: &SecretString) -> HeaderValue {
-    let mut value = HeaderValue::try_from(format!("{prefix}{}", secret.expose_secret()))
-        .expect("a token was checked to be visible ASCII");
-    value.set_sensitive(true);
-    value
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

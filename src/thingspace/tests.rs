@@ -3,17 +3,21 @@
 mod bounds;
 mod context;
 mod fixtures;
+mod guard;
 mod orders;
 mod outages;
 mod page;
 mod registrations;
 mod renewal;
+mod replicas;
 mod retries;
+mod rotation;
 mod statuses;
 
 use std::{fs, sync::Arc, time::Duration};
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -23,7 +27,7 @@ use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target};
 use crate::{
     config,
     identity::{AccountName, Device, Digits, RequestId},
-    simulator::{Endpoint, Fault, Gate, Handle, Mode, Options, Simulator, What, When},
+    simulator::{Endpoint, Fault, Gate, Handle, Ledger, Mode, Options, Simulator, What, When},
     store::{Store, embedded::Embedded},
 };
 
@@ -33,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct World {
     client: Client,
     handle: Handle,
+    config: config::ThingSpace,
     files: TempDir,
     store: Arc<dyn Store>,
     /// Stops the simulator.
@@ -58,7 +63,7 @@ async fn configured(options: Options, adjust: impl FnOnce(&mut config::ThingSpac
     let files = tempfile::tempdir().unwrap();
     let store = store(&files);
     let client = cold(&config, &files, &store);
-    World { client, handle, files, store, running: stop.drop_guard() }
+    World { client, handle, config, files, store, running: stop.drop_guard() }
 }
 
 /// A client that knows nothing but what is in the store.
@@ -77,6 +82,8 @@ fn thingspace(base_url: String) -> config::ThingSpace {
         connect_timeout: PATIENCE,
         call_timeout: PATIENCE,
         order_timeout: PATIENCE,
+        login_backoff_first: Duration::from_secs(5),
+        login_backoff_max: Duration::from_mins(15),
         calls_per_second: 100_000,
         max_connections: 10_000,
         breaker_failures: 100,
@@ -122,6 +129,40 @@ impl World {
         self.client.place_order(self.prepare().await, &order(1)).await
     }
 
+    /// Another process on the same store and files; the one before is dead.
+    fn restart(&mut self) {
+        self.client = cold(&self.config, &self.files, &self.store);
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.files.path().join(file), text).unwrap();
+    }
+
+    /// Calls until it is so.
+    async fn call_until(&self, what: &str, holds: impl Fn(&Ledger, &Called) -> bool) {
+        let request = self.request();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let outcome = self.poll(&request).await.map(drop);
+            if holds(&self.handle.ledger(), &outcome) {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {outcome:?}, {:?}", self.handle.ledger());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Calls for a while; this is said all the time.
+    async fn call_for(&self, time: Duration, holds: impl Fn(&Called) -> bool) {
+        let request = self.request();
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let outcome = self.poll(&request).await.map(drop);
+            assert!(holds(&outcome), "{outcome:?}, {:?}", self.handle.ledger());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The call is under way: the simulator has it and has not answered.
     async fn arrived(&self, endpoint: Endpoint) {
         self.handle.wait_until(PATIENCE, |ledger| ledger.in_flight(endpoint) == 1).await;
@@ -133,6 +174,19 @@ impl World {
         self.handle.inject(Fault::once(endpoint, When::BeforeEffect, What::Hold(gate.clone())));
         gate
     }
+}
+
+/// What came of a call.
+type Called = Result<(), Error>;
+
+fn is_blocked(outcome: &Called) -> bool {
+    matches!(outcome, Err(Error::LoginBlocked { .. }))
+}
+
+/// The next login with something after a failed one comes soon.
+fn hasty(config: &mut config::ThingSpace) {
+    config.login_backoff_first = Duration::from_millis(100);
+    config.login_backoff_max = Duration::from_millis(200);
 }
 
 fn answer(status: u16, body: &str) -> What {

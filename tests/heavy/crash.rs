@@ -25,15 +25,23 @@ const KEY: &str = "k";
 const DEVICES: std::ops::Range<usize> = 0..3;
 
 fn serve(upstream: &Upstream) -> Process {
-    Process::serve(&upstream.config(), upstream.dir.path())
+    let mut config = upstream.config();
+    config.thingspace.login_backoff_first = Duration::from_millis(100);
+    Process::serve(&config, upstream.dir.path())
 }
 
 /// An upstream whose gateway was killed while a call of its only order was held there.
 async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
     let (upstream, gate) = (Upstream::manual().await, Gate::default());
-    upstream.sim.inject(Fault::once(endpoint, when, What::Hold(gate.clone())));
     let gateway = serve(&upstream);
     let mut client = gateway.client().await;
+    if endpoint == Endpoint::Login {
+        // A password that was never accepted would be given up.
+        let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
+        ask(&mut client, question(&elsewhere)).await.unwrap();
+        upstream.sim.expire_sessions();
+    }
+    upstream.sim.inject(Fault::once(endpoint, when, What::Hold(gate.clone())));
     let call = tokio::spawn(async move { place(&mut client, KEY, DEVICES).await });
     let expected = usize::from(endpoint == Endpoint::Download && when == When::AfterEffect);
     upstream
@@ -68,6 +76,12 @@ async fn an_order_that_was_not_sent_is_placed_by_the_repeated_call() {
             let (upstream, _gate) = killed_at(endpoint, when).await;
             let gateway = serve(&upstream);
             let mut client = gateway.client().await;
+            // After a login that nobody reported the next one waits a little.
+            eventually("the order is placed", || {
+                let mut client = client.clone();
+                async move { place(&mut client, KEY, DEVICES).await.is_ok() }
+            })
+            .await;
             let id = place(&mut client, KEY, DEVICES).await.unwrap();
             assert_known(&mut client, &id, DEVICES).await;
             assert_eq!(upstream.sim.ledger().orders.len(), 1);
@@ -286,6 +300,12 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
             write(&upstream, &request, outcome, until).await;
             let gateway = serve(&upstream);
             let mut client = gateway.client().await;
+            // After a login that nobody reported the next one waits a little.
+            eventually("the order is placed", || {
+                let mut client = client.clone();
+                async move { place(&mut client, KEY, DEVICES).await.is_ok() }
+            })
+            .await;
             let id = place(&mut client, KEY, DEVICES).await.unwrap();
             assert_known(&mut client, &id, DEVICES).await;
             assert_eq!(upstream.sim.ledger().orders.len(), 1);

@@ -58,6 +58,8 @@ fn every_bound_is_checked() {
     config.thingspace.connect_timeout = Duration::ZERO;
     config.thingspace.call_timeout = long;
     config.thingspace.order_timeout = Duration::ZERO;
+    config.thingspace.login_backoff_first = Duration::ZERO;
+    config.thingspace.login_backoff_max = long;
     config.thingspace.calls_per_second = 0;
     config.thingspace.max_devices_per_order = 10_001;
     config.thingspace.max_connections = 3;
@@ -85,6 +87,8 @@ fn every_bound_is_checked() {
         "thingspace.connect_timeout: ",
         "thingspace.call_timeout: ",
         "thingspace.order_timeout: ",
+        "thingspace.login_backoff_first: 0s is out of bounds; must be 100ms to 1h",
+        "thingspace.login_backoff_max: ",
         "thingspace.calls_per_second: ",
         "thingspace.max_devices_per_order: 10001 is out of bounds",
         "thingspace.max_connections: 3 is out of bounds; must be 4 to 10000",

@@ -8,7 +8,7 @@ use super::{Client, Turn, Upstream};
 use crate::thingspace::{
     Error, Retries, code,
     error::LEFT_ALONE,
-    session::{Pair, Tokens},
+    session::{Pair, Renewals, Tokens},
     transport::{Endpoint, Failure, Reply},
     verdict::{Stale, Verdict, judge},
 };
@@ -101,8 +101,8 @@ impl Failed {
 }
 
 impl Client {
-    /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most.
-    /// The repeats ride on the call's own turn.
+    /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most, but for tokens
+    /// that somebody else had renewed, which may be old. The repeats ride on the call's own turn.
     pub(super) async fn exchange<T>(
         &self,
         upstream: &Arc<Upstream>,
@@ -116,27 +116,18 @@ impl Client {
         let mut pair = tokens.pair().await.map_err(quiet)?;
         let Turn { permit, connection } = turn;
         permit.spend();
-        let (mut bearer_renewed, mut session_renewed) = (false, false);
+        let mut renewals = Renewals::default();
         let outcome = loop {
             let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
                 Ok(Attempt::Done(done)) => break Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,
                 Err(failed) => break Err(failed),
             };
-            let (renew_bearer, renew_session) =
-                (stale.bearer && !bearer_renewed, stale.session && !session_renewed);
-            if !renew_bearer && !renew_session {
+            let Some(due) = renewals.of(stale) else {
                 let rejected = Error::CredentialsRejected { name: tokens.name().to_owned() };
                 break Err(Failed::for_good(rejected));
-            }
-            if renew_bearer {
-                tokens.invalidate_bearer(&pair);
-                bearer_renewed = true;
-            }
-            if renew_session {
-                tokens.invalidate_session(&pair);
-                session_renewed = true;
-            }
+            };
+            tokens.invalidate(due, &pair);
             let renewed = match tokens.pair().await {
                 Ok(renewed) => renewed,
                 Err(error) => break Err(quiet(error)),
@@ -144,6 +135,7 @@ impl Client {
             if renewed.headers() == pair.headers() {
                 break Err(Failed::for_good(Tokens::same_again()));
             }
+            renewals.count(due, &renewed);
             pair = renewed;
         };
         drop(connection);

@@ -1,6 +1,7 @@
 //! A place for one token: renewed by one flight for everyone who waits, invalidated by generation.
 
 use std::{
+    fmt,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -10,6 +11,7 @@ use http::HeaderValue;
 use tokio::{sync::watch, time::Instant};
 
 use super::secrets::Fingerprint;
+use crate::{store::StoreError, thingspace::error::LEFT_ALONE};
 
 /// `expires_in` is whole seconds, and a token that is asked for too early is the same token again.
 const EXPIRY_SLACK: Duration = Duration::from_secs(1);
@@ -20,16 +22,24 @@ pub(super) const SAME_TOKEN_HOLD: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(super) struct Token {
     pub(super) value: HeaderValue,
+    pub(super) id: TokenId,
+    /// Somebody else had asked for it.
+    pub(super) found: bool,
+}
+
+/// Tells a token from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TokenId {
+    /// Of the credentials it was had for.
+    pub(super) fingerprint: Fingerprint,
+    /// Grows from each of their tokens to the next.
     pub(super) generation: u64,
-    fingerprint: Fingerprint,
 }
 
 /// What a renewal brought.
 #[derive(Debug)]
 pub(super) struct Minted {
-    pub(super) value: HeaderValue,
-    /// Of the credentials it was had for.
-    pub(super) fingerprint: Fingerprint,
+    pub(super) token: Token,
     /// At most so long from now.
     pub(super) expires_in: Option<Duration>,
 }
@@ -44,14 +54,19 @@ pub(super) struct Fault {
 #[derive(Debug, Clone)]
 pub(super) enum What {
     Rejected,
+    /// Nothing is tried any more.
+    Stopped,
     Throttled(Option<Duration>),
     Unavailable(String),
     /// The host is left alone for so long; nothing was sent, and nothing has to be paced.
     LeftAlone(Duration),
+    /// Nothing is tried before.
+    Later(String, Instant),
+    Store(StoreError),
 }
 
 /// The back-off between failed flights: `first`, doubling to `most`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pace {
     first: Duration,
     most: Duration,
@@ -71,34 +86,36 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct State {
-    held: Held,
+    held: Option<Held>,
     /// The last token's, also after it was invalidated.
-    value: Option<HeaderValue>,
-    generation: u64,
+    last: Option<(TokenId, HeaderValue)>,
+    failed: Option<Failed>,
+    /// Attempts that failed in a row.
     failures: u32,
     flight: Option<watch::Receiver<Option<Outcome>>>,
 }
 
-#[derive(Debug, Default)]
-enum Held {
-    #[default]
-    Nothing,
-    Token {
-        token: Token,
-        ask_again: Option<Instant>,
-        keep_until: Option<Instant>,
-    },
-    Failure(Failed),
+#[derive(Debug)]
+struct Held {
+    token: Token,
+    ask_again: Option<Instant>,
+    keep_until: Option<Instant>,
 }
 
 type Outcome = Result<Token, Failed>;
 
 impl Pace {
-    /// While rejected credentials are only compared with their files.
+    /// For whoever comes next, another answer.
+    pub(super) const AT_ONCE: Self = Self { first: Duration::ZERO, most: Duration::ZERO };
+    /// While only files and guard are looked at.
     pub(super) const RECHECK: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(1) };
     pub(super) const QUICK: Self = Self { first: Duration::from_secs(1), most: Duration::from_mins(1) };
-    /// After a login that may have counted.
-    pub(super) const CAREFUL: Self = Self { first: Duration::from_secs(5), most: Duration::from_mins(15) };
+    /// After a defect.
+    const BROKEN: Self = Self { first: Duration::from_secs(5), most: Duration::from_mins(15) };
+
+    pub(super) const fn new(first: Duration, most: Duration) -> Self {
+        Self { first, most }
+    }
 
     fn wait(self, failures: u32) -> Duration {
         self.first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.most)
@@ -106,31 +123,72 @@ impl Pace {
 }
 
 impl Failed {
+    /// Until it is worth trying again.
     pub(super) fn wait(&self) -> Duration {
-        self.not_before.saturating_duration_since(Instant::now())
+        let until = match self.fault.what {
+            What::Later(_, until) => until.max(self.not_before),
+            _ => self.not_before,
+        };
+        until.saturating_duration_since(Instant::now())
     }
 }
 
 impl Slot {
     /// The token that is held, the failure that is held, or the outcome of the flight under way; if there is none,
-    /// `renew` begins one. The flight is a task of its own: whoever stops waiting does not stop it.
-    pub(super) async fn get<F>(self: &Arc<Self>, renew: impl FnOnce() -> F) -> Outcome
+    /// `renew` begins one, after the last token. The flight is a task of its own: whoever stops waiting does not stop it.
+    pub(super) async fn get<F>(self: &Arc<Self>, renew: impl FnOnce(Option<TokenId>) -> F) -> Outcome
     where
         F: Future<Output = Result<Minted, Fault>> + Send + 'static,
     {
-        let mut flight = {
+        let flight = {
             let mut state = self.lock();
             if let Some(outcome) = state.current(Instant::now()) {
                 return outcome;
             }
-            match &state.flight {
-                Some(flight) => flight.clone(),
-                None => state.flight.insert(self.take_off(renew())).clone(),
-            }
+            self.board(&mut state, renew)
         };
-        let outcome = flight.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-        // Without an outcome the runtime is being shut down, and nobody reads this.
-        outcome.unwrap_or_else(|| Err(Failed { fault: Fault::broken(), not_before: Instant::now() }))
+        outcome(flight).await
+    }
+
+    /// The same although a token is held, which others get until there is another. A failure leaves it.
+    pub(super) async fn replace<F>(self: &Arc<Self>, renew: impl FnOnce(Option<TokenId>) -> F) -> Outcome
+    where
+        F: Future<Output = Result<Minted, Fault>> + Send + 'static,
+    {
+        let flight = {
+            let mut state = self.lock();
+            if let Some(failed) = state.held_failure(Instant::now()) {
+                return Err(failed);
+            }
+            self.board(&mut state, renew)
+        };
+        outcome(flight).await
+    }
+
+    /// The credentials of the token that is held.
+    pub(super) fn holds(&self) -> Option<Fingerprint> {
+        let state = self.lock();
+        state.valid(Instant::now()).map(|token| token.id.fingerprint)
+    }
+
+    /// Another flight may begin at once.
+    pub(super) fn forget_failure(&self) {
+        self.lock().failed = None;
+    }
+
+    fn board<F>(
+        self: &Arc<Self>,
+        state: &mut State,
+        renew: impl FnOnce(Option<TokenId>) -> F,
+    ) -> watch::Receiver<Option<Outcome>>
+    where
+        F: Future<Output = Result<Minted, Fault>> + Send + 'static,
+    {
+        let last = state.last.as_ref().map(|(id, _)| *id);
+        match &state.flight {
+            Some(flight) => flight.clone(),
+            None => state.flight.insert(self.take_off(renew(last))).clone(),
+        }
     }
 
     fn take_off(
@@ -148,23 +206,11 @@ impl Slot {
         flight
     }
 
-    /// The token of this generation was refused. A newer one stays.
-    pub(super) fn invalidate(&self, generation: u64) {
+    /// This token was refused. Another one stays.
+    pub(super) fn invalidate(&self, id: TokenId) {
         let mut state = self.lock();
-        if let Held::Token { token, keep_until, .. } = &state.held
-            && token.generation == generation
-            && keep_until.is_none_or(|until| until <= Instant::now())
-        {
-            state.held = Held::Nothing;
-        }
-    }
-
-    /// Discards a token that was had for other credentials.
-    pub(super) fn keep_only(&self, fingerprint: Fingerprint) {
-        let mut state = self.lock();
-        if matches!(&state.held, Held::Token { token, .. } if token.fingerprint != fingerprint) {
-            state.held = Held::Nothing;
-        }
+        let now = Instant::now();
+        state.held.take_if(|held| held.token.id == id && held.keep_until.is_none_or(|until| until <= now));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,64 +218,81 @@ impl Slot {
     }
 }
 
+/// Of a flight under way.
+async fn outcome(mut flight: watch::Receiver<Option<Outcome>>) -> Outcome {
+    let outcome = flight.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+    // Without an outcome the runtime is being shut down, and nobody reads this.
+    outcome.unwrap_or_else(|| Err(Failed { fault: Fault::broken(), not_before: Instant::now() }))
+}
+
 impl State {
     fn current(&self, now: Instant) -> Option<Outcome> {
-        match &self.held {
-            Held::Token { token, ask_again, .. } if ask_again.is_none_or(|at| now < at) => {
-                Some(Ok(token.clone()))
-            }
-            Held::Failure(failed) if now < failed.not_before => Some(Err(failed.clone())),
-            _ => None,
-        }
+        let token = self.valid(now).map(|token| Ok(token.clone()));
+        token.or_else(|| self.held_failure(now).map(Err))
+    }
+
+    fn valid(&self, now: Instant) -> Option<&Token> {
+        let held = self.held.as_ref().filter(|held| held.ask_again.is_none_or(|at| now < at));
+        held.map(|held| &held.token)
+    }
+
+    fn held_failure(&self, now: Instant) -> Option<Failed> {
+        self.failed.clone().filter(|failed| now < failed.not_before)
     }
 
     fn land(&mut self, result: Result<Minted, Fault>, now: Instant) -> Outcome {
         self.flight = None;
         match result {
-            Ok(minted) => {
-                let same = self.value.as_ref() == Some(&minted.value);
-                self.value = Some(minted.value.clone());
-                self.generation += 1;
+            Ok(Minted { token, expires_in }) => {
+                let same = self.last.as_ref().is_some_and(|(_, value)| *value == token.value);
+                self.last = Some((token.id, token.value.clone()));
                 self.failures = 0;
-                let token = Token {
-                    value: minted.value,
-                    generation: self.generation,
-                    fingerprint: minted.fingerprint,
-                };
-                self.held = Held::Token {
+                self.failed = None;
+                self.held = Some(Held {
                     token: token.clone(),
-                    ask_again: minted.expires_in.map(|lifetime| now + lifetime + EXPIRY_SLACK),
+                    ask_again: expires_in.map(|lifetime| now + lifetime + EXPIRY_SLACK),
                     keep_until: same.then(|| now + SAME_TOKEN_HOLD),
-                };
+                });
                 Ok(token)
             }
             Err(fault) => {
                 let wait = if let What::LeftAlone(wait) = fault.what {
                     wait
                 } else {
-                    self.failures = self.failures.saturating_add(1);
+                    // Looking at files and guard is no attempt.
+                    let attempted = fault.pace != Pace::RECHECK;
+                    self.failures = if attempted { self.failures.saturating_add(1) } else { 0 };
                     let asked = match fault.what {
                         What::Throttled(retry_after) => retry_after.unwrap_or_default(),
-                        What::Rejected | What::Unavailable(_) | What::LeftAlone(_) => Duration::ZERO,
+                        _ => Duration::ZERO,
                     };
                     fault.pace.wait(self.failures).max(asked)
                 };
                 let not_before = now + wait;
                 let failed = Failed { fault, not_before };
-                self.held = Held::Failure(failed.clone());
+                self.failed = Some(failed.clone());
                 Err(failed)
             }
         }
     }
 }
 
-impl Fault {
-    pub(super) fn left_alone(wait: Duration) -> Self {
-        Self { what: What::LeftAlone(wait), pace: Pace::QUICK }
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected => f.write_str("ThingSpace rejects the credentials"),
+            Self::Stopped => f.write_str("nothing is tried any more"),
+            Self::Throttled(_) => f.write_str("throttled by ThingSpace"),
+            Self::LeftAlone(_) => f.write_str(LEFT_ALONE),
+            Self::Unavailable(reason) | Self::Later(reason, _) => f.write_str(reason),
+            Self::Store(error) => error.fmt(f),
+        }
     }
+}
 
+impl Fault {
     fn broken() -> Self {
-        Self { what: What::Unavailable("the renewal broke".to_owned()), pace: Pace::CAREFUL }
+        Self { what: What::Unavailable("the renewal broke".to_owned()), pace: Pace::BROKEN }
     }
 }
 

@@ -176,7 +176,7 @@ async fn no_answer_in_time_is_ambiguous() {
 
 #[tokio::test]
 async fn no_connection_is_not_sent() {
-    let World { client, handle, running, files: _files, store: _store } = world(manual()).await;
+    let World { client, handle, running, files: _files, .. } = world(manual()).await;
     let permit = client.prepare_order(&account()).await.unwrap();
     drop(running);
     // The pooled connection may be found broken or still be there, which is ambiguous; then there is none.

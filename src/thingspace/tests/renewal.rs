@@ -1,7 +1,7 @@
 //! One owner of the tokens.
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::*;
 
@@ -107,24 +107,23 @@ async fn a_cancelled_caller_does_not_abort_the_renewal() {
 /// Calls until the recheck of the files has happened more than once, then until the new file is used.
 async fn stays_rejected_until(world: &World, file: &str, fix: impl FnOnce()) {
     let request = world.request();
-    let rejected = || async {
-        let outcomes = join_all((0..50).map(|_| world.poll(&request))).await;
-        outcomes.into_iter().all(|outcome| matches!(outcome, Err(Error::CredentialsRejected { .. })))
+    let outcomes = || async { join_all((0..50).map(|_| world.poll(&request))).await };
+    let first = outcomes().await;
+    assert!(first.iter().all(|outcome| matches!(outcome, Err(Error::CredentialsRejected { .. }))));
+    let stays_blocked = || async {
+        let end = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < end {
+            let outcomes = outcomes().await;
+            assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::LoginBlocked { .. }))));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     };
-    let end = Instant::now() + Duration::from_millis(1500);
-    while Instant::now() < end {
-        assert!(rejected().await);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    stays_blocked().await;
     fix();
     // The same bytes again are no change, whatever the file's time says.
     let path = world.files.path().join(file);
     fs::write(&path, fs::read(&path).unwrap()).unwrap();
-    let end = Instant::now() + Duration::from_millis(1500);
-    while Instant::now() < end {
-        assert!(rejected().await);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    stays_blocked().await;
     fs::write(path, "new").unwrap();
     let recovered = async {
         while world.poll(&request).await.is_err() {
@@ -160,22 +159,6 @@ async fn a_rejected_secret_is_sent_once_until_the_file_changes() {
 }
 
 #[tokio::test]
-async fn new_credentials_are_used_at_the_next_renewal() {
-    let world = world(manual()).await;
-    let request = world.request();
-    world.poll(&request).await.unwrap();
-    world.handle.set_password("new");
-    fs::write(world.files.path().join("password"), "new").unwrap();
-    world.poll(&request).await.unwrap();
-    assert_eq!(world.handle.ledger().logins(), 1);
-    world.handle.expire_bearer();
-    world.poll(&request).await.unwrap();
-    world.poll(&request).await.unwrap();
-    let ledger = world.handle.ledger();
-    assert_eq!((ledger.token_requests(), ledger.logins_accepted, ledger.logins_rejected), (2, 2, 0));
-}
-
-#[tokio::test]
 async fn a_login_with_a_stale_bearer_is_repeated_and_no_strike() {
     let world = world(manual()).await;
     let request = world.request();
@@ -191,12 +174,18 @@ async fn a_login_with_a_stale_bearer_is_repeated_and_no_strike() {
     assert_eq!((ledger.token_requests(), ledger.logins(), ledger.logins_rejected), (2, 2, 0));
 }
 
+/// What to do with a login, and whether it may have been rejected.
+fn logins_of_unknown_fate() -> [(What, bool); 4] {
+    [(answer(500, "x"), false), (answer(404, "x"), false), (What::Drop, true), (What::CutBody, true)]
+}
+
 #[tokio::test]
 async fn a_login_of_unknown_fate_is_not_repeated_at_once() {
-    let cases = [answer(500, "x"), answer(404, "x"), What::Drop, What::CutBody];
-    for what in cases {
+    for (what, _) in logins_of_unknown_fate() {
         let world = world(manual()).await;
         let request = world.request();
+        world.poll(&request).await.unwrap();
+        world.handle.expire_sessions();
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
         for _ in 0..20 {
             match world.poll(&request).await {
@@ -205,7 +194,25 @@ async fn a_login_of_unknown_fate_is_not_repeated_at_once() {
             }
         }
         let ledger = world.handle.ledger();
-        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1), "{what:?}");
+        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 2), "{what:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_first_login_of_all_is_not_repeated_if_it_may_have_been_rejected() {
+    for (what, rejected) in logins_of_unknown_fate() {
+        let world = world(manual()).await;
+        let request = world.request();
+        world.handle.inject(Fault::once(Endpoint::Login, When::AfterEffect, what.clone()));
+        assert!(matches!(world.poll(&request).await, Err(Error::NotSent { .. })), "{what:?}");
+        let outcome = world.poll(&request).await;
+        assert_eq!(matches!(outcome, Err(Error::LoginBlocked { .. })), rejected, "{what:?}: {outcome:?}");
+        assert_eq!(world.handle.ledger().logins(), 1);
+        if rejected {
+            assert!(world.client.unblock("test").await.unwrap().unwrap());
+            world.poll(&request).await.unwrap();
+            assert!(!world.client.unblock("test").await.unwrap().unwrap(), "nothing is in the way");
+        }
     }
 }
 

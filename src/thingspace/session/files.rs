@@ -1,0 +1,79 @@
+//! What the credential files hold, once it has settled.
+//!
+//! Files are never changed all at the same moment: a mounted Secret may be swapped between two reads, and somebody writes a
+//! user name and then a password. A mixture of old and new would be one wrong login. So two reads in a row must agree, and what
+//! changes while the gateway runs must do so for a while.
+
+use std::{sync::Arc, time::Duration};
+
+use super::secrets::{Hosts, Raw, Secrets};
+use crate::config;
+
+/// How long a change must rest.
+const REST: Duration = Duration::from_secs(1);
+
+/// How often one is looked at before it is given up for this time.
+const LOOKS: u32 = 10;
+
+const CHANGING: &str = "the credential files keep changing";
+
+#[derive(Debug)]
+pub(super) struct Files {
+    paths: config::Credentials,
+    hosts: Hosts,
+    settled: tokio::sync::Mutex<Option<Arc<Secrets>>>,
+}
+
+impl Files {
+    pub(super) fn new(paths: config::Credentials, hosts: Hosts) -> Self {
+        Self { paths, hosts, settled: tokio::sync::Mutex::default() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.paths.name
+    }
+
+    /// What they hold; or why that cannot be said.
+    pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, String> {
+        let mut settled = self.settled.lock().await;
+        let mut raw = self.read().await?;
+        if let Some(known) = &*settled {
+            if *known.raw() != raw {
+                raw = self.at_rest(raw).await?;
+            }
+            if *known.raw() == raw {
+                return Ok(Arc::clone(known));
+            }
+        }
+        let hosts = self.hosts.clone();
+        let derived = tokio::task::spawn_blocking(move || Secrets::derive(raw, &hosts)).await;
+        let secrets = Arc::new(derived.map_err(|_| "the gateway is being stopped".to_owned())?);
+        Ok(Arc::clone(settled.insert(secrets)))
+    }
+
+    /// What they hold when they have stopped changing.
+    async fn at_rest(&self, mut raw: Raw) -> Result<Raw, String> {
+        for _ in 0..LOOKS {
+            tokio::time::sleep(REST).await;
+            let again = self.read().await?;
+            if again == raw {
+                return Ok(raw);
+            }
+            raw = again;
+        }
+        Err(CHANGING.to_owned())
+    }
+
+    /// What two reads in a row agree on.
+    async fn read(&self) -> Result<Raw, String> {
+        let mut raw = Raw::read(&self.paths).await?;
+        for _ in 0..LOOKS {
+            let again = Raw::read(&self.paths).await?;
+            if again == raw {
+                return Ok(raw);
+            }
+            raw = again;
+        }
+        Err(CHANGING.to_owned())
+    }
+}

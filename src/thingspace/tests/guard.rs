@@ -1,0 +1,155 @@
+//! The user is never locked.
+
+use super::*;
+
+#[tokio::test]
+async fn ten_restarts_cost_one_login() {
+    let mut world = world(manual()).await;
+    let request = world.request();
+    for _ in 0..10 {
+        world.poll(&request).await.unwrap();
+        world.restart();
+    }
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (1, 1));
+    // What is in the store may be over.
+    world.handle.expire_bearer();
+    world.handle.expire_sessions();
+    world.poll(&request).await.unwrap();
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 2));
+}
+
+#[tokio::test]
+async fn of_three_wrong_passwords_in_a_row_four_logins_at_most_are_rejected() {
+    let mut world = configured(manual(), hasty).await;
+    world.handle.set_password("right");
+    // A is what the files hold.
+    world.call_until("A is stopped", |_, outcome| is_blocked(outcome)).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 1, "there was no history");
+    world.write("password", "B");
+    world
+        .call_until("B is stopped", |ledger, outcome| ledger.logins_rejected == 3 && is_blocked(outcome))
+        .await;
+    for wrong in ["simulator-password", "C"] {
+        world.write("password", wrong);
+        // Long enough to see the change and to let it settle.
+        world.call_for(Duration::from_secs(4), is_blocked).await;
+    }
+    world.restart();
+    world.call_for(Duration::from_secs(1), is_blocked).await;
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.logins(), ledger.logins_rejected), (3, 3));
+
+    // With the one that is taken for granted there were four: nobody is tried any more, not even this one.
+    world.write("password", "right");
+    world.call_for(Duration::from_secs(4), is_blocked).await;
+    assert!(world.client.unblock("test").await.unwrap().unwrap());
+    world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+    assert_eq!(world.handle.ledger().logins_accepted, 1);
+}
+
+#[tokio::test]
+async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
+    let mut world = configured(manual(), hasty).await;
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("right");
+    world.handle.expire_sessions();
+    world.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
+    world.write("password", "B");
+    world
+        .call_until("four in all", |ledger, outcome| ledger.logins_rejected == 4 && is_blocked(outcome))
+        .await;
+    world.write("password", "right");
+    world.call_for(Duration::from_secs(4), is_blocked).await;
+    world.restart();
+    world.call_for(Duration::from_secs(1), is_blocked).await;
+    assert_eq!(world.handle.ledger().logins(), 5);
+
+    let (name, mut standing) = world.client.standings().next().unwrap();
+    assert_eq!(name, "test");
+    let said = standing.wait_for(|standing| !standing.healthy).await.unwrap().clone();
+    let advice = "log in once elsewhere, then run `thingspace-gateway unblock test`";
+    assert!(said.sentence.contains(advice), "{said:?}");
+    assert!(world.client.unblock("another").await.is_none());
+    assert!(world.client.unblock("test").await.unwrap().unwrap());
+    // By itself, without a call.
+    tokio::time::timeout(PATIENCE, standing.wait_for(|standing| standing.sentence == "logged in"))
+        .await
+        .unwrap()
+        .unwrap();
+    world.poll(&world.request()).await.unwrap();
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.logins(), ledger.locked), (6, false));
+}
+
+#[tokio::test]
+async fn a_lost_store_and_a_wrong_password_cost_one_more_rejection() {
+    let mut world = configured(manual(), hasty).await;
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("right");
+    world.handle.expire_sessions();
+    world.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 2);
+    let elsewhere = tempfile::tempdir().unwrap();
+    world.store = store(&elsewhere);
+    world.restart();
+    world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
+    world.restart();
+    world.call_for(Duration::from_secs(1), is_blocked).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 3);
+}
+
+/// The process dies in the middle of a login, again and again, while ThingSpace does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_deaths_in_mid_login_do_not_stop_what_was_accepted() {
+    const DEATHS: u64 = 20;
+    let mut world = configured(manual(), hasty).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    world.handle.expire_sessions();
+    let gate = Gate::default();
+    world.handle.inject(Fault::always(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
+    for death in 1..=DEATHS {
+        let process = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let process = process.unwrap();
+        let client = {
+            let _inside = process.enter();
+            cold(&world.config, &world.files, &world.store)
+        };
+        let request = request.clone();
+        process.spawn(async move {
+            while client.request_status(&account(), &request, Purpose::Poll).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        world.handle.wait_until(PATIENCE, |ledger| ledger.in_flight(Endpoint::Login) == death).await;
+        process.shutdown_background();
+    }
+    world.handle.clear_faults();
+    gate.open();
+    world.restart();
+    world.call_until("it goes on by itself", |_, outcome| outcome.is_ok()).await;
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.logins_rejected, ledger.logins()), (0, DEATHS + 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_the_login_under_way() {
+    let mut world = world(manual()).await;
+    let tasks = TaskTracker::new();
+    let gate = world.hold(Endpoint::Login);
+    world.client = Client::new(&world.config, &[credentials(&world.files)], &world.store, &tasks).unwrap();
+    tokio::select! {
+        outcome = world.prepare() => panic!("{outcome:?}"),
+        () = world.arrived(Endpoint::Login) => {}
+    }
+    tasks.close();
+    assert!(!tasks.is_empty());
+    gate.open();
+    tokio::time::timeout(PATIENCE, tasks.wait()).await.unwrap();
+    // What came of it is stored.
+    world.restart();
+    world.poll(&world.request()).await.unwrap();
+    assert_eq!(world.handle.ledger().logins(), 1);
+}

@@ -1,0 +1,115 @@
+//! Credential files that change under a running gateway.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::future::join_all;
+
+use super::*;
+
+/// Calls all the time, of which none fails, while something is done.
+async fn under_load<T>(world: &World, what: impl Future<Output = T>) -> T {
+    let request = world.request();
+    let done = AtomicBool::new(false);
+    let load = (0..20).map(async |_| {
+        while !done.load(Ordering::Relaxed) {
+            world.poll(&request).await.unwrap();
+            world.order().await.unwrap();
+        }
+    });
+    let what = async {
+        let outcome = what.await;
+        done.store(true, Ordering::Relaxed);
+        outcome
+    };
+    tokio::join!(join_all(load), what).1
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_costs_no_call() {
+    let world = world(Options { single_session: true, ..manual() }).await;
+    under_load(&world, async {
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 1).await;
+        world.handle.set_password("new");
+        world.write("password", "new");
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 2).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    })
+    .await;
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins(), ledger.logins_rejected), (1, 2, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn new_credentials_that_are_wrong_leave_the_session_be() {
+    let world = configured(manual(), hasty).await;
+    let (_, mut standing) = world.client.standings().next().unwrap();
+    under_load(&world, async {
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 1).await;
+        world.write("password", "wrong");
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == 1).await;
+        let said =
+            tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
+        let said = said.await.unwrap().unwrap().clone();
+        assert!(said.healthy && said.sentence.ends_with("The session there is goes on"), "{said:?}");
+        // Some looks later.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    })
+    .await;
+    assert_eq!(world.handle.ledger().logins_rejected, 1, "it is not tried again while nothing needs it");
+    world.handle.expire_sessions();
+    world.call_until("the second strike", |_, outcome| is_blocked(outcome)).await;
+    assert!(!standing.borrow().healthy);
+    assert_eq!(world.handle.ledger().logins_rejected, 2);
+    // The file as it was: nothing needs to be corrected but that.
+    world.write("password", "simulator-password");
+    world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+    assert!(standing.borrow().healthy);
+}
+
+#[tokio::test]
+async fn a_wrong_new_application_leaves_bearer_and_session_be() {
+    let world = configured(manual(), hasty).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    world.write("secret", "wrong");
+    world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 2).await;
+    world.call_for(Duration::from_secs(3), Result::is_ok).await;
+    let ledger = world.handle.ledger();
+    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 1));
+}
+
+/// Somebody writes one file after the other.
+#[tokio::test]
+async fn a_change_must_rest_before_it_is_tried() {
+    let world = world(manual()).await;
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("right");
+    for text in ["1", "2", "3", "4", "5", "6", "right"] {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.write("password", text);
+    }
+    world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 2).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 0);
+}
+
+/// As Kubernetes does: the files lead through a link that is swapped.
+#[tokio::test]
+async fn a_mounted_secret_is_swapped() {
+    let mut world = world(manual()).await;
+    let folder = world.files.path().to_owned();
+    let (old, new, data) = (folder.join("old"), folder.join("new"), folder.join("data"));
+    for (version, password) in [(&old, "simulator-password"), (&new, "new")] {
+        fs::create_dir(version).unwrap();
+        fs::write(version.join("password"), password).unwrap();
+    }
+    std::os::unix::fs::symlink(&old, &data).unwrap();
+    let credentials =
+        config::Credentials { password_file: data.join("password"), ..credentials(&world.files) };
+    world.client = Client::new(&world.config, &[credentials], &world.store, &TaskTracker::new()).unwrap();
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("new");
+    std::os::unix::fs::symlink(&new, folder.join("draft")).unwrap();
+    fs::rename(folder.join("draft"), &data).unwrap();
+    world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 2).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 0);
+}
