@@ -54,6 +54,7 @@ pub struct App {
     listener: TcpListener,
     address: SocketAddr,
     store: Arc<dyn Store>,
+    client: Client,
     requests: Requests,
     control: Control,
     /// The listener for callbacks, if they are taken.
@@ -97,7 +98,8 @@ impl App {
             let (listener, address) = listen(config.callbacks.listen).await?;
             if !config.callbacks.public_url.is_empty() {
                 let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());
-                registration = Some(Registration::new(&config.callbacks, address, secrets, client, tasks)?);
+                registration =
+                    Some(Registration::new(&config.callbacks, address, secrets, client.clone(), tasks)?);
             }
             Some((callbacks, listener, address))
         } else {
@@ -105,8 +107,8 @@ impl App {
         };
         let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
         let (socket, name) = (config.control_socket(), config.store.shown());
-        let control =
-            Control::bind(socket.clone(), &name, requests.clone(), taken, registration.clone()).await;
+        let (asked, registered) = (requests.clone(), registration.clone());
+        let control = Control::bind(socket.clone(), &name, asked, client.clone(), taken, registered).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
@@ -114,6 +116,7 @@ impl App {
             listener,
             address,
             store,
+            client,
             requests,
             control,
             callbacks,
@@ -159,6 +162,7 @@ impl App {
         let drain = CancellationToken::new();
         let background = CancellationToken::new();
         let (health, routes) = self.routes(&drain, &calls).await?;
+        watch_logins(&health, &self.client, &background).await;
 
         let mut running = tokio::spawn({
             let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
@@ -296,6 +300,25 @@ async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &He
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
     for name in ["", grpc::SERVICE_NAME] {
         health.set_service_status(name, status).await;
+    }
+}
+
+/// The health of each set of credentials, under a name of its own: without logins the gateway still serves what it knows.
+async fn watch_logins(health: &HealthReporter, client: &Client, until: &CancellationToken) {
+    for (name, mut standing) in client.standings() {
+        let (name, health) = (format!("thingspace.login/{name}"), health.clone());
+        let tell = async move |healthy| {
+            let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(&name, status).await;
+        };
+        let healthy = standing.borrow_and_update().healthy;
+        tell(healthy).await;
+        tokio::spawn(until.clone().run_until_cancelled_owned(async move {
+            while standing.changed().await.is_ok() {
+                let healthy = standing.borrow_and_update().healthy;
+                tell(healthy).await;
+            }
+        }));
     }
 }
 

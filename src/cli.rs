@@ -9,7 +9,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-pub use operate::{Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Settle};
+pub use operate::{Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Settle, Unblock};
 
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
 #[derive(Debug, Parser)]

@@ -6,6 +6,7 @@
 
 mod callbacks;
 pub mod client;
+mod logins;
 mod orders;
 mod quarantine;
 mod status;
@@ -32,6 +33,7 @@ use tracing::warn;
 use crate::{
     callbacks::{Callbacks, registration::Registration},
     requests::Requests,
+    thingspace::Client,
 };
 
 /// Of a command, in bytes.
@@ -44,6 +46,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 struct Subject {
     requests: Requests,
+    client: Client,
     /// If they are taken.
     callbacks: Option<Callbacks>,
     /// If it is known how ThingSpace reaches them.
@@ -75,6 +78,7 @@ impl Control {
         path: PathBuf,
         store: &str,
         requests: Requests,
+        client: Client,
         callbacks: Option<Callbacks>,
         registration: Option<Registration>,
     ) -> io::Result<Self> {
@@ -94,9 +98,10 @@ impl Control {
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         fs::rename(&new, &path)?;
-        let subject = Subject { requests, callbacks, registration, store: store.into() };
+        let subject = Subject { requests, client, callbacks, registration, store: store.into() };
         let router = Router::new()
             .merge(status::routes())
+            .merge(logins::routes())
             .merge(orders::routes())
             .merge(callbacks::routes())
             .merge(quarantine::routes())

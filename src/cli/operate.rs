@@ -14,6 +14,8 @@ pub enum Operate {
 Example:
   thingspace-gateway status --config gateway.toml")]
     Status(Remote),
+    /// Let a set of credentials be tried once more
+    Unblock(Unblock),
     /// Orders that were sent and of which nobody knows what became
     #[command(
         subcommand,
@@ -44,6 +46,7 @@ impl Operate {
     pub fn remote(&self) -> &Remote {
         match self {
             Self::Status(remote)
+            | Self::Unblock(Unblock { remote, .. })
             | Self::Orders(Orders::Unknown(remote) | Orders::Settle(Settle { remote, .. }))
             | Self::Callbacks(
                 Callbacks::List { remote, .. }
@@ -53,6 +56,33 @@ impl Operate {
             )
             | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. }) => remote,
         }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+ThingSpace locks a user after five rejected logins in a row, and only Verizon's support unlocks it. So the gateway stops
+before. It goes on by itself once the files hold a password that was not rejected yet; four rejections in a row need this
+command. Log in once elsewhere before: that clears what ThingSpace has counted. Each command permits one more
+rejection of each password.
+
+Example:
+  thingspace-gateway unblock main --config gateway.toml")]
+pub struct Unblock {
+    /// The name of the set of credentials, as `status` shows it
+    #[arg(value_parser = credentials_name)]
+    pub name: String,
+    #[command(flatten)]
+    pub remote: Remote,
+}
+
+/// What the configuration takes for a name.
+fn credentials_name(text: &str) -> Result<String, String> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if !text.is_empty() && text.bytes().all(fits) && !text.bytes().all(|b| b == b'.') {
+        Ok(text.to_owned())
+    } else {
+        Err("must be the name of a [[credentials]] section: letters, digits, '-', '_' and '.'".to_owned())
     }
 }
 

@@ -20,11 +20,12 @@ use tokio::net::UnixStream;
 use super::{
     Refusal,
     callbacks::{self, Done, Force, Registered},
+    logins::{self, Unblocked},
     orders::{self, Outcome, UnknownOrder},
     quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
 };
-use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle};
+use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle, Unblock};
 
 /// The longest that a command may take; some ask ThingSpace several times.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -40,6 +41,10 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
         Operate::Status(_) => {
             let status: Status = gateway.get(status::PATH).await?;
             if json { show::json(out, &status) } else { show::status(out, &status) }
+        }
+        Operate::Unblock(Unblock { name, .. }) => {
+            let done: Unblocked = gateway.post(&logins::unblock_path(name), &serde_json::json!({})).await?;
+            if json { show::json(out, &done) } else { show::unblocked(out, name, &done) }
         }
         Operate::Orders(Orders::Unknown(_)) => {
             let orders: Vec<UnknownOrder> = gateway.get(orders::UNKNOWN).await?;

@@ -22,6 +22,7 @@ mod disk;
 mod flood;
 
 mod load;
+mod lockout;
 mod outage;
 mod random_faults;
 mod start;

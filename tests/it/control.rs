@@ -1,6 +1,7 @@
 //! Operator commands, as an operator gives them: the real binary, on a running gateway's socket.
 
 mod callbacks;
+mod logins;
 
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
@@ -144,8 +145,9 @@ async fn a_path_that_is_too_long_for_a_socket_is_refused() {
 
 #[tokio::test]
 async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 13] = [
         &["status"],
+        &["unblock"],
         &["orders"],
         &["orders", "unknown"],
         &["orders", "settle"],
@@ -164,8 +166,10 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         let output = run(help).await;
         assert!(text(&output.stdout).contains("Example"), "{command:?}");
     }
-    let wrong: [&[&str]; 10] = [
+    let wrong: [&[&str]; 12] = [
         &["status"],
+        &["unblock", "--socket", "a"],
+        &["unblock", "a/b", "--socket", "a"],
         &["orders"],
         &["status", "--socket", "a", "--config", "b"],
         &["orders", "settle", "o", "--socket", "a"],

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     control::{
         callbacks::{Done, Registered},
+        logins::{Login, Unblocked},
         orders::UnknownOrder,
         quarantine::Quarantined,
         status::Status,
@@ -20,16 +21,27 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 }
 
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
-    let rows = [
-        ("ready", if status.ready { "yes" } else { "no" }.to_owned()),
-        ("store", status.store.clone()),
-        ("open requests", status.open_requests.to_string()),
-        ("open devices", status.open_devices.to_string()),
-        ("unknown orders", status.unknown_orders.to_string()),
-        ("finished by callback", status.finished_by_callback.to_string()),
-        ("finished by poll", status.finished_by_poll.to_string()),
+    let unknown = status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
+    let mut rows = vec![
+        ["ready".to_owned(), if status.ready { "yes" } else { "no" }.to_owned()],
+        ["store".to_owned(), status.store.clone()],
+        ["open requests".to_owned(), status.open_requests.to_string()],
+        ["open devices".to_owned(), status.open_devices.to_string()],
+        ["unknown orders".to_owned(), unknown],
+        ["finished by callback".to_owned(), status.finished_by_callback.to_string()],
+        ["finished by poll".to_owned(), status.finished_by_poll.to_string()],
     ];
-    table(out, &rows.map(|(name, value)| [name.to_owned(), value]))
+    let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
+    rows.extend(status.logins.iter().map(login));
+    table(out, &rows)
+}
+
+pub(super) fn unblocked(out: &mut dyn Write, name: &str, done: &Unblocked) -> anyhow::Result<()> {
+    Ok(if done.changed {
+        writeln!(out, "Credentials {name} are tried once more; `status` says what comes of it.")?
+    } else {
+        writeln!(out, "Nothing stops credentials {name}.")?
+    })
 }
 
 pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrder]) -> anyhow::Result<()> {

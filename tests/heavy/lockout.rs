@@ -1,0 +1,105 @@
+//! Promise 2, against `kill -9`: the account is never locked, and a right password is not given up.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use thingspace_gateway::{
+    config::Config,
+    simulator::{Endpoint, Fault, Gate, What, When},
+};
+
+use crate::{Dice, harness::*};
+
+/// Each is one start of the binary.
+const KILLS: u64 = 20;
+
+/// The first login of a process is over some hundredths of a second after the first call; in µs.
+const AROUND: u64 = 300_000;
+
+fn config(upstream: &Upstream) -> Config {
+    let mut config = upstream.quiet();
+    config.thingspace.login_backoff_first = Duration::from_millis(100);
+    config.thingspace.login_backoff_max = Duration::from_millis(200);
+    config
+}
+
+fn write_password(upstream: &Upstream, password: &str) {
+    let draft = upstream.dir.path().join("draft");
+    std::fs::write(&draft, password).unwrap();
+    std::fs::rename(draft, upstream.dir.path().join("password")).unwrap();
+}
+
+/// Orders for one device each, all at once; how many were placed.
+async fn place_all(client: Client, devices: std::ops::Range<usize>) -> usize {
+    let calls = devices.map(|n| {
+        let mut client = client.clone();
+        tokio::spawn(async move { place(&mut client, &n.to_string(), [n]).await })
+    });
+    join_all(calls).await.into_iter().filter(|placed| placed.as_ref().unwrap().is_ok()).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_in_a_crash_loop_is_rejected_twice_at_most() {
+    const CALLS: usize = 200;
+    let (upstream, mut dice) = (Upstream::manual().await, Dice::new());
+    write_password(&upstream, "wrong");
+    let config = config(&upstream);
+    for _ in 0..KILLS {
+        let gateway = Process::serve(&config, upstream.dir.path());
+        let calls = tokio::spawn(place_all(gateway.client().await, 0..CALLS));
+        tokio::time::sleep(Duration::from_micros(dice.roll(AROUND))).await;
+        gateway.kill();
+        assert_eq!(calls.await.unwrap(), 0);
+    }
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let client = gateway.client().await;
+    assert_eq!(place_all(client.clone(), 0..CALLS).await, 0);
+    let ledger = upstream.sim.ledger();
+    assert!(ledger.logins_rejected <= 2 && !ledger.locked, "{ledger:?}");
+    assert_eq!(ledger.calls(Endpoint::Download), 0);
+
+    write_password(&upstream, "simulator-password");
+    eventually("the right password is used, without a restart", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "0", [0]).await.is_ok() }
+    })
+    .await;
+    assert_eq!(place_all(client, 0..CALLS).await, CALLS);
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.logins_accepted, ledger.strikes, ledger.orders.len()), (1, 0, CALLS));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_password_survives_a_login_that_hangs_in_a_crash_loop() {
+    let upstream = Upstream::manual().await;
+    let config = config(&upstream);
+    let gateway = Process::serve(&config, upstream.dir.path());
+    place(&mut gateway.client().await, "first", [0]).await.unwrap();
+    gateway.kill();
+    upstream.sim.expire_sessions();
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::always(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
+    for kill in 1..=KILLS {
+        let gateway = Process::serve(&config, upstream.dir.path());
+        let mut client = gateway.client().await;
+        let calls = tokio::spawn(async move {
+            while place(&mut client, "second", [1]).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Login) == kill).await;
+        gateway.kill();
+        calls.abort();
+    }
+    upstream.sim.clear_faults();
+    gate.open();
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let client = gateway.client().await;
+    eventually("it goes on by itself", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "second", [1]).await.is_ok() }
+    })
+    .await;
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.logins_rejected, ledger.locked, ledger.orders.len()), (0, false, 2));
+}
