@@ -1,0 +1,20 @@
+# The gateway alone: one static binary and the certificates of public authorities, no shell, no user's file, nothing to write to.
+#
+#   docker build -t registry.example.com/thingspace-gateway:0.1.0 .
+#
+# `make image` makes the same image from a binary built on the machine itself, where nothing can be pulled.
+
+# The toolchain that Cargo.toml names (rust-version), on Debian 12: its glibc is what is linked into the binary.
+FROM docker.io/library/rust:1.95.0-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN .ci/image-root /out
+
+FROM scratch
+COPY --from=build /out/ /
+USER 65532:65532
+ENTRYPOINT ["/thingspace-gateway"]
+CMD ["--help"]
+LABEL org.opencontainers.image.title="thingspace-gateway" \
+      org.opencontainers.image.description="One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace" \
+      org.opencontainers.image.licenses="Apache-2.0"
