@@ -1,0 +1,86 @@
+{{/* A scalar or a list of scalars in TOML. Numbers of values are floats to Helm, also where they are whole. */}}
+{{- define "gateway.tomlValue" -}}
+{{- if kindIs "float64" . -}}
+{{- if eq (floor .) . -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
+{{- else if kindIs "slice" . -}}
+{{- $items := list -}}
+{{- range . -}}{{- $items = append $items (include "gateway.tomlValue" .) -}}{{- end -}}
+[{{ join ", " $items }}]
+{{- else -}}
+{{ toJson . }}
+{{- end -}}
+{{- end -}}
+
+{{/* A table and the tables in it. Given: name, table. */}}
+{{- define "gateway.tomlTable" -}}
+{{- $name := .name -}}
+{{- range $key, $value := .table -}}
+{{- if not (kindIs "map" $value) }}
+{{ $key }} = {{ include "gateway.tomlValue" $value }}
+{{- end -}}
+{{- end -}}
+{{- range $key, $value := .table -}}
+{{- if kindIs "map" $value -}}
+{{- $path := ternary $key (printf "%s.%s" $name $key) (empty $name) }}
+
+[{{ $path }}]
+{{- include "gateway.tomlTable" (dict "name" $path "table" $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* gateway.toml: `config`, and over it what follows from other values. */}}
+{{- define "gateway.config" -}}
+{{- $v := .Values -}}
+{{- $etc := "/etc/thingspace-gateway" -}}
+{{- $address := $v.bindAddress -}}
+{{- $callbacks := dict "enabled" $v.callbacks.enabled "listen" (printf "%s:%d" $address (int $v.callbacks.port)) -}}
+{{- if $v.callbacks.tls.existingSecret -}}
+{{- $_ := set $callbacks "tls_cert_file" (printf "%s/callbacks-tls/tls.crt" $etc) -}}
+{{- $_ := set $callbacks "tls_key_file" (printf "%s/callbacks-tls/tls.key" $etc) -}}
+{{- end -}}
+{{- if $v.callbacks.existingSecret -}}
+{{- $_ := set $callbacks "username_file" (printf "%s/callbacks/username" $etc) -}}
+{{- $_ := set $callbacks "password_file" (printf "%s/callbacks/password" $etc) -}}
+{{- end -}}
+{{- $store := dict "kind" $v.store.kind -}}
+{{- if eq $v.store.kind "embedded" -}}
+{{- $_ := set $store "path" "/var/lib/thingspace-gateway/store.redb" -}}
+{{- else -}}
+{{- $nats := dict -}}
+{{- with $v.store.nats -}}
+{{- if .url -}}{{- $_ := set $nats "url" .url -}}{{- end -}}
+{{- if and .existingSecret .credsKey -}}
+{{- $_ := set $nats "creds_file" (printf "%s/nats/creds" $etc) -}}
+{{- end -}}
+{{- if .tls.existingSecret -}}
+{{- if .tls.caKey -}}{{- $_ := set $nats "ca_file" (printf "%s/nats-tls/ca.crt" $etc) -}}{{- end -}}
+{{- if .tls.certKey -}}
+{{- $_ := set $nats "cert_file" (printf "%s/nats-tls/tls.crt" $etc) -}}
+{{- $_ := set $nats "key_file" (printf "%s/nats-tls/tls.key" $etc) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $store "nats" $nats -}}
+{{- end -}}
+{{- $own := dict
+  "grpc" (dict "listen" (printf "%s:%d" $address (int $v.grpc.port)))
+  "admin" (dict "listen" (printf "%s:%d" $address (int $v.admin.port)))
+  "callbacks" $callbacks
+  "store" $store -}}
+{{- if eq $v.store.kind "nats" -}}
+{{- $_ := set $own "control" (dict "socket" "/run/thingspace-gateway/control.sock") -}}
+{{- end -}}
+# Rendered by Helm from the values of the release {{ .Release.Name }}; a change restarts the gateway.
+{{- include "gateway.tomlTable" (dict "name" "" "table" (mergeOverwrite (deepCopy $v.config) $own)) }}
+{{- range $v.credentials }}
+
+[[credentials]]
+name = {{ toJson .name }}
+accounts = {{ toJson .accounts }}
+key_file = {{ printf "%s/credentials/%s/key" $etc .name | toJson }}
+secret_file = {{ printf "%s/credentials/%s/secret" $etc .name | toJson }}
+username_file = {{ printf "%s/credentials/%s/username" $etc .name | toJson }}
+password_file = {{ printf "%s/credentials/%s/password" $etc .name | toJson }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,94 @@
+{{/* Names leave room for "-callbacks" and for the hash that a StatefulSet appends in a label. */}}
+{{- define "gateway.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "gateway.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := include "gateway.name" . -}}
+{{- ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gateway.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
+{{- define "gateway.serviceAccountName" -}}
+{{- default (ternary (include "gateway.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "gateway.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository (default .Chart.AppVersion $image.tag) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "gateway.headless" -}}
+{{- printf "%s-headless" (include "gateway.fullname" .) -}}
+{{- end -}}
+
+{{/* What never changes in the life of a release. */}}
+{{- define "gateway.releaseLabels" -}}
+app.kubernetes.io/name: {{ include "gateway.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "gateway.selector" -}}
+{{ include "gateway.releaseLabels" . }}
+app.kubernetes.io/component: gateway
+{{- end -}}
+
+{{- define "gateway.testSelector" -}}
+{{ include "gateway.releaseLabels" . }}
+app.kubernetes.io/component: test
+{{- end -}}
+
+{{/* Name, namespace, labels and annotations of an object. Given: context, suffix, component, labels, annotations. */}}
+{{- define "gateway.metadata" -}}
+{{- $ := .context -}}
+name: {{ printf "%s%s" (include "gateway.fullname" $) (default "" .suffix) }}
+namespace: {{ include "gateway.namespace" $ }}
+labels:
+  {{- $own := dict
+    "helm.sh/chart" (printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_")
+    "app.kubernetes.io/name" (include "gateway.name" $)
+    "app.kubernetes.io/instance" $.Release.Name
+    "app.kubernetes.io/version" $.Chart.AppVersion
+    "app.kubernetes.io/component" (default "gateway" .component)
+    "app.kubernetes.io/managed-by" $.Release.Service }}
+  {{- merge $own (default dict .labels) $.Values.commonLabels | toYaml | nindent 2 }}
+{{- with merge (dict) (default dict .annotations) $.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The port of a URL. Given: url, default. */}}
+{{- define "gateway.urlPort" -}}
+{{- $url := urlParse .url -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- if $port -}}{{ $port }}{{- else if eq $url.scheme "https" -}}443{{- else if eq $url.scheme "http" -}}80{{- else -}}{{ .default }}{{- end -}}
+{{- end -}}
+
+{{/* A duration as the gateway writes them, in whole seconds, rounded up. */}}
+{{- define "gateway.seconds" -}}
+{{- $milliseconds := 0 -}}
+{{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
+{{- range regexFindAll "[0-9]+(ms|s|m|h|d)" . -1 -}}
+{{- $unit := regexFind "[a-z]+" . -}}
+{{- $milliseconds = add $milliseconds (mul (trimSuffix $unit . | int64) (get $units $unit)) -}}
+{{- end -}}
+{{- div (add $milliseconds 999) 1000 -}}
+{{- end -}}
+
+{{/* The least time between a pod's deletion and its end. */}}
+{{- define "gateway.leastGrace" -}}
+{{- $drain := dig "grpc" "drain" "25s" .Values.config -}}
+{{- add .Values.preStopSeconds (include "gateway.seconds" $drain) 10 -}}
+{{- end -}}
