@@ -322,8 +322,13 @@ async fn watch_logins(health: &HealthReporter, client: &Client, until: &Cancella
     }
 }
 
+/// How long events are kept.
+pub fn retention(config: &Config) -> Duration {
+    config.store.retention + config.polling.give_up + RETENTION_SLACK
+}
+
 async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
-    let retention = config.store.retention + config.polling.give_up + RETENTION_SLACK;
+    let retention = retention(config);
     if config.store.kind == StoreKind::Nats {
         return Ok(Arc::new(Nats::open(&config.store.nats, retention).await?));
     }

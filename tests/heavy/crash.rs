@@ -20,9 +20,9 @@ use tonic_types::StatusExt;
 
 use crate::{Dice, assert_known, assert_nothing_ordered_twice, harness::*, placed};
 
-const KEY: &str = "k";
+pub const KEY: &str = "k";
 /// What is ordered under it.
-const DEVICES: std::ops::Range<usize> = 0..3;
+pub const DEVICES: std::ops::Range<usize> = 0..3;
 
 fn serve(upstream: &Upstream) -> Process {
     let mut config = upstream.config();
@@ -54,7 +54,7 @@ async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
 }
 
 /// The order's key says UNKNOWN, of one order, and goes on saying so.
-async fn assert_unknown(client: &mut Client) {
+pub async fn assert_unknown(client: &mut Client) {
     let mut told = Vec::new();
     for _ in 0..2 {
         let error = place(client, KEY, DEVICES).await.unwrap_err();
@@ -165,7 +165,7 @@ async fn a_refused_order_may_be_repeated_after_a_crash() {
 
 /// How far an order had come in the store when the gateway died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Written {
+pub enum Written {
     Ordered,
     Claimed,
     /// What came of it: accepted.
@@ -174,11 +174,17 @@ enum Written {
     Cell,
 }
 
-const ORDER_ID: &str = "0190a0a0-0000-7000-8000-000000000001";
+pub const ORDER_ID: &str = "0190a0a0-0000-7000-8000-000000000001";
 
-/// Writes an order into a new store, up to a step, as a gateway would have done that died after it.
-async fn write(upstream: &Upstream, request: &RequestId, outcome: Kind, until: Written) {
+/// Writes an order into a new store of its gateway; see [`write`].
+async fn write_embedded(upstream: &Upstream, request: &RequestId, outcome: Kind, until: Written) {
     let store = Embedded::open(&upstream.config().store.path, Duration::from_hours(1_000)).unwrap();
+    write(&store, request, outcome, until, Duration::from_secs(150)).await;
+    store.close().await;
+}
+
+/// Writes an order into a store, up to a step, as a gateway would have done that died after it.
+pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until: Written, lease: Duration) {
     let device = |n| {
         let ids = device(n);
         Device {
@@ -209,9 +215,9 @@ async fn write(upstream: &Upstream, request: &RequestId, outcome: Kind, until: W
             hash: &key::hash(&order),
             incarnation: "another",
             sent_time: jiff::Timestamp::now(),
-            lease_ms: 150_000,
+            lease_ms: u32::try_from(lease.as_millis()).unwrap(),
         };
-        let claimed = Key::claim(&store, &cell, None, claim).await.unwrap().unwrap();
+        let claimed = Key::claim(store, &cell, None, claim).await.unwrap().unwrap();
         let accepted = matches!(outcome, Kind::AcceptedAs(_));
         if until >= Written::Outcome {
             let once = if accepted { Once::AcceptedAs } else { Once::NotPlaced };
@@ -230,13 +236,12 @@ async fn write(upstream: &Upstream, request: &RequestId, outcome: Kind, until: W
         if until >= Written::Cell {
             let (phase, id) =
                 if accepted { (KeyPhase::Accepted, request.as_str()) } else { (KeyPhase::Released, "") };
-            claimed.advance(&store, &cell, phase, id).await.unwrap().unwrap();
+            claimed.advance(store, &cell, phase, id).await.unwrap().unwrap();
         }
     }
-    store.close().await;
 }
 
-fn elsewhere(upstream: &Upstream) -> RequestId {
+pub fn elsewhere(upstream: &Upstream) -> RequestId {
     let account = AccountName::parse(ACCOUNT).unwrap();
     upstream.sim.add_request(
         account,
@@ -256,7 +261,7 @@ async fn every_step_of_storing_an_accepted_order_may_be_the_last() {
         let upstream = Upstream::manual().await;
         let request = elsewhere(&upstream);
         let outcome = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
-        write(&upstream, &request, outcome, until).await;
+        write_embedded(&upstream, &request, outcome, until).await;
         let gateway = serve(&upstream);
         let mut client = gateway.client().await;
         match until {
@@ -297,7 +302,7 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
         for outcome in [Kind::NotSent(storage::NotSent {}), Kind::Refused(storage::Refused::default())] {
             let upstream = Upstream::manual().await;
             let request = elsewhere(&upstream);
-            write(&upstream, &request, outcome, until).await;
+            write_embedded(&upstream, &request, outcome, until).await;
             let gateway = serve(&upstream);
             let mut client = gateway.client().await;
             // After a login that nobody reported the next one waits a little.
@@ -314,7 +319,7 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
 }
 
 /// What a caller was told, and is told when it repeats its call after a crash, agrees with what ThingSpace has.
-fn assert_consistent(
+pub fn assert_consistent(
     ordered: &HashMap<String, RequestId>,
     n: usize,
     told: &Result<RequestId, Status>,

@@ -14,9 +14,21 @@ mod harness;
 
 #[path = "../it/matrix/failure.rs"]
 mod failure;
+#[allow(dead_code, reason = "shared with the other black-box tests")]
+#[path = "../it/fleet.rs"]
+mod replicas;
+
+#[allow(dead_code, reason = "shared with tests that do more to their servers")]
+#[path = "../it/nats_server.rs"]
+mod nats_server;
+
+#[allow(dead_code, reason = "shared with the other black-box tests")]
+#[path = "../it/callbacks/sender.rs"]
+mod sender;
 
 mod big;
 mod callbacks;
+mod cluster;
 mod crash;
 mod disk;
 mod flood;
@@ -25,6 +37,7 @@ mod load;
 mod lockout;
 mod outage;
 mod random_faults;
+mod rolling;
 mod start;
 mod watchers;
 

@@ -259,3 +259,20 @@ async fn a_replaced_stream_is_read_anew() {
     eventually("the path is as it was", async || Sender::new(&second).path == path).await;
     stop([gateway, second]).await;
 }
+
+/// Unwatched, it would be asked about in hours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_anywhere_gets_the_watched_cadence() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let mut config = upstream.config();
+    config.polling.factor = 10.0;
+    config.polling.max_watched = Duration::from_millis(100);
+    config.polling.max = Duration::from_hours(24);
+    let gateways = upstream.replicas(&config, &nats.url()).await;
+    let id = place(&mut gateways[0].client().await, "key", [0]).await.unwrap();
+    let watching = watch(&mut gateways[2].client().await, &id, "").await.unwrap();
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 20).await;
+    upstream.sim.finish_all(&id, Outcome::Success);
+    watching.rest().await;
+    stop(gateways).await;
+}

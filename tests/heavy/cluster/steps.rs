@@ -1,0 +1,171 @@
+//! A replica dies at any step of an order: the key's answer at another one is right.
+
+use std::{ops::Range, time::Duration};
+
+use thingspace_gateway::{
+    app,
+    config::Config,
+    identity::RequestId,
+    proto::storage,
+    requests::event::{self, Kind, Once},
+    simulator::{Endpoint, Fault, Gate, What, When},
+    store::{LogName, Store, nats::Nats},
+};
+
+use crate::{
+    Dice, assert_known, assert_nothing_ordered_twice,
+    crash::{DEVICES, KEY, ORDER_ID, Written, assert_consistent, assert_unknown, elsewhere, write},
+    harness::*,
+    nats_server::NatsServer,
+    placed,
+};
+
+/// Leases that lapse while a test waits.
+fn impatient(upstream: &Upstream) -> Config {
+    let mut config = crate::quiet(upstream);
+    config.thingspace.order_timeout = Duration::from_secs(1);
+    config
+}
+
+/// A replica in a process of its own.
+fn process(upstream: &Upstream, nats: &NatsServer) -> Process {
+    Process::serve(&upstream.replica(&impatient(upstream), &nats.url(), 1, 0), upstream.dir.path())
+}
+
+/// Another one in this process.
+async fn survivor(upstream: &Upstream, nats: &NatsServer) -> Gateway {
+    Gateway::start(upstream.replica(&impatient(upstream), &nats.url(), 1, 1)).await
+}
+
+/// The store of a gateway that is not there, or not yet.
+async fn open(config: &Config) -> Nats {
+    let store = Nats::open(&config.store.nats, app::retention(config)).await.unwrap();
+    within("the store", store.usable()).await;
+    store
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_while_thingspace_is_called() {
+    use When::{AfterEffect, BeforeEffect};
+    for (endpoint, when) in [
+        (Endpoint::Token, BeforeEffect),
+        (Endpoint::Token, AfterEffect),
+        (Endpoint::Login, BeforeEffect),
+        (Endpoint::Login, AfterEffect),
+        (Endpoint::Download, BeforeEffect),
+        (Endpoint::Download, AfterEffect),
+    ] {
+        let (upstream, nats, gate) = (Upstream::manual().await, NatsServer::start().await, Gate::default());
+        upstream.sim.inject(Fault::once(endpoint, when, What::Hold(gate.clone())));
+        let (dying, other) = (process(&upstream, &nats), survivor(&upstream, &nats).await);
+        let mut client = dying.client().await;
+        let call = tokio::spawn(async move { place(&mut client, KEY, DEVICES).await });
+        let sent = endpoint == Endpoint::Download;
+        let executed = usize::from(sent && when == AfterEffect);
+        upstream
+            .sim
+            .wait_until(DEADLINE, |ledger| ledger.in_flight(endpoint) == 1 && ledger.orders.len() == executed)
+            .await;
+        dying.kill();
+        call.await.unwrap().unwrap_err();
+
+        let mut client = other.client().await;
+        if sent {
+            assert_unknown(&mut client).await;
+            // Nobody executes it, or somebody does after all: it is not sent again.
+            gate.open();
+            assert_unknown(&mut client).await;
+        } else {
+            let id = place(&mut client, KEY, DEVICES).await.unwrap();
+            assert_known(&mut client, &id, DEVICES).await;
+        }
+        assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 1, "{endpoint:?} {when:?}");
+        other.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_step_of_storing_an_order_may_be_the_last() {
+    for until in [Written::Ordered, Written::Claimed, Written::Outcome, Written::Accepted, Written::Cell] {
+        for accepted in [true, false] {
+            let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+            let request = elsewhere(&upstream);
+            let config = upstream.replica(&impatient(&upstream), &nats.url(), 1, 0);
+            let store = open(&config).await;
+            let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
+            let outcome = if accepted { accepted_as.clone() } else { Kind::NotSent(storage::NotSent {}) };
+            let gateways = [survivor(&upstream, &nats).await, Gateway::start(config).await];
+            write(&store, &request, outcome, until, Duration::from_secs(2)).await;
+            let (mut client, mut other) = (gateways[0].client().await, gateways[1].client().await);
+            let ordered = match until {
+                Written::Claimed => {
+                    assert_unknown(&mut client).await;
+                    // Whoever sent it was only late: ThingSpace's word beats every lapse.
+                    let log = LogName::order(ORDER_ID);
+                    let id = Once::AcceptedAs.id(ORDER_ID);
+                    store.append(&log, id, event::encode(accepted_as)).await.unwrap();
+                    assert_eq!(place(&mut other, KEY, DEVICES).await.unwrap(), request);
+                    assert_eq!(place(&mut client, KEY, DEVICES).await.unwrap(), request);
+                    0
+                }
+                Written::Outcome | Written::Accepted | Written::Cell if accepted => {
+                    assert_eq!(place(&mut client, KEY, DEVICES).await.unwrap(), request);
+                    assert_known(&mut other, &request, DEVICES).await;
+                    0
+                }
+                // It was never sent, or refused: its key is free.
+                _ => {
+                    let id = place(&mut client, KEY, DEVICES).await.unwrap();
+                    assert_known(&mut other, &id, DEVICES).await;
+                    1
+                }
+            };
+            assert_eq!(upstream.sim.ledger().orders.len(), ordered, "{until:?} {accepted}");
+            for gateway in gateways {
+                gateway.stop().await;
+            }
+        }
+    }
+}
+
+/// What nobody repeats is finished all the same: the request of an order that was accepted is known.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_accepted_order_is_finished_by_whoever_lives() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let request = elsewhere(&upstream);
+    let gateway = survivor(&upstream, &nats).await;
+    let config = upstream.replica(&impatient(&upstream), &nats.url(), 1, 0);
+    let store = open(&config).await;
+    let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
+    write(&store, &request, accepted_as, Written::Outcome, Duration::from_secs(2)).await;
+    eventually("the request is whole", async || gateway.requests.overview().open_devices == DEVICES.len())
+        .await;
+    assert_known(&mut gateway.client().await, &request, DEVICES).await;
+    assert_eq!(upstream.sim.ledger().orders.len(), 0);
+    gateway.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_around_the_answer() {
+    const CRASHES: Range<usize> = 0..8;
+    /// The writes after the answer take a few milliseconds; in µs.
+    const AROUND: u64 = 30_000;
+    let (upstream, nats, mut dice) = (Upstream::manual().await, NatsServer::start().await, Dice::new());
+    let other = survivor(&upstream, &nats).await;
+    let mut client = other.client().await;
+    for n in CRASHES {
+        let dying = process(&upstream, &nats);
+        let mut at_dying = dying.client().await;
+        let call = tokio::spawn(async move { place(&mut at_dying, &n.to_string(), [n]).await });
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() > n).await;
+        tokio::time::sleep(Duration::from_micros(dice.roll(AROUND))).await;
+        dying.kill();
+        let told: Result<RequestId, _> = call.await.unwrap();
+        let again = place(&mut client, &n.to_string(), [n]).await;
+        assert_consistent(&placed(&upstream.sim.ledger()), n, &told, &again);
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!(ledger.orders.len(), CRASHES.len());
+    assert_nothing_ordered_twice(&ledger);
+    other.stop().await;
+}

@@ -1,0 +1,130 @@
+//! All three replicas are restarted one after the other, under load: nobody who calls as `docs/clients.md` says notices.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use thingspace_gateway::{identity::RequestId, proto::esim::DeviceState, simulator::Outcome};
+
+use crate::{
+    assert_nothing_ordered_twice,
+    cluster::fleet::{Caller, Fleet, PATIENCE},
+    harness::*,
+};
+
+const WATCHERS: usize = 300;
+/// That are watched, by ten each.
+const REQUESTS: usize = 30;
+const DEVICES: usize = 6;
+/// Each calls five times a second.
+const CALLERS: usize = 10;
+const PACE: Duration = Duration::from_millis(200);
+/// Orders between the end of one restart and the next; each is asked about once.
+const LOAD: usize = 60;
+
+/// Orders and asks in turn until it is told to stop, and gives the requests it got.
+async fn keep_calling(
+    mut caller: Caller,
+    next: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+) -> Vec<(usize, RequestId)> {
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut placed: Vec<(usize, RequestId)> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        pace.tick().await;
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let order = order(&format!("load-{n}"), [n]);
+        let called = caller.call(async |mut client| client.download_profile(order.clone()).await);
+        let answer = called.await.unwrap_or_else(|status| panic!("order {n}: {status:?}")).into_inner();
+        let id = RequestId::parse(&answer.request_id).unwrap();
+        pace.tick().await;
+        let asked = caller.call(async |mut client| client.get_request_status(question(&id)).await);
+        asked.await.unwrap_or_else(|status| panic!("question {n}: {status:?}"));
+        placed.push((n, id));
+    }
+    placed
+}
+
+/// The load goes on for a while.
+async fn more_calls(next: &AtomicUsize) {
+    let begin = next.load(Ordering::Relaxed);
+    eventually("the load goes on", async || next.load(Ordering::Relaxed) >= begin + LOAD).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_is_not_noticed() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.config();
+    config.polling.first = Duration::from_millis(200);
+    config.polling.max_watched = Duration::from_millis(500);
+    config.polling.max = Duration::from_secs(1);
+    let mut fleet = Fleet::start(upstream, config).await;
+    let sim = fleet.upstream.sim.clone();
+
+    let mut caller = fleet.caller();
+    let mut watched = Vec::new();
+    for n in 0..REQUESTS {
+        let order = order(&format!("watched-{n}"), n * DEVICES..(n + 1) * DEVICES);
+        let placed = caller.call(async |mut client| client.download_profile(order.clone()).await).await;
+        watched.push(RequestId::parse(&placed.unwrap().into_inner().request_id).unwrap());
+    }
+    let watchers: Vec<_> =
+        (0..WATCHERS).map(|n| tokio::spawn(fleet.caller().watch(watched[n % REQUESTS].clone()))).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let next = Arc::new(AtomicUsize::new(REQUESTS * DEVICES));
+    let calling: Vec<_> = (0..CALLERS)
+        .map(|_| tokio::spawn(keep_calling(fleet.caller(), Arc::clone(&next), Arc::clone(&stop))))
+        .collect();
+
+    // Devices are finished one by one, all the time; the last ones once all replicas are new.
+    let finished = Arc::new(Mutex::new(0));
+    let finishing = tokio::spawn({
+        let (sim, watched, finished, stop) =
+            (sim.clone(), watched.clone(), Arc::clone(&finished), Arc::clone(&stop));
+        async move {
+            let mut pace = tokio::time::interval(Duration::from_millis(100));
+            for n in 0..REQUESTS * DEVICES {
+                if n == REQUESTS * (DEVICES - 1) {
+                    eventually("all replicas are new", async || stop.load(Ordering::Relaxed)).await;
+                }
+                pace.tick().await;
+                let (device, request) = (n / REQUESTS, n % REQUESTS);
+                sim.finish(&watched[request], &device_of(request, device), Outcome::Success);
+                *finished.lock().unwrap() += 1;
+            }
+        }
+    });
+    let before = sim.ledger().logins();
+    for n in 0..3 {
+        more_calls(&next).await;
+        fleet.roll(n).await;
+    }
+    more_calls(&next).await;
+    stop.store(true, Ordering::Relaxed);
+    let placed: Vec<_> = join_all(calling).await.into_iter().flat_map(Result::unwrap).collect();
+    within("all devices are finished", finishing).await.unwrap();
+    let mut breaks = 0;
+    for watcher in watchers {
+        let seen = tokio::time::timeout(PATIENCE, watcher).await.expect("a watch ends").unwrap();
+        breaks += seen.breaks;
+        assert!(seen.states.values().all(|state| *state == DeviceState::Succeeded), "{seen:?}");
+        assert_eq!(seen.states.len(), DEVICES);
+        assert_eq!(seen.revision, 1 + i64::try_from(DEVICES).unwrap(), "{seen:?}");
+    }
+    assert!(breaks >= WATCHERS, "every replica was restarted, and {breaks} watches broke");
+    let ledger = sim.ledger();
+    eprintln!("{} calls, {breaks} watches resumed, {} logins", 2 * placed.len(), ledger.logins() - before);
+    assert_eq!(ledger.orders.len(), REQUESTS + placed.len());
+    assert_nothing_ordered_twice(&ledger);
+    fleet.stop().await;
+}
+
+fn device_of(request: usize, device: usize) -> String {
+    crate::harness::device(request * DEVICES + device).eid
+}
