@@ -24,7 +24,7 @@ const AT_ONCE: usize = 2_000;
 /// Of one foreign request, what the store caches of it included. In bytes.
 const MEMORY_EACH: usize = 4_096;
 
-fn resident_bytes() -> usize {
+pub fn resident_bytes() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1_024

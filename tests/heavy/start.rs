@@ -11,7 +11,7 @@ use thingspace_gateway::{
 };
 use uuid::Uuid;
 
-use crate::{RETENTION, append_all, assert_known, harness::*, quiet};
+use crate::{RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*, quiet};
 
 /// Requests still open at the end of the history.
 const OPEN: usize = 3;
@@ -102,4 +102,25 @@ async fn a_start_reads_a_finished_request_of_many_events_once() {
     store.close().await;
     // The open request's event and those of the finished one, each followed and read.
     assert_eq!(start(&config, 0..1).await, 2 * (1 + EVENTS as u64));
+}
+
+/// What is open is in memory, on every replica.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn open_requests_cost_little_memory() {
+    const OPEN: usize = 100_000;
+    /// Of one request with one device, what the store caches of it included. In bytes.
+    const MEMORY_EACH: usize = 4_096;
+    let upstream = Upstream::manual().await;
+    let config = quiet(&upstream);
+    let store = Embedded::open(&config.store.path, RETENTION).unwrap();
+    append_all(&store, (0..OPEN).map(|n| (name(n), accepted(n)))).await;
+    store.close().await;
+    drop(store);
+    let before = resident_bytes();
+    let gateway = Gateway::start(config).await;
+    let grown = resident_bytes().saturating_sub(before);
+    assert_eq!(gateway.requests.overview().open_requests, OPEN);
+    eprintln!("{} bytes of memory for each open request", grown / OPEN);
+    assert!(grown < OPEN * MEMORY_EACH, "grew by {grown} bytes");
+    gateway.stop().await;
 }
