@@ -200,10 +200,14 @@ impl Shared {
     /// Looks after the streams: each time the connection is made, and when somebody misses them.
     async fn keep(&self, wanted: &Wanted) {
         let mut link = self.link.state.clone();
-        let (mut known, mut failures) = (false, 0);
+        let (mut known, mut failures, mut said) = (false, 0, false);
         loop {
             let state = link.borrow_and_update().clone();
             if !state.up {
+                if let Some(error) = state.complaint.as_ref().filter(|_| !said) {
+                    tracing::warn!(error, "cannot connect to NATS; trying on");
+                    said = true;
+                }
                 let why = state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
                 self.stand(Err(Hindrance::Away(format!("not connected to NATS{why}"))));
                 if link.changed().await.is_err() {
@@ -211,6 +215,7 @@ impl Shared {
                 }
                 continue;
             }
+            said = false;
             let established = streams::establish(&self.link, wanted, known).await;
             failures = if established.is_ok() { 0 } else { failures + 1 };
             known |= established.is_ok();
@@ -218,7 +223,8 @@ impl Shared {
             let wait = if failures == 0 { Duration::MAX } else { backoff(failures, LOOK_LEAST, LOOK_MOST) };
             tokio::select! {
                 changed = link.changed() => if changed.is_err() { return },
-                () = self.look.notified() => {}
+                // Many miss them at once.
+                () = self.look.notified() => sleep(LOOK_LEAST).await,
                 () = sleep(wait) => {}
             }
         }

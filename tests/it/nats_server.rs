@@ -74,11 +74,12 @@ impl NatsServer {
 
     fn new(name: &str, at: Ports, folder: &Path, more: &str) -> Self {
         let (config, log) = (folder.join(format!("{name}.conf")), folder.join(format!("{name}.log")));
-        let store = folder.join(name);
+        let (said, store) = (log.display(), folder.join(name));
+        let store = store.display();
         let Ports { client, health, .. } = at;
         let text = format!(
-            "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: {log:?}\n\
-             jetstream {{ store_dir: {store:?}, sync_interval: always, max_file_store: 16GB }}\n{more}\n"
+            "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: \"{said}\"\n\
+             jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n{more}\n"
         );
         fs::write(&config, text).unwrap();
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }

@@ -19,7 +19,7 @@ use futures_util::{
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{Shared, link::backoff, logs::timestamp, streams::born};
@@ -46,6 +46,9 @@ const STALLED_AFTER: Duration = Duration::from_secs(5);
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
+/// After so long without one, a failure is the first of a row.
+const STEADY: Duration = Duration::from_secs(10);
+
 /// A stream ends before the position only if it does so often: a new leader may not have read all of its own log yet.
 const SHORT: usize = 6;
 
@@ -62,8 +65,6 @@ struct Follower {
     time: Timestamp,
     /// How often in a row the stream ended before the position.
     short: usize,
-    /// What was delivered since the last failure.
-    delivered: bool,
 }
 
 enum CatchUp {
@@ -90,7 +91,6 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
         catching_up: CatchUp::Unknown,
         time: Timestamp::MIN,
         short: 0,
-        delivered: false,
     };
     // In a task of its own: a consumer that is not polled loses its heartbeats.
     tokio::spawn(follower.run());
@@ -110,6 +110,7 @@ impl Follower {
     async fn follow(&mut self) {
         let mut failures = 0;
         loop {
+            let began = Instant::now();
             let why = match self.consume().await {
                 End::Unheard => return,
                 End::Lost(lost) => {
@@ -118,7 +119,7 @@ impl Follower {
                 }
                 End::Hiccup(why) => why,
             };
-            if std::mem::take(&mut self.delivered) {
+            if began.elapsed() > STEADY {
                 failures = 0;
             }
             // The first of a row is common, and mended at once.
@@ -246,7 +247,6 @@ impl Follower {
                 tracing::warn!(sequence, "an event in no log; it is not one of ours");
             }
             self.position = sequence;
-            self.delivered = true;
         }
         self.caught_up(left == 0).await
     }
