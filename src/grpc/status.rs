@@ -8,7 +8,7 @@
 //! | reason | from | safe because |
 //! |---|---|---|
 //! | `ORDER_IN_PROGRESS` | a key whose turn did not come in time, or that another replica claimed | nothing was begun for this call; its repetition joins the first |
-//! | `UPSTREAM_UNAVAILABLE` | an order: `NotSent` alone, before its first byte; `Ambiguous` becomes `ORDER_OUTCOME_UNKNOWN` in `requests::orders` | nothing left, and the key was released |
+//! | `UPSTREAM_UNAVAILABLE` | an order: `NotConnected`, before its first byte, and `NotSent`, or turned away; `Ambiguous` becomes `ORDER_OUTCOME_UNKNOWN` in `requests::orders` | nothing was executed, and the key was released |
 //! | | a question or a registration's listing, however it failed | it has no effect |
 //! | `STORE_UNAVAILABLE` | before an order is claimed, or while it is | nothing left; a claim that may have been stored is found under the key, and its order's log says that it was not sent |
 //! | | a question, a watch | it has no effect |

@@ -72,6 +72,9 @@ impl From<thingspace::Error> for Error {
             thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
             thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
+            thingspace::Error::NotConnected { reason } => {
+                Self::UpstreamUnavailable { reason, retry_after: None }
+            }
             thingspace::Error::NotSent { reason, retry_after }
             | thingspace::Error::Ambiguous { reason, retry_after } => {
                 Self::UpstreamUnavailable { reason, retry_after }

@@ -164,7 +164,7 @@ impl Client {
     }
 
     /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After
-    /// [`Error::NotSent`] the caller may call it again with a new permit.
+    /// [`Error::NotConnected`] the caller may call it again with a new permit.
     pub async fn place_order(&self, permit: OrderPermit, order: &Order) -> Result<RequestId, Error> {
         let OrderPermit { upstream, turn } = permit;
         let body = wire::order(order);

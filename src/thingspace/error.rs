@@ -22,9 +22,12 @@ pub enum Error {
     /// Nothing was executed: ThingSpace throttles, or our own rate for it is used up.
     #[error("throttled by ThingSpace")]
     Throttled { retry_after: Option<Duration> },
-    /// Nothing was executed: no connection, no byte written, or no token to be had.
+    /// Nothing was executed: no token to be had, a host that is left alone, or turned away.
     #[error("not sent: {reason}")]
     NotSent { reason: String, retry_after: Option<Duration> },
+    /// Not a byte of the call was ever written: no connection. The only failure after which an order may be sent again at once.
+    #[error("not sent: {reason}")]
+    NotConnected { reason: String },
     /// The call may have been executed: time-out, reset, 5xx, unreadable answer. `reason` quotes no body.
     #[error("outcome unknown: {reason}")]
     Ambiguous { reason: String, retry_after: Option<Duration> },

@@ -176,10 +176,10 @@ impl Orders {
             }
             let sent = self.client.place_order(permit, &flight.order).await;
             let Err(error) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice.
-            let thingspace::Error::NotSent { retry_after, .. } = &error else { return Err(error) };
-            let pause =
-                retries.next(*retry_after).filter(|pause| Instant::now() + *pause < flight.retry_until);
+            // Nothing left this machine, so trying again cannot order twice. What was turned away is not tried again: that it was
+            // not executed is only what ThingSpace says.
+            let thingspace::Error::NotConnected { .. } = error else { return Err(error) };
+            let pause = retries.next(None).filter(|pause| Instant::now() + *pause < flight.retry_until);
             let Some(pause) = pause else { return Err(error) };
             // A drain does not wait for that.
             if self.tasks.is_closed() {
@@ -310,7 +310,8 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         | thingspace::Error::LoginBlocked { .. }
         | thingspace::Error::Store(_)
         | thingspace::Error::Throttled { .. }
-        | thingspace::Error::NotSent { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
+        | thingspace::Error::NotSent { .. }
+        | thingspace::Error::NotConnected { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
     };
     info!(order.id = order_id, account = %order.account, reason = %outcome, "order not placed");
     (Came::NotPlaced(event), Err(outcome))

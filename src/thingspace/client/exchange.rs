@@ -64,13 +64,23 @@ impl Failed {
         !self.told_elsewhere
     }
 
+    /// The call had left before, and was turned away: to that, a connection that failed adds nothing.
+    fn after_a_refusal(self) -> Self {
+        match self.error {
+            Error::NotConnected { reason } => {
+                Self { error: Error::NotSent { reason, retry_after: None }, ..self }
+            }
+            error => Self { error, ..self },
+        }
+    }
+
     /// There was no answer.
     fn unanswered(endpoint: Endpoint<'_>, failure: Failure) -> Self {
         match failure {
             // An order's next try is the affair of whoever has made it durable.
             Failure::NotConnected(reason) => {
                 let again = if endpoint.is_order() { Again::Never } else { Again::After(None) };
-                Self { again, ..Self::for_good(Error::NotSent { reason, retry_after: None }) }
+                Self { again, ..Self::for_good(Error::NotConnected { reason }) }
             }
             Failure::Broken(reason) => {
                 let again = if endpoint.has_no_effect() { Again::After(None) } else { Again::Never };
@@ -121,6 +131,7 @@ impl Client {
             let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
                 Ok(Attempt::Done(done)) => break Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,
+                Err(failed) if bearer_renewed || session_renewed => break Err(failed.after_a_refusal()),
                 Err(failed) => break Err(failed),
             };
             let Some(due) = renewals.of(stale) else {

@@ -182,7 +182,7 @@ async fn no_connection_is_not_sent() {
     // The pooled connection may be found broken or still be there, which is ambiguous; then there is none.
     let mut outcome = client.place_order(permit, &order(1)).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !matches!(outcome, Err(Error::NotSent { .. })) {
+    while !matches!(outcome, Err(Error::NotConnected { .. })) {
         assert!(tokio::time::Instant::now() < deadline, "{outcome:?}");
         let permit = client.prepare_order(&account()).await.unwrap();
         outcome = client.place_order(permit, &order(1)).await;

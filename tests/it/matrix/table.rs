@@ -42,23 +42,23 @@ const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
 /// An order that finds its bearer expired (its first POST), while token requests fail. A token request is never repeated for
 /// the same caller, and the order is not sent.
 pub const TOKEN: [Line<Key>; 17] = [
-    (Hang, DOWN, calls(2, 0, 1, 0), Free),
+    (Hang, DOWN, calls(1, 0, 1, 0), Free),
     (Unauthorized, REJECTED, calls(1, 0, 1, 0), Free),
     (Forbidden, REJECTED, calls(1, 0, 1, 0), Free),
-    (RequestTimeout, DOWN, calls(2, 0, 1, 0), Free),
+    (RequestTimeout, DOWN, calls(1, 0, 1, 0), Free),
     (Throttled, THROTTLED, calls(1, 0, 1, 0), Free),
-    (ServerError, DOWN, calls(2, 0, 1, 0), Free),
-    (Unavailable503, DOWN, calls(2, 0, 1, 0), Free),
-    (Page, DOWN, calls(2, 0, 1, 0), Free),
-    (Truncated, DOWN, calls(2, 0, 1, 0), Free),
-    (Reset, DOWN, calls(2, 0, 1, 0), Free),
-    (Trickle, DOWN, calls(2, 0, 1, 0), Free),
-    (Silence, DOWN, calls(2, 0, 1, 0), Free),
-    (Cut, DOWN, calls(2, 0, 1, 0), Free),
-    (Empty, DOWN, calls(2, 0, 1, 0), Free),
-    (Redirect, DOWN, calls(2, 0, 1, 0), Free),
-    (LargeBody, DOWN, calls(2, 0, 1, 0), Free),
-    (LargeHead, DOWN, calls(2, 0, 1, 0), Free),
+    (ServerError, DOWN, calls(1, 0, 1, 0), Free),
+    (Unavailable503, DOWN, calls(1, 0, 1, 0), Free),
+    (Page, DOWN, calls(1, 0, 1, 0), Free),
+    (Truncated, DOWN, calls(1, 0, 1, 0), Free),
+    (Reset, DOWN, calls(1, 0, 1, 0), Free),
+    (Trickle, DOWN, calls(1, 0, 1, 0), Free),
+    (Silence, DOWN, calls(1, 0, 1, 0), Free),
+    (Cut, DOWN, calls(1, 0, 1, 0), Free),
+    (Empty, DOWN, calls(1, 0, 1, 0), Free),
+    (Redirect, DOWN, calls(1, 0, 1, 0), Free),
+    (LargeBody, DOWN, calls(1, 0, 1, 0), Free),
+    (LargeHead, DOWN, calls(1, 0, 1, 0), Free),
 ];
 
 /// An order that finds its session expired (its first POST), while logins fail. A login is made once; only a refused bearer is
@@ -86,7 +86,7 @@ pub const LOGIN: [Line<Key>; 17] = [
 /// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
 pub const DOWNLOAD: [Line<Key>; 17] = [
     (Hang, UNKNOWN, calls(0, 0, 1, 0), Unknown),
-    (Unauthorized, DOWN, calls(3, 0, 3, 0), Free),
+    (Unauthorized, DOWN, calls(1, 0, 1, 0), Free),
     (Forbidden, REFUSED, calls(0, 0, 1, 0), Free),
     (RequestTimeout, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Throttled, THROTTLED, calls(0, 0, 1, 0), Free),

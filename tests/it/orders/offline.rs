@@ -127,19 +127,22 @@ async fn an_order_that_cannot_leave_is_soon_its_caller_s_to_repeat() {
     assert_eq!(powered.sim.ledger().times_ordered(&eid(0)), 1);
 }
 
-/// Turned away for a token that is handed out again, hence not executed: the try after that is soon enough.
+/// Turned away for a token that is handed out again: that it was not executed is only what ThingSpace says, so its caller decides.
 #[tokio::test]
-async fn an_order_that_was_not_executed_is_tried_again() {
+async fn an_order_that_was_turned_away_is_not_tried_again() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     place(&mut client, "before", [1]).await.unwrap();
-    let refused = What::Status {
+    let refusal = What::Status {
         status: axum::http::StatusCode::UNAUTHORIZED,
         content_type: "application/json",
         body: r#"{"fault":{"code":"900901"}}"#.to_owned(),
     };
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, refused));
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, refusal));
+    let status = refused(&mut client, order("k", [0])).await;
+    assert_is(&status, Code::Unavailable, "UPSTREAM_UNAVAILABLE");
+    assert_eq!(orders_sent(&upstream.sim.ledger()), 2);
     place(&mut client, "k", [0]).await.unwrap();
     let ledger = upstream.sim.ledger();
     assert_eq!((orders_sent(&ledger), ledger.times_ordered(&eid(0))), (3, 1));
