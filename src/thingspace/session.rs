@@ -75,6 +75,11 @@ impl Pair {
             (VZ_M2M_TOKEN, self.session.value.clone()),
         ])
     }
+
+    /// Not only the same values: neither was asked for again.
+    fn is(&self, other: &Self) -> bool {
+        self.bearer.id == other.bearer.id && self.session.id == other.session.id
+    }
 }
 
 /// How often a call may still renew each token: twice if somebody else had renewed it, which may have been long ago, else once.
@@ -158,8 +163,21 @@ impl Tokens {
         Ok(Pair { bearer, session })
     }
 
+    /// Both tokens once these of a pair were refused. One that ThingSpace handed out again a moment ago is not asked for yet: waits
+    /// until it may be, since it may have come to its end just now.
+    pub(super) async fn renewed(self: &Arc<Self>, stale: Stale, pair: &Pair) -> Result<Pair, Error> {
+        self.invalidate(stale, pair);
+        let renewed = self.pair().await?;
+        if !renewed.is(pair) {
+            return Ok(renewed);
+        }
+        tokio::time::sleep(slot::SAME_TOKEN_HOLD).await;
+        self.invalidate(stale, pair);
+        self.pair().await
+    }
+
     /// These tokens of this pair were refused.
-    pub(super) fn invalidate(&self, stale: Stale, pair: &Pair) {
+    fn invalidate(&self, stale: Stale, pair: &Pair) {
         if stale.bearer {
             self.bearer.invalidate(pair.bearer.id);
         }

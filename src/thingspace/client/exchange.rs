@@ -126,20 +126,20 @@ impl Client {
         let mut pair = tokens.pair().await.map_err(quiet)?;
         let Turn { permit, connection } = turn;
         permit.spend();
-        let mut renewals = Renewals::default();
+        let (mut renewals, mut turned_away) = (Renewals::default(), false);
         let outcome = loop {
             let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
                 Ok(Attempt::Done(done)) => break Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,
-                Err(failed) if bearer_renewed || session_renewed => break Err(failed.after_a_refusal()),
+                Err(failed) if turned_away => break Err(failed.after_a_refusal()),
                 Err(failed) => break Err(failed),
             };
             let Some(due) = renewals.of(stale) else {
                 let rejected = Error::CredentialsRejected { name: tokens.name().to_owned() };
                 break Err(Failed::for_good(rejected));
             };
-            tokens.invalidate(due, &pair);
-            let renewed = match tokens.pair().await {
+            turned_away = true;
+            let renewed = match tokens.renewed(due, &pair).await {
                 Ok(renewed) => renewed,
                 Err(error) => break Err(quiet(error)),
             };
