@@ -92,8 +92,8 @@ impl Drop for InFlight {
 /// What came of an order, as it is stored.
 enum Came {
     AcceptedAs(RequestId),
-    /// Refused, or not sent.
-    NotPlaced(Kind),
+    Refused(storage::Refused),
+    NotSent,
     Unknown,
 }
 
@@ -212,7 +212,7 @@ impl Orders {
                     Came::AcceptedAs(request_id) => {
                         Err(unknown(&flight.order_id, flight.sent_time, Some(request_id.clone())))
                     }
-                    Came::NotPlaced(_) | Came::Unknown => outcome.clone(),
+                    Came::Refused(_) | Came::NotSent | Came::Unknown => outcome.clone(),
                 };
                 error!(
                     order.id = flight.order_id,
@@ -245,8 +245,12 @@ impl Orders {
                     self.move_key(order_id, &ordered(), KeyPhase::Accepted, request_id.as_str()).await?;
                 }
             }
-            Came::NotPlaced(event) => {
-                append(&*self.store, &log, Once::NotPlaced.id(order_id), event.clone()).await?;
+            Came::Refused(_) | Came::NotSent => {
+                let event = match came {
+                    Came::Refused(refused) => Kind::Refused(refused.clone()),
+                    _ => Kind::NotSent(storage::NotSent {}),
+                };
+                append(&*self.store, &log, Once::NotPlaced.id(order_id), event).await?;
                 if !self.advance(flight, KeyPhase::Released, "").await? {
                     self.move_key(order_id, &ordered(), KeyPhase::Released, "").await?;
                 }
@@ -291,7 +295,7 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         }
         Err(error) => error,
     };
-    let (event, outcome) = match error {
+    let (came, outcome) = match error {
         thingspace::Error::Ambiguous { reason, .. } => {
             error!(
                 order.id = order_id,
@@ -304,19 +308,19 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         }
         thingspace::Error::Refused(refusal) => {
             let refused = storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
-            (Kind::Refused(refused), Error::Refused(refusal))
+            (Came::Refused(refused), Error::Refused(refusal))
         }
         thingspace::Error::CredentialsRejected { .. }
         | thingspace::Error::LoginBlocked { .. }
         | thingspace::Error::Store(_)
         | thingspace::Error::Throttled { .. }
         | thingspace::Error::NotSent { .. }
-        | thingspace::Error::NotConnected { .. } => (Kind::NotSent(storage::NotSent {}), Error::from(error)),
+        | thingspace::Error::NotConnected { .. } => (Came::NotSent, Error::from(error)),
     };
     info!(order.id = order_id, account = %order.account, reason = %outcome, "order not placed");
-    (Came::NotPlaced(event), Err(outcome))
+    (came, Err(outcome))
 }
 
 fn never_sent(error: Error) -> (Came, Result<Placed, Error>) {
-    (Came::NotPlaced(Kind::NotSent(storage::NotSent {})), Err(error))
+    (Came::NotSent, Err(error))
 }
