@@ -134,8 +134,9 @@ pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
         (begun.misses > 0, terms.backoff(begun.misses), Later::Unanswered),
     ];
     for (_, wait, why) in waits.into_iter().filter(|(applies, ..)| *applies) {
-        if look.unchanged < wait {
-            return Step::Later(wait - look.unchanged, why);
+        let left = wait.saturating_sub(look.unchanged);
+        if !left.is_zero() {
+            return Step::Later(left, why);
         }
     }
     let mut guard = guard;

@@ -37,11 +37,12 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
 }
 
 pub(super) fn unblocked(out: &mut dyn Write, name: &str, done: &Unblocked) -> anyhow::Result<()> {
-    Ok(if done.changed {
-        writeln!(out, "Credentials {name} are tried once more; `status` says what comes of it.")?
+    if done.changed {
+        writeln!(out, "Credentials {name} are tried once more; `status` says what comes of it.")?;
     } else {
-        writeln!(out, "Nothing stops credentials {name}.")?
-    })
+        writeln!(out, "Nothing stops credentials {name}.")?;
+    }
+    Ok(())
 }
 
 pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrder]) -> anyhow::Result<()> {

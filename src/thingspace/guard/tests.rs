@@ -143,7 +143,7 @@ fn silence_only_delays_what_was_accepted_and_never_stops_it() {
         let delay = (SECOND * 5 * (1 << (kills - 1).min(10))).min(SECOND * 60);
         let waits = |unchanged| told.next(unchanged, &by("a", 0));
         assert_eq!(waits(Duration::ZERO), Step::Later(delay, Later::Unanswered));
-        assert_eq!(waits(delay - SECOND), Step::Later(SECOND, Later::Unanswered));
+        assert_eq!(waits(delay.saturating_sub(SECOND)), Step::Later(SECOND, Later::Unanswered));
         assert!(matches!(waits(delay), Step::Claim(_)));
         assert_eq!((told.rejections(), told.silences()), (0, kills.min(SILENCES)));
     }
@@ -175,7 +175,7 @@ fn one_attempt_at_a_time_until_its_lease_runs_out() {
     told.claim(0);
     let lease = Duration::from_mins(1);
     for (process, password) in [("b", 0), ("b", 1), ("a", 0)] {
-        assert_eq!(told.next(lease - SECOND, &by(process, password)), Step::Wait);
+        assert_eq!(told.next(lease.saturating_sub(SECOND), &by(process, password)), Step::Wait);
         assert!(matches!(told.next(lease, &by(process, password)), Step::Settle(_)));
     }
     let exclusive = |process| Look {

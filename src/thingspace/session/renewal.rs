@@ -46,7 +46,7 @@ impl Tokens {
                 let value = sensitive("Bearer ", &bearer.token);
                 return Ok(self.applications.accepted(claim, value, bearer.expires_in).await);
             }
-            Ok(verdict) => self.missed(verdict, Pace::QUICK),
+            Ok(verdict) => Miss::of(verdict, Pace::QUICK),
             Err(miss) => miss,
         };
         Err(self.fail(Half::Client, claim, miss).await)
@@ -79,7 +79,7 @@ impl Tokens {
                     self.users.failed(claim, miss.report, &miss.fault).await;
                     continue;
                 }
-                Ok(verdict) => self.missed(verdict, self.careful),
+                Ok(verdict) => Miss::of(verdict, self.careful),
                 Err(miss) => miss,
             };
             return Err(self.fail(Half::Login, claim, miss).await);
@@ -155,31 +155,6 @@ impl Tokens {
         minted
     }
 
-    /// What a failed attempt means. Whatever could be a rejection is taken for one, since five of them lock the user out;
-    /// only a failure of the API manager, of the path or of the server is not.
-    fn missed<T>(&self, verdict: Verdict<T>, pace: Pace) -> Miss {
-        match verdict {
-            Verdict::Throttled(retry_after) => {
-                let fault = Fault { what: What::Throttled(retry_after), pace };
-                Miss { fault, report: Report::Void }
-            }
-            Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
-                Miss::void(refusal.to_string(), pace)
-            }
-            // The answer to a success, or to a time-out: nobody knows.
-            Verdict::Unclear { status: 200..=299 | 408, reason } => {
-                Miss { fault: Fault { what: What::Unavailable(reason), pace }, report: Report::Unanswered }
-            }
-            Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
-                Miss::void(reason, pace)
-            }
-            _ => {
-                let fault = Fault { what: What::Rejected, pace: Pace::RECHECK };
-                Miss { fault, report: Report::Rejected }
-            }
-        }
-    }
-
     /// Has the outcome stored and told.
     async fn fail(&self, half: Half, claim: Claim, miss: Miss) -> Fault {
         let Miss { mut fault, report } = miss;
@@ -204,6 +179,31 @@ impl Tokens {
 }
 
 impl Miss {
+    /// What a failed attempt means. Whatever could be a rejection is taken for one, since five of them lock the user out;
+    /// only a failure of the API manager, of the path or of the server is not.
+    fn of<T>(verdict: Verdict<T>, pace: Pace) -> Self {
+        match verdict {
+            Verdict::Throttled(retry_after) => {
+                let fault = Fault { what: What::Throttled(retry_after), pace };
+                Self { fault, report: Report::Void }
+            }
+            Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
+                Self::void(refusal.to_string(), pace)
+            }
+            // The answer to a success, or to a time-out: nobody knows.
+            Verdict::Unclear { status: 200..=299 | 408, reason } => {
+                Self { fault: Fault { what: What::Unavailable(reason), pace }, report: Report::Unanswered }
+            }
+            Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
+                Self::void(reason, pace)
+            }
+            _ => {
+                let fault = Fault { what: What::Rejected, pace: Pace::RECHECK };
+                Self { fault, report: Report::Rejected }
+            }
+        }
+    }
+
     /// Nothing that counts has happened.
     fn void(reason: impl Into<String>, pace: Pace) -> Self {
         Self { fault: Fault { what: What::Unavailable(reason.into()), pace }, report: Report::Void }

@@ -19,9 +19,10 @@ struct Remote {
 
 impl Remote {
     fn reach(&self) -> Result<&dyn Store, StoreError> {
-        match self.away.load(Ordering::Relaxed) {
-            true => Err(StoreError::Unavailable("the network is down".into())),
-            false => Ok(&*self.inner),
+        if self.away.load(Ordering::Relaxed) {
+            Err(StoreError::Unavailable("the network is down".into()))
+        } else {
+            Ok(&*self.inner)
         }
     }
 

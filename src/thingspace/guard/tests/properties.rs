@@ -111,7 +111,7 @@ impl World {
                 let mut attempt = by(&format!("{n} {}", process.lives), process.file);
                 self.attempts += 1;
                 attempt.id = self.attempts.to_string();
-                let unchanged = self.now - process.seen.1;
+                let unchanged = self.now.saturating_sub(process.seen.1);
                 let look = Look { guard: self.guard.as_ref(), unchanged, exclusive: self.exclusive };
                 let step = next(look, &attempt, &terms());
                 At::Decided(self.version, step, attempt)
@@ -129,7 +129,7 @@ impl World {
             }
             At::Decided(..) => At::Idle,
             // A process that stood still for too long does not use its claim.
-            At::Claimed(attempt, since) if self.now - since > SECOND * 20 => {
+            At::Claimed(attempt, since) if self.now.saturating_sub(since) > SECOND * 20 => {
                 At::Answered(attempt, Report::Void)
             }
             At::Claimed(attempt, _) => {
@@ -167,7 +167,7 @@ impl World {
             Event::Break(n) | Event::Lose(n) => {
                 let n = n % count;
                 if let At::Claimed(attempt, since) = self.processes[n].at.clone()
-                    && self.now - since <= SECOND * 20
+                    && self.now.saturating_sub(since) <= SECOND * 20
                 {
                     if matches!(event, Event::Lose(_)) {
                         let wrong = attempt.fingerprint != [self.password];
