@@ -98,7 +98,10 @@ fn thingspace(base_url: String) -> config::ThingSpace {
 fn credentials(files: &TempDir) -> config::Credentials {
     let file = |name: &str| {
         let path = files.path().join(name);
-        fs::write(&path, format!("simulator-{name}\n")).unwrap();
+        // A restart finds what was written meanwhile.
+        if !path.exists() {
+            fs::write(&path, format!("simulator-{name}\n")).unwrap();
+        }
         path
     };
     config::Credentials {

@@ -279,7 +279,14 @@ impl World {
         config.callbacks.listen = port.local_addr().unwrap();
         config.grpc.max_deadline = MAX_DEADLINE;
         (config.thingspace.call_timeout, config.thingspace.order_timeout) = (TIMEOUT, TIMEOUT);
+        config.thingspace.login_backoff_first = Duration::from_millis(100);
+        config.thingspace.login_backoff_max = Duration::from_millis(200);
         let life = Some(Life::begin(&config).await);
+        // Before anything fails: a login that nobody answers is the last of a password that was never accepted.
+        eventually("the credentials are known to be good", async || {
+            upstream.sim.registered(&upstream.accounts[0]).is_some()
+        })
+        .await;
         let (callers, gate, seen) = (JoinSet::new(), Gate::default(), Arc::default());
         Self { upstream, config, _port: port, life, callers, gate, seen }
     }

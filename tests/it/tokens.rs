@@ -170,6 +170,8 @@ async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
     ];
     for what in faults {
         upstream.sim.inject(Fault::always(Endpoint::Token, When::BeforeEffect, what));
+        // That of the gateway before is in the store.
+        upstream.sim.expire_bearer();
         let gateway = upstream.gateway().await;
         let client = gateway.client().await;
         let before = upstream.sim.ledger().orders.len();
