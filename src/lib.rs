@@ -22,7 +22,7 @@
 //! - [`identity`]: accounts, requests, devices and profiles, parsed once at the edge and masked in print.
 //! - [`proto`]: the generated contract and storage format.
 //! - [`store`]: the trait, [`store::embedded`] on redb, and [`store::nats`] on NATS JetStream.
-//! - [`thingspace`]: the client; two tokens, one send path, what each failure means.
+//! - [`thingspace`]: the client; two tokens and the guard of the logins, one send path, what each failure means.
 //! - [`requests`]: the domain: [`state`](requests::state) and [`order`](requests::order) fold, [`hub`](requests::hub) projects,
 //!   [`orders`](requests::orders) sends, [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
 //!   [`withheld`](requests::withheld) lets a callback speak first, [`resolve`](requests::resolve) finds out about orders of unknown fate,
@@ -46,6 +46,8 @@
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.
+//! - Before a byte of a login leaves, it is claimed in the guard's cell, which counts at least the rejections that ThingSpace counts
+//!   and stops before it locks. No other code logs in.
 //! - An order is answered only after `AcceptedAs` and `Accepted` are durable, a callback only after `CalledBack` is.
 //! - There is no task and no queue per watch. What goes upstream depends on the open requests, never on the number of callers.
 //! - UNAVAILABLE is used only where repeating the very call, with its key, is safe. What an upstream code means is decided in one
@@ -81,6 +83,12 @@
 //! be understood goes into [`callbacks::quarantine`], and is answered 200 → user name and password, the current or a
 //! replaced pair → [`requests::Requests::called_back`] appends `CalledBack` to the request's log, known or not → 200; 503 if that cannot be
 //! done in time. From there it is an event like any other: [`requests::hub`] folds it and wakes the watchers.
+//!
+//! # Login
+//!
+//! A call without a token boards the flight of its slot (`thingspace::session`) → the credential files, at rest → the guard's cell: a token that
+//! somebody else has had meanwhile, or who is asking, or why nobody may (`thingspace::guard`) → a claim → one request → the outcome, and
+//! the sealed token with it, in one write. New files begin such a flight before the tokens of the old ones are let go.
 //!
 //! # Start and drain
 //!

@@ -129,8 +129,10 @@ impl Tokens {
                 backoff_first: thingspace.login_backoff_first,
                 backoff_max: thingspace.login_backoff_max,
             };
+            // A host that did not answer is asked something else first.
+            let attempt = 2 * thingspace.call_timeout;
             let (store, incarnation) = (Arc::clone(&store), Arc::clone(&incarnation));
-            Arc::new(Vault::new(store, terms, thingspace.call_timeout, incarnation, tasks.clone()))
+            Arc::new(Vault::new(store, terms, attempt, incarnation, tasks.clone()))
         };
         let tokens = Arc::new(Self {
             files: Files::new(credentials.clone(), Hosts::new(thingspace)),
