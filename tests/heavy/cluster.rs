@@ -4,6 +4,7 @@
 mod cadence;
 mod faults;
 pub mod fleet;
+mod lockout;
 mod steps;
 
 use std::time::Duration;

@@ -107,7 +107,7 @@ async fn a_start_reads_a_finished_request_of_many_events_once() {
 /// What is open is in memory, on every replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_requests_cost_little_memory() {
-    const OPEN: usize = 100_000;
+    const OPEN: usize = 20_000;
     /// Of one request with one device, what the store caches of it included. In bytes.
     const MEMORY_EACH: usize = 4_096;
     let upstream = Upstream::manual().await;
