@@ -234,7 +234,7 @@ impl Gateway {
 
     /// One that may have to wait for its store.
     pub async fn launch(config: Config) -> Self {
-        let app = App::bind(config).await.unwrap();
+        let app = Box::pin(App::bind(config)).await.unwrap();
         let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
         let admin = app.admin_address();
         let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
