@@ -7,6 +7,7 @@ use super::{
     Subject,
     logins::{Login, logins},
 };
+use crate::thingspace::HostHealth;
 
 pub(super) const PATH: &str = "/v1/status";
 
@@ -24,6 +25,22 @@ pub(super) struct Status {
     pub(super) finished_by_callback: u64,
     pub(super) finished_by_poll: u64,
     pub(super) logins: Vec<Login>,
+    pub(super) hosts: Vec<Host>,
+}
+
+/// A host of ThingSpace's.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Host {
+    pub(super) host: String,
+    /// It does not answer, and is not called for so long. `None`: it is called.
+    pub(super) left_alone_ms: Option<u64>,
+}
+
+impl From<HostHealth> for Host {
+    fn from(HostHealth { host, left_alone }: HostHealth) -> Self {
+        let left_alone_ms = left_alone.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        Self { host, left_alone_ms }
+    }
 }
 
 pub(super) fn routes() -> Router<Subject> {
@@ -43,5 +60,6 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         finished_by_callback: overview.finished_by_callback,
         finished_by_poll: overview.finished_by_poll,
         logins: logins(&subject),
+        hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
     })
 }

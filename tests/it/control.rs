@@ -111,6 +111,7 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     let status = json(&file, &["status"]).await;
     assert_eq!(status["ready"], true);
+    assert!(status["hosts"][0]["host"].is_string() && status["hosts"][0]["left_alone_ms"].is_null());
     assert_eq!(status["store"], config.store.path.to_str().unwrap());
     place(&mut process.client().await, "k", 0..2).await.unwrap();
     let mut by_socket = Command::new(BINARY);

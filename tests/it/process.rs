@@ -315,6 +315,18 @@ async fn a_second_sigterm_ends_it_at_once() {
     order.await.unwrap().unwrap_err();
 }
 
+/// A proxy is used only if the configuration names it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_of_the_environment_is_not_used() {
+    let upstream = Upstream::manual().await;
+    let mut command = serve_command(&upstream.config(), upstream.dir.path());
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        command.env(name, "http://127.0.0.1:1");
+    }
+    let process = Process::spawn(&mut command);
+    place(&mut process.client().await, "k", [0]).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_kill_9() {
     let upstream = Upstream::manual().await;

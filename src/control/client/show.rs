@@ -10,7 +10,7 @@ use crate::{
         logins::{Login, Unblocked},
         orders::UnknownOrder,
         quarantine::Quarantined,
-        status::Status,
+        status::{Host, Status},
     },
     identity::AccountName,
 };
@@ -33,6 +33,14 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
     ];
     let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
     rows.extend(status.logins.iter().map(login));
+    let host = |host: &Host| {
+        let doing = match host.left_alone_ms {
+            None => "is called".to_owned(),
+            Some(wait) => format!("does not answer; the next attempt is made in {wait} ms at the earliest"),
+        };
+        [format!("host {}", host.host), doing]
+    };
+    rows.extend(status.hosts.iter().map(host));
     table(out, &rows)
 }
 
