@@ -65,9 +65,6 @@
 //! What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so until there is evidence: a callback that names
 //! one of its devices, for a request that has exactly its devices ([`requests::resolve`]), or an operator's word ([`control`]).
 //!
-//! What another replica is sending is waited for, until its answer is in the order's log or its lease has lapsed: that is, until this
-//! process has itself seen the key's cell unchanged for all of it. A lapse makes the order's fate unknown and nothing else.
-//!
 //! # GetRequestStatus
 //!
 //! [`requests::Requests::status`] finds the request in the projection, else in its log, else asks ThingSpace (a request made elsewhere) →

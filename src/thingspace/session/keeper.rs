@@ -76,6 +76,11 @@ impl Tokens {
     fn due(&self, half: Half, held: Option<Fingerprint>, in_files: Fingerprint) -> Due {
         match (held, self.standings.trouble(half)) {
             (Some(held), _) if held != in_files => Due::Replace,
+            (Some(_), Some((_, other))) if other != in_files => {
+                // The files are again as they were.
+                self.standings.set(half, None, in_files);
+                Due::Nothing
+            }
             (None, Some((Trouble::Stopped(_), _))) => Due::Get,
             (None, Some((Trouble::Rejected, rejected))) if rejected != in_files => Due::Get,
             _ => Due::Nothing,

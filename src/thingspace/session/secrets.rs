@@ -21,8 +21,8 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 
 use crate::{config, secret_file::read, store::CellName, thingspace::wire};
 
-/// Of PBKDF2-HMAC-SHA256: some hundredths of a second for each secret that is new.
-const ITERATIONS: NonZeroU32 = NonZeroU32::new(100_000).expect("it is not zero");
+/// Of PBKDF2-HMAC-SHA256: about a hundredth of a second for each secret that is new.
+const ITERATIONS: NonZeroU32 = NonZeroU32::new(30_000).expect("it is not zero");
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;

@@ -258,6 +258,8 @@ impl State {
             Err(fault) => {
                 let wait = if let What::LeftAlone(wait) = fault.what {
                     wait
+                } else if let Some(left) = fault.left(now) {
+                    left.min(Pace::RECHECK.first)
                 } else {
                     // Looking at files and guard is no attempt.
                     let attempted = fault.pace != Pace::RECHECK;
@@ -291,6 +293,14 @@ impl fmt::Display for What {
 }
 
 impl Fault {
+    /// For how long nothing is tried, if that is known.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        match self.what {
+            What::Later(_, until) => until.checked_duration_since(now).filter(|left| !left.is_zero()),
+            _ => None,
+        }
+    }
+
     fn broken() -> Self {
         Self { what: What::Unavailable("the renewal broke".to_owned()), pace: Pace::BROKEN }
     }

@@ -212,7 +212,8 @@ impl Vault {
             let look = Look { guard: guard.as_ref(), unchanged, exclusive: self.store.exclusive() };
             match guard::next(look, &attempt, &self.terms) {
                 Step::Claim(_) if need == Need::Soon && stored.misses > 0 => {
-                    return Err(later(Duration::ZERO, "they were tried before"));
+                    let why = if stored.rejected { Later::Rejected } else { Later::Unanswered };
+                    return Err(not_yet(Duration::ZERO, why));
                 }
                 Step::Claim(next) => {
                     let generation = stored.generation.max(after) + 1;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::*;
 
@@ -47,8 +48,7 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 1).await;
         world.write("password", "wrong");
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == 1).await;
-        let said =
-            tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
+        let said = timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
         assert!(said.healthy && said.sentence.ends_with("The session there is goes on"), "{said:?}");
         // Some looks later.
@@ -56,6 +56,13 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
     })
     .await;
     assert_eq!(world.handle.ledger().logins_rejected, 1, "it is not tried again while nothing needs it");
+    assert!(standing.borrow().sentence.contains("rejected the user name or password"));
+    // As they were, and wrong again: each is said.
+    world.write("password", "simulator-password");
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
+    world.write("password", "wrong");
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected"))).await.unwrap().unwrap();
+    assert_eq!(world.handle.ledger().logins_rejected, 1);
     world.handle.expire_sessions();
     world.call_until("the second strike", |_, outcome| is_blocked(outcome)).await;
     assert!(!standing.borrow().healthy);
