@@ -30,18 +30,34 @@ fn serve(upstream: &Upstream) -> Process {
     Process::serve(&config, upstream.dir.path())
 }
 
+/// A password that was never accepted would be given up when a process dies with it.
+async fn log_in(upstream: &Upstream, client: &mut Client) -> RequestId {
+    let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(9)]);
+    ask(client, question(&elsewhere)).await.unwrap();
+    elsewhere
+}
+
 /// An upstream whose gateway was killed while a call of its only order was held there.
 async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
     let (upstream, gate) = (Upstream::manual().await, Gate::default());
     let gateway = serve(&upstream);
     let mut client = gateway.client().await;
+    let hold = Fault::once(endpoint, when, What::Hold(gate.clone()));
     if endpoint == Endpoint::Login {
-        // A password that was never accepted would be given up.
-        let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
-        ask(&mut client, question(&elsewhere)).await.unwrap();
+        let elsewhere = log_in(&upstream, &mut client).await;
         upstream.sim.expire_sessions();
+        upstream.sim.inject(hold);
+        // A question finds out that there is no session any more; the order waits for the next one.
+        let mut asking = client.clone();
+        tokio::spawn(async move {
+            while ask(&mut asking, question(&elsewhere)).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(endpoint) == 1).await;
+    } else {
+        upstream.sim.inject(hold);
     }
-    upstream.sim.inject(Fault::once(endpoint, when, What::Hold(gate.clone())));
     let call = tokio::spawn(async move { place(&mut client, KEY, DEVICES).await });
     let expected = usize::from(endpoint == Endpoint::Download && when == When::AfterEffect);
     upstream
@@ -386,6 +402,9 @@ async fn crashes_in_the_middle_of_500_orders() {
     const CRASHES: usize = 3;
 
     let (upstream, mut dice) = (Upstream::manual().await, Dice::new());
+    let gateway = serve(&upstream);
+    log_in(&upstream, &mut gateway.client().await).await;
+    gateway.kill();
     let mut acknowledged = Vec::new();
     for crash in 0..CRASHES {
         let devices = crash * ORDERS..(crash + 1) * ORDERS;
