@@ -3,14 +3,15 @@
 //!
 //! Nothing is lost or repeated, because only the follower's own position counts: each consumer begins after it, what is not
 //! beyond it is dropped, and consumers number their deliveries. Before each one the stream is looked at: one that was born
-//! at another time, or ends before the position, is another stream, and a consumer would say nothing of it.
+//! at another time, or ends before the position, is another stream, and a consumer would say nothing of it. What a consumer says
+//! is left is what its server has, which may lag: that there is nothing more is the leader's word.
 
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::State,
+    stream::{LastRawMessageErrorKind, State, Stream},
 };
 use futures_util::{
     StreamExt as _,
@@ -151,7 +152,9 @@ impl Follower {
             hiccup(&error)
         })?;
         self.check(born(stream.cached_info()), &stream.cached_info().state)?;
-        self.caught_up(stream.cached_info().state.messages == 0).await?;
+        if stream.cached_info().state.messages == 0 {
+            self.caught_up().await?;
+        }
 
         let consumer = stream.create_consumer(pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.position + 1 },
@@ -162,9 +165,8 @@ impl Follower {
             ..pull::Config::default()
         });
         let consumer = consumer.await.map_err(|error| hiccup(&error))?;
-        if consumer.cached_info().num_pending == 0 {
-            // What was there has expired, or has come before.
-            self.caught_up(true).await?;
+        if consumer.cached_info().num_pending == 0 && self.is_at_the_end(&stream).await? {
+            self.caught_up().await?;
         }
         let messages = consumer
             .stream()
@@ -211,15 +213,28 @@ impl Follower {
         Ok(())
     }
 
-    /// Says so once it is true. `nothing_left`: no event is to come before the end.
-    async fn caught_up(&mut self, nothing_left: bool) -> Result<(), End> {
+    /// Whether nothing is to come before the end: it was delivered, has expired, or was deleted. The leader knows.
+    async fn is_at_the_end(&self, stream: &Stream) -> Result<bool, End> {
+        let CatchUp::To(end) = self.catching_up else { return Ok(true) };
+        if self.position >= end {
+            return Ok(true);
+        }
+        let events = self.shared.names.all_of(&self.shared.names.events);
+        match stream.raw_message_builder().sequence(self.position + 1).next_by_subject(events).send().await {
+            Ok(next) => Ok(next.sequence > end),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(true),
+            Err(error) => Err(End::Hiccup(error.to_string())),
+        }
+    }
+
+    /// No event is to come before the end: says so, once. The position stays: it says what was delivered, and nothing else does.
+    async fn caught_up(&mut self) -> Result<(), End> {
         if let CatchUp::To(end) = self.catching_up
-            && (nothing_left || self.position >= end)
             && let Some(epoch) = self.epoch
         {
-            self.position = self.position.max(end);
             self.catching_up = CatchUp::Done;
-            self.send(Followed::CaughtUp(Position { epoch, sequence: self.position })).await?;
+            let sequence = self.position.max(end);
+            self.send(Followed::CaughtUp(Position { epoch, sequence })).await?;
         }
         Ok(())
     }
@@ -230,12 +245,12 @@ impl Follower {
         if info.consumer_sequence != *deliveries {
             return Err(End::Hiccup("the consumer skipped a delivery".to_owned()));
         }
-        let (sequence, left) = (info.stream_sequence, info.pending);
+        let sequence = info.stream_sequence;
         if sequence > self.position {
             if let CatchUp::To(end) = self.catching_up
                 && sequence > end
             {
-                self.caught_up(true).await?;
+                self.caught_up().await?;
             }
             let time = timestamp(info.published.unix_timestamp_nanos()).unwrap_or(self.time);
             self.time = self.time.max(time);
@@ -248,10 +263,85 @@ impl Follower {
             }
             self.position = sequence;
         }
-        self.caught_up(left == 0).await
+        match self.catching_up {
+            CatchUp::To(end) if self.position >= end => self.caught_up().await,
+            _ => Ok(()),
+        }
     }
 
     async fn send(&self, followed: Followed) -> Result<(), End> {
         self.sender.send(followed).await.map_err(|_| End::Unheard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, store::nats::Nats};
+
+    /// One that follows a stream that ends at 3, whose consumer's server has only 1 so far.
+    async fn follower() -> (Nats, Follower, mpsc::Receiver<Followed>) {
+        let mut settings = Config::defaults().store.nats;
+        settings.url = "nats://127.0.0.1:1".to_owned();
+        let store = Nats::open(&settings, Duration::from_hours(1)).await.unwrap();
+        let (sender, receiver) = mpsc::channel(WAITING);
+        let follower = Follower {
+            shared: Arc::clone(&store.shared),
+            sender,
+            epoch: Some(1),
+            position: 0,
+            catching_up: CatchUp::To(3),
+            time: Timestamp::MIN,
+            short: 0,
+        };
+        (store, follower, receiver)
+    }
+
+    fn message(follower: &Follower, sequence: u64, delivery: u64, left: u64) -> Message {
+        let reply = format!("$JS.ACK.gw_events.c.1.{sequence}.{delivery}.1000.{left}");
+        let subject: async_nats::Subject = "gw.ev.r.1".into();
+        let message = async_nats::Message {
+            subject,
+            reply: Some(reply.into()),
+            payload: sequence.to_string().into(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 0,
+        };
+        Message { message, context: follower.shared.follow_link.context.clone() }
+    }
+
+    fn sequences(receiver: &mut mpsc::Receiver<Followed>) -> Vec<String> {
+        let said = std::iter::from_fn(|| receiver.try_recv().ok());
+        said.map(|said| match said {
+            Followed::Event(_, entry) => entry.position.sequence.to_string(),
+            Followed::CaughtUp(position) => format!("caught up at {}", position.sequence),
+            Followed::Lost(lost) => format!("{lost:?}"),
+        })
+        .collect()
+    }
+
+    #[tokio::test]
+    async fn what_a_lagging_server_has_not_got_yet_comes_later_and_is_not_skipped() {
+        let (_store, mut follower, mut receiver) = follower().await;
+        let mut deliveries = 0;
+        for (sequence, left) in [(1, 0), (2, 0), (3, 0), (4, 0)] {
+            let message = message(&follower, sequence, deliveries + 1, left);
+            assert!(follower.deliver(message, &mut deliveries).await.is_ok());
+        }
+        assert_eq!(sequences(&mut receiver), ["1", "2", "3", "caught up at 3", "4"]);
+    }
+
+    #[tokio::test]
+    async fn a_skipped_delivery_begins_anew() {
+        let (_store, mut follower, mut receiver) = follower().await;
+        let mut deliveries = 0;
+        let first = message(&follower, 1, 1, 2);
+        assert!(follower.deliver(first, &mut deliveries).await.is_ok());
+        let third = message(&follower, 3, 3, 0);
+        assert!(matches!(follower.deliver(third, &mut deliveries).await, Err(End::Hiccup(_))));
+        assert_eq!(sequences(&mut receiver), ["1"]);
+        assert_eq!(follower.position, 1);
     }
 }
