@@ -41,7 +41,7 @@ impl Hub {
                     info!("the low-water mark is older than the oldest event; starting from that");
                 }
             }
-            self.reset();
+            self.reset().await;
             from = None;
         }
         // The next start then reads only what is still open. Without it, it reads more.
@@ -236,7 +236,9 @@ impl Hub {
         debug!(dropped, "housekeeping");
     }
 
-    fn reset(&self) {
+    async fn reset(&self) {
+        // A log that is being read may be one of the store that was lost.
+        let _loading = self.loading.lock().await;
         let projection = std::mem::take(&mut *lock(&self.projection));
         for tracked in projection.requests.values() {
             tracked.lose();
