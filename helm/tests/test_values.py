@@ -260,6 +260,7 @@ def test_the_way_out_is_that_of_the_configuration():
     assert ports({}) == ([443], [])
     elsewhere = {"base_url": "http://simulator:8090/api", "token_url": "http://tokens/token"}
     assert ports({"config": {"thingspace": elsewhere}})[0] == [8090, 80]
+    assert ports({"config": {"thingspace": {"proxy_url": "http://proxy:3128"}}})[0] == [443, 3128]
     assert ports({"config": {"telemetry": {"otlp_endpoint": "http://collector:4317"}}})[0] == [443, 4317]
     assert ports({}, "nats")[0] == [443, 4222]
     assert ports({"store": {"nats": {"url": "nats://a:14222, nats://b"}}}, "nats")[0] == [443, 14222, 4222]
