@@ -167,6 +167,14 @@ REFUSED = [
     ("embedded", {"service": {"type": "LoadBalancer"}}, "type"),
     ("callbacks", {"callbacks": {"service": {"type": "ExternalName"}}}, "type"),
     ("callbacks", {"callbacks": {"service": {"externalTrafficPolicy": "Some"}}}, "externalTrafficPolicy"),
+    # Kubernetes refuses these, and no schema says so.
+    ("callbacks", {"callbacks": {"service": {"type": "ClusterIP"}}}, "callbacks.service.externalTrafficPolicy"),
+    ("callbacks", {"callbacks": {"service": {"type": "ClusterIP", "nodePort": 30443}}}, "callbacks.service.nodePort"),
+    (
+        "callbacks",
+        {"callbacks": {"service": {"type": "NodePort", "loadBalancerSourceRanges": ["203.0.113.0/24"]}}},
+        "callbacks.service.loadBalancerSourceRanges",
+    ),
     ("callbacks", {"networkPolicy": {"callbacks": {"from": []}}}, "networkPolicy.callbacks.from"),
     ("embedded", {"networkPolicy": {"grpc": {"from": []}}}, "networkPolicy.grpc.from"),
     ("embedded", {"networkPolicy": {"grpc": {"form": []}}}, "form"),
@@ -219,7 +227,7 @@ def test_callbacks_have_a_service_of_their_own():
     assert (service["type"], service["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
     assert service["ports"] == [{"name": "callbacks", "port": 28200, "targetPort": "callbacks", "appProtocol": "https"}]
     assert {"name": "callbacks", "containerPort": 28200} in it.container["ports"]
-    other = {"type": "NodePort", "port": 443, "nodePort": 30443, "annotations": {"a": "b"}, "labels": {"c": "d"}}
+    other = {"type": "LoadBalancer", "port": 443, "nodePort": 30443, "annotations": {"a": "b"}, "labels": {"c": "d"}}
     other |= {"externalTrafficPolicy": "", "loadBalancerSourceRanges": ["203.0.113.0/24"]}
     plain = release(example("callbacks", {"callbacks": {"port": 9001, "tls": {"existingSecret": ""}, "service": other}}))
     service = plain.of("Service", "-callbacks")
@@ -229,6 +237,8 @@ def test_callbacks_have_a_service_of_their_own():
     wanted = {"name": "callbacks", "port": 443, "targetPort": "callbacks", "appProtocol": "http", "nodePort": 30443}
     assert service["spec"]["ports"] == [wanted]
     assert 'listen = "0.0.0.0:9001"' in plain.toml and "tls_cert_file" not in plain.toml
+    nowhere = {"type": "ClusterIP", "externalTrafficPolicy": ""}
+    assert release(example("callbacks", {"callbacks": {"service": nowhere}})).of("Service", "-callbacks")["spec"]["type"] == "ClusterIP"
     off = release(example("callbacks", {"callbacks": {"enabled": False}, "config": {"callbacks": {"register": False}}}))
     assert not [it for it in off if it["metadata"]["name"].endswith("-callbacks")]
 

@@ -45,6 +45,17 @@
 {{- if and $callbacks.register (not $callbacks.public_url) -}}
 {{- $problems = append $problems "config.callbacks.public_url: is required to register; write where ThingSpace reaches the callbacks' Service" -}}
 {{- end -}}
+{{- with $v.callbacks.service -}}
+{{- if and $v.callbacks.enabled (eq .type "ClusterIP") .nodePort -}}
+{{- $problems = append $problems "callbacks.service.nodePort: a ClusterIP has none; set callbacks.service.type to NodePort or LoadBalancer" -}}
+{{- end -}}
+{{- if and $v.callbacks.enabled (eq .type "ClusterIP") .externalTrafficPolicy -}}
+{{- $problems = append $problems "callbacks.service.externalTrafficPolicy: nothing outside reaches a ClusterIP; set callbacks.service.type to NodePort or LoadBalancer" -}}
+{{- end -}}
+{{- if and $v.callbacks.enabled (ne .type "LoadBalancer") .loadBalancerSourceRanges -}}
+{{- $problems = append $problems (printf "callbacks.service.loadBalancerSourceRanges: Kubernetes takes them with callbacks.service.type=LoadBalancer only, not with %s" .type) -}}
+{{- end -}}
+{{- end -}}
 {{- if ne (len (uniq (list (int $v.grpc.port) (int $v.callbacks.port) (int $v.admin.port)))) 3 -}}
 {{- $problems = append $problems "grpc.port, callbacks.port and admin.port: must differ" -}}
 {{- end -}}
