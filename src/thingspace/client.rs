@@ -16,7 +16,7 @@ use self::exchange::Failed;
 use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
     connections::{Connection, Connections},
-    limit::{BURST, Class, Limiter, Permit},
+    limit::{Class, Limiter, Permit},
     session::{Shared, Standing, Tokens},
     transport::{Endpoint, Transport},
     trouble::Trouble,
@@ -81,7 +81,7 @@ pub enum Purpose {
     /// A caller asks: waits until no order does, with what polls leave. Once `polled` is cancelled somebody waits for
     /// the same answer as for a poll, and it has a poll's turn too.
     Ask { polled: CancellationToken },
-    /// Somebody asks for a request that was made elsewhere: at most 5 % of the rate, and never waits
+    /// Somebody asks for a request that was made elsewhere: at most 5 % of the rate, and never waits for it
     /// ([`Error::Throttled`] when that is used up).
     Foreign,
 }
@@ -281,8 +281,7 @@ impl Client {
                 }
             }
             Purpose::Foreign => {
-                let used_up = || Error::Throttled { retry_after: Some(BURST) };
-                let connection = self.connections.take(Class::Ask).ok_or_else(used_up)?;
+                let connection = self.connections.wait(Class::Ask).await?;
                 Ok(Turn { permit: upstream.limiter.take_foreign()?, connection })
             }
         }

@@ -63,7 +63,7 @@ impl Connections {
     }
 
     /// Now or never.
-    pub(super) fn take(&self, class: Class) -> Option<Connection> {
+    fn take(&self, class: Class) -> Option<Connection> {
         let own = Arc::clone(&self.share(class).own).try_acquire_owned();
         let permit = own.or_else(|_| Arc::clone(&self.common).try_acquire_owned()).ok()?;
         Some(Connection { _permit: permit })
