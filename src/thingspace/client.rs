@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use self::exchange::Failed;
+use self::exchange::{Call, Failed};
 use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
     connections::{Connection, Connections},
@@ -163,12 +163,18 @@ impl Client {
         Ok(OrderPermit { upstream, turn })
     }
 
-    /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After
-    /// [`Error::NotConnected`] the caller may call it again with a new permit.
-    pub async fn place_order(&self, permit: OrderPermit, order: &Order) -> Result<RequestId, Error> {
+    /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After `send_by` it
+    /// is neither sent nor repeated, however long a token took. After [`Error::NotConnected`] the caller may call it again with a
+    /// new permit.
+    pub async fn place_order(
+        &self,
+        permit: OrderPermit,
+        order: &Order,
+        send_by: Instant,
+    ) -> Result<RequestId, Error> {
         let OrderPermit { upstream, turn } = permit;
-        let body = wire::order(order);
-        let placed = self.exchange(&upstream, turn, Endpoint::Download, body, &wire::request_id).await;
+        let call = Call { endpoint: Endpoint::Download, body: wire::order(order), send_by: Some(send_by) };
+        let placed = self.exchange(&upstream, turn, call, &wire::request_id).await;
         placed.map_err(|failed| upstream.tell(failed))
     }
 
@@ -242,7 +248,8 @@ impl Client {
         let mut turn = waited.map_err(|error| (error, Duration::ZERO))?;
         loop {
             let began = Instant::now();
-            let failed = match self.exchange(upstream, turn, endpoint, body.clone(), &parse).await {
+            let call = Call { endpoint, body: body.clone(), send_by: None };
+            let failed = match self.exchange(upstream, turn, call, &parse).await {
                 Ok(done) => return Ok((done, began.elapsed())),
                 Err(failed) => failed,
             };

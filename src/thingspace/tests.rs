@@ -129,7 +129,7 @@ impl World {
     }
 
     async fn order(&self) -> Result<RequestId, Error> {
-        self.client.place_order(self.prepare().await, &order(1)).await
+        self.client.place_order(self.prepare().await, &order(1), in_time()).await
     }
 
     /// Another process on the same store and files; the one before is dead.
@@ -215,6 +215,11 @@ fn device(number: u64) -> Device {
         imei: Digits::new(&format!("{number:015}")),
         mdn: Digits::default(),
     }
+}
+
+/// Time enough for an order.
+fn in_time() -> Instant {
+    Instant::now() + PATIENCE
 }
 
 fn order(devices: u64) -> Order {

@@ -170,11 +170,7 @@ impl Orders {
     async fn send(&self, flight: &Flight, mut permit: OrderPermit) -> Result<RequestId, thingspace::Error> {
         let mut retries = Retries::default();
         loop {
-            if Instant::now() > flight.send_by {
-                let reason = "the order was held up for too long to be sent safely".to_owned();
-                return Err(thingspace::Error::NotSent { reason, retry_after: None });
-            }
-            let sent = self.client.place_order(permit, &flight.order).await;
+            let sent = self.client.place_order(permit, &flight.order, flight.send_by).await;
             let Err(error) = sent else { return sent };
             // Nothing left this machine, so trying again cannot order twice. What was turned away is not tried again: that it was
             // not executed is only what ThingSpace says.

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{Client, Turn, Upstream};
 use crate::thingspace::{
@@ -12,6 +13,14 @@ use crate::thingspace::{
     transport::{Endpoint, Failure, Reply},
     verdict::{Stale, Verdict, judge},
 };
+
+/// What is sent.
+pub(super) struct Call<'a> {
+    pub(super) endpoint: Endpoint<'a>,
+    pub(super) body: Bytes,
+    /// Not later, nor again: others will have drawn their conclusions.
+    pub(super) send_by: Option<Instant>,
+}
 
 /// A call that failed, and whether the very call may be tried again.
 #[derive(Debug)]
@@ -43,6 +52,12 @@ impl Failed {
     /// The host is not called for so long.
     pub(super) fn left_alone(wait: Duration) -> Self {
         Self::for_good(Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) })
+    }
+
+    /// It is too late to send it. Whatever was sent of it before was turned away.
+    fn held_up() -> Self {
+        let reason = "the call was held up for too long to be sent safely".to_owned();
+        Self { told_elsewhere: true, ..Self::for_good(Error::NotSent { reason, retry_after: None }) }
     }
 
     pub(super) fn pause(&self, retries: &mut Retries) -> Option<Duration> {
@@ -117,10 +132,10 @@ impl Client {
         &self,
         upstream: &Arc<Upstream>,
         turn: Turn,
-        endpoint: Endpoint<'_>,
-        body: Bytes,
+        call: Call<'_>,
         parse: &impl Fn(&[u8]) -> Option<T>,
     ) -> Result<T, Failed> {
+        let Call { endpoint, body, send_by } = call;
         let tokens = &upstream.tokens;
         let quiet = |error| Failed { told_elsewhere: true, ..Failed::for_good(error) };
         let mut pair = tokens.pair().await.map_err(quiet)?;
@@ -128,6 +143,10 @@ impl Client {
         permit.spend();
         let (mut renewals, mut turned_away) = (Renewals::default(), false);
         let outcome = loop {
+            // Tokens may have taken their time.
+            if send_by.is_some_and(|by| Instant::now() > by) {
+                break Err(Failed::held_up());
+            }
             let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
                 Ok(Attempt::Done(done)) => break Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,

@@ -14,7 +14,7 @@ fn placed(ledger: &Ledger) -> (u64, usize) {
 async fn an_order_arrives_as_it_was_given() {
     let world = world(manual()).await;
     let order = order(10_000);
-    let id = world.client.place_order(world.prepare().await, &order).await.unwrap();
+    let id = world.client.place_order(world.prepare().await, &order, in_time()).await.unwrap();
     let ledger = world.handle.ledger();
     assert_eq!(placed(&ledger), (1, 1));
     assert_eq!(ledger.orders[0].request_id, id);
@@ -69,6 +69,30 @@ async fn what_is_refused_again_is_not_sent_a_third_time() {
     assert_eq!((placed(&ledger), ledger.token_requests(), ledger.logins()), ((2, 0), 2, 2));
 }
 
+/// Whoever waits for its lease may take it for lost by then.
+#[tokio::test]
+async fn an_order_whose_token_took_too_long_is_not_sent_again() {
+    let world = world(manual()).await;
+    world.order().await.unwrap();
+    let permit = world.prepare().await;
+    world.handle.expire_sessions();
+    let (gate, send_by) = (world.hold(Endpoint::Login), Instant::now() + Duration::from_millis(500));
+    let order = order(1);
+    let late = world.client.place_order(permit, &order, send_by);
+    let meanwhile = async {
+        world.arrived(Endpoint::Login).await;
+        tokio::time::sleep_until(send_by + Duration::from_millis(50)).await;
+        gate.open();
+    };
+    let (outcome, ()) = tokio::join!(late, meanwhile);
+    assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
+    assert_eq!(placed(&world.handle.ledger()), (2, 1), "it was turned away once, and that was all");
+    // There is a session now, and it is too late from the start.
+    let outcome = world.client.place_order(world.prepare().await, &order, Instant::now()).await;
+    assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
+    assert_eq!(placed(&world.handle.ledger()), (2, 1));
+}
+
 #[tokio::test]
 async fn a_refused_bearer_that_is_handed_out_again_is_not_sent_again() {
     let world = world(manual()).await;
@@ -97,7 +121,7 @@ async fn refusals_say_what_was_refused() {
         (Order { service_plan: "it's".into(), ..order(1) }, RefusalKind::InvalidInput),
     ];
     for (order, kind) in cases {
-        match world.client.place_order(world.prepare().await, &order).await {
+        match world.client.place_order(world.prepare().await, &order, in_time()).await {
             Err(Error::Refused(refusal)) => assert_eq!((refusal.kind, refusal.status), (kind, 400)),
             other => panic!("{order:?}: {other:?}"),
         }
@@ -181,12 +205,12 @@ async fn no_connection_is_not_sent() {
     let permit = client.prepare_order(&account()).await.unwrap();
     drop(running);
     // The pooled connection may be found broken or still be there, which is ambiguous; then there is none.
-    let mut outcome = client.place_order(permit, &order(1)).await;
+    let mut outcome = client.place_order(permit, &order(1), in_time()).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !matches!(outcome, Err(Error::NotConnected { .. })) {
         assert!(tokio::time::Instant::now() < deadline, "{outcome:?}");
         let permit = client.prepare_order(&account()).await.unwrap();
-        outcome = client.place_order(permit, &order(1)).await;
+        outcome = client.place_order(permit, &order(1), in_time()).await;
     }
     assert!(handle.ledger().orders.is_empty());
 }
