@@ -268,7 +268,8 @@ impl Orders {
         self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str()).await
     }
 
-    /// Moves an order's key on, unless it stands for another order by now.
+    /// Moves an order's key on, unless it stands for another order by now. A key that leads to a request is never released: that
+    /// an order was accepted beats every word that it was not placed.
     pub(super) async fn move_key(
         &self,
         order_id: &str,
@@ -279,6 +280,7 @@ impl Orders {
         let cell = CellName::retained(ordered.key_cell.clone());
         if let Some(key) = Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
             && key.phase() != phase
+            && key.phase() != KeyPhase::Accepted
         {
             // A conflict means that somebody has read the order's log and said the same.
             key.advance(&*self.store, &cell, phase, request_id).await?;
