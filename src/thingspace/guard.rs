@@ -124,7 +124,7 @@ pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
         }
         return Step::Wait;
     }
-    if guard.rejections.saturating_add(guard.silences) >= REJECTIONS {
+    if guard.is_closed() {
         return Step::Stopped(Stopped::Closed);
     }
     let superseded = begun.accepted && guard.accepted_last != begun.fingerprint && !look.exclusive;
@@ -188,10 +188,14 @@ pub(super) fn report(
 }
 
 /// What an operator makes of a guard: everything may be tried once more. `None`: nothing was in the way.
+///
+/// The sum is forgotten only once it has stopped everything, when operators are told to log in elsewhere first, which clears
+/// what ThingSpace has counted. Before that, nobody's patience with a wrong password locks the user.
 pub(super) fn unblocked(mut guard: Guard) -> Option<Guard> {
     let before = guard.clone();
-    guard.rejections = guard.rejections.saturating_add(guard.silences).min(UNKNOWN_REJECTIONS);
-    guard.silences = 0;
+    if guard.is_closed() {
+        (guard.rejections, guard.silences) = (UNKNOWN_REJECTIONS, 0);
+    }
     for candidate in &mut guard.candidates {
         candidate.strikes = candidate.strikes.min(STRIKES - 1);
         (candidate.misses, candidate.rejected) = (0, false);
@@ -219,6 +223,11 @@ fn candidate(fingerprint: &[u8]) -> GuardCandidate {
 impl Guard {
     pub(super) fn candidate(&self, fingerprint: &[u8]) -> Option<&GuardCandidate> {
         self.candidates.iter().find(|candidate| candidate.fingerprint == fingerprint)
+    }
+
+    /// Nothing may be tried any more.
+    fn is_closed(&self) -> bool {
+        self.rejections.saturating_add(self.silences) >= REJECTIONS
     }
 
     /// Makes it the last one. The first goes where there are too many, but not what was accepted last.

@@ -232,7 +232,21 @@ fn an_operator_gives_everything_one_more_try() {
     let mut told = known();
     told.killed(0);
     let guard = unblocked(told.guard.take().unwrap()).unwrap();
-    assert_eq!((guard.rejections, guard.silences, guard.candidates[0].misses), (1, 0, 0));
+    assert_eq!((guard.rejections, guard.silences, guard.candidates[0].misses), (0, 1, 0));
+}
+
+/// Short of four rejections an operator may say so as often as they like.
+#[test]
+fn an_operator_cannot_wear_the_guard_out() {
+    let mut told = Told::default();
+    for rejections in 2..=REJECTIONS {
+        told.attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
+        assert_eq!(told.rejections(), rejections);
+        if rejections < REJECTIONS {
+            told.guard = unblocked(told.guard.take().unwrap());
+        }
+    }
+    told.stopped(2, Stopped::Closed);
 }
 
 #[test]

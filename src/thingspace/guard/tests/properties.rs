@@ -41,6 +41,8 @@ enum Event {
     File(usize, u8),
     /// Somebody changes the password at ThingSpace.
     Password(u8),
+    /// An operator lets everything be tried once more; after four rejections they log in elsewhere first, as they are told.
+    Unblock,
     Pass(u64),
 }
 
@@ -184,6 +186,15 @@ impl World {
             }
             Event::File(n, password) => self.processes[n % count].file = password,
             Event::Password(password) => self.password = password,
+            Event::Unblock => {
+                let Some(guard) = self.guard.clone() else { return };
+                if guard.is_closed() {
+                    (self.rejected, self.unseen) = (0, 0);
+                }
+                if let Some(next) = unblocked(guard) {
+                    self.swap(self.version, next);
+                }
+            }
             Event::Pass(seconds) => self.now += SECOND * u32::try_from(seconds).unwrap(),
         }
     }
@@ -198,6 +209,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => process.clone().prop_map(Event::Lose),
         2 => (process, 0..12_u8).prop_map(|(n, password)| Event::File(n, password)),
         1 => (0..3_u8).prop_map(Event::Password),
+        1 => Just(Event::Unblock),
         4 => (1..70_u64).prop_map(Event::Pass),
         1 => (300..400_u64).prop_map(Event::Pass),
     ]
