@@ -51,8 +51,9 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         let said = timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
         assert!(said.healthy && said.sentence.ends_with("The session there is goes on"), "{said:?}");
-        // Some looks later.
+        // Some looks later it still says what to do.
         tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(standing.borrow().sentence.contains("correct the files"), "{:?}", *standing.borrow());
     })
     .await;
     assert_eq!(world.handle.ledger().logins_rejected, 1, "it is not tried again while nothing needs it");
