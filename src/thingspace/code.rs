@@ -67,6 +67,8 @@ fn name(code: &str) -> (String, bool) {
 /// which a text in a code's place has room, is masked.
 pub(crate) fn shown(code: &str) -> String {
     let in_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    // As it would be read: what is left out joins what is before and behind it.
+    let code: String = code.chars().filter(|c| in_word(*c) || matches!(c, '.' | '_')).collect();
     let mut masked = String::with_capacity(code.len());
     for word in code.split_inclusive(|c| !in_word(c)) {
         let digits = word.bytes().filter(u8::is_ascii_digit).count();
@@ -77,11 +79,8 @@ pub(crate) fn shown(code: &str) -> String {
             masked.push_str(word.trim_start_matches(in_word));
         }
     }
+    masked.truncate(MAX_CODE_CHARS);
     masked
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-        .take(MAX_CODE_CHARS)
-        .collect()
 }
 
 /// What a refusal means, for people.
