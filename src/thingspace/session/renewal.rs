@@ -119,7 +119,16 @@ impl Tokens {
             return Err(Miss::void("the gateway stood still", Pace::QUICK));
         }
         match self.transport.send(endpoint, headers, body).await {
-            Ok(reply) => Ok(judge(&reply, parse)),
+            Ok(reply) => Ok(match judge(&reply, parse) {
+                // No bearer was sent: the API manager cannot look at anybody's.
+                Verdict::Stale(_)
+                    if matches!(endpoint, Endpoint::Token) && reply.status.is_server_error() =>
+                {
+                    let status = reply.status.as_u16();
+                    Verdict::Unclear { status, reason: format!("HTTP {status}, which blames a bearer") }
+                }
+                verdict => verdict,
+            }),
             Err(Failure::NotConnected(reason)) => Err(Miss::void(reason, Pace::QUICK)),
             Err(Failure::LeftAlone(wait)) => {
                 let fault = Fault { what: What::LeftAlone(wait), pace: Pace::QUICK };

@@ -248,6 +248,29 @@ async fn a_token_server_that_comes_back_is_found() {
     assert_eq!(world.handle.ledger().token_requests(), 2);
 }
 
+/// Its trouble is not the secret's, whatever code it says it with.
+#[tokio::test]
+async fn a_token_server_in_trouble_rejects_nobody() {
+    let world = configured(manual(), hasty).await;
+    let trouble = answer(500, r#"{"fault":{"code":"900900"}}"#);
+    world
+        .handle
+        .inject(Fault { times: Some(3), ..Fault::once(Endpoint::Token, When::BeforeEffect, trouble) });
+    let unavailable = |outcome: &Called| matches!(outcome, Err(Error::NotSent { .. }) | Ok(()));
+    let recovered = async {
+        loop {
+            let outcome = world.poll(&world.request()).await.map(drop);
+            assert!(unavailable(&outcome), "{outcome:?}");
+            if outcome.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, recovered).await.unwrap();
+    assert_eq!(world.handle.ledger().token_requests(), 4);
+}
+
 #[tokio::test]
 async fn a_missing_file_is_named_and_nothing_is_sent() {
     let world = world(manual()).await;
