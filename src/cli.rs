@@ -129,12 +129,11 @@ pub struct Health {
 }
 
 impl Cli {
-    /// The configuration file, for the commands that take one.
+    /// The configuration file, for the commands that go by all of it.
     pub fn config_file(&self) -> Option<&Path> {
         match &self.command {
             Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
-            Command::Operate(operate) => operate.remote().config.as_deref(),
-            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) => None,
+            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) | Command::Operate(_) => None,
         }
     }
 }

@@ -290,16 +290,23 @@ impl Config {
     /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
     /// `dev` and `simulate` begin with: they bring their own.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let given = match file {
-            Some(path) => Some((path, layers::parse(path, &read(path)?)?)),
-            None => None,
-        };
-        let (config, mut problems) = layers::merge(given, &environment());
+        let (config, mut problems) = layers::merge(given(file)?, &environment());
         problems.append(validate::bounds(&config));
         if file.is_some() {
             problems.append(validate::deployment(&config));
         }
         problems.or(config)
+    }
+
+    /// The socket of the gateway with this configuration, also if something else in it is wrong by now: a running gateway is
+    /// asked above all when something is.
+    pub fn socket_of(file: Option<&Path>) -> Result<PathBuf, Problems> {
+        let (config, mut problems) = layers::merge(given(file)?, &environment());
+        if config.control.socket.as_os_str().is_empty() && config.store.path.as_os_str().is_empty() {
+            problems.push("control.socket: is not set, nor is store.path: where is the gateway's socket?");
+            return Err(problems);
+        }
+        Ok(config.control_socket())
     }
 
     /// The socket on which the gateway answers its operators.
@@ -325,9 +332,12 @@ impl fmt::Display for Config {
     }
 }
 
-fn read(file: &Path) -> Result<String, Problems> {
-    std::fs::read_to_string(file)
-        .map_err(|error| Problems::one(format!("{}: cannot be read: {error}", file.display())))
+/// The file with the values in it.
+fn given(file: Option<&Path>) -> Result<Option<layers::Read<'_>>, Problems> {
+    let Some(file) = file else { return Ok(None) };
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Problems::one(format!("{}: cannot be read: {error}", file.display())))?;
+    Ok(Some((file, layers::parse(file, &text)?)))
 }
 
 fn environment() -> HashMap<String, String> {

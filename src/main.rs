@@ -37,6 +37,19 @@ fn main() -> ExitCode {
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
+    match &cli.command {
+        Command::Operate(command) => {
+            let remote = command.remote();
+            let socket =
+                remote.socket.clone().map_or_else(|| Config::socket_of(remote.config.as_deref()), Ok);
+            return match socket {
+                Ok(socket) => once(control::client::run(command, socket, &mut io::stdout())),
+                Err(problems) => refuse(&problems),
+            };
+        }
+        Command::Health(health) => return once(app::health(&health.address)),
+        _ => {}
+    }
     let config = match Config::load(cli.config_file()) {
         Ok(config) => config,
         Err(problems) => return refuse(&problems),
@@ -46,15 +59,6 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
-    }
-    match &cli.command {
-        Command::Operate(command) => {
-            let remote = command.remote().socket.clone();
-            let socket = remote.unwrap_or_else(|| config.control_socket());
-            return once(control::client::run(command, socket, &mut io::stdout()));
-        }
-        Command::Health(health) => return once(app::health(&health.address)),
-        _ => {}
     }
 
     let workers = thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);

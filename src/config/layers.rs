@@ -31,6 +31,9 @@ const FOREIGN: [(&str, &[&str]); 3] = [
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
 ];
 
+/// A file, and what is in it.
+pub(super) type Read<'a> = (&'a Path, Map<String, Value>);
+
 /// One value given by the user.
 struct Given {
     path: Vec<String>,
@@ -39,10 +42,7 @@ struct Given {
 }
 
 /// The configuration as far as it can be read, and what cannot. A value with a problem is left at its default.
-pub(super) fn merge(
-    file: Option<(&Path, Map<String, Value>)>,
-    env: &HashMap<String, String>,
-) -> (Config, Problems) {
+pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
     let mut problems = Problems::default();
     let mut given = Vec::new();

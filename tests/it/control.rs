@@ -134,6 +134,25 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     assert!(!socket.exists());
 }
 
+/// Above all then somebody asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_that_is_wrong_by_now_leads_to_the_gateway_all_the_same() {
+    let upstream = Upstream::manual().await;
+    let process = Process::serve(&upstream.quiet(), upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    std::fs::remove_file(upstream.dir.path().join("password")).unwrap();
+    let spoiled = std::fs::read_to_string(&file).unwrap() + "\n[pooling]\nmax = 5\n";
+    std::fs::write(&file, spoiled).unwrap();
+    assert!(told(&file, &["status"]).await.contains("ready"));
+    told(&file, &["orders", "unknown"]).await;
+    drop(process);
+
+    std::fs::write(&file, "[control]\n").unwrap();
+    let output = operate(&file, &["status"]).await;
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("control.socket"), "{}", text(&output.stderr));
+}
+
 /// One could be made by renaming, and no command would reach it.
 #[tokio::test]
 async fn a_path_that_is_too_long_for_a_socket_is_refused() {
