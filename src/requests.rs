@@ -219,6 +219,11 @@ impl Requests {
         Some(self.store.trouble().map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")))
     }
 
+    /// What is wrong with the store, for people.
+    pub fn store_trouble(&self) -> Option<String> {
+        self.store.trouble()
+    }
+
     /// How many events were read from the store since the start.
     pub fn events_read(&self) -> u64 {
         self.hub.events_read()

@@ -62,7 +62,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// behind is dead.
     fn exclusive(&self) -> bool;
 
-    /// Why the store cannot be used now, for people; `None` while it can.
+    /// Why the store cannot be used now, or could not be written to last time, for people; `None` while it can.
     fn trouble(&self) -> Option<String> {
         None
     }

@@ -15,8 +15,12 @@ pub(super) const PATH: &str = "/v1/status";
 pub(super) struct Status {
     /// Calls can be answered.
     pub(super) ready: bool,
+    /// Why not.
+    pub(super) waits_for: Option<String>,
     /// Its file, or where it is.
     pub(super) store: String,
+    /// Why it cannot be used now, or, where that shows only then, why it could not be written to last time.
+    pub(super) store_trouble: Option<String>,
     pub(super) open_requests: usize,
     pub(super) open_devices: usize,
     /// `None`: the store does not say.
@@ -53,7 +57,9 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
     let overview = subject.requests.overview();
     Json(Status {
         ready: overview.ready,
+        waits_for: subject.requests.waits_for(),
         store: subject.store.to_string(),
+        store_trouble: subject.requests.store_trouble(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
         unknown_orders: unknown,

@@ -57,6 +57,8 @@ struct Shared {
     room: Arc<Semaphore>,
     /// Absent while it is being reopened, and after the end.
     database: RwLock<Option<Database>>,
+    /// Why the last write failed, until one succeeds.
+    failure: Mutex<Option<String>>,
     epoch: u64,
     /// The sequence of the last event. Closed when the store is.
     end: watch::Receiver<u64>,
@@ -91,6 +93,7 @@ impl Embedded {
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
+            failure: Mutex::default(),
             epoch,
             end,
         });
@@ -150,6 +153,11 @@ impl Store for Embedded {
 
     fn exclusive(&self) -> bool {
         true
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.as_ref().map(|failure| format!("the last write failed: {failure}"))
     }
 
     async fn close(&self) {
@@ -215,6 +223,11 @@ impl Shared {
     fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         Ok(database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
+    }
+
+    /// How the last write ended; returns how the one before did.
+    fn wrote(&self, failure: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *self.failure.lock().unwrap_or_else(PoisonError::into_inner), failure)
     }
 
     fn put_database(&self, database: Option<Database>) -> Option<Database> {

@@ -19,6 +19,7 @@ use tonic::Code;
 
 use crate::{
     harness::*,
+    nats_server::NatsServer,
     process::{run, text},
 };
 
@@ -151,6 +152,29 @@ async fn a_configuration_that_is_wrong_by_now_leads_to_the_gateway_all_the_same(
     let output = operate(&file, &["status"]).await;
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("control.socket"), "{}", text(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_says_what_is_wrong_with_the_store() {
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::stopped_with(""));
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let file = write_config(&config, upstream.dir.path());
+    let gateway = Gateway::launch(config).await;
+    let says = async |ready: bool, away: bool| {
+        let status = json(&file, &["status"]).await;
+        let names_it =
+            |key: &str| status[key].as_str().is_some_and(|why| why.contains("not connected to NATS"));
+        (&status["ready"], names_it("waits_for"), names_it("store_trouble")) == (&ready.into(), !ready, away)
+    };
+    eventually("it waits for NATS", async || says(false, true).await).await;
+    nats.restart().await;
+    eventually("it is ready", async || says(true, false).await).await;
+    nats.kill();
+    eventually("its store is away", async || says(true, true).await).await;
+    let said = told(&file, &["status"]).await;
+    let store = format!("store                 gw at {}: not connected to NATS", nats.url());
+    assert!(said.starts_with("ready                 yes\n") && said.contains(&store), "{said}");
+    gateway.stop().await;
 }
 
 /// One could be made by renaming, and no command would reach it.

@@ -22,9 +22,17 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
     let unknown = status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
+    let ready = match &status.waits_for {
+        Some(obstacle) => format!("no: {obstacle}"),
+        None => if status.ready { "yes" } else { "no" }.to_owned(),
+    };
+    let store = match &status.store_trouble {
+        Some(trouble) => format!("{}: {trouble}", status.store),
+        None => status.store.clone(),
+    };
     let mut rows = vec![
-        ["ready".to_owned(), if status.ready { "yes" } else { "no" }.to_owned()],
-        ["store".to_owned(), status.store.clone()],
+        ["ready".to_owned(), ready],
+        ["store".to_owned(), store],
         ["open requests".to_owned(), status.open_requests.to_string()],
         ["open devices".to_owned(), status.open_devices.to_string()],
         ["unknown orders".to_owned(), unknown],

@@ -46,8 +46,6 @@ struct Committer {
     retention: Duration,
     /// Set while the file cannot be reopened.
     down: Option<Down>,
-    /// From a failure to the next commit, so that each is logged once.
-    failing: bool,
 }
 
 struct Down {
@@ -64,8 +62,7 @@ pub(super) fn start(
     tail: Tail,
     retention: Duration,
 ) -> io::Result<()> {
-    let mut committer =
-        Committer { shared, queue, publish, opener, tail, retention, down: None, failing: false };
+    let mut committer = Committer { shared, queue, publish, opener, tail, retention, down: None };
     thread::Builder::new().name("store".into()).spawn(move || committer.run())?;
     Ok(())
 }
@@ -149,8 +146,7 @@ impl Committer {
         let Err(error) = caught(|| Ok(txn.commit()?)) else {
             self.tail = tail;
             self.publish.send_replace(tail.sequence);
-            if self.failing {
-                self.failing = false;
+            if self.shared.wrote(None).is_some() {
                 tracing::info!("the store writes again");
             }
             return Ok(());
@@ -184,8 +180,8 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &redb::Error) {
-        if !self.failing {
-            self.failing = true;
+        // From a failure to the next commit it is logged once.
+        if self.shared.wrote(Some(error.to_string())).is_none() {
             tracing::error!(%error, "the store failed; its file is reopened until it works");
         }
         self.shared.drop_database();

@@ -63,8 +63,13 @@ async fn full() {
     let (_folder, path) = place();
     let (store, disk) = Disk::store(&path, CACHE);
     let fill = async || disk.set(Fault::Growth(ErrorKind::StorageFull));
-    let free = async || disk.set(Fault::None);
+    let free = async || {
+        let trouble = store.trouble().unwrap();
+        assert!(trouble.starts_with("the last write failed"), "{trouble}");
+        disk.set(Fault::None);
+    };
     contract::full(&store, fill, free).await;
+    assert_eq!(store.trouble(), None);
 }
 
 #[tokio::test]
