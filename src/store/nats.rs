@@ -122,8 +122,8 @@ impl Nats {
             end: end.clone(),
         });
         tokio::spawn({
-            let shared = Arc::clone(&shared);
-            async move { shared.end.run_until_cancelled(shared.keep(&wanted)).await }
+            let (shared, servers) = (Arc::clone(&shared), settings.url.clone());
+            async move { shared.end.run_until_cancelled(shared.keep(&wanted, &servers)).await }
         });
         Ok(Self { shared, _end: end.drop_guard() })
     }
@@ -198,14 +198,14 @@ impl fmt::Debug for Nats {
 
 impl Shared {
     /// Looks after the streams: each time the connection is made, and when somebody misses them.
-    async fn keep(&self, wanted: &Wanted) {
+    async fn keep(&self, wanted: &Wanted, servers: &str) {
         let mut link = self.link.state.clone();
         let (mut known, mut failures, mut said) = (false, 0, false);
         loop {
             let state = link.borrow_and_update().clone();
             if !state.up {
                 if let Some(error) = state.complaint.as_ref().filter(|_| !said) {
-                    tracing::warn!(error, "cannot connect to NATS; trying on");
+                    tracing::warn!(servers, error, "cannot connect to NATS; trying on");
                     said = true;
                 }
                 let why = state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
