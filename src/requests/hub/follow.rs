@@ -1,6 +1,7 @@
 //! Following the store: from the low-water mark to the end, and on; and keeping house meanwhile.
 
 use std::{
+    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -66,27 +67,40 @@ impl Hub {
         stop.run_until_cancelled(load).await.flatten()
     }
 
+    /// House is kept beside it: while the cells are away, events are folded all the same.
     async fn follow_from(&self, from: Option<Position>) -> store::Lost {
-        let mut followed = self.store.follow(from);
-        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        tokio::select! {
+            lost = self.fold_all(from) => lost,
+            never = self.housekeeping() => match never {},
+        }
+    }
+
+    async fn housekeeping(&self) -> Infallible {
+        let mut tick = tokio::time::interval(HOUSEKEEPING);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                item = followed.next() => match item {
-                    Some(Followed::Event(log, entry)) => {
-                        self.events_read.fetch_add(1, Ordering::Relaxed);
-                        self.fold(&log, &entry).await;
-                        self.progress.send_modify(|p| p.folded = Some(entry.position));
-                    }
-                    Some(Followed::CaughtUp(position)) => {
-                        debug!(sequence = position.sequence, "caught up with the store");
-                        self.progress.send_modify(|p| *p = Progress { folded: Some(position.max(p.folded.unwrap_or(position))), caught_up: true });
-                    }
-                    Some(Followed::Lost(lost)) => return lost,
-                    // Closed by us: the stop token comes next.
-                    None => std::future::pending().await,
-                },
-                _ = housekeeping.tick() => self.keep_house().await,
+            tick.tick().await;
+            self.keep_house().await;
+        }
+    }
+
+    async fn fold_all(&self, from: Option<Position>) -> store::Lost {
+        let mut followed = self.store.follow(from);
+        loop {
+            match followed.next().await {
+                Some(Followed::Event(log, entry)) => {
+                    self.events_read.fetch_add(1, Ordering::Relaxed);
+                    self.fold(&log, &entry).await;
+                    self.progress.send_modify(|p| p.folded = Some(entry.position));
+                }
+                Some(Followed::CaughtUp(position)) => {
+                    debug!(sequence = position.sequence, "caught up with the store");
+                    let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
+                    self.progress.send_modify(|p| *p = Progress { folded: Some(folded(p)), caught_up: true });
+                }
+                Some(Followed::Lost(lost)) => return lost,
+                // Closed by us: the stop token comes next.
+                None => std::future::pending().await,
             }
         }
     }
@@ -200,6 +214,8 @@ impl Hub {
 
     pub(super) async fn keep_house(&self) {
         let mut dropped = 0;
+        // Before the projection is looked at: what it says of everything up to here, it says then.
+        let Progress { folded, caught_up } = *self.progress.borrow();
         let oldest_open = {
             let mut projection = lock(&self.projection);
             let expired = |tracked: &Arc<Tracked>| {
@@ -225,10 +241,9 @@ impl Hub {
                 .filter_map(|order| order.first);
             requests.chain(orders).min()
         };
-        let folded = self.progress.borrow().folded;
         // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
         if let Some(mark) = oldest_open.into_iter().chain(folded).min()
-            && self.is_caught_up()
+            && caught_up
             && let Err(error) = LowWater::raise(&*self.store, mark).await
         {
             warn!(%error, "cannot raise the low-water mark; the next start reads more than it has to");
