@@ -9,6 +9,7 @@ use thingspace_gateway::{
     callbacks::registration::Registration,
     identity::AccountName,
     proto::esim::{RequestState, watch_request_response::Event},
+    requests::Settlement,
     simulator::{Endpoint, Fault, Gate, Outcome, What, When},
 };
 use tonic::Code;
@@ -113,6 +114,41 @@ async fn one_key_is_one_order_at_whatever_replicas() {
     // Which stands for one order, and no other.
     let other = place(&mut clients[1].clone(), "key-0", [1_000]).await.unwrap_err();
     assert_eq!(kind(&other), (Code::InvalidArgument, "IDEMPOTENCY_KEY_REUSED".to_owned()));
+    stop(gateways).await;
+}
+
+/// A sender that was taken for lost comes back after an operator has found out what became of its order: not even its own word that
+/// nothing was placed sets the key free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_order_was_settled_as_stays() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let mut config = upstream.quiet();
+    config.thingspace.order_timeout = Duration::from_millis(300);
+    let gateways = upstream.replicas(&config, &nats.url()).await;
+    let mut clients = join_all(gateways.iter().map(Gateway::client)).await;
+    place(&mut clients[0], "before", [0]).await.unwrap();
+    // It is turned away, and has no session to be sent again with, until long after its lease.
+    upstream.sim.expire_sessions();
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
+    let mut sender = clients[0].clone();
+    let late = tokio::spawn(async move { place(&mut sender, "k", [1]).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Login) == 1).await;
+    let unknown = place(&mut clients[1], "k", [1]).await.unwrap_err();
+    assert_eq!(kind(&unknown), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    let order_id = unknown.get_details_error_info().unwrap().metadata["orderId"].clone();
+    let placed = upstream.sim.add_request(upstream.accounts[0].clone(), []);
+    let settlement = Settlement::AcceptedAs(placed.clone());
+    within("a settlement", gateways[1].requests.settle_order(&order_id, settlement)).await.unwrap();
+
+    gate.open();
+    let late = within("the sender's answer", late).await.unwrap().unwrap_err();
+    assert_eq!(kind(&late), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
+    for client in &mut clients {
+        assert_eq!(place(client, "k", [1]).await.unwrap(), placed);
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.calls(Endpoint::Download), ledger.orders.len()), (2, 1), "sent once, turned away");
     stop(gateways).await;
 }
 
