@@ -187,6 +187,11 @@ REFUSED = [
     ("embedded", {"replicas": 1}, "replicas"),
     ("nats", {"store": {"nats": {"url": ""}}}, "store.nats.url"),
     ("nats", {"store": {"nats": {"url": "http://nats"}}}, "nats/url"),
+    # A secret is no value.
+    ("nats", {"store": {"nats": {"url": "nats://user:password@nats:4222"}}}, "nats/url"),
+    ("nats", {"store": {"nats": {"tls": {"caKey": ""}}}}, "store.nats.tls"),
+    ("embedded", {"bindAddress": "::"}, "bindAddress"),
+    ("embedded", {"bindAddress": "localhost"}, "bindAddress"),
     ("nats", {"store": {"nats": {"urlKey": "url"}}}, "leave one out"),
     ("nats", {"store": {"nats": {"url": "", "urlKey": "url", "existingSecret": ""}}}, "store.nats.existingSecret"),
     ("nats", {"store": {"nats": {"tls": {"certKey": "tls.crt"}}}}, "belong together"),

@@ -33,6 +33,9 @@
 {{- $problems = append $problems "store.nats.existingSecret: is required for store.nats.urlKey" -}}
 {{- end -}}
 {{- with $v.store.nats.tls -}}
+{{- if and .existingSecret (not .caKey) (not .certKey) -}}
+{{- $problems = append $problems "store.nats.tls: nothing of existingSecret is used; set caKey, or certKey and keyKey" -}}
+{{- end -}}
 {{- if and .existingSecret (ne (empty .certKey) (empty .keyKey)) -}}
 {{- $problems = append $problems "store.nats.tls: certKey and keyKey belong together; set both or none" -}}
 {{- end -}}
