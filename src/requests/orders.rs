@@ -208,8 +208,8 @@ impl Orders {
         error!(
             order.id = key.order_id(),
             sent = %key.sent_time(),
-            "an order was interrupted while it was sent and its fate is unknown; look it up in ThingSpace, \
-             it is not sent again"
+            "an order was interrupted while it was sent and its fate is unknown; it is not sent again: look it up in \
+             ThingSpace, then run `thingspace-gateway orders settle`"
         );
         Ok(true)
     }

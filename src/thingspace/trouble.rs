@@ -34,7 +34,11 @@ impl Trouble {
         let Some(calls) = self.due(error, Instant::now()) else { return };
         match error {
             Error::CredentialsRejected { .. } => {
-                tracing::error!(credentials, calls, "ThingSpace refuses calls, also with renewed tokens");
+                tracing::error!(
+                    credentials,
+                    calls,
+                    "ThingSpace refuses calls, also with renewed tokens: see whether user and application may use the API"
+                );
             }
             error => tracing::warn!(credentials, calls, "calls to ThingSpace fail: {error}"),
         }

@@ -298,7 +298,8 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
                 account = %order.account,
                 devices = order.devices.len(),
                 reason,
-                "an order was sent and its fate is unknown; look it up in ThingSpace, it is not sent again"
+                "an order was sent and its fate is unknown; it is not sent again: look it up in ThingSpace, then run \
+                 `thingspace-gateway orders settle`"
             );
             return (Came::Unknown, Err(unknown(order_id, flight.sent_time, None)));
         }
