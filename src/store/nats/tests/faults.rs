@@ -196,6 +196,24 @@ async fn a_recreated_stream_is_another_store() {
     assert_eq!(timeout(store.follow(Some(old)).next()).await, Some(Followed::Lost(Lost::Replaced)));
 }
 
+/// Events that somebody deleted never come, and a follower does not wait for them.
+#[tokio::test]
+async fn a_follower_catches_up_although_the_last_events_are_gone() {
+    let (server, store) = new().await;
+    let log = contract::new_log();
+    let kept = contract::append(&*store, &log, "kept").await.unwrap();
+    let gone = contract::append(&*store, &log, "gone").await.unwrap();
+    let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
+    assert!(stream.delete_message(gone.sequence).await.unwrap());
+    let mut followed = store.follow(None);
+    let (events, caught_up) = timeout(contract::catch_up(&mut followed)).await;
+    assert_eq!(events.into_iter().map(|(_, entry)| entry.position).collect::<Vec<_>>(), [kept]);
+    assert_eq!(caught_up, gone);
+    let next = contract::append(&*store, &log, "next").await.unwrap();
+    let Some(Followed::Event(_, entry)) = timeout(followed.next()).await else { panic!("no event") };
+    assert_eq!(entry.position, next);
+}
+
 /// Nobody recreates the stream: the store does.
 #[tokio::test]
 async fn a_deleted_stream_is_made_again() {
