@@ -1,5 +1,6 @@
-//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a read, on the embedded store, on one
-//! NATS server and on three. Everything runs on this machine, so that there is no network in it and the disk is shared.
+//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a read, and the way from a callback to
+//! a watcher through a whole gateway, on the embedded store, on one NATS server and on three. Everything runs on this machine,
+//! so that there is no network in it and the disk is shared.
 //!
 //! `cargo bench --profile quick --bench store`
 
@@ -9,9 +10,21 @@
     reason = "a bench that cannot go on has failed; it prints what it measured"
 )]
 
+#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
+#[path = "../tests/it/harness.rs"]
+mod harness;
+
 #[expect(dead_code, unreachable_pub, reason = "shared with tests that do more to their servers")]
 #[path = "../tests/it/nats_server.rs"]
 mod nats_server;
+
+#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
+#[path = "../tests/it/fleet.rs"]
+mod replicas;
+
+#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
+#[path = "../tests/it/callbacks/sender.rs"]
+mod sender;
 
 use std::{
     fs,
@@ -21,7 +34,9 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all};
+use harness::{Gateway, Upstream, device, place, watch as watch_request};
 use nats_server::{NatsCluster, NatsServer};
+use sender::{Sender, about};
 use thingspace_gateway::{
     config::{self, Config},
     store::{CellName, Followed, LogName, MAX_READ, Position, Store, Swap, embedded::Embedded, nats::Nats},
@@ -44,22 +59,29 @@ const EACH: usize = 100;
 /// How many events a log has that is read.
 const READ: usize = 10;
 
+/// One after the other.
+const CALLBACKS: usize = 500;
+
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     println!("{}\n", machine());
     println!(
-        "| store | append p50, p99 | {WRITERS} writers | own-write wait p50, p99 | swap p50, p99 | load p50, p99 | read of {READ} p50, p99 |"
+        "| store | append p50, p99 | {WRITERS} writers | own-write wait p50, p99 | swap p50, p99 | load p50, p99 | read of {READ} p50, p99 | \
+         callback to watcher p50, p99 |"
     );
-    println!("|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|");
     let folder = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(&folder.path().join("store.redb"), RETENTION).unwrap();
-    let first = measure("embedded", Arc::new(embedded), None).await;
+    let told = callback_to_watcher(None).await;
+    let first = measure("embedded", Arc::new(embedded), told, None).await;
     {
         let server = NatsServer::start().await;
-        measure("NATS, 1 server", nats(&server.url(), 1).await, Some(&first)).await;
+        let told = callback_to_watcher(Some((&server.url(), 1))).await;
+        measure("NATS, 1 server", nats(&server.url(), 1).await, told, Some(&first)).await;
     }
     let cluster = NatsCluster::start().await;
-    measure("NATS, 3 servers", nats(&cluster.url(), 3).await, Some(&first)).await;
+    let told = callback_to_watcher(Some((&cluster.url(), 3))).await;
+    measure("NATS, 3 servers", nats(&cluster.url(), 3).await, told, Some(&first)).await;
 }
 
 async fn nats(url: &str, replicas: usize) -> Arc<dyn Store> {
@@ -89,24 +111,27 @@ struct Measured {
     swap: Times,
     load: Times,
     read: Times,
+    told: Times,
 }
 
-async fn measure(name: &str, store: Arc<dyn Store>, first: Option<&Measured>) -> Measured {
+async fn measure(name: &str, store: Arc<dyn Store>, told: Times, first: Option<&Measured>) -> Measured {
     let (append, wait) = append_and_wait(&store).await;
     let (swap, load) = swap_and_load(&*store).await;
-    let measured = Measured { append, rate: many(&store).await, wait, swap, load, read: read(&*store).await };
+    let (rate, read) = (many(&store).await, read(&*store).await);
+    let measured = Measured { append, rate, wait, swap, load, read, told };
     let rate = match first {
         Some(first) => format!("{:.0}/s ({:.2})", measured.rate, measured.rate / first.rate),
         None => format!("{:.0}/s", measured.rate),
     };
     let show = |times: fn(&Measured) -> &Times| times(&measured).show(first.map(times));
     println!(
-        "| {name} | {} | {rate} | {} | {} | {} | {} |",
+        "| {name} | {} | {rate} | {} | {} | {} | {} | {} |",
         show(|of| &of.append),
         show(|of| &of.wait),
         show(|of| &of.swap),
         show(|of| &of.load),
         show(|of| &of.read),
+        show(|of| &of.told),
     );
     store.close().await;
     measured
@@ -184,6 +209,35 @@ async fn read(store: &dyn Store) -> Times {
         reads.push(began);
     }
     reads
+}
+
+/// From before a callback is sent until a watcher has the change, through a gateway over this NATS, or with the embedded store.
+async fn callback_to_watcher(nats: Option<(&str, usize)>) -> Times {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    if let Some((url, replicas)) = nats {
+        config = upstream.replica(&config, url, replicas, 0);
+        // Its streams are not those that are measured by themselves.
+        "watched".clone_into(&mut config.store.nats.prefix);
+    }
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", 0..CALLBACKS).await.unwrap();
+    let mut watching = watch_request(&mut client, &id, "").await.unwrap();
+    watching.event().await;
+    let (sender, mut told) = (Sender::new(&gateway), Times::default());
+    for n in 0..CALLBACKS {
+        let body = about(&id, &device(n), "Success");
+        let began = Instant::now();
+        let heard = async {
+            watching.event().await;
+            told.push(began);
+        };
+        let (status, ()) = tokio::join!(sender.post(&body), heard);
+        assert_eq!(status, 200);
+    }
+    gateway.stop().await;
+    told
 }
 
 /// Of many operations of one kind.
