@@ -144,6 +144,8 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
         told.len(),
         told.iter().filter(|(_, told)| told.is_none()).count()
     );
-    assert_nothing_ordered_twice(&fleet.upstream.sim.ledger());
+    let ledger = fleet.upstream.sim.ledger();
+    assert_nothing_ordered_twice(&ledger);
+    assert_eq!(ledger.logins(), 1, "whatever becomes of what is stored, the session goes on");
     fleet.stop().await;
 }
