@@ -91,11 +91,11 @@ fn a_profile_and_a_fault_are_kept() {
 fn what_is_shown_later_is_short_and_masked() {
     let long = "x".repeat(1000);
     let said = with(&format!(
-        r#""faultResponse":{{"faultcode":"A.{EID}<b>{long}","faultstring":"a\n{EID}, {ICCID}; 123456 {MDN}{long}"}},
+        r#""faultResponse":{{"faultcode":"A.{EID}.<b>{long}","faultstring":"a\n{EID}, {ICCID}; 123456 {MDN}{long}"}},
         "deviceResponse":{{"deviceProfileResponse":{{"state":"{EID}","profileStatus":"{long}"}}}}"#
     ));
     let (fault, profile) = (said.fault.unwrap(), said.profile.unwrap());
-    assert!(fault.code.starts_with("A._bxxx"), "{}", fault.code);
+    assert!(fault.code.starts_with("A._.bxxx"), "{}", fault.code);
     assert!(fault.message.starts_with("a …4038, …3820; 123456 …1234xxx"), "{}", fault.message);
     assert_eq!((fault.code.len(), fault.message.chars().count()), (128, MAX_MESSAGE));
     assert_eq!((&*profile.state, profile.status.len()), ("…4038", MAX_WORD));
