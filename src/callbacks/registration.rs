@@ -14,7 +14,6 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
-use uuid::Uuid;
 
 use self::{
     address::{Address, Whose},
@@ -199,6 +198,5 @@ impl Registration {
 
 /// Within a tenth of it, so that replicas and accounts drift apart.
 fn jittered(wait: Duration) -> Duration {
-    let random = u32::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
-    wait.mul_f64(0.9 + 0.2 * f64::from(random) / f64::from(u32::MAX))
+    wait.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -273,8 +273,8 @@ impl State {
     }
 }
 
-/// A random half to the whole of it.
-fn jittered(penalty: Duration, roll: f64) -> Duration {
+/// A random half to the whole of it, so that replicas do not meet again and again. `roll` is a random number from 0 to 1.
+pub(super) fn jittered(penalty: Duration, roll: f64) -> Duration {
     penalty.mul_f64(f64::midpoint(1.0, roll))
 }
 

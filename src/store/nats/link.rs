@@ -10,7 +10,6 @@ use async_nats::{
     jetstream::{Context, context::ContextBuilder},
 };
 use tokio::sync::watch;
-use uuid::Uuid;
 
 use super::names::Names;
 use crate::{config, secret_file, store::StoreError};
@@ -140,8 +139,7 @@ fn reconnect_after(attempt: usize) -> Duration {
 pub(super) fn backoff(failures: usize, least: Duration, most: Duration) -> Duration {
     let doublings = u32::try_from(failures.min(16)).expect("16 fits");
     let full = least.saturating_mul(1 << doublings).min(most);
-    let random = u32::from_le_bytes(*Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
-    full.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+    full.mul_f64(0.5 + 0.5 * fastrand::f64())
 }
 
 #[cfg(test)]

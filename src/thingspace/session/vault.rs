@@ -5,7 +5,7 @@
 //! is stored in the same write that says that its credentials were accepted. Time is what this process has seen pass.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::{
+    lock,
     secrets::{Fingerprint, Identity},
     slot::{Fault, Minted, Pace, Token, TokenId, What},
     standing::Trouble,
@@ -25,7 +26,10 @@ use super::{
 use crate::{
     proto::storage::{Guard, GuardAttempt},
     store::{CellName, Store, StoreError, Swap, Version, decode_cell},
-    thingspace::guard::{self, FORMAT, Later, Look, Report, Step, Terms},
+    thingspace::{
+        breaker::jittered,
+        guard::{self, FORMAT, Later, Look, Report, Step, Terms},
+    },
 };
 
 /// What a lease adds to the time an attempt may take, for the writes around it.
@@ -224,7 +228,7 @@ impl Vault {
                         warn!(cell = identity.cell.name, "an attempt to get a token was never reported");
                     }
                 }
-                Step::Wait => tokio::time::sleep(jittered(LOOK_AGAIN)).await,
+                Step::Wait => tokio::time::sleep(jittered(LOOK_AGAIN, fastrand::f64())).await,
                 Step::Later(wait, why) => return Err(not_yet(wait, why)),
                 Step::Stopped(stopped) => {
                     let fault = Fault { what: What::Stopped, pace: Pace::RECHECK };
@@ -295,7 +299,7 @@ impl Vault {
         let (vault, cell) = (Arc::downgrade(self), cell.clone());
         self.tasks.spawn(async move {
             loop {
-                tokio::time::sleep(jittered(RETRY)).await;
+                tokio::time::sleep(jittered(RETRY, fastrand::f64())).await;
                 let Some(vault) = vault.upgrade() else { return };
                 match vault.report(&cell, &attempt, &report).await {
                     Ok(()) => {
@@ -393,14 +397,4 @@ impl From<StoreError> for NoTurn {
     fn from(error: StoreError) -> Self {
         Self { fault: Fault { what: What::Store(error), pace: Pace::RECHECK }, trouble: None }
     }
-}
-
-/// Between the half and the whole, so that replicas do not meet again and again.
-fn jittered(wait: Duration) -> Duration {
-    let random = u32::from(Uuid::new_v4().as_bytes()[0]);
-    wait / 2 + wait * random / 512
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
