@@ -16,7 +16,7 @@ mod contract;
 
 pub use cell::{decode_cell, load_or_create};
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -64,6 +64,43 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Why the store cannot be used now, or could not be written to last time, for people; `None` while it can.
     fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// What the store has forgotten, as far as it can tell; `None`: nothing. While something is lost, every call is refused
+    /// with [`StoreError::Unavailable`], until an operator accepts the loss.
+    fn loss(&self) -> Option<Loss> {
+        None
+    }
+
+    /// An operator accepts that something is lost. The store begins a new epoch and can be used again. Returns what was
+    /// accepted; without a loss it begins a new epoch only if `restored` says that a backup was restored.
+    async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
+        let _ = restored;
+        Ok(None)
+    }
+
+    /// True once permanent cells were lost and an operator accepted it. From then on a missing cell proves nothing: it
+    /// may have been there.
+    fn has_lost_cells(&self) -> bool {
+        false
+    }
+
+    /// Since when the store remembers everything: it was made then, or a loss was accepted then. `None`: not known yet.
+    fn remembers_since(&self) -> Option<Timestamp> {
+        None
+    }
+
+    /// How old an event is at least, by the store's own clock, which no wrong clock of a host can move ahead. `time` is the
+    /// event's time stamp.
+    fn age(&self, position: Position, time: Timestamp) -> Duration {
+        let _ = position;
+        Timestamp::now().duration_since(time).try_into().unwrap_or_default()
+    }
+
+    /// Why there is no room for new orders, for people; `None`: there is. Outcomes, polls and callbacks of the orders
+    /// that are known still fit.
+    fn shortage(&self) -> Option<String> {
         None
     }
 
@@ -173,6 +210,15 @@ pub enum Lost {
     Replaced,
     /// Events after the position have expired.
     TooOld,
+}
+
+/// What a store has forgotten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// In a sentence for operators, without an end point: which store or stream forgot what.
+    pub what: String,
+    /// When this process noticed, by the host's clock.
+    pub noticed: Timestamp,
 }
 
 /// Grows with each swap of a cell.
