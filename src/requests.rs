@@ -22,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
@@ -75,6 +76,12 @@ async fn append(
         }
     }
     store.append(log, id, bytes).await
+}
+
+/// How old a log is at least, by the store's own time, given the position and the time stamp of its
+/// first event. Zero without an event.
+fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration {
+    first.map_or(Duration::ZERO, |first| store.age(first, time))
 }
 
 /// What a caller may do with requests.
@@ -362,10 +369,10 @@ impl Requests {
         let (owned, age) = {
             let request = &tracked.lock().request;
             let owned = request.account.as_ref() == Some(account);
-            (owned, jiff::Timestamp::now().duration_since(request.create_time))
+            (owned, age(&*self.store, request.first, request.create_time))
         };
         // A log whose first events may have expired is never shown.
-        let expired = Duration::try_from(age).is_ok_and(|age| age > self.limits.retention);
+        let expired = age > self.limits.retention;
         if owned && !expired { Ok(Attached { tracked, changes }) } else { Err(Error::RequestNotFound) }
     }
 }

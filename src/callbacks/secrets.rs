@@ -324,7 +324,8 @@ impl Inner {
 
     fn is_recent(&self, old: &storage::ReplacedPair) -> bool {
         let age = Timestamp::now().as_millisecond().saturating_sub(old.replaced_time_ms);
-        u64::try_from(age).is_ok_and(|age| Duration::from_millis(age) < self.grace)
+        // Negative where the replica that replaced the pair has a clock ahead of this one: no age.
+        Duration::from_millis(u64::try_from(age).unwrap_or(0)) < self.grace
     }
 
     fn replace(&self, stored: &mut storage::CallbackPair, code: Vec<u8>) {

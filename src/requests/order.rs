@@ -1,7 +1,5 @@
 //! The fold of an order's log: what became of an order. Pure, like the fold of a request.
 
-use std::time::Duration;
-
 use jiff::Timestamp;
 
 use super::event::{self, Kind};
@@ -32,11 +30,6 @@ pub struct Order {
 }
 
 impl Order {
-    /// How long ago it was sent.
-    pub fn age(&self, now: Timestamp) -> Duration {
-        now.duration_since(self.sent_time).try_into().unwrap_or(Duration::ZERO)
-    }
-
     pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) {
         if self.first.is_none() {
             self.first = Some(position);
@@ -129,8 +122,7 @@ mod tests {
         let order = fold([ordered("first"), ordered("second")]);
         assert_eq!(order.ordered.as_ref().map(|o| o.service_plan.as_str()), Some("first"));
         assert_eq!(order.first, Some(Position { epoch: 7, sequence: 1 }));
-        assert_eq!(order.age(Timestamp::from_second(31).unwrap()), Duration::from_secs(30));
-        assert_eq!(order.age(Timestamp::from_second(0).unwrap()), Duration::ZERO);
+        assert_eq!(order.sent_time, Timestamp::from_second(1).unwrap());
     }
 
     #[test]

@@ -10,7 +10,6 @@ mod schedule;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use prost::Message;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +17,7 @@ use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::{
-    append,
+    age, append,
     asker::{Asker, For},
     error::Error,
     event::Kind,
@@ -157,7 +156,10 @@ impl Poller {
                 }
             };
         }
-        let created = tracked.lock().request.create_time;
+        let (first, created) = {
+            let request = &tracked.lock().request;
+            (request.first, request.create_time)
+        };
         let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
         let counted = match self.claim(id, seen, rest_after(took)).await {
             Ok(Claim::Ours(counted)) => counted,
@@ -180,8 +182,8 @@ impl Poller {
         if tracked.withheld_until().is_some() {
             return Polled::Again(counted);
         }
-        let age = Timestamp::now().duration_since(created);
-        if age >= jiff::SignedDuration::try_from(self.config.give_up).unwrap_or(jiff::SignedDuration::MAX) {
+        // Giving up cannot be undone, so no wall clock may bring it about.
+        if age(&*self.store, first, created) >= self.config.give_up {
             return self.give_up(id).await;
         }
         Polled::Again(counted)

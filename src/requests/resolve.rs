@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    append,
+    age, append,
     event::{Kind, Once},
     hub::Hub,
     key::Key,
@@ -262,7 +262,7 @@ impl Resolver {
 
     async fn follow(&self, order_id: &str, request: &RequestId) -> Result<Followed, FollowError> {
         let Some(order) = self.hub.undecided_order(order_id) else { return Ok(Followed::Waiting) };
-        let age = order.age(Timestamp::now());
+        let age = age(&*self.store, order.first, order.sent_time);
         let Some(ordered) = order.ordered else {
             return Ok(Followed::Nothing("an order of a newer gateway"));
         };

@@ -5,7 +5,9 @@
 //! way is looked up in it, so that an answer is ambiguous only if that takes longer than `SETTLE_WITHIN` (2 s). Never
 //! keeps a read transaction while waiting, never re-uses a position, never panics because redb did.
 
+mod ages;
 mod batch;
+mod clock;
 mod committer;
 mod file;
 mod follower;
@@ -18,13 +20,14 @@ mod tests;
 use std::{
     fmt, panic,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use jiff::Timestamp;
 use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
@@ -32,7 +35,11 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::batch::{Answer, Command};
+use self::{
+    ages::Ages,
+    batch::{Answer, Command},
+    tables::Entered,
+};
 use super::{
     CellName, Entry, Followed, LogName, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
     Versioned,
@@ -59,6 +66,7 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// Why the last write failed, until one succeeds.
     failure: Mutex<Option<String>>,
+    ages: Mutex<Ages>,
     epoch: u64,
     /// The sequence of the last event. Closed when the store is.
     end: watch::Receiver<u64>,
@@ -66,7 +74,7 @@ struct Shared {
 
 impl Embedded {
     /// Opens the file, or creates it (and its folder) for this user only. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), go after `retention`.
+    /// [`Retained`](super::CellLife::Retained), are removed after `retention`, in running time ([`ages`]).
     ///
     /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of the file is free.
     pub fn open(path: &Path, retention: Duration) -> Result<Self, StoreError> {
@@ -80,13 +88,14 @@ impl Embedded {
     }
 
     fn open_with(path: &Path, retention: Duration, opener: file::Opener) -> Result<Self, StoreError> {
-        let (database, epoch, tail) = caught(|| {
+        let (database, entered) = caught(|| {
             let database = opener()?;
-            let (epoch, tail) = tables::enter(&database)?;
-            Ok((database, epoch, tail))
+            let entered = tables::enter(&database)?;
+            Ok((database, entered))
         })
         .map_err(|error| file::explain(path, error))?;
 
+        let Entered { epoch, tail, ages } = entered;
         let (queue, commands) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
         let shared = Arc::new(Shared {
@@ -94,6 +103,7 @@ impl Embedded {
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
             failure: Mutex::default(),
+            ages: Mutex::new(ages),
             epoch,
             end,
         });
@@ -160,6 +170,15 @@ impl Store for Embedded {
         failure.as_ref().map(|failure| format!("the last write failed: {failure}"))
     }
 
+    fn age(&self, position: Position, _: Timestamp) -> Duration {
+        // A position of another epoch says nothing about this store's time.
+        if position.epoch == self.shared.epoch {
+            self.shared.ages().age(position.sequence)
+        } else {
+            Duration::ZERO
+        }
+    }
+
     async fn close(&self) {
         self.shared.end_queue();
         let mut end = self.shared.end.clone();
@@ -223,6 +242,10 @@ impl Shared {
     fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         Ok(database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
+    }
+
+    fn ages(&self) -> MutexGuard<'_, Ages> {
+        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the last write ended; returns how the one before did.

@@ -15,6 +15,7 @@ mod correlation;
 mod deadlines;
 mod dev;
 mod discovery;
+mod embedded;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod fleet;
 #[allow(dead_code, reason = "shared with the heavy tests")]

@@ -91,6 +91,24 @@ async fn another_replica_hears_of_a_rotation_when_it_looks() {
     assert!(accepts(&other, 2, &pair));
 }
 
+/// The replica that replaced the pair has a clock ahead of this one.
+#[tokio::test]
+async fn a_pair_replaced_in_the_future_is_still_accepted() {
+    let (_folder, store) = store();
+    let secrets = load(&config(), &store).await;
+    let before = secrets.pair(&account(1)).unwrap();
+    secrets.rotate(&account(1)).await.unwrap();
+    let cell = CellName::permanent(format!("callback-pair/{}", account(1)));
+    let held = store.load(&cell).await.unwrap().unwrap();
+    let mut pair = decode(held.value).unwrap();
+    pair.replaced[0].replaced_time_ms += 3_600_000;
+    let value = Bytes::from(pair.encode_to_vec());
+    store.swap(&cell, Some(held.version), value).await.unwrap();
+
+    let behind = load(&config(), &store).await;
+    assert!(accepts(&behind, 1, &before));
+}
+
 #[tokio::test]
 async fn a_pair_from_files_follows_them_and_is_not_stored() {
     let (folder, store) = store();

@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -15,6 +14,7 @@ use super::{Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
 use crate::{
     identity::RequestId,
     requests::{
+        age,
         event::{self, Kind},
         lock,
         order::Order,
@@ -231,8 +231,10 @@ impl Hub {
                 let folded = tracked.lock();
                 folded.request.first.filter(|_| !folded.request.is_closed())
             });
-            let now = Timestamp::now();
-            let young = |order: &&Order| order.age(now) < self.give_up || order.outcome.is_some();
+            let young = |order: &&Order| {
+                let age = age(&*self.store, order.first, order.sent_time);
+                age < self.give_up || order.outcome.is_some()
+            };
             let orders = projection
                 .orders
                 .iter()

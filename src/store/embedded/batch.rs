@@ -130,10 +130,5 @@ fn swap(
 
 /// The time of what is stored now: never before what was stored last, whatever became of the clock.
 fn stamp(last: Timestamp) -> Timestamp {
-    now().max(last)
-}
-
-/// The one place where the store asks for the time.
-pub(super) fn now() -> Timestamp {
-    Timestamp::now()
+    Timestamp::now().max(last)
 }

@@ -17,10 +17,12 @@ use redb::WriteTransaction;
 use tokio::sync::watch;
 
 use super::{
-    Shared,
+    Shared, ages,
     batch::Command,
-    caught, file, retention, store_error,
-    tables::{self, Tables, Tail},
+    caught,
+    clock::Clocks,
+    file, retention, store_error,
+    tables::{self, Entered, Tables, Tail},
 };
 use crate::store::StoreError;
 
@@ -32,6 +34,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// The longest time between two attempts to reopen the file.
 const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// How often the committer looks at the world outside the file.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the callers of a commit that failed wait for the file to be reopened. After that their answer is
 /// ambiguous, and what comes is refused at once.
@@ -46,6 +51,15 @@ struct Committer {
     retention: Duration,
     /// Set while the file cannot be reopened.
     down: Option<Down>,
+    due: Due,
+    clocks: Clocks,
+}
+
+/// When the regular work is to be done next.
+struct Due {
+    look: Instant,
+    rung: Instant,
+    sweep: Instant,
 }
 
 struct Down {
@@ -62,7 +76,18 @@ pub(super) fn start(
     tail: Tail,
     retention: Duration,
 ) -> io::Result<()> {
-    let mut committer = Committer { shared, queue, publish, opener, tail, retention, down: None };
+    let clocks = Clocks::now();
+    if let Some(behind) = clocks.behind(tail.time) {
+        tracing::warn!(
+            ?behind,
+            "the host's clock is behind the last time stamp in the store: it is wrong now, or it was \
+             wrong then; shown times are wrong, and nothing is deleted or given up because of it"
+        );
+    }
+    let now = Instant::now();
+    let due = Due { look: now, rung: now + ages::RUNG_EVERY, sweep: now };
+    let mut committer =
+        Committer { shared, queue, publish, opener, tail, retention, down: None, due, clocks };
     thread::Builder::new().name("store".into()).spawn(move || committer.run())?;
     Ok(())
 }
@@ -76,24 +101,64 @@ impl Drop for Committer {
 
 impl Committer {
     fn run(&mut self) {
-        let mut sweep_at = Instant::now();
         loop {
-            let wake_at = self.down.as_ref().map_or(sweep_at, |down| down.retry_at);
-            let wait = wake_at.saturating_duration_since(Instant::now());
+            let wait = self.wake_at().saturating_duration_since(Instant::now());
             if wait.is_zero() {
-                if let Some(down) = self.down.take() {
-                    self.reopen(Instant::now(), down.delay);
-                } else {
-                    sweep_at =
-                        Instant::now() + if self.sweep() { Duration::ZERO } else { retention::SWEEP_EVERY };
-                }
+                self.work();
             }
             match self.queue.recv_timeout(wait) {
                 Ok(first) => self.serve(first),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Disconnected) => {
+                    if self.down.is_none() {
+                        self.store_rung();
+                    }
+                    return;
+                }
             }
         }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let Due { look, rung, sweep } = self.due;
+        let next = self.down.as_ref().map_or(rung.min(sweep), |down| down.retry_at);
+        next.min(look)
+    }
+
+    /// Does what is due.
+    fn work(&mut self) {
+        let now = Instant::now();
+        if now >= self.due.look {
+            self.due.look = now + LOOK_EVERY;
+            self.look();
+        }
+        if let Some(down) = self.down.take_if(|down| now >= down.retry_at) {
+            return self.reopen(now, down.delay);
+        }
+        if self.down.is_some() {
+            return;
+        }
+        if now >= self.due.rung {
+            self.due.rung = now + ages::RUNG_EVERY;
+            self.store_rung();
+        }
+        if now >= self.due.sweep {
+            let more = self.sweep();
+            self.due.sweep = Instant::now() + if more { Duration::ZERO } else { retention::SWEEP_EVERY };
+        }
+    }
+
+    /// Looks at the world outside the file.
+    fn look(&mut self) {
+        let clocks = Clocks::now();
+        if let Some(jump) = clocks.jump_since(&self.clocks) {
+            tracing::warn!(
+                by = format_args!("{jump:#}"),
+                "the host's clock was set, or the host was suspended; if the clock is wrong, shown times \
+                 are wrong, and nothing is deleted or given up because of it"
+            );
+        }
+        self.clocks = clocks;
     }
 
     /// Carries out a command and those that wait behind it.
@@ -119,14 +184,32 @@ impl Committer {
 
     /// Removes some of what is too old; true if there may be more.
     fn sweep(&mut self) -> bool {
-        let retention = self.retention;
+        let Some(to) = self.shared.ages().older_than(self.retention) else { return false };
         let mut more = false;
         let committed = self.write(|tables, tail| {
-            let swept = retention::sweep(tables, tail, retention)?;
+            let swept = retention::sweep(tables, tail, to)?;
             more = swept.more;
             Ok(swept.rows > 0)
         });
         more && committed.is_ok()
+    }
+
+    /// Stores how long the store has been running. It changes nothing else, so it does not count as a
+    /// commit, and there is nobody to answer when it fails.
+    fn store_rung(&mut self) {
+        let stored = caught(|| {
+            let txn = self.shared.begin_write()?;
+            let stored = self.shared.ages().store(&txn, &self.tail, self.retention)?;
+            txn.commit()?;
+            Ok(stored)
+        });
+        match stored {
+            Ok(stored) => self.shared.ages().stored(stored),
+            Err(error) => {
+                self.fail(&error);
+                self.reopen(Instant::now(), FIRST_RETRY);
+            }
+        }
     }
 
     /// One write transaction, committed if it changed anything. `Ok` means that it is on disk.
@@ -145,6 +228,7 @@ impl Committer {
         };
         let Err(error) = caught(|| Ok(txn.commit()?)) else {
             self.tail = tail;
+            self.shared.ages().note(&tail);
             self.publish.send_replace(tail.sequence);
             if self.shared.wrote(None).is_some() {
                 tracing::info!("the store writes again");
@@ -193,6 +277,7 @@ impl Committer {
             match caught(|| self.try_reopen()) {
                 Ok(tail) => {
                     self.tail = tail;
+                    self.shared.ages().note(&tail);
                     self.publish.send_replace(tail.sequence);
                     return;
                 }
@@ -212,7 +297,7 @@ impl Committer {
 
     fn try_reopen(&self) -> Result<Tail, redb::Error> {
         let database = (self.opener)()?;
-        let (epoch, tail) = tables::enter(&database)?;
+        let Entered { epoch, tail, .. } = tables::enter(&database)?;
         if epoch != self.shared.epoch || tail.commit < self.tail.commit {
             return Err(tables::corrupt("its file was replaced while in use"));
         }

@@ -73,7 +73,7 @@ pub(super) fn compact(
     caught(|| {
         let mut database = opener()?;
         let used = {
-            let (_, tail) = tables::enter(&database)?;
+            let tail = tables::enter(&database)?.tail;
             let txn = database.begin_read()?;
             let rows = txn.open_table(tables::EVENTS)?.len()? + 2 * txn.open_table(tables::CELLS)?.len()?;
             tail.bytes + rows * ROW_BYTES

@@ -1,14 +1,15 @@
-//! What is too old goes: events from the front, with what points at them, and cells by their last swap.
+//! Removes what is too old: events from the front, with what points at them, and cells by their last
+//! swap.
 //!
-//! Nothing depends on it but the size of the file, so it happens now and then, in small commits.
+//! Age is running time ([`super::ages`]), so a wall clock that is wrong removes nothing. Only the size
+//! of the file depends on it, so it happens now and then, in small commits.
 
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use redb::ReadableTable as _;
 
 use super::{
-    batch,
+    ages::Rung,
     tables::{Tables, Tail},
 };
 
@@ -24,28 +25,18 @@ pub(super) struct Swept {
     pub(super) more: bool,
 }
 
-pub(super) fn sweep(
-    tables: &mut Tables<'_>,
-    tail: &mut Tail,
-    retention: Duration,
-) -> Result<Swept, redb::Error> {
-    // A retention beyond the range of time keeps everything.
-    let Some(cutoff) = SignedDuration::try_from(retention)
-        .ok()
-        .and_then(|retention| batch::now().checked_sub(retention).ok())
-    else {
-        return Ok(Swept { rows: 0, more: false });
-    };
-    let events = sweep_events(tables, tail, cutoff)?;
-    let cells = sweep_cells(tables, cutoff)?;
+/// Removes some of the events and cells up to a rung.
+pub(super) fn sweep(tables: &mut Tables<'_>, tail: &mut Tail, to: Rung) -> Result<Swept, redb::Error> {
+    let events = sweep_events(tables, tail, to.sequence)?;
+    let cells = sweep_cells(tables, to.version)?;
     Ok(Swept { rows: events + cells, more: events == SWEEP_ROWS || cells == SWEEP_ROWS })
 }
 
-fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, cutoff: Timestamp) -> Result<usize, redb::Error> {
+fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, to: u64) -> Result<usize, redb::Error> {
     for done in 0..SWEEP_ROWS {
         let Some(first) = tables.events.first()? else { return Ok(done) };
-        let (sequence, (time, id, log, event)) = (first.0.value(), first.1.value());
-        if time >= cutoff.as_microsecond() {
+        let (sequence, (_, id, log, event)) = (first.0.value(), first.1.value());
+        if sequence > to {
             return Ok(done);
         }
         tables.by_log.remove((log, sequence))?;
@@ -58,11 +49,11 @@ fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, cutoff: Timestamp) -> 
     Ok(SWEEP_ROWS)
 }
 
-fn sweep_cells(tables: &mut Tables<'_>, cutoff: Timestamp) -> Result<usize, redb::Error> {
+fn sweep_cells(tables: &mut Tables<'_>, to: u64) -> Result<usize, redb::Error> {
     for done in 0..SWEEP_ROWS {
         let Some(first) = tables.by_age.first()? else { return Ok(done) };
-        let (version, (time, cell)) = (first.0.value(), first.1.value());
-        if time >= cutoff.as_microsecond() {
+        let (version, (_, cell)) = (first.0.value(), first.1.value());
+        if version > to {
             return Ok(done);
         }
         tables.cells.remove(cell)?;

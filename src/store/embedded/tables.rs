@@ -11,6 +11,7 @@ use redb::{
 };
 use uuid::Uuid;
 
+use super::ages::Ages;
 use crate::store::{CellLife, CellName, Entry, LogName, MAX_READ, Position, Version, Versioned};
 
 /// Counts up with every change of the tables that an older gateway could not read.
@@ -101,8 +102,15 @@ pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
     Ok(txn.commit()?)
 }
 
-/// The epoch and the tail of a file, if it is a store that this version can read.
-pub(super) fn enter(database: &Database) -> Result<(u64, Tail), redb::Error> {
+/// What a file says about itself.
+pub(super) struct Entered {
+    pub(super) epoch: u64,
+    pub(super) tail: Tail,
+    pub(super) ages: Ages,
+}
+
+/// Looks into a file, if it is a store that this version can read.
+pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {
         TableError::TableDoesNotExist(_) => corrupt("it was not written by this gateway"),
@@ -116,7 +124,8 @@ pub(super) fn enter(database: &Database) -> Result<(u64, Tail), redb::Error> {
         None => return Err(corrupt("it names no format")),
     }
     let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
-    Ok((epoch, Tail::load(&txn)?))
+    let tail = Tail::load(&txn)?;
+    Ok(Entered { epoch, tail, ages: Ages::load(&txn, &tail)? })
 }
 
 /// The entries of a log after a sequence.

@@ -1,6 +1,7 @@
 mod failure;
 mod faulty;
 mod model;
+mod time;
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -42,7 +43,7 @@ fn new() -> (TempDir, Arc<dyn Store>) {
 
 /// Where the file ends, which must be closed.
 fn tail(path: &Path) -> Tail {
-    tables::enter(&file::open(path).unwrap()).unwrap().1
+    tables::enter(&file::open(path).unwrap()).unwrap().tail
 }
 
 async fn until<T>(mut condition: impl AsyncFnMut() -> Option<T>) -> T {

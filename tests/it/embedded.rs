@@ -1,0 +1,79 @@
+//! What the embedded store survives: a wrong clock, and a file that is removed or put back.
+
+use std::path::Path;
+
+use redb::{Database, ReadableTable, TableDefinition};
+
+use crate::harness::*;
+
+const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> = TableDefinition::new("events");
+const BY_AGE: TableDefinition<u64, (i64, &str)> = TableDefinition::new("by_age");
+const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinition::new("tail");
+
+const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// Moves every time stamp of a store, as if the host's clock had been wrong while they were written.
+fn shift_stamps(path: &Path, by: i64) {
+    let database = Database::open(path).unwrap();
+    let txn = database.begin_write().unwrap();
+    {
+        let mut events = txn.open_table(EVENTS).unwrap();
+        let sequences: Vec<_> = events.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+        for sequence in sequences {
+            let (time, id, log, event) = {
+                let row = events.get(sequence).unwrap().unwrap();
+                let (time, id, log, event) = row.value();
+                (time, id, log.to_owned(), event.to_vec())
+            };
+            events.insert(sequence, (time + by, id, log.as_str(), event.as_slice())).unwrap();
+        }
+        let mut by_age = txn.open_table(BY_AGE).unwrap();
+        let versions: Vec<_> = by_age.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+        for version in versions {
+            let (time, cell) = {
+                let row = by_age.get(version).unwrap().unwrap();
+                let (time, cell) = row.value();
+                (time, cell.to_owned())
+            };
+            by_age.insert(version, (time + by, cell.as_str())).unwrap();
+        }
+        let mut tail = txn.open_table(TAIL).unwrap();
+        let (commit, sequence, time, version, swept, bytes) = tail.get(()).unwrap().unwrap().value();
+        tail.insert((), (commit, sequence, time + by, version, swept, bytes)).unwrap();
+    }
+    txn.commit().unwrap();
+}
+
+/// A host whose clock is 40 days ahead of the one that wrote the store, and one whose clock is right
+/// again after 40 days too many.
+#[tokio::test]
+async fn a_clock_that_jumps_by_forty_days_forgets_nothing() {
+    for days in [-40, 40] {
+        let upstream = Upstream::manual().await;
+        let config = upstream.config();
+        let gateway = Process::serve(&config, upstream.dir.path());
+        let mut client = gateway.client().await;
+        let mut ids = Vec::new();
+        for n in 0..5 {
+            ids.push(place(&mut client, &n.to_string(), [n]).await.unwrap());
+        }
+        gateway.terminate();
+        assert!(gateway.wait().await.0.success());
+        shift_stamps(&config.store.path, days * DAY_MICROS);
+
+        let gateway = Process::serve(&config, upstream.dir.path());
+        let mut client = gateway.client().await;
+        for (n, id) in ids.iter().enumerate() {
+            let polls = upstream.sim.ledger().polls_of(id);
+            assert_eq!(place(&mut client, &n.to_string(), [n]).await.unwrap(), *id, "{days} days");
+            upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(id) > polls + 1).await;
+            let status = ask(&mut client, question(id)).await.unwrap();
+            assert!(!status.polling_stopped, "{days} days: polling was given up");
+        }
+        assert_eq!(upstream.sim.ledger().orders.len(), ids.len(), "{days} days");
+        gateway.terminate();
+        let (_, log) = gateway.wait().await;
+        let warned = log.iter().any(|line| line.contains("behind the last time stamp"));
+        assert_eq!(warned, days > 0, "{log:?}");
+    }
+}
