@@ -1,8 +1,9 @@
-# make test needs a Rust toolchain, a C compiler and python3 (3.11) with pip; the rest it installs into target/tools and
-# target/chart-tools.
+# make test needs a Rust toolchain, a C compiler and python3 (3.11) with pip; the rest it installs into target/tools,
+# target/chart-tools and target/sdk.
 
 TOOLS := target/tools
 CHART_TOOLS := target/chart-tools
+SDK := target/sdk
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
@@ -15,23 +16,25 @@ PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test soak chart-test lint fmt tools chart-tools chart proto-image image image-test
+.PHONY: help test soak chart-test sdk-test lint fmt tools chart-tools sdk chart proto-image image image-test
 
 help:
 	@echo 'make test         every test; heavy ones last, one at a time'
 	@echo 'make soak         an outage of ThingSpace of ten minutes, which make test has for one'
 	@echo 'make chart-test   only the tests of the Helm chart and of the Dockerfile'
+	@echo 'make sdk-test     only the tests of the simulator by Verizon'"'"'s Python SDK'
 	@echo 'make lint         formats, clippy, documentation, protos, also against $(IMAGE)'
 	@echo 'make fmt          format everything'
 	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
 	@echo 'make chart-tools  install the pinned tools of .ci/chart-tools.txt and .ci/checkov.txt into $(CHART_TOOLS)'
+	@echo "make sdk          install Verizon's Python SDK, pinned in .ci/sdk.txt, into $(SDK)"
 	@echo "make chart        write what follows from other files: the chart's README and schema"
 	@echo 'make image        build the container image as localhost/thingspace-gateway, with buildah'
 	@echo 'make image-test   build it, run it as the chart would, with podman, and look'
 	@echo 'make proto-image  accept the protos as released; only when a version is released'
 
 # What closes the output is the test runner's own summary.
-test: tools chart-test
+test: tools chart-test sdk-test
 	cargo test --locked --doc
 	$(TOOLS)/bin/cargo-nextest nextest run --locked
 
@@ -42,6 +45,12 @@ soak: tools
 chart-test: chart-tools
 	cargo test --locked --no-run --test it
 	$(PYTEST) helm/tests
+
+# pytest comes with the chart's tools.
+sdk-test: chart-tools sdk
+	cargo test --locked --no-run --test it
+	PYTHONPATH=$(CHART_TOOLS)/packages:$(SDK) PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
+		python3 -m pytest --quiet -p no:cacheprovider tests/sdk
 
 # The documentation is read by those who change the code: it shows private items and may link to them.
 lint: tools
@@ -74,6 +83,14 @@ proto-image: tools
 tools: $(TOOLS)/installed
 
 chart-tools: $(CHART_TOOLS)/installed
+
+sdk: $(SDK)/installed
+
+$(SDK)/installed: .ci/sdk.txt
+	rm -rf $(SDK)
+	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --require-hashes \
+		--target $(SDK) --requirement .ci/sdk.txt
+	touch $@
 
 $(CHART_TOOLS)/installed: .ci/install-chart-tools .ci/chart-tools.txt .ci/checkov.txt
 	.ci/install-chart-tools $(CHART_TOOLS)

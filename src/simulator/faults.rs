@@ -15,10 +15,14 @@ use super::{
     connection::Cut,
     refusal::{HTML, Refusal, Written},
 };
+use crate::identity::RequestId;
 
 /// What a proxy says.
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sorry</title></head><body>Try again later.</body></html>";
+
+/// The fields of a refusal.
+const REFUSED: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","errorMessage":"A device was not found.""#;
 
 /// The calls the simulator knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +46,8 @@ pub struct Fault {
     pub what: What,
     /// How many calls meet it; `None`: all, until the faults are cleared.
     pub times: Option<u32>,
+    /// Only status calls about this request meet it.
+    pub request: Option<RequestId>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,11 @@ pub enum What {
     Status {
         status: StatusCode,
         content_type: &'static str,
+        body: String,
+    },
+    /// This JSON instead, in which `{id}` stands for the request id of the order.
+    Json {
+        status: StatusCode,
         body: String,
     },
     /// HTTP 429 with code 900800, and `Retry-After` in seconds.
@@ -125,6 +136,25 @@ impl What {
         Self::Status { status, content_type: "", body: String::new() }
     }
 
+    /// HTTP 400 with a refusal, and beside it the order's request id in a field of this name.
+    pub fn refused_with_id(name: &str) -> Self {
+        Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"{name}":"{{id}}"}}"#))
+    }
+
+    /// HTTP 400 with a refusal, and another envelope that says that the API manager lost its connection.
+    pub fn two_envelopes() -> Self {
+        Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"fault":{{"code":"101503"}}}}"#))
+    }
+
+    /// HTTP 200 with this JSON as the request id: a number, a boolean, a word, or the id of another order.
+    pub fn request_id(json: &str) -> Self {
+        Self::json(StatusCode::OK, format!(r#"{{"requestId":{json}}}"#))
+    }
+
+    fn json(status: StatusCode, body: String) -> Self {
+        Self::Json { status, body }
+    }
+
     fn refusal(refusal: Refusal) -> Self {
         let Written { status, content_type, body } = refusal.written(false);
         Self::Status { status, content_type, body }
@@ -133,11 +163,16 @@ impl What {
 
 impl Fault {
     pub fn once(endpoint: Endpoint, when: When, what: What) -> Self {
-        Self { endpoint, when, what, times: Some(1) }
+        Self { endpoint, when, what, times: Some(1), request: None }
     }
 
     pub fn always(endpoint: Endpoint, when: When, what: What) -> Self {
-        Self { endpoint, when, what, times: None }
+        Self { endpoint, when, what, times: None, request: None }
+    }
+
+    /// Only status calls about this request meet it.
+    pub fn about(self, request: &RequestId) -> Self {
+        Self { request: Some(request.clone()), ..self }
     }
 }
 
@@ -170,8 +205,11 @@ impl Faults {
         self.0.clear();
     }
 
-    pub(super) fn take(&mut self, endpoint: Endpoint) -> Option<(When, What)> {
-        let index = self.0.iter().position(|fault| fault.endpoint == endpoint)?;
+    pub(super) fn take(&mut self, endpoint: Endpoint, request: Option<&RequestId>) -> Option<(When, What)> {
+        let meets = |fault: &Fault| {
+            fault.endpoint == endpoint && fault.request.as_ref().is_none_or(|only| Some(only) == request)
+        };
+        let index = self.0.iter().position(meets)?;
         let fault = &mut self.0[index];
         let met = (fault.when, fault.what.clone());
         if let Some(times) = &mut fault.times {

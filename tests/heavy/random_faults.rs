@@ -321,7 +321,7 @@ impl World {
             }
             Step::Fail { endpoint, when, failure, times } => {
                 let (endpoint, when, what) = (*endpoint, *when, failure.what(&self.gate));
-                self.upstream.sim.inject(Fault { endpoint, when, what, times: Some(*times) });
+                self.upstream.sim.inject(Fault { times: Some(*times), ..Fault::once(endpoint, when, what) });
             }
             Step::Recover => self.upstream.sim.clear_faults(),
             Step::Expire { bearer, session } => {

@@ -29,6 +29,8 @@ pub struct CallbackShape {
     pub without_brace: bool,
     /// A callback with the status `warning` goes before the final one.
     pub warning_first: bool,
+    /// The request id in upper case.
+    pub upper_case_id: bool,
     /// No `faultResponse` in a failure.
     pub without_fault: bool,
     /// Fields that nobody documented.
@@ -88,7 +90,9 @@ impl CallbackShape {
         let ids = self.identifiers(device);
         let mut body = Map::new();
         self.sign(&mut body, pair);
-        body.insert("requestId".into(), json!(request.as_str()));
+        let id = request.as_str();
+        let id = if self.upper_case_id { id.to_ascii_uppercase() } else { id.to_owned() };
+        body.insert("requestId".into(), json!(id));
         if self.ids != Ids::Inner {
             body.insert("deviceIds".into(), ids.clone());
         }

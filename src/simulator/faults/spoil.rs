@@ -9,12 +9,13 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
+use serde_json::Value;
 use tokio::time;
 
 use super::What;
 use crate::simulator::{
     connection::Cut,
-    refusal::{Refusal, Written},
+    refusal::{JSON, Refusal, Written},
 };
 
 /// The value of a header that is one too many.
@@ -26,6 +27,10 @@ impl What {
         match self {
             Self::Status { status, content_type, body } => {
                 Written { status, content_type, body }.into_response()
+            }
+            Self::Json { status, body } => {
+                let id = request_id(answer).await;
+                Written { status, content_type: JSON, body: body.replace("{id}", &id) }.into_response()
             }
             Self::Throttle { retry_after } => come_back(retry_after, Refusal::throttled().respond(false)),
             Self::Unavailable { retry_after } => {
@@ -58,6 +63,13 @@ impl What {
             }
         }
     }
+}
+
+/// The request id in an answer, or nothing.
+async fn request_id(answer: Response) -> String {
+    let (_, body) = apart(answer).await;
+    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    body["requestId"].as_str().unwrap_or_default().to_owned()
 }
 
 fn come_back(after: Option<u64>, mut answer: Response) -> Response {

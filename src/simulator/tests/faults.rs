@@ -221,7 +221,13 @@ async fn faults_are_met_in_order_by_calls_of_their_endpoint() {
         content_type: "text/html",
         body: String::new(),
     };
-    let fault = |endpoint, code, times| Fault { endpoint, when: BeforeEffect, what: status(code), times };
+    let fault = |endpoint, code, times| Fault {
+        endpoint,
+        when: BeforeEffect,
+        what: status(code),
+        times,
+        request: None,
+    };
     world.handle.inject(fault(Endpoint::Download, 500, Some(2)));
     world.handle.inject(fault(Endpoint::Download, 503, None));
     world.handle.inject(Fault::always(Endpoint::Token, AfterEffect, status(502)));
@@ -234,6 +240,41 @@ async fn faults_are_met_in_order_by_calls_of_their_endpoint() {
     world.placed(&[device(1)]).await;
     send(world.token(), 200).await;
     assert_eq!(world.handle.ledger().peak(Endpoint::Download), 1);
+}
+
+#[tokio::test]
+async fn answers_that_contradict_themselves_are_about_the_order_that_was_placed() {
+    let world = world(manual()).await;
+    let answers = [
+        (What::refused_with_id("Request-ID"), 400, "Request-ID"),
+        (What::two_envelopes(), 400, "errorCode"),
+        (What::request_id("true"), 200, "requestId"),
+        (What::request_id(r#""{id}""#), 200, "requestId"),
+    ];
+    for (number, (what, status, field)) in answers.into_iter().enumerate() {
+        world.handle.inject(Fault::once(Endpoint::Download, AfterEffect, what.clone()));
+        let said = body(world.order(&[device(number as u64)]), status).await;
+        let placed = world.handle.ledger().orders.pop().unwrap().request_id;
+        let id = json!(placed.as_str());
+        assert_eq!(
+            said[field] == id,
+            !matches!(field, "errorCode") && said[field].is_string(),
+            "{what:?}: {said}"
+        );
+    }
+    assert_eq!(world.handle.ledger().orders.len(), 4);
+}
+
+#[tokio::test]
+async fn a_fault_can_be_about_one_request() {
+    let world = world(manual()).await;
+    let (one, other) = (world.placed(&[device(1)]).await, world.placed(&[device(2)]).await);
+    let a_day = What::Unavailable { retry_after: Some(86_400) };
+    world.handle.inject(Fault::once(Endpoint::Status, BeforeEffect, a_day).about(&one));
+    world.shown(&other).await;
+    let answer = send(world.status(ACCOUNT, one.as_str()), 503).await;
+    assert_eq!(answer.headers()["retry-after"], "86400");
+    world.shown(&one).await;
 }
 
 #[tokio::test]
