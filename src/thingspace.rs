@@ -13,6 +13,7 @@ mod code;
 mod connections;
 mod error;
 mod guard;
+mod json;
 mod limit;
 mod object;
 mod retry;

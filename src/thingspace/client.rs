@@ -18,8 +18,9 @@ use super::{
     connections::{Connection, Connections},
     limit::{Class, Limiter, Permit},
     session::{Shared, Standing, Tokens},
-    transport::{Endpoint, Transport},
+    transport::{Endpoint, Reply, Transport},
     trouble::Trouble,
+    verdict::{judge, judge_order},
     wire,
 };
 use crate::{
@@ -174,7 +175,7 @@ impl Client {
     ) -> Result<RequestId, Error> {
         let OrderPermit { upstream, turn } = permit;
         let call = Call { endpoint: Endpoint::Download, body: wire::order(order), send_by: Some(send_by) };
-        let placed = self.exchange(&upstream, turn, call, &wire::request_id).await;
+        let placed = self.exchange(&upstream, turn, call, &judge_order).await;
         placed.map_err(|failed| upstream.tell(failed))
     }
 
@@ -243,13 +244,14 @@ impl Client {
         body: Bytes,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<(T, Duration), (Error, Duration)> {
+        let judge = |reply: &Reply| judge(reply, &parse);
         let mut retries = Retries::default();
         let waited = self.take_turn(upstream, purpose).await;
         let mut turn = waited.map_err(|error| (error, Duration::ZERO))?;
         loop {
             let began = Instant::now();
             let call = Call { endpoint, body: body.clone(), send_by: None };
-            let failed = match self.exchange(upstream, turn, call, &parse).await {
+            let failed = match self.exchange(upstream, turn, call, &judge).await {
                 Ok(done) => return Ok((done, began.elapsed())),
                 Err(failed) => failed,
             };

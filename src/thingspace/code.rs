@@ -27,12 +27,51 @@ pub(super) struct Code {
     number: Option<u32>,
 }
 
+/// What all envelopes of a body say together.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    Nothing,
+    /// Only codes of success, such as `200` or `false`.
+    Success,
+    One(Code),
+    /// Different codes, or one that cannot be read.
+    Contradictory,
+}
+
+impl Said {
+    pub(super) fn read(body: &[u8]) -> Self {
+        let mut said = Self::Nothing;
+        for found in envelope::all(body) {
+            let next = match found {
+                Some(found) if is_success(&found.text) => Self::Success,
+                found => found.and_then(Code::of).map_or(Self::Contradictory, Self::One),
+            };
+            said = match said {
+                Self::Nothing => next,
+                said if said == next => said,
+                _ => Self::Contradictory,
+            };
+        }
+        said
+    }
+}
+
+/// Whether a text in a code's place says that there is no error.
+fn is_success(code: &str) -> bool {
+    let is_2xx = code.parse().is_ok_and(|number: u16| number == 0 || (200..300).contains(&number));
+    is_2xx || ["ok", "success", "false"].iter().any(|word| word.eq_ignore_ascii_case(code))
+}
+
 impl Code {
     /// `None`: no readable error envelope, or one without a code.
     pub(super) fn read(body: &[u8]) -> Option<Self> {
-        let found = envelope::read(body).filter(|found| found.text.len() <= MAX_CODE_BYTES)?;
+        envelope::read(body).and_then(Self::of)
+    }
+
+    fn of(found: envelope::Found) -> Option<Self> {
         let number = found.text.parse().ok().filter(|_| found.by_api_manager);
-        Some(Self { text: found.text, number }).filter(|code| !shown(&code.text).is_empty())
+        let code = Self { text: found.text, number };
+        (code.text.len() <= MAX_CODE_BYTES && !shown(&code.text).is_empty()).then_some(code)
     }
 
     /// What it means with an HTTP status.

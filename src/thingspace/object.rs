@@ -18,13 +18,13 @@ impl<'a> Object<'a> {
     }
 
     /// The values of the fields of these names, in any case, that are not null.
-    fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
-        self.0
-            .iter()
-            .filter(|(key, value)| {
-                value.get() != "null" && names.iter().any(|name| name.eq_ignore_ascii_case(key))
-            })
-            .map(|(_, value)| *value)
+    pub(super) fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
+        self.values_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
+    }
+
+    /// The values of the fields whose names fit, that are not null.
+    pub(super) fn values_where(&self, fits: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a RawValue> {
+        self.0.iter().filter(move |(key, value)| value.get() != "null" && fits(key)).map(|(_, value)| *value)
     }
 
     /// Those of them that are texts or numbers. A number's digits stay as they are, however many.

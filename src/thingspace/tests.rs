@@ -4,6 +4,7 @@ mod bounds;
 mod context;
 mod fixtures;
 mod guard;
+mod order_answers;
 mod orders;
 mod outages;
 mod page;

@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER},
+    header::{ACCEPT, CONTENT_ENCODING, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
 };
 use opentelemetry::propagation::Injector;
 use reqwest::Url;
@@ -45,11 +45,13 @@ const MAX_HEADERS: usize = 100;
 const IDLE_PART: usize = 4;
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// An answer: any status, and the body unless it was cut, unreadable or too long.
+/// An answer: any status, and the body unless it was cut, too long or in an encoding that cannot be decoded.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
     pub(super) retry_after: Option<Duration>,
+    /// The addresses in `Location` and `Content-Location`.
+    pub(super) locations: Vec<String>,
     pub(super) body: Option<Bytes>,
     /// The body did not come whole: the connection broke, or it took too long.
     pub(super) cut: bool,
@@ -268,12 +270,16 @@ impl Transport {
         let mut response = request.send().await.map_err(|error| Failure::from_reqwest(&error))?;
         let retry_after = response.headers().get(RETRY_AFTER).and_then(retry_after);
         let status = response.status();
+        let locations = locations(response.headers());
+        // reqwest takes the header away from what it has decoded.
+        let is_encoded =
+            response.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         let (body, cut) = match read(&mut response, limit).await {
-            Ok(body) => (Some(body), false),
+            Ok(body) => (Some(body).filter(|_| !is_encoded), false),
             Err(Unread::Cut) => (None, true),
             Err(Unread::TooLong) => (None, false),
         };
-        Ok(Reply { status, retry_after, body, cut })
+        Ok(Reply { status, retry_after, locations, body, cut })
     }
 
     fn url(&self, endpoint: Endpoint<'_>) -> Url {
@@ -362,6 +368,11 @@ async fn read(response: &mut reqwest::Response, limit: usize) -> Result<Bytes, U
 /// Host and port: what has a breaker of its own.
 fn host(url: &Url) -> String {
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
+}
+
+fn locations(headers: &HeaderMap) -> Vec<String> {
+    let named = headers.iter().filter(|(name, _)| matches!(**name, LOCATION | CONTENT_LOCATION));
+    named.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
 /// Seconds or an HTTP date; an hour at most.

@@ -3,7 +3,13 @@
 //! Whatever is not certainly a success, a refusal before execution or a throttling is [`Verdict::Unclear`]: the call may
 //! have been executed.
 
+mod evidence;
+mod order;
+
 use std::time::Duration;
+
+pub(super) use evidence::is_request_id;
+pub(super) use order::judge_order;
 
 use super::{
     Refusal,
@@ -37,7 +43,7 @@ impl Stale {
     const BOTH: Self = Self { bearer: true, session: true };
 }
 
-/// `parse` reads the body of a success.
+/// What an answer to anything but an order means; see [`judge_order`] for those. `parse` reads the body of a success.
 ///
 /// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer that blames the call: not
 /// with a 5xx or a 408, nor where the body also reads as a success (a request that failed has its id all the same).
@@ -64,7 +70,7 @@ pub(super) fn judge<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Ver
         }
         _ => {
             let what = match (reply.body.is_some(), code.is_some()) {
-                (false, _) => "its body was cut or too long",
+                (false, _) => "its body was cut, too long or encoded",
                 (true, true) => "with an error code",
                 (true, false) => "without a body of a known shape",
             };

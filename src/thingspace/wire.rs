@@ -13,11 +13,11 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 
 pub(super) use registrations::{registered, registration, registrations};
 
-use super::{Order, StatusAnswer, StatusClass};
+use super::{Object, Order, StatusAnswer, StatusClass, json::Json, verdict::is_request_id};
 use crate::identity::{Device, Digits, Kind, RequestId};
 
 const MAX_TOKEN_BYTES: usize = 4096;
@@ -109,23 +109,10 @@ fn is_token(token: &SecretString) -> bool {
     (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The answer to an order.
-pub(super) fn request_id(body: &[u8]) -> Option<RequestId> {
-    #[derive(Deserialize)]
-    struct Body {
-        #[serde(rename = "requestId", alias = "requestID", alias = "RequestId")]
-        request_id: Text,
-    }
-    let body: Body = serde_json::from_slice(body).ok()?;
-    RequestId::parse(&body.request_id.0).ok()
-}
-
 /// The answer to a status call, if it is about the request that was asked for.
 pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
     #[derive(Deserialize)]
     struct Body {
-        #[serde(default, rename = "requestId", alias = "requestID", alias = "RequestId")]
-        request_id: Option<Text>,
         status: Text,
         #[serde(default, alias = "subrequests", alias = "subRequest", deserialize_with = "one_or_many")]
         #[serde(rename = "subRequests")]
@@ -145,7 +132,7 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
         #[serde(default)]
         kind: Option<Text>,
         #[serde(default)]
-        id: Option<Text>,
+        id: Option<Id>,
         #[serde(default)]
         status: Option<Text>,
     }
@@ -172,10 +159,14 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
             if classes.all(|class| class == first) { first } else { StatusClass::Unknown }
         }
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
-    if body.request_id.is_some_and(|id| !id.0.eq_ignore_ascii_case(asked.as_str())) {
+    let root: Object<'_> = serde_json::from_slice(body).ok()?;
+    let is_asked = |id: &RawValue| {
+        serde_json::from_str(id.get()).is_ok_and(|Id(id)| id.eq_ignore_ascii_case(asked.as_str()))
+    };
+    if !root.values_where(is_request_id).all(is_asked) {
         return None;
     }
+    let body: Body = serde_json::from_slice(body).ok()?;
     let devices = body.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
     // As in a callback: a fault makes a success doubtful. Without a word of failure it may be about this very question.
     let overall = match class(&body.status.0) {
@@ -186,7 +177,7 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
 }
 
 /// Whether there is anything in a value.
-fn says_something(value: &Value) -> bool {
+pub(super) fn says_something(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::String(text) => !text.is_empty(),
@@ -238,6 +229,15 @@ impl<'de> Deserialize<'de> for Text {
             }
         }
         deserializer.deserialize_any(Scalar)
+    }
+}
+
+/// An identifier: a text, or a number that is carried exactly. Anything else is empty, and so fits no kind.
+struct Id(String);
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Json::deserialize(deserializer)?.id().unwrap_or_default()))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::thingspace::{
     error::LEFT_ALONE,
     session::{Pair, Renewals, Tokens},
     transport::{Endpoint, Failure, Reply},
-    verdict::{Stale, Verdict, judge},
+    verdict::{Stale, Verdict},
 };
 
 /// What is sent.
@@ -133,7 +133,7 @@ impl Client {
         upstream: &Arc<Upstream>,
         turn: Turn,
         call: Call<'_>,
-        parse: &impl Fn(&[u8]) -> Option<T>,
+        judge: &impl Fn(&Reply) -> Verdict<T>,
     ) -> Result<T, Failed> {
         let Call { endpoint, body, send_by } = call;
         let tokens = &upstream.tokens;
@@ -147,7 +147,7 @@ impl Client {
             if send_by.is_some_and(|by| Instant::now() > by) {
                 break Err(Failed::held_up());
             }
-            let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), parse).await {
+            let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), judge).await {
                 Ok(Attempt::Done(done)) => break Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,
                 Err(failed) if turned_away => break Err(failed.after_a_refusal()),
@@ -178,13 +178,13 @@ impl Client {
         endpoint: Endpoint<'_>,
         pair: &Pair,
         body: Bytes,
-        parse: &impl Fn(&[u8]) -> Option<T>,
+        judge: &impl Fn(&Reply) -> Verdict<T>,
     ) -> Result<Attempt<T>, Failed> {
         let reply = match self.transport.send(endpoint, pair.headers(), body).await {
             Ok(reply) => reply,
             Err(failure) => return Err(Failed::unanswered(endpoint, failure)),
         };
-        match judge(&reply, parse) {
+        match judge(&reply) {
             Verdict::Done(done) => {
                 upstream.trouble.answered(upstream.tokens.name());
                 Ok(Attempt::Done(done))

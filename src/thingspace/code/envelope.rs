@@ -14,7 +14,9 @@
 //! byte that is no UTF-8 spoils only the text it stands in. Whatever says two things in one place, is no object, or is neither
 //! JSON nor the API manager's XML has no code.
 
-use crate::thingspace::Object;
+use serde_json::value::RawValue;
+
+use crate::thingspace::{Object, wire};
 
 /// The namespaces of the API manager (WSO2): its own, `…/security`, `…/throttling`.
 const API_MANAGER: &str = "http://wso2.org/apimanager";
@@ -25,41 +27,94 @@ pub(super) struct Found {
     pub(super) by_api_manager: bool,
 }
 
+/// The code of the first envelope that has one, in the order of the table above.
 pub(super) fn read(body: &[u8]) -> Option<Found> {
+    let places = places(body);
+    let Place { says, by_api_manager, .. } =
+        places.into_iter().find(|place| !matches!(place.says, Says::Nothing))?;
+    match says {
+        Says::One(text) => Some(Found { text, by_api_manager }),
+        Says::Several | Says::Nothing => None,
+    }
+}
+
+/// What every envelope says; `None` stands for one that says two things, or something that is no code.
+pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
+    let mut all = Vec::new();
+    for Place { says, unreadable, by_api_manager } in places(body) {
+        match says {
+            Says::Nothing => {}
+            Says::One(text) => all.push(Some(Found { text, by_api_manager })),
+            Says::Several => all.push(None),
+        }
+        if unreadable {
+            all.push(None);
+        }
+    }
+    all
+}
+
+/// A place for a code.
+struct Place {
+    says: Says,
+    /// It also holds something that is no code.
+    unreadable: bool,
+    by_api_manager: bool,
+}
+
+/// What stands in a place.
+enum Says {
+    Nothing,
+    One(String),
+    Several,
+}
+
+fn places(body: &[u8]) -> Vec<Place> {
     let text = String::from_utf8_lossy(body);
     let text = text.trim_start_matches('\u{feff}').trim();
     if text.starts_with('<') {
-        return xml(text).map(|code| Found { text: code.to_owned(), by_api_manager: true });
+        let code = xml(text);
+        let unreadable = code.is_none() && text.contains(API_MANAGER);
+        return vec![Place { says: only(code.map(str::to_owned)), unreadable, by_api_manager: true }];
     }
-    let root: Object<'_> = serde_json::from_str(text).ok()?;
-    let (fault, failed) = (root.objects(&["fault"]), root.objects(&["faultResponse"]));
-    let places = [
-        (only(root.texts(&["errorCode"])), false),
-        (only(failed.iter().flat_map(|fault| fault.texts(&["faultcode"]))), false),
-        (only(fault.iter().flat_map(|fault| fault.texts(&["code"]))), true),
-        (only(root.texts(&["code"])), true),
-        (only(root.texts(&["error"])), false),
-    ];
-    let (place, by_api_manager) = places.into_iter().find(|(place, _)| !matches!(place, Place::Empty))?;
-    match place {
-        Place::Says(text) => Some(Found { text, by_api_manager }),
-        Place::Disputed | Place::Empty => None,
-    }
+    let Ok(root) = serde_json::from_str::<Object<'_>>(text) else { return Vec::new() };
+    vec![
+        direct(&root, "errorCode", false),
+        wrapped(&root, "faultResponse", "faultcode", false),
+        wrapped(&root, "fault", "code", true),
+        direct(&root, "code", true),
+        direct(&root, "error", false),
+    ]
 }
 
-/// What stands in one place.
-enum Place {
-    Empty,
-    Says(String),
-    Disputed,
+/// A code in a field of the body.
+fn direct(root: &Object<'_>, name: &str, by_api_manager: bool) -> Place {
+    let unreadable =
+        root.values(&[name]).any(|value| value.get().starts_with(['{', '[']) && says_something(value));
+    Place { says: only(root.texts(&[name])), unreadable, by_api_manager }
 }
 
-fn only(texts: impl Iterator<Item = String>) -> Place {
-    texts.fold(Place::Empty, |place, text| match (place, text.trim()) {
-        (place, "") => place,
-        (Place::Empty, text) => Place::Says(text.to_owned()),
-        (Place::Says(said), text) if said == text => Place::Says(said),
-        _ => Place::Disputed,
+/// A code in an object in a field of the body.
+fn wrapped(root: &Object<'_>, wrapper: &str, name: &str, by_api_manager: bool) -> Place {
+    let objects = root.objects(&[wrapper]);
+    let has_code = |object: &Object<'_>| object.texts(&[name]).any(|text| !text.trim().is_empty());
+    let unreadable = objects.iter().any(|object| !has_code(object) && object.all().any(says_something))
+        || objects.is_empty() && root.values(&[wrapper]).any(says_something);
+    let says = only(objects.iter().flat_map(|object| object.texts(&[name]).collect::<Vec<_>>()));
+    Place { says, unreadable, by_api_manager }
+}
+
+/// Whether there is anything in a value but nulls, empty texts, lists and objects.
+fn says_something(value: &RawValue) -> bool {
+    serde_json::from_str(value.get()).is_ok_and(|value| wire::says_something(&value))
+}
+
+fn only(texts: impl IntoIterator<Item = String>) -> Says {
+    texts.into_iter().fold(Says::Nothing, |says, text| match (says, text.trim()) {
+        (says, "") => says,
+        (Says::Nothing, text) => Says::One(text.to_owned()),
+        (Says::One(said), text) if said == text => Says::One(said),
+        _ => Says::Several,
     })
 }
 

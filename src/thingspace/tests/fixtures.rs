@@ -13,7 +13,7 @@ use crate::{
     thingspace::{
         Registration, Target,
         transport::Reply,
-        verdict::{Verdict, judge},
+        verdict::{Verdict, judge, judge_order},
         wire,
     },
 };
@@ -53,14 +53,15 @@ impl Fixture {
             (Some(_), Some(_)) => panic!("body and text"),
         };
         let status = StatusCode::from_u16(self.status).unwrap();
-        let reply = Reply { status, retry_after, body: Some(Bytes::from(body)), cut: false };
+        let reply =
+            Reply { status, retry_after, locations: Vec::new(), body: Some(Bytes::from(body)), cut: false };
         let asked = RequestId::parse("86c83330-4bf5-4235-9c4e-a83f93aeae4c").unwrap();
         match self.endpoint {
             Endpoint::Token => {
                 shown(&judge(&reply, |body| wire::bearer(body).map(|bearer| bearer.expires_in)))
             }
             Endpoint::Login => shown(&judge(&reply, |body| wire::session(body).map(|_| ()))),
-            Endpoint::Download => shown(&judge(&reply, wire::request_id)),
+            Endpoint::Download => shown(&judge_order(&reply)),
             Endpoint::Callbacks => shown(&judge(&reply, |body| wire::registrations(body).map(readable))),
             Endpoint::Registration => {
                 shown(&judge(&reply, |body| wire::registered(body, "DeviceProfileService")))
@@ -103,15 +104,53 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
     let reply = |status| Reply {
         status: StatusCode::from_u16(status).unwrap(),
         retry_after: None,
+        locations: Vec::new(),
         body: None,
         cut: true,
     };
     for status in [200, 400, 404, 500] {
-        assert!(matches!(judge(&reply(status), wire::request_id), Verdict::Unclear { .. }), "{status}");
+        assert!(matches!(judge(&reply(status), wire::session), Verdict::Unclear { .. }), "{status}");
     }
-    // The status alone settles these.
-    assert!(matches!(judge(&reply(401), wire::request_id), Verdict::Stale(_)));
-    assert!(matches!(judge(&reply(429), wire::request_id), Verdict::Throttled(None)));
+    // The status alone settles these, except for an order: a request id may have been cut off.
+    assert!(matches!(judge(&reply(401), wire::session), Verdict::Stale(_)));
+    assert!(matches!(judge(&reply(429), wire::session), Verdict::Throttled(None)));
+    for status in [200, 400, 401, 404, 429, 500] {
+        assert!(matches!(judge_order(&reply(status)), Verdict::Unclear { .. }), "{status}");
+    }
+}
+
+#[test]
+fn a_status_answer_has_no_wrong_id() {
+    let asked = RequestId::parse("r-1").unwrap();
+    let read = |body: String| wire::status(body.as_bytes(), &asked);
+    for ids in
+        ["", r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#, r#""requestId":null,"#]
+    {
+        assert!(read(format!(r#"{{{ids}"status":"Success"}}"#)).is_some(), "{ids}");
+    }
+    for ids in [
+        r#""requestid":"r-2","#,
+        r#""request_id":"r-2","requestId":"r-1","#,
+        r#""requestId":"r-1","requestId":"r-2","#,
+        r#""requestId":["r-1"],"#,
+        r#""requestId":true,"#,
+        r#""requestId":"","#,
+    ] {
+        assert_eq!(read(format!(r#"{{{ids}"status":"Success"}}"#)), None, "{ids}");
+    }
+    let number = RequestId::parse("100000000000000000000").unwrap();
+    assert_eq!(wire::status(br#"{"requestId":100000000000000000001,"status":"Success"}"#, &number), None);
+    // A device's number that other programs would round is left out, as a thing that is no identifier is.
+    for (id, imei) in [
+        ("990013907835573", "990013907835573"),
+        ("9900139078355731", ""),
+        ("true", ""),
+        (r#"["490154203237518"]"#, ""),
+    ] {
+        let ids = format!(r#"[{{"kind":"imei","id":{id}}},{{"kind":"iccid","id":89148000004292933820}}]"#);
+        let answer = read(format!(r#"{{"status":"Pending","subRequests":[{{"ids":{ids}}}]}}"#)).unwrap();
+        assert_eq!(answer.devices[0].0, Device { imei: Digits::new(imei), ..Device::default() }, "{id}");
+    }
 }
 
 /// As on Verizon's page, without its trailing comma.

@@ -18,8 +18,7 @@ use crate::{
             table::{Codes, Means, ROWS, Row},
         },
         transport::Reply,
-        verdict::{Stale, Verdict, judge},
-        wire,
+        verdict::{Stale, Verdict, judge_order},
     },
 };
 
@@ -49,7 +48,7 @@ fn samples(row: &Row) -> Vec<String> {
 /// An answer that lets a row say what it means.
 fn reply(row: &Row, body: String) -> Reply {
     let status = StatusCode::from_u16(row.http.unwrap_or(400)).unwrap();
-    Reply { status, retry_after: None, body: Some(Bytes::from(body)), cut: false }
+    Reply { status, retry_after: None, locations: Vec::new(), body: Some(Bytes::from(body)), cut: false }
 }
 
 /// What callers read when an answer means this: whoever orders, and whoever asks.
@@ -95,7 +94,7 @@ fn line(row: &Row) -> String {
         Codes::ApiManager(first, last) => format!("the API manager's {first} to {last}"),
     };
     let http = row.http.map(|http| format!(" with HTTP {http}")).unwrap_or_default();
-    let [order, other] = read(judge(&reply(row, samples(row).remove(0)), wire::request_id));
+    let [order, other] = read(judge_order(&reply(row, samples(row).remove(0))));
     let (reads, again) = match row.means {
         Means::SessionRefused | Means::BearerRefused => (
             format!(
@@ -120,7 +119,7 @@ fn every_row_holds_for_its_codes() {
             let found = Code::read(sample.as_bytes()).unwrap();
             let found = found.row(row.http.unwrap_or(400));
             assert!(std::ptr::eq(found, row), "{sample} is read as {found:?}, not as {row:?}");
-            let verdict = judge(&reply(row, sample), wire::request_id);
+            let verdict = judge_order(&reply(row, sample));
             let as_meant = match (row.means, &verdict) {
                 (Means::SessionRefused, Verdict::Stale(stale)) => !stale.bearer && stale.session,
                 (Means::BearerRefused, Verdict::Stale(stale)) => *stale == Stale::BEARER,

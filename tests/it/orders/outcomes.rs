@@ -14,6 +14,7 @@ use tonic_types::StatusExt;
 use super::*;
 
 const JSON: &str = "application/json; charset=UTF-8";
+const REFUSED: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#;
 const HTML: &str = "text/html;charset=UTF-8";
 
 /// What the status of an order of unknown fate says of it.
@@ -205,12 +206,29 @@ async fn an_order_of_unknown_fate_is_never_sent_again() {
         (AfterEffect, What::CutBody),
         (BeforeEffect, What::Drop),
         (AfterEffect, What::Drop),
+        (AfterEffect, What::two_envelopes()),
+        (
+            AfterEffect,
+            answer(
+                400,
+                JSON,
+                &format!("{{{REFUSED},\"faultResponse\":{{\"faultcode\":\"X.REQUEST_ONHOLD.y\"}}}}"),
+            ),
+        ),
+        (AfterEffect, answer(401, JSON, r#"{"fault":{"code":900901},"data":{"requestId":"r-1"}}"#)),
+        (AfterEffect, answer(429, JSON, r#"{"fault":{"code":900800},"requestId":["r-1"]}"#)),
     ];
+    let ids = ["requestId", "requestid", "REQUESTID", "Request-Id", "id"].map(What::refused_with_id);
+    let ids = ids.into_iter().chain(
+        ["100000000000000000001", "true", "0", "-1", r#""null""#, r#""undefined""#, r#"["r-1"]"#]
+            .map(What::request_id),
+    );
+    let faults = faults.into_iter().chain(ids.map(|what| (AfterEffect, what)));
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let mut unknown = Vec::new();
-    for (n, (when, what)) in faults.into_iter().enumerate() {
+    for (n, (when, what)) in faults.enumerate() {
         let key = format!("k{n}");
         upstream.sim.inject(Fault::once(Endpoint::Download, when, what.clone()));
         let first = unknown_order(&refused(&mut client, order(&key, [n])).await);

@@ -1,0 +1,376 @@
+//! What an answer to an order means: every shape that a rule is about, and the ways in which each has been written.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use crate::thingspace::{
+    RefusalKind,
+    transport::Reply,
+    verdict::{Stale, Verdict, judge_order},
+};
+
+const ID: &str = "86c83330-4bf5-4235-9c4e-a83f93aeae4c";
+const REFUSAL: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#;
+const THROTTLED: &str = r#""fault":{"code":900800}"#;
+const SESSION: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.SessionToken.Expired""#;
+const BEARER: &str = r#""fault":{"code":"900901"}"#;
+
+pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> Reply {
+    Reply {
+        status: StatusCode::from_u16(status).unwrap(),
+        retry_after: None,
+        locations: Vec::new(),
+        body: Some(body.into()),
+        cut: false,
+    }
+}
+
+fn judged(status: u16, body: &str) -> Verdict<String> {
+    match judge_order(&reply(status, body.to_owned())) {
+        Verdict::Done(id) => Verdict::Done(id.as_str().to_owned()),
+        Verdict::Stale(stale) => Verdict::Stale(stale),
+        Verdict::Throttled(after) => Verdict::Throttled(after),
+        Verdict::Refused(refusal) => Verdict::Refused(refusal),
+        Verdict::Unclear { status, reason } => Verdict::Unclear { status, reason },
+    }
+}
+
+#[track_caller]
+fn assert_unknown(status: u16, body: &str) {
+    let verdict = judged(status, body);
+    assert!(matches!(verdict, Verdict::Unclear { .. }), "HTTP {status}, {body}: {verdict:?}");
+}
+
+/// Each answer that would free the key or renew a token, with these fields beside its code.
+#[track_caller]
+fn assert_unknown_beside_every_code(fields: &str) {
+    for (status, code) in [
+        (400, REFUSAL),
+        (404, r#""error":"invalid_request""#),
+        (429, THROTTLED),
+        (503, THROTTLED),
+        (400, SESSION),
+        (401, BEARER),
+        (500, r#""fault":{"code":900900}"#),
+    ] {
+        assert_unknown(status, &format!("{{{code},{fields}}}"));
+        assert_unknown(status, &format!("{{{fields},{code}}}"));
+    }
+    for status in [401, 429] {
+        assert_unknown(status, &format!("{{{fields}}}"));
+    }
+}
+
+#[test]
+fn one_code_and_nothing_else_decides() {
+    let body = |fields: &str| format!("{{{fields}}}");
+    assert_eq!(judged(401, &body(BEARER)), Verdict::Stale(Stale::BEARER));
+    for status in [200, 400, 401, 403, 500] {
+        let stale = Stale { bearer: false, session: true };
+        assert_eq!(judged(status, &body(SESSION)), Verdict::Stale(stale), "{status}");
+    }
+    for status in [403, 429, 503] {
+        assert_eq!(judged(status, &body(THROTTLED)), Verdict::Throttled(None), "{status}");
+    }
+    for status in [400, 401, 404, 422] {
+        let Verdict::Refused(refusal) = judged(status, &body(REFUSAL)) else { panic!("{status}") };
+        assert_eq!((refusal.kind, refusal.status), (RefusalKind::DeviceNotFound, status));
+    }
+    for status in [100, 200, 202, 204, 301, 307, 408, 500, 502, 503] {
+        assert_unknown(status, &body(REFUSAL));
+        assert_unknown(status, "");
+    }
+    // These mean that the call may have been carried out, whatever the status.
+    for code in [
+        r#""fault":{"code":101503}"#,
+        r#""errorCode":"INTERNAL_ERROR""#,
+        r#""errorCode":"X.REQUEST_ONHOLD.y""#,
+    ] {
+        for status in [200, 400, 401, 404, 429, 500] {
+            assert_unknown(status, &body(code));
+        }
+    }
+    for status in [100, 301, 408] {
+        for code in [SESSION, BEARER, THROTTLED] {
+            assert_unknown(status, &body(code));
+        }
+    }
+}
+
+#[test]
+fn the_status_alone_decides_only_where_nothing_contradicts_it() {
+    let both = Stale { bearer: true, session: true };
+    for body in [
+        "",
+        "{}",
+        "null",
+        "<html>no</html>",
+        "Unauthorized",
+        "401",
+        r#"{"message":"Unauthorized"}"#,
+        r#""no""#,
+    ] {
+        assert_eq!(judged(401, body), Verdict::Stale(both), "{body}");
+        assert_eq!(judged(429, body), Verdict::Throttled(None), "{body}");
+        assert_unknown(400, body);
+    }
+    let wait = Duration::from_secs(7);
+    let told = judge_order(&Reply { retry_after: Some(wait), ..reply(429, "") });
+    assert_eq!(told, Verdict::Throttled(Some(wait)));
+    for body in [ID, &format!("\"{ID}\""), "12345678", "{\"message\":\"Unauth", "[1,", "\"", "{}{}"] {
+        assert_unknown(401, body);
+        assert_unknown(429, body);
+    }
+    for status in [401, 429, 400] {
+        for cut in [true, false] {
+            let verdict = judge_order(&Reply { body: None, cut, ..reply(status, "") });
+            assert!(matches!(verdict, Verdict::Unclear { .. }), "{status}: {verdict:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
+    for name in [
+        "requestId",
+        "requestid",
+        "REQUESTID",
+        "RequestID",
+        "request_id",
+        "Request-Id",
+        "request id",
+        "requestId ",
+        "\\u0072equestId",
+        "requestIds",
+        "asyncRequestId",
+        "id",
+        "ID",
+        " id",
+    ] {
+        assert_unknown_beside_every_code(&format!(r#""{name}":"{ID}""#));
+    }
+    let long = "a".repeat(65);
+    for value in [
+        &format!(r#""{ID} ""#),
+        &format!(r#"["{ID}"]"#),
+        &format!(r#"{{"id":"{ID}"}}"#),
+        &format!(r#"{{"value":["{ID}"]}}"#),
+        &format!(r#""{long}""#),
+        r#""a_b""#,
+        r#""../x""#,
+        "7",
+        "0",
+        "-1",
+        "1e400",
+        "100000000000000000001",
+        "true",
+        "false",
+        r#""null""#,
+    ] {
+        assert_unknown_beside_every_code(&format!(r#""requestId":{value}"#));
+    }
+    for elsewhere in [
+        r#""data":{"requestId":"r-1"}"#,
+        r#""data":{"id":"r-1"}"#,
+        r#""data":[{"id":"r-1"}]"#,
+        r#""data":{"more":{"request":{"id":"r-1"}}}"#,
+        r#""a":{"b":{"c":{"d":{"requestId":"r-1"}}}}"#,
+        r#""request":"r-1-2""#,
+        r#""errorMessage":"{\"requestId\":\"r-1\"}""#,
+        r#""requestId":"","RequestId":"r-1""#,
+        r#""requestId":null,"requestId":"r-1""#,
+    ] {
+        assert_unknown_beside_every_code(elsewhere);
+    }
+    for status in [401, 403, 429] {
+        assert_unknown(status, &format!("<answer><requestId>{ID}</requestId></answer>"));
+        let fault = r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>900800</am:code><requestId>r</requestId></am:fault>"#;
+        assert_unknown(status, fault);
+        for location in
+            ["/api/m2m/v2/accounts/0-1/requests/r-1/status", "https://h/x?requestId=r-1", "/Request/r-1"]
+        {
+            let named =
+                Reply { locations: vec![location.into()], ..reply(status, format!("{{{THROTTLED}}}")) };
+            assert!(matches!(judge_order(&named), Verdict::Unclear { .. }), "{location}");
+        }
+    }
+}
+
+#[test]
+fn what_only_resembles_a_request_id_changes_nothing() {
+    for fields in [
+        r#""requestId":null"#,
+        r#""requestId":"""#,
+        r#""requestId":" ""#,
+        r#""requestId":[]"#,
+        r#""requestId":{"id":null}"#,
+        r#""deviceIds":[{"kind":"iccid","id":"89148000004292933820"}]"#,
+        r#""requestTime":{"zone":"UTC"}"#,
+        r#""errorMessage":"the request 12345 cannot be carried out""#,
+        r#""path":"/api/m2m/v1/devices/profile/actions/download""#,
+    ] {
+        let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
+        assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
+    }
+    let elsewhere = Reply { locations: vec!["/login".into()], ..reply(429, "") };
+    assert_eq!(judge_order(&elsewhere), Verdict::Throttled(None));
+}
+
+#[test]
+fn codes_that_contradict_each_other_make_the_outcome_unknown() {
+    for fields in [
+        r#""fault":{"code":101503}"#,
+        r#""faultResponse":{"faultcode":"X.REQUEST_ONHOLD.CreditApproval"}"#,
+        r#""faultResponse":{"faultstring":"on hold"}"#,
+        r#""faultResponse":"on hold""#,
+        r#""faultResponse":[{"faultcode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound"},{"detail":"x"}]"#,
+        r#""error":"internal_server_error""#,
+        r#""error":true"#,
+        r#""error":{"code":"x"}"#,
+        r#""code":"x""#,
+        r#""ErrorCode":"UnifiedWebService.REQUEST_ONHOLD.CreditApproval""#,
+        r#""ErrorCode":["UnifiedWebService.REQUEST_ONHOLD.CreditApproval"]"#,
+        r#""code":200"#,
+        r#""error":false"#,
+    ] {
+        assert_unknown(400, &format!("{{{REFUSAL},{fields}}}"));
+        assert_unknown(400, &format!("{{{fields},{REFUSAL}}}"));
+    }
+    assert_unknown(401, r#"{"fault":{"code":900901},"error":"x"}"#);
+    assert_unknown(429, r#"{"fault":{"code":900800},"errorCode":"X.REQUEST_FAILED.AccountNotFound"}"#);
+    assert_unknown(429, r#"{"code":"OK"}"#);
+    // The same code once more contradicts nothing, and an empty envelope says nothing.
+    for fields in [
+        r#""ErrorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#,
+        r#""faultResponse":{"faultcode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","faultstring":"x"}"#,
+        r#""faultResponse":{},"fault":null,"error":"""#,
+    ] {
+        let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
+        assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
+    }
+}
+
+#[test]
+fn a_word_of_success_makes_the_outcome_unknown() {
+    for fields in [
+        r#""status":"Success""#,
+        r#""Status":"SUCCESSFUL""#,
+        r#""status":"Pending""#,
+        r#""status":"In Progress""#,
+        r#""status":"On Hold""#,
+        r#""status":"accepted""#,
+        r#""status":202"#,
+        r#""status":"200""#,
+        r#""success":true"#,
+    ] {
+        assert_unknown_beside_every_code(fields);
+    }
+    for fields in
+        [r#""status":"Failed""#, r#""status":400"#, r#""status":"BAD_REQUEST""#, r#""success":false"#]
+    {
+        let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
+        assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
+    }
+}
+
+#[test]
+fn one_id_that_is_carried_exactly_is_accepted() {
+    let accepted = |body: &str, id: &str| {
+        for status in [200, 201, 202] {
+            assert_eq!(judged(status, body), Verdict::Done(id.to_owned()), "{body}");
+        }
+    };
+    for name in ["requestId", "RequestId", "requestID", "requestid", "REQUEST_ID", "request-id"] {
+        accepted(&format!(r#"{{"{name}":"{ID}"}}"#), ID);
+    }
+    accepted(r#"{"requestId":1234567}"#, "1234567");
+    accepted(r#"{"requestId":9007199254740991}"#, "9007199254740991");
+    accepted(r#"{"requestId":"100000000000000000001"}"#, "100000000000000000001");
+    accepted(
+        &format!("\u{feff}{{\"requestId\":\"{ID}\",\"status\":\"Pending\",\"code\":200,\"error\":null}}\r\n"),
+        ID,
+    );
+    accepted(&format!(r#"{{"requestId":"{ID}","RequestId":"{ID}","data":{{"id":"{ID}"}}}}"#), ID);
+    accepted(&format!(r#"{{"requestId":"{ID}","deviceIds":[{{"id":"8914","kind":"iccid"}}]}}"#), ID);
+    let located = Reply {
+        locations: vec![format!("/api/m2m/v2/accounts/0-1/requests/{ID}/status")],
+        ..reply(202, format!(r#"{{"requestId":"{ID}"}}"#))
+    };
+    assert!(matches!(judge_order(&located), Verdict::Done(id) if id.as_str() == ID));
+}
+
+#[test]
+fn an_id_that_thingspace_may_not_have_given_is_not_believed() {
+    for value in [
+        "100000000000000000001",
+        "9007199254740992",
+        "18446744073709551615",
+        "1.0",
+        "1e3",
+        "-7",
+        "0",
+        "-0",
+        "true",
+        "false",
+        "null",
+        "[]",
+        "{}",
+        r#""null""#,
+        r#""NULL""#,
+        r#""undefined""#,
+        r#""none""#,
+        r#""NaN""#,
+        r#""true""#,
+        r#""false""#,
+        r#""0""#,
+        r#""-1""#,
+        r#""""#,
+        r#""-""#,
+        r#""00000000-0000-0000-0000-000000000000""#,
+        r#"["r-1"]"#,
+        r#"{"id":"r-1"}"#,
+        r#""r 1""#,
+        r#"" r-1""#,
+        r#""r_1""#,
+    ] {
+        assert_unknown(200, &format!(r#"{{"requestId":{value}}}"#));
+    }
+    assert_unknown(200, &format!(r#"{{"requestId":"{}"}}"#, "a".repeat(65)));
+    for fields in [
+        r#""RequestId":"r-2""#,
+        r#""requestId":"r-2""#,
+        r#""requestId":"R-1""#,
+        r#""requestid":17"#,
+        r#""id":"r-2""#,
+        r#""data":{"requestId":"r-2"}"#,
+        r#""errorCode":"500""#,
+        r#""errorCode":["500"]"#,
+        r#""fault":{"code":900901}"#,
+        r#""error":"x""#,
+        r#""code":"400""#,
+        r#""faultResponse":{"faultcode":"X.REQUEST_FAILED.y"}"#,
+        r#""faultResponse":{"faultstring":"y"}"#,
+    ] {
+        assert_unknown(200, &format!(r#"{{"requestId":"r-1",{fields}}}"#));
+        assert_unknown(200, &format!(r#"{{{fields},"requestId":"r-1"}}"#));
+    }
+    for body in [
+        "{}",
+        "[]",
+        ID,
+        "null",
+        r#"{"id":"r-1"}"#,
+        r#"[{"requestId":"r-1"}]"#,
+        r#"{"data":{"requestId":"r-1"}}"#,
+        "<requestId>r-1</requestId>",
+    ] {
+        assert_unknown(200, body);
+    }
+    for status in [100, 302, 400, 408, 500] {
+        assert_unknown(status, &format!(r#"{{"requestId":"{ID}"}}"#));
+    }
+    let located = Reply { locations: vec!["/requests/r-2".into()], ..reply(202, r#"{"requestId":"r-1"}"#) };
+    assert!(matches!(judge_order(&located), Verdict::Unclear { .. }));
+}
