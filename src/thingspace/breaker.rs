@@ -3,7 +3,7 @@
 //! It opens after `breaker_failures` calls in a row that brought no answer (no connection, reset, time-out, a cut body) or a
 //! 5xx. While it is open every call fails at once and says when to come back. Then exactly one call probes, one without
 //! effect; an answer closes the breaker, a failure opens it for longer: each time twice as long, up to `breaker_max`, and a
-//! random half to the whole of that. How long is forgotten only after as many answers in a row as failures open it, so that a
+//! random half to the whole of that, or as long as the probe was told in `Retry-After`. How long is forgotten only after as many answers in a row as failures open it, so that a
 //! host which answers probes and nothing else is left alone ever longer all the same.
 //!
 //! An answer is whatever the host itself said, refusals of tokens and credentials too. Being throttled neither opens nor
@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use crate::config;
 
-/// The longest that a `Retry-After` is taken at its word.
-const LONGEST_TOLD: Duration = Duration::from_mins(5);
+/// The longest `Retry-After` that is respected, for a host as for a single call.
+pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
 /// What a call tells of its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,11 +237,12 @@ impl State {
                 }
                 None
             }
-            (Phase::Closed, Some(Outcome::Failed(told))) => {
+            (Phase::Closed, Some(Outcome::Failed(_))) => {
                 self.answers = 0;
                 self.failures += 1;
+                // Whatever this call was told: a probe finds out soon.
                 (self.failures >= settings.failures)
-                    .then(|| Change::Opened(self.open(settings, told, now, roll)))
+                    .then(|| Change::Opened(self.open(settings, None, now, roll)))
             }
             (Phase::Probing, Some(Outcome::Answered)) => {
                 self.enter(Phase::Closed);
@@ -251,7 +252,8 @@ impl State {
                 Some(Change::StillOpen(self.open(settings, told, now, roll)))
             }
             (Phase::Probing, Some(Outcome::Throttled(told))) => {
-                let wait = jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_TOLD));
+                let wait =
+                    jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
                 self.enter(Phase::Open { until: now + wait });
                 Some(Change::StillOpen(wait))
             }
@@ -267,7 +269,7 @@ impl State {
 
     fn open(&mut self, settings: &Settings, told: Option<Duration>, now: Instant, roll: f64) -> Duration {
         self.penalty = (self.penalty * 2).clamp(settings.first, settings.most);
-        let wait = jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_TOLD));
+        let wait = jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
         self.enter(Phase::Open { until: now + wait });
         wait
     }

@@ -30,7 +30,7 @@ pub(super) use endpoint::Endpoint;
 
 use super::{
     BuildError,
-    breaker::{Admission, Breaker, HostHealth, Outcome, Pass, Settings},
+    breaker::{Admission, Breaker, HostHealth, LONGEST_RETRY_AFTER, Outcome, Pass, Settings},
     verdict::{Verdict, judge},
 };
 use crate::{config, identity::AccountName};
@@ -43,7 +43,6 @@ const MAX_OTHER_BYTES: usize = 1 << 20;
 const MAX_HEADERS: usize = 100;
 /// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is closed.
 const IDLE_PART: usize = 4;
-const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
 /// An answer: any status, and the body unless it was cut, too long or in an encoding that cannot be decoded.
 #[derive(Debug)]
@@ -229,7 +228,7 @@ impl Transport {
             url.template = template,
         );
         let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
-        pass.report(told_by(&result));
+        pass.report(told_by(endpoint, &result));
         let failed = match &result {
             Ok(reply) => {
                 span.record("http.response.status_code", reply.status.as_u16());
@@ -332,15 +331,17 @@ impl Failure {
 }
 
 /// What a call tells of its host.
-fn told_by(result: &Result<Reply, Failure>) -> Outcome {
+fn told_by(endpoint: Endpoint<'_>, result: &Result<Reply, Failure>) -> Outcome {
     let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else { return Outcome::Failed(None) };
     if reply.status.is_success() {
         return Outcome::Answered;
     }
+    // How long to wait may concern only the request that was asked about.
+    let wait = reply.retry_after.filter(|_| !matches!(endpoint, Endpoint::Status { .. }));
     // Tokens are refused, and calls throttled, with any status.
     match judge(reply, |_| None::<()>) {
-        Verdict::Throttled(wait) => Outcome::Throttled(wait),
-        Verdict::Unclear { .. } if reply.status.is_server_error() => Outcome::Failed(reply.retry_after),
+        Verdict::Throttled(_) => Outcome::Throttled(wait),
+        Verdict::Unclear { .. } if reply.status.is_server_error() => Outcome::Failed(wait),
         Verdict::Unclear { .. } | Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Done(()) => {
             Outcome::Answered
         }
@@ -375,7 +376,7 @@ fn locations(headers: &HeaderMap) -> Vec<String> {
     named.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
-/// Seconds or an HTTP date; an hour at most.
+/// Seconds or an HTTP date; [`LONGEST_RETRY_AFTER`] at most.
 fn retry_after(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     let wait = if let Ok(seconds) = text.parse() {
@@ -384,7 +385,7 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
         let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
         date.duration_since(jiff::Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
     };
-    Some(wait.min(MAX_RETRY_AFTER))
+    Some(wait.min(LONGEST_RETRY_AFTER))
 }
 
 fn parse_url(text: &str) -> Option<Url> {
@@ -426,9 +427,9 @@ mod tests {
         let parse = |text: &str| retry_after(&HeaderValue::from_str(text).unwrap());
         assert_eq!(parse("0"), Some(Duration::ZERO));
         assert_eq!(parse("17"), Some(Duration::from_secs(17)));
-        assert_eq!(parse("86400"), Some(MAX_RETRY_AFTER));
+        assert_eq!(parse("86400"), Some(LONGEST_RETRY_AFTER));
         assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(parse("Tue, 01 Jan 2999 00:00:00 GMT"), Some(MAX_RETRY_AFTER));
+        assert_eq!(parse("Tue, 01 Jan 2999 00:00:00 GMT"), Some(LONGEST_RETRY_AFTER));
         for junk in ["", "-1", "soon", "1.5"] {
             assert_eq!(parse(junk), None, "{junk}");
         }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::*;
+use crate::thingspace::breaker::LONGEST_RETRY_AFTER;
 
 const FIRST: Duration = Duration::from_millis(300);
 
@@ -71,6 +72,27 @@ async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
     world.poll(&request).await.unwrap();
     assert_eq!(world.client.hosts()[0].left_alone, None);
     assert_eq!(world.calls(), [before[0] + 2, before[1], before[2], before[3]]);
+}
+
+/// A day, said in the answers to questions about one request, stops orders for no longer than any failure.
+#[tokio::test]
+async fn what_one_request_is_told_stops_no_order_for_minutes() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let a_day = What::Unavailable { retry_after: Some(86_400) };
+    world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, a_day));
+    for _ in 0..3 {
+        let Err(Error::Ambiguous { retry_after, .. }) = world.poll(&request).await else { panic!("no 503") };
+        assert_eq!(retry_after, Some(LONGEST_RETRY_AFTER));
+    }
+    assert!(world.wait() <= FIRST);
+    tokio::time::sleep(world.wait()).await;
+    // The next question is the probe, and is told the same.
+    assert!(world.poll(&request).await.is_err());
+    assert!(world.wait() <= 2 * FIRST);
+    tokio::time::sleep(world.wait()).await;
+    world.order().await.unwrap();
 }
 
 #[tokio::test]
