@@ -38,8 +38,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// When to repeat a call that met a limit.
 const LATER: Duration = Duration::from_secs(5);
 
-/// How many bytes of violations a status carries. It travels in HTTP/2 headers, of which clients commonly take 8 KiB.
-const MAX_VIOLATION_BYTES: usize = 4_000;
+/// Bytes of violations that a status carries. With everything else in them its details stay below
+/// 2,000 bytes, so that the trailers, which carry them in base64, fit into the 4 KiB that nginx takes.
+const MAX_VIOLATION_BYTES: usize = 1_600;
 
 struct Answer {
     code: Code,
@@ -120,14 +121,16 @@ fn violated(violations: Vec<FieldViolation>) -> Answer {
             bytes <= MAX_VIOLATION_BYTES
         })
         .collect();
+    let first = told.first().map(|first| format!("{}: {}", first.field, first.description));
+    let summary = match (first, total - 1) {
+        (Some(first), 0) => first,
+        (Some(first), more) => format!("{first}; and {more} more"),
+        (None, _) => format!("{total} fields are wrong"),
+    };
     if told.len() < total {
         let more = total - told.len();
         told.push(FieldViolation::new("", format!("and {more} more violations")));
     }
-    let summary = match told.first() {
-        Some(first) if total == 1 => format!("{} {}", first.field, first.description),
-        _ => format!("{total} violations; see the details"),
-    };
     Answer { violations: told, ..answer(Code::InvalidArgument, "INVALID_FIELD", summary) }
 }
 
