@@ -1,9 +1,14 @@
 //! The store of a single replica: one [redb] file, written by one thread.
 //!
 //! Guarantees: what was acknowledged is on disk; concurrent appends share one sync; the file is locked, so no other
-//! process uses it; after an I/O error (a full disk too) the file is reopened until it works again, and what was under
+//! process uses it; after an I/O error the file is reopened until it works again, and what was under
 //! way is looked up in it, so that an answer is ambiguous only if that takes longer than `SETTLE_WITHIN` (2 s). Never
 //! keeps a read transaction while waiting, never re-uses a position, never panics because redb did.
+//!
+//! On a full disk, writes are refused before they touch the disk, and reads go on. A file that is removed or replaced
+//! under the store, that is missing at the start, or that was put back to an older copy is noticed with
+//! the help of the record beside it. Then everything is refused until the file is back or an operator accepts the loss.
+//! No wall clock decides what is removed: age is running time.
 
 mod ages;
 mod batch;
@@ -11,6 +16,8 @@ mod clock;
 mod committer;
 mod file;
 mod follower;
+mod loss;
+mod record;
 mod retention;
 mod tables;
 
@@ -18,7 +25,9 @@ mod tables;
 mod tests;
 
 use std::{
-    fmt, panic,
+    fmt,
+    fs::File,
+    panic,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
     time::Duration,
@@ -35,13 +44,17 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use self::record::path_of as record_path;
 use self::{
     ages::Ages,
     batch::{Answer, Command},
-    tables::Entered,
+    file::Medium,
+    loss::Kind,
+    record::{Found, Record},
+    tables::{Entered, Incarnation, Tail},
 };
 use super::{
-    CellName, Entry, Followed, LogName, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
+    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
     Versioned,
 };
 
@@ -64,12 +77,57 @@ struct Shared {
     room: Arc<Semaphore>,
     /// Absent while it is being reopened, and after the end.
     database: RwLock<Option<Database>>,
-    /// Why the last write failed, until one succeeds.
-    failure: Mutex<Option<String>>,
+    state: Mutex<State>,
     ages: Mutex<Ages>,
-    epoch: u64,
     /// The sequence of the last event. Closed when the store is.
     end: watch::Receiver<u64>,
+}
+
+/// How the store is doing.
+struct State {
+    /// Why the last write failed, until one succeeds.
+    failure: Option<String>,
+    loss: Option<(Kind, Loss)>,
+    shortage: Option<String>,
+    incarnation: Incarnation,
+}
+
+/// The store's file.
+struct StoreFile {
+    path: PathBuf,
+    medium: Medium,
+    /// Leads to the file's contents also when its name is gone.
+    handle: File,
+}
+
+/// Compares a store that has just been opened with what its record says, and reports what is lost.
+fn find_loss(path: &Path, epoch: u64, tail: &Tail) -> Option<(Kind, Loss)> {
+    let found = Record::find(path);
+    let record = record::path_of(path);
+    if let Found::Unreadable(reason) = &found {
+        tracing::warn!(path = %record.display(), reason, "the record of the store cannot be read");
+    }
+    let Some(kind) = Kind::at_start(&found, epoch, tail) else {
+        if tail.commit == 0 && matches!(found, Found::None) {
+            tracing::warn!(
+                path = %path.display(),
+                "this is a new store: idempotency keys of earlier orders, if there were any, are unknown"
+            );
+        }
+        return None;
+    };
+    Some((kind, report(kind, path)))
+}
+
+/// Reports a loss, once.
+fn report(kind: Kind, path: &Path) -> Loss {
+    let what = kind.sentence(path);
+    tracing::error!(
+        loss = what,
+        "the store has forgotten something; every call is refused until the file is put back, or until \
+         an operator runs `thingspace-gateway store accept-loss`"
+    );
+    Loss { what, noticed: Timestamp::now() }
 }
 
 impl Embedded {
@@ -78,36 +136,35 @@ impl Embedded {
     ///
     /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of the file is free.
     pub fn open(path: &Path, retention: Duration) -> Result<Self, StoreError> {
-        let opener = {
-            let path = path.to_owned();
-            move || file::open(&path)
-        };
-        let opened = file::create(path).and_then(|()| file::compact(path, &opener));
+        let medium = Medium::at(path);
+        let opened = file::create(path).and_then(|()| file::compact(path, &medium.open));
         opened.map_err(|error| file::explain(path, error))?;
-        Self::open_with(path, retention, Box::new(opener))
+        Self::open_with(path, retention, medium)
     }
 
-    fn open_with(path: &Path, retention: Duration, opener: file::Opener) -> Result<Self, StoreError> {
-        let (database, entered) = caught(|| {
-            let database = opener()?;
+    fn open_with(path: &Path, retention: Duration, medium: Medium) -> Result<Self, StoreError> {
+        let (database, handle, entered) = caught(|| {
+            let database = (medium.open)()?;
+            let handle = File::open(path)?;
             let entered = tables::enter(&database)?;
-            Ok((database, entered))
+            Ok((database, handle, entered))
         })
         .map_err(|error| file::explain(path, error))?;
 
-        let Entered { epoch, tail, ages } = entered;
+        let Entered { incarnation, tail, ages } = entered;
+        let loss = find_loss(path, incarnation.epoch, &tail);
         let (queue, commands) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
         let shared = Arc::new(Shared {
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
-            failure: Mutex::default(),
+            state: Mutex::new(State { failure: None, loss, shortage: None, incarnation }),
             ages: Mutex::new(ages),
-            epoch,
             end,
         });
-        committer::start(Arc::clone(&shared), commands, publish, opener, tail, retention)
+        let file = StoreFile { path: path.to_owned(), medium, handle };
+        committer::start(Arc::clone(&shared), commands, publish, file, tail, retention)
             .map_err(|error| StoreError::Unavailable(format!("cannot start a thread: {error}")))?;
         Ok(Self { path: path.to_owned(), shared })
     }
@@ -121,6 +178,7 @@ impl Embedded {
         if bytes > MAX_EVENT_BYTES {
             return Err(StoreError::TooLarge(bytes));
         }
+        self.shared.check_loss()?;
         let permits = u32::try_from(bytes + COMMAND_BYTES).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.shared.room).acquire_many_owned(permits).await.map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
@@ -133,11 +191,11 @@ impl Embedded {
 impl Store for Embedded {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError> {
         let log = log.encode();
-        self.ask(event.len(), |answer, room| Command::Append { log, id, event, answer, _room: room }).await
+        self.ask(event.len(), |answer, room| Command::Append { log, id, event, answer, room }).await
     }
 
     async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
-        let (log, epoch) = (log.encode(), self.shared.epoch);
+        let (log, epoch) = (log.encode(), self.shared.epoch());
         self.shared.read(move |txn| tables::read_log(txn, epoch, &log, after, limit)).await
     }
 
@@ -157,8 +215,7 @@ impl Store for Embedded {
         value: Bytes,
     ) -> Result<Swap, StoreError> {
         let cell = cell.clone();
-        self.ask(value.len(), |answer, room| Command::Swap { cell, expected, value, answer, _room: room })
-            .await
+        self.ask(value.len(), |answer, room| Command::Swap { cell, expected, value, answer, room }).await
     }
 
     fn exclusive(&self) -> bool {
@@ -166,13 +223,35 @@ impl Store for Embedded {
     }
 
     fn trouble(&self) -> Option<String> {
-        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        failure.as_ref().map(|failure| format!("the last write failed: {failure}"))
+        let state = self.shared.state();
+        state.failure.as_ref().map(|failure| format!("the last write failed: {failure}"))
+    }
+
+    fn loss(&self) -> Option<Loss> {
+        self.shared.state().loss.as_ref().map(|(_, loss)| loss.clone())
+    }
+
+    async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared.send(Command::Accept { restored, answer })?;
+        answered.await.unwrap_or_else(|_| Err(StoreError::Ambiguous("the committer ended".into())))
+    }
+
+    fn has_lost_cells(&self) -> bool {
+        self.shared.state().incarnation.lost_cells
+    }
+
+    fn remembers_since(&self) -> Option<Timestamp> {
+        self.shared.state().incarnation.since
+    }
+
+    fn shortage(&self) -> Option<String> {
+        self.shared.state().shortage.clone()
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {
         // A position of another epoch says nothing about this store's time.
-        if position.epoch == self.shared.epoch {
+        if position.epoch == self.shared.epoch() {
             self.shared.ages().age(position.sequence)
         } else {
             Duration::ZERO
@@ -198,7 +277,7 @@ impl fmt::Debug for Embedded {
         let Self { path, shared } = self;
         f.debug_struct("Embedded")
             .field("path", path)
-            .field("epoch", &shared.epoch)
+            .field("epoch", &shared.epoch())
             .field("end", &*shared.end.borrow())
             .finish_non_exhaustive()
     }
@@ -219,6 +298,7 @@ impl Shared {
         self: &Arc<Self>,
         read: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.check_loss()?;
         let shared = Arc::clone(self);
         let done = task::spawn_blocking(move || {
             let txn = {
@@ -244,13 +324,29 @@ impl Shared {
         Ok(database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.state().incarnation.epoch
+    }
+
+    /// Refuses everything while something is lost.
+    fn check_loss(&self) -> Result<(), StoreError> {
+        match &self.state().loss {
+            Some((_, loss)) => Err(StoreError::Unavailable(loss.what.clone())),
+            None => Ok(()),
+        }
+    }
+
     fn ages(&self) -> MutexGuard<'_, Ages> {
         self.ages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the last write ended; returns how the one before did.
     fn wrote(&self, failure: Option<String>) -> Option<String> {
-        std::mem::replace(&mut *self.failure.lock().unwrap_or_else(PoisonError::into_inner), failure)
+        std::mem::replace(&mut self.state().failure, failure)
     }
 
     fn put_database(&self, database: Option<Database>) -> Option<Database> {

@@ -218,7 +218,9 @@ async fn no_log_line_holds_a_secret() {
     let (status, mut lines) = process.wait().await;
     assert!(status.success());
 
-    std::fs::remove_file(upstream.dir.path().join("store.redb")).unwrap();
+    for file in ["store.redb", "store.redb.record"] {
+        std::fs::remove_file(upstream.dir.path().join(file)).unwrap();
+    }
     write_secret(upstream.dir.path(), "password", "wrong-password");
     let process =
         Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use uuid::Uuid;
 
 use super::tables::{Tables, Tail, cell_key, versioned};
-use crate::store::{CellLife, CellName, Position, StoreError, Swap, Version};
+use crate::store::{CellLife, CellName, Loss, Position, StoreError, Swap, Version};
 
 pub(super) enum Command {
     Append {
@@ -16,17 +16,19 @@ pub(super) enum Command {
         id: Uuid,
         event: Bytes,
         answer: Answer<Position>,
-        _room: OwnedSemaphorePermit,
+        room: OwnedSemaphorePermit,
     },
     Swap {
         cell: CellName,
         expected: Option<Version>,
         value: Bytes,
         answer: Answer<Swap>,
-        _room: OwnedSemaphorePermit,
+        room: OwnedSemaphorePermit,
     },
     /// A reader met an I/O error: find out whether the file must be reopened.
     Check,
+    /// An operator accepts a loss, or says that a backup was restored.
+    Accept { restored: bool, answer: oneshot::Sender<Result<Option<Loss>, StoreError>> },
 }
 
 /// Where an answer goes, and what it will be if the transaction is committed.
@@ -71,7 +73,15 @@ impl Command {
                 answer.outcome = Some(swap);
                 Ok(swapped)
             }
-            Self::Check => Ok(false),
+            Self::Check | Self::Accept { .. } => Ok(false),
+        }
+    }
+
+    /// How much of the queue it takes, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Self::Append { room, .. } | Self::Swap { room, .. } => room.num_permits() as u64,
+            Self::Check | Self::Accept { .. } => 0,
         }
     }
 
@@ -79,7 +89,7 @@ impl Command {
         match self {
             Self::Append { answer, .. } => answer.settle(committed),
             Self::Swap { answer, .. } => answer.settle(committed),
-            Self::Check => {}
+            Self::Check | Self::Accept { .. } => {}
         }
     }
 }

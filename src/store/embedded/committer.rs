@@ -3,7 +3,11 @@
 //! When the file fails, it is closed and reopened until that works. Whether the commit that failed took place is then
 //! read from the file, so that its callers get a definite answer; they wait for it [`SETTLE_WITHIN`] at most.
 
+mod outside;
+mod space;
+
 use std::{
+    fs::File,
     io,
     sync::{
         Arc,
@@ -17,14 +21,17 @@ use redb::WriteTransaction;
 use tokio::sync::watch;
 
 use super::{
-    Shared, ages,
+    Shared, StoreFile, ages,
     batch::Command,
     caught,
     clock::Clocks,
-    file, retention, store_error,
+    loss::Kind,
+    record::Record,
+    retention, store_error,
     tables::{self, Entered, Tables, Tail},
 };
 use crate::store::StoreError;
+use space::Space;
 
 /// The most commands that share a commit.
 const MAX_BATCH: usize = 512;
@@ -46,18 +53,24 @@ struct Committer {
     shared: Arc<Shared>,
     queue: Receiver<Command>,
     publish: watch::Sender<u64>,
-    opener: file::Opener,
+    file: StoreFile,
     tail: Tail,
     retention: Duration,
     /// Set while the file cannot be reopened.
     down: Option<Down>,
     due: Due,
     clocks: Clocks,
+    /// The last record that was written.
+    recorded: Option<Record>,
+    /// The last attempt to write the record failed.
+    record_fails: bool,
+    space: Space,
 }
 
 /// When the regular work is to be done next.
 struct Due {
     look: Instant,
+    record: Instant,
     rung: Instant,
     sweep: Instant,
 }
@@ -72,7 +85,7 @@ pub(super) fn start(
     shared: Arc<Shared>,
     queue: Receiver<Command>,
     publish: watch::Sender<u64>,
-    opener: file::Opener,
+    file: StoreFile,
     tail: Tail,
     retention: Duration,
 ) -> io::Result<()> {
@@ -85,9 +98,22 @@ pub(super) fn start(
         );
     }
     let now = Instant::now();
-    let due = Due { look: now, rung: now + ages::RUNG_EVERY, sweep: now };
-    let mut committer =
-        Committer { shared, queue, publish, opener, tail, retention, down: None, due, clocks };
+    let due = Due { look: now, record: now, rung: now + ages::RUNG_EVERY, sweep: now };
+    let mut committer = Committer {
+        shared,
+        queue,
+        publish,
+        file,
+        tail,
+        retention,
+        down: None,
+        due,
+        clocks,
+        recorded: None,
+        record_fails: false,
+        space: Space::default(),
+    };
+    committer.look();
     thread::Builder::new().name("store".into()).spawn(move || committer.run())?;
     Ok(())
 }
@@ -110,17 +136,28 @@ impl Committer {
                 Ok(first) => self.serve(first),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    if self.down.is_none() {
-                        self.store_rung();
-                    }
-                    return;
+                    return self.finish();
                 }
             }
         }
     }
 
+    /// The last work, when the store is closed.
+    fn finish(&mut self) {
+        if self.down.is_none() && self.loss().is_none() {
+            self.store_rung();
+        }
+        self.look();
+        self.record();
+        if self.loss() == Some(Kind::Removed)
+            && let Err(error) = self.put_back()
+        {
+            tracing::error!(%error, "the store was removed and cannot be put back");
+        }
+    }
+
     fn wake_at(&self) -> Instant {
-        let Due { look, rung, sweep } = self.due;
+        let Due { look, rung, sweep, .. } = self.due;
         let next = self.down.as_ref().map_or(rung.min(sweep), |down| down.retry_at);
         next.min(look)
     }
@@ -138,6 +175,12 @@ impl Committer {
         if self.down.is_some() {
             return;
         }
+        // What is lost may come back, so nothing is changed meanwhile.
+        if self.loss().is_some() {
+            self.due.rung = self.due.rung.max(now + LOOK_EVERY);
+            self.due.sweep = self.due.sweep.max(now + LOOK_EVERY);
+            return;
+        }
         if now >= self.due.rung {
             self.due.rung = now + ages::RUNG_EVERY;
             self.store_rung();
@@ -148,37 +191,34 @@ impl Committer {
         }
     }
 
-    /// Looks at the world outside the file.
-    fn look(&mut self) {
-        let clocks = Clocks::now();
-        if let Some(jump) = clocks.jump_since(&self.clocks) {
-            tracing::warn!(
-                by = format_args!("{jump:#}"),
-                "the host's clock was set, or the host was suspended; if the clock is wrong, shown times \
-                 are wrong, and nothing is deleted or given up because of it"
-            );
-        }
-        self.clocks = clocks;
-    }
-
     /// Carries out a command and those that wait behind it.
     fn serve(&mut self, first: Command) {
         let mut batch = vec![first];
         batch.extend(self.queue.try_iter().take(MAX_BATCH - 1));
-        let committed = if let Some(down) = &self.down {
-            Err(down.error.clone())
-        } else {
-            let epoch = self.shared.epoch;
-            self.write(|tables, tail| {
+        self.check_file();
+        let ready = match &self.down {
+            Some(down) => Err(down.error.clone()),
+            None => self.shared.check_loss(),
+        };
+        let committed = ready.and_then(|()| {
+            self.refuse_beyond_space(&mut batch);
+            let epoch = self.shared.epoch();
+            self.change(|tables, tail| {
                 let mut changed = false;
                 for command in &mut batch {
                     changed |= command.apply(tables, tail, epoch)?;
                 }
                 Ok(changed)
             })
-        };
+        });
         for command in batch {
-            command.settle(committed.clone());
+            match command {
+                Command::Accept { restored, answer } => {
+                    // The operator may be gone.
+                    let _ = answer.send(self.accept(restored));
+                }
+                command => command.settle(committed.clone()),
+            }
         }
     }
 
@@ -186,7 +226,7 @@ impl Committer {
     fn sweep(&mut self) -> bool {
         let Some(to) = self.shared.ages().older_than(self.retention) else { return false };
         let mut more = false;
-        let committed = self.write(|tables, tail| {
+        let committed = self.change(|tables, tail| {
             let swept = retention::sweep(tables, tail, to)?;
             more = swept.more;
             Ok(swept.rows > 0)
@@ -212,10 +252,18 @@ impl Committer {
         }
     }
 
+    /// Changes logs and cells.
+    fn change(
+        &mut self,
+        change: impl FnOnce(&mut Tables<'_>, &mut Tail) -> Result<bool, redb::Error>,
+    ) -> Result<(), StoreError> {
+        self.write(|txn, tail| change(&mut Tables::open(txn)?, tail))
+    }
+
     /// One write transaction, committed if it changed anything. `Ok` means that it is on disk.
     fn write(
         &mut self,
-        change: impl FnOnce(&mut Tables<'_>, &mut Tail) -> Result<bool, redb::Error>,
+        change: impl FnOnce(&WriteTransaction, &mut Tail) -> Result<bool, redb::Error>,
     ) -> Result<(), StoreError> {
         let (txn, tail) = match caught(|| self.prepare(change)) {
             Ok(Some(prepared)) => prepared,
@@ -230,6 +278,7 @@ impl Committer {
             self.tail = tail;
             self.shared.ages().note(&tail);
             self.publish.send_replace(tail.sequence);
+            self.space.wrote();
             if self.shared.wrote(None).is_some() {
                 tracing::info!("the store writes again");
             }
@@ -249,11 +298,11 @@ impl Committer {
     /// A transaction that waits to be committed, and where the file will end then.
     fn prepare(
         &self,
-        change: impl FnOnce(&mut Tables<'_>, &mut Tail) -> Result<bool, redb::Error>,
+        change: impl FnOnce(&WriteTransaction, &mut Tail) -> Result<bool, redb::Error>,
     ) -> Result<Option<(WriteTransaction, Tail)>, redb::Error> {
         let txn = self.shared.begin_write()?;
         let mut tail = self.tail;
-        let changed = change(&mut Tables::open(&txn)?, &mut tail)?;
+        let changed = change(&txn, &mut tail)?;
         if !changed {
             txn.abort()?;
             return Ok(None);
@@ -267,6 +316,9 @@ impl Committer {
         // From a failure to the next commit it is logged once.
         if self.shared.wrote(Some(error.to_string())).is_none() {
             tracing::error!(%error, "the store failed; its file is reopened until it works");
+        }
+        if matches!(store_error(error), StoreError::Full(_)) {
+            self.space.failed();
         }
         self.shared.drop_database();
     }
@@ -295,12 +347,14 @@ impl Committer {
         }
     }
 
-    fn try_reopen(&self) -> Result<Tail, redb::Error> {
-        let database = (self.opener)()?;
-        let Entered { epoch, tail, .. } = tables::enter(&database)?;
-        if epoch != self.shared.epoch || tail.commit < self.tail.commit {
+    fn try_reopen(&mut self) -> Result<Tail, redb::Error> {
+        let database = (self.file.medium.open)()?;
+        let handle = File::open(&self.file.path)?;
+        let Entered { incarnation, tail, .. } = tables::enter(&database)?;
+        if incarnation.epoch != self.shared.epoch() || tail.commit < self.tail.commit {
             return Err(tables::corrupt("its file was replaced while in use"));
         }
+        self.file.handle = handle;
         self.shared.put_database(Some(database));
         Ok(tail)
     }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
-    io,
+    io::{self, Seek as _},
     os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
@@ -17,6 +17,27 @@ use crate::store::StoreError;
 
 /// How redb gets at an existing file.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, redb::Error> + Send>;
+
+/// How many bytes of the disk are free for this user.
+pub(super) type Free = Box<dyn Fn() -> io::Result<u64> + Send>;
+
+/// What the store is kept on.
+pub(super) struct Medium {
+    pub(super) open: Opener,
+    pub(super) free: Free,
+}
+
+impl Medium {
+    pub(super) fn at(path: &Path) -> Self {
+        let (file, folder) = (path.to_owned(), folder(path).to_owned());
+        Self { open: Box::new(move || open(&file)), free: Box::new(move || free(&folder)) }
+    }
+}
+
+pub(super) fn free(folder: &Path) -> io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
 
 /// What redb may keep of the file in memory, in bytes.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
@@ -32,10 +53,7 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
     if path.try_exists()? {
         return Ok(());
     }
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder(path);
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // Temporary files are made 0600.
     let new = tempfile::Builder::new().prefix(".store-").suffix(".new").tempfile_in(folder)?;
@@ -45,6 +63,25 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
         // Another process was faster; its file it is.
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error.error.into()),
+    }
+}
+
+/// Puts a copy of a file that is open, and was removed, in its old place.
+pub(super) fn put_back(mut file: &File, path: &Path) -> io::Result<()> {
+    let folder = folder(path);
+    let mut copy = tempfile::Builder::new().prefix(".store-").suffix(".new").tempfile_in(folder)?;
+    file.rewind()?;
+    io::copy(&mut file, copy.as_file_mut())?;
+    copy.as_file().sync_all()?;
+    copy.persist_noclobber(path).map_err(|error| error.error)?;
+    File::open(folder)?.sync_all()
+}
+
+/// The folder that a file is in.
+pub(super) fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
     }
 }
 

@@ -14,6 +14,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 struct Follower {
     shared: Arc<Shared>,
+    epoch: u64,
     end: watch::Receiver<u64>,
     /// The sequence up to which everything was delivered.
     position: u64,
@@ -32,15 +33,16 @@ enum Phase {
 }
 
 pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<'static, Followed> {
-    let end = shared.end.clone();
+    let (epoch, end) = (shared.epoch(), shared.end.clone());
     let last = *end.borrow();
     let position = after.map_or(0, |after| after.sequence);
-    let phase = if after.is_some_and(|after| after.epoch != shared.epoch) || position > last {
+    let phase = if after.is_some_and(|after| after.epoch != epoch) || position > last {
         Phase::Lost(Lost::Replaced)
     } else {
         Phase::CatchingUp(last)
     };
-    let follower = Follower { shared, end, position, batch: Vec::new().into_iter(), phase, failing: false };
+    let batch = Vec::new().into_iter();
+    let follower = Follower { shared, epoch, end, position, batch, phase, failing: false };
     stream::unfold(follower, |mut follower| async move {
         let item = follower.next().await?;
         Some((item, follower))
@@ -51,6 +53,11 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
 impl Follower {
     async fn next(&mut self) -> Option<Followed> {
         loop {
+            let is_over = matches!(self.phase, Phase::Lost(_) | Phase::Ended);
+            if !is_over && self.shared.epoch() != self.epoch {
+                self.batch = Vec::new().into_iter();
+                self.phase = Phase::Lost(Lost::Replaced);
+            }
             if let Some((log, entry)) = self.batch.next() {
                 self.position = entry.position.sequence;
                 return Some(Followed::Event(log, entry));
@@ -58,7 +65,7 @@ impl Follower {
             let end = match self.phase {
                 Phase::CatchingUp(to) if self.position == to => {
                     self.phase = Phase::Live;
-                    return Some(Followed::CaughtUp(Position { epoch: self.shared.epoch, sequence: to }));
+                    return Some(Followed::CaughtUp(Position { epoch: self.epoch, sequence: to }));
                 }
                 Phase::CatchingUp(to) => to,
                 Phase::Live => *self.end.borrow_and_update(),
@@ -78,7 +85,7 @@ impl Follower {
 
     /// Fetches what comes next, up to a sequence; `None` when the store was closed.
     async fn read(&mut self, end: u64) -> Option<()> {
-        let (epoch, position) = (self.shared.epoch, self.position);
+        let (epoch, position) = (self.epoch, self.position);
         let read = self.shared.read(move |txn| tables::read_all(txn, epoch, position, end)).await;
         let failed_before = std::mem::replace(&mut self.failing, read.is_err());
         match read {

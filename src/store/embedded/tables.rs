@@ -95,16 +95,63 @@ pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
     {
         let mut meta = txn.open_table(META)?;
         meta.insert("format", FORMAT)?;
-        // The lower half of a random UUID is never 0: it holds the variant.
-        meta.insert("epoch", Uuid::new_v4().as_u64_pair().1)?;
+        meta.insert("epoch", new_epoch())?;
+        meta.insert("remembers_since", to_stored(Timestamp::now()))?;
     }
     Tail::START.save(&txn)?;
     Ok(txn.commit()?)
 }
 
+/// Which store it is. It begins anew when an operator accepts a loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Incarnation {
+    pub(super) epoch: u64,
+    /// Since when it remembers everything. An earlier gateway did not write this.
+    pub(super) since: Option<Timestamp>,
+    /// Permanent cells were lost.
+    pub(super) lost_cells: bool,
+}
+
+impl Incarnation {
+    fn load(meta: &impl ReadableTable<&'static str, u64>) -> Result<Self, redb::Error> {
+        let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
+        let since = meta.get("remembers_since")?.map(|since| timestamp(since.value().cast_signed()));
+        let lost_cells = meta.get("lost_cells")?.is_some_and(|lost| lost.value() != 0);
+        Ok(Self { epoch, since: since.transpose()?, lost_cells })
+    }
+
+    /// Begins a new incarnation of a store that has forgotten something.
+    pub(super) fn begin(txn: &WriteTransaction) -> Result<Self, redb::Error> {
+        let new = Self { epoch: new_epoch(), since: Some(Timestamp::now()), lost_cells: true };
+        let mut meta = txn.open_table(META)?;
+        meta.insert("epoch", new.epoch)?;
+        meta.insert("remembers_since", to_stored(Timestamp::now()))?;
+        meta.insert("lost_cells", 1)?;
+        drop(meta);
+        let mut cells = txn.open_table(CELLS)?;
+        cells.retain(|cell, _| !is_worse_than_none(cell))?;
+        Ok(new)
+    }
+}
+
+/// Whether a cell that is out of date does more harm than one that is missing. The guard's count of
+/// rejected logins may be lower than ThingSpace's; without a count, nothing is tried.
+fn is_worse_than_none(cell: &str) -> bool {
+    cell.starts_with("p.guard/")
+}
+
+fn new_epoch() -> u64 {
+    // The lower half of a random UUID is never 0: it holds the variant.
+    Uuid::new_v4().as_u64_pair().1
+}
+
+fn to_stored(time: Timestamp) -> u64 {
+    time.as_microsecond().cast_unsigned()
+}
+
 /// What a file says about itself.
 pub(super) struct Entered {
-    pub(super) epoch: u64,
+    pub(super) incarnation: Incarnation,
     pub(super) tail: Tail,
     pub(super) ages: Ages,
 }
@@ -123,9 +170,9 @@ pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
         }
         None => return Err(corrupt("it names no format")),
     }
-    let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
     let tail = Tail::load(&txn)?;
-    Ok(Entered { epoch, tail, ages: Ages::load(&txn, &tail)? })
+    let incarnation = Incarnation::load(&meta)?;
+    Ok(Entered { incarnation, tail, ages: Ages::load(&txn, &tail)? })
 }
 
 /// The entries of a log after a sequence.

@@ -1,5 +1,6 @@
 mod failure;
 mod faulty;
+mod loss;
 mod model;
 mod time;
 
@@ -122,6 +123,7 @@ async fn a_new_file_is_another_store() {
     let position = contract::append(&store, &contract::new_log(), "event").await.unwrap();
     store.close().await;
     std::fs::remove_file(&path).unwrap();
+    std::fs::remove_file(record_path(&path)).unwrap();
 
     let store = open(&path);
     let mut followed = store.follow(Some(position));
@@ -138,7 +140,9 @@ async fn one_process_at_a_time_and_for_this_user_only() {
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&path), mode(&folder.path().join("state"))), (0o600, 0o700));
     let files: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
-    assert_eq!(files.len(), 1, "{files:?}");
+    // The store and its record.
+    assert_eq!(files.len(), 2, "{files:?}");
+    assert_eq!(mode(&record_path(&path)), 0o600);
 }
 
 #[tokio::test]

@@ -60,16 +60,76 @@ async fn every_single_failure_is_settled() {
 
 #[tokio::test]
 async fn full() {
+    for tells in [true, false] {
+        let (_folder, path) = place();
+        let make = if tells { Disk::store } else { Disk::with_quota };
+        let (store, disk) = make(&path, CACHE);
+        let fill = async || disk.set(Fault::Growth(ErrorKind::StorageFull));
+        let free = async || {
+            let trouble = store.trouble().unwrap();
+            assert!(trouble.starts_with("the last write failed"), "{trouble}");
+            disk.set(Fault::None);
+        };
+        contract::full(&store, fill, free).await;
+        assert_eq!(store.trouble(), None);
+    }
+}
+
+/// A disk that fills up and empties again, five times: reads go on, and the file is left alone.
+#[tokio::test]
+async fn a_full_disk_is_not_touched_and_what_is_stored_can_be_read() {
     let (_folder, path) = place();
     let (store, disk) = Disk::store(&path, CACHE);
-    let fill = async || disk.set(Fault::Growth(ErrorKind::StorageFull));
-    let free = async || {
-        let trouble = store.trouble().unwrap();
-        assert!(trouble.starts_with("the last write failed"), "{trouble}");
+    let (log, cell) = (contract::new_log(), CellName::permanent("cell"));
+    let mut expected = Vec::new();
+    for round in 0..5 {
+        let text = round.to_string();
+        until(async || contract::append(&store, &log, &text).await.ok()).await;
+        expected.push(text);
+        until(async || store.shortage().is_none().then_some(())).await;
+        let opened = disk.opened();
+        disk.set(Fault::Growth(ErrorKind::StorageFull));
+        for _ in 0..50 {
+            let refused = contract::append(&store, &log, "refused").await;
+            assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+            let refused = store.swap(&cell, None, Bytes::new()).await;
+            assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+            let entries = contract::read_to_end(&store, &log).await.unwrap();
+            assert_eq!(contract::texts(&entries), expected);
+            assert_eq!(store.load(&cell).await.unwrap(), None);
+        }
+        assert!(store.shortage().is_some() && store.trouble().is_some());
+        assert_eq!(disk.opened(), opened, "the file was reopened");
         disk.set(Fault::None);
-    };
-    contract::full(&store, fill, free).await;
-    assert_eq!(store.trouble(), None);
+        // Nobody has to write for it to be noticed.
+        until(async || store.shortage().is_none().then_some(())).await;
+        assert_eq!(store.trouble(), None);
+    }
+}
+
+/// A quota shows only when a write fails. Then the file is repaired, but not for every attempt.
+#[tokio::test]
+async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
+    let (_folder, path) = place();
+    let (store, disk) = Disk::with_quota(&path, CACHE);
+    let log = contract::new_log();
+    contract::append(&store, &log, "before").await.unwrap();
+    disk.set(Fault::Growth(ErrorKind::QuotaExceeded));
+    let mut refused = 0;
+    let large = Bytes::from(vec![0; 100_000]);
+    while refused < 200 {
+        match store.append(&log, Uuid::new_v4(), large.clone()).await {
+            Err(StoreError::Full(_)) => refused += 1,
+            other => drop(other.unwrap()),
+        }
+        assert!(store.read(&log, 0, 1).await.is_ok(), "reads stopped after {refused}");
+    }
+    // Opened once, again for each of the first two failures, and at most twice more in so little time.
+    assert!((3..=5).contains(&disk.opened()), "{}", disk.opened());
+    assert!(store.shortage().is_some());
+    disk.set(Fault::None);
+    until(async || contract::append(&store, &log, "after").await.ok()).await;
+    assert_eq!(store.shortage(), None);
 }
 
 #[tokio::test]
@@ -114,9 +174,11 @@ async fn another_file_is_not_taken_for_ours() {
     let other = open(&path);
     other.close().await;
     disk.set(Fault::Once(0, ErrorKind::Other));
-    contract::append(&store, &log, "at").await.unwrap_err();
-    let refused = contract::append(&store, &log, "at").await;
-    assert!(matches!(&refused, Err(StoreError::Corrupt(text)) if text.contains("replaced")), "{refused:?}");
+    for _ in 0..2 {
+        let refused = contract::append(&store, &log, "at").await;
+        let Err(StoreError::Unavailable(text)) = refused else { panic!("{refused:?}") };
+        assert!(text.contains("taken the place"), "{text}");
+    }
 
     std::fs::rename(&ours, &path).unwrap();
     until(async || contract::append(&store, &log, "after").await.ok()).await;

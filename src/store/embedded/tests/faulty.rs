@@ -5,7 +5,10 @@ use std::{
     io::{self, ErrorKind},
     ops::Bound,
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex},
+    sync::{
+        Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use redb::{BackendError, StorageBackend, backends::FileBackend};
@@ -37,19 +40,43 @@ pub(super) struct Disk {
     cache: usize,
     fault: Mutex<Fault>,
     changed: Condvar,
+    /// Whether the disk admits how little is free while it cannot grow. A quota does not.
+    tells: bool,
+    /// How often the file was opened.
+    opened: AtomicUsize,
 }
 
 impl Disk {
     /// A store on a disk that works so far, of which redb keeps so many bytes in memory.
     pub(super) fn store(path: &Path, cache: usize) -> (Embedded, Arc<Self>) {
+        Self::make(path, cache, true)
+    }
+
+    /// The same, on a disk with a quota that it does not tell.
+    pub(super) fn with_quota(path: &Path, cache: usize) -> (Embedded, Arc<Self>) {
+        Self::make(path, cache, false)
+    }
+
+    fn make(path: &Path, cache: usize, tells: bool) -> (Embedded, Arc<Self>) {
         file::create(path).unwrap();
         let (path, fault, changed) = (path.to_owned(), Mutex::new(Fault::None), Condvar::new());
-        let disk = Arc::new(Self { path, cache, fault, changed });
-        let opener = {
-            let disk = Arc::clone(&disk);
-            move || disk.open()
-        };
-        (Embedded::open_with(&disk.path, super::KEEP, Box::new(opener)).unwrap(), disk)
+        let opened = AtomicUsize::new(0);
+        let disk = Arc::new(Self { path, cache, fault, changed, tells, opened });
+        let (opener, free) = (Arc::clone(&disk), Arc::clone(&disk));
+        let medium =
+            Medium { open: Box::new(move || opener.open()), free: Box::new(move || Ok(free.free())) };
+        (Embedded::open_with(&disk.path, super::KEEP, medium).unwrap(), disk)
+    }
+
+    pub(super) fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    fn free(&self) -> u64 {
+        match self.fault() {
+            Fault::Growth(_) if self.tells => 0,
+            _ => 1 << 40,
+        }
     }
 
     pub(super) fn set(&self, fault: Fault) {
@@ -65,6 +92,7 @@ impl Disk {
         if let Fault::All(kind) = self.fault() {
             return Err(io::Error::from(kind).into());
         }
+        self.opened.fetch_add(1, Ordering::Relaxed);
         let file = OpenOptions::new().read(true).write(true).open(&self.path)?;
         let backend = Faulty { file: FileBackend::new(file)?, disk: Arc::clone(self) };
         Ok(Database::builder().set_cache_size(self.cache).create_with_backend(backend)?)

@@ -73,7 +73,7 @@ async fn take(store: &Embedded, model: &mut Model, step: Step) {
         }
         Step::Follow(after) => {
             let (n, sequence) = model.after(after);
-            let after = Position { epoch: store.shared.epoch, sequence };
+            let after = Position { epoch: store.shared.epoch(), sequence };
             let (events, caught_up) = contract::catch_up(&mut store.follow(Some(after))).await;
             let events: Vec<_> = events.into_iter().map(|(log, e)| (log, e.position, e.event)).collect();
             let expected: Vec<_> = model.events[n..].iter().map(|k| (log(k.0), k.2, k.3.clone())).collect();

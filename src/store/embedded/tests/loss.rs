@@ -1,0 +1,217 @@
+//! A store that was removed, put back to an older copy, or is another one.
+
+use std::fs;
+
+use super::*;
+
+/// A closed store with some events, and a copy of it from before the last of them.
+async fn with_copy(path: &Path) -> (LogName, PathBuf) {
+    let (store, log) = (open(path), contract::new_log());
+    contract::append(&store, &log, "one").await.unwrap();
+    for cell in ["guard/user/a", "token-key"] {
+        store.swap(&CellName::permanent(cell), None, Bytes::new()).await.unwrap();
+    }
+    store.close().await;
+    let copy = path.with_extension("copy");
+    fs::copy(path, &copy).unwrap();
+    let store = open(path);
+    contract::append(&store, &log, "two").await.unwrap();
+    store.close().await;
+    (log, copy)
+}
+
+#[track_caller]
+fn assert_lost(store: &Embedded, what: &str) {
+    let loss = store.loss().expect("something is lost");
+    assert!(loss.what.contains(what) && loss.what.contains("store.redb"), "{}", loss.what);
+}
+
+async fn assert_refuses_everything(store: &Embedded) {
+    let (log, cell) = (contract::new_log(), CellName::permanent("token-key"));
+    let refused = [
+        contract::append(store, &log, "event").await.err(),
+        store.swap(&cell, None, Bytes::new()).await.err(),
+        store.load(&cell).await.err(),
+        store.read(&log, 0, 1).await.err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(StoreError::Unavailable(_))), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_store_waits_for_an_operator_over_restarts() {
+    let (_folder, path) = place();
+    let (log, _) = with_copy(&path).await;
+    fs::remove_file(&path).unwrap();
+    for _ in 0..3 {
+        let store = open(&path);
+        assert_lost(&store, "was missing at the start");
+        assert_refuses_everything(&store).await;
+        store.close().await;
+    }
+
+    let store = open(&path);
+    let mut followed = store.follow(None);
+    let accepted = store.accept_loss(false).await.unwrap();
+    assert!(accepted.is_some_and(|loss| loss.what.contains("missing")));
+    assert_eq!(store.loss(), None);
+    assert!(store.has_lost_cells() && store.remembers_since().is_some());
+    // What was followed before the loss was accepted is void.
+    assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
+    assert_eq!(store.read(&log, 0, 1).await.unwrap(), []);
+    contract::append(&store, &log, "new").await.unwrap();
+    assert_eq!(store.accept_loss(false).await.unwrap(), None);
+    store.close().await;
+
+    let store = open(&path);
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, true));
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["new"]);
+}
+
+#[tokio::test]
+async fn an_older_copy_is_noticed_and_the_right_file_heals_it() {
+    let (_folder, path) = place();
+    let (log, copy) = with_copy(&path).await;
+    let right = path.with_extension("right");
+    fs::rename(&path, &right).unwrap();
+    fs::copy(&copy, &path).unwrap();
+    let store = open(&path);
+    assert_lost(&store, "it ended at event 2 and now ends at 1");
+    assert_refuses_everything(&store).await;
+    store.close().await;
+
+    fs::rename(&right, &path).unwrap();
+    let store = open(&path);
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one", "two"]);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_accepted_older_copy_is_a_new_epoch_without_the_guard_s_counts() {
+    let (_folder, path) = place();
+    let (log, copy) = with_copy(&path).await;
+    let before = open(&path);
+    let last = contract::read_to_end(&before, &log).await.unwrap()[1].position;
+    before.close().await;
+    fs::copy(&copy, &path).unwrap();
+
+    let store = open(&path);
+    assert_lost(&store, "older copy");
+    store.accept_loss(false).await.unwrap().unwrap();
+    assert!(store.has_lost_cells());
+    let mut followed = store.follow(Some(last));
+    assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
+    let load = async |cell: &str| store.load(&CellName::permanent(cell)).await.unwrap();
+    // Its count may be too low, which could lock the user; without it, nothing is tried.
+    assert_eq!(load("guard/user/a").await, None);
+    assert!(load("token-key").await.is_some());
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one"]);
+}
+
+#[tokio::test]
+async fn another_store_is_noticed() {
+    let (folder, path) = place();
+    with_copy(&path).await;
+    let other = folder.path().join("other").join("store.redb");
+    with_copy(&other).await;
+    fs::copy(&other, &path).unwrap();
+    let store = open(&path);
+    assert_lost(&store, "another one");
+    assert_refuses_everything(&store).await;
+    store.accept_loss(false).await.unwrap().unwrap();
+    assert_eq!(store.loss(), None);
+}
+
+#[tokio::test]
+async fn a_new_store_and_one_without_a_record_are_taken() {
+    let (_folder, path) = place();
+    let store = open(&path);
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
+    let since = store.remembers_since().unwrap();
+    let log = contract::new_log();
+    contract::append(&store, &log, "event").await.unwrap();
+    store.close().await;
+    for unreadable in [false, true] {
+        if unreadable {
+            fs::write(record_path(&path), "{").unwrap();
+        } else {
+            fs::remove_file(record_path(&path)).unwrap();
+        }
+        let store = open(&path);
+        assert_eq!((store.loss(), store.remembers_since()), (None, Some(since)));
+        store.close().await;
+    }
+
+    fs::remove_file(&path).unwrap();
+    fs::write(record_path(&path), "{").unwrap();
+    assert_lost(&open(&path), "missing");
+}
+
+#[tokio::test]
+async fn a_removed_file_is_noticed_at_once_and_can_be_put_back() {
+    let (_folder, path) = place();
+    let (store, log) = (open(&path), contract::new_log());
+    let first = contract::append(&store, &log, "one").await.unwrap();
+    let moved = path.with_extension("moved");
+    fs::rename(&path, &moved).unwrap();
+    // The next write finds out, whoever looks.
+    let refused = contract::append(&store, &log, "two").await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    assert_lost(&store, "removed while the gateway was running");
+    assert_refuses_everything(&store).await;
+    fs::rename(&moved, &path).unwrap();
+    until(async || store.loss().is_none().then_some(())).await;
+    contract::append(&store, &log, "two").await.unwrap();
+
+    fs::remove_file(&path).unwrap();
+    // Without a write it is noticed, too.
+    until(async || store.loss()).await;
+    assert!(store.accept_loss(false).await.unwrap().is_some());
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
+    let entries = contract::read_to_end(&store, &log).await.unwrap();
+    assert_eq!((contract::texts(&entries), entries[0].position), (vec!["one".into(), "two".into()], first));
+    contract::append(&store, &log, "three").await.unwrap();
+
+    fs::remove_file(&path).unwrap();
+    until(async || store.loss()).await;
+    store.close().await;
+    let store = open(&path);
+    assert_eq!(store.loss(), None);
+    let texts = contract::texts(&contract::read_to_end(&store, &log).await.unwrap());
+    assert_eq!(texts, ["one", "two", "three"]);
+}
+
+#[tokio::test]
+async fn a_file_in_the_place_of_ours_is_neither_used_nor_overwritten() {
+    let (folder, path) = place();
+    let (store, log) = (open(&path), contract::new_log());
+    contract::append(&store, &log, "ours").await.unwrap();
+    let other = folder.path().join("other").join("store.redb");
+    with_copy(&other).await;
+    fs::rename(&other, &path).unwrap();
+    let theirs = fs::read(&path).unwrap();
+    until(async || store.loss()).await;
+    assert_refuses_everything(&store).await;
+    let refused = store.accept_loss(false).await;
+    let text = refused.unwrap_err().to_string();
+    assert!(text.contains("restart the gateway"), "{text}");
+    store.close().await;
+    assert_eq!(fs::read(&path).unwrap(), theirs);
+    assert_lost(&open(&path), "another one");
+}
+
+#[tokio::test]
+async fn a_restored_store_begins_a_new_epoch() {
+    let (_folder, path) = place();
+    let (store, log) = (open(&path), contract::new_log());
+    let position = contract::append(&store, &log, "event").await.unwrap();
+    assert_eq!(store.accept_loss(true).await.unwrap(), None);
+    assert!(store.has_lost_cells());
+    let mut followed = store.follow(Some(position));
+    assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
+    store.close().await;
+    let store = open(&path);
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, true));
+}
