@@ -228,7 +228,8 @@ impl Requests {
 
     /// What is wrong with the store, for people.
     pub fn store_trouble(&self) -> Option<String> {
-        self.store.trouble()
+        let shortage = || Some(format!("new orders are refused: {}", self.store.shortage()?));
+        self.store.trouble().or_else(shortage)
     }
 
     /// How many events were read from the store since the start.
@@ -303,7 +304,13 @@ impl Requests {
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
             let max_age = query.max_age.max(self.limits.min_age);
-            self.asker.refresh(&tracked, began, max_age, For::Caller).await?;
+            match self.asker.refresh(&tracked, began, max_age, For::Caller).await {
+                // ThingSpace's news cannot be stored, and so not shown. What is known still holds.
+                Err(Error::Store(StoreError::Full(reason))) => {
+                    debug!(request.id = %id, reason, "a status is as old as what is stored");
+                }
+                refreshed => refreshed?,
+            }
         }
         Ok(attached)
     }

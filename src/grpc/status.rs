@@ -38,6 +38,9 @@ const SOON: Duration = Duration::from_secs(1);
 /// When to repeat a call that met a limit.
 const LATER: Duration = Duration::from_secs(5);
 
+/// When to repeat a call for which the store has no space: an operator has to make some.
+const ROOM: Duration = Duration::from_secs(30);
+
 /// Bytes of violations that a status carries. With everything else in them its details stay below
 /// 2,000 bytes, so that the trailers, which carry them in base64, fit into the 4 KiB that nginx takes.
 const MAX_VIOLATION_BYTES: usize = 1_600;
@@ -173,13 +176,13 @@ fn describe(error: &Error) -> Answer {
         )
         .retry(SOON),
         Error::OrderOutcomeUnknown { order_id, sent_time, request_id } => {
-            let answer = answer(
-                Code::FailedPrecondition,
-                "ORDER_OUTCOME_UNKNOWN",
-                "the order was sent and its fate is unknown; it is not sent again",
-            )
-            .with("orderId", order_id)
-            .with("sentTime", sent_time);
+            let message = match request_id {
+                Some(_) => "ThingSpace accepted the order, which cannot be stored yet; it is not sent again",
+                None => "the order was sent and its fate is unknown; it is not sent again",
+            };
+            let answer = answer(Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN", message)
+                .with("orderId", order_id)
+                .with("sentTime", sent_time);
             match request_id {
                 Some(request_id) => answer.with("requestId", request_id),
                 None => answer,
@@ -227,6 +230,12 @@ fn describe(error: &Error) -> Answer {
                 .with("limit", limit)
                 .retry(LATER)
         }
+        Error::Store(StoreError::Full(_)) => answer(
+            Code::ResourceExhausted,
+            "STORE_FULL",
+            "the gateway's store is full; repeat the call later",
+        )
+        .retry(ROOM),
         Error::Store(error) => store(error),
         Error::Draining => {
             answer(Code::Unavailable, "DRAINING", "this replica is shutting down; repeat the call")

@@ -45,9 +45,11 @@ use crate::{
 
 mod flight;
 mod leases;
+mod refusals;
 
 use flight::Claimant;
 use leases::Leases;
+use refusals::Refusals;
 
 /// Between looks at what became of an order that another replica is sending: first, doubling, at most.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
@@ -71,6 +73,7 @@ pub struct Orders {
     incarnation: String,
     /// Those of others.
     leases: Leases,
+    refusals: Refusals,
     /// One order per key at a time in this process; the cell is what holds between processes.
     keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
@@ -124,6 +127,7 @@ impl Orders {
             in_flight: Arc::default(),
             incarnation,
             leases: Leases::default(),
+            refusals: Refusals::default(),
             keys: Mutex::default(),
         }
     }
@@ -160,6 +164,13 @@ impl Orders {
             Some(Settled::Free(key)) => Some(key),
             Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
         };
+        if let Some(refusal) = self.refusals.of(&cell.name, &hash) {
+            return Err(Error::Refused(refusal));
+        }
+        // The rest of the space is for what becomes of the orders that are known.
+        if let Some(shortage) = self.store.shortage() {
+            return Err(Error::Store(StoreError::Full(shortage)));
+        }
         self.place_new(placement.order.clone(), cell, before, &hash, turn, deadline).await
     }
 

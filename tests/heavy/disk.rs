@@ -2,19 +2,23 @@
 //! when there is space again the gateway goes on without a restart.
 
 use std::{
-    fs,
+    fs::{self, File},
+    io::Write as _,
     ops::Range,
     path::{Path, PathBuf},
     process::Command,
     sync::Mutex,
 };
 
+use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use thingspace_gateway::{
+    config::Config,
     identity::RequestId,
-    simulator::{Endpoint, Fault, Gate, What, When},
+    proto::esim::RequestState,
+    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
 };
 
 use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed, quiet};
@@ -22,12 +26,22 @@ use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed, quie
 /// Set for the copy of this test that runs in a name space of its own.
 const NESTED: &str = "HEAVY_DISK_NESTED";
 
-/// In MiB.
-const DISK: usize = 8;
-const BALLAST: usize = 4;
+/// In MiB. The gateway keeps 32 of them free for the orders that it knows.
+const DISK: u64 = 96;
 
-/// So that a few dozen orders fill the disk.
+/// What is free when orders begin to fill the disk, in MiB.
+const LEFT: u64 = 33;
+
+const MIB: u64 = 1 << 20;
+
+/// How often the disk is filled and emptied.
+const ROUNDS: usize = 5;
+
+/// So that a few dozen orders fill the disk up to the head-room.
 const DEVICES_PER_ORDER: usize = 200;
+
+/// The disk is full when so many orders in a row were refused.
+const REFUSALS: usize = 3;
 
 /// A small file system, unmounted at the end.
 struct Disk(PathBuf);
@@ -39,6 +53,24 @@ impl Disk {
         let options = format!("size={DISK}m");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
         mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+    }
+
+    /// Leaves so many bytes of it free.
+    fn fill(&self, ballast: &str, left: u64) {
+        const CHUNK: u64 = 64 << 10;
+        let mut file = File::create(self.0.join(ballast)).unwrap();
+        loop {
+            let disk = rustix::fs::statvfs(&self.0).unwrap();
+            let free = disk.f_bavail * disk.f_frsize;
+            let chunk = free.saturating_sub(left).min(CHUNK);
+            if chunk == 0 || file.write_all(&vec![1; usize::try_from(chunk).unwrap()]).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn empty(&self, ballast: &str) {
+        fs::remove_file(self.0.join(ballast)).unwrap();
     }
 }
 
@@ -68,111 +100,151 @@ fn run_nested() {
     );
 }
 
-const LATE: Range<usize> = 1_000_000..1_000_003;
-const FRESH: Range<usize> = 1_000_003..1_000_006;
+/// What was told of an order, and which one it was.
+struct Told {
+    key: String,
+    devices: Range<usize>,
+    outcome: Result<RequestId, Status>,
+}
 
-/// The `n`th order, under a key of its own.
-async fn place_nth(client: &mut Client, orders: &[Range<usize>], n: usize) -> Result<RequestId, Status> {
-    place(client, &n.to_string(), orders[n].clone()).await
+/// Devices that no other order has.
+fn devices_of(n: usize, count: usize) -> Range<usize> {
+    n * DEVICES_PER_ORDER..n * DEVICES_PER_ORDER + count
+}
+
+/// An order that ThingSpace has executed and whose answer it holds back.
+struct Held {
+    gate: Gate,
+    key: String,
+    devices: Range<usize>,
+    id: RequestId,
+    answer: JoinHandle<Result<RequestId, Status>>,
+}
+
+impl Held {
+    async fn place(upstream: &Upstream, client: &Client, key: String, devices: Range<usize>) -> Self {
+        let gate = Gate::default();
+        let before = upstream.sim.ledger().orders.len();
+        upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+        let answer = tokio::spawn({
+            let (mut client, key, devices) = (client.clone(), key.clone(), devices.clone());
+            async move { place(&mut client, &key, devices).await }
+        });
+        let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == before + 1).await;
+        let id = ledger.orders[before].request_id.clone();
+        Self { gate, key, devices, id, answer }
+    }
+
+    async fn release(self) -> Told {
+        self.gate.open();
+        Told { key: self.key, devices: self.devices, outcome: self.answer.await.unwrap() }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_and_then_space_again() {
-    /// The disk is full when so many orders in a row failed.
-    const FAILURES: usize = 5;
-
     let upstream = Upstream::manual().await;
     let mut config = quiet(&upstream);
-    let disk = upstream.dir.path().join("disk");
-    config.store.path = disk.join("store.redb");
-    let Some(_mounted) = Disk::mount(&disk) else { return run_nested() };
-    let ballast = disk.join("ballast");
-    fs::write(&ballast, vec![1; BALLAST << 20]).unwrap();
-
+    let folder = upstream.dir.path().join("disk");
+    config.store.path = folder.join("store.redb");
+    let Some(disk) = Disk::mount(&folder) else { return run_nested() };
     let gateway = Process::serve(&config, upstream.dir.path());
     let mut client = gateway.client().await;
-    // One order has been executed, and its answer comes when the disk is full.
-    let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
-    let late = tokio::spawn({
-        let mut client = client.clone();
-        async move { place(&mut client, "late", LATE).await }
-    });
-    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == 1).await;
-    let late_id = ledger.orders[0].request_id.clone();
-
-    // Large orders until no more of them fit, then small ones.
+    let mut orders = 0..;
+    let mut next = || orders.next().unwrap();
     let mut told = Vec::new();
-    let mut orders = Vec::new();
-    for size in [DEVICES_PER_ORDER, 1] {
-        let mut failures = 0;
-        while failures < FAILURES {
-            let first = orders.len() * DEVICES_PER_ORDER;
-            let n = orders.len();
-            orders.push(first..first + size);
-            told.push(place_nth(&mut client, &orders, n).await);
-            failures = if told[n].is_ok() { 0 } else { failures + 1 };
-            assert!(n < 1_000, "the disk does not get full");
+    for _ in 0..ROUNDS {
+        let n = next();
+        let first = place(&mut client, &n.to_string(), devices_of(n, 1)).await.unwrap();
+        let (fits, does_not) = (next(), next());
+        let fits = Held::place(&upstream, &client, fits.to_string(), devices_of(fits, 3)).await;
+        let does_not = Held::place(&upstream, &client, does_not.to_string(), devices_of(does_not, 3)).await;
+
+        disk.fill("ballast", LEFT * MIB);
+        let mut refused = 0;
+        while refused < REFUSALS {
+            let n = next();
+            let outcome = place(&mut client, &n.to_string(), devices_of(n, DEVICES_PER_ORDER)).await;
+            match &outcome {
+                Ok(_) => refused = 0,
+                Err(error) => {
+                    assert_eq!(
+                        (error.code(), reason(error).as_str()),
+                        (Code::ResourceExhausted, "STORE_FULL")
+                    );
+                    assert!(error.get_details_retry_info().is_some());
+                    refused += 1;
+                }
+            }
+            told.push(Told { key: n.to_string(), devices: devices_of(n, DEVICES_PER_ORDER), outcome });
         }
+        // What becomes of known orders still fits.
+        let id = fits.id.clone();
+        let answered = fits.release().await;
+        assert_eq!(*answered.outcome.as_ref().unwrap(), id);
+        told.push(answered);
+        upstream.sim.finish_all(&id, Outcome::Success);
+        assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
+        let status = control(&config, upstream.dir.path(), "status");
+        assert!(status.contains("new orders are refused"), "{status}");
+
+        disk.fill("more", 0);
+        let id = does_not.id.clone();
+        let answered = does_not.release().await;
+        let error = answered.outcome.as_ref().unwrap_err();
+        assert_eq!(reason(error), "ORDER_OUTCOME_UNKNOWN");
+        assert_eq!(error.get_details_error_info().unwrap().metadata["requestId"], id.as_str());
+        told.push(answered);
+        // ThingSpace's news cannot be stored. What is stored is still told.
+        upstream.sim.finish_all(&first, Outcome::Success);
+        assert_known(&mut client, &first, devices_of(n, 1)).await;
+
+        disk.empty("more");
+        disk.empty("ballast");
+        let n = next();
+        eventually("orders work again", || {
+            let mut client = client.clone();
+            async move { place(&mut client, &n.to_string(), devices_of(n, 3)).await.is_ok() }
+        })
+        .await;
+        // Once the last failure to store it is forgotten.
+        eventually("what ThingSpace told is stored", || {
+            let (mut client, question) = (client.clone(), question(&first));
+            async move { ask(&mut client, question).await.unwrap().state() == RequestState::Succeeded }
+        })
+        .await;
     }
-    let devices = |n: usize| orders[n].clone();
-    gate.open();
-    match late.await.unwrap() {
-        // There was room left for so little.
-        Ok(id) => assert_eq!(id, late_id),
-        Err(error) => {
-            assert_eq!(reason(&error), "ORDER_OUTCOME_UNKNOWN");
-            let details = error.get_details_error_info().unwrap();
-            assert_eq!(details.metadata["requestId"], late_id.as_str());
-        }
-    }
-    // What was stored can still be asked for.
-    assert_known(&mut client, told[0].as_ref().unwrap(), devices(0)).await;
-    // Before any call is repeated, which would repair what the first answer got wrong.
+
     let ledger = placed(&upstream.sim.ledger());
-    for (n, told) in told.iter().enumerate() {
-        let ordered = ledger.get(&device(devices(n).start).eid);
-        match told {
+    for told in &told {
+        let ordered = ledger.get(&device(told.devices.start).eid);
+        match &told.outcome {
             Ok(id) => assert_eq!(ordered, Some(id)),
-            Err(error) => match (error.code(), reason(error).as_str()) {
-                (Code::Unavailable, "STORE_UNAVAILABLE") => assert_eq!(ordered, None, "order {n} was sent"),
-                (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN") => {}
-                _ => panic!("order {n}: {error:?}"),
-            },
+            Err(error) if reason(error) == "STORE_FULL" => assert_eq!(ordered, None, "{} was sent", told.key),
+            Err(_) => assert!(ordered.is_some()),
         }
     }
-
-    fs::remove_file(&ballast).unwrap();
-    eventually("orders work again", || {
-        let mut client = client.clone();
-        async move { place(&mut client, "fresh", FRESH).await.is_ok() }
-    })
-    .await;
-    let mut again = Vec::new();
-    for (n, told) in told.iter().enumerate() {
-        again.push(settled(&client, &n.to_string(), devices(n)).await);
-        if let Ok(told) = told {
-            assert_eq!(again[n].as_ref().unwrap(), told);
-        }
+    let mut known = Vec::new();
+    for Told { key, devices, outcome } in told {
+        let again = settled(&client, &key, devices.clone()).await.unwrap();
+        assert!(outcome.is_err() || outcome.unwrap() == again);
+        known.push((key, devices, again));
     }
-    // What ThingSpace had answered was not forgotten because the disk was full.
-    assert_eq!(settled(&client, "late", LATE).await.unwrap(), late_id);
-    assert_known(&mut client, &late_id, LATE).await;
-    let acknowledged: Vec<_> =
-        again.iter().enumerate().filter_map(|(n, told)| Some((n, told.as_ref().ok()?))).collect();
-    for (n, id) in &acknowledged {
-        assert_known(&mut client, id, devices(*n)).await;
-    }
-
     gateway.kill();
     let gateway = Process::serve(&config, upstream.dir.path());
     let mut client = gateway.client().await;
-    for (n, id) in &acknowledged {
-        assert_known(&mut client, id, devices(*n)).await;
-        assert_eq!(place_nth(&mut client, &orders, *n).await.unwrap(), **id);
+    for (key, devices, id) in known {
+        assert_known(&mut client, &id, devices.clone()).await;
+        assert_eq!(place(&mut client, &key, devices).await.unwrap(), id);
     }
-    assert_known(&mut client, &late_id, LATE).await;
     assert_nothing_ordered_twice(&upstream.sim.ledger());
+}
+
+/// What an operator command prints.
+fn control(config: &Config, dir: &Path, command: &str) -> String {
+    let file = write_config(config, dir);
+    let output = Command::new(BINARY).arg(command).arg("--config").arg(file).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// What an order came to, once its call is neither in progress nor to be repeated.

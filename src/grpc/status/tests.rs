@@ -38,6 +38,7 @@ fn errors() -> Vec<Error> {
         Error::UpstreamUnavailable { reason: String::new(), retry_after: None },
         Error::Overloaded { limit: "limits.open_devices" },
         Error::Store(unavailable()),
+        Error::Store(StoreError::Full("0 bytes are free".to_owned())),
         Error::Store(StoreError::Corrupt("a log".to_owned())),
         Error::Draining,
         Error::Deadline,
@@ -139,7 +140,7 @@ fn whoever_is_told_to_come_again_is_told_when() {
         with(Code::Unavailable),
         ["DRAINING", "ORDER_IN_PROGRESS", "STORE_UNAVAILABLE", "UPSTREAM_UNAVAILABLE"]
     );
-    assert_eq!(with(Code::ResourceExhausted), ["OVERLOADED", "UPSTREAM_THROTTLED"]);
+    assert_eq!(with(Code::ResourceExhausted), ["OVERLOADED", "STORE_FULL", "UPSTREAM_THROTTLED"]);
     for (reason, status) in &statuses {
         let again = matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
         assert_eq!(status.get_details_retry_info().is_some(), again, "{reason}");

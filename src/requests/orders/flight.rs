@@ -132,6 +132,9 @@ impl Orders {
             Err(error) => never_sent(error.into()),
         };
         let answer = self.keep(&mut flight, &came, &outcome, answer).await;
+        if let Err(Error::Refused(refusal)) = &outcome {
+            self.refusals.remember(&flight.cell.name, &hash, refusal);
+        }
         // The next call finds neither the key taken nor the devices counted twice.
         drop(flight);
         if outcome.is_err() {

@@ -157,6 +157,26 @@ async fn a_refusal_has_its_reason_and_frees_its_key() {
     }
 }
 
+/// A caller that repeats a refused order in a loop costs neither ThingSpace nor the store anything.
+#[tokio::test]
+async fn a_refused_order_is_repeated_from_memory() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let refusal = error_code(400, "UnifiedWebService.REQUEST_FAILED.DeviceNotFound");
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, refusal));
+    let first = refused(&mut client, order("k", [1])).await;
+    let stored = std::fs::read(upstream.config().store.path).unwrap();
+    for _ in 0..20 {
+        let again = refused(&mut client, order("k", [1])).await;
+        assert_eq!((kind(&again), again.message()), (kind(&first), first.message()));
+    }
+    assert_eq!(orders_sent(&upstream.sim.ledger()), 1);
+    assert!(std::fs::read(upstream.config().store.path).unwrap() == stored, "something was stored");
+    assert!(!send(&mut client, order("k2", [1])).await.unwrap().replayed);
+    gateway.stop().await;
+}
+
 /// The same, by the simulator's own rules.
 #[tokio::test]
 async fn thingspace_itself_refuses_accounts_and_plans() {

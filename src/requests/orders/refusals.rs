@@ -1,0 +1,91 @@
+//! The refusals that ThingSpace gave lately.
+//!
+//! A caller that repeats a refused order gets the same refusal from memory for a while. Nothing is
+//! stored or sent for it, so a caller that repeats in a loop does not fill the store.
+
+use std::{collections::HashMap, sync::Mutex, time::Duration};
+
+use tokio::time::Instant;
+
+use super::lock;
+use crate::thingspace::Refusal;
+
+/// How long a refusal is repeated from memory.
+const REMEMBERED_FOR: Duration = Duration::from_mins(1);
+
+/// The most refusals in memory. A further one is not remembered.
+const MAX_REMEMBERED: usize = 10_000;
+
+#[derive(Debug, Default)]
+pub(super) struct Refusals {
+    /// By the cell of the key.
+    lately: Mutex<HashMap<String, Refused>>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    hash: Vec<u8>,
+    refusal: Refusal,
+    at: Instant,
+}
+
+impl Refused {
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.duration_since(self.at) < REMEMBERED_FOR
+    }
+}
+
+impl Refusals {
+    pub(super) fn remember(&self, cell: &str, hash: &[u8], refusal: &Refusal) {
+        let now = Instant::now();
+        let mut lately = lock(&self.lately);
+        if lately.len() >= MAX_REMEMBERED {
+            lately.retain(|_, refused| refused.is_fresh(now));
+        }
+        if lately.len() < MAX_REMEMBERED || lately.contains_key(cell) {
+            let refused = Refused { hash: hash.to_vec(), refusal: refusal.clone(), at: now };
+            lately.insert(cell.to_owned(), refused);
+        }
+    }
+
+    /// The refusal of the same order under the same key, if it came lately.
+    pub(super) fn of(&self, cell: &str, hash: &[u8]) -> Option<Refusal> {
+        let lately = lock(&self.lately);
+        let refused = lately.get(cell).filter(|refused| refused.is_fresh(Instant::now()))?;
+        (refused.hash == hash).then(|| refused.refusal.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::thingspace::RefusalKind;
+
+    fn refusal() -> Refusal {
+        Refusal { kind: RefusalKind::Other, code: "CODE".to_owned(), status: 400 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_repeated_for_a_while_and_only_for_the_same_order() {
+        let refusals = Refusals::default();
+        refusals.remember("key", b"order", &refusal());
+        assert_eq!(refusals.of("key", b"order"), Some(refusal()));
+        assert_eq!(refusals.of("key", b"another order"), None);
+        assert_eq!(refusals.of("another key", b"order"), None);
+        tokio::time::advance(REMEMBERED_FOR).await;
+        assert_eq!(refusals.of("key", b"order"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_is_bounded() {
+        let refusals = Refusals::default();
+        for n in 0..=MAX_REMEMBERED {
+            refusals.remember(&n.to_string(), b"order", &refusal());
+        }
+        assert_eq!(lock(&refusals.lately).len(), MAX_REMEMBERED);
+        assert_eq!(refusals.of(&MAX_REMEMBERED.to_string(), b"order"), None);
+        tokio::time::advance(REMEMBERED_FOR).await;
+        refusals.remember("late", b"order", &refusal());
+        assert_eq!(lock(&refusals.lately).len(), 1);
+    }
+}
