@@ -46,8 +46,8 @@
 //! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the store.
 //! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order whose fate is unknown is never sent
 //!   again: there is no code that could.
-//! - Before a byte of a login leaves, it is claimed in the guard's cell, which counts at least the rejections that ThingSpace counts
-//!   and stops before it locks. No other code logs in.
+//! - Before a byte of a login leaves, it is claimed in the guard's cell, which counts at least the rejections
+//!   that ThingSpace counts and stops before it locks. No other code logs in.
 //! - An order is answered only after `AcceptedAs` and `Accepted` are durable, a callback only after `CalledBack` is.
 //! - There is no task and no queue per watch. What goes upstream depends on the open requests, never on the number of callers.
 //! - UNAVAILABLE is used only where repeating the very call, with its key, is safe. What an upstream code means is decided in one

@@ -85,6 +85,8 @@ pub struct Options {
     pub single_session: bool,
     /// How a rejected login is answered; what the real status is, nobody wrote down.
     pub login_refusal: StatusCode,
+    /// The code of a rejected login, after `UnifiedWebService.`.
+    pub login_refusal_code: &'static str,
     /// How long a new request id is unknown to the status endpoint.
     pub readable_after: Duration,
     /// Write `fault.code` and three-digit `errorCode`s as JSON numbers.
@@ -131,6 +133,7 @@ impl Default for Options {
             session_refusal: SessionRefusal::Coded(StatusCode::BAD_REQUEST),
             single_session: false,
             login_refusal: StatusCode::BAD_REQUEST,
+            login_refusal_code: "REQUEST_FAILED.User.NotAuthenticated",
             readable_after: Duration::ZERO,
             numeric_codes: false,
             shape: Shape::default(),

@@ -61,17 +61,23 @@ impl Operate {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-ThingSpace locks a user after five rejected logins in a row, and only Verizon's support unlocks it. So the gateway stops
-before. It goes on by itself once the files hold a password that was not rejected yet; four rejections in a row need this
-command. Log in once elsewhere before: that clears what ThingSpace has counted. Each command permits one more
-rejection of each password.
+ThingSpace locks a user after five rejected logins in a row, and only Verizon's support unlocks it. So the gateway
+stops logins before. They go on without this command once the files hold a password that was not rejected yet.
 
-Example:
-  thingspace-gateway unblock main --config gateway.toml")]
+Each command permits one more login, and the rejections so far go on counting. After four that ThingSpace may have
+counted, the command is refused: log in once elsewhere with the right password, which clears ThingSpace's count, and
+say so with --force.
+
+Examples:
+  thingspace-gateway unblock main --config gateway.toml
+  thingspace-gateway unblock main --force --config gateway.toml")]
 pub struct Unblock {
     /// The name of the set of credentials, as `status` shows it
     #[arg(value_parser = credentials_name)]
     pub name: String,
+    /// You have logged in elsewhere with the right password, which cleared what ThingSpace had counted
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub remote: Remote,
 }

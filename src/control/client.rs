@@ -42,8 +42,9 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             let status: Status = gateway.get(status::PATH).await?;
             if json { show::json(out, &status) } else { show::status(out, &status) }
         }
-        Operate::Unblock(Unblock { name, .. }) => {
-            let done: Unblocked = gateway.post(&logins::unblock_path(name), &serde_json::json!({})).await?;
+        Operate::Unblock(Unblock { name, force, .. }) => {
+            let how = logins::Unblock { force: *force };
+            let done: Unblocked = gateway.post(&logins::unblock_path(name), &how).await?;
             if json { show::json(out, &done) } else { show::unblocked(out, name, &done) }
         }
         Operate::Orders(Orders::Unknown(_)) => {

@@ -1,4 +1,5 @@
-//! `unblock`: what was stopped may be tried once more. And a line of `status` for each set of credentials.
+//! `unblock`, which lets stopped logins be tried once more, and a line of `status` for each set of
+//! credentials.
 
 use axum::{
     Json, Router,
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{Subject, refuse};
-use crate::thingspace::Error;
+use crate::thingspace::{self, Error, UnblockOutcome};
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
 
@@ -19,13 +20,21 @@ pub(super) fn unblock_path(name: &str) -> String {
     UNBLOCK.replace("{name}", name)
 }
 
-/// How the logins of a set of credentials are doing.
+/// The state of the logins of a set of credentials.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Login {
     pub(super) credentials: String,
-    /// False: there will be no login until somebody acts.
+    /// False: an operator has to act, also if a session still works.
     pub(super) healthy: bool,
     pub(super) standing: String,
+}
+
+/// How the operator wants it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Unblock {
+    /// The operator has logged in elsewhere, which clears what ThingSpace has counted.
+    pub(super) force: bool,
 }
 
 /// What came of it.
@@ -33,6 +42,10 @@ pub(super) struct Login {
 pub(super) struct Unblocked {
     /// False: nothing was in the way.
     pub(super) changed: bool,
+    /// Rejected logins in a row that ThingSpace may have counted.
+    pub(super) rejections: u32,
+    /// Rejected logins in a row after which it locks the user.
+    pub(super) lock: u32,
 }
 
 pub(super) fn routes() -> Router<Subject> {
@@ -50,16 +63,31 @@ pub(super) fn logins(subject: &Subject) -> Vec<Login> {
 async fn unblock(
     State(subject): State<Subject>,
     Path(name): Path<String>,
+    Json(Unblock { force }): Json<Unblock>,
 ) -> Result<Json<Unblocked>, Response> {
-    let Some(done) = subject.client.unblock(&name).await else {
+    let Some(done) = subject.client.unblock(&name, force).await else {
         return Err(refuse(StatusCode::NOT_FOUND, &format_args!("there are no credentials named {name}")));
     };
-    match done {
-        Ok(changed) => {
-            info!(credentials = name, changed, "an operator let credentials be tried once more");
-            Ok(Json(Unblocked { changed }))
+    let done = done.map_err(|error| match error {
+        Error::Store(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error),
+        error => refuse(StatusCode::CONFLICT, &error),
+    })?;
+    let thingspace::Unblocked { outcome, rejections, lock } = done;
+    let changed = match outcome {
+        UnblockOutcome::Done => true,
+        UnblockOutcome::NotNeeded => false,
+        UnblockOutcome::Refused => {
+            return Err(refuse(StatusCode::CONFLICT, &last_one(&name, rejections, lock)));
         }
-        Err(Error::Store(error)) => Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
-        Err(error) => Err(refuse(StatusCode::CONFLICT, &error)),
-    }
+    };
+    info!(credentials = name, changed, force, rejections, "an operator let credentials be tried once more");
+    Ok(Json(Unblocked { changed, rejections, lock }))
+}
+
+fn last_one(name: &str, rejections: u32, lock: u32) -> String {
+    format!(
+        "ThingSpace may have counted {rejections} rejected logins in a row and locks the user at {lock}, so logins \
+         with credentials {name} stay stopped. Log in once elsewhere with the password that the files hold, for \
+         example in ThingSpace's portal: that clears the count. Then run `thingspace-gateway unblock {name} --force`"
+    )
 }

@@ -211,6 +211,12 @@ fn describe(error: &Error) -> Answer {
             "ThingSpace rejects the gateway's credentials; an operator has to act",
         )
         .with("credentials", name),
+        Error::CredentialsUnreadable { name } => answer(
+            Code::FailedPrecondition,
+            "UPSTREAM_CREDENTIALS_UNAVAILABLE",
+            "the gateway cannot read its credentials; an operator has to act",
+        )
+        .with("credentials", name),
         Error::LoginBlocked { name } => answer(
             Code::FailedPrecondition,
             "UPSTREAM_LOGIN_BLOCKED",

@@ -30,6 +30,8 @@ pub enum Error {
     Refused(Refusal),
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
+    #[error("a file of the credentials {name} cannot be read")]
+    CredentialsUnreadable { name: String },
     #[error("logins with the credentials {name} are stopped")]
     LoginBlocked { name: String },
     #[error("ThingSpace throttles")]
@@ -69,6 +71,7 @@ impl From<thingspace::Error> for Error {
         match error {
             thingspace::Error::Refused(refusal) => Self::Refused(refusal),
             thingspace::Error::CredentialsRejected { name } => Self::CredentialsRejected { name },
+            thingspace::Error::CredentialsUnreadable { name } => Self::CredentialsUnreadable { name },
             thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
             thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },

@@ -86,8 +86,7 @@ impl Tokens {
                 ledger.strikes += 1;
                 ledger.locked = ledger.strikes >= STRIKES;
             }
-            let refusal =
-                Refusal::uws("REQUEST_FAILED.User.NotAuthenticated", "Username or password is wrong.");
+            let refusal = Refusal::uws(options.login_refusal_code, "Username or password is wrong.");
             return Err(refusal.with_status(options.login_refusal));
         }
         ledger.logins_accepted += 1;

@@ -17,7 +17,7 @@ use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
     connections::{Connection, Connections},
     limit::{Class, Limiter, Permit},
-    session::{Shared, Standing, Tokens},
+    session::{Shared, Standing, Tokens, Unblocked},
     transport::{Endpoint, Reply, Transport},
     trouble::Trouble,
     verdict::{judge, judge_order},
@@ -135,11 +135,11 @@ impl Client {
         self.upstreams.iter().map(|upstream| (upstream.tokens.name(), upstream.tokens.standing()))
     }
 
-    /// Lets a set of credentials be tried once more, whatever was rejected. False: nothing was in its way. `None`: there is no
-    /// set of this name.
-    pub async fn unblock(&self, name: &str) -> Option<Result<bool, Error>> {
+    /// Lets a set of credentials be tried once more. `logged_in`: an operator has logged in elsewhere,
+    /// which clears what ThingSpace has counted. `None`: there is no set of this name.
+    pub async fn unblock(&self, name: &str, logged_in: bool) -> Option<Result<Unblocked, Error>> {
         let upstream = self.upstreams.iter().find(|upstream| upstream.tokens.name() == name)?;
-        Some(upstream.tokens.unblock().await)
+        Some(upstream.tokens.unblock(logged_in).await)
     }
 
     /// True when some credentials serve this account.

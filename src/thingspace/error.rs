@@ -13,6 +13,9 @@ pub enum Error {
     /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
+    /// A file of these credentials cannot be read. Nothing was sent.
+    #[error("a file of the credentials {name} cannot be read")]
+    CredentialsUnreadable { name: String },
     /// We no longer try these credentials, so that ThingSpace does not lock their user. Nothing was sent.
     #[error("logins with the credentials {name} are stopped")]
     LoginBlocked { name: String },

@@ -1,56 +1,89 @@
-//! The rules by which ThingSpace is asked for a token, so that it never locks its user, which it does after five rejected
-//! logins in a row.
+//! The rules that decide whether a login or a token request may be sent.
 //!
-//! Guarantees: what is stored counts at least the rejections that ThingSpace counts, whatever credentials are tried in whatever
-//! order by however many replicas, and stops at four. An attempt is claimed before it is made; of one that nobody reported, the
-//! worst is believed. Only with what was accepted last time that would give up a right password because a process was
-//! killed: such silences count as well, but do not stop anything on their own; they wait ever longer. What this leaves open is a
-//! password that was changed, and four processes in a row that each live through the wait and then die in the moment between
-//! a rejection and its report.
+//! ThingSpace locks a user after five rejected logins in a row, and an accepted login clears its
+//! count. The gateway cannot read that count, so the guard keeps an upper bound of it in the store,
+//! shared by all replicas and restarts. The rules for logins:
+//!
+//! - An attempt is claimed before it is sent. A claim that nobody reported counts as unanswered.
+//! - A rejected attempt counts. An unanswered attempt counts too, because it may have been
+//!   rejected. Only an attempt that ThingSpace certainly did not evaluate does not count.
+//! - After four that count, nothing is sent any more, whatever the files hold.
+//! - A password is given up after two rejections. Of the password that was accepted last, three
+//!   unanswered attempts are made: the second after `backoff_first`, the third after `backoff_max`.
+//! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
+//!   rejections with time. An operator may grant single attempts up to the fourth that counts, and
+//!   may clear the count after a login elsewhere ([`unblocked`]).
+//! - A guard without history assumes one rejection. If the store is known to have lost guards, a
+//!   missing guard counts as four.
+//! - A replica that remembers more than the store does writes its memory back ([`merged`]).
+//!
+//! So logins resume without a person as long as fewer than four attempts in a row went wrong and
+//! the file holds a password that was not given up. What this leaves open:
+//!
+//! - a right password needs an operator after three unanswered attempts in a row;
+//! - a store that was replaced by an empty one without a trace, while no replica was alive, and
+//!   while ThingSpace had counted four rejections;
+//! - rejected logins that somebody else makes with the same user.
+//!
+//! A token request locks nobody. It is delayed, twice as long after each failure up to
+//! `backoff_max`, and never given up.
 //!
 //! Pure: no IO, clock, randomness or log. Time is what an observer has seen pass.
+
+pub(super) mod answer;
+mod memory;
 
 use std::time::Duration;
 
 use crate::proto::storage::{Guard, GuardAttempt, GuardCandidate};
 
+pub(super) use memory::{merged, renamed};
+
 /// Of the cell.
 pub(super) const FORMAT: u32 = 1;
 
-/// Rejections after which something is never tried again.
+/// How fingerprints are derived now; see `session::secrets`.
+pub(super) const DERIVATION: u32 = 1;
+
+/// Consecutive rejected logins after which ThingSpace locks the user.
+pub(super) const LOCK: u32 = 5;
+
+/// Rejections after which a password is given up.
 pub(super) const STRIKES: u32 = 2;
 
-/// Rejections since the last accepted attempt after which nothing is tried any more. ThingSpace locks at the next.
-pub(super) const REJECTIONS: u32 = 4;
+/// Unanswered attempts after which the password that was accepted last is given up.
+const SILENCES: u32 = 3;
 
-/// Silences that are counted: they stop everything only together with a rejection.
-const SILENCES: u32 = REJECTIONS - 1;
+/// Attempts that count after which nothing is tried any more.
+pub(super) const COUNTED: u32 = LOCK - 1;
 
-/// Without a history, as many are taken for granted.
-const UNKNOWN_REJECTIONS: u32 = 1;
+/// Rejections that a guard without history assumes.
+const ASSUMED: u32 = 1;
 
-/// What is remembered. The sum holds also for what was forgotten.
+/// Passwords that are remembered. The sum also covers those that were forgotten.
 const CANDIDATES: usize = 8;
 
-/// How long something that was accepted before something else must see no other try, lest replicas with old and with new files
-/// take the session from each other.
+/// How long an older password must see no other attempt before it is tried again, so that replicas
+/// with old and new files do not end each other's sessions.
 pub(super) const SUPERSEDED: Duration = Duration::from_mins(5);
 
 /// What is guarded, and how.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
-    /// An attempt without a clear answer may have been a rejection that counts: a login's may, a token request locks nobody.
-    pub(super) silence_counts: bool,
-    /// From an attempt that failed to the next with the same; doubling to the other.
+    /// Rejections lock the user: true for logins, false for token requests.
+    pub(super) locks: bool,
+    /// From a failed attempt to the next one with the same secret.
     pub(super) backoff_first: Duration,
     pub(super) backoff_max: Duration,
 }
 
-/// How a guard looks to an observer.
+/// A guard as an observer sees it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Look<'a> {
-    /// `None`: there is no history.
+    /// `None`: the store has none.
     pub(super) guard: Option<&'a Guard>,
+    /// The store has lost guards, so a missing one proves nothing.
+    pub(super) lost: bool,
     /// How long the observer has seen it unchanged.
     pub(super) unchanged: Duration,
     /// Every other incarnation is dead.
@@ -62,9 +95,9 @@ pub(super) struct Look<'a> {
 pub(super) enum Step {
     /// Store this; then make the attempt and report it.
     Claim(Guard),
-    /// Store this and look again: the attempt under way was given up by whoever made it.
+    /// Store this and look again: the attempt under way was abandoned.
     Settle(Guard),
-    /// Look again soon: somebody else makes an attempt.
+    /// Look again soon: another process makes an attempt.
     Wait,
     /// Nothing for so long.
     Later(Duration, Later),
@@ -76,46 +109,76 @@ pub(super) enum Step {
 pub(super) enum Later {
     /// The last attempt with it was rejected.
     Rejected,
-    /// The last attempt with it had no clear answer.
+    /// The last attempt with it had no usable answer.
     Unanswered,
-    /// Something else was accepted since it was.
+    /// Another secret was accepted after it.
     Superseded,
 }
 
 /// Why not any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
-    /// It has its strikes.
+    /// This password was rejected too often.
     Strikes,
-    /// Everything has, together.
+    /// This password, the one accepted last, had no usable answer too often.
+    Silences,
+    /// All attempts together went wrong too often.
     Closed,
+    /// The store has lost the guard.
+    Lost,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Report {
     Accepted {
         generation: u64,
-        /// The token; `None` leaves the one that is stored.
-        sealed: Option<Vec<u8>>,
+        /// `None` leaves the token that is stored.
+        sealed: Option<Sealed>,
     },
     Rejected,
-    /// It was sent, and nobody knows.
+    /// It was sent and had no usable answer.
     Unanswered,
-    /// It was not made, or what was tried was not looked at.
+    /// It was not sent, or certainly not evaluated.
     Void,
 }
 
-/// What may be done, by whoever would make this attempt.
+/// A token, sealed for both halves of a set of credentials.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Sealed {
+    pub(super) own: Vec<u8>,
+    pub(super) for_other_half: Vec<u8>,
+}
+
+/// What an operator's permission leads to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Unblocked {
+    /// Nothing was in the way.
+    Unchanged,
+    /// Store this.
+    Changed(Guard),
+    /// Refused: the next rejection may lock the user.
+    LastOne,
+}
+
+/// What may be done now by a process that wants to make this attempt.
 pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Step {
-    let guard = look.guard.cloned().unwrap_or_else(unknown);
-    let begun = guard.candidate(&attempt.fingerprint).cloned().unwrap_or_else(|| GuardCandidate {
-        strikes: if look.guard.is_none() { UNKNOWN_REJECTIONS } else { 0 },
-        ..candidate(&attempt.fingerprint)
+    if look.guard.is_none() && look.lost && terms.locks {
+        return Step::Stopped(Stopped::Lost);
+    }
+    let mut guard = look.guard.cloned().unwrap_or_else(unknown);
+    let fingerprint = &attempt.fingerprint;
+    let tried = guard.candidate(fingerprint).cloned().unwrap_or_else(|| GuardCandidate {
+        strikes: if look.guard.is_none() { ASSUMED } else { 0 },
+        ..candidate(fingerprint)
     });
     let under_way = guard.attempt.as_ref();
-    if begun.strikes >= STRIKES && under_way.is_none_or(|other| other.fingerprint != attempt.fingerprint) {
-        return Step::Stopped(Stopped::Strikes);
+    if terms.locks && under_way.is_none() && guard.is_closed() {
+        return Step::Stopped(Stopped::Closed);
+    }
+    let own = under_way.is_some_and(|other| other.fingerprint == *fingerprint);
+    if let Some(stopped) = guard.gives_up(&tried).filter(|_| terms.locks && !own) {
+        return Step::Stopped(stopped);
     }
     if let Some(other) = under_way {
         let dead = look.exclusive && other.incarnation != attempt.incarnation;
@@ -124,28 +187,22 @@ pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
         }
         return Step::Wait;
     }
-    if guard.is_closed() {
-        return Step::Stopped(Stopped::Closed);
-    }
-    let superseded = begun.accepted && guard.accepted_last != begun.fingerprint && !look.exclusive;
     let waits = [
-        (superseded, SUPERSEDED, Later::Superseded),
-        (begun.misses > 0 && begun.rejected, terms.backoff(begun.misses), Later::Rejected),
-        (begun.misses > 0, terms.backoff(begun.misses), Later::Unanswered),
+        (guard.is_superseded(fingerprint) && !look.exclusive).then_some((SUPERSEDED, Later::Superseded)),
+        terms.backoff(&tried),
     ];
-    for (_, wait, why) in waits.into_iter().filter(|(applies, ..)| *applies) {
+    for (wait, why) in waits.into_iter().flatten() {
         let left = wait.saturating_sub(look.unchanged);
         if !left.is_zero() {
             return Step::Later(left, why);
         }
     }
-    let mut guard = guard;
-    guard.put(begun);
+    guard.put(tried);
     guard.attempt = Some(attempt.clone());
     Step::Claim(guard)
 }
 
-/// What a guard becomes by a report of an attempt; `None`: there is nothing to store.
+/// What a guard becomes by the report of an attempt; `None`: there is nothing to store.
 pub(super) fn report(
     held: Option<Guard>,
     attempt: &GuardAttempt,
@@ -153,7 +210,7 @@ pub(super) fn report(
     terms: &Terms,
 ) -> Option<Guard> {
     let mut guard = held.unwrap_or_else(unknown);
-    // Not in time: somebody else has settled it. Rather count something twice than not at all.
+    // Another process has settled it already. It is better counted twice than not at all.
     let late = guard.attempt.as_ref().is_none_or(|under_way| under_way.id != attempt.id);
     if !late {
         guard.attempt = None;
@@ -173,37 +230,59 @@ pub(super) fn report(
         }
         Report::Accepted { generation, sealed } => {
             if !late {
-                (guard.rejections, guard.silences) = (0, 0);
+                guard.reset(0);
             }
-            if let Some(sealed) = sealed {
-                tried.sealed.clone_from(sealed);
+            if let Some(Sealed { own, for_other_half }) = sealed {
+                tried.sealed.clone_from(own);
+                tried.sealed_for_other_half.clone_from(for_other_half);
                 tried.generation = *generation;
             }
-            let GuardCandidate { fingerprint, generation, sealed, .. } = tried;
-            guard.accepted_last.clone_from(&fingerprint);
-            guard.put(GuardCandidate { accepted: true, generation, sealed, ..candidate(&fingerprint) });
+            guard.accepted_last.clone_from(fingerprint);
+            guard.put(GuardCandidate { strikes: 0, misses: 0, rejected: false, accepted: true, ..tried });
         }
     }
     Some(guard)
 }
 
-/// What an operator makes of a guard: everything may be tried once more. `None`: nothing was in the way.
+/// What an operator's permission makes of a guard. `logged_in`: the operator has logged in elsewhere
+/// with the right password, which clears what ThingSpace has counted.
 ///
-/// The sum is forgotten only once it has stopped everything, when operators are told to log in elsewhere first, which clears
-/// what ThingSpace has counted. Before that, nobody's patience with a wrong password locks the user.
-pub(super) fn unblocked(mut guard: Guard) -> Option<Guard> {
+/// Without that, every secret may be tried once more, and what counted goes on counting.
+pub(super) fn unblocked(look: Look<'_>, logged_in: bool, terms: &Terms) -> Unblocked {
+    let lost = look.guard.is_none() && look.lost && terms.locks;
+    let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
+        return Unblocked::Unchanged;
+    };
     let before = guard.clone();
-    if guard.is_closed() {
-        (guard.rejections, guard.silences) = (UNKNOWN_REJECTIONS, 0);
+    if terms.locks && (lost || guard.is_closed()) && !logged_in {
+        return Unblocked::LastOne;
+    }
+    if logged_in && (lost || guard.counted() > 0) {
+        guard.reset(ASSUMED);
+    }
+    let given_up = guard.silences >= SILENCES;
+    if given_up {
+        // They count as before, but no longer against the password that was accepted last.
+        guard.rejections = guard.counted();
+        guard.silences = 0;
     }
     for candidate in &mut guard.candidates {
         candidate.strikes = candidate.strikes.min(STRIKES - 1);
         (candidate.misses, candidate.rejected) = (0, false);
     }
-    (guard != before).then_some(guard)
+    if guard == before { Unblocked::Unchanged } else { Unblocked::Changed(guard) }
 }
 
-/// The attempt under way was given up.
+/// Rejections that ThingSpace may have counted so far.
+pub(super) fn counted(look: Look<'_>) -> u32 {
+    match look.guard {
+        Some(guard) => guard.counted().saturating_add(u32::from(guard.attempt.is_some())),
+        None if look.lost => COUNTED,
+        None => ASSUMED,
+    }
+}
+
+/// The attempt under way was abandoned.
 fn settled(mut guard: Guard, terms: &Terms) -> Guard {
     if let Some(attempt) = guard.attempt.take() {
         let tried = guard.candidate(&attempt.fingerprint).cloned();
@@ -213,11 +292,11 @@ fn settled(mut guard: Guard, terms: &Terms) -> Guard {
 }
 
 fn unknown() -> Guard {
-    Guard { version: FORMAT, rejections: UNKNOWN_REJECTIONS, ..Guard::default() }
+    Guard { version: FORMAT, rejections: ASSUMED, ..Guard::default() }
 }
 
 fn candidate(fingerprint: &[u8]) -> GuardCandidate {
-    GuardCandidate { fingerprint: fingerprint.to_vec(), ..GuardCandidate::default() }
+    GuardCandidate { fingerprint: fingerprint.to_vec(), derivation: DERIVATION, ..GuardCandidate::default() }
 }
 
 impl Guard {
@@ -225,12 +304,35 @@ impl Guard {
         self.candidates.iter().find(|candidate| candidate.fingerprint == fingerprint)
     }
 
-    /// Nothing may be tried any more.
-    fn is_closed(&self) -> bool {
-        self.rejections.saturating_add(self.silences) >= REJECTIONS
+    /// Another secret was accepted after this one.
+    pub(super) fn is_superseded(&self, fingerprint: &[u8]) -> bool {
+        let tried = self.candidate(fingerprint);
+        tried.is_some_and(|tried| tried.accepted && self.accepted_last != tried.fingerprint)
     }
 
-    /// Makes it the last one. The first goes where there are too many, but not what was accepted last.
+    fn counted(&self) -> u32 {
+        self.rejections.saturating_add(self.silences)
+    }
+
+    /// Nothing may be tried any more.
+    fn is_closed(&self) -> bool {
+        self.counted() >= COUNTED
+    }
+
+    fn gives_up(&self, tried: &GuardCandidate) -> Option<Stopped> {
+        if tried.strikes >= STRIKES {
+            return Some(Stopped::Strikes);
+        }
+        let silent = self.silences >= SILENCES && tried.fingerprint == self.accepted_last;
+        silent.then_some(Stopped::Silences)
+    }
+
+    fn reset(&mut self, rejections: u32) {
+        (self.rejections, self.silences) = (rejections, 0);
+        self.resets = self.resets.saturating_add(1);
+    }
+
+    /// Makes it the last one. The oldest goes if there are too many, but not what was accepted last.
     fn put(&mut self, candidate: GuardCandidate) {
         self.candidates.retain(|other| other.fingerprint != candidate.fingerprint);
         self.candidates.push(candidate);
@@ -242,16 +344,19 @@ impl Guard {
     }
 
     fn unanswered(&mut self, mut tried: GuardCandidate, terms: &Terms) {
-        if !terms.silence_counts {
+        if !terms.locks {
             return;
         }
+        // A strike that no attempt explains is assumed, or granted by an operator. An attempt
+        // without an answer does not use up the one try that it leaves.
+        let spared = tried.strikes > 0 && tried.misses == 0;
         tried.misses = tried.misses.saturating_add(1);
         tried.rejected = false;
-        // Once it was rejected, what it was before says nothing any more.
+        // A password that was rejected since it was accepted counts like any other.
         if tried.strikes == 0 && tried.fingerprint == self.accepted_last {
-            self.silences = self.silences.saturating_add(1).min(SILENCES);
+            self.silences = self.silences.saturating_add(1);
         } else {
-            tried.strikes = tried.strikes.saturating_add(1);
+            tried.strikes = tried.strikes.saturating_add(u32::from(!spared));
             self.rejections = self.rejections.saturating_add(1);
         }
         self.put(tried);
@@ -259,8 +364,18 @@ impl Guard {
 }
 
 impl Terms {
-    fn backoff(&self, misses: u32) -> Duration {
-        self.backoff_first.saturating_mul(1 << misses.saturating_sub(1).min(16)).min(self.backoff_max)
+    /// How long the next attempt waits after those that failed.
+    fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Later)> {
+        let doubled = |misses: u32| {
+            let factor = 1 << misses.saturating_sub(1).min(16);
+            self.backoff_first.saturating_mul(factor).min(self.backoff_max)
+        };
+        match tried.misses {
+            0 => None,
+            misses if tried.rejected => Some((doubled(misses), Later::Rejected)),
+            1 => Some((self.backoff_first, Later::Unanswered)),
+            _ => Some((self.backoff_max, Later::Unanswered)),
+        }
     }
 }
 

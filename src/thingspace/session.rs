@@ -6,6 +6,7 @@
 //! the store, so a restart costs no login. Neither has a clock of its own worth believing: `expires_in` is an upper bound, a
 //! session has none at all.
 
+mod cells;
 mod files;
 mod keeper;
 mod renewal;
@@ -22,13 +23,19 @@ use tokio_util::task::TaskTracker;
 
 pub use self::standing::Standing;
 use self::{
-    files::Files,
-    secrets::Hosts,
-    slot::{Failed, Fault, Minted, Pace, Slot, Token, TokenId, What},
+    files::{Files, Unread},
+    secrets::{Hosts, Secrets},
+    slot::{Failed, Fault, Minted, Slot, Token, TokenId, What},
     standing::{Half, Standings},
-    vault::{Need, Vault},
+    vault::{Given, Need, Vault},
 };
-use super::{Error, error::LEFT_ALONE, guard::Terms, transport::Transport, verdict::Stale};
+use super::{
+    Error,
+    error::LEFT_ALONE,
+    guard::{LOCK, Terms},
+    transport::Transport,
+    verdict::Stale,
+};
 use crate::{config, store::Store};
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
@@ -45,8 +52,6 @@ pub(super) struct Tokens {
     users: Arc<Vault>,
     applications: Arc<Vault>,
     standings: Standings,
-    /// After a login that failed in a way that may have counted, or may soon.
-    careful: Pace,
     /// Wakes the keeper.
     kick: Arc<Notify>,
 }
@@ -59,6 +64,25 @@ pub(super) struct Shared {
     pub(super) tasks: TaskTracker,
     /// Of this process: what was claimed in the name of another may be dead.
     pub(super) incarnation: Arc<str>,
+}
+
+/// What came of an operator's permission to try a set of credentials once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unblocked {
+    pub outcome: UnblockOutcome,
+    /// Rejected logins in a row that ThingSpace may have counted.
+    pub rejections: u32,
+    /// Rejected logins in a row after which it locks the user.
+    pub lock: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnblockOutcome {
+    Done,
+    /// Nothing was in the way.
+    NotNeeded,
+    /// Logins stay stopped, because the next rejection may lock the user.
+    Refused,
 }
 
 /// What authenticates one call.
@@ -123,9 +147,9 @@ impl Tokens {
         shared: Shared,
     ) -> Arc<Self> {
         let Shared { transport, store, tasks, incarnation } = shared;
-        let vault = |silence_counts| {
+        let vault = |locks| {
             let terms = Terms {
-                silence_counts,
+                locks,
                 backoff_first: thingspace.login_backoff_first,
                 backoff_max: thingspace.login_backoff_max,
             };
@@ -142,7 +166,6 @@ impl Tokens {
             bearer: Arc::default(),
             session: Arc::default(),
             standings: Standings::new(&credentials.name),
-            careful: Pace::new(thingspace.login_backoff_first, thingspace.login_backoff_max),
             kick: Arc::default(),
             tasks,
         });
@@ -196,16 +219,20 @@ impl Tokens {
         }
     }
 
-    /// Lets everything be tried once more. False: nothing was in the way.
-    pub(super) async fn unblock(&self) -> Result<bool, Error> {
-        let secrets = self.files.secrets().await;
-        let secrets = secrets.map_err(|reason| Error::NotSent { reason, retry_after: None })?;
-        let users = self.users.unblock(&secrets.login.cell).await.map_err(Error::Store)?;
-        let applications = self.applications.unblock(&secrets.client.cell).await.map_err(Error::Store)?;
+    /// Lets both halves be tried once more. `logged_in`: an operator has logged in elsewhere.
+    pub(super) async fn unblock(&self, logged_in: bool) -> Result<Unblocked, Error> {
+        let secrets = self.secrets().await.map_err(|unread| self.unread(&unread))?;
+        let login = self.users.unblock(&secrets.login, logged_in).await.map_err(Error::Store)?;
+        let client = self.applications.unblock(&secrets.client, false).await.map_err(Error::Store)?;
         self.bearer.forget_failure();
         self.session.forget_failure();
         self.kick.notify_one();
-        Ok(users || applications)
+        let outcome = match (login.given, client.given) {
+            (Given::Refused, _) => UnblockOutcome::Refused,
+            (Given::NotNeeded, Given::NotNeeded) => UnblockOutcome::NotNeeded,
+            _ => UnblockOutcome::Done,
+        };
+        Ok(Unblocked { outcome, rejections: login.counted, lock: LOCK })
     }
 
     async fn session(self: &Arc<Self>) -> Result<Token, Failed> {
@@ -253,6 +280,26 @@ impl Tokens {
         }
     }
 
+    /// The secrets as the files hold them now. Operators are told about files that cannot be read.
+    async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
+        let secrets = self.files.secrets().await;
+        match &secrets {
+            Ok(_) => self.standings.set_files(None),
+            Err(Unread::Unreadable(reason)) => self.standings.set_files(Some(reason.clone())),
+            Err(Unread::Passing(reason)) => {
+                tracing::warn!(credentials = self.name(), "no token: {reason}");
+            }
+        }
+        secrets
+    }
+
+    fn unread(&self, unread: &Unread) -> Error {
+        match unread {
+            Unread::Unreadable(_) => Error::CredentialsUnreadable { name: self.name().to_owned() },
+            Unread::Passing(reason) => Error::NotSent { reason: (*reason).to_owned(), retry_after: None },
+        }
+    }
+
     fn error(&self, failed: Failed) -> Error {
         let retry_after = Some(failed.wait());
         let name = self.name().to_owned();
@@ -261,6 +308,7 @@ impl Tokens {
             What::Stopped => Error::LoginBlocked { name },
             What::Throttled(_) => Error::Throttled { retry_after },
             What::Store(error) => Error::Store(error),
+            What::Unreadable => Error::CredentialsUnreadable { name },
             What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
             What::Unavailable(reason) | What::Later(reason, _) => {
                 Error::NotSent { reason: format!("no token: {reason}"), retry_after }

@@ -24,7 +24,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target};
+use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target, UnblockOutcome};
 use crate::{
     config,
     identity::{AccountName, Device, Digits, RequestId},
@@ -131,6 +131,10 @@ impl World {
 
     async fn order(&self) -> Result<RequestId, Error> {
         self.client.place_order(self.prepare().await, &order(1), in_time()).await
+    }
+
+    async fn unblock(&self, logged_in: bool) -> UnblockOutcome {
+        self.client.unblock("test", logged_in).await.unwrap().unwrap().outcome
     }
 
     /// Another process on the same store and files; the one before is dead.

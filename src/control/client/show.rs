@@ -53,8 +53,13 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
 }
 
 pub(super) fn unblocked(out: &mut dyn Write, name: &str, done: &Unblocked) -> anyhow::Result<()> {
-    if done.changed {
-        writeln!(out, "Credentials {name} are tried once more; `status` says what comes of it.")?;
+    let Unblocked { changed, rejections, lock } = done;
+    if *changed {
+        writeln!(
+            out,
+            "Credentials {name} are tried once more; `status` shows the result. ThingSpace may have counted \
+             {rejections} rejected logins in a row and locks the user at {lock}."
+        )?;
     } else {
         writeln!(out, "Nothing stops credentials {name}.")?;
     }

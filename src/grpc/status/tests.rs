@@ -33,6 +33,7 @@ fn errors() -> Vec<Error> {
         refused(RefusalKind::TurnedAway),
         refused(RefusalKind::Other),
         Error::CredentialsRejected { name: "main".to_owned() },
+        Error::CredentialsUnreadable { name: "main".to_owned() },
         Error::LoginBlocked { name: "main".to_owned() },
         Error::Throttled { retry_after: None },
         Error::UpstreamUnavailable { reason: String::new(), retry_after: None },
@@ -57,6 +58,7 @@ fn is_listed(error: &Error) {
         | Error::StillPending
         | Error::Refused(_)
         | Error::CredentialsRejected { .. }
+        | Error::CredentialsUnreadable { .. }
         | Error::LoginBlocked { .. }
         | Error::Throttled { .. }
         | Error::UpstreamUnavailable { .. }

@@ -311,6 +311,7 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
             (Came::Refused(refused), Error::Refused(refusal))
         }
         thingspace::Error::CredentialsRejected { .. }
+        | thingspace::Error::CredentialsUnreadable { .. }
         | thingspace::Error::LoginBlocked { .. }
         | thingspace::Error::Store(_)
         | thingspace::Error::Throttled { .. }

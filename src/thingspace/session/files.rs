@@ -1,8 +1,8 @@
 //! What the credential files hold, once it has settled.
 //!
-//! Files are never changed all at the same moment: a mounted Secret may be swapped between two reads, and somebody writes a
-//! user name and then a password. A mixture of old and new would be one wrong login. So two reads in a row must agree, and what
-//! changes while the gateway runs must do so for a while.
+//! Files never change all at the same moment: a mounted Secret may be swapped between two reads, and
+//! a person writes a user name and then a password. A mixture of old and new would be one wrong
+//! login. So two reads in a row must agree, and a change while the gateway runs must rest for a while.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,22 @@ const REST: Duration = Duration::from_secs(1);
 /// How often one is looked at before it is given up for this time.
 const LOOKS: u32 = 10;
 
-const CHANGING: &str = "the credential files keep changing";
+/// How often a file that cannot be read is tried before it is reported: it may be being written.
+const TRIES: u32 = 3;
+
+/// Between these tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const CHANGING: Unread = Unread::Passing("the credential files keep changing");
+
+/// Why there are no secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// Which file, and why. An operator has to act.
+    Unreadable(String),
+    /// It passes without action.
+    Passing(&'static str),
+}
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -34,7 +49,7 @@ impl Files {
     }
 
     /// What they hold; or why that cannot be said.
-    pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, String> {
+    pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
         let mut settled = self.settled.lock().await;
         let mut raw = self.read().await?;
         if let Some(known) = &*settled {
@@ -47,12 +62,12 @@ impl Files {
         }
         let hosts = self.hosts.clone();
         let derived = tokio::task::spawn_blocking(move || Secrets::derive(raw, &hosts)).await;
-        let secrets = Arc::new(derived.map_err(|_| "the gateway is being stopped".to_owned())?);
+        let secrets = Arc::new(derived.map_err(|_| Unread::Passing("the gateway is being stopped"))?);
         Ok(Arc::clone(settled.insert(secrets)))
     }
 
     /// What they hold when they have stopped changing.
-    async fn at_rest(&self, mut raw: Raw) -> Result<Raw, String> {
+    async fn at_rest(&self, mut raw: Raw) -> Result<Raw, Unread> {
         for _ in 0..LOOKS {
             tokio::time::sleep(REST).await;
             let again = self.read().await?;
@@ -61,19 +76,31 @@ impl Files {
             }
             raw = again;
         }
-        Err(CHANGING.to_owned())
+        Err(CHANGING)
     }
 
     /// What two reads in a row agree on.
-    async fn read(&self) -> Result<Raw, String> {
-        let mut raw = Raw::read(&self.paths).await?;
+    async fn read(&self) -> Result<Raw, Unread> {
+        let mut raw = self.read_once().await?;
         for _ in 0..LOOKS {
-            let again = Raw::read(&self.paths).await?;
+            let again = self.read_once().await?;
             if again == raw {
                 return Ok(raw);
             }
             raw = again;
         }
-        Err(CHANGING.to_owned())
+        Err(CHANGING)
+    }
+
+    async fn read_once(&self) -> Result<Raw, Unread> {
+        let mut read = Raw::read(&self.paths).await;
+        for _ in 1..TRIES {
+            if read.is_ok() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+            read = Raw::read(&self.paths).await;
+        }
+        read.map_err(Unread::Unreadable)
     }
 }

@@ -1,7 +1,9 @@
-//! Looks after a set of credentials: files that change, logins that may go on.
+//! Looks after a set of credentials: files that change, logins that are stopped or may go on.
 //!
-//! New credentials are tried once before the tokens of the old ones are let go, so that a rotation costs no call. What was
-//! stopped is looked at again and again, so that it goes on by itself once it may. Nobody is logged in of whom nobody asked it.
+//! New credentials are tried once before the tokens of the old ones are dropped, so that a rotation
+//! costs no call. The guard is asked at each look, so that the standing is true whether or not a
+//! session still works, and stopped logins go on by themselves once they may. Credentials that no
+//! call has needed are never used.
 
 use std::{
     sync::{Arc, Weak},
@@ -10,24 +12,19 @@ use std::{
 
 use super::{
     Tokens,
-    secrets::Fingerprint,
+    secrets::{Fingerprint, Identity},
     standing::{Half, Trouble},
+    vault::Outlook,
 };
 
-/// How often the files are looked at.
+/// How often files and guards are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
 /// Until the tokens are gone.
 pub(super) async fn run(tokens: Weak<Tokens>) {
     let Some(kicked) = tokens.upgrade().map(|tokens| Arc::clone(&tokens.kick)) else { return };
-    let mut first = true;
     while let Some(tokens) = tokens.upgrade() {
-        if first {
-            tokens.remember().await;
-            first = false;
-        } else {
-            tokens.look_after().await;
-        }
+        tokens.look_after().await;
         drop(tokens);
         // Too early is as good.
         let _ = tokio::time::timeout(LOOK, kicked.notified()).await;
@@ -45,44 +42,42 @@ enum Due {
 }
 
 impl Tokens {
-    /// Says at once what was stopped before this process began.
-    async fn remember(&self) {
-        let Ok(secrets) = self.files.secrets().await else { return };
-        let halves =
-            [(Half::Client, &self.applications, &secrets.client), (Half::Login, &self.users, &secrets.login)];
-        for (half, vault, identity) in halves {
-            if let Ok(Some(trouble)) = vault.stopped(identity).await {
-                self.standings.set(half, Some(trouble), identity.fingerprint);
-            }
-        }
-    }
-
     async fn look_after(self: &Arc<Self>) {
-        // Whoever needs a token says what is wrong with the files.
-        let Ok(secrets) = self.files.secrets().await else { return };
-        // What comes of it is said where it is done.
-        match self.due(Half::Client, self.bearer.holds(), secrets.client.fingerprint) {
+        // Files that cannot be read are told.
+        let Ok(secrets) = self.secrets().await else { return };
+        // What comes of it is told where it is done.
+        match self.due(Half::Client, self.bearer.holds(), &secrets.client).await {
             Due::Nothing => {}
             Due::Get => drop(self.bearer().await),
             Due::Replace => drop(self.replace_bearer().await),
         }
-        match self.due(Half::Login, self.session.holds(), secrets.login.fingerprint) {
+        match self.due(Half::Login, self.session.holds(), &secrets.login).await {
             Due::Nothing => {}
             Due::Get => drop(self.session().await),
             Due::Replace => drop(self.replace_session().await),
         }
     }
 
-    fn due(&self, half: Half, held: Option<Fingerprint>, in_files: Fingerprint) -> Due {
-        match (held, self.standings.trouble(half)) {
+    async fn due(&self, half: Half, held: Option<Fingerprint>, identity: &Identity) -> Due {
+        let in_files = identity.fingerprint;
+        let known = self.standings.trouble(half);
+        // Without the store nothing new is known.
+        let Ok(outlook) = self.vault(half).outlook(identity).await else { return Due::Nothing };
+        if let Outlook::Stopped(stopped) = outlook {
+            self.standings.set(half, Some(Trouble::Stopped(stopped)), in_files);
+            return Due::Nothing;
+        }
+        match (held, known) {
             (Some(held), _) if held != in_files => Due::Replace,
-            (Some(_), Some((_, other))) if other != in_files => {
-                // The files are again as they were.
+            // The files are again as they were, or logins may be made again.
+            (Some(_), Some((trouble, of))) if of != in_files || matches!(trouble, Trouble::Stopped(_)) => {
                 self.standings.set(half, None, in_files);
                 Due::Nothing
             }
             (None, Some((Trouble::Stopped(_), _))) => Due::Get,
             (None, Some((Trouble::Rejected, rejected))) if rejected != in_files => Due::Get,
+            // Only a secret of the application is tried again without a call.
+            (None, Some((Trouble::Rejected, _))) if half == Half::Client => Due::Get,
             _ => Due::Nothing,
         }
     }

@@ -1,23 +1,26 @@
-//! How a token is had: the guard's word, one request, and the report of what came of it.
+//! How a token is obtained: the guard permits one request, and its outcome is reported to the guard.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use super::{
     Tokens,
+    files::Unread,
     secrets::{Identity, Secrets},
     slot::{Fault, Minted, Pace, Token, TokenId, What},
     standing::{Half, Trouble},
-    vault::{Claim, Need, NoTurn, Turn},
+    vault::{Claim, Need, NoTurn, Outlook, Turn},
 };
 use crate::thingspace::{
-    code,
-    guard::Report,
-    transport::{Endpoint, Failure},
-    verdict::{Stale, Verdict, judge},
+    guard::{
+        Report,
+        answer::{Answer, to_login, to_token_request},
+    },
+    transport::{Endpoint, Failure, Reply},
     wire,
 };
 
@@ -33,20 +36,22 @@ impl Tokens {
         last: Option<TokenId>,
         need: Need,
     ) -> Result<Minted, Fault> {
-        let secrets = self.secrets().await?;
+        let secrets = self.secrets().await.map_err(Fault::from)?;
         let turn = self.applications.turn(&secrets.client, last, need).await;
         let claim = match self.heard(Half::Client, &secrets.client, turn)? {
             Turn::Found(minted) => return Ok(self.found(Half::Client, minted)),
             Turn::Ours(claim) => claim,
         };
         let miss = match self.ask_for_bearer(&secrets, &claim).await {
-            Ok(Verdict::Done(bearer)) => {
+            Ok(Answer::Accepted(bearer)) => {
                 tracing::debug!(credentials = self.name(), "bearer received");
                 self.standings.set(Half::Client, None, claim.identity().fingerprint);
                 let value = sensitive("Bearer ", &bearer.token);
                 return Ok(self.applications.accepted(claim, value, bearer.expires_in).await);
             }
-            Ok(verdict) => Miss::of(verdict, Pace::QUICK),
+            // Nothing is locked by it, so only rejections leave a trace in the guard.
+            Ok(Answer::Unclear(reason)) => Miss::void(reason),
+            Ok(answer) => Miss::of(answer),
             Err(miss) => miss,
         };
         Err(self.fail(Half::Client, claim, miss).await)
@@ -55,7 +60,7 @@ impl Tokens {
     /// A login that meets a stale bearer is repeated once with a new one: the password was not looked at.
     pub(super) async fn log_in(self: &Arc<Self>, last: Option<TokenId>, need: Need) -> Result<Minted, Fault> {
         for _ in 0..2 {
-            let secrets = self.secrets().await?;
+            let secrets = self.secrets().await.map_err(Fault::from)?;
             // The bearer is had before anything is claimed, and not at all if there is nothing to claim.
             let found = self.users.wait(&secrets.login, last, need).await;
             if let Some(minted) = self.heard(Half::Login, &secrets.login, found)? {
@@ -68,31 +73,32 @@ impl Tokens {
                 Turn::Ours(claim) => claim,
             };
             let miss = match self.ask_for_session(&secrets, &bearer, &claim).await {
-                Ok(Verdict::Done(session)) => {
+                Ok(Answer::Accepted(session)) => {
                     tracing::info!(credentials = self.name(), "logged in");
                     self.standings.set(Half::Login, None, claim.identity().fingerprint);
                     return Ok(self.users.accepted(claim, sensitive("", &session), None).await);
                 }
-                Ok(Verdict::Stale(Stale::BEARER)) => {
+                Ok(Answer::StaleBearer) => {
                     self.bearer.invalidate(bearer.id);
-                    let miss = Miss::void("the login refuses the bearer", self.careful);
+                    let miss = Miss::void("the login refuses the bearer");
                     self.users.failed(claim, miss.report, &miss.fault).await;
                     continue;
                 }
-                Ok(verdict) => Miss::of(verdict, self.careful),
+                Ok(answer) => Miss::of(answer),
                 Err(miss) => miss,
             };
             return Err(self.fail(Half::Login, claim, miss).await);
         }
-        let miss = Miss::void("the login refuses a new bearer", self.careful);
+        let miss = Miss::void("the login refuses a new bearer");
         tracing::warn!(credentials = self.name(), "no token: {}", miss.fault.what);
         Err(miss.fault)
     }
 
-    async fn ask_for_bearer(&self, secrets: &Secrets, claim: &Claim) -> Result<Verdict<wire::Bearer>, Miss> {
+    async fn ask_for_bearer(&self, secrets: &Secrets, claim: &Claim) -> Result<Answer<wire::Bearer>, Miss> {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, secrets.basic())]);
         let body = Bytes::from_static(b"grant_type=client_credentials");
-        self.ask(Endpoint::Token, headers, body, claim, Pace::QUICK, wire::bearer).await
+        let reply = self.ask(Endpoint::Token, headers, body, claim).await?;
+        Ok(to_token_request(&reply, wire::bearer))
     }
 
     async fn ask_for_session(
@@ -100,52 +106,31 @@ impl Tokens {
         secrets: &Secrets,
         bearer: &Token,
         claim: &Claim,
-    ) -> Result<Verdict<SecretString>, Miss> {
+    ) -> Result<Answer<SecretString>, Miss> {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.value.clone())]);
-        self.ask(Endpoint::Login, headers, secrets.login(), claim, self.careful, wire::session).await
+        let reply = self.ask(Endpoint::Login, headers, secrets.login(), claim).await?;
+        Ok(to_login(&reply, wire::session))
     }
 
     /// The one request for which there is a claim.
-    async fn ask<T>(
+    async fn ask(
         &self,
         endpoint: Endpoint<'_>,
         headers: HeaderMap,
         body: Bytes,
         claim: &Claim,
-        pace: Pace,
-        parse: impl Fn(&[u8]) -> Option<T>,
-    ) -> Result<Verdict<T>, Miss> {
+    ) -> Result<Reply, Miss> {
         if !claim.is_fresh() {
-            return Err(Miss::void("the gateway stood still", Pace::QUICK));
+            return Err(Miss::void("the gateway stood still"));
         }
-        match self.transport.send(endpoint, headers, body).await {
-            Ok(reply) => Ok(match judge(&reply, parse) {
-                // No bearer was sent: the API manager cannot look at anybody's.
-                Verdict::Stale(_)
-                    if matches!(endpoint, Endpoint::Token) && reply.status.is_server_error() =>
-                {
-                    let status = reply.status.as_u16();
-                    Verdict::Unclear { status, reason: format!("HTTP {status}, which blames a bearer") }
-                }
-                verdict => verdict,
-            }),
-            Err(Failure::NotConnected(reason)) => Err(Miss::void(reason, Pace::QUICK)),
-            Err(Failure::LeftAlone(wait)) => {
+        self.transport.send(endpoint, headers, body).await.map_err(|failure| match failure {
+            Failure::NotConnected(reason) => Miss::void(reason),
+            Failure::LeftAlone(wait) => {
                 let fault = Fault { what: What::LeftAlone(wait), pace: Pace::QUICK };
-                Err(Miss { fault, report: Report::Void })
+                Miss { fault, report: Report::Void }
             }
-            Err(Failure::Broken(reason)) => {
-                let fault = Fault { what: What::Unavailable(reason), pace };
-                Err(Miss { fault, report: Report::Unanswered })
-            }
-        }
-    }
-
-    /// The secrets as the files hold them now.
-    async fn secrets(&self) -> Result<Arc<Secrets>, Fault> {
-        self.files.secrets().await.map_err(|reason| {
-            tracing::warn!(credentials = self.name(), "no token: {reason}");
-            Fault { what: What::Unavailable(reason), pace: Pace::QUICK }
+            // The guard delays the next login, and the slot the next token request.
+            Failure::Broken(reason) => Miss::unanswered(reason),
         })
     }
 
@@ -177,45 +162,60 @@ impl Tokens {
                 Trouble::Passing(what.to_string())
             }
         };
-        // Who made the attempt hears what came of it; who comes next, that it was the last.
-        if counts && let Ok(Some(stopped)) = vault.stopped(&identity).await {
-            trouble = stopped;
-            fault.pace = Pace::AT_ONCE;
+        // The caller of the attempt is told its outcome; the next caller, what the guard says then.
+        match vault.outlook(&identity).await {
+            Ok(Outlook::Stopped(stopped)) if counts => {
+                trouble = Trouble::Stopped(stopped);
+                fault.pace = Pace::AT_ONCE;
+            }
+            Ok(Outlook::Later(wait)) if let What::Unavailable(reason) = &fault.what => {
+                fault.what = What::Later(reason.clone(), Instant::now() + wait);
+                fault.pace = Pace::RECHECK;
+            }
+            _ => {}
         }
         self.standings.set(half, Some(trouble), identity.fingerprint);
         fault
     }
 }
 
+impl From<Unread> for Fault {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Unreadable(_) => Self { what: What::Unreadable, pace: Pace::RECHECK },
+            Unread::Passing(reason) => Self { what: What::Unavailable(reason.to_owned()), pace: Pace::QUICK },
+        }
+    }
+}
+
 impl Miss {
-    /// What a failed attempt means. Whatever could be a rejection is taken for one, since five of them lock the user out;
-    /// only a failure of the API manager, of the path or of the server is not.
-    fn of<T>(verdict: Verdict<T>, pace: Pace) -> Self {
-        match verdict {
-            Verdict::Throttled(retry_after) => {
-                let fault = Fault { what: What::Throttled(retry_after), pace };
+    fn of<T>(answer: Answer<T>) -> Self {
+        match answer {
+            Answer::Throttled(retry_after) => {
+                let fault = Fault { what: What::Throttled(retry_after), pace: Pace::QUICK };
                 Self { fault, report: Report::Void }
             }
-            Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
-                Self::void(refusal.to_string(), pace)
-            }
-            // The answer to a success, or to a time-out: nobody knows.
-            Verdict::Unclear { status: 200..=299 | 408, reason } => {
-                Self { fault: Fault { what: What::Unavailable(reason), pace }, report: Report::Unanswered }
-            }
-            Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
-                Self::void(reason, pace)
-            }
-            _ => {
+            Answer::NotEvaluated(reason) => Self::void(reason),
+            Answer::Unclear(reason) => Self::unanswered(reason),
+            Answer::Rejected | Answer::StaleBearer | Answer::Accepted(_) => {
                 let fault = Fault { what: What::Rejected, pace: Pace::RECHECK };
                 Self { fault, report: Report::Rejected }
             }
         }
     }
 
+    /// It may have been rejected.
+    fn unanswered(reason: impl Into<String>) -> Self {
+        let fault = Fault { what: What::Unavailable(reason.into()), pace: Pace::QUICK };
+        Self { fault, report: Report::Unanswered }
+    }
+
     /// Nothing that counts has happened.
-    fn void(reason: impl Into<String>, pace: Pace) -> Self {
-        Self { fault: Fault { what: What::Unavailable(reason.into()), pace }, report: Report::Void }
+    fn void(reason: impl Into<String>) -> Self {
+        Self {
+            fault: Fault { what: What::Unavailable(reason.into()), pace: Pace::QUICK },
+            report: Report::Void,
+        }
     }
 }
 

@@ -1,8 +1,11 @@
-//! The four secrets of a set of credentials, and what follows from them: by which name the store knows them, and how it keeps
-//! what was had for them.
+//! The four secrets of a set of credentials, and what is derived from them: the names under which the
+//! store knows them, and the keys with which tokens are sealed.
 //!
-//! A password may be short, and the store may be read by many. So everything stored follows from a slow hash: neither a
-//! fingerprint nor a sealed token lets anybody try passwords quickly.
+//! A password may be short, and many may be able to read the store. So everything in the store is
+//! derived with a slow hash: neither a fingerprint nor a sealed token lets anybody try passwords
+//! quickly. A token is sealed twice, with a key of each half of the set. So the tokens of the
+//! credentials that were accepted last can be opened after one half has changed, and nobody can open
+//! them with the store alone.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -19,10 +22,19 @@ use http::HeaderValue;
 use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 
-use crate::{config, secret_file::read, store::CellName, thingspace::wire};
+use crate::{
+    config,
+    proto::storage::Guard,
+    secret_file::read,
+    store::CellName,
+    thingspace::{guard, wire},
+};
 
-/// Of PBKDF2-HMAC-SHA256: about a hundredth of a second for each secret that is new.
-const ITERATIONS: NonZeroU32 = NonZeroU32::new(30_000).expect("it is not zero");
+/// Rounds of PBKDF2-HMAC-SHA256, as OWASP recommends: about a fifth of a second for each new secret.
+const ITERATIONS: NonZeroU32 = NonZeroU32::new(600_000).expect("it is not zero");
+
+/// Those of derivation 0, with which earlier releases stored fingerprints and sealed tokens.
+const EARLIER_ITERATIONS: NonZeroU32 = NonZeroU32::new(30_000).expect("it is not zero");
 
 const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 12;
@@ -56,6 +68,19 @@ pub(super) struct Identity {
     /// The cell of its guard, which belongs to the name alone.
     pub(super) cell: CellName,
     seal: RandomizedNonceKey,
+    /// Derived from the other half of the set of credentials.
+    other_half: RandomizedNonceKey,
+    /// As an earlier release derived them.
+    earlier_fingerprint: Fingerprint,
+    earlier_seal: RandomizedNonceKey,
+}
+
+/// The name and the secret of one half of a set of credentials, and what they are for.
+struct Half<'a> {
+    kind: &'static str,
+    host: &'a str,
+    name: &'a str,
+    secret: &'a str,
 }
 
 /// Where the names are known: host and port of the login and of the token request.
@@ -108,9 +133,13 @@ impl Secrets {
     /// Takes a while: not for an async thread.
     pub(super) fn derive(raw: Raw, hosts: &Hosts) -> Self {
         let [key, secret, username, password] = raw.values();
-        let client = Identity::derive("client", &hosts.client, key, key, secret);
-        // The user is the same in any case, but what was rejected as `User` may be right as `user`.
-        let login = Identity::derive("login", &hosts.login, &username.to_lowercase(), username, password);
+        let client = Half { kind: "client", host: &hosts.client, name: key, secret };
+        let login = Half { kind: "login", host: &hosts.login, name: username, secret: password };
+        let (of_client, of_login) = (client.stretch(ITERATIONS), login.stretch(ITERATIONS));
+        let client = Identity::derive(&client, key.trim(), &of_client, &of_login);
+        // The user is the same in any case, but a password that was rejected for `User` may be right
+        // for `user`.
+        let login = Identity::derive(&login, &owner(username), &of_login, &of_client);
         Self { client: Arc::new(client), login: Arc::new(login), raw }
     }
 
@@ -135,39 +164,56 @@ impl Secrets {
 }
 
 impl Identity {
-    fn derive(kind: &str, host: &str, owner: &str, name: &str, secret: &str) -> Self {
-        let mut stretched = Zeroizing::new([0; KEY_BYTES]);
-        let salt = hash(&["thingspace-gateway", kind, host, name]);
-        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, ITERATIONS, &salt, secret.as_bytes(), &mut *stretched);
-        let root = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*stretched);
-        let expand = |purpose: &str| {
-            let mut key = Zeroizing::new([0; KEY_BYTES]);
-            root.expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
-                .and_then(|okm| okm.fill(&mut *key))
-                .expect("HKDF-SHA256 gives 32 bytes");
-            key
+    fn derive(half: &Half<'_>, owner: &str, root: &hkdf::Prk, other_half: &hkdf::Prk) -> Self {
+        let &Half { kind, host, .. } = half;
+        let earlier = half.stretch(EARLIER_ITERATIONS);
+        let seal = |root: &hkdf::Prk, purpose: &str| {
+            RandomizedNonceKey::new(&AES_256_GCM, &*expand(root, purpose)).expect("AES-256 takes 32 bytes")
         };
         let owner = BASE64_URL_SAFE_NO_PAD.encode(hash(&[host, owner]));
         Self {
-            fingerprint: Fingerprint(*expand("fingerprint")),
+            fingerprint: Fingerprint(*expand(root, "fingerprint")),
             cell: CellName::permanent(format!("guard/{kind}/{owner}")),
-            seal: RandomizedNonceKey::new(&AES_256_GCM, &*expand("seal")).expect("AES-256 takes 32 bytes"),
+            seal: seal(root, "seal"),
+            other_half: seal(other_half, "seal for the other half"),
+            earlier_fingerprint: Fingerprint(*expand(&earlier, "fingerprint")),
+            earlier_seal: seal(&earlier, "seal"),
         }
     }
 
-    /// `None`: there are no random numbers.
-    pub(super) fn seal(&self, generation: u64, token: &HeaderValue) -> Option<Vec<u8>> {
+    /// A guard that an earlier release may have written, with this fingerprint as it is derived now.
+    pub(super) fn renamed(&self, guard: Guard) -> Guard {
+        guard::renamed(guard, &self.earlier_fingerprint.0, &self.fingerprint.0)
+    }
+
+    /// For this half and for the other one. `None`: there are no random numbers.
+    pub(super) fn seal(&self, generation: u64, token: &HeaderValue) -> Option<[Vec<u8>; 2]> {
+        let own = self.seal_with(&self.seal, generation, token)?;
+        Some([own, self.seal_with(&self.other_half, generation, token)?])
+    }
+
+    fn seal_with(&self, key: &RandomizedNonceKey, generation: u64, token: &HeaderValue) -> Option<Vec<u8>> {
         let mut sealed = token.as_bytes().to_vec();
-        let nonce = self.seal.seal_in_place_append_tag(self.context(generation), &mut sealed).ok()?;
+        let nonce = key.seal_in_place_append_tag(self.context(generation), &mut sealed).ok()?;
         Some([nonce.as_ref().as_slice(), &sealed].concat())
     }
 
     /// `None`: it is not one of ours.
     pub(super) fn open(&self, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
+        let keys = [&self.seal, &self.earlier_seal];
+        keys.into_iter().find_map(|key| self.open_with(key, generation, sealed))
+    }
+
+    /// A token of other credentials of the same name, sealed for the other half.
+    pub(super) fn open_for_other_half(&self, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
+        self.open_with(&self.other_half, generation, sealed)
+    }
+
+    fn open_with(&self, key: &RandomizedNonceKey, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let (nonce, token) = sealed.split_at_mut_checked(NONCE_BYTES)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let token = self.seal.open_in_place(nonce, self.context(generation), token).ok()?;
+        let token = key.open_in_place(nonce, self.context(generation), token).ok()?;
         let mut value = HeaderValue::from_bytes(token).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -177,6 +223,30 @@ impl Identity {
     fn context(&self, generation: u64) -> Aad<Vec<u8>> {
         Aad::from([self.cell.name.as_bytes(), &generation.to_be_bytes()].concat())
     }
+}
+
+impl Half<'_> {
+    /// Slow on purpose.
+    fn stretch(&self, iterations: NonZeroU32) -> hkdf::Prk {
+        let mut stretched = Zeroizing::new([0; KEY_BYTES]);
+        let salt = hash(&["thingspace-gateway", self.kind, self.host, self.name]);
+        let secret = self.secret.as_bytes();
+        pbkdf2::derive(pbkdf2::PBKDF2_HMAC_SHA256, iterations, &salt, secret, &mut *stretched);
+        hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &*stretched)
+    }
+}
+
+fn expand(root: &hkdf::Prk, purpose: &str) -> Zeroizing<[u8; KEY_BYTES]> {
+    let mut key = Zeroizing::new([0; KEY_BYTES]);
+    root.expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+        .and_then(|okm| okm.fill(&mut *key))
+        .expect("HKDF-SHA256 gives 32 bytes");
+    key
+}
+
+/// ThingSpace knows a user in any case, and a blank at either end is a slip of the file.
+fn owner(username: &str) -> String {
+    username.trim().to_lowercase()
 }
 
 /// SHA-256 of some texts, each with its length.
@@ -192,6 +262,7 @@ fn hash(texts: &[&str]) -> [u8; digest::SHA256_OUTPUT_LEN] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::storage::GuardCandidate;
 
     fn raw([key, secret, username, password]: [&str; 4]) -> Raw {
         Raw { key: key.into(), secret: secret.into(), username: username.into(), password: password.into() }
@@ -258,7 +329,7 @@ mod tests {
     #[test]
     fn a_cell_belongs_to_a_host_and_a_name() {
         let one = secrets(["k", "s", "user", "p"]);
-        let other = secrets(["k", "S", "USER", "P"]);
+        let other = secrets(["k ", "S", " USER", "P"]);
         assert_eq!((&one.client.cell, &one.login.cell), (&other.client.cell, &other.login.cell));
         let hosts = Hosts { login: "b:443".into(), client: "a:443".into() };
         let elsewhere = Secrets::derive(raw(["k", "s", "user", "p"]), &hosts);
@@ -276,11 +347,13 @@ mod tests {
     }
 
     #[test]
-    fn only_who_knows_the_secret_opens_a_token_and_only_in_its_place() {
+    fn only_the_secrets_open_a_token_and_only_in_its_place() {
         let (one, other) = (secrets(["k", "s", "u", "p"]), secrets(["k", "S", "u", "P"]));
         let token = HeaderValue::from_static("a token");
-        let sealed = one.login.seal(7, &token).unwrap();
-        assert!(!sealed.windows(5).any(|part| part == b"token"));
+        let [sealed, for_other_half] = one.login.seal(7, &token).unwrap();
+        for sealed in [&sealed, &for_other_half] {
+            assert!(!sealed.windows(5).any(|part| part == b"token"));
+        }
         let opened = one.login.open(7, &sealed).unwrap();
         assert_eq!((&opened, opened.is_sensitive()), (&token, true));
         assert_eq!(one.login.open(8, &sealed), None);
@@ -288,6 +361,38 @@ mod tests {
         assert_eq!(one.client.open(7, &sealed), None);
         assert_eq!(one.login.open(7, &sealed[..20]), None);
         assert_eq!(one.login.open(7, &[]), None);
+    }
+
+    #[test]
+    fn a_token_outlives_a_change_of_one_half() {
+        let one = secrets(["k", "s", "u", "p"]);
+        let token = HeaderValue::from_static("a token");
+        let session = &one.login.seal(7, &token).unwrap()[1];
+        let opened = |of: [&str; 4]| secrets(of).login.open_for_other_half(7, session);
+        assert_eq!(opened(["k", "s", "u", "P"]).as_ref(), Some(&token));
+        assert_eq!(opened(["k", "S", "u", "p"]), None);
+        assert_eq!(opened(["k", "s", "other", "p"]), None);
+        let bearer = &one.client.seal(7, &token).unwrap()[1];
+        let opened = |of: [&str; 4]| secrets(of).client.open_for_other_half(7, bearer);
+        assert_eq!(opened(["k", "S", "u", "p"]).as_ref(), Some(&token));
+        assert_eq!(opened(["k", "s", "u", "P"]), None);
+    }
+
+    /// Computed without this code: what release 0.1 stored for this user and password.
+    #[test]
+    fn what_an_earlier_release_stored_is_recognised() {
+        let stored = "a95f1443e6d91773840ebe59b797fd1a015eec39af4c87fc4d2c1627f66513ea";
+        let one = secrets(["k", "s", "u", "p"]);
+        let earlier = u128::from_be_bytes(one.login.earlier_fingerprint.0[..16].try_into().unwrap());
+        assert!(stored.starts_with(&format!("{earlier:032x}")));
+        let fingerprint = one.login.earlier_fingerprint.0.to_vec();
+        let token = HeaderValue::from_static("a token");
+        let sealed = one.login.seal_with(&one.login.earlier_seal, 7, &token).unwrap();
+        let candidate = GuardCandidate { fingerprint, strikes: 2, sealed, ..GuardCandidate::default() };
+        let guard = one.login.renamed(Guard { candidates: vec![candidate], ..Guard::default() });
+        let candidate = guard.candidate(&one.login.fingerprint.0).unwrap();
+        assert_eq!((candidate.strikes, candidate.derivation), (2, guard::DERIVATION));
+        assert_eq!(one.login.open(7, &candidate.sealed), Some(token));
     }
 
     #[tokio::test]

@@ -63,6 +63,8 @@ pub(super) enum What {
     /// Nothing is tried before.
     Later(String, Instant),
     Store(StoreError),
+    /// A credential file cannot be read.
+    Unreadable,
 }
 
 /// The back-off between failed flights: `first`, doubling to `most`.
@@ -112,10 +114,6 @@ impl Pace {
     pub(super) const QUICK: Self = Self { first: Duration::from_secs(1), most: Duration::from_mins(1) };
     /// After a defect.
     const BROKEN: Self = Self { first: Duration::from_secs(5), most: Duration::from_mins(15) };
-
-    pub(super) const fn new(first: Duration, most: Duration) -> Self {
-        Self { first, most }
-    }
 
     fn wait(self, failures: u32) -> Duration {
         self.first.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(self.most)
@@ -288,6 +286,7 @@ impl fmt::Display for What {
             Self::LeftAlone(_) => f.write_str(LEFT_ALONE),
             Self::Unavailable(reason) | Self::Later(reason, _) => f.write_str(reason),
             Self::Store(error) => error.fmt(f),
+            Self::Unreadable => f.write_str("a credential file cannot be read"),
         }
     }
 }

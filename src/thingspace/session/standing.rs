@@ -1,19 +1,21 @@
-//! How a set of credentials stands with ThingSpace: for operators, for health, and, at each change that somebody has to act
-//! on, for the log.
+//! The state of a set of credentials, for `status`, health and the log.
+//!
+//! It tells whether logins may be made, whether or not a session still works: when the session ends,
+//! it is too late to act.
 
 use std::{fmt, sync::Mutex};
 
 use tokio::sync::watch;
 
 use super::secrets::Fingerprint;
-use crate::thingspace::guard::{REJECTIONS, Stopped};
+use crate::thingspace::guard::{COUNTED, LOCK, Stopped};
 
-/// How the logins of a set of credentials are doing.
+/// The state of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// False: there will be no login until somebody acts.
+    /// False: an operator has to act, also if a session still works.
     pub healthy: bool,
-    /// One sentence, or two.
+    /// For people.
     pub sentence: String,
 }
 
@@ -26,12 +28,12 @@ pub(super) enum Half {
     Login,
 }
 
-/// What is wrong with one.
+/// What is wrong with one half.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trouble {
     Rejected,
     Stopped(Stopped),
-    /// It passes by itself.
+    /// It passes without action.
     Passing(String),
 }
 
@@ -46,17 +48,10 @@ pub(super) struct Standings {
 struct State {
     /// There is a session.
     session: bool,
+    /// Which file cannot be read, and why.
+    files: Option<String>,
     client: Option<(Trouble, Fingerprint)>,
     login: Option<(Trouble, Fingerprint)>,
-}
-
-impl State {
-    fn half(&mut self, half: Half) -> &mut Option<(Trouble, Fingerprint)> {
-        match half {
-            Half::Client => &mut self.client,
-            Half::Login => &mut self.login,
-        }
-    }
 }
 
 impl Standings {
@@ -69,18 +64,33 @@ impl Standings {
         self.told.subscribe()
     }
 
-    /// What is known of a half; logged if it is new and somebody has to act.
+    /// What is known of a half; logged if it is new and an operator has to act.
     pub(super) fn set(&self, half: Half, trouble: Option<Trouble>, of: Fingerprint) {
         self.change(|state| {
             let now = trouble.map(|trouble| (trouble, of));
             let known = state.half(half);
-            let news = now.as_ref().filter(|(trouble, _)| trouble.needs_somebody() && *known != now);
-            let said = news.map(|(trouble, _)| trouble.clone());
+            let news = now.as_ref().filter(|(trouble, _)| trouble.needs_operator() && *known != now);
+            let said = news.map(|(trouble, _)| sentence(&self.name, half, trouble));
             *known = now;
-            if let Some(trouble) = said {
-                let session = state.session;
-                tracing::error!(credentials = self.name, "{}", sentence(&self.name, half, &trouble, session));
+            if let Some(said) = said {
+                tracing::error!(credentials = self.name, "{said}");
             }
+        });
+    }
+
+    /// Which credential file cannot be read, and why; `None`: all can be read.
+    pub(super) fn set_files(&self, unreadable: Option<String>) {
+        self.change(|state| {
+            match &unreadable {
+                Some(reason) if state.files != unreadable => {
+                    tracing::error!(credentials = self.name, "{}", unreadable_sentence(&self.name, reason));
+                }
+                None if state.files.is_some() => {
+                    tracing::info!(credentials = self.name, "the credential files can be read again");
+                }
+                _ => {}
+            }
+            state.files = unreadable;
         });
     }
 
@@ -106,24 +116,36 @@ impl Standings {
 }
 
 impl State {
+    fn half(&mut self, half: Half) -> &mut Option<(Trouble, Fingerprint)> {
+        match half {
+            Half::Client => &mut self.client,
+            Half::Login => &mut self.login,
+        }
+    }
+
     fn standing(&self, name: &str) -> Standing {
         let troubles = [(Half::Client, &self.client), (Half::Login, &self.login)];
         let troubles = || troubles.iter().filter_map(|(half, trouble)| Some((*half, &trouble.as_ref()?.0)));
-        let worst = troubles().find(|(_, trouble)| trouble.needs_somebody()).or_else(|| troubles().next());
-        let Some((half, trouble)) = worst else {
-            let sentence =
-                if self.session { "logged in" } else { "not logged in: nothing has needed it yet" };
-            return Standing { healthy: true, sentence: sentence.to_owned() };
+        let worst = troubles().find(|(_, trouble)| trouble.needs_operator()).or_else(|| troubles().next());
+        let (healthy, said) = match (&self.files, worst) {
+            (Some(reason), _) => (false, unreadable_sentence(name, reason)),
+            (None, Some((half, trouble))) => (!trouble.needs_operator(), sentence(name, half, trouble)),
+            (None, None) if self.session => return Standing::healthy("logged in"),
+            (None, None) => return Standing::healthy("not logged in: nothing has needed it yet"),
         };
-        Standing {
-            healthy: self.session || !trouble.needs_somebody(),
-            sentence: sentence(name, half, trouble, self.session),
-        }
+        let sentence = if self.session { format!("{said}. The current session still works") } else { said };
+        Standing { healthy, sentence }
+    }
+}
+
+impl Standing {
+    fn healthy(sentence: &str) -> Self {
+        Self { healthy: true, sentence: sentence.to_owned() }
     }
 }
 
 impl Trouble {
-    fn needs_somebody(&self) -> bool {
+    fn needs_operator(&self) -> bool {
         !matches!(self, Self::Passing(_))
     }
 }
@@ -137,26 +159,42 @@ impl fmt::Display for Half {
     }
 }
 
-fn sentence(name: &str, half: Half, trouble: &Trouble, session: bool) -> String {
-    let (asked, harm) = match half {
-        Half::Client => ("tokens are asked for", ""),
-        Half::Login => ("logins are made", ", before it locks the user"),
-    };
-    let said = match trouble {
-        Trouble::Rejected => format!(
-            "ThingSpace rejected the {half} of credentials {name}: correct the files; they are tried once more at most"
-        ),
+fn unreadable_sentence(name: &str, reason: &str) -> String {
+    format!("the files of credentials {name} cannot be used: {reason}. Put the file back, readable")
+}
+
+fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
+    let stopped =
+        format!("logins with credentials {name} are stopped, so that ThingSpace does not lock the user");
+    let unblock = format!("`thingspace-gateway unblock {name}`");
+    let elsewhere = format!(
+        "log in once elsewhere with the right password, then run `thingspace-gateway unblock {name} --force`"
+    );
+    match trouble {
+        Trouble::Rejected => {
+            let again = match half {
+                Half::Client => "until then they are tried again at growing intervals",
+                Half::Login => "they are tried once more at most",
+            };
+            format!("ThingSpace rejected the {half} of credentials {name}. Correct the files; {again}")
+        }
         Trouble::Stopped(Stopped::Strikes) => format!(
-            "no more {asked} with the {half} of credentials {name}{harm}: ThingSpace rejected them, or did not answer, \
-             too often. Correct the files; or, if they are right, run `thingspace-gateway unblock {name}`"
+            "{stopped}: it rejected this user name or password, or did not answer, too often. Correct the \
+             files; if they are right, run {unblock}"
+        ),
+        Trouble::Stopped(Stopped::Silences) => format!(
+            "{stopped}: several logins in a row had no usable answer and may have been rejected. Once \
+             ThingSpace answers again, and if the password is right, run {unblock}"
         ),
         Trouble::Stopped(Stopped::Closed) => format!(
-            "no more {asked} with credentials {name}{harm}: {REJECTIONS} attempts failed in a row, whatever the files \
-             held. Correct the files, log in once elsewhere, then run `thingspace-gateway unblock {name}`"
+            "{stopped}: it may have counted {COUNTED} rejected logins in a row and locks the user at {LOCK}. \
+             Correct the files, {elsewhere}"
+        ),
+        Trouble::Stopped(Stopped::Lost) => format!(
+            "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}"
         ),
         Trouble::Passing(reason) => format!("no token for credentials {name}: {reason}"),
-    };
-    if session { format!("{said}. The session there is goes on") } else { said }
+    }
 }
 
 #[cfg(test)]
@@ -166,7 +204,7 @@ mod tests {
     const FIRST: Fingerprint = Fingerprint([1; 32]);
 
     #[test]
-    fn it_is_healthy_while_nobody_has_to_act_or_there_is_a_session() {
+    fn it_is_healthy_while_no_operator_has_to_act_whether_or_not_there_is_a_session() {
         let standings = Standings::new("main");
         let told = standings.subscribe();
         let said = || (told.borrow().healthy, told.borrow().sentence.clone());
@@ -174,13 +212,16 @@ mod tests {
         standings.set_session(true);
         assert_eq!(said(), (true, "logged in".to_owned()));
         standings.set(Half::Login, Some(Trouble::Rejected), FIRST);
-        assert!(said().0 && said().1.contains("user name or password of credentials main"));
-        assert!(said().1.ends_with("The session there is goes on"));
+        assert!(!said().0 && said().1.contains("user name or password of credentials main"));
+        assert!(said().1.ends_with("The current session still works"));
         standings.set_session(false);
-        assert!(!said().0 && !said().1.contains("goes on"));
+        assert!(!said().0 && !said().1.contains("still works"));
         standings.set(Half::Login, Some(Trouble::Stopped(Stopped::Strikes)), FIRST);
         standings.set(Half::Client, Some(Trouble::Passing("down".into())), FIRST);
-        assert!(!said().0 && said().1.contains("unblock main"), "what somebody has to act on goes first");
+        assert!(!said().0 && said().1.contains("unblock main"), "what needs an operator comes first");
+        standings.set_files(Some("cannot read password".into()));
+        assert!(!said().0 && said().1.contains("cannot read password"));
+        standings.set_files(None);
         standings.set(Half::Login, None, FIRST);
         assert_eq!(said(), (true, "no token for credentials main: down".to_owned()));
     }

@@ -1,23 +1,25 @@
-//! The guard's cell as one process handles it: what is stored of a name's tokens and attempts, and who may make the next.
+//! The guard's cell as one process handles it: the stored tokens and attempts of a name, and the right
+//! to make the next attempt.
 //!
-//! Guarantees: whoever gets a [`Claim`] is the only one in the whole deployment, and has the outcome stored before anybody makes
-//! another attempt: while the store does not take it, this process claims nothing, and the others wait for the lease. A token
-//! is stored in the same write that says that its credentials were accepted. Time is what this process has seen pass.
+//! Guarantees: only one [`Claim`] exists in the whole deployment, and its outcome is stored before the
+//! next attempt: while the store does not take it, this process claims nothing, and the others wait
+//! for the lease. A token is stored in the same write that says that its credentials were accepted.
+//! If the store forgets the cell, or goes back to an older value, this process writes back what it
+//! remembers. Time is what this process has seen pass.
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::HeaderValue;
-use prost::Message;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
 use super::{
+    cells::{GuardCells, Looked},
     lock,
     secrets::{Fingerprint, Identity},
     slot::{Fault, Minted, Pace, Token, TokenId, What},
@@ -25,10 +27,10 @@ use super::{
 };
 use crate::{
     proto::storage::{Guard, GuardAttempt},
-    store::{CellName, Store, StoreError, Swap, Version, decode_cell},
+    store::{Store, StoreError, Version},
     thingspace::{
         breaker::jittered,
-        guard::{self, FORMAT, Later, Look, Report, Step, Terms},
+        guard::{self, Later, Look, Report, Sealed, Step, Stopped, Terms, Unblocked},
     },
 };
 
@@ -45,23 +47,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) struct Vault {
-    store: Arc<dyn Store>,
+    cells: GuardCells,
     terms: Terms,
     lease: Duration,
     /// Of this process.
     incarnation: Arc<str>,
     /// Reports that are not stored yet, so that a drain waits for them.
     tasks: TaskTracker,
-    seen: Mutex<Option<Seen>>,
     /// What to say while an outcome is not stored.
     owed: Mutex<Option<Fault>>,
-}
-
-/// Since when a cell is as it is.
-struct Seen {
-    cell: CellName,
-    version: Option<Version>,
-    since: Instant,
 }
 
 /// Whose turn it is.
@@ -84,6 +78,31 @@ struct Free {
     attempt: GuardAttempt,
     generation: u64,
     keep: bool,
+}
+
+/// What the guard would say to an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    Open,
+    Later(Duration),
+    Stopped(Stopped),
+}
+
+/// What came of an operator's permission.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Permission {
+    pub(super) given: Given,
+    /// Rejections that ThingSpace may have counted.
+    pub(super) counted: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Given {
+    Yes,
+    /// Nothing was in the way.
+    NotNeeded,
+    /// The next rejection may lock the user.
+    Refused,
 }
 
 /// The right to one attempt, which must be reported.
@@ -140,8 +159,9 @@ impl Vault {
         incarnation: Arc<str>,
         tasks: TaskTracker,
     ) -> Self {
-        let (seen, owed) = (Mutex::default(), Mutex::default());
-        Self { store, terms, lease: attempt + LEASE_SLACK, incarnation, tasks, seen, owed }
+        let cells = GuardCells::new(store, terms);
+        let (lease, owed) = (attempt + LEASE_SLACK, Mutex::default());
+        Self { cells, terms, lease, incarnation, tasks, owed }
     }
 
     /// A token that is newer than the last one, or the right to ask for it. Waits for whoever is asking.
@@ -158,7 +178,7 @@ impl Vault {
             };
             let Free { version, next, attempt, generation, keep } = *opening;
             let since = Instant::now();
-            match self.swap(&identity.cell, version, next).await {
+            match self.cells.swap(&identity.cell, version, next).await {
                 Ok(true) => {
                     let identity = Arc::clone(identity);
                     return Ok(Turn::Ours(Claim { identity, attempt, generation, keep, since }));
@@ -168,7 +188,7 @@ impl Vault {
                     if let StoreError::Ambiguous(_) = error {
                         // It may be claimed, and nothing will be tried.
                         let fault = NoTurn::from(error.clone()).fault;
-                        self.owe(&identity.cell, attempt, Report::Void, fault);
+                        self.owe(identity, attempt, Report::Void, fault);
                     }
                     return Err(error.into());
                 }
@@ -192,19 +212,20 @@ impl Vault {
     async fn opening(
         &self,
         identity: &Identity,
-        after: Option<TokenId>,
+        last: Option<TokenId>,
         need: Need,
     ) -> Result<Opening, NoTurn> {
         let fingerprint = identity.fingerprint;
-        let after = after.filter(|id| id.fingerprint == fingerprint).map_or(0, |id| id.generation);
+        let after = last.filter(|id| id.fingerprint == fingerprint).map_or(0, |id| id.generation);
         let attempt = self.attempt(fingerprint);
         let give_up = Instant::now() + self.lease * 2;
         while Instant::now() < give_up {
             if let Some(fault) = lock(&self.owed).clone() {
                 return Err(NoTurn { fault, trouble: None });
             }
-            let (version, guard, unchanged) = self.look(&identity.cell).await?;
-            let stored = guard.as_ref().and_then(|guard| guard.candidate(&fingerprint.0)).cloned();
+            let looked = self.cells.look(identity).await?;
+            let guard = looked.guard.as_ref();
+            let stored = guard.and_then(|guard| guard.candidate(&fingerprint.0)).cloned();
             let stored = stored.unwrap_or_default();
             let token = identity.open(stored.generation, &stored.sealed);
             let keep = token.is_none() && !stored.sealed.is_empty();
@@ -213,19 +234,31 @@ impl Vault {
                 let token = Token { value, id, found: true };
                 return Ok(Opening::Found(Minted { token, expires_in: None }));
             }
-            let look = Look { guard: guard.as_ref(), unchanged, exclusive: self.store.exclusive() };
-            match guard::next(look, &attempt, &self.terms) {
+            if need == Need::Now
+                && let Some(minted) = guard.and_then(|guard| inherited(identity, guard, last))
+            {
+                return Ok(Opening::Found(minted));
+            }
+            let superseded = guard.is_some_and(|guard| guard.is_superseded(&fingerprint.0));
+            let version = looked.version;
+            match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
                 Step::Claim(_) if need == Need::Soon && stored.misses > 0 => {
                     let why = if stored.rejected { Later::Rejected } else { Later::Unanswered };
                     return Err(not_yet(Duration::ZERO, why));
+                }
+                Step::Claim(_) if need == Need::Soon && superseded && !self.cells.are_exclusive() => {
+                    return Err(not_yet(Duration::ZERO, Later::Superseded));
                 }
                 Step::Claim(next) => {
                     let generation = stored.generation.max(after) + 1;
                     return Ok(Opening::Free(Box::new(Free { version, next, attempt, generation, keep })));
                 }
                 Step::Settle(next) => {
-                    if self.swap(&identity.cell, version, next).await? {
-                        warn!(cell = identity.cell.name, "an attempt to get a token was never reported");
+                    if self.cells.swap(&identity.cell, version, next).await? {
+                        warn!(
+                            cell = identity.cell.name,
+                            "an attempt to get a token was never reported; it counts as unanswered"
+                        );
                     }
                 }
                 Step::Wait => tokio::time::sleep(jittered(LOOK_AGAIN, fastrand::f64())).await,
@@ -239,23 +272,38 @@ impl Vault {
         Err(later(Duration::ZERO, "another attempt to get a token takes too long"))
     }
 
-    /// Nothing will be tried with this, as far as is known.
-    pub(super) async fn stopped(&self, identity: &Identity) -> Result<Option<Trouble>, StoreError> {
-        let (_, guard, unchanged) = self.look(&identity.cell).await?;
-        let look = Look { guard: guard.as_ref(), unchanged, exclusive: self.store.exclusive() };
-        Ok(match guard::next(look, &self.attempt(identity.fingerprint), &self.terms) {
-            Step::Stopped(stopped) => Some(Trouble::Stopped(stopped)),
-            _ => None,
+    /// What the guard would say to the next attempt.
+    pub(super) async fn outlook(&self, identity: &Identity) -> Result<Outlook, StoreError> {
+        let looked = self.cells.look(identity).await?;
+        let attempt = self.attempt(identity.fingerprint);
+        Ok(match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
+            Step::Stopped(stopped) => Outlook::Stopped(stopped),
+            Step::Later(wait, _) => Outlook::Later(wait),
+            Step::Claim(_) | Step::Settle(_) | Step::Wait => Outlook::Open,
         })
     }
 
-    /// An operator's word that everything may be tried once more. False: nothing was in the way.
-    pub(super) async fn unblock(&self, cell: &CellName) -> Result<bool, StoreError> {
+    /// An operator permits one more try of everything. `logged_in`: they have logged in elsewhere,
+    /// which clears what ThingSpace has counted.
+    pub(super) async fn unblock(
+        &self,
+        identity: &Identity,
+        logged_in: bool,
+    ) -> Result<Permission, StoreError> {
         loop {
-            let (version, guard, _) = self.look(cell).await?;
-            let Some(next) = guard.and_then(guard::unblocked) else { return Ok(false) };
-            if self.swap(cell, version, next).await? {
-                return Ok(true);
+            let looked = self.cells.look(identity).await?;
+            let outcome = guard::unblocked(self.cells.as_look(&looked), logged_in, &self.terms);
+            let counted = guard::counted(self.cells.as_look(&looked));
+            match outcome {
+                Unblocked::Unchanged => return Ok(Permission { given: Given::NotNeeded, counted }),
+                Unblocked::LastOne => return Ok(Permission { given: Given::Refused, counted }),
+                Unblocked::Changed(next) => {
+                    let guard = Some(&next);
+                    let counted = guard::counted(Look { guard, ..self.cells.as_look(&looked) });
+                    if self.cells.swap(&identity.cell, looked.version, next).await? {
+                        return Ok(Permission { given: Given::Yes, counted });
+                    }
+                }
             }
         }
     }
@@ -270,6 +318,7 @@ impl Vault {
         let Claim { identity, generation, keep, .. } = &claim;
         let id = TokenId { fingerprint: identity.fingerprint, generation: *generation };
         let sealed = (!keep).then(|| identity.seal(*generation, &value)).flatten();
+        let sealed = sealed.map(|[own, for_other_half]| Sealed { own, for_other_half });
         let report = Report::Accepted { generation: *generation, sealed };
         self.settle(claim, report, |error| NoTurn::from(error).fault).await;
         Minted { token: Token { value, id, found: false }, expires_in }
@@ -286,27 +335,38 @@ impl Vault {
         report: Report,
         meanwhile: impl FnOnce(StoreError) -> Fault,
     ) {
-        let cell = &claim.identity.cell;
-        if let Err(error) = self.report(cell, &claim.attempt, &report).await {
-            warn!(cell = cell.name, "what came of an attempt to get a token is stored later: {error}");
-            self.owe(cell, claim.attempt, report, meanwhile(error));
+        let identity = &claim.identity;
+        if let Err(error) = self.report(identity, &claim.attempt, &report).await {
+            warn!(
+                cell = identity.cell.name,
+                "the outcome of an attempt to get a token is stored later: {error}"
+            );
+            self.owe(identity, claim.attempt, report, meanwhile(error));
         }
     }
 
     /// Stores an outcome, however long that takes.
-    fn owe(self: &Arc<Self>, cell: &CellName, attempt: GuardAttempt, report: Report, meanwhile: Fault) {
+    fn owe(
+        self: &Arc<Self>,
+        identity: &Arc<Identity>,
+        attempt: GuardAttempt,
+        report: Report,
+        meanwhile: Fault,
+    ) {
         *lock(&self.owed) = Some(meanwhile);
-        let (vault, cell) = (Arc::downgrade(self), cell.clone());
+        let (vault, identity) = (Arc::downgrade(self), Arc::clone(identity));
         self.tasks.spawn(async move {
             loop {
                 tokio::time::sleep(jittered(RETRY, fastrand::f64())).await;
                 let Some(vault) = vault.upgrade() else { return };
-                match vault.report(&cell, &attempt, &report).await {
+                match vault.report(&identity, &attempt, &report).await {
                     Ok(()) => {
                         *lock(&vault.owed) = None;
                         return;
                     }
-                    Err(error) => debug!(cell = cell.name, "an outcome is still not stored: {error}"),
+                    Err(error) => {
+                        debug!(cell = identity.cell.name, "an outcome is still not stored: {error}");
+                    }
                 }
             }
         });
@@ -314,14 +374,14 @@ impl Vault {
 
     async fn report(
         &self,
-        cell: &CellName,
+        identity: &Identity,
         attempt: &GuardAttempt,
         report: &Report,
     ) -> Result<(), StoreError> {
         loop {
-            let (version, guard, _) = self.look(cell).await?;
+            let Looked { version, guard, .. } = self.cells.look(identity).await?;
             let Some(next) = guard::report(guard, attempt, report, &self.terms) else { return Ok(()) };
-            if self.swap(cell, version, next).await? {
+            if self.cells.swap(&identity.cell, version, next).await? {
                 return Ok(());
             }
         }
@@ -335,46 +395,20 @@ impl Vault {
             lease_ms: self.lease.as_millis().try_into().unwrap_or(u32::MAX),
         }
     }
+}
 
-    /// What the cell holds, and for how long it has been seen so.
-    async fn look(&self, cell: &CellName) -> Result<(Option<Version>, Option<Guard>, Duration), StoreError> {
-        let held = self.store.load(cell).await?;
-        let version = held.as_ref().map(|held| held.version);
-        let guard = match held {
-            Some(held) => Some(decode_cell(held.value, FORMAT, |guard: &Guard| guard.version)?),
-            None => None,
-        };
-        Ok((version, guard, self.see(cell, version)))
+/// The token of the credentials that were accepted last, if the other half of this set opens it: it
+/// serves until new credentials are accepted. `None` if it is not newer than the last token, or that
+/// was had for other credentials: two stale tokens would replace each other for ever.
+fn inherited(identity: &Identity, guard: &Guard, last: Option<TokenId>) -> Option<Minted> {
+    let stored = guard.candidate(&guard.accepted_last)?;
+    let fingerprint = Fingerprint(stored.fingerprint.as_slice().try_into().ok()?);
+    let id = TokenId { fingerprint, generation: stored.generation };
+    if last.is_some_and(|last| last.fingerprint != fingerprint || last.generation >= id.generation) {
+        return None;
     }
-
-    fn see(&self, cell: &CellName, version: Option<Version>) -> Duration {
-        let mut seen = lock(&self.seen);
-        match &*seen {
-            Some(Seen { cell: of, version: at, since }) if of == cell && *at == version => since.elapsed(),
-            _ => {
-                *seen = Some(Seen { cell: cell.clone(), version, since: Instant::now() });
-                Duration::ZERO
-            }
-        }
-    }
-
-    /// False: somebody else was first.
-    async fn swap(
-        &self,
-        cell: &CellName,
-        expected: Option<Version>,
-        mut next: Guard,
-    ) -> Result<bool, StoreError> {
-        (next.version, next.nonce) = (FORMAT, Uuid::now_v7().to_string());
-        let value = Bytes::from(next.encode_to_vec());
-        match self.store.swap(cell, expected, value).await? {
-            Swap::Swapped(version) => {
-                self.see(cell, Some(version));
-                Ok(true)
-            }
-            Swap::Conflict(_) => Ok(false),
-        }
-    }
+    let value = identity.open_for_other_half(id.generation, &stored.sealed_for_other_half)?;
+    Some(Minted { token: Token { value, id, found: true }, expires_in: None })
 }
 
 fn not_yet(wait: Duration, why: Later) -> NoTurn {

@@ -40,6 +40,8 @@ async fn short_lived_tokens_cost_no_call() {
     })
     .await;
     let request = world.request();
+    // From here on the secrets are derived, which takes a while.
+    world.poll(&request).await.unwrap();
     let end = Instant::now() + Duration::from_secs(8);
     let load = (0..8).map(async |caller| {
         let mut calls = 0;
@@ -150,12 +152,40 @@ async fn a_rejected_password_is_sent_once_until_the_file_changes() {
     join_all(each).await;
 }
 
+/// It locks nobody, so it is tried again, but ever later, and other calls do not make it sooner.
 #[tokio::test]
-async fn a_rejected_secret_is_sent_once_until_the_file_changes() {
+async fn a_rejected_secret_is_tried_again_with_a_delay_and_a_new_one_at_once() {
     let world = world(Options { secret: "new".into(), ..manual() }).await;
-    stays_rejected_until(&world, "secret", || assert_eq!(world.handle.ledger().token_requests(), 1)).await;
+    let rejected = |outcome: &Called| matches!(outcome, Err(Error::CredentialsRejected { .. }));
+    world.call_for(Duration::from_secs(3), rejected).await;
+    assert_eq!(world.handle.ledger().token_requests(), 1);
+    world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 2).await;
+    world.call_for(Duration::from_secs(1), rejected).await;
+    world.write("secret", "new");
+    world.call_until("the new secret is used", |_, outcome| outcome.is_ok()).await;
     let ledger = world.handle.ledger();
-    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 1));
+    assert_eq!((ledger.token_requests(), ledger.logins()), (3, 1));
+}
+
+/// A block page of a CDN, or an identity provider that restarts.
+#[tokio::test]
+async fn a_token_endpoint_that_refuses_for_a_while_is_forgiven_without_a_person_or_a_call() {
+    for what in [What::invalid_credentials(), What::page(http::StatusCode::FORBIDDEN)] {
+        let mut world = configured(manual(), hasty).await;
+        world.poll(&world.request()).await.unwrap();
+        let mut standing = world.client.standings().next().unwrap().1;
+        world.handle.inject(Fault::always(Endpoint::Token, When::BeforeEffect, what));
+        world.handle.expire_bearer();
+        world.call_until("it was refused often", |ledger, _| ledger.token_requests() >= 5).await;
+        assert!(!standing.wait_for(|said| !said.healthy).await.unwrap().sentence.contains("unblock"));
+        world.restart();
+        world.call_for(Duration::from_secs(1), Result::is_err).await;
+        standing = world.client.standings().next().unwrap().1;
+        world.handle.clear_faults();
+        tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+        world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+        assert_eq!(world.handle.ledger().logins(), 1);
+    }
 }
 
 #[tokio::test]
@@ -174,14 +204,14 @@ async fn a_login_with_a_stale_bearer_is_repeated_and_no_strike() {
     assert_eq!((ledger.token_requests(), ledger.logins(), ledger.logins_rejected), (2, 2, 0));
 }
 
-/// What to do with a login, and whether it may have been rejected.
-fn logins_of_unknown_fate() -> [(What, bool); 4] {
-    [(answer(500, "x"), false), (answer(404, "x"), false), (What::Drop, true), (What::CutBody, true)]
+/// Each of these may be the answer to a login that was rejected.
+fn unclear_logins() -> [What; 5] {
+    [answer(500, "x"), answer(404, "x"), answer(408, ""), What::Drop, What::CutBody]
 }
 
 #[tokio::test]
-async fn a_login_of_unknown_fate_is_not_repeated_at_once() {
-    for (what, _) in logins_of_unknown_fate() {
+async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
+    for what in unclear_logins() {
         let world = world(manual()).await;
         let request = world.request();
         world.poll(&request).await.unwrap();
@@ -198,21 +228,59 @@ async fn a_login_of_unknown_fate_is_not_repeated_at_once() {
     }
 }
 
+/// Over restarts, too: none of them forgets an outcome that may have been a rejection.
 #[tokio::test]
-async fn the_first_login_of_all_is_not_repeated_if_it_may_have_been_rejected() {
-    for (what, rejected) in logins_of_unknown_fate() {
-        let world = world(manual()).await;
-        let request = world.request();
-        world.handle.inject(Fault::once(Endpoint::Login, When::AfterEffect, what.clone()));
-        assert!(matches!(world.poll(&request).await, Err(Error::NotSent { .. })), "{what:?}");
-        let outcome = world.poll(&request).await;
-        assert_eq!(matches!(outcome, Err(Error::LoginBlocked { .. })), rejected, "{what:?}: {outcome:?}");
-        assert_eq!(world.handle.ledger().logins(), 1);
-        if rejected {
-            assert!(world.client.unblock("test").await.unwrap().unwrap());
-            world.poll(&request).await.unwrap();
-            assert!(!world.client.unblock("test").await.unwrap().unwrap(), "nothing is in the way");
-        }
+async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
+    let unclear = [answer(500, "x"), answer(404, "x"), answer(408, ""), answer(200, "{}"), What::Drop];
+    let each = unclear.map(async |what| {
+        let mut world = configured(manual(), hasty).await;
+        world.poll(&world.request()).await.unwrap();
+        world.handle.set_password("changed");
+        world.handle.expire_sessions();
+        world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
+        let stopped = |ledger: &Ledger, outcome: &Called| ledger.strikes == 3 && is_blocked(outcome);
+        world.call_until("it is stopped", stopped).await;
+        world.restart();
+        world.call_until("it is still stopped", stopped).await;
+        // One more, and then only after a login elsewhere.
+        assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
+        world.call_until("the last one", |ledger, said| ledger.strikes == 4 && is_blocked(said)).await;
+        assert_eq!(world.unblock(false).await, UnblockOutcome::Refused);
+        world.restart();
+        world.call_for(Duration::from_millis(300), is_blocked).await;
+        assert_eq!((world.handle.ledger().strikes, world.handle.ledger().locked), (4, false), "{what:?}");
+    });
+    join_all(each).await;
+}
+
+/// Whatever status and envelope a rejection comes with.
+#[tokio::test]
+async fn a_rejection_counts_with_every_status() {
+    let each = [200_u16, 404, 408, 409, 422, 423, 500, 502, 503].map(async |status| {
+        let login_refusal = status.try_into().unwrap();
+        let mut world = configured(Options { login_refusal, ..manual() }, hasty).await;
+        world.poll(&world.request()).await.unwrap();
+        world.handle.set_password("changed");
+        world.handle.expire_sessions();
+        world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
+        world.restart();
+        world.call_for(Duration::from_millis(500), is_blocked).await;
+        assert_eq!(world.handle.ledger().strikes, 2, "{status}");
+    });
+    join_all(each).await;
+}
+
+#[tokio::test]
+async fn the_first_login_of_all_is_repeated_once_if_its_outcome_is_unknown() {
+    for what in unclear_logins() {
+        let world = configured(manual(), hasty).await;
+        world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
+        world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
+        assert_eq!(world.handle.ledger().logins(), 2, "{what:?}");
+        world.handle.clear_faults();
+        assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
+        world.poll(&world.request()).await.unwrap();
+        assert_eq!(world.unblock(false).await, UnblockOutcome::NotNeeded);
     }
 }
 
@@ -272,14 +340,18 @@ async fn a_token_server_in_trouble_rejects_nobody() {
 }
 
 #[tokio::test]
-async fn a_missing_file_is_named_and_nothing_is_sent() {
+async fn a_missing_file_is_named_and_nothing_is_sent_until_it_is_back() {
     let world = world(manual()).await;
     fs::remove_file(world.files.path().join("user")).unwrap();
-    match world.poll(&world.request()).await {
-        Err(Error::NotSent { reason, .. }) => assert!(reason.contains("user"), "{reason}"),
-        other => panic!("{other:?}"),
-    }
+    let unreadable = |outcome: &Called| matches!(outcome, Err(Error::CredentialsUnreadable { .. }));
+    world.call_for(Duration::from_secs(1), unreadable).await;
+    let mut standing = world.client.standings().next().unwrap().1;
+    let said = tokio::time::timeout(PATIENCE, standing.wait_for(|said| !said.healthy)).await.unwrap();
+    assert!(said.unwrap().sentence.contains("/user: "), "the file is named");
     assert_eq!(world.handle.ledger().token_requests(), 0);
+    world.write("user", "simulator-user");
+    world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+    tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
 }
 
 #[tokio::test]

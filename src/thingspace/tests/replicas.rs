@@ -1,6 +1,6 @@
 //! Several gateways on one store, and a store that is away.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use crate::store::{CellName, Entry, Followed, LogName, Position, StoreError, Swa
 struct Remote {
     inner: Arc<dyn Store>,
     away: AtomicBool,
+    /// What the store had before is lost: cells of the guards have other names now.
+    losses: AtomicU32,
 }
 
 impl Remote {
@@ -28,6 +30,16 @@ impl Remote {
 
     fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::Relaxed);
+    }
+
+    /// All cells are gone.
+    fn lose_cells(&self) {
+        self.losses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn cell(&self, cell: &CellName) -> CellName {
+        let losses = self.losses.load(Ordering::Relaxed);
+        CellName { name: format!("{} after {losses} losses", cell.name), ..cell.clone() }
     }
 }
 
@@ -46,7 +58,7 @@ impl Store for Remote {
     }
 
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
-        self.reach()?.load(cell).await
+        self.reach()?.load(&self.cell(cell)).await
     }
 
     async fn swap(
@@ -55,11 +67,15 @@ impl Store for Remote {
         expected: Option<Version>,
         value: Bytes,
     ) -> Result<Swap, StoreError> {
-        self.reach()?.swap(cell, expected, value).await
+        self.reach()?.swap(&self.cell(cell), expected, value).await
     }
 
     fn exclusive(&self) -> bool {
         false
+    }
+
+    fn has_lost_cells(&self) -> bool {
+        self.losses.load(Ordering::Relaxed) > 0
     }
 
     async fn close(&self) {
@@ -77,7 +93,11 @@ struct Pair {
 
 async fn pair(options: Options) -> Pair {
     let mut first = configured(options, hasty).await;
-    let remote = Arc::new(Remote { inner: Arc::clone(&first.store), away: AtomicBool::new(false) });
+    let remote = Arc::new(Remote {
+        inner: Arc::clone(&first.store),
+        away: AtomicBool::new(false),
+        losses: AtomicU32::new(0),
+    });
     first.store = Arc::clone(&remote) as Arc<dyn Store>;
     first.restart();
     let files = tempfile::tempdir().unwrap();
@@ -154,9 +174,14 @@ async fn a_wrong_password_is_tried_once_by_all_replicas_together() {
         }
     };
     tokio::time::timeout(PATIENCE, served).await.unwrap();
-    assert!(is_blocked(&pair.first.poll(&pair.first.request()).await.map(drop)));
-    pair.first.write("password", "right");
+    // Its session serves the other as well, whose files still need to be corrected.
     pair.first.call_until("it finds the other's session", |_, outcome| outcome.is_ok()).await;
+    let mut standing = pair.first.client.standings().next().unwrap().1;
+    let told = standing.wait_for(|said| !said.healthy && said.sentence.contains("unblock"));
+    tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+    pair.first.write("password", "right");
+    tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+    pair.first.poll(&pair.first.request()).await.unwrap();
     assert_eq!(pair.first.handle.ledger().logins(), 2);
 }
 
@@ -240,4 +265,47 @@ async fn a_rejection_is_counted_although_the_store_went_away_during_the_login() 
     pair.first.restart();
     assert!(is_blocked(&pair.first.poll(&request).await.map(drop)));
     assert_eq!(pair.first.handle.ledger().logins(), 1);
+}
+
+/// The guard is closed, and its cell goes while one replica lives.
+#[tokio::test]
+async fn a_lost_guard_is_written_back_by_a_replica_that_remembers_it() {
+    let mut pair = pair(manual()).await;
+    pair.call(2).await.into_iter().for_each(Result::unwrap);
+    pair.first.handle.set_password("right");
+    pair.first.handle.expire_sessions();
+    pair.first.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
+    pair.first.write("password", "B");
+    let closed = |ledger: &Ledger, outcome: &Called| ledger.strikes == 4 && is_blocked(outcome);
+    pair.first.call_until("four in all", closed).await;
+    for wrong in ["C", "D"] {
+        pair.remote.lose_cells();
+        pair.first.write("password", wrong);
+        pair.first.call_for(Duration::from_secs(4), is_blocked).await;
+    }
+    pair.first.restart();
+    pair.first.call_for(Duration::from_secs(1), is_blocked).await;
+    assert!(!pair.first.handle.ledger().locked);
+}
+
+/// Nobody remembers the guard: logins are stopped, and `status` says why.
+#[tokio::test]
+async fn a_lost_guard_that_nobody_remembers_is_closed() {
+    let mut pair = pair(manual()).await;
+    pair.call(2).await.into_iter().for_each(Result::unwrap);
+    let elsewhere = tempfile::tempdir().unwrap();
+    (pair.second, pair.first.client) = {
+        let other = store(&elsewhere);
+        (cold(&pair.first.config, &pair.files, &other), cold(&pair.first.config, &pair.files, &other))
+    };
+    pair.remote.lose_cells();
+    pair.first.restart();
+    pair.first.call_for(Duration::from_secs(1), is_blocked).await;
+    let mut standing = pair.first.client.standings().next().unwrap().1;
+    let told = standing.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
+    tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
+    assert_eq!(pair.first.unblock(false).await, UnblockOutcome::Refused);
+    assert_eq!(pair.first.unblock(true).await, UnblockOutcome::Done);
+    pair.first.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+    assert_eq!(pair.first.handle.ledger().logins(), 2);
 }

@@ -50,10 +50,10 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == 1).await;
         let said = timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
-        assert!(said.healthy && said.sentence.ends_with("The session there is goes on"), "{said:?}");
+        assert!(!said.healthy && said.sentence.ends_with("The current session still works"), "{said:?}");
         // Some looks later it still says what to do.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(standing.borrow().sentence.contains("correct the files"), "{:?}", *standing.borrow());
+        assert!(standing.borrow().sentence.contains("Correct the files"), "{:?}", *standing.borrow());
     })
     .await;
     assert_eq!(world.handle.ledger().logins_rejected, 1, "it is not tried again while nothing needs it");
@@ -84,6 +84,59 @@ async fn a_wrong_new_application_leaves_bearer_and_session_be() {
     world.call_for(Duration::from_secs(3), Result::is_ok).await;
     let ledger = world.handle.ledger();
     assert_eq!((ledger.token_requests(), ledger.logins()), (2, 1));
+}
+
+/// A restart with wrong files, before any call has used the stored tokens.
+#[tokio::test]
+async fn stored_tokens_serve_after_a_restart_with_other_files() {
+    for (file, login_rejected) in [("password", true), ("secret", false)] {
+        let mut world = configured(manual(), hasty).await;
+        world.poll(&world.request()).await.unwrap();
+        world.write(file, "wrong");
+        world.restart();
+        let tried = |ledger: &Ledger, _: &Called| ledger.logins_rejected + ledger.token_requests() == 2;
+        world.call_until("the other files are tried", tried).await;
+        world.restart();
+        world.call_for(Duration::from_millis(500), Result::is_ok).await;
+        let ledger = world.handle.ledger();
+        assert_eq!(ledger.logins_rejected, u64::from(login_rejected), "{file}: tried once, for all that");
+        assert_eq!(ledger.logins_accepted, 1, "{file}");
+        let mut standing = world.client.standings().next().unwrap().1;
+        tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")))
+            .await
+            .unwrap()
+            .unwrap();
+        // Once the session ends, there is no other.
+        world.handle.expire_sessions();
+        world.handle.expire_bearer();
+        world.call_until("it is over", |_, outcome| outcome.is_err()).await;
+        world.write(file, &format!("simulator-{file}"));
+        world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
+    }
+}
+
+/// Four wrong passwords and then the right one: the guard stays closed, and says so while the session
+/// still works.
+#[tokio::test]
+async fn a_closed_guard_is_told_while_a_session_still_works() {
+    let world = configured(manual(), hasty).await;
+    world.poll(&world.request()).await.unwrap();
+    let (_, mut standing) = world.client.standings().next().unwrap();
+    for (rejected, wrong) in (1..).zip(["A", "B", "C", "D"]) {
+        world.write("password", wrong);
+        world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == rejected).await;
+    }
+    world.write("password", "simulator-password");
+    let stopped = |said: &super::super::Standing| {
+        !said.healthy
+            && said.sentence.contains("unblock test --force")
+            && said.sentence.ends_with("The current session still works")
+    };
+    timeout(PATIENCE, standing.wait_for(stopped)).await.unwrap().unwrap();
+    world.call_for(Duration::from_secs(4), Result::is_ok).await;
+    assert!(stopped(&standing.borrow()), "{:?}", *standing.borrow());
+    assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
 }
 
 /// Somebody writes one file after the other.

@@ -8,6 +8,8 @@ use tonic_health::pb::{
 };
 
 use super::*;
+use http::StatusCode;
+use thingspace_gateway::simulator::{Mode, Options};
 
 async fn health(address: std::net::SocketAddr, service: &str) -> tonic::Streaming<HealthCheckResponse> {
     let mut client = HealthClient::new(channel(address).await);
@@ -55,7 +57,8 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     );
     let said = told(&file, &["status"]).await;
     assert!(
-        said.contains("no more logins are made") && said.contains("`thingspace-gateway unblock test`"),
+        said.contains("logins with credentials test are stopped")
+            && said.contains("`thingspace-gateway unblock test`"),
         "{said}"
     );
     // What the gateway knows, and whether it serves, has nothing to do with it.
@@ -66,7 +69,9 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     // The password at ThingSpace is the old one again: the gateway cannot know.
     upstream.sim.set_password("simulator-password");
     assert!(refused(&file, &["unblock", "another"]).await.contains("no credentials named another"));
-    assert!(told(&file, &["unblock", "test"]).await.starts_with("Credentials test are tried once more"));
+    let said = told(&file, &["unblock", "test"]).await;
+    assert!(said.starts_with("Credentials test are tried once more"), "{said}");
+    assert!(said.contains("may have counted 2 rejected logins in a row and locks the user at 5"), "{said}");
     becomes(&mut login, ServingStatus::Serving).await;
     place(&mut client, "l", [1]).await.unwrap();
     let ledger = upstream.sim.ledger();
@@ -77,7 +82,132 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     let errors: Vec<_> = log.iter().filter(|line| line.contains("\"ERROR\"")).collect();
     assert_eq!(errors.len(), 2, "each change once: {errors:#?}");
     assert!(errors[0].contains("rejected the user name or password of credentials test"), "{errors:#?}");
-    assert!(errors[1].contains("no more logins are made with the user name or password"), "{errors:#?}");
+    assert!(errors[1].contains("logins with credentials test are stopped"), "{errors:#?}");
+}
+
+/// An order and `unblock`, again and again, with a wrong password.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unblock_in_a_loop_never_locks_the_user() {
+    let upstream = Upstream::manual().await;
+    write_password(&upstream, "wrong");
+    let mut config = upstream.quiet();
+    config.thingspace.login_backoff_first = Duration::from_millis(100);
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let client = process.client().await;
+    let blocked = || async {
+        eventually("logins are stopped", || {
+            let mut client = client.clone();
+            async move { reason(&place(&mut client, "k", [0]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED" }
+        })
+        .await;
+    };
+    let mut refusals = 0;
+    for _ in 0..8 {
+        blocked().await;
+        let output = operate(&file, &["unblock", "test"]).await;
+        if !output.status.success() {
+            let said = text(&output.stderr);
+            assert!(said.contains("may have counted 4 rejected logins in a row"), "{said}");
+            assert!(said.contains("unblock test --force"), "{said}");
+            refusals += 1;
+        }
+    }
+    let ledger = upstream.sim.ledger();
+    assert!(refusals > 0 && !ledger.locked && ledger.strikes <= 4, "{refusals} {ledger:?}");
+    let said = told(&file, &["status"]).await;
+    assert!(said.contains("locks the user at 5") && said.contains("--force"), "{said}");
+
+    // Somebody logs in elsewhere, with the password that the file then holds.
+    upstream.sim.unlock();
+    write_password(&upstream, "simulator-password");
+    assert!(told(&file, &["unblock", "test", "--force"]).await.starts_with("Credentials test are tried"));
+    eventually_ok("it goes on", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "k", [0]).await }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_password_file_is_told_to_callers_and_operators() {
+    let upstream = Upstream::manual().await;
+    let password = upstream.dir.path().join("password");
+    let away = upstream.dir.path().join("away");
+    let config = upstream.quiet();
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let mut login = health(process.address, "thingspace.login/test").await;
+    becomes(&mut login, ServingStatus::Serving).await;
+    std::fs::rename(&password, &away).unwrap();
+    let mut client = process.client().await;
+    let status = place(&mut client, "k", [0]).await.unwrap_err();
+    assert_eq!(kind(&status), (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_UNAVAILABLE".to_owned()));
+    becomes(&mut login, ServingStatus::NotServing).await;
+    let said = told(&file, &["status"]).await;
+    assert!(said.contains(password.to_str().unwrap()), "{said}");
+    place(&mut client, "k", [0]).await.unwrap_err();
+    assert_eq!(upstream.sim.ledger().logins(), 0);
+
+    std::fs::rename(&away, &password).unwrap();
+    becomes(&mut login, ServingStatus::Serving).await;
+    eventually_ok("it goes on", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "k", [0]).await }
+    })
+    .await;
+    process.terminate();
+    let (_, log) = process.wait().await;
+    let errors: Vec<_> = log.iter().filter(|line| line.contains("\"ERROR\"")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(password.to_str().unwrap()), "{errors:#?}");
+}
+
+/// The password is changed at ThingSpace, which refuses logins with a 5xx or a success: with calls and
+/// restarts the user is not locked, and the right password is used once the file holds it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejections_with_odd_statuses_never_lock_the_user() {
+    for status in [500, 200] {
+        let upstream = Upstream::start(Options {
+            mode: Mode::Manual,
+            login_refusal: StatusCode::from_u16(status).unwrap(),
+            login_refusal_code: "REQUEST_FAILED.InvalidCredentials",
+            ..Options::default()
+        })
+        .await;
+        let mut config = upstream.quiet();
+        config.thingspace.login_backoff_first = Duration::from_millis(100);
+        config.thingspace.login_backoff_max = Duration::from_millis(100);
+        let mut process = Process::serve(&config, upstream.dir.path());
+        place(&mut process.client().await, "k", [0]).await.unwrap();
+        upstream.sim.set_password("changed");
+        upstream.sim.expire_sessions();
+        for restart in [false, true, true] {
+            if restart {
+                process.kill();
+                process = Process::serve(&config, upstream.dir.path());
+            }
+            let client = process.client().await;
+            eventually("logins are stopped", || {
+                let mut client = client.clone();
+                async move {
+                    reason(&place(&mut client, "l", [1]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED"
+                }
+            })
+            .await;
+            for n in 0..20 {
+                place(&mut client.clone(), &n.to_string(), [1]).await.unwrap_err();
+            }
+        }
+        let ledger = upstream.sim.ledger();
+        assert_eq!((ledger.strikes, ledger.locked), (2, false), "{status}: {ledger:?}");
+        write_password(&upstream, "changed");
+        let client = process.client().await;
+        eventually_ok("the new password is used", || {
+            let mut client = client.clone();
+            async move { place(&mut client, "l", [1]).await }
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
