@@ -21,6 +21,7 @@ use http::{Method, Request, Response, StatusCode, header::ALLOW};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use tokio::{
     net::TcpListener,
@@ -61,6 +62,9 @@ const MAX_AT_ONCE: usize = 256;
 
 /// How often certificate and pairs are looked at.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// How long before the certificate expires a warning says so.
+const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 #[derive(Debug, Clone)]
 pub struct Callbacks(Arc<Inner>);
@@ -147,6 +151,14 @@ impl Callbacks {
         &self.0.quarantine
     }
 
+    /// When the certificate in use expires, with HTTPS.
+    pub async fn certificate_expires(&self) -> Option<Timestamp> {
+        match &self.0.tls {
+            Some(tls) => Some(tls.lock().await.expires),
+            None => None,
+        }
+    }
+
     /// How many requests to the listener had this outcome.
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.0.tally.get(outcome)
@@ -166,6 +178,7 @@ impl Callbacks {
     async fn look(self) {
         let mut tick = interval(LOOK);
         let (mut last_tls, mut last_pairs) = (None, None);
+        let mut notified = None;
         loop {
             tick.tick().await;
             if let Some(tls) = &self.0.tls {
@@ -182,6 +195,13 @@ impl Callbacks {
                     warn!(error, "the callbacks' certificate stays as it was");
                 }
                 last_tls = failure;
+            }
+            if let Some(expires) = self.certificate_expires().await
+                && Timestamp::now() + EXPIRY_NOTICE > expires
+                && notified != Some(expires)
+            {
+                warn!(%expires, "the callbacks' certificate expires soon or has expired; renew its files");
+                notified = Some(expires);
             }
             let failure = self.0.secrets.refresh().await.err().map(|error| error.to_string());
             if let (Some(error), true) = (&failure, failure != last_pairs) {
@@ -256,7 +276,8 @@ impl Answer for Callbacks {
     type Body = Empty<Bytes>;
 
     async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
-        let secret = request.uri().path().rsplit('/').next().unwrap_or_default();
+        // ThingSpace may list and call the registered URL with a slash at its end.
+        let secret = request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let account = self.0.secrets.account_of(secret);
         let outcome = match &account {
             Some(account) => self.take(account, request).await,

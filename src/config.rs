@@ -8,6 +8,7 @@
 mod duration;
 mod layers;
 mod problems;
+pub(crate) mod url;
 mod validate;
 
 use std::{
@@ -24,6 +25,9 @@ pub use problems::Problems;
 
 use crate::identity::AccountName;
 
+/// The longest user name or password of callbacks that ThingSpace takes, in characters.
+pub(crate) const MAX_PAIR_CHARS: usize = 40;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub grpc: Grpc,
@@ -37,6 +41,9 @@ pub struct Config {
     pub polling: Polling,
     pub limits: Limits,
     pub telemetry: Telemetry,
+    /// Where it was read from, if that was a file.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// `[grpc]`: the API's listener.
@@ -95,6 +102,8 @@ pub struct ThingSpace {
     pub breaker_max: Duration,
     /// Empty: none. The environment's is never used.
     pub proxy_url: String,
+    /// Lets `base_url` and `token_url` be http:// on other hosts than this one.
+    pub allow_plaintext: bool,
     pub max_devices_per_order: usize,
     /// Refuse identifiers with wrong check digits instead of warning.
     pub strict_checksums: bool,
@@ -110,6 +119,8 @@ pub struct Callbacks {
     pub tls_key_file: PathBuf,
     /// Where ThingSpace reaches the listener; an account's secret is appended as the last segment of the path.
     pub public_url: String,
+    /// Lets `public_url` be http:// on other hosts than this one.
+    pub allow_plaintext: bool,
     /// ThingSpace's name of the service whose callbacks are wanted.
     pub service: String,
     /// Register at start, and look now and then whether it still holds.
@@ -182,11 +193,16 @@ pub struct Nats {
     pub url: String,
     /// Empty: nobody in particular, or whoever the certificate says.
     pub creds_file: PathBuf,
+    /// Instead of `creds_file`. Both empty: none.
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
     /// Who signs the servers' certificates; empty: whom the machine trusts.
     pub ca_file: PathBuf,
     /// Both empty: no certificate of our own.
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
+    /// Lets `url` name servers on other hosts without TLS.
+    pub allow_plaintext: bool,
     /// Of each stream.
     pub replicas: usize,
     /// What streams and subjects begin with.
@@ -264,6 +280,8 @@ pub struct Telemetry {
     pub log_filter: String,
     /// Where traces go, OTLP over gRPC; empty: nowhere.
     pub otlp_endpoint: String,
+    /// Who signs the certificate of `otlp_endpoint`; empty: whom the machine trusts.
+    pub otlp_ca_file: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -290,11 +308,18 @@ impl Config {
     /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
     /// `dev` and `simulate` begin with: they bring their own.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
-        let (config, mut problems) = layers::merge(given(file)?, &environment());
+        let (read, mut problems, is_read) = match given(file) {
+            Ok(read) => (read, Problems::default(), true),
+            Err(problems) => (None, problems, false),
+        };
+        let (mut config, wrong) = layers::merge(read, &environment());
+        problems.append(wrong);
         problems.append(validate::bounds(&config));
-        if file.is_some() {
+        // Of a file that cannot be read nothing more can be said.
+        if file.is_some() && is_read {
             problems.append(validate::deployment(&config));
         }
+        config.file = file.map(Path::to_owned);
         problems.or(config)
     }
 

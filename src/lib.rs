@@ -34,7 +34,7 @@
 //!   every service ends in time and every error has a reason.
 //! - [`control`]: operator commands on a Unix socket, and their other end.
 //! - [`admin`]: probes: whether it lives, whether it can answer.
-//! - [`server`], [`telemetry`], [`config`], [`secret_file`], [`cli`], [`shutdown`]: around it.
+//! - [`server`], [`telemetry`], [`config`], [`secret_file`], `certificate`, `repeated`, [`cli`], [`shutdown`]: around it.
 //! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
 //! - [`app`]: the composition root, the only module that knows all others.
 //!
@@ -99,12 +99,14 @@
 pub mod admin;
 pub mod app;
 pub mod callbacks;
+mod certificate;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod grpc;
 pub mod identity;
 pub mod proto;
+mod repeated;
 pub mod requests;
 pub mod secret_file;
 pub mod server;

@@ -1,26 +1,129 @@
 //! A secret in a file of its own: read each time it is needed, bounded, and never in an error.
+//!
+//! What an editor or a copy adds by accident is refused here, because ThingSpace would count it as a
+//! rejected login: a byte order mark, blanks at the ends, a second line.
 
-use std::path::Path;
+use std::{fs::File, io::Read, path::Path};
 
-use secrecy::{SecretString, zeroize::Zeroizing};
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use tokio::io::AsyncReadExt;
 
 const MAX_SECRET_BYTES: u64 = 4096;
 
-/// The file's text without the line break at its end.
+/// The secret, without the line break at the end of the file.
 pub async fn read(path: &Path) -> Result<SecretString, String> {
-    let unreadable = |why: &dyn std::fmt::Display| format!("cannot read {}: {why}", path.display());
-    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(&error))?;
+    alone(&read_lines(path).await?).map_err(|why| unreadable(path, &why))
+}
+
+/// The whole text, for files with a format of their own.
+pub async fn read_lines(path: &Path) -> Result<SecretString, String> {
+    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(path, &error))?;
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await.map_err(|error| unreadable(&error))?;
-    if bytes.len() as u64 > MAX_SECRET_BYTES {
-        return Err(unreadable(&format_args!("more than {MAX_SECRET_BYTES} bytes")));
+    let read = file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await;
+    read.map_err(|error| unreadable(path, &error))?;
+    text(&bytes).map_err(|why| unreadable(path, &why))
+}
+
+/// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE …".
+pub(crate) fn check(path: &Path) -> Result<SecretString, String> {
+    alone(&check_lines(path)?).map_err(str::to_owned)
+}
+
+/// The same as [`read_lines`], for where nothing else is going on.
+pub(crate) fn check_lines(path: &Path) -> Result<SecretString, String> {
+    let bytes = bounded(path, MAX_SECRET_BYTES)?;
+    text(&bytes).map_err(str::to_owned)
+}
+
+/// The bytes of a file that may hold a secret, if they are not too many.
+pub(crate) fn bounded(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    let unreadable = |error: std::io::Error| {
+        format!("cannot be read ({error}); mount it, and let the gateway's user read it")
+    };
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("is not a file".to_owned());
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| unreadable(&"not UTF-8"))?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() as u64 > most {
+        return Err(format!("holds more than {most} bytes"));
+    }
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> String {
+    format!("cannot use {}: it {why}", path.display())
+}
+
+fn text(bytes: &[u8]) -> Result<SecretString, &'static str> {
+    if bytes.len() as u64 > MAX_SECRET_BYTES {
+        return Err("holds more than 4096 bytes");
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        return Err("begins with a byte order mark; save it as UTF-8 without one");
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "holds no UTF-8 text")?;
+    if text.is_empty() {
+        return Err("is empty; write the secret into it");
+    }
+    Ok(text.into())
+}
+
+/// The text as one secret. A single line break at its end is the editor's.
+fn alone(text: &SecretString) -> Result<SecretString, &'static str> {
+    let text = text.expose_secret();
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
-        return Err(unreadable(&"empty"));
+        return Err("is empty; write the secret into it");
+    }
+    if text.contains(char::is_control) {
+        return Err("holds control characters or more than one line; write nothing but the secret into it");
+    }
+    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+        return Err("begins or ends with a blank; write nothing but the secret into it");
     }
     Ok(text.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_editor_adds_is_refused_and_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        for (bytes, secret) in [
+            (&b"hidden"[..], Some("hidden")),
+            (b"hidden\n", Some("hidden")),
+            (b"hidden\r\n", Some("hidden")),
+            ("pässwörd 1".as_bytes(), Some("pässwörd 1")),
+            (b"", None),
+            (b"\n", None),
+            (b"hidden\n\n", None),
+            (b"hidden \n", None),
+            (b" hidden", None),
+            ("hidden\u{a0}".as_bytes(), None),
+            (b"\xef\xbb\xbfhidden", None),
+            (b"hid\0den", None),
+            (b"hid\tden", None),
+            (b"hidden\xff", None),
+            (&[b'x'; 4097], None),
+        ] {
+            std::fs::write(&file, bytes).unwrap();
+            let read = read(&file).await;
+            let checked = check(&file);
+            assert_eq!(checked.is_ok(), read.is_ok(), "{bytes:?}");
+            if let Some(secret) = secret {
+                assert_eq!(read.unwrap().expose_secret(), secret);
+            } else {
+                let why = read.unwrap_err();
+                assert!(why.contains("password") && !why.contains("hidden"), "{why}");
+            }
+        }
+        assert!(check(folder.path()).unwrap_err().contains("is not a file"));
+        assert!(check(&folder.path().join("none")).unwrap_err().contains("cannot be read"));
+    }
 }

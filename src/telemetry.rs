@@ -4,6 +4,7 @@
 //! collector where one is configured. Nothing of the exporter's own traffic is traced, or each export would
 //! cause the next. A dead collector delays the end of the process by [`FLUSH`] at most, and nothing else.
 
+mod collector;
 pub mod rpc;
 mod semconv;
 
@@ -14,7 +15,7 @@ use std::{
 
 use anyhow::Context;
 use opentelemetry::{KeyValue, global, trace::TracerProvider};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
     EnvFilter, Layer, Registry,
@@ -27,6 +28,9 @@ use tracing_subscriber::{
 use crate::config::{self, LogFormat};
 
 const SERVICE_NAME: &str = "thingspace-gateway";
+
+/// The target of lines about who did what. No filter takes them away.
+pub const AUDIT: &str = "audit";
 
 /// How long the last spans may take to get out.
 pub const FLUSH: Duration = Duration::from_secs(3);
@@ -47,7 +51,7 @@ pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let traces = match config.otlp_endpoint.as_str() {
         "" => None,
-        endpoint => Some(exporting_to(endpoint).context("telemetry.otlp_endpoint")?),
+        _ => Some(exporting(config).context("telemetry.otlp_endpoint")?),
     };
     let spans = traces.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
@@ -59,8 +63,9 @@ pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
             .with_filter(EnvFilter::new(TRACED))
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
+    let audit = filter_fn(|metadata| metadata.target() == AUDIT);
     // A line says all it has to say; spans are for traces.
-    let filter = filter.and(filter_fn(|metadata| !metadata.is_span()));
+    let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
     tracing_subscriber::registry().with(log(config.log_format).with_filter(filter)).with(spans).try_init()?;
     Ok(Telemetry { traces })
 }
@@ -85,9 +90,13 @@ fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-fn exporting_to(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource()).build())
+fn exporting(config: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
+    let exporter = SpanExporter::builder().with_tonic();
+    let exporter = match collector::over_tls(config)? {
+        Some(channel) => exporter.with_channel(channel),
+        None => exporter.with_endpoint(&config.otlp_endpoint),
+    };
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter.build()?).with_resource(resource()).build())
 }
 
 /// Who we are, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.

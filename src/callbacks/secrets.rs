@@ -28,7 +28,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
-    config,
+    config::{self, MAX_PAIR_CHARS},
     identity::AccountName,
     proto::storage,
     secret_file,
@@ -38,9 +38,6 @@ use keys::Keys;
 
 /// Format of the cells.
 const FORMAT: u32 = 1;
-
-/// ThingSpace takes no longer user name or password, in characters.
-const MAX_PAIR_CHARS: usize = 40;
 
 /// Replaced pairs that are kept for an account.
 const MAX_REPLACED: usize = 8;

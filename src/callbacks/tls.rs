@@ -6,10 +6,10 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use jiff::Timestamp;
 use rustls::{
     ServerConfig,
     crypto::aws_lc_rs::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
@@ -17,8 +17,7 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsAcceptor;
 
-/// Of each file.
-const MAX_FILE_BYTES: u64 = 1 << 20;
+use crate::certificate::{Identity, MAX_FILE_BYTES};
 
 pub(super) struct Tls {
     cert_file: PathBuf,
@@ -26,6 +25,8 @@ pub(super) struct Tls {
     /// Digest of the files' bytes that are in use.
     seen: Vec<u8>,
     current: Arc<Current>,
+    /// When the certificate in use expires.
+    pub(super) expires: Timestamp,
     pub(super) acceptor: TlsAcceptor,
 }
 
@@ -47,8 +48,9 @@ impl ResolvesServerCert for Current {
 impl Tls {
     /// Or which file cannot be used, and why.
     pub(super) async fn load(cert_file: &Path, key_file: &Path) -> Result<Self, String> {
-        let (seen, certificate) = read(cert_file, key_file).await?;
-        let current = Arc::new(Current(RwLock::new(Arc::new(certificate?))));
+        let (seen, identity) = read(cert_file, key_file).await?;
+        let Identity { key, expires } = identity?;
+        let current = Arc::new(Current(RwLock::new(Arc::new(key))));
         let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
@@ -56,43 +58,30 @@ impl Tls {
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { cert_file: cert_file.into(), key_file: key_file.into(), seen, current, acceptor })
+        Ok(Self { cert_file: cert_file.into(), key_file: key_file.into(), seen, current, expires, acceptor })
     }
 
     /// Takes what the files hold now; true if it is something new.
     pub(super) async fn reload(&mut self) -> Result<bool, String> {
-        let (seen, certificate) = read(&self.cert_file, &self.key_file).await?;
+        let (seen, identity) = read(&self.cert_file, &self.key_file).await?;
         if seen == self.seen {
             return Ok(false);
         }
-        *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certificate?);
-        self.seen = seen;
+        let Identity { key, expires } = identity?;
+        *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        (self.seen, self.expires) = (seen, expires);
         Ok(true)
     }
 }
 
-/// The digest of both files' bytes, and what they hold, if they fit together.
-async fn read(cert_file: &Path, key_file: &Path) -> Result<(Vec<u8>, Result<CertifiedKey, String>), String> {
+/// The digest of both files' bytes, and what they hold, if it can be used now.
+async fn read(cert_file: &Path, key_file: &Path) -> Result<(Vec<u8>, Result<Identity, String>), String> {
     let (chain, key) = (bytes(cert_file).await?, bytes(key_file).await?);
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(&chain);
     hash.update(digest::digest(&digest::SHA256, &key).as_ref());
-    Ok((hash.finish().as_ref().to_vec(), certified(cert_file, &chain, key_file, &key)))
-}
-
-// A parser's error may quote its input.
-fn certified(cert_file: &Path, chain: &[u8], key_file: &Path, key: &[u8]) -> Result<CertifiedKey, String> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
-        .collect::<Result<_, _>>()
-        .map_err(|_| format!("{} is no PEM file", cert_file.display()))?;
-    if chain.is_empty() {
-        return Err(format!("{} holds no certificate", cert_file.display()));
-    }
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|_| format!("{} holds no private key in PEM", key_file.display()))?;
-    CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| {
-        format!("the key in {} is not that of the certificate in {}", key_file.display(), cert_file.display())
-    })
+    let identity = Identity::new(cert_file, &chain, key_file, &key, Timestamp::now());
+    Ok((hash.finish().as_ref().to_vec(), identity))
 }
 
 async fn bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
@@ -111,10 +100,18 @@ mod tests {
     use super::*;
 
     fn issue(folder: &Path, name: &str) -> (PathBuf, PathBuf) {
-        let issued = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        issue_until(folder, name, (2000, 4096))
+    }
+
+    fn issue_until(folder: &Path, name: &str, (from, to): (i32, i32)) -> (PathBuf, PathBuf) {
+        let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(to, 1, 1);
+        let signing_key = rcgen::KeyPair::generate().unwrap();
+        let issued = params.self_signed(&signing_key).unwrap();
         let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-        std::fs::write(&cert, issued.cert.pem()).unwrap();
-        std::fs::write(&key, issued.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&cert, issued.pem()).unwrap();
+        std::fs::write(&key, signing_key.serialize_pem()).unwrap();
         (cert, key)
     }
 
@@ -145,5 +142,34 @@ mod tests {
         assert_eq!(tls.reload().await, Ok(true));
         assert_ne!(in_use(&tls), first);
         assert_eq!(tls.reload().await, Ok(false));
+    }
+
+    /// An expired certificate was used without a word, at start and in place of a good one.
+    #[tokio::test]
+    async fn a_certificate_is_valid_now_or_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        for (years, why) in [((2000, 2001), "expired at 2001-01-01"), ((4000, 4001), "not valid before 4000")]
+        {
+            let (cert, key) = issue_until(folder.path(), "gateway.example", years);
+            let refused = Tls::load(&cert, &key).await.unwrap_err();
+            assert!(refused.contains(why), "{refused}");
+        }
+        let (cert, key) = issue(folder.path(), "gateway.example");
+        let mut tls = Tls::load(&cert, &key).await.unwrap();
+        let (good, expires) = (in_use(&tls), tls.expires);
+        issue_until(folder.path(), "gateway.example", (2000, 2001));
+        assert!(tls.reload().await.unwrap_err().contains("expired"));
+        assert_eq!((in_use(&tls), tls.expires), (good, expires));
+    }
+
+    /// rustls's own error says that the key does not fit.
+    #[tokio::test]
+    async fn a_certificate_of_version_1_is_refused_for_that_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, key) = issue(folder.path(), "gateway.example");
+        let cert = folder.path().join("v1.pem");
+        std::fs::write(&cert, include_str!("tls/version-1.pem")).unwrap();
+        let refused = Tls::load(&cert, &key).await.unwrap_err();
+        assert!(refused.contains("version 1"), "{refused}");
     }
 }

@@ -3,16 +3,16 @@
 //! Each value given is first tried alone on the defaults, so that one wrong value hides no other and every problem is
 //! named with the place it comes from.
 
+mod variables;
+
 use std::{collections::HashMap, path::Path};
 
-use config::{Config as Layer, ConfigError, Environment, File, FileFormat, Map, Source, Value, ValueKind};
+use config::{Config as Layer, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::Deserialize;
 
-use super::{Config, Credentials, problems::Problems};
+use super::{Config, Credentials, duration, problems::Problems};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
-const PREFIX: &str = "THINGSPACE_GATEWAY";
-const SEPARATOR: &str = "__";
 
 /// An entry of `[[credentials]]` in the right shape.
 const CREDENTIALS: &str = r#"
@@ -23,13 +23,6 @@ const CREDENTIALS: &str = r#"
     username_file = ""
     password_file = ""
 "#;
-
-/// Variables with names of their own, and the key each stands for. The later of two wins, ours wins over all.
-const FOREIGN: [(&str, &[&str]); 3] = [
-    ("RUST_LOG", &["telemetry", "log_filter"]),
-    ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
-    ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
-];
 
 /// A file, and what is in it.
 pub(super) type Read<'a> = (&'a Path, Map<String, Value>);
@@ -49,15 +42,15 @@ pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (C
     if let Some((path, table)) = file {
         leaves(&[], table, &format!("in {}", path.display()), &mut given);
     }
-    given.extend(from_environment(env));
+    given.extend(variables::given(env, &defaults, &mut problems));
     // Tables and the environment have no order; what is reported has. It is stable: the environment stays behind the file.
     given.sort_by(|one, other| one.path.cmp(&other.path));
 
     let mut merged = defaults.clone();
     for Given { path, value, origin } in given {
-        let wrong = try_alone(&defaults, &path, &value, &origin);
-        if wrong.is_empty() {
-            set(&mut merged, &path, value);
+        let (right, wrong) = right_part(&defaults, &path, value, &origin);
+        if let Some(right) = right {
+            set(&mut merged, &path, right);
         }
         for problem in wrong {
             problems.push(problem);
@@ -93,67 +86,124 @@ fn leaves(path: &[String], table: Map<String, Value>, origin: &str, given: &mut 
     }
 }
 
-fn from_environment(env: &HashMap<String, String>) -> impl Iterator<Item = Given> {
-    let foreign = FOREIGN.into_iter().filter_map(|(name, path)| {
-        let value = env.get(name).filter(|value| !value.is_empty())?;
-        let path = path.iter().map(ToString::to_string).collect();
-        Some(Given { path, value: Value::from(value.as_str()), origin: format!("from {name}") })
-    });
-    let ours = Environment::with_prefix(PREFIX)
-        .prefix_separator(SEPARATOR)
-        .separator(SEPARATOR)
-        .try_parsing(true)
-        .source(Some(env.clone()))
-        .collect()
-        .expect("a map of text can be collected");
-    foreign.chain(ours.into_iter().map(|(key, value)| {
-        let path: Vec<String> = key.split('.').map(str::to_owned).collect();
-        let origin = format!("from {PREFIX}{SEPARATOR}{}", path.join(SEPARATOR).to_uppercase());
-        Given { path, value, origin }
-    }))
-}
-
-/// What is wrong with a value on its own.
-fn try_alone(defaults: &Map<String, Value>, path: &[String], value: &Value, origin: &str) -> Vec<String> {
+/// What of a value can be used, and what is wrong with the value on its own.
+fn right_part(
+    defaults: &Map<String, Value>,
+    path: &[String],
+    value: Value,
+    origin: &str,
+) -> (Option<Value>, Vec<String>) {
     if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
         && section == "credentials"
     {
-        return entries
-            .iter()
-            .zip(1..)
-            .flat_map(|(entry, number)| try_credentials(entry, number, origin))
-            .collect();
+        let (entries, wrong): (Vec<_>, Vec<_>) =
+            entries.iter().zip(1..).map(|(entry, number)| right_credentials(entry, number, origin)).unzip();
+        let entries: Vec<Value> = entries.into_iter().flatten().collect();
+        return (Some(Value::new(None, entries)), wrong.into_iter().flatten().collect());
+    }
+    let key = || path.join(".");
+    if let Some(wrong) = default(defaults, path).and_then(|default| other_kind(&default.kind, &value.kind)) {
+        return (None, vec![format!("{}: {wrong} ({origin})", key())]);
     }
     let mut trial = defaults.clone();
     set(&mut trial, path, value.clone());
-    read::<Config>(Value::new(None, trial), origin, |unknown| match unknown {
+    let wrong = read::<Config>(Value::new(None, trial), origin, |unknown| match unknown {
         Some(unknown) => unknown.to_owned(),
-        None => path.join("."),
-    })
+        None => key(),
+    });
+    (wrong.is_empty().then_some(value), wrong)
 }
 
-/// What is wrong with an entry of `[[credentials]]`: each value is tried on an entry that is right.
-fn try_credentials(entry: &Value, number: usize, origin: &str) -> Vec<String> {
+/// The default of a key.
+fn default<'a>(defaults: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let value = defaults.get(first)?;
+    match &value.kind {
+        _ if rest.is_empty() => Some(value),
+        ValueKind::Table(inner) => default(inner, rest),
+        _ => None,
+    }
+}
+
+/// Why a value is not of its default's kind. Deserializing would convert it without a word: 10.7 to
+/// 10, true to 1, 5 to "5".
+fn other_kind(default: &ValueKind, given: &ValueKind) -> Option<String> {
+    use ValueKind::{Boolean, Float, I64, I128, String, U64, U128};
+    match (default, given) {
+        (Boolean(_), given) if !matches!(given, Boolean(_)) => {
+            Some(format!("{given} is neither true nor false"))
+        }
+        (I64(_), Float(number)) if number.fract() == 0.0 => None,
+        (I64(_), given) if !matches!(given, I64(_) | I128(_) | U64(_) | U128(_)) => {
+            Some(format!("{given} is not a whole number"))
+        }
+        (Float(_), given) if !matches!(given, I64(_) | Float(_)) => Some(format!("{given} is not a number")),
+        // Of a duration its own type says more.
+        (String(text), given) if !matches!(given, String(_)) && duration::parse(text).is_none() => {
+            Some("is not text; write it in quotes".to_owned())
+        }
+        _ => None,
+    }
+}
+
+/// An entry of `[[credentials]]` with placeholders for the values that are wrong or missing, and what
+/// is wrong with it: each value is tried on an entry that is right.
+fn right_credentials(entry: &Value, number: usize, origin: &str) -> (Option<Value>, Vec<String>) {
     let name = format!("credentials #{number}");
     let ValueKind::Table(entry) = &entry.kind else {
-        return vec![format!("{name}: is not a section; write [[credentials]] ({origin})")];
+        return (None, vec![format!("{name}: is not a section; write [[credentials]] ({origin})")]);
     };
-    let right = parse_toml(CREDENTIALS).expect("an entry that is right");
+    let mut right = parse_toml(CREDENTIALS).expect("an entry that is right");
     let mut keys: Vec<_> = right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
     keys.sort();
-    keys.into_iter()
-        .flat_map(|key| match entry.get(key) {
-            None => vec![format!("{name}: {key} is missing ({origin})")],
-            Some(value) => {
-                let mut trial = right.clone();
-                trial.insert(key.clone(), value.clone());
-                read::<Credentials>(Value::new(None, trial), origin, |unknown| match unknown {
-                    Some(unknown) => format!("{name}: {unknown}"),
-                    None => name.clone(),
-                })
-            }
-        })
-        .collect()
+    let keys: Vec<String> = keys.into_iter().cloned().collect();
+    let mut problems = Vec::new();
+    let mut usable = right.clone();
+    for key in keys {
+        let Some(value) = entry.get(&key) else {
+            problems.push(format!("{name}: {key} is missing ({origin})"));
+            continue;
+        };
+        let wrong = try_credential(&mut right, &key, value, origin, &name);
+        if wrong.is_empty() {
+            usable.insert(key, value.clone());
+        }
+        problems.extend(wrong);
+    }
+    (Some(Value::new(None, usable)), problems)
+}
+
+/// What is wrong with one value of an entry. Every element of a list is tried alone.
+fn try_credential(
+    right: &mut Map<String, Value>,
+    key: &str,
+    value: &Value,
+    origin: &str,
+    name: &str,
+) -> Vec<String> {
+    let elements = match &value.kind {
+        ValueKind::Array(elements) if elements.len() > 1 => elements.as_slice(),
+        _ => std::slice::from_ref(value),
+    };
+    let whole = elements.len() == 1;
+    let mut problems = Vec::new();
+    for element in elements {
+        let value = if whole { element.clone() } else { Value::new(None, vec![element.clone()]) };
+        let before = right.insert(key.to_owned(), value);
+        problems.extend(read::<Credentials>(
+            Value::new(None, right.clone()),
+            origin,
+            |unknown| match unknown {
+                Some(unknown) => format!("{name}: {unknown}"),
+                None => name.to_owned(),
+            },
+        ));
+        match before {
+            Some(before) => right.insert(key.to_owned(), before),
+            None => right.remove(key),
+        };
+    }
+    problems
 }
 
 /// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown key, or what was

@@ -35,9 +35,14 @@ impl Problems {
     }
 }
 
-/// What a problem is about, up to the first blank or colon.
+/// What a problem is about: the first word, and for an entry of `[[credentials]]` also its number and
+/// its key.
 fn key(problem: &str) -> &str {
-    problem.split([' ', ':']).next().unwrap_or_default()
+    let words = if problem.starts_with("credentials #") { 3 } else { 1 };
+    let ends = problem.match_indices([' ', ':']).map(|(at, _)| at);
+    // A colon and the blank after it are one end.
+    let mut ends = ends.filter(|&at| !problem[..at].ends_with(':'));
+    ends.nth(words - 1).map_or(problem, |end| &problem[..end])
 }
 
 impl std::error::Error for Problems {}
@@ -45,5 +50,23 @@ impl std::error::Error for Problems {}
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join("\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_problem_is_about() {
+        for (problem, about) in [
+            ("grpc.listen: is wrong", "grpc.listen"),
+            ("credentials: there are none", "credentials"),
+            ("credentials #12: key_file: /a b: is empty", "credentials #12: key_file"),
+            ("credentials #1: accounts is missing", "credentials #1: accounts"),
+            ("broken", "broken"),
+        ] {
+            assert_eq!(key(problem), about);
+        }
     }
 }

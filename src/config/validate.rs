@@ -6,15 +6,22 @@ mod store;
 use std::{
     collections::{HashMap, HashSet},
     fmt::Display,
-    fs::File,
+    net::SocketAddr,
     ops::RangeInclusive,
+    os::unix::net,
     path::Path,
     time::Duration,
 };
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, Credentials, StoreKind, ThingSpace, duration::show, problems::Problems};
+use super::{
+    Config, Credentials, StoreKind, Telemetry, ThingSpace,
+    duration::show,
+    problems::Problems,
+    url::{self, Url},
+};
+use crate::{certificate, secret_file};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -47,7 +54,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
     let Config {
         grpc,
-        admin: _,
+        admin,
         thingspace,
         callbacks,
         credentials: _,
@@ -56,6 +63,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
         polling,
         limits,
         telemetry,
+        file: _,
     } = config;
 
     if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
@@ -71,9 +79,15 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("grpc.drain", grpc.drain, &DRAIN);
     problems.number("grpc.max_concurrent_streams", grpc.max_concurrent_streams, &MAX_CONCURRENT_STREAMS);
 
-    problems.url("thingspace.base_url", &thingspace.base_url);
+    problems.ports(&[
+        ("grpc.listen", Some(grpc.listen)),
+        ("admin.listen", Some(admin.listen)),
+        ("callbacks.listen", callbacks.enabled.then_some(callbacks.listen)),
+    ]);
+
+    problems.thingspace_url("thingspace.base_url", &thingspace.base_url, thingspace);
     if !thingspace.token_url.is_empty() {
-        problems.url("thingspace.token_url", &thingspace.token_url);
+        problems.thingspace_url("thingspace.token_url", &thingspace.token_url, thingspace);
     }
     problems.duration("thingspace.connect_timeout", thingspace.connect_timeout, &CONNECT_TIMEOUT);
     problems.duration("thingspace.call_timeout", thingspace.call_timeout, &CALL_TIMEOUT);
@@ -106,21 +120,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.number("limits.open_devices", limits.open_devices, &OPEN_DEVICES);
     problems.duration("limits.closed_in_memory", limits.closed_in_memory, &CLOSED_IN_MEMORY);
 
-    if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
-        problems.push(format!(
-            "telemetry.log_filter: {:?}: {error}; write a level, or directives such as \
-             \"info,thingspace_gateway=debug\"",
-            telemetry.log_filter
-        ));
-    }
-    if !telemetry.otlp_endpoint.is_empty() {
-        problems.url("telemetry.otlp_endpoint", &telemetry.otlp_endpoint);
-        if telemetry.otlp_endpoint.starts_with("https:") {
-            problems.push(
-                "telemetry.otlp_endpoint: https is not supported; send to a collector beside the gateway over http",
-            );
-        }
-    }
+    problems.telemetry(telemetry);
     problems
 }
 
@@ -138,8 +138,11 @@ pub(super) fn deployment(config: &Config) -> Problems {
         if name.is_empty()
             || name.len() > 64
             || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            || name.bytes().all(|b| b == b'.')
         {
-            problems.push(format!("{entry}: name: must be 1 to 64 letters, digits, '-', '_' and '.'"));
+            problems.push(format!(
+                "{entry}: name: must be 1 to 64 letters, digits, '-', '_' and '.', and not only dots"
+            ));
         } else if !names.insert(name) {
             problems.push(format!(
                 "{entry}: name: {name:?} is taken by another section; choose a name of its own"
@@ -164,10 +167,15 @@ pub(super) fn deployment(config: &Config) -> Problems {
             ("password_file", password_file),
         ];
         for (key, path) in files {
-            if let Err(what) = secret_file_is_there(path) {
+            if let Err(what) = secret_file::check(path) {
                 problems.push(format!("{entry}: {key}: {} {what}", path.display()));
             }
         }
+    }
+    if !config.telemetry.otlp_ca_file.as_os_str().is_empty()
+        && let Err(what) = certificate::check_authorities(&config.telemetry.otlp_ca_file)
+    {
+        problems.push(format!("telemetry.otlp_ca_file: {what}"));
     }
     problems.callback_files(&config.callbacks);
     problems.store_is_there(&config.store);
@@ -177,22 +185,11 @@ pub(super) fn deployment(config: &Config) -> Problems {
     problems
 }
 
-/// Looks at the file without reading it: the secret stays where it is.
-fn secret_file_is_there(path: &Path) -> Result<(), String> {
-    let metadata = File::open(path)
-        .and_then(|file| file.metadata())
-        .map_err(|error| format!("cannot be read ({error}); mount it, and let the gateway's user read it"))?;
-    if !metadata.is_file() {
-        return Err("is not a file".to_owned());
-    }
-    if metadata.len() == 0 {
-        return Err("is empty; write the secret into it".to_owned());
-    }
-    Ok(())
-}
-
 fn socket_can_be_there(config: &Config) -> Result<(), String> {
     let socket = &config.control.socket;
+    if net::SocketAddr::from_pathname(config.control_socket()).is_err() {
+        return Err("is too long for a socket; shorten store.path, or name a shorter one here".to_owned());
+    }
     if socket.as_os_str().is_empty() {
         if config.store.kind == StoreKind::Embedded {
             return Ok(());
@@ -240,32 +237,65 @@ impl Problems {
         self.ordered("thingspace.breaker_max", *breaker_max, first, *breaker_first, BREAKER_AT_MOST);
     }
 
+    /// Listeners that take each other's port. Port 0 is a free one.
+    fn ports(&mut self, listeners: &[(&str, Option<SocketAddr>)]) {
+        let listeners: Vec<_> =
+            listeners.iter().filter_map(|(key, address)| Some((key, (*address)?))).collect();
+        for (at, (key, address)) in listeners.iter().enumerate() {
+            let taken = |other: &SocketAddr| {
+                let (one, other) = (address, other);
+                let both = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+                one.port() != 0 && one.port() == other.port() && both
+            };
+            if let Some((first, _)) = listeners[..at].iter().find(|(_, other)| taken(other)) {
+                self.push(format!("{key}: port {} is also that of {first}; choose another", address.port()));
+            }
+        }
+    }
+
+    /// Where tokens and passwords are sent.
+    fn thingspace_url(&mut self, key: &str, text: &str, thingspace: &ThingSpace) {
+        let Some(url) = self.url(key, text) else { return };
+        if url.scheme == "http" && !url.is_loopback() && !thingspace.allow_plaintext {
+            self.push(format!(
+                "{key}: http:// would send passwords and tokens to {} in plain text. Write https://, or accept that \
+                 risk with thingspace.allow_plaintext = true",
+                url.host
+            ));
+        }
+    }
+
     /// A proxy that is spoken to in plain text; what goes through it to an https:// address is encrypted all the same.
     fn proxy(&mut self, key: &str, text: &str) {
         if text.is_empty() {
             return;
         }
-        self.url(key, text);
-        if text.starts_with("https:") {
+        if self.url(key, text).is_some_and(|url| url.scheme == "https") {
             self.push(format!("{key}: https is not supported; write http://HOST:PORT"));
         }
     }
 
-    /// An address the gateway calls. It is printed and logged, so it must hold no password.
-    fn url(&mut self, key: &str, text: &str) {
-        let what = match text.parse::<http::Uri>() {
-            Ok(uri) if !matches!(uri.scheme_str(), Some("http" | "https")) => {
-                "must begin with http:// or https://"
-            }
-            Ok(uri) if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-                "must hold no user or password: it is printed and logged"
-            }
-            Ok(uri) if uri.query().is_some() => "must have no query",
-            Ok(_) if text.contains('#') => "must have no fragment",
-            Ok(_) => return,
-            Err(_) => "is not a URL; write http://HOST or https://HOST, with port and path as needed",
-        };
-        self.push(format!("{key}: {what}"));
+    fn telemetry(&mut self, telemetry: &Telemetry) {
+        if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
+            self.push(format!(
+                "telemetry.log_filter: {:?}: {error}; write a level, or directives such as \
+                 \"info,thingspace_gateway=debug\"",
+                telemetry.log_filter
+            ));
+        }
+        if !telemetry.otlp_endpoint.is_empty() {
+            self.url("telemetry.otlp_endpoint", &telemetry.otlp_endpoint);
+        }
+    }
+
+    /// An address on the web that the gateway calls or is called at.
+    fn url(&mut self, key: &str, text: &str) -> Option<Url> {
+        let read = Url::parse(text, url::WEB);
+        let read = read.and_then(|url| match url.port {
+            0 => Err("has a port that does not exist; must be 1 to 65535".to_owned()),
+            _ => Ok(url),
+        });
+        read.map_err(|what| self.push(format!("{key}: {what}"))).ok()
     }
 }
 

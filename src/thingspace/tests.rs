@@ -90,9 +90,7 @@ fn thingspace(base_url: String) -> config::ThingSpace {
         breaker_failures: 100,
         breaker_first: Duration::from_secs(1),
         breaker_max: Duration::from_secs(30),
-        proxy_url: String::new(),
-        max_devices_per_order: 10_000,
-        strict_checksums: false,
+        ..config::Config::defaults().thingspace
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    path::{Path, PathBuf},
     process::Command,
     sync::{Arc, Mutex},
 };
@@ -138,6 +139,57 @@ async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_belo
     assert!(received.contains("service.name") && received.contains("thingspace-gateway"));
     for secret in [&device(0).eid, &device(0).iccid, "simulator-secret", "simulator-password"] {
         assert!(!received.contains(secret), "{secret} is exported");
+    }
+}
+
+/// Ends TLS in front of a collector; the file holds the certificate to trust.
+async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf) {
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let ca_file = dir.join("collector.pem");
+    std::fs::write(&ca_file, issued.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![issued.cert.der().clone()], key)
+        .unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                // A client that does not trust us hangs up.
+                let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+                let mut plain = tokio::net::TcpStream::connect(collector).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
+            });
+        }
+    });
+    (address, ca_file)
+}
+
+/// Traces go out over TLS to a collector whose certificate is trusted, and to no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_over_tls() {
+    let upstream = Upstream::manual().await;
+    let (collector, address) = Collector::start().await;
+    let (address, ca_file) = in_front_of(address, upstream.dir.path()).await;
+    let endpoint = format!("https://localhost:{}", address.port());
+    for (trusted, file) in [(false, Path::new("")), (true, &ca_file)] {
+        let mut command = command(&upstream);
+        command
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+            .env("THINGSPACE_GATEWAY__TELEMETRY__OTLP_CA_FILE", file);
+        let process = Process::spawn(&mut command);
+        place(&mut process.client().await, "k", 0..2).await.unwrap();
+        process.terminate();
+        assert!(process.wait().await.0.success());
+        assert_eq!(!collector.spans().is_empty(), trusted);
     }
 }
 

@@ -1,17 +1,12 @@
 //! Whose a URL is.
 
-use http::Uri;
 use secrecy::{ExposeSecret, SecretString};
 
-/// The parts of a URL that tell where it leads.
+use crate::config::url::{self, Url};
+
+/// A URL of the web without a slash at the end of its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Address {
-    scheme: String,
-    host: String,
-    port: u16,
-    /// Without a slash at its end.
-    path: String,
-}
+pub(super) struct Address(Url);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Whose {
@@ -24,30 +19,23 @@ pub(super) enum Whose {
 
 impl Address {
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let uri: Uri = text.parse().ok()?;
-        let scheme = uri.scheme_str()?.to_ascii_lowercase();
-        let default = match scheme.as_str() {
-            "http" => 80,
-            "https" => 443,
-            _ => return None,
-        };
-        Some(Self {
-            host: uri.host()?.to_ascii_lowercase(),
-            port: uri.port_u16().unwrap_or(default),
-            path: uri.path().trim_end_matches('/').to_owned(),
-            scheme,
-        })
+        let mut url = Url::parse(text, url::WEB).ok()?;
+        url.path.truncate(url.path.trim_end_matches('/').len());
+        Some(Self(url))
     }
 
     /// With this port in place of 0.
-    pub(super) fn or_port(self, port: u16) -> Self {
-        Self { port: if self.port == 0 { port } else { self.port }, ..self }
+    pub(super) fn or_port(mut self, port: u16) -> Self {
+        if self.0.port == 0 {
+            self.0.port = port;
+        }
+        self
     }
 
     /// What an account with this secret registers.
     pub(super) fn with(&self, secret: &str) -> SecretString {
-        let Self { scheme, host, port, path } = self;
-        let port = match (scheme.as_str(), port) {
+        let Url { scheme, host, port, path } = &self.0;
+        let port = match (*scheme, port) {
             ("http", 80) | ("https", 443) => String::new(),
             _ => format!(":{port}"),
         };
@@ -57,11 +45,9 @@ impl Address {
     /// Whose a registered URL is, to the account with this secret and the gateway whose `public_url` this is.
     pub(super) fn whose(&self, registered: &SecretString, secret: &str) -> Whose {
         let Some(mut there) = Self::parse(registered.expose_secret()) else { return Whose::Another };
-        let Some((above, last)) = there.path.rsplit_once('/').map(|(a, l)| (a.to_owned(), l.to_owned()))
-        else {
-            return Whose::Another;
-        };
-        there.path = above;
+        let path = std::mem::take(&mut there.0.path);
+        let Some((above, last)) = path.rsplit_once('/') else { return Whose::Another };
+        above.clone_into(&mut there.0.path);
         // Something else below our host is not ours to replace.
         let secret_like = last.len() == secret.len()
             && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
@@ -76,7 +62,7 @@ impl Address {
 /// The host of a URL, which is what may be shown of it.
 pub(super) fn host(registered: &SecretString) -> String {
     Address::parse(registered.expose_secret())
-        .map_or_else(|| "an unreadable URL".to_owned(), |there| there.host)
+        .map_or_else(|| "an unreadable URL".to_owned(), |there| there.0.host)
 }
 
 #[cfg(test)]
@@ -99,6 +85,10 @@ mod tests {
             ("https://gw.example", "https://gw.example:28200/SECRET-1", Whose::Another),
             ("https://gw.example", "https://staging.gw.example/SECRET-1", Whose::Another),
             ("https://gw.example", "https://gw.example", Whose::Another),
+            ("https://gw.example", "https://gw.example:99999/SECRET-1", Whose::Another),
+            ("http://gw.example", "http://gw.example:99999/SECRET-1", Whose::Another),
+            ("https://gw.example", "https://u:p@gw.example/SECRET-1", Whose::Another),
+            ("https://gw.example", "https://gw.example/SECRET-1?x=1", Whose::Another),
             ("https://gw.example", "", Whose::Another),
             ("https://gw.example", "SECRET-1", Whose::Another),
         ];
@@ -119,7 +109,9 @@ mod tests {
             assert_eq!(public.with("S").expose_secret(), url);
             assert_eq!(public.whose(&public.with("S"), "S"), Whose::Ours);
         }
-        assert_eq!(host(&"https://u:p@gw.example/secret".into()), "gw.example");
+        assert_eq!(host(&"https://gw.example/secret".into()), "gw.example");
+        // The password of a URL that is not ours is not read, so it cannot be shown.
+        assert_eq!(host(&"https://u:p@gw.example/secret".into()), "an unreadable URL");
         assert_eq!(host(&"secret".into()), "an unreadable URL");
     }
 }

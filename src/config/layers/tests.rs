@@ -61,7 +61,15 @@ fn file_over_defaults_and_environment_over_file() {
         ("THINGSPACE_GATEWAY__THINGSPACE__CALLS_PER_SECOND", "50"),
         ("THINGSPACE_GATEWAY__POLLING__FACTOR", "2"),
         ("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json"),
+        ("THINGSPACE_GATEWAY__STORE__NATS__PREFIX", "007"),
         ("THINGSPACE_GATEWAY_PORT", "tcp://10.0.0.1:50051"),
+        ("THINGSPACE_GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("THINGSPACE_GATEWAY_SERVICE_PORT", "50051"),
+        ("THINGSPACE_GATEWAY_SERVICE_PORT_GRPC", "50051"),
+        ("THINGSPACE_GATEWAY_CALLBACKS_PORT_28200_TCP", "tcp://10.0.0.1:28200"),
+        ("THINGSPACE_GATEWAY_CALLBACKS_PORT_28200_TCP_PROTO", "tcp"),
+        ("THINGSPACE_GATEWAY_CALLBACKS_PORT_28200_TCP_PORT", "28200"),
+        ("THINGSPACE_GATEWAY_CALLBACKS_PORT_28200_TCP_ADDR", "10.0.0.1"),
     ]);
     let config = merged(file, &env).unwrap();
     assert_eq!(config.grpc.listen.to_string(), "[::1]:2");
@@ -72,6 +80,7 @@ fn file_over_defaults_and_environment_over_file() {
     assert!((config.polling.factor - 2.0).abs() < f64::EPSILON);
     assert_eq!(config.telemetry.log_format, super::super::LogFormat::Json);
     assert_eq!(config.store.path, Path::new("a.redb"));
+    assert_eq!(config.store.nats.prefix, "007");
     assert_eq!(config.polling.first, Config::defaults().polling.first);
 }
 
@@ -192,4 +201,100 @@ fn a_section_in_the_wrong_shape_is_one_problem() {
     assert_eq!(problems(from_file("[credentials]\nname = \"a\"\naccounts = []")).len(), 1);
     assert_eq!(problems(from_file("[grpc\n")).len(), 1);
     assert!(from_file("[grpc]\n[store]").is_ok());
+}
+
+/// A single underscore was ignored without a word.
+#[test]
+fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
+    let lines = problems(merged(
+        "",
+        &env([
+            ("THINGSPACE_GATEWAY_GRPC_LISTEN", "127.0.0.1:1"),
+            ("THINGSPACE_GATEWAY_STORE_NATS_MAX_BYTES", "1"),
+            ("THINGSPACE_GATEWAY_PORT", "50051"),
+            ("THINGSPACE_GATEWAY_LISTEN", "127.0.0.1:1"),
+            ("THINGSPACE_GATEWAY__CREDENTIALS__0__NAME", "main"),
+        ]),
+    ));
+    let written = |meant: &str| format!("there is no such variable; {meant} (from the environment)");
+    let shape = "variables of the gateway are written THINGSPACE_GATEWAY__SECTION__KEY";
+    let expected = [
+        format!(
+            "THINGSPACE_GATEWAY_GRPC_LISTEN: {}",
+            written("write THINGSPACE_GATEWAY__GRPC__LISTEN")
+        ),
+        format!("THINGSPACE_GATEWAY_LISTEN: {}", written(shape)),
+        format!("THINGSPACE_GATEWAY_PORT: {}", written(shape)),
+        format!(
+            "THINGSPACE_GATEWAY_STORE_NATS_MAX_BYTES: {}",
+            written("write THINGSPACE_GATEWAY__STORE__NATS__MAX_BYTES")
+        ),
+        "credentials: cannot come from the environment, which holds no lists; write [[credentials]] into the \
+         configuration file (from THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
+            .to_owned(),
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn nothing_is_converted_without_a_word() {
+    let file = "[grpc]\nreflection = 1\n[thingspace]\ncalls_per_second = 10.7\nmax_connections = true\n\
+                max_devices_per_order = \"10\"\nbreaker_failures = 3.0\n\
+                [store]\npath = 5\n[polling]\nfactor = \"2\"\nmin_age = 1";
+    let env = env([
+        ("THINGSPACE_GATEWAY__LIMITS__OPEN_DEVICES", "1e3"),
+        ("THINGSPACE_GATEWAY__CALLBACKS__ENABLED", "yes"),
+    ]);
+    let (config, problems) = merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
+    let keys: BTreeSet<_> = problems.iter().map(|line| line.split(": ").next().unwrap()).collect();
+    let expected = [
+        "grpc.reflection",
+        "thingspace.calls_per_second",
+        "thingspace.max_connections",
+        "thingspace.max_devices_per_order",
+        "store.path",
+        "polling.factor",
+        "polling.min_age",
+        "limits.open_devices",
+        "callbacks.enabled",
+    ];
+    assert_eq!(keys, BTreeSet::from(expected), "{problems}");
+    assert_eq!(config.thingspace.breaker_failures, 3);
+}
+
+/// One wrong account hid that the files of all credentials were missing.
+#[test]
+fn a_wrong_value_of_credentials_hides_no_other_problem() {
+    let file = r#"
+        [[credentials]]
+        name = ".."
+        accounts = ["b/1", "0000123456-00001", "c/2"]
+        key_file = "/nowhere/a"
+        secret_file = "/nowhere/b"
+        username_file = 5
+        [[credentials]]
+        name = "b"
+        accounts = ["0000123456-00002"]
+        key_file = "/nowhere/a"
+        secret_file = "/nowhere/b"
+        username_file = "/nowhere/c"
+        password_file = "/nowhere/d"
+    "#;
+    let (config, mut problems) =
+        merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env([]));
+    problems.append(super::super::validate::deployment(&config));
+    let begins = |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).count();
+    assert_eq!(begins("credentials #1: accounts"), 2, "{problems}");
+    for of in [
+        "credentials #1: name",
+        "credentials #1: key_file",
+        "credentials #1: secret_file",
+        "credentials #1: password_file",
+        "credentials #2: key_file",
+        "credentials #2: secret_file",
+        "credentials #2: username_file",
+        "credentials #2: password_file",
+    ] {
+        assert_eq!(begins(of), 1, "{of}: {problems}");
+    }
 }

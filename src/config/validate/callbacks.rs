@@ -2,7 +2,14 @@
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
-use super::{super::Callbacks, DAY, Problems, secret_file_is_there};
+use jiff::Timestamp;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{
+    super::{Callbacks, MAX_PAIR_CHARS},
+    DAY, Problems, secret_file,
+};
+use crate::certificate::Identity;
 
 /// The ports that ThingSpace calls.
 const PORTS: [RangeInclusive<u16>; 5] = [80..=80, 443..=443, 9001..=9006, 50_551..=50_559, 28_200..=28_220];
@@ -14,15 +21,7 @@ const RECHECK: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
 impl Problems {
     pub(super) fn callbacks(&mut self, callbacks: &Callbacks) {
         if !callbacks.public_url.is_empty() {
-            self.url("callbacks.public_url", &callbacks.public_url);
-            if let Some(port) = port(&callbacks.public_url)
-                && !PORTS.iter().any(|ports| ports.contains(&port))
-            {
-                self.push(format!(
-                    "callbacks.public_url: ThingSpace does not call port {port}; use 443, 80, 9001 to 9006, 50551 to \
-                     50559, or 28200 to 28220"
-                ));
-            }
+            self.public_url(callbacks);
         }
         if callbacks.register && !callbacks.enabled {
             self.push("callbacks.register: there is no listener to register; set callbacks.enabled = true");
@@ -48,22 +47,36 @@ impl Problems {
         self.duration("callbacks.recheck", callbacks.recheck, &RECHECK);
     }
 
+    fn public_url(&mut self, callbacks: &Callbacks) {
+        let Some(url) = self.url("callbacks.public_url", &callbacks.public_url) else { return };
+        if !PORTS.iter().any(|ports| ports.contains(&url.port)) {
+            self.push(format!(
+                "callbacks.public_url: ThingSpace does not call port {}; use 443, 80, 9001 to 9006, 50551 to \
+                 50559, or 28200 to 28220",
+                url.port
+            ));
+        }
+        if url.scheme == "http" && !url.is_loopback() && !callbacks.allow_plaintext {
+            self.push(
+                "callbacks.public_url: with http:// the secret, the password and the devices of callbacks cross the \
+                 internet in plain text. Write https://, or accept that risk with callbacks.allow_plaintext = true",
+            );
+        }
+    }
+
     /// The files, where callbacks are taken at all.
     pub(super) fn callback_files(&mut self, callbacks: &Callbacks) {
         if !callbacks.enabled {
             return;
         }
-        let Callbacks { tls_cert_file, tls_key_file, username_file, password_file, .. } = callbacks;
-        let files = [
-            ("tls_cert_file", tls_cert_file),
-            ("tls_key_file", tls_key_file),
-            ("username_file", username_file),
-            ("password_file", password_file),
-        ];
-        for (key, path) in files {
-            if !path.as_os_str().is_empty()
-                && let Err(what) = secret_file_is_there(path)
-            {
+        if let Some((cert, key)) = callbacks.tls()
+            && let Err(what) = Identity::check(cert, key, Timestamp::now())
+        {
+            self.push(format!("callbacks.tls_cert_file: {what}"));
+        }
+        let Some((username, password)) = callbacks.pair_files() else { return };
+        for (key, path) in [("username_file", username), ("password_file", password)] {
+            if let Err(what) = secret_file::check(path).and_then(|secret| short_enough(&secret)) {
                 self.push(format!("callbacks.{key}: {} {what}", path.display()));
             }
         }
@@ -79,12 +92,10 @@ impl Problems {
     }
 }
 
-fn port(url: &str) -> Option<u16> {
-    let uri: http::Uri = url.parse().ok()?;
-    let by_scheme = match uri.scheme_str()? {
-        "http" => 80,
-        "https" => 443,
-        _ => return None,
-    };
-    Some(uri.port_u16().unwrap_or(by_scheme))
+fn short_enough(secret: &SecretString) -> Result<(), String> {
+    if secret.expose_secret().chars().count() <= MAX_PAIR_CHARS {
+        Ok(())
+    } else {
+        Err(format!("holds more than {MAX_PAIR_CHARS} characters, which is all that ThingSpace takes"))
+    }
 }

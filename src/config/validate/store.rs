@@ -2,10 +2,16 @@
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
+use jiff::Timestamp;
+
 use super::{
-    super::{Nats, Store, StoreKind},
-    Problems, secret_file_is_there,
+    super::{
+        Nats, Store, StoreKind,
+        url::{self, Url},
+    },
+    Problems, certificate, secret_file,
 };
+use crate::certificate::Identity;
 
 const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
 const REPLICAS: [usize; 3] = [1, 3, 5];
@@ -15,13 +21,16 @@ const MAX_SERVERS: usize = 32;
 impl Problems {
     pub(super) fn store(&mut self, store: &Store) {
         self.duration("store.retention", store.retention, &RETENTION);
-        let Nats { url, creds_file: _, ca_file: _, cert_file, key_file, replicas, prefix, max_bytes } =
-            &store.nats;
-        if !url.is_empty() {
-            self.servers(&store.nats.servers());
-        }
-        if cert_file.as_os_str().is_empty() != key_file.as_os_str().is_empty() {
+        let Nats { creds_file, username_file, password_file, replicas, prefix, max_bytes, .. } = &store.nats;
+        self.servers(&store.nats);
+        if store.nats.cert_file.as_os_str().is_empty() != store.nats.key_file.as_os_str().is_empty() {
             self.push("store.nats: cert_file and key_file belong together; set both, or neither");
+        }
+        if username_file.as_os_str().is_empty() != password_file.as_os_str().is_empty() {
+            self.push("store.nats: username_file and password_file belong together; set both, or neither");
+        }
+        if !creds_file.as_os_str().is_empty() && !username_file.as_os_str().is_empty() {
+            self.push("store.nats.username_file: is for servers that know no creds_file; set one of the two");
         }
         if !REPLICAS.contains(replicas) {
             self.push(format!("store.nats.replicas: {replicas} is out of bounds; must be 1, 3 or 5"));
@@ -42,48 +51,69 @@ impl Problems {
                 }
             }
             StoreKind::Nats => {
-                let Nats { url, creds_file, ca_file, cert_file, key_file, .. } = &store.nats;
-                if url.is_empty() {
+                if store.nats.url.is_empty() {
                     self.push("store.nats.url: is required; write nats://HOST:PORT of the servers");
                 }
-                let files = [
-                    ("creds_file", creds_file),
-                    ("ca_file", ca_file),
-                    ("cert_file", cert_file),
-                    ("key_file", key_file),
-                ];
-                for (key, path) in files {
-                    self.file_if_named(key, path);
-                }
+                self.nats_files(&store.nats);
             }
         }
     }
 
-    fn file_if_named(&mut self, key: &str, path: &Path) {
-        if !path.as_os_str().is_empty()
-            && let Err(what) = secret_file_is_there(path)
+    fn nats_files(&mut self, nats: &Nats) {
+        let Nats { creds_file, username_file, password_file, ca_file, cert_file, key_file, .. } = nats;
+        let named = |path: &Path| !path.as_os_str().is_empty();
+        let secrets = [
+            ("creds_file", creds_file, secret_file::check_lines as fn(&Path) -> _),
+            ("username_file", username_file, secret_file::check),
+            ("password_file", password_file, secret_file::check),
+        ];
+        for (key, path, check) in secrets {
+            if named(path)
+                && let Err(what) = check(path)
+            {
+                self.push(format!("store.nats.{key}: {} {what}", path.display()));
+            }
+        }
+        if named(ca_file)
+            && let Err(what) = certificate::check_authorities(ca_file)
         {
-            self.push(format!("store.nats.{key}: {} {what}", path.display()));
+            self.push(format!("store.nats.ca_file: {what}"));
+        }
+        if named(cert_file)
+            && named(key_file)
+            && let Err(what) = Identity::check(cert_file, key_file, Timestamp::now())
+        {
+            self.push(format!("store.nats.cert_file: {what}"));
         }
     }
 
-    fn servers(&mut self, servers: &[String]) {
+    fn servers(&mut self, nats: &Nats) {
+        if nats.url.is_empty() {
+            return;
+        }
+        let servers = nats.servers();
         if servers.len() > MAX_SERVERS {
             self.push(format!("store.nats.url: names more than {MAX_SERVERS} servers"));
         }
-        for server in servers {
-            let what = match server.parse::<http::Uri>() {
-                Ok(uri) if !matches!(uri.scheme_str(), Some("nats" | "tls")) => {
-                    "must begin with nats:// or tls://"
+        // With one of these files the connection is not used without TLS.
+        let tls = !nats.ca_file.as_os_str().is_empty() || !nats.cert_file.as_os_str().is_empty();
+        for server in &servers {
+            let what = match Url::parse(server, url::NATS) {
+                Ok(server) if server.port == 0 => {
+                    "has a port that does not exist; must be 1 to 65535".to_owned()
                 }
-                Ok(uri) if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) => {
-                    "must hold no user or password: it is printed and logged; use a credentials file"
-                }
-                Ok(uri) if uri.path_and_query().is_some_and(|path| path.as_str() != "/") => {
-                    "must have no path"
+                Ok(server) if server.path != "/" => "must have no path".to_owned(),
+                Ok(server)
+                    if server.scheme == "nats" && !tls && !server.is_loopback() && !nats.allow_plaintext =>
+                {
+                    format!(
+                        "nats:// would reach {} in plain text, with everything that is stored. Write tls://, or \
+                         accept that risk with store.nats.allow_plaintext = true",
+                        server.host
+                    )
                 }
                 Ok(_) => continue,
-                Err(_) => "is not a URL; write nats://HOST:PORT",
+                Err(what) => what,
             };
             self.push(format!("store.nats.url: {what}"));
         }

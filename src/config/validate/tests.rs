@@ -1,3 +1,5 @@
+mod files;
+
 use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
@@ -119,6 +121,8 @@ fn a_proxy_is_spoken_to_in_plain_text_and_holds_no_password() {
         ("http://proxy.example.com:3128", None),
         ("https://proxy.example.com", Some("https is not supported")),
         ("http://user:secret@proxy.example.com", Some("must hold no user or password")),
+        ("http://proxy.example.com:99999", Some("has a port that does not exist")),
+        ("http://proxy.example.com:0", Some("has a port that does not exist")),
         ("proxy.example.com:3128", Some("must begin with http:// or https://")),
     ] {
         url.clone_into(&mut config.thingspace.proxy_url);
@@ -171,6 +175,9 @@ fn addresses_are_http_and_hold_no_secret() {
     for (url, begin) in [
         ("http://127.0.0.1:8080/api", None),
         ("ftp://host/api", Some("must begin with http")),
+        ("http://thingspace.example/api", Some("http:// would send passwords")),
+        ("https://:443/api", Some("has no valid host")),
+        ("https://host:99999/api", Some("has a port that does not exist")),
         ("thingspace.verizon.com/api", Some("is not a URL")),
         ("https://user:secret@host/api", Some("must hold no user")),
         ("https://host/api?key=secret", Some("must have no query")),
@@ -190,14 +197,76 @@ fn addresses_are_http_and_hold_no_secret() {
 fn telemetry_is_checked_before_it_starts() {
     let mut config = Config::defaults();
     config.telemetry.log_filter = "info,thingspace_gateway=loud".to_owned();
-    config.telemetry.otlp_endpoint = "https://collector:4317".to_owned();
+    config.telemetry.otlp_endpoint = "https://collector:99999".to_owned();
     assert_begin(
         &bounds(&config),
-        &["telemetry.log_filter: ", "telemetry.otlp_endpoint: https is not supported"],
+        &["telemetry.log_filter: ", "telemetry.otlp_endpoint: has a port that does not exist"],
     );
     config.telemetry.log_filter = "debug".to_owned();
     config.telemetry.otlp_endpoint = "collector".to_owned();
     assert_begin(&bounds(&config), &["telemetry.otlp_endpoint: "]);
+    for endpoint in ["http://collector:4317", "https://collector:4317"] {
+        config.telemetry.otlp_endpoint = endpoint.to_owned();
+        assert_begin(&bounds(&config), &[]);
+    }
+    let (folder, mut config) = deployed();
+    config.telemetry.otlp_ca_file = folder.path().join("key");
+    assert_begin(&deployment(&config), &["telemetry.otlp_ca_file: "]);
+}
+
+#[test]
+fn plain_text_to_other_machines_is_a_risk_that_somebody_accepted() {
+    let mut config = Config::defaults();
+    config.thingspace.base_url = "http://thingspace.example/api".to_owned();
+    config.thingspace.token_url = "http://10.0.0.1/token".to_owned();
+    config.callbacks.public_url = "http://gateway.example".to_owned();
+    config.store.nats.url = "nats://nats.example:4222,tls://b,nats://127.0.0.1".to_owned();
+    let problems = bounds(&config);
+    assert_begin(
+        &problems,
+        &["thingspace.base_url: ", "thingspace.token_url: ", "callbacks.public_url: ", "store.nats.url: "],
+    );
+    for option in ["thingspace", "callbacks", "store.nats"] {
+        assert!(problems.to_string().contains(&format!("{option}.allow_plaintext = true")), "{problems}");
+    }
+    config.thingspace.allow_plaintext = true;
+    config.callbacks.allow_plaintext = true;
+    config.store.nats.allow_plaintext = true;
+    assert_begin(&bounds(&config), &[]);
+    // A client that verifies the server, or shows its own certificate, insists on TLS.
+    config.store.nats.allow_plaintext = false;
+    config.store.nats.ca_file = "ca.pem".into();
+    assert_begin(&bounds(&config), &[]);
+}
+
+#[test]
+fn listeners_have_ports_of_their_own() {
+    let mut config = Config::defaults();
+    let set = |config: &mut Config, grpc: &str, admin: &str, callbacks: &str| {
+        config.grpc.listen = grpc.parse().unwrap();
+        config.admin.listen = admin.parse().unwrap();
+        config.callbacks.listen = callbacks.parse().unwrap();
+    };
+    set(&mut config, "127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1");
+    assert_begin(&bounds(&config), &["admin.listen: port 1 is also that of grpc.listen"]);
+    config.callbacks.enabled = true;
+    set(&mut config, "127.0.0.1:1", "127.0.0.1:2", "0.0.0.0:2");
+    assert_begin(&bounds(&config), &["callbacks.listen: port 2 is also that of admin.listen"]);
+    set(&mut config, "127.0.0.1:1", "127.0.0.2:1", "[::1]:1");
+    assert_begin(&bounds(&config), &[]);
+    set(&mut config, "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0");
+    assert_begin(&bounds(&config), &[]);
+}
+
+#[test]
+fn names_are_safe_in_paths() {
+    let (_folder, mut config) = deployed();
+    for name in [".", "..", "...", "", "a/b", "a b", "ä"] {
+        name.clone_into(&mut config.credentials[0].name);
+        assert_begin(&deployment(&config), &["credentials #1: name: must be 1 to 64"]);
+    }
+    "a..b".clone_into(&mut config.credentials[0].name);
+    assert_begin(&deployment(&config), &[]);
 }
 
 #[test]
@@ -205,36 +274,6 @@ fn a_deployment_needs_credentials_and_a_store() {
     assert_begin(
         &deployment(&Config::defaults()),
         &["credentials: there are none", "store.path: is required"],
-    );
-}
-
-#[test]
-fn credentials_are_unique_and_their_files_there() {
-    let (folder, mut config) = deployed();
-    let mut second = config.credentials[0].clone();
-    fs::write(&second.secret_file, "").unwrap();
-    second.key_file = folder.path().join("missing");
-    second.password_file = folder.path().to_owned();
-    config.credentials.push(second);
-    let mut third = config.credentials[1].clone();
-    third.name = "a name".to_owned();
-    third.accounts.clear();
-    config.credentials[0].secret_file = config.credentials[0].key_file.clone();
-    third.key_file = config.credentials[0].key_file.clone();
-    third.secret_file = third.key_file.clone();
-    third.password_file = third.key_file.clone();
-    config.credentials.push(third);
-    assert_begin(
-        &deployment(&config),
-        &[
-            "credentials #2: name: \"main\" is taken",
-            "credentials #2: accounts: 0000123456-00001 is already listed in credentials #1",
-            "credentials #2: key_file: ",
-            "credentials #2: secret_file: ",
-            "credentials #2: password_file: ",
-            "credentials #3: name: must be 1 to 64",
-            "credentials #3: accounts: there are none",
-        ],
     );
 }
 
@@ -260,33 +299,6 @@ fn operators_have_a_socket() {
     config.store.kind = StoreKind::Nats;
     config.store.nats.url = "nats://127.0.0.1:4222".to_owned();
     assert_begin(&deployment(&config), &["control.socket: is required"]);
-}
-
-#[test]
-fn nats_needs_servers_and_its_files_but_no_path() {
-    let (folder, mut config) = deployed();
-    config.store.kind = StoreKind::Nats;
-    config.store.path = PathBuf::new();
-    let problems = ["store.nats.url: is required", "control.socket: is required"];
-    assert_begin(&deployment(&config), &problems);
-    config.control.socket = folder.path().join("gateway.sock");
-    config.store.nats.url = "nats://a:4222, tls://b:4222".to_owned();
-    assert_begin(&deployment(&config), &[]);
-    assert_begin(&bounds(&config), &[]);
-    assert_eq!(config.store.nats.servers(), ["nats://a:4222", "tls://b:4222"]);
-
-    config.store.nats.creds_file = folder.path().join("missing");
-    config.store.nats.cert_file = folder.path().to_owned();
-    assert_begin(&deployment(&config), &["store.nats.creds_file: ", "store.nats.cert_file: "]);
-    config.store.nats.url = "http://a,nats://user:password@b,nats://c/d,,nats://e".to_owned();
-    let problems = [
-        "store.nats.url: must begin with nats:// or tls://",
-        "store.nats.url: must hold no user or password",
-        "store.nats.url: must have no path",
-        "store.nats.url: is not a URL",
-        "store.nats: cert_file and key_file belong together",
-    ];
-    assert_begin(&bounds(&config), &problems);
 }
 
 #[test]
@@ -317,17 +329,22 @@ fn thingspace_calls_only_certain_ports() {
     let mut config = Config::defaults();
     for good in [
         "https://a.example",
-        "http://a.example/x",
+        "https://a.example/x",
         "https://a:9006/x",
         "https://[::1]:28200",
-        "http://a:50551",
+        "http://127.0.0.1:50551",
+        "http://[::1]/x",
     ] {
         config.callbacks.public_url = good.to_owned();
         assert_begin(&bounds(&config), &[]);
     }
     let wrong = [
         ("https://a:8443", "callbacks.public_url: ThingSpace does not call port 8443"),
-        ("http://a:50560/x", "callbacks.public_url: ThingSpace does not call port 50560"),
+        ("https://a:50560/x", "callbacks.public_url: ThingSpace does not call port 50560"),
+        ("https://a:99999", "callbacks.public_url: has a port that does not exist"),
+        ("http://a:99999", "callbacks.public_url: has a port that does not exist"),
+        ("https://:443", "callbacks.public_url: has no valid host"),
+        ("http://a.example", "callbacks.public_url: with http:// the secret"),
         ("a.example", "callbacks.public_url: must begin with http:// or https://"),
         ("https://u:p@a.example", "callbacks.public_url: must hold no user"),
     ];
@@ -335,14 +352,4 @@ fn thingspace_calls_only_certain_ports() {
         config.callbacks.public_url = url.to_owned();
         assert_begin(&bounds(&config), &[problem]);
     }
-}
-
-#[test]
-fn files_of_callbacks_must_be_there_when_they_are_taken() {
-    let (folder, mut config) = deployed();
-    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key"));
-    (config.callbacks.tls_cert_file, config.callbacks.tls_key_file) = (cert, key);
-    assert_begin(&deployment(&config), &[]);
-    config.callbacks.enabled = true;
-    assert_begin(&deployment(&config), &["callbacks.tls_cert_file: "]);
 }

@@ -9,6 +9,7 @@ use async_nats::{
     Auth, AuthError, Client, ConnectOptions, Event,
     jetstream::{Context, context::ContextBuilder},
 };
+use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
 use super::names::Names;
@@ -44,13 +45,7 @@ impl Link {
     pub(super) async fn new(settings: &config::Nats, names: &Names, name: &str) -> Result<Self, StoreError> {
         let (told, state) = watch::channel(State::default());
         let told = Arc::new(told);
-        let mut options = match &settings.creds_file {
-            none if none.as_os_str().is_empty() => ConnectOptions::new(),
-            file => {
-                let file: Arc<Path> = file.as_path().into();
-                ConnectOptions::with_auth_callback(move |nonce| prove(Arc::clone(&file), nonce))
-            }
-        };
+        let mut options = identified(settings);
         if !settings.ca_file.as_os_str().is_empty() {
             options = options.add_root_certificates(settings.ca_file.clone()).require_tls(true);
         }
@@ -109,10 +104,36 @@ impl State {
     }
 }
 
+/// Options with whatever proves who we are.
+fn identified(settings: &config::Nats) -> ConnectOptions {
+    let named = |file: &Path| (!file.as_os_str().is_empty()).then(|| Arc::<Path>::from(file));
+    if let Some(file) = named(&settings.creds_file) {
+        return ConnectOptions::with_auth_callback(move |nonce| prove(Arc::clone(&file), nonce));
+    }
+    match named(&settings.username_file).zip(named(&settings.password_file)) {
+        Some((username, password)) => ConnectOptions::with_auth_callback(move |_| {
+            introduce(Arc::clone(&username), Arc::clone(&password))
+        }),
+        None => ConnectOptions::new(),
+    }
+}
+
+/// User name and password, for servers that know users.
+async fn introduce(username: Arc<Path>, password: Arc<Path>) -> Result<Auth, AuthError> {
+    let secret = async |file: &Path| {
+        let secret = secret_file::read(file).await.map_err(AuthError::new)?;
+        Ok::<_, AuthError>(secret.expose_secret().to_owned())
+    };
+    let mut auth = Auth::new();
+    auth.username = Some(secret(&username).await?);
+    auth.password = Some(secret(&password).await?);
+    Ok(auth)
+}
+
 /// Who we are, from a credentials file: its token, and the proof that we have the key that belongs to it.
 async fn prove(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
-    let text = secret_file::read(&file).await.map_err(AuthError::new)?;
-    let (token, seed) = credentials(secrecy::ExposeSecret::expose_secret(&text))
+    let text = secret_file::read_lines(&file).await.map_err(AuthError::new)?;
+    let (token, seed) = credentials(text.expose_secret())
         .ok_or_else(|| AuthError::new(format!("{} holds no NATS credentials", file.display())))?;
     let key = nkeys::KeyPair::from_seed(seed).map_err(AuthError::new)?;
     let mut auth = Auth::new();

@@ -136,6 +136,29 @@ async fn credentials_may_be_mended() {
     timeout(store.usable()).await;
 }
 
+/// A server that knows users by name and password. The files are read for each attempt.
+#[tokio::test]
+async fn user_name_and_password_from_files() {
+    let server = NatsServer::start_with(r#"authorization { user: gateway, password: "hidden 1" }"#).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (username, password) = (folder.path().join("username"), folder.path().join("password"));
+    fs::write(&username, "gateway\n").unwrap();
+    fs::write(&password, "wrong\n").unwrap();
+    let settings =
+        config::Nats { username_file: username, password_file: password.clone(), ..settings(&server.url()) };
+    let store = Nats::open(&settings, KEEP).await.unwrap();
+    let refused = async {
+        while !store.trouble().is_some_and(|why| why.contains("authorization violation")) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(refused).await;
+    fs::write(&password, "hidden 1\n").unwrap();
+    timeout(store.usable()).await;
+    contract::order(&store).await;
+    assert!(!format!("{store:?}").contains("hidden 1"));
+}
+
 /// Certificates on both sides: the server proves itself to the gateway, and the gateway to it.
 #[tokio::test]
 async fn tls_on_both_sides() {

@@ -1,0 +1,129 @@
+//! Version and validity of an X.509 certificate (RFC 5280 section 4.1), and nothing else of it.
+
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+
+const INTEGER: u8 = 0x02;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+/// `[0] EXPLICIT`: the version.
+const VERSION: u8 = 0xa0;
+
+/// Two digits of a year below this one are of this century (RFC 5280 section 4.1.2.5.1).
+const CENTURY: i16 = 50;
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct X509 {
+    pub(super) version: u8,
+    pub(super) not_before: Timestamp,
+    pub(super) not_after: Timestamp,
+}
+
+impl X509 {
+    /// `None`: this is no certificate.
+    pub(super) fn parse(der: &[u8]) -> Option<Self> {
+        let (certificate, _) = value(SEQUENCE, der)?;
+        let (mut fields, _) = value(SEQUENCE, certificate)?;
+        let version = match value(VERSION, fields) {
+            Some((version, rest)) => {
+                fields = rest;
+                let (&[number], _) =
+                    value(INTEGER, version).and_then(|(v, r)| Some((v.first_chunk::<1>()?, r)))?;
+                number.checked_add(1)?
+            }
+            None => 1,
+        };
+        // Serial number, algorithm of the signature, issuer.
+        for tag in [INTEGER, SEQUENCE, SEQUENCE] {
+            (_, fields) = value(tag, fields)?;
+        }
+        let (validity, _) = value(SEQUENCE, fields)?;
+        let (not_before, rest) = time(validity)?;
+        let (not_after, _) = time(rest)?;
+        Some(Self { version, not_before, not_after })
+    }
+}
+
+/// The content of a value with this tag, and what follows it.
+fn value(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&[there, first], rest) = der.split_first_chunk::<2>()?;
+    if there != tag {
+        return None;
+    }
+    // The length, or in how many bytes it follows.
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81..=0x84 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+            (bytes.iter().fold(0, |length, &byte| length << 8 | usize::from(byte)), rest)
+        }
+        _ => return None,
+    };
+    rest.split_at_checked(length)
+}
+
+fn time(der: &[u8]) -> Option<(Timestamp, &[u8])> {
+    let (text, rest, short) = match value(UTC_TIME, der) {
+        Some((text, rest)) => (text, rest, true),
+        None => value(GENERALIZED_TIME, der).map(|(text, rest)| (text, rest, false))?,
+    };
+    let digits = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (year, digits) = digits.split_at_checked(if short { 2 } else { 4 })?;
+    let year: i16 = year.parse().ok()?;
+    let year = match year {
+        short_year if short && short_year < CENTURY => 2000 + short_year,
+        short_year if short => 1900 + short_year,
+        year => year,
+    };
+    if digits.len() != 10 {
+        return None;
+    }
+    let part = |at: usize| digits[at..at + 2].parse::<i8>().ok();
+    let civil = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
+    // "99991231235959Z" means for ever, and lies beyond what a timestamp holds.
+    let time = TimeZone::UTC.to_timestamp(civil).unwrap_or(Timestamp::MAX);
+    Some((time, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn certificate(from: (i32, u8), to: (i32, u8)) -> Vec<u8> {
+        let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(from.0, from.1, 1);
+        params.not_after = date_time_ymd(to.0, to.1, 1);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn validity_in_both_forms_of_time() {
+        for (from, to) in [((1999, 1), (2049, 12)), ((2049, 12), (2050, 1)), ((1975, 2), (4096, 1))] {
+            let read = X509::parse(&certificate(from, to)).unwrap();
+            let day = |(year, month): (i32, u8)| -> Timestamp {
+                format!("{year:04}-{month:02}-01T00:00:00Z").parse().unwrap()
+            };
+            assert_eq!(read, X509 { version: 3, not_before: day(from), not_after: day(to) });
+        }
+    }
+
+    #[test]
+    fn what_is_cut_or_spoiled_makes_it_not_panic() {
+        let der = certificate((2020, 1), (2030, 1));
+        for end in 0..der.len() {
+            assert_eq!(X509::parse(&der[..end]), None);
+        }
+        proptest!(|(at in 0..200_usize, byte: u8)| {
+            let mut der = der.clone();
+            der[at] = byte;
+            let _ = X509::parse(&der);
+        });
+        proptest!(|(bytes: Vec<u8>)| { let _ = X509::parse(&bytes); });
+    }
+}

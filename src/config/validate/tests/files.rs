@@ -1,0 +1,125 @@
+//! What the files that a configuration names must hold.
+
+use super::*;
+
+/// Each of these cost a login that ThingSpace counted as rejected.
+#[test]
+fn a_secret_with_something_around_it_is_refused() {
+    let (_folder, config) = deployed();
+    for secret in ["\n", "password \n", "\u{feff}password", "pass\u{0}word", "password\n\n"] {
+        fs::write(&config.credentials[0].password_file, secret).unwrap();
+        assert_begin(&deployment(&config), &["credentials #1: password_file: "]);
+        assert!(!deployment(&config).to_string().contains("pass\u{0}word"));
+    }
+    fs::write(&config.credentials[0].password_file, "password\r\n").unwrap();
+    assert_begin(&deployment(&config), &[]);
+}
+
+#[test]
+fn credentials_are_unique_and_their_files_there() {
+    let (folder, mut config) = deployed();
+    let mut second = config.credentials[0].clone();
+    fs::write(&second.secret_file, "").unwrap();
+    second.key_file = folder.path().join("missing");
+    second.password_file = folder.path().to_owned();
+    config.credentials.push(second);
+    let mut third = config.credentials[1].clone();
+    third.name = "a name".to_owned();
+    third.accounts.clear();
+    config.credentials[0].secret_file = config.credentials[0].key_file.clone();
+    third.key_file = config.credentials[0].key_file.clone();
+    third.secret_file = third.key_file.clone();
+    third.password_file = third.key_file.clone();
+    config.credentials.push(third);
+    assert_begin(
+        &deployment(&config),
+        &[
+            "credentials #2: name: \"main\" is taken",
+            "credentials #2: accounts: 0000123456-00001 is already listed in credentials #1",
+            "credentials #2: key_file: ",
+            "credentials #2: secret_file: ",
+            "credentials #2: password_file: ",
+            "credentials #3: name: must be 1 to 64",
+            "credentials #3: accounts: there are none",
+        ],
+    );
+}
+
+#[test]
+fn nats_needs_servers_and_its_files_but_no_path() {
+    let (folder, mut config) = deployed();
+    config.store.kind = StoreKind::Nats;
+    config.store.path = PathBuf::new();
+    let problems = ["store.nats.url: is required", "control.socket: is required"];
+    assert_begin(&deployment(&config), &problems);
+    config.control.socket = folder.path().join("gateway.sock");
+    config.store.nats.url = "nats://localhost:4222, tls://b:4222".to_owned();
+    assert_begin(&deployment(&config), &[]);
+    assert_begin(&bounds(&config), &[]);
+    assert_eq!(config.store.nats.servers(), ["nats://localhost:4222", "tls://b:4222"]);
+
+    config.store.nats.creds_file = folder.path().join("missing");
+    config.store.nats.ca_file = folder.path().join("key");
+    config.store.nats.cert_file = folder.path().to_owned();
+    config.store.nats.key_file = folder.path().to_owned();
+    assert_begin(
+        &deployment(&config),
+        &["store.nats.creds_file: ", "store.nats.ca_file: ", "store.nats.cert_file: "],
+    );
+    config.store.nats.key_file = PathBuf::new();
+    config.store.nats.username_file = folder.path().join("username");
+    config.store.nats.url = "http://a,nats://user:password@b,nats://c/d,,nats://e:0".to_owned();
+    let problems = [
+        "store.nats.url: must begin with nats:// or tls://",
+        "store.nats.url: must hold no user or password",
+        "store.nats.url: must have no path",
+        "store.nats.url: is not a URL",
+        "store.nats.url: has a port that does not exist",
+        "store.nats: cert_file and key_file belong together",
+        "store.nats: username_file and password_file belong together",
+        "store.nats.username_file: is for servers",
+    ];
+    assert_begin(&bounds(&config), &problems);
+}
+
+#[test]
+fn files_of_callbacks_are_read_when_they_are_taken() {
+    let (folder, mut config) = deployed();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    (config.callbacks.tls_cert_file, config.callbacks.tls_key_file) = (cert.clone(), key.clone());
+    config.callbacks.username_file = folder.path().join("callbacks-username");
+    config.callbacks.password_file = folder.path().join("callbacks-password");
+    assert_begin(&deployment(&config), &[]);
+    config.callbacks.enabled = true;
+    fs::write(&config.callbacks.username_file, "u".repeat(41)).unwrap();
+    fs::write(&config.callbacks.password_file, " password").unwrap();
+    let pair = ["callbacks.username_file: ", "callbacks.password_file: "];
+    let tls = "callbacks.tls_cert_file: ";
+    assert_begin(&deployment(&config), &[&[tls], &pair[..]].concat());
+    for (years, valid) in [((2000, 2001), false), ((4000, 4001), false), ((2000, 4096), true)] {
+        issue(&cert, &key, years);
+        let expected = if valid { pair.to_vec() } else { [&[tls], &pair[..]].concat() };
+        assert_begin(&deployment(&config), &expected);
+    }
+    fs::write(&config.callbacks.username_file, "u".repeat(40)).unwrap();
+    fs::write(&config.callbacks.password_file, "password").unwrap();
+    assert_begin(&deployment(&config), &[]);
+    fs::write(&key, "no PEM").unwrap();
+    assert_begin(&deployment(&config), &[tls]);
+}
+
+fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
+    let mut params = rcgen::CertificateParams::new(["gateway.example".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(from, 1, 1);
+    params.not_after = rcgen::date_time_ymd(to, 1, 1);
+    let signing_key = rcgen::KeyPair::generate().unwrap();
+    fs::write(cert, params.self_signed(&signing_key).unwrap().pem()).unwrap();
+    fs::write(key, signing_key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn a_path_that_is_too_long_for_a_socket_is_refused() {
+    let (folder, mut config) = deployed();
+    config.control.socket = folder.path().join("s".repeat(120));
+    assert_begin(&deployment(&config), &["control.socket: is too long"]);
+}
