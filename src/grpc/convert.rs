@@ -16,6 +16,7 @@ use tracing::warn;
 use crate::{
     identity::{AccountName, Device, Digits, Invalid, Kind, RequestId},
     proto::esim,
+    repeated::Repeated,
     requests::{
         Placement,
         state::{Counts, DeviceState, DeviceStatus, RequestState},
@@ -35,6 +36,9 @@ const MAX_TEXT: usize = 128;
 
 /// ThingSpace refuses these anywhere in its input.
 const FORBIDDEN: [char; 3] = ['\'', '<', '\\'];
+
+/// Orders with identifiers whose check digits are wrong.
+static WRONG_CHECK_DIGITS: Repeated = Repeated::new();
 
 /// What is wrong with a call, collected.
 #[derive(Debug, Default)]
@@ -85,8 +89,10 @@ pub(super) fn placement(
     }
     match account {
         Some(account) if wrong.0.is_empty() => {
-            if doubtful > 0 {
-                warn!(%account, identifiers = doubtful, "an order has identifiers with wrong check digits");
+            if doubtful > 0
+                && let Some(times) = WRONG_CHECK_DIGITS.count()
+            {
+                warn!(%account, identifiers = doubtful, times, "an order has identifiers with wrong check digits");
             }
             Ok(Placement { order: Order { account, devices, service_plan: request.service_plan }, key })
         }

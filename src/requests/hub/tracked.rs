@@ -12,6 +12,7 @@ use tracing::{error, warn};
 use super::{At, By, KEPT_TRANSITIONS};
 use crate::{
     identity::RequestId,
+    repeated::Repeated,
     requests::{
         error::Error,
         event::{self, Kind},
@@ -22,6 +23,9 @@ use crate::{
     store::{Entry, Position},
     thingspace::StatusAnswer,
 };
+
+static CONTRADICTED: Repeated = Repeated::new();
+static UNMATCHED: Repeated = Repeated::new();
 
 /// A request in memory.
 #[derive(Debug)]
@@ -194,17 +198,23 @@ impl Folded {
         };
         let (was_known, was_final) = (self.request.known, self.request.is_final());
         let applied = self.request.apply(entry.position, entry.time, &event);
-        if applied.contradictions > 0 {
+        if applied.contradictions > 0
+            && let Some(times) = CONTRADICTED.count()
+        {
             warn!(
                 request.id = id,
                 devices = applied.contradictions,
+                times,
                 "a final state contradicts an earlier one; the first holds"
             );
         }
-        if applied.unmatched > 0 {
+        if applied.unmatched > 0
+            && let Some(times) = UNMATCHED.count()
+        {
             warn!(
                 request.id = id,
                 devices = applied.unmatched,
+                times,
                 "an event names devices that the request does not have"
             );
         }
