@@ -6,7 +6,7 @@
 mod dev;
 mod health;
 
-use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use tokio::{net::TcpListener, time::Instant};
@@ -19,7 +19,7 @@ use crate::{
     admin::Admin,
     callbacks::{Callbacks, registration::Registration, secrets::Secrets},
     config::{Config, StoreKind},
-    control::Control,
+    control::{Control, Instance},
     grpc::{self, Esim, Settings},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
@@ -61,12 +61,20 @@ pub struct App {
     callbacks: Option<(Callbacks, TcpListener, SocketAddr)>,
     /// Where it is known how ThingSpace reaches that listener.
     registration: Option<Registration>,
+    /// Cancelled when the drain begins.
+    drain: CancellationToken,
     /// Orders and questions under way; closed when the drain begins.
     tasks: TaskTracker,
 }
 
 /// Runs a gateway until it is told to stop.
 pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = config.file.as_ref().map(|file| tracing::field::display(file.display())),
+        store = config.store.shown(),
+        "starting"
+    );
     App::bind(config).await?.run(stop).await
 }
 
@@ -106,9 +114,12 @@ impl App {
             None
         };
         let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
-        let (socket, name) = (config.control_socket(), config.store.shown());
+        let drain = CancellationToken::new();
+        let socket = config.control_socket();
+        let instance =
+            Instance { store: config.store.shown(), config: config.file.clone(), drain: drain.clone() };
         let (asked, registered) = (requests.clone(), registration.clone());
-        let control = Control::bind(socket.clone(), &name, asked, client.clone(), taken, registered).await;
+        let control = Control::bind(socket.clone(), instance, asked, client.clone(), taken, registered).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
@@ -121,6 +132,7 @@ impl App {
             control,
             callbacks,
             registration,
+            drain,
             tasks,
         })
     }
@@ -133,6 +145,11 @@ impl App {
     /// Where probes are answered.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address()
+    }
+
+    /// Where operators are answered.
+    fn control_socket(&self) -> PathBuf {
+        self.config.control_socket()
     }
 
     /// Where callbacks are taken, if they are.
@@ -159,7 +176,7 @@ impl App {
     /// finish, the store closes. Callbacks are taken until just before it does.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let calls = TaskTracker::new();
-        let drain = CancellationToken::new();
+        let drain = self.drain.clone();
         let background = CancellationToken::new();
         let (health, routes) = self.routes(&drain, &calls).await?;
         watch_logins(&health, &self.client, &background).await;
@@ -202,7 +219,7 @@ impl App {
         set_health(&health, ServingStatus::NotServing).await;
         drain.cancel();
         self.tasks.close();
-        let budget = self.config.grpc.drain.saturating_sub((self.config.grpc.drain / 4).min(CLOSING));
+        let budget = for_work(self.config.grpc.drain);
         let finished = async {
             calls.close();
             calls.wait().await;
@@ -266,6 +283,11 @@ impl App {
         }
         Ok((health, routes))
     }
+}
+
+/// How much of a drain what is under way may take.
+fn for_work(drain: Duration) -> Duration {
+    drain.saturating_sub((drain / 4).min(CLOSING))
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -335,4 +357,17 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     let path = config.store.path.clone();
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&path, retention)).await?;
     Ok(Arc::new(opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A restart while ThingSpace is slow must not make orders unknown.
+    #[test]
+    fn by_default_an_order_under_way_can_finish_in_a_drain() {
+        let Config { grpc, thingspace, .. } = Config::defaults();
+        let order = thingspace.connect_timeout + thingspace.order_timeout;
+        assert!(for_work(grpc.drain) >= order, "{:?} for an order that takes {order:?}", grpc.drain);
+    }
 }

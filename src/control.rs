@@ -51,8 +51,18 @@ struct Subject {
     callbacks: Option<Callbacks>,
     /// If it is known how ThingSpace reaches them.
     registration: Option<Registration>,
-    /// Which one, for people.
-    store: Arc<str>,
+    instance: Arc<Instance>,
+}
+
+/// Which gateway this is, for people.
+#[derive(Debug)]
+pub struct Instance {
+    /// The file or the servers of its store.
+    pub store: String,
+    /// Its configuration file.
+    pub config: Option<PathBuf>,
+    /// Cancelled when the drain begins.
+    pub drain: CancellationToken,
 }
 
 /// A socket that is not served yet. It is removed when this is gone.
@@ -76,7 +86,7 @@ impl Drop for Removed {
 impl Control {
     pub async fn bind(
         path: PathBuf,
-        store: &str,
+        instance: Instance,
         requests: Requests,
         client: Client,
         callbacks: Option<Callbacks>,
@@ -98,7 +108,7 @@ impl Control {
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         fs::rename(&new, &path)?;
-        let subject = Subject { requests, client, callbacks, registration, store: store.into() };
+        let subject = Subject { requests, client, callbacks, registration, instance: Arc::new(instance) };
         let router = Router::new()
             .merge(status::routes())
             .merge(logins::routes())

@@ -1,4 +1,6 @@
-//! Signals become tokens: the first SIGTERM or SIGINT asks for a drain, the second for an end at once.
+//! Signals become tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second for an end at once.
+//!
+//! SIGHUP comes when a terminal is closed. Files are read again without a signal, so it means nothing else.
 //!
 //! What draining means is the business of those who hold the tokens.
 
@@ -20,10 +22,10 @@ pub struct Stop {
 impl Stop {
     /// Follows the process's signals. To be called inside a runtime; when it returns no signal is missed.
     pub fn on_signals() -> io::Result<Self> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let mut signals = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>()?;
         let signals = stream::poll_fn(move |context| {
-            let came = terminate.poll_recv(context).is_ready() || interrupt.poll_recv(context).is_ready();
+            let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
             if came { Poll::Ready(Some(())) } else { Poll::Pending }
         });
         let stop = Self::default();

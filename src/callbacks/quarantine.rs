@@ -12,6 +12,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
+use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
@@ -59,6 +60,13 @@ pub struct Listed {
     pub size: u32,
 }
 
+/// A quarantined callback, with `***` for each password that can be found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    pub account: String,
+    pub body: String,
+}
+
 impl Quarantine {
     pub(super) fn new(store: Arc<dyn Store>, secrets: Secrets) -> Self {
         Self { store, secrets, turn: Mutex::default() }
@@ -90,7 +98,7 @@ impl Quarantine {
     }
 
     /// A body, with `***` for each password that can be found; `None` if there is none of this number.
-    pub async fn show(&self, number: u64) -> Result<Option<String>, StoreError> {
+    pub async fn show(&self, number: u64) -> Result<Option<Shown>, StoreError> {
         let (_, index) = self.index().await?;
         let Some(entry) = index.entries.into_iter().find(|entry| entry.number == number) else {
             return Ok(None);
@@ -101,7 +109,14 @@ impl Quarantine {
             return Ok(None);
         }
         let body = self.open(&entry, stored.sealed)?;
-        Ok(Some(without_passwords(&String::from_utf8_lossy(&body))))
+        let body = without_passwords(&String::from_utf8_lossy(&body));
+        // It may also stand under another name.
+        let known = AccountName::parse(&entry.account).ok().and_then(|account| self.secrets.pair(&account));
+        let body = match &known {
+            Some(pair) => body.replace(pair.password.expose_secret(), "***"),
+            None => body,
+        };
+        Ok(Some(Shown { account: entry.account, body }))
     }
 
     /// Writes a new entry into the index, and takes from it what goes for that.
@@ -290,7 +305,8 @@ mod tests {
             listed.iter().map(of).collect::<Vec<_>>(),
             [(1, account().to_string(), 12), (2, account().to_string(), 6)]
         );
-        assert_eq!(quarantine.show(1).await.unwrap().as_deref(), Some("first secret"));
+        let shown = quarantine.show(1).await.unwrap().unwrap();
+        assert_eq!((shown.account, shown.body.as_str()), (account().to_string(), "first secret"));
         assert_eq!(quarantine.show(3).await.unwrap(), None);
         let stored = store.load(&slot(1)).await.unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&stored.value).contains("secret"));
@@ -302,6 +318,15 @@ mod tests {
         body.number = 2;
         store.swap(&slot(2), Some(moved.version), body.encode_to_vec().into()).await.unwrap();
         assert!(matches!(quarantine.show(2).await, Err(StoreError::Corrupt(_))));
+    }
+
+    #[tokio::test]
+    async fn the_accounts_password_is_masked_under_every_name() {
+        let (_folder, _store, quarantine) = quarantine().await;
+        let pair = quarantine.secrets.pair(&account()).unwrap();
+        let body = format!(r#"{{"pw": "{}", "x": 1}}"#, pair.password.expose_secret());
+        quarantine.add(&account(), body.as_bytes()).await.unwrap();
+        assert_eq!(quarantine.show(1).await.unwrap().unwrap().body, r#"{"pw": "***", "x": 1}"#);
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 mod show;
 
 use std::{
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -137,9 +137,7 @@ async fn exchange(
     path: &str,
     body: Body,
 ) -> anyhow::Result<(http::StatusCode, Vec<u8>)> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .with_context(|| format!("no gateway answers on {}", socket.display()))?;
+    let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder()
@@ -154,4 +152,34 @@ async fn exchange(
     connection.abort();
     let body = body.map_err(|error| anyhow::anyhow!(error))?;
     Ok((status, body.to_bytes().to_vec()))
+}
+
+/// Why nobody answers, and what to do about it.
+fn unreachable(socket: &Path, error: io::Error) -> anyhow::Error {
+    let socket = socket.display();
+    let what = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("may not open {socket}: run this command as the user that runs the gateway")
+        }
+        _ => format!("no gateway answers on {socket}"),
+    };
+    anyhow::Error::new(error).context(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_is_told_what_keeps_a_command_from_the_gateway() {
+        let told = |kind: io::ErrorKind| unreachable(Path::new("/run/gw.sock"), kind.into()).to_string();
+        let forbidden = told(io::ErrorKind::PermissionDenied);
+        assert!(
+            forbidden.contains("/run/gw.sock") && forbidden.contains("as the user that runs the gateway")
+        );
+        assert!(!forbidden.contains("no gateway answers"), "{forbidden}");
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
+            assert_eq!(told(kind), "no gateway answers on /run/gw.sock");
+        }
+    }
 }

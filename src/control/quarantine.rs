@@ -9,9 +9,13 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tracing::info;
 
 use super::{Subject, refuse};
-use crate::callbacks::quarantine::Listed;
+use crate::{
+    callbacks::quarantine::{Listed, Shown},
+    telemetry::AUDIT,
+};
 
 pub(super) const LIST: &str = "/v1/quarantine";
 const SHOW: &str = "/v1/quarantine/{id}";
@@ -52,7 +56,16 @@ async fn list(State(subject): State<Subject>) -> Result<Json<Vec<Quarantined>>, 
 
 async fn show(State(subject): State<Subject>, Path(id): Path<u64>) -> Result<Json<Body>, Response> {
     match subject.callbacks()?.quarantine().show(id).await {
-        Ok(Some(body)) => Ok(Json(Body { id, body })),
+        Ok(Some(Shown { account, body })) => {
+            info!(
+                target: AUDIT,
+                who = "an operator on the control socket",
+                number = id,
+                account,
+                "a quarantined callback was shown; it may hold identities of devices"
+            );
+            Ok(Json(Body { id, body }))
+        }
         Ok(None) => Err(refuse(
             StatusCode::NOT_FOUND,
             &format_args!("there is no callback {id} in quarantine; the oldest go when it is full"),

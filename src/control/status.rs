@@ -1,6 +1,9 @@
 //! `status`: how the gateway is doing.
 
+use std::path::PathBuf;
+
 use axum::{Json, Router, extract::State, routing::get};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,6 +16,9 @@ pub(super) const PATH: &str = "/v1/status";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Status {
+    pub(super) version: String,
+    /// The configuration file.
+    pub(super) config: Option<PathBuf>,
     /// Calls can be answered.
     pub(super) ready: bool,
     /// Why not.
@@ -30,6 +36,8 @@ pub(super) struct Status {
     pub(super) finished_by_poll: u64,
     pub(super) logins: Vec<Login>,
     pub(super) hosts: Vec<Host>,
+    /// When the certificate of the callbacks' listener expires, with HTTPS.
+    pub(super) callbacks_certificate_expires: Option<Timestamp>,
 }
 
 /// A host of ThingSpace's.
@@ -55,10 +63,18 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
     // What is known is told also while the store is away.
     let unknown = subject.requests.unknown_orders().await.ok().map(|orders| orders.len());
     let overview = subject.requests.overview();
+    let draining = subject.instance.drain.is_cancelled();
+    let waits_for = if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
+    let certificate = match &subject.callbacks {
+        Some(callbacks) => callbacks.certificate_expires().await,
+        None => None,
+    };
     Json(Status {
-        ready: overview.ready,
-        waits_for: subject.requests.waits_for(),
-        store: subject.store.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: subject.instance.config.clone(),
+        ready: overview.ready && !draining,
+        waits_for,
+        store: subject.instance.store.clone(),
         store_trouble: subject.requests.store_trouble(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
@@ -67,5 +83,6 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         finished_by_poll: overview.finished_by_poll,
         logins: logins(&subject),
         hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
+        callbacks_certificate_expires: certificate,
     })
 }

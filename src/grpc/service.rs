@@ -26,6 +26,7 @@ use crate::{
         Error, Placed, Requests, StatusQuery,
         watch::{Snapshot, Watch},
     },
+    telemetry::rpc::About,
 };
 
 /// What the service takes from the configuration.
@@ -115,9 +116,11 @@ impl EsimService for Esim {
     ) -> Result<Response<DownloadProfileResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
+        let about = about(&request);
         let request = request.into_inner();
         let validate_only = request.validate_only;
         let placement = convert::placement(request, self.settings.rules).map_err(invalid)?;
+        about.say(&placement.order.account, None);
         if validate_only {
             self.requests.check_account(&placement.order.account).map_err(|error| status::of(&error))?;
             return Ok(Response::new(DownloadProfileResponse::default()));
@@ -133,7 +136,9 @@ impl EsimService for Esim {
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
+        let about = about(&request);
         let call = convert::status_call(request.into_inner()).map_err(invalid)?;
+        about.say(&call.account, Some(&call.request));
         // A long poll ends in time to be answered.
         let longest = deadline::before(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
@@ -164,12 +169,14 @@ impl EsimService for Esim {
         request: Request<WatchRequestRequest>,
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
         let (call, deadline) = self.admit(&request)?;
+        let about = about(&request);
         let request = request.into_inner();
         let mut wrong = Violations::default();
         let Some((account, id)) = convert::target(&request.account_name, &request.request_id, &mut wrong)
         else {
             return Err(invalid(wrong));
         };
+        about.say(&account, Some(&id));
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = match tokio::time::timeout_at(self.unary_deadline(deadline), begin).await {
             Ok(watch) => watch.map_err(|error| status::of(&error))?,
@@ -247,6 +254,11 @@ impl Streaming {
             self.sending = Some(Fragments::of(event));
         }
     }
+}
+
+/// Where to say what a call is about.
+fn about<T>(request: &Request<T>) -> About {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 fn invalid(violations: Violations) -> Status {

@@ -1,10 +1,11 @@
 //! A server span and a log line for each call, from its request to the end of its last message.
 //!
 //! A call that nobody waits for any more, because its caller hung up or reset it, ends as CANCELLED. Neither span nor
-//! line holds anything of the messages.
+//! line holds anything of the messages but the account and the request's id.
 
 use std::{
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -12,11 +13,13 @@ use std::{
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{global, propagation::Extractor};
+use tonic_types::StatusExt;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::semconv;
+use crate::identity::{AccountName, RequestId};
 
 /// gRPC's codes by number.
 const CODES: [&str; 17] = [
@@ -48,6 +51,18 @@ const UNKNOWN: &str = "UNKNOWN";
 /// The codes that mean a failure of the server; the others are the caller's affair.
 const FAILURES: [&str; 6] =
     ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
+
+/// What a call is about, for its log line. The service says so once it has read and checked the
+/// message; it finds this among the request's extensions.
+#[derive(Debug, Clone, Default)]
+pub struct About(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
+
+impl About {
+    pub fn say(&self, account: &AccountName, request: Option<&RequestId>) {
+        // A call is about one thing only.
+        let _ = self.0.set((account.clone(), request.cloned()));
+    }
+}
 
 /// Put around a gRPC server.
 #[derive(Debug, Clone, Copy, Default)]
@@ -81,22 +96,23 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<In>) -> Self::Future {
+    fn call(&mut self, mut request: Request<In>) -> Self::Future {
         let mut call = Call::begin(&request);
+        request.extensions_mut().insert(call.about.clone());
         let response = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let response = match response.await {
                 Ok(response) => response,
                 Err(error) => {
-                    call.end(UNKNOWN);
+                    call.end(UNKNOWN, None);
                     return Err(error);
                 }
             };
             // An error without messages has its status here already, and no body that will be read.
             if let Some(code) = code(response.headers()) {
-                call.end(code);
+                call.end(code, Some(response.headers()));
             } else if response.body().is_end_stream() {
-                call.end(UNKNOWN);
+                call.end(UNKNOWN, None);
             }
             Ok(response.map(|inner| CallBody { inner, call }))
         })
@@ -123,10 +139,10 @@ impl<B: Body + Unpin> Body for CallBody<B> {
         match &frame {
             Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    call.end(code(trailers).unwrap_or(UNKNOWN));
+                    call.end(code(trailers).unwrap_or(UNKNOWN), Some(trailers));
                 }
             }
-            Some(Err(_)) | None => call.end(UNKNOWN),
+            Some(Err(_)) | None => call.end(UNKNOWN, None),
         }
         Poll::Ready(frame)
     }
@@ -145,6 +161,7 @@ impl<B: Body + Unpin> Body for CallBody<B> {
 struct Call {
     span: Span,
     method: String,
+    about: About,
     began: Instant,
     ended: bool,
 }
@@ -168,10 +185,10 @@ impl Call {
         // Before the span is entered for the first time: afterwards its parent is fixed. Without an exporter there is
         // nobody to tell.
         let _ = span.set_parent(parent);
-        Self { span, method, began: Instant::now(), ended: false }
+        Self { span, method, about: About::default(), began: Instant::now(), ended: false }
     }
 
-    fn end(&mut self, code: &'static str) {
+    fn end(&mut self, code: &'static str, headers: Option<&HeaderMap>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -182,7 +199,20 @@ impl Call {
         if FAILURES.contains(&code) {
             self.span.record(semconv::ERROR_TYPE, code);
             self.span.record("otel.status_code", "error");
-            tracing::info!(parent: None, method, code, milliseconds, "call failed");
+            let reason = headers.and_then(reason);
+            let about = self.about.0.get();
+            let account = about.map(|(account, _)| tracing::field::display(account));
+            let request = about.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
+            tracing::info!(
+                parent: None,
+                method,
+                code,
+                reason,
+                account,
+                request.id = request,
+                milliseconds,
+                "call failed"
+            );
         } else {
             tracing::debug!(parent: None, method, code, milliseconds, "call ended");
         }
@@ -191,7 +221,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.end(CANCELLED);
+        self.end(CANCELLED, None);
     }
 }
 
@@ -200,6 +230,11 @@ fn code(headers: &HeaderMap) -> Option<&'static str> {
     let status = headers.get("grpc-status")?;
     let number = status.to_str().ok().and_then(|text| text.parse::<usize>().ok());
     Some(number.and_then(|number| CODES.get(number).copied()).unwrap_or(UNKNOWN))
+}
+
+/// The reason in a status's details.
+fn reason(headers: &HeaderMap) -> Option<String> {
+    Some(tonic::Status::from_header_map(headers)?.get_details_error_info()?.reason)
 }
 
 struct Headers<'a>(&'a HeaderMap);

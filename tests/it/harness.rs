@@ -335,6 +335,11 @@ impl Process {
         self.signal(Signal::TERM);
     }
 
+    /// As when its terminal is closed.
+    pub fn hang_up(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// It stands still, with all its connections.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);

@@ -97,7 +97,7 @@ order_timeout = 5
 
 [[credentials]]
 name = "main"
-accounts = ["0000123456-00001"]
+accounts = ["0000123456-00001", 'wrong/account']
 key_file = "KEY"
 secret_file = "SECRET"
 username_file = "USERNAME"
@@ -111,6 +111,7 @@ password_file = "PASSWORD"
         "grpc.drain",
         "thingspace.base_url",
         "thingspace.order_timeout",
+        "credentials #1: accounts",
         "key_file",
         "secret_file",
         "username_file",
@@ -190,10 +191,12 @@ async fn check_prints_what_would_be_used_and_no_secret() {
 
     let mut command = check_command(&file);
     command.env("THINGSPACE_GATEWAY__GRPC__HEARTBEET", "7s").env("THINGSPACE_GATEWAY__GRPC__DRAIN", "soon");
+    command.env("THINGSPACE_GATEWAY_GRPC_LISTEN", "127.0.0.1:1");
     let output = run(command).await;
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(CONFIGURATION));
     assert!(told.contains("HEARTBEET") && told.contains("grpc.drain"), "{told}");
+    assert!(told.contains("write THINGSPACE_GATEWAY__GRPC__LISTEN"), "{told}");
 }
 
 fn hold_an_order(upstream: &Upstream) -> Gate {
@@ -293,6 +296,72 @@ async fn sigterm_drains() {
     upstream.sim.finish_all(&id, Outcome::Success);
     assert!(!watching.rest().await.is_empty());
     assert_eq!(upstream.sim.ledger().orders.len(), 2);
+}
+
+/// What a terminal sends that is closed; it ended the gateway at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sighup_drains_and_status_says_so() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.config();
+    let process = Process::serve(&config, upstream.dir.path());
+    let gate = hold_an_order(&upstream);
+    let mut client = process.client().await;
+    let order = tokio::spawn(async move { place(&mut client, "k", 0..1).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+    process.hang_up();
+    refuses_connections(process.address).await;
+
+    let socket = config.control_socket();
+    let output = run_with(&["status", "--json", "--socket", socket.to_str().unwrap()]).await;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&status["ready"], &status["waits_for"]), (&false.into(), &"draining".into()), "{status}");
+    let output = run_with(&["status", "--socket", socket.to_str().unwrap()]).await;
+    assert!(text(&output.stdout).contains("no: draining"), "{}", text(&output.stdout));
+
+    gate.open();
+    order.await.unwrap().unwrap();
+    let (status, log) = process.wait().await;
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert!(log.iter().any(|line| line.contains("\"drained\"")), "{log:#?}");
+}
+
+/// An operator who reads a log or asks `status` knows which gateway that is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_and_status_say_which_gateway_this_is_and_what_failed() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.quiet();
+    let process = Process::serve(&config, upstream.dir.path());
+    let mut client = process.client().await;
+    let id = place(&mut client, "k", 0..1).await.unwrap();
+    let file = upstream.dir.path().join("gateway.toml");
+    let output = run_with(&["status", "--json", "--config", file.to_str().unwrap()]).await;
+    let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let store = config.store.path.to_str().unwrap();
+    assert_eq!(
+        (&status["version"], &status["config"], &status["store"]),
+        (&version.into(), &file.to_str().into(), &store.into())
+    );
+
+    upstream.cut();
+    ask(&mut client, question(&id)).await.unwrap_err();
+    process.terminate();
+    let log: Vec<serde_json::Value> = {
+        let (_, lines) = process.wait().await;
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let first = &log[0];
+    assert_eq!(
+        (&first["message"], &first["version"], &first["config"], &first["store"]),
+        (&"starting".into(), &version.into(), &file.to_str().into(), &store.into()),
+        "{first}"
+    );
+    let failed = log.iter().find(|line| line["message"] == "call failed").unwrap();
+    assert_eq!(
+        (&failed["reason"], &failed["account"], &failed["request.id"]),
+        (&"UPSTREAM_UNAVAILABLE".into(), &ACCOUNT.into(), &id.to_string().into()),
+        "{failed}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,8 +16,17 @@ use crate::{
 };
 
 pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    Ok(writeln!(out)?)
+    let text = serde_json::to_string_pretty(value)?;
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Such characters stand in strings only, where JSON takes them written out.
+        if c != '\n' && steers(c) {
+            write!(shown, "\\u{:04x}", u32::from(c))?;
+        } else {
+            shown.push(c);
+        }
+    }
+    Ok(writeln!(out, "{shown}")?)
 }
 
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
@@ -30,7 +39,10 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         Some(trouble) => format!("{}: {trouble}", status.store),
         None => status.store.clone(),
     };
+    let config = status.config.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     let mut rows = vec![
+        ["version".to_owned(), status.version.clone()],
+        ["configuration".to_owned(), config],
         ["ready".to_owned(), ready],
         ["store".to_owned(), store],
         ["open requests".to_owned(), status.open_requests.to_string()],
@@ -49,6 +61,9 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         [format!("host {}", host.host), doing]
     };
     rows.extend(status.hosts.iter().map(host));
+    if let Some(expires) = status.callbacks_certificate_expires {
+        rows.push(["callbacks certificate".to_owned(), format!("expires {expires:.0}")]);
+    }
     table(out, &rows)
 }
 
@@ -140,15 +155,40 @@ fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> anyhow::R
     Ok(())
 }
 
-/// With control characters written out, but for tabs and ends of lines.
+/// Whether a character could steer a terminal or turn the direction of the text around it.
+fn steers(c: char) -> bool {
+    let direction =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || direction || matches!(c, '\u{2028}' | '\u{2029}')
+}
+
+/// With what could steer a terminal written out, but for tabs and ends of lines.
 fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\t' => shown.push(c),
             c if c.is_control() => shown.extend(c.escape_default()),
+            c if steers(c) => shown.extend(c.escape_unicode()),
             c => shown.push(c),
         }
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_is_printed_steers_a_terminal() {
+        let body = "\u{1b}[31m \u{9b}2J \u{202e}txt\u{2066} ö \u{7f}";
+        let mut out = Vec::new();
+        json(&mut out, &body).unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        assert!(!shown.trim_end().contains(steers), "{shown:?}");
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), body);
+        assert!(!harmless(body).contains(steers), "{:?}", harmless(body));
+        assert!(harmless(body).contains('ö'));
+    }
 }

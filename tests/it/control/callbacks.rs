@@ -92,7 +92,8 @@ async fn another_s_registration_is_taken_only_by_force() {
 #[tokio::test]
 async fn what_nobody_understood_is_shown_without_passwords() {
     let upstream = upstream().await;
-    let process = Process::serve(&by_hand(&upstream), upstream.dir.path());
+    let mut command = serve_command(&by_hand(&upstream), upstream.dir.path());
+    let process = Process::spawn(command.env("RUST_LOG", "info,audit=off"));
     let file = upstream.dir.path().join("gateway.toml");
     assert_eq!(told(&file, &["quarantine", "list"]).await, "The quarantine is empty.\n");
     assert_eq!(json(&file, &["quarantine", "list"]).await, serde_json::json!([]));
@@ -125,6 +126,18 @@ async fn what_nobody_understood_is_shown_without_passwords() {
     let shown = told(&file, &["quarantine", "show", "1"]).await;
     assert_eq!(shown, masked.replace('\u{1b}', r"\u{1b}") + "\n");
     assert_eq!(told(&file, &["quarantine", "show", "2"]).await, "[]\n");
+
+    // Who looked at what is in the log, whatever its filter says.
+    process.terminate();
+    let (_, log) = process.wait().await;
+    let audited: Vec<serde_json::Value> = log
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_default())
+        .filter(|line: &serde_json::Value| line["target"] == "audit")
+        .collect();
+    let numbers: Vec<_> = audited.iter().map(|line| line["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, [1, 1, 2], "{audited:#?}");
+    assert!(audited.iter().all(|line| line["account"] == ACCOUNT && line["who"].is_string()));
 }
 
 #[tokio::test]
