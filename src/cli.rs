@@ -35,7 +35,7 @@ Every key of the configuration can be set by environment too:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
 
 Exit codes: 0 done, 1 failure, 64 wrong usage, 78 wrong configuration.
-SIGTERM or SIGINT drains; a second one stops at once.";
+SIGTERM, SIGINT or SIGHUP drains; a second one stops at once.";
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -77,16 +77,21 @@ pub struct Serve {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Prints where it listens and grpcurl lines that work when pasted one after the other. What it stores is gone when it ends.
+Prints where it listens and grpcurl lines that work when pasted one after the other. Callbacks are taken. What it stores
+is gone when it ends, unless --store names a file for it; the simulated ThingSpace forgets everything in any case.
 
 Examples:
   thingspace-gateway dev
+  thingspace-gateway dev --store dev.redb         keep requests and keys for the next start
   thingspace-gateway dev --listen 127.0.0.1:0     take a free port
   RUST_LOG=debug thingspace-gateway dev           see what it does")]
 pub struct Dev {
     /// Loopback address of the API; probes are then answered on any free port [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR", value_parser = loopback)]
     pub listen: Option<SocketAddr>,
+    /// Keep what is stored in this file
+    #[arg(long, value_name = "PATH")]
+    pub store: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -98,7 +98,7 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
                 // Several may run side by side.
                 config.admin.listen.set_port(0);
             }
-            Box::pin(app::dev(config, stop)).await
+            Box::pin(app::dev(config, dev.store, stop)).await
         }
         Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,
         Command::Check(_) | Command::Health(_) | Command::Operate(_) => Ok(()),

@@ -3,7 +3,8 @@
 use std::{
     fs,
     io::{self, Write},
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context;
@@ -18,23 +19,34 @@ use crate::{
     simulator::{self, Simulator},
 };
 
-/// Runs a gateway and a simulator; what `config` lacks for that it fills in. What it stores is gone when it ends.
-pub async fn dev(mut config: Config, stop: Stop) -> anyhow::Result<()> {
+/// Runs a gateway and a simulator; what `config` lacks for that it fills in. What it stores is gone when it ends, unless a
+/// file is named for it.
+pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("thingspace-gateway-")
         .tempdir()
         .context("cannot make a scratch folder")?;
-    let options = simulator::Options::default();
+    let mut options = simulator::Options::default();
+    // The listener for callbacks takes any free port.
+    options.callbacks.any_port = true;
     let account = options.accounts.first().cloned().context("the simulator has no account")?;
     config.credentials = vec![credentials(&scratch, &options)?];
-    config.store.path = scratch.path().join("store.redb");
+    config.store.path = store.unwrap_or_else(|| scratch.path().join("store.redb"));
+    let callbacks = &mut config.callbacks;
+    callbacks.enabled = true;
+    callbacks.register = true;
+    callbacks.listen = (Ipv4Addr::LOCALHOST, 0).into();
+    "http://127.0.0.1:0".clone_into(&mut callbacks.public_url);
+    (callbacks.tls_cert_file, callbacks.tls_key_file) = Default::default();
+    (callbacks.username_file, callbacks.password_file) = Default::default();
 
     let simulator = Simulator::bind(options).await.context("cannot start the simulator")?;
     config.thingspace.base_url = simulator.base_url();
     config.thingspace.token_url = String::new();
     let base_url = simulator.base_url();
     let app = App::bind(config).await?;
-    print_tour(&mut io::stdout().lock(), app.address(), &base_url, &account)?;
+    let socket = app.control_socket();
+    print_tour(&mut io::stdout().lock(), app.address(), &base_url, &account, &socket)?;
 
     // The simulator outlives the drain, which may still have an order to finish.
     let upstream = stop.hard.child_token();
@@ -70,6 +82,7 @@ fn print_tour(
     grpc: SocketAddr,
     base_url: &str,
     account: &AccountName,
+    socket: &Path,
 ) -> io::Result<()> {
     let service = crate::grpc::SERVICE_NAME;
     let order = format!(
@@ -83,6 +96,7 @@ fn print_tour(
         r#"
 gRPC        {grpc}
 ThingSpace  {base_url} (simulated; credentials are made up)
+Operators   thingspace-gateway status --socket {socket}
 
 # 1. Order a profile for two devices.
 grpcurl -plaintext -d '{order}' {grpc} {service}/DownloadProfile
@@ -93,9 +107,10 @@ REQUEST_ID=$(grpcurl -plaintext -d '{order}' {grpc} {service}/DownloadProfile | 
 # 3. Ask where it stands.
 grpcurl -plaintext -d "{request}" {grpc} {service}/GetRequestStatus
 
-# 4. Watch it until it is done: one device succeeds, one fails.
+# 4. Watch it until it is done: one device succeeds, one fails, and a callback tells why.
 grpcurl -plaintext -d "{request}" {grpc} {service}/WatchRequest
-"#
+"#,
+        socket = socket.display()
     )?;
     out.flush()
 }

@@ -54,54 +54,143 @@ pub fn path_with_grpcurl() -> std::ffi::OsString {
     std::env::join_paths(folders).unwrap()
 }
 
-/// What `dev` prints works when it is pasted into a shell, line by line.
-#[tokio::test]
-async fn dev_gives_a_tour_that_works() {
-    let path = path_with_grpcurl();
-    let mut dev = tokio::process::Command::new(BINARY)
-        .args(["dev", "--listen", "127.0.0.1:0"])
-        .env("THINGSPACE_GATEWAY__POLLING__FIRST", "100ms")
-        .env("THINGSPACE_GATEWAY__POLLING__MAX_WATCHED", "200ms")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdout = BufReader::new(dev.stdout.take().unwrap());
-    let mut tour = String::new();
-    while !tour.contains("/WatchRequest\n") {
-        let read = within("a line of the tour", stdout.read_line(&mut tour)).await.unwrap();
-        assert_ne!(read, 0, "the tour ends early:\n{tour}");
-    }
-    let (addresses, script) = tour.split_once("# 1.").unwrap();
-    let address = addresses.split_whitespace().skip_while(|word| *word != "gRPC").nth(1).unwrap();
-    assert!(address.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0), "{addresses}");
+/// `dev` as a child process, and what it printed until the end of its tour.
+struct Dev {
+    child: tokio::process::Child,
+    stdout: BufReader<tokio::process::ChildStdout>,
+    /// What stands above the tour's commands.
+    addresses: String,
+    script: String,
+}
 
+impl Dev {
+    async fn start(arguments: &[&str]) -> Self {
+        let mut child = tokio::process::Command::new(BINARY)
+            .args(["dev", "--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .env("THINGSPACE_GATEWAY__POLLING__FIRST", "100ms")
+            .env("THINGSPACE_GATEWAY__POLLING__MAX_WATCHED", "200ms")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut tour = String::new();
+        while !tour.contains("/WatchRequest\n") {
+            let read = within("a line of the tour", stdout.read_line(&mut tour)).await.unwrap();
+            assert_ne!(read, 0, "the tour ends early:\n{tour}");
+        }
+        let (addresses, script) = tour.split_once("# 1.").unwrap();
+        let (addresses, script) = (addresses.to_owned(), format!("# 1.{script}"));
+        Self { child, stdout, addresses, script }
+    }
+
+    fn address(&self) -> SocketAddr {
+        let mut words = self.addresses.split_whitespace().skip_while(|word| *word != "gRPC");
+        words.nth(1).unwrap().parse().unwrap()
+    }
+
+    /// Ends it, and checks that it printed nothing more.
+    async fn end(mut self) {
+        terminate(&self.child);
+        assert_eq!(within("dev ends", self.child.wait()).await.unwrap().code(), Some(0));
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).await.unwrap();
+        assert_eq!(rest.trim(), "");
+    }
+}
+
+/// Runs what somebody pastes into a shell, and reads the JSON that it prints.
+async fn paste(script: &str) -> Vec<serde_json::Value> {
     let mut shell = Command::new("bash");
-    shell.args(["-euo", "pipefail", "-c"]).arg(format!("# 1.{script}")).env("PATH", path);
+    shell.args(["-euo", "pipefail", "-c"]).arg(script).env("PATH", path_with_grpcurl());
     let output = run(shell).await;
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
-    let answers = serde_json::Deserializer::from_str(&without_shell_echo(said))
+    serde_json::Deserializer::from_str(&without_shell_echo(said))
         .into_iter::<serde_json::Value>()
         .collect::<Result<Vec<_>, _>>()
-        .unwrap_or_else(|error| panic!("{error}:\n{said}"));
+        .unwrap_or_else(|error| panic!("{error}:\n{said}"))
+}
+
+/// What `dev` prints works when it is pasted into a shell, line by line.
+#[tokio::test]
+async fn dev_gives_a_tour_that_works() {
+    let dev = Dev::start(&[]).await;
+    assert_ne!(dev.address().port(), 0, "{}", dev.addresses);
+    let answers = paste(&dev.script).await;
     let id = &answers[0]["requestId"];
-    assert!(id.is_string(), "{said}");
+    assert!(id.is_string(), "{answers:#?}");
     assert_eq!(
         (&answers[1]["status"]["requestId"], &answers[1]["status"]["state"]),
         (id, &"REQUEST_STATE_PENDING".into())
     );
     assert_eq!((&answers[2]["snapshot"]["requestId"]), id);
     let last = answers.last().unwrap();
-    assert_eq!(last["change"]["state"], "REQUEST_STATE_PARTIALLY_SUCCEEDED", "{said}");
+    assert_eq!(last["change"]["state"], "REQUEST_STATE_PARTIALLY_SUCCEEDED", "{answers:#?}");
+    // A poll does not tell why a device failed; a callback does.
+    let devices = answers.iter().filter_map(|answer| answer["change"]["devices"].as_array()).flatten();
+    let failed: Vec<_> = devices.filter(|device| device["state"] == "DEVICE_STATE_FAILED").collect();
+    assert!(!failed.is_empty() && failed.iter().all(|device| device["fault"].is_object()), "{answers:#?}");
+    dev.end().await;
+}
 
-    terminate(&dev);
-    assert_eq!(within("dev ends", dev.wait()).await.unwrap().code(), Some(0));
-    let mut rest = String::new();
-    stdout.read_to_string(&mut rest).await.unwrap();
-    assert_eq!(rest.trim(), "");
+/// The commands of the README, before and after the tour of `dev`: none uses up another's key.
+#[tokio::test]
+async fn the_readme_works_in_any_order() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let (_, rest) = readme.split_once("```sh\ngrpcurl").unwrap();
+    let snippet = format!("grpcurl{}", rest.split_once("```").unwrap().0);
+    let dev = Dev::start(&[]).await;
+    let snippet = snippet.replace("127.0.0.1:50051", &dev.address().to_string());
+    let first = paste(&snippet).await;
+    let tour = paste(&dev.script).await;
+    let again = paste(&snippet).await;
+    assert!(first[0]["requestId"].is_string(), "{first:#?}");
+    assert_ne!(first[0]["requestId"], tour[0]["requestId"]);
+    assert_eq!((&again[0]["requestId"], &again[0]["replayed"]), (&first[0]["requestId"], &true.into()));
+    dev.end().await;
+}
+
+/// A watch that the end of `dev` broke goes on with its token after the next start.
+#[tokio::test]
+async fn dev_keeps_its_store_if_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("dev.redb");
+    let arguments = ["--store", store.to_str().unwrap()];
+    let dev = Dev::start(&arguments).await;
+    let mut client = connect(dev.address()).await;
+    // The last digit 9 takes its time.
+    let mut slow = order("k", 0..1);
+    slow.devices[0].iccid = "89148000004292933829".to_owned();
+    // It may still be reading its store.
+    let placed = eventually_ok("an order", || {
+        let (mut client, slow) = (client.clone(), slow.clone());
+        async move { client.download_profile(slow).await }
+    });
+    let placed = placed.await.into_inner();
+    let id = thingspace_gateway::identity::RequestId::parse(&placed.request_id).unwrap();
+    let (_, token) = watch(&mut client, &id, "").await.unwrap().event().await;
+    drop(client);
+    dev.end().await;
+
+    let dev = Dev::start(&arguments).await;
+    let client = connect(dev.address()).await;
+    let again = eventually_ok("the same order", || {
+        let (mut client, slow) = (client.clone(), slow.clone());
+        async move { client.download_profile(slow).await }
+    });
+    let again = again.await.into_inner();
+    assert_eq!((again.request_id, again.replayed), (placed.request_id, true));
+    let resumed = eventually_ok("the watch is resumed", || {
+        let (mut client, id, token) = (client.clone(), id.clone(), token.clone());
+        async move { watch(&mut client, &id, &token).await }
+    });
+    drop(resumed.await);
+    drop(client);
+    dev.end().await;
 }
 
 /// The line in which the tour repeats the id it keeps is no JSON.
