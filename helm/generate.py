@@ -2,7 +2,10 @@
 """Keeps what follows from other files as they say: `helm/generate.py` writes, `helm/generate.py --check` only looks.
 
 - The table of values in the chart's README.md, from values.yaml: the lines that begin with "# --" above a value.
-- The part of values.schema.json that is about `config`, from the gateway's own defaults, src/config.default.toml.
+- The part of values.schema.json that is about `config`, from the gateway's own defaults, src/config.default.toml, and the bounds below.
+- The chart's files/bounds.json, from the same: what a schema cannot say, for templates/_validate.tpl.
+
+That the bounds are those of `thingspace-gateway check` is tested in tests/test_refusals.py.
 """
 
 import json
@@ -26,11 +29,64 @@ OF_THE_CHART = {
     "callbacks": ["enabled", "listen", "tls_cert_file", "tls_key_file", "username_file", "password_file"],
     "control": ["socket"],
     "store": ["kind", "path"],
-    "store.nats": ["url", "creds_file", "ca_file", "cert_file", "key_file"],
+    "store.nats": ["url", "creds_file", "username_file", "password_file", "ca_file", "cert_file", "key_file"],
 }
 
-# The template has to understand it.
-DRAIN = {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)( [0-9]+(ms|s|m|h|d))*$"}
+# The templates have to understand it.
+DURATION = "^[0-9]{1,9}(ms|s|m|h|d)( [0-9]{1,9}(ms|s|m|h|d))*$"
+
+# Least and most of each number and duration. The least of some is what another key says.
+BOUNDS = {
+    "grpc.heartbeat": ("100ms", "5m"),
+    "grpc.max_deadline": ("1s", "10m"),
+    "grpc.drain": ("1s", "10m"),
+    "grpc.max_concurrent_streams": (1, 100_000),
+    "thingspace.connect_timeout": ("100ms", "1m"),
+    "thingspace.call_timeout": ("100ms", "5m"),
+    "thingspace.order_timeout": ("100ms", "10m"),
+    "thingspace.login_backoff_first": ("100ms", "1h"),
+    "thingspace.login_backoff_max": ("thingspace.login_backoff_first", "24h"),
+    "thingspace.calls_per_second": (1, 10_000),
+    "thingspace.max_connections": (4, 10_000),
+    "thingspace.breaker_failures": (1, 100),
+    "thingspace.breaker_first": ("10ms", "1m"),
+    "thingspace.breaker_max": ("thingspace.breaker_first", "5m"),
+    "thingspace.max_devices_per_order": (1, 10_000),
+    "callbacks.grace": ("0s", "5m"),
+    "callbacks.password_grace": ("0s", "30d"),
+    "callbacks.recheck": ("1s", "24h"),
+    "store.retention": ("1h", "365d"),
+    "store.nats.max_bytes": (16 << 20, 16 << 40),
+    "polling.min_age": ("0s", "1h"),
+    "polling.first": ("10ms", "1h"),
+    "polling.factor": (1, 10),
+    "polling.max_watched": ("polling.first", "24h"),
+    "polling.max": ("polling.max_watched", "24h"),
+    "polling.give_up": ("polling.max", "30d"),
+    "limits.open_devices": (1, 10_000_000),
+    "limits.closed_in_memory": ("0s", "24h"),
+}
+
+# A URL is shown and logged, and lands in a ConfigMap: nothing in it may be a secret.
+HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_.])?)"
+PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+CALLED_PORT = r"(:(80|443|900[1-6]|5055[1-9]|282([01][0-9]|20)))?"
+PATH = r"(/[^\s?#]*)?"
+
+STRINGS = {
+    "thingspace.base_url": rf"^https?://{HOST}{PORT}{PATH}$",
+    "thingspace.token_url": rf"^(https?://{HOST}{PORT}{PATH})?$",
+    "thingspace.proxy_url": rf"^(http://{HOST}{PORT}{PATH})?$",
+    "callbacks.public_url": rf"^(https?://{HOST}{CALLED_PORT}{PATH})?$",
+    "callbacks.service": "^[A-Za-z0-9]{1,64}$",
+    "store.nats.prefix": "^[-_a-z0-9]{1,32}$",
+    "telemetry.log_format": "^(text|json)$",
+    # Directives, separated by commas: TARGET[SPAN]=LEVEL, each part of which may be missing.
+    "telemetry.log_filter": r"^(%(one)s(,%(one)s)*)?$"
+    % {"one": r"[^,=\[\]{}\s]*(\[[^\]]*\])?(=(?i:trace|debug|info|warn|error|off|[0-5]))?"},
+    "telemetry.otlp_endpoint": rf"^(https?://{HOST}{PORT}{PATH})?$",
+}
+CHOICES = {"store.nats.replicas": [1, 3, 5]}
 
 
 def documented(text: str):
@@ -87,39 +143,74 @@ def readme(text: str) -> str:
     return before + BEGIN + table() + END + after
 
 
+def is_duration(value) -> bool:
+    return isinstance(value, str) and bool(re.match(DURATION, value))
+
+
+def schema_of_key(key: str, default) -> dict:
+    if key in CHOICES:
+        return {"enum": CHOICES[key]}
+    if is_duration(default):
+        return {"type": "string", "pattern": DURATION}
+    if isinstance(default, str):
+        return {"type": "string", **({"pattern": STRINGS[key]} if key in STRINGS else {})}
+    if isinstance(default, bool):
+        return {"type": "boolean"}
+    least, most = BOUNDS[key]
+    return {"type": "integer" if isinstance(default, int) else "number", "minimum": least, "maximum": most}
+
+
 def schema_of(table: dict, path: str = "") -> dict:
     properties = {}
     for key, value in table.items():
         here = f"{path}.{key}" if path else key
-        if here == "grpc.drain":
-            properties[key] = DRAIN
-        elif key in OF_THE_CHART.get(path, []):
+        if key in OF_THE_CHART.get(path, []):
             continue
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             inner = schema_of(value, here)
             if inner["properties"]:
                 properties[key] = inner
         else:
-            kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
-            properties[key] = {"type": kinds[type(value)]}
+            properties[key] = schema_of_key(here, value)
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def defaults() -> dict:
+    return tomllib.loads(DEFAULTS.read_text())
 
 
 def schema(text: str) -> str:
     whole = json.loads(text)
-    whole["properties"]["config"] = schema_of(tomllib.loads(DEFAULTS.read_text()))
+    whole["properties"]["config"] = schema_of(defaults())
     return json.dumps(whole, indent=2) + "\n"
+
+
+def bounds(_text: str) -> str:
+    """Durations, and the variables of the environment that would go over what other values depend on."""
+    durations = {}
+    for key, (least, most) in BOUNDS.items():
+        default = leaf(defaults(), key.split("."))
+        if is_duration(default):
+            durations[key] = {"default": default, "least": least, "most": most}
+    chart = [f"{section}.{key}" for section, keys in OF_THE_CHART.items() for key in keys]
+    taken = [*chart, "grpc.drain", "limits.open_devices"]
+    variables = ["THINGSPACE_GATEWAY__" + key.replace(".", "__").upper() for key in taken]
+    # Where the servers are may come from a Secret of any kind.
+    variables.remove("THINGSPACE_GATEWAY__STORE__NATS__URL")
+    of_limits = {"open_devices": defaults()["limits"]["open_devices"]}
+    return json.dumps({"durations": durations, "variables": variables, "defaults": of_limits}, indent=2) + "\n"
 
 
 def main() -> None:
     stale = []
-    for name, made_from in (("README.md", readme), ("values.schema.json", schema)):
+    for name, made_from in (("README.md", readme), ("values.schema.json", schema), ("files/bounds.json", bounds)):
         file = CHART / name
-        before = file.read_text()
+        before = file.read_text() if file.exists() else ""
         after = made_from(before)
         if before != after:
             stale.append(name)
             if "--check" not in sys.argv:
+                file.parent.mkdir(exist_ok=True)
                 file.write_text(after)
     if stale and "--check" in sys.argv:
         sys.exit(f"not current: {', '.join(stale)}; run `make chart`")

@@ -47,7 +47,7 @@ class Pod:
     """A simulator and a gateway that share a network, as two containers of the same image."""
 
     def __init__(self, root: Path):
-        self.it = release(example("embedded", {"config": {"thingspace": {"base_url": "http://thingspace.test:8090/api"}}}))
+        self.it = release(example("embedded", {"config": {"thingspace": {"base_url": "http://thingspace.test:8090/api", "allow_plaintext": True}}}))
         lay_out(self.it, root, SECRETS, prefix="")
         for mount in self.it.container["volumeMounts"]:
             for path in [root / mount["mountPath"][1:], *(root / mount["mountPath"][1:]).rglob("*")]:

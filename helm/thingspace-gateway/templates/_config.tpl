@@ -53,6 +53,10 @@
 {{- if and .existingSecret .credsKey -}}
 {{- $_ := set $nats "creds_file" (printf "%s/nats/creds" $etc) -}}
 {{- end -}}
+{{- if and .existingSecret .usernameKey -}}
+{{- $_ := set $nats "username_file" (printf "%s/nats/username" $etc) -}}
+{{- $_ := set $nats "password_file" (printf "%s/nats/password" $etc) -}}
+{{- end -}}
 {{- if .tls.existingSecret -}}
 {{- if .tls.caKey -}}{{- $_ := set $nats "ca_file" (printf "%s/nats-tls/ca.crt" $etc) -}}{{- end -}}
 {{- if .tls.certKey -}}

@@ -76,19 +76,49 @@ annotations:
 {{- if $port -}}{{ $port }}{{- else if eq $url.scheme "https" -}}443{{- else if eq $url.scheme "http" -}}80{{- else -}}{{ .default }}{{- end -}}
 {{- end -}}
 
-{{/* A duration as the gateway writes them, in whole seconds, rounded up. */}}
-{{- define "gateway.seconds" -}}
+{{/* A duration as the gateway writes them, in milliseconds. */}}
+{{- define "gateway.milliseconds" -}}
 {{- $milliseconds := 0 -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
 {{- range regexFindAll "[0-9]+(ms|s|m|h|d)" . -1 -}}
 {{- $unit := regexFind "[a-z]+" . -}}
 {{- $milliseconds = add $milliseconds (mul (trimSuffix $unit . | int64) (get $units $unit)) -}}
 {{- end -}}
-{{- div (add $milliseconds 999) 1000 -}}
+{{- $milliseconds -}}
+{{- end -}}
+
+{{/* What `config` says of a key, or its default. Given: config, key, default. */}}
+{{- define "gateway.setting" -}}
+{{- $at := .config -}}
+{{- range splitList "." .key -}}
+{{- $at = kindIs "map" $at | ternary (get (default dict $at) .) "" -}}
+{{- end -}}
+{{- kindIs "invalid" $at | ternary .default $at | default .default -}}
+{{- end -}}
+
+{{/* How long a drain may take, in whole seconds, rounded up. */}}
+{{- define "gateway.drainSeconds" -}}
+{{- $durations := (.Files.Get "files/bounds.json" | fromJson).durations -}}
+{{- $drain := dict "config" .Values.config "key" "grpc.drain" "default" (get $durations "grpc.drain").default -}}
+{{- div (add (include "gateway.milliseconds" (include "gateway.setting" $drain) | int64) 999) 1000 -}}
 {{- end -}}
 
 {{/* The least time between a pod's deletion and its end. */}}
 {{- define "gateway.leastGrace" -}}
-{{- $drain := dig "grpc" "drain" "25s" .Values.config -}}
-{{- add .Values.preStopSeconds (include "gateway.seconds" $drain) 10 -}}
+{{- add .Values.preStopSeconds (include "gateway.drainSeconds" . | int64) 10 -}}
+{{- end -}}
+
+{{/* An amount of memory in bytes. */}}
+{{- define "gateway.bytes" -}}
+{{- $text := toString . -}}
+{{- $unit := regexFind "[A-Za-z]*$" $text -}}
+{{- $units := dict "" 1.0 "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 -}}
+{{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | int64 -}}
+{{- end -}}
+
+{{/* Whether a URL leads to another machine in plain text: a word, or nothing. Given: url, scheme. */}}
+{{- define "gateway.plaintext" -}}
+{{- if and (hasPrefix (printf "%s://" .scheme) .url) (not (regexMatch "^[a-z]+://(localhost|127\\.[0-9.]+|\\[::1\\])([:/]|$)" .url)) -}}
+plaintext
+{{- end -}}
 {{- end -}}

@@ -156,6 +156,13 @@ spec:
               items:
                 - {key: {{ .credsKey }}, path: nats/creds}
           {{- end }}
+          {{- if and .existingSecret .usernameKey }}
+          - secret:
+              name: {{ .existingSecret }}
+              items:
+                - {key: {{ .usernameKey }}, path: nats/username}
+                - {key: {{ .passwordKey }}, path: nats/password}
+          {{- end }}
           {{- if .tls.existingSecret }}
           - secret:
               name: {{ .tls.existingSecret }}

@@ -18,6 +18,91 @@
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
+{{- $accounts := list -}}
+{{- range $v.credentials -}}
+{{- range .accounts -}}
+{{- if has . $accounts -}}
+{{- $problems = append $problems (printf "credentials: the account %s is there twice; leave it in one place" .) -}}
+{{- end -}}
+{{- $accounts = append $accounts . -}}
+{{- end -}}
+{{- end -}}
+{{- $name := include "gateway.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
+{{- $problems = append $problems (printf "fullnameOverride: the name %s of the objects is no name for Kubernetes, which wants lower-case letters, digits and hyphens, and a letter first" $name) -}}
+{{- end -}}
+{{- $file := .Files.Get "files/bounds.json" | fromJson -}}
+{{- range $key, $bounds := $file.durations -}}
+{{- $value := include "gateway.setting" (dict "config" $v.config "key" $key "default" $bounds.default) -}}
+{{- $least := $bounds.least -}}
+{{- $said := $least -}}
+{{- if hasKey $file.durations $least -}}
+{{- $least = include "gateway.setting" (dict "config" $v.config "key" $least "default" (get $file.durations $least).default) -}}
+{{- $said = printf "%s (%s)" $bounds.least $least -}}
+{{- end -}}
+{{- $milliseconds := include "gateway.milliseconds" $value | int64 -}}
+{{- if or (lt $milliseconds (include "gateway.milliseconds" $least | int64)) (gt $milliseconds (include "gateway.milliseconds" $bounds.most | int64)) -}}
+{{- $problems = append $problems (printf "config.%s: %s is out of bounds; must be %s to %s" $key $value $said $bounds.most) -}}
+{{- end -}}
+{{- end -}}
+{{- range $v.extraEnv -}}
+{{- if has .name $file.variables -}}
+{{- $problems = append $problems (printf "extraEnv: %s would go over what the chart says elsewhere, and ports, paths or the grace period would not fit any more; set it in `config`, or the value that it follows from" .name) -}}
+{{- else if and (hasPrefix "THINGSPACE_GATEWAY_" .name) (not (hasPrefix "THINGSPACE_GATEWAY__" .name)) -}}
+{{- $problems = append $problems (printf "extraEnv: %s is no variable of the gateway; they are written THINGSPACE_GATEWAY__SECTION__KEY" .name) -}}
+{{- else if hasPrefix "THINGSPACE_GATEWAY__CREDENTIALS" .name -}}
+{{- $problems = append $problems (printf "extraEnv: %s: lists cannot come from the environment; set `credentials`" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $variables := list -}}
+{{- range $v.extraEnv -}}
+{{- if has .name $variables -}}
+{{- $problems = append $problems (printf "extraEnv: %s is there twice" .name) -}}
+{{- end -}}
+{{- $variables = append $variables .name -}}
+{{- end -}}
+{{- $volumes := list "config" "data" "run" -}}
+{{- range $v.extraVolumes -}}
+{{- if has .name $volumes -}}
+{{- $problems = append $problems (printf "extraVolumes: the name %s is taken" .name) -}}
+{{- end -}}
+{{- $volumes = append $volumes .name -}}
+{{- end -}}
+{{- range $v.extraVolumeMounts -}}
+{{- if not (has .name $volumes) -}}
+{{- $problems = append $problems (printf "extraVolumeMounts: there is no volume %s; add it to extraVolumes" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $thingspace := default dict $v.config.thingspace -}}
+{{- range $key := list "base_url" "token_url" -}}
+{{- if and (include "gateway.plaintext" (dict "scheme" "http" "url" (default "" (get $thingspace $key)))) (not $thingspace.allow_plaintext) -}}
+{{- $problems = append $problems (printf "config.thingspace.%s: http:// would send passwords and tokens in plain text; write https://, or accept that risk with config.thingspace.allow_plaintext: true" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- with $v.config.callbacks -}}
+{{- if and (include "gateway.plaintext" (dict "scheme" "http" "url" (default "" .public_url))) (not .allow_plaintext) -}}
+{{- $problems = append $problems "config.callbacks.public_url: with http:// callbacks cross the internet in plain text; write https://, or accept that risk with config.callbacks.allow_plaintext: true" -}}
+{{- end -}}
+{{- end -}}
+{{- with $v.resources -}}
+{{- $limit := dig "limits" "memory" "" . -}}
+{{- $request := dig "requests" "memory" "" . -}}
+{{- if $limit -}}
+{{- $limit = include "gateway.bytes" $limit | int64 -}}
+{{- $devices := include "gateway.setting" (dict "config" $v.config "key" "limits.open_devices" "default" $file.defaults.open_devices) | float64 | int64 -}}
+{{- $least := add (mul $devices 4096) 134217728 -}}
+{{- if lt $limit $least -}}
+{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, beside 128 MiB for everything else: %dMi; raise the one or lower the other" $devices (div (add $least 1048575) 1048576)) -}}
+{{- end -}}
+{{- if and $request (gt (include "gateway.bytes" $request | int64) $limit) -}}
+{{- $problems = append $problems "resources: more memory is requested than the limit admits" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $strategies := eq $v.store.kind "embedded" | ternary (list "RollingUpdate" "OnDelete") (list "RollingUpdate" "Recreate") -}}
+{{- if and $v.updateStrategy.type (not (has $v.updateStrategy.type $strategies)) -}}
+{{- $problems = append $problems (printf "updateStrategy.type: must be %s with store.kind=%s" (join " or " $strategies) $v.store.kind) -}}
+{{- end -}}
 {{- if eq $v.store.kind "embedded" -}}
 {{- if gt (int $v.replicaCount) 1 -}}
 {{- $problems = append $problems (printf "replicaCount: %d gateways cannot share one embedded store; use 1, or store.kind=nats" (int $v.replicaCount)) -}}
@@ -31,6 +116,24 @@
 {{- end -}}
 {{- if and $v.store.nats.urlKey (not $v.store.nats.existingSecret) -}}
 {{- $problems = append $problems "store.nats.existingSecret: is required for store.nats.urlKey" -}}
+{{- end -}}
+{{- with $v.store.nats -}}
+{{- if ne (empty .usernameKey) (empty .passwordKey) -}}
+{{- $problems = append $problems "store.nats: usernameKey and passwordKey belong together; set both or none" -}}
+{{- end -}}
+{{- if and .existingSecret .credsKey .usernameKey -}}
+{{- $problems = append $problems "store.nats: credsKey and usernameKey are both set; set credsKey to \"\" for a user with a password" -}}
+{{- end -}}
+{{- if and .usernameKey (not .existingSecret) -}}
+{{- $problems = append $problems "store.nats.existingSecret: is required for store.nats.usernameKey" -}}
+{{- end -}}
+{{- $tls := and .tls.existingSecret (or .tls.caKey .tls.certKey) -}}
+{{- $allowed := dig "store" "nats" "allow_plaintext" false $v.config -}}
+{{- range splitList "," (default "" .url) -}}
+{{- if and (include "gateway.plaintext" (dict "scheme" "nats" "url" (trim .))) (not $tls) (not $allowed) -}}
+{{- $problems = append $problems "store.nats.url: nats:// would send everything that is stored in plain text; write tls://, set store.nats.tls, or accept that risk with config.store.nats.allow_plaintext: true" -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- with $v.store.nats.tls -}}
 {{- if and .existingSecret (not .caKey) (not .certKey) -}}
@@ -47,6 +150,14 @@
 {{- end -}}
 {{- if and $callbacks.register (not $callbacks.public_url) -}}
 {{- $problems = append $problems "config.callbacks.public_url: is required to register; write where ThingSpace reaches the callbacks' Service" -}}
+{{- end -}}
+{{- with $v.callbacks -}}
+{{- if and .enabled .tls.existingSecret (or (not .tls.certKey) (not .tls.keyKey)) -}}
+{{- $problems = append $problems "callbacks.tls: certKey and keyKey name what existingSecret holds; set both" -}}
+{{- end -}}
+{{- if and .enabled .existingSecret (or (not .usernameKey) (not .passwordKey)) -}}
+{{- $problems = append $problems "callbacks: usernameKey and passwordKey name what existingSecret holds; set both" -}}
+{{- end -}}
 {{- end -}}
 {{- with $v.callbacks.service -}}
 {{- if and $v.callbacks.enabled (eq .type "ClusterIP") .nodePort -}}
@@ -72,6 +183,23 @@
 {{- end -}}
 {{- if and (not (kindIs "invalid" $v.podDisruptionBudget.minAvailable)) (not (kindIs "invalid" $v.podDisruptionBudget.maxUnavailable)) -}}
 {{- $problems = append $problems "podDisruptionBudget: minAvailable and maxUnavailable are both set; Kubernetes takes one" -}}
+{{- end -}}
+{{- with $v.podDisruptionBudget -}}
+{{- $replicas := int $v.replicaCount -}}
+{{- $blocks := "a drain of nodes would wait for ever: no gateway may be missing" -}}
+{{- if and .enabled (gt $replicas 0) -}}
+{{- if not (kindIs "invalid" .minAvailable) -}}
+{{- $least := toString .minAvailable -}}
+{{- if hasSuffix "%" $least -}}
+{{- $least = div (add (mul $replicas (trimSuffix "%" $least | int)) 99) 100 | toString -}}
+{{- end -}}
+{{- if ge (int $least) $replicas -}}
+{{- $problems = append $problems (printf "podDisruptionBudget.minAvailable: %v of %d: %s" .minAvailable $replicas $blocks) -}}
+{{- end -}}
+{{- else if and (not (kindIs "invalid" .maxUnavailable)) (eq (trimSuffix "%" (toString .maxUnavailable) | int) 0) -}}
+{{- $problems = append $problems (printf "podDisruptionBudget.maxUnavailable: %v: %s" .maxUnavailable $blocks) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $least := include "gateway.leastGrace" . | int -}}
 {{- if and (not (kindIs "invalid" $v.terminationGracePeriodSeconds)) (lt (int $v.terminationGracePeriodSeconds) $least) -}}
