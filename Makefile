@@ -20,7 +20,7 @@ PODMAN_RUN :=
 
 help:
 	@echo 'make test         every test; heavy ones last, one at a time'
-	@echo 'make soak         an outage of ThingSpace of ten minutes, which make test has for one'
+	@echo 'make soak         an outage of ThingSpace of ten minutes, which make test has for one; ten times as many generated answers'
 	@echo 'make chart-test   only the tests of the Helm chart and of the Dockerfile'
 	@echo 'make sdk-test     only the tests of the simulator by Verizon'"'"'s Python SDK'
 	@echo 'make lint         formats, clippy, documentation, protos, also against $(IMAGE)'
@@ -39,7 +39,9 @@ test: tools chart-test sdk-test
 	$(TOOLS)/bin/cargo-nextest nextest run --locked
 
 soak: tools
-	OUTAGE_SECONDS=600 $(TOOLS)/bin/cargo-nextest nextest run --locked --profile soak -E 'binary(heavy) & test(/^outage/)'
+	OUTAGE_SECONDS=600 GENERATED_ORDERS=20000 $(TOOLS)/bin/cargo-nextest nextest run --locked --profile soak \
+		-E 'binary(heavy) & test(/^(outage|odd_answers)/)'
+	GENERATED_ANSWERS=2000000 $(TOOLS)/bin/cargo-nextest nextest run --locked --profile soak --lib generated
 
 # Built as for the tests, so that it is not built twice.
 chart-test: chart-tools

@@ -60,7 +60,7 @@ pub fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
     let text = String::from_utf8_lossy(body);
     let text = repair(text.trim_start_matches('\u{feff}').trim());
     let root: Object<'_> = serde_json::from_str(&text).map_err(|_| Unintelligible::NotAnObject)?;
-    let request_id = root.text(&["requestId"]).and_then(|id| RequestId::parse(id.trim()).ok());
+    let request_id = root.request_id();
 
     let responses = root.objects(&["deviceResponse"]);
     let profiles: Vec<_> =

@@ -8,6 +8,12 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use super::{
+    json::Json,
+    verdict::{carried, is_request_id},
+};
+use crate::identity::RequestId;
+
 /// An object's fields in their order, each value still as it was written. A map would keep only one of a name.
 pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
 
@@ -41,12 +47,25 @@ impl<'a> Object<'a> {
         self.texts(names).next()
     }
 
+    /// The request that this object is about: the one id that all of its fields for it agree on, without regard to case.
+    pub(crate) fn request_id(&self) -> Option<RequestId> {
+        // Only a number that is too large cannot be read once more.
+        let read = |value: &RawValue| serde_json::from_str(value.get()).unwrap_or(Json::Inexact);
+        let mut ids = self.values_where(is_request_id).map(read).filter(Json::says_something);
+        let first = carried(&ids.next()?)?;
+        let agrees = |id: RequestId| id.as_str().eq_ignore_ascii_case(first.as_str());
+        ids.all(|id| carried(&id).is_some_and(agrees)).then_some(first)
+    }
+
     /// The objects among them, and in lists among them.
     pub(crate) fn objects(&self, names: &[&str]) -> Vec<Self> {
+        self.elements(names).filter_map(|value| serde_json::from_str(value.get()).ok()).collect()
+    }
+
+    /// The values, with the elements of a list in its place.
+    pub(super) fn elements(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.values(names)
             .flat_map(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value]))
-            .filter_map(|value| serde_json::from_str(value.get()).ok())
-            .collect()
     }
 }
 

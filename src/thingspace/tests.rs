@@ -3,6 +3,7 @@
 mod bounds;
 mod context;
 mod fixtures;
+mod generated;
 mod guard;
 mod order_answers;
 mod orders;

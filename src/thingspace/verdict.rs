@@ -8,7 +8,7 @@ mod order;
 
 use std::time::Duration;
 
-pub(super) use evidence::is_request_id;
+pub(super) use evidence::{carried, is_request_id};
 pub(super) use order::judge_order;
 
 use super::{

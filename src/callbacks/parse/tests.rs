@@ -1,3 +1,5 @@
+mod generated;
+
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use storage::StatusClass::{Failed, Pending, Succeeded, Unspecified, Waiting};
@@ -152,6 +154,10 @@ fn what_is_no_callback_is_unintelligible() {
         (r#"{"requestId":null}"#, Unintelligible::NoRequest),
         (r#"{"requestId":"a/b"}"#, Unintelligible::NoRequest),
         (r#"{"requestId":{"requestId":"r"}}"#, Unintelligible::NoRequest),
+        (r#"{"requestId":true}"#, Unintelligible::NoRequest),
+        (r#"{"requestId":"null"}"#, Unintelligible::NoRequest),
+        (r#"{"requestId":100000000000000000001}"#, Unintelligible::NoRequest),
+        (r#"{"requestId":"r-1","RequestId":"r-2"}"#, Unintelligible::NoRequest),
     ] {
         assert_eq!(parse(body.as_bytes()).err(), Some(error), "{body:.40}");
     }

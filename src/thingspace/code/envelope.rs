@@ -96,12 +96,16 @@ fn direct(root: &Object<'_>, name: &str, by_api_manager: bool) -> Place {
 
 /// A code in an object in a field of the body.
 fn wrapped(root: &Object<'_>, wrapper: &str, name: &str, by_api_manager: bool) -> Place {
-    let objects = root.objects(&[wrapper]);
-    let has_code = |object: &Object<'_>| object.texts(&[name]).any(|text| !text.trim().is_empty());
-    let unreadable = objects.iter().any(|object| !has_code(object) && object.all().any(says_something))
-        || objects.is_empty() && root.values(&[wrapper]).any(says_something);
-    let says = only(objects.iter().flat_map(|object| object.texts(&[name]).collect::<Vec<_>>()));
-    Place { says, unreadable, by_api_manager }
+    let mut texts = Vec::new();
+    let mut unreadable = false;
+    for value in root.elements(&[wrapper]) {
+        let object = serde_json::from_str::<Object<'_>>(value.get()).ok();
+        let found: Vec<_> =
+            object.iter().flat_map(|object| object.texts(&[name]).collect::<Vec<_>>()).collect();
+        unreadable |= found.iter().all(|text| text.trim().is_empty()) && says_something(value);
+        texts.extend(found);
+    }
+    Place { says: only(texts), unreadable, by_api_manager }
 }
 
 /// Whether there is anything in a value but nulls, empty texts, lists and objects.

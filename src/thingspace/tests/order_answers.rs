@@ -225,6 +225,7 @@ fn codes_that_contradict_each_other_make_the_outcome_unknown() {
         r#""faultResponse":{"faultcode":"X.REQUEST_ONHOLD.CreditApproval"}"#,
         r#""faultResponse":{"faultstring":"on hold"}"#,
         r#""faultResponse":"on hold""#,
+        r#""faultResponse":["on hold"]"#,
         r#""faultResponse":[{"faultcode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound"},{"detail":"x"}]"#,
         r#""error":"internal_server_error""#,
         r#""error":true"#,
@@ -240,6 +241,8 @@ fn codes_that_contradict_each_other_make_the_outcome_unknown() {
     }
     assert_unknown(401, r#"{"fault":{"code":900901},"error":"x"}"#);
     assert_unknown(429, r#"{"fault":{"code":900800},"errorCode":"X.REQUEST_FAILED.AccountNotFound"}"#);
+    assert_unknown(401, r#"{"fault":{"code":900901},"Fault":true}"#);
+    assert_unknown(401, r#"{"fault":[{"code":900901},"x"]}"#);
     assert_unknown(429, r#"{"code":"OK"}"#);
     // The same code once more contradicts nothing, and an empty envelope says nothing.
     for fields in [

@@ -198,7 +198,7 @@ impl Claims {
 }
 
 /// The id that a value carries exactly.
-fn carried(value: &Json) -> Option<RequestId> {
+pub(in crate::thingspace) fn carried(value: &Json) -> Option<RequestId> {
     let text = value.id().filter(|text| !is_no_value(text))?;
     RequestId::parse(&text).ok()
 }
