@@ -5,6 +5,7 @@
 
 mod dev;
 mod health;
+mod restore;
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use crate::{
 
 pub use dev::dev;
 pub use health::health;
+pub use restore::restore;
 
 /// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a quarter, at most this.
 const CLOSING: Duration = Duration::from_secs(5);

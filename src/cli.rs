@@ -9,7 +9,9 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 
-pub use operate::{Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Settle, Unblock};
+pub use operate::{
+    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Settle, Store, Unblock,
+};
 
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
 #[derive(Debug, Parser)]
@@ -30,6 +32,9 @@ For a running gateway, through its Unix socket:
   thingspace-gateway orders unknown --config gateway.toml
   thingspace-gateway callbacks list --config gateway.toml
   thingspace-gateway quarantine list --config gateway.toml
+
+For one that is stopped:
+  thingspace-gateway store restore store.backup --config gateway.toml
 
 Every key of the configuration can be set by environment too:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev

@@ -334,6 +334,18 @@ impl Config {
         Ok(config.control_socket())
     }
 
+    /// The file of the embedded store and the socket of the gateway with this configuration, also if something else in it
+    /// is wrong by now.
+    pub fn store_of(file: &Path) -> Result<(PathBuf, PathBuf), Problems> {
+        let (config, mut problems) = layers::merge(given(Some(file))?, &environment());
+        if config.store.kind != StoreKind::Embedded || config.store.path.as_os_str().is_empty() {
+            problems.push("store.path: there is no embedded store in this configuration");
+            return Err(problems);
+        }
+        let socket = config.control_socket();
+        Ok((config.store.path, socket))
+    }
+
     /// The socket on which the gateway answers its operators.
     pub fn control_socket(&self) -> PathBuf {
         if self.control.socket.as_os_str().is_empty() {

@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use thingspace_gateway::{
     app,
-    cli::{Cli, Command},
+    cli::{Cli, Command, Operate, Restore, Store},
     config::Config,
     control,
     shutdown::Stop,
@@ -38,8 +38,14 @@ fn main() -> ExitCode {
         }
     };
     match &cli.command {
+        Command::Operate(Operate::Store(Store::Restore(Restore { backup, config }))) => {
+            return match Config::store_of(config) {
+                Ok(store) => once(app::restore(backup.clone(), store, &mut io::stdout())),
+                Err(problems) => refuse(&problems),
+            };
+        }
         Command::Operate(command) => {
-            let remote = command.remote();
+            let Some(remote) = command.remote() else { return USAGE.into() };
             let socket =
                 remote.socket.clone().map_or_else(|| Config::socket_of(remote.config.as_deref()), Ok);
             return match socket {

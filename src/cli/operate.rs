@@ -40,11 +40,21 @@ Example:
   thingspace-gateway quarantine list --config gateway.toml"
     )]
     Quarantine(Quarantine),
+    /// What the gateway remembers
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  thingspace-gateway store restore store.backup --config gateway.toml"
+    )]
+    Store(Store),
 }
 
 impl Operate {
-    pub fn remote(&self) -> &Remote {
-        match self {
+    /// Which gateway is asked. `None`: the command works without one.
+    pub fn remote(&self) -> Option<&Remote> {
+        Some(match self {
+            Self::Store(Store::Restore(_)) => return None,
             Self::Status(remote)
             | Self::Unblock(Unblock { remote, .. })
             | Self::Orders(Orders::Unknown(remote) | Orders::Settle(Settle { remote, .. }))
@@ -55,7 +65,7 @@ impl Operate {
                 | Callbacks::Rotate(Account { remote, .. }),
             )
             | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. }) => remote,
-        }
+        })
     }
 }
 
@@ -204,6 +214,27 @@ Example:
         #[command(flatten)]
         remote: Remote,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Store {
+    /// Put a backup in the place of the embedded store of a gateway that is stopped
+    Restore(Restore),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+An order that was placed after the backup is placed a second time if its caller repeats it, so read docs/operations.md first.
+The file that is replaced is kept. The restored store begins a new epoch: watches that are resumed begin with a snapshot.
+
+Example:
+  thingspace-gateway store restore store.backup --config gateway.toml")]
+pub struct Restore {
+    /// A copy of a store that was not being written
+    pub backup: PathBuf,
+    /// The gateway's configuration file, which says where its store is
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
 }
 
 /// Which gateway, and how its answer is shown.

@@ -25,7 +25,7 @@ use super::{
     quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
 };
-use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle, Unblock};
+use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle, Store, Unblock};
 
 /// The longest that a command may take; some ask ThingSpace several times.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -36,7 +36,7 @@ const MAX_ANSWER: usize = 64 << 20;
 /// Carries out a command on the gateway with this socket.
 pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> anyhow::Result<()> {
     let gateway = Gateway { socket };
-    let json = command.remote().json;
+    let json = command.remote().is_some_and(|remote| remote.json);
     match command {
         Operate::Status(_) => {
             let status: Status = gateway.get(status::PATH).await?;
@@ -76,6 +76,7 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             let kept: Kept = gateway.get(&quarantine::show_path(*id)).await?;
             if json { show::json(out, &kept) } else { show::body(out, &kept.body) }
         }
+        Operate::Store(Store::Restore(_)) => bail!("it works without a gateway"),
     }
 }
 

@@ -18,6 +18,7 @@ mod file;
 mod follower;
 mod loss;
 mod record;
+mod restore;
 mod retention;
 mod tables;
 
@@ -44,7 +45,6 @@ use tokio::{
 };
 use uuid::Uuid;
 
-pub use self::record::path_of as record_path;
 use self::{
     ages::Ages,
     batch::{Answer, Command},
@@ -52,6 +52,10 @@ use self::{
     loss::Kind,
     record::{Found, Record},
     tables::{Entered, Incarnation, Tail},
+};
+pub use self::{
+    record::path_of as record_path,
+    restore::{Restored, restore},
 };
 use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,

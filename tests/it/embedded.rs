@@ -1,10 +1,14 @@
 //! What the embedded store survives: a wrong clock, and a file that is removed or put back.
 
-use std::path::Path;
+use std::{path::Path, process::Command};
 
 use redb::{Database, ReadableTable, TableDefinition};
+use thingspace_gateway::proto::esim::watch_request_response::Event;
 
-use crate::harness::*;
+use crate::{
+    harness::*,
+    process::{run, text},
+};
 
 const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> = TableDefinition::new("events");
 const BY_AGE: TableDefinition<u64, (i64, &str)> = TableDefinition::new("by_age");
@@ -76,4 +80,68 @@ async fn a_clock_that_jumps_by_forty_days_forgets_nothing() {
         let warned = log.iter().any(|line| line.contains("behind the last time stamp"));
         assert_eq!(warned, days > 0, "{log:?}");
     }
+}
+
+/// Removing the file under load is noticed at once, and the same key never orders twice.
+#[tokio::test]
+async fn a_store_that_is_removed_under_a_running_gateway() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.config();
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let mut client = gateway.client().await;
+    let first = place(&mut client, "first", [1]).await.unwrap();
+    std::fs::remove_file(&config.store.path).unwrap();
+    let refused = place(&mut client, "second", [2]).await.unwrap_err();
+    assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
+    assert_eq!(upstream.sim.ledger().orders.len(), 1);
+    gateway.terminate();
+    let (_, log) = gateway.wait().await;
+    let errors: Vec<_> = log.iter().filter(|line| line.contains("\"ERROR\"")).collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("was removed while the gateway was running"), "{errors:?}");
+
+    // It was written again at the end.
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let mut client = gateway.client().await;
+    assert_eq!(place(&mut client, "first", [1]).await.unwrap(), first);
+    place(&mut client, "second", [2]).await.unwrap();
+    assert_eq!(upstream.sim.ledger().orders.len(), 2);
+}
+
+/// `store restore` works only while the gateway is stopped, and what it restores is used at once.
+#[tokio::test]
+async fn a_backup_is_restored_by_a_command() {
+    let upstream = Upstream::manual().await;
+    let config = upstream.config();
+    let backup = upstream.dir.path().join("backup");
+    let restore = || {
+        let mut command = Command::new(BINARY);
+        command.args(["store", "restore"]).arg(&backup);
+        command.arg("--config").arg(write_config(&config, upstream.dir.path()));
+        run(command)
+    };
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", [1]).await.unwrap();
+    gateway.terminate();
+    assert!(gateway.wait().await.0.success());
+    std::fs::copy(&config.store.path, &backup).unwrap();
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let mut watching = watch(&mut gateway.client().await, &id, "").await.unwrap();
+    let (_, token) = watching.event().await;
+    let refused = restore().await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("stop it first"), "{}", text(&refused.stderr));
+    gateway.terminate();
+    assert!(gateway.wait().await.0.success());
+
+    let restored = restore().await;
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    assert!(text(&restored.stdout).contains("unblock"), "{}", text(&restored.stdout));
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let mut client = gateway.client().await;
+    assert_eq!(place(&mut client, "k", [1]).await.unwrap(), id);
+    // The token belongs to another epoch: the watch begins with a snapshot.
+    let mut watching = watch(&mut client, &id, &token).await.unwrap();
+    assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
 }

@@ -215,3 +215,40 @@ async fn a_restored_store_begins_a_new_epoch() {
     let store = open(&path);
     assert_eq!((store.loss(), store.has_lost_cells()), (None, true));
 }
+
+#[tokio::test]
+async fn a_backup_that_is_restored_begins_a_new_epoch_and_the_former_file_is_kept() {
+    let (_folder, path) = place();
+    let (log, backup) = with_copy(&path).await;
+    let running = open(&path);
+    let last = contract::read_to_end(&running, &log).await.unwrap()[1].position;
+    let refused = restore(&backup, &path).unwrap_err().to_string();
+    assert!(refused.contains("is another gateway using it?"), "{refused}");
+    running.close().await;
+    assert!(restore(&path, &path).is_err(), "the store is no backup of itself");
+    let no_store = path.with_extension("text");
+    fs::write(&no_store, "not a store").unwrap();
+    restore(&no_store, &path).unwrap_err();
+    let untouched = open(&path);
+    assert_eq!(contract::read_to_end(&untouched, &log).await.unwrap().len(), 2);
+    untouched.close().await;
+
+    let restored = restore(&backup, &path).unwrap();
+    assert_eq!(restored.sequence, 1);
+    let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&path), 0o600);
+    let store = open(&path);
+    assert_eq!((store.loss(), store.has_lost_cells()), (None, true));
+    let mut followed = store.follow(Some(last));
+    assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
+    assert_eq!(store.load(&CellName::permanent("guard/user/a")).await.unwrap(), None);
+    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one"]);
+    store.close().await;
+    let former = open(&restored.replaced.unwrap());
+    assert_eq!(contract::texts(&contract::read_to_end(&former, &log).await.unwrap()), ["one", "two"]);
+
+    // Also where nothing is left.
+    fs::remove_file(&path).unwrap();
+    assert_eq!(restore(&backup, &path).unwrap(), Restored { sequence: 1, replaced: None });
+    assert_eq!(open(&path).loss(), None);
+}
