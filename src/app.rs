@@ -9,7 +9,7 @@ mod restore;
 
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
@@ -211,7 +211,10 @@ impl App {
             () = stop.soft.cancelled() => {}
             served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
             // Without it nothing that is stored would be seen any more: better to start anew.
-            ended = &mut running => ended.context("following the store panicked")?,
+            ended = &mut running => {
+                ended.context("following the store panicked")?;
+                bail!("following the store ended");
+            }
             never = keep_health(&self.requests, secrets.as_ref(), &health) => match never {},
         }
 
@@ -316,7 +319,8 @@ async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &He
         }
         set_health(health, ServingStatus::Serving).await;
         info!("ready");
-        requests.lost().await;
+        requests.unready().await;
+        warn!(reason = requests.waits_for(), "no longer ready");
         set_health(health, ServingStatus::NotServing).await;
     }
 }

@@ -10,6 +10,7 @@ mod logins;
 mod orders;
 mod quarantine;
 mod status;
+mod store;
 
 use std::{
     fs, io,
@@ -115,6 +116,7 @@ impl Control {
             .merge(orders::routes())
             .merge(callbacks::routes())
             .merge(quarantine::routes())
+            .merge(store::routes())
             .with_state(subject)
             .layer(DefaultBodyLimit::max(MAX_BODY));
         Ok(Self { listener, socket: Removed(path), router })

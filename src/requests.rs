@@ -11,6 +11,7 @@ pub mod key;
 pub mod order;
 pub mod orders;
 pub mod poller;
+mod readiness;
 pub mod resolve;
 pub mod state;
 pub mod token;
@@ -30,6 +31,7 @@ use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
 pub use orders::{Placed, Placement};
+pub use readiness::StoreMemory;
 pub use resolve::{SettleError, Settlement, UnknownOrder};
 
 use crate::{
@@ -50,9 +52,6 @@ use watch::Watch;
 /// How often an append is repeated, with the same event id, when the store did not say whether it stored, and how long.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
-
-/// Between attempts to load the key of tokens at the start.
-const KEY_RETRY: Duration = Duration::from_millis(500);
 
 /// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be a second defect.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -194,42 +193,6 @@ impl Requests {
             }
         };
         tokio::join!(follow, ask);
-    }
-
-    /// Resolves when calls can be answered: from here on also some of those that come while the store is away.
-    pub async fn ready(&self) {
-        self.hub.caught_up().await;
-        while let Err(error) = self.token_key().await {
-            debug!(%error, "cannot load the key of tokens yet");
-            tokio::time::sleep(KEY_RETRY).await;
-        }
-    }
-
-    /// Resolves when the store was replaced and is read anew.
-    pub async fn lost(&self) {
-        self.hub.lost().await;
-    }
-
-    pub fn is_ready(&self) -> bool {
-        self.waits_for().is_none()
-    }
-
-    /// Why calls cannot be answered yet.
-    pub fn waits_for(&self) -> Option<String> {
-        let waits = if !self.hub.is_caught_up() {
-            "what is stored has not been read yet"
-        } else if lock(&self.token_key).is_none() {
-            "the key of tokens has not been read yet"
-        } else {
-            return None;
-        };
-        Some(self.store.trouble().map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")))
-    }
-
-    /// What is wrong with the store, for people.
-    pub fn store_trouble(&self) -> Option<String> {
-        let shortage = || Some(format!("new orders are refused: {}", self.store.shortage()?));
-        self.store.trouble().or_else(shortage)
     }
 
     /// How many events were read from the store since the start.

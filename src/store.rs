@@ -104,6 +104,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Where the store ends, as far as it knows without a look; `None`: it does not know. A follower that stays behind
+    /// stands still.
+    fn end(&self) -> Option<Position> {
+        None
+    }
+
     /// Waits until the store can be used.
     async fn usable(&self) {}
 

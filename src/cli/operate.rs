@@ -45,6 +45,7 @@ Example:
         subcommand,
         after_help = "\
 Example:
+  thingspace-gateway store accept-loss --config gateway.toml
   thingspace-gateway store restore store.backup --config gateway.toml"
     )]
     Store(Store),
@@ -64,7 +65,8 @@ impl Operate {
                 | Callbacks::Deregister(Account { remote, .. })
                 | Callbacks::Rotate(Account { remote, .. }),
             )
-            | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. }) => remote,
+            | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. })
+            | Self::Store(Store::AcceptLoss { remote, .. }) => remote,
         })
     }
 }
@@ -220,6 +222,22 @@ Example:
 pub enum Store {
     /// Put a backup in the place of the embedded store of a gateway that is stopped
     Restore(Restore),
+    /// Accept that the store forgot something, and go on without it
+    #[command(after_help = "\
+A gateway whose store forgot something does nothing until this command: `status` says what is missing. An order whose key
+was forgotten is placed a second time if its caller repeats it, so read docs/operations.md first. One replica carries the
+command out for all.
+
+Examples:
+  thingspace-gateway store accept-loss --config gateway.toml
+  thingspace-gateway store accept-loss --restored --config gateway.toml    after a backup was restored")]
+    AcceptLoss {
+        /// A backup was restored: begin a new epoch even if the gateway noticed no loss
+        #[arg(long)]
+        restored: bool,
+        #[command(flatten)]
+        remote: Remote,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -24,6 +24,7 @@ use super::{
     orders::{self, Outcome, UnknownOrder},
     quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
+    store,
 };
 use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle, Store, Unblock};
 
@@ -77,6 +78,11 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             if json { show::json(out, &kept) } else { show::body(out, &kept.body) }
         }
         Operate::Store(Store::Restore(_)) => bail!("it works without a gateway"),
+        Operate::Store(Store::AcceptLoss { restored, .. }) => {
+            let body = store::AcceptLoss { restored: *restored };
+            let done: store::Accepted = gateway.post(store::ACCEPT_LOSS, &body).await?;
+            if json { show::json(out, &done) } else { show::accepted(out, &done) }
+        }
     }
 }
 

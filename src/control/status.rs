@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Subject,
     logins::{Login, logins},
+    store::{Memory, memory},
 };
 use crate::thingspace::HostHealth;
 
@@ -27,6 +28,7 @@ pub(super) struct Status {
     pub(super) store: String,
     /// Why it cannot be used now, or, where that shows only then, why it could not be written to last time.
     pub(super) store_trouble: Option<String>,
+    pub(super) store_memory: Memory,
     pub(super) open_requests: usize,
     pub(super) open_devices: usize,
     /// `None`: the store does not say.
@@ -76,6 +78,7 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         waits_for,
         store: subject.instance.store.clone(),
         store_trouble: subject.requests.store_trouble(),
+        store_memory: memory(&subject),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
         unknown_orders: unknown,

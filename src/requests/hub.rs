@@ -10,7 +10,7 @@ use std::{
     collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -65,6 +65,8 @@ pub struct Hub {
     finished: Finished,
     /// Something may be done for an order that nobody is waiting with.
     stirred: Notify,
+    /// The follower ended or stands still, and has made no progress since.
+    stalled: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -109,6 +111,7 @@ impl Hub {
             events_read: AtomicU64::new(0),
             finished: Finished::default(),
             stirred: Notify::new(),
+            stalled: AtomicBool::new(false),
         }
     }
 
@@ -124,6 +127,11 @@ impl Hub {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as self.
         let _ = progress.wait_for(|p| !p.caught_up).await;
+    }
+
+    /// Whether the store is no longer followed.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled.load(Ordering::Relaxed)
     }
 
     pub fn is_caught_up(&self) -> bool {
@@ -210,6 +218,13 @@ impl Hub {
         })
         .await?;
         Ok(found)
+    }
+
+    /// Whether the store holds an event of a request at a position.
+    pub async fn holds(&self, id: &RequestId, position: Position) -> Result<bool, StoreError> {
+        let log = LogName::request(id.as_str());
+        let next = self.store.read(&log, position.sequence.saturating_sub(1), 1).await?;
+        Ok(next.first().is_some_and(|entry| entry.position == position))
     }
 
     /// An order, from its log.

@@ -95,20 +95,8 @@ impl Watch {
         heartbeat: Duration,
     ) -> Result<Self, Error> {
         let cursor = match resume {
-            None => Cursor::Beginning,
-            Some(resume) => {
-                // Another replica may have been ahead of this one.
-                let revision = || attached.tracked.lock().request.revision;
-                if revision() < resume.revision {
-                    hub.folded(resume.position).await;
-                }
-                if revision() < resume.revision {
-                    return Err(Error::Store(StoreError::Unavailable(
-                        "this replica is behind the token".to_owned(),
-                    )));
-                }
-                Cursor::After(resume)
-            }
+            Some(resume) if fits(&hub, &attached.tracked, resume).await? => Cursor::After(resume),
+            _ => Cursor::Beginning,
         };
         Ok(Self { hub, attached, key, cursor, heartbeat, last: None })
     }
@@ -189,6 +177,34 @@ impl Watch {
             position: given.position,
         }))
     }
+}
+
+/// Whether a token is about a place in the history of this request. After an older copy of the store was put back, its
+/// revision may be missing, or may exist again with other content. Then the watch has to begin with a snapshot.
+async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Error> {
+    let Resume { position, revision } = resume;
+    let is_behind = || tracked.lock().position().sequence < position.sequence;
+    if is_behind() {
+        // Another replica may have been ahead of this one.
+        hub.folded(position).await;
+    }
+    if is_behind() {
+        if !hub.holds(&tracked.id, position).await? {
+            return Ok(false);
+        }
+        let behind = "this replica is behind the token".to_owned();
+        return Err(Error::Store(StoreError::Unavailable(behind)));
+    }
+    let before = revision.saturating_sub(1);
+    let in_memory = tracked.lock().after(before);
+    let transitions = match in_memory {
+        Some(transitions) => transitions,
+        None => hub.transitions(&tracked.id, before).await?,
+    };
+    let is_there = revision == 0 || transitions.iter().any(|t| t.revision == revision);
+    let in_order =
+        |t: &Arc<Transition>| (t.revision <= revision) == (t.position.sequence <= position.sequence);
+    Ok(is_there && transitions.iter().all(in_order))
 }
 
 /// What there is for a watch.

@@ -6,13 +6,20 @@
 //! connections and consumers. Never blocks a start: without NATS, or with streams that are not what they must be, the
 //! store says so ([`Store::trouble`]), refuses everything with [`StoreError::Unavailable`] and heals by itself.
 //! Never makes a consumer per read, never changes or deletes a stream.
+//!
+//! Streams that forgot something are noticed: see `keeper` and `record`. Until an operator accepts the loss
+//! ([`Store::accept_loss`]), everything is refused, and no stream is made anew.
 
 mod cells;
+mod facts;
 mod follower;
+mod keeper;
 mod link;
 mod logs;
 mod names;
 mod publish;
+mod record;
+mod room;
 mod streams;
 
 #[cfg(test)]
@@ -20,32 +27,33 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::{publish::PublishAck, stream::Stream};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use jiff::Timestamp;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::{
+    facts::Facts,
+    keeper::Memory,
     link::{Link, backoff},
     names::Names,
-    publish::{RETRY_LEAST, RETRY_MOST},
+    publish::{Failure, RETRY_LEAST, RETRY_MOST},
+    room::Room,
     streams::{Hindrance, Wanted},
 };
 use super::{
-    CellName, Entry, Followed, LogName, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
+    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
     Versioned,
 };
 use crate::config;
@@ -55,10 +63,6 @@ const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long NATS may be away before everything is refused at once instead of waiting for it.
 const AWAY_AFTER: Duration = Duration::from_secs(2);
-
-/// Between two looks at streams that cannot be used.
-const LOOK_LEAST: Duration = Duration::from_millis(100);
-const LOOK_MOST: Duration = Duration::from_secs(5);
 
 /// How much may be under way, in bytes; callers beyond it wait for room.
 const UNDER_WAY_BYTES: usize = 16 * 1024 * 1024;
@@ -76,6 +80,7 @@ pub struct Nats {
 /// What the handle, its followers and the keeper have in common.
 struct Shared {
     names: Names,
+    wanted: Wanted,
     /// For everything but followers.
     link: Link,
     /// For followers, so that a long replay holds up nothing.
@@ -83,21 +88,46 @@ struct Shared {
     standing: watch::Sender<Standing>,
     /// Asks the keeper to look at the streams again.
     look: Notify,
-    /// The largest sequence of an event that is known.
-    seen: AtomicU64,
-    room: Arc<Semaphore>,
+    /// What is known of the streams; taken for whole looks.
+    memory: tokio::sync::Mutex<Memory>,
+    /// What of it everybody needs at any time.
+    facts: Mutex<Facts>,
+    room: Room,
+    under_way: Arc<Semaphore>,
     end: CancellationToken,
 }
 
 /// Whether the streams can be used.
 #[derive(Debug, Clone)]
 enum Standing {
-    /// The stream of events was born as this.
-    There(u64),
-    Not {
-        why: Hindrance,
-        since: Instant,
-    },
+    There(There),
+    Not { why: Hindrance, since: Instant },
+}
+
+/// Waits until the store can be used; `None`: it never will be.
+async fn until_there(standing: &mut watch::Receiver<Standing>) -> Option<There> {
+    let standing = standing.wait_for(|now| matches!(now, Standing::There(_))).await.ok()?;
+    match *standing {
+        Standing::There(there) => Some(there),
+        Standing::Not { .. } => None,
+    }
+}
+
+impl Standing {
+    fn is(&self, there: There) -> bool {
+        let incarnation = |there: &There| (there.epoch, there.created_ns);
+        matches!(self, Self::There(now) if incarnation(now) == incarnation(&there))
+    }
+}
+
+/// Which incarnation of the store is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct There {
+    epoch: u64,
+    /// When its stream of events was created, Unix time in nanoseconds.
+    created_ns: u64,
+    /// Over which connection the streams were looked at; see [`link::State::made`].
+    connection: u64,
 }
 
 impl Nats {
@@ -113,18 +143,19 @@ impl Nats {
         let end = CancellationToken::new();
         let shared = Arc::new(Shared {
             names,
+            wanted,
             link,
             follow_link,
             standing: watch::Sender::new(Standing::Not { why, since: Instant::now() }),
             look: Notify::new(),
-            seen: AtomicU64::new(0),
-            room: Arc::new(Semaphore::new(UNDER_WAY_BYTES)),
+            memory: tokio::sync::Mutex::default(),
+            facts: Mutex::default(),
+            room: Room::new(settings.max_bytes),
+            under_way: Arc::new(Semaphore::new(UNDER_WAY_BYTES)),
             end: end.clone(),
         });
-        tokio::spawn({
-            let (shared, servers) = (Arc::clone(&shared), settings.url.clone());
-            async move { shared.end.run_until_cancelled(shared.keep(&wanted, &servers)).await }
-        });
+        let keeper = Arc::clone(&shared).keep(settings.url.clone());
+        tokio::spawn(end.clone().run_until_cancelled_owned(keeper));
         Ok(Self { shared, _end: end.drop_guard() })
     }
 }
@@ -169,17 +200,45 @@ impl Store for Nats {
         }
     }
 
+    fn loss(&self) -> Option<Loss> {
+        self.shared.facts().loss.clone()
+    }
+
+    async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
+        self.shared.accept_loss(restored).await
+    }
+
+    fn has_lost_cells(&self) -> bool {
+        self.shared.facts().cells_lost
+    }
+
+    fn remembers_since(&self) -> Option<Timestamp> {
+        self.shared.facts().remembers_since
+    }
+
+    fn age(&self, _position: Position, time: Timestamp) -> Duration {
+        self.shared.facts().age(time)
+    }
+
+    fn shortage(&self) -> Option<String> {
+        self.shared.room.shortage()
+    }
+
+    fn end(&self) -> Option<Position> {
+        self.shared.facts().end()
+    }
+
     async fn usable(&self) {
-        let mut standing = self.shared.standing.subscribe();
-        let _ = standing.wait_for(|standing| matches!(standing, Standing::There(_))).await;
+        until_there(&mut self.shared.standing.subscribe()).await;
     }
 
     async fn close(&self) {
+        let _ = tokio::time::timeout(link::ANSWER, self.shared.last_refresh()).await;
         self.shared.end.cancel();
         // Whoever is under way has room; that all of it is free again means that all have finished.
         let all = u32::try_from(UNDER_WAY_BYTES).expect("it is less than 4 GiB");
-        let _ = self.shared.room.acquire_many(all).await;
-        self.shared.room.close();
+        let _ = self.shared.under_way.acquire_many(all).await;
+        self.shared.under_way.close();
         for link in [&self.shared.link, &self.shared.follow_link] {
             // What is left of it are subscriptions; a connection that is down has none.
             let _ = link.client.drain().await;
@@ -197,49 +256,16 @@ impl fmt::Debug for Nats {
 }
 
 impl Shared {
-    /// Looks after the streams: each time the connection is made, and when somebody misses them.
-    async fn keep(&self, wanted: &Wanted, servers: &str) {
-        let mut link = self.link.state.clone();
-        let (mut known, mut failures, mut said) = (false, 0, false);
-        loop {
-            let state = link.borrow_and_update().clone();
-            if !state.up {
-                if let Some(error) = state.complaint.as_ref().filter(|_| !said) {
-                    tracing::warn!(servers, error, "cannot connect to NATS; trying on");
-                    said = true;
-                }
-                let why = state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
-                self.stand(Err(Hindrance::Away(format!("not connected to NATS{why}"))));
-                if link.changed().await.is_err() {
-                    return;
-                }
-                continue;
-            }
-            said = false;
-            let established = streams::establish(&self.link, wanted, known).await;
-            failures = if established.is_ok() { 0 } else { failures + 1 };
-            known |= established.is_ok();
-            self.stand(established);
-            let wait = if failures == 0 { Duration::MAX } else { backoff(failures, LOOK_LEAST, LOOK_MOST) };
-            tokio::select! {
-                changed = link.changed() => if changed.is_err() { return },
-                // Many miss them at once.
-                () = self.look.notified() => sleep(LOOK_LEAST).await,
-                () = sleep(wait) => {}
-            }
-        }
-    }
-
     /// Takes note of how the streams are, and says so when that changes.
-    fn stand(&self, now: Result<u64, Hindrance>) {
+    fn stand(&self, now: Result<There, Hindrance>) {
         self.standing.send_modify(|standing| {
             let (before, since) = match standing {
-                Standing::There(epoch) => (Ok(*epoch), Instant::now()),
+                Standing::There(there) => (Ok(*there), Instant::now()),
                 Standing::Not { why, since } => (Err(why.clone()), *since),
             };
             match (&now, &before) {
-                (Ok(epoch), Ok(before)) if epoch != before => {
-                    tracing::warn!("the stream of events was replaced by another one");
+                (Ok(there), Ok(before)) if there.epoch != before.epoch => {
+                    tracing::warn!("the store begins a new epoch: an operator accepted a loss");
                 }
                 (Ok(_), Err(_)) => tracing::info!("the store is there"),
                 (Err(Hindrance::Away(why)), Ok(_)) => tracing::warn!(why, "the store is away"),
@@ -249,26 +275,34 @@ impl Shared {
                 _ => {}
             }
             *standing = match now {
-                Ok(epoch) => {
-                    if before != Ok(epoch) {
-                        self.seen.store(0, Ordering::Relaxed);
-                    }
-                    Standing::There(epoch)
-                }
+                Ok(there) => Standing::There(there),
                 Err(why) => Standing::Not { why, since },
             };
         });
     }
 
-    /// Waits until the streams can be used, a little; what the stream of events was born as.
-    async fn there(&self) -> Result<u64, StoreError> {
+    /// Something looks as if it was lost: nothing is done until the streams were looked at again. Returns why.
+    fn suspect(&self, what: &str) -> String {
+        let why = format!("{what}; looking again");
+        self.stand(Err(Hindrance::Away(why.clone())));
+        self.look.notify_one();
+        why
+    }
+
+    /// Waits until the streams can be used, a little. What was found before the servers were away counts no more.
+    async fn there(&self) -> Result<There, StoreError> {
         let mut standing = self.standing.subscribe();
+        let began = Instant::now();
         loop {
             if self.end.is_cancelled() {
                 return Err(StoreError::Unavailable("it was closed".to_owned()));
             }
+            let connection = self.link.state.borrow().made;
             let (why, since) = match &*standing.borrow_and_update() {
-                Standing::There(epoch) => return Ok(*epoch),
+                Standing::There(there) if there.connection == connection => return Ok(*there),
+                Standing::There(_) => {
+                    (Hindrance::Away("the connection to NATS was made anew".to_owned()), began)
+                }
                 Standing::Not { why, since } => (why.clone(), *since),
             };
             let patient = matches!(why, Hindrance::Away(_));
@@ -278,13 +312,30 @@ impl Shared {
         }
     }
 
+    /// A message was stored. A sequence that was given before is one of a stream that went back. `seen`: the last sequence
+    /// that was known when it was sent.
+    fn acknowledged(&self, epoch: u64, stream: usize, seen: u64, stored: &PublishAck) -> Result<(), Failure> {
+        let sequence = stored.sequence;
+        if stored.duplicate || sequence > seen {
+            self.facts().saw(epoch, stream, sequence);
+            return Ok(());
+        }
+        let name = self.names.streams()[stream];
+        let why = self.suspect(&format!("stream {name} ended at {seen} and stored something at {sequence}"));
+        Err(Failure::Unknown(why))
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Room for a message under way; refuses what is too large.
     async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
         if bytes > MAX_EVENT_BYTES {
             return Err(StoreError::TooLarge(bytes));
         }
         let permits = u32::try_from(bytes + MESSAGE_BYTES).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(permits).await;
+        let room = Arc::clone(&self.under_way).acquire_many_owned(permits).await;
         room.map_err(|_| StoreError::Unavailable("it was closed".to_owned()))
     }
 
@@ -320,7 +371,9 @@ impl Shared {
 
 impl fmt::Display for Hindrance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Away(why) | Self::Wrong(why)) = self;
-        f.write_str(why)
+        match self {
+            Self::Away(why) | Self::Wrong(why) => f.write_str(why),
+            Self::Lost(loss) => write!(f, "it forgot something: {}", loss.what),
+        }
     }
 }

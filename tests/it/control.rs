@@ -177,6 +177,41 @@ async fn status_says_what_is_wrong_with_the_store() {
     gateway.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_accepts_that_the_store_forgot_something() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let mut client = process.client().await;
+    place(&mut client, "k", [0]).await.unwrap();
+    assert_eq!(told(&file, &["store", "accept-loss"]).await, "The store lost nothing.\n");
+    let before = json(&file, &["status"]).await["store_memory"].clone();
+    assert!(before["remembers_since"].is_string() && before["lost"].is_null(), "{before}");
+
+    let admin = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    admin.delete_stream("gw_keys").await.unwrap();
+    eventually("the loss is noticed", async || {
+        json(&file, &["status"]).await["store_memory"]["lost"]["what"] == "stream gw_keys was deleted"
+    })
+    .await;
+    let said = told(&file, &["status"]).await;
+    assert!(said.contains("ready                 no: the store forgot something: stream gw_keys"), "{said}");
+    assert!(said.contains("store lost            stream gw_keys was deleted, noticed "), "{said}");
+    let done = told(&file, &["store", "accept-loss"]).await;
+    assert!(done.starts_with("Accepted: stream gw_keys was deleted."), "{done}");
+    eventually("it is ready", async || json(&file, &["status"]).await["ready"] == true).await;
+    let after = json(&file, &["status"]).await["store_memory"].clone();
+    assert!(after["lost"].is_null() && after["remembers_since"] != before["remembers_since"], "{after}");
+    place(&mut client, "other", [1]).await.unwrap();
+
+    process.terminate();
+    let (_, log) = process.wait().await;
+    let lines = |what: &str| log.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(lines("\"target\":\"audit\""), 1, "{log:#?}");
+    assert_eq!(lines("\"level\":\"ERROR\""), 1, "{log:#?}");
+}
+
 /// One could be made by renaming, and no command would reach it.
 #[tokio::test]
 async fn a_path_that_is_too_long_for_a_socket_is_refused() {
@@ -189,7 +224,7 @@ async fn a_path_that_is_too_long_for_a_socket_is_refused() {
 
 #[tokio::test]
 async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 15] = [
         &["status"],
         &["unblock"],
         &["orders"],
@@ -203,6 +238,8 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         &["quarantine"],
         &["quarantine", "list"],
         &["quarantine", "show"],
+        &["store"],
+        &["store", "accept-loss"],
     ];
     for command in commands {
         let mut help = Command::new(BINARY);

@@ -23,6 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(40);
 /// How long it may take to answer whether it is well.
 const ANSWER: Duration = Duration::from_secs(2);
 
+/// Between what every configuration has and what is particular to one.
+const MORE: &str = "# more\n";
+
 /// One server; killed when dropped.
 #[derive(Debug)]
 pub struct NatsServer {
@@ -79,7 +82,7 @@ impl NatsServer {
         let Ports { client, health, .. } = at;
         let text = format!(
             "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: \"{said}\"\n\
-             jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n{more}\n"
+             jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n{MORE}{more}\n"
         );
         fs::write(&config, text).unwrap();
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }
@@ -97,6 +100,11 @@ impl NatsServer {
 
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where it keeps a stream, while it does not run.
+    pub fn stream_folder(&self, stream: &str) -> PathBuf {
+        self.config.with_file_name(&self.name).join("jetstream/$G/streams").join(stream)
     }
 
     /// Starts it, where it was and with what it had. It is not ready yet.
@@ -148,6 +156,14 @@ impl NatsServer {
     /// It stands still, with all its connections.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
+    }
+
+    /// It reads its configuration again, with other lines in it.
+    pub fn reload_with(&self, more: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        let (common, _) = text.split_once(MORE).unwrap();
+        fs::write(&self.config, format!("{common}{MORE}{more}\n")).unwrap();
+        self.signal(Signal::HUP);
     }
 
     pub fn thaw(&self) {
@@ -239,6 +255,23 @@ impl Ports {
         let first = NEXT.fetch_add(3, Ordering::Relaxed);
         let [client, cluster, health] = [0, 1, 2].map(|n| SocketAddrV4::new(address, first + n));
         Self { client, cluster, health }
+    }
+}
+
+/// Copies a folder, in place of what is there.
+pub fn copy_folder(from: &Path, to: &Path) {
+    if to.exists() {
+        fs::remove_dir_all(to).unwrap();
+    }
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 

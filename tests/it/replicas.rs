@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use futures_util::future::join_all;
 use thingspace_gateway::{
     callbacks::registration::Registration,
@@ -24,18 +23,18 @@ use crate::{
     nats_server::NatsServer,
 };
 
-async fn health(gateway: &Gateway) -> ServingStatus {
+pub async fn health(gateway: &Gateway) -> ServingStatus {
     let mut client = HealthClient::new(channel(gateway.address).await);
     let asked = client.check(HealthCheckRequest { service: String::new() });
     within("health", asked).await.unwrap().into_inner().status()
 }
 
-async fn readiness(gateway: &Gateway) -> (u16, String) {
+pub async fn readiness(gateway: &Gateway) -> (u16, String) {
     let answer = within("a probe", reqwest::get(format!("http://{}/readyz", gateway.admin))).await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
-async fn stop(gateways: impl IntoIterator<Item = Gateway>) {
+pub async fn stop(gateways: impl IntoIterator<Item = Gateway>) {
     join_all(gateways.into_iter().map(Gateway::stop)).await;
 }
 
@@ -244,56 +243,6 @@ async fn a_start_without_nats_waits_for_it() {
     let answer = within("an answer", http.post(&url).body("{}").send()).await.unwrap();
     assert_eq!(answer.status(), 404);
     stop([gateway]).await;
-}
-
-/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if it were new.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replaced_stream_is_read_anew() {
-    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
-    let config = upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 0);
-    let gateway = Gateway::start(config.clone()).await;
-    let mut client = gateway.client().await;
-    let id = place(&mut client, "before", 0..2).await.unwrap();
-    let mut watching = watch(&mut client, &id, "").await.unwrap();
-    let (_, token) = watching.event().await;
-    let path = Sender::new(&gateway).path;
-    let mut health = HealthClient::new(channel(gateway.address).await);
-    let asked = health.watch(HealthCheckRequest { service: String::new() });
-    let mut health = within("health", asked).await.unwrap().into_inner();
-
-    let admin = jetstream::new(async_nats::connect(nats.url()).await.unwrap());
-    for stream in ["events", "cells", "keys"] {
-        admin.delete_stream(format!("{}_{stream}", config.store.nats.prefix)).await.unwrap();
-    }
-    let ended = loop {
-        match watching.next().await {
-            Ok(Some(message)) => assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}"),
-            Ok(None) => panic!("it is not finished"),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!(kind(&ended), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
-    assert_eq!(ended.get_details_error_info().unwrap().metadata["resumeToken"], token);
-
-    let mut next = async || within("a health", health.message()).await.unwrap().unwrap().status();
-    assert_eq!(next().await, ServingStatus::Serving);
-    // Two changes close to each other may be told as one.
-    if next().await == ServingStatus::NotServing {
-        assert_eq!(next().await, ServingStatus::Serving);
-    }
-    // The token is of another store: the watch begins with where the request stands, as ThingSpace tells it.
-    upstream.sim.finish_all(&id, Outcome::Success);
-    let mut again = client.clone();
-    let resumed = eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
-    let rest = resumed.rest().await;
-    assert!(matches!(rest[0].event, Some(Event::Snapshot(_))), "{rest:?}");
-    let other =
-        eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await).await;
-    assert_eq!(ask(&mut again, question(&other)).await.unwrap().revision, 1);
-    // What ThingSpace was told of callbacks holds on.
-    let second = Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
-    eventually("the path is as it was", async || Sender::new(&second).path == path).await;
-    stop([gateway, second]).await;
 }
 
 /// Unwatched, it would be asked about in hours.

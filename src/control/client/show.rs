@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, io::Write};
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
@@ -11,6 +12,7 @@ use crate::{
         orders::UnknownOrder,
         quarantine::Quarantined,
         status::{Host, Status},
+        store::Accepted,
     },
     identity::AccountName,
 };
@@ -45,12 +47,17 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         ["configuration".to_owned(), config],
         ["ready".to_owned(), ready],
         ["store".to_owned(), store],
+        ["remembers since".to_owned(), since(status.store_memory.remembers_since)],
         ["open requests".to_owned(), status.open_requests.to_string()],
         ["open devices".to_owned(), status.open_devices.to_string()],
         ["unknown orders".to_owned(), unknown],
         ["finished by callback".to_owned(), status.finished_by_callback.to_string()],
         ["finished by poll".to_owned(), status.finished_by_poll.to_string()],
     ];
+    if let Some(lost) = &status.store_memory.lost {
+        let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
+        rows.insert(2, ["store lost".to_owned(), what]);
+    }
     let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
     rows.extend(status.logins.iter().map(login));
     let host = |host: &Host| {
@@ -65,6 +72,22 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         rows.push(["callbacks certificate".to_owned(), format!("expires {expires:.0}")]);
     }
     table(out, &rows)
+}
+
+fn since(time: Option<Timestamp>) -> String {
+    time.map_or_else(|| "not known".to_owned(), |time| format!("{time:.0}"))
+}
+
+pub(super) fn accepted(out: &mut dyn Write, done: &Accepted) -> anyhow::Result<()> {
+    match &done.accepted {
+        Some(what) => writeln!(
+            out,
+            "Accepted: {what}. Nothing from before {} is certain.",
+            since(done.remembers_since)
+        )?,
+        None => writeln!(out, "The store lost nothing.")?,
+    }
+    Ok(())
 }
 
 pub(super) fn unblocked(out: &mut dyn Write, name: &str, done: &Unblocked) -> anyhow::Result<()> {

@@ -7,8 +7,9 @@ use std::{
 };
 
 use futures_util::StreamExt;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
 use crate::{
@@ -31,19 +32,52 @@ const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
+/// A follower that is behind the end of a usable store and makes no progress for this long stands still.
+const STANDS_STILL_AFTER: Duration = Duration::from_secs(30);
+
+/// How often the follower's progress is checked.
+const PROGRESS_CHECK: Duration = Duration::from_secs(1);
+
+/// Why following ended before it was stopped.
+enum Interrupted {
+    Lost(store::Lost),
+    /// The stream of events ended, which it must not.
+    Ended,
+    StandsStill,
+}
+
 impl Hub {
-    /// Follows the store until stopped.
+    /// Follows the store until stopped. A follower that ends or stands still is replaced by a new one.
     pub async fn follow(&self, stop: CancellationToken) {
         let mut from = self.low_water(&stop).await;
-        while let Some(lost) = stop.run_until_cancelled(self.follow_from(from)).await {
-            match lost {
-                store::Lost::Replaced => warn!("the store was replaced; starting over"),
-                store::Lost::TooOld => {
-                    info!("the low-water mark is older than the oldest event; starting from that");
+        while let Some(why) = stop.run_until_cancelled(self.follow_from(from)).await {
+            let why = match why {
+                Interrupted::Lost(lost) => {
+                    match lost {
+                        store::Lost::Replaced => warn!("the store was replaced; starting over"),
+                        store::Lost::TooOld => {
+                            info!("the low-water mark is older than the oldest event; starting from that");
+                        }
+                    }
+                    self.reset().await;
+                    from = None;
+                    continue;
                 }
+                Interrupted::Ended => "it ended",
+                Interrupted::StandsStill => "it stands still while the store goes on",
+            };
+            if !self.stalled.swap(true, Ordering::Relaxed) {
+                error!(
+                    why,
+                    "the store is no longer followed: not ready, and following it anew; restart the gateway if \
+                     this stays"
+                );
             }
-            self.reset().await;
-            from = None;
+            self.progress.send_modify(|progress| progress.caught_up = false);
+            from = self.progress.borrow().folded.or(from);
+            if stop.run_until_cancelled(tokio::time::sleep(READ_RETRY)).await.is_none() {
+                break;
+            }
         }
         // The next start then reads only what is still open. Without it, it reads more.
         let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.keep_house()).await;
@@ -68,10 +102,34 @@ impl Hub {
     }
 
     /// House is kept beside it: while the cells are away, events are folded all the same.
-    async fn follow_from(&self, from: Option<Position>) -> store::Lost {
+    async fn follow_from(&self, from: Option<Position>) -> Interrupted {
         tokio::select! {
-            lost = self.fold_all(from) => lost,
+            why = self.fold_all(from) => why,
+            () = self.stands_still() => Interrupted::StandsStill,
             never = self.housekeeping() => match never {},
+        }
+    }
+
+    /// Resolves when the follower has made no progress for too long although the store has more.
+    async fn stands_still(&self) {
+        let (mut last, mut since) = (None, Instant::now());
+        while since.elapsed() < STANDS_STILL_AFTER {
+            tokio::time::sleep(PROGRESS_CHECK).await;
+            let folded = self.progress.borrow().folded;
+            let behind = self.store.end().is_some_and(|end| match folded {
+                Some(folded) => folded.epoch != end.epoch || folded.sequence < end.sequence,
+                None => end.sequence > 0,
+            });
+            if folded != last || !behind || self.store.trouble().is_some() {
+                (last, since) = (folded, Instant::now());
+            }
+        }
+    }
+
+    /// The follower has made progress.
+    fn goes_on(&self) {
+        if self.stalled.swap(false, Ordering::Relaxed) {
+            info!("the store is followed again");
         }
     }
 
@@ -84,7 +142,7 @@ impl Hub {
         }
     }
 
-    async fn fold_all(&self, from: Option<Position>) -> store::Lost {
+    async fn fold_all(&self, from: Option<Position>) -> Interrupted {
         let mut followed = self.store.follow(from);
         loop {
             match followed.next().await {
@@ -92,15 +150,16 @@ impl Hub {
                     self.events_read.fetch_add(1, Ordering::Relaxed);
                     self.fold(&log, &entry).await;
                     self.progress.send_modify(|p| p.folded = Some(entry.position));
+                    self.goes_on();
                 }
                 Some(Followed::CaughtUp(position)) => {
                     debug!(sequence = position.sequence, "caught up with the store");
                     let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
                     self.progress.send_modify(|p| *p = Progress { folded: Some(folded(p)), caught_up: true });
+                    self.goes_on();
                 }
-                Some(Followed::Lost(lost)) => return lost,
-                // Closed by us: the stop token comes next.
-                None => std::future::pending().await,
+                Some(Followed::Lost(lost)) => return Interrupted::Lost(lost),
+                None => return Interrupted::Ended,
             }
         }
     }

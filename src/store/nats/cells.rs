@@ -1,12 +1,15 @@
 //! Cells: one message per subject, its sequence is the version. Replaced by a message that expects that sequence, read from
 //! the leader.
+//!
+//! That a cell is absent counts only while the mark of its stream is there: a stream that was purged has no cells either.
 
 use async_nats::{
     HeaderValue,
     header::NATS_MESSAGE_ID,
     jetstream::{
+        ErrorCode,
         message::{PublishMessage, StreamMessage},
-        stream::LastRawMessageErrorKind,
+        stream::{LastRawMessageErrorKind, Stream},
     },
 };
 use bytes::Bytes;
@@ -15,8 +18,9 @@ use uuid::Uuid;
 use super::{
     Shared,
     publish::{Failure, publish, settle},
+    record::{self, CELLS, KEYS},
 };
-use crate::store::{CellName, StoreError, Swap, Version, Versioned};
+use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned};
 
 pub(super) async fn load(shared: &Shared, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
     Ok(held(shared, cell).await?.map(versioned))
@@ -31,15 +35,20 @@ pub(super) async fn swap(
     value: Bytes,
 ) -> Result<Swap, StoreError> {
     let nonce = Uuid::new_v4().to_string();
+    let stream = stream_of(cell);
     let (_, subject) = shared.names.cell(cell);
     settle(shared, || async {
-        shared.there().await.map_err(Failure::Away)?;
+        let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
+        let seen = shared.facts().seen.in_epoch(epoch)[stream];
         let message = PublishMessage::build()
             .payload(value.clone())
             .message_id(&nonce)
             .expected_last_subject_sequence(expected.map_or(0, |expected| expected.0));
-        match publish(&shared.link, subject.clone(), message, value.len()).await {
-            Ok(stored) => Ok(Swap::Swapped(Version(stored.sequence))),
+        match publish(shared, subject.clone(), message, value.len()).await {
+            Ok(stored) => {
+                shared.acknowledged(epoch, stream, seen, &stored)?;
+                Ok(Swap::Swapped(Version(stored.sequence)))
+            }
             Err(Failure::Conflict) => {
                 let held = held(shared, cell).await.map_err(|error| Failure::NotStored(error.to_string()))?;
                 let version = held.as_ref().map(|held| Version(held.sequence));
@@ -58,14 +67,73 @@ pub(super) async fn swap(
     .await
 }
 
-/// What the leader holds.
+/// What the leader holds of a store that can be used.
 async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
     shared.there().await?;
+    let missed = |error: StoreError| {
+        // Is there a stream at all?
+        shared.look.notify_one();
+        error
+    };
+    if let Some(held) = fetch(shared, cell).await.map_err(missed)? {
+        return Ok(Some(held));
+    }
+    let mark = match cell.life {
+        CellLife::Permanent => Some(record::cells_mark()),
+        CellLife::Retained => shared.facts().key_mark.clone(),
+    };
+    if let Some(mark) = mark
+        && fetch(shared, &mark).await.map_err(missed)?.is_none()
+    {
+        let stream = shared.names.cell(cell).0;
+        return Err(StoreError::Unavailable(shared.suspect(&format!("stream {stream} was purged"))));
+    }
+    Ok(None)
+}
+
+/// What the leader holds, whether the store can be used or not; `None` also where there is no stream.
+pub(super) async fn fetch(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
     let (stream, subject) = shared.names.cell(cell);
-    match shared.stream(stream).await?.get_last_raw_message_by_subject(&subject).await {
+    let stream: Stream<()> = shared.stream(stream).await?;
+    match stream.get_last_raw_message_by_subject(&subject).await {
         Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        Err(error) => match error.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(error)
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            _ => Err(StoreError::Unavailable(error.to_string())),
+        },
+    }
+}
+
+/// Replaces what a cell holds, whether the store can be used or not, in one try; `None`: somebody else was first.
+pub(super) async fn replace(
+    shared: &Shared,
+    cell: &CellName,
+    expected: Option<Version>,
+    value: Bytes,
+) -> Result<Option<Version>, StoreError> {
+    let bytes = value.len();
+    let message = PublishMessage::build()
+        .payload(value)
+        .message_id(Uuid::new_v4().to_string())
+        .expected_last_subject_sequence(expected.map_or(0, |expected| expected.0));
+    match publish(shared, shared.names.cell(cell).1, message, bytes).await {
+        Ok(stored) => Ok(Some(Version(stored.sequence))),
+        Err(Failure::Conflict) => Ok(None),
+        Err(Failure::Refused(error) | Failure::Away(error)) => Err(error),
+        Err(Failure::NotStored(why)) => Err(StoreError::Unavailable(why)),
+        Err(Failure::Unknown(why)) => Err(StoreError::Ambiguous(why)),
+    }
+}
+
+fn stream_of(cell: &CellName) -> usize {
+    match cell.life {
+        CellLife::Permanent => CELLS,
+        CellLife::Retained => KEYS,
     }
 }
 

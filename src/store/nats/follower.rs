@@ -2,8 +2,8 @@
 //! an error, an end, a gap in the deliveries.
 //!
 //! Nothing is lost or repeated, because only the follower's own position counts: each consumer begins after it, what is not
-//! beyond it is dropped, and consumers number their deliveries. Before each one the stream is looked at: one that was born
-//! at another time, or ends before the position, is another stream, and a consumer would say nothing of it. What a consumer says
+//! beyond it is dropped, and consumers number their deliveries. Before each one the stream is looked at: one that was made
+//! anew, or ends before the position, is another stream, and a consumer would say nothing of it. What a consumer says
 //! is left is what its server has, which may lag: that there is nothing more is the leader's word.
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +11,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::{
     Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::{LastRawMessageErrorKind, State, Stream},
+    stream::{Info, LastRawMessageErrorKind, State, Stream},
 };
 use futures_util::{
     StreamExt as _,
@@ -20,10 +20,10 @@ use futures_util::{
 use jiff::Timestamp;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
-use super::{Shared, link::backoff, logs::timestamp, streams::born};
+use super::{Shared, There, link::backoff, logs::timestamp, record::EVENTS, until_there};
 use crate::store::{Entry, Followed, Lost, Position};
 
 /// What waits to be folded; beyond it NATS is not asked for more.
@@ -146,12 +146,14 @@ impl Follower {
         let hiccup = |error: &dyn std::fmt::Display| End::Hiccup(error.to_string());
         let link = self.shared.follow_link.clone();
         link.up().await;
+        let mut standing = self.shared.standing.subscribe();
+        let there = until_there(&mut standing).await.ok_or(End::Unheard)?;
         let stream = link.context.get_stream(&self.shared.names.events).await.map_err(|error| {
             // It may be gone.
             self.shared.look.notify_one();
             hiccup(&error)
         })?;
-        self.check(born(stream.cached_info()), &stream.cached_info().state)?;
+        self.check(there, created_ns(stream.cached_info()), &stream.cached_info().state)?;
         if stream.cached_info().state.messages == 0 {
             self.caught_up().await?;
         }
@@ -178,10 +180,15 @@ impl Follower {
         let mut messages = messages.await.map_err(|error| hiccup(&error))?;
         let mut deliveries = 0;
         loop {
-            let message = if matches!(self.catching_up, CatchUp::Done) {
-                messages.next().await
-            } else {
-                timeout(STALLED_AFTER, messages.next()).await.map_err(|_| hiccup(&"no event comes"))?
+            let catching_up = !matches!(self.catching_up, CatchUp::Done);
+            let message = tokio::select! {
+                message = messages.next() => message,
+                () = sleep(STALLED_AFTER), if catching_up => return Err(hiccup(&"no event comes")),
+                // The store may begin a new epoch, or may have lost something.
+                changed = standing.wait_for(|now| !now.is(there)) => {
+                    drop(changed);
+                    return Err(hiccup(&"the store is looked at"));
+                }
             };
             let message =
                 message.ok_or_else(|| hiccup(&"the consumer ended"))?.map_err(|error| hiccup(&error))?;
@@ -189,14 +196,18 @@ impl Follower {
         }
     }
 
-    /// Is it the stream that was followed before, and has it what comes next?
-    fn check(&mut self, born: u64, state: &State) -> Result<(), End> {
-        if *self.epoch.get_or_insert(born) != born {
+    /// Is it the store that was followed before, and has it what comes next?
+    fn check(&mut self, there: There, created_ns: u64, state: &State) -> Result<(), End> {
+        if created_ns != there.created_ns {
             self.shared.look.notify_one();
+            return Err(End::Hiccup("the stream was made anew".to_owned()));
+        }
+        if *self.epoch.get_or_insert(there.epoch) != there.epoch {
             return Err(End::Lost(Lost::Replaced));
         }
         if state.last_sequence < self.position {
             self.short += 1;
+            self.shared.look.notify_one();
             return Err(if self.short < SHORT {
                 End::Hiccup("the stream ends before what was read".to_owned())
             } else {
@@ -254,6 +265,9 @@ impl Follower {
             }
             let time = timestamp(info.published.unix_timestamp_nanos()).unwrap_or(self.time);
             self.time = self.time.max(time);
+            if let Some(epoch) = self.epoch {
+                self.shared.facts().saw(epoch, EVENTS, sequence);
+            }
             if let (Some(log), Some(epoch)) = (self.shared.names.to_log(&message.subject), self.epoch) {
                 let position = Position { epoch, sequence };
                 let entry = Entry { position, time: self.time, event: message.message.payload };
@@ -272,6 +286,10 @@ impl Follower {
     async fn send(&self, followed: Followed) -> Result<(), End> {
         self.sender.send(followed).await.map_err(|_| End::Unheard)
     }
+}
+
+fn created_ns(info: &Info) -> u64 {
+    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
 }
 
 #[cfg(test)]

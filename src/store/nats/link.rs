@@ -37,6 +37,8 @@ pub(super) struct Link {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) up: bool,
+    /// How often it was made: whatever was known of the streams before counts no more.
+    pub(super) made: u64,
     pub(super) complaint: Option<String>,
 }
 
@@ -85,7 +87,7 @@ impl State {
     fn hear(&mut self, event: &Event) -> bool {
         let before = self.clone();
         match event {
-            Event::Connected => *self = Self { up: true, complaint: None },
+            Event::Connected => *self = Self { up: true, made: self.made + 1, complaint: None },
             Event::Disconnected | Event::Closed => self.up = false,
             Event::LameDuckMode => tracing::info!("a NATS server is about to stop; going to another one"),
             Event::Draining => {}

@@ -4,13 +4,10 @@
 //! replica, in one request, and what that one may not have seen yet from the leader; what any of them has stored is a
 //! beginning of the same log.
 
-use std::sync::atomic::Ordering;
-
 use async_nats::{
     StatusCode,
     jetstream::{
         message::{PublishMessage, StreamMessage},
-        publish::PublishAck,
         stream::LastRawMessageErrorKind,
     },
 };
@@ -24,7 +21,7 @@ use super::{
     Shared,
     link::ANSWER,
     publish::{Failure, publish, settle},
-    streams,
+    record::EVENTS,
 };
 use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
 
@@ -41,27 +38,14 @@ pub(super) async fn append(
     // The same id in two logs is two events.
     let id = format!("{subject}/{id}");
     settle(shared, || async {
-        let epoch = shared.there().await.map_err(Failure::Away)?;
-        let seen = shared.seen.load(Ordering::Relaxed);
+        let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
+        let seen = shared.facts().seen.in_epoch(epoch)[EVENTS];
         let message = PublishMessage::build().payload(event.clone()).message_id(&id);
-        let stored = publish(&shared.link, subject.clone(), message, event.len()).await?;
-        position(shared, epoch, seen, &stored).await
+        let stored = publish(shared, subject.clone(), message, event.len()).await?;
+        shared.acknowledged(epoch, EVENTS, seen, &stored)?;
+        Ok(Position { epoch, sequence: stored.sequence })
     })
     .await
-}
-
-/// Where it was stored. A sequence that was given before is one of another stream: ask which.
-async fn position(shared: &Shared, epoch: u64, seen: u64, stored: &PublishAck) -> Result<Position, Failure> {
-    let sequence = stored.sequence;
-    if stored.duplicate || sequence > seen {
-        shared.seen.fetch_max(sequence, Ordering::Relaxed);
-        return Ok(Position { epoch, sequence });
-    }
-    shared.look.notify_one();
-    match shared.link.context.get_stream(&shared.names.events).await {
-        Ok(stream) => Ok(Position { epoch: streams::born(stream.cached_info()), sequence }),
-        Err(error) => Err(Failure::Unknown(format!("stored, in a stream that is gone: {error}"))),
-    }
 }
 
 pub(super) async fn read(
@@ -70,7 +54,7 @@ pub(super) async fn read(
     after: u64,
     limit: usize,
 ) -> Result<Vec<Entry>, StoreError> {
-    let epoch = shared.there().await?;
+    let epoch = shared.there().await?.epoch;
     let subject = shared.names.log(log);
     let limit = limit.min(MAX_READ);
     let Some(mut next) = after.checked_add(1).filter(|_| limit > 0) else { return Ok(Vec::new()) };

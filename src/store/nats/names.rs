@@ -30,6 +30,11 @@ impl Names {
         }
     }
 
+    /// The streams, in the order in which they are told apart everywhere.
+    pub(super) fn streams(&self) -> [&str; 3] {
+        [&self.events, &self.cells, &self.keys]
+    }
+
     /// What a stream takes.
     pub(super) fn all_of(&self, stream: &str) -> String {
         let Self { prefix, .. } = self;

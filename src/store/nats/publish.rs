@@ -6,15 +6,15 @@
 use std::{error::Error as _, time::Duration};
 
 use async_nats::jetstream::{
-    self, ErrorCode, context::PublishErrorKind, message::PublishMessage, publish::PublishAck,
+    self, ErrorCode,
+    context::{PublishError, PublishErrorKind},
+    message::PublishMessage,
+    publish::PublishAck,
 };
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{
-    Shared,
-    link::{Link, backoff},
-};
+use super::{Shared, link::backoff, record::EVENTS};
 use crate::store::StoreError;
 
 /// How long an append or a swap is repeated before it is given up: longer than it takes to elect a leader.
@@ -79,15 +79,26 @@ pub(super) async fn settle<T, F: Future<Output = Result<T, Failure>>>(
 
 /// `bytes`: how large the payload is.
 pub(super) async fn publish(
-    link: &Link,
+    shared: &Shared,
     subject: String,
     message: PublishMessage,
     bytes: usize,
 ) -> Result<PublishAck, Failure> {
-    let acknowledged = match link.context.send_publish(subject, message).await {
+    let acknowledged = match shared.link.context.send_publish(subject, message).await {
         Ok(acknowledgement) => acknowledgement.await,
         Err(error) => Err(error),
     };
+    match &acknowledged {
+        Ok(stored) => {
+            let is_event = stored.stream == shared.names.streams()[EVENTS];
+            shared.room.stored(bytes, is_event && !stored.duplicate);
+        }
+        Err(error) => {
+            if let Some(why) = lacks_storage(error) {
+                shared.room.refused(bytes, why);
+            }
+        }
+    }
     acknowledged.map_err(|error| match error.kind() {
         // "No responders": the stream has no leader, or does not exist.
         PublishErrorKind::StreamNotFound => Failure::NotStored("no stream takes it now".to_owned()),
@@ -104,14 +115,27 @@ pub(super) async fn publish(
     })
 }
 
+/// Whether the servers refused for lack of storage, and what they said.
+fn lacks_storage(error: &PublishError) -> Option<String> {
+    let answer: &jetstream::Error = error.source()?.downcast_ref()?;
+    is_full(answer.error_code()).then(|| answer.to_string())
+}
+
+fn is_full(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::STREAM_STORE_FAILED
+            | ErrorCode::STORAGE_RESOURCES_EXCEEDED
+            | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
+            | ErrorCode::INSUFFICIENT_RESOURCES
+            | ErrorCode::MEMORY_RESOURCES_EXCEEDED
+    )
+}
+
 /// An answer of the stream that is no acknowledgement: it did not store.
 fn refused(error: &jetstream::Error, bytes: usize) -> Failure {
     match error.error_code() {
-        ErrorCode::STREAM_STORE_FAILED
-        | ErrorCode::STORAGE_RESOURCES_EXCEEDED
-        | ErrorCode::ACCOUNT_RESOURCES_EXCEEDED
-        | ErrorCode::INSUFFICIENT_RESOURCES
-        | ErrorCode::MEMORY_RESOURCES_EXCEEDED => Failure::Refused(StoreError::Full(error.to_string())),
+        code if is_full(code) => Failure::Refused(StoreError::Full(error.to_string())),
         ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => Failure::Refused(StoreError::TooLarge(bytes)),
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => Failure::Conflict,
         // The same id is being stored this very moment.

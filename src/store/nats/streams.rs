@@ -1,4 +1,4 @@
-//! The three streams: made where they are missing, compared where they are there, never changed.
+//! The three streams: looked at, compared with what a gateway needs, made for a new store, never changed.
 //!
 //! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a replica that lags) would
 //! break promises without a word, so that it is refused in one, which names what is wrong with it.
@@ -7,13 +7,23 @@ use std::{fmt, time::Duration};
 
 use async_nats::jetstream::{
     self, ErrorCode,
-    context::{CreateStreamErrorKind, GetStreamErrorKind},
-    stream::{Config, DiscardPolicy, Info, RetentionPolicy, StorageType},
+    context::CreateStreamErrorKind,
+    response::Response,
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use futures_util::future::try_join_all;
+use futures_util::try_join;
+use jiff::Timestamp;
+use serde::Deserialize;
 
-use super::{link::Link, names::Names};
-use crate::{config, store::MAX_EVENT_BYTES};
+use super::{
+    link::Link,
+    names::Names,
+    record::{EVENTS, Streams},
+};
+use crate::{
+    config,
+    store::{Loss, MAX_EVENT_BYTES},
+};
 
 /// The oldest server that does all that is needed.
 const SERVER: (i64, i64, i64) = (2, 12, 0);
@@ -24,10 +34,6 @@ const AROUND_AN_EVENT: usize = 4 * 1024;
 /// How long NATS remembers the ids of events, so that an append may be repeated.
 const REMEMBERED: Duration = Duration::from_mins(2);
 
-/// A stream that was there is missing only if it is missed so often; a cluster that restarts may not know yet.
-const MISSED: usize = 3;
-const MISSED_EVERY: Duration = Duration::from_millis(500);
-
 /// Why the streams cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Hindrance {
@@ -35,6 +41,8 @@ pub(super) enum Hindrance {
     Away(String),
     /// Somebody has to change something.
     Wrong(String),
+    /// The streams forgot something. An operator has to accept it.
+    Lost(Loss),
 }
 
 /// What the streams of a gateway must be.
@@ -78,11 +86,66 @@ impl Wanted {
         };
         Self([events, cells, keys])
     }
+
+    /// How long events and retained cells are kept.
+    pub(super) fn keep(&self) -> Duration {
+        self.0[EVENTS].max_age
+    }
 }
 
-/// Makes the streams that are missing and compares the others; says what the stream of events was born as. `known`: they
-/// were there before.
-pub(super) async fn establish(link: &Link, wanted: &Wanted, known: bool) -> Result<u64, Hindrance> {
+/// What a look found of a stream.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) config: Config,
+    /// Unix time in nanoseconds.
+    pub(super) created_ns: u64,
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) first_sequence: u64,
+    pub(super) first_time: Timestamp,
+    pub(super) last_sequence: u64,
+    pub(super) last_time: Timestamp,
+    /// When the server answered, by its own clock.
+    pub(super) now: Timestamp,
+}
+
+/// The server's answer. The client's own type leaves out its time.
+#[derive(Deserialize)]
+struct Answer {
+    config: Config,
+    created: Timestamp,
+    state: Held,
+    ts: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Held {
+    messages: u64,
+    bytes: u64,
+    first_seq: u64,
+    first_ts: Timestamp,
+    last_seq: u64,
+    last_ts: Timestamp,
+}
+
+impl From<Answer> for Found {
+    fn from(Answer { config, created, state, ts }: Answer) -> Self {
+        Self {
+            config,
+            created_ns: u64::try_from(created.as_nanosecond()).unwrap_or_default(),
+            messages: state.messages,
+            bytes: state.bytes,
+            first_sequence: state.first_seq,
+            first_time: state.first_ts,
+            last_sequence: state.last_seq,
+            last_time: state.last_ts,
+            now: ts,
+        }
+    }
+}
+
+/// Whether the servers can do what is needed.
+pub(super) fn check_server(link: &Link) -> Result<(), Hindrance> {
     let server = link.client.server_info();
     let (major, minor, patch) = SERVER;
     if !link.client.is_server_compatible(major, minor, patch) {
@@ -98,56 +161,49 @@ pub(super) async fn establish(link: &Link, wanted: &Wanted, known: bool) -> Resu
             "NATS takes messages of {found} bytes; set max_payload to at least {most}"
         )));
     }
-    let mut found = look(link, wanted).await?;
-    if known || found.iter().any(Option::is_some) {
-        for _ in 1..MISSED {
-            if found.iter().all(Option::is_some) {
-                break;
-            }
-            tokio::time::sleep(MISSED_EVERY).await;
-            found = look(link, wanted).await?;
+    Ok(())
+}
+
+/// Looks at the streams, and compares their settings.
+pub(super) async fn look(link: &Link, wanted: &Wanted) -> Result<Streams, Hindrance> {
+    let [events, cells, keys] = &wanted.0;
+    let found = try_join!(get(link, events), get(link, cells), get(link, keys))?;
+    let found = [found.0, found.1, found.2];
+    for (wanted, found) in wanted.0.iter().zip(&found) {
+        if let Some(found) = found {
+            compare(wanted, &found.config)?;
         }
     }
-    let mut epoch = None;
+    Ok(found)
+}
+
+/// Makes the streams that are missing.
+pub(super) async fn make(link: &Link, wanted: &Wanted, found: &Streams) -> Result<(), Hindrance> {
     for (wanted, found) in wanted.0.iter().zip(found) {
-        let info = match found {
-            Some(info) => info,
-            None => create(link, wanted).await?,
-        };
-        compare(wanted, &info.config)?;
-        epoch.get_or_insert(born(&info));
+        if found.is_none() {
+            create(link, wanted).await?;
+        }
     }
-    epoch.ok_or_else(|| Hindrance::Away("there is no stream".to_owned()))
+    Ok(())
 }
 
-/// Which incarnation of a stream this is.
-pub(super) fn born(info: &Info) -> u64 {
-    // Until the year 2554.
-    u64::try_from(info.created.unix_timestamp_nanos()).unwrap_or_default()
-}
-
-async fn look(link: &Link, wanted: &Wanted) -> Result<Vec<Option<Info>>, Hindrance> {
-    try_join_all(wanted.0.iter().map(|wanted| get(link, &wanted.name))).await
-}
-
-async fn get(link: &Link, name: &str) -> Result<Option<Info>, Hindrance> {
-    match link.context.get_stream(name).await {
-        Ok(stream) => Ok(Some(stream.cached_info().clone())),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Ok(None)
-            }
-            _ => Err(Hindrance::Away(format!("stream {name}: {error}"))),
-        },
+/// What its leader says of a stream.
+pub(super) async fn get(link: &Link, wanted: &Config) -> Result<Option<Found>, Hindrance> {
+    let name = &wanted.name;
+    let asked = link.context.request(format!("STREAM.INFO.{name}"), &()).await;
+    match asked.map_err(|error| Hindrance::Away(format!("stream {name}: {error}")))? {
+        Response::Ok::<Answer>(answer) => Ok(Some(answer.into())),
+        Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+        Response::Err { error } => Err(Hindrance::Away(format!("stream {name}: {error}"))),
     }
 }
 
-async fn create(link: &Link, wanted: &Config) -> Result<Info, Hindrance> {
+async fn create(link: &Link, wanted: &Config) -> Result<(), Hindrance> {
     let name = &wanted.name;
     match link.context.create_stream(wanted.clone()).await {
-        Ok(stream) => {
+        Ok(_) => {
             tracing::info!(stream = name, replicas = wanted.num_replicas, "made a stream");
-            Ok(stream.cached_info().clone())
+            Ok(())
         }
         Err(error) => Err(match error.kind() {
             CreateStreamErrorKind::JetStream(why) if needs_somebody(&why) => {

@@ -1,6 +1,7 @@
 mod cluster;
 mod credentials;
 mod faults;
+mod losses;
 
 #[expect(unreachable_pub, reason = "shared with the black-box tests")]
 #[expect(dead_code, reason = "shared with tests that do more to their servers")]
@@ -117,13 +118,20 @@ async fn swap_conflict() {
 
 #[tokio::test]
 async fn too_old() {
-    let (server, store) = new().await;
+    let server = NatsServer::start().await;
+    let store = Nats::open(&settings(&server.url()), Duration::from_secs(1)).await.unwrap();
+    timeout(store.usable()).await;
     let log = contract::new_log();
-    let expired = contract::append(&*store, &log, "expired").await.unwrap();
-    contract::append(&*store, &log, "expired, too").await.unwrap();
-    let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
-    stream.purge().await.unwrap();
-    contract::too_old(&*store, expired).await;
+    let expired = contract::append(&store, &log, "expired").await.unwrap();
+    contract::append(&store, &log, "expired, too").await.unwrap();
+    let admin = admin(&server).await;
+    let expire = async {
+        while admin.get_stream("gw_events").await.unwrap().cached_info().state.messages > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(expire).await;
+    contract::too_old(&store, expired).await;
 }
 
 /// The stream is as large as it may be; with what was in it gone, it takes events again.

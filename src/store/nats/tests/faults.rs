@@ -6,7 +6,6 @@ use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::{StreamExt as _, future::join_all};
 
 use super::*;
-use crate::store::Lost;
 
 /// What writers got acknowledged, and where.
 type Acknowledged = Vec<(Position, String)>;
@@ -163,39 +162,6 @@ async fn it_opens_without_nats_and_heals() {
     assert_eq!(contract::read_to_end(&store, &log).await.unwrap(), [entry]);
 }
 
-/// Whoever recreates the stream, and however much is in it by then: what is followed is another store.
-#[tokio::test]
-async fn a_recreated_stream_is_another_store() {
-    let (server, store) = new().await;
-    let log = contract::new_log();
-    for n in 0..3 {
-        contract::append(&*store, &log, &n.to_string()).await.unwrap();
-    }
-    let old = contract::append(&*store, &log, "old").await.unwrap();
-    let mut followed = store.follow(Some(old));
-    contract::catch_up(&mut followed).await;
-
-    let admin = admin(&server).await;
-    let mut stream = admin.get_stream("gw_events").await.unwrap();
-    let config = stream.info().await.unwrap().config.clone();
-    admin.delete_stream("gw_events").await.unwrap();
-    admin.create_stream(config).await.unwrap();
-    let new = contract::append(&*store, &log, "new").await.unwrap();
-    assert_ne!(new.epoch, old.epoch);
-    assert!(new > old);
-    assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
-    assert_eq!(timeout(followed.next()).await, None);
-
-    let (events, _) = contract::catch_up(&mut store.follow(None)).await;
-    assert_eq!(events.len(), 1);
-    assert_eq!(events[0].1.position, new);
-    // More than there was: only its birth tells that it is another.
-    for n in 0..8 {
-        contract::append(&*store, &log, &n.to_string()).await.unwrap();
-    }
-    assert_eq!(timeout(store.follow(Some(old)).next()).await, Some(Followed::Lost(Lost::Replaced)));
-}
-
 /// Events that somebody deleted never come, and a follower does not wait for them.
 #[tokio::test]
 async fn a_follower_catches_up_although_the_last_events_are_gone() {
@@ -212,22 +178,6 @@ async fn a_follower_catches_up_although_the_last_events_are_gone() {
     let next = contract::append(&*store, &log, "next").await.unwrap();
     let Some(Followed::Event(_, entry)) = timeout(followed.next()).await else { panic!("no event") };
     assert_eq!(entry.position, next);
-}
-
-/// Nobody recreates the stream: the store does.
-#[tokio::test]
-async fn a_deleted_stream_is_made_again() {
-    let (server, store) = new().await;
-    let log = contract::new_log();
-    let old = contract::append(&*store, &log, "old").await.unwrap();
-    let mut followed = store.follow(Some(old));
-    contract::catch_up(&mut followed).await;
-    admin(&server).await.delete_stream("gw_events").await.unwrap();
-    let new = contract::append(&*store, &log, "new").await.unwrap();
-    assert_ne!(new.epoch, old.epoch);
-    assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
-    let entries = contract::read_to_end(&*store, &log).await.unwrap();
-    assert_eq!(contract::texts(&entries), ["new"]);
 }
 
 /// A stream that would lose events is refused, in words; once it is mended it is used.

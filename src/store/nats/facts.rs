@@ -1,0 +1,96 @@
+//! What the keeper knows, for those who cannot wait for it.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::record::{self, EVENTS};
+use crate::{
+    proto::storage::StoreRecord,
+    store::{CellName, Loss, Position},
+};
+
+/// The last sequences that were found, acknowledged or delivered in an epoch.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
+    /// 0: not known yet.
+    epoch: u64,
+    last: [u64; 3],
+}
+
+impl Seen {
+    pub(super) fn in_epoch(self, epoch: u64) -> [u64; 3] {
+        if self.epoch == epoch { self.last } else { [0; 3] }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) seen: Seen,
+    /// The retained cell that must be there.
+    pub(super) key_mark: Option<CellName>,
+    pub(super) remembers_since: Option<Timestamp>,
+    pub(super) cells_lost: bool,
+    pub(super) loss: Option<Loss>,
+    /// The servers' time at the last look, and when that was.
+    clock: Option<(Timestamp, Instant)>,
+}
+
+impl Facts {
+    /// Takes note of a record, and of the servers' time.
+    pub(super) fn learn(&mut self, record: &StoreRecord, now: Timestamp) {
+        self.seen = Seen { epoch: record.epoch, last: self.seen.in_epoch(record.epoch) };
+        let streams = [&record.events, &record.cells, &record.keys];
+        for (seen, stream) in self.seen.last.iter_mut().zip(streams) {
+            *seen = (*seen).max(stream.map_or(0, |stream| stream.last_sequence));
+        }
+        self.key_mark = record::oldest_key_mark(record, now);
+        self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();
+        self.cells_lost = record.cells_lost;
+        self.loss = None;
+        self.clock = Some((now, Instant::now()));
+    }
+
+    /// A sequence was acknowledged or delivered.
+    pub(super) fn saw(&mut self, epoch: u64, stream: usize, sequence: u64) {
+        if self.seen.epoch == epoch {
+            self.seen.last[stream] = self.seen.last[stream].max(sequence);
+        }
+    }
+
+    /// Where the stream of events ends, as far as is known.
+    pub(super) fn end(&self) -> Option<Position> {
+        let Seen { epoch, last } = self.seen;
+        (epoch > 0).then_some(Position { epoch, sequence: last[EVENTS] })
+    }
+
+    /// How long ago the servers stamped something. Before their time is known, everything is new.
+    pub(super) fn age(&self, time: Timestamp) -> Duration {
+        let Some((then, at)) = self.clock else { return Duration::ZERO };
+        let at_the_look = then.duration_since(time);
+        let elapsed = jiff::SignedDuration::try_from(at.elapsed()).unwrap_or_default();
+        at_the_look.saturating_add(elapsed).try_into().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn age_goes_by_the_servers_clock_and_never_by_the_hosts() {
+        let hours = jiff::SignedDuration::from_hours;
+        let mut facts = Facts::default();
+        assert_eq!(facts.age(Timestamp::MIN), Duration::ZERO, "nothing is old before the time is known");
+        for off in [hours(-40 * 24), hours(0), hours(40 * 24)] {
+            // Relative to the servers, this host is off by so much.
+            let servers = Timestamp::now() + off;
+            facts.learn(&StoreRecord::default(), servers);
+            assert_eq!(facts.age(servers - hours(2)), Duration::from_hours(2));
+            assert_eq!(facts.age(servers + hours(2)), Duration::ZERO);
+            tokio::time::advance(Duration::from_hours(1)).await;
+            assert_eq!(facts.age(servers - hours(2)), Duration::from_hours(3));
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Looks at the streams every few seconds, whenever the connection is made, and when somebody misses them. Decides whether
+//! they can be used, and notices when they forgot something.
+//!
+//! A loss must be seen several times in a row before it counts, because a server that was just elected may lag. Until then
+//! the store refuses everything as if NATS were away. A loss that is no longer seen is forgotten: a leader may have lagged
+//! for longer, or an operator put back what was missing.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use prost::Message as _;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Shared, Standing, There, cells,
+    link::backoff,
+    record::{self, CELLS, EVENTS, Forgotten, KEYS, Marks, Streams, Unrecorded},
+    streams::{self, Found, Hindrance},
+};
+use crate::{
+    proto::storage::StoreRecord,
+    store::{CellName, Loss, StoreError, Version, decode_cell},
+};
+
+/// Between two looks at streams that can be used.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+
+/// Between two looks at streams that cannot be used.
+const LOOK_LEAST: Duration = Duration::from_millis(100);
+const LOOK_MOST: Duration = Duration::from_secs(5);
+
+/// Between two looks at streams that may have forgotten something, and how often in a row that must be seen.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const SIGHTINGS: usize = 5;
+
+/// How often in a row a look may fail before streams that could be used no longer count as such. Each takes up to
+/// [`ANSWER`](super::link::ANSWER).
+const FAILED_LOOKS: usize = 3;
+
+/// How often the record is refreshed at most.
+const REFRESH: Duration = Duration::from_mins(1);
+
+/// What this process knows of the store.
+#[derive(Debug)]
+pub(super) struct Memory {
+    /// What the streams have to hold; unknown until the first look.
+    known: Option<StoreRecord>,
+    /// The record as it was stored when it was last read.
+    stored: Option<(Version, StoreRecord)>,
+    /// When the stored record was last seen to have changed.
+    refreshed: Instant,
+    /// How often in a row a loss was seen.
+    sightings: usize,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { known: None, stored: None, refreshed: Instant::now(), sightings: 0 }
+    }
+}
+
+/// What a look found.
+struct Examined {
+    found: Streams,
+    forgotten: Vec<Forgotten>,
+    /// What the streams have to hold from now on; `None` together with something forgotten by streams without a record.
+    known: Option<StoreRecord>,
+    /// What there is to say once the record is written.
+    first: Option<Unrecorded>,
+}
+
+impl Shared {
+    /// Looks after the streams until the store is closed.
+    pub(super) async fn keep(self: Arc<Self>, servers: String) {
+        let mut link = self.link.state.clone();
+        let (mut failures, mut said) = (0, false);
+        loop {
+            let state = link.borrow_and_update().clone();
+            if !state.up {
+                if let Some(error) = state.complaint.as_ref().filter(|_| !said) {
+                    tracing::warn!(servers, error, "cannot connect to NATS; trying on");
+                    said = true;
+                }
+                let why = state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
+                self.stand(Err(Hindrance::Away(format!("not connected to NATS{why}"))));
+                if link.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            said = false;
+            let looked = tokio::select! {
+                looked = self.look_at_streams(state.made) => looked,
+                changed = link.changed() => if changed.is_err() { return } else { continue },
+            };
+            let loss = self.facts().loss.clone();
+            let looked = match (looked, loss) {
+                (Err(Hindrance::Away(_)), Some(loss)) => Err(Hindrance::Lost(loss)),
+                (looked, _) => looked,
+            };
+            failures = if looked.is_ok() { 0 } else { failures + 1 };
+            let suspected = self.memory.lock().await.sightings > 0;
+            let blip = matches!(&looked, Err(Hindrance::Away(_)))
+                && !suspected
+                && failures < FAILED_LOOKS
+                && matches!(&*self.standing.borrow(), Standing::There(_));
+            if !blip {
+                self.stand(looked);
+            }
+            let wait = match failures {
+                0 => LOOK_EVERY,
+                _ if suspected => LOOK_AGAIN,
+                _ => backoff(failures, LOOK_LEAST, LOOK_MOST),
+            };
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { return },
+                // Many miss them at once.
+                () = self.look.notified() => sleep(LOOK_LEAST).await,
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// `connection`: the one that it is done over.
+    async fn look_at_streams(&self, connection: u64) -> Result<There, Hindrance> {
+        streams::check_server(&self.link)?;
+        let mut memory = self.memory.lock().await;
+        let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
+        if !forgotten.is_empty() {
+            memory.sightings += 1;
+            if memory.sightings == SIGHTINGS
+                && let Some(known) = known
+            {
+                self.bear_witness(&mut memory, known).await;
+            }
+            return Err(self.lose(&forgotten, memory.sightings));
+        }
+        memory.sightings = 0;
+        let (Some(found), Some(known)) = (all(found), known) else {
+            return Err(Hindrance::Away("the streams are being made".to_owned()));
+        };
+        let is_first = first.is_some();
+        let there = self.remember(&mut memory, known, &found, is_first, connection).await?;
+        match first {
+            Some(Unrecorded::New) => {
+                tracing::warn!("made a new store: nothing from before is remembered");
+            }
+            Some(_) => tracing::info!("took over the store of an older version"),
+            None => {}
+        }
+        Ok(there)
+    }
+
+    /// Writes down what this process has seen of streams that forgot it, so that one that starts now notices, too.
+    async fn bear_witness(&self, memory: &mut Memory, mut known: StoreRecord) {
+        let seen = self.facts().seen.in_epoch(known.epoch);
+        record::saw(&mut known, seen);
+        if let Err(why) = self.write_record(memory, &known, false).await {
+            tracing::debug!(%why, "cannot write the record");
+        }
+        if let Err(why) = self.write_copy(&known).await {
+            tracing::debug!(%why, "cannot write the copy of the record");
+        }
+        memory.known = Some(known);
+    }
+
+    /// What it means that something is missing, seen so often in a row.
+    fn lose(&self, forgotten: &[Forgotten], sightings: usize) -> Hindrance {
+        let what = record::sentence(forgotten);
+        let mut facts = self.facts();
+        if let Some(loss) = &facts.loss {
+            return Hindrance::Lost(loss.clone());
+        }
+        if sightings < SIGHTINGS {
+            return Hindrance::Away(format!("{what}; looking again"));
+        }
+        tracing::error!(
+            what,
+            "the store forgot something, and the gateway does nothing until an operator accepts that: see \
+             docs/nats.md, and run `thingspace-gateway store accept-loss`"
+        );
+        let loss = Loss { what, noticed: Timestamp::now() };
+        facts.loss = Some(loss.clone());
+        Hindrance::Lost(loss)
+    }
+
+    /// Compares the streams with what is known of them.
+    async fn examine(&self, memory: &mut Memory) -> Result<Examined, Hindrance> {
+        // Before anything is read: what is read later can only be more.
+        let before = self.facts().seen;
+        let stored = self.load_record(&record::cell()).await?;
+        if memory.stored.as_ref().map(|stored| stored.0) != stored.as_ref().map(|stored| stored.0) {
+            memory.refreshed = Instant::now();
+        }
+        memory.stored.clone_from(&stored);
+        let found = streams::look(&self.link, &self.wanted).await?;
+        let known = match memory.known.clone() {
+            Some(known) => Some(known),
+            None => self.load_record(&record::copy()).await?.map(|(_, copy)| copy),
+        };
+        let (known, put_back) = match (known, stored.map(|(_, record)| record)) {
+            (None, None) => return self.examine_unrecorded(found).await,
+            (None, Some(stored)) => (stored, false),
+            // Another replica's operator accepted a loss.
+            (Some(known), Some(stored)) if stored.epoch > known.epoch => (stored, false),
+            (Some(known), Some(stored)) if stored.epoch < known.epoch => (known, true),
+            (Some(mut known), Some(stored)) => {
+                record::merge(&mut known, &stored);
+                (known, false)
+            }
+            (Some(known), None) => (known, false),
+        };
+        let marks = self.find_marks(&known, &found).await?;
+        let seen = before.in_epoch(known.epoch);
+        let mut forgotten = record::forgotten(&self.names, &known, seen, &found, marks);
+        if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
+            let what = format!("stream {} was put back to an older copy", self.names.cells);
+            forgotten.push(Forgotten { stream: CELLS, what });
+        }
+        Ok(Examined { found, forgotten, known: Some(known), first: None })
+    }
+
+    /// Streams that have no record, and of which this process knows nothing.
+    async fn examine_unrecorded(&self, found: Streams) -> Result<Examined, Hindrance> {
+        let what = record::unrecorded(&self.names, &found);
+        let mut found = found;
+        match &what {
+            Unrecorded::Forgotten(forgotten) => {
+                let forgotten = forgotten.clone();
+                return Ok(Examined { found, forgotten, known: None, first: None });
+            }
+            Unrecorded::New => {
+                streams::make(&self.link, &self.wanted, &found).await?;
+                found = streams::look(&self.link, &self.wanted).await?;
+                if found.iter().any(|found| found.as_ref().is_none_or(|found| found.last_sequence > 0)) {
+                    return Err(Hindrance::Away("another gateway makes the streams".to_owned()));
+                }
+            }
+            Unrecorded::Older => {}
+        }
+        let Some(present) = all(found.clone()) else {
+            return Err(Hindrance::Away("the streams are being made".to_owned()));
+        };
+        let created = present.iter().map(|found| found.created_ns).max().unwrap_or_default();
+        let since = Timestamp::from_nanosecond(created.into()).unwrap_or(present[EVENTS].now);
+        let known = Some(record::first(&present, since));
+        Ok(Examined { found, forgotten: Vec::new(), known, first: Some(what) })
+    }
+
+    async fn load_record(&self, cell: &CellName) -> Result<Option<(Version, StoreRecord)>, Hindrance> {
+        let Some(held) = cells::fetch(self, cell).await.map_err(away)? else { return Ok(None) };
+        let version = Version(held.sequence);
+        let record = decode_cell(held.payload, record::FORMAT, |record: &StoreRecord| record.version);
+        match record {
+            Ok(record) => Ok(Some((version, record))),
+            Err(error) => Err(Hindrance::Wrong(format!("stream {}: {error}", self.names.cell(cell).0))),
+        }
+    }
+
+    /// Whether the marks that must be there are. A stream that is missing has no marks to miss.
+    async fn find_marks(&self, known: &StoreRecord, found: &Streams) -> Result<Marks, Hindrance> {
+        let mut marks = Marks { cells: true, keys: true };
+        if known.cells_marked && found[CELLS].is_some() {
+            marks.cells = cells::fetch(self, &record::cells_mark()).await.map_err(away)?.is_some();
+        }
+        if let Some(keys) = &found[KEYS]
+            && let Some(mark) = record::oldest_key_mark(known, keys.now)
+        {
+            marks.keys = cells::fetch(self, &mark).await.map_err(away)?.is_some();
+        }
+        Ok(marks)
+    }
+
+    /// Takes note of what was found, which has forgotten nothing, and refreshes the record where that is due.
+    async fn remember(
+        &self,
+        memory: &mut Memory,
+        mut known: StoreRecord,
+        found: &[Found; 3],
+        write: bool,
+        connection: u64,
+    ) -> Result<There, Hindrance> {
+        let keep = self.wanted.keep();
+        let now = found[EVENTS].now;
+        record::observe(&mut known, found, keep);
+        let mut write = write;
+        if record::mark_is_due(&known.key_marks, now, keep) {
+            let number = u64::try_from(now.as_millisecond()).unwrap_or_default();
+            let value = Bytes::from(number.to_string());
+            match cells::replace(self, &record::key_mark(number), None, value).await {
+                // Another replica's is as good.
+                Ok(_) => {
+                    known.key_marks.push(record::mark(number, now, keep));
+                    write = true;
+                }
+                Err(error) if known.key_marks.is_empty() => return Err(away(error)),
+                Err(error) => tracing::debug!(%error, "cannot set a mark"),
+            }
+        }
+        if !known.cells_marked {
+            let value = Bytes::from_static(b"1");
+            cells::replace(self, &record::cells_mark(), None, value).await.map_err(away)?;
+            (known.cells_marked, write) = (true, true);
+        }
+        let stored = memory.stored.as_ref();
+        let differs = stored.is_none_or(|(_, stored)| *stored != known);
+        if write || (differs && memory.refreshed.elapsed() >= REFRESH) {
+            self.write_record(memory, &known, write).await?;
+        }
+        let there = There { epoch: known.epoch, created_ns: found[EVENTS].created_ns, connection };
+        self.facts().learn(&known, now);
+        self.room.look(&found[EVENTS]);
+        memory.known = Some(known);
+        Ok(there)
+    }
+
+    /// `must`: it is not just a refresh, which another replica may have made as well.
+    async fn write_record(
+        &self,
+        memory: &mut Memory,
+        known: &StoreRecord,
+        must: bool,
+    ) -> Result<(), Hindrance> {
+        let expected = memory.stored.as_ref().map(|(version, _)| *version);
+        let value = Bytes::from(known.encode_to_vec());
+        match cells::replace(self, &record::cell(), expected, value).await {
+            Ok(Some(version)) => {
+                memory.stored = Some((version, known.clone()));
+                memory.refreshed = Instant::now();
+                self.write_copy(known).await.or_else(|error| if must { Err(error) } else { Ok(()) })
+            }
+            Ok(None) if must => Err(Hindrance::Away("another gateway writes the record".to_owned())),
+            Err(error) if must => Err(away(error)),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "cannot refresh the record");
+                Ok(())
+            }
+        }
+    }
+
+    /// One that another replica writes at the same time is as good.
+    async fn write_copy(&self, known: &StoreRecord) -> Result<(), Hindrance> {
+        let held = self.load_record(&record::copy()).await?.map(|(version, _)| version);
+        let value = Bytes::from(known.encode_to_vec());
+        cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
+    }
+
+    /// Refreshes the record now, so that the next start knows how far the streams were.
+    pub(super) async fn last_refresh(&self) {
+        if matches!(&*self.standing.borrow(), Standing::There(_))
+            && let Err(why) = self.refresh().await
+        {
+            tracing::debug!(%why, "cannot refresh the record");
+        }
+    }
+
+    async fn refresh(&self) -> Result<(), Hindrance> {
+        let mut memory = self.memory.lock().await;
+        let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
+        let (Some(found), Some(known), true, None) = (all(found), known, forgotten.is_empty(), first) else {
+            return Ok(());
+        };
+        memory.refreshed = Instant::now() - REFRESH;
+        self.remember(&mut memory, known, &found, false, 0).await.map(drop)
+    }
+
+    /// What is accepted: the loss that was said, and what was forgotten since.
+    fn accepted_loss(&self, forgotten: &[Forgotten]) -> Loss {
+        let said = self.facts().loss.clone();
+        let (mut parts, noticed) =
+            said.map_or_else(|| (Vec::new(), Timestamp::now()), |loss| (vec![loss.what], loss.noticed));
+        for Forgotten { stream, what } in forgotten {
+            let name = self.names.streams()[*stream];
+            if !parts.first().is_some_and(|said| said.contains(name)) {
+                parts.push(what.clone());
+            }
+        }
+        if parts.is_empty() {
+            parts.push("a backup was restored".to_owned());
+        }
+        Loss { what: parts.join("; "), noticed }
+    }
+
+    /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
+    pub(super) async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
+        let refused = |why: Hindrance| StoreError::Unavailable(why.to_string());
+        let connection = self.link.state.borrow().made;
+        let mut memory = self.memory.lock().await;
+        let Examined { found, forgotten, known, .. } = self.examine(&mut memory).await.map_err(refused)?;
+        if forgotten.is_empty() && !restored {
+            return Ok(None);
+        }
+        let Loss { what, noticed } = self.accepted_loss(&forgotten);
+        streams::make(&self.link, &self.wanted, &found).await.map_err(refused)?;
+        let found = all(streams::look(&self.link, &self.wanted).await.map_err(refused)?);
+        let found = found.ok_or_else(|| StoreError::Unavailable("a stream is missing".to_owned()))?;
+        let cells_lost = restored || forgotten.iter().any(|one| one.stream == CELLS);
+        let accepted = record::accepted(known.as_ref(), &found, what.clone(), cells_lost);
+        let there = self.remember(&mut memory, accepted, &found, true, connection).await.map_err(refused)?;
+        memory.sightings = 0;
+        drop(memory);
+        self.stand(Ok(there));
+        Ok(Some(Loss { what, noticed }))
+    }
+}
+
+fn all(found: Streams) -> Option<[Found; 3]> {
+    let [events, cells, keys] = found;
+    Some([events?, cells?, keys?])
+}
+
+fn away(error: impl std::fmt::Display) -> Hindrance {
+    Hindrance::Away(error.to_string())
+}

@@ -1,0 +1,137 @@
+use super::*;
+
+const KEEP: Duration = Duration::from_hours(24);
+
+fn names() -> Names {
+    Names::new("gw")
+}
+
+fn at(hours: i64) -> Timestamp {
+    Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(hours)
+}
+
+fn stream(first: u64, last: u64, messages: u64, now: Timestamp) -> Found {
+    Found {
+        config: async_nats::jetstream::stream::Config::default(),
+        created_ns: 7,
+        messages,
+        bytes: 0,
+        first_sequence: first,
+        first_time: now,
+        last_sequence: last,
+        last_time: now,
+        now,
+    }
+}
+
+/// Streams whose events are these; cells and keys hold ten each.
+fn found(first: u64, last: u64, now: Timestamp) -> [Found; 3] {
+    let events = stream(first, last, last + 1 - first, now);
+    [events, stream(1, 20, 10, now), stream(1, 20, 10, now)]
+}
+
+fn known(first: u64, last: u64, now: Timestamp) -> StoreRecord {
+    let found = found(first, last, now);
+    let mut known = super::first(&found, now);
+    observe(&mut known, &found, KEEP);
+    known
+}
+
+const THERE: Marks = Marks { cells: true, keys: true };
+
+fn lost(known: &StoreRecord, seen: [u64; 3], found: [Found; 3], marks: Marks) -> String {
+    sentence(&forgotten(&names(), known, seen, &found.map(Some), marks))
+}
+
+#[test]
+fn each_way_to_forget_is_told_apart() {
+    let known = known(1, 10, at(1));
+    let same = found(1, 10, at(1));
+    assert_eq!(lost(&known, [10, 20, 20], same.clone(), THERE), "");
+
+    let mut anew = same.clone();
+    anew[KEYS].created_ns += 1;
+    assert_eq!(lost(&known, [0; 3], anew, THERE), "stream gw_keys was deleted and made anew");
+    let shorter = found(1, 9, at(1));
+    let put_back = "ended at 10 and now ends at 9: it was put back to an older copy";
+    assert_eq!(lost(&known, [0; 3], shorter, THERE), format!("stream gw_events {put_back}"));
+    // Only this process knows that there was more.
+    let put_back = "ended at 30 and now ends at 20: it was put back to an older copy";
+    assert_eq!(lost(&known, [10, 20, 30], same.clone(), THERE), format!("stream gw_keys {put_back}"));
+    let mut fewer = same.clone();
+    fewer[CELLS].messages = 4;
+    let purged = "stream gw_cells held 10 cells and now holds 4: it was purged";
+    assert_eq!(lost(&known, [0; 3], fewer, THERE), purged);
+    let later = found(4, 10, at(2));
+    assert_eq!(lost(&known, [0; 3], later, THERE), "stream gw_events was purged up to 3");
+    let unmarked = Marks { cells: false, keys: false };
+    let both = "stream gw_cells was purged; stream gw_keys was purged";
+    assert_eq!(lost(&known, [0; 3], same.clone(), unmarked), both);
+    let [events, cells, _] = same.map(Some);
+    let gone = forgotten(&names(), &known, [0; 3], &[events, cells, None], THERE);
+    assert_eq!(sentence(&gone), "stream gw_keys was deleted");
+}
+
+#[test]
+fn what_may_have_expired_was_not_purged() {
+    let known = known(1, 10, at(0));
+    assert_eq!(lost(&known, [0; 3], found(6, 10, at(23)), THERE), "stream gw_events was purged up to 5");
+    assert_eq!(lost(&known, [0; 3], found(6, 10, at(24)), THERE), "");
+    let mut empty = found(1, 10, at(48));
+    empty[EVENTS].messages = 0;
+    empty[EVENTS].first_sequence = 11;
+    assert_eq!(lost(&known, [0; 3], empty, THERE), "");
+}
+
+/// Over a month in which ten events an hour come and go, a purge of more than the oldest sixteenth is seen.
+#[test]
+fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
+    let mut known = known(1, 10, at(0));
+    for hour in 1..24 * 30 {
+        let last = 10 * (u64::try_from(hour).unwrap() + 1);
+        let first = last.saturating_sub(24 * 10) + 1;
+        let mut now = found(first, last, at(hour));
+        now[EVENTS].first_time = at(hour - 23);
+        assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "", "hour {hour}");
+        observe(&mut known, &now, KEEP);
+        assert!(known.event_marks.len() <= 66, "{}", known.event_marks.len());
+        let purged = found(first + 20, last, at(hour));
+        assert_ne!(lost(&known, [0; 3], purged, THERE), "", "hour {hour}");
+    }
+}
+
+#[test]
+fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
+    let before = known(1, 10, at(1));
+    let now = found(5, 10, at(2));
+    let after = accepted(Some(&before), &now, "stream gw_cells was purged".to_owned(), true);
+    assert!(after.epoch > before.epoch && after.cells_lost);
+    assert_eq!((after.made_time_ms, after.remembers_since_ms), (before.made_time_ms, at(2).as_millisecond()));
+    assert_eq!(after.losses.len(), 1);
+    let mut observed = after.clone();
+    observe(&mut observed, &now, KEEP);
+    assert_eq!(lost(&observed, [0; 3], now.clone(), THERE), "");
+    // Even with a servers' clock that went back.
+    let mut early = found(5, 10, at(0));
+    for stream in &mut early {
+        stream.created_ns = 1;
+    }
+    let mut last = observed;
+    for n in 0..2 * KEPT_LOSSES {
+        let next = accepted(Some(&last), &early, n.to_string(), false);
+        assert!(next.epoch > last.epoch && next.cells_lost);
+        last = next;
+    }
+    assert_eq!(last.losses.len(), KEPT_LOSSES);
+}
+
+#[test]
+fn copies_are_merged_into_what_both_know() {
+    let mut a = known(1, 10, at(1));
+    let b = known(1, 30, at(5));
+    merge(&mut a, &b);
+    assert_eq!(a.events.unwrap().last_sequence, 30);
+    let mut again = a.clone();
+    merge(&mut again, &b);
+    assert_eq!(again, a);
+}

@@ -1,0 +1,346 @@
+//! Streams that forget something: deleted, purged, or put back to an older copy. The store notices, does nothing more, makes
+//! nothing anew, and goes on once an operator has accepted it.
+
+use futures_util::{StreamExt as _, future::join_all};
+
+use super::{faults::written, nats_server::copy_folder, *};
+use crate::store::{CellLife, Lost};
+
+const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
+
+/// Writes something into each stream; the cells' name and the position of the event.
+async fn write(store: &dyn Store, name: &str) -> Position {
+    for life in [CellLife::Permanent, CellLife::Retained] {
+        let cell = CellName { life, name: name.to_owned() };
+        let swapped = store.swap(&cell, None, Bytes::from_static(b"value")).await.unwrap();
+        assert!(matches!(swapped, Swap::Swapped(_)), "{swapped:?}");
+    }
+    contract::append(store, &LogName::order(name), name).await.unwrap()
+}
+
+/// Waits until the store says that it lost something, and checks that it then refuses everything.
+async fn lost(store: &dyn Store) -> String {
+    let noticed = async {
+        loop {
+            match store.loss() {
+                Some(loss) => break loss.what,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let what = timeout(noticed).await;
+    assert!(store.trouble().is_some_and(|trouble| trouble.contains(&what)), "{:?}", store.trouble());
+    let refused = contract::append(store, &contract::new_log(), "late").await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    for cell in [CellName::permanent("a"), CellName::retained("a")] {
+        let refused = store.load(&cell).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        let refused = store.swap(&cell, None, Bytes::new()).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    }
+    what
+}
+
+/// An operator accepts it: a new epoch begins, in which everything works.
+async fn accept(store: &dyn Store, before: Position) {
+    let what = store.loss().map(|loss| loss.what);
+    let accepted = store.accept_loss(false).await.unwrap().map(|loss| loss.what);
+    assert_eq!(accepted, what);
+    assert_eq!((store.loss(), store.trouble()), (None, None));
+    assert_eq!(store.accept_loss(false).await.unwrap(), None, "there is nothing left to accept");
+    let after = contract::append(store, &contract::new_log(), "after").await.unwrap();
+    assert!(after.epoch > before.epoch, "{after:?} {before:?}");
+    let mut followed = store.follow(Some(before));
+    assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
+}
+
+async fn close(store: Arc<dyn Store>) {
+    timeout(store.close()).await;
+}
+
+async fn reopen(server: &NatsServer) -> Arc<dyn Store> {
+    Arc::new(Nats::open(&settings(&server.url()), KEEP).await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_stream_is_not_made_again_before_somebody_accepts_it() {
+    let case = async |stream: &str| {
+        let (server, store) = new().await;
+        let before = write(&*store, "a").await;
+        let since = store.remembers_since().unwrap();
+        let mut followed = store.follow(Some(before));
+        contract::catch_up(&mut followed).await;
+        let admin = admin(&server).await;
+        admin.delete_stream(stream).await.unwrap();
+        assert_eq!(lost(&*store).await, format!("stream {stream} was deleted"));
+        assert!(admin.get_stream(stream).await.is_err(), "{stream} was made again");
+        // Nor does one that begins now.
+        let second = reopen(&server).await;
+        assert_eq!(lost(&*second).await, format!("stream {stream} was deleted"));
+        assert!(admin.get_stream(stream).await.is_err(), "{stream} was made again");
+
+        accept(&*store, before).await;
+        assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
+        assert!(store.remembers_since().unwrap() > since);
+        assert_eq!(store.has_lost_cells(), stream == "gw_cells");
+        // The other one hears of it.
+        timeout(second.usable()).await;
+        assert_eq!((second.loss(), second.has_lost_cells()), (None, stream == "gw_cells"));
+        let [a, b] = [&store, &second].map(|store| store.remembers_since());
+        assert_eq!(a, b);
+        contract::append(&*second, &contract::new_log(), "event").await.unwrap();
+        close(second).await;
+        let third = open(&server).await;
+        assert_eq!((third.loss(), third.has_lost_cells()), (None, stream == "gw_cells"));
+    };
+    join_all(STREAMS.map(case)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_was_made_anew_is_a_loss() {
+    let case = async |stream: &str| {
+        let (server, store) = new().await;
+        let before = write(&*store, "a").await;
+        let admin = admin(&server).await;
+        let config = admin.get_stream(stream).await.unwrap().cached_info().config.clone();
+        admin.delete_stream(stream).await.unwrap();
+        admin.create_stream(config).await.unwrap();
+        let what = lost(&*store).await;
+        assert!(what.contains(stream), "{what}");
+        accept(&*store, before).await;
+    };
+    join_all(STREAMS.map(case)).await;
+}
+
+/// What of a stream is purged.
+#[derive(Debug, Clone, Copy)]
+enum Purge {
+    All,
+    /// The older half.
+    Half,
+}
+
+async fn purge(server: &NatsServer, stream: &str, what: Purge) {
+    let stream = admin(server).await.get_stream(stream).await.unwrap();
+    let state = &stream.cached_info().state;
+    match what {
+        Purge::All => stream.purge().await.unwrap(),
+        Purge::Half => {
+            let middle = u64::midpoint(state.first_sequence, state.last_sequence);
+            stream.purge().sequence(middle + 1).await.unwrap()
+        }
+    };
+}
+
+/// Also while nobody looks, and before the record was refreshed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purged_stream_is_a_loss() {
+    let case = async |stream: &str, what, live: bool| {
+        let (server, mut store) = new().await;
+        let mut before = write(&*store, "a").await;
+        for n in 0..10 {
+            before = write(&*store, &n.to_string()).await;
+        }
+        if live {
+            purge(&server, stream, what).await;
+        } else {
+            close(store).await;
+            purge(&server, stream, what).await;
+            store = reopen(&server).await;
+        }
+        let lost = lost(&*store).await;
+        assert!(lost.contains(stream) && lost.contains("purged"), "{stream} {what:?} {live}: {lost}");
+        accept(&*store, before).await;
+        assert_eq!(store.has_lost_cells(), stream == "gw_cells");
+    };
+    for (what, live) in [(Purge::All, true), (Purge::All, false), (Purge::Half, true), (Purge::Half, false)] {
+        join_all(STREAMS.map(|stream| case(stream, what, live))).await;
+    }
+}
+
+/// A key of a purged stream is not free, not even in the moment before somebody has looked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cell_that_was_purged_is_not_absent() {
+    for (stream, life) in [("gw_cells", CellLife::Permanent), ("gw_keys", CellLife::Retained)] {
+        let (server, store) = new().await;
+        write(&*store, "a").await;
+        purge(&server, stream, Purge::All).await;
+        let loaded = store.load(&CellName { life, name: "a".to_owned() }).await;
+        assert!(matches!(loaded, Err(StoreError::Unavailable(_))), "{loaded:?}");
+    }
+}
+
+/// A disk that is put back to what it was: the servers were down meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_was_put_back_is_a_loss() {
+    let case = async |put_back: &[&str], live: bool| {
+        let (mut server, mut store) = new().await;
+        write(&*store, "a").await;
+        let copies = tempfile::tempdir().unwrap();
+        server.stop().await;
+        for stream in put_back {
+            copy_folder(&server.stream_folder(stream), &copies.path().join(stream));
+        }
+        server.restart().await;
+        // More than the store itself writes at a refresh.
+        for n in 0..5 {
+            timeout(written(&*store)).await;
+            write(&*store, &n.to_string()).await;
+        }
+        let before = write(&*store, "b").await;
+        if !live {
+            close(Arc::clone(&store)).await;
+        }
+        server.stop().await;
+        for stream in put_back {
+            copy_folder(&copies.path().join(stream), &server.stream_folder(stream));
+        }
+        server.restart().await;
+        if !live {
+            store = reopen(&server).await;
+        }
+        let what = lost(&*store).await;
+        for stream in put_back {
+            assert!(what.contains(&format!("stream {stream} ended at")), "{stream} {live}: {what}");
+        }
+        assert!(what.ends_with("it was put back to an older copy"), "{what}");
+        accept(&*store, before).await;
+    };
+    let [events, cells, keys] = STREAMS.map(|stream| vec![stream]);
+    let live = [&events, &cells, &keys, &STREAMS.to_vec()];
+    join_all(live.map(|put_back| case(put_back, true))).await;
+    // With all of them put back and nobody alive to remember, nothing can tell.
+    join_all([&events, &cells, &keys].map(|put_back| case(put_back, false))).await;
+}
+
+/// What nothing can tell, an operator can.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_says_that_a_backup_was_restored() {
+    let (_server, store) = new().await;
+    let before = write(&*store, "a").await;
+    assert_eq!(store.accept_loss(false).await.unwrap(), None);
+    let accepted = store.accept_loss(true).await.unwrap().unwrap();
+    assert_eq!(accepted.what, "a backup was restored");
+    let after = contract::append(&*store, &LogName::order("a"), "after").await.unwrap();
+    assert!(after.epoch > before.epoch && after.sequence > before.sequence);
+    assert!(store.has_lost_cells());
+    let entries = contract::read_to_end(&*store, &LogName::order("a")).await.unwrap();
+    assert_eq!(contract::texts(&entries), ["a", "after"]);
+}
+
+/// Streams that a gateway without a record has used are taken over, and their positions stay what they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_of_an_older_version_is_taken_over() {
+    let server = NatsServer::start().await;
+    let settings = settings(&server.url());
+    let admin = admin(&server).await;
+    let Wanted(wanted) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
+    for config in wanted {
+        admin.create_stream(config).await.unwrap();
+    }
+    for subject in ["gw.ev.o.a", "gw.cell.token-key", "gw.key.k"] {
+        admin.publish(subject, "old".into()).await.unwrap().await.unwrap();
+    }
+    let created = admin.get_stream("gw_events").await.unwrap().cached_info().created;
+    let store = open(&server).await;
+    let entries = contract::read_to_end(&*store, &LogName::order("a")).await.unwrap();
+    assert_eq!(contract::texts(&entries), ["old"]);
+    assert_eq!(i128::from(entries[0].position.epoch), created.unix_timestamp_nanos());
+    assert!(!store.has_lost_cells());
+    close(store).await;
+
+    // From then on it is watched.
+    purge(&server, "gw_events", Purge::All).await;
+    let what = lost(&*reopen(&server).await).await;
+    assert_eq!(what, "stream gw_events was purged up to 1");
+}
+
+/// Where nothing ever was permanent, and something else was stored, it was purged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_store_without_cells_was_purged() {
+    let server = NatsServer::start().await;
+    let settings = settings(&server.url());
+    let admin = admin(&server).await;
+    let Wanted(wanted) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
+    for config in wanted {
+        admin.create_stream(config).await.unwrap();
+    }
+    admin.publish("gw.key.k", "old".into()).await.unwrap().await.unwrap();
+    let store = reopen(&server).await;
+    assert_eq!(lost(&*store).await, "stream gw_cells was purged");
+}
+
+/// What expires by age was not lost, whether somebody looks meanwhile or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_expires_is_no_loss() {
+    const SHORT: Duration = Duration::from_secs(3);
+    let server = NatsServer::start().await;
+    let short = async || Nats::open(&settings(&server.url()), SHORT).await;
+    let store = short().await.unwrap();
+    timeout(store.usable()).await;
+    let admin = admin(&server).await;
+    let left = async |stream: &str| admin.get_stream(stream).await.unwrap().cached_info().state.messages;
+    write(&store, "a").await;
+    timeout(async {
+        while left("gw_events").await > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let before = write(&store, "b").await;
+    timeout(store.close()).await;
+    timeout(async {
+        while left("gw_events").await + left("gw_keys").await > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let store = short().await.unwrap();
+    timeout(store.usable()).await;
+    let after = write(&store, "c").await;
+    assert_eq!((store.loss(), after.epoch), (None, before.epoch));
+}
+
+/// Two start together on nothing: one of them makes the store, and neither takes the other's for one that lost something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_together_make_one_store() {
+    for _ in 0..5 {
+        let server = NatsServer::start().await;
+        let stores = join_all((0..3).map(|_| open(&server))).await;
+        let mut epochs = Vec::new();
+        for store in &stores {
+            assert_eq!(store.loss(), None);
+            epochs.push(contract::append(&**store, &contract::new_log(), "event").await.unwrap().epoch);
+        }
+        assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
+    }
+}
+
+/// Before the stream is full there is no room for orders, and everything else still fits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_last_part_of_a_stream_is_no_room_for_orders() {
+    const BYTES: u64 = 16 << 20;
+    let server = NatsServer::start().await;
+    let settings = config::Nats { max_bytes: BYTES, ..settings(&server.url()) };
+    let store = Nats::open(&settings, KEEP).await.unwrap();
+    timeout(store.usable()).await;
+    assert_eq!(store.shortage(), None);
+    let log = contract::new_log();
+    contract::append(&store, &log, "first").await.unwrap();
+    let large = contract::new_log();
+    while store.shortage().is_none() {
+        store.append(&large, Uuid::new_v4(), vec![0; MAX_EVENT_BYTES].into()).await.unwrap();
+    }
+    let held = admin(&server).await.get_stream("gw_events").await.unwrap().cached_info().state.bytes;
+    assert!((BYTES * 80 / 100..BYTES * 92 / 100).contains(&held), "{held}");
+    contract::append(&store, &log, "second").await.unwrap();
+    let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
+    stream.purge().filter(store.shared.names.log(&large)).await.unwrap();
+    timeout(async {
+        while store.shortage().is_some() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert_eq!(store.loss(), None);
+}

@@ -1,0 +1,286 @@
+//! A store that forgot something: nothing is ordered twice, no replica is ready, everybody is told what is missing, and all
+//! goes on, without a restart, once an operator has accepted it.
+
+use std::time::Duration;
+
+use async_nats::jetstream;
+use futures_util::{TryStreamExt as _, future::join_all};
+use thingspace_gateway::{
+    identity::RequestId,
+    proto::esim::{RequestState, watch_request_response::Event},
+    simulator::Outcome,
+};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt;
+
+use crate::{
+    callbacks::sender::Sender,
+    harness::*,
+    nats_server::{NatsServer, copy_folder},
+    replicas::{health, readiness, stop},
+};
+
+async fn admin(nats: &NatsServer) -> jetstream::Context {
+    jetstream::new(async_nats::connect(nats.url()).await.unwrap())
+}
+
+/// Waits until no replica is ready, and each says what is missing and what to do.
+async fn all_say(gateways: &[Gateway], what: &str) {
+    for gateway in gateways {
+        eventually("it is not ready", async || readiness(gateway).await.0 == 503).await;
+        eventually(what, async || {
+            let said = readiness(gateway).await.1;
+            said.contains(what) && said.contains("store accept-loss")
+        })
+        .await;
+        eventually("health says so", async || health(gateway).await == ServingStatus::NotServing).await;
+    }
+}
+
+async fn all_are_ready(gateways: &[Gateway]) {
+    for gateway in gateways {
+        eventually("it is ready", async || readiness(gateway).await.0 == 200).await;
+        eventually("health says so", async || health(gateway).await == ServingStatus::Serving).await;
+    }
+}
+
+/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if it were new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 0);
+    let gateways = [Gateway::start(config.clone()).await];
+    let [gateway] = &gateways;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "before", 0..2).await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    let (_, token) = watching.event().await;
+    let path = Sender::new(gateway).path;
+    let mut told = HealthClient::new(channel(gateway.address).await);
+    let asked = told.watch(HealthCheckRequest { service: String::new() });
+    let mut told = within("health", asked).await.unwrap().into_inner();
+    let mut next = async || within("a health", told.message()).await.unwrap().unwrap().status();
+    assert_eq!(next().await, ServingStatus::Serving);
+
+    let admin = admin(&nats).await;
+    for stream in ["events", "cells", "keys"] {
+        admin.delete_stream(format!("{}_{stream}", config.store.nats.prefix)).await.unwrap();
+    }
+    all_say(&gateways, "stream gw_events was deleted").await;
+    assert_eq!(next().await, ServingStatus::NotServing);
+    let refused = place(&mut client, "before", 0..2).await.unwrap_err();
+    assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+    let accepted = gateway.requests.accept_loss(false).await.unwrap().unwrap();
+    assert!(accepted.what.contains("stream gw_keys was deleted"), "{}", accepted.what);
+
+    let ended = loop {
+        match watching.next().await {
+            Ok(Some(message)) => assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}"),
+            Ok(None) => panic!("it is not finished"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(kind(&ended), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+    assert_eq!(ended.get_details_error_info().unwrap().metadata["resumeToken"], token);
+    assert_eq!(next().await, ServingStatus::Serving);
+    // The token is of another epoch: the watch begins with where the request stands, as ThingSpace tells it.
+    upstream.sim.finish_all(&id, Outcome::Success);
+    let mut again = client.clone();
+    let resumed = eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
+    let rest = resumed.rest().await;
+    assert!(matches!(rest[0].event, Some(Event::Snapshot(_))), "{rest:?}");
+    let other =
+        eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await).await;
+    assert_eq!(ask(&mut again, question(&other)).await.unwrap().revision, 1);
+    // What ThingSpace was told of callbacks holds on.
+    let second = Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
+    eventually("the path is as it was", async || Sender::new(&second).path == path).await;
+    stop(gateways).await;
+    stop([second]).await;
+}
+
+/// Repeats the orders of some keys at every replica; none of them may reach ThingSpace again.
+async fn repeat(gateways: &[Gateway], keys: usize) {
+    for gateway in gateways {
+        let mut client = gateway.client().await;
+        for n in 0..keys {
+            if let Err(status) = place(&mut client, &format!("key-{n}"), [n]).await {
+                assert_eq!(kind(&status), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
+            }
+        }
+    }
+}
+
+/// From the very moment: no replica has looked yet when the keys come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_were_purged_order_nothing_again() {
+    const KEYS: usize = 10;
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let gateways = upstream.replicas(&upstream.quiet(), &nats.url()).await;
+    let mut client = gateways[0].client().await;
+    for n in 0..KEYS {
+        place(&mut client, &format!("key-{n}"), [n]).await.unwrap();
+    }
+    admin(&nats).await.get_stream("gw_keys").await.unwrap().purge().await.unwrap();
+    repeat(&gateways, KEYS).await;
+    all_say(&gateways, "stream gw_keys was purged").await;
+    repeat(&gateways, KEYS).await;
+    assert_eq!(upstream.sim.ledger().orders.len(), KEYS);
+
+    // One replica carries the command out for all, and everything works without a restart.
+    gateways[1].requests.accept_loss(false).await.unwrap().unwrap();
+    all_are_ready(&gateways).await;
+    for (n, gateway) in gateways.iter().enumerate() {
+        let mut client = gateway.client().await;
+        let id = place(&mut client, &format!("new-{n}"), [100 + n]).await.unwrap();
+        for other in &gateways {
+            let mut client = other.client().await;
+            let status = ask(&mut client, question(&id)).await.unwrap();
+            assert_eq!(status.state(), RequestState::Pending);
+        }
+    }
+    stop(gateways).await;
+}
+
+/// The disk of the servers is put back to what it was a while ago, under gateways that live.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_was_put_back_orders_nothing_again() {
+    const KEYS: usize = 10;
+    const PUT_BACK: [&str; 2] = ["gw_events", "gw_keys"];
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
+    let gateways = upstream.replicas(&upstream.quiet(), &nats.url()).await;
+    let mut client = gateways[0].client().await;
+    place(&mut client, "before", [100]).await.unwrap();
+    let copies = tempfile::tempdir().unwrap();
+    nats.stop().await;
+    for stream in PUT_BACK {
+        copy_folder(&nats.stream_folder(stream), &copies.path().join(stream));
+    }
+    nats.restart().await;
+    for n in 0..KEYS {
+        let mut client = client.clone();
+        let key = format!("key-{n}");
+        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [n]).await).await;
+        place(&mut client, &key, [n]).await.unwrap();
+    }
+    nats.stop().await;
+    for stream in PUT_BACK {
+        copy_folder(&copies.path().join(stream), &nats.stream_folder(stream));
+    }
+    nats.restart().await;
+    repeat(&gateways, KEYS).await;
+    all_say(&gateways, "it was put back to an older copy").await;
+    repeat(&gateways, KEYS).await;
+    assert_eq!(upstream.sim.ledger().orders.len(), 1 + KEYS);
+
+    // Nor after a restart.
+    let [first, second, third] = gateways;
+    first.stop().await;
+    let first = Gateway::launch(upstream.replica(&upstream.quiet(), &nats.url(), 1, 0)).await;
+    let gateways = [first, second, third];
+    all_say(&gateways, "it was put back to an older copy").await;
+    repeat(&gateways, KEYS).await;
+    assert_eq!(upstream.sim.ledger().orders.len(), 1 + KEYS);
+    gateways[0].requests.accept_loss(false).await.unwrap().unwrap();
+    all_are_ready(&gateways).await;
+    place(&mut gateways[2].client().await, "after", [101]).await.unwrap();
+    stop(gateways).await;
+}
+
+/// A follower that can no longer read is noticed while everything else works, and goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_stands_still_is_noticed() {
+    let users = |denied: &str| {
+        format!(
+            "authorization {{ users: [ {{ user: admin, password: pw }}, {{ user: gw, password: pw, permissions: {{ \
+             publish: {{ deny: [{denied}] }} }} }} ] }}\nno_auth_user: gw"
+        )
+    };
+    let nats = NatsServer::start_with(&users("")).await;
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.replica(&upstream.quiet(), &nats.url(), 1, 0)).await;
+    let mut client = gateway.client().await;
+    let before = place(&mut client, "before", [0]).await.unwrap();
+    nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
+    let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "pw".into());
+    let admin = jetstream::new(options.connect(nats.url()).await.unwrap());
+    let stream = admin.get_stream("gw_events").await.unwrap();
+    let consumers: Vec<_> = stream.consumer_names().try_collect().await.unwrap();
+    for consumer in consumers {
+        stream.delete_consumer(&consumer).await.unwrap();
+    }
+    // Durable, whether or not it can be shown.
+    let stored: RequestId =
+        eventually_ok("an order is stored", async || place(&mut client.clone(), "after", [1]).await).await;
+    eventually("it is not ready", async || readiness(&gateway).await.0 == 503).await;
+    let said = readiness(&gateway).await.1;
+    assert!(said.contains("the store is no longer followed"), "{said}");
+    nats.reload_with(&users(""));
+    all_are_ready(std::slice::from_ref(&gateway)).await;
+    for id in [before, stored] {
+        assert_eq!(ask(&mut client, question(&id)).await.unwrap().revision, 1);
+    }
+    stop([gateway]).await;
+}
+
+/// The embedded store's file, put back to what it was: a revision that a watcher has seen exists again with other content.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.grpc.heartbeat = Duration::from_millis(50);
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..4).await.unwrap();
+    gateway.stop().await;
+    let copy = upstream.dir.path().join("copy.redb");
+    std::fs::copy(&config.store.path, &copy).unwrap();
+
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let observe = async |client: &mut Client, n: usize| {
+        upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+        ask(client, question(&id)).await.unwrap().revision
+    };
+    // In the log of this request other events lie before those that the watcher saw.
+    place(&mut client, "other", [10]).await.unwrap();
+    assert_eq!(observe(&mut client, 0).await, 2);
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    let (_, at_two) = watching.event().await;
+    assert_eq!(observe(&mut client, 1).await, 3);
+    let (_, at_three) = watching.event().await;
+    drop(watching);
+    gateway.stop().await;
+
+    std::fs::copy(&copy, &config.store.path).unwrap();
+    // Nothing beside the file tells that it is an older one.
+    std::fs::remove_file(upstream.dir.path().join("store.redb.record")).unwrap();
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    // Nothing yet: neither token is of a place that exists.
+    for token in [&at_two, &at_three] {
+        let mut watching = watch(&mut client, &id, token).await.unwrap();
+        let (Event::Snapshot(snapshot), _) = watching.event().await else { panic!("no snapshot") };
+        assert_eq!(snapshot.revision, 1);
+    }
+    // Two revisions with other content, and more events than there were.
+    for n in 0..4 {
+        upstream.sim.finish(&id, &device(n).eid, Outcome::Pending);
+    }
+    let all = join_all((20..30).map(|n| {
+        let mut client = client.clone();
+        async move { place(&mut client, &format!("more-{n}"), [n]).await.unwrap() }
+    }));
+    within("orders", all).await;
+    assert_eq!(observe(&mut client, 2).await, 2);
+    assert_eq!(observe(&mut client, 3).await, 3);
+    for token in [&at_two, &at_three] {
+        let mut watching = watch(&mut client, &id, token).await.unwrap();
+        let (Event::Snapshot(snapshot), _) = watching.event().await else { panic!("no snapshot") };
+        assert_eq!(snapshot.revision, 3);
+    }
+    gateway.stop().await;
+}
