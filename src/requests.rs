@@ -19,14 +19,17 @@ pub mod watch;
 pub mod withheld;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::debug;
+use tracing::{debug, info};
 use uuid::Uuid;
 
 pub use error::{Error, TokenKind};
@@ -58,14 +61,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Appends an event; durable when this returns.
+/// Appends an event to a log that begins at `first`, as far as that is known; durable when this returns.
 async fn append(
     store: &dyn Store,
     log: &LogName,
+    first: Option<Position>,
     id: Uuid,
     kind: event::Kind,
 ) -> Result<Position, StoreError> {
-    let (bytes, began) = (event::encode(kind), Instant::now());
+    let (bytes, began) = (event::encode(kind, first), Instant::now());
     for _ in 1..APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
             Err(StoreError::Ambiguous(reason)) if began.elapsed() < APPEND_WITHIN => {
@@ -94,6 +98,8 @@ pub struct Requests {
     client: Client,
     store: Arc<dyn Store>,
     token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
+    /// Callbacks since the start for requests that were not known here.
+    stray_callbacks: Arc<AtomicU64>,
     limits: Limits,
 }
 
@@ -120,6 +126,8 @@ pub struct Overview {
     /// Requests that ended since the start.
     pub finished_by_callback: u64,
     pub finished_by_poll: u64,
+    /// Callbacks since the start for requests that were not known here.
+    pub stray_callbacks: u64,
 }
 
 /// How to ask for a status.
@@ -178,6 +186,7 @@ impl Requests {
             client,
             store,
             token_key: Arc::default(),
+            stray_callbacks: Arc::default(),
             limits,
         }
     }
@@ -207,6 +216,7 @@ impl Requests {
             open_devices: self.hub.open_devices(),
             finished_by_callback: self.hub.finished(By::Callback),
             finished_by_poll: self.hub.finished(By::Poll),
+            stray_callbacks: self.stray_callbacks.load(Ordering::Relaxed),
         }
     }
 
@@ -215,9 +225,22 @@ impl Requests {
         self.resolver.unknown_orders().await
     }
 
-    /// Takes an operator's word for what became of an order of unknown fate.
-    pub async fn settle_order(&self, order_id: &str, settlement: Settlement) -> Result<(), SettleError> {
-        self.resolver.settle(order_id, settlement).await
+    /// Takes an operator's word for what became of an order of unknown outcome. With `force` also if ThingSpace does not
+    /// confirm it, or to correct an earlier settlement; then returns why it was not confirmed.
+    pub async fn settle_order(
+        &self,
+        order_id: &str,
+        settlement: &Settlement,
+        force: bool,
+    ) -> Result<Option<String>, SettleError> {
+        self.resolver.settle(order_id, settlement, force).await
+    }
+
+    /// Counts a callback for a request of which nothing is known here. Those of other tools are such, so only the first is said.
+    fn count_stray(&self, account: &AccountName) {
+        if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
+            info!(%account, "a callback names a request that this gateway does not know; `status` counts such callbacks");
+        }
     }
 
     /// Whether this gateway has credentials for an account.
@@ -239,9 +262,16 @@ impl Requests {
         called_back: storage::CalledBack,
     ) -> Result<(), Error> {
         let called_back = storage::CalledBack { account: account.to_string(), ..called_back };
+        // Without the store's answer the callback goes where it says: it must not be lost for that.
+        let known = self.hub.spelling(request).await.unwrap_or_else(|_| Some(request.clone()));
+        if known.is_none() {
+            self.count_stray(account);
+        }
+        let request = known.as_ref().unwrap_or(request);
         let id = event::called_back_id(request, &called_back);
         let log = LogName::request(request.as_str());
-        append(&*self.store, &log, id, event::Kind::CalledBack(called_back)).await?;
+        let first = self.hub.first(request);
+        append(&*self.store, &log, first, id, event::Kind::CalledBack(called_back)).await?;
         Ok(())
     }
 
@@ -316,8 +346,16 @@ impl Requests {
     async fn find(&self, account: &AccountName, id: &RequestId) -> Result<Attached, Error> {
         self.check_account(account)?;
         if let Some(attached) = self.hub.attach(id).await? {
+            let (expired, owned) = {
+                let request = &attached.0.lock().request;
+                (request.is_expired(), request.account.is_some())
+            };
+            // What is left of the log may say anything but the truth.
+            if expired {
+                return Err(Error::RequestNotFound);
+            }
             // Callbacks alone do not tell whose a request is.
-            if attached.0.lock().request.account.is_some() {
+            if owned {
                 return self.admit(account, attached);
             }
         }

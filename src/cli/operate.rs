@@ -104,6 +104,14 @@ fn credentials_name(text: &str) -> Result<String, String> {
     }
 }
 
+fn order_id(text: &str) -> Result<String, String> {
+    // An order's id has the shape of a request's.
+    match RequestId::parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(invalid) => Err(format!("{invalid}, as `orders unknown` lists it")),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Orders {
     /// List them
@@ -117,14 +125,17 @@ Example:
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The gateway believes you. If an order that was placed is settled as not placed, its key orders again.
+A request is confirmed first: ThingSpace has to know it, with exactly the order's devices. That an order was not placed
+cannot be confirmed. If it was placed after all, its key orders again.
 
 Examples:
   thingspace-gateway orders settle ORDER --request-id REQUEST --config gateway.toml
-  thingspace-gateway orders settle ORDER --not-placed --config gateway.toml")]
+  thingspace-gateway orders settle ORDER --not-placed --config gateway.toml
+  thingspace-gateway orders settle ORDER --request-id ANOTHER --force --config gateway.toml")]
 #[command(group(clap::ArgGroup::new("outcome").required(true).args(["request_id", "not_placed"])))]
 pub struct Settle {
     /// The order, as `orders unknown` lists it
+    #[arg(value_parser = order_id)]
     pub order: String,
     /// ThingSpace accepted it as this request
     #[arg(long, value_name = "REQUEST", value_parser = RequestId::parse)]
@@ -132,6 +143,9 @@ pub struct Settle {
     /// ThingSpace never placed it: frees its idempotency key
     #[arg(long)]
     pub not_placed: bool,
+    /// Also if ThingSpace cannot be asked or does not confirm it, and in place of an operator's earlier settlement
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     pub remote: Remote,
 }

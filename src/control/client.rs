@@ -21,7 +21,7 @@ use super::{
     Refusal,
     callbacks::{self, Done, Force, Registered},
     logins::{self, Unblocked},
-    orders::{self, Outcome, UnknownOrder},
+    orders::{self, Outcome, Settled, UnknownOrder},
     quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
     store,
@@ -53,14 +53,18 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             if json { show::json(out, &orders) } else { show::orders(out, &orders) }
         }
         Operate::Orders(Orders::Settle(settle)) => {
-            let Settle { order, request_id, .. } = settle;
+            let Settle { order, request_id, force, .. } = settle;
             let outcome = match request_id {
                 Some(id) => Outcome::AcceptedAs(id.to_string()),
                 None => Outcome::NotPlaced,
             };
-            let done: serde_json::Value = gateway.post(&orders::settle_path(order), &outcome).await?;
+            let settle = orders::Settle { outcome, force: *force };
+            let done: Settled = gateway.post(&orders::settle_path(order), &settle).await?;
             if json {
                 return show::json(out, &done);
+            }
+            if let Some(why) = &done.not_confirmed {
+                writeln!(out, "Not confirmed: {why}.")?;
             }
             match request_id {
                 Some(id) => writeln!(out, "Order {order} was accepted as request {id}.")?,

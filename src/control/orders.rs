@@ -42,6 +42,20 @@ pub(super) enum Outcome {
     NotPlaced,
 }
 
+/// A settlement.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Settle {
+    pub(super) outcome: Outcome,
+    /// Also if ThingSpace does not confirm it, and in place of an earlier settlement.
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Settled {
+    /// Why ThingSpace did not confirm the settlement, where it was forced.
+    pub(super) not_confirmed: Option<String>,
+}
+
 pub(super) fn routes() -> Router<Subject> {
     Router::new().route(UNKNOWN, get(unknown)).route(SETTLE, post(settle))
 }
@@ -62,7 +76,7 @@ async fn unknown(State(subject): State<Subject>) -> Response {
 async fn settle(
     State(subject): State<Subject>,
     Path(order): Path<String>,
-    Json(outcome): Json<Outcome>,
+    Json(Settle { outcome, force }): Json<Settle>,
 ) -> Response {
     let settlement = match outcome {
         Outcome::NotPlaced => Settlement::NotPlaced,
@@ -73,10 +87,14 @@ async fn settle(
             }
         },
     };
-    match subject.requests.settle_order(&order, settlement.clone()).await {
-        Ok(()) => {
-            info!(order.id = order, ?settlement, "an operator settled an order");
-            Json(serde_json::json!({})).into_response()
+    match subject.requests.settle_order(&order, &settlement, force).await {
+        Ok(not_confirmed) => {
+            info!(
+                target: "audit",
+                { order.id = order, ?settlement, force, not_confirmed },
+                "an operator settled an order"
+            );
+            Json(Settled { not_confirmed }).into_response()
         }
         Err(error) => {
             let status = match &error {
@@ -85,6 +103,8 @@ async fn settle(
                 SettleError::InFlight
                 | SettleError::NotPlaced
                 | SettleError::AcceptedAs(_)
+                | SettleError::Settled(_)
+                | SettleError::NotConfirmed(_)
                 | SettleError::OtherRequest => StatusCode::CONFLICT,
             };
             refuse(status, &error)

@@ -36,6 +36,8 @@ pub(super) struct Status {
     /// Requests that ended since the start.
     pub(super) finished_by_callback: u64,
     pub(super) finished_by_poll: u64,
+    /// Callbacks since the start for requests that were not known here.
+    pub(super) stray_callbacks: u64,
     pub(super) logins: Vec<Login>,
     pub(super) hosts: Vec<Host>,
     /// When the certificate of the callbacks' listener expires, with HTTPS.
@@ -84,6 +86,7 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         unknown_orders: unknown,
         finished_by_callback: overview.finished_by_callback,
         finished_by_poll: overview.finished_by_poll,
+        stray_callbacks: overview.stray_callbacks,
         logins: logins(&subject),
         hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
         callbacks_certificate_expires: certificate,

@@ -155,6 +155,7 @@ mod tests {
         let of = |(at, devices): (usize, &usize)| {
             let revision = at as u64 + 1;
             Arc::new(Transition {
+                restart: false,
                 revision,
                 position: Position { epoch: 1, sequence: revision },
                 time: Timestamp::UNIX_EPOCH,

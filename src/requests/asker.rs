@@ -32,7 +32,7 @@ use super::{
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
-    store::{LogName, Store},
+    store::{LogName, Position, Store},
     thingspace::{Client, Purpose, StatusLookup},
 };
 
@@ -251,18 +251,18 @@ impl Asker {
             }
             (lookup, _) => lookup,
         };
-        let (events, known_account) = match &attached {
+        let (events, known_account, first) = match &attached {
             Some(tracked) => {
                 let request = &tracked.lock().request;
-                (news(request, account, &lookup), request.account.clone())
+                (news(request, account, &lookup), request.account.clone(), request.beginning())
             }
-            None => (news(&Request::default(), account, &lookup), None),
+            None => (news(&Request::default(), account, &lookup), None, None),
         };
         if known_account.is_some_and(|known| known != *account) {
             warn!(request.id = %id, "ThingSpace knows this request under another account, too; left alone");
             return Ok(Answer::NotKnown);
         }
-        self.observe(id, events).await?;
+        self.observe(id, first, events).await?;
         // One that was unknown until now is in memory only if it is loaded, and then need not be asked again.
         let tracked = match attached {
             Some(tracked) => Some(tracked),
@@ -280,18 +280,29 @@ impl Asker {
     /// Tells what was withheld for long enough.
     pub async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
         let Some(answer) = tracked.withheld() else { return Ok(()) };
-        let events = {
+        let (events, first) = {
             let request = &tracked.lock().request;
-            request.account.as_ref().map_or_else(Vec::new, |account| request.news(account, &answer))
+            let news = |account| request.news(account, &answer);
+            (request.account.as_ref().map_or_else(Vec::new, news), request.beginning())
         };
-        self.observe(&tracked.id, events).await
+        self.observe(&tracked.id, first, events).await
     }
 
-    async fn observe(&self, id: &RequestId, events: Vec<storage::Observed>) -> Result<(), Error> {
+    async fn observe(
+        &self,
+        id: &RequestId,
+        mut first: Option<Position>,
+        events: Vec<storage::Observed>,
+    ) -> Result<(), Error> {
+        let log = LogName::request(id.as_str());
         let mut last = None;
         for observed in events {
-            let log = LogName::request(id.as_str());
-            last = Some(append(&*self.store, &log, Uuid::now_v7(), Kind::Observed(observed)).await?);
+            if first.is_none() && last.is_some() {
+                // The rest of an answer means nothing without its beginning.
+                first = self.hub.beginning(id).await?.first;
+            }
+            let observed = Kind::Observed(observed);
+            last = Some(append(&*self.store, &log, first, Uuid::now_v7(), observed).await?);
         }
         if let Some(position) = last {
             self.hub.folded(position).await;

@@ -11,11 +11,18 @@ pub use crate::proto::storage::event::Kind;
 use crate::{
     identity::{Device, Digits, RequestId},
     proto::storage::{self, Event},
+    store::Position,
     thingspace::StatusClass,
 };
 
-/// The rules by which logs that begin now are folded.
-pub const RULES: u32 = 1;
+/// The rules of request logs that begin now. Number 2 was never written; a frozen fixture uses it for unknown rules.
+pub const RULES: u32 = 3;
+
+/// The rules of request logs that began before [`RULES`].
+pub const FIRST_RULES: u32 = 1;
+
+/// The rules of order logs.
+pub const ORDER_RULES: u32 = 1;
 
 /// The most devices that one `Observed` names: with all their identifiers, about 100 bytes each, they stay below
 /// [`crate::store::MAX_EVENT_BYTES`].
@@ -39,8 +46,32 @@ impl Once {
             Self::AcceptedAs => "accepted-as",
             Self::Accepted => "accepted",
         };
-        Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{order_id}/{name}").as_bytes())
+        named(&format!("{order_id}/{name}"))
     }
+}
+
+/// The id of the event that makes a request an order's. A settlement, at `settled`, may come after an earlier acceptance
+/// was withdrawn, so its event is another one.
+pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
+    match settled {
+        None => Once::Accepted.id(order_id),
+        Some(at) => named(&format!("{order_id}/accepted/{}", at.sequence)),
+    }
+}
+
+/// The id of the event that settles an order by evidence.
+pub fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
+    named(&format!("{order_id}/evidence/{request}"))
+}
+
+/// The id of the event that takes an acceptance back; `settled` is the position of the settlement that corrects it.
+pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
+    let settled = settled.map_or(0, |at| at.sequence);
+    named(&format!("{order_id}/withdrawn/{request}/{settled}"))
+}
+
+fn named(name: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
 /// The id of a callback's event: what was said twice is one event.
@@ -49,8 +80,20 @@ pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) ->
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
-pub fn encode(kind: Kind) -> Bytes {
-    Event { rules: RULES, kind: Some(kind) }.encode_to_vec().into()
+/// An event as it is stored. `first`: where its log begins, as far as the writer knows.
+pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
+    let rules = match kind {
+        Kind::Ordered(_) | Kind::Refused(_) | Kind::NotSent(_) | Kind::AcceptedAs(_) | Kind::Settled(_) => {
+            ORDER_RULES
+        }
+        Kind::Accepted(_)
+        | Kind::Observed(_)
+        | Kind::CalledBack(_)
+        | Kind::Abandoned(_)
+        | Kind::Withdrawn(_) => RULES,
+    };
+    let first_sequence = first.map_or(0, |first| first.sequence);
+    Event { rules, kind: Some(kind), first_sequence }.encode_to_vec().into()
 }
 
 /// `None`: not an event. An event of a kind that a newer version writes decodes, with no kind.

@@ -74,12 +74,53 @@ struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
     /// Orders without an outcome, or whose request does not know of them yet.
     orders: OpenOrders,
-    /// Closed logs that were read further than the follower is, and up to which sequence: what it meets of them until then it
-    /// need not read again.
-    ahead: HashMap<RequestId, u64>,
+    /// Tracked requests whose id has capital letters, by the id in small letters.
+    capitals: HashMap<String, RequestId>,
+    /// Closed logs that were read further than the follower is: what it meets of them until then it need not read again.
+    ahead: HashMap<RequestId, Ahead>,
     open_devices: usize,
     /// Accounts for whose requests callbacks arrive.
     called_back: HashSet<AccountName>,
+}
+
+/// A closed log that was read ahead of the follower.
+#[derive(Debug, Clone)]
+struct Ahead {
+    /// The sequence of its last event.
+    last: u64,
+    /// The order that its request belongs to.
+    order_id: Option<String>,
+}
+
+/// How a request's log begins.
+#[derive(Debug, Clone, Default)]
+pub struct Beginning {
+    /// Where; `None` if there is no log yet, or its beginning is lost.
+    pub first: Option<Position>,
+    /// The order that the request belongs to.
+    pub order_id: Option<String>,
+}
+
+impl Projection {
+    fn track(&mut self, tracked: Arc<Tracked>) {
+        let id = &tracked.id;
+        if let Some(small) = small_letters(id) {
+            self.capitals.insert(small, id.clone());
+        }
+        self.requests.insert(id.clone(), tracked);
+    }
+
+    fn forget(&mut self, id: &RequestId) {
+        self.requests.remove(id);
+        if let Some(small) = small_letters(id) {
+            self.capitals.remove(&small);
+        }
+    }
+}
+
+/// The id in small letters, if it has others.
+fn small_letters(id: &RequestId) -> Option<String> {
+    id.as_str().bytes().any(|byte| byte.is_ascii_uppercase()).then(|| id.as_str().to_ascii_lowercase())
 }
 
 /// How far the follower is.
@@ -207,8 +248,13 @@ impl Hub {
         self.hints.take().await
     }
 
-    /// The transitions of a request after a revision, from its log.
-    pub async fn transitions(&self, id: &RequestId, after: u64) -> Result<Vec<Arc<Transition>>, StoreError> {
+    /// The transitions of a request after a revision, from its log; `None` if the log does not begin at `first` any more.
+    pub async fn transitions(
+        &self,
+        id: &RequestId,
+        first: Option<Position>,
+        after: u64,
+    ) -> Result<Option<Vec<Arc<Transition>>>, StoreError> {
         let mut request = Request::default();
         let mut found = Vec::new();
         self.read_log(&LogName::request(id.as_str()), |entry| {
@@ -217,7 +263,54 @@ impl Hub {
             found.extend(transition.filter(|t| t.revision > after).map(Arc::new));
         })
         .await?;
-        Ok(found)
+        Ok((request.beginning() == first).then_some(found))
+    }
+
+    /// How a request's log begins. It is read, unless the request is in memory and belongs to an order.
+    pub async fn beginning(&self, id: &RequestId) -> Result<Beginning, StoreError> {
+        if let Some(tracked) = self.get(id) {
+            let request = &tracked.lock().request;
+            if let Some(order_id) = &request.order_id {
+                return Ok(Beginning { first: request.beginning(), order_id: Some(order_id.clone()) });
+            }
+        }
+        let mut request = Request::default();
+        self.read_log(&LogName::request(id.as_str()), |entry| {
+            if let Some(event) = event::decode(&entry.event) {
+                request.apply(entry.position, entry.time, &event);
+            }
+        })
+        .await?;
+        Ok(Beginning { first: request.beginning(), order_id: request.order_id })
+    }
+
+    /// Where the log of a request begins, if the request is in memory.
+    pub fn first(&self, id: &RequestId) -> Option<Position> {
+        self.get(id)?.lock().request.beginning()
+    }
+
+    /// The spelling under which a request is known whose id may differ from `id` in case. `None`: no such request is known.
+    pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
+        let text = id.as_str();
+        let other = |text: String| RequestId::parse(&text).ok().filter(|other| other != id);
+        let small = other(text.to_ascii_lowercase());
+        {
+            let projection = lock(&self.projection);
+            let tracked = |id: &&RequestId| projection.requests.contains_key(*id);
+            let capitals = projection.capitals.get(&text.to_ascii_lowercase());
+            let known = [Some(id), small.as_ref(), capitals].into_iter().flatten().find(tracked);
+            if let Some(known) = known {
+                return Ok(Some(known.clone()));
+            }
+        }
+        // A closed request has left memory. Its id is written in one of these ways, as far as ThingSpace is known.
+        let capital = other(text.to_ascii_uppercase());
+        for spelling in [Some(id.clone()), small, capital].into_iter().flatten() {
+            if !self.store.read(&LogName::request(spelling.as_str()), 0, 1).await?.is_empty() {
+                return Ok(Some(spelling));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the store holds an event of a request at a position.
@@ -244,6 +337,11 @@ impl Hub {
         let projection = lock(&self.projection);
         let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
         projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// The request of an accepted order knows of it, as its log says.
+    pub fn forget_order(&self, order_id: &str) {
+        lock(&self.projection).orders.remove(order_id);
     }
 
     /// Waits until something may be done for an order that nobody is waiting with.
@@ -284,16 +382,10 @@ impl Hub {
         let id = tracked.id.clone();
         let mut projection = lock(&self.projection);
         projection.open_devices += devices;
-        projection.requests.insert(id.clone(), tracked);
+        projection.track(tracked);
         drop(projection);
         if open {
             self.hint(&id);
-        }
-    }
-
-    fn close_order(&self, request: &Request) {
-        if let Some(order_id) = &request.order_id {
-            lock(&self.projection).orders.remove(order_id);
         }
     }
 

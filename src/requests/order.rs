@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::event::{self, Kind};
 use crate::{
     identity::RequestId,
-    proto::storage::{self, Event},
+    proto::storage::{self, Event, SettledBy},
     store::Position,
 };
 
@@ -17,43 +17,109 @@ pub enum Outcome {
     AcceptedAs(RequestId),
 }
 
+/// Whose word an outcome is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// ThingSpace's answer to the order, or the gateway's own knowledge that nothing was placed.
+    Answer,
+    Evidence,
+    Operator,
+}
+
 /// An order, folded up to some event.
 #[derive(Debug, Clone, Default)]
 pub struct Order {
     pub ordered: Option<storage::Ordered>,
-    /// `None`: on its way, or its fate is unknown.
+    /// `None`: being sent, or unknown.
     pub outcome: Option<Outcome>,
+    pub source: Option<Source>,
+    /// The position of the settlement that the outcome comes from; `None` if it comes from ThingSpace's answer.
+    pub settled: Option<Position>,
+    /// Requests that it was settled as before, and which may still name it.
+    pub former: Vec<RequestId>,
     pub first: Option<Position>,
     pub sent_time: Timestamp,
+    /// Requests that turned out to be another order's.
+    withdrawn: Vec<RequestId>,
+    last: Option<Position>,
     /// The rules of the first event.
     rules: u32,
 }
 
 impl Order {
+    /// Folds an event, unless it was folded before.
     pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) {
+        if self.last.is_some_and(|last| position.sequence <= last.sequence) {
+            return;
+        }
+        self.last = Some(position);
         if self.first.is_none() {
             self.first = Some(position);
             self.sent_time = time;
             self.rules = event.rules;
         }
-        match event.kind.as_ref().filter(|_| self.rules == event::RULES) {
+        match event.kind.as_ref().filter(|_| self.rules == event::ORDER_RULES) {
             Some(Kind::Ordered(ordered)) => {
                 self.ordered.get_or_insert_with(|| ordered.clone());
             }
             Some(Kind::Refused(_) | Kind::NotSent(_)) => {
-                self.outcome.get_or_insert(Outcome::NotPlaced);
-            }
-            // ThingSpace's word beats everybody's conclusion that nothing was placed, and the first word stays.
-            Some(Kind::AcceptedAs(accepted)) => {
-                if let (Ok(request), None | Some(Outcome::NotPlaced)) =
-                    (RequestId::parse(&accepted.request_id), &self.outcome)
-                {
-                    self.outcome = Some(Outcome::AcceptedAs(request));
+                if self.outcome.is_none() {
+                    self.decide(Outcome::NotPlaced, Source::Answer, None);
                 }
             }
+            Some(Kind::AcceptedAs(accepted)) => self.accept(&accepted.request_id),
+            Some(Kind::Settled(settled)) => self.settle(settled, position),
+            Some(Kind::Withdrawn(withdrawn)) => self.withdraw(&withdrawn.request_id),
             Some(Kind::Accepted(_) | Kind::Observed(_) | Kind::CalledBack(_) | Kind::Abandoned(_)) | None => {
             }
         }
+    }
+
+    /// ThingSpace's own answer replaces every other conclusion, and the first one stays.
+    fn accept(&mut self, request_id: &str) {
+        let Ok(request) = RequestId::parse(request_id) else { return };
+        let own = self.source == Some(Source::Answer) && self.outcome != Some(Outcome::NotPlaced);
+        if !own && !self.withdrawn.contains(&request) {
+            self.decide(Outcome::AcceptedAs(request), Source::Answer, None);
+        }
+    }
+
+    /// A settlement needs an unknown outcome. An operator may also correct an operator.
+    fn settle(&mut self, settled: &storage::Settled, position: Position) {
+        let source = match settled.by() {
+            SettledBy::Operator => Source::Operator,
+            SettledBy::Evidence => Source::Evidence,
+            SettledBy::Unspecified => return,
+        };
+        let corrects = source == Source::Operator && self.source == Some(Source::Operator);
+        if self.outcome.is_some() && !corrects {
+            return;
+        }
+        let outcome = match RequestId::parse(&settled.request_id) {
+            Ok(request) => Outcome::AcceptedAs(request),
+            Err(_) if settled.request_id.is_empty() => Outcome::NotPlaced,
+            Err(_) => return,
+        };
+        self.decide(outcome, source, Some(position));
+    }
+
+    /// The request belongs to another order: what became of this one is unknown again.
+    fn withdraw(&mut self, request_id: &str) {
+        let Some(Outcome::AcceptedAs(request)) = &self.outcome else { return };
+        if request.as_str() == request_id {
+            self.withdrawn.push(request.clone());
+            (self.outcome, self.source, self.settled) = (None, None, None);
+        }
+    }
+
+    fn decide(&mut self, outcome: Outcome, source: Source, settled: Option<Position>) {
+        if let Some(Outcome::AcceptedAs(former)) = self.outcome.take() {
+            self.former.push(former);
+        }
+        if let Outcome::AcceptedAs(request) = &outcome {
+            self.former.retain(|former| former != request);
+        }
+        (self.outcome, self.source, self.settled) = (Some(outcome), Some(source), settled);
     }
 }
 
@@ -64,7 +130,7 @@ mod tests {
     use super::*;
 
     fn event(kind: Kind) -> Event {
-        Event { rules: event::RULES, kind: Some(kind) }
+        Event { rules: event::ORDER_RULES, kind: Some(kind), first_sequence: 0 }
     }
 
     fn ordered(plan: &str) -> Event {
@@ -109,12 +175,67 @@ mod tests {
             (vec![not_sent(), accepted_as("no/id")], Some(Outcome::NotPlaced)),
             (vec![accepted_as(""), accepted_as("r2")], Some(request("r2"))),
             (vec![event(Kind::Abandoned(storage::Abandoned {}))], None),
-            (vec![Event { rules: event::RULES, kind: None }], None),
+            (vec![Event { rules: event::ORDER_RULES, ..Event::default() }], None),
         ];
         for (events, outcome) in table {
             let order = fold(std::iter::once(ordered("plan")).chain(events.clone()));
             assert_eq!(order.outcome, outcome, "{events:?}");
         }
+    }
+
+    fn settled(by: SettledBy, request_id: &str) -> Event {
+        event(Kind::Settled(storage::Settled { by: by.into(), request_id: request_id.to_owned() }))
+    }
+
+    fn withdrawn(request_id: &str) -> Event {
+        let (order_id, request_id) = ("order".to_owned(), request_id.to_owned());
+        event(Kind::Withdrawn(storage::Withdrawn { order_id, request_id }))
+    }
+
+    #[test]
+    fn who_may_replace_whose_word() {
+        use SettledBy::{Evidence, Operator, Unspecified};
+        let not_placed = || Some(Outcome::NotPlaced);
+        let table = [
+            (vec![settled(Operator, "r1")], Some(request("r1"))),
+            (vec![settled(Operator, "")], not_placed()),
+            (vec![settled(Operator, "no/id")], None),
+            (vec![settled(Unspecified, "r1")], None),
+            (vec![settled(Operator, "r1"), settled(Operator, "r2")], Some(request("r2"))),
+            (vec![settled(Operator, "r1"), settled(Operator, "")], not_placed()),
+            (vec![settled(Operator, ""), settled(Operator, "r1")], Some(request("r1"))),
+            (vec![settled(Evidence, "r1"), settled(Operator, "r2")], Some(request("r1"))),
+            (vec![settled(Operator, "r1"), settled(Evidence, "r2")], Some(request("r1"))),
+            (vec![refused(), settled(Operator, "r1")], not_placed()),
+            (vec![accepted_as("r1"), settled(Operator, "r2")], Some(request("r1"))),
+            (vec![settled(Operator, "r1"), accepted_as("r2"), accepted_as("r3")], Some(request("r2"))),
+            (vec![settled(Operator, "r1"), accepted_as("r2"), settled(Operator, "r3")], Some(request("r2"))),
+            (vec![settled(Operator, "r1"), not_sent()], Some(request("r1"))),
+            (vec![accepted_as("r1"), withdrawn("r1")], None),
+            (vec![accepted_as("r1"), withdrawn("r2")], Some(request("r1"))),
+            (vec![accepted_as("r1"), withdrawn("r1"), accepted_as("r1")], None),
+            (vec![accepted_as("r1"), withdrawn("r1"), settled(Operator, "r1")], Some(request("r1"))),
+        ];
+        for (events, outcome) in table {
+            let order = fold(std::iter::once(ordered("plan")).chain(events.clone()));
+            assert_eq!(order.outcome, outcome, "{events:?}");
+        }
+        let former = |events: Vec<Event>| fold(std::iter::once(ordered("plan")).chain(events)).former;
+        let id = |text: &str| RequestId::parse(text).unwrap();
+        assert_eq!(former(vec![settled(Operator, "r1"), settled(Operator, "")]), [id("r1")]);
+        assert_eq!(former(vec![settled(Operator, "r1"), accepted_as("r2")]), [id("r1")]);
+        let back = ["r1", "r2", "r1"].map(|r| settled(Operator, r)).to_vec();
+        assert_eq!(former(back), [id("r2")]);
+        assert_eq!(former(vec![settled(Operator, "r1"), settled(Operator, "r1")]), []);
+    }
+
+    #[test]
+    fn an_event_that_was_folded_before_changes_nothing() {
+        let mut order =
+            fold([ordered("plan"), settled(SettledBy::Operator, "r1"), settled(SettledBy::Operator, "r2")]);
+        let again = settled(SettledBy::Operator, "r1");
+        order.apply(Position { epoch: 7, sequence: 2 }, Timestamp::UNIX_EPOCH, &again);
+        assert_eq!((order.outcome, order.settled.map(|at| at.sequence)), (Some(request("r2")), Some(3)));
     }
 
     #[test]
@@ -127,7 +248,7 @@ mod tests {
 
     #[test]
     fn an_order_of_unknown_rules_stays_unknown() {
-        let newer = |event: Event| Event { rules: event::RULES + 1, ..event };
+        let newer = |event: Event| Event { rules: event::ORDER_RULES + 1, ..event };
         let order = fold([newer(ordered("plan")), not_sent(), refused()]);
         assert_eq!((order.ordered, order.outcome), (None, None));
         assert_eq!(fold([ordered("plan"), newer(refused())]).outcome, Some(Outcome::NotPlaced));

@@ -28,9 +28,8 @@ use tracing::{Instrument, debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{
-    append,
     error::Error,
-    event::{self, Kind, Once},
+    event,
     hub::Hub,
     key::{self, Key},
     lock,
@@ -39,10 +38,11 @@ use super::{
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
-    store::{CellName, LogName, Store, StoreError},
+    store::{CellName, Store, StoreError},
     thingspace::{Client, Order},
 };
 
+mod finish;
 mod flight;
 mod leases;
 mod refusals;
@@ -234,12 +234,11 @@ impl Orders {
             }
             let recovered = async {
                 let order = self.hub.order(&order_id).await?;
-                let (Some(ordered), Some(Outcome::AcceptedAs(request))) = (order.ordered, order.outcome)
-                else {
-                    return Ok(());
-                };
-                info!(order.id = order_id, request.id = %request, "finishing an order that was accepted");
-                self.finish(&order_id, &ordered, &request).await
+                info!(order.id = order_id, "finishing an order that was accepted");
+                if self.finish(&order_id, &order).await? {
+                    self.hub.forget_order(&order_id);
+                }
+                Ok::<_, StoreError>(())
             };
             if let Err(error) = recovered.await {
                 warn!(order.id = order_id, %error, "cannot finish an accepted order yet; a call with its key will");
@@ -266,37 +265,6 @@ impl Orders {
     /// A key's turn in this process.
     pub(super) async fn turn(&self, cell: &CellName) -> OwnedMutexGuard<()> {
         self.key_lock(&cell.name).lock_owned().await
-    }
-
-    /// Tells its request and its key what an order was accepted as.
-    pub(super) async fn finish(
-        &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
-        request: &RequestId,
-    ) -> Result<(), StoreError> {
-        self.append_accepted(order_id, ordered, request).await?;
-        self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str()).await
-    }
-
-    /// Moves an order's key on, unless it stands for another order by now. A key that leads to a request is never released: that
-    /// an order was accepted beats every word that it was not placed.
-    pub(super) async fn move_key(
-        &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
-        phase: KeyPhase,
-        request_id: &str,
-    ) -> Result<(), StoreError> {
-        let cell = CellName::retained(ordered.key_cell.clone());
-        if let Some(key) = Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
-            && key.phase() != phase
-            && key.phase() != KeyPhase::Accepted
-        {
-            // A conflict means that somebody has read the order's log and said the same.
-            key.advance(&*self.store, &cell, phase, request_id).await?;
-        }
-        Ok(())
     }
 
     fn key_lock(&self, cell: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -341,11 +309,13 @@ impl Orders {
         }
         // What the log says holds, whoever is still at it.
         let order = self.hub.order(key.order_id()).await?;
-        match (order.outcome, order.ordered) {
-            (Some(Outcome::AcceptedAs(request)), Some(ordered)) => {
-                self.append_accepted(key.order_id(), &ordered, &request).await?;
-                key.advance(&*self.store, cell, KeyPhase::Accepted, request.as_str()).await?;
-                Ok(Settled::Placed(request))
+        match (&order.outcome, &order.ordered) {
+            (Some(Outcome::AcceptedAs(request)), Some(_)) => {
+                if self.finish(key.order_id(), &order).await? {
+                    Ok(Settled::Placed(request.clone()))
+                } else {
+                    Err(unknown(key.order_id(), key.sent_time(), None))
+                }
             }
             (Some(Outcome::NotPlaced), _) => {
                 let freed = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
@@ -386,24 +356,6 @@ impl Orders {
             Ok(Err(_)) => Err(Error::Internal("an order's task ended without an answer".to_owned())),
             Err(_) => Err(Error::Deadline),
         }
-    }
-
-    async fn append_accepted(
-        &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
-        request_id: &RequestId,
-    ) -> Result<(), StoreError> {
-        let accepted = Kind::Accepted(storage::Accepted {
-            order_id: order_id.to_owned(),
-            account: ordered.account.clone(),
-            service_plan: ordered.service_plan.clone(),
-            devices: ordered.devices.clone(),
-        });
-        let log = LogName::request(request_id.as_str());
-        let position = append(&*self.store, &log, Once::Accepted.id(order_id), accepted).await?;
-        self.hub.folded(position).await;
-        Ok(())
     }
 }
 

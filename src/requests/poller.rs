@@ -192,7 +192,9 @@ impl Poller {
     async fn give_up(&self, id: &RequestId) -> Polled {
         let event_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{id}/abandoned").as_bytes());
         let log = LogName::request(id.as_str());
-        match append(&*self.store, &log, event_id, Kind::Abandoned(storage::Abandoned {})).await {
+        match append(&*self.store, &log, self.hub.first(id), event_id, Kind::Abandoned(storage::Abandoned {}))
+            .await
+        {
             Ok(_) => {
                 info!(request.id = %id, "gave up polling; the request is still pending");
                 Polled::Done

@@ -13,26 +13,20 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{
-    age, append,
-    event::{Kind, Once},
-    hub::Hub,
-    key::Key,
-    order::{Order, Outcome},
-    orders::Orders,
-};
+use super::{age, hub::Hub, key::Key, orders::Orders};
 use crate::{
     identity::{AccountName, RequestId},
-    proto::storage::{self, KeyPhase},
-    store::{CellName, LogName, Store, StoreError},
+    proto::storage::{self, SettledBy},
+    store::{CellName, Store, StoreError},
     thingspace::{self, Client, Purpose, StatusAnswer, StatusClass, StatusLookup},
 };
 
+mod settle;
+
+pub use settle::{SettleError, Settlement};
+
 /// Between questions about a lead that could not be followed to its end.
 const RETRY: Duration = Duration::from_secs(30);
-
-/// How long an operator waits for callers who are using the order's key.
-const TURN_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Resolver {
@@ -52,30 +46,6 @@ pub struct UnknownOrder {
     pub sent_time: Timestamp,
     /// How many.
     pub devices: usize,
-}
-
-/// What an operator found out about an order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settlement {
-    AcceptedAs(RequestId),
-    NotPlaced,
-}
-
-/// Why an order is not settled.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SettleError {
-    #[error("no such order")]
-    NoSuchOrder,
-    #[error("the order is still being carried out")]
-    InFlight,
-    #[error("it is known already that the order was not placed")]
-    NotPlaced,
-    #[error("it is known already that the order was accepted as request {0}")]
-    AcceptedAs(RequestId),
-    #[error("that request came from another order, or is of another account")]
-    OtherRequest,
-    #[error("{0}")]
-    Store(#[from] StoreError),
 }
 
 /// Where an order without an outcome stands.
@@ -165,66 +135,6 @@ impl Resolver {
         Ok(unknown)
     }
 
-    /// Takes somebody's word for what became of an order of unknown fate.
-    pub async fn settle(&self, order_id: &str, settlement: Settlement) -> Result<(), SettleError> {
-        let ordered = self.undecided(order_id).await?;
-        let cell = CellName::retained(ordered.key_cell.clone());
-        if self.fate(order_id, ordered.key_cell.clone()).await? == Fate::InFlight {
-            return Err(SettleError::InFlight);
-        }
-        let turn = tokio::time::timeout(TURN_WAIT, self.orders.turn(&cell)).await;
-        let _turn = turn.map_err(|_| SettleError::InFlight)?;
-        // Whoever had the key's turn before may have found out.
-        self.undecided(order_id).await?;
-        let log = LogName::order(order_id);
-        match settlement {
-            Settlement::AcceptedAs(request) => {
-                self.check_request(order_id, &ordered, &request).await?;
-                let accepted = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
-                append(&*self.store, &log, Once::AcceptedAs.id(order_id), accepted).await?;
-                // Another replica's operator, or a callback that it followed, may have been first.
-                match self.hub.order(order_id).await?.outcome {
-                    Some(Outcome::AcceptedAs(other)) if other != request => {
-                        return Err(SettleError::AcceptedAs(other));
-                    }
-                    _ => self.orders.finish(order_id, &ordered, &request).await?,
-                }
-            }
-            Settlement::NotPlaced => {
-                let not_sent = Kind::NotSent(storage::NotSent {});
-                let position = append(&*self.store, &log, Once::NotPlaced.id(order_id), not_sent).await?;
-                self.orders.move_key(order_id, &ordered, KeyPhase::Released, "").await?;
-                self.hub.folded(position).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// An order, if its log has no outcome.
-    async fn undecided(&self, order_id: &str) -> Result<storage::Ordered, SettleError> {
-        uuid::Uuid::parse_str(order_id).map_err(|_| SettleError::NoSuchOrder)?;
-        match self.hub.order(order_id).await? {
-            Order { outcome: Some(Outcome::NotPlaced), .. } => Err(SettleError::NotPlaced),
-            Order { outcome: Some(Outcome::AcceptedAs(request)), .. } => {
-                Err(SettleError::AcceptedAs(request))
-            }
-            Order { ordered, .. } => ordered.ok_or(SettleError::NoSuchOrder),
-        }
-    }
-
-    async fn check_request(
-        &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
-        request: &RequestId,
-    ) -> Result<(), SettleError> {
-        let Some((tracked, _)) = self.hub.attach(request).await? else { return Ok(()) };
-        let request = &tracked.lock().request;
-        let another_order = request.order_id.as_ref().is_some_and(|of| of != order_id);
-        let another_account = request.account.as_ref().is_some_and(|of| of.as_str() != ordered.account);
-        if another_order || another_account { Err(SettleError::OtherRequest) } else { Ok(()) }
-    }
-
     async fn fate(&self, order_id: &str, key_cell: String) -> Result<Fate, StoreError> {
         if self.orders.is_in_flight(order_id) {
             return Ok(Fate::InFlight);
@@ -309,7 +219,8 @@ impl Resolver {
                 Fate::Unknown => return Ok(Followed::Nothing("it fits several orders")),
             }
         }
-        self.settle(order_id, Settlement::AcceptedAs(request.clone())).await?;
+        let settlement = Settlement::AcceptedAs(request.clone());
+        self.append_settled(order_id, &ordered, SettledBy::Evidence, &settlement, false).await?;
         Ok(Followed::Resolved)
     }
 }

@@ -3,12 +3,17 @@
 //! It has no clock, no IO, no log and no randomness: the same events in the same order give the same transitions, on
 //! every replica and after every restart. State absorbs: a duplicate, late or contradicting event changes nothing shown.
 //!
-//! The rules (number 1). A device is found by EID if the event names one, else by any identifier that exactly one
+//! The rules. A device is found by EID if the event names one, else by any identifier that exactly one
 //! device of the request has. It only moves from pending by way of waiting to a final state, and the first final state
-//! wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end. A request is final when its device set is known
-//! and no device is pending; it never becomes pending again.
+//! wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by rules 3 the ICCID, too, unless another
+//! device has it. A request is final when its device set is known and no device is pending; it never becomes pending
+//! again, unless the acceptance of its order is withdrawn: then it is a request that was placed elsewhere.
+//!
+//! Later events name the first event of their log. A log that begins elsewhere has lost its beginning. It is expired and
+//! shows nothing: what is left of it could name the wrong devices or states.
 
 mod news;
+mod shown;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -19,96 +24,11 @@ use crate::{
     identity::{self, AccountName, Device, Digits},
     proto::storage::{self, Event},
     store::Position,
-    thingspace::StatusClass,
 };
+pub use shown::{Applied, Counts, DeviceState, DeviceStatus, RequestState, Transition};
 
 /// Callbacks kept until the device set is known: each of 10,000 devices' warning and result, each sent twice.
 const MAX_EARLY: usize = 40_000;
-
-/// The state of a device. The order is the order in which it moves; the two final states never replace each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DeviceState {
-    Pending,
-    Waiting,
-    Succeeded,
-    Failed,
-}
-
-impl DeviceState {
-    pub fn is_final(self) -> bool {
-        self >= Self::Succeeded
-    }
-
-    fn of(class: StatusClass) -> Option<Self> {
-        match class {
-            StatusClass::Pending => Some(Self::Pending),
-            StatusClass::Waiting => Some(Self::Waiting),
-            StatusClass::Succeeded => Some(Self::Succeeded),
-            StatusClass::Failed => Some(Self::Failed),
-            StatusClass::Unknown => None,
-        }
-    }
-
-    /// Whether a device in this state moves when told `next`.
-    fn moves_to(self, next: Self) -> bool {
-        !self.is_final() && next > self
-    }
-}
-
-/// The state of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestState {
-    Pending,
-    Succeeded,
-    PartiallySucceeded,
-    Failed,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub total: usize,
-    pub succeeded: usize,
-    pub failed: usize,
-}
-
-impl Counts {
-    /// Pending and waiting devices.
-    pub fn pending(self) -> usize {
-        self.total - self.succeeded - self.failed
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceStatus {
-    pub device: Device,
-    pub state: DeviceState,
-    pub profile: Option<storage::Profile>,
-    pub fault: Option<storage::Fault>,
-    pub update_time: Timestamp,
-}
-
-/// One revision: what one event changed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    pub revision: u64,
-    pub position: Position,
-    pub time: Timestamp,
-    pub state: RequestState,
-    pub counts: Counts,
-    pub polling_stopped: bool,
-    /// The devices that changed, as they are since.
-    pub devices: Vec<Arc<DeviceStatus>>,
-}
-
-/// What applying an event came to.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    pub transition: Option<Transition>,
-    /// Devices for which a final state contradicted the one they have.
-    pub contradictions: usize,
-    /// Devices that no device of the request answers to.
-    pub unmatched: usize,
-}
 
 /// A request, folded up to some event.
 #[derive(Debug, Clone, Default)]
@@ -128,6 +48,8 @@ pub struct Request {
     /// The rules of the first event, and where it lies; 0 and none before any.
     rules: u32,
     pub first: Option<Position>,
+    /// The log has lost its first events.
+    expired: bool,
     /// The final overall status of an answer that listed no device: it holds for every device.
     overall: Option<DeviceState>,
     /// Which device has an identifier; `None`: more than one.
@@ -160,7 +82,17 @@ impl Request {
         self.state() != RequestState::Pending
     }
 
-    /// Nothing is waited for any more: final, given up, or a request of others whose devices nobody knows.
+    /// Whether the log has lost its first events, so that nothing can be said of the request.
+    pub fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    /// Where the log begins; `None` before any event, and if its beginning is lost.
+    pub fn beginning(&self) -> Option<Position> {
+        self.first.filter(|_| !self.expired)
+    }
+
+    /// Nothing is waited for any more: final, given up, expired, or a request of others whose devices nobody knows.
     pub fn is_closed(&self) -> bool {
         self.is_final() || self.polling_stopped || !self.known
     }
@@ -173,20 +105,29 @@ impl Request {
             self.create_time = time;
             self.update_time = time;
         }
+        if event.first_sequence != 0 && self.first.is_some_and(|first| first.sequence != event.first_sequence)
+        {
+            self.expire();
+        }
         let mut applied = Applied::default();
-        let Some(kind) = event.kind.as_ref().filter(|_| self.rules == event::RULES) else { return applied };
+        let Some(kind) = event.kind.as_ref().filter(|_| self.folds()) else { return applied };
         let before = self.shown();
-        let mut step = Step { time, changed: Vec::new(), applied: &mut applied };
+        let mut step = Step { time, changed: Vec::new(), restart: false, applied: &mut applied };
         match kind {
             Kind::Accepted(accepted) => self.accept(accepted, &mut step),
             Kind::Observed(observed) => self.observe(observed, &mut step),
             Kind::CalledBack(called_back) => self.call_back(called_back, &mut step),
             Kind::Abandoned(_) => self.polling_stopped |= !self.is_final(),
+            Kind::Withdrawn(withdrawn) => self.withdraw(withdrawn, &mut step),
             // Events of orders have no place in the log of a request.
-            Kind::Ordered(_) | Kind::Refused(_) | Kind::NotSent(_) | Kind::AcceptedAs(_) => {}
+            Kind::Ordered(_)
+            | Kind::Refused(_)
+            | Kind::NotSent(_)
+            | Kind::AcceptedAs(_)
+            | Kind::Settled(_) => {}
         }
-        let Step { mut changed, .. } = step;
-        if !changed.is_empty() || self.shown() != before {
+        let Step { mut changed, restart, .. } = step;
+        if restart || !changed.is_empty() || self.shown() != before {
             changed.sort_unstable();
             changed.dedup();
             self.revision += 1;
@@ -199,9 +140,21 @@ impl Request {
                 counts: self.counts,
                 polling_stopped: self.polling_stopped,
                 devices: changed.into_iter().map(|at| Arc::clone(&self.devices[at])).collect(),
+                restart,
             });
         }
         applied
+    }
+
+    /// Whether this version folds the log, and it is whole.
+    fn folds(&self) -> bool {
+        !self.expired && matches!(self.rules, event::FIRST_RULES | event::RULES)
+    }
+
+    /// Forgets everything, for good.
+    fn expire(&mut self) {
+        let Self { rules, first, create_time, update_time, .. } = *self;
+        *self = Self { create_time, update_time, rules, first, expired: true, ..Self::default() };
     }
 
     /// What is shown beside the devices.
@@ -242,6 +195,16 @@ impl Request {
         }
         self.tell_all(self.overall, step);
         self.fold_early(step);
+    }
+
+    /// The order was not accepted as this request after all. What was folded into the order's devices goes with them.
+    fn withdraw(&mut self, withdrawn: &storage::Withdrawn, step: &mut Step<'_>) {
+        if self.order_id.as_ref() != Some(&withdrawn.order_id) {
+            return;
+        }
+        let Self { rules, first, create_time, revision, .. } = *self;
+        *self = Self { revision, create_time, rules, first, ..Self::default() };
+        step.restart = true;
     }
 
     fn observe(&mut self, observed: &storage::Observed, step: &mut Step<'_>) {
@@ -358,10 +321,12 @@ impl Request {
         let final_word = state.is_final() && known.state == state;
         let new_fault = fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
         let new_profile = profile.filter(|_| final_word && known.profile.is_none());
-        let new_ids: Vec<_> = [identity::Kind::Eid, identity::Kind::Imei, identity::Kind::Mdn]
-            .into_iter()
-            .filter(|&kind| known.device.get(kind).is_empty() && !device.get(kind).is_empty())
-            .collect();
+        let new_ids: Vec<_> =
+            [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn]
+                .into_iter()
+                .filter(|&kind| known.device.get(kind).is_empty() && !device.get(kind).is_empty())
+                .filter(|&kind| kind != identity::Kind::Iccid || self.takes_iccid(&device.iccid))
+                .collect();
         if new_fault.is_none() && new_profile.is_none() && new_ids.is_empty() {
             return;
         }
@@ -377,6 +342,11 @@ impl Request {
         status.profile = new_profile.cloned().or(status.profile.take());
         status.update_time = step.time;
         step.changed.push(at);
+    }
+
+    /// Whether a device without an ICCID may be given this one.
+    fn takes_iccid(&self, iccid: &Digits) -> bool {
+        self.rules == event::RULES && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
     }
 
     fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {
@@ -411,6 +381,8 @@ struct Step<'a> {
     time: Timestamp,
     /// Indices of changed devices, maybe repeated.
     changed: Vec<usize>,
+    /// The devices from before are gone.
+    restart: bool,
     applied: &'a mut Applied,
 }
 

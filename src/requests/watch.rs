@@ -132,11 +132,13 @@ impl Watch {
             // Seen before the state is read: a change in between wakes the wait below.
             self.attached.changes.borrow_and_update();
             match self.look(given)? {
-                Look::New(Some(transitions)) => return Ok(Some(Event::Changes(transitions))),
+                Look::New(Some(transitions)) => return Ok(Some(self.told(Some(transitions)))),
                 Look::New(None) => {
-                    let transitions = self.hub.transitions(&self.attached.tracked.id, given.revision).await?;
-                    if !transitions.is_empty() {
-                        return Ok(Some(Event::Changes(transitions)));
+                    let tracked = &self.attached.tracked;
+                    let first = tracked.lock().request.beginning();
+                    let transitions = self.hub.transitions(&tracked.id, first, given.revision).await?;
+                    if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
+                        return Ok(Some(self.told(transitions)));
                     }
                 }
                 Look::Ended => return Ok(None),
@@ -152,6 +154,14 @@ impl Watch {
                     return Ok(Some(heartbeat));
                 },
             }
+        }
+    }
+
+    /// Transitions as an event; or a snapshot if they are lost, or cannot be told as changes.
+    fn told(&self, transitions: Option<Vec<Arc<Transition>>>) -> Event {
+        match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart)) {
+            Some(transitions) => Event::Changes(transitions),
+            None => Event::Snapshot(Snapshot::of(&self.attached.tracked)),
         }
     }
 

@@ -107,7 +107,7 @@ mod tests {
     }
 
     fn apply(request: &mut Request, sequence: u64, kind: Kind) {
-        let event = Event { rules: event::RULES, kind: Some(kind) };
+        let event = Event { rules: event::RULES, kind: Some(kind), first_sequence: 0 };
         request.apply(Position { epoch: 1, sequence }, Timestamp::UNIX_EPOCH, &event);
     }
 

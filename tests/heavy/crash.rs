@@ -224,7 +224,7 @@ pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until:
         devices: devices.clone(),
         key_cell: cell.name.clone(),
     });
-    store.append(&log, Once::Ordered.id(ORDER_ID), event::encode(ordered)).await.unwrap();
+    store.append(&log, Once::Ordered.id(ORDER_ID), event::encode(ordered, None)).await.unwrap();
     if until >= Written::Claimed {
         let claim = Claim {
             order_id: ORDER_ID,
@@ -237,7 +237,7 @@ pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until:
         let accepted = matches!(outcome, Kind::AcceptedAs(_));
         if until >= Written::Outcome {
             let once = if accepted { Once::AcceptedAs } else { Once::NotPlaced };
-            store.append(&log, once.id(ORDER_ID), event::encode(outcome)).await.unwrap();
+            store.append(&log, once.id(ORDER_ID), event::encode(outcome, None)).await.unwrap();
         }
         if until >= Written::Accepted && accepted {
             let accepted = Kind::Accepted(storage::Accepted {
@@ -247,7 +247,7 @@ pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until:
                 devices,
             });
             let log = LogName::request(request.as_str());
-            store.append(&log, Once::Accepted.id(ORDER_ID), event::encode(accepted)).await.unwrap();
+            store.append(&log, Once::Accepted.id(ORDER_ID), event::encode(accepted, None)).await.unwrap();
         }
         if until >= Written::Cell {
             let (phase, id) =

@@ -84,7 +84,7 @@ async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, 
             .by_ref()
             .take(CHUNK)
             .map(|(id, kind)| async move {
-                store.append(&LogName::request(id), Uuid::now_v7(), event::encode(kind)).await.unwrap()
+                store.append(&LogName::request(id), Uuid::now_v7(), event::encode(kind, None)).await.unwrap()
             })
             .collect();
         if appends.is_empty() {

@@ -2,6 +2,7 @@
 
 mod callbacks;
 mod logins;
+mod settlements;
 
 use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
@@ -247,7 +248,7 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         let output = run(help).await;
         assert!(text(&output.stdout).contains("Example"), "{command:?}");
     }
-    let wrong: [&[&str]; 12] = [
+    let wrong: [&[&str]; 13] = [
         &["status"],
         &["unblock", "--socket", "a"],
         &["unblock", "a/b", "--socket", "a"],
@@ -256,6 +257,7 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         &["orders", "settle", "o", "--socket", "a"],
         &["orders", "settle", "o", "--not-placed", "--request-id", "r", "--socket", "a"],
         &["orders", "settle", "o", "--request-id", "no/id", "--socket", "a"],
+        &["orders", "settle", "a b", "--not-placed", "--socket", "a"],
         &["callbacks", "register", "--socket", "a"],
         &["callbacks", "list", "no/account", "--socket", "a"],
         &["callbacks", "deregister", "0000123456-00001", "--force", "--socket", "a"],

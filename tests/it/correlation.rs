@@ -393,10 +393,10 @@ async fn what_fits_two_orders_is_left_to_an_operator() {
     assert_eq!(orders.len(), 2);
     assert!(orders.iter().all(|order| order.account == ACCOUNT && order.devices == 2));
     let settlement = Settlement::AcceptedAs(second.clone());
-    gateway.requests.settle_order(&orders[1].order_id, settlement.clone()).await.unwrap();
+    gateway.requests.settle_order(&orders[1].order_id, &settlement, false).await.unwrap();
     assert_eq!(place(&mut client, "second", 0..2).await.unwrap(), second);
     // One request cannot be two orders.
-    gateway.requests.settle_order(&orders[0].order_id, settlement).await.unwrap_err();
+    gateway.requests.settle_order(&orders[0].order_id, &settlement, true).await.unwrap_err();
     unknown(place(&mut client, "first", 0..2).await);
 }
 
@@ -465,4 +465,25 @@ async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
     .await;
     let devices = shown(&mut client, &id).await.devices;
     (0..DEVICES).for_each(|n| assert_reason(&devices[n], n));
+}
+
+/// ThingSpace compares ids without case, and so does whatever stands between it and the gateway.
+#[tokio::test]
+async fn a_callback_reaches_its_request_in_any_case() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    config.limits.closed_in_memory = Duration::ZERO;
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "k", 0..2).await.unwrap();
+    let shouted = RequestId::parse(&id.as_str().to_ascii_uppercase()).unwrap();
+    assert_ne!(shouted, id);
+    call_back(&gateway, &shouted, 0, StatusClass::Failed).await;
+    call_back(&gateway, &shouted, 1, StatusClass::Failed).await;
+    becomes_final(&client, &id).await;
+    assert_reason(&shown(&mut client, &id).await.devices[0], 0);
+    assert_eq!(gateway.requests.overview().stray_callbacks, 0);
+    // One that is nobody's is stored under its own id, and counted.
+    call_back(&gateway, &RequestId::parse("nobody-s").unwrap(), 0, StatusClass::Failed).await;
+    assert_eq!(gateway.requests.overview().stray_callbacks, 1);
 }

@@ -3,6 +3,7 @@
 mod offline;
 mod outcomes;
 mod patience;
+mod same_id;
 
 use std::time::Duration;
 

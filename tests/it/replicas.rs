@@ -138,7 +138,7 @@ async fn what_an_order_was_settled_as_stays() {
     let order_id = unknown.get_details_error_info().unwrap().metadata["orderId"].clone();
     let placed = upstream.sim.add_request(upstream.accounts[0].clone(), []);
     let settlement = Settlement::AcceptedAs(placed.clone());
-    within("a settlement", gateways[1].requests.settle_order(&order_id, settlement)).await.unwrap();
+    within("a settlement", gateways[1].requests.settle_order(&order_id, &settlement, true)).await.unwrap();
 
     gate.open();
     let late = within("the sender's answer", late).await.unwrap().unwrap_err();

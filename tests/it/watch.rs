@@ -350,7 +350,7 @@ async fn a_watch_far_behind_reads_on_from_the_log() {
             complete: true,
         })
     };
-    let appends = (0..CHANGES).map(|n| store.append(&log, Uuid::now_v7(), event::encode(observed(n))));
+    let appends = (0..CHANGES).map(|n| store.append(&log, Uuid::now_v7(), event::encode(observed(n), None)));
     let mut order: Vec<_> = join_all(appends)
         .await
         .into_iter()

@@ -53,6 +53,7 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         ["unknown orders".to_owned(), unknown],
         ["finished by callback".to_owned(), status.finished_by_callback.to_string()],
         ["finished by poll".to_owned(), status.finished_by_poll.to_string()],
+        ["stray callbacks".to_owned(), status.stray_callbacks.to_string()],
     ];
     if let Some(lost) = &status.store_memory.lost {
         let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);

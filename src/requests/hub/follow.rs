@@ -11,9 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
+use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
 use crate::{
     identity::RequestId,
+    proto::storage::Event,
     requests::{
         age,
         event::{self, Kind},
@@ -45,6 +46,9 @@ enum Interrupted {
     Ended,
     StandsStill,
 }
+
+/// The order that a request belongs to, if it does.
+struct Owner(Option<String>);
 
 impl Hub {
     /// Follows the store until stopped. A follower that ends or stands still is replaced by a new one.
@@ -165,98 +169,122 @@ impl Hub {
     }
 
     async fn fold(&self, log: &LogName, entry: &Entry) {
+        let event = event::decode(&entry.event);
         match log.class {
-            LogClass::Order => self.fold_order(&log.id, entry).await,
+            LogClass::Order => self.fold_order(&log.id, entry, &event.unwrap_or_default()).await,
             LogClass::Request => {
                 let Ok(id) = RequestId::parse(&log.id) else { return };
-                self.fold_request(id, entry).await;
+                let kind = event.and_then(|event| event.kind);
+                let owner = self.fold_request(&id, entry, kind.as_ref()).await;
+                if let Some(Kind::Accepted(accepted)) = kind {
+                    self.close_order(&accepted.order_id, owner.as_deref());
+                }
             }
         }
     }
 
-    async fn fold_order(&self, id: &str, entry: &Entry) {
-        let Some(event) = event::decode(&entry.event) else { return };
-        {
+    async fn fold_order(&self, id: &str, entry: &Entry, event: &Event) {
+        // The devices of an order with an outcome are not in memory, and one without an outcome needs them again.
+        if !matches!(event.kind, Some(Kind::Withdrawn(_))) {
             let mut projection = lock(&self.projection);
             if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
-                return projection.orders.apply(id, entry, &event);
+                return projection.orders.apply(id, entry, event);
             }
         }
-        // An order's log begins with Ordered; a later event of one that is not here is of one that has ended. But ThingSpace's
-        // word beats everybody's conclusion that nothing was placed.
-        if matches!(event.kind, Some(Kind::AcceptedAs(_))) {
+        // An order's log begins with Ordered, so an order that is not in memory has ended. These events change its outcome.
+        if matches!(event.kind, Some(Kind::AcceptedAs(_) | Kind::Settled(_) | Kind::Withdrawn(_))) {
             let order = until_read(id, || self.order(id)).await;
             lock(&self.projection).orders.insert(id, order);
             self.stir();
         }
     }
 
-    async fn fold_request(&self, id: RequestId, entry: &Entry) {
-        if self.was_read(&id, entry) {
-            return self.take_lead(&id, entry);
-        }
-        if self.fold_tracked(&id, entry) {
-            return;
-        }
-        let _loading = self.loading.lock().await;
-        if self.fold_tracked(&id, entry) {
-            return;
-        }
-        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
-        // callbacks cost no reading and no memory.
-        if event::decode(&entry.event).is_some_and(|e| matches!(e.kind, Some(Kind::CalledBack(_)))) {
-            return self.take_lead(&id, entry);
-        }
-        let folded = until_read(id.as_str(), || self.read(&id)).await;
-        self.close_order(&folded.request);
-        self.take_note(&id, Note::of(&folded, entry, true));
-        if !folded.request.is_closed() {
-            return self.insert(Tracked::new(id, folded));
-        }
-        let mut projection = lock(&self.projection);
-        let last = folded.position().sequence;
-        if last > entry.position.sequence {
-            projection.ahead.insert(id, last);
+    /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is finished, unless that is
+    /// another order: then its acceptance has to be withdrawn, by whoever looks after unfinished orders.
+    fn close_order(&self, order_id: &str, owner: Option<&str>) {
+        if owner.is_none_or(|owner| owner == order_id) {
+            lock(&self.projection).orders.remove(order_id);
+        } else {
+            self.stir();
         }
     }
 
+    /// Folds an event of a request's log. Returns the order that the request belongs to, as far as this had to know it.
+    async fn fold_request(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<String> {
+        if let Some(Ahead { order_id, .. }) = self.was_read(id, entry) {
+            self.take_lead(id, kind);
+            return order_id;
+        }
+        if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
+            return owner;
+        }
+        let _loading = self.loading.lock().await;
+        if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
+            return owner;
+        }
+        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
+        // callbacks cost no reading and no memory.
+        if matches!(kind, Some(Kind::CalledBack(_))) {
+            self.take_lead(id, kind);
+            return None;
+        }
+        let folded = until_read(id.as_str(), || self.read(id)).await;
+        let order_id = folded.request.order_id.clone();
+        self.take_note(id, Note::of(&folded, entry, true));
+        if !folded.request.is_closed() {
+            self.insert(Tracked::new(id.clone(), folded));
+            return order_id;
+        }
+        let last = folded.position().sequence;
+        if last > entry.position.sequence {
+            let ahead = Ahead { last, order_id: order_id.clone() };
+            lock(&self.projection).ahead.insert(id.clone(), ahead);
+        }
+        order_id
+    }
+
     /// A callback for a request of which no order is known here.
-    fn take_lead(&self, id: &RequestId, entry: &Entry) {
-        if let Some(Kind::CalledBack(called_back)) = event::decode(&entry.event).and_then(|event| event.kind)
-            && lock(&self.projection).orders.lead(id, &called_back)
+    fn take_lead(&self, id: &RequestId, kind: Option<&Kind>) {
+        if let Some(Kind::CalledBack(called_back)) = kind
+            && lock(&self.projection).orders.lead(id, called_back)
         {
             self.stir();
         }
     }
 
-    /// Whether a closed log was read up to an entry, or further.
-    fn was_read(&self, id: &RequestId, entry: &Entry) -> bool {
+    /// What is known of a closed log, if it was read up to an entry, or further.
+    fn was_read(&self, id: &RequestId, entry: &Entry) -> Option<Ahead> {
         let ahead = &mut lock(&self.projection).ahead;
-        let Some(&last) = ahead.get(id) else { return false };
-        if entry.position.sequence >= last {
-            ahead.remove(id);
-        }
-        entry.position.sequence <= last
+        let last = ahead.get(id)?.last;
+        let known = if entry.position.sequence >= last { ahead.remove(id) } else { ahead.get(id).cloned() };
+        known.filter(|_| entry.position.sequence <= last)
     }
 
-    /// Folds an event into a request that is in memory; false if it is not.
-    fn fold_tracked(&self, id: &RequestId, entry: &Entry) -> bool {
+    /// Folds an event into a request that is in memory, and says which order that belongs to; `None` if it is not in memory.
+    fn fold_tracked(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<Owner> {
         let mut projection = lock(&self.projection);
-        let Some(tracked) = projection.requests.get(id).map(Arc::clone) else { return false };
+        let tracked = projection.requests.get(id).map(Arc::clone)?;
         let mut folded = tracked.lock();
         let before = open_devices(&folded.request);
         let effect = folded.apply(id.as_str(), entry);
         projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
-        if let Some(order_id) = &folded.request.order_id {
-            projection.orders.remove(order_id);
-        }
         let note = Note::of(&folded, entry, false);
-        let is_lead = folded.request.order_id.is_none();
+        let order_id = folded.request.order_id.clone();
+        // Other replicas cannot read what this one has read of an expired log. A request that was placed elsewhere after all
+        // is not polled before somebody asks for it again.
+        let leaves =
+            folded.request.is_expired() || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
+        if leaves {
+            projection.forget(id);
+        }
         drop(projection);
-        if is_lead {
-            self.take_lead(id, entry);
+        if leaves {
+            tracked.lose();
+        }
+        if order_id.is_none() {
+            self.take_lead(id, kind);
         }
         self.take_note(id, note);
         if effect.puzzling {
@@ -268,7 +296,7 @@ impl Hub {
                 self.hint(id);
             }
         }
-        true
+        Some(Owner(order_id))
     }
 
     pub(super) async fn keep_house(&self) {
@@ -281,11 +309,12 @@ impl Hub {
                 let closed = tracked.lock().closed_since();
                 closed.is_some_and(|since| since.elapsed() >= self.closed_in_memory) && !tracked.is_watched()
             };
-            projection.requests.retain(|_, tracked| {
-                let keep = !expired(tracked);
-                dropped += usize::from(!keep);
-                keep
-            });
+            let closed: Vec<_> =
+                projection.requests.values().filter(|t| expired(t)).map(|t| t.id.clone()).collect();
+            dropped += closed.len();
+            for id in &closed {
+                projection.forget(id);
+            }
             let requests = projection.requests.values().filter_map(|tracked| {
                 let folded = tracked.lock();
                 folded.request.first.filter(|_| !folded.request.is_closed())

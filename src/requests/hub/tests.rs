@@ -1,5 +1,7 @@
 //! The projection against a real store.
 
+mod logs;
+
 use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -105,7 +107,7 @@ fn life(n: usize) -> [Kind; 4] {
 }
 
 async fn add(store: &Arc<dyn Store>, id: &RequestId, kind: Kind) -> Position {
-    append(&**store, &LogName::request(id.as_str()), Uuid::now_v7(), kind).await.unwrap()
+    append(&**store, &LogName::request(id.as_str()), None, Uuid::now_v7(), kind).await.unwrap()
 }
 
 #[tokio::test]
@@ -179,7 +181,7 @@ async fn callbacks_of_an_orphan_do_not_read_its_log() {
 }
 
 async fn add_to_order(store: &Arc<dyn Store>, order: &str, kind: Kind) -> Position {
-    append(&**store, &LogName::order(order), Uuid::now_v7(), kind).await.unwrap()
+    append(&**store, &LogName::order(order), None, Uuid::now_v7(), kind).await.unwrap()
 }
 
 fn ordered() -> Kind {
@@ -278,12 +280,12 @@ async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
     let running = Running::start(&store, KEEP).await;
     let log = LogName::order("order-1");
     let ordered = storage::Ordered { devices: vec![device()], ..storage::Ordered::default() };
-    let position = append(&*store, &log, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
+    let position = append(&*store, &log, None, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
     running.folded(position).await;
     let order = running.hub.undecided_order("order-1").unwrap();
     assert_eq!((order.first, order.ordered), (Some(position), Some(ordered.clone())));
     let accepted_as = storage::AcceptedAs { request_id: id(1).to_string() };
-    let position = append(&*store, &log, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
+    let position = append(&*store, &log, None, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
     running.folded(position).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
     let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();
@@ -340,7 +342,9 @@ async fn whoever_attaches_whenever_sees_every_transition_once() {
         let (first, told) = seen;
         let revisions: Vec<_> = told.iter().map(|transition| transition.revision).collect();
         assert_eq!(revisions, (first + 1..=4).collect::<Vec<_>>(), "watcher {n}");
-        let from_the_log = running.hub.transitions(&id(n % REQUESTS), first).await.unwrap();
+        let id = id(n % REQUESTS);
+        let from_the_log =
+            running.hub.transitions(&id, running.hub.first(&id), first).await.unwrap().unwrap();
         assert_eq!(told, from_the_log, "watcher {n}");
     }
     assert_eq!(running.hub.open_devices(), 0);

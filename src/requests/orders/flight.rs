@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{Orders, Placed, Room, leases, ordered, unknown};
+use super::{Orders, Placed, Room, finish::say_duplicate_id, leases, ordered, unknown};
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -27,7 +27,7 @@ use crate::{
         event::{Kind, Once},
         key::{Claim, Key},
         lock,
-        order::Outcome,
+        order::{self, Outcome},
     },
     store::{CellName, LogName, StoreError},
     thingspace::{self, Order, OrderPermit, Retries},
@@ -97,6 +97,13 @@ enum Came {
     Unknown,
 }
 
+/// What storing an outcome came to.
+enum Kept {
+    AsItCame,
+    /// The request belongs to another order, so the outcome is unknown.
+    AnotherOrders,
+}
+
 impl Orders {
     /// Claims the key, sends the order and stores what comes of it.
     pub(super) async fn fly(&self, claimant: Claimant, permit: OrderPermit, answer: Answer) {
@@ -131,7 +138,11 @@ impl Orders {
             // It may be claimed all the same.
             Err(error) => never_sent(error.into()),
         };
-        let answer = self.keep(&mut flight, &came, &outcome, answer).await;
+        let (answer, kept) = self.keep(&mut flight, &came, &outcome, answer).await;
+        let outcome = match kept {
+            Kept::AsItCame => outcome,
+            Kept::AnotherOrders => Err(unknown(&flight.order_id, flight.sent_time, None)),
+        };
         if let Err(Error::Refused(refusal)) = &outcome {
             self.refusals.remember(&flight.cell.name, &hash, refusal);
         }
@@ -150,7 +161,7 @@ impl Orders {
     async fn announce(&self, flight: &Flight) -> Result<(), StoreError> {
         let ordered = Kind::Ordered(ordered(&flight.order, &flight.cell));
         let log = LogName::order(&flight.order_id);
-        append(&*self.store, &log, Once::Ordered.id(&flight.order_id), ordered).await.map(drop)
+        append(&*self.store, &log, None, Once::Ordered.id(&flight.order_id), ordered).await.map(drop)
     }
 
     async fn claim(
@@ -203,13 +214,22 @@ impl Orders {
         came: &Came,
         outcome: &Result<Placed, Error>,
         answer: Answer,
-    ) -> Option<Answer> {
+    ) -> (Option<Answer>, Kept) {
         let mut answer = Some(answer);
-        while let Err(error) = self.store(flight, came).await {
+        loop {
+            let error = match self.store(flight, came).await {
+                Ok(kept) => return (answer, kept),
+                Err(error) => error,
+            };
             if let Some(answer) = answer.take() {
                 let told = match came {
                     Came::AcceptedAs(request_id) => {
-                        Err(unknown(&flight.order_id, flight.sent_time, Some(request_id.clone())))
+                        let of_another = self.hub.get(request_id).is_some_and(|tracked| {
+                            let owner = &tracked.lock().request.order_id;
+                            owner.as_ref().is_some_and(|owner| *owner != flight.order_id)
+                        });
+                        let told = Some(request_id.clone()).filter(|_| !of_another);
+                        Err(unknown(&flight.order_id, flight.sent_time, told))
                     }
                     Came::Refused(_) | Came::NotSent | Came::Unknown => outcome.clone(),
                 };
@@ -225,23 +245,34 @@ impl Orders {
             }
             tokio::time::sleep(RETRY).await;
         }
-        answer
     }
 
-    async fn store(&self, flight: &Flight, came: &Came) -> Result<(), StoreError> {
+    async fn store(&self, flight: &Flight, came: &Came) -> Result<Kept, StoreError> {
         let Flight { order_id, .. } = flight;
         let log = LogName::order(order_id);
         let ordered = || ordered(&flight.order, &flight.cell);
         match came {
             Came::AcceptedAs(request_id) => {
+                let beginning = self.hub.beginning(request_id).await?;
+                if beginning.order_id.as_ref().is_some_and(|owner| owner != order_id) {
+                    say_duplicate_id(order_id, flight.order.account.as_str(), request_id);
+                    self.advance(flight, KeyPhase::Unknown, "").await?;
+                    return Ok(Kept::AnotherOrders);
+                }
                 let accepted_as =
                     Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
-                append(&*self.store, &log, Once::AcceptedAs.id(order_id), accepted_as).await?;
-                self.append_accepted(order_id, &ordered(), request_id).await?;
+                append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as).await?;
+                if !self.append_accepted(order_id, &ordered(), request_id, beginning, None).await? {
+                    self.withdraw(order_id, &ordered(), request_id, None).await?;
+                    return Ok(Kept::AnotherOrders);
+                }
                 if !self.advance(flight, KeyPhase::Accepted, request_id.as_str()).await? {
                     // Somebody took the order for lost, or has read what is in its log by now.
-                    self.contradict(order_id, request_id).await?;
-                    self.move_key(order_id, &ordered(), KeyPhase::Accepted, request_id.as_str()).await?;
+                    let order = self.hub.order(order_id).await?;
+                    contradict(order_id, request_id, &order);
+                    if !self.finish(order_id, &order).await? {
+                        return Ok(Kept::AnotherOrders);
+                    }
                 }
             }
             Came::Refused(_) | Came::NotSent => {
@@ -249,16 +280,16 @@ impl Orders {
                     Came::Refused(refused) => Kind::Refused(refused.clone()),
                     _ => Kind::NotSent(storage::NotSent {}),
                 };
-                append(&*self.store, &log, Once::NotPlaced.id(order_id), event).await?;
+                append(&*self.store, &log, None, Once::NotPlaced.id(order_id), event).await?;
                 if !self.advance(flight, KeyPhase::Released, "").await? {
-                    self.move_key(order_id, &ordered(), KeyPhase::Released, "").await?;
+                    self.move_key(order_id, &ordered(), KeyPhase::Released, "", false).await?;
                 }
             }
             Came::Unknown => {
                 self.advance(flight, KeyPhase::Unknown, "").await?;
             }
         }
-        Ok(())
+        Ok(Kept::AsItCame)
     }
 
     /// Moves the key on as it was claimed; false if it is not, or somebody else has moved it.
@@ -266,20 +297,26 @@ impl Orders {
         let Some(key) = &flight.key else { return Ok(false) };
         Ok(key.advance(&*self.store, &flight.cell, phase, request_id).await?.is_some())
     }
+}
 
-    /// Says so if somebody settled an order as another request than ThingSpace's own answer.
-    async fn contradict(&self, order_id: &str, request_id: &RequestId) -> Result<(), StoreError> {
-        if let Some(Outcome::AcceptedAs(settled)) = self.hub.order(order_id).await?.outcome
-            && settled != *request_id
-        {
-            error!(
-                order.id = order_id,
-                request.id = %request_id,
-                %settled,
-                "an order was settled as another request than ThingSpace says; its key leads to the wrong one"
-            );
-        }
-        Ok(())
+/// Reports an order that was settled as another request than ThingSpace's own answer.
+fn contradict(order_id: &str, request_id: &RequestId, order: &order::Order) {
+    if let Some(settled) = order.former.iter().find(|former| *former != request_id) {
+        error!(
+            order.id = order_id,
+            request.id = %request_id,
+            %settled,
+            "an order was settled as another request than ThingSpace's answer names; the answer holds from now on"
+        );
+    } else if let Some(Outcome::AcceptedAs(settled)) = &order.outcome
+        && settled != request_id
+    {
+        error!(
+            order.id = order_id,
+            request.id = %request_id,
+            %settled,
+            "an order was settled as another request than ThingSpace says; its key leads to the wrong one"
+        );
     }
 }
 

@@ -21,7 +21,7 @@ impl Request {
             complete,
         };
         // What would be ignored need not be written.
-        let folded = self.first.is_none() || self.rules == event::RULES;
+        let folded = self.first.is_none() || self.folds();
         if !folded || !self.is_of(account.as_str()) {
             return Vec::new();
         }

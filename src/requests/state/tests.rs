@@ -7,7 +7,7 @@ mod stored;
 mod unknown;
 
 use super::*;
-use crate::thingspace::StatusAnswer;
+use crate::thingspace::{StatusAnswer, StatusClass};
 
 const ACCOUNT: &str = "0000123456-00001";
 const OTHER_ACCOUNT: &str = "0000123456-00002";
@@ -29,7 +29,7 @@ impl Log {
     }
 
     fn add(&mut self, kind: Kind) -> Applied {
-        self.add_event(&Event { rules: event::RULES, kind: Some(kind) })
+        self.add_event(&Event { rules: event::RULES, kind: Some(kind), first_sequence: 0 })
     }
 
     fn add_event(&mut self, event: &Event) -> Applied {

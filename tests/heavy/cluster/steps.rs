@@ -128,7 +128,7 @@ async fn every_step_of_storing_an_order_may_be_the_last() {
                     // Whoever sent it was only late: ThingSpace's word beats every lapse.
                     let log = LogName::order(ORDER_ID);
                     let id = Once::AcceptedAs.id(ORDER_ID);
-                    store.append(&log, id, event::encode(accepted_as)).await.unwrap();
+                    store.append(&log, id, event::encode(accepted_as, None)).await.unwrap();
                     assert_eq!(place(&mut other, KEY, DEVICES).await.unwrap(), request);
                     assert_eq!(place(&mut client, KEY, DEVICES).await.unwrap(), request);
                     0

@@ -62,7 +62,7 @@ fn what_would_change_nothing_is_not_written() {
     assert_eq!(Log::of([Kind::Observed(of_others)]).request.news(&account(), &done), []);
 
     let mut newer = Log::default();
-    newer.add_event(&Event { rules: event::RULES + 1, kind: None });
+    newer.add_event(&Event { rules: event::RULES + 1, ..Event::default() });
     assert_eq!(newer.request.news(&account(), &done), []);
 }
 
@@ -77,7 +77,7 @@ fn an_answer_without_devices_ends_a_foreign_request_only_when_it_is_final() {
 
 #[test]
 fn the_largest_events_fit_the_store() {
-    let fits = |kind| event::encode(kind).len() <= MAX_EVENT_BYTES;
+    let fits = |kind| event::encode(kind, Some(position(u64::MAX))).len() <= MAX_EVENT_BYTES;
     let devices: Vec<_> =
         (0..MAX_DEVICES).map(|n| event::to_stored(&Device { mdn: Digits::default(), ..device(n) })).collect();
     let account = AccountName::parse(&"1".repeat(32)).unwrap();

@@ -172,7 +172,10 @@ fn moves_forward(from: &DeviceStatus, to: &DeviceStatus) -> bool {
     (from.state == to.state || from.state.moves_to(to.state))
         && (from.fault.is_none() || from.fault == to.fault)
         && (from.profile.is_none() || from.profile == to.profile)
-        && (kept(&a.eid, &b.eid) && kept(&a.imei, &b.imei) && kept(&a.mdn, &b.mdn))
+        && (kept(&a.eid, &b.eid)
+            && kept(&a.iccid, &b.iccid)
+            && kept(&a.imei, &b.imei)
+            && kept(&a.mdn, &b.mdn))
         && from.update_time <= to.update_time
 }
 
@@ -208,6 +211,7 @@ proptest! {
                 counts: after.counts,
                 polling_stopped: after.polling_stopped,
                 devices: after.devices.iter().filter(|d| !before.devices.contains(d)).map(Arc::clone).collect(),
+                restart: false,
             };
             prop_assert_eq!(transition, told);
             prop_assert_eq!(after.update_time, time(log.end));

@@ -24,7 +24,7 @@ fn the_table_of_the_design() {
 
     let mut request = Request::default();
     for (at, kind, expected, state, changed, revision) in table {
-        let event = Event { rules: event::RULES, kind: Some(kind) };
+        let event = Event { rules: event::RULES, kind: Some(kind), first_sequence: 0 };
         let applied = request.apply(position(at), time(at), &event);
         let found: Vec<_> = request.devices.iter().map(|d| d.state).collect();
         assert_eq!(found, expected.map(|s: usize| states[s]), "states at {at}");
@@ -231,8 +231,8 @@ fn the_first_order_of_a_request_stays() {
 
 #[test]
 fn unknown_kinds_and_rules_change_nothing() {
-    let future = Event { rules: event::RULES + 1, kind: Some(accepted([ordered(1)])) };
-    let nothing = Event { rules: event::RULES, kind: None };
+    let future = Event { rules: event::RULES + 1, ..written(accepted([ordered(1)])) };
+    let nothing = Event { rules: event::RULES, ..Event::default() };
 
     let mut newer = Log::default();
     assert_eq!(newer.add_event(&future), Applied::default());
@@ -249,8 +249,105 @@ fn unknown_kinds_and_rules_change_nothing() {
         Kind::Refused(storage::Refused::default()),
         Kind::NotSent(storage::NotSent {}),
         Kind::AcceptedAs(storage::AcceptedAs::default()),
+        Kind::Settled(storage::Settled::default()),
+        Kind::Withdrawn(storage::Withdrawn::default()),
     ] {
         assert_eq!(ours.add(kind), Applied::default());
     }
     assert_eq!(ours.request.revision, 1);
+}
+
+fn written(kind: Kind) -> Event {
+    Event { rules: event::RULES, kind: Some(kind), first_sequence: 0 }
+}
+
+/// An event whose writer knew where the log begins.
+fn after(first_sequence: u64, kind: Kind) -> Event {
+    Event { first_sequence, ..written(kind) }
+}
+
+#[test]
+fn a_log_without_its_beginning_shows_nothing() {
+    let news = || after(1, sees([(ordered(1), Succeeded)]));
+    let whole = [
+        written(accepted([ordered(1), ordered(2), ordered(3)])),
+        news(),
+        after(1, says(&ordered(2), Failed)),
+        after(1, abandoned()),
+        after(1, answered(Succeeded, [(ordered(1), Succeeded)])),
+    ];
+    for lost in 1..=whole.len() {
+        let mut log = Log { end: lost as u64, ..Log::default() };
+        for event in &whole[lost..] {
+            assert_eq!(log.add_event(event), Applied::default(), "{lost} lost");
+        }
+        assert!(!log.request.known && log.request.is_closed(), "{lost} lost");
+        assert_eq!(log.request.is_expired(), lost < whole.len());
+        assert_eq!((log.request.revision, log.request.beginning()), (0, None));
+    }
+    let mut log = Log::default();
+    for event in &whole {
+        log.add_event(event);
+    }
+    assert_eq!((log.request.revision, log.request.beginning()), (4, Some(position(1))));
+}
+
+/// Whoever writes a callback may know nothing of its log.
+#[test]
+fn the_first_event_that_knows_the_beginning_decides() {
+    let mut log = Log { end: 60, ..Log::default() };
+    log.add_event(&written(answered(Waiting, [(ordered(1), Pending)])));
+    assert!(log.request.known);
+    assert_eq!(log.add_event(&after(50, sees([(ordered(1), Succeeded)]))), Applied::default());
+    assert!(log.request.is_expired() && !log.request.known && log.request.devices.is_empty());
+    // It stays so, whatever follows.
+    log.add_event(&written(accepted([ordered(1)])));
+    assert!(log.request.is_expired() && log.request.order_id.is_none());
+    assert_eq!(log.request.news(&account(), &StatusAnswer { overall: Succeeded, devices: vec![] }), []);
+}
+
+#[test]
+fn a_missing_iccid_is_filled_by_the_newer_rules() {
+    let order = || accepted([only(&device(1), &[Eid]), only(&device(2), &[Eid]), ordered(3)]);
+    let iccid = |at: usize, log: &Log| log.request.devices[at].device.iccid.clone();
+    let mut log = Log::of([order()]);
+    let applied = log.add(says(&ordered(1), Waiting));
+    assert_eq!(applied.transition.unwrap().devices[0].device.iccid, device(1).iccid);
+    // From then on it names the device, and is not replaced.
+    let other = Device { iccid: device(9).iccid, ..only(&device(1), &[Eid]) };
+    log.add(says(&other, Waiting));
+    log.add(says(&only(&device(1), &[Iccid]), Succeeded));
+    assert_eq!((iccid(0, &log), log.states()[0]), (device(1).iccid, DeviceState::Succeeded));
+    // It is another device's already.
+    let taken = Device { iccid: device(3).iccid, ..only(&device(2), &[Eid]) };
+    log.add(says(&taken, Waiting));
+    assert_eq!((iccid(1, &log), log.states()[1]), (Digits::default(), DeviceState::Waiting));
+    log.add(says(&only(&device(3), &[Iccid]), Succeeded));
+    assert_eq!(log.states()[2], DeviceState::Succeeded);
+
+    let mut old = Log::default();
+    old.add_event(&Event { rules: event::FIRST_RULES, ..written(order()) });
+    old.add(says(&ordered(1), Waiting));
+    assert_eq!((iccid(0, &old), old.states()[0]), (Digits::default(), DeviceState::Waiting));
+}
+
+#[test]
+fn a_withdrawn_order_leaves_a_request_that_was_placed_elsewhere() {
+    let withdraws = |order_id: &str| {
+        let (order_id, request_id) = (order_id.to_owned(), "request".to_owned());
+        Kind::Withdrawn(storage::Withdrawn { order_id, request_id })
+    };
+    let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), Succeeded)]);
+    assert_eq!(log.add(withdraws("another order")), Applied::default());
+    let transition = log.add(withdraws("order")).transition.unwrap();
+    assert_eq!((transition.revision, transition.restart, transition.state), (3, true, RequestState::Pending));
+    assert_eq!((transition.counts.total, transition.devices.len()), (0, 0));
+    let Request { account, order_id, known, .. } = &log.request;
+    assert_eq!((account, order_id, *known), (&None, &None, false));
+    assert_eq!(log.add(withdraws("order")), Applied::default());
+    // Its own devices come with the next answer; another order may turn out to be its own.
+    log.add(answered(Waiting, [(ordered(2), Pending)]));
+    assert_eq!((log.request.devices[0].device.clone(), log.request.revision), (ordered(2), 4));
+    log.add(accepted([ordered(2)]));
+    assert_eq!(log.request.order_id.as_deref(), Some("order"));
 }

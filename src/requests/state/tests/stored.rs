@@ -15,8 +15,8 @@ use std::{
 use super::*;
 use crate::requests::order::Order;
 
-/// `Accepted` to `AcceptedAs`.
-const KINDS: usize = 8;
+/// `Accepted` to `Withdrawn`.
+const KINDS: usize = 10;
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/stored/v1");
@@ -44,7 +44,9 @@ fn describe(text: &mut String, request: &Request, applied: &Applied) {
     let Transition { revision, state, polling_stopped, .. } = transition;
     let account = request.account.as_ref().map_or("nobody", AccountName::as_str);
     let stopped = if *polling_stopped { ", polling stopped" } else { "" };
-    writeln!(text, "= {revision}: {account} {state:?}, {succeeded} + {failed} of {total}{stopped}").unwrap();
+    let restart = if transition.restart { ", devices from before are gone" } else { "" };
+    writeln!(text, "= {revision}: {account} {state:?}, {succeeded} + {failed} of {total}{stopped}{restart}")
+        .unwrap();
     for status in &transition.devices {
         write!(text, "=   {:?}", status.state).unwrap();
         for (kind, digits) in status.device.present() {

@@ -1,0 +1,94 @@
+//! What is shown of a request: states, counts, devices, and what one event changes of them.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::{identity::Device, proto::storage, store::Position, thingspace::StatusClass};
+
+/// The state of a device. The order is the order in which it moves; the two final states never replace each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceState {
+    Pending,
+    Waiting,
+    Succeeded,
+    Failed,
+}
+
+impl DeviceState {
+    pub fn is_final(self) -> bool {
+        self >= Self::Succeeded
+    }
+
+    pub(super) fn of(class: StatusClass) -> Option<Self> {
+        match class {
+            StatusClass::Pending => Some(Self::Pending),
+            StatusClass::Waiting => Some(Self::Waiting),
+            StatusClass::Succeeded => Some(Self::Succeeded),
+            StatusClass::Failed => Some(Self::Failed),
+            StatusClass::Unknown => None,
+        }
+    }
+
+    /// Whether a device in this state moves when told `next`.
+    pub(super) fn moves_to(self, next: Self) -> bool {
+        !self.is_final() && next > self
+    }
+}
+
+/// The state of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestState {
+    Pending,
+    Succeeded,
+    PartiallySucceeded,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub total: usize,
+    pub succeeded: usize,
+    pub failed: usize,
+}
+
+impl Counts {
+    /// Pending and waiting devices.
+    pub fn pending(self) -> usize {
+        self.total - self.succeeded - self.failed
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    pub device: Device,
+    pub state: DeviceState,
+    pub profile: Option<storage::Profile>,
+    pub fault: Option<storage::Fault>,
+    pub update_time: Timestamp,
+}
+
+/// One revision: what one event changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub revision: u64,
+    pub position: Position,
+    pub time: Timestamp,
+    pub state: RequestState,
+    pub counts: Counts,
+    pub polling_stopped: bool,
+    /// The devices that changed, as they are since.
+    pub devices: Vec<Arc<DeviceStatus>>,
+    /// Devices that were there before are gone: a watcher needs a snapshot.
+    pub restart: bool,
+}
+
+/// What applying an event came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub transition: Option<Transition>,
+    /// Devices for which a final state contradicted the one they have.
+    pub contradictions: usize,
+    /// Devices that no device of the request answers to.
+    pub unmatched: usize,
+}
