@@ -105,6 +105,11 @@ impl App {
                 Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
                     .await
                     .context("cannot take callbacks")?;
+            if let Some((_, password)) = config.callbacks.pair_files() {
+                let logins = config.credentials.iter().map(|of| of.password_file.clone()).collect();
+                callbacks.secrets().keep_apart_from(logins);
+                client.keep_apart_from(password);
+            }
             let (listener, address) = listen(config.callbacks.listen).await?;
             if !config.callbacks.public_url.is_empty() {
                 let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());

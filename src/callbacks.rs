@@ -29,7 +29,7 @@ use tokio::{
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     config,
@@ -203,9 +203,14 @@ impl Callbacks {
                 warn!(%expires, "the callbacks' certificate expires soon or has expired; renew its files");
                 notified = Some(expires);
             }
-            let failure = self.0.secrets.refresh().await.err().map(|error| error.to_string());
+            let failed = self.0.secrets.refresh().await.err();
+            let failure = failed.as_ref().map(ToString::to_string);
             if let (Some(error), true) = (&failure, failure != last_pairs) {
-                warn!(error, "the callbacks' user names and passwords stay as they were");
+                if let Some(secrets::Error::Login { .. }) = failed {
+                    error!(error, "the callbacks' user names and passwords stay as they were");
+                } else {
+                    warn!(error, "the callbacks' user names and passwords stay as they were");
+                }
             }
             last_pairs = failure;
         }

@@ -317,7 +317,7 @@ impl Config {
         problems.append(validate::bounds(&config));
         // Of a file that cannot be read nothing more can be said.
         if file.is_some() && is_read {
-            problems.append(validate::deployment(&config));
+            problems.append(validate::deployment(&config, file));
         }
         config.file = file.map(Path::to_owned);
         problems.or(config)

@@ -14,7 +14,10 @@ mod store;
 
 use std::{
     fs, io,
-    os::unix::{fs::PermissionsExt, net::SocketAddr},
+    os::unix::{
+        fs::{FileTypeExt, MetadataExt, PermissionsExt},
+        net::SocketAddr,
+    },
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -75,13 +78,59 @@ pub struct Control {
 }
 
 #[derive(Debug)]
-struct Removed(PathBuf);
+struct Removed {
+    path: PathBuf,
+    /// Of the socket, by which it is told from what somebody else may have put in its place.
+    identity: Identity,
+}
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.0);
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+            // Gone already is as good.
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Device and inode of a file.
+type Identity = (u64, u64);
+
+fn identity(metadata: &fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Removes a socket that a dead process left behind. Anything else at the path stays, and is an error.
+async fn make_way(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket"));
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it")),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
+        // Somebody may be listening: their queue is full, or we may not ask.
+        Err(error) => Err(error),
+    }
+}
+
+/// Renames a file, unless something has the new name.
+fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // The file system cannot; the path was looked at before.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+    }
+    fs::rename(from, to)
 }
 
 impl Control {
@@ -94,9 +143,7 @@ impl Control {
         registration: Option<Registration>,
     ) -> io::Result<Self> {
         check_length(&path)?;
-        if UnixStream::connect(&path).await.is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it"));
-        }
+        make_way(&path).await?;
         // Nobody else can enter the folder, so there is no moment at which others could open the socket.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let scratch = tempfile::Builder::new()
@@ -108,7 +155,8 @@ impl Control {
         check_length(&new)?;
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&new, &path)?;
+        let identity = identity(&fs::symlink_metadata(&new)?);
+        rename_to_nothing(&new, &path)?;
         let subject = Subject { requests, client, callbacks, registration, instance: Arc::new(instance) };
         let router = Router::new()
             .merge(status::routes())
@@ -119,7 +167,7 @@ impl Control {
             .merge(store::routes())
             .with_state(subject)
             .layer(DefaultBodyLimit::max(MAX_BODY));
-        Ok(Self { listener, socket: Removed(path), router })
+        Ok(Self { listener, socket: Removed { path, identity }, router })
     }
 
     /// Serves until `stop`.

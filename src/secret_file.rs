@@ -6,9 +6,16 @@
 use std::{fs::File, io::Read, path::Path};
 
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
+use subtle::ConstantTimeEq;
 use tokio::io::AsyncReadExt;
 
 const MAX_SECRET_BYTES: u64 = 4096;
+
+/// Whether two files hold the same secret. One that cannot be read holds none.
+pub async fn same(one: &Path, other: &Path) -> bool {
+    let (Ok(one), Ok(other)) = (read(one).await, read(other).await) else { return false };
+    one.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+}
 
 /// The secret, without the line break at the end of the file.
 pub async fn read(path: &Path) -> Result<SecretString, String> {

@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -58,6 +58,14 @@ pub enum Error {
     /// The files of the pair; which, and why not.
     #[error("{0}")]
     Files(String),
+    /// The file of the pair holds a password that logs in.
+    #[error(
+        "{} holds the same password as {}, which logs in at ThingSpace; ThingSpace would send it in every callback: write \
+         another one",
+        .pair.display(),
+        .login.display()
+    )]
+    Login { pair: PathBuf, login: PathBuf },
     #[error("account {0} is not configured")]
     NotConfigured(AccountName),
 }
@@ -75,6 +83,8 @@ pub struct Secrets(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     files: Option<(PathBuf, PathBuf)>,
+    /// The files of the passwords that log in. None of them may be sent in callbacks.
+    logins: OnceLock<Vec<PathBuf>>,
     grace: Duration,
     accounts: Vec<AccountName>,
     /// As soon as the store has told them.
@@ -119,6 +129,7 @@ impl Secrets {
         Self(Arc::new(Inner {
             store,
             files,
+            logins: OnceLock::new(),
             grace: config.password_grace,
             accounts: accounts.to_vec(),
             paths: watch::Sender::default(),
@@ -136,6 +147,12 @@ impl Secrets {
         let secrets = Self::new(config, store, accounts);
         secrets.refresh().await?;
         Ok(secrets)
+    }
+
+    /// From now on no pair is taken whose password is in one of these files.
+    pub fn keep_apart_from(&self, logins: Vec<PathBuf>) {
+        // They are the configuration's, which does not change.
+        let _ = self.0.logins.set(logins);
     }
 
     /// The accounts there are secrets for.
@@ -233,10 +250,18 @@ impl Secrets {
         let Inner { store, files, turn, .. } = &*self.0;
         let _turn = turn.lock().await;
         let given = match files {
-            Some((username, password)) => Some(Pair {
-                username: read(username).await?.expose_secret().to_owned(),
-                password: read(password).await?,
-            }),
+            Some((username, password)) => {
+                let logins = self.0.logins.get().map_or(&[][..], Vec::as_slice);
+                for login in logins {
+                    if secret_file::same(password, login).await {
+                        return Err(Error::Login { pair: password.clone(), login: login.clone() });
+                    }
+                }
+                Some(Pair {
+                    username: read(username).await?.expose_secret().to_owned(),
+                    password: read(password).await?,
+                })
+            }
             None => None,
         };
         let keys = &self.0.load_keys().await?.keys;

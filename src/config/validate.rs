@@ -1,6 +1,7 @@
 //! What a configuration must be, beyond its types. Reports everything that is wrong, never only the first.
 
 mod callbacks;
+mod files;
 mod store;
 
 use std::{
@@ -124,8 +125,8 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems
 }
 
-/// What `serve` needs on top: credentials and a store.
-pub(super) fn deployment(config: &Config) -> Problems {
+/// What `serve` needs on top: credentials and a store. `file` is the configuration's.
+pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let mut problems = Problems::default();
     if config.credentials.is_empty() {
         problems.push("credentials: there are none; add a [[credentials]] section to the configuration file");
@@ -182,6 +183,8 @@ pub(super) fn deployment(config: &Config) -> Problems {
     if let Err(what) = socket_can_be_there(config) {
         problems.push(format!("control.socket: {what}"));
     }
+    problems.socket_is_apart(config, file);
+    problems.passwords_are_apart(config);
     problems
 }
 

@@ -5,7 +5,7 @@
 
 mod exchange;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
@@ -145,6 +145,13 @@ impl Client {
     /// True when some credentials serve this account.
     pub fn serves(&self, account: &AccountName) -> bool {
         self.accounts.contains_key(account)
+    }
+
+    /// From now on a password that is also in this file, which holds the one of callbacks, logs nobody in.
+    pub fn keep_apart_from(&self, sent: &Path) {
+        for upstream in &*self.upstreams {
+            upstream.tokens.keep_apart_from(sent.to_owned());
+        }
     }
 
     /// How ThingSpace's hosts are doing: the API's, then that of the tokens if it is another.

@@ -15,7 +15,10 @@ mod slot;
 mod standing;
 mod vault;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use tokio::sync::{Notify, watch};
@@ -175,6 +178,11 @@ impl Tokens {
 
     pub(super) fn name(&self) -> &str {
         self.files.name()
+    }
+
+    /// From now on a password that is also in this file logs nobody in.
+    pub(super) fn keep_apart_from(&self, sent: PathBuf) {
+        self.files.keep_apart_from(sent);
     }
 
     pub(super) fn standing(&self) -> watch::Receiver<Standing> {

@@ -269,3 +269,36 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         assert_eq!(run(command).await.status.code(), Some(64), "{arguments:?}");
     }
 }
+
+/// The socket is made anew at each start, and nothing else is lost for that.
+#[tokio::test]
+async fn the_socket_replaces_nothing_but_a_socket() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    for name in ["store.redb", "password", "gateway.toml"] {
+        config.control.socket = upstream.dir.path().join(name);
+        let mut check = Command::new(BINARY);
+        check.arg("check").arg("--config").arg(write_config(&config, upstream.dir.path()));
+        for command in [check, serve_command(&config, upstream.dir.path())] {
+            let output = run(command).await;
+            assert_eq!(output.status.code(), Some(78), "{name}");
+            assert!(text(&output.stderr).contains("control.socket: "), "{}", text(&output.stderr));
+        }
+    }
+    assert_eq!(std::fs::read(upstream.dir.path().join("password")).unwrap(), b"simulator-password");
+
+    // Also where nobody has checked the configuration.
+    for path in ["a file", "a link"] {
+        config.control.socket = upstream.dir.path().join(path);
+        // The store of a gateway that did not start is released a moment later.
+        config.store.path = upstream.dir.path().join(format!("store of {path}"));
+        if path == "a link" {
+            std::os::unix::fs::symlink("nothing", &config.control.socket).unwrap();
+        } else {
+            std::fs::write(&config.control.socket, "kept").unwrap();
+        }
+        let error = App::bind(config.clone()).await.unwrap_err();
+        assert!(format!("{error:#}").contains("no socket"), "{error:#}");
+        assert!(std::fs::symlink_metadata(&config.control.socket).is_ok());
+    }
+}

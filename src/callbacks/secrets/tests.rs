@@ -149,6 +149,7 @@ async fn a_replaced_store_gets_what_is_registered() {
     let moved = Secrets(Arc::new(Inner {
         store: Arc::clone(&new),
         files: None,
+        logins: OnceLock::new(),
         grace: config().password_grace,
         accounts: known.accounts().cloned().collect(),
         paths: watch::Sender::new(known.0.paths()),
@@ -171,4 +172,32 @@ async fn nothing_is_known_before_the_store_has_told_it() {
     assert!(secrets.quarantine_key().is_err() && secrets.pair(&account(1)).is_none());
     secrets.reload().await;
     assert_eq!(secrets.account_of(&secrets.path(&account(1))), Some(account(1)));
+}
+
+/// ThingSpace sends the pair in every callback.
+#[tokio::test]
+async fn a_password_that_logs_in_is_never_taken() {
+    let (folder, store) = store();
+    let files = with_files(folder.path(), "ali", "open sesame");
+    let login = folder.path().join("login");
+    std::fs::write(&login, "swordfish\n").unwrap();
+    let secrets = load(&files, &store).await;
+    secrets.keep_apart_from(vec![folder.path().join("missing"), login.clone()]);
+    secrets.refresh().await.unwrap();
+    // In either direction: the pair becomes the login's, or the login the pair's.
+    for (pair, of_login) in [("swordfish", "swordfish\n"), ("open sesame", "open sesame\r\n")] {
+        with_files(folder.path(), "ali", pair);
+        std::fs::write(&login, of_login).unwrap();
+        for refused in [secrets.refresh().await.err(), secrets.rotate(&account(1)).await.err()] {
+            let error = refused.unwrap();
+            let said = error.to_string();
+            assert!(matches!(error, Error::Login { .. }) && said.contains(login.to_str().unwrap()), "{said}");
+            assert!(!said.contains(pair), "{said}");
+        }
+        assert!(secrets.accepts(&account(1), "ali", "open sesame"), "the pair stays as it was");
+        assert!(!secrets.accepts(&account(1), "ali", "swordfish"));
+    }
+    with_files(folder.path(), "ali", "close sesame");
+    secrets.refresh().await.unwrap();
+    assert!(secrets.accepts(&account(1), "ali", "close sesame"));
 }

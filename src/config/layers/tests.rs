@@ -158,7 +158,7 @@ fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
     assert_eq!(config.grpc.heartbeat, Duration::from_hours(5));
     assert_eq!(config.grpc.listen, Config::defaults().grpc.listen);
     problems.append(super::super::validate::bounds(&config));
-    problems.append(super::super::validate::deployment(&config));
+    problems.append(super::super::validate::deployment(&config, None));
     let keys: BTreeSet<_> = problems.iter().map(|line| line.split(": ").next().unwrap()).collect();
     assert_eq!(keys, BTreeSet::from(["credentials #1", "grpc.heartbeat", "grpc.listen", "store.path"]));
 }

@@ -46,7 +46,7 @@ fn defaults_and_a_plain_deployment_have_no_problem() {
     assert_begin(&bounds(&Config::defaults()), &[]);
     let (_folder, config) = deployed();
     assert_begin(&bounds(&config), &[]);
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn names_are_safe_in_paths() {
 #[test]
 fn a_deployment_needs_credentials_and_a_store() {
     assert_begin(
-        &deployment(&Config::defaults()),
+        &deployment(&Config::defaults(), None),
         &["credentials: there are none", "store.path: is required"],
     );
 }
@@ -281,9 +281,9 @@ fn a_deployment_needs_credentials_and_a_store() {
 fn the_stores_folder_must_be_there() {
     let (folder, mut config) = deployed();
     config.store.path = folder.path().join("missing/store.redb");
-    assert_begin(&deployment(&config), &["store.path: the folder "]);
+    assert_begin(&deployment(&config, None), &["store.path: the folder "]);
     config.store.path = folder.path().to_owned();
-    assert_begin(&deployment(&config), &["store.path: "]);
+    assert_begin(&deployment(&config, None), &["store.path: "]);
 }
 
 #[test]
@@ -292,13 +292,13 @@ fn operators_have_a_socket() {
     assert_eq!(config.control_socket(), folder.path().join("store.redb.sock"));
     config.control.socket = folder.path().join("gateway.sock");
     assert_eq!(config.control_socket(), folder.path().join("gateway.sock"));
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
     config.control.socket = folder.path().join("missing/gateway.sock");
-    assert_begin(&deployment(&config), &["control.socket: the folder "]);
+    assert_begin(&deployment(&config, None), &["control.socket: the folder "]);
     config.control.socket = PathBuf::new();
     config.store.kind = StoreKind::Nats;
     config.store.nats.url = "nats://127.0.0.1:4222".to_owned();
-    assert_begin(&deployment(&config), &["control.socket: is required"]);
+    assert_begin(&deployment(&config, None), &["control.socket: is required"]);
 }
 
 #[test]
@@ -352,4 +352,66 @@ fn thingspace_calls_only_certain_ports() {
         config.callbacks.public_url = url.to_owned();
         assert_begin(&bounds(&config), &[problem]);
     }
+}
+
+#[test]
+fn the_socket_has_a_path_of_its_own() {
+    let (folder, config) = deployed();
+    let file = folder.path().join("gateway.toml");
+    fs::write(&file, "").unwrap();
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+    let credentials = &config.credentials[0];
+    let taken = [
+        (config.store.path.clone(), "store.path"),
+        (link.join("store.redb"), "store.path"),
+        (folder.path().join("./store.redb"), "store.path"),
+        (file.clone(), "the configuration file"),
+        (credentials.password_file.clone(), "password_file of credentials #1"),
+        (credentials.key_file.clone(), "key_file of credentials #1"),
+        (folder.path().join("tls"), "callbacks.tls_key_file"),
+    ];
+    for (path, what) in taken {
+        let mut config = config.clone();
+        config.callbacks.tls_key_file = folder.path().join("tls");
+        config.control.socket = path;
+        let problems = deployment(&config, Some(&file));
+        let lines = lines(&problems);
+        let named = |line: &&str| {
+            line.starts_with("control.socket: ") && line.contains(&format!("the path of {what};"))
+        };
+        assert!(lines.iter().any(named), "{what}: {lines:#?}");
+    }
+    let other = folder.path().join("notes");
+    fs::write(&other, "kept").unwrap();
+    let mut config = config;
+    config.control.socket = other;
+    assert_begin(&deployment(&config, Some(&file)), &["control.socket: "]);
+    config.control.socket = folder.path().join("store.redb.sock");
+    assert_begin(&deployment(&config, Some(&file)), &[]);
+    let _listening = std::os::unix::net::UnixListener::bind(&config.control.socket).unwrap();
+    assert_begin(&deployment(&config, Some(&file)), &[]);
+}
+
+#[test]
+fn the_callbacks_password_is_no_login() {
+    let (folder, mut config) = deployed();
+    config.callbacks.enabled = true;
+    config.callbacks.username_file = folder.path().join("user");
+    config.callbacks.password_file = folder.path().join("sent");
+    fs::write(&config.callbacks.username_file, "somebody").unwrap();
+    // As the file of the login has it, but for the line break.
+    fs::write(&config.callbacks.password_file, "password\r\n").unwrap();
+    let problems = deployment(&config, None);
+    assert_begin(&problems, &["callbacks.password_file: "]);
+    let line = problems.iter().next().unwrap();
+    for path in [&config.callbacks.password_file, &config.credentials[0].password_file] {
+        assert!(line.contains(path.to_str().unwrap()), "{line}");
+    }
+    fs::write(&config.callbacks.password_file, "another").unwrap();
+    assert_begin(&deployment(&config, None), &[]);
+    config.callbacks.password_file = config.credentials[0].password_file.clone();
+    assert_begin(&deployment(&config, None), &["callbacks.password_file: "]);
+    config.callbacks.enabled = false;
+    assert_begin(&deployment(&config, None), &[]);
 }

@@ -4,10 +4,14 @@
 //! a person writes a user name and then a password. A mixture of old and new would be one wrong
 //! login. So two reads in a row must agree, and a change while the gateway runs must rest for a while.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use super::secrets::{Hosts, Raw, Secrets};
-use crate::config;
+use crate::{config, secret_file};
 
 /// How long a change must rest.
 const REST: Duration = Duration::from_secs(1);
@@ -37,20 +41,37 @@ pub(super) struct Files {
     paths: config::Credentials,
     hosts: Hosts,
     settled: tokio::sync::Mutex<Option<Arc<Secrets>>>,
+    /// The file of a password that ThingSpace sends in callbacks. It must not log in.
+    sent: OnceLock<PathBuf>,
 }
 
 impl Files {
     pub(super) fn new(paths: config::Credentials, hosts: Hosts) -> Self {
-        Self { paths, hosts, settled: tokio::sync::Mutex::default() }
+        Self { paths, hosts, settled: tokio::sync::Mutex::default(), sent: OnceLock::new() }
     }
 
     pub(super) fn name(&self) -> &str {
         &self.paths.name
     }
 
+    /// From now on a password that is also in this file is refused.
+    pub(super) fn keep_apart_from(&self, sent: PathBuf) {
+        // It is the configuration's, which does not change.
+        let _ = self.sent.set(sent);
+    }
+
     /// What they hold; or why that cannot be said.
     pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
         let mut settled = self.settled.lock().await;
+        if let Some(sent) = self.sent.get()
+            && secret_file::same(&self.paths.password_file, sent).await
+        {
+            return Err(format!(
+                "{} holds the same password as {}, which ThingSpace sends in every callback; write another one",
+                self.paths.password_file.display(),
+                sent.display()
+            ));
+        }
         let mut raw = self.read().await?;
         if let Some(known) = &*settled {
             if *known.raw() != raw {

@@ -6,6 +6,7 @@ use thingspace_gateway::{
     callbacks::{Callbacks, Outcome},
     identity::AccountName,
     requests::Requests,
+    simulator::Endpoint,
     store::{Store, embedded::Embedded},
     thingspace::Client,
 };
@@ -16,7 +17,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Sender, about};
-use crate::harness::{ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, within};
+use crate::harness::{
+    ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, serve_command, within,
+};
 
 /// A connection on which this was written, and no more.
 async fn begun(gateway: &Gateway, text: &str) -> TcpStream {
@@ -206,4 +209,30 @@ async fn what_cannot_be_stored_is_asked_for_again() {
     stop.cancel();
     drop(sender);
     within("the listener ends", serving).await.unwrap();
+}
+
+/// ThingSpace would send the password of a login in every callback.
+#[tokio::test]
+async fn the_callbacks_password_never_logs_in() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    let file = |name: &str| upstream.dir.path().join(name);
+    (config.callbacks.username_file, config.callbacks.password_file) = (file("sender"), file("sent"));
+    std::fs::write(file("sender"), "sender").unwrap();
+    std::fs::write(file("sent"), "sent in callbacks").unwrap();
+    let right = std::fs::read(file("password")).unwrap();
+    let gateway = Gateway::start(config.clone()).await;
+    std::fs::write(file("password"), "sent in callbacks\n").unwrap();
+    place(&mut gateway.client().await, "k", [0]).await.unwrap_err();
+    assert_eq!(upstream.sim.ledger().calls(Endpoint::Login), 0);
+    gateway.stop().await;
+    let refused = crate::process::run(serve_command(&config, upstream.dir.path())).await;
+    let said = crate::process::text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(78), "{said}");
+    assert!(said.contains("callbacks.password_file: ") && !said.contains("sent in callbacks"), "{said}");
+
+    std::fs::write(file("password"), right).unwrap();
+    let gateway = Gateway::start(config).await;
+    place(&mut gateway.client().await, "k", [0]).await.unwrap();
+    gateway.stop().await;
 }
