@@ -207,10 +207,14 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     }
     let before = revision.saturating_sub(1);
     let in_memory = tracked.lock().after(before);
-    let transitions = match in_memory {
-        Some(transitions) => transitions,
-        None => hub.transitions(&tracked.id, before).await?,
+    let transitions = if in_memory.is_some() {
+        in_memory
+    } else {
+        let first = tracked.lock().request.beginning();
+        hub.transitions(&tracked.id, first, before).await?
     };
+    // The log is no longer whole.
+    let Some(transitions) = transitions else { return Ok(false) };
     let is_there = revision == 0 || transitions.iter().any(|t| t.revision == revision);
     let in_order =
         |t: &Arc<Transition>| (t.revision <= revision) == (t.position.sequence <= position.sequence);

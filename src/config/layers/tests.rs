@@ -282,7 +282,7 @@ fn a_wrong_value_of_credentials_hides_no_other_problem() {
     "#;
     let (config, mut problems) =
         merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env([]));
-    problems.append(super::super::validate::deployment(&config));
+    problems.append(super::super::validate::deployment(&config, None));
     let begins = |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).count();
     assert_eq!(begins("credentials #1: accounts"), 2, "{problems}");
     for of in [

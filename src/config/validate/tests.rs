@@ -211,7 +211,7 @@ fn telemetry_is_checked_before_it_starts() {
     }
     let (folder, mut config) = deployed();
     config.telemetry.otlp_ca_file = folder.path().join("key");
-    assert_begin(&deployment(&config), &["telemetry.otlp_ca_file: "]);
+    assert_begin(&deployment(&config, None), &["telemetry.otlp_ca_file: "]);
 }
 
 #[test]
@@ -263,10 +263,10 @@ fn names_are_safe_in_paths() {
     let (_folder, mut config) = deployed();
     for name in [".", "..", "...", "", "a/b", "a b", "ä"] {
         name.clone_into(&mut config.credentials[0].name);
-        assert_begin(&deployment(&config), &["credentials #1: name: must be 1 to 64"]);
+        assert_begin(&deployment(&config, None), &["credentials #1: name: must be 1 to 64"]);
     }
     "a..b".clone_into(&mut config.credentials[0].name);
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
 }
 
 #[test]

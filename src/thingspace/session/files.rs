@@ -66,11 +66,11 @@ impl Files {
         if let Some(sent) = self.sent.get()
             && secret_file::same(&self.paths.password_file, sent).await
         {
-            return Err(format!(
+            return Err(Unread::Unreadable(format!(
                 "{} holds the same password as {}, which ThingSpace sends in every callback; write another one",
                 self.paths.password_file.display(),
                 sent.display()
-            ));
+            )));
         }
         let mut raw = self.read().await?;
         if let Some(known) = &*settled {

@@ -8,11 +8,11 @@ fn a_secret_with_something_around_it_is_refused() {
     let (_folder, config) = deployed();
     for secret in ["\n", "password \n", "\u{feff}password", "pass\u{0}word", "password\n\n"] {
         fs::write(&config.credentials[0].password_file, secret).unwrap();
-        assert_begin(&deployment(&config), &["credentials #1: password_file: "]);
-        assert!(!deployment(&config).to_string().contains("pass\u{0}word"));
+        assert_begin(&deployment(&config, None), &["credentials #1: password_file: "]);
+        assert!(!deployment(&config, None).to_string().contains("pass\u{0}word"));
     }
     fs::write(&config.credentials[0].password_file, "password\r\n").unwrap();
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn credentials_are_unique_and_their_files_there() {
     third.password_file = third.key_file.clone();
     config.credentials.push(third);
     assert_begin(
-        &deployment(&config),
+        &deployment(&config, None),
         &[
             "credentials #2: name: \"main\" is taken",
             "credentials #2: accounts: 0000123456-00001 is already listed in credentials #1",
@@ -51,10 +51,10 @@ fn nats_needs_servers_and_its_files_but_no_path() {
     config.store.kind = StoreKind::Nats;
     config.store.path = PathBuf::new();
     let problems = ["store.nats.url: is required", "control.socket: is required"];
-    assert_begin(&deployment(&config), &problems);
+    assert_begin(&deployment(&config, None), &problems);
     config.control.socket = folder.path().join("gateway.sock");
     config.store.nats.url = "nats://localhost:4222, tls://b:4222".to_owned();
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
     assert_begin(&bounds(&config), &[]);
     assert_eq!(config.store.nats.servers(), ["nats://localhost:4222", "tls://b:4222"]);
 
@@ -63,7 +63,7 @@ fn nats_needs_servers_and_its_files_but_no_path() {
     config.store.nats.cert_file = folder.path().to_owned();
     config.store.nats.key_file = folder.path().to_owned();
     assert_begin(
-        &deployment(&config),
+        &deployment(&config, None),
         &["store.nats.creds_file: ", "store.nats.ca_file: ", "store.nats.cert_file: "],
     );
     config.store.nats.key_file = PathBuf::new();
@@ -89,23 +89,23 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
     (config.callbacks.tls_cert_file, config.callbacks.tls_key_file) = (cert.clone(), key.clone());
     config.callbacks.username_file = folder.path().join("callbacks-username");
     config.callbacks.password_file = folder.path().join("callbacks-password");
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
     config.callbacks.enabled = true;
     fs::write(&config.callbacks.username_file, "u".repeat(41)).unwrap();
     fs::write(&config.callbacks.password_file, " password").unwrap();
     let pair = ["callbacks.username_file: ", "callbacks.password_file: "];
     let tls = "callbacks.tls_cert_file: ";
-    assert_begin(&deployment(&config), &[&[tls], &pair[..]].concat());
+    assert_begin(&deployment(&config, None), &[&[tls], &pair[..]].concat());
     for (years, valid) in [((2000, 2001), false), ((4000, 4001), false), ((2000, 4096), true)] {
         issue(&cert, &key, years);
         let expected = if valid { pair.to_vec() } else { [&[tls], &pair[..]].concat() };
-        assert_begin(&deployment(&config), &expected);
+        assert_begin(&deployment(&config, None), &expected);
     }
     fs::write(&config.callbacks.username_file, "u".repeat(40)).unwrap();
     fs::write(&config.callbacks.password_file, "password").unwrap();
-    assert_begin(&deployment(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
     fs::write(&key, "no PEM").unwrap();
-    assert_begin(&deployment(&config), &[tls]);
+    assert_begin(&deployment(&config, None), &[tls]);
 }
 
 fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
@@ -121,5 +121,5 @@ fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
 fn a_path_that_is_too_long_for_a_socket_is_refused() {
     let (folder, mut config) = deployed();
     config.control.socket = folder.path().join("s".repeat(120));
-    assert_begin(&deployment(&config), &["control.socket: is too long"]);
+    assert_begin(&deployment(&config, None), &["control.socket: is too long"]);
 }
