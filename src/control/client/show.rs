@@ -57,7 +57,7 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
     ];
     if let Some(lost) = &status.store_memory.lost {
         let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
-        rows.insert(2, ["store lost".to_owned(), what]);
+        rows.insert(4, ["store lost".to_owned(), what]);
     }
     let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
     rows.extend(status.logins.iter().map(login));
