@@ -86,7 +86,7 @@ impl Requests {
         }
     }
 
-    /// An operator accepts that the store forgot something; see [`Store::accept_loss`].
+    /// An operator accepts that the store forgot something; see [`crate::store::Store::accept_loss`].
     pub async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         self.store.accept_loss(restored).await
     }

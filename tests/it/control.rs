@@ -39,7 +39,7 @@ async fn told(config: &Path, arguments: &[&str]) -> String {
     text(&output.stdout).to_owned()
 }
 
-async fn json(config: &Path, arguments: &[&str]) -> serde_json::Value {
+pub async fn json(config: &Path, arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&told(config, &[arguments, &["--json"]].concat()).await).unwrap()
 }
 

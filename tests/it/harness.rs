@@ -267,6 +267,8 @@ pub async fn connect(address: SocketAddr) -> Client {
 pub struct Process {
     child: Child,
     pub address: SocketAddr,
+    /// Where it answers probes.
+    pub admin: SocketAddr,
     /// Where it takes callbacks, if it does.
     pub callbacks: Option<SocketAddr>,
     /// What it wrote to stderr until it was ready, and after.
@@ -295,7 +297,7 @@ impl Process {
         let (tell, log) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok()));
-        let (mut address, mut callbacks) = (None, None);
+        let (mut address, mut admin, mut callbacks) = (None, None, None);
         let mut seen = Vec::new();
         loop {
             let Ok(line) = log.recv_timeout(DEADLINE) else {
@@ -307,12 +309,16 @@ impl Process {
             if said["message"] == "listening" {
                 address = said["address"].as_str().map(|text| text.parse().unwrap());
             }
+            if said["message"] == "answering probes" {
+                admin = said["address"].as_str().map(|text| text.parse().unwrap());
+            }
             if said["message"] == "listening for callbacks" {
                 callbacks = said["address"].as_str().map(|text| text.parse().unwrap());
             }
             if said["message"] == "ready" {
                 let address = address.expect("it says where it listens");
-                return Self { child, address, callbacks, seen, log };
+                let admin = admin.expect("it says where it answers probes");
+                return Self { child, address, admin, callbacks, seen, log };
             }
         }
     }

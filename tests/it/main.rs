@@ -35,4 +35,5 @@ mod shares;
 mod status;
 mod telemetry;
 mod tokens;
+mod truth;
 mod watch;
