@@ -28,7 +28,7 @@ def lay_out(it, root: Path, secrets: dict | None = None, prefix: str | None = No
             file = mounts["config"] / item["path"]
             assert not file.exists(), f"two sources of {item['path']}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = {**certificate(), **(secrets or {})}.get(file.name, "secret\n")
+            content = {**certificate(), **(secrets or {})}.get(file.name, f"secret of {file.parent.name}\n")
             file.write_text(content if secret else it.toml.replace('= "/', f'= "{prefix}/'))
     return mounts["config"] / "gateway.toml"
 
