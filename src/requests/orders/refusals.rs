@@ -1,14 +1,15 @@
 //! The refusals that ThingSpace gave lately.
 //!
 //! A caller that repeats a refused order gets the same refusal from memory for a while. Nothing is
-//! stored or sent for it, so a caller that repeats in a loop does not fill the store.
+//! stored or sent for it, so a caller that repeats in a loop does not fill the store. A refusal by
+//! the API manager is not about the order, and is not remembered.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use tokio::time::Instant;
 
 use super::lock;
-use crate::thingspace::Refusal;
+use crate::thingspace::{Refusal, RefusalKind};
 
 /// How long a refusal is repeated from memory.
 const REMEMBERED_FOR: Duration = Duration::from_mins(1);
@@ -37,6 +38,9 @@ impl Refused {
 
 impl Refusals {
     pub(super) fn remember(&self, cell: &str, hash: &[u8], refusal: &Refusal) {
+        if refusal.kind == RefusalKind::TurnedAway {
+            return;
+        }
         let now = Instant::now();
         let mut lately = lock(&self.lately);
         if lately.len() >= MAX_REMEMBERED {
@@ -59,7 +63,6 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::thingspace::RefusalKind;
 
     fn refusal() -> Refusal {
         Refusal { kind: RefusalKind::Other, code: "CODE".to_owned(), status: 400 }
@@ -73,6 +76,13 @@ mod tests {
         assert_eq!(refusals.of("key", b"another order"), None);
         assert_eq!(refusals.of("another key", b"order"), None);
         tokio::time::advance(REMEMBERED_FOR).await;
+        assert_eq!(refusals.of("key", b"order"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_by_the_api_manager_is_not_remembered() {
+        let refusals = Refusals::default();
+        refusals.remember("key", b"order", &Refusal { kind: RefusalKind::TurnedAway, ..refusal() });
         assert_eq!(refusals.of("key", b"order"), None);
     }
 
