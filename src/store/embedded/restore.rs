@@ -72,10 +72,20 @@ fn begin(copy: &Path) -> Result<(Record, u64), redb::Error> {
     Ok((Record::of(incarnation.epoch, &tail), tail.sequence))
 }
 
+/// A name for the file that is replaced. What an earlier command kept stays.
+fn unused(store: &Path) -> PathBuf {
+    let numbered = |n: u32| {
+        let number = if n == 1 { String::new() } else { format!(".{n}") };
+        let mut name = store.to_owned().into_os_string();
+        name.push(format!("{REPLACED}{number}"));
+        PathBuf::from(name)
+    };
+    let is_free = |path: &PathBuf| path.symlink_metadata().is_err();
+    (1..=u32::MAX).map(numbered).find(is_free).expect("there is a number that no file has")
+}
+
 fn put_in_place(copy: tempfile::NamedTempFile, store: &Path) -> io::Result<Option<PathBuf>> {
-    let mut replaced = store.to_owned().into_os_string();
-    replaced.push(REPLACED);
-    let replaced = PathBuf::from(replaced);
+    let replaced = unused(store);
     let replaced = match fs::rename(store, &replaced) {
         Ok(()) => Some(replaced),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,

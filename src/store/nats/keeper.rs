@@ -129,7 +129,8 @@ impl Shared {
         let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
         if !forgotten.is_empty() {
             memory.sightings += 1;
-            if memory.sightings == SIGHTINGS
+            // Again and again: a gateway that starts now may have made the streams anew.
+            if memory.sightings.is_multiple_of(SIGHTINGS)
                 && let Some(known) = known
             {
                 self.bear_witness(&mut memory, known).await;
@@ -202,8 +203,12 @@ impl Shared {
         let (known, put_back) = match (known, stored.map(|(_, record)| record)) {
             (None, None) => return self.examine_unrecorded(found).await,
             (None, Some(stored)) => (stored, false),
-            // Another replica's operator accepted a loss.
-            (Some(known), Some(stored)) if stored.epoch > known.epoch => (stored, false),
+            // An operator accepted a loss at another replica.
+            (Some(known), Some(stored)) if stored.epoch > known.epoch && !stored.losses.is_empty() => {
+                (stored, false)
+            }
+            // A gateway that knew of nothing made the streams anew. This one knows that something is lost.
+            (Some(known), Some(stored)) if stored.epoch > known.epoch => (known, false),
             (Some(known), Some(stored)) if stored.epoch < known.epoch => (known, true),
             (Some(mut known), Some(stored)) => {
                 record::merge(&mut known, &stored);

@@ -106,7 +106,12 @@ impl GuardCells {
         }
     }
 
+    /// What this process knows of a guard. Nothing of a store that no other process uses: it was read from that very
+    /// store, which may have been a backup.
     fn remembered(&self, cell: &CellName) -> Option<Guard> {
+        if self.are_exclusive() {
+            return None;
+        }
         let seen = lock(&self.seen);
         seen.as_ref().filter(|seen| seen.cell == *cell).and_then(|seen| seen.guard.clone())
     }

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
+
 use super::{Committer, Kind, Record};
 use crate::store::{
     Loss, StoreError,
@@ -14,7 +16,7 @@ use crate::store::{
 };
 
 /// How often the record is written at most.
-const RECORD_EVERY: Duration = Duration::from_mins(1);
+const RECORD_EVERY: Duration = Duration::from_secs(1);
 
 impl Committer {
     /// Looks at everything outside the file.
@@ -66,8 +68,9 @@ impl Committer {
 
     /// Writes the record if it is out of date.
     pub(super) fn record(&mut self) {
-        // While something is lost, the record of before tells what.
-        if self.loss().is_some() {
+        // After a start with a loss, the record of before tells what is lost. A file that was removed or replaced while it is
+        // open is known here to its end.
+        if self.loss().is_some_and(|kind| !kind.is_live()) {
             return;
         }
         let record = Record::of(self.shared.epoch(), &self.tail);
@@ -114,7 +117,9 @@ impl Committer {
                 }
             }
         }
-        Ok(lost.map(|(_, loss)| loss))
+        let noticed = Timestamp::now();
+        let restored = || restored.then(|| Loss { what: "a backup was restored".to_owned(), noticed });
+        Ok(lost.map(|(_, loss)| loss).or_else(restored))
     }
 
     fn begin(&mut self, incarnation: Incarnation) {

@@ -207,7 +207,8 @@ async fn a_restored_store_begins_a_new_epoch() {
     let (_folder, path) = place();
     let (store, log) = (open(&path), contract::new_log());
     let position = contract::append(&store, &log, "event").await.unwrap();
-    assert_eq!(store.accept_loss(true).await.unwrap(), None);
+    let accepted = store.accept_loss(true).await.unwrap().unwrap();
+    assert_eq!(accepted.what, "a backup was restored");
     assert!(store.has_lost_cells());
     let mut followed = store.follow(Some(position));
     assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));

@@ -316,6 +316,26 @@ async fn replicas_that_start_together_make_one_store() {
     }
 }
 
+/// A gateway that knew nothing makes the streams anew. Those that know better go on saying that something is lost, and
+/// stop it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_accepts_no_loss_for_the_others() {
+    let (server, store) = new().await;
+    let before = write(&*store, "a").await;
+    let admin = admin(&server).await;
+    for stream in STREAMS {
+        admin.delete_stream(stream).await.unwrap();
+    }
+    lost(&*store).await;
+    let newcomer = reopen(&server).await;
+    lost(&*newcomer).await;
+    lost(&*store).await;
+    accept(&*store, before).await;
+    timeout(newcomer.usable()).await;
+    assert_eq!(newcomer.loss(), None);
+    contract::append(&*newcomer, &contract::new_log(), "after").await.unwrap();
+}
+
 /// Before the stream is full there is no room for orders, and everything else still fits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_part_of_a_stream_is_no_room_for_orders() {
