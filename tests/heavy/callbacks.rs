@@ -9,7 +9,7 @@ use thingspace_gateway::{
         esim::RequestState,
         storage::{self, StatusClass},
     },
-    requests::{Requests, event},
+    requests::{Overview, Requests, event},
 };
 use tokio::task::unconstrained;
 
@@ -65,7 +65,8 @@ async fn a_hundred_thousand_foreign_callbacks() {
     assert!(grown < FOREIGN * MEMORY_EACH, "grew by {grown} bytes");
 
     // Ours is as it was, and is told as soon as the follower gets there.
-    assert_eq!(gateway.requests.overview(), overview);
+    let counted = Overview { stray_callbacks: FOREIGN as u64, ..overview };
+    assert_eq!(gateway.requests.overview(), counted);
     let began = Instant::now();
     call_back(&gateway.requests, id.as_str(), 0).await;
     call_back(&gateway.requests, id.as_str(), 1).await;

@@ -199,7 +199,9 @@ async fn a_polls_final_word_waits_for_the_callbacks_reason() {
     let mut client = gateway.client().await;
     called_back_once(&gateway, &mut client).await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
-    let watching = watch(&mut client, &id, "").await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    // The snapshot: everything after it is told as a change.
+    watching.event().await;
     upstream.sim.finish_all(&id, Outcome::Failed);
     for _ in 0..2 {
         let polls = upstream.sim.ledger().polls_of(&id);

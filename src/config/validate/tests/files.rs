@@ -102,7 +102,7 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
         assert_begin(&deployment(&config, None), &expected);
     }
     fs::write(&config.callbacks.username_file, "u".repeat(40)).unwrap();
-    fs::write(&config.callbacks.password_file, "password").unwrap();
+    fs::write(&config.callbacks.password_file, "another").unwrap();
     assert_begin(&deployment(&config, None), &[]);
     fs::write(&key, "no PEM").unwrap();
     assert_begin(&deployment(&config, None), &[tls]);
