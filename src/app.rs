@@ -228,6 +228,7 @@ impl App {
         self.admin.draining();
         set_health(&health, ServingStatus::NotServing).await;
         drain.cancel();
+        self.requests.drain();
         self.tasks.close();
         let budget = for_work(self.config.grpc.drain);
         let finished = async {

@@ -59,8 +59,8 @@
 //! # DownloadProfile
 //!
 //! `grpc::service` checks every field (`grpc::convert`) → [`requests::orders`] takes the key's turn and reads its cell: a key that was
-//! used before is answered from there, or settled by its order's log → a bearer and a session, a connection, a permit of the rate, within
-//! the caller's deadline → from here a task of the gateway's own: `Ordered` into the order's log → the cell SENDING → one POST →
+//! used before is answered from there, or settled by its order's log → a bearer and a session, then a turn (`thingspace::turns`: a part of
+//! the rate and a connection), within the caller's deadline → from here a task of the gateway's own: `Ordered` into the order's log → the cell SENDING → one POST →
 //! `AcceptedAs` into the order's log, `Accepted` into the request's → the cell ACCEPTED → the answer, once [`requests::hub`] has folded it.
 //! What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so until there is evidence: a callback that names
 //! one of its devices, for a request that has exactly its devices ([`requests::resolve`]), or an operator's word ([`control`]).

@@ -8,6 +8,7 @@ pub mod error;
 pub mod event;
 pub mod hub;
 pub mod key;
+mod locks;
 pub mod order;
 pub mod orders;
 pub mod poller;
@@ -32,7 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info};
 use uuid::Uuid;
 
-pub use error::{Error, TokenKind};
+pub use error::{Effect, Error, TokenKind};
 pub use orders::{Placed, Placement};
 pub use readiness::StoreMemory;
 pub use resolve::{SettleError, Settlement, UnknownOrder};
@@ -164,7 +165,13 @@ impl Requests {
             config.thingspace.order_timeout,
             limits.open_devices,
         ));
-        let poller = Poller::new(Arc::clone(&store), Arc::clone(&hub), Arc::clone(&asker), polling.clone());
+        let poller = Poller::new(
+            Arc::clone(&store),
+            client.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&asker),
+            polling.clone(),
+        );
         let resolver = Resolver::new(
             Arc::clone(&store),
             client.clone(),
@@ -191,6 +198,11 @@ impl Requests {
         }
     }
 
+    /// From now on calls that wait for their turn at ThingSpace end; what was sent goes on.
+    pub fn drain(&self) {
+        self.client.drain();
+    }
+
     /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an end, and follows the store until
     /// `stop`.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
@@ -202,6 +214,11 @@ impl Requests {
             }
         };
         tokio::join!(follow, ask);
+    }
+
+    /// Logs that cannot be read and were set aside, and why.
+    pub fn unreadable_logs(&self) -> Vec<(String, String)> {
+        self.hub.unreadable()
     }
 
     /// How many events were read from the store since the start.
@@ -283,8 +300,7 @@ impl Requests {
         query: StatusQuery,
     ) -> Result<Attached, Error> {
         let began = Instant::now();
-        let mut attached = self.find(account, id).await?;
-        let tracked = Arc::clone(&attached.tracked);
+        let Attached { tracked, mut changes } = self.find(account, id).await?;
         if let Some(until) = query.wait_until {
             // A long poll is a watch of one answer: the poller keeps the request fresh meanwhile.
             self.attend(&tracked).await;
@@ -292,10 +308,12 @@ impl Requests {
                 let request = &tracked.lock().request;
                 request.is_final() || request.revision > query.after_revision
             };
-            let changed = async { while !settled() && attached.changes.changed().await.is_ok() {} };
+            let changed = async { while !settled() && changes.changed().await.is_ok() {} };
             // Running out of time is an answer, too.
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
+            // A caller that asks is no watcher, for whom the request would be polled more often.
+            drop(changes);
             let max_age = query.max_age.max(self.limits.min_age);
             match self.asker.refresh(&tracked, began, max_age, For::Caller).await {
                 // ThingSpace's news cannot be stored, and so not shown. What is known still holds.
@@ -304,8 +322,9 @@ impl Requests {
                 }
                 refreshed => refreshed?,
             }
+            changes = tracked.subscribe();
         }
-        Ok(attached)
+        Ok(Attached { tracked, changes })
     }
 
     /// A watch of a request, from its beginning or after a resume token.
@@ -319,7 +338,7 @@ impl Requests {
 
     /// Sees to it that a request is kept fresh for somebody who waits for its changes.
     async fn attend(&self, tracked: &Arc<Tracked>) {
-        self.hub.hint(&tracked.id);
+        self.hub.hint_watched(&tracked.id);
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
             let asked = self.asker.refresh(tracked, Instant::now(), self.limits.min_age, For::Caller).await;

@@ -10,16 +10,15 @@
 mod breaker;
 mod client;
 mod code;
-mod connections;
 mod error;
 mod guard;
 mod json;
-mod limit;
 mod object;
 mod retry;
 mod session;
 mod transport;
 mod trouble;
+mod turns;
 mod verdict;
 mod wire;
 
@@ -30,7 +29,7 @@ pub(crate) use code::shown as shown_code;
 pub(crate) use object::Object;
 
 pub use breaker::HostHealth;
-pub use client::{BuildError, Client, OrderPermit, Purpose, StatusLookup};
+pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub use retry::Retries;
 pub use session::{Standing, UnblockOutcome, Unblocked};

@@ -38,6 +38,8 @@ const LOGIN_BACKOFF_FIRST: RangeInclusive<Duration> = Duration::from_millis(100)
 const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
 const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
 const MAX_CONNECTIONS: RangeInclusive<usize> = 4..=10_000;
+/// What each set of credentials needs of `thingspace.max_connections`: one for each class of calls.
+const CONNECTIONS_PER_SET: usize = 4;
 const BREAKER_FAILURES: RangeInclusive<u32> = 1..=100;
 const BREAKER_FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const BREAKER_AT_MOST: Duration = Duration::from_mins(5);
@@ -130,6 +132,13 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let mut problems = Problems::default();
     if config.credentials.is_empty() {
         problems.push("credentials: there are none; add a [[credentials]] section to the configuration file");
+    }
+    let (connections, sets) = (config.thingspace.max_connections, config.credentials.len());
+    if sets > 1 && connections < CONNECTIONS_PER_SET * sets {
+        problems.push(format!(
+            "thingspace.max_connections: {connections} is too small for {sets} sets of credentials; {} or more",
+            CONNECTIONS_PER_SET * sets
+        ));
     }
     let mut names = HashSet::new();
     let mut owners = HashMap::new();

@@ -29,6 +29,9 @@ pub(super) struct Status {
     /// Why it cannot be used now, or, where that shows only then, why it could not be written to last time.
     pub(super) store_trouble: Option<String>,
     pub(super) store_memory: Memory,
+    /// Logs that cannot be read and were set aside.
+    #[serde(default)]
+    pub(super) unreadable_logs: Vec<UnreadableLog>,
     pub(super) open_requests: usize,
     pub(super) open_devices: usize,
     /// `None`: the store does not say.
@@ -42,6 +45,13 @@ pub(super) struct Status {
     pub(super) hosts: Vec<Host>,
     /// When the certificate of the callbacks' listener expires, with HTTPS.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
+}
+
+/// A log that cannot be read.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct UnreadableLog {
+    pub(super) log: String,
+    pub(super) why: String,
 }
 
 /// A host of ThingSpace's.
@@ -66,6 +76,7 @@ pub(super) fn routes() -> Router<Subject> {
 async fn status(State(subject): State<Subject>) -> Json<Status> {
     // What is known is told also while the store is away.
     let unknown = subject.requests.unknown_orders().await.ok().map(|orders| orders.len());
+    let unreadable = subject.requests.unreadable_logs();
     let overview = subject.requests.overview();
     let draining = subject.instance.drain.is_cancelled();
     let waits_for = if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
@@ -81,6 +92,7 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         store: subject.instance.store.clone(),
         store_trouble: subject.requests.store_trouble(),
         store_memory: memory(&subject),
+        unreadable_logs: unreadable.into_iter().map(|(log, why)| UnreadableLog { log, why }).collect(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
         unknown_orders: unknown,

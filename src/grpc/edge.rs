@@ -18,7 +18,10 @@ use tonic::Status;
 use tower::{Layer, Service};
 
 use super::{deadline::Deadline, status};
-use crate::requests::Error;
+use crate::requests::{Effect, Error};
+
+/// The method that has an effect.
+const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
 /// Put around a gRPC server's services.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,6 +61,7 @@ where
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
+        let effect = if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Some(Deadline { cut, .. }) = deadline else {
@@ -65,7 +69,7 @@ where
             };
             match by(cut, answer).await {
                 Some(answer) => Ok(complete(answer?, Some(cut))),
-                None => Ok(late().into_http().map(|()| EdgeBody { inner: None, end: None })),
+                None => Ok(late(effect).into_http().map(|()| EdgeBody { inner: None, end: None })),
             }
         })
     }
@@ -91,8 +95,8 @@ fn complete<B>(mut response: Response<B>, end: Option<Instant>) -> Response<Edge
     response.map(|inner| EdgeBody { inner: Some(inner), end: end.map(|end| Box::pin(sleep_until(end))) })
 }
 
-fn late() -> Status {
-    status::of(&Error::Deadline)
+fn late(effect: Effect) -> Status {
+    status::of(&Error::Deadline(effect))
 }
 
 /// Gives an error the details it lacks.
@@ -136,7 +140,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
         ready!(end.as_mut().poll(context));
         *inner = None;
         let mut trailers = HeaderMap::new();
-        write(&late(), &mut trailers);
+        write(&late(Effect::None), &mut trailers);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 

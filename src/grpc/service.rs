@@ -23,7 +23,7 @@ use crate::{
         WatchRequestRequest, WatchRequestResponse, esim_service_server::EsimService,
     },
     requests::{
-        Error, Placed, Requests, StatusQuery,
+        Effect, Error, Placed, Requests, StatusQuery,
         watch::{Snapshot, Watch},
     },
     telemetry::rpc::About,
@@ -158,7 +158,7 @@ impl EsimService for Esim {
         };
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
-            Err(_) => Err(status::of(&Error::Deadline)),
+            Err(_) => Err(status::of(&Error::Deadline(Effect::None))),
         }
     }
 
@@ -180,7 +180,7 @@ impl EsimService for Esim {
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = match tokio::time::timeout_at(self.unary_deadline(deadline), begin).await {
             Ok(watch) => watch.map_err(|error| status::of(&error))?,
-            Err(_) => return Err(status::of(&Error::Deadline)),
+            Err(_) => return Err(status::of(&Error::Deadline(Effect::None))),
         };
         let streaming = Streaming {
             watch,
@@ -237,7 +237,7 @@ impl Streaming {
             self.sending = None;
             // By the clock: a timer that is set for a time gone by rings later, and then the stream is ended without its token.
             if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::Deadline);
+                return Err(Error::Deadline(Effect::None));
             }
             let deadline = async {
                 match self.deadline {
@@ -248,7 +248,7 @@ impl Streaming {
             let event = tokio::select! {
                 event = self.watch.next() => event?,
                 () = self.drain.cancelled() => return Err(Error::Draining),
-                () = deadline => return Err(Error::Deadline),
+                () = deadline => return Err(Error::Deadline(Effect::None)),
             };
             let Some(event) = event else { return Ok(None) };
             self.sending = Some(Fragments::of(event));

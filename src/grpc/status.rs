@@ -12,7 +12,7 @@
 //! | | a question or a registration's listing, however it failed | it has no effect |
 //! | `STORE_UNAVAILABLE` | before an order is claimed, or while it is | nothing left; a claim that may have been stored is found under the key, and its order's log says that it was not sent |
 //! | | a question, a watch | it has no effect |
-//! | `DRAINING` | a call that was not admitted, a watch that is told to go on elsewhere | nothing was begun; the token says where to go on |
+//! | `DRAINING` | a call that was not admitted or waited for its turn, a watch that is told to go on elsewhere | nothing was sent; the token says where to go on |
 //!
 //! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and whatever is `UNAVAILABLE` to an order
 //! carries its key: were it placed after all, the repetition finds it.
@@ -25,7 +25,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use crate::{
-    requests::{Error, TokenKind},
+    requests::{Effect, Error, TokenKind},
     store::StoreError,
     thingspace::{Refusal, RefusalKind},
 };
@@ -242,17 +242,36 @@ fn describe(error: &Error) -> Answer {
             "the gateway's store is full; repeat the call later",
         )
         .retry(ROOM),
+        Error::Busy { retry_after } => answer(
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            "more calls wait for ThingSpace's rate than can be made in time; nothing was sent",
+        )
+        .with("limit", &"thingspace.calls_per_second")
+        .retry(*retry_after),
         Error::Store(error) => store(error),
         Error::Draining => {
             answer(Code::Unavailable, "DRAINING", "this replica is shutting down; repeat the call")
                 .retry(Duration::ZERO)
         }
-        Error::Deadline => answer(
-            Code::DeadlineExceeded,
-            "DEADLINE",
-            "the deadline has passed; an order may still be placed: repeat the call with the same key",
-        ),
+        Error::Deadline(effect) => late(*effect),
         Error::Internal(_) => answer(Code::Internal, "INTERNAL", "internal error"),
+    }
+}
+
+fn late(effect: Effect) -> Answer {
+    let (message, nothing_sent) = match effect {
+        Effect::None => ("the deadline has passed", None),
+        Effect::NothingSent => ("the deadline has passed and nothing was sent", Some(true)),
+        Effect::Unknown => (
+            "the deadline has passed; an order may still be placed: repeat the call with the same key",
+            Some(false),
+        ),
+    };
+    let answer = answer(Code::DeadlineExceeded, "DEADLINE", message);
+    match nothing_sent {
+        Some(nothing_sent) => answer.with("nothingSent", &nothing_sent),
+        None => answer,
     }
 }
 

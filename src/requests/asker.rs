@@ -16,14 +16,14 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, warn};
 use uuid::Uuid;
 
 use super::{
     append,
-    error::Error,
+    error::{Effect, Error},
     event::Kind,
     hub::{Asked, Hub, Tracked},
     lock,
@@ -33,7 +33,7 @@ use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
     store::{LogName, Position, Store},
-    thingspace::{Client, Purpose, StatusLookup},
+    thingspace::{Client, PollTurn, Purpose, StatusLookup},
 };
 
 /// How long a failure answers whoever asks about the same request: as long as callers are told to wait. Else, while ThingSpace
@@ -55,15 +55,15 @@ struct Flight {
     number: u64,
     /// Does not wait itself.
     answer: WeakShared<BoxFuture<'static, Result<Answer, Error>>>,
-    /// The poller waits, too.
-    polled: CancellationToken,
+    /// Where the poller hands over its turn, if it asks the same while this query waits for one.
+    poll: Option<oneshot::Sender<PollTurn>>,
 }
 
 /// What a question is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum For {
     Caller,
-    Poller,
+    Poller(PollTurn),
 }
 
 /// What asking came to.
@@ -139,12 +139,14 @@ impl Asker {
         }
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
         // A request of ours that ThingSpace does not know yet stays as it is.
-        let polled = CancellationToken::new();
-        let purpose = match whom {
-            For::Caller => Purpose::Ask { polled: polled.clone() },
-            For::Poller => Purpose::Poll,
+        let (purpose, poll) = match whom {
+            For::Caller => {
+                let (hand_over, poll) = oneshot::channel();
+                (Purpose::Query { poll }, Some(hand_over))
+            }
+            For::Poller(turn) => (Purpose::Poll(turn), None),
         };
-        self.ask(&account, &tracked.id, purpose, polled).await.map(|_| ())
+        self.ask(&account, &tracked.id, purpose, poll).await.map(|_| ())
     }
 
     /// Asks about a request that this gateway has never heard of.
@@ -153,7 +155,7 @@ impl Asker {
         if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
             return Ok(Answer::NotKnown);
         }
-        let answer = self.ask(account, id, Purpose::Foreign, CancellationToken::new()).await?;
+        let answer = self.ask(account, id, Purpose::Elsewhere, None).await?;
         if answer == Answer::NotKnown {
             let mut not_known = lock(&self.not_known);
             if not_known.len() >= MAX_NOT_KNOWN {
@@ -171,20 +173,23 @@ impl Asker {
         account: &AccountName,
         id: &RequestId,
         purpose: Purpose,
-        polled: CancellationToken,
+        poll: Option<oneshot::Sender<PollTurn>>,
     ) -> Result<Answer, Error> {
         let key = (account.clone(), id.clone());
         let waiting = {
             let mut flights = lock(&self.flights);
-            let under_way = flights.by_request.get(&key);
-            match under_way.and_then(|flight| Some((flight, flight.answer.upgrade()?))) {
-                Some((flight, waiting)) => {
-                    if matches!(purpose, Purpose::Poll) {
-                        flight.polled.cancel();
+            let under_way = flights.by_request.get_mut(&key);
+            match under_way.map(|flight| (flight.answer.upgrade(), &mut flight.poll)) {
+                Some((Some(waiting), poll)) => {
+                    if let Purpose::Poll(turn) = purpose
+                        && let Some(poll) = poll.take()
+                    {
+                        // A query that has had its turn does not take it, and it goes back.
+                        let _ = poll.send(turn);
                     }
                     waiting
                 }
-                None => self.launch(&mut flights, key, purpose, polled),
+                _ => self.launch(&mut flights, key, purpose, poll),
             }
         };
         waiting.await
@@ -195,7 +200,7 @@ impl Asker {
         flights: &mut Flights,
         key: (AccountName, RequestId),
         purpose: Purpose,
-        polled: CancellationToken,
+        poll: Option<oneshot::Sender<PollTurn>>,
     ) -> Waiting {
         flights.count += 1;
         let number = flights.count;
@@ -207,7 +212,7 @@ impl Asker {
                 let (asker, (account, id)) = (&landing.asker, &landing.key);
                 let asked = asker.client.request_status(account, id, purpose);
                 let Some(asked) = deserted.run_until_cancelled(asked).await else {
-                    return Err(Error::Deadline);
+                    return Err(Error::Deadline(Effect::None));
                 };
                 let answer = match asked {
                     Ok((lookup, took)) => asker.take_in(account, id, lookup, took).await,
@@ -229,7 +234,7 @@ impl Asker {
         };
         let waiting = waiting.boxed().shared();
         let answer = waiting.downgrade().expect("nobody has polled it to its end yet");
-        flights.by_request.insert(key, Flight { number, answer, polled });
+        flights.by_request.insert(key, Flight { number, answer, poll });
         waiting
     }
 

@@ -41,16 +41,30 @@ pub enum Error {
     UpstreamUnavailable { reason: String, retry_after: Option<Duration> },
     #[error("a limit of the gateway is reached: {limit}")]
     Overloaded { limit: &'static str },
+    /// More calls wait for the rate than can be made in time. For an order: certainly not sent.
+    #[error("too many calls wait for their turn")]
+    Busy { retry_after: Duration },
     /// For an order: before it was sent.
     #[error("{0}")]
     Store(StoreError),
     #[error("shutting down")]
     Draining,
     #[error("the deadline has passed")]
-    Deadline,
+    Deadline(Effect),
     /// A defect of ours.
     #[error("{0}")]
     Internal(String),
+}
+
+/// What a call whose deadline has passed may have brought about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It is a call without effect.
+    None,
+    /// An order of which nothing was sent, and nothing will be.
+    NothingSent,
+    /// An order that was sent, or that may still be.
+    Unknown,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +89,8 @@ impl From<thingspace::Error> for Error {
             thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
             thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
+            thingspace::Error::Busy { retry_after } => Self::Busy { retry_after },
+            thingspace::Error::Draining => Self::Draining,
             thingspace::Error::NotConnected { reason } => {
                 Self::UpstreamUnavailable { reason, retry_after: None }
             }

@@ -15,10 +15,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     event, lock,
+    locks::Locks,
     order::{Order, Outcome},
     state::{Request, Transition},
 };
@@ -33,6 +34,7 @@ mod hints;
 mod low_water;
 mod open_orders;
 mod tracked;
+mod unreadable;
 
 pub use arrivals::By;
 use arrivals::{At, Finished, Note};
@@ -41,9 +43,13 @@ use hints::Hints;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
 pub use tracked::{Asked, Folded, Tracked};
+use unreadable::Unreadable;
 
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
+
+/// Logs that are read for callers at once. A large one takes tens of milliseconds and megabytes.
+const MAX_LOADS: usize = 8;
 
 /// How long an answer waits for this replica to fold what it has just appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
@@ -58,8 +64,11 @@ pub struct Hub {
     projection: Mutex<Projection>,
     /// How far the follower has folded, and whether it has caught up.
     progress: watch::Sender<Progress>,
-    /// Held while a log is read and put into the projection, so that no event falls between the two.
-    loading: tokio::sync::Mutex<()>,
+    /// Of each request: held while its log is read and put into the projection, so that no event falls between the two.
+    loading: Locks<RequestId>,
+    /// Logs that may be read for callers at once. The follower waits for none of them.
+    loads: Semaphore,
+    unreadable: Unreadable,
     hints: Hints,
     events_read: AtomicU64,
     finished: Finished,
@@ -79,6 +88,8 @@ struct Projection {
     /// Closed logs that were read further than the follower is: what it meets of them until then it need not read again.
     ahead: HashMap<RequestId, Ahead>,
     open_devices: usize,
+    /// How often the projection was begun anew.
+    generation: u64,
     /// Accounts for whose requests callbacks arrive.
     called_back: HashSet<AccountName>,
 }
@@ -147,7 +158,9 @@ impl Hub {
             give_up,
             projection: Mutex::default(),
             progress: watch::Sender::default(),
-            loading: tokio::sync::Mutex::default(),
+            loading: Locks::default(),
+            loads: Semaphore::new(MAX_LOADS),
+            unreadable: Unreadable::default(),
             hints: Hints::default(),
             events_read: AtomicU64::new(0),
             finished: Finished::default(),
@@ -199,6 +212,11 @@ impl Hub {
         lock(&self.projection).open_devices
     }
 
+    /// Logs that cannot be read and were set aside, and why.
+    pub fn unreadable(&self) -> Vec<(String, String)> {
+        self.unreadable.list()
+    }
+
     /// How many events were read from the store since the start, by following and by loading.
     pub fn events_read(&self) -> u64 {
         self.events_read.load(Ordering::Relaxed)
@@ -212,18 +230,25 @@ impl Hub {
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
-        let _loading = self.loading.lock().await;
-        if let Some(found) = self.attached(id) {
-            return Ok(Some(found));
+        // Before the request's lock, which the follower may wait for.
+        let _load = self.loads.acquire().await.expect("nobody closes this semaphore");
+        let _loading = self.loading.lock(id).await;
+        loop {
+            if let Some(found) = self.attached(id) {
+                return Ok(Some(found));
+            }
+            let generation = lock(&self.projection).generation;
+            let folded = self.read(id).await?;
+            if folded.is_empty() {
+                return Ok(None);
+            }
+            let tracked = Tracked::new(id.clone(), folded);
+            let receiver = tracked.subscribe();
+            // Else it is a log of the store that was lost.
+            if self.insert(Arc::clone(&tracked), generation) {
+                return Ok(Some((tracked, receiver)));
+            }
         }
-        let folded = self.read(id).await?;
-        if folded.is_empty() {
-            return Ok(None);
-        }
-        let tracked = Tracked::new(id.clone(), folded);
-        let receiver = tracked.subscribe();
-        self.insert(Arc::clone(&tracked));
-        Ok(Some((tracked, receiver)))
     }
 
     // Subscribes under the projection's lock, so that housekeeping does not drop the entry in between.
@@ -241,6 +266,11 @@ impl Hub {
     /// Tells the poller that a request deserves a look.
     pub fn hint(&self, id: &RequestId) {
         self.hints.add(id, Hint::Look);
+    }
+
+    /// Tells the poller that somebody has begun to watch a request.
+    pub fn hint_watched(&self, id: &RequestId) {
+        self.hints.add(id, Hint::Watched);
     }
 
     /// Waits for hints and takes them.
@@ -374,19 +404,24 @@ impl Hub {
         projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()
     }
 
-    fn insert(&self, tracked: Arc<Tracked>) {
+    /// Puts a request into the projection; false if that was begun anew since the log was read.
+    fn insert(&self, tracked: Arc<Tracked>, generation: u64) -> bool {
         let (devices, open) = {
             let folded = tracked.lock();
             (open_devices(&folded.request), !folded.request.is_closed())
         };
         let id = tracked.id.clone();
         let mut projection = lock(&self.projection);
+        if projection.generation != generation {
+            return false;
+        }
         projection.open_devices += devices;
         projection.track(tracked);
         drop(projection);
         if open {
             self.hint(&id);
         }
+        true
     }
 
     async fn read(&self, id: &RequestId) -> Result<Folded, StoreError> {

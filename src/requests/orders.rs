@@ -10,9 +10,9 @@
 //! do at once is an event with an id of its own, or a swap that only one of them wins.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,11 +28,12 @@ use tracing::{Instrument, debug, error, info, warn};
 use uuid::Uuid;
 
 use super::{
-    error::Error,
+    error::{Effect, Error},
     event,
     hub::Hub,
     key::{self, Key},
     lock,
+    locks::Locks,
     order::Outcome,
 };
 use crate::{
@@ -75,7 +76,7 @@ pub struct Orders {
     leases: Leases,
     refusals: Refusals,
     /// One order per key at a time in this process; the cell is what holds between processes.
-    keys: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    keys: Locks<String>,
 }
 
 /// A caller's order.
@@ -128,7 +129,7 @@ impl Orders {
             incarnation,
             leases: Leases::default(),
             refusals: Refusals::default(),
-            keys: Mutex::default(),
+            keys: Locks::default(),
         }
     }
 
@@ -159,7 +160,9 @@ impl Orders {
                 Some(key) => self.settle(&cell, key, &hash).await.map(Some),
             }
         };
-        let before = match tokio::time::timeout_at(deadline, settled).await.map_err(|_| Error::Deadline)?? {
+        let settled = tokio::time::timeout_at(deadline, settled).await;
+        // An earlier call with this key may have sent an order.
+        let before = match settled.map_err(|_| Error::Deadline(Effect::Unknown))?? {
             None => None,
             Some(Settled::Free(key)) => Some(key),
             Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
@@ -264,21 +267,7 @@ impl Orders {
 
     /// A key's turn in this process.
     pub(super) async fn turn(&self, cell: &CellName) -> OwnedMutexGuard<()> {
-        self.key_lock(&cell.name).lock_owned().await
-    }
-
-    fn key_lock(&self, cell: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut keys = lock(&self.keys);
-        if let Some(lock) = keys.get(cell).and_then(Weak::upgrade) {
-            return lock;
-        }
-        // As many entries as there are callers waiting, give or take what the next line drops.
-        if keys.len() >= 2 * keys.iter().filter(|(_, lock)| lock.strong_count() > 0).count() + 64 {
-            keys.retain(|_, lock| lock.strong_count() > 0);
-        }
-        let lock = Arc::new(tokio::sync::Mutex::new(()));
-        keys.insert(cell.to_owned(), Arc::downgrade(&lock));
-        lock
+        self.keys.lock(&cell.name).await
     }
 
     fn room_for(&self, devices: usize) -> Result<Room, Error> {
@@ -342,8 +331,9 @@ impl Orders {
         deadline: Instant,
     ) -> Result<Placed, Error> {
         let room = self.room_for(order.devices.len())?;
-        let prepared = tokio::time::timeout_at(deadline, self.client.prepare_order(&order.account)).await;
-        let permit = prepared.map_err(|_| Error::Deadline)??;
+        let prepared = self.client.prepare_order(&order.account, deadline);
+        let prepared = tokio::time::timeout_at(deadline, prepared).await;
+        let permit = prepared.map_err(|_| Error::Deadline(Effect::NothingSent))??;
 
         // From here on a caller that goes away would leave a claim behind, so the rest is a task of its own.
         let claimant =
@@ -354,7 +344,7 @@ impl Orders {
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Error::Internal("an order's task ended without an answer".to_owned())),
-            Err(_) => Err(Error::Deadline),
+            Err(_) => Err(Error::Deadline(Effect::Unknown)),
         }
     }
 }

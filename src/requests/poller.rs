@@ -4,6 +4,10 @@
 //! count has moved since it looked last, another replica has polled, and it waits another interval from now; else it
 //! swaps, and polls only if the swap won. So a thousand watchers, or ten replicas, cost one poll, and whoever sees no count
 //! move for an interval of its own takes over.
+//!
+//! Each account waits for its turn to call ThingSpace by itself, and only then is the request chosen that is polled: the
+//! one that is most urgent at that time. So the backlog of one account delays no other account, and a request that somebody
+//! has just begun to watch does not wait for those that were due before.
 
 mod schedule;
 
@@ -25,14 +29,12 @@ use super::{
 };
 use crate::{
     config,
-    identity::RequestId,
+    identity::{AccountName, RequestId},
     proto::storage,
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell},
+    thingspace::{Client, PollTurn},
 };
-use schedule::{Counted, Schedule, Turn, polled_elsewhere, rest_after};
-
-/// Polls under way at once; the rate is ThingSpace's limiter's business.
-const MAX_POLLS: usize = 64;
+use schedule::{Counted, Schedule, Turn, Urgency, polled_elsewhere, rest_after};
 
 /// The longest interval where callbacks arrive, watched or not.
 const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
@@ -46,9 +48,18 @@ const FORMAT: u32 = 1;
 #[derive(Debug)]
 pub struct Poller {
     store: Arc<dyn Store>,
+    client: Client,
     hub: Arc<Hub>,
     asker: Arc<Asker>,
     config: config::Polling,
+}
+
+/// What the poller waited for.
+enum Step {
+    /// An account has its turn to call ThingSpace. `None`: no call can be made now.
+    Turn(AccountName, Option<PollTurn>),
+    Polled(AccountName, RequestId, Polled),
+    Released(RequestId, Polled),
 }
 
 /// What became of a poll.
@@ -65,16 +76,36 @@ enum Polled {
 }
 
 impl Poller {
-    pub fn new(store: Arc<dyn Store>, hub: Arc<Hub>, asker: Arc<Asker>, config: config::Polling) -> Self {
-        Self { store, hub, asker, config }
+    pub fn new(
+        store: Arc<dyn Store>,
+        client: Client,
+        hub: Arc<Hub>,
+        asker: Arc<Asker>,
+        config: config::Polling,
+    ) -> Self {
+        Self { store, client, hub, asker, config }
     }
 
     /// Polls until stopped. Questions under way end then, unless a caller waits for them; an answer that is there is stored.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut schedule = Schedule::default();
-        let mut polls = JoinSet::new();
+        let mut steps = JoinSet::new();
         loop {
-            let next = if polls.len() < MAX_POLLS { schedule.next() } else { None };
+            for account in schedule.begin_waiting(Instant::now()) {
+                let poller = Arc::clone(&self);
+                steps.spawn(async move {
+                    let turn = poller.turn(&account).await;
+                    Step::Turn(account, turn)
+                });
+            }
+            while let Some((id, _)) = schedule.take_release(Instant::now()) {
+                let poller = Arc::clone(&self);
+                steps.spawn(async move {
+                    let released = poller.release(&id).await;
+                    Step::Released(id, released)
+                });
+            }
+            let next = schedule.next();
             let due = async {
                 match next {
                     Some(due) => tokio::time::sleep_until(due).await,
@@ -86,28 +117,64 @@ impl Poller {
                 hinted = self.hub.hints() => for (id, hint) in hinted {
                     self.look(&mut schedule, &id, hint);
                 },
-                Some(finished) = polls.join_next() => {
-                    let Ok((id, polled)) = finished else { continue };
-                    self.settle(&mut schedule, &id, &polled);
+                Some(step) = steps.join_next() => match step {
+                    Ok(Step::Turn(account, turn)) => {
+                        let Some((id, at)) = schedule.take(&account, Instant::now()) else { continue };
+                        let poller = Arc::clone(&self);
+                        steps.spawn(async move {
+                            let polled = poller.poll(&id, at.seen, turn).await;
+                            Step::Polled(account, id, polled)
+                        });
+                    }
+                    Ok(Step::Polled(account, id, polled)) => {
+                        schedule.finished(&account);
+                        self.settle(&mut schedule, &id, &polled);
+                    }
+                    Ok(Step::Released(id, released)) => self.settle(&mut schedule, &id, &released),
+                    // It panicked, which was reported.
+                    Err(_) => {}
                 },
-                () = due => if let Some((id, turn)) = schedule.take(Instant::now()) {
-                    let poller = Arc::clone(&self);
-                    polls.spawn(async move { (id.clone(), poller.poll(&id, turn.seen).await) });
-                },
+                () = due => {}
             }
         }
     }
 
+    /// Waits for an account's turn to call ThingSpace.
+    async fn turn(&self, account: &AccountName) -> Option<PollTurn> {
+        let turn = self.client.prepare_poll(account).await;
+        turn.inspect_err(|error| debug!(%error, "no poll can be made now")).ok()
+    }
+
     /// A request is new here, or watched, or puzzling: its next poll may have to come sooner.
     fn look(&self, schedule: &mut Schedule, id: &RequestId, hint: Hint) {
-        let turn = schedule.get(id).unwrap_or_else(|| Turn::new(Instant::now()));
-        let turn = Turn { soon: turn.soon || hint == Hint::Soon, ..turn };
-        schedule.set(id, Turn { due: turn.due.map(|_| self.due(id, &turn)), ..turn });
+        let Some(mut turn) = schedule.get(id).or_else(|| self.first_turn(id)) else { return };
+        turn.hint = turn.hint.max(Some(hint));
+        self.schedule(schedule, id, turn);
+    }
+
+    /// Where a request stands that was not polled here before. `None`: nobody knows whose it is.
+    fn first_turn(&self, id: &RequestId) -> Option<Turn> {
+        let tracked = self.hub.get(id)?;
+        let (account, first, created) = {
+            let request = &tracked.lock().request;
+            (request.account.clone()?, request.first, request.create_time)
+        };
+        let age = age(&*self.store, first, created);
+        let (now, longest) = (Instant::now(), self.longest(&tracked));
+        Some(Turn::resumed(account, now, age, &self.config, longest, fastrand::f64()))
+    }
+
+    /// Notes when a request is due, unless it is under way.
+    fn schedule(&self, schedule: &mut Schedule, id: &RequestId, mut turn: Turn) {
+        if turn.due.is_some() {
+            self.set_due(id, &mut turn);
+        }
+        schedule.set(id, turn);
     }
 
     fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
         let now = Instant::now();
-        let before = schedule.get(id).unwrap_or_else(|| Turn::new(now));
+        let Some(before) = schedule.get(id) else { return };
         let turn = match polled {
             Polled::Done => {
                 schedule.remove(id);
@@ -121,45 +188,77 @@ impl Poller {
             Polled::Released => before,
             Polled::Failed => before.failed(now),
         };
-        schedule.set(id, Turn { due: Some(self.due(id, &turn)), ..turn });
+        // It is under way no longer.
+        self.schedule(schedule, id, Turn { due: Some((now, Urgency::Rest)), ..turn });
     }
 
-    /// When a request is due: soon, if that is asked for, when what was withheld has to be told, or in its turn.
-    fn due(&self, id: &RequestId, turn: &Turn) -> Instant {
-        let Some(tracked) = self.hub.get(id) else { return turn.last };
-        let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
+    /// The longest interval of a request.
+    fn longest(&self, tracked: &Tracked) -> Duration {
         let account = tracked.lock().request.account.clone();
-        let longest = match account {
+        match account {
             Some(account) if self.hub.is_called_back(&account) => LONGEST_CALLED_BACK,
             _ if tracked.is_watched() => self.config.max_watched,
             _ => self.config.max,
+        }
+    }
+
+    /// Says when a request is due: soon, if that is asked for, or in its turn; and when what was withheld has to be told.
+    fn set_due(&self, id: &RequestId, turn: &mut Turn) {
+        turn.due = Some((turn.last, Urgency::Rest));
+        let Some(tracked) = self.hub.get(id) else { return };
+        let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
+        let longest = self.longest(&tracked);
+        let longest = if turn.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
+        let urgency = match turn.hint {
+            Some(Hint::Watched | Hint::Soon) => Urgency::First,
+            Some(Hint::Look) | None if tracked.is_watched() || turn.count == 0 => Urgency::Watched,
+            Some(Hint::Look) | None => Urgency::Rest,
         };
-        let longest = if turn.soon { self.config.min_age.min(longest) } else { longest };
-        let in_turn = turn.last + turn.interval(&self.config, longest, took);
-        let release = tracked.withheld_until().map(|until| until.max(turn.last + RELEASE_RETRY));
-        release.map_or(in_turn, |release| release.min(in_turn))
+        turn.due = Some((turn.last + turn.interval(&self.config, longest, took), urgency));
+        turn.release = tracked.withheld_until().map(|until| until.max(turn.last + RELEASE_RETRY));
+    }
+
+    /// Tells what was withheld for long enough.
+    async fn release(&self, id: &RequestId) -> Polled {
+        let Some(tracked) = self.hub.get(id) else { return Polled::Done };
+        match self.asker.release(&tracked).await {
+            Ok(()) if is_polled(&tracked) => Polled::Released,
+            Ok(()) => Polled::Done,
+            Err(error) => {
+                say(id, &error);
+                Polled::Failed
+            }
+        }
     }
 
     /// `seen`: what the request's cell said when this replica looked last.
-    async fn poll(&self, id: &RequestId, seen: Option<u32>) -> Polled {
+    async fn poll(&self, id: &RequestId, seen: Option<u32>, turn: Option<PollTurn>) -> Polled {
         let Some(tracked) = self.hub.get(id) else { return Polled::Done };
         if !is_polled(&tracked) {
             return Polled::Done;
-        }
-        if tracked.withheld_until().is_some_and(|until| until <= Instant::now()) {
-            return match self.asker.release(&tracked).await {
-                Ok(()) if is_polled(&tracked) => Polled::Released,
-                Ok(()) => Polled::Done,
-                Err(error) => {
-                    say(id, &error);
-                    Polled::Failed
-                }
-            };
         }
         let (first, created) = {
             let request = &tracked.lock().request;
             (request.first, request.create_time)
         };
+        let asked = match turn {
+            Some(turn) => self.ask(id, &tracked, seen, turn).await,
+            None => Polled::Failed,
+        };
+        if !is_polled(&tracked) {
+            return Polled::Done;
+        }
+        if tracked.withheld_until().is_some() {
+            return asked;
+        }
+        // Giving up cannot be undone, so no wall clock may bring it about.
+        if age(&*self.store, first, created) >= self.config.give_up {
+            return self.give_up(id).await;
+        }
+        asked
+    }
+
+    async fn ask(&self, id: &RequestId, tracked: &Arc<Tracked>, seen: Option<u32>, turn: PollTurn) -> Polled {
         let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
         let counted = match self.claim(id, seen, rest_after(took)).await {
             Ok(Claim::Ours(counted)) => counted,
@@ -172,19 +271,9 @@ impl Poller {
                 return Polled::Failed;
             }
         };
-        let asked = self.asker.refresh(&tracked, Instant::now(), self.config.min_age, For::Poller).await;
+        let asked = self.asker.refresh(tracked, Instant::now(), self.config.min_age, For::Poller(turn)).await;
         if let Err(error) = asked {
             say(id, &error);
-        }
-        if !is_polled(&tracked) {
-            return Polled::Done;
-        }
-        if tracked.withheld_until().is_some() {
-            return Polled::Again(counted);
-        }
-        // Giving up cannot be undone, so no wall clock may bring it about.
-        if age(&*self.store, first, created) >= self.config.give_up {
-            return self.give_up(id).await;
         }
         Polled::Again(counted)
     }

@@ -196,7 +196,7 @@ impl Resolver {
         else {
             return Ok(Followed::Nothing("no credentials for the account"));
         };
-        let answer = match self.client.request_status(&account, request, Purpose::Foreign).await?.0 {
+        let answer = match self.client.request_status(&account, request, Purpose::Elsewhere).await?.0 {
             StatusLookup::Found(answer) => answer,
             StatusLookup::NotKnown => return Ok(Followed::NotYet),
         };

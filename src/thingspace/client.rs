@@ -1,25 +1,27 @@
 //! The calls others make: what they wait for before they are sent, and which of them are tried again.
 //!
-//! A call has a connection and a permit of the rate before it is sent, and each try has its own. Whoever stops waiting, at
-//! its deadline or for good, gives back what it held, and nothing is sent for it any more.
+//! A call waits for its turn before it is sent, and each try has a turn of its own. A caller that stops waiting gives its
+//! turn back, and nothing is sent for it any more. When the drain begins, calls that wait for their first turn end.
 
 mod exchange;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use self::exchange::{Call, Failed};
 use super::{
     Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
-    connections::{Connection, Connections},
-    limit::{Class, Limiter, Permit},
     session::{Shared, Standing, Tokens, Unblocked},
     transport::{Endpoint, Reply, Transport},
     trouble::Trouble,
+    turns::{Class, Connections, Turn, Turns},
     verdict::{judge, judge_order},
     wire,
 };
@@ -33,17 +35,17 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     transport: Arc<Transport>,
-    connections: Arc<Connections>,
     accounts: Arc<HashMap<AccountName, Arc<Upstream>>>,
     /// One for each set of credentials.
     upstreams: Arc<[Arc<Upstream>]>,
+    drain: CancellationToken,
 }
 
 /// What the accounts of one set of credentials share.
 #[derive(Debug)]
 struct Upstream {
     tokens: Arc<Tokens>,
-    limiter: Limiter,
+    turns: Turns,
     trouble: Trouble,
 }
 
@@ -67,24 +69,20 @@ pub struct OrderPermit {
     turn: Turn,
 }
 
-/// What a call has to have before it is sent.
+/// The right to make one poll, from [`Client::prepare_poll`]. Dropped unused, it costs nothing.
 #[derive(Debug)]
-struct Turn {
-    permit: Permit,
-    connection: Connection,
-}
+pub struct PollTurn(Turn);
 
-/// What a status is asked for, which decides how long it may wait for its turn.
-#[derive(Debug, Clone)]
+/// What a status is asked for, which decides for which turn it waits.
+#[derive(Debug)]
 pub enum Purpose {
-    /// A request of ours: gets at least 30 % of the rate.
-    Poll,
-    /// A caller asks: waits until no order does, with what polls leave. Once `polled` is cancelled somebody waits for
-    /// the same answer as for a poll, and it has a poll's turn too.
-    Ask { polled: CancellationToken },
-    /// Somebody asks for a request that was made elsewhere: at most 5 % of the rate, and never waits for it
-    /// ([`Error::Throttled`] when that is used up).
-    Foreign,
+    /// A request of ours. Polls get at least 30 % of the rate.
+    Poll(PollTurn),
+    /// A caller asks about a request of ours: at least 10 % of the rate, and what orders and polls leave. The turn of a
+    /// poll for the same answer may be handed over, too.
+    Query { poll: oneshot::Receiver<PollTurn> },
+    /// A caller asks about a request that was placed elsewhere: 5 % of the rate while other calls wait.
+    Elsewhere,
 }
 
 /// What ThingSpace knows of a request.
@@ -96,7 +94,7 @@ pub enum StatusLookup {
 }
 
 impl Client {
-    /// Must be called inside a tokio runtime: each set of credentials has a small task that hands out the rate. The
+    /// Must be called inside a tokio runtime: each set of credentials has a small task that hands out turns. The
     /// tasks end when the last clone of the client is gone, and another one looks at the files. Nothing is sent. What was begun
     /// with the credentials and must be reported is among `tasks`.
     pub fn new(
@@ -114,11 +112,12 @@ impl Client {
             tasks: tasks.clone(),
             incarnation: Uuid::now_v7().to_string().into(),
         };
+        let connections = Connections::new(thingspace.max_connections, credentials.len());
         let (mut accounts, mut upstreams) = (HashMap::new(), Vec::new());
-        for set in credentials {
+        for (number, set) in credentials.iter().enumerate() {
             let upstream = Arc::new(Upstream {
                 tokens: Tokens::new(set, thingspace, shared.clone()),
-                limiter: Limiter::new(rate),
+                turns: Turns::new(rate, Arc::clone(&connections), number),
                 trouble: Trouble::default(),
             });
             for account in &set.accounts {
@@ -126,8 +125,8 @@ impl Client {
             }
             upstreams.push(upstream);
         }
-        let connections = Arc::new(Connections::new(thingspace.max_connections));
-        Ok(Self { transport, connections, accounts: Arc::new(accounts), upstreams: upstreams.into() })
+        let (accounts, upstreams) = (Arc::new(accounts), upstreams.into());
+        Ok(Self { transport, accounts, upstreams, drain: CancellationToken::new() })
     }
 
     /// How the logins of each set of credentials are doing, by its name: now, and whenever that changes.
@@ -159,16 +158,36 @@ impl Client {
         self.transport.health()
     }
 
-    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a connection, a permit of the
-    /// rate limit. Cancel-safe: drop it at the deadline. Nothing is sent for the order itself.
-    pub async fn prepare_order(&self, account: &AccountName) -> Result<OrderPermit, Error> {
+    /// From now on no order, status query or poll begins: those that wait for their turn end with [`Error::Draining`].
+    /// Calls that have been sent once go on, and so do changes of callbacks.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a turn. Refused at once with
+    /// [`Error::Busy`] if the turn cannot come before `deadline`. Cancel-safe: drop it at the deadline. Nothing is sent for
+    /// the order itself.
+    pub async fn prepare_order(
+        &self,
+        account: &AccountName,
+        deadline: Instant,
+    ) -> Result<OrderPermit, Error> {
         let upstream = self.upstream(account)?;
-        // Here and not when it is sent: by then it is durable, and its lease runs.
-        let answers = self.transport.ensure_it_answers().await;
-        answers.map_err(|wait| upstream.tell(Failed::left_alone(wait)))?;
-        self.ready(&upstream).await?;
-        let turn = self.turn(&upstream, Class::Order).await?;
+        let prepared = async {
+            // Here and not when it is sent: by then it is durable, and its lease runs.
+            let answers = self.transport.ensure_it_answers().await;
+            answers.map_err(|wait| upstream.tell(Failed::left_alone(wait)))?;
+            self.ready(&upstream).await?;
+            upstream.turns.wait(Class::Order, account, Some(deadline)).await
+        };
+        let turn = self.unless_draining(prepared).await?;
         Ok(OrderPermit { upstream, turn })
+    }
+
+    /// Everything a poll of one of an account's requests needs before it is sent. Cancel-safe.
+    pub async fn prepare_poll(&self, account: &AccountName) -> Result<PollTurn, Error> {
+        let upstream = self.upstream(account)?;
+        self.unless_draining(self.turn(&upstream, Class::Poll, account)).await.map(PollTurn)
     }
 
     /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After `send_by` it
@@ -194,9 +213,11 @@ impl Client {
         purpose: Purpose,
     ) -> Result<(StatusLookup, Duration), Error> {
         let upstream = self.upstream(account)?;
-        let endpoint = Endpoint::Status { account, request };
+        let elsewhere = matches!(purpose, Purpose::Elsewhere);
+        let endpoint = Endpoint::Status { account, request, elsewhere };
         let parse = |body: &[u8]| wire::status(body, request);
-        match self.call(&upstream, &purpose, endpoint, Bytes::new(), parse).await {
+        let turn = self.unless_draining(self.first_turn(&upstream, account, purpose)).await?;
+        match self.call(&upstream, account, turn, endpoint, Bytes::new(), parse).await {
             Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),
             Err((Error::Refused(refusal), took)) if code::says_unknown_request(&refusal) => {
                 Ok((StatusLookup::NotKnown, took))
@@ -237,7 +258,8 @@ impl Client {
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<T, Error> {
         let upstream = self.upstream(account)?;
-        let called = self.call(&upstream, &Purpose::Poll, endpoint, body, parse).await;
+        let turn = self.turn(&upstream, Class::Poll, account).await?;
+        let called = self.call(&upstream, account, turn, endpoint, body, parse).await;
         called.map(|(done, _)| done).map_err(|(error, _)| error)
     }
 
@@ -246,15 +268,14 @@ impl Client {
     async fn call<T>(
         &self,
         upstream: &Arc<Upstream>,
-        purpose: &Purpose,
+        account: &AccountName,
+        mut turn: Turn,
         endpoint: Endpoint<'_>,
         body: Bytes,
         parse: impl Fn(&[u8]) -> Option<T>,
     ) -> Result<(T, Duration), (Error, Duration)> {
         let judge = |reply: &Reply| judge(reply, &parse);
-        let mut retries = Retries::default();
-        let waited = self.take_turn(upstream, purpose).await;
-        let mut turn = waited.map_err(|error| (error, Duration::ZERO))?;
+        let (class, mut retries) = (turn.class(), Retries::default());
         loop {
             let began = Instant::now();
             let call = Call { endpoint, body: body.clone(), send_by: None };
@@ -266,7 +287,7 @@ impl Client {
             let Some(pause) = failed.pause(&mut retries) else { return Err((upstream.tell(failed), took)) };
             tracing::debug!(credentials = upstream.tokens.name(), ?pause, "trying again: {}", failed.error());
             tokio::time::sleep(pause).await;
-            turn = match self.take_turn(upstream, purpose).await {
+            turn = match self.turn(upstream, class, account).await {
                 Ok(turn) => turn,
                 // What failed says more than what kept it from being tried again.
                 Err(_) => return Err((upstream.tell(failed), took)),
@@ -274,7 +295,34 @@ impl Client {
         }
     }
 
-    /// Both tokens are there, and the host is not left alone: else waiting for a turn would be for nothing.
+    /// The turn of a status call that was not tried yet.
+    async fn first_turn(
+        &self,
+        upstream: &Arc<Upstream>,
+        account: &AccountName,
+        purpose: Purpose,
+    ) -> Result<Turn, Error> {
+        match purpose {
+            Purpose::Poll(PollTurn(turn)) => Ok(turn),
+            Purpose::Query { poll } => tokio::select! {
+                turn = self.turn(upstream, Class::Query, account) => turn,
+                Ok(PollTurn(turn)) = poll => Ok(turn),
+            },
+            Purpose::Elsewhere => self.turn(upstream, Class::Elsewhere, account).await,
+        }
+    }
+
+    /// Waits for a turn, unless both tokens are missing or the host is left alone: then waiting would be for nothing.
+    async fn turn(
+        &self,
+        upstream: &Arc<Upstream>,
+        class: Class,
+        account: &AccountName,
+    ) -> Result<Turn, Error> {
+        self.ready(upstream).await?;
+        upstream.turns.wait(class, account, None).await
+    }
+
     async fn ready(&self, upstream: &Arc<Upstream>) -> Result<(), Error> {
         if let Some(wait) = self.transport.left_alone() {
             return Err(upstream.tell(Failed::left_alone(wait)));
@@ -282,31 +330,8 @@ impl Client {
         upstream.tokens.pair().await.map(drop)
     }
 
-    async fn take_turn(&self, upstream: &Arc<Upstream>, purpose: &Purpose) -> Result<Turn, Error> {
-        self.ready(upstream).await?;
-        match purpose {
-            Purpose::Poll => self.turn(upstream, Class::Poll).await,
-            Purpose::Ask { polled } => {
-                let as_poll = async {
-                    polled.cancelled().await;
-                    self.turn(upstream, Class::Poll).await
-                };
-                tokio::select! {
-                    turn = self.turn(upstream, Class::Ask) => turn,
-                    turn = as_poll => turn,
-                }
-            }
-            Purpose::Foreign => {
-                let connection = self.connections.wait(Class::Ask).await?;
-                Ok(Turn { permit: upstream.limiter.take_foreign()?, connection })
-            }
-        }
-    }
-
-    /// The connection first: a permit that waits for one would be missing from the rate.
-    async fn turn(&self, upstream: &Upstream, class: Class) -> Result<Turn, Error> {
-        let connection = self.connections.wait(class).await?;
-        Ok(Turn { permit: upstream.limiter.wait(class).await?, connection })
+    async fn unless_draining<T>(&self, wait: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        self.drain.run_until_cancelled(wait).await.unwrap_or(Err(Error::Draining))
     }
 
     fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {

@@ -22,9 +22,15 @@ pub enum Error {
     /// No token is held, and none is asked for without the store that counts the attempts. Nothing was sent.
     #[error("no token without the store: {0}")]
     Store(StoreError),
-    /// Nothing was executed: ThingSpace throttles, or our own rate for it is used up.
+    /// Nothing was executed: ThingSpace throttles.
     #[error("throttled by ThingSpace")]
     Throttled { retry_after: Option<Duration> },
+    /// Nothing was sent: more calls wait for the gateway's own rate than can be made in time.
+    #[error("too many calls wait for their turn")]
+    Busy { retry_after: Duration },
+    /// Nothing was sent: the gateway is about to end.
+    #[error("shutting down")]
+    Draining,
     /// Nothing was executed: no token to be had, a host that is left alone, or turned away.
     #[error("not sent: {reason}")]
     NotSent { reason: String, retry_after: Option<Duration> },

@@ -121,11 +121,11 @@ impl World {
     }
 
     async fn poll(&self, request: &RequestId) -> Result<StatusLookup, Error> {
-        self.client.request_status(&account(), request, Purpose::Poll).await.map(|(lookup, _)| lookup)
+        poll(&self.client, request).await.map(|(lookup, _)| lookup)
     }
 
     async fn prepare(&self) -> OrderPermit {
-        self.client.prepare_order(&account()).await.unwrap()
+        self.client.prepare_order(&account(), in_time()).await.unwrap()
     }
 
     async fn order(&self) -> Result<RequestId, Error> {
@@ -181,6 +181,20 @@ impl World {
         self.handle.inject(Fault::once(endpoint, When::BeforeEffect, What::Hold(gate.clone())));
         gate
     }
+}
+
+/// A poll, and how long the answer took.
+async fn poll(client: &Client, request: &RequestId) -> Result<(StatusLookup, Duration), Error> {
+    poll_of(client, &account(), request).await
+}
+
+async fn poll_of(
+    client: &Client,
+    account: &AccountName,
+    request: &RequestId,
+) -> Result<(StatusLookup, Duration), Error> {
+    let turn = client.prepare_poll(account).await?;
+    client.request_status(account, request, Purpose::Poll(turn)).await
 }
 
 /// What came of a call.

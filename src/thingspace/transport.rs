@@ -179,7 +179,7 @@ impl Transport {
             _ => &self.api_host,
         };
         loop {
-            match breaker.admit(endpoint.has_no_effect()) {
+            match breaker.admit(endpoint.has_no_effect() && endpoint.counts()) {
                 Admission::Pass(pass) => return Ok(pass),
                 Admission::Refused(wait) => return Err(Failure::LeftAlone(wait)),
                 Admission::ProbeFirst(pass) => match &self.probed {
@@ -228,7 +228,9 @@ impl Transport {
             url.template = template,
         );
         let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
-        pass.report(told_by(endpoint, &result));
+        if endpoint.counts() {
+            pass.report(told_by(endpoint, &result));
+        }
         let failed = match &result {
             Ok(reply) => {
                 span.record("http.response.status_code", reply.status.as_u16());
@@ -288,7 +290,7 @@ impl Transport {
             Endpoint::Download => {
                 below(&self.base, &["m2m", "v1", "devices", "profile", "actions", "download"])
             }
-            Endpoint::Status { account, request } => below(
+            Endpoint::Status { account, request, .. } => below(
                 &self.base,
                 &["m2m", "v2", "accounts", account.as_str(), "requests", request.as_str(), "status"],
             ),

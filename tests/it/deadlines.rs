@@ -37,6 +37,8 @@ fn timed<T>(message: T, timeout: &str) -> Request<T> {
 #[track_caller]
 fn assert_late(status: &Status, what: &str) {
     assert_eq!(kind(status), (Code::DeadlineExceeded, "DEADLINE".to_owned()), "{what}: {status:?}");
+    let speaks_of_orders = status.message().contains("order");
+    assert!(!speaks_of_orders || what.contains("order"), "{what}: {status:?}");
 }
 
 fn target(id: &thingspace_gateway::identity::RequestId) -> WatchRequestRequest {
@@ -95,7 +97,11 @@ async fn every_deadline_is_exceeded_and_none_cancelled() {
         calls.push(async move { (format!("a watch, {timeout}"), watched.await.1) }.boxed());
     }
     for (what, status) in within("every call ends", join_all(calls)).await {
-        assert_late(&status, &what);
+        // An order that waits for too many others is refused ahead of its deadline.
+        let overloaded = kind(&status) == (Code::ResourceExhausted, "OVERLOADED".to_owned());
+        if !(overloaded && what.starts_with("an order")) {
+            assert_late(&status, &what);
+        }
     }
     gate.open();
     gateway.stop().await;
@@ -162,7 +168,7 @@ async fn what_is_wrong_with_a_call_is_told_in_no_time() {
         let status = call.unwrap_err();
         let told = kind(&status) == (Code::InvalidArgument, "INVALID_FIELD".to_owned());
         if !told {
-            assert_late(&status, "a wrong call");
+            assert_late(&status, "a wrong order");
         }
         told
     })

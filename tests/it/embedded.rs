@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use redb::{Database, ReadableTable, TableDefinition};
-use thingspace_gateway::proto::esim::watch_request_response::Event;
+use thingspace_gateway::{proto::esim::watch_request_response::Event, simulator::Outcome};
 
 use crate::{
     harness::*,
@@ -144,4 +144,36 @@ async fn a_backup_is_restored_by_a_command() {
     // The token belongs to another epoch: the watch begins with a snapshot.
     let mut watching = watch(&mut client, &id, &token).await.unwrap();
     assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
+}
+
+/// A damaged log costs its own request, and nobody else anything.
+#[tokio::test]
+async fn a_log_that_cannot_be_read_is_set_aside() {
+    const BY_LOG: redb::TableDefinition<(&str, u64), ()> = redb::TableDefinition::new("by_log");
+    let upstream = Upstream::manual().await;
+    let config = upstream.config();
+    let gateway = Gateway::start(config.clone()).await;
+    let mut client = gateway.client().await;
+    let damaged = place(&mut client, "damaged", [0]).await.unwrap();
+    let sound = place(&mut client, "sound", [1]).await.unwrap();
+    gateway.stop().await;
+    let log = format!("r.{damaged}");
+    let database = redb::Database::open(&config.store.path).unwrap();
+    let txn = database.begin_write().unwrap();
+    // An event that is not there.
+    txn.open_table(BY_LOG).unwrap().insert((log.as_str(), u64::MAX - 1), ()).unwrap();
+    txn.commit().unwrap();
+    drop(database);
+
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let unreadable: Vec<_> = gateway.requests.unreadable_logs().into_iter().map(|(log, _)| log).collect();
+    assert_eq!(unreadable, [log]);
+    assert_eq!(ask(&mut client, question(&sound)).await.unwrap().request_id, sound.as_str());
+    let status = ask(&mut client, question(&damaged)).await.unwrap_err();
+    assert_eq!(kind(&status).1, "INTERNAL");
+    let third = place(&mut client, "third", [2]).await.unwrap();
+    upstream.sim.finish_all(&third, Outcome::Success);
+    within("it is polled", watch(&mut client, &third, "")).await.unwrap().rest().await;
+    gateway.stop().await;
 }

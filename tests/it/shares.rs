@@ -1,10 +1,18 @@
 //! Whose calls go upstream when there is less room than there are calls: by count at ThingSpace, never by time.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
-use thingspace_gateway::{identity::RequestId, simulator::Ledger};
+use futures_util::future::{join_all, try_join_all};
+use thingspace_gateway::{
+    config::Config,
+    identity::RequestId,
+    proto::storage,
+    requests::event::{self, Kind},
+    simulator::Ledger,
+    store::{LogName, Store, embedded::Embedded},
+};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use crate::harness::*;
 
@@ -88,5 +96,114 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
     for placed in within("all orders", placing).await.unwrap() {
         placed.unwrap();
     }
+    gateway.stop().await;
+}
+
+const OTHER_ACCOUNT: &str = "0000123456-00002";
+
+/// Between the polls of each request.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Open requests that are always due, and orders and queries that wait for their turn.
+const BACKLOG: usize = 5_000;
+const QUEUED: usize = 500;
+
+/// The first account has credentials of its own, and so has the other.
+fn two_sets(upstream: &Upstream) -> Config {
+    let mut config = upstream.config();
+    config.thingspace.calls_per_second = 10;
+    config.polling.factor = 1.0;
+    config.polling.first = INTERVAL;
+    (config.polling.max_watched, config.polling.max) = (INTERVAL, INTERVAL);
+    let mut other = config.credentials[0].clone();
+    config.credentials[0].accounts.retain(|account| account.as_str() != OTHER_ACCOUNT);
+    "other".clone_into(&mut other.name);
+    other.accounts.retain(|account| account.as_str() == OTHER_ACCOUNT);
+    config.credentials.push(other);
+    config
+}
+
+/// Puts open requests of the first account into a store that nobody uses.
+async fn add_backlog(config: &Config) -> Vec<RequestId> {
+    let store = Embedded::open(&config.store.path, Duration::from_hours(1_000)).unwrap();
+    let ids: Vec<_> = (0..BACKLOG).map(|n| RequestId::parse(&format!("backlog-{n}")).unwrap()).collect();
+    let accepted = ids.iter().enumerate().map(|(n, id)| {
+        let accepted = storage::Accepted {
+            order_id: format!("order-{n}"),
+            account: ACCOUNT.to_owned(),
+            devices: vec![storage::Device { iccid: device(100_000 + n).iccid, ..storage::Device::default() }],
+            ..storage::Accepted::default()
+        };
+        (LogName::request(id.as_str()), event::encode(Kind::Accepted(accepted), None))
+    });
+    let store_ = &store;
+    let appends = accepted
+        .map(|(log, event)| async move { store_.append(&log, Uuid::now_v7(), event).await.map(drop) });
+    try_join_all(appends).await.unwrap();
+    store.close().await;
+    ids
+}
+
+/// How long the other account's orders take, a few at once, and what they became.
+async fn orders_of_the_other(client: &Client, first: usize) -> (Duration, Vec<RequestId>) {
+    const ORDERS: usize = 20;
+    let began = Instant::now();
+    let placed = (first..first + ORDERS).map(|n| {
+        let mut client = client.clone();
+        async move {
+            let mut order = order(&format!("other {n}"), [n]);
+            OTHER_ACCOUNT.clone_into(&mut order.account_name);
+            let answer = client.download_profile(order).await?.into_inner();
+            Ok::<_, tonic::Status>(RequestId::parse(&answer.request_id).unwrap())
+        }
+    });
+    let ids = within("the other's orders", try_join_all(placed)).await.unwrap();
+    (began.elapsed(), ids)
+}
+
+/// Whatever waits with one set of credentials, another is as fast as without it, and a request that somebody begins to watch is
+/// polled at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_set_of_credentials_is_not_slower_because_of_another() {
+    let upstream = Upstream::manual().await;
+    let config = two_sets(&upstream);
+    let gateway = Gateway::start(config.clone()).await;
+    let client = gateway.client().await;
+    // These are polled from here on, as often as the rate allows.
+    orders_of_the_other(&client, 0).await;
+    let (alone, _) = orders_of_the_other(&client, 100).await;
+    gateway.stop().await;
+
+    let backlog = add_backlog(&config).await;
+    let gateway = Gateway::start(config).await;
+    let (client, busy) = (gateway.client().await, gateway.client().await);
+    let mut waiting = JoinSet::new();
+    for (n, id) in backlog.iter().enumerate().take(QUEUED) {
+        let (mut client, ordered) = (busy.clone(), order(&format!("queued {n}"), [1_000 + n]));
+        waiting.spawn(async move { client.download_profile(ordered).await.map(drop) });
+        let (mut client, asked) = (busy.clone(), question(id));
+        waiting.spawn(async move { client.get_request_status(asked).await.map(drop) });
+    }
+    let sent = upstream.sim.ledger().orders.len();
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() > sent + 5).await;
+    let (beside, ids) = orders_of_the_other(&client, 200).await;
+    assert!(
+        beside.as_secs_f64() <= alone.as_secs_f64() * 1.3,
+        "{alone:?} alone, {beside:?} beside a backlog"
+    );
+
+    let new = backlog.last().unwrap();
+    for (account, id) in [(ACCOUNT, new), (OTHER_ACCOUNT, &ids[0])] {
+        let before = upstream.sim.ledger().polls_of(id);
+        let request = thingspace_gateway::proto::esim::WatchRequestRequest {
+            account_name: account.to_owned(),
+            request_id: id.to_string(),
+            ..Default::default()
+        };
+        let _watching = within("a watch", client.clone().watch_request(request)).await.unwrap();
+        upstream.sim.wait_until(2 * INTERVAL, |ledger| ledger.polls_of(id) > before).await;
+    }
+    assert!(waiting.len() > QUEUED / 2, "the backlog is still there");
+    drop(waiting);
     gateway.stop().await;
 }

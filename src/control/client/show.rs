@@ -59,6 +59,8 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
         rows.insert(4, ["store lost".to_owned(), what]);
     }
+    let unreadable = status.unreadable_logs.iter();
+    rows.extend(unreadable.map(|log| [format!("damaged log {}", log.log), log.why.clone()]));
     let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
     rows.extend(status.logins.iter().map(login));
     let host = |host: &Host| {

@@ -38,11 +38,14 @@ fn errors() -> Vec<Error> {
         Error::Throttled { retry_after: None },
         Error::UpstreamUnavailable { reason: String::new(), retry_after: None },
         Error::Overloaded { limit: "limits.open_devices" },
+        Error::Busy { retry_after: SOON },
         Error::Store(unavailable()),
         Error::Store(StoreError::Full("0 bytes are free".to_owned())),
         Error::Store(StoreError::Corrupt("a log".to_owned())),
         Error::Draining,
-        Error::Deadline,
+        Error::Deadline(Effect::None),
+        Error::Deadline(Effect::NothingSent),
+        Error::Deadline(Effect::Unknown),
         Error::Internal("a defect".to_owned()),
     ]
 }
@@ -63,9 +66,10 @@ fn is_listed(error: &Error) {
         | Error::Throttled { .. }
         | Error::UpstreamUnavailable { .. }
         | Error::Overloaded { .. }
+        | Error::Busy { .. }
         | Error::Store(_)
         | Error::Draining
-        | Error::Deadline
+        | Error::Deadline(Effect::None | Effect::NothingSent | Effect::Unknown)
         | Error::Internal(_) => {}
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Tracked, open_devices};
+use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Tracked, open_devices};
 use crate::{
     identity::RequestId,
     proto::storage::Event,
@@ -49,6 +49,8 @@ enum Interrupted {
 
 /// The order that a request belongs to, if it does.
 struct Owner(Option<String>);
+/// How often a log that is damaged is read again before it is set aside.
+const CORRUPT_TRIES: u32 = 2;
 
 impl Hub {
     /// Follows the store until stopped. A follower that ends or stands still is replaced by a new one.
@@ -63,7 +65,7 @@ impl Hub {
                             info!("the low-water mark is older than the oldest event; starting from that");
                         }
                     }
-                    self.reset().await;
+                    self.reset();
                     from = None;
                     continue;
                 }
@@ -193,7 +195,9 @@ impl Hub {
         }
         // An order's log begins with Ordered, so an order that is not in memory has ended. These events change its outcome.
         if matches!(event.kind, Some(Kind::AcceptedAs(_) | Kind::Settled(_) | Kind::Withdrawn(_))) {
-            let order = until_read(id, || self.order(id)).await;
+            let Some(order) = self.read_if_readable(&LogName::order(id), || self.order(id)).await else {
+                return;
+            };
             lock(&self.projection).orders.insert(id, order);
             self.stir();
         }
@@ -218,7 +222,7 @@ impl Hub {
         if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
-        let _loading = self.loading.lock().await;
+        let _loading = self.loading.lock(id).await;
         if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
@@ -228,11 +232,14 @@ impl Hub {
             self.take_lead(id, kind);
             return None;
         }
-        let folded = until_read(id.as_str(), || self.read(id)).await;
+        let log = LogName::request(id.as_str());
+        let folded = self.read_if_readable(&log, || self.read(id)).await?;
         let order_id = folded.request.order_id.clone();
         self.take_note(id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
-            self.insert(Tracked::new(id.clone(), folded));
+            // The follower alone begins the projection anew.
+            let generation = lock(&self.projection).generation;
+            self.insert(Tracked::new(id.clone(), folded), generation);
             return order_id;
         }
         let last = folded.position().sequence;
@@ -341,32 +348,41 @@ impl Hub {
         debug!(dropped, "housekeeping");
     }
 
-    async fn reset(&self) {
-        // A log that is being read may be one of the store that was lost.
-        let _loading = self.loading.lock().await;
-        let projection = std::mem::take(&mut *lock(&self.projection));
+    fn reset(&self) {
+        let projection = {
+            let mut projection = lock(&self.projection);
+            // A log that is being read may be one of the store that was lost.
+            let generation = projection.generation + 1;
+            std::mem::replace(&mut *projection, Projection { generation, ..Projection::default() })
+        };
+        self.unreadable.forget();
         for tracked in projection.requests.values() {
             tracked.lose();
         }
         self.progress.send_replace(Progress::default());
     }
-}
 
-/// Reads a log, for as long as it takes.
-async fn until_read<T, F>(log: &str, read: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<T, StoreError>>,
-{
-    let mut said = false;
-    loop {
-        match read().await {
-            Ok(read) => return read,
-            Err(error) => {
-                if !std::mem::replace(&mut said, true) {
-                    warn!(log, %error, "cannot read a log yet; trying until it works");
+    /// Reads a log, for as long as it takes. `None`: it is damaged, and is set aside; all others are followed on.
+    async fn read_if_readable<T, F>(&self, log: &LogName, read: impl Fn() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let (mut said, mut tries) = (false, 0);
+        loop {
+            match read().await {
+                Ok(read) => return Some(read),
+                Err(StoreError::Corrupt(why)) if tries == CORRUPT_TRIES => {
+                    self.unreadable.set_aside(log, why);
+                    return None;
                 }
-                tokio::time::sleep(READ_RETRY).await;
+                Err(StoreError::Corrupt(_)) => tries += 1,
+                Err(error) => {
+                    if !std::mem::replace(&mut said, true) {
+                        warn!(log = log.encode(), %error, "cannot read a log yet; trying until it works");
+                    }
+                }
             }
+            tokio::time::sleep(READ_RETRY).await;
         }
     }
 }

@@ -11,6 +11,8 @@ use crate::{identity::RequestId, requests::lock};
 pub enum Hint {
     /// As its turn says, which may have changed.
     Look,
+    /// Somebody has begun to watch it: before others, once it is due.
+    Watched,
     /// As soon as it may be.
     Soon,
 }

@@ -150,6 +150,19 @@ async fn a_late_callback_reaches_a_watcher_of_a_finished_request() {
     running.stop().await;
 }
 
+/// However many large logs are being read for callers.
+#[tokio::test]
+async fn the_follower_waits_for_no_other_request_s_log() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, KEEP).await;
+    let loads = running.hub.loads.acquire_many(u32::try_from(MAX_LOADS).unwrap()).await.unwrap();
+    let _loading = running.hub.loading.lock(&id(2)).await;
+    running.folded(add(&store, &id(1), accepted(1)).await).await;
+    assert!(running.hub.get(&id(1)).is_some());
+    drop(loads);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn nobody_attaches_to_an_empty_log() {
     let (_folder, store) = store();

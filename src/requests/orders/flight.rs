@@ -196,9 +196,9 @@ impl Orders {
                 return Err(error);
             }
             tokio::time::sleep(pause).await;
-            let prepared =
-                tokio::time::timeout_at(flight.retry_until, self.client.prepare_order(&flight.order.account))
-                    .await;
+            let by = flight.retry_until;
+            let prepared = self.client.prepare_order(&flight.order.account, by);
+            let prepared = tokio::time::timeout_at(by, prepared).await;
             permit = match prepared {
                 Ok(Ok(permit)) => permit,
                 Ok(Err(error)) => return Err(error),
@@ -352,6 +352,8 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         | thingspace::Error::LoginBlocked { .. }
         | thingspace::Error::Store(_)
         | thingspace::Error::Throttled { .. }
+        | thingspace::Error::Busy { .. }
+        | thingspace::Error::Draining
         | thingspace::Error::NotSent { .. }
         | thingspace::Error::NotConnected { .. } => (Came::NotSent, Error::from(error)),
     };

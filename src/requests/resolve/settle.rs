@@ -87,7 +87,7 @@ impl Resolver {
         let Some(served) = parsed else {
             return Err(format!("there are no credentials for account {account}"));
         };
-        let asked = self.client.request_status(&served, request, Purpose::Foreign);
+        let asked = self.client.request_status(&served, request, Purpose::Elsewhere);
         let cannot = |why: &dyn Display| format!("ThingSpace cannot be asked about request {request}: {why}");
         let answer = match tokio::time::timeout(CONFIRM_WITHIN, asked).await {
             Ok(Ok((StatusLookup::Found(answer), _))) => answer,

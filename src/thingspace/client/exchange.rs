@@ -5,12 +5,13 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Client, Turn, Upstream};
+use super::{Client, Upstream};
 use crate::thingspace::{
     Error, Retries, code,
     error::LEFT_ALONE,
     session::{Pair, Renewals, Tokens},
     transport::{Endpoint, Failure, Reply},
+    turns::Turn,
     verdict::{Stale, Verdict},
 };
 
@@ -127,11 +128,12 @@ impl Failed {
 
 impl Client {
     /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most, but for tokens
-    /// that somebody else had renewed, which may be old. The repeats ride on the call's own turn.
+    /// that somebody else had renewed, which may be old. Each repeat has a turn of its own: when a token ends, all calls under
+    /// way are repeated, and the rate holds for them as well. While a call waits for a token or that turn, it holds no connection.
     pub(super) async fn exchange<T>(
         &self,
         upstream: &Arc<Upstream>,
-        turn: Turn,
+        mut turn: Turn,
         call: Call<'_>,
         judge: &impl Fn(&Reply) -> Verdict<T>,
     ) -> Result<T, Failed> {
@@ -139,37 +141,42 @@ impl Client {
         let tokens = &upstream.tokens;
         let quiet = |error| Failed { told_elsewhere: true, ..Failed::for_good(error) };
         let mut pair = tokens.pair().await.map_err(quiet)?;
-        let Turn { permit, connection } = turn;
-        permit.spend();
         let (mut renewals, mut turned_away) = (Renewals::default(), false);
-        let outcome = loop {
+        loop {
             // Tokens may have taken their time.
             if send_by.is_some_and(|by| Instant::now() > by) {
-                break Err(Failed::held_up());
+                return Err(Failed::held_up());
             }
+            turn.spend();
             let stale = match self.attempt(upstream, endpoint, &pair, body.clone(), judge).await {
-                Ok(Attempt::Done(done)) => break Ok(done),
+                Ok(Attempt::Done(done)) => return Ok(done),
                 Ok(Attempt::Stale(stale)) => stale,
-                Err(failed) if turned_away => break Err(failed.after_a_refusal()),
-                Err(failed) => break Err(failed),
+                Err(failed) if turned_away => return Err(failed.after_a_refusal()),
+                Err(failed) => return Err(failed),
             };
             let Some(due) = renewals.of(stale) else {
                 let rejected = Error::CredentialsRejected { name: tokens.name().to_owned() };
-                break Err(Failed::for_good(rejected));
+                return Err(Failed::for_good(rejected));
             };
             turned_away = true;
+            let class = turn.class();
+            drop(turn);
             let renewed = match tokens.renewed(due, &pair).await {
                 Ok(renewed) => renewed,
-                Err(error) => break Err(quiet(error)),
+                Err(error) => return Err(quiet(error)),
             };
             if renewed.headers() == pair.headers() {
-                break Err(Failed::for_good(Tokens::same_again()));
+                return Err(Failed::for_good(Tokens::same_again()));
             }
             renewals.count(due, &renewed);
             pair = renewed;
-        };
-        drop(connection);
-        outcome
+            let again = upstream.turns.again(class);
+            turn = match send_by {
+                None => again.await,
+                Some(by) => tokio::time::timeout_at(by, again).await.map_err(|_| Failed::held_up())?,
+            }
+            .map_err(quiet)?;
+        }
     }
 
     async fn attempt<T>(

@@ -64,7 +64,7 @@ async fn asked<F: Future<Output = ()> + Send>(
     config.call_timeout = Duration::from_secs(2);
     let client = cold(&config, &files, &store(&files));
     let request = RequestId::parse("r").unwrap();
-    let lookup = client.request_status(&account(), &request, Purpose::Poll).await;
+    let lookup = poll(&client, &request).await;
     lookup.map(|(lookup, _)| lookup)
 }
 
@@ -190,5 +190,5 @@ async fn a_proxy_is_used_if_it_is_configured() {
     let files = tempfile::tempdir().unwrap();
     let client = cold(&config, &files, &store(&files));
     let request = RequestId::parse("r").unwrap();
-    client.request_status(&account(), &request, Purpose::Poll).await.unwrap();
+    poll(&client, &request).await.unwrap();
 }

@@ -37,7 +37,7 @@ async fn calls_carry_the_trace_of_their_caller() {
     let span = tracing::info_span!("caller");
     let trace = span.context().span().span_context().trace_id().to_string();
     let request = RequestId::parse("r1").unwrap();
-    let lookup = client.request_status(&account(), &request, Purpose::Poll).instrument(span).await;
+    let lookup = poll(&client, &request).instrument(span).await;
     assert_eq!(lookup.unwrap().0, StatusLookup::NotKnown);
 
     let seen = seen.lock().unwrap();

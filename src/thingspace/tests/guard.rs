@@ -123,7 +123,7 @@ async fn deaths_in_mid_login_stop_what_was_accepted_after_the_third() {
             };
             let request = request.clone();
             process.spawn(async move {
-                while client.request_status(&account(), &request, Purpose::Poll).await.is_err() {
+                while poll(&client, &request).await.is_err() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             });

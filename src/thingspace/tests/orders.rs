@@ -202,14 +202,14 @@ async fn no_answer_in_time_is_ambiguous() {
 #[tokio::test]
 async fn no_connection_is_not_sent() {
     let World { client, handle, running, files: _files, .. } = world(manual()).await;
-    let permit = client.prepare_order(&account()).await.unwrap();
+    let permit = client.prepare_order(&account(), in_time()).await.unwrap();
     drop(running);
     // The pooled connection may be found broken or still be there, which is ambiguous; then there is none.
     let mut outcome = client.place_order(permit, &order(1), in_time()).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !matches!(outcome, Err(Error::NotConnected { .. })) {
         assert!(tokio::time::Instant::now() < deadline, "{outcome:?}");
-        let permit = client.prepare_order(&account()).await.unwrap();
+        let permit = client.prepare_order(&account(), in_time()).await.unwrap();
         outcome = client.place_order(permit, &order(1), in_time()).await;
     }
     assert!(handle.ledger().orders.is_empty());
@@ -220,7 +220,7 @@ async fn no_host_of_that_name_is_not_sent() {
     let files = tempfile::tempdir().unwrap();
     let config = thingspace("http://thingspace.invalid/api".into());
     let client = cold(&config, &files, &store(&files));
-    let error = client.prepare_order(&account()).await.unwrap_err();
+    let error = client.prepare_order(&account(), in_time()).await.unwrap_err();
     assert!(matches!(error, Error::NotSent { retry_after: Some(_), .. }), "{error}");
 }
 
@@ -229,6 +229,6 @@ async fn an_account_without_credentials_is_not_served() {
     let world = world(manual()).await;
     let other = named("0000123456-00009");
     assert!(world.client.serves(&account()) && !world.client.serves(&other));
-    assert!(matches!(world.client.prepare_order(&other).await, Err(Error::NotSent { .. })));
+    assert!(matches!(world.client.prepare_order(&other, in_time()).await, Err(Error::NotSent { .. })));
     assert_eq!(world.handle.ledger().token_requests(), 0);
 }

@@ -56,7 +56,7 @@ async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
     let wait = world.wait();
     while began.elapsed() < wait / 2 {
         assert_left_alone(&world.poll(&request).await);
-        assert_left_alone(&world.client.prepare_order(&account()).await);
+        assert_left_alone(&world.client.prepare_order(&account(), in_time()).await);
     }
     assert_eq!(world.calls(), before);
 
@@ -95,6 +95,33 @@ async fn what_one_request_is_told_stops_no_order_for_minutes() {
     world.order().await.unwrap();
 }
 
+/// Callers choose the ids of requests that were placed elsewhere, and ThingSpace may fail for some.
+#[tokio::test]
+async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
+    let world = fragile(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let failing = What::Unavailable { retry_after: None };
+    world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, failing));
+    for _ in 0..3 {
+        let asked = world.client.request_status(&account(), &request, Purpose::Elsewhere).await;
+        assert!(matches!(asked, Err(Error::Ambiguous { .. })), "{asked:?}");
+    }
+    assert_eq!(world.client.hosts()[0].left_alone, None);
+    world.order().await.unwrap();
+    // The same failures of polls do open it, and such a query is no probe then.
+    for _ in 0..3 {
+        world.poll(&request).await.unwrap_err();
+    }
+    tokio::time::sleep(world.wait()).await;
+    let [polls, _, _, lists] = world.calls();
+    let asked = world.client.request_status(&account(), &request, Purpose::Elsewhere).await;
+    assert!(asked.is_err());
+    let [polls_after, _, _, lists_after] = world.calls();
+    assert_eq!(lists_after, lists + 1, "the breaker's own probe went first");
+    assert!(polls_after > polls, "and was answered");
+}
+
 #[tokio::test]
 async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
     let world = fragile(manual()).await;
@@ -103,7 +130,7 @@ async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
     let [polls, orders, logins, lists] = world.calls();
     tokio::time::sleep(world.wait()).await;
     // The probe fails, and nothing follows it.
-    assert_left_alone(&world.client.prepare_order(&account()).await);
+    assert_left_alone(&world.client.prepare_order(&account(), in_time()).await);
     assert_eq!(world.calls(), [polls, orders, logins, lists + 1]);
 
     tokio::time::sleep(world.wait()).await;

@@ -31,6 +31,34 @@ async fn a_thousand_refused_calls_cost_one_renewal() {
     assert_eq!((ledger.token_requests(), ledger.logins()), (2, 2));
 }
 
+/// Calls under way when a session ends are repeated at the rate of calls, not all at once.
+#[tokio::test]
+async fn repeats_after_a_renewal_keep_to_the_rate() {
+    const CALLS: u64 = 20;
+    let world = configured(manual(), |config| config.calls_per_second = 10).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let gate = Gate::default();
+    world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    let began = Instant::now();
+    let calls = join_all((0..CALLS).map(|_| world.poll(&request)));
+    let expire = async {
+        world.handle.wait_until(PATIENCE, |ledger| ledger.in_flight(Endpoint::Status) == CALLS).await;
+        let first = began.elapsed();
+        world.handle.expire_sessions();
+        world.handle.clear_faults();
+        gate.open();
+        (first, Instant::now())
+    };
+    let (outcomes, (first, expired)) = tokio::join!(calls, expire);
+    for outcome in outcomes {
+        outcome.unwrap();
+    }
+    let repeats = expired.elapsed();
+    assert!(repeats * 10 >= first * 8, "{first:?} to send them, {repeats:?} to repeat them");
+    assert_eq!(world.handle.ledger().logins(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn short_lived_tokens_cost_no_call() {
     let world = world(Options {

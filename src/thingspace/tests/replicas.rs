@@ -111,14 +111,14 @@ impl Pair {
         let request = self.first.request();
         let call = async |n| {
             let client = if n % 2 == 0 { &self.first.client } else { &self.second };
-            client.request_status(&account(), &request, Purpose::Poll).await.map(drop)
+            poll(client, &request).await.map(drop)
         };
         join_all((0..calls).map(call)).await
     }
 
     async fn second(&self) -> Called {
         let request = self.first.request();
-        self.second.request_status(&account(), &request, Purpose::Poll).await.map(drop)
+        poll(&self.second, &request).await.map(drop)
     }
 }
 

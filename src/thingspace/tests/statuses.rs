@@ -56,7 +56,7 @@ async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
         ("0000999999-00001", RefusalKind::AccountForbidden),
         ("0000000000-00000", RefusalKind::AccountNotFound),
     ] {
-        let refused = world.client.request_status(&named(name), &request, Purpose::Poll).await;
+        let refused = poll_of(&world.client, &named(name), &request).await;
         assert!(matches!(refused, Err(Error::Refused(refusal)) if refusal.kind == kind));
     }
     for vague in [answer(404, "<html>"), answer(503, r#"{"errorCode":"503"}"#)] {
@@ -66,31 +66,38 @@ async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
     }
 }
 
+/// While polls take all of the rate, queries about requests placed elsewhere get one call in twenty, and all are answered.
 #[tokio::test]
-async fn foreign_requests_never_wait() {
-    let world = configured(manual(), |config| config.calls_per_second = 20).await;
-    let request = world.request();
-    let account = account();
-    let foreign = async || {
-        world.client.request_status(&account, &request, Purpose::Foreign).await.map(|(lookup, _)| lookup)
-    };
-    found(foreign().await);
-    let mut refused = 0;
-    for _ in 0..10 {
-        refused += usize::from(matches!(foreign().await, Err(Error::Throttled { retry_after: Some(_) })));
+async fn requests_placed_elsewhere_get_their_share_and_no_more() {
+    let world = configured(manual(), |config| config.calls_per_second = 100).await;
+    let (account, polled, elsewhere) = (account(), world.request(), world.request());
+    let polls = futures_util::future::join_all((0..100).map(|_| async {
+        loop {
+            found(world.poll(&polled).await);
+        }
+    }));
+    let lookups = (0..10).map(|_| async {
+        let asked = world.client.request_status(&account, &elsewhere, Purpose::Elsewhere).await;
+        found(asked.map(|(lookup, _)| lookup));
+    });
+    tokio::select! {
+        _ = polls => unreachable!("they never end"),
+        _ = futures_util::future::join_all(lookups) => {}
     }
-    assert!(refused > 0);
-    assert_eq!(world.handle.ledger().polls(), 11 - refused as u64);
-    found(world.poll(&request).await);
+    let ledger = world.handle.ledger();
+    let (of_polls, of_lookups) = (ledger.polls_of(&polled), ledger.polls_of(&elsewhere));
+    assert_eq!(of_lookups, 10);
+    // Two of them may go ahead of their share.
+    assert!(of_polls >= 19 * (of_lookups - 3), "{of_polls} polls");
 }
 
 #[tokio::test]
 async fn the_wait_for_the_rate_is_none_of_the_time_an_answer_took() {
     let world = configured(manual(), |config| config.calls_per_second = 2).await;
-    let (account, request) = (account(), world.request());
+    let request = world.request();
     let began = Instant::now();
-    // Two go at once, the others wait for half a second, for a whole one, …: five together.
-    let polls = (0..6).map(|_| world.client.request_status(&account, &request, Purpose::Poll));
+    // Three go at once, the others wait for half a second, a whole one, one and a half: three together.
+    let polls = (0..6).map(|_| poll(&world.client, &request));
     let polls = try_join_all(polls).await.unwrap();
     let took: Duration = polls.iter().map(|(_, took)| *took).sum();
     assert!(took < began.elapsed(), "{took:?} in {:?}", began.elapsed());

@@ -10,10 +10,22 @@ pub(in crate::thingspace) enum Endpoint<'a> {
     Token,
     Login,
     Download,
-    Status { account: &'a AccountName, request: &'a RequestId },
-    Callbacks { account: &'a AccountName },
-    RegisterCallback { account: &'a AccountName },
-    DeregisterCallback { account: &'a AccountName, service: &'a str },
+    /// `elsewhere`: the request was placed elsewhere, if there is one; callers choose its id.
+    Status {
+        account: &'a AccountName,
+        request: &'a RequestId,
+        elsewhere: bool,
+    },
+    Callbacks {
+        account: &'a AccountName,
+    },
+    RegisterCallback {
+        account: &'a AccountName,
+    },
+    DeregisterCallback {
+        account: &'a AccountName,
+        service: &'a str,
+    },
 }
 
 impl Endpoint<'_> {
@@ -32,6 +44,12 @@ impl Endpoint<'_> {
     /// Asking changes nothing, however often.
     pub(in crate::thingspace) fn has_no_effect(self) -> bool {
         matches!(self, Self::Status { .. } | Self::Callbacks { .. })
+    }
+
+    /// Whether its outcome says how its host is doing. A query about a request that was placed elsewhere says nothing: callers
+    /// could choose an id for which ThingSpace fails.
+    pub(super) fn counts(self) -> bool {
+        !matches!(self, Self::Status { elsewhere: true, .. })
     }
 
     pub(super) fn template(self) -> &'static str {

@@ -1,6 +1,11 @@
 //! Callers that wait for an order, in vain or not at all.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::{self, Future},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
 
 use thingspace_gateway::simulator::{Endpoint, Fault, Gate, What, When};
 use tonic::Code;
@@ -101,4 +106,99 @@ async fn a_caller_that_hangs_up_before_its_order_leaves_costs_nothing() {
     let ledger = upstream.sim.ledger();
     assert_eq!((ledger.times_ordered(&eid(0)), ledger.times_ordered(&eid(1))), (0, 1));
     assert_eq!((ledger.logins(), ledger.token_requests()), (1, 1));
+}
+
+/// With orders that the rate lets through one a second.
+async fn slow_gateway(upstream: &Upstream) -> Gateway {
+    let mut config = upstream.quiet();
+    config.thingspace.calls_per_second = 1;
+    let gateway = Gateway::start(config).await;
+    // The tokens are there.
+    place(&mut gateway.client().await, "before", [1_000]).await.unwrap();
+    gateway
+}
+
+#[tokio::test]
+async fn a_deadline_that_passes_before_anything_is_sent_says_so() {
+    let upstream = Upstream::manual().await;
+    let gateway = upstream.gateway().await;
+    let mut client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
+    let call = with_deadline(order("k", [0]), Duration::from_secs(1));
+    let status = send(&mut client, call).await.unwrap_err();
+    assert_is(&status, Code::DeadlineExceeded, "DEADLINE");
+    assert!(status.message().contains("nothing was sent"), "{status:?}");
+    assert_eq!(status.get_details_error_info().unwrap().metadata["nothingSent"], "true");
+    assert_eq!(orders_sent(&upstream.sim.ledger()), 0);
+    gate.open();
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_sent_in_time_is_refused_at_once() {
+    const ORDERS: usize = 60;
+    let upstream = Upstream::manual().await;
+    let gateway = slow_gateway(&upstream).await;
+    let client = gateway.client().await;
+    let calls = (0..ORDERS).map(|n| {
+        let mut client = client.clone();
+        let call = with_deadline(order(&format!("k{n}"), [n]), Duration::from_secs(8));
+        async move { send(&mut client, call).await }
+    });
+    let (mut placed, mut refused) = (0, 0);
+    for outcome in within("every call ends", join_all(calls)).await {
+        match outcome {
+            Ok(_) => placed += 1,
+            Err(status) if status.code() == Code::ResourceExhausted => {
+                assert_is(&status, Code::ResourceExhausted, "OVERLOADED");
+                assert!(!retry_delay(&status).is_zero());
+                refused += 1;
+            }
+            // The first that wait are not quite served in time, on a machine that is busy.
+            Err(status) => {
+                assert_is(&status, Code::DeadlineExceeded, "DEADLINE");
+                assert!(status.message().contains("nothing was sent"), "{status:?}");
+            }
+        }
+    }
+    assert!(placed > 0 && refused >= ORDERS * 3 / 4, "{placed} placed, {refused} refused");
+    assert_eq!(upstream.sim.ledger().orders.len(), placed + 1);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_drain_ends_what_waits_for_its_turn_and_finishes_what_was_sent() {
+    const ORDERS: usize = 50;
+    let upstream = Upstream::manual().await;
+    let gateway = slow_gateway(&upstream).await;
+    let client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::always(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    let mut calls: FuturesUnordered<_> = (0..ORDERS)
+        .map(|n| {
+            let mut client = client.clone();
+            tokio::spawn(async move { send(&mut client, order(&format!("k{n}"), [n])).await })
+        })
+        .collect();
+    let sent = |ledger: &Ledger| usize::try_from(ledger.in_flight(Endpoint::Download)).unwrap();
+    upstream.sim.wait_until(DEADLINE, |ledger| sent(ledger) > 0).await;
+    gateway.stop.soft.cancel();
+    let mut ended = 0;
+    eventually("every call that was not sent ends", || {
+        while let Some(Some(outcome)) = calls.next().now_or_never() {
+            assert_is(&outcome.unwrap().unwrap_err(), Code::Unavailable, "DRAINING");
+            ended += 1;
+        }
+        future::ready(ended + sent(&upstream.sim.ledger()) == ORDERS)
+    })
+    .await;
+    assert!(ended >= ORDERS / 2, "{ended}");
+    gate.open();
+    while let Some(finished) = within("a call that was sent", calls.next()).await {
+        finished.unwrap().unwrap();
+        ended += 1;
+    }
+    assert_eq!(ended, ORDERS);
+    gateway.stop().await;
 }

@@ -16,9 +16,9 @@ fn config() -> config::Polling {
 #[test]
 fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
     let config::Polling { max_watched, max, .. } = config();
-    let turn = Turn::new(Instant::now());
+    let turn = Turn::new(account(0), Instant::now());
     let of = |count, longest, took| {
-        Turn { count, ..turn }.interval(&config(), longest, Duration::from_millis(took))
+        Turn { count, ..turn.clone() }.interval(&config(), longest, Duration::from_millis(took))
     };
     assert_eq!(of(0, max_watched, 0), Duration::from_secs(2));
     assert_eq!(of(1, max_watched, 0), Duration::from_millis(3_200));
@@ -26,22 +26,122 @@ fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
     assert_eq!(of(u32::MAX, max, 0), Duration::from_mins(5));
     assert_eq!(of(0, max_watched, 1_000), Duration::from_secs(10));
     // Also where another replica got the last answer.
-    let rested = turn.polled(turn.last, Counted { count: 0, rest: Duration::from_secs(10) });
+    let rested = turn.clone().polled(turn.last, Counted { count: 0, rest: Duration::from_secs(10) });
     assert_eq!(rested.interval(&config(), max_watched, Duration::ZERO), Duration::from_secs(10));
+}
+
+fn id(number: usize) -> RequestId {
+    RequestId::parse(&format!("r{number}")).unwrap()
+}
+
+fn account(number: usize) -> AccountName {
+    AccountName::parse(&format!("{number:010}-00001")).unwrap()
+}
+
+/// A request that is due at that time.
+fn due(at: Instant, urgency: Urgency, account: AccountName) -> Turn {
+    Turn { due: Some((at, urgency)), ..Turn::new(account, at) }
 }
 
 #[test]
 fn a_request_is_taken_once_when_due() {
     let mut schedule = Schedule::default();
-    let (now, id) = (Instant::now(), RequestId::parse("r1").unwrap());
+    let (now, id) = (Instant::now(), id(1));
     let later = now + Duration::from_secs(1);
-    schedule.set(&id, Turn::new(now));
-    schedule.set(&id, Turn { due: Some(later), soon: true, ..Turn::new(now) });
-    assert!(schedule.take(now).is_none());
-    let (taken, turn) = schedule.take(later).unwrap();
-    assert_eq!((&taken, turn.due, turn.soon), (&id, None, false));
-    assert!(schedule.take(now + Duration::from_secs(9)).is_none());
+    schedule.set(&id, Turn::new(account(0), now));
+    let hint = Some(Hint::Soon);
+    schedule.set(&id, Turn { due: Some((later, Urgency::First)), hint, ..Turn::new(account(0), now) });
+    assert!(schedule.take(&account(0), now).is_none());
+    let (taken, turn) = schedule.take(&account(0), later).unwrap();
+    assert_eq!((&taken, turn.due, turn.hint), (&id, None, None));
+    assert!(schedule.take(&account(0), now + Duration::from_secs(9)).is_none());
     assert!(schedule.next().is_none());
+}
+
+#[test]
+fn a_withheld_answer_is_told_without_a_turn() {
+    let mut schedule = Schedule::default();
+    let now = Instant::now();
+    let release = Some(now + Duration::from_secs(1));
+    schedule.set(&id(1), Turn { release, ..due(now, Urgency::Rest, account(1)) });
+    assert_eq!(schedule.begin_waiting(now), [account(1)]);
+    assert!(schedule.take_release(now).is_none());
+    assert_eq!(schedule.take_release(now + Duration::from_secs(1)).unwrap().0, id(1));
+    assert!(schedule.take(&account(1), now + Duration::from_secs(1)).is_none(), "it is under way");
+}
+
+/// One turn at a time is waited for, by each account, and none for requests that are not due.
+#[test]
+fn each_account_waits_for_its_own_turn() {
+    let mut schedule = Schedule::default();
+    let now = Instant::now();
+    (0..1_000).for_each(|n| schedule.set(&id(n), due(now, Urgency::Rest, account(1))));
+    schedule.set(&id(1_000), due(now, Urgency::Rest, account(2)));
+    schedule.set(&id(1_001), due(now + Duration::from_secs(1), Urgency::Rest, account(3)));
+    let mut begun = schedule.begin_waiting(now);
+    begun.sort();
+    assert_eq!(begun, [account(1), account(2)]);
+    assert!(schedule.begin_waiting(now).is_empty());
+    assert_eq!(schedule.next(), Some(now + Duration::from_secs(1)));
+    assert_eq!(schedule.take(&account(2), now).unwrap().0, id(1_000));
+    schedule.take(&account(1), now).unwrap();
+    assert_eq!(schedule.begin_waiting(now), [account(1)]);
+}
+
+#[test]
+fn polls_under_way_are_bounded() {
+    let mut schedule = Schedule::default();
+    let now = Instant::now();
+    (0..2 * MAX_POLLS).for_each(|n| schedule.set(&id(n), due(now, Urgency::Rest, account(1))));
+    for _ in 0..MAX_POLLS {
+        assert_eq!(schedule.begin_waiting(now).len(), 1);
+        schedule.take(&account(1), now).unwrap();
+    }
+    assert!(schedule.begin_waiting(now).is_empty() && schedule.next().is_none());
+    schedule.finished(&account(1));
+    assert_eq!(schedule.begin_waiting(now).len(), 1);
+}
+
+/// Whoever has just begun to watch waits for two polls at most, whatever is due, and the requests that nobody watches get their
+/// quarter, in the order in which they came due.
+#[test]
+fn urgent_requests_go_first_and_the_rest_gets_its_share() {
+    let mut schedule = Schedule::default();
+    let now = Instant::now();
+    let ago = |n: usize| now - Duration::from_millis(10_000 - n as u64);
+    for n in 0..1_000 {
+        schedule.set(&id(n), due(ago(n), Urgency::Rest, account(1)));
+        schedule.set(&id(1_000 + n), due(ago(n), Urgency::Watched, account(1)));
+    }
+    let mut rest = Vec::new();
+    for round in 0..100 {
+        let new = id(10_000 + round);
+        schedule.set(&new, due(now, Urgency::First, account(1)));
+        let taken: Vec<_> = (0..4).map(|_| schedule.take(&account(1), now).unwrap().0).collect();
+        assert!(taken[..2].contains(&new), "{taken:?}");
+        rest.extend(taken.into_iter().filter(|taken| (0..1_000).any(|n| *taken == id(n))));
+    }
+    assert_eq!(rest, (0..100).map(id).collect::<Vec<_>>());
+}
+
+/// After a restart.
+#[test]
+fn requests_that_others_have_polled_come_due_one_after_the_other() {
+    let (config, now) = (config(), Instant::now());
+    let rolls = (0..100_u32).map(|n| f64::from(n) / 100.0);
+    let dues = |age: Duration| -> Vec<Duration> {
+        let turns = rolls.clone().map(|roll| Turn::resumed(account(0), now, age, &config, config.max, roll));
+        let due = |turn: Turn| turn.last + turn.interval(&config, config.max, Duration::ZERO) - now;
+        turns.map(due).collect()
+    };
+    let day = dues(Duration::from_hours(24));
+    for second in 0..300 {
+        let at = |due: &&Duration| due.as_secs() == second;
+        assert!(day.iter().filter(at).count() <= 1, "{day:?}");
+    }
+    assert!(day.iter().all(|due| *due <= config.max));
+    // One that is new waits for its first poll as any other.
+    assert!(dues(Duration::ZERO).iter().all(|due| *due == config.first));
 }
 
 #[test]
@@ -83,11 +183,9 @@ impl World {
         let replica = |after: &Duration| {
             let heard = now + *after;
             let mut schedule = Schedule::default();
-            let turn = Turn::new(heard);
-            schedule.set(
-                &id,
-                Turn { due: Some(heard + turn.interval(&config(), longest, Duration::ZERO)), ..turn },
-            );
+            let turn = Turn::new(account(0), heard);
+            schedule
+                .set(&id, polled_at(turn.clone(), heard + turn.interval(&config(), longest, Duration::ZERO)));
             Replica { schedule, longest, alive: true }
         };
         Self { now, cell: None, replicas: heard.iter().map(replica).collect(), polls: Vec::new() }
@@ -109,7 +207,7 @@ impl World {
     /// What `Poller` does when one is due; it takes `latency` until the next turn is known.
     fn turn(&mut self, at: usize, latency: Duration) {
         let replica = &mut self.replicas[at];
-        let (id, turn) = replica.schedule.take(self.now).unwrap();
+        let (id, turn) = replica.schedule.take(&account(0), self.now).unwrap();
         if !polled_elsewhere(turn.seen, self.cell, false) {
             self.cell = Some(self.cell.unwrap_or(0) + 1);
             self.polls.push(self.now);
@@ -117,8 +215,13 @@ impl World {
         let counted = Counted { count: self.cell.unwrap(), rest: Duration::ZERO };
         let turn = turn.polled(self.now + latency, counted);
         let due = turn.last + turn.interval(&config(), replica.longest, Duration::ZERO);
-        replica.schedule.set(&id, Turn { due: Some(due), ..turn });
+        replica.schedule.finished(&account(0));
+        replica.schedule.set(&id, polled_at(turn, due));
     }
+}
+
+fn polled_at(turn: Turn, due: Instant) -> Turn {
+    Turn { due: Some((due, Urgency::Rest)), ..turn }
 }
 
 fn request() -> RequestId {
