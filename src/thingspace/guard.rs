@@ -15,7 +15,8 @@
 //!   may clear the count after a login elsewhere ([`unblocked`]).
 //! - A guard without history assumes one rejection. If the store is known to have lost guards, a
 //!   missing guard counts as four.
-//! - A replica that remembers more than the store does writes its memory back ([`merged`]).
+//! - A replica that remembers more than the store does writes its memory back ([`merged`]). The count
+//!   is four then, because the store may have forgotten more than this replica knows.
 //!
 //! So logins resume without a person as long as fewer than four attempts in a row went wrong and
 //! the file holds a password that was not given up. What this leaves open:

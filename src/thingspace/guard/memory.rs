@@ -1,34 +1,38 @@
 //! Guards that went back: what a process remembers, or an earlier release wrote, is brought together
 //! with what the store holds.
 
-use super::{DERIVATION, Terms, settled};
+use super::{COUNTED, DERIVATION, Terms, settled};
 use crate::proto::storage::{Guard, GuardCandidate};
 
 /// What is to be stored if the store has forgotten something that this process remembers; `None`:
 /// it has not.
 ///
-/// Other processes may have made attempts since, so the counts are added.
+/// The store may also have forgotten attempts of other processes, which this one does not know, so a
+/// guard that locks is closed: an operator has to log in elsewhere first. The tokens are kept.
 pub(in crate::thingspace) fn merged(
     held: Option<&Guard>,
     remembered: &Guard,
     terms: &Terms,
 ) -> Option<Guard> {
-    let Some(held) = held else { return Some(settled(remembered.clone(), terms)) };
-    if (held.resets, held.counted()) >= (remembered.resets, remembered.counted()) {
-        return None;
-    }
     let mut guard = settled(remembered.clone(), terms);
-    guard.rejections = guard.rejections.saturating_add(held.rejections);
-    guard.silences = guard.silences.saturating_add(held.silences);
-    guard.attempt.clone_from(&held.attempt);
-    for theirs in &held.candidates {
-        let ours = guard.candidate(&theirs.fingerprint).cloned();
-        let strikes = ours.as_ref().map_or(0, |ours| ours.strikes).saturating_add(theirs.strikes);
-        let newer = ours.filter(|ours| ours.generation > theirs.generation);
-        guard.put(GuardCandidate { strikes, ..newer.unwrap_or_else(|| theirs.clone()) });
+    if let Some(held) = held {
+        if (held.resets, held.counted()) >= (remembered.resets, remembered.counted()) {
+            return None;
+        }
+        guard.attempt.clone_from(&held.attempt);
+        for theirs in &held.candidates {
+            let ours = guard.candidate(&theirs.fingerprint);
+            let strikes = ours.map_or(0, |ours| ours.strikes).saturating_add(theirs.strikes);
+            let newer = ours.filter(|ours| ours.generation > theirs.generation);
+            let newer = newer.unwrap_or(theirs).clone();
+            guard.put(GuardCandidate { strikes, ..newer });
+        }
+        if !held.accepted_last.is_empty() {
+            guard.accepted_last.clone_from(&held.accepted_last);
+        }
     }
-    if !held.accepted_last.is_empty() {
-        guard.accepted_last.clone_from(&held.accepted_last);
+    if terms.locks {
+        guard.rejections = guard.rejections.max(COUNTED);
     }
     Some(guard)
 }

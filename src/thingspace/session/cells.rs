@@ -73,7 +73,7 @@ impl GuardCells {
             if self.swap(cell, version, next).await? {
                 warn!(
                     cell = cell.name,
-                    "the store had forgotten attempts to get a token; they are written back from memory"
+                    "the store had forgotten attempts to get a token; what this gateway remembers of them is written back"
                 );
             }
         }
