@@ -191,9 +191,8 @@ impl Orders {
             let thingspace::Error::NotConnected { .. } = error else { return Err(error) };
             let pause = retries.next(None).filter(|pause| Instant::now() + *pause < flight.retry_until);
             let Some(pause) = pause else { return Err(error) };
-            // A drain does not wait for that.
             if self.tasks.is_closed() {
-                return Err(error);
+                return Err(thingspace::Error::Draining);
             }
             tokio::time::sleep(pause).await;
             let by = flight.retry_until;
