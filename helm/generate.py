@@ -71,6 +71,10 @@ BOUNDS = {
 HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_.])?)"
 PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 CALLED_PORT = r"(:(80|443|900[1-6]|5055[1-9]|282([01][0-9]|20)))?"
+OCTET = r"(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])"
+IPV4_NETWORK = rf"({OCTET}\.){{3}}{OCTET}/([12]?[0-9]|3[0-2])"
+IPV6_NETWORK = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8])"
+NETWORK = rf"({IPV4_NETWORK}|{IPV6_NETWORK})"
 PATH = r"(/[^\s?#]*)?"
 
 STRINGS = {
@@ -78,6 +82,7 @@ STRINGS = {
     "thingspace.token_url": rf"^(https?://{HOST}{PORT}{PATH})?$",
     "thingspace.proxy_url": rf"^(http://{HOST}{PORT}{PATH})?$",
     "callbacks.public_url": rf"^(https?://{HOST}{CALLED_PORT}{PATH})?$",
+    "callbacks.networks": rf"^ *({NETWORK}( *, *{NETWORK})*)? *$",
     "callbacks.service": "^[A-Za-z0-9]{1,64}$",
     "store.nats.prefix": "^[-_a-z0-9]{1,32}$",
     "telemetry.log_format": "^(text|json)$",

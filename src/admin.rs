@@ -27,8 +27,8 @@ use crate::{
     server::http::{self as listener, Answer, Listening},
 };
 
-/// Those who look are few.
-const LISTENING: Listening = Listening { name: "admin", max_connections: 64 };
+/// Connections at once. The clients are few, and often one host.
+const MAX_CONNECTIONS: usize = 64;
 
 /// How long those who are looking may take to finish once the gateway ends.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -59,8 +59,14 @@ impl Admin {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
+        let listening = Listening {
+            name: "admin",
+            max_connections: MAX_CONNECTIONS,
+            max_connections_of_address: MAX_CONNECTIONS,
+            networks: Vec::new(),
+        };
         let serving =
-            tokio::spawn(listener::serve(LISTENING, listener, None, readiness.clone(), stop.clone()));
+            tokio::spawn(listener::serve(listening, listener, None, readiness.clone(), stop.clone()));
         info!(%address, "answering probes");
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })
     }

@@ -7,6 +7,7 @@
 //!
 //! An answer has no body, and no log line anything of one.
 
+mod arrivals;
 pub mod parse;
 pub mod quarantine;
 pub mod registration;
@@ -17,7 +18,10 @@ mod tls;
 use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::ALLOW};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode, Version,
+    header::{ALLOW, CONNECTION},
+};
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -32,12 +36,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    config,
+    config::{self, Network},
     identity::AccountName,
     requests::Requests,
-    server::http::{self as listener, Answer, Listening},
+    server::http::{self as listener, Answer, Listening, Origin},
     store::{Store, StoreError},
 };
+use arrivals::Arrivals;
 use parse::Callback;
 use quarantine::Quarantine;
 use secrets::Secrets;
@@ -45,9 +50,12 @@ use tally::Tally;
 use tls::Tls;
 
 /// Connections at once: half the file descriptors that a process often has. The API and the calls to ThingSpace need some, too.
-const LISTENING: Listening = Listening { name: "callbacks", max_connections: 512 };
+const MAX_CONNECTIONS: usize = 512;
 
-/// Of a callback.
+/// Of these, from one address: two cannot take all.
+const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
+
+/// Bytes of a callback's body.
 const MAX_BODY: usize = 256 << 10;
 
 /// For a callback's body to arrive.
@@ -56,7 +64,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a callback's last byte to its answer. ThingSpace sends it again while it waits for one.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
-/// Callbacks of an account being read or stored at once; above it they are asked to come again. Whoever got hold of one account's
+/// Callbacks of an account being stored at once; above it senders are asked to come again. Whoever got hold of one account's
 /// URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
 
@@ -75,6 +83,8 @@ struct Inner {
     quarantine: Quarantine,
     requests: Requests,
     tls: Option<Mutex<Tls>>,
+    networks: Vec<Network>,
+    arrivals: Arrivals,
     room: HashMap<AccountName, Semaphore>,
     tally: Tally,
 }
@@ -87,21 +97,24 @@ pub enum Outcome {
     UnknownPath,
     WrongMethod,
     TooLarge,
-    /// Its body did not come, or not whole.
+    /// Its body ended too early.
     Broken,
+    /// Its body did not arrive in time, or not before others that needed its place.
+    TooSlow,
     WrongPair,
     TooMany,
     NotStored,
 }
 
 impl Outcome {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Stored,
         Self::Quarantined,
         Self::UnknownPath,
         Self::WrongMethod,
         Self::TooLarge,
         Self::Broken,
+        Self::TooSlow,
         Self::WrongPair,
         Self::TooMany,
         Self::NotStored,
@@ -114,6 +127,7 @@ impl Outcome {
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Broken => StatusCode::BAD_REQUEST,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::WrongPair => StatusCode::UNAUTHORIZED,
             Self::TooMany | Self::NotStored => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -139,8 +153,11 @@ impl Callbacks {
         };
         let quarantine = Quarantine::new(store, secrets.clone());
         let room = accounts.iter().map(|account| (account.clone(), Semaphore::new(MAX_AT_ONCE))).collect();
-        let tally = Tally::default();
-        Ok(Self(Arc::new(Inner { secrets, quarantine, requests, tls, room, tally })))
+        let networks = Network::parse_list(&config.networks)
+            .map_err(|what| anyhow::Error::msg(format!("callbacks.networks: {what}")))?;
+        let (arrivals, tally) = (Arrivals::default(), Tally::default());
+        let inner = Inner { secrets, quarantine, requests, tls, networks, arrivals, room, tally };
+        Ok(Self(Arc::new(inner)))
     }
 
     pub fn secrets(&self) -> &Secrets {
@@ -171,7 +188,13 @@ impl Callbacks {
             None => None,
         };
         let look = stop.clone().run_until_cancelled_owned(self.clone().look());
-        tokio::join!(listener::serve(LISTENING, listener, acceptor, self, stop), look);
+        let listening = Listening {
+            name: "callbacks",
+            max_connections: MAX_CONNECTIONS,
+            max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
+            networks: self.0.networks.clone(),
+        };
+        tokio::join!(listener::serve(listening, listener, acceptor, self, stop), look);
     }
 
     /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
@@ -216,21 +239,28 @@ impl Callbacks {
         }
     }
 
-    async fn take<B>(&self, account: &AccountName, request: Request<B>) -> Outcome
-    where
-        B: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static,
-    {
+    async fn take(&self, account: &AccountName, request: Request<Incoming>) -> Outcome {
         if request.method() != Method::POST {
             return Outcome::WrongMethod;
         }
+        let origin = request.extensions().get::<Origin>().cloned().expect("the listener says it");
+        let arrival = self.0.arrivals.begin(account, origin.source);
+        let read = timeout(BODY_TIMEOUT, read(request.into_body()));
+        let body = match arrival.given_up.run_until_cancelled(read).await {
+            Some(Ok(Ok(body))) => body,
+            Some(Ok(Err(refused))) => return refused,
+            Some(Err(_)) | None => return Outcome::TooSlow,
+        };
+        drop(arrival);
+        let _received = origin.received();
         let Some(Ok(_permit)) = self.0.room.get(account).map(Semaphore::try_acquire) else {
             return Outcome::TooMany;
         };
-        match timeout(BODY_TIMEOUT, read(request.into_body())).await {
-            Ok(Ok(body)) => self.store(account, &body, Instant::now() + ANSWER_TIMEOUT).await,
-            Ok(Err(refused)) => refused,
-            Err(_) => Outcome::Broken,
+        let outcome = self.store(account, &body, Instant::now() + ANSWER_TIMEOUT).await;
+        if outcome == Outcome::Stored {
+            origin.prove();
         }
+        outcome
     }
 
     async fn store(&self, account: &AccountName, body: &[u8], deadline: Instant) -> Outcome {
@@ -282,6 +312,7 @@ impl Answer for Callbacks {
 
     async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
         // ThingSpace may list and call the registered URL with a slash at its end.
+        let version = request.version();
         let secret = request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let account = self.0.secrets.account_of(secret);
         let outcome = match &account {
@@ -294,7 +325,11 @@ impl Answer for Callbacks {
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = outcome.status();
         if outcome == Outcome::WrongMethod {
-            answer.headers_mut().insert(ALLOW, http::HeaderValue::from_static("POST"));
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        // What is left of the body is not read. HTTP/2 ends the stream alone.
+        if outcome == Outcome::TooSlow && version < Version::HTTP_2 {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }

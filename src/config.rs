@@ -7,6 +7,7 @@
 
 mod duration;
 mod layers;
+mod network;
 mod problems;
 pub(crate) mod url;
 mod validate;
@@ -21,6 +22,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use network::Network;
 pub use problems::Problems;
 
 use crate::identity::AccountName;
@@ -114,6 +116,8 @@ pub struct ThingSpace {
 pub struct Callbacks {
     pub enabled: bool,
     pub listen: SocketAddr,
+    /// Where connections may come from, separated by commas; empty: from everywhere.
+    pub networks: String,
     /// Both empty: plain HTTP.
     pub tls_cert_file: PathBuf,
     pub tls_key_file: PathBuf,

@@ -40,6 +40,9 @@ impl Tally {
                 warn!(account, times, "callbacks with a wrong user name or password are refused");
             }
             Outcome::TooMany => warn!(account, times, "more callbacks at once than are taken"),
+            Outcome::TooSlow => {
+                warn!(account, times, "callbacks are given up because their bodies arrive too slowly");
+            }
             Outcome::NotStored => warn!(account, times, "callbacks cannot be stored"),
             Outcome::UnknownPath | Outcome::WrongMethod | Outcome::TooLarge | Outcome::Broken => {
                 debug!(account, times, ?outcome, "requests to the callbacks' listener are refused");

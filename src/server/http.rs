@@ -3,9 +3,9 @@
 //! The port may be open to the world, so nothing here waits for a peer without bound, and a connection on which nothing begins
 //! is ended. What a request is, and how long its body may take, is the business of whoever answers it.
 
-mod crowd;
+mod connections;
 
-use std::{convert::Infallible, error::Error, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error, net::IpAddr, pin::pin, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
@@ -17,13 +17,17 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    task::yield_now,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crowd::{Activity, Crowd, Open, Place};
+use connections::{ConnectionLimit, NoPlace, Open, Place};
+pub use connections::{Origin, Received};
+
+use crate::{config::Network, repeated::Repeated};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,13 +53,17 @@ pub trait Answer: Clone + Send + Sync + 'static {
     fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// What is served, to how many.
-#[derive(Debug, Clone, Copy)]
+/// What is served, to how many and to whom.
+#[derive(Debug, Clone)]
 pub struct Listening {
     /// Names the listener in logs.
     pub name: &'static str,
-    /// Connections open at once; one more takes the place of the oldest that rests.
+    /// Connections open at once; one more takes the place of one that waits for its peer.
     pub max_connections: usize,
+    /// The same, from one address.
+    pub max_connections_of_address: usize,
+    /// Where connections may come from; empty: from everywhere.
+    pub networks: Vec<Network>,
 }
 
 /// Serves until `stop`, then finishes what is open.
@@ -66,19 +74,26 @@ pub async fn serve(
     answers: impl Answer,
     stop: CancellationToken,
 ) {
-    let Listening { name, max_connections } = listening;
+    let Listening { name, max_connections, max_connections_of_address, networks } = listening;
     let connections = TaskTracker::new();
-    let crowd = Crowd::new(max_connections);
+    let limit = ConnectionLimit::new(max_connections, max_connections_of_address);
+    let refused = Repeated::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, peer) = match accepted {
+            Ok((tcp, peer)) => (tcp, peer.ip()),
             Err(error) => {
                 warn!(%error, listener = name, "cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        let Some(place) = crowd.admit() else {
+        if !networks.is_empty() && !networks.iter().any(|network| network.contains(peer)) {
+            if let Some(times) = refused.count() {
+                warn!(listener = name, %peer, times, "refused connections from outside the allowed networks");
+            }
+            continue;
+        }
+        let Some(place) = place(&limit, connections::source(peer)).await else {
             debug!(listener = name, "too many connections");
             continue;
         };
@@ -87,10 +102,23 @@ pub async fn serve(
             let connection = connection(answers, tcp, tls, &place, stop);
             place.taken.run_until_cancelled(connection).await;
         });
+        // However busy the process is: what was accepted is read before more is accepted.
+        yield_now().await;
     }
     drop(listener);
     connections.close();
     connections.wait().await;
+}
+
+/// A place for a new connection; `None`: there is none.
+async fn place(limit: &ConnectionLimit, source: IpAddr) -> Option<Place> {
+    loop {
+        match limit.admit(source) {
+            Ok(place) => return Some(place),
+            Err(NoPlace::Wait(wait)) => sleep(wait).await,
+            Err(NoPlace::Full) => return None,
+        }
+    }
 }
 
 async fn connection(
@@ -102,9 +130,9 @@ async fn connection(
 ) {
     // Without the option answers are only slower.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return drive(answers, tcp, &place.activity, stop).await };
+    let Some(tls) = tls else { return drive(answers, tcp, &place.origin, stop).await };
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => drive(answers, stream, &place.activity, stop).await,
+        Ok(Ok(stream)) => drive(answers, stream, &place.origin, stop).await,
         Ok(Err(error)) => debug!(%error, "no TLS handshake"),
         Err(_) => debug!("no TLS handshake in time"),
     }
@@ -113,7 +141,7 @@ async fn connection(
 async fn drive(
     answers: impl Answer,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    activity: &Arc<Activity>,
+    origin: &Origin,
     stop: CancellationToken,
 ) {
     let mut server = auto::Builder::new(TokioExecutor::new());
@@ -128,8 +156,10 @@ async fn drive(
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("16 KiB"))
         .max_concurrent_streams(MAX_STREAMS);
-    let service = service_fn(|request| {
+    let activity = &origin.activity;
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (open, answers) = (Open::new(activity), answers.clone());
+        request.extensions_mut().insert(origin.clone());
         async move {
             let answer = answers.answer(request).await;
             drop(open);
@@ -140,7 +170,7 @@ async fn drive(
     let mut look = interval(HEADER_TIMEOUT);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.tick().await;
-    let (mut begun, mut stopping) = (0, false);
+    let (mut last, mut stopping) = (activity.last(), false);
     loop {
         tokio::select! {
             ended = serving.as_mut() => {
@@ -155,7 +185,7 @@ async fn drive(
             }
             // hyper's own time-out begins with the first byte.
             _ = look.tick() => {
-                if activity.rested_since(&mut begun) {
+                if activity.rested_since(&mut last) {
                     return;
                 }
             }

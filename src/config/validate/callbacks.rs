@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    super::{Callbacks, MAX_PAIR_CHARS},
+    super::{Callbacks, MAX_PAIR_CHARS, Network},
     DAY, Problems, secret_file,
 };
 use crate::certificate::Identity;
@@ -30,6 +30,9 @@ impl Problems {
             self.push(
                 "callbacks.public_url: is required to register; write where ThingSpace reaches the listener",
             );
+        }
+        if let Err(what) = Network::parse_list(&callbacks.networks) {
+            self.push(format!("callbacks.networks: {what}"));
         }
         let service = &callbacks.service;
         if !(1..=64).contains(&service.len()) || !service.bytes().all(|b| b.is_ascii_alphanumeric()) {

@@ -1,6 +1,13 @@
 //! What the listener refuses: nothing of it is stored, and nobody else is kept waiting.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use thingspace_gateway::{
     callbacks::{Callbacks, Outcome},
@@ -12,7 +19,8 @@ use thingspace_gateway::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
+    task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -123,28 +131,71 @@ async fn another_accounts_callback_changes_nothing() {
     gateway.stop().await;
 }
 
-/// Only those who know the secret can be too many, and only for its account.
-#[tokio::test]
-async fn too_many_at_once_are_asked_to_come_again() {
+/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and begins again when it is ended.
+async fn drip(address: SocketAddr, from: IpAddr, beginning: String, begun: Arc<AtomicUsize>) {
+    loop {
+        begun.fetch_add(1, Ordering::Relaxed);
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let Ok(mut tcp) = socket.connect(address).await else { continue };
+        let mut answer = [0; 1];
+        if tcp.write_all(beginning.as_bytes()).await.is_err() {
+            continue;
+        }
+        while tokio::time::timeout(Duration::from_millis(200), tcp.read(&mut answer)).await.is_err()
+            && tcp.write_all(b" ").await.is_ok()
+        {}
+    }
+}
+
+/// Whoever knows the path can begin bodies and never end them, from the address of genuine senders, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_senders_keep_nobody_out() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
-    let sender = Sender::new(&gateway);
-    let body = sender.sign(&about(&id, &device(0), "warning")).into_bytes();
-    let beginning = format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n", sender.path);
-    let mut held = Vec::new();
-    while sender.count(Outcome::TooMany) == 0 {
-        assert!(held.len() < 1000, "there is a limit");
-        held.push(begun(&gateway, &beginning).await);
-        // Each is being taken by the time the next comes: a refused one is answered at once.
-        let wrong = sender.http.get(&sender.url).send();
-        assert_eq!(within("an answer", wrong).await.unwrap().status(), 405);
+    let sender = Arc::new(Sender::new(&gateway));
+    let (address, _) = *gateway.callbacks.as_ref().unwrap();
+    let headers = format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n", sender.path);
+    let (mut slow, begun) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for n in 0..600 {
+        let beginning = if n % 6 == 0 { String::new() } else { headers.clone() };
+        let from = [127, 0, 0, if n % 3 == 0 { 2 } else { 1 }];
+        slow.spawn(drip(address, from.into(), beginning, Arc::clone(&begun)));
     }
-    assert_eq!(sender.post_bytes(body.clone()).await, 503);
-    let other = Sender::of(&gateway, upstream.accounts[1].as_str());
-    assert_eq!(other.post(&about(&id, &device(0), "warning")).await, 200, "others' callbacks have room");
-    drop(held);
-    eventually("there is room again", async || sender.post_bytes(body.clone()).await == 200).await;
+    eventually("slow senders have begun again", async || begun.load(Ordering::Relaxed) > 2_000).await;
+
+    let mut genuine = JoinSet::new();
+    for _ in 0..8 {
+        let (sender, body) = (Arc::clone(&sender), about(&id, &device(0), "warning"));
+        genuine.spawn(async move {
+            for _ in 0..25 {
+                assert_eq!(sender.post(&body).await, 200);
+            }
+        });
+    }
+    while let Some(posted) = genuine.join_next().await {
+        posted.unwrap();
+    }
+    assert_eq!(slow.len(), 600, "the slow ones are still there");
+    slow.shutdown().await;
+    assert_eq!((sender.count(Outcome::Stored), sender.count(Outcome::TooMany)), (200, 0));
+    gateway.stop().await;
+}
+
+/// Only the networks that are named are served.
+#[tokio::test]
+async fn connections_from_elsewhere_are_not_served() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    config.callbacks.networks = "192.0.2.0/24, 127.0.0.2/32".into();
+    let gateway = Gateway::start(config).await;
+    let sender = Sender::new(&gateway);
+    for (from, served) in [(1, false), (2, true)] {
+        let http = reqwest::Client::builder().local_address(IpAddr::from([127, 0, 0, from])).build().unwrap();
+        let answer = within("an answer", http.get(&sender.url).send()).await;
+        assert_eq!(answer.is_ok(), served, "{from}");
+    }
     gateway.stop().await;
 }
 
