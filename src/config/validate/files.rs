@@ -86,11 +86,14 @@ fn named(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
         StoreKind::Nats => {
             let nats = &config.store.nats;
             add("store.nats.creds_file", &nats.creds_file);
+            add("store.nats.username_file", &nats.username_file);
+            add("store.nats.password_file", &nats.password_file);
             add("store.nats.ca_file", &nats.ca_file);
             add("store.nats.cert_file", &nats.cert_file);
             add("store.nats.key_file", &nats.key_file);
         }
     }
+    add("telemetry.otlp_ca_file", &config.telemetry.otlp_ca_file);
     let callbacks = &config.callbacks;
     add("callbacks.tls_cert_file", &callbacks.tls_cert_file);
     add("callbacks.tls_key_file", &callbacks.tls_key_file);

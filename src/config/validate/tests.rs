@@ -370,10 +370,12 @@ fn the_socket_has_a_path_of_its_own() {
         (credentials.password_file.clone(), "password_file of credentials #1"),
         (credentials.key_file.clone(), "key_file of credentials #1"),
         (folder.path().join("tls"), "callbacks.tls_key_file"),
+        (folder.path().join("authority"), "telemetry.otlp_ca_file"),
     ];
     for (path, what) in taken {
         let mut config = config.clone();
         config.callbacks.tls_key_file = folder.path().join("tls");
+        config.telemetry.otlp_ca_file = folder.path().join("authority");
         config.control.socket = path;
         let problems = deployment(&config, Some(&file));
         let lines = lines(&problems);
@@ -381,6 +383,14 @@ fn the_socket_has_a_path_of_its_own() {
             line.starts_with("control.socket: ") && line.contains(&format!("the path of {what};"))
         };
         assert!(lines.iter().any(named), "{what}: {lines:#?}");
+    }
+    let mut on_nats = config.clone();
+    on_nats.store.kind = StoreKind::Nats;
+    (on_nats.store.nats.username_file, on_nats.store.nats.password_file) = ("user".into(), "secret".into());
+    for (path, what) in [("user", "store.nats.username_file"), ("./secret", "store.nats.password_file")] {
+        on_nats.control.socket = path.into();
+        let problems = deployment(&on_nats, Some(&file)).to_string();
+        assert!(problems.contains(&format!("{path} is the path of {what};")), "{problems}");
     }
     let other = folder.path().join("notes");
     fs::write(&other, "kept").unwrap();
