@@ -14,7 +14,7 @@ pub mod nats;
 #[cfg(test)]
 mod contract;
 
-pub use cell::{decode_cell, load_or_create};
+pub use cell::{decode_cell, load_or_create, must_be_current};
 
 use std::{fmt, time::Duration};
 
@@ -107,6 +107,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Where the store ends, as far as it knows without a look; `None`: it does not know. A follower that stays behind
     /// stands still.
     fn end(&self) -> Option<Position> {
+        None
+    }
+
+    /// Why the next start would not notice that the store was lost or put back to an older copy, and
+    /// what to do, for people. `None`: it would notice.
+    fn unprotected(&self) -> Option<String> {
         None
     }
 

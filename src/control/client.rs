@@ -84,7 +84,7 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
         Operate::Store(Store::Restore(_)) => bail!("it works without a gateway"),
         Operate::Store(Store::AcceptLoss { restored, .. }) => {
             let body = store::AcceptLoss { restored: *restored };
-            let done: store::Accepted = gateway.post(store::ACCEPT_LOSS, &body).await?;
+            let done: store::Acceptance = gateway.post(store::ACCEPT_LOSS, &body).await?;
             if json { show::json(out, &done) } else { show::accepted(out, &done) }
         }
     }

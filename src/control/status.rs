@@ -24,6 +24,9 @@ pub(super) struct Status {
     pub(super) ready: bool,
     /// Why not.
     pub(super) waits_for: Option<String>,
+    /// What a gateway that is ready cannot do now, and why.
+    #[serde(default)]
+    pub(super) limited: Option<String>,
     /// Its file, or where it is.
     pub(super) store: String,
     /// Why it cannot be used now, or, where that shows only then, why it could not be written to last time.
@@ -80,6 +83,7 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
     let overview = subject.requests.overview();
     let draining = subject.instance.drain.is_cancelled();
     let waits_for = if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
+    let limited = if draining { None } else { subject.requests.limited() };
     let certificate = match &subject.callbacks {
         Some(callbacks) => callbacks.certificate_expires().await,
         None => None,
@@ -89,6 +93,7 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         config: subject.instance.config.clone(),
         ready: overview.ready && !draining,
         waits_for,
+        limited,
         store: subject.instance.store.clone(),
         store_trouble: subject.requests.store_trouble(),
         store_memory: memory(&subject),

@@ -17,9 +17,12 @@ pub(super) struct AcceptLoss {
 
 /// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Accepted {
-    /// What was lost; `None`: nothing was.
+pub(super) struct Acceptance {
+    /// What was accepted; `None`: there was nothing to accept.
     pub(super) accepted: Option<String>,
+    /// Nothing was forgotten: the gateway still had everything, and wrote it again.
+    #[serde(default)]
+    pub(super) recovered: bool,
     pub(super) remembers_since: Option<Timestamp>,
 }
 
@@ -30,6 +33,9 @@ pub(super) struct Memory {
     pub(super) remembers_since: Option<Timestamp>,
     /// Why there is no room for new orders.
     pub(super) shortage: Option<String>,
+    /// Why the next start would not notice an older copy of the store, and what to do.
+    #[serde(default)]
+    pub(super) unprotected: Option<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -48,20 +54,25 @@ pub(super) fn memory(subject: &Subject) -> Memory {
         lost: memory.loss.map(|loss| Lost { what: loss.what, noticed: loss.noticed }),
         remembers_since: memory.remembers_since,
         shortage: memory.shortage,
+        unprotected: memory.unprotected,
     }
 }
 
 async fn accept_loss(
     State(subject): State<Subject>,
     Json(AcceptLoss { restored }): Json<AcceptLoss>,
-) -> Result<Json<Accepted>, Response> {
+) -> Result<Json<Acceptance>, Response> {
+    let before = subject.requests.store_memory().remembers_since;
     let accepted = match subject.requests.accept_loss(restored).await {
         Ok(loss) => loss.map(|loss| loss.what),
         Err(error) => return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
     };
-    if let Some(what) = &accepted {
-        info!(target: "audit", what, restored, "an operator accepted that the store forgot something");
-    }
     let remembers_since = subject.requests.store_memory().remembers_since;
-    Ok(Json(Accepted { accepted, remembers_since }))
+    // A store that forgot something begins anew.
+    let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
+    if let Some(what) = &accepted {
+        let message = "an operator accepted that the store forgot something";
+        info!(target: "audit", what, restored, recovered, "{message}");
+    }
+    Ok(Json(Acceptance { accepted, recovered, remembers_since }))
 }

@@ -21,6 +21,8 @@ pub struct StoreMemory {
     pub remembers_since: Option<Timestamp>,
     /// Why there is no room for new orders.
     pub shortage: Option<String>,
+    /// Why the next start would not notice an older copy of it, and what to do.
+    pub unprotected: Option<String>,
 }
 
 impl Requests {
@@ -83,6 +85,22 @@ impl Requests {
             loss: self.store.loss(),
             remembers_since: self.store.remembers_since(),
             shortage: self.store.shortage(),
+            unprotected: self.store.unprotected(),
+        }
+    }
+
+    /// What a gateway that is ready cannot do now, for operators. `None`: it can do everything, or is not ready.
+    pub fn limited(&self) -> Option<String> {
+        if !self.is_ready() {
+            return None;
+        }
+        match (self.store.trouble(), self.store.shortage()) {
+            (Some(trouble), _) => Some(format!(
+                "status calls and watches are answered from memory; orders are refused while the store cannot be \
+                 used: {trouble}"
+            )),
+            (None, Some(shortage)) => Some(format!("known orders go on; new orders are refused: {shortage}")),
+            (None, None) => None,
         }
     }
 

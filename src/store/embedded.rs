@@ -93,6 +93,8 @@ struct State {
     failure: Option<String>,
     loss: Option<(Kind, Loss)>,
     shortage: Option<String>,
+    /// Why the record cannot be written.
+    unprotected: Option<String>,
     incarnation: Incarnation,
 }
 
@@ -105,13 +107,13 @@ struct StoreFile {
 }
 
 /// Compares a store that has just been opened with what its record says, and reports what is lost.
-fn find_loss(path: &Path, epoch: u64, tail: &Tail) -> Option<(Kind, Loss)> {
+fn find_loss(path: &Path, incarnation: &Incarnation, tail: &Tail) -> Option<(Kind, Loss)> {
     let found = Record::find(path);
     let record = record::path_of(path);
     if let Found::Unreadable(reason) = &found {
         tracing::warn!(path = %record.display(), reason, "the record of the store cannot be read");
     }
-    let Some(kind) = Kind::at_start(&found, epoch, tail) else {
+    let Some(kind) = Kind::at_start(&found, incarnation.epoch, tail, incarnation.recorded) else {
         if tail.commit == 0 && matches!(found, Found::None) {
             tracing::warn!(
                 path = %path.display(),
@@ -156,14 +158,14 @@ impl Embedded {
         .map_err(|error| file::explain(path, error))?;
 
         let Entered { incarnation, tail, ages } = entered;
-        let loss = find_loss(path, incarnation.epoch, &tail);
+        let loss = find_loss(path, &incarnation, &tail);
         let (queue, commands) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
         let shared = Arc::new(Shared {
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
-            state: Mutex::new(State { failure: None, loss, shortage: None, incarnation }),
+            state: Mutex::new(State { failure: None, loss, shortage: None, unprotected: None, incarnation }),
             ages: Mutex::new(ages),
             end,
         });
@@ -251,6 +253,10 @@ impl Store for Embedded {
 
     fn shortage(&self) -> Option<String> {
         self.shared.state().shortage.clone()
+    }
+
+    fn unprotected(&self) -> Option<String> {
+        self.shared.state().unprotected.clone()
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {

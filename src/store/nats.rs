@@ -101,7 +101,20 @@ struct Shared {
 #[derive(Debug, Clone)]
 enum Standing {
     There(There),
-    Not { why: Hindrance, since: Instant },
+    Not { why: Hindrance, since: Since },
+}
+
+/// A moment, for measuring and for people.
+#[derive(Debug, Clone, Copy)]
+struct Since {
+    instant: Instant,
+    time: Timestamp,
+}
+
+impl Since {
+    fn now() -> Self {
+        Self { instant: Instant::now(), time: Timestamp::now() }
+    }
 }
 
 /// Waits until the store can be used; `None`: it never will be.
@@ -146,7 +159,7 @@ impl Nats {
             wanted,
             link,
             follow_link,
-            standing: watch::Sender::new(Standing::Not { why, since: Instant::now() }),
+            standing: watch::Sender::new(Standing::Not { why, since: Since::now() }),
             look: Notify::new(),
             memory: tokio::sync::Mutex::default(),
             facts: Mutex::default(),
@@ -196,6 +209,9 @@ impl Store for Nats {
     fn trouble(&self) -> Option<String> {
         match &*self.shared.standing.borrow() {
             Standing::There(_) => None,
+            Standing::Not { why: Hindrance::Away(why), since } => {
+                Some(format!("{why}, since {:.0}", since.time))
+            }
             Standing::Not { why, .. } => Some(why.to_string()),
         }
     }
@@ -260,7 +276,7 @@ impl Shared {
     fn stand(&self, now: Result<There, Hindrance>) {
         self.standing.send_modify(|standing| {
             let (before, since) = match standing {
-                Standing::There(there) => (Ok(*there), Instant::now()),
+                Standing::There(there) => (Ok(*there), Since::now()),
                 Standing::Not { why, since } => (Err(why.clone()), *since),
             };
             match (&now, &before) {
@@ -303,7 +319,7 @@ impl Shared {
                 Standing::There(_) => {
                     (Hindrance::Away("the connection to NATS was made anew".to_owned()), began)
                 }
-                Standing::Not { why, since } => (why.clone(), *since),
+                Standing::Not { why, since } => (why.clone(), since.instant),
             };
             let patient = matches!(why, Hindrance::Away(_));
             if !patient || timeout_at(since + AWAY_AFTER, standing.changed()).await.is_err() {

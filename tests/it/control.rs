@@ -32,7 +32,7 @@ async fn operate(config: &Path, arguments: &[&str]) -> Output {
 }
 
 /// What a command prints that succeeds.
-async fn told(config: &Path, arguments: &[&str]) -> String {
+pub async fn told(config: &Path, arguments: &[&str]) -> String {
     let output = operate(config, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
     assert_eq!(text(&output.stderr), "", "{arguments:?}");
@@ -165,7 +165,8 @@ async fn status_says_what_is_wrong_with_the_store() {
         let status = json(&file, &["status"]).await;
         let names_it =
             |key: &str| status[key].as_str().is_some_and(|why| why.contains("not connected to NATS"));
-        (&status["ready"], names_it("waits_for"), names_it("store_trouble")) == (&ready.into(), !ready, away)
+        (&status["ready"], names_it("waits_for"), names_it("limited"), names_it("store_trouble"))
+            == (&ready.into(), !ready, ready && away, away)
     };
     eventually("it waits for NATS", async || says(false, true).await).await;
     nats.restart().await;
@@ -173,8 +174,10 @@ async fn status_says_what_is_wrong_with_the_store() {
     nats.kill();
     eventually("its store is away", async || says(true, true).await).await;
     let said = told(&file, &["status"]).await;
-    let store = format!("store                 gw at {}: not connected to NATS", nats.url());
-    assert!(said.contains("\nready                 yes\n") && said.contains(&store), "{said}");
+    let ready = "\nready                 yes, but status calls and watches are answered from memory; orders are \
+                 refused while the store cannot be used: not connected to NATS";
+    let store = format!("\nstore                 gw at {}\n", nats.url());
+    assert!(said.contains(ready) && said.contains(", since 2") && said.contains(&store), "{said}");
     gateway.stop().await;
 }
 

@@ -282,9 +282,18 @@ impl Process {
         Self::spawn(&mut serve_command(config, dir))
     }
 
-    #[expect(clippy::zombie_processes, reason = "dropping it kills and waits")]
+    /// Starts `serve` and waits until it listens; it may not become ready.
+    pub fn launch(config: &Config, dir: &Path) -> Self {
+        Self::spawn_until(&mut serve_command(config, dir), "listening")
+    }
+
     /// Starts a command that serves, and waits until it is ready. Its log is that of `info`, unless the command says otherwise.
     pub fn spawn(command: &mut Command) -> Self {
+        Self::spawn_until(command, "ready")
+    }
+
+    #[expect(clippy::zombie_processes, reason = "dropping it kills and waits")]
+    fn spawn_until(command: &mut Command, message: &str) -> Self {
         if command.get_envs().all(|(name, _)| name != "RUST_LOG") {
             command.env("RUST_LOG", "info");
         }
@@ -315,7 +324,7 @@ impl Process {
             if said["message"] == "listening for callbacks" {
                 callbacks = said["address"].as_str().map(|text| text.parse().unwrap());
             }
-            if said["message"] == "ready" {
+            if said["message"] == message {
                 let address = address.expect("it says where it listens");
                 let admin = admin.expect("it says where it answers probes");
                 return Self { child, address, admin, callbacks, seen, log };

@@ -1,6 +1,8 @@
 //! A store that forgot something: nothing is ordered twice, no replica is ready, everybody is told what is missing, and all
 //! goes on, without a restart, once an operator has accepted it.
 
+mod alone;
+
 use std::time::Duration;
 
 use async_nats::jetstream;
@@ -18,6 +20,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     callbacks::sender::Sender,
+    control::told,
     harness::*,
     nats_server::{NatsServer, copy_folder},
     replicas::{health, readiness, stop},
@@ -190,21 +193,16 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
     stop(gateways).await;
 }
 
-/// A follower that can no longer read is noticed while everything else works, and goes on by itself.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_stands_still_is_noticed() {
-    let users = |denied: &str| {
-        format!(
-            "authorization {{ users: [ {{ user: admin, password: pw }}, {{ user: gw, password: pw, permissions: {{ \
-             publish: {{ deny: [{denied}] }} }} }} ] }}\nno_auth_user: gw"
-        )
-    };
-    let nats = NatsServer::start_with(&users("")).await;
-    let upstream = Upstream::manual().await;
-    let gateway = Gateway::start(upstream.replica(&upstream.quiet(), &nats.url(), 1, 0)).await;
-    let mut client = gateway.client().await;
-    let before = place(&mut client, "before", [0]).await.unwrap();
-    nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
+/// Users of a NATS server: an administrator, and one for a gateway that may not publish everything.
+pub fn users(denied: &str) -> String {
+    format!(
+        "authorization {{ users: [ {{ user: admin, password: pw }}, {{ user: gw, password: pw, permissions: {{ \
+         publish: {{ deny: [{denied}] }} }} }} ] }}\nno_auth_user: gw"
+    )
+}
+
+/// Deletes the consumers of all followers.
+pub async fn delete_consumers(nats: &NatsServer) {
     let options = async_nats::ConnectOptions::with_user_and_password("admin".into(), "pw".into());
     let admin = jetstream::new(options.connect(nats.url()).await.unwrap());
     let stream = admin.get_stream("gw_events").await.unwrap();
@@ -212,6 +210,83 @@ async fn a_follower_that_stands_still_is_noticed() {
     for consumer in consumers {
         stream.delete_consumer(&consumer).await.unwrap();
     }
+}
+
+/// All streams are put back to a backup while no gateway runs. Without the mark that the documentation says to remove
+/// nothing could tell; with that, the gateways wait, and do not trust the backup's count of rejected logins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void() {
+    const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let file = write_config(&config, upstream.dir.path());
+    let gateway = Gateway::start(config.clone()).await;
+    place(&mut gateway.client().await, "before", [0]).await.unwrap();
+    gateway.stop().await;
+    let copies = tempfile::tempdir().unwrap();
+    nats.stop().await;
+    for stream in STREAMS {
+        copy_folder(&nats.stream_folder(stream), &copies.path().join(stream));
+    }
+    // After the backup, ThingSpace rejects two logins: the backup does not know.
+    nats.restart().await;
+    let password = |text: &str| std::fs::write(upstream.dir.path().join("password"), text).unwrap();
+    password("wrong");
+    upstream.sim.expire_sessions();
+    let gateway = Gateway::start(config.clone()).await;
+    let client = gateway.client().await;
+    eventually("logins are stopped", async || {
+        let refused = place(&mut client.clone(), "rejected", [1]).await.unwrap_err();
+        reason(&refused) == "UPSTREAM_LOGIN_BLOCKED"
+    })
+    .await;
+    gateway.stop().await;
+    let rejected = upstream.sim.ledger().logins_rejected;
+    assert!(rejected > 0);
+
+    nats.stop().await;
+    for stream in STREAMS {
+        copy_folder(&copies.path().join(stream), &nats.stream_folder(stream));
+    }
+    nats.restart().await;
+    let cells = admin(&nats).await.get_stream("gw_cells").await.unwrap();
+    cells.purge().filter("gw.cell.store-mark").await.unwrap();
+    let gateways = [
+        Gateway::launch(config).await,
+        Gateway::launch(upstream.replica(&upstream.quiet(), &nats.url(), 1, 1)).await,
+    ];
+    all_say(&gateways, " was purged").await;
+    let said = told(&file, &["store", "accept-loss", "--restored"]).await;
+    assert!(said.starts_with("Accepted: stream gw_cells "), "{said}");
+    all_are_ready(&gateways).await;
+    for gateway in &gateways {
+        let refused = place(&mut gateway.client().await, "after", [2]).await.unwrap_err();
+        assert_eq!(reason(&refused), "UPSTREAM_LOGIN_BLOCKED");
+    }
+    let ledger = upstream.sim.ledger();
+    assert_eq!((ledger.logins_rejected, ledger.locked), (rejected, false));
+    // An operator has the right password, has used it elsewhere, and says so.
+    password("simulator-password");
+    told(&file, &["unblock", "test", "--force"]).await;
+    for (n, gateway) in gateways.iter().enumerate() {
+        let client = gateway.client().await;
+        let key = format!("after-{n}");
+        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [3 + n]).await).await;
+    }
+    assert_eq!(upstream.sim.ledger().logins_rejected, rejected);
+    stop(gateways).await;
+}
+
+/// A follower that can no longer read is noticed while everything else works, and goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_stands_still_is_noticed() {
+    let nats = NatsServer::start_with(&users("")).await;
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.replica(&upstream.quiet(), &nats.url(), 1, 0)).await;
+    let mut client = gateway.client().await;
+    let before = place(&mut client, "before", [0]).await.unwrap();
+    nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
+    delete_consumers(&nats).await;
     // Durable, whether or not it can be shown.
     let stored: RequestId =
         eventually_ok("an order is stored", async || place(&mut client.clone(), "after", [1]).await).await;
@@ -236,8 +311,14 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..4).await.unwrap();
     gateway.stop().await;
-    let copy = upstream.dir.path().join("copy.redb");
-    std::fs::copy(&config.store.path, &copy).unwrap();
+    let copies = ["store.redb", "store.redb.record"].map(|name| upstream.dir.path().join(name));
+    let copy = |from: &str, to: &str| {
+        for file in &copies {
+            let [from, to] = [from, to].map(|end| format!("{}{end}", file.display()));
+            std::fs::copy(from, to).unwrap();
+        }
+    };
+    copy("", ".copy");
 
     let gateway = Gateway::start(config.clone()).await;
     let mut client = gateway.client().await;
@@ -255,9 +336,8 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     drop(watching);
     gateway.stop().await;
 
-    std::fs::copy(&copy, &config.store.path).unwrap();
-    // Nothing beside the file tells that it is an older one.
-    std::fs::remove_file(upstream.dir.path().join("store.redb.record")).unwrap();
+    // The whole folder is put back, as by a snapshot of its volume: nothing tells that the file is an older one.
+    copy(".copy", "");
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     // Nothing yet: neither token is of a place that exists.

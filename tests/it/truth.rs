@@ -11,7 +11,12 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use crate::{control::json, harness::*, nats_server::NatsServer};
+use crate::{
+    control::json,
+    harness::*,
+    losses::{delete_consumers, users},
+    nats_server::NatsServer,
+};
 
 /// What everybody says in a state.
 struct Told {
@@ -23,6 +28,8 @@ struct Told {
     logins: bool,
     /// In the answer of `/readyz` and in `waits_for` of `status`, if the gateway is not ready.
     waits_for: &'static str,
+    /// What `status` says that a gateway that is ready cannot do; empty: it can do everything.
+    limited: &'static str,
     /// In the line of `status` about the credentials.
     login: &'static str,
     /// The reason that a caller who orders reads; empty: the order is accepted.
@@ -37,6 +44,7 @@ const WELL: Told = Told {
     ready: true,
     logins: true,
     waits_for: "",
+    limited: "",
     login: "logged in",
     reason: "",
     error: "",
@@ -118,6 +126,8 @@ impl Observed {
         let operators = status["ready"] == told.ready
             && (told.ready == status["waits_for"].is_null())
             && waits_for.contains(told.waits_for)
+            && status["limited"].is_null() == told.limited.is_empty()
+            && status["limited"].as_str().unwrap_or_default().contains(told.limited)
             && login["healthy"] == told.logins
             && login["standing"].as_str().unwrap().contains(told.login);
         let health = match (self.serves("").await, self.serves("thingspace.login/test").await) {
@@ -197,6 +207,66 @@ async fn when_a_stream_is_missing() {
         waits_for: "stream gw_keys was deleted",
         reason: "STORE_UNAVAILABLE",
         error: "stream gw_keys was deleted",
+        ..WELL
+    };
+    observed.says(&told).await;
+}
+
+/// What is known can still be told, so the gateway stays ready; `status` says what it cannot do, and since when.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_nats_is_away() {
+    let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let observed = Observed::start(upstream, config).await;
+    nats.kill();
+    let told = Told {
+        state: "NATS away",
+        limited: "orders are refused while the store cannot be used: not connected to NATS",
+        reason: "STORE_UNAVAILABLE",
+        ..WELL
+    };
+    observed.says(&told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_store_is_full() {
+    const BYTES: u64 = 16 << 20;
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let mut config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    config.store.nats.max_bytes = BYTES;
+    let observed = Observed::start(upstream, config).await;
+    let admin = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
+    for _ in 0..BYTES * 9 / 10 / 900_000 {
+        let ballast = vec![0; 900_000].into();
+        admin.publish("gw.ev.ballast", ballast).await.unwrap().await.unwrap();
+    }
+    let told = Told {
+        state: "store full",
+        limited: "new orders are refused: the stream of events holds",
+        reason: "STORE_FULL",
+        error: "the store is almost full",
+        ..WELL
+    };
+    observed.says(&told).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_follower_stands_still() {
+    let nats = NatsServer::start_with(&users("")).await;
+    let upstream = Upstream::manual().await;
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let observed = Observed::start(upstream, config).await;
+    let client = observed.process.client().await;
+    nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
+    delete_consumers(&nats).await;
+    // Something that it does not see.
+    eventually_ok("an order is stored", async || place(&mut client.clone(), "unseen", [1]).await).await;
+    eventually("it is noticed", async || observed.readyz().await.0 == 503).await;
+    let told = Told {
+        state: "follower stands still",
+        ready: false,
+        waits_for: "the store is no longer followed",
+        error: "the store is no longer followed",
         ..WELL
     };
     observed.says(&told).await;

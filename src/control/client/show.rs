@@ -12,7 +12,7 @@ use crate::{
         orders::UnknownOrder,
         quarantine::Quarantined,
         status::{Host, Status},
-        store::Accepted,
+        store::Acceptance,
     },
     identity::AccountName,
 };
@@ -33,13 +33,14 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
     let unknown = status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
-    let ready = match &status.waits_for {
-        Some(obstacle) => format!("no: {obstacle}"),
-        None => if status.ready { "yes" } else { "no" }.to_owned(),
+    let ready = match (&status.waits_for, &status.limited) {
+        (Some(obstacle), _) => format!("no: {obstacle}"),
+        (None, Some(limited)) => format!("yes, but {limited}"),
+        (None, None) => if status.ready { "yes" } else { "no" }.to_owned(),
     };
     let store = match &status.store_trouble {
-        Some(trouble) => format!("{}: {trouble}", status.store),
-        None => status.store.clone(),
+        Some(trouble) if status.limited.is_none() => format!("{}: {trouble}", status.store),
+        _ => status.store.clone(),
     };
     let config = status.config.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     let mut rows = vec![
@@ -58,6 +59,9 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
     if let Some(lost) = &status.store_memory.lost {
         let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
         rows.insert(4, ["store lost".to_owned(), what]);
+    }
+    if let Some(why) = &status.store_memory.unprotected {
+        rows.insert(4, ["store not protected".to_owned(), why.clone()]);
     }
     let unreadable = status.unreadable_logs.iter();
     rows.extend(unreadable.map(|log| [format!("damaged log {}", log.log), log.why.clone()]));
@@ -81,14 +85,15 @@ fn since(time: Option<Timestamp>) -> String {
     time.map_or_else(|| "not known".to_owned(), |time| format!("{time:.0}"))
 }
 
-pub(super) fn accepted(out: &mut dyn Write, done: &Accepted) -> anyhow::Result<()> {
+pub(super) fn accepted(out: &mut dyn Write, done: &Acceptance) -> anyhow::Result<()> {
+    let since = since(done.remembers_since);
     match &done.accepted {
-        Some(what) => writeln!(
+        Some(what) if done.recovered => writeln!(
             out,
-            "Accepted: {what}. Nothing from before {} is certain.",
-            since(done.remembers_since)
+            "Accepted: {what}. The gateway has written the store again, and nothing is forgotten."
         )?,
-        None => writeln!(out, "The store lost nothing.")?,
+        Some(what) => writeln!(out, "Accepted: {what}. Nothing from before {since} is certain.")?,
+        None => writeln!(out, "There is nothing to accept: the store remembers everything since {since}.")?,
     }
     Ok(())
 }

@@ -7,6 +7,9 @@ use jiff::{SignedDuration, Timestamp};
 /// How far the wall clock may be off before it is reported.
 pub(super) const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
+/// A last stamp that is older at the start is reported: the clock may be ahead.
+const LONG_AGO: SignedDuration = SignedDuration::from_hours(24);
+
 /// The wall clock and the monotonic clock at the same moment.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Clocks {
@@ -25,6 +28,13 @@ impl Clocks {
         let elapsed = SignedDuration::try_from(elapsed).unwrap_or(SignedDuration::MAX);
         let jump = self.wall.duration_since(before.wall).saturating_sub(elapsed);
         (jump.abs() > TOLERANCE).then_some(jump)
+    }
+
+    /// How far the wall clock is ahead of the last stamp in the store, if that is more than
+    /// [`LONG_AGO`].
+    pub(super) fn ahead(&self, last: Timestamp) -> Option<Duration> {
+        let ahead = self.wall.duration_since(last);
+        (ahead > LONG_AGO).then(|| ahead.unsigned_abs())
     }
 
     /// How far the wall clock is behind the last stamp in the store, if that is more than [`TOLERANCE`].
@@ -55,5 +65,8 @@ mod tests {
         let hour = Duration::from_hours(1);
         assert_eq!(before.behind(wall + SignedDuration::from_hours(1)), Some(hour));
         assert_eq!(before.behind(wall - SignedDuration::from_hours(1)), None);
+        assert_eq!(before.ahead(wall - SignedDuration::from_hours(24)), None);
+        assert_eq!(before.ahead(wall - SignedDuration::from_hours(25)), Some(Duration::from_hours(25)));
+        assert_eq!(before.ahead(wall + SignedDuration::from_hours(25)), None);
     }
 }

@@ -28,7 +28,7 @@ use super::{
     loss::Kind,
     record::Record,
     retention, store_error,
-    tables::{self, Entered, Tables, Tail},
+    tables::{self, Entered, Incarnation, Tables, Tail},
 };
 use crate::store::StoreError;
 use space::Space;
@@ -62,8 +62,6 @@ struct Committer {
     clocks: Clocks,
     /// The last record that was written.
     recorded: Option<Record>,
-    /// The last attempt to write the record failed.
-    record_fails: bool,
     space: Space,
 }
 
@@ -97,6 +95,13 @@ pub(super) fn start(
              wrong then; shown times are wrong, and nothing is deleted or given up because of it"
         );
     }
+    if let Some(ago) = clocks.ahead(tail.time).filter(|_| tail.commit > 0) {
+        tracing::warn!(
+            ?ago,
+            "by the host's clock, nothing was stored for a long time: the gateway was stopped or idle, or the clock \
+             is ahead; if it is, shown times are wrong, and nothing is deleted or given up because of it"
+        );
+    }
     let now = Instant::now();
     let due = Due { look: now, record: now, rung: now + ages::RUNG_EVERY, sweep: now };
     let mut committer = Committer {
@@ -110,7 +115,6 @@ pub(super) fn start(
         due,
         clocks,
         recorded: None,
-        record_fails: false,
         space: Space::default(),
     };
     committer.look();
@@ -278,6 +282,7 @@ impl Committer {
             self.tail = tail;
             self.shared.ages().note(&tail);
             self.publish.send_replace(tail.sequence);
+            self.shared.state().incarnation.recorded |= self.recorded.is_some();
             self.space.wrote();
             if self.shared.wrote(None).is_some() {
                 tracing::info!("the store writes again");
@@ -309,6 +314,9 @@ impl Committer {
         }
         tail.commit += 1;
         tail.save(&txn)?;
+        if self.recorded.is_some() && !self.shared.state().incarnation.recorded {
+            Incarnation::note_record(&txn)?;
+        }
         Ok(Some((txn, tail)))
     }
 

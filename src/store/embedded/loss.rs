@@ -16,6 +16,9 @@ pub(super) enum Kind {
     Older { ended: u64, ends: u64 },
     /// At start: the file is another store.
     Other,
+    /// At start: the record that was kept beside the file is gone or unreadable, so nothing says how
+    /// far the store went.
+    Unrecorded,
     /// The file was removed under this process, which still has all of it.
     Removed,
     /// The file under the store's name is another one than this process has open.
@@ -23,12 +26,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Compares a store that has just been opened with the record beside it.
-    pub(super) fn at_start(found: &Found, epoch: u64, tail: &Tail) -> Option<Self> {
+    /// Compares a store that has just been opened with the record beside it. `recorded`: the store
+    /// says that it had one.
+    pub(super) fn at_start(found: &Found, epoch: u64, tail: &Tail, recorded: bool) -> Option<Self> {
         let is_new = tail.commit == 0;
         match *found {
-            Found::None => None,
-            Found::Unreadable(_) => is_new.then_some(Self::Missing),
+            Found::None => recorded.then_some(Self::Unrecorded),
+            Found::Unreadable(_) => Some(if is_new { Self::Missing } else { Self::Unrecorded }),
             Found::Record(Record { epoch: known, .. }) if known != epoch => {
                 Some(if is_new { Self::Missing } else { Self::Other })
             }
@@ -57,6 +61,10 @@ impl Kind {
             Self::Other => format!(
                 "the store {path} is another one than the gateway used last: the idempotency keys in that \
                  one are forgotten"
+            ),
+            Self::Unrecorded => format!(
+                "the store {path} may be an older copy: the record beside it, which says how far the store \
+                 went, is missing or cannot be read"
             ),
             Self::Removed => format!(
                 "the store {path} was removed while the gateway was running, which still has all of it: put \
@@ -88,10 +96,10 @@ mod tests {
         };
         let record = |epoch, commit| Found::Record(Record::of(epoch, &tail(commit)));
         let table = [
-            (Found::None, 0, None),
-            (Found::None, 5, None),
+            (Found::None, 0, Some(Kind::Unrecorded)),
+            (Found::None, 5, Some(Kind::Unrecorded)),
             (Found::Unreadable(String::new()), 0, Some(Kind::Missing)),
-            (Found::Unreadable(String::new()), 5, None),
+            (Found::Unreadable(String::new()), 5, Some(Kind::Unrecorded)),
             (record(1, 0), 0, None),
             (record(1, 4), 5, None),
             (record(1, 5), 5, None),
@@ -101,7 +109,10 @@ mod tests {
             (record(2, 0), 0, Some(Kind::Missing)),
         ];
         for (found, commit, expected) in table {
-            assert_eq!(Kind::at_start(&found, 1, &tail(commit)), expected, "{found:?}, {commit}");
+            assert_eq!(Kind::at_start(&found, 1, &tail(commit), true), expected, "{found:?}, {commit}");
+            // A new store, and one of an older gateway, never had a record.
+            let expected = expected.filter(|_| !matches!(found, Found::None));
+            assert_eq!(Kind::at_start(&found, 1, &tail(commit), false), expected, "{found:?}, {commit}");
         }
     }
 }

@@ -12,7 +12,9 @@ use redb::{
 use uuid::Uuid;
 
 use super::ages::Ages;
-use crate::store::{CellLife, CellName, Entry, LogName, MAX_READ, Position, Version, Versioned};
+use crate::store::{
+    CellLife, CellName, Entry, LogName, MAX_READ, Position, Version, Versioned, must_be_current,
+};
 
 /// Counts up with every change of the tables that an older gateway could not read.
 const FORMAT: u64 = 1;
@@ -21,6 +23,8 @@ const FORMAT: u64 = 1;
 pub(super) const READ_BYTES: usize = 8 * 1024 * 1024;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+/// The key in [`META`] that says that a record was written beside the store.
+const RECORDED: &str = "recorded";
 const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinition::new("tail");
 /// Sequence to time (µs), event id, log, event.
 pub(super) const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> = TableDefinition::new("events");
@@ -110,6 +114,8 @@ pub(super) struct Incarnation {
     pub(super) since: Option<Timestamp>,
     /// Permanent cells were lost.
     pub(super) lost_cells: bool,
+    /// A record was written beside it. An earlier gateway did not write one.
+    pub(super) recorded: bool,
 }
 
 impl Incarnation {
@@ -117,27 +123,29 @@ impl Incarnation {
         let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
         let since = meta.get("remembers_since")?.map(|since| timestamp(since.value().cast_signed()));
         let lost_cells = meta.get("lost_cells")?.is_some_and(|lost| lost.value() != 0);
-        Ok(Self { epoch, since: since.transpose()?, lost_cells })
+        let recorded = meta.get(RECORDED)?.is_some();
+        Ok(Self { epoch, since: since.transpose()?, lost_cells, recorded })
+    }
+
+    /// Notes in the store that there is a record beside it, so that it is missed when it is gone.
+    pub(super) fn note_record(txn: &WriteTransaction) -> Result<(), redb::Error> {
+        txn.open_table(META)?.insert(RECORDED, 1)?;
+        Ok(())
     }
 
     /// Begins a new incarnation of a store that has forgotten something.
     pub(super) fn begin(txn: &WriteTransaction) -> Result<Self, redb::Error> {
-        let new = Self { epoch: new_epoch(), since: Some(Timestamp::now()), lost_cells: true };
         let mut meta = txn.open_table(META)?;
+        let recorded = meta.get(RECORDED)?.is_some();
+        let new = Self { epoch: new_epoch(), since: Some(Timestamp::now()), lost_cells: true, recorded };
         meta.insert("epoch", new.epoch)?;
         meta.insert("remembers_since", to_stored(Timestamp::now()))?;
         meta.insert("lost_cells", 1)?;
         drop(meta);
         let mut cells = txn.open_table(CELLS)?;
-        cells.retain(|cell, _| !is_worse_than_none(cell))?;
+        cells.retain(|cell, _| !cell.strip_prefix("p.").is_some_and(must_be_current))?;
         Ok(new)
     }
-}
-
-/// Whether a cell that is out of date does more harm than one that is missing. The guard's count of
-/// rejected logins may be lower than ThingSpace's; without a count, nothing is tried.
-fn is_worse_than_none(cell: &str) -> bool {
-    cell.starts_with("p.guard/")
 }
 
 fn new_epoch() -> u64 {

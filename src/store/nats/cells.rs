@@ -2,6 +2,7 @@
 //! the leader.
 //!
 //! That a cell is absent counts only while the mark of its stream is there: a stream that was purged has no cells either.
+//! A count of rejected logins that came with a backup is treated as absent: see [`is_void`].
 
 use async_nats::{
     HeaderValue,
@@ -20,10 +21,32 @@ use super::{
     publish::{Failure, publish, settle},
     record::{self, CELLS, KEYS},
 };
-use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned};
+use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned, must_be_current};
 
 pub(super) async fn load(shared: &Shared, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
-    Ok(held(shared, cell).await?.map(versioned))
+    let held = held(shared, cell).await?;
+    Ok(held.filter(|held| !is_void(shared, cell, held.sequence)).map(versioned))
+}
+
+/// Whether a value came with a backup and must not be trusted, because it may be out of date.
+fn is_void(shared: &Shared, cell: &CellName, sequence: u64) -> bool {
+    cell.life == CellLife::Permanent && must_be_current(&cell.name) && sequence <= shared.facts().void_to
+}
+
+/// The sequence that a swap of a cell expects: an absent cell may have a void value.
+async fn expected_sequence(
+    shared: &Shared,
+    cell: &CellName,
+    expected: Option<Version>,
+) -> Result<u64, StoreError> {
+    if let Some(Version(sequence)) = expected {
+        return Ok(sequence);
+    }
+    if !is_void(shared, cell, 0) {
+        return Ok(0);
+    }
+    let held = held(shared, cell).await?.map(|held| held.sequence);
+    Ok(held.filter(|sequence| is_void(shared, cell, *sequence)).unwrap_or_default())
 }
 
 /// The nonce decides: a swap whose answer got lost is repeated, and refused if its first message was stored. What the cell
@@ -40,10 +63,11 @@ pub(super) async fn swap(
     settle(shared, || async {
         let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
         let seen = shared.facts().seen.in_epoch(epoch)[stream];
+        let sequence = expected_sequence(shared, cell, expected).await.map_err(Failure::Away)?;
         let message = PublishMessage::build()
             .payload(value.clone())
             .message_id(&nonce)
-            .expected_last_subject_sequence(expected.map_or(0, |expected| expected.0));
+            .expected_last_subject_sequence(sequence);
         match publish(shared, subject.clone(), message, value.len()).await {
             Ok(stored) => {
                 shared.acknowledged(epoch, stream, seen, &stored)?;
@@ -58,7 +82,7 @@ pub(super) async fn swap(
                     return Ok(Swap::Swapped(version));
                 }
                 // Otherwise somebody else's is on its way, and may never be stored.
-                let overtaken = version != expected;
+                let overtaken = version.map_or(0, |version| version.0) != sequence;
                 if overtaken { Ok(Swap::Conflict(held.map(versioned))) } else { Err(Failure::Conflict) }
             }
             Err(failure) => Err(failure),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::record::{self, EVENTS};
@@ -32,10 +32,17 @@ pub(super) struct Facts {
     pub(super) key_mark: Option<CellName>,
     pub(super) remembers_since: Option<Timestamp>,
     pub(super) cells_lost: bool,
+    /// See [`StoreRecord::void_to`].
+    pub(super) void_to: u64,
     pub(super) loss: Option<Loss>,
     /// The servers' time at the last look, and when that was.
     clock: Option<(Timestamp, Instant)>,
+    /// This host's clock was off at the last look.
+    clock_is_off: bool,
 }
+
+/// How far this host's clock may be off the servers' before that is reported.
+const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 impl Facts {
     /// Takes note of a record, and of the servers' time.
@@ -48,8 +55,24 @@ impl Facts {
         self.key_mark = record::oldest_key_mark(record, now);
         self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();
         self.cells_lost = record.cells_lost;
+        self.void_to = record.void_to;
         self.loss = None;
         self.clock = Some((now, Instant::now()));
+        self.compare_clocks(Timestamp::now().duration_since(now));
+    }
+
+    /// Reports, once per change, by how much this host's clock is ahead of the servers'.
+    fn compare_clocks(&mut self, ahead: SignedDuration) {
+        let is_off = ahead.abs() > CLOCK_TOLERANCE;
+        match (std::mem::replace(&mut self.clock_is_off, is_off), is_off) {
+            (false, true) => tracing::warn!(
+                ahead = format_args!("{ahead:#}"),
+                "the clocks of this host and of the NATS servers differ; set the wrong one: shown times are wrong, \
+                 and nothing is deleted or given up because of it"
+            ),
+            (true, false) => tracing::info!("the clocks of this host and of the NATS servers agree again"),
+            _ => {}
+        }
     }
 
     /// A sequence was acknowledged or delivered.
@@ -69,7 +92,7 @@ impl Facts {
     pub(super) fn age(&self, time: Timestamp) -> Duration {
         let Some((then, at)) = self.clock else { return Duration::ZERO };
         let at_the_look = then.duration_since(time);
-        let elapsed = jiff::SignedDuration::try_from(at.elapsed()).unwrap_or_default();
+        let elapsed = SignedDuration::try_from(at.elapsed()).unwrap_or_default();
         at_the_look.saturating_add(elapsed).try_into().unwrap_or_default()
     }
 }
@@ -80,13 +103,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn age_goes_by_the_servers_clock_and_never_by_the_hosts() {
-        let hours = jiff::SignedDuration::from_hours;
+        let hours = SignedDuration::from_hours;
         let mut facts = Facts::default();
         assert_eq!(facts.age(Timestamp::MIN), Duration::ZERO, "nothing is old before the time is known");
         for off in [hours(-40 * 24), hours(0), hours(40 * 24)] {
             // Relative to the servers, this host is off by so much.
             let servers = Timestamp::now() + off;
             facts.learn(&StoreRecord::default(), servers);
+            assert_eq!(facts.clock_is_off, !off.is_zero());
             assert_eq!(facts.age(servers - hours(2)), Duration::from_hours(2));
             assert_eq!(facts.age(servers + hours(2)), Duration::ZERO);
             tokio::time::advance(Duration::from_hours(1)).await;

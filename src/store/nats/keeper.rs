@@ -5,6 +5,8 @@
 //! the store refuses everything as if NATS were away. A loss that is no longer seen is forgotten: a leader may have lagged
 //! for longer, or an operator put back what was missing.
 
+mod accept;
+
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{
     proto::storage::StoreRecord,
-    store::{CellName, Loss, StoreError, Version, decode_cell},
+    store::{CellName, Loss, Version, decode_cell},
 };
 
 /// Between two looks at streams that can be used.
@@ -220,8 +222,7 @@ impl Shared {
         let seen = before.in_epoch(known.epoch);
         let mut forgotten = record::forgotten(&self.names, &known, seen, &found, marks);
         if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
-            let what = format!("stream {} was put back to an older copy", self.names.cells);
-            forgotten.push(Forgotten { stream: CELLS, what });
+            forgotten.push(Forgotten::older(&self.names, CELLS, "was put back to an older copy"));
         }
         Ok(Examined { found, forgotten, known: Some(known), first: None })
     }
@@ -369,45 +370,6 @@ impl Shared {
         };
         memory.refreshed = Instant::now() - REFRESH;
         self.remember(&mut memory, known, &found, false, 0).await.map(drop)
-    }
-
-    /// What is accepted: the loss that was said, and what was forgotten since.
-    fn accepted_loss(&self, forgotten: &[Forgotten]) -> Loss {
-        let said = self.facts().loss.clone();
-        let (mut parts, noticed) =
-            said.map_or_else(|| (Vec::new(), Timestamp::now()), |loss| (vec![loss.what], loss.noticed));
-        for Forgotten { stream, what } in forgotten {
-            let name = self.names.streams()[*stream];
-            if !parts.first().is_some_and(|said| said.contains(name)) {
-                parts.push(what.clone());
-            }
-        }
-        if parts.is_empty() {
-            parts.push("a backup was restored".to_owned());
-        }
-        Loss { what: parts.join("; "), noticed }
-    }
-
-    /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
-    pub(super) async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
-        let refused = |why: Hindrance| StoreError::Unavailable(why.to_string());
-        let connection = self.link.state.borrow().made;
-        let mut memory = self.memory.lock().await;
-        let Examined { found, forgotten, known, .. } = self.examine(&mut memory).await.map_err(refused)?;
-        if forgotten.is_empty() && !restored {
-            return Ok(None);
-        }
-        let Loss { what, noticed } = self.accepted_loss(&forgotten);
-        streams::make(&self.link, &self.wanted, &found).await.map_err(refused)?;
-        let found = all(streams::look(&self.link, &self.wanted).await.map_err(refused)?);
-        let found = found.ok_or_else(|| StoreError::Unavailable("a stream is missing".to_owned()))?;
-        let cells_lost = restored || forgotten.iter().any(|one| one.stream == CELLS);
-        let accepted = record::accepted(known.as_ref(), &found, what.clone(), cells_lost);
-        let there = self.remember(&mut memory, accepted, &found, true, connection).await.map_err(refused)?;
-        memory.sightings = 0;
-        drop(memory);
-        self.stand(Ok(there));
-        Ok(Some(Loss { what, noticed }))
     }
 }
 

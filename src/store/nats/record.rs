@@ -64,11 +64,17 @@ pub(super) struct Forgotten {
     pub(super) stream: usize,
     /// In a sentence, without an end point.
     pub(super) what: String,
+    /// What the stream holds now may be older than what it held before.
+    pub(super) is_older: bool,
 }
 
 impl Forgotten {
     fn new(names: &Names, stream: usize, what: &str) -> Self {
-        Self { stream, what: format!("stream {} {what}", names.streams()[stream]) }
+        Self { stream, what: format!("stream {} {what}", names.streams()[stream]), is_older: false }
+    }
+
+    pub(super) fn older(names: &Names, stream: usize, what: &str) -> Self {
+        Self { is_older: true, ..Self::new(names, stream, what) }
     }
 }
 
@@ -120,18 +126,18 @@ pub(super) fn forgotten(
     for (stream, found) in found.iter().enumerate() {
         let (Some(found), Some(known)) = (found, streams(known)[stream]) else { continue };
         let last = known.last_sequence.max(seen[stream]);
-        let what = if found.created_ns != known.created_ns {
-            "was deleted and made anew".to_owned()
+        forgotten.push(if found.created_ns != known.created_ns {
+            Forgotten::older(names, stream, "was deleted and made anew")
         } else if found.last_sequence < last {
             let now = found.last_sequence;
-            format!("ended at {last} and now ends at {now}: it was put back to an older copy")
+            let what = format!("ended at {last} and now ends at {now}: it was put back to an older copy");
+            Forgotten::older(names, stream, &what)
         } else if stream == CELLS && found.messages < known.messages {
             let (before, now) = (known.messages, found.messages);
-            format!("held {before} cells and now holds {now}: it was purged")
+            Forgotten::new(names, stream, &format!("held {before} cells and now holds {now}: it was purged"))
         } else {
             continue;
-        };
-        forgotten.push(Forgotten::new(names, stream, &what));
+        });
     }
     let mut purged = |stream: usize, what: &str| {
         if !forgotten.iter().any(|one| one.stream == stream) {
@@ -209,19 +215,36 @@ pub(super) fn first(found: &[Found; 3], remembers_since: Timestamp) -> StoreReco
     }
 }
 
+/// What becomes of the permanent cells when an operator accepts a loss.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CellsAfter {
+    /// Some may be gone.
+    pub(super) lost: bool,
+    /// Those that are there may come from a backup.
+    pub(super) older: bool,
+}
+
 /// The record after an operator accepted a loss: it begins anew with what the streams hold now.
 pub(super) fn accepted(
     before: Option<&StoreRecord>,
     found: &[Found; 3],
     what: String,
-    cells_lost: bool,
+    after: CellsAfter,
 ) -> StoreRecord {
     let now = found[EVENTS].now;
     let mut record = first(found, now);
     let now_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
     record.epoch = record.epoch.max(now_ns);
-    record.cells_lost = cells_lost;
+    record.cells_lost = after.lost;
+    if after.older {
+        record.void_to = found[CELLS].last_sequence;
+    }
     if let Some(before) = before {
+        let same_stream =
+            before.cells.as_ref().is_some_and(|cells| cells.created_ns == found[CELLS].created_ns);
+        if same_stream {
+            record.void_to = record.void_to.max(before.void_to);
+        }
         record.epoch = record.epoch.max(before.epoch + 1);
         record.made_time_ms = before.made_time_ms;
         record.cells_lost |= before.cells_lost;

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::{Committer, Kind, Record};
 use crate::store::{
     Loss, StoreError,
-    embedded::{clock::Clocks, file, report, tables::Incarnation},
+    embedded::{clock::Clocks, file, record::Found, record_path, report, tables::Incarnation},
 };
 
 /// How often the record is written at most.
@@ -74,20 +74,31 @@ impl Committer {
             return;
         }
         let record = Record::of(self.shared.epoch(), &self.tail);
-        if self.recorded == Some(record) {
-            return;
-        }
         self.due.record = Instant::now() + RECORD_EVERY;
-        match record.write(&self.file.path) {
+        // It is read again because somebody may have removed or changed it.
+        let written = match Record::find(&self.file.path) {
+            Found::Record(found) if found == record => Ok(()),
+            _ => record.write(&self.file.path),
+        };
+        let path = record_path(&self.file.path);
+        let unprotected = match written {
             Ok(()) => {
                 self.recorded = Some(record);
-                self.record_fails = false;
+                None
             }
-            Err(error) => {
-                if !std::mem::replace(&mut self.record_fails, true) {
-                    tracing::warn!(%error, "cannot write the record of the store; it is tried again");
-                }
+            Err(error) => Some(format!(
+                "the record {} cannot be written ({error}), so an older copy of the store may go unnoticed at \
+                 the next start; make it possible to write this file",
+                path.display()
+            )),
+        };
+        let before = std::mem::replace(&mut self.shared.state().unprotected, unprotected.clone());
+        match (before, unprotected) {
+            (None, Some(why)) => tracing::warn!(why, "the store is not protected against older copies"),
+            (Some(_), None) => {
+                tracing::info!(path = %path.display(), "the record of the store is written again");
             }
+            _ => {}
         }
     }
 
@@ -106,7 +117,7 @@ impl Committer {
                 self.reopen(Instant::now(), super::FIRST_RETRY);
                 self.check_file();
             }
-            None | Some(Kind::Missing | Kind::Older { .. } | Kind::Other) => {
+            None | Some(Kind::Missing | Kind::Older { .. } | Kind::Other | Kind::Unrecorded) => {
                 let mut begun = None;
                 self.write(|txn, _| {
                     begun = Some(Incarnation::begin(txn)?);

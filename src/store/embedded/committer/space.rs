@@ -73,7 +73,8 @@ impl Committer {
         }
         let full = format!("{free} bytes of the disk are free for it");
         self.space.refusing = true;
-        if self.shared.wrote(Some(format!("no space: {full}"))).is_none() {
+        let failure = format!("the disk of the store is full ({full}); free space on it or enlarge it");
+        if self.shared.wrote(Some(failure)).is_none() {
             tracing::error!(
                 free,
                 "the disk of the store is full: writes are refused until there is space, reads go on"

@@ -124,8 +124,17 @@ async fn another_store_is_noticed() {
     assert_eq!(store.loss(), None);
 }
 
+/// As an older gateway wrote it.
+fn forget_that_there_was_a_record(path: &Path) {
+    let database = file::open(path).unwrap();
+    let txn = database.begin_write().unwrap();
+    let meta = TableDefinition::<&str, u64>::new("meta");
+    assert!(txn.open_table(meta).unwrap().remove("recorded").unwrap().is_some());
+    txn.commit().unwrap();
+}
+
 #[tokio::test]
-async fn a_new_store_and_one_without_a_record_are_taken() {
+async fn a_new_store_and_one_of_an_older_gateway_are_taken_without_a_record() {
     let (_folder, path) = place();
     let store = open(&path);
     assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
@@ -133,20 +142,80 @@ async fn a_new_store_and_one_without_a_record_are_taken() {
     let log = contract::new_log();
     contract::append(&store, &log, "event").await.unwrap();
     store.close().await;
-    for unreadable in [false, true] {
-        if unreadable {
-            fs::write(record_path(&path), "{").unwrap();
-        } else {
-            fs::remove_file(record_path(&path)).unwrap();
-        }
-        let store = open(&path);
-        assert_eq!((store.loss(), store.remembers_since()), (None, Some(since)));
-        store.close().await;
-    }
+    fs::remove_file(record_path(&path)).unwrap();
+    forget_that_there_was_a_record(&path);
+    let store = open(&path);
+    assert_eq!((store.loss(), store.remembers_since()), (None, Some(since)));
+    contract::append(&store, &log, "event").await.unwrap();
+    store.close().await;
+    // From then on there is one.
+    fs::remove_file(record_path(&path)).unwrap();
+    assert_lost(&open(&path), "may be an older copy");
 
     fs::remove_file(&path).unwrap();
     fs::write(record_path(&path), "{").unwrap();
     assert_lost(&open(&path), "missing");
+}
+
+/// Nothing says how far the store went, so it may be a backup on a new volume.
+#[tokio::test]
+async fn a_store_whose_record_is_gone_or_unreadable_waits_for_the_record_or_an_operator() {
+    type Damage = fn(&Path) -> std::io::Result<()>;
+    let damages: [Damage; 4] = [
+        |record| fs::remove_file(record),
+        |record| fs::write(record, "{"),
+        |record| fs::write(record, r#"{"version":2,"epoch":1,"commit":1,"sequence":1}"#),
+        |record| fs::remove_file(record).and_then(|()| fs::create_dir(record)),
+    ];
+    for damage in damages {
+        let (_folder, path) = place();
+        let (log, _) = with_copy(&path).await;
+        let record = record_path(&path);
+        let right = fs::read(&record).unwrap();
+        damage(&record).unwrap();
+        for _ in 0..2 {
+            let store = open(&path);
+            assert_lost(&store, "may be an older copy");
+            assert_refuses_everything(&store).await;
+            store.close().await;
+        }
+        if record.is_dir() {
+            fs::remove_dir(&record).unwrap();
+        }
+        fs::write(&record, right).unwrap();
+        let store = open(&path);
+        assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
+        assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one", "two"]);
+        store.close().await;
+
+        fs::remove_file(&record).unwrap();
+        let store = open(&path);
+        store.accept_loss(false).await.unwrap().unwrap();
+        assert_eq!((store.loss(), store.has_lost_cells(), store.unprotected()), (None, true, None));
+        contract::append(&store, &log, "three").await.unwrap();
+        store.close().await;
+        assert_eq!(open(&path).loss(), None, "there is a record again");
+    }
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_is_said_until_it_can() {
+    let (_folder, path) = place();
+    let (store, log) = (open(&path), contract::new_log());
+    let record = record_path(&path);
+    assert_eq!(store.unprotected(), None);
+    // Without an event in between: it is noticed while nothing happens.
+    fs::remove_file(&record).unwrap();
+    until(async || record.exists().then_some(())).await;
+    fs::remove_file(&record).unwrap();
+    fs::create_dir(&record).unwrap();
+    let why = until(async || store.unprotected()).await;
+    assert!(why.contains("store.redb.record") && why.contains("cannot be written"), "{why}");
+    contract::append(&store, &log, "event").await.unwrap();
+    fs::remove_dir(&record).unwrap();
+    until(async || store.unprotected().is_none().then_some(())).await;
+    store.close().await;
+    assert_eq!(open(&path).loss(), None);
 }
 
 #[tokio::test]
@@ -246,6 +315,8 @@ async fn a_backup_that_is_restored_begins_a_new_epoch_and_the_former_file_is_kep
     assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one"]);
     store.close().await;
     let former = open(&restored.replaced.unwrap());
+    // Its record is that of the restored store now.
+    former.accept_loss(false).await.unwrap().unwrap();
     assert_eq!(contract::texts(&contract::read_to_end(&former, &log).await.unwrap()), ["one", "two"]);
 
     // Also where nothing is left.

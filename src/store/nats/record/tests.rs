@@ -39,6 +39,25 @@ fn known(first: u64, last: u64, now: Timestamp) -> StoreRecord {
 
 const THERE: Marks = Marks { cells: true, keys: true };
 
+const UNTOUCHED: CellsAfter = CellsAfter { lost: false, older: false };
+const PURGED: CellsAfter = CellsAfter { lost: true, older: false };
+const PUT_BACK: CellsAfter = CellsAfter { lost: true, older: true };
+
+#[test]
+fn what_came_with_a_backup_is_void_for_as_long_as_its_stream_exists() {
+    let before = known(1, 9, at(0));
+    let accept =
+        |before: &StoreRecord, found: &[Found; 3], after| accepted(Some(before), found, String::new(), after);
+    let mut now = found(1, 9, at(1));
+    assert_eq!(accept(&before, &now, PURGED).void_to, 0);
+    let put_back = accept(&before, &now, PUT_BACK);
+    assert_eq!(put_back.void_to, 20);
+    now[CELLS].last_sequence = 30;
+    assert_eq!(accept(&put_back, &now, UNTOUCHED).void_to, 20);
+    now[CELLS] = Found { created_ns: 8, last_sequence: 0, ..now[CELLS].clone() };
+    assert_eq!(accept(&put_back, &now, PURGED).void_to, 0);
+}
+
 fn lost(known: &StoreRecord, seen: [u64; 3], found: [Found; 3], marks: Marks) -> String {
     sentence(&forgotten(&names(), known, seen, &found.map(Some), marks))
 }
@@ -104,7 +123,7 @@ fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
 fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     let before = known(1, 10, at(1));
     let now = found(5, 10, at(2));
-    let after = accepted(Some(&before), &now, "stream gw_cells was purged".to_owned(), true);
+    let after = accepted(Some(&before), &now, "stream gw_cells was purged".to_owned(), PURGED);
     assert!(after.epoch > before.epoch && after.cells_lost);
     assert_eq!((after.made_time_ms, after.remembers_since_ms), (before.made_time_ms, at(2).as_millisecond()));
     assert_eq!(after.losses.len(), 1);
@@ -118,7 +137,7 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     }
     let mut last = observed;
     for n in 0..2 * KEPT_LOSSES {
-        let next = accepted(Some(&last), &early, n.to_string(), false);
+        let next = accepted(Some(&last), &early, n.to_string(), UNTOUCHED);
         assert!(next.epoch > last.epoch && next.cells_lost);
         last = next;
     }

@@ -213,6 +213,54 @@ async fn a_stream_that_was_put_back_is_a_loss() {
     join_all([&events, &cells, &keys].map(|put_back| case(put_back, false))).await;
 }
 
+/// A count of rejected logins that came with a backup may be too low: it counts as missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_in_a_backup_are_void_until_they_are_written_again() {
+    let (server, store) = new().await;
+    let (guard, other) = (CellName::permanent("guard/user/a"), CellName::permanent("token-key"));
+    for cell in [&guard, &other] {
+        store.swap(cell, None, Bytes::from_static(b"backup")).await.unwrap();
+    }
+    store.accept_loss(true).await.unwrap().unwrap();
+    assert_eq!(store.load(&guard).await.unwrap(), None);
+    assert!(store.load(&other).await.unwrap().is_some());
+    // Another replica, and one that starts later, see the same.
+    let second = open(&server).await;
+    assert_eq!(second.load(&guard).await.unwrap(), None);
+    let [a, b] = [&store, &second].map(|store| store.swap(&guard, None, Bytes::from_static(b"new")));
+    let swapped = |swap: &Swap| matches!(swap, Swap::Swapped(_));
+    let swaps = [a.await.unwrap(), b.await.unwrap()];
+    assert_eq!(swaps.iter().filter(|swap| swapped(swap)).count(), 1, "{swaps:?}");
+    for store in [&store, &second] {
+        assert_eq!(store.load(&guard).await.unwrap().unwrap().value, "new");
+    }
+    // A loss of something else changes nothing about it.
+    admin(&server).await.delete_stream("gw_keys").await.unwrap();
+    lost(&*store).await;
+    store.accept_loss(false).await.unwrap().unwrap();
+    assert_eq!(store.load(&guard).await.unwrap().unwrap().value, "new");
+}
+
+/// Several operators do it at once, at several gateways.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loss_that_is_accepted_at_every_gateway_at_once_is_accepted() {
+    let (server, first) = new().await;
+    let stores = [first, open(&server).await, open(&server).await];
+    for stream in STREAMS {
+        let before = contract::append(&*stores[0], &contract::new_log(), "before").await.unwrap();
+        admin(&server).await.delete_stream(stream).await.unwrap();
+        join_all(stores.iter().map(|store| lost(&**store))).await;
+        let accepted = join_all(stores.iter().map(|store| store.accept_loss(false))).await;
+        let accepted: Vec<_> = accepted.into_iter().map(Result::unwrap).collect();
+        assert!(accepted.iter().any(Option::is_some), "{accepted:?}");
+        for store in &stores {
+            timeout(store.usable()).await;
+            let after = contract::append(&**store, &contract::new_log(), "after").await.unwrap();
+            assert!(after.epoch > before.epoch, "{after:?} {before:?}");
+        }
+    }
+}
+
 /// What nothing can tell, an operator can.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_says_that_a_backup_was_restored() {
