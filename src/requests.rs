@@ -4,6 +4,7 @@
 //! them to be folded, and read the projection. They know no gRPC code and no HTTP status.
 
 pub mod asker;
+mod called_back;
 pub mod error;
 pub mod event;
 pub mod hub;
@@ -28,9 +29,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, info};
+use tracing::debug;
 use uuid::Uuid;
 
 pub use error::{Effect, Error, TokenKind};
@@ -41,11 +42,11 @@ pub use resolve::{SettleError, Settlement, UnknownOrder};
 use crate::{
     config::Config,
     identity::{AccountName, RequestId},
-    proto::storage,
     store::{LogName, Position, Store, StoreError},
     thingspace::Client,
 };
 use asker::{Answer, Asker, For};
+use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{By, Hub, Tracked};
 use orders::Orders;
 use poller::Poller;
@@ -101,6 +102,7 @@ pub struct Requests {
     token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
     /// Callbacks since the start for requests that were not known here.
     stray_callbacks: Arc<AtomicU64>,
+    spelling_lookups: Arc<Semaphore>,
     limits: Limits,
 }
 
@@ -194,6 +196,7 @@ impl Requests {
             store,
             token_key: Arc::default(),
             stray_callbacks: Arc::default(),
+            spelling_lookups: Arc::new(Semaphore::new(MAX_SPELLING_LOOKUPS)),
             limits,
         }
     }
@@ -253,13 +256,6 @@ impl Requests {
         self.resolver.settle(order_id, settlement, force).await
     }
 
-    /// Counts a callback for a request of which nothing is known here. Those of other tools are such, so only the first is said.
-    fn count_stray(&self, account: &AccountName) {
-        if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
-            info!(%account, "a callback names a request that this gateway does not know; `status` counts such callbacks");
-        }
-    }
-
     /// Whether this gateway has credentials for an account.
     pub fn check_account(&self, account: &AccountName) -> Result<(), Error> {
         if self.client.serves(account) { Ok(()) } else { Err(Error::AccountNotConfigured(account.clone())) }
@@ -268,28 +264,6 @@ impl Requests {
     pub async fn download(&self, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
         self.check_account(&placement.order.account)?;
         self.orders.place(placement, deadline).await
-    }
-
-    /// Stores what a callback said of a request, known here or not. It is durable when this returns, which waits for nothing
-    /// else: folding it is the follower's business.
-    pub async fn called_back(
-        &self,
-        account: &AccountName,
-        request: &RequestId,
-        called_back: storage::CalledBack,
-    ) -> Result<(), Error> {
-        let called_back = storage::CalledBack { account: account.to_string(), ..called_back };
-        // Without the store's answer the callback goes where it says: it must not be lost for that.
-        let known = self.hub.spelling(request).await.unwrap_or_else(|_| Some(request.clone()));
-        if known.is_none() {
-            self.count_stray(account);
-        }
-        let request = known.as_ref().unwrap_or(request);
-        let id = event::called_back_id(request, &called_back);
-        let log = LogName::request(request.as_str());
-        let first = self.hub.first(request);
-        append(&*self.store, &log, first, id, event::Kind::CalledBack(called_back)).await?;
-        Ok(())
     }
 
     /// A request as it stands, as fresh as asked for.
@@ -330,7 +304,14 @@ impl Requests {
     /// A watch of a request, from its beginning or after a resume token.
     pub async fn watch(&self, account: &AccountName, id: &RequestId, token: &str) -> Result<Watch, Error> {
         let (key, epoch) = self.token_key().await?;
-        let resume = if token.is_empty() { None } else { key.open_resume(id, token, epoch)? };
+        let asked = id;
+        let id = &self.spelling(asked).await?;
+        let resume = match key.open_resume(id, token, epoch) {
+            _ if token.is_empty() => None,
+            // A token from before the request was known under this spelling.
+            Err(_) if id != asked => key.open_resume(asked, token, epoch)?.and(None),
+            opened => opened?,
+        };
         let attached = self.find(account, id).await?;
         self.attend(&attached.tracked).await;
         Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await

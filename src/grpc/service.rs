@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     config,
+    identity::RequestId,
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest, GetRequestStatusResponse,
         WatchRequestRequest, WatchRequestResponse, esim_service_server::EsimService,
@@ -77,11 +78,11 @@ impl Esim {
     }
 
     /// Where the page begins that is asked for.
-    async fn page_start(&self, call: &convert::StatusCall) -> Result<usize, Error> {
-        if call.page_token.is_empty() {
+    async fn page_start(&self, request: &RequestId, token: &str) -> Result<usize, Error> {
+        if token.is_empty() {
             return Ok(0);
         }
-        self.requests.token_key().await?.0.open_page(&call.request, &call.page_token)
+        self.requests.token_key().await?.0.open_page(request, token)
     }
 
     async fn page(
@@ -143,10 +144,11 @@ impl EsimService for Esim {
         let longest = deadline::before(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
         let query = StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
-        let ask = |query| self.requests.status(&call.account, &call.request, query);
         let answer = async {
+            let request = self.requests.spelling(&call.request).await?;
+            let ask = |query| self.requests.status(&call.account, &request, query);
             // First: a wrong token is found before anything is sent.
-            let from = self.page_start(&call).await?;
+            let from = self.page_start(&request, &call.page_token).await?;
             let attached = tokio::select! {
                 attached = ask(query) => attached?,
                 // A long poll may be answered early, and a drain does not wait for it.

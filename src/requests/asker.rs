@@ -304,7 +304,7 @@ impl Asker {
         for observed in events {
             if first.is_none() && last.is_some() {
                 // The rest of an answer means nothing without its beginning.
-                first = self.hub.beginning(id).await?.first;
+                first = self.hub.beginning(id, None).await?.first;
             }
             let observed = Kind::Observed(observed);
             last = Some(append(&*self.store, &log, first, Uuid::now_v7(), observed).await?);

@@ -29,19 +29,26 @@ use crate::{
 };
 
 mod arrivals;
+mod beginning;
 mod follow;
 mod hints;
 mod low_water;
 mod open_orders;
+mod spelling;
+mod strays;
 mod tracked;
 mod unreadable;
 
 pub use arrivals::By;
 use arrivals::{At, Finished, Note};
+pub use beginning::{Beginning, Objection};
 pub use hints::Hint;
 use hints::Hints;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
+pub use spelling::is_same;
+pub use strays::Stray;
+use strays::Strays;
 pub use tracked::{Asked, Folded, Tracked};
 use unreadable::Unreadable;
 
@@ -70,6 +77,7 @@ pub struct Hub {
     loads: Semaphore,
     unreadable: Unreadable,
     hints: Hints,
+    strays: Strays,
     events_read: AtomicU64,
     finished: Finished,
     /// Something may be done for an order that nobody is waiting with.
@@ -83,8 +91,8 @@ struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
     /// Orders without an outcome, or whose request does not know of them yet.
     orders: OpenOrders,
-    /// Tracked requests whose id has capital letters, by the id in small letters.
-    capitals: HashMap<String, RequestId>,
+    /// Tracked requests whose ids have capital letters, by the id in small letters.
+    capitals: HashMap<String, Vec<RequestId>>,
     /// Closed logs that were read further than the follower is: what it meets of them until then it need not read again.
     ahead: HashMap<RequestId, Ahead>,
     open_devices: usize,
@@ -101,37 +109,6 @@ struct Ahead {
     last: u64,
     /// The order that its request belongs to.
     order_id: Option<String>,
-}
-
-/// How a request's log begins.
-#[derive(Debug, Clone, Default)]
-pub struct Beginning {
-    /// Where; `None` if there is no log yet, or its beginning is lost.
-    pub first: Option<Position>,
-    /// The order that the request belongs to.
-    pub order_id: Option<String>,
-}
-
-impl Projection {
-    fn track(&mut self, tracked: Arc<Tracked>) {
-        let id = &tracked.id;
-        if let Some(small) = small_letters(id) {
-            self.capitals.insert(small, id.clone());
-        }
-        self.requests.insert(id.clone(), tracked);
-    }
-
-    fn forget(&mut self, id: &RequestId) {
-        self.requests.remove(id);
-        if let Some(small) = small_letters(id) {
-            self.capitals.remove(&small);
-        }
-    }
-}
-
-/// The id in small letters, if it has others.
-fn small_letters(id: &RequestId) -> Option<String> {
-    id.as_str().bytes().any(|byte| byte.is_ascii_uppercase()).then(|| id.as_str().to_ascii_lowercase())
 }
 
 /// How far the follower is.
@@ -162,6 +139,7 @@ impl Hub {
             loads: Semaphore::new(MAX_LOADS),
             unreadable: Unreadable::default(),
             hints: Hints::default(),
+            strays: Strays::default(),
             events_read: AtomicU64::new(0),
             finished: Finished::default(),
             stirred: Notify::new(),
@@ -296,51 +274,9 @@ impl Hub {
         Ok((request.beginning() == first).then_some(found))
     }
 
-    /// How a request's log begins. It is read, unless the request is in memory and belongs to an order.
-    pub async fn beginning(&self, id: &RequestId) -> Result<Beginning, StoreError> {
-        if let Some(tracked) = self.get(id) {
-            let request = &tracked.lock().request;
-            if let Some(order_id) = &request.order_id {
-                return Ok(Beginning { first: request.beginning(), order_id: Some(order_id.clone()) });
-            }
-        }
-        let mut request = Request::default();
-        self.read_log(&LogName::request(id.as_str()), |entry| {
-            if let Some(event) = event::decode(&entry.event) {
-                request.apply(entry.position, entry.time, &event);
-            }
-        })
-        .await?;
-        Ok(Beginning { first: request.beginning(), order_id: request.order_id })
-    }
-
     /// Where the log of a request begins, if the request is in memory.
     pub fn first(&self, id: &RequestId) -> Option<Position> {
         self.get(id)?.lock().request.beginning()
-    }
-
-    /// The spelling under which a request is known whose id may differ from `id` in case. `None`: no such request is known.
-    pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
-        let text = id.as_str();
-        let other = |text: String| RequestId::parse(&text).ok().filter(|other| other != id);
-        let small = other(text.to_ascii_lowercase());
-        {
-            let projection = lock(&self.projection);
-            let tracked = |id: &&RequestId| projection.requests.contains_key(*id);
-            let capitals = projection.capitals.get(&text.to_ascii_lowercase());
-            let known = [Some(id), small.as_ref(), capitals].into_iter().flatten().find(tracked);
-            if let Some(known) = known {
-                return Ok(Some(known.clone()));
-            }
-        }
-        // A closed request has left memory. Its id is written in one of these ways, as far as ThingSpace is known.
-        let capital = other(text.to_ascii_uppercase());
-        for spelling in [Some(id.clone()), small, capital].into_iter().flatten() {
-            if !self.store.read(&LogName::request(spelling.as_str()), 0, 1).await?.is_empty() {
-                return Ok(Some(spelling));
-            }
-        }
-        Ok(None)
     }
 
     /// Whether the store holds an event of a request at a position.

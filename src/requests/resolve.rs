@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod settle;
+mod strays;
 
 pub use settle::{SettleError, Settlement};
 
@@ -106,9 +107,10 @@ impl Resolver {
                 }
             }
             self.orders.recover().await;
+            let unjoined = self.join_strays().await;
             // What is broken off is followed again at the next start.
             let Some(more) = stop.run_until_cancelled(self.follow_leads()).await else { return };
-            unfinished = more;
+            unfinished = more || unjoined;
             retry = Instant::now() + RETRY;
         }
     }

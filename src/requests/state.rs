@@ -12,6 +12,7 @@
 //! Later events name the first event of their log. A log that begins elsewhere has lost its beginning. It is expired and
 //! shows nothing: what is left of it could name the wrong devices or states.
 
+mod claim;
 mod news;
 mod shown;
 

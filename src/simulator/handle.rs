@@ -102,6 +102,11 @@ impl Handle {
         self.shared.update(|state| state.begin(account, devices, Instant::now()))
     }
 
+    /// The next request, made here or elsewhere, has this id.
+    pub fn set_next_id(&self, id: RequestId) {
+        self.shared.update(|state| state.next_id = Some(id));
+    }
+
     pub fn inject(&self, fault: Fault) {
         self.shared.update(|state| state.faults.add(fault));
     }

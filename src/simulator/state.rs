@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) ledger: Ledger,
     pub(super) tokens: Tokens,
     pub(super) requests: HashMap<RequestId, Request>,
+    /// The id of the next request, if it was chosen.
+    pub(super) next_id: Option<RequestId>,
     pub(super) faults: Faults,
     pub(super) shape: Shape,
     pub(super) callbacks: Callbacks,
@@ -31,7 +33,9 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn begin(&mut self, account: AccountName, devices: Arc<[Device]>, now: Instant) -> RequestId {
-        let id = RequestId::parse(&Uuid::new_v4().to_string()).expect("a UUID has the shape of a request id");
+        let any =
+            || RequestId::parse(&Uuid::new_v4().to_string()).expect("a UUID has the shape of a request id");
+        let id = self.next_id.take().unwrap_or_else(any);
         self.requests.insert(id.clone(), Request::new(account, devices, now));
         self.callbacks.send(Errand::Mind(id.clone()));
         id
@@ -85,6 +89,7 @@ impl Shared {
             ledger: Ledger::default(),
             tokens: Tokens::new(&options),
             requests: HashMap::new(),
+            next_id: None,
             faults: Faults::default(),
             shape: options.shape,
             callbacks: Callbacks::new(options.callbacks.shape, outbox),

@@ -32,6 +32,7 @@ mod registration;
 mod replicas;
 mod resume;
 mod shares;
+mod spellings;
 mod status;
 mod telemetry;
 mod tokens;

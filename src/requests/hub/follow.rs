@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Tracked, open_devices};
+use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Stray, Tracked, is_same, open_devices};
 use crate::{
     identity::RequestId,
     proto::storage::Event,
@@ -179,7 +179,7 @@ impl Hub {
                 let kind = event.and_then(|event| event.kind);
                 let owner = self.fold_request(&id, entry, kind.as_ref()).await;
                 if let Some(Kind::Accepted(accepted)) = kind {
-                    self.close_order(&accepted.order_id, owner.as_deref());
+                    self.close_order(&accepted.order_id, owner.as_deref(), &id);
                 }
             }
         }
@@ -205,10 +205,13 @@ impl Hub {
 
     /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is finished, unless that is
     /// another order: then its acceptance has to be withdrawn, by whoever looks after unfinished orders.
-    fn close_order(&self, order_id: &str, owner: Option<&str>) {
-        if owner.is_none_or(|owner| owner == order_id) {
-            lock(&self.projection).orders.remove(order_id);
-        } else {
+    fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
+        if owner.is_some_and(|owner| owner != order_id) {
+            return self.stir();
+        }
+        let leads = lock(&self.projection).orders.remove(order_id);
+        for from in leads.into_iter().filter(|lead| lead != request && is_same(lead, request)) {
+            self.add_stray(Stray { from, to: request.clone() });
             self.stir();
         }
     }
@@ -252,9 +255,16 @@ impl Hub {
 
     /// A callback for a request of which no order is known here.
     fn take_lead(&self, id: &RequestId, kind: Option<&Kind>) {
-        if let Some(Kind::CalledBack(called_back)) = kind
-            && lock(&self.projection).orders.lead(id, called_back)
-        {
+        let Some(Kind::CalledBack(called_back)) = kind else { return };
+        let mut projection = lock(&self.projection);
+        let is_owner = |other: &Arc<Tracked>| other.id != *id && other.lock().request.order_id.is_some();
+        let owner = projection.spellings(id).into_iter().find(is_owner);
+        let is_lead = projection.orders.lead(id, called_back);
+        drop(projection);
+        if let Some(owner) = &owner {
+            self.add_stray(Stray { from: id.clone(), to: owner.id.clone() });
+        }
+        if is_lead || owner.is_some() {
             self.stir();
         }
     }

@@ -9,6 +9,7 @@ use std::{
     sync::Arc,
 };
 
+use super::is_same;
 use crate::{
     identity::{Digits, RequestId},
     proto::storage::{self, Event},
@@ -57,10 +58,13 @@ impl OpenOrders {
         self.change(id, |old| *old = order);
     }
 
-    pub(super) fn remove(&mut self, id: &str) {
-        if let Some(open) = self.orders.remove(id) {
-            self.forget_devices(id, &open.order);
-        }
+    /// Forgets an order, and returns the requests that were its leads.
+    pub(super) fn remove(&mut self, id: &str) -> HashSet<RequestId> {
+        let Some(open) = self.orders.remove(id) else { return HashSet::new() };
+        self.forget_devices(id, &open.order);
+        let Open { mut leads, followed, .. } = open;
+        leads.extend(followed);
+        leads
     }
 
     fn change(&mut self, id: &str, change: impl FnOnce(&mut Order)) {
@@ -99,6 +103,15 @@ impl OpenOrders {
 
     /// Keeps a callback as a lead of the orders that have its device; true if there is a new one.
     pub(super) fn lead(&mut self, request: &RequestId, called_back: &storage::CalledBack) -> bool {
+        for open in self.orders.values_mut() {
+            // The acceptance of this order is about to reach its request, which the callback spells in another case.
+            let is_spelling = |accepted: &RequestId| accepted != request && is_same(accepted, request);
+            if matches!(&open.order.outcome, Some(Outcome::AcceptedAs(accepted)) if is_spelling(accepted))
+                && open.leads.len() + open.followed.len() < MAX_LEADS
+            {
+                open.leads.insert(request.clone());
+            }
+        }
         if self.by_device.is_empty() {
             return false;
         }

@@ -1,7 +1,8 @@
 //! Telling an order's request and key what became of it, and taking back an acceptance that turns out to be wrong.
 //!
 //! A request belongs to the first order whose `Accepted` is in its log. An order that was answered with the id of another
-//! order's request has an unknown outcome: its devices are not that request's.
+//! order's request, or of a request that is known with other devices, has an unknown outcome: its devices are not that
+//! request's.
 
 use tracing::error;
 
@@ -12,7 +13,7 @@ use crate::{
     requests::{
         append,
         event::{self, Kind},
-        hub::Beginning,
+        hub::{Beginning, Objection},
         key::Key,
         order::{Order, Outcome},
     },
@@ -35,9 +36,11 @@ impl Orders {
         match outcome {
             Outcome::NotPlaced => self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?,
             Outcome::AcceptedAs(request) => {
-                let beginning = self.hub.beginning(request).await?;
-                if !self.append_accepted(order_id, ordered, request, beginning, order.settled).await? {
-                    self.withdraw(order_id, ordered, request, order.settled).await?;
+                let settled = order.settled;
+                let beginning = self.hub.beginning(request, Some(ordered)).await?;
+                let objection = self.append_accepted(order_id, ordered, request, beginning, settled).await?;
+                if let Some(objection) = objection {
+                    self.withdraw(order_id, ordered, request, settled, objection).await?;
                     return Ok(false);
                 }
                 self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str(), corrects).await?;
@@ -46,7 +49,23 @@ impl Orders {
         Ok(true)
     }
 
-    /// Makes a request an order's. False: it belongs to another order.
+    /// Why a request cannot be an order's although ThingSpace answered the order with its id in some case.
+    pub(super) async fn objection(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+    ) -> Result<Option<Objection>, StoreError> {
+        for spelling in self.hub.other_spellings(request).await? {
+            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            if let Some(objection) = other.objection(order_id) {
+                return Ok(Some(objection));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Makes a request an order's, or says why it is not. A settlement need not agree with what is known of the request.
     pub(super) async fn append_accepted(
         &self,
         order_id: &str,
@@ -54,9 +73,10 @@ impl Orders {
         request: &RequestId,
         beginning: Beginning,
         settled: Option<Position>,
-    ) -> Result<bool, StoreError> {
-        if let Some(owner) = beginning.order_id {
-            return Ok(owner == order_id);
+    ) -> Result<Option<Objection>, StoreError> {
+        let is_owned = beginning.order_id.is_some();
+        if is_owned || settled.is_none() && beginning.contradicts {
+            return Ok(beginning.objection(order_id));
         }
         let accepted = Kind::Accepted(storage::Accepted {
             order_id: order_id.to_owned(),
@@ -68,23 +88,23 @@ impl Orders {
         let position = append(&*self.store, &log, beginning.first, id, accepted).await?;
         self.hub.folded(position).await;
         // Another replica may have been first with another order.
-        let owner = self.hub.beginning(request).await?.order_id;
-        Ok(owner.is_none_or(|owner| owner == order_id))
+        Ok(self.hub.beginning(request, None).await?.objection(order_id))
     }
 
-    /// Takes back that an order was accepted as a request that belongs to another order.
+    /// Takes back that an order was accepted as a request that is not its own.
     pub(super) async fn withdraw(
         &self,
         order_id: &str,
         ordered: &storage::Ordered,
         request: &RequestId,
         settled: Option<Position>,
+        objection: Objection,
     ) -> Result<(), StoreError> {
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
         self.move_key(order_id, ordered, KeyPhase::Unknown, "", true).await?;
-        say_duplicate_id(order_id, &ordered.account, request);
+        say_not_its_own(order_id, &ordered.account, request, objection);
         self.hub.folded(position).await;
         Ok(())
     }
@@ -96,7 +116,7 @@ impl Orders {
         request: &RequestId,
         settled: Option<Position>,
     ) -> Result<(), StoreError> {
-        let Beginning { first, order_id: owner } = self.hub.beginning(request).await?;
+        let Beginning { first, order_id: owner, .. } = self.hub.beginning(request, None).await?;
         if owner.as_deref() == Some(order_id) {
             let (log, id) =
                 (LogName::request(request.as_str()), event::withdrawn_id(order_id, request, settled));
@@ -132,13 +152,13 @@ fn withdrawn(order_id: &str, request: &RequestId) -> Kind {
     Kind::Withdrawn(storage::Withdrawn { order_id: order_id.to_owned(), request_id: request.to_string() })
 }
 
-/// Reports an order that was accepted under the id of another order's request.
-pub(super) fn say_duplicate_id(order_id: &str, account: &str, request: &RequestId) {
+/// Reports an order that was answered with the id of a request that is not its own.
+pub(super) fn say_not_its_own(order_id: &str, account: &str, request: &RequestId, objection: Objection) {
     error!(
         order.id = order_id,
         account,
         request.id = %request,
-        "an order was accepted as a request that belongs to another order; its outcome is unknown and it is not sent again: \
-         look it up in ThingSpace, then run `thingspace-gateway orders settle`"
+        "ThingSpace answered an order with a request id that cannot be the order's: {objection}; its outcome is unknown \
+         and it is not sent again: look it up in ThingSpace, then run `thingspace-gateway orders settle`"
     );
 }

@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, info};
 use uuid::Uuid;
 
-use super::{Orders, Placed, Room, finish::say_duplicate_id, leases, ordered, unknown};
+use super::{Orders, Placed, Room, finish::say_not_its_own, leases, ordered, unknown};
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -100,8 +100,8 @@ enum Came {
 /// What storing an outcome came to.
 enum Kept {
     AsItCame,
-    /// The request belongs to another order, so the outcome is unknown.
-    AnotherOrders,
+    /// The request is not this order's, so the outcome is unknown.
+    NotItsOwn,
 }
 
 impl Orders {
@@ -141,7 +141,7 @@ impl Orders {
         let (answer, kept) = self.keep(&mut flight, &came, &outcome, answer).await;
         let outcome = match kept {
             Kept::AsItCame => outcome,
-            Kept::AnotherOrders => Err(unknown(&flight.order_id, flight.sent_time, None)),
+            Kept::NotItsOwn => Err(unknown(&flight.order_id, flight.sent_time, None)),
         };
         if let Err(Error::Refused(refusal)) = &outcome {
             self.refusals.remember(&flight.cell.name, &hash, refusal);
@@ -223,11 +223,9 @@ impl Orders {
             if let Some(answer) = answer.take() {
                 let told = match came {
                     Came::AcceptedAs(request_id) => {
-                        let of_another = self.hub.get(request_id).is_some_and(|tracked| {
-                            let owner = &tracked.lock().request.order_id;
-                            owner.as_ref().is_some_and(|owner| *owner != flight.order_id)
-                        });
-                        let told = Some(request_id.clone()).filter(|_| !of_another);
+                        let ordered = ordered(&flight.order, &flight.cell);
+                        let objection = self.hub.objection(request_id, &flight.order_id, &ordered);
+                        let told = Some(request_id.clone()).filter(|_| objection.is_none());
                         Err(unknown(&flight.order_id, flight.sent_time, told))
                     }
                     Came::Refused(_) | Came::NotSent | Came::Unknown => outcome.clone(),
@@ -252,25 +250,31 @@ impl Orders {
         let ordered = || ordered(&flight.order, &flight.cell);
         match came {
             Came::AcceptedAs(request_id) => {
-                let beginning = self.hub.beginning(request_id).await?;
-                if beginning.order_id.as_ref().is_some_and(|owner| owner != order_id) {
-                    say_duplicate_id(order_id, flight.order.account.as_str(), request_id);
+                let ordered = ordered();
+                let beginning = self.hub.beginning(request_id, Some(&ordered)).await?;
+                let objection = match beginning.objection(order_id) {
+                    None => self.objection(order_id, &ordered, request_id).await?,
+                    objection => objection,
+                };
+                if let Some(objection) = objection {
                     self.advance(flight, KeyPhase::Unknown, "").await?;
-                    return Ok(Kept::AnotherOrders);
+                    say_not_its_own(order_id, &ordered.account, request_id, objection);
+                    return Ok(Kept::NotItsOwn);
                 }
                 let accepted_as =
                     Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
                 append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as).await?;
-                if !self.append_accepted(order_id, &ordered(), request_id, beginning, None).await? {
-                    self.withdraw(order_id, &ordered(), request_id, None).await?;
-                    return Ok(Kept::AnotherOrders);
+                let objection = self.append_accepted(order_id, &ordered, request_id, beginning, None).await?;
+                if let Some(objection) = objection {
+                    self.withdraw(order_id, &ordered, request_id, None, objection).await?;
+                    return Ok(Kept::NotItsOwn);
                 }
                 if !self.advance(flight, KeyPhase::Accepted, request_id.as_str()).await? {
                     // Somebody took the order for lost, or has read what is in its log by now.
                     let order = self.hub.order(order_id).await?;
                     contradict(order_id, request_id, &order);
                     if !self.finish(order_id, &order).await? {
-                        return Ok(Kept::AnotherOrders);
+                        return Ok(Kept::NotItsOwn);
                     }
                 }
             }

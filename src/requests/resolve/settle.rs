@@ -168,10 +168,30 @@ impl Resolver {
         ordered: &storage::Ordered,
         request: &RequestId,
     ) -> Result<(), SettleError> {
+        if self.is_anothers_spelling(order_id, ordered, request).await? {
+            return Err(SettleError::OtherRequest);
+        }
         let Some((tracked, _)) = self.hub.attach(request).await? else { return Ok(()) };
         let request = &tracked.lock().request;
         let another_order = request.order_id.as_ref().is_some_and(|of| of != order_id);
         let another_account = request.account.as_ref().is_some_and(|of| of.as_str() != ordered.account);
         if another_order || another_account { Err(SettleError::OtherRequest) } else { Ok(()) }
+    }
+
+    /// Whether a request is another order's, which knows it by an id in another case.
+    async fn is_anothers_spelling(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+    ) -> Result<bool, StoreError> {
+        for spelling in self.hub.other_spellings(request).await? {
+            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            // Other devices show that ThingSpace means two requests.
+            if !other.contradicts && other.order_id.is_some_and(|owner| owner != order_id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }

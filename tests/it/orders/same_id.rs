@@ -1,20 +1,23 @@
-//! ThingSpace answers two orders with the same request id.
+//! ThingSpace answers an order with the id of another order's request, or of a request that was made elsewhere.
 
 use bytes::Bytes;
 use thingspace_gateway::{
-    identity::AccountName,
-    proto::storage,
+    identity::{AccountName, RequestId},
+    proto::{
+        esim::{GetRequestStatusRequest, RequestState},
+        storage::{self, StatusClass},
+    },
     requests::{
         event::{self, Kind, Once},
         key::{self, Claim, Key},
     },
-    simulator::{Endpoint, Fault, What, When},
     store::{LogName, Store, embedded::Embedded},
     thingspace::Order,
 };
 use uuid::Uuid;
 
 use super::*;
+use crate::correlation::call_back;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_second_order_with_an_id_is_unknown_and_the_first_keeps_its_devices() {
@@ -46,6 +49,87 @@ async fn the_second_order_with_an_id_is_unknown_and_the_first_keeps_its_devices(
         errors[0].contains("belongs to another order") && errors[0].contains("orders settle"),
         "{errors:?}"
     );
+}
+
+/// The next order is answered with the id of a request that was made elsewhere.
+fn answer_with(upstream: &Upstream, id: &str) {
+    let what = What::request_id(&format!("\"{id}\""));
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, what));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
+    let upstream = Upstream::manual().await;
+    let process = Process::serve(&upstream.with_callbacks(), upstream.dir.path());
+    let mut client = process.client().await;
+    let account = |name: &str| AccountName::parse(name).unwrap();
+    let of = |name: &str, devices: &[usize]| {
+        let devices: Vec<_> = devices.iter().map(|n| upstream_device(*n)).collect();
+        upstream.sim.add_request(account(name), devices)
+    };
+    let other_account = upstream.accounts[1].as_str();
+    let mut known = vec![of(ACCOUNT, &[5]), of(ACCOUNT, &[0, 5]), of(ACCOUNT, &[0]), of(other_account, &[0])];
+    // It has ended, so its list is complete.
+    upstream.sim.finish_all(&known[2], Outcome::Success);
+    for (n, id) in known.iter().enumerate() {
+        let asked = if n == 3 { other_account } else { ACCOUNT };
+        let asked = GetRequestStatusRequest { account_name: asked.to_owned(), ..question(id) };
+        ask(&mut client, asked).await.unwrap();
+    }
+    let capitals = known[0].as_str().to_ascii_uppercase();
+    known.push(RequestId::parse(&capitals).unwrap());
+    for id in &known {
+        answer_with(&upstream, id.as_str());
+        for _ in 0..2 {
+            let status = place(&mut client, id.as_str(), 0..2).await.unwrap_err();
+            assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()), "{id}");
+            assert!(!format!("{status:?}").contains(id.as_str()), "it is not its own: {status:?}");
+        }
+    }
+    assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 5, "never sent again");
+    let devices = ask(&mut client, question(&known[0])).await.unwrap().devices;
+    assert_eq!(devices[0].identifiers.as_ref().unwrap().iccid, device(5).iccid);
+    process.terminate();
+    let (_, lines) = process.wait().await;
+    let errors: Vec<_> = lines.iter().filter(|line| line.contains("\"ERROR\"")).collect();
+    assert_eq!(errors.len(), known.len(), "{errors:?}");
+    assert!(errors.iter().all(|error| error.contains("orders settle")), "{errors:?}");
+}
+
+#[tokio::test]
+async fn an_order_whose_request_was_looked_up_before_the_answer_has_it() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let gate = Gate::default();
+    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    let order = tokio::spawn({
+        let mut client = client.clone();
+        async move { place(&mut client, "k", 0..2).await }
+    });
+    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
+    let id = ledger.orders[0].request_id.clone();
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
+    upstream.sim.finish_all(&id, Outcome::Success);
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
+    gate.open();
+    assert_eq!(order.await.unwrap().unwrap(), id);
+    assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
+    gateway.stop().await;
+}
+
+/// Callbacks of a request made elsewhere told its devices before the order was answered with its id.
+#[tokio::test]
+async fn an_id_whose_callbacks_named_other_devices_leaves_the_order_unknown() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let id = upstream.sim.add_request(AccountName::parse(ACCOUNT).unwrap(), [upstream_device(5)]);
+    call_back(&gateway, &id, 5, StatusClass::Succeeded).await;
+    answer_with(&upstream, id.as_str());
+    let status = place(&mut client, "k", [0]).await.unwrap_err();
+    assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    gateway.stop().await;
 }
 
 /// Two replicas stored their acceptances at the same moment, and the second one died before it saw that it was second.

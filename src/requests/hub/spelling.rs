@@ -1,0 +1,131 @@
+//! Requests whose ids differ only in case are one request, unless ThingSpace has shown them to be different ones.
+//!
+//! A request is known under the spelling that ThingSpace's answer to its order used. Callers and callbacks may spell it in
+//! another way. Two spellings are different requests if each belongs to an order, or if what ThingSpace said about one
+//! contradicts the account or the devices of the other.
+
+use std::sync::Arc;
+
+use super::{Hub, Projection, Tracked};
+use crate::{
+    identity::RequestId,
+    requests::{
+        event::{self, Kind},
+        lock,
+    },
+    store::{LogName, StoreError},
+};
+
+impl Projection {
+    pub(super) fn track(&mut self, tracked: Arc<Tracked>) {
+        let id = &tracked.id;
+        if has_capitals(id) {
+            let spellings = self.capitals.entry(small_letters(id)).or_default();
+            if !spellings.contains(id) {
+                spellings.push(id.clone());
+            }
+        }
+        self.requests.insert(id.clone(), tracked);
+    }
+
+    pub(super) fn forget(&mut self, id: &RequestId) {
+        self.requests.remove(id);
+        if has_capitals(id) {
+            let small = small_letters(id);
+            if let Some(spellings) = self.capitals.get_mut(&small) {
+                spellings.retain(|other| other != id);
+                if spellings.is_empty() {
+                    self.capitals.remove(&small);
+                }
+            }
+        }
+    }
+
+    /// The requests in memory whose ids are this one in any case; this very one first.
+    pub(super) fn spellings(&self, id: &RequestId) -> Vec<Arc<Tracked>> {
+        let small = small_letters(id);
+        let capitals = self.capitals.get(&small).into_iter().flatten().cloned();
+        let others = RequestId::parse(&small).into_iter().chain(capitals).filter(|other| other != id);
+        let all = std::iter::once(id.clone()).chain(others);
+        all.filter_map(|id| self.requests.get(&id).map(Arc::clone)).collect()
+    }
+}
+
+fn has_capitals(id: &RequestId) -> bool {
+    id.as_str().bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+fn small_letters(id: &RequestId) -> String {
+    id.as_str().to_ascii_lowercase()
+}
+
+/// Whether two ids are the same in any case.
+pub fn is_same(one: &RequestId, other: &RequestId) -> bool {
+    one.as_str().eq_ignore_ascii_case(other.as_str())
+}
+
+/// This spelling, then the two other ones that services use. Only these can be looked up in the store.
+fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
+    let text = id.as_str();
+    let others = [text.to_ascii_lowercase(), text.to_ascii_uppercase()];
+    let others = others.into_iter().filter_map(|other| RequestId::parse(&other).ok());
+    std::iter::once(id.clone()).chain(others.filter(|other| other != id).collect::<Vec<_>>())
+}
+
+impl Hub {
+    /// The spelling under which a request is in memory, if it is.
+    pub fn spelling_in_memory(&self, id: &RequestId) -> Option<RequestId> {
+        let spellings = lock(&self.projection).spellings(id);
+        let exact = spellings.first().filter(|tracked| tracked.id == *id);
+        let is_ordered = |tracked: &Arc<Tracked>| tracked.lock().request.order_id.is_some();
+        if exact.is_some_and(is_ordered) {
+            return Some(id.clone());
+        }
+        let ordered = spellings.iter().find(|tracked| is_ordered(tracked));
+        let known = match (exact, ordered) {
+            (Some(exact), Some(ordered)) if are_different(exact, ordered) => exact,
+            (_, Some(ordered)) => ordered,
+            (_, None) => spellings.first()?,
+        };
+        Some(known.id.clone())
+    }
+
+    /// The spelling under which a request is known whose id may differ from `id` in case. `None`: no such request is known.
+    pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
+        if let Some(known) = self.spelling_in_memory(id) {
+            return Ok(Some(known));
+        }
+        // A closed request has left memory.
+        let mut known = None;
+        for spelling in usual_spellings(id) {
+            let entries = self.store.read(&LogName::request(spelling.as_str()), 0, 1).await?;
+            let Some(first) = entries.first() else { continue };
+            let kind = event::decode(&first.event).and_then(|event| event.kind);
+            if matches!(kind, Some(Kind::Accepted(_))) {
+                return Ok(Some(spelling));
+            }
+            known = known.or(Some(spelling));
+        }
+        Ok(known)
+    }
+
+    /// The other spellings under which something is known of what may be the same request.
+    pub async fn other_spellings(&self, id: &RequestId) -> Result<Vec<RequestId>, StoreError> {
+        let in_memory = lock(&self.projection).spellings(id);
+        let mut others: Vec<_> = in_memory.iter().map(|tracked| tracked.id.clone()).collect();
+        for spelling in usual_spellings(id).filter(|spelling| spelling != id) {
+            if !others.contains(&spelling) {
+                let log = LogName::request(spelling.as_str());
+                others.extend((!self.store.read(&log, 0, 1).await?.is_empty()).then_some(spelling));
+            }
+        }
+        others.retain(|other| other != id);
+        Ok(others)
+    }
+}
+
+/// Whether what is known of a request shows that it is not the one that an order was answered with.
+fn are_different(one: &Tracked, ordered: &Tracked) -> bool {
+    let ordered = ordered.lock().request.clone();
+    one.lock().request.differs_from(&ordered)
+}
