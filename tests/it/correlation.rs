@@ -143,7 +143,9 @@ async fn a_callback_twice_at_the_same_moment_is_one() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
-    let watching = watch(&mut client, &id, "").await.unwrap();
+    let mut watching = watch(&mut client, &id, "").await.unwrap();
+    // The snapshot: everything after it is told as a change.
+    watching.event().await;
     let read = gateway.requests.events_read();
     join_all((0..10).map(|_| call_back(&gateway, &id, 0, StatusClass::Failed))).await;
     call_back(&gateway, &id, 1, StatusClass::Succeeded).await;

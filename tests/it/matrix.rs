@@ -25,7 +25,7 @@ use failure::Failure;
 use table::{Calls, DOWNLOAD, Key, LOGIN, STATUS, TOKEN};
 
 /// For the answer to a call, where only time ends it.
-const TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The order that meets the failure, and its device.
 const KEY: &str = "k";
