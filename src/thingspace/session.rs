@@ -189,10 +189,21 @@ impl Tokens {
         self.standings.subscribe()
     }
 
-    /// Both tokens, from memory or renewed. The session first: while its credentials are rejected, no bearer is asked for.
+    /// Both tokens, from memory or renewed. After a failure that may pass soon, waits and tries once more, so that one failed
+    /// login costs no caller an error. Cancel-safe.
     pub(super) async fn pair(self: &Arc<Self>) -> Result<Pair, Error> {
-        let session = self.session().await.map_err(|failed| self.error(failed))?;
-        let bearer = self.bearer().await.map_err(|failed| self.error(failed))?;
+        let mut pair = self.try_pair().await;
+        if let Some(wait) = pair.as_ref().err().and_then(Failed::passes_within) {
+            tokio::time::sleep(wait).await;
+            pair = self.try_pair().await;
+        }
+        pair.map_err(|failed| self.error(failed))
+    }
+
+    /// The session first: while its credentials are rejected, no bearer is asked for.
+    async fn try_pair(self: &Arc<Self>) -> Result<Pair, Failed> {
+        let session = self.session().await?;
+        let bearer = self.bearer().await?;
         Ok(Pair { bearer, session })
     }
 

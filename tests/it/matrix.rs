@@ -58,9 +58,14 @@ impl Cell {
     async fn world(self) -> World {
         let upstream = Upstream::manual().await;
         let mut config = upstream.quiet();
+        let soon = Duration::from_millis(500);
+        (config.thingspace.login_backoff_first, config.thingspace.login_backoff_max) = (soon, soon);
         // Only time ends such a call.
         if matches!(self.failure, Failure::Hang | Failure::Trickle) {
-            (config.thingspace.call_timeout, config.thingspace.order_timeout) = (TIMEOUT, TIMEOUT);
+            match self.endpoint {
+                Endpoint::Download => config.thingspace.order_timeout = TIMEOUT,
+                _ => config.thingspace.call_timeout = TIMEOUT,
+            }
         }
         let gateway = Gateway::start(config).await;
         let mut client = gateway.client().await;

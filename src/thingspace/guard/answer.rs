@@ -30,15 +30,20 @@ pub(in crate::thingspace) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) ->
     let unclear = |what| Answer::Unclear(format!("HTTP {status}, {what}"));
     let said = reply.body.as_deref().map_or(Said::Nothing, Said::read);
     let means = |code: &Code| code.row(status).means;
+    // The API manager refuses calls that it does not pass on with these. With any other status its
+    // code proves nothing.
+    let refused = (400..500).contains(&status);
     match (judge(reply, parse), said) {
         (Verdict::Done(accepted), Said::Nothing | Said::Success) => Answer::Accepted(accepted),
         (Verdict::Done(_), _) => unclear("with a session and an error code"),
         (_, Said::One(code)) => match means(&code) {
-            Means::BearerRefused => Answer::StaleBearer,
-            Means::Throttled => Answer::Throttled(reply.retry_after),
-            Means::Unclear => unclear("with an error code that says nothing about the password"),
-            Means::Refused(kind) if code::is_by_api_manager(&code.refusal(kind, status)) => {
+            Means::BearerRefused if refused => Answer::StaleBearer,
+            Means::Throttled if refused || status == 503 => Answer::Throttled(reply.retry_after),
+            Means::Refused(kind) if refused && code::is_by_api_manager(&code.refusal(kind, status)) => {
                 Answer::NotEvaluated(code.refusal(kind, status).to_string())
+            }
+            Means::BearerRefused | Means::Throttled | Means::Unclear => {
+                unclear("with an error code that says nothing about the password")
             }
             Means::Refused(_) | Means::SessionRefused => Answer::Rejected,
         },

@@ -59,7 +59,8 @@ impl Tokens {
 
     /// A login that meets a stale bearer is repeated once with a new one: the password was not looked at.
     pub(super) async fn log_in(self: &Arc<Self>, last: Option<TokenId>, need: Need) -> Result<Minted, Fault> {
-        for _ in 0..2 {
+        let mut again = true;
+        loop {
             let secrets = self.secrets().await.map_err(Fault::from)?;
             // The bearer is had before anything is claimed, and not at all if there is nothing to claim.
             let found = self.users.wait(&secrets.login, last, need).await;
@@ -81,17 +82,17 @@ impl Tokens {
                 Ok(Answer::StaleBearer) => {
                     self.bearer.invalidate(bearer.id);
                     let miss = Miss::void("the login refuses the bearer");
-                    self.users.failed(claim, miss.report, &miss.fault).await;
-                    continue;
+                    if std::mem::take(&mut again) {
+                        self.users.failed(claim, miss.report, &miss.fault).await;
+                        continue;
+                    }
+                    miss
                 }
                 Ok(answer) => Miss::of(answer),
                 Err(miss) => miss,
             };
             return Err(self.fail(Half::Login, claim, miss).await);
         }
-        let miss = Miss::void("the login refuses a new bearer");
-        tracing::warn!(credentials = self.name(), "no token: {}", miss.fault.what);
-        Err(miss.fault)
     }
 
     async fn ask_for_bearer(&self, secrets: &Secrets, claim: &Claim) -> Result<Answer<wire::Bearer>, Miss> {

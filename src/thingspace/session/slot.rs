@@ -18,6 +18,11 @@ const EXPIRY_SLACK: Duration = Duration::from_secs(1);
 /// A token that was refused and then handed out again is not invalidated, hence not asked for, before this.
 pub(super) const SAME_TOKEN_HOLD: Duration = Duration::from_secs(1);
 
+/// How long a caller waits for another attempt to get a token, at most.
+const NEXT_ATTEMPT_MOST: Duration = Duration::from_secs(10);
+/// Added to that wait: others measure it from a moment later.
+const NEXT_ATTEMPT_SLACK: Duration = Duration::from_millis(100);
+
 /// A token as a header's value. `Debug` does not show it.
 #[derive(Debug, Clone)]
 pub(super) struct Token {
@@ -121,6 +126,12 @@ impl Pace {
 }
 
 impl Failed {
+    /// How long a caller waits for the next attempt; `None`: it is told the failure at once.
+    pub(super) fn passes_within(&self) -> Option<Duration> {
+        let passes = matches!(self.fault.what, What::Unavailable(_) | What::Later(..));
+        Some(self.wait() + NEXT_ATTEMPT_SLACK).filter(|wait| passes && *wait <= NEXT_ATTEMPT_MOST)
+    }
+
     /// Until it is worth trying again.
     pub(super) fn wait(&self) -> Duration {
         let until = match self.fault.what {

@@ -239,21 +239,70 @@ fn unclear_logins() -> [What; 5] {
 
 #[tokio::test]
 async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
-    for what in unclear_logins() {
+    join_all(unclear_logins().map(async |what| {
         let world = world(manual()).await;
         let request = world.request();
         world.poll(&request).await.unwrap();
         world.handle.expire_sessions();
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
+        let began = Instant::now();
         for _ in 0..20 {
             match world.poll(&request).await {
                 Err(Error::NotSent { retry_after: Some(wait), .. }) => assert!(wait > Duration::from_secs(3)),
                 other => panic!("{what:?}: {other:?}"),
             }
         }
+        // The first caller waited for the second login. The third is due in 15 minutes.
+        assert!(began.elapsed() >= Duration::from_secs(5), "{what:?}");
         let ledger = world.handle.ledger();
-        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 2), "{what:?}");
+        assert_eq!((ledger.token_requests(), ledger.logins()), (1, 3), "{what:?}");
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn one_failed_login_or_token_request_costs_no_caller_an_error() {
+    for (endpoint, token_requests, logins) in [(Endpoint::Login, 1, 2), (Endpoint::Token, 2, 1)] {
+        for what in [answer(500, "x"), What::Drop] {
+            let world = world(manual()).await;
+            let request = world.request();
+            world.handle.inject(Fault::once(endpoint, When::BeforeEffect, what.clone()));
+            for outcome in join_all((0..20).map(|_| world.poll(&request))).await {
+                outcome.unwrap();
+            }
+            let ledger = world.handle.ledger();
+            assert_eq!((ledger.token_requests(), ledger.logins()), (token_requests, logins), "{what:?}");
+        }
     }
+}
+
+/// Nothing is logged in, and operators are told why.
+#[tokio::test]
+async fn logins_that_the_api_manager_refuses_are_told_to_operators() {
+    for body in [r#"{"fault":{"code":"900901"}}"#, r#"{"fault":{"code":"900908"}}"#] {
+        let world = world(manual()).await;
+        let mut standing = world.client.standings().next().unwrap().1;
+        world.handle.inject(Fault::always(Endpoint::Login, When::BeforeEffect, answer(401, body)));
+        assert!(world.poll(&world.request()).await.is_err());
+        let told = standing.wait_for(|said| said.sentence.contains("no token"));
+        timeout(PATIENCE, told).await.unwrap().unwrap();
+        assert_eq!(world.handle.ledger().strikes, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_bearer_that_is_refused_for_a_moment_costs_no_caller_an_error() {
+    let world = world(manual()).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let fault = answer(401, r#"{"fault":{"code":"900901"}}"#);
+    world
+        .handle
+        .inject(Fault { times: Some(3), ..Fault::always(Endpoint::Status, When::BeforeEffect, fault) });
+    for outcome in join_all((0..3).map(|_| world.poll(&request))).await {
+        outcome.unwrap();
+    }
+    assert_eq!(world.handle.ledger().logins(), 1);
 }
 
 /// Over restarts, too: none of them forgets an outcome that may have been a rejection.
@@ -326,22 +375,6 @@ async fn a_throttled_login_or_token_request_is_a_throttled_call() {
         }
         assert_eq!(world.handle.ledger().calls(endpoint), 1);
     }
-}
-
-#[tokio::test]
-async fn a_token_server_that_comes_back_is_found() {
-    let world = world(manual()).await;
-    let request = world.request();
-    world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, What::Drop));
-    assert!(matches!(world.poll(&request).await, Err(Error::NotSent { retry_after: Some(_), .. })));
-    let recovered = async {
-        while let Err(Error::NotSent { retry_after, .. }) = world.poll(&request).await {
-            tokio::time::sleep(retry_after.unwrap()).await;
-        }
-    };
-    timeout(PATIENCE, recovered).await.unwrap();
-    world.poll(&request).await.unwrap();
-    assert_eq!(world.handle.ledger().token_requests(), 2);
 }
 
 /// Its trouble is not the secret's, whatever code it says it with.

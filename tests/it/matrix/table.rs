@@ -39,48 +39,49 @@ const REJECTED: (Code, &str) = (FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECT
 const REFUSED: (Code, &str) = (FailedPrecondition, "UPSTREAM_REFUSED");
 const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
 
-/// An order that finds its bearer expired (its first POST), while token requests fail. A token request is never repeated for
-/// the same caller, and the order is not sent.
+/// An order that finds its bearer expired (its first POST), while token requests fail. A token request that may succeed a
+/// moment later is repeated once for the same caller, and the order is not sent.
 pub const TOKEN: [Line<Key>; 17] = [
-    (Hang, DOWN, calls(1, 0, 1, 0), Free),
+    (Hang, DOWN, calls(2, 0, 1, 0), Free),
     (Unauthorized, REJECTED, calls(1, 0, 1, 0), Free),
     (Forbidden, REJECTED, calls(1, 0, 1, 0), Free),
-    (RequestTimeout, DOWN, calls(1, 0, 1, 0), Free),
+    (RequestTimeout, DOWN, calls(2, 0, 1, 0), Free),
     (Throttled, THROTTLED, calls(1, 0, 1, 0), Free),
-    (ServerError, DOWN, calls(1, 0, 1, 0), Free),
-    (Unavailable503, DOWN, calls(1, 0, 1, 0), Free),
-    (Page, DOWN, calls(1, 0, 1, 0), Free),
-    (Truncated, DOWN, calls(1, 0, 1, 0), Free),
-    (Reset, DOWN, calls(1, 0, 1, 0), Free),
-    (Trickle, DOWN, calls(1, 0, 1, 0), Free),
-    (Silence, DOWN, calls(1, 0, 1, 0), Free),
-    (Cut, DOWN, calls(1, 0, 1, 0), Free),
-    (Empty, DOWN, calls(1, 0, 1, 0), Free),
-    (Redirect, DOWN, calls(1, 0, 1, 0), Free),
-    (LargeBody, DOWN, calls(1, 0, 1, 0), Free),
-    (LargeHead, DOWN, calls(1, 0, 1, 0), Free),
+    (ServerError, DOWN, calls(2, 0, 1, 0), Free),
+    (Unavailable503, DOWN, calls(2, 0, 1, 0), Free),
+    (Page, DOWN, calls(2, 0, 1, 0), Free),
+    (Truncated, DOWN, calls(2, 0, 1, 0), Free),
+    (Reset, DOWN, calls(2, 0, 1, 0), Free),
+    (Trickle, DOWN, calls(2, 0, 1, 0), Free),
+    (Silence, DOWN, calls(2, 0, 1, 0), Free),
+    (Cut, DOWN, calls(2, 0, 1, 0), Free),
+    (Empty, DOWN, calls(2, 0, 1, 0), Free),
+    (Redirect, DOWN, calls(2, 0, 1, 0), Free),
+    (LargeBody, DOWN, calls(2, 0, 1, 0), Free),
+    (LargeHead, DOWN, calls(2, 0, 1, 0), Free),
 ];
 
-/// An order that finds its session expired (its first POST), while logins fail. A login is made once; only a refused bearer is
-/// renewed and the login repeated, because ThingSpace has not looked at the password.
+/// An order that finds its session expired (its first POST), while logins fail. A login without a usable answer is repeated
+/// once for the same caller. Each of the two is repeated with a new bearer if its bearer is refused, because ThingSpace has
+/// not looked at the password.
 pub const LOGIN: [Line<Key>; 17] = [
-    (Hang, DOWN, calls(0, 1, 1, 0), Free),
-    (Unauthorized, DOWN, calls(1, 2, 1, 0), Free),
+    (Hang, DOWN, calls(0, 2, 1, 0), Free),
+    (Unauthorized, DOWN, calls(2, 4, 1, 0), Free),
     (Forbidden, REJECTED, calls(0, 1, 1, 0), Free),
-    (RequestTimeout, DOWN, calls(0, 1, 1, 0), Free),
+    (RequestTimeout, DOWN, calls(0, 2, 1, 0), Free),
     (Throttled, THROTTLED, calls(0, 1, 1, 0), Free),
-    (ServerError, DOWN, calls(0, 1, 1, 0), Free),
-    (Unavailable503, DOWN, calls(0, 1, 1, 0), Free),
-    (Page, DOWN, calls(0, 1, 1, 0), Free),
-    (Truncated, DOWN, calls(0, 1, 1, 0), Free),
-    (Reset, DOWN, calls(0, 1, 1, 0), Free),
-    (Trickle, DOWN, calls(0, 1, 1, 0), Free),
-    (Silence, DOWN, calls(0, 1, 1, 0), Free),
-    (Cut, DOWN, calls(0, 1, 1, 0), Free),
-    (Empty, DOWN, calls(0, 1, 1, 0), Free),
-    (Redirect, DOWN, calls(0, 1, 1, 0), Free),
-    (LargeBody, DOWN, calls(0, 1, 1, 0), Free),
-    (LargeHead, DOWN, calls(0, 1, 1, 0), Free),
+    (ServerError, DOWN, calls(0, 2, 1, 0), Free),
+    (Unavailable503, DOWN, calls(0, 2, 1, 0), Free),
+    (Page, DOWN, calls(0, 2, 1, 0), Free),
+    (Truncated, DOWN, calls(0, 2, 1, 0), Free),
+    (Reset, DOWN, calls(0, 2, 1, 0), Free),
+    (Trickle, DOWN, calls(0, 2, 1, 0), Free),
+    (Silence, DOWN, calls(0, 2, 1, 0), Free),
+    (Cut, DOWN, calls(0, 2, 1, 0), Free),
+    (Empty, DOWN, calls(0, 2, 1, 0), Free),
+    (Redirect, DOWN, calls(0, 2, 1, 0), Free),
+    (LargeBody, DOWN, calls(0, 2, 1, 0), Free),
+    (LargeHead, DOWN, calls(0, 2, 1, 0), Free),
 ];
 
 /// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
@@ -107,7 +108,7 @@ pub const DOWNLOAD: [Line<Key>; 17] = [
 /// A question about a pending request, which is repeated twice where that may help. What is stored stays as it was.
 pub const STATUS: [Line<()>; 17] = [
     (Hang, DOWN, calls(0, 0, 0, 3), ()),
-    (Unauthorized, DOWN, calls(1, 0, 0, 1), ()),
+    (Unauthorized, DOWN, calls(2, 0, 0, 2), ()),
     (Forbidden, REFUSED, calls(0, 0, 0, 1), ()),
     (RequestTimeout, DOWN, calls(0, 0, 0, 3), ()),
     (Throttled, THROTTLED, calls(0, 0, 0, 3), ()),

@@ -19,7 +19,7 @@ const CODE: &str = r#"{"errorCode":"UnifiedWebService.REQUEST_FAILED.InvalidCred
 const PAGE: &str = "<html>Sorry</html>";
 
 /// The index of the session among the answers to an accepted login.
-const SESSION: usize = 10;
+const SESSION: usize = 13;
 
 /// What ThingSpace does with a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ fn answers(accepted: bool, effect: Effect) -> Vec<Option<Reply>> {
     let cut = whole.map(|whole| Reply { body: None, cut: true, ..whole });
     let mut answers = vec![None, cut, reply(408, ""), reply(500, PAGE), reply(503, ""), reply(502, PAGE)];
     answers.extend([reply(404, PAGE), reply(200, PAGE), reply(200, ""), reply(302, "")]);
+    answers.extend([200, 500].map(|status| reply(status, r#"{"fault":{"code":900901}}"#)));
+    answers.push(reply(200, r#"{"fault":{"code":900800}}"#));
     match (effect, accepted) {
         (Effect::Nothing, _) => {
             answers.extend([reply(500, r#"{"fault":{"code":101503}}"#), reply(429, "")]);
