@@ -80,10 +80,15 @@ pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
     App::bind(config).await?.run(stop).await
 }
 
-/// Runs a simulator.
-pub async fn simulate(listen: SocketAddr, stop: Stop) -> anyhow::Result<()> {
-    let options = simulator::Options { listen, ..simulator::Options::default() };
-    let simulator = Simulator::bind(options).await.with_context(|| format!("cannot listen on {listen}"))?;
+/// Runs a simulator, with its control API if there is an address for it.
+pub async fn simulate(address: SocketAddr, control: Option<SocketAddr>, stop: Stop) -> anyhow::Result<()> {
+    let options = simulator::Options { listen: address, ..simulator::Options::default() };
+    let simulator = Simulator::bind(options).await.with_context(|| format!("cannot listen on {address}"))?;
+    if let Some(control) = control {
+        let (listener, address) = listen(control).await?;
+        info!(%address, "the simulator can be controlled");
+        tokio::spawn(simulator::control::run(listener, simulator.handle(), stop.soft.clone()));
+    }
     info!(base_url = simulator.base_url(), "simulating ThingSpace");
     simulator.run(stop.soft).await.context("the simulator failed")
 }

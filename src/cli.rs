@@ -106,11 +106,19 @@ Credentials   simulator-key, simulator-secret, simulator-user, simulator-passwor
 
 Example: a gateway whose credential files hold those is pointed at it with
   thingspace-gateway simulate --listen 127.0.0.1:8090
-  THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api thingspace-gateway serve --config gateway.toml")]
+  THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api thingspace-gateway serve --config gateway.toml
+
+Example: the next order is carried out, and its answer is lost
+  thingspace-gateway simulate --control 127.0.0.1:8091
+  curl -d '{\"endpoint\": \"download\", \"when\": \"after_effect\", \"answer\": \"drop\", \"times\": 1}' 127.0.0.1:8091/faults
+  curl 127.0.0.1:8091        everything else that can be controlled")]
 pub struct Simulate {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
+    /// Address of the control API, for tests: faults, outcomes, what happened; without authentication
+    #[arg(long, value_name = "ADDR")]
+    pub control: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

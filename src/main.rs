@@ -106,7 +106,7 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
             }
             Box::pin(app::dev(config, dev.store, stop)).await
         }
-        Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, stop)).await,
+        Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, simulate.control, stop)).await,
         Command::Check(_) | Command::Health(_) | Command::Operate(_) => Ok(()),
     }
 }

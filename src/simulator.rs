@@ -21,6 +21,7 @@
 
 mod callbacks;
 mod connection;
+pub mod control;
 mod faults;
 mod handle;
 mod ledger;

@@ -9,6 +9,7 @@ mod spoil;
 use std::time::Duration;
 
 use axum::{http::StatusCode, response::Response};
+use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -25,7 +26,8 @@ const PAGE: &str =
 const REFUSED: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","errorMessage":"A device was not found.""#;
 
 /// The calls the simulator knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Endpoint {
     Token,
     Revoke,
@@ -50,9 +52,11 @@ pub struct Fault {
     pub request: Option<RequestId>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum When {
     /// The call has no effect (once it waited, with [`What::Delay`] and [`What::Hold`], it has).
+    #[default]
     BeforeEffect,
     /// The call has its effect, the answer suffers.
     AfterEffect,

@@ -66,22 +66,41 @@ impl Handle {
     /// Sets one device, named by its EID or ICCID.
     #[track_caller]
     pub fn finish(&self, request: &RequestId, id: &str, outcome: Outcome) {
-        let mode = self.shared.options.mode;
-        let news = self.request(request, |r| r.finish(id, outcome, mode));
-        let news = news.unwrap_or_else(|| panic!("request {request} has no device {id}"));
-        self.tell(request, news, outcome);
+        self.try_finish(request, Some(id), outcome).unwrap_or_else(|missing| panic!("{missing}"));
     }
 
     /// Sets all devices of a request.
     #[track_caller]
     pub fn finish_all(&self, request: &RequestId, outcome: Outcome) {
-        let mode = self.shared.options.mode;
-        let news = self.request(request, |r| r.finish_all(outcome, mode));
-        self.tell(request, news, outcome);
+        self.try_finish(request, None, outcome).unwrap_or_else(|missing| panic!("{missing}"));
     }
 
-    fn tell(&self, request: &RequestId, news: Vec<Device>, outcome: Outcome) {
-        self.shared.update(|state| state.tell(request, news.into_iter().map(|device| (device, outcome))));
+    /// Sets one device (`None`: all) of a request; an error says what does not exist.
+    pub(super) fn try_finish(
+        &self,
+        request: &RequestId,
+        device: Option<&str>,
+        outcome: Outcome,
+    ) -> Result<(), String> {
+        let mode = self.shared.options.mode;
+        self.shared.update(|state| {
+            let Some(known) = state.requests.get_mut(request) else {
+                return Err(format!("the simulator has no request {request}"));
+            };
+            let news = match device {
+                Some(id) => known
+                    .finish(id, outcome, mode)
+                    .ok_or_else(|| format!("request {request} has no device {id}"))?,
+                None => known.finish_all(outcome, mode),
+            };
+            state.tell(request, news.into_iter().map(|device| (device, outcome)));
+            Ok(())
+        })
+    }
+
+    /// What becomes of the devices of orders from now on; `None`: the mode decides.
+    pub(super) fn set_outcome(&self, outcome: Option<Outcome>) {
+        self.shared.update(|state| state.outcome = outcome);
     }
 
     /// Sets the overall status, whatever the devices say; `None`: it follows from them again.

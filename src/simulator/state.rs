@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::{
-    Options, Shape,
+    Mode, Options, Shape,
     callbacks::{Callback, Callbacks, Errand, SERVICE},
     faults::Faults,
     ledger::{Ledger, PlacedOrder},
@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) requests: HashMap<RequestId, Request>,
     /// The id of the next request, if it was chosen.
     pub(super) next_id: Option<RequestId>,
+    /// What becomes of new requests; `None`: the mode decides.
+    pub(super) outcome: Option<Outcome>,
     pub(super) faults: Faults,
     pub(super) shape: Shape,
     pub(super) callbacks: Callbacks,
@@ -36,8 +38,14 @@ impl State {
         let any =
             || RequestId::parse(&Uuid::new_v4().to_string()).expect("a UUID has the shape of a request id");
         let id = self.next_id.take().unwrap_or_else(any);
-        self.requests.insert(id.clone(), Request::new(account, devices, now));
+        let mut request = Request::new(account, devices, now);
+        // No device of a new request has finished by itself.
+        let news = self.outcome.map(|outcome| (request.finish_all(outcome, Mode::Manual), outcome));
+        self.requests.insert(id.clone(), request);
         self.callbacks.send(Errand::Mind(id.clone()));
+        if let Some((news, outcome)) = news {
+            self.tell(&id, news.into_iter().map(|device| (device, outcome)));
+        }
         id
     }
 
@@ -90,6 +98,7 @@ impl Shared {
             tokens: Tokens::new(&options),
             requests: HashMap::new(),
             next_id: None,
+            outcome: None,
             faults: Faults::default(),
             shape: options.shape,
             callbacks: Callbacks::new(options.callbacks.shape, outbox),

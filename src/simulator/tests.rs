@@ -1,6 +1,7 @@
 //! Black box: a real client over real sockets, and raw JSON on both sides.
 
 mod callbacks;
+mod control;
 mod faults;
 mod orders;
 mod shapes;

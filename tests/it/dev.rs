@@ -14,9 +14,9 @@ use crate::{
 };
 
 #[tokio::test]
-async fn simulate_serves_until_it_is_told_to_stop() {
+async fn simulate_is_controlled_and_serves_until_it_is_told_to_stop() {
     let mut simulate = tokio::process::Command::new(BINARY)
-        .args(["simulate", "--listen", "127.0.0.1:0"])
+        .args(["simulate", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"])
         .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")
         .env("RUST_LOG", "info")
         .stdin(Stdio::null())
@@ -25,15 +25,29 @@ async fn simulate_serves_until_it_is_told_to_stop() {
         .spawn()
         .unwrap();
     let mut log = BufReader::new(simulate.stderr.take().unwrap()).lines();
-    let line = within("a line of the log", log.next_line()).await.unwrap().unwrap();
-    let said: serde_json::Value = serde_json::from_str(&line).unwrap();
-    let base_url = said["base_url"].as_str().unwrap();
+    let mut said = async || -> serde_json::Value {
+        let line = within("a line of the log", log.next_line()).await.unwrap().unwrap();
+        serde_json::from_str(&line).unwrap()
+    };
+    let control = format!("http://{}", said().await["address"].as_str().unwrap());
+    let base_url = said().await["base_url"].as_str().unwrap().to_owned();
 
     let files = Upstream::manual().await;
     let mut config = files.config();
-    base_url.clone_into(&mut config.thingspace.base_url);
+    config.thingspace.base_url = base_url;
     let gateway = Gateway::start(config).await;
-    place(&mut gateway.client().await, "k", 0..1).await.unwrap();
+    let mut client = gateway.client().await;
+    place(&mut client, "k", 0..1).await.unwrap();
+    // A team sees how its service takes an order whose answer is lost.
+    let lost = r#"{"endpoint": "download", "when": "after_effect", "answer": "drop", "times": 1}"#;
+    let http = reqwest::Client::new();
+    let injected = http.post(format!("{control}/faults")).body(lost).send().await.unwrap();
+    assert_eq!(injected.status(), 204);
+    let status = place(&mut client, "lost", 1..2).await.unwrap_err();
+    assert_eq!(reason(&status), "ORDER_OUTCOME_UNKNOWN");
+    let happened = http.get(format!("{control}/happened")).send().await.unwrap();
+    let happened: serde_json::Value = happened.json().await.unwrap();
+    assert_eq!(happened["orders"].as_array().unwrap().len(), 2);
     gateway.stop().await;
     terminate(&simulate);
     assert_eq!(within("simulate ends", simulate.wait()).await.unwrap().code(), Some(0));
