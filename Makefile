@@ -22,12 +22,12 @@ help:
 	@echo 'make test         every test; heavy ones last, one at a time'
 	@echo 'make soak         an outage of ThingSpace of ten minutes, which make test has for one; ten times as many generated answers'
 	@echo 'make chart-test   only the tests of the Helm chart and of the Dockerfile'
-	@echo 'make sdk-test     only the tests of the simulator by Verizon'"'"'s Python SDK'
+	@echo 'make sdk-test     only the tests in Python: Verizon'"'"'s SDK, and a gRPC client'
 	@echo 'make lint         formats, clippy, documentation, protos, also against $(IMAGE)'
 	@echo 'make fmt          format everything'
 	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
 	@echo 'make chart-tools  install the pinned tools of .ci/chart-tools.txt and .ci/checkov.txt into $(CHART_TOOLS)'
-	@echo "make sdk          install Verizon's Python SDK, pinned in .ci/sdk.txt, into $(SDK)"
+	@echo "make sdk          install Verizon's Python SDK and gRPC, pinned in .ci/sdk.txt, into $(SDK)"
 	@echo "make chart        write what follows from other files: the chart's README and schema"
 	@echo 'make image        build the container image as localhost/thingspace-gateway, with buildah'
 	@echo 'make image-test   build it, run it as the chart would, with podman, and look'
@@ -52,7 +52,7 @@ chart-test: chart-tools
 sdk-test: chart-tools sdk
 	cargo test --locked --no-run --test it
 	PYTHONPATH=$(CHART_TOOLS)/packages:$(SDK) PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
-		python3 -m pytest --quiet -p no:cacheprovider tests/sdk
+		python3 -m pytest --quiet -p no:cacheprovider tests/sdk tests/clients
 
 # The documentation is read by those who change the code: it shows private items and may link to them.
 lint: tools
