@@ -21,6 +21,7 @@ mod trouble;
 mod turns;
 mod verdict;
 mod wire;
+mod words;
 
 #[cfg(test)]
 mod tests;

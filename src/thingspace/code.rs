@@ -6,7 +6,7 @@ mod envelope;
 pub(super) mod table;
 
 use self::table::Row;
-use super::{Refusal, RefusalKind};
+use super::{Refusal, RefusalKind, words};
 
 const MAX_CODE_CHARS: usize = 128;
 
@@ -44,7 +44,10 @@ impl Said {
         for found in envelope::all(body) {
             let next = match found {
                 Some(found) if is_success(&found.text) => Self::Success,
-                found => found.and_then(Code::of).map_or(Self::Contradictory, Self::One),
+                found => {
+                    let code = found.filter(|found| is_code(&found.text)).and_then(Code::of);
+                    code.map_or(Self::Contradictory, Self::One)
+                }
             };
             said = match said {
                 Self::Nothing => next,
@@ -58,8 +61,15 @@ impl Said {
 
 /// Whether a text in a code's place says that there is no error.
 fn is_success(code: &str) -> bool {
-    let is_2xx = code.parse().is_ok_and(|number: u16| number == 0 || (200..300).contains(&number));
-    is_2xx || ["ok", "success", "false"].iter().any(|word| word.eq_ignore_ascii_case(code))
+    let is = |word: &str| code.eq_ignore_ascii_case(word);
+    let is_zero = code.parse().is_ok_and(|number: u16| number == 0);
+    is_zero || is("false") || words::is_success(code) && !is("true")
+}
+
+/// Whether a text in a code's place can be one: not a number with a sign, a fraction or an exponent, nor a word such as "null".
+fn is_code(text: &str) -> bool {
+    let is_integer = text.bytes().all(|byte| byte.is_ascii_digit());
+    (is_integer || text.parse::<f64>().is_err()) && !words::is_no_value(text)
 }
 
 impl Code {

@@ -41,6 +41,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const MAX_STATUS_BYTES: usize = 16 << 20;
 const MAX_OTHER_BYTES: usize = 1 << 20;
 const MAX_HEADERS: usize = 100;
+/// A request id outside the body. `X-Request-Id` is another thing; see [`super::verdict`].
+const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 /// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is closed.
 const IDLE_PART: usize = 4;
 
@@ -51,6 +53,8 @@ pub(super) struct Reply {
     pub(super) retry_after: Option<Duration>,
     /// The addresses in `Location` and `Content-Location`.
     pub(super) locations: Vec<String>,
+    /// The values of headers named `requestId`.
+    pub(super) request_ids: Vec<String>,
     pub(super) body: Option<Bytes>,
     /// The body did not come whole: the connection broke, or it took too long.
     pub(super) cut: bool,
@@ -271,7 +275,8 @@ impl Transport {
         let mut response = request.send().await.map_err(|error| Failure::from_reqwest(&error))?;
         let retry_after = response.headers().get(RETRY_AFTER).and_then(retry_after);
         let status = response.status();
-        let locations = locations(response.headers());
+        let locations = values(response.headers(), &[LOCATION, CONTENT_LOCATION]);
+        let request_ids = values(response.headers(), &[REQUEST_ID]);
         // reqwest takes the header away from what it has decoded.
         let is_encoded =
             response.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
@@ -280,7 +285,7 @@ impl Transport {
             Err(Unread::Cut) => (None, true),
             Err(Unread::TooLong) => (None, false),
         };
-        Ok(Reply { status, retry_after, locations, body, cut })
+        Ok(Reply { status, retry_after, locations, request_ids, body, cut })
     }
 
     fn url(&self, endpoint: Endpoint<'_>) -> Url {
@@ -373,8 +378,9 @@ fn host(url: &Url) -> String {
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 
-fn locations(headers: &HeaderMap) -> Vec<String> {
-    let named = headers.iter().filter(|(name, _)| matches!(**name, LOCATION | CONTENT_LOCATION));
+/// The values of the headers of these names.
+fn values(headers: &HeaderMap, names: &[HeaderName]) -> Vec<String> {
+    let named = headers.iter().filter(|(name, _)| names.contains(name));
     named.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 

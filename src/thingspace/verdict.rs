@@ -4,6 +4,7 @@
 //! have been executed.
 
 mod evidence;
+mod mention;
 mod order;
 
 use std::time::Duration;

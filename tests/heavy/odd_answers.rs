@@ -35,6 +35,8 @@ const MAX_RESIDENT_KIB: u64 = 400 << 10;
 
 const REFUSAL: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#;
 
+const SESSION: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.SessionToken.Expired""#;
+
 /// What the upstream did for a device.
 #[derive(Default)]
 struct Device {
@@ -82,7 +84,7 @@ fn written(status: u16, headers: &str, body: &str) -> Vec<u8> {
 fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
     let name =
         pick(rng, &["requestId", "requestid", "REQUESTID", "request_id", "Request-Id", "requestId ", "id"]);
-    match rng.u8(..8) {
+    match rng.u8(..14) {
         0 => format!(r#""{name}":["{id}"]"#),
         1 => format!(r#""{name}":{{"id":"{id}"}}"#),
         2 => format!(r#""data":{{"requestId":"{id}"}}"#),
@@ -90,6 +92,12 @@ fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
         4 => format!(r#""requestId":"{id}","RequestId":"{id}x""#),
         5 => r#""status":"Pending""#.to_owned(),
         6 => r#""fault":{"code":101503}"#.to_owned(),
+        7 => format!(r#""errorMessage":"accepted, {{\"requestId\":\"{id}\"}}""#),
+        8 => format!(r#""detail":{{"text":"request id {id}"}}"#),
+        9 => format!(r#""{}":"{id}""#, pick(rng, &["reqId", "ｒequestId", "REQ_ID"])),
+        10 => r#""errors":[{"code":"S.REQUEST_ONHOLD.x"}]"#.to_owned(),
+        11 => pick(rng, &[r#""state":"Pending""#, r#""result":"Success""#, r#""accepted":true"#]).to_owned(),
+        12 => r#""errorCode":400.0"#.to_owned(),
         _ => format!(r#""{name}":"{id}""#),
     }
 }
@@ -97,7 +105,7 @@ fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
 /// A head that says why an order is not carried out, and the fields that say it.
 fn certain(rng: &mut Rng) -> (u16, &'static str) {
     match rng.u8(..12) {
-        0 => (400, r#""errorCode":"UnifiedWebService.REQUEST_FAILED.SessionToken.Expired""#),
+        0 => (400, SESSION),
         1 => (401, r#""fault":{"code":"900901"}"#),
         2 | 3 => (429, r#""fault":{"code":900800}"#),
         4 => (429, ""),
@@ -116,7 +124,10 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
         }
         4..=7 => {
             let (status, fields) = certain(rng);
-            let headers = pick(rng, &["", "retry-after: 0\r\n", "content-type: text/html\r\n"]);
+            let headers = pick(
+                rng,
+                &["", "retry-after: 0\r\n", "content-type: text/html\r\n", "x-request-id: r-1\r\n"],
+            );
             Answer { certainly_refused: true, ..unknown(written(status, headers, &format!("{{{fields}}}"))) }
         }
         8..=12 => {
@@ -127,8 +138,12 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
         }
         13 => {
             let (status, fields) = certain(rng);
-            let location = format!("location: /api/m2m/v2/accounts/0-1/requests/{id}/status\r\n");
-            unknown(written(status, &location, &format!("{{{fields}}}")))
+            let header = if rng.bool() {
+                format!("location: /api/m2m/v2/accounts/0-1/requests/{id}/status\r\n")
+            } else {
+                format!("requestId: {id}\r\n")
+            };
+            unknown(written(status, &header, &format!("{{{fields}}}")))
         }
         14 => {
             // Half of a refusal, with or without the other half announced.
@@ -151,6 +166,10 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
                     "-1",
                     "\"null\"",
                     "\"undefined\"",
+                    "\"error\"",
+                    "\"pending\"",
+                    "\"400\"",
+                    "500",
                     "100000000000000000001",
                     "1e3",
                     "[]",
@@ -165,9 +184,9 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
             unknown(written(pick(rng, &[200, 202, 400]), "", &body))
         }
         17 => unknown(written(
-            pick(rng, &[500, 502, 503, 408, 302, 307]),
+            pick(rng, &[200, 500, 502, 503, 408, 302, 307]),
             "location: /x\r\n",
-            &format!("{{{REFUSAL}}}"),
+            &format!("{{{}}}", pick(rng, &[REFUSAL, SESSION])),
         )),
         18 => Answer { ends: true, ..unknown(Vec::new()) },
         _ => {

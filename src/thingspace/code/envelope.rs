@@ -51,7 +51,25 @@ pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
             all.push(None);
         }
     }
+    if contradicts(body, &all) {
+        all.push(None);
+    }
     all
+}
+
+/// Whether a list of errors beside the code says something else. Nobody documented such lists.
+fn contradicts(body: &[u8], found: &[Option<Found>]) -> bool {
+    let text = String::from_utf8_lossy(body);
+    let Ok(root) = serde_json::from_str::<Object<'_>>(text.trim_start_matches('\u{feff}').trim()) else {
+        return false;
+    };
+    let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
+    root.elements(&["errors", "faults"]).any(|error| {
+        let object = serde_json::from_str::<Object<'_>>(error.get()).ok();
+        let codes = |error: &Object<'_>| error.texts(&["code", "errorCode", "faultcode"]).collect::<Vec<_>>();
+        let codes = object.as_ref().map(codes).unwrap_or_default();
+        if codes.is_empty() { says_something(error) } else { !codes.iter().all(is_found) }
+    })
 }
 
 /// A place for a code.

@@ -53,8 +53,14 @@ impl Fixture {
             (Some(_), Some(_)) => panic!("body and text"),
         };
         let status = StatusCode::from_u16(self.status).unwrap();
-        let reply =
-            Reply { status, retry_after, locations: Vec::new(), body: Some(Bytes::from(body)), cut: false };
+        let reply = Reply {
+            status,
+            retry_after,
+            locations: Vec::new(),
+            request_ids: Vec::new(),
+            body: Some(Bytes::from(body)),
+            cut: false,
+        };
         let asked = RequestId::parse("86c83330-4bf5-4235-9c4e-a83f93aeae4c").unwrap();
         match self.endpoint {
             Endpoint::Token => {
@@ -105,6 +111,7 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
         status: StatusCode::from_u16(status).unwrap(),
         retry_after: None,
         locations: Vec::new(),
+        request_ids: Vec::new(),
         body: None,
         cut: true,
     };

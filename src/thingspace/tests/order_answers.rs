@@ -22,6 +22,7 @@ pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> Reply {
         status: StatusCode::from_u16(status).unwrap(),
         retry_after: None,
         locations: Vec::new(),
+        request_ids: Vec::new(),
         body: Some(body.into()),
         cut: false,
     }
@@ -67,7 +68,7 @@ fn assert_unknown_beside_every_code(fields: &str) {
 fn one_code_and_nothing_else_decides() {
     let body = |fields: &str| format!("{{{fields}}}");
     assert_eq!(judged(401, &body(BEARER)), Verdict::Stale(Stale::BEARER));
-    for status in [200, 400, 401, 403, 500] {
+    for status in [400, 401, 403] {
         let stale = Stale { bearer: false, session: true };
         assert_eq!(judged(status, &body(SESSION)), Verdict::Stale(stale), "{status}");
     }
@@ -96,6 +97,10 @@ fn one_code_and_nothing_else_decides() {
         for code in [SESSION, BEARER, THROTTLED] {
             assert_unknown(status, &body(code));
         }
+    }
+    // ThingSpace may have carried the order out before it looked at the session.
+    for status in [200, 202, 500, 502, 503] {
+        assert_unknown(status, &body(SESSION));
     }
 }
 
@@ -148,6 +153,12 @@ fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
         "id",
         "ID",
         " id",
+        "ｒequestId",
+        "ｒｅｑｕｅｓｔＩｄ",
+        "reqId",
+        "ReqID",
+        "req_id",
+        "requestIdentifier",
     ] {
         assert_unknown_beside_every_code(&format!(r#""{name}":"{ID}""#));
     }
@@ -179,6 +190,19 @@ fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
         r#""a":{"b":{"c":{"d":{"requestId":"r-1"}}}}"#,
         r#""request":"r-1-2""#,
         r#""errorMessage":"{\"requestId\":\"r-1\"}""#,
+        r#""errorMessage":"accepted: {\"requestId\":\"r-1\"}""#,
+        r#""errorMessage":"accepted: {\"id\":\"r-1\"}""#,
+        r#""errorMessage":"accepted: {\"requestId\":\"r-1""#,
+        r#""errorMessage":"try [again] {later} {\"reqId\":4711}""#,
+        r#""errorMessage":"{\"text\":\"{\\\"requestId\\\":\\\"r-1\\\"}\"}""#,
+        r#""errorMessage":"see {\"\\u0072equestId\":\"r-1\"} ...""#,
+        r#""errorMessage":"Request ID: r-1""#,
+        r#""errorMessage":"The request was accepted with request id 4711.""#,
+        r#""description":"reqId=r-1""#,
+        r#""description":"<requestId>r-1</requestId>""#,
+        r#""detail":{"text":"requestId: r-1"}"#,
+        r#""detail":{"text":"{\"requestId\":\"r-1\"}"}"#,
+        r#""details":["one","requestId r-1"]"#,
         r#""requestId":"","RequestId":"r-1""#,
         r#""requestId":null,"requestId":"r-1""#,
     ] {
@@ -208,12 +232,17 @@ fn what_only_resembles_a_request_id_changes_nothing() {
         r#""requestId":{"id":null}"#,
         r#""deviceIds":[{"kind":"iccid","id":"89148000004292933820"}]"#,
         r#""requestTime":{"zone":"UTC"}"#,
+        r#""errorMessage":"the request identified by 12345 is over""#,
+        r#""errorMessage":"a requestId is required""#,
+        r#""errorMessage":"try [again] {later}""#,
         r#""errorMessage":"the request 12345 cannot be carried out""#,
         r#""path":"/api/m2m/v1/devices/profile/actions/download""#,
     ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
         assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
     }
+    let empty = Reply { request_ids: vec![String::new(), " ".into()], ..reply(429, "") };
+    assert_eq!(judge_order(&empty), Verdict::Throttled(None));
     let elsewhere = Reply { locations: vec!["/login".into()], ..reply(429, "") };
     assert_eq!(judge_order(&elsewhere), Verdict::Throttled(None));
 }
@@ -235,6 +264,13 @@ fn codes_that_contradict_each_other_make_the_outcome_unknown() {
         r#""ErrorCode":["UnifiedWebService.REQUEST_ONHOLD.CreditApproval"]"#,
         r#""code":200"#,
         r#""error":false"#,
+        r#""errors":[{"code":"UnifiedWebService.REQUEST_ONHOLD.CreditApproval"}]"#,
+        r#""errors":[{"code":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound"},{"errorCode":"500"}]"#,
+        r#""Errors":{"code":500}"#,
+        r#""errors":["on hold"]"#,
+        r#""faults":[{"faultstring":"on hold"}]"#,
+        r#""code":"PENDING""#,
+        r#""code":"200 OK""#,
     ] {
         assert_unknown(400, &format!("{{{REFUSAL},{fields}}}"));
         assert_unknown(400, &format!("{{{fields},{REFUSAL}}}"));
@@ -249,6 +285,8 @@ fn codes_that_contradict_each_other_make_the_outcome_unknown() {
         r#""ErrorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#,
         r#""faultResponse":{"faultcode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","faultstring":"x"}"#,
         r#""faultResponse":{},"fault":null,"error":"""#,
+        r#""errors":[{"code":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","message":"x"}]"#,
+        r#""errors":[],"faults":[{}]"#,
     ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
         assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
@@ -267,12 +305,26 @@ fn a_word_of_success_makes_the_outcome_unknown() {
         r#""status":202"#,
         r#""status":"200""#,
         r#""success":true"#,
+        r#""state":"Pending""#,
+        r#""result":"Success""#,
+        r#""Outcome":"SUCCESS""#,
+        r#""accepted":true"#,
+        r#""message":"OK""#,
+        r#""statusCode":202"#,
+        r#""httpStatus":"202 Accepted""#,
+        r#""requestStatus":"queued""#,
+        r#""result":{"status":"Success"}"#,
+        r#""data":[{"state":"in progress"}]"#,
     ] {
         assert_unknown_beside_every_code(fields);
     }
-    for fields in
-        [r#""status":"Failed""#, r#""status":400"#, r#""status":"BAD_REQUEST""#, r#""success":false"#]
-    {
+    for fields in [
+        r#""status":"Failed""#,
+        r#""status":400"#,
+        r#""status":"BAD_REQUEST""#,
+        r#""success":false"#,
+        r#""state":"failed","result":"Failure","message":"Bad Request","statusCode":400"#,
+    ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
         assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
     }
@@ -296,12 +348,19 @@ fn one_id_that_is_carried_exactly_is_accepted() {
         ID,
     );
     accepted(&format!(r#"{{"requestId":"{ID}","RequestId":"{ID}","data":{{"id":"{ID}"}}}}"#), ID);
+    accepted(&format!(r#"{{"requestId":"{ID}","message":"The request id is {ID}, of 2 devices."}}"#), ID);
     accepted(&format!(r#"{{"requestId":"{ID}","deviceIds":[{{"id":"8914","kind":"iccid"}}]}}"#), ID);
     let located = Reply {
         locations: vec![format!("/api/m2m/v2/accounts/0-1/requests/{ID}/status")],
         ..reply(202, format!(r#"{{"requestId":"{ID}"}}"#))
     };
     assert!(matches!(judge_order(&located), Verdict::Done(id) if id.as_str() == ID));
+    let in_header = |id: &str| {
+        let body = format!(r#"{{"requestId":"{ID}"}}"#);
+        judge_order(&Reply { request_ids: vec![id.to_owned()], ..reply(202, body) })
+    };
+    assert!(matches!(in_header(ID), Verdict::Done(id) if id.as_str() == ID));
+    assert!(matches!(in_header("r-2"), Verdict::Unclear { .. }));
 }
 
 #[test]
@@ -337,6 +396,14 @@ fn an_id_that_thingspace_may_not_have_given_is_not_believed() {
         r#""r 1""#,
         r#"" r-1""#,
         r#""r_1""#,
+        r#""error""#,
+        r#""Failed""#,
+        r#""pending""#,
+        r#""not-available""#,
+        r#""400""#,
+        "500",
+        "999",
+        r#""x1""#,
     ] {
         assert_unknown(200, &format!(r#"{{"requestId":{value}}}"#));
     }
@@ -348,6 +415,11 @@ fn an_id_that_thingspace_may_not_have_given_is_not_believed() {
         r#""requestid":17"#,
         r#""id":"r-2""#,
         r#""data":{"requestId":"r-2"}"#,
+        r#""message":"request id r-2""#,
+        r#""reqId":"r-2""#,
+        r#""ｒequestId":"r-2""#,
+        r#""errors":[{"code":"500"}]"#,
+        r#""errorCode":400.0"#,
         r#""errorCode":"500""#,
         r#""errorCode":["500"]"#,
         r#""fault":{"code":900901}"#,
@@ -376,4 +448,23 @@ fn an_id_that_thingspace_may_not_have_given_is_not_believed() {
     }
     let located = Reply { locations: vec!["/requests/r-2".into()], ..reply(202, r#"{"requestId":"r-1"}"#) };
     assert!(matches!(judge_order(&located), Verdict::Unclear { .. }));
+}
+
+#[test]
+fn a_header_named_request_id_is_one() {
+    for (status, body) in [(400, REFUSAL), (401, BEARER), (429, THROTTLED), (400, SESSION), (401, "")] {
+        let body = if body.is_empty() { String::new() } else { format!("{{{body}}}") };
+        let named = Reply { request_ids: vec!["r-1".into()], ..reply(status, body) };
+        assert!(matches!(judge_order(&named), Verdict::Unclear { .. }), "{named:?}");
+    }
+}
+
+#[test]
+fn what_is_no_code_refuses_nothing() {
+    for code in ["400.0", "4e2", "-400", "true", "\"null\"", "\"400.0\"", "\"undefined\"", "[400]"] {
+        for status in [400, 401, 404, 429] {
+            assert_unknown(status, &format!(r#"{{"errorCode":{code}}}"#));
+            assert_unknown(status, &format!(r#"{{"fault":{{"code":{code}}}}}"#));
+        }
+    }
 }

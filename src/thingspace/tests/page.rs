@@ -48,7 +48,14 @@ fn samples(row: &Row) -> Vec<String> {
 /// An answer that lets a row say what it means.
 fn reply(row: &Row, body: String) -> Reply {
     let status = StatusCode::from_u16(row.http.unwrap_or(400)).unwrap();
-    Reply { status, retry_after: None, locations: Vec::new(), body: Some(Bytes::from(body)), cut: false }
+    Reply {
+        status,
+        retry_after: None,
+        locations: Vec::new(),
+        request_ids: Vec::new(),
+        body: Some(Bytes::from(body)),
+        cut: false,
+    }
 }
 
 /// What callers read when an answer means this: whoever orders, and whoever asks.

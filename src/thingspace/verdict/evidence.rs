@@ -1,22 +1,33 @@
 //! What the body of an answer to an order says, besides its error code: request ids, and words of success.
 //!
-//! An id is looked for in every spelling and place, because an order that has one exists. It is *carried* only in the
-//! documented place: under `requestId` in the outermost object, as a text or as an exact number.
+//! An id is looked for in every spelling and place, texts for people included, because an order that has one exists. It is
+//! *carried* only in the documented place: under `requestId` in the outermost object, as a text or as an exact number.
+//!
+//! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written by proxies and API managers
+//! into every answer, for tracing. They say nothing about an order.
 
+use super::mention::{mentioned, narrow};
 use crate::{
     identity::RequestId,
-    thingspace::{StatusClass, json::Json, wire},
+    thingspace::{
+        json::Json,
+        transport::Reply,
+        words::{self, MIN_ID_NUMBER, is_id, plain},
+    },
 };
 
 /// How many levels of JSON inside a JSON text are read.
 const MAX_NESTED_TEXTS: u8 = 3;
 
-/// Words that programs write in place of a value they do not have.
-const NO_VALUE: [&str; 10] =
-    ["null", "undefined", "none", "nil", "nan", "na", "true", "false", "empty", "unknown"];
+/// The places in a text at which JSON may begin that are looked at.
+const MAX_EMBEDDED: usize = 16;
 
-/// Words of success that are not status words of ThingSpace's.
-const SUCCESS: [&str; 8] = ["ok", "accepted", "created", "received", "placed", "ordered", "done", "true"];
+/// Parts of the names of fields that hold request ids.
+const ID_NAMES: [&str; 2] = ["requestid", "reqid"];
+
+/// Names of fields that say how a call went, and how such names end.
+const STATUS_NAMES: [&str; 6] = ["success", "successful", "accepted", "outcome", "statuscode", "message"];
+const STATUS_ENDS: [&str; 3] = ["status", "state", "result"];
 
 /// The request ids of an answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +47,7 @@ pub(super) struct Evidence {
 }
 
 /// `None`: a body that begins as JSON and cannot be read, so that anything may stand in it.
-pub(super) fn read(body: &[u8], locations: &[String]) -> Option<Evidence> {
+pub(super) fn read(body: &[u8], reply: &Reply) -> Option<Evidence> {
     let text = String::from_utf8_lossy(body);
     let text = text.trim_start_matches('\u{feff}').trim();
     let mut claims = Claims::default();
@@ -45,27 +56,18 @@ pub(super) fn read(body: &[u8], locations: &[String]) -> Option<Evidence> {
         Err(_) if text.starts_with(['{', '[', '"']) => return None,
         Err(_) => claims.plain_text(text),
     }
-    for location in locations {
+    for location in &reply.locations {
         claims.location(location);
     }
+    for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
+        claims.elsewhere.push(Some(id.trim().to_owned()));
+    }
     Some(Evidence { success: claims.success, ids: claims.ids() })
-}
-
-/// Whether a text stands for no value: empty, a word such as "null", or zeros, as in a UUID of zeros.
-fn is_no_value(text: &str) -> bool {
-    let letters = plain(text);
-    let is_number_below_one = letters.bytes().all(|byte| byte == b'0') || text.trim() == "-1";
-    is_number_below_one || NO_VALUE.contains(&letters.as_str())
 }
 
 /// Whether a field is named `requestId`, in any case and with any punctuation.
 pub(in crate::thingspace) fn is_request_id(key: &str) -> bool {
     plain(key) == "requestid"
-}
-
-/// Only the letters and digits, in lower case.
-fn plain(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// Everything in an answer that looks like a request id.
@@ -75,6 +77,8 @@ struct Claims {
     documented: Vec<Option<RequestId>>,
     /// Those elsewhere, each `None` if it is no text and no exact number.
     elsewhere: Vec<Option<String>>,
+    /// Of each text that mentions a request id: the words one of which is the id.
+    mentions: Vec<Vec<String>>,
     success: bool,
 }
 
@@ -94,7 +98,7 @@ impl Claims {
         match json {
             Json::Text(text) => self.text_value(text, Place { depth: 0, in_request: true, nested_texts: 0 }),
             // HTTP statuses are written as bare numbers, too.
-            Json::Exact(0..1_000) | Json::Null | Json::Bool(_) => {}
+            Json::Exact(0..MIN_ID_NUMBER) | Json::Null | Json::Bool(_) => {}
             Json::Exact(_) | Json::Inexact => self.elsewhere.push(None),
             Json::List(_) => self.walk(json, Place { depth: 1, in_request: false, nested_texts: 0 }),
             Json::Fields(_) => self.walk(json, Place { depth: 0, in_request: false, nested_texts: 0 }),
@@ -108,25 +112,26 @@ impl Claims {
                 // An identifier of a device has its kind beside it.
                 let is_device = fields.iter().any(|(key, _)| plain(key) == "kind");
                 for (key, value) in fields {
-                    self.field(&plain(key), value, place, is_device);
+                    self.field(key, value, place, is_device);
                 }
             }
-            Json::Text(text) => self.nested(text, place),
+            Json::Text(text) => self.text(text, place),
             Json::Null | Json::Bool(_) | Json::Exact(_) | Json::Inexact => {}
         }
     }
 
-    fn field(&mut self, name: &str, value: &Json, place: Place, is_device: bool) {
+    fn field(&mut self, key: &str, value: &Json, place: Place, is_device: bool) {
         let in_root = place.depth == 0 && place.nested_texts == 0;
-        if in_root && matches!(name, "status" | "success") {
-            self.success |= is_success(value);
+        let name = plain(&key.chars().map(narrow).collect::<String>());
+        if STATUS_NAMES.contains(&&*name) || STATUS_ENDS.iter().any(|end| name.ends_with(end)) {
+            self.success |= is_success_value(value);
         }
-        let is_id = name == "id" && !is_device && (place.depth <= 1 || place.in_request);
-        if in_root && name == "requestid" {
+        let is_plain_id = name == "id" && !is_device && (place.depth <= 1 || place.in_request);
+        if in_root && is_request_id(key) {
             if value.says_something() {
-                self.documented.push(carried(value));
+                self.documented.push(carried(value).filter(|id| is_id(id.as_str())));
             }
-        } else if name.contains("requestid") || is_id {
+        } else if ID_NAMES.iter().any(|part| name.contains(part)) || is_plain_id {
             if value.says_something() {
                 self.elsewhere.push(value.id());
             }
@@ -142,28 +147,39 @@ impl Claims {
 
     /// A text in a place that is not named as an id's.
     fn text_value(&mut self, text: &str, place: Place) {
-        if place.in_request && is_id_like(text) {
+        if place.in_request && is_id(text.trim()) {
             self.elsewhere.push(Some(text.to_owned()));
         } else {
-            self.nested(text, place);
+            self.text(text, place);
         }
     }
 
-    /// JSON that was written into a text.
-    fn nested(&mut self, text: &str, place: Place) {
-        let text = text.trim();
-        if place.nested_texts >= MAX_NESTED_TEXTS || !text.starts_with(['{', '[']) {
+    /// A text, which may have JSON in it or speak of a request id.
+    fn text(&mut self, text: &str, place: Place) {
+        let words = mentioned(text);
+        if !words.is_empty() {
+            self.mentions.push(words);
+        }
+        if place.nested_texts >= MAX_NESTED_TEXTS {
             return;
         }
-        match serde_json::from_str::<Json>(text) {
-            Ok(json) => self.walk(&json, Place { nested_texts: place.nested_texts + 1, ..place }),
-            Err(_) => self.plain_text(text),
+        let inner = Place { nested_texts: place.nested_texts + 1, ..place };
+        let mut rest = text;
+        for _ in 0..MAX_EMBEDDED {
+            let Some(at) = rest.find(['{', '[']) else { return };
+            let mut values = serde_json::Deserializer::from_str(&rest[at..]).into_iter::<Json>();
+            if let Some(Ok(json)) = values.next() {
+                self.walk(&json, inner);
+                rest = &rest[at + values.byte_offset()..];
+            } else {
+                rest = &rest[at + 1..];
+            }
         }
     }
 
     /// XML, HTML or a text.
     fn plain_text(&mut self, text: &str) {
-        if plain(text).contains("requestid") || is_id_like(text) {
+        if plain(text).contains("requestid") || !mentioned(text).is_empty() || is_id(text.trim()) {
             self.elsewhere.push(None);
         }
     }
@@ -182,13 +198,14 @@ impl Claims {
 
     /// The one id that everything in the answer agrees on.
     fn ids(self) -> Ids {
-        let Self { documented, elsewhere, .. } = self;
+        let Self { documented, elsewhere, mentions, .. } = self;
         let Some(first) = documented.first() else {
-            return if elsewhere.is_empty() { Ids::None } else { Ids::Doubtful };
+            return if elsewhere.is_empty() && mentions.is_empty() { Ids::None } else { Ids::Doubtful };
         };
         let same = |id: &RequestId| {
             documented.iter().all(|other| other.as_ref() == Some(id))
                 && elsewhere.iter().all(|other| other.as_deref() == Some(id.as_str()))
+                && mentions.iter().all(|words| words.iter().any(|word| word == id.as_str()))
         };
         match first {
             Some(id) if same(id) => Ids::One(id.clone()),
@@ -197,33 +214,17 @@ impl Claims {
     }
 }
 
-/// The id that a value carries exactly.
+/// The id that a value carries exactly. Whether ThingSpace may have given it is another question; see [`is_id`].
 pub(in crate::thingspace) fn carried(value: &Json) -> Option<RequestId> {
-    let text = value.id().filter(|text| !is_no_value(text))?;
+    let text = value.id().filter(|text| !words::is_no_value(text))?;
     RequestId::parse(&text).ok()
 }
 
-/// Whether a text could be an id: one word with a digit in it, longer than an HTTP status.
-fn is_id_like(text: &str) -> bool {
-    let text = text.trim();
-    text.len() > 3
-        && RequestId::parse(text).is_ok()
-        && text.bytes().any(|byte| byte.is_ascii_digit())
-        && !is_no_value(text)
-}
-
-fn is_success(value: &Json) -> bool {
+fn is_success_value(value: &Json) -> bool {
     match value {
         Json::Bool(value) => *value,
         Json::Exact(number) => (200..300).contains(number),
-        Json::Text(text) => {
-            let waits_or_succeeded = matches!(
-                wire::class(text),
-                StatusClass::Succeeded | StatusClass::Pending | StatusClass::Waiting
-            );
-            let is_2xx = text.trim().parse().is_ok_and(|number: u16| (200..300).contains(&number));
-            waits_or_succeeded || is_2xx || SUCCESS.contains(&plain(text).as_str())
-        }
+        Json::Text(text) => words::is_success(text),
         Json::Null | Json::Inexact | Json::List(_) | Json::Fields(_) => false,
     }
 }

@@ -6,7 +6,7 @@
 //! | verdict | HTTP status | error codes | request ids | besides |
 //! |---|---|---|---|---|
 //! | accepted | 2xx | none | exactly one, carried exactly | |
-//! | session refused | 2xx, 4xx but 408, 5xx | exactly one, of a refused session | none | no word of success |
+//! | session refused | 4xx but 408 | exactly one, of a refused session | none | no word of success |
 //! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no word of success |
 //! | tokens refused | 401 | none, or one that is a refusal and not ThingSpace's own | none | no word of success |
 //! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success |
@@ -31,7 +31,7 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     let status = reply.status.as_u16();
     let unclear = |what: &str| Verdict::Unclear { status, reason: format!("HTTP {status}, {what}") };
     let Some(body) = reply.body.as_deref() else { return unclear("its body was cut, too long or encoded") };
-    let Some(evidence) = evidence::read(body, &reply.locations) else {
+    let Some(evidence) = evidence::read(body, reply) else {
         return unclear("without a body of a known shape");
     };
     let said = Said::read(body);
@@ -56,13 +56,15 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
         };
     };
     let is_error = matches!(status, 400..=407 | 409..=599);
+    // With any other status ThingSpace may have carried the order out before it looked at the session.
+    let blames_the_call = is_error && reply.status.is_client_error();
     match (status, code.row(status).means) {
-        (_, Means::SessionRefused) if is_error || reply.status.is_success() => Verdict::Stale(Stale::SESSION),
+        (_, Means::SessionRefused) if blames_the_call => Verdict::Stale(Stale::SESSION),
         (_, Means::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
         (_, Means::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
         (429, Means::Refused(_)) => Verdict::Throttled(reply.retry_after),
         (401, Means::Refused(_)) if !code.is_from_thingspace() => Verdict::Stale(Stale::BOTH),
-        (400..=499, Means::Refused(kind)) if is_error => Verdict::Refused(code.refusal(kind, status)),
+        (_, Means::Refused(kind)) if blames_the_call => Verdict::Refused(code.refusal(kind, status)),
         _ => unclear("with an error code"),
     }
 }

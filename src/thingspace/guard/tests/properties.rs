@@ -35,7 +35,14 @@ fn answers(accepted: bool, effect: Effect) -> Vec<Option<Reply>> {
     let reply = |status: u16, body: &'static str| {
         let status = StatusCode::from_u16(status).unwrap();
         let body = Some(Bytes::from_static(body.as_bytes()));
-        Some(Reply { status, retry_after: None, locations: Vec::new(), body, cut: false })
+        Some(Reply {
+            status,
+            retry_after: None,
+            locations: Vec::new(),
+            request_ids: Vec::new(),
+            body,
+            cut: false,
+        })
     };
     let whole = reply(200, "");
     let cut = whole.map(|whole| Reply { body: None, cut: true, ..whole });

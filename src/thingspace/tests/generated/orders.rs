@@ -18,6 +18,8 @@ enum Says {
     IdElsewhere(String),
     /// Something that looks like an id and is none that could be carried.
     IdLike,
+    /// A list of errors that no envelope says.
+    Errors,
     Code(Code),
     Success,
     Nothing,
@@ -46,7 +48,11 @@ const STATUSES: [u16; 24] = [
 
 const IDS: [&str; 6] = ["requestId", "RequestId", "requestID", "request_id", "REQUEST-ID", "request id"];
 
-const INEXACT: [&str; 16] = [
+const INEXACT: [&str; 20] = [
+    r#""error""#,
+    r#""Failed""#,
+    "500",
+    r#""x1""#,
     "100000000000000000001",
     "9007199254740993",
     "1.5",
@@ -69,7 +75,7 @@ type Part = (Says, String, String);
 
 /// A field of the outermost object.
 fn part(rng: &mut Rng, id: &str) -> Part {
-    match rng.u8(..12) {
+    match rng.u8(..13) {
         0 | 1 => (Says::Id(id.to_owned()), pick(rng, &IDS).to_owned(), exact(rng, id)),
         2 => id_elsewhere(rng, id),
         3 => (Says::IdLike, pick(rng, &IDS).to_owned(), pick(rng, &INEXACT).to_owned()),
@@ -80,6 +86,7 @@ fn part(rng: &mut Rng, id: &str) -> Part {
         ),
         5..=8 => code(rng),
         9 => status_word(rng),
+        10 => errors(rng),
         _ => {
             let name =
                 pick(rng, &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"]);
@@ -96,11 +103,21 @@ fn exact(rng: &mut Rng, id: &str) -> String {
 
 fn id_elsewhere(rng: &mut Rng, id: &str) -> Part {
     let place = |name: &str, value: String| (Says::IdElsewhere(id.to_owned()), name.to_owned(), value);
-    match rng.u8(..5) {
+    match rng.u8(..9) {
         0 => place("id", format!("\"{id}\"")),
         1 => place("data", format!(r#"{{"requestId":"{id}"}}"#)),
         2 => place("response", format!(r#"[{{"kind":1,"more":{{"Request_Id":"{id}"}}}}]"#)),
         3 => place("request", format!(r#"{{"id":"{id}"}}"#)),
+        4 => place(pick(rng, &["reqId", "ｒequestId", "REQ_ID"]), exact(rng, id)),
+        5 => {
+            let name = pick(rng, &["id", "RequestId", "reqid"]);
+            place("description", format!(r#""text before {{\"{name}\":\"{id}\"}} and after""#))
+        }
+        6 => {
+            let words = pick(rng, &["request id", "requestId:", "REQ-ID =", "request identifier"]);
+            place("errorMessage", format!("\"{words} {id}, for your files.\""))
+        }
+        7 => place("detail", format!(r#"{{"text":["one","requestId={id}"]}}"#)),
         _ => place("errorMessage", format!(r#""{{\"requestId\":\"{id}\"}}""#)),
     }
 }
@@ -148,7 +165,10 @@ fn code(rng: &mut Rng) -> Part {
             (name.to_owned(), value.to_owned())
         }
         Unreadable => match rng.u8(..3) {
-            0 => ("errorCode".to_owned(), pick(rng, &["[1]", r#"{"x":"y"}"#, r#""<>""#]).to_owned()),
+            0 => {
+                let odd = ["[1]", r#"{"x":"y"}"#, r#""<>""#, "400.0", "-4e2", "true", r#""null""#];
+                ("errorCode".to_owned(), pick(rng, &odd).to_owned())
+            }
             1 => {
                 ("faultResponse".to_owned(), pick(rng, &[r#"{"faultstring":"x"}"#, "\"x\"", "7"]).to_owned())
             }
@@ -156,6 +176,19 @@ fn code(rng: &mut Rng) -> Part {
         },
     };
     (Says::Code(code), name, value)
+}
+
+/// Errors beside the code, in a list.
+fn errors(rng: &mut Rng) -> Part {
+    let (says, value) = if rng.bool() {
+        (
+            Says::Errors,
+            pick(rng, &[r#"[{"code":"S.REQUEST_ONHOLD.x"}]"#, r#"["on hold"]"#, r#"{"code":501}"#]),
+        )
+    } else {
+        (Says::Nothing, pick(rng, &["[]", "null", "[{}]", r#"[""]"#]))
+    };
+    (says, pick(rng, &["errors", "Errors", "faults"]).to_owned(), value.to_owned())
 }
 
 fn status_word(rng: &mut Rng) -> Part {
@@ -170,7 +203,8 @@ fn status_word(rng: &mut Rng) -> Part {
     } else {
         (Says::Nothing, pick(rng, &["\"Failed\"", "\"Failure\"", "400", "\"BAD_REQUEST\"", "null"]))
     };
-    (says, any_case(rng, "status"), value.to_owned())
+    let name = pick(rng, &["status", "state", "result", "outcome", "requestStatus", "message"]);
+    (says, any_case(rng, name), value.to_owned())
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +223,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         return Expected::Unclear;
     }
     let mut ids = Vec::new();
-    let (mut documented, mut id_like, mut success) = (false, false, false);
+    let (mut documented, mut id_like, mut success, mut errors) = (false, false, false, false);
     let mut codes = Vec::new();
     for part in parts {
         match part {
@@ -201,6 +235,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
             Says::IdLike => id_like = true,
             Says::Code(code) if !codes.contains(code) => codes.push(*code),
             Says::Success => success = true,
+            Says::Errors => errors = true,
             Says::Code(_) | Says::Nothing => {}
         }
     }
@@ -210,19 +245,21 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     if id_like || !ids.is_empty() {
         let one = documented && ids.len() == 1 && !id_like;
         let no_error = codes.iter().all(|code| *code == Code::Fine);
-        return if one && is_success && no_error {
+        return if one && is_success && no_error && !errors {
             Expected::Done(ids[0].clone())
         } else {
             Expected::Unclear
         };
     }
-    if success || codes.len() > 1 {
+    if success || errors || codes.len() > 1 {
         return Expected::Unclear;
     }
     match codes.first() {
         None if status == 401 => Expected::Stale { bearer: true, session: true },
         None if status == 429 => Expected::Throttled,
-        Some(Code::Session(_)) if is_error || is_success => Expected::Stale { bearer: false, session: true },
+        Some(Code::Session(_)) if is_error && status < 500 => {
+            Expected::Stale { bearer: false, session: true }
+        }
         Some(Code::Bearer(_)) if is_error => Expected::Stale { bearer: true, session: false },
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
         Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => Expected::Throttled,
@@ -272,11 +309,20 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
             says.clear();
         }
         let mut reply = reply(status, body.clone());
-        if !whole {
+        if whole {
+            match rng.u8(..10) {
+                0 => {
+                    reply.locations.push(format!("/api/m2m/v2/accounts/0-1/requests/{first}/status"));
+                    says.push(Says::IdElsewhere(first.clone()));
+                }
+                1 => {
+                    reply.request_ids.push(first.clone());
+                    says.push(Says::IdElsewhere(first.clone()));
+                }
+                _ => {}
+            }
+        } else {
             reply.body = None;
-        } else if rng.u8(..10) == 0 {
-            reply.locations.push(format!("/api/m2m/v2/accounts/0-1/requests/{first}/status"));
-            says.push(Says::IdElsewhere(first.clone()));
         }
         let expected = expected(status, &says, readable && whole);
         assert_eq!(found(&reply), expected, "HTTP {status}, {:?}, {body:.600}, {says:?}", reply.locations);
@@ -295,6 +341,7 @@ fn damaged(rng: &mut Rng, reply: &Reply, body: &str) {
         status: reply.status,
         retry_after: None,
         locations: reply.locations.clone(),
+        request_ids: reply.request_ids.clone(),
         body: Some(Bytes::from(bytes)),
         cut: false,
     };

@@ -1,0 +1,91 @@
+//! Request ids that a text speaks of, as in "accepted with request id 4711".
+
+/// Between "request" and "id": `request_id`, `request id`, `request>` `<id`.
+const MAX_BETWEEN: usize = 3;
+
+/// The words with a digit that follow a mention of a request id. The one that is meant is among them.
+pub(super) fn mentioned(text: &str) -> Vec<String> {
+    let text: String = unescaped(text).chars().map(narrow).collect();
+    let lower = text.to_ascii_lowercase();
+    let mention = lower.match_indices("req").find_map(|(at, _)| end_of_mention(&lower, at));
+    let words = mention.map(|end| text[end..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-'));
+    let has_digit = |word: &&str| word.bytes().any(|byte| byte.is_ascii_digit());
+    words.into_iter().flatten().filter(has_digit).map(str::to_owned).collect()
+}
+
+/// Where "request id", "reqId" or "request identifier" ends, if it begins here.
+fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
+    let rest = &lower[at..];
+    let rest = rest.strip_prefix("request").or_else(|| rest.strip_prefix("req"))?;
+    let id = rest.char_indices().take(MAX_BETWEEN + 1).find(|(_, c)| c.is_alphanumeric())?.0;
+    let rest = rest[id..].strip_prefix("id")?;
+    let rest = ["entifier", "s"].iter().find_map(|end| rest.strip_prefix(end)).unwrap_or(rest);
+    (!rest.starts_with(char::is_alphabetic)).then(|| lower.len() - rest.len())
+}
+
+/// Full-width letters and digits, which some keyboards write, as ASCII.
+pub(super) fn narrow(c: char) -> char {
+    const WIDE: u32 = '！' as u32 - '!' as u32;
+    match c {
+        '！'..='～' => char::from_u32(c as u32 - WIDE).unwrap_or(c),
+        c => c,
+    }
+}
+
+/// With the characters that are escaped as in JSON, `\u0041`.
+fn unescaped(text: &str) -> String {
+    let mut parts = text.split("\\u");
+    let mut all = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let code = part.get(..4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+        match code.and_then(char::from_u32) {
+            Some(c) => {
+                all.push(c);
+                all.push_str(&part[4..]);
+            }
+            None => all.push_str(part),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_mentions_a_request_id_in_many_ways() {
+        for text in [
+            "requestId r-1",
+            "Request ID: r-1",
+            "REQUEST_ID=r-1",
+            "the reqId is r-1.",
+            "accepted (request-id \"r-1\")",
+            "<request><id>r-1</id>",
+            "request identifier r-1",
+            "request ids r-1",
+            "\\u0072equestId r-1",
+            "ｒｅｑｕｅｓｔＩｄ：ｒ－１",
+            "a request, whose requestId is r-1",
+        ] {
+            assert_eq!(mentioned(text), ["r-1"], "{text}");
+        }
+        assert_eq!(mentioned("requestId r-1 for device 8914"), ["r-1", "8914"]);
+    }
+
+    #[test]
+    fn other_texts_do_not() {
+        for text in [
+            "",
+            "the request 12345 cannot be carried out",
+            "the request identified by 12345",
+            "requestId is required",
+            "12345 is no requestId",
+            "requests idle for 300 s",
+            "\\u00",
+            "req",
+        ] {
+            assert_eq!(mentioned(text), [""; 0], "{text}");
+        }
+    }
+}
