@@ -30,6 +30,10 @@ pub const MAX_EVENT_BYTES: usize = 900_000;
 /// The largest number of entries one `read` returns.
 pub const MAX_READ: usize = 1_000;
 
+/// A read that returns fewer entries than it may, and fewer bytes of events than this, has reached the
+/// end of the log.
+pub const WHOLE_READ_BYTES: usize = 1024 * 1024;
+
 /// Logs and cells; see the module's documentation.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
@@ -38,8 +42,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
     /// The entries of a log after a sequence (0: from its beginning), oldest first, at most `limit` and
-    /// [`MAX_READ`], and fewer where their events are large: only an empty answer says that there are no more. Sees
-    /// every acknowledged append.
+    /// [`MAX_READ`], and fewer where their events have [`WHOLE_READ_BYTES`] or more: then only an empty answer says that
+    /// there are no more. Sees every acknowledged append.
     async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
     /// All logs, in order, without end, beginning after a position (`None`: from the first that is kept). Hides

@@ -34,6 +34,7 @@ mod follow;
 mod hints;
 mod low_water;
 mod open_orders;
+mod read_ahead;
 mod spelling;
 mod strays;
 mod tracked;
@@ -377,6 +378,10 @@ impl Hub {
             let Some(last) = entries.last() else { return Ok(()) };
             after = last.position.sequence;
             entries.iter().for_each(&mut each);
+            let bytes: usize = entries.iter().map(|entry| entry.event.len()).sum();
+            if entries.len() < store::MAX_READ && bytes < store::WHOLE_READ_BYTES {
+                return Ok(());
+            }
         }
     }
 }

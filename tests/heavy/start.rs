@@ -1,17 +1,28 @@
 //! A start reads what happened since the oldest open request, and not the whole history.
 
-use std::path::Path;
+mod far;
 
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream};
 use thingspace_gateway::{
+    app,
     config::Config,
     identity::RequestId,
     proto::storage,
-    requests::event::Kind,
-    store::{Store, embedded::Embedded},
+    requests::event::{self, Kind},
+    store::{LogName, Store, embedded::Embedded, nats::Nats},
 };
 use uuid::Uuid;
 
-use crate::{RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*, quiet};
+use crate::{
+    RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*, nats_server::NatsServer,
+    quiet,
+};
+use far::Far;
 
 /// Requests still open at the end of the history.
 const OPEN: usize = 3;
@@ -122,5 +133,38 @@ async fn open_requests_cost_little_memory() {
     assert_eq!(gateway.requests.overview().open_requests, OPEN);
     eprintln!("{} bytes of memory for each open request", grown / OPEN);
     assert!(grown < OPEN * MEMORY_EACH, "grew by {grown} bytes");
+    gateway.stop().await;
+}
+
+/// Logs are read at once: one after the other, this many round trips would take a minute.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_far_from_nats_starts_soon() {
+    const FINISHED: usize = 600;
+    const DELAY: Duration = Duration::from_millis(12);
+    const SOON: Duration = Duration::from_secs(15);
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&quiet(&upstream), &nats.url(), 1, 0);
+    let store = Nats::open(&config.store.nats, app::retention(&config)).await.unwrap();
+    within("the store", store.usable()).await;
+    let append = async |n: usize, kind| {
+        store.append(&LogName::request(name(n)), Uuid::now_v7(), event::encode(kind, None)).await.unwrap();
+    };
+    // The first one stays open.
+    append(0, accepted(0)).await;
+    for kind in [accepted, succeeded] {
+        stream::iter(1..=FINISHED).for_each_concurrent(64, |n| append(n, kind(n))).await;
+    }
+    store.close().await;
+
+    let server = nats.url().trim_start_matches("nats://").parse().unwrap();
+    let far = Far::from(server, DELAY).await;
+    let mut config = config;
+    config.store.nats.url = format!("nats://{}", far.address);
+    let began = Instant::now();
+    let gateway = Gateway::start(config).await;
+    let took = began.elapsed();
+    eprintln!("ready after {took:?}");
+    assert!(took < SOON, "{took:?}");
+    assert_eq!(gateway.requests.overview().open_requests, 1);
     gateway.stop().await;
 }

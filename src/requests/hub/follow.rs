@@ -11,7 +11,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Stray, Tracked, is_same, open_devices};
+use super::{
+    Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Stray, Tracked, is_same, open_devices,
+    read_ahead::{self, ReadAhead},
+};
 use crate::{
     identity::RequestId,
     proto::storage::Event,
@@ -149,35 +152,38 @@ impl Hub {
     }
 
     async fn fold_all(&self, from: Option<Position>) -> Interrupted {
-        let mut followed = self.store.follow(from);
-        loop {
-            match followed.next().await {
-                Some(Followed::Event(log, entry)) => {
-                    self.events_read.fetch_add(1, Ordering::Relaxed);
-                    self.fold(&log, &entry).await;
-                    self.progress.send_modify(|p| p.folded = Some(entry.position));
-                    self.goes_on();
+        let mut followed = self.store.follow(from).ready_chunks(read_ahead::EVENTS);
+        while let Some(chunk) = followed.next().await {
+            let mut ahead = self.read_ahead(&chunk).await;
+            for followed in chunk {
+                match followed {
+                    Followed::Event(log, entry) => {
+                        self.events_read.fetch_add(1, Ordering::Relaxed);
+                        self.fold(&log, &entry, &mut ahead).await;
+                        self.progress.send_modify(|p| p.folded = Some(entry.position));
+                    }
+                    Followed::CaughtUp(position) => {
+                        debug!(sequence = position.sequence, "caught up with the store");
+                        let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
+                        let caught_up = |p: &Progress| Progress { folded: Some(folded(p)), caught_up: true };
+                        self.progress.send_modify(|p| *p = caught_up(p));
+                    }
+                    Followed::Lost(lost) => return Interrupted::Lost(lost),
                 }
-                Some(Followed::CaughtUp(position)) => {
-                    debug!(sequence = position.sequence, "caught up with the store");
-                    let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
-                    self.progress.send_modify(|p| *p = Progress { folded: Some(folded(p)), caught_up: true });
-                    self.goes_on();
-                }
-                Some(Followed::Lost(lost)) => return Interrupted::Lost(lost),
-                None => return Interrupted::Ended,
+                self.goes_on();
             }
         }
+        Interrupted::Ended
     }
 
-    async fn fold(&self, log: &LogName, entry: &Entry) {
+    async fn fold(&self, log: &LogName, entry: &Entry, ahead: &mut ReadAhead) {
         let event = event::decode(&entry.event);
         match log.class {
             LogClass::Order => self.fold_order(&log.id, entry, &event.unwrap_or_default()).await,
             LogClass::Request => {
                 let Ok(id) = RequestId::parse(&log.id) else { return };
                 let kind = event.and_then(|event| event.kind);
-                let owner = self.fold_request(&id, entry, kind.as_ref()).await;
+                let owner = self.fold_request(&id, entry, kind.as_ref(), ahead).await;
                 if let Some(Kind::Accepted(accepted)) = kind {
                     self.close_order(&accepted.order_id, owner.as_deref(), &id);
                 }
@@ -217,7 +223,13 @@ impl Hub {
     }
 
     /// Folds an event of a request's log. Returns the order that the request belongs to, as far as this had to know it.
-    async fn fold_request(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<String> {
+    async fn fold_request(
+        &self,
+        id: &RequestId,
+        entry: &Entry,
+        kind: Option<&Kind>,
+        read: &mut ReadAhead,
+    ) -> Option<String> {
         if let Some(Ahead { order_id, .. }) = self.was_read(id, entry) {
             self.take_lead(id, kind);
             return order_id;
@@ -236,7 +248,10 @@ impl Hub {
             return None;
         }
         let log = LogName::request(id.as_str());
-        let folded = self.read_if_readable(&log, || self.read(id)).await?;
+        let folded = match read.take(id) {
+            Some(folded) => folded,
+            None => self.read_if_readable(&log, || self.read(id)).await?,
+        };
         let order_id = folded.request.order_id.clone();
         self.take_note(id, Note::of(&folded, entry, true));
         if !folded.request.is_closed() {
