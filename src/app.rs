@@ -10,7 +10,10 @@ mod restore;
 use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use tokio::{net::TcpListener, time::Instant};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -40,6 +43,9 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// How long connections may take to close once nothing is open on them. A peer that never says goodbye is not waited for.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// How long following the store may take to end; it raises the low-water mark a last time.
+const FOLLOWING: Duration = Duration::from_secs(3);
 
 /// After this the log says why the gateway is not ready yet.
 const UNREADY_SAID: Duration = Duration::from_secs(3);
@@ -251,21 +257,30 @@ impl App {
         // Until now: ThingSpace does not send for long what nobody takes.
         last_callback.cancel();
         background.cancel();
-        if !running.is_finished() && running.await.is_err() {
-            warn!("following the store ended in a panic");
+        // Whatever hangs, the process ends when the time of the drain is over.
+        let end = began + self.config.grpc.drain;
+        let until = |most: Duration| end.min(Instant::now() + most);
+        if !running.is_finished() {
+            match timeout_at(until(FOLLOWING), &mut running).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => warn!("following the store ended in a panic"),
+                Err(_) => running.abort(),
+            }
         }
-        if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
+        if timeout_at(until(GOODBYE), &mut serving).await.is_err() {
             serving.abort();
         }
         if let Some(mut taking) = taking_callbacks
-            && tokio::time::timeout(GOODBYE, &mut taking).await.is_err()
+            && timeout_at(until(GOODBYE), &mut taking).await.is_err()
         {
             taking.abort();
         }
-        if (&mut controlled).await.is_err() {
-            warn!("serving the control socket ended in a panic");
+        match timeout_at(until(CLOSING), &mut controlled).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => warn!("serving the control socket ended in a panic"),
+            Err(_) => controlled.abort(),
         }
-        if tokio::time::timeout(CLOSING, self.store.close()).await.is_err() {
+        if timeout_at(until(CLOSING), self.store.close()).await.is_err() {
             warn!("the store does not close in time; what was acknowledged is in it all the same");
         }
         self.admin.end().await;

@@ -72,15 +72,21 @@ async fn append(
     kind: event::Kind,
 ) -> Result<Position, StoreError> {
     let (bytes, began) = (event::encode(kind, first), Instant::now());
-    for _ in 1..APPEND_TRIES {
+    let mut may_be_stored = false;
+    for tried in 1..=APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason)) if began.elapsed() < APPEND_WITHIN => {
+            Err(StoreError::Ambiguous(reason)) if tried < APPEND_TRIES && began.elapsed() < APPEND_WITHIN => {
                 debug!(log = log.encode(), reason, "repeating an append");
+                may_be_stored = true;
+            }
+            // That the repetition was not stored says nothing of the first attempt.
+            Err(StoreError::Unavailable(why) | StoreError::Full(why)) if may_be_stored => {
+                return Err(StoreError::Ambiguous(why));
             }
             settled => return settled,
         }
     }
-    store.append(log, id, bytes).await
+    unreachable!("the last try returns")
 }
 
 /// How old a log is at least, by the store's own time, given the position and the time stamp of its

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use super::{
     append,
     error::{Effect, Error},
-    event::Kind,
+    event::{self, Kind},
     hub::{Asked, Hub, Tracked},
     lock,
     state::Request,
@@ -256,18 +256,20 @@ impl Asker {
             }
             (lookup, _) => lookup,
         };
-        let (events, known_account, first) = match &attached {
+        let (events, known_account, stand) = match &attached {
             Some(tracked) => {
-                let request = &tracked.lock().request;
-                (news(request, account, &lookup), request.account.clone(), request.beginning())
+                let folded = tracked.lock();
+                let request = &folded.request;
+                let stand = Stand { first: request.beginning(), at: Some(folded.position()) };
+                (news(request, account, &lookup), request.account.clone(), stand)
             }
-            None => (news(&Request::default(), account, &lookup), None, None),
+            None => (news(&Request::default(), account, &lookup), None, Stand::default()),
         };
         if known_account.is_some_and(|known| known != *account) {
             warn!(request.id = %id, "ThingSpace knows this request under another account, too; left alone");
             return Ok(Answer::NotKnown);
         }
-        self.observe(id, first, events).await?;
+        self.observe(id, stand, events).await?;
         // One that was unknown until now is in memory only if it is loaded, and then need not be asked again.
         let tracked = match attached {
             Some(tracked) => Some(tracked),
@@ -285,18 +287,20 @@ impl Asker {
     /// Tells what was withheld for long enough.
     pub async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
         let Some(answer) = tracked.withheld() else { return Ok(()) };
-        let (events, first) = {
-            let request = &tracked.lock().request;
+        let (events, stand) = {
+            let folded = tracked.lock();
+            let request = &folded.request;
             let news = |account| request.news(account, &answer);
-            (request.account.as_ref().map_or_else(Vec::new, news), request.beginning())
+            let stand = Stand { first: request.beginning(), at: Some(folded.position()) };
+            (request.account.as_ref().map_or_else(Vec::new, news), stand)
         };
-        self.observe(&tracked.id, first, events).await
+        self.observe(&tracked.id, stand, events).await
     }
 
     async fn observe(
         &self,
         id: &RequestId,
-        mut first: Option<Position>,
+        Stand { mut first, at }: Stand,
         events: Vec<storage::Observed>,
     ) -> Result<(), Error> {
         let log = LogName::request(id.as_str());
@@ -306,14 +310,23 @@ impl Asker {
                 // The rest of an answer means nothing without its beginning.
                 first = self.hub.beginning(id, None).await?.first;
             }
+            let event_id = at.map_or_else(Uuid::now_v7, |at| event::observed_id(id, at, &observed));
             let observed = Kind::Observed(observed);
-            last = Some(append(&*self.store, &log, first, Uuid::now_v7(), observed).await?);
+            last = Some(append(&*self.store, &log, first, event_id, observed).await?);
         }
         if let Some(position) = last {
             self.hub.folded(position).await;
         }
         Ok(())
     }
+}
+
+/// Where a request's log began, and how far it was folded when it was compared with an answer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stand {
+    first: Option<Position>,
+    /// `None`: it was not in memory.
+    at: Option<Position>,
 }
 
 fn news(request: &Request, account: &AccountName, lookup: &StatusLookup) -> Vec<storage::Observed> {

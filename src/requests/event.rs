@@ -80,6 +80,13 @@ pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) ->
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
+/// The id of an answer's event: what is heard twice while the request stands at the same position, because this replica
+/// has not folded it yet, is one event.
+pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
+    let name = format!("{request}/observed/{}/{}/", at.epoch, at.sequence).into_bytes();
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name, observed.encode_to_vec()].concat())
+}
+
 /// An event as it is stored. `first`: where its log begins, as far as the writer knows.
 pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
     let rules = match kind {

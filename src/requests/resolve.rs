@@ -106,11 +106,14 @@ impl Resolver {
                     continue;
                 }
             }
-            self.orders.recover().await;
-            let unjoined = self.join_strays().await;
-            // What is broken off is followed again at the next start.
-            let Some(more) = stop.run_until_cancelled(self.follow_leads()).await else { return };
-            unfinished = more || unjoined;
+            let looked_after = async {
+                self.orders.recover().await;
+                let unjoined = self.join_strays().await;
+                self.follow_leads().await || unjoined
+            };
+            // What is broken off is done after the next start.
+            let Some(more) = stop.run_until_cancelled(looked_after).await else { return };
+            unfinished = more;
             retry = Instant::now() + RETRY;
         }
     }

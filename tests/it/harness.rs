@@ -336,6 +336,15 @@ impl Process {
         connect(self.address).await
     }
 
+    /// Waits until the log has a line with this text.
+    pub fn wait_for_line(&mut self, text: &str) {
+        while !self.seen.iter().any(|line| line.contains(text)) {
+            let line = self.log.recv_timeout(DEADLINE);
+            self.seen
+                .push(line.unwrap_or_else(|_| panic!("the log does not say {text:?}: {:#?}", self.seen)));
+        }
+    }
+
     /// `kill -9`, and waits for the end.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -20,6 +20,7 @@ mod embedded;
 mod fleet;
 #[allow(dead_code, reason = "shared with the heavy tests")]
 mod harness;
+mod lag;
 mod losses;
 mod matrix;
 #[allow(dead_code, reason = "shared with tests that do more to their servers")]

@@ -14,7 +14,7 @@ use tokio::{
     sync::{OwnedMutexGuard, oneshot},
     time::Instant,
 };
-use tracing::{error, info};
+use tracing::{debug, error, info};
 use uuid::Uuid;
 
 use super::{Orders, Placed, Room, finish::say_not_its_own, leases, ordered, unknown};
@@ -123,8 +123,12 @@ impl Orders {
             _room: room,
         };
         if let Err(error) = self.announce(&flight).await {
+            let may_be_stored = matches!(error, StoreError::Ambiguous(_));
             // Nobody may be waiting any more.
             let _ = answer.send(Err(error.into()));
+            if may_be_stored {
+                self.take_back(flight).await;
+            }
             return;
         }
         let (came, outcome) = match self.claim(&flight, before.as_ref(), &hash).await {
@@ -162,6 +166,25 @@ impl Orders {
         let ordered = Kind::Ordered(ordered(&flight.order, &flight.cell));
         let log = LogName::order(&flight.order_id);
         append(&*self.store, &log, None, Once::Ordered.id(&flight.order_id), ordered).await.map(drop)
+    }
+
+    /// Says of an order that may be stored that it is not placed. Without an outcome it would stay in memory for days and make
+    /// every start read what happened since.
+    async fn take_back(&self, mut flight: Flight) {
+        flight.turn = None;
+        // A drain does not wait for that.
+        while !self.tasks.is_closed() {
+            tokio::time::sleep(RETRY).await;
+            let taken_back = async {
+                // First what is said of it, so that it does not come later.
+                self.announce(&flight).await?;
+                self.store(&flight, &Came::NotSent).await
+            };
+            match taken_back.await {
+                Ok(_) => return,
+                Err(error) => debug!(order.id = flight.order_id, %error, "cannot take back an order yet"),
+            }
+        }
     }
 
     async fn claim(

@@ -19,15 +19,16 @@ use futures_util::{
 };
 use jiff::Timestamp;
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep},
 };
 
 use super::{Shared, There, link::backoff, logs::timestamp, record::EVENTS, until_there};
 use crate::store::{Entry, Followed, Lost, Position};
 
-/// What waits to be folded; beyond it NATS is not asked for more.
+/// What waits to be folded, in events and in bytes; beyond it NATS is not asked for more.
 const WAITING: usize = 256;
+const WAITING_BYTES: u32 = 16 * 1024 * 1024;
 
 /// What NATS is asked for at once.
 const BATCH: usize = 1_000;
@@ -53,9 +54,13 @@ const STEADY: Duration = Duration::from_secs(10);
 /// A stream ends before the position only if it does so often: a new leader may not have read all of its own log yet.
 const SHORT: usize = 6;
 
+/// What waits to be folded, and its part of [`WAITING_BYTES`].
+type Waiting = (Followed, Option<OwnedSemaphorePermit>);
+
 struct Follower {
     shared: Arc<Shared>,
-    sender: mpsc::Sender<Followed>,
+    sender: mpsc::Sender<Waiting>,
+    bytes: Arc<Semaphore>,
     /// Which stream is followed; unknown until it was looked at.
     epoch: Option<u64>,
     /// Up to where everything was delivered.
@@ -87,6 +92,7 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
     let follower = Follower {
         shared,
         sender,
+        bytes: waiting_bytes(),
         epoch: after.map(|after| after.epoch),
         position: after.map_or(0, |after| after.sequence),
         catching_up: CatchUp::Unknown,
@@ -95,7 +101,11 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
     };
     // In a task of its own: a consumer that is not polled loses its heartbeats.
     tokio::spawn(follower.run());
-    stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?, receiver)) }).boxed()
+    stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?.0, receiver)) }).boxed()
+}
+
+fn waiting_bytes() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(WAITING_BYTES as usize))
 }
 
 impl Follower {
@@ -115,7 +125,7 @@ impl Follower {
             let why = match self.consume().await {
                 End::Unheard => return,
                 End::Lost(lost) => {
-                    let _ = self.sender.send(Followed::Lost(lost)).await;
+                    let _ = self.send(Followed::Lost(lost)).await;
                     return;
                 }
                 End::Hiccup(why) => why,
@@ -284,7 +294,15 @@ impl Follower {
     }
 
     async fn send(&self, followed: Followed) -> Result<(), End> {
-        self.sender.send(followed).await.map_err(|_| End::Unheard)
+        let room = match &followed {
+            Followed::Event(_, entry) => {
+                let bytes = u32::try_from(entry.event.len()).unwrap_or(u32::MAX).min(WAITING_BYTES);
+                let room = Arc::clone(&self.bytes).acquire_many_owned(bytes).await;
+                Some(room.map_err(|_| End::Unheard)?)
+            }
+            Followed::CaughtUp(_) | Followed::Lost(_) => None,
+        };
+        self.sender.send((followed, room)).await.map_err(|_| End::Unheard)
     }
 }
 
@@ -294,11 +312,13 @@ fn created_ns(info: &Info) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::{config::Config, store::nats::Nats};
 
     /// One that follows a stream that ends at 3, whose consumer's server has only 1 so far.
-    async fn follower() -> (Nats, Follower, mpsc::Receiver<Followed>) {
+    async fn follower() -> (Nats, Follower, mpsc::Receiver<Waiting>) {
         let mut settings = Config::defaults().store.nats;
         settings.url = "nats://127.0.0.1:1".to_owned();
         let store = Nats::open(&settings, Duration::from_hours(1)).await.unwrap();
@@ -306,6 +326,7 @@ mod tests {
         let follower = Follower {
             shared: Arc::clone(&store.shared),
             sender,
+            bytes: waiting_bytes(),
             epoch: Some(1),
             position: 0,
             catching_up: CatchUp::To(3),
@@ -330,9 +351,9 @@ mod tests {
         Message { message, context: follower.shared.follow_link.context.clone() }
     }
 
-    fn sequences(receiver: &mut mpsc::Receiver<Followed>) -> Vec<String> {
+    fn sequences(receiver: &mut mpsc::Receiver<Waiting>) -> Vec<String> {
         let said = std::iter::from_fn(|| receiver.try_recv().ok());
-        said.map(|said| match said {
+        said.map(|(said, _)| match said {
             Followed::Event(_, entry) => entry.position.sequence.to_string(),
             Followed::CaughtUp(position) => format!("caught up at {}", position.sequence),
             Followed::Lost(lost) => format!("{lost:?}"),
@@ -349,6 +370,30 @@ mod tests {
             assert!(follower.deliver(message, &mut deliveries).await.is_ok());
         }
         assert_eq!(sequences(&mut receiver), ["1", "2", "3", "caught up at 3", "4"]);
+    }
+
+    /// A slow reader costs as many bytes, however large the events are.
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_bytes() {
+        const LARGE: usize = 760_000;
+        let (_store, mut follower, mut receiver) = follower().await;
+        let mut deliveries = 0;
+        let mut sequence = 0;
+        loop {
+            sequence += 1;
+            let mut large = message(&follower, sequence, sequence, 0);
+            large.message.payload = vec![0; LARGE].into();
+            if follower.deliver(large, &mut deliveries).now_or_never().is_none() {
+                break;
+            }
+        }
+        let waiting: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+        let events = waiting.iter().filter(|(waiting, _)| matches!(waiting, Followed::Event(..))).count();
+        assert_eq!(events, WAITING_BYTES as usize / LARGE);
+        // What was taken makes room.
+        drop(waiting);
+        let next = message(&follower, sequence + 1, sequence + 1, 0);
+        assert!(follower.deliver(next, &mut deliveries).await.is_ok());
     }
 
     #[tokio::test]
