@@ -21,7 +21,11 @@ use tracing::{info, warn};
 
 use crate::{
     admin::Admin,
-    callbacks::{Callbacks, registration::Registration, secrets::Secrets},
+    callbacks::{
+        Callbacks,
+        registration::Registration,
+        secrets::{LoginFiles, Secrets},
+    },
     config::{Config, StoreKind},
     control::{Control, Instance},
     grpc::{self, Esim, Settings},
@@ -31,7 +35,7 @@ use crate::{
     shutdown::Stop,
     simulator::{self, Simulator},
     store::{Store, embedded::Embedded, nats::Nats},
-    thingspace::Client,
+    thingspace::{Client, Sent},
 };
 
 pub use dev::dev;
@@ -116,11 +120,7 @@ impl App {
                 Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
                     .await
                     .context("cannot take callbacks")?;
-            if let Some((_, password)) = config.callbacks.pair_files() {
-                let logins = config.credentials.iter().map(|of| of.password_file.clone()).collect();
-                callbacks.secrets().keep_apart_from(logins);
-                client.keep_apart_from(password);
-            }
+            keep_apart(&config, &callbacks, &client);
             let (listener, address) = listen(config.callbacks.listen).await?;
             if !config.callbacks.public_url.is_empty() {
                 let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());
@@ -374,6 +374,18 @@ async fn watch_logins(health: &HealthReporter, client: &Client, until: &Cancella
             }
         }));
     }
+}
+
+/// What ThingSpace sends in callbacks never logs in, and what logs in is never sent.
+fn keep_apart(config: &Config, callbacks: &Callbacks, client: &Client) {
+    let logins = config
+        .credentials
+        .iter()
+        .map(|of| LoginFiles { username: of.username_file.clone(), password: of.password_file.clone() });
+    callbacks.secrets().keep_apart_from(logins.collect());
+    let secrets = callbacks.secrets().clone();
+    let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
+    client.keep_apart_from(Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
 }
 
 /// How long events are kept.

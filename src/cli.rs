@@ -10,7 +10,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 pub use operate::{
-    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Settle, Store, Unblock,
+    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Rotate, Settle, Store,
+    Unblock,
 };
 
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.

@@ -17,6 +17,11 @@ pub async fn same(one: &Path, other: &Path) -> bool {
     one.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
 }
 
+/// Whether two names are of the same user: ThingSpace knows users in any case.
+pub(crate) fn is_same_user(one: &str, other: &str) -> bool {
+    one.trim().to_lowercase() == other.trim().to_lowercase()
+}
+
 /// The secret, without the line break at the end of the file.
 pub async fn read(path: &Path) -> Result<SecretString, String> {
     alone(&read_lines(path).await?).map_err(|why| unreadable(path, &why))

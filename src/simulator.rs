@@ -50,7 +50,8 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::AccountName;
 
 pub use callbacks::{
-    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Registered, Retries, SERVICE, Sender, Sequence,
+    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Passwords, Registered, Retries, SERVICE, Sender,
+    Sequence,
 };
 pub use faults::{Endpoint, Fault, Gate, What, When};
 pub use handle::Handle;

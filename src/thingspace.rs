@@ -33,7 +33,7 @@ pub use breaker::HostHealth;
 pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub use retry::Retries;
-pub use session::{Standing, UnblockOutcome, Unblocked};
+pub use session::{Sent, Standing, UnblockOutcome, Unblocked};
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};

@@ -2,13 +2,22 @@
 //!
 //! A registration is account-global: whoever registers takes the results away from whoever did before. So nothing of
 //! another's is ever replaced or removed unless an operator forces it; what counts as ours is a URL below `public_url`
-//! that ends in an account's secret, be it an earlier one. Between the end of a registration and the next results are
+//! that ends in an account's secret, be it an earlier one. A secret below `public_url` that is not known may be left of a
+//! store that is gone: it is replaced once. If it comes back, another gateway has the same address; then nothing more is
+//! registered until an operator acts, because the two would go on for ever. Between the end of a registration and the next results are
 //! lost: the two calls follow each other at once, and neither a drain nor a caller that goes away comes between.
 
 mod address;
+mod stop;
 mod turn;
 
-use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex as SyncMutex, PoisonError},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::sync::Mutex;
@@ -25,6 +34,7 @@ use crate::{
     identity::AccountName,
     thingspace::{self, Client},
 };
+pub use stop::Stop;
 
 /// After a failure; doubled from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -42,6 +52,8 @@ struct Inner {
     secrets: Secrets,
     /// One thing at a time is done to an account.
     accounts: HashMap<AccountName, Arc<Mutex<Memory>>>,
+    /// What came of the last thing that was done to an account.
+    standings: SyncMutex<HashMap<AccountName, Standing>>,
     /// What must not be broken off.
     tasks: TaskTracker,
 }
@@ -57,6 +69,32 @@ pub enum Outcome {
     /// It was right already.
     Unchanged,
     Registered,
+    /// Registered, with another pair or another path.
+    Rotated,
+    /// There is another pair or path, and no registration: an operator took it away.
+    RotatedOnly,
+    /// An operator took the registration away.
+    Deregistered,
+}
+
+/// How the registration of an account is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    Registered,
+    /// An operator took the registration away.
+    Deregistered,
+    /// Why it is not what it should be, or cannot be seen.
+    Failing(String),
+}
+
+impl fmt::Display for Standing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registered => f.write_str("registered"),
+            Self::Deregistered => f.write_str("deregistered by an operator"),
+            Self::Failing(why) => f.write_str(why),
+        }
+    }
 }
 
 /// One line of a listing.
@@ -89,6 +127,13 @@ pub enum Error {
     NotConfigured(AccountName),
     #[error(transparent)]
     Taken(Taken),
+    #[error(transparent)]
+    Stopped(#[from] Stop),
+    #[error(
+        "ThingSpace accepted the registration of the {service} callbacks of account {account} and does not list it; it is \
+         looked at again soon"
+    )]
+    NotListed { account: AccountName, service: String },
     #[error("callbacks.public_url is no http:// or https:// URL")]
     PublicUrl,
     #[error(transparent)]
@@ -110,8 +155,9 @@ impl Registration {
     ) -> Result<Self, Error> {
         let public = Address::parse(&config.public_url).ok_or(Error::PublicUrl)?.or_port(listener.port());
         let accounts = secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
-        let (service, recheck) = (config.service.clone(), config.recheck);
-        Ok(Self(Arc::new(Inner { service, public, recheck, client, secrets, accounts, tasks })))
+        let (service, recheck, standings) = (config.service.clone(), config.recheck, SyncMutex::default());
+        let inner = Inner { service, public, recheck, client, secrets, accounts, standings, tasks };
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Registers every account, and looks now and then whether it still holds, until `stop`.
@@ -124,7 +170,8 @@ impl Registration {
         let mut pause = FIRST_PAUSE;
         loop {
             let wait = match self.look_after(account).await {
-                Ok(()) => {
+                // The log has it; it passes when an operator or the other one acts.
+                Ok(_) | Err(Error::Taken(_) | Error::Stopped(_)) => {
                     pause = FIRST_PAUSE;
                     self.0.recheck
                 }
@@ -139,9 +186,14 @@ impl Registration {
         }
     }
 
-    async fn look_after(&self, account: &AccountName) -> Result<(), Error> {
+    async fn look_after(&self, account: &AccountName) -> Result<Outcome, Error> {
         let mut turn = self.turn(account).await?;
-        self.carry_through(async move { turn.look_after().await }).await
+        self.carry_through(account, async move { turn.look_after().await }).await
+    }
+
+    /// How the registrations are doing; without those that nothing was done to yet.
+    pub fn standings(&self) -> HashMap<AccountName, Standing> {
+        self.0.standings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is registered for an account, of whatever service.
@@ -154,7 +206,12 @@ impl Registration {
         let listed = self.0.client.callbacks(account).await?;
         let line = |registration: thingspace::Registration| Listed {
             host: address::host(&registration.url),
-            ours: self.0.public.whose(&registration.url, &secret) != Whose::Another,
+            ours: matches!(
+                self.0.public.whose(&registration.url, &secret, |secret| {
+                    self.0.secrets.is_own_path(account, secret)
+                }),
+                Whose::Ours | Whose::Former
+            ),
             service: registration.service,
             username: registration.username,
         };
@@ -164,20 +221,27 @@ impl Registration {
     /// Registers the account unless it is. `force`: also over another's URL.
     pub async fn register(&self, account: &AccountName, force: bool) -> Result<Outcome, Error> {
         let mut turn = self.turn(account).await?;
-        self.carry_through(async move { turn.register(force).await }).await
+        self.carry_through(account, async move { turn.register(force).await }).await
     }
 
     /// Takes our registration away, until [`Registration::register`]: no replica and no restart registers it before.
     pub async fn deregister(&self, account: &AccountName) -> Result<(), Error> {
         let mut turn = self.turn(account).await?;
-        self.carry_through(async move { turn.deregister().await }).await
+        let deregister = async move { turn.deregister().await.map(|()| Outcome::Deregistered) };
+        self.carry_through(account, deregister).await.map(drop)
     }
 
-    /// Gives the account another pair and registers it. The old one is accepted for a while: ThingSpace goes on
-    /// sending it.
+    /// Gives the account another pair and registers it, unless an operator took the registration away. The old one is
+    /// accepted for a while: ThingSpace goes on sending it.
     pub async fn rotate(&self, account: &AccountName) -> Result<Outcome, Error> {
         let mut turn = self.turn(account).await?;
-        self.carry_through(async move { turn.rotate().await }).await
+        self.carry_through(account, async move { turn.rotate_pair().await }).await
+    }
+
+    /// The same with another secret in the path.
+    pub async fn rotate_path(&self, account: &AccountName) -> Result<Outcome, Error> {
+        let mut turn = self.turn(account).await?;
+        self.carry_through(account, async move { turn.rotate_path().await }).await
     }
 
     async fn turn(&self, account: &AccountName) -> Result<Turn, Error> {
@@ -188,10 +252,22 @@ impl Registration {
     }
 
     /// To its end, whatever becomes of the caller; a drain waits for it.
-    async fn carry_through<T: Send + 'static>(
+    async fn carry_through(
         &self,
-        work: impl Future<Output = Result<T, Error>> + Send + 'static,
-    ) -> Result<T, Error> {
+        account: &AccountName,
+        work: impl Future<Output = Result<Outcome, Error>> + Send + 'static,
+    ) -> Result<Outcome, Error> {
+        let (inner, account) = (Arc::clone(&self.0), account.clone());
+        let work = async move {
+            let outcome = work.await;
+            let standing = match &outcome {
+                Ok(Outcome::Unchanged | Outcome::Registered | Outcome::Rotated) => Standing::Registered,
+                Ok(Outcome::RotatedOnly | Outcome::Deregistered) => Standing::Deregistered,
+                Err(error) => Standing::Failing(error.to_string()),
+            };
+            inner.standings.lock().unwrap_or_else(PoisonError::into_inner).insert(account, standing);
+            outcome
+        };
         self.0.tasks.spawn(work).await.unwrap_or(Err(Error::Panicked))
     }
 }

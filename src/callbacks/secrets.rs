@@ -2,11 +2,15 @@
 //!
 //! Everything is derived from one random key in a permanent cell, so that every replica knows it and no restart changes a
 //! registered address. Until the store has told the key, nobody is known here and nothing can be proved; a store that was
-//! replaced gets the key again from whoever still has it. A pair is recognised by its authentication code; in plain text the store holds only a pair that
-//! was generated here. A replaced pair is accepted for a while, because ThingSpace goes on sending it.
+//! replaced gets the key again from whoever still has it. A pair is recognised by its authentication code; in plain text the
+//! store holds only a pair that was generated here. A replaced pair or path is accepted for a while, because ThingSpace goes
+//! on sending it. No pair shares anything with a login at ThingSpace.
 //! Comparisons take the same time whatever is compared, and nothing secret is printed.
 
 mod keys;
+mod logins;
+mod pair;
+mod stored;
 
 use std::{
     collections::HashMap,
@@ -16,10 +20,7 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::rand;
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use jiff::Timestamp;
 use prost::Message;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::{Choice, ConstantTimeEq};
@@ -28,28 +29,29 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
-    config::{self, MAX_PAIR_CHARS},
+    config,
     identity::AccountName,
     proto::storage,
-    secret_file,
     store::{CellName, Store, StoreError, Swap, decode_cell},
 };
 use keys::Keys;
+use pair::{generate, random, read};
+use stored::is_recent;
+
+pub use logins::LoginFiles;
+pub use pair::Pair;
 
 /// Format of the cells.
 const FORMAT: u32 = 1;
 
-/// Replaced pairs that are kept for an account.
-const MAX_REPLACED: usize = 8;
-
 /// How often a swap is tried again when another replica was first.
 const SWAP_TRIES: u32 = 8;
 
+/// Earlier secrets of a path that are recognised as ours in a listing.
+const MAX_OWN_PATHS: usize = 64;
+
 /// Between attempts to load everything from a store that is away.
 const LOAD_RETRY: Duration = Duration::from_millis(500);
-
-/// Of a generated password: 32 characters.
-const PASSWORD_BYTES: usize = 24;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -58,23 +60,27 @@ pub enum Error {
     /// The files of the pair; which, and why not.
     #[error("{0}")]
     Files(String),
-    /// The file of the pair holds a password that logs in.
+    /// The files of the pair hold something that logs in.
     #[error(
-        "{} holds the same password as {}, which logs in at ThingSpace; ThingSpace would send it in every callback: write \
-         another one",
+        "the callbacks' {what} in {} is also in {}, which logs in at ThingSpace; ThingSpace would send it in every \
+         callback: write another one",
         .pair.display(),
         .login.display()
     )]
-    Login { pair: PathBuf, login: PathBuf },
+    Login { what: &'static str, pair: PathBuf, login: PathBuf },
     #[error("account {0} is not configured")]
     NotConfigured(AccountName),
 }
 
-/// What ThingSpace is told to put into callbacks.
-#[derive(Debug, Clone)]
-pub struct Pair {
-    pub username: String,
-    pub password: SecretString,
+/// What ThingSpace shall be told about an account.
+pub(super) struct Current {
+    pub(super) pair: Pair,
+    /// The last segment of the path.
+    pub(super) path: String,
+    /// The authentication code of the pair.
+    pub(super) code: Vec<u8>,
+    /// This pair is the one that ThingSpace was told last.
+    pub(super) registered: bool,
 }
 
 #[derive(Clone)]
@@ -83,37 +89,34 @@ pub struct Secrets(Arc<Inner>);
 struct Inner {
     store: Arc<dyn Store>,
     files: Option<(PathBuf, PathBuf)>,
-    /// The files of the passwords that log in. None of them may be sent in callbacks.
-    logins: OnceLock<Vec<PathBuf>>,
+    logins: OnceLock<Vec<LoginFiles>>,
     grace: Duration,
     accounts: Vec<AccountName>,
     /// As soon as the store has told them.
-    paths: watch::Sender<Option<Arc<Paths>>>,
+    keys: watch::Sender<Option<Arc<Keys>>>,
     known: Mutex<HashMap<AccountName, Known>>,
     /// Held while a cell is brought up to date, so that what is known here never goes back.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// The keys, and the paths that follow from them.
-struct Paths {
-    keys: Keys,
-    paths: Vec<(AccountName, String)>,
-}
-
-/// The pairs of an account as they were last read.
+/// The cell of an account as it was last read, and what follows from it.
 struct Known {
     pair: Pair,
-    code: Vec<u8>,
-    replaced: Vec<storage::ReplacedPair>,
-    unwanted: bool,
+    path: String,
+    /// Earlier paths, and when each was replaced.
+    former_paths: Vec<(String, i64)>,
+    stored: storage::CallbackPair,
 }
 
 /// What is done to an account's cell, beside bringing it up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change {
+enum Change<'a> {
     Nothing,
-    Rotate,
+    RotatePair,
+    RotatePath,
     Want(bool),
+    /// ThingSpace was told the pair with this code.
+    Registered(&'a [u8]),
 }
 
 impl fmt::Debug for Secrets {
@@ -132,7 +135,7 @@ impl Secrets {
             logins: OnceLock::new(),
             grace: config.password_grace,
             accounts: accounts.to_vec(),
-            paths: watch::Sender::default(),
+            keys: watch::Sender::default(),
             known: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
         }))
@@ -149,8 +152,8 @@ impl Secrets {
         Ok(secrets)
     }
 
-    /// From now on no pair is taken whose password is in one of these files.
-    pub fn keep_apart_from(&self, logins: Vec<PathBuf>) {
+    /// From now on no pair shares its user name or password with one of these.
+    pub fn keep_apart_from(&self, logins: Vec<LoginFiles>) {
         // They are the configuration's, which does not change.
         let _ = self.0.logins.set(logins);
     }
@@ -162,7 +165,8 @@ impl Secrets {
 
     /// Whether the store has told the secrets.
     pub fn is_loaded(&self) -> bool {
-        self.0.paths.borrow().is_some()
+        let known = self.0.known();
+        self.accounts().all(|account| known.contains_key(account))
     }
 
     /// Reads everything again, until the store has told it. One that was replaced has been given it then.
@@ -180,31 +184,62 @@ impl Secrets {
 
     /// The last segment of an account's path; empty for an account that is not configured, and as long as nothing is known.
     pub fn path(&self, account: &AccountName) -> String {
-        let Some(paths) = self.0.paths() else { return String::new() };
-        let path = paths.paths.iter().find(|(of, _)| of == account);
-        path.map(|(_, path)| path.clone()).unwrap_or_default()
+        self.0.known().get(account).map(|known| known.path.clone()).unwrap_or_default()
     }
 
-    /// Whose secret it is.
+    /// Whose secret it is, or was until a short while ago.
     pub fn account_of(&self, segment: &str) -> Option<AccountName> {
+        let known = self.0.known();
         let mut found = None;
-        for (account, path) in &self.0.paths()?.paths {
-            if bool::from(path.as_bytes().ct_eq(segment.as_bytes())) {
+        for (account, Known { path, former_paths, .. }) in &*known {
+            let mut matches = path.as_bytes().ct_eq(segment.as_bytes());
+            for (former, replaced) in former_paths {
+                let recent = Choice::from(u8::from(is_recent(*replaced, self.0.grace)));
+                matches |= former.as_bytes().ct_eq(segment.as_bytes()) & recent;
+            }
+            if bool::from(matches) {
                 found = Some(account.clone());
             }
         }
         found
     }
 
+    /// Whether it is, or ever was, the secret of the account's path.
+    pub(super) fn is_own_path(&self, account: &AccountName, segment: &str) -> bool {
+        let Some(keys) = self.0.keys() else { return false };
+        let Some(newest) = self.0.known().get(account).map(|known| known.stored.path_generation) else {
+            return false;
+        };
+        let own = (0..=newest).rev().take(MAX_OWN_PATHS).map(|generation| keys.path(account, generation));
+        own.fold(Choice::from(0), |any, path| any | path.as_bytes().ct_eq(segment.as_bytes())).into()
+    }
+
     /// Whether a pair is an account's, or was until a short while ago.
     pub fn accepts(&self, account: &AccountName, username: &str, password: &str) -> bool {
-        let Some(paths) = self.0.paths() else { return false };
-        let offered = paths.keys.code(username, password);
+        let Some(keys) = self.0.keys() else { return false };
+        let offered = keys.code(username, password);
         let known = self.0.known();
-        let Some(Known { code, replaced, .. }) = known.get(account) else { return false };
-        let mut matches = code.ct_eq(&offered);
-        for old in replaced {
-            matches |= old.code.ct_eq(&offered) & Choice::from(u8::from(self.0.is_recent(old)));
+        let Some(Known { stored, .. }) = known.get(account) else { return false };
+        let mut matches = stored.code.ct_eq(&offered);
+        for old in &stored.replaced {
+            let recent = Choice::from(u8::from(is_recent(old.replaced_time_ms, self.0.grace)));
+            matches |= old.code.ct_eq(&offered) & recent;
+        }
+        matches.into()
+    }
+
+    /// Whether ThingSpace sends this password in callbacks, or did until a short while ago.
+    pub fn sends(&self, password: &SecretString) -> bool {
+        let Some(keys) = self.0.keys() else { return false };
+        let offered = keys.password_code(password.expose_secret());
+        let known = self.0.known();
+        let mut matches = Choice::from(0);
+        for Known { stored, .. } in known.values() {
+            matches |= stored.password_code.ct_eq(&offered);
+            for old in &stored.replaced {
+                let recent = Choice::from(u8::from(is_recent(old.replaced_time_ms, self.0.grace)));
+                matches |= old.password_code.ct_eq(&offered) & recent;
+            }
         }
         matches.into()
     }
@@ -214,9 +249,25 @@ impl Secrets {
         self.0.known().get(account).map(|known| known.pair.clone())
     }
 
+    pub(super) fn current(&self, account: &AccountName) -> Option<Current> {
+        let known = self.0.known();
+        let Known { pair, path, stored, .. } = known.get(account)?;
+        Some(Current {
+            pair: pair.clone(),
+            path: path.clone(),
+            code: stored.code.clone(),
+            registered: stored.registered == stored.code,
+        })
+    }
+
     /// Replaces a generated pair; one from files is read again.
     pub async fn rotate(&self, account: &AccountName) -> Result<Pair, Error> {
-        self.settle(account, Change::Rotate).await
+        self.settle(account, Change::RotatePair).await
+    }
+
+    /// Replaces the secret in the path.
+    pub async fn rotate_path(&self, account: &AccountName) -> Result<(), Error> {
+        self.settle(account, Change::RotatePath).await.map(drop)
     }
 
     /// Keeps for all replicas whether an account's registration is wanted.
@@ -224,9 +275,14 @@ impl Secrets {
         self.settle(account, Change::Want(wanted)).await.map(drop)
     }
 
+    /// Keeps for all replicas which pair ThingSpace was told, by its code.
+    pub(super) async fn registered(&self, account: &AccountName, code: &[u8]) -> Result<(), Error> {
+        self.settle(account, Change::Registered(code)).await.map(drop)
+    }
+
     /// Whether an operator took an account's registration away, as it was last read.
     pub(super) fn is_unwanted(&self, account: &AccountName) -> bool {
-        self.0.known().get(account).is_some_and(|known| known.unwanted)
+        self.0.known().get(account).is_some_and(|known| known.stored.unwanted)
     }
 
     /// Reads the files and cells again: somebody may have changed them.
@@ -242,68 +298,37 @@ impl Secrets {
         self.settle(account, Change::Nothing).await.map(drop)
     }
 
-    /// Brings the cell of an account's pair up to date, and what is known here.
-    async fn settle(&self, account: &AccountName, change: Change) -> Result<Pair, Error> {
+    /// Brings the cell of an account up to date, and what is known here.
+    async fn settle(&self, account: &AccountName, change: Change<'_>) -> Result<Pair, Error> {
         if !self.accounts().any(|configured| configured == account) {
             return Err(Error::NotConfigured(account.clone()));
         }
-        let Inner { store, files, turn, .. } = &*self.0;
+        let Inner { store, turn, grace, .. } = &*self.0;
         let _turn = turn.lock().await;
-        let given = match files {
-            Some((username, password)) => {
-                let logins = self.0.logins.get().map_or(&[][..], Vec::as_slice);
-                for login in logins {
-                    if secret_file::same(password, login).await {
-                        return Err(Error::Login { pair: password.clone(), login: login.clone() });
-                    }
-                }
-                Some(Pair {
-                    username: read(username).await?.expose_secret().to_owned(),
-                    password: read(password).await?,
-                })
-            }
-            None => None,
-        };
-        let keys = &self.0.load_keys().await?.keys;
+        let given = self.0.given().await?;
+        let keys = self.0.load_keys().await?;
         let cell = CellName::permanent(format!("callback-pair/{account}"));
         for _ in 0..SWAP_TRIES {
             let held = store.load(&cell).await?;
             let version = held.as_ref().map(|held| held.version);
-            let mut stored = match held {
+            let before = match held {
                 Some(held) => decode(held.value)?,
-                None => storage::CallbackPair::default(),
+                // A replaced store: what ThingSpace has been told goes on to hold.
+                None => self.0.known().get(account).map(|known| known.stored.clone()).unwrap_or_default(),
             };
             let pair = match &given {
                 Some(pair) => pair.clone(),
-                None if change == Change::Rotate => generate()?,
-                None if stored.password.is_empty() => {
-                    match self.pair(account).filter(|_| version.is_none()) {
-                        // The store was replaced: what ThingSpace has been told goes on to hold.
-                        Some(known) => known,
-                        None => generate()?,
-                    }
-                }
-                None => Pair { username: stored.username.clone(), password: stored.password.clone().into() },
+                None => self.0.generated(account, &before, change).await?,
             };
-            let code = keys.code(&pair.username, pair.password.expose_secret());
-            let unwanted = match change {
-                Change::Want(wanted) => !wanted,
-                Change::Nothing | Change::Rotate => stored.unwanted,
-            };
-            if stored.code != code || stored.unwanted != unwanted {
-                stored.unwanted = unwanted;
-                self.0.replace(&mut stored, code.clone());
-                (stored.username, stored.password) = match files {
-                    Some(_) => (String::new(), String::new()),
-                    None => (pair.username.clone(), pair.password.expose_secret().to_owned()),
-                };
-                let value = Bytes::from(stored.encode_to_vec());
+            let mut after = stored::change(before.clone(), (&pair, given.is_some()), change, &keys, *grace);
+            if after != before || version.is_none() {
+                after.nonce = Uuid::now_v7().to_string();
+                let value = Bytes::from(after.encode_to_vec());
                 if let Swap::Conflict(_) = store.swap(&cell, version, value).await? {
                     continue;
                 }
             }
-            let known = Known { pair: pair.clone(), code, replaced: stored.replaced, unwanted };
-            self.0.known().insert(account.clone(), known);
+            self.0.known().insert(account.clone(), Known::new(account, pair.clone(), after, &keys));
             return Ok(pair);
         }
         Err(StoreError::Unavailable("other replicas keep changing the pair".to_owned()).into())
@@ -312,80 +337,82 @@ impl Secrets {
     /// The key that seals what is quarantined.
     pub(super) fn quarantine_key(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
         let unknown = || StoreError::Unavailable("it has not told the secrets of callbacks yet".to_owned());
-        Ok(Zeroizing::new(*self.0.paths().ok_or_else(unknown)?.keys.quarantine()))
+        Ok(Zeroizing::new(*self.0.keys().ok_or_else(unknown)?.quarantine()))
+    }
+}
+
+impl Known {
+    fn new(account: &AccountName, pair: Pair, stored: storage::CallbackPair, keys: &Keys) -> Self {
+        let former = stored.replaced_paths.iter();
+        let former_paths =
+            former.map(|old| (keys.path(account, old.generation), old.replaced_time_ms)).collect();
+        Self { pair, path: keys.path(account, stored.path_generation), former_paths, stored }
     }
 }
 
 impl Inner {
-    fn paths(&self) -> Option<Arc<Paths>> {
-        self.paths.borrow().clone()
+    fn keys(&self) -> Option<Arc<Keys>> {
+        self.keys.borrow().clone()
     }
 
     /// Reads the keys again: the store may be another one.
-    async fn load_keys(&self) -> Result<Arc<Paths>, StoreError> {
-        let before = self.paths();
-        let known = before.as_ref().map(|paths| &paths.keys);
-        let keys = Keys::load_or_create(&*self.store, known).await?;
-        if let Some(same) = before.as_ref().filter(|before| before.keys.is(&keys)) {
+    async fn load_keys(&self) -> Result<Arc<Keys>, StoreError> {
+        let before = self.keys();
+        let keys = Keys::load_or_create(&*self.store, before.as_deref()).await?;
+        if let Some(same) = before.as_ref().filter(|before| before.is(&keys)) {
             return Ok(Arc::clone(same));
         }
         if before.is_some() {
             warn!("the store holds other secrets of callbacks: their addresses change");
             self.known().clear();
         }
-        let path = |account: &AccountName| (account.clone(), keys.path(account));
-        let paths = self.accounts.iter().map(path).collect();
-        let paths = Arc::new(Paths { keys, paths });
-        self.paths.send_replace(Some(Arc::clone(&paths)));
-        Ok(paths)
+        let keys = Arc::new(keys);
+        self.keys.send_replace(Some(Arc::clone(&keys)));
+        Ok(keys)
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<AccountName, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_recent(&self, old: &storage::ReplacedPair) -> bool {
-        let age = Timestamp::now().as_millisecond().saturating_sub(old.replaced_time_ms);
-        // Negative where the replica that replaced the pair has a clock ahead of this one: no age.
-        Duration::from_millis(u64::try_from(age).unwrap_or(0)) < self.grace
-    }
-
-    fn replace(&self, stored: &mut storage::CallbackPair, code: Vec<u8>) {
-        let old = std::mem::replace(&mut stored.code, code);
-        let old = if old == stored.code { Vec::new() } else { old };
-        stored.replaced.retain(|replaced| replaced.code != stored.code && self.is_recent(replaced));
-        if !old.is_empty() {
-            let replaced_time_ms = Timestamp::now().as_millisecond();
-            stored.replaced.insert(0, storage::ReplacedPair { code: old, replaced_time_ms });
+    /// The pair in the files, if there are any.
+    async fn given(&self) -> Result<Option<Pair>, Error> {
+        let Some((username, password)) = &self.files else { return Ok(None) };
+        let pair = Pair {
+            username: read(username).await?.expose_secret().to_owned(),
+            password: read(password).await?,
+        };
+        match self.shared_with_login(&pair).await {
+            None => Ok(Some(pair)),
+            Some(logins::Shared { what, file }) => {
+                let of_pair = if what == "password" { password } else { username };
+                Err(Error::Login { what, pair: of_pair.clone(), login: file })
+            }
         }
-        stored.replaced.truncate(MAX_REPLACED);
-        stored.version = FORMAT;
-        stored.nonce = Uuid::now_v7().to_string();
     }
-}
 
-async fn read(file: &std::path::Path) -> Result<SecretString, Error> {
-    let text = secret_file::read(file).await.map_err(Error::Files)?;
-    let fits = text.expose_secret().chars().count() <= MAX_PAIR_CHARS;
-    let plain = !text.expose_secret().chars().any(char::is_control);
-    if fits && plain {
-        Ok(text)
-    } else {
-        let file = file.display();
-        Err(Error::Files(format!("{file} holds no text of at most {MAX_PAIR_CHARS} characters")))
+    /// The pair that the cell holds, or a new one.
+    async fn generated(
+        &self,
+        account: &AccountName,
+        stored: &storage::CallbackPair,
+        change: Change<'_>,
+    ) -> Result<Pair, Error> {
+        if change == Change::RotatePair || stored.password.is_empty() {
+            return Ok(generate()?);
+        }
+        let pair = Pair { username: stored.username.clone(), password: stored.password.clone().into() };
+        let Some(logins::Shared { what, file }) = self.shared_with_login(&pair).await else {
+            return Ok(pair);
+        };
+        let login = file.display();
+        warn!(%account, %login, "a login has the generated {what} of callbacks: they get another one");
+        Ok(generate()?)
     }
-}
 
-fn generate() -> Result<Pair, Error> {
-    let username = format!("gateway-{}", BASE64_URL_SAFE_NO_PAD.encode(random::<6>()?));
-    let password = BASE64_URL_SAFE_NO_PAD.encode(random::<PASSWORD_BYTES>()?);
-    Ok(Pair { username, password: password.into() })
-}
-
-fn random<const N: usize>() -> Result<[u8; N], StoreError> {
-    let mut bytes = [0; N];
-    rand::fill(&mut bytes).map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
-    Ok(bytes)
+    async fn shared_with_login(&self, pair: &Pair) -> Option<logins::Shared> {
+        logins::shared(pair, self.logins.get().map_or(&[][..], Vec::as_slice)).await
+    }
 }
 
 fn decode(value: Bytes) -> Result<storage::CallbackPair, Error> {

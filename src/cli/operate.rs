@@ -63,7 +63,7 @@ impl Operate {
                 Callbacks::List { remote, .. }
                 | Callbacks::Register(Register { remote, .. })
                 | Callbacks::Deregister(Account { remote, .. })
-                | Callbacks::Rotate(Account { remote, .. }),
+                | Callbacks::Rotate(Rotate { remote, .. }),
             )
             | Self::Quarantine(Quarantine::List(remote) | Quarantine::Show { remote, .. })
             | Self::Store(Store::AcceptLoss { remote, .. }) => remote,
@@ -173,14 +173,27 @@ Results are found out by polling from then on. A registration that leads to anot
 Example:
   thingspace-gateway callbacks deregister 0000123456-00001 --config gateway.toml")]
     Deregister(Account),
-    /// Register with another user name and password
-    #[command(after_help = "\
-Those before are accepted for callbacks.password_grace, because ThingSpace goes on sending them. If they come from files,
-change these first: they are read again.
+    /// Register with another user name and password, or with another secret in the path
+    Rotate(Rotate),
+}
 
-Example:
-  thingspace-gateway callbacks rotate 0000123456-00001 --config gateway.toml")]
-    Rotate(Account),
+#[derive(Debug, Args)]
+#[command(after_help = "\
+What is replaced is accepted for callbacks.password_grace, because ThingSpace goes on sending it. If user name and password
+come from files, change these first: they are read again. An account that was deregistered is not registered by this.
+
+Examples:
+  thingspace-gateway callbacks rotate 0000123456-00001 --config gateway.toml
+  thingspace-gateway callbacks rotate 0000123456-00001 --path --config gateway.toml    after the URL got known")]
+pub struct Rotate {
+    /// One of the configured accounts
+    #[arg(value_parser = AccountName::parse)]
+    pub account: AccountName,
+    /// Replace the secret in the path, not the user name and password
+    #[arg(long)]
+    pub path: bool,
+    #[command(flatten)]
+    pub remote: Remote,
 }
 
 #[derive(Debug, Args)]
@@ -195,7 +208,7 @@ pub struct Register {
     /// One of the configured accounts
     #[arg(value_parser = AccountName::parse)]
     pub account: AccountName,
-    /// Also in place of another
+    /// Also in place of another, and after registering was stopped because of another gateway at the same URL
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

@@ -193,7 +193,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
         problems.push(format!("control.socket: {what}"));
     }
     problems.socket_is_apart(config, file);
-    problems.passwords_are_apart(config);
+    problems.pairs_are_apart(config);
     problems
 }
 

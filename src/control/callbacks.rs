@@ -47,10 +47,13 @@ pub(super) struct Entry {
     pub(super) ours: bool,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Force {
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct How {
     /// Register also over another's URL.
     pub(super) force: bool,
+    /// Rotate the secret in the path, not the pair.
+    pub(super) path: bool,
 }
 
 /// What came of a command.
@@ -62,6 +65,8 @@ pub(super) enum Done {
     Registered,
     Deregistered,
     Rotated,
+    /// Rotated; an operator deregistered the account before, and it stays so.
+    RotatedOnly,
     /// The files of user name and password are as they were.
     NotRotated,
 }
@@ -102,12 +107,12 @@ async fn registered(registration: &Registration, account: AccountName) -> Result
 async fn register(
     State(subject): State<Subject>,
     Path(account): Path<AccountName>,
-    Json(Force { force }): Json<Force>,
+    Json(How { force, .. }): Json<How>,
 ) -> Result<Json<Done>, Response> {
     let outcome = registration(&subject)?.register(&account, force).await;
     let done = match outcome.map_err(|error| failed(&account, &error))? {
         Outcome::Unchanged => Done::Unchanged,
-        Outcome::Registered => Done::Registered,
+        outcome => done(outcome),
     };
     info!(%account, force, ?done, "an operator registered callbacks");
     Ok(Json(done))
@@ -126,14 +131,26 @@ async fn deregister(
 async fn rotate(
     State(subject): State<Subject>,
     Path(account): Path<AccountName>,
+    Json(How { path, .. }): Json<How>,
 ) -> Result<Json<Done>, Response> {
-    let outcome = registration(&subject)?.rotate(&account).await;
-    let done = match outcome.map_err(|error| failed(&account, &error))? {
-        Outcome::Unchanged => Done::NotRotated,
-        Outcome::Registered => Done::Rotated,
+    let registration = registration(&subject)?;
+    let outcome = match path {
+        true => registration.rotate_path(&account).await,
+        false => registration.rotate(&account).await,
     };
-    info!(%account, ?done, "an operator rotated the user name and password of callbacks");
+    let done = done(outcome.map_err(|error| failed(&account, &error))?);
+    info!(%account, path, ?done, "an operator rotated secrets of callbacks");
     Ok(Json(done))
+}
+
+fn done(outcome: Outcome) -> Done {
+    match outcome {
+        Outcome::Unchanged => Done::NotRotated,
+        Outcome::Registered => Done::Registered,
+        Outcome::Rotated => Done::Rotated,
+        Outcome::RotatedOnly => Done::RotatedOnly,
+        Outcome::Deregistered => Done::Deregistered,
+    }
 }
 
 #[expect(clippy::result_large_err, reason = "it is the answer")]
@@ -149,7 +166,8 @@ fn registration(subject: &Subject) -> Result<&Registration, Response> {
 fn failed(account: &AccountName, error: &Error) -> Response {
     let status = match error {
         Error::NotConfigured(_) => StatusCode::NOT_FOUND,
-        Error::Taken(_) => StatusCode::CONFLICT,
+        Error::Taken(_) | Error::Stopped(_) => StatusCode::CONFLICT,
+        Error::NotListed { .. } => StatusCode::BAD_GATEWAY,
         Error::ThingSpace(error) => {
             return refuse(
                 StatusCode::BAD_GATEWAY,

@@ -19,14 +19,14 @@ use tokio::net::UnixStream;
 
 use super::{
     Refusal,
-    callbacks::{self, Done, Force, Registered},
+    callbacks::{self, Done, How, Registered},
     logins::{self, Unblocked},
     orders::{self, Outcome, Settled, UnknownOrder},
     quarantine::{self, Body as Kept, Quarantined},
     status::{self, Status},
     store,
 };
-use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Settle, Store, Unblock};
+use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Rotate, Settle, Store, Unblock};
 
 /// The longest that a command may take; some ask ThingSpace several times.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -96,7 +96,7 @@ async fn on_callbacks(
     json: bool,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let (account, path, force) = match command {
+    let (account, route, how) = match command {
         Callbacks::List { account, .. } => {
             let path = account.as_ref().map_or_else(
                 || callbacks::LIST.to_owned(),
@@ -105,12 +105,16 @@ async fn on_callbacks(
             let accounts: Vec<Registered> = gateway.get(&path).await?;
             return if json { show::json(out, &accounts) } else { show::registered(out, &accounts) };
         }
-        Callbacks::Register(Register { account, force, .. }) => (account, callbacks::REGISTER, *force),
-        Callbacks::Deregister(Account { account, .. }) => (account, callbacks::DEREGISTER, false),
-        Callbacks::Rotate(Account { account, .. }) => (account, callbacks::ROTATE, false),
+        Callbacks::Register(Register { account, force, .. }) => {
+            (account, callbacks::REGISTER, How { force: *force, ..How::default() })
+        }
+        Callbacks::Deregister(Account { account, .. }) => (account, callbacks::DEREGISTER, How::default()),
+        Callbacks::Rotate(Rotate { account, path, .. }) => {
+            (account, callbacks::ROTATE, How { path: *path, ..How::default() })
+        }
     };
-    let done: Done = gateway.post(&callbacks::path(path, account), &Force { force }).await?;
-    if json { show::json(out, &done) } else { show::done(out, account, done) }
+    let done: Done = gateway.post(&callbacks::path(route, account), &how).await?;
+    if json { show::json(out, &done) } else { show::done(out, account, done, how.path) }
 }
 
 struct Gateway {

@@ -49,6 +49,8 @@ pub struct CallbackOptions {
     pub any_port: bool,
     /// What the listing calls a service: `serviceName`, or `name`.
     pub names: Names,
+    /// What the listing shows of passwords.
+    pub passwords: Passwords,
     pub retries: Retries,
     /// An attempt without an answer for this long is followed by the next copy at once, while the first is still open.
     pub patience: Duration,
@@ -70,11 +72,20 @@ pub enum Names {
     Name,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Passwords {
+    #[default]
+    Shown,
+    Masked,
+    Omitted,
+}
+
 impl Default for CallbackOptions {
     fn default() -> Self {
         Self {
             any_port: false,
             names: Names::default(),
+            passwords: Passwords::default(),
             retries: Retries::documented(),
             patience: Duration::from_secs(4),
             old_pair: Duration::ZERO,
@@ -218,18 +229,23 @@ pub(super) fn register(
     Ok(json!({"accountName": account.as_str(), "serviceName": body.name}))
 }
 
-pub(super) fn list(callbacks: &Callbacks, account: &AccountName, names: Names) -> Value {
-    let name = match names {
+pub(super) fn list(callbacks: &Callbacks, account: &AccountName, options: &CallbackOptions) -> Value {
+    let name = match options.names {
         Names::ServiceName => "serviceName",
         Names::Name => "name",
     };
     let of_account = callbacks.registered.iter().filter(|((owner, _), _)| owner == account);
     of_account
         .map(|((_, service), Registered { url, username, password })| {
-            json!({
-                "accountName": account.as_str(), name: service, "url": url,
-                "username": username, "password": password.expose_secret(),
-            })
+            let mut listed = json!({
+                "accountName": account.as_str(), name: service, "url": url, "username": username,
+            });
+            match options.passwords {
+                Passwords::Shown => listed["password"] = password.expose_secret().into(),
+                Passwords::Masked => listed["password"] = "********".into(),
+                Passwords::Omitted => {}
+            }
+            listed
         })
         .collect()
 }

@@ -195,7 +195,7 @@ fn status(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
 
 fn list_callbacks(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     let account = callback_account(shared, call)?;
-    Ok(written(&callbacks::list(&shared.lock().callbacks, &account, shared.options.callbacks.names)))
+    Ok(written(&callbacks::list(&shared.lock().callbacks, &account, &shared.options.callbacks)))
 }
 
 fn register_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {

@@ -5,7 +5,7 @@
 
 mod exchange;
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use self::exchange::{Call, Failed};
 use super::{
-    Error, HostHealth, Order, Registration, Retries, StatusAnswer, Target, code,
+    Error, HostHealth, Order, Registration, Retries, Sent, StatusAnswer, Target, code,
     session::{Shared, Standing, Tokens, Unblocked},
     transport::{Endpoint, Reply, Transport},
     trouble::Trouble,
@@ -147,9 +147,9 @@ impl Client {
     }
 
     /// From now on a password that is also in this file, which holds the one of callbacks, logs nobody in.
-    pub fn keep_apart_from(&self, sent: &Path) {
+    pub fn keep_apart_from(&self, sent: Sent) {
         for upstream in &*self.upstreams {
-            upstream.tokens.keep_apart_from(sent.to_owned());
+            upstream.tokens.keep_apart_from(sent.clone());
         }
     }
 

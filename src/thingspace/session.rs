@@ -15,16 +15,13 @@ mod slot;
 mod standing;
 mod vault;
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-pub use self::standing::Standing;
+pub use self::{files::Sent, standing::Standing};
 use self::{
     files::{Files, Unread},
     secrets::{Hosts, Secrets},
@@ -181,7 +178,7 @@ impl Tokens {
     }
 
     /// From now on a password that is also in this file logs nobody in.
-    pub(super) fn keep_apart_from(&self, sent: PathBuf) {
+    pub(super) fn keep_apart_from(&self, sent: Sent) {
         self.files.keep_apart_from(sent);
     }
 

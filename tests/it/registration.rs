@@ -1,5 +1,7 @@
 //! The registration of callbacks: made, kept, never stolen; and results that come by callbacks alone.
 
+mod contests;
+
 use std::{net::SocketAddr, time::Duration};
 
 use secrecy::ExposeSecret;
@@ -299,7 +301,7 @@ async fn a_replaced_pair_is_accepted_within_its_grace_and_not_after() {
         config.callbacks.password_grace = grace;
         let gateway = upstream.registering(config).await;
         let before = upstream.registered().unwrap();
-        assert_eq!(gateway.registration().rotate(&account()).await.unwrap(), Outcome::Registered);
+        assert_eq!(gateway.registration().rotate(&account()).await.unwrap(), Outcome::Rotated);
         let after = upstream.registered().unwrap();
         assert_eq!(after.url, before.url);
         assert_ne!(after.password.expose_secret(), before.password.expose_secret());

@@ -12,8 +12,11 @@ pub(super) struct Address(Url);
 pub(super) enum Whose {
     /// Ours, as it should be.
     Ours,
-    /// Ours, with another secret: of a store that is gone, or of an earlier key.
+    /// Ours, with an earlier secret.
     Former,
+    /// Below our `public_url`, with a secret that is not known here: left of a store that is gone, or of another gateway with
+    /// the same address.
+    SameAddress,
     Another,
 }
 
@@ -42,8 +45,14 @@ impl Address {
         format!("{scheme}://{host}{port}{path}/{secret}").into()
     }
 
-    /// Whose a registered URL is, to the account with this secret and the gateway whose `public_url` this is.
-    pub(super) fn whose(&self, registered: &SecretString, secret: &str) -> Whose {
+    /// Whose a registered URL is, to the account with this secret and the gateway whose `public_url` this is. `is_own` knows
+    /// its earlier secrets.
+    pub(super) fn whose(
+        &self,
+        registered: &SecretString,
+        secret: &str,
+        is_own: impl Fn(&str) -> bool,
+    ) -> Whose {
         let Some(mut there) = Self::parse(registered.expose_secret()) else { return Whose::Another };
         let path = std::mem::take(&mut there.0.path);
         let Some((above, last)) = path.rsplit_once('/') else { return Whose::Another };
@@ -53,7 +62,8 @@ impl Address {
             && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         match there == *self {
             true if last == secret => Whose::Ours,
-            true if secret_like => Whose::Former,
+            true if secret_like && is_own(last) => Whose::Former,
+            true if secret_like => Whose::SameAddress,
             _ => Whose::Another,
         }
     }
@@ -75,7 +85,9 @@ mod tests {
             ("https://gw.example", "https://gw.example/SECRET-1", Whose::Ours),
             ("https://gw.example/", "https://GW.example:443/SECRET-1/", Whose::Ours),
             ("https://gw.example:28200/a/b/", "https://gw.example:28200/a/b/SECRET-1", Whose::Ours),
-            ("https://gw.example/a", "https://gw.example/a/secret_2", Whose::Former),
+            ("https://gw.example/a", "https://gw.example/a/EARLIER_", Whose::Former),
+            ("https://gw.example/a", "https://gw.example/a/secret_2", Whose::SameAddress),
+            ("https://gw.example/a", "https://gw.example/b/EARLIER_", Whose::Another),
             ("https://gw.example/a", "https://gw.example/a/orders", Whose::Another),
             ("https://gw.example/a", "https://gw.example/a/sec.et_2", Whose::Another),
             ("https://gw.example/a", "https://gw.example/SECRET-1", Whose::Another),
@@ -94,7 +106,8 @@ mod tests {
         ];
         for (public, registered, whose) in cases {
             let public = Address::parse(public).unwrap();
-            assert_eq!(public.whose(&registered.into(), "SECRET-1"), whose, "{registered}");
+            let found = public.whose(&registered.into(), "SECRET-1", |secret| secret == "EARLIER_");
+            assert_eq!(found, whose, "{registered}");
         }
     }
 
@@ -107,7 +120,7 @@ mod tests {
         ] {
             let public = Address::parse(public).unwrap();
             assert_eq!(public.with("S").expose_secret(), url);
-            assert_eq!(public.whose(&public.with("S"), "S"), Whose::Ours);
+            assert_eq!(public.whose(&public.with("S"), "S", |_| false), Whose::Ours);
         }
         assert_eq!(host(&"https://gw.example/secret".into()), "gw.example");
         // The password of a URL that is not ours is not read, so it cannot be shown.

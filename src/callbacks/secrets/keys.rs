@@ -16,6 +16,7 @@ pub(super) struct Keys {
     root: Zeroizing<Vec<u8>>,
     path: hmac::Key,
     pair: hmac::Key,
+    password: hmac::Key,
     quarantine: Zeroizing<[u8; 32]>,
 }
 
@@ -48,6 +49,7 @@ impl Keys {
         Self {
             path: hmac::Key::new(hmac::HMAC_SHA256, &*derive("path")),
             pair: hmac::Key::new(hmac::HMAC_SHA256, &*derive("pair")),
+            password: hmac::Key::new(hmac::HMAC_SHA256, &*derive("password")),
             quarantine: derive("quarantine"),
             root: Zeroizing::new(root),
         }
@@ -57,9 +59,16 @@ impl Keys {
         self.root == other.root
     }
 
-    /// The last segment of an account's path.
-    pub(super) fn path(&self, account: &AccountName) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(hmac::sign(&self.path, account.as_str().as_bytes()))
+    /// The last segment of an account's path, which was replaced so often.
+    pub(super) fn path(&self, account: &AccountName, generation: u32) -> String {
+        let mut context = hmac::Context::with_key(&self.path);
+        context.update(account.as_str().as_bytes());
+        if generation > 0 {
+            // No account's name holds a zero.
+            context.update(&[0]);
+            context.update(&generation.to_be_bytes());
+        }
+        BASE64_URL_SAFE_NO_PAD.encode(context.sign())
     }
 
     /// The authentication code of a pair. User names are the same in any case.
@@ -70,6 +79,11 @@ impl Keys {
         context.update(username.as_bytes());
         context.update(password.as_bytes());
         context.sign().as_ref().to_vec()
+    }
+
+    /// The authentication code of a password, whatever user name it belongs to.
+    pub(super) fn password_code(&self, password: &str) -> Vec<u8> {
+        hmac::sign(&self.password, password.as_bytes()).as_ref().to_vec()
     }
 
     pub(super) fn quarantine(&self) -> &[u8; 32] {

@@ -2,8 +2,11 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::*;
-use crate::{config::Config, store::embedded::Embedded};
+use super::{stored::MAX_REPLACED, *};
+use crate::{
+    config::{Config, MAX_PAIR_CHARS},
+    store::embedded::Embedded,
+};
 
 fn account(n: u32) -> AccountName {
     AccountName::parse(&format!("0000123456-{n:05}")).unwrap()
@@ -152,7 +155,7 @@ async fn a_replaced_store_gets_what_is_registered() {
         logins: OnceLock::new(),
         grace: config().password_grace,
         accounts: known.accounts().cloned().collect(),
-        paths: watch::Sender::new(known.0.paths()),
+        keys: watch::Sender::new(known.0.keys()),
         known: Mutex::new(std::mem::take(&mut *known.0.known())),
         turn: tokio::sync::Mutex::default(),
     }));
@@ -174,25 +177,71 @@ async fn nothing_is_known_before_the_store_has_told_it() {
     assert_eq!(secrets.account_of(&secrets.path(&account(1))), Some(account(1)));
 }
 
+#[tokio::test]
+async fn a_replaced_path_is_accepted_for_a_while_in_every_replica_and_after_a_restart() {
+    let (_folder, store) = store();
+    let mut config = config();
+    let (one, other) = (load(&config, &store).await, load(&config, &store).await);
+    let (first, of_other) = (one.path(&account(1)), one.path(&account(2)));
+    one.rotate_path(&account(1)).await.unwrap();
+    one.rotate_path(&account(1)).await.unwrap();
+    let third = one.path(&account(1));
+    assert_ne!(first, third);
+    assert_eq!((other.path(&account(1)), one.path(&account(2))), (first.clone(), of_other));
+    other.refresh().await.unwrap();
+    for secrets in [one, other, load(&config, &store).await] {
+        assert_eq!(secrets.path(&account(1)), third);
+        assert_eq!(secrets.account_of(&first), Some(account(1)));
+        assert!(secrets.is_own_path(&account(1), &first) && !secrets.is_own_path(&account(2), &first));
+    }
+    config.password_grace = Duration::ZERO;
+    let strict = load(&config, &store).await;
+    assert_eq!((strict.account_of(&first), strict.account_of(&third)), (None, Some(account(1))));
+    assert!(strict.is_own_path(&account(1), &first), "a listing may still show it");
+}
+
+#[tokio::test]
+async fn which_pair_was_registered_is_known_after_a_restart() {
+    let (_folder, store) = store();
+    let secrets = load(&config(), &store).await;
+    let current = |secrets: &Secrets| secrets.current(&account(1)).unwrap();
+    assert!(!current(&secrets).registered);
+    let code = current(&secrets).code;
+    secrets.registered(&account(1), &code).await.unwrap();
+    assert!(current(&secrets).registered && current(&load(&config(), &store).await).registered);
+    secrets.rotate(&account(1)).await.unwrap();
+    assert!(!current(&secrets).registered);
+}
+
+fn logins(folder: &Path) -> LoginFiles {
+    LoginFiles { username: folder.join("user"), password: folder.join("login") }
+}
+
 /// ThingSpace sends the pair in every callback.
 #[tokio::test]
-async fn a_password_that_logs_in_is_never_taken() {
+async fn what_logs_in_is_never_taken() {
     let (folder, store) = store();
     let files = with_files(folder.path(), "ali", "open sesame");
-    let login = folder.path().join("login");
+    let LoginFiles { username: user, password: login } = logins(folder.path());
     std::fs::write(&login, "swordfish\n").unwrap();
+    std::fs::write(&user, "uws-user").unwrap();
     let secrets = load(&files, &store).await;
-    secrets.keep_apart_from(vec![folder.path().join("missing"), login.clone()]);
+    let missing = LoginFiles { username: "missing".into(), password: "missing".into() };
+    secrets.keep_apart_from(vec![missing, logins(folder.path())]);
     secrets.refresh().await.unwrap();
     // In either direction: the pair becomes the login's, or the login the pair's.
-    for (pair, of_login) in [("swordfish", "swordfish\n"), ("open sesame", "open sesame\r\n")] {
-        with_files(folder.path(), "ali", pair);
+    for (name, password, of_login, file) in [
+        ("ali", "swordfish", "swordfish\n", &login),
+        ("ali", "open sesame", "open sesame\r\n", &login),
+        ("UWS-User", "open sesame", "swordfish", &user),
+    ] {
+        with_files(folder.path(), name, password);
         std::fs::write(&login, of_login).unwrap();
         for refused in [secrets.refresh().await.err(), secrets.rotate(&account(1)).await.err()] {
             let error = refused.unwrap();
             let said = error.to_string();
-            assert!(matches!(error, Error::Login { .. }) && said.contains(login.to_str().unwrap()), "{said}");
-            assert!(!said.contains(pair), "{said}");
+            assert!(matches!(error, Error::Login { .. }) && said.contains(file.to_str().unwrap()), "{said}");
+            assert!(!said.contains(password), "{said}");
         }
         assert!(secrets.accepts(&account(1), "ali", "open sesame"), "the pair stays as it was");
         assert!(!secrets.accepts(&account(1), "ali", "swordfish"));
@@ -200,4 +249,35 @@ async fn a_password_that_logs_in_is_never_taken() {
     with_files(folder.path(), "ali", "close sesame");
     secrets.refresh().await.unwrap();
     assert!(secrets.accepts(&account(1), "ali", "close sesame"));
+}
+
+/// ThingSpace goes on sending the password of an earlier pair.
+#[tokio::test]
+async fn passwords_that_callbacks_carry_or_carried_are_known() {
+    let (folder, store) = store();
+    let mut files = with_files(folder.path(), "ali", "first");
+    let secrets = load(&files, &store).await;
+    with_files(folder.path(), "another name", "second");
+    secrets.refresh().await.unwrap();
+    let sends = |secrets: &Secrets| ["first", "second", "third"].map(|text| secrets.sends(&text.into()));
+    assert_eq!(sends(&secrets), [true, true, false]);
+    assert_eq!(sends(&load(&files, &store).await), [true, true, false]);
+    files.password_grace = Duration::ZERO;
+    assert_eq!(sends(&load(&files, &store).await), [false, true, false]);
+}
+
+#[tokio::test]
+async fn a_generated_password_that_becomes_a_login_s_is_replaced() {
+    let (folder, store) = store();
+    let secrets = load(&config(), &store).await;
+    let before = secrets.pair(&account(1)).unwrap();
+    let LoginFiles { username, password } = logins(folder.path());
+    std::fs::write(username, "uws-user").unwrap();
+    std::fs::write(password, before.password.expose_secret()).unwrap();
+    secrets.keep_apart_from(vec![logins(folder.path())]);
+    secrets.refresh().await.unwrap();
+    let after = secrets.pair(&account(1)).unwrap();
+    assert_ne!(after.password.expose_secret(), before.password.expose_secret());
+    assert!(secrets.sends(&before.password), "it must not log in");
+    assert!(accepts(&secrets, 1, &before) && accepts(&secrets, 1, &after));
 }

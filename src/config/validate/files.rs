@@ -14,6 +14,7 @@ use super::{
     super::{Config, StoreKind},
     Problems,
 };
+use crate::secret_file::is_same_user;
 
 /// The longest secret that the gateway reads from a file, in bytes.
 const MAX_SECRET_BYTES: u64 = 4096;
@@ -43,11 +44,26 @@ impl Problems {
         }
     }
 
-    /// ThingSpace sends the callbacks' password in every callback, so it must not be one that logs in.
-    pub(super) fn passwords_are_apart(&mut self, config: &Config) {
-        let Some((_, callbacks)) = config.callbacks.pair_files().filter(|_| config.callbacks.enabled) else {
+    /// ThingSpace sends the callbacks' pair in every callback, so nothing of it may log in. It refuses the user name of a
+    /// login by itself.
+    pub(super) fn pairs_are_apart(&mut self, config: &Config) {
+        let Some((name, callbacks)) = config.callbacks.pair_files().filter(|_| config.callbacks.enabled)
+        else {
             return;
         };
+        let text = |path| secret(path).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
+        for (index, credentials) in config.credentials.iter().enumerate() {
+            let user = &credentials.username_file;
+            if text(name).zip(text(user)).is_some_and(|(name, user)| is_same_user(&name, &user)) {
+                self.push(format!(
+                    "callbacks.username_file: {} holds the same user name as {}, the username_file of credentials #{}, \
+                     which ThingSpace refuses for callbacks; write another one",
+                    name.display(),
+                    user.display(),
+                    index + 1
+                ));
+            }
+        }
         // A file that cannot be read is reported elsewhere.
         let Some(password) = secret(callbacks) else { return };
         for (index, credentials) in config.credentials.iter().enumerate() {

@@ -143,13 +143,17 @@ pub(super) fn registered(out: &mut dyn Write, accounts: &[Registered]) -> anyhow
     table(out, &rows)
 }
 
-pub(super) fn done(out: &mut dyn Write, account: &AccountName, done: Done) -> anyhow::Result<()> {
+pub(super) fn done(out: &mut dyn Write, account: &AccountName, done: Done, path: bool) -> anyhow::Result<()> {
+    let rotated = if path { "another secret in its path" } else { "another user name and password" };
     let what = match done {
         Done::Unchanged => "is registered already",
         Done::Registered => "is registered",
         Done::Deregistered => "is not registered any more",
-        Done::Rotated => "is registered with another user name and password",
-        Done::NotRotated => "keeps its registration: change the files of its user name and password first",
+        Done::Rotated => &format!("is registered with {rotated}"),
+        Done::RotatedOnly => &format!(
+            "has {rotated}, and no registration, because it was deregistered: `callbacks register` makes one"
+        ),
+        Done::NotRotated => "keeps its user name and password: change the files that hold them first",
     };
     Ok(writeln!(out, "Account {account} {what}.")?)
 }

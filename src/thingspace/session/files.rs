@@ -5,10 +5,13 @@
 //! login. So two reads in a row must agree, and a change while the gateway runs must rest for a while.
 
 use std::{
+    fmt,
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
 };
+
+use secrecy::SecretString;
 
 use super::secrets::{Hosts, Raw, Secrets};
 use crate::{config, secret_file};
@@ -41,8 +44,23 @@ pub(super) struct Files {
     paths: config::Credentials,
     hosts: Hosts,
     settled: tokio::sync::Mutex<Option<Arc<Secrets>>>,
-    /// The file of a password that ThingSpace sends in callbacks. It must not log in.
-    sent: OnceLock<PathBuf>,
+    /// What must not log in.
+    sent: OnceLock<Sent>,
+}
+
+/// The passwords that ThingSpace sends in callbacks.
+#[derive(Clone)]
+pub struct Sent {
+    /// The file of the password that it shall send.
+    pub file: Option<PathBuf>,
+    /// Whether it sends a password, or did until a short while ago.
+    pub sends: Arc<dyn Fn(&SecretString) -> bool + Send + Sync>,
+}
+
+impl fmt::Debug for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sent").field("file", &self.file).finish_non_exhaustive()
+    }
 }
 
 impl Files {
@@ -54,23 +72,19 @@ impl Files {
         &self.paths.name
     }
 
-    /// From now on a password that is also in this file is refused.
-    pub(super) fn keep_apart_from(&self, sent: PathBuf) {
-        // It is the configuration's, which does not change.
+    /// From now on a password that ThingSpace sends is refused.
+    pub(super) fn keep_apart_from(&self, sent: Sent) {
+        // They are the configuration's callbacks, which do not change.
         let _ = self.sent.set(sent);
     }
 
     /// What they hold; or why that cannot be said.
     pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
         let mut settled = self.settled.lock().await;
-        if let Some(sent) = self.sent.get()
-            && secret_file::same(&self.paths.password_file, sent).await
+        if let Some(Sent { file: Some(file), .. }) = self.sent.get()
+            && secret_file::same(&self.paths.password_file, file).await
         {
-            return Err(Unread::Unreadable(format!(
-                "{} holds the same password as {}, which ThingSpace sends in every callback; write another one",
-                self.paths.password_file.display(),
-                sent.display()
-            )));
+            return Err(self.is_sent(&format_args!("the password in {}", file.display())));
         }
         let mut raw = self.read().await?;
         if let Some(known) = &*settled {
@@ -81,10 +95,22 @@ impl Files {
                 return Ok(Arc::clone(known));
             }
         }
+        if let Some(sent) = self.sent.get()
+            && (sent.sends)(raw.password())
+        {
+            return Err(self.is_sent(&"an earlier or the present password of callbacks"));
+        }
         let hosts = self.hosts.clone();
         let derived = tokio::task::spawn_blocking(move || Secrets::derive(raw, &hosts)).await;
         let secrets = Arc::new(derived.map_err(|_| Unread::Passing("the gateway is being stopped"))?);
         Ok(Arc::clone(settled.insert(secrets)))
+    }
+
+    fn is_sent(&self, what: &dyn fmt::Display) -> Unread {
+        let login = self.paths.password_file.display();
+        Unread::Unreadable(format!(
+            "{login} holds {what}, which ThingSpace sends in callbacks; write another one"
+        ))
     }
 
     /// What they hold when they have stopped changing.

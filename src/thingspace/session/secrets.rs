@@ -118,6 +118,10 @@ impl Raw {
         })
     }
 
+    pub(super) fn password(&self) -> &SecretString {
+        &self.password
+    }
+
     fn values(&self) -> [&str; 4] {
         [&self.key, &self.secret, &self.username, &self.password].map(ExposeSecret::expose_secret)
     }

@@ -262,6 +262,35 @@ async fn what_cannot_be_stored_is_asked_for_again() {
     within("the listener ends", serving).await.unwrap();
 }
 
+/// ThingSpace goes on sending an earlier password.
+#[tokio::test]
+async fn an_earlier_password_of_callbacks_never_logs_in() {
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.with_callbacks();
+    let file = |name: &str| upstream.dir.path().join(name);
+    (config.callbacks.username_file, config.callbacks.password_file) = (file("sender"), file("sent"));
+    std::fs::write(file("sender"), "sender").unwrap();
+    std::fs::write(file("sent"), "sent first").unwrap();
+    let right = std::fs::read(file("password")).unwrap();
+    let gateway = Gateway::start(config).await;
+    std::fs::write(file("sender"), "another").unwrap();
+    std::fs::write(file("sent"), "sent now").unwrap();
+    let sender = Sender::new(&gateway);
+    sender.callbacks.secrets().refresh().await.unwrap();
+    for sent in ["sent first", "sent now"] {
+        std::fs::write(file("password"), sent).unwrap();
+        let refused = place(&mut gateway.client().await, sent, [0]).await.unwrap_err();
+        assert_eq!(crate::harness::reason(&refused), "UPSTREAM_CREDENTIALS_UNAVAILABLE");
+        assert_eq!(upstream.sim.ledger().calls(Endpoint::Login), 0);
+    }
+    std::fs::write(file("password"), right).unwrap();
+    eventually("it logs in with the right one", async || {
+        place(&mut gateway.client().await, "k", [0]).await.is_ok()
+    })
+    .await;
+    gateway.stop().await;
+}
+
 /// ThingSpace would send the password of a login in every callback.
 #[tokio::test]
 async fn the_callbacks_password_never_logs_in() {

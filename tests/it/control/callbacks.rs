@@ -1,10 +1,13 @@
 //! Commands about callbacks: where they go, and those that nobody understood.
 
+use std::time::Duration;
+
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
+    callbacks::registration::Error,
     config::Config,
     identity::AccountName,
-    simulator::{CallbackOptions, Endpoint, Fault, Registered, What, When},
+    simulator::{CallbackOptions, Endpoint, Fault, Ledger, Registered, What, When},
 };
 
 use super::{json, refused, told};
@@ -52,8 +55,14 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
     assert_eq!(rotated.url, made.url);
     assert_ne!(rotated.password.expose_secret(), made.password.expose_secret());
 
+    let done = told(&file, &["callbacks", "rotate", ACCOUNT, "--path"]).await;
+    assert!(done.ends_with("is registered with another secret in its path.\n"), "{done}");
+    assert_ne!(registered().unwrap().url, made.url);
+
     let done = told(&file, &["callbacks", "deregister", ACCOUNT]).await;
     assert!(done.contains(ACCOUNT) && done.ends_with("is not registered any more.\n"), "{done}");
+    let done = told(&file, &["callbacks", "rotate", ACCOUNT]).await;
+    assert!(done.contains("no registration, because it was deregistered"), "{done}");
     assert!(registered().is_none());
     for command in [&["list"][..], &["register"], &["rotate"], &["deregister"]] {
         let unknown = refused(&file, &[&["callbacks"], command, &["0000999999-00009"]].concat()).await;
@@ -87,6 +96,47 @@ async fn another_s_registration_is_taken_only_by_force() {
     told(&file, &["callbacks", "register", ACCOUNT, "--force"]).await;
     assert_ne!(url(), THEIRS);
     assert_eq!(json(&file, &["callbacks", "list"]).await[0]["registrations"][0]["ours"], true);
+}
+
+/// They would take it away from each other for ever.
+#[tokio::test]
+async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
+    let upstream = upstream().await;
+    let mut config = by_hand(&upstream);
+    config.callbacks.register = true;
+    config.callbacks.recheck = Duration::from_secs(1);
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let listed = async |count: u64| {
+        let often = |ledger: &Ledger| ledger.calls(Endpoint::ListCallbacks) >= count;
+        upstream.sim.wait_until(DEADLINE, often).await.calls(Endpoint::RegisterCallback)
+    };
+    assert_eq!(listed(2).await, 1);
+    let first = upstream.sim.registered(&account()).unwrap().url;
+
+    let mut other = config.clone();
+    other.callbacks.recheck = Duration::from_hours(1);
+    other.store.path = upstream.dir.path().join("another.redb");
+    let other = Gateway::start(other).await;
+    let taken = async || upstream.sim.registered(&account()).is_some_and(|now| now.url != first);
+    eventually("the other one takes it over, once", taken).await;
+    let listings = upstream.sim.ledger().calls(Endpoint::ListCallbacks);
+    assert_eq!(listed(listings + 4).await, 2);
+    let refused = refused(&file, &["callbacks", "register", ACCOUNT]).await;
+    assert!(
+        refused.contains("another gateway with another store") && refused.contains("--force"),
+        "{refused}"
+    );
+    told(&file, &["callbacks", "register", ACCOUNT, "--force"]).await;
+    assert_eq!(upstream.sim.registered(&account()).unwrap().url, first);
+    let refused = other.registration.as_ref().unwrap().register(&account(), false).await;
+    assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
+    other.stop().await;
+
+    process.terminate();
+    let (_, log) = process.wait().await;
+    let errors = log.iter().filter(|line| line.contains("ERROR") && line.contains("another gateway with"));
+    assert_eq!(errors.count(), 1, "{log:#?}");
 }
 
 #[tokio::test]

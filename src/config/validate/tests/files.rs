@@ -104,6 +104,10 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
     fs::write(&config.callbacks.username_file, "u".repeat(40)).unwrap();
     fs::write(&config.callbacks.password_file, "another").unwrap();
     assert_begin(&deployment(&config, None), &[]);
+    let login = fs::read_to_string(&config.credentials[0].username_file).unwrap();
+    fs::write(&config.callbacks.username_file, login.to_uppercase()).unwrap();
+    assert_begin(&deployment(&config, None), &[pair[0]]);
+    fs::write(&config.callbacks.username_file, "another").unwrap();
     fs::write(&key, "no PEM").unwrap();
     assert_begin(&deployment(&config, None), &[tls]);
 }

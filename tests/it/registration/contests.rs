@@ -1,0 +1,170 @@
+//! Registrations that cannot hold: another gateway at the same address, and listings that do not show what was registered.
+
+use thingspace_gateway::{
+    callbacks::registration::{Standing, Stop},
+    simulator::Passwords,
+};
+
+use super::*;
+use crate::callbacks::sender::{Sender, about};
+
+/// What the log says of it is told here.
+fn standing(gateway: &Gateway) -> Option<Standing> {
+    gateway.registration().standings().remove(&account())
+}
+
+fn failing(gateway: &Gateway, why: &str) -> bool {
+    matches!(standing(gateway), Some(Standing::Failing(said)) if said.contains(why))
+}
+
+fn registered_calls(upstream: &Upstream) -> u64 {
+    upstream.sim.ledger().calls(Endpoint::RegisterCallback)
+}
+
+/// Another gateway's, with the same address.
+fn at_the_same_address(url: &str) -> Registered {
+    let url = format!("{}/{}", url.rsplit_once('/').unwrap().0, "x".repeat(43));
+    Registered { url, username: "gateway-other".into(), password: "p".into() }
+}
+
+/// With 100 looks, so that one registration too many would show.
+async fn looked_on(upstream: &Upstream) {
+    let listed = upstream.sim.ledger().calls(Endpoint::ListCallbacks);
+    let often = |ledger: &Ledger| ledger.calls(Endpoint::ListCallbacks) >= listed + 100;
+    upstream.sim.wait_until(DEADLINE, often).await;
+}
+
+#[tokio::test]
+async fn a_registration_that_is_taken_by_a_gateway_at_the_same_address_is_left_to_it() {
+    let upstream = upstream().await;
+    let mut config = upstream.called();
+    config.callbacks.recheck = Duration::from_millis(5);
+    let gateway = upstream.registering(config).await;
+    let ours = upstream.url();
+    upstream.sim.register(&account(), at_the_same_address(&ours));
+    eventually("it is noticed", async || failing(&gateway, "another gateway with another store")).await;
+    looked_on(&upstream).await;
+    let theirs = upstream.url();
+    assert_ne!(theirs, ours);
+    assert_eq!(registered_calls(&upstream), 1);
+
+    let registration = gateway.registration();
+    for refused in [
+        registration.register(&account(), false).await.map(drop),
+        registration.rotate(&account()).await.map(drop),
+        registration.deregister(&account()).await,
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::Stopped(Stop::Contested { .. })), "{error}");
+        assert_eq!(upstream.url(), theirs);
+    }
+    assert_eq!(registration.register(&account(), true).await.unwrap(), Outcome::Registered);
+    assert_eq!((upstream.url(), standing(&gateway)), (ours, Some(Standing::Registered)));
+    gateway.stop().await;
+}
+
+/// Between the two calls of a rotation another gateway is faster.
+#[tokio::test]
+async fn a_rotation_says_who_has_the_registration() {
+    let upstream = upstream().await;
+    let gateway = upstream.registering(upstream.called()).await;
+    let ours = upstream.url();
+    let gate = Gate::default();
+    let hold = What::Hold(gate.clone());
+    upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, When::BeforeEffect, hold));
+    let registration = gateway.registration().clone();
+    let rotating = tokio::spawn(async move { registration.rotate(&account()).await });
+    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1).await;
+    upstream.sim.register(&account(), at_the_same_address(&ours));
+    let theirs = upstream.url();
+    gate.open();
+    let refused = within("the rotation ends", rotating).await.unwrap();
+    assert!(matches!(refused, Err(Error::Stopped(Stop::Contested { .. }))), "{refused:?}");
+    assert_eq!(upstream.url(), theirs);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_registration_that_is_never_listed_is_made_twice_and_no_more() {
+    let upstream = upstream().await;
+    let accepted = answer(200, r#"{"accountName":"a","serviceName":"DeviceProfileService"}"#);
+    upstream.sim.inject(Fault::always(Endpoint::RegisterCallback, When::BeforeEffect, accepted));
+    let mut config = upstream.called();
+    config.callbacks.recheck = Duration::from_millis(5);
+    let gateway = Gateway::start(config).await;
+    eventually("it is noticed", async || failing(&gateway, "registers no more. Ask Verizon")).await;
+    looked_on(&upstream).await;
+    assert_eq!(registered_calls(&upstream), 2);
+    upstream.sim.clear_faults();
+    assert_eq!(gateway.registration().register(&account(), true).await.unwrap(), Outcome::Registered);
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_password_is_registered_also_where_the_listing_hides_passwords() {
+    for passwords in [Passwords::Shown, Passwords::Masked, Passwords::Omitted] {
+        let upstream = Upstream::calling(CallbackOptions { passwords, ..CallbackOptions::default() }).await;
+        let mut config = upstream.called();
+        let files = ["callback-user", "callback-password"].map(|name| upstream.dir.path().join(name));
+        std::fs::write(&files[0], "from-file").unwrap();
+        std::fs::write(&files[1], "first").unwrap();
+        [config.callbacks.username_file, config.callbacks.password_file] = files.clone();
+        let gateway = upstream.registering(config.clone()).await;
+        let registration = gateway.registration();
+        assert_eq!(registration.rotate(&account()).await.unwrap(), Outcome::Unchanged, "{passwords:?}");
+        std::fs::write(&files[1], "second").unwrap();
+        assert_eq!(registration.rotate(&account()).await.unwrap(), Outcome::Rotated, "{passwords:?}");
+        assert_eq!(upstream.registered().unwrap().password.expose_secret(), "second");
+        assert_eq!(registration.register(&account(), false).await.unwrap(), Outcome::Unchanged);
+        // Changed while the gateway is down.
+        config.callbacks.listen = gateway.address_of_callbacks();
+        gateway.stop().await;
+        std::fs::write(&files[1], "third").unwrap();
+        let gateway = Gateway::start(config).await;
+        gateway.registration().register(&account(), false).await.unwrap();
+        assert_eq!(upstream.registered().unwrap().password.expose_secret(), "third", "{passwords:?}");
+        gateway.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_of_what_was_deregistered_registers_nothing() {
+    let upstream = upstream().await;
+    let gateway = upstream.registering(upstream.called()).await;
+    let before = upstream.registered().unwrap();
+    let registration = gateway.registration();
+    registration.deregister(&account()).await.unwrap();
+    for rotated in
+        [registration.rotate(&account()).await.unwrap(), registration.rotate_path(&account()).await.unwrap()]
+    {
+        assert_eq!(rotated, Outcome::RotatedOnly);
+        assert!(upstream.registered().is_none());
+        assert_eq!(standing(&gateway), Some(Standing::Deregistered));
+    }
+    assert_eq!(registration.register(&account(), false).await.unwrap(), Outcome::Registered);
+    let after = upstream.registered().unwrap();
+    assert_ne!(after.password.expose_secret(), before.password.expose_secret());
+    assert_ne!(after.url, before.url);
+    gateway.stop().await;
+}
+
+/// Whoever got hold of the URL loses it, and no callback that is under way does.
+#[tokio::test]
+async fn a_replaced_path_goes_on_for_a_while() {
+    for (grace, status) in [(Duration::from_hours(1), 200), (Duration::ZERO, 404)] {
+        let upstream = upstream().await;
+        let mut config = upstream.called();
+        config.callbacks.password_grace = grace;
+        let gateway = upstream.registering(config).await;
+        let id = place(&mut gateway.client().await, "k", 0..1).await.unwrap();
+        let (old, before) = (Sender::new(&gateway), upstream.registered().unwrap());
+        assert_eq!(gateway.registration().rotate_path(&account()).await.unwrap(), Outcome::Rotated);
+        let (new, after) = (Sender::new(&gateway), upstream.registered().unwrap());
+        assert_ne!(after.url, before.url);
+        assert!(after.url.ends_with(&new.path));
+        assert_eq!(after.password.expose_secret(), before.password.expose_secret());
+        let body = about(&id, &device(0), "warning");
+        assert_eq!((new.post(&body).await, old.post(&body).await), (200, status));
+        gateway.stop().await;
+    }
+}
