@@ -385,7 +385,7 @@ fn keep_apart(config: &Config, callbacks: &Callbacks, client: &Client) {
     callbacks.secrets().keep_apart_from(logins.collect());
     let secrets = callbacks.secrets().clone();
     let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
-    client.keep_apart_from(Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
+    client.keep_apart_from(&Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
 }
 
 /// How long events are kept.

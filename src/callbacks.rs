@@ -8,6 +8,7 @@
 //! An answer has no body, and no log line anything of one.
 
 mod arrivals;
+mod outcome;
 pub mod parse;
 pub mod quarantine;
 pub mod registration;
@@ -19,17 +20,17 @@ use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Dur
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderValue, Method, Request, Response, Version,
     header::{ALLOW, CONNECTION},
 };
 use http_body::Body;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Semaphore},
+    sync::{Mutex, Semaphore, SemaphorePermit},
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -43,7 +44,8 @@ use crate::{
     store::{Store, StoreError},
 };
 use arrivals::Arrivals;
-use parse::Callback;
+pub use outcome::Outcome;
+use parse::{Callback, Unintelligible};
 use quarantine::Quarantine;
 use secrets::Secrets;
 use tally::Tally;
@@ -68,6 +70,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 /// URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
 
+/// Callbacks of an account at once that need more of the store: with a pair that is not known, or not understood. They leave the
+/// room above to the others.
+const MAX_DOUBTFUL: usize = 32;
+
 /// How often certificate and pairs are looked at.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -85,52 +91,20 @@ struct Inner {
     tls: Option<Mutex<Tls>>,
     networks: Vec<Network>,
     arrivals: Arrivals,
-    room: HashMap<AccountName, Semaphore>,
+    rooms: HashMap<AccountName, Room>,
     tally: Tally,
 }
 
-/// What became of a request to the listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Stored,
-    Quarantined,
-    UnknownPath,
-    WrongMethod,
-    TooLarge,
-    /// Its body ended too early.
-    Broken,
-    /// Its body did not arrive in time, or not before others that needed its place.
-    TooSlow,
-    WrongPair,
-    TooMany,
-    NotStored,
+/// What is done at once for an account.
+#[derive(Debug)]
+struct Room {
+    storing: Semaphore,
+    doubtful: Semaphore,
 }
 
-impl Outcome {
-    pub const ALL: [Self; 10] = [
-        Self::Stored,
-        Self::Quarantined,
-        Self::UnknownPath,
-        Self::WrongMethod,
-        Self::TooLarge,
-        Self::Broken,
-        Self::TooSlow,
-        Self::WrongPair,
-        Self::TooMany,
-        Self::NotStored,
-    ];
-
-    fn status(self) -> StatusCode {
-        match self {
-            Self::Stored | Self::Quarantined => StatusCode::OK,
-            Self::UnknownPath => StatusCode::NOT_FOUND,
-            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Broken => StatusCode::BAD_REQUEST,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::WrongPair => StatusCode::UNAUTHORIZED,
-            Self::TooMany | Self::NotStored => StatusCode::SERVICE_UNAVAILABLE,
-        }
+impl Default for Room {
+    fn default() -> Self {
+        Self { storing: Semaphore::new(MAX_AT_ONCE), doubtful: Semaphore::new(MAX_DOUBTFUL) }
     }
 }
 
@@ -152,11 +126,11 @@ impl Callbacks {
             None => None,
         };
         let quarantine = Quarantine::new(store, secrets.clone());
-        let room = accounts.iter().map(|account| (account.clone(), Semaphore::new(MAX_AT_ONCE))).collect();
+        let rooms = accounts.iter().map(|account| (account.clone(), Room::default())).collect();
         let networks = Network::parse_list(&config.networks)
             .map_err(|what| anyhow::Error::msg(format!("callbacks.networks: {what}")))?;
         let (arrivals, tally) = (Arrivals::default(), Tally::default());
-        let inner = Inner { secrets, quarantine, requests, tls, networks, arrivals, room, tally };
+        let inner = Inner { secrets, quarantine, requests, tls, networks, arrivals, rooms, tally };
         Ok(Self(Arc::new(inner)))
     }
 
@@ -253,29 +227,15 @@ impl Callbacks {
         };
         drop(arrival);
         let _received = origin.received();
-        let Some(Ok(_permit)) = self.0.room.get(account).map(Semaphore::try_acquire) else {
-            return Outcome::TooMany;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let outcome = match parse::parse(&body) {
+            Ok(callback) => self.append(account, callback, deadline).await,
+            Err(why) => self.quarantined(account, &body, why, deadline).await,
         };
-        let outcome = self.store(account, &body, Instant::now() + ANSWER_TIMEOUT).await;
-        if outcome == Outcome::Stored {
+        if outcome == Ok(Outcome::Stored) {
             origin.prove();
         }
-        outcome
-    }
-
-    async fn store(&self, account: &AccountName, body: &[u8], deadline: Instant) -> Outcome {
-        let stored = match parse::parse(body) {
-            Ok(callback) => self.append(account, callback, deadline).await,
-            Err(why) => {
-                let kept =
-                    in_time(deadline, account, "quarantine", self.0.quarantine.add(account, body)).await;
-                kept.map(|number| {
-                    debug!(%account, number, %why, "a callback that cannot be understood");
-                    Outcome::Quarantined
-                })
-            }
-        };
-        stored.unwrap_or_else(|refused| refused)
+        outcome.unwrap_or_else(|refused| refused)
     }
 
     async fn append(
@@ -285,25 +245,65 @@ impl Callbacks {
         deadline: Instant,
     ) -> Result<Outcome, Outcome> {
         let Callback { request_id, username, password, called_back } = callback;
-        let accepted = || match (&username, &password) {
-            (Some(username), Some(password)) => {
-                self.0.secrets.accepts(account, username.expose_secret(), password.expose_secret())
-            }
-            _ => false,
-        };
-        if !accepted() {
-            // Another replica may know a newer pair.
-            in_time(deadline, account, "check", self.0.secrets.refresh_pair(account)).await?;
-            if !accepted() {
-                debug!(%account, request.id = %request_id, "a callback with a wrong user name or password");
-                return Err(Outcome::WrongPair);
-            }
-        }
+        let (Some(username), Some(password)) = (username, password) else { return Err(Outcome::WrongPair) };
+        self.check(account, &username, &password, deadline).await?;
+        let _room = self.room(account, |room| &room.storing)?;
         let status = called_back.status();
         let appended = self.0.requests.called_back(account, &request_id, called_back);
         in_time(deadline, account, "store", appended).await?;
         debug!(%account, request.id = %request_id, ?status, "a callback");
         Ok(Outcome::Stored)
+    }
+
+    /// Keeps what cannot be understood. What can be read of its pair has to be right.
+    async fn quarantined(
+        &self,
+        account: &AccountName,
+        body: &[u8],
+        why: Unintelligible,
+        deadline: Instant,
+    ) -> Result<Outcome, Outcome> {
+        let pair = parse::pair(body);
+        if let Some((username, password)) = &pair {
+            self.check(account, username, password, deadline).await?;
+        }
+        let _room = self.room(account, |room| &room.doubtful)?;
+        let added = self.0.quarantine.add(account, body, pair.is_some());
+        let number = in_time(deadline, account, "quarantine", added).await?.ok_or(Outcome::NotKept)?;
+        debug!(%account, number, %why, "a callback that cannot be understood");
+        Ok(Outcome::Quarantined)
+    }
+
+    /// Whether the pair is the account's.
+    async fn check(
+        &self,
+        account: &AccountName,
+        username: &SecretString,
+        password: &SecretString,
+        deadline: Instant,
+    ) -> Result<(), Outcome> {
+        let secrets = &self.0.secrets;
+        let accepted = || secrets.accepts(account, username.expose_secret(), password.expose_secret());
+        if accepted() {
+            return Ok(());
+        }
+        // Another replica may know a newer pair.
+        let _room = self.room(account, |room| &room.doubtful)?;
+        in_time(deadline, account, "check", secrets.refresh_pair(account)).await?;
+        if accepted() {
+            return Ok(());
+        }
+        debug!(%account, "a callback with a wrong user name or password");
+        Err(Outcome::WrongPair)
+    }
+
+    fn room(
+        &self,
+        account: &AccountName,
+        of: impl Fn(&Room) -> &Semaphore,
+    ) -> Result<SemaphorePermit<'_>, Outcome> {
+        let room = self.0.rooms.get(account).ok_or(Outcome::TooMany)?;
+        of(room).try_acquire().map_err(|_| Outcome::TooMany)
     }
 }
 

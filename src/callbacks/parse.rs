@@ -84,6 +84,14 @@ pub fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
     })
 }
 
+/// The user name and the password in a body that says nothing else, if both can be read.
+pub fn pair(body: &[u8]) -> Option<(SecretString, SecretString)> {
+    let text = String::from_utf8_lossy(body);
+    let text = repair(text.trim_start_matches('\u{feff}').trim());
+    let root: Object<'_> = serde_json::from_str(&text).ok()?;
+    Some((root.text(&["username"])?.into(), root.text(&["password"])?.into()))
+}
+
 /// Callbacks without their first brace were met.
 fn repair(text: &str) -> Cow<'_, str> {
     if text.starts_with('"') { format!("{{{text}").into() } else { text.into() }

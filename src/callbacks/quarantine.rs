@@ -1,12 +1,15 @@
 //! Callbacks that nobody understands, kept for a person to look at.
 //!
-//! They came by the right path, so ThingSpace sent them and will not send them again: they are worth keeping, and they are
-//! bounded, the oldest going first. The bodies hold device identities and passwords, so they are sealed (AES-256-GCM) with a
+//! They came by the right path, so ThingSpace may have sent them and will not send them again: they are worth keeping, and
+//! they are bounded; see [`quota`]. The bodies hold device identities and passwords, so they are sealed (AES-256-GCM) with a
 //! key derived from the one in the cell `callback-secrets`. That keeps them from whoever sees values of the store by themselves:
 //! a log, a trace, a dump of these cells, and it keeps one from being shown in place of another. It protects from nobody who
 //! has the whole store, which holds the key as well.
 
-use std::{fmt, sync::Arc};
+mod mask;
+mod quota;
+
+use std::{collections::HashSet, fmt, sync::Arc};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
@@ -22,11 +25,13 @@ use crate::{
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
     store::{CellName, Store, StoreError, Swap, decode_cell},
 };
+use mask::without_passwords;
+use quota::Allowances;
 
 /// Callbacks that are kept.
 pub const MAX_ENTRIES: usize = 1_000;
 
-/// Of all bodies together.
+/// Bytes of all bodies together.
 pub const MAX_BYTES: u64 = 16 << 20;
 
 /// How often a swap is tried again when another replica was first.
@@ -40,6 +45,7 @@ const FORMAT: u32 = 1;
 pub struct Quarantine {
     store: Arc<dyn Store>,
     secrets: Secrets,
+    allowances: Allowances,
     /// One at a time: they all change the index.
     turn: Mutex<()>,
 }
@@ -69,20 +75,30 @@ pub struct Shown {
 
 impl Quarantine {
     pub(super) fn new(store: Arc<dyn Store>, secrets: Secrets) -> Self {
-        Self { store, secrets, turn: Mutex::default() }
+        let (allowances, turn) = Default::default();
+        Self { store, secrets, allowances, turn }
     }
 
-    /// Keeps a body; durable when this returns. It gives the body's number.
-    pub(super) async fn add(&self, account: &AccountName, body: &[u8]) -> Result<u64, StoreError> {
+    /// Keeps a body; durable when this returns. It gives the body's number. `proved`: it showed the account's user name and
+    /// password. `None`: too many that did not were kept a short while ago.
+    pub(super) async fn add(
+        &self,
+        account: &AccountName,
+        body: &[u8],
+        proved: bool,
+    ) -> Result<Option<u64>, StoreError> {
+        if !proved && !self.allowances.take(account) {
+            return Ok(None);
+        }
         let _turn = self.turn.lock().await;
         let size = u32::try_from(body.len()).map_err(|_| StoreError::TooLarge(body.len()))?;
-        let (entry, gone) = self.announce(account, size).await?;
-        self.put(entry.number, self.seal(&entry, body)?).await?;
-        // What went only because of its size still lies in a cell of its own.
+        let (entry, gone) = self.announce(account, size, proved).await?;
+        self.put(&entry, self.seal(&entry, body)?).await?;
+        // The bodies of what went still lie in their cells, unless the new one took one of these.
         for entry in gone {
-            self.put(entry.number, Vec::new()).await?;
+            self.put(&entry, Vec::new()).await?;
         }
-        Ok(entry.number)
+        Ok(Some(entry.number))
     }
 
     /// Those that are kept, oldest first.
@@ -103,7 +119,7 @@ impl Quarantine {
         let Some(entry) = index.entries.into_iter().find(|entry| entry.number == number) else {
             return Ok(None);
         };
-        let Some(held) = self.store.load(&slot(number)).await? else { return Ok(None) };
+        let Some(held) = self.store.load(&cell(&entry)).await? else { return Ok(None) };
         let stored = decode_cell(held.value, FORMAT, |cell: &QuarantineBody| cell.version)?;
         if stored.number != number || stored.sealed.is_empty() {
             return Ok(None);
@@ -124,21 +140,26 @@ impl Quarantine {
         &self,
         account: &AccountName,
         size: u32,
+        proved: bool,
     ) -> Result<(QuarantineEntry, Vec<QuarantineEntry>), StoreError> {
         for _ in 0..SWAP_TRIES {
             let (version, mut index) = self.index().await?;
             index.version = FORMAT;
             index.nonce = Uuid::now_v7().to_string();
             index.count += 1;
-            let entry = QuarantineEntry {
+            let mut entry = QuarantineEntry {
                 number: index.count,
                 time_ms: Timestamp::now().as_millisecond(),
                 account: account.to_string(),
                 size,
+                slot: None,
+                unproved: !proved,
             };
             index.entries.push(entry.clone());
-            let gone = excess(&index.entries);
-            let gone = index.entries.drain(..gone).collect();
+            let gone = quota::evict(&mut index.entries);
+            index.entries.pop();
+            entry.slot = Some(free_slot(&index.entries));
+            index.entries.push(entry.clone());
             let value = Bytes::from(index.encode_to_vec());
             if let Swap::Swapped(_) = self.store.swap(&index_cell(), version, value).await? {
                 return Ok((entry, gone));
@@ -156,8 +177,8 @@ impl Quarantine {
     }
 
     /// Puts a body into its cell, unless a later one is there already.
-    async fn put(&self, number: u64, sealed: Vec<u8>) -> Result<(), StoreError> {
-        let cell = slot(number);
+    async fn put(&self, entry: &QuarantineEntry, sealed: Vec<u8>) -> Result<(), StoreError> {
+        let (cell, number) = (cell(entry), entry.number);
         let value = Bytes::from(QuarantineBody { version: FORMAT, number, sealed }.encode_to_vec());
         for _ in 0..SWAP_TRIES {
             let held = self.store.load(&cell).await?;
@@ -199,69 +220,29 @@ impl Quarantine {
     }
 }
 
-/// How many of the oldest have to go.
-fn excess(entries: &[QuarantineEntry]) -> usize {
-    let mut bytes: u64 = entries.iter().map(|entry| u64::from(entry.size)).sum();
-    let mut gone = entries.len().saturating_sub(MAX_ENTRIES);
-    bytes -= entries[..gone].iter().map(|entry| u64::from(entry.size)).sum::<u64>();
-    while bytes > MAX_BYTES {
-        bytes -= u64::from(entries[gone].size);
-        gone += 1;
-    }
-    gone
-}
-
 /// What a sealed body belongs to.
 fn context(entry: &QuarantineEntry) -> Vec<u8> {
-    entry.encode_to_vec()
+    // As an earlier release wrote it.
+    QuarantineEntry { slot: None, unproved: false, ..entry.clone() }.encode_to_vec()
 }
 
 fn index_cell() -> CellName {
     CellName::permanent("quarantine/index")
 }
 
-fn slot(number: u64) -> CellName {
-    CellName::permanent(format!("quarantine/{:04}", number % MAX_ENTRIES as u64))
+fn slot(entry: &QuarantineEntry) -> u64 {
+    entry.slot.map_or(entry.number % MAX_ENTRIES as u64, u64::from)
 }
 
-/// Takes out what follows the word `password`, in quotes or up to the next separator: the text is of no known form.
-fn without_passwords(text: &str) -> String {
-    const WORD: &str = "password";
-    let lower = text.to_ascii_lowercase();
-    let mut shown = String::new();
-    let mut from = 0;
-    while let Some(at) = lower[from..].find(WORD) {
-        let word_end = from + at + WORD.len();
-        let rest = &text[word_end..];
-        let lead = rest.len()
-            - rest.trim_start_matches(['"', '\'', '\\', ' ', '\t', '\r', '\n', ':', '=', '>']).len();
-        // An opening quote belongs to the value.
-        let (lead, quote) = match rest[..lead].chars().next_back() {
-            Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => (lead, Some(quote)),
-            _ => (lead, None),
-        };
-        let value = &rest[lead..];
-        let end = match quote {
-            Some(quote) => end_of_quoted(value, quote),
-            None => value.find([',', '}', '&', '<', '"', '\n']).unwrap_or(value.len()),
-        };
-        shown.push_str(&text[from..word_end + lead]);
-        shown.push_str("***");
-        from = word_end + lead + end;
-    }
-    shown.push_str(&text[from..]);
-    shown
+/// The lowest that none of these has.
+fn free_slot(entries: &[QuarantineEntry]) -> u32 {
+    let taken: HashSet<u64> = entries.iter().map(slot).collect();
+    let most = u32::try_from(entries.len()).expect("they are few");
+    (0..=most).find(|slot| !taken.contains(&u64::from(*slot))).expect("more numbers than entries")
 }
 
-fn end_of_quoted(value: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in value.char_indices() {
-        if c == quote && !escaped {
-            return at;
-        }
-        escaped = c == '\\' && !escaped;
-    }
-    value.len()
+fn cell(entry: &QuarantineEntry) -> CellName {
+    CellName::permanent(format!("quarantine/{:04}", slot(entry)))
 }
 
 #[cfg(test)]
@@ -281,6 +262,11 @@ mod tests {
         Arc::new(Embedded::open(&folder.path().join(name), Duration::from_hours(1)).unwrap())
     }
 
+    /// The cell of the nth body.
+    fn cell_of(n: u32) -> CellName {
+        cell(&QuarantineEntry { slot: Some(n - 1), ..QuarantineEntry::default() })
+    }
+
     async fn secrets(of: &Arc<dyn Store>) -> Secrets {
         let config = Config::defaults().callbacks;
         Secrets::load_or_create(&config, Arc::clone(of), &[account()]).await.unwrap()
@@ -297,7 +283,7 @@ mod tests {
     async fn what_is_kept_is_listed_shown_and_sealed() {
         let (folder, store, quarantine) = quarantine().await;
         for (body, number) in [("first secret", 1), ("second", 2)] {
-            assert_eq!(quarantine.add(&account(), body.as_bytes()).await.unwrap(), number);
+            assert_eq!(quarantine.add(&account(), body.as_bytes(), false).await.unwrap(), Some(number));
         }
         let listed = quarantine.list().await.unwrap();
         let of = |listed: &Listed| (listed.number, listed.account.clone(), listed.size);
@@ -308,15 +294,15 @@ mod tests {
         let shown = quarantine.show(1).await.unwrap().unwrap();
         assert_eq!((shown.account, shown.body.as_str()), (account().to_string(), "first secret"));
         assert_eq!(quarantine.show(3).await.unwrap(), None);
-        let stored = store.load(&slot(1)).await.unwrap().unwrap();
+        let stored = store.load(&cell_of(1)).await.unwrap().unwrap();
         assert!(!String::from_utf8_lossy(&stored.value).contains("secret"));
 
         let another = Quarantine::new(Arc::clone(&store), secrets(&open(&folder, "another")).await);
         assert!(matches!(another.show(1).await, Err(StoreError::Corrupt(_))));
-        let moved = store.load(&slot(2)).await.unwrap().unwrap();
+        let moved = store.load(&cell_of(2)).await.unwrap().unwrap();
         let mut body = QuarantineBody::decode(stored.value).unwrap();
         body.number = 2;
-        store.swap(&slot(2), Some(moved.version), body.encode_to_vec().into()).await.unwrap();
+        store.swap(&cell_of(2), Some(moved.version), body.encode_to_vec().into()).await.unwrap();
         assert!(matches!(quarantine.show(2).await, Err(StoreError::Corrupt(_))));
     }
 
@@ -325,7 +311,7 @@ mod tests {
         let (_folder, _store, quarantine) = quarantine().await;
         let pair = quarantine.secrets.pair(&account()).unwrap();
         let body = format!(r#"{{"pw": "{}", "x": 1}}"#, pair.password.expose_secret());
-        quarantine.add(&account(), body.as_bytes()).await.unwrap();
+        quarantine.add(&account(), body.as_bytes(), true).await.unwrap();
         assert_eq!(quarantine.show(1).await.unwrap().unwrap().body, r#"{"pw": "***", "x": 1}"#);
     }
 
@@ -334,45 +320,56 @@ mod tests {
         let (_folder, store, quarantine) = quarantine().await;
         let big = vec![b'x'; 256 << 10];
         for _ in 0..70 {
-            quarantine.add(&account(), &big).await.unwrap();
+            quarantine.add(&account(), &big, true).await.unwrap();
         }
         let listed = quarantine.list().await.unwrap();
         assert_eq!((listed.len(), listed[0].number), (64, 7));
         assert_eq!(quarantine.show(6).await.unwrap(), None);
         assert!(quarantine.show(7).await.unwrap().is_some());
-        assert!(store.load(&slot(6)).await.unwrap().unwrap().value.len() < 100);
+        // The 65th took the cell of the first.
+        for number in listed.iter().map(|listed| listed.number) {
+            assert!(quarantine.show(number).await.unwrap().is_some(), "{number}");
+        }
+        let cells = [63, 64].map(|slot| CellName::permanent(format!("quarantine/{slot:04}")));
+        assert!(store.load(&cells[0]).await.unwrap().is_some());
+        assert!(store.load(&cells[1]).await.unwrap().is_none_or(|held| held.value.len() < 100));
     }
 
-    #[test]
-    fn number_and_size_are_bounded() {
-        let entry = |size| QuarantineEntry { size, ..QuarantineEntry::default() };
-        assert_eq!(excess(&vec![entry(1); MAX_ENTRIES]), 0);
-        assert_eq!(excess(&vec![entry(1); MAX_ENTRIES + 3]), 3);
-        assert_eq!(excess(&vec![entry(1 << 20); 20]), 4);
-        assert_eq!(excess(&[entry(16 << 20)]), 0);
+    #[tokio::test]
+    async fn a_flood_of_strangers_takes_no_proved_callback_away() {
+        let (_folder, _store, quarantine) = quarantine().await;
+        quarantine.add(&account(), b"proved", true).await.unwrap();
+        let mut kept = 0;
+        for _ in 0..1_100 {
+            kept += u32::from(quarantine.add(&account(), b"stranger", false).await.unwrap().is_some());
+        }
+        assert_eq!(kept, 50);
+        assert_eq!(quarantine.show(1).await.unwrap().unwrap().body, "proved");
+        assert!(quarantine.add(&account(), b"proved", true).await.unwrap().is_some());
+    }
+
+    /// The body of an entry that an earlier release wrote.
+    #[tokio::test]
+    async fn an_entry_without_a_slot_has_the_cell_of_its_number() {
+        let (_folder, store, quarantine) = quarantine().await;
+        let entry =
+            QuarantineEntry { number: 1_007, account: account().to_string(), ..QuarantineEntry::default() };
+        quarantine.put(&entry, quarantine.seal(&entry, b"earlier").unwrap()).await.unwrap();
+        let index =
+            QuarantineIndex { version: 1, count: 1_007, entries: vec![entry], ..QuarantineIndex::default() };
+        store.swap(&index_cell(), None, index.encode_to_vec().into()).await.unwrap();
+        quarantine.add(&account(), b"new", true).await.unwrap();
+        assert_eq!(quarantine.show(1_007).await.unwrap().unwrap().body, "earlier");
+        assert_eq!(quarantine.show(1_008).await.unwrap().unwrap().body, "new");
     }
 
     #[tokio::test]
     async fn a_cell_is_used_again_and_never_by_an_older_one() {
         let (_folder, _store, quarantine) = quarantine().await;
-        quarantine.put(1001, vec![1]).await.unwrap();
-        quarantine.put(1, vec![2]).await.unwrap();
-        let held = quarantine.store.load(&slot(1)).await.unwrap().unwrap();
+        let entry = |number| QuarantineEntry { number, slot: Some(1), ..QuarantineEntry::default() };
+        quarantine.put(&entry(1001), vec![1]).await.unwrap();
+        quarantine.put(&entry(1), vec![2]).await.unwrap();
+        let held = quarantine.store.load(&cell(&entry(1))).await.unwrap().unwrap();
         assert_eq!(QuarantineBody::decode(held.value).unwrap().number, 1001);
-    }
-
-    #[test]
-    fn passwords_are_not_shown() {
-        for (text, shown) in [
-            (r#"{"password": "a\"b", "x": 1"#, r#"{"password": "***", "x": 1"#),
-            (r#""Password":"abc","userpassword":'d' "#, r#""Password":"***","userpassword":'***' "#),
-            ("<Password>abc</Password>", "<Password>***</Password>***"),
-            ("password=abc&x=1", "password=***&x=1"),
-            ("PASSWORD: 123, x", "PASSWORD: ***, x"),
-            (r#""password":"cut off"#, r#""password":"***"#),
-            ("nothing ö", "nothing ö"),
-        ] {
-            assert_eq!(without_passwords(text), shown);
-        }
     }
 }

@@ -39,6 +39,9 @@ impl Tally {
             Outcome::WrongPair => {
                 warn!(account, times, "callbacks with a wrong user name or password are refused");
             }
+            Outcome::NotKept => {
+                warn!(account, times, "callbacks that cannot be understood and show no password are refused");
+            }
             Outcome::TooMany => warn!(account, times, "more callbacks at once than are taken"),
             Outcome::TooSlow => {
                 warn!(account, times, "callbacks are given up because their bodies arrive too slowly");

@@ -134,10 +134,8 @@ async fn rotate(
     Json(How { path, .. }): Json<How>,
 ) -> Result<Json<Done>, Response> {
     let registration = registration(&subject)?;
-    let outcome = match path {
-        true => registration.rotate_path(&account).await,
-        false => registration.rotate(&account).await,
-    };
+    let outcome =
+        if path { registration.rotate_path(&account).await } else { registration.rotate(&account).await };
     let done = done(outcome.map_err(|error| failed(&account, &error))?);
     info!(%account, path, ?done, "an operator rotated secrets of callbacks");
     Ok(Json(done))

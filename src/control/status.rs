@@ -1,6 +1,6 @@
 //! `status`: how the gateway is doing.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use axum::{Json, Router, extract::State, routing::get};
 use jiff::Timestamp;
@@ -11,7 +11,11 @@ use super::{
     logins::{Login, logins},
     store::{Memory, memory},
 };
-use crate::thingspace::HostHealth;
+use crate::{
+    callbacks::{Callbacks, Outcome},
+    identity::AccountName,
+    thingspace::HostHealth,
+};
 
 pub(super) const PATH: &str = "/v1/status";
 
@@ -48,6 +52,12 @@ pub(super) struct Status {
     pub(super) hosts: Vec<Host>,
     /// When the certificate of the callbacks' listener expires, with HTTPS.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
+    /// How many requests to the callbacks' listener had which outcome since the start, without those that none had.
+    #[serde(default)]
+    pub(super) callbacks: BTreeMap<String, u64>,
+    /// How the registration of each account is doing, if it is known how ThingSpace reaches the listener.
+    #[serde(default)]
+    pub(super) registrations: BTreeMap<String, String>,
 }
 
 /// A log that cannot be read.
@@ -107,5 +117,24 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         logins: logins(&subject),
         hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
         callbacks_certificate_expires: certificate,
+        callbacks: subject.callbacks.as_ref().map(outcomes).unwrap_or_default(),
+        registrations: registrations(&subject),
     })
+}
+
+fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
+    let counts = Outcome::ALL.iter().map(|outcome| (outcome.name().to_owned(), callbacks.count(*outcome)));
+    counts.filter(|(_, count)| *count > 0).collect()
+}
+
+fn registrations(subject: &Subject) -> BTreeMap<String, String> {
+    let (Some(callbacks), Some(registration)) = (&subject.callbacks, &subject.registration) else {
+        return BTreeMap::new();
+    };
+    let standings = registration.standings();
+    let accounts = callbacks.secrets().accounts();
+    let said = |account: &AccountName| {
+        standings.get(account).map_or_else(|| "not looked at yet".to_owned(), ToString::to_string)
+    };
+    accounts.map(|account| (account.to_string(), said(account))).collect()
 }

@@ -147,7 +147,7 @@ impl Client {
     }
 
     /// From now on a password that is also in this file, which holds the one of callbacks, logs nobody in.
-    pub fn keep_apart_from(&self, sent: Sent) {
+    pub fn keep_apart_from(&self, sent: &Sent) {
         for upstream in &*self.upstreams {
             upstream.tokens.keep_apart_from(sent.clone());
         }

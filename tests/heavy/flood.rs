@@ -59,7 +59,7 @@ fn transitions(n: usize) -> Vec<DeviceState> {
 
 /// One of the ports that ThingSpace calls, on which nobody listens. The system gives out none of them by itself, so that it is
 /// still free after the gateway has been down.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     let mut addresses = (28_201..=28_220).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }

@@ -39,6 +39,7 @@ mod odd_answers;
 mod outage;
 mod random_faults;
 mod rolling;
+mod slow_senders;
 mod start;
 mod watchers;
 

@@ -3,6 +3,7 @@
 mod refusals;
 pub mod sender;
 mod shapes;
+mod strangers;
 mod tls;
 
 use std::{sync::Arc, time::Duration};

@@ -35,9 +35,10 @@ pub(super) fn change(
         stored.code = code;
     }
     stored.password_code = keys.password_code(password);
-    (stored.username, stored.password) = match from_files {
-        true => (String::new(), String::new()),
-        false => (pair.username.clone(), password.to_owned()),
+    (stored.username, stored.password) = if from_files {
+        (String::new(), String::new())
+    } else {
+        (pair.username.clone(), password.to_owned())
     };
     match change {
         Change::Nothing | Change::RotatePair => {}

@@ -78,6 +78,12 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
     if let Some(expires) = status.callbacks_certificate_expires {
         rows.push(["callbacks certificate".to_owned(), format!("expires {expires:.0}")]);
     }
+    if !status.callbacks.is_empty() {
+        let counts = status.callbacks.iter().map(|(outcome, count)| format!("{outcome} {count}"));
+        rows.push(["callbacks".to_owned(), counts.collect::<Vec<_>>().join(", ")]);
+    }
+    let registrations = status.registrations.iter();
+    rows.extend(registrations.map(|(account, how)| [format!("registration {account}"), how.clone()]));
     table(out, &rows)
 }
 

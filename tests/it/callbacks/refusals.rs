@@ -1,7 +1,7 @@
 //! What the listener refuses: nothing of it is stored, and nobody else is kept waiting.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,12 +19,12 @@ use thingspace_gateway::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Sender, about};
+use super::{Sender, about, sender::drip};
 use crate::harness::{
     ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, serve_command, within,
 };
@@ -129,23 +129,6 @@ async fn another_accounts_callback_changes_nothing() {
     eventually("the callback is folded", async || gateway.requests.events_read() > events).await;
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().counts.unwrap().pending, 1);
     gateway.stop().await;
-}
-
-/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and begins again when it is ended.
-async fn drip(address: SocketAddr, from: IpAddr, beginning: String, begun: Arc<AtomicUsize>) {
-    loop {
-        begun.fetch_add(1, Ordering::Relaxed);
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind((from, 0).into()).unwrap();
-        let Ok(mut tcp) = socket.connect(address).await else { continue };
-        let mut answer = [0; 1];
-        if tcp.write_all(beginning.as_bytes()).await.is_err() {
-            continue;
-        }
-        while tokio::time::timeout(Duration::from_millis(200), tcp.read(&mut answer)).await.is_err()
-            && tcp.write_all(b" ").await.is_ok()
-        {}
-    }
 }
 
 /// Whoever knows the path can begin bodies and never end them, from the address of genuine senders, too.

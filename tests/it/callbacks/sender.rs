@@ -1,12 +1,23 @@
 //! Sends callbacks.
 
-use std::net::SocketAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
     callbacks::{Callbacks, Outcome},
     identity::{AccountName, RequestId},
     proto::esim::DeviceIdentifiers,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpSocket,
 };
 
 use crate::harness::{ACCOUNT, Gateway, within};
@@ -76,4 +87,21 @@ pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
         "deviceResponse":{{"deviceProfileResponse":{{"state":"ACTIVE","profileStatus":"ENABLE","profileRole":"LOCAL"}}}}}}"#,
         device.iccid, device.eid
     )
+}
+
+/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and begins again when it is ended.
+pub async fn drip(address: SocketAddr, from: IpAddr, beginning: String, begun: Arc<AtomicUsize>) {
+    loop {
+        begun.fetch_add(1, Ordering::Relaxed);
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let Ok(mut tcp) = socket.connect(address).await else { continue };
+        let mut answer = [0; 1];
+        if tcp.write_all(beginning.as_bytes()).await.is_err() {
+            continue;
+        }
+        while tokio::time::timeout(Duration::from_millis(200), tcp.read(&mut answer)).await.is_err()
+            && tcp.write_all(b" ").await.is_ok()
+        {}
+    }
 }

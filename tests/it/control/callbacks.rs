@@ -122,6 +122,9 @@ async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
     eventually("the other one takes it over, once", taken).await;
     let listings = upstream.sim.ledger().calls(Endpoint::ListCallbacks);
     assert_eq!(listed(listings + 4).await, 2);
+    let status = json(&file, &["status"]).await;
+    let said = status["registrations"][ACCOUNT].as_str().unwrap();
+    assert!(said.contains("another gateway with another store"), "{status}");
     let refused = refused(&file, &["callbacks", "register", ACCOUNT]).await;
     assert!(
         refused.contains("another gateway with another store") && refused.contains("--force"),
@@ -162,6 +165,12 @@ async fn what_nobody_understood_is_shown_without_passwords() {
         assert_eq!(within("an answer", sent).await.unwrap().status(), 200);
     }
 
+    let status = json(&file, &["status"]).await;
+    assert_eq!(status["callbacks"], serde_json::json!({ "quarantined": 2 }));
+    assert_eq!(status["registrations"], serde_json::json!({ ACCOUNT: "registered" }));
+    let shown = told(&file, &["status"]).await;
+    assert!(shown.contains("quarantined 2\n"), "{shown}");
+    assert!(shown.lines().any(|line| line.starts_with("registration") && line.ends_with("registered")));
     let listed = json(&file, &["quarantine", "list"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 2);
     assert_eq!((&listed[0]["id"], &listed[0]["account"]), (&1.into(), &ACCOUNT.into()));

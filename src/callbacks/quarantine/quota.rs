@@ -1,0 +1,178 @@
+//! How much of what nobody understands is kept, and what goes for what is new.
+//!
+//! A callback that shows the account's user name and password comes from ThingSpace. One that shows neither may come from
+//! anybody who got hold of the URL. So there is little room for such, they are taken slowly, and they go first: they never
+//! take the place of one that is proved, nor of another account's.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{MAX_BYTES, MAX_ENTRIES};
+use crate::{identity::AccountName, proto::storage::QuarantineEntry};
+
+/// Unproved callbacks of an account that are kept.
+const MAX_UNPROVED: usize = 50;
+
+/// Bytes of all their bodies together.
+const MAX_UNPROVED_BYTES: u64 = 1 << 20;
+
+/// Unproved callbacks of an account that a replica keeps in a row.
+const UNPROVED_BURST: u32 = 50;
+
+/// After this one more may be kept.
+const UNPROVED_EVERY: Duration = Duration::from_mins(1);
+
+/// How many unproved callbacks of each account may be kept now.
+#[derive(Debug, Default)]
+pub(super) struct Allowances(Mutex<HashMap<AccountName, Allowance>>);
+
+#[derive(Debug)]
+struct Allowance {
+    left: u32,
+    /// When the last one was added.
+    refilled: Instant,
+}
+
+impl Allowances {
+    /// Uses one up; false: there is none.
+    pub(super) fn take(&self, account: &AccountName) -> bool {
+        self.take_at(account, Instant::now())
+    }
+
+    fn take_at(&self, account: &AccountName, now: Instant) -> bool {
+        let mut allowances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = Allowance { left: UNPROVED_BURST, refilled: now };
+        let allowance = allowances.entry(account.clone()).or_insert(full);
+        while allowance.left < UNPROVED_BURST && now >= allowance.refilled + UNPROVED_EVERY {
+            allowance.left += 1;
+            allowance.refilled += UNPROVED_EVERY;
+        }
+        if allowance.left == UNPROVED_BURST {
+            allowance.refilled = now;
+        }
+        let taken = allowance.left.checked_sub(1);
+        allowance.left = taken.unwrap_or_default();
+        taken.is_some()
+    }
+}
+
+/// Takes out what has to go for the last entry.
+pub(super) fn evict(entries: &mut Vec<QuarantineEntry>) -> Vec<QuarantineEntry> {
+    let mut gone = Vec::new();
+    while let Some(oldest) = above_quota(entries) {
+        gone.push(entries.remove(oldest));
+    }
+    while let Some(victim) = above_bounds(entries) {
+        gone.push(entries.remove(victim));
+    }
+    gone
+}
+
+/// The oldest unproved callback of the last entry's account, where that has too many.
+fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
+    let newest = entries.last()?;
+    let alike = |entry: &&QuarantineEntry| entry.unproved && entry.account == newest.account;
+    let count = entries.iter().filter(alike).count();
+    let bytes: u64 = entries.iter().filter(alike).map(size).sum();
+    let oldest = entries.iter().position(|entry| alike(&entry))?;
+    let too_many = count > MAX_UNPROVED || bytes > MAX_UNPROVED_BYTES;
+    (too_many && oldest + 1 < entries.len()).then_some(oldest)
+}
+
+/// What goes where there are too many altogether: an unproved one, of the account that holds most, the oldest.
+fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
+    let (_newest, others) = entries.split_last()?;
+    let too_large = entries.iter().map(size).sum::<u64>() > MAX_BYTES;
+    if !too_large && entries.len() <= MAX_ENTRIES {
+        return None;
+    }
+    let mut held: HashMap<&str, u64> = HashMap::new();
+    for entry in entries {
+        *held.entry(&entry.account).or_default() += if too_large { size(entry) } else { 1 };
+    }
+    let rank = |entry: &QuarantineEntry| (entry.unproved, held.get(entry.account.as_str()).copied());
+    let most = others.iter().map(rank).max()?;
+    others.iter().position(|entry| rank(entry) == most)
+}
+
+fn size(entry: &QuarantineEntry) -> u64 {
+    entry.size.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "0000123456-00001";
+    const OTHER: &str = "0000123456-00002";
+
+    fn entries(account: &str, number: usize, size: u32, unproved: bool) -> Vec<QuarantineEntry> {
+        let entry = |n| QuarantineEntry {
+            number: n,
+            account: account.to_owned(),
+            size,
+            unproved,
+            ..QuarantineEntry::default()
+        };
+        (1..).map(entry).take(number).collect()
+    }
+
+    /// How many entries of which kind go when this one is new.
+    fn gone(mut entries: Vec<QuarantineEntry>, new: QuarantineEntry) -> Vec<(String, bool)> {
+        entries.push(new);
+        let gone = evict(&mut entries).into_iter().map(|entry| (entry.account, entry.unproved));
+        gone.collect()
+    }
+
+    fn new(account: &str, size: u32, unproved: bool) -> QuarantineEntry {
+        entries(account, 1, size, unproved).remove(0)
+    }
+
+    #[test]
+    fn number_and_size_are_bounded() {
+        let proved = |number, size| entries(ONE, number, size, false);
+        assert_eq!(gone(proved(MAX_ENTRIES - 1, 1), new(ONE, 1, false)), []);
+        assert_eq!(gone(proved(MAX_ENTRIES, 1), new(ONE, 1, false)).len(), 1);
+        assert_eq!(gone(proved(19, 1 << 20), new(ONE, 1 << 20, false)).len(), 4);
+        let mut full = proved(MAX_ENTRIES, 1);
+        full.push(new(ONE, 1, false));
+        let oldest = evict(&mut full).remove(0);
+        assert_eq!((oldest.number, full.len()), (1, MAX_ENTRIES));
+    }
+
+    #[test]
+    fn unproved_callbacks_take_places_only_from_each_other() {
+        let mut held = entries(ONE, MAX_UNPROVED, 1, true);
+        held.extend(entries(ONE, MAX_ENTRIES - MAX_UNPROVED - 10, 1, false));
+        held.extend(entries(OTHER, 10, 1, true));
+        let unproved = |account: &str| vec![(account.to_owned(), true)];
+        assert_eq!(gone(held.clone(), new(ONE, 1, true)), unproved(ONE));
+        assert_eq!(gone(held.clone(), new(OTHER, 1, true)), unproved(ONE));
+        assert_eq!(gone(held, new(OTHER, 1, false)), unproved(ONE));
+        let large = entries(ONE, 10, 100 << 10, true);
+        assert_eq!(gone(large, new(ONE, 100 << 10, true)), unproved(ONE));
+    }
+
+    #[test]
+    fn the_account_that_holds_most_gives_way() {
+        let mut held = entries(OTHER, 10, 1, false);
+        held.extend(entries(ONE, MAX_ENTRIES - 10, 1, false));
+        assert_eq!(gone(held, new(OTHER, 1, false)), [(ONE.to_owned(), false)]);
+    }
+
+    #[test]
+    fn unproved_callbacks_are_kept_slowly() {
+        let (allowances, now) = (Allowances::default(), Instant::now());
+        let account = |text| AccountName::parse(text).unwrap();
+        let taken = |text, now| (0..100).filter(|_| allowances.take_at(&account(text), now)).count();
+        let burst = UNPROVED_BURST as usize;
+        assert_eq!((taken(ONE, now), taken(OTHER, now)), (burst, burst));
+        assert_eq!(taken(ONE, now + UNPROVED_EVERY / 2), 0);
+        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 5 / 2), 2);
+        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 3), 1);
+        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 1_000), burst);
+    }
+}

@@ -1,0 +1,52 @@
+//! Senders that know the URL and nothing else: what they send takes no place from what ThingSpace sends.
+
+use thingspace_gateway::{callbacks::Outcome, identity::AccountName};
+
+use super::{Sender, about};
+use crate::harness::{ACCOUNT, Gateway, Upstream, device, place};
+
+/// No request is named, so it is quarantined if its pair is right.
+const NOT_UNDERSTOOD: &str = r#"{"username":"user","password":"secret","news":"of a new kind"}"#;
+
+#[tokio::test]
+async fn a_flood_of_strangers_takes_no_place_in_the_quarantine() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
+    let sender = Sender::new(&gateway);
+    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
+    let mut answers = Vec::new();
+    for n in 0..60 {
+        answers.push(sender.post_bytes(format!("stranger {n}").into_bytes()).await);
+    }
+    assert_eq!(answers.iter().filter(|status| **status == 200).count(), 50);
+    assert_eq!((answers[59], sender.count(Outcome::NotKept)), (503, 10));
+
+    // Of who shows the pair everything is kept, and other accounts have quotas of their own.
+    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
+    assert_eq!(sender.post(&about(&id, &device(0), "warning")).await, 200);
+    let other = Sender::of(&gateway, upstream.accounts[1].as_str());
+    assert_eq!(other.post("stranger").await, 200);
+    let listed = sender.callbacks.quarantine().list().await.unwrap();
+    assert_eq!(listed.len(), 53);
+    let shown = sender.callbacks.quarantine().show(1).await.unwrap().unwrap();
+    assert!(shown.body.contains("of a new kind"), "{shown:?}");
+    gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_pair_is_refused_also_where_nothing_else_is_understood() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let sender = Sender::new(&gateway);
+    for wrong in [NOT_UNDERSTOOD.to_owned(), sender.sign(&NOT_UNDERSTOOD.replace("secret", "sesame"))] {
+        assert_eq!(sender.post_bytes(wrong.into_bytes()).await, 401);
+    }
+    assert!(sender.callbacks.quarantine().list().await.unwrap().is_empty());
+    // A replaced pair is still one.
+    let account = AccountName::parse(ACCOUNT).unwrap();
+    sender.callbacks.secrets().rotate(&account).await.unwrap();
+    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
+    assert_eq!((sender.count(Outcome::WrongPair), sender.count(Outcome::Quarantined)), (2, 1));
+    gateway.stop().await;
+}
