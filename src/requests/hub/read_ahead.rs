@@ -43,7 +43,11 @@ impl Hub {
             return ReadAhead::default();
         }
         let reads: Vec<_> = ids.into_iter().map(|id| self.read_one(id)).collect();
-        let ahead = stream::iter(reads).buffer_unordered(READS).filter_map(async |read| read).collect().await;
+        let mut reads = stream::iter(reads).buffer_unordered(READS);
+        let mut ahead = HashMap::new();
+        while let Some(read) = reads.next().await {
+            ahead.extend(read);
+        }
         ReadAhead(ahead)
     }
 
