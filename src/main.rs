@@ -9,6 +9,7 @@ use std::{
 };
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thingspace_gateway::{
     app,
     cli::{Cli, Command, Operate, Restore, Store},
@@ -94,7 +95,15 @@ fn main() -> ExitCode {
     code
 }
 
+/// Raises the limit of open files as far as the system allows: each connection needs one.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it fails, the limit stays as it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
+    raise_file_limit();
     let stop = Stop::on_signals()?;
     match command {
         Command::Serve(_) => Box::pin(app::serve(config, stop)).await,

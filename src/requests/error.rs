@@ -90,6 +90,7 @@ impl From<thingspace::Error> for Error {
             thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
             thingspace::Error::Busy { retry_after } => Self::Busy { retry_after },
+            thingspace::Error::NoDescriptor => Self::Overloaded { limit: "open files" },
             thingspace::Error::Draining => Self::Draining,
             thingspace::Error::NotConnected { reason } => {
                 Self::UpstreamUnavailable { reason, retry_after: None }

@@ -77,12 +77,14 @@ pub async fn serve(
     let Listening { name, max_connections, max_connections_of_address, networks } = listening;
     let connections = TaskTracker::new();
     let limit = ConnectionLimit::new(max_connections, max_connections_of_address);
-    let refused = Repeated::default();
+    let (failed, refused) = (Repeated::default(), Repeated::default());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (tcp, peer) = match accepted {
             Ok((tcp, peer)) => (tcp, peer.ip()),
             Err(error) => {
-                warn!(%error, listener = name, "cannot accept a connection");
+                if let Some(times) = failed.count() {
+                    warn!(%error, listener = name, times, "cannot accept connections");
+                }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -28,6 +28,9 @@ pub enum Error {
     /// Nothing was sent: more calls wait for the gateway's own rate than can be made in time.
     #[error("too many calls wait for their turn")]
     Busy { retry_after: Duration },
+    /// Nothing was sent: the gateway can open no more files.
+    #[error("the limit of open files is reached; raise it (ulimit -n)")]
+    NoDescriptor,
     /// Nothing was sent: the gateway is about to end.
     #[error("shutting down")]
     Draining,

@@ -23,6 +23,7 @@ use http::{
 };
 use opentelemetry::propagation::Injector;
 use reqwest::Url;
+use rustix::io::Errno;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -65,6 +66,8 @@ pub(super) struct Reply {
 pub(super) enum Failure {
     /// Certainly nothing was sent.
     NotConnected(String),
+    /// Nothing was sent, because this process can open no more files. It says nothing about the host.
+    NoDescriptor,
     /// It may have arrived.
     Broken(String),
     /// Nothing was sent: the host does not answer, and is left alone for so long.
@@ -152,7 +155,7 @@ impl Transport {
         match self.admit(Endpoint::Download).await {
             Err(Failure::LeftAlone(wait)) => Err(wait),
             // The pass was for no call.
-            Ok(_) | Err(Failure::NotConnected(_) | Failure::Broken(_)) => Ok(()),
+            Ok(_) | Err(Failure::NotConnected(_) | Failure::NoDescriptor | Failure::Broken(_)) => Ok(()),
         }
     }
 
@@ -232,7 +235,7 @@ impl Transport {
             url.template = template,
         );
         let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
-        if endpoint.counts() {
+        if endpoint.counts() && !matches!(result, Err(Failure::NoDescriptor)) {
             pass.report(told_by(endpoint, &result));
         }
         let failed = match &result {
@@ -317,7 +320,10 @@ impl Failure {
         while let Some(source) = root.source() {
             root = source;
         }
-        if error.is_connect() {
+        let code = root.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if code.is_some_and(is_lack_of_descriptors) {
+            Self::NoDescriptor
+        } else if error.is_connect() {
             Self::NotConnected(format!("no connection: {root}"))
         } else if error.is_builder() {
             Self::NotConnected("the request could not be built".to_owned())
@@ -331,10 +337,16 @@ impl Failure {
     fn kind(&self) -> &'static str {
         match self {
             Self::NotConnected(_) => "not_connected",
+            Self::NoDescriptor => "no_descriptor",
             Self::Broken(_) => "no_answer",
             Self::LeftAlone(_) => "left_alone",
         }
     }
+}
+
+/// The limit of the process, or of the system. Only what opens a file fails so, hence before anything is sent.
+fn is_lack_of_descriptors(code: i32) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 /// What a call tells of its host.

@@ -13,6 +13,7 @@ mod contract;
 mod control;
 mod correlation;
 mod deadlines;
+mod descriptors;
 mod dev;
 mod discovery;
 mod embedded;

@@ -379,6 +379,7 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
         | thingspace::Error::Store(_)
         | thingspace::Error::Throttled { .. }
         | thingspace::Error::Busy { .. }
+        | thingspace::Error::NoDescriptor
         | thingspace::Error::Draining
         | thingspace::Error::NotSent { .. }
         | thingspace::Error::NotConnected { .. } => (Came::NotSent, Error::from(error)),

@@ -103,6 +103,7 @@ impl Failed {
                 let error = Error::Ambiguous { reason, retry_after: None };
                 Self { error, again, told_elsewhere: endpoint.is_order() }
             }
+            Failure::NoDescriptor => Self::for_good(Error::NoDescriptor),
             Failure::LeftAlone(wait) => Self::left_alone(wait),
         }
     }

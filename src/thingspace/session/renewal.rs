@@ -16,6 +16,7 @@ use super::{
     vault::{Claim, Need, NoTurn, Outlook, Turn},
 };
 use crate::thingspace::{
+    Error,
     guard::{
         Report,
         answer::{Answer, to_login, to_token_request},
@@ -126,6 +127,7 @@ impl Tokens {
         }
         self.transport.send(endpoint, headers, body).await.map_err(|failure| match failure {
             Failure::NotConnected(reason) => Miss::void(reason),
+            Failure::NoDescriptor => Miss::void(Error::NoDescriptor.to_string()),
             Failure::LeftAlone(wait) => {
                 let fault = Fault { what: What::LeftAlone(wait), pace: Pace::QUICK };
                 Miss { fault, report: Report::Void }
