@@ -32,6 +32,7 @@ use super::{
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
+    repeated::Repeated,
     store::{LogName, Position, Store},
     thingspace::{Client, PollTurn, Purpose, StatusLookup},
 };
@@ -45,6 +46,9 @@ const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// How many such answers are remembered.
 const MAX_NOT_KNOWN: usize = 10_000;
+
+/// Answers about a request that is known under another account. Callers may ask again and again.
+static OTHER_ACCOUNT: Repeated = Repeated::new();
 
 /// The answer, for all who wait. When the last of them has gone, the question is given up.
 type Waiting = Shared<BoxFuture<'static, Result<Answer, Error>>>;
@@ -266,7 +270,9 @@ impl Asker {
             None => (news(&Request::default(), account, &lookup), None, Stand::default()),
         };
         if known_account.is_some_and(|known| known != *account) {
-            warn!(request.id = %id, "ThingSpace knows this request under another account, too; left alone");
+            if let Some(times) = OTHER_ACCOUNT.count() {
+                warn!(request.id = %id, times, "ThingSpace knows a request under another account, too; left alone");
+            }
             return Ok(Answer::NotKnown);
         }
         self.observe(id, stand, events).await?;

@@ -14,6 +14,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use rustix::process::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -42,6 +43,9 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// Requests at once on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
+
+/// The part of the files that the process may open that a listener leaves to others: the API, the calls to ThingSpace, the store.
+const DESCRIPTORS_PART: usize = 2;
 
 /// Before the next try when a connection cannot be accepted, for want of file descriptors for instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -76,6 +80,8 @@ pub async fn serve(
 ) {
     let Listening { name, max_connections, max_connections_of_address, networks } = listening;
     let connections = TaskTracker::new();
+    let max_connections =
+        open_files().map_or(max_connections, |files| max_connections.min((files / DESCRIPTORS_PART).max(1)));
     let limit = ConnectionLimit::new(max_connections, max_connections_of_address);
     let (failed, refused) = (Repeated::default(), Repeated::default());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
@@ -193,4 +199,9 @@ async fn drive(
             }
         }
     }
+}
+
+/// How many files the process may have open, connections included; `None`: any number.
+fn open_files() -> Option<usize> {
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
 }

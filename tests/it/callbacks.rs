@@ -1,5 +1,6 @@
 //! Callbacks, as ThingSpace sends them: what is taken moves requests and is never lost, what is refused leaves no trace.
 
+mod descriptors;
 mod refusals;
 pub mod sender;
 mod shapes;
