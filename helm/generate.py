@@ -64,6 +64,7 @@ BOUNDS = {
     "polling.max": ("polling.max_watched", "24h"),
     "polling.give_up": ("polling.max", "30d"),
     "limits.open_devices": (1, 10_000_000),
+    "limits.closed_bytes": (1 << 20, 16 << 30),
     "limits.closed_in_memory": ("0s", "24h"),
 }
 

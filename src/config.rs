@@ -271,7 +271,9 @@ pub struct Polling {
 pub struct Limits {
     /// Devices of all open requests; above it new orders are refused before anything is sent.
     pub open_devices: usize,
-    /// How long a finished request stays in memory.
+    /// What finished requests may take in memory, all together.
+    pub closed_bytes: usize,
+    /// How long a finished request stays in memory after its last use.
     #[serde(with = "duration")]
     pub closed_in_memory: Duration,
 }

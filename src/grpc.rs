@@ -19,5 +19,8 @@ pub const SERVICE_NAME: &str = "thingspace.esim.v1.EsimService";
 /// The largest message taken or sent, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
-/// The largest message of a watch, in bytes.
-pub const MAX_WATCH_MESSAGE: usize = 1 << 20;
+/// The largest page of a status, in bytes.
+pub const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// The largest message of a watch, in bytes. It is small because every reader that stands still holds one.
+pub const MAX_WATCH_MESSAGE: usize = 64 << 10;

@@ -18,7 +18,12 @@ use thingspace_gateway::{
     shutdown::Stop,
     telemetry,
 };
+use tikv_jemallocator::Jemalloc;
 use tokio::runtime;
+
+/// Gives memory back to the system after a peak. See docs/scaling.md for what was measured.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 // sysexits.h
 const USAGE: u8 = 64;

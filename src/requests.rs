@@ -47,7 +47,7 @@ use crate::{
 };
 use asker::{Answer, Asker, For};
 use called_back::MAX_SPELLING_LOOKUPS;
-use hub::{By, Hub, Tracked};
+use hub::{By, Hub, Keep, Tracked};
 use orders::Orders;
 use poller::Poller;
 use resolve::Resolver;
@@ -154,7 +154,7 @@ impl Requests {
         let (limits, polling) = (&config.limits, &config.polling);
         let hub = Arc::new(Hub::new(
             Arc::clone(&store),
-            limits.closed_in_memory,
+            Keep { bytes: limits.closed_bytes, idle: limits.closed_in_memory },
             polling.give_up,
             config.callbacks.enabled,
         ));

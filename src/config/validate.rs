@@ -50,6 +50,7 @@ const FACTOR: RangeInclusive<f64> = 1.0..=10.0;
 const GIVE_UP_AT_MOST: Duration = Duration::from_hours(24 * 30);
 
 const OPEN_DEVICES: RangeInclusive<usize> = 1..=10_000_000;
+const CLOSED_BYTES: RangeInclusive<usize> = 1 << 20..=16 << 30;
 const CLOSED_IN_MEMORY: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 
 /// What every gateway needs.
@@ -121,6 +122,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.ordered("polling.give_up", polling.give_up, "polling.max", polling.max, GIVE_UP_AT_MOST);
 
     problems.number("limits.open_devices", limits.open_devices, &OPEN_DEVICES);
+    problems.number("limits.closed_bytes", limits.closed_bytes, &CLOSED_BYTES);
     problems.duration("limits.closed_in_memory", limits.closed_in_memory, &CLOSED_IN_MEMORY);
 
     problems.telemetry(telemetry);

@@ -11,6 +11,7 @@ use tokio_util::{
 use tonic::{Request, Response, Status};
 
 use super::{
+    MAX_PAGE_BYTES,
     convert::{self, OrderRules, Violations},
     deadline::{self, Deadline},
     fragment::{self, Fragments},
@@ -25,8 +26,10 @@ use crate::{
     },
     requests::{
         Effect, Error, Placed, Requests, StatusQuery,
-        watch::{Snapshot, Watch},
+        hub::Tracked,
+        watch::{Event, Snapshot, Watch},
     },
+    store::StoreError,
     telemetry::rpc::About,
 };
 
@@ -89,18 +92,13 @@ impl Esim {
         &self,
         page_size: Option<usize>,
         from: usize,
-        snapshot: &Snapshot,
+        tracked: &Tracked,
     ) -> Result<GetRequestStatusResponse, Error> {
-        let mut status = convert::status_header(snapshot);
-        let Some(page_size) = page_size else {
-            return Ok(GetRequestStatusResponse { status: Some(status), next_page_token: String::new() });
-        };
-        let total = snapshot.devices.len();
-        let from = from.min(total);
-        let to = total.min(from + page_size);
-        status.devices = fragment::fill(&snapshot.devices[from..to], 0).0;
+        let snapshot = Snapshot::page(tracked, from, page_size.unwrap_or(0));
+        let mut status = convert::status_header(&snapshot);
+        status.devices = fragment::fill(&snapshot.devices, 0, MAX_PAGE_BYTES).0;
         let next = from + status.devices.len();
-        let next_page_token = if next < total {
+        let next_page_token = if page_size.is_some() && next < snapshot.counts.total {
             self.requests.token_key().await?.0.page(&snapshot.id, next)
         } else {
             String::new()
@@ -156,7 +154,7 @@ impl EsimService for Esim {
                     ask(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
-            self.page(call.page_size, from, &Snapshot::of(&attached.tracked)).await
+            self.page(call.page_size, from, &attached.tracked).await
         };
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
@@ -187,6 +185,7 @@ impl EsimService for Esim {
         let streaming = Streaming {
             watch,
             sending: None,
+            sent: 0,
             token: request.resume_token,
             deadline,
             drain: self.drain.clone(),
@@ -201,6 +200,8 @@ impl EsimService for Esim {
 struct Streaming {
     watch: Watch,
     sending: Option<Fragments>,
+    /// How many devices of the next transition were sent, if it is larger than a message.
+    sent: usize,
     /// The last token sent.
     token: String,
     deadline: Option<Instant>,
@@ -227,8 +228,11 @@ impl Streaming {
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
         loop {
             if let Some(fragment) = self.sending.as_mut().and_then(Fragments::next) {
-                let token =
-                    fragment.completes.map(|(position, revision)| self.watch.token(position, revision));
+                self.sent = fragment.sent;
+                let token = fragment.completes.map(|(position, revision)| {
+                    self.watch.complete(position, revision);
+                    self.watch.token(position, revision)
+                });
                 if let Some(token) = &token {
                     self.token.clone_from(token);
                 }
@@ -253,7 +257,12 @@ impl Streaming {
                 () = deadline => return Err(Error::Deadline(Effect::None)),
             };
             let Some(event) = event else { return Ok(None) };
-            self.sending = Some(Fragments::of(event));
+            if self.sent > 0 && !matches!(event, Event::Changes(_)) {
+                // The first half of a change was sent, and the second is lost. The caller resumes before it.
+                let lost = "the history of the request is no longer whole".to_owned();
+                return Err(Error::Store(StoreError::Unavailable(lost)));
+            }
+            self.sending = Some(Fragments::of(event, self.sent));
         }
     }
 }

@@ -18,22 +18,25 @@ use std::{
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
-    event, lock,
+    lock,
     locks::Locks,
     order::{Order, Outcome},
-    state::{Request, Transition},
+    state::Request,
 };
 use crate::{
     identity::{AccountName, RequestId},
-    store::{self, Entry, LogName, Position, Store, StoreError},
+    store::{Position, Store},
 };
 
 mod arrivals;
 mod beginning;
+mod closed;
 mod follow;
 mod hints;
+mod history;
 mod low_water;
 mod open_orders;
+mod read;
 mod read_ahead;
 mod spelling;
 mod strays;
@@ -43,8 +46,11 @@ mod unreadable;
 pub use arrivals::By;
 use arrivals::{At, Finished, Note};
 pub use beginning::{Beginning, Objection};
+use closed::Closed;
 pub use hints::Hint;
 use hints::Hints;
+use history::History;
+pub use history::Reading;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
 pub use spelling::is_same;
@@ -56,26 +62,45 @@ use unreadable::Unreadable;
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
 
-/// Logs that are read for callers at once. A large one takes tens of milliseconds and megabytes.
-const MAX_LOADS: usize = 8;
+/// Devices that the kept transitions name, the last transition apart.
+const KEPT_DEVICES: usize = 10_000;
+
+/// Devices that the transitions given to a watcher at once name, the first transition apart. About as many
+/// fit into a message.
+const MAX_BATCH: usize = 512;
+
+/// Logs that are read for callers at once. While it is folded, a log of 10,000 devices takes about 20 MiB.
+const MAX_LOADS: usize = 4;
 
 /// How long an answer waits for this replica to fold what it has just appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
+
+/// What stays in memory although it can be read again from the store.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep {
+    /// Of all closed requests together.
+    pub bytes: usize,
+    /// Since the last use.
+    pub idle: Duration,
+}
 
 /// The projection and its follower.
 #[derive(Debug)]
 pub struct Hub {
     store: Arc<dyn Store>,
     takes_callbacks: bool,
-    closed_in_memory: Duration,
+    keep: Keep,
     give_up: Duration,
     projection: Mutex<Projection>,
     /// How far the follower has folded, and whether it has caught up.
     progress: watch::Sender<Progress>,
     /// Of each request: held while its log is read and put into the projection, so that no event falls between the two.
     loading: Locks<RequestId>,
+    /// Of each request: held by the one caller that reads its log, for all callers that want it.
+    attaching: Locks<RequestId>,
     /// Logs that may be read for callers at once. The follower waits for none of them.
     loads: Semaphore,
+    history: History,
     unreadable: Unreadable,
     hints: Hints,
     strays: Strays,
@@ -90,6 +115,8 @@ pub struct Hub {
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
+    /// Those of them that are closed.
+    closed: Closed,
     /// Orders without an outcome, or whose request does not know of them yet.
     orders: OpenOrders,
     /// Tracked requests whose ids have capital letters, by the id in small letters.
@@ -123,21 +150,18 @@ impl Hub {
     /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark down.
     ///
     /// `takes_callbacks`: whether any can arrive; without, what arrived before says nothing.
-    pub fn new(
-        store: Arc<dyn Store>,
-        closed_in_memory: Duration,
-        give_up: Duration,
-        takes_callbacks: bool,
-    ) -> Self {
+    pub fn new(store: Arc<dyn Store>, keep: Keep, give_up: Duration, takes_callbacks: bool) -> Self {
         Self {
             store,
             takes_callbacks,
-            closed_in_memory,
+            keep,
             give_up,
             projection: Mutex::default(),
             progress: watch::Sender::default(),
             loading: Locks::default(),
+            attaching: Locks::default(),
             loads: Semaphore::new(MAX_LOADS),
+            history: History::default(),
             unreadable: Unreadable::default(),
             hints: Hints::default(),
             strays: Strays::default(),
@@ -201,42 +225,6 @@ impl Hub {
         self.events_read.load(Ordering::Relaxed)
     }
 
-    /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
-    pub async fn attach(
-        &self,
-        id: &RequestId,
-    ) -> Result<Option<(Arc<Tracked>, watch::Receiver<u64>)>, StoreError> {
-        if let Some(found) = self.attached(id) {
-            return Ok(Some(found));
-        }
-        // Before the request's lock, which the follower may wait for.
-        let _load = self.loads.acquire().await.expect("nobody closes this semaphore");
-        let _loading = self.loading.lock(id).await;
-        loop {
-            if let Some(found) = self.attached(id) {
-                return Ok(Some(found));
-            }
-            let generation = lock(&self.projection).generation;
-            let folded = self.read(id).await?;
-            if folded.is_empty() {
-                return Ok(None);
-            }
-            let tracked = Tracked::new(id.clone(), folded);
-            let receiver = tracked.subscribe();
-            // Else it is a log of the store that was lost.
-            if self.insert(Arc::clone(&tracked), generation) {
-                return Ok(Some((tracked, receiver)));
-            }
-        }
-    }
-
-    // Subscribes under the projection's lock, so that housekeeping does not drop the entry in between.
-    fn attached(&self, id: &RequestId) -> Option<(Arc<Tracked>, watch::Receiver<u64>)> {
-        let projection = lock(&self.projection);
-        let tracked = projection.requests.get(id)?;
-        Some((Arc::clone(tracked), tracked.subscribe()))
-    }
-
     /// A request, if it is in memory.
     pub fn get(&self, id: &RequestId) -> Option<Arc<Tracked>> {
         lock(&self.projection).requests.get(id).map(Arc::clone)
@@ -257,46 +245,9 @@ impl Hub {
         self.hints.take().await
     }
 
-    /// The transitions of a request after a revision, from its log; `None` if the log does not begin at `first` any more.
-    pub async fn transitions(
-        &self,
-        id: &RequestId,
-        first: Option<Position>,
-        after: u64,
-    ) -> Result<Option<Vec<Arc<Transition>>>, StoreError> {
-        let mut request = Request::default();
-        let mut found = Vec::new();
-        self.read_log(&LogName::request(id.as_str()), |entry| {
-            let Some(event) = event::decode(&entry.event) else { return };
-            let transition = request.apply(entry.position, entry.time, &event).transition;
-            found.extend(transition.filter(|t| t.revision > after).map(Arc::new));
-        })
-        .await?;
-        Ok((request.beginning() == first).then_some(found))
-    }
-
     /// Where the log of a request begins, if the request is in memory.
     pub fn first(&self, id: &RequestId) -> Option<Position> {
         self.get(id)?.lock().request.beginning()
-    }
-
-    /// Whether the store holds an event of a request at a position.
-    pub async fn holds(&self, id: &RequestId, position: Position) -> Result<bool, StoreError> {
-        let log = LogName::request(id.as_str());
-        let next = self.store.read(&log, position.sequence.saturating_sub(1), 1).await?;
-        Ok(next.first().is_some_and(|entry| entry.position == position))
-    }
-
-    /// An order, from its log.
-    pub async fn order(&self, order_id: &str) -> Result<Order, StoreError> {
-        let mut order = Order::default();
-        self.read_log(&LogName::order(order_id), |entry| {
-            if let Some(event) = event::decode(&entry.event) {
-                order.apply(entry.position, entry.time, &event);
-            }
-        })
-        .await?;
-        Ok(order)
     }
 
     /// Orders that ThingSpace accepted and whose request does not know it yet.
@@ -339,50 +290,6 @@ impl Hub {
     pub fn undecided_order(&self, order_id: &str) -> Option<Order> {
         let projection = lock(&self.projection);
         projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()
-    }
-
-    /// Puts a request into the projection; false if that was begun anew since the log was read.
-    fn insert(&self, tracked: Arc<Tracked>, generation: u64) -> bool {
-        let (devices, open) = {
-            let folded = tracked.lock();
-            (open_devices(&folded.request), !folded.request.is_closed())
-        };
-        let id = tracked.id.clone();
-        let mut projection = lock(&self.projection);
-        if projection.generation != generation {
-            return false;
-        }
-        projection.open_devices += devices;
-        projection.track(tracked);
-        drop(projection);
-        if open {
-            self.hint(&id);
-        }
-        true
-    }
-
-    async fn read(&self, id: &RequestId) -> Result<Folded, StoreError> {
-        let mut folded = Folded::default();
-        self.read_log(&LogName::request(id.as_str()), |entry| {
-            folded.apply(id.as_str(), entry);
-        })
-        .await?;
-        Ok(folded)
-    }
-
-    async fn read_log(&self, log: &LogName, mut each: impl FnMut(&Entry)) -> Result<(), StoreError> {
-        let mut after = 0;
-        loop {
-            let entries = self.store.read(log, after, store::MAX_READ).await?;
-            self.events_read.fetch_add(entries.len() as u64, Ordering::Relaxed);
-            let Some(last) = entries.last() else { return Ok(()) };
-            after = last.position.sequence;
-            entries.iter().for_each(&mut each);
-            let bytes: usize = entries.iter().map(|entry| entry.event.len()).sum();
-            if entries.len() < store::MAX_READ && bytes < store::WHOLE_READ_BYTES {
-                return Ok(());
-            }
-        }
     }
 }
 

@@ -15,6 +15,7 @@
 mod claim;
 mod news;
 mod shown;
+mod size;
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -57,6 +58,8 @@ pub struct Request {
     index: HashMap<(identity::Kind, Digits), Option<usize>>,
     /// Callbacks that came before the device set was known, at most [`MAX_EARLY`].
     early: Vec<storage::CalledBack>,
+    /// What faults and profiles of devices, and early callbacks, take in memory, in bytes.
+    text_bytes: usize,
 }
 
 impl Request {
@@ -172,7 +175,7 @@ impl Request {
         if self.account.as_ref().is_some_and(|known| *known != account) {
             // The order knows better whose request it is; what another account was told of it never was.
             self.devices.clear();
-            (self.known, self.overall) = (false, None);
+            (self.known, self.overall, self.text_bytes) = (false, None, size::of_early(&self.early));
         }
         self.account = Some(account);
         if self.is_final() && self.overall.is_none() {
@@ -185,6 +188,7 @@ impl Request {
         // What was seen before stays, under the order's own list of devices.
         let seen = std::mem::take(&mut self.devices);
         self.index.clear();
+        self.text_bytes = size::of_early(&self.early);
         self.counts = Counts::default();
         for device in &accepted.devices {
             self.add(event::from_stored(device), step);
@@ -241,6 +245,7 @@ impl Request {
     fn call_back(&mut self, called_back: &storage::CalledBack, step: &mut Step<'_>) {
         if !self.known {
             if self.early.len() < MAX_EARLY {
+                self.text_bytes += size::of_early(std::slice::from_ref(called_back));
                 self.early.push(called_back.clone());
             } else {
                 step.applied.unmatched += 1;
@@ -254,7 +259,9 @@ impl Request {
     }
 
     fn fold_early(&mut self, step: &mut Step<'_>) {
-        for called_back in std::mem::take(&mut self.early) {
+        let early = std::mem::take(&mut self.early);
+        self.text_bytes -= size::of_early(&early);
+        for called_back in early {
             self.call_back(&called_back, step);
         }
     }
@@ -339,6 +346,7 @@ impl Request {
         for kind in new_ids {
             *status.device.get_mut(kind) = device.get(kind).clone();
         }
+        self.text_bytes += size::of_texts(new_fault, new_profile);
         status.fault = new_fault.cloned().or(status.fault.take());
         status.profile = new_profile.cloned().or(status.profile.take());
         status.update_time = step.time;

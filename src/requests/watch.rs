@@ -1,7 +1,8 @@
 //! A watch: where a request stands, then every transition once and in order, then the end.
 //!
-//! There is no task and no queue per watch: it is a cursor into the request's transitions, and reads them when its reader is
-//! ready. One that falls behind what is kept in memory reads on from the request's log.
+//! There is no task and no queue per watch: it is a cursor into the request's transitions, and reads a few of them when its
+//! reader is ready for a message. One that falls behind what is kept in memory reads on from pages of the request's
+//! history, which all watches share. So a reader that stands still holds one message and no transitions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Attached,
     error::Error,
-    hub::{Hub, Tracked},
+    hub::{Folded, Hub, Reading, Tracked},
     state::{Counts, DeviceStatus, RequestState, Transition},
     token::{Resume, TokenKey},
 };
@@ -24,7 +25,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub enum Event {
     Snapshot(Snapshot),
-    /// Never empty.
+    /// The next transitions, as many as fit into a message or a few more. Never empty.
     Changes(Vec<Arc<Transition>>),
     Heartbeat {
         state: RequestState,
@@ -41,7 +42,8 @@ pub struct Snapshot {
     pub id: RequestId,
     pub state: RequestState,
     pub counts: Counts,
-    pub devices: Vec<Arc<DeviceStatus>>,
+    /// All devices, or those of a page.
+    pub devices: Arc<Vec<Arc<DeviceStatus>>>,
     pub revision: u64,
     pub position: Position,
     pub create_time: Timestamp,
@@ -50,15 +52,29 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    pub fn of(tracked: &Tracked) -> Self {
+    /// With all devices, which are shared with the other snapshots of the revision.
+    pub fn whole(tracked: &Tracked) -> Self {
+        let mut folded = tracked.lock();
+        let devices = folded.all_devices();
+        Self::of(tracked, &folded, devices)
+    }
+
+    /// With the devices of a page only.
+    pub fn page(tracked: &Tracked, from: usize, size: usize) -> Self {
         let folded = tracked.lock();
+        let page = folded.request.devices.iter().skip(from).take(size);
+        let devices = Arc::new(page.map(Arc::clone).collect());
+        Self::of(tracked, &folded, devices)
+    }
+
+    fn of(tracked: &Tracked, folded: &Folded, devices: Arc<Vec<Arc<DeviceStatus>>>) -> Self {
         let request = &folded.request;
         Self {
             account: request.account.clone(),
             id: tracked.id.clone(),
             state: request.state(),
             counts: request.counts,
-            devices: request.devices.clone(),
+            devices,
             revision: request.revision,
             position: folded.position(),
             create_time: request.create_time,
@@ -77,6 +93,7 @@ pub struct Watch {
     heartbeat: Duration,
     /// When the reader was last given something.
     last: Option<Instant>,
+    reading: Reading,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -98,25 +115,22 @@ impl Watch {
             Some(resume) if fits(&hub, &attached.tracked, resume).await? => Cursor::After(resume),
             _ => Cursor::Beginning,
         };
-        Ok(Self { hub, attached, key, cursor, heartbeat, last: None })
+        Ok(Self { hub, attached, key, cursor, heartbeat, last: None, reading: Reading::default() })
     }
 
-    /// The next event; `None` after the final state. Dropping the future loses nothing.
+    /// The next event after the place that was last completed; `None` after the final state. Dropping the future
+    /// loses nothing.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         let event = self.wait().await?;
-        if let Some(event) = &event {
+        if event.is_some() {
             self.last = Some(Instant::now());
-            self.cursor = match event {
-                Event::Snapshot(Snapshot { position, revision, .. }) => {
-                    Cursor::After(Resume { position: *position, revision: *revision })
-                }
-                Event::Changes(transitions) => transitions.last().map_or(self.cursor, |t| {
-                    Cursor::After(Resume { position: t.position, revision: t.revision })
-                }),
-                Event::Heartbeat { .. } => self.cursor,
-            };
         }
         Ok(event)
+    }
+
+    /// The reader has been given everything up to a place.
+    pub fn complete(&mut self, position: Position, revision: u64) {
+        self.cursor = Cursor::After(Resume { position, revision });
     }
 
     /// The token to continue after an event.
@@ -126,17 +140,15 @@ impl Watch {
 
     async fn wait(&mut self) -> Result<Option<Event>, Error> {
         let Cursor::After(given) = self.cursor else {
-            return Ok(Some(Event::Snapshot(Snapshot::of(&self.attached.tracked))));
+            return Ok(Some(Event::Snapshot(Snapshot::whole(&self.attached.tracked))));
         };
         loop {
             // Seen before the state is read: a change in between wakes the wait below.
             self.attached.changes.borrow_and_update();
             match self.look(given)? {
-                Look::New(Some(transitions)) => return Ok(Some(self.told(Some(transitions)))),
-                Look::New(None) => {
-                    let tracked = &self.attached.tracked;
-                    let first = tracked.lock().request.beginning();
-                    let transitions = self.hub.transitions(&tracked.id, first, given.revision).await?;
+                Look::New => {
+                    let (tracked, reading) = (&self.attached.tracked, &mut self.reading);
+                    let transitions = after(&self.hub, tracked, given.revision, reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
                         return Ok(Some(self.told(transitions)));
                     }
@@ -161,7 +173,7 @@ impl Watch {
     fn told(&self, transitions: Option<Vec<Arc<Transition>>>) -> Event {
         match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart)) {
             Some(transitions) => Event::Changes(transitions),
-            None => Event::Snapshot(Snapshot::of(&self.attached.tracked)),
+            None => Event::Snapshot(Snapshot::whole(&self.attached.tracked)),
         }
     }
 
@@ -172,7 +184,7 @@ impl Watch {
             return Err(replaced());
         }
         if request.revision > given.revision {
-            return Ok(Look::New(folded.after(given.revision)));
+            return Ok(Look::New);
         }
         if self.last.is_some() && request.is_final() {
             return Ok(Look::Ended);
@@ -205,26 +217,45 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
         let behind = "this replica is behind the token".to_owned();
         return Err(Error::Store(StoreError::Unavailable(behind)));
     }
-    let before = revision.saturating_sub(1);
-    let in_memory = tracked.lock().after(before);
-    let transitions = if in_memory.is_some() {
-        in_memory
-    } else {
-        let first = tracked.lock().request.beginning();
-        hub.transitions(&tracked.id, first, before).await?
+    let latest = tracked.lock().request.revision;
+    if revision > latest {
+        return Ok(false);
+    }
+    let mut reading = Reading::default();
+    // The token's revision must lie before its position, and the next one behind it.
+    for wanted in [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted)) {
+        // The log may no longer be whole.
+        let Some(found) = after(hub, tracked, wanted - 1, &mut reading).await? else { return Ok(false) };
+        let Some(transition) = found.first() else { return Ok(false) };
+        if (wanted == revision) != (transition.position.sequence <= position.sequence) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The next transitions after a revision, from memory or from the log. `None`: the log is no longer whole.
+async fn after(
+    hub: &Hub,
+    tracked: &Tracked,
+    revision: u64,
+    reading: &mut Reading,
+) -> Result<Option<Vec<Arc<Transition>>>, StoreError> {
+    let (in_memory, first) = {
+        let folded = tracked.lock();
+        (folded.after(revision), folded.request.beginning())
     };
-    // The log is no longer whole.
-    let Some(transitions) = transitions else { return Ok(false) };
-    let is_there = revision == 0 || transitions.iter().any(|t| t.revision == revision);
-    let in_order =
-        |t: &Arc<Transition>| (t.revision <= revision) == (t.position.sequence <= position.sequence);
-    Ok(is_there && transitions.iter().all(in_order))
+    if in_memory.is_some() {
+        *reading = Reading::default();
+        return Ok(in_memory);
+    }
+    hub.history(&tracked.id, first, revision, reading).await
 }
 
 /// What there is for a watch.
 enum Look {
-    /// Transitions; `None`: they are no longer in memory.
-    New(Option<Vec<Arc<Transition>>>),
+    /// Transitions.
+    New,
     /// Nothing new; a sign of life, should one be due.
     Quiet(Event),
     Ended,

@@ -35,6 +35,7 @@ mod flood;
 
 mod load;
 mod lockout;
+mod memory;
 mod odd_answers;
 mod outage;
 mod random_faults;

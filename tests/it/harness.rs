@@ -507,6 +507,21 @@ impl Watching {
         }
     }
 
+    /// The snapshot that must come next, put together from its messages, and its token.
+    pub async fn snapshot(&mut self) -> (RequestStatus, String) {
+        let mut whole: Option<RequestStatus> = None;
+        loop {
+            let (Event::Snapshot(part), token) = self.event().await else { panic!("no snapshot") };
+            match &mut whole {
+                Some(whole) => whole.devices.extend(part.devices),
+                None => whole = Some(part),
+            }
+            if let Some(whole) = whole.take_if(|_| !token.is_empty()) {
+                return (whole, token);
+            }
+        }
+    }
+
     /// Everything up to the OK end.
     pub async fn rest(mut self) -> Vec<WatchRequestResponse> {
         let mut messages = Vec::new();

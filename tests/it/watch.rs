@@ -48,10 +48,7 @@ async fn change(watching: &mut Watching) -> RequestChange {
 }
 
 async fn snapshot(watching: &mut Watching) -> RequestStatus {
-    match watching.event().await.0 {
-        Event::Snapshot(snapshot) => snapshot,
-        other => panic!("no snapshot: {other:?}"),
-    }
+    watching.snapshot().await.0
 }
 
 #[tokio::test]
@@ -333,7 +330,7 @@ async fn a_watch_far_behind_reads_on_from_the_log() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..CHANGES).await.unwrap();
-    let (_, token) = watch(&mut client, &id, "").await.unwrap().event().await;
+    let (_, token) = watch(&mut client, &id, "").await.unwrap().snapshot().await;
     gateway.stop().await;
 
     let store = Embedded::open(&upstream.quiet().store.path, EVER).unwrap();

@@ -79,6 +79,7 @@ fn every_bound_is_checked() {
     config.polling.max = Duration::from_secs(1);
     config.polling.give_up = Duration::ZERO;
     config.limits.open_devices = 0;
+    config.limits.closed_bytes = 1;
     config.limits.closed_in_memory = long;
     let problems = bounds(&config);
     let keys = [
@@ -108,6 +109,7 @@ fn every_bound_is_checked() {
         "polling.max: ",
         "polling.give_up: ",
         "limits.open_devices: ",
+        "limits.closed_bytes: 1 is out of bounds; must be 1048576 to 17179869184",
         "limits.closed_in_memory: ",
     ];
     assert_begin(&problems, &keys);

@@ -29,6 +29,7 @@ use crate::{
 
 /// How often the hub looks for entries to drop and raises the low-water mark.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
+const HOUSEKEEPING_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// How long the last time may take, when the process is about to end.
 const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -143,7 +144,8 @@ impl Hub {
     }
 
     async fn housekeeping(&self) -> Infallible {
-        let mut tick = tokio::time::interval(HOUSEKEEPING);
+        // What leaves memory sooner than that is looked for more often.
+        let mut tick = tokio::time::interval(self.keep.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -300,6 +302,7 @@ impl Hub {
         let before = open_devices(&folded.request);
         let effect = folded.apply(id.as_str(), entry);
         projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
+        let closed = folded.request.is_closed().then(|| folded.bytes());
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let note = Note::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
@@ -308,12 +311,13 @@ impl Hub {
         let leaves =
             folded.request.is_expired() || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
-        if leaves {
-            projection.forget(id);
-        }
+        projection.set_closed(id, closed);
+        let gone = if leaves { projection.forget(id) } else { None };
+        let evicted = if closed.is_some() { projection.evict(self.keep) } else { Vec::new() };
         drop(projection);
-        if leaves {
-            tracked.lose();
+        drop(evicted);
+        if let Some(gone) = gone {
+            gone.lose();
         }
         if order_id.is_none() {
             self.take_lead(id, kind);
@@ -332,21 +336,13 @@ impl Hub {
     }
 
     pub(super) async fn keep_house(&self) {
-        let mut dropped = 0;
+        self.history.drop_unused(self.keep.idle);
+        let evicted;
         // Before the projection is looked at: what it says of everything up to here, it says then.
         let Progress { folded, caught_up } = *self.progress.borrow();
         let oldest_open = {
             let mut projection = lock(&self.projection);
-            let expired = |tracked: &Arc<Tracked>| {
-                let closed = tracked.lock().closed_since();
-                closed.is_some_and(|since| since.elapsed() >= self.closed_in_memory) && !tracked.is_watched()
-            };
-            let closed: Vec<_> =
-                projection.requests.values().filter(|t| expired(t)).map(|t| t.id.clone()).collect();
-            dropped += closed.len();
-            for id in &closed {
-                projection.forget(id);
-            }
+            evicted = projection.evict(self.keep);
             let requests = projection.requests.values().filter_map(|tracked| {
                 let folded = tracked.lock();
                 folded.request.first.filter(|_| !folded.request.is_closed())
@@ -370,7 +366,7 @@ impl Hub {
         {
             warn!(%error, "cannot raise the low-water mark; the next start reads more than it has to");
         }
-        debug!(dropped, "housekeeping");
+        debug!(evicted = evicted.len(), "housekeeping");
     }
 
     fn reset(&self) {
@@ -381,6 +377,7 @@ impl Hub {
             std::mem::replace(&mut *projection, Projection { generation, ..Projection::default() })
         };
         self.unreadable.forget();
+        self.history.drop_unused(Duration::ZERO);
         for tracked in projection.requests.values() {
             tracked.lose();
         }

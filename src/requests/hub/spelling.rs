@@ -28,8 +28,9 @@ impl Projection {
         self.requests.insert(id.clone(), tracked);
     }
 
-    pub(super) fn forget(&mut self, id: &RequestId) {
-        self.requests.remove(id);
+    /// Removes a request, and returns what the caller should drop after releasing the lock.
+    pub(super) fn forget(&mut self, id: &RequestId) -> Option<Arc<Tracked>> {
+        self.closed.remove(id);
         if has_capitals(id) {
             let small = small_letters(id);
             if let Some(spellings) = self.capitals.get_mut(&small) {
@@ -39,6 +40,7 @@ impl Projection {
                 }
             }
         }
+        self.requests.remove(id)
     }
 
     /// The requests in memory whose ids are this one in any case; this very one first.

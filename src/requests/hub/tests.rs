@@ -1,6 +1,7 @@
 //! The projection against a real store.
 
 mod logs;
+mod memory;
 
 use futures_util::future::{join_all, try_join_all};
 use tempfile::TempDir;
@@ -12,8 +13,12 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     proto::storage::{self, StatusClass},
-    requests::{append, event::Kind, state::RequestState},
-    store::embedded::Embedded,
+    requests::{
+        append,
+        event::Kind,
+        state::{RequestState, Transition},
+    },
+    store::{LogName, embedded::Embedded},
 };
 
 /// How long a test waits for what must happen.
@@ -25,6 +30,11 @@ fn store() -> (TempDir, Arc<dyn Store>) {
     let folder = tempfile::tempdir().unwrap();
     let store = Embedded::open(&folder.path().join("store.redb"), KEEP).unwrap();
     (folder, Arc::new(store))
+}
+
+/// Room for everything.
+fn keep(idle: Duration) -> Keep {
+    Keep { bytes: usize::MAX, idle }
 }
 
 fn open_requests(hub: &Hub) -> Vec<RequestId> {
@@ -41,7 +51,11 @@ struct Running {
 
 impl Running {
     async fn start(store: &Arc<dyn Store>, closed_in_memory: Duration) -> Self {
-        let hub = Arc::new(Hub::new(Arc::clone(store), closed_in_memory, KEEP, true));
+        Self::start_with(store, keep(closed_in_memory)).await
+    }
+
+    async fn start_with(store: &Arc<dyn Store>, keep: Keep) -> Self {
+        let hub = Arc::new(Hub::new(Arc::clone(store), keep, KEEP, true));
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (hub, stop) = (Arc::clone(&hub), stop.clone());
@@ -275,7 +289,7 @@ async fn a_start_reads_only_what_is_open() {
 async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it() {
     let (_folder, store) = store();
     let folded = add(&store, &id(0), accepted(0)).await;
-    let behind = Hub::new(Arc::clone(&store), KEEP, KEEP, true);
+    let behind = Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true);
     behind.progress.send_replace(Progress { folded: Some(folded), caught_up: true });
     add(&store, &id(1), accepted(1)).await;
     add(&store, &id(2), accepted(2)).await;
@@ -357,8 +371,8 @@ async fn whoever_attaches_whenever_sees_every_transition_once() {
         assert_eq!(revisions, (first + 1..=4).collect::<Vec<_>>(), "watcher {n}");
         let id = id(n % REQUESTS);
         let from_the_log =
-            running.hub.transitions(&id, running.hub.first(&id), first).await.unwrap().unwrap();
-        assert_eq!(told, from_the_log, "watcher {n}");
+            running.hub.history(&id, running.hub.first(&id), first, &mut Reading::default()).await;
+        assert_eq!(told, from_the_log.unwrap().unwrap(), "watcher {n}");
     }
     assert_eq!(running.hub.open_devices(), 0);
     running.stop().await;

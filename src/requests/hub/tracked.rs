@@ -2,14 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
 
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, warn};
 
-use super::{At, By, KEPT_TRANSITIONS};
+use super::{At, By, KEPT_DEVICES, KEPT_TRANSITIONS, history::batch};
 use crate::{
     identity::RequestId,
     repeated::Repeated,
@@ -17,7 +17,7 @@ use crate::{
         error::Error,
         event::{self, Kind},
         lock,
-        state::{Request, Transition},
+        state::{DeviceStatus, Request, Transition},
         withheld::Withheld,
     },
     store::{Entry, Position},
@@ -26,6 +26,13 @@ use crate::{
 
 static CONTRADICTED: Repeated = Repeated::new();
 static UNMATCHED: Repeated = Repeated::new();
+
+/// What a request takes in memory beside its devices and transitions, in bytes.
+const REQUEST_BYTES: usize = 2_048;
+
+/// What a kept transition takes, and what it takes for each device, in bytes.
+const TRANSITION_BYTES: usize = 200;
+const CHANGE_BYTES: usize = 150;
 
 /// A request in memory.
 #[derive(Debug)]
@@ -52,11 +59,14 @@ pub struct Asked {
 #[derive(Debug, Default)]
 pub struct Folded {
     pub request: Request,
-    /// The last [`KEPT_TRANSITIONS`].
-    pub(super) recent: VecDeque<Arc<Transition>>,
+    /// The last transitions, at most [`KEPT_TRANSITIONS`] with [`KEPT_DEVICES`].
+    recent: VecDeque<Arc<Transition>>,
+    /// How many devices they name.
+    recent_devices: usize,
+    /// All devices at a revision, as long as a snapshot of it is being sent.
+    snapshot: (u64, Weak<Vec<Arc<DeviceStatus>>>),
     /// Where the last event folded lies.
     last: Option<Position>,
-    closed_since: Option<Instant>,
     gone: bool,
     /// The last event that says whether callbacks arrive for the account.
     pub(super) called_back: Option<At<bool>>,
@@ -164,18 +174,30 @@ impl Folded {
         self.gone
     }
 
-    /// The transitions after a revision, or `None` if some of them are no longer in memory.
+    /// The next transitions after a revision, as many as [`batch`] takes; `None` if they are no longer in memory.
     pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
         let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
-        if revision + 1 < oldest {
-            return None;
-        }
-        Some(self.recent.iter().filter(|t| t.revision > revision).map(Arc::clone).collect())
+        let skipped = usize::try_from((revision + 1).checked_sub(oldest)?).ok()?;
+        Some(batch(self.recent.iter().skip(skipped)))
     }
 
-    /// Since when nothing is waited for any more.
-    pub(super) fn closed_since(&self) -> Option<Instant> {
-        self.closed_since
+    /// About how many bytes it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        let recent = self.recent.len() * TRANSITION_BYTES + self.recent_devices * CHANGE_BYTES;
+        REQUEST_BYTES + self.request.bytes() + recent
+    }
+
+    /// All devices at the current revision, shared by all who ask for them.
+    pub fn all_devices(&mut self) -> Arc<Vec<Arc<DeviceStatus>>> {
+        let (revision, devices) = &self.snapshot;
+        if *revision == self.request.revision
+            && let Some(devices) = devices.upgrade()
+        {
+            return devices;
+        }
+        let devices = Arc::new(self.request.devices.clone());
+        self.snapshot = (self.request.revision, Arc::downgrade(&devices));
+        devices
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -221,15 +243,21 @@ impl Folded {
         self.take_note(entry.position, event.kind.as_ref(), was_known, was_final);
         let is_callback = matches!(event.kind, Some(Kind::CalledBack(_)));
         let puzzling = is_callback && (!self.request.known || applied.unmatched > 0);
-        self.closed_since = self.request.is_closed().then(|| self.closed_since.unwrap_or_else(Instant::now));
         let Some(transition) = applied.transition else {
             return Effect { changed: false, puzzling };
         };
-        self.recent.push_back(Arc::new(transition));
-        if self.recent.len() > KEPT_TRANSITIONS {
-            self.recent.pop_front();
-        }
+        self.keep(transition);
         Effect { changed: true, puzzling }
+    }
+
+    fn keep(&mut self, transition: Transition) {
+        self.recent_devices += transition.devices.len();
+        self.recent.push_back(Arc::new(transition));
+        let too_much =
+            |kept: &Self| kept.recent.len() > KEPT_TRANSITIONS || kept.recent_devices > KEPT_DEVICES;
+        while self.recent.len() > 1 && too_much(self) {
+            self.recent_devices -= self.recent.pop_front().map_or(0, |oldest| oldest.devices.len());
+        }
     }
 
     /// What an event says beside what it changes; see [`super::arrivals`].

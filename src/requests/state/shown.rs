@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use super::size;
 use crate::{identity::Device, proto::storage, store::Position, thingspace::StatusClass};
 
 /// The state of a device. The order is the order in which it moves; the two final states never replace each other.
@@ -66,6 +67,13 @@ pub struct DeviceStatus {
     pub profile: Option<storage::Profile>,
     pub fault: Option<storage::Fault>,
     pub update_time: Timestamp,
+}
+
+impl DeviceStatus {
+    /// About how many bytes its fault and its profile take.
+    pub fn text_bytes(&self) -> usize {
+        size::of_texts(self.fault.as_ref(), self.profile.as_ref())
+    }
 }
 
 /// One revision: what one event changed.

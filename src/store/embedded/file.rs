@@ -40,7 +40,7 @@ pub(super) fn free(folder: &Path) -> io::Result<u64> {
 }
 
 /// What redb may keep of the file in memory, in bytes.
-const CACHE_BYTES: usize = 64 * 1024 * 1024;
+const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
 /// A file smaller than this, in bytes, is not worth compacting.
 const COMPACT_FROM: u64 = 16 * 1024 * 1024;

@@ -39,7 +39,7 @@ async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
     add_to_order(&store, "order-1", accepted_as(1)).await;
     add(&store, &id(1), called_back(StatusClass::Waiting, None)).await;
     let end = add(&store, &id(1), accepted(1)).await;
-    let hub = Arc::new(Hub::new(Arc::clone(&store), KEEP, KEEP, true));
+    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
     hub.attach(&id(1)).await.unwrap().unwrap();
     let stop = CancellationToken::new();
     let following = tokio::spawn({

@@ -1,0 +1,168 @@
+//! Closed requests in memory. They can be read again from the store, so they are bounded in bytes and the
+//! least recently used leaves first.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{Keep, Projection, Tracked};
+use crate::identity::RequestId;
+
+/// Closed requests in use that are passed over at once when others have to leave.
+const MAX_PASSED_OVER: usize = 64;
+
+#[derive(Debug, Default)]
+pub(super) struct Closed {
+    requests: HashMap<RequestId, Use>,
+    /// By the number of the last use.
+    by_use: BTreeMap<u64, RequestId>,
+    uses: u64,
+    bytes: usize,
+}
+
+/// The last use of a closed request.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    number: u64,
+    at: Instant,
+    bytes: usize,
+}
+
+impl Closed {
+    /// Takes in a request that was closed or read, or notes that a closed request has grown.
+    pub(super) fn put(&mut self, id: &RequestId, bytes: usize) {
+        if let Some(last) = self.requests.get_mut(id) {
+            self.bytes = self.bytes - last.bytes + bytes;
+            last.bytes = bytes;
+        } else {
+            self.bytes += bytes;
+            self.insert(id.clone(), bytes, Instant::now());
+        }
+    }
+
+    /// A caller uses a request. Does nothing if the request is not closed.
+    pub(super) fn touch(&mut self, id: &RequestId) {
+        if let Some(last) = self.requests.get(id).copied() {
+            self.by_use.remove(&last.number);
+            self.insert(id.clone(), last.bytes, Instant::now());
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: &RequestId) {
+        if let Some(last) = self.requests.remove(id) {
+            self.by_use.remove(&last.number);
+            self.bytes -= last.bytes;
+        }
+    }
+
+    /// Removes and returns the least recently used requests until the rest fits into `max_bytes` and
+    /// was used less than `idle` ago. Passes over requests that are in use.
+    pub(super) fn evict(
+        &mut self,
+        max_bytes: usize,
+        idle: Duration,
+        in_use: impl Fn(&RequestId) -> bool,
+    ) -> Vec<RequestId> {
+        let (mut evicted, mut passed_over) = (Vec::new(), 0);
+        while let Some((_, id)) = self.by_use.first_key_value()
+            && passed_over < MAX_PASSED_OVER.min(self.by_use.len())
+        {
+            let id = id.clone();
+            let last = self.requests[&id];
+            if self.bytes <= max_bytes && last.at.elapsed() < idle {
+                break;
+            }
+            if in_use(&id) {
+                passed_over += 1;
+                self.touch(&id);
+                continue;
+            }
+            self.remove(&id);
+            evicted.push(id);
+        }
+        evicted
+    }
+
+    fn insert(&mut self, id: RequestId, bytes: usize, at: Instant) {
+        self.uses += 1;
+        let number = self.uses;
+        self.by_use.insert(number, id.clone());
+        self.requests.insert(id, Use { number, at, bytes });
+    }
+}
+
+impl Projection {
+    /// Notes whether a request is closed: then it takes so many bytes.
+    pub(super) fn set_closed(&mut self, id: &RequestId, bytes: Option<usize>) {
+        match bytes {
+            Some(bytes) => self.closed.put(id, bytes),
+            None => self.closed.remove(id),
+        }
+    }
+
+    /// Removes closed requests that are too much or unused, and returns what the caller should drop after
+    /// releasing the lock: dropping 10,000 devices takes a while.
+    pub(super) fn evict(&mut self, keep: Keep) -> Vec<Arc<Tracked>> {
+        let requests = &self.requests;
+        // Two tasks with different copies of a request would miss each other's changes.
+        let in_use = |id: &RequestId| requests.get(id).is_some_and(|tracked| Arc::strong_count(tracked) > 1);
+        let evicted = self.closed.evict(keep.bytes, keep.idle, in_use);
+        evicted.iter().filter_map(|id| self.forget(id)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_hours(1);
+
+    fn id(n: usize) -> RequestId {
+        RequestId::parse(&format!("request-{n}")).unwrap()
+    }
+
+    fn with(count: usize) -> Closed {
+        let mut closed = Closed::default();
+        (0..count).for_each(|n| closed.put(&id(n), 10));
+        closed
+    }
+
+    #[test]
+    fn the_least_recently_used_leave_first() {
+        let mut closed = with(5);
+        closed.touch(&id(0));
+        assert_eq!(closed.evict(25, LONG, |_| false), [id(1), id(2), id(3)]);
+        assert!(closed.evict(25, LONG, |_| false).is_empty());
+        assert_eq!(closed.bytes, 20);
+    }
+
+    #[test]
+    fn growth_counts_and_is_no_use() {
+        let mut closed = with(3);
+        closed.put(&id(0), 100);
+        assert_eq!(closed.evict(100, LONG, |_| false), [id(0)]);
+        assert_eq!(closed.bytes, 20);
+    }
+
+    #[test]
+    fn requests_in_use_stay() {
+        let mut closed = with(4);
+        assert_eq!(closed.evict(0, LONG, |request| *request != id(2)), [id(2)]);
+        closed.remove(&id(1));
+        assert_eq!(closed.evict(0, LONG, |_| false), [id(0), id(3)]);
+        assert!(closed.requests.is_empty() && closed.by_use.is_empty() && closed.bytes == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn unused_requests_leave_after_a_while() {
+        let mut closed = with(2);
+        tokio::time::advance(Duration::from_mins(1)).await;
+        closed.touch(&id(0));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(closed.evict(1_000, Duration::from_secs(90), |_| false), [id(1)]);
+    }
+}

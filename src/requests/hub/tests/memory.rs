@@ -1,0 +1,204 @@
+//! What stays in memory, what is read again, and what is shared.
+
+use tokio::task::unconstrained;
+
+use super::{
+    super::history::{MAX_PAGES, batch},
+    *,
+};
+use crate::requests::event;
+
+/// Each fails with a long text after it has waited: enough for several pages.
+const DEVICES: usize = 2_500;
+const TEXT_CHARS: usize = 1_500;
+
+fn nth(n: usize) -> storage::Device {
+    storage::Device { eid: format!("{n:032}"), ..storage::Device::default() }
+}
+
+fn long_history() -> Vec<Kind> {
+    let accepted = Kind::Accepted(storage::Accepted {
+        order_id: "order".to_owned(),
+        account: "0000123456-00001".to_owned(),
+        devices: (0..DEVICES).map(nth).collect(),
+        ..storage::Accepted::default()
+    });
+    let called_back = |n, status: StatusClass, fault| {
+        Kind::CalledBack(storage::CalledBack {
+            account: "0000123456-00001".to_owned(),
+            device: Some(nth(n)),
+            status: status.into(),
+            fault,
+            profile: None,
+        })
+    };
+    let fault = storage::Fault { code: "1".to_owned(), message: "m".repeat(TEXT_CHARS) };
+    let waiting = (0..DEVICES).map(|n| called_back(n, StatusClass::Waiting, None));
+    let failed = (0..DEVICES).map(|n| called_back(n, StatusClass::Failed, Some(fault.clone())));
+    std::iter::once(accepted).chain(waiting).chain(failed).collect()
+}
+
+/// Appends in this order, many to a commit.
+async fn add_all(store: &Arc<dyn Store>, id: &RequestId, kinds: Vec<Kind>) -> Vec<Position> {
+    let log = LogName::request(id.as_str());
+    let mut positions = Vec::new();
+    for kinds in kinds.chunks(1_000) {
+        let append = |kind: &Kind| store.append(&log, Uuid::now_v7(), event::encode(kind.clone(), None));
+        positions.extend(unconstrained(try_join_all(kinds.iter().map(append))).await.unwrap());
+    }
+    assert!(positions.is_sorted());
+    positions
+}
+
+/// Everything after a revision, batch by batch, as a watcher takes it.
+async fn read_on(hub: &Hub, id: &RequestId, first: Position, after: u64) -> Vec<Arc<Transition>> {
+    let (mut told, mut reading) = (Vec::<Arc<Transition>>::new(), Reading::default());
+    loop {
+        let after = told.last().map_or(after, |last| last.revision);
+        let more = within(hub.history(id, Some(first), after, &mut reading)).await.unwrap().unwrap();
+        if more.is_empty() {
+            return told;
+        }
+        let devices: usize = more.iter().skip(1).map(|transition| transition.devices.len()).sum();
+        assert!(devices <= MAX_BATCH);
+        told.extend(more);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_far_behind_share_what_is_read() {
+    const WATCHERS: usize = 16;
+    let (_folder, store) = store();
+    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
+    let kinds = long_history();
+    let positions = add_all(&store, &id(1), kinds.clone()).await;
+    let mut request = Request::default();
+    let expected: Vec<_> = kinds
+        .into_iter()
+        .zip(&positions)
+        .filter_map(|(kind, position)| {
+            let event = event::decode(&event::encode(kind, None)).unwrap();
+            request.apply(*position, jiff::Timestamp::UNIX_EPOCH, &event).transition
+        })
+        .map(|transition| (transition.revision, transition.position, transition.counts))
+        .collect();
+    assert_eq!(expected.len(), 2 * DEVICES + 1);
+
+    let watchers = (0..WATCHERS).map(|n| {
+        let (hub, first) = (Arc::clone(&hub), positions[0]);
+        tokio::spawn(async move { read_on(&hub, &id(1), first, n as u64).await })
+    });
+    for (n, told) in try_join_all(watchers.collect::<Vec<_>>()).await.unwrap().into_iter().enumerate() {
+        let told: Vec<_> = told.iter().map(|t| (t.revision, t.position, t.counts)).collect();
+        assert!(told == expected[n..], "watcher {n}");
+    }
+    // One read for each page, and one that finds the end.
+    let pages = lock(&hub.history.pages).len() as u64;
+    assert!((2..=4).contains(&pages), "{pages} pages");
+    let reads = hub.events_read() / positions.len() as u64;
+    assert!(reads <= pages + WATCHERS as u64, "{reads} times the log");
+    // Another log does not begin there.
+    let elsewhere = Position { sequence: positions[0].sequence + 1, ..positions[0] };
+    let lost = hub.history(&id(1), Some(elsewhere), 0, &mut Reading::default()).await.unwrap();
+    assert_eq!(lost, None);
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_hold_no_history() {
+    let (_folder, store) = store();
+    let hub = Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true);
+    let mut standing = Vec::new();
+    for n in 0..MAX_PAGES + 3 {
+        let first = add(&store, &id(n), accepted(n)).await;
+        let mut reading = Reading::default();
+        let told = within(hub.history(&id(n), Some(first), 0, &mut reading)).await.unwrap().unwrap();
+        assert_eq!(told.len(), 1);
+        standing.push(reading);
+        assert!(lock(&hub.history.pages).len() <= MAX_PAGES);
+    }
+    hub.history.drop_unused(Duration::ZERO);
+    assert_eq!(lock(&hub.history.pages).len(), 0);
+}
+
+#[tokio::test]
+async fn closed_requests_are_bounded_in_bytes() {
+    const FINISHED: usize = 6;
+    let (_folder, store) = store();
+    let [.., profile_told] = life(0);
+    let bytes = {
+        let mut folded = Folded::default();
+        for (n, kind) in life(0).into_iter().enumerate() {
+            let position = Position { epoch: 1, sequence: n as u64 + 1 };
+            let entry = crate::store::Entry {
+                position,
+                time: jiff::Timestamp::UNIX_EPOCH,
+                event: event::encode(kind, None),
+            };
+            folded.apply("request", &entry);
+        }
+        folded.bytes()
+    };
+    let running = Running::start_with(&store, Keep { bytes: 3 * bytes, idle: KEEP }).await;
+    let mut last = add(&store, &id(100), accepted(100)).await;
+    for n in 0..FINISHED {
+        for kind in life(n) {
+            last = add(&store, &id(n), kind).await;
+        }
+    }
+    running.folded(last).await;
+    let hub = &running.hub;
+    let in_memory = || (0..FINISHED).filter(|n| hub.get(&id(*n)).is_some()).collect::<Vec<_>>();
+    assert_eq!(in_memory(), [3, 4, 5]);
+    assert!(hub.get(&id(100)).is_some(), "open requests stay");
+
+    // Read again, they displace others, but none that is in use.
+    let used = hub.attach(&id(3)).await.unwrap().unwrap();
+    for n in [0, 1, 2] {
+        let (tracked, _) = hub.attach(&id(n)).await.unwrap().unwrap();
+        assert_eq!(tracked.lock().request.state(), RequestState::Succeeded);
+    }
+    assert_eq!(in_memory(), [1, 2, 3]);
+    drop(used);
+    // One that is not in memory is not read for a late callback.
+    running.folded(add(&store, &id(5), profile_told).await).await;
+    assert_eq!(in_memory(), [1, 2, 3]);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_of_one_request_share_a_read() {
+    let (_folder, store) = store();
+    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
+    let positions = add_all(&store, &id(1), long_history()).await;
+    let callers = (0..20).map(|_| {
+        let hub = Arc::clone(&hub);
+        tokio::spawn(async move { hub.attach(&id(1)).await.unwrap().unwrap().0.lock().request.revision })
+    });
+    let revisions = within(try_join_all(callers.collect::<Vec<_>>())).await.unwrap();
+    assert!(revisions.iter().all(|revision| *revision == positions.len() as u64));
+    assert_eq!(hub.events_read(), positions.len() as u64);
+}
+
+/// A large transition is given alone, small ones together.
+#[test]
+fn a_batch_is_bounded_in_devices() {
+    let transition = |devices: usize| {
+        let kind = Kind::Accepted(storage::Accepted {
+            account: "0000123456-00001".to_owned(),
+            devices: (0..devices).map(nth).collect(),
+            ..storage::Accepted::default()
+        });
+        let event = event::decode(&event::encode(kind, None)).unwrap();
+        let position = Position { epoch: 1, sequence: 1 };
+        let applied = Request::default().apply(position, jiff::Timestamp::UNIX_EPOCH, &event);
+        Arc::new(applied.transition.unwrap())
+    };
+    let taken = |sizes: &[usize]| {
+        let transitions: Vec<_> = sizes.iter().map(|devices| transition(*devices)).collect();
+        batch(transitions.iter()).len()
+    };
+    assert_eq!(taken(&[]), 0);
+    assert_eq!(taken(&[MAX_BATCH + 1, 1]), 1);
+    assert_eq!(taken(&[1, MAX_BATCH - 1, 1]), 2);
+    assert_eq!(taken(&[1, MAX_BATCH]), 1);
+}

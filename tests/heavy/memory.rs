@@ -1,0 +1,183 @@
+//! One bound on memory: whatever callers ask for, a process stays below it, and gives back what it no longer needs.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, future::join_all, stream};
+use thingspace_gateway::{
+    identity::RequestId,
+    proto::{
+        esim::{RequestState, WatchRequestResponse, watch_request_response::Event},
+        storage::{self, StatusClass},
+    },
+    requests::event::Kind,
+    store::{Store, embedded::Embedded},
+};
+
+use crate::{RETENTION, append_all, big::resume_token, harness::*, quiet};
+
+const MIB: u64 = 1 << 20;
+
+/// What a process may take at most, and a while later.
+const PEAK: u64 = 400 * MIB;
+const REST: u64 = 100 * MIB;
+
+/// From the end of the load until memory has been given back. In production this may take ten minutes;
+/// here the configuration lets unused requests leave memory at once.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(40);
+
+/// Finished requests, far more than fit into memory, and calls about them: some at once about the same.
+const FINISHED: usize = 40;
+const DEVICES: usize = 10_000;
+const CALLS: usize = 1_000;
+const CALLS_AT_ONCE: usize = 64;
+const CALLS_IN_A_ROW: usize = 10;
+
+/// Watchers that missed all transitions but the first of a request.
+const WATCHERS: usize = 200;
+const WATCHERS_PER_CONNECTION: usize = 25;
+const WATCHED_DEVICES: usize = 5_000;
+
+fn stored(n: usize) -> storage::Device {
+    let ids = device(n);
+    storage::Device { eid: ids.eid, iccid: ids.iccid, imei: ids.imei, mdn: ids.mdn }
+}
+
+fn accepted(name: &str, devices: usize) -> Kind {
+    Kind::Accepted(storage::Accepted {
+        order_id: format!("order of {name}"),
+        account: ACCOUNT.to_owned(),
+        service_plan: String::new(),
+        devices: (0..devices).map(stored).collect(),
+    })
+}
+
+/// A request for 10,000 devices that one poll has ended.
+fn finished(name: &str) -> Vec<(String, Kind)> {
+    let observed = |devices: std::ops::Range<usize>| {
+        Kind::Observed(storage::Observed {
+            account: ACCOUNT.to_owned(),
+            overall: StatusClass::Succeeded.into(),
+            devices: devices
+                .map(|n| storage::ObservedDevice {
+                    device: Some(stored(n)),
+                    status: StatusClass::Succeeded.into(),
+                })
+                .collect(),
+            overall_only: false,
+            complete: true,
+        })
+    };
+    let kinds = [accepted(name, DEVICES), observed(0..DEVICES / 2), observed(DEVICES / 2..DEVICES)];
+    kinds.into_iter().map(|kind| (name.to_owned(), kind)).collect()
+}
+
+/// A request in which every device changes twice, each time alone.
+fn lively(name: &str) -> impl Iterator<Item = (String, Kind)> {
+    let called_back = |(n, status): (usize, StatusClass)| {
+        Kind::CalledBack(storage::CalledBack {
+            account: ACCOUNT.to_owned(),
+            device: Some(stored(n)),
+            status: status.into(),
+            fault: None,
+            profile: None,
+        })
+    };
+    let each = |status| (0..WATCHED_DEVICES).map(move |n| (n, status));
+    let changes = each(StatusClass::Waiting).chain(each(StatusClass::Failed)).map(called_back);
+    let name = name.to_owned();
+    std::iter::once(accepted(&name, WATCHED_DEVICES)).chain(changes).map(move |kind| (name.clone(), kind))
+}
+
+/// A line of `/proc/PID/status`, in bytes.
+fn memory(process: &Process, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
+    line.trim_start_matches(':').trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
+}
+
+fn report(process: &Process, when: &str) {
+    let [rss, anonymous, peak] = ["VmRSS", "RssAnon", "VmHWM"].map(|what| memory(process, what) / MIB);
+    eprintln!("{when}: {rss} MiB, of it {anonymous} anonymous; at most {peak} MiB");
+}
+
+async fn ask_about_finished(process: &Process) {
+    let clients: Vec<_> = join_all((0..4).map(|_| process.client())).await;
+    let calls = stream::iter(0..CALLS).map(|n| {
+        let mut client = clients[n % clients.len()].clone();
+        async move {
+            let id = RequestId::parse(&format!("finished-{}", n / CALLS_IN_A_ROW * 7 % FINISHED)).unwrap();
+            let status = ask(&mut client, question(&id)).await.unwrap();
+            assert_eq!(status.counts.unwrap().succeeded, i32::try_from(DEVICES).unwrap());
+            assert_eq!((status.state(), status.devices.len()), (RequestState::Succeeded, 1_000));
+        }
+    });
+    calls.buffer_unordered(CALLS_AT_ONCE).collect::<Vec<_>>().await;
+}
+
+/// Counts what a watcher is told: every change of a device once, in order.
+fn changed(messages: &[WatchRequestResponse]) -> usize {
+    let mut revision = 0;
+    let mut count = 0;
+    for message in messages {
+        match message.event.as_ref().unwrap() {
+            Event::Change(change) => {
+                assert!(change.revision > revision);
+                revision = change.revision;
+                count += change.devices.len();
+            }
+            Event::Heartbeat(_) => {}
+            Event::Snapshot(_) => panic!("a watch does not start over"),
+        }
+    }
+    count
+}
+
+async fn resume_watches(process: &Process, id: &RequestId, token: &str) {
+    let connections = WATCHERS.div_ceil(WATCHERS_PER_CONNECTION);
+    let clients: Vec<_> = join_all((0..connections).map(|_| process.client())).await;
+    let watchers = (0..WATCHERS).map(|n| {
+        let mut client = clients[n % connections].clone();
+        async move {
+            let watching = watch(&mut client, id, token).await.unwrap();
+            assert_eq!(changed(&watching.rest().await), 2 * WATCHED_DEVICES);
+        }
+    });
+    join_all(watchers).await;
+}
+
+/// Finished requests that callers ask about, and watchers that missed a long history, share one bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_is_bounded_and_given_back() {
+    let upstream = Upstream::manual().await;
+    let mut config = quiet(&upstream);
+    config.limits.closed_in_memory = Duration::from_secs(1);
+    let store = Embedded::open(&config.store.path, RETENTION).unwrap();
+    for n in 0..FINISHED {
+        append_all(&store, finished(&format!("finished-{n}"))).await;
+    }
+    let id = RequestId::parse("lively").unwrap();
+    let positions = append_all(&store, lively(id.as_str())).await;
+    let token = resume_token(&store, id.as_str(), positions[0], 1).await;
+    store.close().await;
+
+    let process = Process::serve(&config, upstream.dir.path());
+    report(&process, "ready");
+    let began = Instant::now();
+    ask_about_finished(&process).await;
+    report(&process, "1,000 calls");
+    eprintln!("{:?}", began.elapsed());
+    let began = Instant::now();
+    resume_watches(&process, &id, &token).await;
+    report(&process, "200 watchers");
+    eprintln!("{:?}", began.elapsed());
+    let peak = memory(&process, "VmHWM");
+    let began = Instant::now();
+    while memory(&process, "VmRSS") > REST && began.elapsed() < GIVEN_BACK_WITHIN {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    report(&process, "at rest");
+    eprintln!("{:?}", began.elapsed());
+    assert!(peak <= PEAK, "{} MiB", peak / MIB);
+    let rest = memory(&process, "VmRSS");
+    assert!(rest <= REST, "{} MiB", rest / MIB);
+}
