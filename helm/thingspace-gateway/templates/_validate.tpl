@@ -90,9 +90,9 @@
 {{- if $limit -}}
 {{- $limit = include "gateway.bytes" $limit | int64 -}}
 {{- $devices := include "gateway.setting" (dict "config" $v.config "key" "limits.open_devices" "default" $file.defaults.open_devices) | float64 | int64 -}}
-{{- $least := add (mul $devices 4096) 134217728 -}}
+{{- $least := add (mul $devices 4096) 234881024 -}}
 {{- if lt $limit $least -}}
-{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, beside 128 MiB for everything else: %dMi; raise the one or lower the other" $devices (div (add $least 1048575) 1048576)) -}}
+{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, beside 224 MiB for everything else: %dMi; raise the one or lower the other" $devices (div (add $least 1048575) 1048576)) -}}
 {{- end -}}
 {{- if and $request (gt (include "gateway.bytes" $request | int64) $limit) -}}
 {{- $problems = append $problems "resources: more memory is requested than the limit admits" -}}
