@@ -314,13 +314,17 @@ impl Answer for Callbacks {
         // ThingSpace may list and call the registered URL with a slash at its end.
         let version = request.version();
         let secret = request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let account = self.0.secrets.account_of(secret);
-        let outcome = match &account {
-            Some(account) => self.take(account, request).await,
-            None if self.0.secrets.is_loaded() => Outcome::UnknownPath,
-            // It may be a right one.
-            None => Outcome::NotStored,
+        let account = match timeout(ANSWER_TIMEOUT, self.0.secrets.find(secret)).await {
+            Ok(Ok(account)) => Ok(account),
+            // The store cannot say whether it is a right one.
+            Ok(Err(_)) | Err(_) => Err(Outcome::NotStored),
         };
+        let outcome = match &account {
+            Ok(Some(account)) => self.take(account, request).await,
+            Ok(None) => Outcome::UnknownPath,
+            Err(refused) => *refused,
+        };
+        let account = account.ok().flatten();
         self.0.tally.count(outcome, account.as_ref());
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = outcome.status();

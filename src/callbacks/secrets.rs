@@ -7,6 +7,7 @@
 //! on sending it. No pair shares anything with a login at ThingSpace.
 //! Comparisons take the same time whatever is compared, and nothing secret is printed.
 
+mod find;
 mod keys;
 mod logins;
 mod pair;
@@ -34,9 +35,10 @@ use crate::{
     proto::storage,
     store::{CellName, Store, StoreError, Swap, decode_cell},
 };
+use find::Looks;
 use keys::Keys;
 use pair::{generate, random, read};
-use stored::is_recent;
+use stored::{Change, is_recent};
 
 pub use logins::LoginFiles;
 pub use pair::Pair;
@@ -97,6 +99,7 @@ struct Inner {
     known: Mutex<HashMap<AccountName, Known>>,
     /// Held while a cell is brought up to date, so that what is known here never goes back.
     turn: tokio::sync::Mutex<()>,
+    looks: tokio::sync::Mutex<Looks>,
 }
 
 /// The cell of an account as it was last read, and what follows from it.
@@ -106,17 +109,6 @@ struct Known {
     /// Earlier paths, and when each was replaced.
     former_paths: Vec<(String, i64)>,
     stored: storage::CallbackPair,
-}
-
-/// What is done to an account's cell, beside bringing it up to date.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Change<'a> {
-    Nothing,
-    RotatePair,
-    RotatePath,
-    Want(bool),
-    /// ThingSpace was told the pair with this code.
-    Registered(&'a [u8]),
 }
 
 impl fmt::Debug for Secrets {
@@ -138,6 +130,7 @@ impl Secrets {
             keys: watch::Sender::default(),
             known: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            looks: tokio::sync::Mutex::default(),
         }))
     }
 

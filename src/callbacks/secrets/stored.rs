@@ -5,11 +5,22 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
-use super::{Change, FORMAT, Keys, Pair};
+use super::{FORMAT, Keys, Pair};
 use crate::proto::storage;
 
 /// Replaced pairs, and replaced paths, that are kept for an account.
 pub(super) const MAX_REPLACED: usize = 8;
+
+/// What is done to an account's cell, beside bringing it up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change<'a> {
+    Nothing,
+    RotatePair,
+    RotatePath,
+    Want(bool),
+    /// ThingSpace was told the pair with this code.
+    Registered(&'a [u8]),
+}
 
 /// Carries out a change, with the pair that the account shall have.
 pub(super) fn change(

@@ -158,6 +158,7 @@ async fn a_replaced_store_gets_what_is_registered() {
         keys: watch::Sender::new(known.0.keys()),
         known: Mutex::new(std::mem::take(&mut *known.0.known())),
         turn: tokio::sync::Mutex::default(),
+        looks: tokio::sync::Mutex::default(),
     }));
     moved.refresh().await.unwrap();
     let other = load(&config(), &new).await;
@@ -198,6 +199,26 @@ async fn a_replaced_path_is_accepted_for_a_while_in_every_replica_and_after_a_re
     let strict = load(&config, &store).await;
     assert_eq!((strict.account_of(&first), strict.account_of(&third)), (None, Some(account(1))));
     assert!(strict.is_own_path(&account(1), &first), "a listing may still show it");
+}
+
+/// ThingSpace uses a new path at once.
+#[tokio::test]
+async fn a_path_that_another_replica_made_is_found() {
+    let (_folder, store) = store();
+    let (one, other) = (load(&config(), &store).await, load(&config(), &store).await);
+    for _ in 0..2 {
+        one.rotate_path(&account(1)).await.unwrap();
+        let path = one.path(&account(1));
+        assert_eq!(other.account_of(&path), None);
+        let both = tokio::join!(other.find(&path), other.find(&path));
+        assert_eq!((both.0.unwrap(), both.1.unwrap()), (Some(account(1)), Some(account(1))));
+    }
+    for unknown in ["", "short", &"x".repeat(43)] {
+        assert_eq!(other.find(unknown).await.unwrap(), None, "{unknown}");
+    }
+    store.close().await;
+    assert!(other.find(&"x".repeat(43)).await.is_err(), "it may be a right one");
+    assert_eq!(other.find(&one.path(&account(1))).await.unwrap(), Some(account(1)));
 }
 
 #[tokio::test]
