@@ -32,6 +32,7 @@ mod cluster;
 mod crash;
 mod disk;
 mod flood;
+mod forgotten;
 
 mod load;
 mod lockout;
