@@ -3,13 +3,26 @@
 //! What an editor or a copy adds by accident is refused here, because ThingSpace would count it as a
 //! rejected login: a byte order mark, blanks at the ends, a second line.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::ConstantTimeEq;
-use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 const MAX_SECRET_BYTES: u64 = 4096;
+
+/// A network volume that is gone can hold up a read for ever.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether two files hold the same secret. One that cannot be read holds none.
 pub async fn same(one: &Path, other: &Path) -> bool {
@@ -29,11 +42,39 @@ pub async fn read(path: &Path) -> Result<SecretString, String> {
 
 /// The whole text, for files with a format of their own.
 pub async fn read_lines(path: &Path) -> Result<SecretString, String> {
-    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(path, &error))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    let read = file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await;
-    read.map_err(|error| unreadable(path, &error))?;
+    let bytes = in_time(path).await.map_err(|why| unreadable(path, &why))?;
     text(&bytes).map_err(|why| unreadable(path, &why))
+}
+
+/// The bytes of a file, unless its volume does not answer. While a read of it is held up, no other one begins.
+async fn in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    const HELD_UP: &str = "cannot be read in time; its volume does not answer";
+    if held_up().contains(path) {
+        return Err(HELD_UP.to_owned());
+    }
+    let done = Arc::new(AtomicBool::new(false));
+    let (file, ended) = (path.to_owned(), Arc::clone(&done));
+    let read = tokio::task::spawn_blocking(move || {
+        let bytes = bounded(&file, MAX_SECRET_BYTES);
+        let mut held_up = held_up();
+        ended.store(true, Ordering::Relaxed);
+        held_up.remove(&file);
+        bytes
+    });
+    if let Ok(read) = timeout(READ_TIMEOUT, read).await {
+        return read.map_err(|_| "cannot be read while the gateway stops".to_owned())?;
+    }
+    let mut held_up = held_up();
+    if !done.load(Ordering::Relaxed) {
+        held_up.insert(path.to_owned());
+    }
+    Err(HELD_UP.to_owned())
+}
+
+/// The files whose reads are held up.
+fn held_up() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static HELD_UP: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    HELD_UP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE …".
@@ -65,7 +106,7 @@ pub(crate) fn bounded(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, Stri
 }
 
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> String {
-    format!("cannot use {}: it {why}", path.display())
+    format!("{} {why}", path.display())
 }
 
 fn text(bytes: &[u8]) -> Result<SecretString, &'static str> {
@@ -101,6 +142,8 @@ fn alone(text: &SecretString) -> Result<SecretString, &'static str> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
     use super::*;
 
     #[tokio::test]
@@ -135,6 +178,9 @@ mod tests {
                 assert!(why.contains("password") && !why.contains("hidden"), "{why}");
             }
         }
+        let pipe = folder.path().join("pipe");
+        mkfifoat(CWD, &pipe, Mode::RUSR).unwrap();
+        assert!(read(&pipe).await.unwrap_err().ends_with("pipe is not a file"));
         assert!(check(folder.path()).unwrap_err().contains("is not a file"));
         assert!(check(&folder.path().join("none")).unwrap_err().contains("cannot be read"));
     }

@@ -79,9 +79,20 @@ async fn unblock(
         UnblockOutcome::Refused => {
             return Err(refuse(StatusCode::CONFLICT, &last_one(&name, rejections, lock)));
         }
+        UnblockOutcome::Refuted => {
+            return Err(refuse(StatusCode::CONFLICT, &refuted(&name)));
+        }
     };
     info!(credentials = name, changed, force, rejections, "an operator let credentials be tried once more");
     Ok(Json(Unblocked { changed, rejections, lock }))
+}
+
+fn refuted(name: &str) -> String {
+    format!(
+        "ThingSpace rejected the password that the files of credentials {name} hold, after the last `unblock --force`. \
+         So it is not the one that worked elsewhere: write that one into the file. If the password in the file has become \
+         right since, log in once with it elsewhere, and change it to a new one"
+    )
 }
 
 fn last_one(name: &str, rejections: u32, lock: u32) -> String {

@@ -13,6 +13,7 @@ pub fn decode_cell<M: Message + Default>(
 ) -> Result<M, StoreError> {
     let message = M::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     match version(&message) {
+        0 => Err(StoreError::Corrupt("a cell without a version".to_owned())),
         newer if newer > newest => {
             Err(StoreError::Corrupt(format!("a cell of version {newer}, newer than this gateway")))
         }

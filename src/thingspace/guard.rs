@@ -8,11 +8,12 @@
 //! - A rejected attempt counts. An unanswered attempt counts too, because it may have been
 //!   rejected. Only an attempt that ThingSpace certainly did not evaluate does not count.
 //! - After four that count, nothing is sent any more, whatever the files hold.
-//! - A password is given up after two rejections. Of the password that was accepted last, three
-//!   unanswered attempts are made: the second after `backoff_first`, the third after `backoff_max`.
+//! - A password is given up after two rejections, or after three attempts that were not accepted: the
+//!   second is made after `backoff_first`, the third after `backoff_max`.
 //! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
 //!   rejections with time. An operator may grant single attempts up to the fourth that counts, and
-//!   may clear the count after a login elsewhere ([`unblocked`]).
+//!   may clear the count after a login elsewhere ([`unblocked`]), but not again for a password that was
+//!   rejected afterwards.
 //! - A guard without history assumes one rejection. If the store is known to have lost guards, a
 //!   missing guard counts as four.
 //! - A replica that remembers more than the store does writes its memory back ([`merged`]). The count
@@ -52,8 +53,8 @@ pub(super) const LOCK: u32 = 5;
 /// Rejections after which a password is given up.
 pub(super) const STRIKES: u32 = 2;
 
-/// Unanswered attempts after which the password that was accepted last is given up.
-const SILENCES: u32 = 3;
+/// Attempts in a row, rejected or unanswered, after which a password is given up.
+const MISSES: u32 = 3;
 
 /// Attempts that count after which nothing is tried any more.
 pub(super) const COUNTED: u32 = LOCK - 1;
@@ -121,7 +122,7 @@ pub(super) enum Later {
 pub(super) enum Stopped {
     /// This password was rejected too often.
     Strikes,
-    /// This password, the one accepted last, had no usable answer too often.
+    /// This password had no usable answer too often.
     Silences,
     /// All attempts together went wrong too often.
     Closed,
@@ -160,6 +161,8 @@ pub(super) enum Unblocked {
     Changed(Guard),
     /// Refused: the next rejection may lock the user.
     LastOne,
+    /// Refused: the password that is held was rejected after an operator had logged in elsewhere.
+    Refuted,
 }
 
 /// What may be done now by a process that wants to make this attempt.
@@ -178,7 +181,7 @@ pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
         return Step::Stopped(Stopped::Closed);
     }
     let own = under_way.is_some_and(|other| other.fingerprint == *fingerprint);
-    if let Some(stopped) = guard.gives_up(&tried).filter(|_| terms.locks && !own) {
+    if let Some(stopped) = gives_up(&tried).filter(|_| terms.locks && !own) {
         return Step::Stopped(stopped);
     }
     if let Some(other) = under_way {
@@ -226,12 +229,14 @@ pub(super) fn report(
             tried.strikes = tried.strikes.saturating_add(1);
             tried.misses = tried.misses.saturating_add(1);
             tried.rejected = true;
+            tried.refuted |= guard.forced;
             guard.rejections = guard.rejections.saturating_add(1);
             guard.put(tried);
         }
         Report::Accepted { generation, sealed } => {
             if !late {
                 guard.reset(0);
+                guard.forced = false;
             }
             if let Some(Sealed { own, for_other_half }) = sealed {
                 tried.sealed.clone_from(own);
@@ -239,17 +244,24 @@ pub(super) fn report(
                 tried.generation = *generation;
             }
             guard.accepted_last.clone_from(fingerprint);
-            guard.put(GuardCandidate { strikes: 0, misses: 0, rejected: false, accepted: true, ..tried });
+            guard.put(GuardCandidate {
+                strikes: 0,
+                misses: 0,
+                rejected: false,
+                refuted: false,
+                accepted: true,
+                ..tried
+            });
         }
     }
     Some(guard)
 }
 
 /// What an operator's permission makes of a guard. `logged_in`: the operator has logged in elsewhere
-/// with the right password, which clears what ThingSpace has counted.
+/// with the password that is held, whose fingerprint this is, and that clears what ThingSpace has counted.
 ///
 /// Without that, every secret may be tried once more, and what counted goes on counting.
-pub(super) fn unblocked(look: Look<'_>, logged_in: bool, terms: &Terms) -> Unblocked {
+pub(super) fn unblocked(look: Look<'_>, fingerprint: &[u8], logged_in: bool, terms: &Terms) -> Unblocked {
     let lost = look.guard.is_none() && look.lost && terms.locks;
     let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
         return Unblocked::Unchanged;
@@ -258,14 +270,12 @@ pub(super) fn unblocked(look: Look<'_>, logged_in: bool, terms: &Terms) -> Unblo
     if terms.locks && (lost || guard.is_closed()) && !logged_in {
         return Unblocked::LastOne;
     }
+    if logged_in && guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
+        return Unblocked::Refuted;
+    }
     if logged_in && (lost || guard.counted() > 0) {
         guard.reset(ASSUMED);
-    }
-    let given_up = guard.silences >= SILENCES;
-    if given_up {
-        // They count as before, but no longer against the password that was accepted last.
-        guard.rejections = guard.counted();
-        guard.silences = 0;
+        guard.forced = terms.locks;
     }
     for candidate in &mut guard.candidates {
         candidate.strikes = candidate.strikes.min(STRIKES - 1);
@@ -281,6 +291,14 @@ pub(super) fn counted(look: Look<'_>) -> u32 {
         None if look.lost => COUNTED,
         None => ASSUMED,
     }
+}
+
+/// Why this password is not tried any more.
+fn gives_up(tried: &GuardCandidate) -> Option<Stopped> {
+    if tried.strikes >= STRIKES {
+        return Some(Stopped::Strikes);
+    }
+    (tried.misses >= MISSES).then_some(Stopped::Silences)
 }
 
 /// The attempt under way was abandoned.
@@ -320,14 +338,6 @@ impl Guard {
         self.counted() >= COUNTED
     }
 
-    fn gives_up(&self, tried: &GuardCandidate) -> Option<Stopped> {
-        if tried.strikes >= STRIKES {
-            return Some(Stopped::Strikes);
-        }
-        let silent = self.silences >= SILENCES && tried.fingerprint == self.accepted_last;
-        silent.then_some(Stopped::Silences)
-    }
-
     fn reset(&mut self, rejections: u32) {
         (self.rejections, self.silences) = (rejections, 0);
         self.resets = self.resets.saturating_add(1);
@@ -348,16 +358,12 @@ impl Guard {
         if !terms.locks {
             return;
         }
-        // A strike that no attempt explains is assumed, or granted by an operator. An attempt
-        // without an answer does not use up the one try that it leaves.
-        let spared = tried.strikes > 0 && tried.misses == 0;
         tried.misses = tried.misses.saturating_add(1);
         tried.rejected = false;
         // A password that was rejected since it was accepted counts like any other.
         if tried.strikes == 0 && tried.fingerprint == self.accepted_last {
             self.silences = self.silences.saturating_add(1);
         } else {
-            tried.strikes = tried.strikes.saturating_add(u32::from(!spared));
             self.rejections = self.rejections.saturating_add(1);
         }
         self.put(tried);

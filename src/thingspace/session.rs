@@ -83,6 +83,8 @@ pub enum UnblockOutcome {
     NotNeeded,
     /// Logins stay stopped, because the next rejection may lock the user.
     Refused,
+    /// Logins stay stopped, because the password in the file was rejected after an operator had logged in elsewhere.
+    Refuted,
 }
 
 /// What authenticates one call.
@@ -227,6 +229,12 @@ impl Tokens {
         }
     }
 
+    /// ThingSpace took both tokens of this pair.
+    pub(super) fn worked(&self, pair: &Pair) {
+        self.bearer.worked(pair.bearer.id);
+        self.session.worked(pair.session.id);
+    }
+
     /// What was refused is what ThingSpace hands out again: it cannot be used, nor is it time to ask for another.
     pub(super) fn same_again() -> Error {
         Error::NotSent {
@@ -245,6 +253,7 @@ impl Tokens {
         self.kick.notify_one();
         let outcome = match (login.given, client.given) {
             (Given::Refused, _) => UnblockOutcome::Refused,
+            (Given::Refuted, _) => UnblockOutcome::Refuted,
             (Given::NotNeeded, Given::NotNeeded) => UnblockOutcome::NotNeeded,
             _ => UnblockOutcome::Done,
         };

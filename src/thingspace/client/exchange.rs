@@ -194,7 +194,11 @@ impl Client {
             Ok(reply) => reply,
             Err(failure) => return Err(Failed::unanswered(endpoint, failure)),
         };
-        match judge(&reply) {
+        let verdict = judge(&reply);
+        if matches!(verdict, Verdict::Done(_) | Verdict::Refused(_)) {
+            upstream.tokens.worked(pair);
+        }
+        match verdict {
             Verdict::Done(done) => {
                 upstream.trouble.answered(upstream.tokens.name());
                 Ok(Attempt::Done(done))

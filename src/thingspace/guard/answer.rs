@@ -45,12 +45,12 @@ pub(in crate::thingspace) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) ->
             Means::BearerRefused | Means::Throttled | Means::Unclear => {
                 unclear("with an error code that says nothing about the password")
             }
+            // What is no code of ThingSpace's own says that the server failed.
+            _ if status >= 500 && !code.is_from_thingspace() => unclear("with a general error code"),
             Means::Refused(_) | Means::SessionRefused => Answer::Rejected,
         },
-        (Verdict::Throttled(wait), Said::Nothing) => Answer::Throttled(wait),
-        (_, said) => match status {
-            // From a proxy in between.
-            407 if said == Said::Nothing => Answer::NotEvaluated("HTTP 407".to_owned()),
+        // A 429 without a code may also be the answer to too many rejected logins.
+        _ => match status {
             404 | 407 | 408 | 429 => unclear("without a clear error code"),
             400..=499 => Answer::Rejected,
             _ => unclear("without a body of a known shape"),

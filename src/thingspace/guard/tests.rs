@@ -82,7 +82,7 @@ impl Told {
     /// An operator permits one more try.
     #[track_caller]
     fn unblock(&mut self, logged_in: bool) -> &mut Self {
-        match unblocked(look(self.guard.as_ref(), LONG), logged_in, &terms()) {
+        match unblocked(look(self.guard.as_ref(), LONG), &[1], logged_in, &terms()) {
             Unblocked::Changed(guard) => self.guard = Some(guard),
             other => panic!("{other:?}: {:?}", self.guard),
         }
@@ -141,20 +141,24 @@ fn what_was_not_looked_at_does_not_count() {
 }
 
 #[test]
-fn an_unanswered_attempt_is_a_strike_for_what_was_never_accepted() {
+fn a_password_that_was_never_accepted_has_three_attempts_without_an_answer() {
     let mut told = known();
-    told.killed(1).attempt(1, &Report::Unanswered).stopped(1, Stopped::Strikes);
-    assert_eq!((told.rejections(), told.silences()), (2, 0));
+    told.killed(1).attempt(1, &Report::Unanswered);
+    assert!(matches!(told.next(LONG, &by("a", 1)), Step::Claim(_)));
+    told.killed(1).stopped(1, Stopped::Silences);
+    assert_eq!((told.rejections(), told.silences()), (3, 0));
+    let mut told = known();
+    told.attempt(1, &Report::Rejected).killed(1).killed(1).stopped(1, Stopped::Silences);
 }
 
-/// A first login that meets an outage is repeated once, although a first rejection is not.
+/// A first login that meets an outage is repeated, although a first rejection is not.
 #[test]
-fn without_a_history_an_unanswered_attempt_leaves_another() {
+fn without_a_history_unanswered_attempts_are_made_up_to_the_fourth_that_counts() {
     let mut told = Told::default();
     told.attempt(1, &Report::Unanswered);
     assert_eq!(told.next(SECOND, &by("a", 1)), Step::Later(SECOND * 4, Later::Unanswered));
-    told.killed(1).stopped(1, Stopped::Strikes);
-    assert_eq!(told.rejections(), 3);
+    told.killed(1).killed(1).stopped(1, Stopped::Closed);
+    assert_eq!(told.rejections(), COUNTED);
     let mut told = Told::default();
     told.killed(1).attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
 }
@@ -184,7 +188,7 @@ fn unanswered_attempts_and_rejections_count_together() {
     let mut told = known();
     told.killed(0).attempt(0, &Report::Rejected);
     // Once it was rejected, it counts like a password that was never accepted.
-    told.killed(0).stopped(0, Stopped::Strikes);
+    told.killed(0).stopped(0, Stopped::Silences);
     assert_eq!((told.rejections(), told.silences()), (2, 1));
 }
 
@@ -244,11 +248,11 @@ fn a_report_that_comes_too_late_is_counted_rather_twice_than_not() {
         let attempt = told.claim(1);
         let Step::Settle(guard) = told.next(LONG, &by("b", 0)) else { panic!() };
         let settled = (guard.rejections, guard.candidate(&[1]).unwrap().strikes);
-        assert_eq!(settled, (1, 1));
+        assert_eq!(settled, (1, 0));
         report(Some(guard), &attempt, outcome, &terms())
             .map(|guard| (guard.rejections, guard.candidate(&[1]).unwrap().strikes))
     };
-    assert_eq!(late(&Report::Rejected), Some((2, 2)));
+    assert_eq!(late(&Report::Rejected), Some((2, 1)));
     assert_eq!(late(&accepted()), Some((1, 0)));
     assert_eq!((late(&Report::Unanswered), late(&Report::Void)), (None, None));
     // The store was lost meanwhile.
@@ -268,8 +272,8 @@ fn an_operator_permits_one_more_try_of_everything() {
     assert!(matches!(told.next(Duration::ZERO, &by("a", 0)), Step::Claim(_)), "without a wait");
     told.killed(0).stopped(0, Stopped::Closed);
     let open = known();
-    assert_eq!(unblocked(look(open.guard.as_ref(), LONG), false, &terms()), Unblocked::Unchanged);
-    assert_eq!(unblocked(look(None, LONG), false, &terms()), Unblocked::Unchanged);
+    assert_eq!(unblocked(look(open.guard.as_ref(), LONG), &[0], false, &terms()), Unblocked::Unchanged);
+    assert_eq!(unblocked(look(None, LONG), &[0], false, &terms()), Unblocked::Unchanged);
 }
 
 /// Only a login elsewhere clears what ThingSpace has counted, so only then is a fifth attempt made.
@@ -285,11 +289,20 @@ fn an_operator_alone_does_not_bring_about_the_fifth_rejection() {
     }
     told.stopped(1, Stopped::Closed).stopped(2, Stopped::Closed);
     let closed = look(told.guard.as_ref(), LONG);
-    assert_eq!(unblocked(closed, false, &terms()), Unblocked::LastOne);
+    assert_eq!(unblocked(closed, &[1], false, &terms()), Unblocked::LastOne);
     assert_eq!(counted(closed), COUNTED);
     told.unblock(true);
     assert_eq!(told.rejections(), 1);
     told.attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
+    // What the operator said of this password is refuted, and stays so.
+    let forced =
+        |told: &Told, password| unblocked(look(told.guard.as_ref(), LONG), &[password], true, &terms());
+    assert_eq!(forced(&told, 1), Unblocked::Refuted);
+    told.unblock(false);
+    assert_eq!(forced(&told, 1), Unblocked::Refuted);
+    assert!(matches!(forced(&told, 2), Unblocked::Changed(_)));
+    told.attempt(1, &accepted());
+    assert_eq!(forced(&told, 1), Unblocked::Unchanged);
 }
 
 #[test]
@@ -308,7 +321,9 @@ fn a_token_request_is_delayed_ever_longer_and_never_stopped() {
     }
     // Another secret does not wait, and an operator ends the waiting.
     assert!(matches!(next(look(guard.as_ref(), Duration::ZERO), &by("a", 2), &terms), Step::Claim(_)));
-    let Unblocked::Changed(guard) = unblocked(look(guard.as_ref(), LONG), false, &terms) else { panic!() };
+    let Unblocked::Changed(guard) = unblocked(look(guard.as_ref(), LONG), &[1], false, &terms) else {
+        panic!()
+    };
     assert!(matches!(next(look(Some(&guard), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
 }
 
@@ -327,8 +342,8 @@ fn a_token_request_without_an_answer_counts_for_nothing() {
 fn a_guard_that_the_store_lost_is_closed_until_an_operator_has_logged_in() {
     let lost = Look { lost: true, ..look(None, LONG) };
     assert_eq!(next(lost, &by("a", 1), &terms()), Step::Stopped(Stopped::Lost));
-    assert_eq!((unblocked(lost, false, &terms()), counted(lost)), (Unblocked::LastOne, COUNTED));
-    let Unblocked::Changed(guard) = unblocked(lost, true, &terms()) else { panic!() };
+    assert_eq!((unblocked(lost, &[1], false, &terms()), counted(lost)), (Unblocked::LastOne, COUNTED));
+    let Unblocked::Changed(guard) = unblocked(lost, &[1], true, &terms()) else { panic!() };
     assert_eq!(guard.rejections, 1);
     let held = Look { lost: true, ..look(Some(&guard), LONG) };
     assert!(matches!(next(held, &by("a", 1), &terms()), Step::Claim(_)));

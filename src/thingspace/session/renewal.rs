@@ -76,6 +76,7 @@ impl Tokens {
             };
             let miss = match self.ask_for_session(&secrets, &bearer, &claim).await {
                 Ok(Answer::Accepted(session)) => {
+                    self.bearer.worked(bearer.id);
                     tracing::info!(credentials = self.name(), "logged in");
                     self.standings.set(Half::Login, None, claim.identity().fingerprint);
                     return Ok(self.users.accepted(claim, sensitive("", &session), None).await);

@@ -99,6 +99,8 @@ struct State {
     failed: Option<Failed>,
     /// Attempts that failed in a row.
     failures: u32,
+    /// Tokens in a row that were refused without ever having been of use.
+    useless: u32,
     flight: Option<watch::Receiver<Option<Outcome>>>,
 }
 
@@ -106,7 +108,10 @@ struct State {
 struct Held {
     token: Token,
     ask_again: Option<Instant>,
+    /// It was handed out before, and is not invalidated before this.
     keep_until: Option<Instant>,
+    /// ThingSpace took it.
+    worked: bool,
 }
 
 type Outcome = Result<Token, Failed>;
@@ -215,11 +220,33 @@ impl Slot {
         flight
     }
 
-    /// This token was refused. Another one stays.
+    /// This token was refused. Another one stays. If it was never of use, nor the one before it, the next one waits, longer
+    /// each time.
     pub(super) fn invalidate(&self, id: TokenId) {
         let mut state = self.lock();
         let now = Instant::now();
-        state.held.take_if(|held| held.token.id == id && held.keep_until.is_none_or(|until| until <= now));
+        let refused =
+            |held: &mut Held| held.token.id == id && held.keep_until.is_none_or(|until| until <= now);
+        let Some(held) = state.held.take_if(refused) else { return };
+        if held.worked || held.token.found || held.keep_until.is_some() {
+            return;
+        }
+        state.useless = state.useless.saturating_add(1);
+        if state.useless > 1 {
+            let reason = "ThingSpace refuses each token as soon as it has handed it out".to_owned();
+            let fault = Fault { what: What::Unavailable(reason), pace: Pace::QUICK };
+            let not_before = now + fault.pace.wait(state.useless - 1);
+            state.failed = Some(Failed { fault, not_before });
+        }
+    }
+
+    /// ThingSpace took this token.
+    pub(super) fn worked(&self, id: TokenId) {
+        let mut state = self.lock();
+        if let Some(held) = state.held.as_mut().filter(|held| held.token.id == id) {
+            held.worked = true;
+            state.useless = 0;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -261,6 +288,7 @@ impl State {
                     token: token.clone(),
                     ask_again: expires_in.map(|lifetime| now + lifetime + EXPIRY_SLACK),
                     keep_until: same.then(|| now + SAME_TOKEN_HOLD),
+                    worked: false,
                 });
                 Ok(token)
             }

@@ -133,7 +133,12 @@ impl State {
             (None, None) if self.session => return Standing::healthy("logged in"),
             (None, None) => return Standing::healthy("not logged in: nothing has needed it yet"),
         };
-        let sentence = if self.session { format!("{said}. The current session still works") } else { said };
+        // Calls need a bearer as well.
+        let sentence = if self.session && self.client.is_none() {
+            format!("{said}. The current session still works")
+        } else {
+            said
+        };
         Standing { healthy, sentence }
     }
 }

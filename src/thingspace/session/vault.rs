@@ -103,6 +103,8 @@ pub(super) enum Given {
     NotNeeded,
     /// The next rejection may lock the user.
     Refused,
+    /// The password that is held was rejected after an operator had logged in elsewhere.
+    Refuted,
 }
 
 /// The right to one attempt, which must be reported.
@@ -292,11 +294,17 @@ impl Vault {
     ) -> Result<Permission, StoreError> {
         loop {
             let looked = self.cells.look(identity).await?;
-            let outcome = guard::unblocked(self.cells.as_look(&looked), logged_in, &self.terms);
+            let outcome = guard::unblocked(
+                self.cells.as_look(&looked),
+                &identity.fingerprint.0,
+                logged_in,
+                &self.terms,
+            );
             let counted = guard::counted(self.cells.as_look(&looked));
             match outcome {
                 Unblocked::Unchanged => return Ok(Permission { given: Given::NotNeeded, counted }),
                 Unblocked::LastOne => return Ok(Permission { given: Given::Refused, counted }),
+                Unblocked::Refuted => return Ok(Permission { given: Given::Refuted, counted }),
                 Unblocked::Changed(next) => {
                     let guard = Some(&next);
                     let counted = guard::counted(Look { guard, ..self.cells.as_look(&looked) });

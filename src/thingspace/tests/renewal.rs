@@ -348,14 +348,15 @@ async fn a_rejection_counts_with_every_status() {
 }
 
 #[tokio::test]
-async fn the_first_login_of_all_is_repeated_once_if_its_outcome_is_unknown() {
+async fn the_first_login_of_all_is_repeated_twice_while_its_outcome_is_unknown() {
     for what in unclear_logins() {
         let world = configured(manual(), hasty).await;
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
         world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
-        assert_eq!(world.handle.ledger().logins(), 2, "{what:?}");
+        assert_eq!(world.handle.ledger().logins(), 3, "{what:?}");
         world.handle.clear_faults();
-        assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
+        assert_eq!(world.unblock(false).await, UnblockOutcome::Refused);
+        assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
         world.poll(&world.request()).await.unwrap();
         assert_eq!(world.unblock(false).await, UnblockOutcome::NotNeeded);
     }
@@ -408,7 +409,7 @@ async fn a_missing_file_is_named_and_nothing_is_sent_until_it_is_back() {
     world.call_for(Duration::from_secs(1), unreadable).await;
     let mut standing = world.client.standings().next().unwrap().1;
     let said = tokio::time::timeout(PATIENCE, standing.wait_for(|said| !said.healthy)).await.unwrap();
-    assert!(said.unwrap().sentence.contains("/user: "), "the file is named");
+    assert!(said.unwrap().sentence.contains("/user cannot be read"), "the file is named");
     assert_eq!(world.handle.ledger().token_requests(), 0);
     world.write("user", "simulator-user");
     world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;

@@ -123,6 +123,29 @@ async fn the_same_token_again_is_kept_for_a_while() {
     assert_eq!(world.get(Ok(world.minted("b"))).await.unwrap().value, "b");
 }
 
+/// Each costs a login.
+#[tokio::test(start_paused = true)]
+async fn tokens_that_are_never_of_use_are_asked_for_ever_more_rarely() {
+    let world = World::default();
+    let useless = async |value: &'static str| {
+        let token = world.get(Ok(world.minted(value))).await.unwrap();
+        world.slot.invalidate(token.id);
+    };
+    useless("a").await;
+    useless("b").await;
+    for (wait, value) in [(1, "c"), (2, "d"), (4, "e")] {
+        let failed = world.get(Ok(world.minted("x"))).await.unwrap_err();
+        assert_eq!(failed.wait(), SECOND * wait);
+        tokio::time::sleep(SECOND * wait).await;
+        useless(value).await;
+    }
+    tokio::time::sleep(SECOND * 8).await;
+    let token = world.get(Ok(world.minted("f"))).await.unwrap();
+    world.slot.worked(token.id);
+    world.slot.invalidate(token.id);
+    world.get(Ok(world.minted("g"))).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lifetime_is_an_upper_bound() {
     let world = World::default();
