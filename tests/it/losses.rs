@@ -2,6 +2,7 @@
 //! goes on, without a restart, once an operator has accepted it.
 
 mod alone;
+mod guards;
 mod purged;
 
 use std::time::Duration;

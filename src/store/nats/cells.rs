@@ -2,6 +2,8 @@
 //! the leader.
 //!
 //! That a cell is absent counts only while the mark of its stream is there: a stream that was purged has no cells either.
+//! A permanent cell must also not be in the record. It is entered there before anybody learns that it
+//! exists, so that nobody acts on a cell whose loss would go unnoticed.
 //! A count of rejected logins that came with a backup is treated as absent: see [`is_void`].
 
 use async_nats::{
@@ -33,20 +35,25 @@ fn is_void(shared: &Shared, cell: &CellName, sequence: u64) -> bool {
     cell.life == CellLife::Permanent && must_be_current(&cell.name) && sequence <= shared.facts().void_to
 }
 
-/// The sequence that a swap of a cell expects: an absent cell may have a void value.
+/// The sequence that a swap of a cell expects: an absent cell may have a void value. A permanent cell
+/// that was absent when its caller looked may have been made and lost since.
 async fn expected_sequence(
     shared: &Shared,
     cell: &CellName,
     expected: Option<Version>,
-) -> Result<u64, StoreError> {
+) -> Result<u64, Failure> {
     if let Some(Version(sequence)) = expected {
         return Ok(sequence);
     }
-    if !is_void(shared, cell, 0) {
+    if cell.life == CellLife::Retained {
         return Ok(0);
     }
-    let held = held(shared, cell).await?.map(|held| held.sequence);
-    Ok(held.filter(|sequence| is_void(shared, cell, *sequence)).unwrap_or_default())
+    let held = held(shared, cell).await.map_err(|error| Failure::NotStored(error.to_string()))?;
+    if held.is_none() {
+        shared.has_room_for_a_cell().map_err(Failure::Refused)?;
+    }
+    let sequence = held.map(|held| held.sequence);
+    Ok(sequence.filter(|sequence| is_void(shared, cell, *sequence)).unwrap_or_default())
 }
 
 /// The nonce decides: a swap whose answer got lost is repeated, and refused if its first message was stored. What the cell
@@ -63,7 +70,7 @@ pub(super) async fn swap(
     settle(shared, || async {
         let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
         let seen = shared.facts().seen.in_epoch(epoch)[stream];
-        let sequence = expected_sequence(shared, cell, expected).await.map_err(Failure::Away)?;
+        let sequence = expected_sequence(shared, cell, expected).await?;
         let message = PublishMessage::build()
             .payload(value.clone())
             .message_id(&nonce)
@@ -71,6 +78,10 @@ pub(super) async fn swap(
         match publish(shared, subject.clone(), message, value.len()).await {
             Ok(stored) => {
                 shared.acknowledged(epoch, stream, seen, &stored)?;
+                if cell.life == CellLife::Permanent {
+                    let entered = shared.enter(&subject).await;
+                    entered.map_err(|error| Failure::Unknown(error.to_string()))?;
+                }
                 Ok(Swap::Swapped(Version(stored.sequence)))
             }
             Err(Failure::Conflict) => {
@@ -99,7 +110,12 @@ async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>,
         shared.look.notify_one();
         error
     };
+    let is_permanent = cell.life == CellLife::Permanent;
+    let (stream, subject) = shared.names.cell(cell);
     if let Some(held) = fetch(shared, cell).await.map_err(missed)? {
+        if is_permanent {
+            shared.enter(&subject).await?;
+        }
         return Ok(Some(held));
     }
     let mark = match cell.life {
@@ -109,10 +125,18 @@ async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>,
     if let Some(mark) = mark
         && fetch(shared, &mark).await.map_err(missed)?.is_none()
     {
-        let stream = shared.names.cell(cell).0;
         return Err(StoreError::Unavailable(shared.suspect(&format!("stream {stream} was purged"))));
     }
-    Ok(None)
+    if !is_permanent || !shared.is_recorded(&subject).await? {
+        return Ok(None);
+    }
+    // Another gateway may have made it after the first look.
+    let held = fetch(shared, cell).await.map_err(missed)?;
+    if held.is_none() {
+        let why = shared.suspect(&format!("stream {stream} {}", record::no_longer_holds(&[&subject])));
+        return Err(StoreError::Unavailable(why));
+    }
+    Ok(held)
 }
 
 /// What the leader holds, whether the store can be used or not; `None` also where there is no stream.

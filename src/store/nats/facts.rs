@@ -1,6 +1,6 @@
 //! What the keeper knows, for those who cannot wait for it.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
@@ -32,6 +32,8 @@ pub(super) struct Facts {
     pub(super) key_mark: Option<CellName>,
     pub(super) remembers_since: Option<Timestamp>,
     pub(super) cells_lost: bool,
+    /// See [`StoreRecord::cell_subjects`]. Each of them is in the stored record.
+    pub(super) cell_subjects: BTreeSet<String>,
     /// See [`StoreRecord::void_to`].
     pub(super) void_to: u64,
     pub(super) loss: Option<Loss>,
@@ -56,6 +58,7 @@ impl Facts {
         self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();
         self.cells_lost = record.cells_lost;
         self.void_to = record.void_to;
+        self.cell_subjects = record.cell_subjects.iter().cloned().collect();
         self.loss = None;
         self.clock = Some((now, Instant::now()));
         self.compare_clocks(Timestamp::now().duration_since(now));

@@ -6,6 +6,7 @@
 //! for longer, or an operator put back what was missing.
 
 mod accept;
+mod made;
 
 use std::{sync::Arc, time::Duration};
 
@@ -289,8 +290,9 @@ impl Shared {
     ) -> Result<There, Hindrance> {
         let keep = self.wanted.keep();
         let now = found[EVENTS].now;
-        record::observe(&mut known, found, keep);
-        let mut write = write;
+        record::observe(&self.names, &mut known, found, keep);
+        let stored_cells = memory.stored.as_ref().map(|(_, stored)| &stored.cell_subjects);
+        let mut write = write || stored_cells != Some(&known.cell_subjects);
         if record::mark_is_due(&known.key_marks, now, keep) {
             let number = u64::try_from(now.as_millisecond()).unwrap_or_default();
             let value = Bytes::from(number.to_string());
@@ -356,19 +358,23 @@ impl Shared {
     /// Refreshes the record now, so that the next start knows how far the streams were.
     pub(super) async fn last_refresh(&self) {
         if matches!(&*self.standing.borrow(), Standing::There(_))
-            && let Err(why) = self.refresh().await
+            && let Err(why) = self.refresh(true).await
         {
             tracing::debug!(%why, "cannot refresh the record");
         }
     }
 
-    async fn refresh(&self) -> Result<(), Hindrance> {
+    /// Looks at the streams and takes note of what they hold. `write`: writes the record also where
+    /// that is not due.
+    async fn refresh(&self, write: bool) -> Result<(), Hindrance> {
         let mut memory = self.memory.lock().await;
         let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
         let (Some(found), Some(known), true, None) = (all(found), known, forgotten.is_empty(), first) else {
             return Ok(());
         };
-        memory.refreshed = Instant::now() - REFRESH;
+        if write {
+            memory.refreshed = Instant::now() - REFRESH;
+        }
         self.remember(&mut memory, known, &found, false, 0).await.map(drop)
     }
 }

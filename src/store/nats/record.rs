@@ -4,10 +4,10 @@
 //! in memory, with everything it has seen since: a stream that goes back while gateways run is noticed even if the record
 //! went back with it.
 //!
-//! Sequences never fall, permanent cells never become fewer, and a *mark* is there until it may expire by age. An event mark
+//! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by age. An event mark
 //! is the sequence of an event. A key mark is a retained cell that nobody swaps. Where a mark is missing, somebody purged.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 
@@ -28,6 +28,14 @@ const KEPT_MARKS: usize = 256;
 
 /// A mark is set each time that this part of the retention has passed, and is expected until this part is left of it.
 const MARKS_PER_RETENTION: u32 = 64;
+
+/// Permanent cells that are kept at most, and that the record lists. A store has two for each set of
+/// credentials, one for each account and up to a thousand for the quarantine of callbacks. Further
+/// ones are refused.
+pub(super) const MOST_CELLS: usize = 4_096;
+
+/// Missing cells that a sentence names.
+const NAMED_CELLS: usize = 3;
 
 /// The streams, in the order of every array of three.
 pub(super) const EVENTS: usize = 0;
@@ -123,6 +131,7 @@ pub(super) fn forgotten(
     marks: Marks,
 ) -> Vec<Forgotten> {
     let mut forgotten = missing(names, found);
+    let missing_cells = missing_cells(known, found[CELLS].as_ref());
     for (stream, found) in found.iter().enumerate() {
         let (Some(found), Some(known)) = (found, streams(known)[stream]) else { continue };
         let last = known.last_sequence.max(seen[stream]);
@@ -132,6 +141,8 @@ pub(super) fn forgotten(
             let now = found.last_sequence;
             let what = format!("ended at {last} and now ends at {now}: it was put back to an older copy");
             Forgotten::older(names, stream, &what)
+        } else if stream == CELLS && !missing_cells.is_empty() {
+            Forgotten::new(names, stream, &no_longer_holds(&missing_cells))
         } else if stream == CELLS && found.messages < known.messages {
             let (before, now) = (known.messages, found.messages);
             Forgotten::new(names, stream, &format!("held {before} cells and now holds {now}: it was purged"))
@@ -157,6 +168,23 @@ pub(super) fn forgotten(
         purged(KEYS, "was purged");
     }
     forgotten
+}
+
+/// The recorded cells that are not in their stream.
+fn missing_cells<'a>(known: &'a StoreRecord, found: Option<&Found>) -> Vec<&'a str> {
+    let Some(found) = found else { return Vec::new() };
+    let subjects = known.cell_subjects.iter().map(String::as_str);
+    subjects.filter(|subject| !found.subjects.contains(*subject)).collect()
+}
+
+/// What a stream is said to have forgotten that lost these cells.
+pub(super) fn no_longer_holds(subjects: &[&str]) -> String {
+    let named = &subjects[..subjects.len().min(NAMED_CELLS)];
+    let more = match subjects.len() - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("no longer holds {}{more}: it was purged", named.join(", "))
 }
 
 /// Whether the marks that must be there are; true also where there is none yet.
@@ -277,6 +305,18 @@ pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
         known.dedup_by_key(|mark| mark.number);
     }
     known.cells_marked |= other.cells_marked;
+    add_cells(known, other.cell_subjects.iter());
+}
+
+/// The subjects that nobody can add are left out: see [`MOST_CELLS`].
+fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a String>) {
+    let mut cells: BTreeSet<String> = std::mem::take(&mut known.cell_subjects).into_iter().collect();
+    for subject in subjects {
+        if cells.len() < MOST_CELLS {
+            cells.insert(subject.clone());
+        }
+    }
+    known.cell_subjects = cells.into_iter().collect();
 }
 
 /// Adds the last sequences that were seen.
@@ -289,7 +329,7 @@ pub(super) fn saw(known: &mut StoreRecord, seen: [u64; 3]) {
 }
 
 /// Adds what was found, which has forgotten nothing.
-pub(super) fn observe(known: &mut StoreRecord, found: &[Found; 3], keep: Duration) {
+pub(super) fn observe(names: &Names, known: &mut StoreRecord, found: &[Found; 3], keep: Duration) {
     let now = found[EVENTS].now;
     for marks in [&mut known.event_marks, &mut known.key_marks] {
         let required: Vec<_> = required(marks, now).copied().collect();
@@ -304,6 +344,8 @@ pub(super) fn observe(known: &mut StoreRecord, found: &[Found; 3], keep: Duratio
             known.messages = known.messages.max(found.messages);
         }
     }
+    let own = [cell(), cells_mark()].map(|cell| names.cell(&cell).1);
+    add_cells(known, found[CELLS].subjects.iter().filter(|subject| !own.contains(subject)));
     if mark_is_due(&known.event_marks, now, keep)
         && let Some(next) = next_event_mark(known, &found[EVENTS], keep)
     {

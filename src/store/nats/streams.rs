@@ -3,7 +3,11 @@
 //! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a replica that lags) would
 //! break promises without a word, so that it is refused in one, which names what is wrong with it.
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -13,7 +17,7 @@ use async_nats::jetstream::{
 };
 use futures_util::try_join;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     link::Link,
@@ -105,9 +109,22 @@ pub(super) struct Found {
     pub(super) first_time: Timestamp,
     pub(super) last_sequence: u64,
     pub(super) last_time: Timestamp,
+    /// The subjects of its messages, where they were asked for.
+    pub(super) subjects: BTreeSet<String>,
     /// When the server answered, by its own clock.
     pub(super) now: Timestamp,
 }
+
+/// Which subjects the server lists; `None`: none.
+#[derive(Clone, Copy, Serialize)]
+struct Question {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subjects_filter: Option<&'static str>,
+}
+
+/// Permanent cells are listed one by one, because each of them must stay.
+const ALL_SUBJECTS: Question = Question { subjects_filter: Some(">") };
+const NO_SUBJECTS: Question = Question { subjects_filter: None };
 
 /// The server's answer. The client's own type leaves out its time.
 #[derive(Deserialize)]
@@ -126,6 +143,9 @@ struct Held {
     first_ts: Timestamp,
     last_seq: u64,
     last_ts: Timestamp,
+    /// With the number of messages of each.
+    #[serde(default)]
+    subjects: BTreeMap<String, u64>,
 }
 
 impl From<Answer> for Found {
@@ -139,6 +159,7 @@ impl From<Answer> for Found {
             first_time: state.first_ts,
             last_sequence: state.last_seq,
             last_time: state.last_ts,
+            subjects: state.subjects.into_keys().collect(),
             now: ts,
         }
     }
@@ -167,7 +188,11 @@ pub(super) fn check_server(link: &Link) -> Result<(), Hindrance> {
 /// Looks at the streams, and compares their settings.
 pub(super) async fn look(link: &Link, wanted: &Wanted) -> Result<Streams, Hindrance> {
     let [events, cells, keys] = &wanted.0;
-    let found = try_join!(get(link, events), get(link, cells), get(link, keys))?;
+    let found = try_join!(
+        get(link, events, NO_SUBJECTS),
+        get(link, cells, ALL_SUBJECTS),
+        get(link, keys, NO_SUBJECTS)
+    )?;
     let found = [found.0, found.1, found.2];
     for (wanted, found) in wanted.0.iter().zip(&found) {
         if let Some(found) = found {
@@ -188,9 +213,9 @@ pub(super) async fn make(link: &Link, wanted: &Wanted, found: &Streams) -> Resul
 }
 
 /// What its leader says of a stream.
-pub(super) async fn get(link: &Link, wanted: &Config) -> Result<Option<Found>, Hindrance> {
+async fn get(link: &Link, wanted: &Config, question: Question) -> Result<Option<Found>, Hindrance> {
     let name = &wanted.name;
-    let asked = link.context.request(format!("STREAM.INFO.{name}"), &()).await;
+    let asked = link.context.request(format!("STREAM.INFO.{name}"), &question).await;
     match asked.map_err(|error| Hindrance::Away(format!("stream {name}: {error}")))? {
         Response::Ok::<Answer>(answer) => Ok(Some(answer.into())),
         Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),

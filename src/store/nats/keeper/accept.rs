@@ -43,7 +43,7 @@ impl Shared {
     ) -> Result<Option<Loss>, StoreError> {
         let mut tries = 0;
         loop {
-            match self.try_accept_loss(restored).await {
+            match Box::pin(self.try_accept_loss(restored)).await {
                 Ok(accepted) => return Ok(accepted),
                 // Another gateway makes the streams or writes the record at this moment.
                 Err(Hindrance::Away(why)) if tries < TRIES => {

@@ -20,6 +20,7 @@ fn stream(first: u64, last: u64, messages: u64, now: Timestamp) -> Found {
         first_time: now,
         last_sequence: last,
         last_time: now,
+        subjects: BTreeSet::new(),
         now,
     }
 }
@@ -33,7 +34,7 @@ fn found(first: u64, last: u64, now: Timestamp) -> [Found; 3] {
 fn known(first: u64, last: u64, now: Timestamp) -> StoreRecord {
     let found = found(first, last, now);
     let mut known = super::first(&found, now);
-    observe(&mut known, &found, KEEP);
+    observe(&names(), &mut known, &found, KEEP);
     known
 }
 
@@ -91,6 +92,34 @@ fn each_way_to_forget_is_told_apart() {
     assert_eq!(sentence(&gone), "stream gw_keys was deleted");
 }
 
+fn cells(found: &mut [Found; 3], names: &[&str]) {
+    found[CELLS].subjects = names.iter().map(|name| format!("gw.cell.{name}")).collect();
+}
+
+#[test]
+fn a_cell_that_is_missing_is_named() {
+    let mut now = found(1, 10, at(1));
+    let mut known = super::first(&now, at(1));
+    cells(&mut now, &["e", "d", "c", "b", "a", "store", "store-mark"]);
+    observe(&names(), &mut known, &now, KEEP);
+    assert_eq!(known.cell_subjects, ["a", "b", "c", "d", "e"].map(|name| format!("gw.cell.{name}")));
+    assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "");
+
+    // Others came, so that no fewer are there.
+    cells(&mut now, &["a", "b", "d", "e", "f", "g"]);
+    let one = "stream gw_cells no longer holds gw.cell.c: it was purged";
+    assert_eq!(lost(&known, [0; 3], now.clone(), THERE), one);
+    cells(&mut now, &["f", "g"]);
+    let all = "stream gw_cells no longer holds gw.cell.a, gw.cell.b, gw.cell.c and 2 more: it was purged";
+    assert_eq!(lost(&known, [0; 3], now.clone(), THERE), all);
+
+    // An accepted loss is no loss any more.
+    let mut after = accepted(Some(&known), &now, String::new(), PURGED);
+    observe(&names(), &mut after, &now, KEEP);
+    assert_eq!(lost(&after, [0; 3], now, THERE), "");
+    assert_eq!(after.cell_subjects, ["gw.cell.f", "gw.cell.g"]);
+}
+
 #[test]
 fn what_may_have_expired_was_not_purged() {
     let known = known(1, 10, at(0));
@@ -112,7 +141,7 @@ fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
         let mut now = found(first, last, at(hour));
         now[EVENTS].first_time = at(hour - 23);
         assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "", "hour {hour}");
-        observe(&mut known, &now, KEEP);
+        observe(&names(), &mut known, &now, KEEP);
         assert!(known.event_marks.len() <= 66, "{}", known.event_marks.len());
         let purged = found(first + 20, last, at(hour));
         assert_ne!(lost(&known, [0; 3], purged, THERE), "", "hour {hour}");
@@ -128,7 +157,7 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     assert_eq!((after.made_time_ms, after.remembers_since_ms), (before.made_time_ms, at(2).as_millisecond()));
     assert_eq!(after.losses.len(), 1);
     let mut observed = after.clone();
-    observe(&mut observed, &now, KEEP);
+    observe(&names(), &mut observed, &now, KEEP);
     assert_eq!(lost(&observed, [0; 3], now.clone(), THERE), "");
     // Even with a servers' clock that went back.
     let mut early = found(5, 10, at(0));
@@ -147,9 +176,11 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
 #[test]
 fn copies_are_merged_into_what_both_know() {
     let mut a = known(1, 10, at(1));
-    let b = known(1, 30, at(5));
+    let mut b = known(1, 30, at(5));
+    (a.cell_subjects, b.cell_subjects) = (vec!["b".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
     merge(&mut a, &b);
     assert_eq!(a.events.unwrap().last_sequence, 30);
+    assert_eq!(a.cell_subjects, ["a", "b"]);
     let mut again = a.clone();
     merge(&mut again, &b);
     assert_eq!(again, a);

@@ -1,6 +1,8 @@
 //! Streams that forget something: deleted, purged, or put back to an older copy. The store notices, does nothing more, makes
 //! nothing anew, and goes on once an operator has accepted it.
 
+mod cells;
+
 use futures_util::{StreamExt as _, future::join_all};
 
 use super::{faults::written, nats_server::copy_folder, *};
