@@ -101,11 +101,6 @@ impl Pair {
             (VZ_M2M_TOKEN, self.session.value.clone()),
         ])
     }
-
-    /// Not only the same values: neither was asked for again.
-    fn is(&self, other: &Self) -> bool {
-        self.bearer.id == other.bearer.id && self.session.id == other.session.id
-    }
 }
 
 /// How often a call may still renew each token: twice if somebody else had renewed it, which may have been long ago, else once.
@@ -211,11 +206,11 @@ impl Tokens {
     pub(super) async fn renewed(self: &Arc<Self>, stale: Stale, pair: &Pair) -> Result<Pair, Error> {
         self.invalidate(stale, pair);
         let renewed = self.pair().await?;
-        if !renewed.is(pair) {
+        if renewed.headers() != pair.headers() {
             return Ok(renewed);
         }
         tokio::time::sleep(slot::SAME_TOKEN_HOLD).await;
-        self.invalidate(stale, pair);
+        self.invalidate(stale, &renewed);
         self.pair().await
     }
 

@@ -1,5 +1,7 @@
 mod properties;
 
+use prost::Message;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -420,4 +422,43 @@ fn a_token_is_stored_with_its_acceptance_and_one_that_cannot_be_read_stays() {
     assert_eq!(token(&told), (true, 1, sealed(1)));
     told.attempt(0, &Report::Accepted { generation: 2, sealed: Some(sealed(2)) });
     assert_eq!(token(&told), (true, 2, sealed(2)));
+}
+
+/// The bytes of a cell as it was written once. They never change; new fields are added.
+#[test]
+fn a_stored_guard_means_what_it_meant() {
+    const STORED: &str = "080112016e180222180a0102100118022001280130093a020a0b40014a010c50012a0101320d0a01021201611a016920e0\
+                          d403380140074801";
+    let byte = |at| u8::from_str_radix(&STORED[at..at + 2], 16).unwrap();
+    let stored: Vec<u8> = (0..STORED.len()).step_by(2).map(byte).collect();
+    let candidate = GuardCandidate {
+        fingerprint: vec![2],
+        strikes: 1,
+        misses: 2,
+        accepted: true,
+        rejected: true,
+        generation: 9,
+        sealed: vec![10, 11],
+        derivation: 1,
+        sealed_for_other_half: vec![12],
+        refuted: true,
+    };
+    let attempt = GuardAttempt {
+        fingerprint: vec![2],
+        id: "a".to_owned(),
+        incarnation: "i".to_owned(),
+        lease_ms: 60_000,
+    };
+    let guard = Guard {
+        version: 1,
+        nonce: "n".to_owned(),
+        rejections: 2,
+        candidates: vec![candidate],
+        accepted_last: vec![1],
+        attempt: Some(attempt),
+        silences: 1,
+        resets: 7,
+        forced: true,
+    };
+    assert_eq!(Guard::decode(&*stored), Ok(guard));
 }

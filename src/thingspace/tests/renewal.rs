@@ -296,10 +296,14 @@ async fn a_bearer_that_is_refused_for_a_moment_costs_no_caller_an_error() {
     let request = world.request();
     world.poll(&request).await.unwrap();
     let fault = answer(401, r#"{"fault":{"code":"900901"}}"#);
-    world
-        .handle
-        .inject(Fault { times: Some(3), ..Fault::always(Endpoint::Status, When::BeforeEffect, fault) });
-    for outcome in join_all((0..3).map(|_| world.poll(&request))).await {
+    world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, fault));
+    let recovered = async {
+        world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 2).await;
+        world.handle.clear_faults();
+    };
+    let calls = join_all((0..3).map(|_| world.poll(&request)));
+    let (outcomes, ()) = tokio::join!(calls, recovered);
+    for outcome in outcomes {
         outcome.unwrap();
     }
     assert_eq!(world.handle.ledger().logins(), 1);

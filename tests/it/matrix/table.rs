@@ -87,7 +87,7 @@ pub const LOGIN: [Line<Key>; 17] = [
 /// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
 pub const DOWNLOAD: [Line<Key>; 17] = [
     (Hang, UNKNOWN, calls(0, 0, 1, 0), Unknown),
-    (Unauthorized, DOWN, calls(1, 0, 1, 0), Free),
+    (Unauthorized, DOWN, calls(2, 0, 1, 0), Free),
     (Forbidden, REFUSED, calls(0, 0, 1, 0), Free),
     (RequestTimeout, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Throttled, THROTTLED, calls(0, 0, 1, 0), Free),
@@ -108,7 +108,7 @@ pub const DOWNLOAD: [Line<Key>; 17] = [
 /// A question about a pending request, which is repeated twice where that may help. What is stored stays as it was.
 pub const STATUS: [Line<()>; 17] = [
     (Hang, DOWN, calls(0, 0, 0, 3), ()),
-    (Unauthorized, DOWN, calls(2, 0, 0, 2), ()),
+    (Unauthorized, DOWN, calls(3, 0, 0, 2), ()),
     (Forbidden, REFUSED, calls(0, 0, 0, 1), ()),
     (RequestTimeout, DOWN, calls(0, 0, 0, 3), ()),
     (Throttled, THROTTLED, calls(0, 0, 0, 3), ()),
