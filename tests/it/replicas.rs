@@ -230,7 +230,8 @@ async fn a_start_without_nats_waits_for_it() {
     assert!(status == 503 && why.contains("store"), "{status} {why}");
     let refused = place(&mut client, "early", [0]).await.unwrap_err();
     assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
-    let url = format!("http://{}/any", gateway.callbacks.as_ref().unwrap().0);
+    let path = "a".repeat(43);
+    let url = format!("http://{}/{path}", gateway.callbacks.as_ref().unwrap().0);
     let http = reqwest::Client::new();
     let answer = within("an answer", http.post(&url).body("{}").send()).await.unwrap();
     assert_eq!(answer.status(), 503, "it may be a right path");
