@@ -14,7 +14,7 @@ pub(super) use order::judge_order;
 
 use super::{
     Refusal,
-    code::{Code, table::Means},
+    code::{Code, Said, table::Means},
     transport::Reply,
 };
 
@@ -44,6 +44,16 @@ impl Stale {
     const BOTH: Self = Self { bearer: true, session: true };
 }
 
+/// Whether a success has a code that is about the call and not about what was asked for. A request that failed may have its
+/// own code.
+fn blames_the_call(body: &[u8], status: u16) -> bool {
+    match Said::read(body) {
+        Said::Nothing | Said::Success => false,
+        Said::One(code) => !matches!(code.row(status).means, Means::Refused(_)),
+        Said::Contradictory => true,
+    }
+}
+
 /// What an answer to anything but an order means; see [`judge_order`] for those. `parse` reads the body of a success.
 ///
 /// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer that blames the call: not
@@ -53,7 +63,9 @@ pub(super) fn judge<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Ver
     let body = reply.body.as_deref();
     let read = body.and_then(parse);
     let reads_as_success = read.is_some();
-    if let (200..=299, Some(done)) = (status, read) {
+    if let (200..=299, Some(done)) = (status, read)
+        && !body.is_some_and(|body| blames_the_call(body, status))
+    {
         return Verdict::Done(done);
     }
     let code = body.and_then(Code::read);

@@ -5,7 +5,7 @@
 
 mod registrations;
 
-use std::{fmt, marker::PhantomData, time::Duration};
+use std::{collections::HashMap, fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
@@ -17,7 +17,7 @@ use serde_json::{Value, value::RawValue};
 
 pub(super) use registrations::{registered, registration, registrations};
 
-use super::{Object, Order, StatusAnswer, StatusClass, json::Json, verdict::is_request_id};
+use super::{Object, Order, StatusAnswer, StatusClass, code::Said, json::Json, verdict::is_request_id};
 use crate::identity::{Device, Digits, Kind, RequestId};
 
 const MAX_TOKEN_BYTES: usize = 4096;
@@ -148,13 +148,10 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
             device
         }
 
-        /// Its own status, else the one of its ids if they agree.
+        /// Its own status and those of its ids, if they agree.
         fn class(&self) -> StatusClass {
-            if let Some(status) = &self.status {
-                return class(&status.0);
-            }
-            let mut classes =
-                self.ids.iter().filter_map(|id| id.status.as_ref()).map(|status| class(&status.0));
+            let of_ids = self.ids.iter().filter_map(|id| id.status.as_ref());
+            let mut classes = self.status.iter().chain(of_ids).map(|status| class(&status.0));
             let first = classes.next().unwrap_or(StatusClass::Unknown);
             if classes.all(|class| class == first) { first } else { StatusClass::Unknown }
         }
@@ -166,14 +163,41 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
     if !root.values_where(is_request_id).all(is_asked) {
         return None;
     }
+    let said = Said::read(body);
+    let names_request = root.values_where(is_request_id).next().is_some();
+    if root.values_where(|name| name.eq_ignore_ascii_case("status")).count() > 1 {
+        return None;
+    }
     let body: Body = serde_json::from_slice(body).ok()?;
+    // An error that names no request may be about this very question.
+    if !names_request && body.sub_requests.is_empty() {
+        return None;
+    }
     let devices = body.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
-    // As in a callback: a fault makes a success doubtful. Without a word of failure it may be about this very question.
+    // As in a callback: a fault or a code makes a success doubtful.
+    let is_doubtful = says_something(&body.fault) || !matches!(said, Said::Nothing | Said::Success);
     let overall = match class(&body.status.0) {
-        StatusClass::Succeeded if says_something(&body.fault) => StatusClass::Unknown,
+        StatusClass::Succeeded if is_doubtful => StatusClass::Unknown,
         class => class,
     };
-    Some(StatusAnswer { overall, devices })
+    Some(StatusAnswer { overall, devices: agreed(devices) })
+}
+
+/// The devices, each with the status that all entries about it agree on.
+fn agreed(mut devices: Vec<(Device, StatusClass)>) -> Vec<(Device, StatusClass)> {
+    let mut classes: HashMap<Device, StatusClass> = HashMap::new();
+    for (device, class) in devices.iter().filter(|(device, _)| device.present().next().is_some()) {
+        let agreed = classes.entry(device.clone()).or_insert(*class);
+        if agreed != class {
+            *agreed = StatusClass::Unknown;
+        }
+    }
+    for (device, class) in &mut devices {
+        if let Some(agreed) = classes.get(device) {
+            *class = *agreed;
+        }
+    }
+    devices
 }
 
 /// Whether there is anything in a value.

@@ -13,9 +13,15 @@ use crate::{
 impl Request {
     /// What of a status answer is new, as events that are each below the store's bound; none if nothing is.
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+        // A device that cannot be named may be one more, so what is said of the whole says nothing.
+        let is_nameless = |(device, class): &(Device, StatusClass)| {
+            device.present().next().is_none() && *class != StatusClass::Succeeded
+        };
+        let nameless = answer.devices.iter().any(is_nameless);
+        let overall = if nameless { StatusClass::Unknown } else { answer.overall };
         let observed = |devices, complete| storage::Observed {
             account: account.as_str().to_owned(),
-            overall: event::class_to_stored(answer.overall).into(),
+            overall: event::class_to_stored(overall).into(),
             devices,
             overall_only: answer.devices.is_empty(),
             complete,
@@ -29,7 +35,7 @@ impl Request {
             let state = DeviceState::of(class).unwrap_or(DeviceState::Pending);
             self.find(device).map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
         };
-        let overall = DeviceState::of(answer.overall);
+        let overall = DeviceState::of(overall);
         let listed = |(device, _): &(Device, _)| self.is_new(device) || self.find(device).is_some();
         let completes = !self.known && completes(overall, answer.devices.iter().any(listed));
         let differing: Vec<_> = answer

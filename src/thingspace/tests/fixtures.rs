@@ -130,10 +130,15 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
 fn a_status_answer_has_no_wrong_id() {
     let asked = RequestId::parse("r-1").unwrap();
     let read = |body: String| wire::status(body.as_bytes(), &asked);
-    for ids in
-        ["", r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#, r#""requestId":null,"#]
-    {
+    for ids in [r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#] {
         assert!(read(format!(r#"{{{ids}"status":"Success"}}"#)).is_some(), "{ids}");
+    }
+    // Without an id it must list devices, or it may be about anything.
+    for ids in ["", r#""requestId":null,"#] {
+        assert_eq!(read(format!(r#"{{{ids}"status":"Success"}}"#)), None, "{ids}");
+        assert!(
+            read(format!(r#"{{{ids}"status":"Success","subRequests":[{{"status":"Success"}}]}}"#)).is_some()
+        );
     }
     for ids in [
         r#""requestid":"r-2","#,

@@ -46,6 +46,53 @@ async fn every_shape_is_read() {
     assert_eq!(answer, StatusAnswer { overall: StatusClass::Pending, devices: vec![] });
 }
 
+/// A status query with HTTP 200 and this body, in which `{id}` is the request.
+async fn answered(world: &World, body: &str) -> Result<StatusLookup, Error> {
+    let request = world.request();
+    let body = body.replace("{id}", request.as_str());
+    world.handle.inject(Fault::once(Endpoint::Status, When::BeforeEffect, answer(200, &body)));
+    world.poll(&request).await
+}
+
+#[tokio::test]
+async fn a_success_with_an_error_of_the_call_decides_no_request() {
+    let world = world(manual()).await;
+    world.poll(&world.request()).await.unwrap();
+    for body in [
+        r#"{"requestId":"{id}","status":"Failed","errorCode":"UnifiedWebService.REQUEST_FAILED.SessionToken.Expired"}"#,
+        r#"{"requestId":"{id}","status":"Failed","fault":{"code":"900901"}}"#,
+        r#"{"requestId":"{id}","status":"Failed","errorCode":"500"}"#,
+        r#"{"status":"error","message":"Backend unavailable"}"#,
+        r#"{"status":"Success"}"#,
+        r#"{"requestId":"{id}","status":"Success","Status":"Pending"}"#,
+    ] {
+        // The call is repeated, and the truth is pending.
+        assert_eq!(found(answered(&world, body).await).overall, StatusClass::Pending, "{body}");
+    }
+    let doubtful = r#"{"requestId":"{id}","status":"Success","errorCode":"UnifiedWebService.REQUEST_FAILED.UnexpectedError"}"#;
+    assert_eq!(found(answered(&world, doubtful).await).overall, StatusClass::Unknown);
+}
+
+#[tokio::test]
+async fn entries_that_contradict_each_other_decide_no_device() {
+    let world = world(manual()).await;
+    let eid = device(1).eid;
+    for (first, second) in [("Success", "Failed"), ("Failed", "Success"), ("Success", "Pending")] {
+        let ids = format!(r#"[{{"kind":"eid","id":"{}"}}]"#, eid.as_str());
+        let body = format!(
+            r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"{first}"}},{{"ids":{ids},"status":"{second}"}}]}}"#
+        );
+        let answer = found(answered(&world, &body).await);
+        assert!(answer.devices.iter().all(|(_, class)| *class == StatusClass::Unknown), "{answer:?}");
+        let body = format!(
+            r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"status":"{first}","ids":[{{"kind":"eid","id":"{}","status":"{second}"}}]}}]}}"#,
+            eid.as_str()
+        );
+        let answer = found(answered(&world, &body).await);
+        assert_eq!(answer.devices[0].1, StatusClass::Unknown, "{answer:?}");
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
     let world = world(manual()).await;

@@ -145,3 +145,18 @@ proptest! {
         }
     }
 }
+
+/// A list with a device that cannot be named is not the whole, so a request that nobody ordered here stays open.
+#[test]
+fn a_device_without_identifiers_keeps_a_request_open() {
+    for class in [StatusClass::Pending, StatusClass::Failed, StatusClass::Unknown] {
+        for devices in [
+            vec![(Device::default(), class)],
+            vec![(device(1), StatusClass::Succeeded), (Device::default(), class)],
+        ] {
+            let mut log = Log::of([]);
+            tell(&mut log, &answer(StatusClass::Succeeded, devices.clone()));
+            assert!(!log.request.is_final(), "{devices:?}");
+        }
+    }
+}
