@@ -195,6 +195,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
         problems.push(format!("control.socket: {what}"));
     }
     problems.socket_is_apart(config, file);
+    problems.store_is_apart(config, file);
     problems.pairs_are_apart(config);
     problems
 }

@@ -19,6 +19,9 @@ use crate::secret_file::is_same_user;
 /// The longest secret that the gateway reads from a file, in bytes.
 const MAX_SECRET_BYTES: u64 = 4096;
 
+/// What the embedded store consists of.
+const STORE: [&str; 2] = ["store.path", "the record beside the store"];
+
 impl Problems {
     /// The socket is made anew at each start, so it must not have the path of anything else.
     pub(super) fn socket_is_apart(&mut self, config: &Config, file: Option<&Path>) {
@@ -41,6 +44,21 @@ impl Problems {
                 "control.socket: {} exists and is no socket; name another file, or remove it",
                 socket.display()
             ));
+        }
+    }
+
+    /// The store and its record are written, so they must not have the path of anything else.
+    pub(super) fn store_is_apart(&mut self, config: &Config, file: Option<&Path>) {
+        let named = named(config, file);
+        let (store, others): (Vec<_>, Vec<_>) =
+            named.into_iter().partition(|(what, _)| STORE.contains(&&**what));
+        for (part, path) in &store {
+            for (what, _) in others.iter().filter(|(_, other)| same(path, other)) {
+                self.push(format!(
+                    "store.path: {}, {part}, is the path of {what}; name a file of its own",
+                    path.display()
+                ));
+            }
         }
     }
 
@@ -96,8 +114,8 @@ fn named(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
         StoreKind::Embedded => {
             let mut record = config.store.path.clone().into_os_string();
             record.push(".record");
-            add("store.path", &config.store.path);
-            add("the record beside the store", Path::new(&record));
+            add(STORE[0], &config.store.path);
+            add(STORE[1], Path::new(&record));
         }
         StoreKind::Nats => {
             let nats = &config.store.nats;

@@ -406,6 +406,24 @@ fn the_socket_has_a_path_of_its_own() {
 }
 
 #[test]
+fn the_store_has_a_path_of_its_own() {
+    let (folder, mut config) = deployed();
+    let file = folder.path().join("gateway.toml");
+    fs::write(&file, "").unwrap();
+    config.credentials[0].password_file = folder.path().join("store.redb.record");
+    fs::write(&config.credentials[0].password_file, "password").unwrap();
+    let problems = deployment(&config, Some(&file)).to_string();
+    assert!(
+        problems.contains("the record beside the store, is the path of password_file of credentials #1;"),
+        "{problems}"
+    );
+    let (_folder, mut config) = deployed();
+    config.store.path = file.clone();
+    let problems = deployment(&config, Some(&file)).to_string();
+    assert!(problems.contains("store.path, is the path of the configuration file;"), "{problems}");
+}
+
+#[test]
 fn the_callbacks_password_is_no_login() {
     let (folder, mut config) = deployed();
     config.callbacks.enabled = true;

@@ -1,16 +1,16 @@
 //! The open connections, bounded in total and for each address.
 //!
 //! Where a bound is reached, a new connection takes the place of one that waits for its peer: of the address with the most,
-//! the one on which nothing has happened for longest. A connection whose request is being answered keeps its place, and one
-//! whose peer has proved itself gives way only after all others. So an address that holds many connections takes places away
-//! from nobody but itself.
+//! the one on which nothing has happened for longest. A connection whose request is being answered keeps its place. Those of
+//! an address that has proved itself once give way only after all others, however many other addresses there are. So an
+//! address that holds many connections takes places away from nobody but itself.
 //!
 //! No connection gives way before its peer has had [`FIRST_WAIT`] to send a request. A flood of connections is accepted no
 //! faster than that allows.
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a peer has for its request before its connection may give way.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// Addresses that are remembered as proved. The oldest is forgotten first.
+const MOST_PROVED: usize = 1024;
 
 /// Leading bits of an IPv6 address that one host or site usually has for itself.
 const IPV6_SITE_BITS: u32 = 64;
@@ -111,6 +114,7 @@ pub struct Origin {
     /// The peer's address; of an IPv6 address the first 64 bits.
     pub source: IpAddr,
     pub(super) activity: Arc<Activity>,
+    limit: ConnectionLimit,
 }
 
 impl Origin {
@@ -120,9 +124,11 @@ impl Origin {
         Received(Arc::clone(&self.activity))
     }
 
-    /// The peer has proved itself: its connection gives way only after all others.
+    /// The peer has proved itself: its connections, also later ones, give way only after all others.
     pub fn prove(&self) {
-        self.activity.proved.store(true, Ordering::Relaxed);
+        if !self.activity.proved.swap(true, Ordering::Relaxed) {
+            self.limit.places().remember_proved(self.source);
+        }
     }
 }
 
@@ -137,7 +143,7 @@ impl Drop for Received {
 }
 
 /// The open connections.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct ConnectionLimit {
     most: usize,
     most_of_source: usize,
@@ -145,14 +151,17 @@ pub(super) struct ConnectionLimit {
     places: Arc<Mutex<Places>>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Places {
     count: u64,
     held: HashMap<u64, Held>,
     /// How many of the places each source holds.
     sources: HashMap<IpAddr, usize>,
+    /// Addresses that have proved themselves, oldest first.
+    proved: VecDeque<IpAddr>,
 }
 
+#[derive(Debug)]
 struct Held {
     source: IpAddr,
     activity: Arc<Activity>,
@@ -198,11 +207,13 @@ impl ConnectionLimit {
         places.count += 1;
         let (number, taken) = (places.count, CancellationToken::new());
         let activity = Arc::new(Activity::new(self.start));
+        activity.proved.store(places.proved.contains(&source), Ordering::Relaxed);
         let held = Held { source, activity: Arc::clone(&activity), taken: taken.clone() };
         places.held.insert(number, held);
         *places.sources.entry(source).or_default() += 1;
         drop(places);
-        Ok(Place { origin: Origin { source, activity }, taken, number, limit: self.clone() })
+        let origin = Origin { source, activity, limit: self.clone() };
+        Ok(Place { origin, taken, number, limit: self.clone() })
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
@@ -237,6 +248,15 @@ impl Places {
             held.taken.cancel();
         }
         Ok(())
+    }
+
+    fn remember_proved(&mut self, source: IpAddr) {
+        if !self.proved.contains(&source) {
+            self.proved.push_back(source);
+        }
+        if self.proved.len() > MOST_PROVED {
+            self.proved.pop_front();
+        }
     }
 
     fn remove(&mut self, number: u64) -> Option<Held> {
@@ -343,6 +363,18 @@ mod tests {
         let _received = strangers[1].origin.received();
         assert!(limit.admit_later(OTHER).is_ok());
         assert_eq!(taken(&proved), [true, false, false]);
+    }
+
+    /// ThingSpace opens a connection for each of its calls, while each of many strangers holds one.
+    #[test]
+    fn later_connections_of_a_proved_address_give_way_last() {
+        let limit = ConnectionLimit::new(4, 4);
+        limit.admit(ONE).ok().unwrap().origin.prove();
+        let later: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        let strangers: Vec<_> =
+            (2..20).map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap()).collect();
+        assert_eq!(taken(&later), [false, false]);
+        assert_eq!(taken(&strangers).iter().filter(|taken| !**taken).count(), 2);
     }
 
     #[test]

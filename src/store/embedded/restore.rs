@@ -32,7 +32,7 @@ pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
         return Err(StoreError::Unavailable("the backup is the store itself".to_owned()));
     }
     // Locked until the backup is in its place. A store that is damaged may be replaced.
-    let _locked = match file::open(store) {
+    let _locked = match caught(|| file::open(store)) {
         Ok(database) => Some(database),
         Err(error @ (redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch)) => {
             return Err(explain(store, error));

@@ -70,8 +70,8 @@ impl Facts {
         match (std::mem::replace(&mut self.clock_is_off, is_off), is_off) {
             (false, true) => tracing::warn!(
                 ahead = format_args!("{ahead:#}"),
-                "the clocks of this host and of the NATS servers differ; set the wrong one: shown times are wrong, \
-                 and nothing is deleted or given up because of it"
+                "the clocks of this host and of the NATS servers differ. Set the wrong one. If a server is far ahead, stop it \
+                 at once: it deletes by its own clock what is not old enough"
             ),
             (true, false) => tracing::info!("the clocks of this host and of the NATS servers agree again"),
             _ => {}

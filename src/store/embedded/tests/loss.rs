@@ -324,3 +324,20 @@ async fn a_backup_that_is_restored_begins_a_new_epoch_and_the_former_file_is_kep
     assert_eq!(restore(&backup, &path).unwrap(), Restored { sequence: 1, replaced: None });
     assert_eq!(open(&path).loss(), None);
 }
+
+/// However redb takes the damage: with an error or with a panic.
+#[tokio::test]
+async fn a_damaged_store_is_replaced_by_a_backup() {
+    let (_folder, path) = place();
+    let (_, backup) = with_copy(&path).await;
+    let whole = fs::read(&path).unwrap();
+    for part in 0..16 {
+        let mut damaged = whole.clone();
+        let (from, to) = (whole.len() * part / 16, whole.len() * (part + 1) / 16);
+        damaged[from.max(16)..to].fill(0xff);
+        fs::write(&path, &damaged).unwrap();
+        let restored = restore(&backup, &path).unwrap();
+        assert_eq!(restored.sequence, 1);
+        assert_eq!(fs::read(restored.replaced.unwrap()).unwrap().len(), whole.len());
+    }
+}
