@@ -52,7 +52,8 @@ const KEYS: usize = 4;
 const MAX_DEADLINE: Duration = Duration::from_secs(2);
 /// For ThingSpace's answers.
 const TIMEOUT: Duration = Duration::from_millis(300);
-const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// The third login in a row is later than any call's deadline. If it failed, too, logins would stop, and rightly.
+const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 const BREAKER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// An answer may come later than its deadline by so many times what the slowest call took that has nothing to wait for.
 const TOLERANCE: u32 = 10;
