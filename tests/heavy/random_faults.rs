@@ -52,8 +52,8 @@ const KEYS: usize = 4;
 const MAX_DEADLINE: Duration = Duration::from_secs(2);
 /// For ThingSpace's answers.
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// The third login in a row is later than any call's deadline. If it failed, too, logins would stop, and rightly.
-const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The third login in a row comes after everything: if it failed, too, logins would stop, and rightly.
+const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_hours(1));
 const BREAKER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
 /// An answer may come later than its deadline by so many times what the slowest call took that has nothing to wait for.
 const TOLERANCE: u32 = 10;
@@ -365,6 +365,7 @@ impl World {
             call.unwrap();
         }
         // What failed is not left alone for long.
+        self.config.thingspace.login_backoff_max = LOGIN_BACKOFF.0;
         self.restart(Life::drain).await;
         let idle = |ledger: &Ledger| ledger.in_flight(Endpoint::Download) == 0;
         let ledger = self.upstream.sim.wait_until(DEADLINE, idle).await;

@@ -292,11 +292,12 @@ async fn a_callback_tells_what_became_of_an_order() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = lose(&upstream, &mut client, "k", &[0, 1]).await;
-    assert_eq!(gateway.requests.unknown_orders().await.unwrap().len(), 1);
+    let unknown = async || gateway.requests.unknown_orders().await.unwrap().len();
+    eventually("it is listed", async || unknown().await == 1).await;
     call_back(&gateway, &id, 1, StatusClass::Failed).await;
     assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
     assert_reason(&shown(&mut client, &id).await.devices[1], 1);
-    assert_eq!(gateway.requests.unknown_orders().await.unwrap(), []);
+    eventually("it is listed no more", async || unknown().await == 0).await;
     let ledger = upstream.sim.ledger();
     assert_eq!((ledger.orders.len(), ledger.calls(Endpoint::Download)), (1, 1));
 }
@@ -394,8 +395,9 @@ async fn what_fits_two_orders_is_left_to_an_operator() {
         // As a lead of either order.
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(id) == 2).await;
     }
-    let orders = gateway.requests.unknown_orders().await.unwrap();
-    assert_eq!(orders.len(), 2);
+    let listed = async || gateway.requests.unknown_orders().await.unwrap();
+    eventually("both are listed", async || listed().await.len() == 2).await;
+    let orders = listed().await;
     assert!(orders.iter().all(|order| order.account == ACCOUNT && order.devices == 2));
     let settlement = Settlement::AcceptedAs(second.clone());
     gateway.requests.settle_order(&orders[1].order_id, &settlement, false).await.unwrap();

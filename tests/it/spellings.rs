@@ -132,6 +132,7 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
     upstream.sim.set_next_id(id.clone());
     let status = place(&mut client, "k", [0]).await.unwrap_err();
     assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    eventually("it is listed", async || gateway.requests.unknown_orders().await.unwrap().len() == 1).await;
     let unknown = gateway.requests.unknown_orders().await.unwrap();
     let settlement = Settlement::AcceptedAs(id.clone());
     gateway.requests.settle_order(&unknown[0].order_id, &settlement, false).await.unwrap();
