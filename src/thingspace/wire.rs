@@ -163,21 +163,21 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
     if !root.values_where(is_request_id).all(is_asked) {
         return None;
     }
-    let said = Said::read(body);
     let names_request = root.values_where(is_request_id).next().is_some();
     if root.values_where(|name| name.eq_ignore_ascii_case("status")).count() > 1 {
         return None;
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
+    let answer: Body = serde_json::from_slice(body).ok()?;
     // An error that names no request may be about this very question.
-    if !names_request && body.sub_requests.is_empty() {
+    if !names_request && answer.sub_requests.is_empty() {
         return None;
     }
-    let devices = body.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
+    let devices = answer.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
     // As in a callback: a fault or a code makes a success doubtful.
-    let is_doubtful = says_something(&body.fault) || !matches!(said, Said::Nothing | Said::Success);
-    let overall = match class(&body.status.0) {
-        StatusClass::Succeeded if is_doubtful => StatusClass::Unknown,
+    let is_doubtful =
+        || says_something(&answer.fault) || !matches!(Said::read(body), Said::Nothing | Said::Success);
+    let overall = match class(&answer.status.0) {
+        StatusClass::Succeeded if is_doubtful() => StatusClass::Unknown,
         class => class,
     };
     Some(StatusAnswer { overall, devices: agreed(devices) })
