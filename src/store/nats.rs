@@ -17,6 +17,7 @@ mod keeper;
 mod link;
 mod logs;
 mod names;
+mod newest;
 mod publish;
 mod record;
 mod room;
@@ -44,7 +45,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::{
-    facts::Facts,
+    facts::{Facts, Message},
     keeper::Memory,
     link::{Link, backoff},
     names::Names,
@@ -330,10 +331,17 @@ impl Shared {
 
     /// A message was stored. A sequence that was given before is one of a stream that went back. `seen`: the last sequence
     /// that was known when it was sent.
-    fn acknowledged(&self, epoch: u64, stream: usize, seen: u64, stored: &PublishAck) -> Result<(), Failure> {
+    fn acknowledged(
+        &self,
+        epoch: u64,
+        stream: usize,
+        seen: u64,
+        stored: &PublishAck,
+        id: &str,
+    ) -> Result<(), Failure> {
         let sequence = stored.sequence;
         if stored.duplicate || sequence > seen {
-            self.facts().saw(epoch, stream, sequence);
+            self.facts().saw(epoch, stream, Message { sequence, id: id.to_owned() });
             return Ok(());
         }
         let name = self.names.streams()[stream];

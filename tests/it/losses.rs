@@ -150,6 +150,18 @@ async fn keys_that_were_purged_order_nothing_again() {
     stop(gateways).await;
 }
 
+/// Waits until the follower of every gateway has all events. What no gateway has seen cannot be missed.
+async fn all_have_read_all(nats: &NatsServer, gateways: usize) {
+    let admin = admin(nats).await;
+    let how_many = async || {
+        let events = admin.get_stream("gw_events").await.unwrap();
+        let last = events.cached_info().state.last_sequence;
+        let consumers: Vec<_> = events.consumers().try_collect().await.unwrap();
+        consumers.iter().filter(|consumer| consumer.delivered.stream_sequence >= last).count()
+    };
+    eventually("all gateways have read all events", async || how_many().await >= gateways).await;
+}
+
 /// The disk of the servers is put back to what it was a while ago, under gateways that live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_put_back_orders_nothing_again() {
@@ -171,6 +183,7 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
         eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [n]).await).await;
         place(&mut client, &key, [n]).await.unwrap();
     }
+    all_have_read_all(&nats, gateways.len()).await;
     nats.stop().await;
     for stream in PUT_BACK {
         copy_folder(&copies.path().join(stream), &nats.stream_folder(stream));

@@ -6,20 +6,17 @@
 //! exists, so that nobody acts on a cell whose loss would go unnoticed.
 //! A count of rejected logins that came with a backup is treated as absent: see [`is_void`].
 
-use async_nats::{
-    HeaderValue,
-    header::NATS_MESSAGE_ID,
-    jetstream::{
-        ErrorCode,
-        message::{PublishMessage, StreamMessage},
-        stream::{LastRawMessageErrorKind, Stream},
-    },
+use async_nats::jetstream::{
+    ErrorCode,
+    message::{PublishMessage, StreamMessage},
+    stream::{LastRawMessageErrorKind, Stream},
 };
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
     Shared,
+    newest::id_of,
     publish::{Failure, publish, settle},
     record::{self, CELLS, KEYS},
 };
@@ -77,7 +74,7 @@ pub(super) async fn swap(
             .expected_last_subject_sequence(sequence);
         match publish(shared, subject.clone(), message, value.len()).await {
             Ok(stored) => {
-                shared.acknowledged(epoch, stream, seen, &stored)?;
+                shared.acknowledged(epoch, stream, seen, &stored, &nonce)?;
                 if cell.life == CellLife::Permanent {
                     let entered = shared.enter(&subject).await;
                     entered.map_err(|error| Failure::Unknown(error.to_string()))?;
@@ -88,7 +85,7 @@ pub(super) async fn swap(
                 let held = held(shared, cell).await.map_err(|error| Failure::NotStored(error.to_string()))?;
                 let version = held.as_ref().map(|held| Version(held.sequence));
                 if let (Some(held), Some(version)) = (&held, version)
-                    && nonce_of(held) == Some(&nonce)
+                    && id_of(Some(&held.headers)) == nonce
                 {
                     return Ok(Swap::Swapped(version));
                 }
@@ -183,10 +180,6 @@ fn stream_of(cell: &CellName) -> usize {
         CellLife::Permanent => CELLS,
         CellLife::Retained => KEYS,
     }
-}
-
-fn nonce_of(message: &StreamMessage) -> Option<&str> {
-    message.headers.get(NATS_MESSAGE_ID).map(HeaderValue::as_str)
 }
 
 fn versioned(message: StreamMessage) -> Versioned {

@@ -25,9 +25,19 @@ impl Seen {
     }
 }
 
+/// A message of ours in a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) sequence: u64,
+    /// Its `Nats-Msg-Id`, which no other message has.
+    pub(super) id: String,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) seen: Seen,
+    /// The newest message of each stream that was acknowledged or delivered in the epoch of `seen`.
+    newest: [Option<Message>; 3],
     /// The retained cell that must be there.
     pub(super) key_mark: Option<CellName>,
     pub(super) remembers_since: Option<Timestamp>,
@@ -49,6 +59,9 @@ const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 impl Facts {
     /// Takes note of a record, and of the servers' time.
     pub(super) fn learn(&mut self, record: &StoreRecord, now: Timestamp) {
+        if self.seen.epoch != record.epoch {
+            self.newest = Default::default();
+        }
         self.seen = Seen { epoch: record.epoch, last: self.seen.in_epoch(record.epoch) };
         let streams = [&record.events, &record.cells, &record.keys];
         for (seen, stream) in self.seen.last.iter_mut().zip(streams) {
@@ -78,11 +91,21 @@ impl Facts {
         }
     }
 
-    /// A sequence was acknowledged or delivered.
-    pub(super) fn saw(&mut self, epoch: u64, stream: usize, sequence: u64) {
-        if self.seen.epoch == epoch {
-            self.seen.last[stream] = self.seen.last[stream].max(sequence);
+    /// A message was acknowledged or delivered.
+    pub(super) fn saw(&mut self, epoch: u64, stream: usize, message: Message) {
+        if self.seen.epoch != epoch {
+            return;
         }
+        let (last, newest) = (&mut self.seen.last[stream], &mut self.newest[stream]);
+        *last = message.sequence.max(*last);
+        if newest.as_ref().is_none_or(|newest| newest.sequence < message.sequence) {
+            *newest = Some(message);
+        }
+    }
+
+    /// The newest message of a stream that was acknowledged or delivered in an epoch.
+    pub(super) fn newest(&self, epoch: u64, stream: usize) -> Option<Message> {
+        self.newest[stream].clone().filter(|_| self.seen.epoch == epoch)
     }
 
     /// Where the stream of events ends, as far as is known.

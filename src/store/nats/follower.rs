@@ -23,7 +23,9 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Shared, There, link::backoff, logs::timestamp, record::EVENTS, until_there};
+use super::{
+    Shared, There, facts, link::backoff, logs::timestamp, newest::id_of, record::EVENTS, until_there,
+};
 use crate::store::{Entry, Followed, Lost, Position};
 
 /// What waits to be folded, in events and in bytes; beyond it NATS is not asked for more.
@@ -164,6 +166,11 @@ impl Follower {
             hiccup(&error)
         })?;
         self.check(there, created_ns(stream.cached_info()), &stream.cached_info().state)?;
+        let is_other = self.shared.is_written_over(&stream, there.epoch, EVENTS).await;
+        if is_other.map_err(|error| hiccup(&error))?.is_some() {
+            self.shared.look.notify_one();
+            return Err(hiccup(&"the stream holds another event than before"));
+        }
         if stream.cached_info().state.messages == 0 {
             self.caught_up().await?;
         }
@@ -276,7 +283,8 @@ impl Follower {
             let time = timestamp(info.published.unix_timestamp_nanos()).unwrap_or(self.time);
             self.time = self.time.max(time);
             if let Some(epoch) = self.epoch {
-                self.shared.facts().saw(epoch, EVENTS, sequence);
+                let id = id_of(message.headers.as_ref()).to_owned();
+                self.shared.facts().saw(epoch, EVENTS, facts::Message { sequence, id });
             }
             if let (Some(log), Some(epoch)) = (self.shared.names.to_log(&message.subject), self.epoch) {
                 let position = Position { epoch, sequence };

@@ -222,6 +222,11 @@ impl Shared {
         let marks = self.find_marks(&known, &found).await?;
         let seen = before.in_epoch(known.epoch);
         let mut forgotten = record::forgotten(&self.names, &known, seen, &found, marks);
+        for one in self.written_over(known.epoch, &found).await.map_err(away)? {
+            if !forgotten.iter().any(|other| other.stream == one.stream) {
+                forgotten.push(one);
+            }
+        }
         if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
             forgotten.push(Forgotten::older(&self.names, CELLS, "was put back to an older copy"));
         }

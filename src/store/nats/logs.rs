@@ -42,7 +42,7 @@ pub(super) async fn append(
         let seen = shared.facts().seen.in_epoch(epoch)[EVENTS];
         let message = PublishMessage::build().payload(event.clone()).message_id(&id);
         let stored = publish(shared, subject.clone(), message, event.len()).await?;
-        shared.acknowledged(epoch, EVENTS, seen, &stored)?;
+        shared.acknowledged(epoch, EVENTS, seen, &stored, &id)?;
         Ok(Position { epoch, sequence: stored.sequence })
     })
     .await

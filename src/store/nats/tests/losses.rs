@@ -215,6 +215,42 @@ async fn a_stream_that_was_put_back_is_a_loss() {
     join_all([&events, &cells, &keys].map(|put_back| case(put_back, false))).await;
 }
 
+/// Another gateway writes to an older copy until it ends beyond what this one knows. Their sequences agree then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_that_was_written_to_since_is_a_loss() {
+    let (mut server, store) = new().await;
+    write(&*store, "a").await;
+    let mut other = NatsServer::stopped_with("");
+    server.stop().await;
+    for stream in STREAMS {
+        copy_folder(&server.stream_folder(stream), &other.stream_folder(stream));
+    }
+    server.restart().await;
+    timeout(written(&*store)).await;
+    let before = write(&*store, "b").await;
+    let mut followed = store.follow(Some(before));
+    contract::catch_up(&mut followed).await;
+    server.stop().await;
+
+    other.restart().await;
+    let second = open(&other).await;
+    for n in 0..10 {
+        write(&*second, &n.to_string()).await;
+    }
+    close(second).await;
+    other.stop().await;
+    for stream in STREAMS {
+        copy_folder(&other.stream_folder(stream), &server.stream_folder(stream));
+    }
+    server.restart().await;
+    let what = lost(&*store).await;
+    let at = before.sequence;
+    assert!(what.contains(&format!("stream gw_events holds another message at {at} than before")), "{what}");
+    accept(&*store, before).await;
+    // Nothing of the copy was delivered as if it came after what was known.
+    assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
+}
+
 /// A count of rejected logins that came with a backup may be too low: it counts as missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_in_a_backup_are_void_until_they_are_written_again() {
