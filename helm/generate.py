@@ -77,12 +77,14 @@ IPV4_NETWORK = rf"({OCTET}\.){{3}}{OCTET}/([12]?[0-9]|3[0-2])"
 IPV6_NETWORK = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8])"
 NETWORK = rf"({IPV4_NETWORK}|{IPV6_NETWORK})"
 PATH = r"(/[^\s?#]*)?"
+# A path that no proxy rewrites: no segment is empty or consists of dots.
+PLAIN_PATH = r"(/|(/[.]*[-A-Za-z0-9_~][-A-Za-z0-9_.~]*)+/?)?"
 
 STRINGS = {
     "thingspace.base_url": rf"^https?://{HOST}{PORT}{PATH}$",
     "thingspace.token_url": rf"^(https?://{HOST}{PORT}{PATH})?$",
     "thingspace.proxy_url": rf"^(http://{HOST}{PORT}{PATH})?$",
-    "callbacks.public_url": rf"^(https?://{HOST}{CALLED_PORT}{PATH})?$",
+    "callbacks.public_url": rf"^(https?://{HOST}{CALLED_PORT}{PLAIN_PATH})?$",
     "callbacks.networks": rf"^ *({NETWORK}( *, *{NETWORK})*)? *$",
     "callbacks.service": "^[A-Za-z0-9]{1,64}$",
     "store.nats.prefix": "^[-_a-z0-9]{1,32}$",

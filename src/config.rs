@@ -5,6 +5,7 @@
 //! files that hold them, so that a configuration may be printed. Lists of tables (`[[credentials]]`) come from the
 //! file only. The environment is read here and nowhere else.
 
+mod address;
 mod duration;
 mod layers;
 mod network;
@@ -51,6 +52,7 @@ pub struct Config {
 /// `[grpc]`: the API's listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Grpc {
+    #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
     /// Lets `listen` be other than loopback although callers are not authenticated.
     pub allow_unauthenticated_remote_callers: bool,
@@ -70,6 +72,7 @@ pub struct Grpc {
 /// `[admin]`: the listener for probes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Admin {
+    #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
 }
 
@@ -115,6 +118,7 @@ pub struct ThingSpace {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Callbacks {
     pub enabled: bool,
+    #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
     /// Where connections may come from, separated by commas; empty: from everywhere.
     pub networks: String,
@@ -350,6 +354,11 @@ impl Config {
         }
         let socket = config.control_socket();
         Ok((config.store.path, socket))
+    }
+
+    /// What is allowed and unlikely to be meant.
+    pub fn warnings(&self) -> Problems {
+        validate::warnings(self)
     }
 
     /// The socket on which the gateway answers its operators.

@@ -67,6 +67,9 @@ fn main() -> ExitCode {
         Err(problems) => return refuse(&problems),
     };
     if let Command::Check(_) = cli.command {
+        for warning in config.warnings().iter() {
+            let _ = writeln!(io::stderr(), "warning: {warning}");
+        }
         return match write!(io::stdout(), "{config}") {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
@@ -111,7 +114,12 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
     raise_file_limit();
     let stop = Stop::on_signals()?;
     match command {
-        Command::Serve(_) => Box::pin(app::serve(config, stop)).await,
+        Command::Serve(_) => {
+            for warning in config.warnings().iter() {
+                tracing::warn!("{warning}");
+            }
+            Box::pin(app::serve(config, stop)).await
+        }
         Command::Dev(dev) => {
             if let Some(listen) = dev.listen {
                 config.grpc.listen = listen;

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tempfile::TempDir;
 use tracing::warn;
 
@@ -31,6 +31,15 @@ pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyh
     options.callbacks.any_port = true;
     let account = options.accounts.first().cloned().context("the simulator has no account")?;
     config.credentials = vec![credentials(&scratch, &options)?];
+    if let Some(folder) = store.as_deref().and_then(Path::parent)
+        && !folder.as_os_str().is_empty()
+        && !folder.is_dir()
+    {
+        bail!(
+            "--store: the folder {} does not exist; make it, or name a file in another one",
+            folder.display()
+        );
+    }
     config.store.path = store.unwrap_or_else(|| scratch.path().join("store.redb"));
     let callbacks = &mut config.callbacks;
     callbacks.enabled = true;

@@ -9,7 +9,14 @@
 mod mask;
 mod quota;
 
-use std::{collections::HashSet, fmt, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use bytes::Bytes;
@@ -17,12 +24,14 @@ use jiff::Timestamp;
 use prost::Message;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
+use tracing::warn;
 use uuid::Uuid;
 
 use super::secrets::Secrets;
 use crate::{
     identity::AccountName,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
+    repeated::Repeated,
     store::{CellName, Store, StoreError, Swap, decode_cell},
 };
 use mask::without_passwords;
@@ -48,6 +57,9 @@ pub struct Quarantine {
     allowances: Allowances,
     /// One at a time: they all change the index.
     turn: Mutex<()>,
+    /// Callbacks that this replica removed to make room.
+    evicted: AtomicU64,
+    evictions: Repeated,
 }
 
 impl fmt::Debug for Quarantine {
@@ -75,8 +87,13 @@ pub struct Shown {
 
 impl Quarantine {
     pub(super) fn new(store: Arc<dyn Store>, secrets: Secrets) -> Self {
-        let (allowances, turn) = Default::default();
-        Self { store, secrets, allowances, turn }
+        let (allowances, turn, evicted, evictions) = Default::default();
+        Self { store, secrets, allowances, turn, evicted, evictions }
+    }
+
+    /// How many callbacks were removed to make room for others since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Keeps a body; durable when this returns. It gives the body's number. `proved`: it showed the account's user name and
@@ -96,6 +113,10 @@ impl Quarantine {
         self.put(&entry, self.seal(&entry, body)?).await?;
         // The bodies of what went still lie in their cells, unless the new one took one of these.
         for entry in gone {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            if let Some(times) = self.evictions.count() {
+                warn!(%account, times, "the quarantine is full; callbacks are removed from it to make room");
+            }
             self.put(&entry, Vec::new()).await?;
         }
         Ok(Some(entry.number))
@@ -323,7 +344,7 @@ mod tests {
             quarantine.add(&account(), &big, true).await.unwrap();
         }
         let listed = quarantine.list().await.unwrap();
-        assert_eq!((listed.len(), listed[0].number), (64, 7));
+        assert_eq!((listed.len(), listed[0].number, quarantine.evicted()), (64, 7, 6));
         assert_eq!(quarantine.show(6).await.unwrap(), None);
         assert!(quarantine.show(7).await.unwrap().is_some());
         // The 65th took the cell of the first.

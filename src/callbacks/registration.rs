@@ -32,6 +32,7 @@ use super::secrets::{self, Secrets};
 use crate::{
     config,
     identity::AccountName,
+    repeated::Repeated,
     thingspace::{self, Client},
 };
 pub use stop::Stop;
@@ -168,6 +169,7 @@ impl Registration {
 
     async fn keep(&self, account: &AccountName) {
         let mut pause = FIRST_PAUSE;
+        let failures = Repeated::new();
         loop {
             let wait = match self.look_after(account).await {
                 // The log has it; it passes when an operator or the other one acts.
@@ -176,7 +178,9 @@ impl Registration {
                     self.0.recheck
                 }
                 Err(error) => {
-                    warn!(%account, %error, "cannot see to the registration of callbacks");
+                    if let Some(times) = failures.count() {
+                        warn!(%account, %error, times, "cannot check or renew the registration of callbacks; trying again");
+                    }
                     let wait = pause.min(self.0.recheck);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     wait

@@ -128,8 +128,11 @@ fn default<'a>(defaults: &'a Map<String, Value>, path: &[String]) -> Option<&'a 
 /// Why a value is not of its default's kind. Deserializing would convert it without a word: 10.7 to
 /// 10, true to 1, 5 to "5".
 fn other_kind(default: &ValueKind, given: &ValueKind) -> Option<String> {
-    use ValueKind::{Boolean, Float, I64, I128, String, U64, U128};
+    use ValueKind::{Boolean, Float, I64, I128, String, Table, U64, U128};
     match (default, given) {
+        (Table(_), given) if !matches!(given, Table(_)) => {
+            Some("is a section and has no value of its own; set its keys".to_owned())
+        }
         (Boolean(_), given) if !matches!(given, Boolean(_)) => {
             Some(format!("{given} is neither true nor false"))
         }
@@ -187,17 +190,15 @@ fn try_credential(
     };
     let whole = elements.len() == 1;
     let mut problems = Vec::new();
-    for element in elements {
+    for (at, element) in elements.iter().enumerate() {
         let value = if whole { element.clone() } else { Value::new(None, vec![element.clone()]) };
         let before = right.insert(key.to_owned(), value);
-        problems.extend(read::<Credentials>(
-            Value::new(None, right.clone()),
-            origin,
-            |unknown| match unknown {
-                Some(unknown) => format!("{name}: {unknown}"),
-                None => name.to_owned(),
-            },
-        ));
+        let wrong = read::<Credentials>(Value::new(None, right.clone()), origin, |unknown| match unknown {
+            Some(unknown) => format!("{name}: {unknown}"),
+            None => name.to_owned(),
+        });
+        // The element was tried as the only one.
+        problems.extend(wrong.into_iter().map(|line| line.replacen("[0]: ", &format!("[{at}]: "), 1)));
         match before {
             Some(before) => right.insert(key.to_owned(), before),
             None => right.remove(key),

@@ -36,10 +36,10 @@ impl Problems {
 }
 
 /// What a problem is about: the first word, and for an entry of `[[credentials]]` also its number and
-/// its key.
+/// its key, without the place in a list.
 fn key(problem: &str) -> &str {
     let words = if problem.starts_with("credentials #") { 3 } else { 1 };
-    let ends = problem.match_indices([' ', ':']).map(|(at, _)| at);
+    let ends = problem.match_indices([' ', ':', '[']).map(|(at, _)| at);
     // A colon and the blank after it are one end.
     let mut ends = ends.filter(|&at| !problem[..at].ends_with(':'));
     ends.nth(words - 1).map_or(problem, |end| &problem[..end])
@@ -64,6 +64,7 @@ mod tests {
             ("credentials: there are none", "credentials"),
             ("credentials #12: key_file: /a b: is empty", "credentials #12: key_file"),
             ("credentials #1: accounts is missing", "credentials #1: accounts"),
+            ("credentials #1: accounts[0]: must be", "credentials #1: accounts"),
             ("broken", "broken"),
         ] {
             assert_eq!(key(problem), about);

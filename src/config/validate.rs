@@ -7,9 +7,10 @@ mod store;
 use std::{
     collections::{HashMap, HashSet},
     fmt::Display,
+    fs,
     net::SocketAddr,
     ops::RangeInclusive,
-    os::unix::net,
+    os::unix::{fs::FileTypeExt as _, net},
     path::Path,
     time::Duration,
 };
@@ -43,6 +44,9 @@ const CONNECTIONS_PER_SET: usize = 4;
 const BREAKER_FAILURES: RangeInclusive<u32> = 1..=100;
 const BREAKER_FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_mins(1);
 const BREAKER_AT_MOST: Duration = Duration::from_mins(5);
+
+/// The domain of ThingSpace's own hosts.
+const VERIZON: &str = "verizon.com";
 
 const MIN_AGE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 const FIRST: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_hours(1);
@@ -89,7 +93,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
         ("callbacks.listen", callbacks.enabled.then_some(callbacks.listen)),
     ]);
 
-    problems.thingspace_url("thingspace.base_url", &thingspace.base_url, thingspace);
+    problems.base_url(thingspace);
     if !thingspace.token_url.is_empty() {
         problems.thingspace_url("thingspace.token_url", &thingspace.token_url, thingspace);
     }
@@ -127,6 +131,22 @@ pub(super) fn bounds(config: &Config) -> Problems {
 
     problems.telemetry(telemetry);
     problems
+}
+
+/// What may be meant so, and is unlikely to be.
+pub(super) fn warnings(config: &Config) -> Problems {
+    let mut warnings = Problems::default();
+    let Config { grpc, thingspace, .. } = config;
+    let order = thingspace.connect_timeout + thingspace.order_timeout;
+    if grpc.drain < order {
+        warnings.push(format!(
+            "grpc.drain: {} is shorter than an order may take (thingspace.connect_timeout + order_timeout, {}): the \
+             outcome of an order under way when the gateway stops may stay unknown",
+            show(grpc.drain),
+            show(order)
+        ));
+    }
+    warnings
 }
 
 /// What `serve` needs on top: credentials and a store. `file` is the configuration's.
@@ -194,8 +214,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     if let Err(what) = socket_can_be_there(config) {
         problems.push(format!("control.socket: {what}"));
     }
-    problems.socket_is_apart(config, file);
-    problems.store_is_apart(config, file);
+    problems.written_files_are_apart(config, file);
     problems.pairs_are_apart(config);
     problems
 }
@@ -204,6 +223,13 @@ fn socket_can_be_there(config: &Config) -> Result<(), String> {
     let socket = &config.control.socket;
     if net::SocketAddr::from_pathname(config.control_socket()).is_err() {
         return Err("is too long for a socket; shorten store.path, or name a shorter one here".to_owned());
+    }
+    let found = fs::symlink_metadata(config.control_socket());
+    if found.is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(format!(
+            "{} exists and is no socket; name another file, or remove it",
+            config.control_socket().display()
+        ));
     }
     if socket.as_os_str().is_empty() {
         if config.store.kind == StoreKind::Embedded {
@@ -215,7 +241,17 @@ fn socket_can_be_there(config: &Config) -> Result<(), String> {
     if !folder.is_dir() {
         return Err(format!("the folder {} does not exist; make it", folder.display()));
     }
-    Ok(())
+    can_be_written(folder)
+}
+
+/// Tries it: permissions alone do not tell. Nothing is left behind.
+fn can_be_written(folder: &Path) -> Result<(), String> {
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| {
+        format!(
+            "no file can be made in the folder {} ({error}); let the gateway's user write there",
+            folder.display()
+        )
+    })
 }
 
 impl Problems {
@@ -268,9 +304,21 @@ impl Problems {
         }
     }
 
+    /// Every path of ThingSpace begins with `/api`. Another host may have it elsewhere.
+    fn base_url(&mut self, thingspace: &ThingSpace) {
+        let key = "thingspace.base_url";
+        let Some(url) = self.thingspace_url(key, &thingspace.base_url, thingspace) else { return };
+        let is_verizon = url.host == VERIZON || url.host.ends_with(&format!(".{VERIZON}"));
+        if is_verizon && !url.path.trim_end_matches('/').ends_with("/api") {
+            self.push(format!(
+                "{key}: must end with /api; write for example https://thingspace.verizon.com/api"
+            ));
+        }
+    }
+
     /// Where tokens and passwords are sent.
-    fn thingspace_url(&mut self, key: &str, text: &str, thingspace: &ThingSpace) {
-        let Some(url) = self.url(key, text) else { return };
+    fn thingspace_url(&mut self, key: &str, text: &str, thingspace: &ThingSpace) -> Option<Url> {
+        let url = self.url(key, text)?;
         if url.scheme == "http" && !url.is_loopback() && !thingspace.allow_plaintext {
             self.push(format!(
                 "{key}: http:// would send passwords and tokens to {} in plain text. Write https://, or accept that \
@@ -278,6 +326,7 @@ impl Problems {
                 url.host
             ));
         }
+        Some(url)
     }
 
     /// A proxy that is spoken to in plain text; what goes through it to an https:// address is encrypted all the same.

@@ -55,6 +55,9 @@ pub(super) struct Status {
     /// How many requests to the callbacks' listener had which outcome since the start, without those that none had.
     #[serde(default)]
     pub(super) callbacks: BTreeMap<String, u64>,
+    /// Callbacks that left the quarantine since the start to make room for others.
+    #[serde(default)]
+    pub(super) quarantine_evicted: u64,
     /// How the registration of each account is doing, if it is known how ThingSpace reaches the listener.
     #[serde(default)]
     pub(super) registrations: BTreeMap<String, String>,
@@ -118,6 +121,10 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
         callbacks_certificate_expires: certificate,
         callbacks: subject.callbacks.as_ref().map(outcomes).unwrap_or_default(),
+        quarantine_evicted: subject
+            .callbacks
+            .as_ref()
+            .map_or(0, |callbacks| callbacks.quarantine().evicted()),
         registrations: registrations(&subject),
     })
 }

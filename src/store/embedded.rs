@@ -137,7 +137,7 @@ fn report(kind: Kind, path: &Path) -> Loss {
 }
 
 impl Embedded {
-    /// Opens the file, or creates it (and its folder) for this user only. Events, and cells that are
+    /// Opens the file, or creates it for this user only. Events, and cells that are
     /// [`Retained`](super::CellLife::Retained), are removed after `retention`, in running time ([`ages`]).
     ///
     /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of the file is free.

@@ -120,7 +120,7 @@ pub(super) enum Later {
 /// Why not any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stopped {
-    /// This password was rejected too often.
+    /// No attempt with this password is left: it was rejected. A new store assumes one rejection.
     Strikes,
     /// This password had no usable answer too often.
     Silences,

@@ -207,6 +207,22 @@ async fn dev_keeps_its_store_if_it_is_told_to() {
     dev.end().await;
 }
 
+#[tokio::test]
+async fn dev_makes_no_folder_for_its_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("mistyped");
+    let mut command = Command::new(BINARY);
+    command.args(["dev", "--listen", "127.0.0.1:0", "--store"]).arg(folder.join("dev.redb"));
+    let output = run(command).await;
+    let told = text(&output.stderr);
+    assert_eq!(
+        (output.status.code(), told.contains("mistyped does not exist; make it")),
+        (Some(1), true),
+        "{told}"
+    );
+    assert!(!folder.exists());
+}
+
 /// The line in which the tour repeats the id it keeps is no JSON.
 fn without_shell_echo(said: &str) -> String {
     said.lines().filter(|line| line.starts_with(['{', '}', ' '])).collect::<Vec<_>>().join("\n")

@@ -173,6 +173,7 @@ async fn check_prints_what_would_be_used_and_no_secret() {
     let file = write_config(&upstream.config(), upstream.dir.path());
     let mut command = check_command(&file);
     command.env("THINGSPACE_GATEWAY__GRPC__HEARTBEAT", "7s").env("RUST_LOG", "warn");
+    command.env("THINGSPACE_GATEWAY__GRPC__DRAIN", "5s");
     let output = tokio::process::Command::from(command).output().await.unwrap();
     let shown = text(&output.stdout);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -183,6 +184,7 @@ async fn check_prints_what_would_be_used_and_no_secret() {
         assert!(!shown.contains(secret), "{secret} is printed:\n{shown}");
     }
     assert_eq!(upstream.sim.ledger().token_requests(), 0);
+    assert!(text(&output.stderr).starts_with("warning: grpc.drain: "), "{}", text(&output.stderr));
 
     // What it prints is a configuration.
     let again = upstream.dir.path().join("again.toml");

@@ -228,6 +228,23 @@ async fn a_failure_at_start_is_made_up_for() {
 }
 
 #[tokio::test]
+async fn a_registration_that_goes_on_failing_is_one_line_in_the_log() {
+    let upstream = upstream().await;
+    let refusal = answer(400, r#"{"errorCode":"REQUEST_FAILED.UnexpectedError","errorMessage":"m"}"#);
+    upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, refusal));
+    let mut config = upstream.called();
+    config.callbacks.public_url = "http://127.0.0.1:28200/callbacks".to_owned();
+    config.callbacks.recheck = Duration::from_secs(1);
+    let process = Process::serve(&config, upstream.dir.path());
+    let tried = |ledger: &Ledger| ledger.calls(Endpoint::ListCallbacks) >= 3;
+    upstream.sim.wait_until(DEADLINE, tried).await;
+    process.terminate();
+    let (_, lines) = process.wait().await;
+    let said = lines.iter().filter(|line| line.contains("the registration of callbacks; trying again"));
+    assert_eq!(said.count(), 1, "{lines:#?}");
+}
+
+#[tokio::test]
 async fn what_an_operator_deregistered_stays_away() {
     let upstream = upstream().await;
     let mut config = upstream.called();

@@ -79,6 +79,10 @@
 {{- $problems = append $problems (printf "config.thingspace.%s: http:// would send passwords and tokens in plain text; write https://, or accept that risk with config.thingspace.allow_plaintext: true" $key) -}}
 {{- end -}}
 {{- end -}}
+{{- $base := default "" $thingspace.base_url -}}
+{{- if and (regexMatch "(?i)^https?://([^/:]*[.])?verizon[.]com(:[0-9]+)?(/.*)?$" $base) (not (regexMatch "/api/*$" $base)) -}}
+{{- $problems = append $problems "config.thingspace.base_url: must end with /api; write for example https://thingspace.verizon.com/api" -}}
+{{- end -}}
 {{- with $v.config.callbacks -}}
 {{- if and (include "gateway.plaintext" (dict "scheme" "http" "url" (default "" .public_url))) (not .allow_plaintext) -}}
 {{- $problems = append $problems "config.callbacks.public_url: with http:// callbacks cross the internet in plain text; write https://, or accept that risk with config.callbacks.allow_plaintext: true" -}}

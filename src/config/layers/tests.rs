@@ -298,3 +298,32 @@ fn a_wrong_value_of_credentials_hides_no_other_problem() {
         assert_eq!(begins(of), 1, "{of}: {problems}");
     }
 }
+
+#[test]
+fn a_wrong_account_or_section_or_address_is_reported_once_with_a_hint() {
+    let file = r#"
+        grpc = 5
+        [admin]
+        listen = "localhost:9464"
+        [[credentials]]
+        name = "a"
+        accounts = ["b/1"]
+        key_file = "/dev/null"
+        secret_file = "/dev/null"
+        username_file = "/dev/null"
+        password_file = "/dev/null"
+    "#;
+    let env = env([("THINGSPACE_GATEWAY__POLLING", "x")]);
+    let (config, mut problems) = merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
+    problems.append(super::super::validate::deployment(&config, None));
+    let about = |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).collect::<Vec<_>>();
+    assert_eq!(about("credentials #1: accounts").len(), 1, "{problems}");
+    assert_eq!(
+        about("grpc"),
+        ["grpc: is a section and has no value of its own; set its keys (in gateway.toml)"]
+    );
+    assert_eq!(about("polling").len(), 1, "{problems}");
+    assert!(about("polling")[0].ends_with("set its keys (from THINGSPACE_GATEWAY__POLLING)"), "{problems}");
+    let hint = "admin.listen: \"localhost:9464\" is not an IP address and a port: write for example";
+    assert!(about("admin.listen")[0].starts_with(hint), "{problems}");
+}

@@ -59,6 +59,12 @@ impl Problems {
                 url.port
             ));
         }
+        if !has_plain_segments(&url.path) {
+            self.push(
+                "callbacks.public_url: the path may have only letters, digits, '-', '_', '.' and '~', and no segment \
+                 that is empty or consists of dots",
+            );
+        }
         if url.scheme == "http" && !url.is_loopback() && !callbacks.allow_plaintext {
             self.push(
                 "callbacks.public_url: with http:// the secret, the password and the devices of callbacks cross the \
@@ -92,6 +98,16 @@ impl Problems {
             _ => return,
         };
         self.push(format!("callbacks.{missing}: is required beside {given}; give both or none"));
+    }
+}
+
+/// Whether nothing on the way rewrites a path, so that ThingSpace lists what was registered.
+fn has_plain_segments(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
+    let fits = |segment: &str| segment.bytes().all(plain) && !segment.bytes().all(|byte| byte == b'.');
+    match path.strip_prefix('/') {
+        None | Some("") => true,
+        Some(path) => path.strip_suffix('/').unwrap_or(path).split('/').all(fits),
     }
 }
 

@@ -19,43 +19,17 @@ use crate::secret_file::is_same_user;
 /// The longest secret that the gateway reads from a file, in bytes.
 const MAX_SECRET_BYTES: u64 = 4096;
 
-/// What the embedded store consists of.
-const STORE: [&str; 2] = ["store.path", "the record beside the store"];
-
 impl Problems {
-    /// The socket is made anew at each start, so it must not have the path of anything else.
-    pub(super) fn socket_is_apart(&mut self, config: &Config, file: Option<&Path>) {
-        let socket = config.control_socket();
-        if socket.as_os_str().is_empty() {
-            return;
-        }
-        for (what, path) in named(config, file) {
-            if same(&socket, &path) {
+    /// The store, its record and the socket are written, so none of them may have the path of another file.
+    pub(super) fn written_files_are_apart(&mut self, config: &Config, file: Option<&Path>) {
+        let (written, read) = (written(config), read(config, file));
+        for (at, Written { key, name, path }) in written.iter().enumerate() {
+            let written = written[..at].iter().map(|other| (other.name, &other.path));
+            let others = written.chain(read.iter().map(|(name, path)| (name.as_str(), path)));
+            for (other, _) in others.filter(|(_, other)| same(path, other)) {
+                let which = if name == key { String::new() } else { format!(", {name},") };
                 self.push(format!(
-                    "control.socket: {} is the path of {what}; name a file of its own",
-                    socket.display()
-                ));
-            }
-        }
-        if let Ok(found) = fs::symlink_metadata(&socket)
-            && !is_socket(&found)
-        {
-            self.push(format!(
-                "control.socket: {} exists and is no socket; name another file, or remove it",
-                socket.display()
-            ));
-        }
-    }
-
-    /// The store and its record are written, so they must not have the path of anything else.
-    pub(super) fn store_is_apart(&mut self, config: &Config, file: Option<&Path>) {
-        let named = named(config, file);
-        let (store, others): (Vec<_>, Vec<_>) =
-            named.into_iter().partition(|(what, _)| STORE.contains(&&**what));
-        for (part, path) in &store {
-            for (what, _) in others.iter().filter(|(_, other)| same(path, other)) {
-                self.push(format!(
-                    "store.path: {}, {part}, is the path of {what}; name a file of its own",
+                    "{key}: {}{which} is the path of {other}; name a file of its own",
                     path.display()
                 ));
             }
@@ -99,8 +73,38 @@ impl Problems {
     }
 }
 
-/// Every other file that the configuration names.
-fn named(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
+/// A file that the gateway writes.
+struct Written {
+    /// The key that decides its path.
+    key: &'static str,
+    name: &'static str,
+    path: PathBuf,
+}
+
+/// Where the embedded store keeps its record.
+pub(super) fn record_of(store: &Path) -> PathBuf {
+    let mut record = store.as_os_str().to_owned();
+    record.push(".record");
+    record.into()
+}
+
+fn written(config: &Config) -> Vec<Written> {
+    let mut written = Vec::new();
+    let mut add = |key, name, path: PathBuf| {
+        if !path.as_os_str().is_empty() {
+            written.push(Written { key, name, path });
+        }
+    };
+    if config.store.kind == StoreKind::Embedded && !config.store.path.as_os_str().is_empty() {
+        add("store.path", "store.path", config.store.path.clone());
+        add("store.path", "the record beside the store", record_of(&config.store.path));
+    }
+    add("control.socket", "control.socket", config.control_socket());
+    written
+}
+
+/// The files that the gateway only reads.
+fn read(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
     let mut named: Vec<(String, PathBuf)> = Vec::new();
     let mut add = |what: &str, path: &Path| {
         if !path.as_os_str().is_empty() {
@@ -110,22 +114,14 @@ fn named(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
     if let Some(file) = file {
         add("the configuration file", file);
     }
-    match config.store.kind {
-        StoreKind::Embedded => {
-            let mut record = config.store.path.clone().into_os_string();
-            record.push(".record");
-            add(STORE[0], &config.store.path);
-            add(STORE[1], Path::new(&record));
-        }
-        StoreKind::Nats => {
-            let nats = &config.store.nats;
-            add("store.nats.creds_file", &nats.creds_file);
-            add("store.nats.username_file", &nats.username_file);
-            add("store.nats.password_file", &nats.password_file);
-            add("store.nats.ca_file", &nats.ca_file);
-            add("store.nats.cert_file", &nats.cert_file);
-            add("store.nats.key_file", &nats.key_file);
-        }
+    if config.store.kind == StoreKind::Nats {
+        let nats = &config.store.nats;
+        add("store.nats.creds_file", &nats.creds_file);
+        add("store.nats.username_file", &nats.username_file);
+        add("store.nats.password_file", &nats.password_file);
+        add("store.nats.ca_file", &nats.ca_file);
+        add("store.nats.cert_file", &nats.cert_file);
+        add("store.nats.key_file", &nats.key_file);
     }
     add("telemetry.otlp_ca_file", &config.telemetry.otlp_ca_file);
     let callbacks = &config.callbacks;
@@ -161,10 +157,6 @@ fn resolved(path: &Path) -> PathBuf {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => path.to_owned(),
     }
-}
-
-fn is_socket(found: &fs::Metadata) -> bool {
-    std::os::unix::fs::FileTypeExt::is_socket(&found.file_type())
 }
 
 /// The secret in a file, without the line break at its end.

@@ -1,6 +1,6 @@
 //! What `[store]` must be.
 
-use std::{ops::RangeInclusive, path::Path, time::Duration};
+use std::{fs::OpenOptions, ops::RangeInclusive, path::Path, time::Duration};
 
 use jiff::Timestamp;
 
@@ -9,7 +9,9 @@ use super::{
         Nats, Store, StoreKind,
         url::{self, Url},
     },
-    Problems, certificate, secret_file,
+    Problems, can_be_written, certificate,
+    files::record_of,
+    secret_file,
 };
 use crate::certificate::Identity;
 
@@ -127,6 +129,12 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
     if path.is_dir() {
         return Err(format!("{} is a folder; name a file in it", path.display()));
     }
+    let record = record_of(path);
+    for (name, file) in [("", path), ("the record beside the store, ", &record)] {
+        if file.exists() && !file.is_file() {
+            return Err(format!("{name}{} is not a file; remove it, or name another store", file.display()));
+        }
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!(
@@ -134,5 +142,13 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
             folder.display()
         ));
     }
-    Ok(())
+    if path.exists()
+        && let Err(error) = OpenOptions::new().read(true).write(true).open(path)
+    {
+        return Err(format!(
+            "{} cannot be written ({error}); let the gateway's user write it",
+            path.display()
+        ));
+    }
+    can_be_written(folder)
 }

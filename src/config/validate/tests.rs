@@ -184,6 +184,9 @@ fn addresses_are_http_and_hold_no_secret() {
         ("https://user:secret@host/api", Some("must hold no user")),
         ("https://host/api?key=secret", Some("must have no query")),
         ("https://host/api#x", Some("must have no fragment")),
+        ("https://thingspace.verizon.com/api/", None),
+        ("https://thingspace.verizon.com", Some("must end with /api")),
+        ("https://mock.thingspace.verizon.com/api/ts", Some("must end with /api")),
         ("", Some("is not a URL")),
     ] {
         config.thingspace.base_url = url.to_owned();
@@ -332,6 +335,8 @@ fn thingspace_calls_only_certain_ports() {
     for good in [
         "https://a.example",
         "https://a.example/x",
+        "https://a.example/",
+        "https://a.example/x.y/~z_1-2/",
         "https://a:9006/x",
         "https://[::1]:28200",
         "http://127.0.0.1:50551",
@@ -349,6 +354,11 @@ fn thingspace_calls_only_certain_ports() {
         ("http://a.example", "callbacks.public_url: with http:// the secret"),
         ("a.example", "callbacks.public_url: must begin with http:// or https://"),
         ("https://u:p@a.example", "callbacks.public_url: must hold no user"),
+        ("https://a.example/it's", "callbacks.public_url: the path may have only"),
+        ("https://a.example//", "callbacks.public_url: the path may have only"),
+        ("https://a.example/a//b", "callbacks.public_url: the path may have only"),
+        ("https://a.example/../a", "callbacks.public_url: the path may have only"),
+        ("https://a.example/a/.", "callbacks.public_url: the path may have only"),
     ];
     for (url, problem) in wrong {
         config.callbacks.public_url = url.to_owned();
@@ -420,7 +430,7 @@ fn the_store_has_a_path_of_its_own() {
     let (_folder, mut config) = deployed();
     config.store.path = file.clone();
     let problems = deployment(&config, Some(&file)).to_string();
-    assert!(problems.contains("store.path, is the path of the configuration file;"), "{problems}");
+    assert!(problems.contains(" is the path of the configuration file;"), "{problems}");
 }
 
 #[test]

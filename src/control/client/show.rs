@@ -82,6 +82,10 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         let counts = status.callbacks.iter().map(|(outcome, count)| format!("{outcome} {count}"));
         rows.push(["callbacks".to_owned(), counts.collect::<Vec<_>>().join(", ")]);
     }
+    if status.quarantine_evicted > 0 {
+        let evicted = format!("full; {} removed to make room since the start", status.quarantine_evicted);
+        rows.push(["quarantine".to_owned(), evicted]);
+    }
     let registrations = status.registrations.iter();
     rows.extend(registrations.map(|(account, how)| [format!("registration {account}"), how.clone()]));
     table(out, &rows)

@@ -4,9 +4,8 @@
 //! opened; opening never creates one, so that a store that vanished while in use is not taken for an empty one.
 
 use std::{
-    fs::{DirBuilder, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Seek as _},
-    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
@@ -54,7 +53,6 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
         return Ok(());
     }
     let folder = folder(path);
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     // Temporary files are made 0600.
     let new = tempfile::Builder::new().prefix(".store-").suffix(".new").tempfile_in(folder)?;
     caught(|| tables::initialise(&with(new.reopen()?)?))?;

@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 /// A folder of its own, and a path in it.
 fn place() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("state").join("store.redb");
+    let path = folder.path().join("store.redb");
     (folder, path)
 }
 
@@ -132,13 +132,13 @@ async fn a_new_file_is_another_store() {
 
 #[tokio::test]
 async fn one_process_at_a_time_and_for_this_user_only() {
-    let (folder, path) = place();
+    let (_folder, path) = place();
     let store = open(&path);
     let error = Embedded::open(&path, KEEP).unwrap_err().to_string();
     assert!(error.contains("is another gateway using it?") && error.contains("store.redb"), "{error}");
     assert!(store.exclusive());
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&path), mode(&folder.path().join("state"))), (0o600, 0o700));
+    assert_eq!(mode(&path), 0o600);
     let files: Vec<_> = std::fs::read_dir(path.parent().unwrap()).unwrap().collect();
     // The store and its record.
     assert_eq!(files.len(), 2, "{files:?}");

@@ -184,8 +184,8 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
             format!("ThingSpace rejected the {half} of credentials {name}. Correct the files; {again}")
         }
         Trouble::Stopped(Stopped::Strikes) => format!(
-            "{stopped}: it rejected this user name or password, or did not answer, too often. Correct the \
-             files; if they are right, run {unblock}"
+            "{stopped}: it rejected this user name or password, or did not answer, and no attempt with \
+             them is left. Correct the files; if they are right, run {unblock}"
         ),
         Trouble::Stopped(Stopped::Silences) => format!(
             "{stopped}: several logins in a row had no usable answer and may have been rejected. Once \
@@ -224,6 +224,7 @@ mod tests {
         standings.set(Half::Login, Some(Trouble::Stopped(Stopped::Strikes)), FIRST);
         standings.set(Half::Client, Some(Trouble::Passing("down".into())), FIRST);
         assert!(!said().0 && said().1.contains("unblock main"), "what needs an operator comes first");
+        assert!(said().1.contains("no attempt with them is left"), "a new store permits a single one");
         standings.set_files(Some("cannot read password".into()));
         assert!(!said().0 && said().1.contains("cannot read password"));
         standings.set_files(None);

@@ -127,3 +127,36 @@ fn a_path_that_is_too_long_for_a_socket_is_refused() {
     config.control.socket = folder.path().join("s".repeat(120));
     assert_begin(&deployment(&config, None), &["control.socket: is too long"]);
 }
+
+#[test]
+fn a_store_that_cannot_be_opened_is_refused() {
+    let (folder, mut config) = deployed();
+    let record = folder.path().join("store.redb.record");
+    fs::create_dir(&record).unwrap();
+    assert_begin(&deployment(&config, None), &["store.path: the record beside the store, "]);
+    fs::remove_dir(&record).unwrap();
+    let listening = std::os::unix::net::UnixListener::bind(&config.store.path).unwrap();
+    let not_a_file = format!("store.path: {} is not a file", config.store.path.display());
+    assert_begin(&deployment(&config, None), &[&not_a_file]);
+    drop(listening);
+    fs::remove_file(&config.store.path).unwrap();
+    fs::write(&config.store.path, "").unwrap();
+    let before = fs::read_dir(&folder).unwrap().count();
+    assert_begin(&deployment(&config, None), &[]);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), before, "something is left behind");
+    // Not even root can make a file there.
+    config.store.path = "/proc/store.redb".into();
+    assert_begin(&deployment(&config, None), &["store.path: no file can be made in the folder /proc"]);
+    config.control.socket = "/proc/gateway.sock".into();
+    config.store.path = folder.path().join("store.redb");
+    assert_begin(&deployment(&config, None), &["control.socket: no file can be made in the folder /proc"]);
+}
+
+#[test]
+fn a_drain_shorter_than_an_order_is_a_warning() {
+    let (_folder, mut config) = deployed();
+    assert_begin(&warnings(&config), &[]);
+    config.grpc.drain = Duration::from_secs(5);
+    assert_begin(&deployment(&config, None), &[]);
+    assert_begin(&warnings(&config), &["grpc.drain: 5s is shorter than an order may take"]);
+}

@@ -114,7 +114,7 @@ async fn an_accepted_older_copy_is_a_new_epoch_without_the_guard_s_counts() {
 async fn another_store_is_noticed() {
     let (folder, path) = place();
     with_copy(&path).await;
-    let other = folder.path().join("other").join("store.redb");
+    let other = folder.path().join("other.redb");
     with_copy(&other).await;
     fs::copy(&other, &path).unwrap();
     let store = open(&path);
@@ -257,7 +257,7 @@ async fn a_file_in_the_place_of_ours_is_neither_used_nor_overwritten() {
     let (folder, path) = place();
     let (store, log) = (open(&path), contract::new_log());
     contract::append(&store, &log, "ours").await.unwrap();
-    let other = folder.path().join("other").join("store.redb");
+    let other = folder.path().join("other.redb");
     with_copy(&other).await;
     fs::rename(&other, &path).unwrap();
     let theirs = fs::read(&path).unwrap();
