@@ -22,12 +22,7 @@ use thingspace_gateway::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    assert_nothing_ordered_twice,
-    harness::*,
-    nats_server::{NatsServer, copy_folder},
-    placed,
-};
+use crate::{assert_nothing_ordered_twice, harness::*, nats_server::NatsServer, placed};
 
 /// Callers of each gateway.
 const CALLERS: usize = 3;
@@ -220,17 +215,11 @@ async fn streams_that_forget_under_load_order_nothing_twice() {
     let load = fleet.load();
     load.goes_on().await;
     let copies = tempfile::tempdir().unwrap();
-    fleet.nats.stop().await;
-    for stream in PUT_BACK {
-        copy_folder(&fleet.nats.stream_folder(stream), &copies.path().join(stream));
-    }
-    fleet.nats.restart().await;
+    fleet.nats.back_up(&PUT_BACK, copies.path()).await;
     load.goes_on().await;
-    fleet.nats.stop().await;
-    for stream in PUT_BACK {
-        copy_folder(&copies.path().join(stream), &fleet.nats.stream_folder(stream));
-    }
-    fleet.nats.restart().await;
+    // What no gateway has seen cannot be missed.
+    fleet.nats.events_reach(fleet.gateways.len()).await;
+    fleet.nats.put_back(&PUT_BACK, copies.path()).await;
     let told = fleet.accept(load, "it was put back to an older copy").await;
     fleet.agree(&told).await;
 

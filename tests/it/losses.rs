@@ -24,7 +24,7 @@ use crate::{
     callbacks::sender::Sender,
     control::told,
     harness::*,
-    nats_server::{NatsServer, copy_folder},
+    nats_server::NatsServer,
     replicas::{health, readiness, stop},
 };
 
@@ -150,18 +150,6 @@ async fn keys_that_were_purged_order_nothing_again() {
     stop(gateways).await;
 }
 
-/// Waits until the follower of every gateway has all events. What no gateway has seen cannot be missed.
-async fn all_have_read_all(nats: &NatsServer, gateways: usize) {
-    let admin = admin(nats).await;
-    let how_many = async || {
-        let events = admin.get_stream("gw_events").await.unwrap();
-        let last = events.cached_info().state.last_sequence;
-        let consumers: Vec<_> = events.consumers().try_collect().await.unwrap();
-        consumers.iter().filter(|consumer| consumer.delivered.stream_sequence >= last).count()
-    };
-    eventually("all gateways have read all events", async || how_many().await >= gateways).await;
-}
-
 /// The disk of the servers is put back to what it was a while ago, under gateways that live.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_put_back_orders_nothing_again() {
@@ -172,23 +160,16 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
     let mut client = gateways[0].client().await;
     place(&mut client, "before", [100]).await.unwrap();
     let copies = tempfile::tempdir().unwrap();
-    nats.stop().await;
-    for stream in PUT_BACK {
-        copy_folder(&nats.stream_folder(stream), &copies.path().join(stream));
-    }
-    nats.restart().await;
+    nats.back_up(&PUT_BACK, copies.path()).await;
     for n in 0..KEYS {
         let mut client = client.clone();
         let key = format!("key-{n}");
         eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [n]).await).await;
         place(&mut client, &key, [n]).await.unwrap();
     }
-    all_have_read_all(&nats, gateways.len()).await;
-    nats.stop().await;
-    for stream in PUT_BACK {
-        copy_folder(&copies.path().join(stream), &nats.stream_folder(stream));
-    }
-    nats.restart().await;
+    // What no gateway has seen cannot be missed.
+    nats.events_reach(gateways.len()).await;
+    nats.put_back(&PUT_BACK, copies.path()).await;
     repeat(&gateways, KEYS).await;
     all_say(&gateways, "it was put back to an older copy").await;
     repeat(&gateways, KEYS).await;
@@ -239,12 +220,8 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     place(&mut gateway.client().await, "before", [0]).await.unwrap();
     gateway.stop().await;
     let copies = tempfile::tempdir().unwrap();
-    nats.stop().await;
-    for stream in STREAMS {
-        copy_folder(&nats.stream_folder(stream), &copies.path().join(stream));
-    }
+    nats.back_up(&STREAMS, copies.path()).await;
     // After the backup, ThingSpace rejects two logins: the backup does not know.
-    nats.restart().await;
     let password = |text: &str| std::fs::write(upstream.dir.path().join("password"), text).unwrap();
     password("wrong");
     upstream.sim.expire_sessions();
@@ -259,11 +236,7 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     let rejected = upstream.sim.ledger().logins_rejected;
     assert!(rejected > 0);
 
-    nats.stop().await;
-    for stream in STREAMS {
-        copy_folder(&copies.path().join(stream), &nats.stream_folder(stream));
-    }
-    nats.restart().await;
+    nats.put_back(&STREAMS, copies.path()).await;
     let cells = admin(&nats).await.get_stream("gw_cells").await.unwrap();
     cells.purge().filter("gw.cell.store-mark").await.unwrap();
     let gateways = [

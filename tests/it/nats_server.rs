@@ -14,6 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::jetstream;
+use futures_util::TryStreamExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -103,8 +105,42 @@ impl NatsServer {
     }
 
     /// Where it keeps a stream, while it does not run.
-    pub fn stream_folder(&self, stream: &str) -> PathBuf {
+    fn stream_folder(&self, stream: &str) -> PathBuf {
         self.config.with_file_name(&self.name).join("jetstream/$G/streams").join(stream)
+    }
+
+    /// Stops it, copies some of its streams to a folder, and starts it again.
+    pub async fn back_up(&mut self, streams: &[&str], to: &Path) {
+        self.stop().await;
+        for stream in streams {
+            copy_folder(&self.stream_folder(stream), &to.join(stream));
+        }
+        self.restart().await;
+    }
+
+    /// Stops it, puts copies of some streams in their place, and starts it again.
+    pub async fn put_back(&mut self, streams: &[&str], from: &Path) {
+        self.stop().await;
+        for stream in streams {
+            copy_folder(&from.join(stream), &self.stream_folder(stream));
+        }
+        self.restart().await;
+    }
+
+    /// Waits until all events of now were delivered to so many followers.
+    pub async fn events_reach(&self, followers: usize) {
+        let began = Instant::now();
+        let admin = jetstream::new(async_nats::connect(self.url()).await.unwrap());
+        let events = admin.get_stream("gw_events").await.unwrap();
+        let last = events.cached_info().state.last_sequence;
+        let reached = async || {
+            let consumers: Vec<_> = events.consumers().try_collect().await.unwrap();
+            consumers.iter().filter(|consumer| consumer.delivered.stream_sequence >= last).count()
+        };
+        while reached().await < followers {
+            assert!(began.elapsed() < DEADLINE, "events do not reach all followers");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Starts it, where it was and with what it had. It is not ready yet.
@@ -259,7 +295,7 @@ impl Ports {
 }
 
 /// Copies a folder, in place of what is there.
-pub fn copy_folder(from: &Path, to: &Path) {
+fn copy_folder(from: &Path, to: &Path) {
     if to.exists() {
         fs::remove_dir_all(to).unwrap();
     }

@@ -98,7 +98,7 @@ impl Facts {
         }
         let (last, newest) = (&mut self.seen.last[stream], &mut self.newest[stream]);
         *last = message.sequence.max(*last);
-        if newest.as_ref().is_none_or(|newest| newest.sequence < message.sequence) {
+        if message.sequence > newest.as_ref().map_or(0, |newest| newest.sequence) {
             *newest = Some(message);
         }
     }

@@ -5,7 +5,7 @@ mod cells;
 
 use futures_util::{StreamExt as _, future::join_all};
 
-use super::{faults::written, nats_server::copy_folder, *};
+use super::{faults::written, *};
 use crate::store::{CellLife, Lost};
 
 const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
@@ -179,11 +179,7 @@ async fn a_stream_that_was_put_back_is_a_loss() {
         let (mut server, mut store) = new().await;
         write(&*store, "a").await;
         let copies = tempfile::tempdir().unwrap();
-        server.stop().await;
-        for stream in put_back {
-            copy_folder(&server.stream_folder(stream), &copies.path().join(stream));
-        }
-        server.restart().await;
+        server.back_up(put_back, copies.path()).await;
         // More than the store itself writes at a refresh.
         for n in 0..5 {
             timeout(written(&*store)).await;
@@ -193,11 +189,7 @@ async fn a_stream_that_was_put_back_is_a_loss() {
         if !live {
             close(Arc::clone(&store)).await;
         }
-        server.stop().await;
-        for stream in put_back {
-            copy_folder(&copies.path().join(stream), &server.stream_folder(stream));
-        }
-        server.restart().await;
+        server.put_back(put_back, copies.path()).await;
         if !live {
             store = reopen(&server).await;
         }
@@ -220,29 +212,22 @@ async fn a_stream_that_was_put_back_is_a_loss() {
 async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     let (mut server, store) = new().await;
     write(&*store, "a").await;
-    let mut other = NatsServer::stopped_with("");
-    server.stop().await;
-    for stream in STREAMS {
-        copy_folder(&server.stream_folder(stream), &other.stream_folder(stream));
-    }
-    server.restart().await;
+    let (older, newer) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    server.back_up(&STREAMS, older.path()).await;
     timeout(written(&*store)).await;
     let before = write(&*store, "b").await;
     let mut followed = store.follow(Some(before));
     contract::catch_up(&mut followed).await;
-    server.stop().await;
 
-    other.restart().await;
+    let mut other = NatsServer::start().await;
+    other.put_back(&STREAMS, older.path()).await;
     let second = open(&other).await;
     for n in 0..10 {
         write(&*second, &n.to_string()).await;
     }
     close(second).await;
-    other.stop().await;
-    for stream in STREAMS {
-        copy_folder(&other.stream_folder(stream), &server.stream_folder(stream));
-    }
-    server.restart().await;
+    other.back_up(&STREAMS, newer.path()).await;
+    server.put_back(&STREAMS, newer.path()).await;
     let what = lost(&*store).await;
     let at = before.sequence;
     assert!(what.contains(&format!("stream gw_events holds another message at {at} than before")), "{what}");
