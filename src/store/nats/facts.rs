@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::record::{self, EVENTS};
+use super::{
+    names::Names,
+    record::{self, EVENTS, Streams},
+};
 use crate::{
     proto::storage::StoreRecord,
     store::{CellName, Loss, Position},
@@ -51,12 +54,59 @@ pub(super) struct Facts {
     clock: Option<(Timestamp, Instant)>,
     /// This host's clock was off at the last look.
     clock_is_off: bool,
+    /// Why the servers' time is not believed.
+    leap: Option<String>,
 }
 
 /// How far this host's clock may be off the servers' before that is reported.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
+/// How far a server's clock may be ahead of the time that is expected. A server whose clock is ahead
+/// deletes keys and events too early, and keeps them for a day longer than they are needed.
+const LEAP: SignedDuration = SignedDuration::from_hours(1);
+
+/// Whether a server's clock, which shows `now`, is wrong. It must be ahead of this host's clock, and
+/// of one more witness: the time that has passed since the last look, or, at the start, the newest
+/// message. So a host whose clock is wrong, or that was suspended, is no reason to distrust a server.
+fn is_ahead(now: Timestamp, host: Timestamp, expected: Option<Timestamp>, newest: Option<Timestamp>) -> bool {
+    let is_after = |time: Timestamp, other: Timestamp| time.duration_since(other) > LEAP;
+    is_after(now, host)
+        && match (expected, newest) {
+            (Some(expected), _) => is_after(now, expected),
+            // Messages from the future are from servers that agree with this one.
+            (None, Some(newest)) => !is_after(newest, host),
+            // A new store has nothing to lose.
+            (None, None) => false,
+        }
+}
+
 impl Facts {
+    /// Fails, always with the same words, while a server's clock is ahead.
+    pub(super) fn check_clocks(&mut self, names: &Names, found: &Streams) -> Result<(), String> {
+        let host = Timestamp::now();
+        let elapsed = |at: Instant| SignedDuration::try_from(at.elapsed()).unwrap_or_default();
+        let expected = self.clock.and_then(|(then, at)| then.checked_add(elapsed(at)).ok());
+        let stored = found.iter().flatten().filter(|stream| stream.last_sequence > 0);
+        let newest = stored.map(|stream| stream.last_time).max();
+        let mut streams =
+            found.iter().zip(names.streams()).filter_map(|(found, name)| Some((found.as_ref()?, name)));
+        let ahead = streams.find(|(found, _)| is_ahead(found.now, host, expected, newest));
+        let Some((found, name)) = ahead else {
+            self.leap = None;
+            return Ok(());
+        };
+        let why = self.leap.get_or_insert_with(|| {
+            let hours = found.now.duration_since(host).as_hours();
+            let other = if expected.is_some() { "the time that it should show" } else { "every stored message" };
+            format!(
+                "the clock of the NATS server that leads stream {name} is {hours} h ahead of this host's clock and of \
+                 {other}. It deletes what is not old enough, so nothing is ordered. Stop that server and set its clock; \
+                 if this host's clock is wrong, set that one"
+            )
+        });
+        Err(why.clone())
+    }
+
     /// Takes note of a record, and of the servers' time.
     pub(super) fn learn(&mut self, record: &StoreRecord, now: Timestamp) {
         if self.seen.epoch != record.epoch {
@@ -126,6 +176,28 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_is_ahead_if_nothing_agrees_with_it() {
+        const DAYS: i64 = 40 * 24;
+        let at = |hours| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
+        // What a running gateway expects decides, and so does its host.
+        assert!(is_ahead(at(DAYS), at(0), Some(at(0)), Some(at(0))));
+        assert!(is_ahead(at(DAYS), at(-DAYS), Some(at(0)), Some(at(0))));
+        assert!(!is_ahead(at(1), at(0), Some(at(0)), Some(at(0))));
+        // The host was suspended, or the server's clock was behind.
+        assert!(!is_ahead(at(DAYS), at(DAYS), Some(at(0)), Some(at(0))));
+        // The host's clock is wrong.
+        for host in [-DAYS, DAYS] {
+            assert!(!is_ahead(at(5), at(host), Some(at(5)), Some(at(0))));
+        }
+        // At the start the messages decide.
+        assert!(is_ahead(at(DAYS), at(0), None, Some(at(-5))));
+        assert!(is_ahead(at(DAYS), at(0), None, Some(at(0))));
+        assert!(!is_ahead(at(DAYS), at(0), None, Some(at(DAYS - 5))));
+        assert!(!is_ahead(at(DAYS), at(0), None, None));
+        assert!(!is_ahead(at(-DAYS), at(0), None, Some(at(0))));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn age_goes_by_the_servers_clock_and_never_by_the_hosts() {

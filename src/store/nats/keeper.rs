@@ -199,6 +199,7 @@ impl Shared {
         }
         memory.stored.clone_from(&stored);
         let found = streams::look(&self.link, &self.wanted).await?;
+        self.facts().check_clocks(&self.names, &found).map_err(Hindrance::Wrong)?;
         let known = match memory.known.clone() {
             Some(known) => Some(known),
             None => self.load_record(&record::copy()).await?.map(|(_, copy)| copy),

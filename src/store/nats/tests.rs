@@ -1,3 +1,4 @@
+mod clocks;
 mod cluster;
 mod credentials;
 mod faults;
