@@ -50,6 +50,8 @@ pub(super) struct Facts {
     /// See [`StoreRecord::void_to`].
     pub(super) void_to: u64,
     pub(super) loss: Option<Loss>,
+    /// What this process tells gateways that ask.
+    pub(super) record: Option<StoreRecord>,
     /// The servers' time at the last look, and when that was.
     clock: Option<(Timestamp, Instant)>,
     /// This host's clock was off at the last look.
@@ -81,6 +83,11 @@ fn is_ahead(now: Timestamp, host: Timestamp, expected: Option<Timestamp>, newest
 }
 
 impl Facts {
+    /// Whether the streams were found to be right at least once.
+    pub(super) fn knows_the_time(&self) -> bool {
+        self.clock.is_some()
+    }
+
     /// Fails, always with the same words, while a server's clock is ahead.
     pub(super) fn check_clocks(&mut self, names: &Names, found: &Streams) -> Result<(), String> {
         let host = Timestamp::now();
@@ -123,6 +130,7 @@ impl Facts {
         self.void_to = record.void_to;
         self.cell_subjects = record.cell_subjects.iter().cloned().collect();
         self.loss = None;
+        self.record = Some(record.clone());
         self.clock = Some((now, Instant::now()));
         self.compare_clocks(Timestamp::now().duration_since(now));
     }

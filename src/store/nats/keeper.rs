@@ -7,12 +7,13 @@
 
 mod accept;
 mod made;
+mod peers;
+mod write;
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use prost::Message as _;
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -59,7 +60,18 @@ pub(super) struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { known: None, stored: None, refreshed: Instant::now(), sightings: 0 }
+        // The first look writes the record. A process that is started again and again would otherwise
+        // never write what it has stored.
+        let refreshed = Instant::now() - REFRESH;
+        Self { known: None, stored: None, refreshed, sightings: 0 }
+    }
+}
+
+impl Memory {
+    /// Whether the cells are in a new stream whose record does not tell of the store that is known.
+    fn lacks_witness(&self, known: &StoreRecord, found: &Streams) -> bool {
+        let stored = self.stored.as_ref().map(|(_, record)| record.epoch);
+        found[CELLS].is_some() && !record::describes_cells(known, found) && stored != Some(known.epoch)
     }
 }
 
@@ -77,7 +89,7 @@ impl Shared {
     /// Looks after the streams until the store is closed.
     pub(super) async fn keep(self: Arc<Self>, servers: String) {
         let mut link = self.link.state.clone();
-        let (mut failures, mut said) = (0, false);
+        let (mut failures, mut said, mut answers) = (0, false, false);
         loop {
             let state = link.borrow_and_update().clone();
             if !state.up {
@@ -97,6 +109,11 @@ impl Shared {
                 looked = self.look_at_streams(state.made) => looked,
                 changed = link.changed() => if changed.is_err() { return } else { continue },
             };
+            if !answers && self.facts().record.is_some() {
+                let answering = Arc::clone(&self).answer_peers();
+                tokio::spawn(self.end.clone().run_until_cancelled_owned(answering));
+                answers = true;
+            }
             let loss = self.facts().loss.clone();
             let looked = match (looked, loss) {
                 (Err(Hindrance::Away(_)), Some(loss)) => Err(Hindrance::Lost(loss)),
@@ -132,11 +149,13 @@ impl Shared {
         let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
         if !forgotten.is_empty() {
             memory.sightings += 1;
-            // Again and again: a gateway that starts now may have made the streams anew.
-            if memory.sightings.is_multiple_of(SIGHTINGS)
-                && let Some(known) = known
-            {
-                self.bear_witness(&mut memory, known).await;
+            if let Some(known) = known {
+                self.facts().record = Some(known.clone());
+                // At once where the streams were made anew, because a gateway that knows nothing may
+                // be about to use them. Otherwise the leader may lag.
+                if memory.lacks_witness(&known, &found) || memory.sightings.is_multiple_of(SIGHTINGS) {
+                    self.bear_witness(&mut memory, known).await;
+                }
             }
             return Err(self.lose(&forgotten, memory.sightings));
         }
@@ -194,18 +213,23 @@ impl Shared {
         // Before anything is read: what is read later can only be more.
         let before = self.facts().seen;
         let stored = self.load_record(&record::cell()).await?;
-        if memory.stored.as_ref().map(|stored| stored.0) != stored.as_ref().map(|stored| stored.0) {
+        let version = |stored: &Option<(Version, _)>| stored.as_ref().map(|(version, _)| *version);
+        if memory.stored.is_some() && version(&memory.stored) != version(&stored) {
             memory.refreshed = Instant::now();
         }
         memory.stored.clone_from(&stored);
+        // Also before the streams are looked at: they can only hold more than another gateway has seen.
+        let (known, unclear) = match memory.known.clone() {
+            Some(known) => (Some(known), None),
+            None => self.recall(memory).await?,
+        };
         let found = streams::look(&self.link, &self.wanted).await?;
         self.facts().check_clocks(&self.names, &found).map_err(Hindrance::Wrong)?;
-        let known = match memory.known.clone() {
-            Some(known) => Some(known),
-            None => self.load_record(&record::copy()).await?.map(|(_, copy)| copy),
-        };
         let (known, put_back) = match (known, stored.map(|(_, record)| record)) {
-            (None, None) => return self.examine_unrecorded(found).await,
+            (None, None) => match unclear {
+                None => return self.examine_unrecorded(found).await,
+                Some(why) => return Err(peers::unclear(&why)),
+            },
             (None, Some(stored)) => (stored, false),
             // An operator accepted a loss at another replica.
             (Some(known), Some(stored)) if stored.epoch > known.epoch && !stored.losses.is_empty() => {
@@ -213,6 +237,14 @@ impl Shared {
             }
             // A gateway that knew of nothing made the streams anew. This one knows that something is lost.
             (Some(known), Some(stored)) if stored.epoch > known.epoch => (known, false),
+            // This one made the streams anew, and another one remembers what was there before.
+            (Some(known), Some(stored))
+                if stored.epoch < known.epoch
+                    && known.losses.is_empty()
+                    && !record::describes_cells(&stored, &found) =>
+            {
+                (stored, false)
+            }
             (Some(known), Some(stored)) if stored.epoch < known.epoch => (known, true),
             (Some(mut known), Some(stored)) => {
                 record::merge(&mut known, &stored);
@@ -227,6 +259,9 @@ impl Shared {
             if !forgotten.iter().any(|other| other.stream == one.stream) {
                 forgotten.push(one);
             }
+        }
+        if forgotten.is_empty() && self.has_unrecorded_events(&known, &found).await? {
+            forgotten = record::outdated(&self.names);
         }
         if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
             forgotten.push(Forgotten::older(&self.names, CELLS, "was put back to an older copy"));
@@ -297,6 +332,10 @@ impl Shared {
         let keep = self.wanted.keep();
         let now = found[EVENTS].now;
         record::observe(&self.names, &mut known, found, keep);
+        if memory.stored.is_none() {
+            // Before the marks: marks without a record are what is left of a purge.
+            self.write_record(memory, &known, true).await?;
+        }
         let stored_cells = memory.stored.as_ref().map(|(_, stored)| &stored.cell_subjects);
         let mut write = write || stored_cells != Some(&known.cell_subjects);
         if record::mark_is_due(&known.key_marks, now, keep) {
@@ -317,48 +356,16 @@ impl Shared {
             cells::replace(self, &record::cells_mark(), None, value).await.map_err(away)?;
             (known.cells_marked, write) = (true, true);
         }
-        let stored = memory.stored.as_ref();
-        let differs = stored.is_none_or(|(_, stored)| *stored != known);
-        if write || (differs && memory.refreshed.elapsed() >= REFRESH) {
-            self.write_record(memory, &known, write).await?;
+        if write {
+            self.write_record(memory, &known, true).await?;
+        } else {
+            self.refresh_record(memory, &known).await?;
         }
         let there = There { epoch: known.epoch, created_ns: found[EVENTS].created_ns, connection };
         self.facts().learn(&known, now);
         self.room.look(&found[EVENTS]);
         memory.known = Some(known);
         Ok(there)
-    }
-
-    /// `must`: it is not just a refresh, which another replica may have made as well.
-    async fn write_record(
-        &self,
-        memory: &mut Memory,
-        known: &StoreRecord,
-        must: bool,
-    ) -> Result<(), Hindrance> {
-        let expected = memory.stored.as_ref().map(|(version, _)| *version);
-        let value = Bytes::from(known.encode_to_vec());
-        match cells::replace(self, &record::cell(), expected, value).await {
-            Ok(Some(version)) => {
-                memory.stored = Some((version, known.clone()));
-                memory.refreshed = Instant::now();
-                self.write_copy(known).await.or_else(|error| if must { Err(error) } else { Ok(()) })
-            }
-            Ok(None) if must => Err(Hindrance::Away("another gateway writes the record".to_owned())),
-            Err(error) if must => Err(away(error)),
-            Ok(None) => Ok(()),
-            Err(error) => {
-                tracing::debug!(%error, "cannot refresh the record");
-                Ok(())
-            }
-        }
-    }
-
-    /// One that another replica writes at the same time is as good.
-    async fn write_copy(&self, known: &StoreRecord) -> Result<(), Hindrance> {
-        let held = self.load_record(&record::copy()).await?.map(|(version, _)| version);
-        let value = Bytes::from(known.encode_to_vec());
-        cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
     }
 
     /// Refreshes the record now, so that the next start knows how far the streams were.

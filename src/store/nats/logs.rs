@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::{
     Shared,
     link::ANSWER,
+    names::Names,
     publish::{Failure, publish, settle},
     record::EVENTS,
 };
@@ -84,6 +85,17 @@ pub(super) async fn read(
 
 pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
     Timestamp::from_nanosecond(nanoseconds).map_err(|error| StoreError::Corrupt(error.to_string()))
+}
+
+/// When the first event that is left from this sequence on was stored.
+pub(super) async fn first_event(shared: &Shared, from: u64) -> Result<Option<Timestamp>, StoreError> {
+    let Names { events, .. } = &shared.names;
+    let stream = shared.stream(events).await?;
+    match stream.get_first_raw_message_by_subject(shared.names.all_of(events), from).await {
+        Ok(message) => timestamp(message.time.unix_timestamp_nanos()).map(Some),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+    }
 }
 
 /// The status of the answer after the last message.

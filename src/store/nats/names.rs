@@ -45,6 +45,11 @@ impl Names {
         }
     }
 
+    /// On which gateways ask each other for the record. No stream takes it.
+    pub(super) fn record_requests(&self) -> String {
+        format!("{}.record", self.prefix)
+    }
+
     pub(super) fn inbox(&self) -> String {
         format!("_INBOX.{}", self.prefix)
     }

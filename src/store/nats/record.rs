@@ -6,6 +6,9 @@
 //!
 //! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by age. An event mark
 //! is the sequence of an event. A key mark is a retained cell that nobody swaps. Where a mark is missing, somebody purged.
+//!
+//! The record is refreshed every minute. So a record that lacks several minutes of events was put back, and a mark without a
+//! record is what a purge left.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -91,6 +94,12 @@ pub(super) fn sentence(forgotten: &[Forgotten]) -> String {
     forgotten.iter().map(|one| one.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
+/// Cells of both kinds that are older than the events. The record would tell if only one kind were.
+pub(super) fn outdated(names: &Names) -> Vec<Forgotten> {
+    let what = "knows nothing of the latest events: it was put back to an older copy";
+    [CELLS, KEYS].map(|stream| Forgotten::older(names, stream, what)).into()
+}
+
 /// What streams without a record, seen by a process that remembers nothing, are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unrecorded {
@@ -111,9 +120,17 @@ pub(super) fn unrecorded(names: &Names, found: &Streams) -> Unrecorded {
     }
     // A gateway that has been ready has written at least one permanent cell.
     match &found[CELLS] {
+        // Only gateways that write a record set the mark.
+        Some(cells) if cells.subjects.contains(&names.cell(&cells_mark()).1) => {
+            Unrecorded::Forgotten(vec![no_record(names, CELLS, &cell()), no_record(names, KEYS, &copy())])
+        }
         Some(cells) if cells.messages > 0 => Unrecorded::Older,
         _ => Unrecorded::Forgotten(vec![Forgotten::new(names, CELLS, "was purged")]),
     }
+}
+
+fn no_record(names: &Names, stream: usize, cell: &CellName) -> Forgotten {
+    Forgotten::new(names, stream, &no_longer_holds(&[&names.cell(cell).1]))
 }
 
 fn missing(names: &Names, found: &Streams) -> Vec<Forgotten> {
@@ -196,6 +213,14 @@ pub(super) struct Marks {
 
 fn streams(record: &StoreRecord) -> [Option<&StoreStream>; 3] {
     [record.events.as_ref(), record.cells.as_ref(), record.keys.as_ref()]
+}
+
+/// Whether the cells are still in the stream that the record tells of.
+pub(super) fn describes_cells(record: &StoreRecord, found: &Streams) -> bool {
+    match (&record.cells, &found[CELLS]) {
+        (Some(known), Some(found)) => known.created_ns == found.created_ns,
+        _ => false,
+    }
 }
 
 /// The marks that cannot have expired yet.

@@ -2,6 +2,8 @@
 //! nothing anew, and goes on once an operator has accepted it.
 
 mod cells;
+mod peers;
+mod records;
 
 use futures_util::{StreamExt as _, future::join_all};
 
@@ -370,41 +372,6 @@ async fn what_expires_is_no_loss() {
     timeout(store.usable()).await;
     let after = write(&store, "c").await;
     assert_eq!((store.loss(), after.epoch), (None, before.epoch));
-}
-
-/// Two start together on nothing: one of them makes the store, and neither takes the other's for one that lost something.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn replicas_that_start_together_make_one_store() {
-    for _ in 0..5 {
-        let server = NatsServer::start().await;
-        let stores = join_all((0..3).map(|_| open(&server))).await;
-        let mut epochs = Vec::new();
-        for store in &stores {
-            assert_eq!(store.loss(), None);
-            epochs.push(contract::append(&**store, &contract::new_log(), "event").await.unwrap().epoch);
-        }
-        assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
-    }
-}
-
-/// A gateway that knew nothing makes the streams anew. Those that know better go on saying that something is lost, and
-/// stop it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newcomer_accepts_no_loss_for_the_others() {
-    let (server, store) = new().await;
-    let before = write(&*store, "a").await;
-    let admin = admin(&server).await;
-    for stream in STREAMS {
-        admin.delete_stream(stream).await.unwrap();
-    }
-    lost(&*store).await;
-    let newcomer = reopen(&server).await;
-    lost(&*newcomer).await;
-    lost(&*store).await;
-    accept(&*store, before).await;
-    timeout(newcomer.usable()).await;
-    assert_eq!(newcomer.loss(), None);
-    contract::append(&*newcomer, &contract::new_log(), "after").await.unwrap();
 }
 
 /// Before the stream is full there is no room for orders, and everything else still fits.

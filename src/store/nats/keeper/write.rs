@@ -1,0 +1,87 @@
+//! Writes the record and its copy, and tells whether a record that was read is current.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::{Memory, REFRESH, away};
+use crate::{
+    proto::storage::StoreRecord,
+    store::{
+        nats::{
+            Shared, cells, logs,
+            record::{self, EVENTS, Streams},
+            streams::Hindrance,
+        },
+    },
+};
+
+/// Over how long events can have been stored that a current record does not know of: one refresh may
+/// have failed.
+const UNRECORDED_MOST: Duration = REFRESH.saturating_mul(2);
+
+impl Shared {
+    /// `must`: it is not just a refresh, which another replica may have made as well.
+    pub(super) async fn write_record(
+        &self,
+        memory: &mut Memory,
+        known: &StoreRecord,
+        must: bool,
+    ) -> Result<(), Hindrance> {
+        let expected = memory.stored.as_ref().map(|(version, _)| *version);
+        let value = Bytes::from(known.encode_to_vec());
+        match cells::replace(self, &record::cell(), expected, value).await {
+            Ok(Some(version)) => {
+                memory.stored = Some((version, known.clone()));
+                memory.refreshed = Instant::now();
+                self.write_copy(known).await.or_else(|error| if must { Err(error) } else { Ok(()) })
+            }
+            Ok(None) if must => Err(Hindrance::Away("another gateway writes the record".to_owned())),
+            Err(error) if must => Err(away(error)),
+            Ok(None) => Ok(()),
+            Err(error) => {
+                tracing::debug!(%error, "cannot refresh the record");
+                Ok(())
+            }
+        }
+    }
+
+    /// One that another replica writes at the same time is as good.
+    pub(super) async fn write_copy(&self, known: &StoreRecord) -> Result<(), Hindrance> {
+        let held = self.load_record(&record::copy()).await?.map(|(version, _)| version);
+        let value = Bytes::from(known.encode_to_vec());
+        cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
+    }
+
+    /// Writes the record when that is due: at the first look, and every minute.
+    pub(super) async fn refresh_record(
+        &self,
+        memory: &mut Memory,
+        known: &StoreRecord,
+    ) -> Result<(), Hindrance> {
+        if memory.refreshed.elapsed() < REFRESH {
+            return Ok(());
+        }
+        self.write_record(memory, known, false).await
+    }
+
+    /// Whether the stream of events holds more than a current record can have missed. Only a process
+    /// that has just started depends on the record.
+    pub(super) async fn has_unrecorded_events(
+        &self,
+        known: &StoreRecord,
+        found: &Streams,
+    ) -> Result<bool, Hindrance> {
+        let (Some(recorded), Some(events)) = (&known.events, &found[EVENTS]) else { return Ok(false) };
+        if self.facts().knows_the_time() || events.last_sequence <= recorded.last_sequence {
+            return Ok(false);
+        }
+        let Some(first) = logs::first_event(self, recorded.last_sequence + 1).await.map_err(away)? else {
+            return Ok(false);
+        };
+        let span = Duration::try_from(events.last_time.duration_since(first)).unwrap_or_default();
+        Ok(span > UNRECORDED_MOST)
+    }
+}
