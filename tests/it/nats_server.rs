@@ -16,7 +16,7 @@ use std::{
 
 use async_nats::jetstream;
 use futures_util::TryStreamExt as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
 /// How long a server may take to do what it is told.
@@ -202,6 +202,12 @@ impl NatsServer {
         self.signal(Signal::HUP);
     }
 
+    /// From now on it can write nothing to its files, as if its disk were full.
+    pub fn fill_disk(&self) {
+        let maximum = getrlimit(Resource::Fsize).maximum;
+        prlimit(Some(self.pid()), Resource::Fsize, Rlimit { current: Some(1), maximum }).unwrap();
+    }
+
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -228,9 +234,12 @@ impl NatsServer {
     }
 
     fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
         let child = self.child.as_ref().expect("it runs");
-        let pid = Pid::from_raw(child.id().cast_signed()).expect("a child has a process id");
-        kill_process(pid, signal).unwrap();
+        Pid::from_raw(child.id().cast_signed()).expect("a child has a process id")
     }
 
     fn last_words(&self) -> String {

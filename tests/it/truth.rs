@@ -250,6 +250,24 @@ async fn when_the_store_is_full() {
     observed.says(&told).await;
 }
 
+/// The servers answer everything, and acknowledge nothing that they should store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_disk_of_nats_is_full() {
+    let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
+    let observed = Observed::start(upstream, config).await;
+    nats.fill_disk();
+    observed.order("not stored").await.unwrap_err();
+    let told = Told {
+        state: "disk of NATS full",
+        limited: "the NATS servers answer and acknowledge nothing that they should store",
+        reason: "STORE_FULL",
+        error: "the store is almost full",
+        ..WELL
+    };
+    observed.says(&told).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_follower_stands_still() {
     let nats = NatsServer::start_with(&users("")).await;

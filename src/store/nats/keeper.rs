@@ -56,6 +56,8 @@ pub(super) struct Memory {
     refreshed: Instant,
     /// How often in a row a loss was seen.
     sightings: usize,
+    /// How often in a row the record was written without an acknowledgement.
+    unacknowledged: usize,
 }
 
 impl Default for Memory {
@@ -63,7 +65,7 @@ impl Default for Memory {
         // The first look writes the record. A process that is started again and again would otherwise
         // never write what it has stored.
         let refreshed = Instant::now() - REFRESH;
-        Self { known: None, stored: None, refreshed, sightings: 0 }
+        Self { known: None, stored: None, refreshed, sightings: 0, unacknowledged: 0 }
     }
 }
 

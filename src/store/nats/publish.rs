@@ -96,6 +96,8 @@ pub(super) async fn publish(
         Err(error) => {
             if let Some(why) = lacks_storage(error) {
                 shared.room.refused(bytes, why);
+            } else if error.kind() == PublishErrorKind::TimedOut {
+                shared.room.unacknowledged();
             }
         }
     }

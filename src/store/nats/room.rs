@@ -31,6 +31,8 @@ struct State {
     bytes: u64,
     /// What this process has stored since.
     since: u64,
+    /// A write was not acknowledged in time, and none was since.
+    awaits_acknowledgement: bool,
     /// The servers refused so many bytes.
     exhausted: Option<Exhausted>,
     /// Why there is no room, as it was last said.
@@ -61,9 +63,20 @@ impl Room {
         });
     }
 
+    /// Whether a write was not acknowledged in time, and none was since.
+    pub(super) fn awaits_acknowledgement(&self) -> bool {
+        self.lock().awaits_acknowledgement
+    }
+
+    /// A write was not acknowledged in time.
+    pub(super) fn unacknowledged(&self) {
+        self.lock().awaits_acknowledgement = true;
+    }
+
     /// Something was stored.
     pub(super) fn stored(&self, bytes: usize, is_event: bool) {
         self.change(|state| {
+            state.awaits_acknowledgement = false;
             if is_event {
                 state.since += bytes as u64 + AROUND_A_MESSAGE;
             }
@@ -71,7 +84,7 @@ impl Room {
         });
     }
 
-    /// The servers refused to store something for lack of storage.
+    /// The servers refused to store something for lack of storage, or store nothing at all (0 bytes).
     pub(super) fn refused(&self, bytes: usize, why: String) {
         self.change(|state| {
             let bytes = state.exhausted.as_ref().map_or(bytes, |before| before.bytes.min(bytes));

@@ -10,6 +10,7 @@ use super::{Memory, REFRESH, away};
 use crate::{
     proto::storage::StoreRecord,
     store::{
+        StoreError,
         nats::{
             Shared, cells, logs,
             record::{self, EVENTS, Streams},
@@ -17,6 +18,13 @@ use crate::{
         },
     },
 };
+
+/// How often in a row the record may go unacknowledged, while the servers answer everything else,
+/// before they count as unable to store anything.
+const UNACKNOWLEDGED: usize = 2;
+
+const NO_ACKNOWLEDGEMENT: &str = "the NATS servers answer and acknowledge nothing that they should store. A server whose \
+                                  disk is full does so: make room and restart it";
 
 /// Over how long events can have been stored that a current record does not know of: one refresh may
 /// have failed.
@@ -32,7 +40,12 @@ impl Shared {
     ) -> Result<(), Hindrance> {
         let expected = memory.stored.as_ref().map(|(version, _)| *version);
         let value = Bytes::from(known.encode_to_vec());
-        match cells::replace(self, &record::cell(), expected, value).await {
+        let written = cells::replace(self, &record::cell(), expected, value).await;
+        match &written {
+            Err(StoreError::Ambiguous(_)) => memory.unacknowledged += 1,
+            _ => memory.unacknowledged = 0,
+        }
+        match written {
             Ok(Some(version)) => {
                 memory.stored = Some((version, known.clone()));
                 memory.refreshed = Instant::now();
@@ -55,16 +68,23 @@ impl Shared {
         cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
     }
 
-    /// Writes the record when that is due: at the first look, and every minute.
+    /// Writes the record when that is due: at the first look, every minute, and whenever a write was
+    /// not acknowledged, to learn whether the servers store anything.
+    ///
+    /// An idle gateway writes it, too: it finds out that a disk is full before a caller does.
     pub(super) async fn refresh_record(
         &self,
         memory: &mut Memory,
         known: &StoreRecord,
     ) -> Result<(), Hindrance> {
-        if memory.refreshed.elapsed() < REFRESH {
+        if memory.refreshed.elapsed() < REFRESH && !self.room.awaits_acknowledgement() {
             return Ok(());
         }
-        self.write_record(memory, known, false).await
+        self.write_record(memory, known, false).await?;
+        if memory.unacknowledged >= UNACKNOWLEDGED {
+            self.room.refused(0, NO_ACKNOWLEDGEMENT.to_owned());
+        }
+        Ok(())
     }
 
     /// Whether the stream of events holds more than a current record can have missed. Only a process
