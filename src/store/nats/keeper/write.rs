@@ -77,8 +77,12 @@ impl Shared {
         memory: &mut Memory,
         known: &StoreRecord,
     ) -> Result<(), Hindrance> {
-        if memory.refreshed.elapsed() < REFRESH && !self.room.awaits_acknowledgement() {
-            return Ok(());
+        if !self.room.awaits_acknowledgement() {
+            // Something was stored since.
+            memory.unacknowledged = 0;
+            if memory.refreshed.elapsed() < REFRESH {
+                return Ok(());
+            }
         }
         self.write_record(memory, known, false).await?;
         if memory.unacknowledged >= UNACKNOWLEDGED {
