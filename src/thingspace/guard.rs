@@ -28,7 +28,8 @@
 //! - rejected logins that somebody else makes with the same user.
 //!
 //! A token request locks nobody. It is delayed, twice as long after each failure up to
-//! `backoff_max`, and never given up.
+//! `backoff_max`, and never given up. One rejection may be ThingSpace's error, so only a second one in a
+//! row is told to callers as a rejection.
 //!
 //! Pure: no IO, clock, randomness or log. Time is what an observer has seen pass.
 
@@ -84,7 +85,7 @@ pub(super) struct Terms {
 pub(super) struct Look<'a> {
     /// `None`: the store has none.
     pub(super) guard: Option<&'a Guard>,
-    /// The store has lost guards, so a missing one proves nothing.
+    /// The store has lost guards, or holds a damaged one, so a missing guard proves nothing.
     pub(super) lost: bool,
     /// How long the observer has seen it unchanged.
     pub(super) unchanged: Duration,
@@ -111,6 +112,8 @@ pub(super) enum Step {
 pub(super) enum Later {
     /// The last attempt with it was rejected.
     Rejected,
+    /// One token request with it was rejected, which may have been ThingSpace's error.
+    RejectedOnce,
     /// The last attempt with it had no usable answer.
     Unanswered,
     /// Another secret was accepted after it.
@@ -329,6 +332,7 @@ impl Guard {
         tried.is_some_and(|tried| tried.accepted && self.accepted_last != tried.fingerprint)
     }
 
+    /// Earlier releases counted some unanswered attempts as silences.
     fn counted(&self) -> u32 {
         self.rejections.saturating_add(self.silences)
     }
@@ -360,17 +364,18 @@ impl Guard {
         }
         tried.misses = tried.misses.saturating_add(1);
         tried.rejected = false;
-        // A password that was rejected since it was accepted counts like any other.
-        if tried.strikes == 0 && tried.fingerprint == self.accepted_last {
-            self.silences = self.silences.saturating_add(1);
-        } else {
-            self.rejections = self.rejections.saturating_add(1);
-        }
+        self.rejections = self.rejections.saturating_add(1);
         self.put(tried);
     }
 }
 
 impl Terms {
+    /// Rejections in a row that may have been ThingSpace's error. It costs nothing to find out, unless
+    /// rejections lock the user.
+    pub(super) fn unconfirmed(&self) -> u32 {
+        u32::from(!self.locks)
+    }
+
     /// How long the next attempt waits after those that failed.
     fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Later)> {
         let doubled = |misses: u32| {
@@ -379,7 +384,11 @@ impl Terms {
         };
         match tried.misses {
             0 => None,
-            misses if tried.rejected => Some((doubled(misses), Later::Rejected)),
+            misses if tried.rejected => {
+                let confirmed = misses > self.unconfirmed();
+                let why = if confirmed { Later::Rejected } else { Later::RejectedOnce };
+                Some((doubled(misses), why))
+            }
             1 => Some((self.backoff_first, Later::Unanswered)),
             _ => Some((self.backoff_max, Later::Unanswered)),
         }

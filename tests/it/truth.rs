@@ -1,6 +1,8 @@
 //! Operators are told the truth: in every state `/readyz`, the health service, `status`, the log and the error of a caller
 //! agree with each other.
 
+mod guards;
+
 use std::{fs, path::PathBuf, time::Duration};
 
 use thingspace_gateway::{
@@ -72,6 +74,16 @@ impl Observed {
         let mut config = upstream.quiet();
         config.thingspace.login_backoff_first = Duration::from_millis(100);
         Self::start(upstream, config).await
+    }
+
+    /// The same gateway after it was stopped and something was changed.
+    async fn restarted(self, change: impl AsyncFnOnce(&Config)) -> Self {
+        let Self { upstream, process, config, file } = self;
+        process.terminate();
+        assert!(process.wait().await.0.success());
+        change(&config).await;
+        let process = Process::launch(&config, upstream.dir.path());
+        Self { upstream, process, config, file }
     }
 
     async fn order(&self, key: &str) -> Result<(), tonic::Status> {

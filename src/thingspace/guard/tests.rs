@@ -1,6 +1,5 @@
+mod memory;
 mod properties;
-
-use prost::Message;
 
 use super::*;
 
@@ -94,10 +93,6 @@ impl Told {
     fn rejections(&self) -> u32 {
         self.guard.as_ref().unwrap().rejections
     }
-
-    fn silences(&self) -> u32 {
-        self.guard.as_ref().unwrap().silences
-    }
 }
 
 /// One that knows nothing but that password 0 was right.
@@ -148,7 +143,7 @@ fn a_password_that_was_never_accepted_has_three_attempts_without_an_answer() {
     told.killed(1).attempt(1, &Report::Unanswered);
     assert!(matches!(told.next(LONG, &by("a", 1)), Step::Claim(_)));
     told.killed(1).stopped(1, Stopped::Silences);
-    assert_eq!((told.rejections(), told.silences()), (3, 0));
+    assert_eq!(told.rejections(), 3);
     let mut told = known();
     told.attempt(1, &Report::Rejected).killed(1).killed(1).stopped(1, Stopped::Silences);
 }
@@ -168,13 +163,13 @@ fn without_a_history_unanswered_attempts_are_made_up_to_the_fourth_that_counts()
 #[test]
 fn what_was_accepted_last_has_three_attempts_without_an_answer() {
     let mut told = known();
-    for (silences, delay) in [(1, SECOND * 5), (2, SECOND * 60)] {
+    for (unanswered, delay) in [(1, SECOND * 5), (2, SECOND * 60)] {
         told.killed(0);
         let waits = |unchanged| told.next(unchanged, &by("a", 0));
         assert_eq!(waits(Duration::ZERO), Step::Later(delay, Later::Unanswered));
         assert_eq!(waits(delay.saturating_sub(SECOND)), Step::Later(SECOND, Later::Unanswered));
         assert!(matches!(waits(delay), Step::Claim(_)));
-        assert_eq!((told.rejections(), told.silences()), (0, silences));
+        assert_eq!(told.rejections(), unanswered);
     }
     told.attempt(0, &Report::Unanswered).stopped(0, Stopped::Silences);
     // A new password may still be tried, once.
@@ -191,7 +186,7 @@ fn unanswered_attempts_and_rejections_count_together() {
     told.killed(0).attempt(0, &Report::Rejected);
     // Once it was rejected, it counts like a password that was never accepted.
     told.killed(0).stopped(0, Stopped::Silences);
-    assert_eq!((told.rejections(), told.silences()), (2, 1));
+    assert_eq!(told.rejections(), 3);
 }
 
 #[test]
@@ -199,7 +194,7 @@ fn an_accepted_attempt_clears_unanswered_ones() {
     let mut told = known();
     for _ in 0..10 {
         told.killed(0).killed(0).attempt(0, &accepted());
-        assert_eq!((told.rejections(), told.silences()), (0, 0));
+        assert_eq!(told.rejections(), 0);
     }
 }
 
@@ -316,7 +311,9 @@ fn a_token_request_is_delayed_ever_longer_and_never_stopped() {
         let delay = SECOND * [0, 5, 10, 20, 40].get(misses as usize).copied().unwrap_or(60);
         if !delay.is_zero() {
             let waits = next(look(guard.as_ref(), Duration::ZERO), &attempt, &terms);
-            assert_eq!(waits, Step::Later(delay, Later::Rejected));
+            // One rejection may be ThingSpace's error.
+            let why = if misses == 1 { Later::RejectedOnce } else { Later::Rejected };
+            assert_eq!(waits, Step::Later(delay, why));
         }
         let Step::Claim(claimed) = next(look(guard.as_ref(), delay), &attempt, &terms) else { panic!() };
         guard = report(Some(claimed), &attempt, &Report::Rejected, &terms);
@@ -338,127 +335,4 @@ fn a_token_request_without_an_answer_counts_for_nothing() {
     let Step::Claim(guard) = next(look(Some(&guard), Duration::ZERO), &attempt, &terms) else { panic!() };
     let Step::Settle(guard) = next(look(Some(&guard), LONG), &by("b", 1), &terms) else { panic!() };
     assert!(matches!(next(look(Some(&guard), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
-}
-
-#[test]
-fn a_guard_that_the_store_lost_is_closed_until_an_operator_has_logged_in() {
-    let lost = Look { lost: true, ..look(None, LONG) };
-    assert_eq!(next(lost, &by("a", 1), &terms()), Step::Stopped(Stopped::Lost));
-    assert_eq!((unblocked(lost, &[1], false, &terms()), counted(lost)), (Unblocked::LastOne, COUNTED));
-    let Unblocked::Changed(guard) = unblocked(lost, &[1], true, &terms()) else { panic!() };
-    assert_eq!(guard.rejections, 1);
-    let held = Look { lost: true, ..look(Some(&guard), LONG) };
-    assert!(matches!(next(held, &by("a", 1), &terms()), Step::Claim(_)));
-    let client = Terms { locks: false, ..terms() };
-    assert!(matches!(next(lost, &by("a", 1), &client), Step::Claim(_)), "it locks nobody");
-}
-
-#[test]
-fn what_the_store_forgot_is_written_back() {
-    let mut told = known();
-    told.attempt(1, &Report::Rejected);
-    let remembered = told.guard.clone().unwrap();
-    assert_eq!(merged(Some(&remembered), &remembered, &terms()), None);
-    // Other processes may have made attempts that this one does not know.
-    let back = merged(None, &remembered, &terms()).unwrap();
-    assert_eq!(next(look(Some(&back), LONG), &by("a", 0), &terms()), Step::Stopped(Stopped::Closed));
-    assert_eq!(back.candidates, remembered.candidates);
-    // A token request locks nobody.
-    assert!(!merged(None, &remembered, &Terms { locks: false, ..terms() }).unwrap().is_closed());
-    told.attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
-    let remembered = told.guard.clone().unwrap();
-    // An attempt was under way: nobody knows its outcome.
-    told.claim(3);
-    let back = merged(None, told.guard.as_ref().unwrap(), &terms()).unwrap();
-    assert_eq!((back.rejections, back.attempt.is_none()), (COUNTED, true));
-    // A fresh process found nothing and has made an attempt since.
-    let mut fresh = Told::default();
-    fresh.attempt(1, &Report::Rejected);
-    let back = merged(fresh.guard.as_ref(), &remembered, &terms()).unwrap();
-    assert!(back.is_closed() && back.candidate(&[1]).unwrap().strikes > STRIKES, "{back:?}");
-    assert_eq!(back.accepted_last, [0]);
-    // What is newer stays, although it counts less.
-    told = known();
-    told.attempt(0, &accepted());
-    assert_eq!(merged(told.guard.as_ref(), &remembered, &terms()), None);
-}
-
-#[test]
-fn a_fingerprint_of_an_earlier_release_is_recognised() {
-    let mut told = known();
-    told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected);
-    let now = renamed(told.guard.clone().unwrap(), &[1], &[101]);
-    assert_eq!(next(look(Some(&now), LONG), &by("a", 101), &terms()), Step::Stopped(Stopped::Strikes));
-    assert_eq!(now.candidate(&[1]), None);
-    let now = renamed(told.guard.clone().unwrap(), &[0], &[100]);
-    assert_eq!(now.accepted_last, [100]);
-    assert_eq!(now.candidate(&[100]).unwrap().sealed, [1]);
-    // A replica of the earlier release adds to its own.
-    let both = renamed(report(Some(now), &by("a", 0), &Report::Rejected, &terms()).unwrap(), &[0], &[100]);
-    assert_eq!((both.candidate(&[100]).unwrap().strikes, both.candidate(&[0])), (1, None));
-}
-
-#[test]
-fn eight_are_remembered_and_what_was_accepted_last_is_among_them() {
-    let mut told = known();
-    for password in 1..=20 {
-        told.guard = report(told.guard.take(), &by("a", password), &Report::Rejected, &terms());
-    }
-    let kept: Vec<_> = told.guard.unwrap().candidates.iter().map(|of| of.fingerprint[0]).collect();
-    assert_eq!(kept, [0, 14, 15, 16, 17, 18, 19, 20]);
-}
-
-#[test]
-fn a_token_is_stored_with_its_acceptance_and_one_that_cannot_be_read_stays() {
-    let mut told = known();
-    let token = |told: &Told| {
-        let of = told.guard.as_ref().unwrap().candidate(&[0]).unwrap().clone();
-        (of.accepted, of.generation, Sealed { own: of.sealed, for_other_half: of.sealed_for_other_half })
-    };
-    assert_eq!(token(&told), (true, 1, sealed(1)));
-    told.attempt(0, &Report::Rejected);
-    assert_eq!(token(&told), (true, 1, sealed(1)), "the session goes on");
-    told.attempt(0, &Report::Accepted { generation: 2, sealed: None });
-    assert_eq!(token(&told), (true, 1, sealed(1)));
-    told.attempt(0, &Report::Accepted { generation: 2, sealed: Some(sealed(2)) });
-    assert_eq!(token(&told), (true, 2, sealed(2)));
-}
-
-/// The bytes of a cell as it was written once. They never change; new fields are added.
-#[test]
-fn a_stored_guard_means_what_it_meant() {
-    const STORED: &str = "080112016e180222180a0102100118022001280130093a020a0b40014a010c50012a0101320d0a01021201611a016920e0\
-                          d403380140074801";
-    let byte = |at| u8::from_str_radix(&STORED[at..at + 2], 16).unwrap();
-    let stored: Vec<u8> = (0..STORED.len()).step_by(2).map(byte).collect();
-    let candidate = GuardCandidate {
-        fingerprint: vec![2],
-        strikes: 1,
-        misses: 2,
-        accepted: true,
-        rejected: true,
-        generation: 9,
-        sealed: vec![10, 11],
-        derivation: 1,
-        sealed_for_other_half: vec![12],
-        refuted: true,
-    };
-    let attempt = GuardAttempt {
-        fingerprint: vec![2],
-        id: "a".to_owned(),
-        incarnation: "i".to_owned(),
-        lease_ms: 60_000,
-    };
-    let guard = Guard {
-        version: 1,
-        nonce: "n".to_owned(),
-        rejections: 2,
-        candidates: vec![candidate],
-        accepted_last: vec![1],
-        attempt: Some(attempt),
-        silences: 1,
-        resets: 7,
-        forced: true,
-    };
-    assert_eq!(Guard::decode(&*stored), Ok(guard));
 }

@@ -42,6 +42,13 @@ pub(super) struct Looked {
     unchanged: Duration,
 }
 
+impl Looked {
+    /// The cell holds something that is no guard.
+    fn is_damaged(&self) -> bool {
+        self.version.is_some() && self.guard.is_none()
+    }
+}
+
 impl GuardCells {
     pub(super) fn new(store: Arc<dyn Store>, terms: Terms) -> Self {
         Self { store, terms, seen: Mutex::default() }
@@ -59,7 +66,7 @@ impl GuardCells {
             let held = self.store.load(cell).await?;
             let version = held.as_ref().map(|held| held.version);
             let guard = match held {
-                Some(held) => Some(decode_cell(held.value, FORMAT, |guard: &Guard| guard.version)?),
+                Some(held) => readable(held.value)?,
                 None => None,
             };
             let guard = guard.map(|guard| identity.renamed(guard));
@@ -82,7 +89,7 @@ impl GuardCells {
     pub(super) fn as_look<'a>(&self, looked: &'a Looked) -> Look<'a> {
         Look {
             guard: looked.guard.as_ref(),
-            lost: self.store.has_lost_cells(),
+            lost: self.store.has_lost_cells() || looked.is_damaged(),
             unchanged: looked.unchanged,
             exclusive: self.store.exclusive(),
         }
@@ -123,10 +130,22 @@ impl GuardCells {
                 since.elapsed()
             }
             _ => {
+                if version.is_some() && guard.is_none() {
+                    warn!(cell = cell.name, "the store holds something in this cell that is no guard");
+                }
                 let since = Instant::now();
                 *seen = Some(Seen { cell: cell.clone(), version, guard, since });
                 Duration::ZERO
             }
         }
+    }
+}
+
+/// The guard in a cell. `None`: it is damaged, which is as good as lost. A guard of a newer release is an
+/// error, because it must not be replaced.
+fn readable(value: Bytes) -> Result<Option<Guard>, StoreError> {
+    match Guard::decode(value.clone()) {
+        Ok(guard) if guard.version > 0 => decode_cell(value, FORMAT, |guard: &Guard| guard.version).map(Some),
+        Ok(_) | Err(_) => Ok(None),
     }
 }

@@ -14,7 +14,7 @@ use super::{
     Tokens,
     secrets::{Fingerprint, Identity},
     standing::{Half, Trouble},
-    vault::Outlook,
+    vault::{NoTurn, Outlook},
 };
 
 /// How often files and guards are looked at.
@@ -45,13 +45,16 @@ impl Tokens {
     async fn look_after(self: &Arc<Self>) {
         // Files that cannot be read are told.
         let Ok(secrets) = self.secrets().await else { return };
+        let client = self.due(Half::Client, self.bearer.holds(), &secrets.client).await;
+        // A token request may take long, so the state of logins is found out before.
+        let login = self.due(Half::Login, self.session.holds(), &secrets.login).await;
         // What comes of it is told where it is done.
-        match self.due(Half::Client, self.bearer.holds(), &secrets.client).await {
+        match client {
             Due::Nothing => {}
             Due::Get => drop(self.bearer().await),
             Due::Replace => drop(self.replace_bearer().await),
         }
-        match self.due(Half::Login, self.session.holds(), &secrets.login).await {
+        match login {
             Due::Nothing => {}
             Due::Get => drop(self.session().await),
             Due::Replace => drop(self.replace_session().await),
@@ -61,8 +64,22 @@ impl Tokens {
     async fn due(&self, half: Half, held: Option<Fingerprint>, identity: &Identity) -> Due {
         let in_files = identity.fingerprint;
         let known = self.standings.trouble(half);
-        // Without the store nothing new is known.
-        let Ok(outlook) = self.vault(half).outlook(identity).await else { return Due::Nothing };
+        let outlook = match self.vault(half).outlook(identity).await {
+            Ok(outlook) => outlook,
+            Err(error) => {
+                let unread = error.to_string();
+                let trouble = NoTurn::from(error).trouble;
+                if trouble.is_some() {
+                    self.standings.set(half, trouble, in_files);
+                } else {
+                    self.standings.set_unread(Some(unread));
+                }
+                return Due::Nothing;
+            }
+        };
+        if half == Half::Login {
+            self.standings.set_unread(None);
+        }
         if let Outlook::Stopped(stopped) = outlook {
             self.standings.set(half, Some(Trouble::Stopped(stopped)), in_files);
             return Due::Nothing;
@@ -70,14 +87,14 @@ impl Tokens {
         match (held, known) {
             (Some(held), _) if held != in_files => Due::Replace,
             // The files are again as they were, or logins may be made again.
-            (Some(_), Some((trouble, of))) if of != in_files || matches!(trouble, Trouble::Stopped(_)) => {
+            (Some(_), Some((trouble, of))) if of != in_files || trouble.is_over_once_permitted() => {
                 self.standings.set(half, None, in_files);
                 Due::Nothing
             }
-            (None, Some((Trouble::Stopped(_), _))) => Due::Get,
+            (None, Some((trouble, _))) if trouble.is_over_once_permitted() => Due::Get,
             (None, Some((Trouble::Rejected, rejected))) if rejected != in_files => Due::Get,
             // Only a secret of the application is tried again without a call.
-            (None, Some((Trouble::Rejected, _))) if half == Half::Client => Due::Get,
+            (None, Some((Trouble::Rejected | Trouble::RejectedOnce, _))) if half == Half::Client => Due::Get,
             _ => Due::Nothing,
         }
     }

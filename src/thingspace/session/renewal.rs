@@ -13,12 +13,12 @@ use super::{
     secrets::{Identity, Secrets},
     slot::{Fault, Minted, Pace, Token, TokenId, What},
     standing::{Half, Trouble},
-    vault::{Claim, Need, NoTurn, Outlook, Turn},
+    vault::{Claim, Need, NoTurn, Outlook, Turn, not_yet},
 };
 use crate::thingspace::{
     Error,
     guard::{
-        Report,
+        Later, Report,
         answer::{Answer, to_login, to_token_request},
     },
     transport::{Endpoint, Failure, Reply},
@@ -172,7 +172,14 @@ impl Tokens {
                 trouble = Trouble::Stopped(stopped);
                 fault.pace = Pace::AT_ONCE;
             }
-            Ok(Outlook::Later(wait)) if let What::Unavailable(reason) = &fault.what => {
+            Ok(Outlook::Later(wait, why @ Later::RejectedOnce)) if counts => {
+                tracing::warn!(
+                    credentials = self.name(),
+                    "ThingSpace rejected the application; it is tried again"
+                );
+                (fault, trouble) = (not_yet(wait, why).fault, Trouble::RejectedOnce);
+            }
+            Ok(Outlook::Later(wait, _)) if let What::Unavailable(reason) = &fault.what => {
                 fault.what = What::Later(reason.clone(), Instant::now() + wait);
                 fault.pace = Pace::RECHECK;
             }

@@ -32,7 +32,11 @@ pub(super) enum Half {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trouble {
     Rejected,
+    /// One token request was rejected, which may have been ThingSpace's error.
+    RejectedOnce,
     Stopped(Stopped),
+    /// The guard in the store cannot be read, and must not be replaced. Why.
+    Unreadable(String),
     /// It passes without action.
     Passing(String),
 }
@@ -44,8 +48,10 @@ pub(super) struct Standings {
     told: watch::Sender<Standing>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    /// Why the guard has not been read; `None`: it has.
+    unread: Option<String>,
     /// There is a session.
     session: bool,
     /// Which file cannot be read, and why.
@@ -56,8 +62,9 @@ struct State {
 
 impl Standings {
     pub(super) fn new(name: &str) -> Self {
-        let told = watch::Sender::new(State::default().standing(name));
-        Self { name: name.to_owned(), state: Mutex::default(), told }
+        let state = State::new();
+        let told = watch::Sender::new(state.standing(name));
+        Self { name: name.to_owned(), state: Mutex::new(state), told }
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Standing> {
@@ -94,6 +101,11 @@ impl Standings {
         });
     }
 
+    /// Why the guard could not be read, so that nobody knows whether logins may be made; `None`: it was.
+    pub(super) fn set_unread(&self, why: Option<String>) {
+        self.change(|state| state.unread = why);
+    }
+
     /// Whether there is a session.
     pub(super) fn set_session(&self, session: bool) {
         self.change(|state| state.session = session);
@@ -116,6 +128,11 @@ impl Standings {
 }
 
 impl State {
+    fn new() -> Self {
+        let unread = Some("the store has not been asked yet".to_owned());
+        Self { unread, session: false, files: None, client: None, login: None }
+    }
+
     fn half(&mut self, half: Half) -> &mut Option<(Trouble, Fingerprint)> {
         match half {
             Half::Client => &mut self.client,
@@ -129,8 +146,14 @@ impl State {
         let worst = troubles().find(|(_, trouble)| trouble.needs_operator()).or_else(|| troubles().next());
         let (healthy, said) = match (&self.files, worst) {
             (Some(reason), _) => (false, unreadable_sentence(name, reason)),
-            (None, Some((half, trouble))) => (!trouble.needs_operator(), sentence(name, half, trouble)),
+            (None, Some((half, trouble))) => {
+                let known = self.session || self.unread.is_none();
+                (known && !trouble.needs_operator(), sentence(name, half, trouble))
+            }
             (None, None) if self.session => return Standing::healthy("logged in"),
+            (None, None) if let Some(why) = &self.unread => {
+                (false, format!("not logged in, and it is not known yet whether that is permitted: {why}"))
+            }
             (None, None) => return Standing::healthy("not logged in: nothing has needed it yet"),
         };
         // Calls need a bearer as well.
@@ -150,8 +173,16 @@ impl Standing {
 }
 
 impl Trouble {
+    /// It lasts only as long as the guard permits no attempt.
+    pub(super) fn is_over_once_permitted(&self) -> bool {
+        matches!(self, Self::Stopped(_) | Self::Unreadable(_))
+    }
+
     fn needs_operator(&self) -> bool {
-        !matches!(self, Self::Passing(_))
+        match self {
+            Self::Rejected | Self::Stopped(_) | Self::Unreadable(_) => true,
+            Self::RejectedOnce | Self::Passing(_) => false,
+        }
     }
 }
 
@@ -198,6 +229,13 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
         Trouble::Stopped(Stopped::Lost) => format!(
             "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}"
         ),
+        Trouble::RejectedOnce => {
+            format!("ThingSpace rejected the {half} of credentials {name} once. It is tried again soon")
+        }
+        Trouble::Unreadable(why) => format!(
+            "no token is asked for with credentials {name}: their guard in the store cannot be read ({why}). Run the \
+             newest release that has used this store; if that one cannot read it either, restore a backup"
+        ),
         Trouble::Passing(reason) => format!("no token for credentials {name}: {reason}"),
     }
 }
@@ -213,7 +251,14 @@ mod tests {
         let standings = Standings::new("main");
         let told = standings.subscribe();
         let said = || (told.borrow().healthy, told.borrow().sentence.clone());
-        assert!(said().0 && said().1.contains("not logged in"));
+        assert!(!said().0 && said().1.contains("not known yet"));
+        standings.set_unread(None);
+        assert_eq!(said(), (true, "not logged in: nothing has needed it yet".to_owned()));
+        standings.set_unread(Some("it is away".to_owned()));
+        standings.set(Half::Login, Some(Trouble::Passing("it is away".into())), FIRST);
+        assert!(!said().0, "a call that fails tells nothing new");
+        standings.set(Half::Login, None, FIRST);
+        standings.set_unread(None);
         standings.set_session(true);
         assert_eq!(said(), (true, "logged in".to_owned()));
         standings.set(Half::Login, Some(Trouble::Rejected), FIRST);

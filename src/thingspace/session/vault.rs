@@ -84,7 +84,7 @@ struct Free {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outlook {
     Open,
-    Later(Duration),
+    Later(Duration, Later),
     Stopped(Stopped),
 }
 
@@ -244,7 +244,7 @@ impl Vault {
             let superseded = guard.is_some_and(|guard| guard.is_superseded(&fingerprint.0));
             let version = looked.version;
             match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
-                Step::Claim(_) if need == Need::Soon && stored.misses > 0 => {
+                Step::Claim(_) if need == Need::Soon && stored.misses > self.terms.unconfirmed() => {
                     let why = if stored.rejected { Later::Rejected } else { Later::Unanswered };
                     return Err(not_yet(Duration::ZERO, why));
                 }
@@ -280,7 +280,7 @@ impl Vault {
         let attempt = self.attempt(identity.fingerprint);
         Ok(match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
             Step::Stopped(stopped) => Outlook::Stopped(stopped),
-            Step::Later(wait, _) => Outlook::Later(wait),
+            Step::Later(wait, why) => Outlook::Later(wait, why),
             Step::Claim(_) | Step::Settle(_) | Step::Wait => Outlook::Open,
         })
     }
@@ -419,8 +419,12 @@ fn inherited(identity: &Identity, guard: &Guard, last: Option<TokenId>) -> Optio
     Some(Minted { token: Token { value, id, found: true }, expires_in: None })
 }
 
-fn not_yet(wait: Duration, why: Later) -> NoTurn {
+pub(super) fn not_yet(wait: Duration, why: Later) -> NoTurn {
     match why {
+        Later::RejectedOnce => NoTurn {
+            trouble: Some(Trouble::RejectedOnce),
+            ..later(wait, "ThingSpace rejected the application once; it is tried again")
+        },
         Later::Rejected => NoTurn {
             fault: Fault { what: What::Rejected, pace: Pace::RECHECK },
             trouble: Some(Trouble::Rejected),
@@ -437,6 +441,10 @@ fn later(wait: Duration, reason: &str) -> NoTurn {
 
 impl From<StoreError> for NoTurn {
     fn from(error: StoreError) -> Self {
-        Self { fault: Fault { what: What::Store(error), pace: Pace::RECHECK }, trouble: None }
+        let (what, trouble) = match error {
+            StoreError::Corrupt(why) => (What::Stopped, Some(Trouble::Unreadable(why))),
+            error => (What::Store(error), None),
+        };
+        Self { fault: Fault { what, pace: Pace::RECHECK }, trouble }
     }
 }

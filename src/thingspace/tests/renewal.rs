@@ -185,10 +185,11 @@ async fn a_rejected_password_is_sent_once_until_the_file_changes() {
 async fn a_rejected_secret_is_tried_again_with_a_delay_and_a_new_one_at_once() {
     let world = world(Options { secret: "new".into(), ..manual() }).await;
     let rejected = |outcome: &Called| matches!(outcome, Err(Error::CredentialsRejected { .. }));
-    world.call_for(Duration::from_secs(3), rejected).await;
-    assert_eq!(world.handle.ledger().token_requests(), 1);
-    world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 2).await;
-    world.call_for(Duration::from_secs(1), rejected).await;
+    // The first rejection may be ThingSpace's error, so the first call waits for the second one.
+    for _ in 0..2 {
+        world.call_for(Duration::from_secs(2), rejected).await;
+        assert_eq!(world.handle.ledger().token_requests(), 2);
+    }
     world.write("secret", "new");
     world.call_until("the new secret is used", |_, outcome| outcome.is_ok()).await;
     let ledger = world.handle.ledger();

@@ -1,8 +1,8 @@
 //! What is tried again, how often, and what is not.
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::*;
+use super::{super::Standing, *};
 
 /// What passes, for calls without effect.
 fn passing() -> [What; 8] {
@@ -114,4 +114,47 @@ async fn registrations_are_listed_three_times_and_changed_once() {
         assert_eq!(calls, [3, 1, 1], "{what:?}");
         world.handle.clear_faults();
     }
+}
+
+/// ThingSpace's token endpoint answers one request with 401 for no reason.
+#[tokio::test]
+async fn one_rejected_token_request_is_no_rejection_of_the_credentials() {
+    let unauthorized = || answer(401, "");
+    let world = configured(manual(), hasty).await;
+    let request = world.request();
+    world.poll(&request).await.unwrap();
+    let mut standing = world.client.standings().next().unwrap().1;
+    timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+    let told = tokio::spawn(async move {
+        let rejected = |said: &Standing| !said.healthy && said.sentence.contains("application");
+        timeout(PATIENCE, standing.wait_for(rejected)).await.is_ok()
+    });
+    world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, unauthorized()));
+    world.handle.expire_bearer();
+    world.poll(&request).await.unwrap();
+    assert_eq!(world.handle.ledger().token_requests(), 3);
+    assert!(!told.is_finished(), "operators were told to correct the files");
+
+    world.handle.inject(Fault::always(Endpoint::Token, When::BeforeEffect, unauthorized()));
+    world.handle.expire_bearer();
+    let refused = world.poll(&request).await.unwrap_err();
+    assert!(matches!(refused, Error::CredentialsRejected { .. }), "{refused}");
+    assert!(world.handle.ledger().token_requests() >= 5);
+    assert!(told.await.unwrap(), "operators are told after the second");
+}
+
+/// Where the second attempt is too far away to wait for it, callers are told to repeat the call.
+#[tokio::test]
+async fn until_a_rejected_token_request_is_repeated_callers_are_told_to_come_back() {
+    let world = configured(manual(), |config| config.login_backoff_first = Duration::from_mins(1)).await;
+    world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, answer(401, "")));
+    let request = world.request();
+    for _ in 0..2 {
+        let refused = world.poll(&request).await.unwrap_err();
+        let Error::NotSent { retry_after: Some(wait), .. } = &refused else { panic!("{refused:?}") };
+        assert!(*wait > Duration::from_secs(30), "{wait:?}");
+    }
+    let standing = world.client.standings().next().unwrap().1.borrow().clone();
+    assert!(standing.sentence.contains("once. It is tried again soon"), "{standing:?}");
+    assert_eq!(world.handle.ledger().token_requests(), 1);
 }

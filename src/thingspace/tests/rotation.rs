@@ -80,10 +80,11 @@ async fn a_wrong_new_application_leaves_bearer_and_session_be() {
     let request = world.request();
     world.poll(&request).await.unwrap();
     world.write("secret", "wrong");
-    world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 2).await;
+    // The first rejection may be ThingSpace's error.
+    world.handle.wait_until(PATIENCE, |ledger| ledger.token_requests() == 3).await;
     world.call_for(Duration::from_secs(3), Result::is_ok).await;
     let ledger = world.handle.ledger();
-    assert_eq!((ledger.token_requests(), ledger.logins()), (2, 1));
+    assert_eq!((ledger.token_requests(), ledger.logins()), (3, 1));
 }
 
 /// A restart with wrong files, before any call has used the stored tokens.
@@ -94,7 +95,7 @@ async fn stored_tokens_serve_after_a_restart_with_other_files() {
         world.poll(&world.request()).await.unwrap();
         world.write(file, "wrong");
         world.restart();
-        let tried = |ledger: &Ledger, _: &Called| ledger.logins_rejected + ledger.token_requests() == 2;
+        let tried = |ledger: &Ledger, _: &Called| ledger.logins_rejected + ledger.token_requests() >= 2;
         world.call_until("the other files are tried", tried).await;
         world.restart();
         world.call_for(Duration::from_millis(500), Result::is_ok).await;
