@@ -215,6 +215,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
         problems.push(format!("control.socket: {what}"));
     }
     problems.written_files_are_apart(config, file);
+    problems.users_are_spelled_alike(config);
     problems.pairs_are_apart(config);
     problems
 }

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use self::exchange::{Call, Failed};
 use super::{
     Error, HostHealth, Order, Registration, Retries, Sent, StatusAnswer, Target, code,
-    session::{Shared, Standing, Tokens, Unblocked},
+    session::{Shared, Standing, Tokens, Unblocked, Users},
     transport::{Endpoint, Reply, Transport},
     trouble::Trouble,
     turns::{Class, Connections, Turn, Turns},
@@ -111,6 +111,7 @@ impl Client {
             store: Arc::clone(store),
             tasks: tasks.clone(),
             incarnation: Uuid::now_v7().to_string().into(),
+            users: Arc::new(Users::default()),
         };
         let connections = Connections::new(thingspace.max_connections, credentials.len());
         let (mut accounts, mut upstreams) = (HashMap::new(), Vec::new());

@@ -13,6 +13,7 @@ mod renewal;
 mod secrets;
 mod slot;
 mod standing;
+mod users;
 mod vault;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+pub(super) use self::users::Users;
 pub use self::{files::Sent, standing::Standing};
 use self::{
     files::{Files, Unread},
@@ -52,6 +54,7 @@ pub(super) struct Tokens {
     users: Arc<Vault>,
     applications: Arc<Vault>,
     standings: Standings,
+    users_of_sets: Arc<Users>,
     /// Wakes the keeper.
     kick: Arc<Notify>,
 }
@@ -64,6 +67,7 @@ pub(super) struct Shared {
     pub(super) tasks: TaskTracker,
     /// Of this process: what was claimed in the name of another may be dead.
     pub(super) incarnation: Arc<str>,
+    pub(super) users: Arc<Users>,
 }
 
 /// What came of an operator's permission to try a set of credentials once more.
@@ -143,7 +147,7 @@ impl Tokens {
         thingspace: &config::ThingSpace,
         shared: Shared,
     ) -> Arc<Self> {
-        let Shared { transport, store, tasks, incarnation } = shared;
+        let Shared { transport, store, tasks, incarnation, users } = shared;
         let vault = |locks| {
             let terms = Terms {
                 locks,
@@ -163,6 +167,7 @@ impl Tokens {
             bearer: Arc::default(),
             session: Arc::default(),
             standings: Standings::new(&credentials.name),
+            users_of_sets: users,
             kick: Arc::default(),
             tasks,
         });
@@ -304,7 +309,10 @@ impl Tokens {
     async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
         let secrets = self.files.secrets().await;
         match &secrets {
-            Ok(_) => self.standings.set_files(None),
+            Ok(secrets) => {
+                self.standings.set_files(None);
+                self.users_of_sets.set(self.name(), &secrets.login);
+            }
             Err(Unread::Unreadable(reason)) => self.standings.set_files(Some(reason.clone())),
             Err(Unread::Passing(reason)) => {
                 tracing::warn!(credentials = self.name(), "no token: {reason}");

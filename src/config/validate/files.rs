@@ -36,6 +36,27 @@ impl Problems {
         }
     }
 
+    /// ThingSpace knows a user in any spelling and may end a user's session at the next login. Two spellings
+    /// would log in separately, so their sets of credentials would end each other's sessions.
+    pub(super) fn users_are_spelled_alike(&mut self, config: &Config) {
+        let names: Vec<_> = config.credentials.iter().map(|of| text(&of.username_file)).collect();
+        for (later, name) in names.iter().enumerate() {
+            let Some(name) = name else { continue };
+            let differs = |other: &&Option<String>| {
+                other.as_ref().is_some_and(|other| is_same_user(name, other) && name != other)
+            };
+            if let Some(first) = names[..later].iter().position(|other| differs(&other)) {
+                self.push(format!(
+                    "credentials #{}: username_file: {} holds the user of credentials #{} in another spelling, so \
+                     their logins would end each other's sessions; write it the same way",
+                    later + 1,
+                    config.credentials[later].username_file.display(),
+                    first + 1
+                ));
+            }
+        }
+    }
+
     /// ThingSpace sends the callbacks' pair in every callback, so nothing of it may log in. It refuses the user name of a
     /// login by itself.
     pub(super) fn pairs_are_apart(&mut self, config: &Config) {
@@ -43,7 +64,6 @@ impl Problems {
         else {
             return;
         };
-        let text = |path| secret(path).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok());
         for (index, credentials) in config.credentials.iter().enumerate() {
             let user = &credentials.username_file;
             if text(name).zip(text(user)).is_some_and(|(name, user)| is_same_user(&name, &user)) {
@@ -157,6 +177,10 @@ fn resolved(path: &Path) -> PathBuf {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => path.to_owned(),
     }
+}
+
+fn text(path: &Path) -> Option<String> {
+    secret(path).and_then(|bytes| String::from_utf8(bytes.to_vec()).ok())
 }
 
 /// The secret in a file, without the line break at its end.

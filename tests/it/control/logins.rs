@@ -228,3 +228,36 @@ async fn what_was_stopped_is_said_after_a_restart_without_a_call() {
     let ledger = upstream.sim.ledger();
     assert_eq!((ledger.logins_rejected, ledger.logins_accepted), (1, 1));
 }
+
+/// Two sets of credentials hold one user, and then the password of one set is changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sets_that_disagree_about_a_user_are_told_once() {
+    const AT_ODDS: &str = "two sets of credentials hold the same user";
+    let upstream = Upstream::manual().await;
+    let mut config = upstream.quiet();
+    let mut other = config.credentials[0].clone();
+    "other".clone_into(&mut other.name);
+    other.accounts = vec![config.credentials[0].accounts.pop().unwrap()];
+    other.password_file = upstream.dir.path().join("other-password");
+    std::fs::write(&other.password_file, "simulator-password").unwrap();
+    let changed = other.password_file.clone();
+    config.credentials.push(other);
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let mut client = process.client().await;
+    place(&mut client, "k", [0]).await.unwrap();
+    let mut order = order("other", [1]);
+    config.credentials[1].accounts[0].as_str().clone_into(&mut order.account_name);
+    within("an order", client.download_profile(order)).await.unwrap();
+    assert_eq!(upstream.sim.ledger().logins(), 1, "they share a session");
+
+    std::fs::write(changed, "wrong").unwrap();
+    eventually("the new password is tried", async || {
+        json(&file, &["status"]).await["logins"][1]["healthy"] == false
+    })
+    .await;
+    process.terminate();
+    let (_, log) = process.wait().await;
+    let told: Vec<_> = log.iter().filter(|line| line.contains(AT_ODDS)).collect();
+    assert!(told.len() == 1 && told[0].contains("\"WARN\""), "{told:#?}");
+}

@@ -46,6 +46,25 @@ fn credentials_are_unique_and_their_files_there() {
 }
 
 #[test]
+fn one_user_is_spelled_one_way() {
+    let (folder, mut config) = deployed();
+    let mut second = config.credentials[0].clone();
+    second.name = "second".to_owned();
+    second.accounts = vec!["0000123456-00002".to_owned().try_into().unwrap()];
+    second.username_file = folder.path().join("second");
+    config.credentials.push(second);
+    for (user, problems) in [
+        ("username", &[][..]),
+        ("username\n", &[]),
+        ("another", &[]),
+        ("UserName", &["credentials #2: username_file: "]),
+    ] {
+        fs::write(&config.credentials[1].username_file, user).unwrap();
+        assert_begin(&deployment(&config, None), problems);
+    }
+}
+
+#[test]
 fn nats_needs_servers_and_its_files_but_no_path() {
     let (folder, mut config) = deployed();
     config.store.kind = StoreKind::Nats;
