@@ -43,8 +43,8 @@ const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
 /// moment later is repeated once for the same caller, and the order is not sent.
 pub const TOKEN: [Line<Key>; 17] = [
     (Hang, DOWN, calls(2, 0, 1, 0), Free),
-    (Unauthorized, REJECTED, calls(1, 0, 1, 0), Free),
-    (Forbidden, REJECTED, calls(1, 0, 1, 0), Free),
+    (Unauthorized, REJECTED, calls(2, 0, 1, 0), Free),
+    (Forbidden, REJECTED, calls(2, 0, 1, 0), Free),
     (RequestTimeout, DOWN, calls(2, 0, 1, 0), Free),
     (Throttled, THROTTLED, calls(1, 0, 1, 0), Free),
     (ServerError, DOWN, calls(2, 0, 1, 0), Free),
