@@ -1,8 +1,8 @@
 //! Cuts what a watcher sees into messages of at most [`MAX_WATCH_MESSAGE`].
 //!
 //! A message ends where a revision ends, wherever it fits; only one that is larger than a message is cut within, and then its
-//! messages say `more` and the last has the token. Messages are made one by one, when the reader is ready for them. Of
-//! changes, each message is made anew from the watch, so that a reader that stands still holds no transitions.
+//! messages say `more` and the last has the token. Messages are made one by one, when the reader is ready for them, each from
+//! an event that the watch gives anew, so that a reader that stands still holds no devices.
 
 use std::sync::Arc;
 
@@ -21,20 +21,12 @@ use crate::{
 /// What a message needs apart from its devices, in bytes: names, counts, times, token.
 const OVERHEAD: usize = 1_024;
 
-/// An event on its way out.
-#[derive(Debug)]
-pub(super) enum Fragments {
-    Snapshot {
-        snapshot: Snapshot,
-        sent: usize,
-        done: bool,
-    },
-    /// `sent`: how many devices of the first transition were sent before.
-    Changes {
-        transitions: Vec<Arc<Transition>>,
-        sent: usize,
-    },
-    Heartbeat(Option<(esim::Heartbeat, Position, u64)>),
+/// What was sent of a revision that is larger than a message: so many of its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Partly {
+    Nothing,
+    Snapshot(usize),
+    Change(usize),
 }
 
 /// A message, and the place in history it completes.
@@ -43,47 +35,39 @@ pub(super) struct Fragment {
     pub(super) event: Sent,
     /// `None`: more of the same revision follows.
     pub(super) completes: Option<(Position, u64)>,
-    /// How many devices of an incomplete transition were sent by now.
-    pub(super) sent: usize,
+    /// What of the same revision was sent by now, if it is not complete.
+    pub(super) partly: Partly,
 }
 
-impl Fragments {
-    /// `sent`: how many devices of the first transition were sent before.
-    pub(super) fn of(event: Event, sent: usize) -> Self {
-        match event {
-            Event::Snapshot(snapshot) => Self::Snapshot { snapshot, sent: 0, done: false },
-            Event::Changes(transitions) => Self::Changes { transitions, sent },
-            Event::Heartbeat { state, counts, revision, position } => {
-                let heartbeat = esim::Heartbeat {
-                    state: convert::state(state).into(),
-                    counts: Some(convert::counts(counts)),
-                    revision: convert::revision(revision),
-                };
-                Self::Heartbeat(Some((heartbeat, position, revision)))
-            }
+/// The next message of an event. `None`: the event does not continue what was sent in part.
+pub(super) fn next(event: &Event, partly: Partly) -> Option<Fragment> {
+    match (event, partly) {
+        (Event::Snapshot(whole), Partly::Nothing) => snapshot(whole, 0),
+        (Event::Snapshot(whole), Partly::Snapshot(sent)) => snapshot(whole, sent),
+        (Event::Changes(transitions), Partly::Nothing) => changes(transitions, 0),
+        (Event::Changes(transitions), Partly::Change(sent)) => changes(transitions, sent),
+        (Event::Heartbeat { state, counts, revision, position }, Partly::Nothing) => {
+            let heartbeat = esim::Heartbeat {
+                state: convert::state(*state).into(),
+                counts: Some(convert::counts(*counts)),
+                revision: convert::revision(*revision),
+            };
+            let completes = Some((*position, *revision));
+            Some(Fragment { event: Sent::Heartbeat(heartbeat), completes, partly })
         }
+        _ => None,
     }
+}
 
-    pub(super) fn next(&mut self) -> Option<Fragment> {
-        match self {
-            Self::Snapshot { done: true, .. } => None,
-            Self::Snapshot { snapshot, sent, done } => {
-                let mut status = convert::status_header(snapshot);
-                status.devices = fill(&snapshot.devices[*sent..], 0, MAX_WATCH_MESSAGE).0;
-                *sent += status.devices.len();
-                *done = *sent == snapshot.devices.len();
-                let completes = done.then_some((snapshot.position, snapshot.revision));
-                Some(Fragment { event: Sent::Snapshot(status), completes, sent: 0 })
-            }
-            // What does not fit comes from the watch again.
-            Self::Changes { transitions, sent } => changes(&std::mem::take(transitions), *sent),
-            Self::Heartbeat(heartbeat) => heartbeat.take().map(|(heartbeat, position, revision)| Fragment {
-                event: Sent::Heartbeat(heartbeat),
-                completes: Some((position, revision)),
-                sent: 0,
-            }),
-        }
-    }
+/// As many devices as fit. `sent`: how many were sent before.
+fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
+    let mut status = convert::status_header(snapshot);
+    status.devices = fill(snapshot.devices.get(sent..)?, 0, MAX_WATCH_MESSAGE).0;
+    let sent = sent + status.devices.len();
+    let whole = sent == snapshot.devices.len();
+    let completes = whole.then_some((snapshot.position, snapshot.revision));
+    let partly = if whole { Partly::Nothing } else { Partly::Snapshot(sent) };
+    Some(Fragment { event: Sent::Snapshot(status), completes, partly })
 }
 
 /// As many whole transitions as fit, or as much of one as fits. `sent`: how many devices of the first were sent before.
@@ -106,7 +90,7 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
         }
     }
     let (transition, whole) = last?;
-    let sent = if whole { 0 } else { sent + devices.len() };
+    let partly = if whole { Partly::Nothing } else { Partly::Change(sent + devices.len()) };
     let change = esim::RequestChange {
         state: convert::state(transition.state).into(),
         counts: Some(convert::counts(transition.counts)),
@@ -118,7 +102,7 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     Some(Fragment {
         event: Sent::Change(change),
         completes: whole.then_some((transition.position, transition.revision)),
-        sent,
+        partly,
     })
 }
 
@@ -193,13 +177,13 @@ mod tests {
         fn messages_are_bounded_and_complete(sizes in prop::collection::vec(0_usize..3_000, 1..6), text in 0_usize..1_500) {
             let transitions = transitions(&sizes, text);
             let expected: Vec<_> = transitions.iter().flat_map(|t| &t.devices).map(convert::device).collect();
-            let (mut devices, mut completed, mut told, mut sent_before) = (Vec::new(), 0, 0, 0);
+            let (mut devices, mut completed, mut told, mut sent) = (Vec::new(), 0, 0, Partly::Nothing);
             let next = |completed: u64, sent| {
                 let rest = transitions.iter().filter(|t| t.revision > completed).map(Arc::clone).collect();
-                Fragments::of(Event::Changes(rest), sent).next()
+                next(&Event::Changes(rest), sent)
             };
-            while let Some(Fragment { event, completes, sent }) = next(completed, sent_before) {
-                sent_before = sent;
+            while let Some(Fragment { event, completes, partly }) = next(completed, sent) {
+                sent = partly;
                 let message = esim::WatchRequestResponse { event: Some(event.clone()), resume_token: "t".repeat(100), more: completes.is_none() };
                 prop_assert!(message.encoded_len() <= MAX_WATCH_MESSAGE);
                 let Sent::Change(change) = event else { panic!("not a change") };
@@ -220,8 +204,9 @@ mod tests {
 
     #[test]
     fn small_transitions_share_a_message() {
-        let mut fragments = Fragments::of(Event::Changes(transitions(&[1, 1, 1], 10)), 0);
-        assert!(matches!(fragments.next(), Some(Fragment { completes: Some((_, 3)), .. })));
-        assert!(fragments.next().is_none());
+        let event = Event::Changes(transitions(&[1, 1, 1], 10));
+        let fragment = next(&event, Partly::Nothing);
+        assert!(matches!(fragment, Some(Fragment { completes: Some((_, 3)), partly: Partly::Nothing, .. })));
+        assert!(next(&event, Partly::Snapshot(1)).is_none());
     }
 }

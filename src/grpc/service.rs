@@ -14,7 +14,7 @@ use super::{
     MAX_PAGE_BYTES,
     convert::{self, OrderRules, Violations},
     deadline::{self, Deadline},
-    fragment::{self, Fragments},
+    fragment::{self, Fragment, Partly},
     status,
 };
 use crate::{
@@ -184,8 +184,7 @@ impl EsimService for Esim {
         };
         let streaming = Streaming {
             watch,
-            sending: None,
-            sent: 0,
+            partly: Partly::Nothing,
             token: request.resume_token,
             deadline,
             drain: self.drain.clone(),
@@ -199,9 +198,7 @@ impl EsimService for Esim {
 /// A watch on its way to its reader.
 struct Streaming {
     watch: Watch,
-    sending: Option<Fragments>,
-    /// How many devices of the next transition were sent, if it is larger than a message.
-    sent: usize,
+    partly: Partly,
     /// The last token sent.
     token: String,
     deadline: Option<Instant>,
@@ -226,44 +223,41 @@ impl Streaming {
     }
 
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
-        loop {
-            if let Some(fragment) = self.sending.as_mut().and_then(Fragments::next) {
-                self.sent = fragment.sent;
-                let token = fragment.completes.map(|(position, revision)| {
-                    self.watch.complete(position, revision);
-                    self.watch.token(position, revision)
-                });
-                if let Some(token) = &token {
-                    self.token.clone_from(token);
-                }
-                let more = token.is_none();
-                let resume_token = token.unwrap_or_default();
-                return Ok(Some(WatchRequestResponse { event: Some(fragment.event), resume_token, more }));
-            }
-            self.sending = None;
-            // By the clock: a timer that is set for a time gone by rings later, and then the stream is ended without its token.
-            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Error::Deadline(Effect::None));
-            }
-            let deadline = async {
-                match self.deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let event = tokio::select! {
-                event = self.watch.next() => event?,
-                () = self.drain.cancelled() => return Err(Error::Draining),
-                () = deadline => return Err(Error::Deadline(Effect::None)),
-            };
-            let Some(event) = event else { return Ok(None) };
-            if self.sent > 0 && !matches!(event, Event::Changes(_)) {
-                // The first half of a change was sent, and the second is lost. The caller resumes before it.
-                let lost = "the history of the request is no longer whole".to_owned();
-                return Err(Error::Store(StoreError::Unavailable(lost)));
-            }
-            self.sending = Some(Fragments::of(event, self.sent));
+        // By the clock: a timer that is set for a time gone by rings later, and then the stream is ended without its token.
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::Deadline(Effect::None));
         }
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        let event = tokio::select! {
+            event = self.watch.next() => event?,
+            // Only a whole revision has a token to go on from.
+            () = self.drain.cancelled(), if self.partly == Partly::Nothing => return Err(Error::Draining),
+            () = deadline => return Err(Error::Deadline(Effect::None)),
+        };
+        let Some(event) = event else { return Ok(None) };
+        let Some(Fragment { event: message, completes, partly }) = fragment::next(&event, self.partly) else {
+            // The first half of a revision was sent, and the second is lost. The caller resumes before it.
+            let lost = "the history of the request is no longer whole".to_owned();
+            return Err(Error::Store(StoreError::Unavailable(lost)));
+        };
+        self.partly = partly;
+        match (completes, event) {
+            (Some((position, revision)), _) => {
+                self.watch.complete(position, revision);
+                self.token = self.watch.token(position, revision);
+            }
+            (None, Event::Snapshot(snapshot)) => self.watch.pause(snapshot),
+            // What does not fit comes from the watch again.
+            (None, _) => {}
+        }
+        let more = completes.is_none();
+        let resume_token = if more { String::new() } else { self.token.clone() };
+        Ok(Some(WatchRequestResponse { event: Some(message), resume_token, more }))
     }
 }
 

@@ -12,6 +12,7 @@
 //! | | a question or a registration's listing, however it failed | it has no effect |
 //! | `STORE_UNAVAILABLE` | before an order is claimed, or while it is | nothing left; a claim that may have been stored is found under the key, and its order's log says that it was not sent |
 //! | | a question, a watch | it has no effect |
+//! | `SLOW_READER` | a watch whose snapshot was not read to its end | it has no effect |
 //! | `DRAINING` | a call that was not admitted or waited for its turn, a watch that is told to go on elsewhere | nothing was sent; the token says where to go on |
 //!
 //! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and whatever is `UNAVAILABLE` to an order
@@ -236,12 +237,6 @@ fn describe(error: &Error) -> Answer {
                 .with("limit", limit)
                 .retry(LATER)
         }
-        Error::Store(StoreError::Full(_)) => answer(
-            Code::ResourceExhausted,
-            "STORE_FULL",
-            "the gateway's store is full; repeat the call later",
-        )
-        .retry(ROOM),
         Error::Busy { retry_after } => answer(
             Code::ResourceExhausted,
             "OVERLOADED",
@@ -250,13 +245,18 @@ fn describe(error: &Error) -> Answer {
         .with("limit", &"thingspace.calls_per_second")
         .retry(*retry_after),
         Error::Store(error) => store(error),
-        Error::Draining => {
-            answer(Code::Unavailable, "DRAINING", "this replica is shutting down; repeat the call")
-                .retry(Duration::ZERO)
+        Error::SlowReader => {
+            at_once("SLOW_READER", "the watch was not read and the request has changed; resume the watch")
         }
+        Error::Draining => at_once("DRAINING", "this replica is shutting down; repeat the call"),
         Error::Deadline(effect) => late(*effect),
         Error::Internal(_) => answer(Code::Internal, "INTERNAL", "internal error"),
     }
+}
+
+/// A call that may be repeated without waiting.
+fn at_once(reason: &'static str, message: &str) -> Answer {
+    answer(Code::Unavailable, reason, message).retry(Duration::ZERO)
 }
 
 fn late(effect: Effect) -> Answer {
@@ -276,6 +276,14 @@ fn late(effect: Effect) -> Answer {
 }
 
 fn store(error: &StoreError) -> Answer {
+    if let StoreError::Full(_) = error {
+        return answer(
+            Code::ResourceExhausted,
+            "STORE_FULL",
+            "the gateway's store is full; repeat the call later",
+        )
+        .retry(ROOM);
+    }
     // The store has logged what is wrong with it.
     tracing::debug!(%error, "a call failed because of the store");
     answer(Code::Unavailable, "STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call")

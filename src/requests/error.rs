@@ -47,6 +47,9 @@ pub enum Error {
     /// For an order: before it was sent.
     #[error("{0}")]
     Store(StoreError),
+    /// The snapshot that a watch was sending is no longer in memory.
+    #[error("the reader of the watch stood still")]
+    SlowReader,
     #[error("shutting down")]
     Draining,
     #[error("the deadline has passed")]

@@ -38,6 +38,7 @@ mod low_water;
 mod open_orders;
 mod read;
 mod read_ahead;
+mod snapshots;
 mod spelling;
 mod strays;
 mod tracked;
@@ -53,6 +54,8 @@ use history::History;
 pub use history::Reading;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
+pub use snapshots::Devices;
+use snapshots::Snapshots;
 pub use spelling::is_same;
 pub use strays::Stray;
 use strays::Strays;
@@ -68,6 +71,10 @@ const KEPT_DEVICES: usize = 10_000;
 /// Devices that the transitions given to a watcher at once name, the first transition apart. About as many
 /// fit into a message.
 const MAX_BATCH: usize = 512;
+
+/// What a watch has read from within this time stays in memory, so that watches of many requests do not displace
+/// what the others are reading.
+const UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// Logs that are read for callers at once. While it is folded, a log of 10,000 devices takes about 20 MiB.
 const MAX_LOADS: usize = 4;
@@ -101,6 +108,7 @@ pub struct Hub {
     /// Logs that may be read for callers at once. The follower waits for none of them.
     loads: Semaphore,
     history: History,
+    snapshots: Snapshots,
     unreadable: Unreadable,
     hints: Hints,
     strays: Strays,
@@ -162,6 +170,7 @@ impl Hub {
             attaching: Locks::default(),
             loads: Semaphore::new(MAX_LOADS),
             history: History::default(),
+            snapshots: Snapshots::default(),
             unreadable: Unreadable::default(),
             hints: Hints::default(),
             strays: Strays::default(),

@@ -2,17 +2,21 @@
 //!
 //! There is no task and no queue per watch: it is a cursor into the request's transitions, and reads a few of them when its
 //! reader is ready for a message. One that falls behind what is kept in memory reads on from pages of the request's
-//! history, which all watches share. So a reader that stands still holds one message and no transitions.
+//! history, which all watches share. A reader that stands still holds one message: no transitions, no devices and no
+//! finished request.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::watch::Receiver, time::Instant};
 
 use super::{
     Attached,
     error::Error,
-    hub::{Folded, Hub, Reading, Tracked},
+    hub::{Devices, Folded, Hub, Reading, Tracked},
     state::{Counts, DeviceStatus, RequestState, Transition},
     token::{Resume, TokenKey},
 };
@@ -43,7 +47,7 @@ pub struct Snapshot {
     pub state: RequestState,
     pub counts: Counts,
     /// All devices, or those of a page.
-    pub devices: Arc<Vec<Arc<DeviceStatus>>>,
+    pub devices: Devices,
     pub revision: u64,
     pub position: Position,
     pub create_time: Timestamp,
@@ -67,7 +71,7 @@ impl Snapshot {
         Self::of(tracked, &folded, devices)
     }
 
-    fn of(tracked: &Tracked, folded: &Folded, devices: Arc<Vec<Arc<DeviceStatus>>>) -> Self {
+    fn of(tracked: &Tracked, folded: &Folded, devices: Devices) -> Self {
         let request = &folded.request;
         Self {
             account: request.account.clone(),
@@ -87,13 +91,25 @@ impl Snapshot {
 #[derive(Debug)]
 pub struct Watch {
     hub: Arc<Hub>,
-    attached: Attached,
+    id: RequestId,
+    /// Held only while the watch is polled, so that a finished request can leave memory.
+    tracked: Weak<Tracked>,
+    changes: Receiver<u64>,
     key: TokenKey,
     cursor: Cursor,
+    unfinished: Option<Unfinished>,
     heartbeat: Duration,
     /// When the reader was last given something.
     last: Option<Instant>,
     reading: Reading,
+}
+
+/// A snapshot of which a part has been given.
+#[derive(Debug)]
+struct Unfinished {
+    /// Without its devices.
+    snapshot: Snapshot,
+    devices: Weak<Vec<Arc<DeviceStatus>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -111,11 +127,23 @@ impl Watch {
         resume: Option<Resume>,
         heartbeat: Duration,
     ) -> Result<Self, Error> {
+        let Attached { tracked, changes } = attached;
         let cursor = match resume {
-            Some(resume) if fits(&hub, &attached.tracked, resume).await? => Cursor::After(resume),
+            Some(resume) if fits(&hub, &tracked, resume).await? => Cursor::After(resume),
             _ => Cursor::Beginning,
         };
-        Ok(Self { hub, attached, key, cursor, heartbeat, last: None, reading: Reading::default() })
+        Ok(Self {
+            hub,
+            id: tracked.id.clone(),
+            tracked: Arc::downgrade(&tracked),
+            changes,
+            key,
+            cursor,
+            unfinished: None,
+            heartbeat,
+            last: None,
+            reading: Reading::default(),
+        })
     }
 
     /// The next event after the place that was last completed; `None` after the final state. Dropping the future
@@ -131,26 +159,42 @@ impl Watch {
     /// The reader has been given everything up to a place.
     pub fn complete(&mut self, position: Position, revision: u64) {
         self.cursor = Cursor::After(Resume { position, revision });
+        self.unfinished = None;
+    }
+
+    /// The reader has been given a part of a snapshot. The next event is the same snapshot.
+    pub fn pause(&mut self, mut snapshot: Snapshot) {
+        let devices = std::mem::take(&mut snapshot.devices);
+        self.hub.hold_snapshot(&devices);
+        self.unfinished = Some(Unfinished { snapshot, devices: Arc::downgrade(&devices) });
     }
 
     /// The token to continue after an event.
     pub fn token(&self, position: Position, revision: u64) -> String {
-        self.key.resume(&self.attached.tracked.id, Resume { position, revision })
+        self.key.resume(&self.id, Resume { position, revision })
     }
 
     async fn wait(&mut self) -> Result<Option<Event>, Error> {
+        if let Some(Unfinished { snapshot, devices }) = &self.unfinished {
+            let snapshot = snapshot.clone();
+            let devices = match devices.upgrade() {
+                Some(devices) => devices,
+                None => self.devices_at(&snapshot).await?,
+            };
+            return Ok(Some(Event::Snapshot(Snapshot { devices, ..snapshot })));
+        }
+        let tracked = self.tracked().await?;
         let Cursor::After(given) = self.cursor else {
-            return Ok(Some(Event::Snapshot(Snapshot::whole(&self.attached.tracked))));
+            return Ok(Some(Event::Snapshot(Snapshot::whole(&tracked))));
         };
         loop {
             // Seen before the state is read: a change in between wakes the wait below.
-            self.attached.changes.borrow_and_update();
-            match self.look(given)? {
+            self.changes.borrow_and_update();
+            match self.look(&tracked, given)? {
                 Look::New => {
-                    let (tracked, reading) = (&self.attached.tracked, &mut self.reading);
-                    let transitions = after(&self.hub, tracked, given.revision, reading).await?;
+                    let transitions = after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
-                        return Ok(Some(self.told(transitions)));
+                        return Ok(Some(told(&tracked, transitions)));
                     }
                 }
                 Look::Ended => return Ok(None),
@@ -159,26 +203,51 @@ impl Watch {
             }
             let alive = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
             tokio::select! {
-                changed = self.attached.changes.changed() => if changed.is_err() {
+                changed = self.changes.changed() => if changed.is_err() {
                     return Err(replaced());
                 },
-                () = tokio::time::sleep_until(alive) => if let Look::Quiet(heartbeat) = self.look(given)? {
-                    return Ok(Some(heartbeat));
-                },
+                () = tokio::time::sleep_until(alive) => {
+                    if let Look::Quiet(heartbeat) = self.look(&tracked, given)? {
+                        return Ok(Some(heartbeat));
+                    }
+                }
             }
         }
     }
 
-    /// Transitions as an event; or a snapshot if they are lost, or cannot be told as changes.
-    fn told(&self, transitions: Option<Vec<Arc<Transition>>>) -> Event {
-        match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart)) {
-            Some(transitions) => Event::Changes(transitions),
-            None => Event::Snapshot(Snapshot::whole(&self.attached.tracked)),
+    /// The request, read from its log if it has left memory since the last event.
+    async fn tracked(&mut self) -> Result<Arc<Tracked>, Error> {
+        if let Some(tracked) = self.hub.read_on(&self.id, &self.tracked) {
+            return Ok(tracked);
         }
+        let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(replaced)?;
+        let is_whole = {
+            let folded = tracked.lock();
+            let epoch = folded.position().epoch;
+            let is_same = |given: Resume| given.position.epoch == epoch;
+            let given = match self.cursor {
+                Cursor::After(given) => Some(given),
+                Cursor::Beginning => None,
+            };
+            given.is_none_or(is_same) && !folded.request.is_expired()
+        };
+        if !is_whole {
+            return Err(replaced());
+        }
+        (self.tracked, self.changes) = (Arc::downgrade(&tracked), changes);
+        Ok(tracked)
     }
 
-    fn look(&self, given: Resume) -> Result<Look, Error> {
-        let folded = self.attached.tracked.lock();
+    /// The devices of a snapshot that has left memory because its reader stood still.
+    async fn devices_at(&mut self, snapshot: &Snapshot) -> Result<Devices, Error> {
+        let tracked = self.tracked().await?;
+        let now = Snapshot::whole(&tracked);
+        let is_same = now.revision == snapshot.revision && now.position.epoch == snapshot.position.epoch;
+        if is_same { Ok(now.devices) } else { Err(Error::SlowReader) }
+    }
+
+    fn look(&self, tracked: &Tracked, given: Resume) -> Result<Look, Error> {
+        let folded = tracked.lock();
         let request = &folded.request;
         if folded.is_gone() {
             return Err(replaced());
@@ -198,6 +267,14 @@ impl Watch {
             revision: given.revision,
             position: given.position,
         }))
+    }
+}
+
+/// Transitions as an event; or a snapshot if they are lost, or cannot be told as changes.
+fn told(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> Event {
+    match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart)) {
+        Some(transitions) => Event::Changes(transitions),
+        None => Event::Snapshot(Snapshot::whole(tracked)),
     }
 }
 

@@ -6,12 +6,17 @@ use futures_util::{StreamExt as _, future::join_all, stream};
 use thingspace_gateway::{
     identity::RequestId,
     proto::{
-        esim::{RequestState, WatchRequestResponse, watch_request_response::Event},
+        esim::{
+            RequestState, WatchRequestResponse, esim_service_client::EsimServiceClient,
+            watch_request_response::Event,
+        },
         storage::{self, StatusClass},
     },
     requests::event::Kind,
     store::{Store, embedded::Embedded},
 };
+
+use tonic::transport::Endpoint;
 
 use crate::{RETENTION, append_all, big::resume_token, harness::*, quiet};
 
@@ -86,6 +91,43 @@ fn lively(name: &str) -> impl Iterator<Item = (String, Kind)> {
     let changes = each(StatusClass::Waiting).chain(each(StatusClass::Failed)).map(called_back);
     let name = name.to_owned();
     std::iter::once(accepted(&name, WATCHED_DEVICES)).chain(changes).map(move |kind| (name.clone(), kind))
+}
+
+/// Watchers that read nothing, each of a finished request of its own.
+const STALLED: usize = 300;
+
+/// Devices of each, and the text of each device's fault: a snapshot of 1 MB.
+const STALLED_DEVICES: usize = 250;
+const TEXT_BYTES: usize = 4_000;
+
+/// Watchers that read on in the end.
+const READ_ON: usize = 20;
+
+/// What a process with them may take.
+const STALLED_PEAK: u64 = 320 * MIB;
+
+/// A request in which every device has failed with a long text.
+fn failed(name: &str) -> impl Iterator<Item = (String, Kind)> {
+    let called_back = |n| {
+        Kind::CalledBack(storage::CalledBack {
+            account: ACCOUNT.to_owned(),
+            device: Some(stored(n)),
+            status: StatusClass::Failed.into(),
+            fault: Some(storage::Fault { code: "1".to_owned(), message: "m".repeat(TEXT_BYTES) }),
+            profile: None,
+        })
+    };
+    let name = name.to_owned();
+    let kinds =
+        std::iter::once(accepted(&name, STALLED_DEVICES)).chain((0..STALLED_DEVICES).map(called_back));
+    kinds.map(move |kind| (name.clone(), kind))
+}
+
+/// A connection on which the gateway can send little that is not read.
+async fn narrow(process: &Process) -> Client {
+    let endpoint = Endpoint::from_shared(format!("http://{}", process.address)).unwrap();
+    let endpoint = endpoint.initial_stream_window_size(16 << 10).initial_connection_window_size(8 << 20);
+    EsimServiceClient::new(within("a connection", endpoint.connect()).await.unwrap())
 }
 
 /// A line of `/proc/PID/status`, in bytes.
@@ -180,4 +222,40 @@ async fn memory_is_bounded_and_given_back() {
     assert!(peak <= PEAK, "{} MiB", peak / MIB);
     let rest = memory(&process, "VmRSS");
     assert!(rest <= REST, "{} MiB", rest / MIB);
+}
+
+/// A watch of a finished request holds it only while it is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_that_read_nothing_hold_little_memory() {
+    let upstream = Upstream::manual().await;
+    let config = quiet(&upstream);
+    let store = Embedded::open(&config.store.path, RETENTION).unwrap();
+    for n in 0..STALLED {
+        append_all(&store, failed(&format!("failed-{n}"))).await;
+    }
+    store.close().await;
+    let process = Process::serve(&config, upstream.dir.path());
+    report(&process, "ready");
+    let clients: Vec<_> =
+        join_all((0..STALLED.div_ceil(WATCHERS_PER_CONNECTION)).map(|_| narrow(&process))).await;
+    let mut watching = Vec::new();
+    for n in 0..STALLED {
+        let id = RequestId::parse(&format!("failed-{n}")).unwrap();
+        watching.push(watch(&mut clients[n / WATCHERS_PER_CONNECTION].clone(), &id, "").await.unwrap());
+    }
+    report(&process, "300 watchers that read nothing");
+    let peak = memory(&process, "VmHWM");
+    assert!(peak <= STALLED_PEAK, "{} MiB", peak / MIB);
+
+    for reader in watching.into_iter().take(READ_ON) {
+        let messages = reader.rest().await;
+        let told = messages.iter().filter_map(|message| match message.event.as_ref().unwrap() {
+            Event::Snapshot(part) => Some((part.devices.len(), part.state())),
+            _ => None,
+        });
+        let (devices, states): (Vec<_>, Vec<_>) = told.unzip();
+        assert_eq!(devices.iter().sum::<usize>(), STALLED_DEVICES);
+        assert!(states.iter().all(|state| *state == RequestState::Failed));
+    }
+    report(&process, "20 of them read on");
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Reasons of the contract that no part of the gateway gives yet.
-const NOT_GIVEN: [&str; 4] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "SLOW_READER", "STREAM_AGE"];
+const NOT_GIVEN: [&str; 3] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "STREAM_AGE"];
 
 /// Every error of the domain. Whoever adds one is sent here by [`is_listed`].
 fn errors() -> Vec<Error> {
@@ -42,6 +42,7 @@ fn errors() -> Vec<Error> {
         Error::Store(unavailable()),
         Error::Store(StoreError::Full("0 bytes are free".to_owned())),
         Error::Store(StoreError::Corrupt("a log".to_owned())),
+        Error::SlowReader,
         Error::Draining,
         Error::Deadline(Effect::None),
         Error::Deadline(Effect::NothingSent),
@@ -68,6 +69,7 @@ fn is_listed(error: &Error) {
         | Error::Overloaded { .. }
         | Error::Busy { .. }
         | Error::Store(_)
+        | Error::SlowReader
         | Error::Draining
         | Error::Deadline(Effect::None | Effect::NothingSent | Effect::Unknown)
         | Error::Internal(_) => {}
@@ -144,7 +146,7 @@ fn whoever_is_told_to_come_again_is_told_when() {
     // See the module's table.
     assert_eq!(
         with(Code::Unavailable),
-        ["DRAINING", "ORDER_IN_PROGRESS", "STORE_UNAVAILABLE", "UPSTREAM_UNAVAILABLE"]
+        ["DRAINING", "ORDER_IN_PROGRESS", "SLOW_READER", "STORE_UNAVAILABLE", "UPSTREAM_UNAVAILABLE"]
     );
     assert_eq!(with(Code::ResourceExhausted), ["OVERLOADED", "STORE_FULL", "UPSTREAM_THROTTLED"]);
     for (reason, status) in &statuses {

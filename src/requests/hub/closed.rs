@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{Keep, Projection, Tracked};
-use crate::identity::RequestId;
+use super::{Hub, Keep, Projection, Tracked, UNDISTURBED};
+use crate::{identity::RequestId, requests::lock};
 
 /// Closed requests in use that are passed over at once when others have to leave.
 const MAX_PASSED_OVER: usize = 64;
@@ -30,6 +30,14 @@ struct Use {
     number: u64,
     at: Instant,
     bytes: usize,
+    /// When a watch last read from it.
+    read: Option<Instant>,
+}
+
+impl Use {
+    fn is_being_read(&self) -> bool {
+        self.read.is_some_and(|read| read.elapsed() < UNDISTURBED)
+    }
 }
 
 impl Closed {
@@ -40,7 +48,7 @@ impl Closed {
             last.bytes = bytes;
         } else {
             self.bytes += bytes;
-            self.insert(id.clone(), bytes, Instant::now());
+            self.insert(id.clone(), bytes, None);
         }
     }
 
@@ -48,7 +56,15 @@ impl Closed {
     pub(super) fn touch(&mut self, id: &RequestId) {
         if let Some(last) = self.requests.get(id).copied() {
             self.by_use.remove(&last.number);
-            self.insert(id.clone(), last.bytes, Instant::now());
+            self.insert(id.clone(), last.bytes, last.read);
+        }
+    }
+
+    /// A watch reads on in a request, which stays for [`UNDISTURBED`]. Does nothing if the request is not closed.
+    fn read(&mut self, id: &RequestId) {
+        if let Some(last) = self.requests.get_mut(id) {
+            last.read = Some(Instant::now());
+            self.touch(id);
         }
     }
 
@@ -76,7 +92,7 @@ impl Closed {
             if self.bytes <= max_bytes && last.at.elapsed() < idle {
                 break;
             }
-            if in_use(&id) {
+            if in_use(&id) || last.is_being_read() {
                 passed_over += 1;
                 self.touch(&id);
                 continue;
@@ -87,11 +103,21 @@ impl Closed {
         evicted
     }
 
-    fn insert(&mut self, id: RequestId, bytes: usize, at: Instant) {
+    fn insert(&mut self, id: RequestId, bytes: usize, read: Option<Instant>) {
         self.uses += 1;
         let number = self.uses;
         self.by_use.insert(number, id.clone());
-        self.requests.insert(id, Use { number, at, bytes });
+        self.requests.insert(id, Use { number, at: Instant::now(), bytes, read });
+    }
+}
+
+impl Hub {
+    /// A request that a watch has read from before, if it is still in memory. It stays for [`UNDISTURBED`].
+    pub fn read_on(&self, id: &RequestId, tracked: &Weak<Tracked>) -> Option<Arc<Tracked>> {
+        // Under the lock, so that what is in use is not evicted.
+        let mut projection = lock(&self.projection);
+        projection.closed.read(id);
+        tracked.upgrade()
     }
 }
 
@@ -155,6 +181,15 @@ mod tests {
         closed.remove(&id(1));
         assert_eq!(closed.evict(0, LONG, |_| false), [id(0), id(3)]);
         assert!(closed.requests.is_empty() && closed.by_use.is_empty() && closed.bytes == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_watch_reads_stays_while_it_reads_on() {
+        let mut closed = with(3);
+        closed.read(&id(0));
+        assert_eq!(closed.evict(0, LONG, |_| false), [id(1), id(2)]);
+        tokio::time::advance(UNDISTURBED).await;
+        assert_eq!(closed.evict(0, LONG, |_| false), [id(0)]);
     }
 
     #[tokio::test(start_paused = true)]

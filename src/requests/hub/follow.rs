@@ -337,6 +337,7 @@ impl Hub {
 
     pub(super) async fn keep_house(&self) {
         self.history.drop_unused(self.keep.idle);
+        self.snapshots.drop_unused(super::snapshots::STALLED);
         let evicted;
         // Before the projection is looked at: what it says of everything up to here, it says then.
         let Progress { folded, caught_up } = *self.progress.borrow();

@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Hub, MAX_BATCH};
+use super::{Hub, MAX_BATCH, UNDISTURBED};
 use crate::{
     identity::RequestId,
     requests::{
@@ -37,9 +37,6 @@ const PAGE_BYTES: usize = 4 << 20;
 /// A transition, and a device in it, without the device's texts, in bytes.
 const TRANSITION_BYTES: usize = 200;
 const DEVICE_BYTES: usize = 400;
-
-/// A page whose readers took nothing for this long may be displaced.
-const UNDISTURBED: Duration = Duration::from_secs(1);
 
 /// How often a watcher that waits for room looks for a page to displace.
 const ROOM_CHECK: Duration = Duration::from_millis(50);

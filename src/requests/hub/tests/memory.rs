@@ -6,7 +6,11 @@ use super::{
     super::history::{MAX_PAGES, batch},
     *,
 };
-use crate::requests::event;
+use crate::requests::{
+    Attached, Error, event,
+    token::TokenKey,
+    watch::{Event, Snapshot, Watch},
+};
 
 /// Each fails with a long text after it has waited: enough for several pages.
 const DEVICES: usize = 2_500;
@@ -202,4 +206,69 @@ fn a_batch_is_bounded_in_devices() {
     assert_eq!(taken(&[MAX_BATCH + 1, 1]), 1);
     assert_eq!(taken(&[1, MAX_BATCH - 1, 1]), 2);
     assert_eq!(taken(&[1, MAX_BATCH]), 1);
+}
+
+async fn begin(running: &Running, store: &Arc<dyn Store>) -> Watch {
+    let (tracked, changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
+    let key = TokenKey::load_or_create(&**store).await.unwrap();
+    let attached = Attached { tracked, changes };
+    Watch::begin(Arc::clone(&running.hub), attached, key, None, KEEP).await.unwrap()
+}
+
+async fn snapshot(watch: &mut Watch) -> Snapshot {
+    match within(watch.next()).await.unwrap() {
+        Some(Event::Snapshot(snapshot)) => snapshot,
+        other => panic!("not a snapshot: {other:?}"),
+    }
+}
+
+/// Waits until the reader of a watch has stood still for long enough.
+async fn leaves_memory(hub: &Hub) {
+    within(async {
+        while hub.get(&id(1)).is_some() {
+            hub.keep_house().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    hub.snapshots.drop_unused(Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_watch_whose_reader_stands_still_keeps_no_finished_request_in_memory() {
+    let (_folder, store) = store();
+    let running = Running::start(&store, Duration::ZERO).await;
+    let [accepted, _, succeeded, late] = life(1);
+    add(&store, &id(1), accepted).await;
+    running.folded(add(&store, &id(1), succeeded).await).await;
+
+    let mut watch = begin(&running, &store).await;
+    let first = snapshot(&mut watch).await;
+    let devices = Arc::downgrade(&first.devices);
+    watch.pause(first.clone());
+    running.hub.keep_house().await;
+    assert!(running.hub.get(&id(1)).is_some(), "it stays while it is read");
+    let expected = (first.revision, first.position, first.devices.to_vec());
+    drop(first);
+    leaves_memory(&running.hub).await;
+    assert_eq!(devices.strong_count(), 0, "the snapshot is kept");
+
+    let again = snapshot(&mut watch).await;
+    assert_eq!((again.revision, again.position, again.devices.to_vec()), expected);
+    watch.complete(again.position, again.revision);
+    leaves_memory(&running.hub).await;
+    assert!(within(watch.next()).await.unwrap().is_none(), "it ends with the final state");
+
+    // What was told in part is no longer known. The watch has to be resumed.
+    let mut watch = begin(&running, &store).await;
+    let first = snapshot(&mut watch).await;
+    watch.pause(first);
+    running.folded(add(&store, &id(1), late).await).await;
+    leaves_memory(&running.hub).await;
+    assert!(matches!(within(watch.next()).await, Err(Error::SlowReader)));
+    // What was told in whole goes on with the change.
+    let mut resumed = begin(&running, &store).await;
+    let whole = snapshot(&mut resumed).await;
+    assert_eq!(whole.revision, 3);
+    running.stop().await;
 }
