@@ -4,6 +4,8 @@
 //! replica, in one request, and what that one may not have seen yet from the leader; what any of them has stored is a
 //! beginning of the same log.
 
+use std::time::Duration;
+
 use async_nats::{
     StatusCode,
     jetstream::{
@@ -28,6 +30,10 @@ use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
 
 /// After so many bytes a page ends.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a page may take altogether, while each of its messages arrives within [`ANSWER`] after the one before. It
+/// admits a connection of about 140 kB/s.
+const PAGE_WITHIN: Duration = Duration::from_secs(30);
 
 pub(super) async fn append(
     shared: &Shared,
@@ -122,9 +128,9 @@ async fn page(shared: &Shared, subject: &str, from: u64, limit: usize) -> Result
     asked.map_err(|error| unavailable(&error))?;
 
     let mut messages = Vec::new();
-    let until = Instant::now() + ANSWER;
+    let until = Instant::now() + PAGE_WITHIN;
     loop {
-        let answer = timeout_at(until, answers.next()).await;
+        let answer = timeout_at(until.min(Instant::now() + ANSWER), answers.next()).await;
         let answer = answer.map_err(|_| unavailable(&"NATS did not answer in time"))?;
         let answer = answer.ok_or_else(|| unavailable(&"the connection was closed"))?;
         match answer.status {

@@ -1,9 +1,14 @@
 //! Senders that know the URL and nothing else: what they send takes no place from what ThingSpace sends.
 
+use futures_util::future::join_all;
 use thingspace_gateway::{callbacks::Outcome, identity::AccountName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use super::{Sender, about};
-use crate::harness::{ACCOUNT, Gateway, Upstream, device, place};
+use crate::harness::{ACCOUNT, Gateway, Upstream, device, place, within};
 
 /// No request is named, so it is quarantined if its pair is right.
 const NOT_UNDERSTOOD: &str = r#"{"username":"user","password":"secret","news":"of a new kind"}"#;
@@ -48,5 +53,31 @@ async fn a_wrong_pair_is_refused_also_where_nothing_else_is_understood() {
     sender.callbacks.secrets().rotate(&account).await.unwrap();
     assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
     assert_eq!((sender.count(Outcome::WrongPair), sender.count(Outcome::Quarantined)), (2, 1));
+    gateway.stop().await;
+}
+
+/// HTTP/2 without TLS is answered as HTTP/1.1 is, and a connection that only begins it is closed.
+#[tokio::test]
+async fn http_2_in_plain_text_is_answered_or_closed() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let address = gateway.callbacks.as_ref().unwrap().0;
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    let answer = within("an answer", client.post(format!("http://{address}/x")).send()).await.unwrap();
+    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 404));
+    drop((answer, client));
+
+    let begun = [PREFACE[..7].to_vec(), PREFACE.to_vec(), [PREFACE, SETTINGS].concat()];
+    let closed = begun.map(async |begun| {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        connection.write_all(&begun).await.unwrap();
+        let mut answer = Vec::new();
+        // A connection that is reset is closed, too.
+        let _ = within("it is closed", connection.read_to_end(&mut answer)).await;
+        assert!(answer.len() < 1_000, "{} bytes", answer.len());
+    });
+    join_all(closed).await;
     gateway.stop().await;
 }

@@ -1,9 +1,13 @@
 //! Servers that die, stand still or lose their streams, and stores that are opened before there is one.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::SocketAddr};
 
 use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::{StreamExt as _, future::join_all};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 use super::*;
 
@@ -254,6 +258,51 @@ async fn large_events_are_followed_and_read() {
     assert_eq!(positions(&mut events.into_iter().map(|(_, entry)| entry)), written);
     let entries = contract::read_to_end(&*store, &log).await.unwrap();
     assert_eq!(positions(&mut entries.into_iter()), written);
+}
+
+/// A server reached over a slow link, of about 1.4 MB/s from it.
+async fn slow_link(server: SocketAddr) -> SocketAddr {
+    const PIECE_BYTES: usize = 64 * 1024;
+    const PER_KIB: Duration = Duration::from_micros(700);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = TcpStream::connect(server).await else { continue };
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut piece = vec![0; PIECE_BYTES];
+                while let Ok(length @ 1..) = from_server.read(&mut piece).await {
+                    if to_client.write_all(&piece[..length]).await.is_err() {
+                        break;
+                    }
+                    tokio::time::sleep(PER_KIB * u32::try_from(length / 1024).unwrap()).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+/// A page takes longer than one answer may, and none of its messages does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_over_a_slow_link_is_read() {
+    const EVENTS: usize = 4;
+    let (server, store) = new().await;
+    let log = contract::new_log();
+    for _ in 0..EVENTS {
+        store.append(&log, Uuid::new_v4(), vec![b'x'; MAX_EVENT_BYTES].into()).await.unwrap();
+    }
+    let address = server.url().trim_start_matches("nats://").parse().unwrap();
+    let distant = slow_link(address).await;
+    let distant = Nats::open(&settings(&format!("nats://{distant}")), KEEP).await.unwrap();
+    timeout(distant.usable()).await;
+    let began = Instant::now();
+    let read = timeout(distant.read(&log, 0, EVENTS)).await.unwrap();
+    assert!(began.elapsed() > link::ANSWER, "the link is not slow: {:?}", began.elapsed());
+    assert_eq!(read.len(), EVENTS);
 }
 
 /// A cell takes what an event may be, and the same id in two logs is two events.
