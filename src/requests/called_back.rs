@@ -37,11 +37,12 @@ impl Requests {
         Ok(())
     }
 
-    /// The spelling under which a callback's request is known. Where the store does not tell in time, it is the callback's own:
-    /// the callback must not be lost for that.
+    /// The spelling under which a callback's request is known. Where the store does not tell in time, it is the one in memory,
+    /// else the callback's own: the callback must not be lost for that.
     async fn spelling_of_callback(&self, request: &RequestId) -> Option<RequestId> {
-        if let Some(known) = self.hub.spelling_in_memory(request) {
-            return Some(known);
+        let in_memory = self.hub.spelling_in_memory(request);
+        if in_memory.as_ref() == Some(request) {
+            return in_memory;
         }
         let look_up = async {
             let _lookup = self.spelling_lookups.acquire().await.expect("nobody closes this semaphore");
@@ -49,7 +50,7 @@ impl Requests {
         };
         match tokio::time::timeout(SPELLING_WITHIN, look_up).await {
             Ok(Ok(known)) => known,
-            Ok(Err(_)) | Err(_) => Some(request.clone()),
+            Ok(Err(_)) | Err(_) => Some(in_memory.unwrap_or_else(|| request.clone())),
         }
     }
 

@@ -70,6 +70,13 @@ pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Positio
     named(&format!("{order_id}/withdrawn/{request}/{settled}"))
 }
 
+/// The id of the event that takes an order's devices out of a request that cannot be its own. Not [`withdrawn_id`]: the order's
+/// log has that event, and a store may keep an id once for all logs.
+pub fn given_back_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
+    let settled = settled.map_or(0, |at| at.sequence);
+    named(&format!("{order_id}/given-back/{request}/{settled}"))
+}
+
 fn named(name: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }

@@ -46,7 +46,7 @@ mod unreadable;
 
 pub use arrivals::By;
 use arrivals::{At, Finished, Note};
-pub use beginning::{Beginning, Objection};
+pub use beginning::{Beginning, OF_ANOTHER_ORDER, Objection};
 use closed::Closed;
 pub use hints::Hint;
 use hints::Hints;
@@ -56,6 +56,7 @@ pub use low_water::LowWater;
 use open_orders::OpenOrders;
 pub use snapshots::Devices;
 use snapshots::Snapshots;
+use spelling::Heard;
 pub use spelling::is_same;
 pub use strays::Stray;
 use strays::Strays;
@@ -129,6 +130,8 @@ struct Projection {
     orders: OpenOrders,
     /// Tracked requests whose ids have capital letters, by the id in small letters.
     capitals: HashMap<String, Vec<RequestId>>,
+    /// Ids in mixed case that only callbacks have named.
+    heard: Heard,
     /// Closed logs that were read further than the follower is: what it meets of them until then it need not read again.
     ahead: HashMap<RequestId, Ahead>,
     open_devices: usize,

@@ -39,6 +39,8 @@ pub struct Request {
     pub account: Option<AccountName>,
     /// The order it came from, if it was placed by this gateway.
     pub order_id: Option<String>,
+    /// The position of the `Accepted` that made it this order's.
+    pub accepted: Option<Position>,
     /// Whether the device set is complete.
     pub known: bool,
     pub devices: Vec<Arc<DeviceStatus>>,
@@ -118,7 +120,7 @@ impl Request {
         let before = self.shown();
         let mut step = Step { time, changed: Vec::new(), restart: false, applied: &mut applied };
         match kind {
-            Kind::Accepted(accepted) => self.accept(accepted, &mut step),
+            Kind::Accepted(accepted) => self.accept(accepted, position, &mut step),
             Kind::Observed(observed) => self.observe(observed, &mut step),
             Kind::CalledBack(called_back) => self.call_back(called_back, &mut step),
             Kind::Abandoned(_) => self.polling_stopped |= !self.is_final(),
@@ -166,12 +168,13 @@ impl Request {
         (self.account.clone(), self.state(), self.counts, self.polling_stopped)
     }
 
-    fn accept(&mut self, accepted: &storage::Accepted, step: &mut Step<'_>) {
+    fn accept(&mut self, accepted: &storage::Accepted, position: Position, step: &mut Step<'_>) {
         let Ok(account) = AccountName::parse(&accepted.account) else { return };
         if self.order_id.is_some() {
             return;
         }
         self.order_id = Some(accepted.order_id.clone());
+        self.accepted = Some(position);
         if self.account.as_ref().is_some_and(|known| *known != account) {
             // The order knows better whose request it is; what another account was told of it never was.
             self.devices.clear();

@@ -116,19 +116,12 @@ async fn a_callback_before_the_posts_answer_is_kept() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let client = gateway.client().await;
-    let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
-    let order = tokio::spawn({
-        let mut client = client.clone();
-        async move { place(&mut client, "k", 0..2).await }
-    });
-    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
-    let id = ledger.orders[0].request_id.clone();
+    let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
+    let id = order.id.clone();
     call_back(&gateway, &id, 0, StatusClass::Failed).await;
     call_back(&gateway, &id, 1, StatusClass::Succeeded).await;
-    assert!(!order.is_finished());
-    gate.open();
-    assert_eq!(order.await.unwrap().unwrap(), id);
+    assert!(!order.is_answered());
+    assert_eq!(order.answer().await.unwrap(), id);
 
     let (state, devices, _) = end(&watch(&mut client.clone(), &id, "").await.unwrap().rest().await);
     assert_eq!(state, RequestState::PartiallySucceeded);
@@ -309,16 +302,10 @@ async fn a_callback_that_came_before_the_answer_was_lost_tells_it_too() {
     config.thingspace.order_timeout = Duration::from_millis(500);
     let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
-    let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate)));
-    let order = tokio::spawn({
-        let mut client = client.clone();
-        async move { place(&mut client, "k", 0..2).await }
-    });
-    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
-    let id = ledger.orders[0].request_id.clone();
+    let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
+    let id = order.id.clone();
     call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
-    unknown(order.await.unwrap());
+    unknown(order.fails().await);
     assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
 }
 

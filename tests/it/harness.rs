@@ -7,6 +7,7 @@ use std::{
     future::Future,
     io::{BufRead, BufReader},
     net::SocketAddr,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -29,7 +30,7 @@ use thingspace_gateway::{
     },
     requests::Requests,
     shutdown::Stop,
-    simulator::{CallbackOptions, Handle, Mode, Options, Simulator},
+    simulator::{self, CallbackOptions, Fault, Gate, Handle, Mode, Options, Simulator, What, When},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -453,6 +454,46 @@ pub async fn place(
 ) -> Result<RequestId, Status> {
     let answer = within("an order", client.download_profile(order(key, devices))).await?.into_inner();
     Ok(RequestId::parse(&answer.request_id).unwrap())
+}
+
+/// An order that ThingSpace has, and whose answer it holds back until the test opens the gate.
+pub struct HeldOrder {
+    /// The request that ThingSpace made of it.
+    pub id: RequestId,
+    gate: Gate,
+    placing: JoinHandle<Result<RequestId, Status>>,
+}
+
+impl HeldOrder {
+    pub async fn begin(
+        upstream: &Upstream,
+        client: &Client,
+        key: &'static str,
+        devices: Range<usize>,
+    ) -> Self {
+        let gate = Gate::default();
+        let hold = What::Hold(gate.clone());
+        upstream.sim.inject(Fault::once(simulator::Endpoint::Download, When::AfterEffect, hold));
+        let (mut client, before) = (client.clone(), upstream.sim.ledger().orders.len());
+        let placing = tokio::spawn(async move { place(&mut client, key, devices).await });
+        let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() > before).await;
+        Self { id: ledger.orders[before].request_id.clone(), gate, placing }
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.placing.is_finished()
+    }
+
+    /// Without the answer, which never comes.
+    pub async fn fails(self) -> Result<RequestId, Status> {
+        self.placing.await.unwrap()
+    }
+
+    /// Lets the answer go, and waits for what the caller is told.
+    pub async fn answer(self) -> Result<RequestId, Status> {
+        self.gate.open();
+        self.placing.await.unwrap()
+    }
 }
 
 pub fn question(id: &RequestId) -> GetRequestStatusRequest {

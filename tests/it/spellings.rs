@@ -3,14 +3,13 @@
 use thingspace_gateway::{
     identity::RequestId,
     proto::{
-        esim::{DeviceState, GetRequestStatusRequest},
+        esim::{DeviceState, GetRequestStatusRequest, RequestState},
         storage::StatusClass,
     },
     requests::Settlement,
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::Outcome,
 };
-use tokio::task::JoinHandle;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::{
     correlation::{account, call_back},
@@ -23,18 +22,6 @@ fn spelled(text: &str) -> RequestId {
 
 fn shouted(id: &RequestId) -> RequestId {
     spelled(&id.as_str().to_ascii_uppercase())
-}
-
-type Placing = JoinHandle<Result<RequestId, Status>>;
-
-/// An order of two devices that ThingSpace has, and whose answer waits for the gate.
-async fn begin(upstream: &Upstream, client: &Client) -> (Gate, Placing) {
-    let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
-    let mut client = client.clone();
-    let order = tokio::spawn(async move { place(&mut client, "k", 0..2).await });
-    upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
-    (gate, order)
 }
 
 async fn first_device_failed_for_a_reason(client: &Client, id: &RequestId) {
@@ -90,13 +77,93 @@ async fn a_callback_in_another_case_before_the_answer_reaches_the_request() {
         let gateway = Gateway::start(upstream.quiet()).await;
         let client = gateway.client().await;
         upstream.sim.set_next_id(id.clone());
-        let (gate, order) = begin(&upstream, &client).await;
+        let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
         call_back(&gateway, &spelled("hJ-1-Abc"), 0, StatusClass::Failed).await;
-        gate.open();
-        assert_eq!(order.await.unwrap().unwrap(), id);
+        assert_eq!(order.answer().await.unwrap(), id);
         first_device_failed_for_a_reason(&client, &id).await;
         gateway.stop().await;
     }
+}
+
+/// The callback comes before anything is known of the order, in a case that the store cannot be asked for, too.
+#[tokio::test]
+async fn a_callback_in_another_case_before_the_order_reaches_the_request() {
+    for (called_back, id) in [("EF-1", "ef-1"), ("ef-2", "Ef-2"), ("Ef-3", "EF-3"), ("eF-4", "Ef-4")] {
+        let upstream = Upstream::manual().await;
+        let gateway = Gateway::start(upstream.quiet()).await;
+        let mut client = gateway.client().await;
+        call_back(&gateway, &spelled(called_back), 0, StatusClass::Failed).await;
+        upstream.sim.set_next_id(spelled(id));
+        assert_eq!(place(&mut client, "k", 0..2).await.unwrap().as_str(), id);
+        first_device_failed_for_a_reason(&client, &spelled(id)).await;
+        assert_eq!(ask(&mut client, question(&spelled(called_back))).await.unwrap().request_id, id);
+        gateway.stop().await;
+    }
+}
+
+/// A finished request has left memory, and another order has an id that differs only in case.
+#[tokio::test]
+async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let (first, second) = (spelled("Re-4"), spelled("RE-4"));
+    upstream.sim.set_next_id(first.clone());
+    assert_eq!(place(&mut client, "first", [0]).await.unwrap(), first);
+    upstream.sim.finish_all(&first, Outcome::Failed);
+    assert_eq!(ask(&mut client, question(&first)).await.unwrap().state(), RequestState::Failed);
+    gateway.stop().await;
+
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    upstream.sim.set_next_id(second.clone());
+    assert_eq!(place(&mut client, "second", [1]).await.unwrap(), second);
+    call_back(&gateway, &first, 0, StatusClass::Failed).await;
+    first_device_failed_for_a_reason(&client, &first).await;
+    for (key, n, id) in [("first", 0, &first), ("second", 1, &second)] {
+        assert_eq!(place(&mut client, key, [n]).await.unwrap(), *id);
+        let status = ask(&mut client, question(id)).await.unwrap();
+        assert_eq!(status.request_id, id.as_str());
+        assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(n).eid);
+        let (snapshot, _) = watch(&mut client, id, "").await.unwrap().snapshot().await;
+        assert_eq!(snapshot.request_id, id.as_str());
+    }
+    gateway.stop().await;
+}
+
+/// Neither of two answers at the same moment can see the other before both are stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
+    const KEYS: [[&str; 2]; 4] = [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]];
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    for (n, keys) in KEYS.into_iter().enumerate() {
+        let ids = [spelled(&format!("sq-{n}")), spelled(&format!("SQ-{n}"))];
+        upstream.sim.set_next_id(ids[0].clone());
+        let first = HeldOrder::begin(&upstream, &client, keys[0], 0..1).await;
+        upstream.sim.set_next_id(ids[1].clone());
+        let second = HeldOrder::begin(&upstream, &client, keys[1], 1..2).await;
+        let (first, second) = tokio::join!(first.answer(), second.answer());
+        let told = [first, second];
+        let owner = told.iter().position(Result::is_ok).expect("one order has the request");
+        assert_eq!(told[owner].as_ref().unwrap(), &ids[owner]);
+        let other = 1 - owner;
+        for status in
+            [told[other].as_ref().unwrap_err(), &place(&mut client, keys[other], [other]).await.unwrap_err()]
+        {
+            assert_eq!(kind(status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+            assert!(!format!("{status:?}").to_lowercase().contains("sq-"), "not its own: {status:?}");
+        }
+        assert_eq!(place(&mut client, keys[owner], [owner]).await.unwrap(), ids[owner]);
+        for id in &ids {
+            let status = ask(&mut client, question(id)).await.unwrap();
+            assert_eq!((status.request_id.as_str(), status.devices.len()), (ids[owner].as_str(), 1));
+            assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(owner).eid);
+        }
+    }
+    assert_eq!(gateway.requests.unknown_orders().await.unwrap().len(), KEYS.len());
+    gateway.stop().await;
 }
 
 #[tokio::test]

@@ -11,6 +11,9 @@ use crate::{
 /// Why ThingSpace's answer to an order cannot name this request.
 pub type Objection = &'static str;
 
+/// A request belongs to one order only.
+pub const OF_ANOTHER_ORDER: Objection = "the request belongs to another order";
+
 /// How a request's log begins, and what it says about an order.
 #[derive(Debug, Clone, Default)]
 pub struct Beginning {
@@ -18,6 +21,8 @@ pub struct Beginning {
     pub first: Option<Position>,
     /// The order that the request belongs to.
     pub order_id: Option<String>,
+    /// The position of the acceptance by that order.
+    pub accepted: Option<Position>,
     /// The request has another account or other devices than the order that it was compared with.
     pub contradicts: bool,
 }
@@ -31,6 +36,7 @@ impl Beginning {
         Self {
             first: request.beginning(),
             order_id: request.order_id.clone(),
+            accepted: request.accepted,
             contradicts: ordered.is_some_and(contradicts),
         }
     }
@@ -39,7 +45,7 @@ impl Beginning {
     pub fn objection(&self, order_id: &str) -> Option<Objection> {
         match &self.order_id {
             Some(owner) if owner == order_id => None,
-            Some(_) => Some("the request belongs to another order"),
+            Some(_) => Some(OF_ANOTHER_ORDER),
             None if self.contradicts => Some("the request is known with another account or other devices"),
             None => None,
         }
@@ -66,6 +72,11 @@ impl Hub {
                 return Ok(Beginning::of(request, ordered));
             }
         }
+        Ok(Beginning::of(&self.stored_request(id).await?, ordered))
+    }
+
+    /// A request as its log in the store says, whether or not it is in memory.
+    pub(super) async fn stored_request(&self, id: &RequestId) -> Result<Request, StoreError> {
         let mut request = Request::default();
         self.read_log(&LogName::request(id.as_str()), |entry| {
             if let Some(event) = event::decode(&entry.event) {
@@ -73,6 +84,6 @@ impl Hub {
             }
         })
         .await?;
-        Ok(Beginning::of(&request, ordered))
+        Ok(request)
     }
 }

@@ -212,9 +212,11 @@ impl Hub {
     }
 
     /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is finished, unless that is
-    /// another order: then its acceptance has to be withdrawn, by whoever looks after unfinished orders.
+    /// another order, or another order may have the request under an id in another case. Then the acceptance may have to be
+    /// withdrawn, by whoever looks after unfinished orders.
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
-        if owner.is_some_and(|owner| owner != order_id) {
+        let is_anothers = owner.is_some_and(|owner| owner != order_id);
+        if is_anothers || lock(&self.projection).has_rival(order_id, request) {
             return self.stir();
         }
         let leads = lock(&self.projection).orders.remove(order_id);
@@ -277,6 +279,7 @@ impl Hub {
         let is_owner = |other: &Arc<Tracked>| other.id != *id && other.lock().request.order_id.is_some();
         let owner = projection.spellings(id).into_iter().find(is_owner);
         let is_lead = projection.orders.lead(id, called_back);
+        projection.heard.add(id);
         drop(projection);
         if let Some(owner) = &owner {
             self.add_stray(Stray { from: id.clone(), to: owner.id.clone() });

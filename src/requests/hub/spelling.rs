@@ -4,7 +4,11 @@
 //! another way. Two spellings are different requests if each belongs to an order, or if what ThingSpace said about one
 //! contradicts the account or the devices of the other.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    sync::Arc,
+};
 
 use super::{Hub, Projection, Tracked};
 use crate::{
@@ -15,6 +19,37 @@ use crate::{
     },
     store::{LogName, StoreError},
 };
+
+/// Ids kept in each of the two halves of [`Heard`].
+const MAX_HEARD: usize = 5_000;
+
+/// Ids in mixed case that callbacks named and no request in memory has. The store cannot be searched for them: it finds a log by
+/// its exact name only. The oldest half is dropped when the newest is full.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    newest: HashMap<String, HashSet<RequestId>>,
+    older: HashMap<String, HashSet<RequestId>>,
+    /// How many ids `newest` has.
+    count: usize,
+}
+
+impl Heard {
+    pub(super) fn add(&mut self, id: &RequestId) {
+        // The usual spellings are found in the store.
+        if !is_mixed(id) {
+            return;
+        }
+        if self.count >= MAX_HEARD {
+            (self.older, self.count) = (mem::take(&mut self.newest), 0);
+        }
+        self.count += usize::from(self.newest.entry(small_letters(id)).or_default().insert(id.clone()));
+    }
+
+    fn of(&self, id: &RequestId) -> impl Iterator<Item = &RequestId> {
+        let small = small_letters(id);
+        [&self.newest, &self.older].into_iter().filter_map(move |ids| ids.get(&small)).flatten()
+    }
+}
 
 impl Projection {
     pub(super) fn track(&mut self, tracked: Arc<Tracked>) {
@@ -53,8 +88,22 @@ impl Projection {
     }
 }
 
+impl Projection {
+    /// Whether an id in another case belongs to another order.
+    pub(super) fn has_rival(&self, order_id: &str, id: &RequestId) -> bool {
+        self.spellings(id).iter().any(|other| {
+            let owner = &other.lock().request.order_id;
+            other.id != *id && owner.as_deref().is_some_and(|owner| owner != order_id)
+        })
+    }
+}
+
 fn has_capitals(id: &RequestId) -> bool {
     id.as_str().bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+fn is_mixed(id: &RequestId) -> bool {
+    has_capitals(id) && id.as_str().bytes().any(|byte| byte.is_ascii_lowercase())
 }
 
 fn small_letters(id: &RequestId) -> String {
@@ -95,7 +144,9 @@ impl Hub {
     /// The spelling under which a request is known whose id may differ from `id` in case. `None`: no such request is known.
     pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
         if let Some(known) = self.spelling_in_memory(id) {
-            return Ok(Some(known));
+            let is_other =
+                known != *id && self.get(id).is_none() && self.is_other_request(id, &known).await?;
+            return Ok(Some(if is_other { id.clone() } else { known }));
         }
         // A closed request has left memory.
         let mut known = None;
@@ -111,10 +162,22 @@ impl Hub {
         Ok(known)
     }
 
+    /// Whether the store holds, under exactly this id, another request than the one that is in memory under another spelling. A
+    /// closed request has left memory, and must not be taken for another one.
+    async fn is_other_request(&self, id: &RequestId, known: &RequestId) -> Result<bool, StoreError> {
+        let stored = self.stored_request(id).await?;
+        let Some(tracked) = self.get(known) else { return Ok(stored.order_id.is_some()) };
+        let known = tracked.lock().request.clone();
+        Ok(stored.order_id.is_some() || stored.differs_from(&known))
+    }
+
     /// The other spellings under which something is known of what may be the same request.
     pub async fn other_spellings(&self, id: &RequestId) -> Result<Vec<RequestId>, StoreError> {
-        let in_memory = lock(&self.projection).spellings(id);
-        let mut others: Vec<_> = in_memory.iter().map(|tracked| tracked.id.clone()).collect();
+        let mut others: Vec<_> = {
+            let projection = lock(&self.projection);
+            let tracked = projection.spellings(id).into_iter().map(|tracked| tracked.id.clone());
+            tracked.chain(projection.heard.of(id).cloned()).collect()
+        };
         for spelling in usual_spellings(id).filter(|spelling| spelling != id) {
             if !others.contains(&spelling) {
                 let log = LogName::request(spelling.as_str());
@@ -122,6 +185,8 @@ impl Hub {
             }
         }
         others.retain(|other| other != id);
+        others.sort_unstable();
+        others.dedup();
         Ok(others)
     }
 }

@@ -1,10 +1,11 @@
 //! Telling an order's request and key what became of it, and taking back an acceptance that turns out to be wrong.
 //!
-//! A request belongs to the first order whose `Accepted` is in its log. An order that was answered with the id of another
-//! order's request, or of a request that is known with other devices, has an unknown outcome: its devices are not that
-//! request's.
+//! A request belongs to the first order whose `Accepted` is in its log, or in the log of an id that differs only in case. An
+//! order that was answered with the id of another order's request, or of a request that is known with other devices, has an
+//! unknown outcome: its devices are not that request's.
 
 use tracing::error;
+use uuid::Uuid;
 
 use super::Orders;
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     requests::{
         append,
         event::{self, Kind},
-        hub::{Beginning, Objection},
+        hub::{Beginning, OF_ANOTHER_ORDER, Objection, Stray},
         key::Key,
         order::{Order, Outcome},
     },
@@ -30,7 +31,8 @@ impl Orders {
     ) -> Result<bool, StoreError> {
         let (Some(ordered), Some(outcome)) = (&order.ordered, &order.outcome) else { return Ok(true) };
         for former in &order.former {
-            self.disown(order_id, former, order.settled).await?;
+            let id = event::withdrawn_id(order_id, former, order.settled);
+            self.disown(order_id, former, id).await?;
         }
         let corrects = !order.former.is_empty();
         match outcome {
@@ -74,9 +76,12 @@ impl Orders {
         beginning: Beginning,
         settled: Option<Position>,
     ) -> Result<Option<Objection>, StoreError> {
-        let is_owned = beginning.order_id.is_some();
-        if is_owned || settled.is_none() && beginning.contradicts {
-            return Ok(beginning.objection(order_id));
+        let objection = beginning.objection(order_id);
+        if beginning.order_id.is_some() && objection.is_none() {
+            return self.rival(order_id, ordered, request, settled).await;
+        }
+        if beginning.order_id.is_some() || settled.is_none() && beginning.contradicts {
+            return Ok(objection);
         }
         let accepted = Kind::Accepted(storage::Accepted {
             order_id: order_id.to_owned(),
@@ -88,7 +93,40 @@ impl Orders {
         let position = append(&*self.store, &log, beginning.first, id, accepted).await?;
         self.hub.folded(position).await;
         // Another replica may have been first with another order.
-        Ok(self.hub.beginning(request, None).await?.objection(order_id))
+        match self.hub.beginning(request, None).await?.objection(order_id) {
+            None => self.rival(order_id, ordered, request, settled).await,
+            objection => Ok(objection),
+        }
+    }
+
+    /// Why an order has to give its request back once it is stored: another order was given an id that differs only in case,
+    /// and stored it before. Two orders that are answered at the same moment cannot see each other earlier than here.
+    ///
+    /// Callbacks that came under another spelling before are added to the request.
+    async fn rival(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+        settled: Option<Position>,
+    ) -> Result<Option<Objection>, StoreError> {
+        let own = self.hub.beginning(request, None).await?;
+        let own = own.accepted.filter(|_| own.order_id.as_deref() == Some(order_id));
+        for spelling in self.hub.other_spellings(request).await? {
+            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            let Some(owner) = other.order_id else {
+                self.hub.add_stray(Stray { from: spelling, to: request.clone() });
+                self.hub.stir();
+                continue;
+            };
+            // A settlement may rely on what ThingSpace has shown: other devices are another request.
+            let is_same = settled.is_none() || !other.contradicts;
+            let is_earlier = own.is_none_or(|own| other.accepted.is_some_and(|other| other < own));
+            if owner != order_id && is_same && is_earlier {
+                return Ok(Some(OF_ANOTHER_ORDER));
+            }
+        }
+        Ok(None)
     }
 
     /// Takes back that an order was accepted as a request that is not its own.
@@ -100,6 +138,8 @@ impl Orders {
         settled: Option<Position>,
         objection: Objection,
     ) -> Result<(), StoreError> {
+        // First: an order without an outcome is not looked after by `finish` again.
+        self.disown(order_id, request, event::given_back_id(order_id, request, settled)).await?;
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
@@ -109,17 +149,11 @@ impl Orders {
         Ok(())
     }
 
-    /// Takes an order's devices out of a request that it was settled as by mistake.
-    async fn disown(
-        &self,
-        order_id: &str,
-        request: &RequestId,
-        settled: Option<Position>,
-    ) -> Result<(), StoreError> {
+    /// Takes an order's devices out of a request that it was accepted as by mistake.
+    async fn disown(&self, order_id: &str, request: &RequestId, id: Uuid) -> Result<(), StoreError> {
         let Beginning { first, order_id: owner, .. } = self.hub.beginning(request, None).await?;
         if owner.as_deref() == Some(order_id) {
-            let (log, id) =
-                (LogName::request(request.as_str()), event::withdrawn_id(order_id, request, settled));
+            let log = LogName::request(request.as_str());
             let position = append(&*self.store, &log, first, id, withdrawn(order_id, request)).await?;
             self.hub.folded(position).await;
         }

@@ -101,19 +101,12 @@ async fn an_order_whose_request_was_looked_up_before_the_answer_has_it() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
-    let order = tokio::spawn({
-        let mut client = client.clone();
-        async move { place(&mut client, "k", 0..2).await }
-    });
-    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
-    let id = ledger.orders[0].request_id.clone();
+    let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
+    let id = order.id.clone();
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
     upstream.sim.finish_all(&id, Outcome::Success);
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
-    gate.open();
-    assert_eq!(order.await.unwrap().unwrap(), id);
+    assert_eq!(order.answer().await.unwrap(), id);
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
     gateway.stop().await;
 }
@@ -135,9 +128,21 @@ async fn an_id_whose_callbacks_named_other_devices_leaves_the_order_unknown() {
 /// Two replicas stored their acceptances at the same moment, and the second one died before it saw that it was second.
 #[tokio::test]
 async fn an_acceptance_that_came_second_is_taken_back_after_a_restart() {
+    taken_back_after_a_restart("an-id-1").await;
+}
+
+#[tokio::test]
+async fn an_acceptance_that_came_second_in_another_case_is_taken_back_after_a_restart() {
+    taken_back_after_a_restart("AN-id-1").await;
+}
+
+/// The first order was answered with "an-id-1", the second with this id.
+async fn taken_back_after_a_restart(second_id: &str) {
     let upstream = Upstream::manual().await;
     let config = upstream.quiet();
     let account = AccountName::parse(ACCOUNT).unwrap();
+    let ids = ["an-id-1", second_id].map(|id| RequestId::parse(id).unwrap());
+    upstream.sim.set_next_id(ids[0].clone());
     let id = upstream.sim.add_request(account.clone(), [upstream_device(0)]);
     let plan = order("second", [1]).service_plan;
     let second = Order { account: account.clone(), service_plan: plan, devices: vec![upstream_device(1)] };
@@ -153,7 +158,7 @@ async fn an_acceptance_that_came_second_is_taken_back_after_a_restart() {
             lease_ms: 1,
         };
         Key::claim(&store, &cell, None, claim).await.unwrap().unwrap();
-        for (n, order_id) in orders.iter().enumerate() {
+        for (n, (order_id, id)) in orders.iter().zip(&ids).enumerate() {
             let devices = vec![event::to_stored(&upstream_device(n))];
             let ordered = storage::Ordered {
                 account: ACCOUNT.to_owned(),
@@ -190,8 +195,11 @@ async fn an_acceptance_that_came_second_is_taken_back_after_a_restart() {
     let mut client = gateway.client().await;
     let status = place(&mut client, "second", [1]).await.unwrap_err();
     assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
-    let devices = ask(&mut client, question(&id)).await.unwrap().devices;
-    assert_eq!(devices[0].identifiers.as_ref().unwrap().eid, device(0).eid);
+    for asked in &ids {
+        let status = ask(&mut client, question(asked)).await.unwrap();
+        assert_eq!((&*status.request_id, status.devices.len()), (id.as_str(), 1));
+        assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(0).eid);
+    }
     assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 0);
     gateway.stop().await;
 }
