@@ -16,10 +16,12 @@ use crate::{
 };
 
 /// The rules of request logs that begin now. Number 2 was never written; a frozen fixture uses it for unknown rules.
-pub const RULES: u32 = 3;
+pub const RULES: u32 = 4;
 
-/// The rules of request logs that began before [`RULES`].
+/// The rules of earlier request logs. From number 3 on an ICCID that was missing is filled in, from number 4 on a callback that
+/// names no device concerns the only one.
 pub const FIRST_RULES: u32 = 1;
+pub const ICCID_RULES: u32 = 3;
 
 /// The rules of order logs.
 pub const ORDER_RULES: u32 = 1;

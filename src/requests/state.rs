@@ -4,8 +4,8 @@
 //! every replica and after every restart. State absorbs: a duplicate, late or contradicting event changes nothing shown.
 //!
 //! The rules. A device is found by EID if the event names one, else by any identifier that exactly one
-//! device of the request has. It only moves from pending by way of waiting to a final state, and the first final state
-//! wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by rules 3 the ICCID, too, unless another
+//! device of the request has. By rules 4 a callback whose identifiers find no device concerns the only one. A device only
+//! moves from pending by way of waiting to a final state, and the first final state wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by rules 3 the ICCID, too, unless another
 //! device has it. A request is final when its device set is known and no device is pending; it never becomes pending
 //! again, unless the acceptance of its order is withdrawn: then it is a request that was placed elsewhere.
 //!
@@ -13,6 +13,7 @@
 //! shows nothing: what is left of it could name the wrong devices or states.
 
 mod claim;
+mod find;
 mod news;
 mod shown;
 mod size;
@@ -154,7 +155,7 @@ impl Request {
 
     /// Whether this version folds the log, and it is whole.
     fn folds(&self) -> bool {
-        !self.expired && matches!(self.rules, event::FIRST_RULES | event::RULES)
+        !self.expired && matches!(self.rules, event::FIRST_RULES | event::ICCID_RULES | event::RULES)
     }
 
     /// Forgets everything, for good.
@@ -257,7 +258,13 @@ impl Request {
             && let Some(state) = DeviceState::of(event::class_from_stored(called_back.status))
         {
             let device = event::from_stored(&called_back.device.clone().unwrap_or_default());
-            self.tell(&device, state, called_back.fault.as_ref(), called_back.profile.as_ref(), step);
+            let (at, device) = match self.find(&device) {
+                Some(at) => (Some(at), device),
+                // Its identifiers may be another device's, so none is filled in.
+                None => (self.only_device(&device), Device::default()),
+            };
+            let (fault, profile) = (called_back.fault.as_ref(), called_back.profile.as_ref());
+            self.tell_of(at, &device, state, fault, profile, step);
         }
     }
 
@@ -289,30 +296,6 @@ impl Request {
         step.changed.push(at);
     }
 
-    /// Whether a status answer tells of this device for the first time, while the device set is still unknown: it has
-    /// an EID that no device has or, without one, another such identifier.
-    fn is_new(&self, device: &Device) -> bool {
-        let unheard = |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
-        let names = if device.eid.is_empty() { usize::MAX } else { 1 };
-        !self.known && self.find(device).is_none() && device.present().take(names).any(unheard)
-    }
-
-    fn find(&self, device: &Device) -> Option<usize> {
-        let at = |kind, digits: &Digits| self.index.get(&(kind, digits.clone())).copied().flatten();
-        if device.eid.is_empty() {
-            device.present().find_map(|(kind, digits)| at(kind, digits))
-        } else {
-            at(identity::Kind::Eid, &device.eid)
-                // A request of others may have become known by a list without EIDs.
-                .or_else(|| {
-                    device
-                        .present()
-                        .find_map(|(kind, digits)| at(kind, digits))
-                        .filter(|&at| self.devices[at].device.eid.is_empty())
-                })
-        }
-    }
-
     /// Tells a device its state and what else is known of it.
     fn tell(
         &mut self,
@@ -322,7 +305,20 @@ impl Request {
         profile: Option<&storage::Profile>,
         step: &mut Step<'_>,
     ) {
-        let Some(at) = self.find(device) else {
+        self.tell_of(self.find(device), device, state, fault, profile, step);
+    }
+
+    /// The same of the device at a place; `None`: the request has no such device.
+    fn tell_of(
+        &mut self,
+        at: Option<usize>,
+        device: &Device,
+        state: DeviceState,
+        fault: Option<&storage::Fault>,
+        profile: Option<&storage::Profile>,
+        step: &mut Step<'_>,
+    ) {
+        let Some(at) = at else {
             step.applied.unmatched += 1;
             return;
         };
@@ -358,7 +354,7 @@ impl Request {
 
     /// Whether a device without an ICCID may be given this one.
     fn takes_iccid(&self, iccid: &Digits) -> bool {
-        self.rules == event::RULES && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
+        self.rules >= event::ICCID_RULES && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
     }
 
     fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {

@@ -175,6 +175,26 @@ async fn a_late_warning_changes_nothing_and_a_late_reason_is_filled_in() {
     assert_reason(&after.devices[1], 1);
 }
 
+#[tokio::test]
+async fn a_callback_that_names_no_device_tells_the_reason_of_an_order_of_one() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let nameless = |n| storage::CalledBack { device: None, ..says(n, StatusClass::Failed) };
+    let id = place(&mut client, "k", [0]).await.unwrap();
+    gateway.requests.called_back(&account(), &id, nameless(0)).await.unwrap();
+    becomes_final(&client, &id).await;
+    assert_reason(&shown(&mut client, &id).await.devices[0], 0);
+    // Before the answer to the order, too.
+    let order = HeldOrder::begin(&upstream, &client, "early", 1..2).await;
+    let id = order.id.clone();
+    gateway.requests.called_back(&account(), &id, nameless(1)).await.unwrap();
+    assert_eq!(order.answer().await.unwrap(), id);
+    becomes_final(&client, &id).await;
+    assert_reason(&shown(&mut client, &id).await.devices[0], 1);
+    gateway.stop().await;
+}
+
 /// An account for whose requests callbacks arrive.
 async fn called_back_once(gateway: &Gateway, client: &mut Client) {
     let id = place(client, "first", [1_000]).await.unwrap();

@@ -95,6 +95,45 @@ fn how_a_device_is_found() {
 }
 
 #[test]
+fn a_callback_that_names_no_device_concerns_the_only_one() {
+    let ids = |kinds: &[identity::Kind], n: usize| only(&device(n), kinds);
+    // What the callback names, and whether it concerns the device of an order of one.
+    let table = [
+        (Device::default(), true),
+        (ids(&[Mdn], 9), true),
+        // The new profile's.
+        (ids(&[Iccid], 9), true),
+        (ids(&[Iccid, Mdn], 9), true),
+        (ids(&[Eid], 9), false),
+        (ids(&[Eid, Iccid], 9), false),
+        (ids(&[Imei], 9), false),
+        (ids(&[Imei, Iccid], 9), false),
+    ];
+    let order = only(&device(1), &[Eid, Iccid, Imei]);
+    for (named, concerns) in table {
+        let failed = storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&named, Failed) };
+        let after = [accepted([order.clone()]), Kind::CalledBack(failed.clone())];
+        let before = [Kind::CalledBack(failed.clone()), accepted([order.clone()])];
+        for events in [after, before] {
+            let log = Log::of(events);
+            let status = &log.request.devices[0];
+            let reason = concerns.then(|| fault("REJECTED"));
+            assert_eq!((log.request.is_final(), &status.fault), (concerns, &reason), "{named:?}");
+            assert_eq!(status.device.iccid, order.iccid);
+        }
+        let two = Log::of([accepted([order.clone(), ordered(2)]), Kind::CalledBack(failed.clone())]);
+        assert!(two.request.devices.iter().all(|status| status.state == DeviceState::Pending));
+        // Logs of earlier rules are folded as they were.
+        let mut earlier = Log::default();
+        for kind in [accepted([order.clone()]), Kind::CalledBack(failed)] {
+            let rules = event::ICCID_RULES;
+            earlier.add_event(&Event { rules, kind: Some(kind), first_sequence: 0 });
+        }
+        assert_eq!(earlier.states(), [DeviceState::Pending]);
+    }
+}
+
+#[test]
 fn a_device_missing_from_an_answer_is_unchanged() {
     let log = Log::of([
         accepted([ordered(1), ordered(2)]),
