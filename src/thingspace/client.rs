@@ -216,7 +216,7 @@ impl Client {
         let upstream = self.upstream(account)?;
         let elsewhere = matches!(purpose, Purpose::Elsewhere);
         let endpoint = Endpoint::Status { account, request, elsewhere };
-        let parse = |body: &[u8]| wire::status(body, request);
+        let parse = |body: &[u8]| wire::status(body, account, request);
         let turn = self.unless_draining(self.first_turn(&upstream, account, purpose)).await?;
         match self.call(&upstream, account, turn, endpoint, Bytes::new(), parse).await {
             Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),

@@ -94,6 +94,11 @@ impl Code {
         name(&self.text).1
     }
 
+    /// The API manager answered in ThingSpace's stead.
+    pub(super) fn is_from_api_manager(&self) -> bool {
+        self.number.is_some()
+    }
+
     pub(super) fn refusal(&self, kind: RefusalKind, status: u16) -> Refusal {
         Refusal { kind, code: shown(&self.text), status }
     }

@@ -17,8 +17,10 @@ use serde_json::{Value, value::RawValue};
 
 pub(super) use registrations::{registered, registration, registrations};
 
-use super::{Object, Order, StatusAnswer, StatusClass, code::Said, json::Json, verdict::is_request_id};
-use crate::identity::{Device, Digits, Kind, RequestId};
+use super::{
+    Object, Order, StatusAnswer, StatusClass, code::Said, json::Json, verdict::is_request_id, words::plain,
+};
+use crate::identity::{AccountName, Device, Digits, Kind, RequestId};
 
 const MAX_TOKEN_BYTES: usize = 4096;
 /// ThingSpace says an hour; whoever says more than a day is not believed.
@@ -109,8 +111,8 @@ fn is_token(token: &SecretString) -> bool {
     (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// The answer to a status call, if it is about the request that was asked for.
-pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
+/// The answer to a status call, if it is about the request and the account that were asked for.
+pub(super) fn status(body: &[u8], account: &AccountName, asked: &RequestId) -> Option<StatusAnswer> {
     #[derive(Deserialize)]
     struct Body {
         status: Text,
@@ -163,6 +165,13 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
     if !root.values_where(is_request_id).all(is_asked) {
         return None;
     }
+    let is_of_account = |name: &RawValue| match serde_json::from_str(name.get()) {
+        Ok(Json::Text(name)) => name.trim().is_empty() || name.trim() == account.as_str(),
+        _ => false,
+    };
+    if !root.values_where(|name| plain(name) == "accountname").all(is_of_account) {
+        return None;
+    }
     let names_request = root.values_where(is_request_id).next().is_some();
     if root.values_where(|name| name.eq_ignore_ascii_case("status")).count() > 1 {
         return None;
@@ -172,15 +181,24 @@ pub(super) fn status(body: &[u8], asked: &RequestId) -> Option<StatusAnswer> {
     if !names_request && answer.sub_requests.is_empty() {
         return None;
     }
-    let devices = answer.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect();
+    let mut devices = agreed(answer.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect());
     // As in a callback: a fault or a code makes a success doubtful.
     let is_doubtful =
         || says_something(&answer.fault) || !matches!(Said::read(body), Said::Nothing | Said::Success);
-    let overall = match class(&answer.status.0) {
+    let mut overall = match class(&answer.status.0) {
         StatusClass::Succeeded if is_doubtful() => StatusClass::Unknown,
         class => class,
     };
-    Some(StatusAnswer { overall, devices: agreed(devices) })
+    // A failure of the whole without one that failed contradicts itself. The opposite does not: the documented example says
+    // Success above a device that is pending.
+    let all_succeeded = devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
+    if overall == StatusClass::Failed && !devices.is_empty() && all_succeeded {
+        overall = StatusClass::Unknown;
+        for (_, class) in &mut devices {
+            *class = StatusClass::Unknown;
+        }
+    }
+    Some(StatusAnswer { overall, devices })
 }
 
 /// The devices, each with the status that all entries about it agree on.

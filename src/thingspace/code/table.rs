@@ -80,6 +80,19 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
     ),
     // Synapse's transport errors: the call was passed on, or was about to be.
     manager(101_000, 303_999, Means::Unclear, "the API manager lost its connection to ThingSpace"),
+    // What was asked for may have been carried out, now or before. An identifier that the order has twice is another matter.
+    named(
+        &[
+            "*DuplicateRequest*",
+            "*Duplicate_Request*",
+            "*Request.Duplicate*",
+            "*Timeout*",
+            "*Timed_Out*",
+            "*TimedOut*",
+        ],
+        Means::Unclear,
+        "the same was asked for before, or ThingSpace took too long: it may have been carried out",
+    ),
     // Requests. No document says how an unknown one is refused.
     named(
         &["*RequestId*", "*Request.NotFound", "*RequestNotFound"],

@@ -8,6 +8,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::account;
 use crate::{
     identity::{Device, Digits, RequestId},
     thingspace::{
@@ -72,7 +73,7 @@ impl Fixture {
             Endpoint::Registration => {
                 shown(&judge(&reply, |body| wire::registered(body, "DeviceProfileService")))
             }
-            Endpoint::Status => shown(&judge(&reply, |body| wire::status(body, &asked))),
+            Endpoint::Status => shown(&judge(&reply, |body| wire::status(body, &account(), &asked))),
         }
     }
 }
@@ -129,7 +130,7 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
 #[test]
 fn a_status_answer_has_no_wrong_id() {
     let asked = RequestId::parse("r-1").unwrap();
-    let read = |body: String| wire::status(body.as_bytes(), &asked);
+    let read = |body: String| wire::status(body.as_bytes(), &account(), &asked);
     for ids in [r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#] {
         assert!(read(format!(r#"{{{ids}"status":"Success"}}"#)).is_some(), "{ids}");
     }
@@ -151,7 +152,10 @@ fn a_status_answer_has_no_wrong_id() {
         assert_eq!(read(format!(r#"{{{ids}"status":"Success"}}"#)), None, "{ids}");
     }
     let number = RequestId::parse("100000000000000000000").unwrap();
-    assert_eq!(wire::status(br#"{"requestId":100000000000000000001,"status":"Success"}"#, &number), None);
+    assert_eq!(
+        wire::status(br#"{"requestId":100000000000000000001,"status":"Success"}"#, &account(), &number),
+        None
+    );
     // A device's number that other programs would round is left out, as a thing that is no identifier is.
     for (id, imei) in [
         ("990013907835573", "990013907835573"),

@@ -88,6 +88,11 @@ fn one_code_and_nothing_else_decides() {
         r#""fault":{"code":101503}"#,
         r#""errorCode":"INTERNAL_ERROR""#,
         r#""errorCode":"X.REQUEST_ONHOLD.y""#,
+        r#""errorCode":"REQUEST_FAILED.DuplicateRequest""#,
+        r#""errorCode":"X.INPUT_INVALID.Request.Duplicate""#,
+        r#""errorCode":"DUPLICATE_REQUEST""#,
+        r#""errorCode":"UnifiedWebService.REQUEST_FAILED.Timeout""#,
+        r#""faultResponse":{"faultcode":"X.REQUEST_FAILED.BackendTimedOut"}"#,
     ] {
         for status in [200, 400, 401, 404, 429, 500] {
             assert_unknown(status, &body(code));
@@ -219,6 +224,40 @@ fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
                 Reply { locations: vec![location.into()], ..reply(status, format!("{{{THROTTLED}}}")) };
             assert!(matches!(judge_order(&named), Verdict::Unclear { .. }), "{location}");
         }
+    }
+}
+
+/// Every request id that was ever seen is a UUID or a number. A number in a text is anything.
+#[test]
+fn a_text_that_quotes_a_uuid_makes_a_refusal_unknown() {
+    for fields in [
+        format!(r#""errorMessage":"request accepted, id {ID}""#),
+        format!(r#""errorMessage":"Your request {ID} is pending""#),
+        format!(r#""description":"{ID}""#),
+        format!(r#""details":["{ID} was placed"]"#),
+        format!(r#""orderId":"{ID}""#),
+    ] {
+        for status in [400, 404, 409, 429] {
+            assert_unknown(status, &format!("{{{REFUSAL},{fields}}}"));
+            assert_unknown(status, &format!("{{{fields},\"error\":\"invalid_request\"}}"));
+        }
+        assert_unknown(429, &format!("{{{fields}}}"));
+        // Refusals of tokens quote the token, and the API manager has ids of its own.
+        let told = |status, code: &str| judged(status, &format!("{{{code},{fields}}}"));
+        assert!(matches!(told(400, SESSION), Verdict::Stale(_)), "{fields}");
+        assert!(matches!(told(401, BEARER), Verdict::Stale(_)), "{fields}");
+        assert_eq!(told(429, THROTTLED), Verdict::Throttled(None), "{fields}");
+        assert!(matches!(told(404, r#""fault":{"code":900906}"#), Verdict::Refused(_)), "{fields}");
+    }
+    assert_unknown(429, &format!("{ID} accepted"));
+    for fields in [
+        format!(r#""traceId":"{ID}","transaction_id":["{ID}"]"#),
+        r#""errorMessage":"Your request is accepted""#.to_owned(),
+        r#""description":"the device is pending since order 4711 was placed""#.to_owned(),
+    ] {
+        let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
+        assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
+        assert_eq!(judged(429, &format!("{{{fields}}}")), Verdict::Throttled(None), "{fields}");
     }
 }
 

@@ -65,12 +65,45 @@ async fn a_success_with_an_error_of_the_call_decides_no_request() {
         r#"{"status":"error","message":"Backend unavailable"}"#,
         r#"{"status":"Success"}"#,
         r#"{"requestId":"{id}","status":"Success","Status":"Pending"}"#,
+        r#"{"requestId":"{id}","accountName":"0000999999-00001","status":"Success"}"#,
+        r#"{"requestId":"{id}","Account_Name":123456,"status":"Success"}"#,
     ] {
         // The call is repeated, and the truth is pending.
         assert_eq!(found(answered(&world, body).await).overall, StatusClass::Pending, "{body}");
     }
     let doubtful = r#"{"requestId":"{id}","status":"Success","errorCode":"UnifiedWebService.REQUEST_FAILED.UnexpectedError"}"#;
     assert_eq!(found(answered(&world, doubtful).await).overall, StatusClass::Unknown);
+}
+
+#[tokio::test]
+async fn an_answer_may_name_the_account_that_was_asked_for() {
+    let world = world(manual()).await;
+    for name in [r#""0000123456-00001""#, "null", r#""""#] {
+        let body = format!(r#"{{"requestId":"{{id}}","accountName":{name},"status":"Failed"}}"#);
+        assert_eq!(found(answered(&world, &body).await).overall, StatusClass::Failed, "{name}");
+    }
+}
+
+/// Success above a device that is pending or failed is what the documented example says.
+#[tokio::test]
+async fn a_failure_of_the_whole_without_a_device_that_failed_is_not_believed() {
+    use StatusClass::{Failed, Pending, Succeeded, Unknown};
+    let world = world(manual()).await;
+    for (overall, first, second, told) in [
+        ("Failed", "Success", "Success", [Unknown, Unknown, Unknown]),
+        ("Failed", "Success", "Failed", [Failed, Succeeded, Failed]),
+        ("Failed", "Success", "Pending", [Failed, Succeeded, Pending]),
+        ("Success", "Failed", "Failed", [Succeeded, Failed, Failed]),
+    ] {
+        let sub = |n, word| {
+            format!(r#"{{"ids":[{{"kind":"eid","id":"{}"}}],"status":"{word}"}}"#, device(n).eid.as_str())
+        };
+        let subs = format!("{},{}", sub(1, first), sub(2, second));
+        let body = format!(r#"{{"requestId":"{{id}}","status":"{overall}","subRequests":[{subs}]}}"#);
+        let answer = found(answered(&world, &body).await);
+        let found = [answer.overall, answer.devices[0].1, answer.devices[1].1];
+        assert_eq!(found, told, "{body}");
+    }
 }
 
 #[tokio::test]

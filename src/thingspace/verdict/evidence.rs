@@ -6,7 +6,7 @@
 //! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written by proxies and API managers
 //! into every answer, for tracing. They say nothing about an order.
 
-use super::mention::{mentioned, narrow};
+use super::mention::{has_uuid, mentioned, narrow};
 use crate::{
     identity::RequestId,
     thingspace::{
@@ -44,6 +44,8 @@ pub(super) struct Evidence {
     pub(super) ids: Ids,
     /// A word of success.
     pub(super) success: bool,
+    /// A text quotes a UUID, which may be a request's id.
+    pub(super) quotes_uuid: bool,
 }
 
 /// `None`: a body that begins as JSON and cannot be read, so that anything may stand in it.
@@ -62,7 +64,8 @@ pub(super) fn read(body: &[u8], reply: &Reply) -> Option<Evidence> {
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
         claims.elsewhere.push(Some(id.trim().to_owned()));
     }
-    Some(Evidence { success: claims.success, ids: claims.ids() })
+    let Claims { success, quotes_uuid, .. } = claims;
+    Some(Evidence { success, quotes_uuid, ids: claims.ids() })
 }
 
 /// Whether a field is named `requestId`, in any case and with any punctuation.
@@ -80,15 +83,18 @@ struct Claims {
     /// Of each text that mentions a request id: the words one of which is the id.
     mentions: Vec<Vec<String>>,
     success: bool,
+    quotes_uuid: bool,
 }
 
 /// Where a value stands.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Place {
     /// Objects around it.
     depth: u8,
     /// It is in a field whose name speaks of a request.
     in_request: bool,
+    /// It is in a field that is named as the id of something else: of a trace, for example.
+    in_other_id: bool,
     /// Texts of JSON around it.
     nested_texts: u8,
 }
@@ -96,12 +102,12 @@ struct Place {
 impl Claims {
     fn root(&mut self, json: &Json) {
         match json {
-            Json::Text(text) => self.text_value(text, Place { depth: 0, in_request: true, nested_texts: 0 }),
+            Json::Text(text) => self.text_value(text, Place { in_request: true, ..Place::default() }),
             // HTTP statuses are written as bare numbers, too.
             Json::Exact(0..MIN_ID_NUMBER) | Json::Null | Json::Bool(_) => {}
             Json::Exact(_) | Json::Inexact => self.elsewhere.push(None),
-            Json::List(_) => self.walk(json, Place { depth: 1, in_request: false, nested_texts: 0 }),
-            Json::Fields(_) => self.walk(json, Place { depth: 0, in_request: false, nested_texts: 0 }),
+            Json::List(_) => self.walk(json, Place { depth: 1, ..Place::default() }),
+            Json::Fields(_) => self.walk(json, Place::default()),
         }
     }
 
@@ -137,7 +143,9 @@ impl Claims {
             }
         } else {
             let in_request = name.starts_with("request");
-            let inner = Place { depth: place.depth.saturating_add(1), in_request, ..place };
+            let in_other_id = name.ends_with("id") && !name.ends_with("orderid");
+            let depth = place.depth.saturating_add(1);
+            let inner = Place { depth, in_request, in_other_id, ..place };
             match value {
                 Json::Text(text) => self.text_value(text, inner),
                 value => self.walk(value, inner),
@@ -160,6 +168,7 @@ impl Claims {
         if !words.is_empty() {
             self.mentions.push(words);
         }
+        self.quotes_uuid |= !place.in_other_id && has_uuid(text);
         if place.nested_texts >= MAX_NESTED_TEXTS {
             return;
         }
@@ -182,6 +191,7 @@ impl Claims {
         if plain(text).contains("requestid") || !mentioned(text).is_empty() || is_id(text.trim()) {
             self.elsewhere.push(None);
         }
+        self.quotes_uuid |= has_uuid(text);
     }
 
     /// An address of a request, in a header.

@@ -13,6 +13,22 @@ pub(super) fn mentioned(text: &str) -> Vec<String> {
     words.into_iter().flatten().filter(has_digit).map(str::to_owned).collect()
 }
 
+/// Whether a UUID stands in a text. Every request id that was ever seen is one, or a number.
+pub(super) fn has_uuid(text: &str) -> bool {
+    const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+    const UUID: usize = 36;
+    let text: String = unescaped(text).chars().map(narrow).collect();
+    let is_in_word = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphanumeric);
+    let is_uuid = |(at, candidate): (usize, &[u8])| {
+        HYPHENS.iter().all(|&hyphen| candidate[hyphen] == b'-')
+            && candidate.iter().enumerate().all(|(n, byte)| HYPHENS.contains(&n) || byte.is_ascii_hexdigit())
+            && candidate.iter().any(|byte| !matches!(byte, b'0' | b'-'))
+            && !is_in_word(at.wrapping_sub(1))
+            && !is_in_word(at + UUID)
+    };
+    text.as_bytes().windows(UUID).enumerate().any(is_uuid)
+}
+
 /// Where "request id", "reqId" or "request identifier" ends, if it begins here.
 fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
     let rest = &lower[at..];
@@ -71,6 +87,27 @@ mod tests {
             assert_eq!(mentioned(text), ["r-1"], "{text}");
         }
         assert_eq!(mentioned("requestId r-1 for device 8914"), ["r-1", "8914"]);
+    }
+
+    #[test]
+    fn a_uuid_is_found_in_a_text() {
+        const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950E";
+        for text in
+            [UUID, &format!("Your request {UUID} is pending"), &format!("({UUID})"), &format!("é{UUID}.")]
+        {
+            assert!(has_uuid(text), "{text}");
+        }
+        for text in [
+            "",
+            "0f8fad5b-d9cb-469f-a165-70867728950",
+            &format!("x{UUID}"),
+            &format!("{UUID}0"),
+            "0f8fad5bd9cb469fa16570867728950e",
+            "00000000-0000-0000-0000-000000000000",
+            "0f8fad5b-d9cb-469f-a165-7086772é950e",
+        ] {
+            assert!(!has_uuid(text), "{text}");
+        }
     }
 
     #[test]

@@ -9,9 +9,12 @@
 //! | session refused | 4xx but 408 | exactly one, of a refused session | none | no word of success |
 //! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no word of success |
 //! | tokens refused | 401 | none, or one that is a refusal and not ThingSpace's own | none | no word of success |
-//! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success |
+//! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success, no UUID in a text |
 //! | throttled | 4xx but 408, 5xx | exactly one, of the throttling | none | no word of success |
-//! | refused | 4xx but 408 and 429 | exactly one that is a refusal | none | no word of success |
+//! | refused | 4xx but 408 and 429 | exactly one that is a refusal | none | no word of success, no UUID in a text |
+//!
+//! A UUID in a text may be a request's id. It may also be a session or a bearer, which refusals of these quote, or an id of the API
+//! manager's own. So it decides nothing beside a code of the API manager, nor where only the tokens are refused.
 //!
 //! Any other answer leaves the outcome unknown, and so does a body that was cut, is too long or cannot be read.
 
@@ -51,6 +54,7 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     let Said::One(code) = said else {
         return match status {
             401 => Verdict::Stale(Stale::BOTH),
+            429 if evidence.quotes_uuid => unclear("with a text that quotes what may be a request id"),
             429 => Verdict::Throttled(reply.retry_after),
             _ => unclear("without a body of a known shape"),
         };
@@ -58,12 +62,16 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     let is_error = matches!(status, 400..=407 | 409..=599);
     // With any other status ThingSpace may have carried the order out before it looked at the session.
     let blames_the_call = is_error && reply.status.is_client_error();
+    let may_quote_id = evidence.quotes_uuid && !code.is_from_api_manager();
     match (status, code.row(status).means) {
         (_, Means::SessionRefused) if blames_the_call => Verdict::Stale(Stale::SESSION),
         (_, Means::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
         (_, Means::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
-        (429, Means::Refused(_)) => Verdict::Throttled(reply.retry_after),
         (401, Means::Refused(_)) if !code.is_from_thingspace() => Verdict::Stale(Stale::BOTH),
+        (_, Means::Refused(_)) if may_quote_id => {
+            unclear("with an error code and a text that quotes what may be a request id")
+        }
+        (429, Means::Refused(_)) => Verdict::Throttled(reply.retry_after),
         (_, Means::Refused(kind)) if blames_the_call => Verdict::Refused(code.refusal(kind, status)),
         _ => unclear("with an error code"),
     }

@@ -18,6 +18,8 @@ enum Says {
     IdElsewhere(String),
     /// Something that looks like an id and is none that could be carried.
     IdLike,
+    /// A text for people with a UUID in it.
+    Quotes,
     /// A list of errors that no envelope says.
     Errors,
     Code(Code),
@@ -75,7 +77,7 @@ type Part = (Says, String, String);
 
 /// A field of the outermost object.
 fn part(rng: &mut Rng, id: &str) -> Part {
-    match rng.u8(..13) {
+    match rng.u8(..14) {
         0 | 1 => (Says::Id(id.to_owned()), pick(rng, &IDS).to_owned(), exact(rng, id)),
         2 => id_elsewhere(rng, id),
         3 => (Says::IdLike, pick(rng, &IDS).to_owned(), pick(rng, &INEXACT).to_owned()),
@@ -87,6 +89,7 @@ fn part(rng: &mut Rng, id: &str) -> Part {
         5..=8 => code(rng),
         9 => status_word(rng),
         10 => errors(rng),
+        11 => quotes(rng),
         _ => {
             let name =
                 pick(rng, &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"]);
@@ -122,6 +125,19 @@ fn id_elsewhere(rng: &mut Rng, id: &str) -> Part {
     }
 }
 
+/// A UUID that is not named as an id.
+fn quotes(rng: &mut Rng) -> Part {
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    let text = pick(rng, &["Your request {} is pending", "{} accepted", "accepted as {}.", "{}"]);
+    let text = format!("\"{}\"", text.replace("{}", UUID));
+    let (says, name) = if rng.u8(..4) == 0 {
+        (Says::Nothing, pick(rng, &["traceId", "transactionId"]))
+    } else {
+        (Says::Quotes, pick(rng, &["errorMessage", "description", "cause", "orderId"]))
+    };
+    (says, name.to_owned(), text)
+}
+
 fn code(rng: &mut Rng) -> Part {
     use Code::*;
     let code = match rng.u8(..12) {
@@ -134,7 +150,17 @@ fn code(rng: &mut Rng) -> Part {
             ],
         )),
         3 => Word(pick(rng, &["400", "404", "INVALID_ACCESS", "invalid_token"])),
-        4 => Unclear(pick(rng, &["500", "408", "INTERNAL_ERROR", "S.REQUEST_ONHOLD.CreditApproval"])),
+        4 => Unclear(pick(
+            rng,
+            &[
+                "500",
+                "408",
+                "INTERNAL_ERROR",
+                "S.REQUEST_ONHOLD.CreditApproval",
+                "S.REQUEST_FAILED.DuplicateRequest",
+                "REQUEST_FAILED.Timeout",
+            ],
+        )),
         5 | 6 => Session(pick(
             rng,
             &[
@@ -217,13 +243,13 @@ enum Expected {
 }
 
 /// The rule, from the parts alone.
-#[expect(clippy::match_same_arms, reason = "an arm for each line of the rule")]
 fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     if !readable {
         return Expected::Unclear;
     }
     let mut ids = Vec::new();
     let (mut documented, mut id_like, mut success, mut errors) = (false, false, false, false);
+    let quotes = parts.contains(&Says::Quotes);
     let mut codes = Vec::new();
     for part in parts {
         match part {
@@ -236,7 +262,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
             Says::Code(code) if !codes.contains(code) => codes.push(*code),
             Says::Success => success = true,
             Says::Errors => errors = true,
-            Says::Code(_) | Says::Nothing => {}
+            Says::Code(_) | Says::Quotes | Says::Nothing => {}
         }
     }
     ids.dedup();
@@ -256,16 +282,17 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     }
     match codes.first() {
         None if status == 401 => Expected::Stale { bearer: true, session: true },
-        None if status == 429 => Expected::Throttled,
+        None if status == 429 && !quotes => Expected::Throttled,
         Some(Code::Session(_)) if is_error && status < 500 => {
             Expected::Stale { bearer: false, session: true }
         }
         Some(Code::Bearer(_)) if is_error => Expected::Stale { bearer: true, session: false },
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
-        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => Expected::Throttled,
         Some(Code::Word(_) | Code::TurnedAway(_)) if status == 401 => {
             Expected::Stale { bearer: true, session: true }
         }
+        Some(Code::Refusal(_) | Code::Word(_)) if quotes => Expected::Unclear,
+        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => Expected::Throttled,
         Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if is_error && status < 500 => {
             Expected::Refused
         }

@@ -4,7 +4,7 @@ use secrecy::ExposeSecret;
 
 use super::*;
 use crate::{
-    identity::RequestId,
+    identity::{AccountName, RequestId},
     thingspace::{
         tests::order_answers::reply,
         verdict::{Verdict, judge},
@@ -64,10 +64,29 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
                 pick(rng, &["\"Success\"", "\"Failed\"", "\"Odd\"", "7", "null", "[]"]).to_owned(),
             ));
         }
+        if rng.u8(..4) == 0 {
+            let (is_own, name) = pick(
+                rng,
+                &[
+                    (true, r#""0000123456-00001""#),
+                    (true, "null"),
+                    (true, "\"\""),
+                    (false, r#""0000123456-00002""#),
+                    (false, "123456"),
+                    (false, r#"["0000123456-00001"]"#),
+                ],
+            );
+            is_about_asked &= is_own;
+            fields.push((
+                pick(rng, &["accountName", "AccountName", "account_name"]).to_owned(),
+                name.to_owned(),
+            ));
+        }
         fields.push(("extra".to_owned(), noise(rng)));
         let mut body = object(rng, fields).into_bytes();
         let asked = RequestId::parse(&asked).unwrap();
-        let read = wire::status(&body, &asked);
+        let account = AccountName::parse("0000123456-00001").unwrap();
+        let read = wire::status(&body, &account, &asked);
         let text = String::from_utf8_lossy(&body).into_owned();
         if let Some(answer) = &read {
             assert!(is_about_asked, "about {asked}: {text:.600}");
@@ -77,7 +96,9 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
             }
         }
         damage(rng, &mut body);
-        let _ = judge(&reply(pick(rng, &[200, 400, 404, 500]), body), |body| wire::status(body, &asked));
+        let _ = judge(&reply(pick(rng, &[200, 400, 404, 500]), body), |body| {
+            wire::status(body, &account, &asked)
+        });
     });
 }
 
