@@ -20,7 +20,7 @@ use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Dur
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, Version,
+    HeaderValue, Method, Request, Response,
     header::{ALLOW, CONNECTION},
 };
 use http_body::Body;
@@ -312,7 +312,6 @@ impl Answer for Callbacks {
 
     async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
         // ThingSpace may list and call the registered URL with a slash at its end.
-        let version = request.version();
         let secret = request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let account = match timeout(ANSWER_TIMEOUT, self.0.secrets.find(secret)).await {
             Ok(Ok(account)) => Ok(account),
@@ -331,8 +330,8 @@ impl Answer for Callbacks {
         if outcome == Outcome::WrongMethod {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        // What is left of the body is not read. HTTP/2 ends the stream alone.
-        if outcome == Outcome::TooSlow && version < Version::HTTP_2 {
+        // What is left of the body is not read.
+        if outcome == Outcome::TooSlow {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer

@@ -1,4 +1,6 @@
-//! Accepts connections and answers requests on them, in HTTP/1.1 or HTTP/2, with or without TLS.
+//! Accepts connections and answers requests on them, in HTTP/1.1, with or without TLS.
+//!
+//! HTTP/2 is not spoken: ThingSpace and probes do not need it, and a peer could send its control frames without end.
 //!
 //! The port may be open to the world, so nothing here waits for a peer without bound, and a connection on which nothing begins
 //! is ended. What a request is, and how long its body may take, is the business of whoever answers it.
@@ -9,11 +11,8 @@ use std::{convert::Infallible, error::Error, net::IpAddr, pin::pin, time::Durati
 
 use http::{Request, Response};
 use http_body::Body;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::process::{Resource, getrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -40,9 +39,6 @@ const MAX_HEADERS: usize = 64;
 
 /// Of a request's header.
 const MAX_HEADER_BYTES: usize = 16 << 10;
-
-/// Requests at once on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 64;
 
 /// The part of the files that the process may open that a listener leaves to others: the API, the calls to ThingSpace, the store.
 const DESCRIPTORS_PART: usize = 2;
@@ -152,18 +148,12 @@ async fn drive(
     origin: &Origin,
     stop: CancellationToken,
 ) {
-    let mut server = auto::Builder::new(TokioExecutor::new());
+    let mut server = http1::Builder::new();
     server
-        .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(MAX_HEADER_BYTES).expect("16 KiB"))
-        .max_concurrent_streams(MAX_STREAMS);
     let activity = &origin.activity;
     let service = service_fn(|mut request: Request<Incoming>| {
         let (open, answers) = (Open::new(activity), answers.clone());
@@ -191,7 +181,7 @@ async fn drive(
                 stopping = true;
                 serving.as_mut().graceful_shutdown();
             }
-            // hyper's own time-out begins with the first byte.
+            // hyper's own time-out is not for a peer that does not read its answers.
             _ = look.tick() => {
                 if activity.rested_since(&mut last) {
                     return;

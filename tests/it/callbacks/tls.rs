@@ -4,7 +4,7 @@ use super::{Sender, about};
 use crate::harness::{Gateway, Upstream, device, place, within};
 
 #[tokio::test]
-async fn callbacks_come_over_https_in_both_versions_of_http() {
+async fn callbacks_come_over_https_in_http_1_1() {
     let upstream = Upstream::manual().await;
     let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let mut config = upstream.with_callbacks();
@@ -21,14 +21,12 @@ async fn callbacks_come_over_https_in_both_versions_of_http() {
     let plain = within("no answer", sender.http.post(&sender.url).send()).await;
     assert!(plain.is_err(), "{plain:?}");
     sender.url = sender.url.replace("http://", "https://");
-    for (http, version) in [
-        (client().http1_only().build().unwrap(), reqwest::Version::HTTP_11),
-        (client().build().unwrap(), reqwest::Version::HTTP_2),
-    ] {
+    // The second client offers HTTP/2 as well, which is not taken.
+    for http in [client().http1_only().build().unwrap(), client().build().unwrap()] {
         sender.http = http;
         let body = sender.sign(&about(&id, &device(0), "Success"));
         let answer = within("an answer", sender.http.post(&sender.url).body(body).send()).await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+        assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_11));
     }
     gateway.stop().await;
 }
