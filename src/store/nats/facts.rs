@@ -1,6 +1,6 @@
 //! What the keeper knows, for those who cannot wait for it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
@@ -25,6 +25,29 @@ pub(super) struct Seen {
 impl Seen {
     pub(super) fn in_epoch(self, epoch: u64) -> [u64; 3] {
         if self.epoch == epoch { self.last } else { [0; 3] }
+    }
+
+    pub(super) fn epoch(self) -> u64 {
+        self.epoch
+    }
+}
+
+/// The epoch and the sequences, separated by colons.
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [events, cells, keys] = self.last;
+        write!(f, "{}:{events}:{cells}:{keys}", self.epoch)
+    }
+}
+
+impl FromStr for Seen {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let numbers: Result<Vec<u64>, _> = text.split(':').map(str::parse).collect();
+        let numbers: [u64; 4] = numbers.map_err(drop)?.try_into().map_err(drop)?;
+        let [epoch, last @ ..] = numbers;
+        Ok(Self { epoch, last })
     }
 }
 
@@ -84,7 +107,7 @@ fn is_ahead(now: Timestamp, host: Timestamp, expected: Option<Timestamp>, newest
 
 impl Facts {
     /// Whether the streams were found to be right at least once.
-    pub(super) fn knows_the_time(&self) -> bool {
+    pub(super) fn knows_the_streams(&self) -> bool {
         self.clock.is_some()
     }
 
@@ -122,7 +145,7 @@ impl Facts {
         self.seen = Seen { epoch: record.epoch, last: self.seen.in_epoch(record.epoch) };
         let streams = [&record.events, &record.cells, &record.keys];
         for (seen, stream) in self.seen.last.iter_mut().zip(streams) {
-            *seen = (*seen).max(stream.map_or(0, |stream| stream.last_sequence));
+            *seen = (*seen).max(stream.as_ref().map_or(0, |stream| stream.last_sequence));
         }
         self.key_mark = record::oldest_key_mark(record, now);
         self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();
@@ -139,10 +162,14 @@ impl Facts {
     fn compare_clocks(&mut self, ahead: SignedDuration) {
         let is_off = ahead.abs() > CLOCK_TOLERANCE;
         match (std::mem::replace(&mut self.clock_is_off, is_off), is_off) {
+            (false, true) if ahead.is_negative() => tracing::warn!(
+                by = format_args!("{:#}", ahead.abs()),
+                "the clock of the NATS servers is ahead of this host's. Set the wrong one. If it is a server's, stop that \
+                 server at once: it deletes by its own clock what is not old enough"
+            ),
             (false, true) => tracing::warn!(
-                ahead = format_args!("{ahead:#}"),
-                "the clocks of this host and of the NATS servers differ. Set the wrong one. If a server is far ahead, stop it \
-                 at once: it deletes by its own clock what is not old enough"
+                by = format_args!("{ahead:#}"),
+                "the clock of the NATS servers is behind this host's. Set the wrong one"
             ),
             (true, false) => tracing::info!("the clocks of this host and of the NATS servers agree again"),
             _ => {}

@@ -166,8 +166,7 @@ impl Follower {
             hiccup(&error)
         })?;
         self.check(there, created_ns(stream.cached_info()), &stream.cached_info().state)?;
-        let is_other = self.shared.is_written_over(&stream, there.epoch, EVENTS).await;
-        if is_other.map_err(|error| hiccup(&error))?.is_some() {
+        if self.shared.is_other(&stream, there.epoch).await.map_err(|error| hiccup(&error))? {
             self.shared.look.notify_one();
             return Err(hiccup(&"the stream holds another event than before"));
         }

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Shared, Standing, There, cells,
     link::backoff,
+    logs,
     record::{self, CELLS, EVENTS, Forgotten, KEYS, Marks, Streams, Unrecorded},
     streams::{self, Found, Hindrance},
 };
@@ -70,10 +71,14 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Whether the cells are in a new stream whose record does not tell of the store that is known.
+    /// Whether the stored record does not tell what other gateways cannot notice: that the cells are in a new stream, or
+    /// that messages have been replaced.
     fn lacks_witness(&self, known: &StoreRecord, found: &Streams) -> bool {
-        let stored = self.stored.as_ref().map(|(_, record)| record.epoch);
-        found[CELLS].is_some() && !record::describes_cells(known, found) && stored != Some(known.epoch)
+        let stored = self.stored.as_ref().map(|(_, record)| record);
+        match stored.filter(|stored| stored.epoch == known.epoch) {
+            Some(stored) => record::replaced(stored) != record::replaced(known),
+            None => found[CELLS].is_some() && !record::describes_cells(known, found),
+        }
     }
 }
 
@@ -153,10 +158,10 @@ impl Shared {
             memory.sightings += 1;
             if let Some(known) = known {
                 self.facts().record = Some(known.clone());
-                // At once where the streams were made anew, because a gateway that knows nothing may
-                // be about to use them. Otherwise the leader may lag.
+                // At once where the streams were made anew or written to, because a gateway that knows
+                // nothing may use them. Otherwise the leader may lag.
                 if memory.lacks_witness(&known, &found) || memory.sightings.is_multiple_of(SIGHTINGS) {
-                    self.bear_witness(&mut memory, known).await;
+                    self.bear_witness(&mut memory, known, &forgotten).await;
                 }
             }
             return Err(self.lose(&forgotten, memory.sightings));
@@ -178,9 +183,16 @@ impl Shared {
     }
 
     /// Writes down what this process has seen of streams that forgot it, so that one that starts now notices, too.
-    async fn bear_witness(&self, memory: &mut Memory, mut known: StoreRecord) {
+    async fn bear_witness(&self, memory: &mut Memory, mut known: StoreRecord, forgotten: &[Forgotten]) {
         let seen = self.facts().seen.in_epoch(known.epoch);
         record::saw(&mut known, seen);
+        if memory.stored.as_ref().is_some_and(|(_, stored)| *stored == known) {
+            memory.known = Some(known);
+            return;
+        }
+        for older in forgotten.iter().filter(|one| one.is_older) {
+            record::expect_another(&mut known, older.stream);
+        }
         if let Err(why) = self.write_record(memory, &known, false).await {
             tracing::debug!(%why, "cannot write the record");
         }
@@ -225,9 +237,11 @@ impl Shared {
             Some(known) => (Some(known), None),
             None => self.recall(memory).await?,
         };
+        let is_first = !self.facts().knows_the_streams();
+        let told = if is_first { logs::seen_by_newest(self).await.map_err(away)? } else { None };
         let found = streams::look(&self.link, &self.wanted).await?;
         self.facts().check_clocks(&self.names, &found).map_err(Hindrance::Wrong)?;
-        let (known, put_back) = match (known, stored.map(|(_, record)| record)) {
+        let (mut known, mut put_back) = match (known, stored.map(|(_, record)| record)) {
             (None, None) => match unclear {
                 None => return self.examine_unrecorded(found).await,
                 Some(why) => return Err(peers::unclear(&why)),
@@ -255,15 +269,17 @@ impl Shared {
             (Some(known), None) => (known, false),
         };
         let marks = self.find_marks(&known, &found).await?;
+        if let Some(told) = told {
+            let seen = told.in_epoch(known.epoch);
+            record::saw(&mut known, seen);
+            put_back |= told.epoch() > known.epoch;
+        }
         let seen = before.in_epoch(known.epoch);
         let mut forgotten = record::forgotten(&self.names, &known, seen, &found, marks);
-        for one in self.written_over(known.epoch, &found).await.map_err(away)? {
+        for one in self.find_replaced(&mut known, &found).await.map_err(away)? {
             if !forgotten.iter().any(|other| other.stream == one.stream) {
                 forgotten.push(one);
             }
-        }
-        if forgotten.is_empty() && self.has_unrecorded_events(&known, &found).await? {
-            forgotten = record::outdated(&self.names);
         }
         if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
             forgotten.push(Forgotten::older(&self.names, CELLS, "was put back to an older copy"));

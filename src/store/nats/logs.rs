@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_nats::{
     StatusCode,
     jetstream::{
+        ErrorCode,
         message::{PublishMessage, StreamMessage},
         stream::LastRawMessageErrorKind,
     },
@@ -21,12 +22,16 @@ use uuid::Uuid;
 
 use super::{
     Shared,
+    facts::Seen,
     link::ANSWER,
-    names::Names,
     publish::{Failure, publish, settle},
     record::EVENTS,
 };
 use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
+
+/// Header of an event: what its sender had seen of all streams. It tells a gateway that starts whether the
+/// cells are as old as the events.
+const SEEN: &str = "Gateway-Seen";
 
 /// After so many bytes a page ends.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -46,10 +51,11 @@ pub(super) async fn append(
     let id = format!("{subject}/{id}");
     settle(shared, || async {
         let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
-        let seen = shared.facts().seen.in_epoch(epoch)[EVENTS];
+        let seen = shared.facts().seen;
         let message = PublishMessage::build().payload(event.clone()).message_id(&id);
+        let message = message.header(SEEN, seen.to_string());
         let stored = publish(shared, subject.clone(), message, event.len()).await?;
-        shared.acknowledged(epoch, EVENTS, seen, &stored, &id)?;
+        shared.acknowledged(epoch, EVENTS, seen.in_epoch(epoch)[EVENTS], &stored, &id)?;
         Ok(Position { epoch, sequence: stored.sequence })
     })
     .await
@@ -93,14 +99,21 @@ pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
     Timestamp::from_nanosecond(nanoseconds).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// When the first event that is left from this sequence on was stored.
-pub(super) async fn first_event(shared: &Shared, from: u64) -> Result<Option<Timestamp>, StoreError> {
-    let Names { events, .. } = &shared.names;
-    let stream = shared.stream(events).await?;
-    match stream.get_first_raw_message_by_subject(shared.names.all_of(events), from).await {
-        Ok(message) => timestamp(message.time.unix_timestamp_nanos()).map(Some),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+/// What the sender of the newest event had seen.
+pub(super) async fn seen_by_newest(shared: &Shared) -> Result<Option<Seen>, StoreError> {
+    let names = &shared.names;
+    let stream = shared.stream(&names.events).await?;
+    match stream.get_last_raw_message_by_subject(&names.all_of(&names.events)).await {
+        Ok(newest) => Ok(newest.headers.get(SEEN).and_then(|seen| seen.as_str().parse().ok())),
+        Err(error) => match error.kind() {
+            LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            LastRawMessageErrorKind::JetStream(error)
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            _ => Err(StoreError::Unavailable(error.to_string())),
+        },
     }
 }
 

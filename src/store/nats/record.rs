@@ -7,14 +7,14 @@
 //! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by age. An event mark
 //! is the sequence of an event. A key mark is a retained cell that nobody swaps. Where a mark is missing, somebody purged.
 //!
-//! The record is refreshed every minute. So a record that lacks several minutes of events was put back, and a mark without a
-//! record is what a purge left.
+//! The record is written before the marks, so a mark without a record is what a purge left. Each event tells how far the
+//! cells were when it was sent, so cells that were put back are noticed even if the record and its copy went back with them.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{names::Names, streams::Found};
+use super::{facts::Message, names::Names, streams::Found};
 use crate::{
     proto::storage::{StoreLoss, StoreMark, StoreRecord, StoreStream},
     store::CellName,
@@ -92,12 +92,6 @@ impl Forgotten {
 /// All of it in one sentence.
 pub(super) fn sentence(forgotten: &[Forgotten]) -> String {
     forgotten.iter().map(|one| one.what.as_str()).collect::<Vec<_>>().join("; ")
-}
-
-/// Cells of both kinds that are older than the events. The record would tell if only one kind were.
-pub(super) fn outdated(names: &Names) -> Vec<Forgotten> {
-    let what = "knows nothing of the latest events: it was put back to an older copy";
-    [CELLS, KEYS].map(|stream| Forgotten::older(names, stream, what)).into()
 }
 
 /// What streams without a record, seen by a process that remembers nothing, are.
@@ -320,6 +314,10 @@ pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
         if let (Some(known), Some(other)) = (known, other) {
             known.last_sequence = known.last_sequence.max(other.last_sequence);
             known.messages = known.messages.max(other.messages);
+            if other.replaced_sequence > 0 {
+                known.replaced_sequence = other.replaced_sequence;
+                known.replaced_id.clone_from(&other.replaced_id);
+            }
         }
     }
     for (known, other) in
@@ -342,6 +340,32 @@ fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a Str
         }
     }
     known.cell_subjects = cells.into_iter().collect();
+}
+
+/// The messages in whose places the streams hold others.
+pub(super) fn replaced(record: &StoreRecord) -> [Option<Message>; 3] {
+    streams(record).map(|stream| {
+        let StoreStream { replaced_sequence: sequence, replaced_id: id, .. } = stream?;
+        (*sequence > 0).then(|| Message { sequence: *sequence, id: id.clone() })
+    })
+}
+
+/// Adds that a stream holds another message in the place of this one.
+pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: Message) {
+    let streams = [&mut known.events, &mut known.cells, &mut known.keys];
+    let stream = streams.into_iter().nth(stream).expect("there are three").get_or_insert_default();
+    (stream.replaced_sequence, stream.replaced_id) = (message.sequence, message.id);
+}
+
+/// Counts the message that is about to be written to a stream that was put back. Otherwise the stream would grow until it
+/// ended where it had ended before.
+pub(super) fn expect_another(known: &mut StoreRecord, stream: usize) {
+    let mut last = streams(known).map(|stream| stream.map_or(0, |stream| stream.last_sequence));
+    // The record and its copy are written there.
+    if stream != EVENTS {
+        last[stream] += 1;
+    }
+    saw(known, last);
 }
 
 /// Adds the last sequences that were seen.

@@ -41,9 +41,9 @@ impl Shared {
         &self,
         restored: bool,
     ) -> Result<Option<Loss>, StoreError> {
-        let mut tries = 0;
+        let (mut tries, mut begun) = (0, None);
         loop {
-            match Box::pin(self.try_accept_loss(restored)).await {
+            match Box::pin(self.try_accept_loss(restored, &mut begun)).await {
                 Ok(accepted) => return Ok(accepted),
                 // Another gateway makes the streams or writes the record at this moment.
                 Err(Hindrance::Away(why)) if tries < TRIES => {
@@ -56,14 +56,22 @@ impl Shared {
         }
     }
 
-    async fn try_accept_loss(&self, restored: bool) -> Result<Option<Loss>, Hindrance> {
+    /// `begun`: the epoch and the loss of a try whose record may have been written before it failed.
+    async fn try_accept_loss(
+        &self,
+        restored: bool,
+        begun: &mut Option<(u64, Loss)>,
+    ) -> Result<Option<Loss>, Hindrance> {
         let connection = self.link.state.borrow().made;
         let mut memory = self.memory.lock().await;
         let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
-        let (accepted, there) = if forgotten.is_empty() && !restored {
+        let epoch = known.as_ref().map(|known| known.epoch);
+        let is_done = begun.as_ref().is_some_and(|(begun, _)| Some(*begun) == epoch);
+        let (accepted, there) = if forgotten.is_empty() && (is_done || !restored) {
             let (Some(found), Some(known), None) = (all(found), known, first) else { return Ok(None) };
-            // Another gateway may just have accepted it.
-            (None, self.remember(&mut memory, known, &found, false, connection).await?)
+            let accepted = begun.take().filter(|_| is_done).map(|(_, loss)| loss);
+            // Otherwise another gateway may just have accepted it.
+            (accepted, self.remember(&mut memory, known, &found, is_done, connection).await?)
         } else {
             let Loss { what, noticed } = self.accepted_loss(&forgotten);
             streams::make(&self.link, &self.wanted, &found).await?;
@@ -75,6 +83,7 @@ impl Shared {
                 older: restored || forgotten.iter().filter(of_cells).any(|one| one.is_older),
             };
             let record = record::accepted(known.as_ref(), &found, what.clone(), after);
+            *begun = Some((record.epoch, Loss { what: what.clone(), noticed }));
             let there = self.remember(&mut memory, record, &found, true, connection).await?;
             (Some(Loss { what, noticed }), there)
         };

@@ -1,6 +1,4 @@
-//! Writes the record and its copy, and tells whether a record that was read is current.
-
-use std::time::Duration;
+//! Writes the record and its copy.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -11,11 +9,7 @@ use crate::{
     proto::storage::StoreRecord,
     store::{
         StoreError,
-        nats::{
-            Shared, cells, logs,
-            record::{self, EVENTS, Streams},
-            streams::Hindrance,
-        },
+        nats::{Shared, cells, record, streams::Hindrance},
     },
 };
 
@@ -25,10 +19,6 @@ const UNACKNOWLEDGED: usize = 2;
 
 const NO_ACKNOWLEDGEMENT: &str = "the NATS servers answer and acknowledge nothing that they should store. A server whose \
                                   disk is full does so: make room and restart it";
-
-/// Over how long events can have been stored that a current record does not know of: one refresh may
-/// have failed.
-const UNRECORDED_MOST: Duration = REFRESH.saturating_mul(2);
 
 impl Shared {
     /// `must`: it is not just a refresh, which another replica may have made as well.
@@ -89,23 +79,5 @@ impl Shared {
             self.room.refused(0, NO_ACKNOWLEDGEMENT.to_owned());
         }
         Ok(())
-    }
-
-    /// Whether the stream of events holds more than a current record can have missed. Only a process
-    /// that has just started depends on the record.
-    pub(super) async fn has_unrecorded_events(
-        &self,
-        known: &StoreRecord,
-        found: &Streams,
-    ) -> Result<bool, Hindrance> {
-        let (Some(recorded), Some(events)) = (&known.events, &found[EVENTS]) else { return Ok(false) };
-        if self.facts().knows_the_time() || events.last_sequence <= recorded.last_sequence {
-            return Ok(false);
-        }
-        let Some(first) = logs::first_event(self, recorded.last_sequence + 1).await.map_err(away)? else {
-            return Ok(false);
-        };
-        let span = Duration::try_from(events.last_time.duration_since(first)).unwrap_or_default();
-        Ok(span > UNRECORDED_MOST)
     }
 }

@@ -179,7 +179,7 @@ fn copies_are_merged_into_what_both_know() {
     let mut b = known(1, 30, at(5));
     (a.cell_subjects, b.cell_subjects) = (vec!["b".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
     merge(&mut a, &b);
-    assert_eq!(a.events.unwrap().last_sequence, 30);
+    assert_eq!(a.events.as_ref().unwrap().last_sequence, 30);
     assert_eq!(a.cell_subjects, ["a", "b"]);
     let mut again = a.clone();
     merge(&mut again, &b);

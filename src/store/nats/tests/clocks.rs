@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use tokio::{
@@ -12,41 +12,22 @@ use tokio::{
 
 use super::*;
 
-/// Which times in the server's answers a proxy changes, by a year.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Shift {
-    Nothing,
-    /// The server's clock is ahead.
-    Clock,
-    /// Single messages, which are read one by one, were stored earlier.
-    MessageTimes,
-}
+/// What stands before a server's time in its answers.
+const BEFORE_TIME: &[u8] = b"\"ts\":\"";
 
-impl Shift {
-    /// What stands before the year, and by how many years it changes.
-    fn change(self) -> (&'static [u8], i16) {
-        match self {
-            Self::Nothing => (b"", 0),
-            Self::Clock => (b"\"ts\":\"", 1),
-            Self::MessageTimes => (b"\"time\":\"", -1),
-        }
-    }
-}
-
-/// Stands between a gateway and a server, and changes times in the server's answers.
+/// Stands between a gateway and a server, and adds a year to the server's time.
 #[derive(Debug)]
-pub(super) struct Proxy {
+struct Proxy {
     address: SocketAddr,
-    shift: Arc<AtomicU8>,
+    ahead: Arc<AtomicBool>,
 }
 
 impl Proxy {
-    pub(super) async fn start(server: &NatsServer) -> Self {
+    async fn start(server: &NatsServer) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shift = Arc::new(AtomicU8::new(Shift::Nothing as u8));
-        let proxy = Self { address, shift: Arc::clone(&shift) };
+        let ahead = Arc::new(AtomicBool::new(false));
+        let proxy = Self { address, ahead: Arc::clone(&ahead) };
         let to = server.url().replace("nats://", "");
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -54,29 +35,27 @@ impl Proxy {
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
                 tokio::spawn(pass(from_client, to_server, Arc::default()));
-                tokio::spawn(pass(from_server, to_client, Arc::clone(&shift)));
+                tokio::spawn(pass(from_server, to_client, Arc::clone(&ahead)));
             }
         });
         proxy
     }
 
-    pub(super) fn url(&self) -> String {
+    fn url(&self) -> String {
         format!("nats://{}", self.address)
     }
 
-    pub(super) fn shift(&self, shift: Shift) {
-        self.shift.store(shift as u8, Ordering::SeqCst);
+    fn be_ahead(&self, ahead: bool) {
+        self.ahead.store(ahead, Ordering::SeqCst);
     }
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, shift: Arc<AtomicU8>) {
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, ahead: Arc<AtomicBool>) {
     let mut held = Vec::new();
     let mut chunk = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut chunk).await {
         held.extend_from_slice(&chunk[..read]);
-        let shift =
-            [Shift::Nothing, Shift::Clock, Shift::MessageTimes][usize::from(shift.load(Ordering::SeqCst))];
-        let passed = if shift == Shift::Nothing { held.len() } else { change_years(&mut held, shift) };
+        let passed = if ahead.load(Ordering::SeqCst) { add_years(&mut held) } else { held.len() };
         if to.write_all(&held[..passed]).await.is_err() {
             return;
         }
@@ -84,26 +63,25 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     }
 }
 
-/// Changes all years that are there in full. Returns how much can be passed on: a year at the end may not
+/// Adds one to all years that are there in full. Returns how much can be passed on: a year at the end may not
 /// have come in full.
-fn change_years(bytes: &mut [u8], shift: Shift) -> usize {
+fn add_years(bytes: &mut [u8]) -> usize {
     const YEAR: usize = 4;
-    let (before, by) = shift.change();
     let mut at = 0;
     while at < bytes.len() {
         let rest = &mut bytes[at..];
-        let common = rest.len().min(before.len());
-        if rest[..common] != before[..common] {
+        let common = rest.len().min(BEFORE_TIME.len());
+        if rest[..common] != BEFORE_TIME[..common] {
             at += 1;
             continue;
         }
-        let Some(year) = rest.get_mut(before.len()..before.len() + YEAR) else { return at };
+        let Some(year) = rest.get_mut(BEFORE_TIME.len()..BEFORE_TIME.len() + YEAR) else { return at };
         let number: i16 = std::str::from_utf8(year).unwrap().parse().unwrap();
         // The zero time of an empty stream stays.
         if number > 1 {
-            year.copy_from_slice((number + by).to_string().as_bytes());
+            year.copy_from_slice((number + 1).to_string().as_bytes());
         }
-        at += before.len() + YEAR;
+        at += BEFORE_TIME.len() + YEAR;
     }
     bytes.len()
 }
@@ -151,19 +129,19 @@ async fn a_server_whose_clock_jumps_ahead_is_not_believed() {
     let key = CellName::retained("key");
     store.swap(&key, None, Bytes::from_static(b"value")).await.unwrap();
     let before = contract::append(&store, &contract::new_log(), "before").await.unwrap();
-    proxy.shift(Shift::Clock);
+    proxy.be_ahead(true);
     refused(&store).await;
-    proxy.shift(Shift::Nothing);
+    proxy.be_ahead(false);
     timeout(store.usable()).await;
     assert_eq!(store.load(&key).await.unwrap().unwrap().value, "value");
     let after = contract::append(&store, &contract::new_log(), "after").await.unwrap();
     assert_eq!((store.loss(), after.epoch), (None, before.epoch));
 
     // The same, and everything that is not old enough goes.
-    proxy.shift(Shift::Clock);
+    proxy.be_ahead(true);
     admin(&server).await.get_stream("gw_keys").await.unwrap().purge().await.unwrap();
     refused(&store).await;
-    proxy.shift(Shift::Nothing);
+    proxy.be_ahead(false);
     assert_eq!(lost(&store).await, "stream gw_keys was purged");
 }
 
@@ -172,23 +150,23 @@ async fn a_server_whose_clock_is_ahead_at_the_start_is_not_believed() {
     let server = NatsServer::start().await;
     let proxy = Proxy::start(&server).await;
     // A new store has nothing to lose.
-    proxy.shift(Shift::Clock);
+    proxy.be_ahead(true);
     let store = Nats::open(&settings(&proxy.url()), KEEP).await.unwrap();
     timeout(store.usable()).await;
     drop(store);
-    proxy.shift(Shift::Nothing);
+    proxy.be_ahead(false);
     let store = Nats::open(&settings(&proxy.url()), KEEP).await.unwrap();
     timeout(store.usable()).await;
     let before = contract::append(&store, &contract::new_log(), "before").await.unwrap();
     timeout(store.close()).await;
 
-    proxy.shift(Shift::Clock);
+    proxy.be_ahead(true);
     admin(&server).await.get_stream("gw_keys").await.unwrap().purge().await.unwrap();
     let written = last_sequence(&server, "gw_cells").await;
     let store = Nats::open(&settings(&proxy.url()), KEEP).await.unwrap();
     refused(&store).await;
     assert_eq!(last_sequence(&server, "gw_cells").await, written, "the record was written");
-    proxy.shift(Shift::Nothing);
+    proxy.be_ahead(false);
     assert_eq!(lost(&store).await, "stream gw_keys was purged");
     store.accept_loss(false).await.unwrap().unwrap();
     let after = contract::append(&store, &contract::new_log(), "after").await.unwrap();

@@ -230,10 +230,14 @@ async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     close(second).await;
     other.back_up(&STREAMS, newer.path()).await;
     server.put_back(&STREAMS, newer.path()).await;
+    let second = reopen(&server).await;
     let what = lost(&*store).await;
-    let at = before.sequence;
-    assert!(what.contains(&format!("stream gw_events holds another message at {at} than before")), "{what}");
-    accept(&*store, before).await;
+    let another = format!("stream gw_events holds another message at {} than before", before.sequence);
+    assert!(what.contains(&another), "{what}");
+    // One that has not seen the lost messages is told.
+    assert!(lost(&*second).await.contains(&another));
+    accept(&*second, before).await;
+    timeout(store.usable()).await;
     // Nothing of the copy was delivered as if it came after what was known.
     assert_eq!(timeout(followed.next()).await, Some(Followed::Lost(Lost::Replaced)));
 }
