@@ -78,7 +78,7 @@ stops logins before. They go on without this command once the files hold a passw
 
 Each command permits one more login, and the rejections so far go on counting. After four that ThingSpace may have
 counted, the command is refused: log in once elsewhere with the right password, which clears ThingSpace's count, and
-say so with --force.
+say so with --force. If the login that follows is not accepted, the rejections from before count again.
 
 Examples:
   thingspace-gateway unblock main --config gateway.toml

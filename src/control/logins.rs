@@ -80,17 +80,19 @@ async fn unblock(
             return Err(refuse(StatusCode::CONFLICT, &last_one(&name, rejections, lock)));
         }
         UnblockOutcome::Refuted => {
-            return Err(refuse(StatusCode::CONFLICT, &refuted(&name)));
+            return Err(refuse(StatusCode::CONFLICT, &refuted(&name, rejections, lock)));
         }
     };
     info!(credentials = name, changed, force, rejections, "an operator let credentials be tried once more");
     Ok(Json(Unblocked { changed, rejections, lock }))
 }
 
-fn refuted(name: &str) -> String {
+fn refuted(name: &str, rejections: u32, lock: u32) -> String {
     format!(
         "ThingSpace rejected the password that the files of credentials {name} hold, after the last `unblock --force`. \
-         So it is not the one that worked elsewhere: write that one into the file. If the password in the file has become \
+         It may have counted {rejections} rejected logins in a row and locks the user at {lock}. The password is not the \
+         one that worked elsewhere: write that one into the file. If logins stay stopped then, log in with it elsewhere \
+         once more and run `thingspace-gateway unblock {name} --force`. If the password in the file has become \
          right since, log in once with it elsewhere, and change it to a new one"
     )
 }

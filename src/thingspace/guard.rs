@@ -12,8 +12,9 @@
 //!   second is made after `backoff_first`, the third after `backoff_max`.
 //! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
 //!   rejections with time. An operator may grant single attempts up to the fourth that counts, and
-//!   may clear the count after a login elsewhere ([`unblocked`]), but not again for a password that was
-//!   rejected afterwards.
+//!   may clear the count after a login elsewhere ([`unblocked`]). If the next attempt is not accepted, the
+//!   operator may have been mistaken, so the cleared count comes back. A password that was rejected then
+//!   gets no further permission.
 //! - A guard without history assumes one rejection. If the store is known to have lost guards, a
 //!   missing guard counts as four.
 //! - A replica that remembers more than the store does writes its memory back ([`merged`]). The count
@@ -233,6 +234,7 @@ pub(super) fn report(
             tried.misses = tried.misses.saturating_add(1);
             tried.rejected = true;
             tried.refuted |= guard.forced;
+            guard.recall();
             guard.rejections = guard.rejections.saturating_add(1);
             guard.put(tried);
         }
@@ -263,21 +265,24 @@ pub(super) fn report(
 /// What an operator's permission makes of a guard. `logged_in`: the operator has logged in elsewhere
 /// with the password that is held, whose fingerprint this is, and that clears what ThingSpace has counted.
 ///
-/// Without that, every secret may be tried once more, and what counted goes on counting.
+/// Without that, every secret may be tried once more, and what counted goes on counting. Neither is
+/// permitted with a password that was rejected after an operator had cleared the count.
 pub(super) fn unblocked(look: Look<'_>, fingerprint: &[u8], logged_in: bool, terms: &Terms) -> Unblocked {
     let lost = look.guard.is_none() && look.lost && terms.locks;
     let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
         return Unblocked::Unchanged;
     };
     let before = guard.clone();
+    if guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
+        return Unblocked::Refuted;
+    }
     if terms.locks && (lost || guard.is_closed()) && !logged_in {
         return Unblocked::LastOne;
     }
-    if logged_in && guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
-        return Unblocked::Refuted;
-    }
     if logged_in && (lost || guard.counted() > 0) {
+        let doubtful = guard.set_aside.max(if lost { COUNTED } else { guard.counted() });
         guard.reset(ASSUMED);
+        guard.set_aside = if terms.locks { doubtful } else { 0 };
         guard.forced = terms.locks;
     }
     for candidate in &mut guard.candidates {
@@ -343,8 +348,13 @@ impl Guard {
     }
 
     fn reset(&mut self, rejections: u32) {
-        (self.rejections, self.silences) = (rejections, 0);
+        (self.rejections, self.silences, self.set_aside) = (rejections, 0, 0);
         self.resets = self.resets.saturating_add(1);
+    }
+
+    /// An attempt was not accepted, so the login elsewhere may not have cleared ThingSpace's count.
+    fn recall(&mut self) {
+        self.rejections = self.rejections.max(std::mem::take(&mut self.set_aside));
     }
 
     /// Makes it the last one. The oldest goes if there are too many, but not what was accepted last.
@@ -364,6 +374,7 @@ impl Guard {
         }
         tried.misses = tried.misses.saturating_add(1);
         tried.rejected = false;
+        self.recall();
         self.rejections = self.rejections.saturating_add(1);
         self.put(tried);
     }

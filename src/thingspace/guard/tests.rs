@@ -290,16 +290,58 @@ fn an_operator_alone_does_not_bring_about_the_fifth_rejection() {
     assert_eq!(counted(closed), COUNTED);
     told.unblock(true);
     assert_eq!(told.rejections(), 1);
-    told.attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
-    // What the operator said of this password is refuted, and stays so.
-    let forced =
-        |told: &Told, password| unblocked(look(told.guard.as_ref(), LONG), &[password], true, &terms());
-    assert_eq!(forced(&told, 1), Unblocked::Refuted);
-    told.unblock(false);
-    assert_eq!(forced(&told, 1), Unblocked::Refuted);
-    assert!(matches!(forced(&told, 2), Unblocked::Changed(_)));
-    told.attempt(1, &accepted());
-    assert_eq!(forced(&told, 1), Unblocked::Unchanged);
+    // What the operator said of this password is refuted, and stays so. What was cleared counts again.
+    told.attempt(1, &Report::Rejected).stopped(1, Stopped::Closed).stopped(2, Stopped::Closed);
+    assert_eq!(told.rejections(), COUNTED + 1);
+    let again = |told: &Told, password, logged_in| {
+        unblocked(look(told.guard.as_ref(), LONG), &[password], logged_in, &terms())
+    };
+    assert_eq!(again(&told, 1, true), Unblocked::Refuted);
+    assert_eq!(again(&told, 1, false), Unblocked::Refuted);
+    assert_eq!(again(&told, 2, false), Unblocked::LastOne);
+    let Unblocked::Changed(guard) = again(&told, 2, true) else { panic!() };
+    told.guard = Some(guard);
+    told.attempt(2, &accepted());
+    assert_eq!((told.rejections(), again(&told, 2, true)), (0, Unblocked::Unchanged));
+}
+
+/// An operator has run `unblock --force` without a login elsewhere.
+#[test]
+fn a_mistaken_force_costs_one_more_rejection_at_most() {
+    for outcome in [Some(Report::Rejected), Some(Report::Unanswered), None] {
+        let mut told = known();
+        told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
+        // Neither a second command nor an attempt that was not evaluated makes it true.
+        told.unblock(true).unblock(true).attempt(2, &Report::Void);
+        assert_eq!((told.rejections(), told.guard.as_ref().unwrap().set_aside), (1, 3));
+        match &outcome {
+            Some(outcome) => told.attempt(2, outcome),
+            None => told.killed(2),
+        };
+        assert_eq!((told.rejections(), told.guard.as_ref().unwrap().set_aside), (COUNTED, 0));
+        for password in [1, 2, 3] {
+            told.stopped(password, Stopped::Closed);
+            let plain = unblocked(look(told.guard.as_ref(), LONG), &[password], false, &terms());
+            let refuted = password == 2 && outcome == Some(Report::Rejected);
+            assert_eq!(plain, if refuted { Unblocked::Refuted } else { Unblocked::LastOne });
+        }
+    }
+}
+
+/// The attempt was under way when the count was cleared.
+#[test]
+fn an_attempt_that_a_force_overtakes_brings_the_count_back() {
+    let mut told = known();
+    told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
+    let attempt = told.claim(2);
+    told.unblock(true);
+    told.guard = report(told.guard.take(), &attempt, &Report::Rejected, &terms());
+    told.stopped(2, Stopped::Closed);
+    // If it was not, the count stays cleared.
+    let mut told = known();
+    told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
+    told.unblock(true).attempt(2, &accepted()).attempt(2, &Report::Rejected);
+    assert_eq!(told.rejections(), 1);
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
              ThingSpace answers again, and if the password is right, run {unblock}"
         ),
         Trouble::Stopped(Stopped::Closed) => format!(
-            "{stopped}: it may have counted {COUNTED} rejected logins in a row and locks the user at {LOCK}. \
+            "{stopped}: it may have counted {COUNTED} or more rejected logins in a row and locks the user at {LOCK}. \
              Correct the files, {elsewhere}"
         ),
         Trouble::Stopped(Stopped::Lost) => format!(

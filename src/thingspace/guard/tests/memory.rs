@@ -123,8 +123,12 @@ fn a_stored_guard_means_what_it_meant() {
         silences: 1,
         resets: 7,
         forced: true,
+        set_aside: 0,
     };
-    assert_eq!(Guard::decode(&*stored), Ok(guard));
+    assert_eq!(Guard::decode(&*stored), Ok(guard.clone()));
+    // With what a later release added.
+    let stored = [&*stored, &[0x50, 3]].concat();
+    assert_eq!(Guard::decode(&*stored), Ok(Guard { set_aside: 3, ..guard }));
 }
 
 /// Earlier releases counted some unanswered attempts in a field of its own.
