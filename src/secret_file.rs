@@ -77,6 +77,16 @@ fn held_up() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     HELD_UP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What the configuration says of a file that [`check`] finds wrong. A value without a slash that names no file may be
+/// the secret itself, so it is not quoted.
+pub(crate) fn problem(path: &Path, what: &str) -> String {
+    if path.exists() || path.as_os_str().as_encoded_bytes().contains(&b'/') {
+        format!("{} {what}", path.display())
+    } else {
+        "is not the path of a file; write the secret into a file, and the path of that file here".to_owned()
+    }
+}
+
 /// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE …".
 pub(crate) fn check(path: &Path) -> Result<SecretString, String> {
     alone(&check_lines(path)?).map_err(str::to_owned)

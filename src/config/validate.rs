@@ -200,7 +200,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
         ];
         for (key, path) in files {
             if let Err(what) = secret_file::check(path) {
-                problems.push(format!("{entry}: {key}: {} {what}", path.display()));
+                problems.push(format!("{entry}: {key}: {}", secret_file::problem(path, &what)));
             }
         }
     }

@@ -86,7 +86,7 @@ impl Problems {
         let Some((username, password)) = callbacks.pair_files() else { return };
         for (key, path) in [("username_file", username), ("password_file", password)] {
             if let Err(what) = secret_file::check(path).and_then(|secret| short_enough(&secret)) {
-                self.push(format!("callbacks.{key}: {} {what}", path.display()));
+                self.push(format!("callbacks.{key}: {}", secret_file::problem(path, &what)));
             }
         }
     }

@@ -1,6 +1,13 @@
 //! What `[store]` must be.
 
-use std::{fs::OpenOptions, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read as _},
+    ops::RangeInclusive,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 
@@ -19,6 +26,9 @@ const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::
 const REPLICAS: [usize; 3] = [1, 3, 5];
 const MAX_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 40;
 const MAX_SERVERS: usize = 32;
+
+/// The first bytes of every file that redb writes.
+const REDB: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 
 impl Problems {
     pub(super) fn store(&mut self, store: &Store) {
@@ -73,7 +83,7 @@ impl Problems {
             if named(path)
                 && let Err(what) = check(path)
             {
-                self.push(format!("store.nats.{key}: {} {what}", path.display()));
+                self.push(format!("store.nats.{key}: {}", secret_file::problem(path, &what)));
             }
         }
         if named(ca_file)
@@ -129,6 +139,15 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
     if path.is_dir() {
         return Err(format!("{} is a folder; name a file in it", path.display()));
     }
+    if path.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(format!("{} ends with a slash, so it is no file; name a file", path.display()));
+    }
+    if !path.exists() && fs::symlink_metadata(path).is_ok_and(|found| found.is_symlink()) {
+        return Err(format!(
+            "{} is a symbolic link to nothing; remove it, or name the file itself",
+            path.display()
+        ));
+    }
     let record = record_of(path);
     for (name, file) in [("", path), ("the record beside the store, ", &record)] {
         if file.exists() && !file.is_file() {
@@ -142,13 +161,29 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
             folder.display()
         ));
     }
-    if path.exists()
-        && let Err(error) = OpenOptions::new().read(true).write(true).open(path)
-    {
+    if path.exists() {
+        is_a_store(path)?;
+    }
+    can_be_written(folder)
+}
+
+/// A gateway that runs has locked the file; that does not hinder reading its first bytes.
+fn is_a_store(path: &Path) -> Result<(), String> {
+    let unusable = |error: io::Error| {
+        format!("{} cannot be written ({error}); let the gateway's user write it", path.display())
+    };
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(unusable)?;
+    let mut begin = Vec::new();
+    file.take(REDB.len() as u64).read_to_end(&mut begin).map_err(unusable)?;
+    if begin.is_empty() {
+        return Err(format!("{} is an empty file; remove it, or name another file", path.display()));
+    }
+    if begin != REDB {
         return Err(format!(
-            "{} cannot be written ({error}); let the gateway's user write it",
+            "{} is no store of a gateway; name another file, or run `thingspace-gateway store restore` if the \
+             store is damaged",
             path.display()
         ));
     }
-    can_be_written(folder)
+    Ok(())
 }

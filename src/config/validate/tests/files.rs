@@ -159,7 +159,6 @@ fn a_store_that_cannot_be_opened_is_refused() {
     assert_begin(&deployment(&config, None), &[&not_a_file]);
     drop(listening);
     fs::remove_file(&config.store.path).unwrap();
-    fs::write(&config.store.path, "").unwrap();
     let before = fs::read_dir(&folder).unwrap().count();
     assert_begin(&deployment(&config, None), &[]);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), before, "something is left behind");
@@ -169,6 +168,65 @@ fn a_store_that_cannot_be_opened_is_refused() {
     config.control.socket = "/proc/gateway.sock".into();
     config.store.path = folder.path().join("store.redb");
     assert_begin(&deployment(&config, None), &["control.socket: no file can be made in the folder /proc"]);
+}
+
+/// `serve` opens nothing else, and `check` says so before.
+#[test]
+fn what_is_no_store_is_refused() {
+    let (folder, mut config) = deployed();
+    let path = config.store.path.clone();
+    for (content, problem) in [
+        (&b""[..], "is an empty file"),
+        (b"redb", "is no store of a gateway"),
+        (&[b'j'; 2_000], "is no store of a gateway"),
+    ] {
+        fs::write(&path, content).unwrap();
+        assert_begin(&deployment(&config, None), &[&format!("store.path: {} {problem}", path.display())]);
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+    fs::remove_file(&path).unwrap();
+    let held = redb::Database::create(&path).unwrap();
+    assert_begin(&deployment(&config, None), &[]);
+    drop(held);
+
+    config.store.path = folder.path().join("link");
+    std::os::unix::fs::symlink(&path, &config.store.path).unwrap();
+    assert_begin(&deployment(&config, None), &[]);
+    fs::remove_file(&path).unwrap();
+    let problem = format!("store.path: {} is a symbolic link to nothing", config.store.path.display());
+    assert_begin(&deployment(&config, None), &[&problem]);
+    config.store.path = folder.path().join("new/");
+    let problem = format!("store.path: {} ends with a slash", config.store.path.display());
+    assert_begin(&deployment(&config, None), &[&problem]);
+}
+
+/// Somebody wrote the secret where its path belongs.
+#[test]
+fn a_secret_in_the_place_of_its_path_is_not_shown() {
+    const SECRET: &str = "hidden-secret";
+    let (folder, mut config) = deployed();
+    config.credentials[0].password_file = SECRET.into();
+    config.callbacks.enabled = true;
+    config.callbacks.username_file = config.credentials[0].key_file.clone();
+    config.callbacks.password_file = SECRET.into();
+    let problems = [
+        "credentials #1: password_file: is not the path of a file; ",
+        "callbacks.password_file: is not the path of a file; ",
+    ];
+    assert_begin(&deployment(&config, None), &problems);
+    config.store.kind = StoreKind::Nats;
+    config.store.nats.url = "nats://127.0.0.1:4222".to_owned();
+    config.control.socket = folder.path().join("gateway.sock");
+    config.store.nats.creds_file = SECRET.into();
+    let said = deployment(&config, None).to_string();
+    assert!(said.contains("store.nats.creds_file: is not the path of a file; "), "{said}");
+    assert!(!said.contains(SECRET), "{said}");
+    // A path is shown, and so is a file that is there.
+    config.credentials[0].password_file = "missing/password".into();
+    config.credentials[0].key_file = "src".into();
+    let said = deployment(&config, None).to_string();
+    assert!(said.contains("password_file: missing/password cannot be read"), "{said}");
+    assert!(said.contains("key_file: src is not a file"), "{said}");
 }
 
 #[test]
