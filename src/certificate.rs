@@ -20,6 +20,9 @@ use x509::X509;
 /// The most that a file of certificates or keys may hold.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// In the PEM of every private key with a passphrase, in the old format and in PKCS #8.
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
+
 /// A chain with its key, and when the first certificate of the chain expires.
 #[derive(Debug)]
 pub(crate) struct Identity {
@@ -39,11 +42,11 @@ impl Identity {
     ) -> Result<Self, String> {
         let chain = certificates(cert_file, chain)?;
         let expires = usable(cert_file, &chain, now)?;
-        let key = PrivateKeyDer::from_pem_slice(key)
-            .map_err(|_| format!("{} holds no private key in PEM", key_file.display()))?;
+        let key = private_key(key_file, key)?;
         let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| {
             format!(
-                "the key in {} is not that of the certificate in {}",
+                "the key in {} is not that of the first certificate in {}; the certificate of the server comes first, \
+                 then those of its issuers",
                 key_file.display(),
                 cert_file.display()
             )
@@ -58,6 +61,16 @@ impl Identity {
     }
 }
 
+/// Whether a file holds a chain that can be used at `now`.
+pub(crate) fn check_chain(file: &Path, now: Timestamp) -> Result<(), String> {
+    usable(file, &check_authorities(file)?, now).map(drop)
+}
+
+/// Whether a file holds a private key.
+pub(crate) fn check_key(file: &Path) -> Result<(), String> {
+    private_key(file, &bytes(file)?).map(drop)
+}
+
 /// Whether a file holds at least one certificate.
 pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     certificates(file, &bytes(file)?)
@@ -65,6 +78,18 @@ pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'stati
 
 fn bytes(file: &Path) -> Result<secrecy::zeroize::Zeroizing<Vec<u8>>, String> {
     secret_file::bounded(file, MAX_FILE_BYTES).map_err(|why| format!("{} {why}", file.display()))
+}
+
+fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
+        let is_encrypted = pem.windows(ENCRYPTED.len()).any(|part| part == ENCRYPTED);
+        let what = if is_encrypted {
+            "holds an encrypted private key, which is not supported; write it there without a passphrase"
+        } else {
+            "holds no private key in PEM"
+        };
+        format!("{} {what}", file.display())
+    })
 }
 
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {

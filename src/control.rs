@@ -202,7 +202,7 @@ fn check_length(path: &Path) -> io::Result<()> {
     let too_long = |_| {
         io::Error::new(
             io::ErrorKind::InvalidInput,
-            "too long for a socket: shorten store.path, or set control.socket",
+            "too long for a socket: set a shorter control.socket, or shorten store.path if that is not set",
         )
     };
     SocketAddr::from_pathname(path).map(drop).map_err(too_long)

@@ -10,7 +10,7 @@ use std::{collections::HashMap, path::Path};
 use config::{Config as Layer, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::Deserialize;
 
-use super::{Config, Credentials, duration, problems::Problems};
+use super::{Config, Credentials, duration, problems::Problems, validate};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -111,7 +111,25 @@ fn right_part(
         Some(unknown) => unknown.to_owned(),
         None => key(),
     });
+    if !wrong.is_empty()
+        && let Some(bounds) = bounds(defaults, path)
+    {
+        return (None, vec![format!("{}: {} {bounds} ({origin})", key(), value.kind)]);
+    }
     (wrong.is_empty().then_some(value), wrong)
+}
+
+/// What is said of a whole number that is out of bounds, as 0 is for each of them. A number that its type cannot hold
+/// never gets to where bounds are checked.
+fn bounds(defaults: &Map<String, Value>, path: &[String]) -> Option<String> {
+    if !matches!(default(defaults, path)?.kind, ValueKind::I64(_)) {
+        return None;
+    }
+    let mut trial = defaults.clone();
+    set(&mut trial, path, 0.into());
+    let config = Config::deserialize(Value::new(None, trial)).ok()?;
+    let begin = format!("{}: 0 ", path.join("."));
+    validate::bounds(&config).iter().find_map(|problem| problem.strip_prefix(&begin)).map(str::to_owned)
 }
 
 /// The default of a key.

@@ -35,7 +35,11 @@ impl Url {
     pub(crate) fn parse(text: &str, schemes: Schemes) -> Result<Self, String> {
         let one_of =
             schemes.iter().map(|(scheme, _)| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
-        let not_a_url = || format!("is not a URL; write {one_of} with host, and port and path as needed");
+        let not_a_url = || {
+            odd_character(text).unwrap_or_else(|| {
+                format!("is not a URL; write {one_of} with host, and port and path as needed")
+            })
+        };
         if text.contains('#') {
             return Err("must have no fragment".to_owned());
         }
@@ -70,6 +74,15 @@ impl Url {
             Err(_) => self.host == "localhost" || self.host.ends_with(".localhost"),
         }
     }
+}
+
+/// What is said of the first character that no URL may hold.
+fn odd_character(text: &str) -> Option<String> {
+    let odd = text.chars().find(|&one| !one.is_ascii_graphic() || "\"<>\\^`{|}".contains(one))?;
+    Some(match odd {
+        ' ' => "holds a blank, which no URL may hold; remove it".to_owned(),
+        odd => format!("holds the character {odd:?}, which no URL may hold; write it in its encoded form"),
+    })
 }
 
 /// Host and port of an authority. The colons in brackets belong to the host.
@@ -151,7 +164,11 @@ mod tests {
             ("https://user:secret@a", "must hold no user"),
             ("https://a/b?secret=1", "must have no query"),
             ("https://a/b#secret", "must have no fragment"),
-            ("https://a/se cret", "is not a URL"),
+            ("https://a/se cret", "holds a blank"),
+            (" https://secret", "holds a blank"),
+            ("https://a/se\tcret", "holds the character '\\t'"),
+            ("https://sécret", "holds the character 'é'"),
+            ("https://se{cret", "holds the character '{'"),
             ("https:///secret", "is not a URL"),
         ] {
             let refused = Url::parse(text, WEB).unwrap_err();

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
 use super::{
@@ -23,7 +24,10 @@ use super::{
     problems::Problems,
     url::{self, Url},
 };
-use crate::{certificate, secret_file};
+use crate::{
+    certificate::{self, Identity},
+    secret_file,
+};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -223,7 +227,11 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
 fn socket_can_be_there(config: &Config) -> Result<(), String> {
     let socket = &config.control.socket;
     if net::SocketAddr::from_pathname(config.control_socket()).is_err() {
-        return Err("is too long for a socket; shorten store.path, or name a shorter one here".to_owned());
+        return Err(if socket.as_os_str().is_empty() {
+            "is too long for a socket; shorten store.path, or name a shorter one here".to_owned()
+        } else {
+            "is too long for a socket; name a shorter one".to_owned()
+        });
     }
     let found = fs::symlink_metadata(config.control_socket());
     if found.is_ok_and(|found| !found.file_type().is_socket()) {
@@ -278,6 +286,22 @@ impl Problems {
         if !(least..=most).contains(&value) {
             let (value, least, most) = (show(value), show(least), show(most));
             self.push(format!("{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"));
+        }
+    }
+
+    /// A chain of certificates with its key. Each problem names the key of its file.
+    fn identity(&mut self, section: &str, (cert_key, cert): (&str, &Path), (key_key, key): (&str, &Path)) {
+        let now = Timestamp::now();
+        let (chain, private_key) = (certificate::check_chain(cert, now), certificate::check_key(key));
+        let chain = match private_key {
+            Ok(()) => chain.and_then(|()| Identity::check(cert, key, now).map(drop)),
+            Err(what) => {
+                self.push(format!("{section}.{key_key}: {what}"));
+                chain
+            }
+        };
+        if let Err(what) = chain {
+            self.push(format!("{section}.{cert_key}: {what}"));
         }
     }
 

@@ -46,7 +46,7 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
         Operate::Unblock(Unblock { name, force, .. }) => {
             let how = logins::Unblock { force: *force };
             let done: Unblocked = gateway.post(&logins::unblock_path(name), &how).await?;
-            if json { show::json(out, &done) } else { show::unblocked(out, name, &done) }
+            if json { show::json(out, &done) } else { show::unblocked(out, name, *force, &done) }
         }
         Operate::Orders(Orders::Unknown(_)) => {
             let orders: Vec<UnknownOrder> = gateway.get(orders::UNKNOWN).await?;

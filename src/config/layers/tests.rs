@@ -214,6 +214,8 @@ fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
             ("THINGSPACE_GATEWAY_PORT", "50051"),
             ("THINGSPACE_GATEWAY_LISTEN", "127.0.0.1:1"),
             ("THINGSPACE_GATEWAY__CREDENTIALS__0__NAME", "main"),
+            ("THINGSPACE_GATEWAY__GRPC__LISTEN__", "127.0.0.1:1"),
+            ("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT", "1"),
         ]),
     ));
     let written = |meant: &str| format!("there is no such variable; {meant} (from the environment)");
@@ -229,11 +231,32 @@ fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
             "THINGSPACE_GATEWAY_STORE_NATS_MAX_BYTES: {}",
             written("write THINGSPACE_GATEWAY__STORE__NATS__MAX_BYTES")
         ),
+        format!(
+            "THINGSPACE_GATEWAY__GRPC__LISTEN__: {}",
+            written("write THINGSPACE_GATEWAY__GRPC__LISTEN")
+        ),
+        format!("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT: {}", written(shape)),
         "credentials: cannot come from the environment, which holds no lists; write [[credentials]] into the \
          configuration file (from THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
             .to_owned(),
     ];
     assert_eq!(lines, expected);
+}
+
+/// Also where the type of the key cannot hold the number.
+#[test]
+fn a_number_out_of_bounds_is_told_its_bounds() {
+    let file = "[grpc]\nmax_concurrent_streams = 5000000000\n[limits]\nclosed_bytes = -1\n\
+                [store.nats]\nreplicas = -3";
+    let env = env([("THINGSPACE_GATEWAY__THINGSPACE__MAX_CONNECTIONS", "-1")]);
+    let expected = [
+        "grpc.max_concurrent_streams: 5000000000 is out of bounds; must be 1 to 100000 (in gateway.toml)",
+        "limits.closed_bytes: -1 is out of bounds; must be 1048576 to 17179869184 (in gateway.toml)",
+        "store.nats.replicas: -3 is out of bounds; must be 1, 3 or 5 (in gateway.toml)",
+        "thingspace.max_connections: -1 is out of bounds; must be 4 to 10000 (from \
+         THINGSPACE_GATEWAY__THINGSPACE__MAX_CONNECTIONS)",
+    ];
+    assert_eq!(problems(merged(file, &env)), expected);
 }
 
 #[test]

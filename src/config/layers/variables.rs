@@ -63,6 +63,12 @@ fn one(name: &str, text: &str, defaults: &Map<String, Value>) -> Result<Option<G
              configuration file ({origin})"
         ));
     }
+    let is_value = |path: &[String]| {
+        default(defaults, path).is_some_and(|value| !matches!(value.kind, ValueKind::Table(_)))
+    };
+    if path.iter().any(String::is_empty) || (1..path.len()).any(|end| is_value(&path[..end])) {
+        return Err(no_such(name, rest, defaults));
+    }
     match typed(default(defaults, &path), text) {
         Ok(value) => Ok(Some(Given { path, value, origin })),
         Err(wrong) => Err(format!("{}: {text:?} is {wrong} ({origin})", path.join("."))),
@@ -103,7 +109,8 @@ fn numbered(rest: &str) -> bool {
 fn no_such(name: &str, rest: &str, defaults: &Map<String, Value>) -> String {
     let mut keys = Vec::new();
     leaves(&[], defaults.clone(), "", &mut keys);
-    let written = rest.trim_start_matches('_').to_ascii_uppercase();
+    let words: Vec<_> = rest.split('_').filter(|word| !word.is_empty()).collect();
+    let written = words.join("_");
     let meant = keys.iter().find(|key| key.path.join("_").eq_ignore_ascii_case(&written));
     let hint = match meant {
         Some(key) => {

@@ -2,14 +2,12 @@
 
 use std::{ops::RangeInclusive, path::Path, time::Duration};
 
-use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     super::{Callbacks, MAX_PAIR_CHARS, Network},
     DAY, Problems, secret_file,
 };
-use crate::certificate::Identity;
 
 /// The ports that ThingSpace calls.
 const PORTS: [RangeInclusive<u16>; 5] = [80..=80, 443..=443, 9001..=9006, 50_551..=50_559, 28_200..=28_220];
@@ -78,10 +76,8 @@ impl Problems {
         if !callbacks.enabled {
             return;
         }
-        if let Some((cert, key)) = callbacks.tls()
-            && let Err(what) = Identity::check(cert, key, Timestamp::now())
-        {
-            self.push(format!("callbacks.tls_cert_file: {what}"));
+        if let Some((cert, key)) = callbacks.tls() {
+            self.identity("callbacks", ("tls_cert_file", cert), ("tls_key_file", key));
         }
         let Some((username, password)) = callbacks.pair_files() else { return };
         for (key, path) in [("username_file", username), ("password_file", password)] {

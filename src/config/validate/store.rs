@@ -9,8 +9,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
-
 use super::{
     super::{
         Nats, Store, StoreKind,
@@ -20,7 +18,6 @@ use super::{
     files::record_of,
     secret_file,
 };
-use crate::certificate::Identity;
 
 const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
 const REPLICAS: [usize; 3] = [1, 3, 5];
@@ -91,11 +88,8 @@ impl Problems {
         {
             self.push(format!("store.nats.ca_file: {what}"));
         }
-        if named(cert_file)
-            && named(key_file)
-            && let Err(what) = Identity::check(cert_file, key_file, Timestamp::now())
-        {
-            self.push(format!("store.nats.cert_file: {what}"));
+        if named(cert_file) && named(key_file) {
+            self.identity("store.nats", ("cert_file", cert_file), ("key_file", key_file));
         }
     }
 

@@ -108,9 +108,21 @@ pub(super) fn accepted(out: &mut dyn Write, done: &Acceptance) -> anyhow::Result
     Ok(())
 }
 
-pub(super) fn unblocked(out: &mut dyn Write, name: &str, done: &Unblocked) -> anyhow::Result<()> {
+pub(super) fn unblocked(
+    out: &mut dyn Write,
+    name: &str,
+    force: bool,
+    done: &Unblocked,
+) -> anyhow::Result<()> {
     let Unblocked { changed, rejections, lock } = done;
-    if *changed {
+    if *changed && force {
+        writeln!(
+            out,
+            "Credentials {name} are tried once more; `status` shows the result. The count of rejected logins begins \
+             anew at {rejections}, for you have logged in elsewhere; if the next login is not accepted, the earlier \
+             count comes back. ThingSpace locks the user at {lock} rejected logins in a row."
+        )?;
+    } else if *changed {
         writeln!(
             out,
             "Credentials {name} are tried once more; `status` shows the result. ThingSpace may have counted \

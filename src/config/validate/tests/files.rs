@@ -83,7 +83,12 @@ fn nats_needs_servers_and_its_files_but_no_path() {
     config.store.nats.key_file = folder.path().to_owned();
     assert_begin(
         &deployment(&config, None),
-        &["store.nats.creds_file: ", "store.nats.ca_file: ", "store.nats.cert_file: "],
+        &[
+            "store.nats.creds_file: ",
+            "store.nats.ca_file: ",
+            "store.nats.key_file: ",
+            "store.nats.cert_file: ",
+        ],
     );
     config.store.nats.key_file = PathBuf::new();
     config.store.nats.username_file = folder.path().join("username");
@@ -114,7 +119,8 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
     fs::write(&config.callbacks.password_file, " password").unwrap();
     let pair = ["callbacks.username_file: ", "callbacks.password_file: "];
     let tls = "callbacks.tls_cert_file: ";
-    assert_begin(&deployment(&config, None), &[&[tls], &pair[..]].concat());
+    let tls_key = "callbacks.tls_key_file: ";
+    assert_begin(&deployment(&config, None), &[&[tls_key, tls], &pair[..]].concat());
     for (years, valid) in [((2000, 2001), false), ((4000, 4001), false), ((2000, 4096), true)] {
         issue(&cert, &key, years);
         let expected = if valid { pair.to_vec() } else { [&[tls], &pair[..]].concat() };
@@ -127,8 +133,22 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
     fs::write(&config.callbacks.username_file, login.to_uppercase()).unwrap();
     assert_begin(&deployment(&config, None), &[pair[0]]);
     fs::write(&config.callbacks.username_file, "another").unwrap();
-    fs::write(&key, "no PEM").unwrap();
-    assert_begin(&deployment(&config, None), &[tls]);
+    let own_key = fs::read_to_string(&key).unwrap();
+    let encrypted = own_key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+    for (content, what) in
+        [("no PEM", "holds no private key"), (&encrypted, "holds an encrypted private key")]
+    {
+        fs::write(&key, content).unwrap();
+        let problem = format!("callbacks.tls_key_file: {} {what}", key.display());
+        assert_begin(&deployment(&config, None), &[&problem]);
+    }
+    fs::write(&key, own_key).unwrap();
+    let chain = fs::read_to_string(&cert).unwrap();
+    let issuer = folder.path().join("issuer.pem");
+    issue(&issuer, &folder.path().join("issuer.key"), (2000, 4096));
+    fs::write(&cert, fs::read_to_string(&issuer).unwrap() + &chain).unwrap();
+    let said = deployment(&config, None).to_string();
+    assert!(said.starts_with(tls) && said.contains("the certificate of the server comes first"), "{said}");
 }
 
 fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
@@ -144,7 +164,16 @@ fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
 fn a_path_that_is_too_long_for_a_socket_is_refused() {
     let (folder, mut config) = deployed();
     config.control.socket = folder.path().join("s".repeat(120));
-    assert_begin(&deployment(&config, None), &["control.socket: is too long"]);
+    assert_begin(
+        &deployment(&config, None),
+        &["control.socket: is too long for a socket; name a shorter one"],
+    );
+    config.control.socket = PathBuf::new();
+    config.store.path = folder.path().join("s".repeat(120));
+    assert_begin(
+        &deployment(&config, None),
+        &["control.socket: is too long for a socket; shorten store.path"],
+    );
 }
 
 #[test]
