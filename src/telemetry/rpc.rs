@@ -1,11 +1,15 @@
 //! A server span and a log line for each call, from its request to the end of its last message.
 //!
-//! A call that nobody waits for any more, because its caller hung up or reset it, ends as CANCELLED. Neither span nor
+//! A call that nobody waits for any more, because its caller hung up or reset it, ends as CANCELLED, also where its
+//! message had not arrived as a whole. Neither span nor
 //! line holds anything of the messages but the account and the request's id.
 
 use std::{
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Instant,
 };
@@ -84,7 +88,7 @@ pub struct Rpc<S> {
 
 impl<S, In, Out> Service<Request<In>> for Rpc<S>
 where
-    S: Service<Request<In>, Response = Response<Out>>,
+    S: Service<Request<RequestBody<In>>, Response = Response<Out>>,
     S::Future: Send + 'static,
     Out: Body,
 {
@@ -99,6 +103,8 @@ where
     fn call(&mut self, mut request: Request<In>) -> Self::Future {
         let mut call = Call::begin(&request);
         request.extensions_mut().insert(call.about.clone());
+        let reset = Arc::clone(&call.reset);
+        let request = request.map(|inner| RequestBody { inner, reset });
         let response = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let response = match response.await {
@@ -116,6 +122,42 @@ where
             }
             Ok(response.map(|inner| CallBody { inner, call }))
         })
+    }
+}
+
+/// A request body that notices when its caller resets the call before its end.
+#[derive(Debug)]
+pub struct RequestBody<B> {
+    inner: B,
+    reset: Arc<AtomicBool>,
+}
+
+impl<B: Body + Unpin> Body for RequestBody<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        let is_reset = match &frame {
+            // hyper gives no error for a stream that was cancelled, but does not call it ended.
+            None => !self.inner.is_end_stream(),
+            Some(frame) => frame.is_err(),
+        };
+        if is_reset {
+            self.reset.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 
@@ -163,6 +205,9 @@ struct Call {
     method: String,
     about: About,
     began: Instant,
+    /// Whether the caller reset the call before its request had arrived as a whole. What the call is answered then
+    /// says nothing of the server, and nobody reads it.
+    reset: Arc<AtomicBool>,
     ended: bool,
 }
 
@@ -185,13 +230,15 @@ impl Call {
         // Before the span is entered for the first time: afterwards its parent is fixed. Without an exporter there is
         // nobody to tell.
         let _ = span.set_parent(parent);
-        Self { span, method, about: About::default(), began: Instant::now(), ended: false }
+        let (about, reset) = Default::default();
+        Self { span, method, about, began: Instant::now(), reset, ended: false }
     }
 
     fn end(&mut self, code: &'static str, headers: Option<&HeaderMap>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
+        let code = if self.reset.load(Ordering::Relaxed) { CANCELLED } else { code };
         let method = &self.method;
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);

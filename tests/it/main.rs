@@ -32,6 +32,7 @@ mod questions;
 mod reasons;
 mod registration;
 mod replicas;
+mod resets;
 mod resume;
 mod shares;
 mod spellings;

@@ -65,7 +65,7 @@ type Watched = CallBody<StreamBody<stream::Iter<<Frames as IntoIterator>::IntoIt
 /// Makes a call that is answered with these headers and frames.
 async fn call(status: Option<&'static str>, frames: Frames) -> Watched {
     let mut frames = Some(frames);
-    let answer = service_fn(move |_: Request<NoBody<Bytes>>| {
+    let answer = service_fn(move |_: Request<RequestBody<NoBody<Bytes>>>| {
         let mut response = Response::new(StreamBody::new(stream::iter(frames.take().unwrap())));
         if let Some(status) = status {
             response.headers_mut().insert("grpc-status", status.parse().unwrap());
@@ -135,7 +135,7 @@ async fn the_code_is_read_from_wherever_it_is() {
 #[tokio::test]
 async fn a_path_without_end_is_not_repeated() {
     let (ended, _guard) = Ended::traced();
-    let answer = service_fn(|_: Request<NoBody<Bytes>>| async {
+    let answer = service_fn(|_: Request<RequestBody<NoBody<Bytes>>>| async {
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
     let request = Request::builder().uri(format!("/{}", "x".repeat(10_000))).body(NoBody::new()).unwrap();
@@ -163,7 +163,7 @@ async fn a_call_that_nobody_waits_for_is_cancelled() {
 #[tokio::test]
 async fn what_the_handler_does_is_inside_the_span() {
     let (ended, _guard) = Ended::traced();
-    let handler = service_fn(|_: Request<NoBody<Bytes>>| async {
+    let handler = service_fn(|_: Request<RequestBody<NoBody<Bytes>>>| async {
         tracing::info_span!("inner").in_scope(|| ());
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
