@@ -228,7 +228,7 @@ impl Callbacks {
         drop(arrival);
         let _received = origin.received();
         let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let outcome = match parse::parse(&body) {
+        let outcome = match parse::parse(&body, account) {
             Ok(callback) => self.append(account, callback, deadline).await,
             Err(why) => self.quarantined(account, &body, why, deadline).await,
         };

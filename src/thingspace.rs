@@ -10,6 +10,7 @@
 mod breaker;
 mod client;
 mod code;
+mod denial;
 mod error;
 mod guard;
 mod json;
@@ -27,6 +28,7 @@ mod words;
 mod tests;
 
 pub(crate) use code::shown as shown_code;
+pub(crate) use denial::denies_success;
 pub(crate) use object::Object;
 
 pub use breaker::HostHealth;

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use serde_json::value::RawValue;
 
 use crate::{
-    identity::{Device, Digits, Kind, RequestId},
+    identity::{AccountName, Device, Digits, Kind, RequestId},
     proto::storage,
     requests::event,
     thingspace::{self, Object, StatusClass},
@@ -54,9 +54,12 @@ pub enum Unintelligible {
     NotAnObject,
     #[error("it names no request")]
     NoRequest,
+    #[error("it names another account than its path")]
+    OtherAccount,
 }
 
-pub fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
+/// Reads a body that came by the path of this account.
+pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligible> {
     let text = String::from_utf8_lossy(body);
     let text = repair(text.trim_start_matches('\u{feff}').trim());
     let root: Object<'_> = serde_json::from_str(&text).map_err(|_| Unintelligible::NotAnObject)?;
@@ -67,6 +70,9 @@ pub fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
         responses.iter().flat_map(|response| response.objects(&["deviceProfileResponse"])).collect();
     let mut identifiers = Identifiers::default();
     for object in std::iter::once(&root).chain(&responses).chain(&profiles) {
+        if !object.is_of_account(account) {
+            return Err(Unintelligible::OtherAccount);
+        }
         identifiers.gather(object, MAX_DEPTH);
     }
     let fault = root.objects(&["faultResponse"]).iter().find_map(Fault::read);
@@ -77,7 +83,7 @@ pub fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
         called_back: storage::CalledBack {
             account: String::new(),
             device: Some(event::to_stored(&identifiers.undisputed())),
-            status: event::class_to_stored(class(root.text(&["status"]).as_deref(), fault.is_some())).into(),
+            status: event::class_to_stored(class(&root, &text, fault.is_some())).into(),
             fault: fault.and_then(|fault| fault.0),
             profile: profiles.iter().find_map(profile),
         },
@@ -97,12 +103,32 @@ fn repair(text: &str) -> Cow<'_, str> {
     if text.starts_with('"') { format!("{{{text}").into() } else { text.into() }
 }
 
-/// A fault means failure where no word says so, and makes a success doubtful.
-fn class(word: Option<&str>, fault: bool) -> StatusClass {
-    match (word.map_or(StatusClass::Unknown, StatusClass::of), fault) {
-        (StatusClass::Unknown, true) => StatusClass::Failed,
-        (StatusClass::Succeeded, true) => StatusClass::Unknown,
-        (class, _) => class,
+/// The status that all fields for it agree on. A fault means failure where no word says so. Whatever denies a success, at any
+/// level, makes it doubtful.
+fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
+    let of = |value: &RawValue| {
+        serde_json::from_str::<String>(value.get())
+            .map_or(StatusClass::Unknown, |word| StatusClass::of(&word))
+    };
+    let mut classes = root.values(&["status"]).map(of);
+    let class = classes.next().unwrap_or(StatusClass::Unknown);
+    if !classes.all(|other| other == class) {
+        return StatusClass::Unknown;
+    }
+    let denied = || {
+        let mut parts = vec![text];
+        for response in root.elements(&["deviceResponse"]) {
+            parts.push(response.get());
+            let response: Option<Object<'_>> = serde_json::from_str(response.get()).ok();
+            let profiles = response.iter().flat_map(|object| object.elements(&["deviceProfileResponse"]));
+            parts.extend(profiles.map(RawValue::get));
+        }
+        parts.into_iter().any(thingspace::denies_success)
+    };
+    match class {
+        StatusClass::Unknown if fault => StatusClass::Failed,
+        StatusClass::Succeeded if fault || denied() => StatusClass::Unknown,
+        class => class,
     }
 }
 

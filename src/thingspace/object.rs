@@ -11,8 +11,9 @@ use serde_json::value::RawValue;
 use super::{
     json::Json,
     verdict::{carried, is_request_id},
+    words::plain,
 };
-use crate::identity::RequestId;
+use crate::identity::{AccountName, RequestId};
 
 /// An object's fields in their order, each value still as it was written. A map would keep only one of a name.
 pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
@@ -24,7 +25,7 @@ impl<'a> Object<'a> {
     }
 
     /// The values of the fields of these names, in any case, that are not null.
-    pub(super) fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
+    pub(crate) fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.values_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
     }
 
@@ -57,14 +58,28 @@ impl<'a> Object<'a> {
         ids.all(|id| carried(&id).is_some_and(agrees)).then_some(first)
     }
 
+    /// Whether every field for the account names this one, or nothing.
+    pub(crate) fn is_of_account(&self, account: &AccountName) -> bool {
+        let names_it = |value: &RawValue| match serde_json::from_str(value.get()) {
+            Ok(Json::Text(name)) => name.trim().is_empty() || name.trim() == account.as_str(),
+            _ => false,
+        };
+        self.values_where(|name| plain(name) == "accountname").all(names_it)
+    }
+
     /// The objects among them, and in lists among them.
     pub(crate) fn objects(&self, names: &[&str]) -> Vec<Self> {
         self.elements(names).filter_map(|value| serde_json::from_str(value.get()).ok()).collect()
     }
 
     /// The values, with the elements of a list in its place.
-    pub(super) fn elements(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
-        self.values(names)
+    pub(crate) fn elements(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
+        self.elements_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
+    }
+
+    /// The same of the fields whose names fit.
+    pub(super) fn elements_where(&self, fits: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a RawValue> {
+        self.values_where(fits)
             .flat_map(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value]))
     }
 }

@@ -6,6 +6,7 @@
 mod evidence;
 mod mention;
 mod order;
+mod phrases;
 
 use std::time::Duration;
 

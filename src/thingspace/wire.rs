@@ -4,8 +4,9 @@
 //! would be believed (a token, a request id) is checked. Nothing here keeps or shows a message of ThingSpace.
 
 mod registrations;
+mod status;
 
-use std::{collections::HashMap, fmt, marker::PhantomData, time::Duration};
+use std::{fmt, marker::PhantomData, time::Duration};
 
 use bytes::Bytes;
 use secrecy::{ExposeSecret, SecretString};
@@ -13,14 +14,13 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 pub(super) use registrations::{registered, registration, registrations};
+pub(super) use status::status;
 
-use super::{
-    Object, Order, StatusAnswer, StatusClass, code::Said, json::Json, verdict::is_request_id, words::plain,
-};
-use crate::identity::{AccountName, Device, Digits, Kind, RequestId};
+use super::{Order, StatusClass, json::Json};
+use crate::identity::{Device, Kind};
 
 const MAX_TOKEN_BYTES: usize = 4096;
 /// ThingSpace says an hour; whoever says more than a day is not believed.
@@ -109,113 +109,6 @@ pub(super) fn session(body: &[u8]) -> Option<SecretString> {
 fn is_token(token: &SecretString) -> bool {
     let token = token.expose_secret();
     (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// The answer to a status call, if it is about the request and the account that were asked for.
-pub(super) fn status(body: &[u8], account: &AccountName, asked: &RequestId) -> Option<StatusAnswer> {
-    #[derive(Deserialize)]
-    struct Body {
-        status: Text,
-        #[serde(default, alias = "subrequests", alias = "subRequest", deserialize_with = "one_or_many")]
-        #[serde(rename = "subRequests")]
-        sub_requests: Vec<SubRequest>,
-        #[serde(default, rename = "faultResponse", alias = "FaultResponse")]
-        fault: Value,
-    }
-    #[derive(Deserialize)]
-    struct SubRequest {
-        #[serde(default, deserialize_with = "one_or_many")]
-        ids: Vec<Entry>,
-        #[serde(default)]
-        status: Option<Text>,
-    }
-    #[derive(Deserialize)]
-    struct Entry {
-        #[serde(default)]
-        kind: Option<Text>,
-        #[serde(default)]
-        id: Option<Id>,
-        #[serde(default)]
-        status: Option<Text>,
-    }
-    impl SubRequest {
-        fn device(&self) -> Device {
-            let mut device = Device::default();
-            for id in &self.ids {
-                let (Some(kind), Some(id)) = (&id.kind, &id.id) else { continue };
-                if let Some(kind) = Kind::parse(&kind.0).filter(|kind| kind.check(&id.0).is_ok()) {
-                    *device.get_mut(kind) = Digits::new(&id.0);
-                }
-            }
-            device
-        }
-
-        /// Its own status and those of its ids, if they agree.
-        fn class(&self) -> StatusClass {
-            let of_ids = self.ids.iter().filter_map(|id| id.status.as_ref());
-            let mut classes = self.status.iter().chain(of_ids).map(|status| class(&status.0));
-            let first = classes.next().unwrap_or(StatusClass::Unknown);
-            if classes.all(|class| class == first) { first } else { StatusClass::Unknown }
-        }
-    }
-    let root: Object<'_> = serde_json::from_slice(body).ok()?;
-    let is_asked = |id: &RawValue| {
-        serde_json::from_str(id.get()).is_ok_and(|Id(id)| id.eq_ignore_ascii_case(asked.as_str()))
-    };
-    if !root.values_where(is_request_id).all(is_asked) {
-        return None;
-    }
-    let is_of_account = |name: &RawValue| match serde_json::from_str(name.get()) {
-        Ok(Json::Text(name)) => name.trim().is_empty() || name.trim() == account.as_str(),
-        _ => false,
-    };
-    if !root.values_where(|name| plain(name) == "accountname").all(is_of_account) {
-        return None;
-    }
-    let names_request = root.values_where(is_request_id).next().is_some();
-    if root.values_where(|name| name.eq_ignore_ascii_case("status")).count() > 1 {
-        return None;
-    }
-    let answer: Body = serde_json::from_slice(body).ok()?;
-    // An error that names no request may be about this very question.
-    if !names_request && answer.sub_requests.is_empty() {
-        return None;
-    }
-    let mut devices = agreed(answer.sub_requests.iter().map(|sub| (sub.device(), sub.class())).collect());
-    // As in a callback: a fault or a code makes a success doubtful.
-    let is_doubtful =
-        || says_something(&answer.fault) || !matches!(Said::read(body), Said::Nothing | Said::Success);
-    let mut overall = match class(&answer.status.0) {
-        StatusClass::Succeeded if is_doubtful() => StatusClass::Unknown,
-        class => class,
-    };
-    // A failure of the whole without one that failed contradicts itself. The opposite does not: the documented example says
-    // Success above a device that is pending.
-    let all_succeeded = devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
-    if overall == StatusClass::Failed && !devices.is_empty() && all_succeeded {
-        overall = StatusClass::Unknown;
-        for (_, class) in &mut devices {
-            *class = StatusClass::Unknown;
-        }
-    }
-    Some(StatusAnswer { overall, devices })
-}
-
-/// The devices, each with the status that all entries about it agree on.
-fn agreed(mut devices: Vec<(Device, StatusClass)>) -> Vec<(Device, StatusClass)> {
-    let mut classes: HashMap<Device, StatusClass> = HashMap::new();
-    for (device, class) in devices.iter().filter(|(device, _)| device.present().next().is_some()) {
-        let agreed = classes.entry(device.clone()).or_insert(*class);
-        if agreed != class {
-            *agreed = StatusClass::Unknown;
-        }
-    }
-    for (device, class) in &mut devices {
-        if let Some(agreed) = classes.get(device) {
-            *class = *agreed;
-        }
-    }
-    devices
 }
 
 /// Whether there is anything in a value.

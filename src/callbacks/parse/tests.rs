@@ -37,6 +37,12 @@ fn fixtures() -> [(&'static str, &'static [u8]); 12] {
     ]
 }
 
+const ACCOUNT: &str = "0000123456-00001";
+
+fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
+    super::parse(body, &AccountName::parse(ACCOUNT).unwrap())
+}
+
 fn callback(body: &str) -> Callback {
     parse(body.as_bytes()).unwrap()
 }
@@ -121,6 +127,57 @@ fn words_and_faults_decide_the_class() {
     ];
     for (fields, class) in table {
         assert_eq!(with(&fields).status(), class, "{fields}");
+    }
+}
+
+#[test]
+fn a_success_that_something_denies_decides_nothing() {
+    let profile = |fields: &str| format!(r#""deviceResponse":{{"deviceProfileResponse":{{{fields}}}}}"#);
+    for fields in [
+        r#""Status":"Failed""#.to_owned(),
+        r#""status":"Pending""#.to_owned(),
+        r#""status":["Failed"]"#.to_owned(),
+        r#""errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"x""#.to_owned(),
+        r#""fault":{"code":"900901","message":"x"}"#.to_owned(),
+        r#""faultResponse":null,"faultResponse":{"faultcode":"X.REQUEST_FAILED.Y"}"#.to_owned(),
+        r#""success":false"#.to_owned(),
+        r#""deviceResponse":{"faultResponse":{"faultcode":"X.REQUEST_FAILED.Y","faultstring":"z"}}"#
+            .to_owned(),
+        r#""deviceResponse":[{},{"errorCode":"X.REQUEST_FAILED.Y"}]"#.to_owned(),
+        r#""deviceResponse":{"status":"Failure"}"#.to_owned(),
+        profile(r#""status":"Failed""#),
+        profile(r#""state":"ACTIVE","profileStatus":"NOT_DOWNLOADED""#),
+        profile(r#""profileStatus":"Not Downloaded""#),
+        profile(r#""faultResponse":{"faultstring":"z"}"#),
+    ] {
+        assert_eq!(with(&format!(r#""status":"SUCCESS",{fields}"#)).status(), Unspecified, "{fields}");
+        let reversed = with(&format!(r#"{fields},"status":"SUCCESS""#)).status();
+        assert_eq!(reversed, Unspecified, "{fields}");
+    }
+    for fields in [
+        r#""status":"Succeeded","code":200,"error":null,"errors":[]"#.to_owned(),
+        r#""success":true,"result":"OK""#.to_owned(),
+        profile(r#""status":"Success","state":"INACTIVE","profileStatus":"DISABLE""#),
+    ] {
+        assert_eq!(with(&format!(r#""status":"SUCCESS",{fields}"#)).status(), Succeeded, "{fields}");
+    }
+}
+
+#[test]
+fn a_callback_that_names_another_account_is_not_believed() {
+    for (name, told) in [
+        (r#""accountName":"0000123456-00001""#, true),
+        (r#""AccountName":" 0000123456-00001 ""#, true),
+        (r#""accountName":null,"account_name":"""#, true),
+        (r#""accountName":"0000123456-00002""#, false),
+        (r#""ACCOUNTNAME":"0000999999-00009""#, false),
+        (r#""accountName":123456"#, false),
+        (r#""accountName":"0000123456-00001","accountName":"0000123456-00002""#, false),
+        (r#""deviceResponse":{"accountName":"0000123456-00002"}"#, false),
+        (r#""deviceResponse":[{"deviceProfileResponse":{"accountName":"0000123456-00002"}}]"#, false),
+    ] {
+        let read = parse(format!(r#"{{"requestId":"r-1","status":"Success",{name}}}"#).as_bytes());
+        assert_eq!(read.err(), (!told).then_some(Unintelligible::OtherAccount), "{name}");
     }
 }
 

@@ -167,6 +167,20 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
         Means::Refused(Other),
         "a part of the input is missing or invalid, or ThingSpace has a problem of its own",
     ),
+    // Neighbours of a duplicate request. They follow what was not found: a plan's name may have any of these words in it.
+    named(
+        &[
+            "*InProgress*",
+            "*In_Progress*",
+            "*In Progress*",
+            "REQUEST_FAILED.*Pending*",
+            "REQUEST_FAILED.*Partial*",
+            "REQUEST_FAILED.*Queued*",
+            "REQUEST_FAILED.*Submitted*",
+        ],
+        Means::Unclear,
+        "the same is being carried out, or a part of it was: it may have been carried out",
+    ),
     named(&["REQUEST_ONHOLD.*"], Means::Unclear, "the request waits, for a credit approval for example"),
     named(&["REQUEST_CANCELLED.*"], Means::Refused(Other), "the request was cancelled"),
     named(&["INPUT_INVALID.*"], Means::Refused(InvalidInput), "the input is invalid"),

@@ -93,6 +93,8 @@ fn kinds() {
         // A plan's name is the customer's choice.
         ("UnifiedWebService.REQUEST_FAILED.INPUT_INVALID.x.NotFound", PlanNotFound),
         ("UnifiedWebService.REQUEST_FAILED.a.SessionToken.b.NotFound", PlanNotFound),
+        ("UnifiedWebService.REQUEST_FAILED.Pending Partial Plan.NotFound", PlanNotFound),
+        ("UnifiedWebService.INPUT_INVALID.PartialResult", InvalidInput),
         ("UnifiedWebService.REQUEST_FAILED.ServicePlanNotFound", PlanNotFound),
         ("UnifiedWebService.REQUEST_FAILED.Request.NotFound", RequestNotFound),
         ("UnifiedWebService.REQUEST_FAILED.DefaultIpPoolNotDefined", Other),

@@ -93,6 +93,15 @@ fn one_code_and_nothing_else_decides() {
         r#""errorCode":"DUPLICATE_REQUEST""#,
         r#""errorCode":"UnifiedWebService.REQUEST_FAILED.Timeout""#,
         r#""faultResponse":{"faultcode":"X.REQUEST_FAILED.BackendTimedOut"}"#,
+        r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DownloadAlreadyInProgress""#,
+        r#""errorCode":"REQUEST_FAILED.Request_In_Progress""#,
+        r#""errorCode":"REQUEST_FAILED.Already In Progress""#,
+        r#""errorCode":"ALREADY_IN_PROGRESS""#,
+        r#""errorCode":"X.REQUEST_FAILED.RequestPending""#,
+        r#""errorCode":"X.REQUEST_FAILED.PartialSuccess""#,
+        r#""errorCode":"request_failed.partially.completed""#,
+        r#""errorCode":"X.REQUEST_FAILED.AlreadyQueued""#,
+        r#""errorCode":"X.REQUEST_FAILED.AlreadySubmitted""#,
     ] {
         for status in [200, 400, 401, 404, 429, 500] {
             assert_unknown(status, &body(code));
@@ -231,7 +240,7 @@ fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
 #[test]
 fn a_text_that_quotes_a_uuid_makes_a_refusal_unknown() {
     for fields in [
-        format!(r#""errorMessage":"request accepted, id {ID}""#),
+        format!(r#""errorMessage":"the request is there, id {ID}""#),
         format!(r#""errorMessage":"Your request {ID} is pending""#),
         format!(r#""description":"{ID}""#),
         format!(r#""details":["{ID} was placed"]"#),
@@ -252,7 +261,7 @@ fn a_text_that_quotes_a_uuid_makes_a_refusal_unknown() {
     assert_unknown(429, &format!("{ID} accepted"));
     for fields in [
         format!(r#""traceId":"{ID}","transaction_id":["{ID}"]"#),
-        r#""errorMessage":"Your request is accepted""#.to_owned(),
+        r#""errorMessage":"Your request is not accepted""#.to_owned(),
         r#""description":"the device is pending since order 4711 was placed""#.to_owned(),
     ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
@@ -366,6 +375,103 @@ fn a_word_of_success_makes_the_outcome_unknown() {
     ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
         assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
+    }
+}
+
+const ACCEPTANCES: [&str; 14] = [
+    "Accepted",
+    "Your request was accepted.",
+    "Device not found yet, the request will be QUEUED",
+    "request submitted",
+    "already in progress",
+    "in_progress",
+    "order in-progress",
+    "is being processed",
+    "not yet accepted",
+    "was not accepted yet",
+    "not only accepted",
+    "ａｃｃｅｐｔｅｄ",
+    "not ordered: it was already queued",
+    "Successfully created",
+];
+
+const TIME_OUTS: [&str; 6] = [
+    "upstream timed out",
+    "Timeout",
+    "504 Gateway Time-out",
+    "the back end timed-out",
+    "TIME OUT",
+    "no answer: TimedOut",
+];
+
+#[test]
+fn a_text_that_speaks_of_acceptance_makes_the_outcome_unknown() {
+    for text in ACCEPTANCES {
+        for name in ["message", "errorMessage", "description", "note"] {
+            assert_unknown_beside_every_code(&format!(r#""{name}":"{text}""#));
+        }
+        assert_unknown_beside_every_code(&format!(r#""details":[{{"text":"{text}"}}]"#));
+        assert_unknown_beside_every_code(&format!(r#""description":"{{\"text\":\"{text}\"}}""#));
+    }
+}
+
+#[test]
+fn a_text_that_speaks_of_a_time_out_makes_a_refusal_and_a_throttling_unknown() {
+    for text in TIME_OUTS {
+        for fields in [format!(r#""message":"{text}""#), format!(r#""details":["{text}"]"#)] {
+            for (status, code) in [
+                (400, REFUSAL),
+                (404, r#""error":"invalid_request""#),
+                (401, r#""error":"invalid_request""#),
+                (429, THROTTLED),
+                (503, THROTTLED),
+            ] {
+                assert_unknown(status, &format!("{{{code},{fields}}}"));
+            }
+            for status in [401, 429] {
+                assert_unknown(status, &format!("{{{fields}}}"));
+            }
+            // A session that timed out is refused before anything else is looked at.
+            let stale = judged(400, &format!("{{{SESSION},{fields}}}"));
+            assert!(matches!(stale, Verdict::Stale(_)), "{fields}: {stale:?}");
+        }
+    }
+}
+
+#[test]
+fn a_whole_body_may_speak_of_acceptance_or_a_time_out() {
+    for text in ACCEPTANCES.iter().chain(&TIME_OUTS).chain(&["OK", "Pending", "200 OK"]) {
+        for status in [401, 429] {
+            assert_unknown(status, text);
+            assert_unknown(status, &format!("\"{text}\""));
+        }
+    }
+    for text in ACCEPTANCES.iter().chain(&TIME_OUTS) {
+        for status in [401, 429] {
+            assert_unknown(status, &format!("<html><title>{text}</title></html>"));
+        }
+        let fault =
+            r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>900800</am:code><am:message>"#;
+        assert_unknown(429, &format!("{fault}{text}</am:message></am:fault>"));
+    }
+}
+
+#[test]
+fn a_text_that_denies_acceptance_changes_nothing() {
+    for text in [
+        "not accepted",
+        "The request cannot be accepted",
+        "this can't be queued",
+        "the order was never submitted",
+        "the token is no longer accepted",
+        "Unaccepted, unsuccessful, resubmit it",
+        "502 Bad Gateway",
+        "<script>setTimeout(x)</script>",
+    ] {
+        let verdict = judged(400, &format!(r#"{{{REFUSAL},"errorMessage":"{text}"}}"#));
+        assert!(matches!(verdict, Verdict::Refused(_)), "{text}: {verdict:?}");
+        assert!(matches!(judged(401, text), Verdict::Stale(_)), "{text}");
+        assert_eq!(judged(429, &format!("<html>{text}</html>")), Verdict::Throttled(None), "{text}");
     }
 }
 

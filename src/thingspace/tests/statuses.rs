@@ -75,6 +75,62 @@ async fn a_success_with_an_error_of_the_call_decides_no_request() {
     assert_eq!(found(answered(&world, doubtful).await).overall, StatusClass::Unknown);
 }
 
+/// At the top and in a sub-request.
+#[tokio::test]
+async fn a_success_that_something_denies_decides_no_device() {
+    use StatusClass::{Failed, Succeeded, Unknown};
+    let world = world(manual()).await;
+    let (eid, other) = (device(1).eid, device(2).eid);
+    let body = |status: &str, top: &str, sub: &str| {
+        let ids = format!(r#""ids":[{{"kind":"eid","id":"{}"}}]"#, eid.as_str());
+        format!(
+            r#"{{"requestId":"{{id}}","status":"{status}"{top},"subRequests":[{{{ids},"status":"{status}"{sub}}}]}}"#
+        )
+    };
+    let denials = [
+        r#","errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"x""#,
+        r#","faultResponse":{"faultcode":"X.REQUEST_FAILED.Y","faultstring":"z"}"#,
+        r#","state":"Failed""#,
+        r#","success":false"#,
+        r#","profileStatus":"NOT_DOWNLOADED""#,
+    ];
+    for denial in denials {
+        let told = found(answered(&world, &body("Success", denial, "")).await);
+        assert_eq!((told.overall, told.devices[0].1), (Unknown, Unknown), "{denial}");
+        let told = found(answered(&world, &body("Success", "", denial)).await);
+        assert_eq!((told.overall, told.devices[0].1), (Succeeded, Unknown), "{denial}");
+        for failed in [body("Failed", denial, ""), body("Failed", "", denial)] {
+            assert_eq!(found(answered(&world, &failed).await).devices[0].1, Failed, "{failed}");
+        }
+    }
+    for sub in [
+        r#","Status":"Failed""#.to_owned(),
+        r#","Status":"Success""#.to_owned(),
+        r#","requestId":"zzz-9""#.to_owned(),
+        r#","requestId":"{id}","RequestId":"zzz-9""#.to_owned(),
+        r#","accountName":"0000999999-00009""#.to_owned(),
+        format!(r#","Ids":[{{"kind":"eid","id":"{}"}}]"#, other.as_str()),
+    ] {
+        for status in ["Success", "Failed"] {
+            let told = found(answered(&world, &body(status, "", &sub)).await);
+            assert_eq!(told.devices[0].1, Unknown, "{status}, {sub}");
+        }
+    }
+    let fault = body("Success", "", r#","FaultResponse":"z""#);
+    assert_eq!(found(answered(&world, &fault).await).devices[0].1, Unknown);
+    for sub in [r#","requestId":"{id}","accountName":"0000123456-00001""#, r#","errorCode":null,"code":200"#]
+    {
+        assert_eq!(found(answered(&world, &body("Success", "", sub)).await).devices[0].1, Succeeded, "{sub}");
+    }
+    // A device with two ids of one kind is none.
+    let ids =
+        format!(r#"[{{"kind":"eid","id":"{}"}},{{"kind":"eid","id":"{}"}}]"#, other.as_str(), eid.as_str());
+    let two = format!(
+        r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"Success"}}]}}"#
+    );
+    assert_eq!(found(answered(&world, &two).await).devices[0].1, Unknown);
+}
+
 #[tokio::test]
 async fn an_answer_may_name_the_account_that_was_asked_for() {
     let world = world(manual()).await;

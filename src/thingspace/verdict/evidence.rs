@@ -6,13 +6,16 @@
 //! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written by proxies and API managers
 //! into every answer, for tracing. They say nothing about an order.
 
-use super::mention::{has_uuid, mentioned, narrow};
+use super::{
+    mention::{has_uuid, mentioned, narrow, words},
+    phrases::{says_accepted, says_timed_out},
+};
 use crate::{
     identity::RequestId,
     thingspace::{
         json::Json,
         transport::Reply,
-        words::{self, MIN_ID_NUMBER, is_id, plain},
+        words::{self as word, MIN_ID_NUMBER, is_id, plain},
     },
 };
 
@@ -42,8 +45,10 @@ pub(super) enum Ids {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) ids: Ids,
-    /// A word of success.
+    /// A word of success, or a text that speaks of acceptance.
     pub(super) success: bool,
+    /// A text speaks of a time-out.
+    pub(super) timed_out: bool,
     /// A text quotes a UUID, which may be a request's id.
     pub(super) quotes_uuid: bool,
 }
@@ -64,8 +69,8 @@ pub(super) fn read(body: &[u8], reply: &Reply) -> Option<Evidence> {
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
         claims.elsewhere.push(Some(id.trim().to_owned()));
     }
-    let Claims { success, quotes_uuid, .. } = claims;
-    Some(Evidence { success, quotes_uuid, ids: claims.ids() })
+    let Claims { success, timed_out, quotes_uuid, .. } = claims;
+    Some(Evidence { success, timed_out, quotes_uuid, ids: claims.ids() })
 }
 
 /// Whether a field is named `requestId`, in any case and with any punctuation.
@@ -83,6 +88,7 @@ struct Claims {
     /// Of each text that mentions a request id: the words one of which is the id.
     mentions: Vec<Vec<String>>,
     success: bool,
+    timed_out: bool,
     quotes_uuid: bool,
 }
 
@@ -102,7 +108,10 @@ struct Place {
 impl Claims {
     fn root(&mut self, json: &Json) {
         match json {
-            Json::Text(text) => self.text_value(text, Place { in_request: true, ..Place::default() }),
+            Json::Text(text) => {
+                self.success |= word::is_success(text);
+                self.text_value(text, Place { in_request: true, ..Place::default() });
+            }
             // HTTP statuses are written as bare numbers, too.
             Json::Exact(0..MIN_ID_NUMBER) | Json::Null | Json::Bool(_) => {}
             Json::Exact(_) | Json::Inexact => self.elsewhere.push(None),
@@ -164,10 +173,11 @@ impl Claims {
 
     /// A text, which may have JSON in it or speak of a request id.
     fn text(&mut self, text: &str, place: Place) {
-        let words = mentioned(text);
-        if !words.is_empty() {
-            self.mentions.push(words);
+        let mentioned = mentioned(text);
+        if !mentioned.is_empty() {
+            self.mentions.push(mentioned);
         }
+        self.phrases(text);
         self.quotes_uuid |= !place.in_other_id && has_uuid(text);
         if place.nested_texts >= MAX_NESTED_TEXTS {
             return;
@@ -192,6 +202,15 @@ impl Claims {
             self.elsewhere.push(None);
         }
         self.quotes_uuid |= has_uuid(text);
+        self.success |= word::is_success(text);
+        self.phrases(text);
+    }
+
+    /// What a text for people says of the order.
+    fn phrases(&mut self, text: &str) {
+        let words = words(text);
+        self.success |= says_accepted(&words);
+        self.timed_out |= says_timed_out(&words);
     }
 
     /// An address of a request, in a header.
@@ -226,7 +245,7 @@ impl Claims {
 
 /// The id that a value carries exactly. Whether ThingSpace may have given it is another question; see [`is_id`].
 pub(in crate::thingspace) fn carried(value: &Json) -> Option<RequestId> {
-    let text = value.id().filter(|text| !words::is_no_value(text))?;
+    let text = value.id().filter(|text| !word::is_no_value(text))?;
     RequestId::parse(&text).ok()
 }
 
@@ -234,7 +253,7 @@ fn is_success_value(value: &Json) -> bool {
     match value {
         Json::Bool(value) => *value,
         Json::Exact(number) => (200..300).contains(number),
-        Json::Text(text) => words::is_success(text),
+        Json::Text(text) => word::is_success(text),
         Json::Null | Json::Inexact | Json::List(_) | Json::Fields(_) => false,
     }
 }

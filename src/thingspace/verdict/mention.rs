@@ -48,6 +48,12 @@ pub(super) fn narrow(c: char) -> char {
     }
 }
 
+/// The words of a text, in lower case.
+pub(super) fn words(text: &str) -> Vec<String> {
+    let text: String = unescaped(text).chars().map(narrow).flat_map(char::to_lowercase).collect();
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
 /// With the characters that are escaped as in JSON, `\u0041`.
 fn unescaped(text: &str) -> String {
     let mut parts = text.split("\\u");

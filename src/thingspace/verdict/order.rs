@@ -8,10 +8,13 @@
 //! | accepted | 2xx | none | exactly one, carried exactly | |
 //! | session refused | 4xx but 408 | exactly one, of a refused session | none | no word of success |
 //! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no word of success |
-//! | tokens refused | 401 | none, or one that is a refusal and not ThingSpace's own | none | no word of success |
-//! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success, no UUID in a text |
-//! | throttled | 4xx but 408, 5xx | exactly one, of the throttling | none | no word of success |
-//! | refused | 4xx but 408 and 429 | exactly one that is a refusal | none | no word of success, no UUID in a text |
+//! | tokens refused | 401 | none, or one that is a refusal and not ThingSpace's own | none | no word of success or of a time-out |
+//! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success or of a time-out, no UUID in a text |
+//! | throttled | 4xx but 408, 5xx | exactly one, of the throttling | none | no word of success or of a time-out |
+//! | refused | 4xx but 408 and 429 | exactly one that is a refusal | none | no word of success or of a time-out, no UUID in a text |
+//!
+//! A word of success may stand in a text for people, see [`phrases`](super::phrases). A refused session or bearer may well have timed
+//! out, so such a word says nothing beside their codes.
 //!
 //! A UUID in a text may be a request's id. It may also be a session or a bearer, which refusals of these quote, or an id of the API
 //! manager's own. So it decides nothing beside a code of the API manager, nor where only the tokens are refused.
@@ -53,6 +56,7 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     }
     let Said::One(code) = said else {
         return match status {
+            401 | 429 if evidence.timed_out => unclear("with a text that speaks of a time-out"),
             401 => Verdict::Stale(Stale::BOTH),
             429 if evidence.quotes_uuid => unclear("with a text that quotes what may be a request id"),
             429 => Verdict::Throttled(reply.retry_after),
@@ -66,6 +70,9 @@ pub(in crate::thingspace) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     match (status, code.row(status).means) {
         (_, Means::SessionRefused) if blames_the_call => Verdict::Stale(Stale::SESSION),
         (_, Means::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
+        (_, Means::Throttled | Means::Refused(_)) if evidence.timed_out => {
+            unclear("with an error code and a text that speaks of a time-out")
+        }
         (_, Means::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
         (401, Means::Refused(_)) if !code.is_from_thingspace() => Verdict::Stale(Stale::BOTH),
         (_, Means::Refused(_)) if may_quote_id => {

@@ -6,8 +6,8 @@ use thingspace_gateway::{
     proto::esim::{DeviceIdentifiers, DeviceState, DownloadProfileRequest},
 };
 
-use super::Sender;
-use crate::harness::{Gateway, Upstream, ask, eventually, order, question, states, within};
+use super::{Sender, sender::about};
+use crate::harness::{Gateway, Upstream, ask, device, eventually, order, place, question, states, within};
 
 macro_rules! fixture {
     ($name:literal, $state:ident) => {
@@ -56,6 +56,30 @@ async fn every_shape_moves_its_request() {
         })
         .await;
     }
+    gateway.stop().await;
+}
+
+/// It goes to the quarantine, whether the account is configured here or not.
+#[tokio::test]
+async fn a_callback_that_names_another_account_moves_no_request() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.with_callbacks()).await;
+    let sender = Sender::new(&gateway);
+    let mut client = gateway.client().await;
+    let id = place(&mut client, "key", 0..1).await.unwrap();
+    let named = |name: &str| {
+        about(&id, &device(0), "Failed").replacen('{', &format!(r#"{{"accountName":"{name}","#), 1)
+    };
+    for name in [upstream.accounts[1].as_str(), "0000999999-00009"] {
+        assert_eq!(sender.post(&named(name)).await, 200);
+    }
+    assert_eq!((sender.count(Outcome::Quarantined), sender.count(Outcome::Stored)), (2, 0));
+    assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending]);
+    assert_eq!(sender.post(&named(upstream.accounts[0].as_str())).await, 200);
+    eventually("its own account's callback is folded", async || {
+        states(&ask(&mut gateway.client().await, question(&id)).await.unwrap()) == [DeviceState::Failed]
+    })
+    .await;
     gateway.stop().await;
 }
 

@@ -20,6 +20,8 @@ enum Says {
     IdLike,
     /// A text for people with a UUID in it.
     Quotes,
+    /// A text for people that speaks of a time-out.
+    TimedOut,
     /// A list of errors that no envelope says.
     Errors,
     Code(Code),
@@ -77,7 +79,7 @@ type Part = (Says, String, String);
 
 /// A field of the outermost object.
 fn part(rng: &mut Rng, id: &str) -> Part {
-    match rng.u8(..14) {
+    match rng.u8(..15) {
         0 | 1 => (Says::Id(id.to_owned()), pick(rng, &IDS).to_owned(), exact(rng, id)),
         2 => id_elsewhere(rng, id),
         3 => (Says::IdLike, pick(rng, &IDS).to_owned(), pick(rng, &INEXACT).to_owned()),
@@ -90,6 +92,7 @@ fn part(rng: &mut Rng, id: &str) -> Part {
         9 => status_word(rng),
         10 => errors(rng),
         11 => quotes(rng),
+        12 => speaks(rng),
         _ => {
             let name =
                 pick(rng, &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"]);
@@ -128,7 +131,7 @@ fn id_elsewhere(rng: &mut Rng, id: &str) -> Part {
 /// A UUID that is not named as an id.
 fn quotes(rng: &mut Rng) -> Part {
     const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
-    let text = pick(rng, &["Your request {} is pending", "{} accepted", "accepted as {}.", "{}"]);
+    let text = pick(rng, &["Your request {} is pending", "{} is the order", "{}"]);
     let text = format!("\"{}\"", text.replace("{}", UUID));
     let (says, name) = if rng.u8(..4) == 0 {
         (Says::Nothing, pick(rng, &["traceId", "transactionId"]))
@@ -136,6 +139,20 @@ fn quotes(rng: &mut Rng) -> Part {
         (Says::Quotes, pick(rng, &["errorMessage", "description", "cause", "orderId"]))
     };
     (says, name.to_owned(), text)
+}
+
+/// A text for people that says what may have become of the order.
+fn speaks(rng: &mut Rng) -> Part {
+    let (says, text) = match rng.u8(..3) {
+        0 => (
+            Says::Success,
+            pick(rng, &["Request accepted", "it was QUEUED", "in progress", "not yet accepted"]),
+        ),
+        1 => (Says::TimedOut, pick(rng, &["upstream timed out", "Gateway Time-out", "TIMEOUT"])),
+        _ => (Says::Nothing, pick(rng, &["not accepted", "cannot be queued", "unsubmitted", "no time"])),
+    };
+    let name = pick(rng, &["message", "errorMessage", "description", "cause", "traceId"]);
+    (says, name.to_owned(), format!("\"{text}\""))
 }
 
 fn code(rng: &mut Rng) -> Part {
@@ -159,6 +176,8 @@ fn code(rng: &mut Rng) -> Part {
                 "S.REQUEST_ONHOLD.CreditApproval",
                 "S.REQUEST_FAILED.DuplicateRequest",
                 "REQUEST_FAILED.Timeout",
+                "S.REQUEST_FAILED.AlreadyInProgress",
+                "S.REQUEST_FAILED.PartialSuccess",
             ],
         )),
         5 | 6 => Session(pick(
@@ -249,7 +268,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     }
     let mut ids = Vec::new();
     let (mut documented, mut id_like, mut success, mut errors) = (false, false, false, false);
-    let quotes = parts.contains(&Says::Quotes);
+    let (quotes, timed_out) = (parts.contains(&Says::Quotes), parts.contains(&Says::TimedOut));
     let mut codes = Vec::new();
     for part in parts {
         match part {
@@ -262,7 +281,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
             Says::Code(code) if !codes.contains(code) => codes.push(*code),
             Says::Success => success = true,
             Says::Errors => errors = true,
-            Says::Code(_) | Says::Quotes | Says::Nothing => {}
+            Says::Code(_) | Says::Quotes | Says::TimedOut | Says::Nothing => {}
         }
     }
     ids.dedup();
@@ -281,12 +300,14 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         return Expected::Unclear;
     }
     match codes.first() {
+        None if timed_out => Expected::Unclear,
         None if status == 401 => Expected::Stale { bearer: true, session: true },
         None if status == 429 && !quotes => Expected::Throttled,
         Some(Code::Session(_)) if is_error && status < 500 => {
             Expected::Stale { bearer: false, session: true }
         }
         Some(Code::Bearer(_)) if is_error => Expected::Stale { bearer: true, session: false },
+        _ if timed_out => Expected::Unclear,
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
         Some(Code::Word(_) | Code::TurnedAway(_)) if status == 401 => {
             Expected::Stale { bearer: true, session: true }
@@ -327,7 +348,12 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
                 body.truncate(body.trim_end().len() - 1);
                 readable = false;
             }
-            1 => body = format!("<html><body>{}</body></html>", pick(rng, &["no", "try later", "error 17"])),
+            1 => {
+                body = format!(
+                    "<html><body>{}</body></html>",
+                    pick(rng, &["no", "try later", "error 17", "not accepted"])
+                );
+            }
             2 => whole = false,
             3 => body.clear(),
             _ => {}
