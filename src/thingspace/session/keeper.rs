@@ -79,6 +79,10 @@ impl Tokens {
         };
         if half == Half::Login {
             self.standings.set_unread(None);
+            self.standings.set_elsewhere(match outlook {
+                Outlook::Elsewhere(left) => Some(left),
+                _ => None,
+            });
         }
         if let Outlook::Stopped(stopped) = outlook {
             self.standings.set(half, Some(Trouble::Stopped(stopped)), in_files);

@@ -3,8 +3,9 @@
 //! It tells whether logins may be made, whether or not a session still works: when the session ends,
 //! it is too late to act.
 
-use std::{fmt, sync::Mutex};
+use std::{fmt, sync::Mutex, time::Duration};
 
+use jiff::{Timestamp, Unit};
 use tokio::sync::watch;
 
 use super::secrets::Fingerprint;
@@ -54,6 +55,8 @@ struct State {
     unread: Option<String>,
     /// There is a session.
     session: bool,
+    /// Until when another gateway's login is waited for.
+    elsewhere: Option<Timestamp>,
     /// Which file cannot be read, and why.
     files: Option<String>,
     client: Option<(Trouble, Fingerprint)>,
@@ -106,6 +109,12 @@ impl Standings {
         self.change(|state| state.unread = why);
     }
 
+    /// For how long another gateway's login is waited for; `None`: none is under way.
+    pub(super) fn set_elsewhere(&self, left: Option<Duration>) {
+        let until = left.and_then(|left| Timestamp::now().checked_add(left).ok()?.round(Unit::Second).ok());
+        self.change(|state| state.elsewhere = until);
+    }
+
     /// Whether there is a session.
     pub(super) fn set_session(&self, session: bool) {
         self.change(|state| state.session = session);
@@ -130,7 +139,7 @@ impl Standings {
 impl State {
     fn new() -> Self {
         let unread = Some("the store has not been asked yet".to_owned());
-        Self { unread, session: false, files: None, client: None, login: None }
+        Self { unread, session: false, elsewhere: None, files: None, client: None, login: None }
     }
 
     fn half(&mut self, half: Half) -> &mut Option<(Trouble, Fingerprint)> {
@@ -153,6 +162,11 @@ impl State {
             (None, None) if self.session => return Standing::healthy("logged in"),
             (None, None) if let Some(why) = &self.unread => {
                 (false, format!("not logged in, and it is not known yet whether that is permitted: {why}"))
+            }
+            (None, None) if let Some(until) = self.elsewhere => {
+                return Standing::healthy(&format!(
+                    "not logged in: another gateway's login is unanswered so far; waiting until {until} at most"
+                ));
             }
             (None, None) => return Standing::healthy("not logged in: nothing has needed it yet"),
         };

@@ -86,6 +86,8 @@ pub(super) enum Outlook {
     Open,
     Later(Duration, Later),
     Stopped(Stopped),
+    /// Another gateway makes an attempt, which counts as unanswered after this.
+    Elsewhere(Duration),
 }
 
 /// What came of an operator's permission.
@@ -278,9 +280,16 @@ impl Vault {
     pub(super) async fn outlook(&self, identity: &Identity) -> Result<Outlook, StoreError> {
         let looked = self.cells.look(identity).await?;
         let attempt = self.attempt(identity.fingerprint);
-        Ok(match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
+        let look = self.cells.as_look(&looked);
+        let under_way = look.guard.and_then(|guard| guard.attempt.as_ref());
+        let elsewhere = under_way.filter(|other| other.incarnation != attempt.incarnation);
+        Ok(match guard::next(look, &attempt, &self.terms) {
             Step::Stopped(stopped) => Outlook::Stopped(stopped),
             Step::Later(wait, why) => Outlook::Later(wait, why),
+            Step::Wait if let Some(other) = elsewhere => {
+                let lease = Duration::from_millis(other.lease_ms.into());
+                Outlook::Elsewhere(lease.saturating_sub(look.unchanged))
+            }
             Step::Claim(_) | Step::Settle(_) | Step::Wait => Outlook::Open,
         })
     }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::store::{CellName, Entry, Followed, LogName, Position, StoreError, Swap, Version, Versioned};
+use crate::thingspace::Standing;
 
 /// A store that others may use as well, over the network.
 #[derive(Debug)]
@@ -141,6 +142,23 @@ async fn replicas_share_one_bearer_and_one_session() {
         assert_eq!((ledger.token_requests(), ledger.logins()), (tokens, logins));
         assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
     }
+}
+
+#[tokio::test]
+async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
+    let pair = pair(manual()).await;
+    let (_, mut standing) = pair.second.standings().next().unwrap();
+    let gate = pair.first.hold(Endpoint::Login);
+    let request = pair.first.request();
+    tokio::select! {
+        outcome = pair.first.poll(&request) => panic!("{outcome:?}"),
+        () = pair.first.arrived(Endpoint::Login) => {}
+    }
+    let waits = |told: &Standing| told.sentence.contains("another gateway's login is unanswered");
+    let told = tokio::time::timeout(PATIENCE, standing.wait_for(waits)).await.unwrap().unwrap().clone();
+    assert!(told.healthy, "{told:?}");
+    gate.open();
+    tokio::time::timeout(PATIENCE, standing.wait_for(|told| !waits(told))).await.unwrap().unwrap();
 }
 
 /// What is found in the store may be over as well.
