@@ -32,7 +32,12 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{publish::PublishAck, stream::Stream};
+use async_nats::jetstream::{
+    ErrorCode,
+    message::StreamMessage,
+    publish::PublishAck,
+    stream::{LastRawMessageErrorKind, Stream},
+};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -387,6 +392,22 @@ impl Shared {
     }
 
     /// A stream, whose name is known to be well-formed.
+    /// The newest message of a subject, from the leader of its stream; `None` also where there is no stream.
+    async fn newest_message(&self, stream: &str, subject: &str) -> Result<Option<StreamMessage>, StoreError> {
+        match self.stream(stream).await?.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) => match error.kind() {
+                LastRawMessageErrorKind::NoMessageFound => Ok(None),
+                LastRawMessageErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    Ok(None)
+                }
+                _ => Err(StoreError::Unavailable(error.to_string())),
+            },
+        }
+    }
+
     async fn stream(&self, name: &str) -> Result<Stream<()>, StoreError> {
         let stream = self.link.context.get_stream_no_info(name).await;
         stream.map_err(|error| StoreError::Unavailable(error.to_string()))

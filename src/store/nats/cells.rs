@@ -6,11 +6,7 @@
 //! exists, so that nobody acts on a cell whose loss would go unnoticed.
 //! A count of rejected logins that came with a backup is treated as absent: see [`is_void`].
 
-use async_nats::jetstream::{
-    ErrorCode,
-    message::{PublishMessage, StreamMessage},
-    stream::{LastRawMessageErrorKind, Stream},
-};
+use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -139,19 +135,7 @@ async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>,
 /// What the leader holds, whether the store can be used or not; `None` also where there is no stream.
 pub(super) async fn fetch(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
     let (stream, subject) = shared.names.cell(cell);
-    let stream: Stream<()> = shared.stream(stream).await?;
-    match stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) => Ok(Some(message)),
-        Err(error) => match error.kind() {
-            LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            LastRawMessageErrorKind::JetStream(error)
-                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                Ok(None)
-            }
-            _ => Err(StoreError::Unavailable(error.to_string())),
-        },
-    }
+    shared.newest_message(stream, &subject).await
 }
 
 /// Replaces what a cell holds, whether the store can be used or not, in one try; `None`: somebody else was first.

@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_nats::{
     StatusCode,
     jetstream::{
-        ErrorCode,
         message::{PublishMessage, StreamMessage},
         stream::LastRawMessageErrorKind,
     },
@@ -101,20 +100,9 @@ pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
 
 /// What the sender of the newest event had seen.
 pub(super) async fn seen_by_newest(shared: &Shared) -> Result<Option<Seen>, StoreError> {
-    let names = &shared.names;
-    let stream = shared.stream(&names.events).await?;
-    match stream.get_last_raw_message_by_subject(&names.all_of(&names.events)).await {
-        Ok(newest) => Ok(newest.headers.get(SEEN).and_then(|seen| seen.as_str().parse().ok())),
-        Err(error) => match error.kind() {
-            LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            LastRawMessageErrorKind::JetStream(error)
-                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                Ok(None)
-            }
-            _ => Err(StoreError::Unavailable(error.to_string())),
-        },
-    }
+    let events = &shared.names.events;
+    let newest = shared.newest_message(events, &shared.names.all_of(events)).await?;
+    Ok(newest.and_then(|newest| newest.headers.get(SEEN)?.as_str().parse().ok()))
 }
 
 /// The status of the answer after the last message.

@@ -46,6 +46,19 @@ async fn timeout<F: Future>(what: F) -> F::Output {
     tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
 }
 
+/// Waits until the store says that it lost something, and returns what.
+async fn noticed_loss(store: &dyn Store) -> String {
+    let noticed = async {
+        loop {
+            match store.loss() {
+                Some(loss) => break loss.what,
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(noticed).await
+}
+
 /// Not the store's own connection, and without its means.
 async fn admin(server: &NatsServer) -> jetstream::Context {
     jetstream::new(async_nats::connect(server.url()).await.unwrap())

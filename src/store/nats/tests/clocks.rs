@@ -107,19 +107,6 @@ async fn last_sequence(server: &NatsServer, stream: &str) -> u64 {
     admin(server).await.get_stream(stream).await.unwrap().cached_info().state.last_sequence
 }
 
-/// Waits until what a server with a wrong clock has deleted is noticed.
-async fn lost(store: &dyn Store) -> String {
-    let lost = async {
-        loop {
-            match store.loss() {
-                Some(loss) => break loss.what,
-                None => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    timeout(lost).await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_whose_clock_jumps_ahead_is_not_believed() {
     let server = NatsServer::start().await;
@@ -142,7 +129,7 @@ async fn a_server_whose_clock_jumps_ahead_is_not_believed() {
     admin(&server).await.get_stream("gw_keys").await.unwrap().purge().await.unwrap();
     refused(&store).await;
     proxy.be_ahead(false);
-    assert_eq!(lost(&store).await, "stream gw_keys was purged");
+    assert_eq!(noticed_loss(&store).await, "stream gw_keys was purged");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +154,7 @@ async fn a_server_whose_clock_is_ahead_at_the_start_is_not_believed() {
     refused(&store).await;
     assert_eq!(last_sequence(&server, "gw_cells").await, written, "the record was written");
     proxy.be_ahead(false);
-    assert_eq!(lost(&store).await, "stream gw_keys was purged");
+    assert_eq!(noticed_loss(&store).await, "stream gw_keys was purged");
     store.accept_loss(false).await.unwrap().unwrap();
     let after = contract::append(&store, &contract::new_log(), "after").await.unwrap();
     assert!(after.epoch > before.epoch);

@@ -24,15 +24,7 @@ async fn write(store: &dyn Store, name: &str) -> Position {
 
 /// Waits until the store says that it lost something, and checks that it then refuses everything.
 async fn lost(store: &dyn Store) -> String {
-    let noticed = async {
-        loop {
-            match store.loss() {
-                Some(loss) => break loss.what,
-                None => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
-    };
-    let what = timeout(noticed).await;
+    let what = noticed_loss(store).await;
     assert!(store.trouble().is_some_and(|trouble| trouble.contains(&what)), "{:?}", store.trouble());
     let refused = contract::append(store, &contract::new_log(), "late").await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
