@@ -312,6 +312,18 @@ impl TryFrom<String> for LogFormat {
     }
 }
 
+/// A file beside another one, whose name it extends.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Where the record of an embedded store is.
+pub(crate) fn record_path(store: &Path) -> PathBuf {
+    beside(store, ".record")
+}
+
 impl Config {
     /// Defaults, then the file, then the environment; validated.
     ///
@@ -364,9 +376,7 @@ impl Config {
     /// The socket on which the gateway answers its operators.
     pub fn control_socket(&self) -> PathBuf {
         if self.control.socket.as_os_str().is_empty() {
-            let mut beside = self.store.path.clone().into_os_string();
-            beside.push(".sock");
-            return beside.into();
+            return beside(&self.store.path, ".sock");
         }
         self.control.socket.clone()
     }

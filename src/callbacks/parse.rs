@@ -103,8 +103,8 @@ fn repair(text: &str) -> Cow<'_, str> {
     if text.starts_with('"') { format!("{{{text}").into() } else { text.into() }
 }
 
-/// The status that all fields for it agree on. A fault means failure where no word says so. Whatever denies a success, at any
-/// level, makes it doubtful.
+/// The status that all fields for it agree on. A fault means failure where no word says so. A part that denies a
+/// success, at any level, makes it doubtful.
 fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())

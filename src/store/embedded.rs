@@ -45,6 +45,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub use self::restore::{Restored, restore};
 use self::{
     ages::Ages,
     batch::{Answer, Command},
@@ -53,14 +54,11 @@ use self::{
     record::{Found, Record},
     tables::{Entered, Incarnation, Tail},
 };
-pub use self::{
-    record::path_of as record_path,
-    restore::{Restored, restore},
-};
 use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
     Versioned,
 };
+use crate::config::record_path;
 
 /// How much may wait for the committer, in bytes; callers beyond it wait for room. It bounds a commit, too.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
@@ -109,7 +107,7 @@ struct StoreFile {
 /// Compares a store that has just been opened with what its record says, and reports what is lost.
 fn find_loss(path: &Path, incarnation: &Incarnation, tail: &Tail) -> Option<(Kind, Loss)> {
     let found = Record::find(path);
-    let record = record::path_of(path);
+    let record = record_path(path);
     if let Found::Unreadable(reason) = &found {
         tracing::warn!(path = %record.display(), reason, "the record of the store cannot be read");
     }

@@ -11,7 +11,7 @@ use secrecy::zeroize::Zeroizing;
 use subtle::ConstantTimeEq;
 
 use super::{
-    super::{Config, StoreKind},
+    super::{Config, StoreKind, record_path},
     Problems,
 };
 use crate::secret_file::is_same_user;
@@ -101,13 +101,6 @@ struct Written {
     path: PathBuf,
 }
 
-/// Where the embedded store keeps its record.
-pub(super) fn record_of(store: &Path) -> PathBuf {
-    let mut record = store.as_os_str().to_owned();
-    record.push(".record");
-    record.into()
-}
-
 fn written(config: &Config) -> Vec<Written> {
     let mut written = Vec::new();
     let mut add = |key, name, path: PathBuf| {
@@ -117,7 +110,7 @@ fn written(config: &Config) -> Vec<Written> {
     };
     if config.store.kind == StoreKind::Embedded && !config.store.path.as_os_str().is_empty() {
         add("store.path", "store.path", config.store.path.clone());
-        add("store.path", "the record beside the store", record_of(&config.store.path));
+        add("store.path", "the record beside the store", record_path(&config.store.path));
     }
     add("control.socket", "control.socket", config.control_socket());
     written

@@ -11,12 +11,10 @@ use std::{
 
 use super::{
     super::{
-        Nats, Store, StoreKind,
+        Nats, Store, StoreKind, record_path,
         url::{self, Url},
     },
-    Problems, can_be_written, certificate,
-    files::record_of,
-    secret_file,
+    Problems, can_be_written, certificate, secret_file,
 };
 
 const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
@@ -142,7 +140,7 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    let record = record_of(path);
+    let record = record_path(path);
     for (name, file) in [("", path), ("the record beside the store, ", &record)] {
         if file.exists() && !file.is_file() {
             return Err(format!("{name}{} is not a file; remove it, or name another store", file.display()));

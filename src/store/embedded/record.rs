@@ -5,18 +5,15 @@
 //! the store that it belongs to.
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::tables::Tail;
-
-/// What is appended to the name of the store's file.
-const SUFFIX: &str = ".record";
+use crate::config::record_path;
 
 /// Counts up with every change that an older gateway could not read.
 const VERSION: u32 = 1;
@@ -38,20 +35,13 @@ pub(super) enum Found {
     Unreadable(String),
 }
 
-/// Where the record of a store is.
-pub fn path_of(store: &Path) -> PathBuf {
-    let mut name = OsString::from(store);
-    name.push(SUFFIX);
-    name.into()
-}
-
 impl Record {
     pub(super) fn of(epoch: u64, tail: &Tail) -> Self {
         Self { version: VERSION, epoch, commit: tail.commit, sequence: tail.sequence }
     }
 
     pub(super) fn find(store: &Path) -> Found {
-        match fs::read(path_of(store)) {
+        match fs::read(record_path(store)) {
             Ok(bytes) => match serde_json::from_slice::<Self>(&bytes) {
                 Ok(record) if record.version == VERSION => Found::Record(record),
                 Ok(newer) => Found::Unreadable(format!("its version is {}", newer.version)),
@@ -68,7 +58,7 @@ impl Record {
         let mut new = tempfile::Builder::new().prefix(".record-").suffix(".new").tempfile_in(folder)?;
         new.write_all(&serde_json::to_vec(self)?)?;
         new.as_file().sync_all()?;
-        new.persist(path_of(store)).map_err(|error| error.error)?;
+        new.persist(record_path(store)).map_err(|error| error.error)?;
         File::open(folder)?.sync_all()
     }
 }
