@@ -1,6 +1,7 @@
-//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a read, and the way from a callback to
-//! a watcher through a whole gateway, on the embedded store, on one NATS server and on three. Everything runs on this machine,
-//! so that there is no network in it and the disk is shared.
+//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a
+//! read, and the way from a callback to a watcher through a whole gateway, on the embedded store,
+//! on one NATS server and on three. Everything runs on this machine, so that there is no network in
+//! it and the disk is shared.
 //!
 //! `cargo bench --profile quick --bench store`
 
@@ -39,7 +40,10 @@ use nats_server::{NatsCluster, NatsServer};
 use sender::{Sender, about};
 use thingspace_gateway::{
     config::{self, Config},
-    store::{CellName, Followed, LogName, MAX_READ, Position, Store, Swap, embedded::Embedded, nats::Nats},
+    store::{
+        CellName, Followed, LogName, MAX_READ, Position, Store, Swap, embedded::Embedded,
+        nats::Nats,
+    },
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -114,7 +118,12 @@ struct Measured {
     told: Times,
 }
 
-async fn measure(name: &str, store: Arc<dyn Store>, told: Times, first: Option<&Measured>) -> Measured {
+async fn measure(
+    name: &str,
+    store: Arc<dyn Store>,
+    told: Times,
+    first: Option<&Measured>,
+) -> Measured {
     let (append, wait) = append_and_wait(&store).await;
     let (swap, load) = swap_and_load(&*store).await;
     let (rate, read) = (many(&store).await, read(&*store).await);
@@ -137,7 +146,8 @@ async fn measure(name: &str, store: Arc<dyn Store>, told: Times, first: Option<&
     measured
 }
 
-/// One append after the other, and from each acknowledgement until a follower of the same store has delivered the event.
+/// One append after the other, and from each acknowledgement until a follower of the same store has
+/// delivered the event.
 async fn append_and_wait(store: &Arc<dyn Store>) -> (Times, Times) {
     let (folded, mut position) = watch::channel(0);
     let mut followed = store.follow(None);
@@ -211,7 +221,8 @@ async fn read(store: &dyn Store) -> Times {
     reads
 }
 
-/// From before a callback is sent until a watcher has the change, through a gateway over this NATS, or with the embedded store.
+/// From before a callback is sent until a watcher has the change, through a gateway over this NATS,
+/// or with the embedded store.
 async fn callback_to_watcher(nats: Option<(&str, usize)>) -> Times {
     let upstream = Upstream::manual().await;
     let mut config = upstream.with_callbacks();
@@ -252,7 +263,8 @@ impl Times {
     fn show(&self, first: Option<&Self>) -> String {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
-        let of = |hundredth: usize| sorted[(sorted.len() - 1) * hundredth / 100].as_secs_f64() * 1e3;
+        let of =
+            |hundredth: usize| sorted[(sorted.len() - 1) * hundredth / 100].as_secs_f64() * 1e3;
         let times = format!("{:.3}, {:.3} ms", of(50), of(99));
         match first {
             Some(first) => {

@@ -1,7 +1,9 @@
-//! Whether the gateway lives, and whether it can answer: plain HTTP on a port of its own, for those who run it. Never the API.
+//! Whether the gateway lives, and whether it can answer: plain HTTP on a port of its own, for those
+//! who run it. Never the API.
 //!
-//! `/livez` says that the process serves, whatever becomes of the store and of ThingSpace, from before the store is opened.
-//! `/readyz` says whether calls can be answered, and in a sentence why not.
+//! `/livez` says that the process serves, whatever becomes of the store and of ThingSpace, from
+//! before the store is opened. `/readyz` says whether calls can be answered, and in a sentence why
+//! not.
 
 use std::{
     borrow::Cow,
@@ -65,8 +67,13 @@ impl Admin {
             max_connections_of_address: MAX_CONNECTIONS,
             networks: Vec::new(),
         };
-        let serving =
-            tokio::spawn(listener::serve(listening, listener, None, readiness.clone(), stop.clone()));
+        let serving = tokio::spawn(listener::serve(
+            listening,
+            listener,
+            None,
+            readiness.clone(),
+            stop.clone(),
+        ));
         info!(%address, "answering probes");
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })
     }

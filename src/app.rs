@@ -1,13 +1,15 @@
 //! The composition root: the only place that constructs things and wires them.
 //!
-//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Only probes are answered from the
-//! start. Two Apps in one process work.
+//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Only
+//! probes are answered from the start. Two Apps in one process work.
 
 mod dev;
 mod health;
 mod restore;
 
-use std::{convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration,
+};
 
 use anyhow::{Context, bail};
 use tokio::{
@@ -42,10 +44,12 @@ pub use dev::dev;
 pub use health::health;
 pub use restore::restore;
 
-/// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a quarter, at most this.
+/// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a
+/// quarter, at most this.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// How long connections may take to close once nothing is open on them. A peer that never says goodbye is not waited for.
+/// How long connections may take to close once nothing is open on them. A peer that never says
+/// goodbye is not waited for.
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How long following the store may take to end; it raises the low-water mark a last time.
@@ -54,8 +58,8 @@ const FOLLOWING: Duration = Duration::from_secs(3);
 /// After this the log says why the gateway is not ready yet.
 const UNREADY_SAID: Duration = Duration::from_secs(3);
 
-/// Events outlive the request they belong to, so that a half-expired log is never folded: by the time a request may be open,
-/// and this.
+/// Events outlive the request they belong to, so that a half-expired log is never folded: by the
+/// time a request may be open, and this.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
 
 /// A gateway that has its address and does not serve yet.
@@ -91,9 +95,14 @@ pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
 }
 
 /// Runs a simulator, with its control API if there is an address for it.
-pub async fn simulate(address: SocketAddr, control: Option<SocketAddr>, stop: Stop) -> anyhow::Result<()> {
+pub async fn simulate(
+    address: SocketAddr,
+    control: Option<SocketAddr>,
+    stop: Stop,
+) -> anyhow::Result<()> {
     let options = simulator::Options { listen: address, ..simulator::Options::default() };
-    let simulator = Simulator::bind(options).await.with_context(|| format!("cannot listen on {address}"))?;
+    let simulator =
+        Simulator::bind(options).await.with_context(|| format!("cannot listen on {address}"))?;
     if let Some(control) = control {
         let (listener, address) = listen(control).await?;
         info!(%address, "the simulator can be controlled");
@@ -115,7 +124,8 @@ impl App {
         let (listener, address) = listen(config.grpc.listen).await?;
         let mut registration = None;
         let callbacks = if config.callbacks.enabled {
-            let accounts: Vec<_> = config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
+            let accounts: Vec<_> =
+                config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
             let callbacks =
                 Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
                     .await
@@ -124,8 +134,13 @@ impl App {
             let (listener, address) = listen(config.callbacks.listen).await?;
             if !config.callbacks.public_url.is_empty() {
                 let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());
-                registration =
-                    Some(Registration::new(&config.callbacks, address, secrets, client.clone(), tasks)?);
+                registration = Some(Registration::new(
+                    &config.callbacks,
+                    address,
+                    secrets,
+                    client.clone(),
+                    tasks,
+                )?);
             }
             Some((callbacks, listener, address))
         } else {
@@ -134,10 +149,14 @@ impl App {
         let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
         let drain = CancellationToken::new();
         let socket = config.control_socket();
-        let instance =
-            Instance { store: config.store.shown(), config: config.file.clone(), drain: drain.clone() };
+        let instance = Instance {
+            store: config.store.shown(),
+            config: config.file.clone(),
+            drain: drain.clone(),
+        };
         let (asked, registered) = (requests.clone(), registration.clone());
-        let control = Control::bind(socket.clone(), instance, asked, client.clone(), taken, registered).await;
+        let control =
+            Control::bind(socket.clone(), instance, asked, client.clone(), taken, registered).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
@@ -190,8 +209,9 @@ impl App {
         &self.requests
     }
 
-    /// Serves until told to stop, then drains: not ready, no new connections, watches end with their token, unary calls and orders
-    /// finish, the store closes. Callbacks are taken until just before it does.
+    /// Serves until told to stop, then drains: not ready, no new connections, watches end with
+    /// their token, unary calls and orders finish, the store closes. Callbacks are taken until just
+    /// before it does.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let calls = TaskTracker::new();
         let drain = self.drain.clone();
@@ -200,7 +220,8 @@ impl App {
         watch_logins(&health, &self.client, &background).await;
 
         let mut running = tokio::spawn({
-            let (requests, drain, background) = (self.requests.clone(), drain.clone(), background.clone());
+            let (requests, drain, background) =
+                (self.requests.clone(), drain.clone(), background.clone());
             async move { requests.run(drain, background).await }
         });
         let mut serving = tokio::spawn(server::serve(
@@ -295,8 +316,12 @@ impl App {
     ) -> anyhow::Result<(HealthReporter, Routes)> {
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
-        let esim =
-            Esim::new(self.requests.clone(), Settings::new(&self.config), drain.clone(), calls.clone());
+        let esim = Esim::new(
+            self.requests.clone(),
+            Settings::new(&self.config),
+            drain.clone(),
+            calls.clone(),
+        );
         let esim = EsimServiceServer::new(esim)
             .max_decoding_message_size(grpc::MAX_MESSAGE)
             .max_encoding_message_size(grpc::MAX_MESSAGE);
@@ -310,7 +335,9 @@ impl App {
                     .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
-            routes = routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
+            routes = routes
+                .add_service(described().build_v1()?)
+                .add_service(described().build_v1alpha()?);
         }
         Ok((health, routes))
     }
@@ -322,13 +349,18 @@ fn for_work(drain: Duration) -> Duration {
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let listener =
+        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }
 
 /// Says whether calls can be answered. While the store is away, some can.
-async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &HealthReporter) -> Infallible {
+async fn keep_health(
+    requests: &Requests,
+    secrets: Option<&Secrets>,
+    health: &HealthReporter,
+) -> Infallible {
     loop {
         let ready = async {
             requests.ready().await;
@@ -339,7 +371,8 @@ async fn keep_health(requests: &Requests, secrets: Option<&Secrets>, health: &He
         let mut ready = pin!(ready);
         if tokio::time::timeout(UNREADY_SAID, &mut ready).await.is_err() {
             let reason = requests.waits_for();
-            let reason = reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
+            let reason =
+                reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
             warn!(reason, "not ready yet");
             ready.await;
         }
@@ -357,7 +390,8 @@ async fn set_health(health: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// The health of each set of credentials, under a name of its own: without logins the gateway still serves what it knows.
+/// The health of each set of credentials, under a name of its own: without logins the gateway still
+/// serves what it knows.
 async fn watch_logins(health: &HealthReporter, client: &Client, until: &CancellationToken) {
     for (name, mut standing) in client.standings() {
         let (name, health) = (format!("thingspace.login/{name}"), health.clone());
@@ -378,14 +412,15 @@ async fn watch_logins(health: &HealthReporter, client: &Client, until: &Cancella
 
 /// What ThingSpace sends in callbacks never logs in, and what logs in is never sent.
 fn keep_apart(config: &Config, callbacks: &Callbacks, client: &Client) {
-    let logins = config
-        .credentials
-        .iter()
-        .map(|of| LoginFiles { username: of.username_file.clone(), password: of.password_file.clone() });
+    let logins = config.credentials.iter().map(|of| LoginFiles {
+        username: of.username_file.clone(),
+        password: of.password_file.clone(),
+    });
     callbacks.secrets().keep_apart_from(logins.collect());
     let secrets = callbacks.secrets().clone();
     let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
-    client.keep_apart_from(&Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
+    client
+        .keep_apart_from(&Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
 }
 
 /// How long events are kept.
@@ -400,7 +435,9 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     }
     let path = config.store.path.clone();
     let opened = tokio::task::spawn_blocking(move || Embedded::open(&path, retention)).await?;
-    Ok(Arc::new(opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?))
+    Ok(Arc::new(
+        opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?,
+    ))
 }
 
 #[cfg(test)]
@@ -412,6 +449,10 @@ mod tests {
     fn by_default_an_order_under_way_can_finish_in_a_drain() {
         let Config { grpc, thingspace, .. } = Config::defaults();
         let order = thingspace.connect_timeout + thingspace.order_timeout;
-        assert!(for_work(grpc.drain) >= order, "{:?} for an order that takes {order:?}", grpc.drain);
+        assert!(
+            for_work(grpc.drain) >= order,
+            "{:?} for an order that takes {order:?}",
+            grpc.drain
+        );
     }
 }

@@ -1,9 +1,11 @@
 //! ThingSpace's callbacks: proved, read, made durable, and only then acknowledged.
 //!
-//! The last segment of the path proves the sender and tells the account; what stands before it is not looked at, since proxies
-//! change it. Without it nothing of a request is read. The user name and the password in the body are the second
-//! proof. A callback is answered 200 when it is durable, never before, and 503 when it cannot be, within two seconds, after
-//! which ThingSpace sends it again. One that nobody understands is quarantined and answered 200, so that it is not lost.
+//! The last segment of the path proves the sender and tells the account; what stands before it is
+//! not looked at, since proxies change it. Without it nothing of a request is read. The user name
+//! and the password in the body are the second proof. A callback is answered 200 when it is
+//! durable, never before, and 503 when it cannot be, within two seconds, after which ThingSpace
+//! sends it again. One that nobody understands is quarantined and answered 200, so that it is not
+//! lost.
 //!
 //! An answer has no body, and no log line anything of one.
 
@@ -51,7 +53,8 @@ use secrets::Secrets;
 use tally::Tally;
 use tls::Tls;
 
-/// Connections at once: half the file descriptors that a process often has. The API and the calls to ThingSpace need some, too.
+/// Connections at once: half the file descriptors that a process often has. The API and the calls
+/// to ThingSpace need some, too.
 const MAX_CONNECTIONS: usize = 512;
 
 /// Of these, from one address: two cannot take all.
@@ -66,12 +69,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a callback's last byte to its answer. ThingSpace sends it again while it waits for one.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
-/// Callbacks of an account being stored at once; above it senders are asked to come again. Whoever got hold of one account's
-/// URL cannot keep others' callbacks out.
+/// Callbacks of an account being stored at once; above it senders are asked to come again. Whoever
+/// got hold of one account's URL cannot keep others' callbacks out.
 const MAX_AT_ONCE: usize = 256;
 
-/// Callbacks of an account at once that need more of the store: with a pair that is not known, or not understood. They leave the
-/// room above to the others.
+/// Callbacks of an account at once that need more of the store: with a pair that is not known, or
+/// not understood. They leave the room above to the others.
 const MAX_DOUBTFUL: usize = 32;
 
 /// How often certificate and pairs are looked at.
@@ -118,11 +121,15 @@ impl Callbacks {
         let secrets = Secrets::new(config, Arc::clone(&store), accounts);
         match secrets.refresh().await {
             // Nothing is proved before the store has told the secrets; see `Secrets::reload`.
-            Ok(()) | Err(secrets::Error::Store(StoreError::Unavailable(_) | StoreError::Ambiguous(_))) => {}
+            Ok(())
+            | Err(secrets::Error::Store(StoreError::Unavailable(_) | StoreError::Ambiguous(_))) => {
+            }
             Err(error) => return Err(error.into()),
         }
         let tls = match config.tls() {
-            Some((cert, key)) => Some(Mutex::new(Tls::load(cert, key).await.map_err(anyhow::Error::msg)?)),
+            Some((cert, key)) => {
+                Some(Mutex::new(Tls::load(cert, key).await.map_err(anyhow::Error::msg)?))
+            }
             None => None,
         };
         let quarantine = Quarantine::new(store, secrets.clone());
@@ -171,7 +178,8 @@ impl Callbacks {
         tokio::join!(listener::serve(listening, listener, acceptor, self, stop), look);
     }
 
-    /// Follows what may change on disk and in other replicas. A failure is told once, until it is another.
+    /// Follows what may change on disk and in other replicas. A failure is told once, until it is
+    /// another.
     async fn look(self) {
         let mut tick = interval(LOOK);
         let (mut last_tls, mut last_pairs) = (None, None);
@@ -245,7 +253,9 @@ impl Callbacks {
         deadline: Instant,
     ) -> Result<Outcome, Outcome> {
         let Callback { request_id, username, password, called_back } = callback;
-        let (Some(username), Some(password)) = (username, password) else { return Err(Outcome::WrongPair) };
+        let (Some(username), Some(password)) = (username, password) else {
+            return Err(Outcome::WrongPair);
+        };
         self.check(account, &username, &password, deadline).await?;
         let _room = self.room(account, |room| &room.storing)?;
         let status = called_back.status();
@@ -269,7 +279,8 @@ impl Callbacks {
         }
         let _room = self.room(account, |room| &room.doubtful)?;
         let added = self.0.quarantine.add(account, body, pair.is_some());
-        let number = in_time(deadline, account, "quarantine", added).await?.ok_or(Outcome::NotKept)?;
+        let number =
+            in_time(deadline, account, "quarantine", added).await?.ok_or(Outcome::NotKept)?;
         debug!(%account, number, %why, "a callback that cannot be understood");
         Ok(Outcome::Quarantined)
     }
@@ -283,7 +294,8 @@ impl Callbacks {
         deadline: Instant,
     ) -> Result<(), Outcome> {
         let secrets = &self.0.secrets;
-        let accepted = || secrets.accepts(account, username.expose_secret(), password.expose_secret());
+        let accepted =
+            || secrets.accepts(account, username.expose_secret(), password.expose_secret());
         if accepted() {
             return Ok(());
         }
@@ -312,7 +324,8 @@ impl Answer for Callbacks {
 
     async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
         // ThingSpace may list and call the registered URL with a slash at its end.
-        let secret = request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        let secret =
+            request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
         let account = match timeout(ANSWER_TIMEOUT, self.0.secrets.find(secret)).await {
             Ok(Ok(account)) => Ok(account),
             // The store cannot say whether it is a right one.

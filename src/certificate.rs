@@ -1,7 +1,7 @@
 //! A certificate chain and its key, from two PEM files, and whether they can be used now.
 //!
-//! rustls says neither how long a certificate is valid nor why it refuses an old one, so that is read
-//! here from the certificate itself.
+//! rustls says neither how long a certificate is valid nor why it refuses an old one, so that is
+//! read here from the certificate itself.
 
 mod x509;
 
@@ -31,8 +31,8 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// What the files held, if it can be used at `now`. A parser's error may quote its input, so none
-    /// is passed on.
+    /// What the files held, if it can be used at `now`. A parser's error may quote its input, so
+    /// none is passed on.
     pub(crate) fn new(
         cert_file: &Path,
         chain: &[u8],
@@ -116,7 +116,10 @@ fn usable(file: &Path, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<T
             ));
         }
         if now > not_after {
-            return Err(format!("{} holds a certificate that expired at {not_after:.0}", file.display()));
+            return Err(format!(
+                "{} holds a certificate that expired at {not_after:.0}",
+                file.display()
+            ));
         }
         if now < not_before {
             return Err(format!(

@@ -10,8 +10,8 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 pub use operate::{
-    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Rotate, Settle, Store,
-    Unblock,
+    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Rotate, Settle,
+    Store, Unblock,
 };
 
 /// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
@@ -92,7 +92,8 @@ Examples:
   thingspace-gateway dev --listen 127.0.0.1:0     take a free port
   RUST_LOG=debug thingspace-gateway dev           see what it does")]
 pub struct Dev {
-    /// Loopback address of the API; probes are then answered on any free port [default: 127.0.0.1:50051]
+    /// Loopback address of the API; probes are then answered on any free port [default:
+    /// 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR", value_parser = loopback)]
     pub listen: Option<SocketAddr>,
     /// Keep what is stored in this file
@@ -117,7 +118,8 @@ pub struct Simulate {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
-    /// Address of the control API, for tests: faults, outcomes, what happened; without authentication
+    /// Address of the control API, for tests: faults, outcomes, what happened; without
+    /// authentication
     #[arg(long, value_name = "ADDR")]
     pub control: Option<SocketAddr>,
 }
@@ -152,7 +154,9 @@ impl Cli {
     pub fn config_file(&self) -> Option<&Path> {
         match &self.command {
             Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
-            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) | Command::Operate(_) => None,
+            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) | Command::Operate(_) => {
+                None
+            }
         }
     }
 }
@@ -180,7 +184,8 @@ mod tests {
 
     #[test]
     fn dev_stays_on_loopback() {
-        let parse = |address| Cli::try_parse_from(["thingspace-gateway", "dev", "--listen", address]);
+        let parse =
+            |address| Cli::try_parse_from(["thingspace-gateway", "dev", "--listen", address]);
         assert!(parse("127.0.0.1:0").is_ok());
         assert!(parse("[::1]:0").is_ok());
         assert!(parse("0.0.0.0:0").is_err());

@@ -1,9 +1,9 @@
-//! The configuration: one TOML file over compiled-in defaults (`config.default.toml`, which is its reference), every
-//! key overridable by environment.
+//! The configuration: one TOML file over compiled-in defaults (`config.default.toml`, which is its
+//! reference), every key overridable by environment.
 //!
-//! Unknown keys are refused and all problems are reported at once. Secrets are never values here, only the names of
-//! files that hold them, so that a configuration may be printed. Lists of tables (`[[credentials]]`) come from the
-//! file only. The environment is read here and nowhere else.
+//! Unknown keys are refused and all problems are reported at once. Secrets are never values here,
+//! only the names of files that hold them, so that a configuration may be printed. Lists of tables
+//! (`[[credentials]]`) come from the file only. The environment is read here and nowhere else.
 
 mod address;
 mod duration;
@@ -125,7 +125,8 @@ pub struct Callbacks {
     /// Both empty: plain HTTP.
     pub tls_cert_file: PathBuf,
     pub tls_key_file: PathBuf,
-    /// Where ThingSpace reaches the listener; an account's secret is appended as the last segment of the path.
+    /// Where ThingSpace reaches the listener; an account's secret is appended as the last segment
+    /// of the path.
     pub public_url: String,
     /// Lets `public_url` be http:// on other hosts than this one.
     pub allow_plaintext: bool,
@@ -150,13 +151,15 @@ pub struct Callbacks {
 impl Callbacks {
     /// Certificate and key, if HTTPS is wanted.
     pub fn tls(&self) -> Option<(&Path, &Path)> {
-        let given = !self.tls_cert_file.as_os_str().is_empty() && !self.tls_key_file.as_os_str().is_empty();
+        let given =
+            !self.tls_cert_file.as_os_str().is_empty() && !self.tls_key_file.as_os_str().is_empty();
         given.then_some((self.tls_cert_file.as_path(), self.tls_key_file.as_path()))
     }
 
     /// The files of the pair, if it is given.
     pub fn pair_files(&self) -> Option<(&Path, &Path)> {
-        let given = !self.username_file.as_os_str().is_empty() && !self.password_file.as_os_str().is_empty();
+        let given = !self.username_file.as_os_str().is_empty()
+            && !self.password_file.as_os_str().is_empty();
         given.then_some((self.username_file.as_path(), self.password_file.as_path()))
     }
 }
@@ -327,8 +330,8 @@ pub(crate) fn record_path(store: &Path) -> PathBuf {
 impl Config {
     /// Defaults, then the file, then the environment; validated.
     ///
-    /// With a file it is the configuration of a deployment, which needs credentials and a store. Without, it is what
-    /// `dev` and `simulate` begin with: they bring their own.
+    /// With a file it is the configuration of a deployment, which needs credentials and a store.
+    /// Without, it is what `dev` and `simulate` begin with: they bring their own.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
         let (read, mut problems, is_read) = match given(file) {
             Ok(read) => (read, Problems::default(), true),
@@ -345,19 +348,22 @@ impl Config {
         problems.or(config)
     }
 
-    /// The socket of the gateway with this configuration, also if something else in it is wrong by now: a running gateway is
-    /// asked above all when something is.
+    /// The socket of the gateway with this configuration, also if something else in it is wrong by
+    /// now: a running gateway is asked above all when something is.
     pub fn socket_of(file: Option<&Path>) -> Result<PathBuf, Problems> {
         let (config, mut problems) = layers::merge(given(file)?, &environment());
-        if config.control.socket.as_os_str().is_empty() && config.store.path.as_os_str().is_empty() {
-            problems.push("control.socket: is not set, nor is store.path: where is the gateway's socket?");
+        if config.control.socket.as_os_str().is_empty() && config.store.path.as_os_str().is_empty()
+        {
+            problems.push(
+                "control.socket: is not set, nor is store.path: where is the gateway's socket?",
+            );
             return Err(problems);
         }
         Ok(config.control_socket())
     }
 
-    /// The file of the embedded store and the socket of the gateway with this configuration, also if something else in it
-    /// is wrong by now.
+    /// The file of the embedded store and the socket of the gateway with this configuration, also
+    /// if something else in it is wrong by now.
     pub fn store_of(file: &Path) -> Result<(PathBuf, PathBuf), Problems> {
         let (config, mut problems) = layers::merge(given(Some(file))?, &environment());
         if config.store.kind != StoreKind::Embedded || config.store.path.as_os_str().is_empty() {
@@ -404,6 +410,8 @@ fn given(file: Option<&Path>) -> Result<Option<layers::Read<'_>>, Problems> {
 
 fn environment() -> HashMap<String, String> {
     std::env::vars_os()
-        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .map(|(name, value)| {
+            (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+        })
         .collect()
 }

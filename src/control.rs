@@ -1,8 +1,9 @@
 //! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
-//! Only the user that runs the gateway can open the socket (0600 from its first moment), so whoever can has its rights anyway:
-//! there is no other authentication. A socket left behind by a dead process is replaced; one that somebody answers on is not.
-//! Nothing here decides anything: it calls the domain and says what that said.
+//! Only the user that runs the gateway can open the socket (0600 from its first moment), so whoever
+//! can has its rights anyway: there is no other authentication. A socket left behind by a dead
+//! process is replaced; one that somebody answers on is not. Nothing here decides anything: it
+//! calls the domain and says what that said.
 
 mod callbacks;
 pub mod client;
@@ -100,7 +101,8 @@ fn identity(metadata: &fs::Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-/// Removes a socket that a dead process left behind. Anything else at the path stays, and is an error.
+/// Removes a socket that a dead process left behind. Anything else at the path stays, and is an
+/// error.
 async fn make_way(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
@@ -144,7 +146,8 @@ impl Control {
     ) -> io::Result<Self> {
         check_length(&path)?;
         make_way(&path).await?;
-        // Nobody else can enter the folder, so there is no moment at which others could open the socket.
+        // Nobody else can enter the folder, so there is no moment at which others could open the
+        // socket.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let scratch = tempfile::Builder::new()
             .prefix(".s")
@@ -157,7 +160,8 @@ impl Control {
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         let identity = identity(&fs::symlink_metadata(&new)?);
         rename_to_nothing(&new, &path)?;
-        let subject = Subject { requests, client, callbacks, registration, instance: Arc::new(instance) };
+        let subject =
+            Subject { requests, client, callbacks, registration, instance: Arc::new(instance) };
         let router = Router::new()
             .merge(status::routes())
             .merge(logins::routes())
@@ -173,7 +177,8 @@ impl Control {
     /// Serves until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
         let Self { listener, socket, router } = self;
-        let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+        let serving =
+            axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
         let goodbye = async {
             stop.cancelled().await;
             drop(socket);
@@ -191,13 +196,18 @@ impl Control {
 impl Subject {
     #[expect(clippy::result_large_err, reason = "it is the answer")]
     fn callbacks(&self) -> Result<&Callbacks, Response> {
-        let none =
-            || refuse(StatusCode::CONFLICT, &"the gateway takes no callbacks: callbacks.enabled is false");
+        let none = || {
+            refuse(
+                StatusCode::CONFLICT,
+                &"the gateway takes no callbacks: callbacks.enabled is false",
+            )
+        };
         self.callbacks.as_ref().ok_or_else(none)
     }
 }
 
-/// A system takes about a hundred bytes. A longer path can be made, by renaming, and then nobody can connect to it.
+/// A system takes about a hundred bytes. A longer path can be made, by renaming, and then nobody
+/// can connect to it.
 fn check_length(path: &Path) -> io::Result<()> {
     let too_long = |_| {
         io::Error::new(

@@ -1,8 +1,9 @@
 //! The identifiers of accounts, requests, devices and profiles, parsed once at the edge.
 //!
-//! A value of a type here has the right shape: whoever holds one need not check again. `Debug` and `Display`
-//! of a device's identifiers are masked, so that no log line gives an identity away; the full digits come only from
-//! `as_str`. Checksums are not part of the shape, because Verizon's own samples fail them.
+//! A value of a type here has the right shape: whoever holds one need not check again. `Debug` and
+//! `Display` of a device's identifiers are masked, so that no log line gives an identity away; the
+//! full digits come only from `as_str`. Checksums are not part of the shape, because Verizon's own
+//! samples fail them.
 
 use std::{fmt, sync::Arc};
 
@@ -124,8 +125,9 @@ impl Kind {
         if shape { Ok(()) } else { Err(Invalid(phrase)) }
     }
 
-    /// Checks the check digits of a well-formed identifier: EID by ISO 7064 MOD 97-10 (GSMA SGP.29), ICCID and
-    /// 15-digit IMEI by Luhn. Others have none, nor has a 19-digit ICCID that was handed out without.
+    /// Checks the check digits of a well-formed identifier: EID by ISO 7064 MOD 97-10 (GSMA
+    /// SGP.29), ICCID and 15-digit IMEI by Luhn. Others have none, nor has a 19-digit ICCID that
+    /// was handed out without.
     pub fn checksum(self, text: &str) -> Result<(), Invalid> {
         let holds = match self {
             Self::Eid => text.bytes().fold(0, |n, b| (n * 10 + u32::from(b - b'0')) % 97) == 1,
@@ -203,7 +205,8 @@ impl fmt::Debug for Device {
 pub struct Digits(Option<Arc<str>>);
 
 impl Digits {
-    /// Takes the text as it is; empty means absent. Whoever takes it from outside checks it first with [`Kind::check`].
+    /// Takes the text as it is; empty means absent. Whoever takes it from outside checks it first
+    /// with [`Kind::check`].
     pub fn new(text: &str) -> Self {
         Self((!text.is_empty()).then(|| text.into()))
     }

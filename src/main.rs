@@ -52,8 +52,10 @@ fn main() -> ExitCode {
         }
         Command::Operate(command) => {
             let Some(remote) = command.remote() else { return USAGE.into() };
-            let socket =
-                remote.socket.clone().map_or_else(|| Config::socket_of(remote.config.as_deref()), Ok);
+            let socket = remote
+                .socket
+                .clone()
+                .map_or_else(|| Config::socket_of(remote.config.as_deref()), Ok);
             return match socket {
                 Ok(socket) => once(control::client::run(command, socket, &mut io::stdout())),
                 Err(problems) => refuse(&problems),
@@ -76,14 +78,16 @@ fn main() -> ExitCode {
         };
     }
 
-    let workers = thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
-    let runtime = match runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "cannot start threads: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let workers =
+        thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
+    let runtime =
+        match runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "cannot start threads: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     let telemetry = {
         let _context = runtime.enter();
         match telemetry::init(&config.telemetry) {
@@ -128,7 +132,9 @@ async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
             }
             Box::pin(app::dev(config, dev.store, stop)).await
         }
-        Command::Simulate(simulate) => Box::pin(app::simulate(simulate.listen, simulate.control, stop)).await,
+        Command::Simulate(simulate) => {
+            Box::pin(app::simulate(simulate.listen, simulate.control, stop)).await
+        }
         Command::Check(_) | Command::Health(_) | Command::Operate(_) => Ok(()),
     }
 }

@@ -1,7 +1,8 @@
 //! The domain: orders, requests, and who waits for them. Its front door is [`Requests`].
 //!
-//! Everything a request is comes from its log by way of [`state`]; this module and its children only append events, wait for
-//! them to be folded, and read the projection. They know no gRPC code and no HTTP status.
+//! Everything a request is comes from its log by way of [`state`]; this module and its children
+//! only append events, wait for them to be folded, and read the projection. They know no gRPC code
+//! and no HTTP status.
 
 pub mod asker;
 mod called_back;
@@ -54,16 +55,19 @@ use resolve::Resolver;
 use token::TokenKey;
 use watch::Watch;
 
-/// How often an append is repeated, with the same event id, when the store did not say whether it stored, and how long.
+/// How often an append is repeated, with the same event id, when the store did not say whether it
+/// stored, and how long.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
-/// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be a second defect.
+/// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be
+/// a second defect.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Appends an event to a log that begins at `first`, as far as that is known; durable when this returns.
+/// Appends an event to a log that begins at `first`, as far as that is known; durable when this
+/// returns.
 async fn append(
     store: &dyn Store,
     log: &LogName,
@@ -75,7 +79,9 @@ async fn append(
     let mut may_be_stored = false;
     for tried in 1..=APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason)) if tried < APPEND_TRIES && began.elapsed() < APPEND_WITHIN => {
+            Err(StoreError::Ambiguous(reason))
+                if tried < APPEND_TRIES && began.elapsed() < APPEND_WITHIN =>
+            {
                 debug!(log = log.encode(), reason, "repeating an append");
                 may_be_stored = true;
             }
@@ -149,8 +155,14 @@ pub struct StatusQuery {
 }
 
 impl Requests {
-    /// `tasks` tracks what has to finish before the process may end: orders and questions under way.
-    pub fn new(config: &Config, store: Arc<dyn Store>, client: Client, tasks: &TaskTracker) -> Self {
+    /// `tasks` tracks what has to finish before the process may end: orders and questions under
+    /// way.
+    pub fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        client: Client,
+        tasks: &TaskTracker,
+    ) -> Self {
         let (limits, polling) = (&config.limits, &config.polling);
         let hub = Arc::new(Hub::new(
             Arc::clone(&store),
@@ -212,14 +224,17 @@ impl Requests {
         self.client.drain();
     }
 
-    /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an end, and follows the store until
-    /// `stop`.
+    /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an
+    /// end, and follows the store until `stop`.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
         let follow = self.hub.follow(stop);
         let ask = async {
             if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
                 self.hub.stir();
-                tokio::join!(Arc::clone(&self.poller).run(drain.clone()), self.resolver.run(drain.clone()));
+                tokio::join!(
+                    Arc::clone(&self.poller).run(drain.clone()),
+                    self.resolver.run(drain.clone())
+                );
             }
         };
         tokio::join!(follow, ask);
@@ -251,8 +266,9 @@ impl Requests {
         self.resolver.unknown_orders().await
     }
 
-    /// Takes an operator's word for what became of an order of unknown outcome. With `force` also if ThingSpace does not
-    /// confirm it, or to correct an earlier settlement; then returns why it was not confirmed.
+    /// Takes an operator's word for what became of an order of unknown outcome. With `force` also
+    /// if ThingSpace does not confirm it, or to correct an earlier settlement; then returns why it
+    /// was not confirmed.
     pub async fn settle_order(
         &self,
         order_id: &str,
@@ -264,7 +280,11 @@ impl Requests {
 
     /// Whether this gateway has credentials for an account.
     pub fn check_account(&self, account: &AccountName) -> Result<(), Error> {
-        if self.client.serves(account) { Ok(()) } else { Err(Error::AccountNotConfigured(account.clone())) }
+        if self.client.serves(account) {
+            Ok(())
+        } else {
+            Err(Error::AccountNotConfigured(account.clone()))
+        }
     }
 
     pub async fn download(&self, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
@@ -308,7 +328,12 @@ impl Requests {
     }
 
     /// A watch of a request, from its beginning or after a resume token.
-    pub async fn watch(&self, account: &AccountName, id: &RequestId, token: &str) -> Result<Watch, Error> {
+    pub async fn watch(
+        &self,
+        account: &AccountName,
+        id: &RequestId,
+        token: &str,
+    ) -> Result<Watch, Error> {
         let (key, epoch) = self.token_key().await?;
         let asked = id;
         let id = &self.spelling(asked).await?;
@@ -328,7 +353,8 @@ impl Requests {
         self.hub.hint_watched(&tracked.id);
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
-            let asked = self.asker.refresh(tracked, Instant::now(), self.limits.min_age, For::Caller).await;
+            let asked =
+                self.asker.refresh(tracked, Instant::now(), self.limits.min_age, For::Caller).await;
             if let Err(error) = asked {
                 debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
@@ -337,8 +363,9 @@ impl Requests {
 
     /// The key that authenticates resume and page tokens, and the epoch of the store it belongs to.
     pub async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
-        let behind =
-            || Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()));
+        let behind = || {
+            Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()))
+        };
         let epoch = self.hub.epoch().ok_or_else(behind)?;
         let cached = lock(&self.token_key).clone();
         if let Some((key, _)) = cached.filter(|(_, of)| *of == epoch) {
@@ -387,6 +414,10 @@ impl Requests {
         };
         // A log whose first events may have expired is never shown.
         let expired = age > self.limits.retention;
-        if owned && !expired { Ok(Attached { tracked, changes }) } else { Err(Error::RequestNotFound) }
+        if owned && !expired {
+            Ok(Attached { tracked, changes })
+        } else {
+            Err(Error::RequestNotFound)
+        }
     }
 }

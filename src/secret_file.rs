@@ -1,7 +1,7 @@
 //! A secret in a file of its own: read each time it is needed, bounded, and never in an error.
 //!
-//! What an editor or a copy adds by accident is refused here, because ThingSpace would count it as a
-//! rejected login: a byte order mark, blanks at the ends, a second line.
+//! What an editor or a copy adds by accident is refused here, because ThingSpace would count it as
+//! a rejected login: a byte order mark, blanks at the ends, a second line.
 
 use std::{
     collections::BTreeSet,
@@ -46,7 +46,8 @@ pub async fn read_lines(path: &Path) -> Result<SecretString, String> {
     text(&bytes).map_err(|why| unreadable(path, &why))
 }
 
-/// The bytes of a file, unless its volume does not answer. While a read of it is held up, no other one begins.
+/// The bytes of a file, unless its volume does not answer. While a read of it is held up, no other
+/// one begins.
 async fn in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     const HELD_UP: &str = "cannot be read in time; its volume does not answer";
     if held_up().contains(path) {
@@ -77,17 +78,19 @@ fn held_up() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     HELD_UP.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the configuration says of a file that [`check`] finds wrong. A value without a slash that names no file may be
-/// the secret itself, so it is not quoted.
+/// What the configuration says of a file that [`check`] finds wrong. A value without a slash that
+/// names no file may be the secret itself, so it is not quoted.
 pub(crate) fn problem(path: &Path, what: &str) -> String {
     if path.exists() || path.as_os_str().as_encoded_bytes().contains(&b'/') {
         format!("{} {what}", path.display())
     } else {
-        "is not the path of a file; write the secret into a file, and the path of that file here".to_owned()
+        "is not the path of a file; write the secret into a file, and the path of that file here"
+            .to_owned()
     }
 }
 
-/// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE …".
+/// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE
+/// …".
 pub(crate) fn check(path: &Path) -> Result<SecretString, String> {
     alone(&check_lines(path)?).map_err(str::to_owned)
 }
@@ -108,7 +111,9 @@ pub(crate) fn bounded(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, Stri
         return Err("is not a file".to_owned());
     }
     let mut bytes = Zeroizing::new(Vec::new());
-    File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    File::open(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .map_err(unreadable)?;
     if bytes.len() as u64 > most {
         return Err(format!("holds more than {most} bytes"));
     }
@@ -142,7 +147,9 @@ fn alone(text: &SecretString) -> Result<SecretString, &'static str> {
         return Err("is empty; write the secret into it");
     }
     if text.contains(char::is_control) {
-        return Err("holds control characters or more than one line; write nothing but the secret into it");
+        return Err(
+            "holds control characters or more than one line; write nothing but the secret into it",
+        );
     }
     if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
         return Err("begins or ends with a blank; write nothing but the secret into it");

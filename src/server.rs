@@ -1,7 +1,9 @@
-//! Accepts connections and serves the API on them: tonic's server, with bounds where tonic has none.
+//! Accepts connections and serves the API on them: tonic's server, with bounds where tonic has
+//! none.
 //!
-//! It knows nothing of what is served. Ending the streams of a drain is the business of whoever opened them; this only stops
-//! accepting, and is dropped when time is up. What is plain HTTP is served by [`http`].
+//! It knows nothing of what is served. Ending the streams of a drain is the business of whoever
+//! opened them; this only stops accepting, and is dropped when time is up. What is plain HTTP is
+//! served by [`http`].
 
 pub mod http;
 
@@ -23,10 +25,12 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of a request, in bytes; gRPC callers commonly send well below 8 KiB.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// Streams that a peer may have reset before they were accepted. Callers that cancel a lot reach the default of 20.
+/// Streams that a peer may have reset before they were accepted. Callers that cancel a lot reach
+/// the default of 20.
 const MAX_PENDING_RESETS: usize = 200;
 
-/// Flow control windows, in bytes: of a stream and of a connection. Requests are small, but for orders of thousands of devices.
+/// Flow control windows, in bytes: of a stream and of a connection. Requests are small, but for
+/// orders of thousands of devices.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 

@@ -1,6 +1,8 @@
-//! Signals become tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second for an end at once.
+//! Signals become tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second for an
+//! end at once.
 //!
-//! SIGHUP comes when a terminal is closed. Files are read again without a signal, so it means nothing else.
+//! SIGHUP comes when a terminal is closed. Files are read again without a signal, so it means
+//! nothing else.
 //!
 //! What draining means is the business of those who hold the tokens.
 
@@ -20,7 +22,8 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Follows the process's signals. To be called inside a runtime; when it returns no signal is missed.
+    /// Follows the process's signals. To be called inside a runtime; when it returns no signal is
+    /// missed.
     pub fn on_signals() -> io::Result<Self> {
         let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
         let mut signals = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>()?;
@@ -50,7 +53,9 @@ mod tests {
 
     #[tokio::test]
     async fn the_first_signal_drains_and_the_second_stops() {
-        for (signals, soft, hard) in [(0, false, false), (1, true, false), (2, true, true), (3, true, true)] {
+        for (signals, soft, hard) in
+            [(0, false, false), (1, true, false), (2, true, true), (3, true, true)]
+        {
             let stop = Stop::default();
             relay(stream::iter(vec![(); signals]), stop.clone()).await;
             assert_eq!(

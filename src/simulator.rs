@@ -1,15 +1,19 @@
-//! A ThingSpace good enough to lean on, over real HTTP: what `dev` and `simulate` run, and what every test talks to.
+//! A ThingSpace good enough to lean on, over real HTTP: what `dev` and `simulate` run, and what
+//! every test talks to.
 //!
-//! It speaks OAuth 2.0 and UWS sessions, takes orders for Global profiles, tells their status and calls back, as Verizon's pages say
-//! and in the awkward ways that its users met. Where the pages are silent, [`Options`] choose. Its JSON is its own:
-//! it shares no wire type with the client, so that a wrong field name cannot pass unseen.
+//! It speaks OAuth 2.0 and UWS sessions, takes orders for Global profiles, tells their status and
+//! calls back, as Verizon's pages say and in the awkward ways that its users met. Where the pages
+//! are silent, [`Options`] choose. Its JSON is its own: it shares no wire type with the client, so
+//! that a wrong field name cannot pass unseen.
 //!
-//! It never repairs what it is sent, never orders anything by itself, and keeps everything it was told until it ends:
-//! the [`Ledger`] is what really happened upstream, whatever the gateway believes.
+//! It never repairs what it is sent, never orders anything by itself, and keeps everything it was
+//! told until it ends: the [`Ledger`] is what really happened upstream, whatever the gateway
+//! believes.
 //!
 //! Stopping it is a power cut: every connection breaks, whatever waits is never done.
 //!
-//! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, where it has no ICCID) decides its fate:
+//! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, where it has no ICCID) decides
+//! its fate:
 //!
 //! | digit | fate |
 //! |---|---|
@@ -50,8 +54,8 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::AccountName;
 
 pub use callbacks::{
-    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Passwords, Registered, Retries, SERVICE, Sender,
-    Sequence,
+    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Passwords, Registered, Retries,
+    SERVICE, Sender, Sequence,
 };
 pub use faults::{Endpoint, Fault, Gate, What, When};
 pub use handle::Handle;
@@ -59,7 +63,8 @@ pub use ledger::{Attempts, Ledger, PlacedOrder};
 pub use requests::Outcome;
 pub use shape::{Identifiers, List, Overall, Shape, Words};
 
-/// How the simulator behaves. The defaults are for a laptop; the credentials among them open nothing else.
+/// How the simulator behaves. The defaults are for a laptop; the credentials among them open
+/// nothing else.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub listen: SocketAddr,
@@ -76,7 +81,8 @@ pub struct Options {
     pub password: SecretString,
     /// From the first issue: every token request within it gets the same token.
     pub bearer_lifetime: Duration,
-    /// Whether `expires_in` of a token handed out again is what is left of it, or always the whole lifetime.
+    /// Whether `expires_in` of a token handed out again is what is left of it, or always the whole
+    /// lifetime.
     pub expires_in_counts_down: bool,
     /// How long a session lives unused.
     pub session_idle: Duration,
@@ -117,7 +123,8 @@ pub enum SessionRefusal {
 
 impl Default for Options {
     fn default() -> Self {
-        let account = |name| AccountName::parse(name).expect("a literal in the shape of an account name");
+        let account =
+            |name| AccountName::parse(name).expect("a literal in the shape of an account name");
         Self {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             mode: Mode::Auto { after: Duration::from_secs(5) },
@@ -158,7 +165,12 @@ impl Simulator {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
         let (outbox, errands) = mpsc::unbounded_channel();
-        Ok(Self { listener, address, shared: Arc::new(state::Shared::new(options, outbox)), errands })
+        Ok(Self {
+            listener,
+            address,
+            shared: Arc::new(state::Shared::new(options, outbox)),
+            errands,
+        })
     }
 
     pub fn local_addr(&self) -> SocketAddr {

@@ -1,11 +1,11 @@
 //! Everything durable is a log or a cell.
 //!
-//! A **log** is append-only; its reader folds it. A **cell** is a small value changed only by compare-and-swap.
-//! The store knows neither what an event means nor which log is open: retention is its own business, and nothing
-//! depends on it for safety.
+//! A **log** is append-only; its reader folds it. A **cell** is a small value changed only by
+//! compare-and-swap. The store knows neither what an event means nor which log is open: retention
+//! is its own business, and nothing depends on it for safety.
 //!
-//! [`Store`] is the one hand-written trait of this crate. What a backend owes, beyond the signatures, is written as
-//! executable contract in `store/contract.rs`, run against every backend.
+//! [`Store`] is the one hand-written trait of this crate. What a backend owes, beyond the
+//! signatures, is written as executable contract in `store/contract.rs`, run against every backend.
 
 mod cell;
 pub mod embedded;
@@ -30,31 +30,33 @@ pub const MAX_EVENT_BYTES: usize = 900_000;
 /// The largest number of entries one `read` returns.
 pub const MAX_READ: usize = 1_000;
 
-/// A read that returns fewer entries than it may, and fewer bytes of events than this, has reached the
-/// end of the log.
+/// A read that returns fewer entries than it may, and fewer bytes of events than this, has reached
+/// the end of the log.
 pub const WHOLE_READ_BYTES: usize = 1024 * 1024;
 
 /// Logs and cells; see the module's documentation.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
-    /// Appends an event. It is durable when this returns. The same `id` again is the same event: it returns the first
-    /// position and stores nothing.
+    /// Appends an event. It is durable when this returns. The same `id` again is the same event: it
+    /// returns the first position and stores nothing.
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
-    /// The entries of a log after a sequence (0: from its beginning), oldest first, at most `limit` and
-    /// [`MAX_READ`], and fewer where their events have [`WHOLE_READ_BYTES`] or more: then only an empty answer says that
-    /// there are no more. Sees every acknowledged append.
-    async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError>;
+    /// The entries of a log after a sequence (0: from its beginning), oldest first, at most `limit`
+    /// and [`MAX_READ`], and fewer where their events have [`WHOLE_READ_BYTES`] or more: then only
+    /// an empty answer says that there are no more. Sees every acknowledged append.
+    async fn read(&self, log: &LogName, after: u64, limit: usize)
+    -> Result<Vec<Entry>, StoreError>;
 
-    /// All logs, in order, without end, beginning after a position (`None`: from the first that is kept). Hides
-    /// hiccups and reconnects; ends only after `Lost`.
+    /// All logs, in order, without end, beginning after a position (`None`: from the first that is
+    /// kept). Hides hiccups and reconnects; ends only after `Lost`.
     fn follow(&self, after: Option<Position>) -> BoxStream<'static, Followed>;
 
     /// What a cell holds. Never a cache, never a stale replica.
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
-    /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Values carry a nonce, so that a
-    /// backend settles an ambiguous answer itself. A value is bound like an event.
+    /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Values carry
+    /// a nonce, so that a backend settles an ambiguous answer itself. A value is bound like an
+    /// event.
     async fn swap(
         &self,
         cell: &CellName,
@@ -62,60 +64,64 @@ pub trait Store: Send + Sync + fmt::Debug {
         value: Bytes,
     ) -> Result<Swap, StoreError>;
 
-    /// True when no other process can use this store while this one does, so that whatever another incarnation left
-    /// behind is dead.
+    /// True when no other process can use this store while this one does, so that whatever another
+    /// incarnation left behind is dead.
     fn exclusive(&self) -> bool;
 
-    /// Why the store cannot be used now, or could not be written to last time, for people; `None` while it can.
+    /// Why the store cannot be used now, or could not be written to last time, for people; `None`
+    /// while it can.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// What the store has forgotten, as far as it can tell; `None`: nothing. While something is lost, every call is refused
-    /// with [`StoreError::Unavailable`], until an operator accepts the loss.
+    /// What the store has forgotten, as far as it can tell; `None`: nothing. While something is
+    /// lost, every call is refused with [`StoreError::Unavailable`], until an operator accepts the
+    /// loss.
     fn loss(&self) -> Option<Loss> {
         None
     }
 
-    /// An operator accepts that something is lost. The store begins a new epoch and can be used again. Returns what was
-    /// accepted; without a loss it begins a new epoch only if `restored` says that a backup was restored.
+    /// An operator accepts that something is lost. The store begins a new epoch and can be used
+    /// again. Returns what was accepted; without a loss it begins a new epoch only if `restored`
+    /// says that a backup was restored.
     async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         let _ = restored;
         Ok(None)
     }
 
-    /// True once permanent cells were lost and an operator accepted it. From then on a missing cell proves nothing: it
-    /// may have been there.
+    /// True once permanent cells were lost and an operator accepted it. From then on a missing cell
+    /// proves nothing: it may have been there.
     fn has_lost_cells(&self) -> bool {
         false
     }
 
-    /// Since when the store remembers everything: it was made then, or a loss was accepted then. `None`: not known yet.
+    /// Since when the store remembers everything: it was made then, or a loss was accepted then.
+    /// `None`: not known yet.
     fn remembers_since(&self) -> Option<Timestamp> {
         None
     }
 
-    /// How old an event is at least, by the store's own clock, which no wrong clock of a host can move ahead. `time` is the
-    /// event's time stamp.
+    /// How old an event is at least, by the store's own clock, which no wrong clock of a host can
+    /// move ahead. `time` is the event's time stamp.
     fn age(&self, position: Position, time: Timestamp) -> Duration {
         let _ = position;
         Timestamp::now().duration_since(time).try_into().unwrap_or_default()
     }
 
-    /// Why there is no room for new orders, for people; `None`: there is. Outcomes, polls and callbacks of the orders
-    /// that are known still fit.
+    /// Why there is no room for new orders, for people; `None`: there is. Outcomes, polls and
+    /// callbacks of the orders that are known still fit.
     fn shortage(&self) -> Option<String> {
         None
     }
 
-    /// Where the store ends, as far as it knows without a look; `None`: it does not know. A follower that stays behind
-    /// stands still.
+    /// Where the store ends, as far as it knows without a look; `None`: it does not know. A
+    /// follower that stays behind stands still.
     fn end(&self) -> Option<Position> {
         None
     }
 
-    /// Why the next start would not notice that the store was lost or put back to an older copy, and
-    /// what to do, for people. `None`: it would notice.
+    /// Why the next start would not notice that the store was lost or put back to an older copy,
+    /// and what to do, for people. `None`: it would notice.
     fn unprotected(&self) -> Option<String> {
         None
     }
@@ -195,7 +201,8 @@ impl CellName {
     }
 }
 
-/// Where an event lies: in which incarnation of the store, and where there. Sequences grow, with gaps.
+/// Where an event lies: in which incarnation of the store, and where there. Sequences grow, with
+/// gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub epoch: u64,
@@ -214,7 +221,8 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Followed {
     Event(LogName, Entry),
-    /// Everything that was stored when the follower asked has been delivered; once, before the first newer event.
+    /// Everything that was stored when the follower asked has been delivered; once, before the
+    /// first newer event.
     CaughtUp(Position),
     Lost(Lost),
 }

@@ -1,8 +1,9 @@
 //! Logs and traces: set up once, by `main`, and flushed at its end.
 //!
-//! Logs go to standard error, because standard output belongs to what `dev` and `check` print. Traces go to an OTLP
-//! collector where one is configured. Nothing of the exporter's own traffic is traced, or each export would
-//! cause the next. A dead collector delays the end of the process by [`FLUSH`] at most, and nothing else.
+//! Logs go to standard error, because standard output belongs to what `dev` and `check` print.
+//! Traces go to an OTLP collector where one is configured. Nothing of the exporter's own traffic is
+//! traced, or each export would cause the next. A dead collector delays the end of the process by
+//! [`FLUSH`] at most, and nothing else.
 
 mod collector;
 pub mod rpc;
@@ -35,7 +36,8 @@ pub const AUDIT: &str = "audit";
 /// How long the last spans may take to get out.
 pub const FLUSH: Duration = Duration::from_secs(3);
 
-/// What is traced. The rest is on the exporter's own way, or beneath what a reader of traces looks at.
+/// What is traced. The rest is on the exporter's own way, or beneath what a reader of traces looks
+/// at.
 const TRACED: &str = "info,hyper=off,h2=off,tonic=off,tower=off,reqwest=off,opentelemetry=off";
 
 /// What has to be flushed.
@@ -45,8 +47,8 @@ pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Installs the process's log, tracer and propagator. To be called once, inside a runtime. An error is one of
-/// configuration.
+/// Installs the process's log, tracer and propagator. To be called once, inside a runtime. An error
+/// is one of configuration.
 pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let traces = match config.otlp_endpoint.as_str() {
@@ -66,7 +68,10 @@ pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
     let audit = filter_fn(|metadata| metadata.target() == AUDIT);
     // A line says all it has to say; spans are for traces.
     let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
-    tracing_subscriber::registry().with(log(config.log_format).with_filter(filter)).with(spans).try_init()?;
+    tracing_subscriber::registry()
+        .with(log(config.log_format).with_filter(filter))
+        .with(spans)
+        .try_init()?;
     Ok(Telemetry { traces })
 }
 
@@ -96,7 +101,10 @@ fn exporting(config: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
         Some(channel) => exporter.with_channel(channel),
         None => exporter.with_endpoint(&config.otlp_endpoint),
     };
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter.build()?).with_resource(resource()).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter.build()?)
+        .with_resource(resource())
+        .build())
 }
 
 /// Who we are, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.

@@ -1,11 +1,13 @@
 //! The client of ThingSpace: one send path, one function per endpoint.
 //!
-//! It owns the two tokens: nobody outside this module sees one, and nobody renews one but `session`. It decides what
-//! a failure means, where the knowledge is, as one [`Error`] of a closed list; its callers match on that alone.
+//! It owns the two tokens: nobody outside this module sees one, and nobody renews one but
+//! `session`. It decides what a failure means, where the knowledge is, as one [`Error`] of a closed
+//! list; its callers match on that alone.
 //!
-//! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace certainly turned
-//! away before execution (one renewal for each kind of token). Calls without effect are tried again by [`retry`]'s pace, and
-//! a host that does not answer is left alone by its [`breaker`].
+//! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace
+//! certainly turned away before execution (one renewal for each kind of token). Calls without
+//! effect are tried again by [`retry`]'s pace, and a host that does not answer is left alone by its
+//! [`breaker`].
 
 mod breaker;
 mod client;
@@ -51,7 +53,8 @@ pub struct Order {
     pub service_plan: String,
 }
 
-/// ThingSpace's words for a status, reduced to what they mean (`Success`, `Failed`, `Failure`, `Queued`, …; any case).
+/// ThingSpace's words for a status, reduced to what they mean (`Success`, `Failed`, `Failure`,
+/// `Queued`, …; any case).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StatusClass {
     Pending,
@@ -79,7 +82,8 @@ pub struct StatusAnswer {
     pub devices: Vec<(Device, StatusClass)>,
 }
 
-/// A URL that is registered for the callbacks of a service. Whoever knows the URL may post to it: it is not printed.
+/// A URL that is registered for the callbacks of a service. Whoever knows the URL may post to it:
+/// it is not printed.
 #[derive(Debug, Clone)]
 pub struct Registration {
     pub service: String,

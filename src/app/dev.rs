@@ -19,8 +19,8 @@ use crate::{
     simulator::{self, Simulator},
 };
 
-/// Runs a gateway and a simulator; what `config` lacks for that it fills in. What it stores is gone when it ends, unless a
-/// file is named for it.
+/// Runs a gateway and a simulator; what `config` lacks for that it fills in. What it stores is gone
+/// when it ends, unless a file is named for it.
 pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("thingspace-gateway-")
@@ -99,7 +99,8 @@ fn print_tour(
   {{"eid": "89049032007008882600086299134038", "iccid": "89148000004292933820"}},
   {{"eid": "89049032123451234512345678901235", "iccid": "89148000000842590078"}}]}}"#
     );
-    let request = format!(r#"{{\"account_name\": \"{account}\", \"request_id\": \"$REQUEST_ID\"}}"#);
+    let request =
+        format!(r#"{{\"account_name\": \"{account}\", \"request_id\": \"$REQUEST_ID\"}}"#);
     writeln!(
         out,
         r#"

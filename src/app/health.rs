@@ -1,4 +1,5 @@
-//! `health`: what a caller of a gateway is told about its health, for probes from where there is nothing but this binary.
+//! `health`: what a caller of a gateway is told about its health, for probes from where there is
+//! nothing but this binary.
 
 use std::{
     io::{self, Write},

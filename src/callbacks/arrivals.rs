@@ -1,8 +1,9 @@
 //! The bodies that are being read, bounded in total and for each sender of an account.
 //!
-//! A new body is always read. Where a bound is reached, the oldest body of the same sender is given up, or, for the bound
-//! on all, the oldest of the account and the sender with the most. A genuine callback arrives within milliseconds, so
-//! those who send slowly give way to those who do not, and callbacks of one account do not wait for another's.
+//! A new body is always read. Where a bound is reached, the oldest body of the same sender is given
+//! up, or, for the bound on all, the oldest of the account and the sender with the most. A genuine
+//! callback arrives within milliseconds, so those who send slowly give way to those who do not, and
+//! callbacks of one account do not wait for another's.
 
 use std::{
     cmp::Reverse,
@@ -71,7 +72,8 @@ impl Arrivals {
 }
 
 impl Bodies {
-    /// Gives up one of these: of the account with the most, of its sender with the most, the oldest.
+    /// Gives up one of these: of the account with the most, of its sender with the most, the
+    /// oldest.
     fn give_up(&mut self, which: impl Fn(&Body) -> bool) {
         let (mut of_account, mut of_sender) = (HashMap::new(), HashMap::new());
         for body in self.being_read.values() {
@@ -117,8 +119,9 @@ mod tests {
     fn the_oldest_body_of_a_sender_gives_way() {
         let arrivals = Arrivals::default();
         let other = arrivals.begin(&account(1), address(9));
-        let bodies: Vec<_> =
-            (0..MAX_ARRIVALS_OF_SENDER + 2).map(|_| arrivals.begin(&account(1), address(1))).collect();
+        let bodies: Vec<_> = (0..MAX_ARRIVALS_OF_SENDER + 2)
+            .map(|_| arrivals.begin(&account(1), address(1)))
+            .collect();
         assert_eq!(given_up(&bodies), [0, 1]);
         assert!(!other.given_up.is_cancelled());
         assert_eq!(arrivals.bodies().being_read.len(), MAX_ARRIVALS_OF_SENDER + 1);

@@ -1,9 +1,10 @@
 //! Reads a callback's body, in every shape in which one was documented or met.
 //!
-//! Names of fields are read in any case, one thing in place of a list and a number in place of a text, unknown fields are
-//! ignored, and an opening brace that was lost is put back. It believes nothing twice: where a body contradicts itself about an
-//! identifier or about success, that part is left out, and a poll decides. It never panics, and nothing of a body is in an
-//! error or in a `Debug` output.
+//! Names of fields are read in any case, one thing in place of a list and a number in place of a
+//! text, unknown fields are ignored, and an opening brace that was lost is put back. It believes
+//! nothing twice: where a body contradicts itself about an identifier or about success, that part
+//! is left out, and a poll decides. It never panics, and nothing of a body is in an error or in a
+//! `Debug` output.
 
 use std::borrow::Cow;
 
@@ -33,8 +34,14 @@ const SHOWN_DIGITS: usize = 4;
 const MAX_DEPTH: usize = 3;
 
 /// The fields that hold identifiers, or devices that hold them.
-const IDENTIFIERS: [&str; 6] =
-    ["deviceIds", "device", "devices", "deviceIdentifierCollection", "deviceIdentifiers", "deviceId"];
+const IDENTIFIERS: [&str; 6] = [
+    "deviceIds",
+    "device",
+    "devices",
+    "deviceIdentifierCollection",
+    "deviceIdentifiers",
+    "deviceId",
+];
 
 /// What a body says.
 #[derive(Debug)]
@@ -66,8 +73,10 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligi
     let request_id = root.request_id();
 
     let responses = root.objects(&["deviceResponse"]);
-    let profiles: Vec<_> =
-        responses.iter().flat_map(|response| response.objects(&["deviceProfileResponse"])).collect();
+    let profiles: Vec<_> = responses
+        .iter()
+        .flat_map(|response| response.objects(&["deviceProfileResponse"]))
+        .collect();
     let mut identifiers = Identifiers::default();
     for object in std::iter::once(&root).chain(&responses).chain(&profiles) {
         if !object.is_of_account(account) {
@@ -103,8 +112,8 @@ fn repair(text: &str) -> Cow<'_, str> {
     if text.starts_with('"') { format!("{{{text}").into() } else { text.into() }
 }
 
-/// The status that all fields for it agree on. A fault means failure where no word says so. A part that denies a
-/// success, at any level, makes it doubtful.
+/// The status that all fields for it agree on. A fault means failure where no word says so. A part
+/// that denies a success, at any level, makes it doubtful.
 fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
@@ -120,7 +129,8 @@ fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
         for response in root.elements(&["deviceResponse"]) {
             parts.push(response.get());
             let response: Option<Object<'_>> = serde_json::from_str(response.get()).ok();
-            let profiles = response.iter().flat_map(|object| object.elements(&["deviceProfileResponse"]));
+            let profiles =
+                response.iter().flat_map(|object| object.elements(&["deviceProfileResponse"]));
             parts.extend(profiles.map(RawValue::get));
         }
         parts.into_iter().any(thingspace::denies_success)
@@ -152,12 +162,14 @@ fn is_empty(value: &RawValue) -> bool {
 
 fn profile(object: &Object<'_>) -> Option<storage::Profile> {
     let word = |names| cut(&masked(object.text(names).unwrap_or_default().trim()), MAX_WORD);
-    let (state, status, role) = (word(&["state"]), word(&["profileStatus"]), word(&["profileRole"]));
+    let (state, status, role) =
+        (word(&["state"]), word(&["profileStatus"]), word(&["profileRole"]));
     let says = [&state, &status, &role].iter().any(|word| !word.is_empty());
     says.then_some(storage::Profile { state, status, role })
 }
 
-/// The identifiers of one device, from wherever they lie. What two places say differently of a kind counts for nothing.
+/// The identifiers of one device, from wherever they lie. What two places say differently of a kind
+/// counts for nothing.
 #[derive(Default)]
 struct Identifiers {
     device: Device,

@@ -1,10 +1,11 @@
 //! Callbacks that nobody understands, kept for a person to look at.
 //!
-//! They came by the right path, so ThingSpace may have sent them and will not send them again: they are worth keeping, and
-//! they are bounded; see [`quota`]. The bodies hold device identities and passwords, so they are sealed (AES-256-GCM) with a
-//! key derived from the one in the cell `callback-secrets`. That keeps them from whoever sees values of the store by themselves:
-//! a log, a trace, a dump of these cells, and it keeps one from being shown in place of another. It protects from nobody who
-//! has the whole store, which holds the key as well.
+//! They came by the right path, so ThingSpace may have sent them and will not send them again: they
+//! are worth keeping, and they are bounded; see [`quota`]. The bodies hold device identities and
+//! passwords, so they are sealed (AES-256-GCM) with a key derived from the one in the cell
+//! `callback-secrets`. That keeps them from whoever sees values of the store by themselves: a log,
+//! a trace, a dump of these cells, and it keeps one from being shown in place of another. It
+//! protects from nobody who has the whole store, which holds the key as well.
 
 mod mask;
 mod quota;
@@ -96,8 +97,8 @@ impl Quarantine {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Keeps a body; durable when this returns. It gives the body's number. `proved`: it showed the account's user name and
-    /// password. `None`: too many that did not were kept a short while ago.
+    /// Keeps a body; durable when this returns. It gives the body's number. `proved`: it showed the
+    /// account's user name and password. `None`: too many that did not were kept a short while ago.
     pub(super) async fn add(
         &self,
         account: &AccountName,
@@ -134,7 +135,8 @@ impl Quarantine {
         Ok(index.entries.into_iter().map(listed).collect())
     }
 
-    /// A body, with `***` for each password that can be found; `None` if there is none of this number.
+    /// A body, with `***` for each password that can be found; `None` if there is none of this
+    /// number.
     pub async fn show(&self, number: u64) -> Result<Option<Shown>, StoreError> {
         let (_, index) = self.index().await?;
         let Some(entry) = index.entries.into_iter().find(|entry| entry.number == number) else {
@@ -148,7 +150,8 @@ impl Quarantine {
         let body = self.open(&entry, stored.sealed)?;
         let body = without_passwords(&String::from_utf8_lossy(&body));
         // It may also stand under another name.
-        let known = AccountName::parse(&entry.account).ok().and_then(|account| self.secrets.pair(&account));
+        let known =
+            AccountName::parse(&entry.account).ok().and_then(|account| self.secrets.pair(&account));
         let body = match &known {
             Some(pair) => body.replace(pair.password.expose_secret(), "***"),
             None => body,
@@ -235,8 +238,10 @@ impl Quarantine {
         let corrupt = || StoreError::Corrupt("a quarantined callback does not open".to_owned());
         let (nonce, body) = sealed.split_at_mut_checked(NONCE_BYTES).ok_or_else(corrupt)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| corrupt())?;
-        let body =
-            self.key()?.open_in_place(nonce, Aad::from(context(entry)), body).map_err(|_| corrupt())?;
+        let body = self
+            .key()?
+            .open_in_place(nonce, Aad::from(context(entry)), body)
+            .map_err(|_| corrupt())?;
         Ok(body.to_vec())
     }
 }
@@ -304,7 +309,10 @@ mod tests {
     async fn what_is_kept_is_listed_shown_and_sealed() {
         let (folder, store, quarantine) = quarantine().await;
         for (body, number) in [("first secret", 1), ("second", 2)] {
-            assert_eq!(quarantine.add(&account(), body.as_bytes(), false).await.unwrap(), Some(number));
+            assert_eq!(
+                quarantine.add(&account(), body.as_bytes(), false).await.unwrap(),
+                Some(number)
+            );
         }
         let listed = quarantine.list().await.unwrap();
         let of = |listed: &Listed| (listed.number, listed.account.clone(), listed.size);
@@ -362,7 +370,8 @@ mod tests {
         quarantine.add(&account(), b"proved", true).await.unwrap();
         let mut kept = 0;
         for _ in 0..1_100 {
-            kept += u32::from(quarantine.add(&account(), b"stranger", false).await.unwrap().is_some());
+            kept +=
+                u32::from(quarantine.add(&account(), b"stranger", false).await.unwrap().is_some());
         }
         assert_eq!(kept, 50);
         assert_eq!(quarantine.show(1).await.unwrap().unwrap().body, "proved");
@@ -373,11 +382,18 @@ mod tests {
     #[tokio::test]
     async fn an_entry_without_a_slot_has_the_cell_of_its_number() {
         let (_folder, store, quarantine) = quarantine().await;
-        let entry =
-            QuarantineEntry { number: 1_007, account: account().to_string(), ..QuarantineEntry::default() };
+        let entry = QuarantineEntry {
+            number: 1_007,
+            account: account().to_string(),
+            ..QuarantineEntry::default()
+        };
         quarantine.put(&entry, quarantine.seal(&entry, b"earlier").unwrap()).await.unwrap();
-        let index =
-            QuarantineIndex { version: 1, count: 1_007, entries: vec![entry], ..QuarantineIndex::default() };
+        let index = QuarantineIndex {
+            version: 1,
+            count: 1_007,
+            entries: vec![entry],
+            ..QuarantineIndex::default()
+        };
         store.swap(&index_cell(), None, index.encode_to_vec().into()).await.unwrap();
         quarantine.add(&account(), b"new", true).await.unwrap();
         assert_eq!(quarantine.show(1_007).await.unwrap().unwrap().body, "earlier");
@@ -387,7 +403,8 @@ mod tests {
     #[tokio::test]
     async fn a_cell_is_used_again_and_never_by_an_older_one() {
         let (_folder, _store, quarantine) = quarantine().await;
-        let entry = |number| QuarantineEntry { number, slot: Some(1), ..QuarantineEntry::default() };
+        let entry =
+            |number| QuarantineEntry { number, slot: Some(1), ..QuarantineEntry::default() };
         quarantine.put(&entry(1001), vec![1]).await.unwrap();
         quarantine.put(&entry(1), vec![2]).await.unwrap();
         let held = quarantine.store.load(&cell(&entry(1))).await.unwrap().unwrap();

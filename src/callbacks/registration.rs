@@ -1,11 +1,13 @@
 //! Keeps ThingSpace calling back: looks what is registered, and registers only what differs.
 //!
-//! A registration is account-global: whoever registers takes the results away from whoever did before. So nothing of
-//! another's is ever replaced or removed unless an operator forces it; what counts as ours is a URL below `public_url`
-//! that ends in an account's secret, be it an earlier one. A secret below `public_url` that is not known may be left of a
-//! store that is gone: it is replaced once. If it comes back, another gateway has the same address; then nothing more is
-//! registered until an operator acts, because the two would go on for ever. Between the end of a registration and the next results are
-//! lost: the two calls follow each other at once, and neither a drain nor a caller that goes away comes between.
+//! A registration is account-global: whoever registers takes the results away from whoever did
+//! before. So nothing of another's is ever replaced or removed unless an operator forces it; what
+//! counts as ours is a URL below `public_url` that ends in an account's secret, be it an earlier
+//! one. A secret below `public_url` that is not known may be left of a store that is gone: it is
+//! replaced once. If it comes back, another gateway has the same address; then nothing more is
+//! registered until an operator acts, because the two would go on for ever. Between the end of a
+//! registration and the next results are lost: the two calls follow each other at once, and neither
+//! a drain nor a caller that goes away comes between.
 
 mod address;
 mod stop;
@@ -154,9 +156,12 @@ impl Registration {
         client: Client,
         tasks: TaskTracker,
     ) -> Result<Self, Error> {
-        let public = Address::parse(&config.public_url).ok_or(Error::PublicUrl)?.or_port(listener.port());
-        let accounts = secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
-        let (service, recheck, standings) = (config.service.clone(), config.recheck, SyncMutex::default());
+        let public =
+            Address::parse(&config.public_url).ok_or(Error::PublicUrl)?.or_port(listener.port());
+        let accounts =
+            secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
+        let (service, recheck, standings) =
+            (config.service.clone(), config.recheck, SyncMutex::default());
         let inner = Inner { service, public, recheck, client, secrets, accounts, standings, tasks };
         Ok(Self(Arc::new(inner)))
     }
@@ -228,15 +233,16 @@ impl Registration {
         self.carry_through(account, async move { turn.register(force).await }).await
     }
 
-    /// Takes our registration away, until [`Registration::register`]: no replica and no restart registers it before.
+    /// Takes our registration away, until [`Registration::register`]: no replica and no restart
+    /// registers it before.
     pub async fn deregister(&self, account: &AccountName) -> Result<(), Error> {
         let mut turn = self.turn(account).await?;
         let deregister = async move { turn.deregister().await.map(|()| Outcome::Deregistered) };
         self.carry_through(account, deregister).await.map(drop)
     }
 
-    /// Gives the account another pair and registers it, unless an operator took the registration away. The old one is
-    /// accepted for a while: ThingSpace goes on sending it.
+    /// Gives the account another pair and registers it, unless an operator took the registration
+    /// away. The old one is accepted for a while: ThingSpace goes on sending it.
     pub async fn rotate(&self, account: &AccountName) -> Result<Outcome, Error> {
         let mut turn = self.turn(account).await?;
         self.carry_through(account, async move { turn.rotate_pair().await }).await
@@ -265,11 +271,17 @@ impl Registration {
         let work = async move {
             let outcome = work.await;
             let standing = match &outcome {
-                Ok(Outcome::Unchanged | Outcome::Registered | Outcome::Rotated) => Standing::Registered,
+                Ok(Outcome::Unchanged | Outcome::Registered | Outcome::Rotated) => {
+                    Standing::Registered
+                }
                 Ok(Outcome::RotatedOnly | Outcome::Deregistered) => Standing::Deregistered,
                 Err(error) => Standing::Failing(error.to_string()),
             };
-            inner.standings.lock().unwrap_or_else(PoisonError::into_inner).insert(account, standing);
+            inner
+                .standings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(account, standing);
             outcome
         };
         self.0.tasks.spawn(work).await.unwrap_or(Err(Error::Panicked))

@@ -1,11 +1,13 @@
-//! What a sender of callbacks has to know: an account's secret in the path, and a user name and password in the body.
+//! What a sender of callbacks has to know: an account's secret in the path, and a user name and
+//! password in the body.
 //!
-//! Everything is derived from one random key in a permanent cell, so that every replica knows it and no restart changes a
-//! registered address. Until the store has told the key, nobody is known here and nothing can be proved; a store that was
-//! replaced gets the key again from whoever still has it. A pair is recognised by its authentication code; in plain text the
-//! store holds only a pair that was generated here. A replaced pair or path is accepted for a while, because ThingSpace goes
-//! on sending it. No pair shares anything with a login at ThingSpace.
-//! Comparisons take the same time whatever is compared, and nothing secret is printed.
+//! Everything is derived from one random key in a permanent cell, so that every replica knows it
+//! and no restart changes a registered address. Until the store has told the key, nobody is known
+//! here and nothing can be proved; a store that was replaced gets the key again from whoever still
+//! has it. A pair is recognised by its authentication code; in plain text the store holds only a
+//! pair that was generated here. A replaced pair or path is accepted for a while, because
+//! ThingSpace goes on sending it. No pair shares anything with a login at ThingSpace. Comparisons
+//! take the same time whatever is compared, and nothing secret is printed.
 
 mod find;
 mod keys;
@@ -119,8 +121,13 @@ impl fmt::Debug for Secrets {
 
 impl Secrets {
     /// Knows nothing before the first [`Secrets::refresh`].
-    pub fn new(config: &config::Callbacks, store: Arc<dyn Store>, accounts: &[AccountName]) -> Self {
-        let files = config.pair_files().map(|(username, password)| (username.into(), password.into()));
+    pub fn new(
+        config: &config::Callbacks,
+        store: Arc<dyn Store>,
+        accounts: &[AccountName],
+    ) -> Self {
+        let files =
+            config.pair_files().map(|(username, password)| (username.into(), password.into()));
         Self(Arc::new(Inner {
             store,
             files,
@@ -162,11 +169,14 @@ impl Secrets {
         self.accounts().all(|account| known.contains_key(account))
     }
 
-    /// Reads everything again, until the store has told it. One that was replaced has been given it then.
+    /// Reads everything again, until the store has told it. One that was replaced has been given it
+    /// then.
     pub async fn reload(&self) {
         loop {
             match self.refresh().await {
-                Err(Error::Store(error)) => debug!(%error, "cannot load the secrets of callbacks yet"),
+                Err(Error::Store(error)) => {
+                    debug!(%error, "cannot load the secrets of callbacks yet")
+                }
                 // A mistake in the files, which whoever looks after them tells.
                 Err(_) if !self.is_loaded() => {}
                 Err(_) | Ok(()) => return,
@@ -175,7 +185,8 @@ impl Secrets {
         }
     }
 
-    /// The last segment of an account's path; empty for an account that is not configured, and as long as nothing is known.
+    /// The last segment of an account's path; empty for an account that is not configured, and as
+    /// long as nothing is known.
     pub fn path(&self, account: &AccountName) -> String {
         self.0.known().get(account).map(|known| known.path.clone()).unwrap_or_default()
     }
@@ -200,11 +211,14 @@ impl Secrets {
     /// Whether it is, or ever was, the secret of the account's path.
     pub(super) fn is_own_path(&self, account: &AccountName, segment: &str) -> bool {
         let Some(keys) = self.0.keys() else { return false };
-        let Some(newest) = self.0.known().get(account).map(|known| known.stored.path_generation) else {
+        let Some(newest) = self.0.known().get(account).map(|known| known.stored.path_generation)
+        else {
             return false;
         };
-        let own = (0..=newest).rev().take(MAX_OWN_PATHS).map(|generation| keys.path(account, generation));
-        own.fold(Choice::from(0), |any, path| any | path.as_bytes().ct_eq(segment.as_bytes())).into()
+        let own =
+            (0..=newest).rev().take(MAX_OWN_PATHS).map(|generation| keys.path(account, generation));
+        own.fold(Choice::from(0), |any, path| any | path.as_bytes().ct_eq(segment.as_bytes()))
+            .into()
     }
 
     /// Whether a pair is an account's, or was until a short while ago.
@@ -307,13 +321,19 @@ impl Secrets {
             let before = match held {
                 Some(held) => decode(held.value)?,
                 // A replaced store: what ThingSpace has been told goes on to hold.
-                None => self.0.known().get(account).map(|known| known.stored.clone()).unwrap_or_default(),
+                None => self
+                    .0
+                    .known()
+                    .get(account)
+                    .map(|known| known.stored.clone())
+                    .unwrap_or_default(),
             };
             let pair = match &given {
                 Some(pair) => pair.clone(),
                 None => self.0.generated(account, &before, change).await?,
             };
-            let mut after = stored::change(before.clone(), (&pair, given.is_some()), change, &keys, *grace);
+            let mut after =
+                stored::change(before.clone(), (&pair, given.is_some()), change, &keys, *grace);
             if after != before || version.is_none() {
                 after.nonce = Uuid::now_v7().to_string();
                 let value = Bytes::from(after.encode_to_vec());
@@ -329,7 +349,8 @@ impl Secrets {
 
     /// The key that seals what is quarantined.
     pub(super) fn quarantine_key(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
-        let unknown = || StoreError::Unavailable("it has not told the secrets of callbacks yet".to_owned());
+        let unknown =
+            || StoreError::Unavailable("it has not told the secrets of callbacks yet".to_owned());
         Ok(Zeroizing::new(*self.0.keys().ok_or_else(unknown)?.quarantine()))
     }
 }
@@ -394,7 +415,8 @@ impl Inner {
         if change == Change::RotatePair || stored.password.is_empty() {
             return Ok(generate()?);
         }
-        let pair = Pair { username: stored.username.clone(), password: stored.password.clone().into() };
+        let pair =
+            Pair { username: stored.username.clone(), password: stored.password.clone().into() };
         let Some(logins::Shared { what, file }) = self.shared_with_login(&pair).await else {
             return Ok(pair);
         };

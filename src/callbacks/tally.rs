@@ -1,4 +1,5 @@
-//! What became of the requests to the listener: counted, and told in the log, each outcome at once and then once a minute.
+//! What became of the requests to the listener: counted, and told in the log, each outcome at once
+//! and then once a minute.
 //!
 //! The port is open to the world: what strangers send costs a line a minute, not a line each.
 
@@ -23,7 +24,8 @@ impl Tally {
         self.counts[outcome as usize].load(Ordering::Relaxed)
     }
 
-    /// Counts, and tells if it is time. The account is the last one; it is not known where no path named it.
+    /// Counts, and tells if it is time. The account is the last one; it is not known where no path
+    /// named it.
     pub(super) fn count(&self, outcome: Outcome, account: Option<&AccountName>) {
         self.counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
         if outcome == Outcome::Stored {
@@ -40,11 +42,17 @@ impl Tally {
                 warn!(account, times, "callbacks with a wrong user name or password are refused");
             }
             Outcome::NotKept => {
-                warn!(account, times, "callbacks that cannot be understood and show no password are refused");
+                warn!(
+                    account,
+                    times, "callbacks that cannot be understood and show no password are refused"
+                );
             }
             Outcome::TooMany => warn!(account, times, "more callbacks at once than are taken"),
             Outcome::TooSlow => {
-                warn!(account, times, "callbacks are given up because their bodies arrive too slowly");
+                warn!(
+                    account,
+                    times, "callbacks are given up because their bodies arrive too slowly"
+                );
             }
             Outcome::NotStored => warn!(account, times, "callbacks cannot be stored"),
             Outcome::UnknownPath | Outcome::WrongMethod | Outcome::TooLarge | Outcome::Broken => {

@@ -1,4 +1,5 @@
-//! The listener's certificate, read again when its files change. What cannot be used never replaces what is in use.
+//! The listener's certificate, read again when its files change. What cannot be used never replaces
+//! what is in use.
 
 use std::{
     path::{Path, PathBuf},
@@ -58,7 +59,14 @@ impl Tls {
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self { cert_file: cert_file.into(), key_file: key_file.into(), seen, current, expires, acceptor })
+        Ok(Self {
+            cert_file: cert_file.into(),
+            key_file: key_file.into(),
+            seen,
+            current,
+            expires,
+            acceptor,
+        })
     }
 
     /// Takes what the files hold now; true if it is something new.
@@ -75,7 +83,10 @@ impl Tls {
 }
 
 /// The digest of both files' bytes, and what they hold, if it can be used now.
-async fn read(cert_file: &Path, key_file: &Path) -> Result<(Vec<u8>, Result<Identity, String>), String> {
+async fn read(
+    cert_file: &Path,
+    key_file: &Path,
+) -> Result<(Vec<u8>, Result<Identity, String>), String> {
     let (chain, key) = (bytes(cert_file).await?, bytes(key_file).await?);
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(&chain);
@@ -88,7 +99,10 @@ async fn bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |why: &dyn std::fmt::Display| format!("cannot read {}: {why}", path.display());
     let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(&error))?;
     let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).await.map_err(|error| unreadable(&error))?;
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(|error| unreadable(&error))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(unreadable(&format_args!("more than {MAX_FILE_BYTES} bytes")));
     }
@@ -148,7 +162,8 @@ mod tests {
     #[tokio::test]
     async fn a_certificate_is_valid_now_or_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        for (years, why) in [((2000, 2001), "expired at 2001-01-01"), ((4000, 4001), "not valid before 4000")]
+        for (years, why) in
+            [((2000, 2001), "expired at 2001-01-01"), ((4000, 4001), "not valid before 4000")]
         {
             let (cert, key) = issue_until(folder.path(), "gateway.example", years);
             let refused = Tls::load(&cert, &key).await.unwrap_err();

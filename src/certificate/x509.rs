@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn validity_in_both_forms_of_time() {
-        for (from, to) in [((1999, 1), (2049, 12)), ((2049, 12), (2050, 1)), ((1975, 2), (4096, 1))] {
+        for (from, to) in [((1999, 1), (2049, 12)), ((2049, 12), (2050, 1)), ((1975, 2), (4096, 1))]
+        {
             let read = X509::parse(&certificate(from, to)).unwrap();
             let day = |(year, month): (i32, u8)| -> Timestamp {
                 format!("{year:04}-{month:02}-01T00:00:00Z").parse().unwrap()

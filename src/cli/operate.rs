@@ -87,7 +87,8 @@ pub struct Unblock {
     /// The name of the set of credentials, as `status` shows it
     #[arg(value_parser = credentials_name)]
     pub name: String,
-    /// You have logged in elsewhere with the right password, which cleared what ThingSpace had counted
+    /// You have logged in elsewhere with the right password, which cleared what ThingSpace had
+    /// counted
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -100,7 +101,8 @@ fn credentials_name(text: &str) -> Result<String, String> {
     if !text.is_empty() && text.bytes().all(fits) && !text.bytes().all(|b| b == b'.') {
         Ok(text.to_owned())
     } else {
-        Err("must be the name of a [[credentials]] section: letters, digits, '-', '_' and '.'".to_owned())
+        Err("must be the name of a [[credentials]] section: letters, digits, '-', '_' and '.'"
+            .to_owned())
     }
 }
 
@@ -143,7 +145,8 @@ pub struct Settle {
     /// ThingSpace never placed it: frees its idempotency key
     #[arg(long)]
     pub not_placed: bool,
-    /// Also if ThingSpace cannot be asked or does not confirm it, and in place of an operator's earlier settlement
+    /// Also if ThingSpace cannot be asked or does not confirm it, and in place of an operator's
+    /// earlier settlement
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -208,7 +211,8 @@ pub struct Register {
     /// One of the configured accounts
     #[arg(value_parser = AccountName::parse)]
     pub account: AccountName,
-    /// Also in place of another, and after registering was stopped because of another gateway at the same URL
+    /// Also in place of another, and after registering was stopped because of another gateway at
+    /// the same URL
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]

@@ -1,15 +1,21 @@
-//! Durations in configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day is 24 hours.
+//! Durations in configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day is 24
+//! hours.
 
 use std::time::Duration;
 
 use jiff::{Span, SpanRelativeTo, fmt::friendly::SpanPrinter};
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&show(*duration))
 }
 
-pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse(&text).ok_or_else(|| {
         D::Error::custom(format!(
@@ -34,7 +40,8 @@ mod tests {
 
     #[test]
     fn reads_what_it_writes_and_no_bare_numbers() {
-        for (text, seconds) in [("25s", 25), ("1m 30s", 90), ("72h", 259_200), ("30d", 2_592_000), ("0s", 0)]
+        for (text, seconds) in
+            [("25s", 25), ("1m 30s", 90), ("72h", 259_200), ("30d", 2_592_000), ("0s", 0)]
         {
             let duration = Duration::from_secs(seconds);
             assert_eq!(parse(text), Some(duration), "{text}");

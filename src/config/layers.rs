@@ -1,7 +1,7 @@
 //! Lays file and environment over the defaults.
 //!
-//! Each value given is first tried alone on the defaults, so that one wrong value hides no other and every problem is
-//! named with the place it comes from.
+//! Each value given is first tried alone on the defaults, so that one wrong value hides no other
+//! and every problem is named with the place it comes from.
 
 mod variables;
 
@@ -34,7 +34,8 @@ struct Given {
     origin: String,
 }
 
-/// The configuration as far as it can be read, and what cannot. A value with a problem is left at its default.
+/// The configuration as far as it can be read, and what cannot. A value with a problem is left at
+/// its default.
 pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
     let mut problems = Problems::default();
@@ -43,7 +44,8 @@ pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (C
         leaves(&[], table, &format!("in {}", path.display()), &mut given);
     }
     given.extend(variables::given(env, &defaults, &mut problems));
-    // Tables and the environment have no order; what is reported has. It is stable: the environment stays behind the file.
+    // Tables and the environment have no order; what is reported has. It is stable: the environment
+    // stays behind the file.
     given.sort_by(|one, other| one.path.cmp(&other.path));
 
     let mut merged = defaults.clone();
@@ -56,8 +58,8 @@ pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (C
             problems.push(problem);
         }
     }
-    let mut config =
-        Config::deserialize(Value::new(None, merged)).expect("each value was tried on the defaults");
+    let mut config = Config::deserialize(Value::new(None, merged))
+        .expect("each value was tried on the defaults");
     if env.get("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
         config.telemetry.otlp_endpoint.clear();
     }
@@ -73,7 +75,8 @@ fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
     Layer::builder().add_source(File::from_str(text, FileFormat::Toml)).build()?.collect()
 }
 
-/// The values of a table, with their paths. `credentials` is one value: its entries have no defaults to be tried on.
+/// The values of a table, with their paths. `credentials` is one value: its entries have no
+/// defaults to be tried on.
 fn leaves(path: &[String], table: Map<String, Value>, origin: &str, given: &mut Vec<Given>) {
     for (key, value) in table {
         let path = [path, &[key]].concat();
@@ -96,13 +99,18 @@ fn right_part(
     if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
         && section == "credentials"
     {
-        let (entries, wrong): (Vec<_>, Vec<_>) =
-            entries.iter().zip(1..).map(|(entry, number)| right_credentials(entry, number, origin)).unzip();
+        let (entries, wrong): (Vec<_>, Vec<_>) = entries
+            .iter()
+            .zip(1..)
+            .map(|(entry, number)| right_credentials(entry, number, origin))
+            .unzip();
         let entries: Vec<Value> = entries.into_iter().flatten().collect();
         return (Some(Value::new(None, entries)), wrong.into_iter().flatten().collect());
     }
     let key = || path.join(".");
-    if let Some(wrong) = default(defaults, path).and_then(|default| other_kind(&default.kind, &value.kind)) {
+    if let Some(wrong) =
+        default(defaults, path).and_then(|default| other_kind(&default.kind, &value.kind))
+    {
         return (None, vec![format!("{}: {wrong} ({origin})", key())]);
     }
     let mut trial = defaults.clone();
@@ -119,8 +127,8 @@ fn right_part(
     (wrong.is_empty().then_some(value), wrong)
 }
 
-/// What is said of a whole number that is out of bounds, as 0 is for each of them. A number that its type cannot hold
-/// never gets to where bounds are checked.
+/// What is said of a whole number that is out of bounds, as 0 is for each of them. A number that
+/// its type cannot hold never gets to where bounds are checked.
 fn bounds(defaults: &Map<String, Value>, path: &[String]) -> Option<String> {
     if !matches!(default(defaults, path)?.kind, ValueKind::I64(_)) {
         return None;
@@ -129,7 +137,10 @@ fn bounds(defaults: &Map<String, Value>, path: &[String]) -> Option<String> {
     set(&mut trial, path, 0.into());
     let config = Config::deserialize(Value::new(None, trial)).ok()?;
     let begin = format!("{}: 0 ", path.join("."));
-    validate::bounds(&config).iter().find_map(|problem| problem.strip_prefix(&begin)).map(str::to_owned)
+    validate::bounds(&config)
+        .iter()
+        .find_map(|problem| problem.strip_prefix(&begin))
+        .map(str::to_owned)
 }
 
 /// The default of a key.
@@ -158,7 +169,9 @@ fn other_kind(default: &ValueKind, given: &ValueKind) -> Option<String> {
         (I64(_), given) if !matches!(given, I64(_) | I128(_) | U64(_) | U128(_)) => {
             Some(format!("{given} is not a whole number"))
         }
-        (Float(_), given) if !matches!(given, I64(_) | Float(_)) => Some(format!("{given} is not a number")),
+        (Float(_), given) if !matches!(given, I64(_) | Float(_)) => {
+            Some(format!("{given} is not a number"))
+        }
         // Of a duration its own type says more.
         (String(text), given) if !matches!(given, String(_)) && duration::parse(text).is_none() => {
             Some("is not text; write it in quotes".to_owned())
@@ -167,15 +180,16 @@ fn other_kind(default: &ValueKind, given: &ValueKind) -> Option<String> {
     }
 }
 
-/// An entry of `[[credentials]]` with placeholders for the values that are wrong or missing, and what
-/// is wrong with it: each value is tried on an entry that is right.
+/// An entry of `[[credentials]]` with placeholders for the values that are wrong or missing, and
+/// what is wrong with it: each value is tried on an entry that is right.
 fn right_credentials(entry: &Value, number: usize, origin: &str) -> (Option<Value>, Vec<String>) {
     let name = format!("credentials #{number}");
     let ValueKind::Table(entry) = &entry.kind else {
         return (None, vec![format!("{name}: is not a section; write [[credentials]] ({origin})")]);
     };
     let mut right = parse_toml(CREDENTIALS).expect("an entry that is right");
-    let mut keys: Vec<_> = right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
+    let mut keys: Vec<_> =
+        right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
     keys.sort();
     let keys: Vec<String> = keys.into_iter().cloned().collect();
     let mut problems = Vec::new();
@@ -211,12 +225,14 @@ fn try_credential(
     for (at, element) in elements.iter().enumerate() {
         let value = if whole { element.clone() } else { Value::new(None, vec![element.clone()]) };
         let before = right.insert(key.to_owned(), value);
-        let wrong = read::<Credentials>(Value::new(None, right.clone()), origin, |unknown| match unknown {
-            Some(unknown) => format!("{name}: {unknown}"),
-            None => name.to_owned(),
-        });
+        let wrong =
+            read::<Credentials>(Value::new(None, right.clone()), origin, |unknown| match unknown {
+                Some(unknown) => format!("{name}: {unknown}"),
+                None => name.to_owned(),
+            });
         // The element was tried as the only one.
-        problems.extend(wrong.into_iter().map(|line| line.replacen("[0]: ", &format!("[{at}]: "), 1)));
+        problems
+            .extend(wrong.into_iter().map(|line| line.replacen("[0]: ", &format!("[{at}]: "), 1)));
         match before {
             Some(before) => right.insert(key.to_owned(), before),
             None => right.remove(key),
@@ -225,8 +241,8 @@ fn try_credential(
     problems
 }
 
-/// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown key, or what was
-/// deserialized.
+/// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown
+/// key, or what was deserialized.
 fn read<'de, T: Deserialize<'de>>(
     value: Value,
     origin: &str,
@@ -266,8 +282,9 @@ fn set(table: &mut Map<String, Value>, path: &[String], value: Value) {
             }
         }
         [key, rest @ ..] => {
-            let inner =
-                table.entry(key.clone()).or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
+            let inner = table
+                .entry(key.clone())
+                .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
             if !matches!(inner.kind, ValueKind::Table(_)) {
                 *inner = Value::new(None, Map::<String, Value>::new());
             }

@@ -19,7 +19,8 @@ impl Network {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong = || format!("holds {text:?}, which is no network; write for example 203.0.113.0/24");
+        let wrong =
+            || format!("holds {text:?}, which is no network; write for example 203.0.113.0/24");
         let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let longest = if address.is_ipv4() { Ipv4Addr::BITS } else { u128::BITS };
@@ -29,7 +30,8 @@ impl Network {
 
     pub(crate) fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        address.is_ipv4() == self.address.is_ipv4() && self.prefix(address) == self.prefix(self.address)
+        address.is_ipv4() == self.address.is_ipv4()
+            && self.prefix(address) == self.prefix(self.address)
     }
 
     /// The leading bits of an address of the network's family.
@@ -49,8 +51,11 @@ mod tests {
     #[test]
     fn a_network_contains_its_addresses_only() {
         let networks = Network::parse_list("192.0.2.77/24, 198.51.100.7/32,2001:db8::/32").unwrap();
-        let inside = |address: &str| networks.iter().any(|one| one.contains(address.parse().unwrap()));
-        for address in ["192.0.2.0", "192.0.2.255", "::ffff:192.0.2.9", "198.51.100.7", "2001:db8:1::1"] {
+        let inside =
+            |address: &str| networks.iter().any(|one| one.contains(address.parse().unwrap()));
+        for address in
+            ["192.0.2.0", "192.0.2.255", "::ffff:192.0.2.9", "198.51.100.7", "2001:db8:1::1"]
+        {
             assert!(inside(address), "{address}");
         }
         for address in ["192.0.3.0", "198.51.100.8", "2001:db9::", "::", "0.0.0.0"] {
@@ -66,7 +71,9 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for wrong in ["192.0.2.1", "192.0.2.256/24", "192.0.2.0/33", "gw.example/8", "2001:db8::/129", "/8"] {
+        for wrong in
+            ["192.0.2.1", "192.0.2.256/24", "192.0.2.0/33", "gw.example/8", "2001:db8::/129", "/8"]
+        {
             let why = Network::parse_list(&format!("10.0.0.0/8,{wrong}")).unwrap_err();
             assert!(why.contains(wrong), "{why}");
         }

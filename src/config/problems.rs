@@ -19,7 +19,8 @@ impl Problems {
         }
     }
 
-    /// Adds what is said of keys that have no problem yet: a value that could not be read is not also out of bounds.
+    /// Adds what is said of keys that have no problem yet: a value that could not be read is not
+    /// also out of bounds.
     pub(super) fn append(&mut self, others: Self) {
         let known: HashSet<_> = self.0.iter().map(|problem| key(problem).to_owned()).collect();
         self.0.extend(others.0.into_iter().filter(|problem| !known.contains(key(problem))));
@@ -35,8 +36,8 @@ impl Problems {
     }
 }
 
-/// What a problem is about: the first word, and for an entry of `[[credentials]]` also its number and
-/// its key, without the place in a list.
+/// What a problem is about: the first word, and for an entry of `[[credentials]]` also its number
+/// and its key, without the place in a list.
 fn key(problem: &str) -> &str {
     let words = if problem.starts_with("credentials #") { 3 } else { 1 };
     let ends = problem.match_indices([' ', ':', '[']).map(|(at, _)| at);

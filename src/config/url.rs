@@ -33,8 +33,11 @@ pub(crate) struct Url {
 impl Url {
     /// An error completes the sentence "the URL …", and quotes nothing of the text.
     pub(crate) fn parse(text: &str, schemes: Schemes) -> Result<Self, String> {
-        let one_of =
-            schemes.iter().map(|(scheme, _)| format!("{scheme}://")).collect::<Vec<_>>().join(" or ");
+        let one_of = schemes
+            .iter()
+            .map(|(scheme, _)| format!("{scheme}://"))
+            .collect::<Vec<_>>()
+            .join(" or ");
         let not_a_url = || {
             odd_character(text).unwrap_or_else(|| {
                 format!("is not a URL; write {one_of} with host, and port and path as needed")
@@ -44,7 +47,9 @@ impl Url {
             return Err("must have no fragment".to_owned());
         }
         let uri: Uri = text.parse().map_err(|_| not_a_url())?;
-        let Some(scheme) = uri.scheme_str() else { return Err(format!("must begin with {one_of}")) };
+        let Some(scheme) = uri.scheme_str() else {
+            return Err(format!("must begin with {one_of}"));
+        };
         let known = schemes.iter().find(|(known, _)| known.eq_ignore_ascii_case(scheme));
         let &(scheme, default) = known.ok_or_else(|| format!("must begin with {one_of}"))?;
         let authority = uri.authority().ok_or_else(not_a_url)?.as_str();
@@ -60,7 +65,9 @@ impl Url {
         }
         let port = match port {
             None => default,
-            Some(port) => number(port).ok_or("has a port that does not exist; must be 1 to 65535")?,
+            Some(port) => {
+                number(port).ok_or("has a port that does not exist; must be 1 to 65535")?
+            }
         };
         let path = uri.path().to_owned();
         Ok(Self { scheme, host: host.to_ascii_lowercase(), port, path })
@@ -81,7 +88,9 @@ fn odd_character(text: &str) -> Option<String> {
     let odd = text.chars().find(|&one| !one.is_ascii_graphic() || "\"<>\\^`{|}".contains(one))?;
     Some(match odd {
         ' ' => "holds a blank, which no URL may hold; remove it".to_owned(),
-        odd => format!("holds the character {odd:?}, which no URL may hold; write it in its encoded form"),
+        odd => format!(
+            "holds the character {odd:?}, which no URL may hold; write it in its encoded form"
+        ),
     })
 }
 
@@ -139,7 +148,11 @@ mod tests {
             ("http://a:65535", "a", 65535, "/", false),
         ] {
             let url = Url::parse(text, WEB).unwrap();
-            assert_eq!((url.host.as_str(), url.port, url.path.as_str()), (host, port, path), "{text}");
+            assert_eq!(
+                (url.host.as_str(), url.port, url.path.as_str()),
+                (host, port, path),
+                "{text}"
+            );
             assert_eq!(url.is_loopback(), loopback, "{text}");
         }
         assert_eq!(Url::parse("tls://a", NATS).unwrap().port, 4222);

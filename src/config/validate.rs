@@ -1,4 +1,5 @@
-//! What a configuration must be, beyond its types. Reports everything that is wrong, never only the first.
+//! What a configuration must be, beyond its types. Reports everything that is wrong, never only the
+//! first.
 
 mod callbacks;
 mod files;
@@ -36,10 +37,13 @@ const MAX_DEADLINE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration
 const DRAIN: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_mins(10);
 const MAX_CONCURRENT_STREAMS: RangeInclusive<u32> = 1..=100_000;
 
-const CONNECT_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(1);
+const CONNECT_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_mins(1);
 const CALL_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(5);
-const ORDER_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_mins(10);
-const LOGIN_BACKOFF_FIRST: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
+const ORDER_TIMEOUT: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_mins(10);
+const LOGIN_BACKOFF_FIRST: RangeInclusive<Duration> =
+    Duration::from_millis(100)..=Duration::from_hours(1);
 const CALLS_PER_SECOND: RangeInclusive<u32> = 1..=10_000;
 const MAX_DEVICES_PER_ORDER: RangeInclusive<usize> = 1..=10_000;
 const MAX_CONNECTIONS: RangeInclusive<usize> = 4..=10_000;
@@ -89,7 +93,11 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("grpc.heartbeat", grpc.heartbeat, &HEARTBEAT);
     problems.duration("grpc.max_deadline", grpc.max_deadline, &MAX_DEADLINE);
     problems.duration("grpc.drain", grpc.drain, &DRAIN);
-    problems.number("grpc.max_concurrent_streams", grpc.max_concurrent_streams, &MAX_CONCURRENT_STREAMS);
+    problems.number(
+        "grpc.max_concurrent_streams",
+        grpc.max_concurrent_streams,
+        &MAX_CONCURRENT_STREAMS,
+    );
 
     problems.ports(&[
         ("grpc.listen", Some(grpc.listen)),
@@ -106,7 +114,13 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("thingspace.order_timeout", thingspace.order_timeout, &ORDER_TIMEOUT);
     let (first, most) = (thingspace.login_backoff_first, thingspace.login_backoff_max);
     problems.duration("thingspace.login_backoff_first", first, &LOGIN_BACKOFF_FIRST);
-    problems.ordered("thingspace.login_backoff_max", most, "thingspace.login_backoff_first", first, DAY);
+    problems.ordered(
+        "thingspace.login_backoff_max",
+        most,
+        "thingspace.login_backoff_first",
+        first,
+        DAY,
+    );
     problems.number("thingspace.calls_per_second", thingspace.calls_per_second, &CALLS_PER_SECOND);
     problems.number(
         "thingspace.max_devices_per_order",
@@ -125,9 +139,21 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("polling.min_age", polling.min_age, &MIN_AGE);
     problems.duration("polling.first", polling.first, &FIRST);
     problems.number("polling.factor", polling.factor, &FACTOR);
-    problems.ordered("polling.max_watched", polling.max_watched, "polling.first", polling.first, DAY);
+    problems.ordered(
+        "polling.max_watched",
+        polling.max_watched,
+        "polling.first",
+        polling.first,
+        DAY,
+    );
     problems.ordered("polling.max", polling.max, "polling.max_watched", polling.max_watched, DAY);
-    problems.ordered("polling.give_up", polling.give_up, "polling.max", polling.max, GIVE_UP_AT_MOST);
+    problems.ordered(
+        "polling.give_up",
+        polling.give_up,
+        "polling.max",
+        polling.max,
+        GIVE_UP_AT_MOST,
+    );
 
     problems.number("limits.open_devices", limits.open_devices, &OPEN_DEVICES);
     problems.number("limits.closed_bytes", limits.closed_bytes, &CLOSED_BYTES);
@@ -157,7 +183,9 @@ pub(super) fn warnings(config: &Config) -> Problems {
 pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let mut problems = Problems::default();
     if config.credentials.is_empty() {
-        problems.push("credentials: there are none; add a [[credentials]] section to the configuration file");
+        problems.push(
+            "credentials: there are none; add a [[credentials]] section to the configuration file",
+        );
     }
     let (connections, sets) = (config.thingspace.max_connections, config.credentials.len());
     if sets > 1 && connections < CONNECTIONS_PER_SET * sets {
@@ -169,7 +197,8 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let mut names = HashSet::new();
     let mut owners = HashMap::new();
     for (index, credentials) in config.credentials.iter().enumerate() {
-        let Credentials { name, accounts, key_file, secret_file, username_file, password_file } = credentials;
+        let Credentials { name, accounts, key_file, secret_file, username_file, password_file } =
+            credentials;
         let entry = format!("credentials #{}", index + 1);
         if name.is_empty()
             || name.len() > 64
@@ -244,9 +273,12 @@ fn socket_can_be_there(config: &Config) -> Result<(), String> {
         if config.store.kind == StoreKind::Embedded {
             return Ok(());
         }
-        return Err("is required for this kind of store; name a file that the gateway may make".to_owned());
+        return Err(
+            "is required for this kind of store; name a file that the gateway may make".to_owned()
+        );
     }
-    let folder = socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        socket.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!("the folder {} does not exist; make it", folder.display()));
     }
@@ -264,7 +296,12 @@ fn can_be_written(folder: &Path) -> Result<(), String> {
 }
 
 impl Problems {
-    fn number<T: Copy + PartialOrd + Display>(&mut self, key: &str, value: T, range: &RangeInclusive<T>) {
+    fn number<T: Copy + PartialOrd + Display>(
+        &mut self,
+        key: &str,
+        value: T,
+        range: &RangeInclusive<T>,
+    ) {
         if !range.contains(&value) {
             self.push(format!(
                 "{key}: {value} is out of bounds; must be {} to {}",
@@ -282,17 +319,32 @@ impl Problems {
     }
 
     /// A duration that is at least another one.
-    fn ordered(&mut self, key: &str, value: Duration, least_key: &str, least: Duration, most: Duration) {
+    fn ordered(
+        &mut self,
+        key: &str,
+        value: Duration,
+        least_key: &str,
+        least: Duration,
+        most: Duration,
+    ) {
         if !(least..=most).contains(&value) {
             let (value, least, most) = (show(value), show(least), show(most));
-            self.push(format!("{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"));
+            self.push(format!(
+                "{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"
+            ));
         }
     }
 
     /// A chain of certificates with its key. Each problem names the key of its file.
-    fn identity(&mut self, section: &str, (cert_key, cert): (&str, &Path), (key_key, key): (&str, &Path)) {
+    fn identity(
+        &mut self,
+        section: &str,
+        (cert_key, cert): (&str, &Path),
+        (key_key, key): (&str, &Path),
+    ) {
         let now = Timestamp::now();
-        let (chain, private_key) = (certificate::check_chain(cert, now), certificate::check_key(key));
+        let (chain, private_key) =
+            (certificate::check_chain(cert, now), certificate::check_key(key));
         let chain = match private_key {
             Ok(()) => chain.and_then(|()| Identity::check(cert, key, now).map(drop)),
             Err(what) => {
@@ -310,7 +362,13 @@ impl Problems {
         self.number("thingspace.breaker_failures", *breaker_failures, &BREAKER_FAILURES);
         self.duration("thingspace.breaker_first", *breaker_first, &BREAKER_FIRST);
         let first = "thingspace.breaker_first";
-        self.ordered("thingspace.breaker_max", *breaker_max, first, *breaker_first, BREAKER_AT_MOST);
+        self.ordered(
+            "thingspace.breaker_max",
+            *breaker_max,
+            first,
+            *breaker_first,
+            BREAKER_AT_MOST,
+        );
     }
 
     /// Listeners that take each other's port. Port 0 is a free one.
@@ -320,11 +378,16 @@ impl Problems {
         for (at, (key, address)) in listeners.iter().enumerate() {
             let taken = |other: &SocketAddr| {
                 let (one, other) = (address, other);
-                let both = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+                let both = one.ip() == other.ip()
+                    || one.ip().is_unspecified()
+                    || other.ip().is_unspecified();
                 one.port() != 0 && one.port() == other.port() && both
             };
             if let Some((first, _)) = listeners[..at].iter().find(|(_, other)| taken(other)) {
-                self.push(format!("{key}: port {} is also that of {first}; choose another", address.port()));
+                self.push(format!(
+                    "{key}: port {} is also that of {first}; choose another",
+                    address.port()
+                ));
             }
         }
     }
@@ -354,7 +417,8 @@ impl Problems {
         Some(url)
     }
 
-    /// A proxy that is spoken to in plain text; what goes through it to an https:// address is encrypted all the same.
+    /// A proxy that is spoken to in plain text; what goes through it to an https:// address is
+    /// encrypted all the same.
     fn proxy(&mut self, key: &str, text: &str) {
         if text.is_empty() {
             return;

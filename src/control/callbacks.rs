@@ -1,5 +1,5 @@
-//! `callbacks list`, `register`, `deregister` and `rotate`: where ThingSpace calls back. Of a registered URL only the host is
-//! told.
+//! `callbacks list`, `register`, `deregister` and `rotate`: where ThingSpace calls back. Of a
+//! registered URL only the host is told.
 
 use axum::{
     Json, Router,
@@ -94,14 +94,20 @@ async fn list_account(
     Ok(Json(vec![registered(registration(&subject)?, account).await?]))
 }
 
-async fn registered(registration: &Registration, account: AccountName) -> Result<Registered, Response> {
+async fn registered(
+    registration: &Registration,
+    account: AccountName,
+) -> Result<Registered, Response> {
     let listed = registration.list(&account).await.map_err(|error| failed(&account, &error))?;
     let entry = |listed: crate::callbacks::registration::Listed| Entry {
         service: listed.service,
         host: listed.host,
         ours: listed.ours,
     };
-    Ok(Registered { account: account.to_string(), registrations: listed.into_iter().map(entry).collect() })
+    Ok(Registered {
+        account: account.to_string(),
+        registrations: listed.into_iter().map(entry).collect(),
+    })
 }
 
 async fn register(
@@ -134,8 +140,11 @@ async fn rotate(
     Json(How { path, .. }): Json<How>,
 ) -> Result<Json<Done>, Response> {
     let registration = registration(&subject)?;
-    let outcome =
-        if path { registration.rotate_path(&account).await } else { registration.rotate(&account).await };
+    let outcome = if path {
+        registration.rotate_path(&account).await
+    } else {
+        registration.rotate(&account).await
+    };
     let done = done(outcome.map_err(|error| failed(&account, &error))?);
     info!(%account, path, ?done, "an operator rotated secrets of callbacks");
     Ok(Json(done))
@@ -155,7 +164,8 @@ fn done(outcome: Outcome) -> Done {
 fn registration(subject: &Subject) -> Result<&Registration, Response> {
     subject.callbacks()?;
     let none = || {
-        let unknown = "the gateway does not know where ThingSpace reaches it: callbacks.public_url is empty";
+        let unknown =
+            "the gateway does not know where ThingSpace reaches it: callbacks.public_url is empty";
         refuse(StatusCode::CONFLICT, &unknown)
     };
     subject.registration.as_ref().ok_or_else(none)

@@ -26,7 +26,9 @@ use super::{
     status::{self, Status},
     store,
 };
-use crate::cli::{Account, Callbacks, Operate, Orders, Quarantine, Register, Rotate, Settle, Store, Unblock};
+use crate::cli::{
+    Account, Callbacks, Operate, Orders, Quarantine, Register, Rotate, Settle, Store, Unblock,
+};
 
 /// The longest that a command may take; some ask ThingSpace several times.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -68,7 +70,10 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             }
             match request_id {
                 Some(id) => writeln!(out, "Order {order} was accepted as request {id}.")?,
-                None => writeln!(out, "Order {order} was not placed; its idempotency key is free again.")?,
+                None => writeln!(
+                    out,
+                    "Order {order} was not placed; its idempotency key is free again."
+                )?,
             }
             Ok(())
         }
@@ -103,12 +108,18 @@ async fn on_callbacks(
                 |account| callbacks::path(callbacks::ACCOUNT, account),
             );
             let accounts: Vec<Registered> = gateway.get(&path).await?;
-            return if json { show::json(out, &accounts) } else { show::registered(out, &accounts) };
+            return if json {
+                show::json(out, &accounts)
+            } else {
+                show::registered(out, &accounts)
+            };
         }
         Callbacks::Register(Register { account, force, .. }) => {
             (account, callbacks::REGISTER, How { force: *force, ..How::default() })
         }
-        Callbacks::Deregister(Account { account, .. }) => (account, callbacks::DEREGISTER, How::default()),
+        Callbacks::Deregister(Account { account, .. }) => {
+            (account, callbacks::DEREGISTER, How::default())
+        }
         Callbacks::Rotate(Rotate { account, path, .. }) => {
             (account, callbacks::ROTATE, How { path: *path, ..How::default() })
         }
@@ -126,14 +137,26 @@ impl Gateway {
         self.call(Method::GET, path, Body::empty()).await
     }
 
-    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
         self.call(Method::POST, path, Body::from(serde_json::to_vec(body)?)).await
     }
 
-    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Body) -> anyhow::Result<T> {
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> anyhow::Result<T> {
         let exchange = exchange(&self.socket, method, path, body);
         let Ok(answer) = tokio::time::timeout(PATIENCE, exchange).await else {
-            bail!("the gateway on {} does not answer; what it began it goes on with", self.socket.display());
+            bail!(
+                "the gateway on {} does not answer; what it began it goes on with",
+                self.socket.display()
+            );
         };
         let (status, body) = answer?;
         if status.is_success() {
@@ -187,10 +210,12 @@ mod tests {
 
     #[test]
     fn an_operator_is_told_what_keeps_a_command_from_the_gateway() {
-        let told = |kind: io::ErrorKind| unreachable(Path::new("/run/gw.sock"), kind.into()).to_string();
+        let told =
+            |kind: io::ErrorKind| unreachable(Path::new("/run/gw.sock"), kind.into()).to_string();
         let forbidden = told(io::ErrorKind::PermissionDenied);
         assert!(
-            forbidden.contains("/run/gw.sock") && forbidden.contains("as the user that runs the gateway")
+            forbidden.contains("/run/gw.sock")
+                && forbidden.contains("as the user that runs the gateway")
         );
         assert!(!forbidden.contains("no gateway answers"), "{forbidden}");
         for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {

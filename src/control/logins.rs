@@ -55,7 +55,11 @@ pub(super) fn routes() -> Router<Subject> {
 pub(super) fn logins(subject: &Subject) -> Vec<Login> {
     let standings = subject.client.standings().map(|(name, standing)| {
         let standing = standing.borrow().clone();
-        Login { credentials: name.to_owned(), healthy: standing.healthy, standing: standing.sentence }
+        Login {
+            credentials: name.to_owned(),
+            healthy: standing.healthy,
+            standing: standing.sentence,
+        }
     });
     standings.collect()
 }
@@ -66,7 +70,10 @@ async fn unblock(
     Json(Unblock { force }): Json<Unblock>,
 ) -> Result<Json<Unblocked>, Response> {
     let Some(done) = subject.client.unblock(&name, force).await else {
-        return Err(refuse(StatusCode::NOT_FOUND, &format_args!("there are no credentials named {name}")));
+        return Err(refuse(
+            StatusCode::NOT_FOUND,
+            &format_args!("there are no credentials named {name}"),
+        ));
     };
     let done = done.map_err(|error| match error {
         Error::Store(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error),
@@ -83,7 +90,10 @@ async fn unblock(
             return Err(refuse(StatusCode::CONFLICT, &refuted(&name, rejections, lock)));
         }
     };
-    info!(credentials = name, changed, force, rejections, "an operator let credentials be tried once more");
+    info!(
+        credentials = name,
+        changed, force, rejections, "an operator let credentials be tried once more"
+    );
     Ok(Json(Unblocked { changed, rejections, lock }))
 }
 

@@ -1,4 +1,5 @@
-//! `orders unknown` and `orders settle`: orders that were sent and of which nobody knows what became.
+//! `orders unknown` and `orders settle`: orders that were sent and of which nobody knows what
+//! became.
 
 use axum::{
     Json, Router,

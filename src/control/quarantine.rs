@@ -46,8 +46,12 @@ pub(super) fn routes() -> Router<Subject> {
 }
 
 async fn list(State(subject): State<Subject>) -> Result<Json<Vec<Quarantined>>, Response> {
-    let shown =
-        |Listed { number, time, account, size }| Quarantined { id: number, account, time, bytes: size };
+    let shown = |Listed { number, time, account, size }| Quarantined {
+        id: number,
+        account,
+        time,
+        bytes: size,
+    };
     match subject.callbacks()?.quarantine().list().await {
         Ok(listed) => Ok(Json(listed.into_iter().map(shown).collect())),
         Err(error) => Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),

@@ -33,7 +33,8 @@ pub(super) struct Status {
     pub(super) limited: Option<String>,
     /// Its file, or where it is.
     pub(super) store: String,
-    /// Why it cannot be used now, or, where that shows only then, why it could not be written to last time.
+    /// Why it cannot be used now, or, where that shows only then, why it could not be written to
+    /// last time.
     pub(super) store_trouble: Option<String>,
     pub(super) store_memory: Memory,
     /// Logs that cannot be read and were set aside.
@@ -52,13 +53,15 @@ pub(super) struct Status {
     pub(super) hosts: Vec<Host>,
     /// When the certificate of the callbacks' listener expires, with HTTPS.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
-    /// How many requests to the callbacks' listener had which outcome since the start, without those that none had.
+    /// How many requests to the callbacks' listener had which outcome since the start, without
+    /// those that none had.
     #[serde(default)]
     pub(super) callbacks: BTreeMap<String, u64>,
     /// Callbacks that left the quarantine since the start to make room for others.
     #[serde(default)]
     pub(super) quarantine_evicted: u64,
-    /// How the registration of each account is doing, if it is known how ThingSpace reaches the listener.
+    /// How the registration of each account is doing, if it is known how ThingSpace reaches the
+    /// listener.
     #[serde(default)]
     pub(super) registrations: BTreeMap<String, String>,
 }
@@ -80,7 +83,8 @@ pub(super) struct Host {
 
 impl From<HostHealth> for Host {
     fn from(HostHealth { host, left_alone }: HostHealth) -> Self {
-        let left_alone_ms = left_alone.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let left_alone_ms =
+            left_alone.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         Self { host, left_alone_ms }
     }
 }
@@ -95,7 +99,8 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
     let unreadable = subject.requests.unreadable_logs();
     let overview = subject.requests.overview();
     let draining = subject.instance.drain.is_cancelled();
-    let waits_for = if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
+    let waits_for =
+        if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
     let limited = if draining { None } else { subject.requests.limited() };
     let certificate = match &subject.callbacks {
         Some(callbacks) => callbacks.certificate_expires().await,
@@ -110,7 +115,10 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
         store: subject.instance.store.clone(),
         store_trouble: subject.requests.store_trouble(),
         store_memory: memory(&subject),
-        unreadable_logs: unreadable.into_iter().map(|(log, why)| UnreadableLog { log, why }).collect(),
+        unreadable_logs: unreadable
+            .into_iter()
+            .map(|(log, why)| UnreadableLog { log, why })
+            .collect(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
         unknown_orders: unknown,
@@ -130,7 +138,8 @@ async fn status(State(subject): State<Subject>) -> Json<Status> {
 }
 
 fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
-    let counts = Outcome::ALL.iter().map(|outcome| (outcome.name().to_owned(), callbacks.count(*outcome)));
+    let counts =
+        Outcome::ALL.iter().map(|outcome| (outcome.name().to_owned(), callbacks.count(*outcome)));
     counts.filter(|(_, count)| *count > 0).collect()
 }
 

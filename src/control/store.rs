@@ -1,4 +1,5 @@
-//! `store accept-loss`: an operator accepts that the store forgot something. And the lines of `status` about that.
+//! `store accept-loss`: an operator accepts that the store forgot something. And the lines of
+//! `status` about that.
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::Response, routing::post};
 use jiff::Timestamp;

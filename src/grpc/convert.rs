@@ -1,7 +1,7 @@
 //! Between the contract's messages and the domain's types.
 //!
-//! Inwards, everything wrong with a call is found at once, each with its field path; what comes out has the right shape. Outwards,
-//! nothing is decided.
+//! Inwards, everything wrong with a call is found at once, each with its field path; what comes out
+//! has the right shape. Outwards, nothing is decided.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -94,7 +94,10 @@ pub(super) fn placement(
             {
                 warn!(%account, identifiers = doubtful, times, "an order has identifiers with wrong check digits");
             }
-            Ok(Placement { order: Order { account, devices, service_plan: request.service_plan }, key })
+            Ok(Placement {
+                order: Order { account, devices, service_plan: request.service_plan },
+                key,
+            })
         }
         _ => Err(wrong),
     }
@@ -119,8 +122,11 @@ fn devices(
     let mut parsed = Vec::with_capacity(devices.len());
     for (at, ids) in devices.iter().enumerate() {
         let mut device = Device::default();
-        let given =
-            [(Kind::Eid, &ids.eid, true), (Kind::Iccid, &ids.iccid, true), (Kind::Imei, &ids.imei, false)];
+        let given = [
+            (Kind::Eid, &ids.eid, true),
+            (Kind::Iccid, &ids.iccid, true),
+            (Kind::Imei, &ids.imei, false),
+        ];
         for (kind, text, required) in given {
             let path = || format!("devices[{at}].{}", kind.as_str());
             if text.is_empty() {
@@ -135,7 +141,8 @@ fn devices(
             }
             match seen.entry((kind, text)) {
                 Entry::Occupied(first) => {
-                    let phrase = format!("is the same as devices[{}].{}", first.get(), kind.as_str());
+                    let phrase =
+                        format!("is the same as devices[{}].{}", first.get(), kind.as_str());
                     wrong.add(path(), phrase);
                 }
                 Entry::Vacant(free) => {
@@ -184,7 +191,9 @@ pub(super) struct StatusCall {
     pub(super) page_token: String,
 }
 
-pub(super) fn status_call(request: esim::GetRequestStatusRequest) -> Result<StatusCall, Violations> {
+pub(super) fn status_call(
+    request: esim::GetRequestStatusRequest,
+) -> Result<StatusCall, Violations> {
     let mut wrong = Violations::default();
     let target = target(&request.account_name, &request.request_id, &mut wrong);
     let max_age = duration("max_age", request.max_age, &mut wrong);

@@ -1,21 +1,23 @@
 //! When a caller stops waiting, counted from when its call arrived.
 //!
-//! An answer leaves ahead of the caller's deadline, so that it arrives. tonic has a timer of its own for the same header, which
-//! nothing inside its server can hide from it, and which answers CANCELLED where DEADLINE_EXCEEDED is due; it is the second
-//! reason to be early. Its response future asks ours first, and only then its timer, so whoever is ready by the
-//! clock, with time to spare for a thread that stands still in between, is always first.
+//! An answer leaves ahead of the caller's deadline, so that it arrives. tonic has a timer of its
+//! own for the same header, which nothing inside its server can hide from it, and which answers
+//! CANCELLED where DEADLINE_EXCEEDED is due; it is the second reason to be early. Its response
+//! future asks ours first, and only then its timer, so whoever is ready by the clock, with time to
+//! spare for a thread that stands still in between, is always first.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// How long before a caller's deadline the answer leaves: a tenth of the time, within these bounds. A call that has no more
-/// than the least is answered only if it can be at once.
+/// How long before a caller's deadline the answer leaves: a tenth of the time, within these bounds.
+/// A call that has no more than the least is answered only if it can be at once.
 const MOST_AHEAD: Duration = Duration::from_millis(200);
 const LEAST_AHEAD: Duration = Duration::from_millis(20);
 
-/// Of what an answer is ahead, the part that a service may take to give its own before it is given for it.
+/// Of what an answer is ahead, the part that a service may take to give its own before it is given
+/// for it.
 const GRACE: u32 = 4;
 
 /// The deadline of a call; an extension of its request.
@@ -33,7 +35,10 @@ impl Deadline {
         let (time, now) = (timeout(headers)?, Instant::now());
         let ahead = ahead(time);
         let cut_ahead = ahead.saturating_sub(ahead / GRACE);
-        Some(Self { answer: now + time.saturating_sub(ahead), cut: now + time.saturating_sub(cut_ahead) })
+        Some(Self {
+            answer: now + time.saturating_sub(ahead),
+            cut: now + time.saturating_sub(cut_ahead),
+        })
     }
 }
 
@@ -68,7 +73,9 @@ mod tests {
 
     fn headers(text: &str) -> HeaderMap {
         text.parse()
-            .map(|value| HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)]))
+            .map(|value| {
+                HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)])
+            })
             .unwrap_or_default()
     }
 

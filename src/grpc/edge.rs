@@ -1,8 +1,9 @@
 //! Around every RPC of every service: its deadline, and a reason in every error.
 //!
-//! A call that is not answered by its deadline is answered for it, and a stream that goes on beyond it is ended, both
-//! DEADLINE_EXCEEDED, never CANCELLED. An error that the gRPC library or its health and reflection services made, because a call
-//! never got as far as ours, gets the `ErrorInfo` that the contract promises. What our own service says is left as it is.
+//! A call that is not answered by its deadline is answered for it, and a stream that goes on beyond
+//! it is ended, both DEADLINE_EXCEEDED, never CANCELLED. An error that the gRPC library or its
+//! health and reflection services made, because a call never got as far as ours, gets the
+//! `ErrorInfo` that the contract promises. What our own service says is left as it is.
 
 use std::{
     future::poll_fn,
@@ -61,7 +62,8 @@ where
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
-        let effect = if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
+        let effect =
+            if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
         let answer = self.inner.call(request);
         Box::pin(async move {
             let Some(Deadline { cut, .. }) = deadline else {
@@ -75,8 +77,8 @@ where
     }
 }
 
-/// What comes of a future that is ready by some time. The clock decides, after the future was asked: the timer, which is
-/// there to ask again, may be late.
+/// What comes of a future that is ready by some time. The clock decides, after the future was
+/// asked: the timer, which is there to ask again, may be late.
 async fn by<F: Future>(time: Instant, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(sleep_until(time)));
     poll_fn(|context| {
@@ -92,7 +94,10 @@ async fn by<F: Future>(time: Instant, future: F) -> Option<F::Output> {
 fn complete<B>(mut response: Response<B>, end: Option<Instant>) -> Response<EdgeBody<B>> {
     // An error without messages has its status here already.
     explain(response.headers_mut());
-    response.map(|inner| EdgeBody { inner: Some(inner), end: end.map(|end| Box::pin(sleep_until(end))) })
+    response.map(|inner| EdgeBody {
+        inner: Some(inner),
+        end: end.map(|end| Box::pin(sleep_until(end))),
+    })
 }
 
 fn late(effect: Effect) -> Status {
@@ -131,7 +136,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
         let Self { inner, end } = &mut *self;
         let Some(body) = inner else { return Poll::Ready(None) };
         if let Poll::Ready(mut frame) = Pin::new(body).poll_frame(context) {
-            if let Some(trailers) = frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut()) {
+            if let Some(trailers) =
+                frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut())
+            {
                 explain(trailers);
             }
             return Poll::Ready(frame);

@@ -1,8 +1,9 @@
 //! Cuts what a watcher sees into messages of at most [`MAX_WATCH_MESSAGE`].
 //!
-//! A message ends where a revision ends, wherever it fits; only one that is larger than a message is cut within, and then its
-//! messages say `more` and the last has the token. Messages are made one by one, when the reader is ready for them, each from
-//! an event that the watch gives anew, so that a reader that stands still holds no devices.
+//! A message ends where a revision ends, wherever it fits; only one that is larger than a message
+//! is cut within, and then its messages say `more` and the last has the token. Messages are made
+//! one by one, when the reader is ready for them, each from an event that the watch gives anew, so
+//! that a reader that stands still holds no devices.
 
 use std::sync::Arc;
 
@@ -70,7 +71,8 @@ fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
     Some(Fragment { event: Sent::Snapshot(status), completes, partly })
 }
 
-/// As many whole transitions as fit, or as much of one as fits. `sent`: how many devices of the first were sent before.
+/// As many whole transitions as fit, or as much of one as fits. `sent`: how many devices of the
+/// first were sent before.
 fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     let mut devices = Vec::new();
     let mut bytes = 0;
@@ -106,8 +108,8 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     })
 }
 
-/// As many devices as fit into a message of at most `max` bytes that already has `bytes` of them, and how many bytes they take;
-/// at least one into an empty message.
+/// As many devices as fit into a message of at most `max` bytes that already has `bytes` of them,
+/// and how many bytes they take; at least one into an empty message.
 pub(super) fn fill(
     devices: &[Arc<DeviceStatus>],
     bytes: usize,
@@ -171,8 +173,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// However transitions are cut: nothing is lost or reordered, no message is too large, and a message without a token never
-        /// ends a revision.
+        /// However transitions are cut: nothing is lost or reordered, no message is too large, and
+        /// a message without a token never ends a revision.
         #[test]
         fn messages_are_bounded_and_complete(sizes in prop::collection::vec(0_usize..3_000, 1..6), text in 0_usize..1_500) {
             let transitions = transitions(&sizes, text);
@@ -206,7 +208,10 @@ mod tests {
     fn small_transitions_share_a_message() {
         let event = Event::Changes(transitions(&[1, 1, 1], 10));
         let fragment = next(&event, Partly::Nothing);
-        assert!(matches!(fragment, Some(Fragment { completes: Some((_, 3)), partly: Partly::Nothing, .. })));
+        assert!(matches!(
+            fragment,
+            Some(Fragment { completes: Some((_, 3)), partly: Partly::Nothing, .. })
+        ));
         assert!(next(&event, Partly::Snapshot(1)).is_none());
     }
 }

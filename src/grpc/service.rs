@@ -21,8 +21,9 @@ use crate::{
     config,
     identity::RequestId,
     proto::esim::{
-        DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest, GetRequestStatusResponse,
-        WatchRequestRequest, WatchRequestResponse, esim_service_server::EsimService,
+        DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
+        GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
+        esim_service_server::EsimService,
     },
     requests::{
         Effect, Error, Placed, Requests, StatusQuery,
@@ -62,12 +63,20 @@ pub struct Esim {
 }
 
 impl Esim {
-    pub fn new(requests: Requests, settings: Settings, drain: CancellationToken, calls: TaskTracker) -> Self {
+    pub fn new(
+        requests: Requests,
+        settings: Settings,
+        drain: CancellationToken,
+        calls: TaskTracker,
+    ) -> Self {
         Self { requests, settings, drain, calls }
     }
 
     /// Admits a call: what keeps the process alive for it, and when its answer has to leave.
-    fn admit<T>(&self, request: &Request<T>) -> Result<(TaskTrackerToken, Option<Instant>), Status> {
+    fn admit<T>(
+        &self,
+        request: &Request<T>,
+    ) -> Result<(TaskTrackerToken, Option<Instant>), Status> {
         if self.drain.is_cancelled() {
             return Err(status::of(&Error::Draining));
         }
@@ -121,11 +130,16 @@ impl EsimService for Esim {
         let placement = convert::placement(request, self.settings.rules).map_err(invalid)?;
         about.say(&placement.order.account, None);
         if validate_only {
-            self.requests.check_account(&placement.order.account).map_err(|error| status::of(&error))?;
+            self.requests
+                .check_account(&placement.order.account)
+                .map_err(|error| status::of(&error))?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
-        let Placed { request_id, replayed } =
-            self.requests.download(placement, deadline).await.map_err(|error| status::of(&error))?;
+        let Placed { request_id, replayed } = self
+            .requests
+            .download(placement, deadline)
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
     }
 
@@ -141,7 +155,8 @@ impl EsimService for Esim {
         // A long poll ends in time to be answered.
         let longest = deadline::before(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
-        let query = StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
+        let query =
+            StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
         let answer = async {
             let request = self.requests.spelling(&call.request).await?;
             let ask = |query| self.requests.status(&call.account, &request, query);
@@ -162,7 +177,8 @@ impl EsimService for Esim {
         }
     }
 
-    type WatchRequestStream = Pin<Box<dyn Stream<Item = Result<WatchRequestResponse, Status>> + Send>>;
+    type WatchRequestStream =
+        Pin<Box<dyn Stream<Item = Result<WatchRequestResponse, Status>> + Send>>;
 
     async fn watch_request(
         &self,
@@ -172,7 +188,8 @@ impl EsimService for Esim {
         let about = about(&request);
         let request = request.into_inner();
         let mut wrong = Violations::default();
-        let Some((account, id)) = convert::target(&request.account_name, &request.request_id, &mut wrong)
+        let Some((account, id)) =
+            convert::target(&request.account_name, &request.request_id, &mut wrong)
         else {
             return Err(invalid(wrong));
         };
@@ -223,7 +240,8 @@ impl Streaming {
     }
 
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
-        // By the clock: a timer that is set for a time gone by rings later, and then the stream is ended without its token.
+        // By the clock: a timer that is set for a time gone by rings later, and then the stream is
+        // ended without its token.
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(Error::Deadline(Effect::None));
         }
@@ -240,8 +258,11 @@ impl Streaming {
             () = deadline => return Err(Error::Deadline(Effect::None)),
         };
         let Some(event) = event else { return Ok(None) };
-        let Some(Fragment { event: message, completes, partly }) = fragment::next(&event, self.partly) else {
-            // The first half of a revision was sent, and the second is lost. The caller resumes before it.
+        let Some(Fragment { event: message, completes, partly }) =
+            fragment::next(&event, self.partly)
+        else {
+            // The first half of a revision was sent, and the second is lost. The caller resumes
+            // before it.
             let lost = "the history of the request is no longer whole".to_owned();
             return Err(Error::Store(StoreError::Unavailable(lost)));
         };

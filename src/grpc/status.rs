@@ -1,7 +1,8 @@
 //! Errors, as callers read them. The only place that names a gRPC code.
 //!
-//! Every status carries an `ErrorInfo`; UNAVAILABLE is used only where repeating the very call is safe. Texts are constant per
-//! reason, apart from our own field names and upstream's error code; the cause of an INTERNAL error is logged here, once, and not sent.
+//! Every status carries an `ErrorInfo`; UNAVAILABLE is used only where repeating the very call is
+//! safe. Texts are constant per reason, apart from our own field names and upstream's error code;
+//! the cause of an INTERNAL error is logged here, once, and not sent.
 //!
 //! Where UNAVAILABLE comes from, and why the very call may be repeated:
 //!
@@ -15,8 +16,9 @@
 //! | `SLOW_READER` | a watch whose snapshot was not read to its end | it has no effect |
 //! | `DRAINING` | a call that was not admitted or waited for its turn, a watch that is told to go on elsewhere | nothing was sent; the token says where to go on |
 //!
-//! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and whatever is `UNAVAILABLE` to an order
-//! carries its key: were it placed after all, the repetition finds it.
+//! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and
+//! whatever is `UNAVAILABLE` to an order carries its key: were it placed after all, the repetition
+//! finds it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -43,7 +45,8 @@ const LATER: Duration = Duration::from_secs(5);
 const ROOM: Duration = Duration::from_secs(30);
 
 /// Bytes of violations that a status carries. With everything else in them its details stay below
-/// 2,000 bytes, so that the trailers, which carry them in base64, fit into the 4 KiB that nginx takes.
+/// 2,000 bytes, so that the trailers, which carry them in base64, fit into the 4 KiB that nginx
+/// takes.
 const MAX_VIOLATION_BYTES: usize = 1_600;
 
 struct Answer {
@@ -103,7 +106,9 @@ pub(crate) fn of(error: &Error) -> Status {
 /// The status that ends a watch, with the token to resume it.
 pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     match error {
-        Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => of(error),
+        Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
+            of(error)
+        }
         error if resume_token.is_empty() => describe(error).into_status(),
         error => describe(error).with("resumeToken", &resume_token).into_status(),
     }
@@ -138,11 +143,14 @@ fn violated(violations: Vec<FieldViolation>) -> Answer {
     Answer { violations: told, ..answer(Code::InvalidArgument, "INVALID_FIELD", summary) }
 }
 
-/// An error that the gRPC library made, or its health and reflection services, with its own code and words.
+/// An error that the gRPC library made, or its health and reflection services, with its own code
+/// and words.
 pub(super) fn of_library(bare: &Status) -> Status {
     let (reason, message) = match bare.code() {
         Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
-        Code::OutOfRange | Code::ResourceExhausted => ("MESSAGE_TOO_LARGE", "the message is too large"),
+        Code::OutOfRange | Code::ResourceExhausted => {
+            ("MESSAGE_TOO_LARGE", "the message is too large")
+        }
         _ => ("MALFORMED_CALL", "the call cannot be read"),
     };
     let message = if bare.message().is_empty() { message } else { bare.message() };
@@ -286,8 +294,12 @@ fn store(error: &StoreError) -> Answer {
     }
     // The store has logged what is wrong with it.
     tracing::debug!(%error, "a call failed because of the store");
-    answer(Code::Unavailable, "STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call")
-        .retry(SOON)
+    answer(
+        Code::Unavailable,
+        "STORE_UNAVAILABLE",
+        "the gateway's store is unavailable; repeat the call",
+    )
+    .retry(SOON)
 }
 
 fn refused(refusal: &Refusal) -> Answer {
@@ -306,9 +318,11 @@ fn refused(refusal: &Refusal) -> Answer {
         RefusalKind::PlanNotFound => {
             (Code::NotFound, "UPSTREAM_PLAN_NOT_FOUND", "ThingSpace does not know the service plan")
         }
-        RefusalKind::DeviceNotFound => {
-            (Code::NotFound, "UPSTREAM_DEVICE_NOT_FOUND", "ThingSpace does not know a device of the order")
-        }
+        RefusalKind::DeviceNotFound => (
+            Code::NotFound,
+            "UPSTREAM_DEVICE_NOT_FOUND",
+            "ThingSpace does not know a device of the order",
+        ),
         RefusalKind::DeviceState => (
             Code::FailedPrecondition,
             "UPSTREAM_DEVICE_STATE",
@@ -318,7 +332,9 @@ fn refused(refusal: &Refusal) -> Answer {
             (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses")
         }
     };
-    answer(code, reason, message).with("upstreamCode", &refusal.code).with("upstreamStatus", &refusal.status)
+    answer(code, reason, message)
+        .with("upstreamCode", &refusal.code)
+        .with("upstreamStatus", &refusal.status)
 }
 
 #[cfg(test)]

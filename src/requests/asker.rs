@@ -1,10 +1,12 @@
 //! Asking ThingSpace where a request stands: one question per request at a time, whoever asks.
 //!
-//! What the answer tells anew is appended to the request's log; the answer to a caller is always the folded state.
+//! What the answer tells anew is appended to the request's log; the answer to a caller is always
+//! the folded state.
 //!
-//! A question ends with the last who waits for it, a caller or the poller: nothing is asked for nobody. Its answer, once there, is
-//! stored whoever has gone. So nothing is ever half-stored for that reason, and a question that was given up has left nothing
-//! behind: not an entry, not a failure, not a time at which the request was asked about.
+//! A question ends with the last who waits for it, a caller or the poller: nothing is asked for
+//! nobody. Its answer, once there, is stored whoever has gone. So nothing is ever half-stored for
+//! that reason, and a question that was given up has left nothing behind: not an entry, not a
+//! failure, not a time at which the request was asked about.
 
 use std::{
     collections::HashMap,
@@ -37,8 +39,8 @@ use crate::{
     thingspace::{Client, PollTurn, Purpose, StatusLookup},
 };
 
-/// How long a failure answers whoever asks about the same request: as long as callers are told to wait. Else, while ThingSpace
-/// fails, their number would decide how much is asked.
+/// How long a failure answers whoever asks about the same request: as long as callers are told to
+/// wait. Else, while ThingSpace fails, their number would decide how much is asked.
 const FAILED_FOR: Duration = Duration::from_secs(1);
 
 /// How long "ThingSpace does not know this request" is believed, for requests made elsewhere.
@@ -123,10 +125,19 @@ impl Asker {
         tasks: TaskTracker,
         grace: Duration,
     ) -> Self {
-        Self { store, client, hub, tasks, grace, flights: Mutex::default(), not_known: Mutex::default() }
+        Self {
+            store,
+            client,
+            hub,
+            tasks,
+            grace,
+            flights: Mutex::default(),
+            not_known: Mutex::default(),
+        }
     }
 
-    /// Asks about a request in memory, unless it was asked since `began`, when its caller came, or less than `max_age` before.
+    /// Asks about a request in memory, unless it was asked since `began`, when its caller came, or
+    /// less than `max_age` before.
     pub async fn refresh(
         self: &Arc<Self>,
         tracked: &Arc<Tracked>,
@@ -154,7 +165,11 @@ impl Asker {
     }
 
     /// Asks about a request that this gateway has never heard of.
-    pub async fn look_up(self: &Arc<Self>, account: &AccountName, id: &RequestId) -> Result<Answer, Error> {
+    pub async fn look_up(
+        self: &Arc<Self>,
+        account: &AccountName,
+        id: &RequestId,
+    ) -> Result<Answer, Error> {
         let key = (account.clone(), id.clone());
         if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
             return Ok(Answer::NotKnown);
@@ -233,8 +248,9 @@ impl Asker {
         let wanted = wanted.drop_guard();
         let waiting = async move {
             let _wanted = wanted;
-            task.await
-                .unwrap_or_else(|panic| Err(Error::Internal(format!("a status question panicked: {panic}"))))
+            task.await.unwrap_or_else(|panic| {
+                Err(Error::Internal(format!("a status question panicked: {panic}")))
+            })
         };
         let waiting = waiting.boxed().shared();
         let answer = waiting.downgrade().expect("nobody has polled it to its end yet");
@@ -276,7 +292,8 @@ impl Asker {
             return Ok(Answer::NotKnown);
         }
         self.observe(id, stand, events).await?;
-        // One that was unknown until now is in memory only if it is loaded, and then need not be asked again.
+        // One that was unknown until now is in memory only if it is loaded, and then need not be
+        // asked again.
         let tracked = match attached {
             Some(tracked) => Some(tracked),
             None => self.hub.attach(id).await?.map(|(tracked, _)| tracked),

@@ -1,4 +1,5 @@
-//! Taking callbacks: each is stored in the log of its request, whose id it may spell in another case.
+//! Taking callbacks: each is stored in the log of its request, whose id it may spell in another
+//! case.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,13 +12,14 @@ use crate::{
     store::LogName,
 };
 
-/// Callbacks for unknown requests whose ids are looked up in other cases at once, and how long each of them may take.
+/// Callbacks for unknown requests whose ids are looked up in other cases at once, and how long each
+/// of them may take.
 pub(super) const MAX_SPELLING_LOOKUPS: usize = 16;
 const SPELLING_WITHIN: Duration = Duration::from_millis(500);
 
 impl Requests {
-    /// Stores what a callback said of a request, known here or not. It is durable when this returns, which waits for nothing
-    /// else: folding it is the follower's business.
+    /// Stores what a callback said of a request, known here or not. It is durable when this
+    /// returns, which waits for nothing else: folding it is the follower's business.
     pub async fn called_back(
         &self,
         account: &AccountName,
@@ -37,15 +39,17 @@ impl Requests {
         Ok(())
     }
 
-    /// The spelling under which a callback's request is known. Where the store does not tell in time, it is the one in memory,
-    /// else the callback's own: the callback must not be lost for that.
+    /// The spelling under which a callback's request is known. Where the store does not tell in
+    /// time, it is the one in memory, else the callback's own: the callback must not be lost for
+    /// that.
     async fn spelling_of_callback(&self, request: &RequestId) -> Option<RequestId> {
         let in_memory = self.hub.spelling_in_memory(request);
         if in_memory.as_ref() == Some(request) {
             return in_memory;
         }
         let look_up = async {
-            let _lookup = self.spelling_lookups.acquire().await.expect("nobody closes this semaphore");
+            let _lookup =
+                self.spelling_lookups.acquire().await.expect("nobody closes this semaphore");
             self.hub.spelling(request).await
         };
         match tokio::time::timeout(SPELLING_WITHIN, look_up).await {
@@ -54,12 +58,14 @@ impl Requests {
         }
     }
 
-    /// The spelling under which a request is known whose id a caller may have written in another case.
+    /// The spelling under which a request is known whose id a caller may have written in another
+    /// case.
     pub async fn spelling(&self, request: &RequestId) -> Result<RequestId, Error> {
         Ok(self.hub.spelling(request).await?.unwrap_or_else(|| request.clone()))
     }
 
-    /// Counts a callback for a request of which nothing is known here. Those of other tools are such, so only the first is said.
+    /// Counts a callback for a request of which nothing is known here. Those of other tools are
+    /// such, so only the first is said.
     fn count_stray(&self, account: &AccountName) {
         if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
             info!(%account, "a callback names a request that this gateway does not know; `status` counts such callbacks");

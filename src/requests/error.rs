@@ -1,4 +1,5 @@
-//! Why a call of the domain failed. It knows no transport: what a caller reads is decided in one place, `grpc/status`.
+//! Why a call of the domain failed. It knows no transport: what a caller reads is decided in one
+//! place, `grpc/status`.
 
 use std::time::Duration;
 
@@ -88,7 +89,9 @@ impl From<thingspace::Error> for Error {
         match error {
             thingspace::Error::Refused(refusal) => Self::Refused(refusal),
             thingspace::Error::CredentialsRejected { name } => Self::CredentialsRejected { name },
-            thingspace::Error::CredentialsUnreadable { name } => Self::CredentialsUnreadable { name },
+            thingspace::Error::CredentialsUnreadable { name } => {
+                Self::CredentialsUnreadable { name }
+            }
             thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
             thingspace::Error::Store(error) => Self::Store(error),
             thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },

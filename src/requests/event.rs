@@ -1,7 +1,7 @@
 //! The events of a log: how they are named, encoded, and kept below the store's bound.
 //!
-//! An event's id is derived from what it says wherever it may be written twice (after a crash, by two replicas), so that
-//! the store keeps it once.
+//! An event's id is derived from what it says wherever it may be written twice (after a crash, by
+//! two replicas), so that the store keeps it once.
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,19 +15,20 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// The rules of request logs that begin now. Number 2 was never written; a frozen fixture uses it for unknown rules.
+/// The rules of request logs that begin now. Number 2 was never written; a frozen fixture uses it
+/// for unknown rules.
 pub const RULES: u32 = 4;
 
-/// The rules of earlier request logs. From number 3 on an ICCID that was missing is filled in, from number 4 on a callback that
-/// names no device concerns the only one.
+/// The rules of earlier request logs. From number 3 on an ICCID that was missing is filled in, from
+/// number 4 on a callback that names no device concerns the only one.
 pub const FIRST_RULES: u32 = 1;
 pub const ICCID_RULES: u32 = 3;
 
 /// The rules of order logs.
 pub const ORDER_RULES: u32 = 1;
 
-/// The most devices that one `Observed` names: with all their identifiers, about 100 bytes each, they stay below
-/// [`crate::store::MAX_EVENT_BYTES`].
+/// The most devices that one `Observed` names: with all their identifiers, about 100 bytes each,
+/// they stay below [`crate::store::MAX_EVENT_BYTES`].
 pub const MAX_OBSERVED_DEVICES: usize = 8_000;
 
 /// An event that exists once for an order, whoever writes it and however often.
@@ -52,8 +53,8 @@ impl Once {
     }
 }
 
-/// The id of the event that makes a request an order's. A settlement, at `settled`, may come after an earlier acceptance
-/// was withdrawn, so its event is another one.
+/// The id of the event that makes a request an order's. A settlement, at `settled`, may come after
+/// an earlier acceptance was withdrawn, so its event is another one.
 pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
     match settled {
         None => Once::Accepted.id(order_id),
@@ -66,14 +67,15 @@ pub fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
     named(&format!("{order_id}/evidence/{request}"))
 }
 
-/// The id of the event that takes an acceptance back; `settled` is the position of the settlement that corrects it.
+/// The id of the event that takes an acceptance back; `settled` is the position of the settlement
+/// that corrects it.
 pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/withdrawn/{request}/{settled}"))
 }
 
-/// The id of the event that takes an order's devices out of a request that cannot be its own. Not [`withdrawn_id`]: the order's
-/// log has that event, and a store may keep an id once for all logs.
+/// The id of the event that takes an order's devices out of a request that cannot be its own. Not
+/// [`withdrawn_id`]: the order's log has that event, and a store may keep an id once for all logs.
 pub fn given_back_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/given-back/{request}/{settled}"))
@@ -85,12 +87,13 @@ fn named(name: &str) -> Uuid {
 
 /// The id of a callback's event: what was said twice is one event.
 pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
-    let name = [format!("{request}/called-back/").into_bytes(), called_back.encode_to_vec()].concat();
+    let name =
+        [format!("{request}/called-back/").into_bytes(), called_back.encode_to_vec()].concat();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
-/// The id of an answer's event: what is heard twice while the request stands at the same position, because this replica
-/// has not folded it yet, is one event.
+/// The id of an answer's event: what is heard twice while the request stands at the same position,
+/// because this replica has not folded it yet, is one event.
 pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
     let name = format!("{request}/observed/{}/{}/", at.epoch, at.sequence).into_bytes();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name, observed.encode_to_vec()].concat())
@@ -99,9 +102,11 @@ pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observ
 /// An event as it is stored. `first`: where its log begins, as far as the writer knows.
 pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
     let rules = match kind {
-        Kind::Ordered(_) | Kind::Refused(_) | Kind::NotSent(_) | Kind::AcceptedAs(_) | Kind::Settled(_) => {
-            ORDER_RULES
-        }
+        Kind::Ordered(_)
+        | Kind::Refused(_)
+        | Kind::NotSent(_)
+        | Kind::AcceptedAs(_)
+        | Kind::Settled(_) => ORDER_RULES,
         Kind::Accepted(_)
         | Kind::Observed(_)
         | Kind::CalledBack(_)

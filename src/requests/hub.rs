@@ -1,10 +1,12 @@
 //! The projection: every open request and order, folded from the store's one sequence of events.
 //!
-//! Only [`Hub::follow`] and the loading of a log write it, and both only fold what the store holds; so every replica
-//! arrives at the same transitions. A log is always folded from its first event: one that is met half-way is read whole.
-//! Closed logs leave memory after a while and are read back when somebody asks.
+//! Only [`Hub::follow`] and the loading of a log write it, and both only fold what the store holds;
+//! so every replica arrives at the same transitions. A log is always folded from its first event:
+//! one that is met half-way is read whole. Closed logs leave memory after a while and are read back
+//! when somebody asks.
 //!
-//! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not read yet and nothing else.
+//! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not
+//! read yet and nothing else.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -69,15 +71,16 @@ pub const KEPT_TRANSITIONS: usize = 1_024;
 /// Devices that the kept transitions name, the last transition apart.
 const KEPT_DEVICES: usize = 10_000;
 
-/// Devices that the transitions given to a watcher at once name, the first transition apart. About as many
-/// fit into a message.
+/// Devices that the transitions given to a watcher at once name, the first transition apart. About
+/// as many fit into a message.
 const MAX_BATCH: usize = 512;
 
-/// What a watch has read from within this time stays in memory, so that watches of many requests do not displace
-/// what the others are reading.
+/// What a watch has read from within this time stays in memory, so that watches of many requests do
+/// not displace what the others are reading.
 const UNDISTURBED: Duration = Duration::from_secs(1);
 
-/// Logs that are read for callers at once. While it is folded, a log of 10,000 devices takes about 20 MiB.
+/// Logs that are read for callers at once. While it is folded, a log of 10,000 devices takes about
+/// 20 MiB.
 const MAX_LOADS: usize = 4;
 
 /// How long an answer waits for this replica to fold what it has just appended.
@@ -102,7 +105,8 @@ pub struct Hub {
     projection: Mutex<Projection>,
     /// How far the follower has folded, and whether it has caught up.
     progress: watch::Sender<Progress>,
-    /// Of each request: held while its log is read and put into the projection, so that no event falls between the two.
+    /// Of each request: held while its log is read and put into the projection, so that no event
+    /// falls between the two.
     loading: Locks<RequestId>,
     /// Of each request: held by the one caller that reads its log, for all callers that want it.
     attaching: Locks<RequestId>,
@@ -132,7 +136,8 @@ struct Projection {
     capitals: HashMap<String, Vec<RequestId>>,
     /// Ids in mixed case that only callbacks have named.
     heard: Heard,
-    /// Closed logs that were read further than the follower is: what it meets of them until then it need not read again.
+    /// Closed logs that were read further than the follower is: what it meets of them until then it
+    /// need not read again.
     ahead: HashMap<RequestId, Ahead>,
     open_devices: usize,
     /// How often the projection was begun anew.
@@ -158,10 +163,16 @@ struct Progress {
 }
 
 impl Hub {
-    /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark down.
+    /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark
+    /// down.
     ///
     /// `takes_callbacks`: whether any can arrive; without, what arrived before says nothing.
-    pub fn new(store: Arc<dyn Store>, keep: Keep, give_up: Duration, takes_callbacks: bool) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        keep: Keep,
+        give_up: Duration,
+        takes_callbacks: bool,
+    ) -> Self {
         Self {
             store,
             takes_callbacks,
@@ -207,8 +218,8 @@ impl Hub {
         self.progress.borrow().caught_up
     }
 
-    /// Waits until this replica has folded a position, at most [`FOLD_WAIT`]: a reader then sees its own writes. False
-    /// when it gave up waiting.
+    /// Waits until this replica has folded a position, at most [`FOLD_WAIT`]: a reader then sees
+    /// its own writes. False when it gave up waiting.
     pub async fn folded(&self, position: Position) -> bool {
         let mut progress = self.progress.subscribe();
         let there = progress.wait_for(|p| {
@@ -266,7 +277,12 @@ impl Hub {
     pub fn unfinished_orders(&self) -> Vec<String> {
         let projection = lock(&self.projection);
         let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
-        projection.orders.iter().filter(|(_, order)| accepted(order)).map(|(id, _)| id.to_string()).collect()
+        projection
+            .orders
+            .iter()
+            .filter(|(_, order)| accepted(order))
+            .map(|(id, _)| id.to_string())
+            .collect()
     }
 
     /// The request of an accepted order knows of it, as its log says.
@@ -295,7 +311,11 @@ impl Hub {
 
     /// Looks at the orders without an outcome.
     pub fn undecided<T>(&self, mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>) -> Vec<T> {
-        lock(&self.projection).orders.undecided().filter_map(|(id, order)| look(id, order)).collect()
+        lock(&self.projection)
+            .orders
+            .undecided()
+            .filter_map(|(id, order)| look(id, order))
+            .collect()
     }
 
     /// An order without an outcome.

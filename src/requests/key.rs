@@ -22,7 +22,8 @@ const FORMAT: u32 = 1;
 /// The algorithm of [`hash`].
 const HASH_ALGORITHM: u32 = 1;
 
-/// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is named by its digest.
+/// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is
+/// named by its digest.
 pub fn cell(account: &AccountName, key: &str) -> CellName {
     let digest = fields_digest(&[account.as_str(), key]);
     CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
@@ -89,12 +90,14 @@ impl Key {
         Timestamp::from_millisecond(self.value.sent_time_ms).unwrap_or_default()
     }
 
-    /// Whether the key stands for this order. An algorithm that is unknown here proves nothing: not the same.
+    /// Whether the key stands for this order. An algorithm that is unknown here proves nothing: not
+    /// the same.
     pub fn stands_for(&self, hash: &[u8]) -> bool {
         self.value.hash_algorithm == HASH_ALGORITHM && self.value.request_hash == hash
     }
 
-    /// Claims the cell for an order about to be sent, over what was there before. `None`: somebody else was first.
+    /// Claims the cell for an order about to be sent, over what was there before. `None`: somebody
+    /// else was first.
     pub async fn claim(
         store: &dyn Store,
         cell: &CellName,

@@ -33,7 +33,8 @@ pub struct Order {
     /// `None`: being sent, or unknown.
     pub outcome: Option<Outcome>,
     pub source: Option<Source>,
-    /// The position of the settlement that the outcome comes from; `None` if it comes from ThingSpace's answer.
+    /// The position of the settlement that the outcome comes from; `None` if it comes from
+    /// ThingSpace's answer.
     pub settled: Option<Position>,
     /// Requests that it was settled as before, and which may still name it.
     pub former: Vec<RequestId>,
@@ -70,8 +71,10 @@ impl Order {
             Some(Kind::AcceptedAs(accepted)) => self.accept(&accepted.request_id),
             Some(Kind::Settled(settled)) => self.settle(settled, position),
             Some(Kind::Withdrawn(withdrawn)) => self.withdraw(&withdrawn.request_id),
-            Some(Kind::Accepted(_) | Kind::Observed(_) | Kind::CalledBack(_) | Kind::Abandoned(_)) | None => {
-            }
+            Some(
+                Kind::Accepted(_) | Kind::Observed(_) | Kind::CalledBack(_) | Kind::Abandoned(_),
+            )
+            | None => {}
         }
     }
 
@@ -134,7 +137,10 @@ mod tests {
     }
 
     fn ordered(plan: &str) -> Event {
-        event(Kind::Ordered(storage::Ordered { service_plan: plan.to_owned(), ..Default::default() }))
+        event(Kind::Ordered(storage::Ordered {
+            service_plan: plan.to_owned(),
+            ..Default::default()
+        }))
     }
 
     fn accepted_as(id: &str) -> Event {
@@ -208,19 +214,29 @@ mod tests {
             (vec![settled(Operator, "r1"), settled(Evidence, "r2")], Some(request("r1"))),
             (vec![refused(), settled(Operator, "r1")], not_placed()),
             (vec![accepted_as("r1"), settled(Operator, "r2")], Some(request("r1"))),
-            (vec![settled(Operator, "r1"), accepted_as("r2"), accepted_as("r3")], Some(request("r2"))),
-            (vec![settled(Operator, "r1"), accepted_as("r2"), settled(Operator, "r3")], Some(request("r2"))),
+            (
+                vec![settled(Operator, "r1"), accepted_as("r2"), accepted_as("r3")],
+                Some(request("r2")),
+            ),
+            (
+                vec![settled(Operator, "r1"), accepted_as("r2"), settled(Operator, "r3")],
+                Some(request("r2")),
+            ),
             (vec![settled(Operator, "r1"), not_sent()], Some(request("r1"))),
             (vec![accepted_as("r1"), withdrawn("r1")], None),
             (vec![accepted_as("r1"), withdrawn("r2")], Some(request("r1"))),
             (vec![accepted_as("r1"), withdrawn("r1"), accepted_as("r1")], None),
-            (vec![accepted_as("r1"), withdrawn("r1"), settled(Operator, "r1")], Some(request("r1"))),
+            (
+                vec![accepted_as("r1"), withdrawn("r1"), settled(Operator, "r1")],
+                Some(request("r1")),
+            ),
         ];
         for (events, outcome) in table {
             let order = fold(std::iter::once(ordered("plan")).chain(events.clone()));
             assert_eq!(order.outcome, outcome, "{events:?}");
         }
-        let former = |events: Vec<Event>| fold(std::iter::once(ordered("plan")).chain(events)).former;
+        let former =
+            |events: Vec<Event>| fold(std::iter::once(ordered("plan")).chain(events)).former;
         let id = |text: &str| RequestId::parse(text).unwrap();
         assert_eq!(former(vec![settled(Operator, "r1"), settled(Operator, "")]), [id("r1")]);
         assert_eq!(former(vec![settled(Operator, "r1"), accepted_as("r2")]), [id("r1")]);
@@ -231,11 +247,17 @@ mod tests {
 
     #[test]
     fn an_event_that_was_folded_before_changes_nothing() {
-        let mut order =
-            fold([ordered("plan"), settled(SettledBy::Operator, "r1"), settled(SettledBy::Operator, "r2")]);
+        let mut order = fold([
+            ordered("plan"),
+            settled(SettledBy::Operator, "r1"),
+            settled(SettledBy::Operator, "r2"),
+        ]);
         let again = settled(SettledBy::Operator, "r1");
         order.apply(Position { epoch: 7, sequence: 2 }, Timestamp::UNIX_EPOCH, &again);
-        assert_eq!((order.outcome, order.settled.map(|at| at.sequence)), (Some(request("r2")), Some(3)));
+        assert_eq!(
+            (order.outcome, order.settled.map(|at| at.sequence)),
+            (Some(request("r2")), Some(3))
+        );
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! Orders: at most one POST for a key, whatever happens to callers, replicas and this process.
 //!
-//! The way of an order: a permit, a bearer and a session (within the caller's deadline) → `Ordered` in its log → its key's cell
-//! SENDING, durable before a byte leaves → **one POST, which from here belongs to the gateway** → `AcceptedAs` in its log, `Accepted` in
-//! the request's → the cell ACCEPTED → the answer.
+//! The way of an order: a permit, a bearer and a session (within the caller's deadline) → `Ordered`
+//! in its log → its key's cell SENDING, durable before a byte leaves → **one POST, which from here
+//! belongs to the gateway** → `AcceptedAs` in its log, `Accepted` in the request's → the cell
+//! ACCEPTED → the answer.
 //!
-//! What it never does: send an order again of whose fate nothing is known. Whoever finds SENDING or UNKNOWN in a cell reads
-//! the order's log first; if that has the answer, they finish what is missing. If it has not, and the sender may still be at it
-//! elsewhere, they wait: for its answer, or until its lease has lapsed ([`leases`]). Everything that several replicas may
-//! do at once is an event with an id of its own, or a swap that only one of them wins.
+//! What it never does: send an order again of whose fate nothing is known. Whoever finds SENDING or
+//! UNKNOWN in a cell reads the order's log first; if that has the answer, they finish what is
+//! missing. If it has not, and the sender may still be at it elsewhere, they wait: for its answer,
+//! or until its lease has lapsed ([`leases`]). Everything that several replicas may do at once is
+//! an event with an id of its own, or a swap that only one of them wins.
 
 use std::{
     collections::HashSet,
@@ -52,7 +54,8 @@ use flight::Claimant;
 use leases::Leases;
 use refusals::Refusals;
 
-/// Between looks at what became of an order that another replica is sending: first, doubling, at most.
+/// Between looks at what became of an order that another replica is sending: first, doubling, at
+/// most.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
@@ -133,9 +136,13 @@ impl Orders {
         }
     }
 
-    /// Places an order, or says what became of it if its key was used before; waits for a replica that is sending it. Dropping the
-    /// future ends the waiting, never an order that is under way.
-    pub async fn place(self: &Arc<Self>, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
+    /// Places an order, or says what became of it if its key was used before; waits for a replica
+    /// that is sending it. Dropping the future ends the waiting, never an order that is under way.
+    pub async fn place(
+        self: &Arc<Self>,
+        placement: Placement,
+        deadline: Instant,
+    ) -> Result<Placed, Error> {
         let mut pause = FIRST_LOOK;
         loop {
             match self.place_once(&placement, deadline).await {
@@ -149,11 +156,16 @@ impl Orders {
         }
     }
 
-    async fn place_once(self: &Arc<Self>, placement: &Placement, deadline: Instant) -> Result<Placed, Error> {
+    async fn place_once(
+        self: &Arc<Self>,
+        placement: &Placement,
+        deadline: Instant,
+    ) -> Result<Placed, Error> {
         let cell = key::cell(&placement.order.account, &placement.key);
         let hash = key::hash(&placement.order);
-        let turn =
-            tokio::time::timeout_at(deadline, self.turn(&cell)).await.map_err(|_| Error::OrderInProgress)?;
+        let turn = tokio::time::timeout_at(deadline, self.turn(&cell))
+            .await
+            .map_err(|_| Error::OrderInProgress)?;
         let settled = async {
             match Key::load(&*self.store, &cell).await? {
                 None => Ok(None),
@@ -182,8 +194,8 @@ impl Orders {
         TEND_EVERY.min(self.order_timeout)
     }
 
-    /// Looks after the orders that nobody waits with: finishes those that were accepted, and says of those whose sender has gone
-    /// that their fate is unknown.
+    /// Looks after the orders that nobody waits with: finishes those that were accepted, and says
+    /// of those whose sender has gone that their fate is unknown.
     pub async fn tend(&self) {
         self.recover().await;
         let undecided = self.hub.undecided(|id, order| {
@@ -214,7 +226,8 @@ impl Orders {
         }
     }
 
-    /// Says of an order whose sender has gone that its fate is unknown; false if somebody else has moved its key on.
+    /// Says of an order whose sender has gone that its fate is unknown; false if somebody else has
+    /// moved its key on.
     async fn give_up(&self, cell: &CellName, key: &Key) -> Result<bool, StoreError> {
         if key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?.is_none() {
             return Ok(false);
@@ -228,8 +241,8 @@ impl Orders {
         Ok(true)
     }
 
-    /// Finishes orders that ThingSpace had accepted and whose requests do not know it, because a process died before it could
-    /// say so, or because it was believed that they were not placed.
+    /// Finishes orders that ThingSpace had accepted and whose requests do not know it, because a
+    /// process died before it could say so, or because it was believed that they were not placed.
     pub async fn recover(&self) {
         for order_id in self.hub.unfinished_orders() {
             if self.is_in_flight(&order_id) {
@@ -254,7 +267,8 @@ impl Orders {
         lock(&self.in_flight).contains(order_id)
     }
 
-    /// Whether whoever claimed a key, and has not said what came of it, may still be at it, here or elsewhere.
+    /// Whether whoever claimed a key, and has not said what came of it, may still be at it, here or
+    /// elsewhere.
     pub(super) fn may_be_sending(&self, key: &Key) -> bool {
         if key.phase() != KeyPhase::Sending {
             return false;
@@ -262,7 +276,8 @@ impl Orders {
         if key.incarnation() == self.incarnation {
             return self.is_in_flight(key.order_id());
         }
-        !self.store.exclusive() && !self.leases.has_lapsed(key.order_id(), key.version(), key.lease())
+        !self.store.exclusive()
+            && !self.leases.has_lapsed(key.order_id(), key.version(), key.lease())
     }
 
     /// A key's turn in this process.
@@ -294,7 +309,9 @@ impl Orders {
                 return Ok(Settled::Placed(request_id));
             }
             KeyPhase::Sending | KeyPhase::Unknown => {}
-            KeyPhase::Released | KeyPhase::Unspecified => return Err(corrupt("a key cell without a phase")),
+            KeyPhase::Released | KeyPhase::Unspecified => {
+                return Err(corrupt("a key cell without a phase"));
+            }
         }
         // What the log says holds, whoever is still at it.
         let order = self.hub.order(key.order_id()).await?;
@@ -335,15 +352,26 @@ impl Orders {
         let prepared = tokio::time::timeout_at(deadline, prepared).await;
         let permit = prepared.map_err(|_| Error::Deadline(Effect::NothingSent))??;
 
-        // From here on a caller that goes away would leave a claim behind, so the rest is a task of its own.
-        let claimant =
-            Claimant { order, cell, before, hash: hash.to_vec(), retry_until: deadline, turn, room };
+        // From here on a caller that goes away would leave a claim behind, so the rest is a task of
+        // its own.
+        let claimant = Claimant {
+            order,
+            cell,
+            before,
+            hash: hash.to_vec(),
+            retry_until: deadline,
+            turn,
+            room,
+        };
         let (answer, answered) = oneshot::channel();
         let orders = Arc::clone(self);
-        self.tasks.spawn(async move { orders.fly(claimant, permit, answer).await }.in_current_span());
+        self.tasks
+            .spawn(async move { orders.fly(claimant, permit, answer).await }.in_current_span());
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::Internal("an order's task ended without an answer".to_owned())),
+            Ok(Err(_)) => {
+                Err(Error::Internal("an order's task ended without an answer".to_owned()))
+            }
             Err(_) => Err(Error::Deadline(Effect::Unknown)),
         }
     }

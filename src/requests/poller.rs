@@ -1,13 +1,15 @@
 //! Polling: every open request is asked about now and then, until it is finished or given up.
 //!
-//! The schedule is the lease: a cell per request counts its polls. A replica that thinks a poll is due looks there first: if the
-//! count has moved since it looked last, another replica has polled, and it waits another interval from now; else it
-//! swaps, and polls only if the swap won. So a thousand watchers, or ten replicas, cost one poll, and whoever sees no count
-//! move for an interval of its own takes over.
+//! The schedule is the lease: a cell per request counts its polls. A replica that thinks a poll is
+//! due looks there first: if the count has moved since it looked last, another replica has polled,
+//! and it waits another interval from now; else it swaps, and polls only if the swap won. So a
+//! thousand watchers, or ten replicas, cost one poll, and whoever sees no count move for an
+//! interval of its own takes over.
 //!
-//! Each account waits for its turn to call ThingSpace by itself, and only then is the request chosen that is polled: the
-//! one that is most urgent at that time. So the backlog of one account delays no other account, and a request that somebody
-//! has just begun to watch does not wait for those that were due before.
+//! Each account waits for its turn to call ThingSpace by itself, and only then is the request
+//! chosen that is polled: the one that is most urgent at that time. So the backlog of one account
+//! delays no other account, and a request that somebody has just begun to watch does not wait for
+//! those that were due before.
 
 mod schedule;
 
@@ -86,7 +88,8 @@ impl Poller {
         Self { store, client, hub, asker, config }
     }
 
-    /// Polls until stopped. Questions under way end then, unless a caller waits for them; an answer that is there is stored.
+    /// Polls until stopped. Questions under way end then, unless a caller waits for them; an answer
+    /// that is there is stored.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut schedule = Schedule::default();
         let mut steps = JoinSet::new();
@@ -202,13 +205,15 @@ impl Poller {
         }
     }
 
-    /// Says when a request is due: soon, if that is asked for, or in its turn; and when what was withheld has to be told.
+    /// Says when a request is due: soon, if that is asked for, or in its turn; and when what was
+    /// withheld has to be told.
     fn set_due(&self, id: &RequestId, turn: &mut Turn) {
         turn.due = Some((turn.last, Urgency::Rest));
         let Some(tracked) = self.hub.get(id) else { return };
         let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
         let longest = self.longest(&tracked);
-        let longest = if turn.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
+        let longest =
+            if turn.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
         let urgency = match turn.hint {
             Some(Hint::Watched | Hint::Soon) => Urgency::First,
             Some(Hint::Look) | None if tracked.is_watched() || turn.count == 0 => Urgency::Watched,
@@ -258,7 +263,13 @@ impl Poller {
         asked
     }
 
-    async fn ask(&self, id: &RequestId, tracked: &Arc<Tracked>, seen: Option<u32>, turn: PollTurn) -> Polled {
+    async fn ask(
+        &self,
+        id: &RequestId,
+        tracked: &Arc<Tracked>,
+        seen: Option<u32>,
+        turn: PollTurn,
+    ) -> Polled {
         let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
         let counted = match self.claim(id, seen, rest_after(took)).await {
             Ok(Claim::Ours(counted)) => counted,
@@ -271,7 +282,10 @@ impl Poller {
                 return Polled::Failed;
             }
         };
-        let asked = self.asker.refresh(tracked, Instant::now(), self.config.min_age, For::Poller(turn)).await;
+        let asked = self
+            .asker
+            .refresh(tracked, Instant::now(), self.config.min_age, For::Poller(turn))
+            .await;
         if let Err(error) = asked {
             say(id, &error);
         }
@@ -281,8 +295,14 @@ impl Poller {
     async fn give_up(&self, id: &RequestId) -> Polled {
         let event_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{id}/abandoned").as_bytes());
         let log = LogName::request(id.as_str());
-        match append(&*self.store, &log, self.hub.first(id), event_id, Kind::Abandoned(storage::Abandoned {}))
-            .await
+        match append(
+            &*self.store,
+            &log,
+            self.hub.first(id),
+            event_id,
+            Kind::Abandoned(storage::Abandoned {}),
+        )
+        .await
         {
             Ok(_) => {
                 info!(request.id = %id, "gave up polling; the request is still pending");
@@ -296,7 +316,12 @@ impl Poller {
     }
 
     /// Counts a poll in the request's cell, unless another replica has since this one looked.
-    async fn claim(&self, id: &RequestId, seen: Option<u32>, rest: Duration) -> Result<Claim, StoreError> {
+    async fn claim(
+        &self,
+        id: &RequestId,
+        seen: Option<u32>,
+        rest: Duration,
+    ) -> Result<Claim, StoreError> {
         let cell = CellName::retained(format!("poll/{id}"));
         let held = self.store.load(&cell).await?;
         let (version, poll) = match held {
@@ -304,7 +329,8 @@ impl Poller {
             None => (None, None),
         };
         let before = poll.as_ref().map(|poll| poll.count);
-        if let Some(poll) = poll.filter(|_| polled_elsewhere(seen, before, self.store.exclusive())) {
+        if let Some(poll) = poll.filter(|_| polled_elsewhere(seen, before, self.store.exclusive()))
+        {
             return Ok(Claim::Others(counted(&poll)));
         }
         let next = storage::Poll {
@@ -315,7 +341,9 @@ impl Poller {
         };
         match self.store.swap(&cell, version, Bytes::from(next.encode_to_vec())).await? {
             // Its own rest follows from the answer.
-            Swap::Swapped(_) => Ok(Claim::Ours(Counted { count: next.count, rest: Duration::ZERO })),
+            Swap::Swapped(_) => {
+                Ok(Claim::Ours(Counted { count: next.count, rest: Duration::ZERO }))
+            }
             Swap::Conflict(Some(current)) => Ok(Claim::Others(counted(&decode(current.value)?))),
             // It has just expired: nobody polls.
             Swap::Conflict(None) => Ok(Claim::Others(Counted { count: 0, rest })),
@@ -344,7 +372,8 @@ fn say(id: &RequestId, error: &Error) {
     }
 }
 
-/// Open requests are, and one of others whose devices are not known yet as long as somebody watches it.
+/// Open requests are, and one of others whose devices are not known yet as long as somebody watches
+/// it.
 fn is_polled(tracked: &Tracked) -> bool {
     let watched = tracked.is_watched();
     let request = &tracked.lock().request;

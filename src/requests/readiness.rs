@@ -26,7 +26,8 @@ pub struct StoreMemory {
 }
 
 impl Requests {
-    /// Resolves when calls can be answered: from here on also some of those that come while the store is away.
+    /// Resolves when calls can be answered: from here on also some of those that come while the
+    /// store is away.
     pub async fn ready(&self) {
         loop {
             self.hub.caught_up().await;
@@ -41,7 +42,8 @@ impl Requests {
         }
     }
 
-    /// Resolves when calls can no longer be answered: the store lost something, is read anew, or is no longer followed.
+    /// Resolves when calls can no longer be answered: the store lost something, is read anew, or is
+    /// no longer followed.
     pub async fn unready(&self) {
         let lost = async {
             while self.store.loss().is_none() {
@@ -76,7 +78,11 @@ impl Requests {
         } else {
             return None;
         };
-        Some(self.store.trouble().map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")))
+        Some(
+            self.store
+                .trouble()
+                .map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")),
+        )
     }
 
     /// What the store forgot, since when it remembers, and whether it has room.
@@ -89,7 +95,8 @@ impl Requests {
         }
     }
 
-    /// What a gateway that is ready cannot do now, for operators. `None`: it can do everything, or is not ready.
+    /// What a gateway that is ready cannot do now, for operators. `None`: it can do everything, or
+    /// is not ready.
     pub fn limited(&self) -> Option<String> {
         if !self.is_ready() {
             return None;
@@ -99,12 +106,15 @@ impl Requests {
                 "status calls and watches are answered from memory; orders are refused while the store cannot be \
                  used: {trouble}"
             )),
-            (None, Some(shortage)) => Some(format!("known orders go on; new orders are refused: {shortage}")),
+            (None, Some(shortage)) => {
+                Some(format!("known orders go on; new orders are refused: {shortage}"))
+            }
             (None, None) => None,
         }
     }
 
-    /// An operator accepts that the store forgot something; see [`crate::store::Store::accept_loss`].
+    /// An operator accepts that the store forgot something; see
+    /// [`crate::store::Store::accept_loss`].
     pub async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         self.store.accept_loss(restored).await
     }

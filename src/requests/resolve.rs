@@ -1,8 +1,9 @@
 //! What became of orders whose fate is unknown: by evidence, or by an operator's word.
 //!
-//! The evidence: a callback for a request that is nobody's names a device of the order (a lead), and ThingSpace says that
-//! this request has exactly the order's devices, no other order without an outcome may have placed it, too, and nobody heard
-//! of it before the order was sent. Anything less changes nothing. An order that is in flight is left alone: its own answer is the best evidence.
+//! The evidence: a callback for a request that is nobody's names a device of the order (a lead),
+//! and ThingSpace says that this request has exactly the order's devices, no other order without an
+//! outcome may have placed it, too, and nobody heard of it before the order was sent. Anything less
+//! changes nothing. An order that is in flight is left alone: its own answer is the best evidence.
 //!
 //! Here, too, nothing is ever sent again.
 
@@ -189,22 +190,30 @@ impl Resolver {
             Fate::Unknown if age > self.give_up => return Ok(Followed::Nothing("given up")),
             Fate::Unknown => {}
         }
-        if let Err(SettleError::OtherRequest) = self.check_request(order_id, &ordered, request).await {
+        if let Err(SettleError::OtherRequest) =
+            self.check_request(order_id, &ordered, request).await
+        {
             return Ok(Followed::Nothing("of another order"));
         }
         // Another tool may keep the same devices busy, and ThingSpace repeats what it says.
-        if self.hub.attach(request).await?.is_some_and(|(known, _)| known.lock().request.first < order.first)
+        if self
+            .hub
+            .attach(request)
+            .await?
+            .is_some_and(|(known, _)| known.lock().request.first < order.first)
         {
             return Ok(Followed::Nothing("heard of before the order was sent"));
         }
-        let Some(account) = AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
+        let Some(account) =
+            AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
         else {
             return Ok(Followed::Nothing("no credentials for the account"));
         };
-        let answer = match self.client.request_status(&account, request, Purpose::Elsewhere).await?.0 {
-            StatusLookup::Found(answer) => answer,
-            StatusLookup::NotKnown => return Ok(Followed::NotYet),
-        };
+        let answer =
+            match self.client.request_status(&account, request, Purpose::Elsewhere).await?.0 {
+                StatusLookup::Found(answer) => answer,
+                StatusLookup::NotKnown => return Ok(Followed::NotYet),
+            };
         match fit(&ordered, &answer) {
             Fit::Exact => {}
             Fit::SoFar => return Ok(Followed::NotYet),
@@ -213,7 +222,8 @@ impl Resolver {
         let rivals = self.hub.undecided(|id, order| {
             let rival = order.ordered.as_ref().filter(|rival| rival.account == ordered.account)?;
             let fit = fit(rival, &answer);
-            (&**id != order_id && fit != Fit::Not).then(|| (id.clone(), rival.key_cell.clone(), fit))
+            (&**id != order_id && fit != Fit::Not)
+                .then(|| (id.clone(), rival.key_cell.clone(), fit))
         });
         for (rival, key_cell, fit) in rivals {
             match self.fate(&rival, key_cell).await? {
@@ -304,8 +314,10 @@ mod tests {
             (vec![device(1), device(2), device(3)], done, Fit::Not),
         ];
         for (devices, overall, expected) in table {
-            let answer =
-                StatusAnswer { overall, devices: devices.into_iter().map(|d| (d, overall)).collect() };
+            let answer = StatusAnswer {
+                overall,
+                devices: devices.into_iter().map(|d| (d, overall)).collect(),
+            };
             assert_eq!(fit(&ordered, &answer), expected, "{answer:?}");
         }
     }

@@ -1,16 +1,20 @@
 //! The fold: what a request is, computed from its log and nothing else.
 //!
-//! It has no clock, no IO, no log and no randomness: the same events in the same order give the same transitions, on
-//! every replica and after every restart. State absorbs: a duplicate, late or contradicting event changes nothing shown.
+//! It has no clock, no IO, no log and no randomness: the same events in the same order give the
+//! same transitions, on every replica and after every restart. State absorbs: a duplicate, late or
+//! contradicting event changes nothing shown.
 //!
-//! The rules. A device is found by EID if the event names one, else by any identifier that exactly one
-//! device of the request has. By rules 4 a callback whose identifiers find no device concerns the only one. A device only
-//! moves from pending by way of waiting to a final state, and the first final state wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by rules 3 the ICCID, too, unless another
-//! device has it. A request is final when its device set is known and no device is pending; it never becomes pending
-//! again, unless the acceptance of its order is withdrawn: then it is a request that was placed elsewhere.
+//! The rules. A device is found by EID if the event names one, else by any identifier that exactly
+//! one device of the request has. By rules 4 a callback whose identifiers find no device concerns
+//! the only one. A device only moves from pending by way of waiting to a final state, and the first
+//! final state wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by
+//! rules 3 the ICCID, too, unless another device has it. A request is final when its device set is
+//! known and no device is pending; it never becomes pending again, unless the acceptance of its
+//! order is withdrawn: then it is a request that was placed elsewhere.
 //!
-//! Later events name the first event of their log. A log that begins elsewhere has lost its beginning. It is expired and
-//! shows nothing: what is left of it could name the wrong devices or states.
+//! Later events name the first event of their log. A log that begins elsewhere has lost its
+//! beginning. It is expired and shows nothing: what is left of it could name the wrong devices or
+//! states.
 
 mod claim;
 mod find;
@@ -30,7 +34,8 @@ use crate::{
 };
 pub use shown::{Applied, Counts, DeviceState, DeviceStatus, RequestState, Transition};
 
-/// Callbacks kept until the device set is known: each of 10,000 devices' warning and result, each sent twice.
+/// Callbacks kept until the device set is known: each of 10,000 devices' warning and result, each
+/// sent twice.
 const MAX_EARLY: usize = 40_000;
 
 /// A request, folded up to some event.
@@ -99,7 +104,8 @@ impl Request {
         self.first.filter(|_| !self.expired)
     }
 
-    /// Nothing is waited for any more: final, given up, expired, or a request of others whose devices nobody knows.
+    /// Nothing is waited for any more: final, given up, expired, or a request of others whose
+    /// devices nobody knows.
     pub fn is_closed(&self) -> bool {
         self.is_final() || self.polling_stopped || !self.known
     }
@@ -112,7 +118,8 @@ impl Request {
             self.create_time = time;
             self.update_time = time;
         }
-        if event.first_sequence != 0 && self.first.is_some_and(|first| first.sequence != event.first_sequence)
+        if event.first_sequence != 0
+            && self.first.is_some_and(|first| first.sequence != event.first_sequence)
         {
             self.expire();
         }
@@ -155,7 +162,8 @@ impl Request {
 
     /// Whether this version folds the log, and it is whole.
     fn folds(&self) -> bool {
-        !self.expired && matches!(self.rules, event::FIRST_RULES | event::ICCID_RULES | event::RULES)
+        !self.expired
+            && matches!(self.rules, event::FIRST_RULES | event::ICCID_RULES | event::RULES)
     }
 
     /// Forgets everything, for good.
@@ -177,13 +185,16 @@ impl Request {
         self.order_id = Some(accepted.order_id.clone());
         self.accepted = Some(position);
         if self.account.as_ref().is_some_and(|known| *known != account) {
-            // The order knows better whose request it is; what another account was told of it never was.
+            // The order knows better whose request it is; what another account was told of it never
+            // was.
             self.devices.clear();
-            (self.known, self.overall, self.text_bytes) = (false, None, size::of_early(&self.early));
+            (self.known, self.overall, self.text_bytes) =
+                (false, None, size::of_early(&self.early));
         }
         self.account = Some(account);
         if self.is_final() && self.overall.is_none() {
-            // A final request never becomes pending again: the answer that ended it had listed its devices.
+            // A final request never becomes pending again: the answer that ended it had listed its
+            // devices.
             for device in &accepted.devices {
                 self.tell(&event::from_stored(device), DeviceState::Pending, None, None, step);
             }
@@ -206,7 +217,8 @@ impl Request {
         self.fold_early(step);
     }
 
-    /// The order was not accepted as this request after all. What was folded into the order's devices goes with them.
+    /// The order was not accepted as this request after all. What was folded into the order's
+    /// devices goes with them.
     fn withdraw(&mut self, withdrawn: &storage::Withdrawn, step: &mut Step<'_>) {
         if self.order_id.as_ref() != Some(&withdrawn.order_id) {
             return;
@@ -226,8 +238,8 @@ impl Request {
         for seen in &observed.devices {
             let device = event::from_stored(&seen.device.clone().unwrap_or_default());
             // A word nobody knows says only that the device is there.
-            let state =
-                DeviceState::of(event::class_from_stored(seen.status)).unwrap_or(DeviceState::Pending);
+            let state = DeviceState::of(event::class_from_stored(seen.status))
+                .unwrap_or(DeviceState::Pending);
             if self.is_new(&device) {
                 self.add(device.clone(), step);
             }
@@ -283,7 +295,10 @@ impl Request {
     fn add(&mut self, device: Device, step: &mut Step<'_>) {
         let at = self.devices.len();
         for (kind, digits) in device.present() {
-            self.index.entry((kind, digits.clone())).and_modify(|at| *at = None).or_insert(Some(at));
+            self.index
+                .entry((kind, digits.clone()))
+                .and_modify(|at| *at = None)
+                .or_insert(Some(at));
         }
         self.devices.push(Arc::new(DeviceStatus {
             device,
@@ -324,9 +339,11 @@ impl Request {
         };
         self.tell_at(at, state, step);
         let known = &self.devices[at];
-        // Only the word that holds may fill in details: a warning's fault is not why a device failed later.
+        // Only the word that holds may fill in details: a warning's fault is not why a device
+        // failed later.
         let final_word = state.is_final() && known.state == state;
-        let new_fault = fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
+        let new_fault =
+            fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
         let new_profile = profile.filter(|_| final_word && known.profile.is_none());
         let new_ids: Vec<_> =
             [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn]
@@ -354,7 +371,8 @@ impl Request {
 
     /// Whether a device without an ICCID may be given this one.
     fn takes_iccid(&self, iccid: &Digits) -> bool {
-        self.rules >= event::ICCID_RULES && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
+        self.rules >= event::ICCID_RULES
+            && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
     }
 
     fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {
@@ -378,8 +396,8 @@ impl Request {
     }
 }
 
-/// Whether a complete answer makes an unknown device set known: one that is pending may list more devices later, and one
-/// without any device says something only when it is final.
+/// Whether a complete answer makes an unknown device set known: one that is pending may list more
+/// devices later, and one without any device says something only when it is final.
 fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
     overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
 }

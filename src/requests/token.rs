@@ -1,7 +1,8 @@
 //! Resume and page tokens: opaque to callers, authenticated, bound to one request.
 //!
-//! A token proves nothing about its bearer. Authentication keeps a made-up or mixed-up token from passing for a place in a
-//! request's history; a token of another incarnation of the store, whose key is gone, starts from the beginning, which is always right.
+//! A token proves nothing about its bearer. Authentication keeps a made-up or mixed-up token from
+//! passing for a place in a request's history; a token of another incarnation of the store, whose
+//! key is gone, starts from the beginning, which is always right.
 
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -45,7 +46,8 @@ impl TokenKey {
     pub async fn load_or_create(store: &dyn Store) -> Result<Self, StoreError> {
         let make = || {
             let mut key = [0; 32];
-            rand::fill(&mut key).map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
+            rand::fill(&mut key)
+                .map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
             Ok(storage::TokenKey { version: FORMAT, key: key.to_vec() }.encode_to_vec().into())
         };
         Self::decode(load_or_create(store, &CellName::permanent("token-key"), make).await?)
@@ -62,7 +64,12 @@ impl TokenKey {
     }
 
     /// Opens a resume token; `None` if it is of another incarnation of the store than `epoch`.
-    pub fn open_resume(&self, id: &RequestId, text: &str, epoch: u64) -> Result<Option<Resume>, Error> {
+    pub fn open_resume(
+        &self,
+        id: &RequestId,
+        text: &str,
+        epoch: u64,
+    ) -> Result<Option<Resume>, Error> {
         let invalid = || Error::InvalidToken(TokenKind::Resume);
         let sealed = Sealed::parse(RESUME, id, text).ok_or_else(invalid)?;
         let [token_epoch, sequence, revision] = sealed.fields().ok_or_else(invalid)?;
@@ -114,10 +121,12 @@ const TAG: usize = 32;
 
 impl Sealed {
     fn parse(kind: u8, id: &RequestId, text: &str) -> Option<Self> {
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(Some(text).filter(|t| t.len() <= MAX_TOKEN)?).ok()?;
+        let bytes =
+            BASE64_URL_SAFE_NO_PAD.decode(Some(text).filter(|t| t.len() <= MAX_TOKEN)?).ok()?;
         let long_enough = bytes.len() > 1 + ID_HASH + TAG;
         let sealed = Self(bytes);
-        (long_enough && sealed.0[0] == kind && sealed.signed().ends_with(&id_hash(id))).then_some(sealed)
+        (long_enough && sealed.0[0] == kind && sealed.signed().ends_with(&id_hash(id)))
+            .then_some(sealed)
     }
 
     fn signed(&self) -> &[u8] {
@@ -158,7 +167,8 @@ mod tests {
         RequestId::parse(text).unwrap()
     }
 
-    const RESUMED: Resume = Resume { position: Position { epoch: 7, sequence: 1 << 40 }, revision: 3 };
+    const RESUMED: Resume =
+        Resume { position: Position { epoch: 7, sequence: 1 << 40 }, revision: 3 };
 
     #[test]
     fn tokens_open_where_they_belong() {

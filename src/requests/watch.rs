@@ -1,9 +1,9 @@
 //! A watch: where a request stands, then every transition once and in order, then the end.
 //!
-//! There is no task and no queue per watch: it is a cursor into the request's transitions, and reads a few of them when its
-//! reader is ready for a message. One that falls behind what is kept in memory reads on from pages of the request's
-//! history, which all watches share. A reader that stands still holds one message: no transitions, no devices and no
-//! finished request.
+//! There is no task and no queue per watch: it is a cursor into the request's transitions, and
+//! reads a few of them when its reader is ready for a message. One that falls behind what is kept
+//! in memory reads on from pages of the request's history, which all watches share. A reader that
+//! stands still holds one message: no transitions, no devices and no finished request.
 
 use std::{
     sync::{Arc, Weak},
@@ -146,8 +146,8 @@ impl Watch {
         })
     }
 
-    /// The next event after the place that was last completed; `None` after the final state. Dropping the future
-    /// loses nothing.
+    /// The next event after the place that was last completed; `None` after the final state.
+    /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
         let event = self.wait().await?;
         if event.is_some() {
@@ -192,7 +192,8 @@ impl Watch {
             self.changes.borrow_and_update();
             match self.look(&tracked, given)? {
                 Look::New => {
-                    let transitions = after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
+                    let transitions =
+                        after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
                         return Ok(Some(told(&tracked, transitions)));
                     }
@@ -242,7 +243,8 @@ impl Watch {
     async fn devices_at(&mut self, snapshot: &Snapshot) -> Result<Devices, Error> {
         let tracked = self.tracked().await?;
         let now = Snapshot::whole(&tracked);
-        let is_same = now.revision == snapshot.revision && now.position.epoch == snapshot.position.epoch;
+        let is_same =
+            now.revision == snapshot.revision && now.position.epoch == snapshot.position.epoch;
         if is_same { Ok(now.devices) } else { Err(Error::SlowReader) }
     }
 
@@ -272,14 +274,16 @@ impl Watch {
 
 /// Transitions as an event; or a snapshot if they are lost, or cannot be told as changes.
 fn told(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> Event {
-    match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart)) {
+    match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart))
+    {
         Some(transitions) => Event::Changes(transitions),
         None => Event::Snapshot(Snapshot::whole(tracked)),
     }
 }
 
-/// Whether a token is about a place in the history of this request. After an older copy of the store was put back, its
-/// revision may be missing, or may exist again with other content. Then the watch has to begin with a snapshot.
+/// Whether a token is about a place in the history of this request. After an older copy of the
+/// store was put back, its revision may be missing, or may exist again with other content. Then the
+/// watch has to begin with a snapshot.
 async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Error> {
     let Resume { position, revision } = resume;
     let is_behind = || tracked.lock().position().sequence < position.sequence;
@@ -300,9 +304,13 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     }
     let mut reading = Reading::default();
     // The token's revision must lie before its position, and the next one behind it.
-    for wanted in [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted)) {
+    for wanted in
+        [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted))
+    {
         // The log may no longer be whole.
-        let Some(found) = after(hub, tracked, wanted - 1, &mut reading).await? else { return Ok(false) };
+        let Some(found) = after(hub, tracked, wanted - 1, &mut reading).await? else {
+            return Ok(false);
+        };
         let Some(transition) = found.first() else { return Ok(false) };
         if (wanted == revision) != (transition.position.sequence <= position.sequence) {
             return Ok(false);
@@ -311,7 +319,8 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     Ok(true)
 }
 
-/// The next transitions after a revision, from memory or from the log. `None`: the log is no longer whole.
+/// The next transitions after a revision, from memory or from the log. `None`: the log is no longer
+/// whole.
 async fn after(
     hub: &Hub,
     tracked: &Tracked,

@@ -1,8 +1,9 @@
 //! Final words of status answers that wait for the callback that says the same, and why.
 //!
-//! A callback names the reason of a failure and a status answer does not. Where callbacks arrive, a word that would make a
-//! device final is kept here for a while, so that the reason is in the final message. It only delays: a word whose time is
-//! up is told as it was, without asking again. Bounded by the devices of the request.
+//! A callback names the reason of a failure and a status answer does not. Where callbacks arrive, a
+//! word that would make a device final is kept here for a while, so that the reason is in the final
+//! message. It only delays: a word whose time is up is told as it was, without asking again.
+//! Bounded by the devices of the request.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -40,7 +41,8 @@ impl Withheld {
     ) -> StatusAnswer {
         self.forget(request);
         let mut take = |device: &Device, class: &mut StatusClass| {
-            let word = self.0.entry(device.clone()).or_insert(Word { class: *class, until: now + grace });
+            let word =
+                self.0.entry(device.clone()).or_insert(Word { class: *class, until: now + grace });
             word.class = *class;
             if word.until > now {
                 *class = StatusClass::Unknown;
@@ -159,7 +161,8 @@ mod tests {
         withheld.forget(&request);
         assert_eq!(withheld.until(), Some(later + GRACE));
         // A question at that moment is as good as the end of the wait.
-        let told = withheld.sift(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later + GRACE);
+        let told =
+            withheld.sift(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later + GRACE);
         assert_eq!(told, answer(&[Failed, Succeeded, Pending]));
     }
 

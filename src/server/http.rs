@@ -1,9 +1,11 @@
 //! Accepts connections and answers requests on them, in HTTP/1.1, with or without TLS.
 //!
-//! HTTP/2 is not spoken: ThingSpace and probes do not need it, and a peer could send its control frames without end.
+//! HTTP/2 is not spoken: ThingSpace and probes do not need it, and a peer could send its control
+//! frames without end.
 //!
-//! The port may be open to the world, so nothing here waits for a peer without bound, and a connection on which nothing begins
-//! is ended. What a request is, and how long its body may take, is the business of whoever answers it.
+//! The port may be open to the world, so nothing here waits for a peer without bound, and a
+//! connection on which nothing begins is ended. What a request is, and how long its body may take,
+//! is the business of whoever answers it.
 
 mod connections;
 
@@ -40,17 +42,22 @@ const MAX_HEADERS: usize = 64;
 /// Of a request's header.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// The part of the files that the process may open that a listener leaves to others: the API, the calls to ThingSpace, the store.
+/// The part of the files that the process may open that a listener leaves to others: the API, the
+/// calls to ThingSpace, the store.
 const DESCRIPTORS_PART: usize = 2;
 
-/// Before the next try when a connection cannot be accepted, for want of file descriptors for instance.
+/// Before the next try when a connection cannot be accepted, for want of file descriptors for
+/// instance.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers a request, whatever it is.
 pub trait Answer: Clone + Send + Sync + 'static {
     type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
+    fn answer(
+        self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// What is served, to how many and to whom.
@@ -76,8 +83,8 @@ pub async fn serve(
 ) {
     let Listening { name, max_connections, max_connections_of_address, networks } = listening;
     let connections = TaskTracker::new();
-    let max_connections =
-        open_files().map_or(max_connections, |files| max_connections.min((files / DESCRIPTORS_PART).max(1)));
+    let max_connections = open_files()
+        .map_or(max_connections, |files| max_connections.min((files / DESCRIPTORS_PART).max(1)));
     let limit = ConnectionLimit::new(max_connections, max_connections_of_address);
     let (failed, refused) = (Repeated::default(), Repeated::default());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {

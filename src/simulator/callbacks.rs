@@ -1,7 +1,8 @@
 //! Where results are to be sent: the registrations, and the three calls that look after them.
 //!
-//! As on Verizon's pages: one URL per service and account, none over another, the password shown in clear to everybody
-//! who may list. Results go to the URL of [`SERVICE`]; without one they are lost, as they are there.
+//! As on Verizon's pages: one URL per service and account, none over another, the password shown in
+//! clear to everybody who may list. Results go to the URL of [`SERVICE`]; without one they are
+//! lost, as they are there.
 
 mod deliver;
 mod shape;
@@ -52,9 +53,11 @@ pub struct CallbackOptions {
     /// What the listing shows of passwords.
     pub passwords: Passwords,
     pub retries: Retries,
-    /// An attempt without an answer for this long is followed by the next copy at once, while the first is still open.
+    /// An attempt without an answer for this long is followed by the next copy at once, while the
+    /// first is still open.
     pub patience: Duration,
-    /// How long after a registration the pair of the one before it still comes, in turn with the new.
+    /// How long after a registration the pair of the one before it still comes, in turn with the
+    /// new.
     pub old_pair: Duration,
     /// Copies of each callback, sent at the same moment.
     pub copies: u32,
@@ -118,7 +121,14 @@ pub(super) struct Callbacks {
 
 impl Callbacks {
     pub(super) fn new(shape: CallbackShape, outbox: mpsc::UnboundedSender<Errand>) -> Self {
-        Self { registered: BTreeMap::new(), former: BTreeMap::new(), held: None, shape, outbox, turn: 0 }
+        Self {
+            registered: BTreeMap::new(),
+            former: BTreeMap::new(),
+            held: None,
+            shape,
+            outbox,
+            turn: 0,
+        }
     }
 
     pub(super) fn of(&self, account: &AccountName, service: &str) -> Option<&Registered> {
@@ -154,8 +164,10 @@ impl Callbacks {
         let key = (account.clone(), SERVICE.to_owned());
         let current = self.registered.get(&key)?;
         self.turn += 1;
-        let old =
-            self.former.get(&key).filter(|(_, until)| until.is_some_and(|until| Instant::now() < until));
+        let old = self
+            .former
+            .get(&key)
+            .filter(|(_, until)| until.is_some_and(|until| Instant::now() < until));
         let pair = old.filter(|_| self.turn % 2 == 1).map_or(current, |(old, _)| old);
         Some((current.url.clone(), pair.clone()))
     }
@@ -212,7 +224,10 @@ pub(super) fn register(
         return Err(Refusal::uws("INPUT_INVALID.ServiceName.Invalid", "There is no such service."));
     }
     if !is_url(&body.url, options.callbacks.any_port) {
-        return Err(Refusal::uws("INPUT_INVALID.Url.Invalid", "The URL or its port is not allowed."));
+        return Err(Refusal::uws(
+            "INPUT_INVALID.Url.Invalid",
+            "The URL or its port is not allowed.",
+        ));
     }
     let long = |text: &str| text.chars().count() > SECRET_CHARS;
     if long(&body.username) || long(&body.password) || body.username == options.username {
@@ -224,12 +239,17 @@ pub(super) fn register(
         let code = "REQUEST_FAILED.CallbackService.AlreadyRegistered";
         return Err(Refusal::uws(code, "The service is registered. Deregister it first."));
     }
-    let registered = Registered { url: body.url, username: body.username, password: body.password.into() };
+    let registered =
+        Registered { url: body.url, username: body.username, password: body.password.into() };
     callbacks.put(account, &body.name, registered, options.callbacks.old_pair);
     Ok(json!({"accountName": account.as_str(), "serviceName": body.name}))
 }
 
-pub(super) fn list(callbacks: &Callbacks, account: &AccountName, options: &CallbackOptions) -> Value {
+pub(super) fn list(
+    callbacks: &Callbacks,
+    account: &AccountName,
+    options: &CallbackOptions,
+) -> Value {
     let name = match options.names {
         Names::ServiceName => "serviceName",
         Names::Name => "name",
@@ -264,7 +284,8 @@ pub(super) fn deregister(
 
 fn is_url(text: &str, any_port: bool) -> bool {
     let Ok(url) = Url::parse(text) else { return false };
-    let allowed =
-        |port| any_port || matches!(port, 80 | 443 | 9001..=9006 | 50_551..=50_559 | 28_200..=28_220);
+    let allowed = |port| {
+        any_port || matches!(port, 80 | 443 | 9001..=9006 | 50_551..=50_559 | 28_200..=28_220)
+    };
     matches!(url.scheme(), "http" | "https") && url.port_or_known_default().is_some_and(allowed)
 }

@@ -1,7 +1,8 @@
 //! Connections that can be cut: no answer, no goodbye.
 //!
-//! Once its [`Cut`] is made, a connection's reads and writes fail, so that the server drops it without writing another
-//! byte, whatever a handler still returns. Its peer reads an end (FIN), or with [`Cut::reset`] an error (RST).
+//! Once its [`Cut`] is made, a connection's reads and writes fail, so that the server drops it
+//! without writing another byte, whatever a handler still returns. Its peer reads an end (FIN), or
+//! with [`Cut::reset`] an error (RST).
 
 use std::{
     io,
@@ -62,7 +63,8 @@ impl axum::serve::Listener for Listener {
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let (tcp, peer) = axum::serve::Listener::accept(&mut self.tcp).await;
-        // Small answers would wait for the peer's delayed acknowledgement; without the option they are only slower.
+        // Small answers would wait for the peer's delayed acknowledgement; without the option they
+        // are only slower.
         let _ = tcp.set_nodelay(true);
         let cut = Cut { made: self.stop.child_token(), reset: Arc::default() };
         (Connection { tcp, when_cut: Box::pin(cut.made.clone().cancelled_owned()), cut }, peer)
@@ -82,7 +84,11 @@ pub(super) struct Connection {
 impl Connection {
     /// Fails once the cut is made.
     fn intact(&self) -> io::Result<()> {
-        if self.cut.made.is_cancelled() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+        if self.cut.made.is_cancelled() {
+            Err(io::ErrorKind::ConnectionAborted.into())
+        } else {
+            Ok(())
+        }
     }
 }
 

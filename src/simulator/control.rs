@@ -1,6 +1,8 @@
-//! The simulator's control API: HTTP with JSON, on a port of its own, for tests of services that use the gateway.
+//! The simulator's control API: HTTP with JSON, on a port of its own, for tests of services that
+//! use the gateway.
 //!
-//! It does what a [`Handle`] does for tests in Rust. It has no authentication, and is only there if asked for.
+//! It does what a [`Handle`] does for tests in Rust. It has no authentication, and is only there if
+//! asked for.
 
 use std::{io, time::Duration};
 
@@ -208,10 +210,13 @@ impl Answer {
     fn what(self) -> Result<What, Refused> {
         Ok(match self {
             Self::Status { code, body } => {
-                let status = StatusCode::from_u16(code).map_err(|problem| bad(problem.to_string()))?;
+                let status =
+                    StatusCode::from_u16(code).map_err(|problem| bad(problem.to_string()))?;
                 body.map_or_else(|| What::bare(status), |body| What::Json { status, body })
             }
-            Self::Throttle { retry_after_seconds } => What::Throttle { retry_after: retry_after_seconds },
+            Self::Throttle { retry_after_seconds } => {
+                What::Throttle { retry_after: retry_after_seconds }
+            }
             Self::Unavailable { retry_after_seconds } => {
                 What::Unavailable { retry_after: retry_after_seconds }
             }

@@ -1,8 +1,8 @@
 //! What can go wrong on a call, before it has its effect or after.
 //!
-//! A lost request and a lost answer are different faults: after the second, the order exists. A call meets at most one
-//! fault, the oldest injected for its endpoint. What a fault lets wait is done when the wait is over, also when
-//! the caller has gone by then.
+//! A lost request and a lost answer are different faults: after the second, the order exists. A
+//! call meets at most one fault, the oldest injected for its endpoint. What a fault lets wait is
+//! done when the wait is over, also when the caller has gone by then.
 
 mod spoil;
 
@@ -145,12 +145,14 @@ impl What {
         Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"{name}":"{{id}}"}}"#))
     }
 
-    /// HTTP 400 with a refusal, and another envelope that says that the API manager lost its connection.
+    /// HTTP 400 with a refusal, and another envelope that says that the API manager lost its
+    /// connection.
     pub fn two_envelopes() -> Self {
         Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"fault":{{"code":"101503"}}}}"#))
     }
 
-    /// HTTP 200 with this JSON as the request id: a number, a boolean, a word, or the id of another order.
+    /// HTTP 200 with this JSON as the request id: a number, a boolean, a word, or the id of another
+    /// order.
     pub fn request_id(json: &str) -> Self {
         Self::json(StatusCode::OK, format!(r#"{{"requestId":{json}}}"#))
     }
@@ -209,9 +211,14 @@ impl Faults {
         self.0.clear();
     }
 
-    pub(super) fn take(&mut self, endpoint: Endpoint, request: Option<&RequestId>) -> Option<(When, What)> {
+    pub(super) fn take(
+        &mut self,
+        endpoint: Endpoint,
+        request: Option<&RequestId>,
+    ) -> Option<(When, What)> {
         let meets = |fault: &Fault| {
-            fault.endpoint == endpoint && fault.request.as_ref().is_none_or(|only| Some(only) == request)
+            fault.endpoint == endpoint
+                && fault.request.as_ref().is_none_or(|only| Some(only) == request)
         };
         let index = self.0.iter().position(meets)?;
         let fault = &mut self.0[index];

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::identity::{AccountName, Device, Digits, RequestId};
 
-/// Changes what the simulator does next and reads what it did. Naming a request or a device that does not exist is a
-/// mistake in the test and panics.
+/// Changes what the simulator does next and reads what it did. Naming a request or a device that
+/// does not exist is a mistake in the test and panics.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -38,8 +38,8 @@ impl Handle {
         state.ledger.clone()
     }
 
-    /// Waits until the ledger is so, looking at every change; panics at the deadline. The passing of time alone (a
-    /// session that expires unused) is no change.
+    /// Waits until the ledger is so, looking at every change; panics at the deadline. The passing
+    /// of time alone (a session that expires unused) is no change.
     #[track_caller]
     pub fn wait_until(
         &self,
@@ -59,7 +59,9 @@ impl Handle {
                 }
             };
             let outcome = time::timeout(deadline, wait).await;
-            outcome.unwrap_or_else(|_| panic!("at {caller}: not so after {deadline:?}: {:#?}", self.ledger()))
+            outcome.unwrap_or_else(|_| {
+                panic!("at {caller}: not so after {deadline:?}: {:#?}", self.ledger())
+            })
         }
     }
 
@@ -116,7 +118,11 @@ impl Handle {
     }
 
     /// A request made elsewhere. It is in no ledger of orders.
-    pub fn add_request(&self, account: AccountName, devices: impl IntoIterator<Item = Device>) -> RequestId {
+    pub fn add_request(
+        &self,
+        account: AccountName,
+        devices: impl IntoIterator<Item = Device>,
+    ) -> RequestId {
         let devices = devices.into_iter().collect();
         self.shared.update(|state| state.begin(account, devices, Instant::now()))
     }
@@ -143,7 +149,8 @@ impl Handle {
         self.shared.update(|state| state.callbacks.shape = shape);
     }
 
-    /// Callbacks wait from now on, but for those of [`Handle::deliver`] and [`Handle::deliver_foreign`].
+    /// Callbacks wait from now on, but for those of [`Handle::deliver`] and
+    /// [`Handle::deliver_foreign`].
     pub fn hold_callbacks(&self) {
         self.shared.update(|state| state.callbacks.hold());
     }
@@ -156,9 +163,10 @@ impl Handle {
     /// One callback for one device, named by its EID or ICCID, whatever the status endpoint says.
     #[track_caller]
     pub fn deliver(&self, request: &RequestId, id: &str, outcome: Outcome, shape: CallbackShape) {
-        let device =
-            self.request(request, |r| r.device(id).map(|device| (r.account.clone(), device.clone())));
-        let (account, device) = device.unwrap_or_else(|| panic!("request {request} has no device {id}"));
+        let device = self
+            .request(request, |r| r.device(id).map(|device| (r.account.clone(), device.clone())));
+        let (account, device) =
+            device.unwrap_or_else(|| panic!("request {request} has no device {id}"));
         let callback = Callback { account, request: request.clone(), device, outcome, shape };
         self.shared.lock().callbacks.send(Errand::Deliver(callback));
     }
@@ -168,7 +176,8 @@ impl Handle {
         let state = self.shared.lock();
         let ids = (0..count).map(|_| {
             let id = Uuid::new_v4();
-            let request = RequestId::parse(&id.to_string()).expect("a UUID has the shape of a request id");
+            let request =
+                RequestId::parse(&id.to_string()).expect("a UUID has the shape of a request id");
             let eid = Digits::new(&format!("{:032}", id.as_u128() % 10_u128.pow(32)));
             let callback = Callback {
                 account: account.clone(),

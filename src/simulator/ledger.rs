@@ -13,7 +13,8 @@ use crate::identity::{AccountName, Device, RequestId};
 /// Calls to places that do not exist that are remembered by path; more are counted only.
 const UNEXPECTED: usize = 100;
 
-/// Counts and lists since the simulator began. A call counts when it has arrived whole, whatever becomes of it.
+/// Counts and lists since the simulator began. A call counts when it has arrived whole, whatever
+/// becomes of it.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     /// Tokens made. A token handed out again is no new one.
@@ -99,7 +100,8 @@ impl Ledger {
         self.callbacks_of.get(request).cloned().unwrap_or_default()
     }
 
-    /// Calls that have arrived and have no answer yet. A caller that went away does not end its call.
+    /// Calls that have arrived and have no answer yet. A caller that went away does not end its
+    /// call.
     pub fn in_flight(&self, endpoint: Endpoint) -> u64 {
         self.in_flight.get(&endpoint).copied().unwrap_or(0)
     }
@@ -111,7 +113,8 @@ impl Ledger {
 
     /// In how many orders the device with this EID is. More than one: it was ordered twice.
     pub fn times_ordered(&self, eid: &str) -> usize {
-        let has = |order: &&PlacedOrder| order.devices.iter().any(|device| device.eid.as_str() == eid);
+        let has =
+            |order: &&PlacedOrder| order.devices.iter().any(|device| device.eid.as_str() == eid);
         self.orders.iter().filter(has).count()
     }
 

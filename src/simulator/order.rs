@@ -56,7 +56,10 @@ pub(super) fn read(body: &[u8], options: &Options) -> Result<Order, Refusal> {
     let account = account(body.account_name.unwrap_or(""), options)?;
     let service_plan = plan(body.service_plan, options)?;
     if body.devices.len() > DEVICES {
-        return Err(Refusal::uws("INPUT_INVALID.MaxRequestsExceeded", "There are more than 10000 devices."));
+        return Err(Refusal::uws(
+            "INPUT_INVALID.MaxRequestsExceeded",
+            "There are more than 10000 devices.",
+        ));
     }
     if body.devices.is_empty() {
         return Err(Refusal::uws("REQUEST_FAILED.UnexpectedError", "There are no devices."));
@@ -73,7 +76,10 @@ pub(super) fn account(name: &str, options: &Options) -> Result<AccountName, Refu
     } else if let Some(account) = options.accounts.iter().find(named) {
         Ok(account.clone())
     } else if options.foreign_accounts.iter().any(|account| named(&account)) {
-        Err(Refusal::uws("REQUEST_FAILED.AccountName", "The user is not associated with the account."))
+        Err(Refusal::uws(
+            "REQUEST_FAILED.AccountName",
+            "The user is not associated with the account.",
+        ))
     } else {
         Err(Refusal::uws("REQUEST_FAILED.AccountNotFound", "The account was not found."))
     }
@@ -93,8 +99,12 @@ fn plan(name: Option<&str>, options: &Options) -> Result<Option<Arc<str>>, Refus
 
 /// Both EID and ICCID, perhaps an IMEI, each once.
 fn device(body: &DeviceBody<'_>) -> Result<Device, Refusal> {
-    let wrong =
-        || Refusal::uws("INPUT_INVALID.Device.Identifier.Invalid", "A device's identifier is not valid.");
+    let wrong = || {
+        Refusal::uws(
+            "INPUT_INVALID.Device.Identifier.Invalid",
+            "A device's identifier is not valid.",
+        )
+    };
     let mut device = Device::default();
     for IdBody { kind, id } in &body.device_ids {
         let kind = Kind::parse(kind).filter(|kind| *kind != Kind::Mdn);

@@ -38,7 +38,8 @@ enum Body {
         error: &'static str,
         description: &'static str,
     },
-    /// The API gateway's, on calls that it cannot even place: in XML, with a code that is not the HTTP status.
+    /// The API gateway's, on calls that it cannot even place: in XML, with a code that is not the
+    /// HTTP status.
     Xml {
         code: u16,
         message: &'static str,
@@ -90,7 +91,12 @@ impl Refusal {
     /// A known API, but no such resource in it.
     pub(super) fn no_resource(path: &str) -> Self {
         let message = "No matching resource found in the API for the given request";
-        Self::fault(StatusCode::BAD_REQUEST, 900_906, message, &format!("Access failure for API: {path}"))
+        Self::fault(
+            StatusCode::BAD_REQUEST,
+            900_906,
+            message,
+            &format!("Access failure for API: {path}"),
+        )
     }
 
     /// "Wrong authentication": HTTP 403, of which the body says 404.
@@ -137,12 +143,12 @@ impl Refusal {
         let json = |body: Value| written(JSON, body.to_string());
         let number = |code: u32| if numeric_codes { json!(code) } else { json!(code.to_string()) };
         match self.body {
-            Body::Fault { code, message, description } => {
-                json(json!({"fault": {"code": number(code), "message": message, "description": description}}))
-            }
-            Body::Uws { code, message } => {
-                json(json!({"errorCode": format!("UnifiedWebService.{code}"), "errorMessage": message}))
-            }
+            Body::Fault { code, message, description } => json(
+                json!({"fault": {"code": number(code), "message": message, "description": description}}),
+            ),
+            Body::Uws { code, message } => json(
+                json!({"errorCode": format!("UnifiedWebService.{code}"), "errorMessage": message}),
+            ),
             Body::Http { message } => {
                 json(json!({"errorCode": number(status.as_u16().into()), "errorMessage": message}))
             }

@@ -1,7 +1,7 @@
 //! The endpoints.
 //!
-//! A call that has arrived whole is carried through in a task of its own, as in any real service: a caller that goes
-//! away stops nothing.
+//! A call that has arrived whole is carried through in a task of its own, as in any real service: a
+//! caller that goes away stops nothing.
 
 use std::{sync::Arc, time::Instant};
 
@@ -45,19 +45,27 @@ struct Call {
 }
 
 pub(super) fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
-    let to = |endpoint| move |serving: State<Serving>, request: Request| call(serving, endpoint, request);
+    let to = |endpoint| {
+        move |serving: State<Serving>, request: Request| call(serving, endpoint, request)
+    };
     Router::new()
         .route("/api/ts/v1/oauth2/token", post(to(Endpoint::Token)))
         .route("/api/ts/v1/oauth2/revoke", post(to(Endpoint::Revoke)))
         .route("/api/m2m/v1/session/login", post(to(Endpoint::Login)))
         .route("/api/m2m/v1/session/logout", post(to(Endpoint::Logout)))
         .route("/api/m2m/v1/devices/profile/actions/download", post(to(Endpoint::Download)))
-        .route("/api/m2m/v2/accounts/{account}/requests/{request}/status", get(to(Endpoint::Status)))
+        .route(
+            "/api/m2m/v2/accounts/{account}/requests/{request}/status",
+            get(to(Endpoint::Status)),
+        )
         .route(
             "/api/m2m/v1/callbacks/{account}",
             get(to(Endpoint::ListCallbacks)).post(to(Endpoint::RegisterCallback)),
         )
-        .route("/api/m2m/v1/callbacks/{account}/name/{service}", delete(to(Endpoint::DeregisterCallback)))
+        .route(
+            "/api/m2m/v1/callbacks/{account}/name/{service}",
+            delete(to(Endpoint::DeregisterCallback)),
+        )
         .fallback(nowhere)
         .method_not_allowed_fallback(nowhere)
         .with_state(Serving { shared, stop })
@@ -66,8 +74,9 @@ pub(super) fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
 async fn nowhere(State(Serving { shared, .. }): State<Serving>, request: Request) -> Response {
     let path = request.uri().path();
     shared.update(|state| state.ledger.lost(format!("{} {path}", request.method())));
-    let known =
-        ["/api/m2m/v1/", "/api/m2m/v2/", "/api/ts/v1/"].iter().any(|context| path.starts_with(context));
+    let known = ["/api/m2m/v1/", "/api/m2m/v2/", "/api/ts/v1/"]
+        .iter()
+        .any(|context| path.starts_with(context));
     let refusal = if known { Refusal::no_resource(path) } else { Refusal::not_available() };
     refusal.respond(shared.options.numeric_codes)
 }
@@ -81,13 +90,17 @@ async fn call(
     let Ok(body) = to_bytes(body, BODY_BYTES).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let ConnectInfo(cut) =
-        parts.extensions.get::<ConnectInfo<Cut>>().cloned().expect("the router is served with connect info");
+    let ConnectInfo(cut) = parts
+        .extensions
+        .get::<ConnectInfo<Cut>>()
+        .cloned()
+        .expect("the router is served with connect info");
     let call = Call { parts, body };
     let carried = tokio::spawn(stop.run_until_cancelled_owned(async move {
         let fault = shared.update(|state| {
             state.ledger.arrived(endpoint);
-            let asked = (endpoint == Endpoint::Status).then(|| request_id(call.target().1)).flatten();
+            let asked =
+                (endpoint == Endpoint::Status).then(|| request_id(call.target().1)).flatten();
             let fault = state.faults.take(endpoint, asked.as_ref());
             if let Some(id) = asked {
                 state.ledger.polled(id);
@@ -125,7 +138,8 @@ fn token(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
         return Err(Refusal::oauth("invalid_request", "Missing grant_type parameter value"));
     }
     let lifetime = shared.options.bearer_lifetime;
-    let (text, left) = shared.update(|state| state.tokens.issue(lifetime, &mut state.ledger, Instant::now()));
+    let (text, left) =
+        shared.update(|state| state.tokens.issue(lifetime, &mut state.ledger, Instant::now()));
     let expires_in = if shared.options.expires_in_counts_down { left } else { lifetime };
     Ok(written(&json!({
         "access_token": text, "scope": "default", "token_type": "Bearer", "expires_in": expires_in.as_secs(),
@@ -134,8 +148,9 @@ fn token(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
 
 fn revoke(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     call.check_application(&shared.options)?;
-    let text =
-        call.form("token").ok_or(Refusal::oauth("invalid_request", "Missing token parameter value"))?;
+    let text = call
+        .form("token")
+        .ok_or(Refusal::oauth("invalid_request", "Missing token parameter value"))?;
     shared.update(|state| state.tokens.revoke(text));
     Ok([("RevokedAccessToken", text)].into_response())
 }
@@ -170,7 +185,8 @@ fn download(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     call.check_both(shared)?;
     call.check_content_type()?;
     let order = order::read(&call.body, &shared.options)?;
-    let id = shared.update(|s| s.place(order.account, order.devices, order.service_plan, Instant::now()));
+    let id = shared
+        .update(|s| s.place(order.account, order.devices, order.service_plan, Instant::now()));
     Ok(written(&json!({"requestId": id.as_str()})))
 }
 
@@ -200,15 +216,17 @@ fn list_callbacks(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
 
 fn register_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     let account = callback_account(shared, call)?;
-    let answer =
-        shared.update(|s| callbacks::register(&mut s.callbacks, &account, &call.body, &shared.options));
+    let answer = shared
+        .update(|s| callbacks::register(&mut s.callbacks, &account, &call.body, &shared.options));
     Ok(written(&answer?))
 }
 
 fn deregister_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     let account = callback_account(shared, call)?;
     let service = call.target().1;
-    Ok(written(&shared.update(|state| callbacks::deregister(&mut state.callbacks, &account, service))?))
+    Ok(written(
+        &shared.update(|state| callbacks::deregister(&mut state.callbacks, &account, service))?,
+    ))
 }
 
 fn callback_account(shared: &Shared, call: &Call) -> Result<AccountName, Refusal> {
@@ -228,14 +246,16 @@ fn written(body: &serde_json::Value) -> Response {
 impl Call {
     /// Key and secret of the application.
     fn check_application(&self, options: &Options) -> Result<(), Refusal> {
-        let given = credentials(&self.parts.headers, "Basic").ok_or_else(Refusal::missing_credentials)?;
+        let given =
+            credentials(&self.parts.headers, "Basic").ok_or_else(Refusal::missing_credentials)?;
         let wanted = format!("{}:{}", options.key, options.secret.expose_secret());
         let same = BASE64_STANDARD.decode(given).is_ok_and(|given| given == wanted.as_bytes());
         if same { Ok(()) } else { Err(Refusal::invalid_credentials()) }
     }
 
     fn check_bearer(&self, shared: &Shared) -> Result<(), Refusal> {
-        let given = credentials(&self.parts.headers, "Bearer").ok_or_else(Refusal::missing_credentials)?;
+        let given =
+            credentials(&self.parts.headers, "Bearer").ok_or_else(Refusal::missing_credentials)?;
         let holds = shared.lock().tokens.bearer_holds(given, Instant::now());
         if holds { Ok(()) } else { Err(Refusal::invalid_credentials()) }
     }
@@ -252,15 +272,22 @@ impl Call {
 
     /// Verizon demands a content type of every call, but its own SDK sends none with a GET.
     fn check_content_type(&self) -> Result<(), Refusal> {
-        if self.parts.method == Method::GET && !self.parts.headers.contains_key(header::CONTENT_TYPE) {
+        if self.parts.method == Method::GET
+            && !self.parts.headers.contains_key(header::CONTENT_TYPE)
+        {
             return Ok(());
         }
-        let json = |text: &str| text.split(';').next().is_some_and(|t| t.trim() == "application/json");
-        let said = self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let json =
+            |text: &str| text.split(';').next().is_some_and(|t| t.trim() == "application/json");
+        let said =
+            self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         if said.is_some_and(json) {
             Ok(())
         } else {
-            Err(Refusal::uws("REQUEST_FAILED.UnexpectedError", "The Content-Type must be application/json."))
+            Err(Refusal::uws(
+                "REQUEST_FAILED.UnexpectedError",
+                "The Content-Type must be application/json.",
+            ))
         }
     }
 

@@ -14,7 +14,8 @@ pub struct Shape {
     pub identifiers: Identifiers,
     pub words: Words,
     pub overall: Overall,
-    /// Fields that nobody documented, and a status in each element of `ids` as the page's table has it.
+    /// Fields that nobody documented, and a status in each element of `ids` as the page's table has
+    /// it.
     pub extras: bool,
     /// IMEIs as JSON numbers.
     pub numeric_imei: bool,
@@ -148,7 +149,12 @@ impl Shape {
         outcomes: &[Outcome],
     ) -> Vec<u8> {
         let subs = || {
-            devices.iter().zip(outcomes).enumerate().map(|(i, (device, o))| self.sub(i, device, *o)).collect()
+            devices
+                .iter()
+                .zip(outcomes)
+                .enumerate()
+                .map(|(i, (device, o))| self.sub(i, device, *o))
+                .collect()
         };
         let answer = Answer {
             request_id,
@@ -163,7 +169,8 @@ impl Shape {
     fn overall(self, outcomes: &[Outcome]) -> Outcome {
         let has = |wanted: Outcome| outcomes.contains(&wanted);
         let early = self.overall == Overall::Early && self.list != List::Absent;
-        let open = outcomes.iter().any(|outcome| matches!(outcome, Outcome::Pending | Outcome::Word(_)));
+        let open =
+            outcomes.iter().any(|outcome| matches!(outcome, Outcome::Pending | Outcome::Word(_)));
         match () {
             () if early && has(Outcome::Success) => Outcome::Success,
             () if open => Outcome::Pending,
@@ -175,16 +182,18 @@ impl Shape {
     fn sub(self, index: usize, device: &Device, outcome: Outcome) -> Sub<'_> {
         let status = self.words.write(outcome, index);
         let iccid_only = self.identifiers == Identifiers::Iccid && !device.iccid.is_empty();
-        let mut ids =
-            device.present().filter(|(kind, _)| !iccid_only || *kind == Kind::Iccid).map(|(kind, digits)| {
+        let mut ids = device.present().filter(|(kind, _)| !iccid_only || *kind == Kind::Iccid).map(
+            |(kind, digits)| {
                 let text = digits.as_str();
-                let bare = (self.numeric_imei && kind == Kind::Imei).then(|| text.parse().ok()).flatten();
+                let bare =
+                    (self.numeric_imei && kind == Kind::Imei).then(|| text.parse().ok()).flatten();
                 Identifier {
                     id: bare.map_or(Number::Text(text), Number::Bare),
                     kind: kind.as_str(),
                     status: self.extras.then_some(status),
                 }
-            });
+            },
+        );
         let ids = if self.single_id { Ids::One(ids.next()) } else { Ids::Many(ids.collect()) };
         Sub { ids, status, attempt: self.extras.then_some(1) }
     }

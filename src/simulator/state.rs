@@ -1,4 +1,5 @@
-//! Everything the simulator knows, behind one lock that is never held across a wait or the reading of a body.
+//! Everything the simulator knows, behind one lock that is never held across a wait or the reading
+//! of a body.
 
 use std::{
     collections::HashMap,
@@ -34,9 +35,16 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn begin(&mut self, account: AccountName, devices: Arc<[Device]>, now: Instant) -> RequestId {
-        let any =
-            || RequestId::parse(&Uuid::new_v4().to_string()).expect("a UUID has the shape of a request id");
+    pub(super) fn begin(
+        &mut self,
+        account: AccountName,
+        devices: Arc<[Device]>,
+        now: Instant,
+    ) -> RequestId {
+        let any = || {
+            RequestId::parse(&Uuid::new_v4().to_string())
+                .expect("a UUID has the shape of a request id")
+        };
         let id = self.next_id.take().unwrap_or_else(any);
         let mut request = Request::new(account, devices, now);
         // No device of a new request has finished by itself.
@@ -57,18 +65,32 @@ impl State {
         now: Instant,
     ) -> RequestId {
         let request_id = self.begin(account.clone(), Arc::clone(&devices), now);
-        let order = PlacedOrder { request_id: request_id.clone(), account, devices, service_plan, time: now };
+        let order = PlacedOrder {
+            request_id: request_id.clone(),
+            account,
+            devices,
+            service_plan,
+            time: now,
+        };
         self.ledger.orders.push(order);
         request_id
     }
 
     /// A callback for each of these devices of a request, if somebody wants to know.
-    pub(super) fn tell(&mut self, id: &RequestId, news: impl IntoIterator<Item = (Device, Outcome)>) {
-        let Some(account) = self.requests.get(id).map(|request| request.account.clone()) else { return };
+    pub(super) fn tell(
+        &mut self,
+        id: &RequestId,
+        news: impl IntoIterator<Item = (Device, Outcome)>,
+    ) {
+        let Some(account) = self.requests.get(id).map(|request| request.account.clone()) else {
+            return;
+        };
         if self.callbacks.of(&account, SERVICE).is_none() {
             return;
         }
-        for (device, outcome) in news.into_iter().filter(|(_, outcome)| *outcome != Outcome::Pending) {
+        for (device, outcome) in
+            news.into_iter().filter(|(_, outcome)| *outcome != Outcome::Pending)
+        {
             let (account, request, shape) = (account.clone(), id.clone(), self.callbacks.shape);
             self.callbacks.post(Callback { account, request, device, outcome, shape });
         }

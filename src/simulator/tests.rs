@@ -50,7 +50,14 @@ async fn cold(options: Options) -> World {
     let (url, handle) = (simulator.base_url(), simulator.handle());
     tokio::spawn(simulator.run(stop.clone()));
     let http = Client::builder().redirect(Policy::none()).timeout(PATIENCE).build().unwrap();
-    World { url, handle, http, bearer: String::new(), session: String::new(), _running: stop.drop_guard() }
+    World {
+        url,
+        handle,
+        http,
+        bearer: String::new(),
+        session: String::new(),
+        _running: stop.drop_guard(),
+    }
 }
 
 impl World {
@@ -62,7 +69,10 @@ impl World {
 
     fn login(&self, password: &str) -> RequestBuilder {
         let body = json!({"username": "simulator-user", "password": password});
-        self.http.post(format!("{}/m2m/v1/session/login", self.url)).bearer_auth(&self.bearer).json(&body)
+        self.http
+            .post(format!("{}/m2m/v1/session/login", self.url))
+            .bearer_auth(&self.bearer)
+            .json(&body)
     }
 
     fn logout(&self) -> RequestBuilder {
@@ -80,7 +90,8 @@ impl World {
 
     fn status(&self, account: &str, request: &str) -> RequestBuilder {
         self.with_tokens(
-            self.http.get(format!("{}/m2m/v2/accounts/{account}/requests/{request}/status", self.url)),
+            self.http
+                .get(format!("{}/m2m/v2/accounts/{account}/requests/{request}/status", self.url)),
         )
     }
 
@@ -140,6 +151,7 @@ fn order(devices: &[Device]) -> Value {
     let ids = |d: &Device| -> Vec<Value> {
         d.present().map(|(kind, id)| json!({"kind": kind.as_str(), "id": id.as_str()})).collect()
     };
-    let devices: Vec<Value> = devices.iter().map(|device| json!({"deviceIds": ids(device)})).collect();
+    let devices: Vec<Value> =
+        devices.iter().map(|device| json!({"deviceIds": ids(device)})).collect();
     json!({"devices": devices, "accountName": ACCOUNT, "servicePlan": "service plan name"})
 }

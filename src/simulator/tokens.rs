@@ -45,10 +45,11 @@ impl Tokens {
         ledger: &mut Ledger,
         now: Instant,
     ) -> (String, Duration) {
-        let bearer = self.bearer.take().filter(|bearer| now < bearer.expires).unwrap_or_else(|| {
-            ledger.mints += 1;
-            Bearer { text: Uuid::new_v4().simple().to_string(), expires: now + lifetime }
-        });
+        let bearer =
+            self.bearer.take().filter(|bearer| now < bearer.expires).unwrap_or_else(|| {
+                ledger.mints += 1;
+                Bearer { text: Uuid::new_v4().simple().to_string(), expires: now + lifetime }
+            });
         let answer = (bearer.text.clone(), bearer.expires - now);
         self.bearer = Some(bearer);
         answer
@@ -77,7 +78,8 @@ impl Tokens {
         let known = username == options.username;
         if known && ledger.locked {
             ledger.logins_rejected += 1;
-            let refusal = Refusal::uws("REQUEST_FAILED.User.Locked", "The contact record is locked.");
+            let refusal =
+                Refusal::uws("REQUEST_FAILED.User.Locked", "The contact record is locked.");
             return Err(refusal.with_status(options.login_refusal));
         }
         if !known || password != self.password.expose_secret() {
@@ -86,7 +88,8 @@ impl Tokens {
                 ledger.strikes += 1;
                 ledger.locked = ledger.strikes >= STRIKES;
             }
-            let refusal = Refusal::uws(options.login_refusal_code, "Username or password is wrong.");
+            let refusal =
+                Refusal::uws(options.login_refusal_code, "Username or password is wrong.");
             return Err(refusal.with_status(options.login_refusal));
         }
         ledger.logins_accepted += 1;
@@ -106,7 +109,9 @@ impl Tokens {
     pub(super) fn sweep(&mut self, options: &Options, ledger: &mut Ledger, now: Instant) {
         for session in self.sessions.iter_mut().filter(|session| !session.over) {
             let idle = now.duration_since(session.used) >= options.session_idle;
-            let old = options.session_lifetime.is_some_and(|most| now.duration_since(session.began) >= most);
+            let old = options
+                .session_lifetime
+                .is_some_and(|most| now.duration_since(session.began) >= most);
             if idle || old {
                 session.over = true;
                 ledger.session_expiries += 1;
@@ -129,10 +134,15 @@ impl Tokens {
             }
         };
         let Some(text) = text else {
-            return Err(refuse("REQUEST_FAILED.SessionToken.Format", "The session token is missing."));
+            return Err(refuse(
+                "REQUEST_FAILED.SessionToken.Format",
+                "The session token is missing.",
+            ));
         };
         match self.sessions.iter_mut().find(|session| session.text == text) {
-            None => Err(refuse("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid.")),
+            None => {
+                Err(refuse("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid."))
+            }
             Some(session) if session.over => {
                 Err(refuse("REQUEST_FAILED.SessionToken.Expired", "The session token has expired."))
             }

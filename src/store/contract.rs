@@ -1,7 +1,8 @@
-//! What every backend owes, as executable contract: plain functions over a store, run by each backend's tests.
+//! What every backend owes, as executable contract: plain functions over a store, run by each
+//! backend's tests.
 //!
-//! A function that needs a situation the trait cannot bring about (a restart, a full disk, expiry) takes it as an
-//! argument. None assumes that the store is empty, or that sequences are dense.
+//! A function that needs a situation the trait cannot bring about (a restart, a full disk, expiry)
+//! takes it as an argument. None assumes that the store is empty, or that sequences are dense.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,8 +16,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    CellName, Entry, Followed, LogName, Lost, MAX_EVENT_BYTES, MAX_READ, Position, Store, StoreError, Swap,
-    Version,
+    CellName, Entry, Followed, LogName, Lost, MAX_EVENT_BYTES, MAX_READ, Position, Store,
+    StoreError, Swap, Version,
 };
 
 /// How long a test waits for what must happen.
@@ -29,12 +30,19 @@ pub(super) fn new_log() -> LogName {
     LogName::request(Uuid::new_v4().to_string())
 }
 
-pub(super) async fn append(store: &dyn Store, log: &LogName, event: &str) -> Result<Position, StoreError> {
+pub(super) async fn append(
+    store: &dyn Store,
+    log: &LogName,
+    event: &str,
+) -> Result<Position, StoreError> {
     store.append(log, Uuid::new_v4(), Bytes::copy_from_slice(event.as_bytes())).await
 }
 
 /// All entries of a log, page by page.
-pub(super) async fn read_to_end(store: &dyn Store, log: &LogName) -> Result<Vec<Entry>, StoreError> {
+pub(super) async fn read_to_end(
+    store: &dyn Store,
+    log: &LogName,
+) -> Result<Vec<Entry>, StoreError> {
     let mut entries: Vec<Entry> = Vec::new();
     loop {
         let after = entries.last().map_or(0, |last| last.position.sequence);
@@ -69,18 +77,25 @@ pub(super) async fn catch_up(
     }
 }
 
-/// The log is a log: entries in the order of their appends, positions that grow, times that never go back.
+/// The log is a log: entries in the order of their appends, positions that grow, times that never
+/// go back.
 pub(super) async fn order(store: &dyn Store) {
     let logs = [new_log(), LogName::order(Uuid::new_v4().to_string())];
     let mut positions = Vec::new();
     for n in 0..20 {
         positions.push(append(store, &logs[n % 2], &n.to_string()).await.unwrap());
     }
-    assert!(positions.is_sorted_by(|a, b| a.sequence < b.sequence && a.epoch == b.epoch), "{positions:?}");
+    assert!(
+        positions.is_sorted_by(|a, b| a.sequence < b.sequence && a.epoch == b.epoch),
+        "{positions:?}"
+    );
 
     for (first, log) in logs.iter().enumerate() {
         let entries = read_to_end(store, log).await.unwrap();
-        assert_eq!(texts(&entries), (first..20).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(
+            texts(&entries),
+            (first..20).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>()
+        );
         let expected: Vec<_> = positions.iter().skip(first).step_by(2).copied().collect();
         assert_eq!(entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected);
         assert!(entries.is_sorted_by_key(|entry| entry.time));
@@ -95,7 +110,8 @@ pub(super) async fn order(store: &dyn Store) {
 /// A read returns no more than it may, and reading on returns the rest.
 pub(super) async fn pages(store: &dyn Store) {
     let log = new_log();
-    let positions = try_join_all((0..=MAX_READ).map(|_| append(store, &log, "event"))).await.unwrap();
+    let positions =
+        try_join_all((0..=MAX_READ).map(|_| append(store, &log, "event"))).await.unwrap();
     assert_eq!(store.read(&log, 0, usize::MAX).await.unwrap().len(), MAX_READ);
     assert_eq!(read_to_end(store, &log).await.unwrap().len(), positions.len());
 }
@@ -144,14 +160,17 @@ pub(super) async fn largest_event(store: &dyn Store) {
     assert!(entries[0].event == large, "the largest event came back changed");
 }
 
-/// What was acknowledged survives a restart: events, their ids and times, cells, and the order of positions.
+/// What was acknowledged survives a restart: events, their ids and times, cells, and the order of
+/// positions.
 pub(super) async fn durable(open: impl AsyncFn() -> Arc<dyn Store>) {
     let (log, id) = (new_log(), Uuid::new_v4());
     let cell = CellName::permanent(Uuid::new_v4().to_string());
     let store = open().await;
     store.append(&log, id, Bytes::from_static(b"one")).await.unwrap();
     append(&*store, &log, "two").await.unwrap();
-    let Swap::Swapped(version) = store.swap(&cell, None, Bytes::from_static(b"value")).await.unwrap() else {
+    let Swap::Swapped(version) =
+        store.swap(&cell, None, Bytes::from_static(b"value")).await.unwrap()
+    else {
         panic!("a new cell is not new");
     };
     let before = read_to_end(&*store, &log).await.unwrap();
@@ -179,8 +198,8 @@ pub(super) enum Asks {
     Later,
 }
 
-/// A follower sees every event once and in order while many write, and learns where it caught up before it sees what
-/// is newer.
+/// A follower sees every event once and in order while many write, and learns where it caught up
+/// before it sees what is newer.
 pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
     const EACH: usize = 25;
     let logs: Vec<LogName> = (0..WRITERS).map(|_| new_log()).collect();
@@ -198,13 +217,20 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
     let following = async {
         let (mut events, caught_up) = catch_up(&mut followed).await;
         assert!(events.iter().all(|(_, entry)| entry.position <= caught_up));
-        let seen = |events: &[(LogName, Entry)]| events.iter().filter(|(log, _)| logs.contains(log)).count();
+        let seen = |events: &[(LogName, Entry)]| {
+            events.iter().filter(|(log, _)| logs.contains(log)).count()
+        };
         match asks {
             Asks::AtOnce => {
-                assert!(caught_up < newest, "caught up at {caught_up:?}, which is not before {newest:?}");
+                assert!(
+                    caught_up < newest,
+                    "caught up at {caught_up:?}, which is not before {newest:?}"
+                );
                 assert_eq!(seen(&events), WRITERS);
             }
-            Asks::Later => assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events)),
+            Asks::Later => {
+                assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events))
+            }
         }
         while seen(&events) < WRITERS * (1 + EACH) + 1 {
             match next(&mut followed).await {
@@ -247,7 +273,8 @@ pub(super) async fn follow_from(store: &dyn Store) {
     assert_eq!((of, entry.position), (log, position));
 }
 
-/// A position of another store, or beyond the end of this one, is lost; the follower says so and ends.
+/// A position of another store, or beyond the end of this one, is lost; the follower says so and
+/// ends.
 pub(super) async fn replaced(store: &dyn Store) {
     let Position { epoch, sequence } = append(store, &new_log(), "last").await.unwrap();
     for foreign in [
@@ -326,7 +353,10 @@ pub(super) async fn swap_conflict(store: &dyn Store) {
     assert!(second > first);
 
     let current = store.load(&cell).await.unwrap();
-    assert_eq!(current, Some(super::Versioned { version: second, value: Bytes::from_static(b"two") }));
+    assert_eq!(
+        current,
+        Some(super::Versioned { version: second, value: Bytes::from_static(b"two") })
+    );
     for stale in [None, Some(first)] {
         let swap = store.swap(&cell, stale, Bytes::from_static(b"never")).await.unwrap();
         assert_eq!(swap, Swap::Conflict(current.clone()));
@@ -335,8 +365,8 @@ pub(super) async fn swap_conflict(store: &dyn Store) {
     assert_eq!(store.load(&other_life).await.unwrap(), None);
 }
 
-/// Without space, what was acknowledged stays and what is refused is not stored; with space again, the store takes it.
-/// `fill` leaves at most 100 MB.
+/// Without space, what was acknowledged stays and what is refused is not stored; with space again,
+/// the store takes it. `fill` leaves at most 100 MB.
 pub(super) async fn full(store: &dyn Store, fill: impl AsyncFnOnce(), free: impl AsyncFnOnce()) {
     const BYTES: usize = 100_000;
     const TRIES: usize = 1_000;
@@ -368,7 +398,8 @@ pub(super) async fn full(store: &dyn Store, fill: impl AsyncFnOnce(), free: impl
         }
     };
     stored.push(timeout(DEADLINE, writing).await.expect("the store did not recover"));
-    let positions: Vec<_> = read_to_end(store, &log).await.unwrap().iter().map(|e| e.position).collect();
+    let positions: Vec<_> =
+        read_to_end(store, &log).await.unwrap().iter().map(|e| e.position).collect();
     assert_eq!(positions, stored);
     let mut seen = Vec::new();
     while seen.len() < stored.len() {

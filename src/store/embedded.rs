@@ -1,14 +1,16 @@
 //! The store of a single replica: one [redb] file, written by one thread.
 //!
-//! Guarantees: what was acknowledged is on disk; concurrent appends share one sync; the file is locked, so no other
-//! process uses it; after an I/O error the file is reopened until it works again, and what was under
-//! way is looked up in it, so that an answer is ambiguous only if that takes longer than `SETTLE_WITHIN` (2 s). Never
-//! keeps a read transaction while waiting, never re-uses a position, never panics because redb did.
+//! Guarantees: what was acknowledged is on disk; concurrent appends share one sync; the file is
+//! locked, so no other process uses it; after an I/O error the file is reopened until it works
+//! again, and what was under way is looked up in it, so that an answer is ambiguous only if that
+//! takes longer than `SETTLE_WITHIN` (2 s). Never keeps a read transaction while waiting, never
+//! re-uses a position, never panics because redb did.
 //!
-//! On a full disk, writes are refused before they touch the disk, and reads go on. A file that is removed or replaced
-//! under the store, that is missing at the start, or that was put back to an older copy is noticed with
-//! the help of the record beside it. Then everything is refused until the file is back or an operator accepts the loss.
-//! No wall clock decides what is removed: age is running time.
+//! On a full disk, writes are refused before they touch the disk, and reads go on. A file that is
+//! removed or replaced under the store, that is missing at the start, or that was put back to an
+//! older copy is noticed with the help of the record beside it. Then everything is refused until
+//! the file is back or an operator accepts the loss. No wall clock decides what is removed: age is
+//! running time.
 
 mod ages;
 mod batch;
@@ -55,12 +57,13 @@ use self::{
     tables::{Entered, Incarnation, Tail},
 };
 use super::{
-    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
-    Versioned,
+    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
+    Version, Versioned,
 };
 use crate::config::record_path;
 
-/// How much may wait for the committer, in bytes; callers beyond it wait for room. It bounds a commit, too.
+/// How much may wait for the committer, in bytes; callers beyond it wait for room. It bounds a
+/// commit, too.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 
 /// What a command costs of [`QUEUE_BYTES`] beside its value: at most 4,096 wait.
@@ -136,9 +139,11 @@ fn report(kind: Kind, path: &Path) -> Loss {
 
 impl Embedded {
     /// Opens the file, or creates it for this user only. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), are removed after `retention`, in running time ([`ages`]).
+    /// [`Retained`](super::CellLife::Retained), are removed after `retention`, in running time
+    /// ([`ages`]).
     ///
-    /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of the file is free.
+    /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of
+    /// the file is free.
     pub fn open(path: &Path, retention: Duration) -> Result<Self, StoreError> {
         let medium = Medium::at(path);
         let opened = file::create(path).and_then(|()| file::compact(path, &medium.open));
@@ -163,7 +168,13 @@ impl Embedded {
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
-            state: Mutex::new(State { failure: None, loss, shortage: None, unprotected: None, incarnation }),
+            state: Mutex::new(State {
+                failure: None,
+                loss,
+                shortage: None,
+                unprotected: None,
+                incarnation,
+            }),
             ages: Mutex::new(ages),
             end,
         });
@@ -184,7 +195,10 @@ impl Embedded {
         }
         self.shared.check_loss()?;
         let permits = u32::try_from(bytes + COMMAND_BYTES).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.shared.room).acquire_many_owned(permits).await.map_err(|_| closed())?;
+        let room = Arc::clone(&self.shared.room)
+            .acquire_many_owned(permits)
+            .await
+            .map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
         self.shared.send(command(Answer::new(answer), room))?;
         answered.await.unwrap_or_else(|_| Err(StoreError::Ambiguous("the committer ended".into())))
@@ -198,7 +212,12 @@ impl Store for Embedded {
         self.ask(event.len(), |answer, room| Command::Append { log, id, event, answer, room }).await
     }
 
-    async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    async fn read(
+        &self,
+        log: &LogName,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
         let (log, epoch) = (log.encode(), self.shared.epoch());
         self.shared.read(move |txn| tables::read_log(txn, epoch, &log, after, limit)).await
     }
@@ -219,7 +238,8 @@ impl Store for Embedded {
         value: Bytes,
     ) -> Result<Swap, StoreError> {
         let cell = cell.clone();
-        self.ask(value.len(), |answer, room| Command::Swap { cell, expected, value, answer, room }).await
+        self.ask(value.len(), |answer, room| Command::Swap { cell, expected, value, answer, room })
+            .await
     }
 
     fn exclusive(&self) -> bool {
@@ -274,7 +294,8 @@ impl Store for Embedded {
 }
 
 impl Drop for Embedded {
-    /// Without [`Store::close`], the committer finishes what is queued and releases the file soon afterwards.
+    /// Without [`Store::close`], the committer finishes what is queued and releases the file soon
+    /// afterwards.
     fn drop(&mut self) {
         self.shared.end_queue();
     }

@@ -1,14 +1,15 @@
 //! The store of several replicas: three streams of [NATS JetStream](async_nats::jetstream).
 //!
-//! Guarantees: what was acknowledged is stored by a majority of the stream's replicas; an append is repeated with the same
-//! id until there is a clear answer, for up to `PUBLISH_WITHIN` (10 s); a swap whose answer got lost is settled by its nonce;
-//! a cell is always read from the stream's leader; a follower sees every event once, whatever becomes of servers,
-//! connections and consumers. Never blocks a start: without NATS, or with streams that are not what they must be, the
-//! store says so ([`Store::trouble`]), refuses everything with [`StoreError::Unavailable`] and heals by itself.
-//! Never makes a consumer per read, never changes or deletes a stream.
+//! Guarantees: what was acknowledged is stored by a majority of the stream's replicas; an append is
+//! repeated with the same id until there is a clear answer, for up to `PUBLISH_WITHIN` (10 s); a
+//! swap whose answer got lost is settled by its nonce; a cell is always read from the stream's
+//! leader; a follower sees every event once, whatever becomes of servers, connections and
+//! consumers. Never blocks a start: without NATS, or with streams that are not what they must be,
+//! the store says so ([`Store::trouble`]), refuses everything with [`StoreError::Unavailable`] and
+//! heals by itself. Never makes a consumer per read, never changes or deletes a stream.
 //!
-//! Streams that forgot something are noticed: see `keeper` and `record`. Until an operator accepts the loss
-//! ([`Store::accept_loss`]), everything is refused, and no stream is made anew.
+//! Streams that forgot something are noticed: see `keeper` and `record`. Until an operator accepts
+//! the loss ([`Store::accept_loss`]), everything is refused, and no stream is made anew.
 
 mod cells;
 mod facts;
@@ -59,8 +60,8 @@ use self::{
     streams::{Hindrance, Wanted},
 };
 use super::{
-    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap, Version,
-    Versioned,
+    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
+    Version, Versioned,
 };
 use crate::config;
 
@@ -151,7 +152,8 @@ struct There {
 
 impl Nats {
     /// Connects in the background; see [`Store::usable`]. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), go after `retention`. Fails only where the settings make no sense.
+    /// [`Retained`](super::CellLife::Retained), go after `retention`. Fails only where the settings
+    /// make no sense.
     pub async fn open(settings: &config::Nats, retention: Duration) -> Result<Self, StoreError> {
         let names = Names::new(&settings.prefix);
         let wanted = Wanted::new(&names, settings, retention);
@@ -186,7 +188,12 @@ impl Store for Nats {
         logs::append(&self.shared, log, id, event).await
     }
 
-    async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    async fn read(
+        &self,
+        log: &LogName,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
         self.shared.persist(READ_WITHIN, || logs::read(&self.shared, log, after, limit)).await
     }
 
@@ -291,7 +298,9 @@ impl Shared {
                 }
                 (Ok(_), Err(_)) => tracing::info!("the store is there"),
                 (Err(Hindrance::Away(why)), Ok(_)) => tracing::warn!(why, "the store is away"),
-                (Err(Hindrance::Wrong(why)), before) if before.as_ref().err() != now.as_ref().err() => {
+                (Err(Hindrance::Wrong(why)), before)
+                    if before.as_ref().err() != now.as_ref().err() =>
+                {
                     tracing::error!(why, "the store cannot be used");
                 }
                 _ => {}
@@ -303,7 +312,8 @@ impl Shared {
         });
     }
 
-    /// Something looks as if it was lost: nothing is done until the streams were looked at again. Returns why.
+    /// Something looks as if it was lost: nothing is done until the streams were looked at again.
+    /// Returns why.
     fn suspect(&self, what: &str) -> String {
         let why = format!("{what}; looking again");
         self.stand(Err(Hindrance::Away(why.clone())));
@@ -311,7 +321,8 @@ impl Shared {
         why
     }
 
-    /// Waits until the streams can be used, a little. What was found before the servers were away counts no more.
+    /// Waits until the streams can be used, a little. What was found before the servers were away
+    /// counts no more.
     async fn there(&self) -> Result<There, StoreError> {
         let mut standing = self.standing.subscribe();
         let began = Instant::now();
@@ -334,8 +345,8 @@ impl Shared {
         }
     }
 
-    /// A message was stored. A sequence that was given before is one of a stream that went back. `seen`: the last sequence
-    /// that was known when it was sent.
+    /// A message was stored. A sequence that was given before is one of a stream that went back.
+    /// `seen`: the last sequence that was known when it was sent.
     fn acknowledged(
         &self,
         epoch: u64,
@@ -350,7 +361,8 @@ impl Shared {
             return Ok(());
         }
         let name = self.names.streams()[stream];
-        let why = self.suspect(&format!("stream {name} ended at {seen} and stored something at {sequence}"));
+        let why = self
+            .suspect(&format!("stream {name} ended at {seen} and stored something at {sequence}"));
         Err(Failure::Unknown(why))
     }
 
@@ -391,9 +403,13 @@ impl Shared {
         }
     }
 
-    /// A stream, whose name is known to be well-formed.
-    /// The newest message of a subject, from the leader of its stream; `None` also where there is no stream.
-    async fn newest_message(&self, stream: &str, subject: &str) -> Result<Option<StreamMessage>, StoreError> {
+    /// A stream, whose name is known to be well-formed. The newest message of a subject, from the
+    /// leader of its stream; `None` also where there is no stream.
+    async fn newest_message(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<StreamMessage>, StoreError> {
         match self.stream(stream).await?.get_last_raw_message_by_subject(subject).await {
             Ok(message) => Ok(Some(message)),
             Err(error) => match error.kind() {

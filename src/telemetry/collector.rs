@@ -1,13 +1,16 @@
 //! The connection to a collector of traces over TLS.
 //!
 //! The exporter's own TLS would bring a second set of roots and features into every gRPC client and
-//! server of the process, so the connection is made here, with the rustls that everything else uses.
+//! server of the process, so the connection is made here, with the rustls that everything else
+//! uses.
 
 use std::{io, sync::Arc};
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::ServerName};
+use rustls::{
+    ClientConfig, RootCertStore, crypto::aws_lc_rs::default_provider, pki_types::ServerName,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -30,7 +33,8 @@ pub(super) fn over_tls(config: &Telemetry) -> anyhow::Result<Option<Channel>> {
     }
     let tls = TlsConnector::from(Arc::new(client(config)?));
     let host = url.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name = ServerName::try_from(host.clone()).context("is no name that a certificate can have")?;
+    let name =
+        ServerName::try_from(host.clone()).context("is no name that a certificate can have")?;
     let connect = service_fn(move |_: Uri| {
         let (tls, name, address) = (tls.clone(), name.clone(), (host.clone(), url.port));
         async move {
@@ -47,7 +51,8 @@ fn client(config: &Telemetry) -> anyhow::Result<ClientConfig> {
     if config.otlp_ca_file.as_os_str().is_empty() {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     } else {
-        let authorities = certificate::check_authorities(&config.otlp_ca_file).map_err(anyhow::Error::msg)?;
+        let authorities =
+            certificate::check_authorities(&config.otlp_ca_file).map_err(anyhow::Error::msg)?;
         roots.add_parsable_certificates(authorities);
     }
     let mut client = ClientConfig::builder_with_provider(Arc::new(default_provider()))

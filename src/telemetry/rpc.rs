@@ -1,8 +1,8 @@
 //! A server span and a log line for each call, from its request to the end of its last message.
 //!
-//! A call that nobody waits for any more, because its caller hung up or reset it, ends as CANCELLED, also where its
-//! message had not arrived as a whole. Neither span nor
-//! line holds anything of the messages but the account and the request's id.
+//! A call that nobody waits for any more, because its caller hung up or reset it, ends as
+//! CANCELLED, also where its message had not arrived as a whole. Neither span nor line holds
+//! anything of the messages but the account and the request's id.
 
 use std::{
     pin::Pin,
@@ -45,7 +45,8 @@ const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
-/// The longest method that is named, in bytes. What is longer is none of ours: whoever can connect could fill the log with it.
+/// The longest method that is named, in bytes. What is longer is none of ours: whoever can connect
+/// could fill the log with it.
 const MAX_METHOD: usize = 128;
 const OTHER: &str = "_OTHER";
 
@@ -105,7 +106,8 @@ where
         request.extensions_mut().insert(call.about.clone());
         let reset = Arc::clone(&call.reset);
         let request = request.map(|inner| RequestBody { inner, reset });
-        let response = call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
+        let response =
+            call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let response = match response.await {
                 Ok(response) => response,
@@ -205,8 +207,8 @@ struct Call {
     method: String,
     about: About,
     began: Instant,
-    /// Whether the caller reset the call before its request had arrived as a whole. What the call is answered then
-    /// says nothing of the server, and nobody reads it.
+    /// Whether the caller reset the call before its request had arrived as a whole. What the call
+    /// is answered then says nothing of the server, and nobody reads it.
     reset: Arc<AtomicBool>,
     ended: bool,
 }
@@ -225,10 +227,11 @@ impl Call {
             { semconv::RPC_RESPONSE_STATUS_CODE } = Empty,
             { semconv::ERROR_TYPE } = Empty,
         );
-        let parent =
-            global::get_text_map_propagator(|propagator| propagator.extract(&Headers(request.headers())));
-        // Before the span is entered for the first time: afterwards its parent is fixed. Without an exporter there is
-        // nobody to tell.
+        let parent = global::get_text_map_propagator(|propagator| {
+            propagator.extract(&Headers(request.headers()))
+        });
+        // Before the span is entered for the first time: afterwards its parent is fixed. Without an
+        // exporter there is nobody to tell.
         let _ = span.set_parent(parent);
         let (about, reset) = Default::default();
         Self { span, method, about, began: Instant::now(), reset, ended: false }
@@ -249,7 +252,8 @@ impl Call {
             let reason = headers.and_then(reason);
             let about = self.about.0.get();
             let account = about.map(|(account, _)| tracing::field::display(account));
-            let request = about.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
+            let request =
+                about.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
             tracing::info!(
                 parent: None,
                 method,

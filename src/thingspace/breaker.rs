@@ -1,15 +1,19 @@
 //! The circuit breaker of one host: whether it is called at all.
 //!
-//! It opens after `breaker_failures` calls in a row that brought no answer (no connection, reset, time-out, a cut body) or a
-//! 5xx. While it is open every call fails at once and says when to come back. Then exactly one call probes, one without
-//! effect; an answer closes the breaker, a failure opens it for longer: each time twice as long, up to `breaker_max`, and a
-//! random half to the whole of that, or as long as the probe was told in `Retry-After`. How long is forgotten only after as many answers in a row as failures open it, so that a
-//! host which answers probes and nothing else is left alone ever longer all the same.
+//! It opens after `breaker_failures` calls in a row that brought no answer (no connection, reset,
+//! time-out, a cut body) or a 5xx. While it is open every call fails at once and says when to come
+//! back. Then exactly one call probes, one without effect; an answer closes the breaker, a failure
+//! opens it for longer: each time twice as long, up to `breaker_max`, and a random half to the
+//! whole of that, or as long as the probe was told in `Retry-After`. How long is forgotten only
+//! after as many answers in a row as failures open it, so that a host which answers probes and
+//! nothing else is left alone ever longer all the same.
 //!
-//! An answer is whatever the host itself said, refusals of tokens and credentials too. Being throttled neither opens nor
-//! closes: who throttles works, and whether what is behind it does, it did not say. A throttled probe is repeated, not earlier
-//! than it was told. A probe whose caller goes away tells nothing; the next is the breaker's own, which nobody can stop, lest
-//! impatient callers keep it open for ever. What became of a call that began before the last change is not looked at.
+//! An answer is whatever the host itself said, refusals of tokens and credentials too. Being
+//! throttled neither opens nor closes: who throttles works, and whether what is behind it does, it
+//! did not say. A throttled probe is repeated, not earlier than it was told. A probe whose caller
+//! goes away tells nothing; the next is the breaker's own, which nobody can stop, lest impatient
+//! callers keep it open for ever. What became of a call that began before the last change is not
+//! looked at.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -65,7 +69,8 @@ pub(super) struct Pass {
 #[derive(Debug)]
 pub(super) enum Admission {
     Pass(Pass),
-    /// This call is not to be the probe: one without effect, that comes to an end by itself, has to go first, with this pass.
+    /// This call is not to be the probe: one without effect, that comes to an end by itself, has to
+    /// go first, with this pass.
     ProbeFirst(Pass),
     /// Not before so long.
     Refused(Duration),
@@ -106,7 +111,11 @@ enum Change {
 
 impl Settings {
     pub(super) fn new(config: &config::ThingSpace) -> Self {
-        Self { failures: config.breaker_failures, first: config.breaker_first, most: config.breaker_max }
+        Self {
+            failures: config.breaker_failures,
+            first: config.breaker_first,
+            most: config.breaker_max,
+        }
     }
 }
 
@@ -158,7 +167,8 @@ impl Breaker {
     }
 
     fn report(&self, era: u64, outcome: Option<Outcome>) {
-        let change = self.lock().report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
+        let change =
+            self.lock().report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
         let host = &self.host;
         match change {
             Some(Change::Opened(wait)) => {
@@ -170,7 +180,9 @@ impl Breaker {
                     "a host of ThingSpace does not answer; calls to it fail at once"
                 );
             }
-            Some(Change::StillOpen(wait)) => tracing::debug!(host, ?wait, "a host still does not answer"),
+            Some(Change::StillOpen(wait)) => {
+                tracing::debug!(host, ?wait, "a host still does not answer")
+            }
             Some(Change::Closed) => tracing::info!(host, "a host of ThingSpace answers again"),
             None => {}
         }
@@ -252,13 +264,14 @@ impl State {
                 Some(Change::StillOpen(self.open(settings, told, now, roll)))
             }
             (Phase::Probing, Some(Outcome::Throttled(told))) => {
-                let wait =
-                    jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
+                let wait = jittered(self.penalty, roll)
+                    .max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
                 self.enter(Phase::Open { until: now + wait });
                 Some(Change::StillOpen(wait))
             }
             (Phase::Probing, None) => {
-                let wait = if self.given_up { jittered(self.penalty, roll) } else { Duration::ZERO };
+                let wait =
+                    if self.given_up { jittered(self.penalty, roll) } else { Duration::ZERO };
                 self.enter(Phase::Open { until: now + wait });
                 self.given_up = true;
                 None
@@ -267,15 +280,23 @@ impl State {
         }
     }
 
-    fn open(&mut self, settings: &Settings, told: Option<Duration>, now: Instant, roll: f64) -> Duration {
+    fn open(
+        &mut self,
+        settings: &Settings,
+        told: Option<Duration>,
+        now: Instant,
+        roll: f64,
+    ) -> Duration {
         self.penalty = (self.penalty * 2).clamp(settings.first, settings.most);
-        let wait = jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
+        let wait =
+            jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
         self.enter(Phase::Open { until: now + wait });
         wait
     }
 }
 
-/// A random half to the whole of it, so that replicas do not meet again and again. `roll` is a random number from 0 to 1.
+/// A random half to the whole of it, so that replicas do not meet again and again. `roll` is a
+/// random number from 0 to 1.
 pub(super) fn jittered(penalty: Duration, roll: f64) -> Duration {
     penalty.mul_f64(f64::midpoint(1.0, roll))
 }

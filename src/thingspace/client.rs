@@ -1,7 +1,9 @@
-//! The calls others make: what they wait for before they are sent, and which of them are tried again.
+//! The calls others make: what they wait for before they are sent, and which of them are tried
+//! again.
 //!
-//! A call waits for its turn before it is sent, and each try has a turn of its own. A caller that stops waiting gives its
-//! turn back, and nothing is sent for it any more. When the drain begins, calls that wait for their first turn end.
+//! A call waits for its turn before it is sent, and each try has a turn of its own. A caller that
+//! stops waiting gives its turn back, and nothing is sent for it any more. When the drain begins,
+//! calls that wait for their first turn end.
 
 mod exchange;
 
@@ -78,10 +80,11 @@ pub struct PollTurn(Turn);
 pub enum Purpose {
     /// A request of ours. Polls get at least 30 % of the rate.
     Poll(PollTurn),
-    /// A caller asks about a request of ours: at least 10 % of the rate, and what orders and polls leave. The turn of a
-    /// poll for the same answer may be handed over, too.
+    /// A caller asks about a request of ours: at least 10 % of the rate, and what orders and polls
+    /// leave. The turn of a poll for the same answer may be handed over, too.
     Query { poll: oneshot::Receiver<PollTurn> },
-    /// A caller asks about a request that was placed elsewhere: 5 % of the rate while other calls wait.
+    /// A caller asks about a request that was placed elsewhere: 5 % of the rate while other calls
+    /// wait.
     Elsewhere,
 }
 
@@ -94,9 +97,10 @@ pub enum StatusLookup {
 }
 
 impl Client {
-    /// Must be called inside a tokio runtime: each set of credentials has a small task that hands out turns. The
-    /// tasks end when the last clone of the client is gone, and another one looks at the files. Nothing is sent. What was begun
-    /// with the credentials and must be reported is among `tasks`.
+    /// Must be called inside a tokio runtime: each set of credentials has a small task that hands
+    /// out turns. The tasks end when the last clone of the client is gone, and another one looks at
+    /// the files. Nothing is sent. What was begun with the credentials and must be reported is
+    /// among `tasks`.
     pub fn new(
         thingspace: &config::ThingSpace,
         credentials: &[config::Credentials],
@@ -130,13 +134,14 @@ impl Client {
         Ok(Self { transport, accounts, upstreams, drain: CancellationToken::new() })
     }
 
-    /// How the logins of each set of credentials are doing, by its name: now, and whenever that changes.
+    /// How the logins of each set of credentials are doing, by its name: now, and whenever that
+    /// changes.
     pub fn standings(&self) -> impl Iterator<Item = (&str, watch::Receiver<Standing>)> {
         self.upstreams.iter().map(|upstream| (upstream.tokens.name(), upstream.tokens.standing()))
     }
 
-    /// Lets a set of credentials be tried once more. `logged_in`: an operator has logged in elsewhere,
-    /// which clears what ThingSpace has counted. `None`: there is no set of this name.
+    /// Lets a set of credentials be tried once more. `logged_in`: an operator has logged in
+    /// elsewhere, which clears what ThingSpace has counted. `None`: there is no set of this name.
     pub async fn unblock(&self, name: &str, logged_in: bool) -> Option<Result<Unblocked, Error>> {
         let upstream = self.upstreams.iter().find(|upstream| upstream.tokens.name() == name)?;
         Some(upstream.tokens.unblock(logged_in).await)
@@ -147,7 +152,8 @@ impl Client {
         self.accounts.contains_key(account)
     }
 
-    /// From now on a password that is also in this file, which holds the one of callbacks, logs nobody in.
+    /// From now on a password that is also in this file, which holds the one of callbacks, logs
+    /// nobody in.
     pub fn keep_apart_from(&self, sent: &Sent) {
         for upstream in &*self.upstreams {
             upstream.tokens.keep_apart_from(sent.clone());
@@ -159,15 +165,15 @@ impl Client {
         self.transport.health()
     }
 
-    /// From now on no order, status query or poll begins: those that wait for their turn end with [`Error::Draining`].
-    /// Calls that have been sent once go on, and so do changes of callbacks.
+    /// From now on no order, status query or poll begins: those that wait for their turn end with
+    /// [`Error::Draining`]. Calls that have been sent once go on, and so do changes of callbacks.
     pub fn drain(&self) {
         self.drain.cancel();
     }
 
-    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a turn. Refused at once with
-    /// [`Error::Busy`] if the turn cannot come before `deadline`. Cancel-safe: drop it at the deadline. Nothing is sent for
-    /// the order itself.
+    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a
+    /// turn. Refused at once with [`Error::Busy`] if the turn cannot come before `deadline`.
+    /// Cancel-safe: drop it at the deadline. Nothing is sent for the order itself.
     pub async fn prepare_order(
         &self,
         account: &AccountName,
@@ -191,9 +197,9 @@ impl Client {
         self.unless_draining(self.turn(&upstream, Class::Poll, account)).await.map(PollTurn)
     }
 
-    /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind of token. After `send_by` it
-    /// is neither sent nor repeated, however long a token took. After [`Error::NotConnected`] the caller may call it again with a
-    /// new permit.
+    /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind
+    /// of token. After `send_by` it is neither sent nor repeated, however long a token took. After
+    /// [`Error::NotConnected`] the caller may call it again with a new permit.
     pub async fn place_order(
         &self,
         permit: OrderPermit,
@@ -201,7 +207,8 @@ impl Client {
         send_by: Instant,
     ) -> Result<RequestId, Error> {
         let OrderPermit { upstream, turn } = permit;
-        let call = Call { endpoint: Endpoint::Download, body: wire::order(order), send_by: Some(send_by) };
+        let call =
+            Call { endpoint: Endpoint::Download, body: wire::order(order), send_by: Some(send_by) };
         let placed = self.exchange(&upstream, turn, call, &judge_order).await;
         placed.map_err(|failed| upstream.tell(failed))
     }
@@ -229,7 +236,8 @@ impl Client {
 
     /// Where the results of an account go, service by service.
     pub async fn callbacks(&self, account: &AccountName) -> Result<Vec<Registration>, Error> {
-        self.manage(account, Endpoint::Callbacks { account }, Bytes::new(), wire::registrations).await
+        self.manage(account, Endpoint::Callbacks { account }, Bytes::new(), wire::registrations)
+            .await
     }
 
     /// Registers a target for a service that has none: ThingSpace refuses it over another.
@@ -245,7 +253,11 @@ impl Client {
     }
 
     /// From here on results of this service are lost, until it is registered again.
-    pub async fn deregister_callback(&self, account: &AccountName, service: &str) -> Result<(), Error> {
+    pub async fn deregister_callback(
+        &self,
+        account: &AccountName,
+        service: &str,
+    ) -> Result<(), Error> {
         let endpoint = Endpoint::DeregisterCallback { account, service };
         self.manage(account, endpoint, Bytes::new(), |body| wire::registered(body, service)).await
     }
@@ -264,8 +276,8 @@ impl Client {
         called.map(|(done, _)| done).map_err(|(error, _)| error)
     }
 
-    /// A call that is no order: tried again where that is safe, each time with a turn of its own. With the time that the last
-    /// try took.
+    /// A call that is no order: tried again where that is safe, each time with a turn of its own.
+    /// With the time that the last try took.
     async fn call<T>(
         &self,
         upstream: &Arc<Upstream>,
@@ -285,8 +297,15 @@ impl Client {
                 Err(failed) => failed,
             };
             let took = began.elapsed();
-            let Some(pause) = failed.pause(&mut retries) else { return Err((upstream.tell(failed), took)) };
-            tracing::debug!(credentials = upstream.tokens.name(), ?pause, "trying again: {}", failed.error());
+            let Some(pause) = failed.pause(&mut retries) else {
+                return Err((upstream.tell(failed), took));
+            };
+            tracing::debug!(
+                credentials = upstream.tokens.name(),
+                ?pause,
+                "trying again: {}",
+                failed.error()
+            );
             tokio::time::sleep(pause).await;
             turn = match self.turn(upstream, class, account).await {
                 Ok(turn) => turn,
@@ -313,7 +332,8 @@ impl Client {
         }
     }
 
-    /// Waits for a turn, unless both tokens are missing or the host is left alone: then waiting would be for nothing.
+    /// Waits for a turn, unless both tokens are missing or the host is left alone: then waiting
+    /// would be for nothing.
     async fn turn(
         &self,
         upstream: &Arc<Upstream>,
@@ -331,7 +351,10 @@ impl Client {
         upstream.tokens.pair().await.map(drop)
     }
 
-    async fn unless_draining<T>(&self, wait: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn unless_draining<T>(
+        &self,
+        wait: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
         self.drain.run_until_cancelled(wait).await.unwrap_or(Err(Error::Draining))
     }
 

@@ -13,11 +13,13 @@ const MAX_CODE_CHARS: usize = 128;
 /// A longer text is no code, in bytes. The longest one has a service plan's name in it.
 const MAX_CODE_BYTES: usize = 512;
 
-/// A word with so many digits names a device or is a token: an MDN has 10, the API manager's codes have 6.
+/// A word with so many digits names a device or is a token: an MDN has 10, the API manager's codes
+/// have 6.
 const MASKED_FROM_DIGITS: usize = 8;
 
 /// What says, after the service's name, how a call failed.
-const CLASSES: [&str; 4] = ["input_invalid.", "request_failed.", "request_onhold.", "request_cancelled."];
+const CLASSES: [&str; 4] =
+    ["input_invalid.", "request_failed.", "request_onhold.", "request_cancelled."];
 
 /// An error code as it came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +68,8 @@ fn is_success(code: &str) -> bool {
     is_zero || is("false") || words::is_success(code) && !is("true")
 }
 
-/// Whether a text in a code's place can be one: not a number with a sign, a fraction or an exponent, nor a word such as "null".
+/// Whether a text in a code's place can be one: not a number with a sign, a fraction or an
+/// exponent, nor a word such as "null".
 fn is_code(text: &str) -> bool {
     let is_integer = text.bytes().all(|byte| byte.is_ascii_digit());
     (is_integer || text.parse::<f64>().is_err()) && !words::is_no_value(text)
@@ -104,11 +107,13 @@ impl Code {
     }
 }
 
-/// A code without the name of the service, in lower case, and whether it has a class. Several services use the same codes,
-/// with the same meanings.
+/// A code without the name of the service, in lower case, and whether it has a class. Several
+/// services use the same codes, with the same meanings.
 fn name(code: &str) -> (String, bool) {
     let lower = code.to_ascii_lowercase();
-    let starts = |at: usize| at == 0 || !matches!(lower.as_bytes()[at - 1], b'_' | b'a'..=b'z' | b'0'..=b'9');
+    let starts = |at: usize| {
+        at == 0 || !matches!(lower.as_bytes()[at - 1], b'_' | b'a'..=b'z' | b'0'..=b'9')
+    };
     let class = CLASSES.iter().filter_map(|class| lower.find(class)).filter(|at| starts(*at)).min();
     let name = match class {
         Some(at) => &lower[at..],
@@ -117,8 +122,8 @@ fn name(code: &str) -> (String, bool) {
     (name.to_owned(), class.is_some())
 }
 
-/// A code as it may be shown: short, and of nothing but what codes are made of. What is no code but an identity or a token, for
-/// which a text in a code's place has room, is masked.
+/// A code as it may be shown: short, and of nothing but what codes are made of. What is no code but
+/// an identity or a token, for which a text in a code's place has room, is masked.
 pub(crate) fn shown(code: &str) -> String {
     let in_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
     // As it would be read: what is left out joins what is before and behind it.
@@ -143,18 +148,22 @@ pub(super) fn meaning(kind: RefusalKind, code: &str, http: u16) -> &'static str 
     table::row(&name(code).0, number, http).meaning
 }
 
-/// A number of the API manager's own (900906, no such path; 700700, API blocked; …): ThingSpace proper saw nothing, nor
-/// did it look at anybody's password. The fault for "wrong authentication" is not among them: whose, it does not say.
+/// A number of the API manager's own (900906, no such path; 700700, API blocked; …): ThingSpace
+/// proper saw nothing, nor did it look at anybody's password. The fault for "wrong authentication"
+/// is not among them: whose, it does not say.
 pub(super) fn is_by_api_manager(refusal: &Refusal) -> bool {
     refusal.kind == RefusalKind::TurnedAway && refusal.code.len() == 6
 }
 
-/// ThingSpace's documents do not say how it answers for an unknown request: a code that names the request, or a 404 of
-/// ThingSpace itself that is not about the account. A 404 of the API manager (a wrong path) says nothing.
+/// ThingSpace's documents do not say how it answers for an unknown request: a code that names the
+/// request, or a 404 of ThingSpace itself that is not about the account. A 404 of the API manager
+/// (a wrong path) says nothing.
 pub(super) fn says_unknown_request(refusal: &Refusal) -> bool {
     match refusal.kind {
         RefusalKind::RequestNotFound => true,
-        RefusalKind::TurnedAway | RefusalKind::AccountNotFound | RefusalKind::AccountForbidden => false,
+        RefusalKind::TurnedAway | RefusalKind::AccountNotFound | RefusalKind::AccountForbidden => {
+            false
+        }
         _ => refusal.status == 404,
     }
 }

@@ -1,4 +1,5 @@
-//! What no success has beside it, in an answer, a sub-request or a callback: an error code, a fault, or a field that says failure.
+//! What no success has beside it, in an answer, a sub-request or a callback: an error code, a
+//! fault, or a field that says failure.
 
 use super::{Object, StatusClass, code::Said, wire, words::plain};
 
@@ -14,5 +15,6 @@ pub(crate) fn denies_success(object: &str) -> bool {
 fn says_failure(object: &Object<'_>) -> bool {
     let is_failure =
         |word: String| wire::class(&word) == StatusClass::Failed || plain(&word) == "notdownloaded";
-    object.texts(&OUTCOMES).any(is_failure) || object.texts(&["success"]).any(|word| plain(&word) == "false")
+    object.texts(&OUTCOMES).any(is_failure)
+        || object.texts(&["success"]).any(|word| plain(&word) == "false")
 }

@@ -10,16 +10,19 @@ pub enum Error {
     /// ThingSpace looked at the call and refused it; nothing was executed.
     #[error("refused: {0}")]
     Refused(Refusal),
-    /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was executed.
+    /// ThingSpace rejects the application key or the UWS user, also after a renewal. Nothing was
+    /// executed.
     #[error("ThingSpace rejects the credentials {name}")]
     CredentialsRejected { name: String },
     /// A file of these credentials cannot be read. Nothing was sent.
     #[error("a file of the credentials {name} cannot be read")]
     CredentialsUnreadable { name: String },
-    /// We no longer try these credentials, so that ThingSpace does not lock their user. Nothing was sent.
+    /// We no longer try these credentials, so that ThingSpace does not lock their user. Nothing was
+    /// sent.
     #[error("logins with the credentials {name} are stopped")]
     LoginBlocked { name: String },
-    /// No token is held, and none is asked for without the store that counts the attempts. Nothing was sent.
+    /// No token is held, and none is asked for without the store that counts the attempts. Nothing
+    /// was sent.
     #[error("no token without the store: {0}")]
     Store(StoreError),
     /// Nothing was executed: ThingSpace throttles.
@@ -37,10 +40,12 @@ pub enum Error {
     /// Nothing was executed: no token to be had, a host that is left alone, or turned away.
     #[error("not sent: {reason}")]
     NotSent { reason: String, retry_after: Option<Duration> },
-    /// Not a byte of the call was ever written: no connection. The only failure after which an order may be sent again at once.
+    /// Not a byte of the call was ever written: no connection. The only failure after which an
+    /// order may be sent again at once.
     #[error("not sent: {reason}")]
     NotConnected { reason: String },
-    /// The call may have been executed: time-out, reset, 5xx, unreadable answer. `reason` quotes no body.
+    /// The call may have been executed: time-out, reset, 5xx, unreadable answer. `reason` quotes no
+    /// body.
     #[error("outcome unknown: {reason}")]
     Ambiguous { reason: String, retry_after: Option<Duration> },
 }
@@ -53,8 +58,8 @@ pub(super) const LEFT_ALONE: &str = "ThingSpace does not answer, and is not call
 #[error("{code} (HTTP {status}): {}", super::code::meaning(*.kind, .code, *.status))]
 pub struct Refusal {
     pub kind: RefusalKind,
-    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word of 8 digits or more; never the
-    /// message.
+    /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word of
+    /// 8 digits or more; never the message.
     pub code: String,
     pub status: u16,
 }

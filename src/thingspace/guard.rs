@@ -8,17 +8,17 @@
 //! - A rejected attempt counts. An unanswered attempt counts too, because it may have been
 //!   rejected. Only an attempt that ThingSpace certainly did not evaluate does not count.
 //! - After four that count, nothing is sent any more, whatever the files hold.
-//! - A password is given up after two rejections, or after three attempts that were not accepted: the
-//!   second is made after `backoff_first`, the third after `backoff_max`.
+//! - A password is given up after two rejections, or after three attempts that were not accepted:
+//!   the second is made after `backoff_first`, the third after `backoff_max`.
 //! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
 //!   rejections with time. An operator may grant single attempts up to the fourth that counts, and
-//!   may clear the count after a login elsewhere ([`unblocked`]). If the next attempt is not accepted, the
-//!   operator may have been mistaken, so the cleared count comes back. A password that was rejected then
-//!   gets no further permission.
+//!   may clear the count after a login elsewhere ([`unblocked`]). If the next attempt is not
+//!   accepted, the operator may have been mistaken, so the cleared count comes back. A password
+//!   that was rejected then gets no further permission.
 //! - A guard without history assumes one rejection. If the store is known to have lost guards, a
 //!   missing guard counts as four.
-//! - A replica that remembers more than the store does writes its memory back ([`merged`]). The count
-//!   is four then, because the store may have forgotten more than this replica knows.
+//! - A replica that remembers more than the store does writes its memory back ([`merged`]). The
+//!   count is four then, because the store may have forgotten more than this replica knows.
 //!
 //! So logins resume without a person as long as fewer than four attempts in a row went wrong and
 //! the file holds a password that was not given up. What this leaves open:
@@ -29,8 +29,8 @@
 //! - rejected logins that somebody else makes with the same user.
 //!
 //! A token request locks nobody. It is delayed, twice as long after each failure up to
-//! `backoff_max`, and never given up. One rejection may be ThingSpace's error, so only a second one in a
-//! row is told to callers as a rejection.
+//! `backoff_max`, and never given up. One rejection may be ThingSpace's error, so only a second one
+//! in a row is told to callers as a rejection.
 //!
 //! Pure: no IO, clock, randomness or log. Time is what an observer has seen pass.
 
@@ -196,7 +196,8 @@ pub(super) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
         return Step::Wait;
     }
     let waits = [
-        (guard.is_superseded(fingerprint) && !look.exclusive).then_some((SUPERSEDED, Later::Superseded)),
+        (guard.is_superseded(fingerprint) && !look.exclusive)
+            .then_some((SUPERSEDED, Later::Superseded)),
         terms.backoff(&tried),
     ];
     for (wait, why) in waits.into_iter().flatten() {
@@ -262,12 +263,18 @@ pub(super) fn report(
     Some(guard)
 }
 
-/// What an operator's permission makes of a guard. `logged_in`: the operator has logged in elsewhere
-/// with the password that is held, whose fingerprint this is, and that clears what ThingSpace has counted.
+/// What an operator's permission makes of a guard. `logged_in`: the operator has logged in
+/// elsewhere with the password that is held, whose fingerprint this is, and that clears what
+/// ThingSpace has counted.
 ///
 /// Without that, every secret may be tried once more, and what counted goes on counting. Neither is
 /// permitted with a password that was rejected after an operator had cleared the count.
-pub(super) fn unblocked(look: Look<'_>, fingerprint: &[u8], logged_in: bool, terms: &Terms) -> Unblocked {
+pub(super) fn unblocked(
+    look: Look<'_>,
+    fingerprint: &[u8],
+    logged_in: bool,
+    terms: &Terms,
+) -> Unblocked {
     let lost = look.guard.is_none() && look.lost && terms.locks;
     let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
         return Unblocked::Unchanged;
@@ -323,7 +330,11 @@ fn unknown() -> Guard {
 }
 
 fn candidate(fingerprint: &[u8]) -> GuardCandidate {
-    GuardCandidate { fingerprint: fingerprint.to_vec(), derivation: DERIVATION, ..GuardCandidate::default() }
+    GuardCandidate {
+        fingerprint: fingerprint.to_vec(),
+        derivation: DERIVATION,
+        ..GuardCandidate::default()
+    }
 }
 
 impl Guard {
@@ -357,7 +368,8 @@ impl Guard {
         self.rejections = self.rejections.max(std::mem::take(&mut self.set_aside));
     }
 
-    /// Makes it the last one. The oldest goes if there are too many, but not what was accepted last.
+    /// Makes it the last one. The oldest goes if there are too many, but not what was accepted
+    /// last.
     fn put(&mut self, candidate: GuardCandidate) {
         self.candidates.retain(|other| other.fingerprint != candidate.fingerprint);
         self.candidates.push(candidate);
@@ -381,8 +393,8 @@ impl Guard {
 }
 
 impl Terms {
-    /// Rejections in a row that may have been ThingSpace's error. It costs nothing to find out, unless
-    /// rejections lock the user.
+    /// Rejections in a row that may have been ThingSpace's error. It costs nothing to find out,
+    /// unless rejections lock the user.
     pub(super) fn unconfirmed(&self) -> u32 {
         u32::from(!self.locks)
     }

@@ -7,7 +7,8 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 
-/// The largest number up to which every reader and writer of JSON carries each integer exactly (RFC 7493, section 2.2).
+/// The largest number up to which every reader and writer of JSON carries each integer exactly (RFC
+/// 7493, section 2.2).
 const MAX_EXACT_NUMBER: u64 = (1 << 53) - 1;
 
 /// A JSON value. `serde_json` bounds how deep it may be nested.

@@ -1,4 +1,5 @@
-//! A JSON object, read tolerantly: names in any case, numbers in place of texts, one thing in place of a list.
+//! A JSON object, read tolerantly: names in any case, numbers in place of texts, one thing in place
+//! of a list.
 
 use std::fmt;
 
@@ -15,7 +16,8 @@ use super::{
 };
 use crate::identity::{AccountName, RequestId};
 
-/// An object's fields in their order, each value still as it was written. A map would keep only one of a name.
+/// An object's fields in their order, each value still as it was written. A map would keep only one
+/// of a name.
 pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Object<'a> {
@@ -30,8 +32,14 @@ impl<'a> Object<'a> {
     }
 
     /// The values of the fields whose names fit, that are not null.
-    pub(super) fn values_where(&self, fits: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a RawValue> {
-        self.0.iter().filter(move |(key, value)| value.get() != "null" && fits(key)).map(|(_, value)| *value)
+    pub(super) fn values_where(
+        &self,
+        fits: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = &'a RawValue> {
+        self.0
+            .iter()
+            .filter(move |(key, value)| value.get() != "null" && fits(key))
+            .map(|(_, value)| *value)
     }
 
     /// Those of them that are texts or numbers. A number's digits stay as they are, however many.
@@ -48,7 +56,8 @@ impl<'a> Object<'a> {
         self.texts(names).next()
     }
 
-    /// The request that this object is about: the one id that all of its fields for it agree on, without regard to case.
+    /// The request that this object is about: the one id that all of its fields for it agree on,
+    /// without regard to case.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
         // Only a number that is too large cannot be read once more.
         let read = |value: &RawValue| serde_json::from_str(value.get()).unwrap_or(Json::Inexact);
@@ -78,9 +87,13 @@ impl<'a> Object<'a> {
     }
 
     /// The same of the fields whose names fit.
-    pub(super) fn elements_where(&self, fits: impl Fn(&str) -> bool) -> impl Iterator<Item = &'a RawValue> {
-        self.values_where(fits)
-            .flat_map(|value| serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value]))
+    pub(super) fn elements_where(
+        &self,
+        fits: impl Fn(&str) -> bool,
+    ) -> impl Iterator<Item = &'a RawValue> {
+        self.values_where(fits).flat_map(|value| {
+            serde_json::from_str::<Vec<&RawValue>>(value.get()).unwrap_or(vec![value])
+        })
     }
 }
 

@@ -1,7 +1,9 @@
-//! When a call that failed is tried again: at most twice, ever later, and never at the same time as everybody else.
+//! When a call that failed is tried again: at most twice, ever later, and never at the same time as
+//! everybody else.
 //!
-//! It decides only when. What may be tried again at all is decided where the call is known: what has no effect, and what was
-//! certainly not sent. Logins and token requests are paced elsewhere and never here.
+//! It decides only when. What may be tried again at all is decided where the call is known: what
+//! has no effect, and what was certainly not sent. Logins and token requests are paced elsewhere
+//! and never here.
 
 use std::time::Duration;
 
@@ -45,8 +47,11 @@ mod tests {
 
     #[test]
     fn two_retries_with_full_jitter() {
-        let table =
-            [(0.0, Duration::ZERO, Duration::ZERO), (0.5, 125 * MS, 250 * MS), (1.0, 250 * MS, 500 * MS)];
+        let table = [
+            (0.0, Duration::ZERO, Duration::ZERO),
+            (0.5, 125 * MS, 250 * MS),
+            (1.0, 250 * MS, 500 * MS),
+        ];
         for (roll, first, second) in table {
             let mut retries = Retries::default();
             assert_eq!(retries.pause(None, roll), Some(first));

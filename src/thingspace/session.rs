@@ -1,10 +1,11 @@
 //! The two tokens of one set of credentials: the OAuth bearer and the UWS session.
 //!
-//! Guarantees: at most one token request and one login under way in the whole deployment, whoever waits for them, and neither
-//! is aborted by a caller that goes away; a refusal discards only the token it was given for; what the guard stops is not
-//! sent, by no process and after no restart; after any other failure nobody asks before its back-off. Tokens are shared through
-//! the store, so a restart costs no login. Neither has a clock of its own worth believing: `expires_in` is an upper bound, a
-//! session has none at all.
+//! Guarantees: at most one token request and one login under way in the whole deployment, whoever
+//! waits for them, and neither is aborted by a caller that goes away; a refusal discards only the
+//! token it was given for; what the guard stops is not sent, by no process and after no restart;
+//! after any other failure nobody asks before its back-off. Tokens are shared through the store, so
+//! a restart costs no login. Neither has a clock of its own worth believing: `expires_in` is an
+//! upper bound, a session has none at all.
 
 mod cells;
 mod files;
@@ -87,7 +88,8 @@ pub enum UnblockOutcome {
     NotNeeded,
     /// Logins stay stopped, because the next rejection may lock the user.
     Refused,
-    /// Logins stay stopped, because the password in the file was rejected after an operator had logged in elsewhere.
+    /// Logins stay stopped, because the password in the file was rejected after an operator had
+    /// logged in elsewhere.
     Refuted,
 }
 
@@ -107,7 +109,8 @@ impl Pair {
     }
 }
 
-/// How often a call may still renew each token: twice if somebody else had renewed it, which may have been long ago, else once.
+/// How often a call may still renew each token: twice if somebody else had renewed it, which may
+/// have been long ago, else once.
 #[derive(Debug)]
 pub(super) struct Renewals {
     bearer: u8,
@@ -123,8 +126,10 @@ impl Default for Renewals {
 impl Renewals {
     /// Of the tokens that were refused, those that may be renewed; `None`: none of them.
     pub(super) fn of(&self, stale: Stale) -> Option<Stale> {
-        let due =
-            Stale { bearer: stale.bearer && self.bearer > 0, session: stale.session && self.session > 0 };
+        let due = Stale {
+            bearer: stale.bearer && self.bearer > 0,
+            session: stale.session && self.session > 0,
+        };
         (due.bearer || due.session).then_some(due)
     }
 
@@ -141,7 +146,8 @@ impl Renewals {
 }
 
 impl Tokens {
-    /// Must be called inside a tokio runtime: a small task looks at the files now and then, until the tokens are gone.
+    /// Must be called inside a tokio runtime: a small task looks at the files now and then, until
+    /// the tokens are gone.
     pub(super) fn new(
         credentials: &config::Credentials,
         thingspace: &config::ThingSpace,
@@ -188,8 +194,8 @@ impl Tokens {
         self.standings.subscribe()
     }
 
-    /// Both tokens, from memory or renewed. After a failure that may pass soon, waits and tries once more, so that one failed
-    /// login costs no caller an error. Cancel-safe.
+    /// Both tokens, from memory or renewed. After a failure that may pass soon, waits and tries
+    /// once more, so that one failed login costs no caller an error. Cancel-safe.
     pub(super) async fn pair(self: &Arc<Self>) -> Result<Pair, Error> {
         let mut pair = self.try_pair().await;
         if let Some(wait) = pair.as_ref().err().and_then(Failed::passes_within) {
@@ -206,9 +212,13 @@ impl Tokens {
         Ok(Pair { bearer, session })
     }
 
-    /// Both tokens once these of a pair were refused. One that ThingSpace handed out again a moment ago is not asked for yet: waits
-    /// until it may be, since it may have come to its end just now.
-    pub(super) async fn renewed(self: &Arc<Self>, stale: Stale, pair: &Pair) -> Result<Pair, Error> {
+    /// Both tokens once these of a pair were refused. One that ThingSpace handed out again a moment
+    /// ago is not asked for yet: waits until it may be, since it may have come to its end just now.
+    pub(super) async fn renewed(
+        self: &Arc<Self>,
+        stale: Stale,
+        pair: &Pair,
+    ) -> Result<Pair, Error> {
         self.invalidate(stale, pair);
         let renewed = self.pair().await?;
         if renewed.headers() != pair.headers() {
@@ -235,7 +245,8 @@ impl Tokens {
         self.session.worked(pair.session.id);
     }
 
-    /// What was refused is what ThingSpace hands out again: it cannot be used, nor is it time to ask for another.
+    /// What was refused is what ThingSpace hands out again: it cannot be used, nor is it time to
+    /// ask for another.
     pub(super) fn same_again() -> Error {
         Error::NotSent {
             reason: "ThingSpace refuses a token that it still hands out".to_owned(),
@@ -247,7 +258,8 @@ impl Tokens {
     pub(super) async fn unblock(&self, logged_in: bool) -> Result<Unblocked, Error> {
         let secrets = self.secrets().await.map_err(|unread| self.unread(&unread))?;
         let login = self.users.unblock(&secrets.login, logged_in).await.map_err(Error::Store)?;
-        let client = self.applications.unblock(&secrets.client, false).await.map_err(Error::Store)?;
+        let client =
+            self.applications.unblock(&secrets.client, false).await.map_err(Error::Store)?;
         self.bearer.forget_failure();
         self.session.forget_failure();
         self.kick.notify_one();
@@ -324,7 +336,9 @@ impl Tokens {
     fn unread(&self, unread: &Unread) -> Error {
         match unread {
             Unread::Unreadable(_) => Error::CredentialsUnreadable { name: self.name().to_owned() },
-            Unread::Passing(reason) => Error::NotSent { reason: (*reason).to_owned(), retry_after: None },
+            Unread::Passing(reason) => {
+                Error::NotSent { reason: (*reason).to_owned(), retry_after: None }
+            }
         }
     }
 

@@ -1,4 +1,5 @@
-//! Black box against the simulator, over real sockets; the fixtures; the table of codes; the trace context on the wire.
+//! Black box against the simulator, over real sockets; the fixtures; the table of codes; the trace
+//! context on the wire.
 
 mod bounds;
 mod context;
@@ -241,5 +242,9 @@ fn in_time() -> Instant {
 }
 
 fn order(devices: u64) -> Order {
-    Order { account: account(), devices: (0..devices).map(device).collect(), service_plan: "a plan".into() }
+    Order {
+        account: account(),
+        devices: (0..devices).map(device).collect(),
+        service_plan: "a plan".into(),
+    }
 }

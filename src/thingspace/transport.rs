@@ -1,14 +1,17 @@
-//! The one way to ThingSpace: a request goes out once, its answer comes back whole, bounded and unjudged.
+//! The one way to ThingSpace: a request goes out once, its answer comes back whole, bounded and
+//! unjudged.
 //!
-//! Never follows a redirect, uses no proxy but the configured one, and repeats nothing: each attempt is counted
-//! elsewhere, logins by the lock-out and orders by the promise never to order twice. What remains is hyper's own
-//! second try, in which nothing can be sent twice: hyper-util repeats a request only if hyper gives it back, and hyper
-//! gives back only what is still in the channel to the task of a pooled connection. Once that task has taken it out to write its
-//! first byte, whatever happens is an error without the request.
+//! Never follows a redirect, uses no proxy but the configured one, and repeats nothing: each
+//! attempt is counted elsewhere, logins by the lock-out and orders by the promise never to order
+//! twice. What remains is hyper's own second try, in which nothing can be sent twice: hyper-util
+//! repeats a request only if hyper gives it back, and hyper gives back only what is still in the
+//! channel to the task of a pooled connection. Once that task has taken it out to write its first
+//! byte, whatever happens is an error without the request.
 //!
-//! Bounds: the time for the whole call, body included; the body, in bytes after decompression; [`MAX_HEADERS`]
-//! headers, and of them less than 1 MiB: hyper stops reading a head at about 400 KiB (reqwest has no setting for it). Interim answers (1xx) are
-//! passed over in that time and never kept; 101 is an answer like any other that was not asked for.
+//! Bounds: the time for the whole call, body included; the body, in bytes after decompression;
+//! [`MAX_HEADERS`] headers, and of them less than 1 MiB: hyper stops reading a head at about 400
+//! KiB (reqwest has no setting for it). Interim answers (1xx) are passed over in that time and
+//! never kept; 101 is an answer like any other that was not asked for.
 //!
 //! Every call passes its host's [`Breaker`], and tells it what came of it.
 
@@ -44,10 +47,12 @@ const MAX_OTHER_BYTES: usize = 1 << 20;
 const MAX_HEADERS: usize = 100;
 /// A request id outside the body. `X-Request-Id` is another thing; see [`super::verdict`].
 const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
-/// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is closed.
+/// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is
+/// closed.
 const IDLE_PART: usize = 4;
 
-/// An answer: any status, and the body unless it was cut, too long or in an encoding that cannot be decoded.
+/// An answer: any status, and the body unless it was cut, too long or in an encoding that cannot be
+/// decoded.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
@@ -66,7 +71,8 @@ pub(super) struct Reply {
 pub(super) enum Failure {
     /// Certainly nothing was sent.
     NotConnected(String),
-    /// Nothing was sent, because this process can open no more files. It says nothing about the host.
+    /// Nothing was sent, because this process can open no more files. It says nothing about the
+    /// host.
     NoDescriptor,
     /// It may have arrived.
     Broken(String),
@@ -90,10 +96,15 @@ pub(super) struct Transport {
 }
 
 impl Transport {
-    pub(super) fn new(config: &config::ThingSpace, probed: Option<AccountName>) -> Result<Self, BuildError> {
-        // Refused when somebody was first, which is as good: the whole process has this one provider.
+    pub(super) fn new(
+        config: &config::ThingSpace,
+        probed: Option<AccountName>,
+    ) -> Result<Self, BuildError> {
+        // Refused when somebody was first, which is as good: the whole process has this one
+        // provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let base = parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
+        let base =
+            parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
         let token = match config.token_url.as_str() {
             "" => below(&base, &["ts", "v1", "oauth2", "token"]),
             url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
@@ -101,9 +112,10 @@ impl Transport {
         let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
         let proxy = match config.proxy_url.as_str() {
             "" => None,
-            url => {
-                Some(reqwest::Proxy::all(url).map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?)
-            }
+            url => Some(
+                reqwest::Proxy::all(url)
+                    .map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?,
+            ),
         };
         let client = |idle| {
             let builder = reqwest::Client::builder()
@@ -111,8 +123,9 @@ impl Transport {
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
                 .no_proxy()
-                // A connection carries one call, so that one which died unnoticed fails one call. With HTTP/2 every call would
-                // join it, and none would ever find it idle for too long.
+                // A connection carries one call, so that one which died unnoticed fails one call.
+                // With HTTP/2 every call would join it, and none would ever find it idle for too
+                // long.
                 .http1_only()
                 .http1_max_headers(MAX_HEADERS)
                 .connect_timeout(config.connect_timeout)
@@ -122,7 +135,8 @@ impl Transport {
                 Some(proxy) => builder.proxy(proxy.clone()),
                 None => builder,
             };
-            // Without TLS the system's CA certificates are not needed, but reqwest would insist on them.
+            // Without TLS the system's CA certificates are not needed, but reqwest would insist on
+            // them.
             let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
             builder.build().map_err(BuildError::Tls)
         };
@@ -155,7 +169,9 @@ impl Transport {
         match self.admit(Endpoint::Download).await {
             Err(Failure::LeftAlone(wait)) => Err(wait),
             // The pass was for no call.
-            Ok(_) | Err(Failure::NotConnected(_) | Failure::NoDescriptor | Failure::Broken(_)) => Ok(()),
+            Ok(_) | Err(Failure::NotConnected(_) | Failure::NoDescriptor | Failure::Broken(_)) => {
+                Ok(())
+            }
         }
     }
 
@@ -193,16 +209,16 @@ impl Transport {
                     Some(account) if Arc::ptr_eq(breaker, &self.api_host) => {
                         self.probe(pass, account.clone()).await;
                     }
-                    // A host of its own for tokens has nothing else to ask for, and asking for one has no effect: within the
-                    // hour it is the same token.
+                    // A host of its own for tokens has nothing else to ask for, and asking for one
+                    // has no effect: within the hour it is the same token.
                     _ => return Ok(pass),
                 },
             }
         }
     }
 
-    /// The transport's own probe: the smallest call without effect. Without tokens it is refused, which is an answer. A task of
-    /// its own, so that it comes to an end whoever waits for it.
+    /// The transport's own probe: the smallest call without effect. Without tokens it is refused,
+    /// which is an answer. A task of its own, so that it comes to an end whoever waits for it.
     async fn probe(self: &Arc<Self>, pass: Pass, account: AccountName) {
         let this = Arc::clone(self);
         let probe = async move {
@@ -234,7 +250,8 @@ impl Transport {
             server.address = url.host_str(),
             url.template = template,
         );
-        let result = self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
+        let result =
+            self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
         if endpoint.counts() && !matches!(result, Err(Failure::NoDescriptor)) {
             pass.report(told_by(endpoint, &result));
         }
@@ -269,7 +286,9 @@ impl Transport {
             | Endpoint::Login
             | Endpoint::Callbacks { .. }
             | Endpoint::RegisterCallback { .. }
-            | Endpoint::DeregisterCallback { .. } => (&self.others, self.call_timeout, MAX_OTHER_BYTES),
+            | Endpoint::DeregisterCallback { .. } => {
+                (&self.others, self.call_timeout, MAX_OTHER_BYTES)
+            }
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(endpoint.content_type()));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
@@ -300,7 +319,15 @@ impl Transport {
             }
             Endpoint::Status { account, request, .. } => below(
                 &self.base,
-                &["m2m", "v2", "accounts", account.as_str(), "requests", request.as_str(), "status"],
+                &[
+                    "m2m",
+                    "v2",
+                    "accounts",
+                    account.as_str(),
+                    "requests",
+                    request.as_str(),
+                    "status",
+                ],
             ),
             Endpoint::Callbacks { account } | Endpoint::RegisterCallback { account } => {
                 below(&self.base, &["m2m", "v1", "callbacks", account.as_str()])
@@ -313,8 +340,9 @@ impl Transport {
 }
 
 impl Failure {
-    /// reqwest calls DNS errors, refused connections, failed handshakes and the connect time-out all "connect". The
-    /// time-out of the whole call is not among them, even if it strikes while connecting.
+    /// reqwest calls DNS errors, refused connections, failed handshakes and the connect time-out
+    /// all "connect". The time-out of the whole call is not among them, even if it strikes while
+    /// connecting.
     fn from_reqwest(error: &reqwest::Error) -> Self {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {
@@ -344,14 +372,17 @@ impl Failure {
     }
 }
 
-/// The limit of the process, or of the system. Only what opens a file fails so, hence before anything is sent.
+/// The limit of the process, or of the system. Only what opens a file fails so, hence before
+/// anything is sent.
 fn is_lack_of_descriptors(code: i32) -> bool {
     [Errno::MFILE, Errno::NFILE].iter().any(|errno| errno.raw_os_error() == code)
 }
 
 /// What a call tells of its host.
 fn told_by(endpoint: Endpoint<'_>, result: &Result<Reply, Failure>) -> Outcome {
-    let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else { return Outcome::Failed(None) };
+    let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else {
+        return Outcome::Failed(None);
+    };
     if reply.status.is_success() {
         return Outcome::Answered;
     }
@@ -387,7 +418,11 @@ async fn read(response: &mut reqwest::Response, limit: usize) -> Result<Bytes, U
 
 /// Host and port: what has a breaker of its own.
 fn host(url: &Url) -> String {
-    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
+    format!(
+        "{}:{}",
+        url.host_str().unwrap_or_default(),
+        url.port_or_known_default().unwrap_or_default()
+    )
 }
 
 /// The values of the headers of these names.
@@ -429,13 +464,16 @@ fn inject_trace_context(headers: &mut HeaderMap) {
     struct Into<'a>(&'a mut HeaderMap);
     impl Injector for Into<'_> {
         fn set(&mut self, key: &str, value: String) {
-            if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value)) {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value))
+            {
                 self.0.insert(name, value);
             }
         }
     }
     let context = Span::current().context();
-    opentelemetry::global::get_text_map_propagator(|p| p.inject_context(&context, &mut Into(headers)));
+    opentelemetry::global::get_text_map_propagator(|p| {
+        p.inject_context(&context, &mut Into(headers))
+    });
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! Failing calls, in the log: each kind at once, then once a minute with the number of calls it cost, and its end.
+//! Failing calls, in the log: each kind at once, then once a minute with the number of calls it
+//! cost, and its end.
 //!
-//! An outage costs a line a minute, however many requests are open. Who failed is told by whoever asked.
+//! An outage costs a line a minute, however many requests are open. Who failed is told by whoever
+//! asked.
 
 use std::{
     collections::HashMap,
@@ -78,7 +80,8 @@ mod tests {
     fn each_kind_is_told_at_once_and_then_once_a_minute() {
         let trouble = Trouble::default();
         let now = Instant::now();
-        let broken = |reason: &str| Error::Ambiguous { reason: reason.to_owned(), retry_after: None };
+        let broken =
+            |reason: &str| Error::Ambiguous { reason: reason.to_owned(), retry_after: None };
         assert_eq!(trouble.due(&broken("reset"), now), Some(1));
         for _ in 0..1_000 {
             assert_eq!(trouble.due(&broken("timeout"), now), None);

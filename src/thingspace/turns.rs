@@ -1,12 +1,13 @@
 //! Turns: the right to make one call, which is a part of the rate and a connection.
 //!
-//! Each set of credentials has a [`Turns`] of its own, and all share one pool of [`Connections`]. A task hands out the turns:
-//! it waits for the rate, then gives the next call of the [`queue`] a connection. A call that waits holds neither, so what one
-//! set, class or account waits for keeps nobody else from going on.
+//! Each set of credentials has a [`Turns`] of its own, and all share one pool of [`Connections`]. A
+//! task hands out the turns: it waits for the rate, then gives the next call of the [`queue`] a
+//! connection. A call that waits holds neither, so what one set, class or account waits for keeps
+//! nobody else from going on.
 //!
-//! Guarantees: never more than `calls_per_second` calls begin in a second, and [`rate::BURST`] more after a pause; the shares
-//! that [`queue`] states; a turn that is dropped unspent, or whose caller gave up, goes back. Runs no timer while nobody
-//! waits.
+//! Guarantees: never more than `calls_per_second` calls begin in a second, and [`rate::BURST`] more
+//! after a pause; the shares that [`queue`] states; a turn that is dropped unspent, or whose caller
+//! gave up, goes back. Runs no timer while nobody waits.
 
 mod connections;
 mod queue;
@@ -63,7 +64,8 @@ struct State {
     rate: Rate,
 }
 
-/// The right to make one call. Goes back when it is dropped unspent; its connection is in use until it is dropped.
+/// The right to make one call. Goes back when it is dropped unspent; its connection is in use until
+/// it is dropped.
 #[derive(Debug)]
 pub(super) struct Turn {
     of: Arc<Inner>,
@@ -76,15 +78,16 @@ impl Turns {
     /// Spawns the task that hands out turns; it ends when this is dropped.
     pub(super) fn new(per_second: NonZeroU32, connections: Arc<Connections>, set: usize) -> Self {
         let state = State { queue: Queue::new(), rate: Rate::new(per_second, Instant::now()) };
-        let inner = Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), connections, set });
+        let inner =
+            Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), connections, set });
         let stop = CancellationToken::new();
         let handing_out = Arc::clone(&inner).hand_out();
         tokio::spawn(stop.clone().run_until_cancelled_owned(handing_out));
         Self { inner, _running: stop.drop_guard() }
     }
 
-    /// Waits for a turn. Refuses at once a call that would wait beyond `latest`, or whose queue is full. Cancel-safe: a caller
-    /// that stops waiting costs no turn.
+    /// Waits for a turn. Refuses at once a call that would wait beyond `latest`, or whose queue is
+    /// full. Cancel-safe: a caller that stops waiting costs no turn.
     pub(super) async fn wait(
         &self,
         class: Class,
@@ -97,8 +100,10 @@ impl Turns {
             let now = Instant::now();
             let wait = state.wait(class, account, now);
             // A deadline that has passed is not the queue's fault.
-            let latest = latest.map(|latest| latest.saturating_duration_since(now)).filter(|l| !l.is_zero());
-            let too_long = latest.and_then(|latest| wait.checked_sub(latest)).filter(|w| !w.is_zero());
+            let latest =
+                latest.map(|latest| latest.saturating_duration_since(now)).filter(|l| !l.is_zero());
+            let too_long =
+                latest.and_then(|latest| wait.checked_sub(latest)).filter(|w| !w.is_zero());
             if let Some(too_long) = too_long {
                 return Err(busy(too_long));
             }

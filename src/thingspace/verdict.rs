@@ -1,7 +1,7 @@
 //! What an answer means: the closed list.
 //!
-//! Whatever is not certainly a success, a refusal before execution or a throttling is [`Verdict::Unclear`]: the call may
-//! have been executed.
+//! Whatever is not certainly a success, a refusal before execution or a throttling is
+//! [`Verdict::Unclear`]: the call may have been executed.
 
 mod evidence;
 mod mention;
@@ -45,8 +45,8 @@ impl Stale {
     const BOTH: Self = Self { bearer: true, session: true };
 }
 
-/// Whether a success has a code that is about the call and not about what was asked for. A request that failed may have its
-/// own code.
+/// Whether a success has a code that is about the call and not about what was asked for. A request
+/// that failed may have its own code.
 fn blames_the_call(body: &[u8], status: u16) -> bool {
     match Said::read(body) {
         Said::Nothing | Said::Success => false,
@@ -55,10 +55,12 @@ fn blames_the_call(body: &[u8], status: u16) -> bool {
     }
 }
 
-/// What an answer to anything but an order means; see [`judge_order`] for those. `parse` reads the body of a success.
+/// What an answer to anything but an order means; see [`judge_order`] for those. `parse` reads the
+/// body of a success.
 ///
-/// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer that blames the call: not
-/// with a 5xx or a 408, nor where the body also reads as a success (a request that failed has its id all the same).
+/// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer
+/// that blames the call: not with a 5xx or a 408, nor where the body also reads as a success (a
+/// request that failed has its id all the same).
 pub(super) fn judge<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
     let body = reply.body.as_deref();

@@ -1,7 +1,8 @@
 //! ThingSpace's JSON: read tolerantly, written strictly.
 //!
-//! Unknown fields are ignored, fields that are documented in several ways are read in all of them, and a value that
-//! would be believed (a token, a request id) is checked. Nothing here keeps or shows a message of ThingSpace.
+//! Unknown fields are ignored, fields that are documented in several ways are read in all of them,
+//! and a value that would be believed (a token, a request id) is checked. Nothing here keeps or
+//! shows a message of ThingSpace.
 
 mod registrations;
 mod status;
@@ -33,7 +34,8 @@ pub(super) struct Bearer {
     pub(super) expires_in: Option<Duration>,
 }
 
-/// The body of a download order: the devices' EID, ICCID and IMEI, in this order as in Verizon's example.
+/// The body of a download order: the devices' EID, ICCID and IMEI, in this order as in Verizon's
+/// example.
 pub(super) fn order(order: &Order) -> Bytes {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -55,7 +57,9 @@ pub(super) fn order(order: &Order) -> Bytes {
     }
     fn entry(device: &Device) -> Entry<'_> {
         let ids = device.present().filter(|(kind, _)| *kind != Kind::Mdn);
-        Entry { device_ids: ids.map(|(kind, id)| Id { kind: kind.as_str(), id: id.as_str() }).collect() }
+        Entry {
+            device_ids: ids.map(|(kind, id)| Id { kind: kind.as_str(), id: id.as_str() }).collect(),
+        }
     }
     json(&Body {
         devices: order.devices.iter().map(entry).collect(),
@@ -92,10 +96,12 @@ pub(super) fn bearer(body: &[u8]) -> Option<Bearer> {
     let is_bearer = body.token_type.is_none_or(|kind| kind.0.eq_ignore_ascii_case("bearer"));
     let seconds = body.expires_in.and_then(|seconds| seconds.0.parse::<u64>().ok());
     let expires_in = seconds.map(|seconds| Duration::from_secs(seconds.min(MAX_LIFETIME_SECONDS)));
-    (is_bearer && is_token(&body.access_token)).then_some(Bearer { token: body.access_token, expires_in })
+    (is_bearer && is_token(&body.access_token))
+        .then_some(Bearer { token: body.access_token, expires_in })
 }
 
-/// The answer to a login. A lifetime beside it is ignored: what some documents invent is not what ThingSpace does.
+/// The answer to a login. A lifetime beside it is ignored: what some documents invent is not what
+/// ThingSpace does.
 pub(super) fn session(body: &[u8]) -> Option<SecretString> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -108,7 +114,8 @@ pub(super) fn session(body: &[u8]) -> Option<SecretString> {
 
 fn is_token(token: &SecretString) -> bool {
     let token = token.expose_secret();
-    (1..=MAX_TOKEN_BYTES).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=MAX_TOKEN_BYTES).contains(&token.len())
+        && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Whether there is anything in a value.
@@ -167,7 +174,8 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// An identifier: a text, or a number that is carried exactly. Anything else is empty, and so fits no kind.
+/// An identifier: a text, or a number that is carried exactly. Anything else is empty, and so fits
+/// no kind.
 struct Id(String);
 
 impl<'de> Deserialize<'de> for Id {
@@ -177,7 +185,9 @@ impl<'de> Deserialize<'de> for Id {
 }
 
 /// An array, a single object in its place, or null.
-fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
     struct OneOrMany<T>(PhantomData<T>);
     impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
         type Value = Vec<T>;

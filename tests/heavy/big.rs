@@ -1,4 +1,5 @@
-//! Section 7 of the design in bytes: the largest order there may be, and no message larger than promised.
+//! Section 7 of the design in bytes: the largest order there may be, and no message larger than
+//! promised.
 
 use std::collections::HashMap;
 
@@ -7,8 +8,9 @@ use thingspace_gateway::{
     identity::AccountName,
     proto::{
         esim::{
-            DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest, GetRequestStatusRequest,
-            RequestState, WatchRequestRequest, WatchRequestResponse, watch_request_response::Event,
+            DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest,
+            GetRequestStatusRequest, RequestState, WatchRequestRequest, WatchRequestResponse,
+            watch_request_response::Event,
         },
         storage,
     },
@@ -49,7 +51,10 @@ pub(crate) async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<D
         ..GetRequestStatusRequest::default()
     };
     loop {
-        let page = within("a page", client.get_request_status(question.clone())).await.unwrap().into_inner();
+        let page = within("a page", client.get_request_status(question.clone()))
+            .await
+            .unwrap()
+            .into_inner();
         assert!(page.encoded_len() <= 4 * MIB, "a page of {} bytes", page.encoded_len());
         let more = page.status.unwrap().devices;
         assert!((1..=1_000).contains(&more.len()));
@@ -61,8 +66,14 @@ pub(crate) async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<D
     }
 }
 
-/// A watch up to its OK end, every message within its bound, and a token with each but those that say that more follows.
-async fn watch_all(client: &mut Client, account: &str, id: &str, token: &str) -> Vec<WatchRequestResponse> {
+/// A watch up to its OK end, every message within its bound, and a token with each but those that
+/// say that more follows.
+async fn watch_all(
+    client: &mut Client,
+    account: &str,
+    id: &str,
+    token: &str,
+) -> Vec<WatchRequestResponse> {
     let request = WatchRequestRequest {
         account_name: account.to_owned(),
         request_id: id.to_owned(),
@@ -92,7 +103,8 @@ fn shown(messages: Vec<WatchRequestResponse>) -> (Vec<DeviceStatus>, Vec<DeviceS
     (snapshot, changes)
 }
 
-/// An order of 10,000 devices with every field as long as it may be, from the call to its last page.
+/// An order of 10,000 devices with every field as long as it may be, from the call to its last
+/// page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_order_end_to_end() {
     let account = longest_account();
@@ -112,7 +124,8 @@ async fn the_largest_order_end_to_end() {
         idempotency_key: "k".repeat(128),
         validate_only: false,
     };
-    let placed = within("the order", client.download_profile(order.clone())).await.unwrap().into_inner();
+    let placed =
+        within("the order", client.download_profile(order.clone())).await.unwrap().into_inner();
     let again = within("its repeat", client.download_profile(order)).await.unwrap().into_inner();
     assert_eq!((again.request_id.as_str(), again.replayed), (placed.request_id.as_str(), true));
     let ledger = upstream.sim.ledger();
@@ -121,7 +134,8 @@ async fn the_largest_order_end_to_end() {
     assert_eq!(placed.request_id, id.as_str());
 
     let watching = tokio::spawn({
-        let (mut client, account, id) = (gateway.client().await, account.clone(), placed.request_id.clone());
+        let (mut client, account, id) =
+            (gateway.client().await, account.clone(), placed.request_id.clone());
         async move { watch_all(&mut client, &account, &id, "").await }
     });
     let pending = pages(&mut client, &account, id.as_str()).await;
@@ -143,8 +157,11 @@ async fn the_largest_order_end_to_end() {
     assert_eq!(state, RequestState::Failed);
     let (snapshot, changes) = shown(messages);
     assert!(identifiers(&snapshot) == ordered);
-    let states: HashMap<_, _> =
-        snapshot.iter().chain(&changes).map(|d| (d.identifiers.clone().unwrap().eid, d.state())).collect();
+    let states: HashMap<_, _> = snapshot
+        .iter()
+        .chain(&changes)
+        .map(|d| (d.identifiers.clone().unwrap().eid, d.state()))
+        .collect();
     assert_eq!(states.len(), DEVICES);
     assert!(states.values().all(|state| *state == DeviceState::Failed));
 
@@ -154,8 +171,9 @@ async fn the_largest_order_end_to_end() {
     gateway.stop().await;
 }
 
-/// Every one of 10,000 devices failed, each with the longest text that is kept: 256 characters of four bytes. Texts come by callbacks
-/// only, so they are put into the store as callbacks will put them there.
+/// Every one of 10,000 devices failed, each with the longest text that is kept: 256 characters of
+/// four bytes. Texts come by callbacks only, so they are put into the store as callbacks will put
+/// them there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_device_failed_with_a_long_text() {
     const ID: &str = "big";
@@ -190,7 +208,8 @@ async fn every_device_failed_with_a_long_text() {
 
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    let is_long = |device: &DeviceStatus| device.fault.as_ref().is_some_and(|fault| fault.message == text);
+    let is_long =
+        |device: &DeviceStatus| device.fault.as_ref().is_some_and(|fault| fault.message == text);
     let pages = pages(&mut client, ACCOUNT, ID).await;
     assert_eq!(pages.len(), DEVICES);
     assert!(pages.iter().all(is_long));

@@ -1,4 +1,5 @@
-//! A hundred thousand callbacks for requests of others: they cost no question, bounded memory, and ours nothing.
+//! A hundred thousand callbacks for requests of others: they cost no question, bounded memory, and
+//! ours nothing.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Three gateways, each a process, over a cluster of three NATS servers: one dies, stands still or is asked at the wrong moment, and
-//! the others keep what it promised.
+//! Three gateways, each a process, over a cluster of three NATS servers: one dies, stands still or
+//! is asked at the wrong moment, and the others keep what it promised.
 
 mod cadence;
 mod faults;
@@ -92,15 +92,19 @@ async fn one_key_at_three_replicas_three_hundred_times() {
     fleet.stop().await;
 }
 
-/// A replica stands still in the middle of an order for longer than its lease: the others take the order for lost. What it
-/// then says after all holds.
+/// A replica stands still in the middle of an order for longer than its lease: the others take the
+/// order for lost. What it then says after all holds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_comes_back_late_is_believed() {
     let upstream = Upstream::manual().await;
     let mut config = crate::quiet(&upstream);
     config.thingspace.order_timeout = Duration::from_secs(2);
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::AfterEffect,
+        What::Hold(gate.clone()),
+    ));
     let fleet = Fleet::start(upstream, config).await;
     let mut at_a = fleet.client(0).await;
     let placing = tokio::spawn(async move { at_a.download_profile(order("key", [0])).await });
@@ -115,10 +119,15 @@ async fn a_sender_that_comes_back_late_is_believed() {
     let ordered = fleet.upstream.sim.ledger().orders[0].request_id.clone();
     let answer = within("the answer", placing).await.unwrap();
     if let Ok(answer) = answer {
-        // Or its connection to ThingSpace had become too old meanwhile, and it does not know either.
+        // Or its connection to ThingSpace had become too old meanwhile, and it does not know
+        // either.
         assert_eq!(answer.into_inner().request_id, ordered.as_str());
         for n in 0..3 {
-            assert_eq!(place(&mut fleet.client(n).await, "key", [0]).await.unwrap(), ordered, "replica {n}");
+            assert_eq!(
+                place(&mut fleet.client(n).await, "key", [0]).await.unwrap(),
+                ordered,
+                "replica {n}"
+            );
             assert_known(&mut fleet.client(n).await, &ordered, [0]).await;
         }
     }

@@ -1,5 +1,5 @@
-//! Promises 3 and 4, against `kill -9`: no download is ordered twice, no acknowledged order is lost, and what was under way is
-//! reported as of unknown outcome, never guessed.
+//! Promises 3 and 4, against `kill -9`: no download is ordered twice, no acknowledged order is
+//! lost, and what was under way is reported as of unknown outcome, never guessed.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -62,7 +62,9 @@ async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
     let expected = usize::from(endpoint == Endpoint::Download && when == When::AfterEffect);
     upstream
         .sim
-        .wait_until(DEADLINE, |ledger| ledger.in_flight(endpoint) == 1 && ledger.orders.len() == expected)
+        .wait_until(DEADLINE, |ledger| {
+            ledger.in_flight(endpoint) == 1 && ledger.orders.len() == expected
+        })
         .await;
     gateway.kill();
     call.await.unwrap().unwrap_err();
@@ -105,8 +107,8 @@ async fn an_order_that_was_not_sent_is_placed_by_the_repeated_call() {
     }
 }
 
-/// Once the order may have left, it is of unknown outcome, whether ThingSpace never executes it, executes it after
-/// the crash, or had executed it before.
+/// Once the order may have left, it is of unknown outcome, whether ThingSpace never executes it,
+/// executes it after the crash, or had executed it before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_under_way_is_of_unknown_outcome() {
     for (when, opened) in
@@ -134,18 +136,26 @@ async fn an_order_under_way_is_of_unknown_outcome() {
     }
 }
 
-/// An answer that was given holds: after a crash right behind it, or while the request is asked about.
+/// An answer that was given holds: after a crash right behind it, or while the request is asked
+/// about.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_order_is_known_and_complete() {
     for polled in [false, true] {
         let (upstream, gate) = (Upstream::manual().await, Gate::default());
         if polled {
-            upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(gate)));
+            upstream.sim.inject(Fault::once(
+                Endpoint::Status,
+                When::BeforeEffect,
+                What::Hold(gate),
+            ));
         }
         let gateway = serve(&upstream);
         let id = place(&mut gateway.client().await, KEY, DEVICES).await.unwrap();
         if polled {
-            upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
+            upstream
+                .sim
+                .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1)
+                .await;
         }
         gateway.kill();
 
@@ -200,7 +210,13 @@ async fn write_embedded(upstream: &Upstream, request: &RequestId, outcome: Kind,
 }
 
 /// Writes an order into a store, up to a step, as a gateway would have done that died after it.
-pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until: Written, lease: Duration) {
+pub async fn write(
+    store: &dyn Store,
+    request: &RequestId,
+    outcome: Kind,
+    until: Written,
+    lease: Duration,
+) {
     let device = |n| {
         let ids = device(n);
         Device {
@@ -247,11 +263,17 @@ pub async fn write(store: &dyn Store, request: &RequestId, outcome: Kind, until:
                 devices,
             });
             let log = LogName::request(request.as_str());
-            store.append(&log, Once::Accepted.id(ORDER_ID), event::encode(accepted, None)).await.unwrap();
+            store
+                .append(&log, Once::Accepted.id(ORDER_ID), event::encode(accepted, None))
+                .await
+                .unwrap();
         }
         if until >= Written::Cell {
-            let (phase, id) =
-                if accepted { (KeyPhase::Accepted, request.as_str()) } else { (KeyPhase::Released, "") };
+            let (phase, id) = if accepted {
+                (KeyPhase::Accepted, request.as_str())
+            } else {
+                (KeyPhase::Released, "")
+            };
             claimed.advance(store, &cell, phase, id).await.unwrap().unwrap();
         }
     }
@@ -263,17 +285,24 @@ pub fn elsewhere(upstream: &Upstream) -> RequestId {
         account,
         DEVICES.map(|n| {
             let ids = device(n);
-            Device { eid: Digits::new(&ids.eid), iccid: Digits::new(&ids.iccid), ..Device::default() }
+            Device {
+                eid: Digits::new(&ids.eid),
+                iccid: Digits::new(&ids.iccid),
+                ..Device::default()
+            }
         }),
     )
 }
 
-/// The steps between the answer of ThingSpace and the caller's, which nothing outside can hold: from the moment that the answer is in
-/// the order's log, the order is known, complete, and never sent again; before it, it is of unknown outcome once the
-/// key was claimed, and nothing at all before.
+/// The steps between the answer of ThingSpace and the caller's, which nothing outside can hold:
+/// from the moment that the answer is in the order's log, the order is known, complete, and never
+/// sent again; before it, it is of unknown outcome once the key was claimed, and nothing at all
+/// before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_step_of_storing_an_accepted_order_may_be_the_last() {
-    for until in [Written::Ordered, Written::Claimed, Written::Outcome, Written::Accepted, Written::Cell] {
+    for until in
+        [Written::Ordered, Written::Claimed, Written::Outcome, Written::Accepted, Written::Cell]
+    {
         let upstream = Upstream::manual().await;
         let request = elsewhere(&upstream);
         let outcome = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
@@ -315,7 +344,9 @@ async fn whole(mut client: Client, id: &RequestId) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_step_of_storing_a_refusal_may_be_the_last() {
     for until in [Written::Outcome, Written::Cell] {
-        for outcome in [Kind::NotSent(storage::NotSent {}), Kind::Refused(storage::Refused::default())] {
+        for outcome in
+            [Kind::NotSent(storage::NotSent {}), Kind::Refused(storage::Refused::default())]
+        {
             let upstream = Upstream::manual().await;
             let request = elsewhere(&upstream);
             write_embedded(&upstream, &request, outcome, until).await;
@@ -334,7 +365,8 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
     }
 }
 
-/// What a caller was told, and is told when it repeats its call after a crash, agrees with what ThingSpace has.
+/// What a caller was told, and is told when it repeats its call after a crash, agrees with what
+/// ThingSpace has.
 pub fn assert_consistent(
     ordered: &HashMap<String, RequestId>,
     n: usize,
@@ -345,14 +377,17 @@ pub fn assert_consistent(
         (Ok(told), Ok(again)) => assert_eq!(told, again),
         (Ok(told), Err(lost)) => panic!("device {n}: acknowledged as {told}, and now: {lost:?}"),
         (Err(_), Ok(_)) => {}
-        (Err(_), Err(unknown)) => assert_eq!(reason(unknown), "ORDER_OUTCOME_UNKNOWN", "device {n}"),
+        (Err(_), Err(unknown)) => {
+            assert_eq!(reason(unknown), "ORDER_OUTCOME_UNKNOWN", "device {n}")
+        }
     }
     if let Ok(again) = again {
         assert_eq!(ordered.get(&device(n).eid), Some(again), "device {n}");
     }
 }
 
-/// Crashes at random moments around ThingSpace's answer, each on the store that the one before left.
+/// Crashes at random moments around ThingSpace's answer, each on the store that the one before
+/// left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_around_the_answer() {
     /// Each is one start of the binary.
@@ -387,7 +422,10 @@ async fn crashes_around_the_answer() {
 }
 
 /// Five hundred callers at once, each with an order of its own.
-async fn place_all(client: Client, devices: std::ops::Range<usize>) -> Vec<Result<RequestId, Status>> {
+async fn place_all(
+    client: Client,
+    devices: std::ops::Range<usize>,
+) -> Vec<Result<RequestId, Status>> {
     let calls = devices.map(|n| {
         let mut client = client.clone();
         tokio::spawn(async move { place(&mut client, &n.to_string(), [n]).await })
@@ -431,6 +469,7 @@ async fn crashes_in_the_middle_of_500_orders() {
     for (n, id) in acknowledged {
         assert_known(&mut client, &id, [n]).await;
     }
-    let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 0).await;
+    let ledger =
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 0).await;
     assert_nothing_ordered_twice(&ledger);
 }

@@ -1,5 +1,5 @@
-//! Promises 3 and 4 on a full disk: nothing acknowledged is lost, nothing is ordered that the store did not take first, and
-//! when there is space again the gateway goes on without a restart.
+//! Promises 3 and 4 on a full disk: nothing acknowledged is lost, nothing is ordered that the store
+//! did not take first, and when there is space again the gateway goes on without a restart.
 
 use std::{
     fs::{self, File},
@@ -51,7 +51,8 @@ impl Disk {
     fn mount(at: &Path) -> Option<Self> {
         fs::create_dir(at).unwrap();
         let options = format!("size={DISK}m");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
         mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
     }
 
@@ -122,15 +123,25 @@ struct Held {
 }
 
 impl Held {
-    async fn place(upstream: &Upstream, client: &Client, key: String, devices: Range<usize>) -> Self {
+    async fn place(
+        upstream: &Upstream,
+        client: &Client,
+        key: String,
+        devices: Range<usize>,
+    ) -> Self {
         let gate = Gate::default();
         let before = upstream.sim.ledger().orders.len();
-        upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+        upstream.sim.inject(Fault::once(
+            Endpoint::Download,
+            When::AfterEffect,
+            What::Hold(gate.clone()),
+        ));
         let answer = tokio::spawn({
             let (mut client, key, devices) = (client.clone(), key.clone(), devices.clone());
             async move { place(&mut client, &key, devices).await }
         });
-        let ledger = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == before + 1).await;
+        let ledger =
+            upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == before + 1).await;
         let id = ledger.orders[before].request_id.clone();
         Self { gate, key, devices, id, answer }
     }
@@ -158,13 +169,15 @@ async fn a_full_disk_and_then_space_again() {
         let first = place(&mut client, &n.to_string(), devices_of(n, 1)).await.unwrap();
         let (fits, does_not) = (next(), next());
         let fits = Held::place(&upstream, &client, fits.to_string(), devices_of(fits, 3)).await;
-        let does_not = Held::place(&upstream, &client, does_not.to_string(), devices_of(does_not, 3)).await;
+        let does_not =
+            Held::place(&upstream, &client, does_not.to_string(), devices_of(does_not, 3)).await;
 
         disk.fill("ballast", LEFT * MIB);
         let mut refused = 0;
         while refused < REFUSALS {
             let n = next();
-            let outcome = place(&mut client, &n.to_string(), devices_of(n, DEVICES_PER_ORDER)).await;
+            let outcome =
+                place(&mut client, &n.to_string(), devices_of(n, DEVICES_PER_ORDER)).await;
             match &outcome {
                 Ok(_) => refused = 0,
                 Err(error) => {
@@ -176,7 +189,11 @@ async fn a_full_disk_and_then_space_again() {
                     refused += 1;
                 }
             }
-            told.push(Told { key: n.to_string(), devices: devices_of(n, DEVICES_PER_ORDER), outcome });
+            told.push(Told {
+                key: n.to_string(),
+                devices: devices_of(n, DEVICES_PER_ORDER),
+                outcome,
+            });
         }
         // What becomes of known orders still fits.
         let id = fits.id.clone();
@@ -220,7 +237,9 @@ async fn a_full_disk_and_then_space_again() {
         let ordered = ledger.get(&device(told.devices.start).eid);
         match &told.outcome {
             Ok(id) => assert_eq!(ordered, Some(id)),
-            Err(error) if reason(error) == "STORE_FULL" => assert_eq!(ordered, None, "{} was sent", told.key),
+            Err(error) if reason(error) == "STORE_FULL" => {
+                assert_eq!(ordered, None, "{} was sent", told.key)
+            }
             Err(_) => assert!(ordered.is_some()),
         }
     }

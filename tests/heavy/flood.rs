@@ -1,5 +1,5 @@
-//! `kill -9` in the middle of ten thousand results: what was acknowledged was durable, what was not comes again, and a watcher who
-//! comes back with its last token sees each transition once.
+//! `kill -9` in the middle of ten thousand results: what was acknowledged was durable, what was not
+//! comes again, and a watcher who comes back with its last token sees each transition once.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,9 @@ use std::{
 use thingspace_gateway::{
     identity::AccountName,
     proto::esim::{DeviceState, DeviceStatus, RequestState, watch_request_response::Event},
-    simulator::{CallbackOptions, CallbackShape, Case, Endpoint, Ledger, Outcome, Retries, Sequence},
+    simulator::{
+        CallbackOptions, CallbackShape, Case, Endpoint, Ledger, Outcome, Retries, Sequence,
+    },
 };
 
 use crate::{Dice, big::pages, harness::*};
@@ -57,8 +59,8 @@ fn transitions(n: usize) -> Vec<DeviceState> {
     if warned(n) { vec![DeviceState::Waiting, end] } else { vec![end] }
 }
 
-/// One of the ports that ThingSpace calls, on which nobody listens. The system gives out none of them by itself, so that it is
-/// still free after the gateway has been down.
+/// One of the ports that ThingSpace calls, on which nobody listens. The system gives out none of
+/// them by itself, so that it is still free after the gateway has been down.
 pub fn free_address() -> SocketAddr {
     let mut addresses = (28_201..=28_220).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
@@ -88,7 +90,12 @@ impl Watcher {
             match message.event.unwrap() {
                 Event::Snapshot(snapshot) => {
                     assert!(self.token.is_empty(), "a watch does not start over");
-                    assert!(snapshot.devices.iter().all(|device| device.state() == DeviceState::Pending));
+                    assert!(
+                        snapshot
+                            .devices
+                            .iter()
+                            .all(|device| device.state() == DeviceState::Pending)
+                    );
                     self.revision = snapshot.revision;
                 }
                 Event::Change(change) => {
@@ -97,7 +104,11 @@ impl Watcher {
                     if !message.more {
                         // A callback tells of one device.
                         let changes = i64::try_from(uncertain.len()).unwrap();
-                        assert_eq!(change.revision, self.revision + changes, "a gap or a repetition");
+                        assert_eq!(
+                            change.revision,
+                            self.revision + changes,
+                            "a gap or a repetition"
+                        );
                         self.revision = change.revision;
                         self.seen.append(&mut uncertain);
                     }

@@ -1,6 +1,7 @@
-//! Stores that forget under a load of orders: streams are purged, deleted and put back to an older copy under three replicas, and
-//! the file of a store alone is removed. Nothing is ordered twice, no replica is ready before an operator accepts what is
-//! lost, everybody says what to do, and replicas agree wherever they tell the same revision.
+//! Stores that forget under a load of orders: streams are purged, deleted and put back to an older
+//! copy under three replicas, and the file of a store alone is removed. Nothing is ordered twice,
+//! no replica is ready before an operator accepts what is lost, everybody says what to do, and
+//! replicas agree wherever they tell the same revision.
 
 use std::{
     net::SocketAddr,
@@ -46,8 +47,9 @@ struct Load {
 impl Load {
     fn begin(addresses: &[SocketAddr], next: &Arc<AtomicUsize>) -> Self {
         let stop = CancellationToken::new();
-        let caller =
-            |address: &SocketAddr| tokio::spawn(keep_ordering(*address, Arc::clone(next), stop.clone()));
+        let caller = |address: &SocketAddr| {
+            tokio::spawn(keep_ordering(*address, Arc::clone(next), stop.clone()))
+        };
         let callers = addresses.iter().flat_map(|address| [address; CALLERS]).map(caller).collect();
         Self { next: Arc::clone(next), stop, callers }
     }
@@ -55,7 +57,8 @@ impl Load {
     /// Waits until the callers have got somewhere.
     async fn goes_on(&self) {
         let begin = self.next.load(Ordering::Relaxed);
-        eventually("the load goes on", async || self.next.load(Ordering::Relaxed) >= begin + LOAD).await;
+        eventually("the load goes on", async || self.next.load(Ordering::Relaxed) >= begin + LOAD)
+            .await;
     }
 
     /// The callers give up what they could not place. They are kept out from here on.
@@ -69,7 +72,11 @@ impl Load {
     }
 }
 
-async fn keep_ordering(address: SocketAddr, next: Arc<AtomicUsize>, stop: CancellationToken) -> Vec<Told> {
+async fn keep_ordering(
+    address: SocketAddr,
+    next: Arc<AtomicUsize>,
+    stop: CancellationToken,
+) -> Vec<Told> {
     let mut client = connect(address).await;
     let mut told = Vec::new();
     while !stop.is_cancelled() {
@@ -104,7 +111,8 @@ fn key(n: usize) -> String {
 /// Waits until a gateway is not ready, says what is lost and what to do.
 async fn says(admin: SocketAddr, what: &str) {
     eventually(what, async || {
-        let answer = within("a probe", reqwest::get(format!("http://{admin}/readyz"))).await.unwrap();
+        let answer =
+            within("a probe", reqwest::get(format!("http://{admin}/readyz"))).await.unwrap();
         let (status, said) = (answer.status(), answer.text().await.unwrap());
         status == 503 && said.contains(what) && said.contains("store accept-loss")
     })
@@ -143,7 +151,8 @@ impl Fleet {
         Load::begin(&self.gateways.each_ref().map(|gateway| gateway.address), &self.next)
     }
 
-    /// Everybody says what was lost. An operator keeps callers out and accepts it. Returns what callers were told.
+    /// Everybody says what was lost. An operator keeps callers out and accepts it. Returns what
+    /// callers were told.
     async fn accept(&self, load: Load, what: &str) -> Vec<Told> {
         for gateway in &self.gateways {
             says(gateway.admin, what).await;
@@ -161,7 +170,8 @@ impl Fleet {
         told
     }
 
-    /// Replicas tell the same of these orders wherever they tell the same revision, and that is right.
+    /// Replicas tell the same of these orders wherever they tell the same revision, and that is
+    /// right.
     async fn agree(&self, told: &[Told]) {
         let ordered = placed(&self.upstream.sim.ledger());
         for (n, id) in told.iter().filter_map(|(n, id)| Some((n, id.as_ref()?))) {
@@ -241,7 +251,8 @@ async fn streams_that_forget_under_load_order_nothing_twice() {
     }
 }
 
-/// The file is removed under load: put back by an operator's word, by a drain, and not at all after `kill -9`.
+/// The file is removed under load: put back by an operator's word, by a drain, and not at all after
+/// `kill -9`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_removed_under_load_orders_nothing_twice() {
     const REMOVED: &str = "was removed while the gateway was running";

@@ -1,4 +1,5 @@
-//! Promise 1: one owner of the tokens, however many callers there are and however often the tokens expire.
+//! Promise 1: one owner of the tokens, however many callers there are and however often the tokens
+//! expire.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -29,7 +30,8 @@ async fn a_thousand_calls_on_a_cold_gateway() {
     let account = AccountName::parse(ACCOUNT).unwrap();
     let elsewhere: Vec<_> = (0..ELSEWHERE)
         .map(|n| {
-            let device = Device { iccid: Digits::new(&device(CALLS + n).iccid), ..Device::default() };
+            let device =
+                Device { iccid: Digits::new(&device(CALLS + n).iccid), ..Device::default() };
             upstream.sim.add_request(account.clone(), [device])
         })
         .collect();
@@ -56,7 +58,8 @@ async fn a_thousand_calls_on_a_cold_gateway() {
     gateway.stop().await;
 }
 
-/// Tokens that expire all the time cost no call an error, and no more token requests and logins than it takes.
+/// Tokens that expire all the time cost no call an error, and no more token requests and logins
+/// than it takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_expire_under_load() {
     const LOAD: Duration = Duration::from_secs(30);
@@ -86,7 +89,12 @@ async fn tokens_that_expire_under_load() {
     join_all(callers).await;
     let ledger = upstream.sim.ledger();
     assert!(ledger.mints > 2 && ledger.session_expiries > 2, "nothing expired: {ledger:?}");
-    assert!(ledger.token_requests() <= ledger.mints + 2, "{} for {}", ledger.token_requests(), ledger.mints);
+    assert!(
+        ledger.token_requests() <= ledger.mints + 2,
+        "{} for {}",
+        ledger.token_requests(),
+        ledger.mints
+    );
     assert!(ledger.logins_accepted <= ledger.session_expiries + 1);
     assert_eq!(ledger.logins_rejected, 0);
     assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));

@@ -69,8 +69,8 @@ async fn a_wrong_password_in_a_crash_loop_is_rejected_twice_at_most() {
     assert_eq!((ledger.logins_accepted, ledger.strikes, ledger.orders.len()), (1, 0, CALLS));
 }
 
-/// Each login that was under way when its process was killed may have been rejected, so three of them
-/// stop the logins, and two do not.
+/// Each login that was under way when its process was killed may have been rejected, so three of
+/// them stop the logins, and two do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_that_hang_in_a_crash_loop_stop_before_they_could_lock_the_user() {
     let upstream = Upstream::manual().await;

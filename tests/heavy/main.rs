@@ -1,4 +1,5 @@
-//! What takes long or needs a machine: crashes of the real binary, load, the largest orders, a full disk, a long history.
+//! What takes long or needs a machine: crashes of the real binary, load, the largest orders, a full
+//! disk, a long history.
 //!
 //! Run last and one at a time: `cargo test --test heavy -- --test-threads=1`.
 
@@ -77,7 +78,10 @@ fn quiet(upstream: &Upstream) -> Config {
 }
 
 /// Appends events to logs of requests, in this order and quickly: many share a commit.
-async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, Kind)>) -> Vec<Position> {
+async fn append_all(
+    store: &Embedded,
+    events: impl IntoIterator<Item = (String, Kind)>,
+) -> Vec<Position> {
     /// Events that the store queues without making anybody wait, which would mix them up.
     const CHUNK: usize = 2_000;
     let mut events = events.into_iter();
@@ -87,7 +91,10 @@ async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, 
             .by_ref()
             .take(CHUNK)
             .map(|(id, kind)| async move {
-                store.append(&LogName::request(id), Uuid::now_v7(), event::encode(kind, None)).await.unwrap()
+                store
+                    .append(&LogName::request(id), Uuid::now_v7(), event::encode(kind, None))
+                    .await
+                    .unwrap()
             })
             .collect();
         if appends.is_empty() {
@@ -98,8 +105,8 @@ async fn append_all(store: &Embedded, events: impl IntoIterator<Item = (String, 
     }
 }
 
-/// Random numbers, another sequence in every run. What a failure needs is in its message, not in a seed: the moments of a
-/// crash cannot be repeated anyway.
+/// Random numbers, another sequence in every run. What a failure needs is in its message, not in a
+/// seed: the moments of a crash cannot be repeated anyway.
 struct Dice(RandomState, u64);
 
 impl Dice {
@@ -139,8 +146,13 @@ fn placed(ledger: &Ledger) -> HashMap<String, RequestId> {
 }
 
 /// The gateway knows a request, with all its devices.
-async fn assert_known(client: &mut Client, id: &RequestId, devices: impl IntoIterator<Item = usize>) {
+async fn assert_known(
+    client: &mut Client,
+    id: &RequestId,
+    devices: impl IntoIterator<Item = usize>,
+) {
     let status = ask(client, question(id)).await.unwrap();
-    let shown: Vec<_> = status.devices.into_iter().map(|device| device.identifiers.unwrap()).collect();
+    let shown: Vec<_> =
+        status.devices.into_iter().map(|device| device.identifiers.unwrap()).collect();
     assert_eq!(shown, devices.into_iter().map(device).collect::<Vec<_>>(), "request {id}");
 }

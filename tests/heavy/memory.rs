@@ -1,4 +1,5 @@
-//! One bound on memory: whatever callers ask for, a process stays below it, and gives back what it no longer needs.
+//! One bound on memory: whatever callers ask for, a process stays below it, and gives back what it
+//! no longer needs.
 
 use std::time::{Duration, Instant};
 
@@ -26,11 +27,12 @@ const MIB: u64 = 1 << 20;
 const PEAK: u64 = 400 * MIB;
 const REST: u64 = 100 * MIB;
 
-/// From the end of the load until memory has been given back. In production this may take ten minutes;
-/// here the configuration lets unused requests leave memory at once.
+/// From the end of the load until memory has been given back. In production this may take ten
+/// minutes; here the configuration lets unused requests leave memory at once.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(40);
 
-/// Finished requests, far more than fit into memory, and calls about them: some at once about the same.
+/// Finished requests, far more than fit into memory, and calls about them: some at once about the
+/// same.
 const FINISHED: usize = 40;
 const DEVICES: usize = 10_000;
 const CALLS: usize = 1_000;
@@ -90,7 +92,9 @@ fn lively(name: &str) -> impl Iterator<Item = (String, Kind)> {
     let each = |status| (0..WATCHED_DEVICES).map(move |n| (n, status));
     let changes = each(StatusClass::Waiting).chain(each(StatusClass::Failed)).map(called_back);
     let name = name.to_owned();
-    std::iter::once(accepted(&name, WATCHED_DEVICES)).chain(changes).map(move |kind| (name.clone(), kind))
+    std::iter::once(accepted(&name, WATCHED_DEVICES))
+        .chain(changes)
+        .map(move |kind| (name.clone(), kind))
 }
 
 /// Watchers that read nothing, each of a finished request of its own.
@@ -118,15 +122,16 @@ fn failed(name: &str) -> impl Iterator<Item = (String, Kind)> {
         })
     };
     let name = name.to_owned();
-    let kinds =
-        std::iter::once(accepted(&name, STALLED_DEVICES)).chain((0..STALLED_DEVICES).map(called_back));
+    let kinds = std::iter::once(accepted(&name, STALLED_DEVICES))
+        .chain((0..STALLED_DEVICES).map(called_back));
     kinds.map(move |kind| (name.clone(), kind))
 }
 
 /// A connection on which the gateway can send little that is not read.
 async fn narrow(process: &Process) -> Client {
     let endpoint = Endpoint::from_shared(format!("http://{}", process.address)).unwrap();
-    let endpoint = endpoint.initial_stream_window_size(16 << 10).initial_connection_window_size(8 << 20);
+    let endpoint =
+        endpoint.initial_stream_window_size(16 << 10).initial_connection_window_size(8 << 20);
     EsimServiceClient::new(within("a connection", endpoint.connect()).await.unwrap())
 }
 
@@ -138,7 +143,8 @@ fn memory(process: &Process, what: &str) -> u64 {
 }
 
 fn report(process: &Process, when: &str) {
-    let [rss, anonymous, peak] = ["VmRSS", "RssAnon", "VmHWM"].map(|what| memory(process, what) / MIB);
+    let [rss, anonymous, peak] =
+        ["VmRSS", "RssAnon", "VmHWM"].map(|what| memory(process, what) / MIB);
     eprintln!("{when}: {rss} MiB, of it {anonymous} anonymous; at most {peak} MiB");
 }
 
@@ -147,7 +153,8 @@ async fn ask_about_finished(process: &Process) {
     let calls = stream::iter(0..CALLS).map(|n| {
         let mut client = clients[n % clients.len()].clone();
         async move {
-            let id = RequestId::parse(&format!("finished-{}", n / CALLS_IN_A_ROW * 7 % FINISHED)).unwrap();
+            let id = RequestId::parse(&format!("finished-{}", n / CALLS_IN_A_ROW * 7 % FINISHED))
+                .unwrap();
             let status = ask(&mut client, question(&id)).await.unwrap();
             assert_eq!(status.counts.unwrap().succeeded, i32::try_from(DEVICES).unwrap());
             assert_eq!((status.state(), status.devices.len()), (RequestState::Succeeded, 1_000));
@@ -187,7 +194,8 @@ async fn resume_watches(process: &Process, id: &RequestId, token: &str) {
     join_all(watchers).await;
 }
 
-/// Finished requests that callers ask about, and watchers that missed a long history, share one bound.
+/// Finished requests that callers ask about, and watchers that missed a long history, share one
+/// bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_and_given_back() {
     let upstream = Upstream::manual().await;
@@ -241,7 +249,8 @@ async fn watchers_that_read_nothing_hold_little_memory() {
     let mut watching = Vec::new();
     for n in 0..STALLED {
         let id = RequestId::parse(&format!("failed-{n}")).unwrap();
-        watching.push(watch(&mut clients[n / WATCHERS_PER_CONNECTION].clone(), &id, "").await.unwrap());
+        watching
+            .push(watch(&mut clients[n / WATCHERS_PER_CONNECTION].clone(), &id, "").await.unwrap());
     }
     report(&process, "300 watchers that read nothing");
     let peak = memory(&process, "VmHWM");

@@ -1,8 +1,10 @@
-//! Generated answers of a ThingSpace that is no simulator: raw bytes over real sockets, counted where they are sent.
+//! Generated answers of a ThingSpace that is no simulator: raw bytes over real sockets, counted
+//! where they are sent.
 //!
-//! The upstream knows of each answer to an order whether it certainly refused it, because it made the answer. It sees every
-//! POST. So the promise can be checked from outside: after an answer that was not certainly a refusal, no device is ever
-//! ordered again. `GENERATED_ORDERS` says how many orders there are, and `GENERATED_SEED` repeats them.
+//! The upstream knows of each answer to an order whether it certainly refused it, because it made
+//! the answer. It sees every POST. So the promise can be checked from outside: after an answer that
+//! was not certainly a refusal, no device is ever ordered again. `GENERATED_ORDERS` says how many
+//! orders there are, and `GENERATED_SEED` repeats them.
 
 use std::{
     collections::HashMap,
@@ -82,13 +84,18 @@ fn written(status: u16, headers: &str, body: &str) -> Vec<u8> {
 
 /// Something that may only stand in an answer to an order that exists.
 fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
-    let name =
-        pick(rng, &["requestId", "requestid", "REQUESTID", "request_id", "Request-Id", "requestId ", "id"]);
+    let name = pick(
+        rng,
+        &["requestId", "requestid", "REQUESTID", "request_id", "Request-Id", "requestId ", "id"],
+    );
     match rng.u8(..14) {
         0 => format!(r#""{name}":["{id}"]"#),
         1 => format!(r#""{name}":{{"id":"{id}"}}"#),
         2 => format!(r#""data":{{"requestId":"{id}"}}"#),
-        3 => format!(r#""{name}":{}"#, pick(rng, &["7", "true", "100000000000000000001", "\"a_b\"", "-1"])),
+        3 => format!(
+            r#""{name}":{}"#,
+            pick(rng, &["7", "true", "100000000000000000001", "\"a_b\"", "-1"])
+        ),
         4 => format!(r#""requestId":"{id}","RequestId":"{id}x""#),
         5 => r#""status":"Pending""#.to_owned(),
         6 => r#""fault":{"code":101503}"#.to_owned(),
@@ -96,7 +103,8 @@ fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
         8 => format!(r#""detail":{{"text":"request id {id}"}}"#),
         9 => format!(r#""{}":"{id}""#, pick(rng, &["reqId", "ｒequestId", "REQ_ID"])),
         10 => r#""errors":[{"code":"S.REQUEST_ONHOLD.x"}]"#.to_owned(),
-        11 => pick(rng, &[r#""state":"Pending""#, r#""result":"Success""#, r#""accepted":true"#]).to_owned(),
+        11 => pick(rng, &[r#""state":"Pending""#, r#""result":"Success""#, r#""accepted":true"#])
+            .to_owned(),
         12 => r#""errorCode":400.0"#.to_owned(),
         _ => format!(r#""{name}":"{id}""#),
     }
@@ -118,7 +126,8 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
     let unknown = |bytes| Answer { bytes, certainly_refused: false, gives: None, ends: false };
     match rng.u8(..20) {
         0..=3 => {
-            let body = format!(r#"{{"{}":"{id}"}}"#, pick(rng, &["requestId", "RequestId", "requestID"]));
+            let body =
+                format!(r#"{{"{}":"{id}"}}"#, pick(rng, &["requestId", "RequestId", "requestID"]));
             let gives = Some(id.to_owned());
             Answer { gives, ..unknown(written(pick(rng, &[200, 201, 202]), "", &body)) }
         }
@@ -128,7 +137,10 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
                 rng,
                 &["", "retry-after: 0\r\n", "content-type: text/html\r\n", "x-request-id: r-1\r\n"],
             );
-            Answer { certainly_refused: true, ..unknown(written(status, headers, &format!("{{{fields}}}"))) }
+            Answer {
+                certainly_refused: true,
+                ..unknown(written(status, headers, &format!("{{{fields}}}")))
+            }
         }
         8..=12 => {
             let (status, fields) = certain(rng);
@@ -282,10 +294,12 @@ impl Upstream {
         }
         device.posts += 1;
         let number: u64 = eid[16..].parse().unwrap();
-        let mut rng = Rng::with_seed(self.seed.wrapping_add(number * 1_000 + u64::from(device.posts)));
+        let mut rng =
+            Rng::with_seed(self.seed.wrapping_add(number * 1_000 + u64::from(device.posts)));
         let id = format!("r-{number}-{}", device.posts);
         let mut answer = answer(&mut rng, &id);
-        // An answer too many, which must not be taken for the answer to the next order on this connection.
+        // An answer too many, which must not be taken for the answer to the next order on this
+        // connection.
         if !answer.ends && rng.u8(..10) == 0 {
             answer.bytes.extend(written(400, "", &format!("{{{REFUSAL}}}")));
         }
@@ -327,7 +341,8 @@ async fn order_often(mut client: Client, upstream: &Upstream, n: usize) {
 async fn odd_answers_double_no_order_and_give_no_wrong_id() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seed = number("GENERATED_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
-    let orders = number("GENERATED_ORDERS").map_or(ORDERS, |orders| usize::try_from(orders).unwrap());
+    let orders =
+        number("GENERATED_ORDERS").map_or(ORDERS, |orders| usize::try_from(orders).unwrap());
     let (address, upstream) = Upstream::start(seed).await;
 
     let files = crate::harness::Upstream::manual().await;
@@ -349,7 +364,10 @@ async fn odd_answers_double_no_order_and_give_no_wrong_id() {
     let posts: u32 = state.devices.values().map(|device| device.posts).sum();
     eprintln!("GENERATED_SEED={seed}: {posts} POSTs, {} logins, {peak} KiB", state.logins);
     assert!(state.doubled.is_empty(), "GENERATED_SEED={seed}: {:#?}", state.doubled);
-    assert!(state.devices.values().any(|device| device.posts > 1), "certain refusals free their keys");
+    assert!(
+        state.devices.values().any(|device| device.posts > 1),
+        "certain refusals free their keys"
+    );
     assert!(exit.success());
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();
     assert!(panics.is_empty(), "{panics:#?}");

@@ -1,5 +1,5 @@
-//! ThingSpace is down for a while, in every way there is, and its trouble stays upstream: watches go on, calls are answered at once,
-//! what is sent is bounded by a formula, and one probe ends it.
+//! ThingSpace is down for a while, in every way there is, and its trouble stays upstream: watches
+//! go on, calls are answered at once, what is sent is bounded by a formula, and one probe ends it.
 //!
 //! It lasts a minute; `OUTAGE_SECONDS` sets another time (`make soak`: ten minutes).
 
@@ -193,18 +193,23 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
     let hung = last_through(&process, &mut line, State::Hanging, part).await;
     let cut = last_through(&process, &mut line, State::Resetting, part).await;
     let after = memory(&process);
-    // The breaker is open since the first second: all that is sent are probes, after half the longest pause at the earliest.
+    // The breaker is open since the first second: all that is sent are probes, after half the
+    // longest pause at the earliest.
     let (most_hung, most_cut) =
         (most_attempts(part, BREAKER_MAX / 2 + CALL_TIMEOUT), most_attempts(part, BREAKER_MAX / 2));
     assert!((2..=most_hung).contains(&hung), "{hung} attempts, at most {most_hung}");
     assert!((2..=most_cut).contains(&cut), "{cut} attempts, at most {most_cut}");
     assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
-    // Whoever was at it when the line was cut may not know what became of it; nobody waited in vain.
+    // Whoever was at it when the line was cut may not know what became of it; nobody waited in
+    // vain.
     let mut told = callers.told();
     let unavailable = told.remove("UPSTREAM_UNAVAILABLE").unwrap_or_default();
     let unknown = told.remove("ORDER_OUTCOME_UNKNOWN").unwrap_or_default();
     told.remove("OK");
-    assert!(told.is_empty() && unknown <= MAX_CONNECTIONS as u64 / 2, "{told:?}, {unknown} unknown");
+    assert!(
+        told.is_empty() && unknown <= MAX_CONNECTIONS as u64 / 2,
+        "{told:?}, {unknown} unknown"
+    );
     assert!(unavailable > 1_000 * seconds / 60, "{unavailable}");
     assert_eq!(watchers.try_join_next().map(|ended| ended.is_ok()), None, "a watch has ended");
 
@@ -237,7 +242,10 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
     let (status, log) = process.wait().await;
     assert!(status.success());
     let said = |what: &str| log.iter().filter(|line| line.contains(what)).count();
-    assert_eq!((said("calls to it fail at once"), said("a host of ThingSpace answers again")), (1, 1));
+    assert_eq!(
+        (said("calls to it fail at once"), said("a host of ThingSpace answers again")),
+        (1, 1)
+    );
     let ledger = upstream.sim.ledger();
     assert_nothing_ordered_twice(&ledger);
     assert_eq!((ledger.logins(), ledger.token_requests(), ledger.strikes), (1, 1, 0));

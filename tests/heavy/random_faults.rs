@@ -1,7 +1,7 @@
 //! Promises 2 and 3, and everybody's deadline, in whatever order things go wrong.
 //!
-//! A case is a sequence of calls, faults, expiries, crashes and restarts, made up at random; a failing one is made shorter. Its
-//! seed is printed; `PROPTEST_RNG_SEED` sets another.
+//! A case is a sequence of calls, faults, expiries, crashes and restarts, made up at random; a
+//! failing one is made shorter. Its seed is printed; `PROPTEST_RNG_SEED` sets another.
 
 use std::{
     collections::HashSet,
@@ -52,10 +52,12 @@ const KEYS: usize = 4;
 const MAX_DEADLINE: Duration = Duration::from_secs(2);
 /// For ThingSpace's answers.
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// The third login in a row comes after everything: if it failed, too, logins would stop, and rightly.
+/// The third login in a row comes after everything: if it failed, too, logins would stop, and
+/// rightly.
 const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_hours(1));
 const BREAKER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// An answer may come later than its deadline by so many times what the slowest call took that has nothing to wait for.
+/// An answer may come later than its deadline by so many times what the slowest call took that has
+/// nothing to wait for.
 const TOLERANCE: u32 = 10;
 
 #[derive(Debug, Clone)]
@@ -95,12 +97,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         let some = vec![None, Some(20), Some(100), Some(400), Some(1_500)];
         select(some).prop_map(|ms| ms.map(Duration::from_millis))
     };
-    let order = (0..KEYS, 1..=3_usize, deadline()).prop_map(|(key, callers, deadline)| Step::Order {
-        key,
-        callers,
-        deadline,
-    });
-    let expire = any::<(bool, bool)>().prop_map(|(bearer, session)| Step::Expire { bearer, session });
+    let order = (0..KEYS, 1..=3_usize, deadline())
+        .prop_map(|(key, callers, deadline)| Step::Order { key, callers, deadline });
+    let expire =
+        any::<(bool, bool)>().prop_map(|(bearer, session)| Step::Expire { bearer, session });
     let step = prop_oneof![
         6 => order,
         2 => (0..KEYS, deadline()).prop_map(|(key, deadline)| Step::Ask { key, deadline }),
@@ -126,7 +126,8 @@ fn fault() -> impl Strategy<Value = Step> {
         .prop_map(|(endpoint, when, failure, times)| Step::Fail { endpoint, when, failure, times })
 }
 
-/// Good credentials are rejected, which stops the gateway, and rightly; an order that was executed is said not to have been.
+/// Good credentials are rejected, which stops the gateway, and rightly; an order that was executed
+/// is said not to have been.
 fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool {
     use Failure::{Forbidden, Throttled, Unauthorized};
     match endpoint {
@@ -139,7 +140,8 @@ fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool 
     }
 }
 
-/// A gateway's life. It has a runtime of its own, so that everything it does can end at once, wherever it is.
+/// A gateway's life. It has a runtime of its own, so that everything it does can end at once,
+/// wherever it is.
 struct Life {
     runtime: Runtime,
     address: SocketAddr,
@@ -188,7 +190,8 @@ async fn end(runtime: Runtime) {
 /// HTTP/2, and nothing else.
 type Connection = BoxService<http::Request<Body>, http::Response<Incoming>, hyper::Error>;
 
-/// A client without a timer of its own: what tonic's does about `grpc-timeout`, the gateway must not need.
+/// A client without a timer of its own: what tonic's does about `grpc-timeout`, the gateway must
+/// not need.
 async fn reach(address: SocketAddr) -> Result<EsimServiceClient<Connection>, Status> {
     let failed = |error: &dyn std::fmt::Display| Status::unknown(error.to_string());
     let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
@@ -218,7 +221,11 @@ async fn download(
     Ok(answer.into_inner().request_id)
 }
 
-async fn status(address: SocketAddr, id: &RequestId, deadline: Option<Duration>) -> Result<(), Status> {
+async fn status(
+    address: SocketAddr,
+    id: &RequestId,
+    deadline: Option<Duration>,
+) -> Result<(), Status> {
     reach(address).await?.get_request_status(with_deadline(question(id), deadline)).await.map(drop)
 }
 
@@ -248,14 +255,18 @@ impl Seen {
             let ids = ids.lock().unwrap();
             assert!(ids.len() <= 1, "key {key} has several requests: {ids:?}");
             let is_of = |id: &String| {
-                let mut orders = ledger.orders.iter().filter(|order| order.request_id.as_str() == id);
+                let mut orders =
+                    ledger.orders.iter().filter(|order| order.request_id.as_str() == id);
                 orders.any(|order| order.devices.iter().any(|device| device.eid.as_str() == eid))
             };
             assert!(ids.iter().all(is_of), "key {key} has another's request: {ids:?}");
         }
         let (late, reference) = (self.late.lock().unwrap(), *self.reference.lock().unwrap());
         let tolerated = reference * TOLERANCE;
-        assert!(late.iter().all(|late| *late <= tolerated), "later by more than {tolerated:?}: {late:?}");
+        assert!(
+            late.iter().all(|late| *late <= tolerated),
+            "later by more than {tolerated:?}: {late:?}"
+        );
     }
 }
 
@@ -286,7 +297,8 @@ impl World {
         (thingspace.login_backoff_first, thingspace.login_backoff_max) = LOGIN_BACKOFF;
         (thingspace.breaker_first, thingspace.breaker_max) = BREAKER;
         let life = Life::begin(&config).await;
-        // The credentials were accepted once. Else a login without an answer would be taken for a rejection.
+        // The credentials were accepted once. Else a login without an answer would be taken for a
+        // rejection.
         let before = download(life.address, order("before", [KEYS]), None).await;
         before.expect("all is well");
         let life = Some(life);
@@ -304,8 +316,11 @@ impl World {
                 for _ in 0..*callers {
                     let (key, caller) = (*key, self.caller(*deadline));
                     self.callers.spawn(async move {
-                        let answer =
-                            download(caller.address, order(&key.to_string(), [key]), caller.deadline);
+                        let answer = download(
+                            caller.address,
+                            order(&key.to_string(), [key]),
+                            caller.deadline,
+                        );
                         if let Some(id) = caller.waits_for(answer).await {
                             caller.seen.is_placed(key, id);
                         }
@@ -322,7 +337,9 @@ impl World {
             }
             Step::Fail { endpoint, when, failure, times } => {
                 let (endpoint, when, what) = (*endpoint, *when, failure.what(&self.gate));
-                self.upstream.sim.inject(Fault { times: Some(*times), ..Fault::once(endpoint, when, what) });
+                self.upstream
+                    .sim
+                    .inject(Fault { times: Some(*times), ..Fault::once(endpoint, when, what) });
             }
             Step::Recover => self.upstream.sim.clear_faults(),
             Step::Expire { bearer, session } => {
@@ -356,8 +373,8 @@ impl World {
         self.life = Some(Life::begin(&self.config).await);
     }
 
-    /// All is well again: every call is answered, and the same calls end right. What ThingSpace has is found by its callbacks
-    /// even where its answer was lost.
+    /// All is well again: every call is answered, and the same calls end right. What ThingSpace has
+    /// is found by its callbacks even where its answer was lost.
     async fn settle(&mut self) {
         self.upstream.sim.clear_faults();
         self.gate.open();
@@ -370,11 +387,18 @@ impl World {
         let idle = |ledger: &Ledger| ledger.in_flight(Endpoint::Download) == 0;
         let ledger = self.upstream.sim.wait_until(DEADLINE, idle).await;
         let account = &self.upstream.accounts[0];
-        eventually("callbacks are registered", async || self.upstream.sim.registered(account).is_some())
-            .await;
+        eventually("callbacks are registered", async || {
+            self.upstream.sim.registered(account).is_some()
+        })
+        .await;
         for order in &ledger.orders {
             let eid = order.devices[0].eid.as_str();
-            self.upstream.sim.deliver(&order.request_id, eid, Outcome::Success, CallbackShape::default());
+            self.upstream.sim.deliver(
+                &order.request_id,
+                eid,
+                Outcome::Success,
+                CallbackShape::default(),
+            );
         }
         for key in 0..KEYS {
             let exists = ledger.times_ordered(&device(key).eid) > 0;
@@ -428,8 +452,8 @@ impl Caller {
     }
 }
 
-/// The order, until the answer is not to come back. `None`: its fate is unknown, as that of an order that does not exist upstream
-/// may be for ever.
+/// The order, until the answer is not to come back. `None`: its fate is unknown, as that of an
+/// order that does not exist upstream may be for ever.
 async fn persevere(address: SocketAddr, key: usize, exists: bool) -> Option<String> {
     loop {
         let status = match download(address, order(&key.to_string(), [key]), None).await {
@@ -472,7 +496,10 @@ fn refer_on(seen: &Arc<Seen>, address: SocketAddr) -> AbortOnDropHandle<()> {
 
 async fn run(steps: &[Step]) {
     let mut world = World::new().await;
-    assert!(refer(&world.seen, world.address()).await, "a call with nothing to wait for is answered");
+    assert!(
+        refer(&world.seen, world.address()).await,
+        "a call with nothing to wait for is answered"
+    );
     let mut reference = refer_on(&world.seen, world.address());
     for step in steps {
         world.take(step).await;

@@ -1,4 +1,5 @@
-//! All three replicas are restarted one after the other, under load: nobody who calls as `docs/clients.md` says notices.
+//! All three replicas are restarted one after the other, under load: nobody who calls as
+//! `docs/clients.md` says notices.
 
 use std::{
     sync::{
@@ -41,7 +42,8 @@ async fn keep_calling(
         let n = next.fetch_add(1, Ordering::Relaxed);
         let order = order(&format!("load-{n}"), [n]);
         let called = caller.call(async |mut client| client.download_profile(order.clone()).await);
-        let answer = called.await.unwrap_or_else(|status| panic!("order {n}: {status:?}")).into_inner();
+        let answer =
+            called.await.unwrap_or_else(|status| panic!("order {n}: {status:?}")).into_inner();
         let id = RequestId::parse(&answer.request_id).unwrap();
         pace.tick().await;
         let asked = caller.call(async |mut client| client.get_request_status(question(&id)).await);
@@ -71,11 +73,13 @@ async fn a_rolling_restart_is_not_noticed() {
     let mut watched = Vec::new();
     for n in 0..REQUESTS {
         let order = order(&format!("watched-{n}"), n * DEVICES..(n + 1) * DEVICES);
-        let placed = caller.call(async |mut client| client.download_profile(order.clone()).await).await;
+        let placed =
+            caller.call(async |mut client| client.download_profile(order.clone()).await).await;
         watched.push(RequestId::parse(&placed.unwrap().into_inner().request_id).unwrap());
     }
-    let watchers: Vec<_> =
-        (0..WATCHERS).map(|n| tokio::spawn(fleet.caller().watch(watched[n % REQUESTS].clone()))).collect();
+    let watchers: Vec<_> = (0..WATCHERS)
+        .map(|n| tokio::spawn(fleet.caller().watch(watched[n % REQUESTS].clone())))
+        .collect();
     let stop = Arc::new(AtomicBool::new(false));
     let next = Arc::new(AtomicUsize::new(REQUESTS * DEVICES));
     let calling: Vec<_> = (0..CALLERS)

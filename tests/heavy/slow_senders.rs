@@ -1,4 +1,5 @@
-//! Two thousand callbacks a second beside 600 senders that know the path and never end what they send.
+//! Two thousand callbacks a second beside 600 senders that know the path and never end what they
+//! send.
 
 use std::{
     net::IpAddr,
@@ -66,7 +67,8 @@ async fn every_genuine_callback_is_taken_beside_slow_senders() {
             for _ in 0..GENUINE / SENDERS {
                 pace.tick().await;
                 let sent = Instant::now();
-                let answer = within("an answer", http.post(&url).body(body.clone()).send()).await.unwrap();
+                let answer =
+                    within("an answer", http.post(&url).body(body.clone()).send()).await.unwrap();
                 assert_eq!(answer.status(), 200);
                 longest = longest.max(sent.elapsed());
             }

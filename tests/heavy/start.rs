@@ -19,8 +19,8 @@ use thingspace_gateway::{
 use uuid::Uuid;
 
 use crate::{
-    RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*, nats_server::NatsServer,
-    quiet,
+    RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*,
+    nats_server::NatsServer, quiet,
 };
 use far::Far;
 
@@ -67,8 +67,8 @@ async fn write_history(path: &Path, finished: usize) {
     let store = Embedded::open(path, RETENTION).unwrap();
     // Most were made elsewhere, and were finished when they were first asked about: one event each.
     let ordered = |n: usize| n.is_multiple_of(10).then(|| accepted(n));
-    let finished_ones =
-        (0..finished).flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
+    let finished_ones = (0..finished)
+        .flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
     let open = (finished..finished + OPEN).map(|n| (name(n), accepted(n)));
     append_all(&store, finished_ones.chain(open)).await;
     store.close().await;
@@ -109,7 +109,8 @@ async fn a_start_reads_a_finished_request_of_many_events_once() {
     let config = quiet(&upstream);
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     let many = (1..EVENTS).map(|_| (name(1), succeeded(1)));
-    append_all(&store, [(name(0), accepted(0)), (name(1), accepted(1))].into_iter().chain(many)).await;
+    append_all(&store, [(name(0), accepted(0)), (name(1), accepted(1))].into_iter().chain(many))
+        .await;
     store.close().await;
     // The open request's event and those of the finished one, each followed and read.
     assert_eq!(start(&config, 0..1).await, 2 * (1 + EVENTS as u64));
@@ -147,7 +148,10 @@ async fn a_replica_far_from_nats_starts_soon() {
     let store = Nats::open(&config.store.nats, app::retention(&config)).await.unwrap();
     within("the store", store.usable()).await;
     let append = async |n: usize, kind| {
-        store.append(&LogName::request(name(n)), Uuid::now_v7(), event::encode(kind, None)).await.unwrap();
+        store
+            .append(&LogName::request(name(n)), Uuid::now_v7(), event::encode(kind, None))
+            .await
+            .unwrap();
     };
     // The first one stays open.
     append(0, accepted(0)).await;

@@ -1,4 +1,5 @@
-//! Promises 5 and 6: a watcher misses nothing however slowly it reads, and a thousand of them cost one poll.
+//! Promises 5 and 6: a watcher misses nothing however slowly it reads, and a thousand of them cost
+//! one poll.
 
 use futures_util::future::join_all;
 use thingspace_gateway::{
@@ -16,7 +17,8 @@ use tonic::transport::Endpoint as Peer;
 
 use crate::{Dice, RETENTION, append_all, big::resume_token, harness::*, quiet};
 
-/// Polls that the test lets through one by one, and the ledger's count of them when the request is finished.
+/// Polls that the test lets through one by one, and the ledger's count of them when the request is
+/// finished.
 async fn polls_with(watchers: usize) -> u64 {
     /// On one connection.
     const STREAMS: usize = 250;
@@ -25,7 +27,11 @@ async fn polls_with(watchers: usize) -> u64 {
     let upstream = Upstream::manual().await;
     let gates: Vec<_> = (0..DEVICES).map(|_| Gate::default()).collect();
     for gate in &gates {
-        upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+        upstream.sim.inject(Fault::once(
+            Endpoint::Status,
+            When::BeforeEffect,
+            What::Hold(gate.clone()),
+        ));
     }
     let gateway = upstream.gateway().await;
     let id = place(&mut gateway.client().await, "k", 0..DEVICES).await.unwrap();
@@ -46,7 +52,8 @@ async fn polls_with(watchers: usize) -> u64 {
         gate.open();
         join_all(watching.iter_mut().map(async |watching| {
             let Event::Change(change) = watching.event().await.0 else { panic!("not a change") };
-            let changed: Vec<_> = change.devices.into_iter().map(|d| d.identifiers.unwrap().eid).collect();
+            let changed: Vec<_> =
+                change.devices.into_iter().map(|d| d.identifiers.unwrap().eid).collect();
             assert_eq!(changed, [device(n).eid]);
         }))
         .await;
@@ -60,7 +67,8 @@ async fn polls_with(watchers: usize) -> u64 {
     ledger.polls_of(&id)
 }
 
-/// Every poll is held until the test has changed something and opens its gate, so the counts are exact.
+/// Every poll is held until the test has changed something and opens its gate, so the counts are
+/// exact.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_watchers_cost_as_many_polls_as_one() {
     let one = polls_with(1).await;
@@ -93,8 +101,9 @@ fn told(device: &DeviceStatus) -> (String, DeviceState) {
     (device.identifiers.clone().unwrap().eid, device.state())
 }
 
-/// Watchers that come back with tokens from long ago, and read slowly while the last devices end: one from the very first revision, one from
-/// the middle, both further back than what is kept in memory.
+/// Watchers that come back with tokens from long ago, and read slowly while the last devices end:
+/// one from the very first revision, one from the middle, both further back than what is kept in
+/// memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let upstream = Upstream::manual().await;
@@ -107,10 +116,12 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
         upstream.sim.finish(&id, &device(n).eid, Outcome::Failed);
     }
 
-    // What happened before: every device waited, in an order that is not the order's, and most have failed.
+    // What happened before: every device waited, in an order that is not the order's, and most have
+    // failed.
     let scattered = |n: usize| n * 1_987 % DEVICES;
-    let mut expected: Vec<_> =
-        (0..DEVICES).map(|n| (scattered(n), DeviceState::Waiting, storage::StatusClass::Waiting)).collect();
+    let mut expected: Vec<_> = (0..DEVICES)
+        .map(|n| (scattered(n), DeviceState::Waiting, storage::StatusClass::Waiting))
+        .collect();
     expected.extend(
         (0..DEVICES)
             .map(scattered)
@@ -123,8 +134,8 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
         service_plan: String::new(),
         devices: (0..DEVICES).map(stored).collect(),
     });
-    let events =
-        std::iter::once(accepted).chain(expected.iter().map(|(n, _, class)| called_back(*n, *class)));
+    let events = std::iter::once(accepted)
+        .chain(expected.iter().map(|(n, _, class)| called_back(*n, *class)));
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     let positions = append_all(&store, events.map(|kind| (id.to_string(), kind))).await;
     let middle = positions.len() / 2;
@@ -142,7 +153,8 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     for token in &tokens {
         watchers.push((watch(&mut slow, &id, token).await.unwrap(), Vec::new()));
     }
-    let mut expected: Vec<_> = expected.into_iter().map(|(n, state, _)| (device(n).eid, state)).collect();
+    let mut expected: Vec<_> =
+        expected.into_iter().map(|(n, state, _)| (device(n).eid, state)).collect();
     let mut ending: Vec<_> = (DEVICES - LIVE..DEVICES).collect();
     while !ending.is_empty() {
         let chunk = ending.len().min(1 + usize::try_from(dice.roll(CHUNK)).unwrap());
@@ -197,7 +209,10 @@ async fn a_watcher_that_stood_still_goes_on_where_it_was() {
     }
     let read = gateway.requests.events_read();
     assert!(changes(watching).await == expected);
-    assert!(gateway.requests.events_read() > read + expected.len() as u64, "it did not fall behind");
+    assert!(
+        gateway.requests.events_read() > read + expected.len() as u64,
+        "it did not fall behind"
+    );
     gateway.stop().await;
 }
 
@@ -223,7 +238,8 @@ async fn changes(watching: Watching) -> Vec<(String, DeviceState)> {
     changes
 }
 
-/// Asks until so many devices are finished: more than once only if a question was already under way.
+/// Asks until so many devices are finished: more than once only if a question was already under
+/// way.
 async fn poll(client: &mut Client, id: &RequestId, finished: usize) {
     eventually("the poll tells", || {
         let mut client = client.clone();

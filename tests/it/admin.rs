@@ -21,7 +21,9 @@ const CROWD: usize = 200;
 async fn send(method: Method, address: SocketAddr, path: &str) -> reqwest::Response {
     // A connection for each, as probes do it.
     let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
-    within("an answer", http.request(method, format!("http://{address}{path}")).send()).await.unwrap()
+    within("an answer", http.request(method, format!("http://{address}{path}")).send())
+        .await
+        .unwrap()
 }
 
 async fn probe(address: SocketAddr, path: &str) -> (u16, String) {
@@ -48,7 +50,11 @@ async fn it_is_ready_from_when_the_store_is_read_until_it_drains() {
     assert_eq!(probe(admin, "/readyz").await, said(200, "ready"));
 
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let mut client = connect(address).await;
     let order = tokio::spawn(async move { place(&mut client, "key", 0..1).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;

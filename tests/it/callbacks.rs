@@ -1,4 +1,5 @@
-//! Callbacks, as ThingSpace sends them: what is taken moves requests and is never lost, what is refused leaves no trace.
+//! Callbacks, as ThingSpace sends them: what is taken moves requests and is never lost, what is
+//! refused leaves no trace.
 
 mod descriptors;
 mod refusals;
@@ -18,8 +19,8 @@ use thingspace_gateway::{
 };
 
 use crate::harness::{
-    ACCOUNT, DEADLINE, Gateway, Process, Upstream, ask, device, eventually, place, question, serve_command,
-    states, watch, within,
+    ACCOUNT, DEADLINE, Gateway, Process, Upstream, ask, device, eventually, place, question,
+    serve_command, states, watch, within,
 };
 use sender::{Sender, about};
 
@@ -54,7 +55,11 @@ async fn a_callback_that_comes_before_the_orders_answer_is_kept() {
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::AfterEffect,
+        What::Hold(gate.clone()),
+    ));
     let mut client = gateway.client().await;
     let placing = tokio::spawn({
         let mut client = client.clone();
@@ -133,7 +138,10 @@ async fn what_was_acknowledged_survives_a_restart() {
     let quarantine = gateway.callbacks.as_ref().unwrap().1.quarantine();
     let listed = quarantine.list().await.unwrap();
     let shown = quarantine.show(listed[0].number).await.unwrap();
-    assert_eq!((listed.len(), shown.map(|shown| shown.body).as_deref()), (1, Some("<not a callback>")));
+    assert_eq!(
+        (listed.len(), shown.map(|shown| shown.body).as_deref()),
+        (1, Some("<not a callback>"))
+    );
     // What ThingSpace was told yesterday still holds.
     let same = Sender { url: again.url.clone(), ..sender };
     assert_eq!(same.post(&about(&id, &device(0), "Success")).await, 200);
@@ -165,14 +173,21 @@ async fn callbacks_are_taken_while_the_gateway_drains() {
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::AfterEffect,
+        What::Hold(gate.clone()),
+    ));
     let mut client = gateway.client().await;
     let placing = tokio::spawn(async move { place(&mut client, "key", 0..1).await });
     let ordered = upstream.sim.wait_until(DEADLINE, |ledger| !ledger.orders.is_empty()).await;
     let id = ordered.orders[0].request_id.clone();
     gateway.stop.soft.cancel();
     let address = gateway.address;
-    eventually("the drain has begun", async || tokio::net::TcpStream::connect(address).await.is_err()).await;
+    eventually("the drain has begun", async || {
+        tokio::net::TcpStream::connect(address).await.is_err()
+    })
+    .await;
     assert_eq!(sender.post(&about(&id, &device(0), "Success")).await, 200);
     gate.open();
     assert_eq!(within("the order's answer", placing).await.unwrap().unwrap(), id);
@@ -197,12 +212,14 @@ async fn nothing_of_a_callback_is_logged() {
     let store: Arc<dyn Store> =
         Arc::new(Embedded::open(&config.store.path, Duration::from_hours(1)).unwrap());
     let accounts = [account.clone()];
-    let secrets = Secrets::load_or_create(&config.callbacks, Arc::clone(&store), &accounts).await.unwrap();
+    let secrets =
+        Secrets::load_or_create(&config.callbacks, Arc::clone(&store), &accounts).await.unwrap();
     let path = secrets.path(&account);
     store.close().await;
     drop((secrets, store));
 
-    let process = Process::spawn(serve_command(&config, upstream.dir.path()).env("RUST_LOG", "trace"));
+    let process =
+        Process::spawn(serve_command(&config, upstream.dir.path()).env("RUST_LOG", "trace"));
     let url = format!("http://{}/{path}", process.callbacks.unwrap());
     let http = reqwest::Client::new();
     let id = RequestId::parse("request-1").unwrap();
@@ -219,7 +236,9 @@ async fn nothing_of_a_callback_is_logged() {
     process.terminate();
     let (_, lines) = process.wait().await;
     assert!(lines.iter().any(|line| line.contains("in quarantine")), "it logs");
-    for secret in [&*path, "verizon-says", "open-sesame", &*device(7).eid, &*device(7).iccid, "LOCAL"] {
+    for secret in
+        [&*path, "verizon-says", "open-sesame", &*device(7).eid, &*device(7).iccid, "LOCAL"]
+    {
         let shown: Vec<_> = lines.iter().filter(|line| line.contains(secret)).collect();
         assert!(shown.is_empty(), "{secret}: {shown:?}");
     }

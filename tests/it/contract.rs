@@ -1,4 +1,5 @@
-//! Bad input: every violation of a call is reported at once, with its field path, and nothing is sent.
+//! Bad input: every violation of a call is reported at once, with its field path, and nothing is
+//! sent.
 
 mod questions;
 
@@ -6,8 +7,8 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::esim::{
-        DeviceIdentifiers, DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
-        WatchRequestRequest,
+        DeviceIdentifiers, DownloadProfileRequest, DownloadProfileResponse,
+        GetRequestStatusRequest, WatchRequestRequest,
     },
     simulator::{Endpoint, Ledger},
 };
@@ -41,7 +42,8 @@ impl Fresh {
 
 /// Everything that was ever asked of ThingSpace.
 fn calls(ledger: &Ledger) -> [u64; 4] {
-    [Endpoint::Token, Endpoint::Login, Endpoint::Download, Endpoint::Status].map(|e| ledger.calls(e))
+    [Endpoint::Token, Endpoint::Login, Endpoint::Download, Endpoint::Status]
+        .map(|e| ledger.calls(e))
 }
 
 /// The paths of the violations in a status, and what each says.
@@ -51,7 +53,8 @@ fn violations(status: &Status) -> Vec<(String, String)> {
         (Code::InvalidArgument, "INVALID_FIELD"),
         "{status:?}"
     );
-    let bad = status.get_details_bad_request().unwrap_or_else(|| panic!("no BadRequest: {status:?}"));
+    let bad =
+        status.get_details_bad_request().unwrap_or_else(|| panic!("no BadRequest: {status:?}"));
     bad.field_violations.into_iter().map(|v| (v.field, v.description)).collect()
 }
 
@@ -116,19 +119,23 @@ async fn more_devices_than_an_order_may_have() {
 
 #[tokio::test]
 async fn an_eid_twice() {
-    let twice = |order: &mut DownloadProfileRequest| order.devices[2].eid = order.devices[0].eid.clone();
+    let twice =
+        |order: &mut DownloadProfileRequest| order.devices[2].eid = order.devices[0].eid.clone();
     assert_eq!(wrong_order(twice).await, ["devices[2].eid"]);
 }
 
 #[tokio::test]
 async fn an_iccid_twice() {
-    let twice = |order: &mut DownloadProfileRequest| order.devices[1].iccid = order.devices[0].iccid.clone();
+    let twice = |order: &mut DownloadProfileRequest| {
+        order.devices[1].iccid = order.devices[0].iccid.clone()
+    };
     assert_eq!(wrong_order(twice).await, ["devices[1].iccid"]);
 }
 
 #[tokio::test]
 async fn an_imei_twice() {
-    let twice = |order: &mut DownloadProfileRequest| order.devices[2].imei = order.devices[1].imei.clone();
+    let twice =
+        |order: &mut DownloadProfileRequest| order.devices[2].imei = order.devices[1].imei.clone();
     assert_eq!(wrong_order(twice).await, ["devices[2].imei"]);
 }
 
@@ -139,14 +146,23 @@ async fn a_repeated_id_names_the_first() {
     order.devices[1].eid = order.devices[0].eid.clone();
     let status = fresh.client.download_profile(order).await.unwrap_err();
     let [(path, description)] = &violations(&status)[..] else { panic!("{status:?}") };
-    assert_eq!((path.as_str(), description.as_str()), ("devices[1].eid", "is the same as devices[0].eid"));
+    assert_eq!(
+        (path.as_str(), description.as_str()),
+        ("devices[1].eid", "is the same as devices[0].eid")
+    );
     fresh.end().await;
 }
 
 #[tokio::test]
 async fn ids_of_wrong_lengths_or_digits() {
-    let eids =
-        ["", "1", &"8".repeat(31), &"8".repeat(33), &format!("{}x", "8".repeat(31)), "8904903200700888٢"];
+    let eids = [
+        "",
+        "1",
+        &"8".repeat(31),
+        &"8".repeat(33),
+        &format!("{}x", "8".repeat(31)),
+        "8904903200700888٢",
+    ];
     let iccids = ["", &"8".repeat(18), &"8".repeat(21), &format!("+{}", "8".repeat(19))];
     let imeis = ["1", &"8".repeat(14), &"8".repeat(17), " 49015420323751"];
     let devices = eids.len() + iccids.len() + imeis.len();
@@ -160,7 +176,8 @@ async fn ids_of_wrong_lengths_or_digits() {
     .await;
     let kinds = [("eid", eids.len()), ("iccid", iccids.len()), ("imei", imeis.len())];
     let kinds = kinds.into_iter().flat_map(|(kind, count)| std::iter::repeat_n(kind, count));
-    let expected: Vec<_> = kinds.enumerate().map(|(at, kind)| format!("devices[{at}].{kind}")).collect();
+    let expected: Vec<_> =
+        kinds.enumerate().map(|(at, kind)| format!("devices[{at}].{kind}")).collect();
     assert_eq!(paths, expected);
 }
 
@@ -298,7 +315,10 @@ async fn an_order_that_is_only_validated() {
     assert_eq!(answer, DownloadProfileResponse::default());
     order.account_name = "0000123456-00009".to_owned();
     let status = fresh.client.download_profile(order.clone()).await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "ACCOUNT_NOT_CONFIGURED"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "ACCOUNT_NOT_CONFIGURED")
+    );
     order.devices.clear();
     assert_eq!(paths(&fresh.client.download_profile(order).await.unwrap_err()), ["devices"]);
     fresh.end().await;
@@ -333,7 +353,10 @@ async fn an_account_without_credentials() {
         fresh.client.watch_request(watched).await.unwrap_err(),
     ];
     for status in refusals {
-        assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "ACCOUNT_NOT_CONFIGURED"));
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::NotFound, "ACCOUNT_NOT_CONFIGURED")
+        );
     }
     fresh.end().await;
 }

@@ -73,11 +73,15 @@ async fn an_operator_settles_orders_of_unknown_fate() {
     let placed = lose(&upstream, &mut client, "placed", 0).await;
     lose(&upstream, &mut client, "lost", 1).await;
     let listed = json(&file, &["orders", "unknown"]).await;
-    let orders: Vec<_> = listed.as_array().unwrap().iter().map(|o| o["order_id"].as_str().unwrap()).collect();
+    let orders: Vec<_> =
+        listed.as_array().unwrap().iter().map(|o| o["order_id"].as_str().unwrap()).collect();
     assert_eq!(orders.len(), 2, "{listed}");
     assert_eq!((&listed[0]["account"], &listed[0]["devices"]), (&ACCOUNT.into(), &1.into()));
     let table = told(&file, &["orders", "unknown"]).await;
-    assert!(table.starts_with("ORDER") && orders.iter().all(|order| table.contains(order)), "{table}");
+    assert!(
+        table.starts_with("ORDER") && orders.iter().all(|order| table.contains(order)),
+        "{table}"
+    );
     assert_eq!(json(&file, &["status"]).await["unknown_orders"], 2);
 
     let done = told(&file, &["orders", "settle", orders[0], "--request-id", placed.as_str()]).await;
@@ -105,7 +109,9 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     let config = upstream.quiet();
     let (file, socket) = (write_config(&config, upstream.dir.path()), socket_of(&config));
     let no_gateway = refused(&file, &["status"]).await;
-    assert!(no_gateway.contains("no gateway answers") && no_gateway.contains(socket.to_str().unwrap()));
+    assert!(
+        no_gateway.contains("no gateway answers") && no_gateway.contains(socket.to_str().unwrap())
+    );
 
     let process = Process::serve(&config, upstream.dir.path());
     let metadata = std::fs::symlink_metadata(&socket).unwrap();
@@ -113,7 +119,9 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
     let status = json(&file, &["status"]).await;
     assert_eq!(status["ready"], true);
-    assert!(status["hosts"][0]["host"].is_string() && status["hosts"][0]["left_alone_ms"].is_null());
+    assert!(
+        status["hosts"][0]["host"].is_string() && status["hosts"][0]["left_alone_ms"].is_null()
+    );
     assert_eq!(status["store"], config.store.path.to_str().unwrap());
     place(&mut process.client().await, "k", 0..2).await.unwrap();
     let mut by_socket = Command::new(BINARY);
@@ -163,8 +171,9 @@ async fn status_says_what_is_wrong_with_the_store() {
     let gateway = Gateway::launch(config).await;
     let says = async |ready: bool, away: bool| {
         let status = json(&file, &["status"]).await;
-        let names_it =
-            |key: &str| status[key].as_str().is_some_and(|why| why.contains("not connected to NATS"));
+        let names_it = |key: &str| {
+            status[key].as_str().is_some_and(|why| why.contains("not connected to NATS"))
+        };
         (&status["ready"], names_it("waits_for"), names_it("limited"), names_it("store_trouble"))
             == (&ready.into(), !ready, ready && away, away)
     };
@@ -197,17 +206,24 @@ async fn an_operator_accepts_that_the_store_forgot_something() {
     let admin = async_nats::jetstream::new(async_nats::connect(nats.url()).await.unwrap());
     admin.delete_stream("gw_keys").await.unwrap();
     eventually("the loss is noticed", async || {
-        json(&file, &["status"]).await["store_memory"]["lost"]["what"] == "stream gw_keys was deleted"
+        json(&file, &["status"]).await["store_memory"]["lost"]["what"]
+            == "stream gw_keys was deleted"
     })
     .await;
     let said = told(&file, &["status"]).await;
-    assert!(said.contains("ready                 no: the store forgot something: stream gw_keys"), "{said}");
+    assert!(
+        said.contains("ready                 no: the store forgot something: stream gw_keys"),
+        "{said}"
+    );
     assert!(said.contains("store lost            stream gw_keys was deleted, noticed "), "{said}");
     let done = told(&file, &["store", "accept-loss"]).await;
     assert!(done.starts_with("Accepted: stream gw_keys was deleted."), "{done}");
     eventually("it is ready", async || json(&file, &["status"]).await["ready"] == true).await;
     let after = json(&file, &["status"]).await["store_memory"].clone();
-    assert!(after["lost"].is_null() && after["remembers_since"] != before["remembers_since"], "{after}");
+    assert!(
+        after["lost"].is_null() && after["remembers_since"] != before["remembers_since"],
+        "{after}"
+    );
     place(&mut client, "other", [1]).await.unwrap();
 
     process.terminate();

@@ -1,5 +1,5 @@
-//! Callbacks and what they are about: in any order with polls and answers, for requests of ours, of others, and for orders of
-//! unknown fate.
+//! Callbacks and what they are about: in any order with polls and answers, for requests of ours, of
+//! others, and for orders of unknown fate.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -27,8 +27,10 @@ pub fn account() -> AccountName {
 
 /// What a callback says of the `n`th device.
 pub fn says(n: usize, class: StatusClass) -> storage::CalledBack {
-    let fault = (class == StatusClass::Failed)
-        .then(|| storage::Fault { code: "Service.FAILED.Reason".to_owned(), message: format!("no {n}") });
+    let fault = (class == StatusClass::Failed).then(|| storage::Fault {
+        code: "Service.FAILED.Reason".to_owned(),
+        message: format!("no {n}"),
+    });
     storage::CalledBack {
         device: Some(event::to_stored(&upstream_device(n))),
         status: class.into(),
@@ -41,7 +43,8 @@ pub async fn call_back(gateway: &Gateway, id: &RequestId, n: usize, class: Statu
     gateway.requests.called_back(&account(), id, says(n, class)).await.unwrap();
 }
 
-/// Where the devices stand at the end of a watch, by ICCID, and how many messages changed something.
+/// Where the devices stand at the end of a watch, by ICCID, and how many messages changed
+/// something.
 fn end(messages: &[WatchRequestResponse]) -> (RequestState, Vec<DeviceStatus>, usize) {
     let (mut state, mut devices, mut changes) = (RequestState::Unspecified, BTreeMap::new(), 0);
     for message in messages {
@@ -69,7 +72,10 @@ fn end(messages: &[WatchRequestResponse]) -> (RequestState, Vec<DeviceStatus>, u
 fn assert_reason(device: &DeviceStatus, n: usize) {
     assert_eq!(device.identifiers.as_ref().unwrap().eid, upstream_device(n).eid.as_str());
     assert_eq!(device.state(), DeviceState::Failed);
-    assert_eq!(device.fault.as_ref().map(|fault| fault.message.as_str()), Some(&*format!("no {n}")));
+    assert_eq!(
+        device.fault.as_ref().map(|fault| fault.message.as_str()),
+        Some(&*format!("no {n}"))
+    );
 }
 
 /// An order that ThingSpace has and whose answer is lost; the id of its request.
@@ -81,7 +87,10 @@ async fn lose(upstream: &Upstream, client: &mut Client, key: &str, devices: &[us
 
 #[track_caller]
 fn unknown(placed: Result<RequestId, Status>) {
-    assert_eq!(kind(&placed.unwrap_err()), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
+    assert_eq!(
+        kind(&placed.unwrap_err()),
+        (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned())
+    );
 }
 
 /// Waits until a call with the key of an order of unknown fate has an id.
@@ -276,7 +285,10 @@ async fn a_restart_knows_that_callbacks_arrive() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     upstream.sim.finish_all(&id, Outcome::Failed);
-    assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Succeeded, DeviceState::Pending]);
+    assert_eq!(
+        states(&shown(&mut client, &id).await),
+        [DeviceState::Succeeded, DeviceState::Pending]
+    );
     call_back(&gateway, &id, 1, StatusClass::Failed).await;
     becomes_final(&client, &id).await;
     assert_reason(&shown(&mut client, &id).await.devices[1], 1);
@@ -296,7 +308,10 @@ async fn without_callbacks_nothing_waits_for_them() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     upstream.sim.finish_all(&id, Outcome::Failed);
-    assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Succeeded, DeviceState::Failed]);
+    assert_eq!(
+        states(&shown(&mut client, &id).await),
+        [DeviceState::Succeeded, DeviceState::Failed]
+    );
 }
 
 #[tokio::test]
@@ -353,7 +368,11 @@ async fn a_drain_does_not_wait_for_a_lead() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let id = lose(&upstream, &mut client, "k", &[0]).await;
-    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(Gate::default())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(Gate::default()),
+    ));
     call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
     gateway.stop().await;
@@ -376,7 +395,8 @@ async fn requests_with_other_devices_are_not_what_became_of_an_order() {
         call_back(&gateway, &other, 1, StatusClass::Succeeded).await;
         unknown(place(&mut client, "k", 0..2).await);
     }
-    // One of another account that names the device, and one of no device of the order, cost no question.
+    // One of another account that names the device, and one of no device of the order, cost no
+    // question.
     let elsewhere = upstream.sim.add_request(upstream.accounts[1].clone(), [upstream_device(0)]);
     let said = says(0, StatusClass::Succeeded);
     gateway.requests.called_back(&upstream.accounts[1], &elsewhere, said).await.unwrap();

@@ -1,7 +1,8 @@
-//! A deadline ends a call as DEADLINE_EXCEEDED with its reason, never as CANCELLED, whatever is in the way.
+//! A deadline ends a call as DEADLINE_EXCEEDED with its reason, never as CANCELLED, whatever is in
+//! the way.
 //!
-//! The client here has no timer of its own: `grpc-timeout` is a header that it is given, and what it reads is what the server
-//! answered.
+//! The client here has no timer of its own: `grpc-timeout` is a header that it is given, and what
+//! it reads is what the server answered.
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use hyper_util::{
@@ -65,11 +66,14 @@ async fn end_of_watch(mut client: Raw, request: Request<WatchRequestRequest>) ->
     }
 }
 
-/// Hundreds of calls at once on two threads, so that some are asked late, with deadlines that none of them can meet.
+/// Hundreds of calls at once on two threads, so that some are asked late, with deadlines that none
+/// of them can meet.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_deadline_is_exceeded_and_none_cancelled() {
-    const TIMEOUTS: [&str; 14] =
-        ["0n", "1n", "1u", "1m", "2m", "5m", "10m", "19m", "20m", "21m", "30m", "50m", "100m", "300000u"];
+    const TIMEOUTS: [&str; 14] = [
+        "0n", "1n", "1u", "1m", "2m", "5m", "10m", "19m", "20m", "21m", "30m", "50m", "100m",
+        "300000u",
+    ];
     const ROUNDS: usize = 12;
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
@@ -84,14 +88,24 @@ async fn every_deadline_is_exceeded_and_none_cancelled() {
         let mut asking = client.clone();
         let asked = timed(question(&id), timeout);
         calls.push(
-            async move { (format!("a status, {timeout}"), asking.get_request_status(asked).await.unwrap_err()) }
-                .boxed(),
+            async move {
+                (
+                    format!("a status, {timeout}"),
+                    asking.get_request_status(asked).await.unwrap_err(),
+                )
+            }
+            .boxed(),
         );
         let mut ordering = client.clone();
         let ordered = timed(order(&format!("k{n}"), [1 + n]), timeout);
         calls.push(
-            async move { (format!("an order, {timeout}"), ordering.download_profile(ordered).await.unwrap_err()) }
-                .boxed(),
+            async move {
+                (
+                    format!("an order, {timeout}"),
+                    ordering.download_profile(ordered).await.unwrap_err(),
+                )
+            }
+            .boxed(),
         );
         let watched = end_of_watch(client.clone(), timed(target(&id), timeout));
         calls.push(async move { (format!("a watch, {timeout}"), watched.await.1) }.boxed());

@@ -145,16 +145,22 @@ async fn dev_gives_a_tour_that_works() {
     let last = answers.last().unwrap();
     assert_eq!(last["change"]["state"], "REQUEST_STATE_PARTIALLY_SUCCEEDED", "{answers:#?}");
     // A poll does not tell why a device failed; a callback does.
-    let devices = answers.iter().filter_map(|answer| answer["change"]["devices"].as_array()).flatten();
-    let failed: Vec<_> = devices.filter(|device| device["state"] == "DEVICE_STATE_FAILED").collect();
-    assert!(!failed.is_empty() && failed.iter().all(|device| device["fault"].is_object()), "{answers:#?}");
+    let devices =
+        answers.iter().filter_map(|answer| answer["change"]["devices"].as_array()).flatten();
+    let failed: Vec<_> =
+        devices.filter(|device| device["state"] == "DEVICE_STATE_FAILED").collect();
+    assert!(
+        !failed.is_empty() && failed.iter().all(|device| device["fault"].is_object()),
+        "{answers:#?}"
+    );
     dev.end().await;
 }
 
 /// The commands of the README, before and after the tour of `dev`: none uses up another's key.
 #[tokio::test]
 async fn the_readme_works_in_any_order() {
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let (_, rest) = readme.split_once("```sh\ngrpcurl").unwrap();
     let snippet = format!("grpcurl{}", rest.split_once("```").unwrap().0);
     let dev = Dev::start(&[]).await;
@@ -164,7 +170,10 @@ async fn the_readme_works_in_any_order() {
     let again = paste(&snippet).await;
     assert!(first[0]["requestId"].is_string(), "{first:#?}");
     assert_ne!(first[0]["requestId"], tour[0]["requestId"]);
-    assert_eq!((&again[0]["requestId"], &again[0]["replayed"]), (&first[0]["requestId"], &true.into()));
+    assert_eq!(
+        (&again[0]["requestId"], &again[0]["replayed"]),
+        (&first[0]["requestId"], &true.into())
+    );
     dev.end().await;
 }
 

@@ -13,8 +13,12 @@ const SERVICE: &str = "thingspace.esim.v1.EsimService";
 
 /// The file that describes the service, with its comments.
 fn check_descriptor(files: &[Vec<u8>]) {
-    let files: Vec<_> = files.iter().map(|file| FileDescriptorProto::decode(&file[..]).unwrap()).collect();
-    let file = files.iter().find(|file| file.package() == "thingspace.esim.v1").expect("the service's file");
+    let files: Vec<_> =
+        files.iter().map(|file| FileDescriptorProto::decode(&file[..]).unwrap()).collect();
+    let file = files
+        .iter()
+        .find(|file| file.package() == "thingspace.esim.v1")
+        .expect("the service's file");
     let methods: Vec<_> = file.service[0].method.iter().map(MethodDescriptorProto::name).collect();
     assert_eq!(methods, ["DownloadProfile", "GetRequestStatus", "WatchRequest"]);
     let locations = &file.source_code_info.as_ref().expect("source info").location;
@@ -40,7 +44,8 @@ macro_rules! reflection {
         async fn $version() {
             use tonic_reflection::pb::$version::{
                 ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+                server_reflection_request::MessageRequest,
+                server_reflection_response::MessageResponse,
             };
             let upstream = Upstream::manual().await;
             let gateway = upstream.gateway().await;
@@ -57,15 +62,29 @@ macro_rules! reflection {
             let asked = client.server_reflection_info(tokio_stream::iter(questions));
             let mut answers = within("reflection", asked).await.unwrap().into_inner();
             let mut answer = async || {
-                within("an answer", answers.message()).await.unwrap().unwrap().message_response.unwrap()
+                within("an answer", answers.message())
+                    .await
+                    .unwrap()
+                    .unwrap()
+                    .message_response
+                    .unwrap()
             };
-            let MessageResponse::ListServicesResponse(list) = answer().await else { panic!("no list") };
+            let MessageResponse::ListServicesResponse(list) = answer().await else {
+                panic!("no list")
+            };
             let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-            assert!(names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"), "{names:?}");
-            let MessageResponse::FileDescriptorResponse(files) = answer().await else { panic!("no files") };
+            assert!(
+                names.contains(&SERVICE) && names.contains(&"grpc.health.v1.Health"),
+                "{names:?}"
+            );
+            let MessageResponse::FileDescriptorResponse(files) = answer().await else {
+                panic!("no files")
+            };
             check_descriptor(&files.file_descriptor_proto);
             // Without it grpcurl shows the details of an error as base64.
-            let MessageResponse::FileDescriptorResponse(_) = answer().await else { panic!("no details") };
+            let MessageResponse::FileDescriptorResponse(_) = answer().await else {
+                panic!("no details")
+            };
             drop((answers, client));
             gateway.stop().await;
         }
@@ -128,7 +147,9 @@ async fn health_during_a_drain() {
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     watching.event().await;
     gateway.stop.soft.cancel();
-    while within("health", said.message()).await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+    while within("health", said.message()).await.unwrap().unwrap().status()
+        != ServingStatus::NotServing
+    {}
     drop((said, health, watching, client));
     gateway.stop().await;
 }

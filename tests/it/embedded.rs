@@ -16,7 +16,8 @@ const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinitio
 
 const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
 
-/// Moves every time stamp of a store, as if the host's clock had been wrong while they were written.
+/// Moves every time stamp of a store, as if the host's clock had been wrong while they were
+/// written.
 fn shift_stamps(path: &Path, by: i64) {
     let database = Database::open(path).unwrap();
     let txn = database.begin_write().unwrap();
@@ -42,14 +43,15 @@ fn shift_stamps(path: &Path, by: i64) {
             by_age.insert(version, (time + by, cell.as_str())).unwrap();
         }
         let mut tail = txn.open_table(TAIL).unwrap();
-        let (commit, sequence, time, version, swept, bytes) = tail.get(()).unwrap().unwrap().value();
+        let (commit, sequence, time, version, swept, bytes) =
+            tail.get(()).unwrap().unwrap().value();
         tail.insert((), (commit, sequence, time + by, version, swept, bytes)).unwrap();
     }
     txn.commit().unwrap();
 }
 
-/// A host whose clock is 40 days ahead of the one that wrote the store, and one whose clock is right
-/// again after 40 days too many.
+/// A host whose clock is 40 days ahead of the one that wrote the store, and one whose clock is
+/// right again after 40 days too many.
 #[tokio::test]
 async fn a_clock_that_jumps_by_forty_days_forgets_nothing() {
     for days in [-40, 40] {
@@ -168,7 +170,8 @@ async fn a_log_that_cannot_be_read_is_set_aside() {
 
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    let unreadable: Vec<_> = gateway.requests.unreadable_logs().into_iter().map(|(log, _)| log).collect();
+    let unreadable: Vec<_> =
+        gateway.requests.unreadable_logs().into_iter().map(|(log, _)| log).collect();
     assert_eq!(unreadable, [log]);
     assert_eq!(ask(&mut client, question(&sound)).await.unwrap().request_id, sound.as_str());
     let status = ask(&mut client, question(&damaged)).await.unwrap_err();

@@ -5,7 +5,8 @@ use thingspace_gateway::config::{Config, StoreKind};
 use crate::harness::{Gateway, Upstream};
 
 impl Upstream {
-    /// A configuration as that of the `n`th replica over the NATS at these URLs, which stores everything so often.
+    /// A configuration as that of the `n`th replica over the NATS at these URLs, which stores
+    /// everything so often.
     pub fn replica(&self, config: &Config, url: &str, stored: usize, n: usize) -> Config {
         let mut config = config.clone();
         config.store.kind = StoreKind::Nats;

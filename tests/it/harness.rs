@@ -1,7 +1,8 @@
 //! A gateway and a simulated ThingSpace for one test, over real sockets.
 //!
-//! It fails loudly: a gateway that ends by itself fails the test that waits for it, every wait has a deadline, and at the end of
-//! a test the simulator must not have seen a call that it does not know.
+//! It fails loudly: a gateway that ends by itself fails the test that waits for it, every wait has
+//! a deadline, and at the end of a test the simulator must not have seen a call that it does not
+//! know.
 
 use std::{
     future::Future,
@@ -24,9 +25,9 @@ use thingspace_gateway::{
     config::{Config, Credentials},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
-        DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest, GetRequestStatusRequest,
-        RequestStatus, WatchRequestRequest, WatchRequestResponse, esim_service_client::EsimServiceClient,
-        watch_request_response::Event,
+        DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest,
+        GetRequestStatusRequest, RequestStatus, WatchRequestRequest, WatchRequestResponse,
+        esim_service_client::EsimServiceClient, watch_request_response::Event,
     },
     requests::Requests,
     shutdown::Stop,
@@ -40,7 +41,8 @@ use tonic::{
 };
 use tonic_types::StatusExt;
 
-/// No wait in a test is longer. It ends before nextest ends the test, so that a stuck test says where.
+/// No wait in a test is longer. It ends before nextest ends the test, so that a stuck test says
+/// where.
 pub const DEADLINE: Duration = Duration::from_secs(45);
 
 pub const ACCOUNT: &str = "0000123456-00001";
@@ -64,7 +66,8 @@ pub fn eventually<F: Future<Output = bool>>(
     }
 }
 
-/// Repeats something until it succeeds, as a client does, and fails the test if it does not in time.
+/// Repeats something until it succeeds, as a client does, and fails the test if it does not in
+/// time.
 #[track_caller]
 pub fn eventually_ok<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(
     what: &str,
@@ -77,7 +80,9 @@ pub fn eventually_ok<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(
         loop {
             match attempt().await {
                 Ok(done) => return done,
-                Err(error) => assert!(Instant::now() < deadline, "not in time ({caller}): {what}: {error:?}"),
+                Err(error) => {
+                    assert!(Instant::now() < deadline, "not in time ({caller}): {what}: {error:?}")
+                }
             }
             tick.tick().await;
         }
@@ -128,12 +133,14 @@ impl Upstream {
         }
         let accounts = options.accounts.clone();
         let simulator = Simulator::bind(options).await.unwrap();
-        let (sim, base_url, stop) = (simulator.handle(), simulator.base_url(), CancellationToken::new());
+        let (sim, base_url, stop) =
+            (simulator.handle(), simulator.base_url(), CancellationToken::new());
         tokio::spawn(simulator.run(stop.clone()));
         Self { sim, base_url, accounts, dir, stop }
     }
 
-    /// A configuration for this upstream: quick polls, a rate that is no obstacle, a store in this test's folder.
+    /// A configuration for this upstream: quick polls, a rate that is no obstacle, a store in this
+    /// test's folder.
     pub fn config(&self) -> Config {
         let mut config = Config::defaults();
         let file = |name: &str| self.dir.path().join(name);
@@ -157,12 +164,14 @@ impl Upstream {
         config
     }
 
-    /// A configuration with which ThingSpace is asked when a caller's question needs it, and at no other time.
+    /// A configuration with which ThingSpace is asked when a caller's question needs it, and at no
+    /// other time.
     pub fn quiet(&self) -> Config {
         let mut config = self.config();
         let never = Duration::from_hours(1);
         config.polling.min_age = Duration::ZERO;
-        (config.polling.first, config.polling.max_watched, config.polling.max) = (never, never, never);
+        (config.polling.first, config.polling.max_watched, config.polling.max) =
+            (never, never, never);
         config
     }
 
@@ -174,7 +183,8 @@ impl Upstream {
         config
     }
 
-    /// The same for the first account, which registers the listener: results come by callbacks alone.
+    /// The same for the first account, which registers the listener: results come by callbacks
+    /// alone.
     pub fn called(&self) -> Config {
         let mut config = self.with_callbacks();
         config.credentials[0].accounts.truncate(1);
@@ -288,7 +298,8 @@ impl Process {
         Self::spawn_until(&mut serve_command(config, dir), "listening")
     }
 
-    /// Starts a command that serves, and waits until it is ready. Its log is that of `info`, unless the command says otherwise.
+    /// Starts a command that serves, and waits until it is ready. Its log is that of `info`, unless
+    /// the command says otherwise.
     pub fn spawn(command: &mut Command) -> Self {
         Self::spawn_until(command, "ready")
     }
@@ -306,7 +317,9 @@ impl Process {
             .unwrap();
         let (tell, log) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok()));
+        thread::spawn(move || {
+            lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok())
+        });
         let (mut address, mut admin, mut callbacks) = (None, None, None);
         let mut seen = Vec::new();
         loop {
@@ -341,8 +354,9 @@ impl Process {
     pub fn wait_for_line(&mut self, text: &str) {
         while !self.seen.iter().any(|line| line.contains(text)) {
             let line = self.log.recv_timeout(DEADLINE);
-            self.seen
-                .push(line.unwrap_or_else(|_| panic!("the log does not say {text:?}: {:#?}", self.seen)));
+            self.seen.push(
+                line.unwrap_or_else(|_| panic!("the log does not say {text:?}: {:#?}", self.seen)),
+            );
         }
     }
 
@@ -452,7 +466,8 @@ pub async fn place(
     key: &str,
     devices: impl IntoIterator<Item = usize>,
 ) -> Result<RequestId, Status> {
-    let answer = within("an order", client.download_profile(order(key, devices))).await?.into_inner();
+    let answer =
+        within("an order", client.download_profile(order(key, devices))).await?.into_inner();
     Ok(RequestId::parse(&answer.request_id).unwrap())
 }
 
@@ -504,7 +519,10 @@ pub fn question(id: &RequestId) -> GetRequestStatusRequest {
     }
 }
 
-pub async fn ask(client: &mut Client, question: GetRequestStatusRequest) -> Result<RequestStatus, Status> {
+pub async fn ask(
+    client: &mut Client,
+    question: GetRequestStatusRequest,
+) -> Result<RequestStatus, Status> {
     let answer = within("a status", client.get_request_status(question)).await?.into_inner();
     Ok(answer.status.unwrap())
 }
@@ -522,7 +540,11 @@ pub fn kind(status: &Status) -> (Code, String) {
 /// A watch, with every wait bounded.
 pub struct Watching(Streaming<WatchRequestResponse>);
 
-pub async fn watch(client: &mut Client, id: &RequestId, resume_token: &str) -> Result<Watching, Status> {
+pub async fn watch(
+    client: &mut Client,
+    id: &RequestId,
+    resume_token: &str,
+) -> Result<Watching, Status> {
     let request = WatchRequestRequest {
         account_name: ACCOUNT.to_owned(),
         request_id: id.to_string(),
@@ -573,9 +595,11 @@ impl Watching {
     }
 }
 
-/// The reason in a status's `ErrorInfo`, which every error has. One that asks for a repetition says when.
+/// The reason in a status's `ErrorInfo`, which every error has. One that asks for a repetition says
+/// when.
 pub fn reason(status: &Status) -> String {
-    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    let info =
+        status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
     assert_eq!(info.domain, "thingspace-gateway");
     if matches!(status.code(), Code::Unavailable | Code::ResourceExhausted) {
         let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);

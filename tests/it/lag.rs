@@ -1,4 +1,5 @@
-//! A store that answers late or not at all, and a follower that lags: nothing is left behind, stored twice or waited for.
+//! A store that answers late or not at all, and a follower that lags: nothing is left behind,
+//! stored twice or waited for.
 
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,8 @@ async fn stored(nats: &NatsServer, subject: &str) -> Vec<Kind> {
     messages.iter().filter_map(|message| event::decode(&message.payload)?.kind).collect()
 }
 
-/// NATS does not say whether an order was stored before it is sent. It is never sent; without an outcome it would stay in
-/// memory for days.
+/// NATS does not say whether an order was stored before it is sent. It is never sent; without an
+/// outcome it would stay in memory for days.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_may_be_stored_and_is_not_sent_gets_an_outcome() {
     let nats = NatsServer::start_with(&users("")).await;
@@ -61,7 +62,8 @@ async fn an_order_that_may_be_stored_and_is_not_sent_gets_an_outcome() {
     gateway.stop().await;
 }
 
-/// What an answer tells is compared with what is folded. A follower that lags has not folded what the last answer told.
+/// What an answer tells is compared with what is folded. A follower that lags has not folded what
+/// the last answer told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn news_that_is_not_folded_yet_is_stored_once() {
     let nats = NatsServer::start_with(&users("")).await;
@@ -101,8 +103,11 @@ async fn a_drain_ends_in_time_although_an_accepted_order_cannot_be_finished() {
     within("the store", store.usable()).await;
     let order_id = Uuid::now_v7().to_string();
     let request = RequestId::parse("accepted-1").unwrap();
-    let ordered =
-        storage::Ordered { account: ACCOUNT.to_owned(), key_cell: "key".to_owned(), ..Default::default() };
+    let ordered = storage::Ordered {
+        account: ACCOUNT.to_owned(),
+        key_cell: "key".to_owned(),
+        ..Default::default()
+    };
     let accepted_as = storage::AcceptedAs { request_id: request.to_string() };
     let log = LogName::order(&order_id);
     for (once, kind) in

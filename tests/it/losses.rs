@@ -1,5 +1,5 @@
-//! A store that forgot something: nothing is ordered twice, no replica is ready, everybody is told what is missing, and all
-//! goes on, without a restart, once an operator has accepted it.
+//! A store that forgot something: nothing is ordered twice, no replica is ready, everybody is told
+//! what is missing, and all goes on, without a restart, once an operator has accepted it.
 
 mod alone;
 mod guards;
@@ -41,18 +41,21 @@ async fn all_say(gateways: &[Gateway], what: &str) {
             said.contains(what) && said.contains("store accept-loss")
         })
         .await;
-        eventually("health says so", async || health(gateway).await == ServingStatus::NotServing).await;
+        eventually("health says so", async || health(gateway).await == ServingStatus::NotServing)
+            .await;
     }
 }
 
 async fn all_are_ready(gateways: &[Gateway]) {
     for gateway in gateways {
         eventually("it is ready", async || readiness(gateway).await.0 == 200).await;
-        eventually("health says so", async || health(gateway).await == ServingStatus::Serving).await;
+        eventually("health says so", async || health(gateway).await == ServingStatus::Serving)
+            .await;
     }
 }
 
-/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if it were new.
+/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if
+/// it were new.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -83,7 +86,9 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
 
     let ended = loop {
         match watching.next().await {
-            Ok(Some(message)) => assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}"),
+            Ok(Some(message)) => {
+                assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}")
+            }
             Ok(None) => panic!("it is not finished"),
             Err(status) => break status,
         }
@@ -91,17 +96,21 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     assert_eq!(kind(&ended), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
     assert_eq!(ended.get_details_error_info().unwrap().metadata["resumeToken"], token);
     assert_eq!(next().await, ServingStatus::Serving);
-    // The token is of another epoch: the watch begins with where the request stands, as ThingSpace tells it.
+    // The token is of another epoch: the watch begins with where the request stands, as ThingSpace
+    // tells it.
     upstream.sim.finish_all(&id, Outcome::Success);
     let mut again = client.clone();
-    let resumed = eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
+    let resumed =
+        eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
     let rest = resumed.rest().await;
     assert!(matches!(rest[0].event, Some(Event::Snapshot(_))), "{rest:?}");
     let other =
-        eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await).await;
+        eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await)
+            .await;
     assert_eq!(ask(&mut again, question(&other)).await.unwrap().revision, 1);
     // What ThingSpace was told of callbacks holds on.
-    let second = Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
+    let second =
+        Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
     eventually("the path is as it was", async || Sender::new(&second).path == path).await;
     stop(gateways).await;
     stop([second]).await;
@@ -164,7 +173,8 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
     for n in 0..KEYS {
         let mut client = client.clone();
         let key = format!("key-{n}");
-        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [n]).await).await;
+        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [n]).await)
+            .await;
         place(&mut client, &key, [n]).await.unwrap();
     }
     // What no gateway has seen cannot be missed.
@@ -208,8 +218,9 @@ pub async fn delete_consumers(nats: &NatsServer) {
     }
 }
 
-/// All streams are put back to a backup while no gateway runs. Without the mark that the documentation says to remove
-/// nothing could tell; with that, the gateways wait, and do not trust the backup's count of rejected logins.
+/// All streams are put back to a backup while no gateway runs. Without the mark that the
+/// documentation says to remove nothing could tell; with that, the gateways wait, and do not trust
+/// the backup's count of rejected logins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void() {
     const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
@@ -259,13 +270,15 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     for (n, gateway) in gateways.iter().enumerate() {
         let client = gateway.client().await;
         let key = format!("after-{n}");
-        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [3 + n]).await).await;
+        eventually_ok("orders are taken", async || place(&mut client.clone(), &key, [3 + n]).await)
+            .await;
     }
     assert_eq!(upstream.sim.ledger().logins_rejected, rejected);
     stop(gateways).await;
 }
 
-/// A follower that can no longer read is noticed while everything else works, and goes on by itself.
+/// A follower that can no longer read is noticed while everything else works, and goes on by
+/// itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_stands_still_is_noticed() {
     let nats = NatsServer::start_with(&users("")).await;
@@ -276,8 +289,10 @@ async fn a_follower_that_stands_still_is_noticed() {
     nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
     delete_consumers(&nats).await;
     // Durable, whether or not it can be shown.
-    let stored: RequestId =
-        eventually_ok("an order is stored", async || place(&mut client.clone(), "after", [1]).await).await;
+    let stored: RequestId = eventually_ok("an order is stored", async || {
+        place(&mut client.clone(), "after", [1]).await
+    })
+    .await;
     eventually("it is not ready", async || readiness(&gateway).await.0 == 503).await;
     let said = readiness(&gateway).await.1;
     assert!(said.contains("the store is no longer followed"), "{said}");
@@ -289,7 +304,8 @@ async fn a_follower_that_stands_still_is_noticed() {
     stop([gateway]).await;
 }
 
-/// The embedded store's file, put back to what it was: a revision that a watcher has seen exists again with other content.
+/// The embedded store's file, put back to what it was: a revision that a watcher has seen exists
+/// again with other content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     let upstream = Upstream::manual().await;
@@ -324,7 +340,8 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     drop(watching);
     gateway.stop().await;
 
-    // The whole folder is put back, as by a snapshot of its volume: nothing tells that the file is an older one.
+    // The whole folder is put back, as by a snapshot of its volume: nothing tells that the file is
+    // an older one.
     copy(".copy", "");
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;

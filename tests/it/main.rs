@@ -1,5 +1,6 @@
-//! What the gateway promises, from outside: real sockets, the simulator as ThingSpace, a real gRPC client, and the real binary
-//! where a process matters. One binary, because linking is what takes long.
+//! What the gateway promises, from outside: real sockets, the simulator as ThingSpace, a real gRPC
+//! client, and the real binary where a process matters. One binary, because linking is what takes
+//! long.
 
 #![allow(
     clippy::unwrap_used,

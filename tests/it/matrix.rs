@@ -1,8 +1,10 @@
-//! Upstream trouble stays upstream: every call of ThingSpace's, failing in every way, before it has its effect and after.
+//! Upstream trouble stays upstream: every call of ThingSpace's, failing in every way, before it has
+//! its effect and after.
 //!
-//! Each cell has a gateway and a ThingSpace of its own. The gateway holds both tokens and has a request open; then one kind of
-//! call fails, and a caller meets it. Checked are what the caller reads, what that cost upstream, what is stored, and that the
-//! same call ends right once the trouble is over.
+//! Each cell has a gateway and a ThingSpace of its own. The gateway holds both tokens and has a
+//! request open; then one kind of call fails, and a caller meets it. Checked are what the caller
+//! reads, what that cost upstream, what is stored, and that the same call ends right once the
+//! trouble is over.
 
 pub mod failure;
 mod table;
@@ -139,12 +141,16 @@ impl World {
                 .all(|endpoint| ledger.in_flight(*endpoint) == 0)
         };
         let ledger = self.upstream.sim.wait_until(DEADLINE, idle).await;
-        assert!(!ledger.locked && ledger.logins_rejected == 0, "the credentials are good: {ledger:?}");
+        assert!(
+            !ledger.locked && ledger.logins_rejected == 0,
+            "the credentials are good: {ledger:?}"
+        );
     }
 }
 
-/// Whether to come back, as the documentation for clients says; waits for as long as the answer says. What the trouble made
-/// callers read they may read for a moment longer, so a caller may come back for that, too.
+/// Whether to come back, as the documentation for clients says; waits for as long as the answer
+/// says. What the trouble made callers read they may read for a moment longer, so a caller may come
+/// back for that, too.
 async fn asks_to_come_back(status: &Status, trouble: (Code, &str)) -> bool {
     let (code, why) = kind(status);
     let again = matches!(code, Code::Unavailable | Code::ResourceExhausted)
@@ -186,7 +192,10 @@ async fn order_cell(cell: Cell, key: Key) {
         && cell.failure == Failure::Hang;
     let times = executed + u64::from(key == Key::Free) + u64::from(late);
     assert_eq!(world.times_ordered() as u64, times);
-    assert!(times <= 1 || executed > 0 && table::is_a_lie(cell.endpoint, cell.failure), "ordered twice");
+    assert!(
+        times <= 1 || executed > 0 && table::is_a_lie(cell.endpoint, cell.failure),
+        "ordered twice"
+    );
 }
 
 async fn status_cell(cell: Cell) {
@@ -198,7 +207,8 @@ async fn status_cell(cell: Cell) {
     // What was seen before is still what is stored.
     let an_hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
     let seen =
-        ask(&mut world.client, GetRequestStatusRequest { max_age: Some(an_hour), ..now.clone() }).await;
+        ask(&mut world.client, GetRequestStatusRequest { max_age: Some(an_hour), ..now.clone() })
+            .await;
     let seen = seen.unwrap();
     assert_eq!((seen.state(), seen.revision), (RequestState::Pending, 1));
     assert_eq!(world.calls(), cell.calls, "nobody had to be asked");

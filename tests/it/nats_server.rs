@@ -1,8 +1,9 @@
-//! Real NATS servers for one test, alone or as a cluster of three, which it may kill, freeze and start again.
+//! Real NATS servers for one test, alone or as a cluster of three, which it may kill, freeze and
+//! start again.
 //!
-//! They are `target/tools/bin/nats-server`, which `make tools` installs, or what NATS_SERVER names; never the machine's own.
-//! Each process that tests has a loopback address of its own, so that ports are fixed and belong to nobody else: a server
-//! that was killed comes back where it was.
+//! They are `target/tools/bin/nats-server`, which `make tools` installs, or what NATS_SERVER names;
+//! never the machine's own. Each process that tests has a loopback address of its own, so that
+//! ports are fixed and belong to nobody else: a server that was killed comes back where it was.
 
 use std::{
     fs::{self, File},
@@ -78,7 +79,8 @@ impl NatsServer {
     }
 
     fn new(name: &str, at: Ports, folder: &Path, more: &str) -> Self {
-        let (config, log) = (folder.join(format!("{name}.conf")), folder.join(format!("{name}.log")));
+        let (config, log) =
+            (folder.join(format!("{name}.conf")), folder.join(format!("{name}.log")));
         let (said, store) = (log.display(), folder.join(name));
         let store = store.display();
         let Ports { client, health, .. } = at;
@@ -149,7 +151,8 @@ impl NatsServer {
         let mut command = Command::new(binary());
         command.arg("--config").arg(&self.config).stdin(Stdio::null());
         // It logs to its file; what it says before it can is an error.
-        self.child = Some(command.stdout(Stdio::null()).spawn().expect("nats-server can be started"));
+        self.child =
+            Some(command.stdout(Stdio::null()).spawn().expect("nats-server can be started"));
     }
 
     /// Starts it and waits until it is ready.
@@ -164,7 +167,12 @@ impl NatsServer {
         while !self.is_well() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             assert!(ended.is_none(), "{} ended ({ended:?}):\n{}", self.name, self.last_words());
-            assert!(began.elapsed() < DEADLINE, "{} is not ready:\n{}", self.name, self.last_words());
+            assert!(
+                began.elapsed() < DEADLINE,
+                "{} is not ready:\n{}",
+                self.name,
+                self.last_words()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -228,7 +236,12 @@ impl NatsServer {
         let began = Instant::now();
         let mut child = self.child.take().expect("it runs");
         while child.try_wait().unwrap().is_none() {
-            assert!(began.elapsed() < DEADLINE, "{} does not end:\n{}", self.name, self.last_words());
+            assert!(
+                began.elapsed() < DEADLINE,
+                "{} does not end:\n{}",
+                self.name,
+                self.last_words()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -279,18 +292,23 @@ impl NatsCluster {
 
     /// The server with this name, such as the leader of a stream.
     pub fn named(&mut self, name: &str) -> &mut NatsServer {
-        self.servers.iter_mut().find(|server| server.name == name).expect("a server of this cluster")
+        self.servers
+            .iter_mut()
+            .find(|server| server.name == name)
+            .expect("a server of this cluster")
     }
 }
 
 fn cluster(at: &Ports, all: &[Ports]) -> String {
-    let routes: Vec<_> = all.iter().map(|Ports { cluster, .. }| format!("\"nats://{cluster}\"")).collect();
+    let routes: Vec<_> =
+        all.iter().map(|Ports { cluster, .. }| format!("\"nats://{cluster}\"")).collect();
     let listen = at.cluster;
     format!("cluster {{ name: test, listen: \"{listen}\", routes: [{}] }}", routes.join(", "))
 }
 
 impl Ports {
-    /// Those of one more server of this process: 127.0.0.0/8 is the machine's own, and process ids are unique on it.
+    /// Those of one more server of this process: 127.0.0.0/8 is the machine's own, and process ids
+    /// are unique on it.
     fn next() -> Self {
         const FIRST: u16 = 20_000;
         static NEXT: AtomicU16 = AtomicU16::new(FIRST);

@@ -28,7 +28,10 @@ async fn refused(client: &mut Client, order: DownloadProfileRequest) -> Status {
     send(client, order).await.unwrap_err()
 }
 
-fn with_deadline(order: DownloadProfileRequest, deadline: Duration) -> Request<DownloadProfileRequest> {
+fn with_deadline(
+    order: DownloadProfileRequest,
+    deadline: Duration,
+) -> Request<DownloadProfileRequest> {
     let mut request = Request::new(order);
     request.set_timeout(deadline);
     request
@@ -40,7 +43,10 @@ fn assert_is(status: &Status, code: Code, why: &str) {
 }
 
 fn retry_delay(status: &Status) -> Duration {
-    status.get_details_retry_info().and_then(|info| info.retry_delay).expect("it says when to repeat")
+    status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
+        .expect("it says when to repeat")
 }
 
 fn eid(n: usize) -> String {
@@ -87,12 +93,15 @@ async fn the_same_key_is_the_same_order_on_its_account() {
     }
     assert_eq!(upstream.sim.ledger().orders.len(), 1);
 
-    let elsewhere =
-        DownloadProfileRequest { account_name: upstream.accounts[1].to_string(), ..order("k", 0..2) };
+    let elsewhere = DownloadProfileRequest {
+        account_name: upstream.accounts[1].to_string(),
+        ..order("k", 0..2)
+    };
     let elsewhere = send(&mut client, elsewhere).await.unwrap();
     assert!(!elsewhere.replayed);
     assert_ne!(elsewhere.request_id, first.request_id);
-    let placed: Vec<_> = upstream.sim.ledger().orders.iter().map(|order| order.account.clone()).collect();
+    let placed: Vec<_> =
+        upstream.sim.ledger().orders.iter().map(|order| order.account.clone()).collect();
     assert_eq!(placed, upstream.accounts);
 }
 

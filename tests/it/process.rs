@@ -50,7 +50,8 @@ pub fn text(bytes: &[u8]) -> &str {
 
 #[tokio::test]
 async fn every_command_explains_itself() {
-    let commands: [&[&str]; 6] = [&[], &["serve"], &["dev"], &["simulate"], &["check"], &["health"]];
+    let commands: [&[&str]; 6] =
+        [&[], &["serve"], &["dev"], &["simulate"], &["check"], &["health"]];
     for command in commands {
         let output = run_with(&[command, &["--help"]].concat()).await;
         let help = text(&output.stdout);
@@ -76,7 +77,11 @@ async fn wrong_usage_is_64() {
     ];
     for arguments in wrong {
         let output = run_with(arguments).await;
-        assert_eq!((output.status.code(), text(&output.stdout)), (Some(USAGE), ""), "{arguments:?}");
+        assert_eq!(
+            (output.status.code(), text(&output.stdout)),
+            (Some(USAGE), ""),
+            "{arguments:?}"
+        );
         assert!(!output.stderr.is_empty(), "{arguments:?}");
     }
 }
@@ -121,7 +126,11 @@ password_file = "PASSWORD"
     for command in ["check", "serve"] {
         let output = run_with(&[command, "--config", file.to_str().unwrap()]).await;
         let told = text(&output.stderr);
-        assert_eq!((output.status.code(), text(&output.stdout)), (Some(CONFIGURATION), ""), "{told}");
+        assert_eq!(
+            (output.status.code(), text(&output.stdout)),
+            (Some(CONFIGURATION), ""),
+            "{told}"
+        );
         let missing: Vec<_> = problems.iter().filter(|problem| !told.contains(**problem)).collect();
         assert!(missing.is_empty(), "{command} does not tell of {missing:?}:\n{told}");
     }
@@ -192,7 +201,9 @@ async fn check_prints_what_would_be_used_and_no_secret() {
     assert_eq!(text(&run(check_command(&again)).await.stdout), shown);
 
     let mut command = check_command(&file);
-    command.env("THINGSPACE_GATEWAY__GRPC__HEARTBEET", "7s").env("THINGSPACE_GATEWAY__GRPC__DRAIN", "soon");
+    command
+        .env("THINGSPACE_GATEWAY__GRPC__HEARTBEET", "7s")
+        .env("THINGSPACE_GATEWAY__GRPC__DRAIN", "soon");
     command.env("THINGSPACE_GATEWAY_GRPC_LISTEN", "127.0.0.1:1");
     let output = run(command).await;
     let told = text(&output.stderr);
@@ -203,12 +214,20 @@ async fn check_prints_what_would_be_used_and_no_secret() {
 
 fn hold_an_order(upstream: &Upstream) -> Gate {
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     gate
 }
 
 async fn refuses_connections(address: SocketAddr) {
-    eventually("new connections are refused", || async move { TcpStream::connect(address).is_err() }).await;
+    eventually(
+        "new connections are refused",
+        || async move { TcpStream::connect(address).is_err() },
+    )
+    .await;
 }
 
 fn resume_token(status: &Status) -> String {
@@ -217,7 +236,11 @@ fn resume_token(status: &Status) -> String {
 }
 
 /// A long poll for a change that does not come.
-async fn long_poll(mut client: Client, id: RequestId, revision: i64) -> Result<RequestStatus, Status> {
+async fn long_poll(
+    mut client: Client,
+    id: RequestId,
+    revision: i64,
+) -> Result<RequestStatus, Status> {
     let mut question = question(&id);
     question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
     question.after_revision = revision;
@@ -231,7 +254,8 @@ async fn a_drain_does_not_wait_for_polls_without_end() {
     // Longer than anybody here waits.
     config.grpc.drain = Duration::from_mins(10);
     let gateway = Gateway::start(config).await;
-    // A poll rests ten times as long as it took, and 64 are made at once: with more than 704 requests some always wait.
+    // A poll rests ten times as long as it took, and 64 are made at once: with more than 704
+    // requests some always wait.
     let slow = What::Delay(Duration::from_millis(100));
     upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, slow));
     let client = gateway.client().await;
@@ -316,7 +340,11 @@ async fn sighup_drains_and_status_says_so() {
     let socket = config.control_socket();
     let output = run_with(&["status", "--json", "--socket", socket.to_str().unwrap()]).await;
     let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&status["ready"], &status["waits_for"]), (&false.into(), &"draining".into()), "{status}");
+    assert_eq!(
+        (&status["ready"], &status["waits_for"]),
+        (&false.into(), &"draining".into()),
+        "{status}"
+    );
     let output = run_with(&["status", "--socket", socket.to_str().unwrap()]).await;
     assert!(text(&output.stdout).contains("no: draining"), "{}", text(&output.stdout));
 
@@ -391,7 +419,8 @@ async fn a_second_sigterm_ends_it_at_once() {
 async fn a_proxy_of_the_environment_is_not_used() {
     let upstream = Upstream::manual().await;
     let mut command = serve_command(&upstream.config(), upstream.dir.path());
-    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"]
+    {
         command.env(name, "http://127.0.0.1:1");
     }
     let process = Process::spawn(&mut command);

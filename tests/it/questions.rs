@@ -7,13 +7,18 @@ use tonic::{Code, Request, Status};
 
 use crate::harness::*;
 
-/// A request, and a gateway that asks about it only when somebody does; the next question is held upstream.
+/// A request, and a gateway that asks about it only when somebody does; the next question is held
+/// upstream.
 async fn held() -> (Upstream, Gateway, thingspace_gateway::identity::RequestId, Gate) {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let id = place(&mut gateway.client().await, "k", [0]).await.unwrap();
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     (upstream, gateway, id, gate)
 }
 
@@ -33,11 +38,16 @@ async fn a_question_nobody_waits_for_is_given_up() {
     let client = gateway.client().await;
     let late = ask_for(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late:?}");
-    // Whoever comes now does not wait for an answer that nobody waited for, nor is told that it failed.
+    // Whoever comes now does not wait for an answer that nobody waited for, nor is told that it
+    // failed.
     ask_for(client.clone(), &id, DEADLINE).await.unwrap();
     assert_eq!(upstream.sim.ledger().polls(), 2);
     // One that hangs up counts like one whose time is up.
-    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let hung_up = tokio::spawn({
         let (client, id) = (client.clone(), id.clone());
         async move { ask_for(client, &id, DEADLINE).await }

@@ -2,8 +2,12 @@
 
 use std::process::Command;
 
-use thingspace_gateway::proto::esim::{DeviceCounts, DownloadProfileRequest, DownloadProfileResponse};
-use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
+use thingspace_gateway::proto::esim::{
+    DeviceCounts, DownloadProfileRequest, DownloadProfileResponse,
+};
+use tonic::{
+    Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel,
+};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::ProstCodec;
 
@@ -49,7 +53,13 @@ async fn a_call_that_never_reaches_the_service() {
         ),
         (
             "a service",
-            refused(&channel, "/thingspace.esim.v2.EsimService/DownloadProfile", order(), "identity").await,
+            refused(
+                &channel,
+                "/thingspace.esim.v2.EsimService/DownloadProfile",
+                order(),
+                "identity",
+            )
+            .await,
             (Code::Unimplemented, "UNKNOWN_METHOD"),
         ),
         (
@@ -97,6 +107,9 @@ async fn grpcurl_shows_the_reason() {
         .env("PATH", path_with_grpcurl());
     let output = run(grpcurl).await;
     let said = text(&output.stderr);
-    assert!(said.contains("Code: NotFound") && said.contains(r#""reason":"UNKNOWN_METHOD""#), "{said}");
+    assert!(
+        said.contains("Code: NotFound") && said.contains(r#""reason":"UNKNOWN_METHOD""#),
+        "{said}"
+    );
     gateway.stop().await;
 }

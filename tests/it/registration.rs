@@ -1,4 +1,5 @@
-//! The registration of callbacks: made, kept, never stolen; and results that come by callbacks alone.
+//! The registration of callbacks: made, kept, never stolen; and results that come by callbacks
+//! alone.
 
 mod contests;
 
@@ -10,7 +11,9 @@ use thingspace_gateway::{
     config::Config,
     identity::AccountName,
     proto::esim::{DeviceState, RequestState, watch_request_response::Event},
-    simulator::{self, CallbackOptions, Endpoint, Fault, Gate, Ledger, Registered, Retries, What, When},
+    simulator::{
+        self, CallbackOptions, Endpoint, Fault, Gate, Ledger, Registered, Retries, What, When,
+    },
 };
 
 use crate::harness::*;
@@ -48,7 +51,9 @@ impl Upstream {
         self.sim
             .wait_until(DEADLINE, |ledger| {
                 let [listed, now, _] = calls(ledger);
-                now == registered + 1 && listed >= 2 && ledger.in_flight(Endpoint::ListCallbacks) == 0
+                now == registered + 1
+                    && listed >= 2
+                    && ledger.in_flight(Endpoint::ListCallbacks) == 0
             })
             .await;
         gateway
@@ -85,7 +90,10 @@ async fn registered_at_start_and_then_left_alone() {
 
     config.callbacks.listen = address;
     let gateway = Gateway::start(config).await;
-    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    assert_eq!(
+        gateway.registration().register(&account(), false).await.unwrap(),
+        Outcome::Unchanged
+    );
     gateway.stop().await;
     let [_, registered, deregistered] = calls(&upstream.sim.ledger());
     assert_eq!([registered, deregistered], [1, 0]);
@@ -127,7 +135,10 @@ async fn a_user_name_listed_in_another_case_is_ours() {
     let mut listed = upstream.registered().unwrap();
     listed.username = listed.username.to_uppercase();
     upstream.sim.register(&account(), listed);
-    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    assert_eq!(
+        gateway.registration().register(&account(), false).await.unwrap(),
+        Outcome::Unchanged
+    );
     gateway.stop().await;
 }
 
@@ -171,12 +182,19 @@ async fn a_changed_password_in_the_files_is_registered() {
     std::fs::write(&files[1], "first").unwrap();
     [config.callbacks.username_file, config.callbacks.password_file] = files.clone();
     let gateway = upstream.registering(config).await;
-    let pair = || upstream.registered().map(|r| (r.username, r.password.expose_secret().to_owned()));
+    let pair =
+        || upstream.registered().map(|r| (r.username, r.password.expose_secret().to_owned()));
     assert_eq!(pair(), Some(("from-file".into(), "first".into())));
     std::fs::write(&files[1], "second").unwrap();
-    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+    assert_eq!(
+        gateway.registration().register(&account(), false).await.unwrap(),
+        Outcome::Registered
+    );
     assert_eq!(pair(), Some(("from-file".into(), "second".into())));
-    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Unchanged);
+    assert_eq!(
+        gateway.registration().register(&account(), false).await.unwrap(),
+        Outcome::Unchanged
+    );
     gateway.stop().await;
 }
 
@@ -188,7 +206,10 @@ async fn a_lost_answer_is_settled_by_another_look() {
         let mut config = upstream.called();
         config.callbacks.register = false;
         let gateway = Gateway::start(config).await;
-        assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+        assert_eq!(
+            gateway.registration().register(&account(), false).await.unwrap(),
+            Outcome::Registered
+        );
         assert_eq!(calls(&upstream.sim.ledger())[1..], [posts, 0], "{when:?}");
         assert!(upstream.registered().is_some());
         gateway.stop().await;
@@ -203,8 +224,10 @@ fn answer(status: u16, body: &str) -> What {
 #[tokio::test]
 async fn a_refusal_is_not_insisted_against() {
     let upstream = upstream().await;
-    let refusal =
-        answer(400, r#"{"errorCode":"UnifiedWebService.INPUT_INVALID.Url.Invalid","errorMessage":"m"}"#);
+    let refusal = answer(
+        400,
+        r#"{"errorCode":"UnifiedWebService.INPUT_INVALID.Url.Invalid","errorMessage":"m"}"#,
+    );
     upstream.sim.inject(Fault::always(Endpoint::RegisterCallback, When::BeforeEffect, refusal));
     let mut config = upstream.called();
     config.callbacks.register = false;
@@ -213,7 +236,10 @@ async fn a_refusal_is_not_insisted_against() {
     assert!(error.to_string().contains("INPUT_INVALID.Url.Invalid"), "{error}");
     assert_eq!(calls(&upstream.sim.ledger()), [2, 1, 0]);
     upstream.sim.clear_faults();
-    assert_eq!(gateway.registration().register(&account(), false).await.unwrap(), Outcome::Registered);
+    assert_eq!(
+        gateway.registration().register(&account(), false).await.unwrap(),
+        Outcome::Registered
+    );
     gateway.stop().await;
 }
 
@@ -230,7 +256,8 @@ async fn a_failure_at_start_is_made_up_for() {
 #[tokio::test]
 async fn a_registration_that_goes_on_failing_is_one_line_in_the_log() {
     let upstream = upstream().await;
-    let refusal = answer(400, r#"{"errorCode":"REQUEST_FAILED.UnexpectedError","errorMessage":"m"}"#);
+    let refusal =
+        answer(400, r#"{"errorCode":"REQUEST_FAILED.UnexpectedError","errorMessage":"m"}"#);
     upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, refusal));
     let mut config = upstream.called();
     config.callbacks.public_url = "http://127.0.0.1:28200/callbacks".to_owned();
@@ -240,7 +267,8 @@ async fn a_registration_that_goes_on_failing_is_one_line_in_the_log() {
     upstream.sim.wait_until(DEADLINE, tried).await;
     process.terminate();
     let (_, lines) = process.wait().await;
-    let said = lines.iter().filter(|line| line.contains("the registration of callbacks; trying again"));
+    let said =
+        lines.iter().filter(|line| line.contains("the registration of callbacks; trying again"));
     assert_eq!(said.count(), 1, "{lines:#?}");
 }
 
@@ -275,7 +303,10 @@ async fn a_drain_does_not_come_between() {
     upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, When::BeforeEffect, hold));
     let registration = gateway.registration().clone();
     let rotating = tokio::spawn(async move { registration.rotate(&account()).await });
-    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1).await;
+    upstream
+        .sim
+        .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1)
+        .await;
     assert!(upstream.registered().is_none());
     rotating.abort();
     gateway.stop.soft.cancel();
@@ -343,7 +374,9 @@ async fn a_result_comes_by_itself() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
-    let (Event::Snapshot(snapshot), _) = watching.event().await else { panic!("a snapshot comes first") };
+    let (Event::Snapshot(snapshot), _) = watching.event().await else {
+        panic!("a snapshot comes first")
+    };
     assert_eq!(states(&snapshot), [DeviceState::Pending; 3]);
     upstream.sim.finish(&id, &device(1).eid, simulator::Outcome::Failed);
     let (Event::Change(change), _) = watching.event().await else { panic!("then a change") };

@@ -1,5 +1,5 @@
-//! Several replicas over one NATS keep the same promises as one alone, also while NATS is away. What takes long, or kills processes,
-//! is among the heavy tests.
+//! Several replicas over one NATS keep the same promises as one alone, also while NATS is away.
+//! What takes long, or kills processes, is among the heavy tests.
 
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub async fn health(gateway: &Gateway) -> ServingStatus {
 }
 
 pub async fn readiness(gateway: &Gateway) -> (u16, String) {
-    let answer = within("a probe", reqwest::get(format!("http://{}/readyz", gateway.admin))).await.unwrap();
+    let answer =
+        within("a probe", reqwest::get(format!("http://{}/readyz", gateway.admin))).await.unwrap();
     (answer.status().as_u16(), answer.text().await.unwrap())
 }
 
@@ -57,7 +58,8 @@ async fn what_one_replica_hears_all_of_them_know() {
     assert!(
         senders
             .iter()
-            .all(|sender| (&sender.path, &sender.password) == (&senders[0].path, &senders[0].password))
+            .all(|sender| (&sender.path, &sender.password)
+                == (&senders[0].path, &senders[0].password))
     );
     assert_eq!(senders[1].post(&about(&id, &device(0), "Success")).await, 200);
     let (Event::Change(change), token) = watching.event().await else { panic!("a change") };
@@ -67,8 +69,11 @@ async fn what_one_replica_hears_all_of_them_know() {
     // It goes on at another replica, with what it has not seen and nothing else.
     assert_eq!(senders[2].post(&about(&id, &device(1), "Failed")).await, 200);
     let rest = watch(&mut at_a, &id, &token).await.unwrap().rest().await;
-    let told: Vec<_> =
-        rest.into_iter().filter_map(|m| m.event).filter(|e| !matches!(e, Event::Heartbeat(_))).collect();
+    let told: Vec<_> = rest
+        .into_iter()
+        .filter_map(|m| m.event)
+        .filter(|e| !matches!(e, Event::Heartbeat(_)))
+        .collect();
     let [Event::Change(last)] = &told[..] else { panic!("one change: {told:?}") };
     assert_eq!((last.revision, last.state()), (3, RequestState::PartiallySucceeded));
     for gateway in &gateways {
@@ -91,21 +96,33 @@ async fn one_key_is_one_order_at_whatever_replicas() {
     for n in 0..20 {
         let gate = Gate::default();
         if n == 0 {
-            upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+            upstream.sim.inject(Fault::once(
+                Endpoint::Download,
+                When::AfterEffect,
+                What::Hold(gate.clone()),
+            ));
         }
         let calls = clients.iter().cloned().map(|mut client| {
-            tokio::spawn(async move { client.download_profile(order(&format!("key-{n}"), [n])).await })
+            tokio::spawn(
+                async move { client.download_profile(order(&format!("key-{n}"), [n])).await },
+            )
         });
         let calls: Vec<_> = calls.collect();
         if n == 0 {
             // Whoever is not sending it waits for the one who is.
-            upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+            upstream
+                .sim
+                .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1)
+                .await;
             gate.open();
         }
         let answers = within("the answers", join_all(calls)).await;
         let answers: Vec<_> =
             answers.into_iter().map(|answer| answer.unwrap().unwrap().into_inner()).collect();
-        assert!(answers.iter().all(|answer| answer.request_id == answers[0].request_id), "{answers:?}");
+        assert!(
+            answers.iter().all(|answer| answer.request_id == answers[0].request_id),
+            "{answers:?}"
+        );
         assert_eq!(answers.iter().filter(|answer| !answer.replayed).count(), 1, "{answers:?}");
         assert_eq!(upstream.sim.ledger().times_ordered(&device(n).eid), 1);
     }
@@ -116,8 +133,8 @@ async fn one_key_is_one_order_at_whatever_replicas() {
     stop(gateways).await;
 }
 
-/// A sender that was taken for lost comes back after an operator has found out what became of its order: not even its own word that
-/// nothing was placed sets the key free.
+/// A sender that was taken for lost comes back after an operator has found out what became of its
+/// order: not even its own word that nothing was placed sets the key free.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_order_was_settled_as_stays() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -138,7 +155,9 @@ async fn what_an_order_was_settled_as_stays() {
     let order_id = unknown.get_details_error_info().unwrap().metadata["orderId"].clone();
     let placed = upstream.sim.add_request(upstream.accounts[0].clone(), []);
     let settlement = Settlement::AcceptedAs(placed.clone());
-    within("a settlement", gateways[1].requests.settle_order(&order_id, &settlement, true)).await.unwrap();
+    within("a settlement", gateways[1].requests.settle_order(&order_id, &settlement, true))
+        .await
+        .unwrap();
 
     gate.open();
     let late = within("the sender's answer", late).await.unwrap().unwrap_err();
@@ -147,11 +166,16 @@ async fn what_an_order_was_settled_as_stays() {
         assert_eq!(place(client, "k", [1]).await.unwrap(), placed);
     }
     let ledger = upstream.sim.ledger();
-    assert_eq!((ledger.calls(Endpoint::Download), ledger.orders.len()), (2, 1), "sent once, turned away");
+    assert_eq!(
+        (ledger.calls(Endpoint::Download), ledger.orders.len()),
+        (2, 1),
+        "sent once, turned away"
+    );
     stop(gateways).await;
 }
 
-/// One replica registers, the others find it right; an operator's word at one of them holds for all.
+/// One replica registers, the others find it right; an operator's word at one of them holds for
+/// all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_registration_serves_all_replicas() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -169,7 +193,10 @@ async fn one_registration_serves_all_replicas() {
     }
     within("a rotation", registration(1).rotate(&account)).await.unwrap();
     let secrets = gateways[1].callbacks.as_ref().unwrap().1.secrets();
-    assert_eq!(upstream.sim.registered(&account).unwrap().username, secrets.pair(&account).unwrap().username);
+    assert_eq!(
+        upstream.sim.registered(&account).unwrap().username,
+        secrets.pair(&account).unwrap().username
+    );
     within("its end", registration(2).deregister(&account)).await.unwrap();
     let listed = within("a listing", registration(0).list(&account)).await.unwrap();
     assert!(listed.is_empty(), "{listed:?}");
@@ -186,7 +213,10 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     let finished = place(&mut client, "finished", [0]).await.unwrap();
     let open = place(&mut client, "open", 1..3).await.unwrap();
     upstream.sim.finish_all(&finished, Outcome::Success);
-    assert_eq!(ask(&mut client, question(&finished)).await.unwrap().state(), RequestState::Succeeded);
+    assert_eq!(
+        ask(&mut client, question(&finished)).await.unwrap().state(),
+        RequestState::Succeeded
+    );
     let mut watching = watch(&mut client, &open, "").await.unwrap();
     assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
 
@@ -195,7 +225,10 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     let refused = place(&mut client, "away", [3]).await.unwrap_err();
     assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
     assert_eq!(sender.post(&about(&open, &device(1), "Success")).await, 503);
-    assert_eq!(ask(&mut client, question(&finished)).await.unwrap().state(), RequestState::Succeeded);
+    assert_eq!(
+        ask(&mut client, question(&finished)).await.unwrap().state(),
+        RequestState::Succeeded
+    );
     for _ in 0..5 {
         let beat = watching.next().await.unwrap().and_then(|message| message.event);
         assert!(matches!(beat, Some(Event::Heartbeat(_))), "{beat:?}");
@@ -203,13 +236,19 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     // Also one that begins now.
     let (begun, _) = watch(&mut client, &open, "").await.unwrap().event().await;
     assert!(matches!(begun, Event::Snapshot(_)));
-    assert_eq!((readiness(&gateway).await.0, health(&gateway).await), (200, ServingStatus::Serving));
+    assert_eq!(
+        (readiness(&gateway).await.0, health(&gateway).await),
+        (200, ServingStatus::Serving)
+    );
     let after = upstream.sim.ledger();
     assert_eq!((after.logins(), after.orders.len()), (before.logins(), before.orders.len()));
 
     nats.restart().await;
     let mut again = client.clone();
-    eventually("orders are taken again", async || place(&mut again.clone(), "away", [3]).await.is_ok()).await;
+    eventually("orders are taken again", async || {
+        place(&mut again.clone(), "away", [3]).await.is_ok()
+    })
+    .await;
     assert_eq!(sender.post(&about(&open, &device(1), "Success")).await, 200);
     let (Event::Change(change), _) = watching.event().await else { panic!("a change") };
     assert_eq!(change.revision, 2);

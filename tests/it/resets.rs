@@ -53,7 +53,8 @@ async fn ping(connection: &mut TcpStream) {
     }
 }
 
-/// The caller went away, which is no failure of the gateway. A call that ends too early is one all the same.
+/// The caller went away, which is no failure of the gateway. A call that ends too early is one all
+/// the same.
 #[tokio::test]
 async fn a_call_that_is_reset_half_way_is_no_failure() {
     const RESETS: usize = 20;
@@ -87,5 +88,9 @@ async fn a_call_that_is_reset_half_way_is_no_failure() {
     let (failed, ended): (Vec<_>, Vec<_>) = of_call.partition(|line| line.contains("call failed"));
     assert_eq!(failed.len(), 1, "{failed:#?}");
     assert!(failed[0].contains("MALFORMED_CALL"), "{failed:#?}");
-    assert_eq!(ended.iter().filter(|line| line.contains("CANCELLED")).count(), RESETS, "{ended:#?}");
+    assert_eq!(
+        ended.iter().filter(|line| line.contains("CANCELLED")).count(),
+        RESETS,
+        "{ended:#?}"
+    );
 }

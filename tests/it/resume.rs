@@ -1,5 +1,5 @@
-//! Promise 5, whatever happens: a watch that is broken anywhere and resumed with its last token sees exactly what one that was
-//! never broken sees.
+//! Promise 5, whatever happens: a watch that is broken anywhere and resumed with its last token
+//! sees exactly what one that was never broken sees.
 
 use std::time::Duration;
 
@@ -97,7 +97,9 @@ impl Model {
     /// State and counts at a revision.
     fn summary(&self, revision: i64) -> (RequestState, DeviceCounts) {
         let states = self.states_at(revision);
-        let count = |wanted| i32::try_from(states.iter().filter(|&&state| state == wanted).count()).unwrap();
+        let count = |wanted| {
+            i32::try_from(states.iter().filter(|&&state| state == wanted).count()).unwrap()
+        };
         let total = i32::try_from(states.len()).unwrap();
         let (succeeded, failed) = (count(DeviceState::Succeeded), count(DeviceState::Failed));
         let pending = total - succeeded - failed;
@@ -140,11 +142,15 @@ impl Watcher {
                 (state, counts, revision)
             }
             Event::Change(change) => {
-                let expected: Vec<_> =
-                    model.changes[self.seen..].iter().take_while(|(at, ..)| *at <= change.revision).collect();
+                let expected: Vec<_> = model.changes[self.seen..]
+                    .iter()
+                    .take_while(|(at, ..)| *at <= change.revision)
+                    .collect();
                 let expected_devices: Vec<_> =
                     expected.iter().map(|(_, n, state)| (device(*n).eid, *state)).collect();
-                let of = |device: &DeviceStatus| (device.identifiers.clone().unwrap().eid, device.state());
+                let of = |device: &DeviceStatus| {
+                    (device.identifiers.clone().unwrap().eid, device.state())
+                };
                 let devices: Vec<_> = change.devices.iter().map(of).collect();
                 assert!(change.revision > self.revision);
                 assert_eq!(devices, expected_devices);
@@ -184,7 +190,9 @@ impl Watcher {
             match watching.next().await {
                 Ok(Some(message)) => self.see(message, model),
                 Ok(None) => return assert!(model.is_final()),
-                Err(status) => return assert_eq!(kind(&status), (Code::Unavailable, "DRAINING".to_owned())),
+                Err(status) => {
+                    return assert_eq!(kind(&status), (Code::Unavailable, "DRAINING".to_owned()));
+                }
             }
         }
     }
@@ -200,7 +208,8 @@ async fn run(devices: usize, steps: Vec<Step>) {
     let mut model = Model::new(devices);
     let mut watcher = Watcher::default();
 
-    let the_end = (0..devices).map(|device| Step::Poke(device, Outcome::Success)).chain([Step::Ask(1)]);
+    let the_end =
+        (0..devices).map(|device| Step::Poke(device, Outcome::Success)).chain([Step::Ask(1)]);
     for step in steps.into_iter().chain(the_end) {
         match step {
             Step::Poke(at, outcome) => {
@@ -215,7 +224,10 @@ async fn run(devices: usize, steps: Vec<Step>) {
                     async move { ask(&mut client, question).await.unwrap() }
                 });
                 for status in join_all(asking).await {
-                    assert_eq!((states(&status), status.revision), (model.states.clone(), model.revision()));
+                    assert_eq!(
+                        (states(&status), status.revision),
+                        (model.states.clone(), model.revision())
+                    );
                 }
             }
             Step::Read(messages) => watcher.read(messages, &mut client, &id, &model).await,

@@ -1,4 +1,5 @@
-//! Whose calls go upstream when there is less room than there are calls: by count at ThingSpace, never by time.
+//! Whose calls go upstream when there is less room than there are calls: by count at ThingSpace,
+//! never by time.
 
 use std::time::{Duration, Instant};
 
@@ -42,8 +43,9 @@ fn ask_without_pause(client: &Client, ids: &[RequestId]) -> JoinSet<()> {
     asking
 }
 
-/// More polls are due and more is asked than the rate allows, all the time. Polls get their three of ten, of which the polls of
-/// the requests that are asked about are a fifth; and when orders come, they go first.
+/// More polls are due and more is asked than the rate allows, all the time. Polls get their three
+/// of ten, of which the polls of the requests that are asked about are a fifth; and when orders
+/// come, they go first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
     let upstream = Upstream::manual().await;
@@ -69,7 +71,8 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
     // The first second's worth went to whoever came first.
     let all = upstream.sim.ledger().polls();
     let before = upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= all + 40).await;
-    let after = upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= before.polls() + 120).await;
+    let after =
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= before.polls() + 120).await;
     let calls = after.polls() - before.polls();
     let of_polls = polls_of(&after, polled) - polls_of(&before, polled);
     let of_asks = polls_of(&after, asked) - polls_of(&before, asked);
@@ -88,7 +91,8 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
         }
     });
     let first = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() > orders).await;
-    let last = upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == orders + ORDERS).await;
+    let last =
+        upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == orders + ORDERS).await;
     let (placed, others) = (last.orders.len() - first.orders.len(), last.polls() - first.polls());
     let (placed, others) = (u64::try_from(placed).unwrap(), others);
     assert!(others <= placed, "{others} questions and polls with {placed} orders");
@@ -126,19 +130,24 @@ fn two_sets(upstream: &Upstream) -> Config {
 /// Puts open requests of the first account into a store that nobody uses.
 async fn add_backlog(config: &Config) -> Vec<RequestId> {
     let store = Embedded::open(&config.store.path, Duration::from_hours(1_000)).unwrap();
-    let ids: Vec<_> = (0..BACKLOG).map(|n| RequestId::parse(&format!("backlog-{n}")).unwrap()).collect();
+    let ids: Vec<_> =
+        (0..BACKLOG).map(|n| RequestId::parse(&format!("backlog-{n}")).unwrap()).collect();
     let accepted = ids.iter().enumerate().map(|(n, id)| {
         let accepted = storage::Accepted {
             order_id: format!("order-{n}"),
             account: ACCOUNT.to_owned(),
-            devices: vec![storage::Device { iccid: device(100_000 + n).iccid, ..storage::Device::default() }],
+            devices: vec![storage::Device {
+                iccid: device(100_000 + n).iccid,
+                ..storage::Device::default()
+            }],
             ..storage::Accepted::default()
         };
         (LogName::request(id.as_str()), event::encode(Kind::Accepted(accepted), None))
     });
     let store_ = &store;
-    let appends = accepted
-        .map(|(log, event)| async move { store_.append(&log, Uuid::now_v7(), event).await.map(drop) });
+    let appends = accepted.map(|(log, event)| async move {
+        store_.append(&log, Uuid::now_v7(), event).await.map(drop)
+    });
     try_join_all(appends).await.unwrap();
     store.close().await;
     ids
@@ -161,8 +170,8 @@ async fn orders_of_the_other(client: &Client, first: usize) -> (Duration, Vec<Re
     (began.elapsed(), ids)
 }
 
-/// Whatever waits with one set of credentials, another is as fast as without it, and a request that somebody begins to watch is
-/// polled at once.
+/// Whatever waits with one set of credentials, another is as fast as without it, and a request that
+/// somebody begins to watch is polled at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_set_of_credentials_is_not_slower_because_of_another() {
     let upstream = Upstream::manual().await;

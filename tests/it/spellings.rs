@@ -1,4 +1,5 @@
-//! Request ids in another case: one request, however callers, callbacks and ThingSpace's answers write its id.
+//! Request ids in another case: one request, however callers, callbacks and ThingSpace's answers
+//! write its id.
 
 use thingspace_gateway::{
     identity::RequestId,
@@ -50,7 +51,8 @@ async fn a_look_up_in_another_case_is_about_the_orders_request() {
     let first = client.get_request_status(page.clone()).await.unwrap().into_inner();
     assert_eq!(first.status.unwrap().request_id, id.as_str());
     for id in [&id, &shouted(&id)] {
-        let next = GetRequestStatusRequest { page_token: first.next_page_token.clone(), ..page.clone() };
+        let next =
+            GetRequestStatusRequest { page_token: first.next_page_token.clone(), ..page.clone() };
         let next = GetRequestStatusRequest { request_id: id.to_string(), ..next };
         assert_eq!(ask(&mut client, next).await.unwrap().devices.len(), 1, "{id}");
     }
@@ -85,10 +87,13 @@ async fn a_callback_in_another_case_before_the_answer_reaches_the_request() {
     }
 }
 
-/// The callback comes before anything is known of the order, in a case that the store cannot be asked for, too.
+/// The callback comes before anything is known of the order, in a case that the store cannot be
+/// asked for, too.
 #[tokio::test]
 async fn a_callback_in_another_case_before_the_order_reaches_the_request() {
-    for (called_back, id) in [("EF-1", "ef-1"), ("ef-2", "Ef-2"), ("Ef-3", "EF-3"), ("eF-4", "Ef-4")] {
+    for (called_back, id) in
+        [("EF-1", "ef-1"), ("ef-2", "Ef-2"), ("Ef-3", "EF-3"), ("eF-4", "Ef-4")]
+    {
         let upstream = Upstream::manual().await;
         let gateway = Gateway::start(upstream.quiet()).await;
         let mut client = gateway.client().await;
@@ -149,16 +154,26 @@ async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
         let owner = told.iter().position(Result::is_ok).expect("one order has the request");
         assert_eq!(told[owner].as_ref().unwrap(), &ids[owner]);
         let other = 1 - owner;
-        for status in
-            [told[other].as_ref().unwrap_err(), &place(&mut client, keys[other], [other]).await.unwrap_err()]
-        {
-            assert_eq!(kind(status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
-            assert!(!format!("{status:?}").to_lowercase().contains("sq-"), "not its own: {status:?}");
+        for status in [
+            told[other].as_ref().unwrap_err(),
+            &place(&mut client, keys[other], [other]).await.unwrap_err(),
+        ] {
+            assert_eq!(
+                kind(status),
+                (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned())
+            );
+            assert!(
+                !format!("{status:?}").to_lowercase().contains("sq-"),
+                "not its own: {status:?}"
+            );
         }
         assert_eq!(place(&mut client, keys[owner], [owner]).await.unwrap(), ids[owner]);
         for id in &ids {
             let status = ask(&mut client, question(id)).await.unwrap();
-            assert_eq!((status.request_id.as_str(), status.devices.len()), (ids[owner].as_str(), 1));
+            assert_eq!(
+                (status.request_id.as_str(), status.devices.len()),
+                (ids[owner].as_str(), 1)
+            );
             assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(owner).eid);
         }
     }
@@ -184,8 +199,8 @@ async fn callbacks_reach_an_order_whose_id_was_looked_up_in_another_case_before(
     gateway.stop().await;
 }
 
-/// A request with other devices is looked up first, so the order's id in another case cannot be believed. ThingSpace shows them
-/// to be two requests when the order is settled.
+/// A request with other devices is looked up first, so the order's id in another case cannot be
+/// believed. ThingSpace shows them to be two requests when the order is settled.
 #[tokio::test]
 async fn what_thingspace_shows_to_be_two_requests_are_two() {
     let upstream = Upstream::manual().await;
@@ -199,7 +214,10 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
     upstream.sim.set_next_id(id.clone());
     let status = place(&mut client, "k", [0]).await.unwrap_err();
     assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
-    eventually("it is listed", async || gateway.requests.unknown_orders().await.unwrap().len() == 1).await;
+    eventually("it is listed", async || {
+        gateway.requests.unknown_orders().await.unwrap().len() == 1
+    })
+    .await;
     let unknown = gateway.requests.unknown_orders().await.unwrap();
     let settlement = Settlement::AcceptedAs(id.clone());
     gateway.requests.settle_order(&unknown[0].order_id, &settlement, false).await.unwrap();
@@ -213,7 +231,10 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
                 let status = ask(&mut client, question(id)).await.unwrap();
                 assert_eq!(status.request_id, id.as_str());
                 assert_eq!(status.devices[0].identifiers.as_ref().unwrap().iccid, device(n).iccid);
-                status.devices[0].fault.as_ref().is_some_and(|fault| fault.message == format!("no {n}"))
+                status.devices[0]
+                    .fault
+                    .as_ref()
+                    .is_some_and(|fault| fault.message == format!("no {n}"))
             }
         })
         .await;

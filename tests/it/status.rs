@@ -1,4 +1,5 @@
-//! `GetRequestStatus`: where a request stands, as fresh as asked for, at no more cost upstream than that.
+//! `GetRequestStatus`: where a request stands, as fresh as asked for, at no more cost upstream than
+//! that.
 
 mod elsewhere;
 mod shapes;
@@ -50,9 +51,13 @@ async fn the_whole_and_each_device() {
 
     let full = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!((full.account_name.as_str(), full.request_id.as_str()), (ACCOUNT, id.as_str()));
-    assert_eq!((full.state(), full.revision, full.polling_stopped), (RequestState::Pending, 2, false));
+    assert_eq!(
+        (full.state(), full.revision, full.polling_stopped),
+        (RequestState::Pending, 2, false)
+    );
     assert_eq!(counts(&full), [4, 2, 1, 1]);
-    let identifiers: Vec<_> = full.devices.iter().map(|device| device.identifiers.clone().unwrap()).collect();
+    let identifiers: Vec<_> =
+        full.devices.iter().map(|device| device.identifiers.clone().unwrap()).collect();
     assert_eq!(identifiers, (0..4).map(device).collect::<Vec<_>>());
     assert_eq!(states(&full), [Succeeded, Failed, Waiting, Pending]);
 
@@ -71,13 +76,15 @@ async fn pages_have_each_device_once_and_in_order() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..DEVICES).await.unwrap();
-    for (page_size, pages) in [(0, [1_000, 1_000, 500]), (5_000, [1_000, 1_000, 500]), (900, [900, 900, 700])]
+    for (page_size, pages) in
+        [(0, [1_000, 1_000, 500]), (5_000, [1_000, 1_000, 500]), (900, [900, 900, 700])]
     {
         let (mut page_token, mut sizes, mut eids) = (String::new(), Vec::new(), Vec::new());
         loop {
             let max_age = Some(span(HOUR));
             let page = GetRequestStatusRequest { page_size, page_token, max_age, ..question(&id) };
-            let answer = within("a page", client.get_request_status(page)).await.unwrap().into_inner();
+            let answer =
+                within("a page", client.get_request_status(page)).await.unwrap().into_inner();
             let status = answer.status.unwrap();
             assert_eq!(counts(&status), [2_500, 2_500, 0, 0]);
             sizes.push(status.devices.len());
@@ -99,7 +106,9 @@ async fn an_answer_young_enough_is_not_asked_for_again() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    for (max_age, polls) in [(HOUR, 1), (HOUR, 1), (Duration::ZERO, 2), (HOUR, 2), (Duration::ZERO, 3)] {
+    for (max_age, polls) in
+        [(HOUR, 1), (HOUR, 1), (Duration::ZERO, 2), (HOUR, 2), (Duration::ZERO, 3)]
+    {
         ask(&mut client, GetRequestStatusRequest { max_age: Some(span(max_age)), ..question(&id) })
             .await
             .unwrap();
@@ -133,7 +142,11 @@ async fn a_hundred_questions_at_once_are_one_upstream() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
     let gate = Gate::default();
-    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::always(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let asking = (0..100).map(|_| {
         let (mut client, question) = (client.clone(), question(&id));
         tokio::spawn(async move { ask(&mut client, question).await.unwrap() })
@@ -248,7 +261,8 @@ async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
     let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
     assert!(stopped.polling_stopped);
     upstream.sim.finish_all(&id, Outcome::Success);
-    let status = ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
+    let status =
+        ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     gateway.stop().await;
 }
@@ -341,7 +355,10 @@ async fn throttling_says_when_to_ask_again() {
         let status = ask(&mut client, question(&id)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::ResourceExhausted, "UPSTREAM_THROTTLED".to_owned()));
         let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
-        assert!(retry_after.is_none_or(|seconds| delay == Duration::from_secs(seconds)), "{delay:?}");
+        assert!(
+            retry_after.is_none_or(|seconds| delay == Duration::from_secs(seconds)),
+            "{delay:?}"
+        );
         assert!(!delay.is_zero());
     }
     let id = place(&mut client, "third", [1]).await.unwrap();

@@ -57,7 +57,8 @@ impl Collector {
     }
 
     fn spans(&self) -> Vec<Span> {
-        let scopes = self.received().into_iter().flat_map(|r| r.resource_spans).flat_map(|r| r.scope_spans);
+        let scopes =
+            self.received().into_iter().flat_map(|r| r.resource_spans).flat_map(|r| r.scope_spans);
         scopes.flat_map(|scope| scope.spans).collect()
     }
 }
@@ -99,7 +100,8 @@ fn assert_descends(spans: &[Span], span: &Span, ancestor: &Span) {
     let mut at = span;
     while at.span_id != ancestor.span_id {
         let parent = spans.iter().find(|other| other.span_id == at.parent_span_id);
-        at = parent.unwrap_or_else(|| panic!("{} does not descend from {}", span.name, ancestor.name));
+        at = parent
+            .unwrap_or_else(|| panic!("{} does not descend from {}", span.name, ancestor.name));
     }
 }
 
@@ -107,8 +109,9 @@ fn assert_descends(spans: &[Span], span: &Span, ancestor: &Span) {
 async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_below() {
     let upstream = Upstream::manual().await;
     let (collector, address) = Collector::start().await;
-    let process =
-        Process::spawn(command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")));
+    let process = Process::spawn(
+        command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{address}")),
+    );
     let mut client = process.client().await;
     let answer = client.download_profile(traced(order("k", 0..2))).await.unwrap().into_inner();
     let id = thingspace_gateway::identity::RequestId::parse(&answer.request_id).unwrap();
@@ -147,7 +150,8 @@ async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf)
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let ca_file = dir.join("collector.pem");
     std::fs::write(&ca_file, issued.cert.pem()).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
+    let key =
+        rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -207,8 +211,10 @@ async fn without_an_endpoint_nothing_is_exported() {
         process.terminate();
         let (status, log) = process.wait().await;
         assert!(status.success());
-        let bad: Vec<_> =
-            log.iter().filter(|line| line.contains("\"ERROR\"") || line.contains("opentelemetry")).collect();
+        let bad: Vec<_> = log
+            .iter()
+            .filter(|line| line.contains("\"ERROR\"") || line.contains("opentelemetry"))
+            .collect();
         assert!(bad.is_empty(), "{bad:#?}");
     }
     assert_eq!(collector.received().len(), 0);
@@ -220,8 +226,9 @@ async fn a_collector_that_is_down_is_no_callers_concern() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let nobody = taken.local_addr().unwrap();
     drop(taken);
-    let process =
-        Process::spawn(command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nobody}")));
+    let process = Process::spawn(
+        command(&upstream).env("OTEL_EXPORTER_OTLP_ENDPOINT", format!("http://{nobody}")),
+    );
     place(&mut process.client().await, "k", 0..2).await.unwrap();
     process.terminate();
     assert!(process.wait().await.0.success());

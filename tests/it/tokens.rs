@@ -1,4 +1,5 @@
-//! Promise 1: one owner of the tokens. Nobody waits twice for one, and no expiry is anybody's error.
+//! Promise 1: one owner of the tokens. Nobody waits twice for one, and no expiry is anybody's
+//! error.
 
 use std::{path::Path, time::Duration};
 
@@ -14,7 +15,11 @@ use crate::harness::*;
 const JSON: &str = "application/json; charset=UTF-8";
 
 /// Orders for one device each, all at once.
-async fn place_all(client: &Client, key: &str, devices: std::ops::Range<usize>) -> Vec<Result<(), Status>> {
+async fn place_all(
+    client: &Client,
+    key: &str,
+    devices: std::ops::Range<usize>,
+) -> Vec<Result<(), Status>> {
     join_all(devices.map(|n| {
         let (mut client, key) = (client.clone(), format!("{key} {n}"));
         async move { place(&mut client, &key, [n]).await.map(drop) }
@@ -30,7 +35,10 @@ fn write_secret(dir: &Path, name: &str, value: &str) {
 
 #[track_caller]
 fn assert_rejected(status: &Status) {
-    assert_eq!(kind(status), (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECTED".to_owned()));
+    assert_eq!(
+        kind(status),
+        (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECTED".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -69,9 +77,12 @@ async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
     for answer in place_all(&client, "k", 0..200).await {
         answer.unwrap();
     }
-    let ids: Vec<_> = upstream.sim.ledger().orders.iter().map(|order| order.request_id.clone()).collect();
+    let ids: Vec<_> =
+        upstream.sim.ledger().orders.iter().map(|order| order.request_id.clone()).collect();
     // Bearer, session, or both: what is renewed, and how often that makes in all.
-    for (bearer, session, tokens, logins) in [(true, false, 2, 1), (false, true, 2, 2), (true, true, 3, 3)] {
+    for (bearer, session, tokens, logins) in
+        [(true, false, 2, 1), (false, true, 2, 2), (true, true, 3, 3)]
+    {
         if bearer {
             upstream.sim.expire_bearer();
         }
@@ -87,7 +98,11 @@ async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
             answer.unwrap();
         }
         let ledger = upstream.sim.ledger();
-        assert_eq!((ledger.token_requests(), ledger.logins()), (tokens, logins), "{bearer} {session}");
+        assert_eq!(
+            (ledger.token_requests(), ledger.logins()),
+            (tokens, logins),
+            "{bearer} {session}"
+        );
         assert_eq!((ledger.peak(Endpoint::Token), ledger.peak(Endpoint::Login)), (1, 1));
         assert!(ledger.polls() - before > 200, "the expiry was met");
     }
@@ -109,7 +124,8 @@ async fn an_expiry_in_the_middle_of_a_burst_fails_nobody() {
     assert_eq!((ledger.token_requests(), ledger.logins(), ledger.orders.len()), (2, 2, 200));
 }
 
-/// Whoever waited for the attempt hears that it was rejected, whoever comes later that there is no other.
+/// Whoever waited for the attempt hears that it was rejected, whoever comes later that there is no
+/// other.
 #[track_caller]
 fn assert_rejected_then_blocked(answers: Vec<Result<(), Status>>) {
     let reasons: Vec<_> = answers
@@ -120,7 +136,8 @@ fn assert_rejected_then_blocked(answers: Vec<Result<(), Status>>) {
             reason
         })
         .collect();
-    let rejected = reasons.iter().filter(|reason| *reason == "UPSTREAM_CREDENTIALS_REJECTED").count();
+    let rejected =
+        reasons.iter().filter(|reason| *reason == "UPSTREAM_CREDENTIALS_REJECTED").count();
     let blocked = reasons.iter().filter(|reason| *reason == "UPSTREAM_LOGIN_BLOCKED").count();
     assert!(rejected > 0 && rejected + blocked == reasons.len(), "{reasons:?}");
 }
@@ -165,7 +182,11 @@ async fn a_wrong_secret_is_tried_twice_and_no_login_is_made() {
 #[tokio::test]
 async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
     let faults = [
-        What::Status { status: StatusCode::SERVICE_UNAVAILABLE, content_type: JSON, body: String::new() },
+        What::Status {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            content_type: JSON,
+            body: String::new(),
+        },
         What::Drop,
     ];
     for what in faults {
@@ -194,7 +215,8 @@ async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
     }
 }
 
-/// Whatever a reader of the logs sees, with everything on, it is no secret and no device's identity.
+/// Whatever a reader of the logs sees, with everything on, it is no secret and no device's
+/// identity.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_log_line_holds_a_secret() {
     let upstream = Upstream::manual().await;
@@ -207,9 +229,13 @@ async fn no_log_line_holds_a_secret() {
         Endpoint::Token,
         serde_json::json!({"access_token": "bearer-in-the-open", "token_type": "Bearer", "expires_in": 3600}),
     ));
-    upstream.sim.inject(answers(Endpoint::Login, serde_json::json!({"sessionToken": "session-in-the-open"})));
-    let process =
-        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
+    upstream.sim.inject(answers(
+        Endpoint::Login,
+        serde_json::json!({"sessionToken": "session-in-the-open"}),
+    ));
+    let process = Process::spawn(
+        serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"),
+    );
     let mut client = process.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     ask(&mut client, question(&id)).await.unwrap();
@@ -223,15 +249,18 @@ async fn no_log_line_holds_a_secret() {
         std::fs::remove_file(upstream.dir.path().join(file)).unwrap();
     }
     write_secret(upstream.dir.path(), "password", "wrong-password");
-    let process =
-        Process::spawn(serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"));
+    let process = Process::spawn(
+        serve_command(&upstream.config(), upstream.dir.path()).env("RUST_LOG", "trace"),
+    );
     assert_rejected(&place(&mut process.client().await, "k", 0..2).await.unwrap_err());
     process.terminate();
     lines.extend(process.wait().await.1);
 
     let has = |text: &str| lines.iter().find(|line| line.contains(text));
     assert!(has("\"TRACE\"").is_some() && has("h2").is_some(), "everything is logged");
-    assert!(has("order accepted").is_some() && has(id.as_str()).is_some() && has("rejected").is_some());
+    assert!(
+        has("order accepted").is_some() && has(id.as_str()).is_some() && has("rejected").is_some()
+    );
     let secrets = [
         "simulator-secret",
         "simulator-password",

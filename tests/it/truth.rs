@@ -1,5 +1,5 @@
-//! Operators are told the truth: in every state `/readyz`, the health service, `status`, the log and the error of a caller
-//! agree with each other.
+//! Operators are told the truth: in every state `/readyz`, the health service, `status`, the log
+//! and the error of a caller agree with each other.
 
 mod guards;
 
@@ -92,7 +92,8 @@ impl Observed {
 
     async fn serves(&self, service: &str) -> Option<bool> {
         // During a drain there are no new connections.
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.process.address));
+        let endpoint =
+            tonic::transport::Endpoint::from_shared(format!("http://{}", self.process.address));
         let channel = endpoint.unwrap().connect().await.ok()?;
         let mut client = HealthClient::new(channel);
         let request = HealthCheckRequest { service: service.to_owned() };
@@ -121,7 +122,8 @@ impl Observed {
         }
         self.process.terminate();
         let (_, log) = self.process.wait().await;
-        let errors: Vec<_> = log.iter().filter(|line| line.contains("\"level\":\"ERROR\"")).collect();
+        let errors: Vec<_> =
+            log.iter().filter(|line| line.contains("\"level\":\"ERROR\"")).collect();
         if told.error.is_empty() {
             assert!(errors.is_empty(), "{state}: {errors:#?}");
         } else {
@@ -134,7 +136,8 @@ impl Observed {
         let status = json(&self.file, &["status"]).await;
         let login = &status["logins"][0];
         let waits_for = status["waits_for"].as_str().unwrap_or_default();
-        let probes = if told.ready { code == 200 } else { code == 503 && text.contains(told.waits_for) };
+        let probes =
+            if told.ready { code == 200 } else { code == 503 && text.contains(told.waits_for) };
         let operators = status["ready"] == told.ready
             && (told.ready == status["waits_for"].is_null())
             && waits_for.contains(told.waits_for)
@@ -177,7 +180,10 @@ async fn when_a_password_file_is_missing() {
     observed.upstream.sim.expire_sessions();
     let reason = "UPSTREAM_CREDENTIALS_UNAVAILABLE";
     eventually("a caller is told", async || {
-        observed.order("missing").await.is_err_and(|status| crate::harness::reason(&status) == reason)
+        observed
+            .order("missing")
+            .await
+            .is_err_and(|status| crate::harness::reason(&status) == reason)
     })
     .await;
     let told = Told {
@@ -224,7 +230,8 @@ async fn when_a_stream_is_missing() {
     observed.says(&told).await;
 }
 
-/// What is known can still be told, so the gateway stays ready; `status` says what it cannot do, and since when.
+/// What is known can still be told, so the gateway stays ready; `status` says what it cannot do,
+/// and since when.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_nats_is_away() {
     let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -290,7 +297,8 @@ async fn when_the_follower_stands_still() {
     nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
     delete_consumers(&nats).await;
     // Something that it does not see.
-    eventually_ok("an order is stored", async || place(&mut client.clone(), "unseen", [1]).await).await;
+    eventually_ok("an order is stored", async || place(&mut client.clone(), "unseen", [1]).await)
+        .await;
     eventually("it is noticed", async || observed.readyz().await.0 == 503).await;
     let told = Told {
         state: "follower stands still",
@@ -313,7 +321,11 @@ async fn when_it_drains() {
     ));
     let mut client = observed.process.client().await;
     let order = tokio::spawn(async move { place(&mut client, "held", [1]).await });
-    observed.upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1).await;
+    observed
+        .upstream
+        .sim
+        .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1)
+        .await;
     observed.process.terminate();
     let told = Told { state: "draining", ready: false, waits_for: "draining", ..WELL };
     eventually("everybody says that it drains", async || observed.agrees(&told).await).await;

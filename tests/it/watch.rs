@@ -7,8 +7,8 @@ use thingspace_gateway::{
     identity::RequestId,
     proto::{
         esim::{
-            DeviceState, DeviceStatus, RequestChange, RequestState, RequestStatus, WatchRequestRequest,
-            WatchRequestResponse, watch_request_response::Event,
+            DeviceState, DeviceStatus, RequestChange, RequestState, RequestStatus,
+            WatchRequestRequest, WatchRequestResponse, watch_request_response::Event,
         },
         storage,
     },
@@ -88,8 +88,9 @@ async fn a_finished_request_is_a_snapshot() {
     upstream.sim.finish_all(&id, Outcome::Success);
     watch(&mut client, &id, "").await.unwrap().rest().await;
     let messages = watch(&mut client, &id, "").await.unwrap().rest().await;
-    let [WatchRequestResponse { event: Some(Event::Snapshot(snapshot)), resume_token, more: false }] =
-        &messages[..]
+    let [
+        WatchRequestResponse { event: Some(Event::Snapshot(snapshot)), resume_token, more: false },
+    ] = &messages[..]
     else {
         panic!("{messages:?}");
     };
@@ -206,7 +207,11 @@ async fn watchers_share_the_poll_under_way() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let gate = Gate::default();
-    upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::always(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let id = place(&mut client, "k", 0..3).await.unwrap();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
     let watchings = watch_often(&gateway, &id, 1_000).await;
@@ -251,7 +256,11 @@ async fn a_request_that_is_given_up() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let id = place(&mut client, "k", [1]).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     assert!(!snapshot(&mut watching).await.polling_stopped);
@@ -347,7 +356,8 @@ async fn a_watch_far_behind_reads_on_from_the_log() {
             complete: true,
         })
     };
-    let appends = (0..CHANGES).map(|n| store.append(&log, Uuid::now_v7(), event::encode(observed(n), None)));
+    let appends =
+        (0..CHANGES).map(|n| store.append(&log, Uuid::now_v7(), event::encode(observed(n), None)));
     let mut order: Vec<_> = join_all(appends)
         .await
         .into_iter()
@@ -356,7 +366,8 @@ async fn a_watch_far_behind_reads_on_from_the_log() {
         .zip(0..)
         .collect();
     order.sort_unstable();
-    let all: Vec<_> = order.into_iter().map(|(_, n)| (device(n).eid, DeviceState::Succeeded)).collect();
+    let all: Vec<_> =
+        order.into_iter().map(|(_, n)| (device(n).eid, DeviceState::Succeeded)).collect();
     store.close().await;
 
     let gateway = Gateway::start(upstream.quiet()).await;

@@ -61,11 +61,21 @@ fn every_shape_is_read() {
             assert_eq!(request_id.as_str(), "r-1", "{name}");
             let pair = username.zip(password);
             let pair = pair.map(|(u, p)| format!("{}/{}", u.expose_secret(), p.expose_secret()));
-            assert_eq!(pair.as_deref(), (name != "page_example").then_some("user/secret"), "{name}");
+            assert_eq!(
+                pair.as_deref(),
+                (name != "page_example").then_some("user/secret"),
+                "{name}"
+            );
             let device = called_back.device.clone().unwrap();
             assert_eq!(device.eid, EID, "{name}");
             let others = (device.iccid == ICCID, device.imei == IMEI, device.mdn == MDN);
-            (name, called_back.status(), others, called_back.profile.is_some(), called_back.fault.is_some())
+            (
+                name,
+                called_back.status(),
+                others,
+                called_back.profile.is_some(),
+                called_back.fault.is_some(),
+            )
         })
         .collect();
     let expected = [
@@ -119,7 +129,10 @@ fn words_and_faults_decide_the_class() {
         (r#""status":"Sideways""#.to_owned(), Unspecified),
         (r#""other":1"#.to_owned(), Unspecified),
         (r#""status":"Success","faultResponse":{}"#.to_owned(), Succeeded),
-        (r#""status":"Success","faultResponse":{"faultcode":null,"detail":""}"#.to_owned(), Succeeded),
+        (
+            r#""status":"Success","faultResponse":{"faultcode":null,"detail":""}"#.to_owned(),
+            Succeeded,
+        ),
         (r#""faultResponse":{"detail":{"x":1}}"#.to_owned(), Failed),
         (fault.to_owned(), Failed),
         (format!(r#""status":"warning",{fault}"#), Waiting),
@@ -132,7 +145,8 @@ fn words_and_faults_decide_the_class() {
 
 #[test]
 fn a_success_that_something_denies_decides_nothing() {
-    let profile = |fields: &str| format!(r#""deviceResponse":{{"deviceProfileResponse":{{{fields}}}}}"#);
+    let profile =
+        |fields: &str| format!(r#""deviceResponse":{{"deviceProfileResponse":{{{fields}}}}}"#);
     for fields in [
         r#""Status":"Failed""#.to_owned(),
         r#""status":"Pending""#.to_owned(),
@@ -159,7 +173,11 @@ fn a_success_that_something_denies_decides_nothing() {
         r#""success":true,"result":"OK""#.to_owned(),
         profile(r#""status":"Success","state":"INACTIVE","profileStatus":"DISABLE""#),
     ] {
-        assert_eq!(with(&format!(r#""status":"SUCCESS",{fields}"#)).status(), Succeeded, "{fields}");
+        assert_eq!(
+            with(&format!(r#""status":"SUCCESS",{fields}"#)).status(),
+            Succeeded,
+            "{fields}"
+        );
     }
 }
 
@@ -174,7 +192,10 @@ fn a_callback_that_names_another_account_is_not_believed() {
         (r#""accountName":123456"#, false),
         (r#""accountName":"0000123456-00001","accountName":"0000123456-00002""#, false),
         (r#""deviceResponse":{"accountName":"0000123456-00002"}"#, false),
-        (r#""deviceResponse":[{"deviceProfileResponse":{"accountName":"0000123456-00002"}}]"#, false),
+        (
+            r#""deviceResponse":[{"deviceProfileResponse":{"accountName":"0000123456-00002"}}]"#,
+            false,
+        ),
     ] {
         let read = parse(format!(r#"{{"requestId":"r-1","status":"Success",{name}}}"#).as_bytes());
         assert_eq!(read.err(), (!told).then_some(Unintelligible::OtherAccount), "{name}");
@@ -222,15 +243,18 @@ fn what_is_no_callback_is_unintelligible() {
 
 #[test]
 fn what_is_no_utf_8_is_read_all_the_same() {
-    let said =
-        parse(b"\xef\xbb\xbf {\"requestId\":7,\"faultResponse\":{\"faultstring\":\"caf\xe9\"}}\r\n").unwrap();
+    let said = parse(
+        b"\xef\xbb\xbf {\"requestId\":7,\"faultResponse\":{\"faultstring\":\"caf\xe9\"}}\r\n",
+    )
+    .unwrap();
     assert_eq!(said.request_id.as_str(), "7");
     assert_eq!(said.called_back.fault.unwrap().message, "caf\u{fffd}");
 }
 
 #[test]
 fn nothing_secret_is_printed() {
-    let shown = format!("{:?}", callback(r#"{"requestId":"r","username":"ali","password":"sesame"}"#));
+    let shown =
+        format!("{:?}", callback(r#"{"requestId":"r","username":"ali","password":"sesame"}"#));
     assert!(!shown.contains("ali") && !shown.contains("sesame"), "{shown}");
 }
 

@@ -1,6 +1,7 @@
 //! Hides passwords in texts of no known form.
 
-/// Takes out what follows the word `password`, in quotes or up to the next separator: the text is of no known form.
+/// Takes out what follows the word `password`, in quotes or up to the next separator: the text is
+/// of no known form.
 pub(super) fn without_passwords(text: &str) -> String {
     const WORD: &str = "password";
     let lower = text.to_ascii_lowercase();
@@ -10,10 +11,14 @@ pub(super) fn without_passwords(text: &str) -> String {
         let word_end = from + at + WORD.len();
         let rest = &text[word_end..];
         let lead = rest.len()
-            - rest.trim_start_matches(['"', '\'', '\\', ' ', '\t', '\r', '\n', ':', '=', '>']).len();
+            - rest
+                .trim_start_matches(['"', '\'', '\\', ' ', '\t', '\r', '\n', ':', '=', '>'])
+                .len();
         // An opening quote belongs to the value.
         let (lead, quote) = match rest[..lead].chars().next_back() {
-            Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => (lead, Some(quote)),
+            Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => {
+                (lead, Some(quote))
+            }
             _ => (lead, None),
         };
         let value = &rest[lead..];
@@ -48,7 +53,10 @@ mod tests {
     fn passwords_are_not_shown() {
         for (text, shown) in [
             (r#"{"password": "a\"b", "x": 1"#, r#"{"password": "***", "x": 1"#),
-            (r#""Password":"abc","userpassword":'d' "#, r#""Password":"***","userpassword":'***' "#),
+            (
+                r#""Password":"abc","userpassword":'d' "#,
+                r#""Password":"***","userpassword":'***' "#,
+            ),
             ("<Password>abc</Password>", "<Password>***</Password>***"),
             ("password=abc&x=1", "password=***&x=1"),
             ("PASSWORD: 123, x", "PASSWORD: ***, x"),

@@ -1,8 +1,9 @@
 //! How much of what nobody understands is kept, and what goes for what is new.
 //!
-//! A callback that shows the account's user name and password comes from ThingSpace. One that shows neither may come from
-//! anybody who got hold of the URL. So there is little room for such, they are taken slowly, and they go first: they never
-//! take the place of one that is proved, nor of another account's.
+//! A callback that shows the account's user name and password comes from ThingSpace. One that shows
+//! neither may come from anybody who got hold of the URL. So there is little room for such, they
+//! are taken slowly, and they go first: they never take the place of one that is proved, nor of
+//! another account's.
 
 use std::{
     collections::HashMap,
@@ -82,7 +83,8 @@ fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     (too_many && oldest + 1 < entries.len()).then_some(oldest)
 }
 
-/// What goes where there are too many altogether: an unproved one, of the account that holds most, the oldest.
+/// What goes where there are too many altogether: an unproved one, of the account that holds most,
+/// the oldest.
 fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
     let (_newest, others) = entries.split_last()?;
     let too_large = entries.iter().map(size).sum::<u64>() > MAX_BYTES;
@@ -93,7 +95,8 @@ fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
     for entry in entries {
         *held.entry(&entry.account).or_default() += if too_large { size(entry) } else { 1 };
     }
-    let rank = |entry: &QuarantineEntry| (entry.unproved, held.get(entry.account.as_str()).copied());
+    let rank =
+        |entry: &QuarantineEntry| (entry.unproved, held.get(entry.account.as_str()).copied());
     let most = others.iter().map(rank).max()?;
     others.iter().position(|entry| rank(entry) == most)
 }
@@ -167,7 +170,8 @@ mod tests {
     fn unproved_callbacks_are_kept_slowly() {
         let (allowances, now) = (Allowances::default(), Instant::now());
         let account = |text| AccountName::parse(text).unwrap();
-        let taken = |text, now| (0..100).filter(|_| allowances.take_at(&account(text), now)).count();
+        let taken =
+            |text, now| (0..100).filter(|_| allowances.take_at(&account(text), now)).count();
         let burst = UNPROVED_BURST as usize;
         assert_eq!((taken(ONE, now), taken(OTHER, now)), (burst, burst));
         assert_eq!(taken(ONE, now + UNPROVED_EVERY / 2), 0);

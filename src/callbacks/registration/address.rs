@@ -14,8 +14,8 @@ pub(super) enum Whose {
     Ours,
     /// Ours, with an earlier secret.
     Former,
-    /// Below our `public_url`, with a secret that is not known here: left of a store that is gone, or of another gateway with
-    /// the same address.
+    /// Below our `public_url`, with a secret that is not known here: left of a store that is gone,
+    /// or of another gateway with the same address.
     SameAddress,
     Another,
 }
@@ -45,15 +45,17 @@ impl Address {
         format!("{scheme}://{host}{port}{path}/{secret}").into()
     }
 
-    /// Whose a registered URL is, to the account with this secret and the gateway whose `public_url` this is. `is_own` knows
-    /// its earlier secrets.
+    /// Whose a registered URL is, to the account with this secret and the gateway whose
+    /// `public_url` this is. `is_own` knows its earlier secrets.
     pub(super) fn whose(
         &self,
         registered: &SecretString,
         secret: &str,
         is_own: impl Fn(&str) -> bool,
     ) -> Whose {
-        let Some(mut there) = Self::parse(registered.expose_secret()) else { return Whose::Another };
+        let Some(mut there) = Self::parse(registered.expose_secret()) else {
+            return Whose::Another;
+        };
         let path = std::mem::take(&mut there.0.path);
         let Some((above, last)) = path.rsplit_once('/') else { return Whose::Another };
         above.clone_into(&mut there.0.path);

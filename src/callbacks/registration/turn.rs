@@ -13,7 +13,8 @@ use crate::{
     thingspace::{self, Target},
 };
 
-/// Changes for one answer: the second settles an answer that was lost, the third somebody who was faster.
+/// Changes for one answer: the second settles an answer that was lost, the third somebody who was
+/// faster.
 const ROUNDS: u32 = 3;
 
 /// Registrations in a row that ThingSpace accepted and did not list, after which no more are made.
@@ -30,7 +31,8 @@ pub(super) struct Turn {
 pub(super) struct Memory {
     /// Whose URL the log has complained about.
     complained: Option<String>,
-    /// After a registration another password than ours was listed: the listing does not show passwords.
+    /// After a registration another password than ours was listed: the listing does not show
+    /// passwords.
     passwords_hidden: bool,
     /// The URL of ours that was last seen registered.
     held: Option<SecretString>,
@@ -47,7 +49,8 @@ struct Found {
 }
 
 impl Turn {
-    /// What the background does. Another's URL is an error in the log, once, and no reason to hurry.
+    /// What the background does. Another's URL is an error in the log, once, and no reason to
+    /// hurry.
     pub(super) async fn look_after(&mut self) -> Result<Outcome, Error> {
         self.inner.secrets.refresh().await?;
         if self.inner.secrets.is_unwanted(&self.account) {
@@ -140,8 +143,12 @@ impl Turn {
             // The first one at our address may be left of a store that is gone.
             let contested = added || self.memory.held.is_some();
             match found {
-                Some(found) if found.whose == Whose::Another && !force => return Err(self.taken(&found)),
-                Some(Found { whose: Whose::SameAddress, .. }) if contested && (!force || round == ROUNDS) => {
+                Some(found) if found.whose == Whose::Another && !force => {
+                    return Err(self.taken(&found));
+                }
+                Some(Found { whose: Whose::SameAddress, .. })
+                    if contested && (!force || round == ROUNDS) =>
+                {
                     return Err(self.stop(self.contested(), current.code));
                 }
                 None if accepted => return Err(self.not_listed(current.code)),
@@ -186,8 +193,11 @@ impl Turn {
     fn is_right(&mut self, found: &Found, current: &Current, accepted: bool) -> bool {
         let Found { whose, registration } = found;
         let Current { pair, registered, .. } = current;
-        // User names are the same in any case: replacing a registration loses what comes in between.
-        if *whose != Whose::Ours || registration.username.to_lowercase() != pair.username.to_lowercase() {
+        // User names are the same in any case: replacing a registration loses what comes in
+        // between.
+        if *whose != Whose::Ours
+            || registration.username.to_lowercase() != pair.username.to_lowercase()
+        {
             return false;
         }
         let password = registration.has_password(&pair.password);
@@ -248,7 +258,9 @@ impl Turn {
     async fn look(&self, current: &Current) -> Result<Option<Found>, Error> {
         let Inner { client, public, secrets, service, .. } = &*self.inner;
         let listed = client.callbacks(&self.account).await?;
-        let ours = listed.into_iter().find(|registration| registration.service.eq_ignore_ascii_case(service));
+        let ours = listed
+            .into_iter()
+            .find(|registration| registration.service.eq_ignore_ascii_case(service));
         let Some(registration) = ours else { return Ok(None) };
         let held = self.memory.held.as_ref().map(ExposeSecret::expose_secret);
         let is_own = |secret: &str| {
@@ -284,7 +296,8 @@ impl Turn {
     }
 }
 
-/// What another look can settle: an answer that was lost, and a refusal because somebody was faster.
+/// What another look can settle: an answer that was lost, and a refusal because somebody was
+/// faster.
 fn in_doubt(outcome: Result<(), thingspace::Error>) -> Result<Option<Error>, Error> {
     match outcome {
         Ok(()) => Ok(None),

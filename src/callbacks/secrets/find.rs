@@ -23,8 +23,12 @@ pub(super) struct Looks {
 }
 
 impl Secrets {
-    /// Whose secret it is. For one that is not known the store is read again, once for all who wait.
-    pub(in crate::callbacks) async fn find(&self, segment: &str) -> Result<Option<AccountName>, Error> {
+    /// Whose secret it is. For one that is not known the store is read again, once for all who
+    /// wait.
+    pub(in crate::callbacks) async fn find(
+        &self,
+        segment: &str,
+    ) -> Result<Option<AccountName>, Error> {
         let known = self.account_of(segment);
         if known.is_some() || segment.len() != PATH_CHARS {
             return Ok(known);

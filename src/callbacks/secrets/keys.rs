@@ -21,9 +21,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// What the store says. One that has none, because it is another one, gets those that are `known` here: so that what is
-    /// registered goes on to hold.
-    pub(super) async fn load_or_create(store: &dyn Store, known: Option<&Self>) -> Result<Self, StoreError> {
+    /// What the store says. One that has none, because it is another one, gets those that are
+    /// `known` here: so that what is registered goes on to hold.
+    pub(super) async fn load_or_create(
+        store: &dyn Store,
+        known: Option<&Self>,
+    ) -> Result<Self, StoreError> {
         let make = || {
             let key = match known {
                 Some(known) => known.root.to_vec(),
@@ -37,7 +40,8 @@ impl Keys {
     }
 
     fn derive(root: Vec<u8>) -> Self {
-        let salted = hkdf::Salt::new(hkdf::HKDF_SHA256, b"thingspace-gateway callbacks").extract(&root);
+        let salted =
+            hkdf::Salt::new(hkdf::HKDF_SHA256, b"thingspace-gateway callbacks").extract(&root);
         let derive = |purpose: &str| {
             let mut key = Zeroizing::new([0; 32]);
             salted

@@ -29,7 +29,9 @@ pub(super) async fn shared(pair: &Pair, logins: &[LoginFiles]) -> Option<Shared>
         if holds(password, |held| is_same(held, &pair.password)).await {
             return Some(Shared { what: "password", file: password.clone() });
         }
-        if holds(username, |held| secret_file::is_same_user(held.expose_secret(), &pair.username)).await {
+        if holds(username, |held| secret_file::is_same_user(held.expose_secret(), &pair.username))
+            .await
+        {
             return Some(Shared { what: "user name", file: username.clone() });
         }
     }

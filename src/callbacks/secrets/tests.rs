@@ -49,13 +49,18 @@ async fn each_account_has_a_path_and_a_pair_that_stay() {
     for wrong in ["", &path[1..], &path.to_uppercase(), &format!("{path}x")] {
         assert_eq!(secrets.account_of(wrong), None, "{wrong}");
     }
-    assert!(accepts(&secrets, 1, &pair) && !accepts(&secrets, 2, &pair) && !accepts(&secrets, 3, &pair));
+    assert!(
+        accepts(&secrets, 1, &pair) && !accepts(&secrets, 2, &pair) && !accepts(&secrets, 3, &pair)
+    );
     let shouted = Pair { username: pair.username.to_uppercase(), ..pair.clone() };
     assert!(accepts(&secrets, 1, &shouted));
     for wrong in ["", "x", &pair.password.expose_secret().to_uppercase()] {
         assert!(!secrets.accepts(&account(1), &pair.username, wrong));
     }
-    assert!(pair.username.len() <= MAX_PAIR_CHARS && pair.password.expose_secret().len() <= MAX_PAIR_CHARS);
+    assert!(
+        pair.username.len() <= MAX_PAIR_CHARS
+            && pair.password.expose_secret().len() <= MAX_PAIR_CHARS
+    );
 
     let again = load(&config(), &store).await;
     assert_eq!(again.path(&account(1)), path);
@@ -77,7 +82,10 @@ async fn a_replaced_pair_is_accepted_for_a_while() {
     assert_eq!(secrets.pair(&account(1)).unwrap().username, third.username);
     config.password_grace = Duration::ZERO;
     let strict = load(&config, &store).await;
-    assert_eq!([&first, &second, &third].map(|pair| accepts(&strict, 1, pair)), [false, false, true]);
+    assert_eq!(
+        [&first, &second, &third].map(|pair| accepts(&strict, 1, pair)),
+        [false, false, true]
+    );
     for _ in 0..MAX_REPLACED {
         secrets.rotate(&account(1)).await.unwrap();
     }
@@ -137,12 +145,17 @@ async fn files_that_hold_no_pair_are_refused_and_not_shown() {
     let (folder, store) = store();
     for wrong in ["", "sesame\nsesame", &"sesame".repeat(7)] {
         let files = with_files(folder.path(), "ali", wrong);
-        let error = Secrets::load_or_create(&files, Arc::clone(&store), &[account(1)]).await.unwrap_err();
-        assert!(matches!(error, Error::Files(_)) && !error.to_string().contains("sesame"), "{error}");
+        let error =
+            Secrets::load_or_create(&files, Arc::clone(&store), &[account(1)]).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Files(_)) && !error.to_string().contains("sesame"),
+            "{error}"
+        );
     }
 }
 
-/// Registered with ThingSpace are the path and the pair of before: both hold on in a new store, for every replica.
+/// Registered with ThingSpace are the path and the pair of before: both hold on in a new store, for
+/// every replica.
 #[tokio::test]
 async fn a_replaced_store_gets_what_is_registered() {
     let (_former, former) = store();
@@ -193,7 +206,9 @@ async fn a_replaced_path_is_accepted_for_a_while_in_every_replica_and_after_a_re
     for secrets in [one, other, load(&config, &store).await] {
         assert_eq!(secrets.path(&account(1)), third);
         assert_eq!(secrets.account_of(&first), Some(account(1)));
-        assert!(secrets.is_own_path(&account(1), &first) && !secrets.is_own_path(&account(2), &first));
+        assert!(
+            secrets.is_own_path(&account(1), &first) && !secrets.is_own_path(&account(2), &first)
+        );
     }
     config.password_grace = Duration::ZERO;
     let strict = load(&config, &store).await;
@@ -261,7 +276,10 @@ async fn what_logs_in_is_never_taken() {
         for refused in [secrets.refresh().await.err(), secrets.rotate(&account(1)).await.err()] {
             let error = refused.unwrap();
             let said = error.to_string();
-            assert!(matches!(error, Error::Login { .. }) && said.contains(file.to_str().unwrap()), "{said}");
+            assert!(
+                matches!(error, Error::Login { .. }) && said.contains(file.to_str().unwrap()),
+                "{said}"
+            );
             assert!(!said.contains(password), "{said}");
         }
         assert!(secrets.accepts(&account(1), "ali", "open sesame"), "the pair stays as it was");
@@ -280,7 +298,8 @@ async fn passwords_that_callbacks_carry_or_carried_are_known() {
     let secrets = load(&files, &store).await;
     with_files(folder.path(), "another name", "second");
     secrets.refresh().await.unwrap();
-    let sends = |secrets: &Secrets| ["first", "second", "third"].map(|text| secrets.sends(&text.into()));
+    let sends =
+        |secrets: &Secrets| ["first", "second", "third"].map(|text| secrets.sends(&text.into()));
     assert_eq!(sends(&secrets), [true, true, false]);
     assert_eq!(sends(&load(&files, &store).await), [true, true, false]);
     files.password_grace = Duration::ZERO;

@@ -87,7 +87,8 @@ fn file_over_defaults_and_environment_over_file() {
 #[test]
 fn well_known_variables_stand_for_keys() {
     let endpoint = |pairs: &[(&str, &str)]| {
-        let env = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let env =
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         merge(None, &env).0.telemetry.otlp_endpoint
     };
     let all = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:4317");
@@ -152,7 +153,8 @@ fn every_wrong_value_is_reported_with_its_place() {
 
 #[test]
 fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
-    let file = "[grpc]\nheartbeat = \"5h\"\nlisten = \"x\"\n[store]\npath = []\n[[credentials]]\nname = 1";
+    let file =
+        "[grpc]\nheartbeat = \"5h\"\nlisten = \"x\"\n[store]\npath = []\n[[credentials]]\nname = 1";
     let (config, mut problems) =
         merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env([]));
     assert_eq!(config.grpc.heartbeat, Duration::from_hours(5));
@@ -160,7 +162,10 @@ fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
     problems.append(super::super::validate::bounds(&config));
     problems.append(super::super::validate::deployment(&config, None));
     let keys: BTreeSet<_> = problems.iter().map(|line| line.split(": ").next().unwrap()).collect();
-    assert_eq!(keys, BTreeSet::from(["credentials #1", "grpc.heartbeat", "grpc.listen", "store.path"]));
+    assert_eq!(
+        keys,
+        BTreeSet::from(["credentials #1", "grpc.heartbeat", "grpc.listen", "store.path"])
+    );
 }
 
 #[test]
@@ -218,7 +223,8 @@ fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
             ("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT", "1"),
         ]),
     ));
-    let written = |meant: &str| format!("there is no such variable; {meant} (from the environment)");
+    let written =
+        |meant: &str| format!("there is no such variable; {meant} (from the environment)");
     let shape = "variables of the gateway are written THINGSPACE_GATEWAY__SECTION__KEY";
     let expected = [
         format!(
@@ -268,7 +274,8 @@ fn nothing_is_converted_without_a_word() {
         ("THINGSPACE_GATEWAY__LIMITS__OPEN_DEVICES", "1e3"),
         ("THINGSPACE_GATEWAY__CALLBACKS__ENABLED", "yes"),
     ]);
-    let (config, problems) = merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
+    let (config, problems) =
+        merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
     let keys: BTreeSet<_> = problems.iter().map(|line| line.split(": ").next().unwrap()).collect();
     let expected = [
         "grpc.reflection",
@@ -337,16 +344,22 @@ fn a_wrong_account_or_section_or_address_is_reported_once_with_a_hint() {
         password_file = "/dev/null"
     "#;
     let env = env([("THINGSPACE_GATEWAY__POLLING", "x")]);
-    let (config, mut problems) = merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
+    let (config, mut problems) =
+        merge(Some((Path::new("gateway.toml"), parse_toml(file).unwrap())), &env);
     problems.append(super::super::validate::deployment(&config, None));
-    let about = |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).collect::<Vec<_>>();
+    let about =
+        |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).collect::<Vec<_>>();
     assert_eq!(about("credentials #1: accounts").len(), 1, "{problems}");
     assert_eq!(
         about("grpc"),
         ["grpc: is a section and has no value of its own; set its keys (in gateway.toml)"]
     );
     assert_eq!(about("polling").len(), 1, "{problems}");
-    assert!(about("polling")[0].ends_with("set its keys (from THINGSPACE_GATEWAY__POLLING)"), "{problems}");
-    let hint = "admin.listen: \"localhost:9464\" is not an IP address and a port: write for example";
+    assert!(
+        about("polling")[0].ends_with("set its keys (from THINGSPACE_GATEWAY__POLLING)"),
+        "{problems}"
+    );
+    let hint =
+        "admin.listen: \"localhost:9464\" is not an IP address and a port: write for example";
     assert!(about("admin.listen")[0].starts_with(hint), "{problems}");
 }

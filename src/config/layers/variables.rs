@@ -53,7 +53,11 @@ fn begins_like_ours(name: &str) -> bool {
 fn one(name: &str, text: &str, defaults: &Map<String, Value>) -> Result<Option<Given>, String> {
     let rest = &name[PREFIX.len()..];
     let Some(path) = rest.strip_prefix(SEPARATOR) else {
-        return if of_a_service(rest, text) { Ok(None) } else { Err(no_such(name, rest, defaults)) };
+        return if of_a_service(rest, text) {
+            Ok(None)
+        } else {
+            Err(no_such(name, rest, defaults))
+        };
     };
     let path: Vec<String> = path.to_ascii_lowercase().split(SEPARATOR).map(str::to_owned).collect();
     let origin = format!("from {}", name.to_ascii_uppercase());
@@ -83,8 +87,12 @@ fn typed(default: Option<&Value>, text: &str) -> Result<Value, &'static str> {
             "false" => Ok(false.into()),
             _ => Err("neither true nor false"),
         },
-        Some(ValueKind::I64(_)) => text.parse::<i64>().map(Value::from).map_err(|_| "not a whole number"),
-        Some(ValueKind::Float(_)) => text.parse::<f64>().map(Value::from).map_err(|_| "not a number"),
+        Some(ValueKind::I64(_)) => {
+            text.parse::<i64>().map(Value::from).map_err(|_| "not a whole number")
+        }
+        Some(ValueKind::Float(_)) => {
+            text.parse::<f64>().map(Value::from).map_err(|_| "not a number")
+        }
         _ => Ok(Value::from(text)),
     }
 }
@@ -92,9 +100,14 @@ fn typed(default: Option<&Value>, text: &str) -> Result<Value, &'static str> {
 /// Whether Kubernetes sets such a variable for a Service whose name begins like ours.
 fn of_a_service(rest: &str, text: &str) -> bool {
     let address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme));
-    if rest.ends_with("_PORT") || rest.ends_with("_TCP") || rest.ends_with("_UDP") || rest.ends_with("_SCTP")
+    if rest.ends_with("_PORT")
+        || rest.ends_with("_TCP")
+        || rest.ends_with("_UDP")
+        || rest.ends_with("_SCTP")
     {
-        return address || rest.ends_with("_SERVICE_PORT") || (numbered(rest) && rest.ends_with("_PORT"));
+        return address
+            || rest.ends_with("_SERVICE_PORT")
+            || (numbered(rest) && rest.ends_with("_PORT"));
     }
     rest.ends_with("_SERVICE_HOST")
         || rest.contains("_SERVICE_PORT_")
@@ -103,7 +116,8 @@ fn of_a_service(rest: &str, text: &str) -> bool {
 
 /// Like `_PORT_50051_TCP_ADDR`.
 fn numbered(rest: &str) -> bool {
-    rest.split_once("_PORT_").is_some_and(|(_, number)| number.starts_with(|c: char| c.is_ascii_digit()))
+    rest.split_once("_PORT_")
+        .is_some_and(|(_, number)| number.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn no_such(name: &str, rest: &str, defaults: &Map<String, Value>) -> String {
@@ -116,7 +130,9 @@ fn no_such(name: &str, rest: &str, defaults: &Map<String, Value>) -> String {
         Some(key) => {
             format!("write {PREFIX}{SEPARATOR}{}", key.path.join(SEPARATOR).to_ascii_uppercase())
         }
-        None => format!("variables of the gateway are written {PREFIX}{SEPARATOR}SECTION{SEPARATOR}KEY"),
+        None => {
+            format!("variables of the gateway are written {PREFIX}{SEPARATOR}SECTION{SEPARATOR}KEY")
+        }
     };
     format!("{name}: there is no such variable; {hint} (from the environment)")
 }

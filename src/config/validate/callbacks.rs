@@ -10,7 +10,8 @@ use super::{
 };
 
 /// The ports that ThingSpace calls.
-const PORTS: [RangeInclusive<u16>; 5] = [80..=80, 443..=443, 9001..=9006, 50_551..=50_559, 28_200..=28_220];
+const PORTS: [RangeInclusive<u16>; 5] =
+    [80..=80, 443..=443, 9001..=9006, 50_551..=50_559, 28_200..=28_220];
 
 const GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_mins(5);
 const PASSWORD_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 30);
@@ -33,10 +34,16 @@ impl Problems {
             self.push(format!("callbacks.networks: {what}"));
         }
         let service = &callbacks.service;
-        if !(1..=64).contains(&service.len()) || !service.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        if !(1..=64).contains(&service.len()) || !service.bytes().all(|b| b.is_ascii_alphanumeric())
+        {
             self.push("callbacks.service: must be 1 to 64 letters and digits");
         }
-        self.both_or_none("tls_cert_file", &callbacks.tls_cert_file, "tls_key_file", &callbacks.tls_key_file);
+        self.both_or_none(
+            "tls_cert_file",
+            &callbacks.tls_cert_file,
+            "tls_key_file",
+            &callbacks.tls_key_file,
+        );
         self.both_or_none(
             "username_file",
             &callbacks.username_file,
@@ -100,7 +107,8 @@ impl Problems {
 /// Whether nothing on the way rewrites a path, so that ThingSpace lists what was registered.
 fn has_plain_segments(path: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let fits = |segment: &str| segment.bytes().all(plain) && !segment.bytes().all(|byte| byte == b'.');
+    let fits =
+        |segment: &str| segment.bytes().all(plain) && !segment.bytes().all(|byte| byte == b'.');
     match path.strip_prefix('/') {
         None | Some("") => true,
         Some(path) => path.strip_suffix('/').unwrap_or(path).split('/').all(fits),
@@ -111,6 +119,8 @@ fn short_enough(secret: &SecretString) -> Result<(), String> {
     if secret.expose_secret().chars().count() <= MAX_PAIR_CHARS {
         Ok(())
     } else {
-        Err(format!("holds more than {MAX_PAIR_CHARS} characters, which is all that ThingSpace takes"))
+        Err(format!(
+            "holds more than {MAX_PAIR_CHARS} characters, which is all that ThingSpace takes"
+        ))
     }
 }

@@ -1,4 +1,5 @@
-//! Files that must not be the same: the socket and anything else, and the passwords that ThingSpace sends to others.
+//! Files that must not be the same: the socket and anything else, and the passwords that ThingSpace
+//! sends to others.
 
 use std::{
     fs::{self, File},
@@ -20,7 +21,8 @@ use crate::secret_file::is_same_user;
 const MAX_SECRET_BYTES: u64 = 4096;
 
 impl Problems {
-    /// The store, its record and the socket are written, so none of them may have the path of another file.
+    /// The store, its record and the socket are written, so none of them may have the path of
+    /// another file.
     pub(super) fn written_files_are_apart(&mut self, config: &Config, file: Option<&Path>) {
         let (written, read) = (written(config), read(config, file));
         for (at, Written { key, name, path }) in written.iter().enumerate() {
@@ -36,8 +38,9 @@ impl Problems {
         }
     }
 
-    /// ThingSpace knows a user in any spelling and may end a user's session at the next login. Two spellings
-    /// would log in separately, so their sets of credentials would end each other's sessions.
+    /// ThingSpace knows a user in any spelling and may end a user's session at the next login. Two
+    /// spellings would log in separately, so their sets of credentials would end each other's
+    /// sessions.
     pub(super) fn users_are_spelled_alike(&mut self, config: &Config) {
         let names: Vec<_> = config.credentials.iter().map(|of| text(&of.username_file)).collect();
         for (later, name) in names.iter().enumerate() {
@@ -57,10 +60,11 @@ impl Problems {
         }
     }
 
-    /// ThingSpace sends the callbacks' pair in every callback, so nothing of it may log in. It refuses the user name of a
-    /// login by itself.
+    /// ThingSpace sends the callbacks' pair in every callback, so nothing of it may log in. It
+    /// refuses the user name of a login by itself.
     pub(super) fn pairs_are_apart(&mut self, config: &Config) {
-        let Some((name, callbacks)) = config.callbacks.pair_files().filter(|_| config.callbacks.enabled)
+        let Some((name, callbacks)) =
+            config.callbacks.pair_files().filter(|_| config.callbacks.enabled)
         else {
             return;
         };
@@ -165,7 +169,8 @@ fn resolved(path: &Path) -> PathBuf {
     if let Ok(path) = fs::canonicalize(path) {
         return path;
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match (fs::canonicalize(folder), path.file_name()) {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => path.to_owned(),

@@ -17,7 +17,8 @@ use super::{
     Problems, can_be_written, certificate, secret_file,
 };
 
-const RETENTION: RangeInclusive<Duration> = Duration::from_hours(1)..=Duration::from_hours(24 * 365);
+const RETENTION: RangeInclusive<Duration> =
+    Duration::from_hours(1)..=Duration::from_hours(24 * 365);
 const REPLICAS: [usize; 3] = [1, 3, 5];
 const MAX_BYTES: RangeInclusive<u64> = 16 << 20..=16 << 40;
 const MAX_SERVERS: usize = 32;
@@ -28,21 +29,28 @@ const REDB: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 impl Problems {
     pub(super) fn store(&mut self, store: &Store) {
         self.duration("store.retention", store.retention, &RETENTION);
-        let Nats { creds_file, username_file, password_file, replicas, prefix, max_bytes, .. } = &store.nats;
+        let Nats { creds_file, username_file, password_file, replicas, prefix, max_bytes, .. } =
+            &store.nats;
         self.servers(&store.nats);
-        if store.nats.cert_file.as_os_str().is_empty() != store.nats.key_file.as_os_str().is_empty() {
+        if store.nats.cert_file.as_os_str().is_empty() != store.nats.key_file.as_os_str().is_empty()
+        {
             self.push("store.nats: cert_file and key_file belong together; set both, or neither");
         }
         if username_file.as_os_str().is_empty() != password_file.as_os_str().is_empty() {
-            self.push("store.nats: username_file and password_file belong together; set both, or neither");
+            self.push(
+                "store.nats: username_file and password_file belong together; set both, or neither",
+            );
         }
         if !creds_file.as_os_str().is_empty() && !username_file.as_os_str().is_empty() {
             self.push("store.nats.username_file: is for servers that know no creds_file; set one of the two");
         }
         if !REPLICAS.contains(replicas) {
-            self.push(format!("store.nats.replicas: {replicas} is out of bounds; must be 1, 3 or 5"));
+            self.push(format!(
+                "store.nats.replicas: {replicas} is out of bounds; must be 1, 3 or 5"
+            ));
         }
-        let letters = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+        let letters =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
         if !(1..=32).contains(&prefix.len()) || !prefix.bytes().all(letters) {
             self.push("store.nats.prefix: must be 1 to 32 of a-z, 0-9, '-' and '_'");
         }
@@ -67,7 +75,8 @@ impl Problems {
     }
 
     fn nats_files(&mut self, nats: &Nats) {
-        let Nats { creds_file, username_file, password_file, ca_file, cert_file, key_file, .. } = nats;
+        let Nats { creds_file, username_file, password_file, ca_file, cert_file, key_file, .. } =
+            nats;
         let named = |path: &Path| !path.as_os_str().is_empty();
         let secrets = [
             ("creds_file", creds_file, secret_file::check_lines as fn(&Path) -> _),
@@ -108,7 +117,10 @@ impl Problems {
                 }
                 Ok(server) if server.path != "/" => "must have no path".to_owned(),
                 Ok(server)
-                    if server.scheme == "nats" && !tls && !server.is_loopback() && !nats.allow_plaintext =>
+                    if server.scheme == "nats"
+                        && !tls
+                        && !server.is_loopback()
+                        && !nats.allow_plaintext =>
                 {
                     format!(
                         "nats:// would reach {} in plain text, with everything that is stored. Write tls://, or \
@@ -143,10 +155,14 @@ fn store_can_be_there(path: &Path) -> Result<(), String> {
     let record = record_path(path);
     for (name, file) in [("", path), ("the record beside the store, ", &record)] {
         if file.exists() && !file.is_file() {
-            return Err(format!("{name}{} is not a file; remove it, or name another store", file.display()));
+            return Err(format!(
+                "{name}{} is not a file; remove it, or name another store",
+                file.display()
+            ));
         }
     }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
         return Err(format!(
             "the folder {} does not exist; make it, or mount a volume there",
@@ -168,7 +184,10 @@ fn is_a_store(path: &Path) -> Result<(), String> {
     let mut begin = Vec::new();
     file.take(REDB.len() as u64).read_to_end(&mut begin).map_err(unusable)?;
     if begin.is_empty() {
-        return Err(format!("{} is an empty file; remove it, or name another file", path.display()));
+        return Err(format!(
+            "{} is an empty file; remove it, or name another file",
+            path.display()
+        ));
     }
     if begin != REDB {
         return Err(format!(

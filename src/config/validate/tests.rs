@@ -229,10 +229,18 @@ fn plain_text_to_other_machines_is_a_risk_that_somebody_accepted() {
     let problems = bounds(&config);
     assert_begin(
         &problems,
-        &["thingspace.base_url: ", "thingspace.token_url: ", "callbacks.public_url: ", "store.nats.url: "],
+        &[
+            "thingspace.base_url: ",
+            "thingspace.token_url: ",
+            "callbacks.public_url: ",
+            "store.nats.url: ",
+        ],
     );
     for option in ["thingspace", "callbacks", "store.nats"] {
-        assert!(problems.to_string().contains(&format!("{option}.allow_plaintext = true")), "{problems}");
+        assert!(
+            problems.to_string().contains(&format!("{option}.allow_plaintext = true")),
+            "{problems}"
+        );
     }
     config.thingspace.allow_plaintext = true;
     config.callbacks.allow_plaintext = true;
@@ -398,8 +406,11 @@ fn the_socket_has_a_path_of_its_own() {
     }
     let mut on_nats = config.clone();
     on_nats.store.kind = StoreKind::Nats;
-    (on_nats.store.nats.username_file, on_nats.store.nats.password_file) = ("user".into(), "secret".into());
-    for (path, what) in [("user", "store.nats.username_file"), ("./secret", "store.nats.password_file")] {
+    (on_nats.store.nats.username_file, on_nats.store.nats.password_file) =
+        ("user".into(), "secret".into());
+    for (path, what) in
+        [("user", "store.nats.username_file"), ("./secret", "store.nats.password_file")]
+    {
         on_nats.control.socket = path.into();
         let problems = deployment(&on_nats, Some(&file)).to_string();
         assert!(problems.contains(&format!("{path} is the path of {what};")), "{problems}");
@@ -424,7 +435,9 @@ fn the_store_has_a_path_of_its_own() {
     fs::write(&config.credentials[0].password_file, "password").unwrap();
     let problems = deployment(&config, Some(&file)).to_string();
     assert!(
-        problems.contains("the record beside the store, is the path of password_file of credentials #1;"),
+        problems.contains(
+            "the record beside the store, is the path of password_file of credentials #1;"
+        ),
         "{problems}"
     );
     let (_folder, mut config) = deployed();

@@ -1,4 +1,5 @@
-//! What is printed: JSON, or for people a sentence or a table, in which nothing can steer a terminal, whoever it came from.
+//! What is printed: JSON, or for people a sentence or a table, in which nothing can steer a
+//! terminal, whoever it came from.
 
 use std::{fmt::Write as _, io::Write};
 
@@ -32,7 +33,8 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
 }
 
 pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
-    let unknown = status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
+    let unknown =
+        status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
     let ready = match (&status.waits_for, &status.limited) {
         (Some(obstacle), _) => format!("no: {obstacle}"),
         (None, Some(limited)) => format!("yes, but {limited}"),
@@ -42,7 +44,8 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         Some(trouble) if status.limited.is_none() => format!("{}: {trouble}", status.store),
         _ => status.store.clone(),
     };
-    let config = status.config.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
+    let config =
+        status.config.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
     let mut rows = vec![
         ["version".to_owned(), status.version.clone()],
         ["configuration".to_owned(), config],
@@ -57,7 +60,8 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         ["stray callbacks".to_owned(), status.stray_callbacks.to_string()],
     ];
     if let Some(lost) = &status.store_memory.lost {
-        let what = format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
+        let what =
+            format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
         rows.insert(4, ["store lost".to_owned(), what]);
     }
     if let Some(why) = &status.store_memory.unprotected {
@@ -65,12 +69,15 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
     }
     let unreadable = status.unreadable_logs.iter();
     rows.extend(unreadable.map(|log| [format!("damaged log {}", log.log), log.why.clone()]));
-    let login = |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
+    let login =
+        |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
     rows.extend(status.logins.iter().map(login));
     let host = |host: &Host| {
         let doing = match host.left_alone_ms {
             None => "is called".to_owned(),
-            Some(wait) => format!("does not answer; the next attempt is made in {wait} ms at the earliest"),
+            Some(wait) => {
+                format!("does not answer; the next attempt is made in {wait} ms at the earliest")
+            }
         };
         [format!("host {}", host.host), doing]
     };
@@ -83,11 +90,14 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()>
         rows.push(["callbacks".to_owned(), counts.collect::<Vec<_>>().join(", ")]);
     }
     if status.quarantine_evicted > 0 {
-        let evicted = format!("full; {} removed to make room since the start", status.quarantine_evicted);
+        let evicted =
+            format!("full; {} removed to make room since the start", status.quarantine_evicted);
         rows.push(["quarantine".to_owned(), evicted]);
     }
     let registrations = status.registrations.iter();
-    rows.extend(registrations.map(|(account, how)| [format!("registration {account}"), how.clone()]));
+    rows.extend(
+        registrations.map(|(account, how)| [format!("registration {account}"), how.clone()]),
+    );
     table(out, &rows)
 }
 
@@ -103,7 +113,10 @@ pub(super) fn accepted(out: &mut dyn Write, done: &Acceptance) -> anyhow::Result
             "Accepted: {what}. The gateway has written the store again, and nothing is forgotten."
         )?,
         Some(what) => writeln!(out, "Accepted: {what}. Nothing from before {since} is certain.")?,
-        None => writeln!(out, "There is nothing to accept: the store remembers everything since {since}.")?,
+        None => writeln!(
+            out,
+            "There is nothing to accept: the store remembers everything since {since}."
+        )?,
     }
     Ok(())
 }
@@ -165,8 +178,14 @@ pub(super) fn registered(out: &mut dyn Write, accounts: &[Registered]) -> anyhow
     table(out, &rows)
 }
 
-pub(super) fn done(out: &mut dyn Write, account: &AccountName, done: Done, path: bool) -> anyhow::Result<()> {
-    let rotated = if path { "another secret in its path" } else { "another user name and password" };
+pub(super) fn done(
+    out: &mut dyn Write,
+    account: &AccountName,
+    done: Done,
+    path: bool,
+) -> anyhow::Result<()> {
+    let rotated =
+        if path { "another secret in its path" } else { "another user name and password" };
     let what = match done {
         Done::Unchanged => "is registered already",
         Done::Registered => "is registered",
@@ -175,7 +194,9 @@ pub(super) fn done(out: &mut dyn Write, account: &AccountName, done: Done, path:
         Done::RotatedOnly => &format!(
             "has {rotated}, and no registration, because it was deregistered: `callbacks register` makes one"
         ),
-        Done::NotRotated => "keeps its user name and password: change the files that hold them first",
+        Done::NotRotated => {
+            "keeps its user name and password: change the files that hold them first"
+        }
     };
     Ok(writeln!(out, "Account {account} {what}.")?)
 }
@@ -214,8 +235,7 @@ fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> anyhow::R
 
 /// Whether a character could steer a terminal or turn the direction of the text around it.
 fn steers(c: char) -> bool {
-    let direction =
-        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     c.is_control() || direction || matches!(c, '\u{2028}' | '\u{2029}')
 }
 

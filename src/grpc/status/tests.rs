@@ -18,7 +18,11 @@ fn errors() -> Vec<Error> {
         Error::AccountNotConfigured(AccountName::parse("0000123456-00001").unwrap()),
         Error::IdempotencyKeyReused,
         Error::OrderInProgress,
-        Error::OrderOutcomeUnknown { order_id, sent_time: jiff::Timestamp::UNIX_EPOCH, request_id: None },
+        Error::OrderOutcomeUnknown {
+            order_id,
+            sent_time: jiff::Timestamp::UNIX_EPOCH,
+            request_id: None,
+        },
         Error::RequestNotFound,
         Error::InvalidToken(TokenKind::Resume),
         Error::InvalidToken(TokenKind::Page),
@@ -106,7 +110,9 @@ fn read(file: &str) -> String {
 fn name(code: Code) -> String {
     let upper = |letter: char| letter.is_ascii_uppercase().then_some('_');
     let name = format!("{code:?}");
-    let name = name.chars().flat_map(|letter| upper(letter).into_iter().chain([letter.to_ascii_uppercase()]));
+    let name = name
+        .chars()
+        .flat_map(|letter| upper(letter).into_iter().chain([letter.to_ascii_uppercase()]));
     name.skip(1).collect()
 }
 
@@ -141,12 +147,22 @@ fn the_contract_and_the_page_list_every_reason_with_its_code() {
 fn whoever_is_told_to_come_again_is_told_when() {
     let statuses = statuses();
     let with = |code: Code| -> Vec<&str> {
-        statuses.iter().filter(|(_, s)| s.code() == code).map(|(reason, _)| reason.as_str()).collect()
+        statuses
+            .iter()
+            .filter(|(_, s)| s.code() == code)
+            .map(|(reason, _)| reason.as_str())
+            .collect()
     };
     // See the module's table.
     assert_eq!(
         with(Code::Unavailable),
-        ["DRAINING", "ORDER_IN_PROGRESS", "SLOW_READER", "STORE_UNAVAILABLE", "UPSTREAM_UNAVAILABLE"]
+        [
+            "DRAINING",
+            "ORDER_IN_PROGRESS",
+            "SLOW_READER",
+            "STORE_UNAVAILABLE",
+            "UPSTREAM_UNAVAILABLE"
+        ]
     );
     assert_eq!(with(Code::ResourceExhausted), ["OVERLOADED", "STORE_FULL", "UPSTREAM_THROTTLED"]);
     for (reason, status) in &statuses {

@@ -1,8 +1,9 @@
 //! How requests of ours end here: by callbacks, or by polls.
 //!
-//! An account is *called back* as long as callbacks arrive for its requests. It stops being so when a poll had to end a
-//! request, because then the poll's word had waited for a callback in vain; the next callback makes it so again. Both
-//! are read off the events that are followed, so every replica knows, and a restart does as soon as it has caught up.
+//! An account is *called back* as long as callbacks arrive for its requests. It stops being so when
+//! a poll had to end a request, because then the poll's word had waited for a callback in vain; the
+//! next callback makes it so again. Both are read off the events that are followed, so every
+//! replica knows, and a restart does as soon as it has caught up.
 
 use std::sync::{
     Arc,
@@ -58,7 +59,10 @@ impl Note {
         let called_back = folded.called_back.filter(|at| said(at.position)).map(|at| at.what);
         Self {
             called_back: request.account.clone().zip(called_back),
-            finished: folded.finished.filter(|at| said(at.position)).map(|at| (at.what, request.state())),
+            finished: folded
+                .finished
+                .filter(|at| said(at.position))
+                .map(|at| (at.what, request.state())),
         }
     }
 }
@@ -92,7 +96,8 @@ impl Hub {
         self.takes_callbacks && lock(&self.projection).called_back.contains(account)
     }
 
-    /// How many requests were ended by a callback, or a poll, since this process has caught up with the store.
+    /// How many requests were ended by a callback, or a poll, since this process has caught up with
+    /// the store.
     pub fn finished(&self, by: By) -> u64 {
         self.finished.count(by).load(Ordering::Relaxed)
     }

@@ -46,7 +46,9 @@ impl Beginning {
         match &self.order_id {
             Some(owner) if owner == order_id => None,
             Some(_) => Some(OF_ANOTHER_ORDER),
-            None if self.contradicts => Some("the request is known with another account or other devices"),
+            None if self.contradicts => {
+                Some("the request is known with another account or other devices")
+            }
             None => None,
         }
     }
@@ -54,13 +56,18 @@ impl Beginning {
 
 impl Hub {
     /// Why a request is not an order's, as far as the requests in memory tell.
-    pub fn objection(&self, id: &RequestId, order_id: &str, ordered: &storage::Ordered) -> Option<Objection> {
+    pub fn objection(
+        &self,
+        id: &RequestId,
+        order_id: &str,
+        ordered: &storage::Ordered,
+    ) -> Option<Objection> {
         let tracked = self.get(&self.spelling_in_memory(id)?)?;
         Beginning::of(&tracked.lock().request, Some(ordered)).objection(order_id)
     }
 
-    /// How a request's log begins, and how the request compares to an order. The log is read, unless the request is in memory
-    /// and belongs to an order.
+    /// How a request's log begins, and how the request compares to an order. The log is read,
+    /// unless the request is in memory and belongs to an order.
     pub async fn beginning(
         &self,
         id: &RequestId,

@@ -1,5 +1,5 @@
-//! Closed requests in memory. They can be read again from the store, so they are bounded in bytes and the
-//! least recently used leaves first.
+//! Closed requests in memory. They can be read again from the store, so they are bounded in bytes
+//! and the least recently used leaves first.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -60,7 +60,8 @@ impl Closed {
         }
     }
 
-    /// A watch reads on in a request, which stays for [`UNDISTURBED`]. Does nothing if the request is not closed.
+    /// A watch reads on in a request, which stays for [`UNDISTURBED`]. Does nothing if the request
+    /// is not closed.
     fn read(&mut self, id: &RequestId) {
         if let Some(last) = self.requests.get_mut(id) {
             last.read = Some(Instant::now());
@@ -75,8 +76,8 @@ impl Closed {
         }
     }
 
-    /// Removes and returns the least recently used requests until the rest fits into `max_bytes` and
-    /// was used less than `idle` ago. Passes over requests that are in use.
+    /// Removes and returns the least recently used requests until the rest fits into `max_bytes`
+    /// and was used less than `idle` ago. Passes over requests that are in use.
     pub(super) fn evict(
         &mut self,
         max_bytes: usize,
@@ -112,7 +113,8 @@ impl Closed {
 }
 
 impl Hub {
-    /// A request that a watch has read from before, if it is still in memory. It stays for [`UNDISTURBED`].
+    /// A request that a watch has read from before, if it is still in memory. It stays for
+    /// [`UNDISTURBED`].
     pub fn read_on(&self, id: &RequestId, tracked: &Weak<Tracked>) -> Option<Arc<Tracked>> {
         // Under the lock, so that what is in use is not evicted.
         let mut projection = lock(&self.projection);
@@ -130,12 +132,13 @@ impl Projection {
         }
     }
 
-    /// Removes closed requests that are too much or unused, and returns what the caller should drop after
-    /// releasing the lock: dropping 10,000 devices takes a while.
+    /// Removes closed requests that are too much or unused, and returns what the caller should drop
+    /// after releasing the lock: dropping 10,000 devices takes a while.
     pub(super) fn evict(&mut self, keep: Keep) -> Vec<Arc<Tracked>> {
         let requests = &self.requests;
         // Two tasks with different copies of a request would miss each other's changes.
-        let in_use = |id: &RequestId| requests.get(id).is_some_and(|tracked| Arc::strong_count(tracked) > 1);
+        let in_use =
+            |id: &RequestId| requests.get(id).is_some_and(|tracked| Arc::strong_count(tracked) > 1);
         let evicted = self.closed.evict(keep.bytes, keep.idle, in_use);
         evicted.iter().filter_map(|id| self.forget(id)).collect()
     }

@@ -37,7 +37,8 @@ const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
-/// A follower that is behind the end of a usable store and makes no progress for this long stands still.
+/// A follower that is behind the end of a usable store and makes no progress for this long stands
+/// still.
 const STANDS_STILL_AFTER: Duration = Duration::from_secs(30);
 
 /// How often the follower's progress is checked.
@@ -57,7 +58,8 @@ struct Owner(Option<String>);
 const CORRUPT_TRIES: u32 = 2;
 
 impl Hub {
-    /// Follows the store until stopped. A follower that ends or stands still is replaced by a new one.
+    /// Follows the store until stopped. A follower that ends or stands still is replaced by a new
+    /// one.
     pub async fn follow(&self, stop: CancellationToken) {
         let mut from = self.low_water(&stop).await;
         while let Some(why) = stop.run_until_cancelled(self.follow_from(from)).await {
@@ -66,7 +68,9 @@ impl Hub {
                     match lost {
                         store::Lost::Replaced => warn!("the store was replaced; starting over"),
                         store::Lost::TooOld => {
-                            info!("the low-water mark is older than the oldest event; starting from that");
+                            info!(
+                                "the low-water mark is older than the oldest event; starting from that"
+                            );
                         }
                     }
                     self.reset();
@@ -145,7 +149,8 @@ impl Hub {
 
     async fn housekeeping(&self) -> Infallible {
         // What leaves memory sooner than that is looked for more often.
-        let mut tick = tokio::time::interval(self.keep.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING));
+        let mut tick =
+            tokio::time::interval(self.keep.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -167,7 +172,8 @@ impl Hub {
                     Followed::CaughtUp(position) => {
                         debug!(sequence = position.sequence, "caught up with the store");
                         let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
-                        let caught_up = |p: &Progress| Progress { folded: Some(folded(p)), caught_up: true };
+                        let caught_up =
+                            |p: &Progress| Progress { folded: Some(folded(p)), caught_up: true };
                         self.progress.send_modify(|p| *p = caught_up(p));
                     }
                     Followed::Lost(lost) => return Interrupted::Lost(lost),
@@ -194,16 +200,19 @@ impl Hub {
     }
 
     async fn fold_order(&self, id: &str, entry: &Entry, event: &Event) {
-        // The devices of an order with an outcome are not in memory, and one without an outcome needs them again.
+        // The devices of an order with an outcome are not in memory, and one without an outcome
+        // needs them again.
         if !matches!(event.kind, Some(Kind::Withdrawn(_))) {
             let mut projection = lock(&self.projection);
             if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
                 return projection.orders.apply(id, entry, event);
             }
         }
-        // An order's log begins with Ordered, so an order that is not in memory has ended. These events change its outcome.
+        // An order's log begins with Ordered, so an order that is not in memory has ended. These
+        // events change its outcome.
         if matches!(event.kind, Some(Kind::AcceptedAs(_) | Kind::Settled(_) | Kind::Withdrawn(_))) {
-            let Some(order) = self.read_if_readable(&LogName::order(id), || self.order(id)).await else {
+            let Some(order) = self.read_if_readable(&LogName::order(id), || self.order(id)).await
+            else {
                 return;
             };
             lock(&self.projection).orders.insert(id, order);
@@ -211,9 +220,10 @@ impl Hub {
         }
     }
 
-    /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is finished, unless that is
-    /// another order, or another order may have the request under an id in another case. Then the acceptance may have to be
-    /// withdrawn, by whoever looks after unfinished orders.
+    /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is
+    /// finished, unless that is another order, or another order may have the request under an id in
+    /// another case. Then the acceptance may have to be withdrawn, by whoever looks after
+    /// unfinished orders.
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
         let is_anothers = owner.is_some_and(|owner| owner != order_id);
         if is_anothers || lock(&self.projection).has_rival(order_id, request) {
@@ -226,7 +236,8 @@ impl Hub {
         }
     }
 
-    /// Folds an event of a request's log. Returns the order that the request belongs to, as far as this had to know it.
+    /// Folds an event of a request's log. Returns the order that the request belongs to, as far as
+    /// this had to know it.
     async fn fold_request(
         &self,
         id: &RequestId,
@@ -245,8 +256,8 @@ impl Hub {
         if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
-        // Open requests are in memory and a callback opens none: what is not here has ended, or is somebody else's. So foreign
-        // callbacks cost no reading and no memory.
+        // Open requests are in memory and a callback opens none: what is not here has ended, or is
+        // somebody else's. So foreign callbacks cost no reading and no memory.
         if matches!(kind, Some(Kind::CalledBack(_))) {
             self.take_lead(id, kind);
             return None;
@@ -276,7 +287,8 @@ impl Hub {
     fn take_lead(&self, id: &RequestId, kind: Option<&Kind>) {
         let Some(Kind::CalledBack(called_back)) = kind else { return };
         let mut projection = lock(&self.projection);
-        let is_owner = |other: &Arc<Tracked>| other.id != *id && other.lock().request.order_id.is_some();
+        let is_owner =
+            |other: &Arc<Tracked>| other.id != *id && other.lock().request.order_id.is_some();
         let owner = projection.spellings(id).into_iter().find(is_owner);
         let is_lead = projection.orders.lead(id, called_back);
         projection.heard.add(id);
@@ -293,11 +305,13 @@ impl Hub {
     fn was_read(&self, id: &RequestId, entry: &Entry) -> Option<Ahead> {
         let ahead = &mut lock(&self.projection).ahead;
         let last = ahead.get(id)?.last;
-        let known = if entry.position.sequence >= last { ahead.remove(id) } else { ahead.get(id).cloned() };
+        let known =
+            if entry.position.sequence >= last { ahead.remove(id) } else { ahead.get(id).cloned() };
         known.filter(|_| entry.position.sequence <= last)
     }
 
-    /// Folds an event into a request that is in memory, and says which order that belongs to; `None` if it is not in memory.
+    /// Folds an event into a request that is in memory, and says which order that belongs to;
+    /// `None` if it is not in memory.
     fn fold_tracked(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<Owner> {
         let mut projection = lock(&self.projection);
         let tracked = projection.requests.get(id).map(Arc::clone)?;
@@ -309,10 +323,10 @@ impl Hub {
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let note = Note::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
-        // Other replicas cannot read what this one has read of an expired log. A request that was placed elsewhere after all
-        // is not polled before somebody asks for it again.
-        let leaves =
-            folded.request.is_expired() || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
+        // Other replicas cannot read what this one has read of an expired log. A request that was
+        // placed elsewhere after all is not polled before somebody asks for it again.
+        let leaves = folded.request.is_expired()
+            || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
         projection.set_closed(id, closed);
         let gone = if leaves { projection.forget(id) } else { None };
@@ -363,7 +377,8 @@ impl Hub {
                 .filter_map(|order| order.first);
             requests.chain(orders).min()
         };
-        // What is not folded yet may be open, too: a log that somebody asked for may have been read further than the follower is.
+        // What is not folded yet may be open, too: a log that somebody asked for may have been read
+        // further than the follower is.
         if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && caught_up
             && let Err(error) = LowWater::raise(&*self.store, mark).await
@@ -388,7 +403,8 @@ impl Hub {
         self.progress.send_replace(Progress::default());
     }
 
-    /// Reads a log, for as long as it takes. `None`: it is damaged, and is set aside; all others are followed on.
+    /// Reads a log, for as long as it takes. `None`: it is damaged, and is set aside; all others
+    /// are followed on.
     async fn read_if_readable<T, F>(&self, log: &LogName, read: impl Fn() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,

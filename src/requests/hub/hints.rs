@@ -1,4 +1,5 @@
-//! Requests the poller should look at: newly open, newly watched, or called back in a way that only an answer explains.
+//! Requests the poller should look at: newly open, newly watched, or called back in a way that only
+//! an answer explains.
 
 use std::{collections::HashMap, sync::Mutex};
 

@@ -1,9 +1,10 @@
 //! Pages of history, for watchers that are further behind than what is kept in memory.
 //!
-//! A page is folded from a request's log and shared by all watchers of the request that are at the same
-//! place. Watchers take small batches out of it and hold no page themselves, so a reader that stands still
-//! costs nothing. The number of pages in memory is bounded. A page that is being read stays for at least
-//! [`UNDISTURBED`], so that watchers of many requests do not displace each other's pages unread.
+//! A page is folded from a request's log and shared by all watchers of the request that are at the
+//! same place. Watchers take small batches out of it and hold no page themselves, so a reader that
+//! stands still costs nothing. The number of pages in memory is bounded. A page that is being read
+//! stays for at least [`UNDISTURBED`], so that watchers of many requests do not displace each
+//! other's pages unread.
 
 use std::{
     ops::ControlFlow,
@@ -77,7 +78,8 @@ pub struct Reading {
 
 impl Page {
     fn holds(&self, id: &RequestId, first: Position, revision: u64) -> bool {
-        let revisions = self.transitions[0].revision..=self.transitions[self.transitions.len() - 1].revision;
+        let revisions =
+            self.transitions[0].revision..=self.transitions[self.transitions.len() - 1].revision;
         self.first == first && revisions.contains(&revision) && self.id == *id
     }
 
@@ -141,8 +143,8 @@ impl History {
 }
 
 impl Hub {
-    /// The next transitions of a request after a revision, as many as a batch takes, from its log. `None` if
-    /// the log does not begin at `first` any more.
+    /// The next transitions of a request after a revision, as many as a batch takes, from its log.
+    /// `None` if the log does not begin at `first` any more.
     pub async fn history(
         &self,
         id: &RequestId,
@@ -168,7 +170,8 @@ impl Hub {
             return Ok(Some(transitions));
         }
         let used = Instant::now();
-        let mut page = Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _room: room };
+        let mut page =
+            Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _room: room };
         let found = page.read(from, reading);
         let mut pages = lock(&self.history.pages);
         // A page that reached the end of the log when it was made may have been continued.
@@ -177,8 +180,8 @@ impl Hub {
         Ok(Some(found))
     }
 
-    /// Folds a log up to the end of the page that holds a revision, and returns that page. Empty if the log
-    /// ends before.
+    /// Folds a log up to the end of the page that holds a revision, and returns that page. Empty if
+    /// the log ends before.
     async fn replay(
         &self,
         id: &RequestId,
@@ -188,7 +191,8 @@ impl Hub {
         let (mut request, mut page, mut bytes) = (Request::default(), Vec::new(), 0);
         self.read_log_until(&LogName::request(id.as_str()), |entry| {
             let Some(event) = event::decode(&entry.event) else { return ControlFlow::Continue(()) };
-            let Some(transition) = request.apply(entry.position, entry.time, &event).transition else {
+            let Some(transition) = request.apply(entry.position, entry.time, &event).transition
+            else {
                 return ControlFlow::Continue(());
             };
             let more = size(&transition);
@@ -220,7 +224,9 @@ fn size(transition: &Transition) -> usize {
 }
 
 /// The first of some transitions: as many as name [`MAX_BATCH`] devices together, and at least one.
-pub(super) fn batch<'a>(transitions: impl Iterator<Item = &'a Arc<Transition>>) -> Vec<Arc<Transition>> {
+pub(super) fn batch<'a>(
+    transitions: impl Iterator<Item = &'a Arc<Transition>>,
+) -> Vec<Arc<Transition>> {
     let mut devices = 0;
     let mut fits = |transition: &Transition| {
         let is_first = devices == 0;

@@ -1,7 +1,7 @@
 //! The low-water cell: where a replica starts to follow.
 //!
-//! No open log begins before it, so that a start reads what happened since the oldest open request and not the whole history. It
-//! only rises; one that is too low costs time and nothing else.
+//! No open log begins before it, so that a start reads what happened since the oldest open request
+//! and not the whole history. It only rises; one that is too low costs time and nothing else.
 
 use bytes::Bytes;
 use prost::Message;
@@ -27,12 +27,13 @@ fn cell() -> CellName {
 impl LowWater {
     pub async fn load(store: &dyn Store) -> Result<Option<Self>, StoreError> {
         let Some(held) = store.load(&cell()).await? else { return Ok(None) };
-        let value =
-            storage::LowWater::decode(held.value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+        let value = storage::LowWater::decode(held.value)
+            .map_err(|error| StoreError::Corrupt(error.to_string()))?;
         Ok(Some(Self { version: held.version, value }))
     }
 
-    /// To follow *after*: the position before the mark. `None` where the mark is the very first event.
+    /// To follow *after*: the position before the mark. `None` where the mark is the very first
+    /// event.
     pub fn position(self) -> Option<Position> {
         let sequence = self.value.sequence.checked_sub(1).filter(|&s| s > 0)?;
         Some(Position { epoch: self.value.epoch, sequence })
@@ -48,7 +49,8 @@ impl LowWater {
         if stays {
             return Ok(());
         }
-        let value = storage::LowWater { version: FORMAT, epoch: mark.epoch, sequence: mark.sequence };
+        let value =
+            storage::LowWater { version: FORMAT, epoch: mark.epoch, sequence: mark.sequence };
         let value = Bytes::from(value.encode_to_vec());
         match store.swap(&cell(), held.map(|held| held.version), value).await? {
             // Another replica was first; its mark is as good.

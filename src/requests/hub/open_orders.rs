@@ -1,8 +1,10 @@
-//! Orders without an outcome, or whose request does not know of them yet, and what callbacks hint at about them.
+//! Orders without an outcome, or whose request does not know of them yet, and what callbacks hint
+//! at about them.
 //!
-//! A callback for a request that is nobody's, about a device of an order without an outcome, is a *lead*: that
-//! request may be what became of the order. Leads are only kept here; whoever follows them asks ThingSpace
-//! (`requests::resolve`). What foreign callbacks cost while there is no such order is one look into an empty map.
+//! A callback for a request that is nobody's, about a device of an order without an outcome, is a
+//! *lead*: that request may be what became of the order. Leads are only kept here; whoever follows
+//! them asks ThingSpace (`requests::resolve`). What foreign callbacks cost while there is no such
+//! order is one look into an empty map.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,8 +19,8 @@ use crate::{
     store::Entry,
 };
 
-/// Leads of an order, followed ones too; further ones are not taken. Other tools may keep the devices of an order busy
-/// while its fate is unknown, and every lead costs a question.
+/// Leads of an order, followed ones too; further ones are not taken. Other tools may keep the
+/// devices of an order busy while its fate is unknown, and every lead costs a question.
 const MAX_LEADS: usize = 64;
 
 #[derive(Debug, Default)]
@@ -104,8 +106,10 @@ impl OpenOrders {
     /// Keeps a callback as a lead of the orders that have its device; true if there is a new one.
     pub(super) fn lead(&mut self, request: &RequestId, called_back: &storage::CalledBack) -> bool {
         for open in self.orders.values_mut() {
-            // The acceptance of this order is about to reach its request, which the callback spells in another case.
-            let is_spelling = |accepted: &RequestId| accepted != request && is_same(accepted, request);
+            // The acceptance of this order is about to reach its request, which the callback spells
+            // in another case.
+            let is_spelling =
+                |accepted: &RequestId| accepted != request && is_same(accepted, request);
             if matches!(&open.order.outcome, Some(Outcome::AcceptedAs(accepted)) if is_spelling(accepted))
                 && open.leads.len() + open.followed.len() < MAX_LEADS
             {
@@ -121,7 +125,8 @@ impl OpenOrders {
         let mut new = false;
         for id in orders {
             let Some(open) = self.orders.get_mut(&id) else { continue };
-            let of_account = open.order.ordered.as_ref().is_some_and(|o| o.account == called_back.account);
+            let of_account =
+                open.order.ordered.as_ref().is_some_and(|o| o.account == called_back.account);
             if of_account
                 && !open.followed.contains(request)
                 && open.leads.len() + open.followed.len() < MAX_LEADS
@@ -136,7 +141,9 @@ impl OpenOrders {
     pub(super) fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
         let undecided = self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
         undecided
-            .flat_map(|(id, open)| open.leads.iter().map(|request| (Arc::clone(id), request.clone())))
+            .flat_map(|(id, open)| {
+                open.leads.iter().map(|request| (Arc::clone(id), request.clone()))
+            })
             .collect()
     }
 

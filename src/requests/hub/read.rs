@@ -15,7 +15,8 @@ use crate::{
 };
 
 impl Hub {
-    /// A request and its changes from now on, from memory or from its log; `None` if its log is empty.
+    /// A request and its changes from now on, from memory or from its log; `None` if its log is
+    /// empty.
     pub async fn attach(
         &self,
         id: &RequestId,
@@ -49,7 +50,8 @@ impl Hub {
         }
     }
 
-    // Subscribes under the projection's lock, so that housekeeping does not drop the entry in between.
+    // Subscribes under the projection's lock, so that housekeeping does not drop the entry in
+    // between.
     fn attached(&self, id: &RequestId) -> Option<(Arc<Tracked>, watch::Receiver<u64>)> {
         let mut projection = lock(&self.projection);
         let tracked = Arc::clone(projection.requests.get(id)?);

@@ -1,5 +1,5 @@
-//! Reads the logs that the follower is about to need, several at once. One after the other, a start over a network with
-//! long round trips would take minutes.
+//! Reads the logs that the follower is about to need, several at once. One after the other, a start
+//! over a network with long round trips would take minutes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -22,7 +22,8 @@ pub(super) const EVENTS: usize = 32;
 /// Logs that are read at once.
 const READS: usize = 16;
 
-/// A log whose event is larger is read when its turn comes, in bytes: few such logs fit into memory at once.
+/// A log whose event is larger is read when its turn comes, in bytes: few such logs fit into memory
+/// at once.
 const LARGEST_EVENT: usize = 16 * 1024;
 
 /// Logs that were read before their event is folded.
@@ -36,7 +37,8 @@ impl ReadAhead {
 }
 
 impl Hub {
-    /// Reads the logs that these events need. One that cannot be read is left to the follower, which tries until it can.
+    /// Reads the logs that these events need. One that cannot be read is left to the follower,
+    /// which tries until it can.
     pub(super) async fn read_ahead(&self, followed: &[Followed]) -> ReadAhead {
         let ids: HashSet<_> = followed.iter().filter_map(|followed| self.needs(followed)).collect();
         if ids.len() < 2 {
@@ -63,7 +65,9 @@ impl Hub {
 
     /// The request whose log an event needs.
     fn needs(&self, followed: &Followed) -> Option<RequestId> {
-        let Followed::Event(LogName { class: LogClass::Request, id }, Entry { event, .. }) = followed else {
+        let Followed::Event(LogName { class: LogClass::Request, id }, Entry { event, .. }) =
+            followed
+        else {
             return None;
         };
         let id = RequestId::parse(id).ok().filter(|_| event.len() <= LARGEST_EVENT)?;

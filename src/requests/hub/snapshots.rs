@@ -1,8 +1,9 @@
 //! Snapshots that are sent in several messages.
 //!
-//! A watch holds no devices between two messages. The devices of an unfinished snapshot are held here, are shared by
-//! the watches that send the same revision, and are bounded in bytes. A reader that stands still loses its snapshot.
-//! When it reads on, the snapshot is made again if the request has not changed; if it has changed, the watch ends.
+//! A watch holds no devices between two messages. The devices of an unfinished snapshot are held
+//! here, are shared by the watches that send the same revision, and are bounded in bytes. A reader
+//! that stands still loses its snapshot. When it reads on, the snapshot is made again if the
+//! request has not changed; if it has changed, the watch ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,8 +18,8 @@ use crate::requests::{lock, state::DeviceStatus};
 /// The devices of a request at one revision.
 pub type Devices = Arc<Vec<Arc<DeviceStatus>>>;
 
-/// What unfinished snapshots may take in memory, in bytes. One that was read from within [`UNDISTURBED`] stays in any
-/// case.
+/// What unfinished snapshots may take in memory, in bytes. One that was read from within
+/// [`UNDISTURBED`] stays in any case.
 const MAX_BYTES: usize = 32 << 20;
 
 /// A snapshot from which nothing was read for this long leaves in any case.

@@ -1,8 +1,10 @@
-//! Requests whose ids differ only in case are one request, unless ThingSpace has shown them to be different ones.
+//! Requests whose ids differ only in case are one request, unless ThingSpace has shown them to be
+//! different ones.
 //!
-//! A request is known under the spelling that ThingSpace's answer to its order used. Callers and callbacks may spell it in
-//! another way. Two spellings are different requests if each belongs to an order, or if what ThingSpace said about one
-//! contradicts the account or the devices of the other.
+//! A request is known under the spelling that ThingSpace's answer to its order used. Callers and
+//! callbacks may spell it in another way. Two spellings are different requests if each belongs to
+//! an order, or if what ThingSpace said about one contradicts the account or the devices of the
+//! other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,8 +25,9 @@ use crate::{
 /// Ids kept in each of the two halves of [`Heard`].
 const MAX_HEARD: usize = 5_000;
 
-/// Ids in mixed case that callbacks named and no request in memory has. The store cannot be searched for them: it finds a log by
-/// its exact name only. The oldest half is dropped when the newest is full.
+/// Ids in mixed case that callbacks named and no request in memory has. The store cannot be
+/// searched for them: it finds a log by its exact name only. The oldest half is dropped when the
+/// newest is full.
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     newest: HashMap<String, HashSet<RequestId>>,
@@ -42,7 +45,8 @@ impl Heard {
         if self.count >= MAX_HEARD {
             (self.older, self.count) = (mem::take(&mut self.newest), 0);
         }
-        self.count += usize::from(self.newest.entry(small_letters(id)).or_default().insert(id.clone()));
+        self.count +=
+            usize::from(self.newest.entry(small_letters(id)).or_default().insert(id.clone()));
     }
 
     fn of(&self, id: &RequestId) -> impl Iterator<Item = &RequestId> {
@@ -82,7 +86,8 @@ impl Projection {
     pub(super) fn spellings(&self, id: &RequestId) -> Vec<Arc<Tracked>> {
         let small = small_letters(id);
         let capitals = self.capitals.get(&small).into_iter().flatten().cloned();
-        let others = RequestId::parse(&small).into_iter().chain(capitals).filter(|other| other != id);
+        let others =
+            RequestId::parse(&small).into_iter().chain(capitals).filter(|other| other != id);
         let all = std::iter::once(id.clone()).chain(others);
         all.filter_map(|id| self.requests.get(&id).map(Arc::clone)).collect()
     }
@@ -115,7 +120,8 @@ pub fn is_same(one: &RequestId, other: &RequestId) -> bool {
     one.as_str().eq_ignore_ascii_case(other.as_str())
 }
 
-/// This spelling, then the two other ones that services use. Only these can be looked up in the store.
+/// This spelling, then the two other ones that services use. Only these can be looked up in the
+/// store.
 fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
     let text = id.as_str();
     let others = [text.to_ascii_lowercase(), text.to_ascii_uppercase()];
@@ -141,7 +147,8 @@ impl Hub {
         Some(known.id.clone())
     }
 
-    /// The spelling under which a request is known whose id may differ from `id` in case. `None`: no such request is known.
+    /// The spelling under which a request is known whose id may differ from `id` in case. `None`:
+    /// no such request is known.
     pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
         if let Some(known) = self.spelling_in_memory(id) {
             let is_other =
@@ -162,9 +169,14 @@ impl Hub {
         Ok(known)
     }
 
-    /// Whether the store holds, under exactly this id, another request than the one that is in memory under another spelling. A
-    /// closed request has left memory, and must not be taken for another one.
-    async fn is_other_request(&self, id: &RequestId, known: &RequestId) -> Result<bool, StoreError> {
+    /// Whether the store holds, under exactly this id, another request than the one that is in
+    /// memory under another spelling. A closed request has left memory, and must not be taken for
+    /// another one.
+    async fn is_other_request(
+        &self,
+        id: &RequestId,
+        known: &RequestId,
+    ) -> Result<bool, StoreError> {
         let stored = self.stored_request(id).await?;
         let Some(tracked) = self.get(known) else { return Ok(stored.order_id.is_some()) };
         let known = tracked.lock().request.clone();

@@ -1,7 +1,8 @@
-//! Callbacks that spell the id of an order's request in another case and came before it was known here.
+//! Callbacks that spell the id of an order's request in another case and came before it was known
+//! here.
 //!
-//! They lie in a log of their own. What is noticed here, `requests::resolve` copies into the request's log. Every replica
-//! does so; the events' ids make them one.
+//! They lie in a log of their own. What is noticed here, `requests::resolve` copies into the
+//! request's log. Every replica does so; the events' ids make them one.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -46,7 +47,10 @@ impl Hub {
     }
 
     /// What a stray log says to its request; nothing if they are different requests.
-    pub async fn stray_callbacks(&self, stray: &Stray) -> Result<Vec<storage::CalledBack>, StoreError> {
+    pub async fn stray_callbacks(
+        &self,
+        stray: &Stray,
+    ) -> Result<Vec<storage::CalledBack>, StoreError> {
         let Some((tracked, _)) = self.attach(&stray.to).await? else { return Ok(Vec::new()) };
         let owner = tracked.lock().request.clone();
         let Some(account) = owner.account.as_ref().filter(|_| owner.order_id.is_some()) else {

@@ -39,7 +39,12 @@ fn keep(idle: Duration) -> Keep {
 
 fn open_requests(hub: &Hub) -> Vec<RequestId> {
     let projection = lock(&hub.projection);
-    projection.requests.values().filter(|r| !r.lock().request.is_closed()).map(|r| r.id.clone()).collect()
+    projection
+        .requests
+        .values()
+        .filter(|r| !r.lock().request.is_closed())
+        .map(|r| r.id.clone())
+        .collect()
 }
 
 /// A hub that follows its store until it is stopped.
@@ -195,13 +200,18 @@ async fn callbacks_of_an_orphan_do_not_read_its_log() {
     assert!(running.hub.get(&orphan).is_none());
     assert_eq!(running.hub.events_read(), 1, "followed, and not read");
 
-    let rest = (1..CALLBACKS).map(|_| add(&store, &orphan, called_back(StatusClass::Succeeded, None)));
+    let rest =
+        (1..CALLBACKS).map(|_| add(&store, &orphan, called_back(StatusClass::Succeeded, None)));
     let last = within(join_all(rest)).await.into_iter().max().unwrap();
     running.folded(last).await;
     assert_eq!(running.hub.events_read(), CALLBACKS);
 
     running.folded(add(&store, &orphan, accepted(1)).await).await;
-    assert_eq!(running.hub.events_read(), 2 * (CALLBACKS + 1), "now its log decides, and is read once");
+    assert_eq!(
+        running.hub.events_read(),
+        2 * (CALLBACKS + 1),
+        "now its log decides, and is read once"
+    );
     let (tracked, _changes) = running.hub.attach(&orphan).await.unwrap().unwrap();
     assert_eq!(tracked.lock().request.state(), RequestState::Succeeded);
     running.stop().await;
@@ -297,7 +307,10 @@ async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it(
     behind.keep_house().await;
 
     let next = Running::start(&store, KEEP).await;
-    assert!(open_requests(&next.hub).contains(&id(1)), "open, and not yet folded when the mark was raised");
+    assert!(
+        open_requests(&next.hub).contains(&id(1)),
+        "open, and not yet folded when the mark was raised"
+    );
     next.stop().await;
 }
 
@@ -307,12 +320,14 @@ async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
     let running = Running::start(&store, KEEP).await;
     let log = LogName::order("order-1");
     let ordered = storage::Ordered { devices: vec![device()], ..storage::Ordered::default() };
-    let position = append(&*store, &log, None, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
+    let position =
+        append(&*store, &log, None, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
     running.folded(position).await;
     let order = running.hub.undecided_order("order-1").unwrap();
     assert_eq!((order.first, order.ordered), (Some(position), Some(ordered.clone())));
     let accepted_as = storage::AcceptedAs { request_id: id(1).to_string() };
-    let position = append(&*store, &log, None, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
+    let position =
+        append(&*store, &log, None, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
     running.folded(position).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
     let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();

@@ -111,8 +111,8 @@ impl Tracked {
         *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
     }
 
-    /// Keeps back, for a while, what of an answer would make devices final; see [`Withheld`]. Nothing of a
-    /// request that is not polled: nobody would tell it later.
+    /// Keeps back, for a while, what of an answer would make devices final; see [`Withheld`].
+    /// Nothing of a request that is not polled: nobody would tell it later.
     pub fn withhold(&self, answer: StatusAnswer, grace: Duration) -> StatusAnswer {
         let folded = self.lock();
         if folded.request.is_closed() {
@@ -136,7 +136,10 @@ impl Tracked {
 
     /// Why asking failed, if that is less than `hold` ago.
     pub fn failed(&self, hold: Duration) -> Option<Error> {
-        lock(&self.failed).as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
+        lock(&self.failed)
+            .as_ref()
+            .filter(|(at, _)| at.elapsed() < hold)
+            .map(|(_, error)| error.clone())
     }
 
     pub fn set_failed(&self, error: Error) {
@@ -174,7 +177,8 @@ impl Folded {
         self.gone
     }
 
-    /// The next transitions after a revision, as many as [`batch`] takes; `None` if they are no longer in memory.
+    /// The next transitions after a revision, as many as [`batch`] takes; `None` if they are no
+    /// longer in memory.
     pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
         let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
         let skipped = usize::try_from((revision + 1).checked_sub(oldest)?).ok()?;
@@ -253,16 +257,24 @@ impl Folded {
     fn keep(&mut self, transition: Transition) {
         self.recent_devices += transition.devices.len();
         self.recent.push_back(Arc::new(transition));
-        let too_much =
-            |kept: &Self| kept.recent.len() > KEPT_TRANSITIONS || kept.recent_devices > KEPT_DEVICES;
+        let too_much = |kept: &Self| {
+            kept.recent.len() > KEPT_TRANSITIONS || kept.recent_devices > KEPT_DEVICES
+        };
         while self.recent.len() > 1 && too_much(self) {
             self.recent_devices -= self.recent.pop_front().map_or(0, |oldest| oldest.devices.len());
         }
     }
 
     /// What an event says beside what it changes; see [`super::arrivals`].
-    fn take_note(&mut self, position: Position, kind: Option<&Kind>, was_known: bool, was_final: bool) {
-        let ours = |account: &String| self.request.account.as_ref().is_some_and(|a| a.as_str() == account);
+    fn take_note(
+        &mut self,
+        position: Position,
+        kind: Option<&Kind>,
+        was_known: bool,
+        was_final: bool,
+    ) {
+        let ours =
+            |account: &String| self.request.account.as_ref().is_some_and(|a| a.as_str() == account);
         let (known, ends) = (self.request.known, !was_final && self.request.is_final());
         let arrived = match kind {
             Some(Kind::CalledBack(called_back)) => {
@@ -281,7 +293,8 @@ impl Folded {
         }
         if ends {
             let by_poll = matches!(kind, Some(Kind::Observed(_))) || !arrived;
-            self.finished = Some(At { position, what: if by_poll { By::Poll } else { By::Callback } });
+            self.finished =
+                Some(At { position, what: if by_poll { By::Poll } else { By::Callback } });
         }
     }
 }

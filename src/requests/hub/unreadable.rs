@@ -1,4 +1,5 @@
-//! Logs that cannot be read. What they hold is missing from the projection until an operator has seen to it.
+//! Logs that cannot be read. What they hold is missing from the projection until an operator has
+//! seen to it.
 
 use std::{collections::BTreeMap, sync::Mutex};
 

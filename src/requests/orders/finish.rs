@@ -1,8 +1,10 @@
-//! Telling an order's request and key what became of it, and taking back an acceptance that turns out to be wrong.
+//! Telling an order's request and key what became of it, and taking back an acceptance that turns
+//! out to be wrong.
 //!
-//! A request belongs to the first order whose `Accepted` is in its log, or in the log of an id that differs only in case. An
-//! order that was answered with the id of another order's request, or of a request that is known with other devices, has an
-//! unknown outcome: its devices are not that request's.
+//! A request belongs to the first order whose `Accepted` is in its log, or in the log of an id that
+//! differs only in case. An order that was answered with the id of another order's request, or of a
+//! request that is known with other devices, has an unknown outcome: its devices are not that
+//! request's.
 
 use tracing::error;
 use uuid::Uuid;
@@ -22,36 +24,43 @@ use crate::{
 };
 
 impl Orders {
-    /// Tells request and key what became of an order, as its log says. False: the request belongs to another order, and the
-    /// acceptance was withdrawn.
+    /// Tells request and key what became of an order, as its log says. False: the request belongs
+    /// to another order, and the acceptance was withdrawn.
     pub(in crate::requests) async fn finish(
         &self,
         order_id: &str,
         order: &Order,
     ) -> Result<bool, StoreError> {
-        let (Some(ordered), Some(outcome)) = (&order.ordered, &order.outcome) else { return Ok(true) };
+        let (Some(ordered), Some(outcome)) = (&order.ordered, &order.outcome) else {
+            return Ok(true);
+        };
         for former in &order.former {
             let id = event::withdrawn_id(order_id, former, order.settled);
             self.disown(order_id, former, id).await?;
         }
         let corrects = !order.former.is_empty();
         match outcome {
-            Outcome::NotPlaced => self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?,
+            Outcome::NotPlaced => {
+                self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?
+            }
             Outcome::AcceptedAs(request) => {
                 let settled = order.settled;
                 let beginning = self.hub.beginning(request, Some(ordered)).await?;
-                let objection = self.append_accepted(order_id, ordered, request, beginning, settled).await?;
+                let objection =
+                    self.append_accepted(order_id, ordered, request, beginning, settled).await?;
                 if let Some(objection) = objection {
                     self.withdraw(order_id, ordered, request, settled, objection).await?;
                     return Ok(false);
                 }
-                self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str(), corrects).await?;
+                self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str(), corrects)
+                    .await?;
             }
         }
         Ok(true)
     }
 
-    /// Why a request cannot be an order's although ThingSpace answered the order with its id in some case.
+    /// Why a request cannot be an order's although ThingSpace answered the order with its id in
+    /// some case.
     pub(super) async fn objection(
         &self,
         order_id: &str,
@@ -67,7 +76,8 @@ impl Orders {
         Ok(None)
     }
 
-    /// Makes a request an order's, or says why it is not. A settlement need not agree with what is known of the request.
+    /// Makes a request an order's, or says why it is not. A settlement need not agree with what is
+    /// known of the request.
     pub(super) async fn append_accepted(
         &self,
         order_id: &str,
@@ -99,8 +109,9 @@ impl Orders {
         }
     }
 
-    /// Why an order has to give its request back once it is stored: another order was given an id that differs only in case,
-    /// and stored it before. Two orders that are answered at the same moment cannot see each other earlier than here.
+    /// Why an order has to give its request back once it is stored: another order was given an id
+    /// that differs only in case, and stored it before. Two orders that are answered at the same
+    /// moment cannot see each other earlier than here.
     ///
     /// Callbacks that came under another spelling before are added to the request.
     async fn rival(
@@ -119,7 +130,8 @@ impl Orders {
                 self.hub.stir();
                 continue;
             };
-            // A settlement may rely on what ThingSpace has shown: other devices are another request.
+            // A settlement may rely on what ThingSpace has shown: other devices are another
+            // request.
             let is_same = settled.is_none() || !other.contradicts;
             let is_earlier = own.is_none_or(|own| other.accepted.is_some_and(|other| other < own));
             if owner != order_id && is_same && is_earlier {
@@ -150,18 +162,25 @@ impl Orders {
     }
 
     /// Takes an order's devices out of a request that it was accepted as by mistake.
-    async fn disown(&self, order_id: &str, request: &RequestId, id: Uuid) -> Result<(), StoreError> {
+    async fn disown(
+        &self,
+        order_id: &str,
+        request: &RequestId,
+        id: Uuid,
+    ) -> Result<(), StoreError> {
         let Beginning { first, order_id: owner, .. } = self.hub.beginning(request, None).await?;
         if owner.as_deref() == Some(order_id) {
             let log = LogName::request(request.as_str());
-            let position = append(&*self.store, &log, first, id, withdrawn(order_id, request)).await?;
+            let position =
+                append(&*self.store, &log, first, id, withdrawn(order_id, request)).await?;
             self.hub.folded(position).await;
         }
         Ok(())
     }
 
-    /// Moves an order's key on, unless it stands for another order by now. A key that leads to a request is only moved to
-    /// correct that: an acceptance beats every conclusion that the order was not placed.
+    /// Moves an order's key on, unless it stands for another order by now. A key that leads to a
+    /// request is only moved to correct that: an acceptance beats every conclusion that the order
+    /// was not placed.
     pub(super) async fn move_key(
         &self,
         order_id: &str,
@@ -171,7 +190,8 @@ impl Orders {
         corrects: bool,
     ) -> Result<(), StoreError> {
         let cell = CellName::retained(ordered.key_cell.clone());
-        if let Some(key) = Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
+        if let Some(key) =
+            Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
             && (key.phase(), key.request_id()) != (phase, request_id)
             && (key.phase() != KeyPhase::Accepted || corrects)
         {
@@ -183,11 +203,19 @@ impl Orders {
 }
 
 fn withdrawn(order_id: &str, request: &RequestId) -> Kind {
-    Kind::Withdrawn(storage::Withdrawn { order_id: order_id.to_owned(), request_id: request.to_string() })
+    Kind::Withdrawn(storage::Withdrawn {
+        order_id: order_id.to_owned(),
+        request_id: request.to_string(),
+    })
 }
 
 /// Reports an order that was answered with the id of a request that is not its own.
-pub(super) fn say_not_its_own(order_id: &str, account: &str, request: &RequestId, objection: Objection) {
+pub(super) fn say_not_its_own(
+    order_id: &str,
+    account: &str,
+    request: &RequestId,
+    objection: Objection,
+) {
     error!(
         order.id = order_id,
         account,

@@ -1,7 +1,8 @@
 //! One order on its way: its key is claimed, it is sent once, and what comes of it is stored.
 //!
-//! It runs in a task of its own, which no caller can abort. It tries again only what certainly never left. What came of the
-//! order is stored, however long that takes: as long as it is not, nobody may use the key.
+//! It runs in a task of its own, which no caller can abort. It tries again only what certainly
+//! never left. What came of the order is stored, however long that takes: as long as it is not,
+//! nobody may use the key.
 
 use std::{
     collections::HashSet,
@@ -63,7 +64,8 @@ struct Flight {
     retry_until: Instant,
     /// After this it is not sent any more: others may soon take it for lost.
     send_by: Instant,
-    /// Given back early where what came of the order cannot be stored: whoever repeats the call shall be told so.
+    /// Given back early where what came of the order cannot be stored: whoever repeats the call
+    /// shall be told so.
     turn: Option<OwnedMutexGuard<()>>,
     _room: Room,
     _under_way: InFlight,
@@ -116,7 +118,8 @@ impl Orders {
             cell,
             key: None,
             // As the cell holds it.
-            sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or_default(),
+            sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond())
+                .unwrap_or_default(),
             retry_until,
             send_by: Instant::now() + leases::before_sending(self.order_timeout),
             turn: Some(turn),
@@ -165,11 +168,13 @@ impl Orders {
     async fn announce(&self, flight: &Flight) -> Result<(), StoreError> {
         let ordered = Kind::Ordered(ordered(&flight.order, &flight.cell));
         let log = LogName::order(&flight.order_id);
-        append(&*self.store, &log, None, Once::Ordered.id(&flight.order_id), ordered).await.map(drop)
+        append(&*self.store, &log, None, Once::Ordered.id(&flight.order_id), ordered)
+            .await
+            .map(drop)
     }
 
-    /// Says of an order that may be stored that it is not placed. Without an outcome it would stay in memory for days and make
-    /// every start read what happened since.
+    /// Says of an order that may be stored that it is not placed. Without an outcome it would stay
+    /// in memory for days and make every start read what happened since.
     async fn take_back(&self, mut flight: Flight) {
         flight.turn = None;
         // A drain does not wait for that.
@@ -182,7 +187,9 @@ impl Orders {
             };
             match taken_back.await {
                 Ok(_) => return,
-                Err(error) => debug!(order.id = flight.order_id, %error, "cannot take back an order yet"),
+                Err(error) => {
+                    debug!(order.id = flight.order_id, %error, "cannot take back an order yet")
+                }
             }
         }
     }
@@ -204,15 +211,20 @@ impl Orders {
         Key::claim(&*self.store, &flight.cell, before, claim).await
     }
 
-    async fn send(&self, flight: &Flight, mut permit: OrderPermit) -> Result<RequestId, thingspace::Error> {
+    async fn send(
+        &self,
+        flight: &Flight,
+        mut permit: OrderPermit,
+    ) -> Result<RequestId, thingspace::Error> {
         let mut retries = Retries::default();
         loop {
             let sent = self.client.place_order(permit, &flight.order, flight.send_by).await;
             let Err(error) = sent else { return sent };
-            // Nothing left this machine, so trying again cannot order twice. What was turned away is not tried again: that it was
-            // not executed is only what ThingSpace says.
+            // Nothing left this machine, so trying again cannot order twice. What was turned away
+            // is not tried again: that it was not executed is only what ThingSpace says.
             let thingspace::Error::NotConnected { .. } = error else { return Err(error) };
-            let pause = retries.next(None).filter(|pause| Instant::now() + *pause < flight.retry_until);
+            let pause =
+                retries.next(None).filter(|pause| Instant::now() + *pause < flight.retry_until);
             let Some(pause) = pause else { return Err(error) };
             if self.tasks.is_closed() {
                 return Err(thingspace::Error::Draining);
@@ -229,7 +241,8 @@ impl Orders {
         }
     }
 
-    /// Stores what came of an order, for as long as it takes. Without the caller's channel in return, it was told before.
+    /// Stores what came of an order, for as long as it takes. Without the caller's channel in
+    /// return, it was told before.
     async fn keep(
         &self,
         flight: &mut Flight,
@@ -286,8 +299,10 @@ impl Orders {
                 }
                 let accepted_as =
                     Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
-                append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as).await?;
-                let objection = self.append_accepted(order_id, &ordered, request_id, beginning, None).await?;
+                append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as)
+                    .await?;
+                let objection =
+                    self.append_accepted(order_id, &ordered, request_id, beginning, None).await?;
                 if let Some(objection) = objection {
                     self.withdraw(order_id, &ordered, request_id, None, objection).await?;
                     return Ok(Kept::NotItsOwn);
@@ -319,7 +334,12 @@ impl Orders {
     }
 
     /// Moves the key on as it was claimed; false if it is not, or somebody else has moved it.
-    async fn advance(&self, flight: &Flight, phase: KeyPhase, request_id: &str) -> Result<bool, StoreError> {
+    async fn advance(
+        &self,
+        flight: &Flight,
+        phase: KeyPhase,
+        request_id: &str,
+    ) -> Result<bool, StoreError> {
         let Some(key) = &flight.key else { return Ok(false) };
         Ok(key.advance(&*self.store, &flight.cell, phase, request_id).await?.is_some())
     }
@@ -347,13 +367,19 @@ fn contradict(order_id: &str, request_id: &RequestId, order: &order::Order) {
 }
 
 /// What ThingSpace's answer means, stored and told.
-fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, Result<Placed, Error>) {
+fn came(
+    flight: &Flight,
+    sent: Result<RequestId, thingspace::Error>,
+) -> (Came, Result<Placed, Error>) {
     let Flight { order, order_id, .. } = flight;
     let error = match sent {
         Ok(request_id) => {
             info!(order.id = order_id, request.id = %request_id, account = %order.account,
                 devices = order.devices.len(), "order accepted");
-            return (Came::AcceptedAs(request_id.clone()), Ok(Placed { request_id, replayed: false }));
+            return (
+                Came::AcceptedAs(request_id.clone()),
+                Ok(Placed { request_id, replayed: false }),
+            );
         }
         Err(error) => error,
     };
@@ -370,7 +396,8 @@ fn came(flight: &Flight, sent: Result<RequestId, thingspace::Error>) -> (Came, R
             return (Came::Unknown, Err(unknown(order_id, flight.sent_time, None)));
         }
         thingspace::Error::Refused(refusal) => {
-            let refused = storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
+            let refused =
+                storage::Refused { code: refusal.code.clone(), http_status: refusal.status.into() };
             (Came::Refused(refused), Error::Refused(refusal))
         }
         thingspace::Error::CredentialsRejected { .. }

@@ -1,8 +1,9 @@
 //! Leases of orders that other replicas send, by observation.
 //!
-//! Replicas share no clock, so a lease holds a duration and no instant: it has lapsed once this process has itself seen the
-//! cell's version unchanged for that long, on its own monotonic clock. A lapse permits nothing but to stop waiting: the order's
-//! fate is then unknown, it is not sent again, and what ThingSpace said of it beats every lapse, however late it is stored.
+//! Replicas share no clock, so a lease holds a duration and no instant: it has lapsed once this
+//! process has itself seen the cell's version unchanged for that long, on its own monotonic clock.
+//! A lapse permits nothing but to stop waiting: the order's fate is then unknown, it is not sent
+//! again, and what ThingSpace said of it beats every lapse, however late it is stored.
 
 use std::{
     collections::HashMap,
@@ -14,15 +15,18 @@ use tokio::time::Instant;
 
 use crate::store::Version;
 
-/// Leases that are observed at once. One more is not noted and so does not lapse, rather than that another begins anew.
+/// Leases that are observed at once. One more is not noted and so does not lapse, rather than that
+/// another begins anew.
 const MAX_OBSERVED: usize = 10_000;
 
-/// How long an order may be under way: a POST, another one after a renewed token, and half of one for the writes around them.
+/// How long an order may be under way: a POST, another one after a renewed token, and half of one
+/// for the writes around them.
 pub(super) fn lease(order_timeout: Duration) -> Duration {
     order_timeout * 5 / 2
 }
 
-/// How much of its lease an order may have used when it is sent: what is left has to do for the POST.
+/// How much of its lease an order may have used when it is sent: what is left has to do for the
+/// POST.
 pub(super) fn before_sending(order_timeout: Duration) -> Duration {
     order_timeout * 3 / 2
 }
@@ -41,7 +45,8 @@ struct Seen {
 }
 
 impl Leases {
-    /// Whether the lease of an order has lapsed whose cell is at `version`. The first look begins the observation.
+    /// Whether the lease of an order has lapsed whose cell is at `version`. The first look begins
+    /// the observation.
     pub(super) fn has_lapsed(&self, order_id: &str, version: Version, lease: Duration) -> bool {
         let now = Instant::now();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,15 +16,17 @@ use crate::{
 /// A poll is never sooner than this many times what the last answer took.
 const REST: u32 = 10;
 
-/// Polls of one account that are under way at once. Each has a connection, so that their number is bounded for all
-/// accounts together as well.
+/// Polls of one account that are under way at once. Each has a connection, so that their number is
+/// bounded for all accounts together as well.
 const MAX_POLLS: usize = 64;
 
-/// Whose poll is next, by urgency, over and over; the most urgent of those that are due where nobody of that urgency is. So
-/// requests that nobody watches get a quarter of an account's polls at least.
+/// Whose poll is next, by urgency, over and over; the most urgent of those that are due where
+/// nobody of that urgency is. So requests that nobody watches get a quarter of an account's polls
+/// at least.
 const PICKS: [Urgency; 4] = [Urgency::First, Urgency::Watched, Urgency::First, Urgency::Rest];
 
-/// The turns of all requests that are polled, account by account: each account waits for its own calls.
+/// The turns of all requests that are polled, account by account: each account waits for its own
+/// calls.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     accounts: HashMap<AccountName, Account>,
@@ -74,7 +76,8 @@ pub(super) struct Turn {
     pub(super) hint: Option<Hint>,
 }
 
-/// A poll that was counted in the request's cell: how many there were with it, and the rest that follows it.
+/// A poll that was counted in the request's cell: how many there were with it, and the rest that
+/// follows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Counted {
     pub(super) count: u32,
@@ -95,9 +98,9 @@ impl Turn {
         }
     }
 
-    /// Of a request that others have polled for most of its `age`, as after a restart. Nobody knows when it was polled last:
-    /// some part of its interval ago, so that the requests there are come due one after the other. `roll` is a random number
-    /// from 0 to 1.
+    /// Of a request that others have polled for most of its `age`, as after a restart. Nobody knows
+    /// when it was polled last: some part of its interval ago, so that the requests there are come
+    /// due one after the other. `roll` is a random number from 0 to 1.
     pub(super) fn resumed(
         account: AccountName,
         now: Instant,
@@ -133,10 +136,18 @@ impl Turn {
         Self { last: now, count: self.count.saturating_add(1), ..self }
     }
 
-    /// How long after `last` it is due, for a request whose interval grows to `longest` and whose last answer `took` so long here.
-    pub(super) fn interval(&self, config: &config::Polling, longest: Duration, took: Duration) -> Duration {
-        let grown = config.first.as_secs_f64() * config.factor.powf(f64::from(self.count.min(1_000)));
-        let grown = if grown < longest.as_secs_f64() { Duration::from_secs_f64(grown) } else { longest };
+    /// How long after `last` it is due, for a request whose interval grows to `longest` and whose
+    /// last answer `took` so long here.
+    pub(super) fn interval(
+        &self,
+        config: &config::Polling,
+        longest: Duration,
+        took: Duration,
+    ) -> Duration {
+        let grown =
+            config.first.as_secs_f64() * config.factor.powf(f64::from(self.count.min(1_000)));
+        let grown =
+            if grown < longest.as_secs_f64() { Duration::from_secs_f64(grown) } else { longest };
         grown.max(rest_after(took)).max(self.rest)
     }
 }
@@ -146,8 +157,9 @@ pub(super) fn rest_after(took: Duration) -> Duration {
     took * REST
 }
 
-/// Whether a request whose cell says `held` was polled by another replica since this one looked, when it said `seen`. A replica
-/// that has never looked takes up the others' rhythm, unless the store says that there are no others.
+/// Whether a request whose cell says `held` was polled by another replica since this one looked,
+/// when it said `seen`. A replica that has never looked takes up the others' rhythm, unless the
+/// store says that there are no others.
 pub(super) fn polled_elsewhere(seen: Option<u32>, held: Option<u32>, exclusive: bool) -> bool {
     !exclusive && held.is_some() && held != seen
 }
@@ -188,17 +200,20 @@ impl Schedule {
 
     /// When something has to be done next.
     pub(super) fn next(&self) -> Option<Instant> {
-        let polls = self.accounts.values().filter(|account| account.may_wait()).filter_map(Account::next);
+        let polls =
+            self.accounts.values().filter(|account| account.may_wait()).filter_map(Account::next);
         polls.chain(self.releases.first().map(|(due, _)| *due)).min()
     }
 
     /// The accounts that have to begin to wait for their turn now, because a poll is due.
     pub(super) fn begin_waiting(&mut self, now: Instant) -> Vec<AccountName> {
-        let due = |account: &Account| account.may_wait() && account.next().is_some_and(|due| due <= now);
-        let begin = self.accounts.iter_mut().filter(|(_, account)| due(account)).map(|(name, account)| {
-            account.waits = true;
-            name.clone()
-        });
+        let due =
+            |account: &Account| account.may_wait() && account.next().is_some_and(|due| due <= now);
+        let begin =
+            self.accounts.iter_mut().filter(|(_, account)| due(account)).map(|(name, account)| {
+                account.waits = true;
+                name.clone()
+            });
         begin.collect()
     }
 
@@ -257,7 +272,9 @@ impl Account {
     fn take(&mut self, now: Instant) -> Option<RequestId> {
         let picked = PICKS[self.taken % PICKS.len()];
         let by_urgency = [picked, Urgency::First, Urgency::Watched, Urgency::Rest];
-        let id = by_urgency.into_iter().find_map(|urgency| pop_due(&mut self.due[urgency as usize], now))?;
+        let id = by_urgency
+            .into_iter()
+            .find_map(|urgency| pop_due(&mut self.due[urgency as usize], now))?;
         self.taken = self.taken.wrapping_add(1);
         Some(id)
     }

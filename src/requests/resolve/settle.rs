@@ -1,7 +1,7 @@
 //! Settling an order of unknown outcome, and correcting an operator's mistake.
 //!
-//! A request is confirmed first: ThingSpace has to know it, with exactly the order's devices. Nobody overrules ThingSpace's own
-//! answer to an order, and no request becomes two orders'.
+//! A request is confirmed first: ThingSpace has to know it, with exactly the order's devices.
+//! Nobody overrules ThingSpace's own answer to an order, and no request becomes two orders'.
 
 use std::{fmt::Display, time::Duration};
 
@@ -58,9 +58,9 @@ pub enum SettleError {
 }
 
 impl Resolver {
-    /// Takes an operator's word for what became of an order of unknown outcome, or, with `force`, another word than an
-    /// operator's before. A request has to be confirmed by ThingSpace; with `force` it need not be, and then this returns why
-    /// it was not.
+    /// Takes an operator's word for what became of an order of unknown outcome, or, with `force`,
+    /// another word than an operator's before. A request has to be confirmed by ThingSpace; with
+    /// `force` it need not be, and then this returns why it was not.
     pub async fn settle(
         &self,
         order_id: &str,
@@ -80,7 +80,8 @@ impl Resolver {
         Ok(doubt)
     }
 
-    /// Asks ThingSpace whether a request has exactly the devices of an order; an error says why that is not certain.
+    /// Asks ThingSpace whether a request has exactly the devices of an order; an error says why
+    /// that is not certain.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
         let account = &ordered.account;
         let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
@@ -88,7 +89,9 @@ impl Resolver {
             return Err(format!("there are no credentials for account {account}"));
         };
         let asked = self.client.request_status(&served, request, Purpose::Elsewhere);
-        let cannot = |why: &dyn Display| format!("ThingSpace cannot be asked about request {request}: {why}");
+        let cannot = |why: &dyn Display| {
+            format!("ThingSpace cannot be asked about request {request}: {why}")
+        };
         let answer = match tokio::time::timeout(CONFIRM_WITHIN, asked).await {
             Ok(Ok((StatusLookup::Found(answer), _))) => answer,
             Ok(Ok((StatusLookup::NotKnown, _))) => {
@@ -99,7 +102,9 @@ impl Resolver {
         };
         match fit(ordered, &answer) {
             Fit::Exact => Ok(()),
-            Fit::SoFar => Err(format!("ThingSpace does not list all devices of request {request} yet")),
+            Fit::SoFar => {
+                Err(format!("ThingSpace does not list all devices of request {request} yet"))
+            }
             Fit::Not => Err(format!("the devices of request {request} are not the order's")),
         }
     }
@@ -121,11 +126,15 @@ impl Resolver {
         // Whoever had the key's turn before may have found out.
         self.may_settle(order_id, force).await?;
         let (request_id, outcome) = match settlement {
-            Settlement::AcceptedAs(request) => (request.to_string(), Outcome::AcceptedAs(request.clone())),
+            Settlement::AcceptedAs(request) => {
+                (request.to_string(), Outcome::AcceptedAs(request.clone()))
+            }
             Settlement::NotPlaced => (String::new(), Outcome::NotPlaced),
         };
         let id = match (by, settlement) {
-            (SettledBy::Evidence, Settlement::AcceptedAs(request)) => event::evidence_id(order_id, request),
+            (SettledBy::Evidence, Settlement::AcceptedAs(request)) => {
+                event::evidence_id(order_id, request)
+            }
             _ => Uuid::now_v7(),
         };
         let settled = Kind::Settled(storage::Settled { by: by.into(), request_id });
@@ -144,7 +153,11 @@ impl Resolver {
     }
 
     /// An order, if its log has no outcome, or one that an operator may correct.
-    async fn may_settle(&self, order_id: &str, force: bool) -> Result<storage::Ordered, SettleError> {
+    async fn may_settle(
+        &self,
+        order_id: &str,
+        force: bool,
+    ) -> Result<storage::Ordered, SettleError> {
         Uuid::parse_str(order_id).map_err(|_| SettleError::NoSuchOrder)?;
         let Order { outcome, source, ordered, .. } = self.hub.order(order_id).await?;
         match (outcome, source) {
@@ -157,7 +170,9 @@ impl Resolver {
                 return Err(SettleError::Settled(format!("request {request}")));
             }
             (Some(Outcome::NotPlaced), _) => return Err(SettleError::NotPlaced),
-            (Some(Outcome::AcceptedAs(request)), _) => return Err(SettleError::AcceptedAs(request)),
+            (Some(Outcome::AcceptedAs(request)), _) => {
+                return Err(SettleError::AcceptedAs(request));
+            }
         }
         ordered.ok_or(SettleError::NoSuchOrder)
     }
@@ -174,7 +189,8 @@ impl Resolver {
         let Some((tracked, _)) = self.hub.attach(request).await? else { return Ok(()) };
         let request = &tracked.lock().request;
         let another_order = request.order_id.as_ref().is_some_and(|of| of != order_id);
-        let another_account = request.account.as_ref().is_some_and(|of| of.as_str() != ordered.account);
+        let another_account =
+            request.account.as_ref().is_some_and(|of| of.as_str() != ordered.account);
         if another_order || another_account { Err(SettleError::OtherRequest) } else { Ok(()) }
     }
 

@@ -6,8 +6,9 @@ use super::Request;
 use crate::identity::{Device, Digits, Kind};
 
 impl Request {
-    /// Whether something known of the request shows that it does not carry out an order of these devices: another account,
-    /// a device that is not among them, or a final list that lacks one of them.
+    /// Whether something known of the request shows that it does not carry out an order of these
+    /// devices: another account, a device that is not among them, or a final list that lacks one of
+    /// them.
     pub fn contradicts(&self, account: &str, devices: &[Device]) -> bool {
         let other_account = self.account.as_ref().is_some_and(|known| known.as_str() != account);
         let ordered = devices.iter().flat_map(Device::present).collect();
@@ -17,7 +18,8 @@ impl Request {
     fn names_others(&self, account: &str, ordered: &HashSet<(Kind, &Digits)>) -> bool {
         let listed = self.devices.iter().any(|status| is_other(&status.device, ordered));
         let called_back = self.early.iter().filter(|said| said.account == account).any(|said| {
-            let eid = said.device.as_ref().map(|device| Digits::new(&device.eid)).unwrap_or_default();
+            let eid =
+                said.device.as_ref().map(|device| Digits::new(&device.eid)).unwrap_or_default();
             !eid.is_empty() && !ordered.contains(&(Kind::Eid, &eid))
         });
         listed || called_back
@@ -36,7 +38,8 @@ impl Request {
     }
 }
 
-/// Whether a device is not among those of an order. Its EID decides if it has one: the ICCID may be of the new profile.
+/// Whether a device is not among those of an order. Its EID decides if it has one: the ICCID may be
+/// of the new profile.
 fn is_other(device: &Device, ordered: &HashSet<(Kind, &Digits)>) -> bool {
     if !device.eid.is_empty() {
         return !ordered.contains(&(Kind::Eid, &device.eid));

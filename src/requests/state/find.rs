@@ -7,10 +7,11 @@ use crate::{
 };
 
 impl Request {
-    /// Whether a status answer tells of this device for the first time, while the device set is still unknown: it has
-    /// an EID that no device has or, without one, another such identifier.
+    /// Whether a status answer tells of this device for the first time, while the device set is
+    /// still unknown: it has an EID that no device has or, without one, another such identifier.
     pub(super) fn is_new(&self, device: &Device) -> bool {
-        let unheard = |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
+        let unheard =
+            |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
         let names = if device.eid.is_empty() { usize::MAX } else { 1 };
         !self.known && self.find(device).is_none() && device.present().take(names).any(unheard)
     }
@@ -31,8 +32,9 @@ impl Request {
         }
     }
 
-    /// The only device of a request, for a callback whose identifiers find none. By rules 4 such a callback
-    /// concerns this device, unless it names an EID or another IMEI. An ICCID may be that of the new profile.
+    /// The only device of a request, for a callback whose identifiers find none. By rules 4 such a
+    /// callback concerns this device, unless it names an EID or another IMEI. An ICCID may be that
+    /// of the new profile.
     pub(super) fn only_device(&self, called: &Device) -> Option<usize> {
         let [status] = &*self.devices else { return None };
         let (own, imei) = (&status.device.imei, &called.imei);

@@ -1,6 +1,7 @@
 //! The writer's side of the fold: what of a status answer is worth an event.
 //!
-//! Folding what it gives makes the request say what the answer says, and asking again then gives nothing.
+//! Folding what it gives makes the request say what the answer says, and asking again then gives
+//! nothing.
 
 use super::{DeviceState, Request, completes};
 use crate::{
@@ -11,7 +12,8 @@ use crate::{
 };
 
 impl Request {
-    /// What of a status answer is new, as events that are each below the store's bound; none if nothing is.
+    /// What of a status answer is new, as events that are each below the store's bound; none if
+    /// nothing is.
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
         // A device that cannot be named may be one more, so what is said of the whole says nothing.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
@@ -33,7 +35,8 @@ impl Request {
         }
         let changes = |device: &Device, class: StatusClass| {
             let state = DeviceState::of(class).unwrap_or(DeviceState::Pending);
-            self.find(device).map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
+            self.find(device)
+                .map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
         };
         let overall = DeviceState::of(overall);
         let listed = |(device, _): &(Device, _)| self.is_new(device) || self.find(device).is_some();
@@ -65,9 +68,12 @@ impl Request {
             .collect()
     }
 
-    /// Whether a status of a device would make it final; one of a device without identifiers is for all.
+    /// Whether a status of a device would make it final; one of a device without identifiers is for
+    /// all.
     pub fn ends(&self, device: &Device, class: StatusClass) -> bool {
-        let Some(state) = DeviceState::of(class).filter(|state| state.is_final()) else { return false };
+        let Some(state) = DeviceState::of(class).filter(|state| state.is_final()) else {
+            return false;
+        };
         if device.present().next().is_none() {
             return self.devices.iter().any(|device| device.state.moves_to(state));
         }

@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use super::size;
 use crate::{identity::Device, proto::storage, store::Position, thingspace::StatusClass};
 
-/// The state of a device. The order is the order in which it moves; the two final states never replace each other.
+/// The state of a device. The order is the order in which it moves; the two final states never
+/// replace each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceState {
     Pending,

@@ -1,4 +1,5 @@
-//! About how much memory a request takes. Exact enough for a bound, and cheap: nothing is counted twice.
+//! About how much memory a request takes. Exact enough for a bound, and cheap: nothing is counted
+//! twice.
 
 use prost::Message;
 
@@ -19,7 +20,10 @@ impl Request {
 }
 
 /// What is kept of a fault and a profile.
-pub(super) fn of_texts(fault: Option<&storage::Fault>, profile: Option<&storage::Profile>) -> usize {
+pub(super) fn of_texts(
+    fault: Option<&storage::Fault>,
+    profile: Option<&storage::Profile>,
+) -> usize {
     fault.map_or(0, Message::encoded_len) + profile.map_or(0, Message::encoded_len)
 }
 

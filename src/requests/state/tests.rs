@@ -1,4 +1,5 @@
-//! The rules of the fold, one by one; what holds for every sequence of events; and the stored bytes, frozen.
+//! The rules of the fold, one by one; what holds for every sequence of events; and the stored
+//! bytes, frozen.
 
 mod news;
 mod properties;
@@ -101,7 +102,11 @@ fn observed(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> storage
 
 /// An answer without sub-requests.
 fn overall(class: StatusClass) -> storage::Observed {
-    storage::Observed { overall: event::class_to_stored(class).into(), overall_only: true, ..observed([]) }
+    storage::Observed {
+        overall: event::class_to_stored(class).into(),
+        overall_only: true,
+        ..observed([])
+    }
 }
 
 fn called_back(device: &Device, class: StatusClass) -> storage::CalledBack {
@@ -123,7 +128,11 @@ fn fault(code: &str) -> storage::Fault {
 }
 
 fn profile(state: &str) -> storage::Profile {
-    storage::Profile { state: state.to_owned(), status: "ENABLE".to_owned(), role: "LOCAL".to_owned() }
+    storage::Profile {
+        state: state.to_owned(),
+        status: "ENABLE".to_owned(),
+        role: "LOCAL".to_owned(),
+    }
 }
 
 fn says(device: &Device, class: StatusClass) -> Kind {
@@ -136,7 +145,10 @@ fn sees(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
 
 /// A complete answer.
 fn answered(class: StatusClass, devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
-    Kind::Observed(storage::Observed { overall: event::class_to_stored(class).into(), ..observed(devices) })
+    Kind::Observed(storage::Observed {
+        overall: event::class_to_stored(class).into(),
+        ..observed(devices)
+    })
 }
 
 fn of_account(account: &str, kind: Kind) -> Kind {

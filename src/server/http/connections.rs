@@ -1,12 +1,13 @@
 //! The open connections, bounded in total and for each address.
 //!
-//! Where a bound is reached, a new connection takes the place of one that waits for its peer: of the address with the most,
-//! the one on which nothing has happened for longest. A connection whose request is being answered keeps its place. Those of
-//! an address that has proved itself once give way only after all others, however many other addresses there are. So an
-//! address that holds many connections takes places away from nobody but itself.
+//! Where a bound is reached, a new connection takes the place of one that waits for its peer: of
+//! the address with the most, the one on which nothing has happened for longest. A connection whose
+//! request is being answered keeps its place. Those of an address that has proved itself once give
+//! way only after all others, however many other addresses there are. So an address that holds many
+//! connections takes places away from nobody but itself.
 //!
-//! No connection gives way before its peer has had [`FIRST_WAIT`] to send a request. A flood of connections is accepted no
-//! faster than that allows.
+//! No connection gives way before its peer has had [`FIRST_WAIT`] to send a request. A flood of
+//! connections is accepted no faster than that allows.
 
 use std::{
     cmp::Reverse,
@@ -124,7 +125,8 @@ impl Origin {
         Received(Arc::clone(&self.activity))
     }
 
-    /// The peer has proved itself: its connections, also later ones, give way only after all others.
+    /// The peer has proved itself: its connections, also later ones, give way only after all
+    /// others.
     pub fn prove(&self) {
         if !self.activity.proved.swap(true, Ordering::Relaxed) {
             self.limit.places().remember_proved(self.source);
@@ -371,8 +373,9 @@ mod tests {
         let limit = ConnectionLimit::new(4, 4);
         limit.admit(ONE).ok().unwrap().origin.prove();
         let later: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
-        let strangers: Vec<_> =
-            (2..20).map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap()).collect();
+        let strangers: Vec<_> = (2..20)
+            .map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap())
+            .collect();
         assert_eq!(taken(&later), [false, false]);
         assert_eq!(taken(&strangers).iter().filter(|taken| !**taken).count(), 2);
     }

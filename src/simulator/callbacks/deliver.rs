@@ -117,12 +117,14 @@ fn client(trusted_ca: &str) -> reqwest::Client {
 impl Courier {
     async fn send_out(self: &Arc<Self>, callback: Arc<Callback>) {
         for _ in 0..self.shared.options.callbacks.copies {
-            // Waited for here, so that callbacks set off in their order and a flood waits in the queue.
+            // Waited for here, so that callbacks set off in their order and a flood waits in the
+            // queue.
             let permit = self.permit().await;
             let (courier, callback) = (Arc::clone(self), Arc::clone(&callback));
             self.spawn(async move {
                 if callback.shape.warning_first {
-                    let warning = Callback { outcome: Outcome::Word("warning"), ..(*callback).clone() };
+                    let warning =
+                        Callback { outcome: Outcome::Word("warning"), ..(*callback).clone() };
                     courier.deliver(Arc::new(warning), permit).await;
                     let permit = courier.permit().await;
                     courier.deliver(callback, permit).await;
@@ -169,7 +171,8 @@ impl Courier {
         let Some((url, pair)) = address else { return true };
         let threshold = self.shared.options.callbacks.retries.times + 1;
         let body = shape.write(request, device, *outcome, &pair, count, threshold);
-        let call = self.client.post(url).header(header::CONTENT_TYPE, "application/json").body(body);
+        let call =
+            self.client.post(url).header(header::CONTENT_TYPE, "application/json").body(body);
         let status = match call.send().await {
             // Read to its end, so that the connection can be used again.
             Ok(answer) => {
@@ -186,7 +189,9 @@ impl Courier {
     /// Tells of each device when its time has come.
     fn mind(self: &Arc<Self>, id: RequestId) {
         let Mode::Auto { after } = self.shared.options.mode else { return };
-        let Some(begun) = self.shared.lock().requests.get(&id).map(|request| request.begun) else { return };
+        let Some(begun) = self.shared.lock().requests.get(&id).map(|request| request.begun) else {
+            return;
+        };
         let courier = Arc::clone(self);
         self.spawn(async move {
             for times in requests::TIMES {

@@ -11,7 +11,10 @@ use crate::{
 
 /// The ways in which callbacks differ. The default is the example of the download page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "each is one difference that was seen, free of the others")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one difference that was seen, free of the others"
+)]
 pub struct CallbackShape {
     pub case: Case,
     pub kinds: Kinds,
@@ -110,7 +113,10 @@ impl CallbackShape {
         body.insert("maxCallbackThreshold".into(), number(threshold));
         if self.extras {
             body.insert("comment".into(), Value::Null);
-            body.insert("summary".into(), json!({"devicesRequested": 1, "more": [1, {"deep": true}]}));
+            body.insert(
+                "summary".into(),
+                json!({"devicesRequested": 1, "more": [1, {"deep": true}]}),
+            );
         }
         let body = match self.case {
             Case::Camel => Value::Object(body),
@@ -122,7 +128,9 @@ impl CallbackShape {
 
     fn sign(self, body: &mut Map<String, Value>, pair: &Registered) {
         let (username, password) = match self.sender {
-            Sender::Registered if pair.username.is_empty() && pair.password.expose_secret().is_empty() => {
+            Sender::Registered
+                if pair.username.is_empty() && pair.password.expose_secret().is_empty() =>
+            {
                 return;
             }
             Sender::Registered => (pair.username.as_str(), pair.password.expose_secret()),
@@ -157,7 +165,8 @@ impl CallbackShape {
     }
 
     fn response(self, ids: Value) -> Value {
-        let mut profile = json!({"state": "ACTIVE", "profileStatus": "ENABLE", "profileRole": "LOCAL"});
+        let mut profile =
+            json!({"state": "ACTIVE", "profileStatus": "ENABLE", "profileRole": "LOCAL"});
         if self.ids != Ids::Outer {
             profile["deviceIdentifierCollection"] = ids;
         }

@@ -30,9 +30,12 @@ impl What {
             }
             Self::Json { status, body } => {
                 let id = request_id(answer).await;
-                Written { status, content_type: JSON, body: body.replace("{id}", &id) }.into_response()
+                Written { status, content_type: JSON, body: body.replace("{id}", &id) }
+                    .into_response()
             }
-            Self::Throttle { retry_after } => come_back(retry_after, Refusal::throttled().respond(false)),
+            Self::Throttle { retry_after } => {
+                come_back(retry_after, Refusal::throttled().respond(false))
+            }
             Self::Unavailable { retry_after } => {
                 let page = Self::page(StatusCode::SERVICE_UNAVAILABLE);
                 come_back(retry_after, Box::pin(page.spoil(answer, cut)).await)

@@ -9,8 +9,8 @@ use super::*;
 use crate::{
     identity::Kind,
     simulator::{
-        CallbackOptions, CallbackShape, Case, Endpoint, Fault, Gate, Ids, Kinds, Names, Outcome, Registered,
-        Retries, Sender, Sequence, What, When,
+        CallbackOptions, CallbackShape, Case, Endpoint, Fault, Gate, Ids, Kinds, Names, Outcome,
+        Registered, Retries, Sender, Sequence, What, When,
     },
 };
 
@@ -54,7 +54,12 @@ impl Receiver {
     }
 
     fn bodies(&self) -> Vec<Value> {
-        self.seen.lock().unwrap().iter().map(|(_, body)| serde_json::from_slice(body).unwrap()).collect()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|(_, body)| serde_json::from_slice(body).unwrap())
+            .collect()
     }
 
     fn texts(&self) -> Vec<String> {
@@ -65,7 +70,13 @@ impl Receiver {
 
 fn options() -> CallbackOptions {
     let retries = Retries { times: 3, interval: Duration::from_millis(10) };
-    CallbackOptions { any_port: true, retries, patience: PATIENCE, senders: 1, ..CallbackOptions::default() }
+    CallbackOptions {
+        any_port: true,
+        retries,
+        patience: PATIENCE,
+        senders: 1,
+        ..CallbackOptions::default()
+    }
 }
 
 fn calling(callbacks: CallbackOptions) -> Options {
@@ -251,7 +262,8 @@ async fn devices_that_finish_by_themselves_are_told_of() {
     world.calls(&receiver, "p").await;
     let request = world.placed(&[device(7), device(8), device(1), device(5)]).await;
     world.acknowledged(4).await;
-    let words = |body: &Value| (text(&body["deviceIds"][0]["id"]).pop().unwrap(), text(&body["status"]));
+    let words =
+        |body: &Value| (text(&body["deviceIds"][0]["id"]).pop().unwrap(), text(&body["status"]));
     let told: Vec<_> = receiver.bodies().iter().map(words).collect();
     let wanted = [('8', "Failed"), ('1', "SUCCESS"), ('5', "SUCCESS"), ('7', "SUCCESS")];
     assert_eq!(told, wanted.map(|(digit, word)| (digit, word.to_owned())));
@@ -269,11 +281,15 @@ async fn what_is_not_acknowledged_comes_again_so_often() {
     // One more, to see that the first has come to its end: there is one sender.
     world.handle.finish_all(&request, Outcome::Failed);
     world.acknowledged(1).await;
-    let counts: Vec<Value> = receiver.bodies().iter().map(|body| body["callbackCount"].clone()).collect();
+    let counts: Vec<Value> =
+        receiver.bodies().iter().map(|body| body["callbackCount"].clone()).collect();
     assert_eq!(counts, [1, 2, 3, 4, 1, 2]);
     let attempts = world.handle.ledger().callbacks_of(&request);
     assert_eq!((attempts.sent, attempts.acknowledged), (6, 1));
-    assert_eq!(attempts.refused.into_iter().collect::<Vec<_>>(), [(401, 1), (404, 1), (500, 1), (503, 2)]);
+    assert_eq!(
+        attempts.refused.into_iter().collect::<Vec<_>>(),
+        [(401, 1), (404, 1), (500, 1), (503, 2)]
+    );
 }
 
 #[tokio::test]
@@ -291,7 +307,8 @@ async fn a_receiver_that_is_away() {
 async fn a_slow_answer_brings_a_copy_while_the_first_is_open() {
     let patience = Duration::from_millis(50);
     let retries = Retries { times: 1, interval: Duration::ZERO };
-    let world = world(calling(CallbackOptions { patience, retries, senders: 2, ..options() })).await;
+    let world =
+        world(calling(CallbackOptions { patience, retries, senders: 2, ..options() })).await;
     let gate = Gate::default();
     let receiver = Receiver::new([Answer::After(gate.clone())]).await;
     world.calls(&receiver, "p").await;
@@ -301,7 +318,8 @@ async fn a_slow_answer_brings_a_copy_while_the_first_is_open() {
     assert_eq!(world.handle.ledger().callbacks().sent, 2);
     gate.open();
     world.acknowledged(2).await;
-    let counts: Vec<Value> = receiver.bodies().iter().map(|body| body["callbackCount"].clone()).collect();
+    let counts: Vec<Value> =
+        receiver.bodies().iter().map(|body| body["callbackCount"].clone()).collect();
     assert_eq!(counts, [1, 2]);
 }
 
@@ -316,7 +334,8 @@ async fn the_old_pair_goes_on_for_a_while() {
     let request = world.placed(&[device(1), device(2), device(3), device(4)]).await;
     world.handle.finish_all(&request, Outcome::Success);
     world.acknowledged(4).await;
-    let passwords: Vec<String> = receiver.bodies().iter().map(|body| text(&body["password"])).collect();
+    let passwords: Vec<String> =
+        receiver.bodies().iter().map(|body| text(&body["password"])).collect();
     assert_eq!(passwords, ["old", "new", "old", "new"]);
 }
 
@@ -362,7 +381,11 @@ async fn a_callback_may_overtake_the_answer_to_its_order() {
     let receiver = Receiver::new([]).await;
     world.calls(&receiver, "p").await;
     let gate = Gate::default();
-    world.handle.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Hold(gate.clone())));
+    world.handle.inject(Fault::once(
+        Endpoint::Download,
+        When::AfterEffect,
+        What::Hold(gate.clone()),
+    ));
     let order = tokio::spawn(world.order(&[device(1)]).send());
     let ledger = world.handle.wait_until(PATIENCE, |ledger| ledger.orders.len() == 1).await;
     world.handle.finish_all(&ledger.orders[0].request_id, Outcome::Success);
@@ -379,7 +402,8 @@ async fn results_of_others() {
     world.calls(&receiver, "p").await;
     let mut requests = world.handle.deliver_foreign(&account(), 50);
     world.acknowledged(50).await;
-    let mut told: Vec<String> = receiver.bodies().iter().map(|body| text(&body["requestId"])).collect();
+    let mut told: Vec<String> =
+        receiver.bodies().iter().map(|body| text(&body["requestId"])).collect();
     told.sort();
     requests.sort();
     assert!(told.iter().eq(requests.iter().map(RequestId::as_str)));
@@ -466,7 +490,9 @@ async fn the_shapes_that_were_seen() {
 async fn a_warning_goes_before_the_end() {
     let shape = CallbackShape { warning_first: true, ..CallbackShape::default() };
     let bodies = written(Outcome::Success, shape).await;
-    let words: Vec<String> =
-        bodies.iter().map(|body| text(&serde_json::from_str::<Value>(body).unwrap()["status"])).collect();
+    let words: Vec<String> = bodies
+        .iter()
+        .map(|body| text(&serde_json::from_str::<Value>(body).unwrap()["status"]))
+        .collect();
     assert_eq!(words, ["warning", "SUCCESS"]);
 }

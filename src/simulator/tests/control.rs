@@ -22,7 +22,8 @@ async fn faults_are_met_before_and_after_the_effect() {
     send(world.http.post(&faults).body(throttle), 204).await;
 
     world.order(&[device(1)]).send().await.unwrap_err();
-    let happened: Value = send(world.http.get(format!("{url}/happened")), 200).await.json().await.unwrap();
+    let happened: Value =
+        send(world.http.get(format!("{url}/happened")), 200).await.json().await.unwrap();
     assert_eq!(happened["orders"][0]["devices"], json!([device(1).eid.as_str()]));
     assert_eq!(happened["calls"], json!({"token": 1, "login": 1, "download": 1, "status": 0}));
     assert_eq!(happened["logins"]["accepted"], 1);

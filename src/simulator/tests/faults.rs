@@ -47,8 +47,18 @@ async fn another_answer() {
 async fn answers_that_users_met() {
     let answers = [
         (What::invalid_credentials(), 401, "application/json; charset=UTF-8", r#""code":"900901""#),
-        (What::wrong_authentication(), 403, "application/xml; charset=UTF-8", "<am:code>404</am:code>"),
-        (What::failed(StatusCode::INTERNAL_SERVER_ERROR), 500, "application/json; charset=UTF-8", r#""500""#),
+        (
+            What::wrong_authentication(),
+            403,
+            "application/xml; charset=UTF-8",
+            "<am:code>404</am:code>",
+        ),
+        (
+            What::failed(StatusCode::INTERNAL_SERVER_ERROR),
+            500,
+            "application/json; charset=UTF-8",
+            r#""500""#,
+        ),
         (What::page(StatusCode::OK), 200, "text/html;charset=UTF-8", "<html>"),
     ];
     for (what, status, content_type, part) in answers {
@@ -185,9 +195,9 @@ async fn a_held_call_waits_for_its_gate() {
         let gate = Gate::default();
         let world = faulty(when, What::Hold(gate.clone())).await;
         let at_the_gate = async {
-            let there = world
-                .handle
-                .wait_until(PATIENCE, |l| l.in_flight(Endpoint::Download) == 1 && l.orders.len() == effect);
+            let there = world.handle.wait_until(PATIENCE, |l| {
+                l.in_flight(Endpoint::Download) == 1 && l.orders.len() == effect
+            });
             there.await;
             assert_eq!(world.handle.ledger().orders.len(), effect);
             gate.open();
@@ -299,8 +309,9 @@ async fn stopping_cuts_everything() {
     let running = tokio::spawn(simulator.run(stop.clone()));
     handle.inject(Fault::always(Endpoint::Token, BeforeEffect, What::Hold(Gate::default())));
     // A connection that is open and says nothing.
-    let silent =
-        tokio::net::TcpStream::connect(url["http://".len()..].trim_end_matches("/api")).await.unwrap();
+    let silent = tokio::net::TcpStream::connect(url["http://".len()..].trim_end_matches("/api"))
+        .await
+        .unwrap();
     let waiting = tokio::spawn(Client::new().post(format!("{url}/ts/v1/oauth2/token")).send());
     handle.wait_until(PATIENCE, |ledger| ledger.in_flight(Endpoint::Token) == 1).await;
     stop.cancel();

@@ -10,7 +10,8 @@ async fn every_order_is_a_new_request() {
     let second = world.placed(&[device(2)]).await;
     assert_ne!(first, second);
     let ledger = world.handle.ledger();
-    let placed: Vec<_> = ledger.orders.iter().map(|o| (&o.request_id, o.devices.to_vec())).collect();
+    let placed: Vec<_> =
+        ledger.orders.iter().map(|o| (&o.request_id, o.devices.to_vec())).collect();
     assert_eq!(placed, [(&first, vec![device(1), device(2)]), (&second, vec![device(2)])]);
     assert_eq!(ledger.orders[0].account, account());
     assert_eq!(ledger.orders[0].service_plan.as_deref(), Some("service plan name"));
@@ -33,14 +34,29 @@ fn wrong_orders() -> Vec<(String, &'static str)> {
         ("{".into(), "DeserializationFailed"),
         (changed(|body| body["serviceplan"] = "x".into()), "DeserializationFailed"),
         (changed(|body| body["accountName"] = 123_456.into()), "DeserializationFailed"),
-        (changed(|body| body["servicePlan"] = "it's".into()), "INPUT_INVALID.Request.InvalidCharacter"),
-        (changed(|body| body["servicePlan"] = "<".into()), "INPUT_INVALID.Request.InvalidCharacter"),
-        (changed(|body| body["servicePlan"] = "\\".into()), "INPUT_INVALID.Request.InvalidCharacter"),
+        (
+            changed(|body| body["servicePlan"] = "it's".into()),
+            "INPUT_INVALID.Request.InvalidCharacter",
+        ),
+        (
+            changed(|body| body["servicePlan"] = "<".into()),
+            "INPUT_INVALID.Request.InvalidCharacter",
+        ),
+        (
+            changed(|body| body["servicePlan"] = "\\".into()),
+            "INPUT_INVALID.Request.InvalidCharacter",
+        ),
         (changed(|body| body["servicePlan"] = "".into()), "REQUEST_FAILED.UnexpectedError"),
         (changed(|body| body["servicePlan"] = "other".into()), "REQUEST_FAILED.other.NotFound"),
         (changed(|body| drop(body["accountName"].take())), "INPUT_INVALID.Account.NotDefined"),
-        (changed(|body| body["accountName"] = "0000000000-00000".into()), "REQUEST_FAILED.AccountNotFound"),
-        (changed(|body| body["accountName"] = "0000999999-00001".into()), "REQUEST_FAILED.AccountName"),
+        (
+            changed(|body| body["accountName"] = "0000000000-00000".into()),
+            "REQUEST_FAILED.AccountNotFound",
+        ),
+        (
+            changed(|body| body["accountName"] = "0000999999-00001".into()),
+            "REQUEST_FAILED.AccountName",
+        ),
         (changed(|body| body["devices"] = json!([])), "REQUEST_FAILED.UnexpectedError"),
         (
             changed(|body| body["devices"][0]["deviceIds"][0]["kind"] = "mdn".into()),
@@ -61,7 +77,8 @@ fn wrong_orders() -> Vec<(String, &'static str)> {
 
 #[tokio::test]
 async fn wrong_orders_are_refused() {
-    let world = world(Options { service_plans: vec!["service plan name".into()], ..manual() }).await;
+    let world =
+        world(Options { service_plans: vec!["service plan name".into()], ..manual() }).await;
     for (body, wanted) in wrong_orders() {
         assert_eq!(code(world.download(body.clone())).await, wanted, "{body:.300}");
     }
@@ -79,8 +96,9 @@ async fn json_is_demanded_of_every_call_with_a_body() {
     let request = world.placed(&[device(1)]).await;
     let status = format!("{}/m2m/v2/accounts/{ACCOUNT}/requests/{request}/status", world.url);
     let download = format!("{}/m2m/v1/devices/profile/actions/download", world.url);
-    let with_tokens =
-        |bare: RequestBuilder| bare.bearer_auth(&world.bearer).header("VZ-M2M-Token", &world.session);
+    let with_tokens = |bare: RequestBuilder| {
+        bare.bearer_auth(&world.bearer).header("VZ-M2M-Token", &world.session)
+    };
     let order = with_tokens(world.http.post(download).body(order(&[device(1)]).to_string()));
     assert_eq!(code(order).await, "REQUEST_FAILED.UnexpectedError");
     // As Verizon's own SDK asks, and not as anybody does.
@@ -104,7 +122,9 @@ async fn places_that_do_not_exist() {
 async fn unknown_and_foreign_requests() {
     let world = world(manual()).await;
     let request = world.placed(&[device(1)]).await;
-    for (account, id) in [(ACCOUNT, "d1f08526"), (ACCOUNT, "a%20b"), ("0000123456-00002", request.as_str())] {
+    for (account, id) in
+        [(ACCOUNT, "d1f08526"), (ACCOUNT, "a%20b"), ("0000123456-00002", request.as_str())]
+    {
         assert_eq!(body(world.status(account, id), 404).await["errorCode"], "404");
     }
     let status = |account| world.status(account, request.as_str());

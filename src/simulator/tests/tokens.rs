@@ -9,7 +9,8 @@ use crate::simulator::{Endpoint, Ledger, SessionRefusal, tokens::Tokens};
 async fn the_token_stays_the_same_until_it_expires() {
     let world = cold(manual()).await;
     let answers = join_all((0..20).map(|_| body(world.token(), 200))).await;
-    let tokens: HashSet<String> = answers.iter().map(|answer| text(&answer["access_token"])).collect();
+    let tokens: HashSet<String> =
+        answers.iter().map(|answer| text(&answer["access_token"])).collect();
     assert_eq!(tokens.len(), 1);
     assert!(answers.iter().all(|answer| answer["expires_in"].as_u64().unwrap() <= 3600));
     world.handle.expire_bearer();
@@ -33,7 +34,8 @@ async fn revoking_kills_the_token_of_everybody() {
     let world = world(manual()).await;
     let url = format!("{}/ts/v1/oauth2/revoke", world.url);
     let form = [("grant_type", "client_credentials"), ("token", &world.bearer)];
-    let request = world.http.post(url).basic_auth("simulator-key", Some("simulator-secret")).form(&form);
+    let request =
+        world.http.post(url).basic_auth("simulator-key", Some("simulator-secret")).form(&form);
     let answer = send(request, 200).await;
     assert_eq!(answer.headers()["RevokedAccessToken"], world.bearer.as_str());
     assert_eq!(body(world.order(&[device(1)]), 401).await["fault"]["code"], "900901");
@@ -46,7 +48,10 @@ async fn token_requests_are_refused_as_documented() {
     let url = format!("{}/ts/v1/oauth2/token", world.url);
     let post = || world.http.post(&url);
     assert_eq!(body(post(), 401).await["fault"]["code"], "900902");
-    assert_eq!(body(post().basic_auth("simulator-key", Some("x")), 401).await["fault"]["code"], "900901");
+    assert_eq!(
+        body(post().basic_auth("simulator-key", Some("x")), 401).await["fault"]["code"],
+        "900901"
+    );
     let right = || post().basic_auth("simulator-key", Some("simulator-secret"));
     for request in [right(), right().form(&[("grant_type", "password")])] {
         assert_eq!(body(request, 400).await["error"], "invalid_request");
@@ -136,9 +141,10 @@ async fn a_logged_out_session_is_unknown() {
 #[tokio::test]
 async fn sessions_expire_unused_or_old() {
     let zero = Duration::ZERO;
-    for options in
-        [Options { session_idle: zero, ..manual() }, Options { session_lifetime: Some(zero), ..manual() }]
-    {
+    for options in [
+        Options { session_idle: zero, ..manual() },
+        Options { session_lifetime: Some(zero), ..manual() },
+    ] {
         let world = world(options).await;
         assert_eq!(code(world.order(&[device(1)])).await, "REQUEST_FAILED.SessionToken.Expired");
         assert_eq!(world.handle.ledger().session_expiries, 1);
@@ -151,9 +157,11 @@ fn a_session_lives_as_long_as_it_is_used() {
     let minutes = |n| Duration::from_mins(n);
     for (lifetime, at_the_end) in [(None, true), (Some(minutes(50)), false)] {
         let options = Options { session_lifetime: lifetime, ..manual() };
-        let (mut tokens, mut ledger, start) = (Tokens::new(&options), Ledger::default(), Instant::now());
-        let text =
-            tokens.log_in("simulator-user", "simulator-password", &options, &mut ledger, start).unwrap();
+        let (mut tokens, mut ledger, start) =
+            (Tokens::new(&options), Ledger::default(), Instant::now());
+        let text = tokens
+            .log_in("simulator-user", "simulator-password", &options, &mut ledger, start)
+            .unwrap();
         let mut used_after = |time| {
             tokens.sweep(&options, &mut ledger, start + time);
             tokens.use_session(Some(&text), &options, start + time).is_ok()
@@ -175,7 +183,8 @@ async fn a_login_can_end_earlier_sessions() {
 #[tokio::test]
 async fn a_session_can_be_refused_with_other_statuses() {
     let forbidden = StatusCode::FORBIDDEN;
-    let mut world = world(Options { session_refusal: SessionRefusal::Coded(forbidden), ..manual() }).await;
+    let mut world =
+        world(Options { session_refusal: SessionRefusal::Coded(forbidden), ..manual() }).await;
     world.session = "x".into();
     let refusal = body(world.order(&[device(1)]), 403).await;
     assert_eq!(refusal["errorCode"], "UnifiedWebService.INPUT_INVALID.SessionToken.Invalid");

@@ -1,9 +1,10 @@
 //! How old an entry is, measured in the store's own time.
 //!
-//! *Running time* is the time during which the store was open, by the monotonic clock. It is stored, so
-//! it continues after a restart. No wall clock can move it, and it stands still while the gateway is
-//! stopped. A *rung* says that everything up to a sequence and a cell version existed at a point in
-//! running time. The first rung behind an entry gives a lower bound of the entry's age.
+//! *Running time* is the time during which the store was open, by the monotonic clock. It is
+//! stored, so it continues after a restart. No wall clock can move it, and it stands still while
+//! the gateway is stopped. A *rung* says that everything up to a sequence and a cell version
+//! existed at a point in running time. The first rung behind an entry gives a lower bound of the
+//! entry's age.
 
 use std::{
     collections::VecDeque,
@@ -26,8 +27,8 @@ const RECENT_EVERY: Duration = Duration::from_secs(1);
 /// The most rungs in memory beside the stored ones: more than two `RUNG_EVERY` need.
 const MAX_RECENT: usize = 4_096;
 
-/// Running time (µs) to the last sequence and the last cell version at that time. A gateway that does
-/// not know this table ignores it.
+/// Running time (µs) to the last sequence and the last cell version at that time. A gateway that
+/// does not know this table ignores it.
 const RUNGS: TableDefinition<u64, (u64, u64)> = TableDefinition::new("rungs");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +49,8 @@ pub(super) struct Ages {
 }
 
 impl Ages {
-    /// The ages of everything in a file that has just been opened. A file of an older gateway has no
-    /// rungs: everything in it counts as new.
+    /// The ages of everything in a file that has just been opened. A file of an older gateway has
+    /// no rungs: everything in it counts as new.
     pub(super) fn load(txn: &ReadTransaction, tail: &Tail) -> Result<Self, redb::Error> {
         let mut stored = VecDeque::new();
         match txn.open_table(RUNGS) {
@@ -57,7 +58,11 @@ impl Ages {
                 for row in rungs.iter()? {
                     let (at, rung) = row?;
                     let (sequence, version) = rung.value();
-                    stored.push_back(Rung { at: Duration::from_micros(at.value()), sequence, version });
+                    stored.push_back(Rung {
+                        at: Duration::from_micros(at.value()),
+                        sequence,
+                        version,
+                    });
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
@@ -83,7 +88,8 @@ impl Ages {
     pub(super) fn note(&mut self, tail: &Tail) {
         let rung = self.rung(tail);
         let known = self.recent.back();
-        if known.is_some_and(|last| (last.sequence, last.version) == (rung.sequence, rung.version)) {
+        if known.is_some_and(|last| (last.sequence, last.version) == (rung.sequence, rung.version))
+        {
             return;
         }
         push(&mut self.recent, rung, RECENT_EVERY);
@@ -116,8 +122,8 @@ impl Ages {
         older.max_by_key(|rung| (rung.sequence, rung.version))
     }
 
-    /// Puts a rung into the file, and removes those that are no longer needed. What it returns holds
-    /// once the transaction is committed.
+    /// Puts a rung into the file, and removes those that are no longer needed. What it returns
+    /// holds once the transaction is committed.
     pub(super) fn store(
         &self,
         txn: &WriteTransaction,
@@ -127,7 +133,8 @@ impl Ages {
         let rung = self.rung(tail);
         let mut stored = self.stored.clone();
         push(&mut stored, rung, RUNG_EVERY.max(retention / MAX_STORED));
-        // The last of those older than the retention period still dates what is about to be removed.
+        // The last of those older than the retention period still dates what is about to be
+        // removed.
         let cutoff = rung.at.saturating_sub(retention);
         while stored.get(1).is_some_and(|second| second.at < cutoff) {
             stored.pop_front();
@@ -145,8 +152,8 @@ impl Ages {
     }
 }
 
-/// Adds the latest rung. It takes the place of the last one where that is not needed: its neighbours are
-/// close enough, or nothing happened in between.
+/// Adds the latest rung. It takes the place of the last one where that is not needed: its
+/// neighbours are close enough, or nothing happened in between.
 fn push(rungs: &mut VecDeque<Rung>, rung: Rung, spacing: Duration) {
     if let [.., before, last] = rungs.make_contiguous() {
         let idle = |one: &Rung| (one.sequence, one.version) == (rung.sequence, rung.version);

@@ -37,7 +37,8 @@ impl Clocks {
         (ahead > LONG_AGO).then(|| ahead.unsigned_abs())
     }
 
-    /// How far the wall clock is behind the last stamp in the store, if that is more than [`TOLERANCE`].
+    /// How far the wall clock is behind the last stamp in the store, if that is more than
+    /// [`TOLERANCE`].
     pub(super) fn behind(&self, last: Timestamp) -> Option<Duration> {
         let behind = last.duration_since(self.wall);
         (behind > TOLERANCE).then(|| behind.unsigned_abs())
@@ -66,7 +67,10 @@ mod tests {
         assert_eq!(before.behind(wall + SignedDuration::from_hours(1)), Some(hour));
         assert_eq!(before.behind(wall - SignedDuration::from_hours(1)), None);
         assert_eq!(before.ahead(wall - SignedDuration::from_hours(24)), None);
-        assert_eq!(before.ahead(wall - SignedDuration::from_hours(25)), Some(Duration::from_hours(25)));
+        assert_eq!(
+            before.ahead(wall - SignedDuration::from_hours(25)),
+            Some(Duration::from_hours(25))
+        );
         assert_eq!(before.ahead(wall + SignedDuration::from_hours(25)), None);
     }
 }

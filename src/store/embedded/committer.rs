@@ -1,7 +1,9 @@
-//! The one thread that writes. It takes what is waiting, commits it as one transaction, tells the followers, answers.
+//! The one thread that writes. It takes what is waiting, commits it as one transaction, tells the
+//! followers, answers.
 //!
-//! When the file fails, it is closed and reopened until that works. Whether the commit that failed took place is then
-//! read from the file, so that its callers get a definite answer; they wait for it [`SETTLE_WITHIN`] at most.
+//! When the file fails, it is closed and reopened until that works. Whether the commit that failed
+//! took place is then read from the file, so that its callers get a definite answer; they wait for
+//! it [`SETTLE_WITHIN`] at most.
 
 mod outside;
 mod space;
@@ -45,8 +47,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// How often the committer looks at the world outside the file.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the callers of a commit that failed wait for the file to be reopened. After that their answer is
-/// ambiguous, and what comes is refused at once.
+/// How long the callers of a commit that failed wait for the file to be reopened. After that their
+/// answer is ambiguous, and what comes is refused at once.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 struct Committer {
@@ -191,7 +193,8 @@ impl Committer {
         }
         if now >= self.due.sweep {
             let more = self.sweep();
-            self.due.sweep = Instant::now() + if more { Duration::ZERO } else { retention::SWEEP_EVERY };
+            self.due.sweep =
+                Instant::now() + if more { Duration::ZERO } else { retention::SWEEP_EVERY };
         }
     }
 
@@ -238,8 +241,8 @@ impl Committer {
         more && committed.is_ok()
     }
 
-    /// Stores how long the store has been running. It changes nothing else, so it does not count as a
-    /// commit, and there is nobody to answer when it fails.
+    /// Stores how long the store has been running. It changes nothing else, so it does not count as
+    /// a commit, and there is nobody to answer when it fails.
     fn store_rung(&mut self) {
         let stored = caught(|| {
             let txn = self.shared.begin_write()?;
@@ -331,7 +334,8 @@ impl Committer {
         self.shared.drop_database();
     }
 
-    /// Reopens the file, as often as it takes until a moment (once at least). Afterwards the store is down or not.
+    /// Reopens the file, as often as it takes until a moment (once at least). Afterwards the store
+    /// is down or not.
     fn reopen(&mut self, until: Instant, mut delay: Duration) {
         loop {
             match caught(|| self.try_reopen()) {
@@ -345,7 +349,8 @@ impl Committer {
                     let retry_at = Instant::now() + delay;
                     let next = (delay * 2).min(LAST_RETRY);
                     if retry_at > until {
-                        self.down = Some(Down { error: store_error(&error), retry_at, delay: next });
+                        self.down =
+                            Some(Down { error: store_error(&error), retry_at, delay: next });
                         return;
                     }
                     thread::sleep(delay);

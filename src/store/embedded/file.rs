@@ -1,7 +1,8 @@
 //! The file itself: who may read it, how it comes into being, how it is opened.
 //!
-//! A file appears under its name only when it is complete, so that a crash in the middle leaves nothing that cannot be
-//! opened; opening never creates one, so that a store that vanished while in use is not taken for an empty one.
+//! A file appears under its name only when it is complete, so that a crash in the middle leaves
+//! nothing that cannot be opened; opening never creates one, so that a store that vanished while in
+//! use is not taken for an empty one.
 
 use std::{
     fs::{File, OpenOptions},
@@ -86,14 +87,17 @@ pub(super) fn folder(path: &Path) -> &Path {
 /// Opens an existing file and locks it. Repairs it if it was not closed.
 pub(super) fn open(path: &Path) -> Result<Database, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    // What a failed sync did not bring to disk may still be in the page cache, looking stored: read the disk.
+    // What a failed sync did not bring to disk may still be in the page cache, looking stored: read
+    // the disk.
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)?;
     with(file)
 }
 
 fn with(file: File) -> Result<Database, redb::Error> {
-    Ok(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?)
+    Ok(Database::builder()
+        .set_cache_size(CACHE_BYTES)
+        .create_with_backend(FileBackend::new(file)?)?)
 }
 
 /// Gives the space back to the disk when less than about half of the file is in use.
@@ -110,11 +114,13 @@ pub(super) fn compact(
         let used = {
             let tail = tables::enter(&database)?.tail;
             let txn = database.begin_read()?;
-            let rows = txn.open_table(tables::EVENTS)?.len()? + 2 * txn.open_table(tables::CELLS)?.len()?;
+            let rows = txn.open_table(tables::EVENTS)?.len()?
+                + 2 * txn.open_table(tables::CELLS)?.len()?;
             tail.bytes + rows * ROW_BYTES
         };
         if used < length / 2 {
-            // It is only about space: a failure shows again, if it matters, when the file is opened for use.
+            // It is only about space: a failure shows again, if it matters, when the file is opened
+            // for use.
             if let Err(error) = database.compact() {
                 tracing::warn!(%error, "could not compact the store");
             }

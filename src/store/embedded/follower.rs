@@ -1,5 +1,6 @@
-//! A follower reads the tables in bounded steps and, at their end, waits to be told of a new one. Being behind and
-//! being live are the same code, there is no queue per follower and nothing to overflow.
+//! A follower reads the tables in bounded steps and, at their end, waits to be told of a new one.
+//! Being behind and being live are the same code, there is no queue per follower and nothing to
+//! overflow.
 
 use std::{sync::Arc, time::Duration, vec};
 

@@ -16,8 +16,8 @@ pub(super) enum Kind {
     Older { ended: u64, ends: u64 },
     /// At start: the file is another store.
     Other,
-    /// At start: the record that was kept beside the file is gone or unreadable, so nothing says how
-    /// far the store went.
+    /// At start: the record that was kept beside the file is gone or unreadable, so nothing says
+    /// how far the store went.
     Unrecorded,
     /// The file was removed under this process, which still has all of it.
     Removed,
@@ -36,9 +36,8 @@ impl Kind {
             Found::Record(Record { epoch: known, .. }) if known != epoch => {
                 Some(if is_new { Self::Missing } else { Self::Other })
             }
-            Found::Record(Record { commit, sequence, .. }) => {
-                (commit > tail.commit).then_some(Self::Older { ended: sequence, ends: tail.sequence })
-            }
+            Found::Record(Record { commit, sequence, .. }) => (commit > tail.commit)
+                .then_some(Self::Older { ended: sequence, ends: tail.sequence }),
         }
     }
 
@@ -52,7 +51,9 @@ impl Kind {
         let path = path.display();
         match self {
             Self::Missing => {
-                format!("the store {path} was missing at the start: the idempotency keys in it are forgotten")
+                format!(
+                    "the store {path} was missing at the start: the idempotency keys in it are forgotten"
+                )
             }
             Self::Older { ended, ends } => format!(
                 "the store {path} was put back to an older copy: it ended at event {ended} and now ends at \
@@ -109,10 +110,18 @@ mod tests {
             (record(2, 0), 0, Some(Kind::Missing)),
         ];
         for (found, commit, expected) in table {
-            assert_eq!(Kind::at_start(&found, 1, &tail(commit), true), expected, "{found:?}, {commit}");
+            assert_eq!(
+                Kind::at_start(&found, 1, &tail(commit), true),
+                expected,
+                "{found:?}, {commit}"
+            );
             // A new store, and one of an older gateway, never had a record.
             let expected = expected.filter(|_| !matches!(found, Found::None));
-            assert_eq!(Kind::at_start(&found, 1, &tail(commit), false), expected, "{found:?}, {commit}");
+            assert_eq!(
+                Kind::at_start(&found, 1, &tail(commit), false),
+                expected,
+                "{found:?}, {commit}"
+            );
         }
     }
 }

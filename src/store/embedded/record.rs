@@ -1,8 +1,8 @@
 //! The record: a small file beside the store that says which store it was and how far it went.
 //!
-//! A store that vanished, that is another one, or that was put back to an older copy can be recognised
-//! by it at the next start. It is written after the commits that it speaks of, so it is never ahead of
-//! the store that it belongs to.
+//! A store that vanished, that is another one, or that was put back to an older copy can be
+//! recognised by it at the next start. It is written after the commits that it speaks of, so it is
+//! never ahead of the store that it belongs to.
 
 use std::{
     fs::{self, File},
@@ -55,7 +55,8 @@ impl Record {
     /// Replaces the record in one step. Only this user can read it.
     pub(super) fn write(&self, store: &Path) -> io::Result<()> {
         let folder = super::file::folder(store);
-        let mut new = tempfile::Builder::new().prefix(".record-").suffix(".new").tempfile_in(folder)?;
+        let mut new =
+            tempfile::Builder::new().prefix(".record-").suffix(".new").tempfile_in(folder)?;
         new.write_all(&serde_json::to_vec(self)?)?;
         new.as_file().sync_all()?;
         new.persist(record_path(store)).map_err(|error| error.error)?;

@@ -25,8 +25,8 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// Copies a backup into the place of a store, as a new epoch of it. The former file is kept beside it. Refuses
-/// while another process has the store open.
+/// Copies a backup into the place of a store, as a new epoch of it. The former file is kept beside
+/// it. Refuses while another process has the store open.
 pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
     if is_same(backup, store) {
         return Err(StoreError::Unavailable("the backup is the store itself".to_owned()));
@@ -40,7 +40,8 @@ pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
         Err(_) => None,
     };
     let copy = copied(backup, store).map_err(|error| explain(backup, error))?;
-    let (record, sequence) = caught(|| begin(copy.path())).map_err(|error| explain(backup, error))?;
+    let (record, sequence) =
+        caught(|| begin(copy.path())).map_err(|error| explain(backup, error))?;
     let replaced = put_in_place(copy, store).map_err(|error| explain(store, error.into()))?;
     record.write(store).map_err(|error| explain(store, error.into()))?;
     Ok(Restored { sequence, replaced })
@@ -53,7 +54,8 @@ fn is_same(one: &Path, other: &Path) -> bool {
 fn copied(backup: &Path, store: &Path) -> Result<tempfile::NamedTempFile, redb::Error> {
     let mut from = File::open(backup)?;
     // Temporary files are made 0600.
-    let mut copy = tempfile::Builder::new().prefix(".restore-").suffix(".new").tempfile_in(folder(store))?;
+    let mut copy =
+        tempfile::Builder::new().prefix(".restore-").suffix(".new").tempfile_in(folder(store))?;
     io::copy(&mut from, copy.as_file_mut())?;
     copy.as_file().sync_all()?;
     Ok(copy)

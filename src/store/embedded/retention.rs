@@ -1,8 +1,8 @@
-//! Removes what is too old: events from the front, with what points at them, and cells by their last
-//! swap.
+//! Removes what is too old: events from the front, with what points at them, and cells by their
+//! last swap.
 //!
-//! Age is running time ([`super::ages`]), so a wall clock that is wrong removes nothing. Only the size
-//! of the file depends on it, so it happens now and then, in small commits.
+//! Age is running time ([`super::ages`]), so a wall clock that is wrong removes nothing. Only the
+//! size of the file depends on it, so it happens now and then, in small commits.
 
 use std::time::Duration;
 
@@ -26,7 +26,11 @@ pub(super) struct Swept {
 }
 
 /// Removes some of the events and cells up to a rung.
-pub(super) fn sweep(tables: &mut Tables<'_>, tail: &mut Tail, to: Rung) -> Result<Swept, redb::Error> {
+pub(super) fn sweep(
+    tables: &mut Tables<'_>,
+    tail: &mut Tail,
+    to: Rung,
+) -> Result<Swept, redb::Error> {
     let events = sweep_events(tables, tail, to.sequence)?;
     let cells = sweep_cells(tables, to.version)?;
     Ok(Swept { rows: events + cells, more: events == SWEEP_ROWS || cells == SWEEP_ROWS })

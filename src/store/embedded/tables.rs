@@ -1,5 +1,5 @@
-//! What the file holds, and how it is read. Bounded: no read takes more than [`MAX_READ`] entries or, the first entry
-//! apart, [`READ_BYTES`].
+//! What the file holds, and how it is read. Bounded: no read takes more than [`MAX_READ`] entries
+//! or, the first entry apart, [`READ_BYTES`].
 
 use std::ops::Bound::{Excluded, Included};
 
@@ -27,14 +27,16 @@ const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 const RECORDED: &str = "recorded";
 const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinition::new("tail");
 /// Sequence to time (µs), event id, log, event.
-pub(super) const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> = TableDefinition::new("events");
+pub(super) const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> =
+    TableDefinition::new("events");
 /// Log and sequence.
 const BY_LOG: TableDefinition<(&str, u64), ()> = TableDefinition::new("by_log");
 /// Event id to sequence.
 const BY_ID: TableDefinition<u128, u64> = TableDefinition::new("by_id");
 /// Cell to version and value.
 pub(super) const CELLS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("cells");
-/// Version to time (µs) and cell, of the cells that expire. Versions grow in the order of the swaps.
+/// Version to time (µs) and cell, of the cells that expire. Versions grow in the order of the
+/// swaps.
 const BY_AGE: TableDefinition<u64, (i64, &str)> = TableDefinition::new("by_age");
 
 /// Where the file ends, and what it remembers of what has expired.
@@ -46,7 +48,8 @@ pub(super) struct Tail {
     pub(super) sequence: u64,
     /// Of the last event or swap. Never goes back.
     pub(super) time: Timestamp,
-    /// Of the last swap of any cell: a cell that expired and came back has no version that it had before.
+    /// Of the last swap of any cell: a cell that expired and came back has no version that it had
+    /// before.
     pub(super) version: u64,
     /// The sequence of the last event that expired.
     pub(super) swept: u64,
@@ -55,8 +58,14 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    const START: Self =
-        Self { commit: 0, sequence: 0, time: Timestamp::UNIX_EPOCH, version: 0, swept: 0, bytes: 0 };
+    const START: Self = Self {
+        commit: 0,
+        sequence: 0,
+        time: Timestamp::UNIX_EPOCH,
+        version: 0,
+        swept: 0,
+        bytes: 0,
+    };
 
     pub(super) fn load(txn: &ReadTransaction) -> Result<Self, redb::Error> {
         let row = txn.open_table(TAIL)?.get(())?.ok_or_else(|| corrupt("it has no tail"))?;
@@ -66,7 +75,8 @@ impl Tail {
 
     pub(super) fn save(&self, txn: &WriteTransaction) -> Result<(), redb::Error> {
         let &Self { commit, sequence, time, version, swept, bytes } = self;
-        txn.open_table(TAIL)?.insert((), (commit, sequence, time.as_microsecond(), version, swept, bytes))?;
+        txn.open_table(TAIL)?
+            .insert((), (commit, sequence, time.as_microsecond(), version, swept, bytes))?;
         Ok(())
     }
 }
@@ -121,7 +131,8 @@ pub(super) struct Incarnation {
 impl Incarnation {
     fn load(meta: &impl ReadableTable<&'static str, u64>) -> Result<Self, redb::Error> {
         let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
-        let since = meta.get("remembers_since")?.map(|since| timestamp(since.value().cast_signed()));
+        let since =
+            meta.get("remembers_since")?.map(|since| timestamp(since.value().cast_signed()));
         let lost_cells = meta.get("lost_cells")?.is_some_and(|lost| lost.value() != 0);
         let recorded = meta.get(RECORDED)?.is_some();
         Ok(Self { epoch, since: since.transpose()?, lost_cells, recorded })
@@ -137,7 +148,8 @@ impl Incarnation {
     pub(super) fn begin(txn: &WriteTransaction) -> Result<Self, redb::Error> {
         let mut meta = txn.open_table(META)?;
         let recorded = meta.get(RECORDED)?.is_some();
-        let new = Self { epoch: new_epoch(), since: Some(Timestamp::now()), lost_cells: true, recorded };
+        let new =
+            Self { epoch: new_epoch(), since: Some(Timestamp::now()), lost_cells: true, recorded };
         meta.insert("epoch", new.epoch)?;
         meta.insert("remembers_since", to_stored(Timestamp::now()))?;
         meta.insert("lost_cells", 1)?;
@@ -174,7 +186,9 @@ pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
     match meta.get("format")?.map(|format| format.value()) {
         Some(FORMAT) => {}
         Some(other) => {
-            return Err(corrupt(format!("its format is {other}, this version knows {FORMAT} only")));
+            return Err(corrupt(format!(
+                "its format is {other}, this version knows {FORMAT} only"
+            )));
         }
         None => return Err(corrupt("it names no format")),
     }
@@ -197,7 +211,8 @@ pub(super) fn read_log(
     let rows = by_log.range::<(&str, u64)>((Excluded((log, after)), Included((log, u64::MAX))))?;
     for row in rows.take(limit.min(MAX_READ)) {
         let (_, sequence) = row?.0.value();
-        let event = events.get(sequence)?.ok_or_else(|| corrupt(format!("event {sequence} is missing")))?;
+        let event =
+            events.get(sequence)?.ok_or_else(|| corrupt(format!("event {sequence} is missing")))?;
         let (time, _, _, event) = event.value();
         if event.len() > room && !entries.is_empty() {
             break;
@@ -234,7 +249,10 @@ pub(super) fn read_all(
     Ok(Some(entries))
 }
 
-pub(super) fn load_cell(txn: &ReadTransaction, cell: &CellName) -> Result<Option<Versioned>, redb::Error> {
+pub(super) fn load_cell(
+    txn: &ReadTransaction,
+    cell: &CellName,
+) -> Result<Option<Versioned>, redb::Error> {
     versioned(&txn.open_table(CELLS)?, &cell_key(cell))
 }
 

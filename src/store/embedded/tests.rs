@@ -135,7 +135,10 @@ async fn one_process_at_a_time_and_for_this_user_only() {
     let (_folder, path) = place();
     let store = open(&path);
     let error = Embedded::open(&path, KEEP).unwrap_err().to_string();
-    assert!(error.contains("is another gateway using it?") && error.contains("store.redb"), "{error}");
+    assert!(
+        error.contains("is another gateway using it?") && error.contains("store.redb"),
+        "{error}"
+    );
     assert!(store.exclusive());
     let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
@@ -152,8 +155,10 @@ async fn closing_finishes_what_is_queued_and_releases_the_file() {
     let log = contract::new_log();
     let mut followed = store.follow(None);
     contract::catch_up(&mut followed).await;
-    let (appended, ()) =
-        tokio::join!(join_all((0..100).map(|_| contract::append(&store, &log, "queued"))), store.close());
+    let (appended, ()) = tokio::join!(
+        join_all((0..100).map(|_| contract::append(&store, &log, "queued"))),
+        store.close()
+    );
     assert!(appended.iter().all(Result::is_ok), "{appended:?}");
     let cell = CellName::permanent("cell");
     let refused = [
@@ -186,7 +191,10 @@ async fn what_is_no_store_is_refused_and_left_alone() {
 
     redb::Database::create(&path).unwrap();
     let error = Embedded::open(&path, KEEP).unwrap_err();
-    assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("not written by")), "{error:?}");
+    assert!(
+        matches!(&error, StoreError::Corrupt(text) if text.contains("not written by")),
+        "{error:?}"
+    );
     std::fs::remove_file(&path).unwrap();
 
     open(&path).close().await;
@@ -196,7 +204,10 @@ async fn what_is_no_store_is_refused_and_left_alone() {
     txn.commit().unwrap();
     drop(database);
     let error = Embedded::open(&path, KEEP).unwrap_err();
-    assert!(matches!(&error, StoreError::Corrupt(text) if text.contains("format is 7")), "{error:?}");
+    assert!(
+        matches!(&error, StoreError::Corrupt(text) if text.contains("format is 7")),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -244,7 +255,8 @@ async fn what_is_too_old_goes_and_its_positions_never_come_back() {
     let (events, caught_up) = contract::catch_up(&mut store.follow(Some(last))).await;
     assert!(caught_up > last && events.iter().all(|(_, entry)| entry.position > last));
 
-    // What is gone is forgotten: the same id is a new event, the same cell a new cell, but not at an old place.
+    // What is gone is forgotten: the same id is a new event, the same cell a new cell, but not at
+    // an old place.
     let again = store.append(&log, id, Bytes::from_static(b"new")).await.unwrap();
     assert!(again > last, "{again:?} is not after {last:?}");
     let stale = store.swap(&retained, Some(versions[1]), Bytes::new()).await.unwrap();
@@ -273,7 +285,8 @@ async fn a_cell_has_one_age() {
     store.close().await;
     let txn = file::open(&path).unwrap().begin_write().unwrap();
     let ages = Tables::open(&txn).unwrap().by_age;
-    let versions: Vec<_> = ages.iter().unwrap().map(|row| Version(row.unwrap().0.value())).collect();
+    let versions: Vec<_> =
+        ages.iter().unwrap().map(|row| Version(row.unwrap().0.value())).collect();
     assert_eq!(versions, Vec::from_iter(held));
 }
 
@@ -321,13 +334,16 @@ async fn large_events_are_read_in_pages_and_queued_within_bounds() {
     let large = Bytes::from(vec![7; MAX_EVENT_BYTES]);
     // More than the queue holds.
     let count = QUEUE_BYTES / MAX_EVENT_BYTES + 5;
-    try_join_all((0..count).map(|_| store.append(&log, Uuid::new_v4(), large.clone()))).await.unwrap();
+    try_join_all((0..count).map(|_| store.append(&log, Uuid::new_v4(), large.clone())))
+        .await
+        .unwrap();
     let page = store.read(&log, 0, MAX_READ).await.unwrap();
     assert_eq!(page.len(), tables::READ_BYTES / MAX_EVENT_BYTES);
     assert_eq!(contract::read_to_end(&store, &log).await.unwrap().len(), count);
     let (events, _) = contract::catch_up(&mut store.follow(None)).await;
     assert_eq!(events.len(), count);
-    let too_large = store.swap(&CellName::permanent("cell"), None, vec![0; MAX_EVENT_BYTES + 1].into()).await;
+    let too_large =
+        store.swap(&CellName::permanent("cell"), None, vec![0; MAX_EVENT_BYTES + 1].into()).await;
     assert!(matches!(too_large, Err(StoreError::TooLarge(_))), "{too_large:?}");
 }
 

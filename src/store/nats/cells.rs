@@ -1,10 +1,11 @@
-//! Cells: one message per subject, its sequence is the version. Replaced by a message that expects that sequence, read from
-//! the leader.
+//! Cells: one message per subject, its sequence is the version. Replaced by a message that expects
+//! that sequence, read from the leader.
 //!
-//! That a cell is absent counts only while the mark of its stream is there: a stream that was purged has no cells either.
-//! A permanent cell must also not be in the record. It is entered there before anybody learns that it
-//! exists, so that nobody acts on a cell whose loss would go unnoticed.
-//! A count of rejected logins that came with a backup is treated as absent: see [`is_void`].
+//! That a cell is absent counts only while the mark of its stream is there: a stream that was
+//! purged has no cells either. A permanent cell must also not be in the record. It is entered there
+//! before anybody learns that it exists, so that nobody acts on a cell whose loss would go
+//! unnoticed. A count of rejected logins that came with a backup is treated as absent: see
+//! [`is_void`].
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
@@ -18,18 +19,23 @@ use super::{
 };
 use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned, must_be_current};
 
-pub(super) async fn load(shared: &Shared, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
+pub(super) async fn load(
+    shared: &Shared,
+    cell: &CellName,
+) -> Result<Option<Versioned>, StoreError> {
     let held = held(shared, cell).await?;
     Ok(held.filter(|held| !is_void(shared, cell, held.sequence)).map(versioned))
 }
 
 /// Whether a value came with a backup and must not be trusted, because it may be out of date.
 fn is_void(shared: &Shared, cell: &CellName, sequence: u64) -> bool {
-    cell.life == CellLife::Permanent && must_be_current(&cell.name) && sequence <= shared.facts().void_to
+    cell.life == CellLife::Permanent
+        && must_be_current(&cell.name)
+        && sequence <= shared.facts().void_to
 }
 
-/// The sequence that a swap of a cell expects: an absent cell may have a void value. A permanent cell
-/// that was absent when its caller looked may have been made and lost since.
+/// The sequence that a swap of a cell expects: an absent cell may have a void value. A permanent
+/// cell that was absent when its caller looked may have been made and lost since.
 async fn expected_sequence(
     shared: &Shared,
     cell: &CellName,
@@ -49,8 +55,9 @@ async fn expected_sequence(
     Ok(sequence.filter(|sequence| is_void(shared, cell, *sequence)).unwrap_or_default())
 }
 
-/// The nonce decides: a swap whose answer got lost is repeated, and refused if its first message was stored. What the cell
-/// then holds is ours or not. One that was stored and overtaken at once counts as a conflict.
+/// The nonce decides: a swap whose answer got lost is repeated, and refused if its first message
+/// was stored. What the cell then holds is ours or not. One that was stored and overtaken at once
+/// counts as a conflict.
 pub(super) async fn swap(
     shared: &Shared,
     cell: &CellName,
@@ -78,7 +85,9 @@ pub(super) async fn swap(
                 Ok(Swap::Swapped(Version(stored.sequence)))
             }
             Err(Failure::Conflict) => {
-                let held = held(shared, cell).await.map_err(|error| Failure::NotStored(error.to_string()))?;
+                let held = held(shared, cell)
+                    .await
+                    .map_err(|error| Failure::NotStored(error.to_string()))?;
                 let version = held.as_ref().map(|held| Version(held.sequence));
                 if let (Some(held), Some(version)) = (&held, version)
                     && id_of(Some(&held.headers)) == nonce
@@ -87,7 +96,11 @@ pub(super) async fn swap(
                 }
                 // Otherwise somebody else's is on its way, and may never be stored.
                 let overtaken = version.map_or(0, |version| version.0) != sequence;
-                if overtaken { Ok(Swap::Conflict(held.map(versioned))) } else { Err(Failure::Conflict) }
+                if overtaken {
+                    Ok(Swap::Conflict(held.map(versioned)))
+                } else {
+                    Err(Failure::Conflict)
+                }
             }
             Err(failure) => Err(failure),
         }
@@ -118,7 +131,9 @@ async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>,
     if let Some(mark) = mark
         && fetch(shared, &mark).await.map_err(missed)?.is_none()
     {
-        return Err(StoreError::Unavailable(shared.suspect(&format!("stream {stream} was purged"))));
+        return Err(StoreError::Unavailable(
+            shared.suspect(&format!("stream {stream} was purged")),
+        ));
     }
     if !is_permanent || !shared.is_recorded(&subject).await? {
         return Ok(None);
@@ -126,19 +141,25 @@ async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>,
     // Another gateway may have made it after the first look.
     let held = fetch(shared, cell).await.map_err(missed)?;
     if held.is_none() {
-        let why = shared.suspect(&format!("stream {stream} {}", record::no_longer_holds(&[&subject])));
+        let why =
+            shared.suspect(&format!("stream {stream} {}", record::no_longer_holds(&[&subject])));
         return Err(StoreError::Unavailable(why));
     }
     Ok(held)
 }
 
-/// What the leader holds, whether the store can be used or not; `None` also where there is no stream.
-pub(super) async fn fetch(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
+/// What the leader holds, whether the store can be used or not; `None` also where there is no
+/// stream.
+pub(super) async fn fetch(
+    shared: &Shared,
+    cell: &CellName,
+) -> Result<Option<StreamMessage>, StoreError> {
     let (stream, subject) = shared.names.cell(cell);
     shared.newest_message(stream, &subject).await
 }
 
-/// Replaces what a cell holds, whether the store can be used or not, in one try; `None`: somebody else was first.
+/// Replaces what a cell holds, whether the store can be used or not, in one try; `None`: somebody
+/// else was first.
 pub(super) async fn replace(
     shared: &Shared,
     cell: &CellName,

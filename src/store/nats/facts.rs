@@ -86,14 +86,20 @@ pub(super) struct Facts {
 /// How far this host's clock may be off the servers' before that is reported.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// How far a server's clock may be ahead of the time that is expected. A server whose clock is ahead
-/// deletes keys and events too early, and keeps them for a day longer than they are needed.
+/// How far a server's clock may be ahead of the time that is expected. A server whose clock is
+/// ahead deletes keys and events too early, and keeps them for a day longer than they are needed.
 const LEAP: SignedDuration = SignedDuration::from_hours(1);
 
-/// Whether a server's clock, which shows `now`, is wrong. It must be ahead of this host's clock, and
-/// of one more witness: the time that has passed since the last look, or, at the start, the newest
-/// message. So a host whose clock is wrong, or that was suspended, is no reason to distrust a server.
-fn is_ahead(now: Timestamp, host: Timestamp, expected: Option<Timestamp>, newest: Option<Timestamp>) -> bool {
+/// Whether a server's clock, which shows `now`, is wrong. It must be ahead of this host's clock,
+/// and of one more witness: the time that has passed since the last look, or, at the start, the
+/// newest message. So a host whose clock is wrong, or that was suspended, is no reason to distrust
+/// a server.
+fn is_ahead(
+    now: Timestamp,
+    host: Timestamp,
+    expected: Option<Timestamp>,
+    newest: Option<Timestamp>,
+) -> bool {
     let is_after = |time: Timestamp, other: Timestamp| time.duration_since(other) > LEAP;
     is_after(now, host)
         && match (expected, newest) {
@@ -118,8 +124,10 @@ impl Facts {
         let expected = self.clock.and_then(|(then, at)| then.checked_add(elapsed(at)).ok());
         let stored = found.iter().flatten().filter(|stream| stream.last_sequence > 0);
         let newest = stored.map(|stream| stream.last_time).max();
-        let mut streams =
-            found.iter().zip(names.streams()).filter_map(|(found, name)| Some((found.as_ref()?, name)));
+        let mut streams = found
+            .iter()
+            .zip(names.streams())
+            .filter_map(|(found, name)| Some((found.as_ref()?, name)));
         let ahead = streams.find(|(found, _)| is_ahead(found.now, host, expected, newest));
         let Some((found, name)) = ahead else {
             self.leap = None;
@@ -171,7 +179,9 @@ impl Facts {
                 by = format_args!("{ahead:#}"),
                 "the clock of the NATS servers is behind this host's. Set the wrong one"
             ),
-            (true, false) => tracing::info!("the clocks of this host and of the NATS servers agree again"),
+            (true, false) => {
+                tracing::info!("the clocks of this host and of the NATS servers agree again")
+            }
             _ => {}
         }
     }
@@ -238,7 +248,11 @@ mod tests {
     async fn age_goes_by_the_servers_clock_and_never_by_the_hosts() {
         let hours = SignedDuration::from_hours;
         let mut facts = Facts::default();
-        assert_eq!(facts.age(Timestamp::MIN), Duration::ZERO, "nothing is old before the time is known");
+        assert_eq!(
+            facts.age(Timestamp::MIN),
+            Duration::ZERO,
+            "nothing is old before the time is known"
+        );
         for off in [hours(-40 * 24), hours(0), hours(40 * 24)] {
             // Relative to the servers, this host is off by so much.
             let servers = Timestamp::now() + off;

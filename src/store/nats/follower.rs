@@ -1,10 +1,11 @@
-//! A follower reads the stream of events through a consumer that it makes anew after whatever happens: a missed heartbeat,
-//! an error, an end, a gap in the deliveries.
+//! A follower reads the stream of events through a consumer that it makes anew after whatever
+//! happens: a missed heartbeat, an error, an end, a gap in the deliveries.
 //!
-//! Nothing is lost or repeated, because only the follower's own position counts: each consumer begins after it, what is not
-//! beyond it is dropped, and consumers number their deliveries. Before each one the stream is looked at: one that was made
-//! anew, or ends before the position, is another stream, and a consumer would say nothing of it. What a consumer says
-//! is left is what its server has, which may lag: that there is nothing more is the leader's word.
+//! Nothing is lost or repeated, because only the follower's own position counts: each consumer
+//! begins after it, what is not beyond it is dropped, and consumers number their deliveries. Before
+//! each one the stream is looked at: one that was made anew, or ends before the position, is
+//! another stream, and a consumer would say nothing of it. What a consumer says is left is what its
+//! server has, which may lag: that there is nothing more is the leader's word.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +25,8 @@ use tokio::{
 };
 
 use super::{
-    Shared, There, facts, link::backoff, logs::timestamp, newest::id_of, record::EVENTS, until_there,
+    Shared, There, facts, link::backoff, logs::timestamp, newest::id_of, record::EVENTS,
+    until_there,
 };
 use crate::store::{Entry, Followed, Lost, Position};
 
@@ -43,7 +45,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// When NATS forgets a consumer that nobody uses any more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
 
-/// While events are known to be missing, none has to come for so long that the stream is looked at again.
+/// While events are known to be missing, none has to come for so long that the stream is looked at
+/// again.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// Between two tries.
@@ -53,7 +56,8 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 /// After so long without one, a failure is the first of a row.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// A stream ends before the position only if it does so often: a new leader may not have read all of its own log yet.
+/// A stream ends before the position only if it does so often: a new leader may not have read all
+/// of its own log yet.
 const SHORT: usize = 6;
 
 /// What waits to be folded, and its part of [`WAITING_BYTES`].
@@ -103,7 +107,8 @@ pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<
     };
     // In a task of its own: a consumer that is not polled loses its heartbeats.
     tokio::spawn(follower.run());
-    stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?.0, receiver)) }).boxed()
+    stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?.0, receiver)) })
+        .boxed()
 }
 
 fn waiting_bytes() -> Arc<Semaphore> {
@@ -206,8 +211,9 @@ impl Follower {
                     return Err(hiccup(&"the store is looked at"));
                 }
             };
-            let message =
-                message.ok_or_else(|| hiccup(&"the consumer ended"))?.map_err(|error| hiccup(&error))?;
+            let message = message
+                .ok_or_else(|| hiccup(&"the consumer ended"))?
+                .map_err(|error| hiccup(&error))?;
             self.deliver(message, &mut deliveries).await?;
         }
     }
@@ -240,21 +246,29 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether nothing is to come before the end: it was delivered, has expired, or was deleted. The leader knows.
+    /// Whether nothing is to come before the end: it was delivered, has expired, or was deleted.
+    /// The leader knows.
     async fn is_at_the_end(&self, stream: &Stream) -> Result<bool, End> {
         let CatchUp::To(end) = self.catching_up else { return Ok(true) };
         if self.position >= end {
             return Ok(true);
         }
         let events = self.shared.names.all_of(&self.shared.names.events);
-        match stream.raw_message_builder().sequence(self.position + 1).next_by_subject(events).send().await {
+        match stream
+            .raw_message_builder()
+            .sequence(self.position + 1)
+            .next_by_subject(events)
+            .send()
+            .await
+        {
             Ok(next) => Ok(next.sequence > end),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(true),
             Err(error) => Err(End::Hiccup(error.to_string())),
         }
     }
 
-    /// No event is to come before the end: says so, once. The position stays: it says what was delivered, and nothing else does.
+    /// No event is to come before the end: says so, once. The position stays: it says what was
+    /// delivered, and nothing else does.
     async fn caught_up(&mut self) -> Result<(), End> {
         if let CatchUp::To(end) = self.catching_up
             && let Some(epoch) = self.epoch
@@ -285,7 +299,9 @@ impl Follower {
                 let id = id_of(message.headers.as_ref()).to_owned();
                 self.shared.facts().saw(epoch, EVENTS, facts::Message { sequence, id });
             }
-            if let (Some(log), Some(epoch)) = (self.shared.names.to_log(&message.subject), self.epoch) {
+            if let (Some(log), Some(epoch)) =
+                (self.shared.names.to_log(&message.subject), self.epoch)
+            {
                 let position = Position { epoch, sequence };
                 let entry = Entry { position, time: self.time, event: message.message.payload };
                 self.send(Followed::Event(log, entry)).await?;
@@ -395,7 +411,8 @@ mod tests {
             }
         }
         let waiting: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
-        let events = waiting.iter().filter(|(waiting, _)| matches!(waiting, Followed::Event(..))).count();
+        let events =
+            waiting.iter().filter(|(waiting, _)| matches!(waiting, Followed::Event(..))).count();
         assert_eq!(events, WAITING_BYTES as usize / LARGE);
         // What was taken makes room.
         drop(waiting);

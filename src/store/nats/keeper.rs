@@ -1,9 +1,10 @@
-//! Looks at the streams every few seconds, whenever the connection is made, and when somebody misses them. Decides whether
-//! they can be used, and notices when they forgot something.
+//! Looks at the streams every few seconds, whenever the connection is made, and when somebody
+//! misses them. Decides whether they can be used, and notices when they forgot something.
 //!
-//! A loss must be seen several times in a row before it counts, because a server that was just elected may lag. Until then
-//! the store refuses everything as if NATS were away. A loss that is no longer seen is forgotten: a leader may have lagged
-//! for longer, or an operator put back what was missing.
+//! A loss must be seen several times in a row before it counts, because a server that was just
+//! elected may lag. Until then the store refuses everything as if NATS were away. A loss that is no
+//! longer seen is forgotten: a leader may have lagged for longer, or an operator put back what was
+//! missing.
 
 mod accept;
 mod made;
@@ -35,12 +36,13 @@ const LOOK_EVERY: Duration = Duration::from_secs(3);
 const LOOK_LEAST: Duration = Duration::from_millis(100);
 const LOOK_MOST: Duration = Duration::from_secs(5);
 
-/// Between two looks at streams that may have forgotten something, and how often in a row that must be seen.
+/// Between two looks at streams that may have forgotten something, and how often in a row that must
+/// be seen.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const SIGHTINGS: usize = 5;
 
-/// How often in a row a look may fail before streams that could be used no longer count as such. Each takes up to
-/// [`ANSWER`](super::link::ANSWER).
+/// How often in a row a look may fail before streams that could be used no longer count as such.
+/// Each takes up to [`ANSWER`](super::link::ANSWER).
 const FAILED_LOOKS: usize = 3;
 
 /// How often the record is refreshed at most.
@@ -63,16 +65,16 @@ pub(super) struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        // The first look writes the record. A process that is started again and again would otherwise
-        // never write what it has stored.
+        // The first look writes the record. A process that is started again and again would
+        // otherwise never write what it has stored.
         let refreshed = Instant::now() - REFRESH;
         Self { known: None, stored: None, refreshed, sightings: 0, unacknowledged: 0 }
     }
 }
 
 impl Memory {
-    /// Whether the stored record does not tell what other gateways cannot notice: that the cells are in a new stream, or
-    /// that messages have been replaced.
+    /// Whether the stored record does not tell what other gateways cannot notice: that the cells
+    /// are in a new stream, or that messages have been replaced.
     fn lacks_witness(&self, known: &StoreRecord, found: &Streams) -> bool {
         let stored = self.stored.as_ref().map(|(_, record)| record);
         match stored.filter(|stored| stored.epoch == known.epoch) {
@@ -86,7 +88,8 @@ impl Memory {
 struct Examined {
     found: Streams,
     forgotten: Vec<Forgotten>,
-    /// What the streams have to hold from now on; `None` together with something forgotten by streams without a record.
+    /// What the streams have to hold from now on; `None` together with something forgotten by
+    /// streams without a record.
     known: Option<StoreRecord>,
     /// What there is to say once the record is written.
     first: Option<Unrecorded>,
@@ -104,7 +107,8 @@ impl Shared {
                     tracing::warn!(servers, error, "cannot connect to NATS; trying on");
                     said = true;
                 }
-                let why = state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
+                let why =
+                    state.complaint.map_or_else(String::new, |complaint| format!(": {complaint}"));
                 self.stand(Err(Hindrance::Away(format!("not connected to NATS{why}"))));
                 if link.changed().await.is_err() {
                     return;
@@ -158,9 +162,11 @@ impl Shared {
             memory.sightings += 1;
             if let Some(known) = known {
                 self.facts().record = Some(known.clone());
-                // At once where the streams were made anew or written to, because a gateway that knows
-                // nothing may use them. Otherwise the leader may lag.
-                if memory.lacks_witness(&known, &found) || memory.sightings.is_multiple_of(SIGHTINGS) {
+                // At once where the streams were made anew or written to, because a gateway that
+                // knows nothing may use them. Otherwise the leader may lag.
+                if memory.lacks_witness(&known, &found)
+                    || memory.sightings.is_multiple_of(SIGHTINGS)
+                {
                     self.bear_witness(&mut memory, known, &forgotten).await;
                 }
             }
@@ -182,8 +188,14 @@ impl Shared {
         Ok(there)
     }
 
-    /// Writes down what this process has seen of streams that forgot it, so that one that starts now notices, too.
-    async fn bear_witness(&self, memory: &mut Memory, mut known: StoreRecord, forgotten: &[Forgotten]) {
+    /// Writes down what this process has seen of streams that forgot it, so that one that starts
+    /// now notices, too.
+    async fn bear_witness(
+        &self,
+        memory: &mut Memory,
+        mut known: StoreRecord,
+        forgotten: &[Forgotten],
+    ) {
         let seen = self.facts().seen.in_epoch(known.epoch);
         record::saw(&mut known, seen);
         if memory.stored.as_ref().is_some_and(|(_, stored)| *stored == known) {
@@ -232,7 +244,8 @@ impl Shared {
             memory.refreshed = Instant::now();
         }
         memory.stored.clone_from(&stored);
-        // Also before the streams are looked at: they can only hold more than another gateway has seen.
+        // Also before the streams are looked at: they can only hold more than another gateway has
+        // seen.
         let (known, unclear) = match memory.known.clone() {
             Some(known) => (Some(known), None),
             None => self.recall(memory).await?,
@@ -248,10 +261,13 @@ impl Shared {
             },
             (None, Some(stored)) => (stored, false),
             // An operator accepted a loss at another replica.
-            (Some(known), Some(stored)) if stored.epoch > known.epoch && !stored.losses.is_empty() => {
+            (Some(known), Some(stored))
+                if stored.epoch > known.epoch && !stored.losses.is_empty() =>
+            {
                 (stored, false)
             }
-            // A gateway that knew of nothing made the streams anew. This one knows that something is lost.
+            // A gateway that knew of nothing made the streams anew. This one knows that something
+            // is lost.
             (Some(known), Some(stored)) if stored.epoch > known.epoch => (known, false),
             // This one made the streams anew, and another one remembers what was there before.
             (Some(known), Some(stored))
@@ -299,7 +315,10 @@ impl Shared {
             Unrecorded::New => {
                 streams::make(&self.link, &self.wanted, &found).await?;
                 found = streams::look(&self.link, &self.wanted).await?;
-                if found.iter().any(|found| found.as_ref().is_none_or(|found| found.last_sequence > 0)) {
+                if found
+                    .iter()
+                    .any(|found| found.as_ref().is_none_or(|found| found.last_sequence > 0))
+                {
                     return Err(Hindrance::Away("another gateway makes the streams".to_owned()));
                 }
             }
@@ -314,13 +333,19 @@ impl Shared {
         Ok(Examined { found, forgotten: Vec::new(), known, first: Some(what) })
     }
 
-    async fn load_record(&self, cell: &CellName) -> Result<Option<(Version, StoreRecord)>, Hindrance> {
+    async fn load_record(
+        &self,
+        cell: &CellName,
+    ) -> Result<Option<(Version, StoreRecord)>, Hindrance> {
         let Some(held) = cells::fetch(self, cell).await.map_err(away)? else { return Ok(None) };
         let version = Version(held.sequence);
-        let record = decode_cell(held.payload, record::FORMAT, |record: &StoreRecord| record.version);
+        let record =
+            decode_cell(held.payload, record::FORMAT, |record: &StoreRecord| record.version);
         match record {
             Ok(record) => Ok(Some((version, record))),
-            Err(error) => Err(Hindrance::Wrong(format!("stream {}: {error}", self.names.cell(cell).0))),
+            Err(error) => {
+                Err(Hindrance::Wrong(format!("stream {}: {error}", self.names.cell(cell).0)))
+            }
         }
     }
 
@@ -338,7 +363,8 @@ impl Shared {
         Ok(marks)
     }
 
-    /// Takes note of what was found, which has forgotten nothing, and refreshes the record where that is due.
+    /// Takes note of what was found, which has forgotten nothing, and refreshes the record where
+    /// that is due.
     async fn remember(
         &self,
         memory: &mut Memory,
@@ -400,7 +426,9 @@ impl Shared {
     async fn refresh(&self, write: bool) -> Result<(), Hindrance> {
         let mut memory = self.memory.lock().await;
         let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
-        let (Some(found), Some(known), true, None) = (all(found), known, forgotten.is_empty(), first) else {
+        let (Some(found), Some(known), true, None) =
+            (all(found), known, forgotten.is_empty(), first)
+        else {
             return Ok(());
         };
         if write {

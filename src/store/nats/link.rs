@@ -1,7 +1,8 @@
-//! Connections to NATS: how they are made, what is known about them, and what is said about them, once per change.
+//! Connections to NATS: how they are made, what is known about them, and what is said about them,
+//! once per change.
 //!
-//! A connection is made and made again for ever, in the background. Files are read for each attempt, so that credentials
-//! and certificates may change under a gateway.
+//! A connection is made and made again for ever, in the background. Files are read for each
+//! attempt, so that credentials and certificates may change under a gateway.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -18,7 +19,8 @@ use crate::{config, secret_file, store::StoreError};
 /// How long NATS may take for one answer, and for letting us in.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
-/// A connection on which three in a row are not answered is given up: a frozen server holds its clients no longer.
+/// A connection on which three in a row are not answered is given up: a frozen server holds its
+/// clients no longer.
 const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// Between two attempts at connecting.
@@ -44,7 +46,11 @@ pub(super) struct State {
 
 impl Link {
     /// Returns at once, connected or not. `name` is what NATS shows of the connection.
-    pub(super) async fn new(settings: &config::Nats, names: &Names, name: &str) -> Result<Self, StoreError> {
+    pub(super) async fn new(
+        settings: &config::Nats,
+        names: &Names,
+        name: &str,
+    ) -> Result<Self, StoreError> {
         let (told, state) = watch::channel(State::default());
         let told = Arc::new(told);
         let mut options = identified(settings);
@@ -89,7 +95,9 @@ impl State {
         match event {
             Event::Connected => *self = Self { up: true, made: self.made + 1, complaint: None },
             Event::Disconnected | Event::Closed => self.up = false,
-            Event::LameDuckMode => tracing::info!("a NATS server is about to stop; going to another one"),
+            Event::LameDuckMode => {
+                tracing::info!("a NATS server is about to stop; going to another one")
+            }
             Event::Draining => {}
             Event::SlowConsumer(_) => tracing::warn!("NATS sends more than is taken"),
             Event::ServerError(error) => self.complaint = Some(error.to_string()),
@@ -132,7 +140,8 @@ async fn introduce(username: Arc<Path>, password: Arc<Path>) -> Result<Auth, Aut
     Ok(auth)
 }
 
-/// Who we are, from a credentials file: its token, and the proof that we have the key that belongs to it.
+/// Who we are, from a credentials file: its token, and the proof that we have the key that belongs
+/// to it.
 async fn prove(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     let text = secret_file::read_lines(&file).await.map_err(AuthError::new)?;
     let (token, seed) = credentials(text.expose_secret())
@@ -155,7 +164,11 @@ fn credentials(text: &str) -> Option<(&str, &str)> {
 }
 
 fn reconnect_after(attempt: usize) -> Duration {
-    if attempt <= 1 { Duration::ZERO } else { backoff(attempt - 2, RECONNECT_LEAST, RECONNECT_MOST) }
+    if attempt <= 1 {
+        Duration::ZERO
+    } else {
+        backoff(attempt - 2, RECONNECT_LEAST, RECONNECT_MOST)
+    }
 }
 
 /// Doubles with each failure, up to `most`, and half of it is chance, so that replicas drift apart.

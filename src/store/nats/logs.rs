@@ -1,8 +1,8 @@
 //! Logs: a subject each in the stream of events.
 //!
-//! An append is repeated with its id until NATS says that it is stored, or that it is not. A read takes a page from any
-//! replica, in one request, and what that one may not have seen yet from the leader; what any of them has stored is a
-//! beginning of the same log.
+//! An append is repeated with its id until NATS says that it is stored, or that it is not. A read
+//! takes a page from any replica, in one request, and what that one may not have seen yet from the
+//! leader; what any of them has stored is a beginning of the same log.
 
 use std::time::Duration;
 
@@ -28,15 +28,15 @@ use super::{
 };
 use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
 
-/// Header of an event: what its sender had seen of all streams. It tells a gateway that starts whether the
-/// cells are as old as the events.
+/// Header of an event: what its sender had seen of all streams. It tells a gateway that starts
+/// whether the cells are as old as the events.
 const SEEN: &str = "Gateway-Seen";
 
 /// After so many bytes a page ends.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
 
-/// How long a page may take altogether, while each of its messages arrives within [`ANSWER`] after the one before. It
-/// admits a connection of about 140 kB/s.
+/// How long a page may take altogether, while each of its messages arrives within [`ANSWER`] after
+/// the one before. It admits a connection of about 140 kB/s.
 const PAGE_WITHIN: Duration = Duration::from_secs(30);
 
 pub(super) async fn append(
@@ -115,7 +115,8 @@ struct Page {
     more: bool,
 }
 
-/// A batch of direct gets, which the client has no function for: one request, an answer per message and one at the end.
+/// A batch of direct gets, which the client has no function for: one request, an answer per message
+/// and one at the end.
 async fn page(shared: &Shared, subject: &str, from: u64, limit: usize) -> Result<Page, StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
     let client = &shared.link.client;
@@ -135,9 +136,12 @@ async fn page(shared: &Shared, subject: &str, from: u64, limit: usize) -> Result
         let answer = answer.map_err(|_| unavailable(&"NATS did not answer in time"))?;
         let answer = answer.ok_or_else(|| unavailable(&"the connection was closed"))?;
         match answer.status {
-            None => messages.push(StreamMessage::try_from(answer).map_err(|error| unavailable(&error))?),
+            None => {
+                messages.push(StreamMessage::try_from(answer).map_err(|error| unavailable(&error))?)
+            }
             Some(status) if status.as_u16() == END_OF_BATCH => {
-                let left = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
+                let left =
+                    answer.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
                 let more = !messages.is_empty() && left.is_some_and(|left| left.as_str() != "0");
                 return Ok(Page { messages, more });
             }

@@ -1,7 +1,8 @@
 //! What things are called on NATS: streams, subjects and the tokens in them.
 //!
-//! All begin with the prefix, so that several gateways can share an account. A token holds any name: letters, digits and
-//! hyphens stand for themselves, every other byte is `_` and two hexadecimal digits.
+//! All begin with the prefix, so that several gateways can share an account. A token holds any
+//! name: letters, digits and hyphens stand for themselves, every other byte is `_` and two
+//! hexadecimal digits.
 
 use std::fmt::Write as _;
 
@@ -106,8 +107,9 @@ fn name(token: &str) -> Option<String> {
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
             b'_' => {
-                let digit =
-                    |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+                let digit = |byte: u8| {
+                    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+                };
                 16 * digit(rest.next()?)? + digit(rest.next()?)?
             }
             byte if byte.is_ascii_alphanumeric() || byte == b'-' => byte,

@@ -1,8 +1,9 @@
-//! Recognises a stream that was put back to an older copy and then written to beyond its former end. Its
-//! last sequence tells nothing, but it holds another message at the sequence of the newest one that this
-//! process knows.
+//! Recognises a stream that was put back to an older copy and then written to beyond its former
+//! end. Its last sequence tells nothing, but it holds another message at the sequence of the newest
+//! one that this process knows.
 //!
-//! Proves nothing where no message is at that sequence: it may have expired, and a cell may have been replaced.
+//! Proves nothing where no message is at that sequence: it may have expired, and a cell may have
+//! been replaced.
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -34,8 +35,13 @@ async fn holds_another<I>(stream: &Stream<I>, message: &Message) -> Result<bool,
 }
 
 impl Shared {
-    /// Whether the stream of events holds another message in the place of the newest one that this process knows.
-    pub(super) async fn is_other<I>(&self, events: &Stream<I>, epoch: u64) -> Result<bool, StoreError> {
+    /// Whether the stream of events holds another message in the place of the newest one that this
+    /// process knows.
+    pub(super) async fn is_other<I>(
+        &self,
+        events: &Stream<I>,
+        epoch: u64,
+    ) -> Result<bool, StoreError> {
         let newest = self.facts().newest(epoch, EVENTS);
         match newest {
             Some(newest) => holds_another(events, &newest).await,
@@ -43,8 +49,8 @@ impl Shared {
         }
     }
 
-    /// Looks for a message that this process or the record knows, and that a stream no longer holds. Notes it in the
-    /// record for the other gateways.
+    /// Looks for a message that this process or the record knows, and that a stream no longer
+    /// holds. Notes it in the record for the other gateways.
     pub(super) async fn find_replaced(
         &self,
         known: &mut StoreRecord,

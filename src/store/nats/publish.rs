@@ -1,7 +1,7 @@
 //! One message into a stream, what it means when that fails, and how often it is tried.
 //!
-//! The answer to "was it stored" is yes, certainly not, or unknown. A message is repeated, with the same id, until the
-//! answer is clear.
+//! The answer to "was it stored" is yes, certainly not, or unknown. A message is repeated, with the
+//! same id, until the answer is clear.
 
 use std::{error::Error as _, time::Duration};
 
@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use super::{Shared, link::backoff, record::EVENTS};
 use crate::store::StoreError;
 
-/// How long an append or a swap is repeated before it is given up: longer than it takes to elect a leader.
+/// How long an append or a swap is repeated before it is given up: longer than it takes to elect a
+/// leader.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two tries of the same.
@@ -39,7 +40,8 @@ pub(super) enum Failure {
     Unknown(String),
 }
 
-/// Tries until there is a clear answer, or until time is up. What may be stored is worth waiting for NATS to come back.
+/// Tries until there is a clear answer, or until time is up. What may be stored is worth waiting
+/// for NATS to come back.
 pub(super) async fn settle<T, F: Future<Output = Result<T, Failure>>>(
     shared: &Shared,
     mut attempt: impl FnMut() -> F,
@@ -109,11 +111,15 @@ pub(super) async fn publish(
         PublishErrorKind::MaxAckPending | PublishErrorKind::WrongLastMessageId => {
             Failure::NotStored(error.to_string())
         }
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => Failure::Unknown(error.to_string()),
-        PublishErrorKind::Other => match error.source().and_then(<dyn std::error::Error>::downcast_ref) {
-            Some(answer) => refused(answer, bytes),
-            None => Failure::Unknown(error.to_string()),
-        },
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
+            Failure::Unknown(error.to_string())
+        }
+        PublishErrorKind::Other => {
+            match error.source().and_then(<dyn std::error::Error>::downcast_ref) {
+                Some(answer) => refused(answer, bytes),
+                None => Failure::Unknown(error.to_string()),
+            }
+        }
     })
 }
 

@@ -1,14 +1,16 @@
 //! What the streams have to hold, and what they forgot. No I/O.
 //!
-//! The record is a permanent cell, shared by all replicas, with a copy among the retained cells. Each replica also keeps one
-//! in memory, with everything it has seen since: a stream that goes back while gateways run is noticed even if the record
-//! went back with it.
+//! The record is a permanent cell, shared by all replicas, with a copy among the retained cells.
+//! Each replica also keeps one in memory, with everything it has seen since: a stream that goes
+//! back while gateways run is noticed even if the record went back with it.
 //!
-//! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by age. An event mark
-//! is the sequence of an event. A key mark is a retained cell that nobody swaps. Where a mark is missing, somebody purged.
+//! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by
+//! age. An event mark is the sequence of an event. A key mark is a retained cell that nobody swaps.
+//! Where a mark is missing, somebody purged.
 //!
-//! The record is written before the marks, so a mark without a record is what a purge left. Each event tells how far the
-//! cells were when it was sent, so cells that were put back are noticed even if the record and its copy went back with them.
+//! The record is written before the marks, so a mark without a record is what a purge left. Each
+//! event tells how far the cells were when it was sent, so cells that were put back are noticed
+//! even if the record and its copy went back with them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -29,12 +31,13 @@ const KEPT_LOSSES: usize = 16;
 /// Marks that are kept of a kind.
 const KEPT_MARKS: usize = 256;
 
-/// A mark is set each time that this part of the retention has passed, and is expected until this part is left of it.
+/// A mark is set each time that this part of the retention has passed, and is expected until this
+/// part is left of it.
 const MARKS_PER_RETENTION: u32 = 64;
 
-/// Permanent cells that are kept at most, and that the record lists. A store has two for each set of
-/// credentials, one for each account and up to a thousand for the quarantine of callbacks. Further
-/// ones are refused.
+/// Permanent cells that are kept at most, and that the record lists. A store has two for each set
+/// of credentials, one for each account and up to a thousand for the quarantine of callbacks.
+/// Further ones are refused.
 pub(super) const MOST_CELLS: usize = 4_096;
 
 /// Missing cells that a sentence names.
@@ -45,7 +48,8 @@ pub(super) const EVENTS: usize = 0;
 pub(super) const CELLS: usize = 1;
 pub(super) const KEYS: usize = 2;
 
-/// What one look at the streams found, in the order of [`EVENTS`], [`CELLS`], [`KEYS`]; `None`: there is none.
+/// What one look at the streams found, in the order of [`EVENTS`], [`CELLS`], [`KEYS`]; `None`:
+/// there is none.
 pub(super) type Streams = [Option<Found>; 3];
 
 /// The record's own cell.
@@ -53,7 +57,8 @@ pub(super) fn cell() -> CellName {
     CellName::permanent("store")
 }
 
-/// A copy of the record among the retained cells: it tells when the record itself was lost or put back.
+/// A copy of the record among the retained cells: it tells when the record itself was lost or put
+/// back.
 pub(super) fn copy() -> CellName {
     CellName::retained("store-record")
 }
@@ -116,7 +121,10 @@ pub(super) fn unrecorded(names: &Names, found: &Streams) -> Unrecorded {
     match &found[CELLS] {
         // Only gateways that write a record set the mark.
         Some(cells) if cells.subjects.contains(&names.cell(&cells_mark()).1) => {
-            Unrecorded::Forgotten(vec![no_record(names, CELLS, &cell()), no_record(names, KEYS, &copy())])
+            Unrecorded::Forgotten(vec![
+                no_record(names, CELLS, &cell()),
+                no_record(names, KEYS, &copy()),
+            ])
         }
         Some(cells) if cells.messages > 0 => Unrecorded::Older,
         _ => Unrecorded::Forgotten(vec![Forgotten::new(names, CELLS, "was purged")]),
@@ -132,8 +140,9 @@ fn missing(names: &Names, found: &Streams) -> Vec<Forgotten> {
     missing.map(|(stream, _)| Forgotten::new(names, stream, "was deleted")).collect()
 }
 
-/// What the streams forgot of what is known. `seen` are the last sequences that this process knew of before it looked,
-/// `marks` says whether the cells that must be there are: the permanent one, and the oldest retained one.
+/// What the streams forgot of what is known. `seen` are the last sequences that this process knew
+/// of before it looked, `marks` says whether the cells that must be there are: the permanent one,
+/// and the oldest retained one.
 pub(super) fn forgotten(
     names: &Names,
     known: &StoreRecord,
@@ -150,13 +159,18 @@ pub(super) fn forgotten(
             Forgotten::older(names, stream, "was deleted and made anew")
         } else if found.last_sequence < last {
             let now = found.last_sequence;
-            let what = format!("ended at {last} and now ends at {now}: it was put back to an older copy");
+            let what =
+                format!("ended at {last} and now ends at {now}: it was put back to an older copy");
             Forgotten::older(names, stream, &what)
         } else if stream == CELLS && !missing_cells.is_empty() {
             Forgotten::new(names, stream, &no_longer_holds(&missing_cells))
         } else if stream == CELLS && found.messages < known.messages {
             let (before, now) = (known.messages, found.messages);
-            Forgotten::new(names, stream, &format!("held {before} cells and now holds {now}: it was purged"))
+            Forgotten::new(
+                names,
+                stream,
+                &format!("held {before} cells and now holds {now}: it was purged"),
+            )
         } else {
             continue;
         });
@@ -235,7 +249,9 @@ pub(super) fn oldest_key_mark(known: &StoreRecord, now: Timestamp) -> Option<Cel
 /// Whether it is time for another mark.
 pub(super) fn mark_is_due(marks: &[StoreMark], now: Timestamp, keep: Duration) -> bool {
     let every = millis(keep / MARKS_PER_RETENTION);
-    marks.last().is_none_or(|last| last.time_ms.saturating_add_unsigned(every) <= now.as_millisecond())
+    marks
+        .last()
+        .is_none_or(|last| last.time_ms.saturating_add_unsigned(every) <= now.as_millisecond())
 }
 
 pub(super) fn mark(number: u64, time: Timestamp, keep: Duration) -> StoreMark {
@@ -248,7 +264,9 @@ fn millis(duration: Duration) -> u64 {
 
 /// A record of streams that nothing was lost of so far.
 pub(super) fn first(found: &[Found; 3], remembers_since: Timestamp) -> StoreRecord {
-    let stream = |found: &Found| Some(StoreStream { created_ns: found.created_ns, ..StoreStream::default() });
+    let stream = |found: &Found| {
+        Some(StoreStream { created_ns: found.created_ns, ..StoreStream::default() })
+    };
     let [events, cells, keys] = found;
     StoreRecord {
         version: FORMAT,
@@ -333,7 +351,8 @@ pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
 
 /// The subjects that nobody can add are left out: see [`MOST_CELLS`].
 fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a String>) {
-    let mut cells: BTreeSet<String> = std::mem::take(&mut known.cell_subjects).into_iter().collect();
+    let mut cells: BTreeSet<String> =
+        std::mem::take(&mut known.cell_subjects).into_iter().collect();
     for subject in subjects {
         if cells.len() < MOST_CELLS {
             cells.insert(subject.clone());
@@ -357,8 +376,8 @@ pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: Mes
     (stream.replaced_sequence, stream.replaced_id) = (message.sequence, message.id);
 }
 
-/// Counts the message that is about to be written to a stream that was put back. Otherwise the stream would grow until it
-/// ended where it had ended before.
+/// Counts the message that is about to be written to a stream that was put back. Otherwise the
+/// stream would grow until it ended where it had ended before.
 pub(super) fn expect_another(known: &mut StoreRecord, stream: usize) {
     let mut last = streams(known).map(|stream| stream.map_or(0, |stream| stream.last_sequence));
     // The record and its copy are written there.
@@ -402,8 +421,8 @@ pub(super) fn observe(names: &Names, known: &mut StoreRecord, found: &[Found; 3]
     }
 }
 
-/// The oldest event where there is no mark yet and it does not expire soon, otherwise the newest one. In an empty stream it
-/// is the one to come.
+/// The oldest event where there is no mark yet and it does not expire soon, otherwise the newest
+/// one. In an empty stream it is the one to come.
 fn next_event_mark(known: &StoreRecord, events: &Found, keep: Duration) -> Option<StoreMark> {
     let first = mark(events.first_sequence, events.first_time, keep);
     let first_counts = required(&[first], events.now).next().is_some();

@@ -1,6 +1,8 @@
-//! Whether there is room for new orders: the stream of events has a largest size, and servers have disks.
+//! Whether there is room for new orders: the stream of events has a largest size, and servers have
+//! disks.
 //!
-//! Orders are refused before the stream is full, so that the outcomes, polls and callbacks of known orders still fit.
+//! Orders are refused before the stream is full, so that the outcomes, polls and callbacks of known
+//! orders still fit.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -8,11 +10,13 @@ use tokio::time::{Duration, Instant};
 
 use super::streams::Found;
 
-/// Of the largest size, in percent: from here on there is no room, and below the other there is room again.
+/// Of the largest size, in percent: from here on there is no room, and below the other there is
+/// room again.
 const FULL_PERCENT: u64 = 85;
 const ROOM_PERCENT: u64 = 80;
 
-/// What a message takes beside its payload, in bytes: subject, headers, and the server's own record of it.
+/// What a message takes beside its payload, in bytes: subject, headers, and the server's own record
+/// of it.
 const AROUND_A_MESSAGE: u64 = 256;
 
 /// After a refusal for lack of storage, this long nothing as large is expected to fit.
@@ -84,7 +88,8 @@ impl Room {
         });
     }
 
-    /// The servers refused to store something for lack of storage, or store nothing at all (0 bytes).
+    /// The servers refused to store something for lack of storage, or store nothing at all (0
+    /// bytes).
     pub(super) fn refused(&self, bytes: usize, why: String) {
         self.change(|state| {
             let bytes = state.exhausted.as_ref().map_or(bytes, |before| before.bytes.min(bytes));

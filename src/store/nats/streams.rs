@@ -1,7 +1,9 @@
-//! The three streams: looked at, compared with what a gateway needs, made for a new store, never changed.
+//! The three streams: looked at, compared with what a gateway needs, made for a new store, never
+//! changed.
 //!
-//! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a replica that lags) would
-//! break promises without a word, so that it is refused in one, which names what is wrong with it.
+//! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a
+//! replica that lags) would break promises without a word, so that it is refused in one, which
+//! names what is wrong with it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -234,7 +236,8 @@ async fn create(link: &Link, wanted: &Config) -> Result<(), Hindrance> {
             CreateStreamErrorKind::JetStream(why) if needs_somebody(&why) => {
                 Hindrance::Wrong(format!("stream {name} cannot be made: {why}"))
             }
-            // Somebody else may have made it in the meantime, with other limits; the next look tells.
+            // Somebody else may have made it in the meantime, with other limits; the next look
+            // tells.
             _ => Hindrance::Away(format!("stream {name} cannot be made: {error}")),
         }),
     }
@@ -281,7 +284,14 @@ fn compare(wanted: &Config, found: &Config) -> Result<(), Hindrance> {
         sealed,
         no_ack
     );
-    same!(discard_new_per_subject, duplicate_window, mirror, sources, subject_transform, allow_message_ttl);
+    same!(
+        discard_new_per_subject,
+        duplicate_window,
+        mirror,
+        sources,
+        subject_transform,
+        allow_message_ttl
+    );
     // 0 says the same as -1.
     let unlimited = |limit: i64| if limit <= 0 { -1 } else { limit };
     macro_rules! limit {
@@ -309,7 +319,10 @@ mod tests {
         assert_eq!(compare(&events, &events), Ok(()));
         let lossy = Config { discard: DiscardPolicy::Old, num_replicas: 1, ..events.clone() };
         let Err(Hindrance::Wrong(why)) = compare(&events, &lossy) else { panic!("accepted") };
-        assert_eq!(why, "stream gw_events: num_replicas is 1, must be 3; discard is Old, must be New");
+        assert_eq!(
+            why,
+            "stream gw_events: num_replicas is 1, must be 3; discard is Old, must be New"
+        );
         let unlimited = Config { max_messages: 0, max_message_size: -1, ..cells.clone() };
         assert_eq!(compare(&cells, &unlimited), Ok(()));
         let cached = Config { allow_direct: true, ..cells.clone() };

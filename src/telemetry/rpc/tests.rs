@@ -76,7 +76,11 @@ async fn call(status: Option<&'static str>, frames: Frames) -> Watched {
 }
 
 fn request() -> Request<NoBody<Bytes>> {
-    Request::builder().uri(format!("/{METHOD}")).header("traceparent", PARENT).body(NoBody::new()).unwrap()
+    Request::builder()
+        .uri(format!("/{METHOD}"))
+        .header("traceparent", PARENT)
+        .body(NoBody::new())
+        .unwrap()
 }
 
 fn message() -> Frame<Bytes> {
@@ -84,7 +88,9 @@ fn message() -> Frame<Bytes> {
 }
 
 fn trailers(status: &'static str) -> Frame<Bytes> {
-    Frame::trailers([("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect())
+    Frame::trailers(
+        [("grpc-status".parse().unwrap(), status.parse().unwrap())].into_iter().collect(),
+    )
 }
 
 #[tokio::test]
@@ -138,10 +144,14 @@ async fn a_path_without_end_is_not_repeated() {
     let answer = service_fn(|_: Request<RequestBody<NoBody<Bytes>>>| async {
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
-    let request = Request::builder().uri(format!("/{}", "x".repeat(10_000))).body(NoBody::new()).unwrap();
+    let request =
+        Request::builder().uri(format!("/{}", "x".repeat(10_000))).body(NoBody::new()).unwrap();
     drop(RpcLayer.layer(answer).oneshot(request).await.unwrap());
     let span = ended.one();
-    assert_eq!((span.name.as_ref(), attribute(&span, "rpc.method").as_deref()), ("_OTHER", Some("_OTHER")));
+    assert_eq!(
+        (span.name.as_ref(), attribute(&span, "rpc.method").as_deref()),
+        ("_OTHER", Some("_OTHER"))
+    );
 }
 
 #[tokio::test]
@@ -152,7 +162,8 @@ async fn a_call_that_nobody_waits_for_is_cancelled() {
     drop(body);
     assert_eq!(attribute(&ended.one(), "rpc.response.status_code").as_deref(), Some("CANCELLED"));
 
-    let never = service_fn(|_| std::future::pending::<Result<Response<NoBody<Bytes>>, Infallible>>());
+    let never =
+        service_fn(|_| std::future::pending::<Result<Response<NoBody<Bytes>>, Infallible>>());
     drop(RpcLayer.layer(never).oneshot(request()));
     assert!(ended.none(), "the service was not called yet");
     let mut rpc = RpcLayer.layer(never);

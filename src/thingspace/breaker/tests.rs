@@ -63,7 +63,9 @@ async fn one_call_probes_and_the_penalty_doubles_to_its_bound() {
         sit_out(&breaker).await;
         let probe = pass(&breaker);
         for may_probe in [true, false] {
-            assert!(matches!(breaker.admit(may_probe), Admission::Refused(wait) if wait == SETTINGS.first));
+            assert!(
+                matches!(breaker.admit(may_probe), Admission::Refused(wait) if wait == SETTINGS.first)
+            );
         }
         probe.report(Outcome::Failed(None));
     }
@@ -90,12 +92,16 @@ async fn a_probe_that_is_given_up_makes_room_for_one_that_is_not() {
     (0..3).for_each(|_| fail(&breaker));
     sit_out(&breaker).await;
     drop(pass(&breaker));
-    let Admission::ProbeFirst(own) = breaker.admit(true) else { panic!("its caller may go away, too") };
+    let Admission::ProbeFirst(own) = breaker.admit(true) else {
+        panic!("its caller may go away, too")
+    };
     // Nothing stops that one, but if something does, nobody is in a hurry.
     drop(own);
     assert_penalty(&breaker, SETTINGS.first);
     sit_out(&breaker).await;
-    let Admission::ProbeFirst(own) = breaker.admit(true) else { panic!("its caller may go away, too") };
+    let Admission::ProbeFirst(own) = breaker.admit(true) else {
+        panic!("its caller may go away, too")
+    };
     own.report(Outcome::Failed(None));
     sit_out(&breaker).await;
     pass(&breaker).report(Outcome::Answered);

@@ -1,4 +1,5 @@
-//! One call with both tokens: it is sent, repeated once for each kind of token that was refused, and what failed is classified.
+//! One call with both tokens: it is sent, repeated once for each kind of token that was refused,
+//! and what failed is classified.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +29,8 @@ pub(super) struct Call<'a> {
 pub(super) struct Failed {
     error: Error,
     again: Again,
-    /// Whoever made the call says what became of it: an order is refused, or of unknown outcome; a request is not known.
+    /// Whoever made the call says what became of it: an order is refused, or of unknown outcome; a
+    /// request is not known.
     told_elsewhere: bool,
 }
 
@@ -58,7 +60,10 @@ impl Failed {
     /// It is too late to send it. Whatever was sent of it before was turned away.
     fn held_up() -> Self {
         let reason = "the call was held up for too long to be sent safely".to_owned();
-        Self { told_elsewhere: true, ..Self::for_good(Error::NotSent { reason, retry_after: None }) }
+        Self {
+            told_elsewhere: true,
+            ..Self::for_good(Error::NotSent { reason, retry_after: None })
+        }
     }
 
     pub(super) fn pause(&self, retries: &mut Retries) -> Option<Duration> {
@@ -80,7 +85,8 @@ impl Failed {
         !self.told_elsewhere
     }
 
-    /// The call had left before, and was turned away: to that, a connection that failed adds nothing.
+    /// The call had left before, and was turned away: to that, a connection that failed adds
+    /// nothing.
     fn after_a_refusal(self) -> Self {
         match self.error {
             Error::NotConnected { reason } => {
@@ -99,7 +105,8 @@ impl Failed {
                 Self { again, ..Self::for_good(Error::NotConnected { reason }) }
             }
             Failure::Broken(reason) => {
-                let again = if endpoint.has_no_effect() { Again::After(None) } else { Again::Never };
+                let again =
+                    if endpoint.has_no_effect() { Again::After(None) } else { Again::Never };
                 let error = Error::Ambiguous { reason, retry_after: None };
                 Self { error, again, told_elsewhere: endpoint.is_order() }
             }
@@ -112,10 +119,14 @@ impl Failed {
     fn unclear(endpoint: Endpoint<'_>, reply: &Reply, reason: String) -> Self {
         let status = reply.status;
         let passes = reply.cut || status == 408 || status.is_server_error();
-        // A success that cannot be read, and not for being too long, may have been broken on its way.
+        // A success that cannot be read, and not for being too long, may have been broken on its
+        // way.
         let passes = passes || status.is_success() && reply.body.is_some();
-        let again =
-            if passes && endpoint.has_no_effect() { Again::After(reply.retry_after) } else { Again::Never };
+        let again = if passes && endpoint.has_no_effect() {
+            Again::After(reply.retry_after)
+        } else {
+            Again::Never
+        };
         let error = Error::Ambiguous { reason, retry_after: reply.retry_after };
         Self { error, again, told_elsewhere: endpoint.is_order() }
     }
@@ -128,9 +139,11 @@ impl Failed {
 }
 
 impl Client {
-    /// Sends a call with both tokens, and again after each kind of token was refused and renewed: three times at most, but for tokens
-    /// that somebody else had renewed, which may be old. Each repeat has a turn of its own: when a token ends, all calls under
-    /// way are repeated, and the rate holds for them as well. While a call waits for a token or that turn, it holds no connection.
+    /// Sends a call with both tokens, and again after each kind of token was refused and renewed:
+    /// three times at most, but for tokens that somebody else had renewed, which may be old. Each
+    /// repeat has a turn of its own: when a token ends, all calls under way are repeated, and the
+    /// rate holds for them as well. While a call waits for a token or that turn, it holds no
+    /// connection.
     pub(super) async fn exchange<T>(
         &self,
         upstream: &Arc<Upstream>,
@@ -166,7 +179,8 @@ impl Client {
                 Ok(renewed) => renewed,
                 Err(error) => return Err(quiet(error)),
             };
-            // ThingSpace may hand out a token before all of its servers know it. A call without an effect sends it once more.
+            // ThingSpace may hand out a token before all of its servers know it. A call without an
+            // effect sends it once more.
             if renewed.headers() != pair.headers() {
                 renewals.count(due, &renewed);
             } else if !endpoint.has_no_effect() || std::mem::replace(&mut same, true) {
@@ -176,7 +190,9 @@ impl Client {
             let again = upstream.turns.again(class);
             turn = match send_by {
                 None => again.await,
-                Some(by) => tokio::time::timeout_at(by, again).await.map_err(|_| Failed::held_up())?,
+                Some(by) => {
+                    tokio::time::timeout_at(by, again).await.map_err(|_| Failed::held_up())?
+                }
             }
             .map_err(quiet)?;
         }

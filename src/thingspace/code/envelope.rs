@@ -10,9 +10,9 @@
 //! | `<am:fault><am:code>…`, in XML | the API manager |
 //! | `{"error", "error_description"}` | the authorization server, wrapped calls of sister services |
 //!
-//! The content type is not believed, nor is the case of names. What is written as a number is a text all the same, and a
-//! byte that is no UTF-8 spoils only the text it stands in. Whatever says two things in one place, is no object, or is neither
-//! JSON nor the API manager's XML has no code.
+//! The content type is not believed, nor is the case of names. What is written as a number is a
+//! text all the same, and a byte that is no UTF-8 spoils only the text it stands in. Whatever says
+//! two things in one place, is no object, or is neither JSON nor the API manager's XML has no code.
 
 use serde_json::value::RawValue;
 
@@ -38,7 +38,8 @@ pub(super) fn read(body: &[u8]) -> Option<Found> {
     }
 }
 
-/// What every envelope says; `None` stands for one that says two things, or something that is no code.
+/// What every envelope says; `None` stands for one that says two things, or something that is no
+/// code.
 pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
     let mut all = Vec::new();
     for Place { says, unreadable, by_api_manager } in places(body) {
@@ -60,13 +61,16 @@ pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
 /// Whether a list of errors beside the code says something else. Nobody documented such lists.
 fn contradicts(body: &[u8], found: &[Option<Found>]) -> bool {
     let text = String::from_utf8_lossy(body);
-    let Ok(root) = serde_json::from_str::<Object<'_>>(text.trim_start_matches('\u{feff}').trim()) else {
+    let Ok(root) = serde_json::from_str::<Object<'_>>(text.trim_start_matches('\u{feff}').trim())
+    else {
         return false;
     };
     let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
     root.elements(&["errors", "faults"]).any(|error| {
         let object = serde_json::from_str::<Object<'_>>(error.get()).ok();
-        let codes = |error: &Object<'_>| error.texts(&["code", "errorCode", "faultcode"]).collect::<Vec<_>>();
+        let codes = |error: &Object<'_>| {
+            error.texts(&["code", "errorCode", "faultcode"]).collect::<Vec<_>>()
+        };
         let codes = object.as_ref().map(codes).unwrap_or_default();
         if codes.is_empty() { says_something(error) } else { !codes.iter().all(is_found) }
     })
@@ -93,7 +97,11 @@ fn places(body: &[u8]) -> Vec<Place> {
     if text.starts_with('<') {
         let code = xml(text);
         let unreadable = code.is_none() && text.contains(API_MANAGER);
-        return vec![Place { says: only(code.map(str::to_owned)), unreadable, by_api_manager: true }];
+        return vec![Place {
+            says: only(code.map(str::to_owned)),
+            unreadable,
+            by_api_manager: true,
+        }];
     }
     let Ok(root) = serde_json::from_str::<Object<'_>>(text) else { return Vec::new() };
     vec![
@@ -107,8 +115,9 @@ fn places(body: &[u8]) -> Vec<Place> {
 
 /// A code in a field of the body.
 fn direct(root: &Object<'_>, name: &str, by_api_manager: bool) -> Place {
-    let unreadable =
-        root.values(&[name]).any(|value| value.get().starts_with(['{', '[']) && says_something(value));
+    let unreadable = root
+        .values(&[name])
+        .any(|value| value.get().starts_with(['{', '[']) && says_something(value));
     Place { says: only(root.texts(&[name])), unreadable, by_api_manager }
 }
 
@@ -148,7 +157,8 @@ fn xml(text: &str) -> Option<&str> {
     };
     let (head, inside) = root.strip_prefix('<')?.split_once('>')?;
     let name = head.split_ascii_whitespace().next()?;
-    let prefix = name.strip_suffix("fault").filter(|prefix| prefix.is_empty() || prefix.ends_with(':'))?;
+    let prefix =
+        name.strip_suffix("fault").filter(|prefix| prefix.is_empty() || prefix.ends_with(':'))?;
     if !head.contains(API_MANAGER) || !root.ends_with(&format!("</{name}>")) {
         return None;
     }

@@ -1,12 +1,12 @@
 //! What ThingSpace's codes mean: the one table, which `docs/errors.md` shows.
 //!
-//! The first row that fits a code holds, and the last row fits every code. A row says what a code means with an HTTP status
-//! that lets it mean something: a 5xx or a 408 whose code is a refusal in the table is unclear all the same (see
-//! [`judge`](crate::thingspace::verdict::judge)).
+//! The first row that fits a code holds, and the last row fits every code. A row says what a code
+//! means with an HTTP status that lets it mean something: a 5xx or a 408 whose code is a refusal in
+//! the table is unclear all the same (see [`judge`](crate::thingspace::verdict::judge)).
 
 use crate::thingspace::RefusalKind::{
-    self, AccountForbidden, AccountNotFound, DeviceNotFound, DeviceState, InvalidInput, Other, PlanNotFound,
-    RequestNotFound, TurnedAway,
+    self, AccountForbidden, AccountNotFound, DeviceNotFound, DeviceState, InvalidInput, Other,
+    PlanNotFound, RequestNotFound, TurnedAway,
 };
 
 /// A line of the table.
@@ -45,7 +45,8 @@ pub(in crate::thingspace) enum Means {
 }
 
 pub(in crate::thingspace) static ROWS: &[Row] = &[
-    // The tokens. A session is refused with HTTP 400, 401 or 403, by different accounts; its code counts, not the status.
+    // The tokens. A session is refused with HTTP 400, 401 or 403, by different accounts; its code
+    // counts, not the status.
     named(
         &["INPUT_INVALID.SessionToken.*", "REQUEST_FAILED.SessionToken.*", "SessionToken.*"],
         Means::SessionRefused,
@@ -59,9 +60,15 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
     ),
     Row {
         http: Some(401),
-        ..manager(900_906, 900_909, Means::BearerRefused, "the bearer does not open this API, or not now")
+        ..manager(
+            900_906,
+            900_909,
+            Means::BearerRefused,
+            "the bearer does not open this API, or not now",
+        )
     },
-    // The API manager's other words. It answers in ThingSpace's stead where it does not pass a call on.
+    // The API manager's other words. It answers in ThingSpace's stead where it does not pass a call
+    // on.
     manager(900_800, 900_807, Means::Throttled, "too many calls"),
     manager(700_700, 700_700, TURNED_AWAY, "the API is blocked"),
     manager(
@@ -70,8 +77,9 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
         TURNED_AWAY,
         "the API manager does not let the call pass: no such resource, blocked, forbidden or not subscribed",
     ),
-    // Its main sequence, for calls that fit no API, says 404, and so does its fault in XML that Verizon documents with HTTP
-    // 403 for "wrong authentication". Either way nothing was passed on. WSO2's documents on error handling list the sequences.
+    // Its main sequence, for calls that fit no API, says 404, and so does its fault in XML that
+    // Verizon documents with HTTP 403 for "wrong authentication". Either way nothing was passed on.
+    // WSO2's documents on error handling list the sequences.
     manager(
         400,
         499,
@@ -80,7 +88,8 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
     ),
     // Synapse's transport errors: the call was passed on, or was about to be.
     manager(101_000, 303_999, Means::Unclear, "the API manager lost its connection to ThingSpace"),
-    // What was asked for may have been carried out, now or before. An identifier that the order has twice is another matter.
+    // What was asked for may have been carried out, now or before. An identifier that the order has
+    // twice is another matter.
     named(
         &[
             "*DuplicateRequest*",
@@ -100,7 +109,11 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
         "no such request",
     ),
     // Accounts.
-    named(&["*.AccountNotFound", "*.Account.NotFound"], Means::Refused(AccountNotFound), "no such account"),
+    named(
+        &["*.AccountNotFound", "*.Account.NotFound"],
+        Means::Refused(AccountNotFound),
+        "no such account",
+    ),
     named(
         &["REQUEST_FAILED.AccountName", "REQUEST_FAILED.NoAccounts"],
         Means::Refused(AccountForbidden),
@@ -161,13 +174,18 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
         Means::Refused(Other),
         "ThingSpace cannot read what the gateway wrote: a defect of the gateway",
     ),
-    named(&["*.DefaultIpPoolNotDefined"], Means::Refused(Other), "the account has no default IP pool"),
+    named(
+        &["*.DefaultIpPoolNotDefined"],
+        Means::Refused(Other),
+        "the account has no default IP pool",
+    ),
     named(
         &["REQUEST_FAILED.UnexpectedError"],
         Means::Refused(Other),
         "a part of the input is missing or invalid, or ThingSpace has a problem of its own",
     ),
-    // Neighbours of a duplicate request. They follow what was not found: a plan's name may have any of these words in it.
+    // Neighbours of a duplicate request. They follow what was not found: a plan's name may have any
+    // of these words in it.
     named(
         &[
             "*InProgress*",
@@ -181,12 +199,20 @@ pub(in crate::thingspace) static ROWS: &[Row] = &[
         Means::Unclear,
         "the same is being carried out, or a part of it was: it may have been carried out",
     ),
-    named(&["REQUEST_ONHOLD.*"], Means::Unclear, "the request waits, for a credit approval for example"),
+    named(
+        &["REQUEST_ONHOLD.*"],
+        Means::Unclear,
+        "the request waits, for a credit approval for example",
+    ),
     named(&["REQUEST_CANCELLED.*"], Means::Refused(Other), "the request was cancelled"),
     named(&["INPUT_INVALID.*"], Means::Refused(InvalidInput), "the input is invalid"),
     named(&["REQUEST_FAILED.*"], Means::Refused(Other), "another refusal of ThingSpace"),
     // Without a class: the HTTP status once more, or a word. The eSIM pages document nothing finer.
-    named(&["400", "422", "INVALID_PARAMETER"], Means::Refused(InvalidInput), "the input is invalid"),
+    named(
+        &["400", "422", "INVALID_PARAMETER"],
+        Means::Refused(InvalidInput),
+        "the input is invalid",
+    ),
     named(
         &["408", "5##", "INTERNAL_ERROR", "INTERNAL_SYSTEM_ERROR", "internal_server_error"],
         Means::Unclear,
@@ -218,12 +244,15 @@ const fn manager(first: u32, last: u32, means: Means, meaning: &'static str) -> 
     Row { codes: Codes::ApiManager(first, last), http: None, means, meaning }
 }
 
-/// The row of a code: `name` without its service and in lower case, `number` if it is one of the API manager's.
+/// The row of a code: `name` without its service and in lower case, `number` if it is one of the
+/// API manager's.
 pub(super) fn row(name: &str, number: Option<u32>, http: u16) -> &'static Row {
     let fits = |row: &&Row| {
         row.http.is_none_or(|only| only == http)
             && match row.codes {
-                Codes::Named(names) => names.iter().any(|pattern| fits(&pattern.to_ascii_lowercase(), name)),
+                Codes::Named(names) => {
+                    names.iter().any(|pattern| fits(&pattern.to_ascii_lowercase(), name))
+                }
                 Codes::ApiManager(first, last) => {
                     number.is_some_and(|number| (first..=last).contains(&number))
                 }
@@ -237,11 +266,14 @@ fn fits(pattern: &str, name: &str) -> bool {
     match rest.next() {
         None => name.is_empty(),
         Some('*') => {
-            name.char_indices().any(|(at, _)| fits(rest.as_str(), &name[at..])) || fits(rest.as_str(), "")
+            name.char_indices().any(|(at, _)| fits(rest.as_str(), &name[at..]))
+                || fits(rest.as_str(), "")
         }
         Some(expected) => {
             let mut given = name.chars();
-            let same = given.next().is_some_and(|c| c == expected || (expected == '#' && c.is_ascii_digit()));
+            let same = given
+                .next()
+                .is_some_and(|c| c == expected || (expected == '#' && c.is_ascii_digit()));
             same && fits(rest.as_str(), given.as_str())
         }
     }

@@ -110,7 +110,8 @@ fn kinds() {
     }
 }
 
-const XML: &str = r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>404</am:code></am:fault>"#;
+const XML: &str =
+    r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>404</am:code></am:fault>"#;
 
 /// The text and the API manager's number of each.
 #[test]
@@ -126,8 +127,14 @@ fn every_envelope() {
         (r#"{"fault":{"code":"900901","message":"m"}}"#, managers(900_901)),
         (r#"{"fault":{"code":900901}}"#, managers(900_901)),
         (r#"{"code":"900800","message":"m"}"#, managers(900_800)),
-        (r#"{"error":"invalid_request","error_description":"d","cause":"c"}"#, ours("invalid_request")),
-        (r#"{"requestId":"r","status":"Failed","faultResponse":{"faultcode":"S.C.x"}}"#, ours("S.C.x")),
+        (
+            r#"{"error":"invalid_request","error_description":"d","cause":"c"}"#,
+            ours("invalid_request"),
+        ),
+        (
+            r#"{"requestId":"r","status":"Failed","faultResponse":{"faultcode":"S.C.x"}}"#,
+            ours("S.C.x"),
+        ),
         (r#"{"faultResponse":[{"FaultCode":"S.C.x"}]}"#, ours("S.C.x")),
         // ThingSpace's own word before anybody else's, and an empty one is none.
         (r#"{"error":"e","fault":{"code":900901},"errorCode":"S.C.x"}"#, ours("S.C.x")),
@@ -152,7 +159,8 @@ fn every_envelope() {
 
 #[test]
 fn no_envelope() {
-    let utf_16: Vec<u8> = r#"{"errorCode":"x"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf_16: Vec<u8> =
+        r#"{"errorCode":"x"}"#.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let deep = "[".repeat(100_000);
     let long = serde_json::json!({ "errorCode": "x".repeat(MAX_CODE_BYTES + 1) }).to_string();
     let bodies = [

@@ -25,7 +25,10 @@ pub(in crate::thingspace) enum Answer<T> {
 
 /// The answer to a login. Anything that may be a rejection and is not about something else is one,
 /// whatever its HTTP status: ThingSpace documents neither the status nor the code.
-pub(in crate::thingspace) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Answer<T> {
+pub(in crate::thingspace) fn to_login<T>(
+    reply: &Reply,
+    parse: impl Fn(&[u8]) -> Option<T>,
+) -> Answer<T> {
     let status = reply.status.as_u16();
     let unclear = |what| Answer::Unclear(format!("HTTP {status}, {what}"));
     let said = reply.body.as_deref().map_or(Said::Nothing, Said::read);
@@ -39,14 +42,18 @@ pub(in crate::thingspace) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) ->
         (_, Said::One(code)) => match means(&code) {
             Means::BearerRefused if refused => Answer::StaleBearer,
             Means::Throttled if refused || status == 503 => Answer::Throttled(reply.retry_after),
-            Means::Refused(kind) if refused && code::is_by_api_manager(&code.refusal(kind, status)) => {
+            Means::Refused(kind)
+                if refused && code::is_by_api_manager(&code.refusal(kind, status)) =>
+            {
                 Answer::NotEvaluated(code.refusal(kind, status).to_string())
             }
             Means::BearerRefused | Means::Throttled | Means::Unclear => {
                 unclear("with an error code that says nothing about the password")
             }
             // What is no code of ThingSpace's own says that the server failed.
-            _ if status >= 500 && !code.is_from_thingspace() => unclear("with a general error code"),
+            _ if status >= 500 && !code.is_from_thingspace() => {
+                unclear("with a general error code")
+            }
             Means::Refused(_) | Means::SessionRefused => Answer::Rejected,
         },
         // A 429 without a code may also be the answer to too many rejected logins.
@@ -73,7 +80,9 @@ pub(in crate::thingspace) fn to_token_request<T>(
         Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
             Answer::NotEvaluated(refusal.to_string())
         }
-        Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => Answer::Unclear(reason),
+        Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
+            Answer::Unclear(reason)
+        }
         Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Unclear { .. } => Answer::Rejected,
     }
 }

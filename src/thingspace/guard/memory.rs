@@ -1,5 +1,5 @@
-//! Guards that went back: what a process remembers, or an earlier release wrote, is brought together
-//! with what the store holds.
+//! Guards that went back: what a process remembers, or an earlier release wrote, is brought
+//! together with what the store holds.
 
 use super::{COUNTED, DERIVATION, Terms, settled};
 use crate::proto::storage::{Guard, GuardCandidate};
@@ -7,8 +7,8 @@ use crate::proto::storage::{Guard, GuardCandidate};
 /// What is to be stored if the store has forgotten something that this process remembers; `None`:
 /// it has not.
 ///
-/// The store may also have forgotten attempts of other processes, which this one does not know, so a
-/// guard that locks is closed: an operator has to log in elsewhere first. The tokens are kept.
+/// The store may also have forgotten attempts of other processes, which this one does not know, so
+/// a guard that locks is closed: an operator has to log in elsewhere first. The tokens are kept.
 pub(in crate::thingspace) fn merged(
     held: Option<&Guard>,
     remembered: &Guard,
@@ -37,7 +37,8 @@ pub(in crate::thingspace) fn merged(
     Some(guard)
 }
 
-/// The same guard, with the fingerprint of a secret as it is derived now in place of an earlier one.
+/// The same guard, with the fingerprint of a secret as it is derived now in place of an earlier
+/// one.
 pub(in crate::thingspace) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
     if guard.accepted_last == earlier {
         guard.accepted_last = now.to_vec();

@@ -269,7 +269,10 @@ fn an_operator_permits_one_more_try_of_everything() {
     assert!(matches!(told.next(Duration::ZERO, &by("a", 0)), Step::Claim(_)), "without a wait");
     told.killed(0).stopped(0, Stopped::Closed);
     let open = known();
-    assert_eq!(unblocked(look(open.guard.as_ref(), LONG), &[0], false, &terms()), Unblocked::Unchanged);
+    assert_eq!(
+        unblocked(look(open.guard.as_ref(), LONG), &[0], false, &terms()),
+        Unblocked::Unchanged
+    );
     assert_eq!(unblocked(look(None, LONG), &[0], false, &terms()), Unblocked::Unchanged);
 }
 
@@ -290,7 +293,8 @@ fn an_operator_alone_does_not_bring_about_the_fifth_rejection() {
     assert_eq!(counted(closed), COUNTED);
     told.unblock(true);
     assert_eq!(told.rejections(), 1);
-    // What the operator said of this password is refuted, and stays so. What was cleared counts again.
+    // What the operator said of this password is refuted, and stays so. What was cleared counts
+    // again.
     told.attempt(1, &Report::Rejected).stopped(1, Stopped::Closed).stopped(2, Stopped::Closed);
     assert_eq!(told.rejections(), COUNTED + 1);
     let again = |told: &Told, password, logged_in| {
@@ -310,7 +314,9 @@ fn an_operator_alone_does_not_bring_about_the_fifth_rejection() {
 fn a_mistaken_force_costs_one_more_rejection_at_most() {
     for outcome in [Some(Report::Rejected), Some(Report::Unanswered), None] {
         let mut told = known();
-        told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
+        told.attempt(1, &Report::Rejected)
+            .attempt(1, &Report::Rejected)
+            .attempt(2, &Report::Rejected);
         // Neither a second command nor an attempt that was not evaluated makes it true.
         told.unblock(true).unblock(true).attempt(2, &Report::Void);
         assert_eq!((told.rejections(), told.guard.as_ref().unwrap().set_aside), (1, 3));
@@ -357,12 +363,18 @@ fn a_token_request_is_delayed_ever_longer_and_never_stopped() {
             let why = if misses == 1 { Later::RejectedOnce } else { Later::Rejected };
             assert_eq!(waits, Step::Later(delay, why));
         }
-        let Step::Claim(claimed) = next(look(guard.as_ref(), delay), &attempt, &terms) else { panic!() };
+        let Step::Claim(claimed) = next(look(guard.as_ref(), delay), &attempt, &terms) else {
+            panic!()
+        };
         guard = report(Some(claimed), &attempt, &Report::Rejected, &terms);
     }
     // Another secret does not wait, and an operator ends the waiting.
-    assert!(matches!(next(look(guard.as_ref(), Duration::ZERO), &by("a", 2), &terms), Step::Claim(_)));
-    let Unblocked::Changed(guard) = unblocked(look(guard.as_ref(), LONG), &[1], false, &terms) else {
+    assert!(matches!(
+        next(look(guard.as_ref(), Duration::ZERO), &by("a", 2), &terms),
+        Step::Claim(_)
+    ));
+    let Unblocked::Changed(guard) = unblocked(look(guard.as_ref(), LONG), &[1], false, &terms)
+    else {
         panic!()
     };
     assert!(matches!(next(look(Some(&guard), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
@@ -374,7 +386,9 @@ fn a_token_request_without_an_answer_counts_for_nothing() {
     let attempt = by("a", 1);
     let Step::Claim(guard) = next(look(None, Duration::ZERO), &attempt, &terms) else { panic!() };
     let guard = report(Some(guard), &attempt, &Report::Unanswered, &terms).unwrap();
-    let Step::Claim(guard) = next(look(Some(&guard), Duration::ZERO), &attempt, &terms) else { panic!() };
+    let Step::Claim(guard) = next(look(Some(&guard), Duration::ZERO), &attempt, &terms) else {
+        panic!()
+    };
     let Step::Settle(guard) = next(look(Some(&guard), LONG), &by("b", 1), &terms) else { panic!() };
     assert!(matches!(next(look(Some(&guard), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
 }

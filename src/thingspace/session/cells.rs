@@ -59,7 +59,8 @@ impl GuardCells {
         self.store.exclusive()
     }
 
-    /// What the cell of a name holds. If the store has forgotten something, it is written back first.
+    /// What the cell of a name holds. If the store has forgotten something, it is written back
+    /// first.
     pub(super) async fn look(&self, identity: &Identity) -> Result<Looked, StoreError> {
         let cell = &identity.cell;
         loop {
@@ -71,7 +72,8 @@ impl GuardCells {
             };
             let guard = guard.map(|guard| identity.renamed(guard));
             let known = self.remembered(cell);
-            let forgotten = known.and_then(|known| guard::merged(guard.as_ref(), &known, &self.terms));
+            let forgotten =
+                known.and_then(|known| guard::merged(guard.as_ref(), &known, &self.terms));
             let Some(next) = forgotten else {
                 let unchanged = self.see(cell, version, guard.clone());
                 return Ok(Looked { version, guard, unchanged });
@@ -113,8 +115,8 @@ impl GuardCells {
         }
     }
 
-    /// What this process knows of a guard. Nothing of a store that no other process uses: it was read from that very
-    /// store, which may have been a backup.
+    /// What this process knows of a guard. Nothing of a store that no other process uses: it was
+    /// read from that very store, which may have been a backup.
     fn remembered(&self, cell: &CellName) -> Option<Guard> {
         if self.are_exclusive() {
             return None;
@@ -131,7 +133,10 @@ impl GuardCells {
             }
             _ => {
                 if version.is_some() && guard.is_none() {
-                    warn!(cell = cell.name, "the store holds something in this cell that is no guard");
+                    warn!(
+                        cell = cell.name,
+                        "the store holds something in this cell that is no guard"
+                    );
                 }
                 let since = Instant::now();
                 *seen = Some(Seen { cell: cell.clone(), version, guard, since });
@@ -141,11 +146,13 @@ impl GuardCells {
     }
 }
 
-/// The guard in a cell. `None`: it is damaged, which is as good as lost. A guard of a newer release is an
-/// error, because it must not be replaced.
+/// The guard in a cell. `None`: it is damaged, which is as good as lost. A guard of a newer release
+/// is an error, because it must not be replaced.
 fn readable(value: Bytes) -> Result<Option<Guard>, StoreError> {
     match Guard::decode(value.clone()) {
-        Ok(guard) if guard.version > 0 => decode_cell(value, FORMAT, |guard: &Guard| guard.version).map(Some),
+        Ok(guard) if guard.version > 0 => {
+            decode_cell(value, FORMAT, |guard: &Guard| guard.version).map(Some)
+        }
         Ok(_) | Err(_) => Ok(None),
     }
 }

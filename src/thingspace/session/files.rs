@@ -1,8 +1,9 @@
 //! What the credential files hold, once it has settled.
 //!
-//! Files never change all at the same moment: a mounted Secret may be swapped between two reads, and
-//! a person writes a user name and then a password. A mixture of old and new would be one wrong
-//! login. So two reads in a row must agree, and a change while the gateway runs must rest for a while.
+//! Files never change all at the same moment: a mounted Secret may be swapped between two reads,
+//! and a person writes a user name and then a password. A mixture of old and new would be one wrong
+//! login. So two reads in a row must agree, and a change while the gateway runs must rest for a
+//! while.
 
 use std::{
     fmt,
@@ -102,7 +103,8 @@ impl Files {
         }
         let hosts = self.hosts.clone();
         let derived = tokio::task::spawn_blocking(move || Secrets::derive(raw, &hosts)).await;
-        let secrets = Arc::new(derived.map_err(|_| Unread::Passing("the gateway is being stopped"))?);
+        let secrets =
+            Arc::new(derived.map_err(|_| Unread::Passing("the gateway is being stopped"))?);
         Ok(Arc::clone(settled.insert(secrets)))
     }
 

@@ -91,14 +91,20 @@ impl Tokens {
         match (held, known) {
             (Some(held), _) if held != in_files => Due::Replace,
             // The files are again as they were, or logins may be made again.
-            (Some(_), Some((trouble, of))) if of != in_files || trouble.is_over_once_permitted() => {
+            (Some(_), Some((trouble, of)))
+                if of != in_files || trouble.is_over_once_permitted() =>
+            {
                 self.standings.set(half, None, in_files);
                 Due::Nothing
             }
             (None, Some((trouble, _))) if trouble.is_over_once_permitted() => Due::Get,
             (None, Some((Trouble::Rejected, rejected))) if rejected != in_files => Due::Get,
             // Only a secret of the application is tried again without a call.
-            (None, Some((Trouble::Rejected | Trouble::RejectedOnce, _))) if half == Half::Client => Due::Get,
+            (None, Some((Trouble::Rejected | Trouble::RejectedOnce, _)))
+                if half == Half::Client =>
+            {
+                Due::Get
+            }
             _ => Due::Nothing,
         }
     }

@@ -1,4 +1,5 @@
-//! How a token is obtained: the guard permits one request, and its outcome is reported to the guard.
+//! How a token is obtained: the guard permits one request, and its outcome is reported to the
+//! guard.
 
 use std::sync::Arc;
 
@@ -58,12 +59,18 @@ impl Tokens {
         Err(self.fail(Half::Client, claim, miss).await)
     }
 
-    /// A login that meets a stale bearer is repeated once with a new one: the password was not looked at.
-    pub(super) async fn log_in(self: &Arc<Self>, last: Option<TokenId>, need: Need) -> Result<Minted, Fault> {
+    /// A login that meets a stale bearer is repeated once with a new one: the password was not
+    /// looked at.
+    pub(super) async fn log_in(
+        self: &Arc<Self>,
+        last: Option<TokenId>,
+        need: Need,
+    ) -> Result<Minted, Fault> {
         let mut again = true;
         loop {
             let secrets = self.secrets().await.map_err(Fault::from)?;
-            // The bearer is had before anything is claimed, and not at all if there is nothing to claim.
+            // The bearer is had before anything is claimed, and not at all if there is nothing to
+            // claim.
             let found = self.users.wait(&secrets.login, last, need).await;
             if let Some(minted) = self.heard(Half::Login, &secrets.login, found)? {
                 return Ok(self.found(Half::Login, minted));
@@ -97,7 +104,11 @@ impl Tokens {
         }
     }
 
-    async fn ask_for_bearer(&self, secrets: &Secrets, claim: &Claim) -> Result<Answer<wire::Bearer>, Miss> {
+    async fn ask_for_bearer(
+        &self,
+        secrets: &Secrets,
+        claim: &Claim,
+    ) -> Result<Answer<wire::Bearer>, Miss> {
         let headers = HeaderMap::from_iter([(AUTHORIZATION, secrets.basic())]);
         let body = Bytes::from_static(b"grant_type=client_credentials");
         let reply = self.ask(Endpoint::Token, headers, body, claim).await?;
@@ -139,7 +150,12 @@ impl Tokens {
     }
 
     /// What the guard says, told to whoever looks at the standing.
-    fn heard<T>(&self, half: Half, identity: &Identity, said: Result<T, NoTurn>) -> Result<T, Fault> {
+    fn heard<T>(
+        &self,
+        half: Half,
+        identity: &Identity,
+        said: Result<T, NoTurn>,
+    ) -> Result<T, Fault> {
         said.map_err(|NoTurn { fault, trouble }| {
             let trouble = trouble.unwrap_or_else(|| Trouble::Passing(fault.what.to_string()));
             self.standings.set(half, Some(trouble), identity.fingerprint);
@@ -194,7 +210,9 @@ impl From<Unread> for Fault {
     fn from(unread: Unread) -> Self {
         match unread {
             Unread::Unreadable(_) => Self { what: What::Unreadable, pace: Pace::RECHECK },
-            Unread::Passing(reason) => Self { what: What::Unavailable(reason.to_owned()), pace: Pace::QUICK },
+            Unread::Passing(reason) => {
+                Self { what: What::Unavailable(reason.to_owned()), pace: Pace::QUICK }
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The four secrets of a set of credentials, and what is derived from them: the names under which the
-//! store knows them, and the keys with which tokens are sealed.
+//! The four secrets of a set of credentials, and what is derived from them: the names under which
+//! the store knows them, and the keys with which tokens are sealed.
 //!
 //! A password may be short, and many may be able to read the store. So everything in the store is
 //! derived with a slow hash: neither a fingerprint nor a sealed token lets anybody try passwords
 //! quickly. A token is sealed twice, with a key of each half of the set. So the tokens of the
-//! credentials that were accepted last can be opened after one half has changed, and nobody can open
-//! them with the store alone.
+//! credentials that were accepted last can be opened after one half has changed, and nobody can
+//! open them with the store alone.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -30,7 +30,8 @@ use crate::{
     thingspace::{guard, wire},
 };
 
-/// Rounds of PBKDF2-HMAC-SHA256, as OWASP recommends: about a fifth of a second for each new secret.
+/// Rounds of PBKDF2-HMAC-SHA256, as OWASP recommends: about a fifth of a second for each new
+/// secret.
 const ITERATIONS: NonZeroU32 = NonZeroU32::new(600_000).expect("it is not zero");
 
 /// Those of derivation 0, with which earlier releases stored fingerprints and sealed tokens.
@@ -141,8 +142,8 @@ impl Secrets {
         let login = Half { kind: "login", host: &hosts.login, name: username, secret: password };
         let (of_client, of_login) = (client.stretch(ITERATIONS), login.stretch(ITERATIONS));
         let client = Identity::derive(&client, key.trim(), &of_client, &of_login);
-        // The user is the same in any case, but a password that was rejected for `User` may be right
-        // for `user`.
+        // The user is the same in any case, but a password that was rejected for `User` may be
+        // right for `user`.
         let login = Identity::derive(&login, &owner(username), &of_login, &of_client);
         Self { client: Arc::new(client), login: Arc::new(login), raw }
     }
@@ -155,8 +156,9 @@ impl Secrets {
     pub(super) fn basic(&self) -> HeaderValue {
         let [key, secret, ..] = self.raw.values();
         let pair = Zeroizing::new(format!("{key}:{secret}"));
-        let mut value = HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())))
-            .expect("base64 is visible ASCII");
+        let mut value =
+            HeaderValue::try_from(format!("Basic {}", BASE64_STANDARD.encode(pair.as_bytes())))
+                .expect("base64 is visible ASCII");
         value.set_sensitive(true);
         value
     }
@@ -172,7 +174,8 @@ impl Identity {
         let &Half { kind, host, .. } = half;
         let earlier = half.stretch(EARLIER_ITERATIONS);
         let seal = |root: &hkdf::Prk, purpose: &str| {
-            RandomizedNonceKey::new(&AES_256_GCM, &*expand(root, purpose)).expect("AES-256 takes 32 bytes")
+            RandomizedNonceKey::new(&AES_256_GCM, &*expand(root, purpose))
+                .expect("AES-256 takes 32 bytes")
         };
         let owner = BASE64_URL_SAFE_NO_PAD.encode(hash(&[host, owner]));
         Self {
@@ -185,7 +188,8 @@ impl Identity {
         }
     }
 
-    /// A guard that an earlier release may have written, with this fingerprint as it is derived now.
+    /// A guard that an earlier release may have written, with this fingerprint as it is derived
+    /// now.
     pub(super) fn renamed(&self, guard: Guard) -> Guard {
         guard::renamed(guard, &self.earlier_fingerprint.0, &self.fingerprint.0)
     }
@@ -196,7 +200,12 @@ impl Identity {
         Some([own, self.seal_with(&self.other_half, generation, token)?])
     }
 
-    fn seal_with(&self, key: &RandomizedNonceKey, generation: u64, token: &HeaderValue) -> Option<Vec<u8>> {
+    fn seal_with(
+        &self,
+        key: &RandomizedNonceKey,
+        generation: u64,
+        token: &HeaderValue,
+    ) -> Option<Vec<u8>> {
         let mut sealed = token.as_bytes().to_vec();
         let nonce = key.seal_in_place_append_tag(self.context(generation), &mut sealed).ok()?;
         Some([nonce.as_ref().as_slice(), &sealed].concat())
@@ -209,11 +218,20 @@ impl Identity {
     }
 
     /// A token of other credentials of the same name, sealed for the other half.
-    pub(super) fn open_for_other_half(&self, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
+    pub(super) fn open_for_other_half(
+        &self,
+        generation: u64,
+        sealed: &[u8],
+    ) -> Option<HeaderValue> {
         self.open_with(&self.other_half, generation, sealed)
     }
 
-    fn open_with(&self, key: &RandomizedNonceKey, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
+    fn open_with(
+        &self,
+        key: &RandomizedNonceKey,
+        generation: u64,
+        sealed: &[u8],
+    ) -> Option<HeaderValue> {
         let mut sealed = Zeroizing::new(sealed.to_vec());
         let (nonce, token) = sealed.split_at_mut_checked(NONCE_BYTES)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
@@ -269,7 +287,12 @@ mod tests {
     use crate::proto::storage::GuardCandidate;
 
     fn raw([key, secret, username, password]: [&str; 4]) -> Raw {
-        Raw { key: key.into(), secret: secret.into(), username: username.into(), password: password.into() }
+        Raw {
+            key: key.into(),
+            secret: secret.into(),
+            username: username.into(),
+            password: password.into(),
+        }
     }
 
     fn secrets(values: [&str; 4]) -> Secrets {
@@ -306,7 +329,10 @@ mod tests {
         assert_eq!(plain.basic(), format!("Basic {}", BASE64_STANDARD.encode("k:s")));
         assert_eq!(&lines.login()[..], br#"{"username":"u","password":"p"}"#);
         for padded in [[b" k" as &[u8], b"s", b"u", b"p"], [b"k", b"s", b"u", b"p \n\n"]] {
-            assert!(read_all(padded).await.is_err(), "ThingSpace would count it as a rejected login");
+            assert!(
+                read_all(padded).await.is_err(),
+                "ThingSpace would count it as a rejected login"
+            );
         }
     }
 
@@ -388,12 +414,14 @@ mod tests {
     fn what_an_earlier_release_stored_is_recognised() {
         let stored = "a95f1443e6d91773840ebe59b797fd1a015eec39af4c87fc4d2c1627f66513ea";
         let one = secrets(["k", "s", "u", "p"]);
-        let earlier = u128::from_be_bytes(one.login.earlier_fingerprint.0[..16].try_into().unwrap());
+        let earlier =
+            u128::from_be_bytes(one.login.earlier_fingerprint.0[..16].try_into().unwrap());
         assert!(stored.starts_with(&format!("{earlier:032x}")));
         let fingerprint = one.login.earlier_fingerprint.0.to_vec();
         let token = HeaderValue::from_static("a token");
         let sealed = one.login.seal_with(&one.login.earlier_seal, 7, &token).unwrap();
-        let candidate = GuardCandidate { fingerprint, strikes: 2, sealed, ..GuardCandidate::default() };
+        let candidate =
+            GuardCandidate { fingerprint, strikes: 2, sealed, ..GuardCandidate::default() };
         let guard = one.login.renamed(Guard { candidates: vec![candidate], ..Guard::default() });
         let candidate = guard.candidate(&one.login.fingerprint.0).unwrap();
         assert_eq!((candidate.strikes, candidate.derivation), (2, guard::DERIVATION));

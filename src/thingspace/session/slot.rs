@@ -15,7 +15,8 @@ use crate::{store::StoreError, thingspace::error::LEFT_ALONE};
 
 /// `expires_in` is whole seconds, and a token that is asked for too early is the same token again.
 const EXPIRY_SLACK: Duration = Duration::from_secs(1);
-/// A token that was refused and then handed out again is not invalidated, hence not asked for, before this.
+/// A token that was refused and then handed out again is not invalidated, hence not asked for,
+/// before this.
 pub(super) const SAME_TOKEN_HOLD: Duration = Duration::from_secs(1);
 
 /// How long a caller waits for another attempt to get a token, at most.
@@ -120,8 +121,10 @@ impl Pace {
     /// For whoever comes next, another answer.
     pub(super) const AT_ONCE: Self = Self { first: Duration::ZERO, most: Duration::ZERO };
     /// While only files and guard are looked at.
-    pub(super) const RECHECK: Self = Self { first: Duration::from_secs(1), most: Duration::from_secs(1) };
-    pub(super) const QUICK: Self = Self { first: Duration::from_secs(1), most: Duration::from_mins(1) };
+    pub(super) const RECHECK: Self =
+        Self { first: Duration::from_secs(1), most: Duration::from_secs(1) };
+    pub(super) const QUICK: Self =
+        Self { first: Duration::from_secs(1), most: Duration::from_mins(1) };
     /// After a defect.
     const BROKEN: Self = Self { first: Duration::from_secs(5), most: Duration::from_mins(15) };
 
@@ -148,9 +151,13 @@ impl Failed {
 }
 
 impl Slot {
-    /// The token that is held, the failure that is held, or the outcome of the flight under way; if there is none,
-    /// `renew` begins one, after the last token. The flight is a task of its own: whoever stops waiting does not stop it.
-    pub(super) async fn get<F>(self: &Arc<Self>, renew: impl FnOnce(Option<TokenId>) -> F) -> Outcome
+    /// The token that is held, the failure that is held, or the outcome of the flight under way; if
+    /// there is none, `renew` begins one, after the last token. The flight is a task of its own:
+    /// whoever stops waiting does not stop it.
+    pub(super) async fn get<F>(
+        self: &Arc<Self>,
+        renew: impl FnOnce(Option<TokenId>) -> F,
+    ) -> Outcome
     where
         F: Future<Output = Result<Minted, Fault>> + Send + 'static,
     {
@@ -164,8 +171,12 @@ impl Slot {
         outcome(flight).await
     }
 
-    /// The same although a token is held, which others get until there is another. A failure leaves it.
-    pub(super) async fn replace<F>(self: &Arc<Self>, renew: impl FnOnce(Option<TokenId>) -> F) -> Outcome
+    /// The same although a token is held, which others get until there is another. A failure leaves
+    /// it.
+    pub(super) async fn replace<F>(
+        self: &Arc<Self>,
+        renew: impl FnOnce(Option<TokenId>) -> F,
+    ) -> Outcome
     where
         F: Future<Output = Result<Minted, Fault>> + Send + 'static,
     {
@@ -220,13 +231,14 @@ impl Slot {
         flight
     }
 
-    /// This token was refused. Another one stays. If it was never of use, nor the one before it, the next one waits, longer
-    /// each time.
+    /// This token was refused. Another one stays. If it was never of use, nor the one before it,
+    /// the next one waits, longer each time.
     pub(super) fn invalidate(&self, id: TokenId) {
         let mut state = self.lock();
         let now = Instant::now();
-        let refused =
-            |held: &mut Held| held.token.id == id && held.keep_until.is_none_or(|until| until <= now);
+        let refused = |held: &mut Held| {
+            held.token.id == id && held.keep_until.is_none_or(|until| until <= now)
+        };
         let Some(held) = state.held.take_if(refused) else { return };
         if held.worked || held.token.found || held.keep_until.is_some() {
             return;
@@ -334,7 +346,9 @@ impl Fault {
     /// For how long nothing is tried, if that is known.
     fn left(&self, now: Instant) -> Option<Duration> {
         match self.what {
-            What::Later(_, until) => until.checked_duration_since(now).filter(|left| !left.is_zero()),
+            What::Later(_, until) => {
+                until.checked_duration_since(now).filter(|left| !left.is_zero())
+            }
             _ => None,
         }
     }

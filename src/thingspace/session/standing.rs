@@ -1,7 +1,7 @@
 //! The state of a set of credentials, for `status`, health and the log.
 //!
-//! It tells whether logins may be made, whether or not a session still works: when the session ends,
-//! it is too late to act.
+//! It tells whether logins may be made, whether or not a session still works: when the session
+//! ends, it is too late to act.
 
 use std::{fmt, sync::Mutex, time::Duration};
 
@@ -79,7 +79,8 @@ impl Standings {
         self.change(|state| {
             let now = trouble.map(|trouble| (trouble, of));
             let known = state.half(half);
-            let news = now.as_ref().filter(|(trouble, _)| trouble.needs_operator() && *known != now);
+            let news =
+                now.as_ref().filter(|(trouble, _)| trouble.needs_operator() && *known != now);
             let said = news.map(|(trouble, _)| sentence(&self.name, half, trouble));
             *known = now;
             if let Some(said) = said {
@@ -93,10 +94,17 @@ impl Standings {
         self.change(|state| {
             match &unreadable {
                 Some(reason) if state.files != unreadable => {
-                    tracing::error!(credentials = self.name, "{}", unreadable_sentence(&self.name, reason));
+                    tracing::error!(
+                        credentials = self.name,
+                        "{}",
+                        unreadable_sentence(&self.name, reason)
+                    );
                 }
                 None if state.files.is_some() => {
-                    tracing::info!(credentials = self.name, "the credential files can be read again");
+                    tracing::info!(
+                        credentials = self.name,
+                        "the credential files can be read again"
+                    );
                 }
                 _ => {}
             }
@@ -104,14 +112,16 @@ impl Standings {
         });
     }
 
-    /// Why the guard could not be read, so that nobody knows whether logins may be made; `None`: it was.
+    /// Why the guard could not be read, so that nobody knows whether logins may be made; `None`: it
+    /// was.
     pub(super) fn set_unread(&self, why: Option<String>) {
         self.change(|state| state.unread = why);
     }
 
     /// For how long another gateway's login is waited for; `None`: none is under way.
     pub(super) fn set_elsewhere(&self, left: Option<Duration>) {
-        let until = left.and_then(|left| Timestamp::now().checked_add(left).ok()?.round(Unit::Second).ok());
+        let until =
+            left.and_then(|left| Timestamp::now().checked_add(left).ok()?.round(Unit::Second).ok());
         self.change(|state| state.elsewhere = until);
     }
 
@@ -151,8 +161,10 @@ impl State {
 
     fn standing(&self, name: &str) -> Standing {
         let troubles = [(Half::Client, &self.client), (Half::Login, &self.login)];
-        let troubles = || troubles.iter().filter_map(|(half, trouble)| Some((*half, &trouble.as_ref()?.0)));
-        let worst = troubles().find(|(_, trouble)| trouble.needs_operator()).or_else(|| troubles().next());
+        let troubles =
+            || troubles.iter().filter_map(|(half, trouble)| Some((*half, &trouble.as_ref()?.0)));
+        let worst =
+            troubles().find(|(_, trouble)| trouble.needs_operator()).or_else(|| troubles().next());
         let (healthy, said) = match (&self.files, worst) {
             (Some(reason), _) => (false, unreadable_sentence(name, reason)),
             (None, Some((half, trouble))) => {
@@ -160,9 +172,10 @@ impl State {
                 (known && !trouble.needs_operator(), sentence(name, half, trouble))
             }
             (None, None) if self.session => return Standing::healthy("logged in"),
-            (None, None) if let Some(why) = &self.unread => {
-                (false, format!("not logged in, and it is not known yet whether that is permitted: {why}"))
-            }
+            (None, None) if let Some(why) = &self.unread => (
+                false,
+                format!("not logged in, and it is not known yet whether that is permitted: {why}"),
+            ),
             (None, None) if let Some(until) = self.elsewhere => {
                 return Standing::healthy(&format!(
                     "not logged in: another gateway's login is unanswered so far; waiting until {until} at most"
@@ -214,8 +227,9 @@ fn unreadable_sentence(name: &str, reason: &str) -> String {
 }
 
 fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
-    let stopped =
-        format!("logins with credentials {name} are stopped, so that ThingSpace does not lock the user");
+    let stopped = format!(
+        "logins with credentials {name} are stopped, so that ThingSpace does not lock the user"
+    );
     let unblock = format!("`thingspace-gateway unblock {name}`");
     let elsewhere = format!(
         "log in once elsewhere with the right password, then run `thingspace-gateway unblock {name} --force`"
@@ -226,7 +240,9 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
                 Half::Client => "until then they are tried again at growing intervals",
                 Half::Login => "they are tried once more at most",
             };
-            format!("ThingSpace rejected the {half} of credentials {name}. Correct the files; {again}")
+            format!(
+                "ThingSpace rejected the {half} of credentials {name}. Correct the files; {again}"
+            )
         }
         Trouble::Stopped(Stopped::Strikes) => format!(
             "{stopped}: it rejected this user name or password, or did not answer, and no attempt with \
@@ -244,7 +260,9 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
             "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}"
         ),
         Trouble::RejectedOnce => {
-            format!("ThingSpace rejected the {half} of credentials {name} once. It is tried again soon")
+            format!(
+                "ThingSpace rejected the {half} of credentials {name} once. It is tried again soon"
+            )
         }
         Trouble::Unreadable(why) => format!(
             "no token is asked for with credentials {name}: their guard in the store cannot be read ({why}). Run the \
@@ -282,8 +300,14 @@ mod tests {
         assert!(!said().0 && !said().1.contains("still works"));
         standings.set(Half::Login, Some(Trouble::Stopped(Stopped::Strikes)), FIRST);
         standings.set(Half::Client, Some(Trouble::Passing("down".into())), FIRST);
-        assert!(!said().0 && said().1.contains("unblock main"), "what needs an operator comes first");
-        assert!(said().1.contains("no attempt with them is left"), "a new store permits a single one");
+        assert!(
+            !said().0 && said().1.contains("unblock main"),
+            "what needs an operator comes first"
+        );
+        assert!(
+            said().1.contains("no attempt with them is left"),
+            "a new store permits a single one"
+        );
         standings.set_files(Some("cannot read password".into()));
         assert!(!said().0 && said().1.contains("cannot read password"));
         standings.set_files(None);

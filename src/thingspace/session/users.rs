@@ -1,7 +1,8 @@
 //! Which sets of credentials hold the same user.
 //!
-//! Two sets with the same user name and password share one session. If they differ in the password or in the
-//! spelling of the name, each logs in for itself, and ThingSpace may end the session of the other set.
+//! Two sets with the same user name and password share one session. If they differ in the password
+//! or in the spelling of the name, each logs in for itself, and ThingSpace may end the session of
+//! the other set.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -22,8 +23,8 @@ struct Held {
 }
 
 impl Users {
-    /// A set of credentials holds this login now. The log says which other sets are at odds with it, once for
-    /// each change.
+    /// A set of credentials holds this login now. The log says which other sets are at odds with
+    /// it, once for each change.
     pub(super) fn set(&self, set: &str, login: &Identity) {
         let held = Held { user: login.cell.name.clone(), login: login.fingerprint };
         let mut sets = lock(&self.0);

@@ -1,11 +1,11 @@
-//! The guard's cell as one process handles it: the stored tokens and attempts of a name, and the right
-//! to make the next attempt.
+//! The guard's cell as one process handles it: the stored tokens and attempts of a name, and the
+//! right to make the next attempt.
 //!
-//! Guarantees: only one [`Claim`] exists in the whole deployment, and its outcome is stored before the
-//! next attempt: while the store does not take it, this process claims nothing, and the others wait
-//! for the lease. A token is stored in the same write that says that its credentials were accepted.
-//! If the store forgets the cell, or goes back to an older value, this process writes back what it
-//! remembers. Time is what this process has seen pass.
+//! Guarantees: only one [`Claim`] exists in the whole deployment, and its outcome is stored before
+//! the next attempt: while the store does not take it, this process claims nothing, and the others
+//! wait for the lease. A token is stored in the same write that says that its credentials were
+//! accepted. If the store forgets the cell, or goes back to an older value, this process writes
+//! back what it remembers. Time is what this process has seen pass.
 
 use std::{
     sync::{Arc, Mutex},
@@ -126,7 +126,8 @@ pub(super) struct Claim {
 pub(super) enum Need {
     /// Somebody waits.
     Now,
-    /// There are new credentials, and the token of the old ones still works: worth one attempt, not a second.
+    /// There are new credentials, and the token of the old ones still works: worth one attempt, not
+    /// a second.
     Soon,
 }
 
@@ -168,7 +169,8 @@ impl Vault {
         Self { cells, terms, lease, incarnation, tasks, owed }
     }
 
-    /// A token that is newer than the last one, or the right to ask for it. Waits for whoever is asking.
+    /// A token that is newer than the last one, or the right to ask for it. Waits for whoever is
+    /// asking.
     pub(super) async fn turn(
         self: &Arc<Self>,
         identity: &Arc<Identity>,
@@ -200,7 +202,8 @@ impl Vault {
         }
     }
 
-    /// A token that is newer than the last one; `None`: one may be asked for now. Waits for whoever is asking.
+    /// A token that is newer than the last one; `None`: one may be asked for now. Waits for whoever
+    /// is asking.
     pub(super) async fn wait(
         &self,
         identity: &Identity,
@@ -246,16 +249,26 @@ impl Vault {
             let superseded = guard.is_some_and(|guard| guard.is_superseded(&fingerprint.0));
             let version = looked.version;
             match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
-                Step::Claim(_) if need == Need::Soon && stored.misses > self.terms.unconfirmed() => {
+                Step::Claim(_)
+                    if need == Need::Soon && stored.misses > self.terms.unconfirmed() =>
+                {
                     let why = if stored.rejected { Later::Rejected } else { Later::Unanswered };
                     return Err(not_yet(Duration::ZERO, why));
                 }
-                Step::Claim(_) if need == Need::Soon && superseded && !self.cells.are_exclusive() => {
+                Step::Claim(_)
+                    if need == Need::Soon && superseded && !self.cells.are_exclusive() =>
+                {
                     return Err(not_yet(Duration::ZERO, Later::Superseded));
                 }
                 Step::Claim(next) => {
                     let generation = stored.generation.max(after) + 1;
-                    return Ok(Opening::Free(Box::new(Free { version, next, attempt, generation, keep })));
+                    return Ok(Opening::Free(Box::new(Free {
+                        version,
+                        next,
+                        attempt,
+                        generation,
+                        keep,
+                    })));
                 }
                 Step::Settle(next) => {
                     if self.cells.swap(&identity.cell, version, next).await? {
@@ -382,7 +395,10 @@ impl Vault {
                         return;
                     }
                     Err(error) => {
-                        debug!(cell = identity.cell.name, "an outcome is still not stored: {error}");
+                        debug!(
+                            cell = identity.cell.name,
+                            "an outcome is still not stored: {error}"
+                        );
                     }
                 }
             }
@@ -397,7 +413,9 @@ impl Vault {
     ) -> Result<(), StoreError> {
         loop {
             let Looked { version, guard, .. } = self.cells.look(identity).await?;
-            let Some(next) = guard::report(guard, attempt, report, &self.terms) else { return Ok(()) };
+            let Some(next) = guard::report(guard, attempt, report, &self.terms) else {
+                return Ok(());
+            };
             if self.cells.swap(&identity.cell, version, next).await? {
                 return Ok(());
             }
@@ -415,13 +433,14 @@ impl Vault {
 }
 
 /// The token of the credentials that were accepted last, if the other half of this set opens it: it
-/// serves until new credentials are accepted. `None` if it is not newer than the last token, or that
-/// was had for other credentials: two stale tokens would replace each other for ever.
+/// serves until new credentials are accepted. `None` if it is not newer than the last token, or
+/// that was had for other credentials: two stale tokens would replace each other for ever.
 fn inherited(identity: &Identity, guard: &Guard, last: Option<TokenId>) -> Option<Minted> {
     let stored = guard.candidate(&guard.accepted_last)?;
     let fingerprint = Fingerprint(stored.fingerprint.as_slice().try_into().ok()?);
     let id = TokenId { fingerprint, generation: stored.generation };
-    if last.is_some_and(|last| last.fingerprint != fingerprint || last.generation >= id.generation) {
+    if last.is_some_and(|last| last.fingerprint != fingerprint || last.generation >= id.generation)
+    {
         return None;
     }
     let value = identity.open_for_other_half(id.generation, &stored.sealed_for_other_half)?;

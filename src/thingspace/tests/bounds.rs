@@ -45,9 +45,11 @@ async fn head(stream: &mut TcpStream) -> String {
 }
 
 fn whole(headers: &str, body: &[u8]) -> Vec<u8> {
-    let mut answer =
-        format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n", body.len())
-            .into_bytes();
+    let mut answer = format!(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+        body.len()
+    )
+    .into_bytes();
     answer.extend_from_slice(body);
     answer
 }
@@ -124,9 +126,10 @@ async fn interim_answers_are_passed_over_and_never_the_answer() {
     .concat();
     assert!(answered(interim).await.is_ok());
     // One that changes the protocol was not asked for.
-    let switched =
-        answered(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".to_vec())
-            .await;
+    let switched = answered(
+        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n".to_vec(),
+    )
+    .await;
     assert!(matches!(switched, Err(Error::Ambiguous { .. })), "{switched:?}");
     let forever = asked(|mut stream| async move {
         while stream.write_all(b"HTTP/1.1 102 Processing\r\n\r\n").await.is_ok() {
@@ -163,7 +166,8 @@ fn gzip(body: &[u8], times: usize) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// What is bounded is what comes out: 64 KiB that are 64 MiB are too much, and are not read to their end.
+/// What is bounded is what comes out: 64 KiB that are 64 MiB are too much, and are not read to
+/// their end.
 #[tokio::test]
 async fn a_compressed_answer_is_bounded_by_what_it_holds() {
     let gzipped = "content-encoding: gzip\r\n";

@@ -47,7 +47,8 @@ enum Endpoint {
 
 impl Fixture {
     fn judged(&self) -> String {
-        let retry_after = self.headers.get("retry-after").map(|s| Duration::from_secs(s.parse().unwrap()));
+        let retry_after =
+            self.headers.get("retry-after").map(|s| Duration::from_secs(s.parse().unwrap()));
         let body = match (&self.body, &self.text) {
             (Some(json), None) => json.to_string(),
             (None, text) => text.clone().unwrap_or_default(),
@@ -69,11 +70,15 @@ impl Fixture {
             }
             Endpoint::Login => shown(&judge(&reply, |body| wire::session(body).map(|_| ()))),
             Endpoint::Download => shown(&judge_order(&reply)),
-            Endpoint::Callbacks => shown(&judge(&reply, |body| wire::registrations(body).map(readable))),
+            Endpoint::Callbacks => {
+                shown(&judge(&reply, |body| wire::registrations(body).map(readable)))
+            }
             Endpoint::Registration => {
                 shown(&judge(&reply, |body| wire::registered(body, "DeviceProfileService")))
             }
-            Endpoint::Status => shown(&judge(&reply, |body| wire::status(body, &account(), &asked))),
+            Endpoint::Status => {
+                shown(&judge(&reply, |body| wire::status(body, &account(), &asked)))
+            }
         }
     }
 }
@@ -117,7 +122,10 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
         cut: true,
     };
     for status in [200, 400, 404, 500] {
-        assert!(matches!(judge(&reply(status), wire::session), Verdict::Unclear { .. }), "{status}");
+        assert!(
+            matches!(judge(&reply(status), wire::session), Verdict::Unclear { .. }),
+            "{status}"
+        );
     }
     // The status alone settles these, except for an order: a request id may have been cut off.
     assert!(matches!(judge(&reply(401), wire::session), Verdict::Stale(_)));
@@ -138,7 +146,8 @@ fn a_status_answer_has_no_wrong_id() {
     for ids in ["", r#""requestId":null,"#] {
         assert_eq!(read(format!(r#"{{{ids}"status":"Success"}}"#)), None, "{ids}");
         assert!(
-            read(format!(r#"{{{ids}"status":"Success","subRequests":[{{"status":"Success"}}]}}"#)).is_some()
+            read(format!(r#"{{{ids}"status":"Success","subRequests":[{{"status":"Success"}}]}}"#))
+                .is_some()
         );
     }
     for ids in [
@@ -153,19 +162,31 @@ fn a_status_answer_has_no_wrong_id() {
     }
     let number = RequestId::parse("100000000000000000000").unwrap();
     assert_eq!(
-        wire::status(br#"{"requestId":100000000000000000001,"status":"Success"}"#, &account(), &number),
+        wire::status(
+            br#"{"requestId":100000000000000000001,"status":"Success"}"#,
+            &account(),
+            &number
+        ),
         None
     );
-    // A device's number that other programs would round is left out, as a thing that is no identifier is.
+    // A device's number that other programs would round is left out, as a thing that is no
+    // identifier is.
     for (id, imei) in [
         ("990013907835573", "990013907835573"),
         ("9900139078355731", ""),
         ("true", ""),
         (r#"["490154203237518"]"#, ""),
     ] {
-        let ids = format!(r#"[{{"kind":"imei","id":{id}}},{{"kind":"iccid","id":89148000004292933820}}]"#);
-        let answer = read(format!(r#"{{"status":"Pending","subRequests":[{{"ids":{ids}}}]}}"#)).unwrap();
-        assert_eq!(answer.devices[0].0, Device { imei: Digits::new(imei), ..Device::default() }, "{id}");
+        let ids = format!(
+            r#"[{{"kind":"imei","id":{id}}},{{"kind":"iccid","id":89148000004292933820}}]"#
+        );
+        let answer =
+            read(format!(r#"{{"status":"Pending","subRequests":[{{"ids":{ids}}}]}}"#)).unwrap();
+        assert_eq!(
+            answer.devices[0].0,
+            Device { imei: Digits::new(imei), ..Device::default() },
+            "{id}"
+        );
     }
 }
 

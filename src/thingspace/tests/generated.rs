@@ -1,8 +1,8 @@
 //! Generated answers: grammar against oracle.
 //!
-//! Each answer is put together from parts whose meaning is known when they are made. The oracle knows only the parts, the readers
-//! only the bytes. `GENERATED_ANSWERS` says how many answers there are, `GENERATED_SEED` repeats a run; a failure prints both
-//! the seed and the answer.
+//! Each answer is put together from parts whose meaning is known when they are made. The oracle
+//! knows only the parts, the readers only the bytes. `GENERATED_ANSWERS` says how many answers
+//! there are, `GENERATED_SEED` repeats a run; a failure prints both the seed and the answer.
 
 mod orders;
 mod others;
@@ -11,7 +11,8 @@ use std::{env, fs};
 
 use fastrand::Rng;
 
-/// In `make test`; `make soak` has ten times as many. A fifth of them are callbacks, which are generated where they are read.
+/// In `make test`; `make soak` has ten times as many. A fifth of them are callbacks, which are
+/// generated where they are read.
 const ANSWERS: u64 = 200_000;
 
 /// The most memory that reading all of them may take at any time, the test itself included.
@@ -78,8 +79,10 @@ fn noise(rng: &mut Rng) -> String {
 fn object(rng: &mut Rng, mut fields: Vec<(String, String)>) -> String {
     rng.shuffle(&mut fields);
     let space = pick(rng, &["", "", " ", "\r\n\t"]);
-    let fields: Vec<_> =
-        fields.iter().map(|(name, value)| format!("{space}\"{name}\"{space}:{space}{value}")).collect();
+    let fields: Vec<_> = fields
+        .iter()
+        .map(|(name, value)| format!("{space}\"{name}\"{space}:{space}{value}"))
+        .collect();
     let mark = pick(rng, &["", "", "", "\u{feff}"]);
     format!("{mark}{{{}{space}}}{space}", fields.join(","))
 }
@@ -94,7 +97,8 @@ fn damage(rng: &mut Rng, body: &mut Vec<u8>) {
     for _ in 0..rng.usize(1..4) {
         let at = rng.usize(..=body.len());
         let end = (at + rng.usize(..8)).min(body.len());
-        let insert: Vec<u8> = (0..rng.usize(..6)).map(|_| pick(rng, b"\"{}[],:\\ax0\x00\xff")).collect();
+        let insert: Vec<u8> =
+            (0..rng.usize(..6)).map(|_| pick(rng, b"\"{}[],:\\ax0\x00\xff")).collect();
         body.splice(at..end, insert);
     }
 }

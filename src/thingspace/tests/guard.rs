@@ -29,7 +29,9 @@ async fn of_three_wrong_passwords_in_a_row_four_logins_at_most_are_rejected() {
     assert_eq!(world.handle.ledger().logins_rejected, 1, "there was no history");
     world.write("password", "B");
     world
-        .call_until("B is stopped", |ledger, outcome| ledger.logins_rejected == 3 && is_blocked(outcome))
+        .call_until("B is stopped", |ledger, outcome| {
+            ledger.logins_rejected == 3 && is_blocked(outcome)
+        })
         .await;
     for wrong in ["simulator-password", "C"] {
         world.write("password", wrong);
@@ -41,7 +43,8 @@ async fn of_three_wrong_passwords_in_a_row_four_logins_at_most_are_rejected() {
     let ledger = world.handle.ledger();
     assert_eq!((ledger.logins(), ledger.logins_rejected), (3, 3));
 
-    // With the one that is taken for granted there were four: nobody is tried any more, not even this one.
+    // With the one that is taken for granted there were four: nobody is tried any more, not even
+    // this one.
     world.write("password", "right");
     world.call_for(Duration::from_secs(4), is_blocked).await;
     assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
@@ -58,7 +61,9 @@ async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
     world.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
     world.write("password", "B");
     world
-        .call_until("four in all", |ledger, outcome| ledger.logins_rejected == 4 && is_blocked(outcome))
+        .call_until("four in all", |ledger, outcome| {
+            ledger.logins_rejected == 4 && is_blocked(outcome)
+        })
         .await;
     world.write("password", "right");
     world.call_for(Duration::from_secs(4), is_blocked).await;
@@ -69,8 +74,7 @@ async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
     let (name, mut standing) = world.client.standings().next().unwrap();
     assert_eq!(name, "test");
     let said = standing.wait_for(|standing| !standing.healthy).await.unwrap().clone();
-    let advice =
-        "log in once elsewhere with the right password, then run `thingspace-gateway unblock test --force`";
+    let advice = "log in once elsewhere with the right password, then run `thingspace-gateway unblock test --force`";
     assert!(said.sentence.contains(advice), "{said:?}");
     assert!(world.client.unblock("another", false).await.is_none());
     assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
@@ -101,8 +105,8 @@ async fn a_lost_store_and_a_wrong_password_cost_one_more_rejection() {
     assert_eq!(world.handle.ledger().logins_rejected, 3);
 }
 
-/// The process dies in the middle of a login, again and again, while ThingSpace does not answer. Each
-/// of these logins may have been rejected.
+/// The process dies in the middle of a login, again and again, while ThingSpace does not answer.
+/// Each of these logins may have been rejected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deaths_in_mid_login_stop_what_was_accepted_after_the_third() {
     let mut world = configured(manual(), hasty).await;
@@ -115,7 +119,8 @@ async fn deaths_in_mid_login_stop_what_was_accepted_after_the_third() {
         world.handle.inject(Fault::always(Endpoint::Login, When::BeforeEffect, hold));
         for _ in 0..deaths {
             let before = world.handle.ledger().logins();
-            let process = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+            let process =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             let process = process.unwrap();
             let client = {
                 let _inside = process.enter();
@@ -149,7 +154,8 @@ async fn a_drain_waits_for_the_login_under_way() {
     let mut world = world(manual()).await;
     let tasks = TaskTracker::new();
     let gate = world.hold(Endpoint::Login);
-    world.client = Client::new(&world.config, &[credentials(&world.files)], &world.store, &tasks).unwrap();
+    world.client =
+        Client::new(&world.config, &[credentials(&world.files)], &world.store, &tasks).unwrap();
     tokio::select! {
         outcome = world.prepare() => panic!("{outcome:?}"),
         () = world.arrived(Endpoint::Login) => {}

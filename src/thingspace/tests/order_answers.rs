@@ -1,4 +1,5 @@
-//! What an answer to an order means: every shape that a rule is about, and the ways in which each has been written.
+//! What an answer to an order means: every shape that a rule is about, and the ways in which each
+//! has been written.
 
 use std::time::Duration;
 
@@ -138,7 +139,8 @@ fn the_status_alone_decides_only_where_nothing_contradicts_it() {
     let wait = Duration::from_secs(7);
     let told = judge_order(&Reply { retry_after: Some(wait), ..reply(429, "") });
     assert_eq!(told, Verdict::Throttled(Some(wait)));
-    for body in [ID, &format!("\"{ID}\""), "12345678", "{\"message\":\"Unauth", "[1,", "\"", "{}{}"] {
+    for body in [ID, &format!("\"{ID}\""), "12345678", "{\"message\":\"Unauth", "[1,", "\"", "{}{}"]
+    {
         assert_unknown(401, body);
         assert_unknown(429, body);
     }
@@ -226,11 +228,15 @@ fn whatever_looks_like_a_request_id_makes_the_outcome_unknown() {
         assert_unknown(status, &format!("<answer><requestId>{ID}</requestId></answer>"));
         let fault = r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>900800</am:code><requestId>r</requestId></am:fault>"#;
         assert_unknown(status, fault);
-        for location in
-            ["/api/m2m/v2/accounts/0-1/requests/r-1/status", "https://h/x?requestId=r-1", "/Request/r-1"]
-        {
-            let named =
-                Reply { locations: vec![location.into()], ..reply(status, format!("{{{THROTTLED}}}")) };
+        for location in [
+            "/api/m2m/v2/accounts/0-1/requests/r-1/status",
+            "https://h/x?requestId=r-1",
+            "/Request/r-1",
+        ] {
+            let named = Reply {
+                locations: vec![location.into()],
+                ..reply(status, format!("{{{THROTTLED}}}"))
+            };
             assert!(matches!(judge_order(&named), Verdict::Unclear { .. }), "{location}");
         }
     }
@@ -324,7 +330,10 @@ fn codes_that_contradict_each_other_make_the_outcome_unknown() {
         assert_unknown(400, &format!("{{{fields},{REFUSAL}}}"));
     }
     assert_unknown(401, r#"{"fault":{"code":900901},"error":"x"}"#);
-    assert_unknown(429, r#"{"fault":{"code":900800},"errorCode":"X.REQUEST_FAILED.AccountNotFound"}"#);
+    assert_unknown(
+        429,
+        r#"{"fault":{"code":900800},"errorCode":"X.REQUEST_FAILED.AccountNotFound"}"#,
+    );
     assert_unknown(401, r#"{"fault":{"code":900901},"Fault":true}"#);
     assert_unknown(401, r#"{"fault":[{"code":900901},"x"]}"#);
     assert_unknown(429, r#"{"code":"OK"}"#);
@@ -450,8 +459,7 @@ fn a_whole_body_may_speak_of_acceptance_or_a_time_out() {
         for status in [401, 429] {
             assert_unknown(status, &format!("<html><title>{text}</title></html>"));
         }
-        let fault =
-            r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>900800</am:code><am:message>"#;
+        let fault = r#"<am:fault xmlns:am="http://wso2.org/apimanager"><am:code>900800</am:code><am:message>"#;
         assert_unknown(429, &format!("{fault}{text}</am:message></am:fault>"));
     }
 }
@@ -471,7 +479,11 @@ fn a_text_that_denies_acceptance_changes_nothing() {
         let verdict = judged(400, &format!(r#"{{{REFUSAL},"errorMessage":"{text}"}}"#));
         assert!(matches!(verdict, Verdict::Refused(_)), "{text}: {verdict:?}");
         assert!(matches!(judged(401, text), Verdict::Stale(_)), "{text}");
-        assert_eq!(judged(429, &format!("<html>{text}</html>")), Verdict::Throttled(None), "{text}");
+        assert_eq!(
+            judged(429, &format!("<html>{text}</html>")),
+            Verdict::Throttled(None),
+            "{text}"
+        );
     }
 }
 
@@ -489,12 +501,20 @@ fn one_id_that_is_carried_exactly_is_accepted() {
     accepted(r#"{"requestId":9007199254740991}"#, "9007199254740991");
     accepted(r#"{"requestId":"100000000000000000001"}"#, "100000000000000000001");
     accepted(
-        &format!("\u{feff}{{\"requestId\":\"{ID}\",\"status\":\"Pending\",\"code\":200,\"error\":null}}\r\n"),
+        &format!(
+            "\u{feff}{{\"requestId\":\"{ID}\",\"status\":\"Pending\",\"code\":200,\"error\":null}}\r\n"
+        ),
         ID,
     );
     accepted(&format!(r#"{{"requestId":"{ID}","RequestId":"{ID}","data":{{"id":"{ID}"}}}}"#), ID);
-    accepted(&format!(r#"{{"requestId":"{ID}","message":"The request id is {ID}, of 2 devices."}}"#), ID);
-    accepted(&format!(r#"{{"requestId":"{ID}","deviceIds":[{{"id":"8914","kind":"iccid"}}]}}"#), ID);
+    accepted(
+        &format!(r#"{{"requestId":"{ID}","message":"The request id is {ID}, of 2 devices."}}"#),
+        ID,
+    );
+    accepted(
+        &format!(r#"{{"requestId":"{ID}","deviceIds":[{{"id":"8914","kind":"iccid"}}]}}"#),
+        ID,
+    );
     let located = Reply {
         locations: vec![format!("/api/m2m/v2/accounts/0-1/requests/{ID}/status")],
         ..reply(202, format!(r#"{{"requestId":"{ID}"}}"#))
@@ -591,13 +611,16 @@ fn an_id_that_thingspace_may_not_have_given_is_not_believed() {
     for status in [100, 302, 400, 408, 500] {
         assert_unknown(status, &format!(r#"{{"requestId":"{ID}"}}"#));
     }
-    let located = Reply { locations: vec!["/requests/r-2".into()], ..reply(202, r#"{"requestId":"r-1"}"#) };
+    let located =
+        Reply { locations: vec!["/requests/r-2".into()], ..reply(202, r#"{"requestId":"r-1"}"#) };
     assert!(matches!(judge_order(&located), Verdict::Unclear { .. }));
 }
 
 #[test]
 fn a_header_named_request_id_is_one() {
-    for (status, body) in [(400, REFUSAL), (401, BEARER), (429, THROTTLED), (400, SESSION), (401, "")] {
+    for (status, body) in
+        [(400, REFUSAL), (401, BEARER), (429, THROTTLED), (400, SESSION), (401, "")]
+    {
         let body = if body.is_empty() { String::new() } else { format!("{{{body}}}") };
         let named = Reply { request_ids: vec!["r-1".into()], ..reply(status, body) };
         assert!(matches!(judge_order(&named), Verdict::Unclear { .. }), "{named:?}");
@@ -606,7 +629,8 @@ fn a_header_named_request_id_is_one() {
 
 #[test]
 fn what_is_no_code_refuses_nothing() {
-    for code in ["400.0", "4e2", "-400", "true", "\"null\"", "\"400.0\"", "\"undefined\"", "[400]"] {
+    for code in ["400.0", "4e2", "-400", "true", "\"null\"", "\"400.0\"", "\"undefined\"", "[400]"]
+    {
         for status in [400, 401, 404, 429] {
             assert_unknown(status, &format!(r#"{{"errorCode":{code}}}"#));
             assert_unknown(status, &format!(r#"{{"fault":{{"code":{code}}}}}"#));

@@ -36,7 +36,11 @@ async fn a_refused_token_is_renewed_and_the_order_repeated_once_for_each_kind() 
         }
         world.order().await.unwrap();
         let repeats = u64::from(bearer) + u64::from(session);
-        assert_eq!(placed(&world.handle.ledger()), (calls + 1 + repeats, orders + 1), "{bearer} {session}");
+        assert_eq!(
+            placed(&world.handle.ledger()),
+            (calls + 1 + repeats, orders + 1),
+            "{bearer} {session}"
+        );
     }
     let ledger = world.handle.ledger();
     assert_eq!((ledger.token_requests(), ledger.logins()), (3, 3));
@@ -64,7 +68,9 @@ async fn what_is_refused_again_is_not_sent_a_third_time() {
     world.prepare().await;
     // Both are renewed, the bearer is the same again, the session is new.
     world.handle.inject(Fault::always(Endpoint::Download, When::BeforeEffect, answer(401, "")));
-    assert!(matches!(world.order().await, Err(Error::CredentialsRejected { name }) if name == "test"));
+    assert!(
+        matches!(world.order().await, Err(Error::CredentialsRejected { name }) if name == "test")
+    );
     let ledger = world.handle.ledger();
     assert_eq!((placed(&ledger), ledger.token_requests(), ledger.logins()), ((2, 0), 2, 2));
 }
@@ -76,7 +82,8 @@ async fn an_order_whose_token_took_too_long_is_not_sent_again() {
     world.order().await.unwrap();
     let permit = world.prepare().await;
     world.handle.expire_sessions();
-    let (gate, send_by) = (world.hold(Endpoint::Login), Instant::now() + Duration::from_millis(500));
+    let (gate, send_by) =
+        (world.hold(Endpoint::Login), Instant::now() + Duration::from_millis(500));
     let order = order(1);
     let late = world.client.place_order(permit, &order, send_by);
     let meanwhile = async {
@@ -106,7 +113,11 @@ async fn a_refused_bearer_that_is_handed_out_again_is_not_sent_again() {
     let ledger = world.handle.ledger();
     // Five orders met the same bearer, and asked for another once in a second, after the first.
     assert_eq!(placed(&ledger), (5, 0));
-    assert!(ledger.token_requests() <= 2 + began.elapsed().as_secs(), "{}", ledger.token_requests());
+    assert!(
+        ledger.token_requests() <= 2 + began.elapsed().as_secs(),
+        "{}",
+        ledger.token_requests()
+    );
 }
 
 #[tokio::test]
@@ -189,7 +200,8 @@ async fn an_answer_that_is_too_long_is_ambiguous() {
 
 #[tokio::test]
 async fn no_answer_in_time_is_ambiguous() {
-    let world = configured(manual(), |config| config.order_timeout = Duration::from_millis(200)).await;
+    let world =
+        configured(manual(), |config| config.order_timeout = Duration::from_millis(200)).await;
     world.prepare().await;
     let gate = world.hold(Endpoint::Download);
     assert!(matches!(world.order().await, Err(Error::Ambiguous { .. })));
@@ -204,7 +216,8 @@ async fn no_connection_is_not_sent() {
     let World { client, handle, running, files: _files, .. } = world(manual()).await;
     let permit = client.prepare_order(&account(), in_time()).await.unwrap();
     drop(running);
-    // The pooled connection may be found broken or still be there, which is ambiguous; then there is none.
+    // The pooled connection may be found broken or still be there, which is ambiguous; then there
+    // is none.
     let mut outcome = client.place_order(permit, &order(1), in_time()).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !matches!(outcome, Err(Error::NotConnected { .. })) {
@@ -229,6 +242,9 @@ async fn an_account_without_credentials_is_not_served() {
     let world = world(manual()).await;
     let other = named("0000123456-00009");
     assert!(world.client.serves(&account()) && !world.client.serves(&other));
-    assert!(matches!(world.client.prepare_order(&other, in_time()).await, Err(Error::NotSent { .. })));
+    assert!(matches!(
+        world.client.prepare_order(&other, in_time()).await,
+        Err(Error::NotSent { .. })
+    ));
     assert_eq!(world.handle.ledger().token_requests(), 0);
 }

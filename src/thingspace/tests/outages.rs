@@ -21,7 +21,9 @@ impl World {
     /// Nothing answers questions or orders, and the breaker has noticed.
     async fn outage(&self, request: &RequestId) {
         self.poll(request).await.unwrap();
-        for endpoint in [Endpoint::Status, Endpoint::Download, Endpoint::Login, Endpoint::ListCallbacks] {
+        for endpoint in
+            [Endpoint::Status, Endpoint::Download, Endpoint::Login, Endpoint::ListCallbacks]
+        {
             self.handle.inject(Fault::always(endpoint, When::BeforeEffect, What::Drop));
         }
         assert!(matches!(self.poll(request).await, Err(Error::Ambiguous { .. })));
@@ -42,7 +44,9 @@ impl World {
 
 #[track_caller]
 fn assert_left_alone<T: std::fmt::Debug>(outcome: &Result<T, Error>) {
-    let Err(Error::NotSent { retry_after: Some(wait), .. }) = outcome else { panic!("{outcome:?}") };
+    let Err(Error::NotSent { retry_after: Some(wait), .. }) = outcome else {
+        panic!("{outcome:?}")
+    };
     assert!(*wait <= 2 * FIRST, "{wait:?}");
 }
 
@@ -74,7 +78,8 @@ async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
     assert_eq!(world.calls(), [before[0] + 2, before[1], before[2], before[3]]);
 }
 
-/// A day, said in the answers to questions about one request, stops orders for no longer than any failure.
+/// A day, said in the answers to questions about one request, stops orders for no longer than any
+/// failure.
 #[tokio::test]
 async fn what_one_request_is_told_stops_no_order_for_minutes() {
     let world = fragile(manual()).await;
@@ -83,7 +88,9 @@ async fn what_one_request_is_told_stops_no_order_for_minutes() {
     let a_day = What::Unavailable { retry_after: Some(86_400) };
     world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, a_day));
     for _ in 0..3 {
-        let Err(Error::Ambiguous { retry_after, .. }) = world.poll(&request).await else { panic!("no 503") };
+        let Err(Error::Ambiguous { retry_after, .. }) = world.poll(&request).await else {
+            panic!("no 503")
+        };
         assert_eq!(retry_after, Some(LONGEST_RETRY_AFTER));
     }
     assert!(world.wait() <= FIRST);
@@ -215,6 +222,9 @@ async fn a_dead_host_for_tokens_says_nothing_of_the_api() {
     let request = world.request();
     assert!(matches!(world.poll(&request).await, Err(Error::NotSent { .. })));
     let hosts = world.client.hosts();
-    assert_eq!(hosts.iter().map(|host| host.left_alone.is_some()).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(
+        hosts.iter().map(|host| host.left_alone.is_some()).collect::<Vec<_>>(),
+        [false, true]
+    );
     assert_eq!(world.calls(), [0; 4]);
 }

@@ -1,4 +1,5 @@
-//! Every row of the table of codes, from an answer's body to what a caller reads; and `docs/errors.md`, which shows it.
+//! Every row of the table of codes, from an answer's body to what a caller reads; and
+//! `docs/errors.md`, which shows it.
 
 use std::{env, fs, path::Path};
 
@@ -91,12 +92,17 @@ fn named(status: &Status) -> String {
         }
         code.push(letter.to_ascii_uppercase());
     }
-    format!("{code} `{}`", status.get_details_error_info().expect("every error has a reason").reason)
+    format!(
+        "{code} `{}`",
+        status.get_details_error_info().expect("every error has a reason").reason
+    )
 }
 
 fn line(row: &Row) -> String {
     let codes = match row.codes {
-        Codes::Named(names) => names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "),
+        Codes::Named(names) => {
+            names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        }
         Codes::ApiManager(first, last) if first == last => format!("the API manager's {first}"),
         Codes::ApiManager(first, last) => format!("the API manager's {first} to {last}"),
     };
@@ -111,9 +117,10 @@ fn line(row: &Row) -> String {
         ),
         Means::Throttled => (order, "after `RetryInfo`"),
         Means::Refused(_) => (order, "no"),
-        Means::Unclear => {
-            (format!("an order: {order}; any other call: {other}"), "with the same key, to learn more")
-        }
+        Means::Unclear => (
+            format!("an order: {order}; any other call: {other}"),
+            "with the same key, to learn more",
+        ),
     };
     format!("| {codes}{http} | {} | {reads} | {again} |\n", row.meaning)
 }
@@ -130,9 +137,8 @@ fn every_row_holds_for_its_codes() {
             let as_meant = match (row.means, &verdict) {
                 (Means::SessionRefused, Verdict::Stale(stale)) => !stale.bearer && stale.session,
                 (Means::BearerRefused, Verdict::Stale(stale)) => *stale == Stale::BEARER,
-                (Means::Throttled, Verdict::Throttled(None)) | (Means::Unclear, Verdict::Unclear { .. }) => {
-                    true
-                }
+                (Means::Throttled, Verdict::Throttled(None))
+                | (Means::Unclear, Verdict::Unclear { .. }) => true,
                 (Means::Refused(kind), Verdict::Refused(refusal)) => {
                     refusal.kind == kind && refusal.to_string().ends_with(row.meaning)
                 }
@@ -152,8 +158,9 @@ fn the_page_shows_the_table() {
     let (before, rest) = page.split_once(BEGIN).expect("the table's begin is marked");
     let (shown, after) = rest.split_once(END).expect("the table's end is marked");
     let table: String = ROWS.iter().map(line).collect();
-    let table =
-        format!("\n| upstream code | meaning | a caller reads | again? |\n|---|---|---|---|\n{table}\n");
+    let table = format!(
+        "\n| upstream code | meaning | a caller reads | again? |\n|---|---|---|---|\n{table}\n"
+    );
     if env::var_os("UPDATE_DOCS").is_some() {
         fs::write(&path, [before, BEGIN, &table, END, after].concat()).unwrap();
         return;

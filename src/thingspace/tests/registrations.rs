@@ -18,7 +18,10 @@ impl World {
 
     async fn listed(&self) -> Vec<(String, String, String)> {
         let listed = self.client.callbacks(&account()).await.unwrap();
-        listed.into_iter().map(|r| (r.service, r.url.expose_secret().to_owned(), r.username)).collect()
+        listed
+            .into_iter()
+            .map(|r| (r.service, r.url.expose_secret().to_owned(), r.username))
+            .collect()
     }
 }
 
@@ -37,7 +40,9 @@ async fn registered_listed_and_deregistered() {
         assert_eq!(has, [Some(true), Some(false)]);
         let shown = format!("{listed:?}");
         assert!(!shown.contains("sesame") && !shown.contains("gateway.example"), "{shown}");
-        assert!(matches!(world.register().await, Err(Error::Refused(r)) if r.kind == RefusalKind::Other));
+        assert!(
+            matches!(world.register().await, Err(Error::Refused(r)) if r.kind == RefusalKind::Other)
+        );
         world.client.deregister_callback(&account(), SERVICE).await.unwrap();
         assert_eq!(world.listed().await, []);
         let again = world.client.deregister_callback(&account(), SERVICE).await;

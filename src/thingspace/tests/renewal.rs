@@ -39,11 +39,18 @@ async fn repeats_after_a_renewal_keep_to_the_rate() {
     let request = world.request();
     world.poll(&request).await.unwrap();
     let gate = Gate::default();
-    world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Hold(gate.clone())));
+    world.handle.inject(Fault::always(
+        Endpoint::Status,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let began = Instant::now();
     let calls = join_all((0..CALLS).map(|_| world.poll(&request)));
     let expire = async {
-        world.handle.wait_until(PATIENCE, |ledger| ledger.in_flight(Endpoint::Status) == CALLS).await;
+        world
+            .handle
+            .wait_until(PATIENCE, |ledger| ledger.in_flight(Endpoint::Status) == CALLS)
+            .await;
         let first = began.elapsed();
         world.handle.expire_sessions();
         world.handle.clear_faults();
@@ -89,7 +96,8 @@ async fn short_lived_tokens_cost_no_call() {
     assert!(calls > 0);
     assert!(ledger.mints >= 2 && ledger.session_expiries >= 2, "nothing expired: {ledger:?}");
     assert!(ledger.token_requests() <= ledger.mints + 2, "{ledger:?}");
-    // The first follows no expiry. One that met an expired bearer is no login: the password was not looked at.
+    // The first follows no expiry. One that met an expired bearer is no login: the password was not
+    // looked at.
     assert!(ledger.logins_accepted <= ledger.session_expiries + 1, "{ledger:?}");
     assert_eq!(ledger.logins_rejected, 0);
 }
@@ -134,7 +142,8 @@ async fn a_cancelled_caller_does_not_abort_the_renewal() {
     }
 }
 
-/// Calls until the recheck of the files has happened more than once, then until the new file is used.
+/// Calls until the recheck of the files has happened more than once, then until the new file is
+/// used.
 async fn stays_rejected_until(world: &World, file: &str, fix: impl FnOnce()) {
     let request = world.request();
     let outcomes = || async { join_all((0..50).map(|_| world.poll(&request))).await };
@@ -144,7 +153,9 @@ async fn stays_rejected_until(world: &World, file: &str, fix: impl FnOnce()) {
         let end = Instant::now() + Duration::from_millis(1500);
         while Instant::now() < end {
             let outcomes = outcomes().await;
-            assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::LoginBlocked { .. }))));
+            assert!(
+                outcomes.iter().all(|outcome| matches!(outcome, Err(Error::LoginBlocked { .. })))
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
@@ -206,12 +217,17 @@ async fn a_token_endpoint_that_refuses_for_a_while_is_forgiven_without_a_person_
         world.handle.inject(Fault::always(Endpoint::Token, When::BeforeEffect, what));
         world.handle.expire_bearer();
         world.call_until("it was refused often", |ledger, _| ledger.token_requests() >= 5).await;
-        assert!(!standing.wait_for(|said| !said.healthy).await.unwrap().sentence.contains("unblock"));
+        assert!(
+            !standing.wait_for(|said| !said.healthy).await.unwrap().sentence.contains("unblock")
+        );
         world.restart();
         world.call_for(Duration::from_secs(1), Result::is_err).await;
         standing = world.client.standings().next().unwrap().1;
         world.handle.clear_faults();
-        tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy))
+            .await
+            .unwrap()
+            .unwrap();
         world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
         assert_eq!(world.handle.ledger().logins(), 1);
     }
@@ -249,7 +265,9 @@ async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
         let began = Instant::now();
         for _ in 0..20 {
             match world.poll(&request).await {
-                Err(Error::NotSent { retry_after: Some(wait), .. }) => assert!(wait > Duration::from_secs(3)),
+                Err(Error::NotSent { retry_after: Some(wait), .. }) => {
+                    assert!(wait > Duration::from_secs(3))
+                }
                 other => panic!("{what:?}: {other:?}"),
             }
         }
@@ -272,7 +290,11 @@ async fn one_failed_login_or_token_request_costs_no_caller_an_error() {
                 outcome.unwrap();
             }
             let ledger = world.handle.ledger();
-            assert_eq!((ledger.token_requests(), ledger.logins()), (token_requests, logins), "{what:?}");
+            assert_eq!(
+                (ledger.token_requests(), ledger.logins()),
+                (token_requests, logins),
+                "{what:?}"
+            );
         }
     }
 }
@@ -313,24 +335,32 @@ async fn a_bearer_that_is_refused_for_a_moment_costs_no_caller_an_error() {
 /// Over restarts, too: none of them forgets an outcome that may have been a rejection.
 #[tokio::test]
 async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
-    let unclear = [answer(500, "x"), answer(404, "x"), answer(408, ""), answer(200, "{}"), What::Drop];
+    let unclear =
+        [answer(500, "x"), answer(404, "x"), answer(408, ""), answer(200, "{}"), What::Drop];
     let each = unclear.map(async |what| {
         let mut world = configured(manual(), hasty).await;
         world.poll(&world.request()).await.unwrap();
         world.handle.set_password("changed");
         world.handle.expire_sessions();
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
-        let stopped = |ledger: &Ledger, outcome: &Called| ledger.strikes == 3 && is_blocked(outcome);
+        let stopped =
+            |ledger: &Ledger, outcome: &Called| ledger.strikes == 3 && is_blocked(outcome);
         world.call_until("it is stopped", stopped).await;
         world.restart();
         world.call_until("it is still stopped", stopped).await;
         // One more, and then only after a login elsewhere.
         assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
-        world.call_until("the last one", |ledger, said| ledger.strikes == 4 && is_blocked(said)).await;
+        world
+            .call_until("the last one", |ledger, said| ledger.strikes == 4 && is_blocked(said))
+            .await;
         assert_eq!(world.unblock(false).await, UnblockOutcome::Refused);
         world.restart();
         world.call_for(Duration::from_millis(300), is_blocked).await;
-        assert_eq!((world.handle.ledger().strikes, world.handle.ledger().locked), (4, false), "{what:?}");
+        assert_eq!(
+            (world.handle.ledger().strikes, world.handle.ledger().locked),
+            (4, false),
+            "{what:?}"
+        );
     });
     join_all(each).await;
 }
@@ -375,7 +405,9 @@ async fn a_throttled_login_or_token_request_is_a_throttled_call() {
         world.handle.inject(Fault::always(endpoint, When::BeforeEffect, throttle));
         for _ in 0..20 {
             match world.poll(&world.request()).await {
-                Err(Error::Throttled { retry_after: Some(wait) }) => assert!(wait > Duration::from_secs(20)),
+                Err(Error::Throttled { retry_after: Some(wait) }) => {
+                    assert!(wait > Duration::from_secs(20))
+                }
                 other => panic!("{endpoint:?}: {other:?}"),
             }
         }
@@ -388,9 +420,10 @@ async fn a_throttled_login_or_token_request_is_a_throttled_call() {
 async fn a_token_server_in_trouble_rejects_nobody() {
     let world = configured(manual(), hasty).await;
     let trouble = answer(500, r#"{"fault":{"code":"900900"}}"#);
-    world
-        .handle
-        .inject(Fault { times: Some(3), ..Fault::once(Endpoint::Token, When::BeforeEffect, trouble) });
+    world.handle.inject(Fault {
+        times: Some(3),
+        ..Fault::once(Endpoint::Token, When::BeforeEffect, trouble)
+    });
     let unavailable = |outcome: &Called| matches!(outcome, Err(Error::NotSent { .. }) | Ok(()));
     let recovered = async {
         loop {
@@ -413,7 +446,8 @@ async fn a_missing_file_is_named_and_nothing_is_sent_until_it_is_back() {
     let unreadable = |outcome: &Called| matches!(outcome, Err(Error::CredentialsUnreadable { .. }));
     world.call_for(Duration::from_secs(1), unreadable).await;
     let mut standing = world.client.standings().next().unwrap().1;
-    let said = tokio::time::timeout(PATIENCE, standing.wait_for(|said| !said.healthy)).await.unwrap();
+    let said =
+        tokio::time::timeout(PATIENCE, standing.wait_for(|said| !said.healthy)).await.unwrap();
     assert!(said.unwrap().sentence.contains("/user cannot be read"), "the file is named");
     assert_eq!(world.handle.ledger().token_requests(), 0);
     world.write("user", "simulator-user");

@@ -8,7 +8,9 @@ use futures_util::{future::join_all, stream::BoxStream};
 use uuid::Uuid;
 
 use super::*;
-use crate::store::{CellName, Entry, Followed, LogName, Position, StoreError, Swap, Version, Versioned};
+use crate::store::{
+    CellName, Entry, Followed, LogName, Position, StoreError, Swap, Version, Versioned,
+};
 use crate::thingspace::Standing;
 
 /// A store that others may use as well, over the network.
@@ -50,7 +52,12 @@ impl Store for Remote {
         self.reach()?.append(log, id, event).await
     }
 
-    async fn read(&self, log: &LogName, after: u64, limit: usize) -> Result<Vec<Entry>, StoreError> {
+    async fn read(
+        &self,
+        log: &LogName,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
         self.reach()?.read(log, after, limit).await
     }
 
@@ -155,7 +162,8 @@ async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
         () = pair.first.arrived(Endpoint::Login) => {}
     }
     let waits = |told: &Standing| told.sentence.contains("another gateway's login is unanswered");
-    let told = tokio::time::timeout(PATIENCE, standing.wait_for(waits)).await.unwrap().unwrap().clone();
+    let told =
+        tokio::time::timeout(PATIENCE, standing.wait_for(waits)).await.unwrap().unwrap().clone();
     assert!(told.healthy, "{told:?}");
     gate.open();
     tokio::time::timeout(PATIENCE, standing.wait_for(|told| !waits(told))).await.unwrap().unwrap();
@@ -213,7 +221,9 @@ async fn old_and_new_files_do_not_fight_over_the_session() {
     for _ in 0..20 {
         pair.second().await.unwrap();
         match pair.first.poll(&pair.first.request()).await {
-            Err(Error::NotSent { retry_after: Some(wait), .. }) => assert!(wait > Duration::from_mins(4)),
+            Err(Error::NotSent { retry_after: Some(wait), .. }) => {
+                assert!(wait > Duration::from_mins(4))
+            }
             other => panic!("{other:?}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -314,13 +324,17 @@ async fn a_lost_guard_that_nobody_remembers_is_closed() {
     let elsewhere = tempfile::tempdir().unwrap();
     (pair.second, pair.first.client) = {
         let other = store(&elsewhere);
-        (cold(&pair.first.config, &pair.files, &other), cold(&pair.first.config, &pair.files, &other))
+        (
+            cold(&pair.first.config, &pair.files, &other),
+            cold(&pair.first.config, &pair.files, &other),
+        )
     };
     pair.remote.lose_cells();
     pair.first.restart();
     pair.first.call_for(Duration::from_secs(1), is_blocked).await;
     let mut standing = pair.first.client.standings().next().unwrap().1;
-    let told = standing.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
+    let told =
+        standing.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
     assert_eq!(pair.first.unblock(false).await, UnblockOutcome::Refused);
     assert_eq!(pair.first.unblock(true).await, UnblockOutcome::Done);

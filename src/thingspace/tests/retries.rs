@@ -102,7 +102,9 @@ async fn registrations_are_listed_three_times_and_changed_once() {
     let (url, password) = ("https://example.com/x".into(), "password".into());
     let target = Target { url: &url, username: "user", password: &password };
     for what in passing() {
-        for endpoint in [Endpoint::ListCallbacks, Endpoint::RegisterCallback, Endpoint::DeregisterCallback] {
+        for endpoint in
+            [Endpoint::ListCallbacks, Endpoint::RegisterCallback, Endpoint::DeregisterCallback]
+        {
             world.handle.inject(Fault::always(endpoint, When::BeforeEffect, what.clone()));
         }
         let before = ledger();
@@ -110,7 +112,8 @@ async fn registrations_are_listed_three_times_and_changed_once() {
         world.client.register_callback(&account(), "AService", &target).await.unwrap_err();
         world.client.deregister_callback(&account(), "AService").await.unwrap_err();
         let after = ledger();
-        let calls: Vec<_> = after.iter().zip(before).map(|(after, before)| after - before).collect();
+        let calls: Vec<_> =
+            after.iter().zip(before).map(|(after, before)| after - before).collect();
         assert_eq!(calls, [3, 1, 1], "{what:?}");
         world.handle.clear_faults();
     }
@@ -146,12 +149,15 @@ async fn one_rejected_token_request_is_no_rejection_of_the_credentials() {
 /// Where the second attempt is too far away to wait for it, callers are told to repeat the call.
 #[tokio::test]
 async fn until_a_rejected_token_request_is_repeated_callers_are_told_to_come_back() {
-    let world = configured(manual(), |config| config.login_backoff_first = Duration::from_mins(1)).await;
+    let world =
+        configured(manual(), |config| config.login_backoff_first = Duration::from_mins(1)).await;
     world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, answer(401, "")));
     let request = world.request();
     for _ in 0..2 {
         let refused = world.poll(&request).await.unwrap_err();
-        let Error::NotSent { retry_after: Some(wait), .. } = &refused else { panic!("{refused:?}") };
+        let Error::NotSent { retry_after: Some(wait), .. } = &refused else {
+            panic!("{refused:?}")
+        };
         assert!(*wait > Duration::from_secs(30), "{wait:?}");
     }
     let standing = world.client.standings().next().unwrap().1.borrow().clone();

@@ -50,19 +50,36 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == 1).await;
         let said = timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
-        assert!(!said.healthy && said.sentence.ends_with("The current session still works"), "{said:?}");
+        assert!(
+            !said.healthy && said.sentence.ends_with("The current session still works"),
+            "{said:?}"
+        );
         // Some looks later it still says what to do.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(standing.borrow().sentence.contains("Correct the files"), "{:?}", *standing.borrow());
+        assert!(
+            standing.borrow().sentence.contains("Correct the files"),
+            "{:?}",
+            *standing.borrow()
+        );
     })
     .await;
-    assert_eq!(world.handle.ledger().logins_rejected, 1, "it is not tried again while nothing needs it");
+    assert_eq!(
+        world.handle.ledger().logins_rejected,
+        1,
+        "it is not tried again while nothing needs it"
+    );
     assert!(standing.borrow().sentence.contains("rejected the user name or password"));
     // As they were, and wrong again: each is said.
     world.write("password", "simulator-password");
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in"))
+        .await
+        .unwrap()
+        .unwrap();
     world.write("password", "wrong");
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected"))).await.unwrap().unwrap();
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(world.handle.ledger().logins_rejected, 1);
     world.handle.expire_sessions();
     world.call_until("the second strike", |_, outcome| is_blocked(outcome)).await;
@@ -95,18 +112,26 @@ async fn stored_tokens_serve_after_a_restart_with_other_files() {
         world.poll(&world.request()).await.unwrap();
         world.write(file, "wrong");
         world.restart();
-        let tried = |ledger: &Ledger, _: &Called| ledger.logins_rejected + ledger.token_requests() >= 2;
+        let tried =
+            |ledger: &Ledger, _: &Called| ledger.logins_rejected + ledger.token_requests() >= 2;
         world.call_until("the other files are tried", tried).await;
         world.restart();
         world.call_for(Duration::from_millis(500), Result::is_ok).await;
         let ledger = world.handle.ledger();
-        assert_eq!(ledger.logins_rejected, u64::from(login_rejected), "{file}: tried once, for all that");
+        assert_eq!(
+            ledger.logins_rejected,
+            u64::from(login_rejected),
+            "{file}: tried once, for all that"
+        );
         assert_eq!(ledger.logins_accepted, 1, "{file}");
         let mut standing = world.client.standings().next().unwrap().1;
-        tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")))
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(
+            PATIENCE,
+            standing.wait_for(|said| said.sentence.contains("rejected")),
+        )
+        .await
+        .unwrap()
+        .unwrap();
         // Once the session ends, there is no other.
         world.handle.expire_sessions();
         world.handle.expire_bearer();
@@ -116,8 +141,8 @@ async fn stored_tokens_serve_after_a_restart_with_other_files() {
     }
 }
 
-/// Four wrong passwords and then the right one: the guard stays closed, and says so while the session
-/// still works.
+/// Four wrong passwords and then the right one: the guard stays closed, and says so while the
+/// session still works.
 #[tokio::test]
 async fn a_closed_guard_is_told_while_a_session_still_works() {
     let world = configured(manual(), hasty).await;
@@ -137,7 +162,10 @@ async fn a_closed_guard_is_told_while_a_session_still_works() {
     world.call_for(Duration::from_secs(4), Result::is_ok).await;
     assert!(stopped(&standing.borrow()), "{:?}", *standing.borrow());
     assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
+    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in"))
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 /// Somebody writes one file after the other.
@@ -167,7 +195,8 @@ async fn a_mounted_secret_is_swapped() {
     std::os::unix::fs::symlink(&old, &data).unwrap();
     let credentials =
         config::Credentials { password_file: data.join("password"), ..credentials(&world.files) };
-    world.client = Client::new(&world.config, &[credentials], &world.store, &TaskTracker::new()).unwrap();
+    world.client =
+        Client::new(&world.config, &[credentials], &world.store, &TaskTracker::new()).unwrap();
     world.poll(&world.request()).await.unwrap();
     world.handle.set_password("new");
     std::os::unix::fs::symlink(&new, folder.join("draft")).unwrap();

@@ -22,12 +22,20 @@ async fn every_shape_is_read() {
     for (number, outcome) in (0..).zip(outcomes) {
         world.handle.finish(&request, device(number).eid.as_str(), outcome);
     }
-    let classes = [StatusClass::Succeeded, StatusClass::Failed, StatusClass::Pending, StatusClass::Waiting];
-    let all = Shape { identifiers: Identifiers::All, extras: true, numeric_imei: true, ..Shape::default() };
+    let classes =
+        [StatusClass::Succeeded, StatusClass::Failed, StatusClass::Pending, StatusClass::Waiting];
+    let all = Shape {
+        identifiers: Identifiers::All,
+        extras: true,
+        numeric_imei: true,
+        ..Shape::default()
+    };
     for words in [Words::Documented, Words::Sdk, Words::Upper, Words::Mixed] {
-        for shape in
-            [Shape { words, ..Shape::default() }, Shape { words, ..Shape::sdk() }, Shape { words, ..all }]
-        {
+        for shape in [
+            Shape { words, ..Shape::default() },
+            Shape { words, ..Shape::sdk() },
+            Shape { words, ..all },
+        ] {
             world.handle.set_shape(shape);
             let answer = found(world.poll(&request).await);
             assert_eq!(answer.overall, StatusClass::Succeeded, "{shape:?}");
@@ -41,7 +49,11 @@ async fn every_shape_is_read() {
             }
         }
     }
-    world.handle.set_shape(Shape { list: List::Absent, overall: Overall::Honest, ..Shape::default() });
+    world.handle.set_shape(Shape {
+        list: List::Absent,
+        overall: Overall::Honest,
+        ..Shape::default()
+    });
     let answer = found(world.poll(&request).await);
     assert_eq!(answer, StatusAnswer { overall: StatusClass::Pending, devices: vec![] });
 }
@@ -118,13 +130,22 @@ async fn a_success_that_something_denies_decides_no_device() {
     }
     let fault = body("Success", "", r#","FaultResponse":"z""#);
     assert_eq!(found(answered(&world, &fault).await).devices[0].1, Unknown);
-    for sub in [r#","requestId":"{id}","accountName":"0000123456-00001""#, r#","errorCode":null,"code":200"#]
-    {
-        assert_eq!(found(answered(&world, &body("Success", "", sub)).await).devices[0].1, Succeeded, "{sub}");
+    for sub in [
+        r#","requestId":"{id}","accountName":"0000123456-00001""#,
+        r#","errorCode":null,"code":200"#,
+    ] {
+        assert_eq!(
+            found(answered(&world, &body("Success", "", sub)).await).devices[0].1,
+            Succeeded,
+            "{sub}"
+        );
     }
     // A device with two ids of one kind is none.
-    let ids =
-        format!(r#"[{{"kind":"eid","id":"{}"}},{{"kind":"eid","id":"{}"}}]"#, other.as_str(), eid.as_str());
+    let ids = format!(
+        r#"[{{"kind":"eid","id":"{}"}},{{"kind":"eid","id":"{}"}}]"#,
+        other.as_str(),
+        eid.as_str()
+    );
     let two = format!(
         r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"Success"}}]}}"#
     );
@@ -152,10 +173,14 @@ async fn a_failure_of_the_whole_without_a_device_that_failed_is_not_believed() {
         ("Success", "Failed", "Failed", [Succeeded, Failed, Failed]),
     ] {
         let sub = |n, word| {
-            format!(r#"{{"ids":[{{"kind":"eid","id":"{}"}}],"status":"{word}"}}"#, device(n).eid.as_str())
+            format!(
+                r#"{{"ids":[{{"kind":"eid","id":"{}"}}],"status":"{word}"}}"#,
+                device(n).eid.as_str()
+            )
         };
         let subs = format!("{},{}", sub(1, first), sub(2, second));
-        let body = format!(r#"{{"requestId":"{{id}}","status":"{overall}","subRequests":[{subs}]}}"#);
+        let body =
+            format!(r#"{{"requestId":"{{id}}","status":"{overall}","subRequests":[{subs}]}}"#);
         let answer = found(answered(&world, &body).await);
         let found = [answer.overall, answer.devices[0].1, answer.devices[1].1];
         assert_eq!(found, told, "{body}");
@@ -172,7 +197,10 @@ async fn entries_that_contradict_each_other_decide_no_device() {
             r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"{first}"}},{{"ids":{ids},"status":"{second}"}}]}}"#
         );
         let answer = found(answered(&world, &body).await);
-        assert!(answer.devices.iter().all(|(_, class)| *class == StatusClass::Unknown), "{answer:?}");
+        assert!(
+            answer.devices.iter().all(|(_, class)| *class == StatusClass::Unknown),
+            "{answer:?}"
+        );
         let body = format!(
             r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"status":"{first}","ids":[{{"kind":"eid","id":"{}","status":"{second}"}}]}}]}}"#,
             eid.as_str()
@@ -202,7 +230,8 @@ async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
     }
 }
 
-/// While polls take all of the rate, queries about requests placed elsewhere get one call in twenty, and all are answered.
+/// While polls take all of the rate, queries about requests placed elsewhere get one call in
+/// twenty, and all are answered.
 #[tokio::test]
 async fn requests_placed_elsewhere_get_their_share_and_no_more() {
     let world = configured(manual(), |config| config.calls_per_second = 100).await;
@@ -232,7 +261,8 @@ async fn the_wait_for_the_rate_is_none_of_the_time_an_answer_took() {
     let world = configured(manual(), |config| config.calls_per_second = 2).await;
     let request = world.request();
     let began = Instant::now();
-    // Three go at once, the others wait for half a second, a whole one, one and a half: three together.
+    // Three go at once, the others wait for half a second, a whole one, one and a half: three
+    // together.
     let polls = (0..6).map(|_| poll(&world.client, &request));
     let polls = try_join_all(polls).await.unwrap();
     let took: Duration = polls.iter().map(|(_, took)| *took).sum();

@@ -31,7 +31,9 @@ pub(in crate::thingspace) enum Endpoint<'a> {
 impl Endpoint<'_> {
     pub(super) fn method(self) -> Method {
         match self {
-            Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => Method::POST,
+            Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => {
+                Method::POST
+            }
             Self::Status { .. } | Self::Callbacks { .. } => Method::GET,
             Self::DeregisterCallback { .. } => Method::DELETE,
         }
@@ -46,8 +48,8 @@ impl Endpoint<'_> {
         matches!(self, Self::Status { .. } | Self::Callbacks { .. })
     }
 
-    /// Whether its outcome says how its host is doing. A query about a request that was placed elsewhere says nothing: callers
-    /// could choose an id for which ThingSpace fails.
+    /// Whether its outcome says how its host is doing. A query about a request that was placed
+    /// elsewhere says nothing: callers could choose an id for which ThingSpace fails.
     pub(super) fn counts(self) -> bool {
         !matches!(self, Self::Status { elsewhere: true, .. })
     }

@@ -1,9 +1,11 @@
-//! Who uses how many connections: one pool for all sets of credentials. A call has a connection for itself.
+//! Who uses how many connections: one pool for all sets of credentials. A call has a connection for
+//! itself.
 //!
-//! Every set has an equal part of `max_connections`. Of its part, a quarter each is reserved for orders, status queries
-//! and polls, and a sixteenth for requests that were placed elsewhere. What remains of all parts is common to orders, queries
-//! and polls. A set that holds its part of the common connections gets no more while another set waits that does not.
-//! So calls that hang, however long, stop neither other classes nor other sets. Token requests, logins and probes of
+//! Every set has an equal part of `max_connections`. Of its part, a quarter each is reserved for
+//! orders, status queries and polls, and a sixteenth for requests that were placed elsewhere. What
+//! remains of all parts is common to orders, queries and polls. A set that holds its part of the
+//! common connections gets no more while another set waits that does not. So calls that hang,
+//! however long, stop neither other classes nor other sets. Token requests, logins and probes of
 //! the breaker are not counted: of each there is one at a time.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,8 @@ use tokio::sync::{Notify, futures::Notified};
 
 use super::queue::Class;
 
-/// Parts of a set's part that are reserved: for each of three classes, and for requests placed elsewhere.
+/// Parts of a set's part that are reserved: for each of three classes, and for requests placed
+/// elsewhere.
 const RESERVED: usize = 4;
 const RESERVED_ELSEWHERE: usize = 16;
 

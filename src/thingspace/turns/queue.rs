@@ -1,8 +1,9 @@
 //! Who is next: the waiting calls of one set of credentials. Knows no clock and no connection.
 //!
-//! Each class but orders has a guaranteed share of the turns. A class earns its share with every turn that is taken, up
-//! to [`MAX_CREDIT`], so that it cannot save up while it is idle. A class that has earned a whole turn goes first; without
-//! such a class, the first class in the order of [`Class`] goes. Within a class accounts take turns.
+//! Each class but orders has a guaranteed share of the turns. A class earns its share with every
+//! turn that is taken, up to [`MAX_CREDIT`], so that it cannot save up while it is idle. A class
+//! that has earned a whole turn goes first; without such a class, the first class in the order of
+//! [`Class`] goes. Within a class accounts take turns.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -14,7 +15,8 @@ pub(super) const MAX_WAITING: usize = 4_096;
 /// One turn, in the unit of [`Class::share`].
 const TURN: u32 = 100;
 
-/// What a class may have earned at most: one turn, and one more for the time that other classes go before it.
+/// What a class may have earned at most: one turn, and one more for the time that other classes go
+/// before it.
 const MAX_CREDIT: u32 = 2 * TURN;
 
 const CLASSES: [Class; 4] = [Class::Order, Class::Query, Class::Poll, Class::Elsewhere];
@@ -70,7 +72,11 @@ struct Lanes<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
-        Self { classes: CLASSES.map(|_| Lanes::new()), credits: CLASSES.map(Class::share), tickets: 0 }
+        Self {
+            classes: CLASSES.map(|_| Lanes::new()),
+            credits: CLASSES.map(Class::share),
+            tickets: 0,
+        }
     }
 
     /// `None`: too many calls wait already.
@@ -100,14 +106,18 @@ impl<T> Queue<T> {
     }
 
     /// Takes the next call, of the first class that gets a connection.
-    pub(super) fn take<C>(&mut self, mut connect: impl FnMut(Class) -> Option<C>) -> Option<(T, Class, C)> {
+    pub(super) fn take<C>(
+        &mut self,
+        mut connect: impl FnMut(Class) -> Option<C>,
+    ) -> Option<(T, Class, C)> {
         let mut waiting: Vec<_> = self.waiting_classes().collect();
         waiting.sort_by_key(|class| {
             let credit = self.credits[*class as usize];
             (std::cmp::Reverse(if credit >= TURN { credit } else { 0 }), *class)
         });
-        let (class, connection) =
-            waiting.into_iter().find_map(|class| connect(class).map(|connection| (class, connection)))?;
+        let (class, connection) = waiting
+            .into_iter()
+            .find_map(|class| connect(class).map(|connection| (class, connection)))?;
         let call = self.classes[class as usize].pop()?;
         for (credit, class) in self.credits.iter_mut().zip(CLASSES) {
             *credit = (*credit + class.share()).min(MAX_CREDIT);

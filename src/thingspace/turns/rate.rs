@@ -7,8 +7,8 @@ use tokio::time::Instant;
 /// Calls that may follow each other at once after a pause.
 pub(super) const BURST: u32 = 3;
 
-/// Timers are late by up to a few milliseconds: what became due meanwhile may be made up for at once. It matters only
-/// where more than [`BURST`] calls become due in that time.
+/// Timers are late by up to a few milliseconds: what became due meanwhile may be made up for at
+/// once. It matters only where more than [`BURST`] calls become due in that time.
 const TIMER: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]

@@ -53,7 +53,10 @@ async fn a_small_burst_then_the_rate() {
         call(&turns, Class::Order).await;
         let least = Duration::from_millis(100) * n.saturating_sub(rate::BURST - 1);
         let took = began.elapsed();
-        assert!(took >= least && took <= least + Duration::from_millis(20), "call {n} after {took:?}");
+        assert!(
+            took >= least && took <= least + Duration::from_millis(20),
+            "call {n} after {took:?}"
+        );
     }
     // A pause, however long, saves up no more.
     tokio::time::sleep(Duration::from_mins(1)).await;
@@ -66,7 +69,8 @@ async fn a_small_burst_then_the_rate() {
 #[tokio::test(start_paused = true)]
 async fn orders_go_first_and_polls_and_queries_get_their_share() {
     let turns = turns(10);
-    let mut waiting = [Class::Order, Class::Query, Class::Poll].map(|class| enqueue(&turns, class, 200));
+    let mut waiting =
+        [Class::Order, Class::Query, Class::Poll].map(|class| enqueue(&turns, class, 200));
     tokio::time::sleep(Duration::from_secs(10)).await;
     let [orders, queries, polls] = waiting.each_mut().map(granted);
     assert!((58..=64).contains(&orders), "{orders}");
@@ -118,7 +122,8 @@ async fn the_queue_is_bounded() {
         call(&turns, Class::Poll).await;
     }
     let _waiting = enqueue(&turns, Class::Poll, queue::MAX_WAITING);
-    let refused = turns.wait(Class::Poll, &account(), None).now_or_never().expect("refused at once");
+    let refused =
+        turns.wait(Class::Poll, &account(), None).now_or_never().expect("refused at once");
     assert!(matches!(refused, Err(Error::Busy { .. })));
 }
 
@@ -130,16 +135,22 @@ async fn hanging_calls_stop_neither_other_classes_nor_other_sets() {
     let turns = |set| Arc::new(Turns::new(rate, Arc::clone(&connections), set));
     let (one, other) = (turns(0), turns(1));
     let mut hanging: Vec<Turn> = Vec::new();
-    while let Ok(turn) = tokio::time::timeout(Duration::from_secs(1), wait(&one, Class::Order)).await {
+    while let Ok(turn) =
+        tokio::time::timeout(Duration::from_secs(1), wait(&one, Class::Order)).await
+    {
         hanging.push(turn);
     }
     let mut waiting = enqueue(&one, Class::Order, 3);
     for turns in [&one, &other] {
         for class in [Class::Query, Class::Poll, Class::Elsewhere] {
-            tokio::time::timeout(Duration::from_secs(1), call(turns, class)).await.expect("it goes on");
+            tokio::time::timeout(Duration::from_secs(1), call(turns, class))
+                .await
+                .expect("it goes on");
         }
     }
-    tokio::time::timeout(Duration::from_secs(1), call(&other, Class::Order)).await.expect("it goes on");
+    tokio::time::timeout(Duration::from_secs(1), call(&other, Class::Order))
+        .await
+        .expect("it goes on");
     assert_eq!(granted(&mut waiting), 0);
     hanging.pop();
     tokio::time::sleep(Duration::from_secs(1)).await;

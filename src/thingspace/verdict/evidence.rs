@@ -1,10 +1,12 @@
-//! What the body of an answer to an order says, besides its error code: request ids, and words of success.
+//! What the body of an answer to an order says, besides its error code: request ids, and words of
+//! success.
 //!
-//! An id is looked for in every spelling and place, texts for people included, because an order that has one exists. It is
-//! *carried* only in the documented place: under `requestId` in the outermost object, as a text or as an exact number.
+//! An id is looked for in every spelling and place, texts for people included, because an order
+//! that has one exists. It is *carried* only in the documented place: under `requestId` in the
+//! outermost object, as a text or as an exact number.
 //!
-//! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written by proxies and API managers
-//! into every answer, for tracing. They say nothing about an order.
+//! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written
+//! by proxies and API managers into every answer, for tracing. They say nothing about an order.
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
@@ -29,7 +31,8 @@ const MAX_EMBEDDED: usize = 16;
 const ID_NAMES: [&str; 2] = ["requestid", "reqid"];
 
 /// Names of fields that say how a call went, and how such names end.
-const STATUS_NAMES: [&str; 6] = ["success", "successful", "accepted", "outcome", "statuscode", "message"];
+const STATUS_NAMES: [&str; 6] =
+    ["success", "successful", "accepted", "outcome", "statuscode", "message"];
 const STATUS_ENDS: [&str; 3] = ["status", "state", "result"];
 
 /// The request ids of an answer.
@@ -229,7 +232,11 @@ impl Claims {
     fn ids(self) -> Ids {
         let Self { documented, elsewhere, mentions, .. } = self;
         let Some(first) = documented.first() else {
-            return if elsewhere.is_empty() && mentions.is_empty() { Ids::None } else { Ids::Doubtful };
+            return if elsewhere.is_empty() && mentions.is_empty() {
+                Ids::None
+            } else {
+                Ids::Doubtful
+            };
         };
         let same = |id: &RequestId| {
             documented.iter().all(|other| other.as_ref() == Some(id))
@@ -243,7 +250,8 @@ impl Claims {
     }
 }
 
-/// The id that a value carries exactly. Whether ThingSpace may have given it is another question; see [`is_id`].
+/// The id that a value carries exactly. Whether ThingSpace may have given it is another question;
+/// see [`is_id`].
 pub(in crate::thingspace) fn carried(value: &Json) -> Option<RequestId> {
     let text = value.id().filter(|text| !word::is_no_value(text))?;
     RequestId::parse(&text).ok()

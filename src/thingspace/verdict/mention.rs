@@ -3,12 +3,14 @@
 /// Between "request" and "id": `request_id`, `request id`, `request>` `<id`.
 const MAX_BETWEEN: usize = 3;
 
-/// The words with a digit that follow a mention of a request id. The one that is meant is among them.
+/// The words with a digit that follow a mention of a request id. The one that is meant is among
+/// them.
 pub(super) fn mentioned(text: &str) -> Vec<String> {
     let text: String = unescaped(text).chars().map(narrow).collect();
     let lower = text.to_ascii_lowercase();
     let mention = lower.match_indices("req").find_map(|(at, _)| end_of_mention(&lower, at));
-    let words = mention.map(|end| text[end..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-'));
+    let words =
+        mention.map(|end| text[end..].split(|c: char| !c.is_ascii_alphanumeric() && c != '-'));
     let has_digit = |word: &&str| word.bytes().any(|byte| byte.is_ascii_digit());
     words.into_iter().flatten().filter(has_digit).map(str::to_owned).collect()
 }
@@ -21,7 +23,10 @@ pub(super) fn has_uuid(text: &str) -> bool {
     let is_in_word = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphanumeric);
     let is_uuid = |(at, candidate): (usize, &[u8])| {
         HYPHENS.iter().all(|&hyphen| candidate[hyphen] == b'-')
-            && candidate.iter().enumerate().all(|(n, byte)| HYPHENS.contains(&n) || byte.is_ascii_hexdigit())
+            && candidate
+                .iter()
+                .enumerate()
+                .all(|(n, byte)| HYPHENS.contains(&n) || byte.is_ascii_hexdigit())
             && candidate.iter().any(|byte| !matches!(byte, b'0' | b'-'))
             && !is_in_word(at.wrapping_sub(1))
             && !is_in_word(at + UUID)
@@ -51,7 +56,10 @@ pub(super) fn narrow(c: char) -> char {
 /// The words of a text, in lower case.
 pub(super) fn words(text: &str) -> Vec<String> {
     let text: String = unescaped(text).chars().map(narrow).flat_map(char::to_lowercase).collect();
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    text.split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// With the characters that are escaped as in JSON, `\u0041`.
@@ -98,9 +106,12 @@ mod tests {
     #[test]
     fn a_uuid_is_found_in_a_text() {
         const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950E";
-        for text in
-            [UUID, &format!("Your request {UUID} is pending"), &format!("({UUID})"), &format!("é{UUID}.")]
-        {
+        for text in [
+            UUID,
+            &format!("Your request {UUID} is pending"),
+            &format!("({UUID})"),
+            &format!("é{UUID}."),
+        ] {
             assert!(has_uuid(text), "{text}");
         }
         for text in [

@@ -35,7 +35,9 @@ const BETWEEN: [&str; 3] = ["be", "been", "being"];
 
 /// Whether an order was accepted, or is being carried out, by a text of these words.
 pub(super) fn says_accepted(words: &[String]) -> bool {
-    ACCEPTED.iter().any(|phrase| ends(words, phrase).any(|end| !is_denied(words, end - phrase.len(), end)))
+    ACCEPTED
+        .iter()
+        .any(|phrase| ends(words, phrase).any(|end| !is_denied(words, end - phrase.len(), end)))
 }
 
 /// Whether a text of these words speaks of a time-out. One that denies it is believed neither way.
@@ -45,7 +47,8 @@ pub(super) fn says_timed_out(words: &[String]) -> bool {
 
 /// Where a phrase ends.
 fn ends<'a>(words: &'a [String], phrase: &'a [&'a str]) -> impl Iterator<Item = usize> + 'a {
-    let found = words.windows(phrase.len()).enumerate().filter(move |(_, window)| *window == phrase);
+    let found =
+        words.windows(phrase.len()).enumerate().filter(move |(_, window)| *window == phrase);
     found.map(move |(at, _)| at + phrase.len())
 }
 

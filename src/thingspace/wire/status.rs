@@ -1,5 +1,5 @@
-//! The answer to a status call. What contradicts itself is not believed, at the level on which it stands: the whole answer, or
-//! one sub-request.
+//! The answer to a status call. What contradicts itself is not believed, at the level on which it
+//! stands: the whole answer, or one sub-request.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,9 @@ use serde_json::value::RawValue;
 use super::{Id, Text, class, one_or_many};
 use crate::{
     identity::{AccountName, Device, Digits, Kind, RequestId},
-    thingspace::{Object, StatusAnswer, StatusClass, denies_success, verdict::is_request_id, words::plain},
+    thingspace::{
+        Object, StatusAnswer, StatusClass, denies_success, verdict::is_request_id, words::plain,
+    },
 };
 
 /// What was asked for.
@@ -19,10 +21,12 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Whether an answer or a sub-request names no other request and no other account, and says each thing once.
+    /// Whether an answer or a sub-request names no other request and no other account, and says
+    /// each thing once.
     fn fits(&self, object: &Object<'_>) -> bool {
         let is_request = |id: &RawValue| {
-            serde_json::from_str(id.get()).is_ok_and(|Id(id)| id.eq_ignore_ascii_case(self.request.as_str()))
+            serde_json::from_str(id.get())
+                .is_ok_and(|Id(id)| id.eq_ignore_ascii_case(self.request.as_str()))
         };
         object.values_where(is_request_id).all(is_request)
             && object.is_of_account(self.account)
@@ -56,8 +60,8 @@ pub(in crate::thingspace) fn status(
     }
     let mut devices = agreed(subs);
     let all_succeeded = devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
-    // A failure of the whole without one that failed contradicts itself. The opposite does not: the documented example says
-    // Success above a device that is pending.
+    // A failure of the whole without one that failed contradicts itself. The opposite does not: the
+    // documented example says Success above a device that is pending.
     let is_doubtful = match overall {
         StatusClass::Failed => !devices.is_empty() && all_succeeded,
         _ => denies_success(text),

@@ -1,5 +1,5 @@
-//! What becomes of the NATS servers: one is killed, the leader is, one stands still, all are restarted. What was acknowledged
-//! stays, and everything goes on by itself.
+//! What becomes of the NATS servers: one is killed, the leader is, one stands still, all are
+//! restarted. What was acknowledged stays, and everything goes on by itself.
 
 use std::{
     sync::{
@@ -34,8 +34,10 @@ async fn leader(nats: &NatsCluster) -> String {
     let urls: Vec<_> = nats.servers.iter().map(NatsServer::url).collect();
     eventually_ok("the events have a leader", async || {
         let client = async_nats::connect(urls.clone()).await.map_err(|error| error.to_string())?;
-        let stream =
-            jetstream::new(client).get_stream("gw_events").await.map_err(|error| error.to_string())?;
+        let stream = jetstream::new(client)
+            .get_stream("gw_events")
+            .await
+            .map_err(|error| error.to_string())?;
         let info = stream.cached_info().cluster.as_ref();
         info.and_then(|cluster| cluster.leader.clone()).ok_or("nobody leads".to_owned())
     })
@@ -53,8 +55,11 @@ async fn keep_ordering(
         let n = next.fetch_add(1, Ordering::Relaxed);
         let answer = loop {
             let order = order(&format!("fault-{n}"), [n]);
-            match caller.call(async |mut client| client.download_profile(order.clone()).await).await {
-                Ok(answer) => break Some(RequestId::parse(&answer.into_inner().request_id).unwrap()),
+            match caller.call(async |mut client| client.download_profile(order.clone()).await).await
+            {
+                Ok(answer) => {
+                    break Some(RequestId::parse(&answer.into_inner().request_id).unwrap());
+                }
                 // A caller goes on for as long as it likes, with its key.
                 Err(status) if status.code() == tonic::Code::Unavailable => {}
                 // Accepted, and not stored before the caller was told.
@@ -117,8 +122,11 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
     call_back(&fleet, &id, 5).await;
 
     stop.store(true, Ordering::Relaxed);
-    let told: Vec<_> =
-        within("the callers end", join_all(ordering)).await.into_iter().flat_map(Result::unwrap).collect();
+    let told: Vec<_> = within("the callers end", join_all(ordering))
+        .await
+        .into_iter()
+        .flat_map(Result::unwrap)
+        .collect();
     for watcher in watchers {
         let seen = within("the end of a watch", watcher).await.unwrap();
         assert!(seen.states.values().all(|state| *state == DeviceState::Succeeded), "{seen:?}");
@@ -131,7 +139,11 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
         for (order, told) in &told {
             // Also one whose caller was told that nobody knew yet.
             let again = place(&mut client, &format!("fault-{order}"), [*order]).await.unwrap();
-            assert_eq!(ordered.get(&device(*order).eid), Some(&again), "order {order} at replica {n}");
+            assert_eq!(
+                ordered.get(&device(*order).eid),
+                Some(&again),
+                "order {order} at replica {n}"
+            );
             assert!(
                 told.as_ref().is_none_or(|told| *told == again),
                 "order {order} at replica {n}: {told:?}"

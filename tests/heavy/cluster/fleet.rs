@@ -1,4 +1,5 @@
-//! Three gateways, each a process, over a cluster of three NATS servers; and those who call them as `docs/clients.md` says.
+//! Three gateways, each a process, over a cluster of three NATS servers; and those who call them as
+//! `docs/clients.md` says.
 
 use std::{
     collections::BTreeMap,
@@ -89,10 +90,15 @@ impl Fleet {
     /// Somebody who calls whichever gateway there is.
     pub fn caller(&self) -> Caller {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        Caller { places: self.places.clone(), turn: NEXT.fetch_add(1, Ordering::Relaxed), client: None }
+        Caller {
+            places: self.places.clone(),
+            turn: NEXT.fetch_add(1, Ordering::Relaxed),
+            client: None,
+        }
     }
 
-    /// Posts a callback about a device to the `n`th gateway, as ThingSpace was told to, and gives the answer's status.
+    /// Posts a callback about a device to the `n`th gateway, as ThingSpace was told to, and gives
+    /// the answer's status.
     pub async fn call_back(&self, n: usize, id: &RequestId, device: usize, word: &str) -> u16 {
         let account = AccountName::parse(ACCOUNT).unwrap();
         let registered = self.upstream.sim.registered(&account).expect("the gateways register");
@@ -102,7 +108,8 @@ impl Fleet {
         let body = about(id, &crate::harness::device(device), word)
             .replace(r#""user""#, &format!("{:?}", registered.username))
             .replace(r#""secret""#, &format!("{password:?}"));
-        let post = reqwest::Client::new().post(format!("http://{address}/{secret}")).body(body).send();
+        let post =
+            reqwest::Client::new().post(format!("http://{address}/{secret}")).body(body).send();
         within("a callback's answer", post).await.unwrap().status().as_u16()
     }
 
@@ -117,7 +124,8 @@ impl Fleet {
     }
 }
 
-/// A client that follows `docs/clients.md`: repeats what may be repeated, at another replica, and resumes its watches.
+/// A client that follows `docs/clients.md`: repeats what may be repeated, at another replica, and
+/// resumes its watches.
 #[derive(Debug, Clone)]
 pub struct Caller {
     places: Places,
@@ -210,7 +218,8 @@ impl Caller {
     }
 }
 
-/// What comes from the way, or asks for a repetition. tonic does not tell a connection that broke from other errors.
+/// What comes from the way, or asks for a repetition. tonic does not tell a connection that broke
+/// from other errors.
 fn may_be_repeated(status: &Status) -> bool {
     let from_the_way = status.get_details_error_info().is_none() && status.code() == Code::Unknown;
     matches!(status.code(), Code::Unavailable | Code::Cancelled) || from_the_way
@@ -241,7 +250,11 @@ impl Seen {
                 self.states = status.devices.into_iter().map(of).collect();
             }
             Event::Change(change) => {
-                assert!(change.revision > self.revision, "{id}: {change:?} after {}", self.revision);
+                assert!(
+                    change.revision > self.revision,
+                    "{id}: {change:?} after {}",
+                    self.revision
+                );
                 self.revision = change.revision;
                 for device in change.devices {
                     self.transitions += 1;

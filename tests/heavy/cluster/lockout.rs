@@ -18,7 +18,8 @@ fn config(upstream: &Upstream) -> Config {
     config
 }
 
-/// Three gateways with a wrong password that are killed and started again and again, at any moment, under calls.
+/// Three gateways with a wrong password that are killed and started again and again, at any moment,
+/// under calls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_in_three_crash_loops_is_rejected_twice_at_most() {
     const LOOP: Duration = Duration::from_secs(30);
@@ -30,7 +31,8 @@ async fn a_wrong_password_in_three_crash_loops_is_rejected_twice_at_most() {
         let config = upstream.replica(&config(&upstream), &nats.url(), 1, 3);
         serve(config, upstream.dir.path())
     };
-    // With a history a wrong password has two tries, of which the first to come uses one; then they all fall.
+    // With a history a wrong password has two tries, of which the first to come uses one; then they
+    // all fall.
     let known = start().await;
     place(&mut known.client().await, "known", [1_000]).await.unwrap();
     known.kill();
@@ -64,7 +66,8 @@ async fn a_wrong_password_in_three_crash_loops_is_rejected_twice_at_most() {
             starts
         })
     });
-    let starts: usize = join_all(loops.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap).sum();
+    let starts: usize =
+        join_all(loops.collect::<Vec<_>>()).await.into_iter().map(Result::unwrap).sum();
     let ledger = upstream.sim.ledger();
     eprintln!("{starts} starts, {} logins, {} rejected", ledger.logins(), ledger.logins_rejected);
     assert!((1..=2).contains(&ledger.logins_rejected) && !ledger.locked, "{ledger:?}");
@@ -77,7 +80,8 @@ async fn serve(config: Config, dir: &Path) -> Process {
     tokio::task::spawn_blocking(move || Process::serve(&config, &dir)).await.unwrap()
 }
 
-/// The password was changed, and one gateway of three has the new one: it works on, and the others burn nothing.
+/// The password was changed, and one gateway of three has the new one: it works on, and the others
+/// burn nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_and_new_credentials_do_not_fight() {
     const ROUNDS: usize = 30;
@@ -102,7 +106,8 @@ async fn old_and_new_credentials_do_not_fight() {
     gateways.push(Gateway::start(upstream.replica(&changed, &nats.url(), 1, 2)).await);
     let mut third = gateways[2].client().await;
     for n in 2..2 + ROUNDS {
-        // With the old password there is nothing to be had; how that is said depends on how much is known.
+        // With the old password there is nothing to be had; how that is said depends on how much is
+        // known.
         for client in [&mut first, &mut second] {
             let refused = place(client, &format!("{n}, old"), [1_000 + n]).await.unwrap_err();
             reason(&refused);

@@ -47,7 +47,8 @@ async fn open(config: &Config) -> Nats {
     store
 }
 
-/// All at once: most of the time they wait for the lease of a login, or of a token, that nobody can shorten.
+/// All at once: most of the time they wait for the lease of a login, or of a token, that nobody can
+/// shorten.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_thingspace_is_called() {
     use When::{AfterEffect, BeforeEffect};
@@ -63,7 +64,8 @@ async fn killed_while_thingspace_is_called() {
 }
 
 async fn killed_at(endpoint: Endpoint, when: When) {
-    let (upstream, nats, gate) = (Upstream::manual().await, NatsServer::start().await, Gate::default());
+    let (upstream, nats, gate) =
+        (Upstream::manual().await, NatsServer::start().await, Gate::default());
     let (dying, other) = (process(&upstream, &nats), survivor(&upstream, &nats).await);
     // Credentials that were accepted once are not doubted because somebody died over them.
     let known = place(&mut other.client().await, "known", [1_000]).await.unwrap();
@@ -85,7 +87,9 @@ async fn killed_at(endpoint: Endpoint, when: When) {
     let executed = 1 + usize::from(sends && when == When::AfterEffect);
     upstream
         .sim
-        .wait_until(DEADLINE, |ledger| ledger.in_flight(endpoint) == 1 && ledger.orders.len() == executed)
+        .wait_until(DEADLINE, |ledger| {
+            ledger.in_flight(endpoint) == 1 && ledger.orders.len() == executed
+        })
         .await;
     dying.kill();
     call.await.unwrap().unwrap_err();
@@ -98,7 +102,9 @@ async fn killed_at(endpoint: Endpoint, when: When) {
         assert_unknown(&mut client).await;
     } else {
         // Whoever comes right after the lease is asked to come again in a moment.
-        let id = eventually_ok("it is placed", async || place(&mut client.clone(), KEY, DEVICES).await).await;
+        let id =
+            eventually_ok("it is placed", async || place(&mut client.clone(), KEY, DEVICES).await)
+                .await;
         assert_known(&mut client, &id, DEVICES).await;
     }
     let ledger = upstream.sim.ledger();
@@ -111,14 +117,18 @@ async fn killed_at(endpoint: Endpoint, when: When) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_step_of_storing_an_order_may_be_the_last() {
-    for until in [Written::Ordered, Written::Claimed, Written::Outcome, Written::Accepted, Written::Cell] {
+    for until in
+        [Written::Ordered, Written::Claimed, Written::Outcome, Written::Accepted, Written::Cell]
+    {
         for accepted in [true, false] {
             let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
             let request = elsewhere(&upstream);
             let config = upstream.replica(&impatient(&upstream), &nats.url(), 1, 0);
             let store = open(&config).await;
-            let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
-            let outcome = if accepted { accepted_as.clone() } else { Kind::NotSent(storage::NotSent {}) };
+            let accepted_as =
+                Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
+            let outcome =
+                if accepted { accepted_as.clone() } else { Kind::NotSent(storage::NotSent {}) };
             let gateways = [survivor(&upstream, &nats).await, Gateway::start(config).await];
             write(&store, &request, outcome, until, Duration::from_secs(2)).await;
             let (mut client, mut other) = (gateways[0].client().await, gateways[1].client().await);
@@ -153,7 +163,8 @@ async fn every_step_of_storing_an_order_may_be_the_last() {
     }
 }
 
-/// What nobody repeats is finished all the same: the request of an order that was accepted is known.
+/// What nobody repeats is finished all the same: the request of an order that was accepted is
+/// known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_accepted_order_is_finished_by_whoever_lives() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -163,8 +174,10 @@ async fn an_accepted_order_is_finished_by_whoever_lives() {
     let store = open(&config).await;
     let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: request.to_string() });
     write(&store, &request, accepted_as, Written::Outcome, Duration::from_secs(2)).await;
-    eventually("the request is whole", async || gateway.requests.overview().open_devices == DEVICES.len())
-        .await;
+    eventually("the request is whole", async || {
+        gateway.requests.overview().open_devices == DEVICES.len()
+    })
+    .await;
     assert_known(&mut gateway.client().await, &request, DEVICES).await;
     assert_eq!(upstream.sim.ledger().orders.len(), 0);
     gateway.stop().await;
@@ -175,7 +188,8 @@ async fn killed_around_the_answer() {
     const CRASHES: Range<usize> = 0..8;
     /// The writes after the answer take a few milliseconds; in µs.
     const AROUND: u64 = 30_000;
-    let (upstream, nats, mut dice) = (Upstream::manual().await, NatsServer::start().await, Dice::new());
+    let (upstream, nats, mut dice) =
+        (Upstream::manual().await, NatsServer::start().await, Dice::new());
     let other = survivor(&upstream, &nats).await;
     let mut client = other.client().await;
     for n in CRASHES {

@@ -106,7 +106,8 @@ async fn serve(
         match state {
             State::Connected => serving.spawn(async move {
                 let mut upstream = TcpStream::connect(upstream).await.unwrap();
-                let _ = stop.run_until_cancelled(copy_bidirectional(&mut stream, &mut upstream)).await;
+                let _ =
+                    stop.run_until_cancelled(copy_bidirectional(&mut stream, &mut upstream)).await;
             }),
             State::Hanging => serving.spawn(async move {
                 stop.cancelled().await;
@@ -123,7 +124,8 @@ fn reusable() -> TcpSocket {
     socket
 }
 
-/// The most attempts there can be in a time in which none succeeds: one that was under way, and then one after each pause.
+/// The most attempts there can be in a time in which none succeeds: one that was under way, and
+/// then one after each pause.
 pub fn most_attempts(time: Duration, pause: Duration) -> u64 {
     2 + u64::try_from(time.as_millis() / pause.as_millis()).unwrap()
 }

@@ -24,7 +24,8 @@ impl Far {
             loop {
                 let (near, _) = listener.accept().await.unwrap();
                 let far = TcpStream::connect(server).await.unwrap();
-                let ((from_near, to_near), (from_far, to_far)) = (near.into_split(), far.into_split());
+                let ((from_near, to_near), (from_far, to_far)) =
+                    (near.into_split(), far.into_split());
                 tokio::spawn(carry(from_near, to_far, delay));
                 tokio::spawn(carry(from_far, to_near, delay));
             }

@@ -50,7 +50,8 @@ async fn what_is_refused_leaves_no_trace() {
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "key", 0..1).await.unwrap();
-    let (sender, other) = (Sender::new(&gateway), Sender::of(&gateway, upstream.accounts[1].as_str()));
+    let (sender, other) =
+        (Sender::new(&gateway), Sender::of(&gateway, upstream.accounts[1].as_str()));
     let events = gateway.requests.events_read();
     let body = about(&id, &device(0), "Success");
     let path = &sender.path;
@@ -68,7 +69,10 @@ async fn what_is_refused_leaves_no_trace() {
     }
     // ThingSpace may list the registered URL, and call it, with a slash at its end.
     for right in [path, &format!("{path}/")] {
-        assert_eq!(answer(&mut begun(&gateway, &headers(right, 10 << 30)).await).await, "HTTP/1.1 413");
+        assert_eq!(
+            answer(&mut begun(&gateway, &headers(right, 10 << 30)).await).await,
+            "HTTP/1.1 413"
+        );
     }
     let cut = format!("{}{{\"requestId\"", headers(path, 500));
     let mut cut = begun(&gateway, &cut).await;
@@ -76,17 +80,25 @@ async fn what_is_refused_leaves_no_trace() {
     assert_eq!(answer(&mut cut).await, "HTTP/1.1 400");
 
     // An oversized body of no announced length. Its answer may come before it has been written.
-    let mut chunked =
-        begun(&gateway, &format!("POST /{path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"))
-            .await;
+    let mut chunked = begun(
+        &gateway,
+        &format!("POST /{path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    )
+    .await;
     for _ in 0..5 {
-        let _ = chunked.write_all(format!("10000\r\n{}\r\n", " ".repeat(0x1_0000)).as_bytes()).await;
+        let _ =
+            chunked.write_all(format!("10000\r\n{}\r\n", " ".repeat(0x1_0000)).as_bytes()).await;
     }
-    eventually("the oversized body is refused", async || sender.count(Outcome::TooLarge) == 3).await;
+    eventually("the oversized body is refused", async || sender.count(Outcome::TooLarge) == 3)
+        .await;
 
     for method in [reqwest::Method::GET, reqwest::Method::PUT, reqwest::Method::HEAD] {
-        let answer = within("an answer", sender.http.request(method, &sender.url).send()).await.unwrap();
-        assert_eq!((answer.status().as_u16(), &answer.headers()["allow"]), (405, &"POST".parse().unwrap()));
+        let answer =
+            within("an answer", sender.http.request(method, &sender.url).send()).await.unwrap();
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["allow"]),
+            (405, &"POST".parse().unwrap())
+        );
     }
 
     for wrong in [
@@ -112,7 +124,8 @@ async fn what_is_refused_leaves_no_trace() {
     assert!(gateway.callbacks.as_ref().unwrap().1.quarantine().list().await.unwrap().is_empty());
     assert_eq!(gateway.requests.events_read(), events);
 
-    let full = format!("{}{}", sender.sign(&body), " ".repeat((256 << 10) - sender.sign(&body).len()));
+    let full =
+        format!("{}{}", sender.sign(&body), " ".repeat((256 << 10) - sender.sign(&body).len()));
     assert_eq!(sender.post_bytes(full.into_bytes()).await, 200);
     gateway.stop().await;
 }
@@ -131,7 +144,8 @@ async fn another_accounts_callback_changes_nothing() {
     gateway.stop().await;
 }
 
-/// Whoever knows the path can begin bodies and never end them, from the address of genuine senders, too.
+/// Whoever knows the path can begin bodies and never end them, from the address of genuine senders,
+/// too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_senders_keep_nobody_out() {
     let upstream = Upstream::manual().await;
@@ -139,14 +153,16 @@ async fn slow_senders_keep_nobody_out() {
     let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
     let sender = Arc::new(Sender::new(&gateway));
     let (address, _) = *gateway.callbacks.as_ref().unwrap();
-    let headers = format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n", sender.path);
+    let headers =
+        format!("POST /{} HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n", sender.path);
     let (mut slow, begun) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for n in 0..600 {
         let beginning = if n % 6 == 0 { String::new() } else { headers.clone() };
         let from = [127, 0, 0, if n % 3 == 0 { 2 } else { 1 }];
         slow.spawn(drip(address, from.into(), beginning, Arc::clone(&begun)));
     }
-    eventually("slow senders have begun again", async || begun.load(Ordering::Relaxed) > 2_000).await;
+    eventually("slow senders have begun again", async || begun.load(Ordering::Relaxed) > 2_000)
+        .await;
 
     let mut genuine = JoinSet::new();
     for _ in 0..8 {
@@ -175,14 +191,18 @@ async fn connections_from_elsewhere_are_not_served() {
     let gateway = Gateway::start(config).await;
     let sender = Sender::new(&gateway);
     for (from, served) in [(1, false), (2, true)] {
-        let http = reqwest::Client::builder().local_address(IpAddr::from([127, 0, 0, from])).build().unwrap();
+        let http = reqwest::Client::builder()
+            .local_address(IpAddr::from([127, 0, 0, from]))
+            .build()
+            .unwrap();
         let answer = within("an answer", http.get(&sender.url).send()).await;
         assert_eq!(answer.is_ok(), served, "{from}");
     }
     gateway.stop().await;
 }
 
-/// Connections that send nothing, half a header, or a body without an end are ended, and keep nobody waiting.
+/// Connections that send nothing, half a header, or a body without an end are ended, and keep
+/// nobody waiting.
 #[tokio::test]
 async fn who_dawdles_delays_nobody() {
     let upstream = Upstream::manual().await;
@@ -251,7 +271,8 @@ async fn an_earlier_password_of_callbacks_never_logs_in() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.with_callbacks();
     let file = |name: &str| upstream.dir.path().join(name);
-    (config.callbacks.username_file, config.callbacks.password_file) = (file("sender"), file("sent"));
+    (config.callbacks.username_file, config.callbacks.password_file) =
+        (file("sender"), file("sent"));
     std::fs::write(file("sender"), "sender").unwrap();
     std::fs::write(file("sent"), "sent first").unwrap();
     let right = std::fs::read(file("password")).unwrap();
@@ -280,7 +301,8 @@ async fn the_callbacks_password_never_logs_in() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.with_callbacks();
     let file = |name: &str| upstream.dir.path().join(name);
-    (config.callbacks.username_file, config.callbacks.password_file) = (file("sender"), file("sent"));
+    (config.callbacks.username_file, config.callbacks.password_file) =
+        (file("sender"), file("sent"));
     std::fs::write(file("sender"), "sender").unwrap();
     std::fs::write(file("sent"), "sent in callbacks").unwrap();
     let right = std::fs::read(file("password")).unwrap();
@@ -292,7 +314,10 @@ async fn the_callbacks_password_never_logs_in() {
     let refused = crate::process::run(serve_command(&config, upstream.dir.path())).await;
     let said = crate::process::text(&refused.stderr);
     assert_eq!(refused.status.code(), Some(78), "{said}");
-    assert!(said.contains("callbacks.password_file: ") && !said.contains("sent in callbacks"), "{said}");
+    assert!(
+        said.contains("callbacks.password_file: ") && !said.contains("sent in callbacks"),
+        "{said}"
+    );
 
     std::fs::write(file("password"), right).unwrap();
     let gateway = Gateway::start(config).await;

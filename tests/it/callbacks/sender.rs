@@ -62,13 +62,15 @@ impl Sender {
             .replace(r#""secret""#, &format!("{:?}", self.password))
     }
 
-    /// Posts a body with the sender's pair in it, and gives the status of the answer, which has no body.
+    /// Posts a body with the sender's pair in it, and gives the status of the answer, which has no
+    /// body.
     pub async fn post(&self, body: &str) -> u16 {
         self.post_bytes(self.sign(body).into_bytes()).await
     }
 
     pub async fn post_bytes(&self, body: Vec<u8>) -> u16 {
-        let answer = within("an answer", self.http.post(&self.url).body(body).send()).await.unwrap();
+        let answer =
+            within("an answer", self.http.post(&self.url).body(body).send()).await.unwrap();
         let status = answer.status().as_u16();
         assert!(answer.bytes().await.unwrap().is_empty());
         status
@@ -89,7 +91,8 @@ pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
     )
 }
 
-/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and begins again when it is ended.
+/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and
+/// begins again when it is ended.
 pub async fn drip(address: SocketAddr, from: IpAddr, beginning: String, begun: Arc<AtomicUsize>) {
     loop {
         begun.fetch_add(1, Ordering::Relaxed);

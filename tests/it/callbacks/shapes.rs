@@ -1,4 +1,5 @@
-//! Every shape in which a callback was documented or met, through the listener to a caller; and every other.
+//! Every shape in which a callback was documented or met, through the listener to a caller; and
+//! every other.
 
 use proptest::prelude::*;
 use thingspace_gateway::{
@@ -7,11 +8,17 @@ use thingspace_gateway::{
 };
 
 use super::{Sender, sender::about};
-use crate::harness::{Gateway, Upstream, ask, device, eventually, order, place, question, states, within};
+use crate::harness::{
+    Gateway, Upstream, ask, device, eventually, order, place, question, states, within,
+};
 
 macro_rules! fixture {
     ($name:literal, $state:ident) => {
-        ($name, DeviceState::$state, include_str!(concat!("../../fixtures/callbacks/", $name, ".json")))
+        (
+            $name,
+            DeviceState::$state,
+            include_str!(concat!("../../fixtures/callbacks/", $name, ".json")),
+        )
     };
 }
 
@@ -77,7 +84,8 @@ async fn a_callback_that_names_another_account_moves_no_request() {
     assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending]);
     assert_eq!(sender.post(&named(upstream.accounts[0].as_str())).await, 200);
     eventually("its own account's callback is folded", async || {
-        states(&ask(&mut gateway.client().await, question(&id)).await.unwrap()) == [DeviceState::Failed]
+        states(&ask(&mut gateway.client().await, question(&id)).await.unwrap())
+            == [DeviceState::Failed]
     })
     .await;
     gateway.stop().await;
@@ -110,9 +118,11 @@ fn no_body_makes_the_listener_fail() {
     let bodies = prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..4000),
         damaged.prop_map(|body| sender.sign(&body).into_bytes()),
-        (1_usize..30_000, "[\\[{\"]{1,9}").prop_map(|(times, text)| text.repeat(times).into_bytes()),
+        (1_usize..30_000, "[\\[{\"]{1,9}")
+            .prop_map(|(times, text)| text.repeat(times).into_bytes()),
     ];
-    let config = ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
+    let config =
+        ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() };
     proptest!(config, |(body in bodies)| {
         let status = runtime.block_on(sender.post_bytes(body));
         prop_assert!([200, 401, 413, 503].contains(&status), "{status}");

@@ -1,4 +1,5 @@
-//! Senders that know the URL and nothing else: what they send takes no place from what ThingSpace sends.
+//! Senders that know the URL and nothing else: what they send takes no place from what ThingSpace
+//! sends.
 
 use futures_util::future::join_all;
 use thingspace_gateway::{callbacks::Outcome, identity::AccountName};
@@ -44,7 +45,9 @@ async fn a_wrong_pair_is_refused_also_where_nothing_else_is_understood() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
-    for wrong in [NOT_UNDERSTOOD.to_owned(), sender.sign(&NOT_UNDERSTOOD.replace("secret", "sesame"))] {
+    for wrong in
+        [NOT_UNDERSTOOD.to_owned(), sender.sign(&NOT_UNDERSTOOD.replace("secret", "sesame"))]
+    {
         assert_eq!(sender.post_bytes(wrong.into_bytes()).await, 401);
     }
     assert!(sender.callbacks.quarantine().list().await.unwrap().is_empty());

@@ -25,7 +25,8 @@ async fn callbacks_come_over_https_in_http_1_1() {
     for http in [client().http1_only().build().unwrap(), client().build().unwrap()] {
         sender.http = http;
         let body = sender.sign(&about(&id, &device(0), "Success"));
-        let answer = within("an answer", sender.http.post(&sender.url).body(body).send()).await.unwrap();
+        let answer =
+            within("an answer", sender.http.post(&sender.url).body(body).send()).await.unwrap();
         assert_eq!((answer.status().as_u16(), answer.version()), (200, reqwest::Version::HTTP_11));
     }
     gateway.stop().await;

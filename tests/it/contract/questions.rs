@@ -33,7 +33,8 @@ async fn every_violation_of_a_question_at_once() {
         }
     })
     .await;
-    let expected = ["account_name", "request_id", "max_age", "wait", "after_revision", "page_size", "view"];
+    let expected =
+        ["account_name", "request_id", "max_age", "wait", "after_revision", "page_size", "view"];
     assert_eq!(paths, expected);
 }
 
@@ -100,7 +101,10 @@ async fn a_resume_token_of_another_request() {
     let other = place(&mut fresh.client, "2", [2]).await.unwrap();
     let (_, token) = watch(&mut fresh.client, &one, "").await.unwrap().event().await;
     let status = watch(&mut fresh.client, &other, &token).await.err().unwrap();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::InvalidArgument, "INVALID_RESUME_TOKEN"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::InvalidArgument, "INVALID_RESUME_TOKEN")
+    );
     assert_eq!(fresh.upstream.sim.ledger().polls(), 0);
     fresh.gateway.stop().await;
 }
@@ -108,7 +112,10 @@ async fn a_resume_token_of_another_request() {
 #[tokio::test]
 async fn a_page_token_that_is_none() {
     for garbage in ["x", "AAAA", "é", &"A".repeat(66), &"A".repeat(10_000)] {
-        assert_eq!(wrong_question(|question| question.page_token = garbage.to_owned()).await, ["page_token"]);
+        assert_eq!(
+            wrong_question(|question| question.page_token = garbage.to_owned()).await,
+            ["page_token"]
+        );
     }
 }
 
@@ -118,11 +125,14 @@ async fn a_page_token_of_another_request() {
     let one = place(&mut fresh.client, "1", [1, 2]).await.unwrap();
     let other = place(&mut fresh.client, "2", [3, 4]).await.unwrap();
     let first = GetRequestStatusRequest { page_size: 1, ..question(&one) };
-    let page_token = fresh.client.get_request_status(first).await.unwrap().into_inner().next_page_token;
+    let page_token =
+        fresh.client.get_request_status(first).await.unwrap().into_inner().next_page_token;
     let (_, resume_token) = watch(&mut fresh.client, &other, "").await.unwrap().event().await;
     let before = fresh.upstream.sim.ledger().polls();
     for page_token in [page_token, resume_token] {
-        let status = ask(&mut fresh.client, GetRequestStatusRequest { page_token, ..question(&other) }).await;
+        let status =
+            ask(&mut fresh.client, GetRequestStatusRequest { page_token, ..question(&other) })
+                .await;
         assert_eq!(paths(&status.unwrap_err()), ["page_token"]);
     }
     assert_eq!(fresh.upstream.sim.ledger().polls(), before);

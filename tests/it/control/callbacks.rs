@@ -23,7 +23,8 @@ async fn upstream() -> Upstream {
     Upstream::calling(CallbackOptions::default()).await
 }
 
-/// A listener that is registered only if somebody says so, at a port that ThingSpace calls; nobody listens there.
+/// A listener that is registered only if somebody says so, at a port that ThingSpace calls; nobody
+/// listens there.
 fn by_hand(upstream: &Upstream) -> Config {
     let mut config = upstream.called();
     config.callbacks.register = false;
@@ -43,11 +44,19 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
 
     assert!(told(&file, &["callbacks", "register", ACCOUNT]).await.ends_with("is registered.\n"));
     let made = registered().unwrap();
-    assert!(told(&file, &["callbacks", "register", ACCOUNT]).await.ends_with("is registered already.\n"));
-    let ours = serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true });
+    assert!(
+        told(&file, &["callbacks", "register", ACCOUNT])
+            .await
+            .ends_with("is registered already.\n")
+    );
+    let ours =
+        serde_json::json!({ "service": "DeviceProfileService", "host": "127.0.0.1", "ours": true });
     assert_eq!(list().await, serde_json::json!([{ "account": ACCOUNT, "registrations": [ours] }]));
     let table = told(&file, &["callbacks", "list", ACCOUNT]).await;
-    assert!(table.starts_with("ACCOUNT") && table.ends_with("127.0.0.1  this gateway\n"), "{table}");
+    assert!(
+        table.starts_with("ACCOUNT") && table.ends_with("127.0.0.1  this gateway\n"),
+        "{table}"
+    );
 
     let done = json(&file, &["callbacks", "rotate", ACCOUNT]).await;
     assert_eq!(done, serde_json::json!({ "done": "rotated" }));
@@ -65,7 +74,8 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
     assert!(done.contains("no registration, because it was deregistered"), "{done}");
     assert!(registered().is_none());
     for command in [&["list"][..], &["register"], &["rotate"], &["deregister"]] {
-        let unknown = refused(&file, &[&["callbacks"], command, &["0000999999-00009"]].concat()).await;
+        let unknown =
+            refused(&file, &[&["callbacks"], command, &["0000999999-00009"]].concat()).await;
         assert_eq!(unknown, "account 0000999999-00009 is not configured\n");
     }
     process.terminate();
@@ -75,7 +85,8 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
 #[tokio::test]
 async fn another_s_registration_is_taken_only_by_force() {
     let upstream = upstream().await;
-    let theirs = Registered { url: THEIRS.into(), username: "production".into(), password: "theirs".into() };
+    let theirs =
+        Registered { url: THEIRS.into(), username: "production".into(), password: "theirs".into() };
     upstream.sim.register(&account(), theirs);
     let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
     let file = upstream.dir.path().join("gateway.toml");
@@ -138,7 +149,8 @@ async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
 
     process.terminate();
     let (_, log) = process.wait().await;
-    let errors = log.iter().filter(|line| line.contains("ERROR") && line.contains("another gateway with"));
+    let errors =
+        log.iter().filter(|line| line.contains("ERROR") && line.contains("another gateway with"));
     assert_eq!(errors.count(), 1, "{log:#?}");
 }
 
@@ -170,7 +182,9 @@ async fn what_nobody_understood_is_shown_without_passwords() {
     assert_eq!(status["registrations"], serde_json::json!({ ACCOUNT: "registered" }));
     let shown = told(&file, &["status"]).await;
     assert!(shown.contains("quarantined 2\n"), "{shown}");
-    assert!(shown.lines().any(|line| line.starts_with("registration") && line.ends_with("registered")));
+    assert!(
+        shown.lines().any(|line| line.starts_with("registration") && line.ends_with("registered"))
+    );
     let listed = json(&file, &["quarantine", "list"]).await;
     assert_eq!(listed.as_array().unwrap().len(), 2);
     assert_eq!((&listed[0]["id"], &listed[0]["account"]), (&1.into(), &ACCOUNT.into()));
@@ -214,7 +228,10 @@ async fn a_gateway_without_callbacks_says_so() {
     let file = upstream.dir.path().join("gateway.toml");
     for command in commands.into_iter().chain(quarantine) {
         let said = refused(&file, command).await;
-        assert_eq!(said, "the gateway takes no callbacks: callbacks.enabled is false\n", "{command:?}");
+        assert_eq!(
+            said, "the gateway takes no callbacks: callbacks.enabled is false\n",
+            "{command:?}"
+        );
     }
     process.kill();
 
@@ -232,8 +249,10 @@ async fn what_thingspace_says_is_told() {
     let upstream = upstream().await;
     let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
     let file = upstream.dir.path().join("gateway.toml");
-    let body = r#"{"errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"m"}"#.to_owned();
-    let refusal = What::Status { status: 400.try_into().unwrap(), content_type: "application/json", body };
+    let body =
+        r#"{"errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"m"}"#.to_owned();
+    let refusal =
+        What::Status { status: 400.try_into().unwrap(), content_type: "application/json", body };
     upstream.sim.inject(Fault::always(Endpoint::ListCallbacks, When::BeforeEffect, refusal));
     let said = refused(&file, &["callbacks", "list"]).await;
     assert!(said.contains(ACCOUNT) && said.contains("REQUEST_FAILED.X"), "{said}");

@@ -11,7 +11,10 @@ use super::*;
 use http::StatusCode;
 use thingspace_gateway::simulator::{Mode, Options};
 
-async fn health(address: std::net::SocketAddr, service: &str) -> tonic::Streaming<HealthCheckResponse> {
+async fn health(
+    address: std::net::SocketAddr,
+    service: &str,
+) -> tonic::Streaming<HealthCheckResponse> {
     let mut client = HealthClient::new(channel(address).await);
     let request = HealthCheckRequest { service: service.to_owned() };
     within("health", client.watch(request)).await.unwrap().into_inner()
@@ -44,7 +47,9 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     upstream.sim.expire_sessions();
     eventually("logins are stopped", || {
         let mut client = client.clone();
-        async move { reason(&place(&mut client, "l", [1]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED" }
+        async move {
+            reason(&place(&mut client, "l", [1]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED"
+        }
     })
     .await;
     let blocked = place(&mut client, "l", [1]).await.unwrap_err();
@@ -71,7 +76,10 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     assert!(refused(&file, &["unblock", "another"]).await.contains("no credentials named another"));
     let said = told(&file, &["unblock", "test"]).await;
     assert!(said.starts_with("Credentials test are tried once more"), "{said}");
-    assert!(said.contains("may have counted 2 rejected logins in a row and locks the user at 5"), "{said}");
+    assert!(
+        said.contains("may have counted 2 rejected logins in a row and locks the user at 5"),
+        "{said}"
+    );
     becomes(&mut login, ServingStatus::Serving).await;
     place(&mut client, "l", [1]).await.unwrap();
     let ledger = upstream.sim.ledger();
@@ -81,7 +89,10 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     let (_, log) = process.wait().await;
     let errors: Vec<_> = log.iter().filter(|line| line.contains("\"ERROR\"")).collect();
     assert_eq!(errors.len(), 2, "each change once: {errors:#?}");
-    assert!(errors[0].contains("rejected the user name or password of credentials test"), "{errors:#?}");
+    assert!(
+        errors[0].contains("rejected the user name or password of credentials test"),
+        "{errors:#?}"
+    );
     assert!(errors[1].contains("logins with credentials test are stopped"), "{errors:#?}");
 }
 
@@ -98,7 +109,9 @@ async fn unblock_in_a_loop_never_locks_the_user() {
     let blocked = || async {
         eventually("logins are stopped", || {
             let mut client = client.clone();
-            async move { reason(&place(&mut client, "k", [0]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED" }
+            async move {
+                reason(&place(&mut client, "k", [0]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED"
+            }
         })
         .await;
     };
@@ -145,7 +158,10 @@ async fn a_missing_password_file_is_told_to_callers_and_operators() {
     std::fs::rename(&password, &away).unwrap();
     let mut client = process.client().await;
     let status = place(&mut client, "k", [0]).await.unwrap_err();
-    assert_eq!(kind(&status), (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_UNAVAILABLE".to_owned()));
+    assert_eq!(
+        kind(&status),
+        (Code::FailedPrecondition, "UPSTREAM_CREDENTIALS_UNAVAILABLE".to_owned())
+    );
     becomes(&mut login, ServingStatus::NotServing).await;
     let said = told(&file, &["status"]).await;
     assert!(said.contains(password.to_str().unwrap()), "{said}");
@@ -165,8 +181,8 @@ async fn a_missing_password_file_is_told_to_callers_and_operators() {
     assert!(errors.len() == 1 && errors[0].contains(password.to_str().unwrap()), "{errors:#?}");
 }
 
-/// The password is changed at ThingSpace, which refuses logins with a 5xx or a success: with calls and
-/// restarts the user is not locked, and the right password is used once the file holds it.
+/// The password is changed at ThingSpace, which refuses logins with a 5xx or a success: with calls
+/// and restarts the user is not locked, and the right password is used once the file holds it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rejections_with_odd_statuses_never_lock_the_user() {
     for status in [500, 200] {
@@ -193,7 +209,8 @@ async fn rejections_with_odd_statuses_never_lock_the_user() {
             eventually("logins are stopped", || {
                 let mut client = client.clone();
                 async move {
-                    reason(&place(&mut client, "l", [1]).await.unwrap_err()) == "UPSTREAM_LOGIN_BLOCKED"
+                    reason(&place(&mut client, "l", [1]).await.unwrap_err())
+                        == "UPSTREAM_LOGIN_BLOCKED"
                 }
             })
             .await;

@@ -1,4 +1,5 @@
-//! `orders settle`: what ThingSpace has to confirm, what an operator may force, and how a mistake is corrected.
+//! `orders settle`: what ThingSpace has to confirm, what an operator may force, and how a mistake
+//! is corrected.
 
 use thingspace_gateway::{identity::AccountName, proto::esim::RequestState};
 
@@ -11,7 +12,12 @@ fn account() -> AccountName {
 /// The ids of the orders of unknown outcome, oldest first.
 async fn unknown_orders(file: &Path) -> Vec<String> {
     let listed = json(file, &["orders", "unknown"]).await;
-    listed.as_array().unwrap().iter().map(|order| order["order_id"].as_str().unwrap().to_owned()).collect()
+    listed
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|order| order["order_id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn devices(status: &thingspace_gateway::proto::esim::RequestStatus) -> Vec<String> {
@@ -26,8 +32,9 @@ async fn a_request_that_thingspace_does_not_confirm_settles_no_order() {
     let mut client = process.client().await;
     let placed = lose(&upstream, &mut client, "k", 0).await;
     let order = unknown_orders(&file).await.remove(0);
-    let settle =
-        async |request: &str| refused(&file, &["orders", "settle", &order, "--request-id", request]).await;
+    let settle = async |request: &str| {
+        refused(&file, &["orders", "settle", &order, "--request-id", request]).await
+    };
 
     let nobody = settle("deadbeef").await;
     assert!(nobody.contains("knows no request deadbeef") && nobody.contains("--force"), "{nobody}");
@@ -39,7 +46,9 @@ async fn a_request_that_thingspace_does_not_confirm_settles_no_order() {
     assert!(away.contains("cannot be asked"), "{away}");
     assert_eq!(unknown_orders(&file).await, std::slice::from_ref(&order));
 
-    let done = told(&file, &["orders", "settle", &order, "--request-id", placed.as_str(), "--force"]).await;
+    let done =
+        told(&file, &["orders", "settle", &order, "--request-id", placed.as_str(), "--force"])
+            .await;
     assert!(done.starts_with("Not confirmed: ThingSpace cannot be asked"), "{done}");
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), placed);
     assert_eq!(unknown_orders(&file).await, [""; 0]);
@@ -87,7 +96,8 @@ async fn a_wrong_settlement_can_be_corrected() {
     assert_eq!(kind(&watching.next().await.unwrap_err()).0, Code::Unavailable);
     let mut resumed = watch(&mut client, &wrong, &token).await.unwrap();
     let (event, _) = resumed.event().await;
-    let thingspace_gateway::proto::esim::watch_request_response::Event::Snapshot(snapshot) = event else {
+    let thingspace_gateway::proto::esim::watch_request_response::Event::Snapshot(snapshot) = event
+    else {
         panic!("{event:?}")
     };
     assert_eq!((devices(&snapshot), snapshot.state()), (vec![iccid(1)], RequestState::Pending));
@@ -100,7 +110,11 @@ async fn a_wrong_settlement_can_be_corrected() {
     process.kill();
     let process = Process::serve(&upstream.quiet(), upstream.dir.path());
     let mut client = process.client().await;
-    assert_eq!(devices(&ask(&mut client, question(&right)).await.unwrap()), [iccid(0)], "as ThingSpace says");
+    assert_eq!(
+        devices(&ask(&mut client, question(&right)).await.unwrap()),
+        [iccid(0)],
+        "as ThingSpace says"
+    );
     let new = place(&mut client, "k", [0]).await.unwrap();
     assert!(new != right && new != wrong, "the key is free");
     assert_eq!(upstream.sim.ledger().orders.len(), 2);

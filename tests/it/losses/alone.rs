@@ -1,5 +1,5 @@
-//! The real binary with an embedded store that is missing, that may be an older copy, or that was removed: what the
-//! operator is told, and what `store accept-loss` does.
+//! The real binary with an embedded store that is missing, that may be an older copy, or that was
+//! removed: what the operator is told, and what `store accept-loss` does.
 
 use std::{fs, path::PathBuf};
 
@@ -54,18 +54,26 @@ impl Alone {
         let since = lost["noticed"].as_str().unwrap().get(..16).unwrap();
         let shown = told(&self.file, &["status"]).await;
         let row = shown.lines().find(|line| line.starts_with("store lost")).unwrap();
-        assert!(row.contains(what) && row.contains(since) && row.contains("accept-loss"), "{shown}");
+        assert!(
+            row.contains(what) && row.contains(since) && row.contains("accept-loss"),
+            "{shown}"
+        );
         let refused = place(&mut process.client().await, "before", [0]).await.unwrap_err();
         assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
         assert_eq!(self.upstream.sim.ledger().orders.len(), 1);
     }
 
-    /// An operator accepts the loss; the gateway becomes ready and waits for another operator's word before it logs in.
+    /// An operator accepts the loss; the gateway becomes ready and waits for another operator's
+    /// word before it logs in.
     async fn accept(&self, process: &Process) {
         let logins = self.upstream.sim.ledger().logins();
         let said = told(&self.file, &["store", "accept-loss"]).await;
-        assert!(said.starts_with("Accepted: the store ") && said.contains(" is certain."), "{said}");
-        eventually("it is ready", async || json(&self.file, &["status"]).await["ready"] == true).await;
+        assert!(
+            said.starts_with("Accepted: the store ") && said.contains(" is certain."),
+            "{said}"
+        );
+        eventually("it is ready", async || json(&self.file, &["status"]).await["ready"] == true)
+            .await;
         let again = told(&self.file, &["store", "accept-loss"]).await;
         assert!(again.starts_with("There is nothing to accept: "), "{again}");
         let mut client = process.client().await;
@@ -73,7 +81,8 @@ impl Alone {
         assert_eq!(reason(&blocked), "UPSTREAM_LOGIN_BLOCKED");
         assert_eq!(self.upstream.sim.ledger().logins(), logins);
         told(&self.file, &["unblock", "test", "--force"]).await;
-        eventually_ok("orders are taken", async || place(&mut client.clone(), "after", [1]).await).await;
+        eventually_ok("orders are taken", async || place(&mut client.clone(), "after", [1]).await)
+            .await;
     }
 }
 
@@ -143,10 +152,14 @@ async fn accepting_that_the_file_was_removed_forgets_nothing_and_says_so() {
     let alone = Alone::stopped().await;
     let process = Process::serve(&alone.config, alone.upstream.dir.path());
     fs::remove_file(&alone.config.store.path).unwrap();
-    eventually("it is noticed", async || json(&alone.file, &["status"]).await["ready"] == false).await;
+    eventually("it is noticed", async || json(&alone.file, &["status"]).await["ready"] == false)
+        .await;
     let said = told(&alone.file, &["store", "accept-loss"]).await;
     assert!(said.contains("was removed while the gateway was running"), "{said}");
-    assert!(said.ends_with("The gateway has written the store again, and nothing is forgotten.\n"), "{said}");
+    assert!(
+        said.ends_with("The gateway has written the store again, and nothing is forgotten.\n"),
+        "{said}"
+    );
     place(&mut process.client().await, "before", [0]).await.unwrap();
     assert_eq!(alone.upstream.sim.ledger().orders.len(), 1);
 }

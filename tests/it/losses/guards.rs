@@ -72,7 +72,8 @@ async fn a_purged_count_of_logins_stops_them_until_an_operator_decides() {
     upstream.sim.set_password("another");
     told(&file, &["unblock", "test", "--force"]).await;
     for (client, key) in [(&living, "first"), (&newcomer, "second")] {
-        eventually_ok("orders are taken", async || place(&mut client.clone(), key, [2]).await).await;
+        eventually_ok("orders are taken", async || place(&mut client.clone(), key, [2]).await)
+            .await;
     }
     stop(gateways).await;
 }

@@ -1,4 +1,5 @@
-//! Events that were purged in the middle of a request's history: what is left of it must not be told as if it were all.
+//! Events that were purged in the middle of a request's history: what is left of it must not be
+//! told as if it were all.
 
 use thingspace_gateway::{proto::esim::RequestState, simulator::Outcome};
 use tonic::Code;
@@ -8,8 +9,8 @@ use crate::{harness::*, nats_server::NatsServer, replicas::stop};
 
 const DEVICES: usize = 3;
 
-/// The order's events are purged, and a status answer that names one device of three is left. No replica tells the request by
-/// that, also not one that has read the whole history before.
+/// The order's events are purged, and a status answer that names one device of three is left. No
+/// replica tells the request by that, also not one that has read the whole history before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_left_of_a_purged_history_is_not_told_as_the_whole() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);

@@ -1,7 +1,9 @@
-//! What callers, ThingSpace and the store have to see, line by line; the driver next door makes it happen.
+//! What callers, ThingSpace and the store have to see, line by line; the driver next door makes it
+//! happen.
 //!
-//! A line holds for a failure before the effect and for the same after it: the gateway cannot tell them apart, so it must
-//! not behave differently. ThingSpace goes on failing like this until the caller has its answer.
+//! A line holds for a failure before the effect and for the same after it: the gateway cannot tell
+//! them apart, so it must not behave differently. ThingSpace goes on failing like this until the
+//! caller has its answer.
 
 use thingspace_gateway::simulator::Endpoint;
 use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
@@ -39,8 +41,9 @@ const REJECTED: (Code, &str) = (FailedPrecondition, "UPSTREAM_CREDENTIALS_REJECT
 const REFUSED: (Code, &str) = (FailedPrecondition, "UPSTREAM_REFUSED");
 const UNKNOWN: (Code, &str) = (FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
 
-/// An order that finds its bearer expired (its first POST), while token requests fail. A token request that may succeed a
-/// moment later is repeated once for the same caller, and the order is not sent.
+/// An order that finds its bearer expired (its first POST), while token requests fail. A token
+/// request that may succeed a moment later is repeated once for the same caller, and the order is
+/// not sent.
 pub const TOKEN: [Line<Key>; 17] = [
     (Hang, DOWN, calls(2, 0, 1, 0), Free),
     (Unauthorized, REJECTED, calls(2, 0, 1, 0), Free),
@@ -61,9 +64,9 @@ pub const TOKEN: [Line<Key>; 17] = [
     (LargeHead, DOWN, calls(2, 0, 1, 0), Free),
 ];
 
-/// An order that finds its session expired (its first POST), while logins fail. A login without a usable answer is repeated
-/// once for the same caller. Each of the two is repeated with a new bearer if its bearer is refused, because ThingSpace has
-/// not looked at the password.
+/// An order that finds its session expired (its first POST), while logins fail. A login without a
+/// usable answer is repeated once for the same caller. Each of the two is repeated with a new
+/// bearer if its bearer is refused, because ThingSpace has not looked at the password.
 pub const LOGIN: [Line<Key>; 17] = [
     (Hang, DOWN, calls(0, 2, 1, 0), Free),
     (Unauthorized, DOWN, calls(2, 4, 1, 0), Free),
@@ -105,7 +108,8 @@ pub const DOWNLOAD: [Line<Key>; 17] = [
     (LargeHead, UNKNOWN, calls(0, 0, 1, 0), Unknown),
 ];
 
-/// A question about a pending request, which is repeated twice where that may help. What is stored stays as it was.
+/// A question about a pending request, which is repeated twice where that may help. What is stored
+/// stays as it was.
 pub const STATUS: [Line<()>; 17] = [
     (Hang, DOWN, calls(0, 0, 0, 3), ()),
     (Unauthorized, DOWN, calls(3, 0, 0, 2), ()),
@@ -126,8 +130,8 @@ pub const STATUS: [Line<()>; 17] = [
     (LargeHead, DOWN, calls(0, 0, 0, 3), ()),
 ];
 
-/// After the effect these say that an order was not executed although it was. There is nothing else to go by, so here, and only
-/// here, the gateway may order twice.
+/// After the effect these say that an order was not executed although it was. There is nothing else
+/// to go by, so here, and only here, the gateway may order twice.
 pub fn is_a_lie(endpoint: Endpoint, failure: Failure) -> bool {
     endpoint == Endpoint::Download && matches!(failure, Unauthorized | Forbidden | Throttled)
 }

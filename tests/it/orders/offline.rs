@@ -56,7 +56,8 @@ impl Powered {
     }
 }
 
-/// A gateway that has both tokens and no connection for an order, and a ThingSpace that has just gone away.
+/// A gateway that has both tokens and no connection for an order, and a ThingSpace that has just
+/// gone away.
 async fn cut_off(files: &Upstream, outlet: &Outlet, config: Config) -> Gateway {
     let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
@@ -127,7 +128,8 @@ async fn an_order_that_cannot_leave_is_soon_its_caller_s_to_repeat() {
     assert_eq!(powered.sim.ledger().times_ordered(&eid(0)), 1);
 }
 
-/// Turned away for a token that is handed out again: that it was not executed is only what ThingSpace says, so its caller decides.
+/// Turned away for a token that is handed out again: that it was not executed is only what
+/// ThingSpace says, so its caller decides.
 #[tokio::test]
 async fn an_order_that_was_turned_away_is_not_tried_again() {
     let upstream = Upstream::manual().await;
@@ -173,7 +175,8 @@ async fn waiting_order(mut client: Client) -> Result<DownloadProfileResponse, St
     send(&mut client, order("waiting", [0])).await
 }
 
-/// An order that gives up after having been tried again: by then one with more time has been tried, too.
+/// An order that gives up after having been tried again: by then one with more time has been tried,
+/// too.
 async fn short_of_time(mut client: Client) {
     let call = with_deadline(order("short", [2]), Duration::from_millis(1_200));
     let status = send(&mut client, call).await.unwrap_err();

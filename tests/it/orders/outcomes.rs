@@ -23,12 +23,17 @@ fn unknown_order(status: &Status) -> (String, String) {
     assert_is(status, Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
     let mut said = status.get_details_error_info().unwrap().metadata;
     assert!(status.get_details_retry_info().is_none(), "nothing says that it may be repeated");
-    let mut take = |name: &str| said.remove(name).unwrap_or_else(|| panic!("no {name}: {status:?}"));
+    let mut take =
+        |name: &str| said.remove(name).unwrap_or_else(|| panic!("no {name}: {status:?}"));
     (take("orderId"), take("sentTime"))
 }
 
 fn answer(status: u16, content_type: &'static str, body: &str) -> What {
-    What::Status { status: StatusCode::from_u16(status).unwrap(), content_type, body: body.to_owned() }
+    What::Status {
+        status: StatusCode::from_u16(status).unwrap(),
+        content_type,
+        body: body.to_owned(),
+    }
 }
 
 fn error_code(status: u16, code: &str) -> What {
@@ -138,7 +143,11 @@ async fn a_refusal_has_its_reason_and_frees_its_key() {
         (error_code(403, "403"), FailedPrecondition, "UPSTREAM_REFUSED"),
         (error_code(404, "404"), FailedPrecondition, "UPSTREAM_REFUSED"),
         (api_fault(400, 900_906), FailedPrecondition, "UPSTREAM_REFUSED"),
-        (answer(400, JSON, r#"{"error":"invalid_request"}"#), FailedPrecondition, "UPSTREAM_REFUSED"),
+        (
+            answer(400, JSON, r#"{"error":"invalid_request"}"#),
+            FailedPrecondition,
+            "UPSTREAM_REFUSED",
+        ),
     ];
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
@@ -149,11 +158,18 @@ async fn a_refusal_has_its_reason_and_frees_its_key() {
         let status = refused(&mut client, order(&key, [n])).await;
         assert_is(&status, code, why);
         let said = status.get_details_error_info().unwrap().metadata;
-        assert!(said.contains_key("upstreamCode") && said.contains_key("upstreamStatus"), "{what:?}");
+        assert!(
+            said.contains_key("upstreamCode") && said.contains_key("upstreamStatus"),
+            "{what:?}"
+        );
         let corrected = send(&mut client, order(&key, [other])).await.unwrap();
         assert!(!corrected.replayed, "{what:?}");
         let ledger = upstream.sim.ledger();
-        assert_eq!((ledger.times_ordered(&eid(n)), ledger.times_ordered(&eid(other))), (0, 1), "{what:?}");
+        assert_eq!(
+            (ledger.times_ordered(&eid(n)), ledger.times_ordered(&eid(other))),
+            (0, 1),
+            "{what:?}"
+        );
     }
 }
 
@@ -189,7 +205,10 @@ async fn thingspace_itself_refuses_accounts_and_plans() {
     config.credentials[0].accounts.extend([foreign.clone(), nobodys.clone()]);
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    let on = |account: &str| DownloadProfileRequest { account_name: account.to_owned(), ..order("k", 0..2) };
+    let on = |account: &str| DownloadProfileRequest {
+        account_name: account.to_owned(),
+        ..order("k", 0..2)
+    };
 
     let status = refused(&mut client, on(foreign.as_str())).await;
     assert_is(&status, Code::PermissionDenied, "UPSTREAM_ACCOUNT_FORBIDDEN");
@@ -197,7 +216,8 @@ async fn thingspace_itself_refuses_accounts_and_plans() {
     assert_is(&status, Code::NotFound, "UPSTREAM_ACCOUNT_NOT_FOUND");
     let status = refused(&mut client, on("0000555555-00001")).await;
     assert_is(&status, Code::NotFound, "ACCOUNT_NOT_CONFIGURED");
-    let other_plan = DownloadProfileRequest { service_plan: "plan 2".to_owned(), ..order("k", 0..2) };
+    let other_plan =
+        DownloadProfileRequest { service_plan: "plan 2".to_owned(), ..order("k", 0..2) };
     let status = refused(&mut client, other_plan).await;
     assert_is(&status, Code::NotFound, "UPSTREAM_PLAN_NOT_FOUND");
     assert_eq!(upstream.sim.ledger().orders.len(), 0);
@@ -232,13 +252,16 @@ async fn an_order_of_unknown_fate_is_never_sent_again() {
             answer(
                 400,
                 JSON,
-                &format!("{{{REFUSED},\"faultResponse\":{{\"faultcode\":\"X.REQUEST_ONHOLD.y\"}}}}"),
+                &format!(
+                    "{{{REFUSED},\"faultResponse\":{{\"faultcode\":\"X.REQUEST_ONHOLD.y\"}}}}"
+                ),
             ),
         ),
         (AfterEffect, answer(401, JSON, r#"{"fault":{"code":900901},"data":{"requestId":"r-1"}}"#)),
         (AfterEffect, answer(429, JSON, r#"{"fault":{"code":900800},"requestId":["r-1"]}"#)),
     ];
-    let ids = ["requestId", "requestid", "REQUESTID", "Request-Id", "id"].map(What::refused_with_id);
+    let ids =
+        ["requestId", "requestid", "REQUESTID", "Request-Id", "id"].map(What::refused_with_id);
     let ids = ids.into_iter().chain(
         ["100000000000000000001", "true", "0", "-1", r#""null""#, r#""undefined""#, r#"["r-1"]"#]
             .map(What::request_id),
@@ -285,7 +308,11 @@ async fn an_order_without_an_answer_in_time_is_of_unknown_fate() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let first = unknown_order(&refused(&mut client, order("k", [0])).await);
     gate.open();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == 1).await;

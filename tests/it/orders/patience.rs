@@ -20,7 +20,11 @@ async fn held<F: Future<Output = ()>>(test: impl FnOnce(Upstream, Client, Gate) 
     // Nothing but the order itself takes its time.
     place(&mut client.clone(), "before", [1_000]).await.unwrap();
     let gate = Gate::default();
-    upstream.sim.inject(Fault::once(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::once(
+        Endpoint::Download,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     test(upstream, client, gate).await;
     gateway.stop().await;
 }
@@ -174,7 +178,11 @@ async fn a_drain_ends_what_waits_for_its_turn_and_finishes_what_was_sent() {
     let gateway = slow_gateway(&upstream).await;
     let client = gateway.client().await;
     let gate = Gate::default();
-    upstream.sim.inject(Fault::always(Endpoint::Download, When::BeforeEffect, What::Hold(gate.clone())));
+    upstream.sim.inject(Fault::always(
+        Endpoint::Download,
+        When::BeforeEffect,
+        What::Hold(gate.clone()),
+    ));
     let mut calls: FuturesUnordered<_> = (0..ORDERS)
         .map(|n| {
             let mut client = client.clone();

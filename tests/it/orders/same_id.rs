@@ -1,4 +1,5 @@
-//! ThingSpace answers an order with the id of another order's request, or of a request that was made elsewhere.
+//! ThingSpace answers an order with the id of another order's request, or of a request that was
+//! made elsewhere.
 
 use bytes::Bytes;
 use thingspace_gateway::{
@@ -68,7 +69,8 @@ async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
         upstream.sim.add_request(account(name), devices)
     };
     let other_account = upstream.accounts[1].as_str();
-    let mut known = vec![of(ACCOUNT, &[5]), of(ACCOUNT, &[0, 5]), of(ACCOUNT, &[0]), of(other_account, &[0])];
+    let mut known =
+        vec![of(ACCOUNT, &[5]), of(ACCOUNT, &[0, 5]), of(ACCOUNT, &[0]), of(other_account, &[0])];
     // It has ended, so its list is complete.
     upstream.sim.finish_all(&known[2], Outcome::Success);
     for (n, id) in known.iter().enumerate() {
@@ -82,7 +84,11 @@ async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
         answer_with(&upstream, id.as_str());
         for _ in 0..2 {
             let status = place(&mut client, id.as_str(), 0..2).await.unwrap_err();
-            assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()), "{id}");
+            assert_eq!(
+                kind(&status),
+                (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()),
+                "{id}"
+            );
             assert!(!format!("{status:?}").contains(id.as_str()), "it is not its own: {status:?}");
         }
     }
@@ -111,7 +117,8 @@ async fn an_order_whose_request_was_looked_up_before_the_answer_has_it() {
     gateway.stop().await;
 }
 
-/// Callbacks of a request made elsewhere told its devices before the order was answered with its id.
+/// Callbacks of a request made elsewhere told its devices before the order was answered with its
+/// id.
 #[tokio::test]
 async fn an_id_whose_callbacks_named_other_devices_leaves_the_order_unknown() {
     let upstream = Upstream::manual().await;
@@ -125,7 +132,8 @@ async fn an_id_whose_callbacks_named_other_devices_leaves_the_order_unknown() {
     gateway.stop().await;
 }
 
-/// Two replicas stored their acceptances at the same moment, and the second one died before it saw that it was second.
+/// Two replicas stored their acceptances at the same moment, and the second one died before it saw
+/// that it was second.
 #[tokio::test]
 async fn an_acceptance_that_came_second_is_taken_back_after_a_restart() {
     taken_back_after_a_restart("an-id-1").await;
@@ -145,7 +153,8 @@ async fn taken_back_after_a_restart(second_id: &str) {
     upstream.sim.set_next_id(ids[0].clone());
     let id = upstream.sim.add_request(account.clone(), [upstream_device(0)]);
     let plan = order("second", [1]).service_plan;
-    let second = Order { account: account.clone(), service_plan: plan, devices: vec![upstream_device(1)] };
+    let second =
+        Order { account: account.clone(), service_plan: plan, devices: vec![upstream_device(1)] };
     let cell = key::cell(&account, "second");
     let orders = [Uuid::now_v7().to_string(), Uuid::now_v7().to_string()];
     {

@@ -1,4 +1,5 @@
-//! Registrations that cannot hold: another gateway at the same address, and listings that do not show what was registered.
+//! Registrations that cannot hold: another gateway at the same address, and listings that do not
+//! show what was registered.
 
 use thingspace_gateway::{
     callbacks::registration::{Standing, Stop},
@@ -42,7 +43,8 @@ async fn a_registration_that_is_taken_by_a_gateway_at_the_same_address_is_left_t
     let gateway = upstream.registering(config).await;
     let ours = upstream.url();
     upstream.sim.register(&account(), at_the_same_address(&ours));
-    eventually("it is noticed", async || failing(&gateway, "another gateway with another store")).await;
+    eventually("it is noticed", async || failing(&gateway, "another gateway with another store"))
+        .await;
     looked_on(&upstream).await;
     let theirs = upstream.url();
     assert_ne!(theirs, ours);
@@ -74,7 +76,10 @@ async fn a_rotation_says_who_has_the_registration() {
     upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, When::BeforeEffect, hold));
     let registration = gateway.registration().clone();
     let rotating = tokio::spawn(async move { registration.rotate(&account()).await });
-    upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1).await;
+    upstream
+        .sim
+        .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::RegisterCallback) == 1)
+        .await;
     upstream.sim.register(&account(), at_the_same_address(&ours));
     let theirs = upstream.url();
     gate.open();
@@ -96,24 +101,37 @@ async fn a_registration_that_is_never_listed_is_made_twice_and_no_more() {
     looked_on(&upstream).await;
     assert_eq!(registered_calls(&upstream), 2);
     upstream.sim.clear_faults();
-    assert_eq!(gateway.registration().register(&account(), true).await.unwrap(), Outcome::Registered);
+    assert_eq!(
+        gateway.registration().register(&account(), true).await.unwrap(),
+        Outcome::Registered
+    );
     gateway.stop().await;
 }
 
 #[tokio::test]
 async fn a_changed_password_is_registered_also_where_the_listing_hides_passwords() {
     for passwords in [Passwords::Shown, Passwords::Masked, Passwords::Omitted] {
-        let upstream = Upstream::calling(CallbackOptions { passwords, ..CallbackOptions::default() }).await;
+        let upstream =
+            Upstream::calling(CallbackOptions { passwords, ..CallbackOptions::default() }).await;
         let mut config = upstream.called();
-        let files = ["callback-user", "callback-password"].map(|name| upstream.dir.path().join(name));
+        let files =
+            ["callback-user", "callback-password"].map(|name| upstream.dir.path().join(name));
         std::fs::write(&files[0], "from-file").unwrap();
         std::fs::write(&files[1], "first").unwrap();
         [config.callbacks.username_file, config.callbacks.password_file] = files.clone();
         let gateway = upstream.registering(config.clone()).await;
         let registration = gateway.registration();
-        assert_eq!(registration.rotate(&account()).await.unwrap(), Outcome::Unchanged, "{passwords:?}");
+        assert_eq!(
+            registration.rotate(&account()).await.unwrap(),
+            Outcome::Unchanged,
+            "{passwords:?}"
+        );
         std::fs::write(&files[1], "second").unwrap();
-        assert_eq!(registration.rotate(&account()).await.unwrap(), Outcome::Rotated, "{passwords:?}");
+        assert_eq!(
+            registration.rotate(&account()).await.unwrap(),
+            Outcome::Rotated,
+            "{passwords:?}"
+        );
         assert_eq!(upstream.registered().unwrap().password.expose_secret(), "second");
         assert_eq!(registration.register(&account(), false).await.unwrap(), Outcome::Unchanged);
         // Changed while the gateway is down.
@@ -122,7 +140,11 @@ async fn a_changed_password_is_registered_also_where_the_listing_hides_passwords
         std::fs::write(&files[1], "third").unwrap();
         let gateway = Gateway::start(config).await;
         gateway.registration().register(&account(), false).await.unwrap();
-        assert_eq!(upstream.registered().unwrap().password.expose_secret(), "third", "{passwords:?}");
+        assert_eq!(
+            upstream.registered().unwrap().password.expose_secret(),
+            "third",
+            "{passwords:?}"
+        );
         gateway.stop().await;
     }
 }
@@ -134,9 +156,10 @@ async fn a_rotation_of_what_was_deregistered_registers_nothing() {
     let before = upstream.registered().unwrap();
     let registration = gateway.registration();
     registration.deregister(&account()).await.unwrap();
-    for rotated in
-        [registration.rotate(&account()).await.unwrap(), registration.rotate_path(&account()).await.unwrap()]
-    {
+    for rotated in [
+        registration.rotate(&account()).await.unwrap(),
+        registration.rotate_path(&account()).await.unwrap(),
+    ] {
         assert_eq!(rotated, Outcome::RotatedOnly);
         assert!(upstream.registered().is_none());
         assert_eq!(standing(&gateway), Some(Standing::Deregistered));

@@ -27,7 +27,10 @@ async fn a_request_made_elsewhere_is_found_and_told() {
     // "Success" above devices that are pending.
     upstream.sim.finish(&id, &device(1).iccid, Outcome::Success);
     let status = ask(&mut client, question(&id)).await.unwrap();
-    assert_eq!((status.state(), states(&status)), (RequestState::Pending, vec![Pending, Succeeded, Pending]));
+    assert_eq!(
+        (status.state(), states(&status)),
+        (RequestState::Pending, vec![Pending, Succeeded, Pending])
+    );
     upstream.sim.finish(&id, &device(0).iccid, Outcome::Failed);
     upstream.sim.finish(&id, &device(2).iccid, Outcome::Failed);
     let status = ask(&mut client, question(&id)).await.unwrap();
@@ -107,7 +110,10 @@ async fn not_knowing_it_on_one_account_says_nothing_of_another() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = upstream.sim.add_request(account(OTHER_ACCOUNT), [upstream_device(1)]);
-    let asked = |account: &str| GetRequestStatusRequest { account_name: account.to_owned(), ..question(&id) };
+    let asked = |account: &str| GetRequestStatusRequest {
+        account_name: account.to_owned(),
+        ..question(&id)
+    };
     assert_eq!(kind(&ask(&mut client, asked(ACCOUNT)).await.unwrap_err()), not_found());
     assert_eq!(ask(&mut client, asked(OTHER_ACCOUNT)).await.unwrap().account_name, OTHER_ACCOUNT);
     assert_eq!(kind(&ask(&mut client, asked(ACCOUNT)).await.unwrap_err()), not_found());

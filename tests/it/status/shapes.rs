@@ -9,7 +9,12 @@ fn shapes() -> impl Iterator<Item = Shape> {
     let styles = [
         Shape::default(),
         Shape { single_id: true, overall: Overall::Honest, ..Shape::default() },
-        Shape { identifiers: Identifiers::All, numeric_imei: true, extras: true, ..Shape::default() },
+        Shape {
+            identifiers: Identifiers::All,
+            numeric_imei: true,
+            extras: true,
+            ..Shape::default()
+        },
         Shape { identifiers: Identifiers::All, single_id: true, extras: true, ..Shape::default() },
     ];
     let words = [Words::Documented, Words::Sdk, Words::Upper, Words::Mixed];

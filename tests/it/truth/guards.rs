@@ -28,7 +28,8 @@ impl Observed {
         eventually("all is well", async || self.agrees(&WELL).await).await;
         self.process.terminate();
         let (_, log) = self.process.wait().await;
-        let is_error = |line: &&String| line.contains("\"level\":\"ERROR\"") && line.contains(LOST.error);
+        let is_error =
+            |line: &&String| line.contains("\"level\":\"ERROR\"") && line.contains(LOST.error);
         assert_eq!(log.iter().filter(is_error).count(), 1, "{log:#?}");
     }
 }
@@ -37,7 +38,8 @@ impl Observed {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_count_of_logins_is_lost_with_the_store() {
     let observed = Observed::embedded().await;
-    let observed = observed.restarted(async |config| fs::remove_file(&config.store.path).unwrap()).await;
+    let observed =
+        observed.restarted(async |config| fs::remove_file(&config.store.path).unwrap()).await;
     let unknown = async || {
         let login = json(&observed.file, &["status"]).await["logins"][0].clone();
         let standing = login["standing"].as_str().unwrap().to_owned();

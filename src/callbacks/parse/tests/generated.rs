@@ -1,6 +1,8 @@
-//! Generated callbacks: what stands in them is known when they are made, and the reader sees only their bytes.
+//! Generated callbacks: what stands in them is known when they are made, and the reader sees only
+//! their bytes.
 //!
-//! A fifth of all generated answers; see `thingspace::tests::generated` for the variables that say how many and repeat them.
+//! A fifth of all generated answers; see `thingspace::tests::generated` for the variables that say
+//! how many and repeat them.
 
 use std::env;
 
@@ -36,8 +38,19 @@ fn request(rng: &mut Rng) -> (Vec<String>, Option<String>) {
             0 => pick(rng, &["null", "\"\"", "[]", "{}"]).to_owned(),
             1 => {
                 agrees = false;
-                pick(rng, &["true", "\"null\"", "1e5", "0", "\"a/b\"", "[\"r\"]", "100000000000000000001"])
-                    .to_owned()
+                pick(
+                    rng,
+                    &[
+                        "true",
+                        "\"null\"",
+                        "1e5",
+                        "0",
+                        "\"a/b\"",
+                        "[\"r\"]",
+                        "100000000000000000001",
+                    ],
+                )
+                .to_owned()
             }
             2 => {
                 says(&other);

@@ -148,7 +148,10 @@ fn files_of_callbacks_are_read_when_they_are_taken() {
     issue(&issuer, &folder.path().join("issuer.key"), (2000, 4096));
     fs::write(&cert, fs::read_to_string(&issuer).unwrap() + &chain).unwrap();
     let said = deployment(&config, None).to_string();
-    assert!(said.starts_with(tls) && said.contains("the certificate of the server comes first"), "{said}");
+    assert!(
+        said.starts_with(tls) && said.contains("the certificate of the server comes first"),
+        "{said}"
+    );
 }
 
 fn issue(cert: &Path, key: &Path, (from, to): (i32, i32)) {
@@ -193,10 +196,16 @@ fn a_store_that_cannot_be_opened_is_refused() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), before, "something is left behind");
     // Not even root can make a file there.
     config.store.path = "/proc/store.redb".into();
-    assert_begin(&deployment(&config, None), &["store.path: no file can be made in the folder /proc"]);
+    assert_begin(
+        &deployment(&config, None),
+        &["store.path: no file can be made in the folder /proc"],
+    );
     config.control.socket = "/proc/gateway.sock".into();
     config.store.path = folder.path().join("store.redb");
-    assert_begin(&deployment(&config, None), &["control.socket: no file can be made in the folder /proc"]);
+    assert_begin(
+        &deployment(&config, None),
+        &["control.socket: no file can be made in the folder /proc"],
+    );
 }
 
 /// `serve` opens nothing else, and `check` says so before.
@@ -210,7 +219,10 @@ fn what_is_no_store_is_refused() {
         (&[b'j'; 2_000], "is no store of a gateway"),
     ] {
         fs::write(&path, content).unwrap();
-        assert_begin(&deployment(&config, None), &[&format!("store.path: {} {problem}", path.display())]);
+        assert_begin(
+            &deployment(&config, None),
+            &[&format!("store.path: {} {problem}", path.display())],
+        );
         assert_eq!(fs::read(&path).unwrap(), content);
     }
     fs::remove_file(&path).unwrap();
@@ -222,7 +234,8 @@ fn what_is_no_store_is_refused() {
     std::os::unix::fs::symlink(&path, &config.store.path).unwrap();
     assert_begin(&deployment(&config, None), &[]);
     fs::remove_file(&path).unwrap();
-    let problem = format!("store.path: {} is a symbolic link to nothing", config.store.path.display());
+    let problem =
+        format!("store.path: {} is a symbolic link to nothing", config.store.path.display());
     assert_begin(&deployment(&config, None), &[&problem]);
     config.store.path = folder.path().join("new/");
     let problem = format!("store.path: {} ends with a slash", config.store.path.display());

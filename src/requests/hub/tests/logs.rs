@@ -17,7 +17,8 @@ fn answered(class: StatusClass) -> Kind {
     })
 }
 
-/// The request ends before the order's acceptance reaches its log, which is read ahead of the follower.
+/// The request ends before the order's acceptance reaches its log, which is read ahead of the
+/// follower.
 #[tokio::test]
 async fn an_accepted_order_leaves_memory_when_its_requests_log_was_read_ahead() {
     let (_folder, store) = store();
@@ -55,7 +56,8 @@ async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
 
 /// Its acceptance has to be withdrawn; until then somebody has to look after it.
 #[tokio::test]
-async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_acceptance_is_withdrawn() {
+async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_acceptance_is_withdrawn()
+{
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
     add(&store, &id(1), accepted(1)).await;
@@ -64,7 +66,8 @@ async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_accept
     let Kind::Accepted(second) = accepted(2) else { unreachable!() };
     running.folded(add(&store, &id(1), Kind::Accepted(second)).await).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-2"]);
-    let withdrawn = storage::Withdrawn { order_id: "order-2".to_owned(), request_id: id(1).to_string() };
+    let withdrawn =
+        storage::Withdrawn { order_id: "order-2".to_owned(), request_id: id(1).to_string() };
     running.folded(add_to_order(&store, "order-2", Kind::Withdrawn(withdrawn)).await).await;
     assert_eq!(running.hub.unfinished_orders(), [""; 0]);
     let order = running.hub.undecided_order("order-2").unwrap();
@@ -72,7 +75,8 @@ async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_accept
     running.stop().await;
 }
 
-/// The store has lost the events up to somewhere between the acceptance and a status answer that lists only news.
+/// The store has lost the events up to somewhere between the acceptance and a status answer that
+/// lists only news.
 #[tokio::test]
 async fn a_log_that_lost_its_beginning_is_never_folded() {
     let (_folder, store) = store();
@@ -88,7 +92,8 @@ async fn a_log_that_lost_its_beginning_is_never_folded() {
     running.stop().await;
 }
 
-/// Other replicas read what is left of the log; one that has read more must not show what they cannot.
+/// Other replicas read what is left of the log; one that has read more must not show what they
+/// cannot.
 #[tokio::test]
 async fn a_request_in_memory_is_dropped_when_its_log_turns_out_to_begin_elsewhere() {
     let (_folder, store) = store();

@@ -47,7 +47,8 @@ async fn add_all(store: &Arc<dyn Store>, id: &RequestId, kinds: Vec<Kind>) -> Ve
     let log = LogName::request(id.as_str());
     let mut positions = Vec::new();
     for kinds in kinds.chunks(1_000) {
-        let append = |kind: &Kind| store.append(&log, Uuid::now_v7(), event::encode(kind.clone(), None));
+        let append =
+            |kind: &Kind| store.append(&log, Uuid::now_v7(), event::encode(kind.clone(), None));
         positions.extend(unconstrained(try_join_all(kinds.iter().map(append))).await.unwrap());
     }
     assert!(positions.is_sorted());
@@ -59,7 +60,8 @@ async fn read_on(hub: &Hub, id: &RequestId, first: Position, after: u64) -> Vec<
     let (mut told, mut reading) = (Vec::<Arc<Transition>>::new(), Reading::default());
     loop {
         let after = told.last().map_or(after, |last| last.revision);
-        let more = within(hub.history(id, Some(first), after, &mut reading)).await.unwrap().unwrap();
+        let more =
+            within(hub.history(id, Some(first), after, &mut reading)).await.unwrap().unwrap();
         if more.is_empty() {
             return told;
         }
@@ -92,7 +94,9 @@ async fn watchers_far_behind_share_what_is_read() {
         let (hub, first) = (Arc::clone(&hub), positions[0]);
         tokio::spawn(async move { read_on(&hub, &id(1), first, n as u64).await })
     });
-    for (n, told) in try_join_all(watchers.collect::<Vec<_>>()).await.unwrap().into_iter().enumerate() {
+    for (n, told) in
+        try_join_all(watchers.collect::<Vec<_>>()).await.unwrap().into_iter().enumerate()
+    {
         let told: Vec<_> = told.iter().map(|t| (t.revision, t.position, t.counts)).collect();
         assert!(told == expected[n..], "watcher {n}");
     }
@@ -115,7 +119,8 @@ async fn readers_that_stand_still_hold_no_history() {
     for n in 0..MAX_PAGES + 3 {
         let first = add(&store, &id(n), accepted(n)).await;
         let mut reading = Reading::default();
-        let told = within(hub.history(&id(n), Some(first), 0, &mut reading)).await.unwrap().unwrap();
+        let told =
+            within(hub.history(&id(n), Some(first), 0, &mut reading)).await.unwrap().unwrap();
         assert_eq!(told.len(), 1);
         standing.push(reading);
         assert!(lock(&hub.history.pages).len() <= MAX_PAGES);
@@ -177,7 +182,9 @@ async fn callers_of_one_request_share_a_read() {
     let positions = add_all(&store, &id(1), long_history()).await;
     let callers = (0..20).map(|_| {
         let hub = Arc::clone(&hub);
-        tokio::spawn(async move { hub.attach(&id(1)).await.unwrap().unwrap().0.lock().request.revision })
+        tokio::spawn(
+            async move { hub.attach(&id(1)).await.unwrap().unwrap().0.lock().request.revision },
+        )
     });
     let revisions = within(try_join_all(callers.collect::<Vec<_>>())).await.unwrap();
     assert!(revisions.iter().all(|revision| *revision == positions.len() as u64));

@@ -26,7 +26,8 @@ fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
     assert_eq!(of(u32::MAX, max, 0), Duration::from_mins(5));
     assert_eq!(of(0, max_watched, 1_000), Duration::from_secs(10));
     // Also where another replica got the last answer.
-    let rested = turn.clone().polled(turn.last, Counted { count: 0, rest: Duration::from_secs(10) });
+    let rested =
+        turn.clone().polled(turn.last, Counted { count: 0, rest: Duration::from_secs(10) });
     assert_eq!(rested.interval(&config(), max_watched, Duration::ZERO), Duration::from_secs(10));
 }
 
@@ -50,7 +51,8 @@ fn a_request_is_taken_once_when_due() {
     let later = now + Duration::from_secs(1);
     schedule.set(&id, Turn::new(account(0), now));
     let hint = Some(Hint::Soon);
-    schedule.set(&id, Turn { due: Some((later, Urgency::First)), hint, ..Turn::new(account(0), now) });
+    schedule
+        .set(&id, Turn { due: Some((later, Urgency::First)), hint, ..Turn::new(account(0), now) });
     assert!(schedule.take(&account(0), now).is_none());
     let (taken, turn) = schedule.take(&account(0), later).unwrap();
     assert_eq!((&taken, turn.due, turn.hint), (&id, None, None));
@@ -102,8 +104,8 @@ fn polls_under_way_are_bounded() {
     assert_eq!(schedule.begin_waiting(now).len(), 1);
 }
 
-/// Whoever has just begun to watch waits for two polls at most, whatever is due, and the requests that nobody watches get their
-/// quarter, in the order in which they came due.
+/// Whoever has just begun to watch waits for two polls at most, whatever is due, and the requests
+/// that nobody watches get their quarter, in the order in which they came due.
 #[test]
 fn urgent_requests_go_first_and_the_rest_gets_its_share() {
     let mut schedule = Schedule::default();
@@ -130,7 +132,9 @@ fn requests_that_others_have_polled_come_due_one_after_the_other() {
     let (config, now) = (config(), Instant::now());
     let rolls = (0..100_u32).map(|n| f64::from(n) / 100.0);
     let dues = |age: Duration| -> Vec<Duration> {
-        let turns = rolls.clone().map(|roll| Turn::resumed(account(0), now, age, &config, config.max, roll));
+        let turns = rolls
+            .clone()
+            .map(|roll| Turn::resumed(account(0), now, age, &config, config.max, roll));
         let due = |turn: Turn| turn.last + turn.interval(&config, config.max, Duration::ZERO) - now;
         turns.map(due).collect()
     };
@@ -157,7 +161,11 @@ fn a_poll_of_others_is_told_by_the_count() {
         (None, Some(4), true, false),
     ];
     for (seen, held, exclusive, elsewhere) in table {
-        assert_eq!(polled_elsewhere(seen, held, exclusive), elsewhere, "{seen:?} {held:?} {exclusive}");
+        assert_eq!(
+            polled_elsewhere(seen, held, exclusive),
+            elsewhere,
+            "{seen:?} {held:?} {exclusive}"
+        );
     }
 }
 
@@ -184,8 +192,10 @@ impl World {
             let heard = now + *after;
             let mut schedule = Schedule::default();
             let turn = Turn::new(account(0), heard);
-            schedule
-                .set(&id, polled_at(turn.clone(), heard + turn.interval(&config(), longest, Duration::ZERO)));
+            schedule.set(
+                &id,
+                polled_at(turn.clone(), heard + turn.interval(&config(), longest, Duration::ZERO)),
+            );
             Replica { schedule, longest, alive: true }
         };
         Self { now, cell: None, replicas: heard.iter().map(replica).collect(), polls: Vec::new() }
@@ -193,9 +203,11 @@ impl World {
 
     fn run_until(&mut self, end: Instant, mut latency: impl FnMut() -> Duration) {
         loop {
-            let next = |(at, replica): (usize, &Replica)| replica.schedule.next().map(|due| (due, at));
+            let next =
+                |(at, replica): (usize, &Replica)| replica.schedule.next().map(|due| (due, at));
             let living = self.replicas.iter().enumerate().filter(|(_, replica)| replica.alive);
-            let Some((due, at)) = living.filter_map(next).min().filter(|(due, _)| *due < end) else {
+            let Some((due, at)) = living.filter_map(next).min().filter(|(due, _)| *due < end)
+            else {
                 self.now = end;
                 return;
             };
@@ -233,8 +245,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However the replicas' clocks lie to each other and however long their looks take: never sooner than one alone would, and as
-    /// often.
+    /// However the replicas' clocks lie to each other and however long their looks take: never
+    /// sooner than one alone would, and as often.
     #[test]
     fn replicas_poll_as_often_as_one(
         heard in proptest::collection::vec(0_u64..2_000, 1..6),
@@ -259,7 +271,8 @@ proptest! {
         let latency = Duration::from_millis(1);
         let died = world.now + at * INTERVAL;
         world.run_until(died, || latency);
-        // Whoever polled last is the one with the least time left, of those that saw the last count.
+        // Whoever polled last is the one with the least time left, of those that saw the last
+        // count.
         let last = *world.polls.last().unwrap();
         let poller = (0..heard.len())
             .find(|at| world.replicas[*at].schedule.get(&request()).unwrap().last == last + latency)
@@ -274,8 +287,10 @@ proptest! {
 /// A replica with a watcher looks sooner, and polls then.
 #[test]
 fn one_watcher_is_enough_for_the_watched_cadence() {
-    let mut world =
-        World::new(&[Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)], 60 * INTERVAL);
+    let mut world = World::new(
+        &[Duration::ZERO, Duration::from_millis(300), Duration::from_millis(700)],
+        60 * INTERVAL,
+    );
     world.replicas[2].longest = INTERVAL;
     let began = world.now;
     world.run_until(began + 60 * INTERVAL, || Duration::from_millis(5));

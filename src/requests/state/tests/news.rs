@@ -58,7 +58,8 @@ fn what_would_change_nothing_is_not_written() {
     assert_eq!(early.request.account, Some(account()));
 
     let done = answer(StatusClass::Succeeded, vec![(ordered(1), StatusClass::Succeeded)]);
-    let of_others = storage::Observed { account: OTHER_ACCOUNT.to_owned(), ..overall(StatusClass::Pending) };
+    let of_others =
+        storage::Observed { account: OTHER_ACCOUNT.to_owned(), ..overall(StatusClass::Pending) };
     assert_eq!(Log::of([Kind::Observed(of_others)]).request.news(&account(), &done), []);
 
     let mut newer = Log::default();
@@ -78,8 +79,9 @@ fn an_answer_without_devices_ends_a_foreign_request_only_when_it_is_final() {
 #[test]
 fn the_largest_events_fit_the_store() {
     let fits = |kind| event::encode(kind, Some(position(u64::MAX))).len() <= MAX_EVENT_BYTES;
-    let devices: Vec<_> =
-        (0..MAX_DEVICES).map(|n| event::to_stored(&Device { mdn: Digits::default(), ..device(n) })).collect();
+    let devices: Vec<_> = (0..MAX_DEVICES)
+        .map(|n| event::to_stored(&Device { mdn: Digits::default(), ..device(n) }))
+        .collect();
     let account = AccountName::parse(&"1".repeat(32)).unwrap();
     let accepted = storage::Accepted {
         order_id: "1".repeat(36),
@@ -106,7 +108,10 @@ fn the_largest_events_fit_the_store() {
             assert!(fits(Kind::Observed(observed.clone())));
             log.add(Kind::Observed(observed));
         }
-        assert_eq!(log.request.counts, Counts { total: MAX_DEVICES, succeeded: 0, failed: MAX_DEVICES });
+        assert_eq!(
+            log.request.counts,
+            Counts { total: MAX_DEVICES, succeeded: 0, failed: MAX_DEVICES }
+        );
         assert_eq!(log.request.state(), RequestState::Failed);
         assert_eq!(log.request.news(&account, &all), []);
     }
@@ -146,7 +151,8 @@ proptest! {
     }
 }
 
-/// A list with a device that cannot be named is not the whole, so a request that nobody ordered here stays open.
+/// A list with a device that cannot be named is not the whole, so a request that nobody ordered
+/// here stays open.
 #[test]
 fn a_device_without_identifiers_keeps_a_request_open() {
     for class in [StatusClass::Pending, StatusClass::Failed, StatusClass::Unknown] {

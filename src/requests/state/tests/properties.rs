@@ -39,7 +39,8 @@ impl World {
 
     /// Those identifiers of a device whose bits are set.
     fn named(self, n: usize, bits: u8) -> Device {
-        let kinds = [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn];
+        let kinds =
+            [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn];
         let set = |at: &usize| bits & (1 << at) != 0;
         let kinds: Vec<_> = (0..kinds.len()).filter(set).map(|at| kinds[at]).collect();
         only(&self.device(n), &kinds)
@@ -73,15 +74,17 @@ impl World {
     }
 
     fn observed(self) -> impl Strategy<Value = Kind> {
-        (self.answer(), prop::bool::weighted(0.8), account_name()).prop_map(|(answer, complete, account)| {
-            Kind::Observed(storage::Observed {
-                account,
-                overall: event::class_to_stored(answer.overall).into(),
-                overall_only: answer.devices.is_empty(),
-                complete,
-                ..observed(answer.devices)
-            })
-        })
+        (self.answer(), prop::bool::weighted(0.8), account_name()).prop_map(
+            |(answer, complete, account)| {
+                Kind::Observed(storage::Observed {
+                    account,
+                    overall: event::class_to_stored(answer.overall).into(),
+                    overall_only: answer.devices.is_empty(),
+                    complete,
+                    ..observed(answer.devices)
+                })
+            },
+        )
     }
 
     /// Of any device and some others, by any of its identifiers.
@@ -99,8 +102,8 @@ impl World {
         )
     }
 
-    /// Events in any order, each up to three times. The first answer is the account's own: what another account's would
-    /// mean is in the rules.
+    /// Events in any order, each up to three times. The first answer is the account's own: what
+    /// another account's would mean is in the rules.
     pub(super) fn events(self, most: usize) -> impl Strategy<Value = Vec<Kind>> {
         let event = prop_oneof![
             2 => self.accepted().boxed(),
@@ -109,7 +112,10 @@ impl World {
             1 => Just(abandoned()).boxed(),
         ];
         let repeated = vec((event, 1..=3_usize), 0..most).prop_map(|events| {
-            events.into_iter().flat_map(|(kind, times)| std::iter::repeat_n(kind, times)).collect::<Vec<_>>()
+            events
+                .into_iter()
+                .flat_map(|(kind, times)| std::iter::repeat_n(kind, times))
+                .collect::<Vec<_>>()
         });
         (repeated.prop_shuffle(), any::<bool>()).prop_map(|(mut events, order_first)| {
             if order_first {
@@ -130,7 +136,10 @@ impl World {
         self,
         devices: impl IntoIterator<Item = &'a Arc<DeviceStatus>>,
     ) -> BTreeMap<usize, DeviceStatus> {
-        devices.into_iter().map(|status| (self.number(&status.device), (**status).clone())).collect()
+        devices
+            .into_iter()
+            .map(|status| (self.number(&status.device), (**status).clone()))
+            .collect()
     }
 
     fn seen(self, request: &Request) -> Seen {

@@ -8,8 +8,10 @@ use super::*;
 #[test]
 fn the_table_of_the_design() {
     let (d1, d2) = (ordered(1), ordered(2));
-    let success = storage::CalledBack { profile: Some(profile("ACTIVE")), ..called_back(&d1, Succeeded) };
-    let failure = storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&d2, Failed) };
+    let success =
+        storage::CalledBack { profile: Some(profile("ACTIVE")), ..called_back(&d1, Succeeded) };
+    let failure =
+        storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&d2, Failed) };
     // Position, event, the devices' states, the request's, the devices that changed, the revision.
     let table = [
         (17, accepted([d1.clone(), d2]), [0, 0], RequestState::Pending, &[1, 2][..], 1),
@@ -20,7 +22,8 @@ fn the_table_of_the_design() {
         (30, says(&d1, Waiting), [2, 0], RequestState::Pending, &[], 4),
         (41, Kind::CalledBack(failure), [2, 3], RequestState::PartiallySucceeded, &[2], 5),
     ];
-    let states = [DeviceState::Pending, DeviceState::Waiting, DeviceState::Succeeded, DeviceState::Failed];
+    let states =
+        [DeviceState::Pending, DeviceState::Waiting, DeviceState::Succeeded, DeviceState::Failed];
 
     let mut request = Request::default();
     for (at, kind, expected, state, changed, revision) in table {
@@ -30,7 +33,8 @@ fn the_table_of_the_design() {
         assert_eq!(found, expected.map(|s: usize| states[s]), "states at {at}");
         assert_eq!((request.state(), request.revision), (state, revision), "at {at}");
         let transition = applied.transition.map(|t| {
-            let numbers: Vec<_> = t.devices.iter().map(|d| d.device.eid.as_str().parse().unwrap()).collect();
+            let numbers: Vec<_> =
+                t.devices.iter().map(|d| d.device.eid.as_str().parse().unwrap()).collect();
             (t.revision, t.position, t.time, t.state, t.counts, numbers)
         });
         let expected = (!changed.is_empty())
@@ -41,7 +45,10 @@ fn the_table_of_the_design() {
     assert_eq!(request.devices[1].fault, Some(fault("REJECTED")));
     assert_eq!(request.first, Some(position(17)));
     assert_eq!((request.create_time, request.update_time), (time(17), time(41)));
-    assert_eq!((request.devices[0].update_time, request.devices[1].update_time), (time(29), time(41)));
+    assert_eq!(
+        (request.devices[0].update_time, request.devices[1].update_time),
+        (time(29), time(41))
+    );
     assert!(request.is_final() && request.is_closed());
 }
 
@@ -111,7 +118,8 @@ fn a_callback_that_names_no_device_concerns_the_only_one() {
     ];
     let order = only(&device(1), &[Eid, Iccid, Imei]);
     for (named, concerns) in table {
-        let failed = storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&named, Failed) };
+        let failed =
+            storage::CalledBack { fault: Some(fault("REJECTED")), ..called_back(&named, Failed) };
         let after = [accepted([order.clone()]), Kind::CalledBack(failed.clone())];
         let before = [Kind::CalledBack(failed.clone()), accepted([order.clone()])];
         for events in [after, before] {
@@ -121,7 +129,8 @@ fn a_callback_that_names_no_device_concerns_the_only_one() {
             assert_eq!((log.request.is_final(), &status.fault), (concerns, &reason), "{named:?}");
             assert_eq!(status.device.iccid, order.iccid);
         }
-        let two = Log::of([accepted([order.clone(), ordered(2)]), Kind::CalledBack(failed.clone())]);
+        let two =
+            Log::of([accepted([order.clone(), ordered(2)]), Kind::CalledBack(failed.clone())]);
         assert!(two.request.devices.iter().all(|status| status.state == DeviceState::Pending));
         // Logs of earlier rules are folded as they were.
         let mut earlier = Log::default();
@@ -206,14 +215,22 @@ fn only_the_word_that_holds_fills_in_details() {
             ..called_back(&ordered(1), class)
         })
     };
-    for (class, has_fault, has_profile) in
-        [(Pending, false, false), (Waiting, false, false), (Succeeded, false, true), (Failed, true, true)]
-    {
+    for (class, has_fault, has_profile) in [
+        (Pending, false, false),
+        (Waiting, false, false),
+        (Succeeded, false, true),
+        (Failed, true, true),
+    ] {
         let log = Log::of([accepted([ordered(1)]), with(class)]);
         let told = &log.request.devices[0];
-        assert_eq!((told.fault.is_some(), told.profile.is_some()), (has_fault, has_profile), "{class:?}");
+        assert_eq!(
+            (told.fault.is_some(), told.profile.is_some()),
+            (has_fault, has_profile),
+            "{class:?}"
+        );
     }
-    let failed = storage::CalledBack { fault: Some(fault("GONE")), ..called_back(&ordered(1), Failed) };
+    let failed =
+        storage::CalledBack { fault: Some(fault("GONE")), ..called_back(&ordered(1), Failed) };
     let log = Log::of([accepted([ordered(1)]), with(Waiting), Kind::CalledBack(failed)]);
     assert_eq!(log.request.devices[0].fault, Some(fault("GONE")));
 }
@@ -250,8 +267,14 @@ fn the_account_comes_from_the_order_or_the_first_answer() {
         let mut log = Log::of([begin]);
         assert_eq!(log.request.account, Some(account()));
         for stranger in [OTHER_ACCOUNT, "", "not/an/account"] {
-            assert_eq!(log.add(of_account(stranger, sees([(ordered(1), Failed)]))), Applied::default());
-            assert_eq!(log.add(of_account(stranger, says(&ordered(1), Failed))), Applied::default());
+            assert_eq!(
+                log.add(of_account(stranger, sees([(ordered(1), Failed)]))),
+                Applied::default()
+            );
+            assert_eq!(
+                log.add(of_account(stranger, says(&ordered(1), Failed))),
+                Applied::default()
+            );
         }
         assert_eq!(log.states(), [DeviceState::Pending]);
     }
@@ -275,7 +298,11 @@ fn unknown_kinds_and_rules_change_nothing() {
 
     let mut newer = Log::default();
     assert_eq!(newer.add_event(&future), Applied::default());
-    assert_eq!(newer.add(accepted([ordered(1)])), Applied::default(), "a log keeps its first event's rules");
+    assert_eq!(
+        newer.add(accepted([ordered(1)])),
+        Applied::default(),
+        "a log keeps its first event's rules"
+    );
     assert_eq!((newer.request.revision, newer.request.first), (0, Some(position(1))));
 
     let mut ours = Log::default();
@@ -342,7 +369,10 @@ fn the_first_event_that_knows_the_beginning_decides() {
     // It stays so, whatever follows.
     log.add_event(&written(accepted([ordered(1)])));
     assert!(log.request.is_expired() && log.request.order_id.is_none());
-    assert_eq!(log.request.news(&account(), &StatusAnswer { overall: Succeeded, devices: vec![] }), []);
+    assert_eq!(
+        log.request.news(&account(), &StatusAnswer { overall: Succeeded, devices: vec![] }),
+        []
+    );
 }
 
 #[test]
@@ -379,7 +409,10 @@ fn a_withdrawn_order_leaves_a_request_that_was_placed_elsewhere() {
     let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), Succeeded)]);
     assert_eq!(log.add(withdraws("another order")), Applied::default());
     let transition = log.add(withdraws("order")).transition.unwrap();
-    assert_eq!((transition.revision, transition.restart, transition.state), (3, true, RequestState::Pending));
+    assert_eq!(
+        (transition.revision, transition.restart, transition.state),
+        (3, true, RequestState::Pending)
+    );
     assert_eq!((transition.counts.total, transition.devices.len()), (0, 0));
     let Request { account, order_id, known, .. } = &log.request;
     assert_eq!((account, order_id, *known), (&None, &None, false));

@@ -1,9 +1,9 @@
-//! The stored bytes, frozen for ever: each file of `tests/fixtures/stored/v1` is a log as it was written once, and what
-//! it folds to. A file is never changed; new kinds of events get new files.
+//! The stored bytes, frozen for ever: each file of `tests/fixtures/stored/v1` is a log as it was
+//! written once, and what it folds to. A file is never changed; new kinds of events get new files.
 //!
-//! Its first line says whose log it is. Lines with `#` are comments; an event is its position and its bytes in hex; lines with
-//! `=` say what it came to (revision: account, state, succeeded + failed of all; each changed device). The test writes those
-//! anew, and compares.
+//! Its first line says whose log it is. Lines with `#` are comments; an event is its position and
+//! its bytes in hex; lines with `=` say what it came to (revision: account, state, succeeded +
+//! failed of all; each changed device). The test writes those anew, and compares.
 
 use std::{
     collections::HashSet,
@@ -30,7 +30,8 @@ fn bytes(hex: &str) -> Vec<u8> {
 
 /// The position and the event of a line, if it holds one.
 fn parse(line: &str) -> Option<(u64, Event)> {
-    let (at, hex) = line.split_once(' ').filter(|_| line.starts_with(|c: char| c.is_ascii_digit()))?;
+    let (at, hex) =
+        line.split_once(' ').filter(|_| line.starts_with(|c: char| c.is_ascii_digit()))?;
     Some((at.parse().unwrap(), event::decode(&bytes(hex)).expect("frozen bytes are an event")))
 }
 
@@ -45,8 +46,11 @@ fn describe(text: &mut String, request: &Request, applied: &Applied) {
     let account = request.account.as_ref().map_or("nobody", AccountName::as_str);
     let stopped = if *polling_stopped { ", polling stopped" } else { "" };
     let restart = if transition.restart { ", devices from before are gone" } else { "" };
-    writeln!(text, "= {revision}: {account} {state:?}, {succeeded} + {failed} of {total}{stopped}{restart}")
-        .unwrap();
+    writeln!(
+        text,
+        "= {revision}: {account} {state:?}, {succeeded} + {failed} of {total}{stopped}{restart}"
+    )
+    .unwrap();
     for status in &transition.devices {
         write!(text, "=   {:?}", status.state).unwrap();
         for (kind, digits) in status.device.present() {
@@ -95,7 +99,9 @@ fn stored_bytes_mean_what_they_meant() {
     for path in files() {
         let file = fs::read_to_string(&path).unwrap();
         kinds.extend(
-            file.lines().filter_map(parse).filter_map(|(_, e)| e.kind.as_ref().map(mem::discriminant)),
+            file.lines()
+                .filter_map(parse)
+                .filter_map(|(_, e)| e.kind.as_ref().map(mem::discriminant)),
         );
         assert_eq!(rewrite(&file), file, "{}", path.display());
     }

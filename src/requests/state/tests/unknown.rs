@@ -8,7 +8,8 @@ use super::*;
 #[test]
 fn a_callback_before_the_order_is_known_is_kept() {
     let mut log = Log::default();
-    let early = storage::CalledBack { fault: Some(fault("EARLY")), ..called_back(&ordered(1), Failed) };
+    let early =
+        storage::CalledBack { fault: Some(fault("EARLY")), ..called_back(&ordered(1), Failed) };
     assert_eq!(log.add(Kind::CalledBack(early)), Applied::default());
     assert_eq!(log.add(of_account(OTHER_ACCOUNT, says(&ordered(2), Failed))), Applied::default());
     assert_eq!((log.request.revision, log.request.account.is_some()), (0, false));
@@ -23,7 +24,8 @@ fn a_callback_before_the_order_is_known_is_kept() {
 
 #[test]
 fn a_callback_before_a_foreign_request_is_known_is_kept() {
-    let mut log = Log::of([says(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
+    let mut log =
+        Log::of([says(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
     assert_eq!(log.states(), [DeviceState::Pending]);
     log.add(answered(Succeeded, [(ordered(1), Pending)]));
     assert_eq!(log.request.state(), RequestState::Succeeded);
@@ -100,11 +102,16 @@ fn becoming_known_is_a_revision_only_if_it_shows() {
 
 #[test]
 fn an_order_knows_better_than_an_answer_to_another_account() {
-    for told in [Kind::Observed(overall(Succeeded)), answered(Succeeded, [(ordered(1), Succeeded)])] {
-        let mut log = Log::of([of_account(OTHER_ACCOUNT, told), accepted([ordered(1), ordered(2)])]);
+    for told in [Kind::Observed(overall(Succeeded)), answered(Succeeded, [(ordered(1), Succeeded)])]
+    {
+        let mut log =
+            Log::of([of_account(OTHER_ACCOUNT, told), accepted([ordered(1), ordered(2)])]);
         assert_eq!(log.request.account, Some(account()));
         assert_eq!(log.states(), [DeviceState::Pending; 2]);
-        assert_eq!(log.add(of_account(OTHER_ACCOUNT, sees([(ordered(1), Failed)]))), Applied::default());
+        assert_eq!(
+            log.add(of_account(OTHER_ACCOUNT, sees([(ordered(1), Failed)]))),
+            Applied::default()
+        );
     }
 }
 
@@ -116,8 +123,10 @@ fn an_order_after_an_answer_keeps_what_was_seen() {
         ..called_back(&device(2), Failed)
     };
     let listed = |n| only(&device(n), &[Iccid]);
-    let mut log =
-        Log::of([answered(Waiting, [(listed(2), Pending), (listed(1), Waiting)]), Kind::CalledBack(failed)]);
+    let mut log = Log::of([
+        answered(Waiting, [(listed(2), Pending), (listed(1), Waiting)]),
+        Kind::CalledBack(failed),
+    ]);
     let transition = log.add(accepted([ordered(1), ordered(2), ordered(3)])).transition.unwrap();
     assert_eq!((transition.revision, transition.devices.len()), (3, 3));
     assert_eq!(log.states(), [DeviceState::Waiting, DeviceState::Failed, DeviceState::Pending]);

@@ -68,8 +68,8 @@ impl Committer {
 
     /// Writes the record if it is out of date.
     pub(super) fn record(&mut self) {
-        // After a start with a loss, the record of before tells what is lost. A file that was removed or replaced while it is
-        // open is known here to its end.
+        // After a start with a loss, the record of before tells what is lost. A file that was
+        // removed or replaced while it is open is known here to its end.
         if self.loss().is_some_and(|kind| !kind.is_live()) {
             return;
         }
@@ -94,7 +94,9 @@ impl Committer {
         };
         let before = std::mem::replace(&mut self.shared.state().unprotected, unprotected.clone());
         match (before, unprotected) {
-            (None, Some(why)) => tracing::warn!(why, "the store is not protected against older copies"),
+            (None, Some(why)) => {
+                tracing::warn!(why, "the store is not protected against older copies")
+            }
             (Some(_), None) => {
                 tracing::info!(path = %path.display(), "the record of the store is written again");
             }
@@ -109,7 +111,9 @@ impl Committer {
         match lost.as_ref().map(|(kind, _)| kind) {
             None if !restored => return Ok(None),
             Some(Kind::Replaced) => {
-                return Err(StoreError::Unavailable("restart the gateway, then accept the loss".into()));
+                return Err(StoreError::Unavailable(
+                    "restart the gateway, then accept the loss".into(),
+                ));
             }
             Some(Kind::Removed) => {
                 self.put_back().map_err(|error| StoreError::Unavailable(error.to_string()))?;
@@ -129,7 +133,8 @@ impl Committer {
             }
         }
         let noticed = Timestamp::now();
-        let restored = || restored.then(|| Loss { what: "a backup was restored".to_owned(), noticed });
+        let restored =
+            || restored.then(|| Loss { what: "a backup was restored".to_owned(), noticed });
         Ok(lost.map(|(_, loss)| loss).or_else(restored))
     }
 

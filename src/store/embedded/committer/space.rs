@@ -1,6 +1,6 @@
-//! Room on the disk. New orders are refused while it is scarce, so that what becomes of the known ones
-//! still fits. Every write is refused while it does not suffice, before redb touches the disk: after a
-//! write that failed, redb refuses reads too, and the file must be repaired.
+//! Room on the disk. New orders are refused while it is scarce, so that what becomes of the known
+//! ones still fits. Every write is refused while it does not suffice, before redb touches the disk:
+//! after a write that failed, redb refuses reads too, and the file must be repaired.
 
 use std::time::{Duration, Instant};
 
@@ -13,15 +13,16 @@ const HEAD_ROOM: u64 = 32 * 1024 * 1024;
 /// The same, as a part of the size of the store, in percent.
 const HEAD_ROOM_PERCENT: u64 = 15;
 
-/// How far above the head-room the free space must be, in percent of it, before orders are taken again.
+/// How far above the head-room the free space must be, in percent of it, before orders are taken
+/// again.
 const HEAD_ROOM_AGAIN_PERCENT: u64 = 125;
 
 /// How many bytes of the disk a commit may take for each byte in the queue: pages are copied, and
 /// several tables change.
 const WRITE_AMPLIFICATION: u64 = 4;
 
-/// The pause after a second write in a row that failed for lack of space, although the disk said that
-/// there was some (a quota, for example). It doubles with each.
+/// The pause after a second write in a row that failed for lack of space, although the disk said
+/// that there was some (a quota, for example). It doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
@@ -59,7 +60,8 @@ impl Committer {
         let mut needed: u64 = 0;
         let (mut fitting, mut refused) = (Vec::with_capacity(batch.len()), Vec::new());
         for command in batch.drain(..) {
-            let with_it = needed.saturating_add(command.bytes().saturating_mul(WRITE_AMPLIFICATION));
+            let with_it =
+                needed.saturating_add(command.bytes().saturating_mul(WRITE_AMPLIFICATION));
             if with_it <= free {
                 needed = with_it;
                 fitting.push(command);
@@ -73,7 +75,8 @@ impl Committer {
         }
         let full = format!("{free} bytes of the disk are free for it");
         self.space.refusing = true;
-        let failure = format!("the disk of the store is full ({full}); free space on it or enlarge it");
+        let failure =
+            format!("the disk of the store is full ({full}); free space on it or enlarge it");
         if self.shared.wrote(Some(failure)).is_none() {
             tracing::error!(
                 free,
@@ -89,7 +92,8 @@ impl Committer {
         self.space.pause_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Looks how much is free, and tells whether new orders are taken. `None`: the disk does not say.
+    /// Looks how much is free, and tells whether new orders are taken. `None`: the disk does not
+    /// say.
     pub(super) fn look_at_space(&mut self) -> Option<u64> {
         let free = (self.file.medium.free)().ok()?;
         let size = self.file.handle.metadata().map_or(0, |file| file.len());

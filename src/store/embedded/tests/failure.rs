@@ -124,7 +124,8 @@ async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
         }
         assert!(store.read(&log, 0, 1).await.is_ok(), "reads stopped after {refused}");
     }
-    // Opened once, again for each of the first two failures, and at most twice more in so little time.
+    // Opened once, again for each of the first two failures, and at most twice more in so little
+    // time.
     assert!((3..=5).contains(&disk.opened()), "{}", disk.opened());
     assert!(store.shortage().is_some());
     disk.set(Fault::None);
@@ -142,13 +143,18 @@ async fn what_cannot_be_settled_in_time_is_ambiguous_and_can_be_repeated() {
     let event = Bytes::from_static(b"at");
     let ambiguous = store.append(&log, id, event.clone()).await;
     assert!(matches!(ambiguous, Err(StoreError::Ambiguous(_))), "{ambiguous:?}");
-    for refused in [store.append(&log, id, event.clone()).await.err(), store.read(&log, 0, 1).await.err()] {
+    for refused in
+        [store.append(&log, id, event.clone()).await.err(), store.read(&log, 0, 1).await.err()]
+    {
         assert!(matches!(refused, Some(StoreError::Unavailable(_))), "{refused:?}");
     }
     disk.set(Fault::None);
     until(async || store.read(&log, 0, 1).await.ok()).await;
     store.append(&log, id, event).await.unwrap();
-    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "at"]);
+    assert_eq!(
+        contract::texts(&contract::read_to_end(&store, &log).await.unwrap()),
+        ["before", "at"]
+    );
 }
 
 #[tokio::test]
@@ -182,7 +188,10 @@ async fn another_file_is_not_taken_for_ours() {
 
     std::fs::rename(&ours, &path).unwrap();
     until(async || contract::append(&store, &log, "after").await.ok()).await;
-    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "after"]);
+    assert_eq!(
+        contract::texts(&contract::read_to_end(&store, &log).await.unwrap()),
+        ["before", "after"]
+    );
 }
 
 #[tokio::test]
@@ -210,7 +219,10 @@ async fn a_panic_of_redb_is_one_more_failure() {
     let panicked = contract::append(&store, &log, "at").await;
     assert!(matches!(panicked, Err(StoreError::Corrupt(_))), "{panicked:?}");
     contract::append(&store, &log, "after").await.unwrap();
-    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["before", "after"]);
+    assert_eq!(
+        contract::texts(&contract::read_to_end(&store, &log).await.unwrap()),
+        ["before", "after"]
+    );
 }
 
 /// What waits while a sync is under way shares the next one.
@@ -221,7 +233,8 @@ async fn concurrent_appends_share_a_commit() {
     let log = contract::new_log();
     disk.set(Fault::Hold);
     let mut first = Box::pin(contract::append(&store, &log, "first"));
-    let mut rest = Box::pin(try_join_all((0..100).map(|_| contract::append(&store, &log, "shared"))));
+    let mut rest =
+        Box::pin(try_join_all((0..100).map(|_| contract::append(&store, &log, "shared"))));
     // Polled once, each has handed its command over.
     tokio::select! {
         biased;

@@ -63,8 +63,10 @@ impl Disk {
         let opened = AtomicUsize::new(0);
         let disk = Arc::new(Self { path, cache, fault, changed, tells, opened });
         let (opener, free) = (Arc::clone(&disk), Arc::clone(&disk));
-        let medium =
-            Medium { open: Box::new(move || opener.open()), free: Box::new(move || Ok(free.free())) };
+        let medium = Medium {
+            open: Box::new(move || opener.open()),
+            free: Box::new(move || Ok(free.free())),
+        };
         (Embedded::open_with(&disk.path, super::KEEP, medium).unwrap(), disk)
     }
 
@@ -181,7 +183,11 @@ impl StorageBackend for Faulty {
         self.file.try_lock_range(start, end)
     }
 
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+    fn try_lock_shared_range(
+        &self,
+        start: Bound<u64>,
+        end: Bound<u64>,
+    ) -> Result<bool, BackendError> {
         self.file.try_lock_shared_range(start, end)
     }
 

@@ -84,7 +84,10 @@ async fn an_older_copy_is_noticed_and_the_right_file_heals_it() {
     fs::rename(&right, &path).unwrap();
     let store = open(&path);
     assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
-    assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one", "two"]);
+    assert_eq!(
+        contract::texts(&contract::read_to_end(&store, &log).await.unwrap()),
+        ["one", "two"]
+    );
     store.close().await;
 }
 
@@ -185,7 +188,10 @@ async fn a_store_whose_record_is_gone_or_unreadable_waits_for_the_record_or_an_o
         fs::write(&record, right).unwrap();
         let store = open(&path);
         assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
-        assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one", "two"]);
+        assert_eq!(
+            contract::texts(&contract::read_to_end(&store, &log).await.unwrap()),
+            ["one", "two"]
+        );
         store.close().await;
 
         fs::remove_file(&record).unwrap();
@@ -240,7 +246,10 @@ async fn a_removed_file_is_noticed_at_once_and_can_be_put_back() {
     assert!(store.accept_loss(false).await.unwrap().is_some());
     assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
     let entries = contract::read_to_end(&store, &log).await.unwrap();
-    assert_eq!((contract::texts(&entries), entries[0].position), (vec!["one".into(), "two".into()], first));
+    assert_eq!(
+        (contract::texts(&entries), entries[0].position),
+        (vec!["one".into(), "two".into()], first)
+    );
     contract::append(&store, &log, "three").await.unwrap();
 
     fs::remove_file(&path).unwrap();
@@ -317,7 +326,10 @@ async fn a_backup_that_is_restored_begins_a_new_epoch_and_the_former_file_is_kep
     let former = open(&restored.replaced.unwrap());
     // Its record is that of the restored store now.
     former.accept_loss(false).await.unwrap().unwrap();
-    assert_eq!(contract::texts(&contract::read_to_end(&former, &log).await.unwrap()), ["one", "two"]);
+    assert_eq!(
+        contract::texts(&contract::read_to_end(&former, &log).await.unwrap()),
+        ["one", "two"]
+    );
 
     // Also where nothing is left.
     fs::remove_file(&path).unwrap();

@@ -55,7 +55,8 @@ async fn take(store: &Embedded, model: &mut Model, step: Step) {
     match step {
         Step::Append(of, id, event) => {
             let event = Bytes::from(event);
-            let position = store.append(&log(of), Uuid::from_u128(id.into()), event.clone()).await.unwrap();
+            let position =
+                store.append(&log(of), Uuid::from_u128(id.into()), event.clone()).await.unwrap();
             if let Some(known) = model.events.iter().find(|known| known.1 == id) {
                 assert_eq!(position, known.2);
             } else {
@@ -68,23 +69,29 @@ async fn take(store: &Embedded, model: &mut Model, step: Step) {
             let expected = model.events[n..].iter().filter(|known| known.0 == of).take(limit);
             let expected: Vec<_> = expected.map(|known| (known.2, known.3.clone())).collect();
             let entries = store.read(&log(of), after, limit).await.unwrap();
-            let entries: Vec<_> = entries.into_iter().map(|entry| (entry.position, entry.event)).collect();
+            let entries: Vec<_> =
+                entries.into_iter().map(|entry| (entry.position, entry.event)).collect();
             assert_eq!(entries, expected);
         }
         Step::Follow(after) => {
             let (n, sequence) = model.after(after);
             let after = Position { epoch: store.shared.epoch(), sequence };
             let (events, caught_up) = contract::catch_up(&mut store.follow(Some(after))).await;
-            let events: Vec<_> = events.into_iter().map(|(log, e)| (log, e.position, e.event)).collect();
-            let expected: Vec<_> = model.events[n..].iter().map(|k| (log(k.0), k.2, k.3.clone())).collect();
+            let events: Vec<_> =
+                events.into_iter().map(|(log, e)| (log, e.position, e.event)).collect();
+            let expected: Vec<_> =
+                model.events[n..].iter().map(|k| (log(k.0), k.2, k.3.clone())).collect();
             assert_eq!(events, expected);
             assert_eq!(caught_up.sequence, model.events.last().map_or(0, |last| last.2.sequence));
         }
         Step::Swap(of, right, value) => {
             let (current, value) = (model.cells.get(&of).cloned(), Bytes::from(value));
             let held = current.as_ref().map(|current| current.version);
-            let expected =
-                if right { held } else { Some(held.map_or(Version(1), |Version(v)| Version(v + 1))) };
+            let expected = if right {
+                held
+            } else {
+                Some(held.map_or(Version(1), |Version(v)| Version(v + 1)))
+            };
             match store.swap(&cell(of), expected, value.clone()).await.unwrap() {
                 Swap::Swapped(version) => {
                     assert!(right && held.is_none_or(|held| version > held));

@@ -13,16 +13,21 @@ fn shift_stamps(path: &Path, by: SignedDuration) {
     let txn = database.begin_write().unwrap();
     {
         let mut tables = Tables::open(&txn).unwrap();
-        let events: Vec<_> = tables.events.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+        let events: Vec<_> =
+            tables.events.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
         for sequence in events {
             let (time, id, log, event) = {
                 let row = tables.events.get(sequence).unwrap().unwrap();
                 let (time, id, log, event) = row.value();
                 (time, id, log.to_owned(), event.to_vec())
             };
-            tables.events.insert(sequence, (time + by, id, log.as_str(), event.as_slice())).unwrap();
+            tables
+                .events
+                .insert(sequence, (time + by, id, log.as_str(), event.as_slice()))
+                .unwrap();
         }
-        let cells: Vec<_> = tables.by_age.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
+        let cells: Vec<_> =
+            tables.by_age.iter().unwrap().map(|row| row.unwrap().0.value()).collect();
         for version in cells {
             let (time, cell) = {
                 let row = tables.by_age.get(version).unwrap().unwrap();
@@ -91,9 +96,10 @@ async fn age_continues_after_a_restart_and_downtime_does_not_count() {
     let later = contract::append(&store, &log, "later").await.unwrap();
     until(async || (store.age(later, Timestamp::UNIX_EPOCH) >= SOME).then_some(())).await;
     assert!(age(&store) > store.age(later, Timestamp::UNIX_EPOCH));
-    for unknown in
-        [Position { sequence: later.sequence + 1, ..later }, Position { epoch: later.epoch ^ 1, ..first }]
-    {
+    for unknown in [
+        Position { sequence: later.sequence + 1, ..later },
+        Position { epoch: later.epoch ^ 1, ..first },
+    ] {
         assert_eq!(store.age(unknown, Timestamp::UNIX_EPOCH), Duration::ZERO);
     }
 }

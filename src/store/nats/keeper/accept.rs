@@ -21,8 +21,8 @@ impl Shared {
     /// What is accepted: the loss that was said, and what was forgotten since.
     fn accepted_loss(&self, forgotten: &[Forgotten]) -> Loss {
         let said = self.facts().loss.clone();
-        let (mut parts, noticed) =
-            said.map_or_else(|| (Vec::new(), Timestamp::now()), |loss| (vec![loss.what], loss.noticed));
+        let (mut parts, noticed) = said
+            .map_or_else(|| (Vec::new(), Timestamp::now()), |loss| (vec![loss.what], loss.noticed));
         for Forgotten { stream, what, .. } in forgotten {
             let name = self.names.streams()[*stream];
             if !parts.first().is_some_and(|said| said.contains(name)) {
@@ -35,8 +35,9 @@ impl Shared {
         Loss { what: parts.join("; "), noticed }
     }
 
-    /// See [`Store::accept_loss`](crate::store::Store::accept_loss). Operators may run it at several
-    /// gateways at once: one of them carries it out, and the others find nothing left to accept.
+    /// See [`Store::accept_loss`](crate::store::Store::accept_loss). Operators may run it at
+    /// several gateways at once: one of them carries it out, and the others find nothing left to
+    /// accept.
     pub(in crate::store::nats) async fn accept_loss(
         &self,
         restored: bool,
@@ -56,7 +57,8 @@ impl Shared {
         }
     }
 
-    /// `begun`: the epoch and the loss of a try whose record may have been written before it failed.
+    /// `begun`: the epoch and the loss of a try whose record may have been written before it
+    /// failed.
     async fn try_accept_loss(
         &self,
         restored: bool,
@@ -68,7 +70,9 @@ impl Shared {
         let epoch = known.as_ref().map(|known| known.epoch);
         let is_done = begun.as_ref().is_some_and(|(begun, _)| Some(*begun) == epoch);
         let (accepted, there) = if forgotten.is_empty() && (is_done || !restored) {
-            let (Some(found), Some(known), None) = (all(found), known, first) else { return Ok(None) };
+            let (Some(found), Some(known), None) = (all(found), known, first) else {
+                return Ok(None);
+            };
             let accepted = begun.take().filter(|_| is_done).map(|(_, loss)| loss);
             // Otherwise another gateway may just have accepted it.
             (accepted, self.remember(&mut memory, known, &found, is_done, connection).await?)

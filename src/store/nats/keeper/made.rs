@@ -11,8 +11,8 @@ use crate::store::{
 };
 
 impl Shared {
-    /// Enters a permanent cell, which the stream holds, into the record. Must be done before anybody
-    /// learns that the cell exists.
+    /// Enters a permanent cell, which the stream holds, into the record. Must be done before
+    /// anybody learns that the cell exists.
     pub(in crate::store::nats) async fn enter(&self, subject: &str) -> Result<(), StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(());
@@ -29,7 +29,10 @@ impl Shared {
     }
 
     /// Whether a permanent cell was ever made, which this process or the stored record knows.
-    pub(in crate::store::nats) async fn is_recorded(&self, subject: &str) -> Result<bool, StoreError> {
+    pub(in crate::store::nats) async fn is_recorded(
+        &self,
+        subject: &str,
+    ) -> Result<bool, StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(true);
         }

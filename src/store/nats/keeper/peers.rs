@@ -1,14 +1,14 @@
 //! A gateway that starts asks the running ones for the record of the store.
 //!
-//! When all streams were deleted, a gateway that starts finds nothing and would make a new store, in
-//! which every key is free. Gateways that are running still know the old store. So each of them
+//! When all streams were deleted, a gateway that starts finds nothing and would make a new store,
+//! in which every key is free. Gateways that are running still know the old store. So each of them
 //! answers requests for the record, over core NATS, and a gateway without a record of its own sends
-//! one before it trusts what it finds. NATS reports at once that nobody subscribes to the subject, so
-//! the first start of a new store does not wait.
+//! one before it trusts what it finds. NATS reports at once that nobody subscribes to the subject,
+//! so the first start of a new store does not wait.
 //!
 //! Without the permission to subscribe nobody answers, and a gateway that starts must rely on the
-//! record in the streams. Without the permission to reply the request times out, and no gateway makes
-//! a new store while another one runs.
+//! record in the streams. Without the permission to reply the request times out, and no gateway
+//! makes a new store while another one runs.
 
 use std::sync::Arc;
 
@@ -27,12 +27,13 @@ use crate::{
 };
 
 impl Shared {
-    /// Asks the gateways that know the store for its record; `None`: none is running. Fails where at
-    /// least one is running, and none gives a usable answer.
+    /// Asks the gateways that know the store for its record; `None`: none is running. Fails where
+    /// at least one is running, and none gives a usable answer.
     async fn ask_peers(&self) -> Result<Option<StoreRecord>, String> {
         match self.link.client.request(self.names.record_requests(), Bytes::new()).await {
             Ok(Message { payload, .. }) => {
-                let record = decode_cell(payload, record::FORMAT, |record: &StoreRecord| record.version);
+                let record =
+                    decode_cell(payload, record::FORMAT, |record: &StoreRecord| record.version);
                 record.map(Some).map_err(|error| error.to_string())
             }
             Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(None),
@@ -40,7 +41,8 @@ impl Shared {
         }
     }
 
-    /// What the other gateways know, otherwise the copy of the record, and why it is unclear what they know.
+    /// What the other gateways know, otherwise the copy of the record, and why it is unclear what
+    /// they know.
     pub(super) async fn recall(
         &self,
         memory: &mut Memory,

@@ -41,7 +41,9 @@ impl Shared {
                 memory.refreshed = Instant::now();
                 self.write_copy(known).await.or_else(|error| if must { Err(error) } else { Ok(()) })
             }
-            Ok(None) if must => Err(Hindrance::Away("another gateway writes the record".to_owned())),
+            Ok(None) if must => {
+                Err(Hindrance::Away("another gateway writes the record".to_owned()))
+            }
             Err(error) if must => Err(away(error)),
             Ok(None) => Ok(()),
             Err(error) => {
@@ -58,8 +60,8 @@ impl Shared {
         cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
     }
 
-    /// Writes the record when that is due: at the first look, every minute, and whenever a write was
-    /// not acknowledged, to learn whether the servers store anything.
+    /// Writes the record when that is due: at the first look, every minute, and whenever a write
+    /// was not acknowledged, to learn whether the servers store anything.
     ///
     /// An idle gateway writes it, too: it finds out that a disk is full before a caller does.
     pub(super) async fn refresh_record(

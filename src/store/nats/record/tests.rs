@@ -47,8 +47,9 @@ const PUT_BACK: CellsAfter = CellsAfter { lost: true, older: true };
 #[test]
 fn what_came_with_a_backup_is_void_for_as_long_as_its_stream_exists() {
     let before = known(1, 9, at(0));
-    let accept =
-        |before: &StoreRecord, found: &[Found; 3], after| accepted(Some(before), found, String::new(), after);
+    let accept = |before: &StoreRecord, found: &[Found; 3], after| {
+        accepted(Some(before), found, String::new(), after)
+    };
     let mut now = found(1, 9, at(1));
     assert_eq!(accept(&before, &now, PURGED).void_to, 0);
     let put_back = accept(&before, &now, PUT_BACK);
@@ -77,7 +78,10 @@ fn each_way_to_forget_is_told_apart() {
     assert_eq!(lost(&known, [0; 3], shorter, THERE), format!("stream gw_events {put_back}"));
     // Only this process knows that there was more.
     let put_back = "ended at 30 and now ends at 20: it was put back to an older copy";
-    assert_eq!(lost(&known, [10, 20, 30], same.clone(), THERE), format!("stream gw_keys {put_back}"));
+    assert_eq!(
+        lost(&known, [10, 20, 30], same.clone(), THERE),
+        format!("stream gw_keys {put_back}")
+    );
     let mut fewer = same.clone();
     fewer[CELLS].messages = 4;
     let purged = "stream gw_cells held 10 cells and now holds 4: it was purged";
@@ -102,7 +106,10 @@ fn a_cell_that_is_missing_is_named() {
     let mut known = super::first(&now, at(1));
     cells(&mut now, &["e", "d", "c", "b", "a", "store", "store-mark"]);
     observe(&names(), &mut known, &now, KEEP);
-    assert_eq!(known.cell_subjects, ["a", "b", "c", "d", "e"].map(|name| format!("gw.cell.{name}")));
+    assert_eq!(
+        known.cell_subjects,
+        ["a", "b", "c", "d", "e"].map(|name| format!("gw.cell.{name}"))
+    );
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "");
 
     // Others came, so that no fewer are there.
@@ -110,7 +117,8 @@ fn a_cell_that_is_missing_is_named() {
     let one = "stream gw_cells no longer holds gw.cell.c: it was purged";
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), one);
     cells(&mut now, &["f", "g"]);
-    let all = "stream gw_cells no longer holds gw.cell.a, gw.cell.b, gw.cell.c and 2 more: it was purged";
+    let all =
+        "stream gw_cells no longer holds gw.cell.a, gw.cell.b, gw.cell.c and 2 more: it was purged";
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), all);
 
     // An accepted loss is no loss any more.
@@ -123,7 +131,10 @@ fn a_cell_that_is_missing_is_named() {
 #[test]
 fn what_may_have_expired_was_not_purged() {
     let known = known(1, 10, at(0));
-    assert_eq!(lost(&known, [0; 3], found(6, 10, at(23)), THERE), "stream gw_events was purged up to 5");
+    assert_eq!(
+        lost(&known, [0; 3], found(6, 10, at(23)), THERE),
+        "stream gw_events was purged up to 5"
+    );
     assert_eq!(lost(&known, [0; 3], found(6, 10, at(24)), THERE), "");
     let mut empty = found(1, 10, at(48));
     empty[EVENTS].messages = 0;
@@ -131,7 +142,8 @@ fn what_may_have_expired_was_not_purged() {
     assert_eq!(lost(&known, [0; 3], empty, THERE), "");
 }
 
-/// Over a month in which ten events an hour come and go, a purge of more than the oldest sixteenth is seen.
+/// Over a month in which ten events an hour come and go, a purge of more than the oldest sixteenth
+/// is seen.
 #[test]
 fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
     let mut known = known(1, 10, at(0));
@@ -154,7 +166,10 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     let now = found(5, 10, at(2));
     let after = accepted(Some(&before), &now, "stream gw_cells was purged".to_owned(), PURGED);
     assert!(after.epoch > before.epoch && after.cells_lost);
-    assert_eq!((after.made_time_ms, after.remembers_since_ms), (before.made_time_ms, at(2).as_millisecond()));
+    assert_eq!(
+        (after.made_time_ms, after.remembers_since_ms),
+        (before.made_time_ms, at(2).as_millisecond())
+    );
     assert_eq!(after.losses.len(), 1);
     let mut observed = after.clone();
     observe(&names(), &mut observed, &now, KEEP);
@@ -177,7 +192,8 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
 fn copies_are_merged_into_what_both_know() {
     let mut a = known(1, 10, at(1));
     let mut b = known(1, 30, at(5));
-    (a.cell_subjects, b.cell_subjects) = (vec!["b".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
+    (a.cell_subjects, b.cell_subjects) =
+        (vec!["b".to_owned()], vec!["a".to_owned(), "b".to_owned()]);
     merge(&mut a, &b);
     assert_eq!(a.events.as_ref().unwrap().last_sequence, 30);
     assert_eq!(a.cell_subjects, ["a", "b"]);

@@ -50,7 +50,11 @@ impl Proxy {
     }
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, ahead: Arc<AtomicBool>) {
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    ahead: Arc<AtomicBool>,
+) {
     let mut held = Vec::new();
     let mut chunk = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut chunk).await {
@@ -63,8 +67,8 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
     }
 }
 
-/// Adds one to all years that are there in full. Returns how much can be passed on: a year at the end may not
-/// have come in full.
+/// Adds one to all years that are there in full. Returns how much can be passed on: a year at the
+/// end may not have come in full.
 fn add_years(bytes: &mut [u8]) -> usize {
     const YEAR: usize = 4;
     let mut at = 0;
@@ -75,7 +79,9 @@ fn add_years(bytes: &mut [u8]) -> usize {
             at += 1;
             continue;
         }
-        let Some(year) = rest.get_mut(BEFORE_TIME.len()..BEFORE_TIME.len() + YEAR) else { return at };
+        let Some(year) = rest.get_mut(BEFORE_TIME.len()..BEFORE_TIME.len() + YEAR) else {
+            return at;
+        };
         let number: i16 = std::str::from_utf8(year).unwrap().parse().unwrap();
         // The zero time of an empty stream stays.
         if number > 1 {
@@ -86,10 +92,14 @@ fn add_years(bytes: &mut [u8]) -> usize {
     bytes.len()
 }
 
-/// Waits until the store cannot be used because of the clock, and checks that everything is refused.
+/// Waits until the store cannot be used because of the clock, and checks that everything is
+/// refused.
 async fn refused(store: &dyn Store) {
     let said = async {
-        while !store.trouble().is_some_and(|why| why.contains("the clock of the NATS server that leads")) {
+        while !store
+            .trouble()
+            .is_some_and(|why| why.contains("the clock of the NATS server that leads"))
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -1,5 +1,5 @@
-//! Three servers, three replicas of everything, and what becomes of it when some of them are not there. These tests have the
-//! machine to themselves.
+//! Three servers, three replicas of everything, and what becomes of it when some of them are not
+//! there. These tests have the machine to themselves.
 
 use futures_util::StreamExt as _;
 
@@ -129,7 +129,8 @@ async fn a_rolling_restart_costs_no_error() {
             let mut written = 0;
             while !stop.is_cancelled() {
                 contract::append(&*store, &log, "event").await.unwrap();
-                let swapped = store.swap(&cell, version, Bytes::from_static(b"value")).await.unwrap();
+                let swapped =
+                    store.swap(&cell, version, Bytes::from_static(b"value")).await.unwrap();
                 let Swap::Swapped(now) = swapped else { panic!("{swapped:?}") };
                 version = Some(now);
                 written += 1;

@@ -68,7 +68,8 @@ fn token(issuer: &KeyPair, subject: &KeyPair, mut rights: Value) -> String {
         "sub": subject.public_key(), "nats": rights,
     });
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-    let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "ed25519-nkey" })), part(&claims));
+    let signed =
+        format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "ed25519-nkey" })), part(&claims));
     let signature = BASE64_URL_SAFE_NO_PAD.encode(issuer.sign(signed.as_bytes()).unwrap());
     format!("{signed}.{signature}")
 }
@@ -87,8 +88,10 @@ fn documented() -> (Vec<&'static str>, Vec<&'static str>) {
 async fn the_documented_permissions_are_enough() {
     let mut guarded = Guarded::start().await;
     let (publish, subscribe) = documented();
-    let settings =
-        config::Nats { creds_file: guarded.allow(&publish, &subscribe), ..settings(&guarded.server.url()) };
+    let settings = config::Nats {
+        creds_file: guarded.allow(&publish, &subscribe),
+        ..settings(&guarded.server.url())
+    };
     let store = Arc::new(Nats::open(&settings, KEEP).await.unwrap());
     timeout(store.usable()).await;
     contract::order(&*store).await;
@@ -101,7 +104,8 @@ async fn the_documented_permissions_are_enough() {
     guarded.server.kill();
     guarded.server.restart().await;
     timeout(store.usable()).await;
-    let position = contract::append(&*store, &contract::new_log(), "after the break").await.unwrap();
+    let position =
+        contract::append(&*store, &contract::new_log(), "after the break").await.unwrap();
     loop {
         match contract::next(&mut followed).await {
             Some(Followed::Event(_, entry)) if entry.position == position => break,
@@ -139,13 +143,17 @@ async fn credentials_may_be_mended() {
 /// A server that knows users by name and password. The files are read for each attempt.
 #[tokio::test]
 async fn user_name_and_password_from_files() {
-    let server = NatsServer::start_with(r#"authorization { user: gateway, password: "hidden 1" }"#).await;
+    let server =
+        NatsServer::start_with(r#"authorization { user: gateway, password: "hidden 1" }"#).await;
     let folder = tempfile::tempdir().unwrap();
     let (username, password) = (folder.path().join("username"), folder.path().join("password"));
     fs::write(&username, "gateway\n").unwrap();
     fs::write(&password, "wrong\n").unwrap();
-    let settings =
-        config::Nats { username_file: username, password_file: password.clone(), ..settings(&server.url()) };
+    let settings = config::Nats {
+        username_file: username,
+        password_file: password.clone(),
+        ..settings(&server.url())
+    };
     let store = Nats::open(&settings, KEEP).await.unwrap();
     let refused = async {
         while !store.trouble().is_some_and(|why| why.contains("authorization violation")) {
@@ -165,20 +173,26 @@ async fn tls_on_both_sides() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name);
     let text = |path: &Path| path.display().to_string();
-    let files = ["server.pem", "server.key", "client.pem", "client.key"].map(|name| text(&file(name)));
+    let files =
+        ["server.pem", "server.key", "client.pem", "client.key"].map(|name| text(&file(name)));
     let mut server = NatsServer::stopped_with(&format!(
         "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
         files[0], files[1], files[2]
     ));
-    for (name, subject) in [("server", server.address().to_string()), ("client", "gateway".to_owned())] {
+    for (name, subject) in
+        [("server", server.address().to_string()), ("client", "gateway".to_owned())]
+    {
         let issued = rcgen::generate_simple_self_signed([subject]).unwrap();
         fs::write(file(&format!("{name}.pem")), issued.cert.pem()).unwrap();
         fs::write(file(&format!("{name}.key")), issued.signing_key.serialize_pem()).unwrap();
     }
     server.restart().await;
     let trusting = config::Nats { ca_file: file("server.pem"), ..settings(&server.url()) };
-    let proving =
-        config::Nats { cert_file: file("client.pem"), key_file: file("client.key"), ..trusting.clone() };
+    let proving = config::Nats {
+        cert_file: file("client.pem"),
+        key_file: file("client.key"),
+        ..trusting.clone()
+    };
     let stranger = Nats::open(&trusting, KEEP).await.unwrap();
     let store = Nats::open(&proving, KEEP).await.unwrap();
     timeout(store.usable()).await;

@@ -1,4 +1,5 @@
-//! Servers that die, stand still or lose their streams, and stores that are opened before there is one.
+//! Servers that die, stand still or lose their streams, and stores that are opened before there is
+//! one.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -14,7 +15,8 @@ use super::*;
 /// What writers got acknowledged, and where.
 type Acknowledged = Vec<(Position, String)>;
 
-/// Appends one event after the other until it is told to stop; repeats with the same id what was not acknowledged.
+/// Appends one event after the other until it is told to stop; repeats with the same id what was
+/// not acknowledged.
 async fn write(store: Arc<dyn Store>, log: LogName, stop: CancellationToken) -> Acknowledged {
     let mut acknowledged = Vec::new();
     while !stop.is_cancelled() {
@@ -32,14 +34,16 @@ async fn write(store: Arc<dyn Store>, log: LogName, stop: CancellationToken) -> 
     acknowledged
 }
 
-/// Writers and a follower go through what `trouble` does to them: nothing that was acknowledged is lost, nothing is there
-/// twice, and everything lies where they were told.
+/// Writers and a follower go through what `trouble` does to them: nothing that was acknowledged is
+/// lost, nothing is there twice, and everything lies where they were told.
 pub(super) async fn nothing_is_lost(store: Arc<dyn Store>, trouble: impl AsyncFnOnce()) {
     const WRITERS: usize = 8;
     let stop = CancellationToken::new();
     let logs: Vec<_> = (0..WRITERS).map(|_| contract::new_log()).collect();
-    let writers: Vec<_> =
-        logs.iter().map(|log| tokio::spawn(write(Arc::clone(&store), log.clone(), stop.clone()))).collect();
+    let writers: Vec<_> = logs
+        .iter()
+        .map(|log| tokio::spawn(write(Arc::clone(&store), log.clone(), stop.clone())))
+        .collect();
     let mut followed = store.follow(None);
     trouble().await;
     stop.cancel();
@@ -66,7 +70,10 @@ pub(super) async fn nothing_is_lost(store: Arc<dyn Store>, trouble: impl AsyncFn
                     continue;
                 }
                 let event = String::from_utf8_lossy(&entry.event).into_owned();
-                assert!(expected.remove(&(entry.position, event)), "{entry:?} was not acknowledged");
+                assert!(
+                    expected.remove(&(entry.position, event)),
+                    "{entry:?} was not acknowledged"
+                );
             }
             Some(Followed::CaughtUp(_)) => {}
             other => panic!("{other:?}"),
@@ -96,14 +103,17 @@ pub(super) async fn written(store: &dyn Store) {
     }
 }
 
-/// The answers of a server that stands still are late or lost; the events and the swap are there once.
+/// The answers of a server that stands still are late or lost; the events and the swap are there
+/// once.
 #[tokio::test]
 async fn a_frozen_server_is_waited_for() {
     let (server, store) = new().await;
     let log = contract::new_log();
     let cell = CellName::permanent("cell");
     contract::append(&*store, &log, "before").await.unwrap();
-    let Swap::Swapped(before) = store.swap(&cell, None, Bytes::from_static(b"before")).await.unwrap() else {
+    let Swap::Swapped(before) =
+        store.swap(&cell, None, Bytes::from_static(b"before")).await.unwrap()
+    else {
         panic!("a new cell is not new");
     };
     server.freeze();
@@ -180,7 +190,9 @@ async fn a_follower_catches_up_although_the_last_events_are_gone() {
     assert_eq!(events.into_iter().map(|(_, entry)| entry.position).collect::<Vec<_>>(), [kept]);
     assert_eq!(caught_up, gone);
     let next = contract::append(&*store, &log, "next").await.unwrap();
-    let Some(Followed::Event(_, entry)) = timeout(followed.next()).await else { panic!("no event") };
+    let Some(Followed::Event(_, entry)) = timeout(followed.next()).await else {
+        panic!("no event")
+    };
     assert_eq!(entry.position, next);
 }
 
@@ -191,7 +203,8 @@ async fn a_stream_that_loses_events_is_refused() {
     let settings = settings(&server.url());
     let admin = admin(&server).await;
     let Wanted([good, ..]) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
-    let bad = jetstream::stream::Config { discard: DiscardPolicy::Old, max_messages: 5, ..good.clone() };
+    let bad =
+        jetstream::stream::Config { discard: DiscardPolicy::Old, max_messages: 5, ..good.clone() };
     admin.create_stream(bad).await.unwrap();
 
     let store = Nats::open(&settings, KEEP).await.unwrap();
@@ -253,8 +266,9 @@ async fn large_events_are_followed_and_read() {
         written.push(store.append(&log, Uuid::new_v4(), event.into()).await.unwrap());
     }
     let (events, _) = contract::catch_up(&mut store.follow(None)).await;
-    let positions =
-        |entries: &mut dyn Iterator<Item = Entry>| entries.map(|entry| entry.position).collect::<Vec<_>>();
+    let positions = |entries: &mut dyn Iterator<Item = Entry>| {
+        entries.map(|entry| entry.position).collect::<Vec<_>>()
+    };
     assert_eq!(positions(&mut events.into_iter().map(|(_, entry)| entry)), written);
     let entries = contract::read_to_end(&*store, &log).await.unwrap();
     assert_eq!(positions(&mut entries.into_iter()), written);

@@ -1,5 +1,5 @@
-//! Streams that forget something: deleted, purged, or put back to an older copy. The store notices, does nothing more, makes
-//! nothing anew, and goes on once an operator has accepted it.
+//! Streams that forget something: deleted, purged, or put back to an older copy. The store notices,
+//! does nothing more, makes nothing anew, and goes on once an operator has accepted it.
 
 mod cells;
 mod peers;
@@ -25,7 +25,11 @@ async fn write(store: &dyn Store, name: &str) -> Position {
 /// Waits until the store says that it lost something, and checks that it then refuses everything.
 async fn lost(store: &dyn Store) -> String {
     let what = noticed_loss(store).await;
-    assert!(store.trouble().is_some_and(|trouble| trouble.contains(&what)), "{:?}", store.trouble());
+    assert!(
+        store.trouble().is_some_and(|trouble| trouble.contains(&what)),
+        "{:?}",
+        store.trouble()
+    );
     let refused = contract::append(store, &contract::new_log(), "late").await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     for cell in [CellName::permanent("a"), CellName::retained("a")] {
@@ -145,11 +149,16 @@ async fn a_purged_stream_is_a_loss() {
             store = reopen(&server).await;
         }
         let lost = lost(&*store).await;
-        assert!(lost.contains(stream) && lost.contains("purged"), "{stream} {what:?} {live}: {lost}");
+        assert!(
+            lost.contains(stream) && lost.contains("purged"),
+            "{stream} {what:?} {live}: {lost}"
+        );
         accept(&*store, before).await;
         assert_eq!(store.has_lost_cells(), stream == "gw_cells");
     };
-    for (what, live) in [(Purge::All, true), (Purge::All, false), (Purge::Half, true), (Purge::Half, false)] {
+    for (what, live) in
+        [(Purge::All, true), (Purge::All, false), (Purge::Half, true), (Purge::Half, false)]
+    {
         join_all(STREAMS.map(|stream| case(stream, what, live))).await;
     }
 }
@@ -201,7 +210,8 @@ async fn a_stream_that_was_put_back_is_a_loss() {
     join_all([&events, &cells, &keys].map(|put_back| case(put_back, false))).await;
 }
 
-/// Another gateway writes to an older copy until it ends beyond what this one knows. Their sequences agree then.
+/// Another gateway writes to an older copy until it ends beyond what this one knows. Their
+/// sequences agree then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     let (mut server, store) = new().await;
@@ -224,7 +234,8 @@ async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     server.put_back(&STREAMS, newer.path()).await;
     let second = reopen(&server).await;
     let what = lost(&*store).await;
-    let another = format!("stream gw_events holds another message at {} than before", before.sequence);
+    let another =
+        format!("stream gw_events holds another message at {} than before", before.sequence);
     assert!(what.contains(&another), "{what}");
     // One that has not seen the lost messages is told.
     assert!(lost(&*second).await.contains(&another));
@@ -248,7 +259,8 @@ async fn counts_in_a_backup_are_void_until_they_are_written_again() {
     // Another replica, and one that starts later, see the same.
     let second = open(&server).await;
     assert_eq!(second.load(&guard).await.unwrap(), None);
-    let [a, b] = [&store, &second].map(|store| store.swap(&guard, None, Bytes::from_static(b"new")));
+    let [a, b] =
+        [&store, &second].map(|store| store.swap(&guard, None, Bytes::from_static(b"new")));
     let swapped = |swap: &Swap| matches!(swap, Swap::Swapped(_));
     let swaps = [a.await.unwrap(), b.await.unwrap()];
     assert_eq!(swaps.iter().filter(|swap| swapped(swap)).count(), 1, "{swaps:?}");
@@ -297,7 +309,8 @@ async fn an_operator_says_that_a_backup_was_restored() {
     assert_eq!(contract::texts(&entries), ["a", "after"]);
 }
 
-/// Streams that a gateway without a record has used are taken over, and their positions stay what they were.
+/// Streams that a gateway without a record has used are taken over, and their positions stay what
+/// they were.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_of_an_older_version_is_taken_over() {
     let server = NatsServer::start().await;
@@ -348,7 +361,8 @@ async fn what_expires_is_no_loss() {
     let store = short().await.unwrap();
     timeout(store.usable()).await;
     let admin = admin(&server).await;
-    let left = async |stream: &str| admin.get_stream(stream).await.unwrap().cached_info().state.messages;
+    let left =
+        async |stream: &str| admin.get_stream(stream).await.unwrap().cached_info().state.messages;
     write(&store, "a").await;
     timeout(async {
         while left("gw_events").await > 0 {
@@ -385,7 +399,8 @@ async fn the_last_part_of_a_stream_is_no_room_for_orders() {
     while store.shortage().is_none() {
         store.append(&large, Uuid::new_v4(), vec![0; MAX_EVENT_BYTES].into()).await.unwrap();
     }
-    let held = admin(&server).await.get_stream("gw_events").await.unwrap().cached_info().state.bytes;
+    let held =
+        admin(&server).await.get_stream("gw_events").await.unwrap().cached_info().state.bytes;
     assert!((BYTES * 80 / 100..BYTES * 92 / 100).contains(&held), "{held}");
     contract::append(&store, &log, "second").await.unwrap();
     let stream = admin(&server).await.get_stream("gw_events").await.unwrap();

@@ -8,7 +8,10 @@ use super::*;
 fn a_guard_that_the_store_lost_is_closed_until_an_operator_has_logged_in() {
     let lost = Look { lost: true, ..look(None, LONG) };
     assert_eq!(next(lost, &by("a", 1), &terms()), Step::Stopped(Stopped::Lost));
-    assert_eq!((unblocked(lost, &[1], false, &terms()), counted(lost)), (Unblocked::LastOne, COUNTED));
+    assert_eq!(
+        (unblocked(lost, &[1], false, &terms()), counted(lost)),
+        (Unblocked::LastOne, COUNTED)
+    );
     let Unblocked::Changed(guard) = unblocked(lost, &[1], true, &terms()) else { panic!() };
     assert_eq!(guard.rejections, 1);
     let held = Look { lost: true, ..look(Some(&guard), LONG) };
@@ -25,7 +28,10 @@ fn what_the_store_forgot_is_written_back() {
     assert_eq!(merged(Some(&remembered), &remembered, &terms()), None);
     // Other processes may have made attempts that this one does not know.
     let back = merged(None, &remembered, &terms()).unwrap();
-    assert_eq!(next(look(Some(&back), LONG), &by("a", 0), &terms()), Step::Stopped(Stopped::Closed));
+    assert_eq!(
+        next(look(Some(&back), LONG), &by("a", 0), &terms()),
+        Step::Stopped(Stopped::Closed)
+    );
     assert_eq!(back.candidates, remembered.candidates);
     // A token request locks nobody.
     assert!(!merged(None, &remembered, &Terms { locks: false, ..terms() }).unwrap().is_closed());
@@ -52,13 +58,17 @@ fn a_fingerprint_of_an_earlier_release_is_recognised() {
     let mut told = known();
     told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected);
     let now = renamed(told.guard.clone().unwrap(), &[1], &[101]);
-    assert_eq!(next(look(Some(&now), LONG), &by("a", 101), &terms()), Step::Stopped(Stopped::Strikes));
+    assert_eq!(
+        next(look(Some(&now), LONG), &by("a", 101), &terms()),
+        Step::Stopped(Stopped::Strikes)
+    );
     assert_eq!(now.candidate(&[1]), None);
     let now = renamed(told.guard.clone().unwrap(), &[0], &[100]);
     assert_eq!(now.accepted_last, [100]);
     assert_eq!(now.candidate(&[100]).unwrap().sealed, [1]);
     // A replica of the earlier release adds to its own.
-    let both = renamed(report(Some(now), &by("a", 0), &Report::Rejected, &terms()).unwrap(), &[0], &[100]);
+    let both =
+        renamed(report(Some(now), &by("a", 0), &Report::Rejected, &terms()).unwrap(), &[0], &[100]);
     assert_eq!((both.candidate(&[100]).unwrap().strikes, both.candidate(&[0])), (1, None));
 }
 
@@ -77,7 +87,11 @@ fn a_token_is_stored_with_its_acceptance_and_one_that_cannot_be_read_stays() {
     let mut told = known();
     let token = |told: &Told| {
         let of = told.guard.as_ref().unwrap().candidate(&[0]).unwrap().clone();
-        (of.accepted, of.generation, Sealed { own: of.sealed, for_other_half: of.sealed_for_other_half })
+        (
+            of.accepted,
+            of.generation,
+            Sealed { own: of.sealed, for_other_half: of.sealed_for_other_half },
+        )
     };
     assert_eq!(token(&told), (true, 1, sealed(1)));
     told.attempt(0, &Report::Rejected);
@@ -138,5 +152,8 @@ fn silences_of_an_earlier_release_count() {
     told.guard.as_mut().unwrap().silences = 3;
     told.attempt(1, &Report::Unanswered).stopped(2, Stopped::Closed);
     let guard = told.guard.as_ref().unwrap();
-    assert_eq!((guard.rejections, guard.silences, counted(look(Some(guard), LONG))), (1, 3, COUNTED));
+    assert_eq!(
+        (guard.rejections, guard.silences, counted(look(Some(guard), LONG))),
+        (1, 3, COUNTED)
+    );
 }

@@ -1,5 +1,5 @@
-//! Sequences of logins with every outcome, crashes, lost cells, changed passwords and operators, over
-//! several processes, against a model that counts rejected logins as ThingSpace does.
+//! Sequences of logins with every outcome, crashes, lost cells, changed passwords and operators,
+//! over several processes, against a model that counts rejected logins as ThingSpace does.
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -46,7 +46,8 @@ fn answers(accepted: bool, effect: Effect) -> Vec<Option<Reply>> {
     };
     let whole = reply(200, "");
     let cut = whole.map(|whole| Reply { body: None, cut: true, ..whole });
-    let mut answers = vec![None, cut, reply(408, ""), reply(500, PAGE), reply(503, ""), reply(502, PAGE)];
+    let mut answers =
+        vec![None, cut, reply(408, ""), reply(500, PAGE), reply(503, ""), reply(502, PAGE)];
     answers.extend([reply(404, PAGE), reply(200, PAGE), reply(200, ""), reply(302, "")]);
     answers.extend([200, 500].map(|status| reply(status, r#"{"fault":{"code":900901}}"#)));
     answers.push(reply(200, r#"{"fault":{"code":900800}}"#));
@@ -70,8 +71,11 @@ fn answers(accepted: bool, effect: Effect) -> Vec<Option<Reply>> {
                 reply(200, other),
                 reply(200, r#"{"error":"invalid_grant"}"#),
             ]);
-            answers.extend([400, 401, 403, 407, 409, 422, 423, 429].map(|status| reply(status, "")));
-            answers.extend([503, 500].map(|status| reply(status, r#"{"error":"Service Unavailable"}"#)));
+            answers
+                .extend([400, 401, 403, 407, 409, 422, 423, 429].map(|status| reply(status, "")));
+            answers.extend(
+                [503, 500].map(|status| reply(status, r#"{"error":"Service Unavailable"}"#)),
+            );
         }
     }
     answers
@@ -111,7 +115,8 @@ enum At {
 
 #[derive(Debug, Clone, Copy)]
 enum Event {
-    /// A process does its next step; if that is a login, ThingSpace evaluates it and answers somehow.
+    /// A process does its next step; if that is a login, ThingSpace evaluates it and answers
+    /// somehow.
     Step(usize, usize),
     /// The same, but ThingSpace does not evaluate it.
     Fail(usize, usize),
@@ -146,8 +151,8 @@ struct World {
     password: u8,
     /// What ThingSpace counts.
     rejected: u32,
-    /// What it may count at most: a mistaken `unblock --force` leads to one more, hence to a lock only
-    /// if there were four.
+    /// What it may count at most: a mistaken `unblock --force` leads to one more, hence to a lock
+    /// only if there were four.
     most: u32,
     accepted: u32,
     attempts: u32,
@@ -155,7 +160,8 @@ struct World {
 
 impl World {
     fn new(processes: usize, exclusive: bool) -> Self {
-        let idle = Process { lives: 0, file: 0, at: At::Idle, memory: None, seen: (0, Duration::ZERO) };
+        let idle =
+            Process { lives: 0, file: 0, at: At::Idle, memory: None, seen: (0, Duration::ZERO) };
         Self {
             guard: None,
             version: 0,
@@ -213,7 +219,10 @@ impl World {
         }
         let answers = answers(right, effect);
         let report = reported(answers[roll % answers.len()].as_ref());
-        assert!(report != Report::Void || effect == Effect::Nothing, "an evaluated login must count");
+        assert!(
+            report != Report::Void || effect == Effect::Nothing,
+            "an evaluated login must count"
+        );
         assert!(!matches!(report, Report::Accepted { .. }) || right, "only a session is a success");
         report
     }
@@ -332,7 +341,12 @@ impl World {
 
     /// Why the right password is not tried, if the guard has a reason.
     fn stopped(&self) -> Option<Stopped> {
-        let look = Look { guard: self.guard.as_ref(), lost: self.lost, unchanged: LONG * 2, exclusive: true };
+        let look = Look {
+            guard: self.guard.as_ref(),
+            lost: self.lost,
+            unchanged: LONG * 2,
+            exclusive: true,
+        };
         match next(look, &by("an observer", self.password), &self.terms) {
             Step::Stopped(stopped) => Some(stopped),
             _ => None,
@@ -401,7 +415,8 @@ proptest! {
         prop_assert!(world.rejected <= world.most, "{world:?}");
     }
 
-    /// Two mishaps in a row, of whatever kind, cost a right password nothing, however often they happen.
+    /// Two mishaps in a row, of whatever kind, cost a right password nothing, however often they
+    /// happen.
     #[test]
     fn two_mishaps_in_a_row_need_no_operator(mishaps in vec((any::<bool>(), any::<usize>()), 0..40)) {
         let mut world = World::new(1, true);

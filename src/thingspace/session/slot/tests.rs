@@ -61,7 +61,8 @@ async fn the_outcome_of_a_flight_goes_to_all_who_wait() {
         tokio::time::sleep(SECOND).await;
         result
     };
-    let failed = join_all((0..100).map(|_| world.slot.get(|_| slow(Err(unavailable(Pace::QUICK)))))).await;
+    let failed =
+        join_all((0..100).map(|_| world.slot.get(|_| slow(Err(unavailable(Pace::QUICK)))))).await;
     assert!(failed.iter().all(|outcome| matches!(outcome, Err(failed) if failed.wait() == SECOND)));
     tokio::time::sleep(SECOND).await;
     let tokens = join_all((0..100).map(|_| world.slot.get(|_| slow(Ok(world.minted("a")))))).await;
@@ -167,7 +168,10 @@ async fn a_token_is_held_until_there_is_one_of_the_new_credentials() {
     let world = World::default();
     world.get(Ok(world.minted("a"))).await.unwrap();
     for wait in [5, 10] {
-        assert_eq!(world.replace(Err(unavailable(CAREFUL))).await.unwrap_err().wait(), SECOND * wait);
+        assert_eq!(
+            world.replace(Err(unavailable(CAREFUL))).await.unwrap_err().wait(),
+            SECOND * wait
+        );
         // The next attempt has to wait; the token has not.
         assert!(world.replace(Ok(world.minted("b"))).await.is_err());
         assert_eq!(world.get(Ok(world.minted("b"))).await.unwrap().value, "a");
@@ -224,5 +228,7 @@ async fn a_renewal_that_panics_is_a_failed_flight() {
     let panics = |_| async { panic!("a renewal that breaks, on purpose") };
     assert!(slot.get(panics).await.is_err());
     tokio::time::sleep(SECOND * 5).await;
-    assert!(slot.get(|_| async { Ok(Minted { token: token("a", 1), expires_in: None }) }).await.is_ok());
+    assert!(
+        slot.get(|_| async { Ok(Minted { token: token("a", 1), expires_in: None }) }).await.is_ok()
+    );
 }

@@ -46,11 +46,12 @@ enum Code {
 }
 
 const STATUSES: [u16; 24] = [
-    200, 200, 200, 201, 202, 204, 301, 307, 400, 400, 400, 401, 401, 403, 404, 408, 409, 422, 429, 429, 500,
-    502, 503, 504,
+    200, 200, 200, 201, 202, 204, 301, 307, 400, 400, 400, 401, 401, 403, 404, 408, 409, 422, 429,
+    429, 500, 502, 503, 504,
 ];
 
-const IDS: [&str; 6] = ["requestId", "RequestId", "requestID", "request_id", "REQUEST-ID", "request id"];
+const IDS: [&str; 6] =
+    ["requestId", "RequestId", "requestID", "request_id", "REQUEST-ID", "request id"];
 
 const INEXACT: [&str; 20] = [
     r#""error""#,
@@ -94,8 +95,10 @@ fn part(rng: &mut Rng, id: &str) -> Part {
         11 => quotes(rng),
         12 => speaks(rng),
         _ => {
-            let name =
-                pick(rng, &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"]);
+            let name = pick(
+                rng,
+                &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"],
+            );
             (Says::Nothing, name.to_owned(), noise(rng))
         }
     }
@@ -108,7 +111,8 @@ fn exact(rng: &mut Rng, id: &str) -> String {
 }
 
 fn id_elsewhere(rng: &mut Rng, id: &str) -> Part {
-    let place = |name: &str, value: String| (Says::IdElsewhere(id.to_owned()), name.to_owned(), value);
+    let place =
+        |name: &str, value: String| (Says::IdElsewhere(id.to_owned()), name.to_owned(), value);
     match rng.u8(..9) {
         0 => place("id", format!("\"{id}\"")),
         1 => place("data", format!(r#"{{"requestId":"{id}"}}"#)),
@@ -149,7 +153,10 @@ fn speaks(rng: &mut Rng) -> Part {
             pick(rng, &["Request accepted", "it was QUEUED", "in progress", "not yet accepted"]),
         ),
         1 => (Says::TimedOut, pick(rng, &["upstream timed out", "Gateway Time-out", "TIMEOUT"])),
-        _ => (Says::Nothing, pick(rng, &["not accepted", "cannot be queued", "unsubmitted", "no time"])),
+        _ => (
+            Says::Nothing,
+            pick(rng, &["not accepted", "cannot be queued", "unsubmitted", "no time"]),
+        ),
     };
     let name = pick(rng, &["message", "errorMessage", "description", "cause", "traceId"]);
     (says, name.to_owned(), format!("\"{text}\""))
@@ -197,9 +204,13 @@ fn code(rng: &mut Rng) -> Part {
         Refusal(text) | Unclear(text) | Session(text) | Word(text) => match rng.u8(..3) {
             0 => (any_case(rng, "errorCode"), format!("\"{text}\"")),
             1 => (any_case(rng, "error"), format!("\" {text} \"")),
-            _ => (any_case(rng, "faultResponse"), format!(r#"{{"faultcode":"{text}","faultstring":"x"}}"#)),
+            _ => (
+                any_case(rng, "faultResponse"),
+                format!(r#"{{"faultcode":"{text}","faultstring":"x"}}"#),
+            ),
         },
-        Bearer(number) | Throttled(number) | TurnedAway(number) | Lost(number) => match rng.u8(..3) {
+        Bearer(number) | Throttled(number) | TurnedAway(number) | Lost(number) => match rng.u8(..3)
+        {
             0 => (any_case(rng, "fault"), format!(r#"{{"code":{number},"message":"x"}}"#)),
             1 => (any_case(rng, "fault"), format!(r#"{{"code":"{number}"}}"#)),
             _ => (any_case(rng, "code"), number.to_string()),
@@ -214,10 +225,13 @@ fn code(rng: &mut Rng) -> Part {
                 let odd = ["[1]", r#"{"x":"y"}"#, r#""<>""#, "400.0", "-4e2", "true", r#""null""#];
                 ("errorCode".to_owned(), pick(rng, &odd).to_owned())
             }
-            1 => {
-                ("faultResponse".to_owned(), pick(rng, &[r#"{"faultstring":"x"}"#, "\"x\"", "7"]).to_owned())
+            1 => (
+                "faultResponse".to_owned(),
+                pick(rng, &[r#"{"faultstring":"x"}"#, "\"x\"", "7"]).to_owned(),
+            ),
+            _ => {
+                ("fault".to_owned(), pick(rng, &[r#"{"message":"x"}"#, "\"x\"", "true"]).to_owned())
             }
-            _ => ("fault".to_owned(), pick(rng, &[r#"{"message":"x"}"#, "\"x\"", "true"]).to_owned()),
         },
     };
     (Says::Code(code), name, value)
@@ -242,7 +256,14 @@ fn status_word(rng: &mut Rng) -> Part {
             Says::Success,
             pick(
                 rng,
-                &["\"Success\"", "\"PENDING\"", "\"in progress\"", "202", "\"accepted\"", "\"On Hold\""],
+                &[
+                    "\"Success\"",
+                    "\"PENDING\"",
+                    "\"in progress\"",
+                    "202",
+                    "\"accepted\"",
+                    "\"On Hold\"",
+                ],
             ),
         )
     } else {
@@ -313,8 +334,12 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
             Expected::Stale { bearer: true, session: true }
         }
         Some(Code::Refusal(_) | Code::Word(_)) if quotes => Expected::Unclear,
-        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => Expected::Throttled,
-        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if is_error && status < 500 => {
+        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => {
+            Expected::Throttled
+        }
+        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_))
+            if is_error && status < 500 =>
+        {
             Expected::Refused
         }
         _ => Expected::Unclear,
@@ -337,10 +362,12 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
         let status = pick(rng, &STATUSES);
         let first = id(rng);
         let second = if rng.u8(..4) == 0 { id(rng) } else { first.clone() };
-        let parts: Vec<Part> =
-            (0..rng.usize(..4)).map(|at| part(rng, if at % 2 == 0 { &first } else { &second })).collect();
+        let parts: Vec<Part> = (0..rng.usize(..4))
+            .map(|at| part(rng, if at % 2 == 0 { &first } else { &second }))
+            .collect();
         let mut says: Vec<Says> = parts.iter().map(|(says, ..)| says.clone()).collect();
-        let mut body = object(rng, parts.into_iter().map(|(_, name, value)| (name, value)).collect());
+        let mut body =
+            object(rng, parts.into_iter().map(|(_, name, value)| (name, value)).collect());
         let mut readable = true;
         let mut whole = true;
         match rng.u8(..20) {
@@ -365,7 +392,9 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
         if whole {
             match rng.u8(..10) {
                 0 => {
-                    reply.locations.push(format!("/api/m2m/v2/accounts/0-1/requests/{first}/status"));
+                    reply
+                        .locations
+                        .push(format!("/api/m2m/v2/accounts/0-1/requests/{first}/status"));
                     says.push(Says::IdElsewhere(first.clone()));
                 }
                 1 => {
@@ -378,7 +407,12 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
             reply.body = None;
         }
         let expected = expected(status, &says, readable && whole);
-        assert_eq!(found(&reply), expected, "HTTP {status}, {:?}, {body:.600}, {says:?}", reply.locations);
+        assert_eq!(
+            found(&reply),
+            expected,
+            "HTTP {status}, {:?}, {body:.600}, {says:?}",
+            reply.locations
+        );
         if expected != Expected::Unclear && rng.bool() {
             damaged(rng, &reply, &body);
         }

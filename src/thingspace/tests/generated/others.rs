@@ -23,10 +23,14 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
         let mut is_about_asked = true;
         for _ in 0..rng.usize(..3) {
             let name =
-                pick(rng, &["requestId", "RequestId", "requestID", "requestid", "Request_Id"]).to_owned();
+                pick(rng, &["requestId", "RequestId", "requestID", "requestid", "Request_Id"])
+                    .to_owned();
             let (about, value) = match rng.u8(..6) {
                 0 => (other.eq_ignore_ascii_case(&asked), format!("\"{other}\"")),
-                1 => (false, pick(rng, &["true", "[]", "100000000000000000001", "\"\"", "{}"]).to_owned()),
+                1 => (
+                    false,
+                    pick(rng, &["true", "[]", "100000000000000000001", "\"\"", "{}"]).to_owned(),
+                ),
                 2 => (true, "null".to_owned()),
                 3 => (true, format!("\"{}\"", asked.to_ascii_uppercase())),
                 _ => (true, format!("\"{asked}\"")),
@@ -38,8 +42,9 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
         let mut subs = Vec::new();
         for _ in 0..rng.usize(..4) {
             let (kind, digits) = pick(rng, &KINDS);
-            let digits: String =
-                (0..digits).map(|at| if at == 0 { '8' } else { char::from(b'0' + rng.u8(..10)) }).collect();
+            let digits: String = (0..digits)
+                .map(|at| if at == 0 { '8' } else { char::from(b'0' + rng.u8(..10)) })
+                .collect();
             let id = match rng.u8(..4) {
                 // A number of this many digits is not exact, and left out.
                 0 if digits.len() > 15 => digits,
@@ -57,7 +62,10 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
             let ids = if rng.bool() { ids } else { format!("[{ids}]") };
             subs.push(format!(r#"{{"ids":{ids},"status":"Pending"}}"#));
         }
-        fields.push((pick(rng, &["subRequests", "subrequests"]).to_owned(), format!("[{}]", subs.join(","))));
+        fields.push((
+            pick(rng, &["subRequests", "subrequests"]).to_owned(),
+            format!("[{}]", subs.join(",")),
+        ));
         if rng.u8(..8) > 0 {
             fields.push((
                 "status".to_owned(),
@@ -90,7 +98,8 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
         let text = String::from_utf8_lossy(&body).into_owned();
         if let Some(answer) = &read {
             assert!(is_about_asked, "about {asked}: {text:.600}");
-            let shown: Vec<_> = answer.devices.iter().flat_map(|(device, _)| device.present()).collect();
+            let shown: Vec<_> =
+                answer.devices.iter().flat_map(|(device, _)| device.present()).collect();
             for (_, digits) in shown {
                 assert!(told.iter().any(|told| told == digits.as_str()), "{text:.600}");
             }
@@ -106,8 +115,11 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
 fn no_token_is_read_that_was_not_given() {
     each_answer(1, |rng| {
         let is_login = rng.bool();
-        let (name, other) =
-            if is_login { ("sessionToken", "access_token") } else { ("access_token", "sessionToken") };
+        let (name, other) = if is_login {
+            ("sessionToken", "access_token")
+        } else {
+            ("access_token", "sessionToken")
+        };
         let token = id(rng);
         let mut fields =
             vec![("extra".to_owned(), noise(rng)), (other.to_owned(), "\"not this\"".to_owned())];
@@ -116,7 +128,8 @@ fn no_token_is_read_that_was_not_given() {
             let (good, value) = match rng.u8(..4) {
                 0 => (
                     false,
-                    pick(rng, &["null", "\"\"", "7", "true", "\"a b\"", "\"\\n\"", "[]", "{}"]).to_owned(),
+                    pick(rng, &["null", "\"\"", "7", "true", "\"a b\"", "\"\\n\"", "[]", "{}"])
+                        .to_owned(),
                 ),
                 _ => (true, format!("\"{token}\"")),
             };
@@ -141,14 +154,21 @@ fn no_token_is_read_that_was_not_given() {
         let read = |body: Vec<u8>| {
             let reply = reply(status, body);
             if is_login {
-                judge(&reply, |body| wire::session(body).map(|token| token.expose_secret().to_owned()))
+                judge(&reply, |body| {
+                    wire::session(body).map(|token| token.expose_secret().to_owned())
+                })
             } else {
-                judge(&reply, |body| wire::bearer(body).map(|bearer| bearer.token.expose_secret().to_owned()))
+                judge(&reply, |body| {
+                    wire::bearer(body).map(|bearer| bearer.token.expose_secret().to_owned())
+                })
             }
         };
         let text = String::from_utf8_lossy(&body).into_owned();
         if let Verdict::Done(read) = read(body.clone()) {
-            assert!((200..300).contains(&status) && given == 1 && copies == 1, "HTTP {status}, {text:.600}");
+            assert!(
+                (200..300).contains(&status) && given == 1 && copies == 1,
+                "HTTP {status}, {text:.600}"
+            );
             assert_eq!(read, token, "{text:.600}");
         }
         damage(rng, &mut body);

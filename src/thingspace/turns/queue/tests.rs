@@ -69,8 +69,11 @@ fn an_idle_class_saves_nothing_up() {
 fn a_class_without_a_connection_is_passed_over() {
     let mut queue = queue([10, 10, 10, 10]);
     for _ in 0..20 {
-        let taken = queue.take(|class| (class != Class::Order && class != Class::Poll).then_some(()));
-        assert!(taken.is_some_and(|(_, class, ())| matches!(class, Class::Query | Class::Elsewhere)));
+        let taken =
+            queue.take(|class| (class != Class::Order && class != Class::Poll).then_some(()));
+        assert!(
+            taken.is_some_and(|(_, class, ())| matches!(class, Class::Query | Class::Elsewhere))
+        );
     }
     assert!(queue.take(|class| (class == Class::Query).then_some(())).is_none());
     assert!(!queue.is_empty());
@@ -129,7 +132,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Each call that was not given up gets exactly one turn, those of one class and account in the order in which they came.
+    /// Each call that was not given up gets exactly one turn, those of one class and account in the
+    /// order in which they came.
     #[test]
     fn each_call_gets_one_turn(steps in proptest::collection::vec(step(), 1..300)) {
         let mut queue = Queue::new();
@@ -162,8 +166,8 @@ proptest! {
         }
     }
 
-    /// Whatever else waits, a call is not passed over more often than its class's share and its account's turn allow, and the
-    /// estimate says so.
+    /// Whatever else waits, a call is not passed over more often than its class's share and its
+    /// account's turn allow, and the estimate says so.
     #[test]
     fn no_call_starves(
         waiting in proptest::collection::vec((proptest::sample::select(&CLASSES), 0_usize..4, 0_usize..50), 0..12),

@@ -61,7 +61,10 @@ async fn a_cell_that_goes_missing_is_a_loss_that_names_it() {
         };
         assert_eq!(lost(&*store).await, MISSING, "{when:?}");
         let cells = admin(&server).await.get_stream("gw_cells").await.unwrap();
-        assert!(cells.get_last_raw_message_by_subject(SUBJECT).await.is_err(), "{when:?}: it was made anew");
+        assert!(
+            cells.get_last_raw_message_by_subject(SUBJECT).await.is_err(),
+            "{when:?}: it was made anew"
+        );
 
         accept(&*store, before).await;
         assert!(store.has_lost_cells(), "{when:?}");
@@ -193,7 +196,8 @@ async fn more_cells_than_can_be_watched_are_refused() {
     let Err(StoreError::Unavailable(why)) = refused else { panic!("{refused:?}") };
     assert_eq!(why, "stream gw_cells holds 4096 cells and takes no more: see docs/nats.md");
     let held = store.load(&guard()).await.unwrap().unwrap();
-    let swapped = store.swap(&guard(), Some(held.version), Bytes::from_static(b"next")).await.unwrap();
+    let swapped =
+        store.swap(&guard(), Some(held.version), Bytes::from_static(b"next")).await.unwrap();
     assert!(matches!(swapped, Swap::Swapped(_)), "{swapped:?}");
     let swapped = store.swap(&CellName::retained("key"), None, Bytes::new()).await.unwrap();
     assert!(matches!(swapped, Swap::Swapped(_)), "{swapped:?}");

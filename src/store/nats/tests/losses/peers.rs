@@ -33,7 +33,10 @@ async fn a_gateway_that_starts_makes_no_store_that_another_one_remembers() {
     // Before any other gateway has looked.
     let second = reopen(&server).await;
     let what = lost_unused(&*second).await;
-    assert!(STREAMS.iter().all(|stream| what.contains(&format!("stream {stream} was deleted"))), "{what}");
+    assert!(
+        STREAMS.iter().all(|stream| what.contains(&format!("stream {stream} was deleted"))),
+        "{what}"
+    );
     assert_nothing_was_made(&server).await;
     // It passes on what it was told.
     drop(first);
@@ -63,7 +66,8 @@ async fn a_new_store_that_another_gateway_contradicts_is_given_up_for_good() {
     for store in [&first, &second] {
         lost(&**store).await;
     }
-    let used = tokio::time::timeout(AGAIN, async { tokio::join!(first.usable(), second.usable()) }).await;
+    let used =
+        tokio::time::timeout(AGAIN, async { tokio::join!(first.usable(), second.usable()) }).await;
     assert!(used.is_err(), "a lost store was used");
     let accepted = second.accept_loss(false).await.unwrap();
     assert!(accepted.is_some());
@@ -72,7 +76,8 @@ async fn a_new_store_that_another_gateway_contradicts_is_given_up_for_good() {
     }
 }
 
-/// Two start together on nothing: one of them makes the store, and neither takes the other's for one that lost something.
+/// Two start together on nothing: one of them makes the store, and neither takes the other's for
+/// one that lost something.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_together_make_one_store() {
     for _ in 0..5 {
@@ -81,14 +86,16 @@ async fn replicas_that_start_together_make_one_store() {
         let mut epochs = Vec::new();
         for store in &stores {
             assert_eq!(store.loss(), None);
-            epochs.push(contract::append(&**store, &contract::new_log(), "event").await.unwrap().epoch);
+            epochs.push(
+                contract::append(&**store, &contract::new_log(), "event").await.unwrap().epoch,
+            );
         }
         assert!(epochs.iter().all(|epoch| *epoch == epochs[0]), "{epochs:?}");
     }
 }
 
-/// A gateway that knew nothing makes the streams anew. Those that know better go on saying that something is lost, and
-/// stop it.
+/// A gateway that knew nothing makes the streams anew. Those that know better go on saying that
+/// something is lost, and stop it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_accepts_no_loss_for_the_others() {
     let (server, store) = new().await;

@@ -59,7 +59,8 @@ async fn a_record_that_is_a_moment_older_than_the_events_is_no_loss() {
     assert_eq!(after.epoch, before.epoch);
 }
 
-/// The record is written, and its copy is not: the command says what it has done, although it has to try again.
+/// The record is written, and its copy is not: the command says what it has done, although it has
+/// to try again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_is_accepted_even_if_the_copy_of_the_record_is_written_late() {
     let users = |denied: &str| {
@@ -73,7 +74,8 @@ async fn a_loss_is_accepted_even_if_the_copy_of_the_record_is_written_late() {
     let admin = admin(&server).await;
     admin.delete_stream("gw_events").await.unwrap();
     let what = lost(&*store).await;
-    let cells = async || admin.get_stream("gw_cells").await.unwrap().cached_info().state.last_sequence;
+    let cells =
+        async || admin.get_stream("gw_cells").await.unwrap().cached_info().state.last_sequence;
     let before = cells().await;
     server.reload_with(&users("gw.key.store-record"));
     let accepting = tokio::spawn({
