@@ -39,7 +39,7 @@ use harness::{Gateway, Upstream, device, place, watch as watch_request};
 use nats_server::{NatsCluster, NatsServer};
 use sender::{Sender, about};
 use thingspace_gateway::{
-    config::{self, Config},
+    config::{Config, NatsConfig},
     store::{
         CellName, Followed, LogName, MAX_READ, Position, Store, Swap, embedded::Embedded,
         nats::Nats,
@@ -89,7 +89,7 @@ async fn main() {
 }
 
 async fn nats(url: &str, replicas: usize) -> Arc<dyn Store> {
-    let settings = config::Nats { url: url.to_owned(), replicas, ..Config::defaults().store.nats };
+    let settings = NatsConfig { url: url.to_owned(), replicas, ..Config::defaults().store.nats };
     let store = Nats::open(&settings, RETENTION).await.unwrap();
     store.usable().await;
     Arc::new(store)

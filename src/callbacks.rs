@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
-    config::{self, Network},
+    config::{CallbacksConfig, Network},
     identity::AccountName,
     requests::Requests,
     server::http::{self as listener, Answer, Listening, Origin},
@@ -113,7 +113,7 @@ impl Default for Room {
 
 impl Callbacks {
     pub async fn new(
-        config: &config::Callbacks,
+        config: &CallbacksConfig,
         store: Arc<dyn Store>,
         accounts: &[AccountName],
         requests: Requests,

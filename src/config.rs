@@ -33,17 +33,17 @@ pub(crate) const MAX_PAIR_CHARS: usize = 40;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
-    pub grpc: Grpc,
-    pub admin: Admin,
-    pub thingspace: ThingSpace,
-    pub callbacks: Callbacks,
+    pub grpc: GrpcConfig,
+    pub admin: AdminConfig,
+    pub thingspace: ThingSpaceConfig,
+    pub callbacks: CallbacksConfig,
     #[serde(default)]
-    pub credentials: Vec<Credentials>,
-    pub store: Store,
-    pub control: Control,
-    pub polling: Polling,
-    pub limits: Limits,
-    pub telemetry: Telemetry,
+    pub credentials: Vec<CredentialsConfig>,
+    pub store: StoreConfig,
+    pub control: ControlConfig,
+    pub polling: PollingConfig,
+    pub limits: LimitsConfig,
+    pub telemetry: TelemetryConfig,
     /// Where it was read from, if that was a file.
     #[serde(skip)]
     pub file: Option<PathBuf>,
@@ -51,7 +51,7 @@ pub struct Config {
 
 /// `[grpc]`: the API's listener.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Grpc {
+pub struct GrpcConfig {
     #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
     /// Lets `listen` be other than loopback although callers are not authenticated.
@@ -71,14 +71,14 @@ pub struct Grpc {
 
 /// `[admin]`: the listener for probes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Admin {
+pub struct AdminConfig {
     #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
 }
 
 /// `[thingspace]`: the upstream.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ThingSpace {
+pub struct ThingSpaceConfig {
     /// Up to and with `/api`.
     pub base_url: String,
     /// Where bearers come from; empty: `base_url` + `/ts/v1/oauth2/token`.
@@ -116,7 +116,7 @@ pub struct ThingSpace {
 
 /// `[callbacks]`: the listener for ThingSpace's callbacks, and its registration.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Callbacks {
+pub struct CallbacksConfig {
     pub enabled: bool,
     #[serde(deserialize_with = "address::deserialize")]
     pub listen: SocketAddr,
@@ -148,7 +148,7 @@ pub struct Callbacks {
     pub recheck: Duration,
 }
 
-impl Callbacks {
+impl CallbacksConfig {
     /// Certificate and key, if HTTPS is wanted.
     pub fn tls(&self) -> Option<(&Path, &Path)> {
         let given =
@@ -166,7 +166,7 @@ impl Callbacks {
 
 /// `[[credentials]]`: a ThingSpace application and a UWS user, and the accounts they serve.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Credentials {
+pub struct CredentialsConfig {
     pub name: String,
     pub accounts: Vec<AccountName>,
     pub key_file: PathBuf,
@@ -177,17 +177,17 @@ pub struct Credentials {
 
 /// `[store]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Store {
+pub struct StoreConfig {
     pub kind: StoreKind,
     /// The embedded store's file.
     pub path: PathBuf,
     /// How long a request is known after it began.
     #[serde(with = "duration")]
     pub retention: Duration,
-    pub nats: Nats,
+    pub nats: NatsConfig,
 }
 
-impl Store {
+impl StoreConfig {
     /// Which one it is, for people.
     pub fn shown(&self) -> String {
         match self.kind {
@@ -199,7 +199,7 @@ impl Store {
 
 /// `[store.nats]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Nats {
+pub struct NatsConfig {
     /// Of one server or several, separated by commas.
     pub url: String,
     /// Empty: nobody in particular, or whoever the certificate says.
@@ -222,7 +222,7 @@ pub struct Nats {
     pub max_bytes: u64,
 }
 
-impl Nats {
+impl NatsConfig {
     /// The servers' URLs, one by one.
     pub fn servers(&self) -> Vec<String> {
         self.url.split(',').map(|url| url.trim().to_owned()).collect()
@@ -249,14 +249,14 @@ impl TryFrom<String> for StoreKind {
 
 /// `[control]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Control {
+pub struct ControlConfig {
     /// Empty: beside the embedded store.
     pub socket: PathBuf,
 }
 
 /// `[polling]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Polling {
+pub struct PollingConfig {
     /// A status seen less than this ago is fresh for everybody.
     #[serde(with = "duration")]
     pub min_age: Duration,
@@ -275,7 +275,7 @@ pub struct Polling {
 
 /// `[limits]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Limits {
+pub struct LimitsConfig {
     /// Devices of all open requests; above it new orders are refused before anything is sent.
     pub open_devices: usize,
     /// What finished requests may take in memory, all together.
@@ -287,7 +287,7 @@ pub struct Limits {
 
 /// `[telemetry]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Telemetry {
+pub struct TelemetryConfig {
     pub log_format: LogFormat,
     /// `tracing_subscriber` filter directives.
     pub log_filter: String,

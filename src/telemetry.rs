@@ -26,7 +26,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{self, LogFormat};
+use crate::config::{LogFormat, TelemetryConfig};
 
 const SERVICE_NAME: &str = "thingspace-gateway";
 
@@ -49,7 +49,7 @@ pub struct Telemetry {
 
 /// Installs the process's log, tracer and propagator. To be called once, inside a runtime. An error
 /// is one of configuration.
-pub fn init(config: &config::Telemetry) -> anyhow::Result<Telemetry> {
+pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let traces = match config.otlp_endpoint.as_str() {
         "" => None,
@@ -95,7 +95,7 @@ fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-fn exporting(config: &config::Telemetry) -> anyhow::Result<SdkTracerProvider> {
+fn exporting(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder().with_tonic();
     let exporter = match collector::over_tls(config)? {
         Some(channel) => exporter.with_channel(channel),

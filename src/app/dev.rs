@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::App;
 use crate::{
-    config::{Config, Credentials},
+    config::{Config, CredentialsConfig},
     identity::AccountName,
     shutdown::Stop,
     simulator::{self, Simulator},
@@ -68,14 +68,17 @@ pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyh
     served
 }
 
-fn credentials(scratch: &TempDir, options: &simulator::Options) -> anyhow::Result<Credentials> {
+fn credentials(
+    scratch: &TempDir,
+    options: &simulator::Options,
+) -> anyhow::Result<CredentialsConfig> {
     use secrecy::ExposeSecret;
     let write = |name: &str, value: &str| -> io::Result<_> {
         let path = scratch.path().join(name);
         fs::write(&path, value)?;
         Ok(path)
     };
-    Ok(Credentials {
+    Ok(CredentialsConfig {
         name: "simulator".to_owned(),
         accounts: options.accounts.clone(),
         key_file: write("key", &options.key)?,

@@ -32,7 +32,7 @@ use self::{
 };
 use super::secrets::{self, Secrets};
 use crate::{
-    config,
+    config::CallbacksConfig,
     identity::AccountName,
     repeated::Repeated,
     thingspace::{self, Client},
@@ -150,7 +150,7 @@ pub enum Error {
 impl Registration {
     /// Port 0 in `public_url` is the listener's, as it is in its own address.
     pub fn new(
-        config: &config::Callbacks,
+        config: &CallbacksConfig,
         listener: SocketAddr,
         secrets: Secrets,
         client: Client,

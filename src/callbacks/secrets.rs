@@ -32,7 +32,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::{
-    config,
+    config::CallbacksConfig,
     identity::AccountName,
     proto::storage,
     store::{CellName, Store, StoreError, Swap, decode_cell},
@@ -121,11 +121,7 @@ impl fmt::Debug for Secrets {
 
 impl Secrets {
     /// Knows nothing before the first [`Secrets::refresh`].
-    pub fn new(
-        config: &config::Callbacks,
-        store: Arc<dyn Store>,
-        accounts: &[AccountName],
-    ) -> Self {
+    pub fn new(config: &CallbacksConfig, store: Arc<dyn Store>, accounts: &[AccountName]) -> Self {
         let files =
             config.pair_files().map(|(username, password)| (username.into(), password.into()));
         Self(Arc::new(Inner {
@@ -143,7 +139,7 @@ impl Secrets {
 
     /// Reads what there is and makes what is missing.
     pub async fn load_or_create(
-        config: &config::Callbacks,
+        config: &CallbacksConfig,
         store: Arc<dyn Store>,
         accounts: &[AccountName],
     ) -> Result<Self, Error> {

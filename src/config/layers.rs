@@ -10,7 +10,7 @@ use std::{collections::HashMap, path::Path};
 use config::{Config as Layer, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use serde::Deserialize;
 
-use super::{Config, Credentials, duration, problems::Problems, validate};
+use super::{Config, CredentialsConfig, duration, problems::Problems, validate};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -225,11 +225,12 @@ fn try_credential(
     for (at, element) in elements.iter().enumerate() {
         let value = if whole { element.clone() } else { Value::new(None, vec![element.clone()]) };
         let before = right.insert(key.to_owned(), value);
-        let wrong =
-            read::<Credentials>(Value::new(None, right.clone()), origin, |unknown| match unknown {
+        let wrong = read::<CredentialsConfig>(Value::new(None, right.clone()), origin, |unknown| {
+            match unknown {
                 Some(unknown) => format!("{name}: {unknown}"),
                 None => name.to_owned(),
-            });
+            }
+        });
         // The element was tried as the only one.
         problems
             .extend(wrong.into_iter().map(|line| line.replacen("[0]: ", &format!("[{at}]: "), 1)));

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    Config, Credentials, StoreKind, Telemetry, ThingSpace,
+    Config, CredentialsConfig, StoreKind, TelemetryConfig, ThingSpaceConfig,
     duration::show,
     problems::Problems,
     url::{self, Url},
@@ -197,8 +197,14 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     let mut names = HashSet::new();
     let mut owners = HashMap::new();
     for (index, credentials) in config.credentials.iter().enumerate() {
-        let Credentials { name, accounts, key_file, secret_file, username_file, password_file } =
-            credentials;
+        let CredentialsConfig {
+            name,
+            accounts,
+            key_file,
+            secret_file,
+            username_file,
+            password_file,
+        } = credentials;
         let entry = format!("credentials #{}", index + 1);
         if name.is_empty()
             || name.len() > 64
@@ -357,8 +363,8 @@ impl Problems {
         }
     }
 
-    fn breaker(&mut self, thingspace: &ThingSpace) {
-        let ThingSpace { breaker_failures, breaker_first, breaker_max, .. } = thingspace;
+    fn breaker(&mut self, thingspace: &ThingSpaceConfig) {
+        let ThingSpaceConfig { breaker_failures, breaker_first, breaker_max, .. } = thingspace;
         self.number("thingspace.breaker_failures", *breaker_failures, &BREAKER_FAILURES);
         self.duration("thingspace.breaker_first", *breaker_first, &BREAKER_FIRST);
         let first = "thingspace.breaker_first";
@@ -393,7 +399,7 @@ impl Problems {
     }
 
     /// Every path of ThingSpace begins with `/api`. Another host may have it elsewhere.
-    fn base_url(&mut self, thingspace: &ThingSpace) {
+    fn base_url(&mut self, thingspace: &ThingSpaceConfig) {
         let key = "thingspace.base_url";
         let Some(url) = self.thingspace_url(key, &thingspace.base_url, thingspace) else { return };
         let is_verizon = url.host == VERIZON || url.host.ends_with(&format!(".{VERIZON}"));
@@ -405,7 +411,12 @@ impl Problems {
     }
 
     /// Where tokens and passwords are sent.
-    fn thingspace_url(&mut self, key: &str, text: &str, thingspace: &ThingSpace) -> Option<Url> {
+    fn thingspace_url(
+        &mut self,
+        key: &str,
+        text: &str,
+        thingspace: &ThingSpaceConfig,
+    ) -> Option<Url> {
         let url = self.url(key, text)?;
         if url.scheme == "http" && !url.is_loopback() && !thingspace.allow_plaintext {
             self.push(format!(
@@ -428,7 +439,7 @@ impl Problems {
         }
     }
 
-    fn telemetry(&mut self, telemetry: &Telemetry) {
+    fn telemetry(&mut self, telemetry: &TelemetryConfig) {
         if let Err(error) = EnvFilter::try_new(&telemetry.log_filter) {
             self.push(format!(
                 "telemetry.log_filter: {:?}: {error}; write a level, or directives such as \

@@ -30,7 +30,7 @@ use super::{
     hub::{Hint, Hub, Tracked},
 };
 use crate::{
-    config,
+    config::PollingConfig,
     identity::{AccountName, RequestId},
     proto::storage,
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell},
@@ -53,7 +53,7 @@ pub struct Poller {
     client: Client,
     hub: Arc<Hub>,
     asker: Arc<Asker>,
-    config: config::Polling,
+    config: PollingConfig,
 }
 
 /// What the poller waited for.
@@ -83,7 +83,7 @@ impl Poller {
         client: Client,
         hub: Arc<Hub>,
         asker: Arc<Asker>,
-        config: config::Polling,
+        config: PollingConfig,
     ) -> Self {
         Self { store, client, hub, asker, config }
     }

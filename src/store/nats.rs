@@ -63,7 +63,7 @@ use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
     Version, Versioned,
 };
-use crate::config;
+use crate::config::NatsConfig;
 
 /// How long a read is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -154,7 +154,7 @@ impl Nats {
     /// Connects in the background; see [`Store::usable`]. Events, and cells that are
     /// [`Retained`](super::CellLife::Retained), go after `retention`. Fails only where the settings
     /// make no sense.
-    pub async fn open(settings: &config::Nats, retention: Duration) -> Result<Self, StoreError> {
+    pub async fn open(settings: &NatsConfig, retention: Duration) -> Result<Self, StoreError> {
         let names = Names::new(&settings.prefix);
         let wanted = Wanted::new(&names, settings, retention);
         let name = format!("thingspace-gateway {}", settings.prefix);

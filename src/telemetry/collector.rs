@@ -19,14 +19,14 @@ use tower::service_fn;
 use crate::{
     certificate,
     config::{
-        Telemetry,
+        TelemetryConfig,
         url::{Url, WEB},
     },
 };
 
 /// A connection that is made when there is something to send, and again when it broke; `None` for
 /// http://, which the exporter can do by itself.
-pub(super) fn over_tls(config: &Telemetry) -> anyhow::Result<Option<Channel>> {
+pub(super) fn over_tls(config: &TelemetryConfig) -> anyhow::Result<Option<Channel>> {
     let url = Url::parse(&config.otlp_endpoint, WEB).map_err(anyhow::Error::msg)?;
     if url.scheme != "https" {
         return Ok(None);
@@ -46,7 +46,7 @@ pub(super) fn over_tls(config: &Telemetry) -> anyhow::Result<Option<Channel>> {
     Ok(Some(endpoint.connect_with_connector_lazy(connect)))
 }
 
-fn client(config: &Telemetry) -> anyhow::Result<ClientConfig> {
+fn client(config: &TelemetryConfig) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     if config.otlp_ca_file.as_os_str().is_empty() {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -22,7 +22,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::ThingSpaceConfig;
 
 /// The longest `Retry-After` that is respected, for a host as for a single call.
 pub(super) const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
@@ -110,7 +110,7 @@ enum Change {
 }
 
 impl Settings {
-    pub(super) fn new(config: &config::ThingSpace) -> Self {
+    pub(super) fn new(config: &ThingSpaceConfig) -> Self {
         Self {
             failures: config.breaker_failures,
             first: config.breaker_first,

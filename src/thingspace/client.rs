@@ -28,7 +28,7 @@ use super::{
     wire,
 };
 use crate::{
-    config,
+    config::{CredentialsConfig, ThingSpaceConfig},
     identity::{AccountName, RequestId},
     store::Store,
 };
@@ -102,8 +102,8 @@ impl Client {
     /// the files. Nothing is sent. What was begun with the credentials and must be reported is
     /// among `tasks`.
     pub fn new(
-        thingspace: &config::ThingSpace,
-        credentials: &[config::Credentials],
+        thingspace: &ThingSpaceConfig,
+        credentials: &[CredentialsConfig],
         store: &Arc<dyn Store>,
         tasks: &TaskTracker,
     ) -> Result<Self, BuildError> {

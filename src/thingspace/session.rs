@@ -39,7 +39,10 @@ use super::{
     transport::Transport,
     verdict::Stale,
 };
-use crate::{config, store::Store};
+use crate::{
+    config::{CredentialsConfig, ThingSpaceConfig},
+    store::Store,
+};
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 
@@ -149,8 +152,8 @@ impl Tokens {
     /// Must be called inside a tokio runtime: a small task looks at the files now and then, until
     /// the tokens are gone.
     pub(super) fn new(
-        credentials: &config::Credentials,
-        thingspace: &config::ThingSpace,
+        credentials: &CredentialsConfig,
+        thingspace: &ThingSpaceConfig,
         shared: Shared,
     ) -> Arc<Self> {
         let Shared { transport, store, tasks, incarnation, users } = shared;

@@ -28,7 +28,7 @@ use tokio_util::{
 
 use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target, UnblockOutcome};
 use crate::{
-    config,
+    config::{Config, CredentialsConfig, ThingSpaceConfig},
     identity::{AccountName, Device, Digits, RequestId},
     simulator::{Endpoint, Fault, Gate, Handle, Ledger, Mode, Options, Simulator, What, When},
     store::{Store, embedded::Embedded},
@@ -40,7 +40,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct World {
     client: Client,
     handle: Handle,
-    config: config::ThingSpace,
+    config: ThingSpaceConfig,
     files: TempDir,
     store: Arc<dyn Store>,
     /// Stops the simulator.
@@ -56,7 +56,7 @@ async fn world(options: Options) -> World {
 }
 
 /// A simulator and a cold client with the simulator's default credentials.
-async fn configured(options: Options, adjust: impl FnOnce(&mut config::ThingSpace)) -> World {
+async fn configured(options: Options, adjust: impl FnOnce(&mut ThingSpaceConfig)) -> World {
     let simulator = Simulator::bind(options).await.unwrap();
     let stop = CancellationToken::new();
     let handle = simulator.handle();
@@ -70,7 +70,7 @@ async fn configured(options: Options, adjust: impl FnOnce(&mut config::ThingSpac
 }
 
 /// A client that knows nothing but what is in the store.
-fn cold(config: &config::ThingSpace, files: &TempDir, store: &Arc<dyn Store>) -> Client {
+fn cold(config: &ThingSpaceConfig, files: &TempDir, store: &Arc<dyn Store>) -> Client {
     Client::new(config, &[credentials(files)], store, &TaskTracker::new()).unwrap()
 }
 
@@ -78,8 +78,8 @@ fn store(files: &TempDir) -> Arc<dyn Store> {
     Arc::new(Embedded::open(&files.path().join("store.redb"), Duration::from_hours(1)).unwrap())
 }
 
-fn thingspace(base_url: String) -> config::ThingSpace {
-    config::ThingSpace {
+fn thingspace(base_url: String) -> ThingSpaceConfig {
+    ThingSpaceConfig {
         base_url,
         token_url: String::new(),
         connect_timeout: PATIENCE,
@@ -92,11 +92,11 @@ fn thingspace(base_url: String) -> config::ThingSpace {
         breaker_failures: 100,
         breaker_first: Duration::from_secs(1),
         breaker_max: Duration::from_secs(30),
-        ..config::Config::defaults().thingspace
+        ..Config::defaults().thingspace
     }
 }
 
-fn credentials(files: &TempDir) -> config::Credentials {
+fn credentials(files: &TempDir) -> CredentialsConfig {
     let file = |name: &str| {
         let path = files.path().join(name);
         // A restart finds what was written meanwhile.
@@ -105,7 +105,7 @@ fn credentials(files: &TempDir) -> config::Credentials {
         }
         path
     };
-    config::Credentials {
+    CredentialsConfig {
         name: "test".into(),
         accounts: ["0000123456-00001", "0000999999-00001", "0000000000-00000"].map(named).into(),
         key_file: file("key"),
@@ -206,7 +206,7 @@ fn is_blocked(outcome: &Called) -> bool {
 }
 
 /// The next login with something after a failed one comes soon.
-fn hasty(config: &mut config::ThingSpace) {
+fn hasty(config: &mut ThingSpaceConfig) {
     config.login_backoff_first = Duration::from_millis(100);
     config.login_backoff_max = Duration::from_millis(200);
 }

@@ -37,7 +37,7 @@ use super::{
     breaker::{Admission, Breaker, HostHealth, LONGEST_RETRY_AFTER, Outcome, Pass, Settings},
     verdict::{Verdict, judge},
 };
-use crate::{config, identity::AccountName};
+use crate::{config::ThingSpaceConfig, identity::AccountName};
 
 /// A dead pooled connection makes an order ambiguous, so orders use only fresh ones.
 const ORDER_IDLE: Duration = Duration::from_secs(2);
@@ -97,7 +97,7 @@ pub(super) struct Transport {
 
 impl Transport {
     pub(super) fn new(
-        config: &config::ThingSpace,
+        config: &ThingSpaceConfig,
         probed: Option<AccountName>,
     ) -> Result<Self, BuildError> {
         // Refused when somebody was first, which is as good: the whole process has this one

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
     callbacks::{Callbacks, registration::Registration},
-    config::{Config, Credentials},
+    config::{Config, CredentialsConfig},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
         DeviceIdentifiers, DeviceState, DeviceStatus, DownloadProfileRequest,
@@ -148,7 +148,7 @@ impl Upstream {
         config.admin.listen = config.grpc.listen;
         config.thingspace.base_url.clone_from(&self.base_url);
         config.thingspace.calls_per_second = 10_000;
-        config.credentials = vec![Credentials {
+        config.credentials = vec![CredentialsConfig {
             name: "test".to_owned(),
             accounts: self.accounts.clone(),
             key_file: file("key"),

@@ -12,7 +12,7 @@ fn account(n: u32) -> AccountName {
     AccountName::parse(&format!("0000123456-{n:05}")).unwrap()
 }
 
-fn config() -> config::Callbacks {
+fn config() -> CallbacksConfig {
     Config::defaults().callbacks
 }
 
@@ -22,7 +22,7 @@ fn store() -> (TempDir, Arc<dyn Store>) {
     (folder, Arc::new(store))
 }
 
-async fn load(config: &config::Callbacks, store: &Arc<dyn Store>) -> Secrets {
+async fn load(config: &CallbacksConfig, store: &Arc<dyn Store>) -> Secrets {
     Secrets::load_or_create(config, Arc::clone(store), &[account(1), account(2)]).await.unwrap()
 }
 
@@ -30,7 +30,7 @@ fn accepts(secrets: &Secrets, of: u32, pair: &Pair) -> bool {
     secrets.accepts(&account(of), &pair.username, pair.password.expose_secret())
 }
 
-fn with_files(folder: &Path, username: &str, password: &str) -> config::Callbacks {
+fn with_files(folder: &Path, username: &str, password: &str) -> CallbacksConfig {
     let mut config = config();
     config.username_file = folder.join("username");
     config.password_file = folder.join("password");

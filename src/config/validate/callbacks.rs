@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, path::Path, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
-    super::{Callbacks, MAX_PAIR_CHARS, Network},
+    super::{CallbacksConfig, MAX_PAIR_CHARS, Network},
     DAY, Problems, secret_file,
 };
 
@@ -18,7 +18,7 @@ const PASSWORD_GRACE: RangeInclusive<Duration> = Duration::ZERO..=Duration::from
 const RECHECK: RangeInclusive<Duration> = Duration::from_secs(1)..=DAY;
 
 impl Problems {
-    pub(super) fn callbacks(&mut self, callbacks: &Callbacks) {
+    pub(super) fn callbacks(&mut self, callbacks: &CallbacksConfig) {
         if !callbacks.public_url.is_empty() {
             self.public_url(callbacks);
         }
@@ -55,7 +55,7 @@ impl Problems {
         self.duration("callbacks.recheck", callbacks.recheck, &RECHECK);
     }
 
-    fn public_url(&mut self, callbacks: &Callbacks) {
+    fn public_url(&mut self, callbacks: &CallbacksConfig) {
         let Some(url) = self.url("callbacks.public_url", &callbacks.public_url) else { return };
         if !PORTS.iter().any(|ports| ports.contains(&url.port)) {
             self.push(format!(
@@ -79,7 +79,7 @@ impl Problems {
     }
 
     /// The files, where callbacks are taken at all.
-    pub(super) fn callback_files(&mut self, callbacks: &Callbacks) {
+    pub(super) fn callback_files(&mut self, callbacks: &CallbacksConfig) {
         if !callbacks.enabled {
             return;
         }

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     super::{
-        Nats, Store, StoreKind, record_path,
+        NatsConfig, StoreConfig, StoreKind, record_path,
         url::{self, Url},
     },
     Problems, can_be_written, certificate, secret_file,
@@ -27,10 +27,17 @@ const MAX_SERVERS: usize = 32;
 const REDB: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 
 impl Problems {
-    pub(super) fn store(&mut self, store: &Store) {
+    pub(super) fn store(&mut self, store: &StoreConfig) {
         self.duration("store.retention", store.retention, &RETENTION);
-        let Nats { creds_file, username_file, password_file, replicas, prefix, max_bytes, .. } =
-            &store.nats;
+        let NatsConfig {
+            creds_file,
+            username_file,
+            password_file,
+            replicas,
+            prefix,
+            max_bytes,
+            ..
+        } = &store.nats;
         self.servers(&store.nats);
         if store.nats.cert_file.as_os_str().is_empty() != store.nats.key_file.as_os_str().is_empty()
         {
@@ -58,7 +65,7 @@ impl Problems {
     }
 
     /// What the kind of store needs to be opened.
-    pub(super) fn store_is_there(&mut self, store: &Store) {
+    pub(super) fn store_is_there(&mut self, store: &StoreConfig) {
         match store.kind {
             StoreKind::Embedded => {
                 if let Err(what) = store_can_be_there(&store.path) {
@@ -74,9 +81,16 @@ impl Problems {
         }
     }
 
-    fn nats_files(&mut self, nats: &Nats) {
-        let Nats { creds_file, username_file, password_file, ca_file, cert_file, key_file, .. } =
-            nats;
+    fn nats_files(&mut self, nats: &NatsConfig) {
+        let NatsConfig {
+            creds_file,
+            username_file,
+            password_file,
+            ca_file,
+            cert_file,
+            key_file,
+            ..
+        } = nats;
         let named = |path: &Path| !path.as_os_str().is_empty();
         let secrets = [
             ("creds_file", creds_file, secret_file::check_lines as fn(&Path) -> _),
@@ -100,7 +114,7 @@ impl Problems {
         }
     }
 
-    fn servers(&mut self, nats: &Nats) {
+    fn servers(&mut self, nats: &NatsConfig) {
         if nats.url.is_empty() {
             return;
         }

@@ -17,7 +17,7 @@ fn deployed() -> (TempDir, Config) {
     };
     let mut config = Config::defaults();
     config.store.path = folder.path().join("store.redb");
-    config.credentials.push(Credentials {
+    config.credentials.push(CredentialsConfig {
         name: "main".to_owned(),
         accounts: vec!["0000123456-00001".to_owned().try_into().unwrap()],
         key_file: file("key"),

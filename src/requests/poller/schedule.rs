@@ -8,7 +8,7 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    config,
+    config::PollingConfig,
     identity::{AccountName, RequestId},
     requests::hub::Hint,
 };
@@ -105,7 +105,7 @@ impl Turn {
         account: AccountName,
         now: Instant,
         age: Duration,
-        config: &config::Polling,
+        config: &PollingConfig,
         longest: Duration,
         roll: f64,
     ) -> Self {
@@ -140,7 +140,7 @@ impl Turn {
     /// last answer `took` so long here.
     pub(super) fn interval(
         &self,
-        config: &config::Polling,
+        config: &PollingConfig,
         longest: Duration,
         took: Duration,
     ) -> Duration {

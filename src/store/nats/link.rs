@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
 use super::names::Names;
-use crate::{config, secret_file, store::StoreError};
+use crate::{config::NatsConfig, secret_file, store::StoreError};
 
 /// How long NATS may take for one answer, and for letting us in.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
@@ -47,7 +47,7 @@ pub(super) struct State {
 impl Link {
     /// Returns at once, connected or not. `name` is what NATS shows of the connection.
     pub(super) async fn new(
-        settings: &config::Nats,
+        settings: &NatsConfig,
         names: &Names,
         name: &str,
     ) -> Result<Self, StoreError> {
@@ -115,7 +115,7 @@ impl State {
 }
 
 /// Options with whatever proves who we are.
-fn identified(settings: &config::Nats) -> ConnectOptions {
+fn identified(settings: &NatsConfig) -> ConnectOptions {
     let named = |file: &Path| (!file.as_os_str().is_empty()).then(|| Arc::<Path>::from(file));
     if let Some(file) = named(&settings.creds_file) {
         return ConnectOptions::with_auth_callback(move |nonce| prove(Arc::clone(&file), nonce));

@@ -27,7 +27,7 @@ use super::{
     record::{EVENTS, Streams},
 };
 use crate::{
-    config,
+    config::NatsConfig,
     store::{Loss, MAX_EVENT_BYTES},
 };
 
@@ -56,7 +56,7 @@ pub(super) enum Hindrance {
 pub(super) struct Wanted(pub(super) [Config; 3]);
 
 impl Wanted {
-    pub(super) fn new(names: &Names, settings: &config::Nats, retention: Duration) -> Self {
+    pub(super) fn new(names: &Names, settings: &NatsConfig, retention: Duration) -> Self {
         let common = |name: &String| Config {
             name: name.clone(),
             subjects: vec![names.all_of(name)],
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_differs_is_named_with_both_values() {
-        let settings = config::Config::defaults().store.nats;
+        let settings = crate::config::Config::defaults().store.nats;
         let names = Names::new(&settings.prefix);
         let Wanted([events, cells, _]) = Wanted::new(&names, &settings, Duration::from_hours(24));
         assert_eq!(compare(&events, &events), Ok(()));

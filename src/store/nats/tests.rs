@@ -22,8 +22,8 @@ const KEEP: Duration = Duration::from_hours(1);
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// For one server alone.
-fn settings(url: &str) -> config::Nats {
-    let mut settings = config::Config::defaults().store.nats;
+fn settings(url: &str) -> NatsConfig {
+    let mut settings = crate::config::Config::defaults().store.nats;
     url.clone_into(&mut settings.url);
     settings.replicas = 1;
     settings
@@ -153,7 +153,7 @@ async fn too_old() {
 async fn full() {
     const BYTES: u64 = 16 * 1024 * 1024;
     let server = NatsServer::start().await;
-    let settings = config::Nats { max_bytes: BYTES, ..settings(&server.url()) };
+    let settings = NatsConfig { max_bytes: BYTES, ..settings(&server.url()) };
     let store = Nats::open(&settings, KEEP).await.unwrap();
     timeout(store.usable()).await;
     let other = contract::new_log();

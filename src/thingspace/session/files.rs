@@ -15,7 +15,7 @@ use std::{
 use secrecy::SecretString;
 
 use super::secrets::{Hosts, Raw, Secrets};
-use crate::{config, secret_file};
+use crate::{config::CredentialsConfig, secret_file};
 
 /// How long a change must rest.
 const REST: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ pub(super) enum Unread {
 
 #[derive(Debug)]
 pub(super) struct Files {
-    paths: config::Credentials,
+    paths: CredentialsConfig,
     hosts: Hosts,
     settled: tokio::sync::Mutex<Option<Arc<Secrets>>>,
     /// What must not log in.
@@ -65,7 +65,7 @@ impl fmt::Debug for Sent {
 }
 
 impl Files {
-    pub(super) fn new(paths: config::Credentials, hosts: Hosts) -> Self {
+    pub(super) fn new(paths: CredentialsConfig, hosts: Hosts) -> Self {
         Self { paths, hosts, settled: tokio::sync::Mutex::default(), sent: OnceLock::new() }
     }
 

@@ -23,7 +23,7 @@ use reqwest::Url;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 
 use crate::{
-    config,
+    config::{CredentialsConfig, ThingSpaceConfig},
     proto::storage::Guard,
     secret_file::read,
     store::CellName,
@@ -92,7 +92,7 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    pub(super) fn new(thingspace: &config::ThingSpace) -> Self {
+    pub(super) fn new(thingspace: &ThingSpaceConfig) -> Self {
         let token_url = Some(&*thingspace.token_url).filter(|url| !url.is_empty());
         Self {
             login: authority(&thingspace.base_url),
@@ -110,7 +110,7 @@ fn authority(url: &str) -> String {
 
 impl Raw {
     /// Or which file cannot be read, and why.
-    pub(super) async fn read(files: &config::Credentials) -> Result<Self, String> {
+    pub(super) async fn read(files: &CredentialsConfig) -> Result<Self, String> {
         Ok(Self {
             key: read(&files.key_file).await?,
             secret: read(&files.secret_file).await?,
@@ -309,7 +309,7 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let mut next = || paths.next().unwrap();
-        let files = config::Credentials {
+        let files = CredentialsConfig {
             name: "test".into(),
             accounts: vec![],
             key_file: next(),

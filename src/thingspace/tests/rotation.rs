@@ -194,7 +194,7 @@ async fn a_mounted_secret_is_swapped() {
     }
     std::os::unix::fs::symlink(&old, &data).unwrap();
     let credentials =
-        config::Credentials { password_file: data.join("password"), ..credentials(&world.files) };
+        CredentialsConfig { password_file: data.join("password"), ..credentials(&world.files) };
     world.client =
         Client::new(&world.config, &[credentials], &world.store, &TaskTracker::new()).unwrap();
     world.poll(&world.request()).await.unwrap();

@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn config() -> config::Polling {
-    config::Polling {
+fn config() -> PollingConfig {
+    PollingConfig {
         min_age: Duration::from_secs(1),
         first: Duration::from_secs(2),
         factor: 1.6,
@@ -15,7 +15,7 @@ fn config() -> config::Polling {
 
 #[test]
 fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
-    let config::Polling { max_watched, max, .. } = config();
+    let PollingConfig { max_watched, max, .. } = config();
     let turn = Turn::new(account(0), Instant::now());
     let of = |count, longest, took| {
         Turn { count, ..turn.clone() }.interval(&config(), longest, Duration::from_millis(took))

@@ -16,7 +16,7 @@ async fn new_cluster() -> (NatsCluster, Arc<Nats>) {
 }
 
 async fn open_in(url: &str) -> Arc<Nats> {
-    let settings = config::Nats { replicas: 3, ..settings(url) };
+    let settings = NatsConfig { replicas: 3, ..settings(url) };
     let store = Nats::open(&settings, KEEP).await.unwrap();
     timeout(store.usable()).await;
     Arc::new(store)

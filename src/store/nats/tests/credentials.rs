@@ -88,7 +88,7 @@ fn documented() -> (Vec<&'static str>, Vec<&'static str>) {
 async fn the_documented_permissions_are_enough() {
     let mut guarded = Guarded::start().await;
     let (publish, subscribe) = documented();
-    let settings = config::Nats {
+    let settings = NatsConfig {
         creds_file: guarded.allow(&publish, &subscribe),
         ..settings(&guarded.server.url())
     };
@@ -128,7 +128,7 @@ async fn credentials_may_be_mended() {
     let right = fs::read(&file).unwrap();
     let stranger = Guarded { account: KeyPair::new_account(), ..guarded };
     let file = stranger.allow(&publish, &subscribe);
-    let settings = config::Nats { creds_file: file.clone(), ..settings(&stranger.server.url()) };
+    let settings = NatsConfig { creds_file: file.clone(), ..settings(&stranger.server.url()) };
     let store = Nats::open(&settings, KEEP).await.unwrap();
     let refused = async {
         while !store.trouble().is_some_and(|why| why.contains("authorization violation")) {
@@ -149,7 +149,7 @@ async fn user_name_and_password_from_files() {
     let (username, password) = (folder.path().join("username"), folder.path().join("password"));
     fs::write(&username, "gateway\n").unwrap();
     fs::write(&password, "wrong\n").unwrap();
-    let settings = config::Nats {
+    let settings = NatsConfig {
         username_file: username,
         password_file: password.clone(),
         ..settings(&server.url())
@@ -187,8 +187,8 @@ async fn tls_on_both_sides() {
         fs::write(file(&format!("{name}.key")), issued.signing_key.serialize_pem()).unwrap();
     }
     server.restart().await;
-    let trusting = config::Nats { ca_file: file("server.pem"), ..settings(&server.url()) };
-    let proving = config::Nats {
+    let trusting = NatsConfig { ca_file: file("server.pem"), ..settings(&server.url()) };
+    let proving = NatsConfig {
         cert_file: file("client.pem"),
         key_file: file("client.key"),
         ..trusting.clone()

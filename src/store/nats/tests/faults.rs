@@ -342,7 +342,7 @@ async fn large_cells_and_shared_ids() {
 #[tokio::test]
 async fn prefixes_keep_gateways_apart() {
     let (server, store) = new().await;
-    let settings = config::Nats { prefix: "other".to_owned(), ..settings(&server.url()) };
+    let settings = NatsConfig { prefix: "other".to_owned(), ..settings(&server.url()) };
     let other = Nats::open(&settings, KEEP).await.unwrap();
     timeout(other.usable()).await;
     let log = contract::new_log();

@@ -389,7 +389,7 @@ async fn what_expires_is_no_loss() {
 async fn the_last_part_of_a_stream_is_no_room_for_orders() {
     const BYTES: u64 = 16 << 20;
     let server = NatsServer::start().await;
-    let settings = config::Nats { max_bytes: BYTES, ..settings(&server.url()) };
+    let settings = NatsConfig { max_bytes: BYTES, ..settings(&server.url()) };
     let store = Nats::open(&settings, KEEP).await.unwrap();
     timeout(store.usable()).await;
     assert_eq!(store.shortage(), None);
