@@ -1,5 +1,4 @@
-//! Section 7 of the design in bytes: the largest order there may be, and no message larger than
-//! promised.
+//! The largest order there may be, in bytes: no message is larger than promised.
 
 use std::collections::HashMap;
 

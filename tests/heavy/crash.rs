@@ -1,5 +1,5 @@
-//! Promises 3 and 4, against `kill -9`: no download is ordered twice, no acknowledged order is
-//! lost, and what was under way is reported as of unknown outcome, never guessed.
+//! Promises 3 and 4 of the README, against `kill -9`: no download is ordered twice, no acknowledged
+//! order is lost, and what was under way is reported as of unknown outcome, never guessed.
 
 use std::{collections::HashMap, time::Duration};
 

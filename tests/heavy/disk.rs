@@ -1,5 +1,6 @@
-//! Promises 3 and 4 on a full disk: nothing acknowledged is lost, nothing is ordered that the store
-//! did not take first, and when there is space again the gateway goes on without a restart.
+//! Promises 3 and 4 of the README on a full disk: nothing acknowledged is lost, nothing is ordered
+//! that the store did not take first, and when there is space again the gateway goes on without a
+//! restart.
 
 use std::{
     fs::{self, File},

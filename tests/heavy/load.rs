@@ -1,5 +1,5 @@
-//! Promise 1: one owner of the tokens, however many callers there are and however often the tokens
-//! expire.
+//! Promise 1 of the README: one owner of the tokens, however many callers there are and however
+//! often the tokens expire.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},

@@ -1,4 +1,5 @@
-//! Promise 2, against `kill -9`: the account is never locked, and a right password is not given up.
+//! Promise 2 of the README, against `kill -9`: the account is never locked, and a right password is
+//! not given up.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Promises 2 and 3, and everybody's deadline, in whatever order things go wrong.
+//! Promises 2 and 3 of the README, and everybody's deadline, in whatever order things go wrong.
 //!
 //! A case is a sequence of calls, faults, expiries, crashes and restarts, made up at random; a
 //! failing one is made shorter. Its seed is printed; `PROPTEST_RNG_SEED` sets another.

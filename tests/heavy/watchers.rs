@@ -1,5 +1,5 @@
-//! Promises 5 and 6: a watcher misses nothing however slowly it reads, and a thousand of them cost
-//! one poll.
+//! Promises 5 and 6 of the README: a watcher misses nothing however slowly it reads, and a thousand
+//! of them cost one poll.
 
 use futures_util::future::join_all;
 use thingspace_gateway::{

@@ -1,4 +1,4 @@
-//! Promise 3: no download is ever ordered twice.
+//! Promise 3 of the README: no download is ever ordered twice.
 
 mod offline;
 mod outcomes;

@@ -1,5 +1,5 @@
-//! Promise 5, whatever happens: a watch that is broken anywhere and resumed with its last token
-//! sees exactly what one that was never broken sees.
+//! Promise 5 of the README, whatever happens: a watch that is broken anywhere and resumed with its
+//! last token sees exactly what one that was never broken sees.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Promise 1: one owner of the tokens. Nobody waits twice for one, and no expiry is anybody's
-//! error.
+//! Promise 1 of the README: one owner of the tokens. Nobody waits twice for one, and no expiry is
+//! anybody's error.
 
 use std::{path::Path, time::Duration};
 

@@ -1,4 +1,5 @@
-//! Promises 5 and 6: a watcher misses nothing, and a thousand of them cost what one costs.
+//! Promises 5 and 6 of the README: a watcher misses nothing, and a thousand of them cost what one
+//! costs.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Promise 6, with several replicas: they poll as often as one does.
+//! Promise 6 of the README, with several replicas: they poll as often as one does.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Promise 2, with several replicas: what one of them learns of a password, all of them know.
+//! Promise 2 of the README, with several replicas: what one of them learns of a password, all of
+//! them know.
 
 use std::{
     path::Path,
