@@ -156,23 +156,36 @@ async fn dev_gives_a_tour_that_works() {
     dev.end().await;
 }
 
-/// The commands of the README, before and after the tour of `dev`: none uses up another's key.
+/// The `grpcurl` commands of the README, forwards and backwards, with the tour of `dev` between.
 #[tokio::test]
 async fn the_readme_works_in_any_order() {
     let readme =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let (_, rest) = readme.split_once("```sh\ngrpcurl").unwrap();
-    let snippet = format!("grpcurl{}", rest.split_once("```").unwrap().0);
+    let blocks = readme.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0);
+    let snippets: Vec<_> = blocks.filter(|block| block.contains("grpcurl -plaintext")).collect();
+    let [order, watch] = snippets[..] else { panic!("{snippets:#?}") };
     let dev = Dev::start(&[]).await;
-    let snippet = snippet.replace("127.0.0.1:50051", &dev.address().to_string());
-    let first = paste(&snippet).await;
+    let paste_here = |snippet: &str| {
+        let snippet = snippet.replace("127.0.0.1:50051", &dev.address().to_string());
+        async move { paste(&snippet).await }
+    };
+    let ordered = paste_here(order).await;
+    let request_id = &ordered[0]["requestId"];
+    assert!(request_id.is_string(), "{ordered:#?}");
+    let watched = paste_here(watch).await;
+    assert_eq!(&watched[0]["snapshot"]["requestId"], request_id);
     let tour = paste(&dev.script).await;
-    let again = paste(&snippet).await;
-    assert!(first[0]["requestId"].is_string(), "{first:#?}");
-    assert_ne!(first[0]["requestId"], tour[0]["requestId"]);
+    assert_ne!(&tour[0]["requestId"], request_id);
+    let watched_again = paste_here(watch).await;
+    for messages in [&watched, &watched_again] {
+        let last = messages.last().unwrap();
+        let state = last["change"]["state"].as_str().or(last["snapshot"]["state"].as_str());
+        assert_eq!(state, Some("REQUEST_STATE_PARTIALLY_SUCCEEDED"), "{messages:#?}");
+    }
+    let ordered_again = paste_here(order).await;
     assert_eq!(
-        (&again[0]["requestId"], &again[0]["replayed"]),
-        (&first[0]["requestId"], &true.into())
+        (&ordered_again[0]["requestId"], &ordered_again[0]["replayed"]),
+        (request_id, &true.into())
     );
     dev.end().await;
 }
