@@ -17,7 +17,7 @@
 //!
 //! Everything durable is a *log* (append-only, folded by its readers) or a *cell* (changed by
 //! compare-and-swap); see [`store`]. A request is what its log folds to, and nothing else:
-//! [`requests::state`] is a pure function, so duplicates, late answers and restarts change nothing,
+//! [`requests::fold::state`] is a pure function, so duplicates, late answers and restarts change nothing,
 //! and every replica computes the same revisions.
 //!
 //! # Code map, in reading order
@@ -28,10 +28,10 @@
 //! - [`store`]: the trait, [`store::embedded`] on redb, and [`store::nats`] on NATS JetStream.
 //! - [`thingspace`]: the client; two tokens and the guard of the logins, one send path, what each
 //!   failure means.
-//! - [`requests`]: the domain: [`state`](requests::state) and [`order`](requests::order) fold,
+//! - [`requests`]: the domain: [`state`](requests::fold::state) and [`order`](requests::fold::order) fold,
 //!   [`hub`](requests::hub) projects, [`orders`](requests::orders) sends,
-//!   [`asker`](requests::asker) asks, [`poller`](requests::poller) asks now and then,
-//!   [`withheld`](requests::withheld) lets a callback speak first, [`resolve`](requests::resolve)
+//!   [`asker`](requests::query::asker) asks, [`poller`](requests::query::poller) asks now and then,
+//!   [`withheld`](requests::query::withheld) lets a callback speak first, [`resolve`](requests::orders::resolve)
 //!   finds out about orders of unknown fate, [`watch`](requests::watch) tells.
 //! - [`callbacks`]: the answers that come by themselves: [`secrets`](callbacks::secrets) prove the
 //!   sender, [`parse`](callbacks::parse) reads every shape, [`quarantine`](callbacks::quarantine)
@@ -63,7 +63,7 @@
 //! - There is no task and no queue per watch. What goes upstream depends on the open requests,
 //!   never on the number of callers.
 //! - UNAVAILABLE is used only where repeating the very call, with its key, is safe. What an
-//!   upstream code means is decided in one table, `thingspace::code::table`, which `docs/errors.md`
+//!   upstream code means is decided in one table, `thingspace::http::code::table`, which `docs/errors.md`
 //!   shows.
 //! - No token, password or device identity is in a log line, an error or a `Debug` output: secrets
 //!   are `secrecy` types, identifiers are [`identity::Digits`].
@@ -73,18 +73,18 @@
 //!
 //! `grpc::service` checks every field (`grpc::convert`) → [`requests::orders`] takes the key's turn
 //! and reads its cell: a key that was used before is answered from there, or settled by its order's
-//! log → a bearer and a session, then a turn (`thingspace::turns`: a part of the rate and a
+//! log → a bearer and a session, then a turn (`thingspace::client::limit`: a part of the rate and a
 //! connection), within the caller's deadline → from here a task of the gateway's own: `Ordered`
 //! into the order's log → the cell SENDING → one POST → `AcceptedAs` into the order's log,
 //! `Accepted` into the request's → the cell ACCEPTED → the answer, once [`requests::hub`] has
 //! folded it. What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so
 //! until there is evidence: a callback that names one of its devices, for a request that has
-//! exactly its devices ([`requests::resolve`]), or an operator's word ([`control`]).
+//! exactly its devices ([`requests::orders::resolve`]), or an operator's word ([`control`]).
 //!
 //! # GetRequestStatus
 //!
 //! [`requests::Requests::status`] finds the request in the projection, else in its log, else asks
-//! ThingSpace (a request made elsewhere) → an open one is asked about by [`requests::asker`], one
+//! ThingSpace (a request made elsewhere) → an open one is asked about by [`requests::query::asker`], one
 //! question per request at a time whoever asks, and what is new is appended and folded → the folded
 //! state, in pages.
 //!
@@ -106,9 +106,9 @@
 //!
 //! # Login
 //!
-//! A call without a token boards the flight of its slot (`thingspace::session`) → the credential
+//! A call without a token boards the flight of its slot (`thingspace::login`) → the credential
 //! files, at rest → the guard's cell: a token that somebody else has had meanwhile, or who is
-//! asking, or why nobody may (`thingspace::guard`) → a claim → one request → the outcome, and the
+//! asking, or why nobody may (`thingspace::login::guard`) → a claim → one request → the outcome, and the
 //! sealed token with it, in one write. New files begin such a flight before the tokens of the old
 //! ones are let go.
 //!

@@ -1,25 +1,24 @@
 //! The domain: orders, requests, and who waits for them. Its front door is [`Requests`].
 //!
-//! Everything a request is comes from its log by way of [`state`]; this module and its children
-//! only append events, wait for them to be folded, and read the projection. They know no gRPC code
-//! and no HTTP status.
+//! - [`fold`]: what the events of a log mean; pure functions.
+//! - [`hub`]: the projection: all open requests in memory, folded from the store.
+//! - [`orders`]: places an order at most once.
+//! - [`query`]: asks ThingSpace about open requests.
+//! - [`watch`]: streams of transitions, and the tokens that resume them.
+//!
+//! Everything a request is comes from its log by way of [`fold::state`]; this module and its
+//! children only append events, wait for them to be folded, and read the projection. They know no
+//! gRPC code and no HTTP status.
 
-pub mod asker;
 mod called_back;
 pub mod error;
-pub mod event;
+pub mod fold;
 pub mod hub;
-pub mod key;
 mod locks;
-pub mod order;
 pub mod orders;
-pub mod poller;
+pub mod query;
 mod readiness;
-pub mod resolve;
-pub mod state;
-pub mod token;
 pub mod watch;
-pub mod withheld;
 
 use std::{
     sync::{
@@ -36,9 +35,9 @@ use tracing::debug;
 use uuid::Uuid;
 
 pub use error::{Effect, Error, TokenKind};
+pub use orders::resolve::{SettleError, Settlement, UnknownOrder};
 pub use orders::{Placed, Placement};
 pub use readiness::StoreMemory;
-pub use resolve::{SettleError, Settlement, UnknownOrder};
 
 use crate::{
     config::Config,
@@ -46,14 +45,14 @@ use crate::{
     store::{LogName, Position, Store, StoreError},
     thingspace::Client,
 };
-use asker::{Answer, Asker, For};
 use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{By, Hub, Keep, Tracked};
 use orders::Orders;
-use poller::Poller;
-use resolve::Resolver;
-use token::TokenKey;
+use orders::resolve::Resolver;
+use query::asker::{Answer, Asker, For};
+use query::poller::Poller;
 use watch::Watch;
+use watch::token::TokenKey;
 
 /// How often an append is repeated, with the same event id, when the store did not say whether it
 /// stored, and how long.
@@ -73,9 +72,9 @@ async fn append(
     log: &LogName,
     first: Option<Position>,
     id: Uuid,
-    kind: event::Kind,
+    kind: fold::event::Kind,
 ) -> Result<Position, StoreError> {
-    let (bytes, began) = (event::encode(kind, first), Instant::now());
+    let (bytes, began) = (fold::event::encode(kind, first), Instant::now());
     let mut may_be_stored = false;
     for tried in 1..=APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {

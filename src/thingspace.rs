@@ -1,48 +1,39 @@
 //! The client of ThingSpace: one send path, one function per endpoint.
 //!
+//! - [`client`]: one function per endpoint, with the limits and the retries of each call.
+//! - [`login`]: the two tokens and the guard that stops logins before ThingSpace locks the user.
+//! - [`mod@http`]: one HTTP request, and what its answer means.
+//!
+//! `client` uses `login`, and both use `http`; nothing points back.
+//!
 //! It owns the two tokens: nobody outside this module sees one, and nobody renews one but
-//! `session`. It decides what a failure means, where the knowledge is, as one [`Error`] of a closed
+//! `login`. It decides what a failure means, where the knowledge is, as one [`Error`] of a closed
 //! list; its callers match on that alone.
 //!
 //! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace
 //! certainly turned away before execution (one renewal for each kind of token). Calls without
-//! effect are tried again by [`retry`]'s pace, and a host that does not answer is left alone by its
-//! [`breaker`].
+//! effect are tried again by [`client`]'s pace, and a host that does not answer is left alone by
+//! its breaker ([`http`]).
 
-mod breaker;
 mod client;
-mod code;
-mod denial;
 mod error;
-mod guard;
-mod json;
-mod object;
-mod retry;
-mod session;
-mod transport;
-mod trouble;
-mod turns;
-mod verdict;
-mod wire;
-mod words;
+mod http;
+mod login;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use code::shown as shown_code;
-pub(crate) use denial::denies_success;
-pub(crate) use object::Object;
-
-pub use breaker::HostHealth;
-pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, StatusLookup};
+pub use self::http::HostHealth;
+pub(crate) use self::http::{Object, denies_success, shown_code};
+pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
-pub use retry::Retries;
-pub use session::{Sent, Standing, UnblockOutcome, Unblocked};
+pub use login::{Sent, Standing, UnblockOutcome, Unblocked};
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::identity::Device;
+use http::wire;
 
 /// What an order says upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use crate::{
     identity::{AccountName, Device, Digits, Kind, RequestId},
     proto::storage,
-    requests::event,
+    requests::fold::event,
     thingspace::{self, Object, StatusClass},
 };
 

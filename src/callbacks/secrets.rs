@@ -171,7 +171,7 @@ impl Secrets {
         loop {
             match self.refresh().await {
                 Err(Error::Store(error)) => {
-                    debug!(%error, "cannot load the secrets of callbacks yet")
+                    debug!(%error, "cannot load the secrets of callbacks yet");
                 }
                 // A mistake in the files, which whoever looks after them tells.
                 Err(_) if !self.is_loaded() => {}

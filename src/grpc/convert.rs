@@ -19,7 +19,7 @@ use crate::{
     repeated::Repeated,
     requests::{
         Placement,
-        state::{Counts, DeviceState, DeviceStatus, RequestState},
+        fold::state::{Counts, DeviceState, DeviceStatus, RequestState},
         watch::Snapshot,
     },
     thingspace::Order,

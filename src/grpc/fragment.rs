@@ -13,7 +13,7 @@ use super::{MAX_WATCH_MESSAGE, convert};
 use crate::{
     proto::esim::{self, watch_request_response::Event as Sent},
     requests::{
-        state::{DeviceStatus, Transition},
+        fold::state::{DeviceStatus, Transition},
         watch::{Event, Snapshot},
     },
     store::Position,
@@ -140,7 +140,7 @@ mod tests {
     use crate::{
         identity::{Device, Digits},
         proto::storage,
-        requests::state::{Counts, DeviceState, RequestState},
+        requests::fold::state::{Counts, DeviceState, RequestState},
     };
 
     fn device(eid: usize, text: usize) -> Arc<DeviceStatus> {

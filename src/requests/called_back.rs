@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use tracing::info;
 
-use super::{Requests, append, error::Error, event};
+use super::{Requests, append, error::Error, fold::event};
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage,

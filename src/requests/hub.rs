@@ -20,10 +20,12 @@ use std::{
 use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
+    fold::{
+        order::{Order, Outcome},
+        state::Request,
+    },
     lock,
     locks::Locks,
-    order::{Order, Outcome},
-    state::Request,
 };
 use crate::{
     identity::{AccountName, RequestId},

@@ -29,14 +29,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info, warn};
 use uuid::Uuid;
 
+use self::key::Key;
 use super::{
     error::{Effect, Error},
-    event,
+    fold::{event, order::Outcome},
     hub::Hub,
-    key::{self, Key},
     lock,
     locks::Locks,
-    order::Outcome,
 };
 use crate::{
     identity::RequestId,
@@ -47,8 +46,10 @@ use crate::{
 
 mod finish;
 mod flight;
+pub mod key;
 mod leases;
 mod refusals;
+pub mod resolve;
 
 use flight::Claimant;
 use leases::Leases;

@@ -5,6 +5,8 @@
 //! in memory reads on from pages of the request's history, which all watches share. A reader that
 //! stands still holds one message: no transitions, no devices and no finished request.
 
+pub mod token;
+
 use std::{
     sync::{Arc, Weak},
     time::Duration,
@@ -13,12 +15,12 @@ use std::{
 use jiff::Timestamp;
 use tokio::{sync::watch::Receiver, time::Instant};
 
+use self::token::{Resume, TokenKey};
 use super::{
     Attached,
     error::Error,
+    fold::state::{Counts, DeviceStatus, RequestState, Transition},
     hub::{Devices, Folded, Hub, Reading, Tracked},
-    state::{Counts, DeviceStatus, RequestState, Transition},
-    token::{Resume, TokenKey},
 };
 use crate::{
     identity::{AccountName, RequestId},

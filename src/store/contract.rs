@@ -229,7 +229,7 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
                 assert_eq!(seen(&events), WRITERS);
             }
             Asks::Later => {
-                assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events))
+                assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events));
             }
         }
         while seen(&events) < WRITERS * (1 + EACH) + 1 {

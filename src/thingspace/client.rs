@@ -6,6 +6,11 @@
 //! calls that wait for their first turn end.
 
 mod exchange;
+pub(super) mod limit;
+mod retry;
+mod trouble;
+
+pub use self::retry::Retries;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,14 +23,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 use self::exchange::{Call, Failed};
-use super::{
-    Error, HostHealth, Order, Registration, Retries, Sent, StatusAnswer, Target, code,
-    session::{Shared, Standing, Tokens, Unblocked, Users},
-    transport::{Endpoint, Reply, Transport},
+use self::{
+    limit::{Class, Connections, Turn, Turns},
     trouble::Trouble,
-    turns::{Class, Connections, Turn, Turns},
-    verdict::{judge, judge_order},
-    wire,
+};
+use super::{
+    Error, HostHealth, Order, Registration, Sent, StatusAnswer, Target,
+    http::{
+        code,
+        transport::{Endpoint, Reply, Transport},
+        verdict::{judge, judge_order},
+        wire,
+    },
+    login::{Shared, Standing, Tokens, Unblocked, Users},
 };
 use crate::{
     config::{CredentialsConfig, ThingSpaceConfig},

@@ -55,7 +55,7 @@ pub(super) const LEFT_ALONE: &str = "ThingSpace does not answer, and is not call
 
 /// A refusal, in ThingSpace's code and ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{code} (HTTP {status}): {}", super::code::meaning(*.kind, .code, *.status))]
+#[error("{code} (HTTP {status}): {}", super::http::code::meaning(*.kind, .code, *.status))]
 pub struct Refusal {
     pub kind: RefusalKind,
     /// `errorCode` as it came, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word of

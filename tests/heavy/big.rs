@@ -14,8 +14,8 @@ use thingspace_gateway::{
         storage,
     },
     requests::{
-        event::Kind,
-        token::{Resume, TokenKey},
+        fold::event::Kind,
+        watch::token::{Resume, TokenKey},
     },
     simulator::{Identifiers, Mode, Options, Outcome, Shape},
     store::{Position, Store, embedded::Embedded},

@@ -10,7 +10,7 @@ use thingspace_gateway::{
         esim::RequestState,
         storage::{self, StatusClass},
     },
-    requests::{Overview, Requests, event},
+    requests::{Overview, Requests, fold::event},
 };
 use tokio::task::unconstrained;
 

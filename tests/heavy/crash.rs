@@ -8,8 +8,8 @@ use thingspace_gateway::{
     identity::{AccountName, Device, Digits, RequestId},
     proto::storage::{self, KeyPhase},
     requests::{
-        event::{self, Kind, Once},
-        key::{self, Claim, Key},
+        fold::event::{self, Kind, Once},
+        orders::key::{self, Claim, Key},
     },
     simulator::{Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, embedded::Embedded},
@@ -378,7 +378,7 @@ pub fn assert_consistent(
         (Ok(told), Err(lost)) => panic!("device {n}: acknowledged as {told}, and now: {lost:?}"),
         (Err(_), Ok(_)) => {}
         (Err(_), Err(unknown)) => {
-            assert_eq!(reason(unknown), "ORDER_OUTCOME_UNKNOWN", "device {n}")
+            assert_eq!(reason(unknown), "ORDER_OUTCOME_UNKNOWN", "device {n}");
         }
     }
     if let Ok(again) = again {

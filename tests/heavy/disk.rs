@@ -239,7 +239,7 @@ async fn a_full_disk_and_then_space_again() {
         match &told.outcome {
             Ok(id) => assert_eq!(ordered, Some(id)),
             Err(error) if reason(error) == "STORE_FULL" => {
-                assert_eq!(ordered, None, "{} was sent", told.key)
+                assert_eq!(ordered, None, "{} was sent", told.key);
             }
             Err(_) => assert!(ordered.is_some()),
         }

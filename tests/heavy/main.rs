@@ -56,7 +56,7 @@ use futures_util::future::join_all;
 use thingspace_gateway::{
     config::Config,
     identity::RequestId,
-    requests::event::{self, Kind},
+    requests::fold::event::{self, Kind},
     simulator::{Ledger, PlacedOrder},
     store::{LogName, Position, Store, embedded::Embedded},
 };

@@ -13,7 +13,7 @@ use thingspace_gateway::{
         },
         storage::{self, StatusClass},
     },
-    requests::event::Kind,
+    requests::fold::event::Kind,
     store::{Store, embedded::Embedded},
 };
 

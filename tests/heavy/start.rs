@@ -13,7 +13,7 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::storage,
-    requests::event::{self, Kind},
+    requests::fold::event::{self, Kind},
     store::{LogName, Store, embedded::Embedded, nats::Nats},
 };
 use uuid::Uuid;

@@ -8,7 +8,7 @@ use thingspace_gateway::{
         esim::{DeviceState, DeviceStatus, StatusView, watch_request_response::Event},
         storage,
     },
-    requests::{event::Kind, hub::KEPT_TRANSITIONS},
+    requests::{fold::event::Kind, hub::KEPT_TRANSITIONS},
     simulator::{Endpoint, Fault, Gate, Outcome, What, When},
     store::{Store, embedded::Embedded},
 };
@@ -110,7 +110,7 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let config = quiet(&upstream);
     let id = upstream.sim.add_request(
         thingspace_gateway::identity::AccountName::parse(ACCOUNT).unwrap(),
-        (0..DEVICES).map(|n| thingspace_gateway::requests::event::from_stored(&stored(n))),
+        (0..DEVICES).map(|n| thingspace_gateway::requests::fold::event::from_stored(&stored(n))),
     );
     for n in 0..DEVICES - LIVE {
         upstream.sim.finish(&id, &device(n).eid, Outcome::Failed);

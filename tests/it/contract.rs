@@ -127,7 +127,7 @@ async fn an_eid_twice() {
 #[tokio::test]
 async fn an_iccid_twice() {
     let twice = |order: &mut DownloadProfileRequest| {
-        order.devices[1].iccid = order.devices[0].iccid.clone()
+        order.devices[1].iccid = order.devices[0].iccid.clone();
     };
     assert_eq!(wrong_order(twice).await, ["devices[1].iccid"]);
 }

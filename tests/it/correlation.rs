@@ -14,7 +14,7 @@ use thingspace_gateway::{
         },
         storage::{self, StatusClass},
     },
-    requests::{Settlement, event},
+    requests::{Settlement, fold::event},
     simulator::{Endpoint, Fault, Gate, Outcome, What, When},
 };
 use tonic::{Code, Status};

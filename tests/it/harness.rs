@@ -81,7 +81,7 @@ pub fn eventually_ok<T, E: std::fmt::Debug, F: Future<Output = Result<T, E>>>(
             match attempt().await {
                 Ok(done) => return done,
                 Err(error) => {
-                    assert!(Instant::now() < deadline, "not in time ({caller}): {what}: {error:?}")
+                    assert!(Instant::now() < deadline, "not in time ({caller}): {what}: {error:?}");
                 }
             }
             tick.tick().await;

@@ -9,7 +9,7 @@ use thingspace_gateway::{
     app,
     identity::RequestId,
     proto::storage,
-    requests::event::{self, Kind, Once},
+    requests::fold::event::{self, Kind, Once},
     simulator::Outcome,
     store::{LogName, Store, nats::Nats},
 };

@@ -87,7 +87,7 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     let ended = loop {
         match watching.next().await {
             Ok(Some(message)) => {
-                assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}")
+                assert!(matches!(message.event, Some(Event::Heartbeat(_))), "{message:?}");
             }
             Ok(None) => panic!("it is not finished"),
             Err(status) => break status,

@@ -8,7 +8,7 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::storage,
-    requests::event::{self, Kind},
+    requests::fold::event::{self, Kind},
     simulator::Ledger,
     store::{LogName, Store, embedded::Embedded},
 };

@@ -13,7 +13,7 @@ use thingspace_gateway::{
         },
         storage,
     },
-    requests::event::{self, Kind},
+    requests::fold::event::{self, Kind},
     simulator::{Endpoint, Fault, Gate, Outcome, What, When},
     store::{LogName, Store, embedded::Embedded},
 };

@@ -15,7 +15,7 @@ use tracing::info;
 use super::{Folded, Hub, Tracked};
 use crate::{
     identity::{AccountName, RequestId},
-    requests::{lock, state::RequestState},
+    requests::{fold::state::RequestState, lock},
     store::{Entry, Position},
 };
 

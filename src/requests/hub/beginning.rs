@@ -4,7 +4,7 @@ use super::Hub;
 use crate::{
     identity::{Device, RequestId},
     proto::storage,
-    requests::{event, state::Request},
+    requests::fold::{event, state::Request},
     store::{LogName, Position, StoreError},
 };
 

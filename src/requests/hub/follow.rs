@@ -20,9 +20,11 @@ use crate::{
     proto::storage::Event,
     requests::{
         age,
-        event::{self, Kind},
+        fold::{
+            event::{self, Kind},
+            order::Order,
+        },
         lock,
-        order::Order,
     },
     store::{self, Entry, Followed, LogClass, LogName, Position, StoreError},
 };

@@ -22,9 +22,12 @@ use super::{Hub, MAX_BATCH, UNDISTURBED};
 use crate::{
     identity::RequestId,
     requests::{
-        event, lock,
+        fold::{
+            event,
+            state::{DeviceStatus, Request, Transition},
+        },
+        lock,
         locks::Locks,
-        state::{DeviceStatus, Request, Transition},
     },
     store::{LogName, Position, StoreError},
 };

@@ -3,7 +3,7 @@
 //!
 //! A callback for a request that is nobody's, about a device of an order without an outcome, is a
 //! *lead*: that request may be what became of the order. Leads are only kept here; whoever follows
-//! them asks ThingSpace (`requests::resolve`). What foreign callbacks cost while there is no such
+//! them asks ThingSpace (`requests::orders::resolve`). What foreign callbacks cost while there is no such
 //! order is one look into an empty map.
 
 use std::{
@@ -15,7 +15,7 @@ use super::is_same;
 use crate::{
     identity::{Digits, RequestId},
     proto::storage::{self, Event},
-    requests::order::{Order, Outcome},
+    requests::fold::order::{Order, Outcome},
     store::Entry,
 };
 

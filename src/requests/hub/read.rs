@@ -10,7 +10,10 @@ use tokio::sync::watch;
 use super::{Hub, Tracked, open_devices, tracked::Folded};
 use crate::{
     identity::RequestId,
-    requests::{event, lock, order::Order},
+    requests::{
+        fold::{event, order::Order},
+        lock,
+    },
     store::{self, Entry, LogName, Position, StoreError},
 };
 

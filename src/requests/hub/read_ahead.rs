@@ -10,7 +10,7 @@ use super::{Folded, Hub};
 use crate::{
     identity::RequestId,
     requests::{
-        event::{self, Kind},
+        fold::event::{self, Kind},
         lock,
     },
     store::{Entry, Followed, LogClass, LogName},

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{Hub, UNDISTURBED};
-use crate::requests::{lock, state::DeviceStatus};
+use crate::requests::{fold::state::DeviceStatus, lock};
 
 /// The devices of a request at one revision.
 pub type Devices = Arc<Vec<Arc<DeviceStatus>>>;

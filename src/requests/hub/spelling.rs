@@ -16,7 +16,7 @@ use super::{Hub, Projection, Tracked};
 use crate::{
     identity::RequestId,
     requests::{
-        event::{self, Kind},
+        fold::event::{self, Kind},
         lock,
     },
     store::{LogName, StoreError},

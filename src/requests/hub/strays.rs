@@ -1,7 +1,7 @@
 //! Callbacks that spell the id of an order's request in another case and came before it was known
 //! here.
 //!
-//! They lie in a log of their own. What is noticed here, `requests::resolve` copies into the
+//! They lie in a log of their own. What is noticed here, `requests::orders::resolve` copies into the
 //! request's log. Every replica does so; the events' ids make them one.
 
 use std::{collections::HashMap, sync::Mutex};
@@ -11,9 +11,11 @@ use crate::{
     identity::RequestId,
     proto::storage,
     requests::{
-        event::{self, Kind},
+        fold::{
+            event::{self, Kind},
+            state::Request,
+        },
         lock,
-        state::Request,
     },
     store::{LogName, StoreError},
 };

@@ -15,8 +15,10 @@ use crate::{
     proto::storage::{self, StatusClass},
     requests::{
         append,
-        event::Kind,
-        state::{RequestState, Transition},
+        fold::{
+            event::Kind,
+            state::{RequestState, Transition},
+        },
     },
     store::{LogName, embedded::Embedded},
 };

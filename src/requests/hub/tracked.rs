@@ -15,10 +15,12 @@ use crate::{
     repeated::Repeated,
     requests::{
         error::Error,
-        event::{self, Kind},
+        fold::{
+            event::{self, Kind},
+            state::{DeviceStatus, Request, Transition},
+        },
         lock,
-        state::{DeviceStatus, Request, Transition},
-        withheld::Withheld,
+        query::withheld::Withheld,
     },
     store::{Entry, Position},
     thingspace::StatusAnswer,

@@ -10,15 +10,17 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::Orders;
+use super::key::Key;
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
     requests::{
         append,
-        event::{self, Kind},
+        fold::{
+            event::{self, Kind},
+            order::{Order, Outcome},
+        },
         hub::{Beginning, OF_ANOTHER_ORDER, Objection, Stray},
-        key::Key,
-        order::{Order, Outcome},
     },
     store::{CellName, LogName, Position, StoreError},
 };
@@ -41,7 +43,7 @@ impl Orders {
         let corrects = !order.former.is_empty();
         match outcome {
             Outcome::NotPlaced => {
-                self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?
+                self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?;
             }
             Outcome::AcceptedAs(request) => {
                 let settled = order.settled;

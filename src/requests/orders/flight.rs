@@ -18,6 +18,7 @@ use tokio::{
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
+use super::key::{Claim, Key};
 use super::{Orders, Placed, Room, finish::say_not_its_own, leases, ordered, unknown};
 use crate::{
     identity::RequestId,
@@ -25,10 +26,11 @@ use crate::{
     requests::{
         append,
         error::Error,
-        event::{Kind, Once},
-        key::{Claim, Key},
+        fold::{
+            event::{Kind, Once},
+            order::{self, Outcome},
+        },
         lock,
-        order::{self, Outcome},
     },
     store::{CellName, LogName, StoreError},
     thingspace::{self, Order, OrderPermit, Retries},
@@ -188,7 +190,7 @@ impl Orders {
             match taken_back.await {
                 Ok(_) => return,
                 Err(error) => {
-                    debug!(order.id = flight.order_id, %error, "cannot take back an order yet")
+                    debug!(order.id = flight.order_id, %error, "cannot take back an order yet");
                 }
             }
         }

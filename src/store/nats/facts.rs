@@ -180,7 +180,7 @@ impl Facts {
                 "the clock of the NATS servers is behind this host's. Set the wrong one"
             ),
             (true, false) => {
-                tracing::info!("the clocks of this host and of the NATS servers agree again")
+                tracing::info!("the clocks of this host and of the NATS servers agree again");
             }
             _ => {}
         }

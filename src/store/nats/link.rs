@@ -96,7 +96,7 @@ impl State {
             Event::Connected => *self = Self { up: true, made: self.made + 1, complaint: None },
             Event::Disconnected | Event::Closed => self.up = false,
             Event::LameDuckMode => {
-                tracing::info!("a NATS server is about to stop; going to another one")
+                tracing::info!("a NATS server is about to stop; going to another one");
             }
             Event::Draining => {}
             Event::SlowConsumer(_) => tracing::warn!("NATS sends more than is taken"),

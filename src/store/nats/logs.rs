@@ -137,7 +137,8 @@ async fn page(shared: &Shared, subject: &str, from: u64, limit: usize) -> Result
         let answer = answer.ok_or_else(|| unavailable(&"the connection was closed"))?;
         match answer.status {
             None => {
-                messages.push(StreamMessage::try_from(answer).map_err(|error| unavailable(&error))?)
+                messages
+                    .push(StreamMessage::try_from(answer).map_err(|error| unavailable(&error))?);
             }
             Some(status) if status.as_u16() == END_OF_BATCH => {
                 let left =

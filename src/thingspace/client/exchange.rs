@@ -6,14 +6,17 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::limit::Turn;
 use super::{Client, Upstream};
 use crate::thingspace::{
-    Error, Retries, code,
+    Error, Retries,
     error::LEFT_ALONE,
-    session::{Pair, Renewals, Tokens},
-    transport::{Endpoint, Failure, Reply},
-    turns::Turn,
-    verdict::{Stale, Verdict},
+    http::{
+        code,
+        transport::{Endpoint, Failure, Reply},
+        verdict::{Stale, Verdict},
+    },
+    login::{Pair, Renewals, Tokens},
 };
 
 /// What is sent.

@@ -13,9 +13,11 @@ use crate::{
     identity::{Device, Digits, RequestId},
     thingspace::{
         Registration, Target,
-        transport::Reply,
-        verdict::{Verdict, judge, judge_order},
-        wire,
+        http::{
+            transport::Reply,
+            verdict::{Verdict, judge, judge_order},
+            wire,
+        },
     },
 };
 

@@ -8,8 +8,10 @@ use http::StatusCode;
 
 use crate::thingspace::{
     RefusalKind,
-    transport::Reply,
-    verdict::{Stale, Verdict, judge_order},
+    http::{
+        transport::Reply,
+        verdict::{Stale, Verdict, judge_order},
+    },
 };
 
 const ID: &str = "86c83330-4bf5-4235-9c4e-a83f93aeae4c";

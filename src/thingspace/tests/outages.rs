@@ -4,7 +4,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::*;
-use crate::thingspace::breaker::LONGEST_RETRY_AFTER;
+use crate::thingspace::http::breaker::LONGEST_RETRY_AFTER;
 
 const FIRST: Duration = Duration::from_millis(300);
 

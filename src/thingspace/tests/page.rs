@@ -14,12 +14,14 @@ use crate::{
     requests,
     thingspace::{
         Error,
-        code::{
-            Code,
-            table::{Codes, Means, ROWS, Row},
+        http::{
+            code::{
+                Code,
+                table::{Codes, Means, ROWS, Row},
+            },
+            transport::Reply,
+            verdict::{Stale, Verdict, judge_order},
         },
-        transport::Reply,
-        verdict::{Stale, Verdict, judge_order},
     },
 };
 

@@ -266,7 +266,7 @@ async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
         for _ in 0..20 {
             match world.poll(&request).await {
                 Err(Error::NotSent { retry_after: Some(wait), .. }) => {
-                    assert!(wait > Duration::from_secs(3))
+                    assert!(wait > Duration::from_secs(3));
                 }
                 other => panic!("{what:?}: {other:?}"),
             }
@@ -406,7 +406,7 @@ async fn a_throttled_login_or_token_request_is_a_throttled_call() {
         for _ in 0..20 {
             match world.poll(&world.request()).await {
                 Err(Error::Throttled { retry_after: Some(wait) }) => {
-                    assert!(wait > Duration::from_secs(20))
+                    assert!(wait > Duration::from_secs(20));
                 }
                 other => panic!("{endpoint:?}: {other:?}"),
             }

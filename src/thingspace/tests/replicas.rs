@@ -222,7 +222,7 @@ async fn old_and_new_files_do_not_fight_over_the_session() {
         pair.second().await.unwrap();
         match pair.first.poll(&pair.first.request()).await {
             Err(Error::NotSent { retry_after: Some(wait), .. }) => {
-                assert!(wait > Duration::from_mins(4))
+                assert!(wait > Duration::from_mins(4));
             }
             other => panic!("{other:?}"),
         }

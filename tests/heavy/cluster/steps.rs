@@ -8,7 +8,7 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::storage,
-    requests::event::{self, Kind, Once},
+    requests::fold::event::{self, Kind, Once},
     simulator::{Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, nats::Nats},
 };

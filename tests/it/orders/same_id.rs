@@ -9,8 +9,8 @@ use thingspace_gateway::{
         storage::{self, StatusClass},
     },
     requests::{
-        event::{self, Kind, Once},
-        key::{self, Claim, Key},
+        fold::event::{self, Kind, Once},
+        orders::key::{self, Claim, Key},
     },
     store::{LogName, Store, embedded::Embedded},
     thingspace::Order,

@@ -7,9 +7,9 @@ use super::{
     *,
 };
 use crate::requests::{
-    Attached, Error, event,
-    token::TokenKey,
-    watch::{Event, Snapshot, Watch},
+    Attached, Error,
+    fold::event,
+    watch::{Event, Snapshot, Watch, token::TokenKey},
 };
 
 /// Each fails with a long text after it has waited: enough for several pages.

@@ -95,7 +95,7 @@ impl Committer {
         let before = std::mem::replace(&mut self.shared.state().unprotected, unprotected.clone());
         match (before, unprotected) {
             (None, Some(why)) => {
-                tracing::warn!(why, "the store is not protected against older copies")
+                tracing::warn!(why, "the store is not protected against older copies");
             }
             (Some(_), None) => {
                 tracing::info!(path = %path.display(), "the record of the store is written again");

@@ -4,9 +4,11 @@ use bytes::Bytes;
 
 use super::*;
 use crate::thingspace::{
+    http::{
+        transport::Reply,
+        verdict::{Stale, Verdict, judge_order},
+    },
     tests::order_answers::reply,
-    transport::Reply,
-    verdict::{Stale, Verdict, judge_order},
 };
 
 /// What a part of an answer says.

@@ -6,9 +6,11 @@ use super::*;
 use crate::{
     identity::{AccountName, RequestId},
     thingspace::{
+        http::{
+            verdict::{Verdict, judge},
+            wire,
+        },
         tests::order_answers::reply,
-        verdict::{Verdict, judge},
-        wire,
     },
 };
 

@@ -1,0 +1,82 @@
+//! The writer's side of the fold: what of a status answer is worth an event.
+//!
+//! Folding what it gives makes the request say what the answer says, and asking again then gives
+//! nothing.
+
+use super::{DeviceState, Request, completes};
+use crate::{
+    identity::{AccountName, Device},
+    proto::storage,
+    requests::fold::event,
+    thingspace::{StatusAnswer, StatusClass},
+};
+
+impl Request {
+    /// What of a status answer is new, as events that are each below the store's bound; none if
+    /// nothing is.
+    pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+        // A device that cannot be named may be one more, so what is said of the whole says nothing.
+        let is_nameless = |(device, class): &(Device, StatusClass)| {
+            device.present().next().is_none() && *class != StatusClass::Succeeded
+        };
+        let nameless = answer.devices.iter().any(is_nameless);
+        let overall = if nameless { StatusClass::Unknown } else { answer.overall };
+        let observed = |devices, complete| storage::Observed {
+            account: account.as_str().to_owned(),
+            overall: event::class_to_stored(overall).into(),
+            devices,
+            overall_only: answer.devices.is_empty(),
+            complete,
+        };
+        // What would be ignored need not be written.
+        let folded = self.first.is_none() || self.folds();
+        if !folded || !self.is_of(account.as_str()) {
+            return Vec::new();
+        }
+        let changes = |device: &Device, class: StatusClass| {
+            let state = DeviceState::of(class).unwrap_or(DeviceState::Pending);
+            self.find(device)
+                .map_or_else(|| self.is_new(device), |at| self.devices[at].state.moves_to(state))
+        };
+        let overall = DeviceState::of(overall);
+        let listed = |(device, _): &(Device, _)| self.is_new(device) || self.find(device).is_some();
+        let completes = !self.known && completes(overall, answer.devices.iter().any(listed));
+        let differing: Vec<_> = answer
+            .devices
+            .iter()
+            .filter(|(device, class)| completes || changes(device, *class))
+            .map(|(device, class)| storage::ObservedDevice {
+                device: Some(event::to_stored(device)),
+                status: event::class_to_stored(*class).into(),
+            })
+            .collect();
+        let overall_moves = self.known
+            && answer.devices.is_empty()
+            && overall.is_some_and(|state| self.devices.iter().any(|d| d.state.moves_to(state)));
+        if differing.is_empty() {
+            return if completes || overall_moves || self.account.is_none() {
+                vec![observed(Vec::new(), true)]
+            } else {
+                Vec::new()
+            };
+        }
+        let last = differing.len().div_ceil(event::MAX_OBSERVED_DEVICES) - 1;
+        differing
+            .chunks(event::MAX_OBSERVED_DEVICES)
+            .enumerate()
+            .map(|(at, devices)| observed(devices.to_vec(), at == last))
+            .collect()
+    }
+
+    /// Whether a status of a device would make it final; one of a device without identifiers is for
+    /// all.
+    pub fn ends(&self, device: &Device, class: StatusClass) -> bool {
+        let Some(state) = DeviceState::of(class).filter(|state| state.is_final()) else {
+            return false;
+        };
+        if device.present().next().is_none() {
+            return self.devices.iter().any(|device| device.state.moves_to(state));
+        }
+        self.find(device).is_some_and(|at| self.devices[at].state.moves_to(state))
+    }
+}

@@ -1,0 +1,215 @@
+//! Settling an order of unknown outcome, and correcting an operator's mistake.
+//!
+//! A request is confirmed first: ThingSpace has to know it, with exactly the order's devices.
+//! Nobody overrules ThingSpace's own answer to an order, and no request becomes two orders'.
+
+use std::{fmt::Display, time::Duration};
+
+use uuid::Uuid;
+
+use super::{Fate, Fit, Resolver, fit};
+use crate::{
+    identity::{AccountName, RequestId},
+    proto::storage::{self, SettledBy},
+    requests::{
+        append,
+        fold::{
+            event::{self, Kind},
+            order::{Order, Outcome, Source},
+        },
+    },
+    store::{CellName, LogName, StoreError},
+    thingspace::{Purpose, StatusLookup},
+};
+
+/// How long an operator waits for callers who are using the order's key.
+const TURN_WAIT: Duration = Duration::from_secs(2);
+
+/// How long an operator waits for ThingSpace to confirm a settlement.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
+
+/// What an operator found out about an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settlement {
+    AcceptedAs(RequestId),
+    NotPlaced,
+}
+
+/// Why an order is not settled.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SettleError {
+    #[error("no such order")]
+    NoSuchOrder,
+    #[error("the order is still being carried out")]
+    InFlight,
+    #[error("it is known already that the order was not placed")]
+    NotPlaced,
+    #[error("it is known already that the order was accepted as request {0}")]
+    AcceptedAs(RequestId),
+    #[error(
+        "an operator has settled the order already, as {0}; to correct that, repeat the command with --force"
+    )]
+    Settled(String),
+    #[error("that request came from another order, or is of another account")]
+    OtherRequest,
+    /// ThingSpace does not confirm it.
+    #[error("{0}; if you know better, repeat the command with --force")]
+    NotConfirmed(String),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+impl Resolver {
+    /// Takes an operator's word for what became of an order of unknown outcome, or, with `force`,
+    /// another word than an operator's before. A request has to be confirmed by ThingSpace; with
+    /// `force` it need not be, and then this returns why it was not.
+    pub async fn settle(
+        &self,
+        order_id: &str,
+        settlement: &Settlement,
+        force: bool,
+    ) -> Result<Option<String>, SettleError> {
+        let ordered = self.may_settle(order_id, force).await?;
+        let mut doubt = None;
+        if let Settlement::AcceptedAs(request) = settlement {
+            self.check_request(order_id, &ordered, request).await?;
+            doubt = self.confirm(&ordered, request).await.err();
+        }
+        if let Some(doubt) = doubt.clone().filter(|_| !force) {
+            return Err(SettleError::NotConfirmed(doubt));
+        }
+        self.append_settled(order_id, &ordered, SettledBy::Operator, settlement, force).await?;
+        Ok(doubt)
+    }
+
+    /// Asks ThingSpace whether a request has exactly the devices of an order; an error says why
+    /// that is not certain.
+    async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
+        let account = &ordered.account;
+        let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
+        let Some(served) = parsed else {
+            return Err(format!("there are no credentials for account {account}"));
+        };
+        let asked = self.client.request_status(&served, request, Purpose::Elsewhere);
+        let cannot = |why: &dyn Display| {
+            format!("ThingSpace cannot be asked about request {request}: {why}")
+        };
+        let answer = match tokio::time::timeout(CONFIRM_WITHIN, asked).await {
+            Ok(Ok((StatusLookup::Found(answer), _))) => answer,
+            Ok(Ok((StatusLookup::NotKnown, _))) => {
+                return Err(format!("ThingSpace knows no request {request} on account {account}"));
+            }
+            Ok(Err(error)) => return Err(cannot(&error)),
+            Err(_) => return Err(cannot(&format_args!("no answer within {CONFIRM_WITHIN:?}"))),
+        };
+        match fit(ordered, &answer) {
+            Fit::Exact => Ok(()),
+            Fit::SoFar => {
+                Err(format!("ThingSpace does not list all devices of request {request} yet"))
+            }
+            Fit::Not => Err(format!("the devices of request {request} are not the order's")),
+        }
+    }
+
+    pub(super) async fn append_settled(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        by: SettledBy,
+        settlement: &Settlement,
+        force: bool,
+    ) -> Result<(), SettleError> {
+        let cell = CellName::retained(ordered.key_cell.clone());
+        if self.fate(order_id, ordered.key_cell.clone()).await? == Fate::InFlight {
+            return Err(SettleError::InFlight);
+        }
+        let turn = tokio::time::timeout(TURN_WAIT, self.orders.turn(&cell)).await;
+        let _turn = turn.map_err(|_| SettleError::InFlight)?;
+        // Whoever had the key's turn before may have found out.
+        self.may_settle(order_id, force).await?;
+        let (request_id, outcome) = match settlement {
+            Settlement::AcceptedAs(request) => {
+                (request.to_string(), Outcome::AcceptedAs(request.clone()))
+            }
+            Settlement::NotPlaced => (String::new(), Outcome::NotPlaced),
+        };
+        let id = match (by, settlement) {
+            (SettledBy::Evidence, Settlement::AcceptedAs(request)) => {
+                event::evidence_id(order_id, request)
+            }
+            _ => Uuid::now_v7(),
+        };
+        let settled = Kind::Settled(storage::Settled { by: by.into(), request_id });
+        let position = append(&*self.store, &LogName::order(order_id), None, id, settled).await?;
+        // Another replica's operator, or a callback that it followed, may have been first.
+        let order = self.hub.order(order_id).await?;
+        match &order.outcome {
+            Some(decided) if *decided == outcome => {}
+            Some(Outcome::AcceptedAs(other)) => return Err(SettleError::AcceptedAs(other.clone())),
+            Some(Outcome::NotPlaced) => return Err(SettleError::NotPlaced),
+            None => return Err(SettleError::OtherRequest),
+        }
+        let finished = self.orders.finish(order_id, &order).await?;
+        self.hub.folded(position).await;
+        if finished { Ok(()) } else { Err(SettleError::OtherRequest) }
+    }
+
+    /// An order, if its log has no outcome, or one that an operator may correct.
+    async fn may_settle(
+        &self,
+        order_id: &str,
+        force: bool,
+    ) -> Result<storage::Ordered, SettleError> {
+        Uuid::parse_str(order_id).map_err(|_| SettleError::NoSuchOrder)?;
+        let Order { outcome, source, ordered, .. } = self.hub.order(order_id).await?;
+        match (outcome, source) {
+            (None, _) => {}
+            (Some(_), Some(Source::Operator)) if force => {}
+            (Some(Outcome::NotPlaced), Some(Source::Operator)) => {
+                return Err(SettleError::Settled("not placed".to_owned()));
+            }
+            (Some(Outcome::AcceptedAs(request)), Some(Source::Operator)) => {
+                return Err(SettleError::Settled(format!("request {request}")));
+            }
+            (Some(Outcome::NotPlaced), _) => return Err(SettleError::NotPlaced),
+            (Some(Outcome::AcceptedAs(request)), _) => {
+                return Err(SettleError::AcceptedAs(request));
+            }
+        }
+        ordered.ok_or(SettleError::NoSuchOrder)
+    }
+
+    pub(super) async fn check_request(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+    ) -> Result<(), SettleError> {
+        if self.is_anothers_spelling(order_id, ordered, request).await? {
+            return Err(SettleError::OtherRequest);
+        }
+        let Some((tracked, _)) = self.hub.attach(request).await? else { return Ok(()) };
+        let request = &tracked.lock().request;
+        let another_order = request.order_id.as_ref().is_some_and(|of| of != order_id);
+        let another_account =
+            request.account.as_ref().is_some_and(|of| of.as_str() != ordered.account);
+        if another_order || another_account { Err(SettleError::OtherRequest) } else { Ok(()) }
+    }
+
+    /// Whether a request is another order's, which knows it by an id in another case.
+    async fn is_anothers_spelling(
+        &self,
+        order_id: &str,
+        ordered: &storage::Ordered,
+        request: &RequestId,
+    ) -> Result<bool, StoreError> {
+        for spelling in self.hub.other_spellings(request).await? {
+            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            // Other devices show that ThingSpace means two requests.
+            if !other.contradicts && other.order_id.is_some_and(|owner| owner != order_id) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}

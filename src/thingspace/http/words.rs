@@ -1,0 +1,98 @@
+//! Words that stand for no value, for success, or for an id, wherever an answer has them.
+
+use super::wire;
+use crate::identity::RequestId;
+use crate::thingspace::StatusClass;
+
+/// Words that programs write in place of a value they do not have.
+const NO_VALUE: [&str; 10] =
+    ["null", "undefined", "none", "nil", "nan", "na", "true", "false", "empty", "unknown"];
+
+/// Words of success that are not status words of ThingSpace's.
+const SUCCESS: [&str; 8] =
+    ["ok", "accepted", "created", "received", "placed", "ordered", "done", "true"];
+
+/// The shortest id, by Verizon's SDK.
+const MIN_ID_CHARS: usize = 3;
+
+/// A smaller number may be an HTTP status.
+pub(crate) const MIN_ID_NUMBER: u64 = 1_000;
+
+/// Only the letters and digits, in lower case.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+}
+
+/// Whether a text stands for no value: empty, a word such as "null", or zeros, as in a UUID of
+/// zeros.
+pub(crate) fn is_no_value(text: &str) -> bool {
+    let letters = plain(text);
+    let is_number_below_one = letters.bytes().all(|byte| byte == b'0') || text.trim() == "-1";
+    is_number_below_one || NO_VALUE.contains(&letters.as_str())
+}
+
+/// Whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP status,
+/// alone or before its name.
+pub(crate) fn is_success(text: &str) -> bool {
+    let succeeded_or_waits = matches!(
+        wire::class(text),
+        StatusClass::Succeeded | StatusClass::Pending | StatusClass::Waiting
+    );
+    let number = text.trim().split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    let is_2xx = number.parse().is_ok_and(|number: u16| (200..300).contains(&number));
+    succeeded_or_waits || is_2xx || SUCCESS.contains(&plain(text).as_str())
+}
+
+/// Whether ThingSpace may have given this id. Every one that was ever seen is a UUID or a number,
+/// so a word without a digit is none, nor is what may be an HTTP status.
+pub(crate) fn is_id(text: &str) -> bool {
+    let is_small_number = text.parse().is_ok_and(|number: u64| number < MIN_ID_NUMBER);
+    text.len() >= MIN_ID_CHARS
+        && RequestId::parse(text).is_ok()
+        && text.bytes().any(|byte| byte.is_ascii_digit())
+        && !is_small_number
+        && !is_no_value(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_an_uuid_a_number_or_another_word_with_a_digit() {
+        let longest = "1".repeat(64);
+        for id in ["86c83330-4bf5-4235-9c4e-a83f93aeae4c", "r-1", "1000", "01a", "A1-", &longest] {
+            assert!(is_id(id), "{id}");
+        }
+        let too_long = "1".repeat(65);
+        for word in [
+            "",
+            "error",
+            "Failed",
+            "not-found",
+            "N-A",
+            "x1",
+            "a_1",
+            "a 1",
+            "400",
+            "0999",
+            "-1",
+            "000-000",
+            &too_long,
+        ] {
+            assert!(!is_id(word), "{word}");
+        }
+    }
+
+    #[test]
+    fn success_is_a_word_or_a_2xx() {
+        for text in
+            ["Success", "IN PROGRESS", "ok", "202", "200 OK", "201-Created", "200.0", "on hold"]
+        {
+            assert!(is_success(text), "{text}");
+        }
+        for text in ["", "Failed", "400", "2000", "20", "no success", "2xx", "bad request"] {
+            assert!(!is_success(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Guards that went back: what a process remembers, or an earlier release wrote, is brought
+//! together with what the store holds.
+
+use super::{COUNTED, DERIVATION, Terms, settled};
+use crate::proto::storage::{Guard, GuardCandidate};
+
+/// What is to be stored if the store has forgotten something that this process remembers; `None`:
+/// it has not.
+///
+/// The store may also have forgotten attempts of other processes, which this one does not know, so
+/// a guard that locks is closed: an operator has to log in elsewhere first. The tokens are kept.
+pub(crate) fn merged(held: Option<&Guard>, remembered: &Guard, terms: &Terms) -> Option<Guard> {
+    let mut guard = settled(remembered.clone(), terms);
+    if let Some(held) = held {
+        if (held.resets, held.counted()) >= (remembered.resets, remembered.counted()) {
+            return None;
+        }
+        guard.attempt.clone_from(&held.attempt);
+        for theirs in &held.candidates {
+            let ours = guard.candidate(&theirs.fingerprint);
+            let strikes = ours.map_or(0, |ours| ours.strikes).saturating_add(theirs.strikes);
+            let newer = ours.filter(|ours| ours.generation > theirs.generation);
+            let newer = newer.unwrap_or(theirs).clone();
+            guard.put(GuardCandidate { strikes, ..newer });
+        }
+        if !held.accepted_last.is_empty() {
+            guard.accepted_last.clone_from(&held.accepted_last);
+        }
+    }
+    if terms.locks {
+        guard.rejections = guard.rejections.max(COUNTED);
+    }
+    Some(guard)
+}
+
+/// The same guard, with the fingerprint of a secret as it is derived now in place of an earlier
+/// one.
+pub(crate) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
+    if guard.accepted_last == earlier {
+        guard.accepted_last = now.to_vec();
+    }
+    if let Some(attempt) = guard.attempt.as_mut().filter(|attempt| attempt.fingerprint == earlier) {
+        attempt.fingerprint = now.to_vec();
+    }
+    if let Some(index) = guard.candidates.iter().position(|of| of.fingerprint == earlier) {
+        let old = guard.candidates.remove(index);
+        let new = guard.candidate(now).cloned();
+        // A replica of an earlier release may have added to it meanwhile.
+        let strikes = new.as_ref().map_or(0, |new| new.strikes).saturating_add(old.strikes);
+        let newer = new.filter(|new| new.generation >= old.generation).unwrap_or(old);
+        let fingerprint = now.to_vec();
+        guard.put(GuardCandidate { fingerprint, strikes, derivation: DERIVATION, ..newer });
+    }
+    guard
+}
