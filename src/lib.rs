@@ -1,124 +1,133 @@
-//! `thingspace-gateway`: one gRPC service that owns eSIM profile downloads through Verizon's
-//! ThingSpace.
+//! A gRPC service in front of Verizon's ThingSpace REST API for eSIM profile downloads.
 //!
-//! # Bird's eye
+//! Start here. `README.md` has the promises, and `docs/glossary.md` the terms.
 //!
-//! Callers order a download, ask where it stands, or watch it; the gateway owns the tokens, the
-//! polling, the memory and the errors of an upstream that has two kinds of token, no idempotency
-//! and answers that come when they come.
+//! # Overview
+//!
+//! Callers order a download, ask for its status, or watch it. The gateway does what ThingSpace
+//! leaves to its callers: it owns two kinds of token, places each order at most once, polls, takes
+//! callbacks, and turns every failure into an error that says what to do.
 //!
 //! ```text
-//!  callers ── server ── grpc ── requests ── thingspace ── HTTPS ──▶ ThingSpace | simulator
-//!                                  │  ▲
-//!                           append │  │ follow
-//!                                  ▼  │
-//!  ThingSpace ──▶ callbacks ─────▶ store
+//!  callers ── gRPC ──▶ server ─▶ grpc ─▶ requests ─▶ thingspace ── HTTPS ──▶ ThingSpace
+//!                                         │   ▲                              or simulator
+//!                                  append │   │ follow
+//!                                         ▼   │
+//!  ThingSpace ── HTTPS ──▶ callbacks ──▶ store
 //! ```
 //!
-//! Everything durable is a *log* (append-only, folded by its readers) or a *cell* (changed by
-//! compare-and-swap); see [`store`]. A request is what its log folds to, and nothing else:
-//! [`requests::fold::state`] is a pure function, so duplicates, late answers and restarts change nothing,
+//! Everything durable is a *log* (append-only) or a *cell* (changed by compare-and-swap); see
+//! [`store`]. The state of a request is computed from its log, and from nothing else, by a pure
+//! function: the [`fold`](requests::fold). So duplicates, late answers and restarts change nothing,
 //! and every replica computes the same revisions.
 //!
-//! # Code map, in reading order
+//! # Map of the code, in reading order
 //!
-//! - [`identity`]: accounts, requests, devices and profiles, parsed once at the edge and masked in
-//!   print.
-//! - [`proto`]: the generated contract and storage format.
-//! - [`store`]: the trait, [`store::embedded`] on redb, and [`store::nats`] on NATS JetStream.
-//! - [`thingspace`]: the client; two tokens and the guard of the logins, one send path, what each
-//!   failure means.
-//! - [`requests`]: the domain: [`state`](requests::fold::state) and [`order`](requests::fold::order) fold,
-//!   [`hub`](requests::hub) projects, [`orders`](requests::orders) sends,
-//!   [`asker`](requests::query::asker) asks, [`poller`](requests::query::poller) asks now and then,
-//!   [`withheld`](requests::query::withheld) lets a callback speak first, [`resolve`](requests::orders::resolve)
-//!   finds out about orders of unknown fate, [`watch`](requests::watch) tells.
-//! - [`callbacks`]: the answers that come by themselves: [`secrets`](callbacks::secrets) prove the
-//!   sender, [`parse`](callbacks::parse) reads every shape, [`quarantine`](callbacks::quarantine)
-//!   keeps what nobody understands, [`registration`](callbacks::registration) keeps ThingSpace
-//!   calling.
-//! - [`grpc`]: the three RPCs, thin; the only place that names gRPC codes is its `status`, and its
-//!   `edge` sees to it that every call of every service ends in time and every error has a reason.
-//! - [`control`]: operator commands on a Unix socket, and their other end.
-//! - [`admin`]: probes: whether it lives, whether it can answer.
-//! - [`server`], [`telemetry`], [`config`], [`secret_file`], `certificate`, `repeated`, [`cli`],
-//!   [`shutdown`]: around it.
-//! - [`simulator`]: a ThingSpace good enough to lean on; `dev` runs it, and every test.
-//! - [`app`]: the composition root, the only module that knows all others.
+//! - [`identity`]: accounts, requests and devices, parsed once and masked when printed.
+//! - [`proto`]: the generated API and storage format.
+//! - [`store`]: the trait of a store, [`store::embedded`] in one file (redb), and [`store::nats`]
+//!   on NATS JetStream.
+//! - [`thingspace`]: the client of ThingSpace. `http` sends one request and decides what its answer
+//!   means, `login` owns the two tokens and the login guard, `client` has a function for each
+//!   endpoint, with limits and retries.
+//! - [`requests`]: the domain. [`fold`](requests::fold) computes states, [`hub`](requests::hub)
+//!   keeps the open ones in memory, [`orders`](requests::orders) places and settles orders,
+//!   [`query`](requests::query) sends status queries and polls, [`watch`](requests::watch) streams
+//!   transitions.
+//! - [`callbacks`]: the listener for ThingSpace's callbacks, its secrets, registration and
+//!   quarantine.
+//! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
+//! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
+//! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
+//!   `certificate`, `repeated`: probes, listeners, logs and traces, configuration, files, signals.
+//! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
+//! - [`app`]: constructs everything and connects it. It alone knows all other modules.
 //!
-//! # Invariants
+//! # Where each promise is decided
+//!
+//! The numbers are those of the README. A path such as `requests::orders::Orders::settle` is the
+//! method `settle` in `src/requests/orders.rs` or in a file of the folder of that name.
+//!
+//! 1. **One owner of the tokens.** In a process all callers wait for one renewal
+//!    (`thingspace::login::slot::Slot::get`). All replicas compete for one claim
+//!    (`thingspace::login::vault::Vault::turn`).
+//! 2. **The account is never locked.** `thingspace::login::guard::next` allows or refuses each
+//!    attempt, and `thingspace::login::guard::report` counts it.
+//! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:
+//!    an order with an unknown outcome is never sent again. An order is repeated only if
+//!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
+//!    byte was sent (`requests::orders::flight::send`).
+//! 4. **No acknowledged fact is lost.** `requests::orders::flight::keep` stores what became of an
+//!    order before the caller is answered. `requests::called_back` stores a callback before its
+//!    200.
+//! 5. **A watcher misses nothing.** `requests::watch::Watch::next` continues from its cursor, and
+//!    `requests::fold::state::Request::apply` numbers the transitions.
+//! 6. **A thousand watchers cost one poll.** One replica polls
+//!    (`requests::query::poller::Poller::claim`), and one query per request is in flight
+//!    (`requests::query::asker::Asker::refresh`).
+//! 7. **Errors say what to do.** `grpc::status` chooses code and reason, and
+//!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits` print
+//!    masked, and secrets are `secrecy` types, which do not print.
+//! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to listen beyond loopback.
+//! 9. **Load is bounded.** Open devices: `requests::orders::Orders::room_for`. Rate and connections
+//!    to ThingSpace: `thingspace::client::limit`. Memory: `requests::hub::closed`,
+//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`.
+//! 10. **An operator can see what is wrong.** `requests::readiness` and `control::status`.
+//!
+//! # What always holds
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` →
 //!   `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
 //!   `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`,
 //!   `async_nats` only in `store::nats`.
-//! - Nothing but [`requests::hub`] writes the projection, and it writes only what it read from the
-//!   store.
-//! - Before a byte of an order leaves, its order's log and its key's cell are durable. An order
-//!   whose fate is unknown is never sent again: there is no code that could.
-//! - Before a byte of a login leaves, it is claimed in the guard's cell, which counts at least the
-//!   rejections that ThingSpace counts and stops before it locks. No other code logs in.
-//! - An order is answered only after `AcceptedAs` and `Accepted` are durable, a callback only after
-//!   `CalledBack` is.
-//! - There is no task and no queue per watch. What goes upstream depends on the open requests,
-//!   never on the number of callers.
-//! - UNAVAILABLE is used only where repeating the very call, with its key, is safe. What an
-//!   upstream code means is decided in one table, `thingspace::http::code::table`, which `docs/errors.md`
-//!   shows.
-//! - No token, password or device identity is in a log line, an error or a `Debug` output: secrets
-//!   are `secrecy` types, identifiers are [`identity::Digits`].
+//! - Only [`requests::hub`] changes the projection, and only by what it reads from the store.
+//! - Before a byte of an order is sent, the order's log and its key's cell are durable.
+//! - Before a byte of a login is sent, the login guard's cell has a claim for it. No other code
+//!   logs in.
+//! - There is no task and no queue per watch.
+//! - UNAVAILABLE is returned only if repeating the same call with its key is safe.
 //! - Every queue, map, body, wait and retry has a bound with a name.
 //!
-//! # DownloadProfile
+//! # The path of a call
 //!
-//! `grpc::service` checks every field (`grpc::convert`) → [`requests::orders`] takes the key's turn
-//! and reads its cell: a key that was used before is answered from there, or settled by its order's
-//! log → a bearer and a session, then a turn (`thingspace::client::limit`: a part of the rate and a
-//! connection), within the caller's deadline → from here a task of the gateway's own: `Ordered`
-//! into the order's log → the cell SENDING → one POST → `AcceptedAs` into the order's log,
-//! `Accepted` into the request's → the cell ACCEPTED → the answer, once [`requests::hub`] has
-//! folded it. What is not a clear yes or no becomes UNKNOWN, is reported as such, and stays so
-//! until there is evidence: a callback that names one of its devices, for a request that has
-//! exactly its devices ([`requests::orders::resolve`]), or an operator's word ([`control`]).
+//! **DownloadProfile.** `grpc::convert` checks every field. [`requests::orders`] reads the key's
+//! cell: a key that was used before is answered from there, or from its order's log. A new order
+//! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway,
+//! which no caller can cancel, takes over: it appends `Ordered` to the order's log, sets the cell
+//! to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
+//! request's, sets the cell to ACCEPTED, and answers once [`requests::hub`] has folded it. An
+//! unclear answer sets the cell to UNKNOWN. It stays so until a callback names one of the order's
+//! devices, for a request with exactly its devices, or an operator settles it
+//! ([`resolve`](requests::orders::resolve)).
 //!
-//! # GetRequestStatus
+//! **GetRequestStatus.** [`Requests::status`](requests::Requests::status) finds the request in the
+//! projection, else in its log, else by asking ThingSpace (an external request). For an open
+//! request [`query`](requests::query) asks ThingSpace if the known state is too old; what is new is
+//! appended and folded. The caller gets the folded state, in pages.
 //!
-//! [`requests::Requests::status`] finds the request in the projection, else in its log, else asks
-//! ThingSpace (a request made elsewhere) → an open one is asked about by [`requests::query::asker`], one
-//! question per request at a time whoever asks, and what is new is appended and folded → the folded
-//! state, in pages.
+//! **WatchRequest.** [`Watch`](requests::watch::Watch) is a cursor: a snapshot, or the transitions
+//! after a resume token, then all later transitions on each wake-up, then the end. `grpc::fragment`
+//! cuts them into messages when the reader is ready, and sends heartbeats while nothing happens.
 //!
-//! # WatchRequest
-//!
-//! [`requests::watch::Watch`] is a cursor: a snapshot or the transitions after a resume token, then
-//! on each wake-up all transitions not yet given, then the end → `grpc::fragment` cuts them into
-//! messages when the reader is ready → heartbeats while it is quiet.
-//!
-//! # Callback
-//!
-//! [`server::http`] accepts, bounds and times every connection → the last segment of the path is an
-//! account's secret ([`callbacks::secrets`]), or the answer is 404 and nothing is read → the body,
-//! bounded and in time → [`callbacks::parse`]: what cannot be understood goes into
-//! [`callbacks::quarantine`], and is answered 200 → user name and password, the current or a
-//! replaced pair → [`requests::Requests::called_back`] appends `CalledBack` to the request's log,
-//! known or not → 200; 503 if that cannot be done in time. From there it is an event like any
+//! **Callback.** [`server::http`] accepts the connection within its bounds. The last segment of the
+//! path is an account's secret ([`callbacks::secrets`]), or the answer is 404 and nothing is read.
+//! [`callbacks::parse`] reads the body; one that cannot be read, or names another account, goes to
+//! the [`quarantine`](callbacks::quarantine). User name and password are checked.
+//! [`Requests::called_back`](requests::Requests::called_back) appends `CalledBack` to the request's
+//! log, and the answer is 200, or 503 if that takes too long. From there it is an event like any
 //! other: [`requests::hub`] folds it and wakes the watchers.
 //!
-//! # Login
+//! **Login.** A call without a token joins the renewal of its token, or begins one
+//! (`thingspace::login`). The renewal reads the credential files and the login guard's cell, which
+//! has a token of another replica, or allows an attempt, or says why there is none. An attempt is
+//! claimed, sent once, and its outcome is stored in one write with the sealed token. New files are
+//! tried in the same way before the old tokens are dropped.
 //!
-//! A call without a token boards the flight of its slot (`thingspace::login`) → the credential
-//! files, at rest → the guard's cell: a token that somebody else has had meanwhile, or who is
-//! asking, or why nobody may (`thingspace::login::guard`) → a claim → one request → the outcome, and the
-//! sealed token with it, in one write. New files begin such a flight before the tokens of the old
-//! ones are let go.
-//!
-//! # Start and drain
-//!
-//! Probes are answered from the first moment. [`requests::hub`] follows the store from the
-//! low-water mark and is ready when it has caught up; orders that were accepted when the process
-//! died are finished. SIGTERM: not ready → no new connections → watches end UNAVAILABLE with their
-//! token → calls and orders finish → callbacks are taken no more → the store closes → telemetry is
-//! flushed; see [`app::App::run`].
+//! **Start and drain.** Probes are answered from the first moment. [`requests::hub`] follows the
+//! store from the low-water mark and is ready when it has caught up; orders that were accepted when
+//! the process died are finished. SIGTERM begins the drain: not ready, no new connections, watches
+//! end UNAVAILABLE with their token, calls and orders finish, callbacks are accepted until just
+//! before the store closes, telemetry is flushed; see [`app::App::run`].
 
 pub mod admin;
 pub mod app;
