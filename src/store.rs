@@ -14,7 +14,10 @@ pub mod nats;
 #[cfg(test)]
 mod contract;
 
-pub use cell::{decode_cell, load_or_create, must_be_current};
+pub use cell::{
+    CELL_FORMAT, CellMessage, SWAP_TRIES, change_cell, contended, decode_cell, load_cell,
+    load_or_create, must_be_current, swap_cell,
+};
 
 use std::{fmt, time::Duration};
 
@@ -54,9 +57,9 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// What a cell holds. Never a cache, never a stale replica.
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
-    /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Values carry
-    /// a nonce, so that a backend settles an ambiguous answer itself. A value is bound like an
-    /// event.
+    /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Each swap
+    /// makes a new version, also with an equal value. If its answer is lost, the store finds out
+    /// itself whether this very swap took place. A value has at most [`MAX_EVENT_BYTES`].
     async fn swap(
         &self,
         cell: &CellName,
@@ -250,16 +253,16 @@ pub struct Loss {
 pub struct Version(pub u64);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Versioned {
+pub struct Versioned<V = Bytes> {
     pub version: Version,
-    pub value: Bytes,
+    pub value: V,
 }
 
 /// The outcome of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
     Swapped(Version),
-    /// Somebody else was first; what the cell holds now.
+    /// The version was another one; what the cell holds now.
     Conflict(Option<Versioned>),
 }
 

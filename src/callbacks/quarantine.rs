@@ -20,20 +20,18 @@ use std::{
 };
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
-use bytes::Bytes;
 use jiff::Timestamp;
 use prost::Message;
 use secrecy::ExposeSecret;
 use tokio::sync::Mutex;
 use tracing::warn;
-use uuid::Uuid;
 
 use super::secrets::Secrets;
 use crate::{
     identity::AccountName,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
     repeated::Repeated,
-    store::{CellName, Store, StoreError, Swap, decode_cell},
+    store::{CellName, Store, StoreError, change_cell, load_cell},
 };
 use mask::without_passwords;
 use quota::Allowances;
@@ -44,13 +42,7 @@ pub const MAX_ENTRIES: usize = 1_000;
 /// Bytes of all bodies together.
 pub const MAX_BYTES: u64 = 16 << 20;
 
-/// How often a swap is tried again when another replica was first.
-const SWAP_TRIES: u32 = 8;
-
 const NONCE_BYTES: usize = 12;
-
-/// Format of the cells.
-const FORMAT: u32 = 1;
 
 pub struct Quarantine {
     store: Arc<dyn Store>,
@@ -125,7 +117,7 @@ impl Quarantine {
 
     /// Those that are kept, oldest first.
     pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let (_, index) = self.index().await?;
+        let index = self.index().await?;
         let listed = |entry: QuarantineEntry| Listed {
             number: entry.number,
             time: Timestamp::from_millisecond(entry.time_ms).unwrap_or_default(),
@@ -138,12 +130,12 @@ impl Quarantine {
     /// A body, with `***` for each password that can be found; `None` if there is none of this
     /// number.
     pub async fn show(&self, number: u64) -> Result<Option<Shown>, StoreError> {
-        let (_, index) = self.index().await?;
+        let index = self.index().await?;
         let Some(entry) = index.entries.into_iter().find(|entry| entry.number == number) else {
             return Ok(None);
         };
-        let Some(held) = self.store.load(&cell(&entry)).await? else { return Ok(None) };
-        let stored = decode_cell(held.value, FORMAT, |cell: &QuarantineBody| cell.version)?;
+        let held = load_cell::<QuarantineBody>(&*self.store, &cell(&entry)).await?;
+        let Some(stored) = held.map(|held| held.value) else { return Ok(None) };
         if stored.number != number || stored.sealed.is_empty() {
             return Ok(None);
         }
@@ -166,10 +158,7 @@ impl Quarantine {
         size: u32,
         proved: bool,
     ) -> Result<(QuarantineEntry, Vec<QuarantineEntry>), StoreError> {
-        for _ in 0..SWAP_TRIES {
-            let (version, mut index) = self.index().await?;
-            index.version = FORMAT;
-            index.nonce = Uuid::now_v7().to_string();
+        change_cell(&*self.store, &index_cell(), |index: &mut QuarantineIndex| {
             index.count += 1;
             let mut entry = QuarantineEntry {
                 number: index.count,
@@ -184,40 +173,25 @@ impl Quarantine {
             index.entries.pop();
             entry.slot = Some(free_slot(&index.entries));
             index.entries.push(entry.clone());
-            let value = Bytes::from(index.encode_to_vec());
-            if let Swap::Swapped(_) = self.store.swap(&index_cell(), version, value).await? {
-                return Ok((entry, gone));
-            }
-        }
-        Err(StoreError::Unavailable("other replicas keep changing the quarantine".to_owned()))
+            (entry, gone)
+        })
+        .await
     }
 
-    async fn index(&self) -> Result<(Option<crate::store::Version>, QuarantineIndex), StoreError> {
-        let Some(held) = self.store.load(&index_cell()).await? else {
-            return Ok((None, QuarantineIndex::default()));
-        };
-        let index = decode_cell(held.value, FORMAT, |cell: &QuarantineIndex| cell.version)?;
-        Ok((Some(held.version), index))
+    async fn index(&self) -> Result<QuarantineIndex, StoreError> {
+        let held = load_cell(&*self.store, &index_cell()).await?;
+        Ok(held.map(|held| held.value).unwrap_or_default())
     }
 
     /// Puts a body into its cell, unless a later one is there already.
     async fn put(&self, entry: &QuarantineEntry, sealed: Vec<u8>) -> Result<(), StoreError> {
-        let (cell, number) = (cell(entry), entry.number);
-        let value = Bytes::from(QuarantineBody { version: FORMAT, number, sealed }.encode_to_vec());
-        for _ in 0..SWAP_TRIES {
-            let held = self.store.load(&cell).await?;
-            let version = held.as_ref().map(|held| held.version);
-            if let Some(held) = held {
-                let there = decode_cell(held.value, FORMAT, |cell: &QuarantineBody| cell.version)?;
-                if there.number > number {
-                    return Ok(());
-                }
+        change_cell(&*self.store, &cell(entry), |body: &mut QuarantineBody| {
+            if body.number <= entry.number {
+                body.number = entry.number;
+                body.sealed.clone_from(&sealed);
             }
-            if let Swap::Swapped(_) = self.store.swap(&cell, version, value.clone()).await? {
-                return Ok(());
-            }
-        }
-        Err(StoreError::Unavailable("other replicas keep changing the quarantine".to_owned()))
+        })
+        .await
     }
 
     fn key(&self) -> Result<RandomizedNonceKey, StoreError> {
@@ -388,12 +362,7 @@ mod tests {
             ..QuarantineEntry::default()
         };
         quarantine.put(&entry, quarantine.seal(&entry, b"earlier").unwrap()).await.unwrap();
-        let index = QuarantineIndex {
-            version: 1,
-            count: 1_007,
-            entries: vec![entry],
-            ..QuarantineIndex::default()
-        };
+        let index = QuarantineIndex { version: 1, count: 1_007, entries: vec![entry] };
         store.swap(&index_cell(), None, index.encode_to_vec().into()).await.unwrap();
         quarantine.add(&account(), b"new", true).await.unwrap();
         assert_eq!(quarantine.show(1_007).await.unwrap().unwrap().body, "earlier");

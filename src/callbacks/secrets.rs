@@ -23,19 +23,16 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use prost::Message;
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::{Choice, ConstantTimeEq};
 use tokio::{sync::watch, time::sleep};
 use tracing::{debug, warn};
-use uuid::Uuid;
 
 use crate::{
     config::CallbacksConfig,
     identity::AccountName,
     proto::storage,
-    store::{CellName, Store, StoreError, Swap, decode_cell},
+    store::{CellName, SWAP_TRIES, Store, StoreError, Swap, contended, load_cell, swap_cell},
 };
 use find::Looks;
 use keys::Keys;
@@ -44,12 +41,6 @@ use stored::{Change, is_recent};
 
 pub use logins::LoginFiles;
 pub use pair::Pair;
-
-/// Format of the cells.
-const FORMAT: u32 = 1;
-
-/// How often a swap is tried again when another replica was first.
-const SWAP_TRIES: u32 = 8;
 
 /// Earlier secrets of a path that are recognised as ours in a listing.
 const MAX_OWN_PATHS: usize = 64;
@@ -311,36 +302,30 @@ impl Secrets {
         let given = self.0.given().await?;
         let keys = self.0.load_keys().await?;
         let cell = CellName::permanent(format!("callback-pair/{account}"));
+        // For a store that was replaced, so that the pair that ThingSpace was told stays valid.
+        let unstored = || {
+            let known = self.0.known();
+            known.get(account).map(|known| known.stored.clone()).unwrap_or_default()
+        };
         for _ in 0..SWAP_TRIES {
-            let held = store.load(&cell).await?;
+            let held = load_cell(&**store, &cell).await?;
             let version = held.as_ref().map(|held| held.version);
-            let before = match held {
-                Some(held) => decode(held.value)?,
-                // A replaced store: what ThingSpace has been told goes on to hold.
-                None => self
-                    .0
-                    .known()
-                    .get(account)
-                    .map(|known| known.stored.clone())
-                    .unwrap_or_default(),
-            };
+            let before = held.map_or_else(unstored, |held| held.value);
             let pair = match &given {
                 Some(pair) => pair.clone(),
                 None => self.0.generated(account, &before, change).await?,
             };
             let mut after =
                 stored::change(before.clone(), (&pair, given.is_some()), change, &keys, *grace);
-            if after != before || version.is_none() {
-                after.nonce = Uuid::now_v7().to_string();
-                let value = Bytes::from(after.encode_to_vec());
-                if let Swap::Conflict(_) = store.swap(&cell, version, value).await? {
-                    continue;
-                }
+            if (after != before || version.is_none())
+                && let Swap::Conflict(_) = swap_cell(&**store, &cell, version, &mut after).await?
+            {
+                continue;
             }
             self.0.known().insert(account.clone(), Known::new(account, pair.clone(), after, &keys));
             return Ok(pair);
         }
-        Err(StoreError::Unavailable("other replicas keep changing the pair".to_owned()).into())
+        Err(contended(&cell).into())
     }
 
     /// The key that seals what is quarantined.
@@ -424,11 +409,6 @@ impl Inner {
     async fn shared_with_login(&self, pair: &Pair) -> Option<logins::Shared> {
         logins::shared(pair, self.logins.get().map_or(&[][..], Vec::as_slice)).await
     }
-}
-
-fn decode(value: Bytes) -> Result<storage::CallbackPair, Error> {
-    let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackPair| cell.version)?;
-    Ok(stored)
 }
 
 #[cfg(test)]

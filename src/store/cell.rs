@@ -1,52 +1,124 @@
-//! What cells hold: messages that say the number of their format, and who writes them first.
+//! Typed cells: cells that hold a message of [`storage`].
+//!
+//! Each message has the number of its format. A cell of a newer format is refused, so that a
+//! gateway that knows only some of its fields never replaces it.
 
 use bytes::Bytes;
 use prost::Message;
 
-use super::{CellName, Store, StoreError, Swap};
+use super::{CellName, Store, StoreError, Swap, Version, Versioned};
+use crate::proto::storage;
 
-/// Decodes what a cell holds. One of a newer format is refused, so that it is never swapped by
-/// somebody who reads only half of it.
-pub fn decode_cell<M: Message + Default>(
-    value: Bytes,
-    newest: u32,
-    version: impl FnOnce(&M) -> u32,
-) -> Result<M, StoreError> {
-    let message = M::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-    match version(&message) {
+/// The format of all messages in cells.
+pub const CELL_FORMAT: u32 = 1;
+
+/// The swaps that are tried for one change while other replicas change the cell.
+pub const SWAP_TRIES: u32 = 8;
+
+/// A message that a cell holds.
+pub trait CellMessage: Message + Default + Clone + PartialEq {
+    /// The number of the message's format.
+    fn format(&mut self) -> &mut u32;
+}
+
+macro_rules! cell_messages {
+    ($($message:ident)*) => {$(
+        impl CellMessage for storage::$message {
+            fn format(&mut self) -> &mut u32 {
+                &mut self.version
+            }
+        }
+    )*};
+}
+
+cell_messages! {
+    Key Poll LowWater TokenKey CallbackSecrets CallbackPair QuarantineIndex QuarantineBody Guard
+    StoreRecord
+}
+
+/// Decodes what a cell holds. A newer format is an error.
+pub fn decode_cell<M: CellMessage>(value: Bytes) -> Result<M, StoreError> {
+    let mut message = M::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    match *message.format() {
         0 => Err(StoreError::Corrupt("a cell without a version".to_owned())),
-        newer if newer > newest => {
+        CELL_FORMAT => Ok(message),
+        newer => {
             Err(StoreError::Corrupt(format!("a cell of version {newer}, newer than this gateway")))
         }
-        _ => Ok(message),
     }
 }
 
-/// Whether a permanent cell that is out of date does more harm than one that is missing. The
-/// guard's count of rejected logins in a backup may be lower than ThingSpace's; without a count,
-/// nothing is tried.
-pub fn must_be_current(name: &str) -> bool {
-    name.starts_with("guard/")
-}
-
-/// What a cell holds, or what `make` makes for it: where several come at once, all get what the
-/// first one stored.
-pub async fn load_or_create(
+/// Returns the message that a cell holds, and its version.
+pub async fn load_cell<M: CellMessage>(
     store: &dyn Store,
     cell: &CellName,
-    make: impl FnOnce() -> Result<Bytes, StoreError>,
-) -> Result<Bytes, StoreError> {
-    if let Some(held) = store.load(cell).await? {
+) -> Result<Option<Versioned<M>>, StoreError> {
+    let Some(Versioned { version, value }) = store.load(cell).await? else { return Ok(None) };
+    Ok(Some(Versioned { version, value: decode_cell(value)? }))
+}
+
+/// Replaces the message that a cell holds; see [`Store::swap`].
+pub async fn swap_cell<M: CellMessage>(
+    store: &dyn Store,
+    cell: &CellName,
+    expected: Option<Version>,
+    message: &mut M,
+) -> Result<Swap, StoreError> {
+    *message.format() = CELL_FORMAT;
+    store.swap(cell, expected, message.encode_to_vec().into()).await
+}
+
+/// Changes the message that a cell holds, an empty one if the cell is absent. `change` is called
+/// again when another replica changed the cell first.
+pub async fn change_cell<M: CellMessage, T>(
+    store: &dyn Store,
+    cell: &CellName,
+    mut change: impl FnMut(&mut M) -> T,
+) -> Result<T, StoreError> {
+    for _ in 0..SWAP_TRIES {
+        let held = load_cell::<M>(store, cell).await?;
+        let mut message = held.as_ref().map(|held| held.value.clone()).unwrap_or_default();
+        let result = change(&mut message);
+        if held.as_ref().is_some_and(|held| held.value == message) {
+            return Ok(result);
+        }
+        let expected = held.map(|held| held.version);
+        if let Swap::Swapped(_) = swap_cell(store, cell, expected, &mut message).await? {
+            return Ok(result);
+        }
+    }
+    Err(contended(cell))
+}
+
+/// The error when [`SWAP_TRIES`] swaps were not enough.
+pub fn contended(cell: &CellName) -> StoreError {
+    StoreError::Unavailable(format!("other replicas keep changing the cell {}", cell.name))
+}
+
+/// Returns the message that a cell holds. If there is none, stores the one that `make` returns. All
+/// concurrent callers get the message that was stored first.
+pub async fn load_or_create<M: CellMessage>(
+    store: &dyn Store,
+    cell: &CellName,
+    make: impl FnOnce() -> Result<M, StoreError>,
+) -> Result<M, StoreError> {
+    if let Some(held) = load_cell(store, cell).await? {
         return Ok(held.value);
     }
-    let made = make()?;
-    match store.swap(cell, None, made.clone()).await? {
+    let mut made = make()?;
+    match swap_cell(store, cell, None, &mut made).await? {
         Swap::Swapped(_) => Ok(made),
-        Swap::Conflict(Some(current)) => Ok(current.value),
+        Swap::Conflict(Some(held)) => decode_cell(held.value),
         Swap::Conflict(None) => {
             Err(StoreError::Corrupt("a cell conflicts with nothing".to_owned()))
         }
     }
+}
+
+/// Returns whether an outdated value of a permanent cell is worse than none. A guard's count of
+/// rejected logins may be too low in a backup. Without a count, no login is sent.
+pub fn must_be_current(name: &str) -> bool {
+    name.starts_with("guard/")
 }
 
 #[cfg(test)]
@@ -58,9 +130,9 @@ mod tests {
     fn a_newer_format_is_refused_and_so_is_what_is_no_message() {
         let held =
             |version| Bytes::from(Poll { version, count: 3, ..Poll::default() }.encode_to_vec());
-        let decode = |value| decode_cell(value, 1, |poll: &Poll| poll.version);
-        assert_eq!(decode(held(1)).unwrap().count, 3);
-        assert!(matches!(decode(held(2)), Err(StoreError::Corrupt(_))));
-        assert!(matches!(decode(Bytes::from_static(b"\xff")), Err(StoreError::Corrupt(_))));
+        assert_eq!(decode_cell::<Poll>(held(1)).unwrap().count, 3);
+        assert!(matches!(decode_cell::<Poll>(held(2)), Err(StoreError::Corrupt(_))));
+        let garbage = decode_cell::<Poll>(Bytes::from_static(b"\xff"));
+        assert!(matches!(garbage, Err(StoreError::Corrupt(_))));
     }
 }

@@ -351,13 +351,16 @@ pub(super) async fn swap_conflict(store: &dyn Store) {
     let swapped = store.swap(&cell, Some(first), Bytes::from_static(b"two")).await.unwrap();
     let Swap::Swapped(second) = swapped else { panic!("{swapped:?}") };
     assert!(second > first);
+    let swapped = store.swap(&cell, Some(second), Bytes::from_static(b"two")).await.unwrap();
+    let Swap::Swapped(third) = swapped else { panic!("{swapped:?}") };
+    assert!(third > second, "an equal value is a new version");
 
     let current = store.load(&cell).await.unwrap();
     assert_eq!(
         current,
-        Some(super::Versioned { version: second, value: Bytes::from_static(b"two") })
+        Some(super::Versioned { version: third, value: Bytes::from_static(b"two") })
     );
-    for stale in [None, Some(first)] {
+    for stale in [None, Some(first), Some(second)] {
         let swap = store.swap(&cell, stale, Bytes::from_static(b"never")).await.unwrap();
         assert_eq!(swap, Swap::Conflict(current.clone()));
     }

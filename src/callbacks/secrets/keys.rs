@@ -2,14 +2,13 @@
 
 use aws_lc_rs::{hkdf, hmac};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use prost::Message;
 use secrecy::zeroize::Zeroizing;
 
-use super::{FORMAT, random};
+use super::random;
 use crate::{
     identity::AccountName,
     proto::storage,
-    store::{CellName, Store, StoreError, decode_cell, load_or_create},
+    store::{CellName, Store, StoreError, load_or_create},
 };
 
 pub(super) struct Keys {
@@ -32,10 +31,9 @@ impl Keys {
                 Some(known) => known.root.to_vec(),
                 None => random::<32>()?.to_vec(),
             };
-            Ok(storage::CallbackSecrets { version: FORMAT, key }.encode_to_vec().into())
+            Ok(storage::CallbackSecrets { key, ..storage::CallbackSecrets::default() })
         };
-        let value = load_or_create(store, &CellName::permanent("callback-secrets"), make).await?;
-        let stored = decode_cell(value, FORMAT, |cell: &storage::CallbackSecrets| cell.version)?;
+        let stored = load_or_create(store, &CellName::permanent("callback-secrets"), make).await?;
         Ok(Self::derive(stored.key))
     }
 

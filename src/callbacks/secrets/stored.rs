@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 
-use super::{FORMAT, Keys, Pair};
+use super::{Keys, Pair};
 use crate::proto::storage;
 
 /// Replaced pairs, and replaced paths, that are kept for an account.
@@ -57,7 +57,6 @@ pub(super) fn change(
         Change::Want(wanted) => stored.unwanted = !wanted,
         Change::Registered(code) => stored.registered = code.to_vec(),
     }
-    stored.version = FORMAT;
     stored
 }
 

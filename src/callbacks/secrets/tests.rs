@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use super::{stored::MAX_REPLACED, *};
 use crate::{
     config::{Config, MAX_PAIR_CHARS},
-    store::embedded::Embedded,
+    store::{change_cell, embedded::Embedded},
 };
 
 fn account(n: u32) -> AccountName {
@@ -110,11 +110,11 @@ async fn a_pair_replaced_in_the_future_is_still_accepted() {
     let before = secrets.pair(&account(1)).unwrap();
     secrets.rotate(&account(1)).await.unwrap();
     let cell = CellName::permanent(format!("callback-pair/{}", account(1)));
-    let held = store.load(&cell).await.unwrap().unwrap();
-    let mut pair = decode(held.value).unwrap();
-    pair.replaced[0].replaced_time_ms += 3_600_000;
-    let value = Bytes::from(pair.encode_to_vec());
-    store.swap(&cell, Some(held.version), value).await.unwrap();
+    change_cell(&*store, &cell, |pair: &mut storage::CallbackPair| {
+        pair.replaced[0].replaced_time_ms += 3_600_000;
+    })
+    .await
+    .unwrap();
 
     let behind = load(&config(), &store).await;
     assert!(accepts(&behind, 1, &before));

@@ -3,15 +3,12 @@
 //! No open log begins before it, so that a start reads what happened since the oldest open request
 //! and not the whole history. It only rises; one that is too low costs time and nothing else.
 
-use bytes::Bytes;
 use prost::Message;
 
 use crate::{
     proto::storage,
-    store::{CellName, Position, Store, StoreError, Swap, Version},
+    store::{CELL_FORMAT, CellName, Position, Store, StoreError, Version, swap_cell},
 };
-
-const FORMAT: u32 = 1;
 
 /// What the cell holds, and its version.
 #[derive(Debug, Clone)]
@@ -43,18 +40,15 @@ impl LowWater {
     pub async fn raise(store: &dyn Store, mark: Position) -> Result<(), StoreError> {
         let held = Self::load(store).await?;
         let stays = held.as_ref().is_some_and(|held| {
-            held.value.version > FORMAT
+            held.value.version > CELL_FORMAT
                 || (held.value.epoch == mark.epoch && held.value.sequence >= mark.sequence)
         });
         if stays {
             return Ok(());
         }
-        let value =
-            storage::LowWater { version: FORMAT, epoch: mark.epoch, sequence: mark.sequence };
-        let value = Bytes::from(value.encode_to_vec());
-        match store.swap(&cell(), held.map(|held| held.version), value).await? {
-            // Another replica was first; its mark is as good.
-            Swap::Swapped(_) | Swap::Conflict(_) => Ok(()),
-        }
+        let (epoch, sequence) = (mark.epoch, mark.sequence);
+        let mut value = storage::LowWater { epoch, sequence, ..storage::LowWater::default() };
+        // On a conflict, another replica was first; its mark is as good.
+        swap_cell(store, &cell(), held.map(|held| held.version), &mut value).await.map(drop)
     }
 }

@@ -4,20 +4,14 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use bytes::Bytes;
 use jiff::Timestamp;
-use prost::Message;
-use uuid::Uuid;
 
 use crate::{
     identity::AccountName,
     proto::storage::{self, KeyPhase},
-    store::{CellName, Store, StoreError, Swap, Version, decode_cell},
+    store::{CellName, Store, StoreError, Swap, Version, Versioned, load_cell, swap_cell},
     thingspace::Order,
 };
-
-/// Format of the cell.
-const FORMAT: u32 = 1;
 
 /// The algorithm of [`hash`].
 const HASH_ALGORITHM: u32 = 1;
@@ -49,51 +43,46 @@ fn fields_digest(fields: &[&str]) -> Vec<u8> {
 
 /// What a key's cell holds, as of some version.
 #[derive(Debug, Clone)]
-pub struct Key {
-    version: Version,
-    value: storage::Key,
-}
+pub struct Key(Versioned<storage::Key>);
 
 impl Key {
     pub async fn load(store: &dyn Store, cell: &CellName) -> Result<Option<Self>, StoreError> {
-        let Some(held) = store.load(cell).await? else { return Ok(None) };
-        let value = decode_cell(held.value, FORMAT, |key: &storage::Key| key.version)?;
-        Ok(Some(Self { version: held.version, value }))
+        Ok(load_cell(store, cell).await?.map(Self))
     }
 
     pub fn phase(&self) -> KeyPhase {
-        self.value.phase()
+        self.0.value.phase()
     }
 
     pub fn order_id(&self) -> &str {
-        &self.value.order_id
+        &self.0.value.order_id
     }
 
     pub fn request_id(&self) -> &str {
-        &self.value.request_id
+        &self.0.value.request_id
     }
 
     pub fn incarnation(&self) -> &str {
-        &self.value.incarnation
+        &self.0.value.incarnation
     }
 
     pub fn version(&self) -> Version {
-        self.version
+        self.0.version
     }
 
     /// How long whoever claimed it may be at it.
     pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.value.lease_ms.into())
+        Duration::from_millis(self.0.value.lease_ms.into())
     }
 
     pub fn sent_time(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.value.sent_time_ms).unwrap_or_default()
+        Timestamp::from_millisecond(self.0.value.sent_time_ms).unwrap_or_default()
     }
 
     /// Whether the key stands for this order. An algorithm that is unknown here proves nothing: not
     /// the same.
     pub fn stands_for(&self, hash: &[u8]) -> bool {
-        self.value.hash_algorithm == HASH_ALGORITHM && self.value.request_hash == hash
+        self.0.value.hash_algorithm == HASH_ALGORITHM && self.0.value.request_hash == hash
     }
 
     /// Claims the cell for an order about to be sent, over what was there before. `None`: somebody
@@ -105,18 +94,16 @@ impl Key {
         claim: Claim<'_>,
     ) -> Result<Option<Self>, StoreError> {
         let value = storage::Key {
-            version: FORMAT,
-            nonce: Uuid::now_v7().to_string(),
             order_id: claim.order_id.to_owned(),
             hash_algorithm: HASH_ALGORITHM,
             request_hash: claim.hash.to_vec(),
             phase: KeyPhase::Sending.into(),
-            request_id: String::new(),
             sent_time_ms: claim.sent_time.as_millisecond(),
             incarnation: claim.incarnation.to_owned(),
             lease_ms: claim.lease_ms,
+            ..storage::Key::default()
         };
-        swap(store, cell, before.map(|key| key.version), value).await
+        swap(store, cell, before.map(Self::version), value).await
     }
 
     /// Moves on to another phase. `None`: somebody else has moved it.
@@ -128,12 +115,11 @@ impl Key {
         request_id: &str,
     ) -> Result<Option<Self>, StoreError> {
         let value = storage::Key {
-            nonce: Uuid::now_v7().to_string(),
             phase: phase.into(),
             request_id: request_id.to_owned(),
-            ..self.value.clone()
+            ..self.0.value.clone()
         };
-        swap(store, cell, Some(self.version), value).await
+        swap(store, cell, Some(self.0.version), value).await
     }
 }
 
@@ -151,10 +137,10 @@ async fn swap(
     store: &dyn Store,
     cell: &CellName,
     expected: Option<Version>,
-    value: storage::Key,
+    mut value: storage::Key,
 ) -> Result<Option<Key>, StoreError> {
-    match store.swap(cell, expected, Bytes::from(value.encode_to_vec())).await? {
-        Swap::Swapped(version) => Ok(Some(Key { version, value })),
-        Swap::Conflict(_) => Ok(None),
-    }
+    Ok(match swap_cell(store, cell, expected, &mut value).await? {
+        Swap::Swapped(version) => Some(Key(Versioned { version, value })),
+        Swap::Conflict(_) => None,
+    })
 }

@@ -15,8 +15,6 @@ mod schedule;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use prost::Message;
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
@@ -33,7 +31,7 @@ use crate::{
     config::PollingConfig,
     identity::{AccountName, RequestId},
     proto::storage,
-    store::{CellName, LogName, Store, StoreError, Swap, decode_cell},
+    store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
     thingspace::{Client, PollTurn},
 };
 use schedule::{Counted, Schedule, Turn, Urgency, polled_elsewhere, rest_after};
@@ -43,9 +41,6 @@ const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
 
 /// The pause after a failure to store what was withheld.
 const RELEASE_RETRY: Duration = Duration::from_millis(500);
-
-/// Format of the poll cell.
-const FORMAT: u32 = 1;
 
 #[derive(Debug)]
 pub struct Poller {
@@ -323,28 +318,25 @@ impl Poller {
         rest: Duration,
     ) -> Result<Claim, StoreError> {
         let cell = CellName::retained(format!("poll/{id}"));
-        let held = self.store.load(&cell).await?;
-        let (version, poll) = match held {
-            Some(held) => (Some(held.version), Some(decode(held.value)?)),
-            None => (None, None),
-        };
-        let before = poll.as_ref().map(|poll| poll.count);
-        if let Some(poll) = poll.filter(|_| polled_elsewhere(seen, before, self.store.exclusive()))
+        let held = load_cell::<storage::Poll>(&*self.store, &cell).await?;
+        let before = held.as_ref().map(|held| held.value.count);
+        let version = held.as_ref().map(|held| held.version);
+        if let Some(held) = held
+            && polled_elsewhere(seen, before, self.store.exclusive())
         {
-            return Ok(Claim::Others(counted(&poll)));
+            return Ok(Claim::Others(counted(&held.value)));
         }
-        let next = storage::Poll {
-            version: FORMAT,
-            nonce: Uuid::now_v7().to_string(),
+        let mut next = storage::Poll {
             count: before.unwrap_or(0).saturating_add(1),
             rest_ms: u32::try_from(rest.as_millis()).unwrap_or(u32::MAX),
+            ..storage::Poll::default()
         };
-        match self.store.swap(&cell, version, Bytes::from(next.encode_to_vec())).await? {
+        match swap_cell(&*self.store, &cell, version, &mut next).await? {
             // Its own rest follows from the answer.
             Swap::Swapped(_) => {
                 Ok(Claim::Ours(Counted { count: next.count, rest: Duration::ZERO }))
             }
-            Swap::Conflict(Some(current)) => Ok(Claim::Others(counted(&decode(current.value)?))),
+            Swap::Conflict(Some(held)) => Ok(Claim::Others(counted(&decode_cell(held.value)?))),
             // It has just expired: nobody polls.
             Swap::Conflict(None) => Ok(Claim::Others(Counted { count: 0, rest })),
         }
@@ -378,8 +370,4 @@ fn is_polled(tracked: &Tracked) -> bool {
     let watched = tracked.is_watched();
     let request = &tracked.lock().request;
     !request.is_closed() || (watched && !request.known && !request.polling_stopped)
-}
-
-fn decode(value: Bytes) -> Result<storage::Poll, StoreError> {
-    decode_cell(value, FORMAT, |poll: &storage::Poll| poll.version)
 }

@@ -6,18 +6,13 @@
 
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use bytes::Bytes;
-use prost::Message;
 
 use crate::requests::error::{Error, TokenKind};
 use crate::{
     identity::RequestId,
     proto::storage,
-    store::{CellName, Position, Store, StoreError, decode_cell, load_or_create},
+    store::{CellName, Position, Store, StoreError, load_or_create},
 };
-
-/// Format of the cell.
-const FORMAT: u32 = 1;
 
 /// The longest text that is looked at, in bytes; ours are shorter.
 const MAX_TOKEN: usize = 256;
@@ -48,13 +43,9 @@ impl TokenKey {
             let mut key = [0; 32];
             rand::fill(&mut key)
                 .map_err(|_| StoreError::Unavailable("no random numbers".to_owned()))?;
-            Ok(storage::TokenKey { version: FORMAT, key: key.to_vec() }.encode_to_vec().into())
+            Ok(storage::TokenKey { key: key.to_vec(), ..storage::TokenKey::default() })
         };
-        Self::decode(load_or_create(store, &CellName::permanent("token-key"), make).await?)
-    }
-
-    fn decode(value: Bytes) -> Result<Self, StoreError> {
-        let stored = decode_cell(value, FORMAT, |key: &storage::TokenKey| key.version)?;
+        let stored = load_or_create(store, &CellName::permanent("token-key"), make).await?;
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &stored.key)))
     }
 

@@ -339,9 +339,7 @@ impl Shared {
     ) -> Result<Option<(Version, StoreRecord)>, Hindrance> {
         let Some(held) = cells::fetch(self, cell).await.map_err(away)? else { return Ok(None) };
         let version = Version(held.sequence);
-        let record =
-            decode_cell(held.payload, record::FORMAT, |record: &StoreRecord| record.version);
-        match record {
+        match decode_cell(held.payload) {
             Ok(record) => Ok(Some((version, record))),
             Err(error) => {
                 Err(Hindrance::Wrong(format!("stream {}: {error}", self.names.cell(cell).0)))

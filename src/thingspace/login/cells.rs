@@ -9,13 +9,12 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::time::Instant;
 use tracing::warn;
-use uuid::Uuid;
 
-use super::guard::{self, FORMAT, Look, Terms};
+use super::guard::{self, Look, Terms};
 use super::{lock, secrets::Identity};
 use crate::{
     proto::storage::Guard,
-    store::{CellName, Store, StoreError, Swap, Version, decode_cell},
+    store::{CellName, Store, StoreError, Swap, Version, decode_cell, swap_cell},
 };
 
 #[derive(Debug)]
@@ -104,9 +103,7 @@ impl GuardCells {
         expected: Option<Version>,
         mut next: Guard,
     ) -> Result<bool, StoreError> {
-        (next.version, next.nonce) = (FORMAT, Uuid::now_v7().to_string());
-        let value = Bytes::from(next.encode_to_vec());
-        match self.store.swap(cell, expected, value).await? {
+        match swap_cell(&*self.store, cell, expected, &mut next).await? {
             Swap::Swapped(version) => {
                 self.see(cell, Some(version), Some(next));
                 Ok(true)
@@ -150,9 +147,7 @@ impl GuardCells {
 /// is an error, because it must not be replaced.
 fn readable(value: Bytes) -> Result<Option<Guard>, StoreError> {
     match Guard::decode(value.clone()) {
-        Ok(guard) if guard.version > 0 => {
-            decode_cell(value, FORMAT, |guard: &Guard| guard.version).map(Some)
-        }
+        Ok(guard) if guard.version > 0 => decode_cell(value).map(Some),
         Ok(_) | Err(_) => Ok(None),
     }
 }

@@ -32,9 +32,7 @@ impl Shared {
     async fn ask_peers(&self) -> Result<Option<StoreRecord>, String> {
         match self.link.client.request(self.names.record_requests(), Bytes::new()).await {
             Ok(Message { payload, .. }) => {
-                let record =
-                    decode_cell(payload, record::FORMAT, |record: &StoreRecord| record.version);
-                record.map(Some).map_err(|error| error.to_string())
+                decode_cell(payload).map(Some).map_err(|error| error.to_string())
             }
             Err(error) if error.kind() == RequestErrorKind::NoResponders => Ok(None),
             Err(error) => Err(error.to_string()),

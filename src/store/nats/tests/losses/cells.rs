@@ -1,7 +1,10 @@
 //! Single permanent cells that go missing.
 
 use super::*;
-use crate::store::{load_or_create, nats::record::MOST_CELLS};
+use crate::{
+    proto::storage,
+    store::{load_or_create, nats::record::MOST_CELLS},
+};
 
 const SUBJECT: &str = "gw.cell.guard_2flogin_2fa";
 const MISSING: &str = "stream gw_cells no longer holds gw.cell.guard_2flogin_2fa: it was purged";
@@ -159,7 +162,8 @@ async fn replicas_that_make_the_same_cells_at_once_lose_none() {
     let stores = [first, open(&server).await, open(&server).await];
     let cells: Vec<_> = (0..10).map(|n| CellName::permanent(format!("cell/{n}"))).collect();
     let made = stores.iter().flat_map(|store| {
-        let value = Bytes::from(Uuid::new_v4().to_string());
+        let key = Uuid::new_v4().as_bytes().to_vec();
+        let value = storage::TokenKey { key, ..storage::TokenKey::default() };
         cells.iter().map(move |cell| {
             load_or_create(&**store, cell, {
                 let value = value.clone();

@@ -129,7 +129,6 @@ fn a_stored_guard_means_what_it_meant() {
     };
     let guard = Guard {
         version: 1,
-        nonce: "n".to_owned(),
         rejections: 2,
         candidates: vec![candidate],
         accepted_last: vec![1],
