@@ -1,10 +1,11 @@
-# The gateway alone: one static binary and the certificates of public authorities, no shell, no user's file, nothing to write to.
+# An image with one static binary and the certificates of public authorities. It has no shell, no file of users, and
+# nothing that can be written to.
 #
 #   docker build -t registry.example.com/thingspace-gateway:0.1.0 .
 #
-# `make image` makes the same image from a binary built on the machine itself, where nothing can be pulled.
+# `make image` makes the same image with the machine's own toolchain, where no image can be pulled.
 
-# The toolchain that Cargo.toml names (rust-version), on Debian 12: its glibc is what is linked into the binary.
+# The toolchain that Cargo.toml names (rust-version), on Debian 12, whose glibc is linked into the binary.
 FROM docker.io/library/rust:1.95.0-bookworm AS build
 WORKDIR /src
 COPY . .
