@@ -9,7 +9,7 @@ use std::{
     borrow::Cow,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::info;
 
 use crate::{
+    lock::lock,
     requests::Requests,
     server::http::{self as listener, Answer, Listening},
 };
@@ -103,12 +104,12 @@ impl Admin {
 
 impl Readiness {
     fn turn(&self, stage: Stage) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *lock(&self.0) = stage;
     }
 
     /// `None`: calls can be answered.
     fn obstacle(&self) -> Option<Cow<'static, str>> {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+        match &*lock(&self.0) {
             Stage::Starting => Some("starting: the store is not open yet".into()),
             Stage::Serving(requests) => requests.waits_for().map(Cow::from),
             Stage::Draining => Some("draining".into()),

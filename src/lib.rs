@@ -39,7 +39,8 @@
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
 //! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
 //! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
-//!   `certificate`, `repeated`: probes, listeners, logs and traces, configuration, files, signals.
+//!   `certificate`, `repeated`, `lock`, `backoff`, `crypto`: probes, listeners, logs and traces,
+//!   configuration, files, signals, and helpers.
 //! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
 //! - [`app`]: constructs everything and connects it. It alone knows all other modules.
 //!
@@ -131,13 +132,16 @@
 
 pub mod admin;
 pub mod app;
+mod backoff;
 pub mod callbacks;
 mod certificate;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod crypto;
 pub mod grpc;
 pub mod identity;
+mod lock;
 pub mod proto;
 mod repeated;
 pub mod requests;

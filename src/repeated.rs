@@ -1,9 +1,11 @@
 //! Log lines of which one input or one bad minute could make thousands.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
+
+use crate::lock::lock;
 
 /// Between two lines of a kind.
 const SAY_EVERY: Duration = Duration::from_mins(1);
@@ -30,7 +32,7 @@ impl Repeated {
     }
 
     fn count_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         state.unsaid += 1;
         if state.said.is_some_and(|said| now < said + SAY_EVERY) {
             return None;

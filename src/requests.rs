@@ -22,7 +22,7 @@ pub mod watch;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -42,6 +42,7 @@ pub use readiness::StoreMemory;
 use crate::{
     config::Config,
     identity::{AccountName, RequestId},
+    lock::lock,
     store::{LogName, Position, Store, StoreError},
     thingspace::Client,
 };
@@ -58,12 +59,6 @@ use watch::token::TokenKey;
 /// stored, and how long.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
-
-/// Takes a poisoned lock all the same: the panic was reported, and standing still for ever would be
-/// a second defect.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Appends an event to a log that begins at `first`, as far as that is known; durable when this
 /// returns.

@@ -9,11 +9,13 @@ use std::{
     io::Read,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+use crate::lock::lock;
 
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::ConstantTimeEq;
@@ -75,7 +77,7 @@ async fn in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
 /// The files whose reads are held up.
 fn held_up() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     static HELD_UP: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    HELD_UP.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&HELD_UP)
 }
 
 /// What the configuration says of a file that [`check`] finds wrong. A value without a slash that

@@ -9,12 +9,12 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio_util::sync::CancellationToken;
 
-use crate::identity::AccountName;
+use crate::{identity::AccountName, lock::lock};
 
 /// Bodies being read at once. Each takes at most `MAX_BODY` bytes.
 const MAX_ARRIVALS: usize = 384;
@@ -67,7 +67,7 @@ impl Arrivals {
     }
 
     fn bodies(&self) -> MutexGuard<'_, Bodies> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

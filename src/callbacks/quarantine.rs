@@ -19,15 +19,15 @@ use std::{
     },
 };
 
-use aws_lc_rs::aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey};
 use jiff::Timestamp;
 use prost::Message;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::secrets::Secrets;
 use crate::{
+    crypto::SealingKey,
     identity::AccountName,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
     repeated::Repeated,
@@ -41,8 +41,6 @@ pub const MAX_ENTRIES: usize = 1_000;
 
 /// Bytes of all bodies together.
 pub const MAX_BYTES: u64 = 16 << 20;
-
-const NONCE_BYTES: usize = 12;
 
 pub struct Quarantine {
     store: Arc<dyn Store>,
@@ -139,7 +137,7 @@ impl Quarantine {
         if stored.number != number || stored.sealed.is_empty() {
             return Ok(None);
         }
-        let body = self.open(&entry, stored.sealed)?;
+        let body = self.open(&entry, &stored.sealed)?;
         let body = without_passwords(&String::from_utf8_lossy(&body));
         // It may also stand under another name.
         let known =
@@ -194,29 +192,22 @@ impl Quarantine {
         .await
     }
 
-    fn key(&self) -> Result<RandomizedNonceKey, StoreError> {
-        let key = self.secrets.quarantine_key()?;
-        Ok(RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("AES-256 takes 32 bytes"))
+    fn key(&self) -> Result<SealingKey, StoreError> {
+        Ok(SealingKey::new(&*self.secrets.quarantine_key()?))
     }
 
     fn seal(&self, entry: &QuarantineEntry, body: &[u8]) -> Result<Vec<u8>, StoreError> {
-        let mut sealed = body.to_vec();
-        let nonce = self
-            .key()?
-            .seal_in_place_append_tag(Aad::from(context(entry)), &mut sealed)
-            .map_err(|_| StoreError::Unavailable("cannot seal".to_owned()))?;
-        Ok([nonce.as_ref().as_slice(), &sealed].concat())
+        let sealed = self.key()?.seal(&context(entry), body);
+        sealed.ok_or_else(|| StoreError::Unavailable("cannot seal".to_owned()))
     }
 
-    fn open(&self, entry: &QuarantineEntry, mut sealed: Vec<u8>) -> Result<Vec<u8>, StoreError> {
+    fn open(
+        &self,
+        entry: &QuarantineEntry,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, StoreError> {
         let corrupt = || StoreError::Corrupt("a quarantined callback does not open".to_owned());
-        let (nonce, body) = sealed.split_at_mut_checked(NONCE_BYTES).ok_or_else(corrupt)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| corrupt())?;
-        let body = self
-            .key()?
-            .open_in_place(nonce, Aad::from(context(entry)), body)
-            .map_err(|_| corrupt())?;
-        Ok(body.to_vec())
+        self.key()?.open(&context(entry), sealed).ok_or_else(corrupt)
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex as SyncMutex, PoisonError},
+    sync::{Arc, Mutex as SyncMutex},
     time::Duration,
 };
 
@@ -34,6 +34,7 @@ use super::secrets::{self, Secrets};
 use crate::{
     config::CallbacksConfig,
     identity::AccountName,
+    lock::lock,
     repeated::Repeated,
     thingspace::{self, Client},
 };
@@ -202,7 +203,7 @@ impl Registration {
 
     /// How the registrations are doing; without those that nothing was done to yet.
     pub fn standings(&self) -> HashMap<AccountName, Standing> {
-        self.0.standings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.standings).clone()
     }
 
     /// What is registered for an account, of whatever service.
@@ -277,11 +278,7 @@ impl Registration {
                 Ok(Outcome::RotatedOnly | Outcome::Deregistered) => Standing::Deregistered,
                 Err(error) => Standing::Failing(error.to_string()),
             };
-            inner
-                .standings
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(account, standing);
+            lock(&inner.standings).insert(account, standing);
             outcome
         };
         self.0.tasks.spawn(work).await.unwrap_or(Err(Error::Panicked))

@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ use tracing::{debug, warn};
 use crate::{
     config::CallbacksConfig,
     identity::AccountName,
+    lock::lock,
     proto::storage,
     store::{CellName, SWAP_TRIES, Store, StoreError, Swap, contended, load_cell, swap_cell},
 };
@@ -367,7 +368,7 @@ impl Inner {
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<AccountName, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.known)
     }
 
     /// The pair in the files, if there are any.

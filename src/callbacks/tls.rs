@@ -3,7 +3,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, RwLock},
 };
 
 use aws_lc_rs::digest;
@@ -18,7 +18,10 @@ use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsAcceptor;
 
-use crate::certificate::{Identity, MAX_FILE_BYTES};
+use crate::{
+    certificate::{Identity, MAX_FILE_BYTES},
+    lock,
+};
 
 pub(super) struct Tls {
     cert_file: PathBuf,
@@ -42,7 +45,7 @@ struct Current(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(&lock::read(&self.0)))
     }
 }
 
@@ -76,7 +79,7 @@ impl Tls {
             return Ok(false);
         }
         let Identity { key, expires } = identity?;
-        *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        *lock::write(&self.current.0) = Arc::new(key);
         (self.seen, self.expires) = (seen, expires);
         Ok(true)
     }

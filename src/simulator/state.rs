@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Instant,
 };
 
@@ -19,7 +19,10 @@ use super::{
     requests::{Outcome, Request},
     tokens::Tokens,
 };
-use crate::identity::{AccountName, Device, RequestId};
+use crate::{
+    identity::{AccountName, Device, RequestId},
+    lock::lock,
+};
 
 pub(super) struct State {
     pub(super) ledger: Ledger,
@@ -131,7 +134,7 @@ impl Shared {
     /// For looking, or for changes that no waiter can see.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // A predicate of a test may panic under the lock; it changes nothing.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Changes the state and wakes who waits for changes.

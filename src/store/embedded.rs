@@ -32,7 +32,7 @@ use std::{
     fs::File,
     panic,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc},
+    sync::{Arc, Mutex, MutexGuard, RwLock, mpsc},
     time::Duration,
 };
 
@@ -60,7 +60,10 @@ use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
     Version, Versioned,
 };
-use crate::config::record_path;
+use crate::{
+    config::record_path,
+    lock::{self, lock},
+};
 
 /// How much may wait for the committer, in bytes; callers beyond it wait for room. It bounds a
 /// commit, too.
@@ -314,12 +317,12 @@ impl fmt::Debug for Embedded {
 
 impl Shared {
     fn send(&self, command: Command) -> Result<(), StoreError> {
-        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let queue = lock(&self.queue);
         queue.as_ref().and_then(|queue| queue.send(command).ok()).ok_or_else(closed)
     }
 
     fn end_queue(&self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).take();
+        lock(&self.queue).take();
     }
 
     /// Reads what is committed, on a thread that may block.
@@ -331,7 +334,7 @@ impl Shared {
         let shared = Arc::clone(self);
         let done = task::spawn_blocking(move || {
             let txn = {
-                let database = shared.database.read().unwrap_or_else(PoisonError::into_inner);
+                let database = lock::read(&shared.database);
                 let Some(database) = database.as_ref() else {
                     return Err(StoreError::Unavailable("its file is not open".into()));
                 };
@@ -349,12 +352,12 @@ impl Shared {
     }
 
     fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = lock::read(&self.database);
         Ok(database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn epoch(&self) -> u64 {
@@ -370,7 +373,7 @@ impl Shared {
     }
 
     fn ages(&self) -> MutexGuard<'_, Ages> {
-        self.ages.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ages)
     }
 
     /// How the last write ended; returns how the one before did.
@@ -379,7 +382,7 @@ impl Shared {
     }
 
     fn put_database(&self, database: Option<Database>) -> Option<Database> {
-        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock::write(&self.database);
         std::mem::replace(&mut *slot, database)
     }
 

@@ -29,7 +29,7 @@ mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -63,7 +63,7 @@ use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
     Version, Versioned,
 };
-use crate::config::NatsConfig;
+use crate::{config::NatsConfig, lock::lock};
 
 /// How long a read is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -367,7 +367,7 @@ impl Shared {
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.facts)
     }
 
     /// Room for a message under way; refuses what is too large.

@@ -7,12 +7,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use super::{MAX_BYTES, MAX_ENTRIES};
-use crate::{identity::AccountName, proto::storage::QuarantineEntry};
+use crate::{identity::AccountName, lock::lock, proto::storage::QuarantineEntry};
 
 /// Unproved callbacks of an account that are kept.
 const MAX_UNPROVED: usize = 50;
@@ -44,7 +44,7 @@ impl Allowances {
     }
 
     fn take_at(&self, account: &AccountName, now: Instant) -> bool {
-        let mut allowances = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut allowances = lock(&self.0);
         let full = Allowance { left: UNPROVED_BURST, refilled: now };
         let allowance = allowances.entry(account.clone()).or_insert(full);
         while allowance.left < UNPROVED_BURST && now >= allowance.refilled + UNPROVED_EVERY {

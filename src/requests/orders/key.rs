@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::digest;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
 
 use crate::{
+    crypto::digest_of,
     identity::AccountName,
     proto::storage::{self, KeyPhase},
     store::{CellName, Store, StoreError, Swap, Version, Versioned, load_cell, swap_cell},
@@ -19,7 +19,7 @@ const HASH_ALGORITHM: u32 = 1;
 /// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is
 /// named by its digest.
 pub fn cell(account: &AccountName, key: &str) -> CellName {
-    let digest = fields_digest(&[account.as_str(), key]);
+    let digest = digest_of(&[account.as_str(), key]);
     CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
 }
 
@@ -29,16 +29,7 @@ pub fn hash(order: &Order) -> Vec<u8> {
     for device in &order.devices {
         fields.extend([device.eid.as_str(), device.iccid.as_str(), device.imei.as_str()]);
     }
-    fields_digest(&fields)
-}
-
-fn fields_digest(fields: &[&str]) -> Vec<u8> {
-    let mut context = digest::Context::new(&digest::SHA256);
-    for field in fields {
-        context.update(&(field.len() as u64).to_be_bytes());
-        context.update(field.as_bytes());
-    }
-    context.finish().as_ref().to_vec()
+    digest_of(&fields).to_vec()
 }
 
 /// What a key's cell holds, as of some version.

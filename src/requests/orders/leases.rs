@@ -5,15 +5,11 @@
 //! A lapse permits nothing but to stop waiting: the order's fate is then unknown, it is not sent
 //! again, and what ThingSpace said of it beats every lapse, however late it is stored.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::store::Version;
+use crate::{lock::lock, store::Version};
 
 /// Leases that are observed at once. One more is not noted and so does not lapse, rather than that
 /// another begins anew.
@@ -49,7 +45,7 @@ impl Leases {
     /// the observation.
     pub(super) fn has_lapsed(&self, order_id: &str, version: Version, lease: Duration) -> bool {
         let now = Instant::now();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = lock(&self.seen);
         if let Some(known) = seen.get(order_id).filter(|known| known.version == version) {
             return now.duration_since(known.since) >= lease;
         }

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 use super::names::Names;
 use crate::{config::NatsConfig, secret_file, store::StoreError};
 
+pub(super) use crate::backoff::backoff;
+
 /// How long NATS may take for one answer, and for letting us in.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
@@ -171,13 +173,6 @@ fn reconnect_after(attempt: usize) -> Duration {
     }
 }
 
-/// Doubles with each failure, up to `most`, and half of it is chance, so that replicas drift apart.
-pub(super) fn backoff(failures: usize, least: Duration, most: Duration) -> Duration {
-    let doublings = u32::try_from(failures.min(16)).expect("16 fits");
-    let full = least.saturating_mul(1 << doublings).min(most);
-    full.mul_f64(0.5 + 0.5 * fastrand::f64())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,13 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_to_a_bound() {
-        let (least, most) = (Duration::from_millis(50), Duration::from_secs(2));
-        for failures in 0..100 {
-            let wait = backoff(failures, least, most);
-            assert!(wait >= least / 2 && wait <= most, "{wait:?}");
-        }
-        assert!(backoff(99, least, most) >= most / 2);
+    fn the_first_reconnect_is_at_once() {
         assert_eq!(reconnect_after(1), Duration::ZERO);
     }
 }

@@ -4,7 +4,9 @@
 //! Orders are refused before the stream is full, so that the outcomes, polls and callbacks of known
 //! orders still fit.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::lock::lock;
 
 use tokio::time::{Duration, Instant};
 
@@ -98,7 +100,7 @@ impl Room {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Says so, once, when room runs out or comes back.

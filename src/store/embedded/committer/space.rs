@@ -5,7 +5,10 @@
 use std::time::{Duration, Instant};
 
 use super::Committer;
-use crate::store::{StoreError, embedded::batch::Command};
+use crate::{
+    backoff::doubled,
+    store::{StoreError, embedded::batch::Command},
+};
 
 /// What stays free for outcomes, polls and callbacks, in bytes, whatever the size of the store.
 const HEAD_ROOM: u64 = 32 * 1024 * 1024;
@@ -45,10 +48,8 @@ impl Space {
     pub(super) fn failed(&mut self) {
         self.failures = self.failures.saturating_add(1);
         let doublings = self.failures.checked_sub(2);
-        self.pause_until = doublings.map(|doublings| {
-            let pause = FIRST_PAUSE.saturating_mul(2_u32.saturating_pow(doublings));
-            Instant::now() + pause.min(LONGEST_PAUSE)
-        });
+        self.pause_until = doublings
+            .map(|doublings| Instant::now() + doubled(FIRST_PAUSE, doublings, LONGEST_PAUSE));
     }
 }
 
