@@ -227,6 +227,8 @@ pub enum Followed {
     /// Everything that was stored when the follower asked has been delivered; once, before the
     /// first newer event.
     CaughtUp(Position),
+    /// The store holds no event here, only a message of its own.
+    Skipped(Position),
     Lost(Lost),
 }
 

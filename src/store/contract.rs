@@ -58,9 +58,14 @@ pub(super) fn texts(entries: &[Entry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.event).into_owned()).collect()
 }
 
-/// What a follower sees next; `None` if it ended.
+/// What a follower sees next, without what it skips; `None` if it ended.
 pub(super) async fn next(followed: &mut BoxStream<'static, Followed>) -> Option<Followed> {
-    timeout(DEADLINE, followed.next()).await.expect("the follower saw nothing")
+    loop {
+        match timeout(DEADLINE, followed.next()).await.expect("the follower saw nothing") {
+            Some(Followed::Skipped(_)) => {}
+            seen => return seen,
+        }
+    }
 }
 
 /// Everything up to and with `CaughtUp`.

@@ -21,6 +21,7 @@ mod names;
 mod newest;
 mod publish;
 mod record;
+mod reports;
 mod room;
 mod streams;
 

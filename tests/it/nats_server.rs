@@ -129,6 +129,17 @@ impl NatsServer {
         self.restart().await;
     }
 
+    /// Stops it, copies some of its streams to a folder, puts others in their place, and starts it
+    /// again.
+    pub async fn exchange(&mut self, streams: &[&str], to: &Path, from: &Path) {
+        self.stop().await;
+        for stream in streams {
+            copy_folder(&self.stream_folder(stream), &to.join(stream));
+            copy_folder(&from.join(stream), &self.stream_folder(stream));
+        }
+        self.restart().await;
+    }
+
     /// Waits until all events of now were delivered to so many followers.
     pub async fn events_reach(&self, followers: usize) {
         let began = Instant::now();

@@ -178,6 +178,9 @@ impl Hub {
                             |p: &Progress| Progress { folded: Some(folded(p)), caught_up: true };
                         self.progress.send_modify(|p| *p = caught_up(p));
                     }
+                    Followed::Skipped(position) => {
+                        self.progress.send_modify(|p| p.folded = Some(position));
+                    }
                     Followed::Lost(lost) => return Interrupted::Lost(lost),
                 }
                 self.goes_on();

@@ -13,8 +13,9 @@ use uuid::Uuid;
 
 use super::{
     Shared,
+    facts::Message,
     newest::id_of,
-    publish::{Failure, publish, settle},
+    publish::{Failure, publish, publish_next, settle},
     record::{self, CELLS, KEYS},
 };
 use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned, must_be_current};
@@ -29,9 +30,12 @@ pub(super) async fn load(
 
 /// Whether a value came with a backup and must not be trusted, because it may be out of date.
 fn is_void(shared: &Shared, cell: &CellName, sequence: u64) -> bool {
-    cell.life == CellLife::Permanent
-        && must_be_current(&cell.name)
-        && sequence <= shared.facts().void_to
+    is_count(cell) && sequence <= shared.facts().void_to
+}
+
+/// Whether a cell counts rejected logins.
+fn is_count(cell: &CellName) -> bool {
+    cell.life == CellLife::Permanent && must_be_current(&cell.name)
 }
 
 /// The sequence that a swap of a cell expects: an absent cell may have a void value. A permanent
@@ -75,35 +79,40 @@ pub(super) async fn swap(
             .payload(value.clone())
             .message_id(&nonce)
             .expected_last_subject_sequence(sequence);
-        match publish(shared, subject.clone(), message, value.len()).await {
+        let unknown = |error: StoreError| Failure::Unknown(error.to_string());
+        let sequence = match publish(shared, subject.clone(), message, value.len()).await {
             Ok(stored) => {
                 shared.acknowledged(epoch, stream, seen, &stored, &nonce)?;
                 if cell.life == CellLife::Permanent {
-                    let entered = shared.enter(&subject).await;
-                    entered.map_err(|error| Failure::Unknown(error.to_string()))?;
+                    shared.enter(&subject).await.map_err(unknown)?;
                 }
-                Ok(Swap::Swapped(Version(stored.sequence)))
+                stored.sequence
             }
             Err(Failure::Conflict) => {
                 let held = held(shared, cell)
                     .await
                     .map_err(|error| Failure::NotStored(error.to_string()))?;
-                let version = held.as_ref().map(|held| Version(held.sequence));
-                if let (Some(held), Some(version)) = (&held, version)
-                    && id_of(Some(&held.headers)) == nonce
-                {
-                    return Ok(Swap::Swapped(version));
+                let current = held.as_ref().map_or(0, |held| held.sequence);
+                let is_ours = held.as_ref().is_some_and(|held| id_of(Some(&held.headers)) == nonce);
+                if !is_ours {
+                    // Otherwise somebody else's is on its way, and may never be stored.
+                    let overtaken = current != sequence;
+                    let conflict = Swap::Conflict(held.map(versioned));
+                    return if overtaken { Ok(conflict) } else { Err(Failure::Conflict) };
                 }
-                // Otherwise somebody else's is on its way, and may never be stored.
-                let overtaken = version.map_or(0, |version| version.0) != sequence;
-                if overtaken {
-                    Ok(Swap::Conflict(held.map(versioned)))
-                } else {
-                    Err(Failure::Conflict)
-                }
+                let message = Message { sequence: current, id: nonce.clone() };
+                shared.facts().saw(epoch, stream, message);
+                current
             }
-            Err(failure) => Err(failure),
+            Err(failure) => return Err(failure),
+        };
+        // Nobody logs in before a report says that the count has changed.
+        if is_count(cell)
+            && let Some(known) = shared.current_record()
+        {
+            shared.report(&known).await.map_err(unknown)?;
         }
+        Ok(Swap::Swapped(Version(sequence)))
     })
     .await
 }
@@ -166,18 +175,10 @@ pub(super) async fn replace(
     expected: Option<Version>,
     value: Bytes,
 ) -> Result<Option<Version>, StoreError> {
-    let bytes = value.len();
-    let message = PublishMessage::build()
-        .payload(value)
-        .message_id(Uuid::new_v4().to_string())
-        .expected_last_subject_sequence(expected.map_or(0, |expected| expected.0));
-    match publish(shared, shared.names.cell(cell).1, message, bytes).await {
-        Ok(stored) => Ok(Some(Version(stored.sequence))),
-        Err(Failure::Conflict) => Ok(None),
-        Err(Failure::Refused(error) | Failure::Away(error)) => Err(error),
-        Err(Failure::NotStored(why)) => Err(StoreError::Unavailable(why)),
-        Err(Failure::Unknown(why)) => Err(StoreError::Ambiguous(why)),
-    }
+    let expected = expected.map_or(0, |expected| expected.0);
+    let (_, subject) = shared.names.cell(cell);
+    let stored = publish_next(shared, subject, expected, value, PublishMessage::build()).await?;
+    Ok(stored.map(Version))
 }
 
 fn stream_of(cell: &CellName) -> usize {

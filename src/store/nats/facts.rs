@@ -30,6 +30,12 @@ impl Seen {
     pub(super) fn epoch(self) -> u64 {
         self.epoch
     }
+
+    /// What a record knows.
+    pub(super) fn of(record: &StoreRecord) -> Self {
+        let last = record::streams(record).map(|stream| stream.map_or(0, |of| of.last_sequence));
+        Self { epoch: record.epoch, last }
+    }
 }
 
 /// The epoch and the sequences, separated by colons.
@@ -150,10 +156,10 @@ impl Facts {
         if self.seen.epoch != record.epoch {
             self.newest = Default::default();
         }
-        self.seen = Seen { epoch: record.epoch, last: self.seen.in_epoch(record.epoch) };
-        let streams = [&record.events, &record.cells, &record.keys];
-        for (seen, stream) in self.seen.last.iter_mut().zip(streams) {
-            *seen = (*seen).max(stream.as_ref().map_or(0, |stream| stream.last_sequence));
+        let before = self.seen.in_epoch(record.epoch);
+        self.seen = Seen::of(record);
+        for (seen, before) in self.seen.last.iter_mut().zip(before) {
+            *seen = before.max(*seen);
         }
         self.key_mark = record::oldest_key_mark(record, now);
         self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();

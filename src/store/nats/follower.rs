@@ -299,14 +299,16 @@ impl Follower {
                 let id = id_of(message.headers.as_ref()).to_owned();
                 self.shared.facts().saw(epoch, EVENTS, facts::Message { sequence, id });
             }
-            if let (Some(log), Some(epoch)) =
-                (self.shared.names.to_log(&message.subject), self.epoch)
-            {
-                let position = Position { epoch, sequence };
+            let names = &self.shared.names;
+            let position = Position { epoch: self.epoch.unwrap_or_default(), sequence };
+            if let Some(log) = names.to_log(&message.subject) {
                 let entry = Entry { position, time: self.time, event: message.message.payload };
                 self.send(Followed::Event(log, entry)).await?;
             } else {
-                tracing::warn!(sequence, "an event in no log; it is not one of ours");
+                if *message.subject != names.report() {
+                    tracing::warn!(sequence, "an event in no log; it is not one of ours");
+                }
+                self.send(Followed::Skipped(position)).await?;
             }
             self.position = sequence;
         }
@@ -323,7 +325,7 @@ impl Follower {
                 let room = Arc::clone(&self.bytes).acquire_many_owned(bytes).await;
                 Some(room.map_err(|_| End::Unheard)?)
             }
-            Followed::CaughtUp(_) | Followed::Lost(_) => None,
+            Followed::CaughtUp(_) | Followed::Skipped(_) | Followed::Lost(_) => None,
         };
         self.sender.send((followed, room)).await.map_err(|_| End::Unheard)
     }
@@ -379,6 +381,7 @@ mod tests {
         said.map(|(said, _)| match said {
             Followed::Event(_, entry) => entry.position.sequence.to_string(),
             Followed::CaughtUp(position) => format!("caught up at {}", position.sequence),
+            Followed::Skipped(position) => format!("skipped {}", position.sequence),
             Followed::Lost(lost) => format!("{lost:?}"),
         })
         .collect()

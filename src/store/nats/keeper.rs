@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Shared, Standing, There, cells,
+    facts::Seen,
     link::backoff,
     logs,
     record::{self, CELLS, EVENTS, Forgotten, KEYS, Marks, Streams, Unrecorded},
@@ -93,6 +94,8 @@ struct Examined {
     known: Option<StoreRecord>,
     /// What there is to say once the record is written.
     first: Option<Unrecorded>,
+    /// The last epoch that anything stored tells of.
+    latest: u64,
 }
 
 impl Shared {
@@ -157,7 +160,7 @@ impl Shared {
     async fn look_at_streams(&self, connection: u64) -> Result<There, Hindrance> {
         streams::check_server(&self.link)?;
         let mut memory = self.memory.lock().await;
-        let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
+        let Examined { found, forgotten, known, first, .. } = self.examine(&mut memory).await?;
         if !forgotten.is_empty() {
             memory.sightings += 1;
             if let Some(known) = known {
@@ -167,7 +170,7 @@ impl Shared {
                 if memory.lacks_witness(&known, &found)
                     || memory.sightings.is_multiple_of(SIGHTINGS)
                 {
-                    self.bear_witness(&mut memory, known, &forgotten).await;
+                    self.write_what_was_seen(&mut memory, known, &found).await;
                 }
             }
             return Err(self.lose(&forgotten, memory.sightings));
@@ -186,32 +189,6 @@ impl Shared {
             None => {}
         }
         Ok(there)
-    }
-
-    /// Writes down what this process has seen of streams that forgot it, so that one that starts
-    /// now notices, too.
-    async fn bear_witness(
-        &self,
-        memory: &mut Memory,
-        mut known: StoreRecord,
-        forgotten: &[Forgotten],
-    ) {
-        let seen = self.facts().seen.in_epoch(known.epoch);
-        record::saw(&mut known, seen);
-        if memory.stored.as_ref().is_some_and(|(_, stored)| *stored == known) {
-            memory.known = Some(known);
-            return;
-        }
-        for older in forgotten.iter().filter(|one| one.is_older) {
-            record::expect_another(&mut known, older.stream);
-        }
-        if let Err(why) = self.write_record(memory, &known, false).await {
-            tracing::debug!(%why, "cannot write the record");
-        }
-        if let Err(why) = self.write_copy(&known).await {
-            tracing::debug!(%why, "cannot write the copy of the record");
-        }
-        memory.known = Some(known);
     }
 
     /// What it means that something is missing, seen so often in a row.
@@ -238,6 +215,12 @@ impl Shared {
     async fn examine(&self, memory: &mut Memory) -> Result<Examined, Hindrance> {
         // Before anything is read: what is read later can only be more.
         let before = self.facts().seen;
+        let is_first = !self.facts().knows_the_streams();
+        let told = if is_first { logs::seen_by_newest(self).await.map_err(away)? } else { None };
+        // Before the record: where an operator accepts a loss, the record is written first.
+        let report = self.newest_report().await.map_err(away)?.map(|(_, report)| report);
+        let report = report.unwrap_or_default();
+        let latest = report.epoch.max(told.map_or(0, Seen::epoch));
         let stored = self.load_record(&record::cell()).await?;
         let version = |stored: &Option<(Version, _)>| stored.as_ref().map(|(version, _)| *version);
         if memory.stored.is_some() && version(&memory.stored) != version(&stored) {
@@ -250,13 +233,11 @@ impl Shared {
             Some(known) => (Some(known), None),
             None => self.recall(memory).await?,
         };
-        let is_first = !self.facts().knows_the_streams();
-        let told = if is_first { logs::seen_by_newest(self).await.map_err(away)? } else { None };
         let found = streams::look(&self.link, &self.wanted).await?;
         self.facts().check_clocks(&self.names, &found).map_err(Hindrance::Wrong)?;
         let (mut known, mut put_back) = match (known, stored.map(|(_, record)| record)) {
             (None, None) => match unclear {
-                None => return self.examine_unrecorded(found).await,
+                None => return self.examine_unrecorded(found, latest).await,
                 Some(why) => return Err(peers::unclear(&why)),
             },
             (None, Some(stored)) => (stored, false),
@@ -288,8 +269,11 @@ impl Shared {
         if let Some(told) = told {
             let seen = told.in_epoch(known.epoch);
             record::saw(&mut known, seen);
-            put_back |= told.epoch() > known.epoch;
         }
+        if report.epoch == known.epoch {
+            record::merge(&mut known, &report);
+        }
+        put_back |= latest > known.epoch;
         let seen = before.in_epoch(known.epoch);
         let mut forgotten = record::forgotten(&self.names, &known, seen, &found, marks);
         for one in self.find_replaced(&mut known, &found).await.map_err(away)? {
@@ -300,17 +284,17 @@ impl Shared {
         if put_back && !forgotten.iter().any(|one| one.stream == CELLS) {
             forgotten.push(Forgotten::older(&self.names, CELLS, "was put back to an older copy"));
         }
-        Ok(Examined { found, forgotten, known: Some(known), first: None })
+        Ok(Examined { found, forgotten, known: Some(known), first: None, latest })
     }
 
     /// Streams that have no record, and of which this process knows nothing.
-    async fn examine_unrecorded(&self, found: Streams) -> Result<Examined, Hindrance> {
+    async fn examine_unrecorded(&self, found: Streams, latest: u64) -> Result<Examined, Hindrance> {
         let what = record::unrecorded(&self.names, &found);
         let mut found = found;
         match &what {
             Unrecorded::Forgotten(forgotten) => {
                 let forgotten = forgotten.clone();
-                return Ok(Examined { found, forgotten, known: None, first: None });
+                return Ok(Examined { found, forgotten, known: None, first: None, latest });
             }
             Unrecorded::New => {
                 streams::make(&self.link, &self.wanted, &found).await?;
@@ -330,7 +314,7 @@ impl Shared {
         let created = present.iter().map(|found| found.created_ns).max().unwrap_or_default();
         let since = Timestamp::from_nanosecond(created.into()).unwrap_or(present[EVENTS].now);
         let known = Some(record::first(&present, since));
-        Ok(Examined { found, forgotten: Vec::new(), known, first: Some(what) })
+        Ok(Examined { found, forgotten: Vec::new(), known, first: Some(what), latest })
     }
 
     async fn load_record(
@@ -423,7 +407,7 @@ impl Shared {
     /// that is not due.
     async fn refresh(&self, write: bool) -> Result<(), Hindrance> {
         let mut memory = self.memory.lock().await;
-        let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
+        let Examined { found, forgotten, known, first, .. } = self.examine(&mut memory).await?;
         let (Some(found), Some(known), true, None) =
             (all(found), known, forgotten.is_empty(), first)
         else {

@@ -30,7 +30,7 @@ use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
 
 /// Header of an event: what its sender had seen of all streams. It tells a gateway that starts
 /// whether the cells are as old as the events.
-const SEEN: &str = "Gateway-Seen";
+pub(super) const SEEN: &str = "Gateway-Seen";
 
 /// After so many bytes a page ends.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;

@@ -51,6 +51,11 @@ impl Names {
         format!("{}.record", self.prefix)
     }
 
+    /// The newest message of this subject, which is no log, is the report.
+    pub(super) fn report(&self) -> String {
+        format!("{}.ev.store", self.prefix)
+    }
+
     pub(super) fn inbox(&self) -> String {
         format!("_INBOX.{}", self.prefix)
     }

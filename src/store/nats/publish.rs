@@ -11,8 +11,9 @@ use async_nats::jetstream::{
     message::PublishMessage,
     publish::PublishAck,
 };
-
+use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
+use uuid::Uuid;
 
 use super::{Shared, link::backoff, record::EVENTS};
 use crate::store::StoreError;
@@ -121,6 +122,29 @@ pub(super) async fn publish(
             }
         }
     })
+}
+
+/// Publishes, in one try, the message of a subject that comes after the one with this sequence (0:
+/// none). Returns its sequence; `None`: another gateway was first.
+pub(super) async fn publish_next(
+    shared: &Shared,
+    subject: String,
+    expected: u64,
+    value: Bytes,
+    message: PublishMessage,
+) -> Result<Option<u64>, StoreError> {
+    let bytes = value.len();
+    let message = message
+        .payload(value)
+        .message_id(Uuid::new_v4().to_string())
+        .expected_last_subject_sequence(expected);
+    match publish(shared, subject, message, bytes).await {
+        Ok(stored) => Ok(Some(stored.sequence)),
+        Err(Failure::Conflict) => Ok(None),
+        Err(Failure::Refused(error) | Failure::Away(error)) => Err(error),
+        Err(Failure::NotStored(why)) => Err(StoreError::Unavailable(why)),
+        Err(Failure::Unknown(why)) => Err(StoreError::Ambiguous(why)),
+    }
 }
 
 /// Whether the servers refused for lack of storage, and what they said.

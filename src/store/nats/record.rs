@@ -8,9 +8,9 @@
 //! age. An event mark is the sequence of an event. A key mark is a retained cell that nobody swaps.
 //! Where a mark is missing, somebody purged.
 //!
-//! The record is written before the marks, so a mark without a record is what a purge left. Each
-//! event tells how far the cells were when it was sent, so cells that were put back are noticed
-//! even if the record and its copy went back with them.
+//! The record is written before the marks, so a mark without a record is what a purge left. Events
+//! and reports (see `reports`) tell how far the cells were when they were sent, so cells that were
+//! put back are noticed even if the record and its copy went back with them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -219,7 +219,7 @@ pub(super) struct Marks {
     pub(super) keys: bool,
 }
 
-fn streams(record: &StoreRecord) -> [Option<&StoreStream>; 3] {
+pub(super) fn streams(record: &StoreRecord) -> [Option<&StoreStream>; 3] {
     [record.events.as_ref(), record.cells.as_ref(), record.keys.as_ref()]
 }
 
@@ -290,8 +290,10 @@ pub(super) struct CellsAfter {
 }
 
 /// The record after an operator accepted a loss: it begins anew with what the streams hold now.
+/// `latest`: the last epoch that anything stored tells of.
 pub(super) fn accepted(
     before: Option<&StoreRecord>,
+    latest: u64,
     found: &[Found; 3],
     what: String,
     after: CellsAfter,
@@ -299,7 +301,7 @@ pub(super) fn accepted(
     let now = found[EVENTS].now;
     let mut record = first(found, now);
     let now_ns = u64::try_from(now.as_nanosecond()).unwrap_or_default();
-    record.epoch = record.epoch.max(now_ns);
+    record.epoch = record.epoch.max(now_ns).max(latest + 1);
     record.cells_lost = after.lost;
     if after.older {
         record.void_to = found[CELLS].last_sequence;
@@ -376,15 +378,22 @@ pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: Mes
     (stream.replaced_sequence, stream.replaced_id) = (message.sequence, message.id);
 }
 
-/// Counts the message that is about to be written to a stream that was put back. Otherwise the
-/// stream would grow until it ended where it had ended before.
-pub(super) fn expect_another(known: &mut StoreRecord, stream: usize) {
-    let mut last = streams(known).map(|stream| stream.map_or(0, |stream| stream.last_sequence));
-    // The record and its copy are written there.
-    if stream != EVENTS {
-        last[stream] += 1;
-    }
-    saw(known, last);
+/// Which streams end before what is known. Nothing is written to them: they would grow until they
+/// ended where they had ended before.
+pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
+    let known = streams(known);
+    [EVENTS, CELLS, KEYS].map(|stream| match (known[stream], &found[stream]) {
+        (Some(known), Some(found)) => {
+            known.created_ns == found.created_ns && found.last_sequence < known.last_sequence
+        }
+        _ => false,
+    })
+}
+
+/// The part of a record that a report holds: how far the streams were, and what was replaced.
+pub(super) fn positions(record: &StoreRecord) -> StoreRecord {
+    let StoreRecord { version, epoch, events, cells, keys, .. } = record.clone();
+    StoreRecord { version, epoch, events, cells, keys, ..StoreRecord::default() }
 }
 
 /// Adds the last sequences that were seen.

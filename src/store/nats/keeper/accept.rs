@@ -66,7 +66,7 @@ impl Shared {
     ) -> Result<Option<Loss>, Hindrance> {
         let connection = self.link.state.borrow().made;
         let mut memory = self.memory.lock().await;
-        let Examined { found, forgotten, known, first } = self.examine(&mut memory).await?;
+        let Examined { found, forgotten, known, first, latest } = self.examine(&mut memory).await?;
         let epoch = known.as_ref().map(|known| known.epoch);
         let is_done = begun.as_ref().is_some_and(|(begun, _)| Some(*begun) == epoch);
         let (accepted, there) = if forgotten.is_empty() && (is_done || !restored) {
@@ -86,7 +86,7 @@ impl Shared {
                 lost: restored || forgotten.iter().any(|one| of_cells(&one)),
                 older: restored || forgotten.iter().filter(of_cells).any(|one| one.is_older),
             };
-            let record = record::accepted(known.as_ref(), &found, what.clone(), after);
+            let record = record::accepted(known.as_ref(), latest, &found, what.clone(), after);
             *begun = Some((record.epoch, Loss { what: what.clone(), noticed }));
             let there = self.remember(&mut memory, record, &found, true, connection).await?;
             (Some(Loss { what, noticed }), there)

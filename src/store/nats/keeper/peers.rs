@@ -72,7 +72,7 @@ impl Shared {
     }
 
     /// The record, with everything that this process has seen since it was written.
-    fn current_record(&self) -> Option<StoreRecord> {
+    pub(in crate::store::nats) fn current_record(&self) -> Option<StoreRecord> {
         let facts = self.facts();
         let mut record = facts.record.clone()?;
         let seen = facts.seen.in_epoch(record.epoch);

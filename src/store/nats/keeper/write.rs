@@ -8,8 +8,12 @@ use super::{Memory, REFRESH, away};
 use crate::{
     proto::storage::StoreRecord,
     store::{
-        StoreError,
-        nats::{Shared, cells, record, streams::Hindrance},
+        StoreError, Version,
+        nats::{
+            Shared, cells,
+            record::{self, CELLS, EVENTS, KEYS, Streams},
+            streams::Hindrance,
+        },
     },
 };
 
@@ -39,7 +43,13 @@ impl Shared {
             Ok(Some(version)) => {
                 memory.stored = Some((version, known.clone()));
                 memory.refreshed = Instant::now();
-                self.write_copy(known).await.or_else(|error| if must { Err(error) } else { Ok(()) })
+                let rest = async {
+                    let copy = self.write_copy(known).await?.unwrap_or(Version(0));
+                    let mut known = known.clone();
+                    record::saw(&mut known, [0, version.0, copy.0]);
+                    self.report(&known).await.map_err(away)
+                };
+                rest.await.or_else(|error| if must { Err(error) } else { Ok(()) })
             }
             Ok(None) if must => {
                 Err(Hindrance::Away("another gateway writes the record".to_owned()))
@@ -54,10 +64,52 @@ impl Shared {
     }
 
     /// One that another replica writes at the same time is as good.
-    pub(super) async fn write_copy(&self, known: &StoreRecord) -> Result<(), Hindrance> {
-        let held = self.load_record(&record::copy()).await?.map(|(version, _)| version);
+    async fn write_copy(&self, known: &StoreRecord) -> Result<Option<Version>, Hindrance> {
+        let held = self.load_record(&record::copy()).await?;
+        if held.as_ref().is_some_and(|(_, copy)| copy == known) {
+            return Ok(None);
+        }
+        let held = held.map(|(version, _)| version);
         let value = Bytes::from(known.encode_to_vec());
-        cells::replace(self, &record::copy(), held, value).await.map(drop).map_err(away)
+        cells::replace(self, &record::copy(), held, value).await.map_err(away)
+    }
+
+    /// Writes down what this process has seen of streams that forgot it, so that the other gateways
+    /// and those that start now notice, too. Each stream takes its part, unless it is shorter than
+    /// it was; where all are, the report is written nevertheless: it makes only the stream of
+    /// events longer.
+    pub(super) async fn write_what_was_seen(
+        &self,
+        memory: &mut Memory,
+        mut known: StoreRecord,
+        found: &Streams,
+    ) {
+        let seen = self.facts().seen.in_epoch(known.epoch);
+        record::saw(&mut known, seen);
+        let shorter = record::shorter(&known, found);
+        let is_stored = memory.stored.as_ref().is_some_and(|(_, stored)| *stored == known);
+        let record = async {
+            if shorter[CELLS] || is_stored {
+                return Ok(());
+            }
+            let expected = memory.stored.as_ref().map(|(version, _)| *version);
+            let value = Bytes::from(known.encode_to_vec());
+            cells::replace(self, &record::cell(), expected, value).await.map(drop).map_err(away)
+        };
+        let copy =
+            async { if shorter[KEYS] { Ok(()) } else { self.write_copy(&known).await.map(drop) } };
+        let report = async {
+            if shorter[EVENTS] && shorter != [true; 3] {
+                return Ok(());
+            }
+            self.report(&known).await.map_err(away)
+        };
+        for written in [record.await, copy.await, report.await] {
+            if let Err(why) = written {
+                tracing::debug!(%why, "cannot write down what was lost");
+            }
+        }
+        memory.known = Some(known);
     }
 
     /// Writes the record when that is due: at the first look, every minute, and whenever a write

@@ -48,7 +48,7 @@ const PUT_BACK: CellsAfter = CellsAfter { lost: true, older: true };
 fn what_came_with_a_backup_is_void_for_as_long_as_its_stream_exists() {
     let before = known(1, 9, at(0));
     let accept = |before: &StoreRecord, found: &[Found; 3], after| {
-        accepted(Some(before), found, String::new(), after)
+        accepted(Some(before), 0, found, String::new(), after)
     };
     let mut now = found(1, 9, at(1));
     assert_eq!(accept(&before, &now, PURGED).void_to, 0);
@@ -122,7 +122,7 @@ fn a_cell_that_is_missing_is_named() {
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), all);
 
     // An accepted loss is no loss any more.
-    let mut after = accepted(Some(&known), &now, String::new(), PURGED);
+    let mut after = accepted(Some(&known), 0, &now, String::new(), PURGED);
     observe(&names(), &mut after, &now, KEEP);
     assert_eq!(lost(&after, [0; 3], now, THERE), "");
     assert_eq!(after.cell_subjects, ["gw.cell.f", "gw.cell.g"]);
@@ -164,7 +164,7 @@ fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
 fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     let before = known(1, 10, at(1));
     let now = found(5, 10, at(2));
-    let after = accepted(Some(&before), &now, "stream gw_cells was purged".to_owned(), PURGED);
+    let after = accepted(Some(&before), 0, &now, "stream gw_cells was purged".to_owned(), PURGED);
     assert!(after.epoch > before.epoch && after.cells_lost);
     assert_eq!(
         (after.made_time_ms, after.remembers_since_ms),
@@ -181,7 +181,7 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     }
     let mut last = observed;
     for n in 0..2 * KEPT_LOSSES {
-        let next = accepted(Some(&last), &early, n.to_string(), UNTOUCHED);
+        let next = accepted(Some(&last), 0, &early, n.to_string(), UNTOUCHED);
         assert!(next.epoch > last.epoch && next.cells_lost);
         last = next;
     }

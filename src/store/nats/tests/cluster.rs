@@ -1,8 +1,6 @@
 //! Three servers, three replicas of everything, and what becomes of it when some of them are not
 //! there. These tests have the machine to themselves.
 
-use futures_util::StreamExt as _;
-
 use super::{
     faults::{nothing_is_lost, written},
     *,
@@ -143,7 +141,7 @@ async fn a_rolling_restart_costs_no_error() {
     for server in &mut cluster.servers {
         server.lame_duck().await;
         server.restart().await;
-        timeout(followed.next()).await;
+        contract::next(&mut followed).await;
     }
     stop.cancel();
     timeout(writing).await.unwrap();

@@ -4,7 +4,7 @@
 use std::{collections::HashSet, net::SocketAddr};
 
 use async_nats::jetstream::stream::DiscardPolicy;
-use futures_util::{StreamExt as _, future::join_all};
+use futures_util::future::join_all;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -62,7 +62,7 @@ pub(super) async fn nothing_is_lost(store: Arc<dyn Store>, trouble: impl AsyncFn
     }
     let mut last = 0;
     while !expected.is_empty() {
-        match timeout(followed.next()).await {
+        match contract::next(&mut followed).await {
             Some(Followed::Event(log, entry)) => {
                 assert!(entry.position.sequence > last, "{} after {last}", entry.position.sequence);
                 last = entry.position.sequence;
@@ -155,7 +155,7 @@ async fn it_opens_without_nats_and_heals() {
     let position = contract::append(&store, &log, "now").await.unwrap();
     let event = async {
         loop {
-            match followed.next().await {
+            match contract::next(&mut followed).await {
                 Some(Followed::CaughtUp(_)) => {}
                 event => break event,
             }
@@ -190,7 +190,7 @@ async fn a_follower_catches_up_although_the_last_events_are_gone() {
     assert_eq!(events.into_iter().map(|(_, entry)| entry.position).collect::<Vec<_>>(), [kept]);
     assert_eq!(caught_up, gone);
     let next = contract::append(&*store, &log, "next").await.unwrap();
-    let Some(Followed::Event(_, entry)) = timeout(followed.next()).await else {
+    let Some(Followed::Event(_, entry)) = contract::next(&mut followed).await else {
         panic!("no event")
     };
     assert_eq!(entry.position, next);
@@ -357,7 +357,7 @@ async fn a_closed_store_says_so_and_its_followers_end() {
     let mut followed = store.follow(None);
     contract::catch_up(&mut followed).await;
     timeout(store.close()).await;
-    assert_eq!(timeout(followed.next()).await, None);
+    assert_eq!(contract::next(&mut followed).await, None);
     let refused = contract::append(&*store, &contract::new_log(), "late").await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert!(store.load(&CellName::permanent("cell")).await.is_err());
