@@ -65,7 +65,7 @@
 //!    `requests::fold::state::Request::apply` numbers the transitions.
 //! 6. **A thousand watchers cost one poll.** One replica polls
 //!    (`requests::query::poller::Poller::claim`), and one query per request is in flight
-//!    (`requests::query::asker::Asker::refresh`).
+//!    (`requests::query::status_queries::StatusQueries::refresh`).
 //! 7. **Errors say what to do.** `grpc::status` chooses code and reason, and
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits` print
 //!    masked, and secrets are `secrecy` types, which do not print.

@@ -50,8 +50,8 @@ use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{By, Hub, Keep, Tracked};
 use orders::Orders;
 use orders::resolve::Resolver;
-use query::asker::{Answer, Asker, For};
 use query::poller::Poller;
+use query::status_queries::{QueriedBy, QueryOutcome, StatusQueries};
 use watch::Watch;
 use watch::token::TokenKey;
 
@@ -99,7 +99,7 @@ fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration 
 #[derive(Debug, Clone)]
 pub struct Requests {
     hub: Arc<Hub>,
-    asker: Arc<Asker>,
+    status_queries: Arc<StatusQueries>,
     orders: Arc<Orders>,
     poller: Arc<Poller>,
     resolver: Arc<Resolver>,
@@ -164,7 +164,7 @@ impl Requests {
             polling.give_up,
             config.callbacks.enabled,
         ));
-        let asker = Arc::new(Asker::new(
+        let status_queries = Arc::new(StatusQueries::new(
             Arc::clone(&store),
             client.clone(),
             Arc::clone(&hub),
@@ -183,7 +183,7 @@ impl Requests {
             Arc::clone(&store),
             client.clone(),
             Arc::clone(&hub),
-            Arc::clone(&asker),
+            Arc::clone(&status_queries),
             polling.clone(),
         );
         let resolver = Resolver::new(
@@ -200,7 +200,7 @@ impl Requests {
         };
         Self {
             hub,
-            asker,
+            status_queries,
             orders,
             poller: Arc::new(poller),
             resolver: Arc::new(resolver),
@@ -309,7 +309,7 @@ impl Requests {
             // A caller that asks is no watcher, for whom the request would be polled more often.
             drop(changes);
             let max_age = query.max_age.max(self.limits.min_age);
-            match self.asker.refresh(&tracked, began, max_age, For::Caller).await {
+            match self.status_queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
                 // ThingSpace's news cannot be stored, and so not shown. What is known still holds.
                 Err(Error::Store(StoreError::Full(reason))) => {
                     debug!(request.id = %id, reason, "a status is as old as what is stored");
@@ -347,8 +347,10 @@ impl Requests {
         self.hub.hint_watched(&tracked.id);
         if tracked.lock().request.polling_stopped {
             // Polling was given up; whoever comes now gets one more question.
-            let asked =
-                self.asker.refresh(tracked, Instant::now(), self.limits.min_age, For::Caller).await;
+            let asked = self
+                .status_queries
+                .refresh(tracked, Instant::now(), self.limits.min_age, QueriedBy::Caller)
+                .await;
             if let Err(error) = asked {
                 debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
             }
@@ -386,9 +388,9 @@ impl Requests {
                 return self.admit(account, attached);
             }
         }
-        match self.asker.look_up(account, id).await? {
-            Answer::NotKnown => Err(Error::RequestNotFound),
-            Answer::Told => {
+        match self.status_queries.look_up(account, id).await? {
+            QueryOutcome::NotKnown => Err(Error::RequestNotFound),
+            QueryOutcome::Answered => {
                 let attached = self.hub.attach(id).await?.ok_or(Error::RequestNotFound)?;
                 self.admit(account, attached)
             }

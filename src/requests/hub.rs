@@ -64,7 +64,7 @@ use spelling::Heard;
 pub use spelling::is_same;
 pub use strays::Stray;
 use strays::Strays;
-pub use tracked::{Asked, Folded, Tracked};
+pub use tracked::{Folded, LastQuery, Tracked};
 use unreadable::Unreadable;
 
 /// Transitions of a request kept in memory for watchers; older ones are read from its log.

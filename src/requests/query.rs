@@ -1,11 +1,11 @@
 //! Status queries to ThingSpace about open requests.
 //!
-//! - [`asker`]: one query per request at a time, whoever needs its answer.
-//! - [`poller`]: queries on a schedule, shared between replicas.
-//! - [`withheld`]: answers that wait for a callback first.
+//! - [`status_queries`]: sends queries, at most one per request at a time.
+//! - [`poller`]: polls open requests on a schedule that all replicas share.
+//! - [`withheld`]: final statuses that wait for the callback with their reason.
 //!
 //! Guarantees: the number of queries depends on the open requests, never on the number of callers.
 
-pub mod asker;
 pub mod poller;
+pub mod status_queries;
 pub mod withheld;

@@ -43,7 +43,7 @@ pub struct Tracked {
     folded: Mutex<Folded>,
     /// The revision.
     changed: watch::Sender<u64>,
-    asked: Mutex<Option<Asked>>,
+    last_query: Mutex<Option<LastQuery>>,
     /// Why the last question that failed did, and when.
     failed: Mutex<Option<(Instant, Error)>>,
     /// Taken under `folded`, or alone.
@@ -52,7 +52,7 @@ pub struct Tracked {
 
 /// When ThingSpace answered a question about a request last, and how long that took it.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked {
+pub struct LastQuery {
     pub at: Instant,
     pub took: Duration,
 }
@@ -94,7 +94,7 @@ impl Tracked {
             id,
             folded: Mutex::new(folded),
             changed,
-            asked: Mutex::default(),
+            last_query: Mutex::default(),
             failed: Mutex::default(),
             withheld: Mutex::default(),
         })
@@ -105,12 +105,12 @@ impl Tracked {
         lock(&self.folded)
     }
 
-    pub fn asked(&self) -> Option<Asked> {
-        *lock(&self.asked)
+    pub fn last_query(&self) -> Option<LastQuery> {
+        *lock(&self.last_query)
     }
 
-    pub fn set_asked(&self, took: Duration) {
-        *lock(&self.asked) = Some(Asked { at: Instant::now(), took });
+    pub fn set_last_query(&self, took: Duration) {
+        *lock(&self.last_query) = Some(LastQuery { at: Instant::now(), took });
     }
 
     /// Keeps back, for a while, what of an answer would make devices final; see [`Withheld`].
@@ -137,14 +137,14 @@ impl Tracked {
     }
 
     /// Why asking failed, if that is less than `hold` ago.
-    pub fn failed(&self, hold: Duration) -> Option<Error> {
+    pub fn query_failure(&self, hold: Duration) -> Option<Error> {
         lock(&self.failed)
             .as_ref()
             .filter(|(at, _)| at.elapsed() < hold)
             .map(|(_, error)| error.clone())
     }
 
-    pub fn set_failed(&self, error: Error) {
+    pub fn set_query_failure(&self, error: Error) {
         *lock(&self.failed) = Some((Instant::now(), error));
     }
 

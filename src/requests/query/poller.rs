@@ -1,15 +1,14 @@
-//! Polling: every open request is asked about now and then, until it is finished or given up.
+//! Polls open requests until they are final or given up.
 //!
-//! The schedule is the lease: a cell per request counts its polls. A replica that thinks a poll is
-//! due looks there first: if the count has moved since it looked last, another replica has polled,
-//! and it waits another interval from now; else it swaps, and polls only if the swap won. So a
-//! thousand watchers, or ten replicas, cost one poll, and whoever sees no count move for an
-//! interval of its own takes over.
+//! The schedule is shared by all replicas through a cell per request that counts its polls. A
+//! replica with a due poll reads the cell first. If the count has changed since its last read,
+//! another replica has polled, and it waits for another interval. Otherwise it increments the count
+//! by compare-and-swap, and polls only if the swap succeeds. So the number of polls does not depend
+//! on the number of watchers and replicas, and any replica takes over from one that dies.
 //!
-//! Each account waits for its turn to call ThingSpace by itself, and only then is the request
-//! chosen that is polled: the one that is most urgent at that time. So the backlog of one account
-//! delays no other account, and a request that somebody has just begun to watch does not wait for
-//! those that were due before.
+//! Each account waits for its own permit, and the request to poll is chosen only when the permit is
+//! there. So the backlog of one account delays no other account, and a new watch does not wait for
+//! the requests that were due before.
 
 mod schedule;
 
@@ -20,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
-use super::asker::{Asker, For};
+use super::status_queries::{QueriedBy, StatusQueries};
 use crate::requests::{
     age, append,
     error::Error,
@@ -34,12 +33,12 @@ use crate::{
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
     thingspace::{Client, PollTurn},
 };
-use schedule::{Counted, Schedule, Turn, Urgency, polled_elsewhere, rest_after};
+use schedule::{PollCount, Schedule, ScheduledPoll, Urgency, pause_after, polled_elsewhere};
 
-/// The longest interval where callbacks arrive, watched or not.
+/// The longest interval of an account whose callbacks arrive.
 const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
 
-/// The pause after a failure to store what was withheld.
+/// The pause after a failed append of withheld statuses.
 const RELEASE_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
@@ -47,28 +46,28 @@ pub struct Poller {
     store: Arc<dyn Store>,
     client: Client,
     hub: Arc<Hub>,
-    asker: Arc<Asker>,
+    queries: Arc<StatusQueries>,
     config: PollingConfig,
 }
 
-/// What the poller waited for.
-enum Step {
-    /// An account has its turn to call ThingSpace. `None`: no call can be made now.
-    Turn(AccountName, Option<PollTurn>),
+/// The end of a task of the poller.
+enum Finished {
+    /// The wait of an account for a permit. `None`: no call can be made now.
+    Wait(AccountName, Option<PollTurn>),
     Polled(AccountName, RequestId, Polled),
     Released(RequestId, Polled),
 }
 
-/// What became of a poll.
+/// The outcome of a poll.
 #[derive(Debug)]
 enum Polled {
-    /// Asked, here or by another replica.
-    Again(Counted),
-    /// What was withheld has been told, and nothing was asked.
+    /// This or another replica has polled; the next poll follows.
+    Polled(PollCount),
+    /// Withheld statuses were appended, without a poll.
     Released,
     /// The request is closed.
-    Done,
-    /// The store did not let us.
+    Closed,
+    /// The store or ThingSpace could not be reached.
     Failed,
 }
 
@@ -77,30 +76,30 @@ impl Poller {
         store: Arc<dyn Store>,
         client: Client,
         hub: Arc<Hub>,
-        asker: Arc<Asker>,
+        queries: Arc<StatusQueries>,
         config: PollingConfig,
     ) -> Self {
-        Self { store, client, hub, asker, config }
+        Self { store, client, hub, queries, config }
     }
 
-    /// Polls until stopped. Questions under way end then, unless a caller waits for them; an answer
-    /// that is there is stored.
+    /// Polls until stopped. Then queries under way are cancelled, unless a caller waits for them.
+    /// Answers that have arrived are stored.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut schedule = Schedule::default();
-        let mut steps = JoinSet::new();
+        let mut tasks = JoinSet::new();
         loop {
             for account in schedule.begin_waiting(Instant::now()) {
                 let poller = Arc::clone(&self);
-                steps.spawn(async move {
-                    let turn = poller.turn(&account).await;
-                    Step::Turn(account, turn)
+                tasks.spawn(async move {
+                    let permit = poller.permit(&account).await;
+                    Finished::Wait(account, permit)
                 });
             }
             while let Some((id, _)) = schedule.take_release(Instant::now()) {
                 let poller = Arc::clone(&self);
-                steps.spawn(async move {
+                tasks.spawn(async move {
                     let released = poller.release(&id).await;
-                    Step::Released(id, released)
+                    Finished::Released(id, released)
                 });
             }
             let next = schedule.next();
@@ -113,23 +112,23 @@ impl Poller {
             tokio::select! {
                 () = stop.cancelled() => return,
                 hinted = self.hub.hints() => for (id, hint) in hinted {
-                    self.look(&mut schedule, &id, hint);
+                    self.reschedule(&mut schedule, &id, hint);
                 },
-                Some(step) = steps.join_next() => match step {
-                    Ok(Step::Turn(account, turn)) => {
+                Some(task) = tasks.join_next() => match task {
+                    Ok(Finished::Wait(account, permit)) => {
                         let Some((id, at)) = schedule.take(&account, Instant::now()) else { continue };
                         let poller = Arc::clone(&self);
-                        steps.spawn(async move {
-                            let polled = poller.poll(&id, at.seen, turn).await;
-                            Step::Polled(account, id, polled)
+                        tasks.spawn(async move {
+                            let polled = poller.poll(&id, at.seen, permit).await;
+                            Finished::Polled(account, id, polled)
                         });
                     }
-                    Ok(Step::Polled(account, id, polled)) => {
+                    Ok(Finished::Polled(account, id, polled)) => {
                         schedule.finished(&account);
                         self.settle(&mut schedule, &id, &polled);
                     }
-                    Ok(Step::Released(id, released)) => self.settle(&mut schedule, &id, &released),
-                    // It panicked, which was reported.
+                    Ok(Finished::Released(id, released)) => self.settle(&mut schedule, &id, &released),
+                    // The task panicked. The panic hook has logged it.
                     Err(_) => {}
                 },
                 () = due => {}
@@ -137,21 +136,20 @@ impl Poller {
         }
     }
 
-    /// Waits for an account's turn to call ThingSpace.
-    async fn turn(&self, account: &AccountName) -> Option<PollTurn> {
-        let turn = self.client.prepare_poll(account).await;
-        turn.inspect_err(|error| debug!(%error, "no poll can be made now")).ok()
+    async fn permit(&self, account: &AccountName) -> Option<PollTurn> {
+        let permit = self.client.prepare_poll(account).await;
+        permit.inspect_err(|error| debug!(%error, "no poll can be made now")).ok()
     }
 
-    /// A request is new here, or watched, or puzzling: its next poll may have to come sooner.
-    fn look(&self, schedule: &mut Schedule, id: &RequestId, hint: Hint) {
-        let Some(mut turn) = schedule.get(id).or_else(|| self.first_turn(id)) else { return };
-        turn.hint = turn.hint.max(Some(hint));
-        self.schedule(schedule, id, turn);
+    /// Schedules the next poll of a request again, because of a hint.
+    fn reschedule(&self, schedule: &mut Schedule, id: &RequestId, hint: Hint) {
+        let Some(mut poll) = schedule.get(id).or_else(|| self.first_poll(id)) else { return };
+        poll.hint = poll.hint.max(Some(hint));
+        self.schedule(schedule, id, poll);
     }
 
-    /// Where a request stands that was not polled here before. `None`: nobody knows whose it is.
-    fn first_turn(&self, id: &RequestId) -> Option<Turn> {
+    /// The first poll of a request by this process. `None`: the account is not known.
+    fn first_poll(&self, id: &RequestId) -> Option<ScheduledPoll> {
         let tracked = self.hub.get(id)?;
         let (account, first, created) = {
             let request = &tracked.lock().request;
@@ -159,38 +157,38 @@ impl Poller {
         };
         let age = age(&*self.store, first, created);
         let (now, longest) = (Instant::now(), self.longest(&tracked));
-        Some(Turn::resumed(account, now, age, &self.config, longest, fastrand::f64()))
+        Some(ScheduledPoll::resumed(account, now, age, &self.config, longest, fastrand::f64()))
     }
 
-    /// Notes when a request is due, unless it is under way.
-    fn schedule(&self, schedule: &mut Schedule, id: &RequestId, mut turn: Turn) {
-        if turn.due.is_some() {
-            self.set_due(id, &mut turn);
+    /// Schedules a poll, unless it is under way.
+    fn schedule(&self, schedule: &mut Schedule, id: &RequestId, mut poll: ScheduledPoll) {
+        if poll.due.is_some() {
+            self.set_due(id, &mut poll);
         }
-        schedule.set(id, turn);
+        schedule.set(id, poll);
     }
 
     fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
         let now = Instant::now();
         let Some(before) = schedule.get(id) else { return };
-        let turn = match polled {
-            Polled::Done => {
+        let poll = match polled {
+            Polled::Closed => {
                 schedule.remove(id);
-                // Somebody may have come while it was polled, whose hint found a poll under way.
+                // A hint of a new watch may have found the poll under way.
                 if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
-                    self.look(schedule, id, Hint::Look);
+                    self.reschedule(schedule, id, Hint::Look);
                 }
                 return;
             }
-            Polled::Again(counted) => before.polled(now, *counted),
+            Polled::Polled(counted) => before.polled(now, *counted),
             Polled::Released => before,
             Polled::Failed => before.failed(now),
         };
-        // It is under way no longer.
-        self.schedule(schedule, id, Turn { due: Some((now, Urgency::Rest)), ..turn });
+        // `due` says that it is no longer under way.
+        self.schedule(schedule, id, ScheduledPoll { due: Some((now, Urgency::Rest)), ..poll });
     }
 
-    /// The longest interval of a request.
+    /// The longest interval between polls of a request.
     fn longest(&self, tracked: &Tracked) -> Duration {
         let account = tracked.lock().request.account.clone();
         match account {
@@ -200,91 +198,90 @@ impl Poller {
         }
     }
 
-    /// Says when a request is due: soon, if that is asked for, or in its turn; and when what was
-    /// withheld has to be told.
-    fn set_due(&self, id: &RequestId, turn: &mut Turn) {
-        turn.due = Some((turn.last, Urgency::Rest));
+    /// Sets when a request is polled and when its withheld statuses are released.
+    fn set_due(&self, id: &RequestId, poll: &mut ScheduledPoll) {
+        poll.due = Some((poll.last, Urgency::Rest));
         let Some(tracked) = self.hub.get(id) else { return };
-        let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
+        let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
         let longest = self.longest(&tracked);
         let longest =
-            if turn.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
-        let urgency = match turn.hint {
+            if poll.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
+        let urgency = match poll.hint {
             Some(Hint::Watched | Hint::Soon) => Urgency::First,
-            Some(Hint::Look) | None if tracked.is_watched() || turn.count == 0 => Urgency::Watched,
+            Some(Hint::Look) | None if tracked.is_watched() || poll.count == 0 => Urgency::Watched,
             Some(Hint::Look) | None => Urgency::Rest,
         };
-        turn.due = Some((turn.last + turn.interval(&self.config, longest, took), urgency));
-        turn.release = tracked.withheld_until().map(|until| until.max(turn.last + RELEASE_RETRY));
+        poll.due = Some((poll.last + poll.interval(&self.config, longest, took), urgency));
+        poll.release = tracked.withheld_until().map(|until| until.max(poll.last + RELEASE_RETRY));
     }
 
-    /// Tells what was withheld for long enough.
+    /// Appends the statuses that were withheld for long enough.
     async fn release(&self, id: &RequestId) -> Polled {
-        let Some(tracked) = self.hub.get(id) else { return Polled::Done };
-        match self.asker.release(&tracked).await {
+        let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
+        match self.queries.release(&tracked).await {
             Ok(()) if is_polled(&tracked) => Polled::Released,
-            Ok(()) => Polled::Done,
+            Ok(()) => Polled::Closed,
             Err(error) => {
-                say(id, &error);
+                log_failure(id, &error);
                 Polled::Failed
             }
         }
     }
 
-    /// `seen`: what the request's cell said when this replica looked last.
-    async fn poll(&self, id: &RequestId, seen: Option<u32>, turn: Option<PollTurn>) -> Polled {
-        let Some(tracked) = self.hub.get(id) else { return Polled::Done };
+    /// `seen` is the count that this replica last read from the request's cell.
+    async fn poll(&self, id: &RequestId, seen: Option<u32>, permit: Option<PollTurn>) -> Polled {
+        let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
         if !is_polled(&tracked) {
-            return Polled::Done;
+            return Polled::Closed;
         }
         let (first, created) = {
             let request = &tracked.lock().request;
             (request.first, request.create_time)
         };
-        let asked = match turn {
-            Some(turn) => self.ask(id, &tracked, seen, turn).await,
+        let polled = match permit {
+            Some(permit) => self.query(id, &tracked, seen, permit).await,
             None => Polled::Failed,
         };
         if !is_polled(&tracked) {
-            return Polled::Done;
+            return Polled::Closed;
         }
         if tracked.withheld_until().is_some() {
-            return asked;
+            return polled;
         }
-        // Giving up cannot be undone, so no wall clock may bring it about.
+        // Giving up cannot be undone, so it depends on the age by the store's time, not on a clock.
         if age(&*self.store, first, created) >= self.config.give_up {
             return self.give_up(id).await;
         }
-        asked
+        polled
     }
 
-    async fn ask(
+    async fn query(
         &self,
         id: &RequestId,
         tracked: &Arc<Tracked>,
         seen: Option<u32>,
-        turn: PollTurn,
+        permit: PollTurn,
     ) -> Polled {
-        let took = tracked.asked().map_or(Duration::ZERO, |asked| asked.took);
-        let counted = match self.claim(id, seen, rest_after(took)).await {
-            Ok(Claim::Ours(counted)) => counted,
-            Ok(Claim::Others(counted)) => {
+        let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
+        let count = match self.claim(id, seen, pause_after(took)).await {
+            Ok(PollClaim::Ours(count)) => count,
+            Ok(PollClaim::Others(count)) => {
                 debug!(request.id = %id, "another replica polls");
-                return Polled::Again(counted);
+                return Polled::Polled(count);
             }
             Err(error) => {
-                say(id, &error.into());
+                log_failure(id, &error.into());
                 return Polled::Failed;
             }
         };
-        let asked = self
-            .asker
-            .refresh(tracked, Instant::now(), self.config.min_age, For::Poller(turn))
+        let queried = self
+            .queries
+            .refresh(tracked, Instant::now(), self.config.min_age, QueriedBy::Poller(permit))
             .await;
-        if let Err(error) = asked {
-            say(id, &error);
+        if let Err(error) = queried {
+            log_failure(id, &error);
         }
-        Polled::Again(counted)
+        Polled::Polled(count)
     }
 
     async fn give_up(&self, id: &RequestId) -> Polled {
@@ -301,22 +298,22 @@ impl Poller {
         {
             Ok(_) => {
                 info!(request.id = %id, "gave up polling; the request is still pending");
-                Polled::Done
+                Polled::Closed
             }
             Err(error) => {
-                say(id, &error.into());
+                log_failure(id, &error.into());
                 Polled::Failed
             }
         }
     }
 
-    /// Counts a poll in the request's cell, unless another replica has since this one looked.
+    /// Increments the count in the request's cell, unless another replica has done so since `seen`.
     async fn claim(
         &self,
         id: &RequestId,
         seen: Option<u32>,
-        rest: Duration,
-    ) -> Result<Claim, StoreError> {
+        pause: Duration,
+    ) -> Result<PollClaim, StoreError> {
         let cell = CellName::retained(format!("poll/{id}"));
         let held = load_cell::<storage::Poll>(&*self.store, &cell).await?;
         let before = held.as_ref().map(|held| held.value.count);
@@ -324,38 +321,40 @@ impl Poller {
         if let Some(held) = held
             && polled_elsewhere(seen, before, self.store.exclusive())
         {
-            return Ok(Claim::Others(counted(&held.value)));
+            return Ok(PollClaim::Others(poll_count(&held.value)));
         }
         let mut next = storage::Poll {
             count: before.unwrap_or(0).saturating_add(1),
-            rest_ms: u32::try_from(rest.as_millis()).unwrap_or(u32::MAX),
+            rest_ms: u32::try_from(pause.as_millis()).unwrap_or(u32::MAX),
             ..storage::Poll::default()
         };
         match swap_cell(&*self.store, &cell, version, &mut next).await? {
-            // Its own rest follows from the answer.
+            // This replica computes its own pause from the answer.
             Swap::Swapped(_) => {
-                Ok(Claim::Ours(Counted { count: next.count, rest: Duration::ZERO }))
+                Ok(PollClaim::Ours(PollCount { count: next.count, pause: Duration::ZERO }))
             }
-            Swap::Conflict(Some(held)) => Ok(Claim::Others(counted(&decode_cell(held.value)?))),
-            // It has just expired: nobody polls.
-            Swap::Conflict(None) => Ok(Claim::Others(Counted { count: 0, rest })),
+            Swap::Conflict(Some(held)) => {
+                Ok(PollClaim::Others(poll_count(&decode_cell(held.value)?)))
+            }
+            // The cell has just expired: no replica polls.
+            Swap::Conflict(None) => Ok(PollClaim::Others(PollCount { count: 0, pause })),
         }
     }
 }
 
-/// Whose poll it is.
+/// Which replica polls.
 #[derive(Debug)]
-enum Claim {
-    Ours(Counted),
-    Others(Counted),
+enum PollClaim {
+    Ours(PollCount),
+    Others(PollCount),
 }
 
-fn counted(poll: &storage::Poll) -> Counted {
-    Counted { count: poll.count, rest: Duration::from_millis(poll.rest_ms.into()) }
+fn poll_count(poll: &storage::Poll) -> PollCount {
+    PollCount { count: poll.count, pause: Duration::from_millis(poll.rest_ms.into()) }
 }
 
-/// Client and store log their outages once; every open request repeating it would say no more.
-fn say(id: &RequestId, error: &Error) {
+/// At debug level for outages, which the client and the store log once.
+fn log_failure(id: &RequestId, error: &Error) {
     match error {
         Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
             error!(request.id = %id, %error, "a request cannot be polled");
@@ -364,8 +363,7 @@ fn say(id: &RequestId, error: &Error) {
     }
 }
 
-/// Open requests are, and one of others whose devices are not known yet as long as somebody watches
-/// it.
+/// Whether a request is polled: if it is open, or if it is watched and its devices are not known.
 fn is_polled(tracked: &Tracked) -> bool {
     let watched = tracked.is_watched();
     let request = &tracked.lock().request;

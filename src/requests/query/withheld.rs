@@ -1,9 +1,9 @@
-//! Final words of status answers that wait for the callback that says the same, and why.
+//! Final statuses of answers, held back until the callback with their reason arrives.
 //!
-//! A callback names the reason of a failure and a status answer does not. Where callbacks arrive, a
-//! word that would make a device final is kept here for a while, so that the reason is in the final
-//! message. It only delays: a word whose time is up is told as it was, without asking again.
-//! Bounded by the devices of the request.
+//! A callback gives the reason of a failure; a status answer does not. Where callbacks arrive, a
+//! status that would make a device final is held back for a grace period, so that the final message
+//! contains the reason. When the period ends, the status is appended without another query. The
+//! number of held statuses is bounded by the devices of the request.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,23 +15,22 @@ use crate::{
     thingspace::{StatusAnswer, StatusClass},
 };
 
-/// The words that are withheld of one request.
+/// The statuses that are held back for one request.
 #[derive(Debug, Default)]
-pub struct Withheld(HashMap<Device, Word>);
+pub struct Withheld {
+    /// The status of an answer that lists no device: it applies to all devices.
+    overall: Option<WithheldStatus>,
+    devices: HashMap<Device, WithheldStatus>,
+}
 
 #[derive(Debug, Clone, Copy)]
-struct Word {
+struct WithheldStatus {
     class: StatusClass,
     until: Instant,
 }
 
-/// Whom the word of an answer that lists no device is kept under: it is for all.
-fn everybody() -> Device {
-    Device::default()
-}
-
 impl Withheld {
-    /// Takes out of an answer what would make devices final, unless it was taken out `grace` ago.
+    /// Replaces final statuses in an answer by `Unknown`, unless they were first seen `grace` ago.
     pub fn sift(
         &mut self,
         request: &Request,
@@ -40,49 +39,51 @@ impl Withheld {
         now: Instant,
     ) -> StatusAnswer {
         self.forget(request);
-        let mut take = |device: &Device, class: &mut StatusClass| {
-            let word =
-                self.0.entry(device.clone()).or_insert(Word { class: *class, until: now + grace });
-            word.class = *class;
-            if word.until > now {
+        let new = |class| WithheldStatus { class, until: now + grace };
+        let hold = |held: &mut WithheldStatus, class: &mut StatusClass| {
+            held.class = *class;
+            if held.until > now {
                 *class = StatusClass::Unknown;
             }
         };
         if answer.devices.is_empty() {
-            if request.ends(&everybody(), answer.overall) {
-                take(&everybody(), &mut answer.overall);
+            if request.ends_all(answer.overall) {
+                let held = self.overall.get_or_insert(new(answer.overall));
+                hold(held, &mut answer.overall);
             }
             return answer;
         }
         for (device, class) in &mut answer.devices {
             if device.present().next().is_some() && request.ends(device, *class) {
-                take(device, class);
+                hold(self.devices.entry(device.clone()).or_insert(new(*class)), class);
             }
         }
         answer
     }
 
-    /// When the time of the first word is up.
+    /// When the first grace period ends.
     pub fn until(&self) -> Option<Instant> {
-        self.0.values().map(|word| word.until).min()
+        self.overall.iter().chain(self.devices.values()).map(|held| held.until).min()
     }
 
-    /// The words whose time is up, as an answer.
+    /// The statuses whose grace period has ended, as an answer.
     pub fn due(&self, now: Instant) -> Option<StatusAnswer> {
-        let due = || self.0.iter().filter(|(_, word)| word.until <= now);
-        if let Some((_, word)) = due().find(|(device, _)| **device == everybody()) {
-            return Some(StatusAnswer { overall: word.class, devices: Vec::new() });
+        let is_due = |held: &WithheldStatus| held.until <= now;
+        if let Some(held) = self.overall.filter(is_due) {
+            return Some(StatusAnswer { overall: held.class, devices: Vec::new() });
         }
-        let devices: Vec<_> = due().map(|(device, word)| (device.clone(), word.class)).collect();
+        let due = self.devices.iter().filter(|(_, held)| is_due(held));
+        let devices: Vec<_> = due.map(|(device, held)| (device.clone(), held.class)).collect();
         (!devices.is_empty()).then_some(StatusAnswer { overall: StatusClass::Unknown, devices })
     }
 
-    /// Forgets the words for devices that are final by now.
+    /// Drops the statuses of devices that are final now.
     pub fn forget(&mut self, request: &Request) {
         if request.is_closed() {
-            self.0 = HashMap::new();
+            *self = Self::default();
         }
-        self.0.retain(|device, word| request.ends(device, word.class));
+        self.overall = self.overall.filter(|held| request.ends_all(held.class));
+        self.devices.retain(|device, held| request.ends(device, held.class));
     }
 }
 
@@ -142,7 +143,7 @@ mod tests {
     use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
 
     #[test]
-    fn only_what_would_end_a_device_waits_and_each_word_has_its_own_time() {
+    fn only_final_statuses_wait_and_each_has_its_own_time() {
         let (mut request, mut withheld, start) = (request(3), Withheld::default(), Instant::now());
         let told = withheld.sift(&request, answer(&[Failed, Waiting, Pending]), GRACE, start);
         assert_eq!(told, answer(&[Unknown, Waiting, Pending]));
@@ -160,7 +161,7 @@ mod tests {
         assert_eq!(observe(&mut request, 4, &up), 1);
         withheld.forget(&request);
         assert_eq!(withheld.until(), Some(later + GRACE));
-        // A question at that moment is as good as the end of the wait.
+        // A query at that moment is the end of the wait, too.
         let told =
             withheld.sift(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later + GRACE);
         assert_eq!(told, answer(&[Failed, Succeeded, Pending]));

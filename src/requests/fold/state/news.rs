@@ -68,15 +68,17 @@ impl Request {
             .collect()
     }
 
-    /// Whether a status of a device would make it final; one of a device without identifiers is for
-    /// all.
+    /// Whether a status of a device would make it final.
     pub fn ends(&self, device: &Device, class: StatusClass) -> bool {
-        let Some(state) = DeviceState::of(class).filter(|state| state.is_final()) else {
-            return false;
-        };
-        if device.present().next().is_none() {
-            return self.devices.iter().any(|device| device.state.moves_to(state));
-        }
-        self.find(device).is_some_and(|at| self.devices[at].state.moves_to(state))
+        let final_state = DeviceState::of(class).filter(|state| state.is_final());
+        let device = self.find(device).map(|at| &self.devices[at]);
+        device.zip(final_state).is_some_and(|(device, state)| device.state.moves_to(state))
+    }
+
+    /// Whether a status of all devices would make one of them final.
+    pub fn ends_all(&self, class: StatusClass) -> bool {
+        let final_state = DeviceState::of(class).filter(|state| state.is_final());
+        final_state
+            .is_some_and(|state| self.devices.iter().any(|device| device.state.moves_to(state)))
     }
 }

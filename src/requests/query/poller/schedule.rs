@@ -1,4 +1,4 @@
-//! When which request is due. Knows nothing of why, of ThingSpace or of the store.
+//! When each request is polled, and in which order. Pure: no I/O, no clock, no store.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,78 +13,74 @@ use crate::{
     requests::hub::Hint,
 };
 
-/// A poll is never sooner than this many times what the last answer took.
-const REST: u32 = 10;
+/// The next poll comes no sooner than this multiple of the time that the last answer took.
+const PAUSE_FACTOR: u32 = 10;
 
-/// Polls of one account that are under way at once. Each has a connection, so that their number is
-/// bounded for all accounts together as well.
+/// Polls of one account under way at once. The connections bound the polls of all accounts.
 const MAX_POLLS: usize = 64;
 
-/// Whose poll is next, by urgency, over and over; the most urgent of those that are due where
-/// nobody of that urgency is. So requests that nobody watches get a quarter of an account's polls
-/// at least.
+/// The urgency of the next poll, in rotation. If no request of that urgency is due, the most urgent
+/// one that is due is polled. So requests without watchers get at least a quarter of the polls.
 const PICKS: [Urgency; 4] = [Urgency::First, Urgency::Watched, Urgency::First, Urgency::Rest];
 
-/// The turns of all requests that are polled, account by account: each account waits for its own
-/// calls.
+/// The next polls of all requests, by account. Each account waits for its own permits.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
-    accounts: HashMap<AccountName, Account>,
-    turns: HashMap<RequestId, Turn>,
-    /// When withheld answers have to be told, which needs no call.
+    accounts: HashMap<AccountName, AccountPolls>,
+    polls: HashMap<RequestId, ScheduledPoll>,
+    /// When withheld statuses are released, which needs no call.
     releases: BTreeSet<(Instant, RequestId)>,
 }
 
 #[derive(Debug, Default)]
-struct Account {
+struct AccountPolls {
     /// When polls are due, by urgency.
     due: [BTreeSet<(Instant, RequestId)>; 3],
-    /// It waits for its turn to call ThingSpace.
+    /// Whether the account waits for a permit.
     waits: bool,
     under_way: usize,
     /// How many polls were taken.
     taken: usize,
 }
 
-/// Which of the requests that are due is polled first.
+/// The order of polls among the requests that are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Urgency {
-    /// Somebody has just begun to watch it, or a callback has to be explained.
+    /// A watch has just begun, or a callback matched no device.
     First,
-    /// It is watched, or new.
+    /// Watched or new.
     Watched,
     Rest,
 }
 
-/// Where one request stands.
+/// The next poll of one request.
 #[derive(Debug, Clone)]
-pub(super) struct Turn {
+pub(super) struct ScheduledPoll {
     pub(super) account: AccountName,
-    /// When it is to be polled, and how urgent that is. `None`: it is under way.
+    /// When the poll is due, and its urgency. `None`: it is under way.
     pub(super) due: Option<(Instant, Urgency)>,
-    /// When a withheld answer has to be told.
+    /// When a withheld status is released.
     pub(super) release: Option<Instant>,
-    /// When it was polled last, by whomever and as far as this replica saw, or first heard of.
+    /// When this replica saw the last poll by any replica; before one, when it first saw the request.
     pub(super) last: Instant,
-    /// What makes the intervals grow: polls, and failures to claim one.
+    /// Polls and failed claims so far. The interval grows with them.
     pub(super) count: u32,
-    /// What the request's cell said when this replica looked last.
+    /// The count that this replica last read from the request's cell.
     pub(super) seen: Option<u32>,
-    /// The rest that the last replica to poll leaves ThingSpace.
-    pub(super) rest: Duration,
-    /// Why its next poll is more urgent than others.
+    /// The pause that the replica of the last poll stored.
+    pub(super) pause: Duration,
+    /// A reason for more urgency.
     pub(super) hint: Option<Hint>,
 }
 
-/// A poll that was counted in the request's cell: how many there were with it, and the rest that
-/// follows it.
+/// What a request's cell says: the number of polls, and the pause after the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Counted {
+pub(super) struct PollCount {
     pub(super) count: u32,
-    pub(super) rest: Duration,
+    pub(super) pause: Duration,
 }
 
-impl Turn {
+impl ScheduledPoll {
     pub(super) fn new(account: AccountName, now: Instant) -> Self {
         Self {
             account,
@@ -93,14 +89,14 @@ impl Turn {
             last: now,
             count: 0,
             seen: None,
-            rest: Duration::ZERO,
+            pause: Duration::ZERO,
             hint: None,
         }
     }
 
-    /// Of a request that others have polled for most of its `age`, as after a restart. Nobody knows
-    /// when it was polled last: some part of its interval ago, so that the requests there are come
-    /// due one after the other. `roll` is a random number from 0 to 1.
+    /// The next poll of a request that has been polled for most of its `age`, as after a restart.
+    /// The time of its last poll is unknown. A random part of the interval, `roll` (0 to 1), spreads
+    /// the requests that are found at the same time.
     pub(super) fn resumed(
         account: AccountName,
         now: Instant,
@@ -109,26 +105,26 @@ impl Turn {
         longest: Duration,
         roll: f64,
     ) -> Self {
-        let mut turn = Self::new(account, now);
+        let mut poll = Self::new(account, now);
         let mut polled_for = Duration::ZERO;
         let interval = loop {
-            let interval = turn.interval(config, longest, Duration::ZERO);
+            let interval = poll.interval(config, longest, Duration::ZERO);
             polled_for += interval;
             if polled_for > age || interval >= longest {
                 break interval;
             }
-            turn.count += 1;
+            poll.count += 1;
         };
         if age >= interval {
-            turn.last = now.checked_sub(interval.mul_f64(roll)).unwrap_or(now);
+            poll.last = now.checked_sub(interval.mul_f64(roll)).unwrap_or(now);
         }
-        turn
+        poll
     }
 
-    /// After a poll, this replica's or another's.
-    pub(super) fn polled(self, now: Instant, counted: Counted) -> Self {
-        let Counted { count, rest } = counted;
-        Self { last: now, count, seen: Some(count), rest, ..self }
+    /// After a poll by any replica.
+    pub(super) fn polled(self, now: Instant, counted: PollCount) -> Self {
+        let PollCount { count, pause } = counted;
+        Self { last: now, count, seen: Some(count), pause, ..self }
     }
 
     /// After a poll that could not be claimed.
@@ -136,8 +132,8 @@ impl Turn {
         Self { last: now, count: self.count.saturating_add(1), ..self }
     }
 
-    /// How long after `last` it is due, for a request whose interval grows to `longest` and whose
-    /// last answer `took` so long here.
+    /// The time from `last` to the next poll. It grows to `longest`, and is never shorter than the
+    /// pause after an answer that `took` this long.
     pub(super) fn interval(
         &self,
         config: &PollingConfig,
@@ -148,67 +144,71 @@ impl Turn {
             config.first.as_secs_f64() * config.factor.powf(f64::from(self.count.min(1_000)));
         let grown =
             if grown < longest.as_secs_f64() { Duration::from_secs_f64(grown) } else { longest };
-        grown.max(rest_after(took)).max(self.rest)
+        grown.max(pause_after(took)).max(self.pause)
     }
 }
 
-/// How long ThingSpace is left alone after an answer that took so long.
-pub(super) fn rest_after(took: Duration) -> Duration {
-    took * REST
+/// The pause after an answer that took this long.
+pub(super) fn pause_after(took: Duration) -> Duration {
+    took * PAUSE_FACTOR
 }
 
-/// Whether a request whose cell says `held` was polled by another replica since this one looked,
-/// when it said `seen`. A replica that has never looked takes up the others' rhythm, unless the
-/// store says that there are no others.
+/// Whether another replica has polled since this one read the count `seen`. `held` is the count now.
+/// A replica without a `seen` count follows the schedule of the others. An `exclusive` store has no
+/// other replicas.
 pub(super) fn polled_elsewhere(seen: Option<u32>, held: Option<u32>, exclusive: bool) -> bool {
     !exclusive && held.is_some() && held != seen
 }
 
 impl Schedule {
-    pub(super) fn get(&self, id: &RequestId) -> Option<Turn> {
-        self.turns.get(id).cloned()
+    pub(super) fn get(&self, id: &RequestId) -> Option<ScheduledPoll> {
+        self.polls.get(id).cloned()
     }
 
-    pub(super) fn set(&mut self, id: &RequestId, turn: Turn) {
+    pub(super) fn set(&mut self, id: &RequestId, poll: ScheduledPoll) {
         self.remove(id);
-        if let Some((due, urgency)) = turn.due {
-            let account = self.accounts.entry(turn.account.clone()).or_default();
+        if let Some((due, urgency)) = poll.due {
+            let account = self.accounts.entry(poll.account.clone()).or_default();
             account.due[urgency as usize].insert((due, id.clone()));
-            self.releases.extend(turn.release.map(|release| (release, id.clone())));
+            self.releases.extend(poll.release.map(|release| (release, id.clone())));
         }
-        self.turns.insert(id.clone(), turn);
+        self.polls.insert(id.clone(), poll);
     }
 
     pub(super) fn remove(&mut self, id: &RequestId) {
-        if let Some(turn) = self.turns.remove(id) {
-            self.forget(id, &turn);
+        if let Some(poll) = self.polls.remove(id) {
+            self.forget(id, &poll);
         }
     }
 
-    /// It is not due any more.
-    fn forget(&mut self, id: &RequestId, turn: &Turn) {
-        if let Some((due, urgency)) = turn.due
-            && let Some(account) = self.accounts.get_mut(&turn.account)
+    /// Removes the due times of a request.
+    fn forget(&mut self, id: &RequestId, poll: &ScheduledPoll) {
+        if let Some((due, urgency)) = poll.due
+            && let Some(account) = self.accounts.get_mut(&poll.account)
         {
             account.due[urgency as usize].remove(&(due, id.clone()));
-            self.forget_idle(&turn.account);
+            self.forget_idle(&poll.account);
         }
-        if let Some(release) = turn.release {
+        if let Some(release) = poll.release {
             self.releases.remove(&(release, id.clone()));
         }
     }
 
-    /// When something has to be done next.
+    /// The time of the next poll or release.
     pub(super) fn next(&self) -> Option<Instant> {
-        let polls =
-            self.accounts.values().filter(|account| account.may_wait()).filter_map(Account::next);
+        let polls = self
+            .accounts
+            .values()
+            .filter(|account| account.may_wait())
+            .filter_map(AccountPolls::next);
         polls.chain(self.releases.first().map(|(due, _)| *due)).min()
     }
 
-    /// The accounts that have to begin to wait for their turn now, because a poll is due.
+    /// Marks the accounts with a due poll as waiting for a permit, and returns them.
     pub(super) fn begin_waiting(&mut self, now: Instant) -> Vec<AccountName> {
-        let due =
-            |account: &Account| account.may_wait() && account.next().is_some_and(|due| due <= now);
+        let due = |account: &AccountPolls| {
+            account.may_wait() && account.next().is_some_and(|due| due <= now)
+        };
         let begin =
             self.accounts.iter_mut().filter(|(_, account)| due(account)).map(|(name, account)| {
                 account.waits = true;
@@ -217,8 +217,12 @@ impl Schedule {
         begin.collect()
     }
 
-    /// An account has had its turn: takes the request to poll, unless none is due any more.
-    pub(super) fn take(&mut self, name: &AccountName, now: Instant) -> Option<(RequestId, Turn)> {
+    /// Takes the next request of an account that has a permit. `None`: no poll is due any more.
+    pub(super) fn take(
+        &mut self,
+        name: &AccountName,
+        now: Instant,
+    ) -> Option<(RequestId, ScheduledPoll)> {
         let account = self.accounts.get_mut(name)?;
         account.waits = false;
         let taken = account.take(now);
@@ -227,21 +231,21 @@ impl Schedule {
         self.begin(taken?)
     }
 
-    /// Takes a request whose withheld answer has to be told.
-    pub(super) fn take_release(&mut self, now: Instant) -> Option<(RequestId, Turn)> {
+    /// Takes a request whose withheld status is due.
+    pub(super) fn take_release(&mut self, now: Instant) -> Option<(RequestId, ScheduledPoll)> {
         let id = pop_due(&mut self.releases, now)?;
         self.begin(id)
     }
 
-    fn begin(&mut self, id: RequestId) -> Option<(RequestId, Turn)> {
-        let mut turn = self.get(&id)?;
-        self.forget(&id, &turn);
-        (turn.due, turn.release, turn.hint) = (None, None, None);
-        self.turns.insert(id.clone(), turn.clone());
-        Some((id, turn))
+    fn begin(&mut self, id: RequestId) -> Option<(RequestId, ScheduledPoll)> {
+        let mut poll = self.get(&id)?;
+        self.forget(&id, &poll);
+        (poll.due, poll.release, poll.hint) = (None, None, None);
+        self.polls.insert(id.clone(), poll.clone());
+        Some((id, poll))
     }
 
-    /// A poll of an account is over.
+    /// Counts the end of a poll.
     pub(super) fn finished(&mut self, name: &AccountName) {
         if let Some(account) = self.accounts.get_mut(name) {
             account.under_way = account.under_way.saturating_sub(1);
@@ -250,13 +254,13 @@ impl Schedule {
     }
 
     fn forget_idle(&mut self, name: &AccountName) {
-        if self.accounts.get(name).is_some_and(Account::is_idle) {
+        if self.accounts.get(name).is_some_and(AccountPolls::is_idle) {
             self.accounts.remove(name);
         }
     }
 }
 
-impl Account {
+impl AccountPolls {
     fn may_wait(&self) -> bool {
         !self.waits && self.under_way < MAX_POLLS
     }
@@ -280,7 +284,7 @@ impl Account {
     }
 }
 
-/// Takes the first that is due.
+/// Takes the first request that is due.
 fn pop_due(due: &mut BTreeSet<(Instant, RequestId)>, now: Instant) -> Option<RequestId> {
     if due.first()?.0 > now {
         return None;

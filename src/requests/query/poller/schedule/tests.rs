@@ -14,20 +14,24 @@ fn config() -> PollingConfig {
 }
 
 #[test]
-fn intervals_grow_to_their_bound_and_leave_ten_times_the_rest() {
+fn intervals_grow_to_their_bound_and_leave_ten_times_the_pause() {
     let PollingConfig { max_watched, max, .. } = config();
-    let turn = Turn::new(account(0), Instant::now());
+    let poll = ScheduledPoll::new(account(0), Instant::now());
     let of = |count, longest, took| {
-        Turn { count, ..turn.clone() }.interval(&config(), longest, Duration::from_millis(took))
+        ScheduledPoll { count, ..poll.clone() }.interval(
+            &config(),
+            longest,
+            Duration::from_millis(took),
+        )
     };
     assert_eq!(of(0, max_watched, 0), Duration::from_secs(2));
     assert_eq!(of(1, max_watched, 0), Duration::from_millis(3_200));
     assert_eq!(of(100, max_watched, 0), Duration::from_mins(1));
     assert_eq!(of(u32::MAX, max, 0), Duration::from_mins(5));
     assert_eq!(of(0, max_watched, 1_000), Duration::from_secs(10));
-    // Also where another replica got the last answer.
+    // The pause also applies if another replica received the answer.
     let rested =
-        turn.clone().polled(turn.last, Counted { count: 0, rest: Duration::from_secs(10) });
+        poll.clone().polled(poll.last, PollCount { count: 0, pause: Duration::from_secs(10) });
     assert_eq!(rested.interval(&config(), max_watched, Duration::ZERO), Duration::from_secs(10));
 }
 
@@ -40,8 +44,8 @@ fn account(number: usize) -> AccountName {
 }
 
 /// A request that is due at that time.
-fn due(at: Instant, urgency: Urgency, account: AccountName) -> Turn {
-    Turn { due: Some((at, urgency)), ..Turn::new(account, at) }
+fn due(at: Instant, urgency: Urgency, account: AccountName) -> ScheduledPoll {
+    ScheduledPoll { due: Some((at, urgency)), ..ScheduledPoll::new(account, at) }
 }
 
 #[test]
@@ -49,32 +53,38 @@ fn a_request_is_taken_once_when_due() {
     let mut schedule = Schedule::default();
     let (now, id) = (Instant::now(), id(1));
     let later = now + Duration::from_secs(1);
-    schedule.set(&id, Turn::new(account(0), now));
+    schedule.set(&id, ScheduledPoll::new(account(0), now));
     let hint = Some(Hint::Soon);
-    schedule
-        .set(&id, Turn { due: Some((later, Urgency::First)), hint, ..Turn::new(account(0), now) });
+    schedule.set(
+        &id,
+        ScheduledPoll {
+            due: Some((later, Urgency::First)),
+            hint,
+            ..ScheduledPoll::new(account(0), now)
+        },
+    );
     assert!(schedule.take(&account(0), now).is_none());
-    let (taken, turn) = schedule.take(&account(0), later).unwrap();
-    assert_eq!((&taken, turn.due, turn.hint), (&id, None, None));
+    let (taken, poll) = schedule.take(&account(0), later).unwrap();
+    assert_eq!((&taken, poll.due, poll.hint), (&id, None, None));
     assert!(schedule.take(&account(0), now + Duration::from_secs(9)).is_none());
     assert!(schedule.next().is_none());
 }
 
 #[test]
-fn a_withheld_answer_is_told_without_a_turn() {
+fn a_withheld_status_is_released_without_a_permit() {
     let mut schedule = Schedule::default();
     let now = Instant::now();
     let release = Some(now + Duration::from_secs(1));
-    schedule.set(&id(1), Turn { release, ..due(now, Urgency::Rest, account(1)) });
+    schedule.set(&id(1), ScheduledPoll { release, ..due(now, Urgency::Rest, account(1)) });
     assert_eq!(schedule.begin_waiting(now), [account(1)]);
     assert!(schedule.take_release(now).is_none());
     assert_eq!(schedule.take_release(now + Duration::from_secs(1)).unwrap().0, id(1));
     assert!(schedule.take(&account(1), now + Duration::from_secs(1)).is_none(), "it is under way");
 }
 
-/// One turn at a time is waited for, by each account, and none for requests that are not due.
+/// An account waits for one permit at a time, and only if a request is due.
 #[test]
-fn each_account_waits_for_its_own_turn() {
+fn each_account_waits_for_its_own_permit() {
     let mut schedule = Schedule::default();
     let now = Instant::now();
     (0..1_000).for_each(|n| schedule.set(&id(n), due(now, Urgency::Rest, account(1))));
@@ -104,8 +114,8 @@ fn polls_under_way_are_bounded() {
     assert_eq!(schedule.begin_waiting(now).len(), 1);
 }
 
-/// Whoever has just begun to watch waits for two polls at most, whatever is due, and the requests
-/// that nobody watches get their quarter, in the order in which they came due.
+/// A new watch waits for at most two polls. Requests without watchers get a quarter of the polls, in
+/// the order in which they came due.
 #[test]
 fn urgent_requests_go_first_and_the_rest_gets_its_share() {
     let mut schedule = Schedule::default();
@@ -126,17 +136,18 @@ fn urgent_requests_go_first_and_the_rest_gets_its_share() {
     assert_eq!(rest, (0..100).map(id).collect::<Vec<_>>());
 }
 
-/// After a restart.
 #[test]
-fn requests_that_others_have_polled_come_due_one_after_the_other() {
+fn requests_found_after_a_restart_come_due_one_after_the_other() {
     let (config, now) = (config(), Instant::now());
     let rolls = (0..100_u32).map(|n| f64::from(n) / 100.0);
     let dues = |age: Duration| -> Vec<Duration> {
-        let turns = rolls
+        let polls = rolls
             .clone()
-            .map(|roll| Turn::resumed(account(0), now, age, &config, config.max, roll));
-        let due = |turn: Turn| turn.last + turn.interval(&config, config.max, Duration::ZERO) - now;
-        turns.map(due).collect()
+            .map(|roll| ScheduledPoll::resumed(account(0), now, age, &config, config.max, roll));
+        let due = |poll: ScheduledPoll| {
+            poll.last + poll.interval(&config, config.max, Duration::ZERO) - now
+        };
+        polls.map(due).collect()
     };
     let day = dues(Duration::from_hours(24));
     for second in 0..300 {
@@ -144,7 +155,7 @@ fn requests_that_others_have_polled_come_due_one_after_the_other() {
         assert!(day.iter().filter(at).count() <= 1, "{day:?}");
     }
     assert!(day.iter().all(|due| *due <= config.max));
-    // One that is new waits for its first poll as any other.
+    // A new request waits for the first interval.
     assert!(dues(Duration::ZERO).iter().all(|due| *due == config.first));
 }
 
@@ -156,7 +167,7 @@ fn a_poll_of_others_is_told_by_the_count() {
         (Some(3), None, false, false),
         (Some(3), Some(3), false, false),
         (Some(3), Some(4), false, true),
-        // After a start: others may be at it, or cannot.
+        // After a start, with and without other replicas.
         (None, Some(4), false, true),
         (None, Some(4), true, false),
     ];
@@ -169,12 +180,11 @@ fn a_poll_of_others_is_told_by_the_count() {
     }
 }
 
-/// Replicas over one cell, in time that only the test moves.
+/// Replicas that share one cell, with a clock that only the test moves.
 struct World {
     now: Instant,
     cell: Option<u32>,
     replicas: Vec<Replica>,
-    /// When it was polled.
     polls: Vec<Instant>,
 }
 
@@ -185,16 +195,16 @@ struct Replica {
 }
 
 impl World {
-    /// Replicas that hear of the request so long after its beginning.
+    /// Replicas that see the request this long after its beginning.
     fn new(heard: &[Duration], longest: Duration) -> Self {
         let (now, id) = (Instant::now(), request());
         let replica = |after: &Duration| {
             let heard = now + *after;
             let mut schedule = Schedule::default();
-            let turn = Turn::new(account(0), heard);
+            let poll = ScheduledPoll::new(account(0), heard);
             schedule.set(
                 &id,
-                polled_at(turn.clone(), heard + turn.interval(&config(), longest, Duration::ZERO)),
+                polled_at(poll.clone(), heard + poll.interval(&config(), longest, Duration::ZERO)),
             );
             Replica { schedule, longest, alive: true }
         };
@@ -212,28 +222,28 @@ impl World {
                 return;
             };
             self.now = self.now.max(due);
-            self.turn(at, latency());
+            self.poll(at, latency());
         }
     }
 
-    /// What `Poller` does when one is due; it takes `latency` until the next turn is known.
-    fn turn(&mut self, at: usize, latency: Duration) {
+    /// Does what `Poller` does with a due poll, which takes `latency`.
+    fn poll(&mut self, at: usize, latency: Duration) {
         let replica = &mut self.replicas[at];
-        let (id, turn) = replica.schedule.take(&account(0), self.now).unwrap();
-        if !polled_elsewhere(turn.seen, self.cell, false) {
+        let (id, poll) = replica.schedule.take(&account(0), self.now).unwrap();
+        if !polled_elsewhere(poll.seen, self.cell, false) {
             self.cell = Some(self.cell.unwrap_or(0) + 1);
             self.polls.push(self.now);
         }
-        let counted = Counted { count: self.cell.unwrap(), rest: Duration::ZERO };
-        let turn = turn.polled(self.now + latency, counted);
-        let due = turn.last + turn.interval(&config(), replica.longest, Duration::ZERO);
+        let counted = PollCount { count: self.cell.unwrap(), pause: Duration::ZERO };
+        let poll = poll.polled(self.now + latency, counted);
+        let due = poll.last + poll.interval(&config(), replica.longest, Duration::ZERO);
         replica.schedule.finished(&account(0));
-        replica.schedule.set(&id, polled_at(turn, due));
+        replica.schedule.set(&id, polled_at(poll, due));
     }
 }
 
-fn polled_at(turn: Turn, due: Instant) -> Turn {
-    Turn { due: Some((due, Urgency::Rest)), ..turn }
+fn polled_at(poll: ScheduledPoll, due: Instant) -> ScheduledPoll {
+    ScheduledPoll { due: Some((due, Urgency::Rest)), ..poll }
 }
 
 fn request() -> RequestId {
@@ -245,8 +255,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// However the replicas' clocks lie to each other and however long their looks take: never
-    /// sooner than one alone would, and as often.
+    /// Whatever the offsets of the replicas and their latencies are, polls are never closer than
+    /// the interval of one replica, and as frequent.
     #[test]
     fn replicas_poll_as_often_as_one(
         heard in proptest::collection::vec(0_u64..2_000, 1..6),
@@ -263,7 +273,7 @@ proptest! {
         prop_assert!((54..=61).contains(&world.polls.len()), "{}", world.polls.len());
     }
 
-    /// The poller dies, and another goes on within about an interval.
+    /// When the replica that polls dies, another one polls within about an interval.
     #[test]
     fn a_dead_replica_is_replaced(heard in proptest::collection::vec(0_u64..2_000, 2..6), at in 3_u32..20) {
         let heard: Vec<_> = heard.into_iter().map(Duration::from_millis).collect();
@@ -271,8 +281,6 @@ proptest! {
         let latency = Duration::from_millis(1);
         let died = world.now + at * INTERVAL;
         world.run_until(died, || latency);
-        // Whoever polled last is the one with the least time left, of those that saw the last
-        // count.
         let last = *world.polls.last().unwrap();
         let poller = (0..heard.len())
             .find(|at| world.replicas[*at].schedule.get(&request()).unwrap().last == last + latency)
@@ -284,7 +292,7 @@ proptest! {
     }
 }
 
-/// A replica with a watcher looks sooner, and polls then.
+/// A replica with a watcher has shorter intervals, and so polls for all.
 #[test]
 fn one_watcher_is_enough_for_the_watched_cadence() {
     let mut world = World::new(

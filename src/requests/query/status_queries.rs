@@ -1,0 +1,373 @@
+//! Status queries to ThingSpace: at most one per request at a time, shared by all who wait for it.
+//!
+//! - Events that an answer adds are appended to the request's log. Callers always read the folded
+//!   state.
+//! - A query is cancelled when its last waiter, a caller or the poller, is gone. A cancelled query
+//!   leaves nothing behind: no entry, no failure and no time of a query.
+//! - An answer that has arrived is always stored, even if every waiter is gone.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, warn};
+use uuid::Uuid;
+
+use crate::requests::{
+    append,
+    error::{Effect, Error},
+    fold::{
+        event::{self, Kind},
+        state::Request,
+    },
+    hub::{Hub, LastQuery, Tracked},
+    lock,
+};
+use crate::{
+    identity::{AccountName, RequestId},
+    proto::storage,
+    repeated::Repeated,
+    store::{LogName, Position, Store},
+    thingspace::{Client, PollTurn, Purpose, StatusLookup},
+};
+
+/// A failure is the answer to all queries about the same request for this long, which is what
+/// callers are told to wait. Otherwise more callers would mean more queries while ThingSpace fails.
+const FAILED_FOR: Duration = Duration::from_secs(1);
+
+/// How long "ThingSpace does not know this request" stays valid for a request that is not in the
+/// store.
+const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
+
+/// The number of such answers that are kept.
+const MAX_NOT_KNOWN: usize = 10_000;
+
+/// Limits the log lines about requests that ThingSpace knows under another account, too.
+static OTHER_ACCOUNT: Repeated = Repeated::new();
+
+type QueryKey = (AccountName, RequestId);
+
+/// The result of a query, for all its waiters. Dropping the last clone cancels the query.
+type SharedOutcome = Shared<BoxFuture<'static, Result<QueryOutcome, Error>>>;
+
+/// A query under way.
+#[derive(Debug)]
+struct RunningQuery {
+    number: u64,
+    /// Weak, so that this entry does not count as a waiter.
+    outcome: WeakShared<BoxFuture<'static, Result<QueryOutcome, Error>>>,
+    /// Takes the poller's permit, if the poller joins this query while it still waits for one.
+    poll: Option<oneshot::Sender<PollTurn>>,
+}
+
+/// Who needs a status query.
+#[derive(Debug)]
+pub enum QueriedBy {
+    Caller,
+    Poller(PollTurn),
+}
+
+/// The outcome of a status query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryOutcome {
+    /// The answer is stored and folded.
+    Answered,
+    /// ThingSpace does not know the request.
+    NotKnown,
+}
+
+/// Removes the entry of a query when its task ends, also when it panics.
+struct RemoveOnDrop {
+    queries: Arc<StatusQueries>,
+    key: QueryKey,
+    number: u64,
+}
+
+impl Drop for RemoveOnDrop {
+    fn drop(&mut self) {
+        let running = &mut lock(&self.queries.running).by_request;
+        // The query may have been cancelled and a new one may have begun.
+        if running.get(&self.key).is_some_and(|query| query.number == self.number) {
+            running.remove(&self.key);
+        }
+    }
+}
+
+/// The queries under way, and the number of all queries so far.
+#[derive(Debug, Default)]
+struct RunningQueries {
+    by_request: HashMap<QueryKey, RunningQuery>,
+    count: u64,
+}
+
+/// Sends status queries and stores their answers.
+#[derive(Debug)]
+pub struct StatusQueries {
+    store: Arc<dyn Store>,
+    client: Client,
+    hub: Arc<Hub>,
+    tasks: TaskTracker,
+    /// How long a final status waits for the callback that gives its reason, where callbacks arrive.
+    grace: Duration,
+    running: Mutex<RunningQueries>,
+    not_known: Mutex<HashMap<QueryKey, Instant>>,
+}
+
+impl StatusQueries {
+    pub fn new(
+        store: Arc<dyn Store>,
+        client: Client,
+        hub: Arc<Hub>,
+        tasks: TaskTracker,
+        grace: Duration,
+    ) -> Self {
+        Self {
+            store,
+            client,
+            hub,
+            tasks,
+            grace,
+            running: Mutex::default(),
+            not_known: Mutex::default(),
+        }
+    }
+
+    /// Queries a request in memory, unless its last query began after `began - max_age`. `began` is
+    /// when the caller's call arrived.
+    pub async fn refresh(
+        self: &Arc<Self>,
+        tracked: &Arc<Tracked>,
+        began: Instant,
+        max_age: Duration,
+        by: QueriedBy,
+    ) -> Result<(), Error> {
+        let is_fresh =
+            |last: LastQuery| last.at.checked_add(max_age).is_none_or(|until| until > began);
+        if tracked.last_query().is_some_and(is_fresh) {
+            return Ok(());
+        }
+        if let Some(error) = tracked.query_failure(FAILED_FOR) {
+            return Err(error);
+        }
+        let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
+        let (purpose, poll) = match by {
+            QueriedBy::Caller => {
+                let (hand_over, poll) = oneshot::channel();
+                (Purpose::Query { poll }, Some(hand_over))
+            }
+            QueriedBy::Poller(turn) => (Purpose::Poll(turn), None),
+        };
+        // NotKnown changes nothing: ThingSpace may not list a new request yet.
+        self.query(&account, &tracked.id, purpose, poll).await.map(|_| ())
+    }
+
+    /// Queries an external request that is not in the store.
+    pub async fn look_up(
+        self: &Arc<Self>,
+        account: &AccountName,
+        id: &RequestId,
+    ) -> Result<QueryOutcome, Error> {
+        let key = (account.clone(), id.clone());
+        if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
+            return Ok(QueryOutcome::NotKnown);
+        }
+        let outcome = self.query(account, id, Purpose::Elsewhere, None).await?;
+        if outcome == QueryOutcome::NotKnown {
+            let mut not_known = lock(&self.not_known);
+            if not_known.len() >= MAX_NOT_KNOWN {
+                not_known.retain(|_, since| since.elapsed() < NOT_KNOWN_FOR);
+            }
+            if not_known.len() < MAX_NOT_KNOWN {
+                not_known.insert(key, Instant::now());
+            }
+        }
+        Ok(outcome)
+    }
+
+    async fn query(
+        self: &Arc<Self>,
+        account: &AccountName,
+        id: &RequestId,
+        purpose: Purpose,
+        poll: Option<oneshot::Sender<PollTurn>>,
+    ) -> Result<QueryOutcome, Error> {
+        let key = (account.clone(), id.clone());
+        let outcome = {
+            let mut running = lock(&self.running);
+            let query = running.by_request.get_mut(&key);
+            match query.map(|query| (query.outcome.upgrade(), &mut query.poll)) {
+                Some((Some(outcome), poll)) => {
+                    if let Purpose::Poll(permit) = purpose
+                        && let Some(poll) = poll.take()
+                    {
+                        // If the query already has a permit, this one is dropped and so returned.
+                        let _ = poll.send(permit);
+                    }
+                    outcome
+                }
+                _ => self.start(&mut running, key, purpose, poll),
+            }
+        };
+        outcome.await
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        running: &mut RunningQueries,
+        key: QueryKey,
+        purpose: Purpose,
+        poll: Option<oneshot::Sender<PollTurn>>,
+    ) -> SharedOutcome {
+        running.count += 1;
+        let number = running.count;
+        let entry = RemoveOnDrop { queries: Arc::clone(self), key: key.clone(), number };
+        let cancelled = CancellationToken::new();
+        let has_waiters = cancelled.clone().drop_guard();
+        let task = self.tasks.spawn(
+            async move {
+                let (queries, (account, id)) = (&entry.queries, &entry.key);
+                let lookup = queries.client.request_status(account, id, purpose);
+                let Some(lookup) = cancelled.run_until_cancelled(lookup).await else {
+                    return Err(Error::Deadline(Effect::None));
+                };
+                let outcome = match lookup {
+                    Ok((lookup, took)) => queries.store_answer(account, id, lookup, took).await,
+                    Err(error) => Err(error.into()),
+                };
+                if let (Err(error), Some(tracked)) = (&outcome, queries.hub.get(id)) {
+                    tracked.set_query_failure(error.clone());
+                }
+                outcome
+            }
+            .in_current_span(),
+        );
+        let outcome = async move {
+            // Dropped with the last waiter.
+            let _has_waiters = has_waiters;
+            task.await.unwrap_or_else(|panic| {
+                Err(Error::Internal(format!("a status query panicked: {panic}")))
+            })
+        };
+        let outcome = outcome.boxed().shared();
+        let weak = outcome.downgrade().expect("the future has not been polled yet");
+        running.by_request.insert(key, RunningQuery { number, outcome: weak, poll });
+        outcome
+    }
+
+    /// Appends the events that an answer adds to the request's log.
+    async fn store_answer(
+        &self,
+        account: &AccountName,
+        id: &RequestId,
+        lookup: StatusLookup,
+        took: Duration,
+    ) -> Result<QueryOutcome, Error> {
+        let attached = self.hub.attach(id).await?.map(|(tracked, _)| tracked);
+        let lookup = match (lookup, &attached) {
+            (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {
+                let answer = tracked.withhold(answer, self.grace);
+                // The poller releases the withheld statuses in time.
+                self.hub.hint(id);
+                StatusLookup::Found(answer)
+            }
+            (lookup, _) => lookup,
+        };
+        let (events, known_account, folded_to) = match &attached {
+            Some(tracked) => {
+                let folded = tracked.lock();
+                let request = &folded.request;
+                let folded_to = FoldedTo::of(request, folded.position());
+                (news(request, account, &lookup), request.account.clone(), folded_to)
+            }
+            None => (news(&Request::default(), account, &lookup), None, FoldedTo::default()),
+        };
+        if known_account.is_some_and(|known| known != *account) {
+            if let Some(times) = OTHER_ACCOUNT.count() {
+                warn!(
+                    request.id = %id,
+                    times,
+                    "ThingSpace answered for a request of another account; the answer is ignored"
+                );
+            }
+            return Ok(QueryOutcome::NotKnown);
+        }
+        self.append_observed(id, folded_to, events).await?;
+        // Loads a request that was not in the store before, so that its time of query is kept.
+        let tracked = match attached {
+            Some(tracked) => Some(tracked),
+            None => self.hub.attach(id).await?.map(|(tracked, _)| tracked),
+        };
+        if let Some(tracked) = tracked {
+            tracked.set_last_query(took);
+        }
+        Ok(match lookup {
+            StatusLookup::Found(_) => QueryOutcome::Answered,
+            StatusLookup::NotKnown => QueryOutcome::NotKnown,
+        })
+    }
+
+    /// Appends the statuses that were withheld for long enough.
+    pub async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
+        let Some(answer) = tracked.withheld() else { return Ok(()) };
+        let (events, folded_to) = {
+            let folded = tracked.lock();
+            let request = &folded.request;
+            let news = |account| request.news(account, &answer);
+            let folded_to = FoldedTo::of(request, folded.position());
+            (request.account.as_ref().map_or_else(Vec::new, news), folded_to)
+        };
+        self.append_observed(&tracked.id, folded_to, events).await
+    }
+
+    async fn append_observed(
+        &self,
+        id: &RequestId,
+        FoldedTo { mut first, at }: FoldedTo,
+        events: Vec<storage::Observed>,
+    ) -> Result<(), Error> {
+        let log = LogName::request(id.as_str());
+        let mut last = None;
+        for observed in events {
+            if first.is_none() && last.is_some() {
+                // Names the first event, so that a log that lost it is never folded.
+                first = self.hub.beginning(id, None).await?.first;
+            }
+            let event_id = at.map_or_else(Uuid::now_v7, |at| event::observed_id(id, at, &observed));
+            let observed = Kind::Observed(observed);
+            last = Some(append(&*self.store, &log, first, event_id, observed).await?);
+        }
+        if let Some(position) = last {
+            self.hub.folded(position).await;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a request's log that was folded when an answer was compared with it.
+#[derive(Debug, Clone, Copy, Default)]
+struct FoldedTo {
+    first: Option<Position>,
+    /// `None`: the request was not in memory.
+    at: Option<Position>,
+}
+
+impl FoldedTo {
+    fn of(request: &Request, at: Position) -> Self {
+        Self { first: request.beginning(), at: Some(at) }
+    }
+}
+
+fn news(request: &Request, account: &AccountName, lookup: &StatusLookup) -> Vec<storage::Observed> {
+    match lookup {
+        StatusLookup::Found(answer) => request.news(account, answer),
+        StatusLookup::NotKnown => Vec::new(),
+    }
+}
