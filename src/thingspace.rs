@@ -27,7 +27,7 @@ pub use self::http::HostHealth;
 pub(crate) use self::http::{Object, denies_success, shown_code};
 pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
-pub use login::{Sent, Standing, UnblockOutcome, Unblocked};
+pub use login::{Sent, Standing, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};

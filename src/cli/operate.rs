@@ -78,7 +78,9 @@ stops logins before. They go on without this command once the files hold a passw
 
 Each command permits one more login, and the rejections so far go on counting. After four that ThingSpace may have
 counted, the command is refused: log in once elsewhere with the right password, which clears ThingSpace's count, and
-say so with --force. If the login that follows is not accepted, the rejections from before count again.
+say so with --force. If the login that follows is not accepted, the rejections from before count again, and the next
+--force is refused, because it may repeat a mistake. Then correct the files, log in elsewhere once more with exactly
+what they hold, and add --risk-lock.
 
 Examples:
   thingspace-gateway unblock main --config gateway.toml
@@ -91,6 +93,10 @@ pub struct Unblock {
     /// counted
     #[arg(long)]
     pub force: bool,
+    /// With --force: also if no login was accepted after the last --force. ThingSpace may lock the
+    /// user if nobody has logged in elsewhere
+    #[arg(long, requires = "force")]
+    pub risk_lock: bool,
     #[command(flatten)]
     pub remote: Remote,
 }

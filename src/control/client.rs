@@ -45,8 +45,8 @@ pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> any
             let status: Status = gateway.get(status::PATH).await?;
             if json { show::json(out, &status) } else { show::status(out, &status) }
         }
-        Operate::Unblock(Unblock { name, force, .. }) => {
-            let how = logins::Unblock { force: *force };
+        Operate::Unblock(Unblock { name, force, risk_lock, .. }) => {
+            let how = logins::Unblock { force: *force, risk_lock: *risk_lock };
             let done: Unblocked = gateway.post(&logins::unblock_path(name), &how).await?;
             if json { show::json(out, &done) } else { show::unblocked(out, name, *force, &done) }
         }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{Subject, refuse};
-use crate::thingspace::{self, Error, UnblockOutcome};
+use crate::thingspace::{self, Error, UnblockMode, UnblockOutcome, UnblockRefusal};
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
 
@@ -35,6 +35,8 @@ pub(super) struct Login {
 pub(super) struct Unblock {
     /// The operator has logged in elsewhere, which clears what ThingSpace has counted.
     pub(super) force: bool,
+    /// With `force`: although no login was accepted since the last time.
+    pub(super) risk_lock: bool,
 }
 
 /// What came of it.
@@ -67,9 +69,14 @@ pub(super) fn logins(subject: &Subject) -> Vec<Login> {
 async fn unblock(
     State(subject): State<Subject>,
     Path(name): Path<String>,
-    Json(Unblock { force }): Json<Unblock>,
+    Json(Unblock { force, risk_lock }): Json<Unblock>,
 ) -> Result<Json<Unblocked>, Response> {
-    let Some(done) = subject.client.unblock(&name, force).await else {
+    let mode = match (force, risk_lock) {
+        (false, _) => UnblockMode::Retry,
+        (true, false) => UnblockMode::LoggedIn,
+        (true, true) => UnblockMode::RiskLock,
+    };
+    let Some(done) = subject.client.unblock(&name, mode).await else {
         return Err(refuse(
             StatusCode::NOT_FOUND,
             &format_args!("there are no credentials named {name}"),
@@ -83,31 +90,50 @@ async fn unblock(
     let changed = match outcome {
         UnblockOutcome::Done => true,
         UnblockOutcome::NotNeeded => false,
-        UnblockOutcome::Refused => {
-            return Err(refuse(StatusCode::CONFLICT, &last_one(&name, rejections, lock)));
-        }
-        UnblockOutcome::Refuted => {
-            return Err(refuse(StatusCode::CONFLICT, &refuted(&name, rejections, lock)));
+        UnblockOutcome::Refused(why) => {
+            let why = match why {
+                UnblockRefusal::LastAttempt => last_attempt(&name, rejections, lock),
+                UnblockRefusal::Refuted => refuted(&name, lock),
+                UnblockRefusal::AlreadyForced => already_forced(&name, lock),
+            };
+            return Err(refuse(StatusCode::CONFLICT, &why));
         }
     };
     info!(
         credentials = name,
-        changed, force, rejections, "an operator let credentials be tried once more"
+        changed, force, risk_lock, rejections, "an operator let credentials be tried once more"
     );
     Ok(Json(Unblocked { changed, rejections, lock }))
 }
 
-fn refuted(name: &str, rejections: u32, lock: u32) -> String {
+fn refuted(name: &str, lock: u32) -> String {
     format!(
-        "ThingSpace rejected the password that the files of credentials {name} hold, after the last `unblock --force`. \
-         It may have counted {rejections} rejected logins in a row and locks the user at {lock}. The password is not the \
-         one that worked elsewhere: write that one into the file. If logins stay stopped then, log in with it elsewhere \
-         once more and run `thingspace-gateway unblock {name} --force`. If the password in the file has become \
-         right since, log in once with it elsewhere, and change it to a new one"
+        "ThingSpace rejected the password that the files of credentials {name} hold, after the last \
+         `unblock --force`. It is not the password that worked elsewhere: write that one into the \
+         file. {}",
+        once_more(name, lock)
     )
 }
 
-fn last_one(name: &str, rejections: u32, lock: u32) -> String {
+fn already_forced(name: &str, lock: u32) -> String {
+    format!(
+        "no login of the user of credentials {name} was accepted after the last `unblock --force`, \
+         so it may have been a mistake. Correct the files: a user name or a password that is not \
+         the one that worked elsewhere is the usual cause. {}",
+        once_more(name, lock)
+    )
+}
+
+fn once_more(name: &str, lock: u32) -> String {
+    format!(
+        "If logins stay stopped then, log in once more elsewhere, with exactly what the files hold, \
+         and run `thingspace-gateway unblock {name} --force --risk-lock`. Each such command permits \
+         one login. If nobody has logged in elsewhere before it, ThingSpace may lock the user, which \
+         it does at {lock} rejected logins in a row; only Verizon's support unlocks a user"
+    )
+}
+
+fn last_attempt(name: &str, rejections: u32, lock: u32) -> String {
     format!(
         "ThingSpace may have counted {rejections} rejected logins in a row and locks the user at {lock}, so logins \
          with credentials {name} stay stopped. Log in once elsewhere with the password that the files hold, for \

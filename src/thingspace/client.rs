@@ -28,7 +28,7 @@ use self::{
     trouble::Trouble,
 };
 use super::{
-    Error, HostHealth, Order, Registration, Sent, StatusAnswer, Target,
+    Error, HostHealth, Order, Registration, Sent, StatusAnswer, Target, UnblockMode,
     http::{
         code,
         transport::{Endpoint, Reply, Transport},
@@ -150,11 +150,11 @@ impl Client {
         self.upstreams.iter().map(|upstream| (upstream.tokens.name(), upstream.tokens.standing()))
     }
 
-    /// Lets a set of credentials be tried once more. `logged_in`: an operator has logged in
-    /// elsewhere, which clears what ThingSpace has counted. `None`: there is no set of this name.
-    pub async fn unblock(&self, name: &str, logged_in: bool) -> Option<Result<Unblocked, Error>> {
+    /// Lets a set of credentials be tried once more, as an operator asks for it. `None`: there is
+    /// no set of this name.
+    pub async fn unblock(&self, name: &str, mode: UnblockMode) -> Option<Result<Unblocked, Error>> {
         let upstream = self.upstreams.iter().find(|upstream| upstream.tokens.name() == name)?;
-        Some(upstream.tokens.unblock(logged_in).await)
+        Some(upstream.tokens.unblock(mode).await)
     }
 
     /// True when some credentials serve this account.

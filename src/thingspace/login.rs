@@ -24,7 +24,8 @@ use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use self::guard::{LOCK, Terms};
+use self::guard::Terms;
+pub use self::guard::{UnblockMode, UnblockRefusal};
 pub(super) use self::users::Users;
 pub use self::{files::Sent, standing::Standing};
 use self::{
@@ -32,7 +33,7 @@ use self::{
     secrets::{Hosts, Secrets},
     slot::{Failed, Fault, Minted, Slot, Token, TokenId, What},
     standing::{Half, Standings},
-    vault::{Given, Need, Vault},
+    vault::{Need, Vault},
 };
 use super::{
     Error,
@@ -89,11 +90,8 @@ pub enum UnblockOutcome {
     Done,
     /// Nothing was in the way.
     NotNeeded,
-    /// Logins stay stopped, because the next rejection may lock the user.
-    Refused,
-    /// Logins stay stopped, because the password in the file was rejected after an operator had
-    /// logged in elsewhere.
-    Refuted,
+    /// Logins stay stopped.
+    Refused(UnblockRefusal),
 }
 
 /// What authenticates one call.
@@ -257,22 +255,20 @@ impl Tokens {
         }
     }
 
-    /// Lets both halves be tried once more. `logged_in`: an operator has logged in elsewhere.
-    pub(super) async fn unblock(&self, logged_in: bool) -> Result<Unblocked, Error> {
+    /// Lets both halves be tried once more. What the operator states is about the user.
+    pub(super) async fn unblock(&self, mode: UnblockMode) -> Result<Unblocked, Error> {
         let secrets = self.secrets().await.map_err(|unread| self.unread(&unread))?;
-        let login = self.users.unblock(&secrets.login, logged_in).await.map_err(Error::Store)?;
-        let client =
-            self.applications.unblock(&secrets.client, false).await.map_err(Error::Store)?;
+        let user = self.users.unblock(&secrets.login, mode).await.map_err(Error::Store)?;
+        let application = self.applications.unblock(&secrets.client, UnblockMode::Retry).await;
+        let application = application.map_err(Error::Store)?;
         self.bearer.forget_failure();
         self.session.forget_failure();
         self.kick.notify_one();
-        let outcome = match (login.given, client.given) {
-            (Given::Refused, _) => UnblockOutcome::Refused,
-            (Given::Refuted, _) => UnblockOutcome::Refuted,
-            (Given::NotNeeded, Given::NotNeeded) => UnblockOutcome::NotNeeded,
-            _ => UnblockOutcome::Done,
+        let outcome = match user.outcome {
+            UnblockOutcome::NotNeeded => application.outcome,
+            outcome => outcome,
         };
-        Ok(Unblocked { outcome, rejections: login.counted, lock: LOCK })
+        Ok(Unblocked { outcome, ..user })
     }
 
     async fn session(self: &Arc<Self>) -> Result<Token, Failed> {
@@ -355,8 +351,8 @@ impl Tokens {
             What::Store(error) => Error::Store(error),
             What::Unreadable => Error::CredentialsUnreadable { name },
             What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
-            What::Unavailable(reason) | What::Later(reason, _) => {
-                Error::NotSent { reason: format!("no token: {reason}"), retry_after }
+            what @ (What::Unavailable(_) | What::Later(..) | What::Elsewhere(_)) => {
+                Error::NotSent { reason: format!("no token: {what}"), retry_after }
             }
         }
     }

@@ -26,7 +26,10 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target, UnblockOutcome};
+use super::{
+    Client, Error, Order, OrderPermit, Purpose, StatusLookup, Target, UnblockMode, UnblockOutcome,
+    UnblockRefusal,
+};
 use crate::{
     config::{Config, CredentialsConfig, ThingSpaceConfig},
     identity::{AccountName, Device, Digits, RequestId},
@@ -133,8 +136,8 @@ impl World {
         self.client.place_order(self.prepare().await, &order(1), in_time()).await
     }
 
-    async fn unblock(&self, logged_in: bool) -> UnblockOutcome {
-        self.client.unblock("test", logged_in).await.unwrap().unwrap().outcome
+    async fn unblock(&self, mode: UnblockMode) -> UnblockOutcome {
+        self.client.unblock("test", mode).await.unwrap().unwrap().outcome
     }
 
     /// Another process on the same store and files; the one before is dead.

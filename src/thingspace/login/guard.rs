@@ -15,6 +15,8 @@
 //!   may clear the count after a login elsewhere ([`unblocked`]). If the next attempt is not
 //!   accepted, the operator may have been mistaken, so the cleared count comes back. A password
 //!   that was rejected then gets no further permission.
+//! - An operator's statement is believed once: until a login of the user was accepted, another one
+//!   is refused, unless the operator takes the risk of a lock explicitly ([`UnblockMode`]).
 //! - A guard without history assumes one rejection. If the store is known to have lost guards, a
 //!   missing guard counts as four.
 //! - A replica that remembers more than the store does writes its memory back ([`merged`]). The
@@ -130,6 +132,8 @@ pub(crate) enum Stopped {
     Silences,
     /// All attempts together went wrong too often.
     Closed,
+    /// The same, and no attempt was accepted since an operator cleared the count.
+    ForcedInVain,
     /// The store has lost the guard.
     Lost,
 }
@@ -156,17 +160,27 @@ pub(crate) struct Sealed {
     pub(crate) for_other_half: Vec<u8>,
 }
 
-/// What an operator's permission leads to.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Unblocked {
-    /// Nothing was in the way.
-    Unchanged,
-    /// Store this.
-    Changed(Guard),
-    /// Refused: the next rejection may lock the user.
-    LastOne,
-    /// Refused: the password that is held was rejected after an operator had logged in elsewhere.
+/// What an operator states with `unblock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnblockMode {
+    /// Nothing: the rejections so far go on counting.
+    Retry,
+    /// `--force`: the operator has logged in elsewhere, which clears ThingSpace's count.
+    LoggedIn,
+    /// `--force --risk-lock`: the same, although no login was accepted since the last time. If it
+    /// is not true, ThingSpace may lock the user.
+    RiskLock,
+}
+
+/// Why `unblock` permits nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnblockRefusal {
+    /// The next rejection may lock the user.
+    LastAttempt,
+    /// The password in the file was rejected after an operator had logged in elsewhere.
     Refuted,
+    /// No login was accepted since an operator cleared the count.
+    AlreadyForced,
 }
 
 /// What may be done now by a process that wants to make this attempt.
@@ -182,7 +196,7 @@ pub(crate) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
     });
     let under_way = guard.attempt.as_ref();
     if terms.locks && under_way.is_none() && guard.is_closed() {
-        return Step::Stopped(Stopped::Closed);
+        return Step::Stopped(if guard.forced { Stopped::ForcedInVain } else { Stopped::Closed });
     }
     let own = under_way.is_some_and(|other| other.fingerprint == *fingerprint);
     if let Some(stopped) = gives_up(&tried).filter(|_| terms.locks && !own) {
@@ -190,7 +204,7 @@ pub(crate) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Ste
     }
     if let Some(other) = under_way {
         let dead = look.exclusive && other.incarnation != attempt.incarnation;
-        if dead || look.unchanged >= Duration::from_millis(other.lease_ms.into()) {
+        if dead || lease_left(look).is_zero() {
             return Step::Settle(settled(guard, terms));
         }
         return Step::Wait;
@@ -263,28 +277,32 @@ pub(crate) fn report(
     Some(guard)
 }
 
-/// What an operator's permission makes of a guard. `logged_in`: the operator has logged in
-/// elsewhere with the password that is held, whose fingerprint this is, and that clears what
-/// ThingSpace has counted.
+/// The guard after `unblock`; `None`: nothing was in the way. `fingerprint` is that of the password
+/// in the file, with which the operator has logged in elsewhere, if they state that.
 ///
-/// Without that, every secret may be tried once more, and what counted goes on counting. Neither is
-/// permitted with a password that was rejected after an operator had cleared the count.
+/// Every secret may be tried once more. A refusal leaves the guard as it is.
 pub(crate) fn unblocked(
     look: Look<'_>,
     fingerprint: &[u8],
-    logged_in: bool,
+    mode: UnblockMode,
     terms: &Terms,
-) -> Unblocked {
+) -> Result<Option<Guard>, UnblockRefusal> {
     let lost = look.guard.is_none() && look.lost && terms.locks;
     let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
-        return Unblocked::Unchanged;
+        return Ok(None);
     };
     let before = guard.clone();
-    if guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
-        return Unblocked::Refuted;
+    let logged_in = mode != UnblockMode::Retry;
+    if mode != UnblockMode::RiskLock {
+        if guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
+            return Err(UnblockRefusal::Refuted);
+        }
+        if guard.forced && (logged_in || guard.is_closed()) {
+            return Err(UnblockRefusal::AlreadyForced);
+        }
     }
     if terms.locks && (lost || guard.is_closed()) && !logged_in {
-        return Unblocked::LastOne;
+        return Err(UnblockRefusal::LastAttempt);
     }
     if logged_in && (lost || guard.counted() > 0) {
         let doubtful = guard.set_aside.max(if lost { COUNTED } else { guard.counted() });
@@ -296,7 +314,20 @@ pub(crate) fn unblocked(
         candidate.strikes = candidate.strikes.min(STRIKES - 1);
         (candidate.misses, candidate.rejected) = (0, false);
     }
-    if guard == before { Unblocked::Unchanged } else { Unblocked::Changed(guard) }
+    if guard == before {
+        Ok(None)
+    } else if guard.forced && !logged_in {
+        Err(UnblockRefusal::AlreadyForced)
+    } else {
+        Ok(Some(guard))
+    }
+}
+
+/// After how long the attempt under way counts as unanswered.
+pub(crate) fn lease_left(look: Look<'_>) -> Duration {
+    let under_way = look.guard.and_then(|guard| guard.attempt.as_ref());
+    let lease = under_way.map_or(0, |attempt| attempt.lease_ms);
+    Duration::from_millis(lease.into()).saturating_sub(look.unchanged)
 }
 
 /// Rejections that ThingSpace may have counted so far.

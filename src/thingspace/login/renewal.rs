@@ -159,6 +159,10 @@ impl Tokens {
         said: Result<T, NoTurn>,
     ) -> Result<T, Fault> {
         said.map_err(|NoTurn { fault, trouble }| {
+            // The keeper sees it, and sees when it is over.
+            if let What::Elsewhere(_) = fault.what {
+                return fault;
+            }
             let trouble = trouble.unwrap_or_else(|| Trouble::Passing(fault.what.to_string()));
             self.standings.set(half, Some(trouble), identity.fingerprint);
             fault

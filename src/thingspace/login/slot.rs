@@ -68,6 +68,8 @@ pub(super) enum What {
     LeftAlone(Duration),
     /// Nothing is tried before.
     Later(String, Instant),
+    /// Another attempt is under way, and counts as unanswered then.
+    Elsewhere(Instant),
     Store(StoreError),
     /// A credential file cannot be read.
     Unreadable,
@@ -136,14 +138,15 @@ impl Pace {
 impl Failed {
     /// How long a caller waits for the next attempt; `None`: it is told the failure at once.
     pub(super) fn passes_within(&self) -> Option<Duration> {
-        let passes = matches!(self.fault.what, What::Unavailable(_) | What::Later(..));
+        let passes =
+            matches!(self.fault.what, What::Unavailable(_) | What::Later(..) | What::Elsewhere(_));
         Some(self.wait() + NEXT_ATTEMPT_SLACK).filter(|wait| passes && *wait <= NEXT_ATTEMPT_MOST)
     }
 
     /// Until it is worth trying again.
     pub(super) fn wait(&self) -> Duration {
         let until = match self.fault.what {
-            What::Later(_, until) => until.max(self.not_before),
+            What::Later(_, until) | What::Elsewhere(until) => until.max(self.not_before),
             _ => self.not_before,
         };
         until.saturating_duration_since(Instant::now())
@@ -336,6 +339,9 @@ impl fmt::Display for What {
             Self::Throttled(_) => f.write_str("throttled by ThingSpace"),
             Self::LeftAlone(_) => f.write_str(LEFT_ALONE),
             Self::Unavailable(reason) | Self::Later(reason, _) => f.write_str(reason),
+            Self::Elsewhere(_) => {
+                f.write_str("another gateway's login or token request is unanswered so far")
+            }
             Self::Store(error) => error.fmt(f),
             Self::Unreadable => f.write_str("a credential file cannot be read"),
         }
@@ -346,7 +352,7 @@ impl Fault {
     /// For how long nothing is tried, if that is known.
     fn left(&self, now: Instant) -> Option<Duration> {
         match self.what {
-            What::Later(_, until) => {
+            What::Later(_, until) | What::Elsewhere(until) => {
                 until.checked_duration_since(now).filter(|left| !left.is_zero())
             }
             _ => None,

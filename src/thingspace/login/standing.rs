@@ -232,7 +232,7 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
     );
     let unblock = format!("`thingspace-gateway unblock {name}`");
     let elsewhere = format!(
-        "log in once elsewhere with the right password, then run `thingspace-gateway unblock {name} --force`"
+        "log in once elsewhere with the right password, then run `thingspace-gateway unblock {name} --force"
     );
     match trouble {
         Trouble::Rejected => {
@@ -254,10 +254,14 @@ fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
         ),
         Trouble::Stopped(Stopped::Closed) => format!(
             "{stopped}: it may have counted {COUNTED} or more rejected logins in a row and locks the user at {LOCK}. \
-             Correct the files, {elsewhere}"
+             Correct the files, {elsewhere}`"
+        ),
+        Trouble::Stopped(Stopped::ForcedInVain) => format!(
+            "{stopped}: no login was accepted after the last `unblock --force`, and it locks the user at {LOCK} \
+             rejected logins in a row. Correct the files, {elsewhere} --risk-lock`"
         ),
         Trouble::Stopped(Stopped::Lost) => format!(
-            "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}"
+            "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}`"
         ),
         Trouble::RejectedOnce => {
             format!(

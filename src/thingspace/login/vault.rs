@@ -18,8 +18,9 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::guard::{self, Later, Look, Report, Sealed, Step, Stopped, Terms, Unblocked};
+use super::guard::{self, LOCK, Later, Look, Report, Sealed, Step, Stopped, Terms, UnblockMode};
 use super::{
+    UnblockOutcome, Unblocked,
     cells::{GuardCells, Looked},
     lock,
     secrets::{Fingerprint, Identity},
@@ -40,6 +41,10 @@ const CLAIM_FRESH: Duration = Duration::from_secs(15);
 
 /// Between two looks at somebody else's attempt, at most; half of it at least.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long calls wait for an attempt that another gateway makes. It may be dead, and its lease is
+/// longer than most deadlines.
+const OTHERS_MOST: Duration = Duration::from_secs(10);
 
 /// Between attempts to store an outcome.
 const RETRY: Duration = Duration::from_millis(500);
@@ -86,25 +91,6 @@ pub(super) enum Outlook {
     Stopped(Stopped),
     /// Another gateway makes an attempt, which counts as unanswered after this.
     Elsewhere(Duration),
-}
-
-/// What came of an operator's permission.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Permission {
-    pub(super) given: Given,
-    /// Rejections that ThingSpace may have counted.
-    pub(super) counted: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Given {
-    Yes,
-    /// Nothing was in the way.
-    NotNeeded,
-    /// The next rejection may lock the user.
-    Refused,
-    /// The password that is held was rejected after an operator had logged in elsewhere.
-    Refuted,
 }
 
 /// The right to one attempt, which must be reported.
@@ -246,7 +232,8 @@ impl Vault {
             }
             let superseded = guard.is_some_and(|guard| guard.is_superseded(&fingerprint.0));
             let version = looked.version;
-            match guard::next(self.cells.as_look(&looked), &attempt, &self.terms) {
+            let look = self.cells.as_look(&looked);
+            match guard::next(look, &attempt, &self.terms) {
                 Step::Claim(_)
                     if need == Need::Soon && stored.misses > self.terms.unconfirmed() =>
                 {
@@ -276,6 +263,13 @@ impl Vault {
                         );
                     }
                 }
+                Step::Wait if look.unchanged >= OTHERS_MOST => {
+                    let what = What::Elsewhere(Instant::now() + guard::lease_left(look));
+                    return Err(NoTurn {
+                        fault: Fault { what, pace: Pace::RECHECK },
+                        trouble: None,
+                    });
+                }
                 Step::Wait => tokio::time::sleep(jittered(LOOK_AGAIN, fastrand::f64())).await,
                 Step::Later(wait, why) => return Err(not_yet(wait, why)),
                 Step::Stopped(stopped) => {
@@ -293,46 +287,38 @@ impl Vault {
         let attempt = self.attempt(identity.fingerprint);
         let look = self.cells.as_look(&looked);
         let under_way = look.guard.and_then(|guard| guard.attempt.as_ref());
-        let elsewhere = under_way.filter(|other| other.incarnation != attempt.incarnation);
+        let elsewhere = under_way.is_some_and(|other| other.incarnation != attempt.incarnation);
         Ok(match guard::next(look, &attempt, &self.terms) {
             Step::Stopped(stopped) => Outlook::Stopped(stopped),
             Step::Later(wait, why) => Outlook::Later(wait, why),
-            Step::Wait if let Some(other) = elsewhere => {
-                let lease = Duration::from_millis(other.lease_ms.into());
-                Outlook::Elsewhere(lease.saturating_sub(look.unchanged))
-            }
+            Step::Wait if elsewhere => Outlook::Elsewhere(guard::lease_left(look)),
             Step::Claim(_) | Step::Settle(_) | Step::Wait => Outlook::Open,
         })
     }
 
-    /// An operator permits one more try of everything. `logged_in`: they have logged in elsewhere,
-    /// which clears what ThingSpace has counted.
+    /// Permits one more attempt with every secret, as an operator asks for it.
     pub(super) async fn unblock(
         &self,
         identity: &Identity,
-        logged_in: bool,
-    ) -> Result<Permission, StoreError> {
+        mode: UnblockMode,
+    ) -> Result<Unblocked, StoreError> {
         loop {
             let looked = self.cells.look(identity).await?;
-            let outcome = guard::unblocked(
-                self.cells.as_look(&looked),
-                &identity.fingerprint.0,
-                logged_in,
-                &self.terms,
-            );
-            let counted = guard::counted(self.cells.as_look(&looked));
-            match outcome {
-                Unblocked::Unchanged => return Ok(Permission { given: Given::NotNeeded, counted }),
-                Unblocked::LastOne => return Ok(Permission { given: Given::Refused, counted }),
-                Unblocked::Refuted => return Ok(Permission { given: Given::Refuted, counted }),
-                Unblocked::Changed(next) => {
-                    let guard = Some(&next);
-                    let counted = guard::counted(Look { guard, ..self.cells.as_look(&looked) });
-                    if self.cells.swap(&identity.cell, looked.version, next).await? {
-                        return Ok(Permission { given: Given::Yes, counted });
+            let look = self.cells.as_look(&looked);
+            let next = guard::unblocked(look, &identity.fingerprint.0, mode, &self.terms);
+            let guard = next.as_ref().ok().and_then(Option::as_ref).or(look.guard);
+            let rejections = guard::counted(Look { guard, ..look });
+            let outcome = match next {
+                Err(why) => UnblockOutcome::Refused(why),
+                Ok(None) => UnblockOutcome::NotNeeded,
+                Ok(Some(next)) => {
+                    if !self.cells.swap(&identity.cell, looked.version, next).await? {
+                        continue;
                     }
+                    UnblockOutcome::Done
                 }
-            }
+            };
+            return Ok(Unblocked { outcome, rejections, lock: LOCK });
         }
     }
 

@@ -47,7 +47,7 @@ async fn of_three_wrong_passwords_in_a_row_four_logins_at_most_are_rejected() {
     // this one.
     world.write("password", "right");
     world.call_for(Duration::from_secs(4), is_blocked).await;
-    assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
+    assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
     world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
     assert_eq!(world.handle.ledger().logins_accepted, 1);
 }
@@ -76,8 +76,8 @@ async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
     let said = standing.wait_for(|standing| !standing.healthy).await.unwrap().clone();
     let advice = "log in once elsewhere with the right password, then run `thingspace-gateway unblock test --force`";
     assert!(said.sentence.contains(advice), "{said:?}");
-    assert!(world.client.unblock("another", false).await.is_none());
-    assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
+    assert!(world.client.unblock("another", UnblockMode::Retry).await.is_none());
+    assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
     // By itself, without a call.
     tokio::time::timeout(PATIENCE, standing.wait_for(|standing| standing.sentence == "logged in"))
         .await
@@ -143,7 +143,7 @@ async fn deaths_in_mid_login_stop_what_was_accepted_after_the_third() {
         }
     }
     world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
-    assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
+    assert_eq!(world.unblock(UnblockMode::Retry).await, UnblockOutcome::Done);
     world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
     let ledger = world.handle.ledger();
     assert_eq!((ledger.logins_rejected, ledger.locked), (0, false));

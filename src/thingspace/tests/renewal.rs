@@ -349,11 +349,14 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
         world.restart();
         world.call_until("it is still stopped", stopped).await;
         // One more, and then only after a login elsewhere.
-        assert_eq!(world.unblock(false).await, UnblockOutcome::Done);
+        assert_eq!(world.unblock(UnblockMode::Retry).await, UnblockOutcome::Done);
         world
             .call_until("the last one", |ledger, said| ledger.strikes == 4 && is_blocked(said))
             .await;
-        assert_eq!(world.unblock(false).await, UnblockOutcome::Refused);
+        assert_eq!(
+            world.unblock(UnblockMode::Retry).await,
+            UnblockOutcome::Refused(UnblockRefusal::LastAttempt)
+        );
         world.restart();
         world.call_for(Duration::from_millis(300), is_blocked).await;
         assert_eq!(
@@ -390,10 +393,13 @@ async fn the_first_login_of_all_is_repeated_twice_while_its_outcome_is_unknown()
         world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
         assert_eq!(world.handle.ledger().logins(), 3, "{what:?}");
         world.handle.clear_faults();
-        assert_eq!(world.unblock(false).await, UnblockOutcome::Refused);
-        assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
+        assert_eq!(
+            world.unblock(UnblockMode::Retry).await,
+            UnblockOutcome::Refused(UnblockRefusal::LastAttempt)
+        );
+        assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
         world.poll(&world.request()).await.unwrap();
-        assert_eq!(world.unblock(false).await, UnblockOutcome::NotNeeded);
+        assert_eq!(world.unblock(UnblockMode::Retry).await, UnblockOutcome::NotNeeded);
     }
 }
 

@@ -169,6 +169,38 @@ async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
     tokio::time::timeout(PATIENCE, standing.wait_for(|told| !waits(told))).await.unwrap().unwrap();
 }
 
+/// The other one may be dead: a call waits ten seconds for its login, and is then told when it may
+/// be repeated. Later calls are told so at once.
+#[tokio::test]
+async fn a_call_does_not_wait_to_its_deadline_for_the_login_of_another_gateway() {
+    let pair = pair(manual()).await;
+    let gate = pair.first.hold(Endpoint::Login);
+    let request = pair.first.request();
+    tokio::select! {
+        outcome = pair.first.poll(&request) => panic!("{outcome:?}"),
+        () = pair.first.arrived(Endpoint::Login) => {}
+    }
+    let refused =
+        async |within| match tokio::time::timeout(within, pair.second()).await.expect("in time") {
+            Err(Error::NotSent { reason, retry_after: Some(wait) }) => {
+                assert!(reason.contains("another gateway's login"), "{reason}");
+                assert!((10..70).contains(&wait.as_secs()), "{wait:?}");
+            }
+            outcome => panic!("{outcome:?}"),
+        };
+    refused(PATIENCE).await;
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        refused(Duration::from_secs(5)).await;
+    }
+    gate.open();
+    pair.first.poll(&request).await.unwrap();
+    while pair.second().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(pair.first.handle.ledger().logins(), 1);
+}
+
 /// What is found in the store may be over as well.
 #[tokio::test]
 async fn an_old_session_of_another_replica_costs_no_call() {
@@ -336,8 +368,11 @@ async fn a_lost_guard_that_nobody_remembers_is_closed() {
     let told =
         standing.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
-    assert_eq!(pair.first.unblock(false).await, UnblockOutcome::Refused);
-    assert_eq!(pair.first.unblock(true).await, UnblockOutcome::Done);
+    assert_eq!(
+        pair.first.unblock(UnblockMode::Retry).await,
+        UnblockOutcome::Refused(UnblockRefusal::LastAttempt)
+    );
+    assert_eq!(pair.first.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
     pair.first.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
     assert_eq!(pair.first.handle.ledger().logins(), 2);
 }

@@ -161,7 +161,7 @@ async fn a_closed_guard_is_told_while_a_session_still_works() {
     timeout(PATIENCE, standing.wait_for(stopped)).await.unwrap().unwrap();
     world.call_for(Duration::from_secs(4), Result::is_ok).await;
     assert!(stopped(&standing.borrow()), "{:?}", *standing.borrow());
-    assert_eq!(world.unblock(true).await, UnblockOutcome::Done);
+    assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
     timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in"))
         .await
         .unwrap()

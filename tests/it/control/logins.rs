@@ -145,6 +145,72 @@ async fn unblock_in_a_loop_never_locks_the_user() {
     .await;
 }
 
+/// `unblock --force` again and again, with wrong passwords and without a login elsewhere, for two
+/// sets of credentials with the same user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn force_without_a_login_elsewhere_is_believed_once() {
+    let upstream = Upstream::manual().await;
+    write_password(&upstream, "wrong");
+    let mut config = upstream.quiet();
+    config.thingspace.login_backoff_first = Duration::from_millis(100);
+    let mut other = config.credentials[0].clone();
+    "other".clone_into(&mut other.name);
+    other.accounts = vec![config.credentials[0].accounts.pop().unwrap()];
+    other.password_file = upstream.dir.path().join("other-password");
+    std::fs::write(&other.password_file, "wrong, too").unwrap();
+    let other_password = other.password_file.clone();
+    config.credentials.push(other);
+    let process = Process::serve(&config, upstream.dir.path());
+    let file = upstream.dir.path().join("gateway.toml");
+    let client = process.client().await;
+    let is_rejected = async |account: &str, strikes: u32| {
+        eventually("a login is rejected, and then no more are made", || {
+            let (mut client, mut order) = (client.clone(), order(account, [0]));
+            account.clone_into(&mut order.account_name);
+            let ledger = upstream.sim.ledger();
+            async move {
+                let refused = client.download_profile(order).await.unwrap_err();
+                reason(&refused) == "UPSTREAM_LOGIN_BLOCKED" && ledger.strikes == strikes
+            }
+        })
+        .await;
+    };
+    let [account, others] = [0, 1].map(|set| config.credentials[set].accounts[0].to_string());
+    // With the one that a new store assumes there are four.
+    is_rejected(&account, 1).await;
+    is_rejected(&others, 3).await;
+    told(&file, &["unblock", "test", "--force"]).await;
+    is_rejected(&account, 4).await;
+    let advice = "unblock test --force --risk-lock";
+    let status = told(&file, &["status"]).await;
+    assert!(status.contains(advice) && status.contains("no login was accepted"), "{status}");
+    write_password(&upstream, "wrong again");
+    std::fs::write(other_password, "wrong again, too").unwrap();
+    for command in [
+        &["unblock", "test"][..],
+        &["unblock", "test", "--force"],
+        &["unblock", "other"],
+        &["unblock", "other", "--force"],
+    ] {
+        let said = refused(&file, command).await;
+        assert!(said.contains("--force --risk-lock") && said.contains("support"), "{said}");
+        is_rejected(&account, 4).await;
+        is_rejected(&others, 4).await;
+    }
+    assert!(!upstream.sim.ledger().locked);
+
+    // An operator logs in elsewhere, with the password that the file then holds.
+    upstream.sim.unlock();
+    write_password(&upstream, "simulator-password");
+    refused(&file, &["unblock", "test", "--force"]).await;
+    told(&file, &["unblock", "test", "--force", "--risk-lock"]).await;
+    eventually_ok("it goes on", || {
+        let mut client = client.clone();
+        async move { place(&mut client, "k", [0]).await }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_missing_password_file_is_told_to_callers_and_operators() {
     let upstream = Upstream::manual().await;

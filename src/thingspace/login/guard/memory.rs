@@ -23,6 +23,8 @@ pub(crate) fn merged(held: Option<&Guard>, remembered: &Guard, terms: &Terms) ->
             let newer = newer.unwrap_or(theirs).clone();
             guard.put(GuardCandidate { strikes, ..newer });
         }
+        // An operator may have cleared the count of the store that forgot.
+        guard.forced |= held.forced;
         if !held.accepted_last.is_empty() {
             guard.accepted_last.clone_from(&held.accepted_last);
         }

@@ -82,10 +82,23 @@ impl Told {
 
     /// An operator permits one more try.
     #[track_caller]
-    fn unblock(&mut self, logged_in: bool) -> &mut Self {
-        match unblocked(look(self.guard.as_ref(), LONG), &[1], logged_in, &terms()) {
-            Unblocked::Changed(guard) => self.guard = Some(guard),
+    fn unblock(&mut self, mode: UnblockMode) -> &mut Self {
+        match self.unblocked(1, mode) {
+            Ok(Some(guard)) => self.guard = Some(guard),
             other => panic!("{other:?}: {:?}", self.guard),
+        }
+        self
+    }
+
+    fn unblocked(&self, held: u8, mode: UnblockMode) -> Result<Option<Guard>, UnblockRefusal> {
+        unblocked(look(self.guard.as_ref(), LONG), &[held], mode, &terms())
+    }
+
+    /// What an operator asks for is refused, whatever the file holds.
+    #[track_caller]
+    fn refused(&self, mode: UnblockMode, why: UnblockRefusal) -> &Self {
+        for held in 0..5 {
+            assert_eq!(self.unblocked(held, mode), Err(why), "{held}: {:?}", self.guard);
         }
         self
     }
@@ -261,19 +274,16 @@ fn a_report_that_comes_too_late_is_counted_rather_twice_than_not() {
 fn an_operator_permits_one_more_try_of_everything() {
     let mut told = known();
     told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
-    told.unblock(false).attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
+    told.unblock(UnblockMode::Retry).attempt(1, &Report::Rejected).stopped(1, Stopped::Strikes);
     assert_eq!(told.rejections(), 3);
     let mut told = known();
     told.killed(0).killed(0).killed(0).stopped(0, Stopped::Silences);
-    told.unblock(false);
+    told.unblock(UnblockMode::Retry);
     assert!(matches!(told.next(Duration::ZERO, &by("a", 0)), Step::Claim(_)), "without a wait");
     told.killed(0).stopped(0, Stopped::Closed);
     let open = known();
-    assert_eq!(
-        unblocked(look(open.guard.as_ref(), LONG), &[0], false, &terms()),
-        Unblocked::Unchanged
-    );
-    assert_eq!(unblocked(look(None, LONG), &[0], false, &terms()), Unblocked::Unchanged);
+    assert_eq!(open.unblocked(0, UnblockMode::Retry), Ok(None));
+    assert_eq!(Told::default().unblocked(0, UnblockMode::Retry), Ok(None));
 }
 
 /// Only a login elsewhere clears what ThingSpace has counted, so only then is a fifth attempt made.
@@ -284,29 +294,31 @@ fn an_operator_alone_does_not_bring_about_the_fifth_rejection() {
         told.attempt(1, &Report::Rejected);
         assert_eq!(told.rejections(), rejections);
         if rejections < COUNTED {
-            told.unblock(false);
+            told.unblock(UnblockMode::Retry);
         }
     }
     told.stopped(1, Stopped::Closed).stopped(2, Stopped::Closed);
-    let closed = look(told.guard.as_ref(), LONG);
-    assert_eq!(unblocked(closed, &[1], false, &terms()), Unblocked::LastOne);
-    assert_eq!(counted(closed), COUNTED);
-    told.unblock(true);
+    told.refused(UnblockMode::Retry, UnblockRefusal::LastAttempt);
+    assert_eq!(counted(look(told.guard.as_ref(), LONG)), COUNTED);
+    told.unblock(UnblockMode::LoggedIn);
     assert_eq!(told.rejections(), 1);
     // What the operator said of this password is refuted, and stays so. What was cleared counts
     // again.
-    told.attempt(1, &Report::Rejected).stopped(1, Stopped::Closed).stopped(2, Stopped::Closed);
+    told.attempt(1, &Report::Rejected);
+    told.stopped(1, Stopped::ForcedInVain).stopped(2, Stopped::ForcedInVain);
     assert_eq!(told.rejections(), COUNTED + 1);
-    let again = |told: &Told, password, logged_in| {
-        unblocked(look(told.guard.as_ref(), LONG), &[password], logged_in, &terms())
-    };
-    assert_eq!(again(&told, 1, true), Unblocked::Refuted);
-    assert_eq!(again(&told, 1, false), Unblocked::Refuted);
-    assert_eq!(again(&told, 2, false), Unblocked::LastOne);
-    let Unblocked::Changed(guard) = again(&told, 2, true) else { panic!() };
-    told.guard = Some(guard);
-    told.attempt(2, &accepted());
-    assert_eq!((told.rejections(), again(&told, 2, true)), (0, Unblocked::Unchanged));
+    for mode in [UnblockMode::Retry, UnblockMode::LoggedIn] {
+        assert_eq!(told.unblocked(1, mode), Err(UnblockRefusal::Refuted));
+        assert_eq!(told.unblocked(2, mode), Err(UnblockRefusal::AlreadyForced));
+    }
+    // Each such command permits one attempt.
+    for _ in 0..2 {
+        told.unblock(UnblockMode::RiskLock).attempt(2, &Report::Rejected);
+        told.stopped(2, Stopped::ForcedInVain).stopped(1, Stopped::ForcedInVain);
+    }
+    told.unblock(UnblockMode::RiskLock).attempt(3, &accepted());
+    assert_eq!((told.rejections(), told.unblocked(3, UnblockMode::LoggedIn)), (0, Ok(None)));
+    assert_eq!(told.unblocked(1, UnblockMode::Retry), Err(UnblockRefusal::Refuted));
 }
 
 /// An operator has run `unblock --force` without a login elsewhere.
@@ -318,7 +330,9 @@ fn a_mistaken_force_costs_one_more_rejection_at_most() {
             .attempt(1, &Report::Rejected)
             .attempt(2, &Report::Rejected);
         // Neither a second command nor an attempt that was not evaluated makes it true.
-        told.unblock(true).unblock(true).attempt(2, &Report::Void);
+        told.unblock(UnblockMode::LoggedIn);
+        told.refused(UnblockMode::LoggedIn, UnblockRefusal::AlreadyForced);
+        told.attempt(2, &Report::Void);
         assert_eq!((told.rejections(), told.guard.as_ref().unwrap().set_aside), (1, 3));
         match &outcome {
             Some(outcome) => told.attempt(2, outcome),
@@ -326,11 +340,44 @@ fn a_mistaken_force_costs_one_more_rejection_at_most() {
         };
         assert_eq!((told.rejections(), told.guard.as_ref().unwrap().set_aside), (COUNTED, 0));
         for password in [1, 2, 3] {
-            told.stopped(password, Stopped::Closed);
-            let plain = unblocked(look(told.guard.as_ref(), LONG), &[password], false, &terms());
+            told.stopped(password, Stopped::ForcedInVain);
             let refuted = password == 2 && outcome == Some(Report::Rejected);
-            assert_eq!(plain, if refuted { Unblocked::Refuted } else { Unblocked::LastOne });
+            let why = if refuted { UnblockRefusal::Refuted } else { UnblockRefusal::AlreadyForced };
+            for mode in [UnblockMode::Retry, UnblockMode::LoggedIn] {
+                assert_eq!(told.unblocked(password, mode), Err(why));
+            }
         }
+    }
+}
+
+/// While the attempt is under way, and after it, with the same file or another, for every set of
+/// credentials of the user.
+#[test]
+fn after_a_force_no_other_is_accepted_until_a_login_was() {
+    let refused = |told: &Told| {
+        told.refused(UnblockMode::LoggedIn, UnblockRefusal::AlreadyForced);
+        for held in 0..5 {
+            // Nothing is in the way, or it is refused: it gives no more attempts.
+            let plain = told.unblocked(held, UnblockMode::Retry);
+            assert!(matches!(plain, Ok(None) | Err(UnblockRefusal::AlreadyForced)), "{plain:?}");
+        }
+    };
+    for outcome in [Report::Unanswered, Report::Void] {
+        let mut told = known();
+        told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected);
+        told.unblock(UnblockMode::LoggedIn);
+        refused(&told);
+        let attempt = told.claim(2);
+        refused(&told);
+        told.guard = report(told.guard.take(), &attempt, &outcome, &terms());
+        refused(&told);
+        let kept = merged(None, told.guard.as_ref().unwrap(), &terms());
+        refused(&Told { guard: kept });
+        // An operator had cleared the count of a store that has forgotten the rest.
+        let forced = Guard { resets: 0, ..told.guard.clone().unwrap() };
+        let before = Guard { forced: false, ..told.guard.clone().unwrap() };
+        refused(&Told { guard: merged(Some(&forced), &before, &terms()) });
+        told.attempt(2, &accepted()).attempt(2, &Report::Rejected).unblock(UnblockMode::LoggedIn);
     }
 }
 
@@ -340,13 +387,13 @@ fn an_attempt_that_a_force_overtakes_brings_the_count_back() {
     let mut told = known();
     told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
     let attempt = told.claim(2);
-    told.unblock(true);
+    told.unblock(UnblockMode::LoggedIn);
     told.guard = report(told.guard.take(), &attempt, &Report::Rejected, &terms());
-    told.stopped(2, Stopped::Closed);
+    told.stopped(2, Stopped::ForcedInVain);
     // If it was not, the count stays cleared.
     let mut told = known();
     told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
-    told.unblock(true).attempt(2, &accepted()).attempt(2, &Report::Rejected);
+    told.unblock(UnblockMode::LoggedIn).attempt(2, &accepted()).attempt(2, &Report::Rejected);
     assert_eq!(told.rejections(), 1);
 }
 
@@ -373,11 +420,8 @@ fn a_token_request_is_delayed_ever_longer_and_never_stopped() {
         next(look(guard.as_ref(), Duration::ZERO), &by("a", 2), &terms),
         Step::Claim(_)
     ));
-    let Unblocked::Changed(guard) = unblocked(look(guard.as_ref(), LONG), &[1], false, &terms)
-    else {
-        panic!()
-    };
-    assert!(matches!(next(look(Some(&guard), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
+    let guard = unblocked(look(guard.as_ref(), LONG), &[1], UnblockMode::Retry, &terms).unwrap();
+    assert!(matches!(next(look(guard.as_ref(), Duration::ZERO), &attempt, &terms), Step::Claim(_)));
 }
 
 #[test]

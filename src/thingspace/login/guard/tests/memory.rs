@@ -9,10 +9,10 @@ fn a_guard_that_the_store_lost_is_closed_until_an_operator_has_logged_in() {
     let lost = Look { lost: true, ..look(None, LONG) };
     assert_eq!(next(lost, &by("a", 1), &terms()), Step::Stopped(Stopped::Lost));
     assert_eq!(
-        (unblocked(lost, &[1], false, &terms()), counted(lost)),
-        (Unblocked::LastOne, COUNTED)
+        (unblocked(lost, &[1], UnblockMode::Retry, &terms()), counted(lost)),
+        (Err(UnblockRefusal::LastAttempt), COUNTED)
     );
-    let Unblocked::Changed(guard) = unblocked(lost, &[1], true, &terms()) else { panic!() };
+    let guard = unblocked(lost, &[1], UnblockMode::LoggedIn, &terms()).unwrap().unwrap();
     assert_eq!(guard.rejections, 1);
     let held = Look { lost: true, ..look(Some(&guard), LONG) };
     assert!(matches!(next(held, &by("a", 1), &terms()), Step::Claim(_)));

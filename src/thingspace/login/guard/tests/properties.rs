@@ -131,6 +131,8 @@ enum Event {
     Unblock(usize),
     /// An operator logs in elsewhere, then runs `unblock --force`.
     LogIn(usize),
+    /// The same, with `--risk-lock` in case that the last one was a mistake.
+    LogInAgain(usize),
     /// An operator runs `unblock --force` without that.
     Mistake(usize),
     /// The store loses its cells, and knows that.
@@ -153,6 +155,8 @@ struct World {
     /// What it may count at most: a mistaken `unblock --force` leads to one more, hence to a lock
     /// only if there were four.
     most: u32,
+    /// An operator was mistaken, and no login was accepted since. A second mistake is not believed.
+    mistaken: bool,
     accepted: u32,
     attempts: u32,
 }
@@ -172,6 +176,7 @@ impl World {
             password: 0,
             rejected: 0,
             most: COUNTED,
+            mistaken: false,
             accepted: 0,
             attempts: 0,
         }
@@ -269,18 +274,21 @@ impl World {
 
     /// A login is accepted.
     fn cleared(&mut self) {
-        (self.rejected, self.most) = (0, COUNTED);
+        (self.rejected, self.most, self.mistaken) = (0, COUNTED, false);
     }
 
-    fn unblock(&mut self, n: usize, logged_in: bool) {
+    /// Whether it is permitted.
+    fn unblock(&mut self, n: usize, mode: UnblockMode) -> bool {
         let mut process = self.processes[n].clone();
         self.remind(&mut process);
-        if let Unblocked::Changed(next) =
-            unblocked(self.look(&process), &[process.file], logged_in, &self.terms)
-        {
+        let permitted = unblocked(self.look(&process), &[process.file], mode, &self.terms);
+        let next = permitted.ok().flatten();
+        let permitted = next.is_some();
+        if let Some(next) = next {
             self.swap(&mut process, self.version, next);
         }
         self.processes[n] = process;
+        permitted
     }
 
     fn happen(&mut self, event: Event) {
@@ -302,20 +310,26 @@ impl World {
             }
             Event::File(n, password) => self.processes[n % count].file = password,
             Event::Password(password) => self.password = password,
-            Event::Unblock(n) => self.unblock(n % count, false),
+            Event::Unblock(n) => drop(self.unblock(n % count, UnblockMode::Retry)),
             Event::LogIn(n) => {
                 self.cleared();
-                self.unblock(n % count, true);
+                self.unblock(n % count, UnblockMode::LoggedIn);
+            }
+            Event::LogInAgain(n) => {
+                self.cleared();
+                assert!(self.unblock(n % count, UnblockMode::RiskLock) || self.stopped().is_none());
             }
             Event::Mistake(n) => {
-                let before = self.version;
-                self.unblock(n % count, true);
-                if self.version != before {
+                // Without a rejection that counts it is none.
+                if self.unblock(n % count, UnblockMode::LoggedIn) && self.rejected > 0 {
+                    assert!(!self.mistaken || !self.terms.locks, "believed twice: {self:?}");
+                    self.mistaken = true;
                     self.most = self.most.max(self.rejected + 1);
                 }
             }
             Event::Lose => {
-                (self.guard, self.lost) = (None, true);
+                // A replica may remember it and not come first.
+                (self.guard, self.lost, self.mistaken) = (None, true, false);
                 self.version += 1;
             }
             Event::Pass(seconds) => self.now += SECOND * u32::try_from(seconds).unwrap(),
@@ -364,7 +378,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..3_u8).prop_map(Event::Password),
         2 => process.clone().prop_map(Event::Unblock),
         1 => process.clone().prop_map(Event::LogIn),
-        1 => process.prop_map(Event::Mistake),
+        1 => process.clone().prop_map(Event::LogInAgain),
+        3 => process.prop_map(Event::Mistake),
         1 => Just(Event::Lose),
         4 => (1..70_u64).prop_map(Event::Pass),
         1 => (300..400_u64).prop_map(Event::Pass),
@@ -409,6 +424,9 @@ proptest! {
             Some(Stopped::Strikes) => prop_assert!(given_up, "{world:?}"),
             Some(Stopped::Silences) => prop_assert!(silent, "{world:?}"),
             Some(Stopped::Closed) => prop_assert!(guard.counted() >= COUNTED, "{world:?}"),
+            Some(Stopped::ForcedInVain) => {
+                prop_assert!(guard.forced && guard.counted() >= COUNTED, "{world:?}");
+            }
             Some(Stopped::Lost) => prop_assert!(world.lost && world.guard.is_none(), "{world:?}"),
         }
         prop_assert!(world.rejected <= world.most, "{world:?}");
