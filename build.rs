@@ -1,4 +1,4 @@
-//! Compiles `proto/` without protoc and keeps the descriptor set for gRPC reflection.
+//! Compiles `proto/` without protoc, and keeps the API's descriptor set for gRPC reflection.
 
 use std::{env, fs, path::PathBuf};
 
@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let api = compile("thingspace/esim/v1/esim.proto")?;
     let stored = compile("gateway/storage/v1/storage.proto")?;
-    // Reflection serves the API, never the storage format.
+    // Reflection never shows the storage format.
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("esim.binpb"), api.encode_to_vec())?;
     tonic_prost_build::configure().generate_default_stubs(false).compile_fds(api)?;

@@ -28,7 +28,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// After this time without any message, heartbeats included, the connection counts as dead.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -37,7 +37,7 @@ async fn main() -> anyhow::Result<()> {
         bail!("usage: watch GATEWAY ACCOUNT REQUEST_ID TOKEN_FILE");
     };
     let channel = Endpoint::from_shared(gateway.clone())?
-        .http2_keep_alive_interval(Duration::from_secs(60))
+        .http2_keep_alive_interval(Duration::from_mins(1))
         .keep_alive_timeout(Duration::from_secs(20))
         .connect_lazy();
     let mut client = EsimServiceClient::new(channel);

@@ -1,9 +1,8 @@
-//! Whether the gateway lives, and whether it can answer: plain HTTP on a port of its own, for those
-//! who run it. Never the API.
+//! Answers probes: plain HTTP on a port of its own, for Kubernetes and for operators.
 //!
-//! `/livez` says that the process serves, whatever becomes of the store and of ThingSpace, from
-//! before the store is opened. `/readyz` says whether calls can be answered, and in a sentence why
-//! not.
+//! `/livez` says that the process serves, from before the store is opened until the end, whatever
+//! the state of the store and of ThingSpace. `/readyz` says whether calls can be answered, and if
+//! not, why. The API is never served here.
 
 use std::{
     borrow::Cow,
@@ -27,16 +26,16 @@ use tracing::info;
 use crate::{
     lock::lock,
     requests::Requests,
-    server::http::{self as listener, Answer, Listening},
+    server::http::{self as listener, Handler, ListenerOptions},
 };
 
-/// Connections at once. The clients are few, and often one host.
+/// Open connections. The clients are few, and often one host.
 const MAX_CONNECTIONS: usize = 64;
 
-/// How long those who are looking may take to finish once the gateway ends.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long open requests may take when the gateway ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A listener that answers from the moment it is bound until this is dropped.
+/// The listener for probes. It answers until it is dropped.
 #[derive(Debug)]
 pub struct Admin {
     address: SocketAddr,
@@ -62,19 +61,14 @@ impl Admin {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
-        let listening = Listening {
+        let options = ListenerOptions {
             name: "admin",
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS,
             networks: Vec::new(),
         };
-        let serving = tokio::spawn(listener::serve(
-            listening,
-            listener,
-            None,
-            readiness.clone(),
-            stop.clone(),
-        ));
+        let served = listener::serve(options, listener, None, readiness.clone(), stop.clone());
+        let serving = tokio::spawn(served);
         info!(%address, "answering probes");
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })
     }
@@ -83,31 +77,31 @@ impl Admin {
         self.address
     }
 
-    /// The store is open: from now on it is they who know.
+    /// From now on `requests` decides whether calls can be answered.
     pub fn serving(&self, requests: Requests) {
-        self.readiness.turn(Stage::Serving(requests));
+        self.readiness.set(Stage::Serving(requests));
     }
 
     pub fn draining(&self) {
-        self.readiness.turn(Stage::Draining);
+        self.readiness.set(Stage::Draining);
     }
 
-    /// Finishes what is open.
+    /// Finishes open requests, then stops.
     pub async fn end(self) {
         let Self { stop, mut serving, .. } = self;
         drop(stop);
-        if timeout(GOODBYE, &mut serving).await.is_err() {
+        if timeout(CLOSE_TIMEOUT, &mut serving).await.is_err() {
             serving.abort();
         }
     }
 }
 
 impl Readiness {
-    fn turn(&self, stage: Stage) {
+    fn set(&self, stage: Stage) {
         *lock(&self.0) = stage;
     }
 
-    /// `None`: calls can be answered.
+    /// Why calls cannot be answered; `None` if they can.
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match &*lock(&self.0) {
             Stage::Starting => Some("starting: the store is not open yet".into()),
@@ -117,20 +111,20 @@ impl Readiness {
     }
 }
 
-impl Answer for Readiness {
+impl Handler for Readiness {
     type Body = Full<Bytes>;
 
-    async fn answer(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn handle(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
             "/livez" | "/readyz" if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD".into())
+                (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed".into())
             }
             "/livez" => (StatusCode::OK, "alive".into()),
             "/readyz" => match self.obstacle() {
                 None => (StatusCode::OK, "ready".into()),
-                Some(why_not) => (StatusCode::SERVICE_UNAVAILABLE, why_not),
+                Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
             },
-            _ => (StatusCode::NOT_FOUND, "here are /livez and /readyz".into()),
+            _ => (StatusCode::NOT_FOUND, "not found; there are /livez and /readyz".into()),
         };
         let mut answer = Response::new(format!("{text}\n").into());
         *answer.status_mut() = status;

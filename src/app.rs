@@ -1,25 +1,22 @@
-//! The composition root: the only place that constructs things and wires them.
+//! Constructs everything and connects it.
 //!
-//! [`App::bind`] gives addresses, [`App::run`] serves until it is told to stop and drains. Only
-//! probes are answered from the start. Two Apps in one process work.
+//! [`App::bind`] opens the store and the listeners. [`App::run`] serves until it is told to stop,
+//! and then [drains](drain). Probes are answered from the start. Several Apps can run in one
+//! process.
 
 mod dev;
+mod drain;
 mod health;
 mod restore;
 
-use std::{
-    convert::Infallible, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use tokio::{
-    net::TcpListener,
-    time::{Instant, timeout_at},
-};
+use tokio::{net::TcpListener, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     admin::Admin,
@@ -30,39 +27,25 @@ use crate::{
     },
     config::{Config, StoreKind},
     control::{Control, Instance},
-    grpc::{self, Esim, Settings},
+    grpc::{self, Esim},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
     server,
     shutdown::Stop,
-    simulator::{self, Simulator},
     store::{Store, embedded::Embedded, nats::Nats},
     thingspace::{Client, Sent},
 };
+use drain::Running;
 
-pub use dev::dev;
+pub use dev::{dev, simulate};
 pub use health::health;
 pub use restore::restore;
 
-/// Of the time a drain may take, what is kept for closing the store and flushing telemetry: a
-/// quarter, at most this.
-const CLOSING: Duration = Duration::from_secs(5);
-
-/// How long connections may take to close once nothing is open on them. A peer that never says
-/// goodbye is not waited for.
-const GOODBYE: Duration = Duration::from_secs(1);
-
-/// How long following the store may take to end; it raises the low-water mark a last time.
-const FOLLOWING: Duration = Duration::from_secs(3);
-
-/// After this the log says why the gateway is not ready yet.
-const UNREADY_SAID: Duration = Duration::from_secs(3);
-
-/// Events outlive the request they belong to, so that a half-expired log is never folded: by the
-/// time a request may be open, and this.
+/// Added to the retention of requests and the give-up time of polls, so that a log outlives its
+/// request: a log whose first events have expired is never folded.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
 
-/// A gateway that has its address and does not serve yet.
+/// A gateway that has its addresses but does not serve yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
@@ -73,14 +56,21 @@ pub struct App {
     client: Client,
     requests: Requests,
     control: Control,
-    /// The listener for callbacks, if they are taken.
-    callbacks: Option<(Callbacks, TcpListener, SocketAddr)>,
-    /// Where it is known how ThingSpace reaches that listener.
-    registration: Option<Registration>,
+    callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
     drain: CancellationToken,
-    /// Orders and questions under way; closed when the drain begins.
+    /// Tracks orders and status queries in progress, for which the drain waits.
     tasks: TaskTracker,
+}
+
+/// The listener for callbacks, and the registration of its address.
+#[derive(Debug)]
+struct CallbackListener {
+    callbacks: Callbacks,
+    listener: TcpListener,
+    address: SocketAddr,
+    /// `None` without a public URL.
+    registration: Option<Registration>,
 }
 
 /// Runs a gateway until it is told to stop.
@@ -94,26 +84,8 @@ pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
     App::bind(config).await?.run(stop).await
 }
 
-/// Runs a simulator, with its control API if there is an address for it.
-pub async fn simulate(
-    address: SocketAddr,
-    control: Option<SocketAddr>,
-    stop: Stop,
-) -> anyhow::Result<()> {
-    let options = simulator::Options { listen: address, ..simulator::Options::default() };
-    let simulator =
-        Simulator::bind(options).await.with_context(|| format!("cannot listen on {address}"))?;
-    if let Some(control) = control {
-        let (listener, address) = listen(control).await?;
-        info!(%address, "the simulator can be controlled");
-        tokio::spawn(simulator::control::run(listener, simulator.handle(), stop.soft.clone()));
-    }
-    info!(base_url = simulator.base_url(), "simulating ThingSpace");
-    simulator.run(stop.soft).await.context("the simulator failed")
-}
-
 impl App {
-    /// Opens the store and the listeners. Nothing is sent upstream.
+    /// Opens the store and the listeners. Sends nothing to ThingSpace.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
         let cannot = || format!("cannot listen on {}", config.admin.listen);
         let admin = Admin::bind(config.admin.listen).await.with_context(cannot)?;
@@ -122,31 +94,11 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks)?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
         let (listener, address) = listen(config.grpc.listen).await?;
-        let mut registration = None;
         let callbacks = if config.callbacks.enabled {
-            let accounts: Vec<_> =
-                config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
-            let callbacks =
-                Callbacks::new(&config.callbacks, Arc::clone(&store), &accounts, requests.clone())
-                    .await
-                    .context("cannot take callbacks")?;
-            keep_apart(&config, &callbacks, &client);
-            let (listener, address) = listen(config.callbacks.listen).await?;
-            if !config.callbacks.public_url.is_empty() {
-                let (secrets, tasks) = (callbacks.secrets().clone(), tasks.clone());
-                registration = Some(Registration::new(
-                    &config.callbacks,
-                    address,
-                    secrets,
-                    client.clone(),
-                    tasks,
-                )?);
-            }
-            Some((callbacks, listener, address))
+            Some(CallbackListener::bind(&config, &store, &client, &requests, &tasks).await?)
         } else {
             None
         };
-        let taken = callbacks.as_ref().map(|(callbacks, _, _)| callbacks.clone());
         let drain = CancellationToken::new();
         let socket = config.control_socket();
         let instance = Instance {
@@ -154,10 +106,16 @@ impl App {
             config: config.file.clone(),
             drain: drain.clone(),
         };
-        let (asked, registered) = (requests.clone(), registration.clone());
+        let control = Control::bind(
+            socket.clone(),
+            instance,
+            requests.clone(),
+            client.clone(),
+            callbacks.as_ref().map(|listener| listener.callbacks.clone()),
+            callbacks.as_ref().and_then(|listener| listener.registration.clone()),
+        );
         let control =
-            Control::bind(socket.clone(), instance, asked, client.clone(), taken, registered).await;
-        let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
+            control.await.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
             admin,
@@ -168,184 +126,155 @@ impl App {
             requests,
             control,
             callbacks,
-            registration,
             drain,
             tasks,
         })
     }
 
-    /// Where the API listens.
+    /// The address of the API.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where probes are answered.
+    /// The address of probes.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin.address()
     }
 
-    /// Where operators are answered.
+    /// The socket of operator commands.
     fn control_socket(&self) -> PathBuf {
         self.config.control_socket()
     }
 
-    /// Where callbacks are taken, if they are.
+    /// The address of callbacks, if they are enabled.
     pub fn callbacks_address(&self) -> Option<SocketAddr> {
-        self.callbacks.as_ref().map(|(_, _, address)| *address)
+        self.callbacks.as_ref().map(|listener| listener.address)
     }
 
-    /// The callbacks, for whoever wants to see how they are doing.
     pub fn callbacks(&self) -> Option<&Callbacks> {
-        self.callbacks.as_ref().map(|(callbacks, _, _)| callbacks)
+        self.callbacks.as_ref().map(|listener| &listener.callbacks)
     }
 
-    /// Where ThingSpace is told to call back, for operators.
     pub fn registration(&self) -> Option<&Registration> {
-        self.registration.as_ref()
+        self.callbacks.as_ref()?.registration.as_ref()
     }
 
-    /// The domain, for whoever wants to see how it is doing.
     pub fn requests(&self) -> &Requests {
         &self.requests
     }
 
-    /// Serves until told to stop, then drains: not ready, no new connections, watches end with
-    /// their token, unary calls and orders finish, the store closes. Callbacks are taken until just
-    /// before it does.
+    /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let calls = TaskTracker::new();
-        let drain = self.drain.clone();
-        let background = CancellationToken::new();
-        let (health, routes) = self.routes(&drain, &calls).await?;
-        watch_logins(&health, &self.client, &background).await;
-
-        let mut running = tokio::spawn({
-            let (requests, drain, background) =
-                (self.requests.clone(), drain.clone(), background.clone());
-            async move { requests.run(drain, background).await }
-        });
-        let mut serving = tokio::spawn(server::serve(
-            self.listener,
-            routes,
-            self.config.grpc.max_concurrent_streams,
-            drain.clone(),
-        ));
-        let mut controlled = tokio::spawn(self.control.serve(background.clone()));
-        self.admin.serving(self.requests.clone());
-        info!(address = %self.address, "listening");
-        let secrets = self.callbacks.as_ref().map(|(callbacks, _, _)| callbacks.secrets().clone());
-        let last_callback = CancellationToken::new();
-        let taking_callbacks = self.callbacks.map(|(callbacks, listener, address)| {
-            info!(%address, "listening for callbacks");
-            tokio::spawn(callbacks.serve(listener, last_callback.clone()))
-        });
-        if let Some(registration) = self.registration.filter(|_| self.config.callbacks.register) {
-            // It begins nothing once the drain has begun; what it is at, the drain waits for.
-            tokio::spawn(registration.run(drain.clone()));
-        }
-
+        let secrets = self.callbacks().map(|callbacks| callbacks.secrets().clone());
+        let mut running = self.start().await?;
         tokio::select! {
             () = stop.soft.cancelled() => {}
-            served = &mut serving => served.context("the server panicked")?.context("the server failed")?,
-            // Without it nothing that is stored would be seen any more: better to start anew.
-            ended = &mut running => {
-                ended.context("following the store panicked")?;
+            served = &mut running.grpc => {
+                served.context("the server panicked")?.context("the server failed")?;
+                bail!("the server ended");
+            }
+            // Without it the gateway would see no new events. A restart is better.
+            followed = &mut running.follower => {
+                followed.context("following the store panicked")?;
                 bail!("following the store ended");
             }
-            never = keep_health(&self.requests, secrets.as_ref(), &health) => match never {},
-        }
-
-        let began = Instant::now();
-        info!("draining");
-        self.admin.draining();
-        set_health(&health, ServingStatus::NotServing).await;
-        drain.cancel();
-        self.requests.drain();
-        self.tasks.close();
-        let budget = for_work(self.config.grpc.drain);
-        let finished = async {
-            calls.close();
-            calls.wait().await;
-            self.tasks.wait().await;
-        };
-        tokio::select! {
-            () = finished => {}
-            () = tokio::time::sleep_until(began + budget) => {
-                warn!(calls = calls.len(), tasks = self.tasks.len(), "time is up; what is still open ends now");
-            }
-            () = stop.hard.cancelled() => warn!("told to stop at once"),
-        }
-        // Until now: ThingSpace does not send for long what nobody takes.
-        last_callback.cancel();
-        background.cancel();
-        // Whatever hangs, the process ends when the time of the drain is over.
-        let end = began + self.config.grpc.drain;
-        let until = |most: Duration| end.min(Instant::now() + most);
-        if !running.is_finished() {
-            match timeout_at(until(FOLLOWING), &mut running).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => warn!("following the store ended in a panic"),
-                Err(_) => running.abort(),
+            never = health::report(&running.requests, secrets.as_ref(), &running.health) => {
+                match never {}
             }
         }
-        if timeout_at(until(GOODBYE), &mut serving).await.is_err() {
-            serving.abort();
-        }
-        if let Some(mut taking) = taking_callbacks
-            && timeout_at(until(GOODBYE), &mut taking).await.is_err()
-        {
-            taking.abort();
-        }
-        match timeout_at(until(CLOSING), &mut controlled).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => warn!("serving the control socket ended in a panic"),
-            Err(_) => controlled.abort(),
-        }
-        if timeout_at(until(CLOSING), self.store.close()).await.is_err() {
-            warn!("the store does not close in time; what was acknowledged is in it all the same");
-        }
-        self.admin.end().await;
-        info!(took = ?began.elapsed(), "drained");
+        running.drain(&stop).await;
         Ok(())
     }
 
-    async fn routes(
-        &self,
-        drain: &CancellationToken,
-        calls: &TaskTracker,
-    ) -> anyhow::Result<(HealthReporter, Routes)> {
-        let (health, health_service) = tonic_health::server::health_reporter();
-        set_health(&health, ServingStatus::NotServing).await;
-        let esim = Esim::new(
-            self.requests.clone(),
-            Settings::new(&self.config),
-            drain.clone(),
-            calls.clone(),
-        );
-        let esim = EsimServiceServer::new(esim)
-            .max_decoding_message_size(grpc::MAX_MESSAGE)
-            .max_encoding_message_size(grpc::MAX_MESSAGE);
-        let mut routes = Routes::new(health_service).add_service(esim);
-        if self.config.grpc.reflection {
-            let described = || {
-                tonic_reflection::server::Builder::configure()
-                    .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
-                    .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                    // So that generic clients can show the details of an error.
-                    .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-            };
-            // grpcurl before 1.8.8 and some desktop clients ask v1alpha.
-            routes = routes
-                .add_service(described().build_v1()?)
-                .add_service(described().build_v1alpha()?);
-        }
-        Ok((health, routes))
+    async fn start(self) -> anyhow::Result<Running> {
+        let Self { config, requests, drain, tasks, .. } = self;
+        let (calls, background) = (TaskTracker::new(), CancellationToken::new());
+        let esim = Esim::new(requests.clone(), &config, drain.clone(), calls.clone());
+        let (health, routes) = routes(esim, config.grpc.reflection).await?;
+        health::report_logins(&health, &self.client, &background).await;
+
+        let following = requests.clone();
+        let (draining, stopping) = (drain.clone(), background.clone());
+        let follower = tokio::spawn(async move { following.run(draining, stopping).await });
+        let max_streams = config.grpc.max_concurrent_streams;
+        let grpc = tokio::spawn(server::serve(self.listener, routes, max_streams, drain.clone()));
+        let control = tokio::spawn(self.control.serve(background.clone()));
+        self.admin.serving(requests.clone());
+        info!(address = %self.address, "listening");
+        let callbacks = self.callbacks.map(|listener| {
+            let CallbackListener { callbacks, listener, address, registration } = listener;
+            info!(%address, "listening for callbacks");
+            if let Some(registration) = registration.filter(|_| config.callbacks.register) {
+                // Starts nothing once the drain has begun, which waits for what it has started.
+                tokio::spawn(registration.run(drain.clone()));
+            }
+            tokio::spawn(callbacks.serve(listener, background.clone()))
+        });
+        Ok(Running {
+            admin: self.admin,
+            health,
+            requests,
+            store: self.store,
+            calls,
+            tasks,
+            drain,
+            background,
+            grpc,
+            follower,
+            control,
+            callbacks,
+            time: config.grpc.drain,
+        })
     }
 }
 
-/// How much of a drain what is under way may take.
-fn for_work(drain: Duration) -> Duration {
-    drain.saturating_sub((drain / 4).min(CLOSING))
+impl CallbackListener {
+    async fn bind(
+        config: &Config,
+        store: &Arc<dyn Store>,
+        client: &Client,
+        requests: &Requests,
+        tasks: &TaskTracker,
+    ) -> anyhow::Result<Self> {
+        let accounts: Vec<_> =
+            config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
+        let (store, requests) = (Arc::clone(store), requests.clone());
+        let callbacks = Callbacks::new(&config.callbacks, store, &accounts, requests)
+            .await
+            .context("cannot accept callbacks")?;
+        keep_apart(config, callbacks.secrets(), client);
+        let (listener, address) = listen(config.callbacks.listen).await?;
+        let registration = if config.callbacks.public_url.is_empty() {
+            None
+        } else {
+            let (secrets, client) = (callbacks.secrets().clone(), client.clone());
+            Some(Registration::new(&config.callbacks, address, secrets, client, tasks.clone())?)
+        };
+        Ok(Self { callbacks, listener, address, registration })
+    }
+}
+
+/// The services of the gRPC server, none of which is healthy yet.
+async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter, Routes)> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health::set(&health, ServingStatus::NotServing).await;
+    let esim = EsimServiceServer::new(esim)
+        .max_decoding_message_size(grpc::MAX_MESSAGE)
+        .max_encoding_message_size(grpc::MAX_MESSAGE);
+    let mut routes = Routes::new(health_service).add_service(esim);
+    if reflection {
+        let described = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(esim::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                // Lets generic clients show the details of an error.
+                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        };
+        // grpcurl before 1.8.8 and some desktop clients use v1alpha.
+        routes =
+            routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
+    }
+    Ok((health, routes))
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
@@ -355,69 +284,15 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
     Ok((listener, address))
 }
 
-/// Says whether calls can be answered. While the store is away, some can.
-async fn keep_health(
-    requests: &Requests,
-    secrets: Option<&Secrets>,
-    health: &HealthReporter,
-) -> Infallible {
-    loop {
-        let ready = async {
-            requests.ready().await;
-            if let Some(secrets) = secrets {
-                secrets.reload().await;
-            }
-        };
-        let mut ready = pin!(ready);
-        if tokio::time::timeout(UNREADY_SAID, &mut ready).await.is_err() {
-            let reason = requests.waits_for();
-            let reason =
-                reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
-            warn!(reason, "not ready yet");
-            ready.await;
-        }
-        set_health(health, ServingStatus::Serving).await;
-        info!("ready");
-        requests.unready().await;
-        warn!(reason = requests.waits_for(), "no longer ready");
-        set_health(health, ServingStatus::NotServing).await;
-    }
-}
-
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for name in ["", grpc::SERVICE_NAME] {
-        health.set_service_status(name, status).await;
-    }
-}
-
-/// The health of each set of credentials, under a name of its own: without logins the gateway still
-/// serves what it knows.
-async fn watch_logins(health: &HealthReporter, client: &Client, until: &CancellationToken) {
-    for (name, mut standing) in client.standings() {
-        let (name, health) = (format!("thingspace.login/{name}"), health.clone());
-        let tell = async move |healthy| {
-            let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
-            health.set_service_status(&name, status).await;
-        };
-        let healthy = standing.borrow_and_update().healthy;
-        tell(healthy).await;
-        tokio::spawn(until.clone().run_until_cancelled_owned(async move {
-            while standing.changed().await.is_ok() {
-                let healthy = standing.borrow_and_update().healthy;
-                tell(healthy).await;
-            }
-        }));
-    }
-}
-
-/// What ThingSpace sends in callbacks never logs in, and what logs in is never sent.
-fn keep_apart(config: &Config, callbacks: &Callbacks, client: &Client) {
+/// Keeps the passwords of callbacks and of logins apart: the gateway does not log in with a
+/// password that ThingSpace sends in callbacks, and does not register one with which it logs in.
+fn keep_apart(config: &Config, secrets: &Secrets, client: &Client) {
     let logins = config.credentials.iter().map(|of| LoginFiles {
         username: of.username_file.clone(),
         password: of.password_file.clone(),
     });
-    callbacks.secrets().keep_apart_from(logins.collect());
-    let secrets = callbacks.secrets().clone();
+    secrets.keep_apart_from(logins.collect());
+    let secrets = secrets.clone();
     let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
     client
         .keep_apart_from(&Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
@@ -434,25 +309,8 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
         return Ok(Arc::new(Nats::open(&config.store.nats, retention).await?));
     }
     let path = config.store.path.clone();
-    let opened = tokio::task::spawn_blocking(move || Embedded::open(&path, retention)).await?;
+    let opened = spawn_blocking(move || Embedded::open(&path, retention)).await?;
     Ok(Arc::new(
         opened.with_context(|| format!("cannot open the store {}", config.store.path.display()))?,
     ))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A restart while ThingSpace is slow must not make orders unknown.
-    #[test]
-    fn by_default_an_order_under_way_can_finish_in_a_drain() {
-        let Config { grpc, thingspace, .. } = Config::defaults();
-        let order = thingspace.connect_timeout + thingspace.order_timeout;
-        assert!(
-            for_work(grpc.drain) >= order,
-            "{:?} for an order that takes {order:?}",
-            grpc.drain
-        );
-    }
 }

@@ -42,7 +42,7 @@ use crate::{
     config::{CallbacksConfig, Network},
     identity::AccountName,
     requests::Requests,
-    server::http::{self as listener, Answer, Listening, Origin},
+    server::http::{self as listener, Handler, ListenerOptions, Peer},
     store::{Store, StoreError},
 };
 use arrivals::Arrivals;
@@ -169,13 +169,13 @@ impl Callbacks {
             None => None,
         };
         let look = stop.clone().run_until_cancelled_owned(self.clone().look());
-        let listening = Listening {
+        let options = ListenerOptions {
             name: "callbacks",
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
             networks: self.0.networks.clone(),
         };
-        tokio::join!(listener::serve(listening, listener, acceptor, self, stop), look);
+        tokio::join!(listener::serve(options, listener, acceptor, self, stop), look);
     }
 
     /// Follows what may change on disk and in other replicas. A failure is told once, until it is
@@ -225,8 +225,8 @@ impl Callbacks {
         if request.method() != Method::POST {
             return Outcome::WrongMethod;
         }
-        let origin = request.extensions().get::<Origin>().cloned().expect("the listener says it");
-        let arrival = self.0.arrivals.begin(account, origin.source);
+        let peer = request.extensions().get::<Peer>().cloned().expect("the listener adds it");
+        let arrival = self.0.arrivals.begin(account, peer.source);
         let read = timeout(BODY_TIMEOUT, read(request.into_body()));
         let body = match arrival.given_up.run_until_cancelled(read).await {
             Some(Ok(Ok(body))) => body,
@@ -234,14 +234,14 @@ impl Callbacks {
             Some(Err(_)) | None => return Outcome::TooSlow,
         };
         drop(arrival);
-        let _received = origin.received();
+        let _protection = peer.protect();
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let outcome = match parse::parse(&body, account) {
             Ok(callback) => self.append(account, callback, deadline).await,
             Err(why) => self.quarantined(account, &body, why, deadline).await,
         };
         if outcome == Ok(Outcome::Stored) {
-            origin.prove();
+            peer.trust();
         }
         outcome.unwrap_or_else(|refused| refused)
     }
@@ -319,10 +319,10 @@ impl Callbacks {
     }
 }
 
-impl Answer for Callbacks {
+impl Handler for Callbacks {
     type Body = Empty<Bytes>;
 
-    async fn answer(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
+    async fn handle(self, request: Request<Incoming>) -> Response<Empty<Bytes>> {
         // ThingSpace may list and call the registered URL with a slash at its end.
         let secret =
             request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();

@@ -1,8 +1,7 @@
-//! The API: convert, call [`crate::requests`], convert back. Thin on purpose.
+//! The gRPC API: converts a call, calls [`crate::requests`], and converts the result.
 //!
-//! [`status`] is the only place that names a gRPC code; [`edge`] sees to it that every error of
-//! every service has a reason. Nothing here holds state of its own, apart from the place a stream
-//! has reached.
+//! Only [`status`] names gRPC codes. [`edge`] limits the time of every call and adds a reason to
+//! every error. The only state here is the progress of each open stream.
 
 mod convert;
 mod deadline;
@@ -12,17 +11,17 @@ mod service;
 pub(crate) mod status;
 
 pub use edge::EdgeLayer;
-pub use service::{Esim, Settings};
+pub use service::Esim;
 
-/// The name by which health is asked.
+/// The name of the service in health checks.
 pub const SERVICE_NAME: &str = "thingspace.esim.v1.EsimService";
 
-/// The largest message taken or sent, in bytes.
+/// The largest message that is received or sent, in bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 /// The largest page of a status, in bytes.
 pub const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// The largest message of a watch, in bytes. It is small because every reader that stands still
-/// holds one.
+/// The largest message of a watch, in bytes. It is small because the gateway holds one for every
+/// caller that does not read.
 pub const MAX_WATCH_MESSAGE: usize = 64 << 10;

@@ -1,65 +1,62 @@
-//! The identifiers of accounts, requests, devices and profiles, parsed once at the edge.
+//! The identifiers of accounts, requests, devices and profiles.
 //!
-//! A value of a type here has the right shape: whoever holds one need not check again. `Debug` and
-//! `Display` of a device's identifiers are masked, so that no log line gives an identity away; the
-//! full digits come only from `as_str`. Checksums are not part of the shape, because Verizon's own
-//! samples fail them.
+//! Identifiers are parsed once, at the edge: a value of a type in this module has the right shape.
+//! Check digits are not part of the shape, because Verizon's own samples have wrong ones. `Debug`
+//! and `Display` mask the identifiers of devices, so that no log line shows one. Only
+//! [`Digits::as_str`] returns all digits.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// A ThingSpace billing account, `[0-9A-Za-z-]{3,32}`, leading zeros kept.
+/// A ThingSpace billing account, `[0-9A-Za-z-]{3,32}`, with leading zeros.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct AccountName(Arc<str>);
 
-/// ThingSpace's id of a request, `[0-9A-Za-z-]{1,64}`, case kept.
+/// ThingSpace's id of a request, `[0-9A-Za-z-]{1,64}`, case-sensitive.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(Arc<str>);
 
 /// Why a text is not an identifier: a phrase that completes "the field …".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Invalid(pub &'static str);
+pub struct IdentifierError(pub &'static str);
 
-impl AccountName {
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let shape = (3..=32).contains(&text.len()) && text.bytes().all(alphanumeric_or_hyphen);
-        if shape {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid("must be 3 to 32 letters, digits and hyphens"))
+/// Parses and prints a name of letters, digits and hyphens.
+macro_rules! name {
+    ($type:ident, $lengths:expr, $phrase:literal) => {
+        impl $type {
+            pub fn parse(text: &str) -> Result<Self, IdentifierError> {
+                let shape = $lengths.contains(&text.len())
+                    && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+                if shape { Ok(Self(text.into())) } else { Err(IdentifierError($phrase)) }
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
         }
-    }
 
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl RequestId {
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let shape = (1..=64).contains(&text.len()) && text.bytes().all(alphanumeric_or_hyphen);
-        if shape {
-            Ok(Self(text.into()))
-        } else {
-            Err(Invalid("must be 1 to 64 letters, digits and hyphens"))
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
         }
-    }
 
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
 }
-
-fn alphanumeric_or_hyphen(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-'
-}
+name!(AccountName, (3..=32), "must be 3 to 32 letters, digits and hyphens");
+name!(RequestId, (1..=64), "must be 1 to 64 letters, digits and hyphens");
 
 impl TryFrom<String> for AccountName {
-    type Error = Invalid;
-    fn try_from(text: String) -> Result<Self, Invalid> {
+    type Error = IdentifierError;
+    fn try_from(text: String) -> Result<Self, IdentifierError> {
         Self::parse(&text)
     }
 }
@@ -70,38 +67,23 @@ impl From<AccountName> for String {
     }
 }
 
-macro_rules! plain_text {
-    ($type:ident) => {
-        impl fmt::Display for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-        impl fmt::Debug for $type {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-    };
-}
-plain_text!(AccountName);
-plain_text!(RequestId);
-
-/// The kinds of identifier a device has, by the names ThingSpace uses (there in any case).
+/// The kinds of identifier that a device has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
+pub enum IdentifierKind {
     Eid,
     Iccid,
     Imei,
     Mdn,
 }
 
-impl Kind {
-    /// Upstream's word, in any case. `None` for kinds the gateway does not use (IMSI, MEID, …).
+impl IdentifierKind {
+    /// All kinds, in the order in which a device is looked up.
+    pub const ALL: [Self; 4] = [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn];
+
+    /// Parses ThingSpace's name of a kind, in any case. `None` for kinds that the gateway does not
+    /// use (IMSI, MEID, …).
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn]
-            .into_iter()
-            .find(|k| k.as_str().eq_ignore_ascii_case(text))
+        Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
 
     pub fn as_str(self) -> &'static str {
@@ -114,7 +96,7 @@ impl Kind {
     }
 
     /// Checks length and digits.
-    pub fn check(self, text: &str) -> Result<(), Invalid> {
+    pub fn check(self, text: &str) -> Result<(), IdentifierError> {
         let (lengths, phrase) = match self {
             Self::Eid => (32..=32, "must be 32 digits"),
             Self::Iccid => (19..=20, "must be 19 or 20 digits"),
@@ -122,20 +104,19 @@ impl Kind {
             Self::Mdn => (10..=15, "must be 10 to 15 digits"),
         };
         let shape = lengths.contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
-        if shape { Ok(()) } else { Err(Invalid(phrase)) }
+        if shape { Ok(()) } else { Err(IdentifierError(phrase)) }
     }
 
-    /// Checks the check digits of a well-formed identifier: EID by ISO 7064 MOD 97-10 (GSMA
-    /// SGP.29), ICCID and 15-digit IMEI by Luhn. Others have none, nor has a 19-digit ICCID that
-    /// was handed out without.
-    pub fn checksum(self, text: &str) -> Result<(), Invalid> {
+    /// Checks the check digits of a well-formed identifier: of an EID by ISO 7064 MOD 97-10 (GSMA
+    /// SGP.29), of an ICCID of 20 digits and an IMEI of 15 by Luhn. Others have none.
+    pub fn checksum(self, text: &str) -> Result<(), IdentifierError> {
         let holds = match self {
             Self::Eid => text.bytes().fold(0, |n, b| (n * 10 + u32::from(b - b'0')) % 97) == 1,
             Self::Iccid => text.len() == 19 || luhn(text),
             Self::Imei => text.len() == 16 || luhn(text),
             Self::Mdn => true,
         };
-        if holds { Ok(()) } else { Err(Invalid("has a wrong check digit")) }
+        if holds { Ok(()) } else { Err(IdentifierError("has a wrong check digit")) }
     }
 }
 
@@ -153,7 +134,7 @@ fn luhn(digits: &str) -> bool {
     sum.is_multiple_of(10)
 }
 
-/// The identifiers of one device. Each is of its shape or empty.
+/// The identifiers of one device. Each has its shape or is empty.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Device {
     pub eid: Digits,
@@ -163,27 +144,27 @@ pub struct Device {
 }
 
 impl Device {
-    pub fn get(&self, kind: Kind) -> &Digits {
+    pub fn get(&self, kind: IdentifierKind) -> &Digits {
         match kind {
-            Kind::Eid => &self.eid,
-            Kind::Iccid => &self.iccid,
-            Kind::Imei => &self.imei,
-            Kind::Mdn => &self.mdn,
+            IdentifierKind::Eid => &self.eid,
+            IdentifierKind::Iccid => &self.iccid,
+            IdentifierKind::Imei => &self.imei,
+            IdentifierKind::Mdn => &self.mdn,
         }
     }
 
-    pub fn get_mut(&mut self, kind: Kind) -> &mut Digits {
+    pub fn get_mut(&mut self, kind: IdentifierKind) -> &mut Digits {
         match kind {
-            Kind::Eid => &mut self.eid,
-            Kind::Iccid => &mut self.iccid,
-            Kind::Imei => &mut self.imei,
-            Kind::Mdn => &mut self.mdn,
+            IdentifierKind::Eid => &mut self.eid,
+            IdentifierKind::Iccid => &mut self.iccid,
+            IdentifierKind::Imei => &mut self.imei,
+            IdentifierKind::Mdn => &mut self.mdn,
         }
     }
 
-    /// The identifiers that are there, EID first: the order in which a device is looked for.
-    pub fn present(&self) -> impl Iterator<Item = (Kind, &Digits)> {
-        [Kind::Eid, Kind::Iccid, Kind::Imei, Kind::Mdn]
+    /// The identifiers that the device has, in the order of [`IdentifierKind::ALL`].
+    pub fn present(&self) -> impl Iterator<Item = (IdentifierKind, &Digits)> {
+        IdentifierKind::ALL
             .into_iter()
             .map(|kind| (kind, self.get(kind)))
             .filter(|(_, digits)| !digits.is_empty())
@@ -200,13 +181,12 @@ impl fmt::Debug for Device {
     }
 }
 
-/// An identifier's digits as text, or nothing. Prints only its last four.
+/// The digits of an identifier, or none. Prints only the last four.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digits(Option<Arc<str>>);
 
 impl Digits {
-    /// Takes the text as it is; empty means absent. Whoever takes it from outside checks it first
-    /// with [`Kind::check`].
+    /// Takes a text that [`IdentifierKind::check`] accepted, or an empty one.
     pub fn new(text: &str) -> Self {
         Self((!text.is_empty()).then(|| text.into()))
     }
@@ -215,7 +195,7 @@ impl Digits {
         self.0.is_none()
     }
 
-    /// The full digits, for the wire and for comparing. Never for a log.
+    /// All digits, for the wire and for comparing. Never for a log.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or("")
     }
@@ -242,16 +222,16 @@ mod tests {
     #[test]
     fn check_digits_of_known_identifiers() {
         let good = [
-            (Kind::Eid, "89049032007008882600086299134038"),
-            (Kind::Eid, "89049032123451234512345678901235"),
-            (Kind::Iccid, "89148000004292933820"),
-            (Kind::Iccid, "89141390780800784259"),
-            (Kind::Imei, "490154203237518"),
+            (IdentifierKind::Eid, "89049032007008882600086299134038"),
+            (IdentifierKind::Eid, "89049032123451234512345678901235"),
+            (IdentifierKind::Iccid, "89148000004292933820"),
+            (IdentifierKind::Iccid, "89141390780800784259"),
+            (IdentifierKind::Imei, "490154203237518"),
         ];
         let bad = [
-            (Kind::Eid, "89049032007008882600086299134039"),
-            (Kind::Iccid, "89148000000800139708"),
-            (Kind::Imei, "990013907835573"),
+            (IdentifierKind::Eid, "89049032007008882600086299134039"),
+            (IdentifierKind::Iccid, "89148000000800139708"),
+            (IdentifierKind::Imei, "990013907835573"),
         ];
         for (kind, text) in good {
             assert_eq!(kind.check(text).and_then(|()| kind.checksum(text)), Ok(()), "{text}");
@@ -271,9 +251,11 @@ mod tests {
         for wrong in ["", "a/b", "..", "a b", "%2e", &"1".repeat(65)] {
             assert!(RequestId::parse(wrong).is_err(), "{wrong}");
         }
-        for (kind, wrong) in
-            [(Kind::Eid, "1"), (Kind::Iccid, "123456789012345678"), (Kind::Imei, "١٢٣٤٥٦٧٨٩٠١٢٣٤٥")]
-        {
+        for (kind, wrong) in [
+            (IdentifierKind::Eid, "1"),
+            (IdentifierKind::Iccid, "123456789012345678"),
+            (IdentifierKind::Imei, "١٢٣٤٥٦٧٨٩٠١٢٣٤٥"),
+        ] {
             assert!(kind.check(wrong).is_err(), "{wrong}");
         }
     }

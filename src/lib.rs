@@ -39,7 +39,7 @@
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
 //! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
 //! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
-//!   `certificate`, `repeated`, `lock`, `backoff`, `crypto`: probes, listeners, logs and traces,
+//!   `certificate`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners, logs and traces,
 //!   configuration, files, signals, and helpers.
 //! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
 //! - [`app`]: constructs everything and connects it. It alone knows all other modules.
@@ -142,8 +142,8 @@ mod crypto;
 pub mod grpc;
 pub mod identity;
 mod lock;
+mod log_throttle;
 pub mod proto;
-mod repeated;
 pub mod requests;
 pub mod secret_file;
 pub mod server;

@@ -1,12 +1,12 @@
-//! Code generated from `proto/`, and the descriptor set that reflection serves.
+//! Code generated from `proto/`, and the descriptor set for reflection.
 
-/// The contract.
+/// The API.
 #[allow(
     clippy::pedantic,
     clippy::allow_attributes_without_reason,
     missing_debug_implementations,
     unreachable_pub,
-    reason = "generated"
+    reason = "generated code; not every lint applies to each version of the generator"
 )]
 pub mod esim {
     tonic::include_proto!("thingspace.esim.v1");
@@ -14,13 +14,12 @@ pub mod esim {
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/esim.binpb"));
 }
 
-/// What is stored.
+/// The storage format.
 #[allow(
     clippy::pedantic,
     clippy::allow_attributes_without_reason,
-    missing_debug_implementations,
     unreachable_pub,
-    reason = "generated"
+    reason = "generated code; not every lint applies to each version of the generator"
 )]
 pub mod storage {
     tonic::include_proto!("gateway.storage.v1");

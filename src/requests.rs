@@ -357,8 +357,21 @@ impl Requests {
         }
     }
 
+    /// A token for the page of devices that begins at `offset`.
+    pub async fn page_token(&self, id: &RequestId, offset: usize) -> Result<String, Error> {
+        Ok(self.token_key().await?.0.page(id, offset))
+    }
+
+    /// Where the page of a token begins. The first page has an empty token.
+    pub async fn page_offset(&self, id: &RequestId, token: &str) -> Result<usize, Error> {
+        if token.is_empty() {
+            return Ok(0);
+        }
+        self.token_key().await?.0.open_page(id, token)
+    }
+
     /// The key that authenticates resume and page tokens, and the epoch of the store it belongs to.
-    pub async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
+    async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
         let behind = || {
             Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()))
         };

@@ -1,13 +1,17 @@
-//! A secret in a file of its own: read each time it is needed, bounded, and never in an error.
+//! Reads a secret from a file of its own. Reads are bounded in size and time, and no error quotes
+//! the content.
 //!
-//! What an editor or a copy adds by accident is refused here, because ThingSpace would count it as
-//! a rejected login: a byte order mark, blanks at the ends, a second line.
+//! Files are read each time a secret is needed. What an editor or a copy adds by accident is
+//! refused: a byte order mark, blanks at the ends, a second line. ThingSpace would count such a
+//! secret as a rejected login.
 
 use std::{
     collections::BTreeSet,
-    fs::File,
-    io::Read,
+    fmt::Display,
+    fs::{self, File},
+    io::{self, Read},
     path::{Path, PathBuf},
+    str,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -15,133 +19,128 @@ use std::{
     time::Duration,
 };
 
-use crate::lock::lock;
-
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use subtle::ConstantTimeEq;
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
+
+use crate::lock::lock;
 
 const MAX_SECRET_BYTES: u64 = 4096;
 
-/// A network volume that is gone can hold up a read for ever.
+/// A network volume that is gone can block a read forever.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether two files hold the same secret. One that cannot be read holds none.
+/// Whether two files hold the same secret. A file that cannot be read holds none.
 pub async fn same(one: &Path, other: &Path) -> bool {
     let (Ok(one), Ok(other)) = (read(one).await, read(other).await) else { return false };
     one.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
 }
 
-/// Whether two names are of the same user: ThingSpace knows users in any case.
+/// Whether two user names name the same ThingSpace user. ThingSpace ignores case.
 pub(crate) fn is_same_user(one: &str, other: &str) -> bool {
     one.trim().to_lowercase() == other.trim().to_lowercase()
 }
 
-/// The secret, without the line break at the end of the file.
+/// The secret in a file, without the line break at the end.
 pub async fn read(path: &Path) -> Result<SecretString, String> {
-    alone(&read_lines(path).await?).map_err(|why| unreadable(path, &why))
+    single_line(&read_lines(path).await?).map_err(|why| about(path, why))
 }
 
-/// The whole text, for files with a format of their own.
+/// The whole text of a file that has a format of its own.
 pub async fn read_lines(path: &Path) -> Result<SecretString, String> {
-    let bytes = in_time(path).await.map_err(|why| unreadable(path, &why))?;
-    text(&bytes).map_err(|why| unreadable(path, &why))
+    let bytes = read_in_time(path).await.map_err(|why| about(path, why))?;
+    text(&bytes).map_err(|why| about(path, why))
 }
 
-/// The bytes of a file, unless its volume does not answer. While a read of it is held up, no other
-/// one begins.
-async fn in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    const HELD_UP: &str = "cannot be read in time; its volume does not answer";
-    if held_up().contains(path) {
-        return Err(HELD_UP.to_owned());
+fn about(path: &Path, why: impl Display) -> String {
+    format!("{} {why}", path.display())
+}
+
+/// Reads a file, unless its volume does not answer. While a read of the file is blocked, no other
+/// one is started.
+async fn read_in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    const BLOCKED: &str = "cannot be read in time; its volume does not answer";
+    if blocked_files().contains(path) {
+        return Err(BLOCKED.to_owned());
     }
     let done = Arc::new(AtomicBool::new(false));
     let (file, ended) = (path.to_owned(), Arc::clone(&done));
-    let read = tokio::task::spawn_blocking(move || {
+    let read = spawn_blocking(move || {
         let bytes = bounded(&file, MAX_SECRET_BYTES);
-        let mut held_up = held_up();
+        let mut blocked = blocked_files();
         ended.store(true, Ordering::Relaxed);
-        held_up.remove(&file);
+        blocked.remove(&file);
         bytes
     });
     if let Ok(read) = timeout(READ_TIMEOUT, read).await {
         return read.map_err(|_| "cannot be read while the gateway stops".to_owned())?;
     }
-    let mut held_up = held_up();
+    let mut blocked = blocked_files();
     if !done.load(Ordering::Relaxed) {
-        held_up.insert(path.to_owned());
+        blocked.insert(path.to_owned());
     }
-    Err(HELD_UP.to_owned())
+    Err(BLOCKED.to_owned())
 }
 
-/// The files whose reads are held up.
-fn held_up() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    static HELD_UP: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    lock(&HELD_UP)
+/// The files whose reads are blocked.
+fn blocked_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static BLOCKED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    lock(&BLOCKED)
 }
 
-/// What the configuration says of a file that [`check`] finds wrong. A value without a slash that
-/// names no file may be the secret itself, so it is not quoted.
+/// Completes an error of [`check`] with the path of the file. A value that names no file and has
+/// no slash may be the secret itself, so it is not quoted.
 pub(crate) fn problem(path: &Path, what: &str) -> String {
     if path.exists() || path.as_os_str().as_encoded_bytes().contains(&b'/') {
-        format!("{} {what}", path.display())
+        about(path, what)
     } else {
         "is not the path of a file; write the secret into a file, and the path of that file here"
             .to_owned()
     }
 }
 
-/// The same as [`read`], for where nothing else is going on. An error completes the sentence "FILE
-/// …".
+/// Like [`read`], but blocks the thread. An error completes "FILE …".
 pub(crate) fn check(path: &Path) -> Result<SecretString, String> {
-    alone(&check_lines(path)?).map_err(str::to_owned)
+    single_line(&check_lines(path)?).map_err(str::to_owned)
 }
 
-/// The same as [`read_lines`], for where nothing else is going on.
+/// Like [`read_lines`], but blocks the thread. An error completes "FILE …".
 pub(crate) fn check_lines(path: &Path) -> Result<SecretString, String> {
-    let bytes = bounded(path, MAX_SECRET_BYTES)?;
-    text(&bytes).map_err(str::to_owned)
+    text(&bounded(path, MAX_SECRET_BYTES)?).map_err(str::to_owned)
 }
 
-/// The bytes of a file that may hold a secret, if they are not too many.
-pub(crate) fn bounded(path: &Path, most: u64) -> Result<Zeroizing<Vec<u8>>, String> {
-    let unreadable = |error: std::io::Error| {
+/// The bytes of a file that may hold a secret, at most `max`. An error completes "FILE …".
+pub(crate) fn bounded(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
+    let unreadable = |error: io::Error| {
         format!("cannot be read ({error}); mount it, and let the gateway's user read it")
     };
     // Opening a pipe would wait for its writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("is not a file".to_owned());
     }
     let mut bytes = Zeroizing::new(Vec::new());
     File::open(path)
-        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(max + 1).read_to_end(&mut bytes))
         .map_err(unreadable)?;
-    if bytes.len() as u64 > most {
-        return Err(format!("holds more than {most} bytes"));
+    if bytes.len() as u64 > max {
+        return Err(format!("holds more than {max} bytes"));
     }
     Ok(bytes)
 }
 
-fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> String {
-    format!("{} {why}", path.display())
-}
-
 fn text(bytes: &[u8]) -> Result<SecretString, &'static str> {
-    if bytes.len() as u64 > MAX_SECRET_BYTES {
-        return Err("holds more than 4096 bytes");
-    }
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err("begins with a byte order mark; save it as UTF-8 without one");
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| "holds no UTF-8 text")?;
+    let text = str::from_utf8(bytes).map_err(|_| "holds no UTF-8 text")?;
     if text.is_empty() {
         return Err("is empty; write the secret into it");
     }
     Ok(text.into())
 }
 
-/// The text as one secret. A single line break at its end is the editor's.
-fn alone(text: &SecretString) -> Result<SecretString, &'static str> {
+/// The text as one secret, without a single line break at its end.
+fn single_line(text: &SecretString) -> Result<SecretString, &'static str> {
     let text = text.expose_secret();
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);

@@ -1,9 +1,7 @@
-//! Accepts connections and serves the API on them: tonic's server, with bounds where tonic has
-//! none.
+//! Accepts connections: the gRPC server here, the listeners for plain HTTP in [`http`].
 //!
-//! It knows nothing of what is served. Ending the streams of a drain is the business of whoever
-//! opened them; this only stops accepting, and is dropped when time is up. What is plain HTTP is
-//! served by [`http`].
+//! The gRPC server is tonic's, with the limits that tonic does not set by default. When it stops,
+//! it only stops to accept connections; the drain ends streams and waits for calls.
 
 pub mod http;
 
@@ -18,23 +16,23 @@ use tonic::{
 
 use crate::{grpc::EdgeLayer, telemetry::rpc::RpcLayer};
 
-/// HTTP/2 pings find dead peers.
-const PING_EVERY: Duration = Duration::from_secs(45);
+/// HTTP/2 pings detect dead peers.
+const PING_INTERVAL: Duration = Duration::from_secs(45);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Of a request, in bytes; gRPC callers commonly send well below 8 KiB.
+/// Bytes of a request's headers; gRPC callers usually send much less than 8 KiB.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// Streams that a peer may have reset before they were accepted. Callers that cancel a lot reach
+/// Streams that a peer may have reset before they were accepted. Callers that cancel often reach
 /// the default of 20.
 const MAX_PENDING_RESETS: usize = 200;
 
-/// Flow control windows, in bytes: of a stream and of a connection. Requests are small, but for
-/// orders of thousands of devices.
+/// Flow control windows of a stream and of a connection, in bytes. Only orders of thousands of
+/// devices are large.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Serves until `stop`, then finishes what is open: for ever, if its peers keep it open.
+/// Serves until `stop`, then until the peers have closed their connections, which may take forever.
 pub async fn serve(
     listener: TcpListener,
     routes: Routes,
@@ -46,7 +44,7 @@ pub async fn serve(
         .layer(RpcLayer)
         .layer(EdgeLayer)
         .max_concurrent_streams(max_concurrent_streams)
-        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .http2_max_header_list_size(MAX_HEADER_LIST)
         .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))

@@ -1,10 +1,8 @@
-//! Signals become tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second for an
-//! end at once.
+//! Turns signals into tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second one
+//! for an immediate end.
 //!
-//! SIGHUP comes when a terminal is closed. Files are read again without a signal, so it means
-//! nothing else.
-//!
-//! What draining means is the business of those who hold the tokens.
+//! SIGHUP is sent when a terminal closes. It does not reload files: they are read again by
+//! themselves.
 
 use std::{io, pin::pin, task::Poll};
 
@@ -12,24 +10,23 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The two requests to stop. Without signals, in tests, whoever holds it cancels the tokens.
+/// The two requests to stop. Tests cancel the tokens themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// Drain.
+    /// Cancelled to ask for a drain.
     pub soft: CancellationToken,
-    /// Stop at once.
+    /// Cancelled to ask for an immediate end.
     pub hard: CancellationToken,
 }
 
 impl Stop {
-    /// Follows the process's signals. To be called inside a runtime; when it returns no signal is
-    /// missed.
+    /// Cancels the tokens on signals of the process, from now on. Needs a runtime.
     pub fn on_signals() -> io::Result<Self> {
         let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
         let mut signals = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>()?;
         let signals = stream::poll_fn(move |context| {
-            let came = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
-            if came { Poll::Ready(Some(())) } else { Poll::Pending }
+            let received = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+            if received { Poll::Ready(Some(())) } else { Poll::Pending }
         });
         let stop = Self::default();
         tokio::spawn(relay(signals, stop.clone()));

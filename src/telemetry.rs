@@ -1,9 +1,9 @@
-//! Logs and traces: set up once, by `main`, and flushed at its end.
+//! Logs and traces. `main` sets them up once and flushes them at the end.
 //!
-//! Logs go to standard error, because standard output belongs to what `dev` and `check` print.
-//! Traces go to an OTLP collector where one is configured. Nothing of the exporter's own traffic is
-//! traced, or each export would cause the next. A dead collector delays the end of the process by
-//! [`FLUSH`] at most, and nothing else.
+//! Logs go to standard error, because `dev` and `check` print to standard output. Traces go to an
+//! OTLP collector, if one is configured. The exporter's own traffic is not traced, because each
+//! export would cause another one. A collector that does not answer delays only the end of the
+//! process, by at most [`FLUSH_TIMEOUT`].
 
 mod collector;
 pub mod rpc;
@@ -30,30 +30,29 @@ use crate::config::{LogFormat, TelemetryConfig};
 
 const SERVICE_NAME: &str = "thingspace-gateway";
 
-/// The target of lines about who did what. No filter takes them away.
+/// The target of audit lines, which say what an operator did. Filters do not apply to them.
 pub const AUDIT: &str = "audit";
 
-/// How long the last spans may take to get out.
-pub const FLUSH: Duration = Duration::from_secs(3);
+/// How long sending the last spans may take.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is traced. The rest is on the exporter's own way, or beneath what a reader of traces looks
-/// at.
+/// The spans that are traced. The others belong to the exporter, or are too detailed for a trace.
 const TRACED: &str = "info,hyper=off,h2=off,tonic=off,tower=off,reqwest=off,opentelemetry=off";
 
-/// What has to be flushed.
+/// The exporter of traces, which has to be flushed.
 #[derive(Debug)]
 #[must_use]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Installs the process's log, tracer and propagator. To be called once, inside a runtime. An error
-/// is one of configuration.
+/// Installs the log, tracer and propagator of the process. To be called once, inside a runtime.
+/// Fails only for a wrong configuration.
 pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
     let traces = match config.otlp_endpoint.as_str() {
         "" => None,
-        _ => Some(exporting(config).context("telemetry.otlp_endpoint")?),
+        _ => Some(exporter(config).context("telemetry.otlp_endpoint")?),
     };
     let spans = traces.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
@@ -66,7 +65,7 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
     let audit = filter_fn(|metadata| metadata.target() == AUDIT);
-    // A line says all it has to say; spans are for traces.
+    // Lines do not repeat the fields of spans.
     let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
     tracing_subscriber::registry()
         .with(log(config.log_format).with_filter(filter))
@@ -76,12 +75,13 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
 }
 
 impl Telemetry {
-    /// Sends what is left. Blocks, for [`FLUSH`] at most: not to be called on a runtime's worker.
+    /// Sends the last spans. Blocks for at most [`FLUSH_TIMEOUT`], so it must not be called on a
+    /// worker of a runtime.
     pub fn flush(self) {
         if let Some(traces) = self.traces
-            && let Err(error) = traces.shutdown_with_timeout(FLUSH)
+            && let Err(error) = traces.shutdown_with_timeout(FLUSH_TIMEOUT)
         {
-            tracing::warn!("traces are lost: {error}");
+            tracing::warn!(%error, "the last traces are lost; check telemetry.otlp_endpoint");
         }
     }
 }
@@ -95,7 +95,7 @@ fn log(format: LogFormat) -> Box<dyn Layer<Registry> + Send + Sync> {
     }
 }
 
-fn exporting(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
+fn exporter(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder().with_tonic();
     let exporter = match collector::over_tls(config)? {
         Some(channel) => exporter.with_channel(channel),
@@ -107,7 +107,8 @@ fn exporting(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
         .build())
 }
 
-/// Who we are, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES say otherwise.
+/// The name and version of the service. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the
+/// name.
 fn resource() -> Resource {
     let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
     let detected = Resource::builder().with_attribute(version.clone()).build();

@@ -1,4 +1,5 @@
-//! `dev`: a gateway and a simulated ThingSpace in one process, on loopback, with nothing to set up.
+//! The commands `dev` and `simulate`: a simulated ThingSpace, with or without a gateway in the same
+//! process.
 
 use std::{
     fs,
@@ -9,9 +10,9 @@ use std::{
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::App;
+use super::{App, listen};
 use crate::{
     config::{Config, CredentialsConfig},
     identity::AccountName,
@@ -19,15 +20,33 @@ use crate::{
     simulator::{self, Simulator},
 };
 
-/// Runs a gateway and a simulator; what `config` lacks for that it fills in. What it stores is gone
-/// when it ends, unless a file is named for it.
+/// Runs a simulator, with its control API if `control` is an address for it.
+pub async fn simulate(
+    address: SocketAddr,
+    control: Option<SocketAddr>,
+    stop: Stop,
+) -> anyhow::Result<()> {
+    let options = simulator::Options { listen: address, ..simulator::Options::default() };
+    let simulator =
+        Simulator::bind(options).await.with_context(|| format!("cannot listen on {address}"))?;
+    if let Some(control) = control {
+        let (listener, address) = listen(control).await?;
+        info!(%address, "the simulator can be controlled");
+        tokio::spawn(simulator::control::run(listener, simulator.handle(), stop.soft.clone()));
+    }
+    info!(base_url = simulator.base_url(), "simulating ThingSpace");
+    simulator.run(stop.soft).await.context("the simulator failed")
+}
+
+/// Runs a gateway and a simulator on loopback. Sets in `config` what this needs. The store is a
+/// temporary file, unless `store` names one.
 pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("thingspace-gateway-")
         .tempdir()
-        .context("cannot make a scratch folder")?;
+        .context("cannot create a temporary folder")?;
     let mut options = simulator::Options::default();
-    // The listener for callbacks takes any free port.
+    // The listener for callbacks uses any free port.
     options.callbacks.any_port = true;
     let account = options.accounts.first().cloned().context("the simulator has no account")?;
     config.credentials = vec![credentials(&scratch, &options)?];
@@ -50,14 +69,14 @@ pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyh
     (callbacks.username_file, callbacks.password_file) = Default::default();
 
     let simulator = Simulator::bind(options).await.context("cannot start the simulator")?;
-    config.thingspace.base_url = simulator.base_url();
-    config.thingspace.token_url = String::new();
     let base_url = simulator.base_url();
+    config.thingspace.base_url.clone_from(&base_url);
+    config.thingspace.token_url = String::new();
     let app = App::bind(config).await?;
     let socket = app.control_socket();
     print_tour(&mut io::stdout().lock(), app.address(), &base_url, &account, &socket)?;
 
-    // The simulator outlives the drain, which may still have an order to finish.
+    // The drain may still finish an order, so the simulator ends after it.
     let upstream = stop.hard.child_token();
     let simulating = tokio::spawn(simulator.run(upstream.clone()));
     let served = app.run(stop).await;
@@ -88,7 +107,7 @@ fn credentials(
     })
 }
 
-/// The addresses, and grpcurl lines that work when pasted one after the other.
+/// Prints the addresses, and grpcurl commands that work when they are run one after the other.
 fn print_tour(
     out: &mut dyn Write,
     grpc: SocketAddr,
@@ -115,12 +134,13 @@ Operators   thingspace-gateway status --socket {socket}
 grpcurl -plaintext -d '{order}' {grpc} {service}/DownloadProfile
 
 # 2. The same call again: the same key returns the same request. Keep its id.
-REQUEST_ID=$(grpcurl -plaintext -d '{order}' {grpc} {service}/DownloadProfile | sed -n 's/.*"requestId": "\([^"]*\)".*/\1/p'); echo "$REQUEST_ID"
+REQUEST_ID=$(grpcurl -plaintext -d '{order}' {grpc} {service}/DownloadProfile |
+  sed -n 's/.*"requestId": "\([^"]*\)".*/\1/p'); echo "$REQUEST_ID"
 
-# 3. Ask where it stands.
+# 3. Get its status.
 grpcurl -plaintext -d "{request}" {grpc} {service}/GetRequestStatus
 
-# 4. Watch it until it is done: one device succeeds, one fails, and a callback tells why.
+# 4. Watch it until it is final: one device succeeds, one fails, and a callback says why.
 grpcurl -plaintext -d "{request}" {grpc} {service}/WatchRequest
 "#,
         socket = socket.display()

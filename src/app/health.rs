@@ -1,28 +1,97 @@
-//! `health`: what a caller of a gateway is told about its health, for probes from where there is
-//! nothing but this binary.
+//! The health of the gateway by `grpc.health.v1`: what it reports, and the command `health`, which
+//! asks for it where only this binary is available.
 
 use std::{
+    convert::Infallible,
     io::{self, Write},
+    pin::pin,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic_health::{
     ServingStatus,
     pb::{HealthCheckRequest, health_client::HealthClient},
+    server::HealthReporter,
 };
+use tracing::{info, warn};
 
-use crate::grpc;
+use crate::{callbacks::secrets::Secrets, grpc, requests::Requests, thingspace::Client};
 
-/// For everything, from the name's look-up to the answer.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// The limit of the command `health`, from the lookup of the name to the answer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Fails unless the gateway at `address`, `HOST:PORT`, answers calls.
+/// After this time the log says why the gateway is not ready.
+const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
+
+/// Reports whether calls can be answered. While the store is unavailable, some calls can.
+pub(super) async fn report(
+    requests: &Requests,
+    secrets: Option<&Secrets>,
+    health: &HealthReporter,
+) -> Infallible {
+    loop {
+        let ready = async {
+            requests.ready().await;
+            if let Some(secrets) = secrets {
+                secrets.reload().await;
+            }
+        };
+        let mut ready = pin!(ready);
+        if timeout(UNREADY_LOG_DELAY, &mut ready).await.is_err() {
+            let reason = requests.waits_for();
+            let reason =
+                reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
+            warn!(reason, "not ready yet");
+            ready.await;
+        }
+        set(health, ServingStatus::Serving).await;
+        info!("ready");
+        requests.unready().await;
+        warn!(reason = requests.waits_for(), "no longer ready");
+        set(health, ServingStatus::NotServing).await;
+    }
+}
+
+/// Sets the health of the gateway as a whole and of its service.
+pub(super) async fn set(health: &HealthReporter, status: ServingStatus) {
+    for name in ["", grpc::SERVICE_NAME] {
+        health.set_service_status(name, status).await;
+    }
+}
+
+/// Reports for each set of credentials whether logins are possible, as `thingspace.login/NAME`.
+/// Without logins, the gateway still answers from what it has stored.
+pub(super) async fn report_logins(
+    health: &HealthReporter,
+    client: &Client,
+    until: &CancellationToken,
+) {
+    for (name, mut standing) in client.standings() {
+        let (name, health) = (format!("thingspace.login/{name}"), health.clone());
+        let report = async move |healthy| {
+            let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(&name, status).await;
+        };
+        let healthy = standing.borrow_and_update().healthy;
+        report(healthy).await;
+        tokio::spawn(until.clone().run_until_cancelled_owned(async move {
+            while standing.changed().await.is_ok() {
+                let healthy = standing.borrow_and_update().healthy;
+                report(healthy).await;
+            }
+        }));
+    }
+}
+
+/// Fails unless the gateway at `address` (`HOST:PORT`) can answer calls.
 pub async fn health(address: &str) -> anyhow::Result<()> {
-    let status = tokio::time::timeout(TIMEOUT, check(address))
+    let status = timeout(CHECK_TIMEOUT, check(address))
         .await
-        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {} s", TIMEOUT.as_secs())))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {} s", CHECK_TIMEOUT.as_secs())))
         .with_context(|| format!("cannot ask {address}"))?;
     ensure!(status == ServingStatus::Serving as i32, "{address} is not ready");
     writeln!(io::stdout(), "{address} is ready")?;

@@ -29,8 +29,8 @@ use super::secrets::Secrets;
 use crate::{
     crypto::SealingKey,
     identity::AccountName,
+    log_throttle::LogThrottle,
     proto::storage::{QuarantineBody, QuarantineEntry, QuarantineIndex},
-    repeated::Repeated,
     store::{CellName, Store, StoreError, change_cell, load_cell},
 };
 use mask::without_passwords;
@@ -50,7 +50,7 @@ pub struct Quarantine {
     turn: Mutex<()>,
     /// Callbacks that this replica removed to make room.
     evicted: AtomicU64,
-    evictions: Repeated,
+    evictions: LogThrottle,
 }
 
 impl fmt::Debug for Quarantine {

@@ -35,7 +35,7 @@ use crate::{
     config::CallbacksConfig,
     identity::AccountName,
     lock::lock,
-    repeated::Repeated,
+    log_throttle::LogThrottle,
     thingspace::{self, Client},
 };
 pub use stop::Stop;
@@ -175,7 +175,7 @@ impl Registration {
 
     async fn keep(&self, account: &AccountName) {
         let mut pause = FIRST_PAUSE;
-        let failures = Repeated::new();
+        let failures = LogThrottle::new();
         loop {
             let wait = match self.look_after(account).await {
                 // The log has it; it passes when an operator or the other one acts.

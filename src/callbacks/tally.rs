@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::{debug, warn};
 
 use super::Outcome;
-use crate::{identity::AccountName, repeated::Repeated};
+use crate::{identity::AccountName, log_throttle::LogThrottle};
 
 const OUTCOMES: usize = Outcome::ALL.len();
 
@@ -16,7 +16,7 @@ const OUTCOMES: usize = Outcome::ALL.len();
 pub(super) struct Tally {
     counts: [AtomicU64; OUTCOMES],
     /// By outcome.
-    lines: [Repeated; OUTCOMES],
+    lines: [LogThrottle; OUTCOMES],
 }
 
 impl Tally {

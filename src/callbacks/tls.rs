@@ -19,7 +19,7 @@ use tokio::io::AsyncReadExt;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
-    certificate::{Identity, MAX_FILE_BYTES},
+    certificate::{MAX_FILE_BYTES, ServerCertificate},
     lock,
 };
 
@@ -53,7 +53,7 @@ impl Tls {
     /// Or which file cannot be used, and why.
     pub(super) async fn load(cert_file: &Path, key_file: &Path) -> Result<Self, String> {
         let (seen, identity) = read(cert_file, key_file).await?;
-        let Identity { key, expires } = identity?;
+        let ServerCertificate { key, expires } = identity?;
         let current = Arc::new(Current(RwLock::new(Arc::new(key))));
         let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
@@ -78,7 +78,7 @@ impl Tls {
         if seen == self.seen {
             return Ok(false);
         }
-        let Identity { key, expires } = identity?;
+        let ServerCertificate { key, expires } = identity?;
         *lock::write(&self.current.0) = Arc::new(key);
         (self.seen, self.expires) = (seen, expires);
         Ok(true)
@@ -89,12 +89,12 @@ impl Tls {
 async fn read(
     cert_file: &Path,
     key_file: &Path,
-) -> Result<(Vec<u8>, Result<Identity, String>), String> {
+) -> Result<(Vec<u8>, Result<ServerCertificate, String>), String> {
     let (chain, key) = (bytes(cert_file).await?, bytes(key_file).await?);
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(&chain);
     hash.update(digest::digest(&digest::SHA256, &key).as_ref());
-    let identity = Identity::new(cert_file, &chain, key_file, &key, Timestamp::now());
+    let identity = ServerCertificate::new(cert_file, &chain, key_file, &key, Timestamp::now());
     Ok((hash.finish().as_ref().to_vec(), identity))
 }
 

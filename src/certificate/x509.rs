@@ -1,4 +1,4 @@
-//! Version and validity of an X.509 certificate (RFC 5280 section 4.1), and nothing else of it.
+//! Reads the version and the validity of an X.509 certificate (RFC 5280 section 4.1).
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
@@ -9,7 +9,7 @@ const SEQUENCE: u8 = 0x30;
 /// `[0] EXPLICIT`: the version.
 const VERSION: u8 = 0xa0;
 
-/// Two digits of a year below this one are of this century (RFC 5280 section 4.1.2.5.1).
+/// Years of two digits below this one belong to this century (RFC 5280 section 4.1.2.5.1).
 const CENTURY: i16 = 50;
 
 #[derive(Debug, PartialEq, Eq)]
@@ -20,20 +20,18 @@ pub(super) struct X509 {
 }
 
 impl X509 {
-    /// `None`: this is no certificate.
+    /// `None` if this is no certificate.
     pub(super) fn parse(der: &[u8]) -> Option<Self> {
         let (certificate, _) = value(SEQUENCE, der)?;
         let (mut fields, _) = value(SEQUENCE, certificate)?;
         let version = match value(VERSION, fields) {
             Some((version, rest)) => {
                 fields = rest;
-                let (&[number], _) =
-                    value(INTEGER, version).and_then(|(v, r)| Some((v.first_chunk::<1>()?, r)))?;
-                number.checked_add(1)?
+                value(INTEGER, version)?.0.first()?.checked_add(1)?
             }
             None => 1,
         };
-        // Serial number, algorithm of the signature, issuer.
+        // Serial number, signature algorithm, issuer.
         for tag in [INTEGER, SEQUENCE, SEQUENCE] {
             (_, fields) = value(tag, fields)?;
         }
@@ -44,13 +42,13 @@ impl X509 {
     }
 }
 
-/// The content of a value with this tag, and what follows it.
+/// The content of a value with this tag, and the bytes after the value.
 fn value(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (&[there, first], rest) = der.split_first_chunk::<2>()?;
-    if there != tag {
+    let (&[found, first], rest) = der.split_first_chunk::<2>()?;
+    if found != tag {
         return None;
     }
-    // The length, or in how many bytes it follows.
+    // The length, or the number of bytes that hold it.
     let (length, rest) = match first {
         0..=0x7f => (usize::from(first), rest),
         0x81..=0x84 => {
@@ -83,7 +81,7 @@ fn time(der: &[u8]) -> Option<(Timestamp, &[u8])> {
     }
     let part = |at: usize| digits[at..at + 2].parse::<i8>().ok();
     let civil = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
-    // "99991231235959Z" means for ever, and lies beyond what a timestamp holds.
+    // "99991231235959Z" means "for ever" and is later than the last timestamp.
     let time = TimeZone::UTC.to_timestamp(civil).unwrap_or(Timestamp::MAX);
     Some((time, rest))
 }
@@ -115,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_spoiled_makes_it_not_panic() {
+    fn no_bytes_make_the_parser_panic() {
         let der = certificate((2020, 1), (2030, 1));
         for end in 0..der.len() {
             assert_eq!(X509::parse(&der[..end]), None);

@@ -26,7 +26,7 @@ use super::{
     url::{self, Url},
 };
 use crate::{
-    certificate::{self, Identity},
+    certificate::{self, ServerCertificate},
     secret_file,
 };
 
@@ -352,7 +352,7 @@ impl Problems {
         let (chain, private_key) =
             (certificate::check_chain(cert, now), certificate::check_key(key));
         let chain = match private_key {
-            Ok(()) => chain.and_then(|()| Identity::check(cert, key, now).map(drop)),
+            Ok(()) => chain.and_then(|()| ServerCertificate::check(cert, key, now).map(drop)),
             Err(what) => {
                 self.push(format!("{section}.{key_key}: {what}"));
                 chain

@@ -1,7 +1,7 @@
-//! Between the contract's messages and the domain's types.
+//! Converts between the messages of the API and the types of the domain.
 //!
-//! Inwards, everything wrong with a call is found at once, each with its field path; what comes out
-//! has the right shape. Outwards, nothing is decided.
+//! All wrong fields of a request are found at once, each with its path. A request that passes has
+//! the right shape. Converting results decides nothing.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,9 +14,9 @@ use tonic_types::FieldViolation;
 use tracing::warn;
 
 use crate::{
-    identity::{AccountName, Device, Digits, Invalid, Kind, RequestId},
+    identity::{AccountName, Device, Digits, IdentifierError, IdentifierKind, RequestId},
+    log_throttle::LogThrottle,
     proto::esim,
-    repeated::Repeated,
     requests::{
         Placement,
         fold::state::{Counts, DeviceState, DeviceStatus, RequestState},
@@ -25,22 +25,22 @@ use crate::{
     thingspace::Order,
 };
 
-/// The longest long poll. Proxies commonly give up after 60 s without an answer.
+/// The longest long poll. Many proxies end a call after 60 s without an answer.
 const MAX_WAIT: Duration = Duration::from_secs(50);
 
-/// The most devices on a page.
+/// The largest page, in devices.
 const MAX_PAGE: usize = 1_000;
 
 /// The longest `idempotency_key` and `service_plan`, in characters.
 const MAX_TEXT: usize = 128;
 
-/// ThingSpace refuses these anywhere in its input.
+/// Characters that ThingSpace refuses in its input.
 const FORBIDDEN: [char; 3] = ['\'', '<', '\\'];
 
-/// Orders with identifiers whose check digits are wrong.
-static WRONG_CHECK_DIGITS: Repeated = Repeated::new();
+/// Limits the warning about identifiers with wrong check digits.
+static WRONG_CHECK_DIGITS: LogThrottle = LogThrottle::new();
 
-/// What is wrong with a call, collected.
+/// The wrong fields of a request.
 #[derive(Debug, Default)]
 pub(super) struct Violations(Vec<FieldViolation>);
 
@@ -54,8 +54,8 @@ impl Violations {
         });
     }
 
-    fn check<T>(&mut self, field: &str, parsed: Result<T, Invalid>) -> Option<T> {
-        parsed.map_err(|Invalid(phrase)| self.add(field, phrase)).ok()
+    fn check<T>(&mut self, field: &str, parsed: Result<T, IdentifierError>) -> Option<T> {
+        parsed.map_err(|IdentifierError(phrase)| self.add(field, phrase)).ok()
     }
 
     pub(super) fn into_inner(self) -> Vec<FieldViolation> {
@@ -63,20 +63,21 @@ impl Violations {
     }
 }
 
-/// What an order is checked against.
+/// The configurable rules for orders.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OrderRules {
     pub(super) max_devices: usize,
     pub(super) strict_checksums: bool,
 }
 
+/// Checks an order.
 pub(super) fn placement(
     request: esim::DownloadProfileRequest,
     rules: OrderRules,
 ) -> Result<Placement, Violations> {
     let mut wrong = Violations::default();
     let account = wrong.check("account_name", AccountName::parse(&request.account_name));
-    let (devices, doubtful) = devices(&request.devices, rules, &mut wrong);
+    let (devices, wrong_checksums) = devices(&request.devices, rules, &mut wrong);
     if request.service_plan.chars().count() > MAX_TEXT {
         wrong.add("service_plan", format!("must be at most {MAX_TEXT} characters"));
     }
@@ -87,23 +88,23 @@ pub(super) fn placement(
     if key.is_empty() || key.len() > MAX_TEXT || !key.bytes().all(|b| (b' '..=b'~').contains(&b)) {
         wrong.add("idempotency_key", format!("must be 1 to {MAX_TEXT} printable ASCII characters"));
     }
-    match account {
-        Some(account) if wrong.0.is_empty() => {
-            if doubtful > 0
-                && let Some(times) = WRONG_CHECK_DIGITS.count()
-            {
-                warn!(%account, identifiers = doubtful, times, "an order has identifiers with wrong check digits");
-            }
-            Ok(Placement {
-                order: Order { account, devices, service_plan: request.service_plan },
-                key,
-            })
-        }
-        _ => Err(wrong),
+    let Some(account) = account.filter(|_| wrong.0.is_empty()) else { return Err(wrong) };
+    if wrong_checksums > 0
+        && let Some(times) = WRONG_CHECK_DIGITS.count()
+    {
+        warn!(
+            %account,
+            identifiers = wrong_checksums,
+            times,
+            "an order has identifiers with wrong check digits"
+        );
     }
+    let order = Order { account, devices, service_plan: request.service_plan };
+    Ok(Placement { order, key })
 }
 
-/// The devices, and how many of their identifiers have wrong check digits where that is allowed.
+/// Checks the devices of an order. Returns them, and the number of identifiers with wrong check
+/// digits, if these are allowed.
 fn devices(
     devices: &[esim::DeviceIdentifiers],
     rules: OrderRules,
@@ -113,19 +114,20 @@ fn devices(
         wrong.add("devices", "must name at least one device");
     }
     if devices.len() > rules.max_devices {
-        // The rest would only repeat it ten thousand times.
+        // Checking the devices would only repeat this problem.
         wrong.add("devices", format!("must be at most {} devices", rules.max_devices));
         return (Vec::new(), 0);
     }
-    let mut seen: HashMap<(Kind, &str), usize> = HashMap::with_capacity(2 * devices.len());
-    let mut doubtful = 0;
+    let mut seen: HashMap<(IdentifierKind, &str), usize> =
+        HashMap::with_capacity(2 * devices.len());
+    let mut wrong_checksums = 0;
     let mut parsed = Vec::with_capacity(devices.len());
     for (at, ids) in devices.iter().enumerate() {
         let mut device = Device::default();
         let given = [
-            (Kind::Eid, &ids.eid, true),
-            (Kind::Iccid, &ids.iccid, true),
-            (Kind::Imei, &ids.imei, false),
+            (IdentifierKind::Eid, &ids.eid, true),
+            (IdentifierKind::Iccid, &ids.iccid, true),
+            (IdentifierKind::Imei, &ids.imei, false),
         ];
         for (kind, text, required) in given {
             let path = || format!("devices[{at}].{}", kind.as_str());
@@ -135,25 +137,24 @@ fn devices(
                 }
                 continue;
             }
-            if let Err(Invalid(phrase)) = kind.check(text) {
+            if let Err(IdentifierError(phrase)) = kind.check(text) {
                 wrong.add(path(), phrase);
                 continue;
             }
             match seen.entry((kind, text)) {
-                Entry::Occupied(first) => {
-                    let phrase =
-                        format!("is the same as devices[{}].{}", first.get(), kind.as_str());
-                    wrong.add(path(), phrase);
-                }
+                Entry::Occupied(first) => wrong.add(
+                    path(),
+                    format!("is the same as devices[{}].{}", first.get(), kind.as_str()),
+                ),
                 Entry::Vacant(free) => {
                     free.insert(at);
                 }
             }
-            if let Err(Invalid(phrase)) = kind.checksum(text) {
+            if let Err(IdentifierError(phrase)) = kind.checksum(text) {
                 if rules.strict_checksums {
                     wrong.add(path(), phrase);
                 } else {
-                    doubtful += 1;
+                    wrong_checksums += 1;
                 }
             }
             *device.get_mut(kind) = Digits::new(text);
@@ -163,10 +164,10 @@ fn devices(
         }
         parsed.push(device);
     }
-    (parsed, doubtful)
+    (parsed, wrong_checksums)
 }
 
-/// Whose request, and which.
+/// Checks the account and the id of a request.
 pub(super) fn target(
     account: &str,
     request: &str,
@@ -177,20 +178,21 @@ pub(super) fn target(
     account.zip(request)
 }
 
-/// A question, checked.
+/// A status call whose fields are right.
 #[derive(Debug)]
 pub(super) struct StatusCall {
     pub(super) account: AccountName,
     pub(super) request: RequestId,
     pub(super) max_age: Duration,
-    /// Zero: answer at once.
+    /// How long to hold the answer.
     pub(super) wait: Duration,
     pub(super) after_revision: u64,
-    /// `None`: BASIC.
+    /// `None` for the view BASIC.
     pub(super) page_size: Option<usize>,
     pub(super) page_token: String,
 }
 
+/// Checks a status call.
 pub(super) fn status_call(
     request: esim::GetRequestStatusRequest,
 ) -> Result<StatusCall, Violations> {
@@ -216,18 +218,18 @@ pub(super) fn status_call(
             None
         }
     };
-    match target {
-        Some((account, request_id)) if wrong.0.is_empty() => Ok(StatusCall {
-            account,
-            request: request_id,
-            max_age,
-            wait,
-            after_revision,
-            page_size,
-            page_token: request.page_token,
-        }),
-        _ => Err(wrong),
-    }
+    let Some((account, request_id)) = target.filter(|_| wrong.0.is_empty()) else {
+        return Err(wrong);
+    };
+    Ok(StatusCall {
+        account,
+        request: request_id,
+        max_age,
+        wait,
+        after_revision,
+        page_size,
+        page_token: request.page_token,
+    })
 }
 
 fn duration(field: &str, given: Option<prost_types::Duration>, wrong: &mut Violations) -> Duration {
@@ -238,7 +240,7 @@ fn duration(field: &str, given: Option<prost_types::Duration>, wrong: &mut Viola
     })
 }
 
-/// A status without devices.
+/// The status of a request without its devices.
 pub(super) fn status_header(snapshot: &Snapshot) -> esim::RequestStatus {
     esim::RequestStatus {
         account_name: snapshot.account.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -315,18 +317,18 @@ pub(super) fn time(time: Timestamp) -> prost_types::Timestamp {
 mod tests {
     use super::*;
 
-    /// nginx and many load balancers end a call of which they have heard nothing for 60 s.
+    /// nginx and many load balancers end a call after 60 s without an answer.
     #[test]
     fn a_long_poll_is_answered_before_proxies_give_up() {
-        for (asked, held) in [(0, 0), (49, 49), (50, 50), (60, 50), (86_400, 50)] {
+        for (seconds, expected) in [(0, 0), (49, 49), (50, 50), (60, 50), (86_400, 50)] {
             let request = esim::GetRequestStatusRequest {
                 account_name: "0000123456-00001".to_owned(),
                 request_id: "r".to_owned(),
-                wait: Some(prost_types::Duration { seconds: asked, nanos: 0 }),
+                wait: Some(prost_types::Duration { seconds, nanos: 0 }),
                 ..esim::GetRequestStatusRequest::default()
             };
             let call = status_call(request).unwrap();
-            assert_eq!(call.wait, Duration::from_secs(held), "{asked} s");
+            assert_eq!(call.wait, Duration::from_secs(expected), "{seconds} s");
         }
     }
 }

@@ -1,57 +1,56 @@
-//! When a caller stops waiting, counted from when its call arrived.
+//! The deadline of a call, counted from its arrival.
 //!
-//! An answer leaves ahead of the caller's deadline, so that it arrives. tonic has a timer of its
-//! own for the same header, which nothing inside its server can hide from it, and which answers
-//! CANCELLED where DEADLINE_EXCEEDED is due; it is the second reason to be early. Its response
-//! future asks ours first, and only then its timer, so whoever is ready by the clock, with time to
-//! spare for a thread that stands still in between, is always first.
+//! The answer leaves some time before the caller's deadline, so that it arrives in time. There is
+//! a second reason to be early: tonic has a timer for the same header, which cannot be switched
+//! off, and which answers CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before
+//! its timer, so an answer that is early by the clock comes first, even if the thread was
+//! suspended in between.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// How long before a caller's deadline the answer leaves: a tenth of the time, within these bounds.
-/// A call that has no more than the least is answered only if it can be at once.
-const MOST_AHEAD: Duration = Duration::from_millis(200);
-const LEAST_AHEAD: Duration = Duration::from_millis(20);
+/// How long before the caller's deadline the answer leaves: a tenth of the time, within these
+/// bounds. A call with less time than the minimum is answered only if that is possible at once.
+const MAX_MARGIN: Duration = Duration::from_millis(200);
+const MIN_MARGIN: Duration = Duration::from_millis(20);
 
-/// Of what an answer is ahead, the part that a service may take to give its own before it is given
-/// for it.
-const GRACE: u32 = 4;
+/// The edge answers in place of a service that is late by this part of the margin.
+const GRACE_PART: u32 = 4;
 
 /// The deadline of a call; an extension of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Deadline {
     /// When the service answers.
     pub(super) answer: Instant,
-    /// When it is answered for it.
+    /// When the edge answers in place of the service.
     pub(super) cut: Instant,
 }
 
 impl Deadline {
-    /// The deadline that the headers of a call set, which arrived now.
-    pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
+    /// The deadline of a call with these headers that arrived now.
+    pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let (time, now) = (timeout(headers)?, Instant::now());
-        let ahead = ahead(time);
-        let cut_ahead = ahead.saturating_sub(ahead / GRACE);
+        let margin = margin(time);
+        let cut_margin = margin.saturating_sub(margin / GRACE_PART);
         Some(Self {
-            answer: now + time.saturating_sub(ahead),
-            cut: now + time.saturating_sub(cut_ahead),
+            answer: now + time.saturating_sub(margin),
+            cut: now + time.saturating_sub(cut_margin),
         })
     }
 }
 
-/// Of the time there is for a call, what may pass before its answer leaves.
-pub(super) fn before(time: Duration) -> Duration {
-    time.saturating_sub(ahead(time))
+/// The time that is left for a call without the margin.
+pub(super) fn without_margin(time: Duration) -> Duration {
+    time.saturating_sub(margin(time))
 }
 
-fn ahead(time: Duration) -> Duration {
-    (time / 10).clamp(LEAST_AHEAD, MOST_AHEAD)
+fn margin(time: Duration) -> Duration {
+    (time / 10).clamp(MIN_MARGIN, MAX_MARGIN)
 }
 
-/// `grpc-timeout`, as the gRPC protocol over HTTP/2 writes it: at most 8 digits and a unit.
+/// The value of `grpc-timeout`: at most 8 digits and a unit (gRPC over HTTP/2).
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -91,7 +90,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_leaves_ahead_of_time() {
+    async fn an_answer_leaves_before_the_deadline() {
         let cases = [
             ("0n", 0, 0),
             ("1m", 0, 0),
@@ -105,7 +104,7 @@ mod tests {
         for (text, answer, cut) in cases {
             let after = |milliseconds| Instant::now() + Duration::from_millis(milliseconds);
             let expected = Deadline { answer: after(answer), cut: after(cut) };
-            assert_eq!(Deadline::of(&headers(text)), Some(expected), "{text}");
+            assert_eq!(Deadline::from_headers(&headers(text)), Some(expected), "{text}");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Around every RPC of every service: its deadline, and a reason in every error.
+//! The layer around every RPC of every service: enforces deadlines and adds a reason to every
+//! error.
 //!
-//! A call that is not answered by its deadline is answered for it, and a stream that goes on beyond
-//! it is ended, both DEADLINE_EXCEEDED, never CANCELLED. An error that the gRPC library or its
-//! health and reflection services made, because a call never got as far as ours, gets the
-//! `ErrorInfo` that the contract promises. What our own service says is left as it is.
+//! A call that is not answered by its deadline, or a stream that is still open, ends with
+//! DEADLINE_EXCEEDED, never CANCELLED. Errors of the gRPC library and of the health and reflection
+//! services get the `ErrorInfo` that the API promises. Errors of our own service stay unchanged.
 
 use std::{
     future::poll_fn,
@@ -21,10 +21,10 @@ use tower::{Layer, Service};
 use super::{deadline::Deadline, status};
 use crate::requests::{Effect, Error};
 
-/// The method that has an effect.
+/// The only method that changes something at ThingSpace.
 const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
-/// Put around a gRPC server's services.
+/// Adds the edge to the services of a gRPC server.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct EdgeLayer;
 
@@ -36,7 +36,7 @@ impl<S> Layer<S> for EdgeLayer {
     }
 }
 
-/// See [`EdgeLayer`].
+/// The service that [`EdgeLayer`] makes.
 #[derive(Debug, Clone)]
 pub struct Edge<S> {
     inner: S,
@@ -58,54 +58,56 @@ where
     }
 
     fn call(&mut self, mut request: Request<In>) -> Self::Future {
-        let deadline = Deadline::of(request.headers());
+        let deadline = Deadline::from_headers(request.headers());
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
         let effect =
             if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
-        let answer = self.inner.call(request);
+        let response = self.inner.call(request);
         Box::pin(async move {
             let Some(Deadline { cut, .. }) = deadline else {
-                return Ok(complete(answer.await?, None));
+                return Ok(with_edge_body(response.await?, None));
             };
-            match by(cut, answer).await {
-                Some(answer) => Ok(complete(answer?, Some(cut))),
-                None => Ok(late(effect).into_http().map(|()| EdgeBody { inner: None, end: None })),
+            match ready_before(cut, response).await {
+                Some(response) => Ok(with_edge_body(response?, Some(cut))),
+                None => Ok(deadline_exceeded(effect)
+                    .into_http()
+                    .map(|()| EdgeBody { inner: None, end: None })),
             }
         })
     }
 }
 
-/// What comes of a future that is ready by some time. The clock decides, after the future was
-/// asked: the timer, which is there to ask again, may be late.
-async fn by<F: Future>(time: Instant, future: F) -> Option<F::Output> {
+/// The output of a future, if it is ready before `time`. The clock decides after each poll: the
+/// timer only wakes the task, and may be late.
+async fn ready_before<F: Future>(time: Instant, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(sleep_until(time)));
     poll_fn(|context| {
         if let Poll::Ready(output) = future.as_mut().poll(context) {
             return Poll::Ready(Some(output));
         }
-        let rung = timer.as_mut().poll(context).is_ready();
-        if rung || Instant::now() >= time { Poll::Ready(None) } else { Poll::Pending }
+        let elapsed = timer.as_mut().poll(context).is_ready();
+        if elapsed || Instant::now() >= time { Poll::Ready(None) } else { Poll::Pending }
     })
     .await
 }
 
-fn complete<B>(mut response: Response<B>, end: Option<Instant>) -> Response<EdgeBody<B>> {
-    // An error without messages has its status here already.
-    explain(response.headers_mut());
+fn with_edge_body<B>(mut response: Response<B>, end: Option<Instant>) -> Response<EdgeBody<B>> {
+    // An error without messages has its status in the headers.
+    add_reason(response.headers_mut());
     response.map(|inner| EdgeBody {
         inner: Some(inner),
         end: end.map(|end| Box::pin(sleep_until(end))),
     })
 }
 
-fn late(effect: Effect) -> Status {
+fn deadline_exceeded(effect: Effect) -> Status {
     status::of(&Error::Deadline(effect))
 }
 
-/// Gives an error the details it lacks.
-fn explain(headers: &mut HeaderMap) {
+/// Adds the details to an error that has none.
+fn add_reason(headers: &mut HeaderMap) {
     let bare = Status::from_header_map(headers)
         .filter(|status| status.code() != tonic::Code::Ok && status.details().is_empty());
     if let Some(bare) = bare {
@@ -117,10 +119,10 @@ fn write(status: &Status, headers: &mut HeaderMap) {
     status.add_header(headers).expect("a status of our own fits into headers");
 }
 
-/// A response body whose call ends at its deadline, with a reason.
+/// A response body that ends with an error at the deadline of its call.
 #[derive(Debug)]
 pub struct EdgeBody<B> {
-    /// `None`: ended.
+    /// `None` once the body has ended.
     inner: Option<B>,
     end: Option<Pin<Box<Sleep>>>,
 }
@@ -136,10 +138,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
         let Self { inner, end } = &mut *self;
         let Some(body) = inner else { return Poll::Ready(None) };
         if let Poll::Ready(mut frame) = Pin::new(body).poll_frame(context) {
-            if let Some(trailers) =
-                frame.as_mut().and_then(|frame| frame.as_mut().ok()?.trailers_mut())
+            if let Some(Ok(frame)) = &mut frame
+                && let Some(trailers) = frame.trailers_mut()
             {
-                explain(trailers);
+                add_reason(trailers);
             }
             return Poll::Ready(frame);
         }
@@ -147,7 +149,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
         ready!(end.as_mut().poll(context));
         *inner = None;
         let mut trailers = HeaderMap::new();
-        write(&late(Effect::None), &mut trailers);
+        write(&deadline_exceeded(Effect::None), &mut trailers);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 

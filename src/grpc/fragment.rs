@@ -1,9 +1,9 @@
-//! Cuts what a watcher sees into messages of at most [`MAX_WATCH_MESSAGE`].
+//! Cuts the events of a watch into messages of at most [`MAX_WATCH_MESSAGE`].
 //!
-//! A message ends where a revision ends, wherever it fits; only one that is larger than a message
-//! is cut within, and then its messages say `more` and the last has the token. Messages are made
-//! one by one, when the reader is ready for them, each from an event that the watch gives anew, so
-//! that a reader that stands still holds no devices.
+//! A message ends where a revision ends. Only a revision that is larger than a message is cut; then
+//! all its messages but the last say `more`, and only the last has a token. Each message is made
+//! when the reader is ready for it, from an event that the watch repeats. So a reader that does not
+//! read holds no devices in memory.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use prost::Message;
 
 use super::{MAX_WATCH_MESSAGE, convert};
 use crate::{
-    proto::esim::{self, watch_request_response::Event as Sent},
+    proto::esim::{self, watch_request_response::Event as MessageEvent},
     requests::{
         fold::state::{DeviceStatus, Transition},
         watch::{Event, Snapshot},
@@ -19,60 +19,62 @@ use crate::{
     store::Position,
 };
 
-/// What a message needs apart from its devices, in bytes: names, counts, times, token.
+/// Bytes that a message needs besides its devices: names, counts, times, token.
 const OVERHEAD: usize = 1_024;
 
-/// What was sent of a revision that is larger than a message: so many of its devices.
+/// How many devices were sent of a revision that is larger than a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Partly {
+pub(super) enum Partial {
     Nothing,
     Snapshot(usize),
     Change(usize),
 }
 
-/// A message, and the place in history it completes.
+/// A message of a watch, without its token.
 #[derive(Debug)]
 pub(super) struct Fragment {
-    pub(super) event: Sent,
-    /// `None`: more of the same revision follows.
+    pub(super) event: MessageEvent,
+    /// The revision that the message completes, and its position; `None` if more of it follows.
     pub(super) completes: Option<(Position, u64)>,
-    /// What of the same revision was sent by now, if it is not complete.
-    pub(super) partly: Partly,
+    /// What has been sent of the revision, if it is not complete.
+    pub(super) partial: Partial,
 }
 
-/// The next message of an event. `None`: the event does not continue what was sent in part.
-pub(super) fn next(event: &Event, partly: Partly) -> Option<Fragment> {
-    match (event, partly) {
-        (Event::Snapshot(whole), Partly::Nothing) => snapshot(whole, 0),
-        (Event::Snapshot(whole), Partly::Snapshot(sent)) => snapshot(whole, sent),
-        (Event::Changes(transitions), Partly::Nothing) => changes(transitions, 0),
-        (Event::Changes(transitions), Partly::Change(sent)) => changes(transitions, sent),
-        (Event::Heartbeat { state, counts, revision, position }, Partly::Nothing) => {
+/// The next message of an event; `None` if the event does not continue what was sent in part.
+pub(super) fn next(event: &Event, partial: Partial) -> Option<Fragment> {
+    match (event, partial) {
+        (Event::Snapshot(whole), Partial::Nothing) => snapshot(whole, 0),
+        (Event::Snapshot(whole), Partial::Snapshot(sent)) => snapshot(whole, sent),
+        (Event::Changes(transitions), Partial::Nothing) => changes(transitions, 0),
+        (Event::Changes(transitions), Partial::Change(sent)) => changes(transitions, sent),
+        (Event::Heartbeat { state, counts, revision, position }, Partial::Nothing) => {
             let heartbeat = esim::Heartbeat {
                 state: convert::state(*state).into(),
                 counts: Some(convert::counts(*counts)),
                 revision: convert::revision(*revision),
             };
             let completes = Some((*position, *revision));
-            Some(Fragment { event: Sent::Heartbeat(heartbeat), completes, partly })
+            Some(Fragment { event: MessageEvent::Heartbeat(heartbeat), completes, partial })
         }
         _ => None,
     }
 }
 
-/// As many devices as fit. `sent`: how many were sent before.
+/// A message with as many devices as fit, after the first `sent`.
 fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
     let mut status = convert::status_header(snapshot);
     status.devices = fill(snapshot.devices.get(sent..)?, 0, MAX_WATCH_MESSAGE).0;
     let sent = sent + status.devices.len();
-    let whole = sent == snapshot.devices.len();
-    let completes = whole.then_some((snapshot.position, snapshot.revision));
-    let partly = if whole { Partly::Nothing } else { Partly::Snapshot(sent) };
-    Some(Fragment { event: Sent::Snapshot(status), completes, partly })
+    let is_complete = sent == snapshot.devices.len();
+    Some(Fragment {
+        event: MessageEvent::Snapshot(status),
+        completes: is_complete.then_some((snapshot.position, snapshot.revision)),
+        partial: if is_complete { Partial::Nothing } else { Partial::Snapshot(sent) },
+    })
 }
 
-/// As many whole transitions as fit, or as much of one as fits. `sent`: how many devices of the
-/// first were sent before.
+/// A message with as many complete transitions as fit, or with a part of the first one, after its
+/// first `sent` devices.
 fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     let mut devices = Vec::new();
     let mut bytes = 0;
@@ -80,19 +82,20 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     for (at, transition) in transitions.iter().enumerate() {
         let rest = transition.devices.get(if at == 0 { sent } else { 0 }..)?;
         let (filled, more_bytes) = fill(rest, bytes, MAX_WATCH_MESSAGE);
-        let whole = filled.len() == rest.len();
-        if !whole && last.is_some() {
+        let is_complete = filled.len() == rest.len();
+        if !is_complete && last.is_some() {
             break;
         }
-        last = Some((transition, whole));
+        last = Some((transition, is_complete));
         devices.extend(filled);
         bytes += more_bytes;
-        if !whole {
+        if !is_complete {
             break;
         }
     }
-    let (transition, whole) = last?;
-    let partly = if whole { Partly::Nothing } else { Partly::Change(sent + devices.len()) };
+    let (transition, is_complete) = last?;
+    let partial =
+        if is_complete { Partial::Nothing } else { Partial::Change(sent + devices.len()) };
     let change = esim::RequestChange {
         state: convert::state(transition.state).into(),
         counts: Some(convert::counts(transition.counts)),
@@ -102,33 +105,33 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
         polling_stopped: transition.polling_stopped,
     };
     Some(Fragment {
-        event: Sent::Change(change),
-        completes: whole.then_some((transition.position, transition.revision)),
-        partly,
+        event: MessageEvent::Change(change),
+        completes: is_complete.then_some((transition.position, transition.revision)),
+        partial,
     })
 }
 
-/// As many devices as fit into a message of at most `max` bytes that already has `bytes` of them,
-/// and how many bytes they take; at least one into an empty message.
+/// Converts as many devices as fit into a message of at most `max` bytes that already has `bytes`;
+/// at least one into an empty message. Returns them and the bytes that they add.
 pub(super) fn fill(
     devices: &[Arc<DeviceStatus>],
     bytes: usize,
     max: usize,
 ) -> (Vec<esim::DeviceStatus>, usize) {
     let mut filled = Vec::new();
-    let mut taken = 0;
+    let mut added = 0;
     for status in devices {
         let device = convert::device(status);
-        // Its tag and length take at most 6 bytes.
+        // Tag and length of a device take at most 6 bytes.
         let size = device.encoded_len() + 6;
-        let fits = bytes + taken + size + OVERHEAD <= max;
+        let fits = bytes + added + size + OVERHEAD <= max;
         if !fits && (bytes > 0 || !filled.is_empty()) {
             break;
         }
-        taken += size;
+        added += size;
         filled.push(device);
     }
-    (filled, taken)
+    (filled, added)
 }
 
 #[cfg(test)]
@@ -170,48 +173,59 @@ mod tests {
         sizes.iter().enumerate().map(of).collect()
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// However transitions are cut: nothing is lost or reordered, no message is too large, and
-        /// a message without a token never ends a revision.
-        #[test]
-        fn messages_are_bounded_and_complete(sizes in prop::collection::vec(0_usize..3_000, 1..6), text in 0_usize..1_500) {
-            let transitions = transitions(&sizes, text);
-            let expected: Vec<_> = transitions.iter().flat_map(|t| &t.devices).map(convert::device).collect();
-            let (mut devices, mut completed, mut told, mut sent) = (Vec::new(), 0, 0, Partly::Nothing);
-            let next = |completed: u64, sent| {
-                let rest = transitions.iter().filter(|t| t.revision > completed).map(Arc::clone).collect();
-                next(&Event::Changes(rest), sent)
+    /// However transitions are cut, nothing is lost or reordered, no message is too large, and a
+    /// message without a token never ends a revision.
+    fn check(sizes: &[usize], text: usize) -> Result<(), TestCaseError> {
+        let transitions = transitions(sizes, text);
+        let expected: Vec<_> =
+            transitions.iter().flat_map(|t| &t.devices).map(convert::device).collect();
+        let (mut devices, mut completed, mut messages) = (Vec::new(), 0, 0);
+        let mut partial = Partial::Nothing;
+        loop {
+            let rest = transitions.iter().filter(|t| t.revision > completed);
+            let rest = Event::Changes(rest.map(Arc::clone).collect());
+            let Some(fragment) = next(&rest, partial) else { break };
+            partial = fragment.partial;
+            let message = esim::WatchRequestResponse {
+                event: Some(fragment.event.clone()),
+                resume_token: "t".repeat(100),
+                more: fragment.completes.is_none(),
             };
-            while let Some(Fragment { event, completes, partly }) = next(completed, sent) {
-                sent = partly;
-                let message = esim::WatchRequestResponse { event: Some(event.clone()), resume_token: "t".repeat(100), more: completes.is_none() };
-                prop_assert!(message.encoded_len() <= MAX_WATCH_MESSAGE);
-                let Sent::Change(change) = event else { panic!("not a change") };
-                devices.extend(change.devices);
-                told += 1;
-                if let Some((_, revision)) = completes {
-                    prop_assert!(revision > completed);
-                    completed = revision;
-                    let so_far: usize = transitions.iter().filter(|t| t.revision <= revision).map(|t| t.devices.len()).sum();
-                    prop_assert_eq!(devices.len(), so_far);
-                }
+            prop_assert!(message.encoded_len() <= MAX_WATCH_MESSAGE);
+            let MessageEvent::Change(change) = fragment.event else { panic!("not a change") };
+            devices.extend(change.devices);
+            messages += 1;
+            if let Some((_, revision)) = fragment.completes {
+                prop_assert!(revision > completed);
+                completed = revision;
+                let so_far = transitions.iter().filter(|t| t.revision <= revision);
+                let so_far: usize = so_far.map(|t| t.devices.len()).sum();
+                prop_assert_eq!(devices.len(), so_far);
             }
-            prop_assert_eq!(completed, transitions.len() as u64);
-            prop_assert!(devices == expected);
-            prop_assert!(told <= 1 + expected.iter().map(|d| d.encoded_len() + 6).sum::<usize>() / (MAX_WATCH_MESSAGE / 2) + transitions.len());
         }
+        prop_assert_eq!(completed, transitions.len() as u64);
+        prop_assert!(devices == expected);
+        let bytes: usize = expected.iter().map(|device| device.encoded_len() + 6).sum();
+        prop_assert!(messages <= 1 + bytes / (MAX_WATCH_MESSAGE / 2) + transitions.len());
+        Ok(())
+    }
+
+    #[test]
+    fn messages_are_bounded_and_complete() {
+        let config =
+            ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() };
+        proptest!(config, |(sizes in prop::collection::vec(0_usize..3_000, 1..6),
+                            text in 0_usize..1_500)| check(&sizes, text)?);
     }
 
     #[test]
     fn small_transitions_share_a_message() {
         let event = Event::Changes(transitions(&[1, 1, 1], 10));
-        let fragment = next(&event, Partly::Nothing);
+        let fragment = next(&event, Partial::Nothing);
         assert!(matches!(
             fragment,
-            Some(Fragment { completes: Some((_, 3)), partly: Partly::Nothing, .. })
+            Some(Fragment { completes: Some((_, 3)), partial: Partial::Nothing, .. })
         ));
-        assert!(next(&event, Partly::Snapshot(1)).is_none());
+        assert!(next(&event, Partial::Snapshot(1)).is_none());
     }
 }

@@ -1,9 +1,9 @@
 //! The three RPCs.
 
-use std::{pin::Pin, time::Duration};
+use std::{future::pending, pin::Pin, time::Duration};
 
 use futures_util::{Stream, stream};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -13,13 +13,12 @@ use tonic::{Request, Response, Status};
 use super::{
     MAX_PAGE_BYTES,
     convert::{self, OrderRules, Violations},
-    deadline::{self, Deadline},
-    fragment::{self, Fragment, Partly},
+    deadline::{Deadline, without_margin},
+    fragment::{self, Fragment, Partial},
     status,
 };
 use crate::{
-    config,
-    identity::RequestId,
+    config::Config,
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
         GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
@@ -31,48 +30,37 @@ use crate::{
         watch::{Event, Snapshot, Watch},
     },
     store::StoreError,
-    telemetry::rpc::About,
+    telemetry::rpc::CallSubject,
 };
-
-/// What the service takes from the configuration.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    rules: OrderRules,
-    max_deadline: Duration,
-}
-
-impl Settings {
-    pub fn new(config: &config::Config) -> Self {
-        let rules = OrderRules {
-            max_devices: config.thingspace.max_devices_per_order,
-            strict_checksums: config.thingspace.strict_checksums,
-        };
-        Self { rules, max_deadline: config.grpc.max_deadline }
-    }
-}
 
 /// The service.
 #[derive(Debug, Clone)]
 pub struct Esim {
     requests: Requests,
-    settings: Settings,
+    rules: OrderRules,
+    max_deadline: Duration,
     /// Cancelled when the drain begins.
     drain: CancellationToken,
-    /// Calls under way.
+    /// Tracks calls in progress, for which the drain waits.
     calls: TaskTracker,
 }
 
 impl Esim {
     pub fn new(
         requests: Requests,
-        settings: Settings,
+        config: &Config,
         drain: CancellationToken,
         calls: TaskTracker,
     ) -> Self {
-        Self { requests, settings, drain, calls }
+        let rules = OrderRules {
+            max_devices: config.thingspace.max_devices_per_order,
+            strict_checksums: config.thingspace.strict_checksums,
+        };
+        Self { requests, rules, max_deadline: config.grpc.max_deadline, drain, calls }
     }
 
-    /// Admits a call: what keeps the process alive for it, and when its answer has to leave.
+    /// Admits a call, unless the gateway drains. The drain waits for the returned token. The
+    /// instant is when the caller's deadline requires the answer to leave.
     fn admit<T>(
         &self,
         request: &Request<T>,
@@ -85,30 +73,23 @@ impl Esim {
     }
 
     fn unary_deadline(&self, caller: Option<Instant>) -> Instant {
-        let ours = Instant::now() + self.settings.max_deadline;
+        let ours = Instant::now() + self.max_deadline;
         caller.map_or(ours, |caller| caller.min(ours))
     }
 
-    /// Where the page begins that is asked for.
-    async fn page_start(&self, request: &RequestId, token: &str) -> Result<usize, Error> {
-        if token.is_empty() {
-            return Ok(0);
-        }
-        self.requests.token_key().await?.0.open_page(request, token)
-    }
-
+    /// Answers with the devices of a page, or without devices.
     async fn page(
         &self,
         page_size: Option<usize>,
-        from: usize,
+        offset: usize,
         tracked: &Tracked,
     ) -> Result<GetRequestStatusResponse, Error> {
-        let snapshot = Snapshot::page(tracked, from, page_size.unwrap_or(0));
+        let snapshot = Snapshot::page(tracked, offset, page_size.unwrap_or(0));
         let mut status = convert::status_header(&snapshot);
         status.devices = fragment::fill(&snapshot.devices, 0, MAX_PAGE_BYTES).0;
-        let next = from + status.devices.len();
+        let next = offset + status.devices.len();
         let next_page_token = if page_size.is_some() && next < snapshot.counts.total {
-            self.requests.token_key().await?.0.page(&snapshot.id, next)
+            self.requests.page_token(&snapshot.id, next).await?
         } else {
             String::new()
         };
@@ -124,22 +105,18 @@ impl EsimService for Esim {
     ) -> Result<Response<DownloadProfileResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
-        let about = about(&request);
+        let subject = subject(&request);
         let request = request.into_inner();
         let validate_only = request.validate_only;
-        let placement = convert::placement(request, self.settings.rules).map_err(invalid)?;
-        about.say(&placement.order.account, None);
+        let placement = convert::placement(request, self.rules).map_err(invalid)?;
+        let account = &placement.order.account;
+        subject.set(account, None);
         if validate_only {
-            self.requests
-                .check_account(&placement.order.account)
-                .map_err(|error| status::of(&error))?;
+            self.requests.check_account(account).map_err(failed)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
-        let Placed { request_id, replayed } = self
-            .requests
-            .download(placement, deadline)
-            .await
-            .map_err(|error| status::of(&error))?;
+        let Placed { request_id, replayed } =
+            self.requests.download(placement, deadline).await.map_err(failed)?;
         Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
     }
 
@@ -149,32 +126,30 @@ impl EsimService for Esim {
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
-        let about = about(&request);
+        let subject = subject(&request);
         let call = convert::status_call(request.into_inner()).map_err(invalid)?;
-        about.say(&call.account, Some(&call.request));
-        // A long poll ends in time to be answered.
-        let longest = deadline::before(deadline.saturating_duration_since(Instant::now()));
+        subject.set(&call.account, Some(&call.request));
+        // A long poll ends early enough for its answer to arrive in time.
+        let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
         let query =
             StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
         let answer = async {
             let request = self.requests.spelling(&call.request).await?;
-            let ask = |query| self.requests.status(&call.account, &request, query);
-            // First: a wrong token is found before anything is sent.
-            let from = self.page_start(&request, &call.page_token).await?;
+            let status = |query| self.requests.status(&call.account, &request, query);
+            // A wrong token is found before anything is sent.
+            let offset = self.requests.page_offset(&request, &call.page_token).await?;
             let attached = tokio::select! {
-                attached = ask(query) => attached?,
-                // A long poll may be answered early, and a drain does not wait for it.
+                attached = status(query) => attached?,
+                // The drain does not wait for a long poll. It is answered early.
                 () = self.drain.cancelled(), if wait_until.is_some() => {
-                    ask(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
+                    status(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
-            self.page(call.page_size, from, &attached.tracked).await
+            self.page(call.page_size, offset, &attached.tracked).await
         };
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(answer) => answer.map(Response::new).map_err(|error| status::of(&error)),
-            Err(_) => Err(status::of(&Error::Deadline(Effect::None))),
-        }
+        let answer = timeout_at(deadline, answer).await;
+        answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(failed)
     }
 
     type WatchRequestStream =
@@ -185,7 +160,7 @@ impl EsimService for Esim {
         request: Request<WatchRequestRequest>,
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
         let (call, deadline) = self.admit(&request)?;
-        let about = about(&request);
+        let subject = subject(&request);
         let request = request.into_inner();
         let mut wrong = Violations::default();
         let Some((account, id)) =
@@ -193,30 +168,30 @@ impl EsimService for Esim {
         else {
             return Err(invalid(wrong));
         };
-        about.say(&account, Some(&id));
+        subject.set(&account, Some(&id));
         let begin = self.requests.watch(&account, &id, &request.resume_token);
-        let watch = match tokio::time::timeout_at(self.unary_deadline(deadline), begin).await {
-            Ok(watch) => watch.map_err(|error| status::of(&error))?,
-            Err(_) => return Err(status::of(&Error::Deadline(Effect::None))),
-        };
-        let streaming = Streaming {
-            watch,
-            partly: Partly::Nothing,
+        let watch = timeout_at(self.unary_deadline(deadline), begin).await;
+        let stream = WatchStream {
+            watch: watch.unwrap_or(Err(DEADLINE)).map_err(failed)?,
+            partial: Partial::Nothing,
             token: request.resume_token,
             deadline,
             drain: self.drain.clone(),
             ended: false,
             _call: call,
         };
-        Ok(Response::new(Box::pin(stream::unfold(streaming, Streaming::step))))
+        Ok(Response::new(Box::pin(stream::unfold(stream, WatchStream::step))))
     }
 }
 
-/// A watch on its way to its reader.
-struct Streaming {
+/// The deadline of a call without effect has passed.
+const DEADLINE: Error = Error::Deadline(Effect::None);
+
+/// An open watch, as a stream of messages.
+struct WatchStream {
     watch: Watch,
-    partly: Partly,
-    /// The last token sent.
+    partial: Partial,
+    /// The last token that was sent.
     token: String,
     deadline: Option<Instant>,
     drain: CancellationToken,
@@ -224,7 +199,7 @@ struct Streaming {
     _call: TaskTrackerToken,
 }
 
-impl Streaming {
+impl WatchStream {
     async fn step(mut self) -> Option<(Result<WatchRequestResponse, Status>, Self)> {
         if self.ended {
             return None;
@@ -240,53 +215,58 @@ impl Streaming {
     }
 
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
-        // By the clock: a timer that is set for a time gone by rings later, and then the stream is
-        // ended without its token.
+        // A timer for a past instant fires only later, when the edge has already ended the stream
+        // without its token.
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(Error::Deadline(Effect::None));
+            return Err(DEADLINE);
         }
         let deadline = async {
             match self.deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
             }
         };
         let event = tokio::select! {
             event = self.watch.next() => event?,
-            // Only a whole revision has a token to go on from.
-            () = self.drain.cancelled(), if self.partly == Partly::Nothing => return Err(Error::Draining),
-            () = deadline => return Err(Error::Deadline(Effect::None)),
+            // Only after a complete revision there is a token to resume from.
+            () = self.drain.cancelled(), if self.partial == Partial::Nothing => {
+                return Err(Error::Draining);
+            }
+            () = deadline => return Err(DEADLINE),
         };
         let Some(event) = event else { return Ok(None) };
-        let Some(Fragment { event: message, completes, partly }) =
-            fragment::next(&event, self.partly)
+        let Some(Fragment { event: message, completes, partial }) =
+            fragment::next(&event, self.partial)
         else {
-            // The first half of a revision was sent, and the second is lost. The caller resumes
-            // before it.
-            let lost = "the history of the request is no longer whole".to_owned();
+            // The rest of a revision that was sent in part is lost. The caller resumes before it.
+            let lost = "the history of the request is no longer complete".to_owned();
             return Err(Error::Store(StoreError::Unavailable(lost)));
         };
-        self.partly = partly;
-        match (completes, event) {
-            (Some((position, revision)), _) => {
-                self.watch.complete(position, revision);
-                self.token = self.watch.token(position, revision);
+        self.partial = partial;
+        let Some((position, revision)) = completes else {
+            // The watch repeats transitions by itself, but must keep a snapshot.
+            if let Event::Snapshot(snapshot) = event {
+                self.watch.pause(snapshot);
             }
-            (None, Event::Snapshot(snapshot)) => self.watch.pause(snapshot),
-            // What does not fit comes from the watch again.
-            (None, _) => {}
-        }
-        let more = completes.is_none();
-        let resume_token = if more { String::new() } else { self.token.clone() };
-        Ok(Some(WatchRequestResponse { event: Some(message), resume_token, more }))
+            let (event, resume_token) = (Some(message), String::new());
+            return Ok(Some(WatchRequestResponse { event, resume_token, more: true }));
+        };
+        self.token = self.watch.complete(position, revision);
+        let (event, resume_token) = (Some(message), self.token.clone());
+        Ok(Some(WatchRequestResponse { event, resume_token, more: false }))
     }
 }
 
-/// Where to say what a call is about.
-fn about<T>(request: &Request<T>) -> About {
+/// Where to record what a call is about.
+fn subject<T>(request: &Request<T>) -> CallSubject {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
 fn invalid(violations: Violations) -> Status {
     status::invalid(violations.into_inner())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn failed(error: Error) -> Status {
+    status::of(&error)
 }

@@ -1,24 +1,23 @@
-//! Errors, as callers read them. The only place that names a gRPC code.
+//! The gRPC status of each error. Only this module names gRPC codes.
 //!
-//! Every status carries an `ErrorInfo`; UNAVAILABLE is used only where repeating the very call is
-//! safe. Texts are constant per reason, apart from our own field names and upstream's error code;
-//! the cause of an INTERNAL error is logged here, once, and not sent.
+//! Every status has an `ErrorInfo`. Messages are constant for each reason, apart from names of our
+//! own fields and ThingSpace's error code. The cause of an INTERNAL error is logged here and not
+//! sent.
 //!
-//! Where UNAVAILABLE comes from, and why the very call may be repeated:
+//! UNAVAILABLE promises that it is safe to repeat the call. Its reasons, and why each is safe:
 //!
-//! | reason | from | safe because |
-//! |---|---|---|
-//! | `ORDER_IN_PROGRESS` | a key whose turn did not come in time, or that another replica claimed | nothing was begun for this call; its repetition joins the first |
-//! | `UPSTREAM_UNAVAILABLE` | an order: `NotConnected`, before its first byte, and `NotSent`, or turned away; `Ambiguous` becomes `ORDER_OUTCOME_UNKNOWN` in `requests::orders` | nothing was executed, and the key was released |
-//! | | a question or a registration's listing, however it failed | it has no effect |
-//! | `STORE_UNAVAILABLE` | before an order is claimed, or while it is | nothing left; a claim that may have been stored is found under the key, and its order's log says that it was not sent |
-//! | | a question, a watch | it has no effect |
-//! | `SLOW_READER` | a watch whose snapshot was not read to its end | it has no effect |
-//! | `DRAINING` | a call that was not admitted or waited for its turn, a watch that is told to go on elsewhere | nothing was sent; the token says where to go on |
+//! - `ORDER_IN_PROGRESS`: another call or replica is placing the order with this key. This call has
+//!   sent nothing, and its repetition joins the first.
+//! - `UPSTREAM_UNAVAILABLE`: an order was not sent, or ThingSpace turned it away before executing
+//!   it; its key is free. Status queries have no effect.
+//! - `STORE_UNAVAILABLE`: the key of an order could not be claimed, so nothing was sent. If the
+//!   claim was stored after all, the repetition finds it. Status calls and watches have no effect.
+//! - `SLOW_READER`: a watch whose snapshot was not read to its end. It has no effect.
+//! - `DRAINING`: a call that was not admitted or waited for a permit, so nothing was sent; or a
+//!   watch, which resumes with its token.
 //!
-//! Once an order's first byte may have left, a failing store is `ORDER_OUTCOME_UNKNOWN`, and
-//! whatever is `UNAVAILABLE` to an order carries its key: were it placed after all, the repetition
-//! finds it.
+//! After the first byte of an order may have been sent, a failing store gives
+//! `ORDER_OUTCOME_UNKNOWN`.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -35,21 +34,21 @@ use crate::{
 
 const DOMAIN: &str = "thingspace-gateway";
 
-/// When to repeat a call that met a hiccup.
+/// The retry delay after a short failure.
 const SOON: Duration = Duration::from_secs(1);
 
-/// When to repeat a call that met a limit.
+/// The retry delay after a limit was reached.
 const LATER: Duration = Duration::from_secs(5);
 
-/// When to repeat a call for which the store has no space: an operator has to make some.
-const ROOM: Duration = Duration::from_secs(30);
+/// The retry delay while the store is full: an operator has to make space.
+const STORE_FULL_DELAY: Duration = Duration::from_secs(30);
 
-/// Bytes of violations that a status carries. With everything else in them its details stay below
-/// 2,000 bytes, so that the trailers, which carry them in base64, fit into the 4 KiB that nginx
-/// takes.
+/// Bytes of the violations in a status. With them, the details stay below 2,000 bytes, so that the
+/// trailers, which carry them in base64, fit into the 4 KiB that nginx accepts.
 const MAX_VIOLATION_BYTES: usize = 1_600;
 
-struct Answer {
+/// A status that is being built.
+struct StatusBuilder {
     code: Code,
     reason: &'static str,
     message: String,
@@ -58,8 +57,8 @@ struct Answer {
     violations: Vec<FieldViolation>,
 }
 
-fn answer(code: Code, reason: &'static str, message: impl Into<String>) -> Answer {
-    Answer {
+fn status(code: Code, reason: &'static str, message: impl Into<String>) -> StatusBuilder {
+    StatusBuilder {
         code,
         reason,
         message: message.into(),
@@ -69,7 +68,7 @@ fn answer(code: Code, reason: &'static str, message: impl Into<String>) -> Answe
     }
 }
 
-impl Answer {
+impl StatusBuilder {
     fn retry(mut self, after: Duration) -> Self {
         self.retry = Some(after);
         self
@@ -80,7 +79,7 @@ impl Answer {
         self
     }
 
-    fn into_status(self) -> Status {
+    fn build(self) -> Status {
         let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata);
         if let Some(after) = self.retry {
             details.set_retry_info(Some(after));
@@ -94,57 +93,53 @@ impl Answer {
 
 /// The status of a failed call.
 pub(crate) fn of(error: &Error) -> Status {
+    of_watch(error, "")
+}
+
+/// The status that ends a watch, with the token that resumes it, if there is one.
+pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
         Error::Store(error @ (StoreError::Corrupt(_) | StoreError::TooLarge(_))) => {
             internal(&error.to_string())
         }
-        error => describe(error).into_status(),
-    }
-}
-
-/// The status that ends a watch, with the token to resume it.
-pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
-    match error {
-        Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
-            of(error)
-        }
-        error if resume_token.is_empty() => describe(error).into_status(),
-        error => describe(error).with("resumeToken", &resume_token).into_status(),
+        error if resume_token.is_empty() => describe(error).build(),
+        error => describe(error).with("resumeToken", &resume_token).build(),
     }
 }
 
 /// The status of a call with wrong fields.
 pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
-    violated(violations).into_status()
+    invalid_fields(violations).build()
 }
 
-/// Every violation of a call at once, as far as a status can carry them.
-fn violated(violations: Vec<FieldViolation>) -> Answer {
+/// Reports as many violations as fit into a status.
+fn invalid_fields(violations: Vec<FieldViolation>) -> StatusBuilder {
     let total = violations.len();
     let mut bytes = 0;
-    let mut told: Vec<_> = violations
+    let mut reported: Vec<_> = violations
         .into_iter()
         .take_while(|violation| {
             bytes += violation.field.len() + violation.description.len() + 8;
             bytes <= MAX_VIOLATION_BYTES
         })
         .collect();
-    let first = told.first().map(|first| format!("{}: {}", first.field, first.description));
+    let first = reported.first().map(|first| format!("{}: {}", first.field, first.description));
     let summary = match (first, total - 1) {
         (Some(first), 0) => first,
         (Some(first), more) => format!("{first}; and {more} more"),
         (None, _) => format!("{total} fields are wrong"),
     };
-    if told.len() < total {
-        let more = total - told.len();
-        told.push(FieldViolation::new("", format!("and {more} more violations")));
+    if reported.len() < total {
+        let more = total - reported.len();
+        reported.push(FieldViolation::new("", format!("and {more} more violations")));
     }
-    Answer { violations: told, ..answer(Code::InvalidArgument, "INVALID_FIELD", summary) }
+    let status = status(Code::InvalidArgument, "INVALID_FIELD", summary);
+    StatusBuilder { violations: reported, ..status }
 }
 
-/// An error that the gRPC library made, or its health and reflection services, with its own code
-/// and words.
+/// The status for an error of the gRPC library or of its health and reflection services. Keeps
+/// their code and message.
 pub(super) fn of_library(bare: &Status) -> Status {
     let (reason, message) = match bare.code() {
         Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
@@ -154,155 +149,160 @@ pub(super) fn of_library(bare: &Status) -> Status {
         _ => ("MALFORMED_CALL", "the call cannot be read"),
     };
     let message = if bare.message().is_empty() { message } else { bare.message() };
-    answer(bare.code(), reason, message).into_status()
+    status(bare.code(), reason, message).build()
 }
 
 fn internal(cause: &str) -> Status {
     let id = Uuid::now_v7().to_string();
-    error!(error.id = id, cause, "a call failed by a defect of the gateway");
+    error!(error.id = id, cause, "a call failed because of a defect of the gateway; report it");
     let mut details = ErrorDetails::with_error_info("INTERNAL", DOMAIN, HashMap::new());
     details.set_request_info(id, "");
     Status::with_error_details(Code::Internal, "internal error", details)
 }
 
-fn describe(error: &Error) -> Answer {
+fn describe(error: &Error) -> StatusBuilder {
     match error {
-        Error::AccountNotConfigured(account) => answer(
+        Error::AccountNotConfigured(account) => status(
             Code::NotFound,
             "ACCOUNT_NOT_CONFIGURED",
             "the gateway has no credentials for this account",
         )
         .with("account", account),
-        Error::IdempotencyKeyReused => answer(
+        Error::IdempotencyKeyReused => status(
             Code::InvalidArgument,
             "IDEMPOTENCY_KEY_REUSED",
             "idempotency_key already names another order of this account",
         ),
-        Error::OrderInProgress => answer(
-            Code::Unavailable,
+        Error::OrderInProgress => unavailable(
             "ORDER_IN_PROGRESS",
-            "an earlier call with this key is still being carried out; repeat the call",
-        )
-        .retry(SOON),
+            "an earlier call with this key is still in progress; repeat the call",
+            SOON,
+        ),
         Error::OrderOutcomeUnknown { order_id, sent_time, request_id } => {
             let message = match request_id {
-                Some(_) => "ThingSpace accepted the order, which cannot be stored yet; it is not sent again",
-                None => "the order was sent and its fate is unknown; it is not sent again",
+                Some(_) => {
+                    "ThingSpace accepted the order, but the gateway cannot store that yet; \
+                     the order is not sent again"
+                }
+                None => "the order was sent and its outcome is unknown; it is not sent again",
             };
-            let answer = answer(Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN", message)
+            let status = status(Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN", message)
                 .with("orderId", order_id)
                 .with("sentTime", sent_time);
             match request_id {
-                Some(request_id) => answer.with("requestId", request_id),
-                None => answer,
+                Some(request_id) => status.with("requestId", request_id),
+                None => status,
             }
         }
         Error::RequestNotFound => {
-            answer(Code::NotFound, "REQUEST_NOT_FOUND", "the account has no such request")
+            status(Code::NotFound, "REQUEST_NOT_FOUND", "the account has no such request")
         }
-        Error::InvalidToken(TokenKind::Resume) => answer(
+        Error::InvalidToken(TokenKind::Resume) => status(
             Code::InvalidArgument,
             "INVALID_RESUME_TOKEN",
             "resume_token is not a token of this request; start without it",
         ),
-        Error::InvalidToken(TokenKind::Page) => {
-            violated(vec![FieldViolation::new("page_token", "is not a token of this request")])
-        }
-        Error::StillPending => answer(
+        Error::InvalidToken(TokenKind::Page) => invalid_fields(vec![FieldViolation::new(
+            "page_token",
+            "is not a token of this request",
+        )]),
+        Error::StillPending => status(
             Code::FailedPrecondition,
             "STILL_PENDING",
             "the gateway has given up polling and the request is still pending",
         ),
         Error::Refused(refusal) => refused(refusal),
-        Error::CredentialsRejected { name } => answer(
-            Code::FailedPrecondition,
+        Error::CredentialsRejected { name } => operator_required(
             "UPSTREAM_CREDENTIALS_REJECTED",
-            "ThingSpace rejects the gateway's credentials; an operator has to act",
-        )
-        .with("credentials", name),
-        Error::CredentialsUnreadable { name } => answer(
-            Code::FailedPrecondition,
+            name,
+            "ThingSpace rejects the gateway's credentials",
+        ),
+        Error::CredentialsUnreadable { name } => operator_required(
             "UPSTREAM_CREDENTIALS_UNAVAILABLE",
-            "the gateway cannot read its credentials; an operator has to act",
-        )
-        .with("credentials", name),
-        Error::LoginBlocked { name } => answer(
-            Code::FailedPrecondition,
+            name,
+            "the gateway cannot read its credentials",
+        ),
+        Error::LoginBlocked { name } => operator_required(
             "UPSTREAM_LOGIN_BLOCKED",
-            "logins to ThingSpace are stopped so that its user is not locked; an operator has to act",
-        )
-        .with("credentials", name),
-        Error::Throttled { retry_after } => {
-            answer(Code::ResourceExhausted, "UPSTREAM_THROTTLED", "ThingSpace throttles")
-                .retry(retry_after.unwrap_or(LATER))
-        }
-        Error::UpstreamUnavailable { retry_after, .. } => {
-            answer(Code::Unavailable, "UPSTREAM_UNAVAILABLE", "ThingSpace cannot be reached; repeat the call")
-                .retry(retry_after.unwrap_or(SOON))
-        }
-        Error::Overloaded { limit } => {
-            answer(Code::ResourceExhausted, "OVERLOADED", "a limit of the gateway is reached")
-                .with("limit", limit)
-                .retry(LATER)
-        }
-        Error::Busy { retry_after } => answer(
+            name,
+            "logins to ThingSpace are stopped so that it does not lock the user",
+        ),
+        Error::Throttled { retry_after } => status(
             Code::ResourceExhausted,
-            "OVERLOADED",
-            "more calls wait for ThingSpace's rate than can be made in time; nothing was sent",
+            "UPSTREAM_THROTTLED",
+            "ThingSpace throttles the gateway; repeat the call later",
         )
-        .with("limit", &"thingspace.calls_per_second")
-        .retry(*retry_after),
-        Error::Store(error) => store(error),
-        Error::SlowReader => {
-            at_once("SLOW_READER", "the watch was not read and the request has changed; resume the watch")
+        .retry(retry_after.unwrap_or(LATER)),
+        Error::UpstreamUnavailable { retry_after, .. } => unavailable(
+            "UPSTREAM_UNAVAILABLE",
+            "ThingSpace cannot be reached; repeat the call",
+            retry_after.unwrap_or(SOON),
+        ),
+        Error::Overloaded { limit } => {
+            overloaded(limit, LATER, "a limit of the gateway is reached")
         }
-        Error::Draining => at_once("DRAINING", "this replica is shutting down; repeat the call"),
-        Error::Deadline(effect) => late(*effect),
-        Error::Internal(_) => answer(Code::Internal, "INTERNAL", "internal error"),
+        Error::Busy { retry_after } => overloaded(
+            "thingspace.calls_per_second",
+            *retry_after,
+            "too many calls wait for a permit to call ThingSpace; nothing was sent",
+        ),
+        Error::Store(error) => store(error),
+        Error::SlowReader => unavailable(
+            "SLOW_READER",
+            "the watch was not read and the request has changed; resume the watch",
+            Duration::ZERO,
+        ),
+        Error::Draining => unavailable(
+            "DRAINING",
+            "this replica is shutting down; repeat the call",
+            Duration::ZERO,
+        ),
+        Error::Deadline(effect) => deadline(*effect),
+        Error::Internal(_) => status(Code::Internal, "INTERNAL", "internal error"),
     }
 }
 
-/// A call that may be repeated without waiting.
-fn at_once(reason: &'static str, message: &str) -> Answer {
-    answer(Code::Unavailable, reason, message).retry(Duration::ZERO)
+fn unavailable(reason: &'static str, message: &str, retry: Duration) -> StatusBuilder {
+    status(Code::Unavailable, reason, message).retry(retry)
 }
 
-fn late(effect: Effect) -> Answer {
+fn operator_required(reason: &'static str, credentials: &str, problem: &str) -> StatusBuilder {
+    status(Code::FailedPrecondition, reason, format!("{problem}; an operator has to act"))
+        .with("credentials", &credentials)
+}
+
+fn overloaded(limit: &str, retry: Duration, message: &str) -> StatusBuilder {
+    status(Code::ResourceExhausted, "OVERLOADED", message).with("limit", &limit).retry(retry)
+}
+
+fn deadline(effect: Effect) -> StatusBuilder {
     let (message, nothing_sent) = match effect {
         Effect::None => ("the deadline has passed", None),
         Effect::NothingSent => ("the deadline has passed and nothing was sent", Some(true)),
         Effect::Unknown => (
-            "the deadline has passed; an order may still be placed: repeat the call with the same key",
+            "the deadline has passed; the order may still be placed: \
+             repeat the call with the same key",
             Some(false),
         ),
     };
-    let answer = answer(Code::DeadlineExceeded, "DEADLINE", message);
+    let status = status(Code::DeadlineExceeded, "DEADLINE", message);
     match nothing_sent {
-        Some(nothing_sent) => answer.with("nothingSent", &nothing_sent),
-        None => answer,
+        Some(nothing_sent) => status.with("nothingSent", &nothing_sent),
+        None => status,
     }
 }
 
-fn store(error: &StoreError) -> Answer {
+fn store(error: &StoreError) -> StatusBuilder {
     if let StoreError::Full(_) = error {
-        return answer(
-            Code::ResourceExhausted,
-            "STORE_FULL",
-            "the gateway's store is full; repeat the call later",
-        )
-        .retry(ROOM);
+        let message = "the gateway's store is full; repeat the call later";
+        return status(Code::ResourceExhausted, "STORE_FULL", message).retry(STORE_FULL_DELAY);
     }
-    // The store has logged what is wrong with it.
+    // The store has logged its problem.
     tracing::debug!(%error, "a call failed because of the store");
-    answer(
-        Code::Unavailable,
-        "STORE_UNAVAILABLE",
-        "the gateway's store is unavailable; repeat the call",
-    )
-    .retry(SOON)
+    unavailable("STORE_UNAVAILABLE", "the gateway's store is unavailable; repeat the call", SOON)
 }
 
-fn refused(refusal: &Refusal) -> Answer {
+fn refused(refusal: &Refusal) -> StatusBuilder {
     let (code, reason, message) = match refusal.kind {
         RefusalKind::InvalidInput => {
             (Code::InvalidArgument, "UPSTREAM_INVALID_INPUT", "ThingSpace finds the input invalid")
@@ -326,13 +326,13 @@ fn refused(refusal: &Refusal) -> Answer {
         RefusalKind::DeviceState => (
             Code::FailedPrecondition,
             "UPSTREAM_DEVICE_STATE",
-            "a device is in a state that does not allow this",
+            "a device is in a state that does not allow a download",
         ),
         RefusalKind::RequestNotFound | RefusalKind::TurnedAway | RefusalKind::Other => {
-            (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refuses")
+            (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refused the call")
         }
     };
-    answer(code, reason, message)
+    status(code, reason, message)
         .with("upstreamCode", &refusal.code)
         .with("upstreamStatus", &refusal.status)
 }

@@ -158,10 +158,13 @@ impl Watch {
         Ok(event)
     }
 
-    /// The reader has been given everything up to a place.
-    pub fn complete(&mut self, position: Position, revision: u64) {
-        self.cursor = Cursor::After(Resume { position, revision });
+    /// Records that the reader has been given everything up to a place. Returns the token to
+    /// continue there.
+    pub fn complete(&mut self, position: Position, revision: u64) -> String {
+        let resume = Resume { position, revision };
+        self.cursor = Cursor::After(resume);
         self.unfinished = None;
+        self.key.resume(&self.id, resume)
     }
 
     /// The reader has been given a part of a snapshot. The next event is the same snapshot.
@@ -169,11 +172,6 @@ impl Watch {
         let devices = std::mem::take(&mut snapshot.devices);
         self.hub.hold_snapshot(&devices);
         self.unfinished = Some(Unfinished { snapshot, devices: Arc::downgrade(&devices) });
-    }
-
-    /// The token to continue after an event.
-    pub fn token(&self, position: Position, revision: u64) -> String {
-        self.key.resume(&self.id, Resume { position, revision })
     }
 
     async fn wait(&mut self) -> Result<Option<Event>, Error> {

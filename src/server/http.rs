@@ -1,11 +1,9 @@
-//! Accepts connections and answers requests on them, in HTTP/1.1, with or without TLS.
+//! A listener for HTTP/1.1, with or without TLS, whose port may be open to the internet.
 //!
-//! HTTP/2 is not spoken: ThingSpace and probes do not need it, and a peer could send its control
-//! frames without end.
-//!
-//! The port may be open to the world, so nothing here waits for a peer without bound, and a
-//! connection on which nothing begins is ended. What a request is, and how long its body may take,
-//! is the business of whoever answers it.
+//! Connections are bounded, in total and per address. Every wait for a peer has a limit, and a
+//! connection on which no request begins is closed. The [`Handler`] limits how long a body may
+//! take. HTTP/2 is not offered: neither ThingSpace nor probes need it, and a peer could send
+//! control frames without end.
 
 mod connections;
 
@@ -26,67 +24,67 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use connections::{ConnectionLimit, NoPlace, Open, Place};
-pub use connections::{Origin, Received};
+pub use connections::Peer;
+use connections::{ConnectionLimit, ConnectionSlot, NoSlot, OpenRequest};
 
-use crate::{config::Network, repeated::Repeated};
+use crate::{config::Network, log_throttle::LogThrottle};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For a request's headers, and the longest a connection is kept on which nothing begins.
+/// For the headers of a request. A connection without a request is closed after at most twice this
+/// time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Fields of a request's header.
+/// Header fields of a request.
 const MAX_HEADERS: usize = 64;
 
-/// Of a request's header.
+/// Bytes of a request's header.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// The part of the files that the process may open that a listener leaves to others: the API, the
-/// calls to ThingSpace, the store.
+/// A listener uses at most this part of the process's file descriptors: one half. The API, the
+/// calls to ThingSpace and the store need the rest.
 const DESCRIPTORS_PART: usize = 2;
 
-/// Before the next try when a connection cannot be accepted, for want of file descriptors for
-/// instance.
+/// The pause after a connection could not be accepted, for example without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers a request, whatever it is.
-pub trait Answer: Clone + Send + Sync + 'static {
+/// Answers requests.
+pub trait Handler: Clone + Send + Sync + 'static {
     type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
-    fn answer(
+    fn handle(
         self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// What is served, to how many and to whom.
+/// The name and the limits of a listener.
 #[derive(Debug, Clone)]
-pub struct Listening {
-    /// Names the listener in logs.
+pub struct ListenerOptions {
+    /// The listener's name in the log.
     pub name: &'static str,
-    /// Connections open at once; one more takes the place of one that waits for its peer.
+    /// Open connections. A further one replaces one that waits for its peer.
     pub max_connections: usize,
-    /// The same, from one address.
+    /// Open connections from one address.
     pub max_connections_of_address: usize,
-    /// Where connections may come from; empty: from everywhere.
+    /// Networks from which connections may come; empty: from everywhere.
     pub networks: Vec<Network>,
 }
 
-/// Serves until `stop`, then finishes what is open.
+/// Serves until `stop`, then finishes the requests that are open.
 pub async fn serve(
-    listening: Listening,
+    options: ListenerOptions,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
-    answers: impl Answer,
+    handler: impl Handler,
     stop: CancellationToken,
 ) {
-    let Listening { name, max_connections, max_connections_of_address, networks } = listening;
+    let ListenerOptions { name, max_connections, max_connections_of_address, networks } = options;
     let connections = TaskTracker::new();
-    let max_connections = open_files()
+    let max_connections = max_open_files()
         .map_or(max_connections, |files| max_connections.min((files / DESCRIPTORS_PART).max(1)));
     let limit = ConnectionLimit::new(max_connections, max_connections_of_address);
-    let (failed, refused) = (Repeated::default(), Repeated::default());
+    let (failed, refused) = (LogThrottle::default(), LogThrottle::default());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (tcp, peer) = match accepted {
             Ok((tcp, peer)) => (tcp, peer.ip()),
@@ -100,20 +98,25 @@ pub async fn serve(
         };
         if !networks.is_empty() && !networks.iter().any(|network| network.contains(peer)) {
             if let Some(times) = refused.count() {
-                warn!(listener = name, %peer, times, "refused connections from outside the allowed networks");
+                warn!(
+                    listener = name,
+                    %peer,
+                    times,
+                    "refused connections from outside the allowed networks"
+                );
             }
             continue;
         }
-        let Some(place) = place(&limit, connections::source(peer)).await else {
+        let Some(slot) = acquire_slot(&limit, connections::source(peer)).await else {
             debug!(listener = name, "too many connections");
             continue;
         };
-        let (answers, tls, stop) = (answers.clone(), tls.clone(), stop.clone());
+        let (handler, tls, stop) = (handler.clone(), tls.clone(), stop.clone());
         connections.spawn(async move {
-            let connection = connection(answers, tcp, tls, &place, stop);
-            place.taken.run_until_cancelled(connection).await;
+            let connection = serve_connection(handler, tcp, tls, &slot.peer, stop);
+            slot.evicted.run_until_cancelled(connection).await;
         });
-        // However busy the process is: what was accepted is read before more is accepted.
+        // Even under load, an accepted connection is read before the next one is accepted.
         yield_now().await;
     }
     drop(listener);
@@ -121,38 +124,38 @@ pub async fn serve(
     connections.wait().await;
 }
 
-/// A place for a new connection; `None`: there is none.
-async fn place(limit: &ConnectionLimit, source: IpAddr) -> Option<Place> {
+/// A slot for a new connection; `None` if there is none.
+async fn acquire_slot(limit: &ConnectionLimit, source: IpAddr) -> Option<ConnectionSlot> {
     loop {
         match limit.admit(source) {
-            Ok(place) => return Some(place),
-            Err(NoPlace::Wait(wait)) => sleep(wait).await,
-            Err(NoPlace::Full) => return None,
+            Ok(slot) => return Some(slot),
+            Err(NoSlot::Wait(wait)) => sleep(wait).await,
+            Err(NoSlot::Full) => return None,
         }
     }
 }
 
-async fn connection(
-    answers: impl Answer,
+async fn serve_connection(
+    handler: impl Handler,
     tcp: TcpStream,
     tls: Option<TlsAcceptor>,
-    place: &Place,
+    peer: &Peer,
     stop: CancellationToken,
 ) {
-    // Without the option answers are only slower.
+    // Without this option answers are only slower.
     let _ = tcp.set_nodelay(true);
-    let Some(tls) = tls else { return drive(answers, tcp, &place.origin, stop).await };
+    let Some(tls) = tls else { return serve_stream(handler, tcp, peer, stop).await };
     match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => drive(answers, stream, &place.origin, stop).await,
-        Ok(Err(error)) => debug!(%error, "no TLS handshake"),
-        Err(_) => debug!("no TLS handshake in time"),
+        Ok(Ok(stream)) => serve_stream(handler, stream, peer, stop).await,
+        Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
+        Err(_) => debug!("the TLS handshake took too long"),
     }
 }
 
-async fn drive(
-    answers: impl Answer,
+async fn serve_stream(
+    handler: impl Handler,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    origin: &Origin,
+    peer: &Peer,
     stop: CancellationToken,
 ) {
     let mut server = http1::Builder::new();
@@ -161,20 +164,20 @@ async fn drive(
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES);
-    let activity = &origin.activity;
+    let activity = &peer.activity;
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (open, answers) = (Open::new(activity), answers.clone());
-        request.extensions_mut().insert(origin.clone());
+        let (open, handler) = (OpenRequest::new(activity), handler.clone());
+        request.extensions_mut().insert(peer.clone());
         async move {
-            let answer = answers.answer(request).await;
+            let answer = handler.handle(request).await;
             drop(open);
             Ok::<_, Infallible>(answer)
         }
     });
     let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
-    let mut look = interval(HEADER_TIMEOUT);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look.tick().await;
+    let mut check = interval(HEADER_TIMEOUT);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    check.tick().await;
     let (mut last, mut stopping) = (activity.last(), false);
     loop {
         tokio::select! {
@@ -188,9 +191,9 @@ async fn drive(
                 stopping = true;
                 serving.as_mut().graceful_shutdown();
             }
-            // hyper's own time-out is not for a peer that does not read its answers.
-            _ = look.tick() => {
-                if activity.rested_since(&mut last) {
+            // hyper's timeout does not cover a peer that does not read its answers.
+            _ = check.tick() => {
+                if activity.is_idle_since(&mut last) {
                     return;
                 }
             }
@@ -198,7 +201,7 @@ async fn drive(
     }
 }
 
-/// How many files the process may have open, connections included; `None`: any number.
-fn open_files() -> Option<usize> {
+/// The process's limit of open files, which connections count for; `None`: no limit.
+fn max_open_files() -> Option<usize> {
     getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
 }

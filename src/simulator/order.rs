@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::{Options, refusal::Refusal};
-use crate::identity::{AccountName, Device, Digits, Kind};
+use crate::identity::{AccountName, Device, Digits, IdentifierKind};
 
 /// Devices in one order.
 const DEVICES: usize = 10_000;
@@ -107,7 +107,7 @@ fn device(body: &DeviceBody<'_>) -> Result<Device, Refusal> {
     };
     let mut device = Device::default();
     for IdBody { kind, id } in &body.device_ids {
-        let kind = Kind::parse(kind).filter(|kind| *kind != Kind::Mdn);
+        let kind = IdentifierKind::parse(kind).filter(|kind| *kind != IdentifierKind::Mdn);
         let kind = kind.ok_or_else(|| {
             Refusal::uws("INPUT_INVALID.Device.Kind.Invalid", "A device's kind is not valid.")
         })?;

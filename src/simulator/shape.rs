@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::requests::Outcome;
-use crate::identity::{Device, Kind};
+use crate::identity::{Device, IdentifierKind};
 
 /// The ways in which status answers differ. The default is the page's example.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -182,18 +182,20 @@ impl Shape {
     fn sub(self, index: usize, device: &Device, outcome: Outcome) -> Sub<'_> {
         let status = self.words.write(outcome, index);
         let iccid_only = self.identifiers == Identifiers::Iccid && !device.iccid.is_empty();
-        let mut ids = device.present().filter(|(kind, _)| !iccid_only || *kind == Kind::Iccid).map(
-            |(kind, digits)| {
+        let mut ids = device
+            .present()
+            .filter(|(kind, _)| !iccid_only || *kind == IdentifierKind::Iccid)
+            .map(|(kind, digits)| {
                 let text = digits.as_str();
-                let bare =
-                    (self.numeric_imei && kind == Kind::Imei).then(|| text.parse().ok()).flatten();
+                let bare = (self.numeric_imei && kind == IdentifierKind::Imei)
+                    .then(|| text.parse().ok())
+                    .flatten();
                 Identifier {
                     id: bare.map_or(Number::Text(text), Number::Bare),
                     kind: kind.as_str(),
                     status: self.extras.then_some(status),
                 }
-            },
-        );
+            });
         let ids = if self.single_id { Ids::One(ids.next()) } else { Ids::Many(ids.collect()) };
         Sub { ids, status, attempt: self.extras.then_some(1) }
     }

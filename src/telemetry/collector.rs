@@ -1,8 +1,7 @@
-//! The connection to a collector of traces over TLS.
+//! The TLS connection to a collector of traces.
 //!
-//! The exporter's own TLS would bring a second set of roots and features into every gRPC client and
-//! server of the process, so the connection is made here, with the rustls that everything else
-//! uses.
+//! It uses the same rustls as everything else. The exporter's own TLS would add a second set of
+//! root certificates and features to every gRPC client and server of the process.
 
 use std::{io, sync::Arc};
 
@@ -24,17 +23,17 @@ use crate::{
     },
 };
 
-/// A connection that is made when there is something to send, and again when it broke; `None` for
-/// http://, which the exporter can do by itself.
+/// A channel that connects when there are spans to send. `None` for `http://`, which the exporter
+/// supports itself.
 pub(super) fn over_tls(config: &TelemetryConfig) -> anyhow::Result<Option<Channel>> {
     let url = Url::parse(&config.otlp_endpoint, WEB).map_err(anyhow::Error::msg)?;
     if url.scheme != "https" {
         return Ok(None);
     }
-    let tls = TlsConnector::from(Arc::new(client(config)?));
+    let tls = TlsConnector::from(Arc::new(tls_config(config)?));
     let host = url.host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    let name =
-        ServerName::try_from(host.clone()).context("is no name that a certificate can have")?;
+    let name = ServerName::try_from(host.clone())
+        .context("the host is not a name that a certificate can have")?;
     let connect = service_fn(move |_: Uri| {
         let (tls, name, address) = (tls.clone(), name.clone(), (host.clone(), url.port));
         async move {
@@ -46,7 +45,7 @@ pub(super) fn over_tls(config: &TelemetryConfig) -> anyhow::Result<Option<Channe
     Ok(Some(endpoint.connect_with_connector_lazy(connect)))
 }
 
-fn client(config: &TelemetryConfig) -> anyhow::Result<ClientConfig> {
+fn tls_config(config: &TelemetryConfig) -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     if config.otlp_ca_file.as_os_str().is_empty() {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);

@@ -1,8 +1,8 @@
 //! A server span and a log line for each call, from its request to the end of its last message.
 //!
-//! A call that nobody waits for any more, because its caller hung up or reset it, ends as
-//! CANCELLED, also where its message had not arrived as a whole. Neither span nor line holds
-//! anything of the messages but the account and the request's id.
+//! A call ends as CANCELLED when its caller hangs up or resets it, even before the request has
+//! arrived completely. Of the messages, spans contain nothing, and log lines only the account and
+//! the id of the request.
 
 use std::{
     pin::Pin,
@@ -17,6 +17,7 @@ use std::{
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{global, propagation::Extractor};
+use tonic::Code;
 use tonic_types::StatusExt;
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field::Empty};
@@ -25,7 +26,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::semconv;
 use crate::identity::{AccountName, RequestId};
 
-/// gRPC's codes by number.
+/// The names of gRPC's codes, by number.
 const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
@@ -45,31 +46,35 @@ const CODES: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
-/// The longest method that is named, in bytes. What is longer is none of ours: whoever can connect
-/// could fill the log with it.
+
+/// The longest method name in a span or a line, in bytes. No method of ours is longer, and a
+/// caller could fill the log with long paths.
 const MAX_METHOD: usize = 128;
 const OTHER: &str = "_OTHER";
 
-const CANCELLED: &str = "CANCELLED";
-const UNKNOWN: &str = "UNKNOWN";
+/// The codes that mean a failure of the server, not of the caller.
+const FAILURES: [Code; 6] = [
+    Code::Unknown,
+    Code::DeadlineExceeded,
+    Code::Unimplemented,
+    Code::Internal,
+    Code::Unavailable,
+    Code::DataLoss,
+];
 
-/// The codes that mean a failure of the server; the others are the caller's affair.
-const FAILURES: [&str; 6] =
-    ["UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"];
-
-/// What a call is about, for its log line. The service says so once it has read and checked the
-/// message; it finds this among the request's extensions.
+/// The account and the request that a call is about, for its log line. An extension of every
+/// request; the service sets it after it has checked the message.
 #[derive(Debug, Clone, Default)]
-pub struct About(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
+pub struct CallSubject(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
 
-impl About {
-    pub fn say(&self, account: &AccountName, request: Option<&RequestId>) {
+impl CallSubject {
+    pub fn set(&self, account: &AccountName, request: Option<&RequestId>) {
         // A call is about one thing only.
         let _ = self.0.set((account.clone(), request.cloned()));
     }
 }
 
-/// Put around a gRPC server.
+/// Adds spans and log lines to a gRPC server.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RpcLayer;
 
@@ -81,7 +86,7 @@ impl<S> Layer<S> for RpcLayer {
     }
 }
 
-/// See [`RpcLayer`].
+/// The service that [`RpcLayer`] makes.
 #[derive(Debug, Clone)]
 pub struct Rpc<S> {
     inner: S,
@@ -89,11 +94,11 @@ pub struct Rpc<S> {
 
 impl<S, In, Out> Service<Request<In>> for Rpc<S>
 where
-    S: Service<Request<RequestBody<In>>, Response = Response<Out>>,
+    S: Service<Request<ObservedBody<In, ResetFlag>>, Response = Response<Out>>,
     S::Future: Send + 'static,
     Out: Body,
 {
-    type Response = Response<CallBody<Out>>;
+    type Response = Response<ObservedBody<Out, RpcCall>>;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
@@ -102,39 +107,50 @@ where
     }
 
     fn call(&mut self, mut request: Request<In>) -> Self::Future {
-        let mut call = Call::begin(&request);
-        request.extensions_mut().insert(call.about.clone());
-        let reset = Arc::clone(&call.reset);
-        let request = request.map(|inner| RequestBody { inner, reset });
+        let mut call = RpcCall::begin(&request);
+        request.extensions_mut().insert(call.subject.clone());
+        let observer = call.reset.clone();
+        let request = request.map(|inner| ObservedBody { inner, observer });
         let response =
             call.span.in_scope(|| self.inner.call(request)).instrument(call.span.clone());
         Box::pin(async move {
             let response = match response.await {
                 Ok(response) => response,
                 Err(error) => {
-                    call.end(UNKNOWN, None);
+                    call.end(Code::Unknown, None);
                     return Err(error);
                 }
             };
-            // An error without messages has its status here already, and no body that will be read.
+            // An error without messages has its status in the headers, and its body is not read.
             if let Some(code) = code(response.headers()) {
                 call.end(code, Some(response.headers()));
             } else if response.body().is_end_stream() {
-                call.end(UNKNOWN, None);
+                call.end(Code::Unknown, None);
             }
-            Ok(response.map(|inner| CallBody { inner, call }))
+            Ok(response.map(|inner| ObservedBody { inner, observer: call }))
         })
     }
 }
 
-/// A request body that notices when its caller resets the call before its end.
-#[derive(Debug)]
-pub struct RequestBody<B> {
-    inner: B,
-    reset: Arc<AtomicBool>,
+/// Sees the frames of a body.
+pub trait FrameObserver: Unpin {
+    /// Calls `poll`, in a span if there is one.
+    fn in_scope<T>(&self, poll: impl FnOnce() -> T) -> T {
+        poll()
+    }
+
+    /// Sees a frame, or the end of the body. `is_end_stream` is what the body says of itself.
+    fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool);
 }
 
-impl<B: Body + Unpin> Body for RequestBody<B> {
+/// A body whose frames are observed.
+#[derive(Debug)]
+pub struct ObservedBody<B, O> {
+    inner: B,
+    observer: O,
+}
+
+impl<B: Body + Unpin, O: FrameObserver> Body for ObservedBody<B, O> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -142,15 +158,9 @@ impl<B: Body + Unpin> Body for RequestBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
-        let is_reset = match &frame {
-            // hyper gives no error for a stream that was cancelled, but does not call it ended.
-            None => !self.inner.is_end_stream(),
-            Some(frame) => frame.is_err(),
-        };
-        if is_reset {
-            self.reset.store(true, Ordering::Relaxed);
-        }
+        let Self { inner, observer } = &mut *self;
+        let frame = ready!(observer.in_scope(|| Pin::new(&mut *inner).poll_frame(context)));
+        observer.observe(frame.as_ref(), inner.is_end_stream());
         Poll::Ready(frame)
     }
 
@@ -163,57 +173,32 @@ impl<B: Body + Unpin> Body for RequestBody<B> {
     }
 }
 
-/// A response body that ends its call.
-#[derive(Debug)]
-pub struct CallBody<B> {
-    inner: B,
-    call: Call,
-}
+/// Whether the caller reset the call before its request had arrived completely. The answer to such
+/// a call says nothing about the server, and nobody reads it.
+#[derive(Debug, Clone, Default)]
+pub struct ResetFlag(Arc<AtomicBool>);
 
-impl<B: Body + Unpin> Body for CallBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        let Self { inner, call } = &mut *self;
-        let frame = ready!(call.span.in_scope(|| Pin::new(inner).poll_frame(context)));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    call.end(code(trailers).unwrap_or(UNKNOWN), Some(trailers));
-                }
-            }
-            Some(Err(_)) | None => call.end(UNKNOWN, None),
+impl FrameObserver for ResetFlag {
+    fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool) {
+        // hyper returns no error for a stream that was reset, but does not call it ended.
+        if frame.map_or(!is_end_stream, Result::is_err) {
+            self.0.store(true, Ordering::Relaxed);
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 
-/// A call under way; ends once, at the latest when it is dropped.
+/// A call in progress. It ends once, at the latest when it is dropped.
 #[derive(Debug)]
-struct Call {
+pub struct RpcCall {
     span: Span,
     method: String,
-    about: About,
+    subject: CallSubject,
     began: Instant,
-    /// Whether the caller reset the call before its request had arrived as a whole. What the call
-    /// is answered then says nothing of the server, and nobody reads it.
-    reset: Arc<AtomicBool>,
+    reset: ResetFlag,
     ended: bool,
 }
 
-impl Call {
+impl RpcCall {
     fn begin<B>(request: &Request<B>) -> Self {
         let method = request.uri().path().trim_start_matches('/');
         let method = if method.len() > MAX_METHOD { OTHER } else { method }.to_owned();
@@ -228,69 +213,88 @@ impl Call {
             { semconv::ERROR_TYPE } = Empty,
         );
         let parent = global::get_text_map_propagator(|propagator| {
-            propagator.extract(&Headers(request.headers()))
+            propagator.extract(&TraceHeaders(request.headers()))
         });
-        // Before the span is entered for the first time: afterwards its parent is fixed. Without an
-        // exporter there is nobody to tell.
+        // The parent cannot change after the span is entered. Fails only without an exporter.
         let _ = span.set_parent(parent);
-        let (about, reset) = Default::default();
-        Self { span, method, about, began: Instant::now(), reset, ended: false }
+        let (subject, reset) = Default::default();
+        Self { span, method, subject, began: Instant::now(), reset, ended: false }
     }
 
-    fn end(&mut self, code: &'static str, headers: Option<&HeaderMap>) {
+    fn end(&mut self, code: Code, headers: Option<&HeaderMap>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let code = if self.reset.load(Ordering::Relaxed) { CANCELLED } else { code };
-        let method = &self.method;
+        let code = if self.reset.0.load(Ordering::Relaxed) { Code::Cancelled } else { code };
+        let (method, is_failure, code) = (&self.method, FAILURES.contains(&code), name(code));
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
-        // Outside of the span, which would say all of it again.
-        if FAILURES.contains(&code) {
-            self.span.record(semconv::ERROR_TYPE, code);
-            self.span.record("otel.status_code", "error");
-            let reason = headers.and_then(reason);
-            let about = self.about.0.get();
-            let account = about.map(|(account, _)| tracing::field::display(account));
-            let request =
-                about.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
-            tracing::info!(
-                parent: None,
-                method,
-                code,
-                reason,
-                account,
-                request.id = request,
-                milliseconds,
-                "call failed"
-            );
-        } else {
+        // The lines have no parent, because the span would repeat their fields.
+        if !is_failure {
             tracing::debug!(parent: None, method, code, milliseconds, "call ended");
+            return;
+        }
+        self.span.record(semconv::ERROR_TYPE, code);
+        self.span.record("otel.status_code", "error");
+        let reason = headers.and_then(reason);
+        let subject = self.subject.0.get();
+        let account = subject.map(|(account, _)| tracing::field::display(account));
+        let request =
+            subject.and_then(|(_, request)| request.as_ref()).map(tracing::field::display);
+        tracing::info!(
+            parent: None,
+            method,
+            code,
+            reason,
+            account,
+            request.id = request,
+            milliseconds,
+            "call failed"
+        );
+    }
+}
+
+impl FrameObserver for RpcCall {
+    fn in_scope<T>(&self, poll: impl FnOnce() -> T) -> T {
+        self.span.in_scope(poll)
+    }
+
+    fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, _is_end_stream: bool) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.end(code(trailers).unwrap_or(Code::Unknown), Some(trailers));
+                }
+            }
+            Some(Err(_)) | None => self.end(Code::Unknown, None),
         }
     }
 }
 
-impl Drop for Call {
+impl Drop for RpcCall {
     fn drop(&mut self) {
-        self.end(CANCELLED, None);
+        self.end(Code::Cancelled, None);
     }
 }
 
-/// What `grpc-status` says; a number of no code is UNKNOWN.
-fn code(headers: &HeaderMap) -> Option<&'static str> {
-    let status = headers.get("grpc-status")?;
-    let number = status.to_str().ok().and_then(|text| text.parse::<usize>().ok());
-    Some(number.and_then(|number| CODES.get(number).copied()).unwrap_or(UNKNOWN))
+fn name(code: Code) -> &'static str {
+    CODES[code as usize]
 }
 
-/// The reason in a status's details.
+/// The code in `grpc-status`. Unknown numbers are UNKNOWN.
+fn code(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
+}
+
+/// The reason in the details of a status.
 fn reason(headers: &HeaderMap) -> Option<String> {
     Some(tonic::Status::from_header_map(headers)?.get_details_error_info()?.reason)
 }
 
-struct Headers<'a>(&'a HeaderMap);
+/// The headers from which the caller's trace is read.
+struct TraceHeaders<'a>(&'a HeaderMap);
 
-impl Extractor for Headers<'_> {
+impl Extractor for TraceHeaders<'_> {
     fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.to_str().ok()
     }

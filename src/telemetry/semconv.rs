@@ -1,9 +1,9 @@
-//! The names of attributes: OpenTelemetry semantic conventions 1.44. No other module spells one.
+//! The names of attributes, by the OpenTelemetry semantic conventions 1.44.
 
 pub(super) const SERVICE_NAME: &str = "service.name";
 pub(super) const SERVICE_VERSION: &str = "service.version";
 
-// RPC conventions, release candidate.
+// The RPC conventions are a release candidate.
 pub(super) const RPC_SYSTEM_NAME: &str = "rpc.system.name";
 pub(super) const RPC_METHOD: &str = "rpc.method";
 pub(super) const RPC_RESPONSE_STATUS_CODE: &str = "rpc.response.status_code";

@@ -28,7 +28,7 @@ use jiff::Timestamp;
 
 use super::event::{self, Kind};
 use crate::{
-    identity::{self, AccountName, Device, Digits},
+    identity::{AccountName, Device, Digits, IdentifierKind},
     proto::storage::{self, Event},
     store::Position,
 };
@@ -63,7 +63,7 @@ pub struct Request {
     /// The final overall status of an answer that listed no device: it holds for every device.
     overall: Option<DeviceState>,
     /// Which device has an identifier; `None`: more than one.
-    index: HashMap<(identity::Kind, Digits), Option<usize>>,
+    index: HashMap<(IdentifierKind, Digits), Option<usize>>,
     /// Callbacks that came before the device set was known, at most [`MAX_EARLY`].
     early: Vec<storage::CalledBack>,
     /// What faults and profiles of devices, and early callbacks, take in memory, in bytes.
@@ -345,12 +345,12 @@ impl Request {
         let new_fault =
             fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
         let new_profile = profile.filter(|_| final_word && known.profile.is_none());
-        let new_ids: Vec<_> =
-            [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn]
-                .into_iter()
-                .filter(|&kind| known.device.get(kind).is_empty() && !device.get(kind).is_empty())
-                .filter(|&kind| kind != identity::Kind::Iccid || self.takes_iccid(&device.iccid))
-                .collect();
+        let new_ids: Vec<_> = device
+            .present()
+            .map(|(kind, _)| kind)
+            .filter(|&kind| known.device.get(kind).is_empty())
+            .filter(|&kind| kind != IdentifierKind::Iccid || self.takes_iccid(&device.iccid))
+            .collect();
         if new_fault.is_none() && new_profile.is_none() && new_ids.is_empty() {
             return;
         }
@@ -372,7 +372,7 @@ impl Request {
     /// Whether a device without an ICCID may be given this one.
     fn takes_iccid(&self, iccid: &Digits) -> bool {
         self.rules >= event::ICCID_RULES
-            && !self.index.contains_key(&(identity::Kind::Iccid, iccid.clone()))
+            && !self.index.contains_key(&(IdentifierKind::Iccid, iccid.clone()))
     }
 
     fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {

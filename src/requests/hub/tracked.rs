@@ -12,7 +12,7 @@ use tracing::{error, warn};
 use super::{At, By, KEPT_DEVICES, KEPT_TRANSITIONS, history::batch};
 use crate::{
     identity::RequestId,
-    repeated::Repeated,
+    log_throttle::LogThrottle,
     requests::{
         error::Error,
         fold::{
@@ -26,8 +26,8 @@ use crate::{
     thingspace::StatusAnswer,
 };
 
-static CONTRADICTED: Repeated = Repeated::new();
-static UNMATCHED: Repeated = Repeated::new();
+static CONTRADICTED: LogThrottle = LogThrottle::new();
+static UNMATCHED: LogThrottle = LogThrottle::new();
 
 /// What a request takes in memory beside its devices and transitions, in bytes.
 const REQUEST_BYTES: usize = 2_048;

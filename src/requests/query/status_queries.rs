@@ -33,8 +33,8 @@ use crate::requests::{
 };
 use crate::{
     identity::{AccountName, RequestId},
+    log_throttle::LogThrottle,
     proto::storage,
-    repeated::Repeated,
     store::{LogName, Position, Store},
     thingspace::{Client, PollTurn, Purpose, StatusLookup},
 };
@@ -51,7 +51,7 @@ const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 const MAX_NOT_KNOWN: usize = 10_000;
 
 /// Limits the log lines about requests that ThingSpace knows under another account, too.
-static OTHER_ACCOUNT: Repeated = Repeated::new();
+static OTHER_ACCOUNT: LogThrottle = LogThrottle::new();
 
 type QueryKey = (AccountName, RequestId);
 

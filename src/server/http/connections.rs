@@ -1,13 +1,13 @@
-//! The open connections, bounded in total and for each address.
+//! The limits of open connections, in total and per address.
 //!
-//! Where a bound is reached, a new connection takes the place of one that waits for its peer: of
-//! the address with the most, the one on which nothing has happened for longest. A connection whose
-//! request is being answered keeps its place. Those of an address that has proved itself once give
-//! way only after all others, however many other addresses there are. So an address that holds many
-//! connections takes places away from nobody but itself.
+//! When a limit is reached, a new connection evicts one that waits for its peer: of the address
+//! with the most such connections, the one that has been idle for longest. A connection whose
+//! request is being answered is never evicted. Connections of trusted addresses, which have sent
+//! a valid request before, are evicted only after all others, even if those come from many
+//! addresses. So an address that opens many connections takes slots only from itself.
 //!
-//! No connection gives way before its peer has had [`FIRST_WAIT`] to send a request. A flood of
-//! connections is accepted no faster than that allows.
+//! No connection is evicted before its peer has had [`FIRST_WAIT`] to send a request. This also
+//! limits how fast a flood of connections is accepted.
 
 use std::{
     cmp::Reverse,
@@ -20,20 +20,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::lock::lock;
-
 use tokio_util::sync::CancellationToken;
 
-/// How long a peer has for its request before its connection may give way.
+use crate::lock::lock;
+
+/// How long a peer has for its request before its connection may be evicted.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// Addresses that are remembered as proved. The oldest is forgotten first.
-const MOST_PROVED: usize = 1024;
+/// Trusted addresses that are remembered. A further one replaces the oldest.
+const MAX_TRUSTED: usize = 1024;
 
 /// Leading bits of an IPv6 address that one host or site usually has for itself.
 const IPV6_SITE_BITS: u32 = 64;
 
-/// The address that counts for the bounds: of IPv6 the site.
+/// The address that the limits count: of an IPv6 address, the site.
 pub(super) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -44,28 +44,28 @@ pub(super) fn source(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What happens on a connection.
+/// The requests of one connection.
 #[derive(Debug)]
 pub(super) struct Activity {
     start: Instant,
     /// When a request last began or ended, in nanoseconds from the start of the listener.
     last: AtomicU64,
-    /// Requests that have begun and are not answered yet.
+    /// Requests that are not answered yet.
     open: AtomicUsize,
-    /// Of these, the ones that have arrived as a whole.
+    /// Of these, the ones that have arrived completely.
     received: AtomicUsize,
-    proved: AtomicBool,
+    trusted: AtomicBool,
 }
 
 impl Activity {
     fn new(start: Instant) -> Self {
-        let (last, open, received, proved) = Default::default();
-        let activity = Self { start, last, open, received, proved };
+        let (last, open, received, trusted) = Default::default();
+        let activity = Self { start, last, open, received, trusted };
         activity.touch();
         activity
     }
 
-    /// When something last happened.
+    /// When a request last began or ended.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Relaxed)
     }
@@ -78,12 +78,12 @@ impl Activity {
         self.received.load(Ordering::Relaxed) == 0
     }
 
-    fn is_proved(&self) -> bool {
-        self.proved.load(Ordering::Relaxed)
+    fn is_trusted(&self) -> bool {
+        self.trusted.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is open and nothing has happened since the last look.
-    pub(super) fn rested_since(&self, last: &mut u64) -> bool {
+    /// Whether no request is open, and none began or ended since the previous check.
+    pub(super) fn is_idle_since(&self, last: &mut u64) -> bool {
         let before = std::mem::replace(last, self.last());
         before == *last && self.open.load(Ordering::Relaxed) == 0
     }
@@ -94,9 +94,9 @@ fn nanoseconds(time: Duration) -> u64 {
 }
 
 /// A request that is not answered yet.
-pub(super) struct Open(Arc<Activity>);
+pub(super) struct OpenRequest(Arc<Activity>);
 
-impl Open {
+impl OpenRequest {
     pub(super) fn new(activity: &Arc<Activity>) -> Self {
         activity.open.fetch_add(1, Ordering::Relaxed);
         activity.touch();
@@ -104,180 +104,178 @@ impl Open {
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenRequest {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
         self.0.touch();
     }
 }
 
-/// Where a request comes from: an extension of every request.
+/// The sender of a request. Every request has it as an extension.
 #[derive(Debug, Clone)]
-pub struct Origin {
+pub struct Peer {
     /// The peer's address; of an IPv6 address the first 64 bits.
     pub source: IpAddr,
     pub(super) activity: Arc<Activity>,
     limit: ConnectionLimit,
 }
 
-impl Origin {
-    /// The request has arrived as a whole: its connection keeps its place while this is held.
-    pub fn received(&self) -> Received {
+impl Peer {
+    /// Keeps the connection from being evicted while the guard is held. To be called when the
+    /// request has arrived completely.
+    pub fn protect(&self) -> impl Drop + use<> {
         self.activity.received.fetch_add(1, Ordering::Relaxed);
-        Received(Arc::clone(&self.activity))
+        Protection(Arc::clone(&self.activity))
     }
 
-    /// The peer has proved itself: its connections, also later ones, give way only after all
+    /// Marks the peer as trusted: its connections, also later ones, are evicted only after all
     /// others.
-    pub fn prove(&self) {
-        if !self.activity.proved.swap(true, Ordering::Relaxed) {
-            self.limit.places().remember_proved(self.source);
+    pub fn trust(&self) {
+        if !self.activity.trusted.swap(true, Ordering::Relaxed) {
+            self.limit.slots().remember_trusted(self.source);
         }
     }
 }
 
-/// Keeps a connection's place.
-#[derive(Debug)]
-pub struct Received(Arc<Activity>);
+struct Protection(Arc<Activity>);
 
-impl Drop for Received {
+impl Drop for Protection {
     fn drop(&mut self) {
         self.0.received.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// The open connections.
+/// The limits, and the connections that are open.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionLimit {
-    most: usize,
-    most_of_source: usize,
+    max: usize,
+    max_of_source: usize,
     start: Instant,
-    places: Arc<Mutex<Places>>,
+    slots: Arc<Mutex<Slots>>,
 }
 
 #[derive(Debug, Default)]
-struct Places {
-    count: u64,
-    held: HashMap<u64, Held>,
-    /// How many of the places each source holds.
+struct Slots {
+    /// The number of the newest connection.
+    newest: u64,
+    open: HashMap<u64, OpenConnection>,
+    /// How many connections each source has.
     sources: HashMap<IpAddr, usize>,
-    /// Addresses that have proved themselves, oldest first.
-    proved: VecDeque<IpAddr>,
+    /// Trusted addresses, oldest first.
+    trusted: VecDeque<IpAddr>,
 }
 
 #[derive(Debug)]
-struct Held {
+struct OpenConnection {
     source: IpAddr,
     activity: Arc<Activity>,
-    taken: CancellationToken,
+    evicted: CancellationToken,
 }
 
-/// A connection's place, given back when it is dropped.
-pub(super) struct Place {
-    pub(super) origin: Origin,
-    /// The place was given to another connection.
-    pub(super) taken: CancellationToken,
+/// The slot of a connection, released when it is dropped.
+pub(super) struct ConnectionSlot {
+    pub(super) peer: Peer,
+    /// Cancelled when another connection gets the slot.
+    pub(super) evicted: CancellationToken,
     number: u64,
-    limit: ConnectionLimit,
 }
 
-/// Why there is no place.
+/// Why there is no slot.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoPlace {
-    /// The connection that would give way has to be waited for so long.
+pub(super) enum NoSlot {
+    /// A connection can be evicted after this time.
     Wait(Duration),
-    /// On every connection that could give way a request is being answered.
+    /// No connection can be evicted: a request is being answered on each.
     Full,
 }
 
 impl ConnectionLimit {
-    pub(super) fn new(most: usize, most_of_source: usize) -> Self {
-        Self { most, most_of_source, start: Instant::now(), places: Arc::default() }
+    pub(super) fn new(max: usize, max_of_source: usize) -> Self {
+        Self { max, max_of_source, start: Instant::now(), slots: Arc::default() }
     }
 
-    pub(super) fn admit(&self, source: IpAddr) -> Result<Place, NoPlace> {
+    pub(super) fn admit(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
         self.admit_at(source, Instant::now())
     }
 
-    fn admit_at(&self, source: IpAddr, now: Instant) -> Result<Place, NoPlace> {
+    fn admit_at(&self, source: IpAddr, now: Instant) -> Result<ConnectionSlot, NoSlot> {
         let now = nanoseconds(now.saturating_duration_since(self.start));
-        let mut places = self.places();
-        let of_source = places.sources.get(&source).copied().unwrap_or_default();
-        if of_source >= self.most_of_source {
-            places.give_way(Some(source), now)?;
-        } else if places.held.len() >= self.most {
-            places.give_way(None, now)?;
+        let mut slots = self.slots();
+        let of_source = slots.sources.get(&source).copied().unwrap_or_default();
+        if of_source >= self.max_of_source {
+            slots.evict(Some(source), now)?;
+        } else if slots.open.len() >= self.max {
+            slots.evict(None, now)?;
         }
-        places.count += 1;
-        let (number, taken) = (places.count, CancellationToken::new());
+        slots.newest += 1;
+        let (number, evicted) = (slots.newest, CancellationToken::new());
         let activity = Arc::new(Activity::new(self.start));
-        activity.proved.store(places.proved.contains(&source), Ordering::Relaxed);
-        let held = Held { source, activity: Arc::clone(&activity), taken: taken.clone() };
-        places.held.insert(number, held);
-        *places.sources.entry(source).or_default() += 1;
-        drop(places);
-        let origin = Origin { source, activity, limit: self.clone() };
-        Ok(Place { origin, taken, number, limit: self.clone() })
+        activity.trusted.store(slots.trusted.contains(&source), Ordering::Relaxed);
+        let open =
+            OpenConnection { source, activity: Arc::clone(&activity), evicted: evicted.clone() };
+        slots.open.insert(number, open);
+        *slots.sources.entry(source).or_default() += 1;
+        drop(slots);
+        let peer = Peer { source, activity, limit: self.clone() };
+        Ok(ConnectionSlot { peer, evicted, number })
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
-        lock(&self.places)
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        lock(&self.slots)
     }
 }
 
-impl Places {
-    /// Ends a connection, of this source if there is one.
-    fn give_way(&mut self, of: Option<IpAddr>, now: u64) -> Result<(), NoPlace> {
+impl Slots {
+    /// Evicts a connection, of `source` if there is one.
+    fn evict(&mut self, source: Option<IpAddr>, now: u64) -> Result<(), NoSlot> {
         let waiting = || {
-            self.held.iter().filter(|(_, held)| {
-                of.is_none_or(|source| source == held.source) && held.activity.waits_for_peer()
+            self.open.iter().filter(|(_, open)| {
+                source.is_none_or(|source| source == open.source) && open.activity.waits_for_peer()
             })
         };
-        let mut unproved: HashMap<IpAddr, usize> = HashMap::new();
-        for (_, held) in waiting().filter(|(_, held)| !held.activity.is_proved()) {
-            *unproved.entry(held.source).or_default() += 1;
+        let mut untrusted: HashMap<IpAddr, usize> = HashMap::new();
+        for (_, open) in waiting().filter(|(_, open)| !open.activity.is_trusted()) {
+            *untrusted.entry(open.source).or_default() += 1;
         }
-        let rank = |number: u64, held: &Held| {
-            let count = unproved.get(&held.source).copied().unwrap_or_default();
-            (!held.activity.is_proved(), count, Reverse((held.activity.last(), number)))
+        let rank = |number: u64, open: &OpenConnection| {
+            let count = untrusted.get(&open.source).copied().unwrap_or_default();
+            (!open.activity.is_trusted(), count, Reverse((open.activity.last(), number)))
         };
-        let chosen = waiting().max_by_key(|(number, held)| rank(**number, held));
-        let (number, held) = chosen.ok_or(NoPlace::Full)?;
-        let waited = Duration::from_nanos(now.saturating_sub(held.activity.last()));
+        let chosen = waiting().max_by_key(|(number, open)| rank(**number, open));
+        let (&number, open) = chosen.ok_or(NoSlot::Full)?;
+        let waited = Duration::from_nanos(now.saturating_sub(open.activity.last()));
         if let Some(wait) = FIRST_WAIT.checked_sub(waited).filter(|wait| !wait.is_zero()) {
-            return Err(NoPlace::Wait(wait));
+            return Err(NoSlot::Wait(wait));
         }
-        let number = *number;
-        if let Some(held) = self.remove(number) {
-            held.taken.cancel();
-        }
+        open.evicted.cancel();
+        self.remove(number);
         Ok(())
     }
 
-    fn remember_proved(&mut self, source: IpAddr) {
-        if !self.proved.contains(&source) {
-            self.proved.push_back(source);
+    fn remember_trusted(&mut self, source: IpAddr) {
+        if !self.trusted.contains(&source) {
+            self.trusted.push_back(source);
         }
-        if self.proved.len() > MOST_PROVED {
-            self.proved.pop_front();
+        if self.trusted.len() > MAX_TRUSTED {
+            self.trusted.pop_front();
         }
     }
 
-    fn remove(&mut self, number: u64) -> Option<Held> {
-        let held = self.held.remove(&number)?;
-        if let Some(count) = self.sources.get_mut(&held.source) {
+    fn remove(&mut self, number: u64) {
+        if let Some(OpenConnection { source, .. }) = self.open.remove(&number)
+            && let Some(count) = self.sources.get_mut(&source)
+        {
             *count -= 1;
             if *count == 0 {
-                self.sources.remove(&held.source);
+                self.sources.remove(&source);
             }
         }
-        Some(held)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.limit.places().remove(self.number);
+        self.peer.limit.slots().remove(self.number);
     }
 }
 
@@ -289,97 +287,97 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     impl ConnectionLimit {
-        /// Admits when every connection has had its first wait.
-        fn admit_later(&self, source: IpAddr) -> Result<Place, NoPlace> {
+        /// Admits after every connection has had its first wait.
+        fn admit_later(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
             self.admit_at(source, Instant::now() + FIRST_WAIT)
         }
     }
 
-    fn taken(places: &[Place]) -> Vec<bool> {
-        places.iter().map(|place| place.taken.is_cancelled()).collect()
+    fn evicted(slots: &[ConnectionSlot]) -> Vec<bool> {
+        slots.iter().map(|slot| slot.evicted.is_cancelled()).collect()
     }
 
     #[test]
-    fn the_connection_on_which_nothing_has_happened_for_longest_makes_room() {
+    fn the_connection_that_was_idle_for_longest_is_evicted() {
         let limit = ConnectionLimit::new(3, 3);
-        let mut places: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
-        // A request that does not arrive does not keep a place; one that was answered does.
-        let slow = Open::new(&places[1].origin.activity);
-        drop(Open::new(&places[0].origin.activity));
-        places.push(limit.admit_later(ONE).ok().unwrap());
-        assert_eq!(taken(&places), [false, false, true, false]);
-        places.push(limit.admit_later(ONE).ok().unwrap());
-        assert_eq!(taken(&places), [false, true, true, false, false]);
-        drop((places, slow));
-        assert!(limit.places().held.is_empty() && limit.places().sources.is_empty());
+        let mut slots: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        // A request that has not arrived completely does not protect its connection.
+        let slow = OpenRequest::new(&slots[1].peer.activity);
+        drop(OpenRequest::new(&slots[0].peer.activity));
+        slots.push(limit.admit_later(ONE).ok().unwrap());
+        assert_eq!(evicted(&slots), [false, false, true, false]);
+        slots.push(limit.admit_later(ONE).ok().unwrap());
+        assert_eq!(evicted(&slots), [false, true, true, false, false]);
+        drop((slots, slow));
+        assert!(limit.slots().open.is_empty() && limit.slots().sources.is_empty());
     }
 
     #[test]
     fn every_peer_has_time_for_its_first_request() {
         let limit = ConnectionLimit::new(1, 1);
-        let place = limit.admit(ONE).ok().unwrap();
+        let slot = limit.admit(ONE).ok().unwrap();
         let soon = limit.admit(ONE).err().unwrap();
-        assert!(matches!(soon, NoPlace::Wait(wait) if wait <= FIRST_WAIT), "{soon:?}");
-        assert!(!place.taken.is_cancelled());
-        assert!(limit.admit_later(ONE).is_ok() && place.taken.is_cancelled());
+        assert!(matches!(soon, NoSlot::Wait(wait) if wait <= FIRST_WAIT), "{soon:?}");
+        assert!(!slot.evicted.is_cancelled());
+        assert!(limit.admit_later(ONE).is_ok() && slot.evicted.is_cancelled());
     }
 
     #[test]
-    fn a_connection_whose_request_is_being_answered_keeps_its_place() {
+    fn a_connection_whose_request_is_being_answered_keeps_its_slot() {
         let limit = ConnectionLimit::new(2, 2);
-        let places: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
-        let mut received: Vec<_> = places.iter().map(|place| place.origin.received()).collect();
+        let slots: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        let mut received: Vec<_> = slots.iter().map(|slot| slot.peer.protect()).collect();
         for source in [ONE, OTHER] {
-            assert_eq!(limit.admit_later(source).err(), Some(NoPlace::Full));
+            assert_eq!(limit.admit_later(source).err(), Some(NoSlot::Full));
         }
         received.pop();
         assert!(limit.admit_later(OTHER).is_ok());
-        assert_eq!(taken(&places), [false, true]);
+        assert_eq!(evicted(&slots), [false, true]);
     }
 
     #[test]
-    fn an_address_takes_places_away_from_nobody_but_itself() {
+    fn an_address_takes_slots_only_from_itself() {
         let limit = ConnectionLimit::new(4, 3);
         let quiet = limit.admit(OTHER).ok().unwrap();
-        let mut places: Vec<_> = (0..8).map(|_| limit.admit_later(ONE).ok().unwrap()).collect();
-        assert_eq!(taken(&places).iter().filter(|taken| !**taken).count(), 3);
+        let mut slots: Vec<_> = (0..8).map(|_| limit.admit_later(ONE).ok().unwrap()).collect();
+        assert_eq!(evicted(&slots).iter().filter(|evicted| !**evicted).count(), 3);
         for n in [3, 4] {
-            places.push(limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap());
+            slots.push(limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap());
         }
-        assert!(!quiet.taken.is_cancelled());
-        assert_eq!(taken(&places).iter().filter(|taken| !**taken).count(), 3);
+        assert!(!quiet.evicted.is_cancelled());
+        assert_eq!(evicted(&slots).iter().filter(|evicted| !**evicted).count(), 3);
     }
 
-    /// Also if each of many addresses holds a single connection.
+    /// Even if each of many addresses holds a single connection.
     #[test]
-    fn who_has_proved_itself_gives_way_last() {
+    fn trusted_addresses_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);
-        let proved: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
-        for place in &proved {
-            place.origin.prove();
+        let trusted: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        for slot in &trusted {
+            slot.peer.trust();
         }
         for n in 2..9 {
-            let _place = limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap();
+            let _slot = limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap();
         }
         let strangers: Vec<_> =
             (2..4).map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap()).collect();
-        assert_eq!((taken(&proved), taken(&strangers)), (vec![false; 3], vec![true, false]));
-        let _received = strangers[1].origin.received();
+        assert_eq!((evicted(&trusted), evicted(&strangers)), (vec![false; 3], vec![true, false]));
+        let _received = strangers[1].peer.protect();
         assert!(limit.admit_later(OTHER).is_ok());
-        assert_eq!(taken(&proved), [true, false, false]);
+        assert_eq!(evicted(&trusted), [true, false, false]);
     }
 
     /// ThingSpace opens a connection for each of its calls, while each of many strangers holds one.
     #[test]
-    fn later_connections_of_a_proved_address_give_way_last() {
+    fn later_connections_of_a_trusted_address_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);
-        limit.admit(ONE).ok().unwrap().origin.prove();
+        limit.admit(ONE).ok().unwrap().peer.trust();
         let later: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
         let strangers: Vec<_> = (2..20)
             .map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap())
             .collect();
-        assert_eq!(taken(&later), [false, false]);
-        assert_eq!(taken(&strangers).iter().filter(|taken| !**taken).count(), 2);
+        assert_eq!(evicted(&later), [false, false]);
+        assert_eq!(evicted(&strangers).iter().filter(|evicted| !**evicted).count(), 2);
     }
 
     #[test]
@@ -391,14 +389,14 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_rests_when_nothing_happened_since_the_last_look() {
+    fn a_connection_is_idle_if_nothing_happened_since_the_previous_check() {
         let activity = Arc::new(Activity::new(Instant::now()));
         let mut last = activity.last();
-        assert!(activity.rested_since(&mut last));
-        let open = Open::new(&activity);
-        assert!(!activity.rested_since(&mut last) && !activity.rested_since(&mut last));
+        assert!(activity.is_idle_since(&mut last));
+        let open = OpenRequest::new(&activity);
+        assert!(!activity.is_idle_since(&mut last) && !activity.is_idle_since(&mut last));
         drop(open);
-        assert!(!activity.rested_since(&mut last));
-        assert!(activity.rested_since(&mut last));
+        assert!(!activity.is_idle_since(&mut last));
+        assert!(activity.is_idle_since(&mut last));
     }
 }

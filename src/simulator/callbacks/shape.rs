@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::Registered;
 use crate::{
-    identity::{Device, Digits, Kind, RequestId},
+    identity::{Device, Digits, IdentifierKind, RequestId},
     simulator::Outcome,
 };
 
@@ -21,7 +21,7 @@ pub struct CallbackShape {
     pub ids: Ids,
     pub sender: Sender,
     /// Only this kind of identifier.
-    pub only: Option<Kind>,
+    pub only: Option<IdentifierKind>,
     /// The entries of a device's ids have a kind and no id.
     pub without_ids: bool,
     /// An object where there could be an array of one, and the other way round.
@@ -142,11 +142,11 @@ impl CallbackShape {
     }
 
     fn identifiers(self, device: &Device) -> Value {
-        let entry = |(kind, digits): (Kind, &Digits)| {
+        let entry = |(kind, digits): (IdentifierKind, &Digits)| {
             let kind = match (self.kinds, kind) {
-                (Kinds::Documented, Kind::Eid) => "Eid".to_owned(),
-                (Kinds::Documented, Kind::Iccid) => "Iccid".to_owned(),
-                (Kinds::Documented, Kind::Imei) => "Imei".to_owned(),
+                (Kinds::Documented, IdentifierKind::Eid) => "Eid".to_owned(),
+                (Kinds::Documented, IdentifierKind::Iccid) => "Iccid".to_owned(),
+                (Kinds::Documented, IdentifierKind::Imei) => "Imei".to_owned(),
                 (Kinds::Documented | Kinds::Lower, kind) => kind.as_str().to_owned(),
                 (Kinds::Upper, kind) => kind.as_str().to_ascii_uppercase(),
             };

@@ -7,7 +7,7 @@ use axum::{Router, body::Bytes, http::HeaderMap};
 
 use super::*;
 use crate::{
-    identity::Kind,
+    identity::IdentifierKind,
     simulator::{
         CallbackOptions, CallbackShape, Case, Endpoint, Fault, Gate, Ids, Kinds, Names, Outcome,
         Registered, Retries, Sender, Sequence, What, When,
@@ -348,7 +348,7 @@ async fn held_callbacks_come_in_another_order() {
     world.handle.hold_callbacks();
     world.handle.finish_all(&request, Outcome::Success);
     // One that does not wait, as a mark that the others do.
-    let shape = CallbackShape { only: Some(Kind::Mdn), ..CallbackShape::default() };
+    let shape = CallbackShape { only: Some(IdentifierKind::Mdn), ..CallbackShape::default() };
     world.handle.deliver(&request, device(1).eid.as_str(), Outcome::Failed, shape);
     world.acknowledged(2).await;
     world.handle.release_callbacks(Sequence::Reversed);
@@ -426,7 +426,7 @@ async fn one(outcome: Outcome, shape: CallbackShape) -> Value {
 
 #[tokio::test]
 async fn the_shapes_that_were_seen() {
-    let plain = CallbackShape { only: Some(Kind::Iccid), ..CallbackShape::default() };
+    let plain = CallbackShape { only: Some(IdentifierKind::Iccid), ..CallbackShape::default() };
     let id = "00000000000000000001";
 
     let pascal = CallbackShape { case: Case::Pascal, kinds: Kinds::Lower, ..plain };

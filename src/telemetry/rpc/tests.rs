@@ -21,7 +21,7 @@ use super::*;
 const METHOD: &str = "thingspace.esim.v1.EsimService/WatchRequest";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// The spans that ended.
+/// Collects the spans that ended.
 #[derive(Debug, Clone, Default)]
 struct Ended(Arc<Mutex<Vec<SpanData>>>);
 
@@ -60,12 +60,13 @@ fn attribute(span: &SpanData, name: &str) -> Option<String> {
 }
 
 type Frames = Vec<Result<Frame<Bytes>, &'static str>>;
-type Watched = CallBody<StreamBody<stream::Iter<<Frames as IntoIterator>::IntoIter>>>;
+type CallBody = ObservedBody<StreamBody<stream::Iter<<Frames as IntoIterator>::IntoIter>>, RpcCall>;
+type RequestBody = ObservedBody<NoBody<Bytes>, ResetFlag>;
 
 /// Makes a call that is answered with these headers and frames.
-async fn call(status: Option<&'static str>, frames: Frames) -> Watched {
+async fn call(status: Option<&'static str>, frames: Frames) -> CallBody {
     let mut frames = Some(frames);
-    let answer = service_fn(move |_: Request<RequestBody<NoBody<Bytes>>>| {
+    let answer = service_fn(move |_: Request<RequestBody>| {
         let mut response = Response::new(StreamBody::new(stream::iter(frames.take().unwrap())));
         if let Some(status) = status {
             response.headers_mut().insert("grpc-status", status.parse().unwrap());
@@ -141,7 +142,7 @@ async fn the_code_is_read_from_wherever_it_is() {
 #[tokio::test]
 async fn a_path_without_end_is_not_repeated() {
     let (ended, _guard) = Ended::traced();
-    let answer = service_fn(|_: Request<RequestBody<NoBody<Bytes>>>| async {
+    let answer = service_fn(|_: Request<RequestBody>| async {
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
     let request =
@@ -174,7 +175,7 @@ async fn a_call_that_nobody_waits_for_is_cancelled() {
 #[tokio::test]
 async fn what_the_handler_does_is_inside_the_span() {
     let (ended, _guard) = Ended::traced();
-    let handler = service_fn(|_: Request<RequestBody<NoBody<Bytes>>>| async {
+    let handler = service_fn(|_: Request<RequestBody>| async {
         tracing::info_span!("inner").in_scope(|| ());
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });

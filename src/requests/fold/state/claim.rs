@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::Request;
-use crate::identity::{Device, Digits, Kind};
+use crate::identity::{Device, Digits, IdentifierKind};
 
 impl Request {
     /// Whether something known of the request shows that it does not carry out an order of these
@@ -15,12 +15,12 @@ impl Request {
         other_account || self.names_others(account, &ordered) || self.ended_without(devices)
     }
 
-    fn names_others(&self, account: &str, ordered: &HashSet<(Kind, &Digits)>) -> bool {
+    fn names_others(&self, account: &str, ordered: &HashSet<(IdentifierKind, &Digits)>) -> bool {
         let listed = self.devices.iter().any(|status| is_other(&status.device, ordered));
         let called_back = self.early.iter().filter(|said| said.account == account).any(|said| {
             let eid =
                 said.device.as_ref().map(|device| Digits::new(&device.eid)).unwrap_or_default();
-            !eid.is_empty() && !ordered.contains(&(Kind::Eid, &eid))
+            !eid.is_empty() && !ordered.contains(&(IdentifierKind::Eid, &eid))
         });
         listed || called_back
     }
@@ -40,10 +40,10 @@ impl Request {
 
 /// Whether a device is not among those of an order. Its EID decides if it has one: the ICCID may be
 /// of the new profile.
-fn is_other(device: &Device, ordered: &HashSet<(Kind, &Digits)>) -> bool {
+fn is_other(device: &Device, ordered: &HashSet<(IdentifierKind, &Digits)>) -> bool {
     if !device.eid.is_empty() {
-        return !ordered.contains(&(Kind::Eid, &device.eid));
+        return !ordered.contains(&(IdentifierKind::Eid, &device.eid));
     }
-    let mut ids = device.present().filter(|(kind, _)| *kind != Kind::Mdn).peekable();
+    let mut ids = device.present().filter(|(kind, _)| *kind != IdentifierKind::Mdn).peekable();
     ids.peek().is_some() && !ids.any(|id| ordered.contains(&id))
 }

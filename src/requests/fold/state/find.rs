@@ -21,7 +21,7 @@ impl Request {
         if device.eid.is_empty() {
             device.present().find_map(|(kind, digits)| at(kind, digits))
         } else {
-            at(identity::Kind::Eid, &device.eid)
+            at(identity::IdentifierKind::Eid, &device.eid)
                 // A request of others may have become known by a list without EIDs.
                 .or_else(|| {
                     device
@@ -30,15 +30,6 @@ impl Request {
                         .filter(|&at| self.devices[at].device.eid.is_empty())
                 })
         }
-    }
-
-    /// Every device that one of these identifiers names.
-    pub(super) fn named_by(&self, device: &Device) -> Vec<usize> {
-        let ids = [(identity::Kind::Eid, &device.eid), (identity::Kind::Iccid, &device.iccid)];
-        let by_id = ids.into_iter().filter_map(|(kind, digits)| {
-            self.index.get(&(kind, digits.clone())).copied().flatten()
-        });
-        by_id.chain(self.find(device)).collect()
     }
 
     /// The only device of a request, for a callback whose identifiers find none. By rules 4 such a

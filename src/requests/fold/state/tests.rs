@@ -63,10 +63,10 @@ fn device(n: usize) -> Device {
 
 /// What an order says of device `n`.
 fn ordered(n: usize) -> Device {
-    only(&device(n), &[identity::Kind::Eid, identity::Kind::Iccid])
+    only(&device(n), &[IdentifierKind::Eid, IdentifierKind::Iccid])
 }
 
-fn only(device: &Device, kinds: &[identity::Kind]) -> Device {
+fn only(device: &Device, kinds: &[IdentifierKind]) -> Device {
     let mut named = Device::default();
     for &kind in kinds {
         *named.get_mut(kind) = device.get(kind).clone();

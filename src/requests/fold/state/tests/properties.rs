@@ -40,7 +40,7 @@ impl World {
     /// Those identifiers of a device whose bits are set.
     fn named(self, n: usize, bits: u8) -> Device {
         let kinds =
-            [identity::Kind::Eid, identity::Kind::Iccid, identity::Kind::Imei, identity::Kind::Mdn];
+            [IdentifierKind::Eid, IdentifierKind::Iccid, IdentifierKind::Imei, IdentifierKind::Mdn];
         let set = |at: &usize| bits & (1 << at) != 0;
         let kinds: Vec<_> = (0..kinds.len()).filter(set).map(|at| kinds[at]).collect();
         only(&self.device(n), &kinds)
@@ -48,7 +48,7 @@ impl World {
 
     /// Which device this is.
     fn number(self, named: &Device) -> usize {
-        let kind = if named.eid.is_empty() { identity::Kind::Iccid } else { identity::Kind::Eid };
+        let kind = if named.eid.is_empty() { IdentifierKind::Iccid } else { IdentifierKind::Eid };
         let is = |&n: &usize| self.device(n).get(kind) == named.get(kind);
         (0..self.devices).find(is).expect("answers and orders name only devices of this world")
     }

@@ -1,7 +1,7 @@
 //! A test per rule.
 
+use IdentifierKind::{Eid, Iccid, Imei, Mdn};
 use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
-use identity::Kind::{Eid, Iccid, Imei, Mdn};
 
 use super::*;
 
@@ -103,7 +103,7 @@ fn how_a_device_is_found() {
 
 #[test]
 fn a_callback_that_names_no_device_concerns_the_only_one() {
-    let ids = |kinds: &[identity::Kind], n: usize| only(&device(n), kinds);
+    let ids = |kinds: &[IdentifierKind], n: usize| only(&device(n), kinds);
     // What the callback names, and whether it concerns the device of an order of one.
     let table = [
         (Device::default(), true),

@@ -1,7 +1,7 @@
 //! Requests whose device set is not known yet: made elsewhere, or ours before their order is.
 
+use IdentifierKind::{Eid, Iccid, Imei};
 use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
-use identity::Kind::{Eid, Iccid, Imei};
 
 use super::*;
 
