@@ -62,7 +62,7 @@ enum Finished {
 #[derive(Debug)]
 enum Polled {
     /// This or another replica has polled; the next poll follows.
-    Polled(PollCount),
+    Counted(PollCount),
     /// Withheld statuses were appended, without a poll.
     Released,
     /// The request is closed.
@@ -180,7 +180,7 @@ impl Poller {
                 }
                 return;
             }
-            Polled::Polled(counted) => before.polled(now, *counted),
+            Polled::Counted(counted) => before.polled(now, *counted),
             Polled::Released => before,
             Polled::Failed => before.failed(now),
         };
@@ -267,7 +267,7 @@ impl Poller {
             Ok(PollClaim::Ours(count)) => count,
             Ok(PollClaim::Others(count)) => {
                 debug!(request.id = %id, "another replica polls");
-                return Polled::Polled(count);
+                return Polled::Counted(count);
             }
             Err(error) => {
                 log_failure(id, &error.into());
@@ -281,7 +281,7 @@ impl Poller {
         if let Err(error) = queried {
             log_failure(id, &error);
         }
-        Polled::Polled(count)
+        Polled::Counted(count)
     }
 
     async fn give_up(&self, id: &RequestId) -> Polled {
