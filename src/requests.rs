@@ -1,4 +1,4 @@
-//! The domain: orders, requests, and who waits for them. Its front door is [`Requests`].
+//! The domain: orders and requests. Its interface is [`Requests`].
 //!
 //! - [`fold`]: what the events of a log mean; pure functions.
 //! - [`hub`]: the projection: all open requests in memory, folded from the store.
@@ -6,9 +6,9 @@
 //! - [`query`]: asks ThingSpace about open requests.
 //! - [`watch`]: streams of transitions, and the tokens that resume them.
 //!
-//! Everything a request is comes from its log by way of [`fold::state`]; this module and its
-//! children only append events, wait for them to be folded, and read the projection. They know no
-//! gRPC code and no HTTP status.
+//! The state of a request is computed from its log by [`fold::state`]. All other modules only append
+//! events, wait until they are folded, and read the projection. None of them uses gRPC codes or HTTP
+//! statuses.
 
 mod called_back;
 pub mod error;
@@ -37,7 +37,7 @@ use uuid::Uuid;
 pub use error::{Effect, Error, TokenKind};
 pub use orders::resolve::{SettleError, Settlement, UnknownOrder};
 pub use orders::{Placed, Placement};
-pub use readiness::StoreMemory;
+pub use readiness::StoreState;
 
 use crate::{
     config::Config,
@@ -48,20 +48,20 @@ use crate::{
 };
 use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{By, Hub, Keep, Tracked};
-use orders::Orders;
-use orders::resolve::Resolver;
-use query::poller::Poller;
-use query::status_queries::{QueriedBy, QueryOutcome, StatusQueries};
-use watch::Watch;
-use watch::token::TokenKey;
+use orders::{Orders, resolve::Resolver};
+use query::{
+    poller::Poller,
+    status_queries::{QueriedBy, QueryOutcome, StatusQueries},
+};
+use watch::{Watch, token::TokenKey};
 
-/// How often an append is repeated, with the same event id, when the store did not say whether it
-/// stored, and how long.
+/// How many times, and for how long, an append with an unknown outcome is tried with the same event
+/// id.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
-/// Appends an event to a log that begins at `first`, as far as that is known; durable when this
-/// returns.
+/// Appends an event to a log. `first` is the log's first position, if it is known. The event is
+/// durable when this returns.
 async fn append(
     store: &dyn Store,
     log: &LogName,
@@ -79,7 +79,7 @@ async fn append(
                 debug!(log = log.encode(), reason, "repeating an append");
                 may_be_stored = true;
             }
-            // That the repetition was not stored says nothing of the first attempt.
+            // The first attempt may have been stored.
             Err(StoreError::Unavailable(why) | StoreError::Full(why)) if may_be_stored => {
                 return Err(StoreError::Ambiguous(why));
             }
@@ -89,24 +89,24 @@ async fn append(
     unreachable!("the last try returns")
 }
 
-/// How old a log is at least, by the store's own time, given the position and the time stamp of its
-/// first event. Zero without an event.
+/// Returns the minimum age of a log by the store's time. `first` and `time` are the position and the
+/// time stamp of its first event. Zero without an event.
 fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration {
     first.map_or(Duration::ZERO, |first| store.age(first, time))
 }
 
-/// What a caller may do with requests.
+/// The operations on orders and requests.
 #[derive(Debug, Clone)]
 pub struct Requests {
     hub: Arc<Hub>,
-    status_queries: Arc<StatusQueries>,
+    queries: Arc<StatusQueries>,
     orders: Arc<Orders>,
     poller: Arc<Poller>,
     resolver: Arc<Resolver>,
     client: Client,
     store: Arc<dyn Store>,
     token_key: Arc<Mutex<Option<(TokenKey, u64)>>>,
-    /// Callbacks since the start for requests that were not known here.
+    /// Callbacks for unknown requests since the start.
     stray_callbacks: Arc<AtomicU64>,
     spelling_lookups: Arc<Semaphore>,
     limits: Limits,
@@ -119,14 +119,14 @@ struct Limits {
     retention: Duration,
 }
 
-/// A request, and its changes from now on.
+/// A request, and its changes from now on (revisions).
 #[derive(Debug)]
 pub struct Attached {
     pub tracked: Arc<Tracked>,
     pub changes: tokio::sync::watch::Receiver<u64>,
 }
 
-/// How the domain is doing.
+/// Counts for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overview {
     pub ready: bool,
@@ -135,22 +135,21 @@ pub struct Overview {
     /// Requests that ended since the start.
     pub finished_by_callback: u64,
     pub finished_by_poll: u64,
-    /// Callbacks since the start for requests that were not known here.
+    /// Callbacks for unknown requests since the start.
     pub stray_callbacks: u64,
 }
 
-/// How to ask for a status.
+/// The options of a status call.
 #[derive(Debug, Clone, Copy)]
-pub struct StatusQuery {
+pub struct StatusOptions {
     pub max_age: Duration,
-    /// Hold the answer until the revision exceeds `after_revision`, at most until then.
+    /// Long poll: answer when the revision exceeds `after_revision`, at the latest at this time.
     pub wait_until: Option<Instant>,
     pub after_revision: u64,
 }
 
 impl Requests {
-    /// `tasks` tracks what has to finish before the process may end: orders and questions under
-    /// way.
+    /// `tasks` tracks the orders and queries that have to end before the process may end.
     pub fn new(
         config: &Config,
         store: Arc<dyn Store>,
@@ -164,7 +163,7 @@ impl Requests {
             polling.give_up,
             config.callbacks.enabled,
         ));
-        let status_queries = Arc::new(StatusQueries::new(
+        let queries = Arc::new(StatusQueries::new(
             Arc::clone(&store),
             client.clone(),
             Arc::clone(&hub),
@@ -183,7 +182,7 @@ impl Requests {
             Arc::clone(&store),
             client.clone(),
             Arc::clone(&hub),
-            Arc::clone(&status_queries),
+            Arc::clone(&queries),
             polling.clone(),
         );
         let resolver = Resolver::new(
@@ -200,7 +199,7 @@ impl Requests {
         };
         Self {
             hub,
-            status_queries,
+            queries,
             orders,
             poller: Arc::new(poller),
             resolver: Arc::new(resolver),
@@ -213,16 +212,15 @@ impl Requests {
         }
     }
 
-    /// From now on calls that wait for their turn at ThingSpace end; what was sent goes on.
+    /// Ends all waits for a permit. Calls that have been sent continue.
     pub fn drain(&self) {
         self.client.drain();
     }
 
-    /// Polls ThingSpace and follows leads until `drain`, so that questions under way come to an
-    /// end, and follows the store until `stop`.
+    /// Follows the store until `stop`. Until `drain`, polls ThingSpace and resolves unknown orders.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
         let follow = self.hub.follow(stop);
-        let ask = async {
+        let poll = async {
             if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
                 self.hub.stir();
                 tokio::join!(
@@ -231,15 +229,15 @@ impl Requests {
                 );
             }
         };
-        tokio::join!(follow, ask);
+        tokio::join!(follow, poll);
     }
 
-    /// Logs that cannot be read and were set aside, and why.
+    /// Returns the logs that cannot be read, and why.
     pub fn unreadable_logs(&self) -> Vec<(String, String)> {
         self.hub.unreadable()
     }
 
-    /// How many events were read from the store since the start.
+    /// Returns the number of events that were read from the store since the start.
     pub fn events_read(&self) -> u64 {
         self.hub.events_read()
     }
@@ -255,14 +253,13 @@ impl Requests {
         }
     }
 
-    /// The orders of unknown fate, oldest first.
+    /// Returns the unknown orders, oldest first.
     pub async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
         self.resolver.unknown_orders().await
     }
 
-    /// Takes an operator's word for what became of an order of unknown outcome. With `force` also
-    /// if ThingSpace does not confirm it, or to correct an earlier settlement; then returns why it
-    /// was not confirmed.
+    /// Settles an unknown order by an operator's decision. With `force` also if ThingSpace does not
+    /// confirm it, or to correct an earlier settlement; then returns why it was not confirmed.
     pub async fn settle_order(
         &self,
         order_id: &str,
@@ -272,7 +269,7 @@ impl Requests {
         self.resolver.settle(order_id, settlement, force).await
     }
 
-    /// Whether this gateway has credentials for an account.
+    /// Checks that credentials are configured for an account.
     pub fn check_account(&self, account: &AccountName) -> Result<(), Error> {
         if self.client.serves(account) {
             Ok(())
@@ -286,31 +283,31 @@ impl Requests {
         self.orders.place(placement, deadline).await
     }
 
-    /// A request as it stands, as fresh as asked for.
+    /// Returns a request that is as fresh as `query` requires.
     pub async fn status(
         &self,
         account: &AccountName,
         id: &RequestId,
-        query: StatusQuery,
+        query: StatusOptions,
     ) -> Result<Attached, Error> {
         let began = Instant::now();
         let Attached { tracked, mut changes } = self.find(account, id).await?;
         if let Some(until) = query.wait_until {
-            // A long poll is a watch of one answer: the poller keeps the request fresh meanwhile.
-            self.attend(&tracked).await;
+            // Counts as a watcher, so that the poller keeps the request fresh.
+            self.begin_watching(&tracked).await;
             let settled = || {
                 let request = &tracked.lock().request;
                 request.is_final() || request.revision > query.after_revision
             };
             let changed = async { while !settled() && changes.changed().await.is_ok() {} };
-            // Running out of time is an answer, too.
+            // At the time limit the caller gets the current state.
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
-            // A caller that asks is no watcher, for whom the request would be polled more often.
+            // A status call is no watcher: it must not make polls more frequent.
             drop(changes);
             let max_age = query.max_age.max(self.limits.min_age);
-            match self.status_queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
-                // ThingSpace's news cannot be stored, and so not shown. What is known still holds.
+            match self.queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
+                // The answer cannot be stored, so it is not shown. The stored state is still valid.
                 Err(Error::Store(StoreError::Full(reason))) => {
                     debug!(request.id = %id, reason, "a status is as old as what is stored");
                 }
@@ -321,7 +318,7 @@ impl Requests {
         Ok(Attached { tracked, changes })
     }
 
-    /// A watch of a request, from its beginning or after a resume token.
+    /// Watches a request, from its beginning or after a resume token. An empty token is no token.
     pub async fn watch(
         &self,
         account: &AccountName,
@@ -333,26 +330,25 @@ impl Requests {
         let id = &self.spelling(asked).await?;
         let resume = match key.open_resume(id, token, epoch) {
             _ if token.is_empty() => None,
-            // A token from before the request was known under this spelling.
+            // The token was issued for another spelling: it is valid, but begins with a snapshot.
             Err(_) if id != asked => key.open_resume(asked, token, epoch)?.and(None),
             opened => opened?,
         };
         let attached = self.find(account, id).await?;
-        self.attend(&attached.tracked).await;
+        self.begin_watching(&attached.tracked).await;
         Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await
     }
 
-    /// Sees to it that a request is kept fresh for somebody who waits for its changes.
-    async fn attend(&self, tracked: &Arc<Tracked>) {
+    /// Makes the poller keep a request fresh. A request that was given up is queried once more.
+    async fn begin_watching(&self, tracked: &Arc<Tracked>) {
         self.hub.hint_watched(&tracked.id);
         if tracked.lock().request.polling_stopped {
-            // Polling was given up; whoever comes now gets one more question.
             let asked = self
-                .status_queries
+                .queries
                 .refresh(tracked, Instant::now(), self.limits.min_age, QueriedBy::Caller)
                 .await;
             if let Err(error) = asked {
-                debug!(request.id = %tracked.id, %error, "cannot ask once more about a request that was given up");
+                debug!(request.id = %tracked.id, %error, "cannot query a request that was given up");
             }
         }
     }
@@ -370,7 +366,7 @@ impl Requests {
         self.token_key().await?.0.open_page(id, token)
     }
 
-    /// The key that authenticates resume and page tokens, and the epoch of the store it belongs to.
+    /// Returns the key of resume and page tokens, and the epoch of the store that it belongs to.
     async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
         let behind = || {
             Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()))
@@ -392,16 +388,16 @@ impl Requests {
                 let request = &attached.0.lock().request;
                 (request.is_expired(), request.account.is_some())
             };
-            // What is left of the log may say anything but the truth.
+            // A log that lost events may give a wrong state.
             if expired {
                 return Err(Error::RequestNotFound);
             }
-            // Callbacks alone do not tell whose a request is.
+            // A request that only callbacks name has no account yet.
             if owned {
                 return self.admit(account, attached);
             }
         }
-        match self.status_queries.look_up(account, id).await? {
+        match self.queries.look_up(account, id).await? {
             QueryOutcome::NotKnown => Err(Error::RequestNotFound),
             QueryOutcome::Answered => {
                 let attached = self.hub.attach(id).await?.ok_or(Error::RequestNotFound)?;
@@ -421,7 +417,7 @@ impl Requests {
             let owned = request.account.as_ref() == Some(account);
             (owned, age(&*self.store, request.first, request.create_time))
         };
-        // A log whose first events may have expired is never shown.
+        // A log whose first events may have expired may give a wrong state.
         let expired = age > self.limits.retention;
         if owned && !expired {
             Ok(Attached { tracked, changes })

@@ -50,7 +50,7 @@ pub(super) fn routes() -> Router<Subject> {
 }
 
 pub(super) fn memory(subject: &Subject) -> Memory {
-    let memory = subject.requests.store_memory();
+    let memory = subject.requests.store_state();
     Memory {
         lost: memory.loss.map(|loss| Lost { what: loss.what, noticed: loss.noticed }),
         remembers_since: memory.remembers_since,
@@ -63,12 +63,12 @@ async fn accept_loss(
     State(subject): State<Subject>,
     Json(AcceptLoss { restored }): Json<AcceptLoss>,
 ) -> Result<Json<Acceptance>, Response> {
-    let before = subject.requests.store_memory().remembers_since;
+    let before = subject.requests.store_state().remembers_since;
     let accepted = match subject.requests.accept_loss(restored).await {
         Ok(loss) => loss.map(|loss| loss.what),
         Err(error) => return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
     };
-    let remembers_since = subject.requests.store_memory().remembers_since;
+    let remembers_since = subject.requests.store_state().remembers_since;
     // A store that forgot something begins anew.
     let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
     if let Some(what) = &accepted {

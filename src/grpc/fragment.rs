@@ -14,7 +14,7 @@ use crate::{
     proto::esim::{self, watch_request_response::Event as MessageEvent},
     requests::{
         fold::state::{DeviceStatus, Transition},
-        watch::{Event, Snapshot},
+        watch::{Snapshot, WatchEvent},
     },
     store::Position,
 };
@@ -41,13 +41,13 @@ pub(super) struct Fragment {
 }
 
 /// The next message of an event; `None` if the event does not continue what was sent in part.
-pub(super) fn next(event: &Event, partial: Partial) -> Option<Fragment> {
+pub(super) fn next(event: &WatchEvent, partial: Partial) -> Option<Fragment> {
     match (event, partial) {
-        (Event::Snapshot(whole), Partial::Nothing) => snapshot(whole, 0),
-        (Event::Snapshot(whole), Partial::Snapshot(sent)) => snapshot(whole, sent),
-        (Event::Changes(transitions), Partial::Nothing) => changes(transitions, 0),
-        (Event::Changes(transitions), Partial::Change(sent)) => changes(transitions, sent),
-        (Event::Heartbeat { state, counts, revision, position }, Partial::Nothing) => {
+        (WatchEvent::Snapshot(whole), Partial::Nothing) => snapshot(whole, 0),
+        (WatchEvent::Snapshot(whole), Partial::Snapshot(sent)) => snapshot(whole, sent),
+        (WatchEvent::Changes(transitions), Partial::Nothing) => changes(transitions, 0),
+        (WatchEvent::Changes(transitions), Partial::Change(sent)) => changes(transitions, sent),
+        (WatchEvent::Heartbeat { state, counts, revision, position }, Partial::Nothing) => {
             let heartbeat = esim::Heartbeat {
                 state: convert::state(*state).into(),
                 counts: Some(convert::counts(*counts)),
@@ -183,7 +183,7 @@ mod tests {
         let mut partial = Partial::Nothing;
         loop {
             let rest = transitions.iter().filter(|t| t.revision > completed);
-            let rest = Event::Changes(rest.map(Arc::clone).collect());
+            let rest = WatchEvent::Changes(rest.map(Arc::clone).collect());
             let Some(fragment) = next(&rest, partial) else { break };
             partial = fragment.partial;
             let message = esim::WatchRequestResponse {
@@ -220,7 +220,7 @@ mod tests {
 
     #[test]
     fn small_transitions_share_a_message() {
-        let event = Event::Changes(transitions(&[1, 1, 1], 10));
+        let event = WatchEvent::Changes(transitions(&[1, 1, 1], 10));
         let fragment = next(&event, Partial::Nothing);
         assert!(matches!(
             fragment,

@@ -25,9 +25,9 @@ use crate::{
         esim_service_server::EsimService,
     },
     requests::{
-        Effect, Error, Placed, Requests, StatusQuery,
+        Effect, Error, Placed, Requests, StatusOptions,
         hub::Tracked,
-        watch::{Event, Snapshot, Watch},
+        watch::{Snapshot, Watch, WatchEvent},
     },
     store::StoreError,
     telemetry::rpc::CallSubject,
@@ -132,8 +132,11 @@ impl EsimService for Esim {
         // A long poll ends early enough for its answer to arrive in time.
         let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
-        let query =
-            StatusQuery { max_age: call.max_age, wait_until, after_revision: call.after_revision };
+        let query = StatusOptions {
+            max_age: call.max_age,
+            wait_until,
+            after_revision: call.after_revision,
+        };
         let answer = async {
             let request = self.requests.spelling(&call.request).await?;
             let status = |query| self.requests.status(&call.account, &request, query);
@@ -143,7 +146,7 @@ impl EsimService for Esim {
                 attached = status(query) => attached?,
                 // The drain does not wait for a long poll. It is answered early.
                 () = self.drain.cancelled(), if wait_until.is_some() => {
-                    status(StatusQuery { wait_until: Some(Instant::now()), ..query }).await?
+                    status(StatusOptions { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
             self.page(call.page_size, offset, &attached.tracked).await
@@ -245,7 +248,7 @@ impl WatchStream {
         self.partial = partial;
         let Some((position, revision)) = completes else {
             // The watch repeats transitions by itself, but must keep a snapshot.
-            if let Event::Snapshot(snapshot) = event {
+            if let WatchEvent::Snapshot(snapshot) = event {
                 self.watch.pause(snapshot);
             }
             let (event, resume_token) = (Some(message), String::new());

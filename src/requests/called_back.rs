@@ -1,4 +1,4 @@
-//! Taking callbacks: each is stored in the log of its request, whose id it may spell in another
+//! Stores callbacks in the logs of their requests. A callback may write the request id in another
 //! case.
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -12,14 +12,14 @@ use crate::{
     store::LogName,
 };
 
-/// Callbacks for unknown requests whose ids are looked up in other cases at once, and how long each
-/// of them may take.
+/// The number of callbacks whose request ids are looked up in other cases at the same time, and the
+/// time for each lookup.
 pub(super) const MAX_SPELLING_LOOKUPS: usize = 16;
 const SPELLING_WITHIN: Duration = Duration::from_millis(500);
 
 impl Requests {
-    /// Stores what a callback said of a request, known here or not. It is durable when this
-    /// returns, which waits for nothing else: folding it is the follower's business.
+    /// Stores a callback for a request that may be unknown. The callback is durable when this
+    /// returns, but may not be folded yet.
     pub async fn called_back(
         &self,
         account: &AccountName,
@@ -39,9 +39,9 @@ impl Requests {
         Ok(())
     }
 
-    /// The spelling under which a callback's request is known. Where the store does not tell in
-    /// time, it is the one in memory, else the callback's own: the callback must not be lost for
-    /// that.
+    /// Returns the spelling of a request id that is in the store. If the lookup fails or takes too
+    /// long, returns the spelling in memory or else the callback's own, so that the callback is
+    /// stored anyway.
     async fn spelling_of_callback(&self, request: &RequestId) -> Option<RequestId> {
         let in_memory = self.hub.spelling_in_memory(request);
         if in_memory.as_ref() == Some(request) {
@@ -49,7 +49,7 @@ impl Requests {
         }
         let look_up = async {
             let _lookup =
-                self.spelling_lookups.acquire().await.expect("nobody closes this semaphore");
+                self.spelling_lookups.acquire().await.expect("the semaphore is never closed");
             self.hub.spelling(request).await
         };
         match tokio::time::timeout(SPELLING_WITHIN, look_up).await {
@@ -58,17 +58,20 @@ impl Requests {
         }
     }
 
-    /// The spelling under which a request is known whose id a caller may have written in another
-    /// case.
+    /// Returns the spelling of a request id that is in the store, or else the caller's own.
     pub async fn spelling(&self, request: &RequestId) -> Result<RequestId, Error> {
         Ok(self.hub.spelling(request).await?.unwrap_or_else(|| request.clone()))
     }
 
-    /// Counts a callback for a request of which nothing is known here. Those of other tools are
-    /// such, so only the first is said.
+    /// Counts a callback for an unknown request. Only the first is logged, because other systems of
+    /// the account may place many such requests.
     fn count_stray(&self, account: &AccountName) {
         if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
-            info!(%account, "a callback names a request that this gateway does not know; `status` counts such callbacks");
+            info!(
+                %account,
+                "a callback names a request that this gateway does not know; `status` counts such \
+                 callbacks"
+            );
         }
     }
 }

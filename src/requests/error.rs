@@ -1,5 +1,5 @@
-//! Why a call of the domain failed. It knows no transport: what a caller reads is decided in one
-//! place, `grpc/status`.
+//! Why a call of the domain failed. The error is independent of the transport: `grpc/status` decides
+//! what a caller reads.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ pub enum Error {
     AccountNotConfigured(AccountName),
     #[error("the idempotency key names another order")]
     IdempotencyKeyReused,
-    #[error("an earlier call with this key is still being carried out")]
+    #[error("an earlier call with this key is still in progress")]
     OrderInProgress,
-    #[error("the fate of order {order_id} is unknown")]
+    #[error("the outcome of order {order_id} is unknown")]
     OrderOutcomeUnknown { order_id: String, sent_time: Timestamp, request_id: Option<RequestId> },
     #[error("no such request")]
     RequestNotFound,
@@ -37,37 +37,37 @@ pub enum Error {
     LoginBlocked { name: String },
     #[error("ThingSpace throttles")]
     Throttled { retry_after: Option<Duration> },
-    /// For an order: certainly not sent.
+    /// An order was certainly not sent.
     #[error("ThingSpace is unavailable: {reason}")]
     UpstreamUnavailable { reason: String, retry_after: Option<Duration> },
     #[error("a limit of the gateway is reached: {limit}")]
     Overloaded { limit: &'static str },
-    /// More calls wait for the rate than can be made in time. For an order: certainly not sent.
-    #[error("too many calls wait for their turn")]
+    /// Too many calls wait for a permit. An order was certainly not sent.
+    #[error("too many calls wait for a permit")]
     Busy { retry_after: Duration },
-    /// For an order: before it was sent.
+    /// An order was certainly not sent.
     #[error("{0}")]
     Store(StoreError),
     /// The snapshot that a watch was sending is no longer in memory.
-    #[error("the reader of the watch stood still")]
+    #[error("the reader of the watch was too slow")]
     SlowReader,
     #[error("shutting down")]
     Draining,
     #[error("the deadline has passed")]
     Deadline(Effect),
-    /// A defect of ours.
+    /// A defect of the gateway.
     #[error("{0}")]
     Internal(String),
 }
 
-/// What a call whose deadline has passed may have brought about.
+/// What a call may have done when its deadline passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// It is a call without effect.
+    /// Nothing: the call has no effects.
     None,
-    /// An order of which nothing was sent, and nothing will be.
+    /// Nothing: the order was not and will not be sent.
     NothingSent,
-    /// An order that was sent, or that may still be.
+    /// The order was sent or may still be sent.
     Unknown,
 }
 
@@ -83,7 +83,7 @@ impl From<StoreError> for Error {
     }
 }
 
-/// For calls without effect, where it does not matter whether upstream carried one out.
+/// For calls without effects. An unknown outcome is the same as a failure for them.
 impl From<thingspace::Error> for Error {
     fn from(error: thingspace::Error) -> Self {
         match error {

@@ -1,4 +1,4 @@
-//! One lock for each key, as long as somebody uses it.
+//! One lock per key, kept while it is used.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::lock;
 
-/// Unused entries that are kept beside as many as there are in use.
+/// Unused entries are removed when there are more of them than used ones and this many.
 const SLACK: usize = 64;
 
 #[derive(Debug)]

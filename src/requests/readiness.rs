@@ -1,4 +1,4 @@
-//! Whether calls can be answered, and what operators have to know of the store.
+//! Whether calls can be answered, and the state of the store for operators.
 
 use std::time::Duration;
 
@@ -8,26 +8,25 @@ use tracing::debug;
 use super::{Requests, lock};
 use crate::store::{Loss, StoreError};
 
-/// Between attempts to load the key of tokens at the start.
+/// The pause between attempts to load the key of tokens at the start.
 const KEY_RETRY: Duration = Duration::from_millis(500);
 
-/// How often the store is asked whether it lost something.
+/// The interval between checks for a loss of the store.
 const LOSS_CHECK: Duration = Duration::from_millis(250);
 
-/// What operators want to know of the store.
+/// The state of the store, for operators.
 #[derive(Debug, Clone)]
-pub struct StoreMemory {
+pub struct StoreState {
     pub loss: Option<Loss>,
     pub remembers_since: Option<Timestamp>,
-    /// Why there is no room for new orders.
+    /// Why the store has no room for new orders.
     pub shortage: Option<String>,
-    /// Why the next start would not notice an older copy of it, and what to do.
+    /// Why the next start would not notice an older copy of the store, and what to do.
     pub unprotected: Option<String>,
 }
 
 impl Requests {
-    /// Resolves when calls can be answered: from here on also some of those that come while the
-    /// store is away.
+    /// Waits until calls can be answered. Later, some calls are answered even without the store.
     pub async fn ready(&self) {
         loop {
             self.hub.caught_up().await;
@@ -42,8 +41,8 @@ impl Requests {
         }
     }
 
-    /// Resolves when calls can no longer be answered: the store lost something, is read anew, or is
-    /// no longer followed.
+    /// Waits until calls can no longer be answered: the store lost something, is read again from the
+    /// beginning, or is no longer followed.
     pub async fn unready(&self) {
         let lost = async {
             while self.store.loss().is_none() {
@@ -60,12 +59,12 @@ impl Requests {
         self.waits_for().is_none()
     }
 
-    /// Why calls cannot be answered yet.
+    /// Returns why calls cannot be answered.
     pub fn waits_for(&self) -> Option<String> {
         if let Some(loss) = self.store.loss() {
             return Some(format!(
-                "the store forgot something: {}. Nothing is done until an operator accepts that; see \
-                 docs/operations.md, and run `thingspace-gateway store accept-loss`",
+                "the store forgot something: {}. Nothing is done until an operator accepts that; \
+                 see docs/operations.md, and run `thingspace-gateway store accept-loss`",
                 loss.what
             ));
         }
@@ -85,9 +84,9 @@ impl Requests {
         )
     }
 
-    /// What the store forgot, since when it remembers, and whether it has room.
-    pub fn store_memory(&self) -> StoreMemory {
-        StoreMemory {
+    /// Returns the state of the store.
+    pub fn store_state(&self) -> StoreState {
+        StoreState {
             loss: self.store.loss(),
             remembers_since: self.store.remembers_since(),
             shortage: self.store.shortage(),
@@ -95,7 +94,7 @@ impl Requests {
         }
     }
 
-    /// What a gateway that is ready cannot do now, for operators. `None`: it can do everything, or
+    /// Returns what a ready gateway cannot do now, for operators. `None`: it can do everything, or it
     /// is not ready.
     pub fn limited(&self) -> Option<String> {
         if !self.is_ready() {
@@ -103,8 +102,8 @@ impl Requests {
         }
         match (self.store.trouble(), self.store.shortage()) {
             (Some(trouble), _) => Some(format!(
-                "status calls and watches are answered from memory; orders are refused while the store cannot be \
-                 used: {trouble}"
+                "status calls and watches are answered from memory; orders are refused while the \
+                 store cannot be used: {trouble}"
             )),
             (None, Some(shortage)) => {
                 Some(format!("known orders go on; new orders are refused: {shortage}"))
@@ -113,13 +112,12 @@ impl Requests {
         }
     }
 
-    /// An operator accepts that the store forgot something; see
-    /// [`crate::store::Store::accept_loss`].
+    /// Accepts a loss of the store; see [`crate::store::Store::accept_loss`].
     pub async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         self.store.accept_loss(restored).await
     }
 
-    /// What is wrong with the store, for people.
+    /// Returns what is wrong with the store, for operators.
     pub fn store_trouble(&self) -> Option<String> {
         let shortage = || Some(format!("new orders are refused: {}", self.store.shortage()?));
         self.store.trouble().or_else(shortage)

@@ -1,9 +1,10 @@
-//! A watch: where a request stands, then every transition once and in order, then the end.
+//! A watch: a snapshot of a request or a resumed position, then every transition once and in order,
+//! then the end.
 //!
-//! There is no task and no queue per watch: it is a cursor into the request's transitions, and
-//! reads a few of them when its reader is ready for a message. One that falls behind what is kept
-//! in memory reads on from pages of the request's history, which all watches share. A reader that
-//! stands still holds one message: no transitions, no devices and no finished request.
+//! A watch has no task and no queue. It is a cursor into the request's transitions, and it reads a
+//! few of them when its reader is ready for a message. A watch that falls behind the transitions in
+//! memory reads pages of the request's history, which all watches share. A reader that stops reading
+//! keeps one message in memory, but no transitions, no devices and no finished request.
 
 pub mod token;
 
@@ -27,11 +28,11 @@ use crate::{
     store::{Position, StoreError},
 };
 
-/// What a watcher sees.
+/// One item of a watch.
 #[derive(Debug, Clone)]
-pub enum Event {
+pub enum WatchEvent {
     Snapshot(Snapshot),
-    /// The next transitions, as many as fit into a message or a few more. Never empty.
+    /// The next transitions: those that fit into a message, or a few more. Never empty.
     Changes(Vec<Arc<Transition>>),
     Heartbeat {
         state: RequestState,
@@ -48,7 +49,7 @@ pub struct Snapshot {
     pub id: RequestId,
     pub state: RequestState,
     pub counts: Counts,
-    /// All devices, or those of a page.
+    /// All devices, or the devices of a page.
     pub devices: Devices,
     pub revision: u64,
     pub position: Position,
@@ -58,14 +59,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// With all devices, which are shared with the other snapshots of the revision.
+    /// A snapshot with all devices, which all snapshots of the revision share.
     pub fn whole(tracked: &Tracked) -> Self {
         let mut folded = tracked.lock();
         let devices = folded.all_devices();
         Self::of(tracked, &folded, devices)
     }
 
-    /// With the devices of a page only.
+    /// A snapshot with the devices of one page.
     pub fn page(tracked: &Tracked, from: usize, size: usize) -> Self {
         let folded = tracked.lock();
         let page = folded.request.devices.iter().skip(from).take(size);
@@ -90,23 +91,24 @@ impl Snapshot {
     }
 }
 
+/// A watch of one request.
 #[derive(Debug)]
 pub struct Watch {
     hub: Arc<Hub>,
     id: RequestId,
-    /// Held only while the watch is polled, so that a finished request can leave memory.
+    /// Weak, so that a finished request can leave memory between two events.
     tracked: Weak<Tracked>,
     changes: Receiver<u64>,
     key: TokenKey,
     cursor: Cursor,
     unfinished: Option<Unfinished>,
     heartbeat: Duration,
-    /// When the reader was last given something.
+    /// When the last event was returned.
     last: Option<Instant>,
     reading: Reading,
 }
 
-/// A snapshot of which a part has been given.
+/// A snapshot that has been sent in part.
 #[derive(Debug)]
 struct Unfinished {
     /// Without its devices.
@@ -117,7 +119,7 @@ struct Unfinished {
 #[derive(Debug, Clone, Copy)]
 enum Cursor {
     Beginning,
-    /// Everything up to this place has been given.
+    /// Everything up to this position has been sent.
     After(Resume),
 }
 
@@ -148,9 +150,9 @@ impl Watch {
         })
     }
 
-    /// The next event after the place that was last completed; `None` after the final state.
-    /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Result<Option<Event>, Error> {
+    /// Returns the next event after the last completed position, or `None` after the final state.
+    /// This method is cancel safe.
+    pub async fn next(&mut self) -> Result<Option<WatchEvent>, Error> {
         let event = self.wait().await?;
         if event.is_some() {
             self.last = Some(Instant::now());
@@ -158,8 +160,7 @@ impl Watch {
         Ok(event)
     }
 
-    /// Records that the reader has been given everything up to a place. Returns the token to
-    /// continue there.
+    /// Records that everything up to a position has been sent. Returns the token to resume there.
     pub fn complete(&mut self, position: Position, revision: u64) -> String {
         let resume = Resume { position, revision };
         self.cursor = Cursor::After(resume);
@@ -167,48 +168,48 @@ impl Watch {
         self.key.resume(&self.id, resume)
     }
 
-    /// The reader has been given a part of a snapshot. The next event is the same snapshot.
+    /// Records that a part of a snapshot has been sent. The next event is the same snapshot.
     pub fn pause(&mut self, mut snapshot: Snapshot) {
         let devices = std::mem::take(&mut snapshot.devices);
         self.hub.hold_snapshot(&devices);
         self.unfinished = Some(Unfinished { snapshot, devices: Arc::downgrade(&devices) });
     }
 
-    async fn wait(&mut self) -> Result<Option<Event>, Error> {
+    async fn wait(&mut self) -> Result<Option<WatchEvent>, Error> {
         if let Some(Unfinished { snapshot, devices }) = &self.unfinished {
             let snapshot = snapshot.clone();
             let devices = match devices.upgrade() {
                 Some(devices) => devices,
                 None => self.devices_at(&snapshot).await?,
             };
-            return Ok(Some(Event::Snapshot(Snapshot { devices, ..snapshot })));
+            return Ok(Some(WatchEvent::Snapshot(Snapshot { devices, ..snapshot })));
         }
         let tracked = self.tracked().await?;
         let Cursor::After(given) = self.cursor else {
-            return Ok(Some(Event::Snapshot(Snapshot::whole(&tracked))));
+            return Ok(Some(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
         };
         loop {
-            // Seen before the state is read: a change in between wakes the wait below.
+            // Marked as seen before the state is read, so that a later change ends the wait below.
             self.changes.borrow_and_update();
-            match self.look(&tracked, given)? {
-                Look::New => {
+            match self.progress(&tracked, given)? {
+                Progress::New => {
                     let transitions =
                         after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
-                        return Ok(Some(told(&tracked, transitions)));
+                        return Ok(Some(as_event(&tracked, transitions)));
                     }
                 }
-                Look::Ended => return Ok(None),
-                Look::Quiet(heartbeat) if self.last.is_none() => return Ok(Some(heartbeat)),
-                Look::Quiet(_) => {}
+                Progress::Ended => return Ok(None),
+                Progress::Quiet(heartbeat) if self.last.is_none() => return Ok(Some(heartbeat)),
+                Progress::Quiet(_) => {}
             }
             let alive = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
-                    return Err(replaced());
+                    return Err(store_replaced());
                 },
                 () = tokio::time::sleep_until(alive) => {
-                    if let Look::Quiet(heartbeat) = self.look(&tracked, given)? {
+                    if let Progress::Quiet(heartbeat) = self.progress(&tracked, given)? {
                         return Ok(Some(heartbeat));
                     }
                 }
@@ -216,12 +217,12 @@ impl Watch {
         }
     }
 
-    /// The request, read from its log if it has left memory since the last event.
+    /// Returns the request, read from its log if it has left memory since the last event.
     async fn tracked(&mut self) -> Result<Arc<Tracked>, Error> {
         if let Some(tracked) = self.hub.read_on(&self.id, &self.tracked) {
             return Ok(tracked);
         }
-        let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(replaced)?;
+        let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(store_replaced)?;
         let is_whole = {
             let folded = tracked.lock();
             let epoch = folded.position().epoch;
@@ -233,13 +234,13 @@ impl Watch {
             given.is_none_or(is_same) && !folded.request.is_expired()
         };
         if !is_whole {
-            return Err(replaced());
+            return Err(store_replaced());
         }
         (self.tracked, self.changes) = (Arc::downgrade(&tracked), changes);
         Ok(tracked)
     }
 
-    /// The devices of a snapshot that has left memory because its reader stood still.
+    /// Returns the devices of a snapshot that has left memory while its reader did not read.
     async fn devices_at(&mut self, snapshot: &Snapshot) -> Result<Devices, Error> {
         let tracked = self.tracked().await?;
         let now = Snapshot::whole(&tracked);
@@ -248,22 +249,22 @@ impl Watch {
         if is_same { Ok(now.devices) } else { Err(Error::SlowReader) }
     }
 
-    fn look(&self, tracked: &Tracked, given: Resume) -> Result<Look, Error> {
+    fn progress(&self, tracked: &Tracked, given: Resume) -> Result<Progress, Error> {
         let folded = tracked.lock();
         let request = &folded.request;
         if folded.is_gone() {
-            return Err(replaced());
+            return Err(store_replaced());
         }
         if request.revision > given.revision {
-            return Ok(Look::New);
+            return Ok(Progress::New);
         }
         if self.last.is_some() && request.is_final() {
-            return Ok(Look::Ended);
+            return Ok(Progress::Ended);
         }
         if self.last.is_some() && request.polling_stopped {
             return Err(Error::StillPending);
         }
-        Ok(Look::Quiet(Event::Heartbeat {
+        Ok(Progress::Quiet(WatchEvent::Heartbeat {
             state: request.state(),
             counts: request.counts,
             revision: given.revision,
@@ -272,23 +273,23 @@ impl Watch {
     }
 }
 
-/// Transitions as an event; or a snapshot if they are lost, or cannot be told as changes.
-fn told(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> Event {
+/// Returns transitions as an event. Returns a snapshot if they are lost or if one is a restart.
+fn as_event(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> WatchEvent {
     match transitions.filter(|transitions| !transitions.iter().any(|transition| transition.restart))
     {
-        Some(transitions) => Event::Changes(transitions),
-        None => Event::Snapshot(Snapshot::whole(tracked)),
+        Some(transitions) => WatchEvent::Changes(transitions),
+        None => WatchEvent::Snapshot(Snapshot::whole(tracked)),
     }
 }
 
-/// Whether a token is about a place in the history of this request. After an older copy of the
-/// store was put back, its revision may be missing, or may exist again with other content. Then the
-/// watch has to begin with a snapshot.
+/// Whether a resume token matches the history of this request. After an older copy of the store was
+/// put back, the token's revision may be missing or may have other content. Then the watch begins
+/// with a snapshot.
 async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Error> {
     let Resume { position, revision } = resume;
     let is_behind = || tracked.lock().position().sequence < position.sequence;
     if is_behind() {
-        // Another replica may have been ahead of this one.
+        // The replica that issued the token may be ahead of this one.
         hub.folded(position).await;
     }
     if is_behind() {
@@ -303,11 +304,11 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
         return Ok(false);
     }
     let mut reading = Reading::default();
-    // The token's revision must lie before its position, and the next one behind it.
+    // The transition of the token's revision is at or before its position, the next one is after it.
     for wanted in
         [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted))
     {
-        // The log may no longer be whole.
+        // `None`: a part of the log is lost.
         let Some(found) = after(hub, tracked, wanted - 1, &mut reading).await? else {
             return Ok(false);
         };
@@ -319,8 +320,8 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     Ok(true)
 }
 
-/// The next transitions after a revision, from memory or from the log. `None`: the log is no longer
-/// whole.
+/// Returns the next transitions after a revision, from memory or from the log. `None`: a part of the
+/// log is lost.
 async fn after(
     hub: &Hub,
     tracked: &Tracked,
@@ -338,15 +339,15 @@ async fn after(
     hub.history(&tracked.id, first, revision, reading).await
 }
 
-/// What there is for a watch.
-enum Look {
-    /// Transitions.
+/// The state of a request relative to a watch.
+enum Progress {
+    /// There are new transitions.
     New,
-    /// Nothing new; a sign of life, should one be due.
-    Quiet(Event),
+    /// There is nothing new. Contains the heartbeat to send when one is due.
+    Quiet(WatchEvent),
     Ended,
 }
 
-fn replaced() -> Error {
+fn store_replaced() -> Error {
     Error::Store(StoreError::Unavailable("the store was replaced".to_owned()))
 }

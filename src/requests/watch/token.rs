@@ -1,33 +1,33 @@
-//! Resume and page tokens: opaque to callers, authenticated, bound to one request.
+//! Resume and page tokens: opaque to callers, authenticated, and valid for one request.
 //!
-//! A token proves nothing about its bearer. Authentication keeps a made-up or mixed-up token from
-//! passing for a place in a request's history; a token of another incarnation of the store, whose
-//! key is gone, starts from the beginning, which is always right.
+//! A token gives its bearer no rights. Its HMAC only makes sure that a forged or confused token is
+//! never taken for a position in a request's history. The key of a token from another epoch of the
+//! store is gone: such a token makes a watch begin with a snapshot, which is always correct.
 
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
-use crate::requests::error::{Error, TokenKind};
 use crate::{
     identity::RequestId,
     proto::storage,
+    requests::error::{Error, TokenKind},
     store::{CellName, Position, Store, StoreError, load_or_create},
 };
 
-/// The longest text that is looked at, in bytes; ours are shorter.
+/// The longest text that is decoded, in bytes. Valid tokens are shorter.
 const MAX_TOKEN: usize = 256;
 
 const RESUME: u8 = 1;
 const PAGE: u8 = 2;
 
-/// Where a watch goes on.
+/// The position and revision after which a watch continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resume {
     pub position: Position,
     pub revision: u64,
 }
 
-/// Signs and opens tokens. Shared by all replicas through its cell.
+/// The key that signs and verifies tokens. All replicas share it through its cell.
 #[derive(Clone)]
 pub struct TokenKey(hmac::Key);
 
@@ -54,7 +54,7 @@ impl TokenKey {
         self.seal(RESUME, id, &fields.map(u64::to_be_bytes).concat())
     }
 
-    /// Opens a resume token; `None` if it is of another incarnation of the store than `epoch`.
+    /// Opens a resume token. Returns `None` if its epoch of the store is not `epoch`.
     pub fn open_resume(
         &self,
         id: &RequestId,
@@ -62,7 +62,7 @@ impl TokenKey {
         epoch: u64,
     ) -> Result<Option<Resume>, Error> {
         let invalid = || Error::InvalidToken(TokenKind::Resume);
-        let sealed = Sealed::parse(RESUME, id, text).ok_or_else(invalid)?;
+        let sealed = UnverifiedToken::parse(RESUME, id, text).ok_or_else(invalid)?;
         let [token_epoch, sequence, revision] = sealed.fields().ok_or_else(invalid)?;
         if token_epoch != epoch {
             return Ok(None);
@@ -71,14 +71,14 @@ impl TokenKey {
         Ok(Some(Resume { position: Position { epoch, sequence }, revision }))
     }
 
-    /// A token for the devices from an offset on.
+    /// Returns the token of the page that begins at an offset.
     pub fn page(&self, id: &RequestId, offset: usize) -> String {
         self.seal(PAGE, id, &(offset as u64).to_be_bytes())
     }
 
     pub fn open_page(&self, id: &RequestId, text: &str) -> Result<usize, Error> {
         let invalid = || Error::InvalidToken(TokenKind::Page);
-        let sealed = Sealed::parse(PAGE, id, text).ok_or_else(invalid)?;
+        let sealed = UnverifiedToken::parse(PAGE, id, text).ok_or_else(invalid)?;
         self.verify(&sealed, id).ok_or_else(invalid)?;
         let [offset] = sealed.fields().ok_or_else(invalid)?;
         usize::try_from(offset).map_err(|_| invalid())
@@ -97,20 +97,20 @@ impl TokenKey {
         hmac::sign(&self.0, &[token, id.as_str().as_bytes()].concat())
     }
 
-    // In constant time.
-    fn verify(&self, sealed: &Sealed, id: &RequestId) -> Option<()> {
+    /// Compares in constant time.
+    fn verify(&self, sealed: &UnverifiedToken, id: &RequestId) -> Option<()> {
         let signed = [sealed.signed(), id.as_str().as_bytes()].concat();
         hmac::verify(&self.0, &signed, sealed.tag()).ok()
     }
 }
 
-/// A token of the right kind, form and request, not yet authenticated.
-struct Sealed(Vec<u8>);
+/// A token of the right kind, form and request that is not verified yet.
+struct UnverifiedToken(Vec<u8>);
 
 const ID_HASH: usize = 8;
 const TAG: usize = 32;
 
-impl Sealed {
+impl UnverifiedToken {
     fn parse(kind: u8, id: &RequestId, text: &str) -> Option<Self> {
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(Some(text).filter(|t| t.len() <= MAX_TOKEN)?).ok()?;
@@ -138,7 +138,7 @@ impl Sealed {
     }
 }
 
-// Tells tokens of other requests even where the key that signed them is gone.
+/// Part of a token, so that a token of another request is refused even if its key is gone.
 fn id_hash(id: &RequestId) -> [u8; ID_HASH] {
     let digest = digest::digest(&digest::SHA256, id.as_str().as_bytes());
     let mut hash = [0; ID_HASH];
@@ -165,14 +165,14 @@ mod tests {
     fn tokens_open_where_they_belong() {
         let token = key(1).resume(&id("r1"), RESUMED);
         assert_eq!(key(1).open_resume(&id("r1"), &token, 7).unwrap(), Some(RESUMED));
-        // Another incarnation of the store: its key is gone, and the caller starts with a snapshot.
+        // The key of another epoch is gone, and the watch begins with a snapshot.
         assert_eq!(key(2).open_resume(&id("r1"), &token, 8).unwrap(), None);
         let page = key(1).page(&id("r1"), 1_000);
         assert_eq!(key(1).open_page(&id("r1"), &page).unwrap(), 1_000);
     }
 
     #[test]
-    fn others_do_not() {
+    fn other_tokens_do_not_open() {
         let token = key(1).resume(&id("r1"), RESUMED);
         let page = key(1).page(&id("r1"), 1_000);
         let flipped = |at: usize| {
@@ -181,7 +181,7 @@ mod tests {
             BASE64_URL_SAFE_NO_PAD.encode(bytes)
         };
         let length = BASE64_URL_SAFE_NO_PAD.decode(&token).unwrap().len();
-        // The bytes of the epoch (1..9) make a token of another store, everything else none at all.
+        // Other bytes of the epoch (1..9) make a token of another epoch; all others make it invalid.
         let tampered = (0..length).filter(|at| !(1..9).contains(at)).map(flipped);
         let wrong = tampered.chain([
             "x".to_owned(),

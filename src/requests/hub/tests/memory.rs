@@ -9,7 +9,7 @@ use super::{
 use crate::requests::{
     Attached, Error,
     fold::event,
-    watch::{Event, Snapshot, Watch, token::TokenKey},
+    watch::{Snapshot, Watch, WatchEvent, token::TokenKey},
 };
 
 /// Each fails with a long text after it has waited: enough for several pages.
@@ -224,7 +224,7 @@ async fn begin(running: &Running, store: &Arc<dyn Store>) -> Watch {
 
 async fn snapshot(watch: &mut Watch) -> Snapshot {
     match within(watch.next()).await.unwrap() {
-        Some(Event::Snapshot(snapshot)) => snapshot,
+        Some(WatchEvent::Snapshot(snapshot)) => snapshot,
         other => panic!("not a snapshot: {other:?}"),
     }
 }
