@@ -1,28 +1,31 @@
 //! The store of several replicas: three streams of [NATS JetStream](async_nats::jetstream).
 //!
-//! Guarantees: what was acknowledged is stored by a majority of the stream's replicas; an append is
-//! repeated with the same id until there is a clear answer, for up to `PUBLISH_WITHIN` (10 s); a
-//! swap whose answer got lost is settled by its nonce; a cell is always read from the stream's
-//! leader; a follower sees every event once, whatever becomes of servers, connections and
-//! consumers. Never blocks a start: without NATS, or with streams that are not what they must be,
-//! the store says so ([`Store::trouble`]), refuses everything with [`StoreError::Unavailable`] and
-//! heals by itself. Never makes a consumer per read, never changes or deletes a stream.
+//! Guarantees: what is acknowledged is stored by a majority of the stream's replicas. An append is
+//! repeated with the same id until the answer is clear, for up to 10 s. A swap whose answer was
+//! lost is decided by its message id. A cell is always read from the stream's leader. A follower
+//! sees every event once, whatever happens to servers, connections and consumers.
 //!
-//! Streams that forgot something are noticed: see `keeper` and `record`. Until an operator accepts
-//! the loss ([`Store::accept_loss`]), everything is refused, and no stream is made anew.
+//! Opens without NATS. While NATS is away, or the streams have other settings than they must have,
+//! the store gives the reason ([`Store::trouble`]), refuses everything with
+//! [`StoreError::Unavailable`], and recovers by itself. When a stream lost something (see `monitor`
+//! and `record`), it refuses everything until an operator accepts the loss
+//! ([`Store::accept_loss`]).
+//!
+//! Never makes a consumer per read, and never changes or deletes a stream.
 
+mod availability;
 mod cells;
 mod facts;
 mod follower;
-mod keeper;
 mod link;
 mod logs;
+mod monitor;
 mod names;
-mod newest;
 mod publish;
 mod record;
+mod replaced;
 mod reports;
-mod room;
+mod space;
 mod streams;
 
 #[cfg(test)]
@@ -46,147 +49,98 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, timeout_at},
+    time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::{
-    facts::{Facts, Message},
-    keeper::Memory,
-    link::{Link, backoff},
-    names::Names,
-    publish::{Failure, RETRY_LEAST, RETRY_MOST},
-    room::Room,
-    streams::{Hindrance, Wanted},
+    availability::{Availability, until_available},
+    facts::{Facts, MessageId},
+    link::Link,
+    monitor::MonitorState,
+    names::NatsNames,
+    publish::{RETRY_MAX, RETRY_MIN, WriteError},
+    space::StorageSpace,
+    streams::{StreamConfigs, StreamsError},
 };
 use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
     Version, Versioned,
 };
-use crate::{config::NatsConfig, lock::lock};
+use crate::{backoff::backoff, config::NatsConfig, lock::lock};
 
 /// How long a read is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long NATS may be away before everything is refused at once instead of waiting for it.
-const AWAY_AFTER: Duration = Duration::from_secs(2);
+/// The limit of all messages that are being written, in bytes. Further writes wait.
+const IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
 
-/// How much may be under way, in bytes; callers beyond it wait for room.
-const UNDER_WAY_BYTES: usize = 16 * 1024 * 1024;
-
-/// What a message costs of [`UNDER_WAY_BYTES`] beside its payload: at most 4,096 are under way.
+/// What a message counts in addition to its payload, so that at most 4,096 are in flight.
 const MESSAGE_BYTES: usize = 4 * 1024;
 
-/// See the module's documentation.
+/// The store on NATS JetStream.
 pub struct Nats {
-    shared: Arc<Shared>,
-    /// Ends the keeper and the followers.
+    core: Arc<Core>,
+    /// Ends the monitor and the followers.
     _end: DropGuard,
 }
 
-/// What the handle, its followers and the keeper have in common.
-struct Shared {
-    names: Names,
-    wanted: Wanted,
+/// What the handle, the followers and the monitor share.
+struct Core {
+    names: NatsNames,
+    configs: StreamConfigs,
     /// For everything but followers.
     link: Link,
-    /// For followers, so that a long replay holds up nothing.
+    /// For followers, so that a long replay delays nothing else.
     follow_link: Link,
-    standing: watch::Sender<Standing>,
-    /// Asks the keeper to look at the streams again.
-    look: Notify,
-    /// What is known of the streams; taken for whole looks.
-    memory: tokio::sync::Mutex<Memory>,
-    /// What of it everybody needs at any time.
+    availability: watch::Sender<Availability>,
+    /// Wakes the monitor.
+    check_now: Notify,
+    /// Locked for a whole check of the streams.
+    monitor: tokio::sync::Mutex<MonitorState>,
     facts: Mutex<Facts>,
-    room: Room,
-    under_way: Arc<Semaphore>,
+    space: StorageSpace,
+    in_flight: Arc<Semaphore>,
     end: CancellationToken,
-}
-
-/// Whether the streams can be used.
-#[derive(Debug, Clone)]
-enum Standing {
-    There(There),
-    Not { why: Hindrance, since: Since },
-}
-
-/// A moment, for measuring and for people.
-#[derive(Debug, Clone, Copy)]
-struct Since {
-    instant: Instant,
-    time: Timestamp,
-}
-
-impl Since {
-    fn now() -> Self {
-        Self { instant: Instant::now(), time: Timestamp::now() }
-    }
-}
-
-/// Waits until the store can be used; `None`: it never will be.
-async fn until_there(standing: &mut watch::Receiver<Standing>) -> Option<There> {
-    let standing = standing.wait_for(|now| matches!(now, Standing::There(_))).await.ok()?;
-    match *standing {
-        Standing::There(there) => Some(there),
-        Standing::Not { .. } => None,
-    }
-}
-
-impl Standing {
-    fn is(&self, there: There) -> bool {
-        let incarnation = |there: &There| (there.epoch, there.created_ns);
-        matches!(self, Self::There(now) if incarnation(now) == incarnation(&there))
-    }
-}
-
-/// Which incarnation of the store is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct There {
-    epoch: u64,
-    /// When its stream of events was created, Unix time in nanoseconds.
-    created_ns: u64,
-    /// Over which connection the streams were looked at; see [`link::State::made`].
-    connection: u64,
 }
 
 impl Nats {
     /// Connects in the background; see [`Store::usable`]. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), go after `retention`. Fails only where the settings
-    /// make no sense.
+    /// [`Retained`](super::CellLife::Retained), expire after `retention`. Fails only if the
+    /// settings are invalid.
     pub async fn open(settings: &NatsConfig, retention: Duration) -> Result<Self, StoreError> {
-        let names = Names::new(&settings.prefix);
-        let wanted = Wanted::new(&names, settings, retention);
+        let names = NatsNames::new(&settings.prefix);
+        let configs = StreamConfigs::new(&names, settings, retention);
         let name = format!("thingspace-gateway {}", settings.prefix);
         let link = Link::new(settings, &names, &name).await?;
         let follow_link = Link::new(settings, &names, &format!("{name} (follower)")).await?;
-        let why = Hindrance::Away("not connected to NATS yet".to_owned());
+        let why = StreamsError::away("not connected to NATS yet");
         let end = CancellationToken::new();
-        let shared = Arc::new(Shared {
+        let core = Arc::new(Core {
             names,
-            wanted,
+            configs,
             link,
             follow_link,
-            standing: watch::Sender::new(Standing::Not { why, since: Since::now() }),
-            look: Notify::new(),
-            memory: tokio::sync::Mutex::default(),
+            availability: watch::Sender::new(Availability::unavailable(why)),
+            check_now: Notify::new(),
+            monitor: tokio::sync::Mutex::default(),
             facts: Mutex::default(),
-            room: Room::new(settings.max_bytes),
-            under_way: Arc::new(Semaphore::new(UNDER_WAY_BYTES)),
+            space: StorageSpace::new(settings.max_bytes),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
             end: end.clone(),
         });
-        let keeper = Arc::clone(&shared).keep(settings.url.clone());
-        tokio::spawn(end.clone().run_until_cancelled_owned(keeper));
-        Ok(Self { shared, _end: end.drop_guard() })
+        let monitor = Arc::clone(&core).monitor(settings.url.clone());
+        tokio::spawn(end.clone().run_until_cancelled_owned(monitor));
+        Ok(Self { core, _end: end.drop_guard() })
     }
 }
 
 #[async_trait]
 impl Store for Nats {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError> {
-        let _room = self.shared.room(event.len()).await?;
-        logs::append(&self.shared, log, id, event).await
+        let _permit = self.core.reserve(event.len()).await?;
+        logs::append(&self.core, log, id, event).await
     }
 
     async fn read(
@@ -195,15 +149,15 @@ impl Store for Nats {
         after: u64,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
-        self.shared.persist(READ_WITHIN, || logs::read(&self.shared, log, after, limit)).await
+        self.core.retry_read(|| logs::read(&self.core, log, after, limit)).await
     }
 
     fn follow(&self, after: Option<Position>) -> BoxStream<'static, Followed> {
-        follower::follow(Arc::clone(&self.shared), after)
+        follower::follow(Arc::clone(&self.core), after)
     }
 
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
-        self.shared.persist(READ_WITHIN, || cells::load(&self.shared, cell)).await
+        self.core.retry_read(|| cells::load(&self.core, cell)).await
     }
 
     async fn swap(
@@ -212,8 +166,8 @@ impl Store for Nats {
         expected: Option<Version>,
         value: Bytes,
     ) -> Result<Swap, StoreError> {
-        let _room = self.shared.room(value.len()).await?;
-        cells::swap(&self.shared, cell, expected, value).await
+        let _permit = self.core.reserve(value.len()).await?;
+        cells::swap(&self.core, cell, expected, value).await
     }
 
     fn exclusive(&self) -> bool {
@@ -221,56 +175,56 @@ impl Store for Nats {
     }
 
     fn trouble(&self) -> Option<String> {
-        match &*self.shared.standing.borrow() {
-            Standing::There(_) => None,
-            Standing::Not { why: Hindrance::Away(why), since } => {
+        match &*self.core.availability.borrow() {
+            Availability::Available(_) => None,
+            Availability::Unavailable { why: StreamsError::Away(why), since } => {
                 Some(format!("{why}, since {:.0}", since.time))
             }
-            Standing::Not { why, .. } => Some(why.to_string()),
+            Availability::Unavailable { why, .. } => Some(why.to_string()),
         }
     }
 
     fn loss(&self) -> Option<Loss> {
-        self.shared.facts().loss.clone()
+        self.core.facts().loss.clone()
     }
 
     async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
-        self.shared.accept_loss(restored).await
+        self.core.accept_loss(restored).await
     }
 
     fn has_lost_cells(&self) -> bool {
-        self.shared.facts().cells_lost
+        self.core.facts().cells_lost
     }
 
     fn remembers_since(&self) -> Option<Timestamp> {
-        self.shared.facts().remembers_since
+        self.core.facts().remembers_since
     }
 
     fn age(&self, _position: Position, time: Timestamp) -> Duration {
-        self.shared.facts().age(time)
+        self.core.facts().age(time)
     }
 
     fn shortage(&self) -> Option<String> {
-        self.shared.room.shortage()
+        self.core.space.shortage()
     }
 
     fn end(&self) -> Option<Position> {
-        self.shared.facts().end()
+        self.core.facts().end()
     }
 
     async fn usable(&self) {
-        until_there(&mut self.shared.standing.subscribe()).await;
+        until_available(&mut self.core.availability.subscribe()).await;
     }
 
     async fn close(&self) {
-        let _ = tokio::time::timeout(link::ANSWER, self.shared.last_refresh()).await;
-        self.shared.end.cancel();
-        // Whoever is under way has room; that all of it is free again means that all have finished.
-        let all = u32::try_from(UNDER_WAY_BYTES).expect("it is less than 4 GiB");
-        let _ = self.shared.under_way.acquire_many(all).await;
-        self.shared.under_way.close();
-        for link in [&self.shared.link, &self.shared.follow_link] {
-            // What is left of it are subscriptions; a connection that is down has none.
+        let _ = tokio::time::timeout(link::ANSWER, self.core.last_refresh()).await;
+        self.core.end.cancel();
+        // All permits are free once no write is in flight.
+        let all = u32::try_from(IN_FLIGHT_BYTES).expect("it is less than 4 GiB");
+        let _ = self.core.in_flight.acquire_many(all).await;
+        self.core.in_flight.close();
+        for link in [&self.core.link, &self.core.follow_link] {
+            // Fails if the connection is down, which has nothing to drain.
             let _ = link.client.drain().await;
         }
     }
@@ -279,75 +233,15 @@ impl Store for Nats {
 impl fmt::Debug for Nats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Nats")
-            .field("names", &self.shared.names)
-            .field("standing", &*self.shared.standing.borrow())
+            .field("names", &self.core.names)
+            .field("availability", &*self.core.availability.borrow())
             .finish_non_exhaustive()
     }
 }
 
-impl Shared {
-    /// Takes note of how the streams are, and says so when that changes.
-    fn stand(&self, now: Result<There, Hindrance>) {
-        self.standing.send_modify(|standing| {
-            let (before, since) = match standing {
-                Standing::There(there) => (Ok(*there), Since::now()),
-                Standing::Not { why, since } => (Err(why.clone()), *since),
-            };
-            match (&now, &before) {
-                (Ok(there), Ok(before)) if there.epoch != before.epoch => {
-                    tracing::warn!("the store begins a new epoch: an operator accepted a loss");
-                }
-                (Ok(_), Err(_)) => tracing::info!("the store is there"),
-                (Err(Hindrance::Away(why)), Ok(_)) => tracing::warn!(why, "the store is away"),
-                (Err(Hindrance::Wrong(why)), before)
-                    if before.as_ref().err() != now.as_ref().err() =>
-                {
-                    tracing::error!(why, "the store cannot be used");
-                }
-                _ => {}
-            }
-            *standing = match now {
-                Ok(there) => Standing::There(there),
-                Err(why) => Standing::Not { why, since },
-            };
-        });
-    }
-
-    /// Something looks as if it was lost: nothing is done until the streams were looked at again.
-    /// Returns why.
-    fn suspect(&self, what: &str) -> String {
-        let why = format!("{what}; looking again");
-        self.stand(Err(Hindrance::Away(why.clone())));
-        self.look.notify_one();
-        why
-    }
-
-    /// Waits until the streams can be used, a little. What was found before the servers were away
-    /// counts no more.
-    async fn there(&self) -> Result<There, StoreError> {
-        let mut standing = self.standing.subscribe();
-        let began = Instant::now();
-        loop {
-            if self.end.is_cancelled() {
-                return Err(StoreError::Unavailable("it was closed".to_owned()));
-            }
-            let connection = self.link.state.borrow().made;
-            let (why, since) = match &*standing.borrow_and_update() {
-                Standing::There(there) if there.connection == connection => return Ok(*there),
-                Standing::There(_) => {
-                    (Hindrance::Away("the connection to NATS was made anew".to_owned()), began)
-                }
-                Standing::Not { why, since } => (why.clone(), since.instant),
-            };
-            let patient = matches!(why, Hindrance::Away(_));
-            if !patient || timeout_at(since + AWAY_AFTER, standing.changed()).await.is_err() {
-                return Err(StoreError::Unavailable(why.to_string()));
-            }
-        }
-    }
-
-    /// A message was stored. A sequence that was given before is one of a stream that went back.
-    /// `seen`: the last sequence that was known when it was sent.
+impl Core {
+    /// Handles the acknowledgement of a message. A sequence that existed before means that the
+    /// stream was put back to an older copy. `seen`: the last known sequence when it was sent.
     fn acknowledged(
         &self,
         epoch: u64,
@@ -355,45 +249,43 @@ impl Shared {
         seen: u64,
         stored: &PublishAck,
         id: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), WriteError> {
         let sequence = stored.sequence;
         if stored.duplicate || sequence > seen {
-            self.facts().saw(epoch, stream, Message { sequence, id: id.to_owned() });
+            self.facts().saw(epoch, stream, MessageId { sequence, id: id.to_owned() });
             return Ok(());
         }
         let name = self.names.streams()[stream];
-        let why = self
-            .suspect(&format!("stream {name} ended at {seen} and stored something at {sequence}"));
-        Err(Failure::Unknown(why))
+        let what = format!("stream {name} ended at {seen} and stored something at {sequence}");
+        Err(WriteError::Unknown(self.suspect(&what)))
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
         lock(&self.facts)
     }
 
-    /// Room for a message under way; refuses what is too large.
-    async fn room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
+    /// Waits until a message may be written. Refuses one that is too large.
+    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
         if bytes > MAX_EVENT_BYTES {
             return Err(StoreError::TooLarge(bytes));
         }
         let permits = u32::try_from(bytes + MESSAGE_BYTES).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.under_way).acquire_many_owned(permits).await;
-        room.map_err(|_| StoreError::Unavailable("it was closed".to_owned()))
+        let permit = Arc::clone(&self.in_flight).acquire_many_owned(permits).await;
+        permit.map_err(|_| StoreError::Unavailable("it was closed".to_owned()))
     }
 
-    /// Repeats what changes nothing while it fails because NATS is not there.
-    async fn persist<T, F: Future<Output = Result<T, StoreError>>>(
+    /// Repeats a read while NATS does not answer, for [`READ_WITHIN`].
+    async fn retry_read<T, F: Future<Output = Result<T, StoreError>>>(
         &self,
-        within: Duration,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, StoreError> {
-        let until = Instant::now() + within;
+        let until = Instant::now() + READ_WITHIN;
         let mut failures = 0;
         loop {
             match attempt().await {
                 Err(StoreError::Unavailable(why)) if !self.end.is_cancelled() => {
-                    let again = Instant::now() + backoff(failures, RETRY_LEAST, RETRY_MOST);
-                    if again > until || matches!(&*self.standing.borrow(), Standing::Not { .. }) {
+                    let again = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
+                    if again > until || !self.is_available() {
                         return Err(StoreError::Unavailable(why));
                     }
                     failures += 1;
@@ -404,8 +296,8 @@ impl Shared {
         }
     }
 
-    /// A stream, whose name is known to be well-formed. The newest message of a subject, from the
-    /// leader of its stream; `None` also where there is no stream.
+    /// The newest message of a subject, from the leader of its stream; `None` also if there is no
+    /// such stream.
     async fn newest_message(
         &self,
         stream: &str,
@@ -425,17 +317,9 @@ impl Shared {
         }
     }
 
+    /// A handle of a stream, without asking NATS for it.
     async fn stream(&self, name: &str) -> Result<Stream<()>, StoreError> {
         let stream = self.link.context.get_stream_no_info(name).await;
         stream.map_err(|error| StoreError::Unavailable(error.to_string()))
-    }
-}
-
-impl fmt::Display for Hindrance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Away(why) | Self::Wrong(why) => f.write_str(why),
-            Self::Lost(loss) => write!(f, "it forgot something: {}", loss.what),
-        }
     }
 }

@@ -1,183 +1,168 @@
-//! Cells: one message per subject, its sequence is the version. Replaced by a message that expects
-//! that sequence, read from the leader.
+//! Cells: one message per subject. Its sequence is the version; a swap expects that sequence.
+//! Always read from the leader.
 //!
-//! That a cell is absent counts only while the mark of its stream is there: a stream that was
-//! purged has no cells either. A permanent cell must also not be in the record. It is entered there
-//! before anybody learns that it exists, so that nobody acts on a cell whose loss would go
-//! unnoticed. A count of rejected logins that came with a backup is treated as absent: see
-//! [`is_void`].
+//! A cell counts as absent only while the mark of its stream exists, because a purged stream has no
+//! cells either. A permanent cell must also not be in the record. It is entered there before any
+//! caller learns that it exists, so every loss of a cell that was used is noticed. A count of
+//! rejected logins that came with a backup is treated as absent: see [`is_void`].
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    Shared,
-    facts::Message,
-    newest::id_of,
-    publish::{Failure, publish, publish_next, settle},
-    record::{self, CELLS, KEYS},
+    Core,
+    facts::MessageId,
+    publish::{WriteError, publish, publish_next, until_clear},
+    record::{self, CELLS, KEYS, MAX_CELLS},
+    replaced::id_of,
 };
 use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned, must_be_current};
 
-pub(super) async fn load(
-    shared: &Shared,
-    cell: &CellName,
-) -> Result<Option<Versioned>, StoreError> {
-    let held = held(shared, cell).await?;
-    Ok(held.filter(|held| !is_void(shared, cell, held.sequence)).map(versioned))
+pub(super) async fn load(core: &Core, cell: &CellName) -> Result<Option<Versioned>, StoreError> {
+    let current = current(core, cell).await?;
+    Ok(current.filter(|current| !is_void(core, cell, current.sequence)).map(versioned))
 }
 
-/// Whether a value came with a backup and must not be trusted, because it may be out of date.
-fn is_void(shared: &Shared, cell: &CellName, sequence: u64) -> bool {
-    is_count(cell) && sequence <= shared.facts().void_to
+/// Whether a value came with a backup, and may be too old to be trusted.
+fn is_void(core: &Core, cell: &CellName, sequence: u64) -> bool {
+    is_login_count(cell) && sequence <= core.facts().void_to
 }
 
-/// Whether a cell counts rejected logins.
-fn is_count(cell: &CellName) -> bool {
+fn is_login_count(cell: &CellName) -> bool {
     cell.life == CellLife::Permanent && must_be_current(&cell.name)
 }
 
-/// The sequence that a swap of a cell expects: an absent cell may have a void value. A permanent
-/// cell that was absent when its caller looked may have been made and lost since.
+/// The sequence that a swap expects. An absent cell may have a void value, or it was made and lost
+/// since its caller loaded it.
 async fn expected_sequence(
-    shared: &Shared,
+    core: &Core,
     cell: &CellName,
     expected: Option<Version>,
-) -> Result<u64, Failure> {
+) -> Result<u64, WriteError> {
     if let Some(Version(sequence)) = expected {
         return Ok(sequence);
     }
     if cell.life == CellLife::Retained {
         return Ok(0);
     }
-    let held = held(shared, cell).await.map_err(|error| Failure::NotStored(error.to_string()))?;
-    if held.is_none() {
-        shared.has_room_for_a_cell().map_err(Failure::Refused)?;
+    match current(core, cell).await.map_err(WriteError::not_stored)? {
+        Some(current) if is_void(core, cell, current.sequence) => Ok(current.sequence),
+        Some(_) => Ok(0),
+        None => core.check_cell_limit().map(|()| 0).map_err(WriteError::Refused),
     }
-    let sequence = held.map(|held| held.sequence);
-    Ok(sequence.filter(|sequence| is_void(shared, cell, *sequence)).unwrap_or_default())
 }
 
-/// The nonce decides: a swap whose answer got lost is repeated, and refused if its first message
-/// was stored. What the cell then holds is ours or not. One that was stored and overtaken at once
-/// counts as a conflict.
+/// A swap whose answer was lost is repeated, and refused if its first message was stored. Then the
+/// message id shows whether the cell holds this swap's value. A value that was stored and replaced
+/// meanwhile counts as a conflict.
 pub(super) async fn swap(
-    shared: &Shared,
+    core: &Core,
     cell: &CellName,
     expected: Option<Version>,
     value: Bytes,
 ) -> Result<Swap, StoreError> {
-    let nonce = Uuid::new_v4().to_string();
+    let id = Uuid::new_v4().to_string();
     let stream = stream_of(cell);
-    let (_, subject) = shared.names.cell(cell);
-    settle(shared, || async {
-        let epoch = shared.there().await.map_err(Failure::Away)?.epoch;
-        let seen = shared.facts().seen.in_epoch(epoch)[stream];
-        let sequence = expected_sequence(shared, cell, expected).await?;
+    let (_, subject) = core.names.cell(cell);
+    until_clear(core, || async {
+        let epoch = core.usable().await.map_err(WriteError::Away)?.epoch;
+        let seen = core.facts().seen.in_epoch(epoch)[stream];
+        let expected = expected_sequence(core, cell, expected).await?;
         let message = PublishMessage::build()
             .payload(value.clone())
-            .message_id(&nonce)
-            .expected_last_subject_sequence(sequence);
-        let unknown = |error: StoreError| Failure::Unknown(error.to_string());
-        let sequence = match publish(shared, subject.clone(), message, value.len()).await {
+            .message_id(&id)
+            .expected_last_subject_sequence(expected);
+        let sequence = match publish(core, subject.clone(), message, value.len()).await {
             Ok(stored) => {
-                shared.acknowledged(epoch, stream, seen, &stored, &nonce)?;
+                core.acknowledged(epoch, stream, seen, &stored, &id)?;
                 if cell.life == CellLife::Permanent {
-                    shared.enter(&subject).await.map_err(unknown)?;
+                    core.enter(&subject).await.map_err(WriteError::unknown)?;
                 }
                 stored.sequence
             }
-            Err(Failure::Conflict) => {
-                let held = held(shared, cell)
-                    .await
-                    .map_err(|error| Failure::NotStored(error.to_string()))?;
-                let current = held.as_ref().map_or(0, |held| held.sequence);
-                let is_ours = held.as_ref().is_some_and(|held| id_of(Some(&held.headers)) == nonce);
-                if !is_ours {
-                    // Otherwise somebody else's is on its way, and may never be stored.
-                    let overtaken = current != sequence;
-                    let conflict = Swap::Conflict(held.map(versioned));
-                    return if overtaken { Ok(conflict) } else { Err(Failure::Conflict) };
+            Err(WriteError::Conflict) => {
+                let current = current(core, cell).await.map_err(WriteError::not_stored)?;
+                let sequence = current.as_ref().map_or(0, |current| current.sequence);
+                if current.as_ref().is_none_or(|current| id_of(Some(&current.headers)) != id) {
+                    // With the expected sequence, another message is being stored, and may fail.
+                    return if sequence == expected {
+                        Err(WriteError::Conflict)
+                    } else {
+                        Ok(Swap::Conflict(current.map(versioned)))
+                    };
                 }
-                let message = Message { sequence: current, id: nonce.clone() };
-                shared.facts().saw(epoch, stream, message);
-                current
+                core.facts().saw(epoch, stream, MessageId { sequence, id: id.clone() });
+                sequence
             }
-            Err(failure) => return Err(failure),
+            Err(error) => return Err(error),
         };
-        // Nobody logs in before a report says that the count has changed.
-        if is_count(cell)
-            && let Some(known) = shared.current_record()
+        // Before a login is sent, a report must say that the count has changed.
+        if is_login_count(cell)
+            && let Some(known) = core.current_record()
         {
-            shared.report(&known).await.map_err(unknown)?;
+            core.report(&known).await.map_err(WriteError::unknown)?;
         }
         Ok(Swap::Swapped(Version(sequence)))
     })
     .await
 }
 
-/// What the leader holds of a store that can be used.
-async fn held(shared: &Shared, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
-    shared.there().await?;
-    let missed = |error: StoreError| {
-        // Is there a stream at all?
-        shared.look.notify_one();
-        error
-    };
+/// The message of a cell while the store can be used.
+async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
+    core.usable().await?;
+    // If a read fails, the stream may be gone.
+    let check = |_: &StoreError| core.check_now.notify_one();
     let is_permanent = cell.life == CellLife::Permanent;
-    let (stream, subject) = shared.names.cell(cell);
-    if let Some(held) = fetch(shared, cell).await.map_err(missed)? {
+    let (stream, subject) = core.names.cell(cell);
+    if let Some(current) = fetch(core, cell).await.inspect_err(check)? {
         if is_permanent {
-            shared.enter(&subject).await?;
+            core.enter(&subject).await?;
         }
-        return Ok(Some(held));
+        return Ok(Some(current));
     }
     let mark = match cell.life {
         CellLife::Permanent => Some(record::cells_mark()),
-        CellLife::Retained => shared.facts().key_mark.clone(),
+        CellLife::Retained => core.facts().key_mark.clone(),
     };
     if let Some(mark) = mark
-        && fetch(shared, &mark).await.map_err(missed)?.is_none()
+        && fetch(core, &mark).await.inspect_err(check)?.is_none()
     {
-        return Err(StoreError::Unavailable(
-            shared.suspect(&format!("stream {stream} was purged")),
-        ));
-    }
-    if !is_permanent || !shared.is_recorded(&subject).await? {
-        return Ok(None);
-    }
-    // Another gateway may have made it after the first look.
-    let held = fetch(shared, cell).await.map_err(missed)?;
-    if held.is_none() {
-        let why =
-            shared.suspect(&format!("stream {stream} {}", record::no_longer_holds(&[&subject])));
+        let why = core.suspect(&format!("stream {stream} was purged"));
         return Err(StoreError::Unavailable(why));
     }
-    Ok(held)
+    if !is_permanent || !core.is_recorded(&subject).await? {
+        return Ok(None);
+    }
+    // Another gateway may have made it after the first fetch.
+    let current = fetch(core, cell).await.inspect_err(check)?;
+    if current.is_none() {
+        let what = format!("stream {stream} {}", record::no_longer_holds(&[&subject]));
+        return Err(StoreError::Unavailable(core.suspect(&what)));
+    }
+    Ok(current)
 }
 
-/// What the leader holds, whether the store can be used or not; `None` also where there is no
-/// stream.
+/// The message of a cell, even if the store cannot be used; `None` also if there is no stream.
 pub(super) async fn fetch(
-    shared: &Shared,
+    core: &Core,
     cell: &CellName,
 ) -> Result<Option<StreamMessage>, StoreError> {
-    let (stream, subject) = shared.names.cell(cell);
-    shared.newest_message(stream, &subject).await
+    let (stream, subject) = core.names.cell(cell);
+    core.newest_message(stream, &subject).await
 }
 
-/// Replaces what a cell holds, whether the store can be used or not, in one try; `None`: somebody
-/// else was first.
+/// Replaces the value of a cell in one attempt, even if the store cannot be used. `None`: another
+/// gateway was first.
 pub(super) async fn replace(
-    shared: &Shared,
+    core: &Core,
     cell: &CellName,
     expected: Option<Version>,
     value: Bytes,
 ) -> Result<Option<Version>, StoreError> {
     let expected = expected.map_or(0, |expected| expected.0);
-    let (_, subject) = shared.names.cell(cell);
-    let stored = publish_next(shared, subject, expected, value, PublishMessage::build()).await?;
+    let (_, subject) = core.names.cell(cell);
+    let stored = publish_next(core, subject, expected, value, PublishMessage::build()).await?;
     Ok(stored.map(Version))
 }
 
@@ -190,4 +175,42 @@ fn stream_of(cell: &CellName) -> usize {
 
 fn versioned(message: StreamMessage) -> Versioned {
     Versioned { version: Version(message.sequence), value: message.payload }
+}
+
+impl Core {
+    /// Enters a permanent cell, which the stream holds, into the record. Must be done before any
+    /// caller learns that the cell exists.
+    async fn enter(&self, subject: &str) -> Result<(), StoreError> {
+        if self.facts().cell_subjects.contains(subject) {
+            return Ok(());
+        }
+        // Finds the cell and writes the record.
+        Box::pin(self.refresh(false)).await?;
+        if self.facts().cell_subjects.contains(subject) {
+            return Ok(());
+        }
+        self.check_cell_limit()?;
+        let what = format!("stream {} may have lost {subject}", self.names.cells);
+        Err(StoreError::Unavailable(self.suspect(&what)))
+    }
+
+    /// Whether this process or the stored record knows that a permanent cell was made.
+    async fn is_recorded(&self, subject: &str) -> Result<bool, StoreError> {
+        if self.facts().cell_subjects.contains(subject) {
+            return Ok(true);
+        }
+        let stored = self.load_record(&record::cell()).await?;
+        Ok(stored.is_some_and(|(_, record)| record.cell_subjects.iter().any(|of| of == subject)))
+    }
+
+    /// Fails if the record can list no further permanent cell.
+    fn check_cell_limit(&self) -> Result<(), StoreError> {
+        if self.facts().cell_subjects.len() < MAX_CELLS {
+            return Ok(());
+        }
+        let stream = &self.names.cells;
+        Err(StoreError::Unavailable(format!(
+            "stream {stream} holds {MAX_CELLS} cells and takes no more: see docs/nats.md"
+        )))
+    }
 }

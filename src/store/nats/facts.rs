@@ -1,28 +1,34 @@
-//! What the keeper knows, for those who cannot wait for it.
+//! What the monitor has learned, for code that cannot wait for a check.
 
-use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
+use std::{collections::BTreeSet, fmt, mem, str::FromStr, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::{
-    names::Names,
-    record::{self, EVENTS, Streams},
+    names::NatsNames,
+    record::{self, EVENTS, Streams, marks},
 };
 use crate::{
     proto::storage::StoreRecord,
     store::{CellName, Loss, Position},
 };
 
-/// The last sequences that were found, acknowledged or delivered in an epoch.
+/// The highest sequences of the three streams that are known in an epoch.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
+pub(super) struct Positions {
     /// 0: not known yet.
     epoch: u64,
     last: [u64; 3],
 }
 
-impl Seen {
+impl Positions {
+    pub(super) fn of(record: &StoreRecord) -> Self {
+        let last = record::streams(record).map(|stream| stream.map_or(0, |of| of.last_sequence));
+        Self { epoch: record.epoch, last }
+    }
+
+    /// The sequences, or zeros if they are of another epoch.
     pub(super) fn in_epoch(self, epoch: u64) -> [u64; 3] {
         if self.epoch == epoch { self.last } else { [0; 3] }
     }
@@ -30,23 +36,17 @@ impl Seen {
     pub(super) fn epoch(self) -> u64 {
         self.epoch
     }
-
-    /// What a record knows.
-    pub(super) fn of(record: &StoreRecord) -> Self {
-        let last = record::streams(record).map(|stream| stream.map_or(0, |of| of.last_sequence));
-        Self { epoch: record.epoch, last }
-    }
 }
 
-/// The epoch and the sequences, separated by colons.
-impl fmt::Display for Seen {
+/// Epoch and sequences, separated by colons.
+impl fmt::Display for Positions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [events, cells, keys] = self.last;
         write!(f, "{}:{events}:{cells}:{keys}", self.epoch)
     }
 }
 
-impl FromStr for Seen {
+impl FromStr for Positions {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -57,111 +57,122 @@ impl FromStr for Seen {
     }
 }
 
-/// A message of ours in a stream.
+/// Identifies a message of a gateway in a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Message {
+pub(super) struct MessageId {
     pub(super) sequence: u64,
-    /// Its `Nats-Msg-Id`, which no other message has.
+    /// Its unique `Nats-Msg-Id`.
     pub(super) id: String,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Facts {
-    pub(super) seen: Seen,
+    /// The highest sequences that were found, acknowledged or delivered.
+    pub(super) seen: Positions,
     /// The newest message of each stream that was acknowledged or delivered in the epoch of `seen`.
-    newest: [Option<Message>; 3],
-    /// The retained cell that must be there.
+    newest: [Option<MessageId>; 3],
+    /// A retained cell that must exist.
     pub(super) key_mark: Option<CellName>,
     pub(super) remembers_since: Option<Timestamp>,
     pub(super) cells_lost: bool,
-    /// See [`StoreRecord::cell_subjects`]. Each of them is in the stored record.
+    /// See [`StoreRecord::cell_subjects`]. The stored record has each of them.
     pub(super) cell_subjects: BTreeSet<String>,
     /// See [`StoreRecord::void_to`].
     pub(super) void_to: u64,
     pub(super) loss: Option<Loss>,
-    /// What this process tells gateways that ask.
+    /// What this process answers to gateways that request the record.
     pub(super) record: Option<StoreRecord>,
-    /// The servers' time at the last look, and when that was.
+    /// The servers' time at the last check, and the moment of that check.
     clock: Option<(Timestamp, Instant)>,
-    /// This host's clock was off at the last look.
+    /// This host's clock was wrong at the last check.
     clock_is_off: bool,
-    /// Why the servers' time is not believed.
-    leap: Option<String>,
+    /// Why a server's clock is not trusted.
+    clock_error: Option<String>,
 }
 
-/// How far this host's clock may be off the servers' before that is reported.
+/// A larger difference between this host's clock and the servers' is reported.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// How far a server's clock may be ahead of the time that is expected. A server whose clock is
-/// ahead deletes keys and events too early, and keeps them for a day longer than they are needed.
-const LEAP: SignedDuration = SignedDuration::from_hours(1);
+/// How far a server's clock may be ahead. A server whose clock is ahead deletes keys and events too
+/// early; they are kept for a day longer than they are needed.
+const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
-/// Whether a server's clock, which shows `now`, is wrong. It must be ahead of this host's clock,
-/// and of one more witness: the time that has passed since the last look, or, at the start, the
-/// newest message. So a host whose clock is wrong, or that was suspended, is no reason to distrust
-/// a server.
+/// Whether a server's clock, which shows `now`, is ahead. It must be ahead of this host's clock and
+/// of a second clock: the time that has passed since the last check, or, at the start, the newest
+/// message. So a host that has a wrong clock, or was suspended, does not distrust its servers.
 fn is_ahead(
     now: Timestamp,
     host: Timestamp,
     expected: Option<Timestamp>,
     newest: Option<Timestamp>,
 ) -> bool {
-    let is_after = |time: Timestamp, other: Timestamp| time.duration_since(other) > LEAP;
+    let is_after = |time: Timestamp, other: Timestamp| time.duration_since(other) > MAX_AHEAD;
     is_after(now, host)
         && match (expected, newest) {
             (Some(expected), _) => is_after(now, expected),
-            // Messages from the future are from servers that agree with this one.
+            // Servers stamped a message in the host's future: the host is wrong.
             (None, Some(newest)) => !is_after(newest, host),
             // A new store has nothing to lose.
             (None, None) => false,
         }
 }
 
+fn elapsed(since: Instant) -> SignedDuration {
+    SignedDuration::try_from(since.elapsed()).unwrap_or_default()
+}
+
 impl Facts {
-    /// Whether the streams were found to be right at least once.
+    /// Whether a check has passed since the process started.
     pub(super) fn knows_the_streams(&self) -> bool {
         self.clock.is_some()
     }
 
-    /// Fails, always with the same words, while a server's clock is ahead.
-    pub(super) fn check_clocks(&mut self, names: &Names, found: &Streams) -> Result<(), String> {
+    /// Fails while a server's clock is ahead; the text does not change meanwhile.
+    pub(super) fn check_clocks(
+        &mut self,
+        names: &NatsNames,
+        found: &Streams,
+    ) -> Result<(), String> {
         let host = Timestamp::now();
-        let elapsed = |at: Instant| SignedDuration::try_from(at.elapsed()).unwrap_or_default();
         let expected = self.clock.and_then(|(then, at)| then.checked_add(elapsed(at)).ok());
-        let stored = found.iter().flatten().filter(|stream| stream.last_sequence > 0);
-        let newest = stored.map(|stream| stream.last_time).max();
-        let mut streams = found
-            .iter()
-            .zip(names.streams())
-            .filter_map(|(found, name)| Some((found.as_ref()?, name)));
-        let ahead = streams.find(|(found, _)| is_ahead(found.now, host, expected, newest));
-        let Some((found, name)) = ahead else {
-            self.leap = None;
+        let stored = found.iter().flatten().filter(|stream| stream.state.last_seq > 0);
+        let newest = stored.map(|stream| stream.state.last_time).max();
+        let mut streams = found.iter().zip(names.streams());
+        let ahead = streams.find_map(|(found, name)| {
+            let now = found.as_ref()?.now;
+            is_ahead(now, host, expected, newest).then_some((now, name))
+        });
+        let Some((now, name)) = ahead else {
+            self.clock_error = None;
             return Ok(());
         };
-        let why = self.leap.get_or_insert_with(|| {
-            let hours = found.now.duration_since(host).as_hours();
-            let other = if expected.is_some() { "the time that it should show" } else { "every stored message" };
+        let why = self.clock_error.get_or_insert_with(|| {
+            let hours = now.duration_since(host).as_hours();
+            let other = match expected {
+                Some(_) => "the time that it should show",
+                None => "every stored message",
+            };
             format!(
-                "the clock of the NATS server that leads stream {name} is {hours} h ahead of this host's clock and of \
-                 {other}. It deletes what is not old enough, so nothing is ordered. Stop that server and set its clock; \
-                 if this host's clock is wrong, set that one"
+                "the clock of the NATS server that leads stream {name} is {hours} h ahead of this \
+                 host's clock and of {other}. It deletes what is not old enough, so nothing is \
+                 ordered. Stop that server and set its clock; if this host's clock is wrong, set \
+                 that one"
             )
         });
         Err(why.clone())
     }
 
-    /// Takes note of a record, and of the servers' time.
+    /// Takes over a record and the servers' time after a check that found no loss.
     pub(super) fn learn(&mut self, record: &StoreRecord, now: Timestamp) {
         if self.seen.epoch != record.epoch {
             self.newest = Default::default();
         }
         let before = self.seen.in_epoch(record.epoch);
-        self.seen = Seen::of(record);
+        self.seen = Positions::of(record);
         for (seen, before) in self.seen.last.iter_mut().zip(before) {
             *seen = before.max(*seen);
         }
-        self.key_mark = record::oldest_key_mark(record, now);
+        self.key_mark = marks::oldest_key(record, now);
         self.remembers_since = Timestamp::from_millisecond(record.remembers_since_ms).ok();
         self.cells_lost = record.cells_lost;
         self.void_to = record.void_to;
@@ -172,19 +183,18 @@ impl Facts {
         self.compare_clocks(Timestamp::now().duration_since(now));
     }
 
-    /// Reports, once per change, by how much this host's clock is ahead of the servers'.
+    /// Logs, once per change, by how much this host's clock is ahead of the servers'.
     fn compare_clocks(&mut self, ahead: SignedDuration) {
         let is_off = ahead.abs() > CLOCK_TOLERANCE;
-        match (std::mem::replace(&mut self.clock_is_off, is_off), is_off) {
-            (false, true) if ahead.is_negative() => tracing::warn!(
-                by = format_args!("{:#}", ahead.abs()),
-                "the clock of the NATS servers is ahead of this host's. Set the wrong one. If it is a server's, stop that \
-                 server at once: it deletes by its own clock what is not old enough"
-            ),
-            (false, true) => tracing::warn!(
-                by = format_args!("{ahead:#}"),
-                "the clock of the NATS servers is behind this host's. Set the wrong one"
-            ),
+        match (mem::replace(&mut self.clock_is_off, is_off), is_off) {
+            (false, true) => {
+                let relation = if ahead.is_negative() { "ahead of" } else { "behind" };
+                tracing::warn!(
+                    by = format_args!("{:#}", ahead.abs()),
+                    "the clock of the NATS servers is {relation} this host's. Set the wrong one. \
+                     Stop a server that is ahead: it deletes what is not old enough"
+                );
+            }
             (true, false) => {
                 tracing::info!("the clocks of this host and of the NATS servers agree again");
             }
@@ -193,7 +203,7 @@ impl Facts {
     }
 
     /// A message was acknowledged or delivered.
-    pub(super) fn saw(&mut self, epoch: u64, stream: usize, message: Message) {
+    pub(super) fn saw(&mut self, epoch: u64, stream: usize, message: MessageId) {
         if self.seen.epoch != epoch {
             return;
         }
@@ -205,22 +215,21 @@ impl Facts {
     }
 
     /// The newest message of a stream that was acknowledged or delivered in an epoch.
-    pub(super) fn newest(&self, epoch: u64, stream: usize) -> Option<Message> {
+    pub(super) fn newest(&self, epoch: u64, stream: usize) -> Option<MessageId> {
         self.newest[stream].clone().filter(|_| self.seen.epoch == epoch)
     }
 
-    /// Where the stream of events ends, as far as is known.
+    /// The end of the stream of events, as far as it is known.
     pub(super) fn end(&self) -> Option<Position> {
-        let Seen { epoch, last } = self.seen;
+        let Positions { epoch, last } = self.seen;
         (epoch > 0).then_some(Position { epoch, sequence: last[EVENTS] })
     }
 
-    /// How long ago the servers stamped something. Before their time is known, everything is new.
+    /// The age of something that the servers stamped. Zero until their time is known.
     pub(super) fn age(&self, time: Timestamp) -> Duration {
         let Some((then, at)) = self.clock else { return Duration::ZERO };
-        let at_the_look = then.duration_since(time);
-        let elapsed = SignedDuration::try_from(at.elapsed()).unwrap_or_default();
-        at_the_look.saturating_add(elapsed).try_into().unwrap_or_default()
+        let age = then.duration_since(time).saturating_add(elapsed(at));
+        age.try_into().unwrap_or_default()
     }
 }
 

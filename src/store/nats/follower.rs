@@ -1,18 +1,18 @@
-//! A follower reads the stream of events through a consumer that it makes anew after whatever
-//! happens: a missed heartbeat, an error, an end, a gap in the deliveries.
+//! Follows the stream of events through a consumer that is made again after any problem: a missed
+//! heartbeat, an error, an end, a gap in the deliveries.
 //!
 //! Nothing is lost or repeated, because only the follower's own position counts: each consumer
-//! begins after it, what is not beyond it is dropped, and consumers number their deliveries. Before
-//! each one the stream is looked at: one that was made anew, or ends before the position, is
-//! another stream, and a consumer would say nothing of it. What a consumer says is left is what its
-//! server has, which may lag: that there is nothing more is the leader's word.
+//! starts after it, messages up to it are dropped, and consumers number their deliveries. Before
+//! each consumer the stream is checked: one that was made anew, or ends before the position, is
+//! another stream, which a consumer would not report. Only the leader knows that nothing more is to
+//! come; a consumer's server may lag.
 
-use std::{sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::{Info, LastRawMessageErrorKind, State, Stream},
+    stream::{Info, State},
 };
 use futures_util::{
     StreamExt as _,
@@ -25,103 +25,117 @@ use tokio::{
 };
 
 use super::{
-    Shared, There, facts, link::backoff, logs::timestamp, newest::id_of, record::EVENTS,
-    until_there,
+    Core,
+    availability::{StoreId, until_available},
+    facts::MessageId,
+    logs::timestamp,
+    record::EVENTS,
+    replaced::id_of,
 };
-use crate::store::{Entry, Followed, Lost, Position};
+use crate::{
+    backoff::backoff,
+    store::{Entry, Followed, Lost, Position},
+};
 
-/// What waits to be folded, in events and in bytes; beyond it NATS is not asked for more.
-const WAITING: usize = 256;
-const WAITING_BYTES: u32 = 16 * 1024 * 1024;
+/// The limits of what was read and not taken yet. Beyond them nothing more is requested.
+const QUEUE_EVENTS: usize = 256;
+const QUEUE_BYTES: u32 = 16 * 1024 * 1024;
 
-/// What NATS is asked for at once.
+/// The limits of one request to NATS.
 const BATCH: usize = 1_000;
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long NATS keeps such a question, and how often it says that it is still there.
-const ASKED_FOR: Duration = Duration::from_secs(10);
+/// How long NATS keeps a request, and how often it shows that it is alive.
+const REQUEST_EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// When NATS forgets a consumer that nobody uses any more.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(30);
+/// When NATS deletes a consumer that is not used.
+const INACTIVE_AFTER: Duration = Duration::from_secs(30);
 
-/// While events are known to be missing, none has to come for so long that the stream is looked at
-/// again.
+/// While events are to come, the stream is checked again if none arrives for so long.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
-/// Between two tries.
-const RETRY_LEAST: Duration = Duration::from_millis(200);
-const RETRY_MOST: Duration = Duration::from_secs(5);
+/// The back-off between two consumers.
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// After so long without one, a failure is the first of a row.
+/// After so long without a failure, the back-off starts anew.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// A stream ends before the position only if it does so often: a new leader may not have read all
-/// of its own log yet.
-const SHORT: usize = 6;
+/// How often in a row a stream must end before the position to count as another stream: a new
+/// leader may not have read its whole log yet.
+const SHORT_CHECKS: usize = 6;
 
-/// What waits to be folded, and its part of [`WAITING_BYTES`].
-type Waiting = (Followed, Option<OwnedSemaphorePermit>);
+/// An item for the reader, and its part of [`QUEUE_BYTES`].
+type Queued = (Followed, Option<OwnedSemaphorePermit>);
 
-struct Follower {
-    shared: Arc<Shared>,
-    sender: mpsc::Sender<Waiting>,
-    bytes: Arc<Semaphore>,
-    /// Which stream is followed; unknown until it was looked at.
+struct StreamFollower {
+    core: Arc<Core>,
+    sender: mpsc::Sender<Queued>,
+    queue_bytes: Arc<Semaphore>,
+    /// The epoch that is followed; unknown before the first check.
     epoch: Option<u64>,
-    /// Up to where everything was delivered.
+    /// The sequence up to which everything was delivered.
     position: u64,
-    /// Where the stream ended when it was first looked at, until that was delivered.
     catching_up: CatchUp,
-    /// Of the last event: times never go back.
+    /// The time of the last event. Times never go back.
     time: Timestamp,
     /// How often in a row the stream ended before the position.
     short: usize,
 }
 
+/// Whether the follower has delivered what was stored when it began.
 enum CatchUp {
+    /// The stream was not checked yet.
     Unknown,
+    /// The stream ended at this sequence.
     To(u64),
     Done,
 }
 
-/// Why a follower cannot go on with the consumer it has.
+/// Why a follower stops using its consumer.
 enum End {
     Lost(Lost),
-    /// Nobody listens any more.
-    Unheard,
-    Hiccup(String),
+    /// The reader is gone.
+    NoReader,
+    Retry(String),
 }
 
-pub(super) fn follow(shared: Arc<Shared>, after: Option<Position>) -> BoxStream<'static, Followed> {
-    let (sender, receiver) = mpsc::channel(WAITING);
-    let follower = Follower {
-        shared,
+impl End {
+    fn retry(why: impl Display) -> Self {
+        Self::Retry(why.to_string())
+    }
+}
+
+pub(super) fn follow(core: Arc<Core>, after: Option<Position>) -> BoxStream<'static, Followed> {
+    let (sender, receiver) = mpsc::channel(QUEUE_EVENTS);
+    let follower = StreamFollower {
+        core,
         sender,
-        bytes: waiting_bytes(),
+        queue_bytes: queue_bytes(),
         epoch: after.map(|after| after.epoch),
         position: after.map_or(0, |after| after.sequence),
         catching_up: CatchUp::Unknown,
         time: Timestamp::MIN,
         short: 0,
     };
-    // In a task of its own: a consumer that is not polled loses its heartbeats.
+    // In a task of its own: a consumer that is not polled misses its heartbeats.
     tokio::spawn(follower.run());
     stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?.0, receiver)) })
         .boxed()
 }
 
-fn waiting_bytes() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(WAITING_BYTES as usize))
+fn queue_bytes() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(QUEUE_BYTES as usize))
 }
 
-impl Follower {
+impl StreamFollower {
     async fn run(mut self) {
-        let (closed, unheard) = (self.shared.end.clone(), self.sender.clone());
+        let (end, sender) = (self.core.end.clone(), self.sender.clone());
         tokio::select! {
             () = self.follow() => {}
-            () = closed.cancelled() => {}
-            () = unheard.closed() => {}
+            () = end.cancelled() => {}
+            () = sender.closed() => {}
         }
     }
 
@@ -129,51 +143,44 @@ impl Follower {
         let mut failures = 0;
         loop {
             let began = Instant::now();
-            let why = match self.consume().await {
-                End::Unheard => return,
+            let Err(end) = self.consume().await;
+            let why = match end {
+                End::NoReader => return,
                 End::Lost(lost) => {
                     let _ = self.send(Followed::Lost(lost)).await;
                     return;
                 }
-                End::Hiccup(why) => why,
+                End::Retry(why) => why,
             };
             if began.elapsed() > STEADY {
                 failures = 0;
             }
-            // The first of a row is common, and mended at once.
+            // A single failure is common, and over at once.
             if failures == 1 {
-                tracing::warn!(why, "a follower waits for NATS");
+                tracing::warn!(why, "cannot follow the events on NATS; trying again");
             } else {
-                tracing::debug!(why, "a follower begins anew");
+                tracing::debug!(why, "following the events again");
             }
-            sleep(backoff(failures, RETRY_LEAST, RETRY_MOST)).await;
+            sleep(backoff(failures, RETRY_MIN, RETRY_MAX)).await;
             failures += 1;
         }
     }
 
-    /// Looks at the stream, makes a consumer and delivers what it gives, until something happens.
-    async fn consume(&mut self) -> End {
-        match self.try_consume().await {
-            Ok(never) => match never {},
-            Err(end) => end,
-        }
-    }
-
-    async fn try_consume(&mut self) -> Result<std::convert::Infallible, End> {
-        let hiccup = |error: &dyn std::fmt::Display| End::Hiccup(error.to_string());
-        let link = self.shared.follow_link.clone();
-        link.up().await;
-        let mut standing = self.shared.standing.subscribe();
-        let there = until_there(&mut standing).await.ok_or(End::Unheard)?;
-        let stream = link.context.get_stream(&self.shared.names.events).await.map_err(|error| {
+    /// Checks the stream, makes a consumer, and delivers its messages until there is a problem.
+    async fn consume(&mut self) -> Result<Infallible, End> {
+        let link = self.core.follow_link.clone();
+        link.connected().await;
+        let mut availability = self.core.availability.subscribe();
+        let id = until_available(&mut availability).await.ok_or(End::NoReader)?;
+        let stream = link.context.get_stream(&self.core.names.events).await.map_err(|error| {
             // It may be gone.
-            self.shared.look.notify_one();
-            hiccup(&error)
+            self.core.check_now.notify_one();
+            End::retry(error)
         })?;
-        self.check(there, created_ns(stream.cached_info()), &stream.cached_info().state)?;
-        if self.shared.is_other(&stream, there.epoch).await.map_err(|error| hiccup(&error))? {
-            self.shared.look.notify_one();
-            return Err(hiccup(&"the stream holds another event than before"));
+        self.check(id, created_ns(stream.cached_info()), &stream.cached_info().state)?;
+        if self.core.holds_another_event(&stream, id.epoch).await.map_err(End::retry)? {
+            self.core.check_now.notify_one();
+            return Err(End::retry("the stream holds another event than before"));
         }
         if stream.cached_info().state.messages == 0 {
             self.caught_up().await?;
@@ -184,11 +191,11 @@ impl Follower {
             ack_policy: AckPolicy::None,
             memory_storage: true,
             num_replicas: 1,
-            inactive_threshold: FORGOTTEN_AFTER,
+            inactive_threshold: INACTIVE_AFTER,
             ..pull::Config::default()
         });
-        let consumer = consumer.await.map_err(|error| hiccup(&error))?;
-        if consumer.cached_info().num_pending == 0 && self.is_at_the_end(&stream).await? {
+        let consumer = consumer.await.map_err(End::retry)?;
+        if consumer.cached_info().num_pending == 0 && self.is_at_the_end().await? {
             self.caught_up().await?;
         }
         let messages = consumer
@@ -196,42 +203,42 @@ impl Follower {
             .max_messages_per_batch(BATCH)
             .max_bytes_per_batch(BATCH_BYTES)
             .heartbeat(HEARTBEAT)
-            .expires(ASKED_FOR)
+            .expires(REQUEST_EXPIRES)
             .messages();
-        let mut messages = messages.await.map_err(|error| hiccup(&error))?;
+        let mut messages = messages.await.map_err(End::retry)?;
         let mut deliveries = 0;
         loop {
             let catching_up = !matches!(self.catching_up, CatchUp::Done);
             let message = tokio::select! {
                 message = messages.next() => message,
-                () = sleep(STALLED_AFTER), if catching_up => return Err(hiccup(&"no event comes")),
-                // The store may begin a new epoch, or may have lost something.
-                changed = standing.wait_for(|now| !now.is(there)) => {
+                () = sleep(STALLED_AFTER), if catching_up => {
+                    return Err(End::retry("no event arrives"));
+                }
+                // A new epoch may begin, or something may be lost.
+                changed = availability.wait_for(|now| !now.is(id)) => {
                     drop(changed);
-                    return Err(hiccup(&"the store is looked at"));
+                    return Err(End::retry("the store is being checked"));
                 }
             };
-            let message = message
-                .ok_or_else(|| hiccup(&"the consumer ended"))?
-                .map_err(|error| hiccup(&error))?;
-            self.deliver(message, &mut deliveries).await?;
+            let message = message.ok_or_else(|| End::retry("the consumer ended"))?;
+            self.deliver(message.map_err(End::retry)?, &mut deliveries).await?;
         }
     }
 
-    /// Is it the store that was followed before, and has it what comes next?
-    fn check(&mut self, there: There, created_ns: u64, state: &State) -> Result<(), End> {
-        if created_ns != there.created_ns {
-            self.shared.look.notify_one();
-            return Err(End::Hiccup("the stream was made anew".to_owned()));
+    /// Fails unless this is the stream that was followed before, and it has what comes next.
+    fn check(&mut self, id: StoreId, created_ns: u64, state: &State) -> Result<(), End> {
+        if created_ns != id.created_ns {
+            self.core.check_now.notify_one();
+            return Err(End::retry("the stream was made anew"));
         }
-        if *self.epoch.get_or_insert(there.epoch) != there.epoch {
+        if *self.epoch.get_or_insert(id.epoch) != id.epoch {
             return Err(End::Lost(Lost::Replaced));
         }
         if state.last_sequence < self.position {
             self.short += 1;
-            self.shared.look.notify_one();
-            return Err(if self.short < SHORT {
-                End::Hiccup("the stream ends before what was read".to_owned())
+            self.core.check_now.notify_one();
+            return Err(if self.short < SHORT_CHECKS {
+                End::retry("the stream ends before what was read")
             } else {
                 End::Lost(Lost::Replaced)
             });
@@ -246,29 +253,19 @@ impl Follower {
         Ok(())
     }
 
-    /// Whether nothing is to come before the end: it was delivered, has expired, or was deleted.
-    /// The leader knows.
-    async fn is_at_the_end(&self, stream: &Stream) -> Result<bool, End> {
+    /// Whether the leader has no event between the position and the end to catch up to. The last
+    /// events may have expired.
+    async fn is_at_the_end(&self) -> Result<bool, End> {
         let CatchUp::To(end) = self.catching_up else { return Ok(true) };
         if self.position >= end {
             return Ok(true);
         }
-        let events = self.shared.names.all_of(&self.shared.names.events);
-        match stream
-            .raw_message_builder()
-            .sequence(self.position + 1)
-            .next_by_subject(events)
-            .send()
-            .await
-        {
-            Ok(next) => Ok(next.sequence > end),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(true),
-            Err(error) => Err(End::Hiccup(error.to_string())),
-        }
+        let events = self.core.names.all_of(&self.core.names.events);
+        let next = self.core.next_event(self.position + 1, &events).await.map_err(End::retry)?;
+        Ok(next.is_none_or(|next| next.sequence > end))
     }
 
-    /// No event is to come before the end: says so, once. The position stays: it says what was
-    /// delivered, and nothing else does.
+    /// Delivers `CaughtUp`, once. Leaves the position, which counts only what was delivered.
     async fn caught_up(&mut self) -> Result<(), End> {
         if let CatchUp::To(end) = self.catching_up
             && let Some(epoch) = self.epoch
@@ -281,10 +278,10 @@ impl Follower {
     }
 
     async fn deliver(&mut self, message: Message, deliveries: &mut u64) -> Result<(), End> {
-        let info = message.info().map_err(|error| End::Hiccup(error.to_string()))?;
+        let info = message.info().map_err(End::retry)?;
         *deliveries += 1;
         if info.consumer_sequence != *deliveries {
-            return Err(End::Hiccup("the consumer skipped a delivery".to_owned()));
+            return Err(End::retry("the consumer skipped a delivery"));
         }
         let sequence = info.stream_sequence;
         if sequence > self.position {
@@ -295,18 +292,17 @@ impl Follower {
             }
             let time = timestamp(info.published.unix_timestamp_nanos()).unwrap_or(self.time);
             self.time = self.time.max(time);
-            if let Some(epoch) = self.epoch {
-                let id = id_of(message.headers.as_ref()).to_owned();
-                self.shared.facts().saw(epoch, EVENTS, facts::Message { sequence, id });
-            }
-            let names = &self.shared.names;
-            let position = Position { epoch: self.epoch.unwrap_or_default(), sequence };
+            let epoch = self.epoch.unwrap_or_default();
+            let id = id_of(message.headers.as_ref()).to_owned();
+            self.core.facts().saw(epoch, EVENTS, MessageId { sequence, id });
+            let position = Position { epoch, sequence };
+            let names = &self.core.names;
             if let Some(log) = names.to_log(&message.subject) {
                 let entry = Entry { position, time: self.time, event: message.message.payload };
                 self.send(Followed::Event(log, entry)).await?;
             } else {
                 if *message.subject != names.report() {
-                    tracing::warn!(sequence, "an event in no log; it is not one of ours");
+                    tracing::warn!(sequence, "ignoring an event that no gateway stored");
                 }
                 self.send(Followed::Skipped(position)).await?;
             }
@@ -319,15 +315,15 @@ impl Follower {
     }
 
     async fn send(&self, followed: Followed) -> Result<(), End> {
-        let room = match &followed {
+        let permit = match &followed {
             Followed::Event(_, entry) => {
-                let bytes = u32::try_from(entry.event.len()).unwrap_or(u32::MAX).min(WAITING_BYTES);
-                let room = Arc::clone(&self.bytes).acquire_many_owned(bytes).await;
-                Some(room.map_err(|_| End::Unheard)?)
+                let bytes = u32::try_from(entry.event.len()).unwrap_or(u32::MAX).min(QUEUE_BYTES);
+                let permit = Arc::clone(&self.queue_bytes).acquire_many_owned(bytes).await;
+                Some(permit.map_err(|_| End::NoReader)?)
             }
             Followed::CaughtUp(_) | Followed::Skipped(_) | Followed::Lost(_) => None,
         };
-        self.sender.send((followed, room)).await.map_err(|_| End::Unheard)
+        self.sender.send((followed, permit)).await.map_err(|_| End::NoReader)
     }
 }
 
@@ -342,16 +338,16 @@ mod tests {
     use super::*;
     use crate::{config::Config, store::nats::Nats};
 
-    /// One that follows a stream that ends at 3, whose consumer's server has only 1 so far.
-    async fn follower() -> (Nats, Follower, mpsc::Receiver<Waiting>) {
+    /// A follower of a stream that ends at 3.
+    async fn follower() -> (Nats, StreamFollower, mpsc::Receiver<Queued>) {
         let mut settings = Config::defaults().store.nats;
         settings.url = "nats://127.0.0.1:1".to_owned();
         let store = Nats::open(&settings, Duration::from_hours(1)).await.unwrap();
-        let (sender, receiver) = mpsc::channel(WAITING);
-        let follower = Follower {
-            shared: Arc::clone(&store.shared),
+        let (sender, receiver) = mpsc::channel(QUEUE_EVENTS);
+        let follower = StreamFollower {
+            core: Arc::clone(&store.core),
             sender,
-            bytes: waiting_bytes(),
+            queue_bytes: queue_bytes(),
             epoch: Some(1),
             position: 0,
             catching_up: CatchUp::To(3),
@@ -361,7 +357,7 @@ mod tests {
         (store, follower, receiver)
     }
 
-    fn message(follower: &Follower, sequence: u64, delivery: u64, left: u64) -> Message {
+    fn message(follower: &StreamFollower, sequence: u64, delivery: u64, left: u64) -> Message {
         let reply = format!("$JS.ACK.gw_events.c.1.{sequence}.{delivery}.1000.{left}");
         let subject: async_nats::Subject = "gw.ev.r.1".into();
         let message = async_nats::Message {
@@ -373,18 +369,19 @@ mod tests {
             description: None,
             length: 0,
         };
-        Message { message, context: follower.shared.follow_link.context.clone() }
+        Message { message, context: follower.core.follow_link.context.clone() }
     }
 
-    fn sequences(receiver: &mut mpsc::Receiver<Waiting>) -> Vec<String> {
-        let said = std::iter::from_fn(|| receiver.try_recv().ok());
-        said.map(|(said, _)| match said {
-            Followed::Event(_, entry) => entry.position.sequence.to_string(),
-            Followed::CaughtUp(position) => format!("caught up at {}", position.sequence),
-            Followed::Skipped(position) => format!("skipped {}", position.sequence),
-            Followed::Lost(lost) => format!("{lost:?}"),
-        })
-        .collect()
+    fn sequences(receiver: &mut mpsc::Receiver<Queued>) -> Vec<String> {
+        let items = std::iter::from_fn(|| receiver.try_recv().ok());
+        items
+            .map(|(item, _)| match item {
+                Followed::Event(_, entry) => entry.position.sequence.to_string(),
+                Followed::CaughtUp(position) => format!("caught up at {}", position.sequence),
+                Followed::Skipped(position) => format!("skipped {}", position.sequence),
+                Followed::Lost(lost) => format!("{lost:?}"),
+            })
+            .collect()
     }
 
     #[tokio::test]
@@ -416,7 +413,7 @@ mod tests {
         let waiting: Vec<_> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
         let events =
             waiting.iter().filter(|(waiting, _)| matches!(waiting, Followed::Event(..))).count();
-        assert_eq!(events, WAITING_BYTES as usize / LARGE);
+        assert_eq!(events, QUEUE_BYTES as usize / LARGE);
         // What was taken makes room.
         drop(waiting);
         let next = message(&follower, sequence + 1, sequence + 1, 0);
@@ -430,7 +427,7 @@ mod tests {
         let first = message(&follower, 1, 1, 2);
         assert!(follower.deliver(first, &mut deliveries).await.is_ok());
         let third = message(&follower, 3, 3, 0);
-        assert!(matches!(follower.deliver(third, &mut deliveries).await, Err(End::Hiccup(_))));
+        assert!(matches!(follower.deliver(third, &mut deliveries).await, Err(End::Retry(_))));
         assert_eq!(sequences(&mut receiver), ["1"]);
         assert_eq!(follower.position, 1);
     }

@@ -1,8 +1,8 @@
-//! Connections to NATS: how they are made, what is known about them, and what is said about them,
-//! once per change.
+//! Connections to NATS.
 //!
-//! A connection is made and made again for ever, in the background. Files are read for each
-//! attempt, so that credentials and certificates may change under a gateway.
+//! A connection is made in the background, and made again without end. Files with credentials are
+//! read for each attempt, so that they may change while the gateway runs. Problems are logged once
+//! per change.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -13,49 +13,48 @@ use async_nats::{
 use secrecy::ExposeSecret;
 use tokio::sync::watch;
 
-use super::names::Names;
-use crate::{config::NatsConfig, secret_file, store::StoreError};
+use super::names::NatsNames;
+use crate::{backoff::backoff, config::NatsConfig, secret_file, store::StoreError};
 
-pub(super) use crate::backoff::backoff;
-
-/// How long NATS may take for one answer, and for letting us in.
+/// The time limit for one answer of NATS, and for connecting.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
-/// A connection on which three in a row are not answered is given up: a frozen server holds its
-/// clients no longer.
+/// A connection on which three pings in a row stay unanswered is closed, so a server that hangs
+/// does not block its clients.
 const PING_EVERY: Duration = Duration::from_secs(2);
 
-/// Between two attempts at connecting.
-const RECONNECT_LEAST: Duration = Duration::from_millis(50);
-const RECONNECT_MOST: Duration = Duration::from_secs(2);
+/// The back-off between two attempts to connect.
+const RECONNECT_MIN: Duration = Duration::from_millis(50);
+const RECONNECT_MAX: Duration = Duration::from_secs(2);
 
-/// A connection, whatever becomes of it.
+/// A connection to NATS that is made again when it breaks.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) context: Context,
-    pub(super) state: watch::Receiver<State>,
+    pub(super) state: watch::Receiver<LinkState>,
 }
 
-/// Whether it is up, and the last thing NATS complained about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct State {
-    pub(super) up: bool,
-    /// How often it was made: whatever was known of the streams before counts no more.
-    pub(super) made: u64,
-    pub(super) complaint: Option<String>,
+pub(super) struct LinkState {
+    pub(super) connected: bool,
+    /// The number of this connection, from 1. What was known of the streams over an earlier one may
+    /// be outdated.
+    pub(super) number: u64,
+    /// The last error that NATS reported.
+    pub(super) error: Option<String>,
 }
 
 impl Link {
-    /// Returns at once, connected or not. `name` is what NATS shows of the connection.
+    /// Returns at once, connected or not. NATS shows `name` for the connection.
     pub(super) async fn new(
         settings: &NatsConfig,
-        names: &Names,
+        names: &NatsNames,
         name: &str,
     ) -> Result<Self, StoreError> {
-        let (told, state) = watch::channel(State::default());
-        let told = Arc::new(told);
-        let mut options = identified(settings);
+        let (sender, state) = watch::channel(LinkState::default());
+        let sender = Arc::new(sender);
+        let mut options = authenticated(settings);
         if !settings.ca_file.as_os_str().is_empty() {
             options = options.add_root_certificates(settings.ca_file.clone()).require_tls(true);
         }
@@ -73,7 +72,7 @@ impl Link {
             .ping_interval(PING_EVERY)
             .reconnect_delay_callback(reconnect_after)
             .event_callback(move |event| {
-                told.send_if_modified(|state| state.hear(&event));
+                sender.send_if_modified(|state| state.update(&event));
                 async {}
             })
             .connect(settings.servers())
@@ -83,55 +82,61 @@ impl Link {
         Ok(Self { client, context, state })
     }
 
-    /// Waits until it is up.
-    pub(super) async fn up(&self) {
-        // The sender lives as long as the client.
-        let _ = self.state.clone().wait_for(|state| state.up).await;
+    /// Waits until it is connected.
+    pub(super) async fn connected(&self) {
+        // Fails only if the client is gone.
+        let _ = self.state.clone().wait_for(|state| state.connected).await;
     }
 }
 
-impl State {
-    /// True if it is news.
-    fn hear(&mut self, event: &Event) -> bool {
+impl LinkState {
+    /// Returns whether anything changed.
+    fn update(&mut self, event: &Event) -> bool {
         let before = self.clone();
         match event {
-            Event::Connected => *self = Self { up: true, made: self.made + 1, complaint: None },
-            Event::Disconnected | Event::Closed => self.up = false,
+            Event::Connected => {
+                *self = Self { connected: true, number: self.number + 1, error: None };
+            }
+            Event::Disconnected | Event::Closed => self.connected = false,
             Event::LameDuckMode => {
-                tracing::info!("a NATS server is about to stop; going to another one");
+                tracing::info!("a NATS server is about to stop; connecting to another one");
             }
             Event::Draining => {}
-            Event::SlowConsumer(_) => tracing::warn!("NATS sends more than is taken"),
-            Event::ServerError(error) => self.complaint = Some(error.to_string()),
-            Event::ClientError(error) => self.complaint = Some(error.to_string()),
+            Event::SlowConsumer(_) => {
+                tracing::warn!("NATS sends messages faster than the gateway reads them");
+            }
+            Event::ServerError(error) => self.error = Some(error.to_string()),
+            Event::ClientError(error) => self.error = Some(error.to_string()),
         }
-        let news = *self != before;
-        if news
-            && self.up
-            && let Some(complaint) = &self.complaint
+        let changed = *self != before;
+        if changed
+            && self.connected
+            && let Some(error) = &self.error
         {
-            tracing::warn!(error = complaint, "NATS complains");
+            tracing::warn!(error, "NATS reports an error");
         }
-        news
+        changed
     }
 }
 
-/// Options with whatever proves who we are.
-fn identified(settings: &NatsConfig) -> ConnectOptions {
-    let named = |file: &Path| (!file.as_os_str().is_empty()).then(|| Arc::<Path>::from(file));
-    if let Some(file) = named(&settings.creds_file) {
-        return ConnectOptions::with_auth_callback(move |nonce| prove(Arc::clone(&file), nonce));
+/// Options with the configured credentials.
+fn authenticated(settings: &NatsConfig) -> ConnectOptions {
+    let file = |path: &Path| (!path.as_os_str().is_empty()).then(|| Arc::<Path>::from(path));
+    if let Some(creds) = file(&settings.creds_file) {
+        return ConnectOptions::with_auth_callback(move |nonce| sign(Arc::clone(&creds), nonce));
     }
-    match named(&settings.username_file).zip(named(&settings.password_file)) {
+    match file(&settings.username_file).zip(file(&settings.password_file)) {
         Some((username, password)) => ConnectOptions::with_auth_callback(move |_| {
-            introduce(Arc::clone(&username), Arc::clone(&password))
+            username_and_password(Arc::clone(&username), Arc::clone(&password))
         }),
         None => ConnectOptions::new(),
     }
 }
 
-/// User name and password, for servers that know users.
-async fn introduce(username: Arc<Path>, password: Arc<Path>) -> Result<Auth, AuthError> {
+async fn username_and_password(
+    username: Arc<Path>,
+    password: Arc<Path>,
+) -> Result<Auth, AuthError> {
     let secret = async |file: &Path| {
         let secret = secret_file::read(file).await.map_err(AuthError::new)?;
         Ok::<_, AuthError>(secret.expose_secret().to_owned())
@@ -142,9 +147,8 @@ async fn introduce(username: Arc<Path>, password: Arc<Path>) -> Result<Auth, Aut
     Ok(auth)
 }
 
-/// Who we are, from a credentials file: its token, and the proof that we have the key that belongs
-/// to it.
-async fn prove(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
+/// The token of a credentials file, and the nonce signed with its key.
+async fn sign(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     let text = secret_file::read_lines(&file).await.map_err(AuthError::new)?;
     let (token, seed) = credentials(text.expose_secret())
         .ok_or_else(|| AuthError::new(format!("{} holds no NATS credentials", file.display())))?;
@@ -155,7 +159,7 @@ async fn prove(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     Ok(auth)
 }
 
-/// Token and seed: what stands between the first and the second pair of ruled lines.
+/// The token and the seed: the texts inside the first and the second pair of ruled lines.
 fn credentials(text: &str) -> Option<(&str, &str)> {
     let mut inside = text.lines().map(str::trim).scan(0, |rules, line| {
         let rule = line.starts_with("---");
@@ -166,10 +170,9 @@ fn credentials(text: &str) -> Option<(&str, &str)> {
 }
 
 fn reconnect_after(attempt: usize) -> Duration {
-    if attempt <= 1 {
-        Duration::ZERO
-    } else {
-        backoff(attempt - 2, RECONNECT_LEAST, RECONNECT_MOST)
+    match attempt.checked_sub(2) {
+        Some(failures) => backoff(failures, RECONNECT_MIN, RECONNECT_MAX),
+        None => Duration::ZERO,
     }
 }
 
@@ -179,9 +182,11 @@ mod tests {
 
     #[test]
     fn credentials_are_found_in_what_nsc_writes() {
-        let file = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.c2ln\n------END NATS USER JWT------\n\n\
-                    ************************* IMPORTANT *************************\nNKEYs are secrets.\n\n\
-                    -----BEGIN USER NKEY SEED-----\r\nSUAIO3\r\n------END USER NKEY SEED------\n";
+        let file = "-----BEGIN NATS USER JWT-----\neyJ0.eyJq.c2ln\n\
+                    ------END NATS USER JWT------\n\n\
+                    ************************* IMPORTANT *************************\n\
+                    NKEYs are secrets.\n\n-----BEGIN USER NKEY SEED-----\r\nSUAIO3\r\n\
+                    ------END USER NKEY SEED------\n";
         assert_eq!(credentials(file), Some(("eyJ0.eyJq.c2ln", "SUAIO3")));
         assert_eq!(credentials("SUAIO3"), None);
     }
@@ -189,5 +194,6 @@ mod tests {
     #[test]
     fn the_first_reconnect_is_at_once() {
         assert_eq!(reconnect_after(1), Duration::ZERO);
+        assert!(reconnect_after(99) >= RECONNECT_MAX / 2);
     }
 }

@@ -1,26 +1,26 @@
-//! What things are called on NATS: streams, subjects and the tokens in them.
+//! Names of the streams and subjects on NATS.
 //!
-//! All begin with the prefix, so that several gateways can share an account. A token holds any
-//! name: letters, digits and hyphens stand for themselves, every other byte is `_` and two
-//! hexadecimal digits.
+//! All begin with the prefix, so that several deployments can share an account. A token of a
+//! subject holds any name: letters, digits and hyphens stand for themselves; every other byte is
+//! `_` and two hexadecimal digits.
 
 use std::fmt::Write as _;
 
-use crate::store::{CellLife, CellName, LogClass, LogName};
+use crate::store::{CellLife, CellName, LogName};
 
-/// The streams and subjects of one gateway.
+/// The names of the streams and subjects of one deployment.
 #[derive(Debug, Clone)]
-pub(super) struct Names {
-    /// Logs, for as long as events are kept.
+pub(super) struct NatsNames {
+    /// The stream of logs.
     pub(super) events: String,
-    /// Permanent cells.
+    /// The stream of permanent cells.
     pub(super) cells: String,
-    /// Retained cells.
+    /// The stream of retained cells.
     pub(super) keys: String,
     prefix: String,
 }
 
-impl Names {
+impl NatsNames {
     pub(super) fn new(prefix: &str) -> Self {
         let stream = |kind| format!("{prefix}_{kind}");
         Self {
@@ -31,27 +31,28 @@ impl Names {
         }
     }
 
-    /// The streams, in the order in which they are told apart everywhere.
+    /// The streams, in the order of [`EVENTS`](super::record::EVENTS) and so on.
     pub(super) fn streams(&self) -> [&str; 3] {
         [&self.events, &self.cells, &self.keys]
     }
 
-    /// What a stream takes.
+    /// The wildcard subject of a stream.
     pub(super) fn all_of(&self, stream: &str) -> String {
-        let Self { prefix, .. } = self;
-        match stream {
-            stream if stream == self.events => format!("{prefix}.ev.>"),
-            stream if stream == self.cells => format!("{prefix}.cell.>"),
-            _ => format!("{prefix}.key.>"),
-        }
+        let kind = match stream {
+            stream if stream == self.events => "ev",
+            stream if stream == self.cells => "cell",
+            _ => "key",
+        };
+        format!("{}.{kind}.>", self.prefix)
     }
 
-    /// On which gateways ask each other for the record. No stream takes it.
+    /// The subject on which a gateway that starts asks the running ones for the record. No stream
+    /// stores it.
     pub(super) fn record_requests(&self) -> String {
         format!("{}.record", self.prefix)
     }
 
-    /// The newest message of this subject, which is no log, is the report.
+    /// The subject of reports, in the stream of events. It is no log.
     pub(super) fn report(&self) -> String {
         format!("{}.ev.store", self.prefix)
     }
@@ -60,24 +61,16 @@ impl Names {
         format!("_INBOX.{}", self.prefix)
     }
 
+    /// The subject of a log.
     pub(super) fn log(&self, log: &LogName) -> String {
-        let class = match log.class {
-            LogClass::Request => 'r',
-            LogClass::Order => 'o',
-        };
-        format!("{}.ev.{class}.{}", self.prefix, token(&log.id))
+        let log = LogName { class: log.class, id: token(&log.id) };
+        format!("{}.ev.{}", self.prefix, log.encode())
     }
 
-    /// The log that a subject of the stream of events stands for.
+    /// The log of a subject; `None` if the subject is not that of a log.
     pub(super) fn to_log(&self, subject: &str) -> Option<LogName> {
-        let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(".ev.")?;
-        let (class, id) = rest.split_once('.')?;
-        let class = match class {
-            "r" => LogClass::Request,
-            "o" => LogClass::Order,
-            _ => return None,
-        };
-        Some(LogName { class, id: name(id)? })
+        let log = LogName::decode(subject.strip_prefix(&self.prefix)?.strip_prefix(".ev.")?)?;
+        Some(LogName { class: log.class, id: name(&log.id)? })
     }
 
     /// The stream and the subject of a cell.
@@ -99,7 +92,7 @@ fn token(name: &str) -> String {
             write!(token, "_{byte:02x}").expect("writing to a String does not fail");
         }
     }
-    // A token has at least one character; no name begins so.
+    // NATS allows no empty token, and no name encodes to a single `_`.
     if token.is_empty() { "_".to_owned() } else { token }
 }
 
@@ -109,14 +102,10 @@ fn name(token: &str) -> Option<String> {
     }
     let mut bytes = Vec::with_capacity(token.len());
     let mut rest = token.bytes();
+    let digit = |byte: u8| u8::try_from(char::from(byte).to_digit(16)?).ok();
     while let Some(byte) = rest.next() {
         bytes.push(match byte {
-            b'_' => {
-                let digit = |byte: u8| {
-                    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
-                };
-                16 * digit(rest.next()?)? + digit(rest.next()?)?
-            }
+            b'_' => 16 * digit(rest.next()?)? + digit(rest.next()?)?,
             byte if byte.is_ascii_alphanumeric() || byte == b'-' => byte,
             _ => return None,
         });
@@ -132,7 +121,7 @@ mod tests {
 
     #[test]
     fn subjects_are_readable() {
-        let names = Names::new("gw");
+        let names = NatsNames::new("gw");
         assert_eq!(names.log(&LogName::request("24da9f9c-1")), "gw.ev.r.24da9f9c-1");
         assert_eq!(
             names.cell(&CellName::permanent("guard/a.b")),
@@ -143,8 +132,8 @@ mod tests {
     }
 
     #[test]
-    fn foreign_subjects_are_no_logs() {
-        let names = Names::new("gw");
+    fn other_subjects_are_no_logs() {
+        let names = NatsNames::new("gw");
         for foreign in [
             "gw",
             "gw.ev.r",
@@ -162,10 +151,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_name_has_a_token_of_its_own(id: String, other: String) {
-            let names = Names::new("gw");
+            let names = NatsNames::new("gw");
             let log = LogName::order(&id);
             let subject = names.log(&log);
-            prop_assert!(subject.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)));
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            prop_assert!(subject.bytes().all(is_plain));
             prop_assert_eq!(names.to_log(&subject), Some(log));
             prop_assert_eq!(token(&id) == token(&other), id == other);
         }

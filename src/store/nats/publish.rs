@@ -1,50 +1,56 @@
-//! One message into a stream, what it means when that fails, and how often it is tried.
+//! Publishes one message to a stream, and decides from the answer whether it was stored.
 //!
-//! The answer to "was it stored" is yes, certainly not, or unknown. A message is repeated, with the
-//! same id, until the answer is clear.
+//! The answer is yes, certainly not, or unknown. A message is repeated with the same id until the
+//! answer is clear.
 
 use std::{error::Error as _, time::Duration};
 
 use async_nats::jetstream::{
-    self, ErrorCode,
-    context::{PublishError, PublishErrorKind},
-    message::PublishMessage,
-    publish::PublishAck,
+    self, ErrorCode, context::PublishErrorKind, message::PublishMessage, publish::PublishAck,
 };
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-use super::{Shared, link::backoff, record::EVENTS};
-use crate::store::StoreError;
+use super::{Core, record::EVENTS};
+use crate::{backoff::backoff, store::StoreError};
 
-/// How long an append or a swap is repeated before it is given up: longer than it takes to elect a
-/// leader.
+/// How long an append or a swap is repeated; longer than the election of a leader takes.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
-/// Between two tries of the same.
-pub(super) const RETRY_LEAST: Duration = Duration::from_millis(20);
-pub(super) const RETRY_MOST: Duration = Duration::from_millis(500);
+/// The back-off between two attempts.
+pub(super) const RETRY_MIN: Duration = Duration::from_millis(20);
+pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
 
-/// Why there was no acknowledgement.
+/// Why a message was not acknowledged.
 #[derive(Debug)]
-pub(super) enum Failure {
-    /// Certainly not stored, and it would not be if it were repeated.
+pub(super) enum WriteError {
+    /// Not stored, and repeating it would not help.
     Refused(StoreError),
-    /// Somebody else was first.
+    /// Not stored: the last message of the subject is not the expected one.
     Conflict,
-    /// Not even tried: NATS has been away for a while.
+    /// Not sent: NATS has been away for a while.
     Away(StoreError),
-    /// Certainly not stored; there is no stream or no leader now.
+    /// Not stored: the stream has no leader now, or does not exist.
     NotStored(String),
     /// May be stored, now or a little later.
     Unknown(String),
 }
 
-/// Tries until there is a clear answer, or until time is up. What may be stored is worth waiting
-/// for NATS to come back.
-pub(super) async fn settle<T, F: Future<Output = Result<T, Failure>>>(
-    shared: &Shared,
+impl WriteError {
+    pub(super) fn not_stored(error: impl std::fmt::Display) -> Self {
+        Self::NotStored(error.to_string())
+    }
+
+    pub(super) fn unknown(error: impl std::fmt::Display) -> Self {
+        Self::Unknown(error.to_string())
+    }
+}
+
+/// Repeats a write until the answer is clear, or for [`PUBLISH_WITHIN`]. It also waits for NATS to
+/// come back if the message may be stored.
+pub(super) async fn until_clear<T, F: Future<Output = Result<T, WriteError>>>(
+    core: &Core,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, StoreError> {
     let until = Instant::now() + PUBLISH_WITHIN;
@@ -53,22 +59,22 @@ pub(super) async fn settle<T, F: Future<Output = Result<T, Failure>>>(
     loop {
         let why = match attempt().await {
             Ok(done) => return Ok(done),
-            Err(Failure::Refused(error)) => return Err(error),
-            Err(Failure::Away(error)) if !may_be_stored => return Err(error),
-            Err(Failure::Away(error)) => error.to_string(),
-            Err(Failure::Conflict) => "somebody else is being stored".to_owned(),
-            Err(Failure::NotStored(why)) => {
-                // Is there a stream at all?
-                shared.look.notify_one();
+            Err(WriteError::Refused(error)) => return Err(error),
+            Err(WriteError::Away(error)) if !may_be_stored => return Err(error),
+            Err(WriteError::Away(error)) => error.to_string(),
+            Err(WriteError::Conflict) => "another message is being stored".to_owned(),
+            Err(WriteError::NotStored(why)) => {
+                // The stream may be gone.
+                core.check_now.notify_one();
                 why
             }
-            Err(Failure::Unknown(why)) => {
+            Err(WriteError::Unknown(why)) => {
                 may_be_stored = true;
                 why
             }
         };
-        let again = Instant::now() + backoff(failures, RETRY_LEAST, RETRY_MOST);
-        if again > until || shared.end.is_cancelled() {
+        let again = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
+        if again > until || core.end.is_cancelled() {
             return Err(if may_be_stored {
                 StoreError::Ambiguous(why)
             } else {
@@ -80,54 +86,54 @@ pub(super) async fn settle<T, F: Future<Output = Result<T, Failure>>>(
     }
 }
 
-/// `bytes`: how large the payload is.
+/// Publishes a message in one attempt. `bytes`: the size of its payload.
 pub(super) async fn publish(
-    shared: &Shared,
+    core: &Core,
     subject: String,
     message: PublishMessage,
     bytes: usize,
-) -> Result<PublishAck, Failure> {
-    let acknowledged = match shared.link.context.send_publish(subject, message).await {
+) -> Result<PublishAck, WriteError> {
+    let acknowledged = match core.link.context.send_publish(subject, message).await {
         Ok(acknowledgement) => acknowledgement.await,
         Err(error) => Err(error),
     };
-    match &acknowledged {
+    let error = match acknowledged {
         Ok(stored) => {
-            let is_event = stored.stream == shared.names.streams()[EVENTS];
-            shared.room.stored(bytes, is_event && !stored.duplicate);
+            let is_event = stored.stream == core.names.streams()[EVENTS];
+            core.space.stored(bytes, is_event && !stored.duplicate);
+            return Ok(stored);
         }
-        Err(error) => {
-            if let Some(why) = lacks_storage(error) {
-                shared.room.refused(bytes, why);
-            } else if error.kind() == PublishErrorKind::TimedOut {
-                shared.room.unacknowledged();
-            }
-        }
+        Err(error) => error,
+    };
+    let answer: Option<&jetstream::Error> =
+        error.source().and_then(<dyn std::error::Error>::downcast_ref);
+    if let Some(answer) = answer.filter(|answer| is_full(answer.error_code())) {
+        core.space.refused(bytes, answer.to_string());
+    } else if error.kind() == PublishErrorKind::TimedOut {
+        core.space.unacknowledged();
     }
-    acknowledged.map_err(|error| match error.kind() {
-        // "No responders": the stream has no leader, or does not exist.
-        PublishErrorKind::StreamNotFound => Failure::NotStored("no stream takes it now".to_owned()),
-        PublishErrorKind::WrongLastSequence => Failure::Conflict,
-        PublishErrorKind::MaxPayloadExceeded => Failure::Refused(StoreError::TooLarge(bytes)),
+    Err(match error.kind() {
+        // NATS reports "no responders" if the stream has no leader or does not exist.
+        PublishErrorKind::StreamNotFound => {
+            WriteError::NotStored("no stream takes it now".to_owned())
+        }
+        PublishErrorKind::WrongLastSequence => WriteError::Conflict,
+        PublishErrorKind::MaxPayloadExceeded => WriteError::Refused(StoreError::TooLarge(bytes)),
         PublishErrorKind::MaxAckPending | PublishErrorKind::WrongLastMessageId => {
-            Failure::NotStored(error.to_string())
+            WriteError::not_stored(error)
         }
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => {
-            Failure::Unknown(error.to_string())
-        }
-        PublishErrorKind::Other => {
-            match error.source().and_then(<dyn std::error::Error>::downcast_ref) {
-                Some(answer) => refused(answer, bytes),
-                None => Failure::Unknown(error.to_string()),
-            }
-        }
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => WriteError::unknown(error),
+        PublishErrorKind::Other => match answer {
+            Some(answer) => refused(answer, bytes),
+            None => WriteError::unknown(error),
+        },
     })
 }
 
-/// Publishes, in one try, the message of a subject that comes after the one with this sequence (0:
-/// none). Returns its sequence; `None`: another gateway was first.
+/// Publishes, in one attempt, the message of a subject that follows the one with the sequence
+/// `expected` (0: there is none). Returns its sequence; `None`: another gateway was first.
 pub(super) async fn publish_next(
-    shared: &Shared,
+    core: &Core,
     subject: String,
     expected: u64,
     value: Bytes,
@@ -138,19 +144,13 @@ pub(super) async fn publish_next(
         .payload(value)
         .message_id(Uuid::new_v4().to_string())
         .expected_last_subject_sequence(expected);
-    match publish(shared, subject, message, bytes).await {
+    match publish(core, subject, message, bytes).await {
         Ok(stored) => Ok(Some(stored.sequence)),
-        Err(Failure::Conflict) => Ok(None),
-        Err(Failure::Refused(error) | Failure::Away(error)) => Err(error),
-        Err(Failure::NotStored(why)) => Err(StoreError::Unavailable(why)),
-        Err(Failure::Unknown(why)) => Err(StoreError::Ambiguous(why)),
+        Err(WriteError::Conflict) => Ok(None),
+        Err(WriteError::Refused(error) | WriteError::Away(error)) => Err(error),
+        Err(WriteError::NotStored(why)) => Err(StoreError::Unavailable(why)),
+        Err(WriteError::Unknown(why)) => Err(StoreError::Ambiguous(why)),
     }
-}
-
-/// Whether the servers refused for lack of storage, and what they said.
-fn lacks_storage(error: &PublishError) -> Option<String> {
-    let answer: &jetstream::Error = error.source()?.downcast_ref()?;
-    is_full(answer.error_code()).then(|| answer.to_string())
 }
 
 fn is_full(code: ErrorCode) -> bool {
@@ -164,14 +164,16 @@ fn is_full(code: ErrorCode) -> bool {
     )
 }
 
-/// An answer of the stream that is no acknowledgement: it did not store.
-fn refused(error: &jetstream::Error, bytes: usize) -> Failure {
+/// What an error that the stream answers means. It stored nothing.
+fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
     match error.error_code() {
-        code if is_full(code) => Failure::Refused(StoreError::Full(error.to_string())),
-        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => Failure::Refused(StoreError::TooLarge(bytes)),
-        ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => Failure::Conflict,
-        // The same id is being stored this very moment.
-        ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => Failure::Unknown(error.to_string()),
-        _ => Failure::NotStored(error.to_string()),
+        code if is_full(code) => WriteError::Refused(StoreError::Full(error.to_string())),
+        ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
+            WriteError::Refused(StoreError::TooLarge(bytes))
+        }
+        ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => WriteError::Conflict,
+        // A message with the same id is being stored.
+        ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => WriteError::unknown(error),
+        _ => WriteError::not_stored(error),
     }
 }

@@ -1,190 +1,175 @@
-//! What the streams have to hold, and what they forgot. No I/O.
+//! What the streams must hold, and what they lost. No I/O.
 //!
-//! The record is a permanent cell, shared by all replicas, with a copy among the retained cells.
-//! Each replica also keeps one in memory, with everything it has seen since: a stream that goes
-//! back while gateways run is noticed even if the record went back with it.
+//! The record is a permanent cell that all replicas share, with a copy among the retained cells.
+//! Each replica also has one in memory, with everything it has seen since. So it notices a stream
+//! that was put back to an older copy, even if the record went back, too.
 //!
-//! Sequences never fall, no permanent cell goes away, and a *mark* is there until it may expire by
-//! age. An event mark is the sequence of an event. A key mark is a retained cell that nobody swaps.
-//! Where a mark is missing, somebody purged.
+//! Sequences never fall, permanent cells are never deleted, and a *mark* exists until it may have
+//! expired. An event mark is the sequence of an event. A key mark is a retained cell that is never
+//! swapped. A missing mark means that somebody purged.
 //!
 //! The record is written before the marks, so a mark without a record is what a purge left. Events
-//! and reports (see `reports`) tell how far the cells were when they were sent, so cells that were
-//! put back are noticed even if the record and its copy went back with them.
+//! and reports (see `reports`) tell how far the cells were when they were sent. They reveal cells
+//! that were put back together with the record and its copy.
 
-use std::{collections::BTreeSet, time::Duration};
+pub(super) mod marks;
+
+use std::{collections::BTreeSet, mem, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{facts::Message, names::Names, streams::Found};
+use super::{facts::MessageId, names::NatsNames, streams::StreamInfo};
 use crate::{
-    proto::storage::{StoreLoss, StoreMark, StoreRecord, StoreStream},
-    store::CellName,
+    proto::storage::{StoreLoss, StoreRecord, StoreStream},
+    store::{CELL_FORMAT, CellName},
 };
 
-/// Format of the cell.
-pub(super) const FORMAT: u32 = 1;
+/// The number of accepted losses that are kept.
+const MAX_LOSSES: usize = 16;
 
-/// Accepted losses that are kept.
-const KEPT_LOSSES: usize = 16;
+/// The number of permanent cells that the record lists. Further ones are refused. A store has two
+/// for each set of credentials, one for each account and up to a thousand for quarantined
+/// callbacks.
+pub(super) const MAX_CELLS: usize = 4_096;
 
-/// Marks that are kept of a kind.
-const KEPT_MARKS: usize = 256;
-
-/// A mark is set each time that this part of the retention has passed, and is expected until this
-/// part is left of it.
-const MARKS_PER_RETENTION: u32 = 64;
-
-/// Permanent cells that are kept at most, and that the record lists. A store has two for each set
-/// of credentials, one for each account and up to a thousand for the quarantine of callbacks.
-/// Further ones are refused.
-pub(super) const MOST_CELLS: usize = 4_096;
-
-/// Missing cells that a sentence names.
+/// The number of missing cells that a sentence names.
 const NAMED_CELLS: usize = 3;
 
-/// The streams, in the order of every array of three.
+/// The index of each stream in every array of three.
 pub(super) const EVENTS: usize = 0;
 pub(super) const CELLS: usize = 1;
 pub(super) const KEYS: usize = 2;
 
-/// What one look at the streams found, in the order of [`EVENTS`], [`CELLS`], [`KEYS`]; `None`:
-/// there is none.
-pub(super) type Streams = [Option<Found>; 3];
+/// The streams that one check found; `None`: there is no such stream.
+pub(super) type Streams = [Option<StreamInfo>; 3];
 
-/// The record's own cell.
+/// The cell of the record.
 pub(super) fn cell() -> CellName {
     CellName::permanent("store")
 }
 
-/// A copy of the record among the retained cells: it tells when the record itself was lost or put
-/// back.
+/// The cell of the copy, which shows that the record itself was lost or put back.
 pub(super) fn copy() -> CellName {
     CellName::retained("store-record")
 }
 
-/// The permanent cell that nobody swaps.
+/// A permanent cell that is never swapped.
 pub(super) fn cells_mark() -> CellName {
     CellName::permanent("store-mark")
 }
 
-/// A retained cell that nobody swaps.
-pub(super) fn key_mark(number: u64) -> CellName {
-    CellName::retained(format!("store-mark/{number}"))
-}
-
-/// Something that a stream forgot.
+/// A loss of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Forgotten {
-    /// Which stream.
+pub(super) struct StreamLoss {
     pub(super) stream: usize,
-    /// In a sentence, without an end point.
+    /// In a sentence, without a full stop.
     pub(super) what: String,
     /// What the stream holds now may be older than what it held before.
     pub(super) is_older: bool,
 }
 
-impl Forgotten {
-    fn new(names: &Names, stream: usize, what: &str) -> Self {
+impl StreamLoss {
+    fn new(names: &NatsNames, stream: usize, what: &str) -> Self {
         Self { stream, what: format!("stream {} {what}", names.streams()[stream]), is_older: false }
     }
 
-    pub(super) fn older(names: &Names, stream: usize, what: &str) -> Self {
+    pub(super) fn older(names: &NatsNames, stream: usize, what: &str) -> Self {
         Self { is_older: true, ..Self::new(names, stream, what) }
     }
 }
 
-/// All of it in one sentence.
-pub(super) fn sentence(forgotten: &[Forgotten]) -> String {
-    forgotten.iter().map(|one| one.what.as_str()).collect::<Vec<_>>().join("; ")
+/// All losses in one sentence.
+pub(super) fn sentence(losses: &[StreamLoss]) -> String {
+    losses.iter().map(|loss| loss.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
-/// What streams without a record, seen by a process that remembers nothing, are.
+/// What streams are that have no record, to a process that knows nothing.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unrecorded {
     /// Nothing was ever stored.
     New,
-    /// An older gateway, which writes no record, has used them.
+    /// Used by an older gateway, which writes no record.
     Older,
-    Forgotten(Vec<Forgotten>),
+    Lost(Vec<StreamLoss>),
 }
 
-pub(super) fn unrecorded(names: &Names, found: &Streams) -> Unrecorded {
-    if found.iter().flatten().all(|stream| stream.last_sequence == 0) {
+pub(super) fn unrecorded(names: &NatsNames, found: &Streams) -> Unrecorded {
+    if found.iter().flatten().all(|stream| stream.state.last_seq == 0) {
         return Unrecorded::New;
     }
-    let deleted = missing(names, found);
+    let deleted = deleted(names, found);
     if !deleted.is_empty() {
-        return Unrecorded::Forgotten(deleted);
+        return Unrecorded::Lost(deleted);
     }
-    // A gateway that has been ready has written at least one permanent cell.
     match &found[CELLS] {
         // Only gateways that write a record set the mark.
-        Some(cells) if cells.subjects.contains(&names.cell(&cells_mark()).1) => {
-            Unrecorded::Forgotten(vec![
-                no_record(names, CELLS, &cell()),
-                no_record(names, KEYS, &copy()),
+        Some(cells) if cells.state.subjects.contains_key(&names.cell(&cells_mark()).1) => {
+            Unrecorded::Lost(vec![
+                StreamLoss::new(names, CELLS, &no_longer_holds(&[&names.cell(&cell()).1])),
+                StreamLoss::new(names, KEYS, &no_longer_holds(&[&names.cell(&copy()).1])),
             ])
         }
-        Some(cells) if cells.messages > 0 => Unrecorded::Older,
-        _ => Unrecorded::Forgotten(vec![Forgotten::new(names, CELLS, "was purged")]),
+        // A gateway that has been ready has written at least one permanent cell.
+        Some(cells) if cells.state.messages > 0 => Unrecorded::Older,
+        _ => Unrecorded::Lost(vec![StreamLoss::new(names, CELLS, "was purged")]),
     }
 }
 
-fn no_record(names: &Names, stream: usize, cell: &CellName) -> Forgotten {
-    Forgotten::new(names, stream, &no_longer_holds(&[&names.cell(cell).1]))
+fn deleted(names: &NatsNames, found: &Streams) -> Vec<StreamLoss> {
+    let missing = (0..found.len()).filter(|stream| found[*stream].is_none());
+    missing.map(|stream| StreamLoss::new(names, stream, "was deleted")).collect()
 }
 
-fn missing(names: &Names, found: &Streams) -> Vec<Forgotten> {
-    let missing = found.iter().enumerate().filter(|(_, found)| found.is_none());
-    missing.map(|(stream, _)| Forgotten::new(names, stream, "was deleted")).collect()
+/// Whether the marks that must exist do exist.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Marks {
+    /// The permanent cell that is never swapped.
+    pub(super) cells: bool,
+    /// The oldest retained cell that cannot have expired.
+    pub(super) keys: bool,
 }
 
-/// What the streams forgot of what is known. `seen` are the last sequences that this process knew
-/// of before it looked, `marks` says whether the cells that must be there are: the permanent one,
-/// and the oldest retained one.
-pub(super) fn forgotten(
-    names: &Names,
+/// What the streams lost of what is known. `seen`: the last sequences that this process knew before
+/// it inspected the streams.
+pub(super) fn losses(
+    names: &NatsNames,
     known: &StoreRecord,
     seen: [u64; 3],
     found: &Streams,
     marks: Marks,
-) -> Vec<Forgotten> {
-    let mut forgotten = missing(names, found);
+) -> Vec<StreamLoss> {
+    let mut losses = deleted(names, found);
     let missing_cells = missing_cells(known, found[CELLS].as_ref());
     for (stream, found) in found.iter().enumerate() {
         let (Some(found), Some(known)) = (found, streams(known)[stream]) else { continue };
         let last = known.last_sequence.max(seen[stream]);
-        forgotten.push(if found.created_ns != known.created_ns {
-            Forgotten::older(names, stream, "was deleted and made anew")
-        } else if found.last_sequence < last {
-            let now = found.last_sequence;
+        losses.push(if found.created_ns() != known.created_ns {
+            StreamLoss::older(names, stream, "was deleted and made anew")
+        } else if found.state.last_seq < last {
+            let now = found.state.last_seq;
             let what =
                 format!("ended at {last} and now ends at {now}: it was put back to an older copy");
-            Forgotten::older(names, stream, &what)
+            StreamLoss::older(names, stream, &what)
         } else if stream == CELLS && !missing_cells.is_empty() {
-            Forgotten::new(names, stream, &no_longer_holds(&missing_cells))
-        } else if stream == CELLS && found.messages < known.messages {
-            let (before, now) = (known.messages, found.messages);
-            Forgotten::new(
-                names,
-                stream,
-                &format!("held {before} cells and now holds {now}: it was purged"),
-            )
+            StreamLoss::new(names, stream, &no_longer_holds(&missing_cells))
+        } else if stream == CELLS && found.state.messages < known.messages {
+            let (before, now) = (known.messages, found.state.messages);
+            let what = format!("held {before} cells and now holds {now}: it was purged");
+            StreamLoss::new(names, stream, &what)
         } else {
             continue;
         });
     }
     let mut purged = |stream: usize, what: &str| {
-        if !forgotten.iter().any(|one| one.stream == stream) {
-            forgotten.push(Forgotten::new(names, stream, what));
+        if !losses.iter().any(|loss| loss.stream == stream) {
+            losses.push(StreamLoss::new(names, stream, what));
         }
     };
     if let Some(events) = &found[EVENTS]
-        && required(&known.event_marks, events.now).any(|mark| mark.number < events.first_sequence)
+        && marks::required(&known.event_marks, events.now)
+            .any(|mark| mark.number < events.state.first_seq)
     {
-        let end = events.first_sequence - 1;
-        purged(EVENTS, &format!("was purged up to {end}"));
+        purged(EVENTS, &format!("was purged up to {}", events.state.first_seq - 1));
     }
     if !marks.cells {
         purged(CELLS, "was purged");
@@ -192,17 +177,17 @@ pub(super) fn forgotten(
     if !marks.keys {
         purged(KEYS, "was purged");
     }
-    forgotten
+    losses
 }
 
-/// The recorded cells that are not in their stream.
-fn missing_cells<'a>(known: &'a StoreRecord, found: Option<&Found>) -> Vec<&'a str> {
+/// The subjects of the recorded cells that are not in their stream.
+fn missing_cells<'a>(known: &'a StoreRecord, found: Option<&StreamInfo>) -> Vec<&'a str> {
     let Some(found) = found else { return Vec::new() };
     let subjects = known.cell_subjects.iter().map(String::as_str);
-    subjects.filter(|subject| !found.subjects.contains(*subject)).collect()
+    subjects.filter(|subject| !found.state.subjects.contains_key(*subject)).collect()
 }
 
-/// What a stream is said to have forgotten that lost these cells.
+/// The loss of the cells with these subjects, without the stream's name.
 pub(super) fn no_longer_holds(subjects: &[&str]) -> String {
     let named = &subjects[..subjects.len().min(NAMED_CELLS)];
     let more = match subjects.len() - named.len() {
@@ -212,65 +197,31 @@ pub(super) fn no_longer_holds(subjects: &[&str]) -> String {
     format!("no longer holds {}{more}: it was purged", named.join(", "))
 }
 
-/// Whether the marks that must be there are; true also where there is none yet.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Marks {
-    pub(super) cells: bool,
-    pub(super) keys: bool,
-}
-
 pub(super) fn streams(record: &StoreRecord) -> [Option<&StoreStream>; 3] {
     [record.events.as_ref(), record.cells.as_ref(), record.keys.as_ref()]
 }
 
-/// Whether the cells are still in the stream that the record tells of.
+fn streams_mut(record: &mut StoreRecord) -> [&mut StoreStream; 3] {
+    [&mut record.events, &mut record.cells, &mut record.keys].map(Option::get_or_insert_default)
+}
+
+/// Whether the stream of cells is the one that the record describes.
 pub(super) fn describes_cells(record: &StoreRecord, found: &Streams) -> bool {
     match (&record.cells, &found[CELLS]) {
-        (Some(known), Some(found)) => known.created_ns == found.created_ns,
+        (Some(known), Some(found)) => known.created_ns == found.created_ns(),
         _ => false,
     }
 }
 
-/// The marks that cannot have expired yet.
-fn required(marks: &[StoreMark], now: Timestamp) -> impl Iterator<Item = &StoreMark> {
-    let now = now.as_millisecond();
-    marks.iter().filter(move |mark| {
-        let slack = mark.keep_ms / u64::from(MARKS_PER_RETENTION);
-        let until = mark.time_ms.saturating_add_unsigned(mark.keep_ms.saturating_sub(slack));
-        now < until
-    })
-}
-
-/// The oldest key mark that cannot have expired yet.
-pub(super) fn oldest_key_mark(known: &StoreRecord, now: Timestamp) -> Option<CellName> {
-    required(&known.key_marks, now).next().map(|mark| key_mark(mark.number))
-}
-
-/// Whether it is time for another mark.
-pub(super) fn mark_is_due(marks: &[StoreMark], now: Timestamp, keep: Duration) -> bool {
-    let every = millis(keep / MARKS_PER_RETENTION);
-    marks
-        .last()
-        .is_none_or(|last| last.time_ms.saturating_add_unsigned(every) <= now.as_millisecond())
-}
-
-pub(super) fn mark(number: u64, time: Timestamp, keep: Duration) -> StoreMark {
-    StoreMark { number, time_ms: time.as_millisecond(), keep_ms: millis(keep) }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A record of streams that nothing was lost of so far.
-pub(super) fn first(found: &[Found; 3], remembers_since: Timestamp) -> StoreRecord {
-    let stream = |found: &Found| {
-        Some(StoreStream { created_ns: found.created_ns, ..StoreStream::default() })
+/// The record of streams that have lost nothing so far.
+pub(super) fn first(found: &[StreamInfo; 3], remembers_since: Timestamp) -> StoreRecord {
+    let stream = |found: &StreamInfo| {
+        Some(StoreStream { created_ns: found.created_ns(), ..StoreStream::default() })
     };
     let [events, cells, keys] = found;
     StoreRecord {
-        version: FORMAT,
-        epoch: events.created_ns,
+        version: CELL_FORMAT,
+        epoch: events.created_ns(),
         made_time_ms: remembers_since.as_millisecond(),
         remembers_since_ms: remembers_since.as_millisecond(),
         events: stream(events),
@@ -280,21 +231,21 @@ pub(super) fn first(found: &[Found; 3], remembers_since: Timestamp) -> StoreReco
     }
 }
 
-/// What becomes of the permanent cells when an operator accepts a loss.
+/// What an accepted loss means for the permanent cells.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CellsAfter {
-    /// Some may be gone.
+    /// Some may be lost.
     pub(super) lost: bool,
-    /// Those that are there may come from a backup.
+    /// Those that exist may come from a backup.
     pub(super) older: bool,
 }
 
-/// The record after an operator accepted a loss: it begins anew with what the streams hold now.
-/// `latest`: the last epoch that anything stored tells of.
+/// The record after an operator accepted a loss. It begins anew with what the streams hold.
+/// `latest`: the highest epoch in anything stored.
 pub(super) fn accepted(
     before: Option<&StoreRecord>,
     latest: u64,
-    found: &[Found; 3],
+    found: &[StreamInfo; 3],
     what: String,
     after: CellsAfter,
 ) -> StoreRecord {
@@ -304,12 +255,11 @@ pub(super) fn accepted(
     record.epoch = record.epoch.max(now_ns).max(latest + 1);
     record.cells_lost = after.lost;
     if after.older {
-        record.void_to = found[CELLS].last_sequence;
+        record.void_to = found[CELLS].state.last_seq;
     }
     if let Some(before) = before {
-        let same_stream =
-            before.cells.as_ref().is_some_and(|cells| cells.created_ns == found[CELLS].created_ns);
-        if same_stream {
+        let created = |record: &StoreRecord| record.cells.as_ref().map(|cells| cells.created_ns);
+        if created(before) == created(&record) {
             record.void_to = record.void_to.max(before.void_to);
         }
         record.epoch = record.epoch.max(before.epoch + 1);
@@ -318,26 +268,20 @@ pub(super) fn accepted(
         record.losses.clone_from(&before.losses);
     }
     record.losses.push(StoreLoss { time_ms: now.as_millisecond(), what });
-    let surplus = record.losses.len().saturating_sub(KEPT_LOSSES);
+    let surplus = record.losses.len().saturating_sub(MAX_LOSSES);
     record.losses.drain(..surplus);
     record
 }
 
-/// Adds what another copy of the same epoch knows.
+/// Adds what another record of the same epoch knows.
 pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
-    let pairs = [
-        (&mut known.events, &other.events),
-        (&mut known.cells, &other.cells),
-        (&mut known.keys, &other.keys),
-    ];
-    for (known, other) in pairs {
-        if let (Some(known), Some(other)) = (known, other) {
-            known.last_sequence = known.last_sequence.max(other.last_sequence);
-            known.messages = known.messages.max(other.messages);
-            if other.replaced_sequence > 0 {
-                known.replaced_sequence = other.replaced_sequence;
-                known.replaced_id.clone_from(&other.replaced_id);
-            }
+    for (known, other) in streams_mut(known).into_iter().zip(streams(other)) {
+        let Some(other) = other else { continue };
+        known.last_sequence = known.last_sequence.max(other.last_sequence);
+        known.messages = known.messages.max(other.messages);
+        if other.replaced_sequence > 0 {
+            known.replaced_sequence = other.replaced_sequence;
+            known.replaced_id.clone_from(&other.replaced_id);
         }
     }
     for (known, other) in
@@ -351,31 +295,29 @@ pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
     add_cells(known, other.cell_subjects.iter());
 }
 
-/// The subjects that nobody can add are left out: see [`MOST_CELLS`].
+/// Adds subjects of cells, up to [`MAX_CELLS`].
 fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a String>) {
-    let mut cells: BTreeSet<String> =
-        std::mem::take(&mut known.cell_subjects).into_iter().collect();
+    let mut cells: BTreeSet<String> = mem::take(&mut known.cell_subjects).into_iter().collect();
     for subject in subjects {
-        if cells.len() < MOST_CELLS {
+        if cells.len() < MAX_CELLS {
             cells.insert(subject.clone());
         }
     }
     known.cell_subjects = cells.into_iter().collect();
 }
 
-/// The messages in whose places the streams hold others.
-pub(super) fn replaced(record: &StoreRecord) -> [Option<Message>; 3] {
+/// The messages of which the record says that the streams hold others in their places.
+pub(super) fn replaced(record: &StoreRecord) -> [Option<MessageId>; 3] {
     streams(record).map(|stream| {
         let StoreStream { replaced_sequence: sequence, replaced_id: id, .. } = stream?;
-        (*sequence > 0).then(|| Message { sequence: *sequence, id: id.clone() })
+        (*sequence > 0).then(|| MessageId { sequence: *sequence, id: id.clone() })
     })
 }
 
 /// Adds that a stream holds another message in the place of this one.
-pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: Message) {
-    let streams = [&mut known.events, &mut known.cells, &mut known.keys];
-    let stream = streams.into_iter().nth(stream).expect("there are three").get_or_insert_default();
-    (stream.replaced_sequence, stream.replaced_id) = (message.sequence, message.id);
+pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: MessageId) {
+    let known = streams_mut(known).into_iter().nth(stream).expect("there are three");
+    (known.replaced_sequence, known.replaced_id) = (message.sequence, message.id);
 }
 
 /// Which streams end before what is known. Nothing is written to them: they would grow until they
@@ -384,7 +326,7 @@ pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
     let known = streams(known);
     [EVENTS, CELLS, KEYS].map(|stream| match (known[stream], &found[stream]) {
         (Some(known), Some(found)) => {
-            known.created_ns == found.created_ns && found.last_sequence < known.last_sequence
+            known.created_ns == found.created_ns() && found.state.last_seq < known.last_sequence
         }
         _ => false,
     })
@@ -396,53 +338,31 @@ pub(super) fn positions(record: &StoreRecord) -> StoreRecord {
     StoreRecord { version, epoch, events, cells, keys, ..StoreRecord::default() }
 }
 
-/// Adds the last sequences that were seen.
+/// Adds last sequences that were seen.
 pub(super) fn saw(known: &mut StoreRecord, seen: [u64; 3]) {
-    let streams = [&mut known.events, &mut known.cells, &mut known.keys];
-    for (known, seen) in streams.into_iter().zip(seen) {
-        let known = known.get_or_insert_default();
+    for (known, seen) in streams_mut(known).into_iter().zip(seen) {
         known.last_sequence = known.last_sequence.max(seen);
     }
 }
 
-/// Adds what was found, which has forgotten nothing.
-pub(super) fn observe(names: &Names, known: &mut StoreRecord, found: &[Found; 3], keep: Duration) {
+/// Adds what streams hold that have lost nothing.
+pub(super) fn observe(
+    names: &NatsNames,
+    known: &mut StoreRecord,
+    found: &[StreamInfo; 3],
+    retention: Duration,
+) {
     let now = found[EVENTS].now;
-    for marks in [&mut known.event_marks, &mut known.key_marks] {
-        let required: Vec<_> = required(marks, now).copied().collect();
-        let surplus = required.len().saturating_sub(KEPT_MARKS);
-        *marks = required[surplus..].to_vec();
-    }
-    let streams = [&mut known.events, &mut known.cells, &mut known.keys];
-    for (stream, (known, found)) in streams.into_iter().zip(found).enumerate() {
-        let known = known.get_or_insert_default();
-        known.last_sequence = known.last_sequence.max(found.last_sequence);
-        if stream == CELLS {
-            known.messages = known.messages.max(found.messages);
-        }
-    }
+    marks::drop_expired(&mut known.event_marks, now);
+    marks::drop_expired(&mut known.key_marks, now);
+    saw(known, found.each_ref().map(|stream| stream.state.last_seq));
+    let cells = known.cells.get_or_insert_default();
+    cells.messages = cells.messages.max(found[CELLS].state.messages);
     let own = [cell(), cells_mark()].map(|cell| names.cell(&cell).1);
-    add_cells(known, found[CELLS].subjects.iter().filter(|subject| !own.contains(subject)));
-    if mark_is_due(&known.event_marks, now, keep)
-        && let Some(next) = next_event_mark(known, &found[EVENTS], keep)
-    {
-        known.event_marks.push(next);
+    add_cells(known, found[CELLS].state.subjects.keys().filter(|subject| !own.contains(subject)));
+    if marks::is_due(&known.event_marks, now, retention) {
+        marks::add_event(&mut known.event_marks, &found[EVENTS], retention);
     }
-}
-
-/// The oldest event where there is no mark yet and it does not expire soon, otherwise the newest
-/// one. In an empty stream it is the one to come.
-fn next_event_mark(known: &StoreRecord, events: &Found, keep: Duration) -> Option<StoreMark> {
-    let first = mark(events.first_sequence, events.first_time, keep);
-    let first_counts = required(&[first], events.now).next().is_some();
-    let next = if events.messages == 0 {
-        mark(events.last_sequence + 1, events.now, keep)
-    } else if known.event_marks.is_empty() && first_counts {
-        first
-    } else {
-        mark(events.last_sequence, events.last_time, keep)
-    };
-    known.event_marks.last().is_none_or(|newest| newest.number < next.number).then_some(next)
 }
 
 #[cfg(test)]

@@ -1,15 +1,10 @@
-//! The three streams: looked at, compared with what a gateway needs, made for a new store, never
-//! changed.
+//! The three streams: made for a new store, inspected, and compared with what a gateway needs.
+//! Never changed.
 //!
-//! A stream that is not what a gateway needs (one that drops its oldest events, or answers from a
-//! replica that lags) would break promises without a word, so that it is refused in one, which
-//! names what is wrong with it.
+//! A stream with other settings is refused, and the error names each difference: a stream that
+//! drops its oldest events, for example, would break promises unnoticed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -23,42 +18,70 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     link::Link,
-    names::Names,
+    names::NatsNames,
     record::{EVENTS, Streams},
 };
 use crate::{
     config::NatsConfig,
-    store::{Loss, MAX_EVENT_BYTES},
+    store::{Loss, MAX_EVENT_BYTES, StoreError},
 };
 
-/// The oldest server that does all that is needed.
-const SERVER: (i64, i64, i64) = (2, 12, 0);
+/// The oldest server that has every feature that is needed.
+const MIN_SERVER: (i64, i64, i64) = (2, 12, 0);
 
-/// What a message is larger than its event: subject and headers.
-const AROUND_AN_EVENT: usize = 4 * 1024;
+/// What a message has in addition to its event, in bytes: subject and headers.
+const MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;
 
-/// How long NATS remembers the ids of events, so that an append may be repeated.
-const REMEMBERED: Duration = Duration::from_mins(2);
+/// How long NATS remembers message ids. An append is repeated with its id for a shorter time.
+const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
 /// Why the streams cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Hindrance {
-    /// It may pass.
+pub(super) enum StreamsError {
+    /// It may recover without action.
     Away(String),
-    /// Somebody has to change something.
+    /// An operator has to change something.
     Wrong(String),
-    /// The streams forgot something. An operator has to accept it.
+    /// The streams lost something. An operator has to accept it.
     Lost(Loss),
 }
 
-/// What the streams of a gateway must be.
-#[derive(Debug, Clone)]
-pub(super) struct Wanted(pub(super) [Config; 3]);
+impl StreamsError {
+    pub(super) fn away(error: impl fmt::Display) -> Self {
+        Self::Away(error.to_string())
+    }
+}
 
-impl Wanted {
-    pub(super) fn new(names: &Names, settings: &NatsConfig, retention: Duration) -> Self {
-        let common = |name: &String| Config {
+impl From<StoreError> for StreamsError {
+    fn from(error: StoreError) -> Self {
+        Self::away(error)
+    }
+}
+
+impl From<StreamsError> for StoreError {
+    fn from(error: StreamsError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl fmt::Display for StreamsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away(why) | Self::Wrong(why) => f.write_str(why),
+            Self::Lost(loss) => write!(f, "it lost something: {}", loss.what),
+        }
+    }
+}
+
+/// The configurations that the streams must have.
+#[derive(Debug, Clone)]
+pub(super) struct StreamConfigs(pub(super) [Config; 3]);
+
+impl StreamConfigs {
+    pub(super) fn new(names: &NatsNames, settings: &NatsConfig, retention: Duration) -> Self {
+        let common = |name: &String, kind| Config {
             name: name.clone(),
+            description: Some(format!("thingspace-gateway: {kind}")),
             subjects: vec![names.all_of(name)],
             storage: StorageType::File,
             num_replicas: settings.replicas,
@@ -68,135 +91,105 @@ impl Wanted {
             max_messages: -1,
             max_messages_per_subject: -1,
             max_consumers: -1,
-            duplicate_window: REMEMBERED.min(retention),
+            duplicate_window: DUPLICATE_WINDOW.min(retention),
             ..Config::default()
         };
         let events = Config {
-            description: Some("thingspace-gateway: events".to_owned()),
             max_age: retention,
             max_bytes: i64::try_from(settings.max_bytes).unwrap_or(i64::MAX),
-            // Reads may ask any replica; they ask the leader for what that one has not seen.
+            // A read may ask any replica. It asks the leader for what that replica may lack.
             allow_direct: true,
-            ..common(&names.events)
+            ..common(&names.events, "events")
         };
-        let cells = Config {
-            description: Some("thingspace-gateway: cells".to_owned()),
-            max_messages_per_subject: 1,
-            ..common(&names.cells)
-        };
+        let cells = Config { max_messages_per_subject: 1, ..common(&names.cells, "cells") };
         let keys = Config {
-            description: Some("thingspace-gateway: cells that expire".to_owned()),
             max_age: retention,
             max_messages_per_subject: 1,
-            ..common(&names.keys)
+            ..common(&names.keys, "cells that expire")
         };
         Self([events, cells, keys])
     }
 
     /// How long events and retained cells are kept.
-    pub(super) fn keep(&self) -> Duration {
+    pub(super) fn retention(&self) -> Duration {
         self.0[EVENTS].max_age
     }
 }
 
-/// What a look found of a stream.
-#[derive(Debug, Clone)]
-pub(super) struct Found {
+/// A stream, as its leader describes it. The client's own type lacks the server's time.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct StreamInfo {
     pub(super) config: Config,
-    /// Unix time in nanoseconds.
-    pub(super) created_ns: u64,
-    pub(super) messages: u64,
-    pub(super) bytes: u64,
-    pub(super) first_sequence: u64,
-    pub(super) first_time: Timestamp,
-    pub(super) last_sequence: u64,
-    pub(super) last_time: Timestamp,
-    /// The subjects of its messages, where they were asked for.
-    pub(super) subjects: BTreeSet<String>,
-    /// When the server answered, by its own clock.
+    pub(super) created: Timestamp,
+    pub(super) state: StreamState,
+    /// The server's time.
+    #[serde(rename = "ts")]
     pub(super) now: Timestamp,
 }
 
-/// Which subjects the server lists; `None`: none.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct StreamState {
+    pub(super) messages: u64,
+    pub(super) bytes: u64,
+    pub(super) first_seq: u64,
+    #[serde(rename = "first_ts")]
+    pub(super) first_time: Timestamp,
+    pub(super) last_seq: u64,
+    #[serde(rename = "last_ts")]
+    pub(super) last_time: Timestamp,
+    /// The number of messages per subject; empty unless [`ALL_SUBJECTS`] were requested.
+    #[serde(default)]
+    pub(super) subjects: BTreeMap<String, u64>,
+}
+
+impl StreamInfo {
+    /// Unix time in nanoseconds.
+    pub(super) fn created_ns(&self) -> u64 {
+        u64::try_from(self.created.as_nanosecond()).unwrap_or_default()
+    }
+}
+
 #[derive(Clone, Copy, Serialize)]
-struct Question {
+struct InfoRequest {
+    /// Which subjects the server lists; `None`: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     subjects_filter: Option<&'static str>,
 }
 
-/// Permanent cells are listed one by one, because each of them must stay.
-const ALL_SUBJECTS: Question = Question { subjects_filter: Some(">") };
-const NO_SUBJECTS: Question = Question { subjects_filter: None };
+/// For permanent cells, because each of them must stay.
+const ALL_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: Some(">") };
+const NO_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: None };
 
-/// The server's answer. The client's own type leaves out its time.
-#[derive(Deserialize)]
-struct Answer {
-    config: Config,
-    created: Timestamp,
-    state: Held,
-    ts: Timestamp,
-}
-
-#[derive(Deserialize)]
-struct Held {
-    messages: u64,
-    bytes: u64,
-    first_seq: u64,
-    first_ts: Timestamp,
-    last_seq: u64,
-    last_ts: Timestamp,
-    /// With the number of messages of each.
-    #[serde(default)]
-    subjects: BTreeMap<String, u64>,
-}
-
-impl From<Answer> for Found {
-    fn from(Answer { config, created, state, ts }: Answer) -> Self {
-        Self {
-            config,
-            created_ns: u64::try_from(created.as_nanosecond()).unwrap_or_default(),
-            messages: state.messages,
-            bytes: state.bytes,
-            first_sequence: state.first_seq,
-            first_time: state.first_ts,
-            last_sequence: state.last_seq,
-            last_time: state.last_ts,
-            subjects: state.subjects.into_keys().collect(),
-            now: ts,
-        }
-    }
-}
-
-/// Whether the servers can do what is needed.
-pub(super) fn check_server(link: &Link) -> Result<(), Hindrance> {
+/// Fails if the server lacks a feature or takes only small messages.
+pub(super) fn check_server(link: &Link) -> Result<(), StreamsError> {
     let server = link.client.server_info();
-    let (major, minor, patch) = SERVER;
+    let (major, minor, patch) = MIN_SERVER;
     if !link.client.is_server_compatible(major, minor, patch) {
         let found = server.version;
-        return Err(Hindrance::Wrong(format!(
+        return Err(StreamsError::Wrong(format!(
             "NATS server {found} is too old; {major}.{minor}.{patch} is the oldest"
         )));
     }
-    let most = MAX_EVENT_BYTES + AROUND_AN_EVENT;
-    if server.max_payload < most {
+    let min = MAX_EVENT_BYTES + MESSAGE_OVERHEAD_BYTES;
+    if server.max_payload < min {
         let found = server.max_payload;
-        return Err(Hindrance::Wrong(format!(
-            "NATS takes messages of {found} bytes; set max_payload to at least {most}"
+        return Err(StreamsError::Wrong(format!(
+            "NATS takes messages of {found} bytes; set max_payload to at least {min}"
         )));
     }
     Ok(())
 }
 
-/// Looks at the streams, and compares their settings.
-pub(super) async fn look(link: &Link, wanted: &Wanted) -> Result<Streams, Hindrance> {
-    let [events, cells, keys] = &wanted.0;
+/// Gets the state of the streams. Fails if one has other settings than it must have.
+pub(super) async fn inspect(link: &Link, configs: &StreamConfigs) -> Result<Streams, StreamsError> {
+    let [events, cells, keys] = &configs.0;
     let found = try_join!(
-        get(link, events, NO_SUBJECTS),
-        get(link, cells, ALL_SUBJECTS),
-        get(link, keys, NO_SUBJECTS)
+        info(link, events, NO_SUBJECTS),
+        info(link, cells, ALL_SUBJECTS),
+        info(link, keys, NO_SUBJECTS)
     )?;
     let found = [found.0, found.1, found.2];
-    for (wanted, found) in wanted.0.iter().zip(&found) {
+    for (wanted, found) in configs.0.iter().zip(&found) {
         if let Some(found) = found {
             compare(wanted, &found.config)?;
         }
@@ -205,45 +198,52 @@ pub(super) async fn look(link: &Link, wanted: &Wanted) -> Result<Streams, Hindra
 }
 
 /// Makes the streams that are missing.
-pub(super) async fn make(link: &Link, wanted: &Wanted, found: &Streams) -> Result<(), Hindrance> {
-    for (wanted, found) in wanted.0.iter().zip(found) {
+pub(super) async fn make_missing(
+    link: &Link,
+    configs: &StreamConfigs,
+    found: &Streams,
+) -> Result<(), StreamsError> {
+    for (config, found) in configs.0.iter().zip(found) {
         if found.is_none() {
-            create(link, wanted).await?;
+            create(link, config).await?;
         }
     }
     Ok(())
 }
 
-/// What its leader says of a stream.
-async fn get(link: &Link, wanted: &Config, question: Question) -> Result<Option<Found>, Hindrance> {
-    let name = &wanted.name;
-    let asked = link.context.request(format!("STREAM.INFO.{name}"), &question).await;
-    match asked.map_err(|error| Hindrance::Away(format!("stream {name}: {error}")))? {
-        Response::Ok::<Answer>(answer) => Ok(Some(answer.into())),
+async fn info(
+    link: &Link,
+    config: &Config,
+    request: InfoRequest,
+) -> Result<Option<StreamInfo>, StreamsError> {
+    let name = &config.name;
+    let away = |error: &dyn fmt::Display| StreamsError::Away(format!("stream {name}: {error}"));
+    let response = link.context.request(format!("STREAM.INFO.{name}"), &request).await;
+    match response.map_err(|error| away(&error))? {
+        Response::Ok(info) => Ok(Some(info)),
         Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-        Response::Err { error } => Err(Hindrance::Away(format!("stream {name}: {error}"))),
+        Response::Err { error } => Err(away(&error)),
     }
 }
 
-async fn create(link: &Link, wanted: &Config) -> Result<(), Hindrance> {
-    let name = &wanted.name;
-    match link.context.create_stream(wanted.clone()).await {
+async fn create(link: &Link, config: &Config) -> Result<(), StreamsError> {
+    let name = &config.name;
+    match link.context.create_stream(config.clone()).await {
         Ok(_) => {
-            tracing::info!(stream = name, replicas = wanted.num_replicas, "made a stream");
+            tracing::info!(stream = name, replicas = config.num_replicas, "made a stream");
             Ok(())
         }
         Err(error) => Err(match error.kind() {
-            CreateStreamErrorKind::JetStream(why) if needs_somebody(&why) => {
-                Hindrance::Wrong(format!("stream {name} cannot be made: {why}"))
+            CreateStreamErrorKind::JetStream(why) if needs_operator(&why) => {
+                StreamsError::Wrong(format!("stream {name} cannot be made: {why}"))
             }
-            // Somebody else may have made it in the meantime, with other limits; the next look
-            // tells.
-            _ => Hindrance::Away(format!("stream {name} cannot be made: {error}")),
+            // Another gateway may just have made it. The next check finds it.
+            _ => StreamsError::Away(format!("stream {name} cannot be made: {error}")),
         }),
     }
 }
 
-fn needs_somebody(error: &jetstream::Error) -> bool {
+fn needs_operator(error: &jetstream::Error) -> bool {
     matches!(
         error.error_code(),
         ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
@@ -259,52 +259,37 @@ fn needs_somebody(error: &jetstream::Error) -> bool {
     )
 }
 
-/// All that differs and matters, in one error.
-fn compare(wanted: &Config, found: &Config) -> Result<(), Hindrance> {
+/// Fails with all differences that matter.
+fn compare(wanted: &Config, found: &Config) -> Result<(), StreamsError> {
+    let (wanted, found) = (with_plain_limits(wanted), with_plain_limits(found));
     let mut wrong = Vec::new();
-    let mut check = |field: &str, wanted: &dyn fmt::Debug, found: &dyn fmt::Debug, same: bool| {
-        if !same {
-            wrong.push(format!("{field} is {found:?}, must be {wanted:?}"));
-        }
-    };
     macro_rules! same {
-        ($($field:ident),+) => {$(
-            check(stringify!($field), &wanted.$field, &found.$field, wanted.$field == found.$field);
+        ($($field:ident)+) => {$(
+            if wanted.$field != found.$field {
+                let (field, wanted, found) = (stringify!($field), &wanted.$field, &found.$field);
+                wrong.push(format!("{field} is {found:?}, must be {wanted:?}"));
+            }
         )+};
     }
     same!(
-        subjects,
-        storage,
-        num_replicas,
-        retention,
-        discard,
-        max_age,
-        max_bytes,
-        allow_direct,
-        sealed,
-        no_ack
+        subjects storage num_replicas retention discard max_age max_bytes allow_direct sealed no_ack
+        discard_new_per_subject duplicate_window mirror sources subject_transform allow_message_ttl
+        max_messages max_messages_per_subject max_consumers max_message_size
     );
-    same!(
-        discard_new_per_subject,
-        duplicate_window,
-        mirror,
-        sources,
-        subject_transform,
-        allow_message_ttl
-    );
-    // 0 says the same as -1.
-    let unlimited = |limit: i64| if limit <= 0 { -1 } else { limit };
-    macro_rules! limit {
-        ($($field:ident),+) => {$({
-            let (wanted, found) = (unlimited(wanted.$field.into()), unlimited(found.$field.into()));
-            check(stringify!($field), &wanted, &found, wanted == found);
-        })+};
-    }
-    limit!(max_messages, max_messages_per_subject, max_consumers, max_message_size);
     if wrong.is_empty() {
         return Ok(());
     }
-    Err(Hindrance::Wrong(format!("stream {}: {}", found.name, wrong.join("; "))))
+    Err(StreamsError::Wrong(format!("stream {}: {}", found.name, wrong.join("; "))))
+}
+
+/// The same limits, with -1 for every unlimited one. 0 means unlimited, too.
+fn with_plain_limits(config: &Config) -> Config {
+    let mut config = config.clone();
+    macro_rules! plain {
+        ($($limit:ident)+) => {$(if config.$limit <= 0 { config.$limit = -1 })+};
+    }
+    plain!(max_messages max_messages_per_subject max_consumers max_message_size);
+    config
 }
 
 #[cfg(test)]
@@ -314,11 +299,12 @@ mod tests {
     #[test]
     fn what_differs_is_named_with_both_values() {
         let settings = crate::config::Config::defaults().store.nats;
-        let names = Names::new(&settings.prefix);
-        let Wanted([events, cells, _]) = Wanted::new(&names, &settings, Duration::from_hours(24));
+        let names = NatsNames::new(&settings.prefix);
+        let StreamConfigs([events, cells, _]) =
+            StreamConfigs::new(&names, &settings, Duration::from_hours(24));
         assert_eq!(compare(&events, &events), Ok(()));
         let lossy = Config { discard: DiscardPolicy::Old, num_replicas: 1, ..events.clone() };
-        let Err(Hindrance::Wrong(why)) = compare(&events, &lossy) else { panic!("accepted") };
+        let Err(StreamsError::Wrong(why)) = compare(&events, &lossy) else { panic!("accepted") };
         assert_eq!(
             why,
             "stream gw_events: num_replicas is 1, must be 3; discard is Old, must be New"

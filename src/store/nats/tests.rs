@@ -18,10 +18,10 @@ use crate::store::contract;
 
 const KEEP: Duration = Duration::from_hours(1);
 
-/// How long a test waits for what must happen.
+/// The time limit of what must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// For one server alone.
+/// Settings for a single server.
 fn settings(url: &str) -> NatsConfig {
     let mut settings = crate::config::Config::defaults().store.nats;
     url.clone_into(&mut settings.url);
@@ -29,7 +29,7 @@ fn settings(url: &str) -> NatsConfig {
     settings
 }
 
-/// A server of its own, and a store in it that can be used.
+/// A server, and a store on it that can be used.
 async fn new() -> (NatsServer, Arc<dyn Store>) {
     let server = NatsServer::start().await;
     let store = open(&server).await;
@@ -46,7 +46,7 @@ async fn timeout<F: Future>(what: F) -> F::Output {
     tokio::time::timeout(DEADLINE, what).await.expect("it did not happen in time")
 }
 
-/// Waits until the store says that it lost something, and returns what.
+/// Waits until the store reports a loss, and returns what was lost.
 async fn noticed_loss(store: &dyn Store) -> String {
     let noticed = async {
         loop {
@@ -59,7 +59,7 @@ async fn noticed_loss(store: &dyn Store) -> String {
     timeout(noticed).await
 }
 
-/// Not the store's own connection, and without its means.
+/// A connection of its own, which shares nothing with the store.
 async fn admin(server: &NatsServer) -> jetstream::Context {
     jetstream::new(async_nats::connect(server.url()).await.unwrap())
 }
@@ -148,7 +148,7 @@ async fn too_old() {
     contract::too_old(&store, expired).await;
 }
 
-/// The stream is as large as it may be; with what was in it gone, it takes events again.
+/// A stream at its limit takes events again after a purge.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn full() {
     const BYTES: u64 = 16 * 1024 * 1024;
@@ -164,7 +164,7 @@ async fn full() {
     };
     let free = async || {
         let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
-        stream.purge().filter(store.shared.names.log(&other)).await.unwrap();
+        stream.purge().filter(store.core.names.log(&other)).await.unwrap();
     };
     contract::full(&store, fill, free).await;
 }

@@ -1,32 +1,37 @@
-use super::*;
+use std::collections::BTreeMap;
+
+use super::{super::streams::StreamState, *};
 
 const KEEP: Duration = Duration::from_hours(24);
 
-fn names() -> Names {
-    Names::new("gw")
+fn names() -> NatsNames {
+    NatsNames::new("gw")
 }
 
 fn at(hours: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_hours(hours)
 }
 
-fn stream(first: u64, last: u64, messages: u64, now: Timestamp) -> Found {
-    Found {
-        config: async_nats::jetstream::stream::Config::default(),
-        created_ns: 7,
+fn stream(first: u64, last: u64, messages: u64, now: Timestamp) -> StreamInfo {
+    let state = StreamState {
         messages,
         bytes: 0,
-        first_sequence: first,
+        first_seq: first,
         first_time: now,
-        last_sequence: last,
+        last_seq: last,
         last_time: now,
-        subjects: BTreeSet::new(),
-        now,
-    }
+        subjects: BTreeMap::new(),
+    };
+    let config = async_nats::jetstream::stream::Config::default();
+    StreamInfo { config, created: created(7), state, now }
 }
 
-/// Streams whose events are these; cells and keys hold ten each.
-fn found(first: u64, last: u64, now: Timestamp) -> [Found; 3] {
+fn created(ns: i128) -> Timestamp {
+    Timestamp::from_nanosecond(ns).unwrap()
+}
+
+/// Streams with these events, and with ten cells and ten keys.
+fn found(first: u64, last: u64, now: Timestamp) -> [StreamInfo; 3] {
     let events = stream(first, last, last + 1 - first, now);
     [events, stream(1, 20, 10, now), stream(1, 20, 10, now)]
 }
@@ -47,43 +52,44 @@ const PUT_BACK: CellsAfter = CellsAfter { lost: true, older: true };
 #[test]
 fn what_came_with_a_backup_is_void_for_as_long_as_its_stream_exists() {
     let before = known(1, 9, at(0));
-    let accept = |before: &StoreRecord, found: &[Found; 3], after| {
+    let accept = |before: &StoreRecord, found: &[StreamInfo; 3], after| {
         accepted(Some(before), 0, found, String::new(), after)
     };
     let mut now = found(1, 9, at(1));
     assert_eq!(accept(&before, &now, PURGED).void_to, 0);
     let put_back = accept(&before, &now, PUT_BACK);
     assert_eq!(put_back.void_to, 20);
-    now[CELLS].last_sequence = 30;
+    now[CELLS].state.last_seq = 30;
     assert_eq!(accept(&put_back, &now, UNTOUCHED).void_to, 20);
-    now[CELLS] = Found { created_ns: 8, last_sequence: 0, ..now[CELLS].clone() };
+    now[CELLS].created = created(8);
+    now[CELLS].state.last_seq = 0;
     assert_eq!(accept(&put_back, &now, PURGED).void_to, 0);
 }
 
-fn lost(known: &StoreRecord, seen: [u64; 3], found: [Found; 3], marks: Marks) -> String {
-    sentence(&forgotten(&names(), known, seen, &found.map(Some), marks))
+fn lost(known: &StoreRecord, seen: [u64; 3], found: [StreamInfo; 3], marks: Marks) -> String {
+    sentence(&losses(&names(), known, seen, &found.map(Some), marks))
 }
 
 #[test]
-fn each_way_to_forget_is_told_apart() {
+fn each_kind_of_loss_is_told_apart() {
     let known = known(1, 10, at(1));
     let same = found(1, 10, at(1));
     assert_eq!(lost(&known, [10, 20, 20], same.clone(), THERE), "");
 
     let mut anew = same.clone();
-    anew[KEYS].created_ns += 1;
+    anew[KEYS].created = created(8);
     assert_eq!(lost(&known, [0; 3], anew, THERE), "stream gw_keys was deleted and made anew");
     let shorter = found(1, 9, at(1));
     let put_back = "ended at 10 and now ends at 9: it was put back to an older copy";
     assert_eq!(lost(&known, [0; 3], shorter, THERE), format!("stream gw_events {put_back}"));
-    // Only this process knows that there was more.
+    // Only this process has seen more.
     let put_back = "ended at 30 and now ends at 20: it was put back to an older copy";
     assert_eq!(
         lost(&known, [10, 20, 30], same.clone(), THERE),
         format!("stream gw_keys {put_back}")
     );
     let mut fewer = same.clone();
-    fewer[CELLS].messages = 4;
+    fewer[CELLS].state.messages = 4;
     let purged = "stream gw_cells held 10 cells and now holds 4: it was purged";
     assert_eq!(lost(&known, [0; 3], fewer, THERE), purged);
     let later = found(4, 10, at(2));
@@ -92,12 +98,13 @@ fn each_way_to_forget_is_told_apart() {
     let both = "stream gw_cells was purged; stream gw_keys was purged";
     assert_eq!(lost(&known, [0; 3], same.clone(), unmarked), both);
     let [events, cells, _] = same.map(Some);
-    let gone = forgotten(&names(), &known, [0; 3], &[events, cells, None], THERE);
+    let gone = losses(&names(), &known, [0; 3], &[events, cells, None], THERE);
     assert_eq!(sentence(&gone), "stream gw_keys was deleted");
 }
 
-fn cells(found: &mut [Found; 3], names: &[&str]) {
-    found[CELLS].subjects = names.iter().map(|name| format!("gw.cell.{name}")).collect();
+fn cells(found: &mut [StreamInfo; 3], names: &[&str]) {
+    let subjects = names.iter().map(|name| (format!("gw.cell.{name}"), 1));
+    found[CELLS].state.subjects = subjects.collect();
 }
 
 #[test]
@@ -112,7 +119,7 @@ fn a_cell_that_is_missing_is_named() {
     );
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "");
 
-    // Others came, so that no fewer are there.
+    // As many cells as before.
     cells(&mut now, &["a", "b", "d", "e", "f", "g"]);
     let one = "stream gw_cells no longer holds gw.cell.c: it was purged";
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), one);
@@ -121,7 +128,7 @@ fn a_cell_that_is_missing_is_named() {
         "stream gw_cells no longer holds gw.cell.a, gw.cell.b, gw.cell.c and 2 more: it was purged";
     assert_eq!(lost(&known, [0; 3], now.clone(), THERE), all);
 
-    // An accepted loss is no loss any more.
+    // An accepted loss is not reported again.
     let mut after = accepted(Some(&known), 0, &now, String::new(), PURGED);
     observe(&names(), &mut after, &now, KEEP);
     assert_eq!(lost(&after, [0; 3], now, THERE), "");
@@ -137,13 +144,13 @@ fn what_may_have_expired_was_not_purged() {
     );
     assert_eq!(lost(&known, [0; 3], found(6, 10, at(24)), THERE), "");
     let mut empty = found(1, 10, at(48));
-    empty[EVENTS].messages = 0;
-    empty[EVENTS].first_sequence = 11;
+    empty[EVENTS].state.messages = 0;
+    empty[EVENTS].state.first_seq = 11;
     assert_eq!(lost(&known, [0; 3], empty, THERE), "");
 }
 
-/// Over a month in which ten events an hour come and go, a purge of more than the oldest sixteenth
-/// is seen.
+/// For a month, ten events an hour are stored and expire. A purge of more than the oldest sixteenth
+/// is noticed.
 #[test]
 fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
     let mut known = known(1, 10, at(0));
@@ -151,7 +158,7 @@ fn a_purge_in_the_middle_is_seen_also_while_events_expire() {
         let last = 10 * (u64::try_from(hour).unwrap() + 1);
         let first = last.saturating_sub(24 * 10) + 1;
         let mut now = found(first, last, at(hour));
-        now[EVENTS].first_time = at(hour - 23);
+        now[EVENTS].state.first_time = at(hour - 23);
         assert_eq!(lost(&known, [0; 3], now.clone(), THERE), "", "hour {hour}");
         observe(&names(), &mut known, &now, KEEP);
         assert!(known.event_marks.len() <= 66, "{}", known.event_marks.len());
@@ -174,18 +181,18 @@ fn an_accepted_loss_begins_a_new_epoch_and_is_kept() {
     let mut observed = after.clone();
     observe(&names(), &mut observed, &now, KEEP);
     assert_eq!(lost(&observed, [0; 3], now.clone(), THERE), "");
-    // Even with a servers' clock that went back.
+    // Also if the servers' clock went back.
     let mut early = found(5, 10, at(0));
     for stream in &mut early {
-        stream.created_ns = 1;
+        stream.created = created(1);
     }
     let mut last = observed;
-    for n in 0..2 * KEPT_LOSSES {
+    for n in 0..2 * MAX_LOSSES {
         let next = accepted(Some(&last), 0, &early, n.to_string(), UNTOUCHED);
         assert!(next.epoch > last.epoch && next.cells_lost);
         last = next;
     }
-    assert_eq!(last.losses.len(), KEPT_LOSSES);
+    assert_eq!(last.losses.len(), MAX_LOSSES);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A server whose clock is ahead. To a gateway that reaches it through a proxy, it seems to be.
+//! A server whose clock is ahead. A proxy between gateway and server changes the times.
 
 use std::{
     net::SocketAddr,
@@ -12,10 +12,10 @@ use tokio::{
 
 use super::*;
 
-/// What stands before a server's time in its answers.
+/// The text before a server's time in its answers.
 const BEFORE_TIME: &[u8] = b"\"ts\":\"";
 
-/// Stands between a gateway and a server, and adds a year to the server's time.
+/// A proxy that can add a year to the server's time.
 #[derive(Debug)]
 struct Proxy {
     address: SocketAddr,
@@ -67,8 +67,8 @@ async fn pass(
     }
 }
 
-/// Adds one to all years that are there in full. Returns how much can be passed on: a year at the
-/// end may not have come in full.
+/// Adds one to all complete years. Returns how many bytes can be passed on: a year at the end may
+/// be incomplete.
 fn add_years(bytes: &mut [u8]) -> usize {
     const YEAR: usize = 4;
     let mut at = 0;
@@ -92,8 +92,8 @@ fn add_years(bytes: &mut [u8]) -> usize {
     bytes.len()
 }
 
-/// Waits until the store cannot be used because of the clock, and checks that everything is
-/// refused.
+/// Waits until the store cannot be used because of the clock, and checks that it refuses
+/// everything.
 async fn refused(store: &dyn Store) {
     let said = async {
         while !store
@@ -134,7 +134,7 @@ async fn a_server_whose_clock_jumps_ahead_is_not_believed() {
     let after = contract::append(&store, &contract::new_log(), "after").await.unwrap();
     assert_eq!((store.loss(), after.epoch), (None, before.epoch));
 
-    // The same, and everything that is not old enough goes.
+    // The same, and the server deletes what it takes for old.
     proxy.be_ahead(true);
     admin(&server).await.get_stream("gw_keys").await.unwrap().purge().await.unwrap();
     refused(&store).await;

@@ -1,5 +1,4 @@
-//! Three servers, three replicas of everything, and what becomes of it when some of them are not
-//! there. These tests have the machine to themselves.
+//! Three servers with three replicas of each stream, some of which fail. These tests run alone.
 
 use super::{
     faults::{nothing_is_lost, written},
@@ -20,11 +19,11 @@ async fn open_in(url: &str) -> Arc<Nats> {
     Arc::new(store)
 }
 
-/// Which server leads a stream; waits for an election.
+/// The server that leads a stream; waits for an election.
 async fn leader(store: &Nats, stream: &str) -> String {
     timeout(async {
         loop {
-            if let Ok(stream) = store.shared.link.context.get_stream(stream).await
+            if let Ok(stream) = store.core.link.context.get_stream(stream).await
                 && let Some(leader) =
                     stream.cached_info().cluster.as_ref().and_then(|cluster| cluster.leader.clone())
             {
@@ -53,7 +52,7 @@ async fn contract() {
     contract::durable(async || open_in(&cluster.url()).await as Arc<dyn Store>).await;
 }
 
-/// What one replica was told, another sees at once, whichever server each asks.
+/// What one gateway has stored, another one reads at once, over any server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_read_is_stale() {
     let (cluster, _) = new_cluster().await;
@@ -101,7 +100,7 @@ async fn a_frozen_leader_and_a_restart_of_all_lose_nothing() {
         timeout(written(&*watched)).await;
         let frozen = leader(&watched, "gw_events").await;
         cluster.named(&frozen).freeze();
-        // Two others elect another.
+        // The two others elect a leader.
         timeout(written(&*watched)).await;
         cluster.named(&frozen).thaw();
         cluster.servers.iter_mut().for_each(NatsServer::kill);
@@ -114,7 +113,7 @@ async fn a_frozen_leader_and_a_restart_of_all_lose_nothing() {
     nothing_is_lost(store, trouble).await;
 }
 
-/// Servers that stop in lame-duck mode, one after the other, cost no error.
+/// Servers that stop in lame-duck mode, one after the other, cause no error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_costs_no_error() {
     let (mut cluster, store) = new_cluster().await;

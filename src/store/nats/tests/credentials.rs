@@ -1,4 +1,4 @@
-//! Who the gateway is to NATS, and what it must be allowed: exactly what docs/nats.md says.
+//! How the gateway authenticates to NATS, and the permissions in docs/nats.md.
 
 use std::{fs, path::Path};
 
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// A server whose users have tokens, signed by an account's key.
+/// A server whose users have tokens that are signed by an account's key.
 struct Guarded {
     server: NatsServer,
     account: KeyPair,
@@ -20,8 +20,9 @@ impl Guarded {
         let (operator, system, account) =
             (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account());
         let unlimited = json!({
-            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1,
-            "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1,
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+            "conn": -1, "leaf": -1, "mem_storage": -1, "disk_storage": -1, "streams": -1,
+            "consumer": -1,
         });
         let of_account = |account: &KeyPair, limits: &Value| {
             token(&operator, account, json!({ "type": "account", "limits": limits }))
@@ -30,7 +31,8 @@ impl Guarded {
         no_streams["disk_storage"] = json!(0);
         no_streams["mem_storage"] = json!(0);
         let more = format!(
-            "operator: {}\nsystem_account: {}\nresolver: MEMORY\nresolver_preload: {{ {}: {}, {}: {} }}",
+            "operator: {}\nsystem_account: {}\nresolver: MEMORY\n\
+             resolver_preload: {{ {}: {}, {}: {} }}",
             token(&operator, &operator, json!({ "type": "operator" })),
             system.public_key(),
             system.public_key(),
@@ -42,7 +44,7 @@ impl Guarded {
         Self { server, account, folder: tempfile::tempdir().unwrap() }
     }
 
-    /// A credentials file of a user who may publish and subscribe to these subjects only.
+    /// A credentials file of a user with these permissions only.
     fn allow(&self, publish: &[&str], subscribe: &[&str]) -> std::path::PathBuf {
         let user = KeyPair::new_user();
         let rights = json!({
@@ -64,8 +66,8 @@ impl Guarded {
 fn token(issuer: &KeyPair, subject: &KeyPair, mut rights: Value) -> String {
     rights["version"] = json!(2);
     let claims = json!({
-        "jti": Uuid::new_v4().to_string(), "iat": 1_700_000_000, "iss": issuer.public_key(), "name": "test",
-        "sub": subject.public_key(), "nats": rights,
+        "jti": Uuid::new_v4().to_string(), "iat": 1_700_000_000, "iss": issuer.public_key(),
+        "name": "test", "sub": subject.public_key(), "nats": rights,
     });
     let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
     let signed =
@@ -98,7 +100,7 @@ async fn the_documented_permissions_are_enough() {
     contract::read_your_writes(&*store).await;
     contract::swap_conflict(&*store).await;
     contract::follow_all(Arc::clone(&store) as Arc<dyn Store>, contract::Asks::Later).await;
-    // What is asked only after a break.
+    // Some requests are sent only after the connection broke.
     let mut followed = store.follow(None);
     contract::catch_up(&mut followed).await;
     guarded.server.kill();
@@ -113,13 +115,13 @@ async fn the_documented_permissions_are_enough() {
             None => panic!("the follower ended"),
         }
     }
-    let complaint = store.shared.link.state.borrow().complaint.clone();
-    assert_eq!(complaint, None);
-    let complaint = store.shared.follow_link.state.borrow().complaint.clone();
-    assert_eq!(complaint, None);
+    let error = store.core.link.state.borrow().error.clone();
+    assert_eq!(error, None);
+    let error = store.core.follow_link.state.borrow().error.clone();
+    assert_eq!(error, None);
 }
 
-/// Wrong credentials are named, and read again for each attempt.
+/// Wrong credentials are reported, and the file is read again for each attempt.
 #[tokio::test]
 async fn credentials_may_be_mended() {
     let guarded = Guarded::start().await;
@@ -140,7 +142,7 @@ async fn credentials_may_be_mended() {
     timeout(store.usable()).await;
 }
 
-/// A server that knows users by name and password. The files are read for each attempt.
+/// A server with user names and passwords. The files are read for each attempt.
 #[tokio::test]
 async fn user_name_and_password_from_files() {
     let server =
@@ -167,7 +169,7 @@ async fn user_name_and_password_from_files() {
     assert!(!format!("{store:?}").contains("hidden 1"));
 }
 
-/// Certificates on both sides: the server proves itself to the gateway, and the gateway to it.
+/// Server and gateway authenticate to each other by certificates.
 #[tokio::test]
 async fn tls_on_both_sides() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,4 @@
-//! Servers that die, stand still or lose their streams, and stores that are opened before there is
-//! one.
+//! Servers that crash, hang or have wrong streams, and stores that are opened without a server.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -12,11 +11,10 @@ use tokio::{
 
 use super::*;
 
-/// What writers got acknowledged, and where.
+/// The positions and events that writers got acknowledged.
 type Acknowledged = Vec<(Position, String)>;
 
-/// Appends one event after the other until it is told to stop; repeats with the same id what was
-/// not acknowledged.
+/// Appends events until it is stopped. Repeats with the same id what was not acknowledged.
 async fn write(store: Arc<dyn Store>, log: LogName, stop: CancellationToken) -> Acknowledged {
     let mut acknowledged = Vec::new();
     while !stop.is_cancelled() {
@@ -34,8 +32,8 @@ async fn write(store: Arc<dyn Store>, log: LogName, stop: CancellationToken) -> 
     acknowledged
 }
 
-/// Writers and a follower go through what `trouble` does to them: nothing that was acknowledged is
-/// lost, nothing is there twice, and everything lies where they were told.
+/// Runs writers and a follower during `trouble`. Every acknowledged event must be stored once, at
+/// the acknowledged position.
 pub(super) async fn nothing_is_lost(store: Arc<dyn Store>, trouble: impl AsyncFnOnce()) {
     const WRITERS: usize = 8;
     let stop = CancellationToken::new();
@@ -96,15 +94,14 @@ async fn a_server_that_is_killed_loses_nothing() {
     nothing_is_lost(Arc::clone(&store), trouble).await;
 }
 
-/// Waits until something was written once more.
+/// Waits until a write succeeds.
 pub(super) async fn written(store: &dyn Store) {
     while contract::append(store, &contract::new_log(), "probe").await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// The answers of a server that stands still are late or lost; the events and the swap are there
-/// once.
+/// The answers of a server that hangs are late or lost; the event and the swap are stored once.
 #[tokio::test]
 async fn a_frozen_server_is_waited_for() {
     let (server, store) = new().await;
@@ -120,7 +117,7 @@ async fn a_frozen_server_is_waited_for() {
     let append = contract::append(&*store, &log, "frozen");
     let swap = store.swap(&cell, Some(before), Bytes::from_static(b"after"));
     let thaw = async {
-        // Longer than one answer is waited for, and not so long that the connection is given up.
+        // Longer than the time limit for an answer, shorter than that of the connection.
         tokio::time::sleep(link::ANSWER + Duration::from_millis(500)).await;
         server.thaw();
     };
@@ -133,7 +130,7 @@ async fn a_frozen_server_is_waited_for() {
     assert_eq!(swapped.unwrap(), Swap::Swapped(held.version));
 }
 
-/// Without NATS a store is opened, says why it cannot be used, refuses everything soon, and heals.
+/// Without NATS a store opens, gives the reason, refuses everything soon, and recovers.
 #[tokio::test]
 async fn it_opens_without_nats_and_heals() {
     let mut server = NatsServer::stopped_with("");
@@ -176,7 +173,7 @@ async fn it_opens_without_nats_and_heals() {
     assert_eq!(contract::read_to_end(&store, &log).await.unwrap(), [entry]);
 }
 
-/// Events that somebody deleted never come, and a follower does not wait for them.
+/// A follower does not wait for events that were deleted.
 #[tokio::test]
 async fn a_follower_catches_up_although_the_last_events_are_gone() {
     let (server, store) = new().await;
@@ -196,13 +193,14 @@ async fn a_follower_catches_up_although_the_last_events_are_gone() {
     assert_eq!(entry.position, next);
 }
 
-/// A stream that would lose events is refused, in words; once it is mended it is used.
+/// A stream that would lose events is refused with a reason, and used once it is corrected.
 #[tokio::test]
 async fn a_stream_that_loses_events_is_refused() {
     let server = NatsServer::start().await;
     let settings = settings(&server.url());
     let admin = admin(&server).await;
-    let Wanted([good, ..]) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
+    let StreamConfigs([good, ..]) =
+        StreamConfigs::new(&NatsNames::new(&settings.prefix), &settings, KEEP);
     let bad =
         jetstream::stream::Config { discard: DiscardPolicy::Old, max_messages: 5, ..good.clone() };
     admin.create_stream(bad).await.unwrap();
@@ -238,7 +236,7 @@ async fn servers_that_take_no_large_events_are_refused() {
     timeout(refused).await;
 }
 
-/// A consumer per read would be one too many after a thousand.
+/// NATS allows a thousand consumers. A read makes none.
 #[tokio::test]
 async fn reads_and_followers_leave_no_consumers() {
     let (server, store) = new().await;
@@ -253,7 +251,7 @@ async fn reads_and_followers_leave_no_consumers() {
     assert_eq!(stream.cached_info().state.consumer_count, 1);
 }
 
-/// Large events neither stop a follower nor fill its memory.
+/// A follower delivers large events, and a read returns them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_events_are_followed_and_read() {
     const EVENTS: usize = 60;
@@ -274,7 +272,7 @@ async fn large_events_are_followed_and_read() {
     assert_eq!(positions(&mut entries.into_iter()), written);
 }
 
-/// A server reached over a slow link, of about 1.4 MB/s from it.
+/// A slow link from a server, of about 1.4 MB/s. Returns its address.
 async fn slow_link(server: SocketAddr) -> SocketAddr {
     const PIECE_BYTES: usize = 64 * 1024;
     const PER_KIB: Duration = Duration::from_micros(700);
@@ -300,7 +298,7 @@ async fn slow_link(server: SocketAddr) -> SocketAddr {
     address
 }
 
-/// A page takes longer than one answer may, and none of its messages does.
+/// A page may take longer than the time limit of an answer if none of its messages does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_over_a_slow_link_is_read() {
     const EVENTS: usize = 4;
@@ -319,7 +317,7 @@ async fn a_page_over_a_slow_link_is_read() {
     assert_eq!(read.len(), EVENTS);
 }
 
-/// A cell takes what an event may be, and the same id in two logs is two events.
+/// A cell may be as large as an event, and the same id in two logs is two events.
 #[tokio::test]
 async fn large_cells_and_shared_ids() {
     let (_server, store) = new().await;

@@ -1,5 +1,5 @@
-//! Streams that forget something: deleted, purged, or put back to an older copy. The store notices,
-//! does nothing more, makes nothing anew, and goes on once an operator has accepted it.
+//! Streams that were deleted, purged, or put back to an older copy. The store notices the loss,
+//! refuses everything, makes no stream, and continues once an operator has accepted the loss.
 
 mod cells;
 mod peers;
@@ -12,7 +12,16 @@ use crate::store::{CellLife, Lost};
 
 const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
 
-/// Writes something into each stream; the cells' name and the position of the event.
+/// A server's configuration with one user, who may not publish or subscribe to these subjects.
+fn user_without(publish: &str, subscribe: &str) -> String {
+    format!(
+        "authorization {{ users: [ {{ user: gw, password: pw, permissions: {{ \
+         publish: {{ deny: [{publish}] }}, subscribe: {{ deny: [{subscribe}] }} }} }} ] }}\n\
+         no_auth_user: gw"
+    )
+}
+
+/// Writes to each stream. Returns the position of the event.
 async fn write(store: &dyn Store, name: &str) -> Position {
     for life in [CellLife::Permanent, CellLife::Retained] {
         let cell = CellName { life, name: name.to_owned() };
@@ -22,7 +31,7 @@ async fn write(store: &dyn Store, name: &str) -> Position {
     contract::append(store, &LogName::order(name), name).await.unwrap()
 }
 
-/// Waits until the store says that it lost something, and checks that it then refuses everything.
+/// Waits until the store reports a loss, and checks that it refuses everything.
 async fn lost(store: &dyn Store) -> String {
     let what = noticed_loss(store).await;
     assert!(
@@ -41,7 +50,7 @@ async fn lost(store: &dyn Store) -> String {
     what
 }
 
-/// An operator accepts it: a new epoch begins, in which everything works.
+/// Accepts the loss as an operator does: a new epoch begins, in which everything works.
 async fn accept(store: &dyn Store, before: Position) {
     let what = store.loss().map(|loss| loss.what);
     let accepted = store.accept_loss(false).await.unwrap().map(|loss| loss.what);
@@ -74,7 +83,7 @@ async fn a_deleted_stream_is_not_made_again_before_somebody_accepts_it() {
         admin.delete_stream(stream).await.unwrap();
         assert_eq!(lost(&*store).await, format!("stream {stream} was deleted"));
         assert!(admin.get_stream(stream).await.is_err(), "{stream} was made again");
-        // Nor does one that begins now.
+        // A gateway that starts now does not make it, either.
         let second = reopen(&server).await;
         assert_eq!(lost(&*second).await, format!("stream {stream} was deleted"));
         assert!(admin.get_stream(stream).await.is_err(), "{stream} was made again");
@@ -83,7 +92,7 @@ async fn a_deleted_stream_is_not_made_again_before_somebody_accepts_it() {
         assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
         assert!(store.remembers_since().unwrap() > since);
         assert_eq!(store.has_lost_cells(), stream == "gw_cells");
-        // The other one hears of it.
+        // The other gateway notices it.
         timeout(second.usable()).await;
         assert_eq!((second.loss(), second.has_lost_cells()), (None, stream == "gw_cells"));
         let [a, b] = [&store, &second].map(|store| store.remembers_since());
@@ -112,7 +121,7 @@ async fn a_stream_that_was_made_anew_is_a_loss() {
     join_all(STREAMS.map(case)).await;
 }
 
-/// What of a stream is purged.
+/// The part of a stream that is purged.
 #[derive(Debug, Clone, Copy)]
 enum Purge {
     All,
@@ -132,7 +141,7 @@ async fn purge(server: &NatsServer, stream: &str, what: Purge) {
     };
 }
 
-/// Also while nobody looks, and before the record was refreshed.
+/// Also while no gateway runs, and before the record was refreshed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purged_stream_is_a_loss() {
     let case = async |stream: &str, what, live: bool| {
@@ -163,7 +172,7 @@ async fn a_purged_stream_is_a_loss() {
     }
 }
 
-/// A key of a purged stream is not free, not even in the moment before somebody has looked.
+/// A key of a purged stream is not free, not even before the next check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_that_was_purged_is_not_absent() {
     for (stream, life) in [("gw_cells", CellLife::Permanent), ("gw_keys", CellLife::Retained)] {
@@ -175,7 +184,7 @@ async fn a_cell_that_was_purged_is_not_absent() {
     }
 }
 
-/// A disk that is put back to what it was: the servers were down meanwhile.
+/// An older copy of the disk is put back while the server is stopped.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_was_put_back_is_a_loss() {
     let case = async |put_back: &[&str], live: bool| {
@@ -183,7 +192,7 @@ async fn a_stream_that_was_put_back_is_a_loss() {
         write(&*store, "a").await;
         let copies = tempfile::tempdir().unwrap();
         server.back_up(put_back, copies.path()).await;
-        // More than the store itself writes at a refresh.
+        // More than a refresh writes.
         for n in 0..5 {
             timeout(written(&*store)).await;
             write(&*store, &n.to_string()).await;
@@ -206,12 +215,11 @@ async fn a_stream_that_was_put_back_is_a_loss() {
     let [events, cells, keys] = STREAMS.map(|stream| vec![stream]);
     let live = [&events, &cells, &keys, &STREAMS.to_vec()];
     join_all(live.map(|put_back| case(put_back, true))).await;
-    // With all of them put back and nobody alive to remember, nothing can tell.
+    // All of them put back while no gateway runs is not noticed.
     join_all([&events, &cells, &keys].map(|put_back| case(put_back, false))).await;
 }
 
-/// Another gateway writes to an older copy until it ends beyond what this one knows. Their
-/// sequences agree then.
+/// Another gateway writes to an older copy until it ends beyond the sequence that this one knows.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     let (mut server, store) = new().await;
@@ -237,15 +245,15 @@ async fn an_older_copy_that_was_written_to_since_is_a_loss() {
     let another =
         format!("stream gw_events holds another message at {} than before", before.sequence);
     assert!(what.contains(&another), "{what}");
-    // One that has not seen the lost messages is told.
+    // A gateway that has not seen the lost messages learns of the loss.
     assert!(lost(&*second).await.contains(&another));
     accept(&*second, before).await;
     timeout(store.usable()).await;
-    // Nothing of the copy was delivered as if it came after what was known.
+    // The follower has delivered nothing of the copy.
     assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
 }
 
-/// A count of rejected logins that came with a backup may be too low: it counts as missing.
+/// A count of rejected logins that came with a backup may be too low, so it counts as missing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_in_a_backup_are_void_until_they_are_written_again() {
     let (server, store) = new().await;
@@ -256,7 +264,7 @@ async fn counts_in_a_backup_are_void_until_they_are_written_again() {
     store.accept_loss(true).await.unwrap().unwrap();
     assert_eq!(store.load(&guard).await.unwrap(), None);
     assert!(store.load(&other).await.unwrap().is_some());
-    // Another replica, and one that starts later, see the same.
+    // Another replica sees the same.
     let second = open(&server).await;
     assert_eq!(second.load(&guard).await.unwrap(), None);
     let [a, b] =
@@ -267,14 +275,14 @@ async fn counts_in_a_backup_are_void_until_they_are_written_again() {
     for store in [&store, &second] {
         assert_eq!(store.load(&guard).await.unwrap().unwrap().value, "new");
     }
-    // A loss of something else changes nothing about it.
+    // The loss of another stream does not change this.
     admin(&server).await.delete_stream("gw_keys").await.unwrap();
     lost(&*store).await;
     store.accept_loss(false).await.unwrap().unwrap();
     assert_eq!(store.load(&guard).await.unwrap().unwrap().value, "new");
 }
 
-/// Several operators do it at once, at several gateways.
+/// Several operators accept a loss at once, at several gateways.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_that_is_accepted_at_every_gateway_at_once_is_accepted() {
     let (server, first) = new().await;
@@ -294,7 +302,7 @@ async fn a_loss_that_is_accepted_at_every_gateway_at_once_is_accepted() {
     }
 }
 
-/// What nothing can tell, an operator can.
+/// A restore that no gateway notices is reported by an operator.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_says_that_a_backup_was_restored() {
     let (_server, store) = new().await;
@@ -309,15 +317,15 @@ async fn an_operator_says_that_a_backup_was_restored() {
     assert_eq!(contract::texts(&entries), ["a", "after"]);
 }
 
-/// Streams that a gateway without a record has used are taken over, and their positions stay what
-/// they were.
+/// Streams that an older gateway used, which writes no record, are taken over with their positions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_store_of_an_older_version_is_taken_over() {
     let server = NatsServer::start().await;
     let settings = settings(&server.url());
     let admin = admin(&server).await;
-    let Wanted(wanted) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
-    for config in wanted {
+    let StreamConfigs(configs) =
+        StreamConfigs::new(&NatsNames::new(&settings.prefix), &settings, KEEP);
+    for config in configs {
         admin.create_stream(config).await.unwrap();
     }
     for subject in ["gw.ev.o.a", "gw.cell.token-key", "gw.key.k"] {
@@ -331,21 +339,22 @@ async fn the_store_of_an_older_version_is_taken_over() {
     assert!(!store.has_lost_cells());
     close(store).await;
 
-    // From then on it is watched.
+    // From then on losses are noticed.
     let end = admin.get_stream("gw_events").await.unwrap().cached_info().state.last_sequence;
     purge(&server, "gw_events", Purge::All).await;
     let what = lost(&*reopen(&server).await).await;
     assert_eq!(what, format!("stream gw_events was purged up to {end}"));
 }
 
-/// Where nothing ever was permanent, and something else was stored, it was purged.
+/// A store with keys and without permanent cells was purged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_store_without_cells_was_purged() {
     let server = NatsServer::start().await;
     let settings = settings(&server.url());
     let admin = admin(&server).await;
-    let Wanted(wanted) = Wanted::new(&Names::new(&settings.prefix), &settings, KEEP);
-    for config in wanted {
+    let StreamConfigs(configs) =
+        StreamConfigs::new(&NatsNames::new(&settings.prefix), &settings, KEEP);
+    for config in configs {
         admin.create_stream(config).await.unwrap();
     }
     admin.publish("gw.key.k", "old".into()).await.unwrap().await.unwrap();
@@ -353,7 +362,7 @@ async fn an_older_store_without_cells_was_purged() {
     assert_eq!(lost(&*store).await, "stream gw_cells was purged");
 }
 
-/// What expires by age was not lost, whether somebody looks meanwhile or not.
+/// What expires is not lost, whether or not a gateway runs meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_expires_is_no_loss() {
     const SHORT: Duration = Duration::from_secs(3);
@@ -385,7 +394,7 @@ async fn what_expires_is_no_loss() {
     assert_eq!((store.loss(), after.epoch), (None, before.epoch));
 }
 
-/// Before the stream is full there is no room for orders, and everything else still fits.
+/// Orders are refused before the stream is full, so that everything else still fits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_part_of_a_stream_is_no_room_for_orders() {
     const BYTES: u64 = 16 << 20;
@@ -405,7 +414,7 @@ async fn the_last_part_of_a_stream_is_no_room_for_orders() {
     assert!((BYTES * 80 / 100..BYTES * 92 / 100).contains(&held), "{held}");
     contract::append(&store, &log, "second").await.unwrap();
     let stream = admin(&server).await.get_stream("gw_events").await.unwrap();
-    stream.purge().filter(store.shared.names.log(&large)).await.unwrap();
+    stream.purge().filter(store.core.names.log(&large)).await.unwrap();
     timeout(async {
         while store.shortage().is_some() {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,9 +1,9 @@
-//! Single permanent cells that go missing.
+//! Single permanent cells that are lost.
 
 use super::*;
 use crate::{
     proto::storage,
-    store::{load_or_create, nats::record::MOST_CELLS},
+    store::{load_or_create, nats::record::MAX_CELLS},
 };
 
 const SUBJECT: &str = "gw.cell.guard_2flogin_2fa";
@@ -29,7 +29,7 @@ async fn put(server: &NatsServer, subject: String) {
     admin(server).await.publish(subject, "value".into()).await.unwrap().await.unwrap();
 }
 
-/// When a cell goes missing.
+/// When a cell is lost.
 #[derive(Debug, Clone, Copy)]
 enum While {
     Running,
@@ -72,7 +72,7 @@ async fn a_cell_that_goes_missing_is_a_loss_that_names_it() {
         accept(&*store, before).await;
         assert!(store.has_lost_cells(), "{when:?}");
         assert_eq!(store.load(&guard()).await.unwrap(), None);
-        // The new one is watched, too.
+        // A loss of the new cell is noticed, too.
         make(&*store, &guard()).await;
         purge_guard(&server).await;
         assert_eq!(lost(&*store).await, MISSING, "{when:?}");
@@ -80,8 +80,8 @@ async fn a_cell_that_goes_missing_is_a_loss_that_names_it() {
     join_all([While::Running, While::Stopped, While::Dead].map(case)).await;
 }
 
-/// Not even before a gateway has looked at the streams, nor one that saw the cell absent before it
-/// was made.
+/// Not even a gateway that has not checked the streams yet, or that loaded the cell before it was
+/// made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_replica_makes_a_missing_cell_anew() {
     for _ in 0..3 {
@@ -115,8 +115,8 @@ async fn no_replica_makes_a_missing_cell_anew() {
     }
 }
 
-/// A gateway that dies right after it made a cell has told nobody of it, so that its loss harms
-/// nobody. A gateway that reads the cell enters it into the record first.
+/// If a gateway dies right after it made a cell, no caller knows of the cell, so its loss does no
+/// harm. A gateway that reads the cell enters it into the record first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cell_counts_from_the_moment_that_somebody_may_act_on_it() {
     let (server, store) = new().await;
@@ -133,7 +133,7 @@ async fn a_cell_counts_from_the_moment_that_somebody_may_act_on_it() {
     assert_eq!(lost(&*reopen(&server).await).await, MISSING);
 }
 
-/// Also where the record itself was lost with it.
+/// Also if the record was lost with the cell.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_copy_of_the_record_knows_the_cells_too() {
     let (server, store) = new().await;
@@ -145,7 +145,7 @@ async fn the_copy_of_the_record_knows_the_cells_too() {
     assert_eq!(lost(&*reopen(&server).await).await, MISSING);
 }
 
-/// An older gateway has made cells and a record that does not list them.
+/// An older gateway has made cells that its record does not list.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cells_from_before_are_watched_from_the_first_look_on() {
     let (server, store) = new().await;
@@ -179,17 +179,17 @@ async fn replicas_that_make_the_same_cells_at_once_lose_none() {
     }
 }
 
-/// No more are made than can be watched. Those that are there go on.
+/// Only as many cells are made as the record can list. Existing ones can still be used.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_cells_than_can_be_watched_are_refused() {
-    // A server acknowledges so many within the client's time-out, also on a slow machine.
+    // So many are acknowledged within the client's time-out, also on a slow machine.
     const AT_ONCE: usize = 256;
     let (server, store) = new().await;
     make(&*store, &guard()).await;
     close(store).await;
     let admin = admin(&server).await;
-    for first in (1..MOST_CELLS).step_by(AT_ONCE) {
-        let some = first..MOST_CELLS.min(first + AT_ONCE);
+    for first in (1..MAX_CELLS).step_by(AT_ONCE) {
+        let some = first..MAX_CELLS.min(first + AT_ONCE);
         let put = some.map(|n| admin.publish(format!("gw.cell.{n}"), "value".into()));
         for stored in join_all(put).await {
             stored.unwrap().await.unwrap();

@@ -1,8 +1,8 @@
-//! A gateway that starts on nothing while others remember a store.
+//! A gateway that starts without streams while others know a store.
 
 use super::*;
 
-/// Waits until the store says that it lost something; fails if it could be used before.
+/// Waits until the store reports a loss; fails if it could be used before.
 async fn lost_unused(store: &dyn Store) -> String {
     tokio::select! {
         biased;
@@ -30,7 +30,7 @@ async fn a_gateway_that_starts_makes_no_store_that_another_one_remembers() {
     let (server, first) = new().await;
     let before = write(&*first, "a").await;
     delete_all(&server).await;
-    // Before any other gateway has looked.
+    // Before the next check of any other gateway.
     let second = reopen(&server).await;
     let what = lost_unused(&*second).await;
     assert!(
@@ -38,7 +38,7 @@ async fn a_gateway_that_starts_makes_no_store_that_another_one_remembers() {
         "{what}"
     );
     assert_nothing_was_made(&server).await;
-    // It passes on what it was told.
+    // It passes on what it learned.
     drop(first);
     let third = reopen(&server).await;
     assert_eq!(lost_unused(&*third).await, what);
@@ -49,16 +49,13 @@ async fn a_gateway_that_starts_makes_no_store_that_another_one_remembers() {
     assert!(second.loss().is_none() && second.has_lost_cells());
 }
 
-/// Where nobody may answer, a new store is made. The others contradict it, and it stays given up.
+/// If no gateway may answer, a new store is made. The others contradict it, and it is never used
+/// again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_store_that_another_gateway_contradicts_is_given_up_for_good() {
-    // More than the gateways take to write what they know once more.
+    // Longer than the gateways take to store again what they know.
     const AGAIN: Duration = Duration::from_secs(7);
-    let server = NatsServer::start_with(
-        "authorization { users: [ { user: gw, password: pw, permissions: { subscribe: { deny: [\"gw.record\"] } } } ] }\n\
-         no_auth_user: gw",
-    )
-    .await;
+    let server = NatsServer::start_with(&user_without("", "gw.record")).await;
     let first = open(&server).await;
     write(&*first, "a").await;
     delete_all(&server).await;
@@ -76,8 +73,7 @@ async fn a_new_store_that_another_gateway_contradicts_is_given_up_for_good() {
     }
 }
 
-/// Two start together on nothing: one of them makes the store, and neither takes the other's for
-/// one that lost something.
+/// One of the gateways makes the store, and the others report no loss.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_that_start_together_make_one_store() {
     for _ in 0..5 {
@@ -94,8 +90,7 @@ async fn replicas_that_start_together_make_one_store() {
     }
 }
 
-/// A gateway that knew nothing makes the streams anew. Those that know better go on saying that
-/// something is lost, and stop it.
+/// A gateway that knows nothing does not make deleted streams that others know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_accepts_no_loss_for_the_others() {
     let (server, store) = new().await;

@@ -1,4 +1,5 @@
-//! The record is lost or put back together with its copy, while no gateway runs.
+//! The record and its copy are lost or put back while no gateway runs, and what gateways store
+//! about a loss.
 
 use super::*;
 
@@ -19,7 +20,7 @@ async fn a_store_without_both_records_was_purged() {
     assert!(store.has_lost_cells());
 }
 
-/// Both records are as old as the cells. The newest event tells how far the cells were.
+/// Both records are as old as the cells. The newest event shows how far the cells were.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cells_of_both_kinds_that_were_put_back_together_are_a_loss() {
     const CELLS: [&str; 2] = ["gw_cells", "gw_keys"];
@@ -32,7 +33,7 @@ async fn cells_of_both_kinds_that_were_put_back_together_are_a_loss() {
     close(store).await;
     server.put_back(&CELLS, copies.path()).await;
 
-    // Nor does it go by with restarts, although each gateway writes down what it knows.
+    // The loss remains over restarts, although each gateway stores what it knows.
     let mut store = reopen(&server).await;
     for _ in 0..3 {
         let what = lost(&*store).await;
@@ -64,7 +65,7 @@ enum Since {
     Stopped,
 }
 
-/// No event was stored since the copy was made: a report is what tells.
+/// No event was stored since the copy was made. A report shows how far the cells were.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cells_of_both_kinds_that_are_put_back_together_are_a_loss_also_without_events() {
     const CELLS: [&str; 2] = ["gw_cells", "gw_keys"];
@@ -111,8 +112,8 @@ enum Wrong {
     MadeAnew,
 }
 
-/// The gateways, and one that starts meanwhile, go on by themselves: what they wrote down about the
-/// loss is not missing in the right stream.
+/// Gateways continue without an operator: what they stored about the loss is not missing in the
+/// right stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_right_stream_ends_the_loss_of_a_wrong_one() {
     let case = async |wrong: Wrong, stream: &str| {
@@ -133,7 +134,7 @@ async fn the_right_stream_ends_the_loss_of_a_wrong_one() {
         let before = write(&*store, "b").await;
         server.exchange(&[stream], right.path(), other.path()).await;
         lost(&*store).await;
-        // It knows only what the first one wrote down.
+        // It knows only what the first one stored.
         drop(store);
         let second = reopen(&server).await;
         let what = lost(&*second).await;
@@ -161,7 +162,7 @@ async fn a_follower_passes_over_reports() {
     let (events, _) = contract::catch_up(&mut followed).await;
     assert_eq!(events.len(), 1);
     set(&*store, &CellName::permanent("guard/user/a"), "1 rejected").await;
-    // A look at the streams finds more.
+    // A report may be followed by the refresh of the record.
     let end = async {
         loop {
             let Some(Followed::Skipped(position)) = followed.next().await else {
@@ -181,7 +182,7 @@ async fn a_follower_passes_over_reports() {
     assert_eq!(entry.position, next);
 }
 
-/// A gateway that dies is not given the time to write the record.
+/// A gateway that dies does not write the record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_is_a_moment_older_than_the_events_is_no_loss() {
     let (server, store) = new().await;
@@ -193,16 +194,11 @@ async fn a_record_that_is_a_moment_older_than_the_events_is_no_loss() {
     assert_eq!(after.epoch, before.epoch);
 }
 
-/// The record is written, and its copy is not: the command says what it has done, although it has
-/// to try again.
+/// The record is written, and its copy only later: the command repeats the attempt, and says what
+/// it has done.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loss_is_accepted_even_if_the_copy_of_the_record_is_written_late() {
-    let users = |denied: &str| {
-        format!(
-            "authorization {{ users: [ {{ user: gw, password: pw, permissions: {{ publish: {{ deny: [{denied}] }} }} }} ] }}\n\
-             no_auth_user: gw"
-        )
-    };
+    let users = |denied: &str| user_without(denied, "");
     let server = NatsServer::start_with(&users("")).await;
     let store = open(&server).await;
     let admin = admin(&server).await;

@@ -1,32 +1,31 @@
 //! Recognises a stream that was put back to an older copy and then written to beyond its former
-//! end. Its last sequence tells nothing, but it holds another message at the sequence of the newest
-//! one that this process knows.
+//! end. Its last sequence reveals nothing, but at the sequence of a message that this process knows
+//! it holds another one.
 //!
-//! Proves nothing where no message is at that sequence: it may have expired, and a cell may have
-//! been replaced.
+//! Proves nothing if there is no message at that sequence: an event may have expired, and a cell
+//! may have been swapped.
 
 use async_nats::{
     HeaderMap, HeaderValue,
     header::NATS_MESSAGE_ID,
     jetstream::stream::{RawMessageErrorKind, Stream},
 };
-
 use futures_util::future::try_join_all;
 
 use super::{
-    Shared,
-    facts::Message,
-    record::{self, EVENTS, Forgotten, Streams},
+    Core,
+    facts::MessageId,
+    record::{self, EVENTS, StreamLoss, Streams},
 };
 use crate::{proto::storage::StoreRecord, store::StoreError};
 
-/// The id of a message; empty: it has none, so it is not one of ours.
+/// The id of a message; empty if it has none, because no gateway sent it.
 pub(super) fn id_of(headers: Option<&HeaderMap>) -> &str {
     headers.and_then(|headers| headers.get(NATS_MESSAGE_ID)).map_or("", HeaderValue::as_str)
 }
 
 /// Whether a stream holds another message in the place of this one.
-async fn holds_another<I>(stream: &Stream<I>, message: &Message) -> Result<bool, StoreError> {
+async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<bool, StoreError> {
     match stream.get_raw_message(message.sequence).await {
         Ok(held) => Ok(id_of(Some(&held.headers)) != message.id),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
@@ -34,10 +33,10 @@ async fn holds_another<I>(stream: &Stream<I>, message: &Message) -> Result<bool,
     }
 }
 
-impl Shared {
+impl Core {
     /// Whether the stream of events holds another message in the place of the newest one that this
     /// process knows.
-    pub(super) async fn is_other<I>(
+    pub(super) async fn holds_another_event<I>(
         &self,
         events: &Stream<I>,
         epoch: u64,
@@ -49,35 +48,36 @@ impl Shared {
         }
     }
 
-    /// Looks for a message that this process or the record knows, and that a stream no longer
-    /// holds. Notes it in the record for the other gateways.
+    /// Finds messages that this process or the record knows, and in whose places the streams hold
+    /// others. Adds them to the record for the other gateways.
     pub(super) async fn find_replaced(
         &self,
         known: &mut StoreRecord,
         found: &Streams,
-    ) -> Result<Vec<Forgotten>, StoreError> {
+    ) -> Result<Vec<StreamLoss>, StoreError> {
         let (names, epoch) = (self.names.streams(), known.epoch);
         let recorded = record::replaced(known);
-        let looked = (0..names.len()).filter(|which| found[*which].is_some()).map(async |which| {
+        let present = (0..names.len()).filter(|which| found[*which].is_some());
+        let checks = present.map(async |which| {
             let stream = self.stream(names[which]).await?;
             let own = self.facts().newest(epoch, which);
             for message in own.into_iter().chain(recorded[which].clone()) {
                 if holds_another(&stream, &message).await? {
-                    return Ok(Some((which, message)));
+                    return Ok::<_, StoreError>(Some((which, message)));
                 }
             }
             Ok(None)
         });
-        let replaced = try_join_all(looked).await?.into_iter().flatten();
-        let forgotten = |(which, message): (usize, Message)| {
+        let replaced = try_join_all(checks).await?.into_iter().flatten();
+        let loss = |(which, message): (usize, MessageId)| {
             let what = format!(
-                "holds another message at {} than before: it was put back to an older copy and written to \
-                 since",
+                "holds another message at {} than before: it was put back to an older copy and \
+                 written to since",
                 message.sequence
             );
             record::note_replaced(known, which, message);
-            Forgotten::older(&self.names, which, &what)
+            StreamLoss::older(&self.names, which, &what)
         };
-        Ok(replaced.map(forgotten).collect())
+        Ok(replaced.map(loss).collect())
     }
 }

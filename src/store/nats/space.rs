@@ -1,0 +1,162 @@
+//! Decides whether there is space for new orders: the stream of events has a size limit, and the
+//! servers' disks are finite.
+//!
+//! Orders are refused before the stream is full, so that the outcomes, polls and callbacks of known
+//! orders still fit.
+
+use std::sync::{Mutex, MutexGuard};
+
+use tokio::time::{Duration, Instant};
+
+use super::streams::StreamInfo;
+use crate::lock::lock;
+
+/// New orders are refused from this share of the limit on, in percent ...
+const FULL_PERCENT: u64 = 85;
+/// ... until less than this is used.
+const FREE_PERCENT: u64 = 80;
+
+/// What the server stores with a payload, in bytes: subject, headers, and its own record.
+const MESSAGE_OVERHEAD_BYTES: u64 = 256;
+
+/// How long a refusal for lack of storage applies to messages of that size and larger ones.
+const REFUSAL_LASTS: Duration = Duration::from_mins(1);
+
+#[derive(Debug)]
+pub(super) struct StorageSpace {
+    /// The size limit of the stream of events.
+    max_bytes: u64,
+    state: Mutex<StorageState>,
+}
+
+#[derive(Debug, Default)]
+struct StorageState {
+    /// Used when the stream was last inspected.
+    used_bytes: u64,
+    /// Stored by this process since then.
+    stored_bytes: u64,
+    /// The last write was not acknowledged in time.
+    awaits_acknowledgement: bool,
+    refusal: Option<StorageRefusal>,
+    /// Why there is no space, as last logged.
+    shortage: Option<String>,
+}
+
+/// The servers refused to store a message for lack of storage.
+#[derive(Debug)]
+struct StorageRefusal {
+    bytes: usize,
+    until: Instant,
+    why: String,
+}
+
+impl StorageSpace {
+    pub(super) fn new(max_bytes: u64) -> Self {
+        Self { max_bytes, state: Mutex::default() }
+    }
+
+    /// Why there is no space for new orders; `None`: there is.
+    pub(super) fn shortage(&self) -> Option<String> {
+        self.lock().shortage.clone()
+    }
+
+    /// The stream of events was inspected.
+    pub(super) fn inspected(&self, events: &StreamInfo) {
+        self.update(|state| {
+            (state.used_bytes, state.stored_bytes) = (events.state.bytes, 0);
+            state.refusal.take_if(|refusal| refusal.until <= Instant::now());
+        });
+    }
+
+    /// Whether the last write was not acknowledged in time.
+    pub(super) fn awaits_acknowledgement(&self) -> bool {
+        self.lock().awaits_acknowledgement
+    }
+
+    /// A write was not acknowledged in time.
+    pub(super) fn unacknowledged(&self) {
+        self.lock().awaits_acknowledgement = true;
+    }
+
+    /// A message was stored.
+    pub(super) fn stored(&self, bytes: usize, is_event: bool) {
+        self.update(|state| {
+            state.awaits_acknowledgement = false;
+            if is_event {
+                state.stored_bytes += bytes as u64 + MESSAGE_OVERHEAD_BYTES;
+            }
+            state.refusal.take_if(|refusal| refusal.bytes <= bytes);
+        });
+    }
+
+    /// The servers refused to store a message for lack of storage. 0 bytes: they store nothing.
+    pub(super) fn refused(&self, bytes: usize, why: String) {
+        self.update(|state| {
+            let bytes = state.refusal.as_ref().map_or(bytes, |before| before.bytes.min(bytes));
+            state.refusal =
+                Some(StorageRefusal { bytes, until: Instant::now() + REFUSAL_LASTS, why });
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StorageState> {
+        lock(&self.state)
+    }
+
+    /// Changes the state, and logs when space runs out or is free again.
+    fn update(&self, change: impl FnOnce(&mut StorageState)) {
+        let mut state = self.lock();
+        change(&mut state);
+        let used = state.used_bytes + state.stored_bytes;
+        let percent = if state.shortage.is_some() { FREE_PERCENT } else { FULL_PERCENT };
+        let shortage = if let Some(StorageRefusal { why, .. }) = &state.refusal {
+            Some(format!("the servers have no room: {why}"))
+        } else if used >= self.max_bytes / 100 * percent {
+            let (used, most) = (used >> 20, self.max_bytes >> 20);
+            Some(format!("the stream of events holds {used} of {most} MiB"))
+        } else {
+            None
+        };
+        match (&state.shortage, &shortage) {
+            (None, Some(why)) => tracing::error!(
+                why,
+                "the store is almost full: new orders are refused. Raise store.nats.max_bytes, or \
+                 give the servers more storage"
+            ),
+            (Some(_), None) => tracing::info!("the store has room again"),
+            _ => {}
+        }
+        state.shortage = shortage;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_counts_until_as_much_was_stored_or_time_has_passed() {
+        let space = StorageSpace::new(100 << 20);
+        space.refused(1_000, "no space".to_owned());
+        assert_eq!(space.shortage().unwrap(), "the servers have no room: no space");
+        space.stored(999, true);
+        assert!(space.shortage().is_some());
+        space.stored(1_000, false);
+        assert_eq!(space.shortage(), None);
+    }
+
+    #[test]
+    fn there_is_room_again_only_well_below_the_limit() {
+        let space = StorageSpace::new(100_000_000);
+        let hold = |bytes| {
+            space.update(|state| (state.used_bytes, state.stored_bytes) = (bytes, 0));
+        };
+        hold(84_000_000);
+        assert_eq!(space.shortage(), None);
+        space.stored(1_000_000, true);
+        assert!(space.shortage().is_some());
+        hold(81_000_000);
+        assert!(space.shortage().is_some());
+        hold(79_000_000);
+        assert_eq!(space.shortage(), None);
+    }
+}
