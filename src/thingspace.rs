@@ -24,7 +24,7 @@ mod login;
 mod tests;
 
 pub use self::http::HostHealth;
-pub(crate) use self::http::{Object, denies_success, shown_code};
+pub(crate) use self::http::{Object, Parts, shown_code};
 pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub use login::{Sent, Standing, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};

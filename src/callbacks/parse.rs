@@ -15,7 +15,7 @@ use crate::{
     identity::{AccountName, Device, Digits, IdentifierKind, RequestId},
     proto::storage,
     requests::fold::event,
-    thingspace::{self, Object, StatusClass},
+    thingspace::{self, Object, Parts, StatusClass},
 };
 
 /// Of a fault's text, in characters.
@@ -72,17 +72,13 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligi
     let root: Object<'_> = serde_json::from_str(&text).map_err(|_| Unintelligible::NotAnObject)?;
     let request_id = root.request_id();
 
-    let responses = root.objects(&["deviceResponse"]);
-    let profiles: Vec<_> = responses
-        .iter()
-        .flat_map(|response| response.objects(&["deviceProfileResponse"]))
-        .collect();
+    let parts = Parts::of(&root);
+    if !parts.are_of_account(account) {
+        return Err(Unintelligible::OtherAccount);
+    }
     let mut identifiers = Identifiers::default();
-    for object in std::iter::once(&root).chain(&responses).chain(&profiles) {
-        if !object.is_of_account(account) {
-            return Err(Unintelligible::OtherAccount);
-        }
-        identifiers.gather(object, MAX_DEPTH);
+    for part in parts.all() {
+        identifiers.gather(part, MAX_DEPTH);
     }
     let fault = root.objects(&["faultResponse"]).iter().find_map(Fault::read);
     Ok(Callback {
@@ -92,9 +88,9 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligi
         called_back: storage::CalledBack {
             account: String::new(),
             device: Some(event::to_stored(&identifiers.undisputed())),
-            status: event::class_to_stored(class(&root, &text, fault.is_some())).into(),
+            status: event::class_to_stored(class(&root, &parts, fault.is_some())).into(),
             fault: fault.and_then(|fault| fault.0),
-            profile: profiles.iter().find_map(profile),
+            profile: parts.profiles.iter().find_map(profile),
         },
     })
 }
@@ -113,8 +109,8 @@ fn repair(text: &str) -> Cow<'_, str> {
 }
 
 /// The status that all fields for it agree on. A fault means failure where no word says so. A part
-/// that denies a success, at any level, makes it doubtful.
-fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
+/// that denies a success makes it doubtful.
+fn class(root: &Object<'_>, parts: &Parts<'_, '_>, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
             .map_or(StatusClass::Unknown, |word| StatusClass::of(&word))
@@ -124,20 +120,9 @@ fn class(root: &Object<'_>, text: &str, fault: bool) -> StatusClass {
     if !classes.all(|other| other == class) {
         return StatusClass::Unknown;
     }
-    let denied = || {
-        let mut parts = vec![text];
-        for response in root.elements(&["deviceResponse"]) {
-            parts.push(response.get());
-            let response: Option<Object<'_>> = serde_json::from_str(response.get()).ok();
-            let profiles =
-                response.iter().flat_map(|object| object.elements(&["deviceProfileResponse"]));
-            parts.extend(profiles.map(RawValue::get));
-        }
-        parts.into_iter().any(thingspace::denies_success)
-    };
     match class {
         StatusClass::Unknown if fault => StatusClass::Failed,
-        StatusClass::Succeeded if fault || denied() => StatusClass::Unknown,
+        StatusClass::Succeeded if fault || parts.deny_success() => StatusClass::Unknown,
         class => class,
     }
 }

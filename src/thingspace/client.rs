@@ -30,6 +30,7 @@ use self::{
 use super::{
     Error, HostHealth, Order, Registration, Sent, StatusAnswer, Target, UnblockMode,
     http::{
+        body::Body,
         code,
         transport::{Endpoint, Reply, Transport},
         verdict::{judge, judge_order},
@@ -233,7 +234,7 @@ impl Client {
         let upstream = self.upstream(account)?;
         let elsewhere = matches!(purpose, Purpose::Elsewhere);
         let endpoint = Endpoint::Status { account, request, elsewhere };
-        let parse = |body: &[u8]| wire::status(body, account, request);
+        let parse = |body: &Body<'_>| wire::status(body, account, request);
         let turn = self.unless_draining(self.first_turn(&upstream, account, purpose)).await?;
         match self.call(&upstream, account, turn, endpoint, Bytes::new(), parse).await {
             Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),
@@ -258,7 +259,7 @@ impl Client {
         target: &Target<'_>,
     ) -> Result<(), Error> {
         let body = wire::registration(service, target);
-        let answer = |body: &[u8]| wire::registered(body, service);
+        let answer = |body: &Body<'_>| wire::registered(body, service);
         self.manage(account, Endpoint::RegisterCallback { account }, body, answer).await
     }
 
@@ -278,7 +279,7 @@ impl Client {
         account: &AccountName,
         endpoint: Endpoint<'_>,
         body: Bytes,
-        parse: impl Fn(&[u8]) -> Option<T>,
+        parse: impl Fn(&Body<'_>) -> Option<T>,
     ) -> Result<T, Error> {
         let upstream = self.upstream(account)?;
         let turn = self.turn(&upstream, Class::Poll, account).await?;
@@ -295,7 +296,7 @@ impl Client {
         mut turn: Turn,
         endpoint: Endpoint<'_>,
         body: Bytes,
-        parse: impl Fn(&[u8]) -> Option<T>,
+        parse: impl Fn(&Body<'_>) -> Option<T>,
     ) -> Result<(T, Duration), (Error, Duration)> {
         let judge = |reply: &Reply| judge(reply, &parse);
         let (class, mut retries) = (turn.class(), Retries::default());

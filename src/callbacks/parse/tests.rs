@@ -163,6 +163,10 @@ fn a_success_that_something_denies_decides_nothing() {
         profile(r#""state":"ACTIVE","profileStatus":"NOT_DOWNLOADED""#),
         profile(r#""profileStatus":"Not Downloaded""#),
         profile(r#""faultResponse":{"faultstring":"z"}"#),
+        profile(r#""profileStatus":"DOWNLOAD_FAILED""#),
+        r#""deviceProfileResponse":{"profileStatus":"NOT_DOWNLOADED"}"#.to_owned(),
+        r#""requestStatus":"Failed""#.to_owned(),
+        r#""isSuccess":false"#.to_owned(),
     ] {
         assert_eq!(with(&format!(r#""status":"SUCCESS",{fields}"#)).status(), Unspecified, "{fields}");
         let reversed = with(&format!(r#"{fields},"status":"SUCCESS""#)).status();
@@ -190,6 +194,8 @@ fn a_callback_that_names_another_account_is_not_believed() {
         (r#""accountName":"0000123456-00002""#, false),
         (r#""ACCOUNTNAME":"0000999999-00009""#, false),
         (r#""accountName":123456"#, false),
+        (r#""account":"0000123456-00001""#, true),
+        (r#""Account":"0000123456-00002""#, false),
         (r#""accountName":"0000123456-00001","accountName":"0000123456-00002""#, false),
         (r#""deviceResponse":{"accountName":"0000123456-00002"}"#, false),
         (

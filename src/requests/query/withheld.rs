@@ -39,6 +39,7 @@ impl Withheld {
         now: Instant,
     ) -> StatusAnswer {
         self.forget(request);
+        request.make_agree(&mut answer);
         let new = |class| WithheldStatus { class, until: now + grace };
         let hold = |held: &mut WithheldStatus, class: &mut StatusClass| {
             held.class = *class;
@@ -179,5 +180,29 @@ mod tests {
         assert!(request.is_final());
         withheld.forget(&request);
         assert_eq!(withheld.until(), None);
+    }
+
+    /// An answer may name a device by its EID in one entry and by its ICCID in another.
+    #[test]
+    fn entries_about_one_device_of_the_request_contradict_each_other() {
+        let by_eid = |n| Device { eid: device(n).eid, ..Device::default() };
+        let by_iccid = |n| Device { iccid: device(n).iccid, ..Device::default() };
+        let swapped = |n: usize, m: usize| Device { iccid: device(m).iccid, ..device(n) };
+        for (devices, told) in [
+            ([(by_eid(0), Succeeded), (by_iccid(0), Failed)], [Unknown, Unknown]),
+            ([(by_eid(0), Pending), (by_iccid(0), Failed)], [Unknown, Unknown]),
+            ([(swapped(0, 1), Succeeded), (swapped(1, 0), Failed)], [Unknown, Unknown]),
+            ([(by_eid(0), Succeeded), (by_iccid(0), Succeeded)], [Succeeded, Succeeded]),
+            ([(by_eid(0), Succeeded), (by_iccid(1), Failed)], [Succeeded, Failed]),
+        ] {
+            let mut request = request(2);
+            let answer = StatusAnswer { overall: Succeeded, devices: devices.to_vec() };
+            let sifted =
+                Withheld::default().sift(&request, answer.clone(), Duration::ZERO, Instant::now());
+            let classes: Vec<_> = sifted.devices.iter().map(|(_, class)| *class).collect();
+            assert_eq!(classes, told, "{answer:?}");
+            let is_told = told.contains(&Succeeded);
+            assert_eq!(observe(&mut request, 2, &answer) > 0, is_told, "{answer:?}");
+        }
     }
 }

@@ -6,7 +6,7 @@ mod envelope;
 pub(crate) mod table;
 
 use self::table::Row;
-use super::words;
+use super::{body::Body, object::Object, words};
 use crate::thingspace::{Refusal, RefusalKind};
 
 const MAX_CODE_CHARS: usize = 128;
@@ -42,9 +42,17 @@ pub(crate) enum Said {
 }
 
 impl Said {
-    pub(crate) fn read(body: &[u8]) -> Self {
+    pub(crate) fn of(body: &Body<'_>) -> Self {
+        Self::of_all(envelope::all(body))
+    }
+
+    pub(crate) fn of_object(object: &Object<'_>) -> Self {
+        Self::of_all(envelope::all_in(object))
+    }
+
+    fn of_all(all: Vec<Option<envelope::Found>>) -> Self {
         let mut said = Self::Nothing;
-        for found in envelope::all(body) {
+        for found in all {
             let next = match found {
                 Some(found) if is_success(&found.text) => Self::Success,
                 found => {
@@ -78,8 +86,8 @@ fn is_code(text: &str) -> bool {
 
 impl Code {
     /// `None`: no readable error envelope, or one without a code.
-    pub(crate) fn read(body: &[u8]) -> Option<Self> {
-        envelope::read(body).and_then(Self::of)
+    pub(crate) fn first(body: &Body<'_>) -> Option<Self> {
+        envelope::first(body).and_then(Self::of)
     }
 
     fn of(found: envelope::Found) -> Option<Self> {
@@ -101,6 +109,11 @@ impl Code {
     /// The API manager answered in ThingSpace's stead.
     pub(crate) fn is_from_api_manager(&self) -> bool {
         self.number.is_some()
+    }
+
+    /// Neither ThingSpace nor its API manager writes it: an HTTP status, or a word of its own.
+    pub(crate) fn is_general(&self) -> bool {
+        !self.is_from_thingspace() && !self.is_from_api_manager()
     }
 
     pub(crate) fn refusal(&self, kind: RefusalKind, status: u16) -> Refusal {

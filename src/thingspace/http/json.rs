@@ -6,6 +6,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
+use serde_json::value::RawValue;
 
 /// The largest number up to which every reader and writer of JSON carries each integer exactly (RFC
 /// 7493, section 2.2).
@@ -26,6 +27,11 @@ pub(crate) enum Json {
 }
 
 impl Json {
+    /// The tree of a value. Only a number that is too large, or too many levels, cannot be read.
+    pub(super) fn of(value: &RawValue) -> Self {
+        serde_json::from_str(value.get()).unwrap_or(Self::Inexact)
+    }
+
     /// The text of an id: a text, or a number that is carried exactly.
     pub(crate) fn id(&self) -> Option<String> {
         match self {

@@ -59,9 +59,7 @@ impl<'a> Object<'a> {
     /// The request that this object is about: the one id that all of its fields for it agree on,
     /// without regard to case.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
-        // Only a number that is too large cannot be read once more.
-        let read = |value: &RawValue| serde_json::from_str(value.get()).unwrap_or(Json::Inexact);
-        let mut ids = self.values_where(is_request_id).map(read).filter(Json::says_something);
+        let mut ids = self.values_where(is_request_id).map(Json::of).filter(Json::says_something);
         let first = carried(&ids.next()?)?;
         let agrees = |id: RequestId| id.as_str().eq_ignore_ascii_case(first.as_str());
         ids.all(|id| carried(&id).is_some_and(agrees)).then_some(first)
@@ -69,11 +67,11 @@ impl<'a> Object<'a> {
 
     /// Whether every field for the account names this one, or nothing.
     pub(crate) fn is_of_account(&self, account: &AccountName) -> bool {
-        let names_it = |value: &RawValue| match serde_json::from_str(value.get()) {
-            Ok(Json::Text(name)) => name.trim().is_empty() || name.trim() == account.as_str(),
+        let names_it = |value: &RawValue| match Json::of(value) {
+            Json::Text(name) => name.trim().is_empty() || name.trim() == account.as_str(),
             _ => false,
         };
-        self.values_where(|name| plain(name) == "accountname").all(names_it)
+        self.values_where(|name| matches!(&*plain(name), "accountname" | "account")).all(names_it)
     }
 
     /// The objects among them, and in lists among them.

@@ -8,12 +8,13 @@ mod mention;
 mod order;
 mod phrases;
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 pub(crate) use evidence::{carried, is_request_id};
 pub(crate) use order::judge_order;
 
 use super::{
+    body::{self, Body},
     code::{Code, Said, table::Means},
     transport::Reply,
 };
@@ -47,8 +48,8 @@ impl Stale {
 
 /// Whether a success has a code that is about the call and not about what was asked for. A request
 /// that failed may have its own code.
-fn blames_the_call(body: &[u8], status: u16) -> bool {
-    match Said::read(body) {
+fn blames_the_call(body: &Body<'_>, status: u16) -> bool {
+    match Said::of(body) {
         Said::Nothing | Said::Success => false,
         Said::One(code) => !matches!(code.row(status).means, Means::Refused(_)),
         Said::Contradictory => true,
@@ -61,17 +62,21 @@ fn blames_the_call(body: &[u8], status: u16) -> bool {
 /// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer
 /// that blames the call: not with a 5xx or a 408, nor where the body also reads as a success (a
 /// request that failed has its id all the same).
-pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Verdict<T> {
+pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&Body<'_>) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
-    let body = reply.body.as_deref();
-    let read = body.and_then(parse);
+    let text = reply.body.as_deref().map(body::text);
+    let body = text.as_deref().map(Body::parse);
+    let body = body.as_ref();
+    // Text that is not UTF-8 was damaged on its way.
+    let is_intact = matches!(text, Some(Cow::Borrowed(_)));
+    let read = body.filter(|_| is_intact).and_then(parse);
     let reads_as_success = read.is_some();
     if let (200..=299, Some(done)) = (status, read)
         && !body.is_some_and(|body| blames_the_call(body, status))
     {
         return Verdict::Done(done);
     }
-    let code = body.and_then(Code::read);
+    let code = body.and_then(Code::first);
     let means = code.as_ref().map(|code| (code, code.row(status).means));
     match (status, means) {
         (_, Some((_, Means::SessionRefused))) => Verdict::Stale(Stale::SESSION),

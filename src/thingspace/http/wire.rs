@@ -15,12 +15,11 @@ use serde::{
     Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
 };
-use serde_json::Value;
 
 pub(crate) use registrations::{registered, registration, registrations};
 pub(crate) use status::status;
 
-use super::json::Json;
+use super::body::Body;
 use crate::identity::{Device, IdentifierKind};
 use crate::thingspace::{Order, StatusClass};
 
@@ -84,7 +83,7 @@ fn json(body: &impl Serialize) -> Bytes {
 }
 
 /// The answer to a token request.
-pub(crate) fn bearer(body: &[u8]) -> Option<Bearer> {
+pub(crate) fn bearer(body: &Body<'_>) -> Option<Bearer> {
     #[derive(Deserialize)]
     struct Body {
         access_token: SecretString,
@@ -93,7 +92,7 @@ pub(crate) fn bearer(body: &[u8]) -> Option<Bearer> {
         #[serde(default)]
         expires_in: Option<Text>,
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
+    let body: Body = serde_json::from_str(body.text).ok()?;
     let is_bearer = body.token_type.is_none_or(|kind| kind.0.eq_ignore_ascii_case("bearer"));
     let seconds = body.expires_in.and_then(|seconds| seconds.0.parse::<u64>().ok());
     let expires_in = seconds.map(|seconds| Duration::from_secs(seconds.min(MAX_LIFETIME_SECONDS)));
@@ -103,13 +102,13 @@ pub(crate) fn bearer(body: &[u8]) -> Option<Bearer> {
 
 /// The answer to a login. A lifetime beside it is ignored: what some documents invent is not what
 /// ThingSpace does.
-pub(crate) fn session(body: &[u8]) -> Option<SecretString> {
+pub(crate) fn session(body: &Body<'_>) -> Option<SecretString> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Body {
         session_token: SecretString,
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
+    let body: Body = serde_json::from_str(body.text).ok()?;
     is_token(&body.session_token).then_some(body.session_token)
 }
 
@@ -117,17 +116,6 @@ fn is_token(token: &SecretString) -> bool {
     let token = token.expose_secret();
     (1..=MAX_TOKEN_BYTES).contains(&token.len())
         && token.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// Whether there is anything in a value.
-pub(crate) fn says_something(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(values) => values.iter().any(says_something),
-        Value::Object(fields) => fields.values().any(says_something),
-        Value::Bool(_) | Value::Number(_) => true,
-    }
 }
 
 /// A status word, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
@@ -172,16 +160,6 @@ impl<'de> Deserialize<'de> for Text {
             }
         }
         deserializer.deserialize_any(Scalar)
-    }
-}
-
-/// An identifier: a text, or a number that is carried exactly. Anything else is empty, and so fits
-/// no kind.
-struct Id(String);
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(Json::deserialize(deserializer)?.id().unwrap_or_default()))
     }
 }
 

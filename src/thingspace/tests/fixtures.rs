@@ -14,6 +14,7 @@ use crate::{
     thingspace::{
         Registration, Target,
         http::{
+            body::Body,
             transport::Reply,
             verdict::{Verdict, judge, judge_order},
             wire,
@@ -140,7 +141,7 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
 #[test]
 fn a_status_answer_has_no_wrong_id() {
     let asked = RequestId::parse("r-1").unwrap();
-    let read = |body: String| wire::status(body.as_bytes(), &account(), &asked);
+    let read = |body: String| wire::status(&Body::parse(&body), &account(), &asked);
     for ids in [r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#] {
         assert!(read(format!(r#"{{{ids}"status":"Success"}}"#)).is_some(), "{ids}");
     }
@@ -165,7 +166,7 @@ fn a_status_answer_has_no_wrong_id() {
     let number = RequestId::parse("100000000000000000000").unwrap();
     assert_eq!(
         wire::status(
-            br#"{"requestId":100000000000000000001,"status":"Success"}"#,
+            &Body::parse(r#"{"requestId":100000000000000000001,"status":"Success"}"#),
             &account(),
             &number
         ),

@@ -274,8 +274,9 @@ fn a_text_that_quotes_a_uuid_makes_a_refusal_unknown() {
     ] {
         let verdict = judged(400, &format!("{{{REFUSAL},{fields}}}"));
         assert!(matches!(verdict, Verdict::Refused(_)), "{fields}: {verdict:?}");
-        assert_eq!(judged(429, &format!("{{{fields}}}")), Verdict::Throttled(None), "{fields}");
     }
+    let traced = format!(r#"{{"traceId":"{ID}","transaction_id":["{ID}"]}}"#);
+    assert_eq!(judged(429, &traced), Verdict::Throttled(None));
 }
 
 #[test]
@@ -372,6 +373,8 @@ fn a_word_of_success_makes_the_outcome_unknown() {
         r#""statusCode":202"#,
         r#""httpStatus":"202 Accepted""#,
         r#""requestStatus":"queued""#,
+        r#""responseCode":"200""#,
+        r#""httpStatusCode":"202""#,
         r#""result":{"status":"Success"}"#,
         r#""data":[{"state":"in progress"}]"#,
     ] {
@@ -480,12 +483,117 @@ fn a_text_that_denies_acceptance_changes_nothing() {
     ] {
         let verdict = judged(400, &format!(r#"{{{REFUSAL},"errorMessage":"{text}"}}"#));
         assert!(matches!(verdict, Verdict::Refused(_)), "{text}: {verdict:?}");
-        assert!(matches!(judged(401, text), Verdict::Stale(_)), "{text}");
-        assert_eq!(
-            judged(429, &format!("<html>{text}</html>")),
-            Verdict::Throttled(None),
-            "{text}"
-        );
+    }
+}
+
+/// As API managers, gateways and servers write them.
+const PLAIN_REFUSALS: [&str; 38] = [
+    "Unauthorized",
+    "no",
+    "401 Authorization Required",
+    "Authentication failed",
+    "Missing Credentials",
+    "Invalid Credentials. Make sure you have provided the correct security credentials",
+    "The access token expired",
+    "The incoming token has expired",
+    "the token is no longer valid",
+    "Session is invalid or has expired, please log in again",
+    "Session token 86c83330-4bf5-4235-9c4e-a83f93aeae4c expired",
+    "Jwt is missing",
+    "Jwt issuer is not configured",
+    "No API key found in request",
+    "Full authentication is required to access this resource",
+    "Access is denied due to invalid credentials.",
+    "Access denied due to missing subscription key. Make sure to include subscription key when \
+     making requests to an API.",
+    "You do not have permission to view this page using the credentials that you supplied.",
+    "This server could not verify that you are authorized to access the document requested. \
+     Either you supplied the wrong credentials (e.g., bad password), or your browser doesn't \
+     understand how to supply the credentials required.",
+    "The request has not been applied because it lacks valid authentication credentials for the \
+     target resource.",
+    "slow down",
+    "Too Many Requests",
+    "429 Too Many Requests",
+    "too_many_requests",
+    "Message throttled out",
+    "You have exceeded your quota",
+    "Request was throttled. Expected available in 5 seconds.",
+    "Rate limit is exceeded. Try again in 12 seconds.",
+    "API rate limit exceeded",
+    "local_rate_limited",
+    "Limit Exceeded",
+    "Rate limit quota violation. Quota limit exceeded.",
+    "Spike arrest violation. Allowed rate : 10ps",
+    "Out of call volume quota. Quota will be replenished in 00:10:00.",
+    "You are being rate limited",
+    "error code: 1015",
+    "The user has sent too many requests in a given amount of time.",
+    "Please retry after 2026-11-30T11:54:41Z",
+];
+
+/// What an order may stand behind, in words that no list of acceptances has.
+const OTHER_TEXTS: [&str; 21] = [
+    "Order placed",
+    "Your order has been received",
+    "Download scheduled",
+    "Download initiated",
+    "Request created",
+    "Request is pending",
+    "Previous request is still processing",
+    "Accept&#101;d",
+    "201 Created",
+    "<order><state>open</state></order>",
+    "Too many requests. Your order was placed.",
+    "Unauthorized: the device has it already",
+    "Connection reset by peer",
+    "No response from backend",
+    "Backend did not respond in time",
+    "java.net.SocketTimeoutException",
+    "ETIMEDOUT",
+    "502 Bad Gateway: upstream answered 202",
+    "not accepted",
+    "the order was never submitted",
+    "未授权",
+];
+
+#[test]
+fn a_status_alone_decides_only_beside_the_text_of_a_plain_refusal() {
+    let bodies = |text: &str| {
+        [
+            text.to_owned(),
+            format!("{text:?}"),
+            format!(
+                r#"{{"message":{text:?},"path":"/api/orders","timestamp":"Mon, 30 Nov 2026"}}"#
+            ),
+            format!(r#"{{"details":[{{"note":{text:?}}}]}}"#),
+            format!(
+                "<!DOCTYPE html>\n<html lang=en><head><title>{text}</title><style>p {{ margin: 0 }}\
+                 </style></head><body class=x><h1>{text}</h1><hr>nginx</body></html>"
+            ),
+        ]
+    };
+    let general =
+        |text: &str| format!(r#"{{"error":"invalid_token","error_description":{text:?}}}"#);
+    let both = Stale { bearer: true, session: true };
+    for text in PLAIN_REFUSALS {
+        for body in bodies(text).into_iter().chain([general(text)]) {
+            assert_eq!(judged(401, &body), Verdict::Stale(both), "{body}");
+            // A UUID may be the request's id.
+            if !text.contains("86c83330") {
+                assert_eq!(judged(429, &body), Verdict::Throttled(None), "{body}");
+            }
+        }
+    }
+    for text in OTHER_TEXTS {
+        for body in bodies(text).into_iter().chain([general(text)]) {
+            assert_unknown(401, &body);
+            assert_unknown(429, &body);
+        }
+        // A code of ThingSpace or its API manager decides, whatever the text beside it is.
+        let beside = |code: &str| format!(r#"{{{code},"note":{:?}}}"#, "Order placed");
+        assert_eq!(judged(401, &beside(BEARER)), Verdict::Stale(Stale::BEARER));
+        assert_eq!(judged(429, &beside(THROTTLED)), Verdict::Throttled(None));
     }
 }
 

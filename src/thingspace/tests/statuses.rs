@@ -79,6 +79,7 @@ async fn a_success_with_an_error_of_the_call_decides_no_request() {
         r#"{"requestId":"{id}","status":"Success","Status":"Pending"}"#,
         r#"{"requestId":"{id}","accountName":"0000999999-00001","status":"Success"}"#,
         r#"{"requestId":"{id}","Account_Name":123456,"status":"Success"}"#,
+        r#"{"requestId":"{id}","account":"0000999999-00001","status":"Success"}"#,
     ] {
         // The call is repeated, and the truth is pending.
         assert_eq!(found(answered(&world, body).await).overall, StatusClass::Pending, "{body}");
@@ -105,6 +106,13 @@ async fn a_success_that_something_denies_decides_no_device() {
         r#","state":"Failed""#,
         r#","success":false"#,
         r#","profileStatus":"NOT_DOWNLOADED""#,
+        r#","profileStatus":"DOWNLOAD_FAILED""#,
+        r#","downloadStatus":"Failed""#,
+        r#","isSuccess":false"#,
+        r#","deviceResponse":{"status":"Failure"}"#,
+        r#","deviceResponse":{"faultResponse":{"faultcode":"X.REQUEST_FAILED.Y"}}"#,
+        r#","deviceResponse":[{"deviceProfileResponse":{"profileStatus":"Download error"}}]"#,
+        r#","deviceProfileResponse":{"errorCode":"X.REQUEST_FAILED.Y"}"#,
     ];
     for denial in denials {
         let told = found(answered(&world, &body("Success", denial, "")).await);
@@ -121,6 +129,11 @@ async fn a_success_that_something_denies_decides_no_device() {
         r#","requestId":"zzz-9""#.to_owned(),
         r#","requestId":"{id}","RequestId":"zzz-9""#.to_owned(),
         r#","accountName":"0000999999-00009""#.to_owned(),
+        r#","account":"0000999999-00009""#.to_owned(),
+        r#","deviceResponse":{"accountName":"0000999999-00009"}"#.to_owned(),
+        r#","deviceResponse":{"requestId":"zzz-9"}"#.to_owned(),
+        r#","status":"Success""#.to_owned(),
+        format!(r#","deviceIds":[{{"kind":"eid","id":"{}"}}]"#, other.as_str()),
         format!(r#","Ids":[{{"kind":"eid","id":"{}"}}]"#, other.as_str()),
     ] {
         for status in ["Success", "Failed"] {
@@ -133,6 +146,8 @@ async fn a_success_that_something_denies_decides_no_device() {
     for sub in [
         r#","requestId":"{id}","accountName":"0000123456-00001""#,
         r#","errorCode":null,"code":200"#,
+        r#","account":" 0000123456-00001 ","deviceResponse":{"status":"Success"}"#,
+        r#","deviceResponse":{"deviceProfileResponse":{"profileStatus":"ENABLED"}}"#,
     ] {
         assert_eq!(
             found(answered(&world, &body("Success", "", sub)).await).devices[0].1,
@@ -207,6 +222,59 @@ async fn entries_that_contradict_each_other_decide_no_device() {
         );
         let answer = found(answered(&world, &body).await);
         assert_eq!(answer.devices[0].1, StatusClass::Unknown, "{answer:?}");
+    }
+}
+
+/// A device may be named by its EID here, by its ICCID there, or by nothing at all.
+#[tokio::test]
+async fn entries_with_different_identifiers_of_a_device_contradict_each_other() {
+    use StatusClass::{Failed, Pending, Succeeded, Unknown};
+    let world = world(manual()).await;
+    let (one, other) = (device(1), device(2));
+    let id = |kind: &str, digits: &str| format!(r#"{{"kind":"{kind}","id":"{digits}"}}"#);
+    let (eid, iccid) = (id("eid", one.eid.as_str()), id("Iccid", one.iccid.as_str()));
+    let both = format!("[{eid},{iccid}]");
+    let with_imei = format!("[{eid},{iccid},{}]", id("imei", "990013907835573"));
+    let moved = format!("[{},{iccid}]", id("eid", other.eid.as_str()));
+    let blank = id(" EID", &format!(" {} ", one.eid.as_str()));
+    let sub = |ids: &str, word: &str| format!(r#"{{"ids":{ids},"status":"{word}"}}"#);
+    let elsewhere = format!(r#"{{"deviceIds":{both},"status":"Failed"}}"#);
+    let others = id("eid", other.eid.as_str());
+    for (subs, classes) in [
+        (vec![sub(&both, "Success"), sub(&iccid, "Failed")], vec![Unknown, Unknown]),
+        (vec![sub(&eid, "Failed"), sub(&both, "Success")], vec![Unknown, Unknown]),
+        (vec![sub(&both, "Pending"), sub(&iccid, "Success")], vec![Unknown, Unknown]),
+        (vec![sub(&both, "Success"), sub(&with_imei, "Failed")], vec![Unknown, Unknown]),
+        (vec![sub(&both, "Success"), sub(&moved, "Failed")], vec![Unknown, Unknown]),
+        (vec![sub(&both, "Success"), sub(&blank, "Failed")], vec![Unknown, Unknown]),
+        (vec![sub(&both, "Success"), elsewhere.clone()], vec![Unknown, Unknown]),
+        (
+            vec![sub(&eid, "Success"), sub(&iccid, "Failed"), sub(&both, "Success")],
+            vec![Unknown, Unknown, Unknown],
+        ),
+        // What has no identifier may be about any device.
+        (vec![sub(&both, "Success"), sub("[]", "Failed")], vec![Unknown, Failed]),
+        (vec![sub(&id("esn", "1"), "Success"), sub(&both, "Failed")], vec![Succeeded, Unknown]),
+        (vec![sub(&both, "Success"), sub("[]", "Pending")], vec![Succeeded, Pending]),
+        // These are one device of one mind, or two devices.
+        (vec![sub(&both, "Success"), sub(&iccid, "Success")], vec![Succeeded, Succeeded]),
+        (vec![sub(&blank, "Success"), sub(&others, "Failed")], vec![Succeeded, Failed]),
+        (vec![elsewhere.clone(), sub(&others, "Success")], vec![Failed, Succeeded]),
+    ] {
+        for reversed in [false, true] {
+            let (mut subs, mut classes) = (subs.clone(), classes.clone());
+            if reversed {
+                subs.reverse();
+                classes.reverse();
+            }
+            let body = format!(
+                r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{}]}}"#,
+                subs.join(",")
+            );
+            let answer = found(answered(&world, &body).await);
+            let found: Vec<_> = answer.devices.iter().map(|(_, class)| *class).collect();
+            assert_eq!(found, classes, "{body}");
+        }
     }
 }
 

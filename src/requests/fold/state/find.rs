@@ -32,6 +32,18 @@ impl Request {
         }
     }
 
+    /// Every device that one of these identifiers names.
+    pub(super) fn named_by(&self, device: &Device) -> Vec<usize> {
+        let ids = [
+            (identity::IdentifierKind::Eid, &device.eid),
+            (identity::IdentifierKind::Iccid, &device.iccid),
+        ];
+        let by_id = ids.into_iter().filter_map(|(kind, digits)| {
+            self.index.get(&(kind, digits.clone())).copied().flatten()
+        });
+        by_id.chain(self.find(device)).collect()
+    }
+
     /// The only device of a request, for a callback whose identifiers find none. By rules 4 such a
     /// callback concerns this device, unless it names an EID or another IMEI. An ICCID may be that
     /// of the new profile.

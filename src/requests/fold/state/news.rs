@@ -15,6 +15,8 @@ impl Request {
     /// What of a status answer is new, as events that are each below the store's bound; none if
     /// nothing is.
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+        let mut answer = answer.clone();
+        self.make_agree(&mut answer);
         // A device that cannot be named may be one more, so what is said of the whole says nothing.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
             device.present().next().is_none() && *class != StatusClass::Succeeded
@@ -66,6 +68,12 @@ impl Request {
             .enumerate()
             .map(|(at, devices)| observed(devices.to_vec(), at == last))
             .collect()
+    }
+
+    /// Makes entries of a status answer about one device of the request agree. The device may have
+    /// its EID in one entry and its ICCID in another.
+    pub fn make_agree(&self, answer: &mut StatusAnswer) {
+        answer.agree(|device| self.named_by(device));
     }
 
     /// Whether a status of a device would make it final.

@@ -16,7 +16,7 @@
 
 use serde_json::value::RawValue;
 
-use crate::thingspace::{Object, http::wire};
+use crate::thingspace::http::{body::Body, json::Json, object::Object};
 
 /// The namespaces of the API manager (WSO2): its own, `…/security`, `…/throttling`.
 const API_MANAGER: &str = "http://wso2.org/apimanager";
@@ -28,10 +28,9 @@ pub(super) struct Found {
 }
 
 /// The code of the first envelope that has one, in the order of the table above.
-pub(super) fn read(body: &[u8]) -> Option<Found> {
-    let places = places(body);
+pub(super) fn first(body: &Body<'_>) -> Option<Found> {
     let Place { says, by_api_manager, .. } =
-        places.into_iter().find(|place| !matches!(place.says, Says::Nothing))?;
+        places(body).into_iter().find(|place| !matches!(place.says, Says::Nothing))?;
     match says {
         Says::One(text) => Some(Found { text, by_api_manager }),
         Says::Several | Says::Nothing => None,
@@ -40,9 +39,22 @@ pub(super) fn read(body: &[u8]) -> Option<Found> {
 
 /// What every envelope says; `None` stands for one that says two things, or something that is no
 /// code.
-pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
+pub(super) fn all(body: &Body<'_>) -> Vec<Option<Found>> {
+    body.object.as_ref().map_or_else(|| found(places(body)), all_in)
+}
+
+/// The same of an object.
+pub(super) fn all_in(object: &Object<'_>) -> Vec<Option<Found>> {
+    let mut all = found(places_in(object));
+    if contradicts(object, &all) {
+        all.push(None);
+    }
+    all
+}
+
+fn found(places: Vec<Place>) -> Vec<Option<Found>> {
     let mut all = Vec::new();
-    for Place { says, unreadable, by_api_manager } in places(body) {
+    for Place { says, unreadable, by_api_manager } in places {
         match says {
             Says::Nothing => {}
             Says::One(text) => all.push(Some(Found { text, by_api_manager })),
@@ -52,21 +64,13 @@ pub(super) fn all(body: &[u8]) -> Vec<Option<Found>> {
             all.push(None);
         }
     }
-    if contradicts(body, &all) {
-        all.push(None);
-    }
     all
 }
 
 /// Whether a list of errors beside the code says something else. Nobody documented such lists.
-fn contradicts(body: &[u8], found: &[Option<Found>]) -> bool {
-    let text = String::from_utf8_lossy(body);
-    let Ok(root) = serde_json::from_str::<Object<'_>>(text.trim_start_matches('\u{feff}').trim())
-    else {
-        return false;
-    };
+fn contradicts(object: &Object<'_>, found: &[Option<Found>]) -> bool {
     let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
-    root.elements(&["errors", "faults"]).any(|error| {
+    object.elements(&["errors", "faults"]).any(|error| {
         let object = serde_json::from_str::<Object<'_>>(error.get()).ok();
         let codes = |error: &Object<'_>| {
             error.texts(&["code", "errorCode", "faultcode"]).collect::<Vec<_>>()
@@ -91,25 +95,25 @@ enum Says {
     Several,
 }
 
-fn places(body: &[u8]) -> Vec<Place> {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim_start_matches('\u{feff}').trim();
-    if text.starts_with('<') {
-        let code = xml(text);
-        let unreadable = code.is_none() && text.contains(API_MANAGER);
-        return vec![Place {
-            says: only(code.map(str::to_owned)),
-            unreadable,
-            by_api_manager: true,
-        }];
+fn places(body: &Body<'_>) -> Vec<Place> {
+    if let Some(object) = &body.object {
+        return places_in(object);
     }
-    let Ok(root) = serde_json::from_str::<Object<'_>>(text) else { return Vec::new() };
+    if !body.text.starts_with('<') {
+        return Vec::new();
+    }
+    let code = xml(body.text);
+    let unreadable = code.is_none() && body.text.contains(API_MANAGER);
+    vec![Place { says: only(code.map(str::to_owned)), unreadable, by_api_manager: true }]
+}
+
+fn places_in(object: &Object<'_>) -> Vec<Place> {
     vec![
-        direct(&root, "errorCode", false),
-        wrapped(&root, "faultResponse", "faultcode", false),
-        wrapped(&root, "fault", "code", true),
-        direct(&root, "code", true),
-        direct(&root, "error", false),
+        direct(object, "errorCode", false),
+        wrapped(object, "faultResponse", "faultcode", false),
+        wrapped(object, "fault", "code", true),
+        direct(object, "code", true),
+        direct(object, "error", false),
     ]
 }
 
@@ -137,7 +141,7 @@ fn wrapped(root: &Object<'_>, wrapper: &str, name: &str, by_api_manager: bool) -
 
 /// Whether there is anything in a value but nulls, empty texts, lists and objects.
 fn says_something(value: &RawValue) -> bool {
-    serde_json::from_str(value.get()).is_ok_and(|value| wire::says_something(&value))
+    Json::of(value).says_something()
 }
 
 fn only(texts: impl IntoIterator<Item = String>) -> Says {

@@ -1,12 +1,17 @@
 use super::*;
+use crate::thingspace::http::body;
 use table::Means;
 
 fn code(text: &str) -> Code {
     read(&serde_json::json!({ "errorCode": text }).to_string())
 }
 
+fn first(body: &[u8]) -> Option<Code> {
+    Code::first(&Body::parse(&body::text(body)))
+}
+
 fn read(body: &str) -> Code {
-    Code::read(body.as_bytes()).unwrap_or_else(|| panic!("no code in {body}"))
+    first(body.as_bytes()).unwrap_or_else(|| panic!("no code in {body}"))
 }
 
 /// What it is refused as, in an answer with this status.
@@ -154,7 +159,7 @@ fn every_envelope() {
         assert_eq!(read(body), Code { text, number }, "{body}");
     }
     // Not UTF-8, in the message.
-    assert_eq!(Code::read(b"{\"errorCode\":\"x\",\"errorMessage\":\"caf\xe9\"}"), Some(code("x")));
+    assert_eq!(first(b"{\"errorCode\":\"x\",\"errorMessage\":\"caf\xe9\"}"), Some(code("x")));
 }
 
 #[test]
@@ -191,7 +196,7 @@ fn no_envelope() {
         &long,
     ];
     for body in bodies {
-        assert_eq!(Code::read(body.as_bytes()), None, "{body:.100}");
+        assert_eq!(first(body.as_bytes()), None, "{body:.100}");
     }
-    assert_eq!(Code::read(&utf_16), None);
+    assert_eq!(first(&utf_16), None);
 }

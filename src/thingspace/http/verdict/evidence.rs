@@ -10,7 +10,7 @@
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
-    phrases::{says_accepted, says_timed_out},
+    phrases::{is_plain_refusal, says_accepted, says_timed_out},
 };
 use crate::{
     identity::RequestId,
@@ -31,9 +31,12 @@ const MAX_EMBEDDED: usize = 16;
 const ID_NAMES: [&str; 2] = ["requestid", "reqid"];
 
 /// Names of fields that say how a call went, and how such names end.
-const STATUS_NAMES: [&str; 6] =
-    ["success", "successful", "accepted", "outcome", "statuscode", "message"];
-const STATUS_ENDS: [&str; 3] = ["status", "state", "result"];
+const STATUS_NAMES: [&str; 5] = ["success", "successful", "accepted", "outcome", "message"];
+const STATUS_ENDS: [&str; 5] = ["status", "state", "result", "statuscode", "responsecode"];
+
+/// Names of fields whose texts are not for people.
+const MACHINE_NAMES: [&str; 9] =
+    ["timestamp", "time", "date", "path", "instance", "uri", "url", "method", "host"];
 
 /// The request ids of an answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,16 +53,24 @@ pub(super) struct Evidence {
     pub(super) ids: Ids,
     /// A word of success, or a text that speaks of acceptance.
     pub(super) success: bool,
-    /// A text speaks of a time-out.
-    pub(super) timed_out: bool,
     /// A text quotes a UUID, which may be a request's id.
     pub(super) quotes_uuid: bool,
+    pub(super) texts: Texts,
+}
+
+/// The texts for people. The greatest of what they say counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Texts {
+    /// Each is the plain refusal of a token or of a rate.
+    #[default]
+    PlainRefusals,
+    Others,
+    /// One speaks of a time-out.
+    TimedOut,
 }
 
 /// `None`: a body that begins as JSON and cannot be read, so that anything may stand in it.
-pub(super) fn read(body: &[u8], reply: &Reply) -> Option<Evidence> {
-    let text = String::from_utf8_lossy(body);
-    let text = text.trim_start_matches('\u{feff}').trim();
+pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
     let mut claims = Claims::default();
     match serde_json::from_str(text) {
         Ok(json) => claims.root(&json),
@@ -72,8 +83,8 @@ pub(super) fn read(body: &[u8], reply: &Reply) -> Option<Evidence> {
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
         claims.elsewhere.push(Some(id.trim().to_owned()));
     }
-    let Claims { success, timed_out, quotes_uuid, .. } = claims;
-    Some(Evidence { success, timed_out, quotes_uuid, ids: claims.ids() })
+    let Claims { success, quotes_uuid, texts, .. } = claims;
+    Some(Evidence { ids: claims.ids(), success, quotes_uuid, texts })
 }
 
 /// Whether a field is named `requestId`, in any case and with any punctuation.
@@ -91,8 +102,8 @@ struct Claims {
     /// Of each text that mentions a request id: the words one of which is the id.
     mentions: Vec<Vec<String>>,
     success: bool,
-    timed_out: bool,
     quotes_uuid: bool,
+    texts: Texts,
 }
 
 /// Where a value stands.
@@ -104,6 +115,8 @@ struct Place {
     in_request: bool,
     /// It is in a field that is named as the id of something else: of a trace, for example.
     in_other_id: bool,
+    /// It is in a field whose texts are not for people.
+    in_machine_field: bool,
     /// Texts of JSON around it.
     nested_texts: u8,
 }
@@ -156,8 +169,9 @@ impl Claims {
         } else {
             let in_request = name.starts_with("request");
             let in_other_id = name.ends_with("id") && !name.ends_with("orderid");
+            let in_machine_field = MACHINE_NAMES.contains(&&*name);
             let depth = place.depth.saturating_add(1);
-            let inner = Place { depth, in_request, in_other_id, ..place };
+            let inner = Place { depth, in_request, in_other_id, in_machine_field, ..place };
             match value {
                 Json::Text(text) => self.text_value(text, inner),
                 value => self.walk(value, inner),
@@ -182,6 +196,11 @@ impl Claims {
         }
         self.phrases(text);
         self.quotes_uuid |= !place.in_other_id && has_uuid(text);
+        let is_machine_text =
+            place.in_machine_field || place.in_other_id && !text.contains(char::is_whitespace);
+        if !is_machine_text && !is_plain_refusal(text) {
+            self.texts = self.texts.max(Texts::Others);
+        }
         if place.nested_texts >= MAX_NESTED_TEXTS {
             return;
         }
@@ -206,6 +225,9 @@ impl Claims {
         }
         self.quotes_uuid |= has_uuid(text);
         self.success |= word::is_success(text);
+        if !is_plain_refusal(text) {
+            self.texts = self.texts.max(Texts::Others);
+        }
         self.phrases(text);
     }
 
@@ -213,7 +235,9 @@ impl Claims {
     fn phrases(&mut self, text: &str) {
         let words = words(text);
         self.success |= says_accepted(&words);
-        self.timed_out |= says_timed_out(&words);
+        if says_timed_out(&words) {
+            self.texts = Texts::TimedOut;
+        }
     }
 
     /// An address of a request, in a header.

@@ -1,4 +1,9 @@
-//! Phrases in texts for people that say that an order may have been carried out.
+//! Phrases in texts for people that say that an order may have been carried out, and words that
+//! certainly do not.
+
+use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
+
+use super::mention::{has_uuid, words};
 
 /// An order that was taken on.
 const ACCEPTED: [&[&str]; 12] = [
@@ -17,13 +22,55 @@ const ACCEPTED: [&[&str]; 12] = [
 ];
 
 /// An answer that somebody did not wait for.
-const TIMED_OUT: [&[&str]; 6] = [
-    &["timeout"],
-    &["timeouts"],
+const TIMED_OUT: [&[&str]; 7] = [
     &["time", "out"],
     &["timed", "out"],
     &["timedout"],
+    &["etimedout"],
     &["deadline", "exceeded"],
+    &["no", "response"],
+    &["not", "respond"],
+];
+
+/// A time-out that is the name of a JavaScript function.
+const SCRIPTED: [&str; 2] = ["settimeout", "cleartimeout"];
+
+/// The words of refusals for want of a good token, and for too many calls, as Verizon, WSO2,
+/// Apigee, AWS, Azure, Kong, Envoy, nginx, Apache, Tomcat and Cloudflare write them. No word is
+/// among them that says what became of an order.
+static REFUSAL_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
+    "a about access account after again allowed amount an and another any apache api app \
+        application are aren arrest as at auth authenticate authenticated authentication \
+        authorization authorized available bad basic be bearer because been before being blank \
+        browser but by call calls can cannot center client cloudflare code com concurrent \
+        configured consumer contact correct could couldn credential credentials day default \
+        denied description developer did didn do document does doesn down due during either \
+        envoy error exceed exceeded exceeding exceeds expected expired expires expiry fail \
+        failed fails failure few first for forbidden found from full given grant has hasn have \
+        haven header hour how http identifier if in include incoming incorrect insufficient \
+        invalid ip is isn issue issuer it its jwt key lacks later limit limited limiting limits \
+        ll local log logged login longer make making many maximum message method millisecond \
+        milliseconds minute minutes missing moment month more must need needs nginx no not now \
+        number of on oops openresty or our out over page parameter password per permission \
+        permissions permitted please policy port privilege privileges provide provided quota \
+        rate re reached refresh refused reload replenished report request requested requests \
+        require required requires resource retry role scheme scope second seconds security \
+        server service session sign signature slow so some soon spike status subscribe \
+        subscribed subscription such supplied supply sure suspended target temporarily than that \
+        the then there this throttle throttled throttling time to token tokens tomcat too \
+        traffic try type ubuntu unable unauthenticated unauthorised unauthorize unauthorized \
+        understand unsupported until unusual upstream usage user username using valid validate \
+        validated validation ve verification verify verizon version via view violation volume \
+        wait was wasn we were when while who will with within without wrong you your"
+        .split_ascii_whitespace()
+        .collect()
+});
+
+/// What proxies say with words that could also say what became of an order.
+const REFUSAL_SENTENCES: [&str; 3] = [
+    "the request has not been applied",
+    "the user has sent too many requests",
+    "you have sent too many requests",
 ];
 
 /// What denies the phrase after it. "Not yet" and "not only" deny nothing.
@@ -42,7 +89,48 @@ pub(super) fn says_accepted(words: &[String]) -> bool {
 
 /// Whether a text of these words speaks of a time-out. One that denies it is believed neither way.
 pub(super) fn says_timed_out(words: &[String]) -> bool {
-    TIMED_OUT.iter().any(|phrase| ends(words, phrase).next().is_some())
+    let names_one = |word: &String| word.contains("timeout") && !SCRIPTED.contains(&word.as_str());
+    words.iter().any(names_one)
+        || TIMED_OUT.iter().any(|phrase| ends(words, phrase).next().is_some())
+}
+
+/// Whether a text says nothing but that a token or the rate is refused, or nothing at all.
+pub(super) fn is_plain_refusal(text: &str) -> bool {
+    let mut text = visible(text).to_lowercase();
+    for sentence in REFUSAL_SENTENCES {
+        text = text.replace(sentence, "");
+    }
+    let is_address = |word: &&str| word.starts_with('/') || word.contains("://");
+    text.split_whitespace()
+        .filter(|word| !is_address(word) && !has_uuid(word))
+        .flat_map(words)
+        .filter(|word| word.chars().count() > 1 && !word.starts_with(|c: char| c.is_ascii_digit()))
+        .all(|word| REFUSAL_WORDS.contains(word.as_str()))
+}
+
+/// An HTML page without what a browser does not show, or another text as it is.
+fn visible(text: &str) -> Cow<'_, str> {
+    const HIDDEN: [(&str, &str); 4] =
+        [("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"), ("<", ">")];
+    let lower = text.to_ascii_lowercase();
+    if !["<html", "<!doctype html"].iter().any(|begin| lower.trim_start().starts_with(begin)) {
+        return text.into();
+    }
+    let mut shown = String::new();
+    let mut at = 0;
+    while let Some(begin) = lower[at..].find('<').map(|begin| at + begin) {
+        shown.push_str(&text[at..begin]);
+        shown.push(' ');
+        let rest = &lower[begin..];
+        let end = HIDDEN
+            .iter()
+            .find(|(start, _)| rest.starts_with(start))
+            .and_then(|(_, end)| rest.find(end).map(|at| begin + at + end.len()));
+        let Some(end) = end else { return text.into() };
+        at = end;
+    }
+    shown.push_str(&text[at..]);
+    shown.into()
 }
 
 /// Where a phrase ends.

@@ -5,7 +5,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::{Text, json, one_or_many};
-use crate::thingspace::{Registration, Target, sha256};
+use crate::thingspace::{Registration, Target, http::body::Body, sha256};
 
 /// The body of a registration.
 pub(crate) fn registration(service: &str, target: &Target<'_>) -> Bytes {
@@ -25,7 +25,7 @@ pub(crate) fn registration(service: &str, target: &Target<'_>) -> Bytes {
 }
 
 /// The answer to a listing. ThingSpace gives the passwords in clear; they are not kept.
-pub(crate) fn registrations(body: &[u8]) -> Option<Vec<Registration>> {
+pub(crate) fn registrations(body: &Body<'_>) -> Option<Vec<Registration>> {
     #[derive(Deserialize)]
     struct Body(#[serde(deserialize_with = "one_or_many")] Vec<Entry>);
     #[derive(Deserialize)]
@@ -40,7 +40,7 @@ pub(crate) fn registrations(body: &[u8]) -> Option<Vec<Registration>> {
     fn text(value: Option<Text>) -> String {
         value.map(|text| text.0).unwrap_or_default()
     }
-    let Body(entries) = serde_json::from_slice(body).ok()?;
+    let Body(entries) = serde_json::from_str(body.text).ok()?;
     let registration = |entry: Entry| {
         let service = entry.service_name.or(entry.name)?.0;
         Some(Registration {
@@ -55,12 +55,12 @@ pub(crate) fn registrations(body: &[u8]) -> Option<Vec<Registration>> {
 }
 
 /// The answer to a registration, and to its end: the service's name.
-pub(crate) fn registered(body: &[u8], service: &str) -> Option<()> {
+pub(crate) fn registered(body: &Body<'_>, service: &str) -> Option<()> {
     #[derive(Deserialize)]
     struct Body {
         #[serde(rename = "serviceName", alias = "name")]
         service: Text,
     }
-    let body: Body = serde_json::from_slice(body).ok()?;
+    let body: Body = serde_json::from_str(body.text).ok()?;
     body.service.0.eq_ignore_ascii_case(service).then_some(())
 }

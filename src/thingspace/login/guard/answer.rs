@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::thingspace::http::{
+    body::{self, Body},
     code::{self, Code, Said, table::Means},
     transport::Reply,
     verdict::{Verdict, judge},
@@ -25,10 +26,11 @@ pub(crate) enum Answer<T> {
 
 /// The answer to a login. Anything that may be a rejection and is not about something else is one,
 /// whatever its HTTP status: ThingSpace documents neither the status nor the code.
-pub(crate) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Answer<T> {
+pub(crate) fn to_login<T>(reply: &Reply, parse: impl Fn(&Body<'_>) -> Option<T>) -> Answer<T> {
     let status = reply.status.as_u16();
     let unclear = |what| Answer::Unclear(format!("HTTP {status}, {what}"));
-    let said = reply.body.as_deref().map_or(Said::Nothing, Said::read);
+    let text = reply.body.as_deref().map(body::text);
+    let said = text.map_or(Said::Nothing, |text| Said::of(&Body::parse(&text)));
     let means = |code: &Code| code.row(status).means;
     // The API manager refuses calls that it does not pass on with these. With any other status its
     // code proves nothing.
@@ -63,7 +65,10 @@ pub(crate) fn to_login<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> 
 }
 
 /// The answer to a token request, which locks nobody.
-pub(crate) fn to_token_request<T>(reply: &Reply, parse: impl Fn(&[u8]) -> Option<T>) -> Answer<T> {
+pub(crate) fn to_token_request<T>(
+    reply: &Reply,
+    parse: impl Fn(&Body<'_>) -> Option<T>,
+) -> Answer<T> {
     match judge(reply, parse) {
         Verdict::Done(accepted) => Answer::Accepted(accepted),
         Verdict::Throttled(wait) => Answer::Throttled(wait),

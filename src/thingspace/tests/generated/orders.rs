@@ -24,6 +24,8 @@ enum Says {
     Quotes,
     /// A text for people that speaks of a time-out.
     TimedOut,
+    /// Another text than the plain refusal of a token or of a rate.
+    OtherText,
     /// A list of errors that no envelope says.
     Errors,
     Code(Code),
@@ -97,11 +99,10 @@ fn part(rng: &mut Rng, id: &str) -> Part {
         11 => quotes(rng),
         12 => speaks(rng),
         _ => {
-            let name = pick(
-                rng,
-                &["message", "errorMessage", "description", "timestamp", "extra", "deviceIds"],
-            );
-            (Says::Nothing, name.to_owned(), noise(rng))
+            let name = pick(rng, &["message", "errorMessage", "description", "extra", "deviceIds"]);
+            let noise = noise(rng);
+            let is_text = ["\"text", "\"x"].iter().any(|begin| noise.starts_with(begin));
+            (if is_text { Says::OtherText } else { Says::Nothing }, name.to_owned(), noise)
         }
     }
 }
@@ -137,7 +138,7 @@ fn id_elsewhere(rng: &mut Rng, id: &str) -> Part {
 /// A UUID that is not named as an id.
 fn quotes(rng: &mut Rng) -> Part {
     const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
-    let text = pick(rng, &["Your request {} is pending", "{} is the order", "{}"]);
+    let text = pick(rng, &["Your token {} is invalid", "{} is unauthorized", "{}"]);
     let text = format!("\"{}\"", text.replace("{}", UUID));
     let (says, name) = if rng.u8(..4) == 0 {
         (Says::Nothing, pick(rng, &["traceId", "transactionId"]))
@@ -149,15 +150,19 @@ fn quotes(rng: &mut Rng) -> Part {
 
 /// A text for people that says what may have become of the order.
 fn speaks(rng: &mut Rng) -> Part {
-    let (says, text) = match rng.u8(..3) {
+    let (says, text) = match rng.u8(..4) {
         0 => (
             Says::Success,
             pick(rng, &["Request accepted", "it was QUEUED", "in progress", "not yet accepted"]),
         ),
         1 => (Says::TimedOut, pick(rng, &["upstream timed out", "Gateway Time-out", "TIMEOUT"])),
+        2 => (
+            Says::OtherText,
+            pick(rng, &["not accepted", "cannot be queued", "Order placed", "no time yet"]),
+        ),
         _ => (
             Says::Nothing,
-            pick(rng, &["not accepted", "cannot be queued", "unsubmitted", "no time"]),
+            pick(rng, &["Token expired", "too many requests", "try again later", "Unauthorized"]),
         ),
     };
     let name = pick(rng, &["message", "errorMessage", "description", "cause", "traceId"]);
@@ -292,6 +297,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     let mut ids = Vec::new();
     let (mut documented, mut id_like, mut success, mut errors) = (false, false, false, false);
     let (quotes, timed_out) = (parts.contains(&Says::Quotes), parts.contains(&Says::TimedOut));
+    let other_text = timed_out || parts.contains(&Says::OtherText);
     let mut codes = Vec::new();
     for part in parts {
         match part {
@@ -304,7 +310,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
             Says::Code(code) if !codes.contains(code) => codes.push(*code),
             Says::Success => success = true,
             Says::Errors => errors = true,
-            Says::Code(_) | Says::Quotes | Says::TimedOut | Says::Nothing => {}
+            Says::Code(_) | Says::Quotes | Says::TimedOut | Says::OtherText | Says::Nothing => {}
         }
     }
     ids.dedup();
@@ -323,7 +329,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         return Expected::Unclear;
     }
     match codes.first() {
-        None if timed_out => Expected::Unclear,
+        None if other_text => Expected::Unclear,
         None if status == 401 => Expected::Stale { bearer: true, session: true },
         None if status == 429 && !quotes => Expected::Throttled,
         Some(Code::Session(_)) if is_error && status < 500 => {
@@ -332,6 +338,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         Some(Code::Bearer(_)) if is_error => Expected::Stale { bearer: true, session: false },
         _ if timed_out => Expected::Unclear,
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
+        Some(Code::Word(_)) if matches!(status, 401 | 429) && other_text => Expected::Unclear,
         Some(Code::Word(_) | Code::TurnedAway(_)) if status == 401 => {
             Expected::Stale { bearer: true, session: true }
         }
@@ -370,7 +377,7 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
         let mut says: Vec<Says> = parts.iter().map(|(says, ..)| says.clone()).collect();
         let mut body =
             object(rng, parts.into_iter().map(|(_, name, value)| (name, value)).collect());
-        let mut readable = true;
+        let (mut readable, mut html) = (true, None);
         let mut whole = true;
         match rng.u8(..20) {
             0 => {
@@ -378,10 +385,8 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
                 readable = false;
             }
             1 => {
-                body = format!(
-                    "<html><body>{}</body></html>",
-                    pick(rng, &["no", "try later", "error 17", "not accepted"])
-                );
+                html = Some(pick(rng, &["no", "try later", "error 17", "not accepted"]));
+                body = format!("<html><body>{}</body></html>", html.unwrap());
             }
             2 => whole = false,
             3 => body.clear(),
@@ -389,6 +394,7 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
         }
         if !body.trim_start_matches('\u{feff}').trim_start().starts_with('{') {
             says.clear();
+            says.extend(html.filter(|text| *text == "not accepted").map(|_| Says::OtherText));
         }
         let mut reply = reply(status, body.clone());
         if whole {
