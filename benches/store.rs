@@ -1,14 +1,13 @@
-//! What durability costs: an append, the wait until one's own follower has seen it, a swap and a
-//! read, and the way from a callback to a watcher through a whole gateway, on the embedded store,
-//! on one NATS server and on three. Everything runs on this machine, so that there is no network in
-//! it and the disk is shared.
+//! Measures the stores: an append, the wait until a follower has delivered it, a swap, a load, a
+//! read, and the time from a callback to a watcher through a gateway. Stores are the embedded one,
+//! one NATS server, and three. Everything runs on this machine, without a network.
 //!
 //! `cargo bench --profile quick --bench store`
 
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a bench that cannot go on has failed; it prints what it measured"
+    reason = "a bench panics if it fails, and prints its results"
 )]
 
 #[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
@@ -53,25 +52,27 @@ const RETENTION: Duration = Duration::from_hours(1_000);
 /// The size of most events.
 const EVENT: Bytes = Bytes::from_static(&[b'x'; 200]);
 
-/// Of each kind of operation, one after the other.
+/// Operations of each kind, one after the other.
 const ONE_BY_ONE: usize = 2_000;
 
-/// And at the same time.
+/// Concurrent writers.
 const WRITERS: usize = 64;
+
+/// Appends of each writer.
 const EACH: usize = 100;
 
-/// How many events a log has that is read.
+/// The number of events in the log that is read.
 const READ: usize = 10;
 
-/// One after the other.
+/// Callbacks, one after the other.
 const CALLBACKS: usize = 500;
 
 #[tokio::main(worker_threads = 2)]
 async fn main() {
     println!("{}\n", machine());
     println!(
-        "| store | append p50, p99 | {WRITERS} writers | own-write wait p50, p99 | swap p50, p99 | load p50, p99 | read of {READ} p50, p99 | \
-         callback to watcher p50, p99 |"
+        "| store | append p50, p99 | {WRITERS} writers | own-write wait p50, p99 | swap p50, p99 | \
+         load p50, p99 | read of {READ} p50, p99 | callback to watcher p50, p99 |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     let folder = tempfile::tempdir().unwrap();
@@ -102,12 +103,12 @@ fn machine() -> String {
     let count = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     let bytes = EVENT.len();
     format!(
-        "{count} × {model}, shared by the client and all servers; events of {bytes} B; in brackets, how many times the \
-         embedded store's. `cargo bench --profile quick --bench store`"
+        "{count} × {model}, shared by the client and all servers; events of {bytes} B; in \
+         brackets, how many times the embedded store's. `cargo bench --profile quick --bench store`"
     )
 }
 
-/// What one store was measured at: times in seconds, and a rate.
+/// The results of one store; the rate is in appends per second.
 struct Measured {
     append: Times,
     rate: f64,
@@ -146,8 +147,8 @@ async fn measure(
     measured
 }
 
-/// One append after the other, and from each acknowledgement until a follower of the same store has
-/// delivered the event.
+/// Measures appends, one after the other, and the time from each acknowledgement until a follower
+/// of the same store has delivered the event.
 async fn append_and_wait(store: &Arc<dyn Store>) -> (Times, Times) {
     let (folded, mut position) = watch::channel(0);
     let mut followed = store.follow(None);
@@ -172,7 +173,7 @@ async fn append_and_wait(store: &Arc<dyn Store>) -> (Times, Times) {
     (appends, waits)
 }
 
-/// Appends per second of many writers at once.
+/// Returns the appends per second of many concurrent writers.
 async fn many(store: &Arc<dyn Store>) -> f64 {
     let began = Instant::now();
     let writers = (0..WRITERS).map(|writer| {
@@ -221,14 +222,14 @@ async fn read(store: &dyn Store) -> Times {
     reads
 }
 
-/// From before a callback is sent until a watcher has the change, through a gateway over this NATS,
-/// or with the embedded store.
+/// Measures the time from before a callback is sent until a watcher has the change, through a
+/// gateway with this NATS, or with the embedded store.
 async fn callback_to_watcher(nats: Option<(&str, usize)>) -> Times {
     let upstream = Upstream::manual().await;
     let mut config = upstream.with_callbacks();
     if let Some((url, replicas)) = nats {
         config = upstream.replica(&config, url, replicas, 0);
-        // Its streams are not those that are measured by themselves.
+        // Other streams than those of the other measurements.
         "watched".clone_into(&mut config.store.nats.prefix);
     }
     let gateway = Gateway::start(config).await;
@@ -251,7 +252,7 @@ async fn callback_to_watcher(nats: Option<(&str, usize)>) -> Times {
     told
 }
 
-/// Of many operations of one kind.
+/// The durations of many operations of one kind.
 #[derive(Default)]
 struct Times(Vec<Duration>);
 

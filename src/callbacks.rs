@@ -122,8 +122,9 @@ impl Callbacks {
         match secrets.refresh().await {
             // Nothing is proved before the store has told the secrets; see `Secrets::reload`.
             Ok(())
-            | Err(secrets::Error::Store(StoreError::Unavailable(_) | StoreError::Ambiguous(_))) => {
-            }
+            | Err(secrets::Error::Store(
+                StoreError::Unavailable(_) | StoreError::UnknownOutcome(_),
+            )) => {}
             Err(error) => return Err(error.into()),
         }
         let tls = match config.tls() {

@@ -73,7 +73,7 @@ async fn append(
     let mut may_be_stored = false;
     for tried in 1..=APPEND_TRIES {
         match store.append(log, id, bytes.clone()).await {
-            Err(StoreError::Ambiguous(reason))
+            Err(StoreError::UnknownOutcome(reason))
                 if tried < APPEND_TRIES && began.elapsed() < APPEND_WITHIN =>
             {
                 debug!(log = log.encode(), reason, "repeating an append");
@@ -81,7 +81,7 @@ async fn append(
             }
             // The first attempt may have been stored.
             Err(StoreError::Unavailable(why) | StoreError::Full(why)) if may_be_stored => {
-                return Err(StoreError::Ambiguous(why));
+                return Err(StoreError::UnknownOutcome(why));
             }
             settled => return settled,
         }

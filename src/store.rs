@@ -1,11 +1,10 @@
-//! Everything durable is a log or a cell.
+//! Durable logs and cells.
 //!
-//! A **log** is append-only; its reader folds it. A **cell** is a small value changed only by
-//! compare-and-swap. The store knows neither what an event means nor which log is open: retention
-//! is its own business, and nothing depends on it for safety.
+//! A **log** is append-only; its readers fold it. A **cell** is a small value that changes only by
+//! compare-and-swap. A [`Store`] does not know what an event means or which log is open. It removes
+//! events and cells that are older than the retention period, and nothing depends on that.
 //!
-//! [`Store`] is the one hand-written trait of this crate. What a backend owes, beyond the
-//! signatures, is written as executable contract in `store/contract.rs`, run against every backend.
+//! `store/contract.rs` says, as tests, what every backend guarantees beyond the signatures.
 
 mod cell;
 pub mod embedded;
@@ -27,39 +26,40 @@ use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// The largest event a backend must take, in bytes. An order for 10,000 devices is about 760 kB.
+/// The largest event or value of a cell, in bytes. An order for 10,000 devices has about 760 kB.
 pub const MAX_EVENT_BYTES: usize = 900_000;
 
-/// The largest number of entries one `read` returns.
+/// The most entries that one [`Store::read`] returns.
 pub const MAX_READ: usize = 1_000;
 
-/// A read that returns fewer entries than it may, and fewer bytes of events than this, has reached
-/// the end of the log.
+/// A read that returns fewer entries than its limit, and fewer bytes of events than this, has
+/// reached the end of the log.
 pub const WHOLE_READ_BYTES: usize = 1024 * 1024;
 
-/// Logs and cells; see the module's documentation.
+/// A store of logs and cells. Texts that it returns are for operators.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
-    /// Appends an event. It is durable when this returns. The same `id` again is the same event: it
-    /// returns the first position and stores nothing.
+    /// Appends an event, which is durable when this returns. A second event with the same `id` is
+    /// not stored; the result is the position of the first.
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
-    /// The entries of a log after a sequence (0: from its beginning), oldest first, at most `limit`
-    /// and [`MAX_READ`], and fewer where their events have [`WHOLE_READ_BYTES`] or more: then only
-    /// an empty answer says that there are no more. Sees every acknowledged append.
+    /// Returns the entries of a log after a sequence (0: from its beginning), oldest first, with
+    /// every acknowledged append. There are at most `limit` and [`MAX_READ`], and fewer if their
+    /// events have [`WHOLE_READ_BYTES`] or more; then only an empty result means the end.
     async fn read(&self, log: &LogName, after: u64, limit: usize)
     -> Result<Vec<Entry>, StoreError>;
 
-    /// All logs, in order, without end, beginning after a position (`None`: from the first that is
-    /// kept). Hides hiccups and reconnects; ends only after `Lost`.
+    /// Streams the events of all logs in order, after a position (`None`: from the first event that
+    /// is kept), and then new events without end. Reconnects by itself. Ends only after
+    /// [`Followed::Lost`].
     fn follow(&self, after: Option<Position>) -> BoxStream<'static, Followed>;
 
-    /// What a cell holds. Never a cache, never a stale replica.
+    /// Returns the current value of a cell, never one of a cache or of a server that is behind.
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
-    /// Replaces what a cell holds if its version is still `expected` (`None`: absent). Each swap
+    /// Replaces the value of a cell if its version is still `expected` (`None`: absent). Each swap
     /// makes a new version, also with an equal value. If its answer is lost, the store finds out
-    /// itself whether this very swap took place. A value has at most [`MAX_EVENT_BYTES`].
+    /// itself whether this very swap took place.
     async fn swap(
         &self,
         cell: &CellName,
@@ -67,64 +67,60 @@ pub trait Store: Send + Sync + fmt::Debug {
         value: Bytes,
     ) -> Result<Swap, StoreError>;
 
-    /// True when no other process can use this store while this one does, so that whatever another
-    /// incarnation left behind is dead.
+    /// Returns whether only this process can use the store, so that claims and leases of other
+    /// processes are void.
     fn exclusive(&self) -> bool;
 
-    /// Why the store cannot be used now, or could not be written to last time, for people; `None`
-    /// while it can.
+    /// Returns why the store cannot be used now, or why its last write failed.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// What the store has forgotten, as far as it can tell; `None`: nothing. While something is
-    /// lost, every call is refused with [`StoreError::Unavailable`], until an operator accepts the
-    /// loss.
+    /// Returns what the store lacks, as far as it can tell. While it lacks something, every call
+    /// fails with [`StoreError::Unavailable`], until an operator accepts the loss.
     fn loss(&self) -> Option<Loss> {
         None
     }
 
-    /// An operator accepts that something is lost. The store begins a new epoch and can be used
-    /// again. Returns what was accepted; without a loss it begins a new epoch only if `restored`
-    /// says that a backup was restored.
+    /// Accepts a loss for an operator. The store begins a new epoch and can be used again. Returns
+    /// the loss. Without one, begins a new epoch only if `restored` says that a backup was
+    /// restored.
     async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         let _ = restored;
         Ok(None)
     }
 
-    /// True once permanent cells were lost and an operator accepted it. From then on a missing cell
-    /// proves nothing: it may have been there.
+    /// Returns whether permanent cells were lost and an operator accepted that. From then on, a
+    /// cell that is absent may have existed.
     fn has_lost_cells(&self) -> bool {
         false
     }
 
-    /// Since when the store remembers everything: it was made then, or a loss was accepted then.
-    /// `None`: not known yet.
+    /// Returns when the store was created, or when the last loss was accepted. `None`: not known
+    /// yet.
     fn remembers_since(&self) -> Option<Timestamp> {
         None
     }
 
-    /// How old an event is at least, by the store's own clock, which no wrong clock of a host can
-    /// move ahead. `time` is the event's time stamp.
+    /// Returns a lower bound of an event's age by the store's own clock, which a wrong clock of a
+    /// host cannot move ahead. `time` is the event's time stamp.
     fn age(&self, position: Position, time: Timestamp) -> Duration {
         let _ = position;
         Timestamp::now().duration_since(time).try_into().unwrap_or_default()
     }
 
-    /// Why there is no room for new orders, for people; `None`: there is. Outcomes, polls and
-    /// callbacks of the orders that are known still fit.
+    /// Returns why there is no space for new orders. Events about the known orders still fit.
     fn shortage(&self) -> Option<String> {
         None
     }
 
-    /// Where the store ends, as far as it knows without a look; `None`: it does not know. A
-    /// follower that stays behind stands still.
+    /// Returns the position of the last event, if the store knows it without asking. A follower
+    /// that stays behind it has stopped.
     fn end(&self) -> Option<Position> {
         None
     }
 
-    /// Why the next start would not notice that the store was lost or put back to an older copy,
-    /// and what to do, for people. `None`: it would notice.
+    /// Returns why the next start would not notice a lost store or an older copy, and what to do.
     fn unprotected(&self) -> Option<String> {
         None
     }
@@ -132,11 +128,11 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// Waits until the store can be used.
     async fn usable(&self) {}
 
-    /// Stops writing and releases the store's files. Appends under way finish first.
+    /// Finishes the appends in progress, refuses others, and releases the store's files.
     async fn close(&self);
 }
 
-/// The name of a log, `[0-9A-Za-z-]` after a one-letter class: `r` for a request, `o` for an order.
+/// The name of a log. An id has the characters `[0-9A-Za-z-]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogName {
     pub class: LogClass,
@@ -158,7 +154,7 @@ impl LogName {
         Self { class: LogClass::Order, id: id.into() }
     }
 
-    /// `r.ID` or `o.ID`.
+    /// Returns `r.ID` for a request and `o.ID` for an order.
     pub fn encode(&self) -> String {
         let class = match self.class {
             LogClass::Request => 'r',
@@ -188,9 +184,9 @@ pub struct CellName {
 /// How long a cell is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CellLife {
-    /// For ever.
+    /// Without end.
     Permanent,
-    /// As long as an event that was written when the cell was last swapped.
+    /// As long as an event of the time of its last swap.
     Retained,
 }
 
@@ -204,15 +200,14 @@ impl CellName {
     }
 }
 
-/// Where an event lies: in which incarnation of the store, and where there. Sequences grow, with
-/// gaps.
+/// Where an event is: the epoch of the store, and the sequence there. Sequences grow, with gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub epoch: u64,
     pub sequence: u64,
 }
 
-/// One event of a log. `time` is stamped by the store and never goes back.
+/// One event of a log. The store stamps `time`, which never goes back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     pub position: Position,
@@ -220,40 +215,41 @@ pub struct Entry {
     pub event: Bytes,
 }
 
-/// What a follower sees.
+/// An item of [`Store::follow`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Followed {
     Event(LogName, Entry),
-    /// Everything that was stored when the follower asked has been delivered; once, before the
-    /// first newer event.
+    /// All events that were stored when the follower began have been delivered. Comes once, before
+    /// the first newer event.
     CaughtUp(Position),
     /// The store holds no event here, only a message of its own.
     Skipped(Position),
     Lost(Lost),
 }
 
-/// Why a follower cannot go on from its position.
+/// Why a follower cannot continue from its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
-    /// The store is another one: its epoch changed, or it ends before the position.
+    /// The store has another epoch, or ends before the position.
     Replaced,
     /// Events after the position have expired.
     TooOld,
 }
 
-/// What a store has forgotten.
+/// What a store lacks that it had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
-    /// In a sentence for operators, without an end point: which store or stream forgot what.
+    /// A sentence without an end point: which store or stream lacks what.
     pub what: String,
-    /// When this process noticed, by the host's clock.
+    /// When this process noticed it, by the host's clock.
     pub noticed: Timestamp,
 }
 
-/// Grows with each swap of a cell.
+/// The version of a cell. It grows with each swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u64);
 
+/// The value of a cell, as bytes or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<V = Bytes> {
     pub version: Version,
@@ -264,7 +260,7 @@ pub struct Versioned<V = Bytes> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
     Swapped(Version),
-    /// The version was another one; what the cell holds now.
+    /// The version was another one. This is the current value.
     Conflict(Option<Versioned>),
 }
 
@@ -273,15 +269,15 @@ pub enum StoreError {
     /// Certainly not stored.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
-    /// May be stored. Repeat with the same event id.
+    /// Perhaps stored. Safe to repeat with the same event id.
     #[error("the store did not say whether it stored: {0}")]
-    Ambiguous(String),
+    UnknownOutcome(String),
     /// Certainly not stored: no space.
     #[error("the store is full: {0}")]
     Full(String),
     #[error("{0} bytes are more than the {MAX_EVENT_BYTES} that the store takes at once")]
     TooLarge(usize),
-    /// What is stored cannot be read.
+    /// The stored bytes cannot be read.
     #[error("the store is corrupt: {0}")]
     Corrupt(String),
 }

@@ -1,8 +1,7 @@
-//! What every backend owes, as executable contract: plain functions over a store, run by each
-//! backend's tests.
+//! The guarantees of every store, as functions that each backend's tests call.
 //!
-//! A function that needs a situation the trait cannot bring about (a restart, a full disk, expiry)
-//! takes it as an argument. None assumes that the store is empty, or that sequences are dense.
+//! A situation that the trait cannot bring about (a restart, a full disk, expiry) is an argument.
+//! No function assumes that the store is empty or that sequences have no gaps.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,12 +19,12 @@ use super::{
     StoreError, Swap, Version,
 };
 
-/// How long a test waits for what must happen.
+/// The longest wait for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const WRITERS: usize = 16;
 
-/// A log that nobody else uses.
+/// Returns a log that no other test uses.
 pub(super) fn new_log() -> LogName {
     LogName::request(Uuid::new_v4().to_string())
 }
@@ -38,7 +37,7 @@ pub(super) async fn append(
     store.append(log, Uuid::new_v4(), Bytes::copy_from_slice(event.as_bytes())).await
 }
 
-/// All entries of a log, page by page.
+/// Returns all entries of a log, read in pages.
 pub(super) async fn read_to_end(
     store: &dyn Store,
     log: &LogName,
@@ -58,17 +57,17 @@ pub(super) fn texts(entries: &[Entry]) -> Vec<String> {
     entries.iter().map(|entry| String::from_utf8_lossy(&entry.event).into_owned()).collect()
 }
 
-/// What a follower sees next, without what it skips; `None` if it ended.
+/// Returns the next item of a follower, without skipped positions; `None`: it ended.
 pub(super) async fn next(followed: &mut BoxStream<'static, Followed>) -> Option<Followed> {
     loop {
-        match timeout(DEADLINE, followed.next()).await.expect("the follower saw nothing") {
+        match timeout(DEADLINE, followed.next()).await.expect("the follower got nothing") {
             Some(Followed::Skipped(_)) => {}
-            seen => return seen,
+            item => return item,
         }
     }
 }
 
-/// Everything up to and with `CaughtUp`.
+/// Returns all events before `CaughtUp`, and its position.
 pub(super) async fn catch_up(
     followed: &mut BoxStream<'static, Followed>,
 ) -> (Vec<(LogName, Entry)>, Position) {
@@ -82,8 +81,7 @@ pub(super) async fn catch_up(
     }
 }
 
-/// The log is a log: entries in the order of their appends, positions that grow, times that never
-/// go back.
+/// A log has its entries in the order of the appends; positions grow, and times never go back.
 pub(super) async fn order(store: &dyn Store) {
     let logs = [new_log(), LogName::order(Uuid::new_v4().to_string())];
     let mut positions = Vec::new();
@@ -112,7 +110,7 @@ pub(super) async fn order(store: &dyn Store) {
     assert_eq!(store.read(&new_log(), 0, MAX_READ).await.unwrap(), []);
 }
 
-/// A read returns no more than it may, and reading on returns the rest.
+/// A read returns at most its limit; the next reads return the rest.
 pub(super) async fn pages(store: &dyn Store) {
     let log = new_log();
     let positions =
@@ -121,7 +119,7 @@ pub(super) async fn pages(store: &dyn Store) {
     assert_eq!(read_to_end(store, &log).await.unwrap().len(), positions.len());
 }
 
-/// Whoever got a position can read what lies there at once, however many write.
+/// An acknowledged event can be read at once, also while many write.
 pub(super) async fn read_your_writes(store: &dyn Store) {
     join_all((0..WRITERS).map(|writer| async move {
         let log = new_log();
@@ -135,7 +133,7 @@ pub(super) async fn read_your_writes(store: &dyn Store) {
     .await;
 }
 
-/// The same event id is the same event, one after the other or all at once.
+/// An event id is stored once, also if many append it at once.
 pub(super) async fn same_id(store: &dyn Store) {
     let (log, id) = (new_log(), Uuid::new_v4());
     let first = store.append(&log, id, Bytes::from_static(b"first")).await.unwrap();
@@ -149,7 +147,7 @@ pub(super) async fn same_id(store: &dyn Store) {
     assert_eq!(texts(&read_to_end(store, &log).await.unwrap()), ["first", "second", "third"]);
 }
 
-/// The largest event comes back as it was; one byte more is refused and leaves nothing.
+/// The largest event is stored; one that is a byte larger is refused.
 pub(super) async fn largest_event(store: &dyn Store) {
     let log = new_log();
     let large: Bytes = (0u8..=250).cycle().take(MAX_EVENT_BYTES).collect();
@@ -165,8 +163,7 @@ pub(super) async fn largest_event(store: &dyn Store) {
     assert!(entries[0].event == large, "the largest event came back changed");
 }
 
-/// What was acknowledged survives a restart: events, their ids and times, cells, and the order of
-/// positions.
+/// A restart keeps acknowledged events, their ids and times, cells, and the order of positions.
 pub(super) async fn durable(open: impl AsyncFn() -> Arc<dyn Store>) {
     let (log, id) = (new_log(), Uuid::new_v4());
     let cell = CellName::permanent(Uuid::new_v4().to_string());
@@ -194,18 +191,18 @@ pub(super) async fn durable(open: impl AsyncFn() -> Arc<dyn Store>) {
     store.close().await;
 }
 
-/// When a follower asks the store where it ends.
+/// When a follower learns the end of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asks {
-    /// When it is made: what is stored afterwards is newer.
+pub(super) enum LearnsEnd {
+    /// When it is created. Later events are newer than its `CaughtUp`.
     AtOnce,
-    /// A little later, somewhere else.
+    /// A little later, from a server.
     Later,
 }
 
-/// A follower sees every event once and in order while many write, and learns where it caught up
-/// before it sees what is newer.
-pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
+/// A follower gets every event once and in order while many write, and `CaughtUp` before the newer
+/// ones.
+pub(super) async fn follow_all(store: Arc<dyn Store>, learns: LearnsEnd) {
     const EACH: usize = 25;
     let logs: Vec<LogName> = (0..WRITERS).map(|_| new_log()).collect();
     for log in &logs {
@@ -225,15 +222,15 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
         let seen = |events: &[(LogName, Entry)]| {
             events.iter().filter(|(log, _)| logs.contains(log)).count()
         };
-        match asks {
-            Asks::AtOnce => {
+        match learns {
+            LearnsEnd::AtOnce => {
                 assert!(
                     caught_up < newest,
                     "caught up at {caught_up:?}, which is not before {newest:?}"
                 );
                 assert_eq!(seen(&events), WRITERS);
             }
-            Asks::Later => {
+            LearnsEnd::Later => {
                 assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events));
             }
         }
@@ -260,7 +257,7 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, asks: Asks) {
     }
 }
 
-/// A follower goes on exactly after its position, and one at the end has caught up at once.
+/// A follower continues exactly after its position; at the end, it has caught up at once.
 pub(super) async fn follow_from(store: &dyn Store) {
     let log = new_log();
     let mut positions = Vec::new();
@@ -278,8 +275,7 @@ pub(super) async fn follow_from(store: &dyn Store) {
     assert_eq!((of, entry.position), (log, position));
 }
 
-/// A position of another store, or beyond the end of this one, is lost; the follower says so and
-/// ends.
+/// A follower ends with `Lost` if its position is of another store or beyond the end of this one.
 pub(super) async fn replaced(store: &dyn Store) {
     let Position { epoch, sequence } = append(store, &new_log(), "last").await.unwrap();
     for foreign in [
@@ -293,7 +289,8 @@ pub(super) async fn replaced(store: &dyn Store) {
     }
 }
 
-/// A position after which something has expired is lost; from the beginning one sees what is left.
+/// A follower ends with `Lost` if events after its position have expired. From the beginning, it
+/// gets the events that are left.
 pub(super) async fn too_old(store: &dyn Store, expired: Position) {
     let mut followed = store.follow(Some(expired));
     assert_eq!(next(&mut followed).await, Some(Followed::Lost(Lost::TooOld)));
@@ -307,7 +304,7 @@ pub(super) async fn too_old(store: &dyn Store, expired: Position) {
     }
 }
 
-/// Sixteen that increment one cell twenty times each make 320.
+/// No increment is lost when 16 tasks increment one cell 20 times each.
 pub(super) async fn swap_race(store: Arc<dyn Store>) {
     const EACH: usize = 20;
     let cell = CellName::retained(Uuid::new_v4().to_string());
@@ -343,7 +340,7 @@ fn number(value: &[u8]) -> usize {
     std::str::from_utf8(value).unwrap().parse().unwrap()
 }
 
-/// A swap that expects something else changes nothing and says what is there.
+/// A swap that expects another version changes nothing and returns the current value.
 pub(super) async fn swap_conflict(store: &dyn Store) {
     let name = Uuid::new_v4().to_string();
     let (cell, other_life) = (CellName::permanent(&name), CellName::retained(&name));
@@ -373,8 +370,8 @@ pub(super) async fn swap_conflict(store: &dyn Store) {
     assert_eq!(store.load(&other_life).await.unwrap(), None);
 }
 
-/// Without space, what was acknowledged stays and what is refused is not stored; with space again,
-/// the store takes it. `fill` leaves at most 100 MB.
+/// Without space, the store keeps acknowledged events and stores no refused one. With space again,
+/// it accepts events. `fill` leaves at most 100 MB.
 pub(super) async fn full(store: &dyn Store, fill: impl AsyncFnOnce(), free: impl AsyncFnOnce()) {
     const BYTES: usize = 100_000;
     const TRIES: usize = 1_000;

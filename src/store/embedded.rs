@@ -1,21 +1,21 @@
-//! The store of a single replica: one [redb] file, written by one thread.
+//! The store of a single gateway: one [redb] file, written by one thread.
 //!
-//! Guarantees: what was acknowledged is on disk; concurrent appends share one sync; the file is
-//! locked, so no other process uses it; after an I/O error the file is reopened until it works
-//! again, and what was under way is looked up in it, so that an answer is ambiguous only if that
-//! takes longer than `SETTLE_WITHIN` (2 s). Never keeps a read transaction while waiting, never
-//! re-uses a position, never panics because redb did.
+//! Acknowledged events are on disk. Concurrent appends share one sync. The file is locked, so that
+//! no other process uses it. After an I/O error the file is reopened until that works; whether the
+//! interrupted commit took place is then read from the file. Only if that takes longer than
+//! `SETTLE_WITHIN` (2 s), its callers get an unknown outcome. No read transaction is kept while
+//! waiting, and no position is used twice.
 //!
-//! On a full disk, writes are refused before they touch the disk, and reads go on. A file that is
-//! removed or replaced under the store, that is missing at the start, or that was put back to an
-//! older copy is noticed with the help of the record beside it. Then everything is refused until
-//! the file is back or an operator accepts the loss. No wall clock decides what is removed: age is
-//! running time.
+//! If the disk is full, writes are refused before they reach it, and reads go on. The record beside
+//! the file shows that the file is missing, was removed or replaced while in use, or is an older
+//! copy. Then every call is refused until the file is back or an operator accepts the loss. What is
+//! removed as too old depends on running time and on no wall clock.
 
 mod ages;
 mod batch;
 mod clock;
 mod committer;
+mod error;
 mod file;
 mod follower;
 mod loss;
@@ -30,7 +30,6 @@ mod tests;
 use std::{
     fmt,
     fs::File,
-    panic,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, RwLock, mpsc},
     time::Duration,
@@ -50,52 +49,48 @@ use uuid::Uuid;
 pub use self::restore::{Restored, restore};
 use self::{
     ages::Ages,
-    batch::{Answer, Command},
+    batch::{Job, PendingAnswer},
+    error::{caught, closed, explain, store_error},
     file::Medium,
-    loss::Kind,
-    record::{Found, Record},
-    tables::{Entered, Incarnation, Tail},
+    loss::{LossKind, find_loss},
+    tables::{Entered, Incarnation},
 };
 use super::{
     CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
     Version, Versioned,
 };
-use crate::{
-    config::record_path,
-    lock::{self, lock},
-};
+use crate::lock::{self, lock};
 
-/// How much may wait for the committer, in bytes; callers beyond it wait for room. It bounds a
-/// commit, too.
+/// The most bytes of commands that wait for the committer, and so the most in one commit. Further
+/// callers wait.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a command costs of [`QUEUE_BYTES`] beside its value: at most 4,096 wait.
+/// What a command takes of [`QUEUE_BYTES`] beside its value: at most 4,096 commands wait.
 const COMMAND_BYTES: usize = 4 * 1024;
 
 /// See the module's documentation.
 pub struct Embedded {
     path: PathBuf,
-    shared: Arc<Shared>,
+    shared: Arc<EmbeddedShared>,
 }
 
-/// What the handle, its readers and followers, and the committer have in common.
-struct Shared {
-    /// Taken when the store is closed; the committer ends when it has emptied what was sent.
-    queue: Mutex<Option<mpsc::Sender<Command>>>,
+/// What the handle, readers, followers and the committer share.
+struct EmbeddedShared {
+    /// Taken when the store is closed. The committer ends when the queue is empty.
+    queue: Mutex<Option<mpsc::Sender<Job>>>,
     room: Arc<Semaphore>,
-    /// Absent while it is being reopened, and after the end.
+    /// Absent while the file is reopened, and after the end.
     database: RwLock<Option<Database>>,
-    state: Mutex<State>,
+    state: Mutex<EmbeddedState>,
     ages: Mutex<Ages>,
     /// The sequence of the last event. Closed when the store is.
     end: watch::Receiver<u64>,
 }
 
-/// How the store is doing.
-struct State {
+struct EmbeddedState {
     /// Why the last write failed, until one succeeds.
     failure: Option<String>,
-    loss: Option<(Kind, Loss)>,
+    loss: Option<(LossKind, Loss)>,
     shortage: Option<String>,
     /// Why the record cannot be written.
     unprotected: Option<String>,
@@ -106,51 +101,21 @@ struct State {
 struct StoreFile {
     path: PathBuf,
     medium: Medium,
-    /// Leads to the file's contents also when its name is gone.
+    /// Reads the file also after its name is gone.
     handle: File,
 }
 
-/// Compares a store that has just been opened with what its record says, and reports what is lost.
-fn find_loss(path: &Path, incarnation: &Incarnation, tail: &Tail) -> Option<(Kind, Loss)> {
-    let found = Record::find(path);
-    let record = record_path(path);
-    if let Found::Unreadable(reason) = &found {
-        tracing::warn!(path = %record.display(), reason, "the record of the store cannot be read");
-    }
-    let Some(kind) = Kind::at_start(&found, incarnation.epoch, tail, incarnation.recorded) else {
-        if tail.commit == 0 && matches!(found, Found::None) {
-            tracing::warn!(
-                path = %path.display(),
-                "this is a new store: idempotency keys of earlier orders, if there were any, are unknown"
-            );
-        }
-        return None;
-    };
-    Some((kind, report(kind, path)))
-}
-
-/// Reports a loss, once.
-fn report(kind: Kind, path: &Path) -> Loss {
-    let what = kind.sentence(path);
-    tracing::error!(
-        loss = what,
-        "the store has forgotten something; every call is refused until the file is put back, or until \
-         an operator runs `thingspace-gateway store accept-loss`"
-    );
-    Loss { what, noticed: Timestamp::now() }
-}
-
 impl Embedded {
-    /// Opens the file, or creates it for this user only. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), are removed after `retention`, in running time
+    /// Opens the file, or creates it with mode 0600. Events, and
+    /// [`Retained`](super::CellLife::Retained) cells, are removed after `retention` of running time
     /// ([`ages`]).
     ///
-    /// Blocks: on the repair after a crash (about a second per GB), and on compaction where most of
-    /// the file is free.
+    /// Blocks while the file is repaired after a crash (about a second per GB), and while it is
+    /// compacted if most of it is free.
     pub fn open(path: &Path, retention: Duration) -> Result<Self, StoreError> {
         let medium = Medium::at(path);
         let opened = file::create(path).and_then(|()| file::compact(path, &medium.open));
-        opened.map_err(|error| file::explain(path, error))?;
+        opened.map_err(|error| explain(path, &error))?;
         Self::open_with(path, retention, medium)
     }
 
@@ -161,17 +126,17 @@ impl Embedded {
             let entered = tables::enter(&database)?;
             Ok((database, handle, entered))
         })
-        .map_err(|error| file::explain(path, error))?;
+        .map_err(|error| explain(path, &error))?;
 
         let Entered { incarnation, tail, ages } = entered;
         let loss = find_loss(path, &incarnation, &tail);
         let (queue, commands) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EmbeddedShared {
             queue: Mutex::new(Some(queue)),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             database: RwLock::new(Some(database)),
-            state: Mutex::new(State {
+            state: Mutex::new(EmbeddedState {
                 failure: None,
                 loss,
                 shortage: None,
@@ -187,11 +152,11 @@ impl Embedded {
         Ok(Self { path: path.to_owned(), shared })
     }
 
-    /// Hands a command to the committer and waits for its answer.
-    async fn ask<T>(
+    /// Queues a command and waits for its answer.
+    async fn execute<T>(
         &self,
         bytes: usize,
-        command: impl FnOnce(Answer<T>, OwnedSemaphorePermit) -> Command,
+        command: impl FnOnce(PendingAnswer<T>, OwnedSemaphorePermit) -> Job,
     ) -> Result<T, StoreError> {
         if bytes > MAX_EVENT_BYTES {
             return Err(StoreError::TooLarge(bytes));
@@ -203,8 +168,8 @@ impl Embedded {
             .await
             .map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
-        self.shared.send(command(Answer::new(answer), room))?;
-        answered.await.unwrap_or_else(|_| Err(StoreError::Ambiguous("the committer ended".into())))
+        self.shared.send(command(PendingAnswer::new(answer), room))?;
+        answered.await.unwrap_or_else(|_| Err(committer_ended()))
     }
 }
 
@@ -212,7 +177,7 @@ impl Embedded {
 impl Store for Embedded {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError> {
         let log = log.encode();
-        self.ask(event.len(), |answer, room| Command::Append { log, id, event, answer, room }).await
+        self.execute(event.len(), |answer, room| Job::Append { log, id, event, answer, room }).await
     }
 
     async fn read(
@@ -241,7 +206,7 @@ impl Store for Embedded {
         value: Bytes,
     ) -> Result<Swap, StoreError> {
         let cell = cell.clone();
-        self.ask(value.len(), |answer, room| Command::Swap { cell, expected, value, answer, room })
+        self.execute(value.len(), |answer, room| Job::Swap { cell, expected, value, answer, room })
             .await
     }
 
@@ -260,8 +225,8 @@ impl Store for Embedded {
 
     async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         let (answer, answered) = oneshot::channel();
-        self.shared.send(Command::Accept { restored, answer })?;
-        answered.await.unwrap_or_else(|_| Err(StoreError::Ambiguous("the committer ended".into())))
+        self.shared.send(Job::Accept { restored, answer })?;
+        answered.await.unwrap_or_else(|_| Err(committer_ended()))
     }
 
     fn has_lost_cells(&self) -> bool {
@@ -281,7 +246,7 @@ impl Store for Embedded {
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {
-        // A position of another epoch says nothing about this store's time.
+        // The sequence of another epoch has no age here.
         if position.epoch == self.shared.epoch() {
             self.shared.ages().age(position.sequence)
         } else {
@@ -297,8 +262,8 @@ impl Store for Embedded {
 }
 
 impl Drop for Embedded {
-    /// Without [`Store::close`], the committer finishes what is queued and releases the file soon
-    /// afterwards.
+    /// Without [`Store::close`], the committer finishes the queued commands and then releases the
+    /// file.
     fn drop(&mut self) {
         self.shared.end_queue();
     }
@@ -315,8 +280,8 @@ impl fmt::Debug for Embedded {
     }
 }
 
-impl Shared {
-    fn send(&self, command: Command) -> Result<(), StoreError> {
+impl EmbeddedShared {
+    fn send(&self, command: Job) -> Result<(), StoreError> {
         let queue = lock(&self.queue);
         queue.as_ref().and_then(|queue| queue.send(command).ok()).ok_or_else(closed)
     }
@@ -325,7 +290,7 @@ impl Shared {
         lock(&self.queue).take();
     }
 
-    /// Reads what is committed, on a thread that may block.
+    /// Reads committed rows, on a thread that may block.
     async fn read<T: Send + 'static>(
         self: &Arc<Self>,
         read: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
@@ -342,8 +307,8 @@ impl Shared {
             };
             txn.and_then(|txn| caught(|| read(&txn))).map_err(|error| {
                 if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
-                    // The committer would find out with the next append only.
-                    let _ = shared.send(Command::Check);
+                    // Otherwise the committer would notice only at the next append.
+                    let _ = shared.send(Job::Check);
                 }
                 store_error(&error)
             })
@@ -356,7 +321,7 @@ impl Shared {
         Ok(database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, EmbeddedState> {
         lock(&self.state)
     }
 
@@ -364,7 +329,7 @@ impl Shared {
         self.state().incarnation.epoch
     }
 
-    /// Refuses everything while something is lost.
+    /// Fails while the store lacks something.
     fn check_loss(&self) -> Result<(), StoreError> {
         match &self.state().loss {
             Some((_, loss)) => Err(StoreError::Unavailable(loss.what.clone())),
@@ -376,8 +341,8 @@ impl Shared {
         lock(&self.ages)
     }
 
-    /// How the last write ended; returns how the one before did.
-    fn wrote(&self, failure: Option<String>) -> Option<String> {
+    /// Sets how the last write ended, and returns how the one before did.
+    fn set_failure(&self, failure: Option<String>) -> Option<String> {
         std::mem::replace(&mut self.state().failure, failure)
     }
 
@@ -386,36 +351,15 @@ impl Shared {
         std::mem::replace(&mut *slot, database)
     }
 
-    /// Closes the file and releases its lock; transactions that still read it fail from here.
+    /// Closes the file and releases its lock. Transactions that still read it fail from now on.
     fn drop_database(&self) {
         if let Some(database) = self.put_database(None) {
-            // After a failure it says so again; what matters is that the lock is released.
+            // The lock is released also if this fails.
             let _ = caught(|| Ok(database.close()?));
         }
     }
 }
 
-fn closed() -> StoreError {
-    StoreError::Unavailable("it was closed".into())
-}
-
-/// redb asserts what a damaged file can break; a panic of its must not end the thread.
-fn caught<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, redb::Error> {
-    panic::catch_unwind(panic::AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(redb::Error::Corrupted("redb panicked".into())))
-}
-
-/// What an error that certainly stored nothing means to a caller.
-fn store_error(error: &redb::Error) -> StoreError {
-    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-    match error {
-        redb::Error::Io(io) if matches!(io.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
-            StoreError::Full(io.to_string())
-        }
-        redb::Error::Io(_)
-        | redb::Error::PreviousIo
-        | redb::Error::DatabaseClosed
-        | redb::Error::DatabaseAlreadyOpen => StoreError::Unavailable(error.to_string()),
-        _ => StoreError::Corrupt(error.to_string()),
-    }
+fn committer_ended() -> StoreError {
+    StoreError::UnknownOutcome("the committer ended".into())
 }

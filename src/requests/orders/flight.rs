@@ -128,7 +128,7 @@ impl Orders {
             _room: room,
         };
         if let Err(error) = self.announce(&flight).await {
-            let may_be_stored = matches!(error, StoreError::Ambiguous(_));
+            let may_be_stored = matches!(error, StoreError::UnknownOutcome(_));
             // Nobody may be waiting any more.
             let _ = answer.send(Err(error.into()));
             if may_be_stored {

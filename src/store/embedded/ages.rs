@@ -1,10 +1,9 @@
-//! How old an entry is, measured in the store's own time.
+//! Ages in running time.
 //!
-//! *Running time* is the time during which the store was open, by the monotonic clock. It is
-//! stored, so it continues after a restart. No wall clock can move it, and it stands still while
-//! the gateway is stopped. A *rung* says that everything up to a sequence and a cell version
-//! existed at a point in running time. The first rung behind an entry gives a lower bound of the
-//! entry's age.
+//! *Running time* is the time for which the store was open, by the monotonic clock. It is stored,
+//! so that it continues after a restart. It does not grow while the gateway is stopped, and no wall
+//! clock changes it. A *rung* says that everything up to a sequence and a cell version existed at a
+//! point in running time. So the first rung after an entry gives a lower bound of its age.
 
 use std::{
     collections::VecDeque,
@@ -15,20 +14,19 @@ use redb::{ReadTransaction, ReadableTable as _, TableDefinition, TableError, Wri
 
 use super::tables::Tail;
 
-/// How often a rung is stored. After a crash the running time continues from the last one.
+/// The interval of stored rungs. After a crash the running time continues from the last one.
 pub(super) const RUNG_EVERY: Duration = Duration::from_mins(10);
 
-/// About as many rungs are stored for one retention period; a longer one has wider rungs.
+/// About so many rungs are stored per retention period; a longer period has wider intervals.
 const MAX_STORED: u32 = 8_192;
 
-/// How fine the rungs in memory are, which date what this process stored lately.
+/// The interval of the rungs in memory, for what this process stored lately.
 const RECENT_EVERY: Duration = Duration::from_secs(1);
 
-/// The most rungs in memory beside the stored ones: more than two `RUNG_EVERY` need.
+/// The most rungs in memory beside the stored ones: more than two [`RUNG_EVERY`] need.
 const MAX_RECENT: usize = 4_096;
 
-/// Running time (µs) to the last sequence and the last cell version at that time. A gateway that
-/// does not know this table ignores it.
+/// Running time (µs) to the last sequence and cell version at that time.
 const RUNGS: TableDefinition<u64, (u64, u64)> = TableDefinition::new("rungs");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,20 +47,16 @@ pub(super) struct Ages {
 }
 
 impl Ages {
-    /// The ages of everything in a file that has just been opened. A file of an older gateway has
-    /// no rungs: everything in it counts as new.
+    /// Reads the rungs of a file that was just opened. A file of an older gateway has none:
+    /// everything in it counts as new.
     pub(super) fn load(txn: &ReadTransaction, tail: &Tail) -> Result<Self, redb::Error> {
         let mut stored = VecDeque::new();
         match txn.open_table(RUNGS) {
             Ok(rungs) => {
                 for row in rungs.iter()? {
                     let (at, rung) = row?;
-                    let (sequence, version) = rung.value();
-                    stored.push_back(Rung {
-                        at: Duration::from_micros(at.value()),
-                        sequence,
-                        version,
-                    });
+                    let (at, (sequence, version)) = (at.value(), rung.value());
+                    stored.push_back(Rung { at: Duration::from_micros(at), sequence, version });
                 }
             }
             Err(TableError::TableDoesNotExist(_)) => {}
@@ -75,16 +69,14 @@ impl Ages {
     }
 
     fn now(&self) -> Duration {
-        // In microseconds, as the table has it.
-        let running = self.before + self.opened.elapsed();
-        Duration::from_micros(u64::try_from(running.as_micros()).unwrap_or(u64::MAX))
+        Duration::from_micros(micros(self.before + self.opened.elapsed()))
     }
 
     fn rung(&self, tail: &Tail) -> Rung {
         Rung { at: self.now(), sequence: tail.sequence, version: tail.version }
     }
 
-    /// Dates what was just committed.
+    /// Adds a rung for a commit.
     pub(super) fn note(&mut self, tail: &Tail) {
         let rung = self.rung(tail);
         let known = self.recent.back();
@@ -102,7 +94,7 @@ impl Ages {
         }
     }
 
-    /// How old an event is at least.
+    /// Returns a lower bound of an event's age.
     pub(super) fn age(&self, sequence: u64) -> Duration {
         let behind = |rungs: &VecDeque<Rung>| {
             rungs.get(rungs.partition_point(|rung| rung.sequence < sequence)).map(|rung| rung.at)
@@ -111,7 +103,7 @@ impl Ages {
         first.map_or(Duration::ZERO, |at| self.now().saturating_sub(at))
     }
 
-    /// The last rung that is older than a retention period; `None`: nothing is as old.
+    /// Returns the last rung that is older than a retention period. `None`: nothing is so old.
     pub(super) fn older_than(&self, retention: Duration) -> Option<Rung> {
         let cutoff = self.now().checked_sub(retention)?;
         let last = |rungs: &VecDeque<Rung>| {
@@ -122,8 +114,8 @@ impl Ages {
         older.max_by_key(|rung| (rung.sequence, rung.version))
     }
 
-    /// Puts a rung into the file, and removes those that are no longer needed. What it returns
-    /// holds once the transaction is committed.
+    /// Writes a rung into the file, and removes those that are no longer needed. Returns the stored
+    /// rungs, for [`Ages::stored`] after the commit.
     pub(super) fn store(
         &self,
         txn: &WriteTransaction,
@@ -133,8 +125,7 @@ impl Ages {
         let rung = self.rung(tail);
         let mut stored = self.stored.clone();
         push(&mut stored, rung, RUNG_EVERY.max(retention / MAX_STORED));
-        // The last of those older than the retention period still dates what is about to be
-        // removed.
+        // The last rung older than the retention period is still needed for the sweep.
         let cutoff = rung.at.saturating_sub(retention);
         while stored.get(1).is_some_and(|second| second.at < cutoff) {
             stored.pop_front();
@@ -152,8 +143,8 @@ impl Ages {
     }
 }
 
-/// Adds the latest rung. It takes the place of the last one where that is not needed: its
-/// neighbours are close enough, or nothing happened in between.
+/// Adds the latest rung. It replaces the last one if its neighbours are close enough, or if nothing
+/// was stored in between.
 fn push(rungs: &mut VecDeque<Rung>, rung: Rung, spacing: Duration) {
     if let [.., before, last] = rungs.make_contiguous() {
         let idle = |one: &Rung| (one.sequence, one.version) == (rung.sequence, rung.version);
@@ -196,9 +187,12 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
-        /// However rungs are thinned out, none claims an event earlier than it was stored.
+        /// No rung that is left says that an event existed before it was stored.
         #[test]
         fn an_age_is_never_too_high(
             steps in proptest::collection::vec((0..30u64, 0..3u64), 1..200),

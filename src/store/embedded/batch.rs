@@ -1,4 +1,4 @@
-//! What the committer is asked to do, and how it does it within a write transaction.
+//! The jobs of the committer, and how they are done within a write transaction.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -9,52 +9,49 @@ use uuid::Uuid;
 use super::tables::{Tables, Tail, cell_key, versioned};
 use crate::store::{CellLife, CellName, Loss, Position, StoreError, Swap, Version};
 
-pub(super) enum Command {
+pub(super) enum Job {
     Append {
-        /// Encoded.
+        /// The encoded name.
         log: String,
         id: Uuid,
         event: Bytes,
-        answer: Answer<Position>,
+        answer: PendingAnswer<Position>,
         room: OwnedSemaphorePermit,
     },
     Swap {
         cell: CellName,
         expected: Option<Version>,
         value: Bytes,
-        answer: Answer<Swap>,
+        answer: PendingAnswer<Swap>,
         room: OwnedSemaphorePermit,
     },
-    /// A reader met an I/O error: find out whether the file must be reopened.
+    /// A read met an I/O error: check whether the file must be reopened.
     Check,
-    /// An operator accepts a loss, or says that a backup was restored.
+    /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
     Accept { restored: bool, answer: oneshot::Sender<Result<Option<Loss>, StoreError>> },
 }
 
-/// Where an answer goes, and what it will be if the transaction is committed.
-pub(super) struct Answer<T> {
+/// The answer to a caller if the transaction is committed.
+pub(super) struct PendingAnswer<T> {
     to: oneshot::Sender<Result<T, StoreError>>,
     outcome: Option<T>,
 }
 
-impl<T> Answer<T> {
+impl<T> PendingAnswer<T> {
     pub(super) fn new(to: oneshot::Sender<Result<T, StoreError>>) -> Self {
         Self { to, outcome: None }
     }
 
-    fn settle(self, committed: Result<(), StoreError>) {
-        let answer = match (committed, self.outcome) {
-            (Ok(()), Some(outcome)) => Ok(outcome),
-            (Ok(()), None) => Err(StoreError::Unavailable("it was not carried out".into())),
-            (Err(error), _) => Err(error),
-        };
-        // Whoever asked may have gone.
+    fn send(self, committed: Result<(), StoreError>) {
+        let done = || StoreError::Unavailable("it was not carried out".into());
+        let answer = committed.and_then(|()| self.outcome.ok_or_else(done));
+        // The caller may be gone.
         let _ = self.to.send(answer);
     }
 }
 
-impl Command {
-    /// Carries the command out in a transaction, and tells whether it changed anything.
+impl Job {
+    /// Does the job in a transaction. Returns whether it changed anything.
     pub(super) fn apply(
         &mut self,
         tables: &mut Tables<'_>,
@@ -77,7 +74,7 @@ impl Command {
         }
     }
 
-    /// How much of the queue it takes, in bytes.
+    /// The bytes that it takes of the queue.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Append { room, .. } | Self::Swap { room, .. } => room.num_permits() as u64,
@@ -85,15 +82,16 @@ impl Command {
         }
     }
 
-    pub(super) fn settle(self, committed: Result<(), StoreError>) {
+    pub(super) fn answer(self, committed: Result<(), StoreError>) {
         match self {
-            Self::Append { answer, .. } => answer.settle(committed),
-            Self::Swap { answer, .. } => answer.settle(committed),
+            Self::Append { answer, .. } => answer.send(committed),
+            Self::Swap { answer, .. } => answer.send(committed),
             Self::Check | Self::Accept { .. } => {}
         }
     }
 }
 
+/// Returns the sequence of the event, and whether it is new.
 fn append(
     tables: &mut Tables<'_>,
     tail: &mut Tail,
@@ -138,7 +136,7 @@ fn swap(
     Ok(Swap::Swapped(Version(tail.version)))
 }
 
-/// The time of what is stored now: never before what was stored last, whatever became of the clock.
+/// Returns the current time, but never one before the last stamp.
 fn stamp(last: Timestamp) -> Timestamp {
     Timestamp::now().max(last)
 }

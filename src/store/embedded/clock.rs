@@ -1,13 +1,13 @@
-//! Watches the wall clock, whose stamps are shown to people.
+//! Checks of the wall clock, whose time stamps people see.
 
 use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
-/// How far the wall clock may be off before it is reported.
+/// The largest error of the wall clock that is not logged.
 pub(super) const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// A last stamp that is older at the start is reported: the clock may be ahead.
+/// If the last stamp is older at the start, it is logged: the clock may be ahead.
 const LONG_AGO: SignedDuration = SignedDuration::from_hours(24);
 
 /// The wall clock and the monotonic clock at the same moment.
@@ -22,7 +22,7 @@ impl Clocks {
         Self { wall: Timestamp::now(), monotonic: Instant::now() }
     }
 
-    /// How far the wall clock was set since `before`, if that is more than [`TOLERANCE`].
+    /// Returns how far the wall clock was set since `before`, if more than [`TOLERANCE`].
     pub(super) fn jump_since(&self, before: &Self) -> Option<SignedDuration> {
         let elapsed = self.monotonic.saturating_duration_since(before.monotonic);
         let elapsed = SignedDuration::try_from(elapsed).unwrap_or(SignedDuration::MAX);
@@ -30,15 +30,13 @@ impl Clocks {
         (jump.abs() > TOLERANCE).then_some(jump)
     }
 
-    /// How far the wall clock is ahead of the last stamp in the store, if that is more than
-    /// [`LONG_AGO`].
+    /// Returns how far the wall clock is ahead of the last stamp, if more than [`LONG_AGO`].
     pub(super) fn ahead(&self, last: Timestamp) -> Option<Duration> {
         let ahead = self.wall.duration_since(last);
         (ahead > LONG_AGO).then(|| ahead.unsigned_abs())
     }
 
-    /// How far the wall clock is behind the last stamp in the store, if that is more than
-    /// [`TOLERANCE`].
+    /// Returns how far the wall clock is behind the last stamp, if more than [`TOLERANCE`].
     pub(super) fn behind(&self, last: Timestamp) -> Option<Duration> {
         let behind = last.duration_since(self.wall);
         (behind > TOLERANCE).then(|| behind.unsigned_abs())

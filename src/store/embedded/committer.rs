@@ -1,9 +1,9 @@
-//! The one thread that writes. It takes what is waiting, commits it as one transaction, tells the
-//! followers, answers.
+//! The thread that writes. It takes the queued jobs, commits them as one transaction, wakes the
+//! followers, and answers.
 //!
-//! When the file fails, it is closed and reopened until that works. Whether the commit that failed
-//! took place is then read from the file, so that its callers get a definite answer; they wait for
-//! it [`SETTLE_WITHIN`] at most.
+//! After a failure, the file is closed and reopened until that works. Then the file shows whether
+//! the failed commit took place, and its callers get a definite answer if that is known within
+//! [`SETTLE_WITHIN`].
 
 mod outside;
 mod space;
@@ -23,53 +23,54 @@ use redb::WriteTransaction;
 use tokio::sync::watch;
 
 use super::{
-    Shared, StoreFile, ages,
-    batch::Command,
+    EmbeddedShared, StoreFile, ages,
+    batch::Job,
     caught,
     clock::Clocks,
-    loss::Kind,
+    error::{corrupt, store_error},
+    loss::LossKind,
     record::Record,
-    retention, store_error,
+    retention,
     tables::{self, Entered, Incarnation, Tables, Tail},
 };
 use crate::store::StoreError;
 use space::Space;
 
-/// The most commands that share a commit.
+/// The most jobs in one commit.
 const MAX_BATCH: usize = 512;
 
-/// Between the first two attempts to reopen the file; doubles with each.
+/// The pause after the first attempt to reopen the file. It doubles with each.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
-/// The longest time between two attempts to reopen the file.
+/// The longest pause between two attempts to reopen the file.
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-/// How often the committer looks at the world outside the file.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The interval of the checks of clock, file, disk and record.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the callers of a commit that failed wait for the file to be reopened. After that their
-/// answer is ambiguous, and what comes is refused at once.
+/// The longest that callers of a failed commit wait until the file is reopened. Then they get an
+/// unknown outcome, and further jobs are refused at once.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
 struct Committer {
-    shared: Arc<Shared>,
-    queue: Receiver<Command>,
+    shared: Arc<EmbeddedShared>,
+    queue: Receiver<Job>,
     publish: watch::Sender<u64>,
     file: StoreFile,
     tail: Tail,
     retention: Duration,
     /// Set while the file cannot be reopened.
     down: Option<Down>,
-    due: Due,
+    due: DueTimes,
     clocks: Clocks,
     /// The last record that was written.
     recorded: Option<Record>,
     space: Space,
 }
 
-/// When the regular work is to be done next.
-struct Due {
-    look: Instant,
+/// When the regular work is due.
+struct DueTimes {
+    check: Instant,
     record: Instant,
     rung: Instant,
     sweep: Instant,
@@ -82,8 +83,8 @@ struct Down {
 }
 
 pub(super) fn start(
-    shared: Arc<Shared>,
-    queue: Receiver<Command>,
+    shared: Arc<EmbeddedShared>,
+    queue: Receiver<Job>,
     publish: watch::Sender<u64>,
     file: StoreFile,
     tail: Tail,
@@ -93,19 +94,19 @@ pub(super) fn start(
     if let Some(behind) = clocks.behind(tail.time) {
         tracing::warn!(
             ?behind,
-            "the host's clock is behind the last time stamp in the store: it is wrong now, or it was \
-             wrong then; shown times are wrong, and nothing is deleted or given up because of it"
+            "the host's clock is behind the last time stamp in the store: it is wrong now or was \
+             wrong then; check the clock; nothing is deleted or given up because of it"
         );
     }
     if let Some(ago) = clocks.ahead(tail.time).filter(|_| tail.commit > 0) {
         tracing::warn!(
             ?ago,
-            "by the host's clock, nothing was stored for a long time: the gateway was stopped or idle, or the clock \
-             is ahead; if it is, shown times are wrong, and nothing is deleted or given up because of it"
+            "by the host's clock, nothing was stored for a long time: the gateway was stopped or \
+             idle, or the clock is ahead; check it; nothing is deleted or given up because of it"
         );
     }
     let now = Instant::now();
-    let due = Due { look: now, record: now, rung: now + ages::RUNG_EVERY, sweep: now };
+    let due = DueTimes { check: now, record: now, rung: now + ages::RUNG_EVERY, sweep: now };
     let mut committer = Committer {
         shared,
         queue,
@@ -119,13 +120,13 @@ pub(super) fn start(
         recorded: None,
         space: Space::default(),
     };
-    committer.look();
+    committer.check_outside();
     thread::Builder::new().name("store".into()).spawn(move || committer.run())?;
     Ok(())
 }
 
 impl Drop for Committer {
-    /// Runs before `publish` is dropped, which tells that the file is released.
+    /// Runs before `publish` is dropped, which shows that the file is released.
     fn drop(&mut self) {
         self.shared.drop_database();
     }
@@ -136,44 +137,44 @@ impl Committer {
         loop {
             let wait = self.wake_at().saturating_duration_since(Instant::now());
             if wait.is_zero() {
-                self.work();
+                self.do_due_work();
             }
             match self.queue.recv_timeout(wait) {
-                Ok(first) => self.serve(first),
+                Ok(first) => self.execute(first),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    return self.finish();
-                }
+                Err(RecvTimeoutError::Disconnected) => return self.finish(),
             }
         }
     }
 
-    /// The last work, when the store is closed.
+    /// Does the last work after the store was closed.
     fn finish(&mut self) {
         if self.down.is_none() && self.loss().is_none() {
             self.store_rung();
         }
-        self.look();
-        self.record();
-        if self.loss() == Some(Kind::Removed)
+        self.check_outside();
+        self.write_record();
+        if self.loss() == Some(LossKind::Removed)
             && let Err(error) = self.put_back()
         {
-            tracing::error!(%error, "the store was removed and cannot be put back");
+            tracing::error!(
+                %error,
+                "the store's file was removed and cannot be written again: restore a backup"
+            );
         }
     }
 
     fn wake_at(&self) -> Instant {
-        let Due { look, rung, sweep, .. } = self.due;
+        let DueTimes { check, rung, sweep, .. } = self.due;
         let next = self.down.as_ref().map_or(rung.min(sweep), |down| down.retry_at);
-        next.min(look)
+        next.min(check)
     }
 
-    /// Does what is due.
-    fn work(&mut self) {
+    fn do_due_work(&mut self) {
         let now = Instant::now();
-        if now >= self.due.look {
-            self.due.look = now + LOOK_EVERY;
-            self.look();
+        if now >= self.due.check {
+            self.due.check = now + CHECK_EVERY;
+            self.check_outside();
         }
         if let Some(down) = self.down.take_if(|down| now >= down.retry_at) {
             return self.reopen(now, down.delay);
@@ -181,10 +182,10 @@ impl Committer {
         if self.down.is_some() {
             return;
         }
-        // What is lost may come back, so nothing is changed meanwhile.
+        // The right file may come back, so this one stays as it is.
         if self.loss().is_some() {
-            self.due.rung = self.due.rung.max(now + LOOK_EVERY);
-            self.due.sweep = self.due.sweep.max(now + LOOK_EVERY);
+            self.due.rung = self.due.rung.max(now + CHECK_EVERY);
+            self.due.sweep = self.due.sweep.max(now + CHECK_EVERY);
             return;
         }
         if now >= self.due.rung {
@@ -198,8 +199,8 @@ impl Committer {
         }
     }
 
-    /// Carries out a command and those that wait behind it.
-    fn serve(&mut self, first: Command) {
+    /// Executes a job and those that are queued behind it.
+    fn execute(&mut self, first: Job) {
         let mut batch = vec![first];
         batch.extend(self.queue.try_iter().take(MAX_BATCH - 1));
         self.check_file();
@@ -212,24 +213,24 @@ impl Committer {
             let epoch = self.shared.epoch();
             self.change(|tables, tail| {
                 let mut changed = false;
-                for command in &mut batch {
-                    changed |= command.apply(tables, tail, epoch)?;
+                for job in &mut batch {
+                    changed |= job.apply(tables, tail, epoch)?;
                 }
                 Ok(changed)
             })
         });
-        for command in batch {
-            match command {
-                Command::Accept { restored, answer } => {
-                    // The operator may be gone.
+        for job in batch {
+            match job {
+                Job::Accept { restored, answer } => {
+                    // The caller may be gone.
                     let _ = answer.send(self.accept(restored));
                 }
-                command => command.settle(committed.clone()),
+                job => job.answer(committed.clone()),
             }
         }
     }
 
-    /// Removes some of what is too old; true if there may be more.
+    /// Removes some old rows. Returns whether there may be more.
     fn sweep(&mut self) -> bool {
         let Some(to) = self.shared.ages().older_than(self.retention) else { return false };
         let mut more = false;
@@ -241,8 +242,7 @@ impl Committer {
         more && committed.is_ok()
     }
 
-    /// Stores how long the store has been running. It changes nothing else, so it does not count as
-    /// a commit, and there is nobody to answer when it fails.
+    /// Stores the running time. Changes nothing else, so that it does not count as a commit.
     fn store_rung(&mut self) {
         let stored = caught(|| {
             let txn = self.shared.begin_write()?;
@@ -259,7 +259,7 @@ impl Committer {
         }
     }
 
-    /// Changes logs and cells.
+    /// Changes logs and cells in one transaction.
     fn change(
         &mut self,
         change: impl FnOnce(&mut Tables<'_>, &mut Tail) -> Result<bool, redb::Error>,
@@ -267,7 +267,7 @@ impl Committer {
         self.write(|txn, tail| change(&mut Tables::open(txn)?, tail))
     }
 
-    /// One write transaction, committed if it changed anything. `Ok` means that it is on disk.
+    /// Runs a write transaction, and commits it if it changed anything. `Ok`: it is on disk.
     fn write(
         &mut self,
         change: impl FnOnce(&WriteTransaction, &mut Tail) -> Result<bool, redb::Error>,
@@ -287,15 +287,15 @@ impl Committer {
             self.publish.send_replace(tail.sequence);
             self.shared.state().incarnation.recorded |= self.recorded.is_some();
             self.space.wrote();
-            if self.shared.wrote(None).is_some() {
-                tracing::info!("the store writes again");
+            if self.shared.set_failure(None).is_some() {
+                tracing::info!("the store can be written again");
             }
             return Ok(());
         };
         self.fail(&error);
         self.reopen(Instant::now() + SETTLE_WITHIN, FIRST_RETRY);
         if self.down.is_some() {
-            Err(StoreError::Ambiguous(error.to_string()))
+            Err(StoreError::UnknownOutcome(error.to_string()))
         } else if self.tail.commit == tail.commit {
             Ok(())
         } else {
@@ -303,7 +303,7 @@ impl Committer {
         }
     }
 
-    /// A transaction that waits to be committed, and where the file will end then.
+    /// Returns a transaction to commit, and the counters after it. `None`: nothing changed.
     fn prepare(
         &self,
         change: impl FnOnce(&WriteTransaction, &mut Tail) -> Result<bool, redb::Error>,
@@ -324,9 +324,12 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &redb::Error) {
-        // From a failure to the next commit it is logged once.
-        if self.shared.wrote(Some(error.to_string())).is_none() {
-            tracing::error!(%error, "the store failed; its file is reopened until it works");
+        // Logged once until a commit succeeds.
+        if self.shared.set_failure(Some(error.to_string())).is_none() {
+            tracing::error!(
+                %error,
+                "cannot write the store: its file is reopened until that works; check the disk"
+            );
         }
         if matches!(store_error(error), StoreError::Full(_)) {
             self.space.failed();
@@ -334,8 +337,7 @@ impl Committer {
         self.shared.drop_database();
     }
 
-    /// Reopens the file, as often as it takes until a moment (once at least). Afterwards the store
-    /// is down or not.
+    /// Tries to reopen the file until a moment, at least once. Sets `down` if that fails.
     fn reopen(&mut self, until: Instant, mut delay: Duration) {
         loop {
             match caught(|| self.try_reopen()) {
@@ -365,7 +367,7 @@ impl Committer {
         let handle = File::open(&self.file.path)?;
         let Entered { incarnation, tail, .. } = tables::enter(&database)?;
         if incarnation.epoch != self.shared.epoch() || tail.commit < self.tail.commit {
-            return Err(tables::corrupt("its file was replaced while in use"));
+            return Err(corrupt("its file was replaced while in use"));
         }
         self.file.handle = handle;
         self.shared.put_database(Some(database));

@@ -1,8 +1,7 @@
-//! The file itself: who may read it, how it comes into being, how it is opened.
+//! Creates, opens, compacts and restores the file.
 //!
-//! A file appears under its name only when it is complete, so that a crash in the middle leaves
-//! nothing that cannot be opened; opening never creates one, so that a store that vanished while in
-//! use is not taken for an empty one.
+//! A file gets its name only when it is complete, so that a crash leaves no broken file. Opening
+//! never creates a file, so that a store that was removed is not replaced by an empty one.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,20 +10,18 @@ use std::{
 };
 
 use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, backends::FileBackend};
+use tempfile::NamedTempFile;
 
-use super::{caught, store_error, tables};
-use crate::store::StoreError;
+use super::{caught, tables};
 
-/// How redb gets at an existing file.
+/// Opens an existing file.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, redb::Error> + Send>;
 
-/// How many bytes of the disk are free for this user.
-pub(super) type Free = Box<dyn Fn() -> io::Result<u64> + Send>;
-
-/// What the store is kept on.
+/// The file and its disk, as functions that tests replace.
 pub(super) struct Medium {
     pub(super) open: Opener,
-    pub(super) free: Free,
+    /// Returns the bytes of the disk that are free for this user.
+    pub(super) free: Box<dyn Fn() -> io::Result<u64> + Send>,
 }
 
 impl Medium {
@@ -34,18 +31,18 @@ impl Medium {
     }
 }
 
-pub(super) fn free(folder: &Path) -> io::Result<u64> {
+fn free(folder: &Path) -> io::Result<u64> {
     let disk = rustix::fs::statvfs(folder)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
-/// What redb may keep of the file in memory, in bytes.
+/// The size of redb's cache, in bytes.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
-/// A file smaller than this, in bytes, is not worth compacting.
+/// Smaller files, in bytes, are not compacted.
 const COMPACT_FROM: u64 = 16 * 1024 * 1024;
 
-/// What a row takes beside its value, in bytes; an upper bound for small events.
+/// An upper bound of what a row takes beside its value, in bytes.
 const ROW_BYTES: u64 = 512;
 
 /// Creates the file, if there is none yet.
@@ -53,42 +50,53 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
     if path.try_exists()? {
         return Ok(());
     }
-    let folder = folder(path);
-    // Temporary files are made 0600.
-    let new = tempfile::Builder::new().prefix(".store-").suffix(".new").tempfile_in(folder)?;
+    let new = temporary(".store-", path)?;
     caught(|| tables::initialise(&with(new.reopen()?)?))?;
     match new.persist_noclobber(path) {
-        Ok(_) => Ok(File::open(folder)?.sync_all()?),
-        // Another process was faster; its file it is.
+        Ok(_) => Ok(sync_folder(path)?),
+        // Another process was faster; its file is used.
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error.error.into()),
     }
 }
 
-/// Puts a copy of a file that is open, and was removed, in its old place.
+/// Writes a file that is open, and was removed, to its old place.
 pub(super) fn put_back(mut file: &File, path: &Path) -> io::Result<()> {
-    let folder = folder(path);
-    let mut copy = tempfile::Builder::new().prefix(".store-").suffix(".new").tempfile_in(folder)?;
     file.rewind()?;
-    io::copy(&mut file, copy.as_file_mut())?;
-    copy.as_file().sync_all()?;
+    let copy = copied(file, ".store-", path)?;
     copy.persist_noclobber(path).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()
+    sync_folder(path)
 }
 
-/// The folder that a file is in.
-pub(super) fn folder(path: &Path) -> &Path {
+/// Copies a file into a temporary one beside `path`, and syncs it.
+pub(super) fn copied(mut from: &File, prefix: &str, path: &Path) -> io::Result<NamedTempFile> {
+    let mut copy = temporary(prefix, path)?;
+    io::copy(&mut from, copy.as_file_mut())?;
+    copy.as_file().sync_all()?;
+    Ok(copy)
+}
+
+/// Creates a temporary file beside `path`, with mode 0600.
+pub(super) fn temporary(prefix: &str, path: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix(prefix).suffix(".new").tempfile_in(folder(path))
+}
+
+/// Makes the names in the folder of `path` durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     }
 }
 
-/// Opens an existing file and locks it. Repairs it if it was not closed.
+/// Opens and locks an existing file. Repairs it if it was not closed.
 pub(super) fn open(path: &Path) -> Result<Database, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    // What a failed sync did not bring to disk may still be in the page cache, looking stored: read
-    // the disk.
+    // After a failed sync, the page cache may hold what is not on disk: read the disk.
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)?;
     with(file)
@@ -100,7 +108,7 @@ fn with(file: File) -> Result<Database, redb::Error> {
         .create_with_backend(FileBackend::new(file)?)?)
 }
 
-/// Gives the space back to the disk when less than about half of the file is in use.
+/// Compacts the file if less than about half of it is in use.
 pub(super) fn compact(
     path: &Path,
     opener: &impl Fn() -> Result<Database, redb::Error>,
@@ -119,31 +127,11 @@ pub(super) fn compact(
             tail.bytes + rows * ROW_BYTES
         };
         if used < length / 2 {
-            // It is only about space: a failure shows again, if it matters, when the file is opened
-            // for use.
+            // The file may be usable all the same; opening it tells.
             if let Err(error) = database.compact() {
-                tracing::warn!(%error, "could not compact the store");
+                tracing::warn!(%error, "could not compact the store; it keeps its size");
             }
         }
         Ok(())
     })
-}
-
-/// An error of opening, in words for the operator.
-pub(super) fn explain(path: &Path, error: redb::Error) -> StoreError {
-    let path = path.display();
-    match error {
-        redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch => {
-            StoreError::Unavailable(format!("{path} is locked; is another gateway using it?"))
-        }
-        redb::Error::Io(io) if io.kind() == io::ErrorKind::InvalidData => {
-            StoreError::Corrupt(format!("{path}: {io}"))
-        }
-        error => match store_error(&error) {
-            StoreError::Unavailable(text) => StoreError::Unavailable(format!("{path}: {text}")),
-            StoreError::Full(text) => StoreError::Full(format!("{path}: {text}")),
-            StoreError::Corrupt(text) => StoreError::Corrupt(format!("{path}: {text}")),
-            other => other,
-        },
-    }
 }

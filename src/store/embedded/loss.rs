@@ -1,79 +1,118 @@
-//! What the store has forgotten, and how that is recognised.
+//! Losses: a store that is missing, older or another one, compared with its record.
 
 use std::path::Path;
 
-use super::{
-    record::{Found, Record},
-    tables::Tail,
-};
+use jiff::Timestamp;
 
-/// Ways in which the store can have forgotten something.
+use super::{
+    record::{FoundRecord, Record},
+    tables::{Incarnation, Tail},
+};
+use crate::{config::record_path, store::Loss};
+
+/// How a loss was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// At start: the file was gone, and an empty one was made.
+pub(super) enum LossKind {
+    /// At the start: the file was missing, and an empty one was created.
     Missing,
-    /// At start: the file ends before the point that it had reached.
+    /// At the start: the file ends before the point that it had reached.
     Older { ended: u64, ends: u64 },
-    /// At start: the file is another store.
+    /// At the start: the file is another store.
     Other,
-    /// At start: the record that was kept beside the file is gone or unreadable, so nothing says
-    /// how far the store went.
+    /// At the start: the record beside the file is missing or unreadable, so that nothing tells
+    /// where the store ended.
     Unrecorded,
-    /// The file was removed under this process, which still has all of it.
+    /// While in use: the file was removed. This process still has all of it.
     Removed,
-    /// The file under the store's name is another one than this process has open.
+    /// While in use: another file took the store's name.
     Replaced,
 }
 
-impl Kind {
-    /// Compares a store that has just been opened with the record beside it. `recorded`: the store
-    /// says that it had one.
-    pub(super) fn at_start(found: &Found, epoch: u64, tail: &Tail, recorded: bool) -> Option<Self> {
+/// Compares a store that was just opened with its record, and logs a loss.
+pub(super) fn find_loss(
+    path: &Path,
+    incarnation: &Incarnation,
+    tail: &Tail,
+) -> Option<(LossKind, Loss)> {
+    let found = Record::find(path);
+    if let FoundRecord::Unreadable(reason) = &found {
+        let path = record_path(path);
+        tracing::warn!(path = %path.display(), reason, "cannot read the record of the store");
+    }
+    let kind = LossKind::at_start(&found, incarnation.epoch, tail, incarnation.recorded);
+    if kind.is_none() && tail.commit == 0 && matches!(found, FoundRecord::None) {
+        tracing::warn!(
+            path = %path.display(),
+            "created a new store; if there was one before, its idempotency keys are unknown"
+        );
+    }
+    kind.map(|kind| (kind, report(kind, path)))
+}
+
+/// Logs a loss.
+pub(super) fn report(kind: LossKind, path: &Path) -> Loss {
+    let what = kind.sentence(path);
+    tracing::error!(
+        loss = what,
+        "the store lacks something that it had; every call is refused until the file is put back, \
+         or until an operator runs `thingspace-gateway store accept-loss`"
+    );
+    Loss { what, noticed: Timestamp::now() }
+}
+
+impl LossKind {
+    /// `recorded`: the store says that it had a record.
+    pub(super) fn at_start(
+        found: &FoundRecord,
+        epoch: u64,
+        tail: &Tail,
+        recorded: bool,
+    ) -> Option<Self> {
         let is_new = tail.commit == 0;
         match *found {
-            Found::None => recorded.then_some(Self::Unrecorded),
-            Found::Unreadable(_) => Some(if is_new { Self::Missing } else { Self::Unrecorded }),
-            Found::Record(Record { epoch: known, .. }) if known != epoch => {
+            FoundRecord::None => recorded.then_some(Self::Unrecorded),
+            FoundRecord::Unreadable(_) => {
+                Some(if is_new { Self::Missing } else { Self::Unrecorded })
+            }
+            FoundRecord::Record(Record { epoch: known, .. }) if known != epoch => {
                 Some(if is_new { Self::Missing } else { Self::Other })
             }
-            Found::Record(Record { commit, sequence, .. }) => (commit > tail.commit)
+            FoundRecord::Record(Record { commit, sequence, .. }) => (commit > tail.commit)
                 .then_some(Self::Older { ended: sequence, ends: tail.sequence }),
         }
     }
 
-    /// Whether this process noticed it while it had the file open, so that it can pass again.
+    /// Returns whether the loss was noticed while the file was in use, so that it can pass again.
     pub(super) fn is_live(self) -> bool {
         matches!(self, Self::Removed | Self::Replaced)
     }
 
-    /// A sentence for operators, without an end point.
-    pub(super) fn sentence(self, path: &Path) -> String {
+    /// Returns a sentence for operators, without an end point.
+    fn sentence(self, path: &Path) -> String {
         let path = path.display();
         match self {
             Self::Missing => {
-                format!(
-                    "the store {path} was missing at the start: the idempotency keys in it are forgotten"
-                )
+                format!("the store {path} was missing at the start: its idempotency keys are lost")
             }
             Self::Older { ended, ends } => format!(
-                "the store {path} was put back to an older copy: it ended at event {ended} and now ends at \
-                 {ends}, so later idempotency keys are forgotten"
+                "the store {path} was put back to an older copy: it ended at event {ended} and now \
+                 ends at {ends}, so later idempotency keys are lost"
             ),
             Self::Other => format!(
-                "the store {path} is another one than the gateway used last: the idempotency keys in that \
-                 one are forgotten"
+                "the store {path} is another one than the gateway used last: the idempotency keys \
+                 of that one are lost"
             ),
             Self::Unrecorded => format!(
-                "the store {path} may be an older copy: the record beside it, which says how far the store \
-                 went, is missing or cannot be read"
+                "the store {path} may be an older copy: the record beside it, which says where the \
+                 store ended, is missing or cannot be read"
             ),
             Self::Removed => format!(
-                "the store {path} was removed while the gateway was running, which still has all of it: put \
-                 the file back, or accept the loss and the gateway writes it again"
+                "the store {path} was removed while the gateway was running, which still has all \
+                 of it: put the file back, or accept the loss and the gateway writes it again"
             ),
             Self::Replaced => format!(
-                "another file has taken the place of the store {path} while the gateway was running: put \
-                 the right one back, or restart the gateway to use this one"
+                "another file has taken the place of the store {path} while the gateway was \
+                 running: put the right file back, or restart the gateway to use this one"
             ),
         }
     }
@@ -81,8 +120,6 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
 
     #[test]
@@ -95,30 +132,30 @@ mod tests {
             swept: 0,
             bytes: 0,
         };
-        let record = |epoch, commit| Found::Record(Record::of(epoch, &tail(commit)));
+        let record = |epoch, commit| FoundRecord::Record(Record::of(epoch, &tail(commit)));
         let table = [
-            (Found::None, 0, Some(Kind::Unrecorded)),
-            (Found::None, 5, Some(Kind::Unrecorded)),
-            (Found::Unreadable(String::new()), 0, Some(Kind::Missing)),
-            (Found::Unreadable(String::new()), 5, Some(Kind::Unrecorded)),
+            (FoundRecord::None, 0, Some(LossKind::Unrecorded)),
+            (FoundRecord::None, 5, Some(LossKind::Unrecorded)),
+            (FoundRecord::Unreadable(String::new()), 0, Some(LossKind::Missing)),
+            (FoundRecord::Unreadable(String::new()), 5, Some(LossKind::Unrecorded)),
             (record(1, 0), 0, None),
             (record(1, 4), 5, None),
             (record(1, 5), 5, None),
-            (record(1, 6), 5, Some(Kind::Older { ended: 60, ends: 50 })),
-            (record(2, 5), 5, Some(Kind::Other)),
-            (record(2, 5), 0, Some(Kind::Missing)),
-            (record(2, 0), 0, Some(Kind::Missing)),
+            (record(1, 6), 5, Some(LossKind::Older { ended: 60, ends: 50 })),
+            (record(2, 5), 5, Some(LossKind::Other)),
+            (record(2, 5), 0, Some(LossKind::Missing)),
+            (record(2, 0), 0, Some(LossKind::Missing)),
         ];
         for (found, commit, expected) in table {
             assert_eq!(
-                Kind::at_start(&found, 1, &tail(commit), true),
+                LossKind::at_start(&found, 1, &tail(commit), true),
                 expected,
                 "{found:?}, {commit}"
             );
-            // A new store, and one of an older gateway, never had a record.
-            let expected = expected.filter(|_| !matches!(found, Found::None));
+            // A new store, or one of an older gateway, has never had a record.
+            let expected = expected.filter(|_| !matches!(found, FoundRecord::None));
             assert_eq!(
-                Kind::at_start(&found, 1, &tail(commit), false),
+                LossKind::at_start(&found, 1, &tail(commit), false),
                 expected,
                 "{found:?}, {commit}"
             );

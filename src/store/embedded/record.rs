@@ -1,21 +1,20 @@
-//! The record: a small file beside the store that says which store it was and how far it went.
+//! The record: a small file beside the store with its epoch and its last commit.
 //!
-//! A store that vanished, that is another one, or that was put back to an older copy can be
-//! recognised by it at the next start. It is written after the commits that it speaks of, so it is
-//! never ahead of the store that it belongs to.
+//! At the next start it shows that the store is missing, another one, or an older copy. It is
+//! written after the commit, so that it is never ahead of its store.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Write as _},
     path::Path,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::tables::Tail;
+use super::{file, tables::Tail};
 use crate::config::record_path;
 
-/// Counts up with every change that an older gateway could not read.
+/// Grows with every change that an older gateway cannot read.
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,12 +25,12 @@ pub(super) struct Record {
     pub(super) sequence: u64,
 }
 
-/// What is found beside a store.
+/// The result of looking for a record.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(super) enum FoundRecord {
     None,
     Record(Record),
-    /// There is one, and it cannot be used for this reason.
+    /// It cannot be used, for this reason.
     Unreadable(String),
 }
 
@@ -40,26 +39,24 @@ impl Record {
         Self { version: VERSION, epoch, commit: tail.commit, sequence: tail.sequence }
     }
 
-    pub(super) fn find(store: &Path) -> Found {
+    pub(super) fn find(store: &Path) -> FoundRecord {
         match fs::read(record_path(store)) {
             Ok(bytes) => match serde_json::from_slice::<Self>(&bytes) {
-                Ok(record) if record.version == VERSION => Found::Record(record),
-                Ok(newer) => Found::Unreadable(format!("its version is {}", newer.version)),
-                Err(error) => Found::Unreadable(error.to_string()),
+                Ok(record) if record.version == VERSION => FoundRecord::Record(record),
+                Ok(newer) => FoundRecord::Unreadable(format!("its version is {}", newer.version)),
+                Err(error) => FoundRecord::Unreadable(error.to_string()),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Found::None,
-            Err(error) => Found::Unreadable(error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => FoundRecord::None,
+            Err(error) => FoundRecord::Unreadable(error.to_string()),
         }
     }
 
-    /// Replaces the record in one step. Only this user can read it.
+    /// Replaces the record in one step.
     pub(super) fn write(&self, store: &Path) -> io::Result<()> {
-        let folder = super::file::folder(store);
-        let mut new =
-            tempfile::Builder::new().prefix(".record-").suffix(".new").tempfile_in(folder)?;
+        let mut new = file::temporary(".record-", store)?;
         new.write_all(&serde_json::to_vec(self)?)?;
         new.as_file().sync_all()?;
         new.persist(record_path(store)).map_err(|error| error.error)?;
-        File::open(folder)?.sync_all()
+        file::sync_folder(store)
     }
 }

@@ -1,4 +1,4 @@
-//! Puts a backup in the place of the store while no gateway runs.
+//! Replaces the store by a backup while no gateway runs.
 
 use std::{
     fs::{self, File},
@@ -8,42 +8,42 @@ use std::{
 
 use super::{
     StoreError, caught,
-    file::{self, explain, folder},
+    error::{explain, is_locked},
+    file,
     record::Record,
     tables::{self, Incarnation},
 };
 
-/// What is appended to the name of the file that a backup replaces.
+/// The suffix of the file that a backup replaces.
 const REPLACED: &str = ".replaced";
 
-/// What was restored.
+/// The outcome of [`restore`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// The last event that the backup knows.
+    /// The sequence of the backup's last event.
     pub sequence: u64,
-    /// Where the file is that the backup replaced.
+    /// The path of the file that the backup replaced.
     pub replaced: Option<PathBuf>,
 }
 
-/// Copies a backup into the place of a store, as a new epoch of it. The former file is kept beside
-/// it. Refuses while another process has the store open.
+/// Replaces a store by a copy of a backup, as a new epoch. The former file is kept beside it. Fails
+/// while another process has the store open.
 pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
     if is_same(backup, store) {
         return Err(StoreError::Unavailable("the backup is the store itself".to_owned()));
     }
-    // Locked until the backup is in its place. A store that is damaged may be replaced.
+    // The store is locked until the end. A missing or damaged one can be replaced.
     let _locked = match caught(|| file::open(store)) {
-        Ok(database) => Some(database),
-        Err(error @ (redb::Error::DatabaseAlreadyOpen | redb::Error::LockProtocolMismatch)) => {
-            return Err(explain(store, error));
-        }
-        Err(_) => None,
+        Err(error) if is_locked(&error) => return Err(explain(store, &error)),
+        opened => opened.ok(),
     };
-    let copy = copied(backup, store).map_err(|error| explain(backup, error))?;
-    let (record, sequence) =
-        caught(|| begin(copy.path())).map_err(|error| explain(backup, error))?;
-    let replaced = put_in_place(copy, store).map_err(|error| explain(store, error.into()))?;
-    record.write(store).map_err(|error| explain(store, error.into()))?;
+    let of_backup = |error: redb::Error| explain(backup, &error);
+    let of_store = |error: io::Error| explain(store, &error.into());
+    let copy = File::open(backup).and_then(|backup| file::copied(&backup, ".restore-", store));
+    let copy = copy.map_err(|error| of_backup(error.into()))?;
+    let (record, sequence) = caught(|| begin(copy.path())).map_err(of_backup)?;
+    let replaced = put_in_place(copy, store).map_err(of_store)?;
+    record.write(store).map_err(of_store)?;
     Ok(Restored { sequence, replaced })
 }
 
@@ -51,17 +51,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
-fn copied(backup: &Path, store: &Path) -> Result<tempfile::NamedTempFile, redb::Error> {
-    let mut from = File::open(backup)?;
-    // Temporary files are made 0600.
-    let mut copy =
-        tempfile::Builder::new().prefix(".restore-").suffix(".new").tempfile_in(folder(store))?;
-    io::copy(&mut from, copy.as_file_mut())?;
-    copy.as_file().sync_all()?;
-    Ok(copy)
-}
-
-/// Begins a new epoch in the copy of a backup, whose counts and keys may be out of date.
+/// Begins a new epoch in the copy of a backup: its counts and keys may be out of date.
 fn begin(copy: &Path) -> Result<(Record, u64), redb::Error> {
     let database = file::open(copy)?;
     let mut tail = tables::enter(&database)?.tail;
@@ -74,7 +64,7 @@ fn begin(copy: &Path) -> Result<(Record, u64), redb::Error> {
     Ok((Record::of(incarnation.epoch, &tail), tail.sequence))
 }
 
-/// A name for the file that is replaced. What an earlier command kept stays.
+/// Returns an unused name for the replaced file.
 fn unused(store: &Path) -> PathBuf {
     let numbered = |n: u32| {
         let number = if n == 1 { String::new() } else { format!(".{n}") };
@@ -94,6 +84,6 @@ fn put_in_place(copy: tempfile::NamedTempFile, store: &Path) -> io::Result<Optio
         Err(error) => return Err(error),
     };
     copy.persist_noclobber(store).map_err(|error| error.error)?;
-    File::open(folder(store))?.sync_all()?;
+    file::sync_folder(store)?;
     Ok(replaced)
 }

@@ -1,8 +1,6 @@
-//! Removes what is too old: events from the front, with what points at them, and cells by their
-//! last swap.
+//! Removes old events and cells, in small commits. The age of a cell is that of its last swap.
 //!
-//! Age is running time ([`super::ages`]), so a wall clock that is wrong removes nothing. Only the
-//! size of the file depends on it, so it happens now and then, in small commits.
+//! Age is running time ([`super::ages`]), so that a wrong wall clock removes nothing.
 
 use std::time::Duration;
 
@@ -13,19 +11,19 @@ use super::{
     tables::{Tables, Tail},
 };
 
-/// How often it is looked whether something is too old.
+/// The interval between two sweeps.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
 /// The most events, and the most cells, that one commit removes.
 const SWEEP_ROWS: usize = 1_000;
 
-/// How many rows are gone, and whether there may be more.
 pub(super) struct Swept {
     pub(super) rows: usize,
+    /// There may be more to remove.
     pub(super) more: bool,
 }
 
-/// Removes some of the events and cells up to a rung.
+/// Removes events and retained cells up to a rung.
 pub(super) fn sweep(
     tables: &mut Tables<'_>,
     tail: &mut Tail,

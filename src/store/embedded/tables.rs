@@ -1,5 +1,5 @@
-//! What the file holds, and how it is read. Bounded: no read takes more than [`MAX_READ`] entries
-//! or, the first entry apart, [`READ_BYTES`].
+//! The tables of the file. A read returns at most [`MAX_READ`] entries, and at most [`READ_BYTES`]
+//! unless its first entry alone is larger.
 
 use std::ops::Bound::{Excluded, Included};
 
@@ -11,19 +11,19 @@ use redb::{
 };
 use uuid::Uuid;
 
-use super::ages::Ages;
+use super::{ages::Ages, error::corrupt};
 use crate::store::{
     CellLife, CellName, Entry, LogName, MAX_READ, Position, Version, Versioned, must_be_current,
 };
 
-/// Counts up with every change of the tables that an older gateway could not read.
+/// Grows with every change of the tables that an older gateway cannot read.
 const FORMAT: u64 = 1;
 
-/// The most bytes of events that one read returns; its first entry may be larger.
+/// The most bytes of events that one read returns.
 pub(super) const READ_BYTES: usize = 8 * 1024 * 1024;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-/// The key in [`META`] that says that a record was written beside the store.
+/// The key in [`META`] that says that the store has a record.
 const RECORDED: &str = "recorded";
 const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinition::new("tail");
 /// Sequence to time (µs), event id, log, event.
@@ -35,25 +35,24 @@ const BY_LOG: TableDefinition<(&str, u64), ()> = TableDefinition::new("by_log");
 const BY_ID: TableDefinition<u128, u64> = TableDefinition::new("by_id");
 /// Cell to version and value.
 pub(super) const CELLS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("cells");
-/// Version to time (µs) and cell, of the cells that expire. Versions grow in the order of the
-/// swaps.
+/// Version to time (µs) and cell, for cells that expire. Versions grow in the order of the swaps.
 const BY_AGE: TableDefinition<u64, (i64, &str)> = TableDefinition::new("by_age");
 
-/// Where the file ends, and what it remembers of what has expired.
+/// The counters of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// Of commits. Tells after an error whether a commit took place.
+    /// The number of the last commit. Shows after an error whether a commit took place.
     pub(super) commit: u64,
-    /// Of the last event, kept or not.
+    /// The sequence of the last event, also if it has expired.
     pub(super) sequence: u64,
-    /// Of the last event or swap. Never goes back.
+    /// The time stamp of the last event or swap. Never goes back.
     pub(super) time: Timestamp,
-    /// Of the last swap of any cell: a cell that expired and came back has no version that it had
-    /// before.
+    /// The version of the last swap of any cell, so that a cell that expired and comes back gets a
+    /// new version.
     pub(super) version: u64,
     /// The sequence of the last event that expired.
     pub(super) swept: u64,
-    /// The bytes of the events that are kept.
+    /// The bytes of the kept events.
     pub(super) bytes: u64,
 }
 
@@ -81,7 +80,7 @@ impl Tail {
     }
 }
 
-/// The tables as a write transaction sees them.
+/// The tables in a write transaction.
 pub(super) struct Tables<'t> {
     pub(super) events: Table<'t, u64, (i64, u128, &'static str, &'static [u8])>,
     pub(super) by_log: Table<'t, (&'static str, u64), ()>,
@@ -102,7 +101,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// Makes a new file a store, with an epoch of its own.
+/// Creates the tables in a new file, with a new epoch.
 pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
     drop(Tables::open(&txn)?);
@@ -116,15 +115,16 @@ pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
     Ok(txn.commit()?)
 }
 
-/// Which store it is. It begins anew when an operator accepts a loss.
+/// The identity of the store. An accepted loss changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Incarnation {
     pub(super) epoch: u64,
-    /// Since when it remembers everything. An earlier gateway did not write this.
+    /// See [`Store::remembers_since`](crate::store::Store::remembers_since). Absent in files of
+    /// earlier gateways.
     pub(super) since: Option<Timestamp>,
     /// Permanent cells were lost.
     pub(super) lost_cells: bool,
-    /// A record was written beside it. An earlier gateway did not write one.
+    /// The store has a record. Earlier gateways wrote none.
     pub(super) recorded: bool,
 }
 
@@ -138,13 +138,13 @@ impl Incarnation {
         Ok(Self { epoch, since: since.transpose()?, lost_cells, recorded })
     }
 
-    /// Notes in the store that there is a record beside it, so that it is missed when it is gone.
+    /// Notes that the store has a record, so that a missing record is noticed.
     pub(super) fn note_record(txn: &WriteTransaction) -> Result<(), redb::Error> {
         txn.open_table(META)?.insert(RECORDED, 1)?;
         Ok(())
     }
 
-    /// Begins a new incarnation of a store that has forgotten something.
+    /// Begins a new epoch after a loss.
     pub(super) fn begin(txn: &WriteTransaction) -> Result<Self, redb::Error> {
         let mut meta = txn.open_table(META)?;
         let recorded = meta.get(RECORDED)?.is_some();
@@ -169,14 +169,14 @@ fn to_stored(time: Timestamp) -> u64 {
     time.as_microsecond().cast_unsigned()
 }
 
-/// What a file says about itself.
+/// What [`enter`] reads.
 pub(super) struct Entered {
     pub(super) incarnation: Incarnation,
     pub(super) tail: Tail,
     pub(super) ages: Ages,
 }
 
-/// Looks into a file, if it is a store that this version can read.
+/// Reads a file's identity, counters and ages. Fails if this version cannot read it.
 pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {
@@ -197,7 +197,7 @@ pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
     Ok(Entered { incarnation, tail, ages: Ages::load(&txn, &tail)? })
 }
 
-/// The entries of a log after a sequence.
+/// Returns entries of a log after a sequence.
 pub(super) fn read_log(
     txn: &ReadTransaction,
     epoch: u64,
@@ -223,7 +223,8 @@ pub(super) fn read_log(
     Ok(entries)
 }
 
-/// The first events of all logs after a sequence, up to another; `None` if some there have expired.
+/// Returns the next events of all logs, after one sequence and up to another. `None`: some of them
+/// have expired.
 pub(super) fn read_all(
     txn: &ReadTransaction,
     epoch: u64,
@@ -266,7 +267,7 @@ pub(super) fn versioned(
     }))
 }
 
-/// `p.NAME` or `r.NAME`: cells of different lives are different cells.
+/// Returns `p.NAME` for a permanent cell and `r.NAME` for a retained one.
 pub(super) fn cell_key(cell: &CellName) -> String {
     let life = match cell.life {
         CellLife::Permanent => 'p',
@@ -282,8 +283,4 @@ fn entry(epoch: u64, sequence: u64, time: i64, event: &[u8]) -> Result<Entry, re
 
 fn timestamp(microsecond: i64) -> Result<Timestamp, redb::Error> {
     Timestamp::from_microsecond(microsecond).map_err(|error| corrupt(error.to_string()))
-}
-
-pub(super) fn corrupt(what: impl Into<String>) -> redb::Error {
-    redb::Error::Corrupted(what.into())
 }

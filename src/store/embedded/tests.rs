@@ -19,14 +19,17 @@ use super::{
     tables::{Tables, Tail},
     *,
 };
-use crate::store::{Lost, MAX_READ, contract};
+use crate::{
+    config::record_path,
+    store::{Lost, MAX_READ, contract},
+};
 
 const KEEP: Duration = Duration::from_hours(1);
 
-/// How long a test waits for what must happen.
+/// The longest wait for something that must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// A folder of its own, and a path in it.
+/// Returns a new folder and a path in it.
 fn place() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("store.redb");
@@ -42,7 +45,7 @@ fn new() -> (TempDir, Arc<dyn Store>) {
     (folder, Arc::new(open(&path)))
 }
 
-/// Where the file ends, which must be closed.
+/// Returns the counters of a closed file.
 fn tail(path: &Path) -> Tail {
     tables::enter(&file::open(path).unwrap()).unwrap().tail
 }
@@ -92,7 +95,7 @@ async fn durable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follow_all() {
     let (_folder, store) = new();
-    contract::follow_all(store, contract::Asks::AtOnce).await;
+    contract::follow_all(store, contract::LearnsEnd::AtOnce).await;
 }
 
 #[tokio::test]
@@ -235,7 +238,7 @@ async fn what_is_too_old_goes_and_its_positions_never_come_back() {
     let (log, id) = (contract::new_log(), Uuid::new_v4());
     let (permanent, retained) = (CellName::permanent("cell"), CellName::retained("cell"));
     let first = store.append(&log, id, Bytes::from_static(b"old")).await.unwrap();
-    // More than one sweep removes at once.
+    // More than one sweep removes.
     let rest = (0..2_100).map(|_| contract::append(&store, &log, "old"));
     let last = try_join_all(rest).await.unwrap().into_iter().max().unwrap();
     let mut versions = Vec::new();
@@ -255,8 +258,8 @@ async fn what_is_too_old_goes_and_its_positions_never_come_back() {
     let (events, caught_up) = contract::catch_up(&mut store.follow(Some(last))).await;
     assert!(caught_up > last && events.iter().all(|(_, entry)| entry.position > last));
 
-    // What is gone is forgotten: the same id is a new event, the same cell a new cell, but not at
-    // an old place.
+    // The id of a removed event is new, and so is a removed cell; positions and versions are not
+    // used twice.
     let again = store.append(&log, id, Bytes::from_static(b"new")).await.unwrap();
     assert!(again > last, "{again:?} is not after {last:?}");
     let stale = store.swap(&retained, Some(versions[1]), Bytes::new()).await.unwrap();
@@ -270,7 +273,7 @@ async fn what_is_too_old_goes_and_its_positions_never_come_back() {
     assert_eq!((tail.swept, tail.bytes), (last.sequence, "new".len() as u64 + "kept".len() as u64));
 }
 
-/// A cell expires by its last swap, not by one before.
+/// The age of a cell is that of its last swap.
 #[tokio::test]
 async fn a_cell_has_one_age() {
     let (_folder, path) = place();
@@ -311,7 +314,7 @@ async fn a_file_that_is_mostly_free_is_compacted() {
     let large = Bytes::from(vec![7; MAX_EVENT_BYTES]);
     let log = contract::new_log();
     try_join_all((0..20).map(|_| store.append(&log, Uuid::new_v4(), large.clone()))).await.unwrap();
-    // Lies at the end of the file, so that closing alone cannot give the space back.
+    // It is at the end of the file, so that closing alone cannot shorten the file.
     let cell = CellName::permanent("cell");
     store.swap(&cell, None, large.clone()).await.unwrap();
     store.close().await;

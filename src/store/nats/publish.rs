@@ -76,7 +76,7 @@ pub(super) async fn until_clear<T, F: Future<Output = Result<T, WriteError>>>(
         let again = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
         if again > until || core.end.is_cancelled() {
             return Err(if may_be_stored {
-                StoreError::Ambiguous(why)
+                StoreError::UnknownOutcome(why)
             } else {
                 StoreError::Unavailable(why)
             });
@@ -149,7 +149,7 @@ pub(super) async fn publish_next(
         Err(WriteError::Conflict) => Ok(None),
         Err(WriteError::Refused(error) | WriteError::Away(error)) => Err(error),
         Err(WriteError::NotStored(why)) => Err(StoreError::Unavailable(why)),
-        Err(WriteError::Unknown(why)) => Err(StoreError::Ambiguous(why)),
+        Err(WriteError::Unknown(why)) => Err(StoreError::UnknownOutcome(why)),
     }
 }
 

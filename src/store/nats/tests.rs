@@ -103,7 +103,7 @@ async fn durable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn follow_all() {
     let (_server, store) = new().await;
-    contract::follow_all(store, contract::Asks::Later).await;
+    contract::follow_all(store, contract::LearnsEnd::Later).await;
 }
 
 #[tokio::test]

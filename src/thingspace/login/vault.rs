@@ -175,7 +175,7 @@ impl Vault {
                 }
                 Ok(false) => {}
                 Err(error) => {
-                    if let StoreError::Ambiguous(_) = error {
+                    if let StoreError::UnknownOutcome(_) = error {
                         // It may be claimed, and nothing will be tried.
                         let fault = NoTurn::from(error.clone()).fault;
                         self.owe(identity, attempt, Report::Void, fault);

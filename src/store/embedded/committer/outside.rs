@@ -1,4 +1,4 @@
-//! What happens to the store from outside: its clock, its file and the record beside it.
+//! Checks of what others change: the host's clock, the name of the file, and the record.
 
 use std::{
     fs::Metadata,
@@ -9,39 +9,41 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Committer, Kind, Record};
-use crate::store::{
-    Loss, StoreError,
-    embedded::{clock::Clocks, file, record::Found, record_path, report, tables::Incarnation},
+use super::{Committer, LossKind, Record};
+use crate::{
+    config::record_path,
+    store::{
+        Loss, StoreError,
+        embedded::{clock::Clocks, file, loss::report, record::FoundRecord, tables::Incarnation},
+    },
 };
 
-/// How often the record is written at most.
+/// The shortest time between two writes of the record.
 const RECORD_EVERY: Duration = Duration::from_secs(1);
 
 impl Committer {
-    /// Looks at everything outside the file.
-    pub(super) fn look(&mut self) {
+    pub(super) fn check_outside(&mut self) {
         let clocks = Clocks::now();
         if let Some(jump) = clocks.jump_since(&self.clocks) {
             tracing::warn!(
                 by = format_args!("{jump:#}"),
-                "the host's clock was set, or the host was suspended; if the clock is wrong, shown times \
-                 are wrong, and nothing is deleted or given up because of it"
+                "the host's clock was set, or the host was suspended; check the clock; nothing is \
+                 deleted or given up because of it"
             );
         }
         self.clocks = clocks;
         self.check_file();
-        self.look_at_space();
+        self.check_space();
         if Instant::now() >= self.due.record {
-            self.record();
+            self.write_record();
         }
     }
 
-    pub(super) fn loss(&self) -> Option<Kind> {
+    pub(super) fn loss(&self) -> Option<LossKind> {
         self.shared.state().loss.as_ref().map(|(kind, _)| *kind)
     }
 
-    /// Looks whether the file that is open is still the one that has the store's name.
+    /// Checks whether the open file still has the store's name.
     pub(super) fn check_file(&mut self) {
         let known = self.loss();
         if known.is_some_and(|known| !known.is_live()) {
@@ -50,10 +52,10 @@ impl Committer {
         let found = match self.file.path.metadata() {
             Ok(named) => match self.file.handle.metadata() {
                 Ok(open) if is_same(&named, &open) => None,
-                Ok(_) => Some(Kind::Replaced),
+                Ok(_) => Some(LossKind::Replaced),
                 Err(_) => return,
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(Kind::Removed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(LossKind::Removed),
             Err(_) => return,
         };
         if found == known {
@@ -67,17 +69,16 @@ impl Committer {
     }
 
     /// Writes the record if it is out of date.
-    pub(super) fn record(&mut self) {
-        // After a start with a loss, the record of before tells what is lost. A file that was
-        // removed or replaced while it is open is known here to its end.
+    pub(super) fn write_record(&mut self) {
+        // A loss at the start is known only from the former record, which must stay.
         if self.loss().is_some_and(|kind| !kind.is_live()) {
             return;
         }
         let record = Record::of(self.shared.epoch(), &self.tail);
         self.due.record = Instant::now() + RECORD_EVERY;
-        // It is read again because somebody may have removed or changed it.
+        // Read again: it may have been removed or changed.
         let written = match Record::find(&self.file.path) {
-            Found::Record(found) if found == record => Ok(()),
+            FoundRecord::Record(found) if found == record => Ok(()),
             _ => record.write(&self.file.path),
         };
         let path = record_path(&self.file.path);
@@ -87,8 +88,8 @@ impl Committer {
                 None
             }
             Err(error) => Some(format!(
-                "the record {} cannot be written ({error}), so an older copy of the store may go unnoticed at \
-                 the next start; make it possible to write this file",
+                "the record {} cannot be written ({error}), so an older copy of the store may go \
+                 unnoticed at the next start; make it possible to write this file",
                 path.display()
             )),
         };
@@ -98,30 +99,34 @@ impl Committer {
                 tracing::warn!(why, "the store is not protected against older copies");
             }
             (Some(_), None) => {
-                tracing::info!(path = %path.display(), "the record of the store is written again");
+                let path = path.display();
+                tracing::info!(%path, "the record of the store can be written again");
             }
             _ => {}
         }
     }
 
-    /// An operator accepts a loss.
+    /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
     pub(super) fn accept(&mut self, restored: bool) -> Result<Option<Loss>, StoreError> {
         self.check_file();
         let lost = self.shared.state().loss.clone();
         match lost.as_ref().map(|(kind, _)| kind) {
             None if !restored => return Ok(None),
-            Some(Kind::Replaced) => {
+            Some(LossKind::Replaced) => {
                 return Err(StoreError::Unavailable(
                     "restart the gateway, then accept the loss".into(),
                 ));
             }
-            Some(Kind::Removed) => {
+            Some(LossKind::Removed) => {
                 self.put_back().map_err(|error| StoreError::Unavailable(error.to_string()))?;
                 self.shared.drop_database();
                 self.reopen(Instant::now(), super::FIRST_RETRY);
                 self.check_file();
             }
-            None | Some(Kind::Missing | Kind::Older { .. } | Kind::Other | Kind::Unrecorded) => {
+            None
+            | Some(
+                LossKind::Missing | LossKind::Older { .. } | LossKind::Other | LossKind::Unrecorded,
+            ) => {
                 let mut begun = None;
                 self.write(|txn, _| {
                     begun = Some(Incarnation::begin(txn)?);
@@ -144,15 +149,18 @@ impl Committer {
             state.incarnation = incarnation;
             state.loss = None;
         }
-        self.record();
-        // Followers of the former epoch notice.
+        self.write_record();
+        // Wakes the followers of the former epoch.
         self.publish.send_replace(self.tail.sequence);
     }
 
-    /// Writes the file, which was removed, in its old place. Nothing is lost.
+    /// Writes the removed file again. Nothing is lost.
     pub(super) fn put_back(&self) -> io::Result<()> {
         file::put_back(&self.file.handle, &self.file.path)?;
-        tracing::warn!(path = %self.file.path.display(), "the store was removed and is put back");
+        tracing::warn!(
+            path = %self.file.path.display(),
+            "the store's file was removed; the gateway wrote it again"
+        );
         Ok(())
     }
 }

@@ -1,42 +1,41 @@
-//! Room on the disk. New orders are refused while it is scarce, so that what becomes of the known
-//! ones still fits. Every write is refused while it does not suffice, before redb touches the disk:
-//! after a write that failed, redb refuses reads too, and the file must be repaired.
+//! Space on the disk. If it is scarce, new orders are refused, so that events about the known
+//! orders still fit. If it does not suffice for a job, the job is refused before redb writes: after
+//! a failed write, redb refuses reads too, and the file must be repaired.
 
 use std::time::{Duration, Instant};
 
 use super::Committer;
 use crate::{
     backoff::doubled,
-    store::{StoreError, embedded::batch::Command},
+    store::{StoreError, embedded::batch::Job},
 };
 
-/// What stays free for outcomes, polls and callbacks, in bytes, whatever the size of the store.
-const HEAD_ROOM: u64 = 32 * 1024 * 1024;
+/// The bytes that are kept for outcomes, polls and callbacks, at least.
+const RESERVE: u64 = 32 * 1024 * 1024;
 
-/// The same, as a part of the size of the store, in percent.
-const HEAD_ROOM_PERCENT: u64 = 15;
+/// The same, in percent of the size of the store.
+const RESERVE_PERCENT: u64 = 15;
 
-/// How far above the head-room the free space must be, in percent of it, before orders are taken
-/// again.
-const HEAD_ROOM_AGAIN_PERCENT: u64 = 125;
+/// Orders are accepted again when the free space is this percentage of the reserve.
+const RESUME_PERCENT: u64 = 125;
 
-/// How many bytes of the disk a commit may take for each byte in the queue: pages are copied, and
-/// several tables change.
+/// The bytes that a commit may write per byte in the queue: pages are copied, and several tables
+/// change.
 const WRITE_AMPLIFICATION: u64 = 4;
 
-/// The pause after a second write in a row that failed for lack of space, although the disk said
-/// that there was some (a quota, for example). It doubles with each.
+/// The pause after the second write in a row that failed for lack of space, although the disk
+/// reported enough (because of a quota, for example). It doubles with each.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
-/// What is known of the disk.
+/// What is known about the disk.
 #[derive(Debug, Default)]
 pub(super) struct Space {
-    /// The last write was refused for lack of space, without touching the disk.
+    /// The last job was refused for lack of space, before it was written.
     refusing: bool,
-    /// Writes that failed in a row for lack of space.
+    /// The writes in a row that failed for lack of space.
     failures: u32,
-    /// No write is tried before.
+    /// No write is tried before this.
     pause_until: Option<Instant>,
 }
 
@@ -54,23 +53,19 @@ impl Space {
 }
 
 impl Committer {
-    /// Refuses the commands for which there is no space.
-    pub(super) fn refuse_beyond_space(&mut self, batch: &mut Vec<Command>) {
-        let free = self.look_at_space().unwrap_or(u64::MAX);
+    /// Takes the jobs for which there is no space out of a batch, and refuses them.
+    pub(super) fn refuse_beyond_space(&mut self, batch: &mut Vec<Job>) {
+        let free = self.check_space().unwrap_or(u64::MAX);
         let free = if self.is_paused() { 0 } else { free };
         let mut needed: u64 = 0;
-        let (mut fitting, mut refused) = (Vec::with_capacity(batch.len()), Vec::new());
-        for command in batch.drain(..) {
-            let with_it =
-                needed.saturating_add(command.bytes().saturating_mul(WRITE_AMPLIFICATION));
-            if with_it <= free {
-                needed = with_it;
-                fitting.push(command);
-            } else {
-                refused.push(command);
-            }
-        }
-        *batch = fitting;
+        let refused: Vec<Job> = batch
+            .extract_if(.., |job| {
+                let with_it = needed.saturating_add(job.bytes() * WRITE_AMPLIFICATION);
+                let fits = with_it <= free;
+                needed = if fits { with_it } else { needed };
+                !fits
+            })
+            .collect();
         if refused.is_empty() {
             return;
         }
@@ -78,14 +73,15 @@ impl Committer {
         self.space.refusing = true;
         let failure =
             format!("the disk of the store is full ({full}); free space on it or enlarge it");
-        if self.shared.wrote(Some(failure)).is_none() {
+        if self.shared.set_failure(Some(failure)).is_none() {
             tracing::error!(
                 free,
-                "the disk of the store is full: writes are refused until there is space, reads go on"
+                "the disk of the store is full: writes are refused and reads go on; free space on \
+                 it or enlarge it"
             );
         }
-        for command in refused {
-            command.settle(Err(StoreError::Full(full.clone())));
+        for job in refused {
+            job.answer(Err(StoreError::Full(full.clone())));
         }
     }
 
@@ -93,22 +89,22 @@ impl Committer {
         self.space.pause_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Looks how much is free, and tells whether new orders are taken. `None`: the disk does not
-    /// say.
-    pub(super) fn look_at_space(&mut self) -> Option<u64> {
+    /// Returns the free bytes of the disk, and sets or clears the shortage. `None`: the disk does
+    /// not report them.
+    pub(super) fn check_space(&mut self) -> Option<u64> {
         let free = (self.file.medium.free)().ok()?;
         let size = self.file.handle.metadata().map_or(0, |file| file.len());
-        let head_room = HEAD_ROOM.max(size / 100 * HEAD_ROOM_PERCENT);
+        let reserve = RESERVE.max(size / 100 * RESERVE_PERCENT);
         let was_short = self.shared.state().shortage.is_some();
-        let enough = if was_short { head_room / 100 * HEAD_ROOM_AGAIN_PERCENT } else { head_room };
+        let enough = if was_short { reserve / 100 * RESUME_PERCENT } else { reserve };
         let mib = |bytes| bytes / (1024 * 1024);
         let shortage = if self.is_paused() {
             Some("the disk of the store has just refused writes for lack of space".to_owned())
         } else if free < enough {
+            let (free, enough) = (mib(free), mib(enough));
             Some(format!(
-                "{} MiB of the disk of the store are free, and {} MiB are kept for the known orders",
-                mib(free),
-                mib(enough)
+                "{free} MiB of the disk of the store are free, and {enough} MiB are kept for the \
+                 known orders"
             ))
         } else {
             None
@@ -116,16 +112,17 @@ impl Committer {
         match (&shortage, was_short) {
             (Some(shortage), false) => tracing::error!(
                 shortage,
-                "the store is nearly full: new orders are refused; free space on its disk or enlarge it"
+                "the store is nearly full: new orders are refused; free space on its disk or \
+                 enlarge it"
             ),
-            (None, true) => tracing::info!("there is room in the store for new orders again"),
+            (None, true) => tracing::info!("the store has space for new orders again"),
             _ => {}
         }
         self.shared.state().shortage = shortage;
         if self.space.refusing && free >= enough {
             self.space.refusing = false;
-            if self.shared.wrote(None).is_some() {
-                tracing::info!("there is space on the disk of the store again");
+            if self.shared.set_failure(None).is_some() {
+                tracing::info!("the disk of the store has space again");
             }
         }
         Some(free)

@@ -1,4 +1,4 @@
-//! What becomes of commands when the disk fails beneath them.
+//! Calls while the disk fails.
 
 use std::{future, io::ErrorKind};
 
@@ -9,7 +9,7 @@ use super::{
 
 const CACHE: usize = 1024 * 1024;
 
-/// Whichever write or sync of an append or a swap fails, the answer is definite and true.
+/// If any single write or sync fails, the answer is definite and right.
 #[tokio::test]
 async fn every_single_failure_is_settled() {
     for swap in [false, true] {
@@ -53,7 +53,7 @@ async fn every_single_failure_is_settled() {
                 (true, false) => refused += 1,
             }
         }
-        // Both happen: the last failure is that of the sync, when everything was written.
+        // The last failure is that of the sync, after everything was written.
         assert!(stored > 0 && refused > 0, "{stored} stored, {refused} refused");
     }
 }
@@ -75,7 +75,7 @@ async fn full() {
     }
 }
 
-/// A disk that fills up and empties again, five times: reads go on, and the file is left alone.
+/// While the disk is full, reads go on and nothing is written; five times.
 #[tokio::test]
 async fn a_full_disk_is_not_touched_and_what_is_stored_can_be_read() {
     let (_folder, path) = place();
@@ -101,13 +101,13 @@ async fn a_full_disk_is_not_touched_and_what_is_stored_can_be_read() {
         assert!(store.shortage().is_some() && store.trouble().is_some());
         assert_eq!(disk.opened(), opened, "the file was reopened");
         disk.set(Fault::None);
-        // Nobody has to write for it to be noticed.
+        // It is noticed without a write.
         until(async || store.shortage().is_none().then_some(())).await;
         assert_eq!(store.trouble(), None);
     }
 }
 
-/// A quota shows only when a write fails. Then the file is repaired, but not for every attempt.
+/// A quota shows only when a write fails. The file is not repaired for each attempt.
 #[tokio::test]
 async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
     let (_folder, path) = place();
@@ -124,8 +124,7 @@ async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
         }
         assert!(store.read(&log, 0, 1).await.is_ok(), "reads stopped after {refused}");
     }
-    // Opened once, again for each of the first two failures, and at most twice more in so little
-    // time.
+    // Once at the start, once for each of the first two failures, and at most twice more.
     assert!((3..=5).contains(&disk.opened()), "{}", disk.opened());
     assert!(store.shortage().is_some());
     disk.set(Fault::None);
@@ -142,7 +141,7 @@ async fn what_cannot_be_settled_in_time_is_ambiguous_and_can_be_repeated() {
     disk.set(Fault::All(ErrorKind::Other));
     let event = Bytes::from_static(b"at");
     let ambiguous = store.append(&log, id, event.clone()).await;
-    assert!(matches!(ambiguous, Err(StoreError::Ambiguous(_))), "{ambiguous:?}");
+    assert!(matches!(ambiguous, Err(StoreError::UnknownOutcome(_))), "{ambiguous:?}");
     for refused in
         [store.append(&log, id, event.clone()).await.err(), store.read(&log, 0, 1).await.err()]
     {
@@ -168,7 +167,7 @@ async fn closing_does_not_wait_for_a_dead_disk() {
     open(&path).close().await;
 }
 
-/// A file that took the place of ours is not written, although it is a store.
+/// Another store under the same name is not written.
 #[tokio::test]
 async fn another_file_is_not_taken_for_ours() {
     let (_folder, path) = place();
@@ -225,7 +224,7 @@ async fn a_panic_of_redb_is_one_more_failure() {
     );
 }
 
-/// What waits while a sync is under way shares the next one.
+/// Appends that wait for a sync share the next one.
 #[tokio::test]
 async fn concurrent_appends_share_a_commit() {
     let (_folder, path) = place();
@@ -235,7 +234,7 @@ async fn concurrent_appends_share_a_commit() {
     let mut first = Box::pin(contract::append(&store, &log, "first"));
     let mut rest =
         Box::pin(try_join_all((0..100).map(|_| contract::append(&store, &log, "shared"))));
-    // Polled once, each has handed its command over.
+    // After one poll each has queued its job.
     tokio::select! {
         biased;
         _ = &mut first => panic!("acknowledged before it was synced"),

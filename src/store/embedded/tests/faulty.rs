@@ -1,4 +1,4 @@
-//! A file that fails on demand, beneath the real redb.
+//! A disk that fails on demand, under the real redb.
 
 use std::{
     fs::OpenOptions,
@@ -18,19 +18,19 @@ use super::super::*;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
-    /// Reads, writes, syncs and opening fail until told otherwise.
+    /// Every access fails until another fault is set.
     All(ErrorKind),
-    /// The file cannot grow until told otherwise.
+    /// The file cannot grow until another fault is set.
     Growth(ErrorKind),
-    /// After so many writes, syncs and changes of length, one fails.
+    /// One write, sync or change of length fails, after so many.
     Once(usize, ErrorKind),
     /// The next read fails.
     Read(ErrorKind),
-    /// The next write panics, as redb itself might.
+    /// The next write panics, as redb may.
     Panic,
-    /// The next sync waits until told otherwise.
+    /// The next sync waits until another fault is set.
     Hold,
-    /// It waits.
+    /// A sync waits.
     Held,
 }
 
@@ -40,19 +40,19 @@ pub(super) struct Disk {
     cache: usize,
     fault: Mutex<Fault>,
     changed: Condvar,
-    /// Whether the disk admits how little is free while it cannot grow. A quota does not.
+    /// Whether the disk reports that it is full. With a quota it does not.
     tells: bool,
-    /// How often the file was opened.
+    /// The number of times that the file was opened.
     opened: AtomicUsize,
 }
 
 impl Disk {
-    /// A store on a disk that works so far, of which redb keeps so many bytes in memory.
+    /// Returns a store on a disk that works, with a cache of so many bytes.
     pub(super) fn store(path: &Path, cache: usize) -> (Embedded, Arc<Self>) {
         Self::make(path, cache, true)
     }
 
-    /// The same, on a disk with a quota that it does not tell.
+    /// The same with a quota that the disk does not report.
     pub(super) fn with_quota(path: &Path, cache: usize) -> (Embedded, Arc<Self>) {
         Self::make(path, cache, false)
     }

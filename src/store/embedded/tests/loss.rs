@@ -1,10 +1,10 @@
-//! A store that was removed, put back to an older copy, or is another one.
+//! A store that was removed, was put back to an older copy, or is another one.
 
 use std::fs;
 
 use super::*;
 
-/// A closed store with some events, and a copy of it from before the last of them.
+/// Creates a closed store with two events, and a copy from before the second.
 async fn with_copy(path: &Path) -> (LogName, PathBuf) {
     let (store, log) = (open(path), contract::new_log());
     contract::append(&store, &log, "one").await.unwrap();
@@ -57,7 +57,7 @@ async fn a_missing_store_waits_for_an_operator_over_restarts() {
     assert!(accepted.is_some_and(|loss| loss.what.contains("missing")));
     assert_eq!(store.loss(), None);
     assert!(store.has_lost_cells() && store.remembers_since().is_some());
-    // What was followed before the loss was accepted is void.
+    // A follower from before is lost.
     assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
     assert_eq!(store.read(&log, 0, 1).await.unwrap(), []);
     contract::append(&store, &log, "new").await.unwrap();
@@ -107,7 +107,7 @@ async fn an_accepted_older_copy_is_a_new_epoch_without_the_guard_s_counts() {
     let mut followed = store.follow(Some(last));
     assert_eq!(contract::next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)));
     let load = async |cell: &str| store.load(&CellName::permanent(cell)).await.unwrap();
-    // Its count may be too low, which could lock the user; without it, nothing is tried.
+    // Its count may be too low, which could lock the user. Without it, no login is sent.
     assert_eq!(load("guard/user/a").await, None);
     assert!(load("token-key").await.is_some());
     assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one"]);
@@ -127,7 +127,7 @@ async fn another_store_is_noticed() {
     assert_eq!(store.loss(), None);
 }
 
-/// As an older gateway wrote it.
+/// Makes a store of an older gateway.
 fn forget_that_there_was_a_record(path: &Path) {
     let database = file::open(path).unwrap();
     let txn = database.begin_write().unwrap();
@@ -160,7 +160,7 @@ async fn a_new_store_and_one_of_an_older_gateway_are_taken_without_a_record() {
     assert_lost(&open(&path), "missing");
 }
 
-/// Nothing says how far the store went, so it may be a backup on a new volume.
+/// Nothing shows where the store ended, so it may be a backup on a new volume.
 #[tokio::test]
 async fn a_store_whose_record_is_gone_or_unreadable_waits_for_the_record_or_an_operator() {
     type Damage = fn(&Path) -> std::io::Result<()>;
@@ -210,7 +210,7 @@ async fn a_record_that_cannot_be_written_is_said_until_it_can() {
     let (store, log) = (open(&path), contract::new_log());
     let record = record_path(&path);
     assert_eq!(store.unprotected(), None);
-    // Without an event in between: it is noticed while nothing happens.
+    // It is noticed also if nothing is stored.
     fs::remove_file(&record).unwrap();
     until(async || record.exists().then_some(())).await;
     fs::remove_file(&record).unwrap();
@@ -231,7 +231,7 @@ async fn a_removed_file_is_noticed_at_once_and_can_be_put_back() {
     let first = contract::append(&store, &log, "one").await.unwrap();
     let moved = path.with_extension("moved");
     fs::rename(&path, &moved).unwrap();
-    // The next write finds out, whoever looks.
+    // The next write notices it.
     let refused = contract::append(&store, &log, "two").await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert_lost(&store, "removed while the gateway was running");
@@ -241,7 +241,7 @@ async fn a_removed_file_is_noticed_at_once_and_can_be_put_back() {
     contract::append(&store, &log, "two").await.unwrap();
 
     fs::remove_file(&path).unwrap();
-    // Without a write it is noticed, too.
+    // It is noticed without a write, too.
     until(async || store.loss()).await;
     assert!(store.accept_loss(false).await.unwrap().is_some());
     assert_eq!((store.loss(), store.has_lost_cells()), (None, false));
@@ -324,20 +324,20 @@ async fn a_backup_that_is_restored_begins_a_new_epoch_and_the_former_file_is_kep
     assert_eq!(contract::texts(&contract::read_to_end(&store, &log).await.unwrap()), ["one"]);
     store.close().await;
     let former = open(&restored.replaced.unwrap());
-    // Its record is that of the restored store now.
+    // The record is now that of the restored store.
     former.accept_loss(false).await.unwrap().unwrap();
     assert_eq!(
         contract::texts(&contract::read_to_end(&former, &log).await.unwrap()),
         ["one", "two"]
     );
 
-    // Also where nothing is left.
+    // It works also without a former file.
     fs::remove_file(&path).unwrap();
     assert_eq!(restore(&backup, &path).unwrap(), Restored { sequence: 1, replaced: None });
     assert_eq!(open(&path).loss(), None);
 }
 
-/// However redb takes the damage: with an error or with a panic.
+/// redb reports some damages with an error and some with a panic.
 #[tokio::test]
 async fn a_damaged_store_is_replaced_by_a_backup() {
     let (_folder, path) = place();

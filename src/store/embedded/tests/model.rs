@@ -1,4 +1,4 @@
-//! Any sequence of commands, closings and openings does what a `Vec` and a map would do.
+//! Any sequence of calls and restarts has the results of a `Vec` and a map.
 
 use std::collections::BTreeMap;
 
@@ -10,21 +10,24 @@ use crate::store::Versioned;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// The log, the id and the event: ids repeat.
+    /// Log, id and event; ids repeat.
     Append(u8, u8, Vec<u8>),
     Read(u8, Index, usize),
     Follow(Index),
-    /// The cell, and whether what it holds is expected rightly.
+    /// Cell, whether the expected version is the right one, and value.
     Swap(u8, bool, Vec<u8>),
     Reopen,
 }
 
 fn step() -> impl Strategy<Value = Step> {
+    let append = (0..3u8, any::<u8>(), vec(any::<u8>(), 0..2_000));
+    let read = (0..3u8, any::<Index>(), 0..20usize);
+    let swap = (0..3u8, any::<bool>(), vec(any::<u8>(), 0..50));
     prop_oneof![
-        6 => (0..3u8, any::<u8>(), vec(any::<u8>(), 0..2_000)).prop_map(|(log, id, event)| Step::Append(log, id % 40, event)),
-        3 => (0..3u8, any::<Index>(), 0..20usize).prop_map(|(log, after, limit)| Step::Read(log, after, limit)),
+        6 => append.prop_map(|(log, id, event)| Step::Append(log, id % 40, event)),
+        3 => read.prop_map(|(log, after, limit)| Step::Read(log, after, limit)),
         1 => any::<Index>().prop_map(Step::Follow),
-        3 => (0..3u8, any::<bool>(), vec(any::<u8>(), 0..50)).prop_map(|(cell, right, value)| Step::Swap(cell, right, value)),
+        3 => swap.prop_map(|(cell, right, value)| Step::Swap(cell, right, value)),
         1 => Just(Step::Reopen),
     ]
 }
@@ -36,7 +39,7 @@ struct Model {
 }
 
 impl Model {
-    /// Sequences are not dense: what lies after the n-th event, or after nothing.
+    /// A number of events, and the sequence after so many; sequences have gaps.
     fn after(&self, index: Index) -> (usize, u64) {
         let n = index.index(self.events.len() + 1);
         (n, if n == 0 { 0 } else { self.events[n - 1].2.sequence })
@@ -51,7 +54,7 @@ fn cell(n: u8) -> CellName {
     if n == 0 { CellName::retained("0") } else { CellName::permanent(n.to_string()) }
 }
 
-async fn take(store: &Embedded, model: &mut Model, step: Step) {
+async fn run(store: &Embedded, model: &mut Model, step: Step) {
     match step {
         Step::Append(of, id, event) => {
             let event = Bytes::from(event);
@@ -104,12 +107,16 @@ async fn take(store: &Embedded, model: &mut Model, step: Step) {
             }
             assert_eq!(store.load(&cell(of)).await.unwrap(), model.cells.get(&of).cloned());
         }
-        Step::Reopen => unreachable!("done by the caller"),
+        Step::Reopen => unreachable!("the caller reopens"),
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 32,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn behaves_like_a_vec(steps in vec(step(), 1..60)) {
@@ -122,7 +129,7 @@ proptest! {
                     store.close().await;
                     store = open(&path);
                 } else {
-                    take(&store, &mut model, step).await;
+                    run(&store, &mut model, step).await;
                 }
             }
         });

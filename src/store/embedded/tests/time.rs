@@ -1,10 +1,10 @@
-//! Age is running time: neither the wall clock nor downtime makes anything older.
+//! Ages in running time: neither the wall clock nor downtime changes them.
 
 use jiff::SignedDuration;
 
 use super::*;
 
-/// Moves every time stamp in a closed file, as if the host's clock had been wrong by as much.
+/// Moves every time stamp in a closed file, as if the host's clock had been wrong.
 fn shift_stamps(path: &Path, by: SignedDuration) {
     let by = i64::try_from(by.as_micros()).unwrap();
     let mut tail = tail(path);
@@ -41,7 +41,7 @@ fn shift_stamps(path: &Path, by: SignedDuration) {
     txn.commit().unwrap();
 }
 
-/// As an older gateway wrote it.
+/// Makes a file of an older gateway.
 fn remove_rungs(path: &Path) {
     let database = file::open(path).unwrap();
     let txn = database.begin_write().unwrap();
@@ -63,7 +63,7 @@ async fn a_wrong_clock_deletes_nothing() {
         }
 
         let store = open(&path);
-        // What is too old is removed before the first command is carried out.
+        // Old rows are removed before the first job.
         contract::append(&store, &log, "after").await.unwrap();
         let entries = contract::read_to_end(&store, &log).await.unwrap();
         assert_eq!(contract::texts(&entries), ["event", "after"], "{days} days");
@@ -84,7 +84,7 @@ async fn age_continues_after_a_restart_and_downtime_does_not_count() {
     let age = |store: &Embedded| store.age(first, Timestamp::UNIX_EPOCH);
     until(async || (age(&store) >= SOME).then_some(())).await;
     store.close().await;
-    // The file dates the event by the end of its session, so its age begins there.
+    // After a restart, the age counts from the end of the session that stored the event.
     let store = open(&path);
     until(async || (age(&store) >= SOME).then_some(())).await;
     store.close().await;

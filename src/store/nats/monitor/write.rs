@@ -53,7 +53,7 @@ impl Core {
         let expected = state.stored.as_ref().map(|(version, _)| *version);
         let written = cells::replace(self, &record::cell(), expected, encoded(known)).await;
         match &written {
-            Err(StoreError::Ambiguous(_)) => state.unacknowledged += 1,
+            Err(StoreError::UnknownOutcome(_)) => state.unacknowledged += 1,
             _ => state.unacknowledged = 0,
         }
         let done = match written {

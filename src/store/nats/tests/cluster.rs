@@ -44,7 +44,7 @@ async fn contract() {
     contract::read_your_writes(&*store).await;
     contract::same_id(&*store).await;
     contract::largest_event(&*store).await;
-    contract::follow_all(dynamic(), contract::Asks::Later).await;
+    contract::follow_all(dynamic(), contract::LearnsEnd::Later).await;
     contract::follow_from(&*store).await;
     contract::replaced(&*store).await;
     contract::swap_race(dynamic()).await;

@@ -99,7 +99,7 @@ async fn the_documented_permissions_are_enough() {
     contract::order(&*store).await;
     contract::read_your_writes(&*store).await;
     contract::swap_conflict(&*store).await;
-    contract::follow_all(Arc::clone(&store) as Arc<dyn Store>, contract::Asks::Later).await;
+    contract::follow_all(Arc::clone(&store) as Arc<dyn Store>, contract::LearnsEnd::Later).await;
     // Some requests are sent only after the connection broke.
     let mut followed = store.follow(None);
     contract::catch_up(&mut followed).await;

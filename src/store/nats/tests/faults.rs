@@ -22,7 +22,7 @@ async fn write(store: Arc<dyn Store>, log: LogName, stop: CancellationToken) -> 
         loop {
             match store.append(&log, id, Bytes::from(event.clone())).await {
                 Ok(position) => break acknowledged.push((position, event)),
-                Err(StoreError::Unavailable(_) | StoreError::Ambiguous(_)) => {
+                Err(StoreError::Unavailable(_) | StoreError::UnknownOutcome(_)) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 Err(error) => panic!("{error}"),
