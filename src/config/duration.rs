@@ -1,4 +1,4 @@
-//! Durations in configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day is 24
+//! Durations in the configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day has 24
 //! hours.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     let text = String::deserialize(deserializer)?;
     parse(&text).ok_or_else(|| {
         D::Error::custom(format!(
-            "{text:?} is not a duration: write it with its unit, for example \"25s\" or \"72h\""
+            "{text:?} is not a duration; write it with a unit, for example \"25s\" or \"72h\""
         ))
     })
 }
@@ -29,7 +29,7 @@ pub(super) fn parse(text: &str) -> Option<Duration> {
     span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok()
 }
 
-/// The way it is written: `1h 30m`, `60s` as `1m`.
+/// Formats a duration with its largest units: `1h 30m`, and `1m` for 60 seconds.
 pub(super) fn show(duration: Duration) -> String {
     SpanPrinter::new().unsigned_duration_to_string(&duration)
 }

@@ -1,7 +1,7 @@
-//! Lays file and environment over the defaults.
+//! Merges the defaults, the file and the environment.
 //!
-//! Each value given is first tried alone on the defaults, so that one wrong value hides no other
-//! and every problem is named with the place it comes from.
+//! Tries each value alone on top of the defaults. So a wrong value hides no other problem, and each
+//! problem is reported with the place of its value.
 
 mod variables;
 
@@ -14,7 +14,7 @@ use super::{Config, CredentialsConfig, duration, problems::Problems, validate};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
-/// An entry of `[[credentials]]` in the right shape.
+/// A valid `[[credentials]]` section, on which single values are tried.
 const CREDENTIALS: &str = r#"
     name = ""
     accounts = []
@@ -24,35 +24,40 @@ const CREDENTIALS: &str = r#"
     password_file = ""
 "#;
 
-/// A file, and what is in it.
-pub(super) type Read<'a> = (&'a Path, Map<String, Value>);
+type Table = Map<String, Value>;
 
-/// One value given by the user.
-struct Given {
-    path: Vec<String>,
+/// The path of a configuration file, and its content.
+pub(super) type FileTable<'a> = (&'a Path, Table);
+
+/// One value from the file or the environment.
+struct Setting {
+    key: Vec<String>,
     value: Value,
+    /// For problems: "in FILE" or "from VARIABLE".
     origin: String,
 }
 
-/// The configuration as far as it can be read, and what cannot. A value with a problem is left at
-/// its default.
-pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (Config, Problems) {
+/// Merges all layers. Keys with problems keep their default.
+pub(super) fn merge(
+    file: Option<FileTable<'_>>,
+    env: &HashMap<String, String>,
+) -> (Config, Problems) {
     let defaults = parse_toml(DEFAULTS).expect("the compiled-in defaults are tested");
     let mut problems = Problems::default();
-    let mut given = Vec::new();
+    let mut settings = Vec::new();
     if let Some((path, table)) = file {
-        leaves(&[], table, &format!("in {}", path.display()), &mut given);
+        flatten(&[], table, &format!("in {}", path.display()), &mut settings);
     }
-    given.extend(variables::given(env, &defaults, &mut problems));
-    // Tables and the environment have no order; what is reported has. It is stable: the environment
-    // stays behind the file.
-    given.sort_by(|one, other| one.path.cmp(&other.path));
+    settings.extend(variables::settings(env, &defaults, &mut problems));
+    // Gives the problems a fixed order. The sort is stable, so the environment still overrides the
+    // file.
+    settings.sort_by(|one, other| one.key.cmp(&other.key));
 
     let mut merged = defaults.clone();
-    for Given { path, value, origin } in given {
-        let (right, wrong) = right_part(&defaults, &path, value, &origin);
-        if let Some(right) = right {
-            set(&mut merged, &path, right);
+    for Setting { key, value, origin } in settings {
+        let (usable, wrong) = check(&defaults, &key, value, &origin);
+        if let Some(usable) = usable {
+            set(&mut merged, &key, usable);
         }
         for problem in wrong {
             problems.push(problem);
@@ -66,192 +71,175 @@ pub(super) fn merge(file: Option<Read<'_>>, env: &HashMap<String, String>) -> (C
     (config, problems)
 }
 
-/// A file's table. One that is not TOML has no other problems: nothing of it was read.
-pub(super) fn parse(path: &Path, text: &str) -> Result<Map<String, Value>, Problems> {
+/// Parses the text of a configuration file.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Table, Problems> {
     parse_toml(text).map_err(|error| Problems::one(format!("{}: {error}", path.display())))
 }
 
-fn parse_toml(text: &str) -> Result<Map<String, Value>, ConfigError> {
+fn parse_toml(text: &str) -> Result<Table, ConfigError> {
     Layer::builder().add_source(File::from_str(text, FileFormat::Toml)).build()?.collect()
 }
 
-/// The values of a table, with their paths. `credentials` is one value: its entries have no
-/// defaults to be tried on.
-fn leaves(path: &[String], table: Map<String, Value>, origin: &str, given: &mut Vec<Given>) {
-    for (key, value) in table {
-        let path = [path, &[key]].concat();
+/// Lists the values of a table and of the tables in it. `credentials` stays one value, because its
+/// sections have no defaults.
+fn flatten(prefix: &[String], table: Table, origin: &str, settings: &mut Vec<Setting>) {
+    for (name, value) in table {
+        let key = [prefix, &[name]].concat();
         match value.kind {
-            ValueKind::Table(inner) if !inner.is_empty() && path != ["credentials"] => {
-                leaves(&path, inner, origin, given);
+            ValueKind::Table(inner) if !inner.is_empty() && key != ["credentials"] => {
+                flatten(&key, inner, origin, settings);
             }
-            _ => given.push(Given { path, value, origin: origin.to_owned() }),
+            _ => settings.push(Setting { key, value, origin: origin.to_owned() }),
         }
     }
 }
 
-/// What of a value can be used, and what is wrong with the value on its own.
-fn right_part(
-    defaults: &Map<String, Value>,
-    path: &[String],
+/// Returns the usable part of a value, and the problems of the value on its own.
+fn check(
+    defaults: &Table,
+    key: &[String],
     value: Value,
     origin: &str,
 ) -> (Option<Value>, Vec<String>) {
-    if let ([section], ValueKind::Array(entries)) = (path, &value.kind)
-        && section == "credentials"
+    let name = key.join(".");
+    if name == "credentials"
+        && let ValueKind::Array(sections) = &value.kind
     {
-        let (entries, wrong): (Vec<_>, Vec<_>) = entries
-            .iter()
-            .zip(1..)
-            .map(|(entry, number)| right_credentials(entry, number, origin))
-            .unzip();
-        let entries: Vec<Value> = entries.into_iter().flatten().collect();
-        return (Some(Value::new(None, entries)), wrong.into_iter().flatten().collect());
+        let checked = sections.iter().zip(1..).map(|(one, n)| check_credentials(one, n, origin));
+        let (sections, wrong): (Vec<_>, Vec<_>) = checked.unzip();
+        let sections: Vec<Value> = sections.into_iter().flatten().collect();
+        return (Some(Value::new(None, sections)), wrong.concat());
     }
-    let key = || path.join(".");
-    if let Some(wrong) =
-        default(defaults, path).and_then(|default| other_kind(&default.kind, &value.kind))
-    {
-        return (None, vec![format!("{}: {wrong} ({origin})", key())]);
+    let default = default_of(defaults, key);
+    if let Some(wrong) = default.and_then(|default| kind_mismatch(&default.kind, &value.kind)) {
+        return (None, vec![format!("{name}: {wrong} ({origin})")]);
     }
     let mut trial = defaults.clone();
-    set(&mut trial, path, value.clone());
-    let wrong = read::<Config>(Value::new(None, trial), origin, |unknown| match unknown {
-        Some(unknown) => unknown.to_owned(),
-        None => key(),
-    });
-    if !wrong.is_empty()
-        && let Some(bounds) = bounds(defaults, path)
-    {
-        return (None, vec![format!("{}: {} {bounds} ({origin})", key(), value.kind)]);
+    set(&mut trial, key, value.clone());
+    let wrong = try_read::<Config>(trial, origin, |unknown| unknown.unwrap_or(&name).to_owned());
+    if wrong.is_empty() {
+        return (Some(value), wrong);
     }
-    (wrong.is_empty().then_some(value), wrong)
+    match bounds_of(defaults, key) {
+        Some(bounds) => (None, vec![format!("{name}: {} {bounds} ({origin})", value.kind)]),
+        None => (None, wrong),
+    }
 }
 
-/// What is said of a whole number that is out of bounds, as 0 is for each of them. A number that
-/// its type cannot hold never gets to where bounds are checked.
-fn bounds(defaults: &Map<String, Value>, path: &[String]) -> Option<String> {
-    if !matches!(default(defaults, path)?.kind, ValueKind::I64(_)) {
+/// The message about a whole number that is out of bounds, without the number. A number that does
+/// not fit its type never reaches the validation of bounds, so the message is taken from the
+/// validation of 0, which is out of bounds for all of these keys.
+fn bounds_of(defaults: &Table, key: &[String]) -> Option<String> {
+    if !matches!(default_of(defaults, key)?.kind, ValueKind::I64(_)) {
         return None;
     }
     let mut trial = defaults.clone();
-    set(&mut trial, path, 0.into());
+    set(&mut trial, key, 0.into());
     let config = Config::deserialize(Value::new(None, trial)).ok()?;
-    let begin = format!("{}: 0 ", path.join("."));
-    validate::bounds(&config)
-        .iter()
-        .find_map(|problem| problem.strip_prefix(&begin))
-        .map(str::to_owned)
+    let begin = format!("{}: 0 ", key.join("."));
+    let bounds = validate::bounds(&config);
+    bounds.iter().find_map(|problem| problem.strip_prefix(&begin)).map(str::to_owned)
 }
 
-/// The default of a key.
-fn default<'a>(defaults: &'a Map<String, Value>, path: &[String]) -> Option<&'a Value> {
-    let (first, rest) = path.split_first()?;
+fn default_of<'a>(defaults: &'a Table, key: &[String]) -> Option<&'a Value> {
+    let (first, rest) = key.split_first()?;
     let value = defaults.get(first)?;
     match &value.kind {
         _ if rest.is_empty() => Some(value),
-        ValueKind::Table(inner) => default(inner, rest),
+        ValueKind::Table(inner) => default_of(inner, rest),
         _ => None,
     }
 }
 
-/// Why a value is not of its default's kind. Deserializing would convert it without a word: 10.7 to
-/// 10, true to 1, 5 to "5".
-fn other_kind(default: &ValueKind, given: &ValueKind) -> Option<String> {
+/// Says why a value has a different type than its default. Deserializing would convert it silently:
+/// 10.7 to 10, true to 1, 5 to "5".
+fn kind_mismatch(default: &ValueKind, value: &ValueKind) -> Option<String> {
     use ValueKind::{Boolean, Float, I64, I128, String, Table, U64, U128};
-    match (default, given) {
-        (Table(_), given) if !matches!(given, Table(_)) => {
+    match (default, value) {
+        (Table(_), value) if !matches!(value, Table(_)) => {
             Some("is a section and has no value of its own; set its keys".to_owned())
         }
-        (Boolean(_), given) if !matches!(given, Boolean(_)) => {
-            Some(format!("{given} is neither true nor false"))
+        (Boolean(_), value) if !matches!(value, Boolean(_)) => {
+            Some(format!("{value} is neither true nor false"))
         }
         (I64(_), Float(number)) if number.fract() == 0.0 => None,
-        (I64(_), given) if !matches!(given, I64(_) | I128(_) | U64(_) | U128(_)) => {
-            Some(format!("{given} is not a whole number"))
+        (I64(_), value) if !matches!(value, I64(_) | I128(_) | U64(_) | U128(_)) => {
+            Some(format!("{value} is not a whole number"))
         }
-        (Float(_), given) if !matches!(given, I64(_) | Float(_)) => {
-            Some(format!("{given} is not a number"))
+        (Float(_), value) if !matches!(value, I64(_) | Float(_)) => {
+            Some(format!("{value} is not a number"))
         }
-        // Of a duration its own type says more.
-        (String(text), given) if !matches!(given, String(_)) && duration::parse(text).is_none() => {
+        // The deserializer of durations gives a better hint.
+        (String(text), value) if !matches!(value, String(_)) && duration::parse(text).is_none() => {
             Some("is not text; write it in quotes".to_owned())
         }
         _ => None,
     }
 }
 
-/// An entry of `[[credentials]]` with placeholders for the values that are wrong or missing, and
-/// what is wrong with it: each value is tried on an entry that is right.
-fn right_credentials(entry: &Value, number: usize, origin: &str) -> (Option<Value>, Vec<String>) {
+/// Returns a `[[credentials]]` section with placeholders for wrong and missing values, and its
+/// problems.
+fn check_credentials(section: &Value, number: usize, origin: &str) -> (Option<Value>, Vec<String>) {
     let name = format!("credentials #{number}");
-    let ValueKind::Table(entry) = &entry.kind else {
+    let ValueKind::Table(section) = &section.kind else {
         return (None, vec![format!("{name}: is not a section; write [[credentials]] ({origin})")]);
     };
-    let mut right = parse_toml(CREDENTIALS).expect("an entry that is right");
-    let mut keys: Vec<_> =
-        right.keys().chain(entry.keys().filter(|key| !right.contains_key(*key))).collect();
+    let valid = parse_toml(CREDENTIALS).expect("the placeholder section is valid");
+    let unknown = section.keys().filter(|key| !valid.contains_key(*key));
+    let mut keys: Vec<_> = valid.keys().chain(unknown).collect();
     keys.sort();
-    let keys: Vec<String> = keys.into_iter().cloned().collect();
     let mut problems = Vec::new();
-    let mut usable = right.clone();
+    let mut usable = valid.clone();
     for key in keys {
-        let Some(value) = entry.get(&key) else {
+        let Some(value) = section.get(key) else {
             problems.push(format!("{name}: {key} is missing ({origin})"));
             continue;
         };
-        let wrong = try_credential(&mut right, &key, value, origin, &name);
+        let wrong = check_credential(&valid, key, value, origin, &name);
         if wrong.is_empty() {
-            usable.insert(key, value.clone());
+            usable.insert(key.clone(), value.clone());
         }
         problems.extend(wrong);
     }
     (Some(Value::new(None, usable)), problems)
 }
 
-/// What is wrong with one value of an entry. Every element of a list is tried alone.
-fn try_credential(
-    right: &mut Map<String, Value>,
+/// Returns the problems of one value in a section. Tries each element of a list alone.
+fn check_credential(
+    valid: &Table,
     key: &str,
     value: &Value,
     origin: &str,
     name: &str,
 ) -> Vec<String> {
-    let elements = match &value.kind {
-        ValueKind::Array(elements) if elements.len() > 1 => elements.as_slice(),
-        _ => std::slice::from_ref(value),
+    let try_one = |value: Value| {
+        let mut trial = valid.clone();
+        trial.insert(key.to_owned(), value);
+        try_read::<CredentialsConfig>(trial, origin, |unknown| {
+            unknown.map_or_else(|| name.to_owned(), |unknown| format!("{name}: {unknown}"))
+        })
     };
-    let whole = elements.len() == 1;
-    let mut problems = Vec::new();
-    for (at, element) in elements.iter().enumerate() {
-        let value = if whole { element.clone() } else { Value::new(None, vec![element.clone()]) };
-        let before = right.insert(key.to_owned(), value);
-        let wrong = read::<CredentialsConfig>(Value::new(None, right.clone()), origin, |unknown| {
-            match unknown {
-                Some(unknown) => format!("{name}: {unknown}"),
-                None => name.to_owned(),
-            }
-        });
-        // The element was tried as the only one.
-        problems
-            .extend(wrong.into_iter().map(|line| line.replacen("[0]: ", &format!("[{at}]: "), 1)));
-        match before {
-            Some(before) => right.insert(key.to_owned(), before),
-            None => right.remove(key),
-        };
+    let ValueKind::Array(elements) = &value.kind else { return try_one(value.clone()) };
+    if elements.len() < 2 {
+        return try_one(value.clone());
     }
-    problems
+    let problems = elements.iter().enumerate().flat_map(|(at, element)| {
+        let wrong = try_one(Value::new(None, vec![element.clone()]));
+        wrong.into_iter().map(move |line| line.replacen("[0]: ", &format!("[{at}]: "), 1))
+    });
+    problems.collect()
 }
 
-/// Deserializes, and tells the keys nobody asked for and the first error. `name` names an unknown
-/// key, or what was deserialized.
-fn read<'de, T: Deserialize<'de>>(
-    value: Value,
+/// Deserializes a table, and returns a problem for each unknown key and for the first error. `name`
+/// gives the subject of the problem: an unknown key, or what is deserialized.
+fn try_read<'de, T: Deserialize<'de>>(
+    table: Table,
     origin: &str,
     name: impl Fn(Option<&str>) -> String,
 ) -> Vec<String> {
     let mut wrong = Vec::new();
-    let outcome: Result<T, _> = serde_ignored::deserialize(value, |path| {
-        wrong.push(format!("{}: there is no such key ({origin})", name(Some(&path.to_string()))));
+    let outcome: Result<T, _> = serde_ignored::deserialize(Value::new(None, table), |key| {
+        wrong.push(format!("{}: there is no such key ({origin})", name(Some(&key.to_string()))));
     });
     if let Err(error) = outcome {
         wrong.push(format!("{}: {} ({origin})", name(None), explain(&error)));
@@ -271,23 +259,20 @@ fn explain(error: &ConfigError) -> String {
     }
 }
 
-/// Puts a value at its path. A table given empty changes nothing where one is.
-fn set(table: &mut Map<String, Value>, path: &[String], value: Value) {
-    match path {
+/// Sets a value. An empty table leaves a table that is already there as it is.
+fn set(table: &mut Table, key: &[String], value: Value) {
+    let is_table = |value: &Value| matches!(value.kind, ValueKind::Table(_));
+    match key {
         [] => {}
-        [key] => {
-            let keeps = matches!(value.kind, ValueKind::Table(_))
-                && matches!(table.get(key).map(|there| &there.kind), Some(ValueKind::Table(_)));
-            if !keeps {
-                table.insert(key.clone(), value);
+        [last] => {
+            if !is_table(&value) || !table.get(last).is_some_and(is_table) {
+                table.insert(last.clone(), value);
             }
         }
-        [key, rest @ ..] => {
-            let inner = table
-                .entry(key.clone())
-                .or_insert_with(|| Value::new(None, Map::<String, Value>::new()));
-            if !matches!(inner.kind, ValueKind::Table(_)) {
-                *inner = Value::new(None, Map::<String, Value>::new());
+        [first, rest @ ..] => {
+            let inner = table.entry(first.clone()).or_insert_with(|| Table::new().into());
+            if !is_table(inner) {
+                *inner = Table::new().into();
             }
             if let ValueKind::Table(inner) = &mut inner.kind {
                 set(inner, rest, value);

@@ -1,4 +1,4 @@
-//! Networks in the notation ADDRESS/BITS.
+//! Networks in CIDR notation, ADDRESS/BITS.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -10,7 +10,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Several, separated by commas. An error completes the sentence "the list …".
+    /// Parses a list that is separated by commas. An error completes the sentence "the list …".
     pub(crate) fn parse_list(text: &str) -> Result<Vec<Self>, String> {
         if text.trim().is_empty() {
             return Ok(Vec::new());
@@ -20,7 +20,7 @@ impl Network {
 
     fn parse(text: &str) -> Result<Self, String> {
         let wrong =
-            || format!("holds {text:?}, which is no network; write for example 203.0.113.0/24");
+            || format!("holds {text:?}, which is not a network; write for example 203.0.113.0/24");
         let (address, bits) = text.split_once('/').ok_or_else(wrong)?;
         let address: IpAddr = address.parse().map_err(|_| wrong())?;
         let longest = if address.is_ipv4() { Ipv4Addr::BITS } else { u128::BITS };
@@ -34,7 +34,7 @@ impl Network {
             && self.prefix(address) == self.prefix(self.address)
     }
 
-    /// The leading bits of an address of the network's family.
+    /// The first `bits` bits of an address of the same family.
     fn prefix(&self, address: IpAddr) -> u128 {
         let (number, longest) = match address {
             IpAddr::V4(address) => (address.to_bits().into(), Ipv4Addr::BITS),
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_refused() {
+    fn anything_else_is_refused() {
         for wrong in
             ["192.0.2.1", "192.0.2.256/24", "192.0.2.0/33", "gw.example/8", "2001:db8::/129", "/8"]
         {

@@ -1,8 +1,8 @@
-//! Everything that is wrong with a configuration, at once.
+//! All problems of a configuration.
 
 use std::{collections::HashSet, fmt};
 
-/// One line for each problem, `section.key: what is wrong and what to do`.
+/// One line per problem: `section.key: what is wrong and what to do`.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<String>);
 
@@ -11,7 +11,7 @@ impl Problems {
         Self(vec![problem.into()])
     }
 
-    /// The same line twice is one problem.
+    /// Adds a problem, unless the same line is there already.
     pub(super) fn push(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
         if !self.0.contains(&problem) {
@@ -19,14 +19,21 @@ impl Problems {
         }
     }
 
-    /// Adds what is said of keys that have no problem yet: a value that could not be read is not
-    /// also out of bounds.
+    /// Adds a problem about a key if the check failed.
+    pub(super) fn check<T>(&mut self, key: &str, checked: Result<T, String>) {
+        if let Err(what) = checked {
+            self.push(format!("{key}: {what}"));
+        }
+    }
+
+    /// Adds the problems of keys that have none yet: a value that cannot be read keeps its default,
+    /// so later checks of it mean nothing.
     pub(super) fn append(&mut self, others: Self) {
         let known: HashSet<_> = self.0.iter().map(|problem| key(problem).to_owned()).collect();
         self.0.extend(others.0.into_iter().filter(|problem| !known.contains(key(problem))));
     }
 
-    /// The value, if there are no problems.
+    /// Returns the value if there are no problems.
     pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
         if self.0.is_empty() { Ok(value) } else { Err(self) }
     }
@@ -36,12 +43,12 @@ impl Problems {
     }
 }
 
-/// What a problem is about: the first word, and for an entry of `[[credentials]]` also its number
-/// and its key, without the place in a list.
+/// The key that a problem is about: its first word. In a `[[credentials]]` section also the number
+/// and the key, without an index into a list.
 fn key(problem: &str) -> &str {
     let words = if problem.starts_with("credentials #") { 3 } else { 1 };
     let ends = problem.match_indices([' ', ':', '[']).map(|(at, _)| at);
-    // A colon and the blank after it are one end.
+    // A colon and the space after it are one end.
     let mut ends = ends.filter(|&at| !problem[..at].ends_with(':'));
     ends.nth(words - 1).map_or(problem, |end| &problem[..end])
 }

@@ -1,37 +1,38 @@
-//! One strict reading of URLs, for everything that the gateway calls or is called at.
+//! A strict parser for all URLs in the configuration.
 //!
-//! A URL here is a scheme, a host, a port and a path. What else a URL may hold is refused: a user
-//! or password, because URLs are printed and logged, and a query or fragment, because nothing here
-//! needs one. A port that does not exist is an error, never a default.
+//! A URL consists of a scheme, a host, a port and a path. A user or password is refused, because
+//! URLs are printed and logged. A query or a fragment is refused, because no URL here needs one. An
+//! invalid port is an error.
 
 use std::net::{IpAddr, Ipv6Addr};
 
 use http::Uri;
 
-/// The schemes that a URL may have, each with its default port.
+/// The allowed schemes, each with its default port.
 pub(crate) type Schemes = &'static [(&'static str, u16)];
 
 pub(crate) const WEB: Schemes = &[("http", 80), ("https", 443)];
 pub(crate) const NATS: Schemes = &[("nats", 4222), ("tls", 4222)];
 
-/// The longest name of a host in DNS, and the longest part of one between dots, in bytes.
+/// The limits of DNS for a host name and for a label of it, in bytes.
 const MAX_HOST_BYTES: usize = 253;
 const MAX_LABEL_BYTES: usize = 63;
 
+/// A URL without credentials, query and fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
     /// In lower case.
     pub(crate) scheme: &'static str,
     /// In lower case; an IPv6 address in brackets.
     pub(crate) host: String,
-    /// That of the scheme where none is written.
+    /// The default of the scheme if the text has none.
     pub(crate) port: u16,
     /// Begins with a slash.
     pub(crate) path: String,
 }
 
 impl Url {
-    /// An error completes the sentence "the URL …", and quotes nothing of the text.
+    /// Parses a URL. An error completes the sentence "the URL …" and never quotes the text.
     pub(crate) fn parse(text: &str, schemes: Schemes) -> Result<Self, String> {
         let one_of = schemes
             .iter()
@@ -39,7 +40,7 @@ impl Url {
             .collect::<Vec<_>>()
             .join(" or ");
         let not_a_url = || {
-            odd_character(text).unwrap_or_else(|| {
+            invalid_character(text).unwrap_or_else(|| {
                 format!("is not a URL; write {one_of} with host, and port and path as needed")
             })
         };
@@ -66,14 +67,22 @@ impl Url {
         let port = match port {
             None => default,
             Some(port) => {
-                number(port).ok_or("has a port that does not exist; must be 1 to 65535")?
+                parse_port(port).ok_or("has a port that does not exist; must be 1 to 65535")?
             }
         };
         let path = uri.path().to_owned();
         Ok(Self { scheme, host: host.to_ascii_lowercase(), port, path })
     }
 
-    /// Whether what is sent there never leaves this machine.
+    /// Refuses port 0, which is valid in a URL but cannot be connected to.
+    pub(crate) fn with_usable_port(self) -> Result<Self, String> {
+        match self.port {
+            0 => Err("has a port that does not exist; must be 1 to 65535".to_owned()),
+            _ => Ok(self),
+        }
+    }
+
+    /// Whether the host is this machine.
     pub(crate) fn is_loopback(&self) -> bool {
         let address = self.host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         match address {
@@ -83,18 +92,18 @@ impl Url {
     }
 }
 
-/// What is said of the first character that no URL may hold.
-fn odd_character(text: &str) -> Option<String> {
+/// The problem with the first character that is not allowed in a URL.
+fn invalid_character(text: &str) -> Option<String> {
     let odd = text.chars().find(|&one| !one.is_ascii_graphic() || "\"<>\\^`{|}".contains(one))?;
     Some(match odd {
-        ' ' => "holds a blank, which no URL may hold; remove it".to_owned(),
-        odd => format!(
-            "holds the character {odd:?}, which no URL may hold; write it in its encoded form"
-        ),
+        ' ' => "holds a space, which is not allowed in a URL; remove it".to_owned(),
+        odd => {
+            format!("holds the character {odd:?}, which is not allowed in a URL; percent-encode it")
+        }
     })
 }
 
-/// Host and port of an authority. The colons in brackets belong to the host.
+/// Splits an authority into host and port. Colons in brackets belong to the host.
 fn split(authority: &str) -> (&str, Option<&str>) {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
@@ -102,8 +111,8 @@ fn split(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Digits only: `u16::from_str` would take a sign.
-fn number(port: &str) -> Option<u16> {
+/// Parses a port of digits only: `u16::from_str` accepts a sign.
+fn parse_port(port: &str) -> Option<u16> {
     port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten()
 }
 
@@ -115,7 +124,7 @@ fn is_host(host: &str) -> bool {
     if numeric {
         return host.parse::<std::net::Ipv4Addr>().is_ok();
     }
-    // A dot at the end says that the name is complete.
+    // A dot at the end marks a fully qualified name.
     let name = host.strip_suffix('.').unwrap_or(host);
     name.len() <= MAX_HOST_BYTES && name.split('.').all(is_label)
 }
@@ -132,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read() {
+    fn parts_are_parsed() {
         for (text, host, port, path, loopback) in [
             ("https://a.example", "a.example", 443, "/", false),
             ("HTTP://A.Example:8080/api/", "a.example", 8080, "/api/", false),
@@ -159,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_and_never_quoted() {
+    fn refused_text_is_never_quoted() {
         for (text, why) in [
             ("", "is not a URL"),
             ("a.example", "must begin with http:// or https://"),
@@ -177,8 +186,8 @@ mod tests {
             ("https://user:secret@a", "must hold no user"),
             ("https://a/b?secret=1", "must have no query"),
             ("https://a/b#secret", "must have no fragment"),
-            ("https://a/se cret", "holds a blank"),
-            (" https://secret", "holds a blank"),
+            ("https://a/se cret", "holds a space"),
+            (" https://secret", "holds a space"),
             ("https://a/se\tcret", "holds the character '\\t'"),
             ("https://sécret", "holds the character 'é'"),
             ("https://se{cret", "holds the character '{'"),

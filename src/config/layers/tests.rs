@@ -16,7 +16,7 @@ fn from_file(text: &str) -> Result<Config, Problems> {
     merged(text, &env([]))
 }
 
-/// The problems, sorted: tables have no order.
+/// The problems, sorted, because tables have no order.
 fn problems(outcome: Result<Config, Problems>) -> Vec<String> {
     let mut lines: Vec<_> = outcome.unwrap_err().iter().map(str::to_owned).collect();
     lines.sort();
@@ -26,9 +26,13 @@ fn problems(outcome: Result<Config, Problems>) -> Vec<String> {
 #[test]
 fn the_defaults_file_has_every_key_and_no_other() {
     let keys = |text: &str| -> BTreeSet<String> {
-        let mut given = Vec::new();
-        leaves(&[], parse_toml(text).unwrap(), "", &mut given);
-        given.into_iter().map(|one| one.path.join(".")).filter(|key| key != "credentials").collect()
+        let mut settings = Vec::new();
+        flatten(&[], parse_toml(text).unwrap(), "", &mut settings);
+        settings
+            .into_iter()
+            .map(|one| one.key.join("."))
+            .filter(|key| key != "credentials")
+            .collect()
     };
     assert_eq!(keys(DEFAULTS), keys(&Config::defaults().to_string()));
 }
@@ -46,7 +50,7 @@ fn the_credentials_section_shown_in_the_defaults_is_right() {
 }
 
 #[test]
-fn what_is_printed_can_be_loaded() {
+fn a_printed_configuration_can_be_loaded() {
     let printed = from_file("[polling]\nfactor = 2\nfirst = \"1m 30s\"").unwrap().to_string();
     assert_eq!(from_file(&printed).unwrap().to_string(), printed);
 }
@@ -85,7 +89,7 @@ fn file_over_defaults_and_environment_over_file() {
 }
 
 #[test]
-fn well_known_variables_stand_for_keys() {
+fn well_known_variables_set_keys() {
     let endpoint = |pairs: &[(&str, &str)]| {
         let env =
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -135,8 +139,8 @@ fn every_wrong_value_is_reported_with_its_place() {
         "credentials #2: accounts",
         "grpc.listen: ",
         "grpc.max_concurrent_streams: ",
-        "polling.first: \"soon\" is not a duration: write it with its unit",
-        "store.kind: \"postgres\" is no kind of store; write \"embedded\" or \"nats\"",
+        "polling.first: \"soon\" is not a duration; write it with a unit",
+        "store.kind: \"postgres\" is unknown; write \"embedded\" or \"nats\"",
         "thingspace.call_timeout: ",
     ];
     assert_eq!(lines.len(), begins.len(), "{lines:#?}");
@@ -152,7 +156,7 @@ fn every_wrong_value_is_reported_with_its_place() {
 }
 
 #[test]
-fn what_can_be_read_is_read_and_checked_beside_what_cannot() {
+fn valid_values_are_checked_although_others_cannot_be_read() {
     let file =
         "[grpc]\nheartbeat = \"5h\"\nlisten = \"x\"\n[store]\npath = []\n[[credentials]]\nname = 1";
     let (config, mut problems) =
@@ -208,9 +212,9 @@ fn a_section_in_the_wrong_shape_is_one_problem() {
     assert!(from_file("[grpc]\n[store]").is_ok());
 }
 
-/// A single underscore was ignored without a word.
+/// A single underscore was ignored silently.
 #[test]
-fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
+fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
     let lines = problems(merged(
         "",
         &env([
@@ -225,7 +229,7 @@ fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
     ));
     let written =
         |meant: &str| format!("there is no such variable; {meant} (from the environment)");
-    let shape = "variables of the gateway are written THINGSPACE_GATEWAY__SECTION__KEY";
+    let shape = "write THINGSPACE_GATEWAY__SECTION__KEY";
     let expected = [
         format!(
             "THINGSPACE_GATEWAY_GRPC_LISTEN: {}",
@@ -242,16 +246,17 @@ fn a_variable_that_begins_like_ours_and_names_no_key_is_refused() {
             written("write THINGSPACE_GATEWAY__GRPC__LISTEN")
         ),
         format!("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT: {}", written(shape)),
-        "credentials: cannot come from the environment, which holds no lists; write [[credentials]] into the \
-         configuration file (from THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
+        "credentials: cannot come from the environment, because they are a list; write \
+         [[credentials]] into the configuration file (from \
+         THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
             .to_owned(),
     ];
     assert_eq!(lines, expected);
 }
 
-/// Also where the type of the key cannot hold the number.
+/// Also if the type of the key cannot hold the number.
 #[test]
-fn a_number_out_of_bounds_is_told_its_bounds() {
+fn the_problem_of_a_number_out_of_bounds_names_the_bounds() {
     let file = "[grpc]\nmax_concurrent_streams = 5000000000\n[limits]\nclosed_bytes = -1\n\
                 [store.nats]\nreplicas = -3";
     let env = env([("THINGSPACE_GATEWAY__THINGSPACE__MAX_CONNECTIONS", "-1")]);
@@ -266,7 +271,7 @@ fn a_number_out_of_bounds_is_told_its_bounds() {
 }
 
 #[test]
-fn nothing_is_converted_without_a_word() {
+fn nothing_is_converted_silently() {
     let file = "[grpc]\nreflection = 1\n[thingspace]\ncalls_per_second = 10.7\nmax_connections = true\n\
                 max_devices_per_order = \"10\"\nbreaker_failures = 3.0\n\
                 [store]\npath = 5\n[polling]\nfactor = \"2\"\nmin_age = 1";
@@ -360,6 +365,6 @@ fn a_wrong_account_or_section_or_address_is_reported_once_with_a_hint() {
         "{problems}"
     );
     let hint =
-        "admin.listen: \"localhost:9464\" is not an IP address and a port: write for example";
+        "admin.listen: \"localhost:9464\" is not an IP address and a port; write for example";
     assert!(about("admin.listen")[0].starts_with(hint), "{problems}");
 }

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::StoreKind;
 
-/// A deployment without a problem, and the folder its files are in.
+/// A deployment without problems, and the folder of its files.
 fn deployed() -> (TempDir, Config) {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| -> PathBuf {
@@ -162,7 +162,7 @@ fn only_loopback_unless_the_risk_is_accepted() {
         config.grpc.allow_unauthenticated_remote_callers = false;
         let refused = bounds(&config).to_string();
         assert_eq!(
-            refused.contains("anybody who reaches the port can order on your account"),
+            refused.contains("every client that reaches the port can place orders on your account"),
             remote,
             "{listen}"
         );
@@ -220,7 +220,7 @@ fn telemetry_is_checked_before_it_starts() {
 }
 
 #[test]
-fn plain_text_to_other_machines_is_a_risk_that_somebody_accepted() {
+fn plain_text_to_other_machines_must_be_accepted() {
     let mut config = Config::defaults();
     config.thingspace.base_url = "http://thingspace.example/api".to_owned();
     config.thingspace.token_url = "http://10.0.0.1/token".to_owned();
@@ -246,14 +246,14 @@ fn plain_text_to_other_machines_is_a_risk_that_somebody_accepted() {
     config.callbacks.allow_plaintext = true;
     config.store.nats.allow_plaintext = true;
     assert_begin(&bounds(&config), &[]);
-    // A client that verifies the server, or shows its own certificate, insists on TLS.
+    // With a certificate or an authority, TLS is mandatory.
     config.store.nats.allow_plaintext = false;
     config.store.nats.ca_file = "ca.pem".into();
     assert_begin(&bounds(&config), &[]);
 }
 
 #[test]
-fn listeners_have_ports_of_their_own() {
+fn listeners_have_different_ports() {
     let mut config = Config::defaults();
     let set = |config: &mut Config, grpc: &str, admin: &str, callbacks: &str| {
         config.grpc.listen = grpc.parse().unwrap();
@@ -261,10 +261,10 @@ fn listeners_have_ports_of_their_own() {
         config.callbacks.listen = callbacks.parse().unwrap();
     };
     set(&mut config, "127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1");
-    assert_begin(&bounds(&config), &["admin.listen: port 1 is also that of grpc.listen"]);
+    assert_begin(&bounds(&config), &["admin.listen: port 1 is also the port of grpc.listen"]);
     config.callbacks.enabled = true;
     set(&mut config, "127.0.0.1:1", "127.0.0.1:2", "0.0.0.0:2");
-    assert_begin(&bounds(&config), &["callbacks.listen: port 2 is also that of admin.listen"]);
+    assert_begin(&bounds(&config), &["callbacks.listen: port 2 is also the port of admin.listen"]);
     set(&mut config, "127.0.0.1:1", "127.0.0.2:1", "[::1]:1");
     assert_begin(&bounds(&config), &[]);
     set(&mut config, "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0");
@@ -328,8 +328,8 @@ fn callbacks_are_all_or_nothing() {
         "callbacks.register: there is no listener",
         "callbacks.public_url: is required",
         "callbacks.service: ",
-        "callbacks.tls_cert_file: is required beside tls_key_file",
-        "callbacks.password_file: is required beside username_file",
+        "callbacks.tls_cert_file: is required with tls_key_file",
+        "callbacks.password_file: is required with username_file",
         "callbacks.grace: 1h is out of bounds; must be 0s to 5m",
         "callbacks.password_grace: ",
         "callbacks.recheck: 0s is out of bounds; must be 1s to 24h",
@@ -359,7 +359,7 @@ fn thingspace_calls_only_certain_ports() {
         ("https://a:99999", "callbacks.public_url: has a port that does not exist"),
         ("http://a:99999", "callbacks.public_url: has a port that does not exist"),
         ("https://:443", "callbacks.public_url: has no valid host"),
-        ("http://a.example", "callbacks.public_url: with http:// the secret"),
+        ("http://a.example", "callbacks.public_url: with http:// the path secret"),
         ("a.example", "callbacks.public_url: must begin with http:// or https://"),
         ("https://u:p@a.example", "callbacks.public_url: must hold no user"),
         ("https://a.example/it's", "callbacks.public_url: the path may have only"),
@@ -375,7 +375,7 @@ fn thingspace_calls_only_certain_ports() {
 }
 
 #[test]
-fn the_socket_has_a_path_of_its_own() {
+fn the_socket_overwrites_no_other_file() {
     let (folder, config) = deployed();
     let file = folder.path().join("gateway.toml");
     fs::write(&file, "").unwrap();
@@ -427,7 +427,7 @@ fn the_socket_has_a_path_of_its_own() {
 }
 
 #[test]
-fn the_store_has_a_path_of_its_own() {
+fn the_store_overwrites_no_other_file() {
     let (folder, mut config) = deployed();
     let file = folder.path().join("gateway.toml");
     fs::write(&file, "").unwrap();
@@ -447,13 +447,13 @@ fn the_store_has_a_path_of_its_own() {
 }
 
 #[test]
-fn the_callbacks_password_is_no_login() {
+fn the_password_of_callbacks_is_not_that_of_a_user() {
     let (folder, mut config) = deployed();
     config.callbacks.enabled = true;
     config.callbacks.username_file = folder.path().join("user");
     config.callbacks.password_file = folder.path().join("sent");
     fs::write(&config.callbacks.username_file, "somebody").unwrap();
-    // As the file of the login has it, but for the line break.
+    // The password of the user, except for the line break.
     fs::write(&config.callbacks.password_file, "password\r\n").unwrap();
     let problems = deployment(&config, None);
     assert_begin(&problems, &["callbacks.password_file: "]);

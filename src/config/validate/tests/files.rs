@@ -1,8 +1,8 @@
-//! What the files that a configuration names must hold.
+//! What the files of a configuration must contain.
 
 use super::*;
 
-/// Each of these cost a login that ThingSpace counted as rejected.
+/// ThingSpace counts a login with such a password as rejected.
 #[test]
 fn a_secret_with_something_around_it_is_refused() {
     let (_folder, config) = deployed();
@@ -34,7 +34,7 @@ fn credentials_are_unique_and_their_files_there() {
     assert_begin(
         &deployment(&config, None),
         &[
-            "credentials #2: name: \"main\" is taken",
+            "credentials #2: name: \"main\" is the name of another section",
             "credentials #2: accounts: 0000123456-00001 is already listed in credentials #1",
             "credentials #2: key_file: ",
             "credentials #2: secret_file: ",
@@ -101,13 +101,13 @@ fn nats_needs_servers_and_its_files_but_no_path() {
         "store.nats.url: has a port that does not exist",
         "store.nats: cert_file and key_file belong together",
         "store.nats: username_file and password_file belong together",
-        "store.nats.username_file: is for servers",
+        "store.nats.username_file: cannot be used together",
     ];
     assert_begin(&bounds(&config), &problems);
 }
 
 #[test]
-fn files_of_callbacks_are_read_when_they_are_taken() {
+fn files_of_callbacks_are_checked_if_callbacks_are_enabled() {
     let (folder, mut config) = deployed();
     let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
     (config.callbacks.tls_cert_file, config.callbacks.tls_key_file) = (cert.clone(), key.clone());
@@ -169,7 +169,7 @@ fn a_path_that_is_too_long_for_a_socket_is_refused() {
     config.control.socket = folder.path().join("s".repeat(120));
     assert_begin(
         &deployment(&config, None),
-        &["control.socket: is too long for a socket; name a shorter one"],
+        &["control.socket: is too long for a socket; use a shorter path"],
     );
     config.control.socket = PathBuf::new();
     config.store.path = folder.path().join("s".repeat(120));
@@ -198,25 +198,25 @@ fn a_store_that_cannot_be_opened_is_refused() {
     config.store.path = "/proc/store.redb".into();
     assert_begin(
         &deployment(&config, None),
-        &["store.path: no file can be made in the folder /proc"],
+        &["store.path: cannot create a file in the folder /proc"],
     );
     config.control.socket = "/proc/gateway.sock".into();
     config.store.path = folder.path().join("store.redb");
     assert_begin(
         &deployment(&config, None),
-        &["control.socket: no file can be made in the folder /proc"],
+        &["control.socket: cannot create a file in the folder /proc"],
     );
 }
 
-/// `serve` opens nothing else, and `check` says so before.
+/// `serve` opens nothing else, so `check` must say so.
 #[test]
-fn what_is_no_store_is_refused() {
+fn a_file_that_is_not_a_store_is_refused() {
     let (folder, mut config) = deployed();
     let path = config.store.path.clone();
     for (content, problem) in [
         (&b""[..], "is an empty file"),
-        (b"redb", "is no store of a gateway"),
-        (&[b'j'; 2_000], "is no store of a gateway"),
+        (b"redb", "is not a store of a gateway"),
+        (&[b'j'; 2_000], "is not a store of a gateway"),
     ] {
         fs::write(&path, content).unwrap();
         assert_begin(
@@ -242,7 +242,7 @@ fn what_is_no_store_is_refused() {
     assert_begin(&deployment(&config, None), &[&problem]);
 }
 
-/// Somebody wrote the secret where its path belongs.
+/// An operator wrote the secret instead of its path.
 #[test]
 fn a_secret_in_the_place_of_its_path_is_not_shown() {
     const SECRET: &str = "hidden-secret";
@@ -263,7 +263,7 @@ fn a_secret_in_the_place_of_its_path_is_not_shown() {
     let said = deployment(&config, None).to_string();
     assert!(said.contains("store.nats.creds_file: is not the path of a file; "), "{said}");
     assert!(!said.contains(SECRET), "{said}");
-    // A path is shown, and so is a file that is there.
+    // A value with a slash and an existing file are shown.
     config.credentials[0].password_file = "missing/password".into();
     config.credentials[0].key_file = "src".into();
     let said = deployment(&config, None).to_string();

@@ -1,0 +1,257 @@
+//! The sections of the configuration. `config.default.toml` describes each key, its default and its
+//! bounds.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use super::{duration, is_set};
+use crate::identity::AccountName;
+
+/// `[grpc]`: the listener of the API.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GrpcConfig {
+    #[serde(deserialize_with = "listen_address")]
+    pub listen: SocketAddr,
+    pub allow_unauthenticated_remote_callers: bool,
+    pub reflection: bool,
+    #[serde(with = "duration")]
+    pub heartbeat: Duration,
+    #[serde(with = "duration")]
+    pub max_deadline: Duration,
+    #[serde(with = "duration")]
+    pub drain: Duration,
+    pub max_concurrent_streams: u32,
+}
+
+/// `[admin]`: the listener for probes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AdminConfig {
+    #[serde(deserialize_with = "listen_address")]
+    pub listen: SocketAddr,
+}
+
+/// `[thingspace]`: how ThingSpace is called.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ThingSpaceConfig {
+    pub base_url: String,
+    pub token_url: String,
+    #[serde(with = "duration")]
+    pub connect_timeout: Duration,
+    #[serde(with = "duration")]
+    pub call_timeout: Duration,
+    #[serde(with = "duration")]
+    pub order_timeout: Duration,
+    #[serde(with = "duration")]
+    pub login_backoff_first: Duration,
+    #[serde(with = "duration")]
+    pub login_backoff_max: Duration,
+    pub calls_per_second: u32,
+    pub max_connections: usize,
+    pub breaker_failures: u32,
+    #[serde(with = "duration")]
+    pub breaker_first: Duration,
+    #[serde(with = "duration")]
+    pub breaker_max: Duration,
+    pub proxy_url: String,
+    pub allow_plaintext: bool,
+    pub max_devices_per_order: usize,
+    pub strict_checksums: bool,
+}
+
+/// `[callbacks]`: the listener for callbacks, and its registration with ThingSpace.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CallbacksConfig {
+    pub enabled: bool,
+    #[serde(deserialize_with = "listen_address")]
+    pub listen: SocketAddr,
+    pub networks: String,
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
+    pub public_url: String,
+    pub allow_plaintext: bool,
+    pub service: String,
+    pub register: bool,
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
+    #[serde(with = "duration")]
+    pub grace: Duration,
+    #[serde(with = "duration")]
+    pub password_grace: Duration,
+    #[serde(with = "duration")]
+    pub recheck: Duration,
+}
+
+impl CallbacksConfig {
+    /// The certificate and the key of HTTPS, if it is configured.
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        both(&self.tls_cert_file, &self.tls_key_file)
+    }
+
+    /// The files of the user name and the password, if they are configured.
+    pub fn pair_files(&self) -> Option<(&Path, &Path)> {
+        both(&self.username_file, &self.password_file)
+    }
+}
+
+fn both<'a>(one: &'a Path, other: &'a Path) -> Option<(&'a Path, &'a Path)> {
+    (is_set(one) && is_set(other)).then_some((one, other))
+}
+
+/// `[[credentials]]`: an application, a user, and the accounts that they serve.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CredentialsConfig {
+    pub name: String,
+    pub accounts: Vec<AccountName>,
+    pub key_file: PathBuf,
+    pub secret_file: PathBuf,
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
+}
+
+impl CredentialsConfig {
+    /// The files with the secrets, and their keys.
+    pub(super) fn files(&self) -> [(&'static str, &Path); 4] {
+        [
+            ("key_file", &self.key_file),
+            ("secret_file", &self.secret_file),
+            ("username_file", &self.username_file),
+            ("password_file", &self.password_file),
+        ]
+    }
+}
+
+/// `[store]`: where everything durable is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoreConfig {
+    pub kind: StoreKind,
+    pub path: PathBuf,
+    #[serde(with = "duration")]
+    pub retention: Duration,
+    pub nats: NatsConfig,
+}
+
+impl StoreConfig {
+    /// The location of the store, for logs and `status`.
+    pub fn shown(&self) -> String {
+        match self.kind {
+            StoreKind::Embedded => self.path.display().to_string(),
+            StoreKind::Nats => format!("{} at {}", self.nats.prefix, self.nats.url),
+        }
+    }
+}
+
+/// `[store.nats]`: the connection to NATS, and the streams.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NatsConfig {
+    pub url: String,
+    pub creds_file: PathBuf,
+    pub username_file: PathBuf,
+    pub password_file: PathBuf,
+    pub ca_file: PathBuf,
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    pub allow_plaintext: bool,
+    pub replicas: usize,
+    pub prefix: String,
+    pub max_bytes: u64,
+}
+
+impl NatsConfig {
+    /// The URLs in `url`.
+    pub fn servers(&self) -> Vec<String> {
+        self.url.split(',').map(|url| url.trim().to_owned()).collect()
+    }
+}
+
+/// The implementation of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
+pub enum StoreKind {
+    Embedded,
+    Nats,
+}
+
+impl TryFrom<String> for StoreKind {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        choose(&text, [("embedded", Self::Embedded), ("nats", Self::Nats)])
+    }
+}
+
+fn choose<T: Copy>(text: &str, choices: [(&str, T); 2]) -> Result<T, String> {
+    let [(one, _), (other, _)] = choices;
+    let chosen = choices.iter().find(|(name, _)| *name == text);
+    chosen
+        .map(|(_, choice)| *choice)
+        .ok_or_else(|| format!("{text:?} is unknown; write {one:?} or {other:?}"))
+}
+
+/// `[control]`: the socket for operators.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ControlConfig {
+    pub socket: PathBuf,
+}
+
+/// `[polling]`: when the gateway queries the status of open requests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PollingConfig {
+    #[serde(with = "duration")]
+    pub min_age: Duration,
+    #[serde(with = "duration")]
+    pub first: Duration,
+    pub factor: f64,
+    #[serde(with = "duration")]
+    pub max_watched: Duration,
+    #[serde(with = "duration")]
+    pub max: Duration,
+    #[serde(with = "duration")]
+    pub give_up: Duration,
+}
+
+/// `[limits]`: bounds of what the gateway keeps in memory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LimitsConfig {
+    pub open_devices: usize,
+    pub closed_bytes: usize,
+    #[serde(with = "duration")]
+    pub closed_in_memory: Duration,
+}
+
+/// `[telemetry]`: logs and traces.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TelemetryConfig {
+    pub log_format: LogFormat,
+    pub log_filter: String,
+    pub otlp_endpoint: String,
+    pub otlp_ca_file: PathBuf,
+}
+
+/// The format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        choose(&text, [("text", Self::Text), ("json", Self::Json)])
+    }
+}
+
+fn listen_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|_| {
+        D::Error::custom(format!(
+            "{text:?} is not an IP address and a port; write for example \"127.0.0.1:50051\" or \
+             \"[::]:50051\""
+        ))
+    })
+}

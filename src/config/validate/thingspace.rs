@@ -1,0 +1,73 @@
+//! Validation of `[thingspace]`.
+
+use super::{super::ThingSpaceConfig, DAY, Problems, Url, hours, mins, ms};
+
+/// The domain of ThingSpace's hosts.
+const VERIZON: &str = "verizon.com";
+
+impl Problems {
+    pub(super) fn thingspace(&mut self, thingspace: &ThingSpaceConfig) {
+        let ThingSpaceConfig { connect_timeout, call_timeout, order_timeout, .. } = *thingspace;
+        let ThingSpaceConfig { login_backoff_first, breaker_first, .. } = *thingspace;
+        self.base_url(thingspace);
+        if !thingspace.token_url.is_empty() {
+            self.thingspace_url("thingspace.token_url", &thingspace.token_url, thingspace);
+        }
+        self.duration("thingspace.connect_timeout", connect_timeout, ms(100)..=mins(1));
+        self.duration("thingspace.call_timeout", call_timeout, ms(100)..=mins(5));
+        self.duration("thingspace.order_timeout", order_timeout, ms(100)..=mins(10));
+        let key = "thingspace.login_backoff_first";
+        self.duration(key, login_backoff_first, ms(100)..=hours(1));
+        let max = ("thingspace.login_backoff_max", thingspace.login_backoff_max);
+        self.ordered((key, login_backoff_first), max, DAY);
+        self.number("thingspace.calls_per_second", thingspace.calls_per_second, 1..=10_000);
+        let devices = thingspace.max_devices_per_order;
+        self.number("thingspace.max_devices_per_order", devices, 1..=10_000);
+        self.number("thingspace.max_connections", thingspace.max_connections, 4..=10_000);
+        self.number("thingspace.breaker_failures", thingspace.breaker_failures, 1..=100);
+        let key = "thingspace.breaker_first";
+        self.duration(key, breaker_first, ms(10)..=mins(1));
+        let max = ("thingspace.breaker_max", thingspace.breaker_max);
+        self.ordered((key, breaker_first), max, mins(5));
+        self.proxy("thingspace.proxy_url", &thingspace.proxy_url);
+    }
+
+    /// Checks the base URL. Every path of ThingSpace begins with `/api`; other hosts may have
+    /// another path.
+    fn base_url(&mut self, thingspace: &ThingSpaceConfig) {
+        let key = "thingspace.base_url";
+        let Some(url) = self.thingspace_url(key, &thingspace.base_url, thingspace) else { return };
+        let is_verizon = url.host == VERIZON || url.host.ends_with(&format!(".{VERIZON}"));
+        if is_verizon && !url.path.trim_end_matches('/').ends_with("/api") {
+            self.push(format!(
+                "{key}: must end with /api; write for example https://thingspace.verizon.com/api"
+            ));
+        }
+    }
+
+    /// Checks a URL to which tokens and passwords are sent.
+    fn thingspace_url(
+        &mut self,
+        key: &str,
+        text: &str,
+        thingspace: &ThingSpaceConfig,
+    ) -> Option<Url> {
+        let url = self.url(key, text)?;
+        if url.scheme == "http" && !url.is_loopback() && !thingspace.allow_plaintext {
+            self.push(format!(
+                "{key}: http:// would send passwords and tokens to {} in plain text. Write \
+                 https://, or accept that risk with thingspace.allow_plaintext = true",
+                url.host
+            ));
+        }
+        Some(url)
+    }
+
+    /// Checks the URL of a proxy. The connection to the proxy is plaintext; calls through it to an
+    /// `https://` URL are encrypted.
+    fn proxy(&mut self, key: &str, text: &str) {
+        if !text.is_empty() && self.url(key, text).is_some_and(|url| url.scheme == "https") {
+            self.push(format!("{key}: https is not supported; write http://HOST:PORT"));
+        }
+    }
+}
