@@ -1,20 +1,17 @@
-//! The command line: types only. What a command does is in `main` and [`crate::app`].
+//! The command line: argument types only. `main` and [`crate::app`] carry the commands out.
 
-mod operate;
+mod operator;
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
-pub use operate::{
-    Account, Callbacks, Operate, Orders, Quarantine, Register, Remote, Restore, Rotate, Settle,
-    Store, Unblock,
+pub use operator::{
+    AccountArgs, CallbacksCommand, GatewayArgs, OperatorCommand, OrdersCommand, QuarantineCommand,
+    RegisterArgs, RestoreArgs, RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
 };
 
-/// One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace.
+/// A gRPC gateway for eSIM profile downloads with Verizon's ThingSpace.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub struct Cli {
@@ -24,39 +21,40 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  thingspace-gateway dev                          try it: no account, no set-up
-  thingspace-gateway check --config gateway.toml  look for mistakes
-  thingspace-gateway serve --config gateway.toml
+  thingspace-gateway dev                          try it, without an account and a configuration
+  thingspace-gateway check --config gateway.toml  find mistakes in the configuration
+  thingspace-gateway serve --config gateway.toml  run the gateway
 
-For a running gateway, through its Unix socket:
+Operate a running gateway, through its Unix socket:
   thingspace-gateway status --config gateway.toml
   thingspace-gateway orders unknown --config gateway.toml
   thingspace-gateway callbacks list --config gateway.toml
   thingspace-gateway quarantine list --config gateway.toml
 
-For one that is stopped:
+Operate a stopped gateway:
   thingspace-gateway store restore store.backup --config gateway.toml
 
-Every key of the configuration can be set by environment too:
+Environment variables set keys of the configuration:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
 
-Exit codes: 0 done, 1 failure, 64 wrong usage, 78 wrong configuration.
-SIGTERM, SIGINT or SIGHUP drains; a second one stops at once.";
+Exit codes: 0 success, 1 failure, 64 wrong arguments, 78 wrong configuration.
+Signals: SIGTERM, SIGINT and SIGHUP drain the gateway; a second signal stops it at once.";
 
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the gateway
-    Serve(Serve),
-    /// Run a gateway and a simulated ThingSpace together, on loopback
-    Dev(Dev),
+    Serve(ServeArgs),
+    /// Run a gateway together with a simulated ThingSpace, on loopback
+    Dev(DevArgs),
     /// Run a simulated ThingSpace alone
-    Simulate(Simulate),
-    /// Print the configuration that would be used, or everything that is wrong with it
-    Check(Check),
-    /// Ask a running gateway over gRPC whether it can answer calls
-    Health(Health),
+    Simulate(SimulateArgs),
+    /// Print the effective configuration, or all of its problems
+    Check(CheckArgs),
+    /// Check over gRPC whether a gateway can answer calls
+    Health(HealthArgs),
     #[command(flatten)]
-    Operate(Operate),
+    Operator(OperatorCommand),
 }
 
 #[derive(Debug, Args)]
@@ -64,7 +62,7 @@ pub enum Command {
 Example:
   thingspace-gateway serve --config /etc/thingspace-gateway/gateway.toml
 
-A smallest file:
+A minimal configuration file:
   [store]
   path = \"/var/lib/thingspace-gateway/store.redb\"
 
@@ -75,28 +73,28 @@ A smallest file:
   secret_file = \"/etc/thingspace-gateway/main/secret\"
   username_file = \"/etc/thingspace-gateway/main/username\"
   password_file = \"/etc/thingspace-gateway/main/password\"")]
-pub struct Serve {
-    /// The configuration file (TOML); src/config.default.toml lists every key
+pub struct ServeArgs {
+    /// The configuration file (TOML); src/config.default.toml describes every key
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Prints where it listens and grpcurl lines that work when pasted one after the other. Callbacks are taken. What it stores
-is gone when it ends, unless --store names a file for it; the simulated ThingSpace forgets everything in any case.
+Prints its addresses, and grpcurl commands to paste one after the other. Callbacks are enabled.
+The store is deleted at the end, unless --store names a file for it. The simulated ThingSpace
+keeps nothing.
 
 Examples:
   thingspace-gateway dev
   thingspace-gateway dev --store dev.redb         keep requests and keys for the next start
-  thingspace-gateway dev --listen 127.0.0.1:0     take a free port
-  RUST_LOG=debug thingspace-gateway dev           see what it does")]
-pub struct Dev {
-    /// Loopback address of the API; probes are then answered on any free port [default:
-    /// 127.0.0.1:50051]
+  thingspace-gateway dev --listen 127.0.0.1:0     listen on a free port
+  RUST_LOG=debug thingspace-gateway dev           log more")]
+pub struct DevArgs {
+    /// Loopback address of the API; probes then listen on a free port [default: 127.0.0.1:50051]
     #[arg(long, value_name = "ADDR", value_parser = loopback)]
     pub listen: Option<SocketAddr>,
-    /// Keep what is stored in this file
+    /// Keep the store in this file
     #[arg(long, value_name = "PATH")]
     pub store: Option<PathBuf>,
 }
@@ -106,19 +104,21 @@ pub struct Dev {
 Accounts      0000123456-00001, 0000123456-00002
 Credentials   simulator-key, simulator-secret, simulator-user, simulator-password
 
-Example: a gateway whose credential files hold those is pointed at it with
+Example: run a gateway against it, with these credentials in its files
   thingspace-gateway simulate --listen 127.0.0.1:8090
-  THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api thingspace-gateway serve --config gateway.toml
+  THINGSPACE_GATEWAY__THINGSPACE__BASE_URL=http://127.0.0.1:8090/api \\
+    thingspace-gateway serve --config gateway.toml
 
-Example: the next order is carried out, and its answer is lost
+Example: execute the next order, and drop its answer
   thingspace-gateway simulate --control 127.0.0.1:8091
-  curl -d '{\"endpoint\": \"download\", \"when\": \"after_effect\", \"answer\": \"drop\", \"times\": 1}' 127.0.0.1:8091/faults
-  curl 127.0.0.1:8091        everything else that can be controlled")]
-pub struct Simulate {
+  curl -d '{\"endpoint\": \"download\", \"when\": \"after_effect\", \"answer\": \"drop\", \"times\": 1}' \\
+    127.0.0.1:8091/faults
+  curl 127.0.0.1:8091        list everything that can be controlled")]
+pub struct SimulateArgs {
     /// Address to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8090")]
     pub listen: SocketAddr,
-    /// Address of the control API, for tests: faults, outcomes, what happened; without
+    /// Address of the control API for tests (faults, outcomes, recorded calls); it has no
     /// authentication
     #[arg(long, value_name = "ADDR")]
     pub control: Option<SocketAddr>,
@@ -126,12 +126,12 @@ pub struct Simulate {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Reads the file and the environment as serve does, and looks whether the files named there can be read. Nothing is sent
-and no secret is printed. Exit code 78 if anything is wrong.
+Reads the file and the environment as serve does, and checks the files that they name. Sends
+nothing and prints no secret. The exit code is 78 if there is a problem.
 
 Example:
   thingspace-gateway check --config gateway.toml")]
-pub struct Check {
+pub struct CheckArgs {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
@@ -139,26 +139,14 @@ pub struct Check {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Exit code 0 if it can, 1 if not or if nobody answers within 5 s.
+The exit code is 0 if the gateway can answer calls, and 1 if it cannot or does not answer within 5 s.
 
 Example:
   thingspace-gateway health --address thingspace-gateway.esim.svc:50051")]
-pub struct Health {
-    /// Where the API is, HOST:PORT, plaintext
+pub struct HealthArgs {
+    /// Address of the API, HOST:PORT, plaintext
     #[arg(long, value_name = "ADDR")]
     pub address: String,
-}
-
-impl Cli {
-    /// The configuration file, for the commands that go by all of it.
-    pub fn config_file(&self) -> Option<&Path> {
-        match &self.command {
-            Command::Serve(Serve { config }) | Command::Check(Check { config }) => Some(config),
-            Command::Dev(_) | Command::Simulate(_) | Command::Health(_) | Command::Operate(_) => {
-                None
-            }
-        }
-    }
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {
@@ -167,7 +155,7 @@ fn loopback(text: &str) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err("dev has no authentication: it listens on loopback only".to_owned())
+        Err("must be a loopback address, because dev has no authentication".to_owned())
     }
 }
 

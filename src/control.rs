@@ -1,9 +1,9 @@
 //! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
-//! Only the user that runs the gateway can open the socket (0600 from its first moment), so whoever
-//! can has its rights anyway: there is no other authentication. A socket left behind by a dead
-//! process is replaced; one that somebody answers on is not. Nothing here decides anything: it
-//! calls the domain and says what that said.
+//! Only the user that runs the gateway can open the socket: it has mode 0600 from its first moment.
+//! There is no other authentication, because that user has all rights anyway. Replaces a socket that
+//! a dead process left behind, but never one on which a process answers. Decides nothing: each
+//! command calls the domain and returns its result.
 
 mod callbacks;
 pub mod client;
@@ -14,6 +14,7 @@ mod status;
 mod store;
 
 use std::{
+    fmt::Display,
     fs, io,
     os::unix::{
         fs::{FileTypeExt, MetadataExt, PermissionsExt},
@@ -38,96 +39,96 @@ use tracing::warn;
 use crate::{
     callbacks::{Callbacks, registration::Registration},
     requests::Requests,
+    store::StoreError,
     thingspace::Client,
 };
 
-/// Of a command, in bytes.
+/// The limit for the body of a command, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// How long commands under way may take to finish once the gateway ends.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long commands in progress may take once the gateway stops.
+const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// What commands are about.
+/// The parts of the gateway that commands act on.
 #[derive(Debug, Clone)]
-struct Subject {
+struct Parts {
     requests: Requests,
     client: Client,
-    /// If they are taken.
+    /// `None`: callbacks are disabled.
     callbacks: Option<Callbacks>,
-    /// If it is known how ThingSpace reaches them.
+    /// `None`: the URL of the listener for callbacks is not configured.
     registration: Option<Registration>,
     instance: Arc<Instance>,
 }
 
-/// Which gateway this is, for people.
+/// A description of this gateway for operators.
 #[derive(Debug)]
 pub struct Instance {
-    /// The file or the servers of its store.
+    /// The file or the servers of the store.
     pub store: String,
-    /// Its configuration file.
+    /// The configuration file.
     pub config: Option<PathBuf>,
     /// Cancelled when the drain begins.
     pub drain: CancellationToken,
 }
 
-/// A socket that is not served yet. It is removed when this is gone.
+/// The bound socket and the commands. Removes the socket when it is dropped.
 #[derive(Debug)]
 pub struct Control {
     listener: UnixListener,
-    socket: Removed,
+    socket: SocketFile,
     router: Router,
 }
 
+/// Removes the socket when it is dropped, unless another file has taken its path.
 #[derive(Debug)]
-struct Removed {
+struct SocketFile {
     path: PathBuf,
-    /// Of the socket, by which it is told from what somebody else may have put in its place.
-    identity: Identity,
+    id: FileId,
 }
 
-impl Drop for Removed {
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
-            // Gone already is as good.
+        if file_id(&self.path).is_ok_and(|found| found == self.id) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Device and inode of a file.
-type Identity = (u64, u64);
+/// Device and inode.
+type FileId = (u64, u64);
 
-fn identity(metadata: &fs::Metadata) -> Identity {
-    (metadata.dev(), metadata.ino())
+fn file_id(path: &Path) -> io::Result<FileId> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Removes a socket that a dead process left behind. Anything else at the path stays, and is an
-/// error.
-async fn make_way(path: &Path) -> io::Result<()> {
+/// Removes a socket that a dead process left behind. Fails if anything else is at the path.
+async fn remove_stale(path: &Path) -> io::Result<()> {
     let found = match fs::symlink_metadata(path) {
         Ok(found) => found,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     if !found.file_type().is_socket() {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no socket"));
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is not a socket"));
     }
     match UnixStream::connect(path).await {
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it")),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // Somebody may be listening: their queue is full, or we may not ask.
+        // A process may listen: its queue may be full, or this user may not connect.
         Err(error) => Err(error),
     }
 }
 
-/// Renames a file, unless something has the new name.
-fn rename_to_nothing(from: &Path, to: &Path) -> io::Result<()> {
+/// Renames a file, unless the new name exists.
+fn rename_to_free_path(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         use rustix::io::Errno;
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // The file system cannot; the path was looked at before.
+            // The file system does not support the flag; `remove_stale` has checked the path.
             Err(Errno::INVAL | Errno::NOSYS) => {}
             renamed => return Ok(renamed?),
         }
@@ -145,9 +146,8 @@ impl Control {
         registration: Option<Registration>,
     ) -> io::Result<Self> {
         check_length(&path)?;
-        make_way(&path).await?;
-        // Nobody else can enter the folder, so there is no moment at which others could open the
-        // socket.
+        remove_stale(&path).await?;
+        // No other user can enter this folder, so none can open the socket before its mode is set.
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let scratch = tempfile::Builder::new()
             .prefix(".s")
@@ -158,10 +158,9 @@ impl Control {
         check_length(&new)?;
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
-        let identity = identity(&fs::symlink_metadata(&new)?);
-        rename_to_nothing(&new, &path)?;
-        let subject =
-            Subject { requests, client, callbacks, registration, instance: Arc::new(instance) };
+        let id = file_id(&new)?;
+        rename_to_free_path(&new, &path)?;
+        let instance = Arc::new(instance);
         let router = Router::new()
             .merge(status::routes())
             .merge(logins::routes())
@@ -169,61 +168,90 @@ impl Control {
             .merge(callbacks::routes())
             .merge(quarantine::routes())
             .merge(store::routes())
-            .with_state(subject)
+            .with_state(Parts { requests, client, callbacks, registration, instance })
             .layer(DefaultBodyLimit::max(MAX_BODY));
-        Ok(Self { listener, socket: Removed { path, identity }, router })
+        Ok(Self { listener, socket: SocketFile { path, id }, router })
     }
 
-    /// Serves until `stop`.
+    /// Serves commands until `stop`.
     pub async fn serve(self, stop: CancellationToken) {
         let Self { listener, socket, router } = self;
         let serving =
             axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-        let goodbye = async {
+        let shutdown = async {
             stop.cancelled().await;
             drop(socket);
-            tokio::time::sleep(GOODBYE).await;
+            tokio::time::sleep(SHUTDOWN).await;
         };
         tokio::select! {
             served = serving.into_future() => if let Err(error) = served {
-                warn!(%error, "the control socket failed");
+                warn!(
+                    %error,
+                    "the control socket failed, so operator commands do not work; restart the gateway"
+                );
             },
-            () = goodbye => {}
+            () = shutdown => {}
         }
     }
 }
 
-impl Subject {
-    #[expect(clippy::result_large_err, reason = "it is the answer")]
-    fn callbacks(&self) -> Result<&Callbacks, Response> {
-        let none = || {
-            refuse(
-                StatusCode::CONFLICT,
-                &"the gateway takes no callbacks: callbacks.enabled is false",
-            )
-        };
-        self.callbacks.as_ref().ok_or_else(none)
+impl Parts {
+    fn callbacks(&self) -> Result<&Callbacks, CommandError> {
+        self.callbacks.as_ref().ok_or_else(|| {
+            CommandError::conflict(&"callbacks are disabled; set callbacks.enabled = true")
+        })
+    }
+
+    fn registration(&self) -> Result<&Registration, CommandError> {
+        self.callbacks()?;
+        self.registration.as_ref().ok_or_else(|| {
+            CommandError::conflict(&"there is no URL to register: callbacks.public_url is empty")
+        })
     }
 }
 
-/// A system takes about a hundred bytes. A longer path can be made, by renaming, and then nobody
-/// can connect to it.
+/// Checks that a socket can have this path. A longer one can be created by renaming, but no client
+/// can connect to it. The limit is about 100 bytes.
 fn check_length(path: &Path) -> io::Result<()> {
     let too_long = |_| {
         io::Error::new(
             io::ErrorKind::InvalidInput,
-            "too long for a socket: set a shorter control.socket, or shorten store.path if that is not set",
+            "too long for a socket: set a shorter control.socket, or shorten store.path if that \
+             is not set",
         )
     };
     SocketAddr::from_pathname(path).map(drop).map_err(too_long)
 }
 
-/// Why a command failed, in a sentence.
+/// Why a command failed: the status of the response, and a sentence for the operator.
+#[derive(Debug)]
+struct CommandError(StatusCode, String);
+
+/// The body of a response to a command that failed.
 #[derive(Debug, Serialize, Deserialize)]
-struct Refusal {
+struct ErrorBody {
     error: String,
 }
 
-fn refuse(status: StatusCode, error: &impl std::fmt::Display) -> Response {
-    (status, Json(Refusal { error: error.to_string() })).into_response()
+impl CommandError {
+    fn new(status: StatusCode, error: &impl Display) -> Self {
+        Self(status, error.to_string())
+    }
+
+    fn conflict(error: &impl Display) -> Self {
+        Self::new(StatusCode::CONFLICT, error)
+    }
+}
+
+/// Every command that needs the store fails while the store cannot be used.
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, &error)
+    }
+}
+
+impl IntoResponse for CommandError {
+    fn into_response(self) -> Response {
+        (self.0, Json(ErrorBody { error: self.1 })).into_response()
+    }
 }

@@ -1,6 +1,8 @@
-//! Parse, load the configuration, start telemetry, run, flush.
+//! The binary: parses the command line, and loads the configuration, starts telemetry and a runtime
+//! as the command needs.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     num::NonZero,
     process::ExitCode,
@@ -12,8 +14,8 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thingspace_gateway::{
     app,
-    cli::{Cli, Command, Operate, Restore, Store},
-    config::Config,
+    cli::{Cli, Command, DevArgs, OperatorCommand, RestoreArgs, SimulateArgs, StoreCommand},
+    config::{Config, Problems},
     control,
     shutdown::Stop,
     telemetry,
@@ -21,18 +23,19 @@ use thingspace_gateway::{
 use tikv_jemallocator::Jemalloc;
 use tokio::runtime;
 
-/// Gives memory back to the system after a peak. See docs/scaling.md for what was measured.
+/// Returns memory to the system after a peak; docs/scaling.md has the measurements.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-// sysexits.h
+/// Exit codes; see sysexits.h.
+const FAILURE: u8 = 1;
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
 
-/// With one worker the exporter of traces and whoever waits for it can block each other.
-const LEAST_WORKERS: usize = 2;
+/// With one worker, the exporter of traces and a task that waits for it could block each other.
+const MIN_WORKERS: usize = 2;
 
-/// How long blocking work may go on after everything else has ended.
+/// How long blocking tasks may continue after everything else has ended.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -43,115 +46,107 @@ fn main() -> ExitCode {
             return if error.use_stderr() { USAGE.into() } else { ExitCode::SUCCESS };
         }
     };
-    match &cli.command {
-        Command::Operate(Operate::Store(Store::Restore(Restore { backup, config }))) => {
-            return match Config::store_of(config) {
-                Ok(store) => once(app::restore(backup.clone(), store, &mut io::stdout())),
-                Err(problems) => refuse(&problems),
-            };
-        }
-        Command::Operate(command) => {
-            let Some(remote) = command.remote() else { return USAGE.into() };
-            let socket = remote
-                .socket
-                .clone()
-                .map_or_else(|| Config::socket_of(remote.config.as_deref()), Ok);
-            return match socket {
-                Ok(socket) => once(control::client::run(command, socket, &mut io::stdout())),
-                Err(problems) => refuse(&problems),
-            };
-        }
-        Command::Health(health) => return once(app::health(&health.address)),
-        _ => {}
-    }
-    let config = match Config::load(cli.config_file()) {
-        Ok(config) => config,
-        Err(problems) => return refuse(&problems),
+    let outcome = match cli.command {
+        Command::Serve(args) => Config::load(Some(&args.config)).map(serve),
+        Command::Dev(args) => Config::load(None).map(|config| dev(config, args)),
+        Command::Simulate(args) => Config::load(None).map(|config| simulate(&config, &args)),
+        Command::Check(args) => Config::load(Some(&args.config)).map(|config| check(&config)),
+        Command::Health(args) => Ok(run_command(app::health(&args.address))),
+        Command::Operator(OperatorCommand::Store(StoreCommand::Restore(args))) => restore(args),
+        Command::Operator(command) => operate(&command),
     };
-    if let Command::Check(_) = cli.command {
-        for warning in config.warnings().iter() {
-            let _ = writeln!(io::stderr(), "warning: {warning}");
-        }
-        return match write!(io::stdout(), "{config}") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
+    outcome.unwrap_or_else(|problems| fail(CONFIGURATION, &problems))
+}
 
+fn serve(config: Config) -> ExitCode {
+    run(&config.clone(), async |stop| {
+        for warning in config.warnings().iter() {
+            tracing::warn!("{warning}");
+        }
+        Box::pin(app::serve(config, stop)).await
+    })
+}
+
+fn dev(mut config: Config, args: DevArgs) -> ExitCode {
+    if let Some(listen) = args.listen {
+        config.grpc.listen = listen;
+        // Several of them can run at the same time.
+        config.admin.listen.set_port(0);
+    }
+    run(&config.clone(), async |stop| Box::pin(app::dev(config, args.store, stop)).await)
+}
+
+fn simulate(config: &Config, args: &SimulateArgs) -> ExitCode {
+    run(config, async |stop| Box::pin(app::simulate(args.listen, args.control, stop)).await)
+}
+
+fn check(config: &Config) -> ExitCode {
+    for warning in config.warnings().iter() {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    match write!(io::stdout(), "{config}") {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn restore(args: RestoreArgs) -> Result<ExitCode, Problems> {
+    let store = Config::store_of(&args.config)?;
+    Ok(run_command(app::restore(args.backup, store, &mut io::stdout())))
+}
+
+fn operate(command: &OperatorCommand) -> Result<ExitCode, Problems> {
+    let args = command.gateway();
+    let socket = match args.and_then(|args| args.socket.clone()) {
+        Some(socket) => socket,
+        None => Config::socket_of(args.and_then(|args| args.config.as_deref()))?,
+    };
+    Ok(run_command(control::client::run(command, socket, &mut io::stdout())))
+}
+
+/// Runs a service, with telemetry, until it is stopped by a signal.
+fn run(config: &Config, service: impl AsyncFnOnce(Stop) -> anyhow::Result<()>) -> ExitCode {
     let workers =
-        thread::available_parallelism().map_or(LEAST_WORKERS, NonZero::get).max(LEAST_WORKERS);
-    let runtime =
-        match runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                let _ = writeln!(io::stderr(), "cannot start threads: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
+        thread::available_parallelism().map_or(MIN_WORKERS, NonZero::get).max(MIN_WORKERS);
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(FAILURE, &format_args!("cannot start threads: {error}")),
+    };
     let telemetry = {
         let _context = runtime.enter();
         match telemetry::init(&config.telemetry) {
             Ok(telemetry) => telemetry,
-            Err(error) => return refuse(&format!("{error:#}")),
+            Err(error) => return fail(CONFIGURATION, &format_args!("{error:#}")),
         }
     };
-    let code = match runtime.block_on(run(cli.command, config)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
-    };
+    raise_file_limit();
+    let outcome = runtime.block_on(async { service(Stop::on_signals()?).await });
+    if let Err(error) = &outcome {
+        tracing::error!("{error:#}");
+    }
     telemetry.flush();
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
-    code
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Raises the limit of open files as far as the system allows: each connection needs one.
+/// Raises the limit of open files as far as the system allows, because each connection needs one.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // If it fails, the limit stays as it was.
+    // On failure the limit stays as it was.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-async fn run(command: Command, mut config: Config) -> anyhow::Result<()> {
-    raise_file_limit();
-    let stop = Stop::on_signals()?;
-    match command {
-        Command::Serve(_) => {
-            for warning in config.warnings().iter() {
-                tracing::warn!("{warning}");
-            }
-            Box::pin(app::serve(config, stop)).await
-        }
-        Command::Dev(dev) => {
-            if let Some(listen) = dev.listen {
-                config.grpc.listen = listen;
-                // Several may run side by side.
-                config.admin.listen.set_port(0);
-            }
-            Box::pin(app::dev(config, dev.store, stop)).await
-        }
-        Command::Simulate(simulate) => {
-            Box::pin(app::simulate(simulate.listen, simulate.control, stop)).await
-        }
-        Command::Check(_) | Command::Health(_) | Command::Operate(_) => Ok(()),
-    }
-}
-
 /// Runs a command that ends by itself.
-fn once(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+fn run_command(command: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let runtime = runtime::Builder::new_current_thread().enable_all().build();
     match runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(command)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "{error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(FAILURE, &format_args!("{error:#}")),
     }
 }
 
-fn refuse(problems: &impl std::fmt::Display) -> ExitCode {
-    let _ = writeln!(io::stderr(), "{problems}");
-    CONFIGURATION.into()
+fn fail(code: u8, message: &impl Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "{message}");
+    code.into()
 }

@@ -1,20 +1,19 @@
-//! `callbacks list`, `register`, `deregister` and `rotate`: where ThingSpace calls back. Of a
-//! registered URL only the host is told.
+//! `callbacks list`, `register`, `deregister` and `rotate`: where ThingSpace sends callbacks. Shows
+//! only the host of a registered URL, because its path is a secret.
 
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    response::Response,
     routing::{get, post},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{Subject, refuse};
+use super::{CommandError, Parts};
 use crate::{
-    callbacks::registration::{Error, Outcome, Registration},
+    callbacks::registration::{Error, Listed, Outcome, Registration},
     identity::AccountName,
 };
 
@@ -24,54 +23,54 @@ pub(super) const REGISTER: &str = "/v1/callbacks/{account}/register";
 pub(super) const DEREGISTER: &str = "/v1/callbacks/{account}/deregister";
 pub(super) const ROTATE: &str = "/v1/callbacks/{account}/rotate";
 
-/// Accounts that are asked about at once.
-const AT_ONCE: usize = 8;
+/// The number of accounts that are listed at the same time.
+const CONCURRENT_LISTS: usize = 8;
 
 pub(super) fn path(route: &str, account: &AccountName) -> String {
     route.replace("{account}", account.as_str())
 }
 
-/// What is registered for an account.
+/// The registrations of an account.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Registered {
+pub(super) struct AccountRegistrations {
     pub(super) account: String,
-    pub(super) registrations: Vec<Entry>,
+    pub(super) registrations: Vec<RegistrationItem>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Entry {
+pub(super) struct RegistrationItem {
     pub(super) service: String,
-    /// Of the URL, whose path is a secret.
+    /// The host of the URL.
     pub(super) host: String,
-    /// It leads to this gateway.
+    /// Whether the URL leads to this gateway.
     pub(super) ours: bool,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct How {
-    /// Register also over another's URL.
+pub(super) struct RegistrationRequest {
+    /// `register`: replace the registration of another system.
     pub(super) force: bool,
-    /// Rotate the secret in the path, not the pair.
+    /// `rotate`: replace the path secret instead of the pair.
     pub(super) path: bool,
 }
 
-/// What came of a command.
+/// The result of a command.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "done", rename_all = "snake_case")]
-pub(super) enum Done {
-    /// It was right already.
+pub(super) enum RegistrationResponse {
+    /// It was registered already.
     Unchanged,
     Registered,
     Deregistered,
     Rotated,
-    /// Rotated; an operator deregistered the account before, and it stays so.
+    /// Rotated but not registered, because an operator has deregistered the account.
     RotatedOnly,
-    /// The files of user name and password are as they were.
+    /// The files of user name and password have not changed.
     NotRotated,
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new()
         .route(LIST, get(list))
         .route(ACCOUNT, get(list_account))
@@ -80,110 +79,93 @@ pub(super) fn routes() -> Router<Subject> {
         .route(ROTATE, post(rotate))
 }
 
-async fn list(State(subject): State<Subject>) -> Result<Json<Vec<Registered>>, Response> {
-    let registration = registration(&subject)?;
-    let accounts: Vec<_> = subject.callbacks()?.secrets().accounts().cloned().collect();
-    let listed = stream::iter(accounts).map(|account| registered(registration, account));
-    Ok(Json(listed.buffered(AT_ONCE).try_collect().await?))
+type ListResult = Result<Json<Vec<AccountRegistrations>>, CommandError>;
+type ChangeResult = Result<Json<RegistrationResponse>, CommandError>;
+
+async fn list(State(parts): State<Parts>) -> ListResult {
+    let registration = parts.registration()?;
+    let accounts: Vec<_> = parts.callbacks()?.secrets().accounts().cloned().collect();
+    let lists = stream::iter(accounts).map(|account| registrations(registration, account));
+    Ok(Json(lists.buffered(CONCURRENT_LISTS).try_collect().await?))
 }
 
-async fn list_account(
-    State(subject): State<Subject>,
-    Path(account): Path<AccountName>,
-) -> Result<Json<Vec<Registered>>, Response> {
-    Ok(Json(vec![registered(registration(&subject)?, account).await?]))
+async fn list_account(State(parts): State<Parts>, Path(account): Path<AccountName>) -> ListResult {
+    Ok(Json(vec![registrations(parts.registration()?, account).await?]))
 }
 
-async fn registered(
+async fn registrations(
     registration: &Registration,
     account: AccountName,
-) -> Result<Registered, Response> {
+) -> Result<AccountRegistrations, CommandError> {
     let listed = registration.list(&account).await.map_err(|error| failed(&account, &error))?;
-    let entry = |listed: crate::callbacks::registration::Listed| Entry {
+    let item = |listed: Listed| RegistrationItem {
         service: listed.service,
         host: listed.host,
         ours: listed.ours,
     };
-    Ok(Registered {
-        account: account.to_string(),
-        registrations: listed.into_iter().map(entry).collect(),
-    })
+    let registrations = listed.into_iter().map(item).collect();
+    Ok(AccountRegistrations { account: account.to_string(), registrations })
 }
 
 async fn register(
-    State(subject): State<Subject>,
+    State(parts): State<Parts>,
     Path(account): Path<AccountName>,
-    Json(How { force, .. }): Json<How>,
-) -> Result<Json<Done>, Response> {
-    let outcome = registration(&subject)?.register(&account, force).await;
-    let done = match outcome.map_err(|error| failed(&account, &error))? {
-        Outcome::Unchanged => Done::Unchanged,
-        outcome => done(outcome),
-    };
+    Json(RegistrationRequest { force, .. }): Json<RegistrationRequest>,
+) -> ChangeResult {
+    let outcome = parts.registration()?.register(&account, force).await;
+    let done = done(&account, outcome, RegistrationResponse::Unchanged)?;
     info!(%account, force, ?done, "an operator registered callbacks");
     Ok(Json(done))
 }
 
-async fn deregister(
-    State(subject): State<Subject>,
-    Path(account): Path<AccountName>,
-) -> Result<Json<Done>, Response> {
-    let outcome = registration(&subject)?.deregister(&account).await;
+async fn deregister(State(parts): State<Parts>, Path(account): Path<AccountName>) -> ChangeResult {
+    let outcome = parts.registration()?.deregister(&account).await;
     outcome.map_err(|error| failed(&account, &error))?;
     info!(%account, "an operator deregistered callbacks");
-    Ok(Json(Done::Deregistered))
+    Ok(Json(RegistrationResponse::Deregistered))
 }
 
 async fn rotate(
-    State(subject): State<Subject>,
+    State(parts): State<Parts>,
     Path(account): Path<AccountName>,
-    Json(How { path, .. }): Json<How>,
-) -> Result<Json<Done>, Response> {
-    let registration = registration(&subject)?;
+    Json(RegistrationRequest { path, .. }): Json<RegistrationRequest>,
+) -> ChangeResult {
+    let registration = parts.registration()?;
     let outcome = if path {
         registration.rotate_path(&account).await
     } else {
         registration.rotate(&account).await
     };
-    let done = done(outcome.map_err(|error| failed(&account, &error))?);
+    let done = done(&account, outcome, RegistrationResponse::NotRotated)?;
     info!(%account, path, ?done, "an operator rotated secrets of callbacks");
     Ok(Json(done))
 }
 
-fn done(outcome: Outcome) -> Done {
-    match outcome {
-        Outcome::Unchanged => Done::NotRotated,
-        Outcome::Registered => Done::Registered,
-        Outcome::Rotated => Done::Rotated,
-        Outcome::RotatedOnly => Done::RotatedOnly,
-        Outcome::Deregistered => Done::Deregistered,
-    }
+fn done(
+    account: &AccountName,
+    outcome: Result<Outcome, Error>,
+    unchanged: RegistrationResponse,
+) -> Result<RegistrationResponse, CommandError> {
+    Ok(match outcome.map_err(|error| failed(account, &error))? {
+        Outcome::Unchanged => unchanged,
+        Outcome::Registered => RegistrationResponse::Registered,
+        Outcome::Rotated => RegistrationResponse::Rotated,
+        Outcome::RotatedOnly => RegistrationResponse::RotatedOnly,
+        Outcome::Deregistered => RegistrationResponse::Deregistered,
+    })
 }
 
-#[expect(clippy::result_large_err, reason = "it is the answer")]
-fn registration(subject: &Subject) -> Result<&Registration, Response> {
-    subject.callbacks()?;
-    let none = || {
-        let unknown =
-            "the gateway does not know where ThingSpace reaches it: callbacks.public_url is empty";
-        refuse(StatusCode::CONFLICT, &unknown)
-    };
-    subject.registration.as_ref().ok_or_else(none)
-}
-
-fn failed(account: &AccountName, error: &Error) -> Response {
+fn failed(account: &AccountName, error: &Error) -> CommandError {
     let status = match error {
         Error::NotConfigured(_) => StatusCode::NOT_FOUND,
         Error::Taken(_) | Error::Stopped(_) => StatusCode::CONFLICT,
         Error::NotListed { .. } => StatusCode::BAD_GATEWAY,
         Error::ThingSpace(error) => {
-            return refuse(
-                StatusCode::BAD_GATEWAY,
-                &format_args!("account {account}, at ThingSpace: {error}"),
-            );
+            let message = format_args!("account {account}, at ThingSpace: {error}");
+            return CommandError::new(StatusCode::BAD_GATEWAY, &message);
         }
         Error::Secrets(_) => StatusCode::SERVICE_UNAVAILABLE,
         Error::PublicUrl | Error::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
     };
-    refuse(status, error)
+    CommandError::new(status, error)
 }

@@ -1,4 +1,4 @@
-//! The other end of the socket: carries a command out and prints what came of it.
+//! The client of the control socket: sends a command and prints its result.
 
 mod show;
 
@@ -18,121 +18,118 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
-    Refusal,
-    callbacks::{self, Done, How, Registered},
-    logins::{self, Unblocked},
-    orders::{self, Outcome, Settled, UnknownOrder},
-    quarantine::{self, Body as Kept, Quarantined},
-    status::{self, Status},
-    store,
+    ErrorBody, callbacks,
+    callbacks::RegistrationRequest,
+    logins, orders,
+    orders::{SettleRequest, SettledOutcome},
+    quarantine, status, store,
 };
 use crate::cli::{
-    Account, Callbacks, Operate, Orders, Quarantine, Register, Rotate, Settle, Store, Unblock,
+    AccountArgs, CallbacksCommand, OperatorCommand, OrdersCommand, QuarantineCommand, RegisterArgs,
+    RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
 };
 
-/// The longest that a command may take; some ask ThingSpace several times.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// The longest time for a command. Some commands call ThingSpace several times.
+const TIMEOUT: Duration = Duration::from_mins(2);
 
-/// Of an answer, in bytes.
-const MAX_ANSWER: usize = 64 << 20;
+/// The limit for a response, in bytes.
+const MAX_RESPONSE: usize = 64 << 20;
 
 /// Carries out a command on the gateway with this socket.
-pub async fn run(command: &Operate, socket: PathBuf, out: &mut dyn Write) -> anyhow::Result<()> {
-    let gateway = Gateway { socket };
-    let json = command.remote().is_some_and(|remote| remote.json);
+pub async fn run(
+    command: &OperatorCommand,
+    socket: PathBuf,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let client = SocketClient { socket };
+    let json = command.gateway().is_some_and(|gateway| gateway.json);
+    let out = &mut Printer { out, json };
     match command {
-        Operate::Status(_) => {
-            let status: Status = gateway.get(status::PATH).await?;
-            if json { show::json(out, &status) } else { show::status(out, &status) }
+        OperatorCommand::Status(_) => out.print(&client.get(status::PATH).await?, show::status),
+        OperatorCommand::Unblock(UnblockArgs { name, force, risk_lock, .. }) => {
+            let request = logins::UnblockRequest { force: *force, risk_lock: *risk_lock };
+            let done = client.post(&logins::unblock_path(name), &request).await?;
+            out.print(&done, |out, done| show::unblocked(out, name, *force, done))
         }
-        Operate::Unblock(Unblock { name, force, risk_lock, .. }) => {
-            let how = logins::Unblock { force: *force, risk_lock: *risk_lock };
-            let done: Unblocked = gateway.post(&logins::unblock_path(name), &how).await?;
-            if json { show::json(out, &done) } else { show::unblocked(out, name, *force, &done) }
+        OperatorCommand::Orders(OrdersCommand::Unknown(_)) => {
+            out.print(&*client.get::<Vec<_>>(orders::UNKNOWN).await?, show::orders)
         }
-        Operate::Orders(Orders::Unknown(_)) => {
-            let orders: Vec<UnknownOrder> = gateway.get(orders::UNKNOWN).await?;
-            if json { show::json(out, &orders) } else { show::orders(out, &orders) }
-        }
-        Operate::Orders(Orders::Settle(settle)) => {
-            let Settle { order, request_id, force, .. } = settle;
+        OperatorCommand::Orders(OrdersCommand::Settle(args)) => {
+            let SettleArgs { order, request_id, force, .. } = args;
             let outcome = match request_id {
-                Some(id) => Outcome::AcceptedAs(id.to_string()),
-                None => Outcome::NotPlaced,
+                Some(id) => SettledOutcome::AcceptedAs(id.to_string()),
+                None => SettledOutcome::NotPlaced,
             };
-            let settle = orders::Settle { outcome, force: *force };
-            let done: Settled = gateway.post(&orders::settle_path(order), &settle).await?;
-            if json {
-                return show::json(out, &done);
-            }
-            if let Some(why) = &done.not_confirmed {
-                writeln!(out, "Not confirmed: {why}.")?;
-            }
-            match request_id {
-                Some(id) => writeln!(out, "Order {order} was accepted as request {id}.")?,
-                None => writeln!(
-                    out,
-                    "Order {order} was not placed; its idempotency key is free again."
-                )?,
-            }
-            Ok(())
+            let request = SettleRequest { outcome, force: *force };
+            let done = client.post(&orders::settle_path(order), &request).await?;
+            out.print(&done, |out, done| show::settled(out, order, request_id.as_ref(), done))
         }
-        Operate::Callbacks(command) => on_callbacks(&gateway, command, json, out).await,
-        Operate::Quarantine(Quarantine::List(_)) => {
-            let kept: Vec<Quarantined> = gateway.get(quarantine::LIST).await?;
-            if json { show::json(out, &kept) } else { show::quarantine(out, &kept) }
+        OperatorCommand::Callbacks(command) => run_callbacks(&client, command, out).await,
+        OperatorCommand::Quarantine(QuarantineCommand::List(_)) => {
+            out.print(&*client.get::<Vec<_>>(quarantine::LIST).await?, show::quarantine)
         }
-        Operate::Quarantine(Quarantine::Show { id, .. }) => {
-            let kept: Kept = gateway.get(&quarantine::show_path(*id)).await?;
-            if json { show::json(out, &kept) } else { show::body(out, &kept.body) }
+        OperatorCommand::Quarantine(QuarantineCommand::Show { id, .. }) => {
+            out.print(&client.get(&quarantine::show_path(*id)).await?, show::body)
         }
-        Operate::Store(Store::Restore(_)) => bail!("it works without a gateway"),
-        Operate::Store(Store::AcceptLoss { restored, .. }) => {
-            let body = store::AcceptLoss { restored: *restored };
-            let done: store::Acceptance = gateway.post(store::ACCEPT_LOSS, &body).await?;
-            if json { show::json(out, &done) } else { show::accepted(out, &done) }
+        OperatorCommand::Store(StoreCommand::Restore(_)) => {
+            bail!("store restore works without a gateway")
+        }
+        OperatorCommand::Store(StoreCommand::AcceptLoss { restored, .. }) => {
+            let request = store::AcceptLossRequest { restored: *restored };
+            out.print(&client.post(store::ACCEPT_LOSS, &request).await?, show::accepted)
         }
     }
 }
 
-async fn on_callbacks(
-    gateway: &Gateway,
-    command: &Callbacks,
-    json: bool,
-    out: &mut dyn Write,
+async fn run_callbacks(
+    client: &SocketClient,
+    command: &CallbacksCommand,
+    out: &mut Printer<'_>,
 ) -> anyhow::Result<()> {
-    let (account, route, how) = match command {
-        Callbacks::List { account, .. } => {
+    let none = RegistrationRequest::default();
+    let (account, route, request) = match command {
+        CallbacksCommand::List { account, .. } => {
             let path = account.as_ref().map_or_else(
                 || callbacks::LIST.to_owned(),
                 |account| callbacks::path(callbacks::ACCOUNT, account),
             );
-            let accounts: Vec<Registered> = gateway.get(&path).await?;
-            return if json {
-                show::json(out, &accounts)
-            } else {
-                show::registered(out, &accounts)
-            };
+            return out.print(&*client.get::<Vec<_>>(&path).await?, show::registrations);
         }
-        Callbacks::Register(Register { account, force, .. }) => {
-            (account, callbacks::REGISTER, How { force: *force, ..How::default() })
+        CallbacksCommand::Register(RegisterArgs { account, force, .. }) => {
+            (account, callbacks::REGISTER, RegistrationRequest { force: *force, ..none })
         }
-        Callbacks::Deregister(Account { account, .. }) => {
-            (account, callbacks::DEREGISTER, How::default())
+        CallbacksCommand::Deregister(AccountArgs { account, .. }) => {
+            (account, callbacks::DEREGISTER, none)
         }
-        Callbacks::Rotate(Rotate { account, path, .. }) => {
-            (account, callbacks::ROTATE, How { path: *path, ..How::default() })
+        CallbacksCommand::Rotate(RotateArgs { account, path, .. }) => {
+            (account, callbacks::ROTATE, RegistrationRequest { path: *path, ..none })
         }
     };
-    let done: Done = gateway.post(&callbacks::path(route, account), &how).await?;
-    if json { show::json(out, &done) } else { show::done(out, account, done, how.path) }
+    let done = client.post(&callbacks::path(route, account), &request).await?;
+    out.print(&done, |out, done| show::registration(out, account, *done, request.path))
 }
 
-struct Gateway {
+/// Prints a result as JSON or as text.
+struct Printer<'a> {
+    out: &'a mut dyn Write,
+    json: bool,
+}
+
+impl Printer<'_> {
+    fn print<T: Serialize + ?Sized>(
+        &mut self,
+        value: &T,
+        show: impl FnOnce(&mut dyn Write, &T) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if self.json { show::json(self.out, value) } else { show(self.out, value) }
+    }
+}
+
+struct SocketClient {
     socket: PathBuf,
 }
 
-impl Gateway {
+impl SocketClient {
     async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         self.call(Method::GET, path, Body::empty()).await
     }
@@ -152,19 +149,19 @@ impl Gateway {
         body: Body,
     ) -> anyhow::Result<T> {
         let exchange = exchange(&self.socket, method, path, body);
-        let Ok(answer) = tokio::time::timeout(PATIENCE, exchange).await else {
+        let Ok(response) = tokio::time::timeout(TIMEOUT, exchange).await else {
             bail!(
-                "the gateway on {} does not answer; what it began it goes on with",
+                "no response from the gateway on {}; it may still carry the command out",
                 self.socket.display()
             );
         };
-        let (status, body) = answer?;
+        let (status, body) = response?;
         if status.is_success() {
-            return serde_json::from_slice(&body).context("the gateway is of another version");
+            return serde_json::from_slice(&body).context("the gateway has another version");
         }
         match serde_json::from_slice(&body) {
-            Ok(Refusal { error }) => bail!(error),
-            Err(_) => bail!("the gateway answers {status}; is it of another version?"),
+            Ok(ErrorBody { error }) => bail!(error),
+            Err(_) => bail!("the gateway answers {status}; it may have another version"),
         }
     }
 }
@@ -175,7 +172,8 @@ async fn exchange(
     path: &str,
     body: Body,
 ) -> anyhow::Result<(http::StatusCode, Vec<u8>)> {
-    let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, error))?;
+    let stream =
+        UnixStream::connect(socket).await.map_err(|error| cannot_connect(socket, error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder()
@@ -184,16 +182,16 @@ async fn exchange(
         .header(header::HOST, "gateway")
         .header(header::CONTENT_TYPE, "application/json")
         .body(body)?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
     connection.abort();
     let body = body.map_err(|error| anyhow::anyhow!(error))?;
     Ok((status, body.to_bytes().to_vec()))
 }
 
-/// Why nobody answers, and what to do about it.
-fn unreachable(socket: &Path, error: io::Error) -> anyhow::Error {
+/// Explains why no connection is possible, and what to do.
+fn cannot_connect(socket: &Path, error: io::Error) -> anyhow::Error {
     let socket = socket.display();
     let what = match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -210,8 +208,9 @@ mod tests {
 
     #[test]
     fn an_operator_is_told_what_keeps_a_command_from_the_gateway() {
-        let told =
-            |kind: io::ErrorKind| unreachable(Path::new("/run/gw.sock"), kind.into()).to_string();
+        let told = |kind: io::ErrorKind| {
+            cannot_connect(Path::new("/run/gw.sock"), kind.into()).to_string()
+        };
         let forbidden = told(io::ErrorKind::PermissionDenied);
         assert!(
             forbidden.contains("/run/gw.sock")

@@ -1,18 +1,16 @@
-//! `unblock`, which lets stopped logins be tried once more, and a line of `status` for each set of
-//! credentials.
+//! `unblock`, which allows one more login, and the lines of `status` about credentials.
 
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    response::Response,
     routing::post,
 };
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{Subject, refuse};
-use crate::thingspace::{self, Error, UnblockMode, UnblockOutcome, UnblockRefusal};
+use super::{CommandError, Parts};
+use crate::thingspace::{Error, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
 
@@ -20,44 +18,43 @@ pub(super) fn unblock_path(name: &str) -> String {
     UNBLOCK.replace("{name}", name)
 }
 
-/// The state of the logins of a set of credentials.
+/// The state of the logins with a set of credentials.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Login {
+pub(super) struct LoginStatus {
     pub(super) credentials: String,
-    /// False: an operator has to act, also if a session still works.
+    /// Whether no operator has to act. Can be false while a session token is still valid.
     pub(super) healthy: bool,
+    /// A sentence about the state.
     pub(super) standing: String,
 }
 
-/// How the operator wants it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Unblock {
-    /// The operator has logged in elsewhere, which clears what ThingSpace has counted.
+pub(super) struct UnblockRequest {
+    /// The operator confirms a login elsewhere, which has reset ThingSpace's count.
     pub(super) force: bool,
-    /// With `force`: although no login was accepted since the last time.
+    /// With `force`: even if no login was accepted after the last forced unblock.
     pub(super) risk_lock: bool,
 }
 
-/// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Unblocked {
-    /// False: nothing was in the way.
+pub(super) struct UnblockResponse {
+    /// False: logins were not stopped.
     pub(super) changed: bool,
-    /// Rejected logins in a row that ThingSpace may have counted.
+    /// Logins in a row that ThingSpace may have counted as rejected.
     pub(super) rejections: u32,
-    /// Rejected logins in a row after which it locks the user.
+    /// Rejected logins in a row after which ThingSpace locks the user.
     pub(super) lock: u32,
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new().route(UNBLOCK, post(unblock))
 }
 
-pub(super) fn logins(subject: &Subject) -> Vec<Login> {
-    let standings = subject.client.standings().map(|(name, standing)| {
+pub(super) fn logins(parts: &Parts) -> Vec<LoginStatus> {
+    let standings = parts.client.standings().map(|(name, standing)| {
         let standing = standing.borrow().clone();
-        Login {
+        LoginStatus {
             credentials: name.to_owned(),
             healthy: standing.healthy,
             standing: standing.sentence,
@@ -67,76 +64,70 @@ pub(super) fn logins(subject: &Subject) -> Vec<Login> {
 }
 
 async fn unblock(
-    State(subject): State<Subject>,
+    State(parts): State<Parts>,
     Path(name): Path<String>,
-    Json(Unblock { force, risk_lock }): Json<Unblock>,
-) -> Result<Json<Unblocked>, Response> {
+    Json(UnblockRequest { force, risk_lock }): Json<UnblockRequest>,
+) -> Result<Json<UnblockResponse>, CommandError> {
     let mode = match (force, risk_lock) {
         (false, _) => UnblockMode::Retry,
         (true, false) => UnblockMode::LoggedIn,
         (true, true) => UnblockMode::RiskLock,
     };
-    let Some(done) = subject.client.unblock(&name, mode).await else {
-        return Err(refuse(
-            StatusCode::NOT_FOUND,
-            &format_args!("there are no credentials named {name}"),
-        ));
+    let Some(unblocked) = parts.client.unblock(&name, mode).await else {
+        let unknown = format_args!("there are no credentials named {name}");
+        return Err(CommandError::new(StatusCode::NOT_FOUND, &unknown));
     };
-    let done = done.map_err(|error| match error {
-        Error::Store(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error),
-        error => refuse(StatusCode::CONFLICT, &error),
+    let Unblocked { outcome, rejections, lock } = unblocked.map_err(|error| match error {
+        Error::Store(error) => error.into(),
+        error => CommandError::conflict(&error),
     })?;
-    let thingspace::Unblocked { outcome, rejections, lock } = done;
     let changed = match outcome {
         UnblockOutcome::Done => true,
         UnblockOutcome::NotNeeded => false,
         UnblockOutcome::Refused(why) => {
-            let why = match why {
+            return Err(CommandError::conflict(&match why {
                 UnblockRefusal::LastAttempt => last_attempt(&name, rejections, lock),
                 UnblockRefusal::Refuted => refuted(&name, lock),
                 UnblockRefusal::AlreadyForced => already_forced(&name, lock),
-            };
-            return Err(refuse(StatusCode::CONFLICT, &why));
+            }));
         }
     };
-    info!(
-        credentials = name,
-        changed, force, risk_lock, rejections, "an operator let credentials be tried once more"
-    );
-    Ok(Json(Unblocked { changed, rejections, lock }))
+    info!(credentials = name, changed, force, risk_lock, rejections, "an operator ran unblock");
+    Ok(Json(UnblockResponse { changed, rejections, lock }))
 }
 
 fn refuted(name: &str, lock: u32) -> String {
     format!(
-        "ThingSpace rejected the password that the files of credentials {name} hold, after the last \
-         `unblock --force`. It is not the password that worked elsewhere: write that one into the \
-         file. {}",
-        once_more(name, lock)
+        "ThingSpace rejected the password in the files of credentials {name} after the last \
+         `unblock --force`. So the file does not hold the password that worked elsewhere: write \
+         that password into the file. {}",
+        risk_lock(name, lock)
     )
 }
 
 fn already_forced(name: &str, lock: u32) -> String {
     format!(
         "no login of the user of credentials {name} was accepted after the last `unblock --force`, \
-         so it may have been a mistake. Correct the files: a user name or a password that is not \
-         the one that worked elsewhere is the usual cause. {}",
-        once_more(name, lock)
+         so that command may have been a mistake. Correct the files: usually they do not hold the \
+         user name or the password that worked elsewhere. {}",
+        risk_lock(name, lock)
     )
 }
 
-fn once_more(name: &str, lock: u32) -> String {
+fn risk_lock(name: &str, lock: u32) -> String {
     format!(
-        "If logins stay stopped then, log in once more elsewhere, with exactly what the files hold, \
-         and run `thingspace-gateway unblock {name} --force --risk-lock`. Each such command permits \
-         one login. If nobody has logged in elsewhere before it, ThingSpace may lock the user, which \
-         it does at {lock} rejected logins in a row; only Verizon's support unlocks a user"
+        "If logins stay stopped then, log in elsewhere once more, with exactly what the files \
+         hold, and run `thingspace-gateway unblock {name} --force --risk-lock`. Each such command \
+         allows one login. Without a login elsewhere before it, ThingSpace may lock the user: it \
+         does so after {lock} rejected logins in a row, and only Verizon's support unlocks a user"
     )
 }
 
 fn last_attempt(name: &str, rejections: u32, lock: u32) -> String {
     format!(
-        "ThingSpace may have counted {rejections} rejected logins in a row and locks the user at {lock}, so logins \
-         with credentials {name} stay stopped. Log in once elsewhere with the password that the files hold, for \
-         example in ThingSpace's portal: that clears the count. Then run `thingspace-gateway unblock {name} --force`"
+        "ThingSpace may have counted {rejections} rejected logins in a row and locks the user at \
+         {lock}, so logins with credentials {name} stay stopped. Log in once elsewhere with the \
+         password in the files, for example in ThingSpace's portal: that resets the count. Then \
+         run `thingspace-gateway unblock {name} --force`"
     )
 }

@@ -1,21 +1,20 @@
-//! `orders unknown` and `orders settle`: orders that were sent and of which nobody knows what
-//! became.
+//! `orders unknown` and `orders settle`: orders of unknown outcome.
 
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{Subject, refuse};
+use super::{CommandError, Parts};
 use crate::{
     identity::RequestId,
-    requests::{SettleError, Settlement},
+    requests::{SettleError, Settlement, UnknownOrder},
+    telemetry::AUDIT,
 };
 
 pub(super) const UNKNOWN: &str = "/v1/orders/unknown";
@@ -26,89 +25,79 @@ pub(super) fn settle_path(order: &str) -> String {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct UnknownOrder {
+pub(super) struct UnknownOrderItem {
     pub(super) order_id: String,
     pub(super) account: String,
     pub(super) sent_time: Timestamp,
-    /// How many.
+    /// The number of devices.
     pub(super) devices: usize,
 }
 
-/// What became of the order.
+/// The outcome of an order, as the operator found it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Outcome {
-    /// ThingSpace accepted it as this request.
+pub(super) enum SettledOutcome {
+    /// ThingSpace accepted the order as this request.
     AcceptedAs(String),
     NotPlaced,
 }
 
-/// A settlement.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Settle {
-    pub(super) outcome: Outcome,
-    /// Also if ThingSpace does not confirm it, and in place of an earlier settlement.
+pub(super) struct SettleRequest {
+    pub(super) outcome: SettledOutcome,
+    /// Settle even if ThingSpace does not confirm it, or replace an earlier settlement.
     pub(super) force: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Settled {
-    /// Why ThingSpace did not confirm the settlement, where it was forced.
+pub(super) struct SettleResponse {
+    /// Why ThingSpace did not confirm a settlement that was forced.
     pub(super) not_confirmed: Option<String>,
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new().route(UNKNOWN, get(unknown)).route(SETTLE, post(settle))
 }
 
-async fn unknown(State(subject): State<Subject>) -> Response {
-    let shown = |order: crate::requests::UnknownOrder| UnknownOrder {
+async fn unknown(State(parts): State<Parts>) -> Result<Json<Vec<UnknownOrderItem>>, CommandError> {
+    let item = |order: UnknownOrder| UnknownOrderItem {
         order_id: order.order_id,
         account: order.account,
         sent_time: order.sent_time,
         devices: order.devices,
     };
-    match subject.requests.unknown_orders().await {
-        Ok(orders) => Json(orders.into_iter().map(shown).collect::<Vec<_>>()).into_response(),
-        Err(error) => refuse(StatusCode::SERVICE_UNAVAILABLE, &error),
-    }
+    Ok(Json(parts.requests.unknown_orders().await?.into_iter().map(item).collect()))
 }
 
 async fn settle(
-    State(subject): State<Subject>,
+    State(parts): State<Parts>,
     Path(order): Path<String>,
-    Json(Settle { outcome, force }): Json<Settle>,
-) -> Response {
+    Json(SettleRequest { outcome, force }): Json<SettleRequest>,
+) -> Result<Json<SettleResponse>, CommandError> {
     let settlement = match outcome {
-        Outcome::NotPlaced => Settlement::NotPlaced,
-        Outcome::AcceptedAs(id) => match RequestId::parse(&id) {
-            Ok(id) => Settlement::AcceptedAs(id),
-            Err(invalid) => {
-                return refuse(StatusCode::BAD_REQUEST, &format_args!("the request id {invalid}"));
-            }
-        },
+        SettledOutcome::NotPlaced => Settlement::NotPlaced,
+        SettledOutcome::AcceptedAs(id) => {
+            Settlement::AcceptedAs(RequestId::parse(&id).map_err(|invalid| {
+                let message = format_args!("the request id {invalid}");
+                CommandError::new(StatusCode::BAD_REQUEST, &message)
+            })?)
+        }
     };
-    match subject.requests.settle_order(&order, &settlement, force).await {
-        Ok(not_confirmed) => {
-            info!(
-                target: "audit",
-                { order.id = order, ?settlement, force, not_confirmed },
-                "an operator settled an order"
-            );
-            Json(Settled { not_confirmed }).into_response()
-        }
-        Err(error) => {
-            let status = match &error {
-                SettleError::NoSuchOrder => StatusCode::NOT_FOUND,
-                SettleError::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
-                SettleError::InFlight
-                | SettleError::NotPlaced
-                | SettleError::AcceptedAs(_)
-                | SettleError::Settled(_)
-                | SettleError::NotConfirmed(_)
-                | SettleError::OtherRequest => StatusCode::CONFLICT,
-            };
-            refuse(status, &error)
-        }
-    }
+    let settled = parts.requests.settle_order(&order, &settlement, force).await;
+    let not_confirmed = settled.map_err(|error| match error {
+        SettleError::NoSuchOrder => CommandError::new(StatusCode::NOT_FOUND, &error),
+        SettleError::Store(error) => error.into(),
+        SettleError::InFlight
+        | SettleError::NotPlaced
+        | SettleError::AcceptedAs(_)
+        | SettleError::Settled(_)
+        | SettleError::NotConfirmed(_)
+        | SettleError::OtherRequest => CommandError::conflict(&error),
+    })?;
+    info!(
+        target: AUDIT,
+        { order.id = order, ?settlement, force, not_confirmed },
+        "an operator settled an order"
+    );
+    Ok(Json(SettleResponse { not_confirmed }))
 }

@@ -1,17 +1,17 @@
-//! `quarantine list` and `quarantine show`: callbacks that nobody understood.
+//! `quarantine list` and `quarantine show`: callbacks that could not be read or that named another
+//! account.
 
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    response::Response,
     routing::get,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{Subject, refuse};
+use super::{CommandError, Parts};
 use crate::{
     callbacks::quarantine::{Listed, Shown},
     telemetry::AUDIT,
@@ -25,55 +25,53 @@ pub(super) fn show_path(id: u64) -> String {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Quarantined {
+pub(super) struct QuarantineItem {
     pub(super) id: u64,
     pub(super) account: String,
-    /// When it came.
+    /// When the callback was received.
     pub(super) time: Timestamp,
-    /// Of its body.
+    /// The size of the body.
     pub(super) bytes: u32,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(super) struct Body {
+pub(super) struct QuarantinedCallback {
     pub(super) id: u64,
-    /// Without the passwords that were found in it.
+    /// The body, with recognised passwords masked.
     pub(super) body: String,
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new().route(LIST, get(list)).route(SHOW, get(show))
 }
 
-async fn list(State(subject): State<Subject>) -> Result<Json<Vec<Quarantined>>, Response> {
-    let shown = |Listed { number, time, account, size }| Quarantined {
+async fn list(State(parts): State<Parts>) -> Result<Json<Vec<QuarantineItem>>, CommandError> {
+    let item = |Listed { number, time, account, size }| QuarantineItem {
         id: number,
         account,
         time,
         bytes: size,
     };
-    match subject.callbacks()?.quarantine().list().await {
-        Ok(listed) => Ok(Json(listed.into_iter().map(shown).collect())),
-        Err(error) => Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
-    }
+    let listed = parts.callbacks()?.quarantine().list().await?;
+    Ok(Json(listed.into_iter().map(item).collect()))
 }
 
-async fn show(State(subject): State<Subject>, Path(id): Path<u64>) -> Result<Json<Body>, Response> {
-    match subject.callbacks()?.quarantine().show(id).await {
-        Ok(Some(Shown { account, body })) => {
-            info!(
-                target: AUDIT,
-                who = "an operator on the control socket",
-                number = id,
-                account,
-                "a quarantined callback was shown; it may hold identities of devices"
-            );
-            Ok(Json(Body { id, body }))
-        }
-        Ok(None) => Err(refuse(
-            StatusCode::NOT_FOUND,
-            &format_args!("there is no callback {id} in quarantine; the oldest go when it is full"),
-        )),
-        Err(error) => Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
-    }
+async fn show(
+    State(parts): State<Parts>,
+    Path(id): Path<u64>,
+) -> Result<Json<QuarantinedCallback>, CommandError> {
+    let Some(Shown { account, body }) = parts.callbacks()?.quarantine().show(id).await? else {
+        let message = format_args!(
+            "there is no callback {id} in quarantine; the oldest are removed when it is full"
+        );
+        return Err(CommandError::new(StatusCode::NOT_FOUND, &message));
+    };
+    info!(
+        target: AUDIT,
+        who = "an operator on the control socket",
+        number = id,
+        account,
+        "an operator read a callback in quarantine; it may contain device identities"
+    );
+    Ok(Json(QuarantinedCallback { id, body }))
 }

@@ -1,4 +1,4 @@
-//! `status`: how the gateway is doing.
+//! `status`: the state of the gateway.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Subject,
-    logins::{Login, logins},
-    store::{Memory, memory},
+    Parts,
+    logins::{self, LoginStatus},
+    store::{self, StoreStatus},
 };
 use crate::{
     callbacks::{Callbacks, Outcome},
@@ -19,69 +19,65 @@ use crate::{
 
 pub(super) const PATH: &str = "/v1/status";
 
+/// Counts are since the start of the gateway.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Status {
+pub(super) struct StatusResponse {
     pub(super) version: String,
     /// The configuration file.
     pub(super) config: Option<PathBuf>,
-    /// Calls can be answered.
+    /// Whether calls can be answered.
     pub(super) ready: bool,
-    /// Why not.
+    /// Why calls cannot be answered.
     pub(super) waits_for: Option<String>,
     /// What a gateway that is ready cannot do now, and why.
     #[serde(default)]
     pub(super) limited: Option<String>,
-    /// Its file, or where it is.
+    /// The file or the servers of the store.
     pub(super) store: String,
-    /// Why it cannot be used now, or, where that shows only then, why it could not be written to
-    /// last time.
+    /// Why the store cannot be used, or why the last write failed.
     pub(super) store_trouble: Option<String>,
-    pub(super) store_memory: Memory,
-    /// Logs that cannot be read and were set aside.
+    pub(super) store_memory: StoreStatus,
     #[serde(default)]
     pub(super) unreadable_logs: Vec<UnreadableLog>,
     pub(super) open_requests: usize,
     pub(super) open_devices: usize,
-    /// `None`: the store does not say.
+    /// `None`: the store cannot be read.
     pub(super) unknown_orders: Option<usize>,
-    /// Requests that ended since the start.
     pub(super) finished_by_callback: u64,
     pub(super) finished_by_poll: u64,
-    /// Callbacks since the start for requests that were not known here.
+    /// Callbacks for requests that this gateway does not know.
     pub(super) stray_callbacks: u64,
-    pub(super) logins: Vec<Login>,
-    pub(super) hosts: Vec<Host>,
-    /// When the certificate of the callbacks' listener expires, with HTTPS.
+    pub(super) logins: Vec<LoginStatus>,
+    pub(super) hosts: Vec<HostStatus>,
+    /// When the certificate of the listener for callbacks expires. `None`: it has none.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
-    /// How many requests to the callbacks' listener had which outcome since the start, without
-    /// those that none had.
+    /// The number of requests to the listener for callbacks, by outcome, if it is not 0.
     #[serde(default)]
     pub(super) callbacks: BTreeMap<String, u64>,
-    /// Callbacks that left the quarantine since the start to make room for others.
+    /// Callbacks that were removed from the quarantine to make room for others.
     #[serde(default)]
     pub(super) quarantine_evicted: u64,
-    /// How the registration of each account is doing, if it is known how ThingSpace reaches the
-    /// listener.
+    /// The state of the registration of each account, if callbacks have a public URL.
     #[serde(default)]
     pub(super) registrations: BTreeMap<String, String>,
 }
 
-/// A log that cannot be read.
+/// A log that was set aside because it cannot be read.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct UnreadableLog {
     pub(super) log: String,
     pub(super) why: String,
 }
 
-/// A host of ThingSpace's.
+/// A host of ThingSpace.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Host {
+pub(super) struct HostStatus {
     pub(super) host: String,
-    /// It does not answer, and is not called for so long. `None`: it is called.
+    /// The time until the breaker lets a call through. `None`: the breaker is closed.
     pub(super) left_alone_ms: Option<u64>,
 }
 
-impl From<HostHealth> for Host {
+impl From<HostHealth> for HostStatus {
     fn from(HostHealth { host, left_alone }: HostHealth) -> Self {
         let left_alone_ms =
             left_alone.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -89,51 +85,43 @@ impl From<HostHealth> for Host {
     }
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new().route(PATH, get(status))
 }
 
-async fn status(State(subject): State<Subject>) -> Json<Status> {
-    // What is known is told also while the store is away.
-    let unknown = subject.requests.unknown_orders().await.ok().map(|orders| orders.len());
-    let unreadable = subject.requests.unreadable_logs();
-    let overview = subject.requests.overview();
-    let draining = subject.instance.drain.is_cancelled();
-    let waits_for =
-        if draining { Some("draining".to_owned()) } else { subject.requests.waits_for() };
-    let limited = if draining { None } else { subject.requests.limited() };
-    let certificate = match &subject.callbacks {
+async fn status(State(parts): State<Parts>) -> Json<StatusResponse> {
+    let Parts { requests, client, callbacks, instance, .. } = &parts;
+    let callbacks = callbacks.as_ref();
+    let unreadable = requests.unreadable_logs().into_iter();
+    let overview = requests.overview();
+    let draining = instance.drain.is_cancelled();
+    let waits_for = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
+    let certificate = match callbacks {
         Some(callbacks) => callbacks.certificate_expires().await,
         None => None,
     };
-    Json(Status {
+    Json(StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        config: subject.instance.config.clone(),
+        config: instance.config.clone(),
         ready: overview.ready && !draining,
         waits_for,
-        limited,
-        store: subject.instance.store.clone(),
-        store_trouble: subject.requests.store_trouble(),
-        store_memory: memory(&subject),
-        unreadable_logs: unreadable
-            .into_iter()
-            .map(|(log, why)| UnreadableLog { log, why })
-            .collect(),
+        limited: if draining { None } else { requests.limited() },
+        store: instance.store.clone(),
+        store_trouble: requests.store_trouble(),
+        store_memory: store::status(&parts),
+        unreadable_logs: unreadable.map(|(log, why)| UnreadableLog { log, why }).collect(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
-        unknown_orders: unknown,
+        unknown_orders: requests.unknown_orders().await.ok().map(|orders| orders.len()),
         finished_by_callback: overview.finished_by_callback,
         finished_by_poll: overview.finished_by_poll,
         stray_callbacks: overview.stray_callbacks,
-        logins: logins(&subject),
-        hosts: subject.client.hosts().into_iter().map(Host::from).collect(),
+        logins: logins::logins(&parts),
+        hosts: client.hosts().into_iter().map(HostStatus::from).collect(),
         callbacks_certificate_expires: certificate,
-        callbacks: subject.callbacks.as_ref().map(outcomes).unwrap_or_default(),
-        quarantine_evicted: subject
-            .callbacks
-            .as_ref()
-            .map_or(0, |callbacks| callbacks.quarantine().evicted()),
-        registrations: registrations(&subject),
+        callbacks: callbacks.map(outcomes).unwrap_or_default(),
+        quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),
+        registrations: registrations(&parts),
     })
 }
 
@@ -143,14 +131,14 @@ fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-fn registrations(subject: &Subject) -> BTreeMap<String, String> {
-    let (Some(callbacks), Some(registration)) = (&subject.callbacks, &subject.registration) else {
+fn registrations(parts: &Parts) -> BTreeMap<String, String> {
+    let (Some(callbacks), Some(registration)) = (&parts.callbacks, &parts.registration) else {
         return BTreeMap::new();
     };
     let standings = registration.standings();
-    let accounts = callbacks.secrets().accounts();
-    let said = |account: &AccountName| {
-        standings.get(account).map_or_else(|| "not looked at yet".to_owned(), ToString::to_string)
+    let standing = |account: &AccountName| {
+        standings.get(account).map_or_else(|| "not checked yet".to_owned(), ToString::to_string)
     };
-    accounts.map(|account| (account.to_string(), said(account))).collect()
+    let accounts = callbacks.secrets().accounts();
+    accounts.map(|account| (account.to_string(), standing(account))).collect()
 }

@@ -1,79 +1,76 @@
-//! `store accept-loss`: an operator accepts that the store forgot something. And the lines of
-//! `status` about that.
+//! `store accept-loss`, with which an operator accepts a store loss, and the lines of `status` about
+//! the store.
 
-use axum::{Json, Router, extract::State, http::StatusCode, response::Response, routing::post};
+use axum::{Json, Router, extract::State, routing::post};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{Subject, refuse};
+use super::{CommandError, Parts};
+use crate::telemetry::AUDIT;
 
 pub(super) const ACCEPT_LOSS: &str = "/v1/store/accept-loss";
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct AcceptLoss {
-    /// A backup was restored, whether or not the store can tell.
+pub(super) struct AcceptLossRequest {
+    /// A backup was restored, even if the gateway noticed no loss.
     pub(super) restored: bool,
 }
 
-/// What came of it.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Acceptance {
-    /// What was accepted; `None`: there was nothing to accept.
+pub(super) struct AcceptLossResponse {
+    /// The accepted loss. `None`: there was none.
     pub(super) accepted: Option<String>,
-    /// Nothing was forgotten: the gateway still had everything, and wrote it again.
+    /// Whether the gateway still had everything and has written it to the store again.
     #[serde(default)]
     pub(super) recovered: bool,
     pub(super) remembers_since: Option<Timestamp>,
 }
 
-/// What `status` says of the store's memory.
+/// What `status` shows about losses and protection of the store.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Memory {
-    pub(super) lost: Option<Lost>,
+pub(super) struct StoreStatus {
+    pub(super) lost: Option<LossStatus>,
     pub(super) remembers_since: Option<Timestamp>,
-    /// Why there is no room for new orders.
+    /// Why the store has no room for new orders.
     pub(super) shortage: Option<String>,
     /// Why the next start would not notice an older copy of the store, and what to do.
     #[serde(default)]
     pub(super) unprotected: Option<String>,
 }
 
+/// A store loss that nobody has accepted.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Lost {
+pub(super) struct LossStatus {
     pub(super) what: String,
     pub(super) noticed: Timestamp,
 }
 
-pub(super) fn routes() -> Router<Subject> {
+pub(super) fn routes() -> Router<Parts> {
     Router::new().route(ACCEPT_LOSS, post(accept_loss))
 }
 
-pub(super) fn memory(subject: &Subject) -> Memory {
-    let memory = subject.requests.store_state();
-    Memory {
-        lost: memory.loss.map(|loss| Lost { what: loss.what, noticed: loss.noticed }),
-        remembers_since: memory.remembers_since,
-        shortage: memory.shortage,
-        unprotected: memory.unprotected,
+pub(super) fn status(parts: &Parts) -> StoreStatus {
+    let state = parts.requests.store_state();
+    StoreStatus {
+        lost: state.loss.map(|loss| LossStatus { what: loss.what, noticed: loss.noticed }),
+        remembers_since: state.remembers_since,
+        shortage: state.shortage,
+        unprotected: state.unprotected,
     }
 }
 
 async fn accept_loss(
-    State(subject): State<Subject>,
-    Json(AcceptLoss { restored }): Json<AcceptLoss>,
-) -> Result<Json<Acceptance>, Response> {
-    let before = subject.requests.store_state().remembers_since;
-    let accepted = match subject.requests.accept_loss(restored).await {
-        Ok(loss) => loss.map(|loss| loss.what),
-        Err(error) => return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, &error)),
-    };
-    let remembers_since = subject.requests.store_state().remembers_since;
-    // A store that forgot something begins anew.
+    State(parts): State<Parts>,
+    Json(AcceptLossRequest { restored }): Json<AcceptLossRequest>,
+) -> Result<Json<AcceptLossResponse>, CommandError> {
+    let before = parts.requests.store_state().remembers_since;
+    let accepted = parts.requests.accept_loss(restored).await?.map(|loss| loss.what);
+    let remembers_since = parts.requests.store_state().remembers_since;
+    // The time changes if something is lost for good.
     let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
     if let Some(what) = &accepted {
-        let message = "an operator accepted that the store forgot something";
-        info!(target: "audit", what, restored, recovered, "{message}");
+        info!(target: AUDIT, what, restored, recovered, "an operator accepted a store loss");
     }
-    Ok(Json(Acceptance { accepted, recovered, remembers_since }))
+    Ok(Json(AcceptLossResponse { accepted, recovered, remembers_since }))
 }

@@ -276,7 +276,7 @@ async fn a_file_that_is_removed_under_load_orders_nothing_twice() {
     std::fs::remove_file(store).unwrap();
     says(process.admin, REMOVED).await;
     let said = operate(&file, &["store", "accept-loss"]);
-    assert!(said.contains("nothing is forgotten"), "{said}");
+    assert!(said.contains("nothing is lost"), "{said}");
     // The callers have never been kept out.
     load.goes_on().await;
     all.extend(load.end().await);

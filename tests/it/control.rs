@@ -1,4 +1,4 @@
-//! Operator commands, as an operator gives them: the real binary, on a running gateway's socket.
+//! Operator commands: the real binary, on the socket of a running gateway.
 
 mod callbacks;
 mod logins;
@@ -24,14 +24,14 @@ use crate::{
     process::{run, text},
 };
 
-/// A command to the gateway with this configuration.
+/// Runs a command on the gateway with this configuration.
 async fn operate(config: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     command.args(arguments).arg("--config").arg(config);
     run(command).await
 }
 
-/// What a command prints that succeeds.
+/// The output of a command that succeeds.
 pub async fn told(config: &Path, arguments: &[&str]) -> String {
     let output = operate(config, arguments).await;
     assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
@@ -43,7 +43,7 @@ pub async fn json(config: &Path, arguments: &[&str]) -> serde_json::Value {
     serde_json::from_str(&told(config, &[arguments, &["--json"]].concat()).await).unwrap()
 }
 
-/// What a command says that fails.
+/// The error of a command that fails.
 async fn refused(config: &Path, arguments: &[&str]) -> String {
     let output = operate(config, arguments).await;
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), ""), "{arguments:?}");
@@ -62,7 +62,7 @@ fn socket_of(config: &Config) -> PathBuf {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_settles_orders_of_unknown_fate() {
+async fn an_operator_settles_orders_of_unknown_outcome() {
     let upstream = Upstream::manual().await;
     let config = upstream.quiet();
     let process = Process::serve(&config, upstream.dir.path());
@@ -89,7 +89,7 @@ async fn an_operator_settles_orders_of_unknown_fate() {
     assert_eq!(place(&mut client, "placed", [0]).await.unwrap(), placed);
     told(&file, &["orders", "settle", orders[1], "--not-placed"]).await;
     assert_eq!(json(&file, &["orders", "unknown"]).await, serde_json::json!([]));
-    // The key is free, also for another order.
+    // The key is free, even for a different order.
     place(&mut client, "lost", [2]).await.unwrap();
 
     let again = refused(&file, &["orders", "settle", orders[0], "--not-placed"]).await;
@@ -104,7 +104,7 @@ async fn an_operator_settles_orders_of_unknown_fate() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_socket_is_its_users_and_goes_with_the_gateway() {
+async fn the_socket_belongs_to_the_user_and_is_removed_with_the_gateway() {
     let upstream = Upstream::manual().await;
     let config = upstream.quiet();
     let (file, socket) = (write_config(&config, upstream.dir.path()), socket_of(&config));
@@ -130,7 +130,7 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     assert_eq!((&status["open_requests"], &status["open_devices"]), (&1.into(), &2.into()));
     assert!(told(&file, &["status"]).await.contains("open devices          2\n"));
 
-    // A second gateway on the same store takes nothing away.
+    // A second gateway on the same store removes nothing.
     assert_eq!(run(serve_command(&config, upstream.dir.path())).await.status.code(), Some(1));
     told(&file, &["status"]).await;
 
@@ -144,9 +144,9 @@ async fn the_socket_is_its_users_and_goes_with_the_gateway() {
     assert!(!socket.exists());
 }
 
-/// Above all then somebody asks.
+/// An operator needs the gateway above all after a wrong edit.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_configuration_that_is_wrong_by_now_leads_to_the_gateway_all_the_same() {
+async fn a_configuration_with_problems_still_leads_to_the_gateway() {
     let upstream = Upstream::manual().await;
     let process = Process::serve(&upstream.quiet(), upstream.dir.path());
     let file = upstream.dir.path().join("gateway.toml");
@@ -191,7 +191,7 @@ async fn status_says_what_is_wrong_with_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_accepts_that_the_store_forgot_something() {
+async fn an_operator_accepts_a_store_loss() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
     let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
     let process = Process::serve(&config, upstream.dir.path());
@@ -233,7 +233,7 @@ async fn an_operator_accepts_that_the_store_forgot_something() {
     assert_eq!(lines("\"level\":\"ERROR\""), 1, "{log:#?}");
 }
 
-/// One could be made by renaming, and no command would reach it.
+/// Such a socket can be created by renaming, but no command could connect to it.
 #[tokio::test]
 async fn a_path_that_is_too_long_for_a_socket_is_refused() {
     let upstream = Upstream::manual().await;
@@ -290,7 +290,7 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
     }
 }
 
-/// The socket is made anew at each start, and nothing else is lost for that.
+/// The socket is created at each start, and nothing else is removed for it.
 #[tokio::test]
 async fn the_socket_replaces_nothing_but_a_socket() {
     let upstream = Upstream::manual().await;
@@ -307,10 +307,10 @@ async fn the_socket_replaces_nothing_but_a_socket() {
     }
     assert_eq!(std::fs::read(upstream.dir.path().join("password")).unwrap(), b"simulator-password");
 
-    // Also where nobody has checked the configuration.
+    // Also if the configuration was not validated.
     for path in ["a file", "a link"] {
         config.control.socket = upstream.dir.path().join(path);
-        // The store of a gateway that did not start is released a moment later.
+        // A gateway that did not start releases its store a moment later.
         config.store.path = upstream.dir.path().join(format!("store of {path}"));
         if path == "a link" {
             std::os::unix::fs::symlink("nothing", &config.control.socket).unwrap();
@@ -318,7 +318,7 @@ async fn the_socket_replaces_nothing_but_a_socket() {
             std::fs::write(&config.control.socket, "kept").unwrap();
         }
         let error = App::bind(config.clone()).await.unwrap_err();
-        assert!(format!("{error:#}").contains("no socket"), "{error:#}");
+        assert!(format!("{error:#}").contains("is not a socket"), "{error:#}");
         assert!(std::fs::symlink_metadata(&config.control.socket).is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! What is printed: JSON, or for people a sentence or a table, in which nothing can steer a
-//! terminal, whoever it came from.
+//! Prints results as JSON, or as sentences and tables. Escapes every character that could control a
+//! terminal.
 
 use std::{fmt::Write as _, io::Write};
 
@@ -8,22 +8,22 @@ use serde::Serialize;
 
 use crate::{
     control::{
-        callbacks::{Done, Registered},
-        logins::{Login, Unblocked},
-        orders::UnknownOrder,
-        quarantine::Quarantined,
-        status::{Host, Status},
-        store::Acceptance,
+        callbacks::{AccountRegistrations, RegistrationResponse},
+        logins::UnblockResponse,
+        orders::{SettleResponse, UnknownOrderItem},
+        quarantine::{QuarantineItem, QuarantinedCallback},
+        status::StatusResponse,
+        store::AcceptLossResponse,
     },
-    identity::AccountName,
+    identity::{AccountName, RequestId},
 };
 
-pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
+pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        // Such characters stand in strings only, where JSON takes them written out.
-        if c != '\n' && steers(c) {
+        // These characters occur only in strings, where JSON allows them as escapes.
+        if c != '\n' && is_control(c) {
             write!(shown, "\\u{:04x}", u32::from(c))?;
         } else {
             shown.push(c);
@@ -32,221 +32,238 @@ pub(super) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Resul
     Ok(writeln!(out, "{shown}")?)
 }
 
-pub(super) fn status(out: &mut dyn Write, status: &Status) -> anyhow::Result<()> {
-    let unknown =
-        status.unknown_orders.map_or_else(|| "the store is away".to_owned(), |n| n.to_string());
+pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Result<()> {
+    let StatusResponse { store, store_memory, .. } = status;
+    let unknown = status.unknown_orders.map(|count| count.to_string());
     let ready = match (&status.waits_for, &status.limited) {
         (Some(obstacle), _) => format!("no: {obstacle}"),
         (None, Some(limited)) => format!("yes, but {limited}"),
         (None, None) => if status.ready { "yes" } else { "no" }.to_owned(),
     };
-    let store = match &status.store_trouble {
-        Some(trouble) if status.limited.is_none() => format!("{}: {trouble}", status.store),
-        _ => status.store.clone(),
-    };
-    let config =
-        status.config.as_ref().map_or_else(|| "none".to_owned(), |file| file.display().to_string());
-    let mut rows = vec![
-        ["version".to_owned(), status.version.clone()],
-        ["configuration".to_owned(), config],
-        ["ready".to_owned(), ready],
-        ["store".to_owned(), store],
-        ["remembers since".to_owned(), since(status.store_memory.remembers_since)],
-        ["open requests".to_owned(), status.open_requests.to_string()],
-        ["open devices".to_owned(), status.open_devices.to_string()],
-        ["unknown orders".to_owned(), unknown],
-        ["finished by callback".to_owned(), status.finished_by_callback.to_string()],
-        ["finished by poll".to_owned(), status.finished_by_poll.to_string()],
-        ["stray callbacks".to_owned(), status.stray_callbacks.to_string()],
-    ];
-    if let Some(lost) = &status.store_memory.lost {
-        let what =
-            format!("{}, noticed {:.0}; `store accept-loss` accepts it", lost.what, lost.noticed);
-        rows.insert(4, ["store lost".to_owned(), what]);
+    let config = status.config.as_ref().map(|file| file.display().to_string());
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    row("version", status.version.clone());
+    row("configuration", config.unwrap_or_else(|| "none".to_owned()));
+    row("ready", ready);
+    row(
+        "store",
+        match &status.store_trouble {
+            Some(trouble) if status.limited.is_none() => format!("{store}: {trouble}"),
+            _ => store.clone(),
+        },
+    );
+    if let Some(why) = &store_memory.unprotected {
+        row("store not protected", why.clone());
     }
-    if let Some(why) = &status.store_memory.unprotected {
-        rows.insert(4, ["store not protected".to_owned(), why.clone()]);
+    if let Some(lost) = &store_memory.lost {
+        let accept = "`store accept-loss` accepts it";
+        row("store lost", format!("{}, noticed {:.0}; {accept}", lost.what, lost.noticed));
     }
-    let unreadable = status.unreadable_logs.iter();
-    rows.extend(unreadable.map(|log| [format!("damaged log {}", log.log), log.why.clone()]));
-    let login =
-        |login: &Login| [format!("credentials {}", login.credentials), login.standing.clone()];
-    rows.extend(status.logins.iter().map(login));
-    let host = |host: &Host| {
-        let doing = match host.left_alone_ms {
-            None => "is called".to_owned(),
-            Some(wait) => {
+    row("remembers since", since(store_memory.remembers_since));
+    row("open requests", status.open_requests.to_string());
+    row("open devices", status.open_devices.to_string());
+    row("unknown orders", unknown.unwrap_or_else(|| "the store cannot be read".to_owned()));
+    row("finished by callback", status.finished_by_callback.to_string());
+    row("finished by poll", status.finished_by_poll.to_string());
+    row("stray callbacks", status.stray_callbacks.to_string());
+    for log in &status.unreadable_logs {
+        row(&format!("damaged log {}", log.log), log.why.clone());
+    }
+    for login in &status.logins {
+        row(&format!("credentials {}", login.credentials), login.standing.clone());
+    }
+    for host in &status.hosts {
+        let state = host.left_alone_ms.map_or_else(
+            || "is called".to_owned(),
+            |wait| {
                 format!("does not answer; the next attempt is made in {wait} ms at the earliest")
-            }
-        };
-        [format!("host {}", host.host), doing]
-    };
-    rows.extend(status.hosts.iter().map(host));
+            },
+        );
+        row(&format!("host {}", host.host), state);
+    }
     if let Some(expires) = status.callbacks_certificate_expires {
-        rows.push(["callbacks certificate".to_owned(), format!("expires {expires:.0}")]);
+        row("callbacks certificate", format!("expires {expires:.0}"));
     }
     if !status.callbacks.is_empty() {
         let counts = status.callbacks.iter().map(|(outcome, count)| format!("{outcome} {count}"));
-        rows.push(["callbacks".to_owned(), counts.collect::<Vec<_>>().join(", ")]);
+        row("callbacks", counts.collect::<Vec<_>>().join(", "));
     }
     if status.quarantine_evicted > 0 {
-        let evicted =
-            format!("full; {} removed to make room since the start", status.quarantine_evicted);
-        rows.push(["quarantine".to_owned(), evicted]);
+        let evicted = status.quarantine_evicted;
+        row("quarantine", format!("full; {evicted} removed to make room since the start"));
     }
-    let registrations = status.registrations.iter();
-    rows.extend(
-        registrations.map(|(account, how)| [format!("registration {account}"), how.clone()]),
-    );
-    table(out, &rows)
+    for (account, standing) in &status.registrations {
+        row(&format!("registration {account}"), standing.clone());
+    }
+    table(out, rows)
 }
 
 fn since(time: Option<Timestamp>) -> String {
     time.map_or_else(|| "not known".to_owned(), |time| format!("{time:.0}"))
 }
 
-pub(super) fn accepted(out: &mut dyn Write, done: &Acceptance) -> anyhow::Result<()> {
+pub(super) fn accepted(out: &mut dyn Write, done: &AcceptLossResponse) -> anyhow::Result<()> {
     let since = since(done.remembers_since);
-    match &done.accepted {
-        Some(what) if done.recovered => writeln!(
-            out,
-            "Accepted: {what}. The gateway has written the store again, and nothing is forgotten."
-        )?,
-        Some(what) => writeln!(out, "Accepted: {what}. Nothing from before {since} is certain.")?,
-        None => writeln!(
-            out,
-            "There is nothing to accept: the store remembers everything since {since}."
-        )?,
-    }
-    Ok(())
+    let text = match &done.accepted {
+        Some(what) if done.recovered => format!(
+            "Accepted: {what}. The gateway has written the store again, and nothing is lost."
+        ),
+        Some(what) => format!("Accepted: {what}. Facts from before {since} may be missing."),
+        None => format!("There is nothing to accept: the store has everything since {since}."),
+    };
+    Ok(writeln!(out, "{text}")?)
 }
 
 pub(super) fn unblocked(
     out: &mut dyn Write,
     name: &str,
     force: bool,
-    done: &Unblocked,
+    done: &UnblockResponse,
 ) -> anyhow::Result<()> {
-    let Unblocked { changed, rejections, lock } = done;
-    if *changed && force {
-        writeln!(
-            out,
-            "Credentials {name} are tried once more; `status` shows the result. The count of rejected logins begins \
-             anew at {rejections}, for you have logged in elsewhere; if the next login is not accepted, the earlier \
-             count comes back. ThingSpace locks the user at {lock} rejected logins in a row."
-        )?;
-    } else if *changed {
-        writeln!(
-            out,
-            "Credentials {name} are tried once more; `status` shows the result. ThingSpace may have counted \
-             {rejections} rejected logins in a row and locks the user at {lock}."
-        )?;
-    } else {
-        writeln!(out, "Nothing stops credentials {name}.")?;
+    let UnblockResponse { changed, rejections, lock } = done;
+    if !changed {
+        return Ok(writeln!(out, "Logins with credentials {name} are not stopped.")?);
+    }
+    writeln!(
+        out,
+        "One more login with credentials {name} is allowed; `status` shows its result. {}",
+        if force {
+            format!(
+                "The count of rejected logins starts again at {rejections}, because you have \
+                 logged in elsewhere. If the next login is not accepted, the earlier count is \
+                 restored. ThingSpace locks the user at {lock} rejected logins in a row."
+            )
+        } else {
+            format!(
+                "ThingSpace may have counted {rejections} rejected logins in a row and locks the \
+                 user at {lock}."
+            )
+        }
+    )?;
+    Ok(())
+}
+
+pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrderItem]) -> anyhow::Result<()> {
+    if orders.is_empty() {
+        return Ok(writeln!(out, "There are no orders of unknown outcome.")?);
+    }
+    let rows = orders.iter().map(|order| {
+        let UnknownOrderItem { order_id, account, sent_time, devices } = order;
+        [order_id.clone(), account.clone(), format!("{sent_time:.0}"), devices.to_string()]
+    });
+    table(out, with_head(["ORDER", "ACCOUNT", "SENT", "DEVICES"], rows))
+}
+
+pub(super) fn settled(
+    out: &mut dyn Write,
+    order: &str,
+    request: Option<&RequestId>,
+    done: &SettleResponse,
+) -> anyhow::Result<()> {
+    if let Some(why) = &done.not_confirmed {
+        writeln!(out, "Not confirmed: {why}.")?;
+    }
+    match request {
+        Some(id) => writeln!(out, "Order {order} was accepted as request {id}.")?,
+        None => {
+            writeln!(out, "Order {order} was not placed; its idempotency key is free again.")?;
+        }
     }
     Ok(())
 }
 
-pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrder]) -> anyhow::Result<()> {
-    if orders.is_empty() {
-        return Ok(writeln!(out, "What became of every order is known.")?);
-    }
-    let head = ["ORDER", "ACCOUNT", "SENT", "DEVICES"].map(str::to_owned);
-    let rows = orders.iter().map(|order| {
-        [
-            order.order_id.clone(),
-            order.account.clone(),
-            format!("{:.0}", order.sent_time),
-            order.devices.to_string(),
-        ]
+pub(super) fn registrations(
+    out: &mut dyn Write,
+    accounts: &[AccountRegistrations],
+) -> anyhow::Result<()> {
+    let rows = accounts.iter().flat_map(|AccountRegistrations { account, registrations }| {
+        let items = registrations.iter().map(|item| {
+            let owner = if item.ours { "this gateway" } else { "another system" };
+            [account, &item.service, &item.host, owner].map(str::to_owned)
+        });
+        let none = [account, "-", "-", "nothing is registered"].map(str::to_owned);
+        items.chain(registrations.is_empty().then_some(none))
     });
-    table(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    table(out, with_head(["ACCOUNT", "SERVICE", "HOST", "LEADS TO"], rows))
 }
 
-pub(super) fn registered(out: &mut dyn Write, accounts: &[Registered]) -> anyhow::Result<()> {
-    let head = ["ACCOUNT", "SERVICE", "HOST", "LEADS TO"].map(str::to_owned);
-    let mut rows = vec![head];
-    for Registered { account, registrations } in accounts {
-        if registrations.is_empty() {
-            rows.push([account, "-", "-", "nothing is registered"].map(str::to_owned));
-        }
-        for entry in registrations {
-            let whose = if entry.ours { "this gateway" } else { "another" };
-            rows.push([account, &entry.service, &entry.host, whose].map(str::to_owned));
-        }
-    }
-    table(out, &rows)
-}
-
-pub(super) fn done(
+pub(super) fn registration(
     out: &mut dyn Write,
     account: &AccountName,
-    done: Done,
+    done: RegistrationResponse,
     path: bool,
 ) -> anyhow::Result<()> {
-    let rotated =
-        if path { "another secret in its path" } else { "another user name and password" };
-    let what = match done {
-        Done::Unchanged => "is registered already",
-        Done::Registered => "is registered",
-        Done::Deregistered => "is not registered any more",
-        Done::Rotated => &format!("is registered with {rotated}"),
-        Done::RotatedOnly => &format!(
-            "has {rotated}, and no registration, because it was deregistered: `callbacks register` makes one"
+    let new = if path { "a new path secret" } else { "a new user name and password" };
+    let state = match done {
+        RegistrationResponse::Unchanged => "is registered already",
+        RegistrationResponse::Registered => "is registered",
+        RegistrationResponse::Deregistered => "is deregistered",
+        RegistrationResponse::Rotated => &format!("is registered with {new}"),
+        RegistrationResponse::RotatedOnly => &format!(
+            "has {new} but no registration, because it was deregistered; `callbacks register` \
+             registers it"
         ),
-        Done::NotRotated => {
-            "keeps its user name and password: change the files that hold them first"
+        RegistrationResponse::NotRotated => {
+            "keeps its user name and password; change the files that hold them first"
         }
     };
-    Ok(writeln!(out, "Account {account} {what}.")?)
+    Ok(writeln!(out, "Account {account} {state}.")?)
 }
 
-pub(super) fn quarantine(out: &mut dyn Write, kept: &[Quarantined]) -> anyhow::Result<()> {
-    if kept.is_empty() {
+pub(super) fn quarantine(out: &mut dyn Write, items: &[QuarantineItem]) -> anyhow::Result<()> {
+    if items.is_empty() {
         return Ok(writeln!(out, "The quarantine is empty.")?);
     }
-    let head = ["ID", "ACCOUNT", "CAME", "BYTES"].map(str::to_owned);
-    let rows = kept.iter().map(|one| {
-        [one.id.to_string(), one.account.clone(), format!("{:.0}", one.time), one.bytes.to_string()]
+    let rows = items.iter().map(|QuarantineItem { id, account, time, bytes }| {
+        [id.to_string(), account.clone(), format!("{time:.0}"), bytes.to_string()]
     });
-    table(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
+    table(out, with_head(["ID", "ACCOUNT", "RECEIVED", "BYTES"], rows))
 }
 
-pub(super) fn body(out: &mut dyn Write, body: &str) -> anyhow::Result<()> {
-    Ok(writeln!(out, "{}", harmless(body))?)
+pub(super) fn body(out: &mut dyn Write, callback: &QuarantinedCallback) -> anyhow::Result<()> {
+    Ok(writeln!(out, "{}", escape(&callback.body))?)
 }
 
-fn table<const N: usize>(out: &mut dyn Write, rows: &[[String; N]]) -> anyhow::Result<()> {
+fn with_head<const N: usize>(
+    head: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Vec<[String; N]> {
+    std::iter::once(head.map(str::to_owned)).chain(rows).collect()
+}
+
+fn table<const N: usize>(out: &mut dyn Write, rows: Vec<[String; N]>) -> anyhow::Result<()> {
+    let rows: Vec<_> = rows.into_iter().map(|row| row.map(|cell| escape(&cell))).collect();
     let mut widths = [0; N];
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(harmless(cell).chars().count());
+            *width = (*width).max(cell.chars().count());
         }
     }
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            write!(line, "{:width$}  ", harmless(cell))?;
+            write!(line, "{cell:width$}  ")?;
         }
         writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
 
-/// Whether a character could steer a terminal or turn the direction of the text around it.
-fn steers(c: char) -> bool {
-    let direction = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    c.is_control() || direction || matches!(c, '\u{2028}' | '\u{2029}')
+/// Whether a character could control a terminal or change the direction of the text around it.
+fn is_control(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2066}'..='\u{2069}')
 }
 
-/// With what could steer a terminal written out, but for tabs and ends of lines.
-fn harmless(text: &str) -> String {
+/// Escapes control characters, except tabs and line feeds.
+fn escape(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
             '\n' | '\t' => shown.push(c),
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c if steers(c) => shown.extend(c.escape_unicode()),
+            c if is_control(c) => shown.extend(c.escape_default()),
             c => shown.push(c),
         }
     }
@@ -258,14 +275,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_is_printed_steers_a_terminal() {
+    fn nothing_that_is_printed_controls_a_terminal() {
         let body = "\u{1b}[31m \u{9b}2J \u{202e}txt\u{2066} ö \u{7f}";
         let mut out = Vec::new();
         json(&mut out, &body).unwrap();
         let shown = String::from_utf8(out).unwrap();
-        assert!(!shown.trim_end().contains(steers), "{shown:?}");
+        assert!(!shown.trim_end().contains(is_control), "{shown:?}");
         assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), body);
-        assert!(!harmless(body).contains(steers), "{:?}", harmless(body));
-        assert!(harmless(body).contains('ö'));
+        assert!(!escape(body).contains(is_control), "{:?}", escape(body));
+        assert!(escape(body).contains('ö'));
     }
 }

@@ -1,4 +1,4 @@
-//! Commands about callbacks: where they go, and those that nobody understood.
+//! Commands about registrations and about callbacks in quarantine.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ async fn upstream() -> Upstream {
     Upstream::calling(CallbackOptions::default()).await
 }
 
-/// A listener that is registered only if somebody says so, at a port that ThingSpace calls; nobody
-/// listens there.
+/// A listener that only an operator registers, with a port that ThingSpace calls. Nothing listens on
+/// that port.
 fn by_hand(upstream: &Upstream) -> Config {
     let mut config = upstream.called();
     config.callbacks.register = false;
@@ -65,11 +65,11 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
     assert_ne!(rotated.password.expose_secret(), made.password.expose_secret());
 
     let done = told(&file, &["callbacks", "rotate", ACCOUNT, "--path"]).await;
-    assert!(done.ends_with("is registered with another secret in its path.\n"), "{done}");
+    assert!(done.ends_with("is registered with a new path secret.\n"), "{done}");
     assert_ne!(registered().unwrap().url, made.url);
 
     let done = told(&file, &["callbacks", "deregister", ACCOUNT]).await;
-    assert!(done.contains(ACCOUNT) && done.ends_with("is not registered any more.\n"), "{done}");
+    assert!(done.contains(ACCOUNT) && done.ends_with("is deregistered.\n"), "{done}");
     let done = told(&file, &["callbacks", "rotate", ACCOUNT]).await;
     assert!(done.contains("no registration, because it was deregistered"), "{done}");
     assert!(registered().is_none());
@@ -83,7 +83,7 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
 }
 
 #[tokio::test]
-async fn another_s_registration_is_taken_only_by_force() {
+async fn another_registration_is_replaced_only_by_force() {
     let upstream = upstream().await;
     let theirs =
         Registered { url: THEIRS.into(), username: "production".into(), password: "theirs".into() };
@@ -99,7 +99,7 @@ async fn another_s_registration_is_taken_only_by_force() {
         assert_eq!(url(), THEIRS, "{command}");
     }
     let table = told(&file, &["callbacks", "list"]).await;
-    assert!(table.ends_with("production.example  another\n"), "{table}");
+    assert!(table.ends_with("production.example  another system\n"), "{table}");
     let listed = told(&file, &["callbacks", "list", "--json"]).await;
     assert!(listed.contains(r#""ours": false"#), "{listed}");
     assert!(!listed.contains("production-secret") && !listed.contains("theirs"), "{listed}");
@@ -109,7 +109,7 @@ async fn another_s_registration_is_taken_only_by_force() {
     assert_eq!(json(&file, &["callbacks", "list"]).await[0]["registrations"][0]["ours"], true);
 }
 
-/// They would take it away from each other for ever.
+/// Otherwise they would replace each other's registration for ever.
 #[tokio::test]
 async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
     let upstream = upstream().await;
@@ -155,7 +155,7 @@ async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
 }
 
 #[tokio::test]
-async fn what_nobody_understood_is_shown_without_passwords() {
+async fn a_callback_in_quarantine_is_shown_without_passwords() {
     let upstream = upstream().await;
     let mut command = serve_command(&by_hand(&upstream), upstream.dir.path());
     let process = Process::spawn(command.env("RUST_LOG", "info,audit=off"));
@@ -195,12 +195,12 @@ async fn what_nobody_understood_is_shown_without_passwords() {
     let masked = body.replace(password, "***");
     let shown = json(&file, &["quarantine", "show", "1"]).await;
     assert_eq!(shown, serde_json::json!({ "id": 1, "body": masked }));
-    // What somebody sent cannot steer the operator's terminal.
+    // A callback cannot control the operator's terminal.
     let shown = told(&file, &["quarantine", "show", "1"]).await;
     assert_eq!(shown, masked.replace('\u{1b}', r"\u{1b}") + "\n");
     assert_eq!(told(&file, &["quarantine", "show", "2"]).await, "[]\n");
 
-    // Who looked at what is in the log, whatever its filter says.
+    // The log says who read which callback, whatever its filter is.
     process.terminate();
     let (_, log) = process.wait().await;
     let audited: Vec<serde_json::Value> = log
@@ -228,10 +228,7 @@ async fn a_gateway_without_callbacks_says_so() {
     let file = upstream.dir.path().join("gateway.toml");
     for command in commands.into_iter().chain(quarantine) {
         let said = refused(&file, command).await;
-        assert_eq!(
-            said, "the gateway takes no callbacks: callbacks.enabled is false\n",
-            "{command:?}"
-        );
+        assert_eq!(said, "callbacks are disabled; set callbacks.enabled = true\n", "{command:?}");
     }
     process.kill();
 
@@ -245,7 +242,7 @@ async fn a_gateway_without_callbacks_says_so() {
 }
 
 #[tokio::test]
-async fn what_thingspace_says_is_told() {
+async fn an_error_of_thingspace_is_shown() {
     let upstream = upstream().await;
     let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
     let file = upstream.dir.path().join("gateway.toml");

@@ -1,4 +1,4 @@
-//! `unblock`, and what `status` and health say of logins.
+//! `unblock`, and what `status` and health say about logins.
 
 use std::time::Duration;
 
@@ -41,7 +41,10 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     assert!(told(&file, &["status"]).await.contains("credentials test      not logged in"));
     let id = place(&mut client, "k", [0]).await.unwrap();
     assert_eq!(json(&file, &["status"]).await["logins"][0]["standing"], "logged in");
-    assert_eq!(told(&file, &["unblock", "test"]).await, "Nothing stops credentials test.\n");
+    assert_eq!(
+        told(&file, &["unblock", "test"]).await,
+        "Logins with credentials test are not stopped.\n"
+    );
 
     upstream.sim.set_password("changed");
     upstream.sim.expire_sessions();
@@ -75,7 +78,7 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     upstream.sim.set_password("simulator-password");
     assert!(refused(&file, &["unblock", "another"]).await.contains("no credentials named another"));
     let said = told(&file, &["unblock", "test"]).await;
-    assert!(said.starts_with("Credentials test are tried once more"), "{said}");
+    assert!(said.starts_with("One more login with credentials test is allowed"), "{said}");
     assert!(
         said.contains("may have counted 2 rejected logins in a row and locks the user at 5"),
         "{said}"
@@ -135,8 +138,8 @@ async fn unblock_in_a_loop_never_locks_the_user() {
     upstream.sim.unlock();
     write_password(&upstream, "simulator-password");
     let said = told(&file, &["unblock", "test", "--force"]).await;
-    assert!(said.starts_with("Credentials test are tried"), "{said}");
-    assert!(said.contains("count of rejected logins begins anew at 1"), "{said}");
+    assert!(said.starts_with("One more login with credentials test is allowed"), "{said}");
+    assert!(said.contains("count of rejected logins starts again at 1"), "{said}");
     assert!(!said.contains("may have counted"), "{said}");
     eventually_ok("it goes on", || {
         let mut client = client.clone();

@@ -1,5 +1,5 @@
-//! `orders settle`: what ThingSpace has to confirm, what an operator may force, and how a mistake
-//! is corrected.
+//! `orders settle`: what ThingSpace must confirm, what an operator can force, and how a mistake is
+//! corrected.
 
 use thingspace_gateway::{identity::AccountName, proto::esim::RequestState};
 
@@ -90,9 +90,9 @@ async fn a_wrong_settlement_can_be_corrected() {
     assert!(!done.contains("Not confirmed"), "{done}");
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), right);
     assert_eq!(devices(&ask(&mut client, question(&right)).await.unwrap()), [iccid(0)]);
-    // The other is a request that somebody else placed, with its own devices.
+    // The other one is an external request with its own devices.
     assert_eq!(devices(&ask(&mut client, question(&wrong)).await.unwrap()), [iccid(1)]);
-    // A watch of it ends, and begins anew with a snapshot.
+    // Its watch ends. The resumed watch begins with a snapshot.
     assert_eq!(kind(&watching.next().await.unwrap_err()).0, Code::Unavailable);
     let mut resumed = watch(&mut client, &wrong, &token).await.unwrap();
     let (event, _) = resumed.event().await;
@@ -102,7 +102,7 @@ async fn a_wrong_settlement_can_be_corrected() {
     };
     assert_eq!((devices(&snapshot), snapshot.state()), (vec![iccid(1)], RequestState::Pending));
 
-    // And back, and away: each time the last word holds, also after a restart.
+    // Each new settlement replaces the last one, also after a restart.
     told(&["--request-id", wrong.as_str(), "--force"]).await;
     told(&["--request-id", right.as_str(), "--force"]).await;
     assert_eq!(devices(&ask(&mut client, question(&wrong)).await.unwrap()), [iccid(1)]);
