@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Keeps what follows from other files as they say: `helm/generate.py` writes, `helm/generate.py --check` only looks.
+"""Generates parts of the chart from other files. With `--check` it only reports parts that are not current.
 
-- The table of values in the chart's README.md, from values.yaml: the lines that begin with "# --" above a value.
-- The part of values.schema.json that is about `config`, from the gateway's own defaults, src/config.default.toml, and the bounds below.
-- The chart's files/bounds.json, from the same: what a schema cannot say, for templates/_validate.tpl.
+- The table of values in the chart's README.md, from the comments in values.yaml that begin with "# --".
+- The `config` part of values.schema.json, from the gateway's defaults in src/config.default.toml and the bounds below.
+- The chart's files/bounds.json, from the same: checks for templates/_validate.tpl that a schema cannot express.
 
-That the bounds are those of `thingspace-gateway check` is tested in tests/test_refusals.py.
+tests/test_refusals.py tests that the bounds are those of `thingspace-gateway check`.
 """
 
 import json
@@ -22,7 +22,7 @@ DEFAULTS = HELM.parent / "src" / "config.default.toml"
 
 BEGIN, END = "<!-- values: made by helm/generate.py -->\n", "<!-- /values -->\n"
 
-# What the chart writes itself: see templates/_config.tpl.
+# The keys that the chart sets itself: see templates/_config.tpl.
 OF_THE_CHART = {
     "grpc": ["listen"],
     "admin": ["listen"],
@@ -32,10 +32,10 @@ OF_THE_CHART = {
     "store.nats": ["url", "creds_file", "username_file", "password_file", "ca_file", "cert_file", "key_file"],
 }
 
-# The templates have to understand it.
+# A subset of the gateway's notation that the templates can parse.
 DURATION = "^[0-9]{1,9}(ms|s|m|h|d)( [0-9]{1,9}(ms|s|m|h|d))*$"
 
-# Least and most of each number and duration. The least of some is what another key says.
+# The bounds of each number and duration. A lower bound can be the value of another key.
 BOUNDS = {
     "grpc.heartbeat": ("100ms", "5m"),
     "grpc.max_deadline": ("1s", "10m"),
@@ -68,7 +68,7 @@ BOUNDS = {
     "limits.closed_in_memory": ("0s", "24h"),
 }
 
-# A URL is shown and logged, and lands in a ConfigMap: nothing in it may be a secret.
+# URLs are logged and written to a ConfigMap, so they must not hold a secret.
 HOST = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([-A-Za-z0-9_.]*[A-Za-z0-9_.])?)"
 PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 CALLED_PORT = r"(:(80|443|900[1-6]|5055[1-9]|282([01][0-9]|20)))?"
@@ -77,7 +77,7 @@ IPV4_NETWORK = rf"({OCTET}\.){{3}}{OCTET}/([12]?[0-9]|3[0-2])"
 IPV6_NETWORK = r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*/([1-9]?[0-9]|1[01][0-9]|12[0-8])"
 NETWORK = rf"({IPV4_NETWORK}|{IPV6_NETWORK})"
 PATH = r"(/[^\s?#]*)?"
-# A path that no proxy rewrites: no segment is empty or consists of dots.
+# A path that no proxy rewrites: no segment is empty or consists of dots only.
 PLAIN_PATH = r"(/|(/[.]*[-A-Za-z0-9_~][-A-Za-z0-9_.~]*)+/?)?"
 
 STRINGS = {
@@ -89,7 +89,7 @@ STRINGS = {
     "callbacks.service": "^[A-Za-z0-9]{1,64}$",
     "store.nats.prefix": "^[-_a-z0-9]{1,32}$",
     "telemetry.log_format": "^(text|json)$",
-    # Directives, separated by commas: TARGET[SPAN]=LEVEL, each part of which may be missing.
+    # Directives, separated by commas: TARGET[SPAN]=LEVEL; each part is optional.
     "telemetry.log_filter": r"^(%(one)s(,%(one)s)*)?$"
     % {"one": r"[^,=\[\]{}\s]*(\[[^\]]*\])?(=(?i:trace|debug|info|warn|error|off|[0-5]))?"},
     "telemetry.otlp_endpoint": rf"^(https?://{HOST}{PORT}{PATH})?$",
@@ -98,7 +98,7 @@ CHOICES = {"store.nats.replicas": [1, 3, 5]}
 
 
 def documented(text: str):
-    """(path, comment) of each value that has a comment of its own."""
+    """Yields (path, comment) for each value with a comment."""
     path, comment = [], []
     for line in text.splitlines():
         if match := re.match(r"\s*# ?(-- )?(.*)", line):
@@ -119,7 +119,7 @@ def leaf(values: dict, path: list[str]):
 
 
 def undocumented(values: dict, known: list[list[str]], path=()) -> list[str]:
-    """Values whose comment is missing: of each, or of a map that holds it."""
+    """Returns the values without a comment on them or on a map around them."""
     missing = []
     for key, value in values.items():
         here = [*path, key]
@@ -194,7 +194,7 @@ def schema(text: str) -> str:
 
 
 def bounds(_text: str) -> str:
-    """Durations, and the variables of the environment that would go over what other values depend on."""
+    """Returns the bounds of durations, and the environment variables that would override keys of the chart."""
     durations = {}
     for key, (least, most) in BOUNDS.items():
         default = leaf(defaults(), key.split("."))
@@ -203,7 +203,7 @@ def bounds(_text: str) -> str:
     chart = [f"{section}.{key}" for section, keys in OF_THE_CHART.items() for key in keys]
     taken = [*chart, "grpc.drain", "limits.open_devices"]
     variables = ["THINGSPACE_GATEWAY__" + key.replace(".", "__").upper() for key in taken]
-    # Where the servers are may come from a Secret of any kind.
+    # The URL of the servers may come from a Secret.
     variables.remove("THINGSPACE_GATEWAY__STORE__NATS__URL")
     of_limits = {"open_devices": defaults()["limits"]["open_devices"]}
     return json.dumps({"durations": durations, "variables": variables, "defaults": of_limits}, indent=2) + "\n"

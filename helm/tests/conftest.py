@@ -1,4 +1,4 @@
-"""What the chart's tests share: Helm in two versions, the examples, and what a release of some values consists of."""
+"""Shared by the chart's tests: Helm in two versions, the examples, and the objects of a release."""
 
 import copy
 import os
@@ -30,7 +30,7 @@ def helm(*arguments, values: dict | None = None, version: str = "4") -> subproce
 
 
 def merged(base, over):
-    """As Helm merges values: maps by key, anything else replaced."""
+    """Merges values as Helm does: maps key by key; everything else is replaced."""
     if not (isinstance(base, dict) and isinstance(over, dict)):
         return copy.deepcopy(over)
     return {**copy.deepcopy(base), **{key: merged(base.get(key), value) for key, value in over.items()}}

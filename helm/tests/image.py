@@ -1,4 +1,4 @@
-"""The image, run as the pod of an example would be: `make image-test`. It needs podman, and an image that is built."""
+"""Runs the image like the pod of an example: `make image-test`. Needs podman and a built image."""
 
 import json
 import os
@@ -19,13 +19,13 @@ GRPCURL = REPOSITORY / "target" / "tools" / "bin" / "grpcurl"
 SERVICE = "thingspace.esim.v1.EsimService"
 DEADLINE = 45
 
-# Those of the simulator: `thingspace-gateway simulate --help`.
+# The credentials of the simulator: `thingspace-gateway simulate --help`.
 SECRETS = {"key": "simulator-key", "secret": "simulator-secret", "username": "simulator-user", "password": "simulator-password"}
 ACCOUNT = "0000123456-00001"
 ORDER = {
     "account_name": ACCOUNT,
     "idempotency_key": "image",
-    # The last digit of an ICCID decides: this one takes its time.
+    # The simulator decides by the last digit of an ICCID: this one takes long.
     "devices": [{"eid": "89049032007008882600086299134038", "iccid": "89148000004292933829"}],
 }
 
@@ -44,7 +44,7 @@ def eventually(what: str, is_true):
 
 
 class Pod:
-    """A simulator and a gateway that share a network, as two containers of the same image."""
+    """A simulator and a gateway in two containers of the same image, with a common network."""
 
     def __init__(self, root: Path):
         self.it = release(example("embedded", {"config": {"thingspace": {"base_url": "http://thingspace.test:8090/api", "allow_plaintext": True}}}))
@@ -59,7 +59,7 @@ class Pod:
         self.gateway = ""
 
     def start(self):
-        """What the pod's specification says, in podman's words."""
+        """The options of podman that correspond to the pod's specification."""
         context = {**self.it.pod["spec"]["securityContext"], **self.it.container["securityContext"]}
         assert context["readOnlyRootFilesystem"] and not context["allowPrivilegeEscalation"] and context["capabilities"] == {"drop": ["ALL"]}
         options = ["--read-only", "--read-only-tmpfs=false", "--security-opt", "no-new-privileges", "--cap-drop", "all"]
@@ -125,7 +125,7 @@ def test_there_is_nothing_else_in_it():
     finally:
         podman("rm", container)
     files = {name for name in names.stdout.decode().split() if not name.endswith("/")}
-    # What podman makes for itself in every container.
+    # Files that podman creates in every container.
     files -= {"etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab", "run/.containerenv", "dev/console"}
     assert files == {"thingspace-gateway", "etc/ssl/certs/ca-certificates.crt", "LICENSE"}
 
@@ -158,27 +158,27 @@ def test_it_runs_as_the_chart_says(pod):
     log = run(*PODMAN, "logs", pod.gateway)
     assert "drained" in log.stdout + log.stderr
 
-    # What it knew it still knows.
+    # It still knows the request.
     podman("rm", pod.gateway)
     pod.start()
     assert pod.answer("DownloadProfile", ORDER) == {"requestId": order["requestId"], "replayed": True}
 
 
 def test_a_replaced_secret_needs_no_restart(pod):
-    """docs/operations.md, "Rotate credentials": the kubelet replaces the files of a pod that goes on running."""
+    """docs/operations.md, "Rotate credentials": the kubelet replaces the files while the pod runs."""
     password = pod.root / "etc/thingspace-gateway/credentials/main/password"
     password.write_text("wrong\n")
     pod.start()
     assert "UPSTREAM_CREDENTIALS_REJECTED" in pod.refusal("DownloadProfile", ORDER)
-    # A new store takes one rejection for granted, and after two of a password it is not tried any more.
+    # A new store assumes one rejected login, and a password is not used again after two.
     eventually("logins stop", lambda: "UPSTREAM_LOGIN_BLOCKED" in pod.refusal("DownloadProfile", ORDER))
     password.write_text(f"{SECRETS['password']}\n")
-    # The files are looked at now and then.
+    # The gateway reads the files from time to time.
     eventually("the right password is used", lambda: "requestId" in pod.call("DownloadProfile", ORDER).communicate(timeout=DEADLINE)[0])
 
 
 def test_a_restored_backup_forgets_keys(pod):
-    """docs/operations.md, "Back up" and "Restore": a copy of a stopped gateway's file, put back later."""
+    """docs/operations.md, "Back up" and "Restore": a copy of a stopped gateway's file is restored later."""
     store = pod.root / "var/lib/thingspace-gateway/store.redb"
     pod.start()
     before = pod.answer("DownloadProfile", ORDER)
@@ -192,7 +192,7 @@ def test_a_restored_backup_forgets_keys(pod):
     store.write_bytes(copy)
     pod.start()
     assert pod.answer("DownloadProfile", ORDER) == {**before, "replayed": True}
-    # What it does not know any more can be asked about, but must not be ordered again.
+    # Requests from after the backup can be queried, but their orders must not be repeated.
     status = pod.answer("GetRequestStatus", {"account_name": ACCOUNT, "request_id": lost["requestId"]})["status"]
     assert status["requestId"] == lost["requestId"]
     assert pod.answer("DownloadProfile", later)["requestId"] != lost["requestId"]

@@ -1,4 +1,4 @@
-"""The gateway itself looks at what the chart renders: `check`, with files where the pod would have them."""
+"""The gateway's `check` accepts what the chart renders, with files where the pod would have them."""
 
 import functools
 import os
@@ -14,9 +14,9 @@ GATEWAY = TARGET / "debug" / "thingspace-gateway"
 
 
 def lay_out(it, root: Path, secrets: dict | None = None, prefix: str | None = None) -> Path:
-    """What the container would see of its volumes, under another root; the configuration's file in it.
+    """Creates the container's files under another root, and returns the configuration file.
 
-    The configuration names files under `prefix`: there where they are, unless something else is said."""
+    The configuration names the files under `prefix`, by default where they are."""
     prefix = str(root) if prefix is None else prefix
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in it.container["volumeMounts"]}
     for path in mounts.values():
@@ -49,7 +49,7 @@ def run_check(file: Path, environment: dict | None = None) -> subprocess.Complet
 
 @functools.cache
 def certificate() -> dict:
-    """A certificate that is valid now, and its key, by the names that the pod's files have."""
+    """A valid certificate and its key, under the names of the pod's files."""
     with tempfile.TemporaryDirectory() as folder:
         key, cert = Path(folder) / "key", Path(folder) / "cert"
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2"]
@@ -59,7 +59,7 @@ def certificate() -> dict:
 
 CASES = [(file.stem, {}) for file in EXAMPLES] + [
     ("embedded", {"bindAddress": "[::]"}),
-    # Whole numbers, large ones, fractions, quotes and lists survive the way through YAML.
+    # Whole numbers, large ones, fractions, quotes and lists survive the conversion through YAML.
     (
         "embedded",
         {"config": {

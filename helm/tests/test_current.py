@@ -1,4 +1,4 @@
-"""What is made from other files is what they say."""
+"""The generated parts of the chart are current."""
 
 import sys
 import tomllib

@@ -1,4 +1,4 @@
-"""What Helm makes of the examples: the same in both versions, valid for Kubernetes, and sound in the eyes of those who look for risks."""
+"""The rendered examples: the same in both versions of Helm, valid for Kubernetes, and accepted by the security scanners."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ ACCEPTED = yaml.safe_load((HELM / "tests" / "accepted.yaml").read_text())
 
 @pytest.fixture(scope="session", params=NAMES)
 def rendered(request, tmp_path_factory):
-    """An example's manifests in a file."""
+    """A file with the manifests of an example."""
     told = template(example(request.param))
     assert told.returncode == 0, told.stderr
     file = tmp_path_factory.mktemp(request.param) / "all.yaml"
@@ -82,7 +82,7 @@ def test_policies_find_nothing_unexplained(rendered):
     found = {"trivy": trivy(rendered), "checkov": checkov(rendered)}
     unexplained = {tool: ids - ACCEPTED[tool].keys() for tool, ids in found.items()}
     assert not any(unexplained.values()), unexplained
-    # An explanation of what is not found any more is wrong.
+    # An entry for a finding that no longer exists is an error.
     needless = {tool: ACCEPTED[tool].keys() - ids for tool, ids in found.items()}
     assert not any(needless.values()), needless
 

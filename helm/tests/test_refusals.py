@@ -1,6 +1,6 @@
-"""One list of what cannot work, refusals.yaml, for all who have to refuse it: the chart and the gateway's own `check`.
+"""The chart and the gateway's `check` refuse the same values: those of refusals.yaml, and values beyond each bound.
 
-Whoever adds a bound to the gateway or to the chart finds here that the other lacks it."""
+A bound that only one of them has fails a test here."""
 
 import sys
 import tomllib
@@ -25,7 +25,7 @@ def name(case) -> str:
 def test_the_chart_refuses(case):
     told = refusal(example(case.get("base", "embedded"), case["over"]))
     assert case["chart"] in told, told
-    # Nobody's secret is told again.
+    # Messages never contain a secret.
     if "templates" in told:
         assert "hidden" not in told, told
 
@@ -38,7 +38,7 @@ def test_check_refuses(case, tmp_path):
 
 
 def toml(table: dict, path: str = "") -> str:
-    """A configuration as TOML. JSON's scalars are TOML's."""
+    """Formats a configuration as TOML. Scalars are written as in JSON."""
     import json
 
     scalars = {key: value for key, value in table.items() if not isinstance(value, dict) and key != "credentials"}
@@ -57,7 +57,7 @@ def deep(base: dict, over: dict) -> dict:
 
 
 def check_over(base: str, over: dict, root):
-    """What `check` says of an example's configuration with the values laid over it as the chart would."""
+    """Runs `check` on an example's configuration, overridden by values as in the chart."""
     file = lay_out(release(example(base)), root)
     config = deep(tomllib.loads(file.read_text()), over.get("config", {}))
     for section in ("grpc", "admin"):
@@ -114,7 +114,7 @@ def test_bounds_are_the_same_everywhere(key, tmp_path):
 
 
 def test_no_key_of_the_gateway_is_without_a_bound():
-    """A number without bounds would be refused by the pod only."""
+    """Otherwise only the pod would refuse a wrong number."""
 
     def leaves(table, path=()):
         for key, value in table.items():
@@ -129,7 +129,7 @@ def test_no_key_of_the_gateway_is_without_a_bound():
 
 
 def test_defaults_fit_each_other():
-    """Grace, drain and orders; memory and devices."""
+    """The grace period covers the drain, and the drain covers an order."""
     defaults = generate.defaults()
     seconds = {key: _milliseconds(defaults[s][key]) // 1000 for s, key in [("grpc", "drain"), ("thingspace", "order_timeout"), ("thingspace", "connect_timeout")]}
     assert seconds["drain"] - 5 >= seconds["order_timeout"] + seconds["connect_timeout"]

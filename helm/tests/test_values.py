@@ -1,4 +1,4 @@
-"""Every value that switches something: what it does, and what is refused in its place."""
+"""What each value changes, and which values are refused."""
 
 import pytest
 import yaml
@@ -31,7 +31,7 @@ def test_what_an_operator_has_to_say():
 
 
 SHOWN = [
-    # over the smallest example, where to look, what is there
+    # values over the smallest example, path in the manifests, expected value
     ({"fullnameOverride": "esim"}, lambda r: r.workload["metadata"]["name"], "esim"),
     ({"nameOverride": "esim"}, lambda r: r.workload["metadata"]["name"], "gw-esim"),
     ({"namespaceOverride": "other"}, lambda r: {it["metadata"]["namespace"] for it in r}, {"other"}),
@@ -54,7 +54,7 @@ SHOWN = [
     ({"service": {"appProtocol": ""}}, lambda r: "appProtocol" in r.of("Service")["spec"]["ports"][0], False),
     ({"service": {"labels": {"a": "b"}}}, lambda r: r.of("Service", "-headless")["metadata"]["labels"]["a"], "b"),
     ({"service": {"annotations": {"a": "b"}}}, lambda r: r.of("Service")["metadata"]["annotations"], {"a": "b"}),
-    # A StatefulSet cannot be without it.
+    # A StatefulSet requires it.
     ({"service": {"headless": {"enabled": False}}}, lambda r: r.of("Service", "-headless")["spec"]["clusterIP"], "None"),
     ({"store": {"embedded": {"size": "9Gi"}}}, lambda r: claim(r)["resources"]["requests"]["storage"], "9Gi"),
     ({"store": {"embedded": {"storageClassName": "fast"}}}, lambda r: claim(r)["storageClassName"], "fast"),
@@ -92,7 +92,7 @@ SHOWN = [
     ({"podSecurityContext": {"runAsUser": None}}, lambda r: "runAsUser" in r.pod["spec"]["securityContext"], False),
     ({"resources": {"limits": {"memory": "2Gi"}}}, lambda r: r.container["resources"]["limits"], {"memory": "2Gi"}),
     ({"podLabels": {"a": "b"}}, lambda r: r.pod["metadata"]["labels"]["a"], "b"),
-    # What selects the pods stays as it is.
+    # The selectors do not change.
     ({"podLabels": {"app.kubernetes.io/name": "x"}}, lambda r: selected(r), True),
     ({"commonLabels": {"app.kubernetes.io/name": "x"}}, lambda r: selected(r), True),
     ({"podAnnotations": {"a": "b"}}, lambda r: r.pod["metadata"]["annotations"]["a"], "b"),
@@ -136,7 +136,7 @@ def test_a_value_is_shown(over, look, wanted):
     assert look(embedded(over)) == wanted
 
 
-# Also refused: refusals.yaml, which is for the gateway as well.
+# refusals.yaml lists more values, which the gateway refuses as well.
 REFUSED = [
     ("embedded", {"replicaCount": 2}, "cannot share one embedded store"),
     ("embedded", {"replicaCount": -1}, "replicaCount"),
@@ -153,7 +153,7 @@ REFUSED = [
     ("embedded", {"service": {"type": "LoadBalancer"}}, "type"),
     ("callbacks", {"callbacks": {"service": {"type": "ExternalName"}}}, "type"),
     ("callbacks", {"callbacks": {"service": {"externalTrafficPolicy": "Some"}}}, "externalTrafficPolicy"),
-    # Kubernetes refuses these, and no schema says so.
+    # Kubernetes refuses these, although its schemas accept them.
     ("callbacks", {"callbacks": {"service": {"type": "ClusterIP"}}}, "callbacks.service.externalTrafficPolicy"),
     ("callbacks", {"callbacks": {"service": {"type": "ClusterIP", "nodePort": 30443}}}, "callbacks.service.nodePort"),
     (
@@ -165,13 +165,13 @@ REFUSED = [
     ("embedded", {"networkPolicy": {"grpc": {"from": []}}}, "networkPolicy.grpc.from"),
     ("embedded", {"networkPolicy": {"grpc": {"form": []}}}, "form"),
     ("embedded", {"preStopSeconds": -1}, "preStopSeconds"),
-    ("embedded", {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}, "Kubernetes takes one"),
+    ("embedded", {"podDisruptionBudget": {"minAvailable": 1, "maxUnavailable": 1}}, "Kubernetes accepts only one of them"),
     ("embedded", {"podDisruptionBudget": {"minAvailable": "half"}}, "minAvailable"),
     ("embedded", {"replicas": 1}, "replicas"),
     ("nats", {"store": {"nats": {"url": ""}}}, "store.nats.url"),
     ("nats", {"store": {"nats": {"url": "http://nats"}}}, "nats/url"),
     ("nats", {"store": {"nats": {"tls": {"caKey": ""}}}}, "store.nats.tls"),
-    ("nats", {"store": {"nats": {"urlKey": "url"}}}, "leave one out"),
+    ("nats", {"store": {"nats": {"urlKey": "url"}}}, "set one of them"),
     ("nats", {"store": {"nats": {"url": "", "urlKey": "url", "existingSecret": ""}}}, "store.nats.existingSecret"),
     ("nats", {"store": {"nats": {"tls": {"certKey": "tls.crt"}}}}, "belong together"),
     ("nats", {"config": {"store": {"kind": "embedded"}}}, "kind"),
@@ -200,7 +200,7 @@ def test_a_change_of_the_configuration_restarts_the_pods():
 
     assert annotations({}) == annotations({"podLabels": {"a": "b"}})
     assert annotations({}) != annotations({"config": {"polling": {"max": "10m"}}})
-    # The checksum is not the values' to set.
+    # Values cannot set the checksum.
     assert annotations({"podAnnotations": {"checksum/config": "x"}}) == annotations({})
 
 
@@ -241,7 +241,7 @@ def test_the_network_policy_admits_whom_the_values_name():
     prometheus = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
     assert rules(embedded({"networkPolicy": {"admin": {"from": [prometheus]}}}).of("NetworkPolicy"))["admin"] == [prometheus]
     assert rules(release(example("callbacks")).of("NetworkPolicy"))["callbacks"] == [{"ipBlock": {"cidr": "0.0.0.0/0"}}]
-    # What is not listened for is not admitted either.
+    # Ports without a listener are not admitted.
     closed = embedded({"networkPolicy": {"callbacks": {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}}})
     assert "callbacks" not in rules(closed.of("NetworkPolicy"))
 
@@ -323,7 +323,7 @@ def selected_by(service: dict, pod: dict) -> bool:
 
 def test_notes_say_how_to_call_it():
     def notes(over):
-        # Helm 3 asks a cluster even for this.
+        # Helm 3 needs a cluster even for this.
         told = helm("install", "gw", CHART, "--namespace", "esim", "--dry-run=client", values=example("callbacks", over))
         assert told.returncode == 0, told.stderr
         return told.stdout.split("NOTES:")[1]

@@ -1,4 +1,4 @@
-{{/* A scalar or a list of scalars in TOML. Numbers of values are floats to Helm, also where they are whole. */}}
+{{/* A scalar or a list of scalars in TOML. Helm reads all numbers as floats, even whole ones. */}}
 {{- define "gateway.tomlValue" -}}
 {{- if kindIs "float64" . -}}
 {{- if eq (floor .) . -}}{{ int64 . }}{{- else -}}{{ . }}{{- end -}}
@@ -11,7 +11,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A table and the tables in it. Given: name, table. */}}
+{{/* A table and the tables in it. Arguments: name, table. */}}
 {{- define "gateway.tomlTable" -}}
 {{- $name := .name -}}
 {{- range $key, $value := .table -}}
@@ -29,7 +29,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* gateway.toml: `config`, and over it what follows from other values. */}}
+{{/* gateway.toml: `config`, overridden by the keys that follow from other values. */}}
 {{- define "gateway.config" -}}
 {{- $v := .Values -}}
 {{- $etc := "/etc/thingspace-gateway" -}}

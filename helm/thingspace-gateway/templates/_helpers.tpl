@@ -1,4 +1,4 @@
-{{/* Names leave room for "-callbacks" and for the hash that a StatefulSet appends in a label. */}}
+{{/* The name of all objects. Leaves room for "-callbacks" and for the hash that a StatefulSet appends in a label. */}}
 {{- define "gateway.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
@@ -33,7 +33,7 @@
 {{- printf "%s-headless" (include "gateway.fullname" .) -}}
 {{- end -}}
 
-{{/* What never changes in the life of a release. */}}
+{{/* The labels that never change during the life of a release. */}}
 {{- define "gateway.releaseLabels" -}}
 app.kubernetes.io/name: {{ include "gateway.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -49,7 +49,7 @@ app.kubernetes.io/component: gateway
 app.kubernetes.io/component: test
 {{- end -}}
 
-{{/* Name, namespace, labels and annotations of an object. Given: context, suffix, component, labels, annotations. */}}
+{{/* Name, namespace, labels and annotations of an object. Arguments: context, suffix, component, labels, annotations. */}}
 {{- define "gateway.metadata" -}}
 {{- $ := .context -}}
 name: {{ printf "%s%s" (include "gateway.fullname" $) (default "" .suffix) }}
@@ -69,14 +69,14 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* The port of a URL. Given: url, default. */}}
+{{/* The port of a URL. Arguments: url, default. */}}
 {{- define "gateway.urlPort" -}}
 {{- $url := urlParse .url -}}
 {{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
 {{- if $port -}}{{ $port }}{{- else if eq $url.scheme "https" -}}443{{- else if eq $url.scheme "http" -}}80{{- else -}}{{ .default }}{{- end -}}
 {{- end -}}
 
-{{/* A duration as the gateway writes them, in milliseconds. */}}
+{{/* Converts a duration of the gateway to milliseconds. */}}
 {{- define "gateway.milliseconds" -}}
 {{- $milliseconds := 0 -}}
 {{- $units := dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 -}}
@@ -87,7 +87,7 @@ annotations:
 {{- $milliseconds -}}
 {{- end -}}
 
-{{/* What `config` says of a key, or its default. Given: config, key, default. */}}
+{{/* The value of a key in `config`, or its default. Arguments: config, key, default. */}}
 {{- define "gateway.setting" -}}
 {{- $at := .config -}}
 {{- range splitList "." .key -}}
@@ -96,19 +96,19 @@ annotations:
 {{- kindIs "invalid" $at | ternary .default $at | default .default -}}
 {{- end -}}
 
-{{/* How long a drain may take, in whole seconds, rounded up. */}}
+{{/* The longest time for a drain, in seconds, rounded up. */}}
 {{- define "gateway.drainSeconds" -}}
 {{- $durations := (.Files.Get "files/bounds.json" | fromJson).durations -}}
 {{- $drain := dict "config" .Values.config "key" "grpc.drain" "default" (get $durations "grpc.drain").default -}}
 {{- div (add (include "gateway.milliseconds" (include "gateway.setting" $drain) | int64) 999) 1000 -}}
 {{- end -}}
 
-{{/* The least time between a pod's deletion and its end. */}}
+{{/* The least terminationGracePeriodSeconds. */}}
 {{- define "gateway.leastGrace" -}}
 {{- add .Values.preStopSeconds (include "gateway.drainSeconds" . | int64) 10 -}}
 {{- end -}}
 
-{{/* An amount of memory in bytes. */}}
+{{/* Converts an amount of memory to bytes. */}}
 {{- define "gateway.bytes" -}}
 {{- $text := toString . -}}
 {{- $unit := regexFind "[A-Za-z]*$" $text -}}
@@ -116,7 +116,7 @@ annotations:
 {{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | int64 -}}
 {{- end -}}
 
-{{/* Whether a URL leads to another machine in plain text: a word, or nothing. Given: url, scheme. */}}
+{{/* Not empty if a URL is plaintext and leads to another machine. Arguments: url, scheme. */}}
 {{- define "gateway.plaintext" -}}
 {{- if and (hasPrefix (printf "%s://" .scheme) .url) (not (regexMatch "^[a-z]+://(localhost|127\\.[0-9.]+|\\[::1\\])([:/]|$)" .url)) -}}
 plaintext

@@ -1,20 +1,20 @@
-{{/* Everything that would not work, at once; what has the wrong shape the schema refuses before. */}}
+{{/* Fails with all problems of the values at once. The schema has already refused values of the wrong type. */}}
 {{- define "gateway.validate" -}}
 {{- $problems := list -}}
 {{- $v := .Values -}}
 {{- if not $v.image.repository -}}
-{{- $problems = append $problems "image.repository: is required: no image is published. Build one with the repository's Dockerfile, and name it here" -}}
+{{- $problems = append $problems "image.repository: is required: no image is published. Build one with the repository's Dockerfile, and set its repository here" -}}
 {{- end -}}
 {{- if not (dig "grpc" "allow_unauthenticated_remote_callers" false $v.config) -}}
-{{- $problems = append $problems "config.grpc.allow_unauthenticated_remote_callers: must be true: callers are not authenticated yet, so whoever reaches the port can order on your ThingSpace accounts. Name those who may in networkPolicy.grpc.from, and say here that you accept the rest" -}}
+{{- $problems = append $problems "config.grpc.allow_unauthenticated_remote_callers: must be true: callers are not authenticated yet, so every client that reaches the port can place orders on your ThingSpace accounts. Name the peers that may call in networkPolicy.grpc.from, and accept the remaining risk here" -}}
 {{- end -}}
 {{- if not $v.credentials -}}
-{{- $problems = append $problems "credentials: there are none; name at least one Secret and the accounts that it serves" -}}
+{{- $problems = append $problems "credentials: there are none; add at least one entry with a Secret and its accounts" -}}
 {{- end -}}
 {{- $names := list -}}
 {{- range $v.credentials -}}
 {{- if has .name $names -}}
-{{- $problems = append $problems (printf "credentials: the name %s is there twice" .name) -}}
+{{- $problems = append $problems (printf "credentials: the name %s is used twice" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
@@ -22,14 +22,14 @@
 {{- range $v.credentials -}}
 {{- range .accounts -}}
 {{- if has . $accounts -}}
-{{- $problems = append $problems (printf "credentials: the account %s is there twice; leave it in one place" .) -}}
+{{- $problems = append $problems (printf "credentials: the account %s is listed twice; remove one" .) -}}
 {{- end -}}
 {{- $accounts = append $accounts . -}}
 {{- end -}}
 {{- end -}}
 {{- $name := include "gateway.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) -}}
-{{- $problems = append $problems (printf "fullnameOverride: the name %s of the objects is no name for Kubernetes, which wants lower-case letters, digits and hyphens, and a letter first" $name) -}}
+{{- $problems = append $problems (printf "fullnameOverride: the name %s is not valid in Kubernetes; it must consist of lower-case letters, digits and hyphens, and begin with a letter" $name) -}}
 {{- end -}}
 {{- $file := .Files.Get "files/bounds.json" | fromJson -}}
 {{- range $key, $bounds := $file.durations -}}
@@ -47,9 +47,9 @@
 {{- end -}}
 {{- range $v.extraEnv -}}
 {{- if has .name $file.variables -}}
-{{- $problems = append $problems (printf "extraEnv: %s would go over what the chart says elsewhere, and ports, paths or the grace period would not fit any more; set it in `config`, or the value that it follows from" .name) -}}
+{{- $problems = append $problems (printf "extraEnv: %s would override what the chart derives from other values: ports, paths, the grace period or the memory; set `config`, or that other value" .name) -}}
 {{- else if and (hasPrefix "THINGSPACE_GATEWAY_" .name) (not (hasPrefix "THINGSPACE_GATEWAY__" .name)) -}}
-{{- $problems = append $problems (printf "extraEnv: %s is no variable of the gateway; they are written THINGSPACE_GATEWAY__SECTION__KEY" .name) -}}
+{{- $problems = append $problems (printf "extraEnv: %s is not a variable of the gateway; write THINGSPACE_GATEWAY__SECTION__KEY" .name) -}}
 {{- else if hasPrefix "THINGSPACE_GATEWAY__CREDENTIALS" .name -}}
 {{- $problems = append $problems (printf "extraEnv: %s: lists cannot come from the environment; set `credentials`" .name) -}}
 {{- end -}}
@@ -57,14 +57,14 @@
 {{- $variables := list -}}
 {{- range $v.extraEnv -}}
 {{- if has .name $variables -}}
-{{- $problems = append $problems (printf "extraEnv: %s is there twice" .name) -}}
+{{- $problems = append $problems (printf "extraEnv: %s is set twice" .name) -}}
 {{- end -}}
 {{- $variables = append $variables .name -}}
 {{- end -}}
 {{- $volumes := list "config" "data" "run" -}}
 {{- range $v.extraVolumes -}}
 {{- if has .name $volumes -}}
-{{- $problems = append $problems (printf "extraVolumes: the name %s is taken" .name) -}}
+{{- $problems = append $problems (printf "extraVolumes: the name %s is used already" .name) -}}
 {{- end -}}
 {{- $volumes = append $volumes .name -}}
 {{- end -}}
@@ -96,10 +96,10 @@
 {{- $devices := include "gateway.setting" (dict "config" $v.config "key" "limits.open_devices" "default" $file.defaults.open_devices) | float64 | int64 -}}
 {{- $least := add (mul $devices 4096) 234881024 -}}
 {{- if lt $limit $least -}}
-{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, beside 224 MiB for everything else: %dMi; raise the one or lower the other" $devices (div (add $least 1048575) 1048576)) -}}
+{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, and everything else 224 MiB: %dMi in total; raise the limit or lower config.limits.open_devices" $devices (div (add $least 1048575) 1048576)) -}}
 {{- end -}}
 {{- if and $request (gt (include "gateway.bytes" $request | int64) $limit) -}}
-{{- $problems = append $problems "resources: more memory is requested than the limit admits" -}}
+{{- $problems = append $problems "resources: the memory request is larger than the limit" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -113,17 +113,17 @@
 {{- end -}}
 {{- else -}}
 {{- if and (not $v.store.nats.url) (not $v.store.nats.urlKey) -}}
-{{- $problems = append $problems "store.nats.url: is required, or store.nats.urlKey in store.nats.existingSecret; the chart brings no NATS" -}}
+{{- $problems = append $problems "store.nats.url: is required, or store.nats.urlKey in store.nats.existingSecret; the chart contains no NATS" -}}
 {{- end -}}
 {{- if and $v.store.nats.url $v.store.nats.urlKey -}}
-{{- $problems = append $problems "store.nats: url and urlKey are both set; leave one out" -}}
+{{- $problems = append $problems "store.nats: url and urlKey are both set; set one of them" -}}
 {{- end -}}
 {{- if and $v.store.nats.urlKey (not $v.store.nats.existingSecret) -}}
 {{- $problems = append $problems "store.nats.existingSecret: is required for store.nats.urlKey" -}}
 {{- end -}}
 {{- with $v.store.nats -}}
 {{- if ne (empty .usernameKey) (empty .passwordKey) -}}
-{{- $problems = append $problems "store.nats: usernameKey and passwordKey belong together; set both or none" -}}
+{{- $problems = append $problems "store.nats: usernameKey and passwordKey belong together; set both or neither" -}}
 {{- end -}}
 {{- if and .existingSecret .credsKey .usernameKey -}}
 {{- $problems = append $problems "store.nats: credsKey and usernameKey are both set; set credsKey to \"\" for a user with a password" -}}
@@ -141,10 +141,10 @@
 {{- end -}}
 {{- with $v.store.nats.tls -}}
 {{- if and .existingSecret (not .caKey) (not .certKey) -}}
-{{- $problems = append $problems "store.nats.tls: nothing of existingSecret is used; set caKey, or certKey and keyKey" -}}
+{{- $problems = append $problems "store.nats.tls: no key of existingSecret is used; set caKey, or certKey and keyKey" -}}
 {{- end -}}
 {{- if and .existingSecret (ne (empty .certKey) (empty .keyKey)) -}}
-{{- $problems = append $problems "store.nats.tls: certKey and keyKey belong together; set both or none" -}}
+{{- $problems = append $problems "store.nats.tls: certKey and keyKey belong together; set both or neither" -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -153,7 +153,7 @@
 {{- $problems = append $problems "config.callbacks.register: there is no listener to register; set callbacks.enabled=true" -}}
 {{- end -}}
 {{- if and $callbacks.register (not $callbacks.public_url) -}}
-{{- $problems = append $problems "config.callbacks.public_url: is required to register; write where ThingSpace reaches the callbacks' Service" -}}
+{{- $problems = append $problems "config.callbacks.public_url: is required to register; write the URL at which ThingSpace reaches the Service for callbacks" -}}
 {{- end -}}
 {{- with $v.callbacks -}}
 {{- if and .enabled .tls.existingSecret (or (not .tls.certKey) (not .tls.keyKey)) -}}
@@ -165,13 +165,13 @@
 {{- end -}}
 {{- with $v.callbacks.service -}}
 {{- if and $v.callbacks.enabled (eq .type "ClusterIP") .nodePort -}}
-{{- $problems = append $problems "callbacks.service.nodePort: a ClusterIP has none; set callbacks.service.type to NodePort or LoadBalancer" -}}
+{{- $problems = append $problems "callbacks.service.nodePort: a ClusterIP Service has no node port; set callbacks.service.type to NodePort or LoadBalancer" -}}
 {{- end -}}
 {{- if and $v.callbacks.enabled (eq .type "ClusterIP") .externalTrafficPolicy -}}
-{{- $problems = append $problems "callbacks.service.externalTrafficPolicy: nothing outside reaches a ClusterIP; set callbacks.service.type to NodePort or LoadBalancer" -}}
+{{- $problems = append $problems "callbacks.service.externalTrafficPolicy: it has no effect on a ClusterIP; set callbacks.service.type to NodePort or LoadBalancer" -}}
 {{- end -}}
 {{- if and $v.callbacks.enabled (ne .type "LoadBalancer") .loadBalancerSourceRanges -}}
-{{- $problems = append $problems (printf "callbacks.service.loadBalancerSourceRanges: Kubernetes takes them with callbacks.service.type=LoadBalancer only, not with %s" .type) -}}
+{{- $problems = append $problems (printf "callbacks.service.loadBalancerSourceRanges: Kubernetes accepts them only with callbacks.service.type=LoadBalancer, not with %s" .type) -}}
 {{- end -}}
 {{- end -}}
 {{- if ne (len (uniq (list (int $v.grpc.port) (int $v.callbacks.port) (int $v.admin.port)))) 3 -}}
@@ -179,18 +179,18 @@
 {{- end -}}
 {{- if $v.networkPolicy.enabled -}}
 {{- if not $v.networkPolicy.grpc.from -}}
-{{- $problems = append $problems "networkPolicy.grpc.from: nobody could call the gateway; name those who may, or set networkPolicy.enabled=false" -}}
+{{- $problems = append $problems "networkPolicy.grpc.from: no peer could call the gateway; name the peers that may, or set networkPolicy.enabled=false" -}}
 {{- end -}}
 {{- if and $v.callbacks.enabled (not $v.networkPolicy.callbacks.from) -}}
-{{- $problems = append $problems "networkPolicy.callbacks.from: no callback could arrive; name where they come from: your ingress, or everywhere, [{ipBlock: {cidr: 0.0.0.0/0}}]" -}}
+{{- $problems = append $problems "networkPolicy.callbacks.from: no callback could arrive; name the peers: your ingress, or everything, [{ipBlock: {cidr: 0.0.0.0/0}}]" -}}
 {{- end -}}
 {{- end -}}
 {{- if and (not (kindIs "invalid" $v.podDisruptionBudget.minAvailable)) (not (kindIs "invalid" $v.podDisruptionBudget.maxUnavailable)) -}}
-{{- $problems = append $problems "podDisruptionBudget: minAvailable and maxUnavailable are both set; Kubernetes takes one" -}}
+{{- $problems = append $problems "podDisruptionBudget: minAvailable and maxUnavailable are both set; Kubernetes accepts only one of them" -}}
 {{- end -}}
 {{- with $v.podDisruptionBudget -}}
 {{- $replicas := int $v.replicaCount -}}
-{{- $blocks := "a drain of nodes would wait for ever: no gateway may be missing" -}}
+{{- $blocks := "no gateway may be missing, so a drain of nodes would wait for ever" -}}
 {{- if and .enabled (gt $replicas 0) -}}
 {{- if not (kindIs "invalid" .minAvailable) -}}
 {{- $least := toString .minAvailable -}}
@@ -207,7 +207,7 @@
 {{- end -}}
 {{- $least := include "gateway.leastGrace" . | int -}}
 {{- if and (not (kindIs "invalid" $v.terminationGracePeriodSeconds)) (lt (int $v.terminationGracePeriodSeconds) $least) -}}
-{{- $problems = append $problems (printf "terminationGracePeriodSeconds: %d would kill a gateway that still drains; at least %d: preStopSeconds, config.grpc.drain and ten more" (int $v.terminationGracePeriodSeconds) $least) -}}
+{{- $problems = append $problems (printf "terminationGracePeriodSeconds: %d would kill a gateway that still drains; must be at least %d: preStopSeconds plus config.grpc.drain plus 10" (int $v.terminationGracePeriodSeconds) $least) -}}
 {{- end -}}
 {{- if $problems -}}
 {{- fail (printf "\n\n  %s\n" (join "\n  " $problems)) -}}
