@@ -57,8 +57,8 @@
 //! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:
 //!    an order with an unknown outcome is never sent again. An order is repeated only if
 //!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
-//!    byte was sent (`requests::orders::flight::send`).
-//! 4. **No acknowledged fact is lost.** `requests::orders::flight::keep` stores what became of an
+//!    byte was sent (`requests::orders::sending`).
+//! 4. **No acknowledged fact is lost.** `requests::orders::sending` stores what became of an
 //!    order before the caller is answered. `requests::called_back` stores a callback before its
 //!    200.
 //! 5. **A watcher misses nothing.** `requests::watch::Watch::next` continues from its cursor, and

@@ -222,7 +222,7 @@ impl Requests {
         let follow = self.hub.follow(stop);
         let poll = async {
             if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
-                self.hub.stir();
+                self.hub.wake_resolver();
                 tokio::join!(
                     Arc::clone(&self.poller).run(drain.clone()),
                     self.resolver.run(drain.clone())

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use super::{
     fold::{
-        order::{Order, Outcome},
+        order::{Order, OrderOutcome},
         state::Request,
     },
     lock,
@@ -122,7 +122,7 @@ pub struct Hub {
     events_read: AtomicU64,
     finished: Finished,
     /// Something may be done for an order that nobody is waiting with.
-    stirred: Notify,
+    resolver_woken: Notify,
     /// The follower ended or stands still, and has made no progress since.
     stalled: AtomicBool,
 }
@@ -192,7 +192,7 @@ impl Hub {
             strays: Strays::default(),
             events_read: AtomicU64::new(0),
             finished: Finished::default(),
-            stirred: Notify::new(),
+            resolver_woken: Notify::new(),
             stalled: AtomicBool::new(false),
         }
     }
@@ -278,7 +278,7 @@ impl Hub {
     /// Orders that ThingSpace accepted and whose request does not know it yet.
     pub fn unfinished_orders(&self) -> Vec<String> {
         let projection = lock(&self.projection);
-        let accepted = |order: &Order| matches!(order.outcome, Some(Outcome::AcceptedAs(_)));
+        let accepted = |order: &Order| matches!(order.outcome, Some(OrderOutcome::AcceptedAs(_)));
         projection
             .orders
             .iter()
@@ -293,12 +293,12 @@ impl Hub {
     }
 
     /// Waits until something may be done for an order that nobody is waiting with.
-    pub async fn stirred(&self) {
-        self.stirred.notified().await;
+    pub async fn resolver_woken(&self) {
+        self.resolver_woken.notified().await;
     }
 
-    pub fn stir(&self) {
-        self.stirred.notify_one();
+    pub fn wake_resolver(&self) {
+        self.resolver_woken.notify_one();
     }
 
     /// Requests that may be what became of orders without an outcome.
@@ -312,16 +312,19 @@ impl Hub {
     }
 
     /// Looks at the orders without an outcome.
-    pub fn undecided<T>(&self, mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>) -> Vec<T> {
+    pub fn orders_without_outcome<T>(
+        &self,
+        mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>,
+    ) -> Vec<T> {
         lock(&self.projection)
             .orders
-            .undecided()
+            .orders_without_outcome()
             .filter_map(|(id, order)| look(id, order))
             .collect()
     }
 
     /// An order without an outcome.
-    pub fn undecided_order(&self, order_id: &str) -> Option<Order> {
+    pub fn order_without_outcome(&self, order_id: &str) -> Option<Order> {
         let projection = lock(&self.projection);
         projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()
     }

@@ -1,15 +1,19 @@
-//! Orders: at most one POST for a key, whatever happens to callers, replicas and this process.
+//! Places orders: at most one POST per key, whatever happens to callers, replicas and this process.
 //!
-//! The way of an order: a permit, a bearer and a session (within the caller's deadline) → `Ordered`
-//! in its log → its key's cell SENDING, durable before a byte leaves → **one POST, which from here
-//! belongs to the gateway** → `AcceptedAs` in its log, `Accepted` in the request's → the cell
-//! ACCEPTED → the answer.
+//! The steps of an order:
 //!
-//! What it never does: send an order again of whose fate nothing is known. Whoever finds SENDING or
-//! UNKNOWN in a cell reads the order's log first; if that has the answer, they finish what is
-//! missing. If it has not, and the sender may still be at it elsewhere, they wait: for its answer,
-//! or until its lease has lapsed ([`leases`]). Everything that several replicas may do at once is
-//! an event with an id of its own, or a swap that only one of them wins.
+//! 1. Wait for a permit and both tokens, within the caller's deadline.
+//! 2. Append `Ordered` to the order's log and set the key's cell to SENDING. Both are durable before
+//!    a byte is sent.
+//! 3. Send one POST, in a task that no caller can cancel.
+//! 4. Append `AcceptedAs` to the order's log and `Accepted` to the request's log, and set the cell to
+//!    ACCEPTED. Then answer the caller.
+//!
+//! This module never resends an order whose outcome is unknown. A call that finds SENDING or UNKNOWN
+//! in a cell reads the order's log. If the log has the answer, the call completes the missing steps.
+//! Otherwise, while another replica may still be sending, it waits for the answer or until the lease
+//! has expired ([`leases`]). Writes that several replicas may make are events with fixed ids, or
+//! swaps that only one replica wins.
 
 use std::{
     collections::HashSet,
@@ -32,7 +36,7 @@ use uuid::Uuid;
 use self::key::Key;
 use super::{
     error::{Effect, Error},
-    fold::{event, order::Outcome},
+    fold::{event, order::OrderOutcome},
     hub::Hub,
     lock,
     locks::Locks,
@@ -45,24 +49,25 @@ use crate::{
 };
 
 mod finish;
-mod flight;
 pub mod key;
 mod leases;
 mod refusals;
 pub mod resolve;
+mod sending;
 
-use flight::Claimant;
 use leases::Leases;
 use refusals::Refusals;
+use sending::PreparedOrder;
 
-/// Between looks at what became of an order that another replica is sending: first, doubling, at
-/// most.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// The first pause between checks of an order that another replica is sending. It doubles up to the
+/// longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest time between looks at orders that nobody waits with.
-const TEND_EVERY: Duration = Duration::from_secs(30);
+/// The longest time between two reconciliations of orders without a caller.
+const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 
+/// Places orders and completes their outcomes.
 #[derive(Debug)]
 pub struct Orders {
     store: Arc<dyn Store>,
@@ -71,15 +76,15 @@ pub struct Orders {
     tasks: TaskTracker,
     order_timeout: Duration,
     max_open_devices: usize,
-    /// Devices of the orders under way here, which no request has yet.
-    devices_under_way: Arc<AtomicUsize>,
+    /// Devices of the orders that this process is sending. No request has them yet.
+    devices_in_flight: Arc<AtomicUsize>,
     in_flight: Arc<Mutex<HashSet<String>>>,
-    /// This process, in leases.
+    /// Identifies this process in leases.
     incarnation: String,
-    /// Those of others.
+    /// The leases of other replicas.
     leases: Leases,
     refusals: Refusals,
-    /// One order per key at a time in this process; the cell is what holds between processes.
+    /// One order per key at a time in this process. Between processes the cell ensures that.
     keys: Locks<String>,
 }
 
@@ -94,18 +99,18 @@ pub struct Placement {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
     pub request_id: RequestId,
-    /// An earlier call had placed it.
+    /// Whether an earlier call placed it.
     pub replayed: bool,
 }
 
-/// Room for the devices of an order under way, within the limit of open devices.
+/// The share of the limit of open devices that an order in flight uses.
 #[derive(Debug)]
-struct Room {
+struct ReservedDevices {
     devices: usize,
     of: Arc<AtomicUsize>,
 }
 
-impl Drop for Room {
+impl Drop for ReservedDevices {
     fn drop(&mut self) {
         self.of.fetch_sub(self.devices, Ordering::Relaxed);
     }
@@ -128,7 +133,7 @@ impl Orders {
             tasks,
             order_timeout,
             max_open_devices,
-            devices_under_way: Arc::default(),
+            devices_in_flight: Arc::default(),
             in_flight: Arc::default(),
             incarnation,
             leases: Leases::default(),
@@ -137,23 +142,23 @@ impl Orders {
         }
     }
 
-    /// Places an order, or says what became of it if its key was used before; waits for a replica
-    /// that is sending it. Dropping the future ends the waiting, never an order that is under way.
+    /// Places an order. If its key was used before, returns the outcome of that order, and waits for
+    /// it if another replica is sending it. Dropping the future never cancels an order in flight.
     pub async fn place(
         self: &Arc<Self>,
         placement: Placement,
         deadline: Instant,
     ) -> Result<Placed, Error> {
-        let mut pause = FIRST_LOOK;
+        let mut pause = FIRST_PAUSE;
         loop {
             match self.place_once(&placement, deadline).await {
-                // A drain waits for no other replica.
+                // The drain does not wait for other replicas.
                 Err(Error::OrderInProgress)
                     if Instant::now() + pause < deadline && !self.tasks.is_closed() => {}
-                settled => return settled,
+                result => return result,
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_LOOK);
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -164,47 +169,47 @@ impl Orders {
     ) -> Result<Placed, Error> {
         let cell = key::cell(&placement.order.account, &placement.key);
         let hash = key::hash(&placement.order);
-        let turn = tokio::time::timeout_at(deadline, self.turn(&cell))
+        let key_lock = tokio::time::timeout_at(deadline, self.lock_key(&cell))
             .await
             .map_err(|_| Error::OrderInProgress)?;
-        let settled = async {
+        let earlier = async {
             match Key::load(&*self.store, &cell).await? {
                 None => Ok(None),
                 Some(key) => self.settle(&cell, key, &hash).await.map(Some),
             }
         };
-        let settled = tokio::time::timeout_at(deadline, settled).await;
+        let earlier = tokio::time::timeout_at(deadline, earlier).await;
         // An earlier call with this key may have sent an order.
-        let before = match settled.map_err(|_| Error::Deadline(Effect::Unknown))?? {
+        let before = match earlier.map_err(|_| Error::Deadline(Effect::Unknown))?? {
             None => None,
-            Some(Settled::Free(key)) => Some(key),
-            Some(Settled::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
+            Some(KeyState::Free(key)) => Some(key),
+            Some(KeyState::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
         };
         if let Some(refusal) = self.refusals.of(&cell.name, &hash) {
             return Err(Error::Refused(refusal));
         }
-        // The rest of the space is for what becomes of the orders that are known.
+        // The last free space is reserved for the outcomes of earlier orders.
         if let Some(shortage) = self.store.shortage() {
             return Err(Error::Store(StoreError::Full(shortage)));
         }
-        self.place_new(placement.order.clone(), cell, before, &hash, turn, deadline).await
+        self.place_new(placement.order.clone(), cell, before, &hash, key_lock, deadline).await
     }
 
-    /// How often [`Orders::tend`] wants to be called.
-    pub(super) fn tend_every(&self) -> Duration {
-        TEND_EVERY.min(self.order_timeout)
+    /// The interval of [`Orders::reconcile`].
+    pub(super) fn reconcile_every(&self) -> Duration {
+        RECONCILE_EVERY.min(self.order_timeout)
     }
 
-    /// Looks after the orders that nobody waits with: finishes those that were accepted, and says
-    /// of those whose sender has gone that their fate is unknown.
-    pub async fn tend(&self) {
+    /// Reconciles orders without a caller: completes accepted ones, and marks the outcome of an order
+    /// as unknown if its sender is gone.
+    pub async fn reconcile(&self) {
         self.recover().await;
-        let undecided = self.hub.undecided(|id, order| {
+        let open = self.hub.orders_without_outcome(|id, order| {
             let ordered = order.ordered.as_ref().filter(|_| !self.is_in_flight(id))?;
             Some((Arc::clone(id), CellName::retained(ordered.key_cell.clone())))
         });
-        for (order_id, cell) in undecided {
-            let tended = async {
+        for (order_id, cell) in open {
+            let reconciled = async {
                 let key = Key::load(&*self.store, &cell).await?;
                 let Some(key) = key.filter(|key| {
                     key.order_id() == &*order_id
@@ -214,36 +219,35 @@ impl Orders {
                     return Ok(());
                 };
                 match self.hub.order(&order_id).await?.outcome {
-                    None => self.give_up(&cell, &key).await.map(drop),
-                    // Its next reader finishes it.
+                    None => self.mark_unknown(&cell, &key).await.map(drop),
+                    // The next call with the key completes it.
                     Some(_) => Ok(()),
                 }
             };
-            if let Err(error) = tended.await {
-                // It would be the same with the others. The store has logged what is wrong with it.
-                debug!(order.id = &*order_id, %error, "cannot look after orders now");
+            if let Err(error) = reconciled.await {
+                // The store has logged its failure, and the other orders would fail, too.
+                debug!(order.id = &*order_id, %error, "cannot reconcile orders now");
                 return;
             }
         }
     }
 
-    /// Says of an order whose sender has gone that its fate is unknown; false if somebody else has
-    /// moved its key on.
-    async fn give_up(&self, cell: &CellName, key: &Key) -> Result<bool, StoreError> {
+    /// Marks the outcome of an order as unknown. False: another replica has changed the key.
+    async fn mark_unknown(&self, cell: &CellName, key: &Key) -> Result<bool, StoreError> {
         if key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?.is_none() {
             return Ok(false);
         }
         error!(
             order.id = key.order_id(),
             sent = %key.sent_time(),
-            "an order was interrupted while it was sent and its fate is unknown; it is not sent again: look it up in \
-             ThingSpace, then run `thingspace-gateway orders settle`"
+            "an order was interrupted while it was sent and its outcome is unknown; it is not sent \
+             again: look it up in ThingSpace, then run `thingspace-gateway orders settle`"
         );
         Ok(true)
     }
 
-    /// Finishes orders that ThingSpace had accepted and whose requests do not know it, because a
-    /// process died before it could say so, or because it was believed that they were not placed.
+    /// Completes accepted orders whose requests lack `Accepted`: a process died too early, or they
+    /// were settled as not placed.
     pub async fn recover(&self) {
         for order_id in self.hub.unfinished_orders() {
             if self.is_in_flight(&order_id) {
@@ -251,25 +255,28 @@ impl Orders {
             }
             let recovered = async {
                 let order = self.hub.order(&order_id).await?;
-                info!(order.id = order_id, "finishing an order that was accepted");
+                info!(order.id = order_id, "completing an accepted order");
                 if self.finish(&order_id, &order).await? {
                     self.hub.forget_order(&order_id);
                 }
                 Ok::<_, StoreError>(())
             };
             if let Err(error) = recovered.await {
-                warn!(order.id = order_id, %error, "cannot finish an accepted order yet; a call with its key will");
+                warn!(
+                    order.id = order_id,
+                    %error,
+                    "cannot complete an accepted order yet; a call with its key will"
+                );
             }
         }
     }
 
-    /// Whether an order is being carried out by this process.
+    /// Whether this process is sending an order.
     pub(super) fn is_in_flight(&self, order_id: &str) -> bool {
         lock(&self.in_flight).contains(order_id)
     }
 
-    /// Whether whoever claimed a key, and has not said what came of it, may still be at it, here or
-    /// elsewhere.
+    /// Whether the process that claimed a key may still be sending its order.
     pub(super) fn may_be_sending(&self, key: &Key) -> bool {
         if key.phase() != KeyPhase::Sending {
             return false;
@@ -278,59 +285,59 @@ impl Orders {
             return self.is_in_flight(key.order_id());
         }
         !self.store.exclusive()
-            && !self.leases.has_lapsed(key.order_id(), key.version(), key.lease())
+            && !self.leases.has_expired(key.order_id(), key.version(), key.lease())
     }
 
-    /// A key's turn in this process.
-    pub(super) async fn turn(&self, cell: &CellName) -> OwnedMutexGuard<()> {
+    /// Locks a key in this process.
+    pub(super) async fn lock_key(&self, cell: &CellName) -> OwnedMutexGuard<()> {
         self.keys.lock(&cell.name).await
     }
 
-    fn room_for(&self, devices: usize) -> Result<Room, Error> {
-        let room = Room { devices, of: Arc::clone(&self.devices_under_way) };
-        let under_way = room.of.fetch_add(devices, Ordering::Relaxed) + devices;
-        if self.hub.open_devices() + under_way > self.max_open_devices {
+    fn reserve(&self, devices: usize) -> Result<ReservedDevices, Error> {
+        let reserved = ReservedDevices { devices, of: Arc::clone(&self.devices_in_flight) };
+        let in_flight = reserved.of.fetch_add(devices, Ordering::Relaxed) + devices;
+        if self.hub.open_devices() + in_flight > self.max_open_devices {
             return Err(Error::Overloaded { limit: "limits.open_devices" });
         }
-        Ok(room)
+        Ok(reserved)
     }
 
-    /// What a key that was used before stands for now.
-    async fn settle(&self, cell: &CellName, key: Key, hash: &[u8]) -> Result<Settled, Error> {
+    /// Returns the state of a key that was used before, and completes its order if necessary.
+    async fn settle(&self, cell: &CellName, key: Key, hash: &[u8]) -> Result<KeyState, Error> {
         if key.phase() == KeyPhase::Released {
-            return Ok(Settled::Free(key));
+            return Ok(KeyState::Free(key));
         }
-        if !key.stands_for(hash) {
+        if !key.is_for(hash) {
             return Err(Error::IdempotencyKeyReused);
         }
         match key.phase() {
             KeyPhase::Accepted => {
                 let request_id = RequestId::parse(key.request_id())
                     .map_err(|_| corrupt("a key cell without a request id"))?;
-                return Ok(Settled::Placed(request_id));
+                return Ok(KeyState::Placed(request_id));
             }
             KeyPhase::Sending | KeyPhase::Unknown => {}
             KeyPhase::Released | KeyPhase::Unspecified => {
                 return Err(corrupt("a key cell without a phase"));
             }
         }
-        // What the log says holds, whoever is still at it.
+        // The log decides, even if the sender is still working.
         let order = self.hub.order(key.order_id()).await?;
         match (&order.outcome, &order.ordered) {
-            (Some(Outcome::AcceptedAs(request)), Some(_)) => {
+            (Some(OrderOutcome::AcceptedAs(request)), Some(_)) => {
                 if self.finish(key.order_id(), &order).await? {
-                    Ok(Settled::Placed(request.clone()))
+                    Ok(KeyState::Placed(request.clone()))
                 } else {
                     Err(unknown(key.order_id(), key.sent_time(), None))
                 }
             }
-            (Some(Outcome::NotPlaced), _) => {
+            (Some(OrderOutcome::NotPlaced), _) => {
                 let freed = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
-                freed.map(Settled::Free).ok_or(Error::OrderInProgress)
+                freed.map(KeyState::Free).ok_or(Error::OrderInProgress)
             }
-            (Some(Outcome::AcceptedAs(_)) | None, _) => {
+            (Some(OrderOutcome::AcceptedAs(_)) | None, _) => {
                 if self.may_be_sending(&key)
-                    || key.phase() == KeyPhase::Sending && !self.give_up(cell, &key).await?
+                    || key.phase() == KeyPhase::Sending && !self.mark_unknown(cell, &key).await?
                 {
                     return Err(Error::OrderInProgress);
                 }
@@ -345,29 +352,29 @@ impl Orders {
         cell: CellName,
         before: Option<Key>,
         hash: &[u8],
-        turn: OwnedMutexGuard<()>,
+        key_lock: OwnedMutexGuard<()>,
         deadline: Instant,
     ) -> Result<Placed, Error> {
-        let room = self.room_for(order.devices.len())?;
+        let reserved = self.reserve(order.devices.len())?;
         let prepared = self.client.prepare_order(&order.account, deadline);
         let prepared = tokio::time::timeout_at(deadline, prepared).await;
         let permit = prepared.map_err(|_| Error::Deadline(Effect::NothingSent))??;
 
-        // From here on a caller that goes away would leave a claim behind, so the rest is a task of
-        // its own.
-        let claimant = Claimant {
+        // A separate task, so that a caller that goes away does not leave a claimed key behind.
+        let prepared = PreparedOrder {
             order,
             cell,
             before,
             hash: hash.to_vec(),
             retry_until: deadline,
-            turn,
-            room,
+            key_lock,
+            reserved,
         };
         let (answer, answered) = oneshot::channel();
         let orders = Arc::clone(self);
-        self.tasks
-            .spawn(async move { orders.fly(claimant, permit, answer).await }.in_current_span());
+        self.tasks.spawn(
+            async move { orders.send_and_store(prepared, permit, answer).await }.in_current_span(),
+        );
         match tokio::time::timeout_at(deadline, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => {
@@ -378,9 +385,11 @@ impl Orders {
     }
 }
 
-enum Settled {
-    /// Nothing was placed under the key: it may be used, over this version.
+/// The state of a key that was used before.
+enum KeyState {
+    /// No order was placed with the key. It may be claimed again, replacing this version.
     Free(Key),
+    /// An order was placed.
     Placed(RequestId),
 }
 

@@ -9,7 +9,7 @@ use thingspace_gateway::{
     proto::storage::{self, KeyPhase},
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, Claim, Key},
+        orders::key::{self, Key, KeyClaim},
     },
     simulator::{Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, embedded::Embedded},
@@ -242,7 +242,7 @@ pub async fn write(
     });
     store.append(&log, Once::Ordered.id(ORDER_ID), event::encode(ordered, None)).await.unwrap();
     if until >= Written::Claimed {
-        let claim = Claim {
+        let claim = KeyClaim {
             order_id: ORDER_ID,
             hash: &key::hash(&order),
             incarnation: "another",

@@ -1,7 +1,7 @@
-//! The events of a log: how they are named, encoded, and kept below the store's bound.
+//! The events of logs: their ids, their encoding and their size limit.
 //!
-//! An event's id is derived from what it says wherever it may be written twice (after a crash, by
-//! two replicas), so that the store keeps it once.
+//! An event that may be written twice, after a crash or by two replicas, has an id that is derived
+//! from its content. So the store keeps it once.
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,27 +15,27 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// The rules of request logs that begin now. Number 2 was never written; a frozen fixture uses it
-/// for unknown rules.
+/// The version of the folding rules for new request logs. Number 2 was never written; a fixture uses
+/// it for unknown rules.
 pub const RULES: u32 = 4;
 
-/// The rules of earlier request logs. From number 3 on an ICCID that was missing is filled in, from
-/// number 4 on a callback that names no device concerns the only one.
+/// Earlier versions. Since 3, a missing ICCID is filled in. Since 4, a callback without a known
+/// identifier applies to the only device of a request.
 pub const FIRST_RULES: u32 = 1;
 pub const ICCID_RULES: u32 = 3;
 
-/// The rules of order logs.
+/// The version of the folding rules for order logs.
 pub const ORDER_RULES: u32 = 1;
 
-/// The most devices that one `Observed` names: with all their identifiers, about 100 bytes each,
-/// they stay below [`crate::store::MAX_EVENT_BYTES`].
+/// The maximum number of devices in one `Observed`. At about 100 bytes each, the event stays below
+/// [`crate::store::MAX_EVENT_BYTES`].
 pub const MAX_OBSERVED_DEVICES: usize = 8_000;
 
-/// An event that exists once for an order, whoever writes it and however often.
+/// An event that exists at most once per order.
 #[derive(Debug, Clone, Copy)]
 pub enum Once {
     Ordered,
-    /// Refused, or never sent. Not the same event as `AcceptedAs`, which beats it.
+    /// Refused or never sent. A different event from `AcceptedAs`, which overrides it.
     NotPlaced,
     AcceptedAs,
     Accepted,
@@ -53,8 +53,8 @@ impl Once {
     }
 }
 
-/// The id of the event that makes a request an order's. A settlement, at `settled`, may come after
-/// an earlier acceptance was withdrawn, so its event is another one.
+/// The id of the event that assigns a request to an order. A settlement at `settled` has an id of its
+/// own, because an earlier acceptance may have been withdrawn.
 pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
     match settled {
         None => Once::Accepted.id(order_id),
@@ -67,15 +67,16 @@ pub fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
     named(&format!("{order_id}/evidence/{request}"))
 }
 
-/// The id of the event that takes an acceptance back; `settled` is the position of the settlement
-/// that corrects it.
+/// The id of the event that withdraws an acceptance. `settled` is the position of the settlement that
+/// corrects it.
 pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/withdrawn/{request}/{settled}"))
 }
 
-/// The id of the event that takes an order's devices out of a request that cannot be its own. Not
-/// [`withdrawn_id`]: the order's log has that event, and a store may keep an id once for all logs.
+/// The id of the event that removes an order's devices from a request that another order placed. It
+/// differs from [`withdrawn_id`], which is in the order's log, because a store may keep an id only
+/// once in all logs.
 pub fn given_back_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/given-back/{request}/{settled}"))
@@ -85,21 +86,21 @@ fn named(name: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
-/// The id of a callback's event: what was said twice is one event.
+/// The id of a callback's event. Equal callbacks are one event.
 pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
     let name =
         [format!("{request}/called-back/").into_bytes(), called_back.encode_to_vec()].concat();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
-/// The id of an answer's event: what is heard twice while the request stands at the same position,
-/// because this replica has not folded it yet, is one event.
+/// The id of an answer's event. Equal answers for a request that is folded up to the same position are
+/// one event.
 pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
     let name = format!("{request}/observed/{}/{}/", at.epoch, at.sequence).into_bytes();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name, observed.encode_to_vec()].concat())
 }
 
-/// An event as it is stored. `first`: where its log begins, as far as the writer knows.
+/// Encodes an event. `first` is the first position of its log, if the writer knows it.
 pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
     let rules = match kind {
         Kind::Ordered(_)
@@ -117,7 +118,7 @@ pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
     Event { rules, kind: Some(kind), first_sequence }.encode_to_vec().into()
 }
 
-/// `None`: not an event. An event of a kind that a newer version writes decodes, with no kind.
+/// Decodes an event. An event whose kind only a newer version knows has no kind.
 pub fn decode(bytes: &[u8]) -> Option<Event> {
     Event::decode(bytes).ok()
 }

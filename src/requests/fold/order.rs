@@ -1,4 +1,4 @@
-//! The fold of an order's log: what became of an order. Pure, like the fold of a request.
+//! The outcome of an order, folded from its log. Pure, like the fold of a request.
 
 use jiff::Timestamp;
 
@@ -9,38 +9,37 @@ use crate::{
     store::Position,
 };
 
-/// What is known of an order to have come of it.
+/// The outcome of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum OrderOutcome {
     /// Nothing was placed: refused, or never sent.
     NotPlaced,
     AcceptedAs(RequestId),
 }
 
-/// Whose word an outcome is.
+/// Who decided an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// ThingSpace's answer to the order, or the gateway's own knowledge that nothing was placed.
+    /// ThingSpace's answer, or the gateway, which did not send the order.
     Answer,
     Evidence,
     Operator,
 }
 
-/// An order, folded up to some event.
+/// An order, folded up to one event.
 #[derive(Debug, Clone, Default)]
 pub struct Order {
     pub ordered: Option<storage::Ordered>,
-    /// `None`: being sent, or unknown.
-    pub outcome: Option<Outcome>,
+    /// `None`: the order is being sent, or its outcome is unknown.
+    pub outcome: Option<OrderOutcome>,
     pub source: Option<Source>,
-    /// The position of the settlement that the outcome comes from; `None` if it comes from
-    /// ThingSpace's answer.
+    /// The position of the settlement that decided the outcome; `None` for ThingSpace's answer.
     pub settled: Option<Position>,
-    /// Requests that it was settled as before, and which may still name it.
+    /// The requests of earlier outcomes, which may still name the order.
     pub former: Vec<RequestId>,
     pub first: Option<Position>,
     pub sent_time: Timestamp,
-    /// Requests that turned out to be another order's.
+    /// Requests that belong to another order.
     withdrawn: Vec<RequestId>,
     last: Option<Position>,
     /// The rules of the first event.
@@ -65,7 +64,7 @@ impl Order {
             }
             Some(Kind::Refused(_) | Kind::NotSent(_)) => {
                 if self.outcome.is_none() {
-                    self.decide(Outcome::NotPlaced, Source::Answer, None);
+                    self.decide(OrderOutcome::NotPlaced, Source::Answer, None);
                 }
             }
             Some(Kind::AcceptedAs(accepted)) => self.accept(&accepted.request_id),
@@ -78,16 +77,17 @@ impl Order {
         }
     }
 
-    /// ThingSpace's own answer replaces every other conclusion, and the first one stays.
+    /// ThingSpace's answer replaces every other outcome. The first answer stays.
     fn accept(&mut self, request_id: &str) {
         let Ok(request) = RequestId::parse(request_id) else { return };
-        let own = self.source == Some(Source::Answer) && self.outcome != Some(Outcome::NotPlaced);
+        let own =
+            self.source == Some(Source::Answer) && self.outcome != Some(OrderOutcome::NotPlaced);
         if !own && !self.withdrawn.contains(&request) {
-            self.decide(Outcome::AcceptedAs(request), Source::Answer, None);
+            self.decide(OrderOutcome::AcceptedAs(request), Source::Answer, None);
         }
     }
 
-    /// A settlement needs an unknown outcome. An operator may also correct an operator.
+    /// A settlement needs an unknown outcome. An operator may also correct another operator.
     fn settle(&mut self, settled: &storage::Settled, position: Position) {
         let source = match settled.by() {
             SettledBy::Operator => Source::Operator,
@@ -99,27 +99,27 @@ impl Order {
             return;
         }
         let outcome = match RequestId::parse(&settled.request_id) {
-            Ok(request) => Outcome::AcceptedAs(request),
-            Err(_) if settled.request_id.is_empty() => Outcome::NotPlaced,
+            Ok(request) => OrderOutcome::AcceptedAs(request),
+            Err(_) if settled.request_id.is_empty() => OrderOutcome::NotPlaced,
             Err(_) => return,
         };
         self.decide(outcome, source, Some(position));
     }
 
-    /// The request belongs to another order: what became of this one is unknown again.
+    /// The request belongs to another order, so the outcome is unknown again.
     fn withdraw(&mut self, request_id: &str) {
-        let Some(Outcome::AcceptedAs(request)) = &self.outcome else { return };
+        let Some(OrderOutcome::AcceptedAs(request)) = &self.outcome else { return };
         if request.as_str() == request_id {
             self.withdrawn.push(request.clone());
             (self.outcome, self.source, self.settled) = (None, None, None);
         }
     }
 
-    fn decide(&mut self, outcome: Outcome, source: Source, settled: Option<Position>) {
-        if let Some(Outcome::AcceptedAs(former)) = self.outcome.take() {
+    fn decide(&mut self, outcome: OrderOutcome, source: Source, settled: Option<Position>) {
+        if let Some(OrderOutcome::AcceptedAs(former)) = self.outcome.take() {
             self.former.push(former);
         }
-        if let Outcome::AcceptedAs(request) = &outcome {
+        if let OrderOutcome::AcceptedAs(request) = &outcome {
             self.former.retain(|former| former != request);
         }
         (self.outcome, self.source, self.settled) = (Some(outcome), Some(source), settled);
@@ -164,21 +164,21 @@ mod tests {
         order
     }
 
-    fn request(id: &str) -> Outcome {
-        Outcome::AcceptedAs(RequestId::parse(id).unwrap())
+    fn request(id: &str) -> OrderOutcome {
+        OrderOutcome::AcceptedAs(RequestId::parse(id).unwrap())
     }
 
     #[test]
-    fn what_became_of_an_order() {
+    fn an_order_has_the_outcome_of_its_log() {
         let table = [
             (vec![], None),
-            (vec![not_sent()], Some(Outcome::NotPlaced)),
-            (vec![refused()], Some(Outcome::NotPlaced)),
+            (vec![not_sent()], Some(OrderOutcome::NotPlaced)),
+            (vec![refused()], Some(OrderOutcome::NotPlaced)),
             (vec![accepted_as("r1")], Some(request("r1"))),
             (vec![not_sent(), accepted_as("r1")], Some(request("r1"))),
             (vec![refused(), not_sent(), accepted_as("r1"), refused()], Some(request("r1"))),
             (vec![accepted_as("r1"), not_sent(), accepted_as("r2")], Some(request("r1"))),
-            (vec![not_sent(), accepted_as("no/id")], Some(Outcome::NotPlaced)),
+            (vec![not_sent(), accepted_as("no/id")], Some(OrderOutcome::NotPlaced)),
             (vec![accepted_as(""), accepted_as("r2")], Some(request("r2"))),
             (vec![event(Kind::Abandoned(storage::Abandoned {}))], None),
             (vec![Event { rules: event::ORDER_RULES, ..Event::default() }], None),
@@ -199,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn who_may_replace_whose_word() {
+    fn outcomes_replace_each_other_by_their_source() {
         use SettledBy::{Evidence, Operator, Unspecified};
-        let not_placed = || Some(Outcome::NotPlaced);
+        let not_placed = || Some(OrderOutcome::NotPlaced);
         let table = [
             (vec![settled(Operator, "r1")], Some(request("r1"))),
             (vec![settled(Operator, "")], not_placed()),
@@ -273,11 +273,17 @@ mod tests {
         let newer = |event: Event| Event { rules: event::ORDER_RULES + 1, ..event };
         let order = fold([newer(ordered("plan")), not_sent(), refused()]);
         assert_eq!((order.ordered, order.outcome), (None, None));
-        assert_eq!(fold([ordered("plan"), newer(refused())]).outcome, Some(Outcome::NotPlaced));
+        assert_eq!(
+            fold([ordered("plan"), newer(refused())]).outcome,
+            Some(OrderOutcome::NotPlaced)
+        );
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         #[test]
         fn an_acceptance_wins_in_any_order(

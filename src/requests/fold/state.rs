@@ -1,20 +1,21 @@
-//! The fold: what a request is, computed from its log and nothing else.
+//! The state of a request, folded from its log and from nothing else.
 //!
-//! It has no clock, no IO, no log and no randomness: the same events in the same order give the
-//! same transitions, on every replica and after every restart. State absorbs: a duplicate, late or
-//! contradicting event changes nothing shown.
+//! The fold has no clock, no I/O, no logging and no randomness. The same events in the same order
+//! give the same transitions on every replica and after every restart. A duplicate, late or
+//! contradicting event does not change the visible state.
 //!
-//! The rules. A device is found by EID if the event names one, else by any identifier that exactly
-//! one device of the request has. By rules 4 a callback whose identifiers find no device concerns
-//! the only one. A device only moves from pending by way of waiting to a final state, and the first
-//! final state wins. Fault, profile, EID, IMEI and MDN are filled once, also after the end; by
-//! rules 3 the ICCID, too, unless another device has it. A request is final when its device set is
-//! known and no device is pending; it never becomes pending again, unless the acceptance of its
-//! order is withdrawn: then it is a request that was placed elsewhere.
+//! The rules:
 //!
-//! Later events name the first event of their log. A log that begins elsewhere has lost its
-//! beginning. It is expired and shows nothing: what is left of it could name the wrong devices or
-//! states.
+//! - A device is found by its EID if the event has one, else by an identifier that exactly one device
+//!   of the request has. Since rules 4, a callback whose identifiers match no device applies to the
+//!   only device.
+//! - A device moves from pending to waiting to a final state, and the first final state stays.
+//! - Fault, profile, EID, IMEI and MDN are filled in once, also after the end. Since rules 3, so is
+//!   an ICCID that no other device has.
+//! - A request is final when its device set is known and no device is pending. It becomes pending
+//!   again only if the acceptance of its order is withdrawn. Then it is an external request.
+//! - Later events name the first event of their log. A log with another first event has lost its
+//!   beginning. It is expired and shows nothing, because the rest may give wrong devices or states.
 
 mod claim;
 mod find;
@@ -34,18 +35,18 @@ use crate::{
 };
 pub use shown::{Applied, Counts, DeviceState, DeviceStatus, RequestState, Transition};
 
-/// Callbacks kept until the device set is known: each of 10,000 devices' warning and result, each
-/// sent twice.
+/// Callbacks that are kept until the device set is known: a warning and a result for each of 10,000
+/// devices, each sent twice.
 const MAX_EARLY: usize = 40_000;
 
-/// A request, folded up to some event.
+/// A request, folded up to one event.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// From `Accepted`, else from the first status answer.
     pub account: Option<AccountName>,
-    /// The order it came from, if it was placed by this gateway.
+    /// The order that placed it. `None`: an external request.
     pub order_id: Option<String>,
-    /// The position of the `Accepted` that made it this order's.
+    /// The position of the `Accepted` of that order.
     pub accepted: Option<Position>,
     /// Whether the device set is complete.
     pub known: bool,
@@ -55,18 +56,19 @@ pub struct Request {
     pub polling_stopped: bool,
     pub create_time: Timestamp,
     pub update_time: Timestamp,
-    /// The rules of the first event, and where it lies; 0 and none before any.
+    /// The rules of the first event; 0 before it.
     rules: u32,
+    /// The position of the first event.
     pub first: Option<Position>,
     /// The log has lost its first events.
     expired: bool,
-    /// The final overall status of an answer that listed no device: it holds for every device.
+    /// The final overall status of an answer without devices. It applies to every device.
     overall: Option<DeviceState>,
-    /// Which device has an identifier; `None`: more than one.
+    /// The device of an identifier. `None`: several devices have it.
     index: HashMap<(IdentifierKind, Digits), Option<usize>>,
-    /// Callbacks that came before the device set was known, at most [`MAX_EARLY`].
+    /// Callbacks from before the device set was known, at most [`MAX_EARLY`].
     early: Vec<storage::CalledBack>,
-    /// What faults and profiles of devices, and early callbacks, take in memory, in bytes.
+    /// The size of faults, profiles and early callbacks in memory, in bytes.
     text_bytes: usize,
 }
 
@@ -94,23 +96,23 @@ impl Request {
         self.state() != RequestState::Pending
     }
 
-    /// Whether the log has lost its first events, so that nothing can be said of the request.
+    /// Whether the log has lost its first events. Then the state is not known.
     pub fn is_expired(&self) -> bool {
         self.expired
     }
 
-    /// Where the log begins; `None` before any event, and if its beginning is lost.
+    /// The first position of the log. `None`: the log is empty, or its beginning is lost.
     pub fn beginning(&self) -> Option<Position> {
         self.first.filter(|_| !self.expired)
     }
 
-    /// Nothing is waited for any more: final, given up, expired, or a request of others whose
-    /// devices nobody knows.
+    /// Whether the request needs no polls: it is final, given up or expired, or it is an external
+    /// request whose devices are not known.
     pub fn is_closed(&self) -> bool {
         self.is_final() || self.polling_stopped || !self.known
     }
 
-    /// Folds one event. Events must come in the order of their positions, each once.
+    /// Folds one event. Each event must be given once, in the order of the positions.
     pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) -> Applied {
         if self.first.is_none() {
             self.first = Some(position);
@@ -125,23 +127,24 @@ impl Request {
         }
         let mut applied = Applied::default();
         let Some(kind) = event.kind.as_ref().filter(|_| self.folds()) else { return applied };
-        let before = self.shown();
-        let mut step = Step { time, changed: Vec::new(), restart: false, applied: &mut applied };
+        let before = self.summary();
+        let mut step =
+            FoldStep { time, changed: Vec::new(), restart: false, applied: &mut applied };
         match kind {
             Kind::Accepted(accepted) => self.accept(accepted, position, &mut step),
             Kind::Observed(observed) => self.observe(observed, &mut step),
             Kind::CalledBack(called_back) => self.call_back(called_back, &mut step),
             Kind::Abandoned(_) => self.polling_stopped |= !self.is_final(),
             Kind::Withdrawn(withdrawn) => self.withdraw(withdrawn, &mut step),
-            // Events of orders have no place in the log of a request.
+            // Events of order logs.
             Kind::Ordered(_)
             | Kind::Refused(_)
             | Kind::NotSent(_)
             | Kind::AcceptedAs(_)
             | Kind::Settled(_) => {}
         }
-        let Step { mut changed, restart, .. } = step;
-        if restart || !changed.is_empty() || self.shown() != before {
+        let FoldStep { mut changed, restart, .. } = step;
+        if restart || !changed.is_empty() || self.summary() != before {
             changed.sort_unstable();
             changed.dedup();
             self.revision += 1;
@@ -160,24 +163,29 @@ impl Request {
         applied
     }
 
-    /// Whether this version folds the log, and it is whole.
+    /// Whether this version knows the rules of the log, and the log is complete.
     fn folds(&self) -> bool {
         !self.expired
             && matches!(self.rules, event::FIRST_RULES | event::ICCID_RULES | event::RULES)
     }
 
-    /// Forgets everything, for good.
+    /// Drops the state for ever.
     fn expire(&mut self) {
         let Self { rules, first, create_time, update_time, .. } = *self;
         *self = Self { create_time, update_time, rules, first, expired: true, ..Self::default() };
     }
 
-    /// What is shown beside the devices.
-    fn shown(&self) -> (Option<AccountName>, RequestState, Counts, bool) {
+    /// The visible state without the devices.
+    fn summary(&self) -> (Option<AccountName>, RequestState, Counts, bool) {
         (self.account.clone(), self.state(), self.counts, self.polling_stopped)
     }
 
-    fn accept(&mut self, accepted: &storage::Accepted, position: Position, step: &mut Step<'_>) {
+    fn accept(
+        &mut self,
+        accepted: &storage::Accepted,
+        position: Position,
+        step: &mut FoldStep<'_>,
+    ) {
         let Ok(account) = AccountName::parse(&accepted.account) else { return };
         if self.order_id.is_some() {
             return;
@@ -185,22 +193,26 @@ impl Request {
         self.order_id = Some(accepted.order_id.clone());
         self.accepted = Some(position);
         if self.account.as_ref().is_some_and(|known| *known != account) {
-            // The order knows better whose request it is; what another account was told of it never
-            // was.
+            // The account of the order is right. Answers to another account were wrong.
             self.devices.clear();
             (self.known, self.overall, self.text_bytes) =
                 (false, None, size::of_early(&self.early));
         }
         self.account = Some(account);
         if self.is_final() && self.overall.is_none() {
-            // A final request never becomes pending again: the answer that ended it had listed its
-            // devices.
+            // A final request stays final. The answer that ended it listed its devices.
             for device in &accepted.devices {
-                self.tell(&event::from_stored(device), DeviceState::Pending, None, None, step);
+                self.apply_status(
+                    &event::from_stored(device),
+                    DeviceState::Pending,
+                    None,
+                    None,
+                    step,
+                );
             }
             return;
         }
-        // What was seen before stays, under the order's own list of devices.
+        // Keeps the earlier states, for the devices of the order.
         let seen = std::mem::take(&mut self.devices);
         self.index.clear();
         self.text_bytes = size::of_early(&self.early);
@@ -211,15 +223,14 @@ impl Request {
         self.known = true;
         for status in seen {
             let DeviceStatus { device, state, fault, profile, .. } = &*status;
-            self.tell(device, *state, fault.as_ref(), profile.as_ref(), step);
+            self.apply_status(device, *state, fault.as_ref(), profile.as_ref(), step);
         }
-        self.tell_all(self.overall, step);
+        self.apply_to_all(self.overall, step);
         self.fold_early(step);
     }
 
-    /// The order was not accepted as this request after all. What was folded into the order's
-    /// devices goes with them.
-    fn withdraw(&mut self, withdrawn: &storage::Withdrawn, step: &mut Step<'_>) {
+    /// The order was not accepted as this request. Its devices and their states are dropped.
+    fn withdraw(&mut self, withdrawn: &storage::Withdrawn, step: &mut FoldStep<'_>) {
         if self.order_id.as_ref() != Some(&withdrawn.order_id) {
             return;
         }
@@ -228,7 +239,7 @@ impl Request {
         step.restart = true;
     }
 
-    fn observe(&mut self, observed: &storage::Observed, step: &mut Step<'_>) {
+    fn observe(&mut self, observed: &storage::Observed, step: &mut FoldStep<'_>) {
         let Ok(account) = AccountName::parse(&observed.account) else { return };
         if !self.is_of(account.as_str()) {
             return;
@@ -237,20 +248,20 @@ impl Request {
         let unmatched_before = step.applied.unmatched;
         for seen in &observed.devices {
             let device = event::from_stored(&seen.device.clone().unwrap_or_default());
-            // A word nobody knows says only that the device is there.
+            // An unknown status only says that the device exists.
             let state = DeviceState::of(event::class_from_stored(seen.status))
                 .unwrap_or(DeviceState::Pending);
             if self.is_new(&device) {
                 self.add(device.clone(), step);
             }
-            self.tell(&device, state, None, None, step);
+            self.apply_status(&device, state, None, None, step);
         }
         let listed = step.applied.unmatched - unmatched_before < observed.devices.len();
         let overall = DeviceState::of(event::class_from_stored(observed.overall));
         let becomes_known = !self.known && observed.complete && completes(overall, listed);
         self.known |= becomes_known;
         if self.known && observed.overall_only {
-            self.tell_all(overall, step);
+            self.apply_to_all(overall, step);
         }
         if becomes_known {
             self.overall = overall.filter(|state| state.is_final() && self.devices.is_empty());
@@ -258,7 +269,7 @@ impl Request {
         }
     }
 
-    fn call_back(&mut self, called_back: &storage::CalledBack, step: &mut Step<'_>) {
+    fn call_back(&mut self, called_back: &storage::CalledBack, step: &mut FoldStep<'_>) {
         if !self.known {
             if self.early.len() < MAX_EARLY {
                 self.text_bytes += size::of_early(std::slice::from_ref(called_back));
@@ -272,15 +283,15 @@ impl Request {
             let device = event::from_stored(&called_back.device.clone().unwrap_or_default());
             let (at, device) = match self.find(&device) {
                 Some(at) => (Some(at), device),
-                // Its identifiers may be another device's, so none is filled in.
+                // The identifiers may be those of another device, so they are not filled in.
                 None => (self.only_device(&device), Device::default()),
             };
             let (fault, profile) = (called_back.fault.as_ref(), called_back.profile.as_ref());
-            self.tell_of(at, &device, state, fault, profile, step);
+            self.apply_to(at, &device, state, fault, profile, step);
         }
     }
 
-    fn fold_early(&mut self, step: &mut Step<'_>) {
+    fn fold_early(&mut self, step: &mut FoldStep<'_>) {
         let early = std::mem::take(&mut self.early);
         self.text_bytes -= size::of_early(&early);
         for called_back in early {
@@ -292,7 +303,7 @@ impl Request {
         self.account.as_ref().is_none_or(|known| known.as_str() == account)
     }
 
-    fn add(&mut self, device: Device, step: &mut Step<'_>) {
+    fn add(&mut self, device: Device, step: &mut FoldStep<'_>) {
         let at = self.devices.len();
         for (kind, digits) in device.present() {
             self.index
@@ -311,40 +322,40 @@ impl Request {
         step.changed.push(at);
     }
 
-    /// Tells a device its state and what else is known of it.
-    fn tell(
+    /// Applies a status to the device with these identifiers.
+    fn apply_status(
         &mut self,
         device: &Device,
         state: DeviceState,
         fault: Option<&storage::Fault>,
         profile: Option<&storage::Profile>,
-        step: &mut Step<'_>,
+        step: &mut FoldStep<'_>,
     ) {
-        self.tell_of(self.find(device), device, state, fault, profile, step);
+        self.apply_to(self.find(device), device, state, fault, profile, step);
     }
 
-    /// The same of the device at a place; `None`: the request has no such device.
-    fn tell_of(
+    /// Applies a status to the device at an index. `None`: the request has no such device.
+    fn apply_to(
         &mut self,
         at: Option<usize>,
         device: &Device,
         state: DeviceState,
         fault: Option<&storage::Fault>,
         profile: Option<&storage::Profile>,
-        step: &mut Step<'_>,
+        step: &mut FoldStep<'_>,
     ) {
         let Some(at) = at else {
             step.applied.unmatched += 1;
             return;
         };
-        self.tell_at(at, state, step);
+        self.move_device(at, state, step);
         let known = &self.devices[at];
-        // Only the word that holds may fill in details: a warning's fault is not why a device
-        // failed later.
-        let final_word = state.is_final() && known.state == state;
-        let new_fault =
-            fault.filter(|_| final_word && state == DeviceState::Failed && known.fault.is_none());
-        let new_profile = profile.filter(|_| final_word && known.profile.is_none());
+        // Only the status that stays may add details: the fault of a warning is not the reason of a
+        // later failure.
+        let is_final_status = state.is_final() && known.state == state;
+        let new_fault = fault
+            .filter(|_| is_final_status && state == DeviceState::Failed && known.fault.is_none());
+        let new_profile = profile.filter(|_| is_final_status && known.profile.is_none());
         let new_ids: Vec<_> = device
             .present()
             .map(|(kind, _)| kind)
@@ -369,13 +380,13 @@ impl Request {
         step.changed.push(at);
     }
 
-    /// Whether a device without an ICCID may be given this one.
+    /// Whether this ICCID may be filled in for a device without one.
     fn takes_iccid(&self, iccid: &Digits) -> bool {
         self.rules >= event::ICCID_RULES
             && !self.index.contains_key(&(IdentifierKind::Iccid, iccid.clone()))
     }
 
-    fn tell_at(&mut self, at: usize, state: DeviceState, step: &mut Step<'_>) {
+    fn move_device(&mut self, at: usize, state: DeviceState, step: &mut FoldStep<'_>) {
         let current = self.devices[at].state;
         if current.moves_to(state) {
             let status = Arc::make_mut(&mut self.devices[at]);
@@ -389,25 +400,25 @@ impl Request {
         }
     }
 
-    fn tell_all(&mut self, state: Option<DeviceState>, step: &mut Step<'_>) {
+    fn apply_to_all(&mut self, state: Option<DeviceState>, step: &mut FoldStep<'_>) {
         if let Some(state) = state {
-            (0..self.devices.len()).for_each(|at| self.tell_at(at, state, step));
+            (0..self.devices.len()).for_each(|at| self.move_device(at, state, step));
         }
     }
 }
 
-/// Whether a complete answer makes an unknown device set known: one that is pending may list more
-/// devices later, and one without any device says something only when it is final.
+/// Whether a complete answer makes the device set known. A later answer to a pending request may list
+/// more devices. An answer without devices only counts if it is final.
 fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
     overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
 }
 
-/// What one event has done so far.
-struct Step<'a> {
+/// The effect of one event so far.
+struct FoldStep<'a> {
     time: Timestamp,
-    /// Indices of changed devices, maybe repeated.
+    /// Indices of changed devices. An index may be there more than once.
     changed: Vec<usize>,
-    /// The devices from before are gone.
+    /// The earlier devices were dropped.
     restart: bool,
     applied: &'a mut Applied,
 }

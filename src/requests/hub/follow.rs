@@ -221,7 +221,7 @@ impl Hub {
                 return;
             };
             lock(&self.projection).orders.insert(id, order);
-            self.stir();
+            self.wake_resolver();
         }
     }
 
@@ -232,12 +232,12 @@ impl Hub {
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
         let is_anothers = owner.is_some_and(|owner| owner != order_id);
         if is_anothers || lock(&self.projection).has_rival(order_id, request) {
-            return self.stir();
+            return self.wake_resolver();
         }
         let leads = lock(&self.projection).orders.remove(order_id);
         for from in leads.into_iter().filter(|lead| lead != request && is_same(lead, request)) {
             self.add_stray(Stray { from, to: request.clone() });
-            self.stir();
+            self.wake_resolver();
         }
     }
 
@@ -302,7 +302,7 @@ impl Hub {
             self.add_stray(Stray { from: id.clone(), to: owner.id.clone() });
         }
         if is_lead || owner.is_some() {
-            self.stir();
+            self.wake_resolver();
         }
     }
 

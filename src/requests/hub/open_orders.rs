@@ -15,7 +15,7 @@ use super::is_same;
 use crate::{
     identity::{Digits, RequestId},
     proto::storage::{self, Event},
-    requests::fold::order::{Order, Outcome},
+    requests::fold::order::{Order, OrderOutcome},
     store::Entry,
 };
 
@@ -87,7 +87,7 @@ impl OpenOrders {
             // Up to 10,000 devices: whoever still needs them reads the log.
             open.order.ordered = None;
         }
-        if open.order.outcome != Some(Outcome::NotPlaced) {
+        if open.order.outcome != Some(OrderOutcome::NotPlaced) {
             self.orders.insert(id, open);
         }
     }
@@ -110,7 +110,7 @@ impl OpenOrders {
             // in another case.
             let is_spelling =
                 |accepted: &RequestId| accepted != request && is_same(accepted, request);
-            if matches!(&open.order.outcome, Some(Outcome::AcceptedAs(accepted)) if is_spelling(accepted))
+            if matches!(&open.order.outcome, Some(OrderOutcome::AcceptedAs(accepted)) if is_spelling(accepted))
                 && open.leads.len() + open.followed.len() < MAX_LEADS
             {
                 open.leads.insert(request.clone());
@@ -139,8 +139,9 @@ impl OpenOrders {
 
     /// What is worth a question: each lead that has not been followed to its end.
     pub(super) fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
-        let undecided = self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
-        undecided
+        let orders_without_outcome =
+            self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
+        orders_without_outcome
             .flat_map(|(id, open)| {
                 open.leads.iter().map(|request| (Arc::clone(id), request.clone()))
             })
@@ -157,7 +158,7 @@ impl OpenOrders {
     }
 
     /// The orders without an outcome.
-    pub(super) fn undecided(&self) -> impl Iterator<Item = (&Arc<str>, &Order)> {
+    pub(super) fn orders_without_outcome(&self) -> impl Iterator<Item = (&Arc<str>, &Order)> {
         self.iter().filter(|(_, order)| order.outcome.is_none())
     }
 }

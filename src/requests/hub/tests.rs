@@ -238,11 +238,11 @@ async fn an_acceptance_after_the_conclusion_that_nothing_was_placed_is_picked_up
     add_to_order(&store, "order-1", ordered()).await;
     let concluded = Kind::NotSent(storage::NotSent {});
     running.folded(add_to_order(&store, "order-1", concluded).await).await;
-    assert!(running.hub.undecided_order("order-1").is_none());
+    assert!(running.hub.order_without_outcome("order-1").is_none());
 
     let accepted_as = Kind::AcceptedAs(storage::AcceptedAs { request_id: id(1).to_string() });
     running.folded(add_to_order(&store, "order-1", accepted_as).await).await;
-    within(running.hub.stirred()).await;
+    within(running.hub.resolver_woken()).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
     running.folded(add(&store, &id(1), accepted(1)).await).await;
     assert_eq!(running.hub.unfinished_orders(), [""; 0]);
@@ -325,7 +325,7 @@ async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
     let position =
         append(&*store, &log, None, Uuid::now_v7(), Kind::Ordered(ordered.clone())).await.unwrap();
     running.folded(position).await;
-    let order = running.hub.undecided_order("order-1").unwrap();
+    let order = running.hub.order_without_outcome("order-1").unwrap();
     assert_eq!((order.first, order.ordered), (Some(position), Some(ordered.clone())));
     let accepted_as = storage::AcceptedAs { request_id: id(1).to_string() };
     let position =

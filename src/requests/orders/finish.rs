@@ -1,10 +1,8 @@
-//! Telling an order's request and key what became of it, and taking back an acceptance that turns
-//! out to be wrong.
+//! Completes the outcome of an order in its request and its key, and withdraws a wrong acceptance.
 //!
 //! A request belongs to the first order whose `Accepted` is in its log, or in the log of an id that
-//! differs only in case. An order that was answered with the id of another order's request, or of a
-//! request that is known with other devices, has an unknown outcome: its devices are not that
-//! request's.
+//! differs only in case. If ThingSpace answers another order with the same id, or with the id of a
+//! request that has other devices, the outcome of that order is unknown.
 
 use tracing::error;
 use uuid::Uuid;
@@ -18,7 +16,7 @@ use crate::{
         append,
         fold::{
             event::{self, Kind},
-            order::{Order, Outcome},
+            order::{Order, OrderOutcome},
         },
         hub::{Beginning, OF_ANOTHER_ORDER, Objection, Stray},
     },
@@ -26,8 +24,8 @@ use crate::{
 };
 
 impl Orders {
-    /// Tells request and key what became of an order, as its log says. False: the request belongs
-    /// to another order, and the acceptance was withdrawn.
+    /// Writes the outcome of an order to its request and its key. False: the request belongs to another
+    /// order, and the acceptance was withdrawn.
     pub(in crate::requests) async fn finish(
         &self,
         order_id: &str,
@@ -38,14 +36,14 @@ impl Orders {
         };
         for former in &order.former {
             let id = event::withdrawn_id(order_id, former, order.settled);
-            self.disown(order_id, former, id).await?;
+            self.remove_from_request(order_id, former, id).await?;
         }
         let corrects = !order.former.is_empty();
         match outcome {
-            Outcome::NotPlaced => {
+            OrderOutcome::NotPlaced => {
                 self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?;
             }
-            Outcome::AcceptedAs(request) => {
+            OrderOutcome::AcceptedAs(request) => {
                 let settled = order.settled;
                 let beginning = self.hub.beginning(request, Some(ordered)).await?;
                 let objection =
@@ -61,8 +59,7 @@ impl Orders {
         Ok(true)
     }
 
-    /// Why a request cannot be an order's although ThingSpace answered the order with its id in
-    /// some case.
+    /// Returns why a request with the answered id, in any case, cannot belong to an order.
     pub(super) async fn objection(
         &self,
         order_id: &str,
@@ -78,8 +75,8 @@ impl Orders {
         Ok(None)
     }
 
-    /// Makes a request an order's, or says why it is not. A settlement need not agree with what is
-    /// known of the request.
+    /// Assigns a request to an order, or returns why it does not belong to it. A settlement may
+    /// contradict what is known of the request.
     pub(super) async fn append_accepted(
         &self,
         order_id: &str,
@@ -90,7 +87,7 @@ impl Orders {
     ) -> Result<Option<Objection>, StoreError> {
         let objection = beginning.objection(order_id);
         if beginning.order_id.is_some() && objection.is_none() {
-            return self.rival(order_id, ordered, request, settled).await;
+            return self.earlier_owner(order_id, ordered, request, settled).await;
         }
         if beginning.order_id.is_some() || settled.is_none() && beginning.contradicts {
             return Ok(objection);
@@ -104,19 +101,19 @@ impl Orders {
         let (log, id) = (LogName::request(request.as_str()), event::accepted_id(order_id, settled));
         let position = append(&*self.store, &log, beginning.first, id, accepted).await?;
         self.hub.folded(position).await;
-        // Another replica may have been first with another order.
+        // Another replica may have assigned another order first.
         match self.hub.beginning(request, None).await?.objection(order_id) {
-            None => self.rival(order_id, ordered, request, settled).await,
+            None => self.earlier_owner(order_id, ordered, request, settled).await,
             objection => Ok(objection),
         }
     }
 
-    /// Why an order has to give its request back once it is stored: another order was given an id
-    /// that differs only in case, and stored it before. Two orders that are answered at the same
-    /// moment cannot see each other earlier than here.
+    /// Returns why a stored acceptance must be withdrawn: another order has stored a request id before
+    /// that differs only in case. Two orders that are answered at the same time see each other only
+    /// here.
     ///
-    /// Callbacks that came under another spelling before are added to the request.
-    async fn rival(
+    /// Earlier callbacks with another spelling are added to the request.
+    async fn earlier_owner(
         &self,
         order_id: &str,
         ordered: &storage::Ordered,
@@ -129,11 +126,10 @@ impl Orders {
             let other = self.hub.beginning(&spelling, Some(ordered)).await?;
             let Some(owner) = other.order_id else {
                 self.hub.add_stray(Stray { from: spelling, to: request.clone() });
-                self.hub.stir();
+                self.hub.wake_resolver();
                 continue;
             };
-            // A settlement may rely on what ThingSpace has shown: other devices are another
-            // request.
+            // For a settlement, a request with other devices is another request.
             let is_same = settled.is_none() || !other.contradicts;
             let is_earlier = own.is_none_or(|own| other.accepted.is_some_and(|other| other < own));
             if owner != order_id && is_same && is_earlier {
@@ -143,7 +139,7 @@ impl Orders {
         Ok(None)
     }
 
-    /// Takes back that an order was accepted as a request that is not its own.
+    /// Withdraws the acceptance of an order as a request that belongs to another one.
     pub(super) async fn withdraw(
         &self,
         order_id: &str,
@@ -152,19 +148,24 @@ impl Orders {
         settled: Option<Position>,
         objection: Objection,
     ) -> Result<(), StoreError> {
-        // First: an order without an outcome is not looked after by `finish` again.
-        self.disown(order_id, request, event::given_back_id(order_id, request, settled)).await?;
+        // First, because `finish` ignores an order without an outcome.
+        self.remove_from_request(
+            order_id,
+            request,
+            event::given_back_id(order_id, request, settled),
+        )
+        .await?;
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
         self.move_key(order_id, ordered, KeyPhase::Unknown, "", true).await?;
-        say_not_its_own(order_id, &ordered.account, request, objection);
+        log_not_its_own(order_id, &ordered.account, request, objection);
         self.hub.folded(position).await;
         Ok(())
     }
 
-    /// Takes an order's devices out of a request that it was accepted as by mistake.
-    async fn disown(
+    /// Removes an order's devices from a request.
+    async fn remove_from_request(
         &self,
         order_id: &str,
         request: &RequestId,
@@ -180,9 +181,8 @@ impl Orders {
         Ok(())
     }
 
-    /// Moves an order's key on, unless it stands for another order by now. A key that leads to a
-    /// request is only moved to correct that: an acceptance beats every conclusion that the order
-    /// was not placed.
+    /// Changes the phase of an order's key, unless the key belongs to another order. An accepted key is
+    /// only changed to correct it: an acceptance overrides "not placed".
     pub(super) async fn move_key(
         &self,
         order_id: &str,
@@ -197,7 +197,7 @@ impl Orders {
             && (key.phase(), key.request_id()) != (phase, request_id)
             && (key.phase() != KeyPhase::Accepted || corrects)
         {
-            // A conflict means that somebody has read the order's log and said the same.
+            // After a conflict, another replica has read the order's log and written the same.
             key.advance(&*self.store, &cell, phase, request_id).await?;
         }
         Ok(())
@@ -211,8 +211,8 @@ fn withdrawn(order_id: &str, request: &RequestId) -> Kind {
     })
 }
 
-/// Reports an order that was answered with the id of a request that is not its own.
-pub(super) fn say_not_its_own(
+/// Logs that an order was answered with the id of a request that belongs to another one.
+pub(super) fn log_not_its_own(
     order_id: &str,
     account: &str,
     request: &RequestId,
@@ -222,7 +222,8 @@ pub(super) fn say_not_its_own(
         order.id = order_id,
         account,
         request.id = %request,
-        "ThingSpace answered an order with a request id that cannot be the order's: {objection}; its outcome is unknown \
-         and it is not sent again: look it up in ThingSpace, then run `thingspace-gateway orders settle`"
+        "ThingSpace answered an order with a request id that cannot be the order's: {objection}; \
+         its outcome is unknown and it is not sent again: look it up in ThingSpace, then run \
+         `thingspace-gateway orders settle`"
     );
 }

@@ -1,4 +1,4 @@
-//! The cell of an idempotency key: what makes an order happen at most once.
+//! The cell of an idempotency key. It ensures that an order is placed at most once.
 
 use std::time::Duration;
 
@@ -16,14 +16,13 @@ use crate::{
 /// The algorithm of [`hash`].
 const HASH_ALGORITHM: u32 = 1;
 
-/// The cell of an account's key. The key itself is a caller's text of any kind, so the cell is
-/// named by its digest.
+/// Returns the cell of an account's key. Its name is a digest, because a key may be any text.
 pub fn cell(account: &AccountName, key: &str) -> CellName {
     let digest = digest_of(&[account.as_str(), key]);
     CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
 }
 
-/// What a key stands for: the named fields of an order, each with its length.
+/// Returns the digest of an order, which a key belongs to.
 pub fn hash(order: &Order) -> Vec<u8> {
     let mut fields = vec![order.account.as_str(), order.service_plan.as_str()];
     for device in &order.devices {
@@ -32,7 +31,7 @@ pub fn hash(order: &Order) -> Vec<u8> {
     digest_of(&fields).to_vec()
 }
 
-/// What a key's cell holds, as of some version.
+/// The content of a key's cell at one version.
 #[derive(Debug, Clone)]
 pub struct Key(Versioned<storage::Key>);
 
@@ -61,7 +60,7 @@ impl Key {
         self.0.version
     }
 
-    /// How long whoever claimed it may be at it.
+    /// How long the process that claimed the key may take.
     pub fn lease(&self) -> Duration {
         Duration::from_millis(self.0.value.lease_ms.into())
     }
@@ -70,19 +69,17 @@ impl Key {
         Timestamp::from_millisecond(self.0.value.sent_time_ms).unwrap_or_default()
     }
 
-    /// Whether the key stands for this order. An algorithm that is unknown here proves nothing: not
-    /// the same.
-    pub fn stands_for(&self, hash: &[u8]) -> bool {
+    /// Whether the key belongs to this order. With an unknown algorithm it does not.
+    pub fn is_for(&self, hash: &[u8]) -> bool {
         self.0.value.hash_algorithm == HASH_ALGORITHM && self.0.value.request_hash == hash
     }
 
-    /// Claims the cell for an order about to be sent, over what was there before. `None`: somebody
-    /// else was first.
+    /// Claims the cell for an order, replacing the content `before`. `None`: another replica was first.
     pub async fn claim(
         store: &dyn Store,
         cell: &CellName,
         before: Option<&Self>,
-        claim: Claim<'_>,
+        claim: KeyClaim<'_>,
     ) -> Result<Option<Self>, StoreError> {
         let value = storage::Key {
             order_id: claim.order_id.to_owned(),
@@ -97,7 +94,7 @@ impl Key {
         swap(store, cell, before.map(Self::version), value).await
     }
 
-    /// Moves on to another phase. `None`: somebody else has moved it.
+    /// Changes the phase. `None`: another replica has changed the cell.
     pub async fn advance(
         &self,
         store: &dyn Store,
@@ -114,9 +111,9 @@ impl Key {
     }
 }
 
-/// Who claims a key, and for what.
+/// The content of a claim.
 #[derive(Debug, Clone, Copy)]
-pub struct Claim<'a> {
+pub struct KeyClaim<'a> {
     pub order_id: &'a str,
     pub hash: &'a [u8],
     pub incarnation: &'a str,

@@ -1,9 +1,9 @@
 //! Leases of orders that other replicas send, by observation.
 //!
-//! Replicas share no clock, so a lease holds a duration and no instant: it has lapsed once this
-//! process has itself seen the cell's version unchanged for that long, on its own monotonic clock.
-//! A lapse permits nothing but to stop waiting: the order's fate is then unknown, it is not sent
-//! again, and what ThingSpace said of it beats every lapse, however late it is stored.
+//! Replicas share no clock. So a lease is a duration, not a point in time. It has expired when this
+//! process has seen the cell's version unchanged for that long on its own monotonic clock. After
+//! that, callers no longer wait: the outcome of the order is unknown, and the order is not sent
+//! again. ThingSpace's answer still overrides that, however late it is stored.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -11,50 +11,48 @@ use tokio::time::Instant;
 
 use crate::{lock::lock, store::Version};
 
-/// Leases that are observed at once. One more is not noted and so does not lapse, rather than that
-/// another begins anew.
+/// The maximum number of observed leases. A further lease is not observed, so it does not expire.
 const MAX_OBSERVED: usize = 10_000;
 
-/// How long an order may be under way: a POST, another one after a renewed token, and half of one
-/// for the writes around them.
+/// The lease of an order: the time of two POSTs, before and after a renewal, and of the writes.
 pub(super) fn lease(order_timeout: Duration) -> Duration {
     order_timeout * 5 / 2
 }
 
-/// How much of its lease an order may have used when it is sent: what is left has to do for the
-/// POST.
+/// The part of the lease after which an order is not sent any more. The rest is for the POST.
 pub(super) fn before_sending(order_timeout: Duration) -> Duration {
     order_timeout * 3 / 2
 }
 
+/// The observed leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    /// By order.
-    seen: Mutex<HashMap<String, Seen>>,
+    /// By order id.
+    seen: Mutex<HashMap<String, ObservedLease>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct ObservedLease {
     version: Version,
     since: Instant,
     lease: Duration,
 }
 
 impl Leases {
-    /// Whether the lease of an order has lapsed whose cell is at `version`. The first look begins
-    /// the observation.
-    pub(super) fn has_lapsed(&self, order_id: &str, version: Version, lease: Duration) -> bool {
+    /// Whether the lease of an order has expired. `version` is that of the key's cell. The first call
+    /// for a version begins the observation.
+    pub(super) fn has_expired(&self, order_id: &str, version: Version, lease: Duration) -> bool {
         let now = Instant::now();
         let mut seen = lock(&self.seen);
         if let Some(known) = seen.get(order_id).filter(|known| known.version == version) {
             return now.duration_since(known.since) >= lease;
         }
         if seen.len() >= MAX_OBSERVED {
-            // What lapsed that long ago has been dealt with.
+            // Leases that expired that long ago are no longer needed.
             seen.retain(|_, known| now.duration_since(known.since) < 2 * known.lease);
         }
         if seen.len() < MAX_OBSERVED {
-            seen.insert(order_id.to_owned(), Seen { version, since: now, lease });
+            seen.insert(order_id.to_owned(), ObservedLease { version, since: now, lease });
         }
         false
     }
@@ -74,25 +72,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_version_seen_unchanged_for_all_its_lease_has_lapsed() {
+    async fn only_a_version_seen_unchanged_for_all_its_lease_has_expired() {
         let leases = Leases::default();
-        let lapsed = |version| leases.has_lapsed("o1", Version(version), LEASE);
-        assert!(!lapsed(1));
+        let expired = |version| leases.has_expired("o1", Version(version), LEASE);
+        assert!(!expired(1));
         tokio::time::advance(LEASE * 9 / 10).await;
-        assert!(!lapsed(1));
-        // Another version is another observation, and so is the first look after a long absence.
-        assert!(!lapsed(2));
+        assert!(!expired(1));
+        // A new version begins a new observation.
+        assert!(!expired(2));
         tokio::time::advance(LEASE / 2).await;
-        assert!(!lapsed(2));
+        assert!(!expired(2));
         tokio::time::advance(LEASE / 2).await;
-        assert!(lapsed(2) && lapsed(2));
-        assert!(!leases.has_lapsed("o2", Version(2), LEASE));
+        assert!(expired(2) && expired(2));
+        assert!(!leases.has_expired("o2", Version(2), LEASE));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_full_table_loses_no_observation() {
         let leases = Leases::default();
-        let of = |n: usize| leases.has_lapsed(&n.to_string(), Version(1), LEASE);
+        let of = |n: usize| leases.has_expired(&n.to_string(), Version(1), LEASE);
         assert!((0..=MAX_OBSERVED).all(|n| !of(n)));
         tokio::time::advance(LEASE).await;
         assert!((0..MAX_OBSERVED).all(of));

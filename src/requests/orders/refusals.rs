@@ -1,8 +1,8 @@
-//! The refusals that ThingSpace gave lately.
+//! Recent refusals by ThingSpace.
 //!
-//! A caller that repeats a refused order gets the same refusal from memory for a while. Nothing is
-//! stored or sent for it, so a caller that repeats in a loop does not fill the store. A refusal by
-//! the API manager is not about the order, and is not remembered.
+//! A repeated order gets the same refusal from memory for a while. Nothing is stored or sent, so a
+//! caller in a loop does not fill the store. A refusal by the API manager is not about the order and
+//! is not kept.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -11,26 +11,26 @@ use tokio::time::Instant;
 use super::lock;
 use crate::thingspace::{Refusal, RefusalKind};
 
-/// How long a refusal is repeated from memory.
+/// How long a refusal is kept.
 const REMEMBERED_FOR: Duration = Duration::from_mins(1);
 
-/// The most refusals in memory. A further one is not remembered.
+/// The maximum number of refusals. Further ones are not kept.
 const MAX_REMEMBERED: usize = 10_000;
 
 #[derive(Debug, Default)]
 pub(super) struct Refusals {
-    /// By the cell of the key.
-    lately: Mutex<HashMap<String, Refused>>,
+    /// By the name of the key's cell.
+    recent: Mutex<HashMap<String, RecentRefusal>>,
 }
 
 #[derive(Debug)]
-struct Refused {
+struct RecentRefusal {
     hash: Vec<u8>,
     refusal: Refusal,
     at: Instant,
 }
 
-impl Refused {
+impl RecentRefusal {
     fn is_fresh(&self, now: Instant) -> bool {
         now.duration_since(self.at) < REMEMBERED_FOR
     }
@@ -42,20 +42,20 @@ impl Refusals {
             return;
         }
         let now = Instant::now();
-        let mut lately = lock(&self.lately);
-        if lately.len() >= MAX_REMEMBERED {
-            lately.retain(|_, refused| refused.is_fresh(now));
+        let mut recent = lock(&self.recent);
+        if recent.len() >= MAX_REMEMBERED {
+            recent.retain(|_, refused| refused.is_fresh(now));
         }
-        if lately.len() < MAX_REMEMBERED || lately.contains_key(cell) {
-            let refused = Refused { hash: hash.to_vec(), refusal: refusal.clone(), at: now };
-            lately.insert(cell.to_owned(), refused);
+        if recent.len() < MAX_REMEMBERED || recent.contains_key(cell) {
+            let refused = RecentRefusal { hash: hash.to_vec(), refusal: refusal.clone(), at: now };
+            recent.insert(cell.to_owned(), refused);
         }
     }
 
-    /// The refusal of the same order under the same key, if it came lately.
+    /// Returns the recent refusal of the same order with the same key.
     pub(super) fn of(&self, cell: &str, hash: &[u8]) -> Option<Refusal> {
-        let lately = lock(&self.lately);
-        let refused = lately.get(cell).filter(|refused| refused.is_fresh(Instant::now()))?;
+        let recent = lock(&self.recent);
+        let refused = recent.get(cell).filter(|refused| refused.is_fresh(Instant::now()))?;
         (refused.hash == hash).then(|| refused.refusal.clone())
     }
 }
@@ -92,10 +92,10 @@ mod tests {
         for n in 0..=MAX_REMEMBERED {
             refusals.remember(&n.to_string(), b"order", &refusal());
         }
-        assert_eq!(lock(&refusals.lately).len(), MAX_REMEMBERED);
+        assert_eq!(lock(&refusals.recent).len(), MAX_REMEMBERED);
         assert_eq!(refusals.of(&MAX_REMEMBERED.to_string(), b"order"), None);
         tokio::time::advance(REMEMBERED_FOR).await;
         refusals.remember("late", b"order", &refusal());
-        assert_eq!(lock(&refusals.lately).len(), 1);
+        assert_eq!(lock(&refusals.recent).len(), 1);
     }
 }

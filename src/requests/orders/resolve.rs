@@ -1,11 +1,11 @@
-//! What became of orders whose fate is unknown: by evidence, or by an operator's word.
+//! Settles unknown orders, by evidence or by an operator's decision.
 //!
-//! The evidence: a callback for a request that is nobody's names a device of the order (a lead),
-//! and ThingSpace says that this request has exactly the order's devices, no other order without an
-//! outcome may have placed it, too, and nobody heard of it before the order was sent. Anything less
-//! changes nothing. An order that is in flight is left alone: its own answer is the best evidence.
+//! A callback for a request without an order may name a device of an unknown order: a lead. It is
+//! evidence only if ThingSpace lists exactly the order's devices for that request, no other order
+//! without an outcome fits, and the request was not known before the order was sent. An order in
+//! flight is not settled, because its own answer is better evidence.
 //!
-//! Here, too, nothing is ever sent again.
+//! This module never sends an order.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -28,51 +28,52 @@ mod strays;
 
 pub use settle::{SettleError, Settlement};
 
-/// Between questions about a lead that could not be followed to its end.
+/// The pause before open leads are checked again.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// Settles unknown orders.
 #[derive(Debug)]
 pub struct Resolver {
     store: Arc<dyn Store>,
     client: Client,
     hub: Arc<Hub>,
     orders: Arc<Orders>,
-    /// How long leads are followed.
+    /// How long the leads of an order are followed.
     give_up: Duration,
 }
 
-/// An order that was sent and of which nobody knows what became.
+/// An order with an unknown outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownOrder {
     pub order_id: String,
     pub account: String,
     pub sent_time: Timestamp,
-    /// How many.
+    /// The number of devices.
     pub devices: usize,
 }
 
-/// Where an order without an outcome stands.
+/// The state of an order without an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum OrderState {
     InFlight,
-    /// Its key stands for another order, or none: it never left.
-    NeverSent,
+    /// Its key belongs to another order or to none: it was not sent.
+    NotSent,
     Unknown,
 }
 
-/// What came of following a lead.
-enum Followed {
-    Resolved,
-    /// It cannot be what became of the order, for this reason.
-    Nothing(&'static str),
-    /// Ask again later.
+/// The result of checking a lead.
+enum LeadResult {
+    Settled,
+    /// The request cannot belong to the order, for this reason.
+    Wrong(&'static str),
+    /// Check again later.
     NotYet,
-    /// Nothing to do before something else happens.
+    /// Check again when the resolver is woken.
     Waiting,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum FollowError {
+enum LeadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -92,37 +93,37 @@ impl Resolver {
         Self { store, client, hub, orders, give_up }
     }
 
-    /// Follows leads, and looks after orders that nobody waits with, until stopped.
+    /// Checks leads and reconciles orders without a caller, until stopped.
     pub async fn run(&self, stop: CancellationToken) {
         let mut unfinished = true;
         let mut retry = Instant::now();
-        let mut tend = tokio::time::interval(self.orders.tend_every());
-        tend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reconcile = tokio::time::interval(self.orders.reconcile_every());
+        reconcile.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = self.hub.stirred() => {}
+                () = self.hub.resolver_woken() => {}
                 () = tokio::time::sleep_until(retry), if unfinished => {}
-                _ = tend.tick() => {
-                    if stop.run_until_cancelled(self.orders.tend()).await.is_none() { return; }
+                _ = reconcile.tick() => {
+                    if stop.run_until_cancelled(self.orders.reconcile()).await.is_none() { return; }
                     continue;
                 }
             }
-            let looked_after = async {
+            let round = async {
                 self.orders.recover().await;
-                let unjoined = self.join_strays().await;
-                self.follow_leads().await || unjoined
+                let has_strays = self.join_strays().await;
+                self.check_leads().await || has_strays
             };
-            // What is broken off is done after the next start.
-            let Some(more) = stop.run_until_cancelled(looked_after).await else { return };
+            // An interrupted round is repeated after the next start.
+            let Some(more) = stop.run_until_cancelled(round).await else { return };
             unfinished = more;
             retry = Instant::now() + RETRY;
         }
     }
 
-    /// The orders of unknown fate, oldest first.
+    /// Returns the unknown orders, oldest first.
     pub async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
-        let undecided = self.hub.undecided(|id, order| {
+        let open = self.hub.orders_without_outcome(|id, order| {
             let ordered = order.ordered.as_ref()?;
             let unknown = UnknownOrder {
                 order_id: id.to_string(),
@@ -133,8 +134,8 @@ impl Resolver {
             Some((unknown, ordered.key_cell.clone()))
         });
         let mut unknown = Vec::new();
-        for (order, key_cell) in undecided {
-            if self.fate(&order.order_id, key_cell).await? == Fate::Unknown {
+        for (order, key_cell) in open {
+            if self.order_state(&order.order_id, key_cell).await? == OrderState::Unknown {
                 unknown.push(order);
             }
         }
@@ -142,34 +143,52 @@ impl Resolver {
         Ok(unknown)
     }
 
-    async fn fate(&self, order_id: &str, key_cell: String) -> Result<Fate, StoreError> {
+    async fn order_state(
+        &self,
+        order_id: &str,
+        key_cell: String,
+    ) -> Result<OrderState, StoreError> {
         if self.orders.is_in_flight(order_id) {
-            return Ok(Fate::InFlight);
+            return Ok(OrderState::InFlight);
         }
         let key = Key::load(&*self.store, &CellName::retained(key_cell)).await?;
         Ok(match key.filter(|key| key.order_id() == order_id) {
-            None => Fate::NeverSent,
-            Some(key) if self.orders.may_be_sending(&key) => Fate::InFlight,
-            Some(_) => Fate::Unknown,
+            None => OrderState::NotSent,
+            Some(key) if self.orders.may_be_sending(&key) => OrderState::InFlight,
+            Some(_) => OrderState::Unknown,
         })
     }
 
-    /// True if some lead is worth another question later.
-    async fn follow_leads(&self) -> bool {
+    /// Returns whether a lead must be checked again.
+    async fn check_leads(&self) -> bool {
         let mut unfinished = false;
         for (order_id, request) in self.hub.leads() {
-            match self.follow(&order_id, &request).await {
-                Ok(Followed::Resolved) => {
-                    info!(order.id = &*order_id, request.id = %request, "a callback told what became of an order");
+            match self.check_lead(&order_id, &request).await {
+                Ok(LeadResult::Settled) => {
+                    info!(
+                        order.id = &*order_id,
+                        request.id = %request,
+                        "an unknown order was settled by a callback"
+                    );
                 }
-                Ok(Followed::Nothing(reason)) => {
-                    info!(order.id = &*order_id, request.id = %request, reason, "not what became of an order");
+                Ok(LeadResult::Wrong(reason)) => {
+                    info!(
+                        order.id = &*order_id,
+                        request.id = %request,
+                        reason,
+                        "a request does not belong to an unknown order"
+                    );
                     self.hub.drop_lead(&order_id, &request);
                 }
-                Ok(Followed::NotYet) => unfinished = true,
-                Ok(Followed::Waiting) => {}
+                Ok(LeadResult::NotYet) => unfinished = true,
+                Ok(LeadResult::Waiting) => {}
                 Err(error) => {
-                    warn!(order.id = &*order_id, request.id = %request, %error, "cannot ask what became of an order yet");
+                    warn!(
+                        order.id = &*order_id,
+                        request.id = %request,
+                        %error,
+                        "cannot check yet whether a request belongs to an unknown order"
+                    );
                     unfinished = true;
                 }
             }
@@ -177,80 +196,89 @@ impl Resolver {
         unfinished
     }
 
-    async fn follow(&self, order_id: &str, request: &RequestId) -> Result<Followed, FollowError> {
-        let Some(order) = self.hub.undecided_order(order_id) else { return Ok(Followed::Waiting) };
+    async fn check_lead(
+        &self,
+        order_id: &str,
+        request: &RequestId,
+    ) -> Result<LeadResult, LeadError> {
+        let Some(order) = self.hub.order_without_outcome(order_id) else {
+            return Ok(LeadResult::Waiting);
+        };
         let age = age(&*self.store, order.first, order.sent_time);
         let Some(ordered) = order.ordered else {
-            return Ok(Followed::Nothing("an order of a newer gateway"));
+            return Ok(LeadResult::Wrong("an order of a newer gateway"));
         };
-        match self.fate(order_id, ordered.key_cell.clone()).await? {
-            // The end of its flight wakes us; elsewhere it does not.
-            Fate::InFlight if self.orders.is_in_flight(order_id) => return Ok(Followed::Waiting),
-            Fate::InFlight => return Ok(Followed::NotYet),
-            Fate::NeverSent => return Ok(Followed::Nothing("the order never left")),
-            Fate::Unknown if age > self.give_up => return Ok(Followed::Nothing("given up")),
-            Fate::Unknown => {}
+        match self.order_state(order_id, ordered.key_cell.clone()).await? {
+            // Only the end of an order of this process wakes the resolver.
+            OrderState::InFlight if self.orders.is_in_flight(order_id) => {
+                return Ok(LeadResult::Waiting);
+            }
+            OrderState::InFlight => return Ok(LeadResult::NotYet),
+            OrderState::NotSent => return Ok(LeadResult::Wrong("the order was not sent")),
+            OrderState::Unknown if age > self.give_up => return Ok(LeadResult::Wrong("given up")),
+            OrderState::Unknown => {}
         }
         if let Err(SettleError::OtherRequest) =
             self.check_request(order_id, &ordered, request).await
         {
-            return Ok(Followed::Nothing("of another order"));
+            return Ok(LeadResult::Wrong("belongs to another order"));
         }
-        // Another tool may keep the same devices busy, and ThingSpace repeats what it says.
+        // An older external request may have the same devices.
         if self
             .hub
             .attach(request)
             .await?
             .is_some_and(|(known, _)| known.lock().request.first < order.first)
         {
-            return Ok(Followed::Nothing("heard of before the order was sent"));
+            return Ok(LeadResult::Wrong("known before the order was sent"));
         }
         let Some(account) =
             AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
         else {
-            return Ok(Followed::Nothing("no credentials for the account"));
+            return Ok(LeadResult::Wrong("no credentials for the account"));
         };
         let answer =
             match self.client.request_status(&account, request, Purpose::Elsewhere).await?.0 {
                 StatusLookup::Found(answer) => answer,
-                StatusLookup::NotKnown => return Ok(Followed::NotYet),
+                StatusLookup::NotKnown => return Ok(LeadResult::NotYet),
             };
         match fit(&ordered, &answer) {
             Fit::Exact => {}
-            Fit::SoFar => return Ok(Followed::NotYet),
-            Fit::Not => return Ok(Followed::Nothing("other devices")),
+            Fit::SoFar => return Ok(LeadResult::NotYet),
+            Fit::Not => return Ok(LeadResult::Wrong("other devices")),
         }
-        let rivals = self.hub.undecided(|id, order| {
-            let rival = order.ordered.as_ref().filter(|rival| rival.account == ordered.account)?;
-            let fit = fit(rival, &answer);
+        let candidates = self.hub.orders_without_outcome(|id, order| {
+            let candidate =
+                order.ordered.as_ref().filter(|candidate| candidate.account == ordered.account)?;
+            let fit = fit(candidate, &answer);
             (&**id != order_id && fit != Fit::Not)
-                .then(|| (id.clone(), rival.key_cell.clone(), fit))
+                .then(|| (id.clone(), candidate.key_cell.clone(), fit))
         });
-        for (rival, key_cell, fit) in rivals {
-            match self.fate(&rival, key_cell).await? {
-                Fate::NeverSent => {}
-                Fate::InFlight => return Ok(Followed::NotYet),
-                // It may turn out to be the rival's.
-                Fate::Unknown if fit == Fit::SoFar => return Ok(Followed::NotYet),
-                Fate::Unknown => return Ok(Followed::Nothing("it fits several orders")),
+        for (candidate, key_cell, fit) in candidates {
+            match self.order_state(&candidate, key_cell).await? {
+                OrderState::NotSent => {}
+                OrderState::InFlight => return Ok(LeadResult::NotYet),
+                // The request may belong to the other order.
+                OrderState::Unknown if fit == Fit::SoFar => return Ok(LeadResult::NotYet),
+                OrderState::Unknown => return Ok(LeadResult::Wrong("fits several orders")),
             }
         }
         let settlement = Settlement::AcceptedAs(request.clone());
         self.append_settled(order_id, &ordered, SettledBy::Evidence, &settlement, false).await?;
-        Ok(Followed::Resolved)
+        Ok(LeadResult::Settled)
     }
 }
 
-/// How the devices of a request compare to an order's.
+/// How the devices of a request compare with those of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fit {
     Exact,
-    /// Some are missing, and the answer may become longer.
+    /// Some devices are missing, and a later answer may list them.
     SoFar,
     Not,
 }
 
-/// By EID where the answer has it, else by ICCID.
+/// Compares by the EID if the answer has it, else by the ICCID.
 fn fit(ordered: &storage::Ordered, answer: &StatusAnswer) -> Fit {
     if answer.devices.len() > ordered.devices.len() {
         return Fit::Not;

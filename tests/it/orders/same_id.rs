@@ -10,7 +10,7 @@ use thingspace_gateway::{
     },
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, Claim, Key},
+        orders::key::{self, Key, KeyClaim},
     },
     store::{LogName, Store, embedded::Embedded},
     thingspace::Order,
@@ -159,7 +159,7 @@ async fn taken_back_after_a_restart(second_id: &str) {
     let orders = [Uuid::now_v7().to_string(), Uuid::now_v7().to_string()];
     {
         let store = Embedded::open(&config.store.path, Duration::from_hours(24 * 40)).unwrap();
-        let claim = Claim {
+        let claim = KeyClaim {
             order_id: &orders[1],
             hash: &key::hash(&second),
             incarnation: "gone",

@@ -1,4 +1,4 @@
-//! Whether a request that is already known can carry out a certain order.
+//! Whether a known request can be the result of an order.
 
 use std::collections::HashSet;
 
@@ -6,9 +6,8 @@ use super::Request;
 use crate::identity::{Device, Digits, IdentifierKind};
 
 impl Request {
-    /// Whether something known of the request shows that it does not carry out an order of these
-    /// devices: another account, a device that is not among them, or a final list that lacks one of
-    /// them.
+    /// Whether the request cannot be the result of an order of these devices: it has another account
+    /// or another device, or its final list lacks one of them.
     pub fn contradicts(&self, account: &str, devices: &[Device]) -> bool {
         let other_account = self.account.as_ref().is_some_and(|known| known.as_str() != account);
         let ordered = devices.iter().flat_map(Device::present).collect();
@@ -25,7 +24,7 @@ impl Request {
         listed || called_back
     }
 
-    /// Its list of devices is complete, and does not have all of these.
+    /// Whether its list of devices is final and lacks one of these.
     fn ended_without(&self, devices: &[Device]) -> bool {
         let has_list = self.is_final() && !self.devices.is_empty();
         has_list && devices.iter().any(|device| self.find(device).is_none())
@@ -38,8 +37,8 @@ impl Request {
     }
 }
 
-/// Whether a device is not among those of an order. Its EID decides if it has one: the ICCID may be
-/// of the new profile.
+/// Whether a device is not among those of an order. If it has an EID, the EID decides, because the
+/// ICCID may be that of the new profile.
 fn is_other(device: &Device, ordered: &HashSet<(IdentifierKind, &Digits)>) -> bool {
     if !device.eid.is_empty() {
         return !ordered.contains(&(IdentifierKind::Eid, &device.eid));

@@ -1,19 +1,19 @@
-//! Which device of a request a message means.
+//! Finds the device that an event refers to.
 
 use super::Request;
 use crate::{
-    identity::{self, Device, Digits},
+    identity::{Device, Digits, IdentifierKind},
     requests::fold::event,
 };
 
 impl Request {
-    /// Whether a status answer tells of this device for the first time, while the device set is
-    /// still unknown: it has an EID that no device has or, without one, another such identifier.
+    /// Whether a status answer names a new device while the device set is not known yet. A new device
+    /// has a new EID or, without an EID, another new identifier.
     pub(super) fn is_new(&self, device: &Device) -> bool {
-        let unheard =
+        let is_new =
             |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
         let names = if device.eid.is_empty() { usize::MAX } else { 1 };
-        !self.known && self.find(device).is_none() && device.present().take(names).any(unheard)
+        !self.known && self.find(device).is_none() && device.present().take(names).any(is_new)
     }
 
     pub(super) fn find(&self, device: &Device) -> Option<usize> {
@@ -21,8 +21,8 @@ impl Request {
         if device.eid.is_empty() {
             device.present().find_map(|(kind, digits)| at(kind, digits))
         } else {
-            at(identity::IdentifierKind::Eid, &device.eid)
-                // A request of others may have become known by a list without EIDs.
+            at(IdentifierKind::Eid, &device.eid)
+                // The devices of an external request may be known without EIDs.
                 .or_else(|| {
                     device
                         .present()
@@ -32,21 +32,18 @@ impl Request {
         }
     }
 
-    /// Every device that one of these identifiers names.
+    /// Returns every device that has one of these identifiers.
     pub(super) fn named_by(&self, device: &Device) -> Vec<usize> {
-        let ids = [
-            (identity::IdentifierKind::Eid, &device.eid),
-            (identity::IdentifierKind::Iccid, &device.iccid),
-        ];
+        let ids = [(IdentifierKind::Eid, &device.eid), (IdentifierKind::Iccid, &device.iccid)];
         let by_id = ids.into_iter().filter_map(|(kind, digits)| {
             self.index.get(&(kind, digits.clone())).copied().flatten()
         });
         by_id.chain(self.find(device)).collect()
     }
 
-    /// The only device of a request, for a callback whose identifiers find none. By rules 4 such a
-    /// callback concerns this device, unless it names an EID or another IMEI. An ICCID may be that
-    /// of the new profile.
+    /// Returns the only device of a request, for a callback whose identifiers match none. Since rules
+    /// 4 such a callback applies to it, unless it has an EID or another IMEI. Its ICCID may be that of
+    /// the new profile.
     pub(super) fn only_device(&self, called: &Device) -> Option<usize> {
         let [status] = &*self.devices else { return None };
         let (own, imei) = (&status.device.imei, &called.imei);

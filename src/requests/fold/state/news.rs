@@ -1,7 +1,7 @@
-//! The writer's side of the fold: what of a status answer is worth an event.
+//! The events that a status answer adds to a log.
 //!
-//! Folding what it gives makes the request say what the answer says, and asking again then gives
-//! nothing.
+//! When they are folded, the request has the state of the answer, and the same answer adds no more
+//! events.
 
 use super::{DeviceState, Request, completes};
 use crate::{
@@ -12,12 +12,11 @@ use crate::{
 };
 
 impl Request {
-    /// What of a status answer is new, as events that are each below the store's bound; none if
-    /// nothing is.
+    /// Returns the events that a status answer adds, each below the store's size limit.
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
         let mut answer = answer.clone();
         self.make_agree(&mut answer);
-        // A device that cannot be named may be one more, so what is said of the whole says nothing.
+        // A device without identifiers may be an additional one, so the overall status is not valid.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
             device.present().next().is_none() && *class != StatusClass::Succeeded
         };
@@ -30,7 +29,7 @@ impl Request {
             overall_only: answer.devices.is_empty(),
             complete,
         };
-        // What would be ignored need not be written.
+        // The fold would ignore the events.
         let folded = self.first.is_none() || self.folds();
         if !folded || !self.is_of(account.as_str()) {
             return Vec::new();
@@ -70,8 +69,8 @@ impl Request {
             .collect()
     }
 
-    /// Makes entries of a status answer about one device of the request agree. The device may have
-    /// its EID in one entry and its ICCID in another.
+    /// Makes entries of a status answer about one device of the request agree. One entry may have the
+    /// EID of the device, and another the ICCID.
     pub fn make_agree(&self, answer: &mut StatusAnswer) {
         answer.agree(|device| self.named_by(device));
     }

@@ -1,4 +1,4 @@
-//! What is shown of a request: states, counts, devices, and what one event changes of them.
+//! The visible state of a request: states, counts, devices, and the transitions between them.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::size;
 use crate::{identity::Device, proto::storage, store::Position, thingspace::StatusClass};
 
-/// The state of a device. The order is the order in which it moves; the two final states never
+/// The state of a device. A device moves in the order of the variants. The two final states never
 /// replace each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceState {
@@ -32,7 +32,7 @@ impl DeviceState {
         }
     }
 
-    /// Whether a device in this state moves when told `next`.
+    /// Whether a device in this state moves to `next`.
     pub(super) fn moves_to(self, next: Self) -> bool {
         !self.is_final() && next > self
     }
@@ -71,13 +71,13 @@ pub struct DeviceStatus {
 }
 
 impl DeviceStatus {
-    /// About how many bytes its fault and its profile take.
+    /// The approximate size of its fault and its profile, in bytes.
     pub fn text_bytes(&self) -> usize {
         size::of_texts(self.fault.as_ref(), self.profile.as_ref())
     }
 }
 
-/// One revision: what one event changed.
+/// The change by one event: one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transition {
     pub revision: u64,
@@ -86,18 +86,18 @@ pub struct Transition {
     pub state: RequestState,
     pub counts: Counts,
     pub polling_stopped: bool,
-    /// The devices that changed, as they are since.
+    /// The devices that changed, in their new state.
     pub devices: Vec<Arc<DeviceStatus>>,
-    /// Devices that were there before are gone: a watcher needs a snapshot.
+    /// Earlier devices were dropped, so a watcher needs a snapshot.
     pub restart: bool,
 }
 
-/// What applying an event came to.
+/// The effect of an event.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     pub transition: Option<Transition>,
-    /// Devices for which a final state contradicted the one they have.
+    /// The number of devices with another final state than that of the event.
     pub contradictions: usize,
-    /// Devices that no device of the request answers to.
+    /// The number of devices of the event that the request does not have.
     pub unmatched: usize,
 }

@@ -1,25 +1,24 @@
-//! About how much memory a request takes. Exact enough for a bound, and cheap: nothing is counted
-//! twice.
+//! The approximate size of a request in memory, kept up to date by each event.
 
 use prost::Message;
 
 use super::Request;
 use crate::proto::storage;
 
-/// A device with its identifiers, and what finds it by them, in bytes.
+/// The size of a device with its identifiers and their index entries, in bytes.
 const DEVICE_BYTES: usize = 700;
 
-/// A callback that waits for the device set, beside its texts, in bytes.
+/// The size of an early callback without its texts, in bytes.
 const EARLY_BYTES: usize = 500;
 
 impl Request {
-    /// About how many bytes it takes in memory.
+    /// The approximate size in memory, in bytes.
     pub fn bytes(&self) -> usize {
         self.devices.len() * DEVICE_BYTES + self.text_bytes
     }
 }
 
-/// What is kept of a fault and a profile.
+/// The size of a fault and a profile.
 pub(super) fn of_texts(
     fault: Option<&storage::Fault>,
     profile: Option<&storage::Profile>,

@@ -70,7 +70,7 @@ async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_accept
         storage::Withdrawn { order_id: "order-2".to_owned(), request_id: id(1).to_string() };
     running.folded(add_to_order(&store, "order-2", Kind::Withdrawn(withdrawn)).await).await;
     assert_eq!(running.hub.unfinished_orders(), [""; 0]);
-    let order = running.hub.undecided_order("order-2").unwrap();
+    let order = running.hub.order_without_outcome("order-2").unwrap();
     assert!(order.ordered.is_some(), "its devices are known again");
     running.stop().await;
 }

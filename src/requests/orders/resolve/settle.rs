@@ -1,13 +1,13 @@
-//! Settling an order of unknown outcome, and correcting an operator's mistake.
+//! Settles an unknown order, and corrects an earlier settlement by an operator.
 //!
-//! A request is confirmed first: ThingSpace has to know it, with exactly the order's devices.
-//! Nobody overrules ThingSpace's own answer to an order, and no request becomes two orders'.
+//! ThingSpace must confirm the request: it lists exactly the order's devices. A settlement never
+//! overrides ThingSpace's answer to the order, and a request never belongs to two orders.
 
 use std::{fmt::Display, time::Duration};
 
 use uuid::Uuid;
 
-use super::{Fate, Fit, Resolver, fit};
+use super::{Fit, OrderState, Resolver, fit};
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage::{self, SettledBy},
@@ -15,20 +15,20 @@ use crate::{
         append,
         fold::{
             event::{self, Kind},
-            order::{Order, Outcome, Source},
+            order::{Order, OrderOutcome, Source},
         },
     },
     store::{CellName, LogName, StoreError},
     thingspace::{Purpose, StatusLookup},
 };
 
-/// How long an operator waits for callers who are using the order's key.
-const TURN_WAIT: Duration = Duration::from_secs(2);
+/// How long an operator waits for a call that uses the order's key.
+const KEY_WAIT: Duration = Duration::from_secs(2);
 
 /// How long an operator waits for ThingSpace to confirm a settlement.
 const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 
-/// What an operator found out about an order.
+/// The outcome that an operator states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
     AcceptedAs(RequestId),
@@ -40,19 +40,20 @@ pub enum Settlement {
 pub enum SettleError {
     #[error("no such order")]
     NoSuchOrder,
-    #[error("the order is still being carried out")]
+    #[error("the order is still in progress")]
     InFlight,
     #[error("it is known already that the order was not placed")]
     NotPlaced,
     #[error("it is known already that the order was accepted as request {0}")]
     AcceptedAs(RequestId),
     #[error(
-        "an operator has settled the order already, as {0}; to correct that, repeat the command with --force"
+        "an operator has settled the order already, as {0}; to correct that, repeat the command \
+         with --force"
     )]
     Settled(String),
     #[error("that request came from another order, or is of another account")]
     OtherRequest,
-    /// ThingSpace does not confirm it.
+    /// ThingSpace does not confirm the request.
     #[error("{0}; if you know better, repeat the command with --force")]
     NotConfirmed(String),
     #[error("{0}")]
@@ -60,9 +61,8 @@ pub enum SettleError {
 }
 
 impl Resolver {
-    /// Takes an operator's word for what became of an order of unknown outcome, or, with `force`,
-    /// another word than an operator's before. A request has to be confirmed by ThingSpace; with
-    /// `force` it need not be, and then this returns why it was not.
+    /// Settles an unknown order. With `force` also if ThingSpace does not confirm the request, or to
+    /// correct an earlier settlement; then returns why ThingSpace did not confirm it.
     pub async fn settle(
         &self,
         order_id: &str,
@@ -82,8 +82,8 @@ impl Resolver {
         Ok(doubt)
     }
 
-    /// Asks ThingSpace whether a request has exactly the devices of an order; an error says why
-    /// that is not certain.
+    /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why it
+    /// does not.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
         let account = &ordered.account;
         let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
@@ -120,18 +120,18 @@ impl Resolver {
         force: bool,
     ) -> Result<(), SettleError> {
         let cell = CellName::retained(ordered.key_cell.clone());
-        if self.fate(order_id, ordered.key_cell.clone()).await? == Fate::InFlight {
+        if self.order_state(order_id, ordered.key_cell.clone()).await? == OrderState::InFlight {
             return Err(SettleError::InFlight);
         }
-        let turn = tokio::time::timeout(TURN_WAIT, self.orders.turn(&cell)).await;
-        let _turn = turn.map_err(|_| SettleError::InFlight)?;
-        // Whoever had the key's turn before may have found out.
+        let key_lock = tokio::time::timeout(KEY_WAIT, self.orders.lock_key(&cell)).await;
+        let _key_lock = key_lock.map_err(|_| SettleError::InFlight)?;
+        // Checked again, because the outcome may have been stored before the key was locked.
         self.may_settle(order_id, force).await?;
         let (request_id, outcome) = match settlement {
             Settlement::AcceptedAs(request) => {
-                (request.to_string(), Outcome::AcceptedAs(request.clone()))
+                (request.to_string(), OrderOutcome::AcceptedAs(request.clone()))
             }
-            Settlement::NotPlaced => (String::new(), Outcome::NotPlaced),
+            Settlement::NotPlaced => (String::new(), OrderOutcome::NotPlaced),
         };
         let id = match (by, settlement) {
             (SettledBy::Evidence, Settlement::AcceptedAs(request)) => {
@@ -141,12 +141,14 @@ impl Resolver {
         };
         let settled = Kind::Settled(storage::Settled { by: by.into(), request_id });
         let position = append(&*self.store, &LogName::order(order_id), None, id, settled).await?;
-        // Another replica's operator, or a callback that it followed, may have been first.
+        // Another replica may have settled the order first.
         let order = self.hub.order(order_id).await?;
         match &order.outcome {
             Some(decided) if *decided == outcome => {}
-            Some(Outcome::AcceptedAs(other)) => return Err(SettleError::AcceptedAs(other.clone())),
-            Some(Outcome::NotPlaced) => return Err(SettleError::NotPlaced),
+            Some(OrderOutcome::AcceptedAs(other)) => {
+                return Err(SettleError::AcceptedAs(other.clone()));
+            }
+            Some(OrderOutcome::NotPlaced) => return Err(SettleError::NotPlaced),
             None => return Err(SettleError::OtherRequest),
         }
         let finished = self.orders.finish(order_id, &order).await?;
@@ -154,7 +156,7 @@ impl Resolver {
         if finished { Ok(()) } else { Err(SettleError::OtherRequest) }
     }
 
-    /// An order, if its log has no outcome, or one that an operator may correct.
+    /// Returns an order if it has no outcome, or one that an operator may correct.
     async fn may_settle(
         &self,
         order_id: &str,
@@ -165,14 +167,14 @@ impl Resolver {
         match (outcome, source) {
             (None, _) => {}
             (Some(_), Some(Source::Operator)) if force => {}
-            (Some(Outcome::NotPlaced), Some(Source::Operator)) => {
+            (Some(OrderOutcome::NotPlaced), Some(Source::Operator)) => {
                 return Err(SettleError::Settled("not placed".to_owned()));
             }
-            (Some(Outcome::AcceptedAs(request)), Some(Source::Operator)) => {
+            (Some(OrderOutcome::AcceptedAs(request)), Some(Source::Operator)) => {
                 return Err(SettleError::Settled(format!("request {request}")));
             }
-            (Some(Outcome::NotPlaced), _) => return Err(SettleError::NotPlaced),
-            (Some(Outcome::AcceptedAs(request)), _) => {
+            (Some(OrderOutcome::NotPlaced), _) => return Err(SettleError::NotPlaced),
+            (Some(OrderOutcome::AcceptedAs(request)), _) => {
                 return Err(SettleError::AcceptedAs(request));
             }
         }

@@ -1,4 +1,4 @@
-//! Copying callbacks to the request that they spell in another case.
+//! Copies callbacks whose request id has another case to their request.
 
 use tracing::{info, warn};
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Resolver {
-    /// True if some callbacks could not be copied yet.
+    /// Returns whether some callbacks could not be copied yet.
     pub(super) async fn join_strays(&self) -> bool {
         let mut unfinished = false;
         for stray in self.hub.take_strays() {
@@ -23,10 +23,14 @@ impl Resolver {
                     request.id = %stray.to,
                     spelled = %stray.from,
                     callbacks,
-                    "callbacks that spell a request's id in another case were added to it"
+                    "callbacks whose request id has another case were added to the request"
                 ),
                 Err(error) => {
-                    warn!(request.id = %stray.to, %error, "cannot add callbacks to their request yet; trying again");
+                    warn!(
+                        request.id = %stray.to,
+                        %error,
+                        "cannot add callbacks to their request yet; trying again"
+                    );
                     self.hub.add_stray(stray);
                     unfinished = true;
                 }
