@@ -77,16 +77,16 @@ async fn main() {
     println!("|---|---|---|---|---|---|---|---|");
     let folder = tempfile::tempdir().unwrap();
     let embedded = Embedded::open(&folder.path().join("store.redb"), RETENTION).unwrap();
-    let told = callback_to_watcher(None).await;
-    let first = measure("embedded", Arc::new(embedded), told, None).await;
+    let callback = callback_to_watcher(None).await;
+    let first = measure("embedded", Arc::new(embedded), callback, None).await;
     {
         let server = NatsServer::start().await;
-        let told = callback_to_watcher(Some((&server.url(), 1))).await;
-        measure("NATS, 1 server", nats(&server.url(), 1).await, told, Some(&first)).await;
+        let callback = callback_to_watcher(Some((&server.url(), 1))).await;
+        measure("NATS, 1 server", nats(&server.url(), 1).await, callback, Some(&first)).await;
     }
     let cluster = NatsCluster::start().await;
-    let told = callback_to_watcher(Some((&cluster.url(), 3))).await;
-    measure("NATS, 3 servers", nats(&cluster.url(), 3).await, told, Some(&first)).await;
+    let callback = callback_to_watcher(Some((&cluster.url(), 3))).await;
+    measure("NATS, 3 servers", nats(&cluster.url(), 3).await, callback, Some(&first)).await;
 }
 
 async fn nats(url: &str, replicas: usize) -> Arc<dyn Store> {
@@ -116,19 +116,19 @@ struct Measured {
     swap: Times,
     load: Times,
     read: Times,
-    told: Times,
+    callback: Times,
 }
 
 async fn measure(
     name: &str,
     store: Arc<dyn Store>,
-    told: Times,
+    callback: Times,
     first: Option<&Measured>,
 ) -> Measured {
     let (append, wait) = append_and_wait(&store).await;
     let (swap, load) = swap_and_load(&*store).await;
     let (rate, read) = (many(&store).await, read(&*store).await);
-    let measured = Measured { append, rate, wait, swap, load, read, told };
+    let measured = Measured { append, rate, wait, swap, load, read, callback };
     let rate = match first {
         Some(first) => format!("{:.0}/s ({:.2})", measured.rate, measured.rate / first.rate),
         None => format!("{:.0}/s", measured.rate),
@@ -141,7 +141,7 @@ async fn measure(
         show(|of| &of.swap),
         show(|of| &of.load),
         show(|of| &of.read),
-        show(|of| &of.told),
+        show(|of| &of.callback),
     );
     store.close().await;
     measured
@@ -237,19 +237,19 @@ async fn callback_to_watcher(nats: Option<(&str, usize)>) -> Times {
     let id = place(&mut client, "key", 0..CALLBACKS).await.unwrap();
     let mut watching = watch_request(&mut client, &id, "").await.unwrap();
     watching.event().await;
-    let (sender, mut told) = (Sender::new(&gateway), Times::default());
+    let (sender, mut callback) = (Sender::new(&gateway), Times::default());
     for n in 0..CALLBACKS {
         let body = about(&id, &device(n), "Success");
         let began = Instant::now();
         let heard = async {
             watching.event().await;
-            told.push(began);
+            callback.push(began);
         };
         let (status, ()) = tokio::join!(sender.post(&body), heard);
         assert_eq!(status, 200);
     }
     gateway.stop().await;
-    told
+    callback
 }
 
 /// The durations of many operations of one kind.

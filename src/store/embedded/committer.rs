@@ -233,13 +233,12 @@ impl Committer {
     /// Removes some old rows. Returns whether there may be more.
     fn sweep(&mut self) -> bool {
         let Some(to) = self.shared.ages().older_than(self.retention) else { return false };
-        let mut more = false;
+        let mut rows = 0;
         let committed = self.change(|tables, tail| {
-            let swept = retention::sweep(tables, tail, to)?;
-            more = swept.more;
-            Ok(swept.rows > 0)
+            rows = retention::sweep(tables, tail, to)?;
+            Ok(rows > 0)
         });
-        more && committed.is_ok()
+        rows == retention::SWEEP_ROWS && committed.is_ok()
     }
 
     /// Stores the running time. Changes nothing else, so that it does not count as a commit.

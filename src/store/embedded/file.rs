@@ -14,12 +14,9 @@ use tempfile::NamedTempFile;
 
 use super::{caught, tables};
 
-/// Opens an existing file.
-pub(super) type Opener = Box<dyn Fn() -> Result<Database, redb::Error> + Send>;
-
 /// The file and its disk, as functions that tests replace.
 pub(super) struct Medium {
-    pub(super) open: Opener,
+    pub(super) open: Box<dyn Fn() -> Result<Database, redb::Error> + Send>,
     /// Returns the bytes of the disk that are free for this user.
     pub(super) free: Box<dyn Fn() -> io::Result<u64> + Send>,
 }
@@ -127,7 +124,7 @@ pub(super) fn compact(
             tail.bytes + rows * ROW_BYTES
         };
         if used < length / 2 {
-            // The file may be usable all the same; opening it tells.
+            // Opening the file shows whether it is still usable.
             if let Err(error) = database.compact() {
                 tracing::warn!(%error, "could not compact the store; it keeps its size");
             }

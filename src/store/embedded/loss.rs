@@ -19,7 +19,7 @@ pub(super) enum LossKind {
     Older { ended: u64, ends: u64 },
     /// At the start: the file is another store.
     Other,
-    /// At the start: the record beside the file is missing or unreadable, so that nothing tells
+    /// At the start: the record beside the file is missing or unreadable, so that nothing shows
     /// where the store ended.
     Unrecorded,
     /// While in use: the file was removed. This process still has all of it.

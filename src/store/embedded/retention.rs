@@ -14,24 +14,16 @@ use super::{
 /// The interval between two sweeps.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_hours(1);
 
-/// The most events, and the most cells, that one commit removes.
-const SWEEP_ROWS: usize = 1_000;
+/// The most events, and the most cells, that one sweep removes.
+pub(super) const SWEEP_ROWS: usize = 1_000;
 
-pub(super) struct Swept {
-    pub(super) rows: usize,
-    /// There may be more to remove.
-    pub(super) more: bool,
-}
-
-/// Removes events and retained cells up to a rung.
+/// Removes events and retained cells up to a rung. Returns the larger of both numbers.
 pub(super) fn sweep(
     tables: &mut Tables<'_>,
     tail: &mut Tail,
     to: Rung,
-) -> Result<Swept, redb::Error> {
-    let events = sweep_events(tables, tail, to.sequence)?;
-    let cells = sweep_cells(tables, to.version)?;
-    Ok(Swept { rows: events + cells, more: events == SWEEP_ROWS || cells == SWEEP_ROWS })
+) -> Result<usize, redb::Error> {
+    Ok(sweep_events(tables, tail, to.sequence)?.max(sweep_cells(tables, to.version)?))
 }
 
 fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, to: u64) -> Result<usize, redb::Error> {

@@ -60,9 +60,9 @@ async fn every_single_failure_is_settled() {
 
 #[tokio::test]
 async fn full() {
-    for tells in [true, false] {
+    for reports_free in [true, false] {
         let (_folder, path) = place();
-        let make = if tells { Disk::store } else { Disk::with_quota };
+        let make = if reports_free { Disk::store } else { Disk::with_quota };
         let (store, disk) = make(&path, CACHE);
         let fill = async || disk.set(Fault::Growth(ErrorKind::StorageFull));
         let free = async || {

@@ -41,7 +41,7 @@ pub(super) struct Disk {
     fault: Mutex<Fault>,
     changed: Condvar,
     /// Whether the disk reports that it is full. With a quota it does not.
-    tells: bool,
+    reports_free: bool,
     /// The number of times that the file was opened.
     opened: AtomicUsize,
 }
@@ -57,11 +57,11 @@ impl Disk {
         Self::make(path, cache, false)
     }
 
-    fn make(path: &Path, cache: usize, tells: bool) -> (Embedded, Arc<Self>) {
+    fn make(path: &Path, cache: usize, reports_free: bool) -> (Embedded, Arc<Self>) {
         file::create(path).unwrap();
         let (path, fault, changed) = (path.to_owned(), Mutex::new(Fault::None), Condvar::new());
         let opened = AtomicUsize::new(0);
-        let disk = Arc::new(Self { path, cache, fault, changed, tells, opened });
+        let disk = Arc::new(Self { path, cache, fault, changed, reports_free, opened });
         let (opener, free) = (Arc::clone(&disk), Arc::clone(&disk));
         let medium = Medium {
             open: Box::new(move || opener.open()),
@@ -76,7 +76,7 @@ impl Disk {
 
     fn free(&self) -> u64 {
         match self.fault() {
-            Fault::Growth(_) if self.tells => 0,
+            Fault::Growth(_) if self.reports_free => 0,
             _ => 1 << 40,
         }
     }

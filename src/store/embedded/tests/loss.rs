@@ -128,7 +128,7 @@ async fn another_store_is_noticed() {
 }
 
 /// Makes a store of an older gateway.
-fn forget_that_there_was_a_record(path: &Path) {
+fn remove_note_of_record(path: &Path) {
     let database = file::open(path).unwrap();
     let txn = database.begin_write().unwrap();
     let meta = TableDefinition::<&str, u64>::new("meta");
@@ -146,7 +146,7 @@ async fn a_new_store_and_one_of_an_older_gateway_are_taken_without_a_record() {
     contract::append(&store, &log, "event").await.unwrap();
     store.close().await;
     fs::remove_file(record_path(&path)).unwrap();
-    forget_that_there_was_a_record(&path);
+    remove_note_of_record(&path);
     let store = open(&path);
     assert_eq!((store.loss(), store.remembers_since()), (None, Some(since)));
     contract::append(&store, &log, "event").await.unwrap();
