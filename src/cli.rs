@@ -111,8 +111,9 @@ Example: run a gateway against it, with these credentials in its files
 
 Example: execute the next order, and drop its answer
   thingspace-gateway simulate --control 127.0.0.1:8091
-  curl -d '{\"endpoint\": \"download\", \"when\": \"after_effect\", \"answer\": \"drop\", \"times\": 1}' \\
-    127.0.0.1:8091/faults
+  curl 127.0.0.1:8091/faults \\
+    -d '{\"endpoint\": \"download\", \"when\": \"after_effect\", \"answer\": \"drop\", \
+\"times\": 1}'
   curl 127.0.0.1:8091        list everything that can be controlled")]
 pub struct SimulateArgs {
     /// Address to listen on
@@ -139,7 +140,8 @@ pub struct CheckArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The exit code is 0 if the gateway can answer calls, and 1 if it cannot or does not answer within 5 s.
+The exit code is 0 if the gateway can answer calls, and 1 if it cannot or if no answer comes within
+5 s.
 
 Example:
   thingspace-gateway health --address thingspace-gateway.esim.svc:50051")]

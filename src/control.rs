@@ -1,8 +1,8 @@
 //! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
 //! Only the user that runs the gateway can open the socket: it has mode 0600 from its first moment.
-//! There is no other authentication, because that user has all rights anyway. Replaces a socket that
-//! a dead process left behind, but never one on which a process answers. Decides nothing: each
+//! There is no other authentication, because that user has all rights anyway. Replaces a socket
+//! that a dead process left behind, but never one on which a process answers. Decides nothing: each
 //! command calls the domain and returns its result.
 
 mod callbacks;
@@ -51,7 +51,7 @@ const SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// The parts of the gateway that commands act on.
 #[derive(Debug, Clone)]
-struct Parts {
+struct GatewayParts {
     requests: Requests,
     client: Client,
     /// `None`: callbacks are disabled.
@@ -168,7 +168,7 @@ impl Control {
             .merge(callbacks::routes())
             .merge(quarantine::routes())
             .merge(store::routes())
-            .with_state(Parts { requests, client, callbacks, registration, instance })
+            .with_state(GatewayParts { requests, client, callbacks, registration, instance })
             .layer(DefaultBodyLimit::max(MAX_BODY));
         Ok(Self { listener, socket: SocketFile { path, id }, router })
     }
@@ -187,7 +187,7 @@ impl Control {
             served = serving.into_future() => if let Err(error) = served {
                 warn!(
                     %error,
-                    "the control socket failed, so operator commands do not work; restart the gateway"
+                    "the control socket failed: operator commands do not work until a restart"
                 );
             },
             () = shutdown => {}
@@ -195,7 +195,7 @@ impl Control {
     }
 }
 
-impl Parts {
+impl GatewayParts {
     fn callbacks(&self) -> Result<&Callbacks, CommandError> {
         self.callbacks.as_ref().ok_or_else(|| {
             CommandError::conflict(&"callbacks are disabled; set callbacks.enabled = true")

@@ -1,5 +1,5 @@
-//! Durations in the configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day has 24
-//! hours.
+//! Durations in the configuration: `"250ms"`, `"1m 30s"`, `"30d"`, never a bare number. A day has
+//! 24 hours.
 
 use std::time::Duration;
 

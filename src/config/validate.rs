@@ -325,7 +325,7 @@ impl Problems {
     }
 
     /// Checks a chain of certificates and its key. Each problem names the key of its file.
-    fn identity(
+    fn server_certificate(
         &mut self,
         section: &str,
         (cert_key, cert): (&str, &Path),

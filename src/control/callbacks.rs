@@ -11,7 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{CommandError, Parts};
+use super::{CommandError, GatewayParts};
 use crate::{
     callbacks::registration::{Error, Listed, Outcome, Registration},
     identity::AccountName,
@@ -70,7 +70,7 @@ pub(super) enum RegistrationResponse {
     NotRotated,
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new()
         .route(LIST, get(list))
         .route(ACCOUNT, get(list_account))
@@ -82,14 +82,17 @@ pub(super) fn routes() -> Router<Parts> {
 type ListResult = Result<Json<Vec<AccountRegistrations>>, CommandError>;
 type ChangeResult = Result<Json<RegistrationResponse>, CommandError>;
 
-async fn list(State(parts): State<Parts>) -> ListResult {
+async fn list(State(parts): State<GatewayParts>) -> ListResult {
     let registration = parts.registration()?;
     let accounts: Vec<_> = parts.callbacks()?.secrets().accounts().cloned().collect();
     let lists = stream::iter(accounts).map(|account| registrations(registration, account));
     Ok(Json(lists.buffered(CONCURRENT_LISTS).try_collect().await?))
 }
 
-async fn list_account(State(parts): State<Parts>, Path(account): Path<AccountName>) -> ListResult {
+async fn list_account(
+    State(parts): State<GatewayParts>,
+    Path(account): Path<AccountName>,
+) -> ListResult {
     Ok(Json(vec![registrations(parts.registration()?, account).await?]))
 }
 
@@ -108,7 +111,7 @@ async fn registrations(
 }
 
 async fn register(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Path(account): Path<AccountName>,
     Json(RegistrationRequest { force, .. }): Json<RegistrationRequest>,
 ) -> ChangeResult {
@@ -118,7 +121,10 @@ async fn register(
     Ok(Json(done))
 }
 
-async fn deregister(State(parts): State<Parts>, Path(account): Path<AccountName>) -> ChangeResult {
+async fn deregister(
+    State(parts): State<GatewayParts>,
+    Path(account): Path<AccountName>,
+) -> ChangeResult {
     let outcome = parts.registration()?.deregister(&account).await;
     outcome.map_err(|error| failed(&account, &error))?;
     info!(%account, "an operator deregistered callbacks");
@@ -126,7 +132,7 @@ async fn deregister(State(parts): State<Parts>, Path(account): Path<AccountName>
 }
 
 async fn rotate(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Path(account): Path<AccountName>,
     Json(RegistrationRequest { path, .. }): Json<RegistrationRequest>,
 ) -> ChangeResult {

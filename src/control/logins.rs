@@ -9,7 +9,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{CommandError, Parts};
+use super::{CommandError, GatewayParts};
 use crate::thingspace::{Error, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
@@ -47,11 +47,11 @@ pub(super) struct UnblockResponse {
     pub(super) lock: u32,
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(UNBLOCK, post(unblock))
 }
 
-pub(super) fn logins(parts: &Parts) -> Vec<LoginStatus> {
+pub(super) fn logins(parts: &GatewayParts) -> Vec<LoginStatus> {
     let standings = parts.client.standings().map(|(name, standing)| {
         let standing = standing.borrow().clone();
         LoginStatus {
@@ -64,7 +64,7 @@ pub(super) fn logins(parts: &Parts) -> Vec<LoginStatus> {
 }
 
 async fn unblock(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Path(name): Path<String>,
     Json(UnblockRequest { force, risk_lock }): Json<UnblockRequest>,
 ) -> Result<Json<UnblockResponse>, CommandError> {

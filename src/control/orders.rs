@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{CommandError, Parts};
+use super::{CommandError, GatewayParts};
 use crate::{
     identity::RequestId,
     requests::{SettleError, Settlement, UnknownOrder},
@@ -55,11 +55,13 @@ pub(super) struct SettleResponse {
     pub(super) not_confirmed: Option<String>,
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(UNKNOWN, get(unknown)).route(SETTLE, post(settle))
 }
 
-async fn unknown(State(parts): State<Parts>) -> Result<Json<Vec<UnknownOrderItem>>, CommandError> {
+async fn unknown(
+    State(parts): State<GatewayParts>,
+) -> Result<Json<Vec<UnknownOrderItem>>, CommandError> {
     let item = |order: UnknownOrder| UnknownOrderItem {
         order_id: order.order_id,
         account: order.account,
@@ -70,7 +72,7 @@ async fn unknown(State(parts): State<Parts>) -> Result<Json<Vec<UnknownOrderItem
 }
 
 async fn settle(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Path(order): Path<String>,
     Json(SettleRequest { outcome, force }): Json<SettleRequest>,
 ) -> Result<Json<SettleResponse>, CommandError> {

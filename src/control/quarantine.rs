@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{CommandError, Parts};
+use super::{CommandError, GatewayParts};
 use crate::{
     callbacks::quarantine::{Listed, Shown},
     telemetry::AUDIT,
@@ -41,11 +41,13 @@ pub(super) struct QuarantinedCallback {
     pub(super) body: String,
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(LIST, get(list)).route(SHOW, get(show))
 }
 
-async fn list(State(parts): State<Parts>) -> Result<Json<Vec<QuarantineItem>>, CommandError> {
+async fn list(
+    State(parts): State<GatewayParts>,
+) -> Result<Json<Vec<QuarantineItem>>, CommandError> {
     let item = |Listed { number, time, account, size }| QuarantineItem {
         id: number,
         account,
@@ -57,7 +59,7 @@ async fn list(State(parts): State<Parts>) -> Result<Json<Vec<QuarantineItem>>, C
 }
 
 async fn show(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Path(id): Path<u64>,
 ) -> Result<Json<QuarantinedCallback>, CommandError> {
     let Some(Shown { account, body }) = parts.callbacks()?.quarantine().show(id).await? else {

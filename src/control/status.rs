@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Parts,
+    GatewayParts,
     logins::{self, LoginStatus},
     store::{self, StoreStatus},
 };
@@ -85,12 +85,12 @@ impl From<HostHealth> for HostStatus {
     }
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(PATH, get(status))
 }
 
-async fn status(State(parts): State<Parts>) -> Json<StatusResponse> {
-    let Parts { requests, client, callbacks, instance, .. } = &parts;
+async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
+    let GatewayParts { requests, client, callbacks, instance, .. } = &parts;
     let callbacks = callbacks.as_ref();
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
@@ -131,7 +131,7 @@ fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
-fn registrations(parts: &Parts) -> BTreeMap<String, String> {
+fn registrations(parts: &GatewayParts) -> BTreeMap<String, String> {
     let (Some(callbacks), Some(registration)) = (&parts.callbacks, &parts.registration) else {
         return BTreeMap::new();
     };

@@ -1,12 +1,12 @@
-//! `store accept-loss`, with which an operator accepts a store loss, and the lines of `status` about
-//! the store.
+//! `store accept-loss`, with which an operator accepts a store loss, and the lines of `status`
+//! about the store.
 
 use axum::{Json, Router, extract::State, routing::post};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
-use super::{CommandError, Parts};
+use super::{CommandError, GatewayParts};
 use crate::telemetry::AUDIT;
 
 pub(super) const ACCEPT_LOSS: &str = "/v1/store/accept-loss";
@@ -46,11 +46,11 @@ pub(super) struct LossStatus {
     pub(super) noticed: Timestamp,
 }
 
-pub(super) fn routes() -> Router<Parts> {
+pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(ACCEPT_LOSS, post(accept_loss))
 }
 
-pub(super) fn status(parts: &Parts) -> StoreStatus {
+pub(super) fn status(parts: &GatewayParts) -> StoreStatus {
     let state = parts.requests.store_state();
     StoreStatus {
         lost: state.loss.map(|loss| LossStatus { what: loss.what, noticed: loss.noticed }),
@@ -61,7 +61,7 @@ pub(super) fn status(parts: &Parts) -> StoreStatus {
 }
 
 async fn accept_loss(
-    State(parts): State<Parts>,
+    State(parts): State<GatewayParts>,
     Json(AcceptLossRequest { restored }): Json<AcceptLossRequest>,
 ) -> Result<Json<AcceptLossResponse>, CommandError> {
     let before = parts.requests.store_state().remembers_since;

@@ -183,7 +183,8 @@ async fn status_says_what_is_wrong_with_the_store() {
     nats.kill();
     eventually("its store is away", async || says(true, true).await).await;
     let said = told(&file, &["status"]).await;
-    let ready = "\nready                 yes, but status calls and watches are answered from memory; orders are \
+    let ready = "\nready                 yes, but status calls and watches are answered from \
+                 memory; orders are \
                  refused while the store cannot be used: not connected to NATS";
     let store = format!("\nstore                 gw at {}\n", nats.url());
     assert!(said.contains(ready) && said.contains(", since 2") && said.contains(&store), "{said}");

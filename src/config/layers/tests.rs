@@ -261,8 +261,10 @@ fn the_problem_of_a_number_out_of_bounds_names_the_bounds() {
                 [store.nats]\nreplicas = -3";
     let env = env([("THINGSPACE_GATEWAY__THINGSPACE__MAX_CONNECTIONS", "-1")]);
     let expected = [
-        "grpc.max_concurrent_streams: 5000000000 is out of bounds; must be 1 to 100000 (in gateway.toml)",
-        "limits.closed_bytes: -1 is out of bounds; must be 1048576 to 17179869184 (in gateway.toml)",
+        "grpc.max_concurrent_streams: 5000000000 is out of bounds; must be 1 to 100000 (in \
+         gateway.toml)",
+        "limits.closed_bytes: -1 is out of bounds; must be 1048576 to 17179869184 (in \
+         gateway.toml)",
         "store.nats.replicas: -3 is out of bounds; must be 1, 3 or 5 (in gateway.toml)",
         "thingspace.max_connections: -1 is out of bounds; must be 4 to 10000 (from \
          THINGSPACE_GATEWAY__THINGSPACE__MAX_CONNECTIONS)",
@@ -272,7 +274,8 @@ fn the_problem_of_a_number_out_of_bounds_names_the_bounds() {
 
 #[test]
 fn nothing_is_converted_silently() {
-    let file = "[grpc]\nreflection = 1\n[thingspace]\ncalls_per_second = 10.7\nmax_connections = true\n\
+    let file = "[grpc]\nreflection = 1\n[thingspace]\ncalls_per_second = 10.7\n\
+                max_connections = true\n\
                 max_devices_per_order = \"10\"\nbreaker_failures = 3.0\n\
                 [store]\npath = 5\n[polling]\nfactor = \"2\"\nmin_age = 1";
     let env = env([

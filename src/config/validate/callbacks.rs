@@ -20,7 +20,8 @@ impl Problems {
         }
         if callbacks.register && !callbacks.enabled {
             self.push(
-                "callbacks.register: there is no listener to register; set callbacks.enabled = true",
+                "callbacks.register: there is no listener to register; set callbacks.enabled \
+                 = true",
             );
         }
         if callbacks.register && callbacks.public_url.is_empty() {
@@ -75,7 +76,7 @@ impl Problems {
             return;
         }
         if let Some((cert, key)) = callbacks.tls() {
-            self.identity("callbacks", ("tls_cert_file", cert), ("tls_key_file", key));
+            self.server_certificate("callbacks", ("tls_cert_file", cert), ("tls_key_file", key));
         }
         let Some((username, password)) = callbacks.pair_files() else { return };
         for (key, path) in [("username_file", username), ("password_file", password)] {

@@ -33,8 +33,8 @@ impl Problems {
         }
     }
 
-    /// Checks that each user is spelled the same way everywhere. ThingSpace ignores the case of user
-    /// names and may end the session of a user at the next login. Two spellings would log in
+    /// Checks that each user is spelled the same way everywhere. ThingSpace ignores the case of
+    /// user names and may end the session of a user at the next login. Two spellings would log in
     /// separately, so that each login would end the other one's session.
     pub(super) fn users_are_spelled_alike(&mut self, config: &Config) {
         let users: Vec<_> = config.credentials.iter().map(|of| secret(&of.username_file)).collect();

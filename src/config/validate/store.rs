@@ -83,7 +83,7 @@ impl Problems {
         }
         if is_set(&nats.cert_file) && is_set(&nats.key_file) {
             let key = ("key_file", nats.key_file.as_path());
-            self.identity("store.nats", ("cert_file", &nats.cert_file), key);
+            self.server_certificate("store.nats", ("cert_file", &nats.cert_file), key);
         }
     }
 

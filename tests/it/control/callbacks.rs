@@ -23,8 +23,8 @@ async fn upstream() -> Upstream {
     Upstream::calling(CallbackOptions::default()).await
 }
 
-/// A listener that only an operator registers, with a port that ThingSpace calls. Nothing listens on
-/// that port.
+/// A listener that only an operator registers, with a port that ThingSpace calls. Nothing listens
+/// on that port.
 fn by_hand(upstream: &Upstream) -> Config {
     let mut config = upstream.called();
     config.callbacks.register = false;
