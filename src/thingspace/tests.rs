@@ -1,6 +1,7 @@
 //! Black box against the simulator, over real sockets; the fixtures; the table of codes; the trace
 //! context on the wire.
 
+mod any_bytes;
 mod bounds;
 mod context;
 mod fixtures;
