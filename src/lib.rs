@@ -39,8 +39,8 @@
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
 //! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
 //! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
-//!   `certificate`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners, logs and traces,
-//!   configuration, files, signals, and helpers.
+//!   `certificate`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners, logs and
+//!   traces, configuration, files, signals, and helpers.
 //! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
 //! - [`app`]: constructs everything and connects it. It alone knows all other modules.
 //!
@@ -57,10 +57,10 @@
 //! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:
 //!    an order with an unknown outcome is never sent again. An order is repeated only if
 //!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
-//!    byte was sent (`requests::orders::sending`).
-//! 4. **No acknowledged fact is lost.** `requests::orders::sending` stores what became of an
-//!    order before the caller is answered. `requests::called_back` stores a callback before its
-//!    200.
+//!    byte was sent (`requests::orders::sending::send`).
+//! 4. **No acknowledged fact is lost.** `requests::orders::sending::store_until_stored` stores what
+//!    became of an order before the caller is answered. `requests::called_back` stores a callback
+//!    before its 200.
 //! 5. **A watcher misses nothing.** `requests::watch::Watch::next` continues from its cursor, and
 //!    `requests::fold::state::Request::apply` numbers the transitions.
 //! 6. **A thousand watchers cost one poll.** One replica polls
@@ -70,7 +70,7 @@
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits` print
 //!    masked, and secrets are `secrecy` types, which do not print.
 //! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to listen beyond loopback.
-//! 9. **Load is bounded.** Open devices: `requests::orders::Orders::room_for`. Rate and connections
+//! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
 //!    to ThingSpace: `thingspace::client::limit`. Memory: `requests::hub::closed`,
 //!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`.
 //! 10. **An operator can see what is wrong.** `requests::readiness` and `control::status`.
