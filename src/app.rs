@@ -22,8 +22,8 @@ use crate::{
     admin::Admin,
     callbacks::{
         Callbacks,
-        registration::Registration,
-        secrets::{LoginFiles, Secrets},
+        registration::Registrar,
+        secrets::{CallbackSecrets, UserFiles},
     },
     config::{Config, StoreKind},
     control::{Control, Instance},
@@ -70,7 +70,7 @@ struct CallbackListener {
     listener: TcpListener,
     address: SocketAddr,
     /// `None` without a public URL.
-    registration: Option<Registration>,
+    registration: Option<Registrar>,
 }
 
 /// Runs a gateway until it is told to stop.
@@ -155,7 +155,7 @@ impl App {
         self.callbacks.as_ref().map(|listener| &listener.callbacks)
     }
 
-    pub fn registration(&self) -> Option<&Registration> {
+    pub fn registration(&self) -> Option<&Registrar> {
         self.callbacks.as_ref()?.registration.as_ref()
     }
 
@@ -248,7 +248,7 @@ impl CallbackListener {
             None
         } else {
             let (secrets, client) = (callbacks.secrets().clone(), client.clone());
-            Some(Registration::new(&config.callbacks, address, secrets, client, tasks.clone())?)
+            Some(Registrar::new(&config.callbacks, address, secrets, client, tasks.clone())?)
         };
         Ok(Self { callbacks, listener, address, registration })
     }
@@ -286,12 +286,12 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
 
 /// Keeps the passwords of callbacks and of logins apart: the gateway does not log in with a
 /// password that ThingSpace sends in callbacks, and does not register one with which it logs in.
-fn keep_apart(config: &Config, secrets: &Secrets, client: &Client) {
-    let logins = config.credentials.iter().map(|of| LoginFiles {
+fn keep_apart(config: &Config, secrets: &CallbackSecrets, client: &Client) {
+    let users = config.credentials.iter().map(|of| UserFiles {
         username: of.username_file.clone(),
         password: of.password_file.clone(),
     });
-    secrets.keep_apart_from(logins.collect());
+    secrets.keep_apart_from(users.collect());
     let secrets = secrets.clone();
     let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
     client

@@ -1,21 +1,21 @@
-//! ThingSpace's callbacks: proved, read, made durable, and only then acknowledged.
+//! The listener for ThingSpace's callbacks.
 //!
-//! The last segment of the path proves the sender and tells the account; what stands before it is
-//! not looked at, since proxies change it. Without it nothing of a request is read. The user name
-//! and the password in the body are the second proof. A callback is answered 200 when it is
-//! durable, never before, and 503 when it cannot be, within two seconds, after which ThingSpace
-//! sends it again. One that nobody understands is quarantined and answered 200, so that it is not
-//! lost.
+//! 1. The last segment of the path is an account's path secret. Without one the answer is 404, and
+//!    the body is not read. Earlier segments are ignored, because proxies change them.
+//! 2. The user name and password in the body must be the account's [pair](secrets::Pair).
+//! 3. A callback that names one request becomes an event of it. One that cannot be read, names no
+//!    request or names another account goes to the [`quarantine`].
 //!
-//! An answer has no body, and no log line anything of one.
+//! The answer is 200 only after the callback is durable, and 503 where the store takes longer than
+//! [`ANSWER_TIMEOUT`]: then ThingSpace sends it again. An answer has no body. No log line contains
+//! anything of a callback's body.
 
-mod arrivals;
+mod bodies;
 mod outcome;
 pub mod parse;
 pub mod quarantine;
 pub mod registration;
 pub mod secrets;
-mod tally;
 mod tls;
 
 use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Duration};
@@ -45,69 +45,70 @@ use crate::{
     server::http::{self as listener, Handler, ListenerOptions, Peer},
     store::{Store, StoreError},
 };
-use arrivals::Arrivals;
-pub use outcome::Outcome;
-use parse::{Callback, Unintelligible};
+use bodies::Bodies;
+pub use outcome::CallbackOutcome;
+use outcome::OutcomeCounters;
+use parse::{Callback, QuarantineReason};
 use quarantine::Quarantine;
-use secrets::Secrets;
-use tally::Tally;
+use secrets::{CallbackSecrets, SecretsChange, SecretsError};
 use tls::Tls;
 
-/// Connections at once: half the file descriptors that a process often has. The API and the calls
-/// to ThingSpace need some, too.
+/// Open connections: half of a usual limit of file descriptors. The API and the calls to ThingSpace
+/// need some, too.
 const MAX_CONNECTIONS: usize = 512;
 
-/// Of these, from one address: two cannot take all.
+/// Open connections of one address.
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
 
 /// Bytes of a callback's body.
 const MAX_BODY: usize = 256 << 10;
 
-/// For a callback's body to arrive.
+/// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From a callback's last byte to its answer. ThingSpace sends it again while it waits for one.
+/// From a callback's last byte to its answer. ThingSpace sends a callback again while it waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
-/// Callbacks of an account being stored at once; above it senders are asked to come again. Whoever
-/// got hold of one account's URL cannot keep others' callbacks out.
-const MAX_AT_ONCE: usize = 256;
+/// Callbacks of one account that are stored at once. More are refused, so that a sender with the
+/// URL of one account does not keep out the callbacks of others.
+const MAX_STORING: usize = 256;
 
-/// Callbacks of an account at once that need more of the store: with a pair that is not known, or
-/// not understood. They leave the room above to the others.
+/// Callbacks of one account at once that need the store for more: the pair is unknown, or they go
+/// to the quarantine.
 const MAX_DOUBTFUL: usize = 32;
 
-/// How often certificate and pairs are looked at.
-const LOOK: Duration = Duration::from_secs(30);
+/// How often the certificate and the pairs are read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long before the certificate expires a warning says so.
+/// How long before the certificate expires the log warns of it.
 const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 14);
 
+/// Receives callbacks. Clones share everything.
 #[derive(Debug, Clone)]
-pub struct Callbacks(Arc<Inner>);
+pub struct Callbacks(Arc<CallbacksInner>);
 
 #[derive(Debug)]
-struct Inner {
-    secrets: Secrets,
+struct CallbacksInner {
+    secrets: CallbackSecrets,
     quarantine: Quarantine,
     requests: Requests,
     tls: Option<Mutex<Tls>>,
     networks: Vec<Network>,
-    arrivals: Arrivals,
-    rooms: HashMap<AccountName, Room>,
-    tally: Tally,
+    bodies: Bodies,
+    capacities: HashMap<AccountName, Capacity>,
+    counters: OutcomeCounters,
 }
 
-/// What is done at once for an account.
+/// How many more callbacks of an account may be handled at once.
 #[derive(Debug)]
-struct Room {
+struct Capacity {
     storing: Semaphore,
     doubtful: Semaphore,
 }
 
-impl Default for Room {
+impl Default for Capacity {
     fn default() -> Self {
-        Self { storing: Semaphore::new(MAX_AT_ONCE), doubtful: Semaphore::new(MAX_DOUBTFUL) }
+        Self { storing: Semaphore::new(MAX_STORING), doubtful: Semaphore::new(MAX_DOUBTFUL) }
     }
 }
 
@@ -118,11 +119,11 @@ impl Callbacks {
         accounts: &[AccountName],
         requests: Requests,
     ) -> anyhow::Result<Self> {
-        let secrets = Secrets::new(config, Arc::clone(&store), accounts);
+        let secrets = CallbackSecrets::new(config, Arc::clone(&store), accounts);
         match secrets.refresh().await {
-            // Nothing is proved before the store has told the secrets; see `Secrets::reload`.
+            // Until the store answers, every callback is refused; see `CallbackSecrets::reload`.
             Ok(())
-            | Err(secrets::Error::Store(
+            | Err(SecretsError::Store(
                 StoreError::Unavailable(_) | StoreError::UnknownOutcome(_),
             )) => {}
             Err(error) => return Err(error.into()),
@@ -133,16 +134,21 @@ impl Callbacks {
             }
             None => None,
         };
-        let quarantine = Quarantine::new(store, secrets.clone());
-        let rooms = accounts.iter().map(|account| (account.clone(), Room::default())).collect();
         let networks = Network::parse_list(&config.networks)
             .map_err(|what| anyhow::Error::msg(format!("callbacks.networks: {what}")))?;
-        let (arrivals, tally) = (Arrivals::default(), Tally::default());
-        let inner = Inner { secrets, quarantine, requests, tls, networks, arrivals, rooms, tally };
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(CallbacksInner {
+            quarantine: Quarantine::new(store, secrets.clone()),
+            secrets,
+            requests,
+            tls,
+            networks,
+            bodies: Bodies::default(),
+            capacities: accounts.iter().map(|of| (of.clone(), Capacity::default())).collect(),
+            counters: OutcomeCounters::default(),
+        })))
     }
 
-    pub fn secrets(&self) -> &Secrets {
+    pub fn secrets(&self) -> &CallbackSecrets {
         &self.0.secrets
     }
 
@@ -150,173 +156,181 @@ impl Callbacks {
         &self.0.quarantine
     }
 
-    /// When the certificate in use expires, with HTTPS.
+    /// When the certificate in use expires; `None` without HTTPS.
     pub async fn certificate_expires(&self) -> Option<Timestamp> {
-        match &self.0.tls {
-            Some(tls) => Some(tls.lock().await.expires),
-            None => None,
-        }
+        Some(self.0.tls.as_ref()?.lock().await.expires)
     }
 
-    /// How many requests to the listener had this outcome.
-    pub fn count(&self, outcome: Outcome) -> u64 {
-        self.0.tally.get(outcome)
+    /// The number of requests to the listener with this outcome since the start.
+    pub fn count(&self, outcome: CallbackOutcome) -> u64 {
+        self.0.counters.get(outcome)
     }
 
-    /// Serves until `stop`, then finishes what is open.
+    /// Serves until `stop`, then finishes the open requests.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let acceptor = match &self.0.tls {
             Some(tls) => Some(tls.lock().await.acceptor.clone()),
             None => None,
         };
-        let look = stop.clone().run_until_cancelled_owned(self.clone().look());
+        let reloading = stop.clone().run_until_cancelled_owned(self.clone().reload());
         let options = ListenerOptions {
             name: "callbacks",
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
             networks: self.0.networks.clone(),
         };
-        tokio::join!(listener::serve(options, listener, acceptor, self, stop), look);
+        tokio::join!(listener::serve(options, listener, acceptor, self, stop), reloading);
     }
 
-    /// Follows what may change on disk and in other replicas. A failure is told once, until it is
-    /// another.
-    async fn look(self) {
-        let mut tick = interval(LOOK);
-        let (mut last_tls, mut last_pairs) = (None, None);
-        let mut notified = None;
+    /// Reads again what may change in files and, by other replicas, in the store. A failure is
+    /// logged once.
+    async fn reload(self) {
+        let mut tick = interval(RELOAD_INTERVAL);
+        let (mut last_tls_failure, mut last_pair_failure) = (None, None);
+        let mut expiry_logged = None;
         loop {
             tick.tick().await;
             if let Some(tls) = &self.0.tls {
-                let failure = match tls.lock().await.reload().await {
-                    Ok(new) => {
-                        if new {
-                            info!("the callbacks' certificate is a new one");
-                        }
-                        None
-                    }
-                    Err(error) => Some(error),
-                };
-                if let (Some(error), true) = (&failure, failure != last_tls) {
-                    warn!(error, "the callbacks' certificate stays as it was");
+                let mut tls = tls.lock().await;
+                let reloaded = tls.reload().await;
+                if reloaded == Ok(true) {
+                    info!("the callbacks' certificate was replaced");
                 }
-                last_tls = failure;
-            }
-            if let Some(expires) = self.certificate_expires().await
-                && Timestamp::now() + EXPIRY_NOTICE > expires
-                && notified != Some(expires)
-            {
-                warn!(%expires, "the callbacks' certificate expires soon or has expired; renew its files");
-                notified = Some(expires);
+                let failure = reloaded.err();
+                if let (Some(error), true) = (&failure, failure != last_tls_failure) {
+                    warn!(
+                        error,
+                        "cannot load the callbacks' certificate, and the old one stays in use; \
+                         correct its files"
+                    );
+                }
+                last_tls_failure = failure;
+                let expires = tls.expires;
+                if Timestamp::now() + EXPIRY_NOTICE > expires && expiry_logged != Some(expires) {
+                    warn!(
+                        %expires,
+                        "the callbacks' certificate expires soon or has expired; renew its files"
+                    );
+                    expiry_logged = Some(expires);
+                }
             }
             let failed = self.0.secrets.refresh().await.err();
             let failure = failed.as_ref().map(ToString::to_string);
-            if let (Some(error), true) = (&failure, failure != last_pairs) {
-                if let Some(secrets::Error::Login { .. }) = failed {
-                    error!(error, "the callbacks' user names and passwords stay as they were");
+            if let (Some(error), true) = (&failure, failure != last_pair_failure) {
+                const MESSAGE: &str =
+                    "cannot load the callbacks' user names and passwords; the old ones stay in use";
+                if let Some(SecretsError::SharedWithUser { .. }) = failed {
+                    error!(error, MESSAGE);
                 } else {
-                    warn!(error, "the callbacks' user names and passwords stay as they were");
+                    warn!(error, MESSAGE);
                 }
             }
-            last_pairs = failure;
+            last_pair_failure = failure;
         }
     }
 
-    async fn take(&self, account: &AccountName, request: Request<Incoming>) -> Outcome {
+    async fn receive(
+        &self,
+        account: &AccountName,
+        request: Request<Incoming>,
+    ) -> Result<CallbackOutcome, CallbackOutcome> {
         if request.method() != Method::POST {
-            return Outcome::WrongMethod;
+            return Err(CallbackOutcome::WrongMethod);
         }
         let peer = request.extensions().get::<Peer>().cloned().expect("the listener adds it");
-        let arrival = self.0.arrivals.begin(account, peer.source);
+        let arriving = self.0.bodies.begin(account, peer.source);
         let read = timeout(BODY_TIMEOUT, read(request.into_body()));
-        let body = match arrival.given_up.run_until_cancelled(read).await {
-            Some(Ok(Ok(body))) => body,
-            Some(Ok(Err(refused))) => return refused,
-            Some(Err(_)) | None => return Outcome::TooSlow,
+        let body = match arriving.evicted.run_until_cancelled(read).await {
+            Some(Ok(body)) => body?,
+            Some(Err(_)) | None => return Err(CallbackOutcome::TooSlow),
         };
-        drop(arrival);
+        drop(arriving);
         let _protection = peer.protect();
         let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let outcome = match parse::parse(&body, account) {
-            Ok(callback) => self.append(account, callback, deadline).await,
-            Err(why) => self.quarantined(account, &body, why, deadline).await,
-        };
-        if outcome == Ok(Outcome::Stored) {
-            peer.trust();
+        match parse::parse(&body, account) {
+            Ok(callback) => {
+                self.store(account, callback, deadline).await?;
+                peer.trust();
+                Ok(CallbackOutcome::Stored)
+            }
+            Err(reason) => {
+                self.keep(account, &body, reason, deadline).await?;
+                Ok(CallbackOutcome::Quarantined)
+            }
         }
-        outcome.unwrap_or_else(|refused| refused)
     }
 
-    async fn append(
+    /// Stores a callback as an event of its request.
+    async fn store(
         &self,
         account: &AccountName,
         callback: Callback,
         deadline: Instant,
-    ) -> Result<Outcome, Outcome> {
+    ) -> Result<(), CallbackOutcome> {
         let Callback { request_id, username, password, called_back } = callback;
         let (Some(username), Some(password)) = (username, password) else {
-            return Err(Outcome::WrongPair);
+            return Err(CallbackOutcome::WrongPair);
         };
-        self.check(account, &username, &password, deadline).await?;
-        let _room = self.room(account, |room| &room.storing)?;
+        self.check_pair(account, &username, &password, deadline).await?;
+        let _permit = self.acquire(account, |capacity| &capacity.storing)?;
         let status = called_back.status();
-        let appended = self.0.requests.called_back(account, &request_id, called_back);
-        in_time(deadline, account, "store", appended).await?;
-        debug!(%account, request.id = %request_id, ?status, "a callback");
-        Ok(Outcome::Stored)
+        let stored = self.0.requests.called_back(account, &request_id, called_back);
+        in_time(deadline, account, "store", stored).await?;
+        debug!(%account, request.id = %request_id, ?status, "stored a callback");
+        Ok(())
     }
 
-    /// Keeps what cannot be understood. What can be read of its pair has to be right.
-    async fn quarantined(
+    /// Keeps a callback in the quarantine. If its pair can be read, it must be right.
+    async fn keep(
         &self,
         account: &AccountName,
         body: &[u8],
-        why: Unintelligible,
+        reason: QuarantineReason,
         deadline: Instant,
-    ) -> Result<Outcome, Outcome> {
+    ) -> Result<(), CallbackOutcome> {
         let pair = parse::pair(body);
         if let Some((username, password)) = &pair {
-            self.check(account, username, password, deadline).await?;
+            self.check_pair(account, username, password, deadline).await?;
         }
-        let _room = self.room(account, |room| &room.doubtful)?;
+        let _permit = self.acquire(account, |capacity| &capacity.doubtful)?;
         let added = self.0.quarantine.add(account, body, pair.is_some());
-        let number =
-            in_time(deadline, account, "quarantine", added).await?.ok_or(Outcome::NotKept)?;
-        debug!(%account, number, %why, "a callback that cannot be understood");
-        Ok(Outcome::Quarantined)
+        let number = in_time(deadline, account, "quarantine", added).await?;
+        let number = number.ok_or(CallbackOutcome::NotKept)?;
+        debug!(%account, number, %reason, "quarantined a callback");
+        Ok(())
     }
 
-    /// Whether the pair is the account's.
-    async fn check(
+    /// Checks that the pair is the account's. One that is not known here may be a newer one of
+    /// another replica.
+    async fn check_pair(
         &self,
         account: &AccountName,
         username: &SecretString,
         password: &SecretString,
         deadline: Instant,
-    ) -> Result<(), Outcome> {
+    ) -> Result<(), CallbackOutcome> {
         let secrets = &self.0.secrets;
         let accepted =
             || secrets.accepts(account, username.expose_secret(), password.expose_secret());
         if accepted() {
             return Ok(());
         }
-        // Another replica may know a newer pair.
-        let _room = self.room(account, |room| &room.doubtful)?;
-        in_time(deadline, account, "check", secrets.refresh_pair(account)).await?;
+        let _permit = self.acquire(account, |capacity| &capacity.doubtful)?;
+        in_time(deadline, account, "check", secrets.update(account, SecretsChange::None)).await?;
         if accepted() {
             return Ok(());
         }
-        debug!(%account, "a callback with a wrong user name or password");
-        Err(Outcome::WrongPair)
+        debug!(%account, "refused a callback with a wrong user name or password");
+        Err(CallbackOutcome::WrongPair)
     }
 
-    fn room(
+    fn acquire(
         &self,
         account: &AccountName,
-        of: impl Fn(&Room) -> &Semaphore,
-    ) -> Result<SemaphorePermit<'_>, Outcome> {
-        let room = self.0.rooms.get(account).ok_or(Outcome::TooMany)?;
-        of(room).try_acquire().map_err(|_| Outcome::TooMany)
+        of: impl Fn(&Capacity) -> &Semaphore,
+    ) -> Result<SemaphorePermit<'_>, CallbackOutcome> {
+        let capacity = self.0.capacities.get(account).ok_or(CallbackOutcome::TooMany)?;
+        of(capacity).try_acquire().map_err(|_| CallbackOutcome::TooMany)
     }
 }
 
@@ -327,57 +341,56 @@ impl Handler for Callbacks {
         // ThingSpace may list and call the registered URL with a slash at its end.
         let secret =
             request.uri().path().trim_end_matches('/').rsplit('/').next().unwrap_or_default();
-        let account = match timeout(ANSWER_TIMEOUT, self.0.secrets.find(secret)).await {
-            Ok(Ok(account)) => Ok(account),
-            // The store cannot say whether it is a right one.
-            Ok(Err(_)) | Err(_) => Err(Outcome::NotStored),
+        let (account, received) = match timeout(ANSWER_TIMEOUT, self.0.secrets.find(secret)).await {
+            Ok(Ok(Some(account))) => {
+                let received = self.receive(&account, request).await;
+                (Some(account), received)
+            }
+            Ok(Ok(None)) => (None, Err(CallbackOutcome::UnknownPath)),
+            // The secret may be right: only the store can tell.
+            Ok(Err(_)) | Err(_) => (None, Err(CallbackOutcome::NotStored)),
         };
-        let outcome = match &account {
-            Ok(Some(account)) => self.take(account, request).await,
-            Ok(None) => Outcome::UnknownPath,
-            Err(refused) => *refused,
-        };
-        let account = account.ok().flatten();
-        self.0.tally.count(outcome, account.as_ref());
+        let outcome = received.unwrap_or_else(|refused| refused);
+        self.0.counters.count(outcome, account.as_ref());
         let mut answer = Response::new(Empty::new());
         *answer.status_mut() = outcome.status();
-        if outcome == Outcome::WrongMethod {
+        if outcome == CallbackOutcome::WrongMethod {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        // What is left of the body is not read.
-        if outcome == Outcome::TooSlow {
+        // The rest of the body is not read.
+        if outcome == CallbackOutcome::TooSlow {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }
 }
 
-/// What needs the store, or that it could not be done.
+/// Waits for work in the store until the deadline.
 async fn in_time<T, E: Display>(
     deadline: Instant,
     account: &AccountName,
     what: &str,
-    doing: impl Future<Output = Result<T, E>>,
-) -> Result<T, Outcome> {
-    match timeout_at(deadline, doing).await {
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, CallbackOutcome> {
+    match timeout_at(deadline, work).await {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => debug!(%account, %error, "cannot {what} a callback"),
         Err(_) => debug!(%account, "cannot {what} a callback in time"),
     }
-    Err(Outcome::NotStored)
+    Err(CallbackOutcome::NotStored)
 }
 
-/// A whole body, or why there is none.
-async fn read<B>(body: B) -> Result<Bytes, Outcome>
+/// Reads a whole body.
+async fn read<B>(body: B) -> Result<Bytes, CallbackOutcome>
 where
     B: Body<Data = Bytes, Error: Error + Send + Sync + 'static>,
 {
     if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(Outcome::TooLarge);
+        return Err(CallbackOutcome::TooLarge);
     }
     match Limited::new(body, MAX_BODY).collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Outcome::TooLarge),
-        Err(_) => Err(Outcome::Broken),
+        Err(error) if error.is::<LengthLimitError>() => Err(CallbackOutcome::TooLarge),
+        Err(_) => Err(CallbackOutcome::Broken),
     }
 }

@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
-    callbacks::{Callbacks, registration::Registration},
+    callbacks::{Callbacks, registration::Registrar},
     requests::Requests,
     store::StoreError,
     thingspace::Client,
@@ -57,7 +57,7 @@ struct GatewayParts {
     /// `None`: callbacks are disabled.
     callbacks: Option<Callbacks>,
     /// `None`: the URL of the listener for callbacks is not configured.
-    registration: Option<Registration>,
+    registration: Option<Registrar>,
     instance: Arc<Instance>,
 }
 
@@ -143,7 +143,7 @@ impl Control {
         requests: Requests,
         client: Client,
         callbacks: Option<Callbacks>,
-        registration: Option<Registration>,
+        registration: Option<Registrar>,
     ) -> io::Result<Self> {
         check_length(&path)?;
         remove_stale(&path).await?;
@@ -202,7 +202,7 @@ impl GatewayParts {
         })
     }
 
-    fn registration(&self) -> Result<&Registration, CommandError> {
+    fn registration(&self) -> Result<&Registrar, CommandError> {
         self.callbacks()?;
         self.registration.as_ref().ok_or_else(|| {
             CommandError::conflict(&"there is no URL to register: callbacks.public_url is empty")

@@ -1,21 +1,19 @@
-//! A ThingSpace good enough to lean on, over real HTTP: what `dev` and `simulate` run, and what
-//! every test talks to.
+//! A simulated ThingSpace over real HTTP, for `dev`, `simulate` and the tests.
 //!
-//! It speaks OAuth 2.0 and UWS sessions, takes orders for Global profiles, tells their status and
-//! calls back, as Verizon's pages say and in the awkward ways that its users met. Where the pages
-//! are silent, [`Options`] choose. Its JSON is its own: it shares no wire type with the client, so
-//! that a wrong field name cannot pass unseen.
+//! It has OAuth 2.0 and UWS sessions, takes orders for Global profiles, answers status queries and
+//! sends callbacks. It follows Verizon's pages, and also the deviations from them that users
+//! reported. Where the pages are silent, [`Options`] choose. It shares no JSON type with the
+//! gateway's client, so that a wrong field name is noticed.
 //!
-//! It never repairs what it is sent, never orders anything by itself, and keeps everything it was
-//! told until it ends: the [`Ledger`] is what really happened upstream, whatever the gateway
-//! believes.
+//! It never corrects what it is sent and never orders anything by itself. It remembers every call
+//! until it ends: the [`Ledger`] says what really happened upstream.
 //!
-//! Stopping it is a power cut: every connection breaks, whatever waits is never done.
+//! A stop is like a power cut: every connection breaks, and no work is finished.
 //!
-//! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, where it has no ICCID) decides
-//! its fate:
+//! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, if it has no ICCID) decides
+//! the result:
 //!
-//! | digit | fate |
+//! | digit | result |
 //! |---|---|
 //! | 0 to 4 | Success, `after` the order |
 //! | 5, 6 | Success, 2 × `after` |
@@ -26,11 +24,12 @@
 mod callbacks;
 mod connection;
 pub mod control;
+mod delivery;
+mod error;
 mod faults;
 mod handle;
 mod ledger;
 mod order;
-mod refusal;
 mod requests;
 mod routes;
 mod shape;
@@ -54,51 +53,47 @@ use tokio_util::sync::CancellationToken;
 use crate::identity::AccountName;
 
 pub use callbacks::{
-    CallbackOptions, CallbackShape, Case, Ids, Kinds, Names, Passwords, Registered, Retries,
-    SERVICE, Sender, Sequence,
+    CallbackOptions, CallbackRetries, CallbackShape, Case, Passwords, SERVICE, Sequence,
+    ServiceField, SimulatedRegistration,
 };
 pub use faults::{Endpoint, Fault, Gate, What, When};
 pub use handle::Handle;
 pub use ledger::{Attempts, Ledger, PlacedOrder};
-pub use requests::Outcome;
+pub use requests::DeviceResult;
 pub use shape::{Identifiers, List, Overall, Shape, Words};
 
-/// How the simulator behaves. The defaults are for a laptop; the credentials among them open
-/// nothing else.
+/// How the simulator behaves. The default credentials are valid nowhere else.
 #[derive(Debug, Clone)]
 pub struct Options {
     pub listen: SocketAddr,
     pub mode: Mode,
-    /// The accounts of the user.
+    /// The accounts that the user may use.
     pub accounts: Vec<AccountName>,
-    /// Accounts that exist but are not the user's.
+    /// Accounts that exist and that the user may not use.
     pub foreign_accounts: Vec<AccountName>,
-    /// The plans that exist; empty: every plan does.
+    /// The plans that exist. If empty, every plan exists.
     pub service_plans: Vec<String>,
     pub key: String,
     pub secret: SecretString,
     pub username: String,
     pub password: SecretString,
-    /// From the first issue: every token request within it gets the same token.
+    /// The lifetime of a bearer token. Every token request in this time gets the same token.
     pub bearer_lifetime: Duration,
-    /// Whether `expires_in` of a token handed out again is what is left of it, or always the whole
-    /// lifetime.
+    /// Whether `expires_in` is the rest of the lifetime, or always the whole.
     pub expires_in_counts_down: bool,
-    /// How long a session lives unused.
+    /// How long an unused session lives.
     pub session_idle: Duration,
-    /// How long a session lives although it is used.
+    /// How long a session that is used lives.
     pub session_lifetime: Option<Duration>,
     pub session_refusal: SessionRefusal,
     /// A login ends the user's earlier sessions.
     pub single_session: bool,
-    /// How a rejected login is answered; what the real status is, nobody wrote down.
+    /// The status of a rejected login. It is not documented.
     pub login_refusal: StatusCode,
     /// The code of a rejected login, after `UnifiedWebService.`.
     pub login_refusal_code: &'static str,
     /// How long a new request id is unknown to the status endpoint.
     pub readable_after: Duration,
-    /// Write `fault.code` and three-digit `errorCode`s as JSON numbers.
-    pub numeric_codes: bool,
     pub shape: Shape,
     pub callbacks: CallbackOptions,
 }
@@ -106,13 +101,13 @@ pub struct Options {
 /// When devices finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// By themselves, as the module's table says.
+    /// After a time, as the module's table says.
     Auto { after: Duration },
-    /// When told to through the [`Handle`].
+    /// When the [`Handle`] says so.
     Manual,
 }
 
-/// How a session that is missing, unknown or over is refused: users saw each of these.
+/// The answer to a session that is missing, unknown or over. Users saw each of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionRefusal {
     /// With an `errorCode` that contains `.SessionToken.`
@@ -144,40 +139,35 @@ impl Default for Options {
             login_refusal: StatusCode::BAD_REQUEST,
             login_refusal_code: "REQUEST_FAILED.User.NotAuthenticated",
             readable_after: Duration::ZERO,
-            numeric_codes: false,
             shape: Shape::default(),
             callbacks: CallbackOptions::default(),
         }
     }
 }
 
-/// A simulator that has its address and does not serve yet.
+/// A simulator that has bound its address and does not serve yet.
 #[derive(Debug)]
 pub struct Simulator {
     listener: TcpListener,
     address: SocketAddr,
-    shared: Arc<state::Shared>,
-    errands: mpsc::UnboundedReceiver<callbacks::Errand>,
+    shared: Arc<state::SimulatorShared>,
+    deliveries: mpsc::UnboundedReceiver<callbacks::Delivery>,
 }
 
 impl Simulator {
     pub async fn bind(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
-        let (outbox, errands) = mpsc::unbounded_channel();
-        Ok(Self {
-            listener,
-            address,
-            shared: Arc::new(state::Shared::new(options, outbox)),
-            errands,
-        })
+        let (outbox, deliveries) = mpsc::unbounded_channel();
+        let shared = Arc::new(state::SimulatorShared::new(options, outbox));
+        Ok(Self { listener, address, shared, deliveries })
     }
 
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// What `thingspace.base_url` has to be: up to and with `/api`.
+    /// The value for `thingspace.base_url`, including `/api`.
     pub fn base_url(&self) -> String {
         format!("http://{}/api", self.address)
     }
@@ -186,13 +176,16 @@ impl Simulator {
         Handle::new(Arc::clone(&self.shared))
     }
 
-    /// Serves until `stop`, then cuts every connection.
+    /// Serves until `stop`, then breaks every connection.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
         let listener = connection::Listener::new(self.listener, stop.clone());
-        tokio::spawn(callbacks::run(Arc::clone(&self.shared), self.errands, stop.clone()));
+        tokio::spawn(delivery::run(Arc::clone(&self.shared), self.deliveries, stop.clone()));
         let router = routes::router(self.shared, stop.clone());
-        axum::serve(listener, router.into_make_service_with_connect_info::<connection::Cut>())
-            .with_graceful_shutdown(stop.cancelled_owned())
-            .await
+        axum::serve(
+            listener,
+            router.into_make_service_with_connect_info::<connection::ConnectionCut>(),
+        )
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
     }
 }

@@ -19,7 +19,7 @@ use tonic_health::{
 };
 use tracing::{info, warn};
 
-use crate::{callbacks::secrets::Secrets, grpc, requests::Requests, thingspace::Client};
+use crate::{callbacks::secrets::CallbackSecrets, grpc, requests::Requests, thingspace::Client};
 
 /// The limit of the command `health`, from the lookup of the name to the answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,7 +30,7 @@ const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
 /// Reports whether calls can be answered. While the store is unavailable, some calls can.
 pub(super) async fn report(
     requests: &Requests,
-    secrets: Option<&Secrets>,
+    secrets: Option<&CallbackSecrets>,
     health: &HealthReporter,
 ) -> Infallible {
     loop {

@@ -1,68 +1,123 @@
-//! What becomes of requests to the listener, and how they are answered.
+//! The outcomes of requests to the callbacks' listener: their answers, counts and log lines.
+//!
+//! The port may be open to the world, so each outcome is logged at once and then once a minute.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::StatusCode;
+use tracing::{debug, warn};
 
-/// What became of a request to the listener.
+use crate::{identity::AccountName, log_throttle::LogThrottle};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CallbackOutcome {
     Stored,
     Quarantined,
     UnknownPath,
     WrongMethod,
     TooLarge,
-    /// Its body ended too early.
+    /// The body ended too early.
     Broken,
-    /// Its body did not arrive in time, or not before others that needed its place.
+    /// The body did not arrive in time, or gave way to others.
     TooSlow,
     WrongPair,
     TooMany,
-    /// Not understood and not proved, like too many others before.
+    /// Too many callbacks without a pair were quarantined before it.
     NotKept,
     NotStored,
 }
 
-impl Outcome {
-    pub const ALL: [Self; 11] = [
-        Self::Stored,
-        Self::Quarantined,
-        Self::UnknownPath,
-        Self::WrongMethod,
-        Self::TooLarge,
-        Self::Broken,
-        Self::TooSlow,
-        Self::WrongPair,
-        Self::TooMany,
-        Self::NotKept,
-        Self::NotStored,
-    ];
+/// Each outcome with the name that operators see, and the status of the answer.
+const OUTCOMES: [(CallbackOutcome, &str, StatusCode); 11] = [
+    (CallbackOutcome::Stored, "stored", StatusCode::OK),
+    (CallbackOutcome::Quarantined, "quarantined", StatusCode::OK),
+    (CallbackOutcome::UnknownPath, "unknown_path", StatusCode::NOT_FOUND),
+    (CallbackOutcome::WrongMethod, "wrong_method", StatusCode::METHOD_NOT_ALLOWED),
+    (CallbackOutcome::TooLarge, "too_large", StatusCode::PAYLOAD_TOO_LARGE),
+    (CallbackOutcome::Broken, "broken", StatusCode::BAD_REQUEST),
+    (CallbackOutcome::TooSlow, "too_slow", StatusCode::REQUEST_TIMEOUT),
+    (CallbackOutcome::WrongPair, "wrong_pair", StatusCode::UNAUTHORIZED),
+    (CallbackOutcome::TooMany, "too_many", StatusCode::SERVICE_UNAVAILABLE),
+    (CallbackOutcome::NotKept, "not_kept", StatusCode::SERVICE_UNAVAILABLE),
+    (CallbackOutcome::NotStored, "not_stored", StatusCode::SERVICE_UNAVAILABLE),
+];
 
-    /// For operators.
+impl CallbackOutcome {
+    pub fn all() -> impl Iterator<Item = Self> {
+        OUTCOMES.into_iter().map(|(outcome, _, _)| outcome)
+    }
+
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Quarantined => "quarantined",
-            Self::UnknownPath => "unknown_path",
-            Self::WrongMethod => "wrong_method",
-            Self::TooLarge => "too_large",
-            Self::Broken => "broken",
-            Self::TooSlow => "too_slow",
-            Self::WrongPair => "wrong_pair",
-            Self::TooMany => "too_many",
-            Self::NotKept => "not_kept",
-            Self::NotStored => "not_stored",
-        }
+        OUTCOMES[self as usize].1
     }
 
     pub(super) fn status(self) -> StatusCode {
-        match self {
-            Self::Stored | Self::Quarantined => StatusCode::OK,
-            Self::UnknownPath => StatusCode::NOT_FOUND,
-            Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Broken => StatusCode::BAD_REQUEST,
-            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::WrongPair => StatusCode::UNAUTHORIZED,
-            Self::TooMany | Self::NotKept | Self::NotStored => StatusCode::SERVICE_UNAVAILABLE,
+        OUTCOMES[self as usize].2
+    }
+
+    /// What is logged as a warning; `None`: a debug line is enough.
+    fn warning(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Quarantined => {
+                "callbacks that cannot be read, name no request or name another account are in \
+                 quarantine; read them with `quarantine show`"
+            }
+            Self::WrongPair => {
+                "refused callbacks with a wrong user name or password; ThingSpace sends what is \
+                 registered, see `callbacks list`"
+            }
+            Self::NotKept => {
+                "refused callbacks without a password, because the quarantine keeps few of them; \
+                 if they are not ThingSpace's, replace the URL with `callbacks rotate --path`"
+            }
+            Self::TooMany => "refused callbacks, because too many of the account came at once",
+            Self::TooSlow => "refused callbacks whose bodies arrived too slowly",
+            Self::NotStored => {
+                "refused callbacks that the store could not take; ThingSpace repeats"
+            }
+            Self::Stored
+            | Self::UnknownPath
+            | Self::WrongMethod
+            | Self::TooLarge
+            | Self::Broken => return None,
+        })
+    }
+}
+
+/// Counts outcomes, and logs those that are not [`CallbackOutcome::Stored`].
+#[derive(Debug, Default)]
+pub(super) struct OutcomeCounters([(AtomicU64, LogThrottle); OUTCOMES.len()]);
+
+impl OutcomeCounters {
+    pub(super) fn get(&self, outcome: CallbackOutcome) -> u64 {
+        self.0[outcome as usize].0.load(Ordering::Relaxed)
+    }
+
+    /// Counts a request. Its account is known only if its path named one.
+    pub(super) fn count(&self, outcome: CallbackOutcome, account: Option<&AccountName>) {
+        let (count, lines) = &self.0[outcome as usize];
+        count.fetch_add(1, Ordering::Relaxed);
+        if outcome == CallbackOutcome::Stored {
+            return;
+        }
+        let Some(times) = lines.count() else { return };
+        let account = account.map(tracing::field::display);
+        if let Some(warning) = outcome.warning() {
+            warn!(account, times, "{warning}");
+        } else {
+            debug!(account, times, ?outcome, "refused requests to the callbacks' listener");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_has_its_place() {
+        for (place, outcome) in CallbackOutcome::all().enumerate() {
+            assert_eq!(outcome as usize, place);
         }
     }
 }

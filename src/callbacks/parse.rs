@@ -1,12 +1,9 @@
-//! Reads a callback's body, in every shape in which one was documented or met.
+//! Reads the body of a callback, in every documented or observed shape.
 //!
-//! Names of fields are read in any case, one thing in place of a list and a number in place of a
-//! text, unknown fields are ignored, and an opening brace that was lost is put back. It believes
-//! nothing twice: where a body contradicts itself about an identifier or about success, that part
-//! is left out, and a poll decides. It never panics, and nothing of a body is in an error or in a
-//! `Debug` output.
-
-use std::borrow::Cow;
+//! The case of field names does not matter. An object may stand for a list of one, and a number for
+//! a string. Unknown fields are ignored, and a missing opening brace is added. Where a body
+//! contradicts itself about an identifier or about success, that part is ignored, and a poll
+//! decides. No body makes the reader panic, and no error or `Debug` output contains any of it.
 
 use secrecy::SecretString;
 use serde_json::value::RawValue;
@@ -18,22 +15,22 @@ use crate::{
     thingspace::{self, Object, Parts, StatusClass},
 };
 
-/// Of a fault's text, in characters.
+/// The longest text of a fault, in characters.
 const MAX_MESSAGE: usize = 256;
 
-/// Of each word about a profile, in characters.
+/// The longest word about a profile, in characters.
 const MAX_WORD: usize = 64;
 
-/// From this many digits on they may be somebody's identity.
+/// A run of this many digits may be an identity, so it is masked.
 const MASKED_DIGITS: usize = 7;
 
-/// How many digits of a masked run are shown.
+/// The digits of a masked run that are shown.
 const SHOWN_DIGITS: usize = 4;
 
-/// How deep identifiers may lie: a list of devices, each with a list of identifiers.
+/// The deepest nesting of identifiers: a list of devices, each with a list of identifiers.
 const MAX_DEPTH: usize = 3;
 
-/// The fields that hold identifiers, or devices that hold them.
+/// The fields that hold identifiers, or devices with identifiers.
 const IDENTIFIERS: [&str; 6] = [
     "deviceIds",
     "device",
@@ -43,20 +40,19 @@ const IDENTIFIERS: [&str; 6] = [
     "deviceId",
 ];
 
-/// What a body says.
 #[derive(Debug)]
 pub struct Callback {
     pub request_id: RequestId,
-    /// What the sender shows of itself; not checked here.
+    /// The pair of the sender, which is not checked here.
     pub username: Option<SecretString>,
     pub password: Option<SecretString>,
-    /// The account is for the one to fill in who knows it.
+    /// The event, without the account.
     pub called_back: storage::CalledBack,
 }
 
-/// Not a callback about a request; why, without a word of it.
+/// Why a callback goes to the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unintelligible {
+pub enum QuarantineReason {
     #[error("it is no JSON object")]
     NotAnObject,
     #[error("it names no request")]
@@ -65,29 +61,28 @@ pub enum Unintelligible {
     OtherAccount,
 }
 
-/// Reads a body that came by the path of this account.
-pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligible> {
-    let text = String::from_utf8_lossy(body);
-    let text = repair(text.trim_start_matches('\u{feff}').trim());
-    let root: Object<'_> = serde_json::from_str(&text).map_err(|_| Unintelligible::NotAnObject)?;
-    let request_id = root.request_id();
-
+/// Reads a callback that came by the path of this account.
+pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineReason> {
+    let text = decode(body);
+    let root: Object<'_> =
+        serde_json::from_str(&text).map_err(|_| QuarantineReason::NotAnObject)?;
     let parts = Parts::of(&root);
     if !parts.are_of_account(account) {
-        return Err(Unintelligible::OtherAccount);
+        return Err(QuarantineReason::OtherAccount);
     }
-    let mut identifiers = Identifiers::default();
+    let request_id = root.request_id().ok_or(QuarantineReason::NoRequest)?;
+    let mut identifiers = ReportedIdentifiers::default();
     for part in parts.all() {
         identifiers.gather(part, MAX_DEPTH);
     }
-    let fault = root.objects(&["faultResponse"]).iter().find_map(Fault::read);
+    let fault = root.objects(&["faultResponse"]).iter().find_map(ReportedFault::read);
     Ok(Callback {
-        request_id: request_id.ok_or(Unintelligible::NoRequest)?,
+        request_id,
         username: root.text(&["username"]).map(SecretString::from),
         password: root.text(&["password"]).map(SecretString::from),
         called_back: storage::CalledBack {
             account: String::new(),
-            device: Some(event::to_stored(&identifiers.undisputed())),
+            device: Some(event::to_stored(&identifiers.consistent())),
             status: event::class_to_stored(class(&root, &parts, fault.is_some())).into(),
             fault: fault.and_then(|fault| fault.0),
             profile: parts.profiles.iter().find_map(profile),
@@ -95,21 +90,22 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, Unintelligi
     })
 }
 
-/// The user name and the password in a body that says nothing else, if both can be read.
+/// Reads the user name and password alone.
 pub fn pair(body: &[u8]) -> Option<(SecretString, SecretString)> {
-    let text = String::from_utf8_lossy(body);
-    let text = repair(text.trim_start_matches('\u{feff}').trim());
+    let text = decode(body);
     let root: Object<'_> = serde_json::from_str(&text).ok()?;
     Some((root.text(&["username"])?.into(), root.text(&["password"])?.into()))
 }
 
-/// Callbacks without their first brace were met.
-fn repair(text: &str) -> Cow<'_, str> {
-    if text.starts_with('"') { format!("{{{text}").into() } else { text.into() }
+/// Decodes a body, and adds the opening brace that ThingSpace has left out at times.
+fn decode(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if text.starts_with('"') { format!("{{{text}") } else { text.to_owned() }
 }
 
-/// The status that all fields for it agree on. A fault means failure where no word says so. A part
-/// that denies a success makes it doubtful.
+/// Returns the status on which all status fields agree. Without a known status a fault means
+/// failure. A fault, or a part that denies a success, makes a success unknown.
 fn class(root: &Object<'_>, parts: &Parts<'_, '_>, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
@@ -127,17 +123,16 @@ fn class(root: &Object<'_>, parts: &Parts<'_, '_>, fault: bool) -> StatusClass {
     }
 }
 
-/// A fault that says something, and of it what may be kept.
-struct Fault(Option<storage::Fault>);
+/// A fault that is not empty, with its readable part.
+struct ReportedFault(Option<storage::Fault>);
 
-impl Fault {
+impl ReportedFault {
     fn read(object: &Object<'_>) -> Option<Self> {
         let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
-        let message = object.text(&["faultString", "message"]).unwrap_or_default();
-        let message = cut(&masked(message.trim()), MAX_MESSAGE);
-        let kept = !code.is_empty() || !message.is_empty();
-        let present = kept || object.all().any(|value| !is_empty(value));
-        present.then_some(Self(kept.then_some(storage::Fault { code, message })))
+        let message = shown(object.text(&["faultString", "message"]), MAX_MESSAGE);
+        let readable = !code.is_empty() || !message.is_empty();
+        let present = readable || object.all().any(|value| !is_empty(value));
+        present.then_some(Self(readable.then_some(storage::Fault { code, message })))
     }
 }
 
@@ -146,22 +141,21 @@ fn is_empty(value: &RawValue) -> bool {
 }
 
 fn profile(object: &Object<'_>) -> Option<storage::Profile> {
-    let word = |names| cut(&masked(object.text(names).unwrap_or_default().trim()), MAX_WORD);
-    let (state, status, role) =
-        (word(&["state"]), word(&["profileStatus"]), word(&["profileRole"]));
-    let says = [&state, &status, &role].iter().any(|word| !word.is_empty());
-    says.then_some(storage::Profile { state, status, role })
+    let [state, status, role] =
+        ["state", "profileStatus", "profileRole"].map(|name| shown(object.text(&[name]), MAX_WORD));
+    let profile = storage::Profile { state, status, role };
+    (profile != storage::Profile::default()).then_some(profile)
 }
 
-/// The identifiers of one device, from wherever they lie. What two places say differently of a kind
-/// counts for nothing.
+/// The identifiers of one device, from all places of a callback.
 #[derive(Default)]
-struct Identifiers {
+struct ReportedIdentifiers {
     device: Device,
-    disputed: Vec<IdentifierKind>,
+    /// Kinds for which two places differ.
+    contradicted: Vec<IdentifierKind>,
 }
 
-impl Identifiers {
+impl ReportedIdentifiers {
     fn gather(&mut self, object: &Object<'_>, depth: usize) {
         for entry in object.objects(&IDENTIFIERS) {
             let kind = entry.text(&["kind"]).and_then(|kind| IdentifierKind::parse(kind.trim()));
@@ -181,40 +175,36 @@ impl Identifiers {
         }
         if known.is_empty() {
             *known = Digits::new(id);
-        } else if !self.disputed.contains(&kind) {
-            self.disputed.push(kind);
+        } else {
+            self.contradicted.push(kind);
         }
     }
 
-    fn undisputed(mut self) -> Device {
-        for kind in self.disputed {
+    fn consistent(mut self) -> Device {
+        for kind in self.contradicted {
             *self.device.get_mut(kind) = Digits::default();
         }
         self.device
     }
 }
 
-/// Without the digits of anybody's identity, but the last four of each.
-fn masked(text: &str) -> String {
-    let mut masked = String::new();
-    let mut run = Vec::new();
-    for next in text.chars().map(Some).chain([None]) {
+/// Returns the beginning of a text, with all but the last digits of long numbers masked.
+fn shown(text: Option<String>, characters: usize) -> String {
+    let mut shown = String::new();
+    let mut digits = Vec::new();
+    for next in text.unwrap_or_default().trim().chars().map(Some).chain([None]) {
         if let Some(digit) = next.filter(|c| c.is_numeric()) {
-            run.push(digit);
+            digits.push(digit);
             continue;
         }
-        if run.len() >= MASKED_DIGITS {
-            masked.push('…');
-            run.drain(..run.len() - SHOWN_DIGITS);
+        if digits.len() >= MASKED_DIGITS {
+            shown.push('…');
+            digits.drain(..digits.len() - SHOWN_DIGITS);
         }
-        masked.extend(run.drain(..));
-        masked.extend(next.map(|c| if c.is_control() { ' ' } else { c }));
+        shown.extend(digits.drain(..));
+        shown.extend(next.map(|c| if c.is_control() { ' ' } else { c }));
     }
-    masked
-}
-
-fn cut(text: &str, characters: usize) -> String {
-    text.chars().take(characters).collect()
+    shown.chars().take(characters).collect()
 }
 
 #[cfg(test)]

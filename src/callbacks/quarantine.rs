@@ -1,11 +1,11 @@
-//! Callbacks that nobody understands, kept for a person to look at.
+//! Keeps callbacks that cannot be read, name no request or name another account, for an operator.
 //!
-//! They came by the right path, so ThingSpace may have sent them and will not send them again: they
-//! are worth keeping, and they are bounded; see [`quota`]. The bodies hold device identities and
-//! passwords, so they are sealed (AES-256-GCM) with a key derived from the one in the cell
-//! `callback-secrets`. That keeps them from whoever sees values of the store by themselves: a log,
-//! a trace, a dump of these cells, and it keeps one from being shown in place of another. It
-//! protects from nobody who has the whole store, which holds the key as well.
+//! They arrived at the right path, so ThingSpace may have sent them and will not send them again.
+//! Their number and size are bounded; see [`quota`]. The bodies hold device identities and
+//! passwords, so they are sealed (AES-256-GCM) with a key that is derived from the one in the cell
+//! `callback-secrets`. That protects single values of the store, for example in a log or a dump,
+//! and prevents that one body is shown for another. It does not protect from a reader of the whole
+//! store, which holds the key.
 
 mod mask;
 mod quota;
@@ -25,7 +25,7 @@ use secrecy::{ExposeSecret, zeroize::Zeroizing};
 use tokio::sync::Mutex;
 use tracing::warn;
 
-use super::secrets::Secrets;
+use super::secrets::CallbackSecrets;
 use crate::{
     crypto::SealingKey,
     identity::AccountName,
@@ -44,10 +44,10 @@ pub const MAX_BYTES: u64 = 16 << 20;
 
 pub struct Quarantine {
     store: Arc<dyn Store>,
-    secrets: Secrets,
+    secrets: CallbackSecrets,
     allowances: Allowances,
-    /// One at a time: they all change the index.
-    turn: Mutex<()>,
+    /// Held while a callback is added, because every addition changes the index.
+    adding: Mutex<()>,
     /// Callbacks that this replica removed to make room.
     evicted: AtomicU64,
     evictions: LogThrottle,
@@ -59,36 +59,35 @@ impl fmt::Debug for Quarantine {
     }
 }
 
-/// What is said of a quarantined callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedCallback {
     pub number: u64,
     pub time: Timestamp,
     pub account: String,
-    /// Bytes of its body.
+    /// Bytes of the body.
     pub size: u32,
 }
 
-/// A quarantined callback, with `***` for each password that can be found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct QuarantinedBody {
     pub account: String,
+    /// The body, with `***` for each password that was found.
     pub body: String,
 }
 
 impl Quarantine {
-    pub(super) fn new(store: Arc<dyn Store>, secrets: Secrets) -> Self {
-        let (allowances, turn, evicted, evictions) = Default::default();
-        Self { store, secrets, allowances, turn, evicted, evictions }
+    pub(super) fn new(store: Arc<dyn Store>, secrets: CallbackSecrets) -> Self {
+        let (allowances, adding, evicted, evictions) = Default::default();
+        Self { store, secrets, allowances, adding, evicted, evictions }
     }
 
-    /// How many callbacks were removed to make room for others since the start.
+    /// The number of callbacks that were removed since the start to make room for others.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Keeps a body; durable when this returns. It gives the body's number. `proved`: it showed the
-    /// account's user name and password. `None`: too many that did not were kept a short while ago.
+    /// Adds a callback durably and returns its number. `proved` says that it had the account's
+    /// pair. Returns `None` if too many without it were added recently.
     pub(super) async fn add(
         &self,
         account: &AccountName,
@@ -98,59 +97,58 @@ impl Quarantine {
         if !proved && !self.allowances.take(account) {
             return Ok(None);
         }
-        let _turn = self.turn.lock().await;
+        let _adding = self.adding.lock().await;
         let size = u32::try_from(body.len()).map_err(|_| StoreError::TooLarge(body.len()))?;
-        let (entry, gone) = self.announce(account, size, proved).await?;
+        let (entry, evicted) = self.add_to_index(account, size, proved).await?;
         self.put(&entry, self.seal(&entry, body)?).await?;
-        // The bodies of what went still lie in their cells, unless the new one took one of these.
-        for entry in gone {
+        // Their bodies are still in their cells, except where the new one took the cell.
+        for entry in evicted {
             self.evicted.fetch_add(1, Ordering::Relaxed);
             if let Some(times) = self.evictions.count() {
-                warn!(%account, times, "the quarantine is full; callbacks are removed from it to make room");
+                warn!(
+                    %account, times,
+                    "the quarantine is full; callbacks were removed from it to make room"
+                );
             }
             self.put(&entry, Vec::new()).await?;
         }
         Ok(Some(entry.number))
     }
 
-    /// Those that are kept, oldest first.
-    pub async fn list(&self) -> Result<Vec<Listed>, StoreError> {
-        let index = self.index().await?;
-        let listed = |entry: QuarantineEntry| Listed {
+    /// Lists the callbacks, oldest first.
+    pub async fn list(&self) -> Result<Vec<ListedCallback>, StoreError> {
+        let listed = |entry: QuarantineEntry| ListedCallback {
             number: entry.number,
             time: Timestamp::from_millisecond(entry.time_ms).unwrap_or_default(),
             account: entry.account,
             size: entry.size,
         };
-        Ok(index.entries.into_iter().map(listed).collect())
+        Ok(self.index().await?.entries.into_iter().map(listed).collect())
     }
 
-    /// A body, with `***` for each password that can be found; `None` if there is none of this
-    /// number.
-    pub async fn show(&self, number: u64) -> Result<Option<Shown>, StoreError> {
-        let index = self.index().await?;
-        let Some(entry) = index.entries.into_iter().find(|entry| entry.number == number) else {
+    /// Returns the body of a callback, or `None` if there is no callback with this number.
+    pub async fn show(&self, number: u64) -> Result<Option<QuarantinedBody>, StoreError> {
+        let entries = self.index().await?.entries;
+        let Some(entry) = entries.into_iter().find(|entry| entry.number == number) else {
             return Ok(None);
         };
         let held = load_cell::<QuarantineBody>(&*self.store, &cell(&entry)).await?;
-        let Some(stored) = held.map(|held| held.value) else { return Ok(None) };
-        if stored.number != number || stored.sealed.is_empty() {
+        let Some(held) = held.map(|held| held.value) else { return Ok(None) };
+        if held.number != number || held.sealed.is_empty() {
             return Ok(None);
         }
-        let body = self.open(&entry, &stored.sealed)?;
-        let body = without_passwords(&String::from_utf8_lossy(&body));
-        // It may also stand under another name.
-        let known =
-            AccountName::parse(&entry.account).ok().and_then(|account| self.secrets.pair(&account));
-        let body = match &known {
-            Some(pair) => body.replace(pair.password.expose_secret(), "***"),
-            None => body,
-        };
-        Ok(Some(Shown { account: entry.account, body }))
+        let body = self.open(&entry, &held.sealed)?;
+        let mut body = without_passwords(&String::from_utf8_lossy(&body));
+        // The password may also be in a field with another name.
+        let account = AccountName::parse(&entry.account).ok();
+        if let Some(pair) = account.and_then(|account| self.secrets.pair(&account)) {
+            body = body.replace(pair.password.expose_secret(), "***");
+        }
+        Ok(Some(QuarantinedBody { account: entry.account, body }))
     }
 
-    /// Writes a new entry into the index, and takes from it what goes for that.
-    async fn announce(
+    /// Adds an entry to the index. Returns it, and the entries that were removed for it.
+    async fn add_to_index(
         &self,
         account: &AccountName,
         size: u32,
@@ -167,11 +165,11 @@ impl Quarantine {
                 unproved: !proved,
             };
             index.entries.push(entry.clone());
-            let gone = quota::evict(&mut index.entries);
+            let evicted = quota::evict(&mut index.entries);
             index.entries.pop();
             entry.slot = Some(free_slot(&index.entries));
             index.entries.push(entry.clone());
-            (entry, gone)
+            (entry, evicted)
         })
         .await
     }
@@ -181,7 +179,7 @@ impl Quarantine {
         Ok(held.map(|held| held.value).unwrap_or_default())
     }
 
-    /// Puts a body into its cell, unless a later one is there already.
+    /// Writes a body into its cell, unless a later one is there.
     async fn put(&self, entry: &QuarantineEntry, sealed: Vec<u8>) -> Result<(), StoreError> {
         change_cell(&*self.store, &cell(entry), |body: &mut QuarantineBody| {
             if body.number <= entry.number {
@@ -211,9 +209,8 @@ impl Quarantine {
     }
 }
 
-/// What a sealed body belongs to.
+/// Returns what a sealed body is bound to, as the first release wrote it.
 fn context(entry: &QuarantineEntry) -> Vec<u8> {
-    // As an earlier release wrote it.
     QuarantineEntry { slot: None, unproved: false, ..entry.clone() }.encode_to_vec()
 }
 
@@ -225,11 +222,11 @@ fn slot(entry: &QuarantineEntry) -> u64 {
     entry.slot.map_or(entry.number % MAX_ENTRIES as u64, u64::from)
 }
 
-/// The lowest that none of these has.
+/// Returns the lowest slot that none of these entries has.
 fn free_slot(entries: &[QuarantineEntry]) -> u32 {
     let taken: HashSet<u64> = entries.iter().map(slot).collect();
     let most = u32::try_from(entries.len()).expect("they are few");
-    (0..=most).find(|slot| !taken.contains(&u64::from(*slot))).expect("more numbers than entries")
+    (0..=most).find(|slot| !taken.contains(&u64::from(*slot))).expect("more slots than entries")
 }
 
 fn cell(entry: &QuarantineEntry) -> CellName {
@@ -258,9 +255,11 @@ mod tests {
         cell(&QuarantineEntry { slot: Some(n - 1), ..QuarantineEntry::default() })
     }
 
-    async fn secrets(of: &Arc<dyn Store>) -> Secrets {
+    async fn secrets(of: &Arc<dyn Store>) -> CallbackSecrets {
         let config = Config::defaults().callbacks;
-        Secrets::load_or_create(&config, Arc::clone(of), &[account()]).await.unwrap()
+        let secrets = CallbackSecrets::new(&config, Arc::clone(of), &[account()]);
+        secrets.refresh().await.unwrap();
+        secrets
     }
 
     async fn quarantine() -> (TempDir, Arc<dyn Store>, Quarantine) {
@@ -280,7 +279,7 @@ mod tests {
             );
         }
         let listed = quarantine.list().await.unwrap();
-        let of = |listed: &Listed| (listed.number, listed.account.clone(), listed.size);
+        let of = |listed: &ListedCallback| (listed.number, listed.account.clone(), listed.size);
         assert_eq!(
             listed.iter().map(of).collect::<Vec<_>>(),
             [(1, account().to_string(), 12), (2, account().to_string(), 6)]

@@ -1,17 +1,21 @@
-//! Keeps ThingSpace calling back: looks what is registered, and registers only what differs.
+//! Registers the callbacks of each account at ThingSpace, and keeps them registered.
 //!
-//! A registration is account-global: whoever registers takes the results away from whoever did
-//! before. So nothing of another's is ever replaced or removed unless an operator forces it; what
-//! counts as ours is a URL below `public_url` that ends in an account's secret, be it an earlier
-//! one. A secret below `public_url` that is not known may be left of a store that is gone: it is
-//! replaced once. If it comes back, another gateway has the same address; then nothing more is
-//! registered until an operator acts, because the two would go on for ever. Between the end of a
-//! registration and the next results are lost: the two calls follow each other at once, and neither
-//! a drain nor a caller that goes away comes between.
+//! A registration holds for the whole account: a new one takes the callbacks away from the system
+//! that registered before. Therefore:
+//!
+//! - A registration of another system is never replaced or removed unless an operator forces it.
+//!   This gateway's are those below `public_url` that end in a path secret of the account, also in
+//!   an earlier one.
+//! - A URL below `public_url` with an unknown secret may be left from a lost store, so it is
+//!   replaced once. If it comes back, another gateway has the same address. Then nothing more is
+//!   registered until an operator acts, because the two would replace each other without end.
+//! - What is registered already is left as it is, because callbacks are lost between the
+//!   deregistration and the registration of a replacement. The two calls follow each other at once.
+//!   Neither a drain nor a caller that goes away interrupts them.
 
+mod account;
 mod address;
-mod stop;
-mod turn;
+mod error;
 
 use std::{
     collections::HashMap,
@@ -27,71 +31,69 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
 use self::{
-    address::{Address, Whose},
-    turn::{Memory, Turn},
+    account::{AccountRegistrar, AccountRegistrarState},
+    address::{Address, UrlOwner},
 };
-use super::secrets::{self, Secrets};
+use super::secrets::CallbackSecrets;
 use crate::{
-    config::CallbacksConfig,
-    identity::AccountName,
-    lock::lock,
-    log_throttle::LogThrottle,
-    thingspace::{self, Client},
+    backoff::doubled, config::CallbacksConfig, identity::AccountName, lock::lock,
+    log_throttle::LogThrottle, thingspace::Client,
 };
-pub use stop::Stop;
+pub use error::{RegistrationError, StopReason};
 
-/// After a failure; doubled from one to the next.
+/// The pause after a failure; doubled from one to the next.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
-/// The registrations of the configured accounts. Clones share everything.
+/// Registers the callbacks of the configured accounts. Clones share everything.
 #[derive(Debug, Clone)]
-pub struct Registration(Arc<Inner>);
+pub struct Registrar(Arc<RegistrarInner>);
 
-struct Inner {
+struct RegistrarInner {
     service: String,
-    public: Address,
+    public_url: Address,
     recheck: Duration,
     client: Client,
-    secrets: Secrets,
-    /// One thing at a time is done to an account.
-    accounts: HashMap<AccountName, Arc<Mutex<Memory>>>,
-    /// What came of the last thing that was done to an account.
-    standings: SyncMutex<HashMap<AccountName, Standing>>,
-    /// What must not be broken off.
+    secrets: CallbackSecrets,
+    /// Locked while an operation on the account runs.
+    accounts: HashMap<AccountName, Arc<Mutex<AccountRegistrarState>>>,
+    /// The result of the last operation on each account.
+    states: SyncMutex<HashMap<AccountName, RegistrationState>>,
+    /// Operations that must not be interrupted.
     tasks: TaskTracker,
 }
 
-impl fmt::Debug for Inner {
+impl fmt::Debug for RegistrarInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Inner").field("service", &self.service).finish_non_exhaustive()
+        f.debug_struct("RegistrarInner").field("service", &self.service).finish_non_exhaustive()
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// It was right already.
+pub enum RegistrationOutcome {
     Unchanged,
     Registered,
-    /// Registered, with another pair or another path.
+    /// Registered with a new pair or path.
     Rotated,
-    /// There is another pair or path, and no registration: an operator took it away.
+    /// The pair or path is new, but nothing is registered: an operator deregistered the account.
     RotatedOnly,
-    /// An operator took the registration away.
+    /// Nothing is registered: an operator deregistered the account.
     Deregistered,
 }
 
-/// How the registration of an account is doing.
+pub type RegistrationResult = Result<RegistrationOutcome, RegistrationError>;
+
+/// The state of an account's registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum RegistrationState {
     Registered,
-    /// An operator took the registration away.
+    /// An operator deregistered the account.
     Deregistered,
-    /// Why it is not what it should be, or cannot be seen.
+    /// Why the registration is missing, wrong or unknown.
     Failing(String),
 }
 
-impl fmt::Display for Standing {
+impl fmt::Display for RegistrationState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registered => f.write_str("registered"),
@@ -101,191 +103,157 @@ impl fmt::Display for Standing {
     }
 }
 
-/// One line of a listing.
+/// A registration that ThingSpace lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedRegistration {
     pub service: String,
-    /// Of the URL: its path may be a secret.
+    /// The host of the URL; the path may be a secret.
     pub host: String,
-    pub username: String,
-    /// It leads to this gateway.
+    /// The URL is this gateway's.
     pub ours: bool,
 }
 
-/// Another's URL is registered.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the {service} callbacks of account {account} go to {host}, which is not this gateway; `callbacks register --force` \
-     would take them away from there"
-)]
-pub struct Taken {
-    pub account: AccountName,
-    pub service: String,
-    /// Of the URL; its path may be a secret.
-    pub host: String,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("account {0} is not configured")]
-    NotConfigured(AccountName),
-    #[error(transparent)]
-    Taken(Taken),
-    #[error(transparent)]
-    Stopped(#[from] Stop),
-    #[error(
-        "ThingSpace accepted the registration of the {service} callbacks of account {account} and does not list it; it is \
-         looked at again soon"
-    )]
-    NotListed { account: AccountName, service: String },
-    #[error("callbacks.public_url is no http:// or https:// URL")]
-    PublicUrl,
-    #[error(transparent)]
-    Secrets(#[from] secrets::Error),
-    #[error(transparent)]
-    ThingSpace(#[from] thingspace::Error),
-    #[error("the registration ended in a panic")]
-    Panicked,
-}
-
-impl Registration {
-    /// Port 0 in `public_url` is the listener's, as it is in its own address.
+impl Registrar {
+    /// A port of 0 in `public_url` stands for the listener's.
     pub fn new(
         config: &CallbacksConfig,
         listener: SocketAddr,
-        secrets: Secrets,
+        secrets: CallbackSecrets,
         client: Client,
         tasks: TaskTracker,
-    ) -> Result<Self, Error> {
-        let public =
-            Address::parse(&config.public_url).ok_or(Error::PublicUrl)?.or_port(listener.port());
-        let accounts =
-            secrets.accounts().map(|account| (account.clone(), Arc::default())).collect();
-        let (service, recheck, standings) =
-            (config.service.clone(), config.recheck, SyncMutex::default());
-        let inner = Inner { service, public, recheck, client, secrets, accounts, standings, tasks };
-        Ok(Self(Arc::new(inner)))
+    ) -> Result<Self, RegistrationError> {
+        let public_url = Address::parse(&config.public_url).ok_or(RegistrationError::PublicUrl)?;
+        Ok(Self(Arc::new(RegistrarInner {
+            service: config.service.clone(),
+            public_url: public_url.or_port(listener.port()),
+            recheck: config.recheck,
+            client,
+            accounts: secrets.accounts().map(|of| (of.clone(), Arc::default())).collect(),
+            secrets,
+            states: SyncMutex::default(),
+            tasks,
+        })))
     }
 
-    /// Registers every account, and looks now and then whether it still holds, until `stop`.
+    /// Registers every account and checks the registrations regularly, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let keep = |account| stop.run_until_cancelled(self.keep(account));
+        let keep = |account| stop.run_until_cancelled(self.keep_registered(account));
         join_all(self.0.accounts.keys().map(keep)).await;
     }
 
-    async fn keep(&self, account: &AccountName) {
-        let mut pause = FIRST_PAUSE;
-        let failures = LogThrottle::new();
+    async fn keep_registered(&self, account: &AccountName) {
+        let (mut failures, lines) = (0, LogThrottle::new());
         loop {
-            let wait = match self.look_after(account).await {
-                // The log has it; it passes when an operator or the other one acts.
-                Ok(_) | Err(Error::Taken(_) | Error::Stopped(_)) => {
-                    pause = FIRST_PAUSE;
+            let checked =
+                self.with_account(account, |mut of| async move { of.check().await }).await;
+            let wait = match checked {
+                // Logged already. These pass when an operator or the other system acts.
+                Ok(_) | Err(RegistrationError::Taken { .. } | RegistrationError::Stopped(_)) => {
+                    failures = 0;
                     self.0.recheck
                 }
                 Err(error) => {
-                    if let Some(times) = failures.count() {
-                        warn!(%account, %error, times, "cannot check or renew the registration of callbacks; trying again");
+                    if let Some(times) = lines.count() {
+                        warn!(
+                            %account, %error, times,
+                            "cannot check or renew the registration of callbacks; trying again"
+                        );
                     }
-                    let wait = pause.min(self.0.recheck);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
-                    wait
+                    failures += 1;
+                    doubled(FIRST_PAUSE, failures - 1, LONGEST_PAUSE).min(self.0.recheck)
                 }
             };
             tokio::time::sleep(jittered(wait)).await;
         }
     }
 
-    async fn look_after(&self, account: &AccountName) -> Result<Outcome, Error> {
-        let mut turn = self.turn(account).await?;
-        self.carry_through(account, async move { turn.look_after().await }).await
+    /// The states of the accounts that were checked at least once.
+    pub fn states(&self) -> HashMap<AccountName, RegistrationState> {
+        lock(&self.0.states).clone()
     }
 
-    /// How the registrations are doing; without those that nothing was done to yet.
-    pub fn standings(&self) -> HashMap<AccountName, Standing> {
-        lock(&self.0.standings).clone()
-    }
-
-    /// What is registered for an account, of whatever service.
-    pub async fn list(&self, account: &AccountName) -> Result<Vec<Listed>, Error> {
-        if !self.0.accounts.contains_key(account) {
-            return Err(Error::NotConfigured(account.clone()));
-        }
-        self.0.secrets.refresh().await?;
-        let secret = self.0.secrets.path(account);
-        let listed = self.0.client.callbacks(account).await?;
-        let line = |registration: thingspace::Registration| Listed {
-            host: address::host(&registration.url),
-            ours: matches!(
-                self.0.public.whose(&registration.url, &secret, |secret| {
-                    self.0.secrets.is_own_path(account, secret)
-                }),
-                Whose::Ours | Whose::Former
-            ),
-            service: registration.service,
-            username: registration.username,
-        };
-        Ok(listed.into_iter().map(line).collect())
-    }
-
-    /// Registers the account unless it is. `force`: also over another's URL.
-    pub async fn register(&self, account: &AccountName, force: bool) -> Result<Outcome, Error> {
-        let mut turn = self.turn(account).await?;
-        self.carry_through(account, async move { turn.register(force).await }).await
-    }
-
-    /// Takes our registration away, until [`Registration::register`]: no replica and no restart
-    /// registers it before.
-    pub async fn deregister(&self, account: &AccountName) -> Result<(), Error> {
-        let mut turn = self.turn(account).await?;
-        let deregister = async move { turn.deregister().await.map(|()| Outcome::Deregistered) };
-        self.carry_through(account, deregister).await.map(drop)
-    }
-
-    /// Gives the account another pair and registers it, unless an operator took the registration
-    /// away. The old one is accepted for a while: ThingSpace goes on sending it.
-    pub async fn rotate(&self, account: &AccountName) -> Result<Outcome, Error> {
-        let mut turn = self.turn(account).await?;
-        self.carry_through(account, async move { turn.rotate_pair().await }).await
-    }
-
-    /// The same with another secret in the path.
-    pub async fn rotate_path(&self, account: &AccountName) -> Result<Outcome, Error> {
-        let mut turn = self.turn(account).await?;
-        self.carry_through(account, async move { turn.rotate_path().await }).await
-    }
-
-    async fn turn(&self, account: &AccountName) -> Result<Turn, Error> {
-        let memory = self.0.accounts.get(account).cloned();
-        let memory = memory.ok_or_else(|| Error::NotConfigured(account.clone()))?;
-        let memory = memory.lock_owned().await;
-        Ok(Turn { inner: Arc::clone(&self.0), account: account.clone(), memory })
-    }
-
-    /// To its end, whatever becomes of the caller; a drain waits for it.
-    async fn carry_through(
+    /// Lists the registrations of an account for every service.
+    pub async fn list(
         &self,
         account: &AccountName,
-        work: impl Future<Output = Result<Outcome, Error>> + Send + 'static,
-    ) -> Result<Outcome, Error> {
-        let (inner, account) = (Arc::clone(&self.0), account.clone());
-        let work = async move {
-            let outcome = work.await;
-            let standing = match &outcome {
-                Ok(Outcome::Unchanged | Outcome::Registered | Outcome::Rotated) => {
-                    Standing::Registered
+    ) -> Result<Vec<ListedRegistration>, RegistrationError> {
+        let RegistrarInner { public_url, client, secrets, accounts, .. } = &*self.0;
+        if !accounts.contains_key(account) {
+            return Err(RegistrationError::NotConfigured(account.clone()));
+        }
+        secrets.refresh().await?;
+        let secret = secrets.path(account);
+        let is_own = |secret: &str| secrets.is_own_path(account, secret);
+        let listed = client.callbacks(account).await?.into_iter().map(|registration| {
+            let owner = public_url.owner(&registration.url, &secret, is_own);
+            ListedRegistration {
+                host: address::host(&registration.url),
+                ours: matches!(owner, UrlOwner::Ours | UrlOwner::OursBefore),
+                service: registration.service,
+            }
+        });
+        Ok(listed.collect())
+    }
+
+    /// Registers the account unless it is registered. With `force` also where the URL of another
+    /// system is registered.
+    pub async fn register(&self, account: &AccountName, force: bool) -> RegistrationResult {
+        self.with_account(account, |mut of| async move { of.register(force).await }).await
+    }
+
+    /// Removes this gateway's registration. No replica and no restart registers the account again
+    /// before [`Registrar::register`] does.
+    pub async fn deregister(&self, account: &AccountName) -> Result<(), RegistrationError> {
+        self.with_account(account, |mut of| async move { of.deregister().await }).await.map(drop)
+    }
+
+    /// Replaces the account's pair, and registers the new one unless an operator deregistered the
+    /// account. The old one is accepted for a while, because ThingSpace still sends it.
+    pub async fn rotate(&self, account: &AccountName) -> RegistrationResult {
+        self.with_account(account, |mut of| async move { of.rotate_pair().await }).await
+    }
+
+    /// Replaces the account's path secret in the same way.
+    pub async fn rotate_path(&self, account: &AccountName) -> RegistrationResult {
+        self.with_account(account, |mut of| async move { of.rotate_path().await }).await
+    }
+
+    /// Runs an operation on an account when no other one runs. A caller that goes away does not
+    /// interrupt it, and a drain waits for it.
+    async fn with_account<F>(
+        &self,
+        account: &AccountName,
+        operation: impl FnOnce(AccountRegistrar) -> F,
+    ) -> RegistrationResult
+    where
+        F: Future<Output = RegistrationResult> + Send + 'static,
+    {
+        let state = self.0.accounts.get(account).cloned();
+        let state = state.ok_or_else(|| RegistrationError::NotConfigured(account.clone()))?;
+        let (shared, account) = (Arc::clone(&self.0), account.clone());
+        let state = state.lock_owned().await;
+        let operation = operation(AccountRegistrar {
+            shared: Arc::clone(&shared),
+            account: account.clone(),
+            state,
+        });
+        let operation = async move {
+            let outcome = operation.await;
+            let state = match &outcome {
+                Ok(RegistrationOutcome::RotatedOnly | RegistrationOutcome::Deregistered) => {
+                    RegistrationState::Deregistered
                 }
-                Ok(Outcome::RotatedOnly | Outcome::Deregistered) => Standing::Deregistered,
-                Err(error) => Standing::Failing(error.to_string()),
+                Ok(_) => RegistrationState::Registered,
+                Err(error) => RegistrationState::Failing(error.to_string()),
             };
-            lock(&inner.standings).insert(account, standing);
+            lock(&shared.states).insert(account, state);
             outcome
         };
-        self.0.tasks.spawn(work).await.unwrap_or(Err(Error::Panicked))
+        self.0.tasks.spawn(operation).await.unwrap_or(Err(RegistrationError::Panicked))
     }
 }
 
-/// Within a tenth of it, so that replicas and accounts drift apart.
+/// Varies a wait by a tenth, so that replicas and accounts drift apart.
 fn jittered(wait: Duration) -> Duration {
     wait.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -1,5 +1,5 @@
-//! The listener's certificate, read again when its files change. What cannot be used never replaces
-//! what is in use.
+//! The listener's certificate, read again when its files change. Files that cannot be used never
+//! replace the certificate in use.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,21 +14,20 @@ use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
-use secrecy::zeroize::Zeroizing;
-use tokio::io::AsyncReadExt;
+use tokio::task::spawn_blocking;
 use tokio_rustls::TlsAcceptor;
 
 use crate::{
     certificate::{MAX_FILE_BYTES, ServerCertificate},
-    lock,
+    lock, secret_file,
 };
 
 pub(super) struct Tls {
     cert_file: PathBuf,
     key_file: PathBuf,
-    /// Digest of the files' bytes that are in use.
-    seen: Vec<u8>,
-    current: Arc<Current>,
+    /// Digest of the files in use.
+    digest: Vec<u8>,
+    current: Arc<CurrentCertificate>,
     /// When the certificate in use expires.
     pub(super) expires: Timestamp,
     pub(super) acceptor: TlsAcceptor,
@@ -41,20 +40,20 @@ impl std::fmt::Debug for Tls {
 }
 
 #[derive(Debug)]
-struct Current(RwLock<Arc<CertifiedKey>>);
+struct CurrentCertificate(RwLock<Arc<CertifiedKey>>);
 
-impl ResolvesServerCert for Current {
+impl ResolvesServerCert for CurrentCertificate {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(Arc::clone(&lock::read(&self.0)))
     }
 }
 
 impl Tls {
-    /// Or which file cannot be used, and why.
+    /// Loads the files. An error names the file that cannot be used, and why.
     pub(super) async fn load(cert_file: &Path, key_file: &Path) -> Result<Self, String> {
-        let (seen, identity) = read(cert_file, key_file).await?;
+        let (digest, identity) = read(cert_file, key_file).await?;
         let ServerCertificate { key, expires } = identity?;
-        let current = Arc::new(Current(RwLock::new(Arc::new(key))));
+        let current = Arc::new(CurrentCertificate(RwLock::new(Arc::new(key))));
         let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
@@ -62,54 +61,43 @@ impl Tls {
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        Ok(Self {
-            cert_file: cert_file.into(),
-            key_file: key_file.into(),
-            seen,
-            current,
-            expires,
-            acceptor,
-        })
+        let (cert_file, key_file) = (cert_file.into(), key_file.into());
+        Ok(Self { cert_file, key_file, digest, current, expires, acceptor })
     }
 
-    /// Takes what the files hold now; true if it is something new.
+    /// Loads the files again. Returns true if they have changed.
     pub(super) async fn reload(&mut self) -> Result<bool, String> {
-        let (seen, identity) = read(&self.cert_file, &self.key_file).await?;
-        if seen == self.seen {
+        let (digest, identity) = read(&self.cert_file, &self.key_file).await?;
+        if digest == self.digest {
             return Ok(false);
         }
         let ServerCertificate { key, expires } = identity?;
         *lock::write(&self.current.0) = Arc::new(key);
-        (self.seen, self.expires) = (seen, expires);
+        (self.digest, self.expires) = (digest, expires);
         Ok(true)
     }
 }
 
-/// The digest of both files' bytes, and what they hold, if it can be used now.
+/// Returns a digest of both files, and their content if it can be used now.
 async fn read(
     cert_file: &Path,
     key_file: &Path,
 ) -> Result<(Vec<u8>, Result<ServerCertificate, String>), String> {
-    let (chain, key) = (bytes(cert_file).await?, bytes(key_file).await?);
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(&chain);
-    hash.update(digest::digest(&digest::SHA256, &key).as_ref());
-    let identity = ServerCertificate::new(cert_file, &chain, key_file, &key, Timestamp::now());
-    Ok((hash.finish().as_ref().to_vec(), identity))
-}
-
-async fn bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let unreadable = |why: &dyn std::fmt::Display| format!("cannot read {}: {why}", path.display());
-    let file = tokio::fs::File::open(path).await.map_err(|error| unreadable(&error))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .await
-        .map_err(|error| unreadable(&error))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(unreadable(&format_args!("more than {MAX_FILE_BYTES} bytes")));
-    }
-    Ok(bytes)
+    let (cert_file, key_file) = (cert_file.to_owned(), key_file.to_owned());
+    let read = spawn_blocking(move || {
+        let bytes = |file: &Path| {
+            let bytes = secret_file::bounded(file, MAX_FILE_BYTES);
+            bytes.map_err(|why| format!("{} {why}", file.display()))
+        };
+        let (chain, key) = (bytes(&cert_file)?, bytes(&key_file)?);
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(&chain);
+        hash.update(digest::digest(&digest::SHA256, &key).as_ref());
+        let identity =
+            ServerCertificate::new(&cert_file, &chain, &key_file, &key, Timestamp::now());
+        Ok((hash.finish().as_ref().to_vec(), identity))
+    });
+    read.await.map_err(|_| "the files cannot be read while the gateway stops".to_owned())?
 }
 
 #[cfg(test)]
@@ -152,7 +140,7 @@ mod tests {
         std::fs::write(&key, "nothing").unwrap();
         assert!(tls.reload().await.unwrap_err().contains("holds no private key"));
         std::fs::remove_file(&key).unwrap();
-        assert!(tls.reload().await.unwrap_err().contains("cannot read"));
+        assert!(tls.reload().await.unwrap_err().contains("cannot be read"));
         assert_eq!(in_use(&tls), first);
 
         std::fs::write(&key, new_key).unwrap();
@@ -161,7 +149,7 @@ mod tests {
         assert_eq!(tls.reload().await, Ok(false));
     }
 
-    /// An expired certificate was used without a word, at start and in place of a good one.
+    /// An expired certificate was once used, at start and in place of a good one.
     #[tokio::test]
     async fn a_certificate_is_valid_now_or_not_used() {
         let folder = tempfile::tempdir().unwrap();

@@ -13,7 +13,9 @@ use tracing::info;
 
 use super::{CommandError, GatewayParts};
 use crate::{
-    callbacks::registration::{Error, Listed, Outcome, Registration},
+    callbacks::registration::{
+        ListedRegistration, Registrar, RegistrationError, RegistrationOutcome, RegistrationResult,
+    },
     identity::AccountName,
 };
 
@@ -97,11 +99,11 @@ async fn list_account(
 }
 
 async fn registrations(
-    registration: &Registration,
+    registration: &Registrar,
     account: AccountName,
 ) -> Result<AccountRegistrations, CommandError> {
     let listed = registration.list(&account).await.map_err(|error| failed(&account, &error))?;
-    let item = |listed: Listed| RegistrationItem {
+    let item = |listed: ListedRegistration| RegistrationItem {
         service: listed.service,
         host: listed.host,
         ours: listed.ours,
@@ -149,29 +151,31 @@ async fn rotate(
 
 fn done(
     account: &AccountName,
-    outcome: Result<Outcome, Error>,
+    outcome: RegistrationResult,
     unchanged: RegistrationResponse,
 ) -> Result<RegistrationResponse, CommandError> {
     Ok(match outcome.map_err(|error| failed(account, &error))? {
-        Outcome::Unchanged => unchanged,
-        Outcome::Registered => RegistrationResponse::Registered,
-        Outcome::Rotated => RegistrationResponse::Rotated,
-        Outcome::RotatedOnly => RegistrationResponse::RotatedOnly,
-        Outcome::Deregistered => RegistrationResponse::Deregistered,
+        RegistrationOutcome::Unchanged => unchanged,
+        RegistrationOutcome::Registered => RegistrationResponse::Registered,
+        RegistrationOutcome::Rotated => RegistrationResponse::Rotated,
+        RegistrationOutcome::RotatedOnly => RegistrationResponse::RotatedOnly,
+        RegistrationOutcome::Deregistered => RegistrationResponse::Deregistered,
     })
 }
 
-fn failed(account: &AccountName, error: &Error) -> CommandError {
+fn failed(account: &AccountName, error: &RegistrationError) -> CommandError {
     let status = match error {
-        Error::NotConfigured(_) => StatusCode::NOT_FOUND,
-        Error::Taken(_) | Error::Stopped(_) => StatusCode::CONFLICT,
-        Error::NotListed { .. } => StatusCode::BAD_GATEWAY,
-        Error::ThingSpace(error) => {
+        RegistrationError::NotConfigured(_) => StatusCode::NOT_FOUND,
+        RegistrationError::Taken { .. } | RegistrationError::Stopped(_) => StatusCode::CONFLICT,
+        RegistrationError::NotListed { .. } => StatusCode::BAD_GATEWAY,
+        RegistrationError::ThingSpace(error) => {
             let message = format_args!("account {account}, at ThingSpace: {error}");
             return CommandError::new(StatusCode::BAD_GATEWAY, &message);
         }
-        Error::Secrets(_) => StatusCode::SERVICE_UNAVAILABLE,
-        Error::PublicUrl | Error::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+        RegistrationError::Secrets(_) => StatusCode::SERVICE_UNAVAILABLE,
+        RegistrationError::PublicUrl | RegistrationError::Panicked => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
     };
     CommandError::new(status, error)
 }

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{CommandError, GatewayParts};
 use crate::{
-    callbacks::quarantine::{Listed, Shown},
+    callbacks::quarantine::{ListedCallback, QuarantinedBody},
     telemetry::AUDIT,
 };
 
@@ -48,7 +48,7 @@ pub(super) fn routes() -> Router<GatewayParts> {
 async fn list(
     State(parts): State<GatewayParts>,
 ) -> Result<Json<Vec<QuarantineItem>>, CommandError> {
-    let item = |Listed { number, time, account, size }| QuarantineItem {
+    let item = |ListedCallback { number, time, account, size }| QuarantineItem {
         id: number,
         account,
         time,
@@ -62,7 +62,8 @@ async fn show(
     State(parts): State<GatewayParts>,
     Path(id): Path<u64>,
 ) -> Result<Json<QuarantinedCallback>, CommandError> {
-    let Some(Shown { account, body }) = parts.callbacks()?.quarantine().show(id).await? else {
+    let Some(QuarantinedBody { account, body }) = parts.callbacks()?.quarantine().show(id).await?
+    else {
         let message = format_args!(
             "there is no callback {id} in quarantine; the oldest are removed when it is full"
         );

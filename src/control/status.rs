@@ -12,7 +12,7 @@ use super::{
     store::{self, StoreStatus},
 };
 use crate::{
-    callbacks::{Callbacks, Outcome},
+    callbacks::{CallbackOutcome, Callbacks},
     identity::AccountName,
     thingspace::HostHealth,
 };
@@ -127,7 +127,7 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
 
 fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {
     let counts =
-        Outcome::ALL.iter().map(|outcome| (outcome.name().to_owned(), callbacks.count(*outcome)));
+        CallbackOutcome::all().map(|outcome| (outcome.name().to_owned(), callbacks.count(outcome)));
     counts.filter(|(_, count)| *count > 0).collect()
 }
 
@@ -135,10 +135,10 @@ fn registrations(parts: &GatewayParts) -> BTreeMap<String, String> {
     let (Some(callbacks), Some(registration)) = (&parts.callbacks, &parts.registration) else {
         return BTreeMap::new();
     };
-    let standings = registration.standings();
-    let standing = |account: &AccountName| {
-        standings.get(account).map_or_else(|| "not checked yet".to_owned(), ToString::to_string)
+    let states = registration.states();
+    let state = |account: &AccountName| {
+        states.get(account).map_or_else(|| "not checked yet".to_owned(), ToString::to_string)
     };
     let accounts = callbacks.secrets().accounts();
-    accounts.map(|account| (account.to_string(), standing(account))).collect()
+    accounts.map(|account| (account.to_string(), state(account))).collect()
 }

@@ -1,10 +1,9 @@
-//! Where results are to be sent: the registrations, and the three calls that look after them.
+//! The registrations of callbacks, and the callbacks that are to be sent.
 //!
-//! As on Verizon's pages: one URL per service and account, none over another, the password shown in
-//! clear to everybody who may list. Results go to the URL of [`SERVICE`]; without one they are
-//! lost, as they are there.
+//! As on Verizon's pages, an account has at most one URL for each service, a new one never replaces
+//! it, and the listing shows the password. Results go to the URL of [`SERVICE`]; without one they
+//! are lost.
 
-mod deliver;
 mod shape;
 
 use std::{
@@ -17,16 +16,14 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
-pub use deliver::{Retries, Sequence};
-pub use shape::{CallbackShape, Case, Ids, Kinds, Sender};
+pub use shape::{CallbackShape, Case};
 
-pub(super) use deliver::{Callback, Errand, run};
+use super::{DeviceResult, Options, error::TextAnswer, order};
+use crate::identity::{AccountName, Device, RequestId};
 
-use super::{Options, refusal::Refusal};
-use crate::identity::AccountName;
-
-/// The service whose callbacks tell how profiles get on.
+/// The service whose callbacks report the results of profiles.
 pub const SERVICE: &str = "DeviceProfileService";
 
 const SERVICES: [&str; 8] = [
@@ -40,41 +37,38 @@ const SERVICES: [&str; 8] = [
     "StateService",
 ];
 
-/// Of a username and of a password.
+/// The longest user name and the longest password, in characters.
 const SECRET_CHARS: usize = 40;
 
-/// How callbacks are registered and delivered.
+/// How callbacks are registered and sent.
 #[derive(Debug, Clone)]
 pub struct CallbackOptions {
-    /// Take a URL with any port, not only with one of those that ThingSpace sends to.
+    /// Accept URLs with any port, not only the ports that ThingSpace sends to.
     pub any_port: bool,
-    /// What the listing calls a service: `serviceName`, or `name`.
-    pub names: Names,
-    /// What the listing shows of passwords.
+    pub service_field: ServiceField,
     pub passwords: Passwords,
-    pub retries: Retries,
-    /// An attempt without an answer for this long is followed by the next copy at once, while the
-    /// first is still open.
+    pub retries: CallbackRetries,
+    /// An attempt without an answer for this long is followed by the next one, while the first is
+    /// still open.
     pub patience: Duration,
-    /// How long after a registration the pair of the one before it still comes, in turn with the
-    /// new.
+    /// How long after a registration the previous pair is still sent, in turn with the new one.
     pub old_pair: Duration,
-    /// Copies of each callback, sent at the same moment.
+    /// Copies of each callback that are sent at the same moment.
     pub copies: u32,
-    /// Attempts under way at once.
+    /// Attempts at the same time.
     pub senders: usize,
-    /// Whose certificates `https` URLs may show, PEM; empty: nobody's.
-    pub trusted_ca: String,
     pub shape: CallbackShape,
 }
 
+/// The field of the listing that names the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Names {
+pub enum ServiceField {
     #[default]
     ServiceName,
     Name,
 }
 
+/// The passwords in the listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Passwords {
     #[default]
@@ -83,123 +77,86 @@ pub enum Passwords {
     Omitted,
 }
 
+/// The attempts after the first one, until a callback is acknowledged with a 2xx.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallbackRetries {
+    pub times: u32,
+    pub interval: Duration,
+}
+
+impl CallbackRetries {
+    /// As on Verizon's pages.
+    pub const fn documented() -> Self {
+        Self { times: 3, interval: Duration::from_mins(5) }
+    }
+
+    /// As a user measured.
+    pub const fn measured() -> Self {
+        Self { times: 1, interval: Duration::from_millis(1_300) }
+    }
+}
+
 impl Default for CallbackOptions {
     fn default() -> Self {
         Self {
             any_port: false,
-            names: Names::default(),
+            service_field: ServiceField::default(),
             passwords: Passwords::default(),
-            retries: Retries::documented(),
+            retries: CallbackRetries::documented(),
             patience: Duration::from_secs(4),
             old_pair: Duration::ZERO,
             copies: 1,
             senders: 8,
-            trusted_ca: String::new(),
             shape: CallbackShape::default(),
         }
     }
 }
 
-/// A URL that is registered for a service of an account.
 #[derive(Debug, Clone)]
-pub struct Registered {
+pub struct SimulatedRegistration {
     pub url: String,
     pub username: String,
     pub password: SecretString,
 }
 
-pub(super) struct Callbacks {
-    registered: BTreeMap<(AccountName, String), Registered>,
-    /// The pair of the registration before, and until when it still comes.
-    former: BTreeMap<(AccountName, String), (Registered, Option<Instant>)>,
-    /// Callbacks that wait for a test to let them go.
-    held: Option<Vec<Callback>>,
-    pub(super) shape: CallbackShape,
-    outbox: mpsc::UnboundedSender<Errand>,
-    turn: u64,
+/// The order in which held callbacks are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sequence {
+    AsMade,
+    Reversed,
+    Shuffled,
 }
 
-impl Callbacks {
-    pub(super) fn new(shape: CallbackShape, outbox: mpsc::UnboundedSender<Errand>) -> Self {
-        Self {
-            registered: BTreeMap::new(),
-            former: BTreeMap::new(),
-            held: None,
-            shape,
-            outbox,
-            turn: 0,
-        }
-    }
+#[derive(Debug, Clone)]
+pub(super) struct SimulatedCallback {
+    pub(super) account: AccountName,
+    pub(super) request: RequestId,
+    pub(super) device: Device,
+    pub(super) result: DeviceResult,
+    pub(super) shape: CallbackShape,
+}
 
-    pub(super) fn of(&self, account: &AccountName, service: &str) -> Option<&Registered> {
-        self.registered.get(&(account.clone(), service.to_owned()))
-    }
+pub(super) enum Delivery {
+    Callback(SimulatedCallback),
+    /// The callbacks of devices that finish by themselves, each at its time.
+    ResultsOf(RequestId),
+}
 
-    /// As if somebody had registered it.
-    pub(super) fn put(
-        &mut self,
-        account: &AccountName,
-        service: &str,
-        registered: Registered,
-        old: Duration,
-    ) {
-        let key = (account.clone(), service.to_owned());
-        if let Some((_, until)) = self.former.get_mut(&key) {
-            *until = Some(Instant::now() + old);
-        }
-        self.registered.insert(key, registered);
-    }
-
-    pub(super) fn remove(&mut self, account: &AccountName, service: &str) -> bool {
-        let key = (account.clone(), service.to_owned());
-        let removed = self.registered.remove(&key);
-        removed.is_some_and(|removed| {
-            self.former.insert(key, (removed, None));
-            true
-        })
-    }
-
-    /// Where a callback goes now, and with whose pair.
-    fn address(&mut self, account: &AccountName) -> Option<(String, Registered)> {
-        let key = (account.clone(), SERVICE.to_owned());
-        let current = self.registered.get(&key)?;
-        self.turn += 1;
-        let old = self
-            .former
-            .get(&key)
-            .filter(|(_, until)| until.is_some_and(|until| Instant::now() < until));
-        let pair = old.filter(|_| self.turn % 2 == 1).map_or(current, |(old, _)| old);
-        Some((current.url.clone(), pair.clone()))
-    }
-
-    pub(super) fn hold(&mut self) {
-        self.held.get_or_insert_default();
-    }
-
-    pub(super) fn release(&mut self, sequence: Sequence) {
-        let held = sequence.arrange(self.held.take().unwrap_or_default());
-        for callback in held {
-            self.send(Errand::Deliver(callback));
-        }
-    }
-
-    /// Sends it when its turn comes, or keeps it while callbacks are held.
-    pub(super) fn post(&mut self, callback: Callback) {
-        match &mut self.held {
-            Some(held) => held.push(callback),
-            None => self.send(Errand::Deliver(callback)),
-        }
-    }
-
-    pub(super) fn send(&self, errand: Errand) {
-        // Nobody listens once the simulator has stopped: then nothing is sent any more.
-        let _ = self.outbox.send(errand);
-    }
+pub(super) struct CallbackState {
+    registered: BTreeMap<(AccountName, String), SimulatedRegistration>,
+    /// The previous registration, and until when its pair is still sent.
+    previous: BTreeMap<(AccountName, String), (SimulatedRegistration, Option<Instant>)>,
+    /// Callbacks that wait until a test releases them.
+    held: Option<Vec<SimulatedCallback>>,
+    pub(super) shape: CallbackShape,
+    outbox: mpsc::UnboundedSender<Delivery>,
+    /// Counts callbacks, so that the pairs alternate.
+    sent: u64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Body {
+struct RegistrationBody {
     name: String,
     url: String,
     #[serde(default)]
@@ -208,78 +165,147 @@ struct Body {
     password: String,
 }
 
-pub(super) fn register(
-    callbacks: &mut Callbacks,
-    account: &AccountName,
-    body: &[u8],
-    options: &Options,
-) -> Result<Value, Refusal> {
-    if body.iter().any(|byte| b"'<\\".contains(byte)) {
-        let code = "INPUT_INVALID.Request.InvalidCharacter";
-        return Err(Refusal::uws(code, "The request has an invalid character."));
+impl CallbackState {
+    pub(super) fn new(shape: CallbackShape, outbox: mpsc::UnboundedSender<Delivery>) -> Self {
+        let (registered, previous, held, sent) = Default::default();
+        Self { registered, previous, held, shape, outbox, sent }
     }
-    let body: Body = serde_json::from_slice(body)
-        .map_err(|_| Refusal::uws("DeserializationFailed", "The request could not be read."))?;
-    if !SERVICES.contains(&body.name.as_str()) {
-        return Err(Refusal::uws("INPUT_INVALID.ServiceName.Invalid", "There is no such service."));
-    }
-    if !is_url(&body.url, options.callbacks.any_port) {
-        return Err(Refusal::uws(
-            "INPUT_INVALID.Url.Invalid",
-            "The URL or its port is not allowed.",
-        ));
-    }
-    let long = |text: &str| text.chars().count() > SECRET_CHARS;
-    if long(&body.username) || long(&body.password) || body.username == options.username {
-        let code = "INPUT_INVALID.Credentials.Invalid";
-        return Err(Refusal::uws(code, "The username or the password is not allowed."));
-    }
-    // What the real code is, nobody wrote down.
-    if callbacks.of(account, &body.name).is_some() {
-        let code = "REQUEST_FAILED.CallbackService.AlreadyRegistered";
-        return Err(Refusal::uws(code, "The service is registered. Deregister it first."));
-    }
-    let registered =
-        Registered { url: body.url, username: body.username, password: body.password.into() };
-    callbacks.put(account, &body.name, registered, options.callbacks.old_pair);
-    Ok(json!({"accountName": account.as_str(), "serviceName": body.name}))
-}
 
-pub(super) fn list(
-    callbacks: &Callbacks,
-    account: &AccountName,
-    options: &CallbackOptions,
-) -> Value {
-    let name = match options.names {
-        Names::ServiceName => "serviceName",
-        Names::Name => "name",
-    };
-    let of_account = callbacks.registered.iter().filter(|((owner, _), _)| owner == account);
-    of_account
-        .map(|((_, service), Registered { url, username, password })| {
-            let mut listed = json!({
-                "accountName": account.as_str(), name: service, "url": url, "username": username,
-            });
-            match options.passwords {
-                Passwords::Shown => listed["password"] = password.expose_secret().into(),
-                Passwords::Masked => listed["password"] = "********".into(),
-                Passwords::Omitted => {}
-            }
-            listed
+    pub(super) fn of(
+        &self,
+        account: &AccountName,
+        service: &str,
+    ) -> Option<&SimulatedRegistration> {
+        self.registered.get(&(account.clone(), service.to_owned()))
+    }
+
+    pub(super) fn put(
+        &mut self,
+        account: &AccountName,
+        service: &str,
+        registration: SimulatedRegistration,
+        old_pair: Duration,
+    ) {
+        let key = (account.clone(), service.to_owned());
+        if let Some((_, until)) = self.previous.get_mut(&key) {
+            *until = Some(Instant::now() + old_pair);
+        }
+        self.registered.insert(key, registration);
+    }
+
+    pub(super) fn remove(&mut self, account: &AccountName, service: &str) -> bool {
+        let key = (account.clone(), service.to_owned());
+        let removed = self.registered.remove(&key);
+        removed.is_some_and(|removed| {
+            self.previous.insert(key, (removed, None));
+            true
         })
-        .collect()
-}
-
-pub(super) fn deregister(
-    callbacks: &mut Callbacks,
-    account: &AccountName,
-    service: &str,
-) -> Result<Value, Refusal> {
-    if !callbacks.remove(account, service) {
-        let code = "REQUEST_FAILED.CallbackService.NotFound";
-        return Err(Refusal::uws(code, "The service is not registered."));
     }
-    Ok(json!({"accountName": account.as_str(), "serviceName": service}))
+
+    /// Returns the URL and the pair of the next callback.
+    pub(super) fn next_target(&mut self, account: &AccountName) -> Option<SimulatedRegistration> {
+        let key = (account.clone(), SERVICE.to_owned());
+        let current = self.registered.get(&key)?;
+        self.sent += 1;
+        match self.previous.get(&key) {
+            Some((previous, Some(until))) if Instant::now() < *until && self.sent % 2 == 1 => {
+                Some(SimulatedRegistration { url: current.url.clone(), ..previous.clone() })
+            }
+            _ => Some(current.clone()),
+        }
+    }
+
+    pub(super) fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    pub(super) fn release(&mut self, sequence: Sequence) {
+        let mut held = self.held.take().unwrap_or_default();
+        match sequence {
+            Sequence::AsMade => {}
+            Sequence::Reversed => held.reverse(),
+            Sequence::Shuffled => held.sort_by_cached_key(|_| Uuid::new_v4()),
+        }
+        for callback in held {
+            self.send(Delivery::Callback(callback));
+        }
+    }
+
+    /// Sends a callback, or keeps it while callbacks are held.
+    pub(super) fn send_or_hold(&mut self, callback: SimulatedCallback) {
+        match &mut self.held {
+            Some(held) => held.push(callback),
+            None => self.send(Delivery::Callback(callback)),
+        }
+    }
+
+    pub(super) fn send(&self, delivery: Delivery) {
+        // Fails only after the simulator has stopped.
+        let _ = self.outbox.send(delivery);
+    }
+
+    pub(super) fn register(
+        &mut self,
+        account: &AccountName,
+        body: &[u8],
+        options: &Options,
+    ) -> Result<Value, TextAnswer> {
+        let RegistrationBody { name, url, username, password } = order::read_json(body)?;
+        let error = |code: &str, message| Err(TextAnswer::uws(code, message));
+        if !SERVICES.contains(&name.as_str()) {
+            return error("INPUT_INVALID.ServiceName.Invalid", "There is no such service.");
+        }
+        if !is_url(&url, options.callbacks.any_port) {
+            return error("INPUT_INVALID.Url.Invalid", "The URL or its port is not allowed.");
+        }
+        let is_long = |text: &str| text.chars().count() > SECRET_CHARS;
+        if is_long(&username) || is_long(&password) || username == options.username {
+            let message = "The username or the password is not allowed.";
+            return error("INPUT_INVALID.Credentials.Invalid", message);
+        }
+        // The real code is not documented.
+        if self.of(account, &name).is_some() {
+            let message = "The service is registered. Deregister it first.";
+            return error("REQUEST_FAILED.CallbackService.AlreadyRegistered", message);
+        }
+        let registration = SimulatedRegistration { url, username, password: password.into() };
+        self.put(account, &name, registration, options.callbacks.old_pair);
+        Ok(json!({"accountName": account.as_str(), "serviceName": name}))
+    }
+
+    pub(super) fn list(&self, account: &AccountName, options: &CallbackOptions) -> Value {
+        let name = match options.service_field {
+            ServiceField::ServiceName => "serviceName",
+            ServiceField::Name => "name",
+        };
+        let of_account = self.registered.iter().filter(|((owner, _), _)| owner == account);
+        of_account
+            .map(|((_, service), SimulatedRegistration { url, username, password })| {
+                let mut listed = json!({
+                    "accountName": account.as_str(), name: service, "url": url,
+                    "username": username,
+                });
+                match options.passwords {
+                    Passwords::Shown => listed["password"] = password.expose_secret().into(),
+                    Passwords::Masked => listed["password"] = "********".into(),
+                    Passwords::Omitted => {}
+                }
+                listed
+            })
+            .collect()
+    }
+
+    pub(super) fn deregister(
+        &mut self,
+        account: &AccountName,
+        service: &str,
+    ) -> Result<Value, TextAnswer> {
+        if !self.remove(account, service) {
+            let code = "REQUEST_FAILED.CallbackService.NotFound";
+            return Err(TextAnswer::uws(code, "The service is not registered."));
+        }
+        Ok(json!({"accountName": account.as_str(), "serviceName": service}))
+    }
 }
 
 fn is_url(text: &str, any_port: bool) -> bool {

@@ -1,8 +1,8 @@
-//! Connections that can be cut: no answer, no goodbye.
+//! Connections that can be cut without an answer.
 //!
-//! Once its [`Cut`] is made, a connection's reads and writes fail, so that the server drops it
-//! without writing another byte, whatever a handler still returns. Its peer reads an end (FIN), or
-//! with [`Cut::reset`] an error (RST).
+//! After [`ConnectionCut::cut`] the reads and writes of a connection fail. The server then drops it
+//! without another byte, whatever a handler returns. The peer reads an end (FIN), or after
+//! [`ConnectionCut::reset`] an error (RST).
 
 use std::{
     io,
@@ -22,25 +22,25 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// The scissors for one connection.
+/// Cuts one connection.
 #[derive(Debug, Clone)]
-pub(super) struct Cut {
-    made: CancellationToken,
+pub(super) struct ConnectionCut {
+    done: CancellationToken,
     reset: Arc<AtomicBool>,
 }
 
-impl Cut {
-    pub(super) fn make(&self) {
-        self.made.cancel();
+impl ConnectionCut {
+    pub(super) fn cut(&self) {
+        self.done.cancel();
     }
 
     pub(super) fn reset(&self) {
         self.reset.store(true, Ordering::Relaxed);
-        self.make();
+        self.cut();
     }
 }
 
-impl Connected<IncomingStream<'_, Listener>> for Cut {
+impl Connected<IncomingStream<'_, Listener>> for ConnectionCut {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
         stream.io().cut.clone()
     }
@@ -58,16 +58,16 @@ impl Listener {
 }
 
 impl axum::serve::Listener for Listener {
-    type Io = Connection;
+    type Io = CuttableConnection;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (CuttableConnection, SocketAddr) {
         let (tcp, peer) = axum::serve::Listener::accept(&mut self.tcp).await;
-        // Small answers would wait for the peer's delayed acknowledgement; without the option they
-        // are only slower.
+        // Without the option answers are only slower.
         let _ = tcp.set_nodelay(true);
-        let cut = Cut { made: self.stop.child_token(), reset: Arc::default() };
-        (Connection { tcp, when_cut: Box::pin(cut.made.clone().cancelled_owned()), cut }, peer)
+        let cut = ConnectionCut { done: self.stop.child_token(), reset: Arc::default() };
+        let when_cut = Box::pin(cut.done.clone().cancelled_owned());
+        (CuttableConnection { tcp, cut, when_cut }, peer)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -75,16 +75,16 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-pub(super) struct Connection {
+pub(super) struct CuttableConnection {
     tcp: TcpStream,
-    cut: Cut,
+    cut: ConnectionCut,
     when_cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-impl Connection {
-    /// Fails once the cut is made.
-    fn intact(&self) -> io::Result<()> {
-        if self.cut.made.is_cancelled() {
+impl CuttableConnection {
+    /// Fails after the cut.
+    fn check_intact(&self) -> io::Result<()> {
+        if self.cut.done.is_cancelled() {
             Err(io::ErrorKind::ConnectionAborted.into())
         } else {
             Ok(())
@@ -92,45 +92,45 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for CuttableConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Polled for the wake-up: an idle connection notices the cut as well.
+        // Polled to wake up an idle connection, too.
         if self.when_cut.as_mut().poll(context).is_ready() {
-            return Poll::Ready(self.intact());
+            return Poll::Ready(self.check_intact());
         }
         Pin::new(&mut self.tcp).poll_read(context, buffer)
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for CuttableConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.intact()?;
+        self.check_intact()?;
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.intact()?;
+        self.check_intact()?;
         Pin::new(&mut self.tcp).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.intact()?;
+        self.check_intact()?;
         Pin::new(&mut self.tcp).poll_shutdown(context)
     }
 }
 
-impl Drop for Connection {
+impl Drop for CuttableConnection {
     fn drop(&mut self) {
         if self.cut.reset.load(Ordering::Relaxed) {
-            // What closes without lingering is reset. Where that fails, it is only cut.
+            // Closing without lingering resets the connection. If this fails, it is only cut.
             let _ = self.tcp.set_zero_linger();
         }
     }

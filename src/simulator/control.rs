@@ -1,8 +1,8 @@
-//! The simulator's control API: HTTP with JSON, on a port of its own, for tests of services that
-//! use the gateway.
+//! The simulator's control API: HTTP with JSON on a port of its own, for tests of services that use
+//! the gateway.
 //!
-//! It does what a [`Handle`] does for tests in Rust. It has no authentication, and is only there if
-//! asked for.
+//! It does what a [`Handle`] does for tests in Rust. It has no authentication, and it is off by
+//! default.
 
 use std::{io, time::Duration};
 
@@ -12,37 +12,37 @@ use axum::{
     http::StatusCode,
     routing::{delete, get, post, put},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, Fault, Handle, Outcome, What, When, ledger::Ledger};
-use crate::identity::RequestId;
+use super::{DeviceResult, Endpoint, Fault, Handle, What, When};
+use crate::identity::{Device, RequestId};
 
-/// What `GET /` answers.
+/// The answer to `GET /`.
 const HELP: &str = include_str!("control.txt");
 
-/// A refusal, in words.
-type Refused = (StatusCode, String);
+type ControlResult = Result<StatusCode, ControlError>;
 
-type Done = Result<StatusCode, Refused>;
+/// The status and the body of an error.
+type ControlError = (StatusCode, String);
 
-/// What goes wrong with coming calls.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewFault {
+struct FaultBody {
     endpoint: Endpoint,
     #[serde(default)]
     when: When,
-    answer: Answer,
-    /// How many calls; without it, all until the faults are cleared.
+    answer: FaultyAnswer,
+    /// The number of calls; without it all, until the faults are cleared.
     times: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Answer {
-    /// This status, and this body as JSON.
+enum FaultyAnswer {
+    /// This status and, as JSON, this body.
     Status { code: u16, body: Option<String> },
     /// HTTP 429.
     Throttle { retry_after_seconds: Option<u64> },
@@ -58,75 +58,43 @@ enum Answer {
     CutBody,
 }
 
-/// What devices come to.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Word {
+enum ChosenResult {
     Pending,
     Success,
     Failed,
 }
 
+impl From<ChosenResult> for DeviceResult {
+    fn from(chosen: ChosenResult) -> Self {
+        match chosen {
+            ChosenResult::Pending => Self::Pending,
+            ChosenResult::Success => Self::Success,
+            ChosenResult::Failed => Self::Failed,
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct OfRequest {
-    outcome: Word,
+struct RequestResultBody {
+    outcome: ChosenResult,
     /// An EID or ICCID; without it, all devices.
     device: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct OfOrders {
+struct ResultBody {
     /// `null`: the last digit of the ICCID decides again.
-    outcome: Option<Word>,
+    outcome: Option<ChosenResult>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct NewPassword {
+struct PasswordBody {
     password: String,
-}
-
-#[derive(Debug, Serialize)]
-struct Happened {
-    /// In the order in which they were accepted.
-    orders: Vec<Ordered>,
-    calls: Calls,
-    logins: Logins,
-    callbacks: Callbacks,
-}
-
-#[derive(Debug, Serialize)]
-struct Ordered {
-    request_id: String,
-    account: String,
-    /// The EID of each device; its ICCID, where it has no EID.
-    devices: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct Calls {
-    token: u64,
-    login: u64,
-    download: u64,
-    status: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Logins {
-    accepted: u64,
-    rejected: u64,
-    rejected_in_a_row: u32,
-    locked: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Callbacks {
-    sent: u64,
-    acknowledged: u64,
-    refused: u64,
-    broken: u64,
 }
 
 /// Serves until `stop`.
@@ -134,84 +102,106 @@ pub async fn run(listener: TcpListener, handle: Handle, stop: CancellationToken)
     let router = Router::new()
         .route("/", get(async || HELP))
         .route("/happened", get(happened))
-        .route("/faults", post(inject).delete(clear))
-        .route("/outcome", put(set_outcome))
+        .route("/faults", post(inject).delete(async |handle| done(handle, Handle::clear_faults)))
+        .route("/outcome", put(set_result))
         .route("/requests/{id}", put(finish))
-        .route("/bearer", delete(expire_bearer))
-        .route("/sessions", delete(expire_sessions))
+        .route("/bearer", delete(async |handle| done(handle, Handle::expire_bearer)))
+        .route("/sessions", delete(async |handle| done(handle, Handle::expire_sessions)))
         .route("/password", put(set_password))
-        .route("/lock", delete(unlock))
+        .route("/lock", delete(async |handle| done(handle, Handle::unlock)))
         .fallback(async || (StatusCode::NOT_FOUND, HELP))
         .with_state(handle);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn happened(State(handle): State<Handle>) -> Json<Happened> {
-    Json(Happened::of(&handle.ledger()))
+async fn happened(State(handle): State<Handle>) -> Json<Value> {
+    let ledger = handle.ledger();
+    // The EID of a device, or its ICCID.
+    let name = |device: &Device| {
+        let id = if device.eid.is_empty() { &device.iccid } else { &device.eid };
+        id.as_str().to_owned()
+    };
+    let orders = ledger.orders.iter().map(|order| {
+        json!({
+            "request_id": order.request_id.as_str(),
+            "account": order.account.as_str(),
+            "devices": order.devices.iter().map(name).collect::<Vec<_>>(),
+        })
+    });
+    let callbacks = ledger.callbacks();
+    Json(json!({
+        "orders": orders.collect::<Vec<_>>(),
+        "calls": {
+            "token": ledger.token_requests(),
+            "login": ledger.logins(),
+            "download": ledger.calls(Endpoint::Download),
+            "status": ledger.polls(),
+        },
+        "logins": {
+            "accepted": ledger.logins_accepted,
+            "rejected": ledger.logins_rejected,
+            "rejected_in_a_row": ledger.rejected_in_a_row,
+            "locked": ledger.locked,
+        },
+        "callbacks": {
+            "sent": callbacks.sent,
+            "acknowledged": callbacks.acknowledged,
+            "refused": callbacks.refused.values().sum::<u64>(),
+            "broken": callbacks.broken,
+        },
+    }))
 }
 
-async fn inject(State(handle): State<Handle>, body: String) -> Done {
-    let NewFault { endpoint, when, answer, times } = read(&body)?;
+fn done(State(handle): State<Handle>, change: fn(&Handle)) -> StatusCode {
+    change(&handle);
+    StatusCode::NO_CONTENT
+}
+
+async fn inject(State(handle): State<Handle>, body: String) -> ControlResult {
+    let FaultBody { endpoint, when, answer, times } = read(&body)?;
     let what = answer.what()?;
     handle.inject(Fault { endpoint, when, what, times, request: None });
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn clear(State(handle): State<Handle>) -> StatusCode {
-    handle.clear_faults();
-    StatusCode::NO_CONTENT
-}
-
-async fn set_outcome(State(handle): State<Handle>, body: String) -> Done {
-    let OfOrders { outcome } = read(&body)?;
-    handle.set_outcome(outcome.map(Word::outcome));
+async fn set_result(State(handle): State<Handle>, body: String) -> ControlResult {
+    let ResultBody { outcome } = read(&body)?;
+    handle.set_result(outcome.map(DeviceResult::from));
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn finish(State(handle): State<Handle>, Path(id): Path<String>, body: String) -> Done {
-    let OfRequest { outcome, device } = read(&body)?;
-    let request = RequestId::parse(&id).map_err(|problem| bad(problem.to_string()))?;
-    let set = handle.try_finish(&request, device.as_deref(), outcome.outcome());
-    set.map_err(|missing| (StatusCode::NOT_FOUND, missing))?;
+async fn finish(
+    State(handle): State<Handle>,
+    Path(id): Path<String>,
+    body: String,
+) -> ControlResult {
+    let RequestResultBody { outcome, device } = read(&body)?;
+    let request = RequestId::parse(&id).map_err(|error| bad_request(&error))?;
+    let finished = handle.try_finish(&request, device.as_deref(), outcome.into());
+    finished.map_err(|missing| (StatusCode::NOT_FOUND, missing))?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn expire_bearer(State(handle): State<Handle>) -> StatusCode {
-    handle.expire_bearer();
-    StatusCode::NO_CONTENT
-}
-
-async fn expire_sessions(State(handle): State<Handle>) -> StatusCode {
-    handle.expire_sessions();
-    StatusCode::NO_CONTENT
-}
-
-async fn set_password(State(handle): State<Handle>, body: String) -> Done {
-    let NewPassword { password } = read(&body)?;
+async fn set_password(State(handle): State<Handle>, body: String) -> ControlResult {
+    let PasswordBody { password } = read(&body)?;
     handle.set_password(&password);
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn unlock(State(handle): State<Handle>) -> StatusCode {
-    handle.unlock();
-    StatusCode::NO_CONTENT
+/// Reads JSON. The content type does not matter, so that `curl -d` is enough.
+fn read<T: DeserializeOwned>(body: &str) -> Result<T, ControlError> {
+    serde_json::from_str(body).map_err(|error| bad_request(&error))
 }
 
-/// JSON whatever its content type, so that `curl -d` is enough.
-fn read<T: DeserializeOwned>(body: &str) -> Result<T, Refused> {
-    serde_json::from_str(body).map_err(|problem| bad(problem.to_string()))
+fn bad_request(problem: &impl ToString) -> ControlError {
+    (StatusCode::BAD_REQUEST, problem.to_string())
 }
 
-fn bad(problem: String) -> Refused {
-    (StatusCode::BAD_REQUEST, problem)
-}
-
-impl Answer {
-    fn what(self) -> Result<What, Refused> {
+impl FaultyAnswer {
+    fn what(self) -> Result<What, ControlError> {
         Ok(match self {
             Self::Status { code, body } => {
-                let status =
-                    StatusCode::from_u16(code).map_err(|problem| bad(problem.to_string()))?;
+                let status = StatusCode::from_u16(code).map_err(|error| bad_request(&error))?;
                 body.map_or_else(|| What::bare(status), |body| What::Json { status, body })
             }
             Self::Throttle { retry_after_seconds } => {
@@ -225,51 +215,5 @@ impl Answer {
             Self::Reset => What::Reset,
             Self::CutBody => What::CutBody,
         })
-    }
-}
-
-impl Word {
-    fn outcome(self) -> Outcome {
-        match self {
-            Self::Pending => Outcome::Pending,
-            Self::Success => Outcome::Success,
-            Self::Failed => Outcome::Failed,
-        }
-    }
-}
-
-impl Happened {
-    fn of(ledger: &Ledger) -> Self {
-        let name = |id: &crate::identity::Device| {
-            let id = if id.eid.is_empty() { &id.iccid } else { &id.eid };
-            id.as_str().to_owned()
-        };
-        let orders = ledger.orders.iter().map(|order| Ordered {
-            request_id: order.request_id.to_string(),
-            account: order.account.to_string(),
-            devices: order.devices.iter().map(name).collect(),
-        });
-        let callbacks = ledger.callbacks();
-        Self {
-            orders: orders.collect(),
-            calls: Calls {
-                token: ledger.token_requests(),
-                login: ledger.logins(),
-                download: ledger.calls(Endpoint::Download),
-                status: ledger.polls(),
-            },
-            logins: Logins {
-                accepted: ledger.logins_accepted,
-                rejected: ledger.logins_rejected,
-                rejected_in_a_row: ledger.strikes,
-                locked: ledger.locked,
-            },
-            callbacks: Callbacks {
-                sent: callbacks.sent,
-                acknowledged: callbacks.acknowledged,
-                refused: callbacks.refused.values().sum(),
-                broken: callbacks.broken,
-            },
-        }
     }
 }

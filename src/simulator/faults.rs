@@ -1,31 +1,35 @@
-//! What can go wrong on a call, before it has its effect or after.
+//! Faults of calls, before or after the effect of the call.
 //!
 //! A lost request and a lost answer are different faults: after the second, the order exists. A
-//! call meets at most one fault, the oldest injected for its endpoint. What a fault lets wait is
-//! done when the wait is over, also when the caller has gone by then.
+//! call meets at most one fault, the oldest for its endpoint. A delayed call is executed after the
+//! delay, even if the caller has gone away.
 
-mod spoil;
+mod answer;
 
 use std::time::Duration;
 
-use axum::{http::StatusCode, response::Response};
+use axum::{
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    connection::Cut,
-    refusal::{HTML, Refusal, Written},
+    connection::ConnectionCut,
+    error::{HTML, TextAnswer},
 };
 use crate::identity::RequestId;
 
-/// What a proxy says.
+/// A page of a proxy.
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sorry</title></head><body>Try again later.</body></html>";
 
 /// The fields of a refusal.
-const REFUSED: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound","errorMessage":"A device was not found.""#;
+const REFUSED: &str = "\"errorCode\":\"UnifiedWebService.REQUEST_FAILED.DeviceNotFound\",\
+    \"errorMessage\":\"A device was not found.\"";
 
-/// The calls the simulator knows.
+/// The calls that the simulator serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Endpoint {
@@ -40,13 +44,13 @@ pub enum Endpoint {
     DeregisterCallback,
 }
 
-/// Something that goes wrong on calls of one endpoint.
+/// A fault of the calls of one endpoint.
 #[derive(Debug, Clone)]
 pub struct Fault {
     pub endpoint: Endpoint,
     pub when: When,
     pub what: What,
-    /// How many calls meet it; `None`: all, until the faults are cleared.
+    /// The number of calls that meet it; `None`: all, until the faults are cleared.
     pub times: Option<u32>,
     /// Only status calls about this request meet it.
     pub request: Option<RequestId>,
@@ -55,23 +59,23 @@ pub struct Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
-    /// The call has no effect (once it waited, with [`What::Delay`] and [`What::Hold`], it has).
+    /// The call has no effect, except after [`What::Delay`] and [`What::Hold`].
     #[default]
     BeforeEffect,
-    /// The call has its effect, the answer suffers.
+    /// The call has its effect, and only its answer has the fault.
     AfterEffect,
 }
 
-/// Before the effect, an answer that suffers is an HTTP 500.
+/// A kind of fault. Before the effect, the answer that it changes is an HTTP 500.
 #[derive(Debug, Clone)]
 pub enum What {
-    /// This answer instead.
+    /// This answer.
     Status {
         status: StatusCode,
         content_type: &'static str,
         body: String,
     },
-    /// This JSON instead, in which `{id}` stands for the request id of the order.
+    /// This JSON, in which `{id}` stands for the request id of the order.
     Json {
         status: StatusCode,
         body: String,
@@ -84,7 +88,7 @@ pub enum What {
     Unavailable {
         retry_after: Option<u64>,
     },
-    /// HTTP 307 to another place.
+    /// HTTP 307.
     Redirect {
         location: String,
     },
@@ -94,17 +98,13 @@ pub enum What {
     Reset,
     /// Headers with the full `Content-Length`, half of the body, then the connection is cut.
     CutBody,
-    /// Half of the body, as if it were the whole.
+    /// Half of the body, with the `Content-Length` of a half.
     HalfBody,
-    /// Headers with the full `Content-Length`, then a byte of the body after each pause.
+    /// Headers with the full `Content-Length`, then one byte of the body after each pause.
     Trickle {
         pause: Duration,
     },
-    /// So much white space, which JSON allows, before the body.
-    Padded {
-        bytes: usize,
-    },
-    /// So many headers more, of a hundred bytes each.
+    /// More headers, of a hundred bytes each.
     Headers {
         count: usize,
     },
@@ -113,24 +113,24 @@ pub enum What {
     Hold(Gate),
 }
 
-/// Answers that users of ThingSpace met.
+/// Answers that users of ThingSpace saw.
 impl What {
-    /// HTTP 401: the bearer (of a token request, the key) is not valid.
+    /// HTTP 401: the bearer token (in a token request, the key) is not valid.
     pub fn invalid_credentials() -> Self {
-        Self::refusal(Refusal::invalid_credentials())
+        Self::error(TextAnswer::invalid_credentials())
     }
 
-    /// HTTP 403 in XML, which says 404.
+    /// HTTP 403 with XML that says 404.
     pub fn wrong_authentication() -> Self {
-        Self::refusal(Refusal::wrong_authentication())
+        Self::error(TextAnswer::wrong_authentication())
     }
 
-    /// This status, in JSON as the pages of the eSIM calls have it.
+    /// This status, with the JSON of the eSIM calls.
     pub fn failed(status: StatusCode) -> Self {
-        Self::refusal(Refusal::http(status, "The request could not be processed"))
+        Self::error(TextAnswer::http(status, "The request could not be processed"))
     }
 
-    /// A page of HTML, as from a proxy.
+    /// A page of HTML, as of a proxy.
     pub fn page(status: StatusCode) -> Self {
         Self::Status { status, content_type: HTML, body: PAGE.to_owned() }
     }
@@ -140,19 +140,18 @@ impl What {
         Self::Status { status, content_type: "", body: String::new() }
     }
 
-    /// HTTP 400 with a refusal, and beside it the order's request id in a field of this name.
+    /// HTTP 400 with a refusal and, in a field of this name, the request id of the order.
     pub fn refused_with_id(name: &str) -> Self {
         Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"{name}":"{{id}}"}}"#))
     }
 
-    /// HTTP 400 with a refusal, and another envelope that says that the API manager lost its
+    /// HTTP 400 with a refusal, and a second envelope that says that the API manager lost its
     /// connection.
     pub fn two_envelopes() -> Self {
         Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"fault":{{"code":"101503"}}}}"#))
     }
 
-    /// HTTP 200 with this JSON as the request id: a number, a boolean, a word, or the id of another
-    /// order.
+    /// HTTP 200 with this JSON as the request id.
     pub fn request_id(json: &str) -> Self {
         Self::json(StatusCode::OK, format!(r#"{{"requestId":{json}}}"#))
     }
@@ -161,8 +160,8 @@ impl What {
         Self::Json { status, body }
     }
 
-    fn refusal(refusal: Refusal) -> Self {
-        let Written { status, content_type, body } = refusal.written(false);
+    fn error(error: TextAnswer) -> Self {
+        let TextAnswer { status, content_type, text: body } = error;
         Self::Status { status, content_type, body }
     }
 }
@@ -176,13 +175,13 @@ impl Fault {
         Self { endpoint, when, what, times: None, request: None }
     }
 
-    /// Only status calls about this request meet it.
+    /// Limits the fault to status calls about this request.
     pub fn about(self, request: &RequestId) -> Self {
         Self { request: Some(request.clone()), ..self }
     }
 }
 
-/// Holds calls back until it is opened. It stays open.
+/// Holds calls until it is opened. It stays open.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(CancellationToken);
 
@@ -196,7 +195,7 @@ impl Gate {
     }
 }
 
-/// The faults injected and not used up, oldest first.
+/// The faults that are left, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Vec<Fault>);
 
@@ -233,25 +232,23 @@ impl Faults {
     }
 }
 
-/// A call with its fault, if it met one.
-pub(super) async fn suffer(
+/// Executes a call with its fault.
+pub(super) async fn execute(
     fault: Option<(When, What)>,
-    cut: &Cut,
+    cut: &ConnectionCut,
     effect: impl FnOnce() -> Response,
 ) -> Response {
     match fault {
         None => effect(),
-        Some((When::AfterEffect, what)) => what.spoil(effect(), cut).await,
+        Some((When::AfterEffect, what)) => what.change(effect(), cut).await,
         Some((When::BeforeEffect, what @ (What::Delay(_) | What::Hold(_)))) => {
-            what.spoil(Response::default(), cut).await;
+            what.change(Response::default(), cut).await;
             effect()
         }
         Some((When::BeforeEffect, what)) => {
-            what.spoil(
-                Refusal::http(StatusCode::INTERNAL_SERVER_ERROR, "nothing was done").respond(false),
-                cut,
-            )
-            .await
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            let answer = TextAnswer::http(status, "nothing was done");
+            what.change(answer.into_response(), cut).await
         }
     }
 }

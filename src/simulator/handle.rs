@@ -1,4 +1,4 @@
-//! The poking and reading side.
+//! Controls and reads the simulator from tests in Rust.
 
 use std::{
     sync::Arc,
@@ -7,39 +7,37 @@ use std::{
 
 use tokio::time;
 
-use uuid::Uuid;
-
 use super::{
-    CallbackShape, Registered, Sequence, Shape,
-    callbacks::{Callback, Errand, SERVICE},
+    CallbackShape, DeviceResult, Sequence, Shape, SimulatedRegistration,
+    callbacks::{Delivery, SERVICE, SimulatedCallback},
     faults::Fault,
     ledger::Ledger,
-    requests::{Outcome, Request},
-    state::Shared,
+    requests::SimulatedRequest,
+    state::SimulatorShared,
 };
-use crate::identity::{AccountName, Device, Digits, RequestId};
+use crate::identity::{AccountName, Device, RequestId};
 
-/// Changes what the simulator does next and reads what it did. Naming a request or a device that
-/// does not exist is a mistake in the test and panics.
+/// Changes what the simulator does next and reads what it did. An unknown request or device is a
+/// mistake in the test, and panics.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    shared: Arc<Shared>,
+    shared: Arc<SimulatorShared>,
 }
 
 impl Handle {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<SimulatorShared>) -> Self {
         Self { shared }
     }
 
-    /// What happened so far.
+    /// Returns everything that happened.
     pub fn ledger(&self) -> Ledger {
         let mut state = self.shared.lock();
-        state.sweep(&self.shared.options, Instant::now());
+        state.expire_old_sessions(&self.shared.options, Instant::now());
         state.ledger.clone()
     }
 
-    /// Waits until the ledger is so, looking at every change; panics at the deadline. The passing
-    /// of time alone (a session that expires unused) is no change.
+    /// Waits until the ledger satisfies a condition, which is checked at every change. Panics at
+    /// the deadline. That time passes, so that a session expires, is no change.
     #[track_caller]
     pub fn wait_until(
         &self,
@@ -49,10 +47,10 @@ impl Handle {
         let caller = std::panic::Location::caller();
         async move {
             let mut changes = self.shared.changes();
-            let look = || Some(&self.shared.lock().ledger).filter(|ledger| holds(ledger)).cloned();
+            let check = || Some(&self.shared.lock().ledger).filter(|ledger| holds(ledger)).cloned();
             let wait = async {
                 loop {
-                    if let Some(ledger) = look() {
+                    if let Some(ledger) = check() {
                         return ledger;
                     }
                     changes.changed().await.expect("the sender lives as long as this handle");
@@ -65,59 +63,63 @@ impl Handle {
         }
     }
 
-    /// Sets one device, named by its EID or ICCID.
+    /// Sets the result of one device, named by its EID or ICCID.
     #[track_caller]
-    pub fn finish(&self, request: &RequestId, id: &str, outcome: Outcome) {
-        self.try_finish(request, Some(id), outcome).unwrap_or_else(|missing| panic!("{missing}"));
+    pub fn finish(&self, request: &RequestId, id: &str, result: DeviceResult) {
+        self.try_finish(request, Some(id), result).unwrap_or_else(|missing| panic!("{missing}"));
     }
 
-    /// Sets all devices of a request.
+    /// Sets the result of all devices of a request.
     #[track_caller]
-    pub fn finish_all(&self, request: &RequestId, outcome: Outcome) {
-        self.try_finish(request, None, outcome).unwrap_or_else(|missing| panic!("{missing}"));
+    pub fn finish_all(&self, request: &RequestId, result: DeviceResult) {
+        self.try_finish(request, None, result).unwrap_or_else(|missing| panic!("{missing}"));
     }
 
-    /// Sets one device (`None`: all) of a request; an error says what does not exist.
+    /// Sets the result of one device (`None`: all) of a request. An error says what is unknown.
     pub(super) fn try_finish(
         &self,
         request: &RequestId,
         device: Option<&str>,
-        outcome: Outcome,
+        result: DeviceResult,
     ) -> Result<(), String> {
         let mode = self.shared.options.mode;
         self.shared.update(|state| {
             let Some(known) = state.requests.get_mut(request) else {
                 return Err(format!("the simulator has no request {request}"));
             };
-            let news = match device {
+            let changed = match device {
                 Some(id) => known
-                    .finish(id, outcome, mode)
+                    .finish(id, result, mode)
                     .ok_or_else(|| format!("request {request} has no device {id}"))?,
-                None => known.finish_all(outcome, mode),
+                None => known.finish_all(result, mode),
             };
-            state.tell(request, news.into_iter().map(|device| (device, outcome)));
+            state.call_back(request, changed.into_iter().map(|device| (device, result)));
             Ok(())
         })
     }
 
-    /// What becomes of the devices of orders from now on; `None`: the mode decides.
-    pub(super) fn set_outcome(&self, outcome: Option<Outcome>) {
-        self.shared.update(|state| state.outcome = outcome);
+    /// Sets the result of the devices of later orders; `None`: the mode decides.
+    pub(super) fn set_result(&self, result: Option<DeviceResult>) {
+        self.shared.update(|state| state.result = result);
     }
 
-    /// Sets the overall status, whatever the devices say; `None`: it follows from them again.
+    /// Sets the overall status; `None`: it follows from the devices again.
     #[track_caller]
     pub fn set_overall(&self, request: &RequestId, word: Option<&'static str>) {
-        self.request(request, |r| r.overall = word);
+        self.with_request(request, |request| request.overall = word);
     }
 
     #[track_caller]
-    fn request<T>(&self, id: &RequestId, change: impl FnOnce(&mut Request) -> T) -> T {
+    fn with_request<T>(
+        &self,
+        id: &RequestId,
+        change: impl FnOnce(&mut SimulatedRequest) -> T,
+    ) -> T {
         let outcome = self.shared.update(|state| state.requests.get_mut(id).map(change));
         outcome.unwrap_or_else(|| panic!("the simulator has no request {id}"))
     }
 
-    /// A request made elsewhere. It is in no ledger of orders.
+    /// Adds an external request. It is not in the ledger's orders.
     pub fn add_request(
         &self,
         account: AccountName,
@@ -127,7 +129,7 @@ impl Handle {
         self.shared.update(|state| state.begin(account, devices, Instant::now()))
     }
 
-    /// The next request, made here or elsewhere, has this id.
+    /// Chooses the id of the next request.
     pub fn set_next_id(&self, id: RequestId) {
         self.shared.update(|state| state.next_id = Some(id));
     }
@@ -136,7 +138,7 @@ impl Handle {
         self.shared.update(|state| state.faults.add(fault));
     }
 
-    /// Forgets the faults that were not met. Calls that wait in one go on waiting.
+    /// Removes the faults that no call has met. Calls that wait in one still wait.
     pub fn clear_faults(&self) {
         self.shared.update(|state| state.faults.clear());
     }
@@ -149,64 +151,48 @@ impl Handle {
         self.shared.update(|state| state.callbacks.shape = shape);
     }
 
-    /// Callbacks wait from now on, but for those of [`Handle::deliver`] and
-    /// [`Handle::deliver_foreign`].
+    /// Holds callbacks from now on, except those of [`Handle::deliver`].
     pub fn hold_callbacks(&self) {
         self.shared.update(|state| state.callbacks.hold());
     }
 
-    /// Those that wait set off, and no more wait.
+    /// Sends the held callbacks, and holds no more.
     pub fn release_callbacks(&self, sequence: Sequence) {
         self.shared.update(|state| state.callbacks.release(sequence));
     }
 
-    /// One callback for one device, named by its EID or ICCID, whatever the status endpoint says.
+    /// Sends a callback for one device, named by its EID or ICCID, whatever its result is.
     #[track_caller]
-    pub fn deliver(&self, request: &RequestId, id: &str, outcome: Outcome, shape: CallbackShape) {
-        let device = self
-            .request(request, |r| r.device(id).map(|device| (r.account.clone(), device.clone())));
+    pub fn deliver(
+        &self,
+        request: &RequestId,
+        id: &str,
+        result: DeviceResult,
+        shape: CallbackShape,
+    ) {
         let (account, device) =
-            device.unwrap_or_else(|| panic!("request {request} has no device {id}"));
-        let callback = Callback { account, request: request.clone(), device, outcome, shape };
-        self.shared.lock().callbacks.send(Errand::Deliver(callback));
+            self.with_request(request, |known| (known.account.clone(), known.device(id).cloned()));
+        let device = device.unwrap_or_else(|| panic!("request {request} has no device {id}"));
+        let request = request.clone();
+        let callback = SimulatedCallback { account, request, device, result, shape };
+        self.shared.lock().callbacks.send(Delivery::Callback(callback));
     }
 
-    /// Results of as many requests that nobody here knows, each with a device of its own.
-    pub fn deliver_foreign(&self, account: &AccountName, count: usize) -> Vec<RequestId> {
-        let state = self.shared.lock();
-        let ids = (0..count).map(|_| {
-            let id = Uuid::new_v4();
-            let request =
-                RequestId::parse(&id.to_string()).expect("a UUID has the shape of a request id");
-            let eid = Digits::new(&format!("{:032}", id.as_u128() % 10_u128.pow(32)));
-            let callback = Callback {
-                account: account.clone(),
-                request: request.clone(),
-                device: Device { eid, ..Device::default() },
-                outcome: Outcome::Success,
-                shape: state.callbacks.shape,
-            };
-            state.callbacks.send(Errand::Deliver(callback));
-            request
-        });
-        ids.collect()
-    }
-
-    /// What is registered for the results of profiles.
-    pub fn registered(&self, account: &AccountName) -> Option<Registered> {
+    /// Returns the registration for the results of profiles.
+    pub fn registered(&self, account: &AccountName) -> Option<SimulatedRegistration> {
         self.shared.lock().callbacks.of(account, SERVICE).cloned()
     }
 
-    /// Somebody registers for the results of profiles, in place of whoever did.
-    pub fn register(&self, account: &AccountName, registered: Registered) {
+    /// Replaces the registration for the results of profiles.
+    pub fn register(&self, account: &AccountName, registration: SimulatedRegistration) {
         let old_pair = self.shared.options.callbacks.old_pair;
         self.shared.update(|state| {
             state.callbacks.remove(account, SERVICE);
-            state.callbacks.put(account, SERVICE, registered, old_pair);
+            state.callbacks.put(account, SERVICE, registration, old_pair);
         });
     }
 
-    /// The registration for the results of profiles is gone.
+    /// Removes the registration for the results of profiles.
     pub fn forget_registration(&self, account: &AccountName) {
         self.shared.update(|state| state.callbacks.remove(account, SERVICE));
     }
@@ -219,11 +205,11 @@ impl Handle {
         self.shared.update(|state| state.tokens.expire_sessions(&mut state.ledger));
     }
 
-    /// What only Verizon's support can do.
+    /// Unlocks the user, as only Verizon's support can.
     pub fn unlock(&self) {
         self.shared.update(|state| {
             state.ledger.locked = false;
-            state.ledger.strikes = 0;
+            state.ledger.rejected_in_a_row = 0;
         });
     }
 

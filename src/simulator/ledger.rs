@@ -1,4 +1,4 @@
-//! What really happened upstream.
+//! The record of everything that happened upstream.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,25 +10,25 @@ use std::{
 use super::faults::Endpoint;
 use crate::identity::{AccountName, Device, RequestId};
 
-/// Calls to places that do not exist that are remembered by path; more are counted only.
-const UNEXPECTED: usize = 100;
+/// Calls of unknown paths that are remembered.
+const MAX_UNEXPECTED: usize = 100;
 
-/// Counts and lists since the simulator began. A call counts when it has arrived whole, whatever
-/// becomes of it.
+/// Counts and lists since the start. A call counts when it has arrived as a whole, whatever its
+/// outcome.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// Tokens made. A token handed out again is no new one.
+    /// Bearer tokens. One that is returned again does not count.
     pub mints: u64,
     pub logins_accepted: u64,
     pub logins_rejected: u64,
-    /// Rejections of the user since the last accepted login.
-    pub strikes: u32,
+    /// Rejected logins of the user since the last accepted one.
+    pub rejected_in_a_row: u32,
     pub locked: bool,
-    /// Sessions that were over before they were logged out.
+    /// Sessions that ended without a logout.
     pub session_expiries: u64,
     /// In the order in which they were accepted.
     pub orders: Vec<PlacedOrder>,
-    /// Calls to nowhere, as `METHOD path`.
+    /// Calls of unknown paths, as `METHOD path`.
     pub unexpected: Vec<String>,
     calls: BTreeMap<Endpoint, u64>,
     in_flight: BTreeMap<Endpoint, u64>,
@@ -38,7 +38,7 @@ pub struct Ledger {
     callbacks_of: HashMap<RequestId, Attempts>,
 }
 
-/// Callbacks that were sent, each attempt of its own, and how they were answered.
+/// The attempts to send callbacks, and their answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempts {
     pub sent: u64,
@@ -46,7 +46,7 @@ pub struct Attempts {
     pub acknowledged: u64,
     /// By status.
     pub refused: BTreeMap<u16, u64>,
-    /// No answer.
+    /// Without an answer.
     pub broken: u64,
 }
 
@@ -91,7 +91,7 @@ impl Ledger {
         self.polls.get(request).copied().unwrap_or(0)
     }
 
-    /// Attempts to call back, for whatever request.
+    /// The attempts to send callbacks, of all requests.
     pub fn callbacks(&self) -> &Attempts {
         &self.callbacks
     }
@@ -100,18 +100,17 @@ impl Ledger {
         self.callbacks_of.get(request).cloned().unwrap_or_default()
     }
 
-    /// Calls that have arrived and have no answer yet. A caller that went away does not end its
-    /// call.
+    /// Calls that have arrived and have no answer yet. They go on when their caller goes away.
     pub fn in_flight(&self, endpoint: Endpoint) -> u64 {
         self.in_flight.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// The most there ever were in flight at once.
+    /// The most calls that were in flight at once.
     pub fn peak(&self, endpoint: Endpoint) -> u64 {
         self.peaks.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// In how many orders the device with this EID is. More than one: it was ordered twice.
+    /// The number of orders for the device with this EID.
     pub fn times_ordered(&self, eid: &str) -> usize {
         let has =
             |order: &&PlacedOrder| order.devices.iter().any(|device| device.eid.as_str() == eid);
@@ -144,8 +143,8 @@ impl Ledger {
         self.callbacks_of.entry(request.clone()).or_default().answered(status);
     }
 
-    pub(super) fn lost(&mut self, call: String) {
-        if self.unexpected.len() < UNEXPECTED {
+    pub(super) fn unexpected(&mut self, call: String) {
+        if self.unexpected.len() < MAX_UNEXPECTED {
             self.unexpected.push(call);
         }
     }

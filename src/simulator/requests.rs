@@ -1,4 +1,4 @@
-//! Requests and how their devices get on.
+//! Requests and the results of their devices.
 
 use std::{cell::OnceCell, collections::HashMap, sync::Arc, time::Instant};
 
@@ -8,115 +8,106 @@ use crate::identity::{AccountName, Device, Digits};
 /// When devices finish by themselves, in multiples of [`Mode::Auto`]'s time.
 pub(super) const TIMES: [u32; 4] = [1, 2, 4, 10];
 
-/// How far a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DeviceResult {
     Pending,
     Success,
     Failed,
-    /// This word, as it is.
+    /// Any other word.
     Word(&'static str),
 }
 
-pub(super) struct Request {
+pub(super) struct SimulatedRequest {
     pub(super) account: AccountName,
     pub(super) devices: Arc<[Device]>,
     pub(super) begun: Instant,
-    /// The overall status, if it was set by hand.
+    /// The overall status, if a test set it.
     pub(super) overall: Option<&'static str>,
-    all: Option<Outcome>,
-    /// By EID or ICCID; beats `all`.
-    each: HashMap<Digits, Outcome>,
-    /// Where each device is, by EID and ICCID.
-    known: OnceCell<HashMap<Digits, usize>>,
+    all: Option<DeviceResult>,
+    /// By EID or ICCID; takes precedence over `all`.
+    each: HashMap<Digits, DeviceResult>,
+    /// The index of each device, by EID and ICCID.
+    indices: OnceCell<HashMap<Digits, usize>>,
 }
 
-impl Request {
+impl SimulatedRequest {
     pub(super) fn new(account: AccountName, devices: Arc<[Device]>, begun: Instant) -> Self {
-        Self {
-            account,
-            devices,
-            begun,
-            overall: None,
-            all: None,
-            each: HashMap::new(),
-            known: OnceCell::new(),
-        }
+        let (overall, all, each, indices) = Default::default();
+        Self { account, devices, begun, overall, all, each, indices }
     }
 
-    /// Sets a device, and gives it back if that is news; `None`: there is no such device.
-    pub(super) fn finish(&mut self, id: &str, outcome: Outcome, mode: Mode) -> Option<Vec<Device>> {
-        let device = self.devices[self.place(id)?].clone();
-        let news = self.outcome(&device, mode, Instant::now()) != outcome;
-        self.each.insert(Digits::new(id), outcome);
-        Some(if news { vec![device] } else { Vec::new() })
+    /// Sets the result of a device. Returns the device if its result changed, and `None` if there
+    /// is no such device.
+    pub(super) fn finish(
+        &mut self,
+        id: &str,
+        result: DeviceResult,
+        mode: Mode,
+    ) -> Option<Vec<Device>> {
+        let device = self.device(id)?.clone();
+        let changed = self.result(&device, mode, Instant::now()) != result;
+        self.each.insert(Digits::new(id), result);
+        Some(if changed { vec![device] } else { Vec::new() })
     }
 
-    /// Sets all devices, and gives back those of which that is news.
-    pub(super) fn finish_all(&mut self, outcome: Outcome, mode: Mode) -> Vec<Device> {
-        let before = self.outcomes(mode, Instant::now());
+    /// Sets the result of all devices. Returns those whose result changed.
+    pub(super) fn finish_all(&mut self, result: DeviceResult, mode: Mode) -> Vec<Device> {
+        let before = self.results(mode, Instant::now());
         self.each.clear();
-        self.all = Some(outcome);
-        let news = self.devices.iter().zip(before).filter(|(_, before)| *before != outcome);
-        news.map(|(device, _)| device.clone()).collect()
+        self.all = Some(result);
+        let changed = self.devices.iter().zip(before).filter(|(_, before)| *before != result);
+        changed.map(|(device, _)| device.clone()).collect()
     }
 
-    /// Where the device with this EID or ICCID is.
-    fn place(&self, id: &str) -> Option<usize> {
-        let places = || {
-            let ids = |(place, device): (usize, &Device)| {
-                [(device.eid.clone(), place), (device.iccid.clone(), place)]
+    /// Returns the device with this EID or ICCID.
+    pub(super) fn device(&self, id: &str) -> Option<&Device> {
+        let indices = || {
+            let ids = |(index, device): (usize, &Device)| {
+                [(device.eid.clone(), index), (device.iccid.clone(), index)]
             };
             self.devices.iter().enumerate().flat_map(ids).collect()
         };
-        let id = Digits::new(id);
-        if id.is_empty() { None } else { self.known.get_or_init(places).get(&id).copied() }
+        let id = Some(Digits::new(id)).filter(|id| !id.is_empty())?;
+        self.indices.get_or_init(indices).get(&id).map(|index| &self.devices[*index])
     }
 
-    pub(super) fn device(&self, id: &str) -> Option<&Device> {
-        self.place(id).map(|place| &self.devices[place])
-    }
-
-    /// The devices that finish by themselves at this multiple of the time, and how.
-    pub(super) fn due(&self, times: u32) -> Vec<(Device, Outcome)> {
-        let fates = self
-            .devices
-            .iter()
-            .filter(|device| self.poked(device).is_none())
-            .map(|device| (device, fate(device)));
-        fates
-            .filter(|(_, (t, _))| *t == times)
-            .map(|(device, (_, outcome))| (device.clone(), outcome))
+    /// Returns the devices that finish by themselves at this multiple of the time.
+    pub(super) fn due(&self, times: u32) -> Vec<(Device, DeviceResult)> {
+        let by_themselves = self.devices.iter().filter(|device| self.set(device).is_none());
+        by_themselves
+            .map(|device| (device, automatic(device)))
+            .filter(|(_, (at, _))| *at == times)
+            .map(|(device, (_, result))| (device.clone(), result))
             .collect()
     }
 
-    pub(super) fn outcomes(&self, mode: Mode, now: Instant) -> Vec<Outcome> {
-        self.devices.iter().map(|device| self.outcome(device, mode, now)).collect()
+    pub(super) fn results(&self, mode: Mode, now: Instant) -> Vec<DeviceResult> {
+        self.devices.iter().map(|device| self.result(device, mode, now)).collect()
     }
 
-    fn outcome(&self, device: &Device, mode: Mode, now: Instant) -> Outcome {
-        self.poked(device).unwrap_or_else(|| self.by_itself(device, mode, now))
+    fn result(&self, device: &Device, mode: Mode, now: Instant) -> DeviceResult {
+        if let Some(set) = self.set(device) {
+            return set;
+        }
+        let Mode::Auto { after } = mode else { return DeviceResult::Pending };
+        let (times, result) = automatic(device);
+        if now.duration_since(self.begun) < after * times { DeviceResult::Pending } else { result }
     }
 
-    fn poked(&self, device: &Device) -> Option<Outcome> {
+    /// Returns the result that a test set.
+    fn set(&self, device: &Device) -> Option<DeviceResult> {
         self.each.get(&device.eid).or_else(|| self.each.get(&device.iccid)).copied().or(self.all)
-    }
-
-    fn by_itself(&self, device: &Device, mode: Mode, now: Instant) -> Outcome {
-        let Mode::Auto { after } = mode else { return Outcome::Pending };
-        let (times, outcome) = fate(device);
-        if now.duration_since(self.begun) < after * times { Outcome::Pending } else { outcome }
     }
 }
 
-/// After how many times the time, and how.
-fn fate(device: &Device) -> (u32, Outcome) {
+/// Returns when a device finishes by itself, in multiples of the time, and its result.
+fn automatic(device: &Device) -> (u32, DeviceResult) {
     let id = if device.iccid.is_empty() { &device.eid } else { &device.iccid };
     match id.as_str().as_bytes().last() {
-        Some(b'8') => (1, Outcome::Failed),
-        Some(b'5' | b'6') => (2, Outcome::Success),
-        Some(b'7') => (4, Outcome::Success),
-        Some(b'9') => (10, Outcome::Success),
-        _ => (1, Outcome::Success),
+        Some(b'8') => (1, DeviceResult::Failed),
+        Some(b'5' | b'6') => (2, DeviceResult::Success),
+        Some(b'7') => (4, DeviceResult::Success),
+        Some(b'9') => (10, DeviceResult::Success),
+        _ => (1, DeviceResult::Success),
     }
 }

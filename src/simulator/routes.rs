@@ -1,7 +1,7 @@
 //! The endpoints.
 //!
-//! A call that has arrived whole is carried through in a task of its own, as in any real service: a
-//! caller that goes away stops nothing.
+//! A call that has arrived as a whole is executed in a task of its own, so that it goes on when its
+//! caller goes away.
 
 use std::{sync::Arc, time::Instant};
 
@@ -9,7 +9,7 @@ use axum::{
     Router,
     body::to_bytes,
     extract::{ConnectInfo, Request, State},
-    http::{HeaderMap, Method, StatusCode, header, request::Parts},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -17,36 +17,38 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Options, callbacks,
-    connection::Cut,
+    Options,
+    connection::ConnectionCut,
+    error::{JSON, TextAnswer},
     faults::{self, Endpoint},
     order,
-    refusal::{JSON, Refusal},
-    state::Shared,
+    state::SimulatorShared,
 };
 use crate::identity::{AccountName, RequestId};
 
-/// A request's body.
-const BODY_BYTES: usize = 16 << 20;
+type EndpointResult = Result<Response, TextAnswer>;
+
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 16 << 20;
 
 #[derive(Clone)]
-struct Serving {
-    shared: Arc<Shared>,
+struct RouterState {
+    shared: Arc<SimulatorShared>,
     stop: CancellationToken,
 }
 
-struct Call {
+struct SimulatedCall {
     parts: Parts,
     body: Bytes,
 }
 
-pub(super) fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
+pub(super) fn router(shared: Arc<SimulatorShared>, stop: CancellationToken) -> Router {
     let to = |endpoint| {
-        move |serving: State<Serving>, request: Request| call(serving, endpoint, request)
+        move |state: State<RouterState>, request: Request| call(state, endpoint, request)
     };
     Router::new()
         .route("/api/ts/v1/oauth2/token", post(to(Endpoint::Token)))
@@ -66,49 +68,52 @@ pub(super) fn router(shared: Arc<Shared>, stop: CancellationToken) -> Router {
             "/api/m2m/v1/callbacks/{account}/name/{service}",
             delete(to(Endpoint::DeregisterCallback)),
         )
-        .fallback(nowhere)
-        .method_not_allowed_fallback(nowhere)
-        .with_state(Serving { shared, stop })
+        .fallback(unexpected)
+        .method_not_allowed_fallback(unexpected)
+        .with_state(RouterState { shared, stop })
 }
 
-async fn nowhere(State(Serving { shared, .. }): State<Serving>, request: Request) -> Response {
+async fn unexpected(
+    State(RouterState { shared, .. }): State<RouterState>,
+    request: Request,
+) -> Response {
     let path = request.uri().path();
-    shared.update(|state| state.ledger.lost(format!("{} {path}", request.method())));
+    shared.update(|state| state.ledger.unexpected(format!("{} {path}", request.method())));
     let known = ["/api/m2m/v1/", "/api/m2m/v2/", "/api/ts/v1/"]
         .iter()
         .any(|context| path.starts_with(context));
-    let refusal = if known { Refusal::no_resource(path) } else { Refusal::not_available() };
-    refusal.respond(shared.options.numeric_codes)
+    let error = if known { TextAnswer::no_resource(path) } else { TextAnswer::not_available() };
+    error.into_response()
 }
 
 async fn call(
-    State(Serving { shared, stop }): State<Serving>,
+    State(RouterState { shared, stop }): State<RouterState>,
     endpoint: Endpoint,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let Ok(body) = to_bytes(body, BODY_BYTES).await else {
+    let Ok(body) = to_bytes(body, MAX_BODY).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
     let ConnectInfo(cut) = parts
         .extensions
-        .get::<ConnectInfo<Cut>>()
+        .get::<ConnectInfo<ConnectionCut>>()
         .cloned()
         .expect("the router is served with connect info");
-    let call = Call { parts, body };
-    let carried = tokio::spawn(stop.run_until_cancelled_owned(async move {
+    let call = SimulatedCall { parts, body };
+    let executed = tokio::spawn(stop.run_until_cancelled_owned(async move {
         let fault = shared.update(|state| {
             state.ledger.arrived(endpoint);
-            let asked =
+            let polled =
                 (endpoint == Endpoint::Status).then(|| request_id(call.target().1)).flatten();
-            let fault = state.faults.take(endpoint, asked.as_ref());
-            if let Some(id) = asked {
+            let fault = state.faults.take(endpoint, polled.as_ref());
+            if let Some(id) = polled {
                 state.ledger.polled(id);
             }
             fault
         });
         let effect = || {
-            let outcome = match endpoint {
+            let answer = match endpoint {
                 Endpoint::Token => token(&shared, &call),
                 Endpoint::Revoke => revoke(&shared, &call),
                 Endpoint::Login => login(&shared, &call),
@@ -119,83 +124,82 @@ async fn call(
                 Endpoint::RegisterCallback => register_callback(&shared, &call),
                 Endpoint::DeregisterCallback => deregister_callback(&shared, &call),
             };
-            outcome.unwrap_or_else(|refusal| refusal.respond(shared.options.numeric_codes))
+            answer.unwrap_or_else(TextAnswer::into_response)
         };
-        let answer = faults::suffer(fault, &cut, effect).await;
+        let answer = faults::execute(fault, &cut, effect).await;
         shared.update(|state| state.ledger.answered(endpoint));
         answer
     }));
-    match carried.await {
+    match executed.await {
         Ok(Some(answer)) => answer,
-        // Stopped, and the connection with it, or a panic, which has been printed.
+        // The simulator stopped, or a panic was printed.
         Ok(None) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
 
-fn token(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn token(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     call.check_application(&shared.options)?;
     if call.form("grant_type") != Some("client_credentials") {
-        return Err(Refusal::oauth("invalid_request", "Missing grant_type parameter value"));
+        return Err(TextAnswer::oauth("invalid_request", "Missing grant_type parameter value"));
     }
     let lifetime = shared.options.bearer_lifetime;
     let (text, left) =
         shared.update(|state| state.tokens.issue(lifetime, &mut state.ledger, Instant::now()));
     let expires_in = if shared.options.expires_in_counts_down { left } else { lifetime };
-    Ok(written(&json!({
-        "access_token": text, "scope": "default", "token_type": "Bearer", "expires_in": expires_in.as_secs(),
+    Ok(ok(&json!({
+        "access_token": text, "scope": "default", "token_type": "Bearer",
+        "expires_in": expires_in.as_secs(),
     })))
 }
 
-fn revoke(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn revoke(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     call.check_application(&shared.options)?;
     let text = call
         .form("token")
-        .ok_or(Refusal::oauth("invalid_request", "Missing token parameter value"))?;
+        .ok_or(TextAnswer::oauth("invalid_request", "Missing token parameter value"))?;
     shared.update(|state| state.tokens.revoke(text));
     Ok([("RevokedAccessToken", text)].into_response())
 }
 
 #[derive(Deserialize)]
-struct Credentials {
+struct LoginBody {
     username: String,
     password: String,
 }
 
-fn login(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn login(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     call.check_bearer(shared)?;
     call.check_content_type()?;
-    let Credentials { username, password } = serde_json::from_slice(&call.body)
-        .map_err(|_| Refusal::uws("DeserializationFailed", "The request could not be read."))?;
+    let LoginBody { username, password } =
+        serde_json::from_slice(&call.body).map_err(|_| TextAnswer::unreadable())?;
     let session = shared.update(|state| {
         let now = Instant::now();
-        state.sweep(&shared.options, now);
+        state.expire_old_sessions(&shared.options, now);
         state.tokens.log_in(&username, &password, &shared.options, &mut state.ledger, now)
     })?;
-    Ok(written(&json!({"sessionToken": session})))
+    Ok(ok(&json!({"sessionToken": session})))
 }
 
-fn logout(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
-    call.check_both(shared)?;
+fn logout(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
+    call.check_tokens(shared)?;
     let session = call.session().unwrap_or_default();
     shared.update(|state| state.tokens.log_out(session));
-    Ok(written(&json!({"sessionToken": session})))
+    Ok(ok(&json!({"sessionToken": session})))
 }
 
-fn download(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
-    call.check_both(shared)?;
-    call.check_content_type()?;
+fn download(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
+    call.check(shared)?;
     let order = order::read(&call.body, &shared.options)?;
     let id = shared
         .update(|s| s.place(order.account, order.devices, order.service_plan, Instant::now()));
-    Ok(written(&json!({"requestId": id.as_str()})))
+    Ok(ok(&json!({"requestId": id.as_str()})))
 }
 
-fn status(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
-    call.check_both(shared)?;
-    call.check_content_type()?;
+fn status(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
+    call.check(shared)?;
     let (account, request) = call.target();
     let account = order::account(account, &shared.options)?;
-    let unknown = || Refusal::http(StatusCode::NOT_FOUND, "The request was not found");
+    let unknown = || TextAnswer::http(StatusCode::NOT_FOUND, "The request was not found");
     let id = request_id(request).ok_or_else(unknown)?;
     let now = Instant::now();
     let state = shared.lock();
@@ -203,35 +207,35 @@ fn status(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
     let request = state.requests.get(&id).filter(|r| r.account == account && readable(r.begun));
     let request = request.ok_or_else(unknown)?;
     let (shape, overall, devices) = (state.shape, request.overall, Arc::clone(&request.devices));
-    let outcomes = request.outcomes(shared.options.mode, now);
+    let results = request.results(shared.options.mode, now);
     drop(state);
-    let body = shape.write(id.as_str(), overall, &devices, &outcomes);
+    let body = shape.write(id.as_str(), overall, &devices, &results);
     Ok(([(header::CONTENT_TYPE, JSON)], body).into_response())
 }
 
-fn list_callbacks(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn list_callbacks(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     let account = callback_account(shared, call)?;
-    Ok(written(&callbacks::list(&shared.lock().callbacks, &account, &shared.options.callbacks)))
+    Ok(ok(&shared.lock().callbacks.list(&account, &shared.options.callbacks)))
 }
 
-fn register_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn register_callback(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     let account = callback_account(shared, call)?;
-    let answer = shared
-        .update(|s| callbacks::register(&mut s.callbacks, &account, &call.body, &shared.options));
-    Ok(written(&answer?))
+    let answer =
+        shared.update(|state| state.callbacks.register(&account, &call.body, &shared.options));
+    Ok(ok(&answer?))
 }
 
-fn deregister_callback(shared: &Shared, call: &Call) -> Result<Response, Refusal> {
+fn deregister_callback(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     let account = callback_account(shared, call)?;
     let service = call.target().1;
-    Ok(written(
-        &shared.update(|state| callbacks::deregister(&mut state.callbacks, &account, service))?,
-    ))
+    Ok(ok(&shared.update(|state| state.callbacks.deregister(&account, service))?))
 }
 
-fn callback_account(shared: &Shared, call: &Call) -> Result<AccountName, Refusal> {
-    call.check_both(shared)?;
-    call.check_content_type()?;
+fn callback_account(
+    shared: &SimulatorShared,
+    call: &SimulatedCall,
+) -> Result<AccountName, TextAnswer> {
+    call.check(shared)?;
     order::account(call.target().0, &shared.options)
 }
 
@@ -239,67 +243,69 @@ fn request_id(text: &str) -> Option<RequestId> {
     RequestId::parse(text).ok()
 }
 
-fn written(body: &serde_json::Value) -> Response {
-    ([(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
+fn ok(body: &Value) -> Response {
+    TextAnswer::json(StatusCode::OK, body).into_response()
 }
 
-impl Call {
-    /// Key and secret of the application.
-    fn check_application(&self, options: &Options) -> Result<(), Refusal> {
-        let given =
-            credentials(&self.parts.headers, "Basic").ok_or_else(Refusal::missing_credentials)?;
+impl SimulatedCall {
+    /// Checks key and secret of the application.
+    fn check_application(&self, options: &Options) -> Result<(), TextAnswer> {
+        let given = self.authorization("Basic")?;
         let wanted = format!("{}:{}", options.key, options.secret.expose_secret());
         let same = BASE64_STANDARD.decode(given).is_ok_and(|given| given == wanted.as_bytes());
-        if same { Ok(()) } else { Err(Refusal::invalid_credentials()) }
+        if same { Ok(()) } else { Err(TextAnswer::invalid_credentials()) }
     }
 
-    fn check_bearer(&self, shared: &Shared) -> Result<(), Refusal> {
-        let given =
-            credentials(&self.parts.headers, "Bearer").ok_or_else(Refusal::missing_credentials)?;
-        let holds = shared.lock().tokens.bearer_holds(given, Instant::now());
-        if holds { Ok(()) } else { Err(Refusal::invalid_credentials()) }
+    fn check_bearer(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
+        let given = self.authorization("Bearer")?;
+        let valid = shared.lock().tokens.is_bearer(given, Instant::now());
+        if valid { Ok(()) } else { Err(TextAnswer::invalid_credentials()) }
     }
 
-    /// Bearer, then session.
-    fn check_both(&self, shared: &Shared) -> Result<(), Refusal> {
+    /// Checks the bearer token, then the session token.
+    fn check_tokens(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
         self.check_bearer(shared)?;
         shared.update(|state| {
             let now = Instant::now();
-            state.sweep(&shared.options, now);
+            state.expire_old_sessions(&shared.options, now);
             state.tokens.use_session(self.session(), &shared.options, now)
         })
     }
 
-    /// Verizon demands a content type of every call, but its own SDK sends none with a GET.
-    fn check_content_type(&self) -> Result<(), Refusal> {
-        if self.parts.method == Method::GET
-            && !self.parts.headers.contains_key(header::CONTENT_TYPE)
-        {
+    fn check(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
+        self.check_tokens(shared)?;
+        self.check_content_type()
+    }
+
+    /// Checks the content type. Verizon requires it in every call, but its SDK sends none with GET.
+    fn check_content_type(&self) -> Result<(), TextAnswer> {
+        let is_json =
+            |text: &str| text.split(';').next().is_some_and(|t| t.trim() == "application/json");
+        let optional = self.parts.method == Method::GET
+            && !self.parts.headers.contains_key(header::CONTENT_TYPE);
+        if optional || self.header("Content-Type").is_some_and(is_json) {
             return Ok(());
         }
-        let json =
-            |text: &str| text.split(';').next().is_some_and(|t| t.trim() == "application/json");
-        let said =
-            self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if said.is_some_and(json) {
-            Ok(())
-        } else {
-            Err(Refusal::uws(
-                "REQUEST_FAILED.UnexpectedError",
-                "The Content-Type must be application/json.",
-            ))
-        }
+        let message = "The Content-Type must be application/json.";
+        Err(TextAnswer::uws("REQUEST_FAILED.UnexpectedError", message))
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
     fn session(&self) -> Option<&str> {
-        self.parts
-            .headers
-            .get("VZ-M2M-Token")
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| !text.is_empty())
+        self.header("VZ-M2M-Token").filter(|token| !token.is_empty())
     }
 
-    /// A field of a form whose values need no decoding, as those of OAuth here do not.
+    /// Returns the credentials of an `Authorization` header with this scheme.
+    fn authorization(&self, scheme: &str) -> Result<&str, TextAnswer> {
+        let parts = self.header("Authorization").and_then(|value| value.split_once(' '));
+        let found = parts.filter(|(given, _)| given.eq_ignore_ascii_case(scheme));
+        found.map(|(_, text)| text.trim()).ok_or_else(TextAnswer::missing_credentials)
+    }
+
+    /// Returns a field of a form whose values need no decoding.
     fn form(&self, name: &str) -> Option<&str> {
         let body = std::str::from_utf8(&self.body).ok()?;
         body.split('&')
@@ -308,14 +314,9 @@ impl Call {
             .map(|(_, value)| value)
     }
 
-    /// Account and request in a status path; account and service in a path of callbacks.
+    /// Returns the account, and the request or the service, in a path.
     fn target(&self) -> (&str, &str) {
         let mut segments = self.parts.uri.path().split('/').skip(5).step_by(2);
         (segments.next().unwrap_or(""), segments.next().unwrap_or(""))
     }
-}
-
-fn credentials<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
-    let (said, credentials) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    said.eq_ignore_ascii_case(scheme).then_some(credentials.trim())
 }

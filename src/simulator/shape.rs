@@ -1,21 +1,20 @@
-//! How a status answer is written. Verizon's page, its SDK and its service do not agree.
+//! Writes status answers. Verizon's page, SDK and service differ in many details.
 
 use serde::Serialize;
 
-use super::requests::Outcome;
+use super::requests::DeviceResult;
 use crate::identity::{Device, IdentifierKind};
 
-/// The ways in which status answers differ. The default is the page's example.
+/// The differences between status answers. The default is the example on the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Shape {
     pub list: List,
-    /// `ids` is one object (the most telling identifier) instead of an array.
+    /// `ids` is one object instead of an array.
     pub single_id: bool,
     pub identifiers: Identifiers,
     pub words: Words,
     pub overall: Overall,
-    /// Fields that nobody documented, and a status in each element of `ids` as the page's table has
-    /// it.
+    /// Undocumented fields, and a status in each element of `ids`, as in the page's table.
     pub extras: bool,
     /// IMEIs as JSON numbers.
     pub numeric_imei: bool,
@@ -29,16 +28,16 @@ pub enum List {
     Documented,
     /// `subrequests`
     Sdk,
-    /// There is none. The overall status then holds for all, so it is never early.
+    /// None. Then the overall status holds for all devices, so it is never early.
     Absent,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Identifiers {
-    /// Only the ICCID, where there is one.
+    /// Only the ICCID, if there is one.
     #[default]
     Iccid,
-    /// All that were ordered.
+    /// All of the order.
     All,
 }
 
@@ -51,17 +50,17 @@ pub enum Words {
     Sdk,
     /// SUCCESS, FAILED, PENDING
     Upper,
-    /// Another spelling from device to device.
+    /// A different spelling for each device.
     Mixed,
 }
 
-/// What the overall status says.
+/// The overall status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overall {
-    /// Success as soon as one device succeeded, above others that are pending: the page's example.
+    /// Success as soon as one device has succeeded, as in the page's example.
     #[default]
     Early,
-    /// Pending as long as a device is, then Failed if one failed.
+    /// Pending while a device is, then Failed if one has failed.
     Honest,
 }
 
@@ -73,31 +72,31 @@ impl Shape {
 }
 
 impl Words {
-    fn write(self, outcome: Outcome, index: usize) -> &'static str {
+    fn write(self, result: DeviceResult, index: usize) -> &'static str {
         let spelling = match self {
             Self::Documented => 0,
             Self::Sdk => 1,
             Self::Upper => 2,
             Self::Mixed => index % 4,
         };
-        match outcome {
-            Outcome::Pending => ["Pending", "Pending", "PENDING", "pending"][spelling],
-            Outcome::Success => ["Success", "Success", "SUCCESS", "success"][spelling],
-            Outcome::Failed => ["Failed", "Failure", "FAILED", "failure"][spelling],
-            Outcome::Word(word) => word,
+        match result {
+            DeviceResult::Pending => ["Pending", "Pending", "PENDING", "pending"][spelling],
+            DeviceResult::Success => ["Success", "Success", "SUCCESS", "success"][spelling],
+            DeviceResult::Failed => ["Failed", "Failure", "FAILED", "failure"][spelling],
+            DeviceResult::Word(word) => word,
         }
     }
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Answer<'a> {
+struct StatusBody<'a> {
     request_id: &'a str,
     status: &'static str,
     #[serde(rename = "subRequests", skip_serializing_if = "Option::is_none")]
-    documented: Option<Vec<Sub<'a>>>,
+    documented: Option<Vec<SubRequest<'a>>>,
     #[serde(rename = "subrequests", skip_serializing_if = "Option::is_none")]
-    sdk: Option<Vec<Sub<'a>>>,
+    sdk: Option<Vec<SubRequest<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     paging: Option<Paging>,
 }
@@ -110,8 +109,8 @@ struct Paging {
 }
 
 #[derive(Serialize)]
-struct Sub<'a> {
-    ids: Ids<'a>,
+struct SubRequest<'a> {
+    ids: IdList<'a>,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u8>,
@@ -119,14 +118,14 @@ struct Sub<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Ids<'a> {
-    Many(Vec<Identifier<'a>>),
-    One(Option<Identifier<'a>>),
+enum IdList<'a> {
+    Many(Vec<ShownId<'a>>),
+    One(Option<ShownId<'a>>),
 }
 
 #[derive(Serialize)]
-struct Identifier<'a> {
-    id: Number<'a>,
+struct ShownId<'a> {
+    id: IdValue<'a>,
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'static str>,
@@ -134,31 +133,31 @@ struct Identifier<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Number<'a> {
+enum IdValue<'a> {
     Text(&'a str),
     Bare(u64),
 }
 
 impl Shape {
-    /// The body of a status answer. `devices` and `outcomes` run in step.
+    /// Writes the body of a status answer. `results` are those of `devices`, in order.
     pub(super) fn write(
         self,
         request_id: &str,
         overall: Option<&'static str>,
         devices: &[Device],
-        outcomes: &[Outcome],
+        results: &[DeviceResult],
     ) -> Vec<u8> {
         let subs = || {
             devices
                 .iter()
-                .zip(outcomes)
+                .zip(results)
                 .enumerate()
-                .map(|(i, (device, o))| self.sub(i, device, *o))
+                .map(|(i, (device, result))| self.sub(i, device, *result))
                 .collect()
         };
-        let answer = Answer {
+        let answer = StatusBody {
             request_id,
-            status: overall.unwrap_or_else(|| self.words.write(self.overall(outcomes), 0)),
+            status: overall.unwrap_or_else(|| self.words.write(self.overall(results), 0)),
             documented: (self.list == List::Documented).then(subs),
             sdk: (self.list == List::Sdk).then(subs),
             paging: self.extras.then_some(Paging { has_more_data: false, next: None }),
@@ -166,21 +165,22 @@ impl Shape {
         serde_json::to_vec(&answer).expect("texts, numbers and lists have a JSON form")
     }
 
-    fn overall(self, outcomes: &[Outcome]) -> Outcome {
-        let has = |wanted: Outcome| outcomes.contains(&wanted);
+    fn overall(self, results: &[DeviceResult]) -> DeviceResult {
+        let has = |wanted: DeviceResult| results.contains(&wanted);
         let early = self.overall == Overall::Early && self.list != List::Absent;
-        let open =
-            outcomes.iter().any(|outcome| matches!(outcome, Outcome::Pending | Outcome::Word(_)));
+        let open = results
+            .iter()
+            .any(|result| matches!(result, DeviceResult::Pending | DeviceResult::Word(_)));
         match () {
-            () if early && has(Outcome::Success) => Outcome::Success,
-            () if open => Outcome::Pending,
-            () if has(Outcome::Failed) => Outcome::Failed,
-            () => Outcome::Success,
+            () if early && has(DeviceResult::Success) => DeviceResult::Success,
+            () if open => DeviceResult::Pending,
+            () if has(DeviceResult::Failed) => DeviceResult::Failed,
+            () => DeviceResult::Success,
         }
     }
 
-    fn sub(self, index: usize, device: &Device, outcome: Outcome) -> Sub<'_> {
-        let status = self.words.write(outcome, index);
+    fn sub(self, index: usize, device: &Device, result: DeviceResult) -> SubRequest<'_> {
+        let status = self.words.write(result, index);
         let iccid_only = self.identifiers == Identifiers::Iccid && !device.iccid.is_empty();
         let mut ids = device
             .present()
@@ -190,13 +190,14 @@ impl Shape {
                 let bare = (self.numeric_imei && kind == IdentifierKind::Imei)
                     .then(|| text.parse().ok())
                     .flatten();
-                Identifier {
-                    id: bare.map_or(Number::Text(text), Number::Bare),
+                ShownId {
+                    id: bare.map_or(IdValue::Text(text), IdValue::Bare),
                     kind: kind.as_str(),
                     status: self.extras.then_some(status),
                 }
             });
-        let ids = if self.single_id { Ids::One(ids.next()) } else { Ids::Many(ids.collect()) };
-        Sub { ids, status, attempt: self.extras.then_some(1) }
+        let ids =
+            if self.single_id { IdList::One(ids.next()) } else { IdList::Many(ids.collect()) };
+        SubRequest { ids, status, attempt: self.extras.then_some(1) }
     }
 }

@@ -1,5 +1,4 @@
-//! Everything the simulator knows, behind one lock that is never held across a wait or the reading
-//! of a body.
+//! The state of the simulator, behind one lock. The lock is never held during a wait.
 
 use std::{
     collections::HashMap,
@@ -12,50 +11,50 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::{
-    Mode, Options, Shape,
-    callbacks::{Callback, Callbacks, Errand, SERVICE},
+    DeviceResult, Mode, Options, Shape,
+    callbacks::{CallbackState, Delivery, SERVICE, SimulatedCallback},
     faults::Faults,
     ledger::{Ledger, PlacedOrder},
-    requests::{Outcome, Request},
-    tokens::Tokens,
+    requests::SimulatedRequest,
+    tokens::SimulatedTokens,
 };
 use crate::{
     identity::{AccountName, Device, RequestId},
     lock::lock,
 };
 
-pub(super) struct State {
+pub(super) struct SimulatorState {
     pub(super) ledger: Ledger,
-    pub(super) tokens: Tokens,
-    pub(super) requests: HashMap<RequestId, Request>,
-    /// The id of the next request, if it was chosen.
+    pub(super) tokens: SimulatedTokens,
+    pub(super) requests: HashMap<RequestId, SimulatedRequest>,
+    /// The id of the next request, if a test chose it.
     pub(super) next_id: Option<RequestId>,
-    /// What becomes of new requests; `None`: the mode decides.
-    pub(super) outcome: Option<Outcome>,
+    /// The result of new requests; `None`: the mode decides.
+    pub(super) result: Option<DeviceResult>,
     pub(super) faults: Faults,
     pub(super) shape: Shape,
-    pub(super) callbacks: Callbacks,
+    pub(super) callbacks: CallbackState,
 }
 
-impl State {
+impl SimulatorState {
+    /// Begins a request.
     pub(super) fn begin(
         &mut self,
         account: AccountName,
         devices: Arc<[Device]>,
         now: Instant,
     ) -> RequestId {
-        let any = || {
+        let id = self.next_id.take().unwrap_or_else(|| {
             RequestId::parse(&Uuid::new_v4().to_string())
                 .expect("a UUID has the shape of a request id")
-        };
-        let id = self.next_id.take().unwrap_or_else(any);
-        let mut request = Request::new(account, devices, now);
+        });
+        let mut request = SimulatedRequest::new(account, devices, now);
         // No device of a new request has finished by itself.
-        let news = self.outcome.map(|outcome| (request.finish_all(outcome, Mode::Manual), outcome));
+        let finished = self.result.map(|result| (request.finish_all(result, Mode::Manual), result));
         self.requests.insert(id.clone(), request);
-        self.callbacks.send(Errand::Mind(id.clone()));
-        if let Some((news, outcome)) = news {
-            self.tell(&id, news.into_iter().map(|device| (device, outcome)));
+        self.callbacks.send(Delivery::ResultsOf(id.clone()));
+        if let Some((devices, result)) = finished {
+            self.call_back(&id, devices.into_iter().map(|device| (device, result)));
         }
         id
     }
@@ -65,25 +64,19 @@ impl State {
         account: AccountName,
         devices: Arc<[Device]>,
         service_plan: Option<Arc<str>>,
-        now: Instant,
+        time: Instant,
     ) -> RequestId {
-        let request_id = self.begin(account.clone(), Arc::clone(&devices), now);
-        let order = PlacedOrder {
-            request_id: request_id.clone(),
-            account,
-            devices,
-            service_plan,
-            time: now,
-        };
-        self.ledger.orders.push(order);
-        request_id
+        let request_id = self.begin(account.clone(), Arc::clone(&devices), time);
+        let id = request_id.clone();
+        self.ledger.orders.push(PlacedOrder { request_id, account, devices, service_plan, time });
+        id
     }
 
-    /// A callback for each of these devices of a request, if somebody wants to know.
-    pub(super) fn tell(
+    /// Sends a callback for each of these devices, if callbacks are registered.
+    pub(super) fn call_back(
         &mut self,
         id: &RequestId,
-        news: impl IntoIterator<Item = (Device, Outcome)>,
+        results: impl IntoIterator<Item = (Device, DeviceResult)>,
     ) {
         let Some(account) = self.requests.get(id).map(|request| request.account.clone()) else {
             return;
@@ -91,54 +84,54 @@ impl State {
         if self.callbacks.of(&account, SERVICE).is_none() {
             return;
         }
-        for (device, outcome) in
-            news.into_iter().filter(|(_, outcome)| *outcome != Outcome::Pending)
-        {
+        let final_ones = results.into_iter().filter(|(_, of)| *of != DeviceResult::Pending);
+        for (device, result) in final_ones {
             let (account, request, shape) = (account.clone(), id.clone(), self.callbacks.shape);
-            self.callbacks.post(Callback { account, request, device, outcome, shape });
+            let callback = SimulatedCallback { account, request, device, result, shape };
+            self.callbacks.send_or_hold(callback);
         }
     }
 
-    /// The same for those that finish by themselves now.
-    pub(super) fn tell_due(&mut self, id: &RequestId, times: u32) {
+    /// Sends callbacks for the devices that finish by themselves now.
+    pub(super) fn call_back_due(&mut self, id: &RequestId, times: u32) {
         let due = self.requests.get(id).map(|request| request.due(times)).unwrap_or_default();
-        self.tell(id, due);
+        self.call_back(id, due);
     }
 
-    pub(super) fn sweep(&mut self, options: &Options, now: Instant) {
-        self.tokens.sweep(options, &mut self.ledger, now);
+    pub(super) fn expire_old_sessions(&mut self, options: &Options, now: Instant) {
+        self.tokens.expire_old_sessions(options, &mut self.ledger, now);
     }
 }
 
-pub(super) struct Shared {
+pub(super) struct SimulatorShared {
     pub(super) options: Options,
-    state: Mutex<State>,
+    state: Mutex<SimulatorState>,
     changed: watch::Sender<()>,
 }
 
-impl Shared {
-    pub(super) fn new(options: Options, outbox: mpsc::UnboundedSender<Errand>) -> Self {
-        let state = State {
+impl SimulatorShared {
+    pub(super) fn new(options: Options, outbox: mpsc::UnboundedSender<Delivery>) -> Self {
+        let state = SimulatorState {
             ledger: Ledger::default(),
-            tokens: Tokens::new(&options),
+            tokens: SimulatedTokens::new(&options),
             requests: HashMap::new(),
             next_id: None,
-            outcome: None,
+            result: None,
             faults: Faults::default(),
             shape: options.shape,
-            callbacks: Callbacks::new(options.callbacks.shape, outbox),
+            callbacks: CallbackState::new(options.callbacks.shape, outbox),
         };
         Self { options, state: Mutex::new(state), changed: watch::Sender::new(()) }
     }
 
-    /// For looking, or for changes that no waiter can see.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // A predicate of a test may panic under the lock; it changes nothing.
+    /// Locks the state, for reading and for changes that wake nobody.
+    pub(super) fn lock(&self) -> MutexGuard<'_, SimulatorState> {
+        // A test's predicate may panic under the lock. It changes nothing.
         lock(&self.state)
     }
 
-    /// Changes the state and wakes who waits for changes.
-    pub(super) fn update<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    /// Changes the state and wakes those that wait for changes.
+    pub(super) fn update<T>(&self, change: impl FnOnce(&mut SimulatorState) -> T) -> T {
         let outcome = change(&mut self.lock());
         self.changed.send_replace(());
         outcome
@@ -149,8 +142,8 @@ impl Shared {
     }
 }
 
-impl fmt::Debug for Shared {
+impl fmt::Debug for SimulatorShared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("SimulatorShared").field("options", &self.options).finish_non_exhaustive()
     }
 }

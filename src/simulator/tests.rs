@@ -1,4 +1,4 @@
-//! Black box: a real client over real sockets, and raw JSON on both sides.
+//! Tests with a real client over real sockets, and raw JSON.
 
 mod callbacks;
 mod control;
@@ -18,7 +18,7 @@ use super::{Handle, Mode, Options, Simulator};
 use crate::identity::{AccountName, Device, Digits, RequestId};
 
 const ACCOUNT: &str = "0000123456-00001";
-/// How long a test waits for what must happen.
+/// The longest that a test waits for a condition.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct World {
@@ -117,14 +117,14 @@ async fn send(request: RequestBuilder, status: u16) -> Response {
     answer
 }
 
-/// The JSON of the answer, which must have this status.
+/// Returns the JSON of the answer, which must have this status.
 async fn body(request: RequestBuilder, status: u16) -> Value {
     let answer = send(request, status).await;
     assert_eq!(answer.headers()["content-type"], "application/json; charset=UTF-8");
     answer.json().await.unwrap()
 }
 
-/// The `errorCode` of a refusal with HTTP 400, without the name of the service.
+/// Returns the `errorCode` of a refusal with HTTP 400, without the name of the service.
 async fn code(request: RequestBuilder) -> String {
     let code = text(&body(request, 400).await["errorCode"]);
     code.strip_prefix("UnifiedWebService.").unwrap().to_owned()

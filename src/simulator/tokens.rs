@@ -1,4 +1,4 @@
-//! The two tokens, and the lock of the user behind the second.
+//! The bearer token, the session tokens, and the lock of the user.
 
 use std::{
     collections::VecDeque,
@@ -8,59 +8,56 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::{Options, SessionRefusal, ledger::Ledger, refusal::Refusal};
+use super::{Options, SessionRefusal, error::TextAnswer, ledger::Ledger};
 
-/// Consecutive rejected logins that lock the user.
-const STRIKES: u32 = 5;
-/// Sessions remembered, those that are over included; the oldest is forgotten first.
-const SESSIONS: usize = 10_000;
+/// Rejected logins in a row that lock the user.
+const LOCK: u32 = 5;
 
-pub(super) struct Tokens {
+/// Sessions that are remembered, including those that are over.
+const MAX_SESSIONS: usize = 10_000;
+
+pub(super) struct SimulatedTokens {
     pub(super) password: SecretString,
-    bearer: Option<Bearer>,
+    /// The bearer token, and when it expires.
+    bearer: Option<(String, Instant)>,
+    /// The oldest is first.
     sessions: VecDeque<Session>,
 }
 
-struct Bearer {
-    text: String,
-    expires: Instant,
-}
-
 struct Session {
-    text: String,
+    token: String,
     began: Instant,
     used: Instant,
     over: bool,
 }
 
-impl Tokens {
+impl SimulatedTokens {
     pub(super) fn new(options: &Options) -> Self {
         Self { password: options.password.clone(), bearer: None, sessions: VecDeque::new() }
     }
 
-    /// The bearer and what is left of it: the same one until it expires.
+    /// Returns the bearer token and the rest of its lifetime. A new one is made only after the old
+    /// one has expired.
     pub(super) fn issue(
         &mut self,
         lifetime: Duration,
         ledger: &mut Ledger,
         now: Instant,
     ) -> (String, Duration) {
-        let bearer =
-            self.bearer.take().filter(|bearer| now < bearer.expires).unwrap_or_else(|| {
-                ledger.mints += 1;
-                Bearer { text: Uuid::new_v4().simple().to_string(), expires: now + lifetime }
-            });
-        let answer = (bearer.text.clone(), bearer.expires - now);
-        self.bearer = Some(bearer);
-        answer
+        self.bearer.take_if(|(_, expires)| *expires <= now);
+        let (token, expires) = self.bearer.get_or_insert_with(|| {
+            ledger.mints += 1;
+            (Uuid::new_v4().simple().to_string(), now + lifetime)
+        });
+        (token.clone(), *expires - now)
     }
 
-    pub(super) fn bearer_holds(&self, text: &str, now: Instant) -> bool {
-        self.bearer.as_ref().is_some_and(|bearer| bearer.text == text && now < bearer.expires)
+    pub(super) fn is_bearer(&self, text: &str, now: Instant) -> bool {
+        self.bearer.as_ref().is_some_and(|(token, expires)| token == text && now < *expires)
     }
 
     pub(super) fn revoke(&mut self, text: &str) {
-        self.bearer.take_if(|bearer| bearer.text == text);
+        self.bearer.take_if(|(token, _)| token == text);
     }
 
     pub(super) fn expire_bearer(&mut self) {
@@ -74,93 +71,89 @@ impl Tokens {
         options: &Options,
         ledger: &mut Ledger,
         now: Instant,
-    ) -> Result<String, Refusal> {
-        let known = username == options.username;
-        if known && ledger.locked {
-            ledger.logins_rejected += 1;
-            let refusal =
-                Refusal::uws("REQUEST_FAILED.User.Locked", "The contact record is locked.");
-            return Err(refusal.with_status(options.login_refusal));
-        }
-        if !known || password != self.password.expose_secret() {
-            ledger.logins_rejected += 1;
-            if known {
-                ledger.strikes += 1;
-                ledger.locked = ledger.strikes >= STRIKES;
+    ) -> Result<String, TextAnswer> {
+        let is_user = username == options.username;
+        let error = if is_user && ledger.locked {
+            TextAnswer::uws("REQUEST_FAILED.User.Locked", "The contact record is locked.")
+        } else if !is_user || password != self.password.expose_secret() {
+            if is_user {
+                ledger.rejected_in_a_row += 1;
+                ledger.locked = ledger.rejected_in_a_row >= LOCK;
             }
-            let refusal =
-                Refusal::uws(options.login_refusal_code, "Username or password is wrong.");
-            return Err(refusal.with_status(options.login_refusal));
-        }
-        ledger.logins_accepted += 1;
-        ledger.strikes = 0;
-        if options.single_session {
-            self.expire_sessions(ledger);
-        }
-        if self.sessions.len() == SESSIONS {
-            self.sessions.pop_front();
-        }
-        let text = Uuid::new_v4().to_string();
-        self.sessions.push_back(Session { text: text.clone(), began: now, used: now, over: false });
-        Ok(text)
+            TextAnswer::uws(options.login_refusal_code, "Username or password is wrong.")
+        } else {
+            ledger.logins_accepted += 1;
+            ledger.rejected_in_a_row = 0;
+            if options.single_session {
+                self.expire_sessions(ledger);
+            }
+            if self.sessions.len() == MAX_SESSIONS {
+                self.sessions.pop_front();
+            }
+            let token = Uuid::new_v4().to_string();
+            let session = Session { token: token.clone(), began: now, used: now, over: false };
+            self.sessions.push_back(session);
+            return Ok(token);
+        };
+        ledger.logins_rejected += 1;
+        Err(error.with_status(options.login_refusal))
     }
 
-    /// Finds sessions that are over by now.
-    pub(super) fn sweep(&mut self, options: &Options, ledger: &mut Ledger, now: Instant) {
+    /// Ends the sessions that are unused for too long or too old.
+    pub(super) fn expire_old_sessions(
+        &mut self,
+        options: &Options,
+        ledger: &mut Ledger,
+        now: Instant,
+    ) {
+        self.expire_sessions_if(ledger, |session| {
+            let age = now.duration_since(session.began);
+            now.duration_since(session.used) >= options.session_idle
+                || options.session_lifetime.is_some_and(|lifetime| age >= lifetime)
+        });
+    }
+
+    pub(super) fn expire_sessions(&mut self, ledger: &mut Ledger) {
+        self.expire_sessions_if(ledger, |_| true);
+    }
+
+    fn expire_sessions_if(&mut self, ledger: &mut Ledger, expired: impl Fn(&Session) -> bool) {
         for session in self.sessions.iter_mut().filter(|session| !session.over) {
-            let idle = now.duration_since(session.used) >= options.session_idle;
-            let old = options
-                .session_lifetime
-                .is_some_and(|most| now.duration_since(session.began) >= most);
-            if idle || old {
+            if expired(session) {
                 session.over = true;
                 ledger.session_expiries += 1;
             }
         }
     }
 
-    /// Checks a session and counts the call as activity in it. Sweep before.
+    /// Checks a session, and keeps it alive. Old sessions must be expired before.
     pub(super) fn use_session(
         &mut self,
-        text: Option<&str>,
+        token: Option<&str>,
         options: &Options,
         now: Instant,
-    ) -> Result<(), Refusal> {
-        let refuse = |code: &str, message| {
-            let refusal = Refusal::uws(code, message);
-            match options.session_refusal {
-                SessionRefusal::Coded(status) => refusal.with_status(status),
-                SessionRefusal::Bare(status) => refusal.with_status(status).without_body(),
-            }
+    ) -> Result<(), TextAnswer> {
+        let (code, message) = match token {
+            None => ("REQUEST_FAILED.SessionToken.Format", "The session token is missing."),
+            Some(token) => match self.sessions.iter_mut().find(|one| one.token == token) {
+                None => ("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid."),
+                Some(session) if session.over => {
+                    ("REQUEST_FAILED.SessionToken.Expired", "The session token has expired.")
+                }
+                Some(session) => {
+                    session.used = now;
+                    return Ok(());
+                }
+            },
         };
-        let Some(text) = text else {
-            return Err(refuse(
-                "REQUEST_FAILED.SessionToken.Format",
-                "The session token is missing.",
-            ));
-        };
-        match self.sessions.iter_mut().find(|session| session.text == text) {
-            None => {
-                Err(refuse("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid."))
-            }
-            Some(session) if session.over => {
-                Err(refuse("REQUEST_FAILED.SessionToken.Expired", "The session token has expired."))
-            }
-            Some(session) => {
-                session.used = now;
-                Ok(())
-            }
-        }
+        let error = TextAnswer::uws(code, message);
+        Err(match options.session_refusal {
+            SessionRefusal::Coded(status) => error.with_status(status),
+            SessionRefusal::Bare(status) => error.with_status(status).without_body(),
+        })
     }
 
-    pub(super) fn log_out(&mut self, text: &str) {
-        self.sessions.retain(|session| session.text != text);
-    }
-
-    pub(super) fn expire_sessions(&mut self, ledger: &mut Ledger) {
-        for session in self.sessions.iter_mut().filter(|session| !session.over) {
-            session.over = true;
-            ledger.session_expiries += 1;
-        }
+    pub(super) fn log_out(&mut self, token: &str) {
+        self.sessions.retain(|session| session.token != token);
     }
 }

@@ -17,7 +17,7 @@ use thingspace_gateway::{
         fold::event::Kind,
         watch::token::{Resume, TokenKey},
     },
-    simulator::{Identifiers, Mode, Options, Outcome, Shape},
+    simulator::{DeviceResult, Identifiers, Mode, Options, Shape},
     store::{Position, Store, embedded::Embedded},
 };
 
@@ -145,7 +145,7 @@ async fn the_largest_order_end_to_end() {
     assert!(identifiers(&pending) == ordered);
     assert!(pending.iter().all(|device| device.state() == DeviceState::Pending));
 
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     let messages = watching.await.unwrap();
     let last = messages.last().unwrap().event.clone().unwrap();
     let state = match last {

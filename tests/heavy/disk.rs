@@ -19,7 +19,7 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::esim::RequestState,
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
 };
 
 use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed, quiet};
@@ -201,7 +201,7 @@ async fn a_full_disk_and_then_space_again() {
         let answered = fits.release().await;
         assert_eq!(*answered.outcome.as_ref().unwrap(), id);
         told.push(answered);
-        upstream.sim.finish_all(&id, Outcome::Success);
+        upstream.sim.finish_all(&id, DeviceResult::Success);
         assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
         let status = control(&config, upstream.dir.path(), "status");
         assert!(status.contains("new orders are refused"), "{status}");
@@ -214,7 +214,7 @@ async fn a_full_disk_and_then_space_again() {
         assert_eq!(error.get_details_error_info().unwrap().metadata["requestId"], id.as_str());
         told.push(answered);
         // ThingSpace's news cannot be stored. What is stored is still told.
-        upstream.sim.finish_all(&first, Outcome::Success);
+        upstream.sim.finish_all(&first, DeviceResult::Success);
         assert_known(&mut client, &first, devices_of(n, 1)).await;
 
         disk.empty("more");

@@ -11,7 +11,8 @@ use thingspace_gateway::{
     identity::AccountName,
     proto::esim::{DeviceState, DeviceStatus, RequestState, watch_request_response::Event},
     simulator::{
-        CallbackOptions, CallbackShape, Case, Endpoint, Ledger, Outcome, Retries, Sequence,
+        CallbackOptions, CallbackRetries, CallbackShape, Case, DeviceResult, Endpoint, Ledger,
+        Sequence,
     },
 };
 
@@ -25,7 +26,7 @@ const WAVE: usize = 1_000;
 const KILLS: u64 = 2;
 
 /// Soon, and for longer than any restart takes.
-const RETRIES: Retries = Retries { times: 60, interval: Duration::from_secs(1) };
+const RETRIES: CallbackRetries = CallbackRetries { times: 60, interval: Duration::from_secs(1) };
 
 fn failed(n: usize) -> bool {
     n.is_multiple_of(3)
@@ -41,15 +42,14 @@ fn copied(n: usize) -> bool {
     n.is_multiple_of(7)
 }
 
-fn outcome(n: usize) -> Outcome {
-    if failed(n) { Outcome::Failed } else { Outcome::Success }
+fn outcome(n: usize) -> DeviceResult {
+    if failed(n) { DeviceResult::Failed } else { DeviceResult::Success }
 }
 
 fn shape(n: usize) -> CallbackShape {
     CallbackShape {
         warning_first: warned(n),
         case: if n.is_multiple_of(2) { Case::Camel } else { Case::Pascal },
-        ..CallbackShape::default()
     }
 }
 

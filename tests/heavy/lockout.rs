@@ -67,7 +67,10 @@ async fn a_wrong_password_in_a_crash_loop_is_rejected_twice_at_most() {
     .await;
     assert_eq!(place_all(client, 0..CALLS).await, CALLS);
     let ledger = upstream.sim.ledger();
-    assert_eq!((ledger.logins_accepted, ledger.strikes, ledger.orders.len()), (1, 0, CALLS));
+    assert_eq!(
+        (ledger.logins_accepted, ledger.rejected_in_a_row, ledger.orders.len()),
+        (1, 0, CALLS)
+    );
 }
 
 /// Each login that was under way when its process was killed may have been rejected, so three of

@@ -16,7 +16,7 @@ use thingspace_gateway::{
     config::Config,
     identity::RequestId,
     proto::esim::{GetRequestStatusRequest, RequestState, watch_request_response::Event},
-    simulator::Outcome,
+    simulator::DeviceResult,
 };
 use tokio::task::JoinSet;
 use tonic::{Request, Status};
@@ -232,7 +232,7 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
         placed.unwrap();
     }
     for id in &ids {
-        upstream.sim.finish_all(id, Outcome::Success);
+        upstream.sim.finish_all(id, DeviceResult::Success);
     }
     while let Some(ended) = within("all watches end", watchers.join_next()).await {
         ended.unwrap();
@@ -248,5 +248,5 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
     );
     let ledger = upstream.sim.ledger();
     assert_nothing_ordered_twice(&ledger);
-    assert_eq!((ledger.logins(), ledger.token_requests(), ledger.strikes), (1, 1, 0));
+    assert_eq!((ledger.logins(), ledger.token_requests(), ledger.rejected_in_a_row), (1, 1, 0));
 }

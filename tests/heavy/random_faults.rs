@@ -28,7 +28,9 @@ use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{DownloadProfileRequest, esim_service_client::EsimServiceClient},
     shutdown::Stop,
-    simulator::{CallbackOptions, CallbackShape, Endpoint, Fault, Gate, Ledger, Outcome, When},
+    simulator::{
+        CallbackOptions, CallbackShape, DeviceResult, Endpoint, Fault, Gate, Ledger, When,
+    },
 };
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -352,7 +354,7 @@ impl World {
             }
             Step::Finish => {
                 for order in self.upstream.sim.ledger().orders {
-                    self.upstream.sim.finish_all(&order.request_id, Outcome::Success);
+                    self.upstream.sim.finish_all(&order.request_id, DeviceResult::Success);
                 }
             }
             Step::Pause(time) => tokio::time::sleep(*time).await,
@@ -396,7 +398,7 @@ impl World {
             self.upstream.sim.deliver(
                 &order.request_id,
                 eid,
-                Outcome::Success,
+                DeviceResult::Success,
                 CallbackShape::default(),
             );
         }

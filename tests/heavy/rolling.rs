@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use thingspace_gateway::{identity::RequestId, proto::esim::DeviceState, simulator::Outcome};
+use thingspace_gateway::{identity::RequestId, proto::esim::DeviceState, simulator::DeviceResult};
 
 use crate::{
     assert_nothing_ordered_twice,
@@ -99,7 +99,7 @@ async fn a_rolling_restart_is_not_noticed() {
                 }
                 pace.tick().await;
                 let (device, request) = (n / REQUESTS, n % REQUESTS);
-                sim.finish(&watched[request], &device_of(request, device), Outcome::Success);
+                sim.finish(&watched[request], &device_of(request, device), DeviceResult::Success);
                 *finished.lock().unwrap() += 1;
             }
         }

@@ -9,7 +9,7 @@ use thingspace_gateway::{
         storage,
     },
     requests::{fold::event::Kind, hub::KEPT_TRANSITIONS},
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
     store::{Store, embedded::Embedded},
 };
 
@@ -48,7 +48,7 @@ async fn polls_with(watchers: usize) -> u64 {
     for (n, gate) in gates.iter().enumerate() {
         let expected = n as u64 + 1;
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= expected).await;
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
         gate.open();
         join_all(watching.iter_mut().map(async |watching| {
             let Event::Change(change) = watching.event().await.0 else { panic!("not a change") };
@@ -113,7 +113,7 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
         (0..DEVICES).map(|n| thingspace_gateway::requests::fold::event::from_stored(&stored(n))),
     );
     for n in 0..DEVICES - LIVE {
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Failed);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Failed);
     }
 
     // What happened before: every device waited, in an order that is not the order's, and most have
@@ -160,7 +160,7 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
         let chunk = ending.len().min(1 + usize::try_from(dice.roll(CHUNK)).unwrap());
         // One poll tells of them in the order of the order.
         for n in ending.drain(..chunk) {
-            upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+            upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
             expected.push((device(n).eid, DeviceState::Succeeded));
         }
         poll(&mut client, &id, DEVICES - ending.len()).await;
@@ -191,9 +191,10 @@ async fn a_watcher_that_stood_still_goes_on_where_it_was() {
     let mut watching = watch(&mut narrow_client(&gateway).await, &id, "").await.unwrap();
     assert!(matches!(watching.event().await.0, Event::Snapshot(_)));
     let mut expected = Vec::new();
-    for (outcome, state) in
-        [(Outcome::Word("warning"), DeviceState::Waiting), (Outcome::Failed, DeviceState::Failed)]
-    {
+    for (outcome, state) in [
+        (DeviceResult::Word("warning"), DeviceState::Waiting),
+        (DeviceResult::Failed, DeviceState::Failed),
+    ] {
         for n in 0..DEVICES {
             upstream.sim.finish(&id, &device(n).eid, outcome);
             expected.push((device(n).eid, state));

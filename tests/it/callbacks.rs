@@ -1,5 +1,5 @@
-//! Callbacks, as ThingSpace sends them: what is taken moves requests and is never lost, what is
-//! refused leaves no trace.
+//! Callbacks as ThingSpace sends them. Those that are accepted change requests and are never lost.
+//! Those that are refused leave no trace.
 
 mod descriptors;
 mod refusals;
@@ -11,7 +11,7 @@ mod tls;
 use std::{sync::Arc, time::Duration};
 
 use thingspace_gateway::{
-    callbacks::{Outcome, secrets::Secrets},
+    callbacks::{CallbackOutcome, secrets::CallbackSecrets},
     identity::{AccountName, RequestId},
     proto::esim::{DeviceState, RequestState, watch_request_response::Event},
     simulator::{Endpoint, Fault, Gate, What, When},
@@ -50,7 +50,7 @@ async fn a_watcher_sees_a_callback_and_its_details() {
 }
 
 #[tokio::test]
-async fn a_callback_that_comes_before_the_orders_answer_is_kept() {
+async fn a_callback_before_the_orders_answer_is_kept() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
@@ -92,7 +92,7 @@ async fn the_same_callback_twice_at_the_same_moment_is_one_change() {
     let changes = watching.rest().await.into_iter().map(|message| message.event.unwrap());
     assert_eq!(changes.filter(|event| matches!(event, Event::Change(_))).count(), 1);
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().revision, 2);
-    assert_eq!(sender.count(Outcome::Stored), 2);
+    assert_eq!(sender.count(CallbackOutcome::Stored), 2);
     gateway.stop().await;
 }
 
@@ -142,14 +142,14 @@ async fn what_was_acknowledged_survives_a_restart() {
         (listed.len(), shown.map(|shown| shown.body).as_deref()),
         (1, Some("<not a callback>"))
     );
-    // What ThingSpace was told yesterday still holds.
+    // The registered pair is still valid.
     let same = Sender { url: again.url.clone(), ..sender };
     assert_eq!(same.post(&about(&id, &device(0), "Success")).await, 200);
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_replaced_password_goes_on_for_a_while() {
+async fn a_replaced_password_is_accepted_for_a_while() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.with_callbacks();
     for (grace, accepted) in [(config.callbacks.password_grace, 200), (Duration::ZERO, 401)] {
@@ -168,7 +168,7 @@ async fn a_replaced_password_goes_on_for_a_while() {
 }
 
 #[tokio::test]
-async fn callbacks_are_taken_while_the_gateway_drains() {
+async fn callbacks_are_accepted_while_the_gateway_drains() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
@@ -199,7 +199,7 @@ async fn callbacks_are_taken_while_the_gateway_drains() {
     gateway.stop().await;
 }
 
-/// With every log line there is: neither the path's secret nor the pair nor a body is in one.
+/// At the most detailed log level, no line contains the path secret, the pair or a body.
 #[tokio::test]
 async fn nothing_of_a_callback_is_logged() {
     let upstream = Upstream::manual().await;
@@ -212,8 +212,8 @@ async fn nothing_of_a_callback_is_logged() {
     let store: Arc<dyn Store> =
         Arc::new(Embedded::open(&config.store.path, Duration::from_hours(1)).unwrap());
     let accounts = [account.clone()];
-    let secrets =
-        Secrets::load_or_create(&config.callbacks, Arc::clone(&store), &accounts).await.unwrap();
+    let secrets = CallbackSecrets::new(&config.callbacks, Arc::clone(&store), &accounts);
+    secrets.refresh().await.unwrap();
     let path = secrets.path(&account);
     store.close().await;
     drop((secrets, store));

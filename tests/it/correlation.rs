@@ -15,7 +15,7 @@ use thingspace_gateway::{
         storage::{self, StatusClass},
     },
     requests::{Settlement, fold::event},
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
 };
 use tonic::{Code, Status};
 
@@ -227,7 +227,7 @@ async fn a_polls_final_word_waits_for_the_callbacks_reason() {
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     // The snapshot: everything after it is told as a change.
     watching.event().await;
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     for _ in 0..2 {
         let polls = upstream.sim.ledger().polls_of(&id);
         assert_eq!(states(&shown(&mut client, &id).await), [DeviceState::Pending; 2]);
@@ -250,7 +250,7 @@ async fn when_a_callback_stays_away_polling_takes_over() {
     called_back_once(&gateway, &mut client).await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     let watching = watch(&mut client, &id, "").await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     let polls = upstream.sim.ledger().polls_of(&id);
     shown(&mut client, &id).await;
     let (state, devices, changes) = end(&watching.rest().await);
@@ -262,12 +262,12 @@ async fn when_a_callback_stays_away_polling_takes_over() {
 
     // The next does not wait.
     let id = place(&mut client, "next", [5]).await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     assert_eq!(shown(&mut client, &id).await.state(), RequestState::Succeeded);
     // Until callbacks arrive again.
     call_back(&gateway, &id, 5, StatusClass::Succeeded).await;
     let id = place(&mut client, "again", [6]).await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     assert_eq!(shown(&mut client, &id).await.state(), RequestState::Pending);
     becomes_final(&client, &id).await;
 }
@@ -284,7 +284,7 @@ async fn a_restart_knows_that_callbacks_arrive() {
 
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     assert_eq!(
         states(&shown(&mut client, &id).await),
         [DeviceState::Succeeded, DeviceState::Pending]
@@ -307,7 +307,7 @@ async fn without_callbacks_nothing_waits_for_them() {
     config.callbacks.enabled = false;
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     assert_eq!(
         states(&shown(&mut client, &id).await),
         [DeviceState::Succeeded, DeviceState::Failed]
@@ -388,7 +388,7 @@ async fn requests_with_other_devices_are_not_what_became_of_an_order() {
     for devices in others {
         let devices: Vec<_> = devices.iter().map(|n| upstream_device(*n)).collect();
         let other = upstream.sim.add_request(account(), devices);
-        upstream.sim.finish_all(&other, Outcome::Success);
+        upstream.sim.finish_all(&other, DeviceResult::Success);
         call_back(&gateway, &other, 0, StatusClass::Succeeded).await;
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&other) == 1).await;
         // A callback of the same request again is no new lead.
@@ -441,7 +441,7 @@ async fn a_request_known_before_the_order_is_not_what_became_of_it() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let other = upstream.sim.add_request(account(), [upstream_device(0)]);
-    upstream.sim.finish_all(&other, Outcome::Success);
+    upstream.sim.finish_all(&other, DeviceResult::Success);
     call_back(&gateway, &other, 0, StatusClass::Waiting).await;
     let id = lose(&upstream, &mut client, "k", &[0]).await;
     call_back(&gateway, &other, 0, StatusClass::Succeeded).await;
@@ -463,7 +463,7 @@ async fn what_may_still_become_another_orders_waits() {
     lose(&upstream, &mut client, "another", &[2]).await;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 4).await;
     unknown(place(&mut client, "one", [0]).await);
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     lose(&upstream, &mut client, "yet another", &[3]).await;
     assert_eq!(resolved(&client, "one", &[0]).await, id);
     unknown(place(&mut client, "both", 0..2).await);
@@ -475,7 +475,7 @@ async fn a_request_made_elsewhere_has_the_reason_of_a_callback_that_came_before_
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = upstream.sim.add_request(account(), [upstream_device(0)]);
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     call_back(&gateway, &id, 0, StatusClass::Failed).await;
     assert_reason(&shown(&mut client, &id).await.devices[0], 0);
 }
@@ -488,7 +488,7 @@ async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
     let mut client = gateway.client().await;
     let id = upstream.sim.add_request(account(), (0..DEVICES).map(upstream_device));
     let watching = watch(&mut client, &id, "").await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     join_all((0..DEVICES).map(|n| call_back(&gateway, &id, n, StatusClass::Failed))).await;
     let (state, devices, _) = end(&watching.rest().await);
     assert_eq!((state, devices.len()), (RequestState::Failed, DEVICES));

@@ -3,7 +3,7 @@
 use std::{path::Path, process::Command};
 
 use redb::{Database, ReadableTable, TableDefinition};
-use thingspace_gateway::{proto::esim::watch_request_response::Event, simulator::Outcome};
+use thingspace_gateway::{proto::esim::watch_request_response::Event, simulator::DeviceResult};
 
 use crate::{
     harness::*,
@@ -177,7 +177,7 @@ async fn a_log_that_cannot_be_read_is_set_aside() {
     let status = ask(&mut client, question(&damaged)).await.unwrap_err();
     assert_eq!(kind(&status).1, "INTERNAL");
     let third = place(&mut client, "third", [2]).await.unwrap();
-    upstream.sim.finish_all(&third, Outcome::Success);
+    upstream.sim.finish_all(&third, DeviceResult::Success);
     within("it is polled", watch(&mut client, &third, "")).await.unwrap().rest().await;
     gateway.stop().await;
 }

@@ -21,7 +21,7 @@ use secrecy::ExposeSecret;
 use tempfile::TempDir;
 use thingspace_gateway::{
     app::App,
-    callbacks::{Callbacks, registration::Registration},
+    callbacks::{Callbacks, registration::Registrar},
     config::{Config, CredentialsConfig},
     identity::{self, AccountName, Digits, RequestId},
     proto::esim::{
@@ -231,7 +231,7 @@ pub struct Gateway {
     pub requests: Requests,
     /// Where it takes callbacks, if it does.
     pub callbacks: Option<(SocketAddr, Callbacks)>,
-    pub registration: Option<Registration>,
+    pub registration: Option<Registrar>,
     running: JoinHandle<anyhow::Result<()>>,
 }
 

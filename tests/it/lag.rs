@@ -10,7 +10,7 @@ use thingspace_gateway::{
     identity::RequestId,
     proto::storage,
     requests::fold::event::{self, Kind, Once},
-    simulator::Outcome,
+    simulator::DeviceResult,
     store::{LogName, Store, nats::Nats},
 };
 use uuid::Uuid;
@@ -73,7 +73,7 @@ async fn news_that_is_not_folded_yet_is_stored_once() {
     let id = place(&mut client, "key", 0..2).await.unwrap();
     nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
     delete_consumers(&nats).await;
-    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
     let polls = upstream.sim.ledger().polls_of(&id);
     for _ in 0..3 {
         // It may not show yet.

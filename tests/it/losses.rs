@@ -12,7 +12,7 @@ use futures_util::{TryStreamExt as _, future::join_all};
 use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{RequestState, watch_request_response::Event},
-    simulator::Outcome,
+    simulator::DeviceResult,
 };
 use tonic::Code;
 use tonic_health::pb::{
@@ -98,7 +98,7 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     assert_eq!(next().await, ServingStatus::Serving);
     // The token is of another epoch: the watch begins with where the request stands, as ThingSpace
     // tells it.
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     let mut again = client.clone();
     let resumed =
         eventually_ok("it resumes", async || watch(&mut again.clone(), &id, &token).await).await;
@@ -327,7 +327,7 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     let gateway = Gateway::start(config.clone()).await;
     let mut client = gateway.client().await;
     let observe = async |client: &mut Client, n: usize| {
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
         ask(client, question(&id)).await.unwrap().revision
     };
     // In the log of this request other events lie before those that the watcher saw.
@@ -353,7 +353,7 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     }
     // Two revisions with other content, and more events than there were.
     for n in 0..4 {
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Pending);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Pending);
     }
     let all = join_all((20..30).map(|n| {
         let mut client = client.clone();

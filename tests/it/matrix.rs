@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{DownloadProfileResponse, GetRequestStatusRequest, RequestState, RequestStatus},
-    simulator::{Endpoint, Fault, Gate, Ledger, Outcome, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, Ledger, When},
 };
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
@@ -73,7 +73,7 @@ impl Cell {
         let mut client = gateway.client().await;
         let open = place(&mut client, "before", [0]).await.unwrap();
         ask(&mut client, question(&open)).await.unwrap();
-        upstream.sim.finish_all(&open, Outcome::Success);
+        upstream.sim.finish_all(&open, DeviceResult::Success);
         match self.endpoint {
             Endpoint::Token => upstream.sim.expire_bearer(),
             Endpoint::Login => upstream.sim.expire_sessions(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use thingspace_gateway::{
     proto::esim::{DownloadProfileRequest, DownloadProfileResponse},
-    simulator::{Endpoint, Fault, Gate, Ledger, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, Ledger, What, When},
 };
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
@@ -64,7 +64,7 @@ async fn an_order_goes_from_snapshot_to_final_state() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     let watching = watch(&mut client, &id, "").await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     let messages = watching.rest().await;
     assert!(messages.len() >= 2);
     gateway.stop().await;
@@ -148,7 +148,7 @@ async fn above_the_limit_of_open_devices_nothing_is_sent() {
     // What is placed already needs no room.
     assert_eq!(place(&mut client, "a", 0..2).await.unwrap(), id);
 
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     watch(&mut client, &id, "").await.unwrap().rest().await;
     place(&mut client, "b", 2..4).await.unwrap();
     assert_eq!(orders_sent(&upstream.sim.ledger()), 3);

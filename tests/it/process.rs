@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 use thingspace_gateway::{
     identity::RequestId,
     proto::esim::{RequestState, RequestStatus, watch_request_response::Event},
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
 };
 use tonic::{Code, Status};
 use tonic_health::pb::{
@@ -319,7 +319,7 @@ async fn sigterm_drains() {
     let mut client = process.client().await;
     assert_eq!(place(&mut client, "b", 2..4).await.unwrap(), b);
     let watching = watch(&mut client, &id, &token).await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     assert!(!watching.rest().await.is_empty());
     assert_eq!(upstream.sim.ledger().orders.len(), 2);
 }

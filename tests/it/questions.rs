@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use thingspace_gateway::simulator::{Endpoint, Fault, Gate, Outcome, What, When};
+use thingspace_gateway::simulator::{DeviceResult, Endpoint, Fault, Gate, What, When};
 use tonic::{Code, Request, Status};
 
 use crate::harness::*;
@@ -73,7 +73,7 @@ async fn a_question_goes_on_for_whoever_still_waits() {
     });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
     ask_for(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     gate.open();
     let answer = within("the answer", patient).await.unwrap().unwrap();
     assert_eq!(answer.counts.unwrap().succeeded, 1);

@@ -1,5 +1,5 @@
-//! The registration of callbacks: made, kept, never stolen; and results that come by callbacks
-//! alone.
+//! The registration of callbacks, which is kept and never taken from another system, and results
+//! that come only by callbacks.
 
 mod contests;
 
@@ -7,12 +7,13 @@ use std::{net::SocketAddr, time::Duration};
 
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
-    callbacks::registration::{Error, Outcome, Registration},
+    callbacks::registration::{Registrar, RegistrationError, RegistrationOutcome},
     config::Config,
     identity::AccountName,
     proto::esim::{DeviceState, RequestState, watch_request_response::Event},
     simulator::{
-        self, CallbackOptions, Endpoint, Fault, Gate, Ledger, Registered, Retries, What, When,
+        self, CallbackOptions, CallbackRetries, Endpoint, Fault, Gate, Ledger,
+        SimulatedRegistration, What, When,
     },
 };
 
@@ -28,14 +29,14 @@ async fn upstream() -> Upstream {
     Upstream::calling(CallbackOptions::default()).await
 }
 
-/// How often it was listed, registered and deregistered.
+/// Counts the listings, registrations and deregistrations.
 fn calls(ledger: &Ledger) -> [u64; 3] {
     [Endpoint::ListCallbacks, Endpoint::RegisterCallback, Endpoint::DeregisterCallback]
         .map(|endpoint| ledger.calls(endpoint))
 }
 
 impl Upstream {
-    fn registered(&self) -> Option<Registered> {
+    fn registered(&self) -> Option<SimulatedRegistration> {
         self.sim.registered(&account())
     }
 
@@ -43,11 +44,11 @@ impl Upstream {
         self.registered().expect("something is registered").url
     }
 
-    /// A gateway that has registered.
+    /// Starts a gateway and waits for its registration.
     async fn registering(&self, config: Config) -> Gateway {
         let registered = self.sim.ledger().calls(Endpoint::RegisterCallback);
         let gateway = Gateway::start(config).await;
-        // The listing after the registration: then nothing more is to come.
+        // The listing after the registration is the last call.
         self.sim
             .wait_until(DEADLINE, |ledger| {
                 let [listed, now, _] = calls(ledger);
@@ -65,13 +66,17 @@ impl Gateway {
         self.callbacks.as_ref().expect("callbacks are configured").0
     }
 
-    fn registration(&self) -> &Registration {
+    fn registration(&self) -> &Registrar {
         self.registration.as_ref().expect("callbacks are configured")
     }
 }
 
-fn theirs() -> Registered {
-    Registered { url: THEIRS.into(), username: "production".into(), password: "p".into() }
+fn theirs() -> SimulatedRegistration {
+    SimulatedRegistration {
+        url: THEIRS.into(),
+        username: "production".into(),
+        password: "p".into(),
+    }
 }
 
 #[tokio::test]
@@ -92,7 +97,7 @@ async fn registered_at_start_and_then_left_alone() {
     let gateway = Gateway::start(config).await;
     assert_eq!(
         gateway.registration().register(&account(), false).await.unwrap(),
-        Outcome::Unchanged
+        RegistrationOutcome::Unchanged
     );
     gateway.stop().await;
     let [_, registered, deregistered] = calls(&upstream.sim.ledger());
@@ -101,7 +106,7 @@ async fn registered_at_start_and_then_left_alone() {
 }
 
 #[tokio::test]
-async fn another_s_registration_is_not_stolen_unless_forced() {
+async fn a_registration_of_another_system_is_replaced_only_by_force() {
     let upstream = upstream().await;
     upstream.sim.register(&account(), theirs());
     let gateway = Gateway::start(upstream.called()).await;
@@ -112,7 +117,9 @@ async fn another_s_registration_is_not_stolen_unless_forced() {
         registration.deregister(&account()).await,
     ] {
         let error = refused.unwrap_err();
-        assert!(matches!(&error, Error::Taken(taken) if taken.host == "production.example"));
+        assert!(
+            matches!(&error, RegistrationError::Taken { host, .. } if host == "production.example")
+        );
         assert!(!error.to_string().contains("production-secret"), "{error}");
     }
     let listed = registration.list(&account()).await.unwrap();
@@ -121,7 +128,10 @@ async fn another_s_registration_is_not_stolen_unless_forced() {
     assert_eq!(calls(&upstream.sim.ledger())[1..], [0, 0]);
     assert_eq!(upstream.url(), THEIRS);
 
-    assert_eq!(registration.register(&account(), true).await.unwrap(), Outcome::Registered);
+    assert_eq!(
+        registration.register(&account(), true).await.unwrap(),
+        RegistrationOutcome::Registered
+    );
     assert_eq!(calls(&upstream.sim.ledger())[1..], [1, 1]);
     let listed = registration.list(&account()).await.unwrap();
     assert_eq!((listed[0].host.as_str(), listed[0].ours), ("127.0.0.1", true));
@@ -137,13 +147,13 @@ async fn a_user_name_listed_in_another_case_is_ours() {
     upstream.sim.register(&account(), listed);
     assert_eq!(
         gateway.registration().register(&account(), false).await.unwrap(),
-        Outcome::Unchanged
+        RegistrationOutcome::Unchanged
     );
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn what_thingspace_forgot_is_registered_again() {
+async fn a_lost_registration_is_made_again() {
     let upstream = upstream().await;
     let mut config = upstream.called();
     config.callbacks.recheck = Duration::from_millis(50);
@@ -157,7 +167,7 @@ async fn what_thingspace_forgot_is_registered_again() {
 }
 
 #[tokio::test]
-async fn one_s_own_url_with_an_earlier_secret_is_replaced() {
+async fn the_gateways_own_url_with_an_earlier_secret_is_replaced() {
     let upstream = upstream().await;
     let mut config = upstream.called();
     let gateway = upstream.registering(config.clone()).await;
@@ -188,18 +198,18 @@ async fn a_changed_password_in_the_files_is_registered() {
     std::fs::write(&files[1], "second").unwrap();
     assert_eq!(
         gateway.registration().register(&account(), false).await.unwrap(),
-        Outcome::Registered
+        RegistrationOutcome::Registered
     );
     assert_eq!(pair(), Some(("from-file".into(), "second".into())));
     assert_eq!(
         gateway.registration().register(&account(), false).await.unwrap(),
-        Outcome::Unchanged
+        RegistrationOutcome::Unchanged
     );
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_lost_answer_is_settled_by_another_look() {
+async fn a_lost_answer_is_decided_by_the_next_listing() {
     for (when, posts) in [(When::AfterEffect, 1), (When::BeforeEffect, 2)] {
         let upstream = upstream().await;
         upstream.sim.inject(Fault::once(Endpoint::RegisterCallback, when, What::Drop));
@@ -208,7 +218,7 @@ async fn a_lost_answer_is_settled_by_another_look() {
         let gateway = Gateway::start(config).await;
         assert_eq!(
             gateway.registration().register(&account(), false).await.unwrap(),
-            Outcome::Registered
+            RegistrationOutcome::Registered
         );
         assert_eq!(calls(&upstream.sim.ledger())[1..], [posts, 0], "{when:?}");
         assert!(upstream.registered().is_some());
@@ -222,7 +232,7 @@ fn answer(status: u16, body: &str) -> What {
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_insisted_against() {
+async fn a_refused_registration_is_not_repeated_at_once() {
     let upstream = upstream().await;
     let refusal = answer(
         400,
@@ -238,13 +248,13 @@ async fn a_refusal_is_not_insisted_against() {
     upstream.sim.clear_faults();
     assert_eq!(
         gateway.registration().register(&account(), false).await.unwrap(),
-        Outcome::Registered
+        RegistrationOutcome::Registered
     );
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_failure_at_start_is_made_up_for() {
+async fn a_registration_that_failed_at_start_is_repeated() {
     let upstream = upstream().await;
     let down = answer(500, "down for maintenance");
     upstream.sim.inject(Fault::once(Endpoint::ListCallbacks, When::BeforeEffect, down));
@@ -273,7 +283,7 @@ async fn a_registration_that_goes_on_failing_is_one_line_in_the_log() {
 }
 
 #[tokio::test]
-async fn what_an_operator_deregistered_stays_away() {
+async fn an_account_that_an_operator_deregistered_is_not_registered_again() {
     let upstream = upstream().await;
     let mut config = upstream.called();
     config.callbacks.recheck = Duration::from_millis(10);
@@ -293,9 +303,9 @@ async fn what_an_operator_deregistered_stays_away() {
     gateway.stop().await;
 }
 
-/// Between the end of one registration and the next, results are lost.
+/// Between a deregistration and the next registration, results are lost.
 #[tokio::test]
-async fn a_drain_does_not_come_between() {
+async fn a_drain_does_not_interrupt_a_rotation() {
     let upstream = upstream().await;
     let gateway = upstream.registering(upstream.called()).await;
     let gate = Gate::default();
@@ -324,9 +334,9 @@ async fn an_unknown_account_and_no_public_url() {
     let gateway = Gateway::start(config.clone()).await;
     let unknown = AccountName::parse("0000999999-00009").unwrap();
     let refused = gateway.registration().register(&unknown, true).await;
-    assert!(matches!(refused, Err(Error::NotConfigured(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RegistrationError::NotConfigured(_))), "{refused:?}");
     let refused = gateway.registration().list(&unknown).await;
-    assert!(matches!(refused, Err(Error::NotConfigured(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RegistrationError::NotConfigured(_))), "{refused:?}");
     gateway.stop().await;
     config.callbacks.public_url.clear();
     let gateway = Gateway::start(config).await;
@@ -335,13 +345,13 @@ async fn an_unknown_account_and_no_public_url() {
     assert_eq!(calls(&upstream.sim.ledger()), [0, 0, 0]);
 }
 
-/// ThingSpace goes on sending the old pair, in turn with the new.
+/// ThingSpace still sends the old pair, in turn with the new one.
 #[tokio::test]
 async fn a_replaced_pair_is_accepted_within_its_grace_and_not_after() {
     for (grace, acknowledged) in [(Duration::from_hours(1), 4), (Duration::ZERO, 2)] {
         let callbacks = CallbackOptions {
             old_pair: Duration::from_hours(1),
-            retries: Retries { times: 0, interval: Duration::ZERO },
+            retries: CallbackRetries { times: 0, interval: Duration::ZERO },
             ..CallbackOptions::default()
         };
         let upstream = Upstream::calling(callbacks).await;
@@ -349,12 +359,15 @@ async fn a_replaced_pair_is_accepted_within_its_grace_and_not_after() {
         config.callbacks.password_grace = grace;
         let gateway = upstream.registering(config).await;
         let before = upstream.registered().unwrap();
-        assert_eq!(gateway.registration().rotate(&account()).await.unwrap(), Outcome::Rotated);
+        assert_eq!(
+            gateway.registration().rotate(&account()).await.unwrap(),
+            RegistrationOutcome::Rotated
+        );
         let after = upstream.registered().unwrap();
         assert_eq!(after.url, before.url);
         assert_ne!(after.password.expose_secret(), before.password.expose_secret());
         let id = place(&mut gateway.client().await, "k", 0..4).await.unwrap();
-        upstream.sim.finish_all(&id, simulator::Outcome::Success);
+        upstream.sim.finish_all(&id, simulator::DeviceResult::Success);
         let answered = |ledger: &Ledger| {
             let attempts = ledger.callbacks_of(&id);
             attempts.acknowledged + attempts.refused.values().sum::<u64>() == 4
@@ -366,9 +379,9 @@ async fn a_replaced_pair_is_accepted_within_its_grace_and_not_after() {
     }
 }
 
-/// From the order to the watcher's last message, and ThingSpace is never asked.
+/// From the order to the watcher's last message there is no poll.
 #[tokio::test]
-async fn a_result_comes_by_itself() {
+async fn a_result_needs_no_poll() {
     let upstream = upstream().await;
     let gateway = upstream.registering(upstream.called()).await;
     let mut client = gateway.client().await;
@@ -378,18 +391,18 @@ async fn a_result_comes_by_itself() {
         panic!("a snapshot comes first")
     };
     assert_eq!(states(&snapshot), [DeviceState::Pending; 3]);
-    upstream.sim.finish(&id, &device(1).eid, simulator::Outcome::Failed);
+    upstream.sim.finish(&id, &device(1).eid, simulator::DeviceResult::Failed);
     let (Event::Change(change), _) = watching.event().await else { panic!("then a change") };
     assert_eq!(change.devices.len(), 1);
     assert_eq!(change.devices[0].state(), DeviceState::Failed);
     let fault = change.devices[0].fault.as_ref().expect("the callback knows the reason");
     assert_eq!(fault.code, "DeviceProfileService.REQUEST_FAILED.DownloadFailed");
-    upstream.sim.finish(&id, &device(0).eid, simulator::Outcome::Success);
-    upstream.sim.finish(&id, &device(2).eid, simulator::Outcome::Success);
+    upstream.sim.finish(&id, &device(0).eid, simulator::DeviceResult::Success);
+    upstream.sim.finish(&id, &device(2).eid, simulator::DeviceResult::Success);
     let last = watching.rest().await.pop().and_then(|message| message.event);
     let Some(Event::Change(last)) = last else { panic!("the last message is a change: {last:?}") };
     assert_eq!(last.state(), RequestState::PartiallySucceeded);
-    // The watcher may know before ThingSpace has its answer.
+    // The watcher may get the result before ThingSpace gets its answer.
     let acknowledged = |ledger: &Ledger| ledger.callbacks_of(&id).acknowledged == 3;
     assert_eq!(upstream.sim.wait_until(DEADLINE, acknowledged).await.polls(), 0);
     gateway.stop().await;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use thingspace_gateway::{
-    callbacks::registration::Registration,
+    callbacks::registration::Registrar,
     identity::AccountName,
     proto::esim::{RequestState, watch_request_response::Event},
     requests::Settlement,
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
 };
 use tonic::Code;
 use tonic_health::pb::{
@@ -186,7 +186,7 @@ async fn one_registration_serves_all_replicas() {
     let gateways = upstream.replicas(&config, &nats.url()).await;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.calls(Endpoint::ListCallbacks) >= 3).await;
     let account = AccountName::parse(ACCOUNT).unwrap();
-    let registration = |n: usize| -> &Registration { gateways[n].registration.as_ref().unwrap() };
+    let registration = |n: usize| -> &Registrar { gateways[n].registration.as_ref().unwrap() };
     for n in 0..3 {
         let listed = within("a listing", registration(n).list(&account)).await.unwrap();
         assert!(listed.len() == 1 && listed[0].ours, "{listed:?}");
@@ -212,7 +212,7 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     let (mut client, sender) = (gateway.client().await, Sender::new(&gateway));
     let finished = place(&mut client, "finished", [0]).await.unwrap();
     let open = place(&mut client, "open", 1..3).await.unwrap();
-    upstream.sim.finish_all(&finished, Outcome::Success);
+    upstream.sim.finish_all(&finished, DeviceResult::Success);
     assert_eq!(
         ask(&mut client, question(&finished)).await.unwrap().state(),
         RequestState::Succeeded
@@ -297,7 +297,7 @@ async fn a_watcher_anywhere_gets_the_watched_cadence() {
     let id = place(&mut gateways[0].client().await, "key", [0]).await.unwrap();
     let watching = watch(&mut gateways[2].client().await, &id, "").await.unwrap();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 20).await;
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     watching.rest().await;
     stop(gateways).await;
 }

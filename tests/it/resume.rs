@@ -11,7 +11,7 @@ use thingspace_gateway::{
         DeviceCounts, DeviceState, DeviceStatus, RequestState, RequestStatus, WatchRequestResponse,
         watch_request_response::Event,
     },
-    simulator::Outcome,
+    simulator::DeviceResult,
 };
 use tonic::Code;
 
@@ -20,7 +20,7 @@ use crate::harness::*;
 #[derive(Debug, Clone)]
 enum Step {
     /// Upstream says something new of a device, or old.
-    Poke(usize, Outcome),
+    Poke(usize, DeviceResult),
     /// So many questions at once.
     Ask(usize),
     /// The watcher, who comes back if it was gone, reads so many messages.
@@ -31,11 +31,11 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let outcome = prop_oneof![
-        3 => Just(Outcome::Success),
-        2 => Just(Outcome::Failed),
-        2 => Just(Outcome::Word("Warning")),
-        1 => Just(Outcome::Word("no such word")),
-        1 => Just(Outcome::Pending),
+        3 => Just(DeviceResult::Success),
+        2 => Just(DeviceResult::Failed),
+        2 => Just(DeviceResult::Word("Warning")),
+        1 => Just(DeviceResult::Word("no such word")),
+        1 => Just(DeviceResult::Pending),
     ];
     prop_oneof![
         8 => (0..8_usize, outcome).prop_map(|(device, outcome)| Step::Poke(device, outcome)),
@@ -48,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// What has to be seen.
 struct Model {
-    said: Vec<Outcome>,
+    said: Vec<DeviceResult>,
     states: Vec<DeviceState>,
     /// Every change: its revision, the device, its state since.
     changes: Vec<(i64, usize, DeviceState)>,
@@ -59,7 +59,7 @@ struct Model {
 impl Model {
     fn new(devices: usize) -> Self {
         let states = vec![DeviceState::Pending; devices];
-        let said = vec![Outcome::Pending; devices];
+        let said = vec![DeviceResult::Pending; devices];
         Self { said, history: vec![states.clone()], states, changes: Vec::new() }
     }
 
@@ -73,10 +73,10 @@ impl Model {
         let before = self.states.clone();
         for (at, said) in self.said.iter().enumerate() {
             let next = match said {
-                Outcome::Success => DeviceState::Succeeded,
-                Outcome::Failed => DeviceState::Failed,
-                Outcome::Word("Warning") => DeviceState::Waiting,
-                Outcome::Pending | Outcome::Word(_) => DeviceState::Pending,
+                DeviceResult::Success => DeviceState::Succeeded,
+                DeviceResult::Failed => DeviceState::Failed,
+                DeviceResult::Word("Warning") => DeviceState::Waiting,
+                DeviceResult::Pending | DeviceResult::Word(_) => DeviceState::Pending,
             };
             let state = &mut self.states[at];
             let is_final = matches!(state, DeviceState::Succeeded | DeviceState::Failed);
@@ -209,7 +209,7 @@ async fn run(devices: usize, steps: Vec<Step>) {
     let mut watcher = Watcher::default();
 
     let the_end =
-        (0..devices).map(|device| Step::Poke(device, Outcome::Success)).chain([Step::Ask(1)]);
+        (0..devices).map(|device| Step::Poke(device, DeviceResult::Success)).chain([Step::Ask(1)]);
     for step in steps.into_iter().chain(the_end) {
         match step {
             Step::Poke(at, outcome) => {

@@ -8,7 +8,7 @@ use thingspace_gateway::{
         storage::StatusClass,
     },
     requests::Settlement,
-    simulator::Outcome,
+    simulator::DeviceResult,
 };
 use tonic::Code;
 
@@ -115,7 +115,7 @@ async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
     let (first, second) = (spelled("Re-4"), spelled("RE-4"));
     upstream.sim.set_next_id(first.clone());
     assert_eq!(place(&mut client, "first", [0]).await.unwrap(), first);
-    upstream.sim.finish_all(&first, Outcome::Failed);
+    upstream.sim.finish_all(&first, DeviceResult::Failed);
     assert_eq!(ask(&mut client, question(&first)).await.unwrap().state(), RequestState::Failed);
     gateway.stop().await;
 
@@ -223,7 +223,7 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
     gateway.requests.settle_order(&unknown[0].order_id, &settlement, false).await.unwrap();
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), id);
     for (id, n) in [(&id, 0), (&other, 5)] {
-        upstream.sim.finish_all(id, Outcome::Failed);
+        upstream.sim.finish_all(id, DeviceResult::Failed);
         call_back(&gateway, id, n, StatusClass::Failed).await;
         eventually("each has its own callback", || {
             let mut client = client.clone();

@@ -16,7 +16,7 @@ use thingspace_gateway::{
         DeviceState::{Failed, Pending, Succeeded, Waiting},
         GetRequestStatusRequest, RequestState, RequestStatus, StatusView,
     },
-    simulator::{Endpoint, Fault, Gate, List, Options, Outcome, Shape, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, List, Options, Shape, What, When},
 };
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
@@ -45,9 +45,9 @@ async fn the_whole_and_each_device() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..4).await.unwrap();
-    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
-    upstream.sim.finish(&id, &device(1).iccid, Outcome::Failed);
-    upstream.sim.finish(&id, &device(2).iccid, Outcome::Word("Warning"));
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
+    upstream.sim.finish(&id, &device(1).iccid, DeviceResult::Failed);
+    upstream.sim.finish(&id, &device(2).iccid, DeviceResult::Word("Warning"));
 
     let full = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!((full.account_name.as_str(), full.request_id.as_str()), (ACCOUNT, id.as_str()));
@@ -153,7 +153,7 @@ async fn a_hundred_questions_at_once_are_one_upstream() {
     });
     let asking: Vec<_> = asking.collect();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     gate.open();
     for answer in join_all(asking).await {
         assert_eq!(answer.unwrap().state(), RequestState::Succeeded);
@@ -169,7 +169,7 @@ async fn a_finished_request_is_never_asked_for_again() {
     let mut client = gateway.client().await;
     let finished = place(&mut client, "finished", [1, 2]).await.unwrap();
     let open = place(&mut client, "open", [3]).await.unwrap();
-    upstream.sim.finish_all(&finished, Outcome::Success);
+    upstream.sim.finish_all(&finished, DeviceResult::Success);
     watch(&mut client, &finished, "").await.unwrap().rest().await;
     let polls = upstream.sim.ledger().polls_of(&finished);
     let first = ask(&mut client, question(&finished)).await.unwrap();
@@ -197,7 +197,7 @@ async fn a_long_poll_ends_with_a_change() {
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     assert!(!answer.is_finished());
-    upstream.sim.finish(&id, &device(1).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(1).eid, DeviceResult::Success);
     let status = answer.await.unwrap().unwrap();
     assert_eq!((status.revision, counts(&status)), (2, [2, 1, 1, 0]));
     // What has been seen less than that is answered at once.
@@ -212,7 +212,7 @@ async fn a_long_poll_ends_with_the_request() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     let question = || long_poll(&id, Duration::from_secs(45), 1_000);
     let status = ask(&mut client, question()).await.unwrap();
     assert_eq!((status.state(), status.revision), (RequestState::Failed, 2));
@@ -260,7 +260,7 @@ async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
     let id = place(&mut client, "k", [1]).await.unwrap();
     let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
     assert!(stopped.polling_stopped);
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     let status =
         ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
@@ -294,7 +294,7 @@ async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
     let mut client = gateway.client().await;
     let finished = place(&mut client, "finished", [1]).await.unwrap();
     let open = place(&mut client, "open", [2]).await.unwrap();
-    upstream.sim.finish_all(&finished, Outcome::Success);
+    upstream.sim.finish_all(&finished, DeviceResult::Success);
     let done = ask(&mut client, question(&finished)).await.unwrap();
     let seen = ask(&mut client, question(&open)).await.unwrap();
 

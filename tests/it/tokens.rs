@@ -164,7 +164,7 @@ async fn a_wrong_password_is_tried_once_whoever_calls() {
     })
     .await;
     let ledger = upstream.sim.ledger();
-    assert_eq!((ledger.logins(), ledger.logins_accepted, ledger.strikes), (2, 1, 0));
+    assert_eq!((ledger.logins(), ledger.logins_accepted, ledger.rejected_in_a_row), (2, 1, 0));
 }
 
 #[tokio::test]

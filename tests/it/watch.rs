@@ -14,7 +14,7 @@ use thingspace_gateway::{
         storage,
     },
     requests::fold::event::{self, Kind},
-    simulator::{Endpoint, Fault, Gate, Outcome, What, When},
+    simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, embedded::Embedded},
 };
 use tonic::{Code, Request, transport};
@@ -64,15 +64,15 @@ async fn a_snapshot_then_each_change_then_the_end() {
     assert_eq!((first.state(), first.revision), (RequestState::Pending, 1));
     assert_eq!(states(&first), [DeviceState::Pending; 2]);
 
-    upstream.sim.finish(&id, &device(1).eid, Outcome::Word("Warning"));
+    upstream.sim.finish(&id, &device(1).eid, DeviceResult::Word("Warning"));
     let waiting = change(&mut watching).await;
     assert_eq!((waiting.state(), waiting.revision), (RequestState::Pending, 2));
     assert_eq!(told(&waiting), [(device(1).eid, DeviceState::Waiting)]);
-    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
     let succeeded = change(&mut watching).await;
     assert_eq!((succeeded.revision, succeeded.counts.unwrap().pending), (3, 1));
     assert_eq!(told(&succeeded), [(device(0).eid, DeviceState::Succeeded)]);
-    upstream.sim.finish(&id, &device(1).eid, Outcome::Failed);
+    upstream.sim.finish(&id, &device(1).eid, DeviceResult::Failed);
     let last = change(&mut watching).await;
     assert_eq!((last.state(), last.revision), (RequestState::PartiallySucceeded, 4));
     assert_eq!(told(&last), [(device(1).eid, DeviceState::Failed)]);
@@ -86,7 +86,7 @@ async fn a_finished_request_is_a_snapshot() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     watch(&mut client, &id, "").await.unwrap().rest().await;
     let messages = watch(&mut client, &id, "").await.unwrap().rest().await;
     let [
@@ -110,7 +110,7 @@ async fn each_token_resumes_after_its_message() {
     let mut tokens = vec![watching.event().await.1];
     let mut all = Vec::new();
     for n in [2, 0, 3, 1] {
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
         let (Event::Change(change), token) = watching.event().await else { panic!("no change") };
         all.extend(told(&change));
         tokens.push(token);
@@ -134,7 +134,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
-    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
     ask(&mut client, question(&id)).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     snapshot(&mut watching).await;
@@ -147,7 +147,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
         token = message.resume_token;
     }
     drop(watching);
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     ask(&mut client, question(&id)).await.unwrap();
     let rest = watch(&mut client, &id, &token).await.unwrap().rest().await;
     assert_eq!(changes(&rest), [1, 2].map(|n| (device(n).eid, DeviceState::Succeeded)));
@@ -184,7 +184,7 @@ async fn watchers_cost_nothing_upstream() {
         let watchings = watch_often(&gateway, &id, watchers).await;
         assert_eq!(upstream.sim.ledger().polls_of(&id), 0);
         for n in 0..3 {
-            upstream.sim.finish(&id, &device(n).eid, Outcome::Success);
+            upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
             ask(&mut client, question(&id)).await.unwrap();
         }
         for rest in join_all(watchings.into_iter().map(Watching::rest)).await {
@@ -216,7 +216,7 @@ async fn watchers_share_the_poll_under_way() {
     let id = place(&mut client, "k", 0..3).await.unwrap();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
     let watchings = watch_often(&gateway, &id, 1_000).await;
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     gate.open();
     for rest in join_all(watchings.into_iter().map(Watching::rest)).await {
         assert_eq!(changes(&rest).len(), 3);
@@ -241,7 +241,7 @@ async fn a_drain_ends_a_watch_with_its_token() {
 
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     ask(&mut client, question(&id)).await.unwrap();
     let rest = watch(&mut client, &id, resume_token).await.unwrap().rest().await;
     assert_eq!(changes(&rest), [0, 1].map(|n| (device(n).eid, DeviceState::Succeeded)));
@@ -277,7 +277,7 @@ async fn a_request_that_is_given_up() {
     assert_eq!(kind(&watching.next().await.unwrap_err()).1, "STILL_PENDING");
     assert_eq!(upstream.sim.ledger().polls_of(&id), polls + 1);
 
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     let rest = watch(&mut client, &id, "").await.unwrap().rest().await;
     assert!(
         matches!(&rest[..], [WatchRequestResponse { event: Some(Event::Snapshot(end)), .. }] if end.state() == RequestState::Succeeded)
@@ -318,10 +318,10 @@ async fn a_slow_reader_misses_nothing() {
     let mut slow = Client::new(narrow.connect().await.unwrap());
     let mut watching = watch(&mut slow, &id, "").await.unwrap();
     for n in 0..5 {
-        upstream.sim.finish(&id, &device(n).eid, Outcome::Word("Warning"));
+        upstream.sim.finish(&id, &device(n).eid, DeviceResult::Word("Warning"));
         ask(&mut client, question(&id)).await.unwrap();
     }
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     ask(&mut client, question(&id)).await.unwrap();
     let first = snapshot(&mut watching).await;
     assert_eq!((first.revision, first.devices.len()), (1, DEVICES));

@@ -39,7 +39,7 @@ fn fixtures() -> [(&'static str, &'static [u8]); 12] {
 
 const ACCOUNT: &str = "0000123456-00001";
 
-fn parse(body: &[u8]) -> Result<Callback, Unintelligible> {
+fn parse(body: &[u8]) -> Result<Callback, QuarantineReason> {
     super::parse(body, &AccountName::parse(ACCOUNT).unwrap())
 }
 
@@ -204,7 +204,7 @@ fn a_callback_that_names_another_account_is_not_believed() {
         ),
     ] {
         let read = parse(format!(r#"{{"requestId":"r-1","status":"Success",{name}}}"#).as_bytes());
-        assert_eq!(read.err(), (!told).then_some(Unintelligible::OtherAccount), "{name}");
+        assert_eq!(read.err(), (!told).then_some(QuarantineReason::OtherAccount), "{name}");
     }
 }
 
@@ -222,26 +222,26 @@ fn a_contradiction_about_an_identifier_counts_for_nothing() {
 }
 
 #[test]
-fn what_is_no_callback_is_unintelligible() {
+fn what_is_no_callback_goes_to_the_quarantine() {
     let deep = "[".repeat(200_000);
     let objects = r#"{"device":"#.repeat(25_000);
     for (body, error) in [
-        ("", Unintelligible::NotAnObject),
-        ("null", Unintelligible::NotAnObject),
-        ("[]", Unintelligible::NotAnObject),
-        ("<xml/>", Unintelligible::NotAnObject),
-        ("\"", Unintelligible::NotAnObject),
-        (r#"{"requestId":"r"} x"#, Unintelligible::NotAnObject),
-        (&deep, Unintelligible::NotAnObject),
-        (&objects, Unintelligible::NotAnObject),
-        ("{}", Unintelligible::NoRequest),
-        (r#"{"requestId":null}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":"a/b"}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":{"requestId":"r"}}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":true}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":"null"}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":100000000000000000001}"#, Unintelligible::NoRequest),
-        (r#"{"requestId":"r-1","RequestId":"r-2"}"#, Unintelligible::NoRequest),
+        ("", QuarantineReason::NotAnObject),
+        ("null", QuarantineReason::NotAnObject),
+        ("[]", QuarantineReason::NotAnObject),
+        ("<xml/>", QuarantineReason::NotAnObject),
+        ("\"", QuarantineReason::NotAnObject),
+        (r#"{"requestId":"r"} x"#, QuarantineReason::NotAnObject),
+        (&deep, QuarantineReason::NotAnObject),
+        (&objects, QuarantineReason::NotAnObject),
+        ("{}", QuarantineReason::NoRequest),
+        (r#"{"requestId":null}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":"a/b"}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":{"requestId":"r"}}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":true}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":"null"}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":100000000000000000001}"#, QuarantineReason::NoRequest),
+        (r#"{"requestId":"r-1","RequestId":"r-2"}"#, QuarantineReason::NoRequest),
     ] {
         assert_eq!(parse(body.as_bytes()).err(), Some(error), "{body:.40}");
     }

@@ -1,7 +1,6 @@
-//! Hides passwords in texts of no known form.
+//! Masks passwords in texts of unknown format.
 
-/// Takes out what follows the word `password`, in quotes or up to the next separator: the text is
-/// of no known form.
+/// Replaces what follows each word `password`, in quotes or up to the next separator, by `***`.
 pub(super) fn without_passwords(text: &str) -> String {
     const WORD: &str = "password";
     let lower = text.to_ascii_lowercase();

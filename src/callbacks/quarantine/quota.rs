@@ -1,9 +1,8 @@
-//! How much of what nobody understands is kept, and what goes for what is new.
+//! The bounds of the quarantine, and which callbacks are evicted at a bound.
 //!
-//! A callback that shows the account's user name and password comes from ThingSpace. One that shows
-//! neither may come from anybody who got hold of the URL. So there is little room for such, they
-//! are taken slowly, and they go first: they never take the place of one that is proved, nor of
-//! another account's.
+//! A callback with the account's pair is proved to be ThingSpace's. An unproved one may be from
+//! anyone who knows the URL. Therefore few unproved callbacks are kept, at a low rate, and they are
+//! evicted first. They never replace a proved one or one of another account.
 
 use std::{
     collections::HashMap,
@@ -14,31 +13,31 @@ use std::{
 use super::{MAX_BYTES, MAX_ENTRIES};
 use crate::{identity::AccountName, lock::lock, proto::storage::QuarantineEntry};
 
-/// Unproved callbacks of an account that are kept.
+/// The most unproved callbacks of an account.
 const MAX_UNPROVED: usize = 50;
 
-/// Bytes of all their bodies together.
+/// The most bytes of their bodies.
 const MAX_UNPROVED_BYTES: u64 = 1 << 20;
 
-/// Unproved callbacks of an account that a replica keeps in a row.
+/// Unproved callbacks of an account that a replica adds without a pause.
 const UNPROVED_BURST: u32 = 50;
 
-/// After this one more may be kept.
-const UNPROVED_EVERY: Duration = Duration::from_mins(1);
+/// The time after which one more may be added.
+const UNPROVED_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How many unproved callbacks of each account may be kept now.
+/// The number of unproved callbacks of each account that may be added now.
 #[derive(Debug, Default)]
 pub(super) struct Allowances(Mutex<HashMap<AccountName, Allowance>>);
 
 #[derive(Debug)]
 struct Allowance {
     left: u32,
-    /// When the last one was added.
+    /// When the allowance last grew.
     refilled: Instant,
 }
 
 impl Allowances {
-    /// Uses one up; false: there is none.
+    /// Uses one. Returns false if there is none.
     pub(super) fn take(&self, account: &AccountName) -> bool {
         self.take_at(account, Instant::now())
     }
@@ -47,9 +46,9 @@ impl Allowances {
         let mut allowances = lock(&self.0);
         let full = Allowance { left: UNPROVED_BURST, refilled: now };
         let allowance = allowances.entry(account.clone()).or_insert(full);
-        while allowance.left < UNPROVED_BURST && now >= allowance.refilled + UNPROVED_EVERY {
+        while allowance.left < UNPROVED_BURST && now >= allowance.refilled + UNPROVED_INTERVAL {
             allowance.left += 1;
-            allowance.refilled += UNPROVED_EVERY;
+            allowance.refilled += UNPROVED_INTERVAL;
         }
         if allowance.left == UNPROVED_BURST {
             allowance.refilled = now;
@@ -60,19 +59,19 @@ impl Allowances {
     }
 }
 
-/// Takes out what has to go for the last entry.
+/// Removes the entries that must give way to the last one, and returns them.
 pub(super) fn evict(entries: &mut Vec<QuarantineEntry>) -> Vec<QuarantineEntry> {
-    let mut gone = Vec::new();
+    let mut evicted = Vec::new();
     while let Some(oldest) = above_quota(entries) {
-        gone.push(entries.remove(oldest));
+        evicted.push(entries.remove(oldest));
     }
     while let Some(victim) = above_bounds(entries) {
-        gone.push(entries.remove(victim));
+        evicted.push(entries.remove(victim));
     }
-    gone
+    evicted
 }
 
-/// The oldest unproved callback of the last entry's account, where that has too many.
+/// Returns the oldest unproved callback of the last entry's account, if that has too many.
 fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     let newest = entries.last()?;
     let alike = |entry: &&QuarantineEntry| entry.unproved && entry.account == newest.account;
@@ -83,8 +82,8 @@ fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     (too_many && oldest + 1 < entries.len()).then_some(oldest)
 }
 
-/// What goes where there are too many altogether: an unproved one, of the account that holds most,
-/// the oldest.
+/// Returns the callback to evict if there are too many in total: an unproved one if possible, of
+/// the account with most, the oldest.
 fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
     let (_newest, others) = entries.split_last()?;
     let too_large = entries.iter().map(size).sum::<u64>() > MAX_BYTES;
@@ -174,9 +173,9 @@ mod tests {
             |text, now| (0..100).filter(|_| allowances.take_at(&account(text), now)).count();
         let burst = UNPROVED_BURST as usize;
         assert_eq!((taken(ONE, now), taken(OTHER, now)), (burst, burst));
-        assert_eq!(taken(ONE, now + UNPROVED_EVERY / 2), 0);
-        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 5 / 2), 2);
-        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 3), 1);
-        assert_eq!(taken(ONE, now + UNPROVED_EVERY * 1_000), burst);
+        assert_eq!(taken(ONE, now + UNPROVED_INTERVAL / 2), 0);
+        assert_eq!(taken(ONE, now + UNPROVED_INTERVAL * 5 / 2), 2);
+        assert_eq!(taken(ONE, now + UNPROVED_INTERVAL * 3), 1);
+        assert_eq!(taken(ONE, now + UNPROVED_INTERVAL * 1_000), burst);
     }
 }

@@ -1,23 +1,23 @@
-//! Whose a URL is.
+//! The gateway's public URL, and the owners of registered URLs.
 
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::url::{self, Url};
 
-/// A URL of the web without a slash at the end of its path.
+/// An HTTP or HTTPS URL whose path has no slash at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address(Url);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
-    /// Ours, as it should be.
+pub(super) enum UrlOwner {
+    /// This gateway, with the current path secret.
     Ours,
-    /// Ours, with an earlier secret.
-    Former,
-    /// Below our `public_url`, with a secret that is not known here: left of a store that is gone,
-    /// or of another gateway with the same address.
+    /// This gateway, with an earlier path secret.
+    OursBefore,
+    /// Below this gateway's `public_url`, with an unknown secret: left from a lost store, or of
+    /// another gateway with the same address.
     SameAddress,
-    Another,
+    Other,
 }
 
 impl Address {
@@ -27,7 +27,7 @@ impl Address {
         Some(Self(url))
     }
 
-    /// With this port in place of 0.
+    /// Replaces a port of 0.
     pub(super) fn or_port(mut self, port: u16) -> Self {
         if self.0.port == 0 {
             self.0.port = port;
@@ -35,7 +35,7 @@ impl Address {
         self
     }
 
-    /// What an account with this secret registers.
+    /// The URL that an account with this path secret registers.
     pub(super) fn with(&self, secret: &str) -> SecretString {
         let Url { scheme, host, port, path } = &self.0;
         let port = match (*scheme, port) {
@@ -45,33 +45,33 @@ impl Address {
         format!("{scheme}://{host}{port}{path}/{secret}").into()
     }
 
-    /// Whose a registered URL is, to the account with this secret and the gateway whose
-    /// `public_url` this is. `is_own` knows its earlier secrets.
-    pub(super) fn whose(
+    /// The owner of a registered URL, where this is the `public_url` of the gateway and `secret`
+    /// the path secret of the account. `is_own` recognises its earlier ones.
+    pub(super) fn owner(
         &self,
         registered: &SecretString,
         secret: &str,
         is_own: impl Fn(&str) -> bool,
-    ) -> Whose {
+    ) -> UrlOwner {
         let Some(mut there) = Self::parse(registered.expose_secret()) else {
-            return Whose::Another;
+            return UrlOwner::Other;
         };
         let path = std::mem::take(&mut there.0.path);
-        let Some((above, last)) = path.rsplit_once('/') else { return Whose::Another };
+        let Some((above, last)) = path.rsplit_once('/') else { return UrlOwner::Other };
         above.clone_into(&mut there.0.path);
-        // Something else below our host is not ours to replace.
+        // Another path below the same host is not ours to replace.
         let secret_like = last.len() == secret.len()
             && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         match there == *self {
-            true if last == secret => Whose::Ours,
-            true if secret_like && is_own(last) => Whose::Former,
-            true if secret_like => Whose::SameAddress,
-            _ => Whose::Another,
+            true if last == secret => UrlOwner::Ours,
+            true if secret_like && is_own(last) => UrlOwner::OursBefore,
+            true if secret_like => UrlOwner::SameAddress,
+            _ => UrlOwner::Other,
         }
     }
 }
 
-/// The host of a URL, which is what may be shown of it.
+/// The host of a URL. Nothing else of it may be shown.
 pub(super) fn host(registered: &SecretString) -> String {
     Address::parse(registered.expose_secret())
         .map_or_else(|| "an unreadable URL".to_owned(), |there| there.0.host)
@@ -82,34 +82,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whose_a_url_is() {
+    fn a_url_has_an_owner() {
         let cases = [
-            ("https://gw.example", "https://gw.example/SECRET-1", Whose::Ours),
-            ("https://gw.example/", "https://GW.example:443/SECRET-1/", Whose::Ours),
-            ("https://gw.example:28200/a/b/", "https://gw.example:28200/a/b/SECRET-1", Whose::Ours),
-            ("https://gw.example/a", "https://gw.example/a/EARLIER_", Whose::Former),
-            ("https://gw.example/a", "https://gw.example/a/secret_2", Whose::SameAddress),
-            ("https://gw.example/a", "https://gw.example/b/EARLIER_", Whose::Another),
-            ("https://gw.example/a", "https://gw.example/a/orders", Whose::Another),
-            ("https://gw.example/a", "https://gw.example/a/sec.et_2", Whose::Another),
-            ("https://gw.example/a", "https://gw.example/SECRET-1", Whose::Another),
-            ("https://gw.example/a", "https://gw.example/a/b/SECRET-1", Whose::Another),
-            ("https://gw.example/a", "https://gw.example/A/SECRET-1", Whose::Another),
-            ("https://gw.example", "http://gw.example/SECRET-1", Whose::Another),
-            ("https://gw.example", "https://gw.example:28200/SECRET-1", Whose::Another),
-            ("https://gw.example", "https://staging.gw.example/SECRET-1", Whose::Another),
-            ("https://gw.example", "https://gw.example", Whose::Another),
-            ("https://gw.example", "https://gw.example:99999/SECRET-1", Whose::Another),
-            ("http://gw.example", "http://gw.example:99999/SECRET-1", Whose::Another),
-            ("https://gw.example", "https://u:p@gw.example/SECRET-1", Whose::Another),
-            ("https://gw.example", "https://gw.example/SECRET-1?x=1", Whose::Another),
-            ("https://gw.example", "", Whose::Another),
-            ("https://gw.example", "SECRET-1", Whose::Another),
+            ("https://gw.example", "https://gw.example/SECRET-1", UrlOwner::Ours),
+            ("https://gw.example/", "https://GW.example:443/SECRET-1/", UrlOwner::Ours),
+            (
+                "https://gw.example:28200/a/b/",
+                "https://gw.example:28200/a/b/SECRET-1",
+                UrlOwner::Ours,
+            ),
+            ("https://gw.example/a", "https://gw.example/a/EARLIER_", UrlOwner::OursBefore),
+            ("https://gw.example/a", "https://gw.example/a/secret_2", UrlOwner::SameAddress),
+            ("https://gw.example/a", "https://gw.example/b/EARLIER_", UrlOwner::Other),
+            ("https://gw.example/a", "https://gw.example/a/orders", UrlOwner::Other),
+            ("https://gw.example/a", "https://gw.example/a/sec.et_2", UrlOwner::Other),
+            ("https://gw.example/a", "https://gw.example/SECRET-1", UrlOwner::Other),
+            ("https://gw.example/a", "https://gw.example/a/b/SECRET-1", UrlOwner::Other),
+            ("https://gw.example/a", "https://gw.example/A/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "http://gw.example/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "https://gw.example:28200/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "https://staging.gw.example/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "https://gw.example", UrlOwner::Other),
+            ("https://gw.example", "https://gw.example:99999/SECRET-1", UrlOwner::Other),
+            ("http://gw.example", "http://gw.example:99999/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "https://u:p@gw.example/SECRET-1", UrlOwner::Other),
+            ("https://gw.example", "https://gw.example/SECRET-1?x=1", UrlOwner::Other),
+            ("https://gw.example", "", UrlOwner::Other),
+            ("https://gw.example", "SECRET-1", UrlOwner::Other),
         ];
-        for (public, registered, whose) in cases {
+        for (public, registered, owner) in cases {
             let public = Address::parse(public).unwrap();
-            let found = public.whose(&registered.into(), "SECRET-1", |secret| secret == "EARLIER_");
-            assert_eq!(found, whose, "{registered}");
+            let found = public.owner(&registered.into(), "SECRET-1", |secret| secret == "EARLIER_");
+            assert_eq!(found, owner, "{registered}");
         }
     }
 
@@ -122,7 +126,7 @@ mod tests {
         ] {
             let public = Address::parse(public).unwrap();
             assert_eq!(public.with("S").expose_secret(), url);
-            assert_eq!(public.whose(&public.with("S"), "S", |_| false), Whose::Ours);
+            assert_eq!(public.owner(&public.with("S"), "S", |_| false), UrlOwner::Ours);
         }
         assert_eq!(host(&"https://gw.example/secret".into()), "gw.example");
         // The password of a URL that is not ours is not read, so it cannot be shown.

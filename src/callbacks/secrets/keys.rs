@@ -1,10 +1,10 @@
-//! The keys of callbacks, derived from one random root in a permanent cell, each for one purpose.
+//! The keys of callbacks, one for each purpose, derived from one random key in a permanent cell.
 
 use aws_lc_rs::{hkdf, hmac};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use secrecy::zeroize::Zeroizing;
 
-use super::random;
+use super::pair::random;
 use crate::{
     identity::AccountName,
     proto::storage,
@@ -20,8 +20,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// What the store says. One that has none, because it is another one, gets those that are
-    /// `known` here: so that what is registered goes on to hold.
+    /// Loads the keys. A store without keys gets the known ones, so that the registered URLs and
+    /// pairs stay valid, or new ones.
     pub(super) async fn load_or_create(
         store: &dyn Store,
         known: Option<&Self>,
@@ -57,23 +57,23 @@ impl Keys {
         }
     }
 
-    pub(super) fn is(&self, other: &Self) -> bool {
+    pub(super) fn same_as(&self, other: &Self) -> bool {
         self.root == other.root
     }
 
-    /// The last segment of an account's path, which was replaced so often.
+    /// Returns the path secret of an account. The generation counts its replacements.
     pub(super) fn path(&self, account: &AccountName, generation: u32) -> String {
         let mut context = hmac::Context::with_key(&self.path);
         context.update(account.as_str().as_bytes());
         if generation > 0 {
-            // No account's name holds a zero.
+            // Unambiguous, because no account's name holds a zero.
             context.update(&[0]);
             context.update(&generation.to_be_bytes());
         }
         BASE64_URL_SAFE_NO_PAD.encode(context.sign())
     }
 
-    /// The authentication code of a pair. User names are the same in any case.
+    /// Returns the authentication code of a pair. The case of the user name does not matter.
     pub(super) fn code(&self, username: &str, password: &str) -> Vec<u8> {
         let username = username.to_lowercase();
         let mut context = hmac::Context::with_key(&self.pair);
@@ -83,7 +83,7 @@ impl Keys {
         context.sign().as_ref().to_vec()
     }
 
-    /// The authentication code of a password, whatever user name it belongs to.
+    /// Returns the authentication code of a password alone.
     pub(super) fn password_code(&self, password: &str) -> Vec<u8> {
         hmac::sign(&self.password, password.as_bytes()).as_ref().to_vec()
     }

@@ -1,4 +1,4 @@
-//! The user name and password of callbacks: from files, or made here.
+//! The pair of user name and password in callbacks.
 
 use std::path::Path;
 
@@ -6,37 +6,41 @@ use aws_lc_rs::rand;
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Error;
+use super::SecretsError;
 use crate::{config::MAX_PAIR_CHARS, secret_file, store::StoreError};
 
-/// Of a generated password: 32 characters.
+/// Random bytes of a generated password, which has 32 characters.
 const PASSWORD_BYTES: usize = 24;
 
-/// What ThingSpace is told to put into callbacks.
+/// The user name and password that ThingSpace puts into callbacks.
 #[derive(Debug, Clone)]
 pub struct Pair {
     pub username: String,
     pub password: SecretString,
 }
 
-/// The secret in a file, if ThingSpace takes it for callbacks.
-pub(super) async fn read(file: &Path) -> Result<SecretString, Error> {
-    let text = secret_file::read(file).await.map_err(Error::Files)?;
-    let fits = text.expose_secret().chars().count() <= MAX_PAIR_CHARS;
-    let plain = !text.expose_secret().chars().any(char::is_control);
-    if fits && plain {
-        Ok(text)
-    } else {
-        let file = file.display();
-        Err(Error::Files(format!("{file} holds no text of at most {MAX_PAIR_CHARS} characters")))
+impl Pair {
+    pub(super) async fn read(username: &Path, password: &Path) -> Result<Self, SecretsError> {
+        let username = read(username).await?.expose_secret().to_owned();
+        Ok(Self { username, password: read(password).await? })
+    }
+
+    pub(super) fn generate() -> Result<Self, StoreError> {
+        let username = format!("gateway-{}", BASE64_URL_SAFE_NO_PAD.encode(random::<6>()?));
+        let password = BASE64_URL_SAFE_NO_PAD.encode(random::<PASSWORD_BYTES>()?);
+        Ok(Self { username, password: password.into() })
     }
 }
 
-/// A pair that nobody had before.
-pub(super) fn generate() -> Result<Pair, StoreError> {
-    let username = format!("gateway-{}", BASE64_URL_SAFE_NO_PAD.encode(random::<6>()?));
-    let password = BASE64_URL_SAFE_NO_PAD.encode(random::<PASSWORD_BYTES>()?);
-    Ok(Pair { username, password: password.into() })
+/// Reads a secret that ThingSpace accepts in a registration.
+async fn read(file: &Path) -> Result<SecretString, SecretsError> {
+    let text = secret_file::read(file).await.map_err(SecretsError::Files)?;
+    let characters = text.expose_secret().chars();
+    if characters.clone().count() <= MAX_PAIR_CHARS && !characters.clone().any(char::is_control) {
+        return Ok(text);
+    }
+    let (file, most) = (file.display(), MAX_PAIR_CHARS);
+    Err(SecretsError::Files(format!("{file} holds no text of at most {most} characters")))
 }
 
 pub(super) fn random<const N: usize>() -> Result<[u8; N], StoreError> {

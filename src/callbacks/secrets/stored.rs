@@ -1,4 +1,4 @@
-//! The cell of an account: its pair, its path, and what was replaced a short while ago.
+//! The cell of an account: its pair, its path secret, and the recently replaced ones.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use secrecy::ExposeSecret;
 use super::{Keys, Pair};
 use crate::proto::storage;
 
-/// Replaced pairs, and replaced paths, that are kept for an account.
+/// Replaced pairs, and replaced path secrets, that are kept for an account.
 pub(super) const MAX_REPLACED: usize = 8;
 
-/// What is done to an account's cell, beside bringing it up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change<'a> {
-    Nothing,
+pub(in crate::callbacks) enum SecretsChange<'a> {
+    None,
     RotatePair,
     RotatePath,
-    Want(bool),
-    /// ThingSpace was told the pair with this code.
+    /// Whether an operator deregistered the account.
+    Deregistered(bool),
+    /// The pair with this code was registered.
     Registered(&'a [u8]),
 }
 
-/// Carries out a change, with the pair that the account shall have.
+/// Sets the pair of an account, and makes a change.
 pub(super) fn change(
-    mut stored: storage::CallbackPair,
+    stored: &mut storage::CallbackPair,
     (pair, from_files): (&Pair, bool),
-    change: Change<'_>,
+    change: SecretsChange<'_>,
     keys: &Keys,
     grace: Duration,
-) -> storage::CallbackPair {
+) {
     let password = pair.password.expose_secret();
     let code = keys.code(&pair.username, password);
     if stored.code != code {
@@ -52,12 +52,11 @@ pub(super) fn change(
         (pair.username.clone(), password.to_owned())
     };
     match change {
-        Change::Nothing | Change::RotatePair => {}
-        Change::RotatePath => replace_path(&mut stored, grace),
-        Change::Want(wanted) => stored.unwanted = !wanted,
-        Change::Registered(code) => stored.registered = code.to_vec(),
+        SecretsChange::None | SecretsChange::RotatePair => {}
+        SecretsChange::RotatePath => replace_path(stored, grace),
+        SecretsChange::Deregistered(deregistered) => stored.unwanted = deregistered,
+        SecretsChange::Registered(code) => stored.registered = code.to_vec(),
     }
-    stored
 }
 
 fn replace_path(stored: &mut storage::CallbackPair, grace: Duration) {
@@ -71,9 +70,9 @@ fn replace_path(stored: &mut storage::CallbackPair, grace: Duration) {
     stored.path_generation += 1;
 }
 
-/// Whether what was replaced then is still accepted.
+/// Returns whether a secret that was replaced at this time is still accepted.
 pub(super) fn is_recent(replaced_time_ms: i64, grace: Duration) -> bool {
     let age = Timestamp::now().as_millisecond().saturating_sub(replaced_time_ms);
-    // Negative where the replica that replaced it has a clock ahead of this one: no age.
+    // Negative if the clock of the replica that replaced it is ahead of this one.
     Duration::from_millis(u64::try_from(age).unwrap_or(0)) < grace
 }

@@ -22,11 +22,13 @@ fn store() -> (TempDir, Arc<dyn Store>) {
     (folder, Arc::new(store))
 }
 
-async fn load(config: &CallbacksConfig, store: &Arc<dyn Store>) -> Secrets {
-    Secrets::load_or_create(config, Arc::clone(store), &[account(1), account(2)]).await.unwrap()
+async fn load(config: &CallbacksConfig, store: &Arc<dyn Store>) -> CallbackSecrets {
+    let secrets = CallbackSecrets::new(config, Arc::clone(store), &[account(1), account(2)]);
+    secrets.refresh().await.unwrap();
+    secrets
 }
 
-fn accepts(secrets: &Secrets, of: u32, pair: &Pair) -> bool {
+fn accepts(secrets: &CallbackSecrets, of: u32, pair: &Pair) -> bool {
     secrets.accepts(&account(of), &pair.username, pair.password.expose_secret())
 }
 
@@ -93,7 +95,7 @@ async fn a_replaced_pair_is_accepted_for_a_while() {
 }
 
 #[tokio::test]
-async fn another_replica_hears_of_a_rotation_when_it_looks() {
+async fn another_replica_learns_of_a_rotation_when_it_refreshes() {
     let (_folder, store) = store();
     let (one, other) = (load(&config(), &store).await, load(&config(), &store).await);
     let pair = one.rotate(&account(2)).await.unwrap();
@@ -145,33 +147,32 @@ async fn files_that_hold_no_pair_are_refused_and_not_shown() {
     let (folder, store) = store();
     for wrong in ["", "sesame\nsesame", &"sesame".repeat(7)] {
         let files = with_files(folder.path(), "ali", wrong);
-        let error =
-            Secrets::load_or_create(&files, Arc::clone(&store), &[account(1)]).await.unwrap_err();
+        let secrets = CallbackSecrets::new(&files, Arc::clone(&store), &[account(1)]);
+        let error = secrets.refresh().await.unwrap_err();
         assert!(
-            matches!(error, Error::Files(_)) && !error.to_string().contains("sesame"),
+            matches!(error, SecretsError::Files(_)) && !error.to_string().contains("sesame"),
             "{error}"
         );
     }
 }
 
-/// Registered with ThingSpace are the path and the pair of before: both hold on in a new store, for
-/// every replica.
+/// ThingSpace still uses the old path secret and pair. Both stay valid in a new store, for every
+/// replica.
 #[tokio::test]
 async fn a_replaced_store_gets_what_is_registered() {
     let (_former, former) = store();
     let (_new, new) = store();
     let known = load(&config(), &former).await;
     let (path, pair) = (known.path(&account(1)), known.pair(&account(1)).unwrap());
-    let moved = Secrets(Arc::new(Inner {
+    let moved = CallbackSecrets(Arc::new(SecretsInner {
         store: Arc::clone(&new),
         files: None,
-        logins: OnceLock::new(),
+        users: OnceLock::new(),
         grace: config().password_grace,
         accounts: known.accounts().cloned().collect(),
-        keys: watch::Sender::new(known.0.keys()),
-        known: Mutex::new(std::mem::take(&mut *known.0.known())),
-        turn: tokio::sync::Mutex::default(),
-        looks: tokio::sync::Mutex::default(),
+        state: Mutex::new(std::mem::take(&mut *known.0.lock())),
+        updating: tokio::sync::Mutex::default(),
+        lookups: tokio::sync::Mutex::default(),
     }));
     moved.refresh().await.unwrap();
     let other = load(&config(), &new).await;
@@ -182,9 +183,9 @@ async fn a_replaced_store_gets_what_is_registered() {
 }
 
 #[tokio::test]
-async fn nothing_is_known_before_the_store_has_told_it() {
+async fn nothing_is_known_before_the_store_is_read() {
     let (_folder, store) = store();
-    let secrets = Secrets::new(&config(), Arc::clone(&store), &[account(1)]);
+    let secrets = CallbackSecrets::new(&config(), Arc::clone(&store), &[account(1)]);
     assert!(!secrets.is_loaded() && secrets.account_of("").is_none());
     assert!(secrets.quarantine_key().is_err() && secrets.pair(&account(1)).is_none());
     secrets.reload().await;
@@ -197,8 +198,8 @@ async fn a_replaced_path_is_accepted_for_a_while_in_every_replica_and_after_a_re
     let mut config = config();
     let (one, other) = (load(&config, &store).await, load(&config, &store).await);
     let (first, of_other) = (one.path(&account(1)), one.path(&account(2)));
-    one.rotate_path(&account(1)).await.unwrap();
-    one.rotate_path(&account(1)).await.unwrap();
+    one.update(&account(1), SecretsChange::RotatePath).await.unwrap();
+    one.update(&account(1), SecretsChange::RotatePath).await.unwrap();
     let third = one.path(&account(1));
     assert_ne!(first, third);
     assert_eq!((other.path(&account(1)), one.path(&account(2))), (first.clone(), of_other));
@@ -222,7 +223,7 @@ async fn a_path_that_another_replica_made_is_found() {
     let (_folder, store) = store();
     let (one, other) = (load(&config(), &store).await, load(&config(), &store).await);
     for _ in 0..2 {
-        one.rotate_path(&account(1)).await.unwrap();
+        one.update(&account(1), SecretsChange::RotatePath).await.unwrap();
         let path = one.path(&account(1));
         assert_eq!(other.account_of(&path), None);
         let both = tokio::join!(other.find(&path), other.find(&path));
@@ -240,32 +241,33 @@ async fn a_path_that_another_replica_made_is_found() {
 async fn which_pair_was_registered_is_known_after_a_restart() {
     let (_folder, store) = store();
     let secrets = load(&config(), &store).await;
-    let current = |secrets: &Secrets| secrets.current(&account(1)).unwrap();
-    assert!(!current(&secrets).registered);
-    let code = current(&secrets).code;
-    secrets.registered(&account(1), &code).await.unwrap();
-    assert!(current(&secrets).registered && current(&load(&config(), &store).await).registered);
+    let known = |secrets: &CallbackSecrets| secrets.of(&account(1)).unwrap();
+    assert!(!known(&secrets).is_registered());
+    let code = known(&secrets).code().to_vec();
+    secrets.update(&account(1), SecretsChange::Registered(&code)).await.unwrap();
+    assert!(known(&secrets).is_registered());
+    assert!(known(&load(&config(), &store).await).is_registered());
     secrets.rotate(&account(1)).await.unwrap();
-    assert!(!current(&secrets).registered);
+    assert!(!known(&secrets).is_registered());
 }
 
-fn logins(folder: &Path) -> LoginFiles {
-    LoginFiles { username: folder.join("user"), password: folder.join("login") }
+fn user_files(folder: &Path) -> UserFiles {
+    UserFiles { username: folder.join("user"), password: folder.join("login") }
 }
 
 /// ThingSpace sends the pair in every callback.
 #[tokio::test]
-async fn what_logs_in_is_never_taken() {
+async fn a_secret_of_a_user_is_never_sent() {
     let (folder, store) = store();
     let files = with_files(folder.path(), "ali", "open sesame");
-    let LoginFiles { username: user, password: login } = logins(folder.path());
+    let UserFiles { username: user, password: login } = user_files(folder.path());
     std::fs::write(&login, "swordfish\n").unwrap();
     std::fs::write(&user, "uws-user").unwrap();
     let secrets = load(&files, &store).await;
-    let missing = LoginFiles { username: "missing".into(), password: "missing".into() };
-    secrets.keep_apart_from(vec![missing, logins(folder.path())]);
+    let missing = UserFiles { username: "missing".into(), password: "missing".into() };
+    secrets.keep_apart_from(vec![missing, user_files(folder.path())]);
     secrets.refresh().await.unwrap();
-    // In either direction: the pair becomes the login's, or the login the pair's.
+    // The pair becomes the user's, or the user's password the pair's.
     for (name, password, of_login, file) in [
         ("ali", "swordfish", "swordfish\n", &login),
         ("ali", "open sesame", "open sesame\r\n", &login),
@@ -277,7 +279,8 @@ async fn what_logs_in_is_never_taken() {
             let error = refused.unwrap();
             let said = error.to_string();
             assert!(
-                matches!(error, Error::Login { .. }) && said.contains(file.to_str().unwrap()),
+                matches!(error, SecretsError::SharedWithUser { .. })
+                    && said.contains(file.to_str().unwrap()),
                 "{said}"
             );
             assert!(!said.contains(password), "{said}");
@@ -298,8 +301,9 @@ async fn passwords_that_callbacks_carry_or_carried_are_known() {
     let secrets = load(&files, &store).await;
     with_files(folder.path(), "another name", "second");
     secrets.refresh().await.unwrap();
-    let sends =
-        |secrets: &Secrets| ["first", "second", "third"].map(|text| secrets.sends(&text.into()));
+    let sends = |secrets: &CallbackSecrets| {
+        ["first", "second", "third"].map(|text| secrets.sends(&text.into()))
+    };
     assert_eq!(sends(&secrets), [true, true, false]);
     assert_eq!(sends(&load(&files, &store).await), [true, true, false]);
     files.password_grace = Duration::ZERO;
@@ -307,14 +311,14 @@ async fn passwords_that_callbacks_carry_or_carried_are_known() {
 }
 
 #[tokio::test]
-async fn a_generated_password_that_becomes_a_login_s_is_replaced() {
+async fn a_generated_password_that_becomes_a_user_s_is_replaced() {
     let (folder, store) = store();
     let secrets = load(&config(), &store).await;
     let before = secrets.pair(&account(1)).unwrap();
-    let LoginFiles { username, password } = logins(folder.path());
+    let UserFiles { username, password } = user_files(folder.path());
     std::fs::write(username, "uws-user").unwrap();
     std::fs::write(password, before.password.expose_secret()).unwrap();
-    secrets.keep_apart_from(vec![logins(folder.path())]);
+    secrets.keep_apart_from(vec![user_files(folder.path())]);
     secrets.refresh().await.unwrap();
     let after = secrets.pair(&account(1)).unwrap();
     assert_ne!(after.password.expose_secret(), before.password.expose_secret());

@@ -3,7 +3,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::simulator::control;
 
-/// A simulator whose orders stay open, and where it is controlled.
+/// A simulator whose orders stay open, and the URL of its control API.
 async fn controlled() -> (World, String) {
     let world = world(manual()).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

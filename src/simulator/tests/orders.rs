@@ -1,7 +1,7 @@
 use futures_util::future::join_all;
 
 use super::*;
-use crate::simulator::{Endpoint, Outcome};
+use crate::simulator::{DeviceResult, Endpoint};
 
 #[tokio::test]
 async fn every_order_is_a_new_request() {
@@ -19,7 +19,7 @@ async fn every_order_is_a_new_request() {
     assert_eq!(times, [1, 2, 0]);
 }
 
-/// An order, changed, and what it is refused with.
+/// Changed orders, and the codes of their refusals.
 fn wrong_orders() -> Vec<(String, &'static str)> {
     let changed = |change: fn(&mut Value)| {
         let mut body = order(&[device(1)]);
@@ -83,7 +83,7 @@ async fn wrong_orders_are_refused() {
         assert_eq!(code(world.download(body.clone())).await, wanted, "{body:.300}");
     }
     assert_eq!(world.handle.ledger().orders.len(), 0);
-    // Nothing but the plan may be left out.
+    // Only the plan is optional.
     let mut body = order(&[device(1)]);
     body.as_object_mut().unwrap().remove("servicePlan");
     send(world.download(body.to_string()), 200).await;
@@ -91,7 +91,7 @@ async fn wrong_orders_are_refused() {
 }
 
 #[tokio::test]
-async fn json_is_demanded_of_every_call_with_a_body() {
+async fn every_call_with_a_body_must_be_json() {
     let world = world(manual()).await;
     let request = world.placed(&[device(1)]).await;
     let status = format!("{}/m2m/v2/accounts/{ACCOUNT}/requests/{request}/status", world.url);
@@ -101,7 +101,7 @@ async fn json_is_demanded_of_every_call_with_a_body() {
     };
     let order = with_tokens(world.http.post(download).body(order(&[device(1)]).to_string()));
     assert_eq!(code(order).await, "REQUEST_FAILED.UnexpectedError");
-    // As Verizon's own SDK asks, and not as anybody does.
+    // As Verizon's SDK does.
     body(with_tokens(world.http.get(&status)), 200).await;
     let text = with_tokens(world.http.get(&status).header("Content-Type", "text/plain"));
     assert_eq!(code(text).await, "REQUEST_FAILED.UnexpectedError");
@@ -109,7 +109,7 @@ async fn json_is_demanded_of_every_call_with_a_body() {
 }
 
 #[tokio::test]
-async fn places_that_do_not_exist() {
+async fn unknown_paths() {
     let world = cold(manual()).await;
     let resource = world.http.get(format!("{}/m2m/v1/session/login", world.url));
     assert_eq!(body(resource, 400).await["fault"]["code"], "900906");
@@ -162,7 +162,7 @@ async fn ten_thousand_devices() {
     let devices: Vec<_> = (0..10_000).map(device).collect();
     let request = world.placed(&devices).await;
     for device in &devices[1..] {
-        world.handle.finish(&request, device.eid.as_str(), Outcome::Success);
+        world.handle.finish(&request, device.eid.as_str(), DeviceResult::Success);
     }
     let shown = world.shown(&request).await;
     let subs = shown["subRequests"].as_array().unwrap();

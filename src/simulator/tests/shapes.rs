@@ -1,11 +1,11 @@
 use super::*;
-use crate::simulator::{Identifiers, List, Outcome, Overall, Shape, Words};
+use crate::simulator::{DeviceResult, Identifiers, List, Overall, Shape, Words};
 
-/// A request for two devices: the first succeeded, the second is pending.
+/// A request for two devices. The first has succeeded, the second is pending.
 async fn half_done() -> (World, RequestId) {
     let world = world(manual()).await;
     let request = world.handle.add_request(account(), [device(1), device(2)]);
-    world.handle.finish(&request, device(1).iccid.as_str(), Outcome::Success);
+    world.handle.finish(&request, device(1).iccid.as_str(), DeviceResult::Success);
     (world, request)
 }
 
@@ -27,7 +27,7 @@ async fn the_example_of_the_documentation() {
 async fn the_model_of_the_sdk() {
     let (world, request) = half_done().await;
     world.handle.set_shape(Shape::sdk());
-    world.handle.finish(&request, device(2).eid.as_str(), Outcome::Failed);
+    world.handle.finish(&request, device(2).eid.as_str(), DeviceResult::Failed);
     let wanted = json!({
         "requestId": request.as_str(),
         "status": "Success",
@@ -42,8 +42,8 @@ async fn the_model_of_the_sdk() {
 #[tokio::test]
 async fn everything_at_once() {
     let (world, request) = half_done().await;
-    world.handle.finish_all(&request, Outcome::Failed);
-    world.handle.finish(&request, device(2).eid.as_str(), Outcome::Word("Queued"));
+    world.handle.finish_all(&request, DeviceResult::Failed);
+    world.handle.finish(&request, device(2).eid.as_str(), DeviceResult::Word("Queued"));
     world.handle.set_shape(Shape {
         identifiers: Identifiers::All,
         words: Words::Upper,
@@ -69,7 +69,7 @@ async fn no_list_at_all() {
     world.handle.set_shape(Shape { list: List::Absent, ..Shape::default() });
     let status = |word: &str| json!({"requestId": request.as_str(), "status": word});
     assert_eq!(world.shown(&request).await, status("Pending"));
-    world.handle.finish_all(&request, Outcome::Success);
+    world.handle.finish_all(&request, DeviceResult::Success);
     assert_eq!(world.shown(&request).await, status("Success"));
     world.handle.set_overall(&request, Some("Warning"));
     assert_eq!(world.shown(&request).await, status("Warning"));
@@ -80,7 +80,7 @@ async fn an_honest_overall_status() {
     let (world, request) = half_done().await;
     world.handle.set_shape(Shape { overall: Overall::Honest, ..Shape::default() });
     assert_eq!(world.shown(&request).await["status"], "Pending");
-    world.handle.finish(&request, device(2).eid.as_str(), Outcome::Failed);
+    world.handle.finish(&request, device(2).eid.as_str(), DeviceResult::Failed);
     assert_eq!(world.shown(&request).await["status"], "Failed");
 }
 
@@ -88,7 +88,7 @@ async fn an_honest_overall_status() {
 async fn words_in_any_spelling() {
     let world = world(manual()).await;
     let request = world.handle.add_request(account(), (0..4).map(device));
-    world.handle.finish_all(&request, Outcome::Failed);
+    world.handle.finish_all(&request, DeviceResult::Failed);
     world.handle.set_shape(Shape { words: Words::Mixed, ..Shape::default() });
     let shown = world.shown(&request).await;
     let words: Vec<_> = (0..4).map(|i| text(&shown["subRequests"][i]["status"])).collect();
@@ -97,7 +97,7 @@ async fn words_in_any_spelling() {
 
 #[tokio::test]
 #[should_panic(expected = "has no device")]
-async fn poking_a_device_that_does_not_exist_is_a_mistake() {
+async fn finishing_an_unknown_device_panics() {
     let (world, request) = half_done().await;
-    world.handle.finish(&request, "89049032007008882600086299134038", Outcome::Success);
+    world.handle.finish(&request, "89049032007008882600086299134038", DeviceResult::Success);
 }

@@ -3,7 +3,7 @@ use std::{collections::HashSet, time::Instant};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::simulator::{Endpoint, Ledger, SessionRefusal, tokens::Tokens};
+use crate::simulator::{Endpoint, Ledger, SessionRefusal, tokens::SimulatedTokens};
 
 #[tokio::test]
 async fn the_token_stays_the_same_until_it_expires() {
@@ -20,7 +20,7 @@ async fn the_token_stays_the_same_until_it_expires() {
 }
 
 #[tokio::test]
-async fn what_is_left_of_a_token_is_told_or_not() {
+async fn expires_in_is_the_rest_of_the_lifetime_or_the_whole() {
     for (expires_in_counts_down, counted) in [(true, true), (false, false)] {
         let world = cold(Options { expires_in_counts_down, ..manual() }).await;
         assert_eq!(body(world.token(), 200).await["expires_in"], 3600);
@@ -30,7 +30,7 @@ async fn what_is_left_of_a_token_is_told_or_not() {
 }
 
 #[tokio::test]
-async fn revoking_kills_the_token_of_everybody() {
+async fn a_revoked_token_is_invalid_for_all_callers() {
     let world = world(manual()).await;
     let url = format!("{}/ts/v1/oauth2/revoke", world.url);
     let form = [("grant_type", "client_credentials"), ("token", &world.bearer)];
@@ -60,13 +60,6 @@ async fn token_requests_are_refused_as_documented() {
 }
 
 #[tokio::test]
-async fn fault_codes_can_be_numbers() {
-    let mut world = cold(Options { numeric_codes: true, ..manual() }).await;
-    world.bearer = "wrong".into();
-    assert_eq!(body(world.login("x"), 401).await["fault"]["code"], 900_901);
-}
-
-#[tokio::test]
 async fn a_call_needs_the_bearer_before_anything_else() {
     let mut world = cold(manual()).await;
     let bare = || world.http.post(format!("{}/m2m/v1/session/login", world.url));
@@ -76,9 +69,9 @@ async fn a_call_needs_the_bearer_before_anything_else() {
     world.bearer = text(&body(world.token(), 200).await["access_token"]);
     world.handle.expire_bearer();
     assert_eq!(body(world.login("simulator-password"), 401).await["fault"]["code"], "900901");
-    // None of this is a strike.
+    // None of these counts as a rejected login.
     let ledger = world.handle.ledger();
-    assert_eq!((ledger.logins(), ledger.logins_rejected, ledger.strikes), (3, 0, 0));
+    assert_eq!((ledger.logins(), ledger.logins_rejected, ledger.rejected_in_a_row), (3, 0, 0));
 }
 
 #[tokio::test]
@@ -88,15 +81,15 @@ async fn five_rejections_in_a_row_lock_the_user() {
         code(world.login("wrong")).await;
     }
     body(world.login("simulator-password"), 200).await;
-    assert_eq!(world.handle.ledger().strikes, 0);
-    for strikes in 1..=5 {
+    assert_eq!(world.handle.ledger().rejected_in_a_row, 0);
+    for rejected in 1..=5 {
         assert!(!world.handle.ledger().locked);
         code(world.login("wrong")).await;
-        assert_eq!(world.handle.ledger().strikes, strikes);
+        assert_eq!(world.handle.ledger().rejected_in_a_row, rejected);
     }
     assert!(world.handle.ledger().locked);
     code(world.login("simulator-password")).await;
-    // Sessions of before go on.
+    // Earlier sessions stay valid.
     world.placed(&[device(1)]).await;
     world.handle.unlock();
     body(world.login("simulator-password"), 200).await;
@@ -151,19 +144,19 @@ async fn sessions_expire_unused_or_old() {
     }
 }
 
-/// The clock is an argument, so this needs none.
+/// The time is an argument, so the test does not wait.
 #[test]
 fn a_session_lives_as_long_as_it_is_used() {
     let minutes = |n| Duration::from_mins(n);
     for (lifetime, at_the_end) in [(None, true), (Some(minutes(50)), false)] {
         let options = Options { session_lifetime: lifetime, ..manual() };
         let (mut tokens, mut ledger, start) =
-            (Tokens::new(&options), Ledger::default(), Instant::now());
+            (SimulatedTokens::new(&options), Ledger::default(), Instant::now());
         let text = tokens
             .log_in("simulator-user", "simulator-password", &options, &mut ledger, start)
             .unwrap();
         let mut used_after = |time| {
-            tokens.sweep(&options, &mut ledger, start + time);
+            tokens.expire_old_sessions(&options, &mut ledger, start + time);
             tokens.use_session(Some(&text), &options, start + time).is_ok()
         };
         assert!(used_after(minutes(19)) && used_after(minutes(38)));

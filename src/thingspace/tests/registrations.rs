@@ -2,7 +2,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::*;
 use crate::{
-    simulator::{CallbackOptions, Names},
+    simulator::{CallbackOptions, ServiceField},
     thingspace::{RefusalKind, Target},
 };
 
@@ -27,8 +27,8 @@ impl World {
 
 #[tokio::test]
 async fn registered_listed_and_deregistered() {
-    for names in [Names::ServiceName, Names::Name] {
-        let callbacks = CallbackOptions { names, ..CallbackOptions::default() };
+    for service_field in [ServiceField::ServiceName, ServiceField::Name] {
+        let callbacks = CallbackOptions { service_field, ..CallbackOptions::default() };
         let world = world(Options { callbacks, ..manual() }).await;
         assert_eq!(world.listed().await, []);
         world.register().await.unwrap();

@@ -309,7 +309,7 @@ async fn logins_that_the_api_manager_refuses_are_told_to_operators() {
         assert!(world.poll(&world.request()).await.is_err());
         let told = standing.wait_for(|said| said.sentence.contains("no token"));
         timeout(PATIENCE, told).await.unwrap().unwrap();
-        assert_eq!(world.handle.ledger().strikes, 0);
+        assert_eq!(world.handle.ledger().rejected_in_a_row, 0);
     }
 }
 
@@ -343,15 +343,18 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
         world.handle.set_password("changed");
         world.handle.expire_sessions();
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
-        let stopped =
-            |ledger: &Ledger, outcome: &Called| ledger.strikes == 3 && is_blocked(outcome);
+        let stopped = |ledger: &Ledger, outcome: &Called| {
+            ledger.rejected_in_a_row == 3 && is_blocked(outcome)
+        };
         world.call_until("it is stopped", stopped).await;
         world.restart();
         world.call_until("it is still stopped", stopped).await;
         // One more, and then only after a login elsewhere.
         assert_eq!(world.unblock(UnblockMode::Retry).await, UnblockOutcome::Done);
         world
-            .call_until("the last one", |ledger, said| ledger.strikes == 4 && is_blocked(said))
+            .call_until("the last one", |ledger, said| {
+                ledger.rejected_in_a_row == 4 && is_blocked(said)
+            })
             .await;
         assert_eq!(
             world.unblock(UnblockMode::Retry).await,
@@ -360,7 +363,7 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
         world.restart();
         world.call_for(Duration::from_millis(300), is_blocked).await;
         assert_eq!(
-            (world.handle.ledger().strikes, world.handle.ledger().locked),
+            (world.handle.ledger().rejected_in_a_row, world.handle.ledger().locked),
             (4, false),
             "{what:?}"
         );
@@ -380,7 +383,7 @@ async fn a_rejection_counts_with_every_status() {
         world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
         world.restart();
         world.call_for(Duration::from_millis(500), is_blocked).await;
-        assert_eq!(world.handle.ledger().strikes, 2, "{status}");
+        assert_eq!(world.handle.ledger().rejected_in_a_row, 2, "{status}");
     });
     join_all(each).await;
 }

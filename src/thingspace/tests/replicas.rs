@@ -336,7 +336,8 @@ async fn a_lost_guard_is_written_back_by_a_replica_that_remembers_it() {
     pair.first.handle.expire_sessions();
     pair.first.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
     pair.first.write("password", "B");
-    let closed = |ledger: &Ledger, outcome: &Called| ledger.strikes == 4 && is_blocked(outcome);
+    let closed =
+        |ledger: &Ledger, outcome: &Called| ledger.rejected_in_a_row == 4 && is_blocked(outcome);
     pair.first.call_until("four in all", closed).await;
     for wrong in ["C", "D"] {
         pair.remote.lose_cells();

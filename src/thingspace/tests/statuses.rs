@@ -3,7 +3,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    simulator::{Identifiers, List, Outcome, Overall, Shape, Words},
+    simulator::{DeviceResult, Identifiers, List, Overall, Shape, Words},
     thingspace::{RefusalKind, StatusAnswer, StatusClass},
 };
 
@@ -18,7 +18,12 @@ fn found(lookup: Result<StatusLookup, Error>) -> StatusAnswer {
 async fn every_shape_is_read() {
     let world = world(manual()).await;
     let request = world.handle.add_request(account(), (0..4).map(device));
-    let outcomes = [Outcome::Success, Outcome::Failed, Outcome::Pending, Outcome::Word("Warning")];
+    let outcomes = [
+        DeviceResult::Success,
+        DeviceResult::Failed,
+        DeviceResult::Pending,
+        DeviceResult::Word("Warning"),
+    ];
     for (number, outcome) in (0..).zip(outcomes) {
         world.handle.finish(&request, device(number).eid.as_str(), outcome);
     }

@@ -1,4 +1,4 @@
-//! Connections that use up the files that the process may open.
+//! Connections that use up the file descriptors of the process.
 
 use std::{
     net::SocketAddr,
@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{BINARY, Process, Upstream, place, within, write_config};
 
-/// Connections on which nothing happens, each from an address of its own.
+/// Opens idle connections, each from an address of its own.
 async fn silent(to: SocketAddr, count: u8) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for n in 0..count {
@@ -22,8 +22,8 @@ async fn silent(to: SocketAddr, count: u8) -> Vec<TcpStream> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn silent_connections_leave_room_for_orders_and_are_said_once_where_they_do_not() {
-    /// For a flood of lines, of which there were ten a second.
+async fn idle_connections_leave_room_for_orders_and_are_logged_once_if_they_do_not() {
+    /// Long enough for a flood of log lines, once ten a second.
     const WATCHED: Duration = Duration::from_secs(2);
     let upstream = Upstream::manual().await;
     let config = write_config(&upstream.with_callbacks(), upstream.dir.path());
@@ -34,7 +34,7 @@ async fn silent_connections_leave_room_for_orders_and_are_said_once_where_they_d
     let callbacks = process.callbacks.unwrap();
     let held = silent(callbacks, 150).await;
     place(&mut client, "k", [0]).await.unwrap();
-    // Nothing bounds those of callers yet.
+    // The connections of callers are not bounded yet.
     let callers = silent(process.address, 150).await;
     let more = silent(callbacks, 50).await;
     let began = Instant::now();

@@ -1,4 +1,4 @@
-//! What the listener refuses: nothing of it is stored, and nobody else is kept waiting.
+//! Requests that the listener refuses. Nothing of them is stored, and they delay no other sender.
 
 use std::{
     net::IpAddr,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use thingspace_gateway::{
-    callbacks::{Callbacks, Outcome},
+    callbacks::{CallbackOutcome, Callbacks},
     identity::AccountName,
     requests::Requests,
     simulator::Endpoint,
@@ -29,7 +29,7 @@ use crate::harness::{
     ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, serve_command, within,
 };
 
-/// A connection on which this was written, and no more.
+/// Opens a connection and writes this text.
 async fn begun(gateway: &Gateway, text: &str) -> TcpStream {
     let (address, _) = gateway.callbacks.as_ref().unwrap();
     let mut tcp = within("a connection", TcpStream::connect(address)).await.unwrap();
@@ -37,7 +37,7 @@ async fn begun(gateway: &Gateway, text: &str) -> TcpStream {
     tcp
 }
 
-/// The status of the answer on a connection.
+/// Reads the status of the answer on a connection.
 async fn answer(tcp: &mut TcpStream) -> String {
     let mut line = vec![0; 12];
     within("an answer", tcp.read_exact(&mut line)).await.unwrap();
@@ -56,7 +56,7 @@ async fn what_is_refused_leaves_no_trace() {
     let body = about(&id, &device(0), "Success");
     let path = &sender.path;
 
-    // Headers alone, of a body that never comes: it is not waited for.
+    // Headers without a body. The gateway does not wait for the body.
     let headers = |path: &str, length: u64| {
         format!("POST /{path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n")
     };
@@ -67,7 +67,7 @@ async fn what_is_refused_leaves_no_trace() {
             "{wrong}"
         );
     }
-    // ThingSpace may list the registered URL, and call it, with a slash at its end.
+    // ThingSpace may list and call the registered URL with a slash at its end.
     for right in [path, &format!("{path}/")] {
         assert_eq!(
             answer(&mut begun(&gateway, &headers(right, 10 << 30)).await).await,
@@ -79,7 +79,7 @@ async fn what_is_refused_leaves_no_trace() {
     cut.shutdown().await.unwrap();
     assert_eq!(answer(&mut cut).await, "HTTP/1.1 400");
 
-    // An oversized body of no announced length. Its answer may come before it has been written.
+    // An oversized body without a length. The answer may come before the end of the body.
     let mut chunked = begun(
         &gateway,
         &format!("POST /{path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
@@ -89,8 +89,10 @@ async fn what_is_refused_leaves_no_trace() {
         let _ =
             chunked.write_all(format!("10000\r\n{}\r\n", " ".repeat(0x1_0000)).as_bytes()).await;
     }
-    eventually("the oversized body is refused", async || sender.count(Outcome::TooLarge) == 3)
-        .await;
+    eventually("the oversized body is refused", async || {
+        sender.count(CallbackOutcome::TooLarge) == 3
+    })
+    .await;
 
     for method in [reqwest::Method::GET, reqwest::Method::PUT, reqwest::Method::HEAD] {
         let answer =
@@ -112,13 +114,13 @@ async fn what_is_refused_leaves_no_trace() {
     }
 
     let refused = [
-        (Outcome::UnknownPath, 5),
-        (Outcome::WrongMethod, 3),
-        (Outcome::TooLarge, 3),
-        (Outcome::Broken, 1),
-        (Outcome::WrongPair, 5),
-        (Outcome::Stored, 0),
-        (Outcome::Quarantined, 0),
+        (CallbackOutcome::UnknownPath, 5),
+        (CallbackOutcome::WrongMethod, 3),
+        (CallbackOutcome::TooLarge, 3),
+        (CallbackOutcome::Broken, 1),
+        (CallbackOutcome::WrongPair, 5),
+        (CallbackOutcome::Stored, 0),
+        (CallbackOutcome::Quarantined, 0),
     ];
     assert_eq!(refused.map(|(outcome, _)| (outcome, sender.count(outcome))), refused);
     assert!(gateway.callbacks.as_ref().unwrap().1.quarantine().list().await.unwrap().is_empty());
@@ -144,10 +146,10 @@ async fn another_accounts_callback_changes_nothing() {
     gateway.stop().await;
 }
 
-/// Whoever knows the path can begin bodies and never end them, from the address of genuine senders,
-/// too.
+/// A sender that knows the path can begin bodies and never end them, also from the address of
+/// ThingSpace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_senders_keep_nobody_out() {
+async fn slow_senders_do_not_keep_out_others() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
@@ -178,11 +180,14 @@ async fn slow_senders_keep_nobody_out() {
     }
     assert_eq!(slow.len(), 600, "the slow ones are still there");
     slow.shutdown().await;
-    assert_eq!((sender.count(Outcome::Stored), sender.count(Outcome::TooMany)), (200, 0));
+    assert_eq!(
+        (sender.count(CallbackOutcome::Stored), sender.count(CallbackOutcome::TooMany)),
+        (200, 0)
+    );
     gateway.stop().await;
 }
 
-/// Only the networks that are named are served.
+/// Only the configured networks are served.
 #[tokio::test]
 async fn connections_from_elsewhere_are_not_served() {
     let upstream = Upstream::manual().await;
@@ -201,10 +206,10 @@ async fn connections_from_elsewhere_are_not_served() {
     gateway.stop().await;
 }
 
-/// Connections that send nothing, half a header, or a body without an end are ended, and keep
-/// nobody waiting.
+/// Connections that send nothing, half a header, or a body without an end are closed, and delay no
+/// other sender.
 #[tokio::test]
-async fn who_dawdles_delays_nobody() {
+async fn slow_connections_delay_no_other_sender() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let mut client = gateway.client().await;
@@ -226,17 +231,17 @@ async fn who_dawdles_delays_nobody() {
         assert_eq!(sender.post(&body).await, 200);
         body = body.replace("warning", word);
     }
-    assert_eq!(sender.count(Outcome::Broken), 0, "the slow ones are still there");
+    assert_eq!(sender.count(CallbackOutcome::Broken), 0, "the slow ones are still there");
     for mut tcp in slow {
         let mut rest = Vec::new();
-        // Reset or closed: it ended.
+        // Reset or closed.
         let _ = within("the end of a slow connection", tcp.read_to_end(&mut rest)).await;
     }
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn what_cannot_be_stored_is_asked_for_again() {
+async fn a_callback_that_cannot_be_stored_is_answered_503() {
     let upstream = Upstream::manual().await;
     let config = upstream.with_callbacks();
     let store: Arc<dyn Store> =
@@ -259,13 +264,13 @@ async fn what_cannot_be_stored_is_asked_for_again() {
     for refused in [&*body, "not a callback"] {
         assert_eq!(sender.post(refused).await, 503, "{refused}");
     }
-    assert_eq!(sender.count(Outcome::NotStored), 2);
+    assert_eq!(sender.count(CallbackOutcome::NotStored), 2);
     stop.cancel();
     drop(sender);
     within("the listener ends", serving).await.unwrap();
 }
 
-/// ThingSpace goes on sending an earlier password.
+/// ThingSpace still sends an earlier password.
 #[tokio::test]
 async fn an_earlier_password_of_callbacks_never_logs_in() {
     let upstream = Upstream::manual().await;
@@ -295,7 +300,7 @@ async fn an_earlier_password_of_callbacks_never_logs_in() {
     gateway.stop().await;
 }
 
-/// ThingSpace would send the password of a login in every callback.
+/// ThingSpace would send the password of a user in every callback.
 #[tokio::test]
 async fn the_callbacks_password_never_logs_in() {
     let upstream = Upstream::manual().await;

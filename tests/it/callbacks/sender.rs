@@ -1,4 +1,4 @@
-//! Sends callbacks.
+//! A sender of callbacks.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,7 +11,7 @@ use std::{
 
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
-    callbacks::{Callbacks, Outcome},
+    callbacks::{CallbackOutcome, Callbacks},
     identity::{AccountName, RequestId},
     proto::esim::DeviceIdentifiers,
 };
@@ -22,7 +22,7 @@ use tokio::{
 
 use crate::harness::{ACCOUNT, Gateway, within};
 
-/// What a sender knows: where, and the pair that goes into bodies in place of `user` and `secret`.
+/// Sends callbacks to a URL, with a pair in place of the words `user` and `secret`.
 pub struct Sender {
     pub url: String,
     pub path: String,
@@ -56,14 +56,13 @@ impl Sender {
         }
     }
 
-    /// A body with the sender's pair in it.
+    /// Puts the sender's pair into a body.
     pub fn sign(&self, body: &str) -> String {
         body.replace(r#""user""#, &format!("{:?}", self.username))
             .replace(r#""secret""#, &format!("{:?}", self.password))
     }
 
-    /// Posts a body with the sender's pair in it, and gives the status of the answer, which has no
-    /// body.
+    /// Posts a body with the sender's pair. Returns the status of the answer, which has no body.
     pub async fn post(&self, body: &str) -> u16 {
         self.post_bytes(self.sign(body).into_bytes()).await
     }
@@ -76,12 +75,12 @@ impl Sender {
         status
     }
 
-    pub fn count(&self, outcome: Outcome) -> u64 {
+    pub fn count(&self, outcome: CallbackOutcome) -> u64 {
         self.callbacks.count(outcome)
     }
 }
 
-/// A callback about a device, with the words `user` and `secret` for the pair.
+/// Returns a callback about a device, with the words `user` and `secret` for the pair.
 pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
     format!(
         r#"{{"username":"user","password":"secret","requestId":"{id}","status":"{word}","callbackCount":1,
@@ -91,8 +90,8 @@ pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
     )
 }
 
-/// Keeps connections busy for as long as it lives: writes this, then a byte now and then, and
-/// begins again when it is ended.
+/// Keeps a connection open: writes this text, then a byte five times a second. Opens a new
+/// connection when this one is closed.
 pub async fn drip(address: SocketAddr, from: IpAddr, beginning: String, begun: Arc<AtomicUsize>) {
     loop {
         begun.fetch_add(1, Ordering::Relaxed);

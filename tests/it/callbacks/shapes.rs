@@ -1,9 +1,9 @@
-//! Every shape in which a callback was documented or met, through the listener to a caller; and
-//! every other.
+//! Every documented or observed shape of a callback, from the listener to a caller, and arbitrary
+//! bodies.
 
 use proptest::prelude::*;
 use thingspace_gateway::{
-    callbacks::Outcome,
+    callbacks::CallbackOutcome,
     proto::esim::{DeviceIdentifiers, DeviceState, DownloadProfileRequest},
 };
 
@@ -66,7 +66,7 @@ async fn every_shape_moves_its_request() {
     gateway.stop().await;
 }
 
-/// It goes to the quarantine, whether the account is configured here or not.
+/// It goes to the quarantine, whether the other account is configured or not.
 #[tokio::test]
 async fn a_callback_that_names_another_account_moves_no_request() {
     let upstream = Upstream::manual().await;
@@ -80,7 +80,10 @@ async fn a_callback_that_names_another_account_moves_no_request() {
     for name in [upstream.accounts[1].as_str(), "0000999999-00009"] {
         assert_eq!(sender.post(&named(name)).await, 200);
     }
-    assert_eq!((sender.count(Outcome::Quarantined), sender.count(Outcome::Stored)), (2, 0));
+    assert_eq!(
+        (sender.count(CallbackOutcome::Quarantined), sender.count(CallbackOutcome::Stored)),
+        (2, 0)
+    );
     assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending]);
     assert_eq!(sender.post(&named(upstream.accounts[0].as_str())).await, 200);
     eventually("its own account's callback is folded", async || {
@@ -91,7 +94,7 @@ async fn a_callback_that_names_another_account_moves_no_request() {
     gateway.stop().await;
 }
 
-/// Whatever comes is answered, and never with an error of the gateway's own.
+/// Every body is answered, and never with an error of the gateway.
 #[test]
 fn no_body_makes_the_listener_fail() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -127,8 +130,11 @@ fn no_body_makes_the_listener_fail() {
         let status = runtime.block_on(sender.post_bytes(body));
         prop_assert!([200, 401, 413, 503].contains(&status), "{status}");
     });
-    // Of bodies that are not understood and show no password only so many are kept.
-    assert_eq!((sender.count(Outcome::NotStored), sender.count(Outcome::TooMany)), (0, 0));
+    // Only a bounded number of unreadable bodies without a password is kept.
+    assert_eq!(
+        (sender.count(CallbackOutcome::NotStored), sender.count(CallbackOutcome::TooMany)),
+        (0, 0)
+    );
     runtime.block_on(async {
         let (_, _, body) = FIXTURES[1];
         assert_eq!(sender.post(body).await, 200);

@@ -1,8 +1,7 @@
-//! Senders that know the URL and nothing else: what they send takes no place from what ThingSpace
-//! sends.
+//! Senders that know only the URL. Their callbacks never replace those of ThingSpace.
 
 use futures_util::future::join_all;
-use thingspace_gateway::{callbacks::Outcome, identity::AccountName};
+use thingspace_gateway::{callbacks::CallbackOutcome, identity::AccountName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -11,25 +10,25 @@ use tokio::{
 use super::{Sender, about};
 use crate::harness::{ACCOUNT, Gateway, Upstream, device, place, within};
 
-/// No request is named, so it is quarantined if its pair is right.
-const NOT_UNDERSTOOD: &str = r#"{"username":"user","password":"secret","news":"of a new kind"}"#;
+/// It names no request, so it is quarantined if its pair is right.
+const WITHOUT_REQUEST: &str = r#"{"username":"user","password":"secret","news":"of a new kind"}"#;
 
 #[tokio::test]
-async fn a_flood_of_strangers_takes_no_place_in_the_quarantine() {
+async fn a_flood_of_strangers_leaves_room_in_the_quarantine() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let id = place(&mut gateway.client().await, "key", 0..1).await.unwrap();
     let sender = Sender::new(&gateway);
-    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
+    assert_eq!(sender.post(WITHOUT_REQUEST).await, 200);
     let mut answers = Vec::new();
     for n in 0..60 {
         answers.push(sender.post_bytes(format!("stranger {n}").into_bytes()).await);
     }
     assert_eq!(answers.iter().filter(|status| **status == 200).count(), 50);
-    assert_eq!((answers[59], sender.count(Outcome::NotKept)), (503, 10));
+    assert_eq!((answers[59], sender.count(CallbackOutcome::NotKept)), (503, 10));
 
-    // Of who shows the pair everything is kept, and other accounts have quotas of their own.
-    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
+    // Everything with the pair is kept, and other accounts have their own quotas.
+    assert_eq!(sender.post(WITHOUT_REQUEST).await, 200);
     assert_eq!(sender.post(&about(&id, &device(0), "warning")).await, 200);
     let other = Sender::of(&gateway, upstream.accounts[1].as_str());
     assert_eq!(other.post("stranger").await, 200);
@@ -41,25 +40,28 @@ async fn a_flood_of_strangers_takes_no_place_in_the_quarantine() {
 }
 
 #[tokio::test]
-async fn a_wrong_pair_is_refused_also_where_nothing_else_is_understood() {
+async fn a_wrong_pair_is_refused_also_in_a_callback_without_a_request() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
     for wrong in
-        [NOT_UNDERSTOOD.to_owned(), sender.sign(&NOT_UNDERSTOOD.replace("secret", "sesame"))]
+        [WITHOUT_REQUEST.to_owned(), sender.sign(&WITHOUT_REQUEST.replace("secret", "sesame"))]
     {
         assert_eq!(sender.post_bytes(wrong.into_bytes()).await, 401);
     }
     assert!(sender.callbacks.quarantine().list().await.unwrap().is_empty());
-    // A replaced pair is still one.
+    // A replaced pair is still accepted.
     let account = AccountName::parse(ACCOUNT).unwrap();
     sender.callbacks.secrets().rotate(&account).await.unwrap();
-    assert_eq!(sender.post(NOT_UNDERSTOOD).await, 200);
-    assert_eq!((sender.count(Outcome::WrongPair), sender.count(Outcome::Quarantined)), (2, 1));
+    assert_eq!(sender.post(WITHOUT_REQUEST).await, 200);
+    assert_eq!(
+        (sender.count(CallbackOutcome::WrongPair), sender.count(CallbackOutcome::Quarantined)),
+        (2, 1)
+    );
     gateway.stop().await;
 }
 
-/// Their control frames would cost the gateway work without end.
+/// Their control frames would cost the gateway unbounded work.
 #[tokio::test]
 async fn connections_that_begin_http_2_are_closed_at_once() {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -76,7 +78,7 @@ async fn connections_that_begin_http_2_are_closed_at_once() {
         let mut connection = TcpStream::connect(callbacks).await.unwrap();
         connection.write_all(PREFACE).await.unwrap();
         let frames = frame.repeat(100);
-        // Only a connection that is closed makes this end.
+        // This ends only when the connection is closed.
         let flood = async { while connection.write_all(&frames).await.is_ok() {} };
         within("it is closed", flood).await;
     });
@@ -84,9 +86,9 @@ async fn connections_that_begin_http_2_are_closed_at_once() {
     let mut connection = TcpStream::connect(callbacks).await.unwrap();
     connection.write_all(&[PREFACE, SETTINGS].concat()).await.unwrap();
     let mut answer = Vec::new();
-    // A connection that is reset is closed, too.
+    // A reset closes the connection, too.
     let _ = within("it is closed", connection.read_to_end(&mut answer)).await;
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{} bytes", answer.len());
-    assert_eq!(Sender::new(&gateway).post(NOT_UNDERSTOOD).await, 200);
+    assert_eq!(Sender::new(&gateway).post(WITHOUT_REQUEST).await, 200);
     gateway.stop().await;
 }

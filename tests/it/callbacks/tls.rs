@@ -4,7 +4,7 @@ use super::{Sender, about};
 use crate::harness::{Gateway, Upstream, device, place, within};
 
 #[tokio::test]
-async fn callbacks_come_over_https_in_http_1_1() {
+async fn callbacks_are_accepted_over_https_in_http_1_1() {
     let upstream = Upstream::manual().await;
     let issued = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let mut config = upstream.with_callbacks();
@@ -21,7 +21,7 @@ async fn callbacks_come_over_https_in_http_1_1() {
     let plain = within("no answer", sender.http.post(&sender.url).send()).await;
     assert!(plain.is_err(), "{plain:?}");
     sender.url = sender.url.replace("http://", "https://");
-    // The second client offers HTTP/2 as well, which is not taken.
+    // The second client offers HTTP/2, too, which the listener does not use.
     for http in [client().http1_only().build().unwrap(), client().build().unwrap()] {
         sender.http = http;
         let body = sender.sign(&about(&id, &device(0), "Success"));

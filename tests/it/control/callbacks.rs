@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use thingspace_gateway::{
-    callbacks::registration::Error,
+    callbacks::registration::RegistrationError,
     config::Config,
     identity::AccountName,
-    simulator::{CallbackOptions, Endpoint, Fault, Ledger, Registered, What, When},
+    simulator::{CallbackOptions, Endpoint, Fault, Ledger, SimulatedRegistration, What, When},
 };
 
 use super::{json, refused, told};
@@ -85,8 +85,11 @@ async fn an_operator_lists_registers_rotates_and_deregisters() {
 #[tokio::test]
 async fn another_registration_is_replaced_only_by_force() {
     let upstream = upstream().await;
-    let theirs =
-        Registered { url: THEIRS.into(), username: "production".into(), password: "theirs".into() };
+    let theirs = SimulatedRegistration {
+        url: THEIRS.into(),
+        username: "production".into(),
+        password: "theirs".into(),
+    };
     upstream.sim.register(&account(), theirs);
     let _process = Process::serve(&by_hand(&upstream), upstream.dir.path());
     let file = upstream.dir.path().join("gateway.toml");
@@ -144,7 +147,7 @@ async fn two_gateways_with_one_url_are_one_error_and_no_fight() {
     told(&file, &["callbacks", "register", ACCOUNT, "--force"]).await;
     assert_eq!(upstream.sim.registered(&account()).unwrap().url, first);
     let refused = other.registration.as_ref().unwrap().register(&account(), false).await;
-    assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RegistrationError::Stopped(_))), "{refused:?}");
     other.stop().await;
 
     process.terminate();

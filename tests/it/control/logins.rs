@@ -70,7 +70,7 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
         "{said}"
     );
     // What the gateway knows, and whether it serves, has nothing to do with it.
-    upstream.sim.finish_all(&id, thingspace_gateway::simulator::Outcome::Success);
+    upstream.sim.finish_all(&id, thingspace_gateway::simulator::DeviceResult::Success);
     let mut all = health(process.address, "").await;
     becomes(&mut all, ServingStatus::Serving).await;
 
@@ -86,7 +86,10 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
     becomes(&mut login, ServingStatus::Serving).await;
     place(&mut client, "l", [1]).await.unwrap();
     let ledger = upstream.sim.ledger();
-    assert_eq!((ledger.logins_rejected, ledger.logins_accepted, ledger.strikes), (2, 2, 0));
+    assert_eq!(
+        (ledger.logins_rejected, ledger.logins_accepted, ledger.rejected_in_a_row),
+        (2, 2, 0)
+    );
 
     process.terminate();
     let (_, log) = process.wait().await;
@@ -130,7 +133,10 @@ async fn unblock_in_a_loop_never_locks_the_user() {
         }
     }
     let ledger = upstream.sim.ledger();
-    assert!(refusals > 0 && !ledger.locked && ledger.strikes <= 4, "{refusals} {ledger:?}");
+    assert!(
+        refusals > 0 && !ledger.locked && ledger.rejected_in_a_row <= 4,
+        "{refusals} {ledger:?}"
+    );
     let said = told(&file, &["status"]).await;
     assert!(said.contains("locks the user at 5") && said.contains("--force"), "{said}");
 
@@ -173,7 +179,7 @@ async fn force_without_a_login_elsewhere_is_believed_once() {
             let ledger = upstream.sim.ledger();
             async move {
                 let refused = client.download_profile(order).await.unwrap_err();
-                reason(&refused) == "UPSTREAM_LOGIN_BLOCKED" && ledger.strikes == strikes
+                reason(&refused) == "UPSTREAM_LOGIN_BLOCKED" && ledger.rejected_in_a_row == strikes
             }
         })
         .await;
@@ -288,7 +294,7 @@ async fn rejections_with_odd_statuses_never_lock_the_user() {
             }
         }
         let ledger = upstream.sim.ledger();
-        assert_eq!((ledger.strikes, ledger.locked), (2, false), "{status}: {ledger:?}");
+        assert_eq!((ledger.rejected_in_a_row, ledger.locked), (2, false), "{status}: {ledger:?}");
         write_password(&upstream, "changed");
         let client = process.client().await;
         eventually_ok("the new password is used", || {

@@ -21,7 +21,7 @@ async fn a_purged_count_of_logins_stops_them_until_an_operator_decides() {
         let refused = place(&mut client.clone(), "blocked", [1]).await;
         refused.is_err_and(|status| reason(&status) == "UPSTREAM_LOGIN_BLOCKED")
     };
-    let strikes = || upstream.sim.ledger().strikes;
+    let strikes = || upstream.sim.ledger().rejected_in_a_row;
     place(&mut living, "before", [0]).await.unwrap();
     upstream.sim.set_password("changed");
     upstream.sim.expire_sessions();

@@ -1,7 +1,7 @@
 //! Events that were purged in the middle of a request's history: what is left of it must not be
 //! told as if it were all.
 
-use thingspace_gateway::{proto::esim::RequestState, simulator::Outcome};
+use thingspace_gateway::{proto::esim::RequestState, simulator::DeviceResult};
 use tonic::Code;
 
 use super::{admin, all_are_ready, all_say};
@@ -17,7 +17,7 @@ async fn what_is_left_of_a_purged_history_is_not_told_as_the_whole() {
     let gateways = upstream.replicas(&upstream.quiet(), &nats.url()).await;
     let mut client = gateways[0].client().await;
     let id = place(&mut client, "key", 0..DEVICES).await.unwrap();
-    upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
+    upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
     let before = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!((before.revision, before.state()), (2, RequestState::Pending));
 
@@ -31,7 +31,7 @@ async fn what_is_left_of_a_purged_history_is_not_told_as_the_whole() {
     let third = Gateway::start(upstream.replica(&upstream.quiet(), &nats.url(), 1, 2)).await;
     let gateways = [first, second, third];
     all_are_ready(&gateways).await;
-    upstream.sim.finish_all(&id, Outcome::Failed);
+    upstream.sim.finish_all(&id, DeviceResult::Failed);
     for gateway in &gateways {
         let mut client = gateway.client().await;
         for _ in 0..2 {

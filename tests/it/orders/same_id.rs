@@ -72,7 +72,7 @@ async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
     let mut known =
         vec![of(ACCOUNT, &[5]), of(ACCOUNT, &[0, 5]), of(ACCOUNT, &[0]), of(other_account, &[0])];
     // It has ended, so its list is complete.
-    upstream.sim.finish_all(&known[2], Outcome::Success);
+    upstream.sim.finish_all(&known[2], DeviceResult::Success);
     for (n, id) in known.iter().enumerate() {
         let asked = if n == 3 { other_account } else { ACCOUNT };
         let asked = GetRequestStatusRequest { account_name: asked.to_owned(), ..question(id) };
@@ -110,7 +110,7 @@ async fn an_order_whose_request_was_looked_up_before_the_answer_has_it() {
     let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
     let id = order.id.clone();
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
     assert_eq!(order.answer().await.unwrap(), id);
     assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);

@@ -2,41 +2,41 @@
 //! show what was registered.
 
 use thingspace_gateway::{
-    callbacks::registration::{Standing, Stop},
+    callbacks::registration::{RegistrationState, StopReason},
     simulator::Passwords,
 };
 
 use super::*;
 use crate::callbacks::sender::{Sender, about};
 
-/// What the log says of it is told here.
-fn standing(gateway: &Gateway) -> Option<Standing> {
-    gateway.registration().standings().remove(&account())
+/// Returns the state of the registration, which the log shows, too.
+fn state(gateway: &Gateway) -> Option<RegistrationState> {
+    gateway.registration().states().remove(&account())
 }
 
 fn failing(gateway: &Gateway, why: &str) -> bool {
-    matches!(standing(gateway), Some(Standing::Failing(said)) if said.contains(why))
+    matches!(state(gateway), Some(RegistrationState::Failing(said)) if said.contains(why))
 }
 
-fn registered_calls(upstream: &Upstream) -> u64 {
+fn registrations(upstream: &Upstream) -> u64 {
     upstream.sim.ledger().calls(Endpoint::RegisterCallback)
 }
 
-/// Another gateway's, with the same address.
-fn at_the_same_address(url: &str) -> Registered {
+/// A registration of another gateway with the same address.
+fn at_the_same_address(url: &str) -> SimulatedRegistration {
     let url = format!("{}/{}", url.rsplit_once('/').unwrap().0, "x".repeat(43));
-    Registered { url, username: "gateway-other".into(), password: "p".into() }
+    SimulatedRegistration { url, username: "gateway-other".into(), password: "p".into() }
 }
 
-/// With 100 looks, so that one registration too many would show.
-async fn looked_on(upstream: &Upstream) {
+/// Waits for 100 checks, so that one registration too many would show.
+async fn checked_often(upstream: &Upstream) {
     let listed = upstream.sim.ledger().calls(Endpoint::ListCallbacks);
     let often = |ledger: &Ledger| ledger.calls(Endpoint::ListCallbacks) >= listed + 100;
     upstream.sim.wait_until(DEADLINE, often).await;
 }
 
 #[tokio::test]
-async fn a_registration_that_is_taken_by_a_gateway_at_the_same_address_is_left_to_it() {
+async fn a_registration_of_another_gateway_at_the_same_address_is_left_alone() {
     let upstream = upstream().await;
     let mut config = upstream.called();
     config.callbacks.recheck = Duration::from_millis(5);
@@ -45,10 +45,10 @@ async fn a_registration_that_is_taken_by_a_gateway_at_the_same_address_is_left_t
     upstream.sim.register(&account(), at_the_same_address(&ours));
     eventually("it is noticed", async || failing(&gateway, "another gateway with another store"))
         .await;
-    looked_on(&upstream).await;
+    checked_often(&upstream).await;
     let theirs = upstream.url();
     assert_ne!(theirs, ours);
-    assert_eq!(registered_calls(&upstream), 1);
+    assert_eq!(registrations(&upstream), 1);
 
     let registration = gateway.registration();
     for refused in [
@@ -57,17 +57,23 @@ async fn a_registration_that_is_taken_by_a_gateway_at_the_same_address_is_left_t
         registration.deregister(&account()).await,
     ] {
         let error = refused.unwrap_err();
-        assert!(matches!(error, Error::Stopped(Stop::Contested { .. })), "{error}");
+        assert!(
+            matches!(error, RegistrationError::Stopped(StopReason::Contested { .. })),
+            "{error}"
+        );
         assert_eq!(upstream.url(), theirs);
     }
-    assert_eq!(registration.register(&account(), true).await.unwrap(), Outcome::Registered);
-    assert_eq!((upstream.url(), standing(&gateway)), (ours, Some(Standing::Registered)));
+    assert_eq!(
+        registration.register(&account(), true).await.unwrap(),
+        RegistrationOutcome::Registered
+    );
+    assert_eq!((upstream.url(), state(&gateway)), (ours, Some(RegistrationState::Registered)));
     gateway.stop().await;
 }
 
-/// Between the two calls of a rotation another gateway is faster.
+/// Between the two calls of a rotation another gateway registers.
 #[tokio::test]
-async fn a_rotation_says_who_has_the_registration() {
+async fn a_rotation_reports_the_other_gateway() {
     let upstream = upstream().await;
     let gateway = upstream.registering(upstream.called()).await;
     let ours = upstream.url();
@@ -84,7 +90,10 @@ async fn a_rotation_says_who_has_the_registration() {
     let theirs = upstream.url();
     gate.open();
     let refused = within("the rotation ends", rotating).await.unwrap();
-    assert!(matches!(refused, Err(Error::Stopped(Stop::Contested { .. }))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(RegistrationError::Stopped(StopReason::Contested { .. }))),
+        "{refused:?}"
+    );
     assert_eq!(upstream.url(), theirs);
     gateway.stop().await;
 }
@@ -98,12 +107,12 @@ async fn a_registration_that_is_never_listed_is_made_twice_and_no_more() {
     config.callbacks.recheck = Duration::from_millis(5);
     let gateway = Gateway::start(config).await;
     eventually("it is noticed", async || failing(&gateway, "registers no more. Ask Verizon")).await;
-    looked_on(&upstream).await;
-    assert_eq!(registered_calls(&upstream), 2);
+    checked_often(&upstream).await;
+    assert_eq!(registrations(&upstream), 2);
     upstream.sim.clear_faults();
     assert_eq!(
         gateway.registration().register(&account(), true).await.unwrap(),
-        Outcome::Registered
+        RegistrationOutcome::Registered
     );
     gateway.stop().await;
 }
@@ -123,17 +132,20 @@ async fn a_changed_password_is_registered_also_where_the_listing_hides_passwords
         let registration = gateway.registration();
         assert_eq!(
             registration.rotate(&account()).await.unwrap(),
-            Outcome::Unchanged,
+            RegistrationOutcome::Unchanged,
             "{passwords:?}"
         );
         std::fs::write(&files[1], "second").unwrap();
         assert_eq!(
             registration.rotate(&account()).await.unwrap(),
-            Outcome::Rotated,
+            RegistrationOutcome::Rotated,
             "{passwords:?}"
         );
         assert_eq!(upstream.registered().unwrap().password.expose_secret(), "second");
-        assert_eq!(registration.register(&account(), false).await.unwrap(), Outcome::Unchanged);
+        assert_eq!(
+            registration.register(&account(), false).await.unwrap(),
+            RegistrationOutcome::Unchanged
+        );
         // Changed while the gateway is down.
         config.callbacks.listen = gateway.address_of_callbacks();
         gateway.stop().await;
@@ -160,20 +172,23 @@ async fn a_rotation_of_what_was_deregistered_registers_nothing() {
         registration.rotate(&account()).await.unwrap(),
         registration.rotate_path(&account()).await.unwrap(),
     ] {
-        assert_eq!(rotated, Outcome::RotatedOnly);
+        assert_eq!(rotated, RegistrationOutcome::RotatedOnly);
         assert!(upstream.registered().is_none());
-        assert_eq!(standing(&gateway), Some(Standing::Deregistered));
+        assert_eq!(state(&gateway), Some(RegistrationState::Deregistered));
     }
-    assert_eq!(registration.register(&account(), false).await.unwrap(), Outcome::Registered);
+    assert_eq!(
+        registration.register(&account(), false).await.unwrap(),
+        RegistrationOutcome::Registered
+    );
     let after = upstream.registered().unwrap();
     assert_ne!(after.password.expose_secret(), before.password.expose_secret());
     assert_ne!(after.url, before.url);
     gateway.stop().await;
 }
 
-/// Whoever got hold of the URL loses it, and no callback that is under way does.
+/// The old path is accepted for `password_grace`, for callbacks that are in flight.
 #[tokio::test]
-async fn a_replaced_path_goes_on_for_a_while() {
+async fn a_replaced_path_is_accepted_for_a_while() {
     for (grace, status) in [(Duration::from_hours(1), 200), (Duration::ZERO, 404)] {
         let upstream = upstream().await;
         let mut config = upstream.called();
@@ -181,7 +196,10 @@ async fn a_replaced_path_goes_on_for_a_while() {
         let gateway = upstream.registering(config).await;
         let id = place(&mut gateway.client().await, "k", 0..1).await.unwrap();
         let (old, before) = (Sender::new(&gateway), upstream.registered().unwrap());
-        assert_eq!(gateway.registration().rotate_path(&account()).await.unwrap(), Outcome::Rotated);
+        assert_eq!(
+            gateway.registration().rotate_path(&account()).await.unwrap(),
+            RegistrationOutcome::Rotated
+        );
         let (new, after) = (Sender::new(&gateway), upstream.registered().unwrap());
         assert_ne!(after.url, before.url);
         assert!(after.url.ends_with(&new.path));

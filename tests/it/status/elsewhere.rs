@@ -25,14 +25,14 @@ async fn a_request_made_elsewhere_is_found_and_told() {
     assert_eq!(status.account_name, ACCOUNT);
     assert_eq!(upstream.sim.ledger().polls_of(&id), 1, "one question, one call");
     // "Success" above devices that are pending.
-    upstream.sim.finish(&id, &device(1).iccid, Outcome::Success);
+    upstream.sim.finish(&id, &device(1).iccid, DeviceResult::Success);
     let status = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!(
         (status.state(), states(&status)),
         (RequestState::Pending, vec![Pending, Succeeded, Pending])
     );
-    upstream.sim.finish(&id, &device(0).iccid, Outcome::Failed);
-    upstream.sim.finish(&id, &device(2).iccid, Outcome::Failed);
+    upstream.sim.finish(&id, &device(0).iccid, DeviceResult::Failed);
+    upstream.sim.finish(&id, &device(2).iccid, DeviceResult::Failed);
     let status = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!(
         (status.state(), states(&status)),
@@ -47,7 +47,7 @@ async fn it_is_pending_as_long_as_its_devices_may_not_be_complete() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = upstream.sim.add_request(account(ACCOUNT), (0..2).map(upstream_device));
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     upstream.sim.set_overall(&id, Some("Pending"));
     let status = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!((status.state(), states(&status)), (RequestState::Pending, vec![Succeeded; 2]));
@@ -86,7 +86,7 @@ async fn it_can_be_waited_for() {
     let mut waiting = client.clone();
     let question = long_poll(&id, Duration::from_secs(45), first.revision);
     let answer = tokio::spawn(async move { ask(&mut waiting, question).await.unwrap() });
-    upstream.sim.finish_all(&id, Outcome::Success);
+    upstream.sim.finish_all(&id, DeviceResult::Success);
     assert_eq!(answer.await.unwrap().state(), RequestState::Succeeded);
     assert!(!watching.rest().await.is_empty());
     gateway.stop().await;

@@ -32,13 +32,13 @@ async fn answers_of_any_shape_are_understood() {
     for (at, shape) in shapes().enumerate() {
         upstream.sim.set_shape(shape);
         let id = place(&mut client, &format!("k{at}"), 0..4).await.unwrap();
-        upstream.sim.finish(&id, &device(0).eid, Outcome::Success);
-        upstream.sim.finish(&id, &device(2).eid, Outcome::Failed);
+        upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
+        upstream.sim.finish(&id, &device(2).eid, DeviceResult::Failed);
         let status = ask(&mut client, question(&id)).await.unwrap();
         assert_eq!(states(&status), [Succeeded, Pending, Failed, Pending], "{shape:?}");
         assert_eq!(status.state(), RequestState::Pending, "{shape:?}");
-        upstream.sim.finish(&id, &device(1).eid, Outcome::Failed);
-        upstream.sim.finish(&id, &device(3).eid, Outcome::Success);
+        upstream.sim.finish(&id, &device(1).eid, DeviceResult::Failed);
+        upstream.sim.finish(&id, &device(3).eid, DeviceResult::Success);
         let status = ask(&mut client, question(&id)).await.unwrap();
         assert_eq!(states(&status), [Succeeded, Failed, Failed, Succeeded], "{shape:?}");
         assert_eq!(status.state(), RequestState::PartiallySucceeded, "{shape:?}");
@@ -54,8 +54,8 @@ async fn an_answer_without_devices_holds_for_all() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let ends = [
-        (Outcome::Success, Succeeded, RequestState::Succeeded),
-        (Outcome::Failed, Failed, RequestState::Failed),
+        (DeviceResult::Success, Succeeded, RequestState::Succeeded),
+        (DeviceResult::Failed, Failed, RequestState::Failed),
     ];
     for (outcome, device, request) in ends {
         let id = place(&mut client, &format!("{outcome:?}"), 0..2).await.unwrap();
@@ -86,12 +86,12 @@ async fn odd_words() {
     ];
     let id = place(&mut client, "k", 0..words.len()).await.unwrap();
     for (at, (word, _)) in words.iter().enumerate() {
-        upstream.sim.finish(&id, &device(at).eid, Outcome::Word(word));
+        upstream.sim.finish(&id, &device(at).eid, DeviceResult::Word(word));
     }
     let status = ask(&mut client, question(&id)).await.unwrap();
     assert_eq!(states(&status), words.map(|(_, state)| state));
     // Nobody goes back, whatever is said later.
-    upstream.sim.finish_all(&id, Outcome::Word("In Progress"));
+    upstream.sim.finish_all(&id, DeviceResult::Word("In Progress"));
     assert_eq!(ask(&mut client, question(&id)).await.unwrap(), status);
     gateway.stop().await;
 }

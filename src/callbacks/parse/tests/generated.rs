@@ -114,9 +114,9 @@ fn one_callback(rng: &mut Rng) {
             let told = place != "extra" && entry != "\"x\":";
             assert_eq!(device.eid, if told { eid.as_str() } else { "" }, "{text}");
         }
-        (Err(Unintelligible::NoRequest), None) => {}
+        (Err(QuarantineReason::NoRequest), None) => {}
         // Nothing holds a number beyond all bounds.
-        (Err(Unintelligible::NotAnObject), _) if text.contains("1e400") => {}
+        (Err(QuarantineReason::NotAnObject), _) if text.contains("1e400") => {}
         (read, named) => panic!("{named:?}: {read:?} of {text}"),
     }
     for _ in 0..rng.usize(1..5) {

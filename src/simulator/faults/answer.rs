@@ -1,4 +1,4 @@
-//! What a fault does to an answer.
+//! Changes an answer as a fault says.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -14,37 +14,36 @@ use tokio::time;
 
 use super::What;
 use crate::simulator::{
-    connection::Cut,
-    refusal::{JSON, Refusal, Written},
+    connection::ConnectionCut,
+    error::{JSON, TextAnswer},
 };
 
-/// The value of a header that is one too many.
+/// The value of each further header.
 const FILLER: &str =
     "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567";
 
 impl What {
-    pub(super) async fn spoil(self, answer: Response, cut: &Cut) -> Response {
+    pub(super) async fn change(self, answer: Response, cut: &ConnectionCut) -> Response {
         match self {
             Self::Status { status, content_type, body } => {
-                Written { status, content_type, body }.into_response()
+                TextAnswer { status, content_type, text: body }.into_response()
             }
             Self::Json { status, body } => {
-                let id = request_id(answer).await;
-                Written { status, content_type: JSON, body: body.replace("{id}", &id) }
-                    .into_response()
+                let text = body.replace("{id}", &request_id(answer).await);
+                TextAnswer { status, content_type: JSON, text }.into_response()
             }
             Self::Throttle { retry_after } => {
-                come_back(retry_after, Refusal::throttled().respond(false))
+                with_retry_after(TextAnswer::throttled().into_response(), retry_after)
             }
             Self::Unavailable { retry_after } => {
                 let page = Self::page(StatusCode::SERVICE_UNAVAILABLE);
-                come_back(retry_after, Box::pin(page.spoil(answer, cut)).await)
+                with_retry_after(Box::pin(page.change(answer, cut)).await, retry_after)
             }
             Self::Redirect { location } => {
                 (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)]).into_response()
             }
             Self::Drop => {
-                cut.make();
+                cut.cut();
                 answer
             }
             Self::Reset => {
@@ -54,7 +53,6 @@ impl What {
             Self::CutBody => cut_body(answer).await,
             Self::HalfBody => half_body(answer).await,
             Self::Trickle { pause } => trickle(answer, pause).await,
-            Self::Padded { bytes } => pad(answer, bytes).await,
             Self::Headers { count } => more_headers(answer, count),
             Self::Delay(time) => {
                 time::sleep(time).await;
@@ -68,22 +66,22 @@ impl What {
     }
 }
 
-/// The request id in an answer, or nothing.
+/// Returns the request id in an answer, or an empty string.
 async fn request_id(answer: Response) -> String {
-    let (_, body) = apart(answer).await;
+    let (_, body) = into_parts(answer).await;
     let body: Value = serde_json::from_slice(&body).unwrap_or_default();
     body["requestId"].as_str().unwrap_or_default().to_owned()
 }
 
-fn come_back(after: Option<u64>, mut answer: Response) -> Response {
-    if let Some(seconds) = after {
+fn with_retry_after(mut answer: Response, retry_after: Option<u64>) -> Response {
+    if let Some(seconds) = retry_after {
         answer.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     answer
 }
 
-/// The answer's head, with the length of its body, and that body.
-async fn apart(answer: Response) -> (Parts, Bytes) {
+/// Returns the answer's head, with a `Content-Length`, and its body.
+async fn into_parts(answer: Response) -> (Parts, Bytes) {
     let (mut parts, body) = answer.into_parts();
     let whole = to_bytes(body, usize::MAX).await.expect("the simulator's answers are in memory");
     parts.headers.insert(header::CONTENT_LENGTH, whole.len().into());
@@ -91,10 +89,10 @@ async fn apart(answer: Response) -> (Parts, Bytes) {
 }
 
 async fn cut_body(answer: Response) -> Response {
-    let (parts, whole) = apart(answer).await;
+    let (parts, whole) = into_parts(answer).await;
     let begin = whole.slice(..whole.len() / 2);
     let broken = stream::once(async {
-        // One turn for the server to send what it has; it would throw that away with the error.
+        // So that the server sends the first half before it sees the error.
         tokio::task::yield_now().await;
         Err::<Bytes, _>(io::Error::from(io::ErrorKind::BrokenPipe))
     });
@@ -102,14 +100,14 @@ async fn cut_body(answer: Response) -> Response {
 }
 
 async fn half_body(answer: Response) -> Response {
-    let (mut parts, whole) = apart(answer).await;
+    let (mut parts, whole) = into_parts(answer).await;
     let half = whole.len() / 2;
     parts.headers.insert(header::CONTENT_LENGTH, half.into());
     Response::from_parts(parts, whole.slice(..half).into())
 }
 
 async fn trickle(answer: Response, pause: Duration) -> Response {
-    let (parts, whole) = apart(answer).await;
+    let (parts, whole) = into_parts(answer).await;
     let bytes = stream::iter(0..whole.len()).then(move |at| {
         let byte = whole.slice(at..=at);
         async move {
@@ -118,14 +116,6 @@ async fn trickle(answer: Response, pause: Duration) -> Response {
         }
     });
     Response::from_parts(parts, Body::from_stream(bytes))
-}
-
-async fn pad(answer: Response, bytes: usize) -> Response {
-    let (mut parts, whole) = apart(answer).await;
-    parts.headers.insert(header::CONTENT_LENGTH, (bytes + whole.len()).into());
-    let mut body = vec![b' '; bytes];
-    body.extend_from_slice(&whole);
-    Response::from_parts(parts, body.into())
 }
 
 fn more_headers(mut answer: Response, count: usize) -> Response {

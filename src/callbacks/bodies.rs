@@ -1,0 +1,136 @@
+//! The bodies that are being read, bounded in total and for each sender of an account.
+//!
+//! A new body is always read. At a bound, another one is evicted: the oldest of the same sender,
+//! or, for the bound in total, of the account and then the sender with most. A callback of
+//! ThingSpace arrives within milliseconds, so slow senders give way to fast ones, and accounts do
+//! not delay each other.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{identity::AccountName, lock::lock};
+
+/// Bodies that are read at once. Each takes at most `MAX_BODY` bytes.
+const MAX_BODIES: usize = 384;
+
+/// The same for one account from one address. All that a proxy forwards is from one address.
+const MAX_BODIES_OF_SENDER: usize = 256;
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bodies(Arc<Mutex<BodiesState>>);
+
+#[derive(Debug, Default)]
+struct BodiesState {
+    begun: u64,
+    /// By number, so the oldest is first.
+    arriving: BTreeMap<u64, (BodySender, CancellationToken)>,
+}
+
+type BodySender = (AccountName, IpAddr);
+
+/// A body while it is being read.
+#[derive(Debug)]
+pub(super) struct ArrivingBody {
+    /// Cancelled when another body takes its place.
+    pub(super) evicted: CancellationToken,
+    number: u64,
+    bodies: Bodies,
+}
+
+impl Bodies {
+    pub(super) fn begin(&self, account: &AccountName, source: IpAddr) -> ArrivingBody {
+        let sender = (account.clone(), source);
+        let mut state = self.lock();
+        let of_sender = state.arriving.values().filter(|(of, _)| *of == sender).count();
+        if of_sender >= MAX_BODIES_OF_SENDER {
+            state.evict(|of| *of == sender);
+        } else if state.arriving.len() >= MAX_BODIES {
+            state.evict(|_| true);
+        }
+        state.begun += 1;
+        let (number, evicted) = (state.begun, CancellationToken::new());
+        state.arriving.insert(number, (sender, evicted.clone()));
+        drop(state);
+        ArrivingBody { evicted, number, bodies: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BodiesState> {
+        lock(&self.0)
+    }
+}
+
+impl BodiesState {
+    /// Evicts one body of these senders: of the account with most, the sender with most, the
+    /// oldest.
+    fn evict(&mut self, candidate: impl Fn(&BodySender) -> bool) {
+        let (mut of_account, mut of_sender) = (HashMap::new(), HashMap::new());
+        for (sender, _) in self.arriving.values() {
+            *of_account.entry(&sender.0).or_insert(0_usize) += 1;
+            *of_sender.entry(sender).or_insert(0_usize) += 1;
+        }
+        let candidates = self.arriving.iter().filter(|(_, (sender, _))| candidate(sender));
+        let chosen = candidates.max_by_key(|(number, (sender, _))| {
+            (of_account.get(&sender.0), of_sender.get(sender), Reverse(**number))
+        });
+        if let Some(number) = chosen.map(|(number, _)| *number)
+            && let Some((_, evicted)) = self.arriving.remove(&number)
+        {
+            evicted.cancel();
+        }
+    }
+}
+
+impl Drop for ArrivingBody {
+    fn drop(&mut self) {
+        self.bodies.lock().arriving.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account(n: u32) -> AccountName {
+        AccountName::parse(&format!("0000123456-{n:05}")).unwrap()
+    }
+
+    fn address(n: usize) -> IpAddr {
+        IpAddr::from([192, 0, 2, u8::try_from(n).unwrap()])
+    }
+
+    fn evicted(arriving: &[ArrivingBody]) -> Vec<usize> {
+        let evicted = arriving.iter().enumerate().filter(|(_, one)| one.evicted.is_cancelled());
+        evicted.map(|(n, _)| n).collect()
+    }
+
+    #[test]
+    fn the_oldest_body_of_a_sender_gives_way() {
+        let bodies = Bodies::default();
+        let other = bodies.begin(&account(1), address(9));
+        let arriving: Vec<_> =
+            (0..MAX_BODIES_OF_SENDER + 2).map(|_| bodies.begin(&account(1), address(1))).collect();
+        assert_eq!(evicted(&arriving), [0, 1]);
+        assert!(!other.evicted.is_cancelled());
+        assert_eq!(bodies.lock().arriving.len(), MAX_BODIES_OF_SENDER + 1);
+        drop((arriving, other));
+        assert!(bodies.lock().arriving.is_empty());
+    }
+
+    #[test]
+    fn the_account_with_the_most_bodies_gives_way_first() {
+        let bodies = Bodies::default();
+        let other = bodies.begin(&account(2), address(255));
+        let arriving: Vec<_> =
+            (0..MAX_BODIES + 5).map(|n| bodies.begin(&account(1), address(n % 250))).collect();
+        assert!(!other.evicted.is_cancelled());
+        assert_eq!(evicted(&arriving).len(), 6);
+        assert!(evicted(&arriving).iter().all(|n| *n < 250), "the oldest of those that send twice");
+        assert_eq!(bodies.lock().arriving.len(), MAX_BODIES);
+    }
+}

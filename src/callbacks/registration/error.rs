@@ -1,0 +1,54 @@
+//! The reasons for which callbacks are not registered.
+
+use crate::{callbacks::secrets::SecretsError, identity::AccountName, thingspace};
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    #[error("account {0} is not configured")]
+    NotConfigured(AccountName),
+    /// The URL of another system is registered.
+    #[error(
+        "the {service} callbacks of account {account} go to {host}, which is not this gateway; \
+         `callbacks register --force` would take them away from there"
+    )]
+    Taken {
+        account: AccountName,
+        service: String,
+        /// The host of the URL; the path may be a secret.
+        host: String,
+    },
+    #[error(transparent)]
+    Stopped(#[from] StopReason),
+    #[error(
+        "ThingSpace accepted the registration of the {service} callbacks of account {account} but \
+         does not list it; it is checked again soon"
+    )]
+    NotListed { account: AccountName, service: String },
+    #[error("callbacks.public_url is no http:// or https:// URL")]
+    PublicUrl,
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    #[error(transparent)]
+    ThingSpace(#[from] thingspace::Error),
+    #[error("the registration ended in a panic")]
+    Panicked,
+}
+
+/// Why nothing more is registered until an operator acts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// Another gateway registers `public_url` with a path secret that this store does not know.
+    #[error(
+        "another gateway with another store registers the same callbacks.public_url for the \
+         {service} callbacks of account {account}, so this one registers no more. Stop one of the \
+         two or give each a URL of its own, then run `callbacks register {account} --force` or \
+         restart this gateway"
+    )]
+    Contested { account: AccountName, service: String },
+    #[error(
+        "ThingSpace accepts the registration of the {service} callbacks of account {account} but \
+         does not list it, so this gateway registers no more. Ask Verizon, then run `callbacks \
+         register {account} --force` or restart this gateway"
+    )]
+    NotListed { account: AccountName, service: String },
+}

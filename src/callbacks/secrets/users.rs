@@ -1,0 +1,62 @@
+//! The users at ThingSpace. Their user names and passwords must never be sent in callbacks.
+
+use std::path::PathBuf;
+
+use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
+
+use super::Pair;
+use crate::secret_file;
+
+pub(super) const PASSWORD: &str = "password";
+
+/// The files of a user.
+#[derive(Debug, Clone)]
+pub struct UserFiles {
+    pub username: PathBuf,
+    pub password: PathBuf,
+}
+
+/// The content of a user's files. A file that cannot be read holds nothing.
+pub(super) struct UserSecrets {
+    files: UserFiles,
+    username: Option<SecretString>,
+    password: Option<SecretString>,
+}
+
+/// A part of a pair that a user has, too.
+#[derive(Debug)]
+pub(super) struct SharedSecret {
+    pub(super) what: &'static str,
+    /// The file of the user.
+    pub(super) file: PathBuf,
+}
+
+pub(super) async fn read(users: &[UserFiles]) -> Vec<UserSecrets> {
+    let mut secrets = Vec::new();
+    for files in users {
+        let username = secret_file::read(&files.username).await.ok();
+        let password = secret_file::read(&files.password).await.ok();
+        secrets.push(UserSecrets { files: files.clone(), username, password });
+    }
+    secrets
+}
+
+/// Returns a part of the pair that one of these users has, too.
+pub(super) fn shared(pair: &Pair, users: &[UserSecrets]) -> Option<SharedSecret> {
+    users.iter().find_map(|UserSecrets { files, username, password }| {
+        let is_password = |held: &SecretString| -> bool {
+            let ours = pair.password.expose_secret();
+            held.expose_secret().as_bytes().ct_eq(ours.as_bytes()).into()
+        };
+        let is_user =
+            |held: &SecretString| secret_file::is_same_user(held.expose_secret(), &pair.username);
+        if password.as_ref().is_some_and(is_password) {
+            Some(SharedSecret { what: PASSWORD, file: files.password.clone() })
+        } else if username.as_ref().is_some_and(is_user) {
+            Some(SharedSecret { what: "user name", file: files.username.clone() })
+        } else {
+            None
+        }
+    })
+}
