@@ -33,7 +33,7 @@ use crate::{
     server,
     shutdown::Stop,
     store::{Store, embedded::Embedded, nats::Nats},
-    thingspace::{Client, Sent},
+    thingspace::{CallbackPasswords, Client},
 };
 use drain::Running;
 
@@ -294,8 +294,10 @@ fn keep_apart(config: &Config, secrets: &CallbackSecrets, client: &Client) {
     secrets.keep_apart_from(users.collect());
     let secrets = secrets.clone();
     let file = config.callbacks.pair_files().map(|(_, password)| password.to_owned());
-    client
-        .keep_apart_from(&Sent { file, sends: Arc::new(move |password| secrets.sends(password)) });
+    client.refuse_passwords(&CallbackPasswords {
+        file,
+        sends: Arc::new(move |password| secrets.sends(password)),
+    });
 }
 
 /// How long events are kept.

@@ -9,6 +9,7 @@ use secrecy::zeroize::Zeroizing;
 const NONCE_BYTES: usize = 12;
 
 /// A key for AES-256-GCM. A sealed value is a random nonce, the ciphertext and its tag.
+#[derive(Debug)]
 pub(crate) struct SealingKey(RandomizedNonceKey);
 
 impl SealingKey {

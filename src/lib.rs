@@ -51,7 +51,7 @@
 //!
 //! 1. **One owner of the tokens.** In a process all callers wait for one renewal
 //!    (`thingspace::login::slot::Slot::get`). All replicas compete for one claim
-//!    (`thingspace::login::vault::Vault::turn`).
+//!    (`thingspace::login::vault::Vault::claim`).
 //! 2. **The account is never locked.** `thingspace::login::guard::next` allows or refuses each
 //!    attempt, and `thingspace::login::guard::report` counts it.
 //! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:

@@ -264,7 +264,7 @@ pub enum Swap {
     Conflict(Option<Versioned>),
 }
 
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Certainly not stored.
     #[error("the store is unavailable: {0}")]

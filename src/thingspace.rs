@@ -25,9 +25,11 @@ mod tests;
 
 pub use self::http::HostHealth;
 pub(crate) use self::http::{Object, Parts, shown_code};
-pub use client::{BuildError, Client, OrderPermit, PollTurn, Purpose, Retries, StatusLookup};
+pub use client::{BuildError, Client, OrderPermit, PollPermit, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
-pub use login::{Sent, Standing, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};
+pub use login::{
+    CallbackPasswords, LoginStanding, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+};
 
 use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};

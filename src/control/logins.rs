@@ -87,8 +87,8 @@ async fn unblock(
         UnblockOutcome::Refused(why) => {
             return Err(CommandError::conflict(&match why {
                 UnblockRefusal::LastAttempt => last_attempt(&name, rejections, lock),
-                UnblockRefusal::Refuted => refuted(&name, lock),
-                UnblockRefusal::AlreadyForced => already_forced(&name, lock),
+                UnblockRefusal::PasswordRejected => password_rejected(&name, lock),
+                UnblockRefusal::ForceUsed => force_used(&name, lock),
             }));
         }
     };
@@ -96,7 +96,7 @@ async fn unblock(
     Ok(Json(UnblockResponse { changed, rejections, lock }))
 }
 
-fn refuted(name: &str, lock: u32) -> String {
+fn password_rejected(name: &str, lock: u32) -> String {
     format!(
         "ThingSpace rejected the password in the files of credentials {name} after the last \
          `unblock --force`. So the file does not hold the password that worked elsewhere: write \
@@ -105,7 +105,7 @@ fn refuted(name: &str, lock: u32) -> String {
     )
 }
 
-fn already_forced(name: &str, lock: u32) -> String {
+fn force_used(name: &str, lock: u32) -> String {
     format!(
         "no login of the user of credentials {name} was accepted after the last `unblock --force`, \
          so that command may have been a mistake. Correct the files: usually they do not hold the \

@@ -1,16 +1,17 @@
-//! The calls others make: what they wait for before they are sent, and which of them are tried
-//! again.
+//! One function for each endpoint: what a call waits for before it is sent, and which calls are
+//! tried again.
 //!
-//! A call waits for its turn before it is sent, and each try has a turn of its own. A caller that
-//! stops waiting gives its turn back, and nothing is sent for it any more. When the drain begins,
-//! calls that wait for their first turn end.
+//! - [`limit`]: permits, which hold the rate and share connections between classes and sets.
+//! - [`exchange`]: sends one call with both tokens, and renews those that were refused.
+//! - [`retry`] and [`trouble`]: the pauses between tries, and the log lines about failures.
+//!
+//! Each try has a permit of its own. A caller that stops waiting returns its permit, and nothing
+//! more is sent for it. When the drain begins, calls that wait for their first permit end.
 
 mod exchange;
-pub(super) mod limit;
+mod limit;
 mod retry;
 mod trouble;
-
-pub use self::retry::Retries;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -22,13 +23,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-use self::exchange::{Call, Failed};
 use self::{
-    limit::{Class, Connections, Turn, Turns},
-    trouble::Trouble,
+    exchange::{CallFailure, UpstreamCall},
+    limit::{Class, ConnectionPool, Permit, Permits},
+    trouble::FailureLog,
 };
 use super::{
-    Error, HostHealth, Order, Registration, Sent, StatusAnswer, Target, UnblockMode,
+    CallbackPasswords, Error, HostHealth, LoginStanding, Order, Registration, StatusAnswer, Target,
+    UnblockMode, Unblocked,
     http::{
         body::Body,
         code,
@@ -36,7 +38,7 @@ use super::{
         verdict::{judge, judge_order},
         wire,
     },
-    login::{Shared, Standing, Tokens, Unblocked, Users},
+    login::{LoginContext, Tokens, Users},
 };
 use crate::{
     config::{CredentialsConfig, ThingSpaceConfig},
@@ -44,22 +46,23 @@ use crate::{
     store::Store,
 };
 
+pub use self::retry::Retries;
+
 /// ThingSpace, for all configured credentials. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Client {
     transport: Arc<Transport>,
-    accounts: Arc<HashMap<AccountName, Arc<Upstream>>>,
-    /// One for each set of credentials.
-    upstreams: Arc<[Arc<Upstream>]>,
+    accounts: Arc<HashMap<AccountName, Arc<CredentialSet>>>,
+    sets: Arc<[Arc<CredentialSet>]>,
     drain: CancellationToken,
 }
 
 /// What the accounts of one set of credentials share.
 #[derive(Debug)]
-struct Upstream {
+struct CredentialSet {
     tokens: Arc<Tokens>,
-    turns: Turns,
-    trouble: Trouble,
+    permits: Permits,
+    failures: FailureLog,
 }
 
 /// Why no client can be built from a configuration.
@@ -70,48 +73,48 @@ pub enum BuildError {
     #[error("thingspace.calls_per_second must be at least 1")]
     Rate,
     #[error(
-        "the HTTPS client cannot be set up; are trusted CA certificates installed (package ca-certificates)?"
+        "the HTTPS client cannot be set up; are trusted CA certificates installed (package \
+         ca-certificates)?"
     )]
     Tls(#[source] reqwest::Error),
 }
 
-/// The right to send one order, from [`Client::prepare_order`]. Dropped unused, it costs nothing.
+/// The right to send one order, from [`Client::prepare_order`]. It may be dropped unused.
 #[derive(Debug)]
 pub struct OrderPermit {
-    upstream: Arc<Upstream>,
-    turn: Turn,
+    set: Arc<CredentialSet>,
+    permit: Permit,
 }
 
-/// The right to make one poll, from [`Client::prepare_poll`]. Dropped unused, it costs nothing.
+/// The right to send one poll, from [`Client::prepare_poll`]. It may be dropped unused.
 #[derive(Debug)]
-pub struct PollTurn(Turn);
+pub struct PollPermit(Permit);
 
-/// What a status is asked for, which decides for which turn it waits.
+/// Why the status of a request is queried. This decides about the permit.
 #[derive(Debug)]
 pub enum Purpose {
-    /// A request of ours. Polls get at least 30 % of the rate.
-    Poll(PollTurn),
-    /// A caller asks about a request of ours: at least 10 % of the rate, and what orders and polls
-    /// leave. The turn of a poll for the same answer may be handed over, too.
-    Query { poll: oneshot::Receiver<PollTurn> },
-    /// A caller asks about a request that was placed elsewhere: 5 % of the rate while other calls
-    /// wait.
-    Elsewhere,
+    /// A poll. Polls get at least 30 % of the rate.
+    Poll(PollPermit),
+    /// A caller's status query about a request of this gateway. These get at least 10 % of the
+    /// rate, and what orders and polls leave. The permit of a poll for the same answer may be
+    /// handed over, too.
+    Query { poll: oneshot::Receiver<PollPermit> },
+    /// A status query about an external request. These get 5 % of the rate while other calls wait.
+    External,
 }
 
-/// What ThingSpace knows of a request.
+/// What ThingSpace knows about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StatusLookup {
     Found(StatusAnswer),
-    /// ThingSpace does not know this request (yet).
+    /// ThingSpace does not know the request, or not yet.
     NotKnown,
 }
 
 impl Client {
-    /// Must be called inside a tokio runtime: each set of credentials has a small task that hands
-    /// out turns. The tasks end when the last clone of the client is gone, and another one looks at
-    /// the files. Nothing is sent. What was begun with the credentials and must be reported is
-    /// among `tasks`.
+    /// Must be called inside a tokio runtime: starts a task for each set of credentials that issues
+    /// permits, and one that watches the credential files. They end when the last clone is dropped.
+    /// Sends nothing. `tasks` tracks renewals of tokens, so that a drain waits for their outcome.
     pub fn new(
         thingspace: &ThingSpaceConfig,
         credentials: &[CredentialsConfig],
@@ -121,122 +124,122 @@ impl Client {
         let rate = thingspace.calls_per_second.try_into().map_err(|_| BuildError::Rate)?;
         let probed = credentials.iter().flat_map(|set| &set.accounts).next();
         let transport = Arc::new(Transport::new(thingspace, probed.cloned())?);
-        let shared = Shared {
+        let context = LoginContext {
             transport: Arc::clone(&transport),
             store: Arc::clone(store),
             tasks: tasks.clone(),
             incarnation: Uuid::now_v7().to_string().into(),
             users: Arc::new(Users::default()),
         };
-        let connections = Connections::new(thingspace.max_connections, credentials.len());
-        let (mut accounts, mut upstreams) = (HashMap::new(), Vec::new());
-        for (number, set) in credentials.iter().enumerate() {
-            let upstream = Arc::new(Upstream {
-                tokens: Tokens::new(set, thingspace, shared.clone()),
-                turns: Turns::new(rate, Arc::clone(&connections), number),
-                trouble: Trouble::default(),
+        let connections = ConnectionPool::new(thingspace.max_connections, credentials.len());
+        let (mut accounts, mut sets) = (HashMap::new(), Vec::new());
+        for (number, config) in credentials.iter().enumerate() {
+            let set = Arc::new(CredentialSet {
+                tokens: Tokens::new(config, thingspace, &context),
+                permits: Permits::new(rate, Arc::clone(&connections), number),
+                failures: FailureLog::default(),
             });
-            for account in &set.accounts {
-                accounts.insert(account.clone(), Arc::clone(&upstream));
+            for account in &config.accounts {
+                accounts.insert(account.clone(), Arc::clone(&set));
             }
-            upstreams.push(upstream);
+            sets.push(set);
         }
-        let (accounts, upstreams) = (Arc::new(accounts), upstreams.into());
-        Ok(Self { transport, accounts, upstreams, drain: CancellationToken::new() })
+        let (accounts, sets) = (Arc::new(accounts), sets.into());
+        Ok(Self { transport, accounts, sets, drain: CancellationToken::new() })
     }
 
-    /// How the logins of each set of credentials are doing, by its name: now, and whenever that
-    /// changes.
-    pub fn standings(&self) -> impl Iterator<Item = (&str, watch::Receiver<Standing>)> {
-        self.upstreams.iter().map(|upstream| (upstream.tokens.name(), upstream.tokens.standing()))
+    /// Returns the state of the logins of each set of credentials, with its name.
+    pub fn standings(&self) -> impl Iterator<Item = (&str, watch::Receiver<LoginStanding>)> {
+        self.sets.iter().map(|set| (set.tokens.name(), set.tokens.standing()))
     }
 
-    /// Lets a set of credentials be tried once more, as an operator asks for it. `None`: there is
-    /// no set of this name.
+    /// Permits a set of credentials one more attempt, as an operator asks for it. `None`: no set
+    /// has this name.
     pub async fn unblock(&self, name: &str, mode: UnblockMode) -> Option<Result<Unblocked, Error>> {
-        let upstream = self.upstreams.iter().find(|upstream| upstream.tokens.name() == name)?;
-        Some(upstream.tokens.unblock(mode).await)
+        let set = self.sets.iter().find(|set| set.tokens.name() == name)?;
+        Some(set.tokens.unblock(mode).await)
     }
 
-    /// True when some credentials serve this account.
+    /// Returns whether a set of credentials serves this account.
     pub fn serves(&self, account: &AccountName) -> bool {
         self.accounts.contains_key(account)
     }
 
-    /// From now on a password that is also in this file, which holds the one of callbacks, logs
-    /// nobody in.
-    pub fn keep_apart_from(&self, sent: &Sent) {
-        for upstream in &*self.upstreams {
-            upstream.tokens.keep_apart_from(sent.clone());
+    /// Never uses the passwords of callbacks for logins from now on.
+    pub fn refuse_passwords(&self, callbacks: &CallbackPasswords) {
+        for set in &*self.sets {
+            set.tokens.refuse(callbacks.clone());
         }
     }
 
-    /// How ThingSpace's hosts are doing: the API's, then that of the tokens if it is another.
+    /// Returns the state of ThingSpace's hosts: the API's, then that of the tokens if it is
+    /// another.
     pub fn hosts(&self) -> Vec<HostHealth> {
         self.transport.health()
     }
 
-    /// From now on no order, status query or poll begins: those that wait for their turn end with
-    /// [`Error::Draining`]. Calls that have been sent once go on, and so do changes of callbacks.
+    /// Begins the drain: orders, status queries and polls that wait for their permit end with
+    /// [`Error::Draining`]. Calls that were sent once continue, and so do changes of callbacks.
     pub fn drain(&self) {
         self.drain.cancel();
     }
 
-    /// Everything an order needs before it is sent: a host that answers, a bearer, a session, a
-    /// turn. Refused at once with [`Error::Busy`] if the turn cannot come before `deadline`.
-    /// Cancel-safe: drop it at the deadline. Nothing is sent for the order itself.
+    /// Waits for everything that an order needs before it is sent: a host that answers, both
+    /// tokens, a permit. Fails at once with [`Error::Busy`] if no permit is possible before
+    /// `deadline`. Cancel-safe: drop it at the deadline. Sends nothing of the order itself.
     pub async fn prepare_order(
         &self,
         account: &AccountName,
         deadline: Instant,
     ) -> Result<OrderPermit, Error> {
-        let upstream = self.upstream(account)?;
+        let set = self.set(account)?;
         let prepared = async {
-            // Here and not when it is sent: by then it is durable, and its lease runs.
+            // Not when the order is sent: by then it is durable, and its lease has begun.
             let answers = self.transport.ensure_it_answers().await;
-            answers.map_err(|wait| upstream.tell(Failed::left_alone(wait)))?;
-            self.ready(&upstream).await?;
-            upstream.turns.wait(Class::Order, account, Some(deadline)).await
+            answers.map_err(|wait| set.failed(CallFailure::left_alone(wait)))?;
+            self.check_ready(&set).await?;
+            set.permits.wait(Class::Order, account, Some(deadline)).await
         };
-        let turn = self.unless_draining(prepared).await?;
-        Ok(OrderPermit { upstream, turn })
+        let permit = self.unless_draining(prepared).await?;
+        Ok(OrderPermit { set, permit })
     }
 
-    /// Everything a poll of one of an account's requests needs before it is sent. Cancel-safe.
-    pub async fn prepare_poll(&self, account: &AccountName) -> Result<PollTurn, Error> {
-        let upstream = self.upstream(account)?;
-        self.unless_draining(self.turn(&upstream, Class::Poll, account)).await.map(PollTurn)
+    /// Waits for everything that a poll needs before it is sent. Cancel-safe.
+    pub async fn prepare_poll(&self, account: &AccountName) -> Result<PollPermit, Error> {
+        let set = self.set(account)?;
+        self.unless_draining(self.permit(&set, Class::Poll, account)).await.map(PollPermit)
     }
 
-    /// One POST. Repeats only after an authentication refusal: one renewal and one repeat per kind
-    /// of token. After `send_by` it is neither sent nor repeated, however long a token took. After
-    /// [`Error::NotConnected`] the caller may call it again with a new permit.
+    /// Sends one order. Repeats it only after ThingSpace refused a token: one renewal and one
+    /// repeat for each kind of token. Never sends or repeats it after `send_by`. After
+    /// [`Error::NotConnected`] the caller may send it again with a new permit.
     pub async fn place_order(
         &self,
         permit: OrderPermit,
         order: &Order,
         send_by: Instant,
     ) -> Result<RequestId, Error> {
-        let OrderPermit { upstream, turn } = permit;
-        let call =
-            Call { endpoint: Endpoint::Download, body: wire::order(order), send_by: Some(send_by) };
-        let placed = self.exchange(&upstream, turn, call, &judge_order).await;
-        placed.map_err(|failed| upstream.tell(failed))
+        let OrderPermit { set, permit } = permit;
+        let (endpoint, body) = (Endpoint::Download, wire::order(order));
+        let call = UpstreamCall { endpoint, body, send_by: Some(send_by) };
+        let placed = self.exchange(&set, permit, call, &judge_order).await;
+        placed.map_err(|failure| set.failed(failure))
     }
 
-    /// A GET, tried again if it fails, and how long the answer took once that try had its turn.
+    /// Queries the status of a request, with retries. Also returns the time from the permit of the
+    /// last try to its answer.
     pub async fn request_status(
         &self,
         account: &AccountName,
         request: &RequestId,
         purpose: Purpose,
     ) -> Result<(StatusLookup, Duration), Error> {
-        let upstream = self.upstream(account)?;
-        let elsewhere = matches!(purpose, Purpose::Elsewhere);
+        let set = self.set(account)?;
+        let elsewhere = matches!(purpose, Purpose::External);
         let endpoint = Endpoint::Status { account, request, elsewhere };
         let parse = |body: &Body<'_>| wire::status(body, account, request);
-        let turn = self.unless_draining(self.first_turn(&upstream, account, purpose)).await?;
-        match self.call(&upstream, account, turn, endpoint, Bytes::new(), parse).await {
+        let permit = self.unless_draining(self.first_permit(&set, account, purpose)).await?;
+        match self.call(&set, account, permit, endpoint, Bytes::new(), parse).await {
             Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),
             Err((Error::Refused(refusal), took)) if code::says_unknown_request(&refusal) => {
                 Ok((StatusLookup::NotKnown, took))
@@ -245,13 +248,13 @@ impl Client {
         }
     }
 
-    /// Where the results of an account go, service by service.
+    /// Lists where ThingSpace sends the results of an account, service by service.
     pub async fn callbacks(&self, account: &AccountName) -> Result<Vec<Registration>, Error> {
         self.manage(account, Endpoint::Callbacks { account }, Bytes::new(), wire::registrations)
             .await
     }
 
-    /// Registers a target for a service that has none: ThingSpace refuses it over another.
+    /// Registers a target for a service that has none. ThingSpace refuses to replace one.
     pub async fn register_callback(
         &self,
         account: &AccountName,
@@ -263,7 +266,7 @@ impl Client {
         self.manage(account, Endpoint::RegisterCallback { account }, body, answer).await
     }
 
-    /// From here on results of this service are lost, until it is registered again.
+    /// Removes the target of a service. Until the next registration, its results are lost.
     pub async fn deregister_callback(
         &self,
         account: &AccountName,
@@ -273,7 +276,7 @@ impl Client {
         self.manage(account, endpoint, Bytes::new(), |body| wire::registered(body, service)).await
     }
 
-    /// A call that has its turn like a poll.
+    /// A call that uses the permits of polls.
     async fn manage<T>(
         &self,
         account: &AccountName,
@@ -281,85 +284,85 @@ impl Client {
         body: Bytes,
         parse: impl Fn(&Body<'_>) -> Option<T>,
     ) -> Result<T, Error> {
-        let upstream = self.upstream(account)?;
-        let turn = self.turn(&upstream, Class::Poll, account).await?;
-        let called = self.call(&upstream, account, turn, endpoint, body, parse).await;
+        let set = self.set(account)?;
+        let permit = self.permit(&set, Class::Poll, account).await?;
+        let called = self.call(&set, account, permit, endpoint, body, parse).await;
         called.map(|(done, _)| done).map_err(|(error, _)| error)
     }
 
-    /// A call that is no order: tried again where that is safe, each time with a turn of its own.
-    /// With the time that the last try took.
+    /// Sends a call that is no order, with retries where that is safe. Also returns the time that
+    /// the last try took.
     async fn call<T>(
         &self,
-        upstream: &Arc<Upstream>,
+        set: &CredentialSet,
         account: &AccountName,
-        mut turn: Turn,
+        mut permit: Permit,
         endpoint: Endpoint<'_>,
         body: Bytes,
         parse: impl Fn(&Body<'_>) -> Option<T>,
     ) -> Result<(T, Duration), (Error, Duration)> {
         let judge = |reply: &Reply| judge(reply, &parse);
-        let (class, mut retries) = (turn.class(), Retries::default());
+        let (class, mut retries) = (permit.class, Retries::default());
         loop {
             let began = Instant::now();
-            let call = Call { endpoint, body: body.clone(), send_by: None };
-            let failed = match self.exchange(upstream, turn, call, &judge).await {
+            let call = UpstreamCall { endpoint, body: body.clone(), send_by: None };
+            let failure = match self.exchange(set, permit, call, &judge).await {
                 Ok(done) => return Ok((done, began.elapsed())),
-                Err(failed) => failed,
+                Err(failure) => failure,
             };
             let took = began.elapsed();
-            let Some(pause) = failed.pause(&mut retries) else {
-                return Err((upstream.tell(failed), took));
+            let Some(pause) = failure.pause(&mut retries) else {
+                return Err((set.failed(failure), took));
             };
             tracing::debug!(
-                credentials = upstream.tokens.name(),
+                credentials = set.tokens.name(),
                 ?pause,
                 "trying again: {}",
-                failed.error()
+                failure.error
             );
             tokio::time::sleep(pause).await;
-            turn = match self.turn(upstream, class, account).await {
-                Ok(turn) => turn,
-                // What failed says more than what kept it from being tried again.
-                Err(_) => return Err((upstream.tell(failed), took)),
+            permit = match self.permit(set, class, account).await {
+                Ok(permit) => permit,
+                // The failure of the call says more than what prevents the next try.
+                Err(_) => return Err((set.failed(failure), took)),
             };
         }
     }
 
-    /// The turn of a status call that was not tried yet.
-    async fn first_turn(
+    /// The permit for the first try of a status query.
+    async fn first_permit(
         &self,
-        upstream: &Arc<Upstream>,
+        set: &CredentialSet,
         account: &AccountName,
         purpose: Purpose,
-    ) -> Result<Turn, Error> {
+    ) -> Result<Permit, Error> {
         match purpose {
-            Purpose::Poll(PollTurn(turn)) => Ok(turn),
+            Purpose::Poll(PollPermit(permit)) => Ok(permit),
             Purpose::Query { poll } => tokio::select! {
-                turn = self.turn(upstream, Class::Query, account) => turn,
-                Ok(PollTurn(turn)) = poll => Ok(turn),
+                permit = self.permit(set, Class::Query, account) => permit,
+                Ok(PollPermit(permit)) = poll => Ok(permit),
             },
-            Purpose::Elsewhere => self.turn(upstream, Class::Elsewhere, account).await,
+            Purpose::External => self.permit(set, Class::External, account).await,
         }
     }
 
-    /// Waits for a turn, unless both tokens are missing or the host is left alone: then waiting
-    /// would be for nothing.
-    async fn turn(
+    /// Waits for a permit, unless there is no token or the host is left alone: then the call would
+    /// fail after the wait.
+    async fn permit(
         &self,
-        upstream: &Arc<Upstream>,
+        set: &CredentialSet,
         class: Class,
         account: &AccountName,
-    ) -> Result<Turn, Error> {
-        self.ready(upstream).await?;
-        upstream.turns.wait(class, account, None).await
+    ) -> Result<Permit, Error> {
+        self.check_ready(set).await?;
+        set.permits.wait(class, account, None).await
     }
 
-    async fn ready(&self, upstream: &Arc<Upstream>) -> Result<(), Error> {
+    async fn check_ready(&self, set: &CredentialSet) -> Result<(), Error> {
         if let Some(wait) = self.transport.left_alone() {
-            return Err(upstream.tell(Failed::left_alone(wait)));
+            return Err(set.failed(CallFailure::left_alone(wait)));
         }
-        upstream.tokens.pair().await.map(drop)
+        set.tokens.pair().await.map(drop)
     }
 
     async fn unless_draining<T>(
@@ -369,7 +372,7 @@ impl Client {
         self.drain.run_until_cancelled(wait).await.unwrap_or(Err(Error::Draining))
     }
 
-    fn upstream(&self, account: &AccountName) -> Result<Arc<Upstream>, Error> {
+    fn set(&self, account: &AccountName) -> Result<Arc<CredentialSet>, Error> {
         self.accounts.get(account).cloned().ok_or_else(|| Error::NotSent {
             reason: "no credentials serve this account".to_owned(),
             retry_after: None,
@@ -377,12 +380,12 @@ impl Client {
     }
 }
 
-impl Upstream {
-    /// A call failed for good: said here, unless whoever made it says it.
-    fn tell(&self, failed: Failed) -> Error {
-        if failed.is_told_here() {
-            self.trouble.failed(self.tokens.name(), failed.error());
+impl CredentialSet {
+    /// Returns the error of a call that failed finally, and logs it unless the caller does.
+    fn failed(&self, failure: CallFailure) -> Error {
+        if !failure.logged_by_caller {
+            self.failures.failed(self.tokens.name(), &failure.error);
         }
-        failed.into_error()
+        failure.error
     }
 }

@@ -1,15 +1,26 @@
-//! The two tokens of one set of credentials: the OAuth bearer and the UWS session.
+//! The two tokens of a set of credentials: the bearer token of the application and the session
+//! token of the user.
 //!
-//! Guarantees: at most one token request and one login under way in the whole deployment, whoever
-//! waits for them, and neither is aborted by a caller that goes away; a refusal discards only the
-//! token it was given for; what the guard stops is not sent, by no process and after no restart;
-//! after any other failure nobody asks before its back-off. Tokens are shared through the store, so
-//! a restart costs no login. Neither has a clock of its own worth believing: `expires_in` is an
-//! upper bound, a session has none at all.
+//! - [`guard`]: pure rules that decide whether a login may be sent.
+//! - [`cells`] and [`vault`]: the guard and the tokens in the store; one claim at a time.
+//! - [`files`] and [`secrets`]: what the credential files contain, and the keys derived from it.
+//! - [`slot`], [`renewal`] and [`keeper`]: one renewal for all callers, on demand and after a
+//!   change of the files.
+//! - [`standing`], [`users`] and [`error`]: what operators and callers are told.
+//!
+//! Guarantees: in the whole deployment, at most one token request and one login are in progress for
+//! an application and a user, and a caller that goes away aborts neither. A refusal discards only
+//! the token that was refused. What the guard stops is not sent by any process, also not after a
+//! restart. After a failure no renewal begins before its back-off ends. Tokens are shared through
+//! the store, so a restart needs no login.
+//!
+//! Never relies on ThingSpace's lifetimes: `expires_in` is an upper bound, and a session token has
+//! none.
 
 mod cells;
+mod error;
 mod files;
-pub(super) mod guard;
+mod guard;
 mod keeper;
 mod renewal;
 mod secrets;
@@ -18,26 +29,30 @@ mod standing;
 mod users;
 mod vault;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, header::AUTHORIZATION};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use self::guard::Terms;
-pub use self::guard::{UnblockMode, UnblockRefusal};
 pub(super) use self::users::Users;
-pub use self::{files::Sent, standing::Standing};
 use self::{
-    files::{Files, Unread},
-    secrets::{Hosts, Secrets},
-    slot::{Failed, Fault, Minted, Slot, Token, TokenId, What},
-    standing::{Half, Standings},
+    error::{LoginError, Problem},
+    files::Files,
+    guard::GuardSettings,
+    secrets::{CredentialSecrets, Half, Hosts},
+    slot::{Slot, Token, TokenId},
+    standing::Standings,
     vault::{Need, Vault},
+};
+pub use self::{
+    files::CallbackPasswords,
+    guard::{UnblockMode, UnblockRefusal},
+    standing::LoginStanding,
 };
 use super::{
     Error,
-    error::LEFT_ALONE,
     http::{transport::Transport, verdict::Stale},
 };
 use crate::{
@@ -51,31 +66,35 @@ const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 pub(super) struct Tokens {
     files: Files,
     transport: Arc<Transport>,
-    /// Attempts under way, so that a drain waits for them.
+    /// Renewals in progress. A drain waits for them.
     tasks: TaskTracker,
-    bearer: Arc<Slot>,
-    session: Arc<Slot>,
-    /// What guards the user's logins, and the application's token requests.
-    users: Arc<Vault>,
-    applications: Arc<Vault>,
+    application: TokenSource,
+    user: TokenSource,
     standings: Standings,
-    users_of_sets: Arc<Users>,
+    users: Arc<Users>,
     /// Wakes the keeper.
-    kick: Arc<Notify>,
+    wake: Arc<Notify>,
+}
+
+/// Where one of the two tokens comes from: memory, then the store and ThingSpace.
+#[derive(Debug)]
+struct TokenSource {
+    slot: Arc<Slot>,
+    vault: Arc<Vault>,
 }
 
 /// What all sets of credentials share.
-#[derive(Debug, Clone)]
-pub(super) struct Shared {
+#[derive(Debug)]
+pub(super) struct LoginContext {
     pub(super) transport: Arc<Transport>,
     pub(super) store: Arc<dyn Store>,
     pub(super) tasks: TaskTracker,
-    /// Of this process: what was claimed in the name of another may be dead.
+    /// Identifies this process. Claims of another incarnation may be abandoned.
     pub(super) incarnation: Arc<str>,
     pub(super) users: Arc<Users>,
 }
 
-/// What came of an operator's permission to try a set of credentials once more.
+/// The result of an operator's `unblock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unblocked {
     pub outcome: UnblockOutcome,
@@ -88,20 +107,20 @@ pub struct Unblocked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UnblockOutcome {
     Done,
-    /// Nothing was in the way.
+    /// Nothing was stopped.
     NotNeeded,
     /// Logins stay stopped.
     Refused(UnblockRefusal),
 }
 
-/// What authenticates one call.
+/// The tokens of one call.
 #[derive(Debug)]
-pub(super) struct Pair {
+pub(super) struct TokenPair {
     bearer: Token,
     session: Token,
 }
 
-impl Pair {
+impl TokenPair {
     pub(super) fn headers(&self) -> HeaderMap {
         HeaderMap::from_iter([
             (AUTHORIZATION, self.bearer.value.clone()),
@@ -110,23 +129,23 @@ impl Pair {
     }
 }
 
-/// How often a call may still renew each token: twice if somebody else had renewed it, which may
-/// have been long ago, else once.
+/// How often a call may still renew each token: twice if the first one was found in the store,
+/// which may be old, else once.
 #[derive(Debug)]
-pub(super) struct Renewals {
+pub(super) struct RenewalsLeft {
     bearer: u8,
     session: u8,
 }
 
-impl Default for Renewals {
+impl Default for RenewalsLeft {
     fn default() -> Self {
         Self { bearer: 2, session: 2 }
     }
 }
 
-impl Renewals {
-    /// Of the tokens that were refused, those that may be renewed; `None`: none of them.
-    pub(super) fn of(&self, stale: Stale) -> Option<Stale> {
+impl RenewalsLeft {
+    /// Returns which of the refused tokens may be renewed; `None`: none of them.
+    pub(super) fn allow(&self, stale: Stale) -> Option<Stale> {
         let due = Stale {
             bearer: stale.bearer && self.bearer > 0,
             session: stale.session && self.session > 0,
@@ -134,49 +153,45 @@ impl Renewals {
         (due.bearer || due.session).then_some(due)
     }
 
-    /// They were.
-    pub(super) fn count(&mut self, renewed: Stale, by: &Pair) {
+    /// Counts a renewal of these tokens, which brought `pair`.
+    pub(super) fn count(&mut self, renewed: Stale, pair: &TokenPair) {
         let left = |left: u8, token: &Token| if token.found { left.saturating_sub(1) } else { 0 };
         if renewed.bearer {
-            self.bearer = left(self.bearer, &by.bearer);
+            self.bearer = left(self.bearer, &pair.bearer);
         }
         if renewed.session {
-            self.session = left(self.session, &by.session);
+            self.session = left(self.session, &pair.session);
         }
     }
 }
 
 impl Tokens {
-    /// Must be called inside a tokio runtime: a small task looks at the files now and then, until
-    /// the tokens are gone.
+    /// Must be called inside a tokio runtime: starts the keeper, which ends when the tokens are
+    /// dropped.
     pub(super) fn new(
         credentials: &CredentialsConfig,
         thingspace: &ThingSpaceConfig,
-        shared: Shared,
+        context: &LoginContext,
     ) -> Arc<Self> {
-        let Shared { transport, store, tasks, incarnation, users } = shared;
-        let vault = |locks| {
-            let terms = Terms {
+        let source = |locks| {
+            let settings = GuardSettings {
                 locks,
                 backoff_first: thingspace.login_backoff_first,
                 backoff_max: thingspace.login_backoff_max,
             };
-            // A host that did not answer is asked something else first.
-            let attempt = 2 * thingspace.call_timeout;
-            let (store, incarnation) = (Arc::clone(&store), Arc::clone(&incarnation));
-            Arc::new(Vault::new(store, terms, attempt, incarnation, tasks.clone()))
+            // A probe of a host that did not answer may come first.
+            let vault = Vault::new(context, settings, 2 * thingspace.call_timeout);
+            TokenSource { slot: Arc::default(), vault: Arc::new(vault) }
         };
         let tokens = Arc::new(Self {
             files: Files::new(credentials.clone(), Hosts::new(thingspace)),
-            users: vault(true),
-            applications: vault(false),
-            transport,
-            bearer: Arc::default(),
-            session: Arc::default(),
+            application: source(false),
+            user: source(true),
+            transport: Arc::clone(&context.transport),
             standings: Standings::new(&credentials.name),
-            users_of_sets: users,
-            kick: Arc::default(),
-            tasks,
+            users: Arc::clone(&context.users),
+            wake: Arc::default(),
+            tasks: context.tasks.clone(),
         });
         tokio::spawn(keeper::run(Arc::downgrade(&tokens)));
         tokens
@@ -186,40 +201,40 @@ impl Tokens {
         self.files.name()
     }
 
-    /// From now on a password that is also in this file logs nobody in.
-    pub(super) fn keep_apart_from(&self, sent: Sent) {
-        self.files.keep_apart_from(sent);
+    /// Never uses these passwords for logins from now on.
+    pub(super) fn refuse(&self, callbacks: CallbackPasswords) {
+        self.files.refuse(callbacks);
     }
 
-    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+    pub(super) fn standing(&self) -> watch::Receiver<LoginStanding> {
         self.standings.subscribe()
     }
 
-    /// Both tokens, from memory or renewed. After a failure that may pass soon, waits and tries
-    /// once more, so that one failed login costs no caller an error. Cancel-safe.
-    pub(super) async fn pair(self: &Arc<Self>) -> Result<Pair, Error> {
+    /// Returns both tokens, from memory or renewed. After a failure that may pass soon, waits and
+    /// tries once more, so that one failed renewal fails no call. Cancel-safe.
+    pub(super) async fn pair(self: &Arc<Self>) -> Result<TokenPair, Error> {
         let mut pair = self.try_pair().await;
-        if let Some(wait) = pair.as_ref().err().and_then(Failed::passes_within) {
+        if let Some(wait) = pair.as_ref().err().and_then(LoginError::worth_waiting) {
             tokio::time::sleep(wait).await;
             pair = self.try_pair().await;
         }
-        pair.map_err(|failed| self.error(failed))
+        pair.map_err(|error| error.into_call_error(self.name()))
     }
 
-    /// The session first: while its credentials are rejected, no bearer is asked for.
-    async fn try_pair(self: &Arc<Self>) -> Result<Pair, Failed> {
-        let session = self.session().await?;
-        let bearer = self.bearer().await?;
-        Ok(Pair { bearer, session })
+    /// The session token first: while the user is rejected, no bearer token is requested.
+    async fn try_pair(self: &Arc<Self>) -> Result<TokenPair, LoginError> {
+        let session = self.token(Half::User, Need::Call).await?;
+        let bearer = self.token(Half::Application, Need::Call).await?;
+        Ok(TokenPair { bearer, session })
     }
 
-    /// Both tokens once these of a pair were refused. One that ThingSpace handed out again a moment
-    /// ago is not asked for yet: waits until it may be, since it may have come to its end just now.
+    /// Returns both tokens after these of a pair were refused. A token that ThingSpace handed out
+    /// again a moment ago may have expired just now, so this waits until it may be renewed.
     pub(super) async fn renewed(
         self: &Arc<Self>,
         stale: Stale,
-        pair: &Pair,
-    ) -> Result<Pair, Error> {
+        pair: &TokenPair,
+    ) -> Result<TokenPair, Error> {
         self.invalidate(stale, pair);
         let renewed = self.pair().await?;
         if renewed.headers() != pair.headers() {
@@ -230,134 +245,93 @@ impl Tokens {
         self.pair().await
     }
 
-    /// These tokens of this pair were refused.
-    fn invalidate(&self, stale: Stale, pair: &Pair) {
+    fn invalidate(&self, stale: Stale, pair: &TokenPair) {
         if stale.bearer {
-            self.bearer.invalidate(pair.bearer.id);
+            self.application.slot.invalidate(pair.bearer.id);
         }
         if stale.session {
-            self.session.invalidate(pair.session.id);
+            self.user.slot.invalidate(pair.session.id);
         }
     }
 
-    /// ThingSpace took both tokens of this pair.
-    pub(super) fn worked(&self, pair: &Pair) {
-        self.bearer.worked(pair.bearer.id);
-        self.session.worked(pair.session.id);
+    /// Notes that a call succeeded with this pair.
+    pub(super) fn worked(&self, pair: &TokenPair) {
+        self.application.slot.worked(pair.bearer.id);
+        self.user.slot.worked(pair.session.id);
     }
 
-    /// What was refused is what ThingSpace hands out again: it cannot be used, nor is it time to
-    /// ask for another.
-    pub(super) fn same_again() -> Error {
+    /// The error of a call whose token is refused although ThingSpace still hands it out.
+    pub(super) fn same_token_refused() -> Error {
         Error::NotSent {
             reason: "ThingSpace refuses a token that it still hands out".to_owned(),
             retry_after: Some(slot::SAME_TOKEN_HOLD),
         }
     }
 
-    /// Lets both halves be tried once more. What the operator states is about the user.
+    /// Permits one more attempt with both halves. The operator's statement is about the user.
     pub(super) async fn unblock(&self, mode: UnblockMode) -> Result<Unblocked, Error> {
-        let secrets = self.secrets().await.map_err(|unread| self.unread(&unread))?;
-        let user = self.users.unblock(&secrets.login, mode).await.map_err(Error::Store)?;
-        let application = self.applications.unblock(&secrets.client, UnblockMode::Retry).await;
-        let application = application.map_err(Error::Store)?;
-        self.bearer.forget_failure();
-        self.session.forget_failure();
-        self.kick.notify_one();
-        let outcome = match user.outcome {
-            UnblockOutcome::NotNeeded => application.outcome,
+        let secrets = self.secrets().await;
+        let secrets = secrets.map_err(|error| error.into_call_error(self.name()))?;
+        let (user, application) = (&self.user, &self.application);
+        let unblocked = user.vault.unblock(&secrets.user, mode).await.map_err(Error::Store)?;
+        let other = application.vault.unblock(&secrets.application, UnblockMode::Retry).await;
+        let other = other.map_err(Error::Store)?;
+        application.slot.forget_failure();
+        user.slot.forget_failure();
+        self.wake.notify_one();
+        let outcome = match unblocked.outcome {
+            UnblockOutcome::NotNeeded => other.outcome,
             outcome => outcome,
         };
-        Ok(Unblocked { outcome, ..user })
+        Ok(Unblocked { outcome, ..unblocked })
     }
 
-    async fn session(self: &Arc<Self>) -> Result<Token, Failed> {
-        self.session.get(|last| self.login_flight(last, Need::Now)).await
+    async fn token(self: &Arc<Self>, half: Half, need: Need) -> Result<Token, LoginError> {
+        self.source(half).slot.get(need, |last| self.renewal(half, last, need)).await
     }
 
-    async fn bearer(self: &Arc<Self>) -> Result<Token, Failed> {
-        self.bearer.get(|last| self.bearer_flight(last, Need::Now)).await
-    }
-
-    async fn replace_session(self: &Arc<Self>) -> Result<Token, Failed> {
-        self.session.replace(|last| self.login_flight(last, Need::Soon)).await
-    }
-
-    async fn replace_bearer(self: &Arc<Self>) -> Result<Token, Failed> {
-        self.bearer.replace(|last| self.bearer_flight(last, Need::Soon)).await
-    }
-
-    fn bearer_flight(
+    fn renewal(
         self: &Arc<Self>,
+        half: Half,
         last: Option<TokenId>,
         need: Need,
-    ) -> impl Future<Output = Result<Minted, Fault>> + Send + 'static {
+    ) -> BoxFuture<'static, Result<Token, LoginError>> {
         let this = Arc::clone(self);
-        self.tasks.track_future(async move { this.request_bearer(last, need).await })
+        Box::pin(self.tasks.track_future(async move {
+            match half {
+                Half::Application => this.request_bearer(last, need).await,
+                Half::User => {
+                    let renewed = this.log_in(last, need).await;
+                    let session = renewed.is_ok() || this.user.slot.holds().is_some();
+                    this.standings.update(|state| state.session = session);
+                    renewed
+                }
+            }
+        }))
     }
 
-    fn login_flight(
-        self: &Arc<Self>,
-        last: Option<TokenId>,
-        need: Need,
-    ) -> impl Future<Output = Result<Minted, Fault>> + Send + 'static {
-        let this = Arc::clone(self);
-        self.tasks.track_future(async move {
-            let outcome = this.log_in(last, need).await;
-            this.standings.set_session(outcome.is_ok() || this.session.holds().is_some());
-            outcome
-        })
-    }
-
-    fn vault(&self, half: Half) -> &Arc<Vault> {
+    fn source(&self, half: Half) -> &TokenSource {
         match half {
-            Half::Client => &self.applications,
-            Half::Login => &self.users,
+            Half::Application => &self.application,
+            Half::User => &self.user,
         }
     }
 
-    /// The secrets as the files hold them now. Operators are told about files that cannot be read.
-    async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
+    /// Returns what the files contain now. Notes in the standing if they cannot be used.
+    async fn secrets(&self) -> Result<Arc<CredentialSecrets>, LoginError> {
         let secrets = self.files.secrets().await;
         match &secrets {
             Ok(secrets) => {
                 self.standings.set_files(None);
-                self.users_of_sets.set(self.name(), &secrets.login);
+                self.users.set(self.name(), &secrets.user);
             }
-            Err(Unread::Unreadable(reason)) => self.standings.set_files(Some(reason.clone())),
-            Err(Unread::Passing(reason)) => {
-                tracing::warn!(credentials = self.name(), "no token: {reason}");
+            Err(LoginError { problem: Problem::FileUnusable(reason), .. }) => {
+                self.standings.set_files(Some(reason.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(credentials = self.name(), "no token: {}", error.problem);
             }
         }
         secrets
     }
-
-    fn unread(&self, unread: &Unread) -> Error {
-        match unread {
-            Unread::Unreadable(_) => Error::CredentialsUnreadable { name: self.name().to_owned() },
-            Unread::Passing(reason) => {
-                Error::NotSent { reason: (*reason).to_owned(), retry_after: None }
-            }
-        }
-    }
-
-    fn error(&self, failed: Failed) -> Error {
-        let retry_after = Some(failed.wait());
-        let name = self.name().to_owned();
-        match failed.fault.what {
-            What::Rejected => Error::CredentialsRejected { name },
-            What::Stopped => Error::LoginBlocked { name },
-            What::Throttled(_) => Error::Throttled { retry_after },
-            What::Store(error) => Error::Store(error),
-            What::Unreadable => Error::CredentialsUnreadable { name },
-            What::LeftAlone(_) => Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after },
-            what @ (What::Unavailable(_) | What::Later(..) | What::Elsewhere(_)) => {
-                Error::NotSent { reason: format!("no token: {what}"), retry_after }
-            }
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

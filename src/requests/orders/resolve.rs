@@ -237,11 +237,11 @@ impl Resolver {
         else {
             return Ok(LeadResult::Wrong("no credentials for the account"));
         };
-        let answer =
-            match self.client.request_status(&account, request, Purpose::Elsewhere).await?.0 {
-                StatusLookup::Found(answer) => answer,
-                StatusLookup::NotKnown => return Ok(LeadResult::NotYet),
-            };
+        let answer = match self.client.request_status(&account, request, Purpose::External).await?.0
+        {
+            StatusLookup::Found(answer) => answer,
+            StatusLookup::NotKnown => return Ok(LeadResult::NotYet),
+        };
         match fit(&ordered, &answer) {
             Fit::Exact => {}
             Fit::SoFar => return Ok(LeadResult::NotYet),

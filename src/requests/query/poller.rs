@@ -31,7 +31,7 @@ use crate::{
     identity::{AccountName, RequestId},
     proto::storage,
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
-    thingspace::{Client, PollTurn},
+    thingspace::{Client, PollPermit},
 };
 use schedule::{PollCount, Schedule, ScheduledPoll, Urgency, pause_after, polled_elsewhere};
 
@@ -53,7 +53,7 @@ pub struct Poller {
 /// The end of a task of the poller.
 enum Finished {
     /// The wait of an account for a permit. `None`: no call can be made now.
-    Wait(AccountName, Option<PollTurn>),
+    Wait(AccountName, Option<PollPermit>),
     Polled(AccountName, RequestId, Polled),
     Released(RequestId, Polled),
 }
@@ -136,7 +136,7 @@ impl Poller {
         }
     }
 
-    async fn permit(&self, account: &AccountName) -> Option<PollTurn> {
+    async fn permit(&self, account: &AccountName) -> Option<PollPermit> {
         let permit = self.client.prepare_poll(account).await;
         permit.inspect_err(|error| debug!(%error, "no poll can be made now")).ok()
     }
@@ -229,7 +229,7 @@ impl Poller {
     }
 
     /// `seen` is the count that this replica last read from the request's cell.
-    async fn poll(&self, id: &RequestId, seen: Option<u32>, permit: Option<PollTurn>) -> Polled {
+    async fn poll(&self, id: &RequestId, seen: Option<u32>, permit: Option<PollPermit>) -> Polled {
         let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
         if !is_polled(&tracked) {
             return Polled::Closed;
@@ -260,7 +260,7 @@ impl Poller {
         id: &RequestId,
         tracked: &Arc<Tracked>,
         seen: Option<u32>,
-        permit: PollTurn,
+        permit: PollPermit,
     ) -> Polled {
         let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
         let count = match self.claim(id, seen, pause_after(took)).await {

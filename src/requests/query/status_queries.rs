@@ -36,7 +36,7 @@ use crate::{
     log_throttle::LogThrottle,
     proto::storage,
     store::{LogName, Position, Store},
-    thingspace::{Client, PollTurn, Purpose, StatusLookup},
+    thingspace::{Client, PollPermit, Purpose, StatusLookup},
 };
 
 /// A failure is the answer to all queries about the same request for this long, which is what
@@ -65,14 +65,14 @@ struct RunningQuery {
     /// Weak, so that this entry does not count as a waiter.
     outcome: WeakShared<BoxFuture<'static, Result<QueryOutcome, Error>>>,
     /// Takes the poller's permit, if the poller joins this query while it still waits for one.
-    poll: Option<oneshot::Sender<PollTurn>>,
+    poll: Option<oneshot::Sender<PollPermit>>,
 }
 
 /// Who needs a status query.
 #[derive(Debug)]
 pub enum QueriedBy {
     Caller,
-    Poller(PollTurn),
+    Poller(PollPermit),
 }
 
 /// The outcome of a status query.
@@ -179,7 +179,7 @@ impl StatusQueries {
         if lock(&self.not_known).get(&key).is_some_and(|since| since.elapsed() < NOT_KNOWN_FOR) {
             return Ok(QueryOutcome::NotKnown);
         }
-        let outcome = self.query(account, id, Purpose::Elsewhere, None).await?;
+        let outcome = self.query(account, id, Purpose::External, None).await?;
         if outcome == QueryOutcome::NotKnown {
             let mut not_known = lock(&self.not_known);
             if not_known.len() >= MAX_NOT_KNOWN {
@@ -197,7 +197,7 @@ impl StatusQueries {
         account: &AccountName,
         id: &RequestId,
         purpose: Purpose,
-        poll: Option<oneshot::Sender<PollTurn>>,
+        poll: Option<oneshot::Sender<PollPermit>>,
     ) -> Result<QueryOutcome, Error> {
         let key = (account.clone(), id.clone());
         let outcome = {
@@ -224,7 +224,7 @@ impl StatusQueries {
         running: &mut RunningQueries,
         key: QueryKey,
         purpose: Purpose,
-        poll: Option<oneshot::Sender<PollTurn>>,
+        poll: Option<oneshot::Sender<PollPermit>>,
     ) -> SharedOutcome {
         running.count += 1;
         let number = running.count;

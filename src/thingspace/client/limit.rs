@@ -1,13 +1,12 @@
-//! Turns: the right to make one call, which is a part of the rate and a connection.
+//! Permits: the right to send one call, which is a share of the rate and a connection.
 //!
-//! Each set of credentials has a [`Turns`] of its own, and all share one pool of [`Connections`]. A
-//! task hands out the turns: it waits for the rate, then gives the next call of the [`queue`] a
-//! connection. A call that waits holds neither, so what one set, class or account waits for keeps
-//! nobody else from going on.
+//! Each set of credentials has its own [`Permits`], and all share one [`ConnectionPool`]. A task
+//! issues the permits: it waits for the rate, then gives the next call of the [`queue`] a
+//! connection. A waiting call holds neither, so a set, class or account that waits delays no other.
 //!
-//! Guarantees: never more than `calls_per_second` calls begin in a second, and [`rate::BURST`] more
-//! after a pause; the shares that [`queue`] states; a turn that is dropped unspent, or whose caller
-//! gave up, goes back. Runs no timer while nobody waits.
+//! Guarantees: at most `calls_per_second` calls begin in a second, and [`rate::BURST`] more after a
+//! pause; each class gets the share that [`queue`] states; a permit that is dropped unused, or
+//! whose caller gave up, is returned. No timer runs while no call waits.
 
 mod connections;
 mod queue;
@@ -15,7 +14,7 @@ mod rate;
 
 use std::{
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -26,164 +25,164 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
-    connections::Connection,
+    connections::ConnectionPermit,
     queue::{Queue, Ticket},
     rate::Rate,
 };
-use crate::identity::AccountName;
-use crate::thingspace::Error;
+use crate::{identity::AccountName, lock::lock, thingspace::Error};
 
-pub(crate) use connections::Connections;
-pub(crate) use queue::Class;
+pub(super) use self::{connections::ConnectionPool, queue::Class};
 
-/// When a call that was refused for a full queue may come again, at least and at most.
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_mins(1);
+/// Bounds of `retry_after` for a call that is refused because too many wait.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_mins(1);
 
-/// The turns of one set of credentials.
+/// The permits of one set of credentials.
 #[derive(Debug)]
-pub(crate) struct Turns {
-    inner: Arc<Inner>,
+pub(super) struct Permits {
+    issuer: Arc<Issuer>,
     /// Ends the task.
     _running: DropGuard,
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: Mutex<State>,
-    /// A call waits that did not before, or no longer does, or a turn came back.
+struct Issuer {
+    state: Mutex<IssuerState>,
+    /// A call began or stopped waiting, or a permit was returned.
     changed: Notify,
-    connections: Arc<Connections>,
-    /// Which of the sets of credentials in the pool this is.
+    connections: Arc<ConnectionPool>,
+    /// The number of this set of credentials in the pool.
     set: usize,
 }
 
 #[derive(Debug)]
-struct State {
-    queue: Queue<oneshot::Sender<Turn>>,
+struct IssuerState {
+    queue: Queue<oneshot::Sender<Permit>>,
     rate: Rate,
 }
 
-/// The right to make one call. Goes back when it is dropped unspent; its connection is in use until
-/// it is dropped.
+/// The right to send one call. If it is dropped unused, its share of the rate is returned. It holds
+/// its connection until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    of: Arc<Inner>,
-    class: Class,
-    spent: bool,
-    _connection: Connection,
+pub(super) struct Permit {
+    issuer: Arc<Issuer>,
+    pub(super) class: Class,
+    /// The call is sent: the share of the rate is not returned.
+    pub(super) used: bool,
+    _connection: ConnectionPermit,
 }
 
-impl Turns {
-    /// Spawns the task that hands out turns; it ends when this is dropped.
-    pub(crate) fn new(per_second: NonZeroU32, connections: Arc<Connections>, set: usize) -> Self {
-        let state = State { queue: Queue::new(), rate: Rate::new(per_second, Instant::now()) };
-        let inner =
-            Arc::new(Inner { state: Mutex::new(state), changed: Notify::new(), connections, set });
+impl Permits {
+    /// Starts the task that issues permits. It ends when this is dropped.
+    pub(super) fn new(
+        per_second: NonZeroU32,
+        connections: Arc<ConnectionPool>,
+        set: usize,
+    ) -> Self {
+        let state =
+            IssuerState { queue: Queue::new(), rate: Rate::new(per_second, Instant::now()) };
+        let state = Mutex::new(state);
+        let issuer = Arc::new(Issuer { state, changed: Notify::new(), connections, set });
         let stop = CancellationToken::new();
-        let handing_out = Arc::clone(&inner).hand_out();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(handing_out));
-        Self { inner, _running: stop.drop_guard() }
+        tokio::spawn(stop.clone().run_until_cancelled_owned(Arc::clone(&issuer).run()));
+        Self { issuer, _running: stop.drop_guard() }
     }
 
-    /// Waits for a turn. Refuses at once a call that would wait beyond `latest`, or whose queue is
-    /// full. Cancel-safe: a caller that stops waiting costs no turn.
-    pub(crate) async fn wait(
+    /// Waits for a permit. Refuses at once a call that would wait beyond `latest`, or whose queue
+    /// is full. Cancel-safe: a caller that stops waiting uses no permit.
+    pub(super) async fn wait(
         &self,
         class: Class,
         account: &AccountName,
         latest: Option<Instant>,
-    ) -> Result<Turn, Error> {
-        let (call, turn) = oneshot::channel();
-        let _place = {
-            let state = &mut *self.inner.lock();
+    ) -> Result<Permit, Error> {
+        self.issue(|state, call| {
             let now = Instant::now();
             let wait = state.wait(class, account, now);
-            // A deadline that has passed is not the queue's fault.
-            let latest =
-                latest.map(|latest| latest.saturating_duration_since(now)).filter(|l| !l.is_zero());
-            let too_long =
-                latest.and_then(|latest| wait.checked_sub(latest)).filter(|w| !w.is_zero());
-            if let Some(too_long) = too_long {
-                return Err(busy(too_long));
+            // A deadline that has passed is not a full queue.
+            let longest =
+                latest.map(|at| at.saturating_duration_since(now)).filter(|l| !l.is_zero());
+            match longest.and_then(|longest| wait.checked_sub(longest)) {
+                Some(excess) if !excess.is_zero() => Err(excess),
+                _ => state.queue.push(class, account, call).ok_or(wait),
             }
-            let ticket = state.queue.push(class, account, call).ok_or_else(|| busy(wait))?;
-            Place { inner: &self.inner, ticket }
-        };
-        self.inner.changed.notify_one();
-        turn.await.map_err(|_| busy(SOONEST))
+        })
+        .await
     }
 
-    /// Waits for the turn of a call that had one before, ahead of the other calls of its class.
-    pub(crate) async fn again(&self, class: Class) -> Result<Turn, Error> {
-        let (call, turn) = oneshot::channel();
-        let _place = {
-            let ticket = self.inner.lock().queue.push_first(class, call);
-            Place { inner: &self.inner, ticket }
-        };
-        self.inner.changed.notify_one();
-        turn.await.map_err(|_| busy(SOONEST))
-    }
-}
-
-fn busy(retry_after: Duration) -> Error {
-    Error::Busy { retry_after: retry_after.clamp(SOONEST, LATEST) }
-}
-
-impl Turn {
-    pub(crate) fn class(&self) -> Class {
-        self.class
+    /// Waits for another permit of a call that had one, ahead of the other calls of its class.
+    pub(super) async fn wait_again(&self, class: Class) -> Result<Permit, Error> {
+        self.issue(|state, call| Ok(state.queue.push_first(class, call))).await
     }
 
-    /// The call is made: this turn does not go back.
-    pub(crate) fn spend(&mut self) {
-        self.spent = true;
+    /// `enqueue` returns the call's place in the queue, or after how long to repeat the call.
+    async fn issue(
+        &self,
+        enqueue: impl FnOnce(&mut IssuerState, oneshot::Sender<Permit>) -> Result<Ticket, Duration>,
+    ) -> Result<Permit, Error> {
+        let busy = |wait: Duration| Error::Busy { retry_after: wait.clamp(RETRY_MIN, RETRY_MAX) };
+        let (call, permit) = oneshot::channel();
+        let ticket = enqueue(&mut lock(&self.issuer.state), call).map_err(busy)?;
+        let _place = QueuePlace { issuer: &self.issuer, ticket };
+        self.issuer.changed.notify_one();
+        permit.await.map_err(|_| busy(RETRY_MIN))
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.spent {
-            self.of.lock().rate.give_back();
-            self.of.changed.notify_one();
+        if !self.used {
+            lock(&self.issuer.state).rate.give_back();
+            self.issuer.changed.notify_one();
         }
     }
 }
 
-/// A place in the queue, which is given up with it.
-struct Place<'a> {
-    inner: &'a Inner,
+/// Gives up the place in the queue when it is dropped.
+struct QueuePlace<'a> {
+    issuer: &'a Issuer,
     ticket: Ticket,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
-        self.inner.lock().queue.remove(&self.ticket);
-        self.inner.changed.notify_one();
+        lock(&self.issuer.state).queue.remove(&self.ticket);
+        self.issuer.changed.notify_one();
     }
 }
 
-impl State {
-    /// How long a call that came now would wait.
+impl IssuerState {
+    /// Returns how long a new call would wait.
     fn wait(&self, class: Class, account: &AccountName, now: Instant) -> Duration {
-        let turns = u32::try_from(self.queue.turns_before(class, account)).unwrap_or(u32::MAX);
-        if turns == 0 { Duration::ZERO } else { self.rate.wait(now) + self.rate.interval() * turns }
+        let permits = u32::try_from(self.queue.permits_before(class, account)).unwrap_or(u32::MAX);
+        match permits {
+            0 => Duration::ZERO,
+            permits => self.rate.wait(now) + self.rate.interval() * permits,
+        }
     }
 }
 
-impl Inner {
-    async fn hand_out(self: Arc<Self>) {
+/// What kept the issuer from issuing a permit.
+enum Obstacle {
+    NoCall,
+    /// The rate allows no call for so long.
+    Rate(Duration),
+    NoConnection,
+}
+
+impl Issuer {
+    async fn run(self: Arc<Self>) {
         loop {
             let mut freed = std::pin::pin!(self.connections.freed());
             freed.as_mut().enable();
-            match self.next() {
-                Next::Given => {}
-                Next::NobodyWaits => self.changed.notified().await,
-                Next::NotBefore(wait) => {
-                    // A turn may come back meanwhile.
+            match self.issue_one() {
+                Ok(()) => {}
+                Err(Obstacle::NoCall) => self.changed.notified().await,
+                Err(Obstacle::Rate(wait)) => {
+                    // A permit may be returned meanwhile.
                     let _ = tokio::time::timeout(wait, self.changed.notified()).await;
                 }
-                Next::NoConnection => tokio::select! {
+                Err(Obstacle::NoConnection) => tokio::select! {
                     () = freed => {}
                     () = self.changed.notified() => {}
                 },
@@ -191,40 +190,28 @@ impl Inner {
         }
     }
 
-    /// Hands out one turn, if that is possible.
-    fn next(self: &Arc<Self>) -> Next {
-        let mut state = self.lock();
+    fn issue_one(self: &Arc<Self>) -> Result<(), Obstacle> {
+        let mut state = lock(&self.state);
         let now = Instant::now();
         if state.queue.is_empty() {
             self.connections.set_waits(self.set, false);
-            return Next::NobodyWaits;
+            return Err(Obstacle::NoCall);
         }
         let wait = state.rate.wait(now);
         if !wait.is_zero() {
-            return Next::NotBefore(wait);
+            return Err(Obstacle::Rate(wait));
         }
         let taken = state.queue.take(|class| self.connections.take(self.set, class));
         self.connections.set_waits(self.set, taken.is_none());
-        let Some((call, class, connection)) = taken else { return Next::NoConnection };
+        let (call, class, connection) = taken.ok_or(Obstacle::NoConnection)?;
         state.rate.take(now);
         drop(state);
-        let turn = Turn { of: Arc::clone(self), class, spent: false, _connection: connection };
-        // A caller that has just given up hands the turn back by dropping it.
-        let _ = call.send(turn);
-        Next::Given
+        let issuer = Arc::clone(self);
+        let permit = Permit { issuer, class, used: false, _connection: connection };
+        // If the caller has just given up, the permit is dropped here and thus returned.
+        let _ = call.send(permit);
+        Ok(())
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-enum Next {
-    Given,
-    NobodyWaits,
-    /// The rate allows no call before so long.
-    NotBefore(Duration),
-    NoConnection,
 }
 
 #[cfg(test)]

@@ -1,19 +1,18 @@
-//! When a call that failed is tried again: at most twice, ever later, and never at the same time as
-//! everybody else.
+//! When a failed call is tried again: at most twice, after growing random pauses.
 //!
-//! It decides only when. What may be tried again at all is decided where the call is known: what
-//! has no effect, and what was certainly not sent. Logins and token requests are paced elsewhere
-//! and never here.
+//! Decides only when. Whether a call may be tried again is decided by those who know it: calls
+//! without an effect, and calls that were certainly not sent. Logins and token requests have their
+//! own back-off and are never retried here.
 
 use std::time::Duration;
 
 /// Tries after the first.
 const RETRIES: u32 = 2;
 
-/// The pause is a random part of this, full jitter, which doubles.
+/// The pause is a random part of this (full jitter), which doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// A call that is told to come back later than this is for its caller to repeat.
+/// If ThingSpace asks for a longer pause, the caller has to repeat the call.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The retries of one call.
@@ -23,7 +22,8 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// How long to wait before the next try, not less than was asked for; `None`: there is none.
+    /// Returns how long to wait before the next try, at least as long as ThingSpace `asked` for;
+    /// `None`: there is no further try.
     pub fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.pause(asked, fastrand::f64())
     }

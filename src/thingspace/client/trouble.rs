@@ -1,74 +1,67 @@
-//! Failing calls, in the log: each kind at once, then once a minute with the number of calls it
-//! cost, and its end.
+//! Logs failing calls: each kind of failure at once, then once a minute with the number of calls
+//! that failed, and the end of the failures.
 //!
-//! An outage costs a line a minute, however many requests are open. Who failed is told by whoever
-//! asked.
+//! So an outage costs one line a minute, however many requests are open. Which call failed is
+//! logged by its caller.
 
 use std::{
     collections::HashMap,
     mem::{self, Discriminant},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::thingspace::Error;
+use crate::{lock::lock, thingspace::Error};
 
 /// Between two lines of the same kind.
-const SAY_EVERY: Duration = Duration::from_mins(1);
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Of one set of credentials.
+/// The failures of one set of credentials.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<State>);
+pub(super) struct FailureLog(Mutex<FailureLogState>);
 
 #[derive(Debug, Default)]
-struct State {
-    /// By kind of error: when it was said last, and how many calls failed since.
+struct FailureLogState {
+    /// By kind of error: when it was logged last, and how many calls failed since.
     kinds: HashMap<Discriminant<Error>, (Option<Instant>, u64)>,
-    /// Its end is still to be said.
-    open: bool,
+    /// Its end is not logged yet.
+    failing: bool,
 }
 
-impl Trouble {
-    /// A call failed.
-    pub(crate) fn failed(&self, credentials: &str, error: &Error) {
+impl FailureLog {
+    pub(super) fn failed(&self, credentials: &str, error: &Error) {
         let Some(calls) = self.due(error, Instant::now()) else { return };
         match error {
-            Error::CredentialsRejected { .. } => {
-                tracing::error!(
-                    credentials,
-                    calls,
-                    "ThingSpace refuses calls, also with renewed tokens: see whether user and application may use the API"
-                );
-            }
+            Error::CredentialsRejected { .. } => tracing::error!(
+                credentials,
+                calls,
+                "ThingSpace refuses calls, also with renewed tokens: see whether user and \
+                 application may use the API"
+            ),
             error => tracing::warn!(credentials, calls, "calls to ThingSpace fail: {error}"),
         }
     }
 
-    /// A call succeeded.
-    pub(crate) fn answered(&self, credentials: &str) {
-        if mem::take(&mut self.lock().open) {
+    pub(super) fn succeeded(&self, credentials: &str) {
+        if mem::take(&mut lock(&self.0).failing) {
             tracing::info!(credentials, "ThingSpace answers");
         }
     }
 
-    /// The calls that failed like this and were not told of yet, if it is time to tell.
+    /// Returns how many calls failed like this since the last line, if a line is due.
     fn due(&self, error: &Error, now: Instant) -> Option<u64> {
-        let state = &mut *self.lock();
-        let (said, calls) = state.kinds.entry(mem::discriminant(error)).or_default();
+        let state = &mut *lock(&self.0);
+        let (logged, calls) = state.kinds.entry(mem::discriminant(error)).or_default();
         *calls += 1;
-        if said.is_some_and(|said| now < said + SAY_EVERY) {
+        if logged.is_some_and(|logged| now < logged + LOG_INTERVAL) {
             return None;
         }
-        // Others may be answered meanwhile: a refusal is about one request.
-        state.open |= !matches!(error, Error::Refused(_));
-        *said = Some(now);
+        // A refusal is about one request: other calls may succeed meanwhile.
+        state.failing |= !matches!(error, Error::Refused(_));
+        *logged = Some(now);
         Some(mem::take(calls))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,17 +70,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_told_at_once_and_then_once_a_minute() {
-        let trouble = Trouble::default();
+    fn each_kind_is_logged_at_once_and_then_once_a_minute() {
+        let log = FailureLog::default();
         let now = Instant::now();
         let broken =
             |reason: &str| Error::Ambiguous { reason: reason.to_owned(), retry_after: None };
-        assert_eq!(trouble.due(&broken("reset"), now), Some(1));
+        assert_eq!(log.due(&broken("reset"), now), Some(1));
         for _ in 0..1_000 {
-            assert_eq!(trouble.due(&broken("timeout"), now), None);
+            assert_eq!(log.due(&broken("timeout"), now), None);
         }
-        assert_eq!(trouble.due(&Error::Throttled { retry_after: None }, now), Some(1));
-        assert_eq!(trouble.due(&broken("reset"), now + SAY_EVERY), Some(1_001));
-        assert_eq!(trouble.due(&broken("reset"), now + SAY_EVERY), None);
+        assert_eq!(log.due(&Error::Throttled { retry_after: None }, now), Some(1));
+        assert_eq!(log.due(&broken("reset"), now + LOG_INTERVAL), Some(1_001));
+        assert_eq!(log.due(&broken("reset"), now + LOG_INTERVAL), None);
     }
 }

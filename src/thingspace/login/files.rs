@@ -1,9 +1,9 @@
-//! What the credential files hold, once it has settled.
+//! Reads the credential files.
 //!
-//! Files never change all at the same moment: a mounted Secret may be swapped between two reads,
-//! and a person writes a user name and then a password. A mixture of old and new would be one wrong
-//! login. So two reads in a row must agree, and a change while the gateway runs must rest for a
-//! while.
+//! The files of one set never change all at once: a mounted Secret may be swapped between two
+//! reads, and a person writes a user name first and then a password. A mixture of old and new would
+//! be a rejected login. So two reads in a row must agree, and a change while the gateway runs must
+//! be stable for a while.
 
 use std::{
     fmt,
@@ -14,142 +14,124 @@ use std::{
 
 use secrecy::SecretString;
 
-use super::secrets::{Hosts, Raw, Secrets};
+use super::{
+    error::{LoginError, Problem},
+    secrets::{CredentialSecrets, Hosts, RawSecrets},
+};
 use crate::{config::CredentialsConfig, secret_file};
 
-/// How long a change must rest.
-const REST: Duration = Duration::from_secs(1);
+/// How long a change must be stable.
+const STABLE_FOR: Duration = Duration::from_secs(1);
 
-/// How often one is looked at before it is given up for this time.
-const LOOKS: u32 = 10;
+/// Reads until two agree, at most.
+const READS: u32 = 10;
 
-/// How often a file that cannot be read is tried before it is reported: it may be being written.
+/// Attempts to read a file before it is reported: it may be in the middle of a change.
 const TRIES: u32 = 3;
 
-/// Between these tries.
+/// Between these attempts.
 const PAUSE: Duration = Duration::from_millis(100);
-
-const CHANGING: Unread = Unread::Passing("the credential files keep changing");
-
-/// Why there are no secrets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Unread {
-    /// Which file, and why. An operator has to act.
-    Unreadable(String),
-    /// It passes without action.
-    Passing(&'static str),
-}
 
 #[derive(Debug)]
 pub(super) struct Files {
     paths: CredentialsConfig,
     hosts: Hosts,
-    settled: tokio::sync::Mutex<Option<Arc<Secrets>>>,
-    /// What must not log in.
-    sent: OnceLock<Sent>,
+    current: tokio::sync::Mutex<Option<Arc<CredentialSecrets>>>,
+    /// Passwords that must not be used for logins.
+    callbacks: OnceLock<CallbackPasswords>,
 }
 
 /// The passwords that ThingSpace sends in callbacks.
 #[derive(Clone)]
-pub struct Sent {
-    /// The file of the password that it shall send.
+pub struct CallbackPasswords {
+    /// The file of the password that it is to send.
     pub file: Option<PathBuf>,
-    /// Whether it sends a password, or did until a short while ago.
+    /// Returns whether it sends a password, or did until a short while ago.
     pub sends: Arc<dyn Fn(&SecretString) -> bool + Send + Sync>,
 }
 
-impl fmt::Debug for Sent {
+impl fmt::Debug for CallbackPasswords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sent").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("CallbackPasswords").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
 impl Files {
     pub(super) fn new(paths: CredentialsConfig, hosts: Hosts) -> Self {
-        Self { paths, hosts, settled: tokio::sync::Mutex::default(), sent: OnceLock::new() }
+        Self { paths, hosts, current: tokio::sync::Mutex::default(), callbacks: OnceLock::new() }
     }
 
     pub(super) fn name(&self) -> &str {
         &self.paths.name
     }
 
-    /// From now on a password that ThingSpace sends is refused.
-    pub(super) fn keep_apart_from(&self, sent: Sent) {
-        // They are the configuration's callbacks, which do not change.
-        let _ = self.sent.set(sent);
+    /// Refuses the passwords of callbacks from now on.
+    pub(super) fn refuse(&self, callbacks: CallbackPasswords) {
+        // A second call would pass the same: they come from the configuration.
+        let _ = self.callbacks.set(callbacks);
     }
 
-    /// What they hold; or why that cannot be said.
-    pub(super) async fn secrets(&self) -> Result<Arc<Secrets>, Unread> {
-        let mut settled = self.settled.lock().await;
-        if let Some(Sent { file: Some(file), .. }) = self.sent.get()
+    /// Returns what the files contain.
+    pub(super) async fn secrets(&self) -> Result<Arc<CredentialSecrets>, LoginError> {
+        let mut current = self.current.lock().await;
+        if let Some(CallbackPasswords { file: Some(file), .. }) = self.callbacks.get()
             && secret_file::same(&self.paths.password_file, file).await
         {
-            return Err(self.is_sent(&format_args!("the password in {}", file.display())));
+            return Err(self.refused(&format_args!("the password in {}", file.display())));
         }
-        let mut raw = self.read().await?;
-        if let Some(known) = &*settled {
+        let mut raw = self.read(Duration::ZERO).await?;
+        if let Some(known) = &*current {
             if *known.raw() != raw {
-                raw = self.at_rest(raw).await?;
+                raw = self.read(STABLE_FOR).await?;
             }
             if *known.raw() == raw {
                 return Ok(Arc::clone(known));
             }
         }
-        if let Some(sent) = self.sent.get()
-            && (sent.sends)(raw.password())
+        if let Some(callbacks) = self.callbacks.get()
+            && (callbacks.sends)(raw.password())
         {
-            return Err(self.is_sent(&"an earlier or the present password of callbacks"));
+            return Err(self.refused(&"an earlier or the present password of callbacks"));
         }
         let hosts = self.hosts.clone();
-        let derived = tokio::task::spawn_blocking(move || Secrets::derive(raw, &hosts)).await;
+        let derived =
+            tokio::task::spawn_blocking(move || CredentialSecrets::derive(raw, &hosts)).await;
         let secrets =
-            Arc::new(derived.map_err(|_| Unread::Passing("the gateway is being stopped"))?);
-        Ok(Arc::clone(settled.insert(secrets)))
+            derived.map_err(|_| LoginError::unavailable("the gateway is being stopped"))?;
+        Ok(Arc::clone(current.insert(Arc::new(secrets))))
     }
 
-    fn is_sent(&self, what: &dyn fmt::Display) -> Unread {
-        let login = self.paths.password_file.display();
-        Unread::Unreadable(format!(
-            "{login} holds {what}, which ThingSpace sends in callbacks; write another one"
+    fn refused(&self, what: &dyn fmt::Display) -> LoginError {
+        let file = self.paths.password_file.display();
+        Problem::FileUnusable(format!(
+            "{file} holds {what}, which ThingSpace sends in callbacks; write another one"
         ))
+        .into()
     }
 
-    /// What they hold when they have stopped changing.
-    async fn at_rest(&self, mut raw: Raw) -> Result<Raw, Unread> {
-        for _ in 0..LOOKS {
-            tokio::time::sleep(REST).await;
-            let again = self.read().await?;
-            if again == raw {
-                return Ok(raw);
-            }
-            raw = again;
-        }
-        Err(CHANGING)
-    }
-
-    /// What two reads in a row agree on.
-    async fn read(&self) -> Result<Raw, Unread> {
+    /// Returns the contents on which two reads in a row agree, with this pause between them.
+    async fn read(&self, pause: Duration) -> Result<RawSecrets, LoginError> {
         let mut raw = self.read_once().await?;
-        for _ in 0..LOOKS {
+        for _ in 0..READS {
+            tokio::time::sleep(pause).await;
             let again = self.read_once().await?;
             if again == raw {
                 return Ok(raw);
             }
             raw = again;
         }
-        Err(CHANGING)
+        Err(LoginError::unavailable("the credential files keep changing"))
     }
 
-    async fn read_once(&self) -> Result<Raw, Unread> {
-        let mut read = Raw::read(&self.paths).await;
+    async fn read_once(&self) -> Result<RawSecrets, LoginError> {
+        let mut read = RawSecrets::read(&self.paths).await;
         for _ in 1..TRIES {
             if read.is_ok() {
                 break;
             }
             tokio::time::sleep(PAUSE).await;
-            read = Raw::read(&self.paths).await;
+            read = RawSecrets::read(&self.paths).await;
         }
-        read.map_err(Unread::Unreadable)
+        read.map_err(|reason| Problem::FileUnusable(reason).into())
     }
 }

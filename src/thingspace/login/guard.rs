@@ -1,264 +1,244 @@
-//! The rules that decide whether a login or a token request may be sent.
+//! The login guard: pure rules that decide whether a login or a token request may be sent.
 //!
-//! ThingSpace locks a user after five rejected logins in a row, and an accepted login clears its
-//! count. The gateway cannot read that count, so the guard keeps an upper bound of it in the store,
-//! shared by all replicas and restarts. The rules for logins:
+//! ThingSpace locks a user after five rejected logins in a row. An accepted login clears its count.
+//! The gateway cannot read that count, so the guard keeps an upper bound of it in the store, for
+//! all replicas and across restarts. The rules for logins:
 //!
-//! - An attempt is claimed before it is sent. A claim that nobody reported counts as unanswered.
+//! - Each attempt is claimed in the store before it is sent. A claim without a report counts as
+//!   unanswered.
 //! - A rejected attempt counts. An unanswered attempt counts too, because it may have been
-//!   rejected. Only an attempt that ThingSpace certainly did not evaluate does not count.
-//! - After four that count, nothing is sent any more, whatever the files hold.
-//! - A password is given up after two rejections, or after three attempts that were not accepted:
-//!   the second is made after `backoff_first`, the third after `backoff_max`.
+//!   rejected. An attempt that ThingSpace certainly did not evaluate does not count.
+//! - After four attempts that count, no login is sent, whatever the files contain.
+//! - A password is not used any more after two rejections, or after three attempts that were not
+//!   accepted. The second attempt waits for `backoff_first`, the third for `backoff_max`.
 //! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
-//!   rejections with time. An operator may grant single attempts up to the fourth that counts, and
-//!   may clear the count after a login elsewhere ([`unblocked`]). If the next attempt is not
-//!   accepted, the operator may have been mistaken, so the cleared count comes back. A password
-//!   that was rejected then gets no further permission.
-//! - An operator's statement is believed once: until a login of the user was accepted, another one
-//!   is refused, unless the operator takes the risk of a lock explicitly ([`UnblockMode`]).
-//! - A guard without history assumes one rejection. If the store is known to have lost guards, a
-//!   missing guard counts as four.
-//! - A replica that remembers more than the store does writes its memory back ([`merged`]). The
-//!   count is four then, because the store may have forgotten more than this replica knows.
+//!   rejections with time.
+//! - An operator may permit single attempts up to the fourth that counts, or clear the count after
+//!   a login elsewhere; see [`unblock`].
+//! - A guard without a history assumes one rejection. If the store has lost guards, a missing guard
+//!   counts as four.
+//! - A replica that remembers more than the store writes it back ([`merged`]). The count is four
+//!   then, because the store may have lost more than this replica knows.
 //!
-//! So logins resume without a person as long as fewer than four attempts in a row went wrong and
-//! the file holds a password that was not given up. What this leaves open:
+//! So logins resume without an operator while fewer than four attempts in a row failed and the file
+//! contains a password that may still be used. The rules do not cover:
 //!
-//! - a right password needs an operator after three unanswered attempts in a row;
-//! - a store that was replaced by an empty one without a trace, while no replica was alive, and
-//!   while ThingSpace had counted four rejections;
-//! - rejected logins that somebody else makes with the same user.
+//! - a right password after three unanswered attempts in a row, which needs an operator;
+//! - a store that was replaced by an empty one without a trace while no replica was running, if
+//!   ThingSpace had counted four rejections;
+//! - rejected logins of the same user that other systems send.
 //!
 //! A token request locks nobody. It is delayed, twice as long after each failure up to
-//! `backoff_max`, and never given up. One rejection may be ThingSpace's error, so only a second one
-//! in a row is told to callers as a rejection.
+//! `backoff_max`, and never stopped. One rejection may be an error of ThingSpace, so callers are
+//! told of a rejection only after the second one in a row.
 //!
-//! Pure: no IO, clock, randomness or log. Time is what an observer has seen pass.
+//! No IO, clock, randomness or log. Time is how long the observer has seen the guard unchanged.
 
-pub(crate) mod answer;
+pub(super) mod answer;
 mod memory;
+mod unblock;
 
 use std::time::Duration;
 
-use crate::proto::storage::{Guard, GuardAttempt, GuardCandidate};
+use crate::{
+    backoff::doubled,
+    proto::storage::{Guard, GuardAttempt, GuardCandidate},
+};
 
-pub(crate) use memory::{merged, renamed};
+pub(super) use self::{
+    memory::{merged, renamed},
+    unblock::unblocked,
+};
 
-/// Of the cell.
-pub(crate) const FORMAT: u32 = 1;
+pub use self::unblock::{UnblockMode, UnblockRefusal};
 
-/// How fingerprints are derived now; see `session::secrets`.
-pub(crate) const DERIVATION: u32 = 1;
+/// How fingerprints are derived now; see `login::secrets`.
+pub(super) const DERIVATION: u32 = 1;
 
 /// Consecutive rejected logins after which ThingSpace locks the user.
-pub(crate) const LOCK: u32 = 5;
+pub(super) const LOCK: u32 = 5;
 
-/// Rejections after which a password is given up.
-pub(crate) const STRIKES: u32 = 2;
+/// Attempts that count after which nothing is sent.
+pub(super) const COUNT_LIMIT: u32 = LOCK - 1;
 
-/// Attempts in a row, rejected or unanswered, after which a password is given up.
-const MISSES: u32 = 3;
+/// Rejections after which a password is not used any more.
+const REJECTIONS_LIMIT: u32 = 2;
 
-/// Attempts that count after which nothing is tried any more.
-pub(crate) const COUNTED: u32 = LOCK - 1;
+/// Attempts in a row, rejected or unanswered, after which a password is not used any more.
+const FAILURES_LIMIT: u32 = 3;
 
-/// Rejections that a guard without history assumes.
+/// Rejections that a guard without a history assumes.
 const ASSUMED: u32 = 1;
 
-/// Passwords that are remembered. The sum also covers those that were forgotten.
+/// Passwords that a guard remembers. The count includes attempts with passwords it has forgotten.
 const CANDIDATES: usize = 8;
 
-/// How long an older password must see no other attempt before it is tried again, so that replicas
-/// with old and new files do not end each other's sessions.
-pub(crate) const SUPERSEDED: Duration = Duration::from_mins(5);
+/// An older password is tried again only if no other attempt was made for so long. So replicas with
+/// old and new files do not end each other's sessions.
+const SUPERSEDED: Duration = Duration::from_mins(5);
 
-/// What is guarded, and how.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Terms {
+pub(super) struct GuardSettings {
     /// Rejections lock the user: true for logins, false for token requests.
-    pub(crate) locks: bool,
+    pub(super) locks: bool,
     /// From a failed attempt to the next one with the same secret.
-    pub(crate) backoff_first: Duration,
-    pub(crate) backoff_max: Duration,
+    pub(super) backoff_first: Duration,
+    pub(super) backoff_max: Duration,
 }
 
-/// A guard as an observer sees it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Look<'a> {
+/// A guard as one replica sees it.
+#[derive(Debug, Clone)]
+pub(super) struct Observation {
     /// `None`: the store has none.
-    pub(crate) guard: Option<&'a Guard>,
-    /// The store has lost guards, or holds a damaged one, so a missing guard proves nothing.
-    pub(crate) lost: bool,
-    /// How long the observer has seen it unchanged.
-    pub(crate) unchanged: Duration,
-    /// Every other incarnation is dead.
-    pub(crate) exclusive: bool,
+    pub(super) guard: Option<Guard>,
+    /// The store has lost guards, or this one is damaged, so a missing guard proves nothing.
+    pub(super) lost: bool,
+    /// How long this replica has seen it unchanged.
+    pub(super) unchanged: Duration,
+    /// No other process can use the store.
+    pub(super) exclusive: bool,
 }
 
-/// What may be done.
+/// What an attempt may do now.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Step {
-    /// Store this; then make the attempt and report it.
+pub(super) enum GuardDecision {
+    /// Store this guard, then make the attempt and report it.
     Claim(Guard),
-    /// Store this and look again: the attempt under way was abandoned.
+    /// The attempt in progress was abandoned: store this guard, then ask again.
     Settle(Guard),
-    /// Look again soon: another process makes an attempt.
-    Wait,
-    /// Nothing for so long.
-    Later(Duration, Later),
+    /// Another attempt is in progress, and may be for so long.
+    Wait(Duration),
+    /// The attempt may not be made for so long.
+    Delay(Duration, Delay),
     Stopped(Stopped),
 }
 
-/// Why not yet.
+/// Why an attempt is delayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Later {
-    /// The last attempt with it was rejected.
+pub(super) enum Delay {
+    /// The last attempt with this secret was rejected.
     Rejected,
-    /// One token request with it was rejected, which may have been ThingSpace's error.
+    /// One token request was rejected, which may be an error of ThingSpace.
     RejectedOnce,
-    /// The last attempt with it had no usable answer.
+    /// The last attempt with this secret had no usable answer.
     Unanswered,
-    /// Another secret was accepted after it.
+    /// A newer secret was accepted.
     Superseded,
 }
 
-/// Why not any more.
+/// Why no attempt may be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stopped {
-    /// No attempt with this password is left: it was rejected. A new store assumes one rejection.
-    Strikes,
+pub(super) enum Stopped {
+    /// This password was rejected too often. A new store assumes one rejection.
+    Rejected,
     /// This password had no usable answer too often.
-    Silences,
-    /// All attempts together went wrong too often.
-    Closed,
-    /// The same, and no attempt was accepted since an operator cleared the count.
-    ForcedInVain,
+    Unanswered,
+    /// All attempts together failed too often.
+    CountLimit,
+    /// The same, and no login was accepted since an operator cleared the count.
+    ForceUsed,
     /// The store has lost the guard.
-    Lost,
+    CountLost,
 }
 
 /// The outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Report {
+pub(super) enum AttemptOutcome {
     Accepted {
         generation: u64,
-        /// `None` leaves the token that is stored.
-        sealed: Option<Sealed>,
+        /// The token, sealed for this half of the credentials and for the other; `None` leaves the
+        /// stored token.
+        sealed: Option<[Vec<u8>; 2]>,
     },
     Rejected,
     /// It was sent and had no usable answer.
     Unanswered,
-    /// It was not sent, or certainly not evaluated.
-    Void,
+    /// It was not sent, or ThingSpace certainly did not evaluate it.
+    NotEvaluated,
 }
 
-/// A token, sealed for both halves of a set of credentials.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Sealed {
-    pub(crate) own: Vec<u8>,
-    pub(crate) for_other_half: Vec<u8>,
-}
-
-/// What an operator states with `unblock`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnblockMode {
-    /// Nothing: the rejections so far go on counting.
-    Retry,
-    /// `--force`: the operator has logged in elsewhere, which clears ThingSpace's count.
-    LoggedIn,
-    /// `--force --risk-lock`: the same, although no login was accepted since the last time. If it
-    /// is not true, ThingSpace may lock the user.
-    RiskLock,
-}
-
-/// Why `unblock` permits nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnblockRefusal {
-    /// The next rejection may lock the user.
-    LastAttempt,
-    /// The password in the file was rejected after an operator had logged in elsewhere.
-    Refuted,
-    /// No login was accepted since an operator cleared the count.
-    AlreadyForced,
-}
-
-/// What may be done now by a process that wants to make this attempt.
-pub(crate) fn next(look: Look<'_>, attempt: &GuardAttempt, terms: &Terms) -> Step {
-    if look.guard.is_none() && look.lost && terms.locks {
-        return Step::Stopped(Stopped::Lost);
+/// Returns what a process that wants to make this attempt may do.
+pub(super) fn next(
+    seen: &Observation,
+    attempt: &GuardAttempt,
+    settings: &GuardSettings,
+) -> GuardDecision {
+    if seen.is_lost(settings) {
+        return GuardDecision::Stopped(Stopped::CountLost);
     }
-    let mut guard = look.guard.cloned().unwrap_or_else(unknown);
+    let mut guard = seen.guard.clone().unwrap_or_else(unknown);
     let fingerprint = &attempt.fingerprint;
     let tried = guard.candidate(fingerprint).cloned().unwrap_or_else(|| GuardCandidate {
-        strikes: if look.guard.is_none() { ASSUMED } else { 0 },
+        strikes: if seen.guard.is_none() { ASSUMED } else { 0 },
         ..candidate(fingerprint)
     });
-    let under_way = guard.attempt.as_ref();
-    if terms.locks && under_way.is_none() && guard.is_closed() {
-        return Step::Stopped(if guard.forced { Stopped::ForcedInVain } else { Stopped::Closed });
-    }
-    let own = under_way.is_some_and(|other| other.fingerprint == *fingerprint);
-    if let Some(stopped) = gives_up(&tried).filter(|_| terms.locks && !own) {
-        return Step::Stopped(stopped);
-    }
-    if let Some(other) = under_way {
-        let dead = look.exclusive && other.incarnation != attempt.incarnation;
-        if dead || lease_left(look).is_zero() {
-            return Step::Settle(settled(guard, terms));
+    let in_progress = guard.attempt.as_ref();
+    if settings.locks {
+        if in_progress.is_none() && guard.is_at_limit() {
+            return GuardDecision::Stopped(guard.limit_reason());
         }
-        return Step::Wait;
+        // What its own attempt in progress leads to is not known yet.
+        let own = in_progress.is_some_and(|other| other.fingerprint == *fingerprint);
+        if let Some(stopped) = tried.stopped().filter(|_| !own) {
+            return GuardDecision::Stopped(stopped);
+        }
     }
-    let waits = [
-        (guard.is_superseded(fingerprint) && !look.exclusive)
-            .then_some((SUPERSEDED, Later::Superseded)),
-        terms.backoff(&tried),
-    ];
-    for (wait, why) in waits.into_iter().flatten() {
-        let left = wait.saturating_sub(look.unchanged);
+    if let Some(other) = in_progress {
+        let dead = seen.exclusive && other.incarnation != attempt.incarnation;
+        let lease = Duration::from_millis(other.lease_ms.into());
+        let left = lease.saturating_sub(seen.unchanged);
+        if dead || left.is_zero() {
+            return GuardDecision::Settle(settled(guard, settings));
+        }
+        return GuardDecision::Wait(left);
+    }
+    let superseded = guard.is_superseded(fingerprint) && !seen.exclusive;
+    let delays = [superseded.then_some((SUPERSEDED, Delay::Superseded)), settings.backoff(&tried)];
+    for (delay, why) in delays.into_iter().flatten() {
+        let left = delay.saturating_sub(seen.unchanged);
         if !left.is_zero() {
-            return Step::Later(left, why);
+            return GuardDecision::Delay(left, why);
         }
     }
     guard.put(tried);
     guard.attempt = Some(attempt.clone());
-    Step::Claim(guard)
+    GuardDecision::Claim(guard)
 }
 
-/// What a guard becomes by the report of an attempt; `None`: there is nothing to store.
-pub(crate) fn report(
+/// Returns the guard after the report of an attempt; `None`: there is nothing to store.
+pub(super) fn report(
     held: Option<Guard>,
     attempt: &GuardAttempt,
-    report: &Report,
-    terms: &Terms,
+    outcome: &AttemptOutcome,
+    settings: &GuardSettings,
 ) -> Option<Guard> {
     let mut guard = held.unwrap_or_else(unknown);
-    // Another process has settled it already. It is better counted twice than not at all.
-    let late = guard.attempt.as_ref().is_none_or(|under_way| under_way.id != attempt.id);
+    // Late: another process has settled it already. Counting it twice is better than not at all.
+    let late = guard.attempt.as_ref().is_none_or(|in_progress| in_progress.id != attempt.id);
     if !late {
         guard.attempt = None;
     }
     let fingerprint = &attempt.fingerprint;
     let mut tried = guard.candidate(fingerprint).cloned().unwrap_or_else(|| candidate(fingerprint));
-    match report {
-        Report::Void | Report::Unanswered if late => return None,
-        Report::Void => {}
-        Report::Unanswered => guard.unanswered(tried, terms),
-        Report::Rejected => {
+    match outcome {
+        AttemptOutcome::NotEvaluated | AttemptOutcome::Unanswered if late => return None,
+        AttemptOutcome::NotEvaluated => {}
+        AttemptOutcome::Unanswered => guard.count_unanswered(tried, settings),
+        AttemptOutcome::Rejected => {
             tried.strikes = tried.strikes.saturating_add(1);
             tried.misses = tried.misses.saturating_add(1);
             tried.rejected = true;
             tried.refuted |= guard.forced;
-            guard.recall();
+            guard.restore_count();
             guard.rejections = guard.rejections.saturating_add(1);
             guard.put(tried);
         }
-        Report::Accepted { generation, sealed } => {
+        AttemptOutcome::Accepted { generation, sealed } => {
             if !late {
                 guard.reset(0);
                 guard.forced = false;
             }
-            if let Some(Sealed { own, for_other_half }) = sealed {
+            if let Some([own, for_other_half]) = sealed {
                 tried.sealed.clone_from(own);
                 tried.sealed_for_other_half.clone_from(for_other_half);
                 tried.generation = *generation;
@@ -277,87 +257,27 @@ pub(crate) fn report(
     Some(guard)
 }
 
-/// The guard after `unblock`; `None`: nothing was in the way. `fingerprint` is that of the password
-/// in the file, with which the operator has logged in elsewhere, if they state that.
-///
-/// Every secret may be tried once more. A refusal leaves the guard as it is.
-pub(crate) fn unblocked(
-    look: Look<'_>,
-    fingerprint: &[u8],
-    mode: UnblockMode,
-    terms: &Terms,
-) -> Result<Option<Guard>, UnblockRefusal> {
-    let lost = look.guard.is_none() && look.lost && terms.locks;
-    let Some(mut guard) = look.guard.cloned().or_else(|| lost.then(unknown)) else {
-        return Ok(None);
-    };
-    let before = guard.clone();
-    let logged_in = mode != UnblockMode::Retry;
-    if mode != UnblockMode::RiskLock {
-        if guard.candidate(fingerprint).is_some_and(|held| held.refuted) {
-            return Err(UnblockRefusal::Refuted);
-        }
-        if guard.forced && (logged_in || guard.is_closed()) {
-            return Err(UnblockRefusal::AlreadyForced);
-        }
-    }
-    if terms.locks && (lost || guard.is_closed()) && !logged_in {
-        return Err(UnblockRefusal::LastAttempt);
-    }
-    if logged_in && (lost || guard.counted() > 0) {
-        let doubtful = guard.set_aside.max(if lost { COUNTED } else { guard.counted() });
-        guard.reset(ASSUMED);
-        guard.set_aside = if terms.locks { doubtful } else { 0 };
-        guard.forced = terms.locks;
-    }
-    for candidate in &mut guard.candidates {
-        candidate.strikes = candidate.strikes.min(STRIKES - 1);
-        (candidate.misses, candidate.rejected) = (0, false);
-    }
-    if guard == before {
-        Ok(None)
-    } else if guard.forced && !logged_in {
-        Err(UnblockRefusal::AlreadyForced)
-    } else {
-        Ok(Some(guard))
-    }
-}
-
-/// After how long the attempt under way counts as unanswered.
-pub(crate) fn lease_left(look: Look<'_>) -> Duration {
-    let under_way = look.guard.and_then(|guard| guard.attempt.as_ref());
-    let lease = under_way.map_or(0, |attempt| attempt.lease_ms);
-    Duration::from_millis(lease.into()).saturating_sub(look.unchanged)
-}
-
-/// Rejections that ThingSpace may have counted so far.
-pub(crate) fn counted(look: Look<'_>) -> u32 {
-    match look.guard {
+/// Returns the rejections that ThingSpace may have counted so far.
+pub(super) fn counted(seen: &Observation) -> u32 {
+    match &seen.guard {
         Some(guard) => guard.counted().saturating_add(u32::from(guard.attempt.is_some())),
-        None if look.lost => COUNTED,
+        None if seen.lost => COUNT_LIMIT,
         None => ASSUMED,
     }
 }
 
-/// Why this password is not tried any more.
-fn gives_up(tried: &GuardCandidate) -> Option<Stopped> {
-    if tried.strikes >= STRIKES {
-        return Some(Stopped::Strikes);
-    }
-    (tried.misses >= MISSES).then_some(Stopped::Silences)
-}
-
-/// The attempt under way was abandoned.
-fn settled(mut guard: Guard, terms: &Terms) -> Guard {
+/// Returns the guard without its attempt in progress, which counts as unanswered.
+fn settled(mut guard: Guard, settings: &GuardSettings) -> Guard {
     if let Some(attempt) = guard.attempt.take() {
         let tried = guard.candidate(&attempt.fingerprint).cloned();
-        guard.unanswered(tried.unwrap_or_else(|| candidate(&attempt.fingerprint)), terms);
+        let tried = tried.unwrap_or_else(|| candidate(&attempt.fingerprint));
+        guard.count_unanswered(tried, settings);
     }
     guard
 }
 
 fn unknown() -> Guard {
-    Guard { version: FORMAT, rejections: ASSUMED, ..Guard::default() }
+    Guard { rejections: ASSUMED, ..Guard::default() }
 }
 
 fn candidate(fingerprint: &[u8]) -> GuardCandidate {
@@ -368,25 +288,35 @@ fn candidate(fingerprint: &[u8]) -> GuardCandidate {
     }
 }
 
+impl Observation {
+    /// The store lost the guard of a user, so nothing is known about its count.
+    fn is_lost(&self, settings: &GuardSettings) -> bool {
+        self.guard.is_none() && self.lost && settings.locks
+    }
+}
+
 impl Guard {
-    pub(crate) fn candidate(&self, fingerprint: &[u8]) -> Option<&GuardCandidate> {
+    pub(super) fn candidate(&self, fingerprint: &[u8]) -> Option<&GuardCandidate> {
         self.candidates.iter().find(|candidate| candidate.fingerprint == fingerprint)
     }
 
-    /// Another secret was accepted after this one.
-    pub(crate) fn is_superseded(&self, fingerprint: &[u8]) -> bool {
+    /// A newer secret was accepted after this one.
+    pub(super) fn is_superseded(&self, fingerprint: &[u8]) -> bool {
         let tried = self.candidate(fingerprint);
         tried.is_some_and(|tried| tried.accepted && self.accepted_last != tried.fingerprint)
     }
 
-    /// Earlier releases counted some unanswered attempts as silences.
+    /// Earlier releases counted some unanswered attempts as `silences`.
     fn counted(&self) -> u32 {
         self.rejections.saturating_add(self.silences)
     }
 
-    /// Nothing may be tried any more.
-    fn is_closed(&self) -> bool {
-        self.counted() >= COUNTED
+    fn is_at_limit(&self) -> bool {
+        self.counted() >= COUNT_LIMIT
+    }
+
+    fn limit_reason(&self) -> Stopped {
+        if self.forced { Stopped::ForceUsed } else { Stopped::CountLimit }
     }
 
     fn reset(&mut self, rejections: u32) {
@@ -394,57 +324,65 @@ impl Guard {
         self.resets = self.resets.saturating_add(1);
     }
 
-    /// An attempt was not accepted, so the login elsewhere may not have cleared ThingSpace's count.
-    fn recall(&mut self) {
+    /// Takes back what an operator cleared: an attempt was not accepted, so the login elsewhere may
+    /// not have cleared ThingSpace's count.
+    fn restore_count(&mut self) {
         self.rejections = self.rejections.max(std::mem::take(&mut self.set_aside));
     }
 
-    /// Makes it the last one. The oldest goes if there are too many, but not what was accepted
-    /// last.
+    /// Makes it the last candidate. If there are too many, the oldest goes, but never the one that
+    /// was accepted last.
     fn put(&mut self, candidate: GuardCandidate) {
         self.candidates.retain(|other| other.fingerprint != candidate.fingerprint);
         self.candidates.push(candidate);
         if self.candidates.len() > CANDIDATES {
-            let spared = |other: &GuardCandidate| other.fingerprint == self.accepted_last;
-            let first = self.candidates.iter().position(|other| !spared(other)).unwrap_or_default();
+            let kept = |other: &GuardCandidate| other.fingerprint == self.accepted_last;
+            let first = self.candidates.iter().position(|other| !kept(other)).unwrap_or_default();
             self.candidates.remove(first);
         }
     }
 
-    fn unanswered(&mut self, mut tried: GuardCandidate, terms: &Terms) {
-        if !terms.locks {
+    fn count_unanswered(&mut self, mut tried: GuardCandidate, settings: &GuardSettings) {
+        if !settings.locks {
             return;
         }
         tried.misses = tried.misses.saturating_add(1);
         tried.rejected = false;
-        self.recall();
+        self.restore_count();
         self.rejections = self.rejections.saturating_add(1);
         self.put(tried);
     }
 }
 
-impl Terms {
-    /// Rejections in a row that may have been ThingSpace's error. It costs nothing to find out,
-    /// unless rejections lock the user.
-    pub(crate) fn unconfirmed(&self) -> u32 {
+impl GuardCandidate {
+    /// Why this password is not used any more.
+    fn stopped(&self) -> Option<Stopped> {
+        if self.strikes >= REJECTIONS_LIMIT {
+            Some(Stopped::Rejected)
+        } else {
+            (self.misses >= FAILURES_LIMIT).then_some(Stopped::Unanswered)
+        }
+    }
+}
+
+impl GuardSettings {
+    /// Rejections in a row that may be an error of ThingSpace. It costs nothing to find out, unless
+    /// rejections lock the user.
+    pub(super) fn unconfirmed_rejections(&self) -> u32 {
         u32::from(!self.locks)
     }
 
-    /// How long the next attempt waits after those that failed.
-    fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Later)> {
-        let doubled = |misses: u32| {
-            let factor = 1 << misses.saturating_sub(1).min(16);
-            self.backoff_first.saturating_mul(factor).min(self.backoff_max)
-        };
+    /// How long the next attempt waits after those that failed, and why.
+    fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Delay)> {
         match tried.misses {
             0 => None,
             misses if tried.rejected => {
-                let confirmed = misses > self.unconfirmed();
-                let why = if confirmed { Later::Rejected } else { Later::RejectedOnce };
-                Some((doubled(misses), why))
+                let confirmed = misses > self.unconfirmed_rejections();
+                let why = if confirmed { Delay::Rejected } else { Delay::RejectedOnce };
+                Some((doubled(self.backoff_first, misses - 1, self.backoff_max), why))
             }
-            1 => Some((self.backoff_first, Later::Unanswered)),
-            _ => Some((self.backoff_max, Later::Unanswered)),
+            1 => Some((self.backoff_first, Delay::Unanswered)),
+            _ => Some((self.backoff_max, Delay::Unanswered)),
         }
     }
 }

@@ -1,111 +1,107 @@
-//! Looks after a set of credentials: files that change, logins that are stopped or may go on.
+//! Watches a set of credentials: files that change, and logins that are stopped or may resume.
 //!
 //! New credentials are tried once before the tokens of the old ones are dropped, so that a rotation
-//! costs no call. The guard is asked at each look, so that the standing is true whether or not a
-//! session still works, and stopped logins go on by themselves once they may. Credentials that no
-//! call has needed are never used.
+//! fails no call. The guard is read each time, so that the standing is right even while a session
+//! still works, and so that stopped logins resume by themselves. Never uses credentials that no
+//! call has needed.
 
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use jiff::{Timestamp, Unit};
+
 use super::{
     Tokens,
-    secrets::{Fingerprint, Identity},
-    standing::{Half, Trouble},
-    vault::{NoTurn, Outlook},
+    error::Problem,
+    secrets::{Fingerprint, Half, HalfIdentity},
+    vault::Need,
 };
 
-/// How often files and guards are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often files and guards are read.
+const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Until the tokens are gone.
+/// Runs until the tokens are dropped.
 pub(super) async fn run(tokens: Weak<Tokens>) {
-    let Some(kicked) = tokens.upgrade().map(|tokens| Arc::clone(&tokens.kick)) else { return };
+    let Some(wake) = tokens.upgrade().map(|tokens| Arc::clone(&tokens.wake)) else { return };
     while let Some(tokens) = tokens.upgrade() {
-        tokens.look_after().await;
+        tokens.check().await;
         drop(tokens);
-        // Too early is as good.
-        let _ = tokio::time::timeout(LOOK, kicked.notified()).await;
+        // Waking up too early does no harm.
+        let _ = tokio::time::timeout(INTERVAL, wake.notified()).await;
     }
-}
-
-/// What is to be done about a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    /// Get one.
-    Get,
-    /// Get one, and keep that of the old credentials until then.
-    Replace,
 }
 
 impl Tokens {
-    async fn look_after(self: &Arc<Self>) {
-        // Files that cannot be read are told.
+    async fn check(self: &Arc<Self>) {
+        // `secrets` notes in the standing that a file cannot be read.
         let Ok(secrets) = self.secrets().await else { return };
-        let client = self.due(Half::Client, self.bearer.holds(), &secrets.client).await;
-        // A token request may take long, so the state of logins is found out before.
-        let login = self.due(Half::Login, self.session.holds(), &secrets.login).await;
-        // What comes of it is told where it is done.
-        match client {
-            Due::Nothing => {}
-            Due::Get => drop(self.bearer().await),
-            Due::Replace => drop(self.replace_bearer().await),
+        // A token request may take long, so both halves are checked before it.
+        let mut due = Vec::new();
+        for half in [Half::Application, Half::User] {
+            let held = self.source(half).slot.holds();
+            due.push((half, self.due(half, held, secrets.identity(half)).await));
         }
-        match login {
-            Due::Nothing => {}
-            Due::Get => drop(self.session().await),
-            Due::Replace => drop(self.replace_session().await),
+        for (half, due) in due {
+            if let Some(need) = due {
+                // The renewal notes its result in the standing.
+                let _ = self.token(half, need).await;
+            }
         }
     }
 
-    async fn due(&self, half: Half, held: Option<Fingerprint>, identity: &Identity) -> Due {
+    /// Updates the standing of one half. Returns the renewal that is due.
+    async fn due(
+        &self,
+        half: Half,
+        held: Option<Fingerprint>,
+        identity: &HalfIdentity,
+    ) -> Option<Need> {
         let in_files = identity.fingerprint;
-        let known = self.standings.trouble(half);
-        let outlook = match self.vault(half).outlook(identity).await {
-            Ok(outlook) => outlook,
-            Err(error) => {
-                let unread = error.to_string();
-                let trouble = NoTurn::from(error).trouble;
-                if trouble.is_some() {
-                    self.standings.set(half, trouble, in_files);
-                } else {
-                    self.standings.set_unread(Some(unread));
-                }
-                return Due::Nothing;
+        let known = self.standings.problem(half);
+        let outlook = self.source(half).vault.outlook(identity).await.err();
+        match outlook.as_ref().map(|error| &error.problem) {
+            Some(Problem::Store(error)) => {
+                self.standings.update(|state| state.unread = Some(error.to_string()));
+                return None;
             }
-        };
-        if half == Half::Login {
-            self.standings.set_unread(None);
-            self.standings.set_elsewhere(match outlook {
-                Outlook::Elsewhere(left) => Some(left),
-                _ => None,
+            Some(problem @ Problem::GuardUnreadable(_)) => {
+                self.standings.set(half, Some(problem.clone()), in_files);
+                return None;
+            }
+            _ => {}
+        }
+        if half == Half::User {
+            let elsewhere = outlook.as_ref().filter(|error| error.problem == Problem::Elsewhere);
+            let until = elsewhere.and_then(|error| {
+                Timestamp::now().checked_add(error.wait()).ok()?.round(Unit::Second).ok()
             });
+            self.standings.update(|state| (state.unread, state.elsewhere) = (None, until));
         }
-        if let Outlook::Stopped(stopped) = outlook {
-            self.standings.set(half, Some(Trouble::Stopped(stopped)), in_files);
-            return Due::Nothing;
+        if let Some(Problem::Stopped(stopped)) = outlook.map(|error| error.problem) {
+            self.standings.set(half, Some(Problem::Stopped(stopped)), in_files);
+            return None;
         }
-        match (held, known) {
-            (Some(held), _) if held != in_files => Due::Replace,
-            // The files are again as they were, or logins may be made again.
-            (Some(_), Some((trouble, of)))
-                if of != in_files || trouble.is_over_once_permitted() =>
-            {
-                self.standings.set(half, None, in_files);
-                Due::Nothing
+        let Some((problem, of)) = known else {
+            return held.filter(|held| *held != in_files).map(|_| Need::Rotation);
+        };
+        let was_stopped = matches!(problem, Problem::Stopped(_) | Problem::GuardUnreadable(_));
+        let rejected = match half {
+            Half::Application => matches!(problem, Problem::Rejected | Problem::RejectedOnce),
+            // A rejected password is not tried again without a call.
+            Half::User => problem == Problem::Rejected && of != in_files,
+        };
+        match held {
+            Some(held) if held != in_files => Some(Need::Rotation),
+            Some(_) => {
+                // The files contain the old credentials again, or logins may be sent again.
+                if of != in_files || was_stopped {
+                    self.standings.set(half, None, in_files);
+                }
+                None
             }
-            (None, Some((trouble, _))) if trouble.is_over_once_permitted() => Due::Get,
-            (None, Some((Trouble::Rejected, rejected))) if rejected != in_files => Due::Get,
-            // Only a secret of the application is tried again without a call.
-            (None, Some((Trouble::Rejected | Trouble::RejectedOnce, _)))
-                if half == Half::Client =>
-            {
-                Due::Get
-            }
-            _ => Due::Nothing,
+            None => (was_stopped || rejected).then_some(Need::Call),
         }
     }
 }

@@ -1,24 +1,21 @@
-//! How a token is obtained: the guard permits one request, and its outcome is reported to the
-//! guard.
+//! Renews a token: the guard permits one request, and its outcome is reported to the guard.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use secrecy::{ExposeSecret, SecretString};
-use tokio::time::Instant;
 
-use super::guard::{
-    Later, Report,
-    answer::{Answer, to_login, to_token_request},
-};
 use super::{
     Tokens,
-    files::Unread,
-    secrets::{Identity, Secrets},
-    slot::{Fault, Minted, Pace, Token, TokenId, What},
-    standing::{Half, Trouble},
-    vault::{Claim, Need, NoTurn, Outlook, Turn, not_yet},
+    error::{LoginError, Problem},
+    guard::{
+        AttemptOutcome,
+        answer::{AttemptFailure, to_login, to_token_request},
+    },
+    secrets::{CredentialSecrets, Half, HalfIdentity},
+    slot::{Token, TokenId},
+    vault::{Access, Need, RenewalClaim},
 };
 use crate::thingspace::{
     Error,
@@ -28,228 +25,195 @@ use crate::thingspace::{
     },
 };
 
-/// An attempt that brought nothing.
-struct Miss {
-    fault: Fault,
-    report: Report,
-}
-
 impl Tokens {
     pub(super) async fn request_bearer(
         self: &Arc<Self>,
         last: Option<TokenId>,
         need: Need,
-    ) -> Result<Minted, Fault> {
-        let secrets = self.secrets().await.map_err(Fault::from)?;
-        let turn = self.applications.turn(&secrets.client, last, need).await;
-        let claim = match self.heard(Half::Client, &secrets.client, turn)? {
-            Turn::Found(minted) => return Ok(self.found(Half::Client, minted)),
-            Turn::Ours(claim) => claim,
+    ) -> Result<Token, LoginError> {
+        let secrets = self.secrets().await?;
+        let claim = match self.claim(Half::Application, &secrets, last, need).await? {
+            Access::Token(token) => return Ok(token),
+            Access::Renew(claim) => claim,
         };
-        let miss = match self.ask_for_bearer(&secrets, &claim).await {
-            Ok(Answer::Accepted(bearer)) => {
-                tracing::debug!(credentials = self.name(), "bearer received");
-                self.standings.set(Half::Client, None, claim.identity().fingerprint);
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, secrets.basic())]);
+        let body = Bytes::from_static(b"grant_type=client_credentials");
+        let reply = self.send(Endpoint::Token, headers, body, &claim).await;
+        match reply.and_then(|reply| to_token_request(&reply, wire::bearer)) {
+            Ok(bearer) => {
+                tracing::debug!(credentials = self.name(), "bearer token received");
                 let value = sensitive("Bearer ", &bearer.token);
-                return Ok(self.applications.accepted(claim, value, bearer.expires_in).await);
+                Ok(self.accepted(Half::Application, claim, value, bearer.expires_in).await)
             }
-            // Nothing is locked by it, so only rejections leave a trace in the guard.
-            Ok(Answer::Unclear(reason)) => Miss::void(reason),
-            Ok(answer) => Miss::of(answer),
-            Err(miss) => miss,
-        };
-        Err(self.fail(Half::Client, claim, miss).await)
+            Err(failure) => Err(self.failed(Half::Application, claim, failure).await),
+        }
     }
 
-    /// A login that meets a stale bearer is repeated once with a new one: the password was not
-    /// looked at.
+    /// A login whose bearer token is refused is repeated once with a new one: ThingSpace did not
+    /// look at the password.
     pub(super) async fn log_in(
         self: &Arc<Self>,
         last: Option<TokenId>,
         need: Need,
-    ) -> Result<Minted, Fault> {
-        let mut again = true;
+    ) -> Result<Token, LoginError> {
+        let mut repeat = true;
         loop {
-            let secrets = self.secrets().await.map_err(Fault::from)?;
-            // The bearer is had before anything is claimed, and not at all if there is nothing to
-            // claim.
-            let found = self.users.wait(&secrets.login, last, need).await;
-            if let Some(minted) = self.heard(Half::Login, &secrets.login, found)? {
-                return Ok(self.found(Half::Login, minted));
+            let secrets = self.secrets().await?;
+            // The bearer token is renewed before the claim, and not at all if there is no claim.
+            let access = self.user.vault.check(&secrets.user, last, need).await;
+            if let Access::Token(token) = self.noted(Half::User, &secrets.user, access)? {
+                return Ok(token);
             }
-            let bearer = self.bearer().await.map_err(|failed| failed.fault)?;
-            let turn = self.users.turn(&secrets.login, last, need).await;
-            let claim = match self.heard(Half::Login, &secrets.login, turn)? {
-                Turn::Found(minted) => return Ok(self.found(Half::Login, minted)),
-                Turn::Ours(claim) => claim,
+            let bearer = self.token(Half::Application, Need::Call).await?;
+            let claim = match self.claim(Half::User, &secrets, last, need).await? {
+                Access::Token(token) => return Ok(token),
+                Access::Renew(claim) => claim,
             };
-            let miss = match self.ask_for_session(&secrets, &bearer, &claim).await {
-                Ok(Answer::Accepted(session)) => {
-                    self.bearer.worked(bearer.id);
+            let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.value.clone())]);
+            let reply = self.send(Endpoint::Login, headers, secrets.login_body(), &claim).await;
+            let failure = match reply.and_then(|reply| to_login(&reply, wire::session)) {
+                Ok(session) => {
+                    self.application.slot.worked(bearer.id);
                     tracing::info!(credentials = self.name(), "logged in");
-                    self.standings.set(Half::Login, None, claim.identity().fingerprint);
-                    return Ok(self.users.accepted(claim, sensitive("", &session), None).await);
+                    let value = sensitive("", &session);
+                    return Ok(self.accepted(Half::User, claim, value, None).await);
                 }
-                Ok(Answer::StaleBearer) => {
-                    self.bearer.invalidate(bearer.id);
-                    let miss = Miss::void("the login refuses the bearer");
-                    if std::mem::take(&mut again) {
-                        self.users.failed(claim, miss.report, &miss.fault).await;
-                        continue;
-                    }
-                    miss
-                }
-                Ok(answer) => Miss::of(answer),
-                Err(miss) => miss,
+                Err(failure) => failure,
             };
-            return Err(self.fail(Half::Login, claim, miss).await);
+            if failure == AttemptFailure::StaleBearer {
+                self.application.slot.invalidate(bearer.id);
+                if std::mem::take(&mut repeat) {
+                    let (error, outcome) = failure.into_error(Half::User);
+                    self.user.vault.report(claim, outcome, Some(&error)).await;
+                    continue;
+                }
+            }
+            return Err(self.failed(Half::User, claim, failure).await);
         }
     }
 
-    async fn ask_for_bearer(
-        &self,
-        secrets: &Secrets,
-        claim: &Claim,
-    ) -> Result<Answer<wire::Bearer>, Miss> {
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, secrets.basic())]);
-        let body = Bytes::from_static(b"grant_type=client_credentials");
-        let reply = self.ask(Endpoint::Token, headers, body, claim).await?;
-        Ok(to_token_request(&reply, wire::bearer))
-    }
-
-    async fn ask_for_session(
-        &self,
-        secrets: &Secrets,
-        bearer: &Token,
-        claim: &Claim,
-    ) -> Result<Answer<SecretString>, Miss> {
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, bearer.value.clone())]);
-        let reply = self.ask(Endpoint::Login, headers, secrets.login(), claim).await?;
-        Ok(to_login(&reply, wire::session))
-    }
-
-    /// The one request for which there is a claim.
-    async fn ask(
+    /// Sends the one request of a claim.
+    async fn send(
         &self,
         endpoint: Endpoint<'_>,
         headers: HeaderMap,
         body: Bytes,
-        claim: &Claim,
-    ) -> Result<Reply, Miss> {
+        claim: &RenewalClaim,
+    ) -> Result<Reply, AttemptFailure> {
         if !claim.is_fresh() {
-            return Err(Miss::void("the gateway stood still"));
+            let reason = "the gateway was suspended for too long".to_owned();
+            return Err(AttemptFailure::NotEvaluated(reason));
         }
         self.transport.send(endpoint, headers, body).await.map_err(|failure| match failure {
-            Failure::NotConnected(reason) => Miss::void(reason),
-            Failure::NoDescriptor => Miss::void(Error::NoDescriptor.to_string()),
-            Failure::LeftAlone(wait) => {
-                let fault = Fault { what: What::LeftAlone(wait), pace: Pace::QUICK };
-                Miss { fault, report: Report::Void }
-            }
-            // The guard delays the next login, and the slot the next token request.
-            Failure::Broken(reason) => Miss::unanswered(reason),
+            Failure::NotConnected(reason) => AttemptFailure::NotEvaluated(reason),
+            Failure::NoDescriptor => AttemptFailure::NotEvaluated(Error::NoDescriptor.to_string()),
+            Failure::LeftAlone(wait) => AttemptFailure::HostUnavailable(wait),
+            Failure::Broken(reason) => AttemptFailure::Unanswered(reason),
         })
     }
 
-    /// What the guard says, told to whoever looks at the standing.
-    fn heard<T>(
+    async fn claim(
         &self,
         half: Half,
-        identity: &Identity,
-        said: Result<T, NoTurn>,
-    ) -> Result<T, Fault> {
-        said.map_err(|NoTurn { fault, trouble }| {
-            // The keeper sees it, and sees when it is over.
-            if let What::Elsewhere(_) = fault.what {
-                return fault;
-            }
-            let trouble = trouble.unwrap_or_else(|| Trouble::Passing(fault.what.to_string()));
-            self.standings.set(half, Some(trouble), identity.fingerprint);
-            fault
-        })
+        secrets: &CredentialSecrets,
+        last: Option<TokenId>,
+        need: Need,
+    ) -> Result<Access<RenewalClaim>, LoginError> {
+        let identity = secrets.identity(half);
+        let access = self.source(half).vault.claim(identity, last, need).await;
+        self.noted(half, identity, access)
     }
 
-    /// Somebody else was accepted with the same.
-    fn found(&self, half: Half, minted: Minted) -> Minted {
-        self.standings.set(half, None, minted.token.id.fingerprint);
-        minted
+    /// Notes in the standing what the vault answered.
+    fn noted<C>(
+        &self,
+        half: Half,
+        identity: &HalfIdentity,
+        access: Result<Access<C>, LoginError>,
+    ) -> Result<Access<C>, LoginError> {
+        match &access {
+            Ok(Access::Token(token)) => self.standings.set(half, None, token.id.fingerprint),
+            // The keeper notes another replica's login, and also when it is over.
+            Err(error) if error.problem != Problem::Elsewhere => {
+                self.standings.set(half, Some(error.problem.clone()), identity.fingerprint);
+            }
+            Ok(Access::Renew(_)) | Err(_) => {}
+        }
+        access
     }
 
-    /// Has the outcome stored and told.
-    async fn fail(&self, half: Half, claim: Claim, miss: Miss) -> Fault {
-        let Miss { mut fault, report } = miss;
-        let (vault, identity) = (self.vault(half), Arc::clone(claim.identity()));
-        let counts = report != Report::Void;
-        vault.failed(claim, report, &fault).await;
-        let mut trouble = match &fault.what {
-            What::Rejected => Trouble::Rejected,
-            what => {
-                tracing::warn!(credentials = self.name(), "no token: {what}");
-                Trouble::Passing(what.to_string())
+    async fn accepted(
+        &self,
+        half: Half,
+        claim: RenewalClaim,
+        value: HeaderValue,
+        expires_in: Option<Duration>,
+    ) -> Token {
+        self.standings.set(half, None, claim.identity.fingerprint);
+        self.source(half).vault.accepted(claim, value, expires_in).await
+    }
+
+    /// Reports a failed attempt. Returns the error for the callers of this attempt; the guard
+    /// decides what the next callers get.
+    async fn failed(&self, half: Half, claim: RenewalClaim, failure: AttemptFailure) -> LoginError {
+        let vault = &self.source(half).vault;
+        let identity = Arc::clone(&claim.identity);
+        let (mut error, outcome) = failure.into_error(half);
+        let counts = outcome != AttemptOutcome::NotEvaluated;
+        vault.report(claim, outcome, Some(&error)).await;
+        if error.problem != Problem::Rejected {
+            tracing::warn!(credentials = self.name(), "no token: {}", error.problem);
+        }
+        let mut problem = error.problem.clone();
+        let outlook = vault.outlook(&identity).await.err();
+        match (outlook, &error.problem) {
+            (Some(LoginError { problem: stopped @ Problem::Stopped(_), .. }), _) if counts => {
+                problem = stopped;
+                if let Problem::Unavailable(reason) = error.problem {
+                    error = Problem::Delayed(reason).into();
+                }
             }
-        };
-        // The caller of the attempt is told its outcome; the next caller, what the guard says then.
-        match vault.outlook(&identity).await {
-            Ok(Outlook::Stopped(stopped)) if counts => {
-                trouble = Trouble::Stopped(stopped);
-                fault.pace = Pace::AT_ONCE;
-            }
-            Ok(Outlook::Later(wait, why @ Later::RejectedOnce)) if counts => {
+            (Some(once @ LoginError { problem: Problem::RejectedOnce, .. }), _) if counts => {
                 tracing::warn!(
                     credentials = self.name(),
                     "ThingSpace rejected the application; it is tried again"
                 );
-                (fault, trouble) = (not_yet(wait, why).fault, Trouble::RejectedOnce);
+                (problem, error) = (Problem::RejectedOnce, once);
             }
-            Ok(Outlook::Later(wait, _)) if let What::Unavailable(reason) = &fault.what => {
-                fault.what = What::Later(reason.clone(), Instant::now() + wait);
-                fault.pace = Pace::RECHECK;
+            (Some(delayed), Problem::Unavailable(reason)) if delayed.problem.is_delay() => {
+                error.problem = Problem::Delayed(reason.clone());
+                error.not_before = delayed.not_before;
             }
             _ => {}
         }
-        self.standings.set(half, Some(trouble), identity.fingerprint);
-        fault
+        self.standings.set(half, Some(problem), identity.fingerprint);
+        error
     }
 }
 
-impl From<Unread> for Fault {
-    fn from(unread: Unread) -> Self {
-        match unread {
-            Unread::Unreadable(_) => Self { what: What::Unreadable, pace: Pace::RECHECK },
-            Unread::Passing(reason) => {
-                Self { what: What::Unavailable(reason.to_owned()), pace: Pace::QUICK }
+impl AttemptFailure {
+    /// Returns the error for callers, and the outcome for the guard. A token request without an
+    /// answer leaves no trace in the guard, because it locks nobody.
+    fn into_error(self, half: Half) -> (LoginError, AttemptOutcome) {
+        let not_evaluated = AttemptOutcome::NotEvaluated;
+        match self {
+            Self::Rejected => (Problem::Rejected.into(), AttemptOutcome::Rejected),
+            Self::StaleBearer => {
+                (LoginError::unavailable("the login refuses the bearer token"), not_evaluated)
             }
-        }
-    }
-}
-
-impl Miss {
-    fn of<T>(answer: Answer<T>) -> Self {
-        match answer {
-            Answer::Throttled(retry_after) => {
-                let fault = Fault { what: What::Throttled(retry_after), pace: Pace::QUICK };
-                Self { fault, report: Report::Void }
+            Self::Throttled(wait) => {
+                (LoginError::new(Problem::Throttled, wait.unwrap_or_default()), not_evaluated)
             }
-            Answer::NotEvaluated(reason) => Self::void(reason),
-            Answer::Unclear(reason) => Self::unanswered(reason),
-            Answer::Rejected | Answer::StaleBearer | Answer::Accepted(_) => {
-                let fault = Fault { what: What::Rejected, pace: Pace::RECHECK };
-                Self { fault, report: Report::Rejected }
+            Self::HostUnavailable(wait) => {
+                (LoginError::new(Problem::HostUnavailable, wait), not_evaluated)
             }
-        }
-    }
-
-    /// It may have been rejected.
-    fn unanswered(reason: impl Into<String>) -> Self {
-        let fault = Fault { what: What::Unavailable(reason.into()), pace: Pace::QUICK };
-        Self { fault, report: Report::Unanswered }
-    }
-
-    /// Nothing that counts has happened.
-    fn void(reason: impl Into<String>) -> Self {
-        Self {
-            fault: Fault { what: What::Unavailable(reason.into()), pace: Pace::QUICK },
-            report: Report::Void,
+            Self::Unanswered(reason) if half == Half::User => {
+                (LoginError::unavailable(reason), AttemptOutcome::Unanswered)
+            }
+            // The guard does not delay the next token request, but the slot does.
+            Self::NotEvaluated(reason) | Self::Unanswered(reason) => {
+                (LoginError::unavailable(reason), not_evaluated)
+            }
         }
     }
 }

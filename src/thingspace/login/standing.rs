@@ -1,279 +1,228 @@
 //! The state of a set of credentials, for `status`, health and the log.
 //!
-//! It tells whether logins may be made, whether or not a session still works: when the session
+//! It says whether logins may be sent, even while a session token still works: once the session
 //! ends, it is too late to act.
 
-use std::{fmt, sync::Mutex, time::Duration};
+use std::{fmt, sync::Mutex};
 
-use jiff::{Timestamp, Unit};
+use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::guard::{COUNTED, LOCK, Stopped};
-use super::secrets::Fingerprint;
+use super::{
+    error::Problem,
+    guard::{COUNT_LIMIT, LOCK, Stopped},
+    secrets::{Fingerprint, Half},
+};
+use crate::lock::lock;
 
 /// The state of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
-    /// False: an operator has to act, also if a session still works.
+pub struct LoginStanding {
+    /// False: an operator has to act, even if a session still works.
     pub healthy: bool,
     /// For people.
     pub sentence: String,
 }
 
-/// The two halves of a set of credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Half {
-    /// Key and secret of the application.
-    Client,
-    /// User name and password.
-    Login,
-}
-
-/// What is wrong with one half.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Trouble {
-    Rejected,
-    /// One token request was rejected, which may have been ThingSpace's error.
-    RejectedOnce,
-    Stopped(Stopped),
-    /// The guard in the store cannot be read, and must not be replaced. Why.
-    Unreadable(String),
-    /// It passes without action.
-    Passing(String),
-}
-
 #[derive(Debug)]
 pub(super) struct Standings {
     name: String,
-    state: Mutex<State>,
-    told: watch::Sender<Standing>,
+    state: Mutex<StandingState>,
+    published: watch::Sender<LoginStanding>,
 }
 
 #[derive(Debug)]
-struct State {
-    /// Why the guard has not been read; `None`: it has.
-    unread: Option<String>,
-    /// There is a session.
-    session: bool,
-    /// Until when another gateway's login is waited for.
-    elsewhere: Option<Timestamp>,
-    /// Which file cannot be read, and why.
+pub(super) struct StandingState {
+    /// Why the guard could not be read; `None`: it was.
+    pub(super) unread: Option<String>,
+    /// A session token is held.
+    pub(super) session: bool,
+    /// Until when another replica's login may be in progress.
+    pub(super) elsewhere: Option<Timestamp>,
+    /// Which credential file cannot be used, and why.
     files: Option<String>,
-    client: Option<(Trouble, Fingerprint)>,
-    login: Option<(Trouble, Fingerprint)>,
+    application: Option<(Problem, Fingerprint)>,
+    user: Option<(Problem, Fingerprint)>,
 }
 
 impl Standings {
     pub(super) fn new(name: &str) -> Self {
-        let state = State::new();
-        let told = watch::Sender::new(state.standing(name));
-        Self { name: name.to_owned(), state: Mutex::new(state), told }
+        let state = StandingState {
+            unread: Some("the store has not been read yet".to_owned()),
+            session: false,
+            elsewhere: None,
+            files: None,
+            application: None,
+            user: None,
+        };
+        let published = watch::Sender::new(state.standing(name));
+        Self { name: name.to_owned(), state: Mutex::new(state), published }
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<Standing> {
-        self.told.subscribe()
+    pub(super) fn subscribe(&self) -> watch::Receiver<LoginStanding> {
+        self.published.subscribe()
     }
 
-    /// What is known of a half; logged if it is new and an operator has to act.
-    pub(super) fn set(&self, half: Half, trouble: Option<Trouble>, of: Fingerprint) {
-        self.change(|state| {
-            let now = trouble.map(|trouble| (trouble, of));
-            let known = state.half(half);
-            let news =
-                now.as_ref().filter(|(trouble, _)| trouble.needs_operator() && *known != now);
-            let said = news.map(|(trouble, _)| sentence(&self.name, half, trouble));
-            *known = now;
-            if let Some(said) = said {
-                tracing::error!(credentials = self.name, "{said}");
+    /// Sets the problem of one half. A new problem is logged if an operator has to act.
+    pub(super) fn set(&self, half: Half, problem: Option<Problem>, of: Fingerprint) {
+        self.update(|state| {
+            let now = problem.map(|problem| (problem, of));
+            let before = state.half(half);
+            if let Some((problem, _)) = &now
+                && problem.needs_operator()
+                && *before != now
+            {
+                tracing::error!(credentials = self.name, "{}", sentence(&self.name, half, problem));
             }
+            *before = now;
         });
     }
 
-    /// Which credential file cannot be read, and why; `None`: all can be read.
-    pub(super) fn set_files(&self, unreadable: Option<String>) {
-        self.change(|state| {
-            match &unreadable {
-                Some(reason) if state.files != unreadable => {
-                    tracing::error!(
-                        credentials = self.name,
-                        "{}",
-                        unreadable_sentence(&self.name, reason)
-                    );
+    /// Sets which credential file cannot be used, and why; `None`: all can be.
+    pub(super) fn set_files(&self, unusable: Option<String>) {
+        self.update(|state| {
+            match &unusable {
+                Some(reason) if state.files != unusable => {
+                    let said = unusable_sentence(&self.name, reason);
+                    tracing::error!(credentials = self.name, "{said}");
                 }
-                None if state.files.is_some() => {
-                    tracing::info!(
-                        credentials = self.name,
-                        "the credential files can be read again"
-                    );
-                }
+                None if state.files.is_some() => tracing::info!(
+                    credentials = self.name,
+                    "the credential files can be read again"
+                ),
                 _ => {}
             }
-            state.files = unreadable;
+            state.files = unusable;
         });
     }
 
-    /// Why the guard could not be read, so that nobody knows whether logins may be made; `None`: it
-    /// was.
-    pub(super) fn set_unread(&self, why: Option<String>) {
-        self.change(|state| state.unread = why);
+    /// Returns the problem of one half, and the credentials that have it.
+    pub(super) fn problem(&self, half: Half) -> Option<(Problem, Fingerprint)> {
+        lock(&self.state).half(half).clone()
     }
 
-    /// For how long another gateway's login is waited for; `None`: none is under way.
-    pub(super) fn set_elsewhere(&self, left: Option<Duration>) {
-        let until =
-            left.and_then(|left| Timestamp::now().checked_add(left).ok()?.round(Unit::Second).ok());
-        self.change(|state| state.elsewhere = until);
-    }
-
-    /// Whether there is a session.
-    pub(super) fn set_session(&self, session: bool) {
-        self.change(|state| state.session = session);
-    }
-
-    pub(super) fn trouble(&self, half: Half) -> Option<(Trouble, Fingerprint)> {
-        super::lock(&self.state).half(half).clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = super::lock(&self.state);
+    /// Changes the state, and publishes the standing if that changed.
+    pub(super) fn update(&self, change: impl FnOnce(&mut StandingState)) {
+        let mut state = lock(&self.state);
         change(&mut state);
         let standing = state.standing(&self.name);
-        self.told.send_if_modified(|told| {
-            let changed = *told != standing;
-            *told = standing;
+        self.published.send_if_modified(|published| {
+            let changed = *published != standing;
+            *published = standing;
             changed
         });
     }
 }
 
-impl State {
-    fn new() -> Self {
-        let unread = Some("the store has not been asked yet".to_owned());
-        Self { unread, session: false, elsewhere: None, files: None, client: None, login: None }
-    }
-
-    fn half(&mut self, half: Half) -> &mut Option<(Trouble, Fingerprint)> {
+impl StandingState {
+    fn half(&mut self, half: Half) -> &mut Option<(Problem, Fingerprint)> {
         match half {
-            Half::Client => &mut self.client,
-            Half::Login => &mut self.login,
+            Half::Application => &mut self.application,
+            Half::User => &mut self.user,
         }
     }
 
-    fn standing(&self, name: &str) -> Standing {
-        let troubles = [(Half::Client, &self.client), (Half::Login, &self.login)];
-        let troubles =
-            || troubles.iter().filter_map(|(half, trouble)| Some((*half, &trouble.as_ref()?.0)));
+    fn standing(&self, name: &str) -> LoginStanding {
+        let problems = [(Half::Application, &self.application), (Half::User, &self.user)];
+        let problems =
+            || problems.iter().filter_map(|(half, problem)| Some((*half, &problem.as_ref()?.0)));
         let worst =
-            troubles().find(|(_, trouble)| trouble.needs_operator()).or_else(|| troubles().next());
-        let (healthy, said) = match (&self.files, worst) {
-            (Some(reason), _) => (false, unreadable_sentence(name, reason)),
-            (None, Some((half, trouble))) => {
+            problems().find(|(_, problem)| problem.needs_operator()).or_else(|| problems().next());
+        let healthy = |sentence: &str| (true, sentence.to_owned());
+        let (healthy, mut sentence) = match (&self.files, worst) {
+            (Some(reason), _) => (false, unusable_sentence(name, reason)),
+            (None, Some((half, problem))) => {
                 let known = self.session || self.unread.is_none();
-                (known && !trouble.needs_operator(), sentence(name, half, trouble))
+                (known && !problem.needs_operator(), sentence(name, half, problem))
             }
-            (None, None) if self.session => return Standing::healthy("logged in"),
+            (None, None) if self.session => healthy("logged in"),
             (None, None) if let Some(why) = &self.unread => (
                 false,
                 format!("not logged in, and it is not known yet whether that is permitted: {why}"),
             ),
-            (None, None) if let Some(until) = self.elsewhere => {
-                return Standing::healthy(&format!(
-                    "not logged in: another gateway's login is unanswered so far; waiting until {until} at most"
-                ));
-            }
-            (None, None) => return Standing::healthy("not logged in: nothing has needed it yet"),
+            (None, None) if let Some(until) = self.elsewhere => healthy(&format!(
+                "not logged in: another gateway's login is unanswered so far; waiting until \
+                 {until} at most"
+            )),
+            (None, None) => healthy("not logged in: nothing has needed it yet"),
         };
-        // Calls need a bearer as well.
-        let sentence = if self.session && self.client.is_none() {
-            format!("{said}. The current session still works")
-        } else {
-            said
-        };
-        Standing { healthy, sentence }
-    }
-}
-
-impl Standing {
-    fn healthy(sentence: &str) -> Self {
-        Self { healthy: true, sentence: sentence.to_owned() }
-    }
-}
-
-impl Trouble {
-    /// It lasts only as long as the guard permits no attempt.
-    pub(super) fn is_over_once_permitted(&self) -> bool {
-        matches!(self, Self::Stopped(_) | Self::Unreadable(_))
-    }
-
-    fn needs_operator(&self) -> bool {
-        match self {
-            Self::Rejected | Self::Stopped(_) | Self::Unreadable(_) => true,
-            Self::RejectedOnce | Self::Passing(_) => false,
+        let failing = self.files.is_some() || worst.is_some();
+        // Calls need a bearer token as well.
+        if failing && self.session && self.application.is_none() {
+            sentence += ". The current session still works";
         }
+        LoginStanding { healthy, sentence }
     }
 }
 
 impl fmt::Display for Half {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Client => "application key or secret",
-            Self::Login => "user name or password",
+            Self::Application => "application key or secret",
+            Self::User => "user name or password",
         })
     }
 }
 
-fn unreadable_sentence(name: &str, reason: &str) -> String {
+fn unusable_sentence(name: &str, reason: &str) -> String {
     format!("the files of credentials {name} cannot be used: {reason}. Put the file back, readable")
 }
 
-fn sentence(name: &str, half: Half, trouble: &Trouble) -> String {
-    let stopped = format!(
-        "logins with credentials {name} are stopped, so that ThingSpace does not lock the user"
-    );
-    let unblock = format!("`thingspace-gateway unblock {name}`");
-    let elsewhere = format!(
-        "log in once elsewhere with the right password, then run `thingspace-gateway unblock {name} --force"
-    );
-    match trouble {
-        Trouble::Rejected => {
+fn sentence(name: &str, half: Half, problem: &Problem) -> String {
+    let stopped = match problem {
+        Problem::Rejected => {
             let again = match half {
-                Half::Client => "until then they are tried again at growing intervals",
-                Half::Login => "they are tried once more at most",
+                Half::Application => "until then they are tried again at growing intervals",
+                Half::User => "they are tried once more at most",
             };
-            format!(
+            return format!(
                 "ThingSpace rejected the {half} of credentials {name}. Correct the files; {again}"
-            )
+            );
         }
-        Trouble::Stopped(Stopped::Strikes) => format!(
-            "{stopped}: it rejected this user name or password, or did not answer, and no attempt with \
-             them is left. Correct the files; if they are right, run {unblock}"
-        ),
-        Trouble::Stopped(Stopped::Silences) => format!(
-            "{stopped}: several logins in a row had no usable answer and may have been rejected. Once \
-             ThingSpace answers again, and if the password is right, run {unblock}"
-        ),
-        Trouble::Stopped(Stopped::Closed) => format!(
-            "{stopped}: it may have counted {COUNTED} or more rejected logins in a row and locks the user at {LOCK}. \
-             Correct the files, {elsewhere}`"
-        ),
-        Trouble::Stopped(Stopped::ForcedInVain) => format!(
-            "{stopped}: no login was accepted after the last `unblock --force`, and it locks the user at {LOCK} \
-             rejected logins in a row. Correct the files, {elsewhere} --risk-lock`"
-        ),
-        Trouble::Stopped(Stopped::Lost) => format!(
-            "{stopped}: the store has lost the number of rejected logins. Check the files, {elsewhere}`"
-        ),
-        Trouble::RejectedOnce => {
-            format!(
+        Problem::RejectedOnce => {
+            return format!(
                 "ThingSpace rejected the {half} of credentials {name} once. It is tried again soon"
-            )
+            );
         }
-        Trouble::Unreadable(why) => format!(
-            "no token is asked for with credentials {name}: their guard in the store cannot be read ({why}). Run the \
-             newest release that has used this store; if that one cannot read it either, restore a backup"
+        Problem::GuardUnreadable(why) => {
+            return format!(
+                "no token is requested with credentials {name}: their guard in the store cannot be \
+                 read ({why}). Run the newest release that has used this store; if that one cannot \
+                 read it either, restore a backup"
+            );
+        }
+        Problem::Stopped(stopped) => stopped,
+        problem => return format!("no token for credentials {name}: {problem}"),
+    };
+    let unblock = format!("thingspace-gateway unblock {name}");
+    let log_in = "log in once elsewhere with the right password, then run";
+    let reason = match stopped {
+        Stopped::Rejected => format!(
+            "it rejected this user name or password, or did not answer, and no attempt with them \
+             is left. Correct the files; if they are right, run `{unblock}`"
         ),
-        Trouble::Passing(reason) => format!("no token for credentials {name}: {reason}"),
-    }
+        Stopped::Unanswered => format!(
+            "several logins in a row had no usable answer and may have been rejected. Once \
+             ThingSpace answers again, and if the password is right, run `{unblock}`"
+        ),
+        Stopped::CountLimit => format!(
+            "it may have counted {COUNT_LIMIT} or more rejected logins in a row and locks the user \
+             at {LOCK}. Correct the files, {log_in} `{unblock} --force`"
+        ),
+        Stopped::ForceUsed => format!(
+            "no login was accepted after the last `unblock --force`, and it locks the user at \
+             {LOCK} rejected logins in a row. Correct the files, {log_in} `{unblock} --force \
+             --risk-lock`"
+        ),
+        Stopped::CountLost => format!(
+            "the store has lost the number of rejected logins. Check the files, {log_in} \
+             `{unblock} --force`"
+        ),
+    };
+    format!(
+        "logins with credentials {name} are stopped, so that ThingSpace does not lock the user: \
+         {reason}"
+    )
 }
 
 #[cfg(test)]
@@ -287,23 +236,24 @@ mod tests {
         let standings = Standings::new("main");
         let told = standings.subscribe();
         let said = || (told.borrow().healthy, told.borrow().sentence.clone());
+        let unavailable = |reason: &str| Some(Problem::Unavailable(reason.to_owned()));
         assert!(!said().0 && said().1.contains("not known yet"));
-        standings.set_unread(None);
+        standings.update(|state| state.unread = None);
         assert_eq!(said(), (true, "not logged in: nothing has needed it yet".to_owned()));
-        standings.set_unread(Some("it is away".to_owned()));
-        standings.set(Half::Login, Some(Trouble::Passing("it is away".into())), FIRST);
+        standings.update(|state| state.unread = Some("it is away".to_owned()));
+        standings.set(Half::User, unavailable("it is away"), FIRST);
         assert!(!said().0, "a call that fails tells nothing new");
-        standings.set(Half::Login, None, FIRST);
-        standings.set_unread(None);
-        standings.set_session(true);
+        standings.set(Half::User, None, FIRST);
+        standings.update(|state| state.unread = None);
+        standings.update(|state| state.session = true);
         assert_eq!(said(), (true, "logged in".to_owned()));
-        standings.set(Half::Login, Some(Trouble::Rejected), FIRST);
+        standings.set(Half::User, Some(Problem::Rejected), FIRST);
         assert!(!said().0 && said().1.contains("user name or password of credentials main"));
         assert!(said().1.ends_with("The current session still works"));
-        standings.set_session(false);
+        standings.update(|state| state.session = false);
         assert!(!said().0 && !said().1.contains("still works"));
-        standings.set(Half::Login, Some(Trouble::Stopped(Stopped::Strikes)), FIRST);
-        standings.set(Half::Client, Some(Trouble::Passing("down".into())), FIRST);
+        standings.set(Half::User, Some(Problem::Stopped(Stopped::Rejected)), FIRST);
+        standings.set(Half::Application, unavailable("down"), FIRST);
         assert!(
             !said().0 && said().1.contains("unblock main"),
             "what needs an operator comes first"
@@ -315,7 +265,7 @@ mod tests {
         standings.set_files(Some("cannot read password".into()));
         assert!(!said().0 && said().1.contains("cannot read password"));
         standings.set_files(None);
-        standings.set(Half::Login, None, FIRST);
+        standings.set(Half::User, None, FIRST);
         assert_eq!(said(), (true, "no token for credentials main: down".to_owned()));
     }
 
@@ -324,11 +274,11 @@ mod tests {
         let standings = Standings::new("main");
         let mut told = standings.subscribe();
         for _ in 0..3 {
-            standings.set(Half::Client, Some(Trouble::Rejected), FIRST);
+            standings.set(Half::Application, Some(Problem::Rejected), FIRST);
         }
         assert!(told.has_changed().unwrap());
         told.mark_unchanged();
-        standings.set(Half::Client, Some(Trouble::Rejected), Fingerprint([2; 32]));
+        standings.set(Half::Application, Some(Problem::Rejected), Fingerprint([2; 32]));
         assert!(!told.has_changed().unwrap());
     }
 }

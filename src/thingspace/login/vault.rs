@@ -1,11 +1,9 @@
-//! The guard's cell as one process handles it: the stored tokens and attempts of a name, and the
-//! right to make the next attempt.
+//! The stored tokens of one half of the credentials, and the right to renew them.
 //!
-//! Guarantees: only one [`Claim`] exists in the whole deployment, and its outcome is stored before
-//! the next attempt: while the store does not take it, this process claims nothing, and the others
-//! wait for the lease. A token is stored in the same write that says that its credentials were
-//! accepted. If the store forgets the cell, or goes back to an older value, this process writes
-//! back what it remembers. Time is what this process has seen pass.
+//! At most one [`RenewalClaim`] exists in the whole deployment, and its outcome is stored before
+//! the next one: while the store does not accept an outcome, this process claims nothing, and the
+//! others wait for the lease of the claim. A token is stored in the same write as the acceptance
+//! of its credentials. Time is how long this process has seen the guard unchanged.
 
 use std::{
     sync::{Arc, Mutex},
@@ -18,244 +16,184 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::guard::{self, LOCK, Later, Look, Report, Sealed, Step, Stopped, Terms, UnblockMode};
 use super::{
-    UnblockOutcome, Unblocked,
-    cells::{GuardCells, Looked},
-    lock,
-    secrets::{Fingerprint, Identity},
-    slot::{Fault, Minted, Pace, Token, TokenId, What},
-    standing::Trouble,
+    LoginContext, UnblockOutcome, Unblocked,
+    cells::GuardCells,
+    error::{LoginError, Problem},
+    guard::{
+        self, AttemptOutcome, Delay, GuardDecision, GuardSettings, LOCK, Observation, UnblockMode,
+    },
+    secrets::{Fingerprint, HalfIdentity},
+    slot::{Token, TokenId},
 };
 use crate::{
-    proto::storage::{Guard, GuardAttempt},
-    store::{Store, StoreError, Version},
-    thingspace::http::breaker::jittered,
+    backoff::jittered,
+    lock::lock,
+    proto::storage::{Guard, GuardAttempt, GuardCandidate},
+    store::{StoreError, Version},
 };
 
-/// What a lease adds to the time an attempt may take, for the writes around it.
+/// Added to the longest time of an attempt, for the writes around it.
 const LEASE_SLACK: Duration = Duration::from_secs(30);
 
-/// A claim that is older is not used: the process stood still, and may do so again.
+/// An older claim is not used: the process was suspended, and may be suspended again.
 const CLAIM_FRESH: Duration = Duration::from_secs(15);
 
-/// Between two looks at somebody else's attempt, at most; half of it at least.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Between two reads while another attempt is in progress, at most; half of it at least.
+const POLL: Duration = Duration::from_millis(200);
 
-/// How long calls wait for an attempt that another gateway makes. It may be dead, and its lease is
-/// longer than most deadlines.
-const OTHERS_MOST: Duration = Duration::from_secs(10);
+/// How long calls wait for an attempt of another replica. That replica may have died, and the lease
+/// is longer than most deadlines.
+const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Between attempts to store an outcome.
 const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) struct Vault {
     cells: GuardCells,
-    terms: Terms,
+    settings: GuardSettings,
     lease: Duration,
-    /// Of this process.
+    /// Identifies this process.
     incarnation: Arc<str>,
-    /// Reports that are not stored yet, so that a drain waits for them.
+    /// Outcomes that are not stored yet. A drain waits for them.
     tasks: TaskTracker,
-    /// What to say while an outcome is not stored.
-    owed: Mutex<Option<Fault>>,
+    /// The error of all renewals while an outcome is not stored.
+    unstored: Mutex<Option<LoginError>>,
 }
 
-/// Whose turn it is.
+/// The answer to a renewal's first question.
 #[derive(Debug)]
-pub(super) enum Turn {
-    /// Nobody's: there is a token.
-    Found(Minted),
-    Ours(Claim),
-}
-
-enum Opening {
-    Found(Minted),
-    /// For whoever claims it.
-    Free(Box<Free>),
-}
-
-struct Free {
-    version: Option<Version>,
-    next: Guard,
-    attempt: GuardAttempt,
-    generation: u64,
-    keep: bool,
-}
-
-/// What the guard would say to an attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outlook {
-    Open,
-    Later(Duration, Later),
-    Stopped(Stopped),
-    /// Another gateway makes an attempt, which counts as unanswered after this.
-    Elsewhere(Duration),
+pub(super) enum Access<C> {
+    /// There is a newer token.
+    Token(Token),
+    /// A new one may be requested.
+    Renew(C),
 }
 
 /// The right to one attempt, which must be reported.
 #[derive(Debug)]
-pub(super) struct Claim {
-    identity: Arc<Identity>,
+pub(super) struct RenewalClaim {
+    pub(super) identity: Arc<HalfIdentity>,
     attempt: GuardAttempt,
-    /// Of the token that may come of it.
+    /// Of the token that the attempt may bring.
     generation: u64,
-    /// Another one is stored that this process cannot read: it stays.
-    keep: bool,
+    /// The stored token cannot be opened by this process. It stays.
+    keep_stored: bool,
     since: Instant,
 }
 
-/// Why an attempt is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Need {
-    /// Somebody waits.
-    Now,
-    /// There are new credentials, and the token of the old ones still works: worth one attempt, not
-    /// a second.
-    Soon,
+/// A claim that is not stored yet.
+pub(super) struct Draft {
+    version: Option<Version>,
+    guard: Guard,
+    claim: RenewalClaim,
 }
 
-/// Why there is no turn.
-#[derive(Debug)]
-pub(super) struct NoTurn {
-    pub(super) fault: Fault,
-    /// Somebody has to act.
-    pub(super) trouble: Option<Trouble>,
+/// Why a renewal is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A call needs a token.
+    Call,
+    /// The files contain new credentials, and the token of the old ones still works. That is worth
+    /// one attempt, not a second.
+    Rotation,
 }
 
 impl std::fmt::Debug for Vault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vault").field("terms", &self.terms).finish_non_exhaustive()
+        f.debug_struct("Vault").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
-impl Claim {
+impl RenewalClaim {
     pub(super) fn is_fresh(&self) -> bool {
         self.since.elapsed() < CLAIM_FRESH
-    }
-
-    pub(super) fn identity(&self) -> &Arc<Identity> {
-        &self.identity
     }
 }
 
 impl Vault {
-    /// `attempt`: the longest that one may take.
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        terms: Terms,
-        attempt: Duration,
-        incarnation: Arc<str>,
-        tasks: TaskTracker,
-    ) -> Self {
-        let cells = GuardCells::new(store, terms);
-        let (lease, owed) = (attempt + LEASE_SLACK, Mutex::default());
-        Self { cells, terms, lease, incarnation, tasks, owed }
+    /// `attempt`: the longest time that an attempt may take.
+    pub(super) fn new(context: &LoginContext, settings: GuardSettings, attempt: Duration) -> Self {
+        Self {
+            cells: GuardCells::new(Arc::clone(&context.store), settings),
+            settings,
+            lease: attempt + LEASE_SLACK,
+            incarnation: Arc::clone(&context.incarnation),
+            tasks: context.tasks.clone(),
+            unstored: Mutex::default(),
+        }
     }
 
-    /// A token that is newer than the last one, or the right to ask for it. Waits for whoever is
-    /// asking.
-    pub(super) async fn turn(
+    /// Returns a token that is newer than the last one, or stores a claim.
+    pub(super) async fn claim(
         self: &Arc<Self>,
-        identity: &Arc<Identity>,
-        after: Option<TokenId>,
+        identity: &Arc<HalfIdentity>,
+        last: Option<TokenId>,
         need: Need,
-    ) -> Result<Turn, NoTurn> {
+    ) -> Result<Access<RenewalClaim>, LoginError> {
         loop {
-            let opening = match self.opening(identity, after, need).await? {
-                Opening::Found(minted) => return Ok(Turn::Found(minted)),
-                Opening::Free(opening) => opening,
+            let draft = match self.check(identity, last, need).await? {
+                Access::Token(token) => return Ok(Access::Token(token)),
+                Access::Renew(draft) => draft,
             };
-            let Free { version, next, attempt, generation, keep } = *opening;
-            let since = Instant::now();
-            match self.cells.swap(&identity.cell, version, next).await {
-                Ok(true) => {
-                    let identity = Arc::clone(identity);
-                    return Ok(Turn::Ours(Claim { identity, attempt, generation, keep, since }));
-                }
+            let Draft { version, guard, claim } = *draft;
+            match self.cells.swap(&identity.cell, version, guard).await {
+                Ok(true) => return Ok(Access::Renew(claim)),
                 Ok(false) => {}
                 Err(error) => {
-                    if let StoreError::UnknownOutcome(_) = error {
-                        // It may be claimed, and nothing will be tried.
-                        let fault = NoTurn::from(error.clone()).fault;
-                        self.owe(identity, attempt, Report::Void, fault);
+                    let unknown = matches!(error, StoreError::UnknownOutcome(_));
+                    let error = LoginError::from(error);
+                    if unknown {
+                        // The claim may be stored, and no attempt follows it.
+                        self.store_later(claim, AttemptOutcome::NotEvaluated, error.clone());
                     }
-                    return Err(error.into());
+                    return Err(error);
                 }
             }
         }
     }
 
-    /// A token that is newer than the last one; `None`: one may be asked for now. Waits for whoever
-    /// is asking.
-    pub(super) async fn wait(
+    /// Returns a token that is newer than the last one, or what a claim would store. Waits for
+    /// another attempt in progress, but not for long.
+    pub(super) async fn check(
         &self,
-        identity: &Identity,
-        after: Option<TokenId>,
-        need: Need,
-    ) -> Result<Option<Minted>, NoTurn> {
-        Ok(match self.opening(identity, after, need).await? {
-            Opening::Found(minted) => Some(minted),
-            Opening::Free(_) => None,
-        })
-    }
-
-    async fn opening(
-        &self,
-        identity: &Identity,
+        identity: &Arc<HalfIdentity>,
         last: Option<TokenId>,
         need: Need,
-    ) -> Result<Opening, NoTurn> {
+    ) -> Result<Access<Box<Draft>>, LoginError> {
         let fingerprint = identity.fingerprint;
         let after = last.filter(|id| id.fingerprint == fingerprint).map_or(0, |id| id.generation);
         let attempt = self.attempt(fingerprint);
-        let give_up = Instant::now() + self.lease * 2;
-        while Instant::now() < give_up {
-            if let Some(fault) = lock(&self.owed).clone() {
-                return Err(NoTurn { fault, trouble: None });
+        let deadline = Instant::now() + self.lease * 2;
+        while Instant::now() < deadline {
+            if let Some(error) = lock(&self.unstored).clone() {
+                return Err(error);
             }
-            let looked = self.cells.look(identity).await?;
-            let guard = looked.guard.as_ref();
-            let stored = guard.and_then(|guard| guard.candidate(&fingerprint.0)).cloned();
-            let stored = stored.unwrap_or_default();
-            let token = identity.open(stored.generation, &stored.sealed);
-            let keep = token.is_none() && !stored.sealed.is_empty();
-            if let Some(value) = token.filter(|_| stored.generation > after) {
-                let id = TokenId { fingerprint, generation: stored.generation };
-                let token = Token { value, id, found: true };
-                return Ok(Opening::Found(Minted { token, expires_in: None }));
+            let (version, seen) = self.cells.observe(identity).await?;
+            let stored = seen.guard.as_ref().and_then(|guard| guard.candidate(&fingerprint.0));
+            let stored = stored.cloned().unwrap_or_default();
+            let value = identity.open(stored.generation, &stored.sealed);
+            let keep_stored = value.is_none() && !stored.sealed.is_empty();
+            let newer = value.filter(|_| stored.generation > after).map(|value| {
+                stored_token(value, TokenId { fingerprint, generation: stored.generation })
+            });
+            let of_others = || inherited(identity, seen.guard.as_ref()?, last);
+            let token = newer.or_else(|| of_others().filter(|_| need == Need::Call));
+            if let Some(token) = token {
+                return Ok(Access::Token(token));
             }
-            if need == Need::Now
-                && let Some(minted) = guard.and_then(|guard| inherited(identity, guard, last))
-            {
-                return Ok(Opening::Found(minted));
-            }
-            let superseded = guard.is_some_and(|guard| guard.is_superseded(&fingerprint.0));
-            let version = looked.version;
-            let look = self.cells.as_look(&looked);
-            match guard::next(look, &attempt, &self.terms) {
-                Step::Claim(_)
-                    if need == Need::Soon && stored.misses > self.terms.unconfirmed() =>
-                {
-                    let why = if stored.rejected { Later::Rejected } else { Later::Unanswered };
-                    return Err(not_yet(Duration::ZERO, why));
-                }
-                Step::Claim(_)
-                    if need == Need::Soon && superseded && !self.cells.are_exclusive() =>
-                {
-                    return Err(not_yet(Duration::ZERO, Later::Superseded));
-                }
-                Step::Claim(next) => {
+            match guard::next(&seen, &attempt, &self.settings) {
+                GuardDecision::Claim(guard) => {
+                    if let Some(why) = self.postpones(&seen, &stored).filter(|_| need != Need::Call)
+                    {
+                        return Err(LoginError::delayed(Duration::ZERO, why));
+                    }
+                    let (identity, since) = (Arc::clone(identity), Instant::now());
                     let generation = stored.generation.max(after) + 1;
-                    return Ok(Opening::Free(Box::new(Free {
-                        version,
-                        next,
-                        attempt,
-                        generation,
-                        keep,
-                    })));
+                    let claim = RenewalClaim { identity, attempt, generation, keep_stored, since };
+                    return Ok(Access::Renew(Box::new(Draft { version, guard, claim })));
                 }
-                Step::Settle(next) => {
+                GuardDecision::Settle(next) => {
                     if self.cells.swap(&identity.cell, version, next).await? {
                         warn!(
                             cell = identity.cell.name,
@@ -263,144 +201,135 @@ impl Vault {
                         );
                     }
                 }
-                Step::Wait if look.unchanged >= OTHERS_MOST => {
-                    let what = What::Elsewhere(Instant::now() + guard::lease_left(look));
-                    return Err(NoTurn {
-                        fault: Fault { what, pace: Pace::RECHECK },
-                        trouble: None,
-                    });
+                GuardDecision::Wait(left) if seen.unchanged >= WAIT_MAX => {
+                    return Err(LoginError::new(Problem::Elsewhere, left));
                 }
-                Step::Wait => tokio::time::sleep(jittered(LOOK_AGAIN, fastrand::f64())).await,
-                Step::Later(wait, why) => return Err(not_yet(wait, why)),
-                Step::Stopped(stopped) => {
-                    let fault = Fault { what: What::Stopped, pace: Pace::RECHECK };
-                    return Err(NoTurn { fault, trouble: Some(Trouble::Stopped(stopped)) });
-                }
+                GuardDecision::Wait(_) => tokio::time::sleep(jittered(POLL, fastrand::f64())).await,
+                GuardDecision::Delay(wait, why) => return Err(LoginError::delayed(wait, why)),
+                GuardDecision::Stopped(stopped) => return Err(Problem::Stopped(stopped).into()),
             }
         }
-        Err(later(Duration::ZERO, "another attempt to get a token takes too long"))
+        Err(Problem::Elsewhere.into())
     }
 
-    /// What the guard would say to the next attempt.
-    pub(super) async fn outlook(&self, identity: &Identity) -> Result<Outlook, StoreError> {
-        let looked = self.cells.look(identity).await?;
+    /// Why a renewal that no call needs is not worth an attempt.
+    fn postpones(&self, seen: &Observation, stored: &GuardCandidate) -> Option<Delay> {
+        if stored.misses > self.settings.unconfirmed_rejections() {
+            return Some(if stored.rejected { Delay::Rejected } else { Delay::Unanswered });
+        }
+        let guard = seen.guard.as_ref()?;
+        let superseded = guard.is_superseded(&stored.fingerprint) && !seen.exclusive;
+        superseded.then_some(Delay::Superseded)
+    }
+
+    /// Returns the error that a renewal would have now.
+    pub(super) async fn outlook(&self, identity: &HalfIdentity) -> Result<(), LoginError> {
+        let (_, seen) = self.cells.observe(identity).await?;
         let attempt = self.attempt(identity.fingerprint);
-        let look = self.cells.as_look(&looked);
-        let under_way = look.guard.and_then(|guard| guard.attempt.as_ref());
-        let elsewhere = under_way.is_some_and(|other| other.incarnation != attempt.incarnation);
-        Ok(match guard::next(look, &attempt, &self.terms) {
-            Step::Stopped(stopped) => Outlook::Stopped(stopped),
-            Step::Later(wait, why) => Outlook::Later(wait, why),
-            Step::Wait if elsewhere => Outlook::Elsewhere(guard::lease_left(look)),
-            Step::Claim(_) | Step::Settle(_) | Step::Wait => Outlook::Open,
-        })
+        let in_progress = seen.guard.as_ref().and_then(|guard| guard.attempt.as_ref());
+        let own = in_progress.is_some_and(|other| other.incarnation == attempt.incarnation);
+        match guard::next(&seen, &attempt, &self.settings) {
+            GuardDecision::Wait(left) if !own => Err(LoginError::new(Problem::Elsewhere, left)),
+            GuardDecision::Delay(wait, why) => Err(LoginError::delayed(wait, why)),
+            GuardDecision::Stopped(stopped) => Err(Problem::Stopped(stopped).into()),
+            GuardDecision::Claim(_) | GuardDecision::Settle(_) | GuardDecision::Wait(_) => Ok(()),
+        }
     }
 
     /// Permits one more attempt with every secret, as an operator asks for it.
     pub(super) async fn unblock(
         &self,
-        identity: &Identity,
+        identity: &HalfIdentity,
         mode: UnblockMode,
     ) -> Result<Unblocked, StoreError> {
         loop {
-            let looked = self.cells.look(identity).await?;
-            let look = self.cells.as_look(&looked);
-            let next = guard::unblocked(look, &identity.fingerprint.0, mode, &self.terms);
-            let guard = next.as_ref().ok().and_then(Option::as_ref).or(look.guard);
-            let rejections = guard::counted(Look { guard, ..look });
+            let (version, mut seen) = self.cells.observe(identity).await?;
+            let next = guard::unblocked(&seen, &identity.fingerprint.0, mode, &self.settings);
             let outcome = match next {
                 Err(why) => UnblockOutcome::Refused(why),
                 Ok(None) => UnblockOutcome::NotNeeded,
                 Ok(Some(next)) => {
-                    if !self.cells.swap(&identity.cell, looked.version, next).await? {
+                    seen.guard = Some(next.clone());
+                    if !self.cells.swap(&identity.cell, version, next).await? {
                         continue;
                     }
                     UnblockOutcome::Done
                 }
             };
-            return Ok(Unblocked { outcome, rejections, lock: LOCK });
+            return Ok(Unblocked { outcome, rejections: guard::counted(&seen), lock: LOCK });
         }
     }
 
-    /// It was accepted, and this is the token.
+    /// Stores that the credentials were accepted, and the token.
     pub(super) async fn accepted(
         self: &Arc<Self>,
-        claim: Claim,
+        claim: RenewalClaim,
         value: HeaderValue,
         expires_in: Option<Duration>,
-    ) -> Minted {
-        let Claim { identity, generation, keep, .. } = &claim;
-        let id = TokenId { fingerprint: identity.fingerprint, generation: *generation };
-        let sealed = (!keep).then(|| identity.seal(*generation, &value)).flatten();
-        let sealed = sealed.map(|[own, for_other_half]| Sealed { own, for_other_half });
-        let report = Report::Accepted { generation: *generation, sealed };
-        self.settle(claim, report, |error| NoTurn::from(error).fault).await;
-        Minted { token: Token { value, id, found: false }, expires_in }
+    ) -> Token {
+        let RenewalClaim { identity, generation, keep_stored, .. } = &claim;
+        let generation = *generation;
+        let id = TokenId { fingerprint: identity.fingerprint, generation };
+        let sealed = (!keep_stored).then(|| identity.seal(generation, &value)).flatten();
+        self.report(claim, AttemptOutcome::Accepted { generation, sealed }, None).await;
+        Token { value, id, found: false, expires_in }
     }
 
-    /// It was not accepted; why, and what to say until that is stored.
-    pub(super) async fn failed(self: &Arc<Self>, claim: Claim, report: Report, fault: &Fault) {
-        self.settle(claim, report, |_| fault.clone()).await;
-    }
-
-    async fn settle(
+    /// Stores the outcome of a claim. While the store does not accept it, other renewals fail with
+    /// `meanwhile`, or with the store's error.
+    pub(super) async fn report(
         self: &Arc<Self>,
-        claim: Claim,
-        report: Report,
-        meanwhile: impl FnOnce(StoreError) -> Fault,
+        claim: RenewalClaim,
+        outcome: AttemptOutcome,
+        meanwhile: Option<&LoginError>,
     ) {
-        let identity = &claim.identity;
-        if let Err(error) = self.report(identity, &claim.attempt, &report).await {
+        if let Err(error) = self.store_outcome(&claim, &outcome).await {
             warn!(
-                cell = identity.cell.name,
+                cell = claim.identity.cell.name,
                 "the outcome of an attempt to get a token is stored later: {error}"
             );
-            self.owe(identity, claim.attempt, report, meanwhile(error));
+            let meanwhile = meanwhile.cloned().unwrap_or_else(|| error.into());
+            self.store_later(claim, outcome, meanwhile);
         }
     }
 
-    /// Stores an outcome, however long that takes.
-    fn owe(
+    /// Tries to store an outcome until that succeeds.
+    fn store_later(
         self: &Arc<Self>,
-        identity: &Arc<Identity>,
-        attempt: GuardAttempt,
-        report: Report,
-        meanwhile: Fault,
+        claim: RenewalClaim,
+        outcome: AttemptOutcome,
+        meanwhile: LoginError,
     ) {
-        *lock(&self.owed) = Some(meanwhile);
-        let (vault, identity) = (Arc::downgrade(self), Arc::clone(identity));
+        *lock(&self.unstored) = Some(meanwhile);
+        let vault = Arc::downgrade(self);
         self.tasks.spawn(async move {
             loop {
                 tokio::time::sleep(jittered(RETRY, fastrand::f64())).await;
                 let Some(vault) = vault.upgrade() else { return };
-                match vault.report(&identity, &attempt, &report).await {
+                match vault.store_outcome(&claim, &outcome).await {
                     Ok(()) => {
-                        *lock(&vault.owed) = None;
+                        *lock(&vault.unstored) = None;
                         return;
                     }
-                    Err(error) => {
-                        debug!(
-                            cell = identity.cell.name,
-                            "an outcome is still not stored: {error}"
-                        );
-                    }
+                    Err(error) => debug!(
+                        cell = claim.identity.cell.name,
+                        "the outcome is still not stored: {error}"
+                    ),
                 }
             }
         });
     }
 
-    async fn report(
+    async fn store_outcome(
         &self,
-        identity: &Identity,
-        attempt: &GuardAttempt,
-        report: &Report,
+        claim: &RenewalClaim,
+        outcome: &AttemptOutcome,
     ) -> Result<(), StoreError> {
         loop {
-            let Looked { version, guard, .. } = self.cells.look(identity).await?;
-            let Some(next) = guard::report(guard, attempt, report, &self.terms) else {
-                return Ok(());
-            };
-            if self.cells.swap(&identity.cell, version, next).await? {
+            let (version, seen) = self.cells.observe(&claim.identity).await?;
+            let next = guard::report(seen.guard, &claim.attempt, outcome, &self.settings);
+            let Some(next) = next else { return Ok(()) };
+            if self.cells.swap(&claim.identity.cell, version, next).await? {
                 return Ok(());
             }
         }
@@ -416,10 +345,11 @@ impl Vault {
     }
 }
 
-/// The token of the credentials that were accepted last, if the other half of this set opens it: it
-/// serves until new credentials are accepted. `None` if it is not newer than the last token, or
-/// that was had for other credentials: two stale tokens would replace each other for ever.
-fn inherited(identity: &Identity, guard: &Guard, last: Option<TokenId>) -> Option<Minted> {
+/// Returns the token of the credentials that were accepted last, if the other half of this set
+/// opens it: it serves until new credentials are accepted. `None` if it is not newer than the last
+/// token, or if that one was of other credentials: two stale tokens would replace each other for
+/// ever.
+fn inherited(identity: &HalfIdentity, guard: &Guard, last: Option<TokenId>) -> Option<Token> {
     let stored = guard.candidate(&guard.accepted_last)?;
     let fingerprint = Fingerprint(stored.fingerprint.as_slice().try_into().ok()?);
     let id = TokenId { fingerprint, generation: stored.generation };
@@ -428,35 +358,9 @@ fn inherited(identity: &Identity, guard: &Guard, last: Option<TokenId>) -> Optio
         return None;
     }
     let value = identity.open_for_other_half(id.generation, &stored.sealed_for_other_half)?;
-    Some(Minted { token: Token { value, id, found: true }, expires_in: None })
+    Some(stored_token(value, id))
 }
 
-pub(super) fn not_yet(wait: Duration, why: Later) -> NoTurn {
-    match why {
-        Later::RejectedOnce => NoTurn {
-            trouble: Some(Trouble::RejectedOnce),
-            ..later(wait, "ThingSpace rejected the application once; it is tried again")
-        },
-        Later::Rejected => NoTurn {
-            fault: Fault { what: What::Rejected, pace: Pace::RECHECK },
-            trouble: Some(Trouble::Rejected),
-        },
-        Later::Unanswered => later(wait, "the last login had no answer"),
-        Later::Superseded => later(wait, "other replicas log in with newer credentials"),
-    }
-}
-
-fn later(wait: Duration, reason: &str) -> NoTurn {
-    let what = What::Later(reason.to_owned(), Instant::now() + wait);
-    NoTurn { fault: Fault { what, pace: Pace::RECHECK }, trouble: None }
-}
-
-impl From<StoreError> for NoTurn {
-    fn from(error: StoreError) -> Self {
-        let (what, trouble) = match error {
-            StoreError::Corrupt(why) => (What::Stopped, Some(Trouble::Unreadable(why))),
-            error => (What::Store(error), None),
-        };
-        Self { fault: Fault { what, pace: Pace::RECHECK }, trouble }
-    }
+fn stored_token(value: HeaderValue, id: TokenId) -> Token {
+    Token { value, id, found: true, expires_in: None }
 }

@@ -74,7 +74,8 @@ async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
     let (name, mut standing) = world.client.standings().next().unwrap();
     assert_eq!(name, "test");
     let said = standing.wait_for(|standing| !standing.healthy).await.unwrap().clone();
-    let advice = "log in once elsewhere with the right password, then run `thingspace-gateway unblock test --force`";
+    let advice = "log in once elsewhere with the right password, then run `thingspace-gateway \
+                  unblock test --force`";
     assert!(said.sentence.contains(advice), "{said:?}");
     assert!(world.client.unblock("another", UnblockMode::Retry).await.is_none());
     assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);

@@ -111,7 +111,7 @@ async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
     let failing = What::Unavailable { retry_after: None };
     world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, failing));
     for _ in 0..3 {
-        let asked = world.client.request_status(&account(), &request, Purpose::Elsewhere).await;
+        let asked = world.client.request_status(&account(), &request, Purpose::External).await;
         assert!(matches!(asked, Err(Error::Ambiguous { .. })), "{asked:?}");
     }
     assert_eq!(world.client.hosts()[0].left_alone, None);
@@ -122,7 +122,7 @@ async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
     }
     tokio::time::sleep(world.wait()).await;
     let [polls, _, _, lists] = world.calls();
-    let asked = world.client.request_status(&account(), &request, Purpose::Elsewhere).await;
+    let asked = world.client.request_status(&account(), &request, Purpose::External).await;
     assert!(asked.is_err());
     let [polls_after, _, _, lists_after] = world.calls();
     assert_eq!(lists_after, lists + 1, "the breaker's own probe went first");

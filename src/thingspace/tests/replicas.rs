@@ -11,7 +11,7 @@ use super::*;
 use crate::store::{
     CellName, Entry, Followed, LogName, Position, StoreError, Swap, Version, Versioned,
 };
-use crate::thingspace::Standing;
+use crate::thingspace::LoginStanding;
 
 /// A store that others may use as well, over the network.
 #[derive(Debug)]
@@ -161,7 +161,8 @@ async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
         outcome = pair.first.poll(&request) => panic!("{outcome:?}"),
         () = pair.first.arrived(Endpoint::Login) => {}
     }
-    let waits = |told: &Standing| told.sentence.contains("another gateway's login is unanswered");
+    let waits =
+        |told: &LoginStanding| told.sentence.contains("another gateway's login is unanswered");
     let told =
         tokio::time::timeout(PATIENCE, standing.wait_for(waits)).await.unwrap().unwrap().clone();
     assert!(told.healthy, "{told:?}");

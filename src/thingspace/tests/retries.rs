@@ -2,7 +2,7 @@
 
 use tokio::time::{Instant, timeout};
 
-use super::{super::Standing, *};
+use super::{super::LoginStanding, *};
 
 /// What passes, for calls without effect.
 fn passing() -> [What; 8] {
@@ -129,7 +129,8 @@ async fn one_rejected_token_request_is_no_rejection_of_the_credentials() {
     let mut standing = world.client.standings().next().unwrap().1;
     timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
     let told = tokio::spawn(async move {
-        let rejected = |said: &Standing| !said.healthy && said.sentence.contains("application");
+        let rejected =
+            |said: &LoginStanding| !said.healthy && said.sentence.contains("application");
         timeout(PATIENCE, standing.wait_for(rejected)).await.is_ok()
     });
     world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, unauthorized()));

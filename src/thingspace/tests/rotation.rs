@@ -153,7 +153,7 @@ async fn a_closed_guard_is_told_while_a_session_still_works() {
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == rejected).await;
     }
     world.write("password", "simulator-password");
-    let stopped = |said: &super::super::Standing| {
+    let stopped = |said: &super::super::LoginStanding| {
         !said.healthy
             && said.sentence.contains("unblock test --force")
             && said.sentence.ends_with("The current session still works")

@@ -315,7 +315,7 @@ async fn requests_placed_elsewhere_get_their_share_and_no_more() {
         }
     }));
     let lookups = (0..10).map(|_| async {
-        let asked = world.client.request_status(&account, &elsewhere, Purpose::Elsewhere).await;
+        let asked = world.client.request_status(&account, &elsewhere, Purpose::External).await;
         found(asked.map(|(lookup, _)| lookup));
     });
     tokio::select! {

@@ -90,7 +90,7 @@ impl Resolver {
         let Some(served) = parsed else {
             return Err(format!("there are no credentials for account {account}"));
         };
-        let asked = self.client.request_status(&served, request, Purpose::Elsewhere);
+        let asked = self.client.request_status(&served, request, Purpose::External);
         let cannot = |why: &dyn Display| {
             format!("ThingSpace cannot be asked about request {request}: {why}")
         };

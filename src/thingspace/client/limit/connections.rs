@@ -1,136 +1,130 @@
-//! Who uses how many connections: one pool for all sets of credentials. A call has a connection for
-//! itself.
+//! The pool of connections that all sets of credentials share. Each call has a connection of its
+//! own.
 //!
 //! Every set has an equal part of `max_connections`. Of its part, a quarter each is reserved for
-//! orders, status queries and polls, and a sixteenth for requests that were placed elsewhere. What
-//! remains of all parts is common to orders, queries and polls. A set that holds its part of the
-//! common connections gets no more while another set waits that does not. So calls that hang,
-//! however long, stop neither other classes nor other sets. Token requests, logins and probes of
-//! the breaker are not counted: of each there is one at a time.
+//! orders, status queries and polls, and a sixteenth for status queries about external requests.
+//! The rest of all parts is common to orders, status queries and polls. A set that has its part of
+//! the common connections gets no more while another set waits that has not. So calls that hang
+//! delay neither other classes nor other sets. Token requests, logins and probes of the breaker are
+//! not counted: there is one of each at a time.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Notify, futures::Notified};
 
-use super::queue::Class;
+use super::queue::{CLASSES, Class};
+use crate::lock::lock;
 
-/// Parts of a set's part that are reserved: for each of three classes, and for requests placed
-/// elsewhere.
+/// The reserved fractions of a set's part: for each of three classes, and for external requests.
 const RESERVED: usize = 4;
-const RESERVED_ELSEWHERE: usize = 16;
-
-const CLASSES: usize = 4;
+const RESERVED_EXTERNAL: usize = 16;
 
 #[derive(Debug)]
-pub(crate) struct Connections {
-    state: Mutex<State>,
+pub(in crate::thingspace::client) struct ConnectionPool {
+    state: Mutex<PoolState>,
     freed: Notify,
 }
 
-/// Knows no waiting.
 #[derive(Debug)]
-struct State {
+struct PoolState {
     /// For each class of each set.
-    reserved: [usize; CLASSES],
+    reserved: [usize; CLASSES.len()],
     common: usize,
-    /// Of the common connections, the part of one set.
+    /// The part of one set in the common connections.
     common_part: usize,
-    sets: Vec<Held>,
+    sets: Vec<SetUsage>,
 }
 
-/// What a set of credentials holds.
+/// The connections in use by a set of credentials.
 #[derive(Debug, Clone, Copy, Default)]
-struct Held {
-    reserved: [usize; CLASSES],
+struct SetUsage {
+    reserved: [usize; CLASSES.len()],
     common: usize,
     /// A call of this set found no connection.
     waits: bool,
 }
 
-/// The right to use one connection, as long as it lives.
+/// The right to use one connection until it is dropped.
 #[derive(Debug)]
-pub(super) struct Connection {
-    pool: Arc<Connections>,
+pub(super) struct ConnectionPermit {
+    pool: Arc<ConnectionPool>,
     set: usize,
-    from: From,
+    origin: PoolShare,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum From {
+enum PoolShare {
     Reserved(Class),
     Common,
 }
 
-impl Connections {
-    pub(crate) fn new(most: usize, sets: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::new(State::new(most, sets.max(1))), freed: Notify::new() })
+impl ConnectionPool {
+    pub(in crate::thingspace::client) fn new(connections: usize, sets: usize) -> Arc<Self> {
+        let state = Mutex::new(PoolState::new(connections, sets.max(1)));
+        Arc::new(Self { state, freed: Notify::new() })
     }
 
-    /// Now or never.
-    pub(super) fn take(self: &Arc<Self>, set: usize, class: Class) -> Option<Connection> {
-        let from = self.lock().take(set, class)?;
-        Some(Connection { pool: Arc::clone(self), set, from })
+    /// Does not wait.
+    pub(super) fn take(self: &Arc<Self>, set: usize, class: Class) -> Option<ConnectionPermit> {
+        let origin = lock(&self.state).take(set, class)?;
+        Some(ConnectionPermit { pool: Arc::clone(self), set, origin })
     }
 
-    /// Says whether a set waits for a connection, which others have to consider.
+    /// Notes whether a set waits for a connection, which limits the other sets.
     pub(super) fn set_waits(&self, set: usize, waits: bool) {
-        let waited = std::mem::replace(&mut self.lock().sets[set].waits, waits);
+        let waited = std::mem::replace(&mut lock(&self.state).sets[set].waits, waits);
         if waited && !waits {
             self.freed.notify_waiters();
         }
     }
 
-    /// A connection may be had that could not be had before. Counts from the call on.
+    /// Waits until another connection may be available. Counts from this call on.
     pub(super) fn freed(&self) -> Notified<'_> {
         self.freed.notified()
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl Drop for Connection {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.pool.lock().give_back(self.set, self.from);
+        lock(&self.pool.state).give_back(self.set, self.origin);
         self.pool.freed.notify_waiters();
     }
 }
 
-impl State {
-    fn new(most: usize, sets: usize) -> Self {
-        let part = most / sets;
-        let (reserved, elsewhere) = ((part / RESERVED).max(1), (part / RESERVED_ELSEWHERE).max(1));
-        let reserved = [reserved, reserved, reserved, elsewhere];
-        let common = most.saturating_sub(sets * reserved.iter().sum::<usize>());
+impl PoolState {
+    fn new(connections: usize, sets: usize) -> Self {
+        let part = connections / sets;
+        let (reserved, external) = ((part / RESERVED).max(1), (part / RESERVED_EXTERNAL).max(1));
+        let reserved = [reserved, reserved, reserved, external];
+        let common = connections.saturating_sub(sets * reserved.iter().sum::<usize>());
         let common_part = common.div_ceil(sets);
-        Self { reserved, common, common_part, sets: vec![Held::default(); sets] }
+        Self { reserved, common, common_part, sets: vec![SetUsage::default(); sets] }
     }
 
-    fn take(&mut self, set: usize, class: Class) -> Option<From> {
-        let at = class as usize;
-        let held = self.sets[set];
-        if held.reserved[at] < self.reserved[at] {
-            self.sets[set].reserved[at] += 1;
-            return Some(From::Reserved(class));
+    fn take(&mut self, set: usize, class: Class) -> Option<PoolShare> {
+        let index = class as usize;
+        let usage = self.sets[set];
+        if usage.reserved[index] < self.reserved[index] {
+            self.sets[set].reserved[index] += 1;
+            return Some(PoolShare::Reserved(class));
         }
-        let used: usize = self.sets.iter().map(|held| held.common).sum();
-        if class == Class::Elsewhere || used >= self.common {
+        let used: usize = self.sets.iter().map(|usage| usage.common).sum();
+        if class == Class::External || used >= self.common {
             return None;
         }
-        let entitled = |held: &Held| held.common < self.common_part;
+        let entitled = |usage: &SetUsage| usage.common < self.common_part;
         let mut others = self.sets.iter().enumerate().filter(|(other, _)| *other != set);
-        if !entitled(&held) && others.any(|(_, other)| other.waits && entitled(other)) {
+        if !entitled(&usage) && others.any(|(_, other)| other.waits && entitled(other)) {
             return None;
         }
         self.sets[set].common += 1;
-        Some(From::Common)
+        Some(PoolShare::Common)
     }
 
-    fn give_back(&mut self, set: usize, from: From) {
-        match from {
-            From::Reserved(class) => self.sets[set].reserved[class as usize] -= 1,
-            From::Common => self.sets[set].common -= 1,
+    fn give_back(&mut self, set: usize, origin: PoolShare) {
+        match origin {
+            PoolShare::Reserved(class) => self.sets[set].reserved[class as usize] -= 1,
+            PoolShare::Common => self.sets[set].common -= 1,
         }
     }
 }

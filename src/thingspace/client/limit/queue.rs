@@ -1,54 +1,58 @@
-//! Who is next: the waiting calls of one set of credentials. Knows no clock and no connection.
+//! The waiting calls of one set of credentials, and which of them is next. Uses no clock and no
+//! connection.
 //!
-//! Each class but orders has a guaranteed share of the turns. A class earns its share with every
-//! turn that is taken, up to [`MAX_CREDIT`], so that it cannot save up while it is idle. A class
-//! that has earned a whole turn goes first; without such a class, the first class in the order of
-//! [`Class`] goes. Within a class accounts take turns.
+//! Each class except orders has a guaranteed share of the permits. A class earns its share with
+//! every permit that is issued, up to [`MAX_CREDIT`], so an idle class saves up little. A class
+//! that has earned a whole permit goes first. If there is none, the first class in the order of
+//! [`Class`] goes. Within a class the accounts alternate.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap, VecDeque},
+};
 
 use crate::identity::AccountName;
 
-/// Calls of one class that may wait, for each account.
+/// Waiting calls of one class and one account, at most.
 pub(super) const MAX_WAITING: usize = 4_096;
 
-/// One turn, in the unit of [`Class::share`].
-const TURN: u32 = 100;
+/// One permit, in the unit of [`Class::share`].
+const PERMIT: u32 = 100;
 
-/// What a class may have earned at most: one turn, and one more for the time that other classes go
-/// before it.
-const MAX_CREDIT: u32 = 2 * TURN;
+/// What a class may have earned at most: one permit, and one more while other classes go first.
+const MAX_CREDIT: u32 = 2 * PERMIT;
 
-const CLASSES: [Class; 4] = [Class::Order, Class::Query, Class::Poll, Class::Elsewhere];
+pub(super) const CLASSES: [Class; 4] = [Class::Order, Class::Query, Class::Poll, Class::External];
 
-/// What a call is made for. Turns that no share guarantees go to the first of these that waits.
+/// The kinds of calls. Permits that are not part of a guaranteed share go to the first of these
+/// that waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Class {
+pub(in crate::thingspace::client) enum Class {
     Order,
-    /// A caller asks for the status of a request that was placed here.
+    /// A caller's status query about a request of this gateway.
     Query,
     Poll,
-    /// A caller asks for the status of a request that was placed elsewhere.
-    Elsewhere,
+    /// A status query about an external request.
+    External,
 }
 
 impl Class {
-    /// The guaranteed part of the turns, in per cent.
+    /// The guaranteed share of the permits, in per cent.
     fn share(self) -> u32 {
         match self {
             Self::Order => 0,
             Self::Query => 10,
             Self::Poll => 30,
-            Self::Elsewhere => 5,
+            Self::External => 5,
         }
     }
 }
 
-/// A place in the queue.
+/// Identifies a waiting call.
 #[derive(Debug, Clone)]
 pub(super) struct Ticket {
     class: Class,
-    /// `None`: before all accounts.
+    /// `None`: ahead of all accounts.
     account: Option<AccountName>,
     number: u64,
 }
@@ -60,13 +64,13 @@ pub(super) struct Queue<T> {
     tickets: u64,
 }
 
-/// The calls of one class, oldest first.
+/// The waiting calls of one class, oldest first.
 #[derive(Debug)]
 struct Lanes<T> {
-    /// Calls that go before all accounts.
+    /// Calls ahead of all accounts.
     first: BTreeMap<u64, T>,
     accounts: HashMap<AccountName, BTreeMap<u64, T>>,
-    /// The accounts that wait, in the order of their turns.
+    /// The accounts with waiting calls; the next one at the front.
     order: VecDeque<AccountName>,
 }
 
@@ -79,9 +83,9 @@ impl<T> Queue<T> {
         }
     }
 
-    /// `None`: too many calls wait already.
+    /// Adds a call. `None`: too many wait.
     pub(super) fn push(&mut self, class: Class, account: &AccountName, call: T) -> Option<Ticket> {
-        let number = self.ticket();
+        let number = self.next_number();
         let lanes = &mut self.classes[class as usize];
         if lanes.waiting(account) >= MAX_WAITING {
             return None;
@@ -93,19 +97,20 @@ impl<T> Queue<T> {
         Some(Ticket { class, account: Some(account.clone()), number })
     }
 
-    /// Before all that wait in this class. Only for calls whose number is bounded elsewhere.
+    /// Adds a call ahead of all others of its class. Only for calls whose number is limited
+    /// elsewhere.
     pub(super) fn push_first(&mut self, class: Class, call: T) -> Ticket {
-        let number = self.ticket();
+        let number = self.next_number();
         self.classes[class as usize].first.insert(number, call);
         Ticket { class, account: None, number }
     }
 
-    /// Gives a place up. Nothing happens if its turn has come.
+    /// Removes a call, unless it has got its permit.
     pub(super) fn remove(&mut self, ticket: &Ticket) {
         self.classes[ticket.class as usize].remove(ticket);
     }
 
-    /// Takes the next call, of the first class that gets a connection.
+    /// Takes the next call of the first class that gets a connection.
     pub(super) fn take<C>(
         &mut self,
         mut connect: impl FnMut(Class) -> Option<C>,
@@ -113,7 +118,7 @@ impl<T> Queue<T> {
         let mut waiting: Vec<_> = self.waiting_classes().collect();
         waiting.sort_by_key(|class| {
             let credit = self.credits[*class as usize];
-            (std::cmp::Reverse(if credit >= TURN { credit } else { 0 }), *class)
+            (Reverse(if credit >= PERMIT { credit } else { 0 }), *class)
         });
         let (class, connection) = waiting
             .into_iter()
@@ -123,20 +128,20 @@ impl<T> Queue<T> {
             *credit = (*credit + class.share()).min(MAX_CREDIT);
         }
         let credit = &mut self.credits[class as usize];
-        *credit = credit.saturating_sub(TURN);
+        *credit = credit.saturating_sub(PERMIT);
         Some((call, class, connection))
     }
 
-    /// How many turns a call that came now would wait, if no others came.
-    pub(super) fn turns_before(&self, class: Class, account: &AccountName) -> u64 {
+    /// Returns how many permits a new call would wait for if no more calls came.
+    pub(super) fn permits_before(&self, class: Class, account: &AccountName) -> u64 {
         let before = self.classes[class as usize].before(account) as u64;
         let others = self.waiting_classes().filter(|other| *other != class);
         let share = match class {
-            // Orders wait for nothing but the shares of others.
-            Class::Order => TURN - others.map(Class::share).sum::<u32>(),
-            Class::Query | Class::Poll | Class::Elsewhere => class.share(),
+            // Orders wait only for the shares of the other classes.
+            Class::Order => PERMIT - others.map(Class::share).sum::<u32>(),
+            Class::Query | Class::Poll | Class::External => class.share(),
         };
-        before * u64::from(TURN) / u64::from(share)
+        before * u64::from(PERMIT) / u64::from(share)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -147,12 +152,11 @@ impl<T> Queue<T> {
         CLASSES.into_iter().filter(|class| !self.classes[*class as usize].is_empty())
     }
 
-    fn ticket(&mut self) -> u64 {
+    fn next_number(&mut self) -> u64 {
         self.tickets += 1;
         self.tickets
     }
 }
-
 impl<T> Lanes<T> {
     fn new() -> Self {
         Self { first: BTreeMap::new(), accounts: HashMap::new(), order: VecDeque::new() }

@@ -1,4 +1,4 @@
-//! The rate of calls of one set of credentials, by the generic cell rate algorithm. Knows no clock.
+//! The rate of calls of one set of credentials, by the generic cell rate algorithm. Uses no clock.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::time::Instant;
 /// Calls that may follow each other at once after a pause.
 pub(super) const BURST: u32 = 3;
 
-/// Timers are late by up to a few milliseconds: what became due meanwhile may be made up for at
-/// once. It matters only where more than [`BURST`] calls become due in that time.
+/// Timers are late by up to a few milliseconds. Calls that became due meanwhile may begin at once.
+/// This matters only if more than [`BURST`] calls become due in that time.
 const TIMER: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Rate {
     interval: Duration,
-    /// When all turns that were taken are paid for.
+    /// When the rate allows the next call without a burst.
     due: Instant,
 }
 
@@ -27,7 +27,7 @@ impl Rate {
         self.interval
     }
 
-    /// How long the next turn has to wait.
+    /// Returns how long the next call has to wait.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         let ahead = (self.interval * BURST).max(TIMER);
         (self.due.max(now) + self.interval).saturating_duration_since(now + ahead)
@@ -37,7 +37,7 @@ impl Rate {
         self.due = self.due.max(now) + self.interval;
     }
 
-    /// A turn was not used.
+    /// Returns a call's share that was not used.
     pub(super) fn give_back(&mut self) {
         self.due -= self.interval;
     }
@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes turns at these pauses wherever one may be taken, and says when.
+    /// Begins calls after these pauses as soon as the rate allows. Returns when each began.
     fn taken(per_second: u32, pauses: &[u64]) -> Vec<Duration> {
         let began = Instant::now();
         let (mut rate, mut now) = (Rate::new(per_second.try_into().unwrap(), began), began);
@@ -65,7 +65,10 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         #[test]
         fn no_second_has_more_than_the_rate_and_a_burst(
@@ -74,17 +77,22 @@ mod tests {
         ) {
             let taken = taken(per_second, &pauses);
             for (at, first) in taken.iter().enumerate() {
-                let within = taken[at..].iter().take_while(|time| **time < *first + Duration::from_secs(1));
+                let end = *first + Duration::from_secs(1);
+                let within = taken[at..].iter().take_while(|time| **time < end);
                 prop_assert!(within.count() <= (per_second + BURST) as usize);
             }
         }
 
         #[test]
-        fn whoever_takes_every_turn_gets_the_rate(per_second in 1_u32..10_000, seconds in 1_u32..10) {
+        fn a_caller_that_never_pauses_gets_the_rate(
+            per_second in 1_u32..10_000,
+            seconds in 1_u32..10,
+        ) {
             let steps = vec![5; 200 * seconds as usize];
             let expected = per_second * seconds;
             let taken = u32::try_from(taken(per_second, &steps).len()).unwrap();
-            prop_assert!(taken >= expected && taken <= expected + BURST + per_second / 50, "{taken}");
+            let most = expected + BURST + per_second / 50;
+            prop_assert!(taken >= expected && taken <= most, "{taken}");
         }
     }
 }

@@ -1,16 +1,19 @@
-//! Guards that went back: what a process remembers, or an earlier release wrote, is brought
-//! together with what the store holds.
+//! Merges what a process remembers, or an earlier release wrote, with what the store has.
 
-use super::{COUNTED, DERIVATION, Terms, settled};
+use super::{COUNT_LIMIT, DERIVATION, GuardSettings, settled};
 use crate::proto::storage::{Guard, GuardCandidate};
 
-/// What is to be stored if the store has forgotten something that this process remembers; `None`:
+/// Returns the guard to store if the store has lost something that this process remembers; `None`:
 /// it has not.
 ///
-/// The store may also have forgotten attempts of other processes, which this one does not know, so
-/// a guard that locks is closed: an operator has to log in elsewhere first. The tokens are kept.
-pub(crate) fn merged(held: Option<&Guard>, remembered: &Guard, terms: &Terms) -> Option<Guard> {
-    let mut guard = settled(remembered.clone(), terms);
+/// The store may also have lost attempts of other processes, which this one does not know. So the
+/// guard of a user stops all logins until an operator has logged in elsewhere. The tokens are kept.
+pub(in crate::thingspace::login) fn merged(
+    held: Option<&Guard>,
+    remembered: &Guard,
+    settings: &GuardSettings,
+) -> Option<Guard> {
+    let mut guard = settled(remembered.clone(), settings);
     if let Some(held) = held {
         if (held.resets, held.counted()) >= (remembered.resets, remembered.counted()) {
             return None;
@@ -23,21 +26,20 @@ pub(crate) fn merged(held: Option<&Guard>, remembered: &Guard, terms: &Terms) ->
             let newer = newer.unwrap_or(theirs).clone();
             guard.put(GuardCandidate { strikes, ..newer });
         }
-        // An operator may have cleared the count of the store that forgot.
+        // An operator may have used `--force` since.
         guard.forced |= held.forced;
         if !held.accepted_last.is_empty() {
             guard.accepted_last.clone_from(&held.accepted_last);
         }
     }
-    if terms.locks {
-        guard.rejections = guard.rejections.max(COUNTED);
+    if settings.locks {
+        guard.rejections = guard.rejections.max(COUNT_LIMIT);
     }
     Some(guard)
 }
 
-/// The same guard, with the fingerprint of a secret as it is derived now in place of an earlier
-/// one.
-pub(crate) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
+/// Returns the guard with a secret's present fingerprint in place of an earlier one.
+pub(in crate::thingspace::login) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
     if guard.accepted_last == earlier {
         guard.accepted_last = now.to_vec();
     }
@@ -47,7 +49,7 @@ pub(crate) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
     if let Some(index) = guard.candidates.iter().position(|of| of.fingerprint == earlier) {
         let old = guard.candidates.remove(index);
         let new = guard.candidate(now).cloned();
-        // A replica of an earlier release may have added to it meanwhile.
+        // A replica of an earlier release may have added to the old one meanwhile.
         let strikes = new.as_ref().map_or(0, |new| new.strikes).saturating_add(old.strikes);
         let newer = new.filter(|new| new.generation >= old.generation).unwrap_or(old);
         let fingerprint = now.to_vec();

@@ -6,7 +6,7 @@ fn account(number: usize) -> AccountName {
     AccountName::parse(&format!("{number:010}-00001")).unwrap()
 }
 
-/// So many calls of one account in each class.
+/// A queue with so many calls of one account in each class.
 fn queue(waiting: [usize; 4]) -> Queue<Class> {
     let mut queue = Queue::new();
     for (class, count) in CLASSES.into_iter().zip(waiting) {
@@ -21,9 +21,9 @@ fn take<T>(queue: &mut Queue<T>) -> Option<T> {
     queue.take(|_| Some(())).map(|(call, _, ())| call)
 }
 
-/// What each class gets of the turns, in queues that never run dry.
+/// The share of each class in queues that are never empty.
 #[test]
-fn shares_of_the_turns() {
+fn shares_of_the_permits() {
     const MANY: usize = 200;
     let table = [
         ([MANY; 4], [55, 10, 30, 5]),
@@ -49,7 +49,7 @@ fn shares_of_the_turns() {
     }
 }
 
-/// A class that was idle gets at most two turns at once.
+/// A class that was idle gets at most two permits in a row.
 #[test]
 fn an_idle_class_saves_nothing_up() {
     let mut queue = queue([1_000, 0, 0, 0]);
@@ -57,10 +57,10 @@ fn an_idle_class_saves_nothing_up() {
         take(&mut queue).unwrap();
     }
     for _ in 0..100 {
-        queue.push(Class::Elsewhere, &account(0), Class::Elsewhere).unwrap();
+        queue.push(Class::External, &account(0), Class::External).unwrap();
     }
     let taken: Vec<_> = (0..100).filter_map(|_| take(&mut queue)).collect();
-    let elsewhere = taken.iter().filter(|class| **class == Class::Elsewhere).count();
+    let elsewhere = taken.iter().filter(|class| **class == Class::External).count();
     assert!((4..=7).contains(&elsewhere), "{elsewhere}");
 }
 
@@ -72,7 +72,7 @@ fn a_class_without_a_connection_is_passed_over() {
         let taken =
             queue.take(|class| (class != Class::Order && class != Class::Poll).then_some(()));
         assert!(
-            taken.is_some_and(|(_, class, ())| matches!(class, Class::Query | Class::Elsewhere))
+            taken.is_some_and(|(_, class, ())| matches!(class, Class::Query | Class::External))
         );
     }
     assert!(queue.take(|class| (class == Class::Query).then_some(())).is_none());
@@ -115,7 +115,7 @@ fn one_account_fills_its_own_queue_and_no_other() {
 #[derive(Debug, Clone)]
 enum Step {
     Push(Class, usize),
-    /// The caller of the `n`th call that waits gives up.
+    /// The caller of the `n`th waiting call gives up.
     Remove(usize),
     Take,
 }
@@ -132,15 +132,16 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Each call that was not given up gets exactly one turn, those of one class and account in the
-    /// order in which they came.
+    /// Each call that was not given up gets exactly one permit. Calls of one class and account get
+    /// them in their order.
     #[test]
     fn each_call_gets_one_turn(steps in proptest::collection::vec(step(), 1..300)) {
         let mut queue = Queue::new();
         let (mut waiting, mut count) = (Vec::<(Ticket, Class, usize, usize)>::new(), 0);
         let check = |queue: &mut Queue<usize>, waiting: &mut Vec<(Ticket, Class, usize, usize)>| {
             let Some(taken) = take(queue) else { return waiting.is_empty() };
-            let Some(at) = waiting.iter().position(|(_, _, _, call)| *call == taken) else { return false };
+            let place = waiting.iter().position(|(_, _, _, call)| *call == taken);
+            let Some(at) = place else { return false };
             let (_, class, account, _) = waiting[at].clone();
             let before = waiting[..at].iter().any(|(_, c, a, _)| (*c, *a) == (class, account));
             waiting.remove(at);
@@ -150,7 +151,8 @@ proptest! {
             match step {
                 Step::Push(class, of) => {
                     count += 1;
-                    waiting.push((queue.push(class, &account(of), count).unwrap(), class, of, count));
+                    let ticket = queue.push(class, &account(of), count).unwrap();
+                    waiting.push((ticket, class, of, count));
                 }
                 Step::Remove(at) if !waiting.is_empty() => {
                     let (ticket, ..) = waiting.remove(at % waiting.len());
@@ -166,18 +168,21 @@ proptest! {
         }
     }
 
-    /// Whatever else waits, a call is not passed over more often than its class's share and its
-    /// account's turn allow, and the estimate says so.
+    /// A call waits for no more permits than the share of its class and the accounts before it
+    /// allow, and not longer than the estimate.
     #[test]
     fn no_call_starves(
-        waiting in proptest::collection::vec((proptest::sample::select(&CLASSES), 0_usize..4, 0_usize..50), 0..12),
+        waiting in proptest::collection::vec(
+            (proptest::sample::select(&CLASSES), 0_usize..4, 0_usize..50),
+            0..12,
+        ),
         class in proptest::sample::select(&CLASSES),
     ) {
         let mut queue = Queue::new();
         for (class, of, count) in waiting {
             (0..count).for_each(|_| drop(queue.push(class, &account(of), false).unwrap()));
         }
-        let estimate = queue.turns_before(class, &account(9));
+        let estimate = queue.permits_before(class, &account(9));
         queue.push(class, &account(9), true).unwrap();
         let mut turns = 0;
         // All other classes always have more.
@@ -187,10 +192,10 @@ proptest! {
                 queue.push(other, &account(0), false).unwrap();
             }
         }
-        // One turn of the class itself, after those before it.
+        // One permit of its own class, after those before it.
         let worst = match class {
             Class::Order => estimate * 100 / 55 + 10,
-            _ => estimate + u64::from(TURN / class.share()) + 10,
+            _ => estimate + u64::from(PERMIT / class.share()) + 10,
         };
         prop_assert!(turns <= worst, "{turns} turns, {estimate} estimated");
     }

@@ -1,4 +1,4 @@
-//! What a guard remembers, what it becomes where the store forgot it, and its stored bytes.
+//! What a guard remembers, how it is restored after a store loss, and its stored bytes.
 
 use prost::Message;
 
@@ -6,107 +6,117 @@ use super::*;
 
 #[test]
 fn a_guard_that_the_store_lost_is_closed_until_an_operator_has_logged_in() {
-    let lost = Look { lost: true, ..look(None, LONG) };
-    assert_eq!(next(lost, &by("a", 1), &terms()), Step::Stopped(Stopped::Lost));
+    let lost = Observation { lost: true, ..look(None, LONG) };
+    assert_eq!(next(&lost, &by("a", 1), &settings()), GuardDecision::Stopped(Stopped::CountLost));
     assert_eq!(
-        (unblocked(lost, &[1], UnblockMode::Retry, &terms()), counted(lost)),
-        (Err(UnblockRefusal::LastAttempt), COUNTED)
+        (unblocked(&lost, &[1], UnblockMode::Retry, &settings()), counted(&lost)),
+        (Err(UnblockRefusal::LastAttempt), COUNT_LIMIT)
     );
-    let guard = unblocked(lost, &[1], UnblockMode::LoggedIn, &terms()).unwrap().unwrap();
+    let guard = unblocked(&lost, &[1], UnblockMode::LoggedIn, &settings()).unwrap().unwrap();
     assert_eq!(guard.rejections, 1);
-    let held = Look { lost: true, ..look(Some(&guard), LONG) };
-    assert!(matches!(next(held, &by("a", 1), &terms()), Step::Claim(_)));
-    let client = Terms { locks: false, ..terms() };
-    assert!(matches!(next(lost, &by("a", 1), &client), Step::Claim(_)), "it locks nobody");
+    let held = Observation { lost: true, ..look(Some(&guard), LONG) };
+    assert!(matches!(next(&held, &by("a", 1), &settings()), GuardDecision::Claim(_)));
+    let client = GuardSettings { locks: false, ..settings() };
+    assert!(
+        matches!(next(&lost, &by("a", 1), &client), GuardDecision::Claim(_)),
+        "it locks nobody"
+    );
 }
 
 #[test]
 fn what_the_store_forgot_is_written_back() {
-    let mut told = known();
-    told.attempt(1, &Report::Rejected);
-    let remembered = told.guard.clone().unwrap();
-    assert_eq!(merged(Some(&remembered), &remembered, &terms()), None);
+    let mut case = known();
+    case.rejected(1);
+    let remembered = case.guard.clone().unwrap();
+    assert_eq!(merged(Some(&remembered), &remembered, &settings()), None);
     // Other processes may have made attempts that this one does not know.
-    let back = merged(None, &remembered, &terms()).unwrap();
+    let back = merged(None, &remembered, &settings()).unwrap();
     assert_eq!(
-        next(look(Some(&back), LONG), &by("a", 0), &terms()),
-        Step::Stopped(Stopped::Closed)
+        next(&look(Some(&back), LONG), &by("a", 0), &settings()),
+        GuardDecision::Stopped(Stopped::CountLimit)
     );
     assert_eq!(back.candidates, remembered.candidates);
     // A token request locks nobody.
-    assert!(!merged(None, &remembered, &Terms { locks: false, ..terms() }).unwrap().is_closed());
-    told.attempt(1, &Report::Rejected).attempt(2, &Report::Rejected);
-    let remembered = told.guard.clone().unwrap();
-    // An attempt was under way: nobody knows its outcome.
-    told.claim(3);
-    let back = merged(None, told.guard.as_ref().unwrap(), &terms()).unwrap();
-    assert_eq!((back.rejections, back.attempt.is_none()), (COUNTED, true));
-    // A fresh process found nothing and has made an attempt since.
-    let mut fresh = Told::default();
-    fresh.attempt(1, &Report::Rejected);
-    let back = merged(fresh.guard.as_ref(), &remembered, &terms()).unwrap();
-    assert!(back.is_closed() && back.candidate(&[1]).unwrap().strikes > STRIKES, "{back:?}");
+    assert!(
+        !merged(None, &remembered, &GuardSettings { locks: false, ..settings() })
+            .unwrap()
+            .is_at_limit()
+    );
+    case.rejected(1).rejected(2);
+    let remembered = case.guard.clone().unwrap();
+    // An attempt was in progress, with an unknown outcome.
+    case.claim(3);
+    let back = merged(None, case.guard.as_ref().unwrap(), &settings()).unwrap();
+    assert_eq!((back.rejections, back.attempt.is_none()), (COUNT_LIMIT, true));
+    // A new process found no guard, and has made an attempt since.
+    let mut fresh = Scenario::default();
+    fresh.rejected(1);
+    let back = merged(fresh.guard.as_ref(), &remembered, &settings()).unwrap();
+    assert!(
+        back.is_at_limit() && back.candidate(&[1]).unwrap().strikes > REJECTIONS_LIMIT,
+        "{back:?}"
+    );
     assert_eq!(back.accepted_last, [0]);
-    // What is newer stays, although it counts less.
-    told = known();
-    told.attempt(0, &accepted());
-    assert_eq!(merged(told.guard.as_ref(), &remembered, &terms()), None);
+    // A newer guard stays, although its count is lower.
+    case = known();
+    case.accepted(0);
+    assert_eq!(merged(case.guard.as_ref(), &remembered, &settings()), None);
 }
 
 #[test]
 fn a_fingerprint_of_an_earlier_release_is_recognised() {
-    let mut told = known();
-    told.attempt(1, &Report::Rejected).attempt(1, &Report::Rejected);
-    let now = renamed(told.guard.clone().unwrap(), &[1], &[101]);
+    let mut case = known();
+    case.rejected(1).rejected(1);
+    let now = renamed(case.guard.clone().unwrap(), &[1], &[101]);
     assert_eq!(
-        next(look(Some(&now), LONG), &by("a", 101), &terms()),
-        Step::Stopped(Stopped::Strikes)
+        next(&look(Some(&now), LONG), &by("a", 101), &settings()),
+        GuardDecision::Stopped(Stopped::Rejected)
     );
     assert_eq!(now.candidate(&[1]), None);
-    let now = renamed(told.guard.clone().unwrap(), &[0], &[100]);
+    let now = renamed(case.guard.clone().unwrap(), &[0], &[100]);
     assert_eq!(now.accepted_last, [100]);
     assert_eq!(now.candidate(&[100]).unwrap().sealed, [1]);
-    // A replica of the earlier release adds to its own.
-    let both =
-        renamed(report(Some(now), &by("a", 0), &Report::Rejected, &terms()).unwrap(), &[0], &[100]);
+    // A replica of the earlier release adds to the earlier fingerprint.
+    let both = renamed(
+        report(Some(now), &by("a", 0), &AttemptOutcome::Rejected, &settings()).unwrap(),
+        &[0],
+        &[100],
+    );
     assert_eq!((both.candidate(&[100]).unwrap().strikes, both.candidate(&[0])), (1, None));
 }
 
 #[test]
 fn eight_are_remembered_and_what_was_accepted_last_is_among_them() {
-    let mut told = known();
+    let mut case = known();
     for password in 1..=20 {
-        told.guard = report(told.guard.take(), &by("a", password), &Report::Rejected, &terms());
+        case.guard =
+            report(case.guard.take(), &by("a", password), &AttemptOutcome::Rejected, &settings());
     }
-    let kept: Vec<_> = told.guard.unwrap().candidates.iter().map(|of| of.fingerprint[0]).collect();
+    let kept: Vec<_> = case.guard.unwrap().candidates.iter().map(|of| of.fingerprint[0]).collect();
     assert_eq!(kept, [0, 14, 15, 16, 17, 18, 19, 20]);
 }
 
 #[test]
 fn a_token_is_stored_with_its_acceptance_and_one_that_cannot_be_read_stays() {
-    let mut told = known();
-    let token = |told: &Told| {
-        let of = told.guard.as_ref().unwrap().candidate(&[0]).unwrap().clone();
-        (
-            of.accepted,
-            of.generation,
-            Sealed { own: of.sealed, for_other_half: of.sealed_for_other_half },
-        )
+    let mut case = known();
+    let token = |case: &Scenario| {
+        let of = case.guard.as_ref().unwrap().candidate(&[0]).unwrap().clone();
+        (of.accepted, of.generation, [of.sealed, of.sealed_for_other_half])
     };
-    assert_eq!(token(&told), (true, 1, sealed(1)));
-    told.attempt(0, &Report::Rejected);
-    assert_eq!(token(&told), (true, 1, sealed(1)), "the session goes on");
-    told.attempt(0, &Report::Accepted { generation: 2, sealed: None });
-    assert_eq!(token(&told), (true, 1, sealed(1)));
-    told.attempt(0, &Report::Accepted { generation: 2, sealed: Some(sealed(2)) });
-    assert_eq!(token(&told), (true, 2, sealed(2)));
+    assert_eq!(token(&case), (true, 1, sealed(1)));
+    case.rejected(0);
+    assert_eq!(token(&case), (true, 1, sealed(1)), "the session goes on");
+    case.attempt(0, &AttemptOutcome::Accepted { generation: 2, sealed: None });
+    assert_eq!(token(&case), (true, 1, sealed(1)));
+    case.attempt(0, &AttemptOutcome::Accepted { generation: 2, sealed: Some(sealed(2)) });
+    assert_eq!(token(&case), (true, 2, sealed(2)));
 }
 
-/// The bytes of a cell as it was written once. They never change; new fields are added.
+/// The bytes of a stored cell. They never change; new fields are added.
 #[test]
 fn a_stored_guard_means_what_it_meant() {
-    const STORED: &str = "080112016e180222180a0102100118022001280130093a020a0b40014a010c50012a0101320d0a01021201611a016920e0\
-                          d403380140074801";
+    const STORED: &str = "080112016e180222180a0102100118022001280130093a020a0b40014a010c50012a0101\
+         320d0a01021201611a016920e0d403380140074801";
     let byte = |at| u8::from_str_radix(&STORED[at..at + 2], 16).unwrap();
     let stored: Vec<u8> = (0..STORED.len()).step_by(2).map(byte).collect();
     let candidate = GuardCandidate {
@@ -139,7 +149,7 @@ fn a_stored_guard_means_what_it_meant() {
         set_aside: 0,
     };
     assert_eq!(Guard::decode(&*stored), Ok(guard.clone()));
-    // With what a later release added.
+    // With a field that a later release added.
     let stored = [&*stored, &[0x50, 3]].concat();
     assert_eq!(Guard::decode(&*stored), Ok(Guard { set_aside: 3, ..guard }));
 }
@@ -147,12 +157,12 @@ fn a_stored_guard_means_what_it_meant() {
 /// Earlier releases counted some unanswered attempts in a field of its own.
 #[test]
 fn silences_of_an_earlier_release_count() {
-    let mut told = known();
-    told.guard.as_mut().unwrap().silences = 3;
-    told.attempt(1, &Report::Unanswered).stopped(2, Stopped::Closed);
-    let guard = told.guard.as_ref().unwrap();
+    let mut case = known();
+    case.guard.as_mut().unwrap().silences = 3;
+    case.unanswered(1).stopped(2, Stopped::CountLimit);
+    let guard = case.guard.as_ref().unwrap();
     assert_eq!(
-        (guard.rejections, guard.silences, counted(look(Some(guard), LONG))),
-        (1, 3, COUNTED)
+        (guard.rejections, guard.silences, counted(&look(Some(guard), LONG))),
+        (1, 3, COUNT_LIMIT)
     );
 }

@@ -1,0 +1,151 @@
+//! Why there is no token: one error for everything from the credential files to ThingSpace's
+//! answer.
+
+use std::{fmt, time::Duration};
+
+use tokio::time::Instant;
+
+use super::guard::{Delay, Stopped};
+use crate::{
+    store::StoreError,
+    thingspace::{Error, error::LEFT_ALONE},
+};
+
+/// How long a caller waits for the next renewal, at most.
+const NEXT_RENEWAL_MAX: Duration = Duration::from_secs(10);
+/// Added to that wait: other callers measure it from a moment later.
+const NEXT_RENEWAL_SLACK: Duration = Duration::from_millis(100);
+
+/// Why a renewal brought no token.
+#[derive(Debug, Clone)]
+pub(super) struct LoginError {
+    pub(super) problem: Problem,
+    /// No renewal is possible before.
+    pub(super) not_before: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Problem {
+    /// ThingSpace rejected the user or the application.
+    Rejected,
+    /// One token request was rejected, which may be an error of ThingSpace.
+    RejectedOnce,
+    /// The guard allows no more logins.
+    Stopped(Stopped),
+    /// The guard in the store cannot be read, and must not be replaced. Why.
+    GuardUnreadable(String),
+    /// Which credential file cannot be used, and why.
+    FileUnusable(String),
+    Throttled,
+    /// Nothing was sent: the host does not answer.
+    HostUnavailable,
+    /// Another replica's renewal has had no answer yet.
+    Elsewhere,
+    /// The guard delays the next renewal. Why.
+    Delayed(String),
+    /// The renewal failed, or was not possible. Why.
+    Unavailable(String),
+    Store(StoreError),
+}
+
+impl LoginError {
+    pub(super) fn new(problem: Problem, wait: Duration) -> Self {
+        Self { problem, not_before: Instant::now() + wait }
+    }
+
+    pub(super) fn unavailable(reason: impl Into<String>) -> Self {
+        Problem::Unavailable(reason.into()).into()
+    }
+
+    pub(super) fn delayed(wait: Duration, why: Delay) -> Self {
+        let problem = match why {
+            Delay::Rejected => Problem::Rejected,
+            Delay::RejectedOnce => Problem::RejectedOnce,
+            Delay::Unanswered => Problem::Delayed("the last login had no answer".to_owned()),
+            Delay::Superseded => {
+                Problem::Delayed("other replicas log in with newer credentials".to_owned())
+            }
+        };
+        Self::new(problem, wait)
+    }
+
+    /// The time until a renewal is possible.
+    pub(super) fn wait(&self) -> Duration {
+        self.not_before.saturating_duration_since(Instant::now())
+    }
+
+    /// How long a caller waits for the next renewal; `None`: the caller gets the error at once.
+    pub(super) fn worth_waiting(&self) -> Option<Duration> {
+        let wait = self.wait() + NEXT_RENEWAL_SLACK;
+        Some(wait).filter(|wait| self.problem.is_passing() && *wait <= NEXT_RENEWAL_MAX)
+    }
+
+    /// The error of a call that needs a token for the credentials of this name.
+    pub(super) fn into_call_error(self, credentials: &str) -> Error {
+        let (name, retry_after) = (credentials.to_owned(), Some(self.wait()));
+        match self.problem {
+            Problem::Rejected => Error::CredentialsRejected { name },
+            Problem::Stopped(_) | Problem::GuardUnreadable(_) => Error::LoginBlocked { name },
+            Problem::FileUnusable(_) => Error::CredentialsUnreadable { name },
+            Problem::Throttled => Error::Throttled { retry_after },
+            Problem::Store(error) => Error::Store(error),
+            Problem::HostUnavailable => {
+                Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after }
+            }
+            problem => Error::NotSent { reason: format!("no token: {problem}"), retry_after },
+        }
+    }
+}
+
+impl Problem {
+    /// It may end soon without an operator.
+    fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::RejectedOnce | Self::Elsewhere | Self::Delayed(_) | Self::Unavailable(_)
+        )
+    }
+
+    /// The guard delays the next renewal.
+    pub(super) fn is_delay(&self) -> bool {
+        matches!(self, Self::Rejected | Self::RejectedOnce | Self::Delayed(_))
+    }
+
+    pub(super) fn needs_operator(&self) -> bool {
+        matches!(
+            self,
+            Self::Rejected | Self::Stopped(_) | Self::GuardUnreadable(_) | Self::FileUnusable(_)
+        )
+    }
+}
+
+impl From<Problem> for LoginError {
+    fn from(problem: Problem) -> Self {
+        Self::new(problem, Duration::ZERO)
+    }
+}
+
+impl From<StoreError> for LoginError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Corrupt(why) => Problem::GuardUnreadable(why).into(),
+            error => Problem::Store(error).into(),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rejected => "ThingSpace rejects the credentials",
+            Self::RejectedOnce => "ThingSpace rejected the application once; it is tried again",
+            Self::Stopped(_) | Self::GuardUnreadable(_) => "logins are stopped",
+            Self::FileUnusable(_) => "a credential file cannot be used",
+            Self::Throttled => "throttled by ThingSpace",
+            Self::HostUnavailable => LEFT_ALONE,
+            Self::Elsewhere => "another gateway's login or token request has had no answer yet",
+            Self::Delayed(reason) | Self::Unavailable(reason) => reason,
+            Self::Store(error) => return error.fmt(f),
+        })
+    }
+}
