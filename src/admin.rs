@@ -29,7 +29,7 @@ use crate::{
     server::http::{self as listener, Handler, ListenerOptions},
 };
 
-/// Open connections. The clients are few, and often one host.
+/// The most open connections. Few clients send probes, and one host may need all connections.
 const MAX_CONNECTIONS: usize = 64;
 
 /// How long open requests may take when the gateway ends.

@@ -41,8 +41,8 @@ pub use dev::{dev, simulate};
 pub use health::health;
 pub use restore::restore;
 
-/// Added to the retention of requests and the give-up time of polls, so that a log outlives its
-/// request: a log whose first events have expired is never folded.
+/// Added to the retention of requests and the give-up time of polls. So a log is kept longer than
+/// its request is needed, and a log whose first events have expired is never folded.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
 
 /// A gateway that has its addresses but does not serve yet.
@@ -173,7 +173,8 @@ impl App {
                 served.context("the server panicked")?.context("the server failed")?;
                 bail!("the server ended");
             }
-            // Without it the gateway would see no new events. A restart is better.
+            // Without the follower the gateway would see no new events. It ends, so that it can be
+            // restarted.
             followed = &mut running.follower => {
                 followed.context("following the store panicked")?;
                 bail!("following the store ended");
@@ -205,7 +206,8 @@ impl App {
             let CallbackListener { callbacks, listener, address, registration } = listener;
             info!(%address, "listening for callbacks");
             if let Some(registration) = registration.filter(|_| config.callbacks.register) {
-                // Starts nothing once the drain has begun, which waits for what it has started.
+                // The registration starts nothing after the drain has begun. The drain waits for
+                // what the registration started before.
                 tokio::spawn(registration.run(drain.clone()));
             }
             tokio::spawn(callbacks.serve(listener, background.clone()))

@@ -47,7 +47,7 @@ pub struct Config {
     pub polling: PollingConfig,
     pub limits: LimitsConfig,
     pub telemetry: TelemetryConfig,
-    /// The file that it was read from, if any.
+    /// The file that the configuration was read from, if any.
     #[serde(skip)]
     pub file: Option<PathBuf>,
 }
@@ -72,8 +72,8 @@ pub(crate) fn record_path(store: &Path) -> PathBuf {
 impl Config {
     /// Merges the defaults, the file and the environment, and validates the result.
     ///
-    /// With a file, it must be a complete configuration, with credentials and a store. Without one,
-    /// it is the base for `dev` and `simulate`, which supply their own.
+    /// With a file, the result must be complete, with credentials and a store. Without a file, the
+    /// result is the base for `dev` and `simulate`, which supply their own credentials and store.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
         let (table, mut problems, is_readable) = match read(file) {
             Ok(table) => (table, Problems::default(), true),

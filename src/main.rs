@@ -70,7 +70,7 @@ fn serve(config: Config) -> ExitCode {
 fn dev(mut config: Config, args: DevArgs) -> ExitCode {
     if let Some(listen) = args.listen {
         config.grpc.listen = listen;
-        // Several of them can run at the same time.
+        // Several gateways for development can run at the same time.
         config.admin.listen.set_port(0);
     }
     run(&config.clone(), async |stop| Box::pin(app::dev(config, args.store, stop)).await)

@@ -1,7 +1,7 @@
 //! Accepts connections: the gRPC server here, the listeners for plain HTTP in [`http`].
 //!
 //! The gRPC server is tonic's, with the limits that tonic does not set by default. When it stops,
-//! it only stops to accept connections; the drain ends streams and waits for calls.
+//! it only stops accepting connections; the drain ends streams and waits for calls.
 
 pub mod http;
 
@@ -20,11 +20,12 @@ use crate::{grpc::EdgeLayer, telemetry::rpc::RpcLayer};
 const PING_INTERVAL: Duration = Duration::from_secs(45);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes of a request's headers; gRPC callers usually send much less than 8 KiB.
+/// The limit for the headers of a request, in bytes. gRPC callers usually send much less than
+/// 8 KiB.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
-/// Streams that a peer may have reset before they were accepted. Callers that cancel often reach
-/// the default of 20.
+/// The most streams of a connection that were reset before they were accepted. The default of 20 is
+/// too low for callers that cancel often.
 const MAX_PENDING_RESETS: usize = 200;
 
 /// Flow control windows of a stream and of a connection, in bytes. Only orders of thousands of

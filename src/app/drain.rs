@@ -6,8 +6,9 @@
 //! 3. Callbacks are no longer accepted, and the background tasks end.
 //! 4. The store closes.
 //!
-//! The drain ends in time, even if a step does not finish: a part of the time is reserved for the
-//! last two steps. Acknowledged events are durable before, so nothing depends on the drain.
+//! Each step has a time limit, and a part of `grpc.drain` is reserved for the last two steps. So
+//! the drain ends in time, even if a step does not finish. Every event is durable before it is
+//! acknowledged, so the drain cannot lose an acknowledged event.
 
 use std::{sync::Arc, time::Duration};
 
@@ -101,7 +102,11 @@ impl Running {
                 "time is up; calls and orders that are still in progress are ended; \
                  a longer grpc.drain gives them more time"
             ),
-            () = stop.hard.cancelled() => warn!("told to stop at once"),
+            () = stop.hard.cancelled() => warn!(
+                calls = calls.len(),
+                tasks = tasks.len(),
+                "told to stop at once; calls and orders that are still in progress are ended"
+            ),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The health of the gateway by `grpc.health.v1`: what it reports, and the command `health`, which
-//! asks for it where only this binary is available.
+//! The health of the gateway by `grpc.health.v1`: what the gateway reports, and the command
+//! `health`, which asks for it in an image that has only this binary.
 
 use std::{
     convert::Infallible,
@@ -27,7 +27,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// After this time the log says why the gateway is not ready.
 const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
 
-/// Reports whether calls can be answered. While the store is unavailable, some calls can.
+/// Reports whether calls can be answered. A gateway that has become ready stays ready while the
+/// store is unavailable, because it can answer some calls without the store.
 pub(super) async fn report(
     requests: &Requests,
     secrets: Option<&CallbackSecrets>,

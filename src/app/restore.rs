@@ -13,7 +13,8 @@ pub async fn restore(
     (store, socket): (PathBuf, PathBuf),
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    // If the store's file was removed under a running gateway, its lock does not show.
+    // The lock of the store's file does not show every gateway: if the file was removed under a
+    // running gateway, that gateway has only the removed file locked.
     if UnixStream::connect(&socket).await.is_ok() {
         bail!("a gateway answers on {}: stop it first", socket.display());
     }

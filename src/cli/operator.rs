@@ -83,8 +83,8 @@ pub struct UnblockArgs {
     /// count
     #[arg(long)]
     pub force: bool,
-    /// With --force: also if no login was accepted after the last --force. ThingSpace may lock the
-    /// user if you have not logged in elsewhere
+    /// Allow the login although no login was accepted after the last --force. ThingSpace may lock
+    /// the user if you have not logged in elsewhere
     #[arg(long, requires = "force")]
     pub risk_lock: bool,
     #[command(flatten)]
@@ -172,7 +172,7 @@ alone."
 #[command(after_help = examples!("\
 The old values are accepted for callbacks.password_grace, because ThingSpace uses them for a while.
 If user name and password come from files, change the files first: they are read again. An account
-that was deregistered stays so."
+that was deregistered stays deregistered."
     => "callbacks rotate 0000123456-00001", "callbacks rotate 0000123456-00001 --path"))]
 pub struct RotateArgs {
     /// A configured account

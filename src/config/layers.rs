@@ -231,7 +231,7 @@ fn check_credential(
 }
 
 /// Deserializes a table, and returns a problem for each unknown key and for the first error. `name`
-/// gives the subject of the problem: an unknown key, or what is deserialized.
+/// returns the subject of a problem: of the unknown key that it gets, or of the table for `None`.
 fn try_read<'de, T: Deserialize<'de>>(
     table: Table,
     origin: &str,
@@ -259,7 +259,7 @@ fn explain(error: &ConfigError) -> String {
     }
 }
 
-/// Sets a value. An empty table leaves a table that is already there as it is.
+/// Sets a value. An empty table does not replace a table that is already there.
 fn set(table: &mut Table, key: &[String], value: Value) {
     let is_table = |value: &Value| matches!(value.kind, ValueKind::Table(_));
     match key {

@@ -33,7 +33,7 @@ use crate::{
 
 const DAY: Duration = Duration::from_hours(24);
 
-/// The permits that each set of credentials needs: one for each class of calls.
+/// The connections that each set of credentials needs: one for each class of calls.
 const CONNECTIONS_PER_CREDENTIALS: usize = 4;
 
 const fn ms(milliseconds: u64) -> Duration {
@@ -173,8 +173,8 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|folder| is_set(folder)).unwrap_or(Path::new("."))
 }
 
-/// Checks that a folder exists and that files can be created in it. Creates one for that, because
-/// permissions alone do not tell, and leaves nothing behind.
+/// Checks that a folder exists and that files can be created in it. Creates a temporary file for
+/// this check, because permissions alone do not show it.
 fn check_folder(folder: &Path, hint: &str) -> Result<(), String> {
     if !folder.is_dir() {
         return Err(format!("the folder {} does not exist; {hint}", folder.display()));
@@ -223,7 +223,7 @@ impl Problems {
         }
     }
 
-    /// Checks that listeners have different ports. Port 0 takes a free one.
+    /// Checks that listeners have different ports. For port 0 the system chooses a free port.
     fn ports(&mut self, listeners: &[(&str, Option<SocketAddr>)]) {
         let listeners: Vec<_> =
             listeners.iter().filter_map(|(key, address)| Some((key, (*address)?))).collect();
@@ -324,7 +324,8 @@ impl Problems {
         self.check(key, check(path).map_err(|what| secret_file::problem(path, &what)));
     }
 
-    /// Checks a chain of certificates and its key. Each problem names the key of its file.
+    /// Checks a chain of certificates and its private key. Each problem names the configuration key
+    /// of the file that it is about.
     fn server_certificate(
         &mut self,
         section: &str,

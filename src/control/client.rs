@@ -157,7 +157,8 @@ impl SocketClient {
         };
         let (status, body) = response?;
         if status.is_success() {
-            return serde_json::from_slice(&body).context("the gateway has another version");
+            return serde_json::from_slice(&body)
+                .context("cannot read the gateway's answer; it may have another version");
         }
         match serde_json::from_slice(&body) {
             Ok(ErrorBody { error }) => bail!(error),

@@ -13,7 +13,7 @@ pub(super) const ACCEPT_LOSS: &str = "/v1/store/accept-loss";
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct AcceptLossRequest {
-    /// A backup was restored, even if the gateway noticed no loss.
+    /// A backup was restored: begin a new epoch even if the gateway noticed no loss.
     pub(super) restored: bool,
 }
 

@@ -1,7 +1,7 @@
 //! Converts between the messages of the API and the types of the domain.
 //!
-//! All wrong fields of a request are found at once, each with its path. A request that passes has
-//! the right shape. Converting results decides nothing.
+//! Finds all wrong fields of a request at once, each with its path. Checks only the form of fields,
+//! not whether an account or a request exists. Results are converted without any decision.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -184,7 +184,7 @@ pub(super) struct StatusCall {
     pub(super) account: AccountName,
     pub(super) request: RequestId,
     pub(super) max_age: Duration,
-    /// How long to hold the answer.
+    /// How long to wait for a change.
     pub(super) wait: Duration,
     pub(super) after_revision: u64,
     /// `None` for the view BASIC.

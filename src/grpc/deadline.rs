@@ -1,10 +1,9 @@
 //! The deadline of a call, counted from its arrival.
 //!
-//! The answer leaves some time before the caller's deadline, so that it arrives in time. There is
-//! a second reason to be early: tonic has a timer for the same header, which cannot be switched
-//! off, and which answers CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before
-//! its timer, so an answer that is early by the clock comes first, even if the thread was
-//! suspended in between.
+//! The answer leaves some time before the caller's deadline, for two reasons. It must arrive in
+//! time. And tonic has a timer for the same header, which cannot be switched off and which answers
+//! CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before its timer. So an answer
+//! that is early by the clock is sent, even if the thread was suspended in between.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tokio::time::Instant;
 const MAX_MARGIN: Duration = Duration::from_millis(200);
 const MIN_MARGIN: Duration = Duration::from_millis(20);
 
-/// The edge answers in place of a service that is late by this part of the margin.
+/// The edge answers in place of the service if that is late by this part of the margin: a quarter.
 const GRACE_PART: u32 = 4;
 
 /// The deadline of a call; an extension of its request.

@@ -59,8 +59,8 @@ impl Esim {
         Self { requests, rules, max_deadline: config.grpc.max_deadline, drain, calls }
     }
 
-    /// Admits a call, unless the gateway drains. The drain waits for the returned token. The
-    /// instant is when the caller's deadline requires the answer to leave.
+    /// Admits a call, unless the gateway drains. The drain waits for the returned token. The answer
+    /// must leave by the returned instant to meet the caller's deadline.
     fn admit<T>(
         &self,
         request: &Request<T>,
@@ -231,7 +231,7 @@ impl WatchStream {
         };
         let event = tokio::select! {
             event = self.watch.next() => event?,
-            // Only after a complete revision there is a token to resume from.
+            // A token to resume from exists only after a complete revision.
             () = self.drain.cancelled(), if self.partial == Partial::Nothing => {
                 return Err(Error::Draining);
             }

@@ -35,17 +35,18 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Header fields of a request.
+/// The most header fields of a request.
 const MAX_HEADERS: usize = 64;
 
-/// Bytes of a request's header.
+/// The limit for the header of a request, in bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// A listener uses at most this part of the process's file descriptors: one half. The API, the
 /// calls to ThingSpace and the store need the rest.
 const DESCRIPTORS_PART: usize = 2;
 
-/// The pause after a connection could not be accepted, for example without file descriptors.
+/// The pause after a connection could not be accepted, for example because file descriptors are
+/// used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests.
@@ -63,9 +64,9 @@ pub trait Handler: Clone + Send + Sync + 'static {
 pub struct ListenerOptions {
     /// The listener's name in the log.
     pub name: &'static str,
-    /// Open connections. A further one replaces one that waits for its peer.
+    /// The most open connections. A further one replaces one that waits for its peer.
     pub max_connections: usize,
-    /// Open connections from one address.
+    /// The most open connections from one address.
     pub max_connections_of_address: usize,
     /// Networks from which connections may come; empty: from everywhere.
     pub networks: Vec<Network>,
@@ -201,7 +202,7 @@ async fn serve_stream(
     }
 }
 
-/// The process's limit of open files, which connections count for; `None`: no limit.
+/// The process's limit of open files, which include connections. `None`: no limit.
 fn max_open_files() -> Option<usize> {
     getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
 }

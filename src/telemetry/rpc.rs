@@ -1,8 +1,8 @@
 //! A server span and a log line for each call, from its request to the end of its last message.
 //!
 //! A call ends as CANCELLED when its caller hangs up or resets it, even before the request has
-//! arrived completely. Of the messages, spans contain nothing, and log lines only the account and
-//! the id of the request.
+//! arrived completely. Spans contain nothing from the messages. Log lines contain only the account
+//! and the id of the request.
 
 use std::{
     pin::Pin,
@@ -69,7 +69,7 @@ pub struct CallSubject(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
 
 impl CallSubject {
     pub fn set(&self, account: &AccountName, request: Option<&RequestId>) {
-        // A call is about one thing only.
+        // A call has one subject, so a second value is ignored.
         let _ = self.0.set((account.clone(), request.cloned()));
     }
 }
@@ -139,7 +139,7 @@ pub trait FrameObserver: Unpin {
         poll()
     }
 
-    /// Sees a frame, or the end of the body. `is_end_stream` is what the body says of itself.
+    /// Sees a frame, or the end of the body. `is_end_stream` is the value that the body returns.
     fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool);
 }
 
@@ -180,7 +180,8 @@ pub struct ResetFlag(Arc<AtomicBool>);
 
 impl FrameObserver for ResetFlag {
     fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool) {
-        // hyper returns no error for a stream that was reset, but does not call it ended.
+        // If a stream was reset, hyper ends its body without an error, but `is_end_stream` stays
+        // false.
         if frame.map_or(!is_end_stream, Result::is_err) {
             self.0.store(true, Ordering::Relaxed);
         }

@@ -13,15 +13,16 @@ use super::{Problems, Setting, Table, default_of, flatten};
 const PREFIX: &str = "THINGSPACE_GATEWAY";
 const SEPARATOR: &str = "__";
 
-/// Well-known variables and their keys. The later one of two overrides the other, and the gateway's
-/// own variables override all of them.
+/// Well-known variables and their keys. A later entry overrides an earlier one with the same key,
+/// and the gateway's own variables override all of them.
 const WELL_KNOWN: [(&str, &[&str]); 3] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
 ];
 
-/// Returns the settings, and adds a problem for each variable that is wrong in itself.
+/// Returns the settings, and adds a problem for each variable that names no key or whose text does
+/// not have the type of its key.
 pub(super) fn settings(
     env: &HashMap<String, String>,
     defaults: &Table,

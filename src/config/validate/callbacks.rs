@@ -96,7 +96,8 @@ impl Problems {
     }
 }
 
-/// Whether no proxy rewrites the path, so that ThingSpace lists the URL as it was registered.
+/// Whether the path has only segments that no proxy rewrites. ThingSpace must list the URL exactly
+/// as it was registered.
 fn has_plain_segments(path: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
     let fits =

@@ -34,8 +34,8 @@ impl Problems {
     }
 
     /// Checks that each user is spelled the same way everywhere. ThingSpace ignores the case of
-    /// user names and may end the session of a user at the next login. Two spellings would log in
-    /// separately, so that each login would end the other one's session.
+    /// user names and may end the session of a user at the next login. The gateway would log in
+    /// separately for each spelling, and each login would end the session of the other spelling.
     pub(super) fn users_are_spelled_alike(&mut self, config: &Config) {
         let users: Vec<_> = config.credentials.iter().map(|of| secret(&of.username_file)).collect();
         for (later, user) in users.iter().enumerate() {
@@ -58,15 +58,16 @@ impl Problems {
         }
     }
 
-    /// Checks that the pair of callbacks cannot log in, because ThingSpace sends it in every
-    /// callback. ThingSpace itself refuses the name of a user for callbacks.
+    /// Checks that the pair of callbacks has neither the name nor the password of a user.
+    /// ThingSpace refuses the name of a user for callbacks, and it sends the password in every
+    /// callback.
     pub(super) fn callback_pair_is_distinct(&mut self, config: &Config) {
         let pair = config.callbacks.pair_files().filter(|_| config.callbacks.enabled);
         let Some((name_file, password_file)) = pair else { return };
         let (name, password) = (secret(name_file), secret(password_file));
         for (number, credentials) in (1..).zip(&config.credentials) {
             let (user_file, login_file) = (&credentials.username_file, &credentials.password_file);
-            if are_both(name.as_ref(), secret(user_file).as_ref(), are_same_user) {
+            if both_match(name.as_ref(), secret(user_file).as_ref(), are_same_user) {
                 self.push(format!(
                     "callbacks.username_file: {} holds the same user name as {}, the username_file \
                      of credentials #{number}, which ThingSpace refuses for callbacks; write \
@@ -75,7 +76,7 @@ impl Problems {
                     user_file.display()
                 ));
             }
-            if are_both(password.as_ref(), secret(login_file).as_ref(), are_same_password) {
+            if both_match(password.as_ref(), secret(login_file).as_ref(), are_same_password) {
                 self.push(format!(
                     "callbacks.password_file: {} holds the same password as {}, the password_file \
                      of credentials #{number}, and ThingSpace sends it in every callback; write \
@@ -90,7 +91,8 @@ impl Problems {
 
 type Same = fn(&SecretString, &SecretString) -> bool;
 
-fn are_both(one: Option<&SecretString>, other: Option<&SecretString>, same: Same) -> bool {
+/// Whether both secrets are there and are the same.
+fn both_match(one: Option<&SecretString>, other: Option<&SecretString>, same: Same) -> bool {
     one.zip(other).is_some_and(|(one, other)| same(one, other))
 }
 
@@ -106,6 +108,7 @@ fn are_same_password(one: &SecretString, other: &SecretString) -> bool {
 struct WrittenFile {
     /// The key that determines its path.
     key: &'static str,
+    /// How problems name the file.
     name: &'static str,
     path: PathBuf,
 }

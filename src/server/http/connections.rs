@@ -1,10 +1,11 @@
 //! The limits of open connections, in total and per address.
 //!
-//! When a limit is reached, a new connection evicts one that waits for its peer: of the address
-//! with the most such connections, the one that has been idle for longest. A connection whose
-//! request is being answered is never evicted. Connections of trusted addresses, which have sent
-//! a valid request before, are evicted only after all others, even if those come from many
-//! addresses. So an address that opens many connections takes slots only from itself.
+//! When a limit is reached, a new connection evicts one that waits for its peer. The evicted
+//! connection belongs to the address with the most such connections, and has been idle for longest
+//! among them. A connection whose request is being answered is never evicted. Connections of
+//! trusted addresses, which have sent a valid request before, are evicted only after all others,
+//! even if those come from many addresses. So an address that opens many connections takes slots
+//! only from itself.
 //!
 //! No connection is evicted before its peer has had [`FIRST_WAIT`] to send a request. This also
 //! limits how fast a flood of connections is accepted.
@@ -27,13 +28,13 @@ use crate::lock::lock;
 /// How long a peer has for its request before its connection may be evicted.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
-/// Trusted addresses that are remembered. A further one replaces the oldest.
+/// The most trusted addresses that are remembered. A further one replaces the oldest.
 const MAX_TRUSTED: usize = 1024;
 
 /// Leading bits of an IPv6 address that one host or site usually has for itself.
 const IPV6_SITE_BITS: u32 = 64;
 
-/// The address that the limits count: of an IPv6 address, the site.
+/// The address by which the limits count connections: for IPv6, the first 64 bits.
 pub(super) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -226,7 +227,7 @@ impl ConnectionLimit {
 }
 
 impl Slots {
-    /// Evicts a connection, of `source` if there is one.
+    /// Evicts a connection: of `source` if it is given, else of any address.
     fn evict(&mut self, source: Option<IpAddr>, now: u64) -> Result<(), NoSlot> {
         let waiting = || {
             self.open.iter().filter(|(_, open)| {
