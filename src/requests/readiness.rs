@@ -63,7 +63,7 @@ impl Requests {
     pub fn waits_for(&self) -> Option<String> {
         if let Some(loss) = self.store.loss() {
             return Some(format!(
-                "the store forgot something: {}. Nothing is done until an operator accepts that; \
+                "the store lost something: {}. Nothing is done until an operator accepts that; \
                  see docs/operations.md, and run `thingspace-gateway store accept-loss`",
                 loss.what
             ));

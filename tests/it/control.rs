@@ -213,7 +213,7 @@ async fn an_operator_accepts_a_store_loss() {
     .await;
     let said = told(&file, &["status"]).await;
     assert!(
-        said.contains("ready                 no: the store forgot something: stream gw_keys"),
+        said.contains("ready                 no: the store lost something: stream gw_keys"),
         "{said}"
     );
     assert!(said.contains("store lost            stream gw_keys was deleted, noticed "), "{said}");

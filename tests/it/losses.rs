@@ -1,4 +1,4 @@
-//! A store that forgot something: nothing is ordered twice, no replica is ready, everybody is told
+//! A store that lost something: nothing is ordered twice, no replica is ready, everybody is told
 //! what is missing, and all goes on, without a restart, once an operator has accepted it.
 
 mod alone;
