@@ -1,14 +1,14 @@
 //! The domain: orders and requests. Its interface is [`Requests`].
 //!
-//! - [`fold`]: what the events of a log mean; pure functions.
+//! - [`fold`]: computes the state of a request or an order from the events of its log; pure
+//!   functions.
 //! - [`hub`]: the projection: all open requests in memory, folded from the store.
 //! - [`orders`]: places an order at most once.
-//! - [`query`]: asks ThingSpace about open requests.
+//! - [`query`]: status queries to ThingSpace.
 //! - [`watch`]: streams of transitions, and the tokens that resume them.
 //!
-//! The state of a request is computed from its log by [`fold::state`]. All other modules only append
-//! events, wait until they are folded, and read the projection. None of them uses gRPC codes or HTTP
-//! statuses.
+//! All modules but the hub only append events, wait until they are folded, and read the projection.
+//! None uses gRPC codes or HTTP statuses.
 
 mod called_back;
 pub mod error;
@@ -47,7 +47,7 @@ use crate::{
     thingspace::Client,
 };
 use called_back::MAX_SPELLING_LOOKUPS;
-use hub::{By, Hub, Keep, Tracked};
+use hub::{ClosedLimits, FinishedBy, Hub, Tracked};
 use orders::{Orders, resolve::Resolver};
 use query::{
     poller::Poller,
@@ -55,8 +55,8 @@ use query::{
 };
 use watch::{Watch, token::TokenKey};
 
-/// How many times, and for how long, an append with an unknown outcome is tried with the same event
-/// id.
+/// The number of attempts, and the time, for an append with an unknown outcome. All attempts have
+/// the same event id.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
@@ -83,14 +83,14 @@ async fn append(
             Err(StoreError::Unavailable(why) | StoreError::Full(why)) if may_be_stored => {
                 return Err(StoreError::UnknownOutcome(why));
             }
-            settled => return settled,
+            result => return result,
         }
     }
     unreachable!("the last try returns")
 }
 
-/// Returns the minimum age of a log by the store's time. `first` and `time` are the position and the
-/// time stamp of its first event. Zero without an event.
+/// Returns the minimum age of a log by the store's time, from the position and the time stamp of
+/// its first event.
 fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration {
     first.map_or(Duration::ZERO, |first| store.age(first, time))
 }
@@ -159,7 +159,7 @@ impl Requests {
         let (limits, polling) = (&config.limits, &config.polling);
         let hub = Arc::new(Hub::new(
             Arc::clone(&store),
-            Keep { bytes: limits.closed_bytes, idle: limits.closed_in_memory },
+            ClosedLimits { bytes: limits.closed_bytes, idle: limits.closed_in_memory },
             polling.give_up,
             config.callbacks.enabled,
         ));
@@ -217,7 +217,7 @@ impl Requests {
         self.client.drain();
     }
 
-    /// Follows the store until `stop`. Until `drain`, polls ThingSpace and resolves unknown orders.
+    /// Follows the store until `stop`. Polls ThingSpace and resolves unknown orders until `drain`.
     pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
         let follow = self.hub.follow(stop);
         let poll = async {
@@ -247,8 +247,8 @@ impl Requests {
             ready: self.is_ready(),
             open_requests: self.hub.open_requests().len(),
             open_devices: self.hub.open_devices(),
-            finished_by_callback: self.hub.finished(By::Callback),
-            finished_by_poll: self.hub.finished(By::Poll),
+            finished_by_callback: self.hub.finished(FinishedBy::Callback),
+            finished_by_poll: self.hub.finished(FinishedBy::Poll),
             stray_callbacks: self.stray_callbacks.load(Ordering::Relaxed),
         }
     }
@@ -309,7 +309,7 @@ impl Requests {
             match self.queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
                 // The answer cannot be stored, so it is not shown. The stored state is still valid.
                 Err(Error::Store(StoreError::Full(reason))) => {
-                    debug!(request.id = %id, reason, "a status is as old as what is stored");
+                    debug!(request.id = %id, reason, "a status answer cannot be stored");
                 }
                 refreshed => refreshed?,
             }
@@ -326,12 +326,12 @@ impl Requests {
         token: &str,
     ) -> Result<Watch, Error> {
         let (key, epoch) = self.token_key().await?;
-        let asked = id;
-        let id = &self.spelling(asked).await?;
+        let given = id;
+        let id = &self.spelling(given).await?;
         let resume = match key.open_resume(id, token, epoch) {
             _ if token.is_empty() => None,
             // The token was issued for another spelling: it is valid, but begins with a snapshot.
-            Err(_) if id != asked => key.open_resume(asked, token, epoch)?.and(None),
+            Err(_) if id != given => key.open_resume(given, token, epoch)?.and(None),
             opened => opened?,
         };
         let attached = self.find(account, id).await?;
@@ -343,22 +343,23 @@ impl Requests {
     async fn begin_watching(&self, tracked: &Arc<Tracked>) {
         self.hub.hint_watched(&tracked.id);
         if tracked.lock().request.polling_stopped {
-            let asked = self
+            let refreshed = self
                 .queries
                 .refresh(tracked, Instant::now(), self.limits.min_age, QueriedBy::Caller)
                 .await;
-            if let Err(error) = asked {
-                debug!(request.id = %tracked.id, %error, "cannot query a request that was given up");
+            if let Err(error) = refreshed {
+                let id = &tracked.id;
+                debug!(request.id = %id, %error, "cannot query a request that was given up");
             }
         }
     }
 
-    /// A token for the page of devices that begins at `offset`.
+    /// Returns a token for the page of devices that begins at `offset`.
     pub async fn page_token(&self, id: &RequestId, offset: usize) -> Result<String, Error> {
         Ok(self.token_key().await?.0.page(id, offset))
     }
 
-    /// Where the page of a token begins. The first page has an empty token.
+    /// Returns the offset of the page of a token. The first page has an empty token.
     pub async fn page_offset(&self, id: &RequestId, token: &str) -> Result<usize, Error> {
         if token.is_empty() {
             return Ok(0);

@@ -62,7 +62,7 @@ pub(super) struct StatusResponse {
     pub(super) registrations: BTreeMap<String, String>,
 }
 
-/// A log that was set aside because it cannot be read.
+/// A damaged log that is skipped.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct UnreadableLog {
     pub(super) log: String,

@@ -1,5 +1,5 @@
-//! Why a call of the domain failed. The error is independent of the transport: `grpc/status` decides
-//! what a caller reads.
+//! Why a call of the domain failed. The error is independent of the transport: `grpc/status`
+//! decides what a caller reads.
 
 use std::time::Duration;
 

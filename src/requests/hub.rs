@@ -1,12 +1,12 @@
-//! The projection: every open request and order, folded from the store's one sequence of events.
+//! The projection: all open requests and orders in memory, folded from the store's sequence of
+//! events.
 //!
-//! Only [`Hub::follow`] and the loading of a log write it, and both only fold what the store holds;
-//! so every replica arrives at the same transitions. A log is always folded from its first event:
-//! one that is met half-way is read whole. Closed logs leave memory after a while and are read back
-//! when somebody asks.
-//!
-//! Watchers wait on an entry; there is no queue per watcher, so a slow one costs what it has not
-//! read yet and nothing else.
+//! - Only [`Hub::follow`] and the loading of a log change it, and both only fold stored events. So
+//!   all replicas compute the same transitions.
+//! - A log is always folded from its first event. If the follower meets a log in the middle, it
+//!   reads the whole log.
+//! - Closed requests leave memory after a while. They are read again when a caller needs them.
+//! - Watchers wait for changes of a request. They have no queues, so slow watchers need no memory.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -32,68 +32,68 @@ use crate::{
     store::{Position, Store},
 };
 
-mod arrivals;
-mod beginning;
 mod closed;
+mod finished;
 mod follow;
 mod hints;
 mod history;
 mod low_water;
 mod open_orders;
+mod ownership;
 mod read;
 mod read_ahead;
 mod snapshots;
 mod spelling;
-mod strays;
+mod spelling_variants;
 mod tracked;
 mod unreadable;
 
-pub use arrivals::By;
-use arrivals::{At, Finished, Note};
-pub use beginning::{Beginning, OF_ANOTHER_ORDER, Objection};
 use closed::Closed;
-pub use hints::Hint;
-use hints::Hints;
+pub use finished::FinishedBy;
+use finished::{EntryFacts, FinishCounts, Positioned};
+pub use hints::PollHint;
+use hints::PollHints;
 use history::History;
-pub use history::Reading;
+pub use history::PageGuard;
 pub use low_water::LowWater;
 use open_orders::OpenOrders;
+pub use ownership::{Mismatch, OWNED_BY_ANOTHER_ORDER, Ownership};
 pub use snapshots::Devices;
 use snapshots::Snapshots;
-use spelling::Heard;
+use spelling::CallbackSpellings;
 pub use spelling::is_same;
-pub use strays::Stray;
-use strays::Strays;
+pub use spelling_variants::SpellingVariant;
+use spelling_variants::SpellingVariants;
 pub use tracked::{Folded, LastQuery, Tracked};
 use unreadable::Unreadable;
 
-/// Transitions of a request kept in memory for watchers; older ones are read from its log.
+/// The number of a request's transitions in memory. Watchers read older ones from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
 
-/// Devices that the kept transitions name, the last transition apart.
+/// The number of devices in these transitions. The last transition may exceed it.
 const KEPT_DEVICES: usize = 10_000;
 
-/// Devices that the transitions given to a watcher at once name, the first transition apart. About
-/// as many fit into a message.
+/// The number of devices in the transitions that a watcher gets at once; about one message. The
+/// first transition may exceed it.
 const MAX_BATCH: usize = 512;
 
-/// What a watch has read from within this time stays in memory, so that watches of many requests do
-/// not displace what the others are reading.
-const UNDISTURBED: Duration = Duration::from_secs(1);
+/// How long data stays in memory after a watch has read from it. So the watches of many requests do
+/// not evict each other's data.
+const READ_GRACE: Duration = Duration::from_secs(1);
 
-/// Logs that are read for callers at once. While it is folded, a log of 10,000 devices takes about
-/// 20 MiB.
+/// The number of logs that are read for callers at the same time. Folding a log of 10,000 devices
+/// takes about 20 MiB.
 const MAX_LOADS: usize = 4;
 
-/// How long an answer waits for this replica to fold what it has just appended.
+/// How long an answer waits until this replica has folded the event that it appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
 
-/// What stays in memory although it can be read again from the store.
+/// The limits of closed requests in memory. They can be read again from the store.
 #[derive(Debug, Clone, Copy)]
-pub struct Keep {
-    /// Of all closed requests together.
+pub struct ClosedLimits {
+    /// The size of all closed requests.
     pub bytes: usize,
-    /// Since the last use.
+    /// The time since the last use.
     pub idle: Duration,
 }
 
@@ -102,83 +102,75 @@ pub struct Keep {
 pub struct Hub {
     store: Arc<dyn Store>,
     takes_callbacks: bool,
-    keep: Keep,
+    closed_limits: ClosedLimits,
     give_up: Duration,
     projection: Mutex<Projection>,
-    /// How far the follower has folded, and whether it has caught up.
-    progress: watch::Sender<Progress>,
-    /// Of each request: held while its log is read and put into the projection, so that no event
-    /// falls between the two.
+    progress: watch::Sender<FollowerProgress>,
+    /// Per request: held while its log is read and inserted, so that no event is missed in between.
     loading: Locks<RequestId>,
-    /// Of each request: held by the one caller that reads its log, for all callers that want it.
+    /// Per request: held by the caller that reads its log, on behalf of all callers.
     attaching: Locks<RequestId>,
-    /// Logs that may be read for callers at once. The follower waits for none of them.
+    /// [`MAX_LOADS`] permits. The follower needs none.
     loads: Semaphore,
     history: History,
     snapshots: Snapshots,
     unreadable: Unreadable,
-    hints: Hints,
-    strays: Strays,
+    hints: PollHints,
+    spelling_variants: SpellingVariants,
     events_read: AtomicU64,
-    finished: Finished,
-    /// Something may be done for an order that nobody is waiting with.
+    finished: FinishCounts,
     resolver_woken: Notify,
-    /// The follower ended or stands still, and has made no progress since.
+    /// The follower ended or stalled, and has made no progress since.
     stalled: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Projection {
     requests: HashMap<RequestId, Arc<Tracked>>,
-    /// Those of them that are closed.
     closed: Closed,
-    /// Orders without an outcome, or whose request does not know of them yet.
     orders: OpenOrders,
-    /// Tracked requests whose ids have capital letters, by the id in small letters.
+    /// The ids with capital letters in `requests`, by the id in small letters.
     capitals: HashMap<String, Vec<RequestId>>,
-    /// Ids in mixed case that only callbacks have named.
-    heard: Heard,
-    /// Closed logs that were read further than the follower is: what it meets of them until then it
-    /// need not read again.
-    ahead: HashMap<RequestId, Ahead>,
+    callback_spellings: CallbackSpellings,
+    /// Logs of closed requests that were read beyond the follower's position. It skips their events
+    /// up to there.
+    closed_ahead: HashMap<RequestId, ClosedAhead>,
     open_devices: usize,
-    /// How often the projection was begun anew.
+    /// The number of resets of the projection.
     generation: u64,
-    /// Accounts for whose requests callbacks arrive.
+    /// The accounts for which callbacks arrive; see [`finished`].
     called_back: HashSet<AccountName>,
 }
 
-/// A closed log that was read ahead of the follower.
+/// The log of a closed request that was read beyond the follower's position.
 #[derive(Debug, Clone)]
-struct Ahead {
+struct ClosedAhead {
     /// The sequence of its last event.
     last: u64,
-    /// The order that its request belongs to.
     order_id: Option<String>,
 }
 
-/// How far the follower is.
+/// The position of the follower, and whether it has read all events that were stored at the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-struct Progress {
+struct FollowerProgress {
     folded: Option<Position>,
     caught_up: bool,
 }
 
 impl Hub {
-    /// `give_up`: an order whose fate was unknown for this long no longer holds the low-water mark
-    /// down.
-    ///
-    /// `takes_callbacks`: whether any can arrive; without, what arrived before says nothing.
+    /// - `give_up`: unknown orders older than this do not keep the low-water mark from rising.
+    /// - `takes_callbacks`: whether the gateway accepts callbacks. If not, earlier callbacks are no
+    ///   reason to poll less.
     pub fn new(
         store: Arc<dyn Store>,
-        keep: Keep,
+        closed_limits: ClosedLimits,
         give_up: Duration,
         takes_callbacks: bool,
     ) -> Self {
         Self {
             store,
             takes_callbacks,
-            keep,
+            closed_limits,
             give_up,
             projection: Mutex::default(),
             progress: watch::Sender::default(),
@@ -188,30 +180,31 @@ impl Hub {
             history: History::default(),
             snapshots: Snapshots::default(),
             unreadable: Unreadable::default(),
-            hints: Hints::default(),
-            strays: Strays::default(),
+            hints: PollHints::default(),
+            spelling_variants: SpellingVariants::default(),
             events_read: AtomicU64::new(0),
-            finished: Finished::default(),
+            finished: FinishCounts::default(),
             resolver_woken: Notify::new(),
             stalled: AtomicBool::new(false),
         }
     }
 
-    /// Resolves when everything that was stored at the start has been folded.
+    /// Waits until all events that were stored at the start are folded.
     pub async fn caught_up(&self) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as self.
         let _ = progress.wait_for(|p| p.caught_up).await;
     }
 
-    /// Resolves when what was folded is void, because the store is another one.
+    /// Waits until the projection is no longer up to date: the store was replaced, or the follower
+    /// ended or stalled.
     pub async fn lost(&self) {
         let mut progress = self.progress.subscribe();
         // The sender lives as long as self.
         let _ = progress.wait_for(|p| !p.caught_up).await;
     }
 
-    /// Whether the store is no longer followed.
+    /// Whether the follower ended or stalled.
     pub fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
     }
@@ -220,8 +213,8 @@ impl Hub {
         self.progress.borrow().caught_up
     }
 
-    /// Waits until this replica has folded a position, at most [`FOLD_WAIT`]: a reader then sees
-    /// its own writes. False when it gave up waiting.
+    /// Waits until this replica has folded a position, so that callers see their own writes.
+    /// Returns false after [`FOLD_WAIT`].
     pub async fn folded(&self, position: Position) -> bool {
         let mut progress = self.progress.subscribe();
         let there = progress.wait_for(|p| {
@@ -230,52 +223,52 @@ impl Hub {
         tokio::time::timeout(FOLD_WAIT, there).await.is_ok()
     }
 
-    /// The epoch of the store that is being followed, once an event or the end was seen.
+    /// Returns the epoch of the store. `None` until the follower has read an event or the end.
     pub fn epoch(&self) -> Option<u64> {
         self.progress.borrow().folded.map(|p| p.epoch)
     }
 
-    /// Devices of all open requests.
+    /// Returns the number of devices of all open requests.
     pub fn open_devices(&self) -> usize {
         lock(&self.projection).open_devices
     }
 
-    /// Logs that cannot be read and were set aside, and why.
+    /// Returns the damaged logs that are skipped, and the reasons.
     pub fn unreadable(&self) -> Vec<(String, String)> {
         self.unreadable.list()
     }
 
-    /// How many events were read from the store since the start, by following and by loading.
+    /// Returns the number of events that were read from the store since the start.
     pub fn events_read(&self) -> u64 {
         self.events_read.load(Ordering::Relaxed)
     }
 
-    /// A request, if it is in memory.
+    /// Returns a request that is in memory.
     pub fn get(&self, id: &RequestId) -> Option<Arc<Tracked>> {
         lock(&self.projection).requests.get(id).map(Arc::clone)
     }
 
-    /// Tells the poller that a request deserves a look.
+    /// Tells the poller to schedule a request again.
     pub fn hint(&self, id: &RequestId) {
-        self.hints.add(id, Hint::Look);
+        self.hints.add(id, PollHint::Reschedule);
     }
 
-    /// Tells the poller that somebody has begun to watch a request.
+    /// Tells the poller that a caller has begun to watch a request.
     pub fn hint_watched(&self, id: &RequestId) {
-        self.hints.add(id, Hint::Watched);
+        self.hints.add(id, PollHint::Watched);
     }
 
     /// Waits for hints and takes them.
-    pub async fn hints(&self) -> Vec<(RequestId, Hint)> {
+    pub async fn hints(&self) -> Vec<(RequestId, PollHint)> {
         self.hints.take().await
     }
 
-    /// Where the log of a request begins, if the request is in memory.
+    /// Returns the first position of a request's log, if the request is in memory.
     pub fn first(&self, id: &RequestId) -> Option<Position> {
         self.get(id)?.lock().request.beginning()
     }
 
-    /// Orders that ThingSpace accepted and whose request does not know it yet.
+    /// Returns the accepted orders whose acceptance may not be in the request's log yet.
     pub fn unfinished_orders(&self) -> Vec<String> {
         let projection = lock(&self.projection);
         let accepted = |order: &Order| matches!(order.outcome, Some(OrderOutcome::AcceptedAs(_)));
@@ -287,43 +280,44 @@ impl Hub {
             .collect()
     }
 
-    /// The request of an accepted order knows of it, as its log says.
+    /// Removes an accepted order whose acceptance is in the request's log.
     pub fn forget_order(&self, order_id: &str) {
         lock(&self.projection).orders.remove(order_id);
     }
 
-    /// Waits until something may be done for an order that nobody is waiting with.
+    /// Waits for [`Self::wake_resolver`].
     pub async fn resolver_woken(&self) {
         self.resolver_woken.notified().await;
     }
 
+    /// Wakes the resolver: an order without a caller may be settled or completed now.
     pub fn wake_resolver(&self) {
         self.resolver_woken.notify_one();
     }
 
-    /// Requests that may be what became of orders without an outcome.
-    pub fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
-        lock(&self.projection).orders.leads()
+    /// Returns the requests that may belong to orders without an outcome, and these orders.
+    pub fn candidates(&self) -> Vec<(Arc<str>, RequestId)> {
+        lock(&self.projection).orders.candidates()
     }
 
-    /// A lead came to nothing, and need not be followed again.
-    pub fn drop_lead(&self, order_id: &str, request: &RequestId) {
-        lock(&self.projection).orders.drop_lead(order_id, request);
+    /// Drops a candidate that does not belong to the order. It is not returned again.
+    pub fn drop_candidate(&self, order_id: &str, request: &RequestId) {
+        lock(&self.projection).orders.drop_candidate(order_id, request);
     }
 
-    /// Looks at the orders without an outcome.
+    /// Maps the orders without an outcome, and returns the results that are not `None`.
     pub fn orders_without_outcome<T>(
         &self,
-        mut look: impl FnMut(&Arc<str>, &Order) -> Option<T>,
+        mut select: impl FnMut(&Arc<str>, &Order) -> Option<T>,
     ) -> Vec<T> {
         lock(&self.projection)
             .orders
             .orders_without_outcome()
-            .filter_map(|(id, order)| look(id, order))
+            .filter_map(|(id, order)| select(id, order))
             .collect()
     }
 
-    /// An order without an outcome.
+    /// Returns an order that is in memory and has no outcome.
     pub fn order_without_outcome(&self, order_id: &str) -> Option<Order> {
         let projection = lock(&self.projection);
         projection.orders.get(order_id).filter(|order| order.outcome.is_none()).cloned()

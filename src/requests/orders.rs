@@ -3,17 +3,17 @@
 //! The steps of an order:
 //!
 //! 1. Wait for a permit and both tokens, within the caller's deadline.
-//! 2. Append `Ordered` to the order's log and set the key's cell to SENDING. Both are durable before
-//!    a byte is sent.
+//! 2. Append `Ordered` to the order's log and set the key's cell to SENDING. Both are durable
+//!    before a byte is sent.
 //! 3. Send one POST, in a task that no caller can cancel.
-//! 4. Append `AcceptedAs` to the order's log and `Accepted` to the request's log, and set the cell to
-//!    ACCEPTED. Then answer the caller.
+//! 4. Append `AcceptedAs` to the order's log and `Accepted` to the request's log, and set the cell
+//!    to ACCEPTED. Then answer the caller.
 //!
-//! This module never resends an order whose outcome is unknown. A call that finds SENDING or UNKNOWN
-//! in a cell reads the order's log. If the log has the answer, the call completes the missing steps.
-//! Otherwise, while another replica may still be sending, it waits for the answer or until the lease
-//! has expired ([`leases`]). Writes that several replicas may make are events with fixed ids, or
-//! swaps that only one replica wins.
+//! This module never resends an order whose outcome is unknown. A call that finds SENDING or
+//! UNKNOWN in a cell reads the order's log. If the log has the answer, the call completes the
+//! missing steps. Otherwise, while another replica may still be sending, it waits for the answer or
+//! until the lease has expired ([`leases`]). Writes that several replicas may make are events with
+//! fixed ids, or swaps that only one replica wins.
 
 use std::{
     collections::HashSet,
@@ -33,7 +33,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info, warn};
 use uuid::Uuid;
 
-use self::key::Key;
+use self::key::KeyCell;
 use super::{
     error::{Effect, Error},
     fold::{event, order::OrderOutcome},
@@ -142,8 +142,9 @@ impl Orders {
         }
     }
 
-    /// Places an order. If its key was used before, returns the outcome of that order, and waits for
-    /// it if another replica is sending it. Dropping the future never cancels an order in flight.
+    /// Places an order. If its key was used before, returns the outcome of that order, and waits
+    /// for it if another replica is sending it. Dropping the future never cancels an order in
+    /// flight.
     pub async fn place(
         self: &Arc<Self>,
         placement: Placement,
@@ -173,7 +174,7 @@ impl Orders {
             .await
             .map_err(|_| Error::OrderInProgress)?;
         let earlier = async {
-            match Key::load(&*self.store, &cell).await? {
+            match KeyCell::load(&*self.store, &cell).await? {
                 None => Ok(None),
                 Some(key) => self.settle(&cell, key, &hash).await.map(Some),
             }
@@ -200,8 +201,8 @@ impl Orders {
         RECONCILE_EVERY.min(self.order_timeout)
     }
 
-    /// Reconciles orders without a caller: completes accepted ones, and marks the outcome of an order
-    /// as unknown if its sender is gone.
+    /// Reconciles orders without a caller: completes accepted ones, and marks the outcome of an
+    /// order as unknown if its sender is gone.
     pub async fn reconcile(&self) {
         self.recover().await;
         let open = self.hub.orders_without_outcome(|id, order| {
@@ -210,7 +211,7 @@ impl Orders {
         });
         for (order_id, cell) in open {
             let reconciled = async {
-                let key = Key::load(&*self.store, &cell).await?;
+                let key = KeyCell::load(&*self.store, &cell).await?;
                 let Some(key) = key.filter(|key| {
                     key.order_id() == &*order_id
                         && key.phase() == KeyPhase::Sending
@@ -233,7 +234,7 @@ impl Orders {
     }
 
     /// Marks the outcome of an order as unknown. False: another replica has changed the key.
-    async fn mark_unknown(&self, cell: &CellName, key: &Key) -> Result<bool, StoreError> {
+    async fn mark_unknown(&self, cell: &CellName, key: &KeyCell) -> Result<bool, StoreError> {
         if key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?.is_none() {
             return Ok(false);
         }
@@ -277,7 +278,7 @@ impl Orders {
     }
 
     /// Whether the process that claimed a key may still be sending its order.
-    pub(super) fn may_be_sending(&self, key: &Key) -> bool {
+    pub(super) fn may_be_sending(&self, key: &KeyCell) -> bool {
         if key.phase() != KeyPhase::Sending {
             return false;
         }
@@ -303,7 +304,7 @@ impl Orders {
     }
 
     /// Returns the state of a key that was used before, and completes its order if necessary.
-    async fn settle(&self, cell: &CellName, key: Key, hash: &[u8]) -> Result<KeyState, Error> {
+    async fn settle(&self, cell: &CellName, key: KeyCell, hash: &[u8]) -> Result<KeyState, Error> {
         if key.phase() == KeyPhase::Released {
             return Ok(KeyState::Free(key));
         }
@@ -350,7 +351,7 @@ impl Orders {
         self: &Arc<Self>,
         order: Order,
         cell: CellName,
-        before: Option<Key>,
+        before: Option<KeyCell>,
         hash: &[u8],
         key_lock: OwnedMutexGuard<()>,
         deadline: Instant,
@@ -388,7 +389,7 @@ impl Orders {
 /// The state of a key that was used before.
 enum KeyState {
     /// No order was placed with the key. It may be claimed again, replacing this version.
-    Free(Key),
+    Free(KeyCell),
     /// An order was placed.
     Placed(RequestId),
 }

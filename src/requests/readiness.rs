@@ -41,8 +41,8 @@ impl Requests {
         }
     }
 
-    /// Waits until calls can no longer be answered: the store lost something, is read again from the
-    /// beginning, or is no longer followed.
+    /// Waits until calls can no longer be answered: the store lost something, is read again from
+    /// the beginning, or is no longer followed.
     pub async fn unready(&self) {
         let lost = async {
             while self.store.loss().is_none() {
@@ -94,8 +94,8 @@ impl Requests {
         }
     }
 
-    /// Returns what a ready gateway cannot do now, for operators. `None`: it can do everything, or it
-    /// is not ready.
+    /// Returns what a ready gateway cannot do now, for operators. `None`: it can do everything, or
+    /// it is not ready.
     pub fn limited(&self) -> Option<String> {
         if !self.is_ready() {
             return None;

@@ -3,8 +3,8 @@
 //!
 //! A watch has no task and no queue. It is a cursor into the request's transitions, and it reads a
 //! few of them when its reader is ready for a message. A watch that falls behind the transitions in
-//! memory reads pages of the request's history, which all watches share. A reader that stops reading
-//! keeps one message in memory, but no transitions, no devices and no finished request.
+//! memory reads pages of the request's history, which all watches share. A reader that stops
+//! reading keeps one message in memory, but no transitions, no devices and no finished request.
 
 pub mod token;
 
@@ -21,7 +21,7 @@ use super::{
     Attached,
     error::Error,
     fold::state::{Counts, DeviceStatus, RequestState, Transition},
-    hub::{Devices, Folded, Hub, Reading, Tracked},
+    hub::{Devices, Folded, Hub, PageGuard, Tracked},
 };
 use crate::{
     identity::{AccountName, RequestId},
@@ -105,7 +105,7 @@ pub struct Watch {
     heartbeat: Duration,
     /// When the last event was returned.
     last: Option<Instant>,
-    reading: Reading,
+    reading: PageGuard,
 }
 
 /// A snapshot that has been sent in part.
@@ -146,7 +146,7 @@ impl Watch {
             unfinished: None,
             heartbeat,
             last: None,
-            reading: Reading::default(),
+            reading: PageGuard::default(),
         })
     }
 
@@ -192,16 +192,18 @@ impl Watch {
             // Marked as seen before the state is read, so that a later change ends the wait below.
             self.changes.borrow_and_update();
             match self.progress(&tracked, given)? {
-                Progress::New => {
+                WatchProgress::New => {
                     let transitions =
                         after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
                         return Ok(Some(as_event(&tracked, transitions)));
                     }
                 }
-                Progress::Ended => return Ok(None),
-                Progress::Quiet(heartbeat) if self.last.is_none() => return Ok(Some(heartbeat)),
-                Progress::Quiet(_) => {}
+                WatchProgress::Ended => return Ok(None),
+                WatchProgress::Quiet(heartbeat) if self.last.is_none() => {
+                    return Ok(Some(heartbeat));
+                }
+                WatchProgress::Quiet(_) => {}
             }
             let alive = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
             tokio::select! {
@@ -209,7 +211,7 @@ impl Watch {
                     return Err(store_replaced());
                 },
                 () = tokio::time::sleep_until(alive) => {
-                    if let Progress::Quiet(heartbeat) = self.progress(&tracked, given)? {
+                    if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, given)? {
                         return Ok(Some(heartbeat));
                     }
                 }
@@ -249,22 +251,22 @@ impl Watch {
         if is_same { Ok(now.devices) } else { Err(Error::SlowReader) }
     }
 
-    fn progress(&self, tracked: &Tracked, given: Resume) -> Result<Progress, Error> {
+    fn progress(&self, tracked: &Tracked, given: Resume) -> Result<WatchProgress, Error> {
         let folded = tracked.lock();
         let request = &folded.request;
-        if folded.is_gone() {
+        if folded.is_discarded() {
             return Err(store_replaced());
         }
         if request.revision > given.revision {
-            return Ok(Progress::New);
+            return Ok(WatchProgress::New);
         }
         if self.last.is_some() && request.is_final() {
-            return Ok(Progress::Ended);
+            return Ok(WatchProgress::Ended);
         }
         if self.last.is_some() && request.polling_stopped {
             return Err(Error::StillPending);
         }
-        Ok(Progress::Quiet(WatchEvent::Heartbeat {
+        Ok(WatchProgress::Quiet(WatchEvent::Heartbeat {
             state: request.state(),
             counts: request.counts,
             revision: given.revision,
@@ -303,8 +305,9 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     if revision > latest {
         return Ok(false);
     }
-    let mut reading = Reading::default();
-    // The transition of the token's revision is at or before its position, the next one is after it.
+    let mut reading = PageGuard::default();
+    // The transition of the token's revision is at or before its position, the next one is after
+    // it.
     for wanted in
         [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted))
     {
@@ -320,27 +323,27 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     Ok(true)
 }
 
-/// Returns the next transitions after a revision, from memory or from the log. `None`: a part of the
-/// log is lost.
+/// Returns the next transitions after a revision, from memory or from the log. `None`: a part of
+/// the log is lost.
 async fn after(
     hub: &Hub,
     tracked: &Tracked,
     revision: u64,
-    reading: &mut Reading,
+    reading: &mut PageGuard,
 ) -> Result<Option<Vec<Arc<Transition>>>, StoreError> {
     let (in_memory, first) = {
         let folded = tracked.lock();
         (folded.after(revision), folded.request.beginning())
     };
     if in_memory.is_some() {
-        *reading = Reading::default();
+        *reading = PageGuard::default();
         return Ok(in_memory);
     }
     hub.history(&tracked.id, first, revision, reading).await
 }
 
 /// The state of a request relative to a watch.
-enum Progress {
+enum WatchProgress {
     /// There are new transitions.
     New,
     /// There is nothing new. Contains the heartbeat to send when one is due.

@@ -9,7 +9,7 @@ use thingspace_gateway::{
     proto::storage::{self, KeyPhase},
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, Key, KeyClaim},
+        orders::key::{self, KeyCell, KeyClaim},
     },
     simulator::{Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, embedded::Embedded},
@@ -249,7 +249,7 @@ pub async fn write(
             sent_time: jiff::Timestamp::now(),
             lease_ms: u32::try_from(lease.as_millis()).unwrap(),
         };
-        let claimed = Key::claim(store, &cell, None, claim).await.unwrap().unwrap();
+        let claimed = KeyCell::claim(store, &cell, None, claim).await.unwrap().unwrap();
         let accepted = matches!(outcome, Kind::AcceptedAs(_));
         if until >= Written::Outcome {
             let once = if accepted { Once::AcceptedAs } else { Once::NotPlaced };

@@ -15,8 +15,8 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// The version of the folding rules for new request logs. Number 2 was never written; a fixture uses
-/// it for unknown rules.
+/// The version of the folding rules for new request logs. Number 2 was never written; a fixture
+/// uses it for unknown rules.
 pub const RULES: u32 = 4;
 
 /// Earlier versions. Since 3, a missing ICCID is filled in. Since 4, a callback without a known
@@ -53,8 +53,8 @@ impl Once {
     }
 }
 
-/// The id of the event that assigns a request to an order. A settlement at `settled` has an id of its
-/// own, because an earlier acceptance may have been withdrawn.
+/// The id of the event that assigns a request to an order. A settlement at `settled` has an id of
+/// its own, because an earlier acceptance may have been withdrawn.
 pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
     match settled {
         None => Once::Accepted.id(order_id),
@@ -67,8 +67,8 @@ pub fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
     named(&format!("{order_id}/evidence/{request}"))
 }
 
-/// The id of the event that withdraws an acceptance. `settled` is the position of the settlement that
-/// corrects it.
+/// The id of the event that withdraws an acceptance. `settled` is the position of the settlement
+/// that corrects it.
 pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/withdrawn/{request}/{settled}"))
@@ -93,8 +93,8 @@ pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) ->
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
 }
 
-/// The id of an answer's event. Equal answers for a request that is folded up to the same position are
-/// one event.
+/// The id of an answer's event. Equal answers for a request that is folded up to the same position
+/// are one event.
 pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
     let name = format!("{request}/observed/{}/{}/", at.epoch, at.sequence).into_bytes();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name, observed.encode_to_vec()].concat())

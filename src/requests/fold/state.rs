@@ -6,9 +6,9 @@
 //!
 //! The rules:
 //!
-//! - A device is found by its EID if the event has one, else by an identifier that exactly one device
-//!   of the request has. Since rules 4, a callback whose identifiers match no device applies to the
-//!   only device.
+//! - A device is found by its EID if the event has one, else by an identifier that exactly one
+//!   device of the request has. Since rules 4, a callback whose identifiers match no device applies
+//!   to the only device.
 //! - A device moves from pending to waiting to a final state, and the first final state stays.
 //! - Fault, profile, EID, IMEI and MDN are filled in once, also after the end. Since rules 3, so is
 //!   an ICCID that no other device has.
@@ -407,8 +407,8 @@ impl Request {
     }
 }
 
-/// Whether a complete answer makes the device set known. A later answer to a pending request may list
-/// more devices. An answer without devices only counts if it is final.
+/// Whether a complete answer makes the device set known. A later answer to a pending request may
+/// list more devices. An answer without devices only counts if it is final.
 fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
     overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
 }

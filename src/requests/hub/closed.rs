@@ -1,5 +1,5 @@
-//! Closed requests in memory. They can be read again from the store, so they are bounded in bytes
-//! and the least recently used leaves first.
+//! Closed requests in memory. They can be read again from the store, so their size is limited and
+//! the least recently used are evicted first.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,16 +9,16 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Hub, Keep, Projection, Tracked, UNDISTURBED};
+use super::{ClosedLimits, Hub, Projection, READ_GRACE, Tracked};
 use crate::{identity::RequestId, requests::lock};
 
-/// Closed requests in use that are passed over at once when others have to leave.
+/// The number of requests in use that one eviction skips.
 const MAX_PASSED_OVER: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Closed {
     requests: HashMap<RequestId, Use>,
-    /// By the number of the last use.
+    /// By [`Use::number`].
     by_use: BTreeMap<u64, RequestId>,
     uses: u64,
     bytes: usize,
@@ -36,12 +36,12 @@ struct Use {
 
 impl Use {
     fn is_being_read(&self) -> bool {
-        self.read.is_some_and(|read| read.elapsed() < UNDISTURBED)
+        self.read.is_some_and(|read| read.elapsed() < READ_GRACE)
     }
 }
 
 impl Closed {
-    /// Takes in a request that was closed or read, or notes that a closed request has grown.
+    /// Adds a request, or updates the size of a request.
     pub(super) fn put(&mut self, id: &RequestId, bytes: usize) {
         if let Some(last) = self.requests.get_mut(id) {
             self.bytes = self.bytes - last.bytes + bytes;
@@ -52,7 +52,7 @@ impl Closed {
         }
     }
 
-    /// A caller uses a request. Does nothing if the request is not closed.
+    /// Records a use of a request, if it is closed.
     pub(super) fn touch(&mut self, id: &RequestId) {
         if let Some(last) = self.requests.get(id).copied() {
             self.by_use.remove(&last.number);
@@ -60,8 +60,7 @@ impl Closed {
         }
     }
 
-    /// A watch reads on in a request, which stays for [`UNDISTURBED`]. Does nothing if the request
-    /// is not closed.
+    /// Records that a watch reads a request, if it is closed. It stays for [`READ_GRACE`].
     fn read(&mut self, id: &RequestId) {
         if let Some(last) = self.requests.get_mut(id) {
             last.read = Some(Instant::now());
@@ -76,8 +75,8 @@ impl Closed {
         }
     }
 
-    /// Removes and returns the least recently used requests until the rest fits into `max_bytes`
-    /// and was used less than `idle` ago. Passes over requests that are in use.
+    /// Removes and returns the least recently used requests, until the rest fits into `max_bytes`
+    /// and was used less than `idle` ago. Skips requests that are in use.
     pub(super) fn evict(
         &mut self,
         max_bytes: usize,
@@ -113,10 +112,9 @@ impl Closed {
 }
 
 impl Hub {
-    /// A request that a watch has read from before, if it is still in memory. It stays for
-    /// [`UNDISTURBED`].
+    /// Returns a request that a watch has read before, if it is still in memory.
     pub fn read_on(&self, id: &RequestId, tracked: &Weak<Tracked>) -> Option<Arc<Tracked>> {
-        // Under the lock, so that what is in use is not evicted.
+        // Under the lock, so that the request is not evicted meanwhile.
         let mut projection = lock(&self.projection);
         projection.closed.read(id);
         tracked.upgrade()
@@ -124,7 +122,7 @@ impl Hub {
 }
 
 impl Projection {
-    /// Notes whether a request is closed: then it takes so many bytes.
+    /// Records the size of a request if it is closed; `None` if it is open.
     pub(super) fn set_closed(&mut self, id: &RequestId, bytes: Option<usize>) {
         match bytes {
             Some(bytes) => self.closed.put(id, bytes),
@@ -132,14 +130,14 @@ impl Projection {
         }
     }
 
-    /// Removes closed requests that are too much or unused, and returns what the caller should drop
+    /// Removes and returns closed requests that exceed the limits. The caller should drop them
     /// after releasing the lock: dropping 10,000 devices takes a while.
-    pub(super) fn evict(&mut self, keep: Keep) -> Vec<Arc<Tracked>> {
+    pub(super) fn evict(&mut self, limits: ClosedLimits) -> Vec<Arc<Tracked>> {
         let requests = &self.requests;
         // Two tasks with different copies of a request would miss each other's changes.
         let in_use =
             |id: &RequestId| requests.get(id).is_some_and(|tracked| Arc::strong_count(tracked) > 1);
-        let evicted = self.closed.evict(keep.bytes, keep.idle, in_use);
+        let evicted = self.closed.evict(limits.bytes, limits.idle, in_use);
         evicted.iter().filter_map(|id| self.forget(id)).collect()
     }
 }
@@ -191,7 +189,7 @@ mod tests {
         let mut closed = with(3);
         closed.read(&id(0));
         assert_eq!(closed.evict(0, LONG, |_| false), [id(1), id(2)]);
-        tokio::time::advance(UNDISTURBED).await;
+        tokio::time::advance(READ_GRACE).await;
         assert_eq!(closed.evict(0, LONG, |_| false), [id(0)]);
     }
 

@@ -1,4 +1,5 @@
-//! Following the store: from the low-water mark to the end, and on; and keeping house meanwhile.
+//! Follows the store: folds all events from the low-water mark on. Meanwhile evicts closed requests
+//! and raises the mark.
 
 use std::{
     convert::Infallible,
@@ -12,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    Ahead, Hint, Hub, LowWater, Note, Progress, Projection, Stray, Tracked, is_same, open_devices,
+    ClosedAhead, EntryFacts, FollowerProgress, Hub, LowWater, PollHint, Projection,
+    SpellingVariant, Tracked, is_same, open_devices,
     read_ahead::{self, ReadAhead},
 };
 use crate::{
@@ -29,49 +31,51 @@ use crate::{
     store::{self, Entry, Followed, LogClass, LogName, Position, StoreError},
 };
 
-/// How often the hub looks for entries to drop and raises the low-water mark.
+/// The interval of housekeeping. It is shorter if closed requests leave memory sooner.
 const HOUSEKEEPING: Duration = Duration::from_mins(1);
 const HOUSEKEEPING_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// How long the last time may take, when the process is about to end.
+/// How long the last housekeeping may take before the process ends.
 const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// The pause after a failed read of the store.
 const READ_RETRY: Duration = Duration::from_millis(500);
 
-/// A follower that is behind the end of a usable store and makes no progress for this long stands
-/// still.
-const STANDS_STILL_AFTER: Duration = Duration::from_secs(30);
+/// A follower is stalled if it is behind the end of a usable store and makes no progress for this
+/// long.
+const STALLED_AFTER: Duration = Duration::from_secs(30);
 
-/// How often the follower's progress is checked.
+/// The interval between checks of the follower's progress.
 const PROGRESS_CHECK: Duration = Duration::from_secs(1);
 
-/// Why following ended before it was stopped.
+/// Why a follower ended before it was stopped.
 enum Interrupted {
     Lost(store::Lost),
-    /// The stream of events ended, which it must not.
-    Ended,
-    StandsStill,
+    /// The follower must be replaced, for this reason.
+    Failed(&'static str),
 }
 
-/// The order that a request belongs to, if it does.
+/// The order that a request belongs to, if any.
 struct Owner(Option<String>);
-/// How often a log that is damaged is read again before it is set aside.
+
+/// How often a damaged log is read again before it is skipped.
 const CORRUPT_TRIES: u32 = 2;
 
 impl Hub {
-    /// Follows the store until stopped. A follower that ends or stands still is replaced by a new
-    /// one.
+    /// Follows the store until stopped. Replaces a follower that ends or stalls.
     pub async fn follow(&self, stop: CancellationToken) {
         let mut from = self.low_water(&stop).await;
         while let Some(why) = stop.run_until_cancelled(self.follow_from(from)).await {
             let why = match why {
                 Interrupted::Lost(lost) => {
                     match lost {
-                        store::Lost::Replaced => warn!("the store was replaced; starting over"),
+                        store::Lost::Replaced => {
+                            warn!("the store was replaced; it is read again from the start");
+                        }
                         store::Lost::TooOld => {
                             info!(
-                                "the low-water mark is older than the oldest event; starting from that"
+                                "the low-water mark is older than the oldest event; the store is \
+                                 read from the oldest event"
                             );
                         }
                     }
@@ -79,14 +83,13 @@ impl Hub {
                     from = None;
                     continue;
                 }
-                Interrupted::Ended => "it ended",
-                Interrupted::StandsStill => "it stands still while the store goes on",
+                Interrupted::Failed(why) => why,
             };
             if !self.stalled.swap(true, Ordering::Relaxed) {
                 error!(
                     why,
-                    "the store is no longer followed: not ready, and following it anew; restart the gateway if \
-                     this stays"
+                    "the store is no longer followed, and the gateway is not ready; a new follower \
+                     starts. Restart the gateway if this lasts"
                 );
             }
             self.progress.send_modify(|progress| progress.caught_up = false);
@@ -95,19 +98,19 @@ impl Hub {
                 break;
             }
         }
-        // The next start then reads only what is still open. Without it, it reads more.
-        let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.keep_house()).await;
+        // Lets the next start read fewer events.
+        let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.evict_and_advance()).await;
     }
 
     async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
         let load = async {
-            let mut said = false;
+            let mut warned = false;
             loop {
                 match LowWater::load(&*self.store).await {
                     Ok(mark) => return mark.and_then(LowWater::position),
                     Err(error) => {
-                        if !std::mem::replace(&mut said, true) {
-                            warn!(%error, "cannot read the low-water mark yet; trying until it works");
+                        if !std::mem::replace(&mut warned, true) {
+                            warn!(%error, "cannot read the low-water mark yet; trying again");
                         }
                         tokio::time::sleep(READ_RETRY).await;
                     }
@@ -117,19 +120,22 @@ impl Hub {
         stop.run_until_cancelled(load).await.flatten()
     }
 
-    /// House is kept beside it: while the cells are away, events are folded all the same.
+    /// Housekeeping is concurrent: events are folded even if cells cannot be written.
     async fn follow_from(&self, from: Option<Position>) -> Interrupted {
         tokio::select! {
             why = self.fold_all(from) => why,
-            () = self.stands_still() => Interrupted::StandsStill,
+            () = self.wait_until_stalled() => {
+                Interrupted::Failed("the follower reads no events although the store has more")
+            }
             never = self.housekeeping() => match never {},
         }
     }
 
-    /// Resolves when the follower has made no progress for too long although the store has more.
-    async fn stands_still(&self) {
+    /// Waits until the follower has made no progress for [`STALLED_AFTER`] although the store has
+    /// more.
+    async fn wait_until_stalled(&self) {
         let (mut last, mut since) = (None, Instant::now());
-        while since.elapsed() < STANDS_STILL_AFTER {
+        while since.elapsed() < STALLED_AFTER {
             tokio::time::sleep(PROGRESS_CHECK).await;
             let folded = self.progress.borrow().folded;
             let behind = self.store.end().is_some_and(|end| match folded {
@@ -142,21 +148,19 @@ impl Hub {
         }
     }
 
-    /// The follower has made progress.
-    fn goes_on(&self) {
+    fn mark_running(&self) {
         if self.stalled.swap(false, Ordering::Relaxed) {
             info!("the store is followed again");
         }
     }
 
     async fn housekeeping(&self) -> Infallible {
-        // What leaves memory sooner than that is looked for more often.
-        let mut tick =
-            tokio::time::interval(self.keep.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING));
+        let period = self.closed_limits.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING);
+        let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            self.keep_house().await;
+            self.evict_and_advance().await;
         }
     }
 
@@ -173,9 +177,12 @@ impl Hub {
                     }
                     Followed::CaughtUp(position) => {
                         debug!(sequence = position.sequence, "caught up with the store");
-                        let folded = |p: &Progress| position.max(p.folded.unwrap_or(position));
-                        let caught_up =
-                            |p: &Progress| Progress { folded: Some(folded(p)), caught_up: true };
+                        let folded =
+                            |p: &FollowerProgress| position.max(p.folded.unwrap_or(position));
+                        let caught_up = |p: &FollowerProgress| FollowerProgress {
+                            folded: Some(folded(p)),
+                            caught_up: true,
+                        };
                         self.progress.send_modify(|p| *p = caught_up(p));
                     }
                     Followed::Skipped(position) => {
@@ -183,10 +190,10 @@ impl Hub {
                     }
                     Followed::Lost(lost) => return Interrupted::Lost(lost),
                 }
-                self.goes_on();
+                self.mark_running();
             }
         }
-        Interrupted::Ended
+        Interrupted::Failed("the follower ended")
     }
 
     async fn fold(&self, log: &LogName, entry: &Entry, ahead: &mut ReadAhead) {
@@ -205,16 +212,15 @@ impl Hub {
     }
 
     async fn fold_order(&self, id: &str, entry: &Entry, event: &Event) {
-        // The devices of an order with an outcome are not in memory, and one without an outcome
-        // needs them again.
+        // A withdrawn order has no outcome any more and needs its devices, which only its log has.
         if !matches!(event.kind, Some(Kind::Withdrawn(_))) {
             let mut projection = lock(&self.projection);
             if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
                 return projection.orders.apply(id, entry, event);
             }
         }
-        // An order's log begins with Ordered, so an order that is not in memory has ended. These
-        // events change its outcome.
+        // An order's log begins with Ordered, so an order that is not in memory had an outcome.
+        // These events change it.
         if matches!(event.kind, Some(Kind::AcceptedAs(_) | Kind::Settled(_) | Kind::Withdrawn(_))) {
             let Some(order) = self.read_if_readable(&LogName::order(id), || self.order(id)).await
             else {
@@ -225,24 +231,23 @@ impl Hub {
         }
     }
 
-    /// The `Accepted` of an order was folded, into a request that belongs to `owner`. The order is
-    /// finished, unless that is another order, or another order may have the request under an id in
-    /// another case. Then the acceptance may have to be withdrawn, by whoever looks after
-    /// unfinished orders.
+    /// Removes an order whose `Accepted` was folded into a request that belongs to `owner`. If that
+    /// is another order, or a request whose id differs only in case belongs to another order, the
+    /// order stays: the resolver may have to withdraw the acceptance.
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
         let is_anothers = owner.is_some_and(|owner| owner != order_id);
         if is_anothers || lock(&self.projection).has_rival(order_id, request) {
             return self.wake_resolver();
         }
-        let leads = lock(&self.projection).orders.remove(order_id);
-        for from in leads.into_iter().filter(|lead| lead != request && is_same(lead, request)) {
-            self.add_stray(Stray { from, to: request.clone() });
+        let candidates = lock(&self.projection).orders.remove(order_id);
+        for from in candidates.into_iter().filter(|id| id != request && is_same(id, request)) {
+            self.add_spelling_variant(SpellingVariant { from, to: request.clone() });
             self.wake_resolver();
         }
     }
 
-    /// Folds an event of a request's log. Returns the order that the request belongs to, as far as
-    /// this had to know it.
+    /// Folds an event of a request's log. Returns the order that the request belongs to, if it was
+    /// determined.
     async fn fold_request(
         &self,
         id: &RequestId,
@@ -250,8 +255,8 @@ impl Hub {
         kind: Option<&Kind>,
         read: &mut ReadAhead,
     ) -> Option<String> {
-        if let Some(Ahead { order_id, .. }) = self.was_read(id, entry) {
-            self.take_lead(id, kind);
+        if let Some(ClosedAhead { order_id, .. }) = self.read_already(id, entry) {
+            self.note_callback(id, kind);
             return order_id;
         }
         if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
@@ -261,62 +266,63 @@ impl Hub {
         if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
-        // Open requests are in memory and a callback opens none: what is not here has ended, or is
-        // somebody else's. So foreign callbacks cost no reading and no memory.
+        // All open requests are in memory, and a callback opens none. So this request is closed or
+        // external, and its log need not be read.
         if matches!(kind, Some(Kind::CalledBack(_))) {
-            self.take_lead(id, kind);
+            self.note_callback(id, kind);
             return None;
         }
         let log = LogName::request(id.as_str());
-        let folded = match read.take(id) {
+        let folded = match read.remove(id) {
             Some(folded) => folded,
             None => self.read_if_readable(&log, || self.read(id)).await?,
         };
         let order_id = folded.request.order_id.clone();
-        self.take_note(id, Note::of(&folded, entry, true));
+        self.apply_facts(id, EntryFacts::of(&folded, entry, true));
         if !folded.request.is_closed() {
-            // The follower alone begins the projection anew.
+            // Only the follower resets the projection, so this insertion succeeds.
             let generation = lock(&self.projection).generation;
             self.insert(Tracked::new(id.clone(), folded), generation);
             return order_id;
         }
         let last = folded.position().sequence;
         if last > entry.position.sequence {
-            let ahead = Ahead { last, order_id: order_id.clone() };
-            lock(&self.projection).ahead.insert(id.clone(), ahead);
+            let ahead = ClosedAhead { last, order_id: order_id.clone() };
+            lock(&self.projection).closed_ahead.insert(id.clone(), ahead);
         }
         order_id
     }
 
-    /// A callback for a request of which no order is known here.
-    fn take_lead(&self, id: &RequestId, kind: Option<&Kind>) {
+    /// Records a callback for a request that belongs to no known order: the request may belong to
+    /// an order without an outcome, or be known under another spelling.
+    fn note_callback(&self, id: &RequestId, kind: Option<&Kind>) {
         let Some(Kind::CalledBack(called_back)) = kind else { return };
         let mut projection = lock(&self.projection);
         let is_owner =
             |other: &Arc<Tracked>| other.id != *id && other.lock().request.order_id.is_some();
         let owner = projection.spellings(id).into_iter().find(is_owner);
-        let is_lead = projection.orders.lead(id, called_back);
-        projection.heard.add(id);
+        let is_candidate = projection.orders.add_candidate(id, called_back);
+        projection.callback_spellings.add(id);
         drop(projection);
         if let Some(owner) = &owner {
-            self.add_stray(Stray { from: id.clone(), to: owner.id.clone() });
+            self.add_spelling_variant(SpellingVariant { from: id.clone(), to: owner.id.clone() });
         }
-        if is_lead || owner.is_some() {
+        if is_candidate || owner.is_some() {
             self.wake_resolver();
         }
     }
 
-    /// What is known of a closed log, if it was read up to an entry, or further.
-    fn was_read(&self, id: &RequestId, entry: &Entry) -> Option<Ahead> {
-        let ahead = &mut lock(&self.projection).ahead;
+    /// Returns the log of a closed request if it was read up to an entry, or further.
+    fn read_already(&self, id: &RequestId, entry: &Entry) -> Option<ClosedAhead> {
+        let ahead = &mut lock(&self.projection).closed_ahead;
         let last = ahead.get(id)?.last;
         let known =
             if entry.position.sequence >= last { ahead.remove(id) } else { ahead.get(id).cloned() };
         known.filter(|_| entry.position.sequence <= last)
     }
 
-    /// Folds an event into a request that is in memory, and says which order that belongs to;
-    /// `None` if it is not in memory.
+    /// Folds an event into a request that is in memory, and returns its owner. `None`: the request
+    /// is not in memory.
     fn fold_tracked(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<Owner> {
         let mut projection = lock(&self.projection);
         let tracked = projection.requests.get(id).map(Arc::clone)?;
@@ -326,27 +332,28 @@ impl Hub {
         projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
         let closed = folded.request.is_closed().then(|| folded.bytes());
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
-        let note = Note::of(&folded, entry, false);
+        let facts = EntryFacts::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
-        // Other replicas cannot read what this one has read of an expired log. A request that was
-        // placed elsewhere after all is not polled before somebody asks for it again.
+        // Other replicas cannot read the lost events of an expired log. A request without its order
+        // is external, and is loaded again when a caller needs it.
         let leaves = folded.request.is_expired()
             || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
         projection.set_closed(id, closed);
         let gone = if leaves { projection.forget(id) } else { None };
-        let evicted = if closed.is_some() { projection.evict(self.keep) } else { Vec::new() };
+        let evicted =
+            if closed.is_some() { projection.evict(self.closed_limits) } else { Vec::new() };
         drop(projection);
         drop(evicted);
         if let Some(gone) = gone {
-            gone.lose();
+            gone.discard();
         }
         if order_id.is_none() {
-            self.take_lead(id, kind);
+            self.note_callback(id, kind);
         }
-        self.take_note(id, note);
-        if effect.puzzling {
-            self.hints.add(id, Hint::Soon);
+        self.apply_facts(id, facts);
+        if effect.unexplained {
+            self.hints.add(id, PollHint::Soon);
         }
         if effect.changed {
             tracked.wake(revision);
@@ -357,15 +364,16 @@ impl Hub {
         Some(Owner(order_id))
     }
 
-    pub(super) async fn keep_house(&self) {
-        self.history.drop_unused(self.keep.idle);
+    /// Evicts what is unused, and raises the low-water mark.
+    pub(super) async fn evict_and_advance(&self) {
+        self.history.drop_unused(self.closed_limits.idle);
         self.snapshots.drop_unused(super::snapshots::STALLED);
         let evicted;
-        // Before the projection is looked at: what it says of everything up to here, it says then.
-        let Progress { folded, caught_up } = *self.progress.borrow();
+        // Read before the projection, which then includes all events up to here.
+        let FollowerProgress { folded, caught_up } = *self.progress.borrow();
         let oldest_open = {
             let mut projection = lock(&self.projection);
-            evicted = projection.evict(self.keep);
+            evicted = projection.evict(self.closed_limits);
             let requests = projection.requests.values().filter_map(|tracked| {
                 let folded = tracked.lock();
                 folded.request.first.filter(|_| !folded.request.is_closed())
@@ -382,13 +390,16 @@ impl Hub {
                 .filter_map(|order| order.first);
             requests.chain(orders).min()
         };
-        // What is not folded yet may be open, too: a log that somebody asked for may have been read
-        // further than the follower is.
+        // Requests after `folded` may be open, too, so the mark must not exceed it. Logs that were
+        // loaded for callers may reach beyond it.
         if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && caught_up
             && let Err(error) = LowWater::raise(&*self.store, mark).await
         {
-            warn!(%error, "cannot raise the low-water mark; the next start reads more than it has to");
+            warn!(
+                %error,
+                "cannot raise the low-water mark yet; trying again. Until then a start takes longer"
+            );
         }
         debug!(evicted = evicted.len(), "housekeeping");
     }
@@ -396,25 +407,24 @@ impl Hub {
     fn reset(&self) {
         let projection = {
             let mut projection = lock(&self.projection);
-            // A log that is being read may be one of the store that was lost.
+            // Keeps logs of the former store, which are being read, out of the new projection.
             let generation = projection.generation + 1;
             std::mem::replace(&mut *projection, Projection { generation, ..Projection::default() })
         };
         self.unreadable.forget();
         self.history.drop_unused(Duration::ZERO);
         for tracked in projection.requests.values() {
-            tracked.lose();
+            tracked.discard();
         }
-        self.progress.send_replace(Progress::default());
+        self.progress.send_replace(FollowerProgress::default());
     }
 
-    /// Reads a log, for as long as it takes. `None`: it is damaged, and is set aside; all others
-    /// are followed on.
+    /// Reads a log, and tries again until it succeeds. `None`: the log is damaged and is skipped.
     async fn read_if_readable<T, F>(&self, log: &LogName, read: impl Fn() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, StoreError>>,
     {
-        let (mut said, mut tries) = (false, 0);
+        let (mut warned, mut tries) = (false, 0);
         loop {
             match read().await {
                 Ok(read) => return Some(read),
@@ -424,8 +434,8 @@ impl Hub {
                 }
                 Err(StoreError::Corrupt(_)) => tries += 1,
                 Err(error) => {
-                    if !std::mem::replace(&mut said, true) {
-                        warn!(log = log.encode(), %error, "cannot read a log yet; trying until it works");
+                    if !std::mem::replace(&mut warned, true) {
+                        warn!(log = log.encode(), %error, "cannot read a log yet; trying again");
                     }
                 }
             }

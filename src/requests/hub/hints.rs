@@ -1,5 +1,5 @@
-//! Requests the poller should look at: newly open, newly watched, or called back in a way that only
-//! an answer explains.
+//! Hints for the poller: a request is newly open, newly watched, or has a callback that cannot be
+//! assigned to a device.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -7,32 +7,32 @@ use tokio::sync::Notify;
 
 use crate::{identity::RequestId, requests::lock};
 
-/// How soon a request wants to be polled.
+/// How soon a request should be polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Hint {
-    /// As its turn says, which may have changed.
-    Look,
-    /// Somebody has begun to watch it: before others, once it is due.
+pub enum PollHint {
+    /// By its schedule, which may have changed.
+    Reschedule,
+    /// By its schedule, but before others: a caller has begun to watch it.
     Watched,
-    /// As soon as it may be.
+    /// As soon as the shortest interval allows.
     Soon,
 }
 
-/// One for each request, so it is bounded by the requests there are.
+/// At most one hint per request.
 #[derive(Debug, Default)]
-pub(super) struct Hints {
-    requests: Mutex<HashMap<RequestId, Hint>>,
+pub(super) struct PollHints {
+    requests: Mutex<HashMap<RequestId, PollHint>>,
     wake: Notify,
 }
 
-impl Hints {
-    pub(super) fn add(&self, id: &RequestId, hint: Hint) {
+impl PollHints {
+    pub(super) fn add(&self, id: &RequestId, hint: PollHint) {
         lock(&self.requests).entry(id.clone()).and_modify(|h| *h = hint.max(*h)).or_insert(hint);
         self.wake.notify_one();
     }
 
     /// Waits for hints and takes them.
-    pub(super) async fn take(&self) -> Vec<(RequestId, Hint)> {
+    pub(super) async fn take(&self) -> Vec<(RequestId, PollHint)> {
         loop {
             let woken = self.wake.notified();
             let taken: Vec<_> = lock(&self.requests).drain().collect();

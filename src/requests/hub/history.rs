@@ -1,10 +1,8 @@
-//! Pages of history, for watchers that are further behind than what is kept in memory.
+//! Pages of earlier transitions, for watchers that need transitions that are no longer in memory.
 //!
-//! A page is folded from a request's log and shared by all watchers of the request that are at the
-//! same place. Watchers take small batches out of it and hold no page themselves, so a reader that
-//! stands still costs nothing. The number of pages in memory is bounded. A page that is being read
-//! stays for at least [`UNDISTURBED`], so that watchers of many requests do not displace each
-//! other's pages unread.
+//! A page is folded from a request's log and shared by all its watchers that read there. Watchers
+//! copy small batches and hold no page, so stalled readers need no memory. The number of pages is
+//! limited. A page stays for [`READ_GRACE`] after it was read.
 
 use std::{
     ops::ControlFlow,
@@ -18,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Hub, MAX_BATCH, UNDISTURBED};
+use super::{Hub, MAX_BATCH, READ_GRACE};
 use crate::{
     identity::RequestId,
     requests::{
@@ -32,17 +30,17 @@ use crate::{
     store::{LogName, Position, StoreError},
 };
 
-/// Pages in memory, of all requests together.
+/// The number of pages of all requests.
 pub(super) const MAX_PAGES: usize = 8;
 
-/// About how large a page is, in bytes; one transition may be larger.
+/// The approximate size of a page in bytes. A single transition may be larger.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// A transition, and a device in it, without the device's texts, in bytes.
+/// The size of a transition, and of a device in it without its texts, in bytes.
 const TRANSITION_BYTES: usize = 200;
 const DEVICE_BYTES: usize = 400;
 
-/// How often a watcher that waits for room looks for a page to displace.
+/// How often a watcher that waits for a new page tries to evict one.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
 
 /// The pages in memory.
@@ -50,7 +48,7 @@ const ROOM_CHECK: Duration = Duration::from_millis(50);
 pub(super) struct History {
     pub(super) pages: Mutex<Vec<Page>>,
     room: Arc<Semaphore>,
-    /// Of each request: held while a page is made.
+    /// Per request: held while a page is made.
     making: Locks<RequestId>,
 }
 
@@ -64,18 +62,18 @@ impl Default for History {
 #[derive(Debug)]
 pub(super) struct Page {
     id: RequestId,
-    /// Where the request's log begins.
+    /// The first position of the request's log.
     first: Position,
-    /// Never empty; their revisions are consecutive.
+    /// Not empty, with consecutive revisions.
     transitions: Vec<Arc<Transition>>,
     readers: Weak<()>,
     used: Instant,
     _room: OwnedSemaphorePermit,
 }
 
-/// That a watcher is reading a page, as long as this lives.
+/// Marks a page as being read while it lives.
 #[derive(Debug, Default)]
-pub struct Reading {
+pub struct PageGuard {
     _page: Option<Arc<()>>,
 }
 
@@ -86,18 +84,18 @@ impl Page {
         self.first == first && revisions.contains(&revision) && self.id == *id
     }
 
-    /// The transitions from a revision on, as many as a batch takes.
-    fn read(&mut self, from: u64, reading: &mut Reading) -> Vec<Arc<Transition>> {
+    /// Returns a batch of transitions from a revision on.
+    fn read(&mut self, from: u64, reading: &mut PageGuard) -> Vec<Arc<Transition>> {
         self.used = Instant::now();
         let reader = self.readers.upgrade().unwrap_or_default();
         self.readers = Arc::downgrade(&reader);
-        *reading = Reading { _page: Some(reader) };
+        *reading = PageGuard { _page: Some(reader) };
         let skipped = from.saturating_sub(self.transitions[0].revision);
         batch(self.transitions.iter().skip(usize::try_from(skipped).unwrap_or(usize::MAX)))
     }
 
-    fn may_leave(&self) -> bool {
-        self.readers.strong_count() == 0 || self.used.elapsed() >= UNDISTURBED
+    fn is_evictable(&self) -> bool {
+        self.readers.strong_count() == 0 || self.used.elapsed() >= READ_GRACE
     }
 }
 
@@ -107,18 +105,18 @@ impl History {
         id: &RequestId,
         first: Position,
         from: u64,
-        reading: &mut Reading,
+        reading: &mut PageGuard,
     ) -> Option<Vec<Arc<Transition>>> {
         let mut pages = lock(&self.pages);
         Some(pages.iter_mut().find(|page| page.holds(id, first, from))?.read(from, reading))
     }
 
-    /// Waits until there may be one more page.
+    /// Waits for a permit for one more page.
     async fn room(&self) -> OwnedSemaphorePermit {
         let mut acquire = pin!(Arc::clone(&self.room).acquire_owned());
         loop {
             if self.room.available_permits() == 0 {
-                self.displace();
+                self.evict();
             }
             if let Ok(permit) = tokio::time::timeout(ROOM_CHECK, &mut acquire).await {
                 return permit.expect("nobody closes this semaphore");
@@ -126,17 +124,17 @@ impl History {
         }
     }
 
-    /// Drops the least recently used page of those that may leave.
-    fn displace(&self) {
+    /// Drops the least recently used page that no watcher needs.
+    fn evict(&self) {
         let mut pages = lock(&self.pages);
-        let may_leave = pages.iter().enumerate().filter(|(_, page)| page.may_leave());
-        let oldest = may_leave.min_by_key(|(_, page)| page.used).map(|(at, _)| at);
+        let evictable = pages.iter().enumerate().filter(|(_, page)| page.is_evictable());
+        let oldest = evictable.min_by_key(|(_, page)| page.used).map(|(at, _)| at);
         let oldest = oldest.map(|at| pages.swap_remove(at));
         drop(pages);
         drop(oldest);
     }
 
-    /// Drops the pages that were not used for a while.
+    /// Drops the pages that were not used for `idle`.
     pub(super) fn drop_unused(&self, idle: Duration) {
         let mut pages = lock(&self.pages);
         let unused: Vec<_> = pages.extract_if(.., |page| page.used.elapsed() >= idle).collect();
@@ -146,22 +144,22 @@ impl History {
 }
 
 impl Hub {
-    /// The next transitions of a request after a revision, as many as a batch takes, from its log.
-    /// `None` if the log does not begin at `first` any more.
+    /// Reads a batch of a request's transitions after a revision from its log. `None`: the log no
+    /// longer begins at `first`.
     pub async fn history(
         &self,
         id: &RequestId,
         first: Option<Position>,
         after: u64,
-        reading: &mut Reading,
+        reading: &mut PageGuard,
     ) -> Result<Option<Vec<Arc<Transition>>>, StoreError> {
         let Some(first) = first else { return Ok(None) };
         let from = after + 1;
         if let Some(found) = self.history.read(id, first, from, reading) {
             return Ok(Some(found));
         }
-        // The page that was read so far may make room.
-        *reading = Reading::default();
+        // The previous page may be evicted.
+        *reading = PageGuard::default();
         let _making = self.history.making.lock(id).await;
         if let Some(found) = self.history.read(id, first, from, reading) {
             return Ok(Some(found));
@@ -177,14 +175,14 @@ impl Hub {
             Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _room: room };
         let found = page.read(from, reading);
         let mut pages = lock(&self.history.pages);
-        // A page that reached the end of the log when it was made may have been continued.
+        // Replaces an earlier page that reached the end of the log and has grown since.
         pages.retain(|old| !old.holds(id, first, page.transitions[0].revision));
         pages.push(page);
         Ok(Some(found))
     }
 
-    /// Folds a log up to the end of the page that holds a revision, and returns that page. Empty if
-    /// the log ends before.
+    /// Folds a log up to the end of the page that contains a revision, and returns this page. It is
+    /// empty if the log ends before.
     async fn replay(
         &self,
         id: &RequestId,
@@ -199,7 +197,7 @@ impl Hub {
                 return ControlFlow::Continue(());
             };
             let more = size(&transition);
-            // Pages always begin at the same revisions, so that watchers share them.
+            // The limits of pages do not depend on `from`, so that watchers share them.
             if bytes + more > PAGE_BYTES && !page.is_empty() {
                 if transition.revision > from {
                     return ControlFlow::Break(());
@@ -220,13 +218,13 @@ impl Hub {
     }
 }
 
-/// About how many bytes a transition takes in memory.
+/// Returns the approximate size of a transition in bytes.
 fn size(transition: &Transition) -> usize {
     let device = |status: &Arc<DeviceStatus>| DEVICE_BYTES + status.text_bytes();
     TRANSITION_BYTES + transition.devices.iter().map(device).sum::<usize>()
 }
 
-/// The first of some transitions: as many as name [`MAX_BATCH`] devices together, and at least one.
+/// Returns the first transitions with at most [`MAX_BATCH`] devices in total, but at least one.
 pub(super) fn batch<'a>(
     transitions: impl Iterator<Item = &'a Arc<Transition>>,
 ) -> Vec<Arc<Transition>> {

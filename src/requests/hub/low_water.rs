@@ -1,7 +1,6 @@
-//! The low-water cell: where a replica starts to follow.
+//! The low-water mark: the position from which a replica follows the store at its start.
 //!
-//! No open log begins before it, so that a start reads what happened since the oldest open request
-//! and not the whole history. It only rises; one that is too low costs time and nothing else.
+//! No open log begins before the mark. The mark only rises. If it is too low, a start takes longer.
 
 use prost::Message;
 
@@ -10,7 +9,7 @@ use crate::{
     store::{CELL_FORMAT, CellName, Position, Store, StoreError, Version, swap_cell},
 };
 
-/// What the cell holds, and its version.
+/// The content of the cell, and its version.
 #[derive(Debug, Clone)]
 pub struct LowWater {
     version: Version,
@@ -29,14 +28,14 @@ impl LowWater {
         Ok(Some(Self { version: held.version, value }))
     }
 
-    /// To follow *after*: the position before the mark. `None` where the mark is the very first
-    /// event.
+    /// Returns the position before the mark, after which the store is followed. `None`: the mark is
+    /// the first event.
     pub fn position(self) -> Option<Position> {
         let sequence = self.value.sequence.checked_sub(1).filter(|&s| s > 0)?;
         Some(Position { epoch: self.value.epoch, sequence })
     }
 
-    /// Raises the mark; one that is higher, or of a newer format, stays.
+    /// Raises the mark. A higher mark, or one in a newer format, stays.
     pub async fn raise(store: &dyn Store, mark: Position) -> Result<(), StoreError> {
         let held = Self::load(store).await?;
         let stays = held.as_ref().is_some_and(|held| {
@@ -48,7 +47,7 @@ impl LowWater {
         }
         let (epoch, sequence) = (mark.epoch, mark.sequence);
         let mut value = storage::LowWater { epoch, sequence, ..storage::LowWater::default() };
-        // On a conflict, another replica was first; its mark is as good.
+        // On a conflict another replica has raised the mark.
         swap_cell(store, &cell(), held.map(|held| held.version), &mut value).await.map(drop)
     }
 }

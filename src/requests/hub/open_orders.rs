@@ -1,10 +1,8 @@
-//! Orders without an outcome, or whose request does not know of them yet, and what callbacks hint
-//! at about them.
+//! Orders without an outcome, and accepted orders whose acceptance is not in the request's log yet.
 //!
-//! A callback for a request that is nobody's, about a device of an order without an outcome, is a
-//! *lead*: that request may be what became of the order. Leads are only kept here; whoever follows
-//! them asks ThingSpace (`requests::orders::resolve`). What foreign callbacks cost while there is no such
-//! order is one look into an empty map.
+//! A callback for a request without an order may name a device of an order without an outcome. Then
+//! the request is a *candidate*: ThingSpace may have created it for this order.
+//! `requests::orders::resolve` queries ThingSpace about the candidates.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,9 +17,9 @@ use crate::{
     store::Entry,
 };
 
-/// Leads of an order, followed ones too; further ones are not taken. Other tools may keep the
-/// devices of an order busy while its fate is unknown, and every lead costs a question.
-const MAX_LEADS: usize = 64;
+/// The number of candidates of an order, with the dropped ones. Other systems may place many
+/// requests for its devices, and each candidate costs a status query.
+const MAX_CANDIDATES: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct OpenOrders {
@@ -33,8 +31,14 @@ pub(super) struct OpenOrders {
 #[derive(Debug, Default)]
 struct Open {
     order: Order,
-    leads: HashSet<RequestId>,
-    followed: HashSet<RequestId>,
+    candidates: HashSet<RequestId>,
+    dropped: HashSet<RequestId>,
+}
+
+impl Open {
+    fn has_room(&self) -> bool {
+        self.candidates.len() + self.dropped.len() < MAX_CANDIDATES
+    }
 }
 
 impl OpenOrders {
@@ -50,23 +54,23 @@ impl OpenOrders {
         self.orders.get(id).map(|open| &open.order)
     }
 
-    /// Folds an event into an order, which may begin with it.
+    /// Folds an event into an order, which may be new.
     pub(super) fn apply(&mut self, id: &str, entry: &Entry, event: &Event) {
         self.change(id, |order| order.apply(entry.position, entry.time, event));
     }
 
-    /// Takes an order as its log says that it is.
+    /// Inserts or replaces an order.
     pub(super) fn insert(&mut self, id: &str, order: Order) {
         self.change(id, |old| *old = order);
     }
 
-    /// Forgets an order, and returns the requests that were its leads.
+    /// Removes an order, and returns all its candidates.
     pub(super) fn remove(&mut self, id: &str) -> HashSet<RequestId> {
         let Some(open) = self.orders.remove(id) else { return HashSet::new() };
         self.forget_devices(id, &open.order);
-        let Open { mut leads, followed, .. } = open;
-        leads.extend(followed);
-        leads
+        let Open { mut candidates, dropped, .. } = open;
+        candidates.extend(dropped);
+        candidates
     }
 
     fn change(&mut self, id: &str, change: impl FnOnce(&mut Order)) {
@@ -84,7 +88,7 @@ impl OpenOrders {
             _ => {}
         }
         if open.order.outcome.is_some() {
-            // Up to 10,000 devices: whoever still needs them reads the log.
+            // Up to 10,000 devices. They can be read from the log.
             open.order.ordered = None;
         }
         if open.order.outcome != Some(OrderOutcome::NotPlaced) {
@@ -103,17 +107,22 @@ impl OpenOrders {
         }
     }
 
-    /// Keeps a callback as a lead of the orders that have its device; true if there is a new one.
-    pub(super) fn lead(&mut self, request: &RequestId, called_back: &storage::CalledBack) -> bool {
+    /// Adds a request as a candidate of the orders that have the callback's device. Returns whether
+    /// it is a new candidate.
+    pub(super) fn add_candidate(
+        &mut self,
+        request: &RequestId,
+        called_back: &storage::CalledBack,
+    ) -> bool {
         for open in self.orders.values_mut() {
-            // The acceptance of this order is about to reach its request, which the callback spells
-            // in another case.
-            let is_spelling =
-                |accepted: &RequestId| accepted != request && is_same(accepted, request);
-            if matches!(&open.order.outcome, Some(OrderOutcome::AcceptedAs(accepted)) if is_spelling(accepted))
-                && open.leads.len() + open.followed.len() < MAX_LEADS
+            // The acceptance is not in the request's log yet, and the callback has another
+            // spelling.
+            if let Some(OrderOutcome::AcceptedAs(accepted)) = &open.order.outcome
+                && accepted != request
+                && is_same(accepted, request)
+                && open.has_room()
             {
-                open.leads.insert(request.clone());
+                open.candidates.insert(request.clone());
             }
         }
         if self.by_device.is_empty() {
@@ -127,42 +136,38 @@ impl OpenOrders {
             let Some(open) = self.orders.get_mut(&id) else { continue };
             let of_account =
                 open.order.ordered.as_ref().is_some_and(|o| o.account == called_back.account);
-            if of_account
-                && !open.followed.contains(request)
-                && open.leads.len() + open.followed.len() < MAX_LEADS
-            {
-                new |= open.leads.insert(request.clone());
+            if of_account && !open.dropped.contains(request) && open.has_room() {
+                new |= open.candidates.insert(request.clone());
             }
         }
         new
     }
 
-    /// What is worth a question: each lead that has not been followed to its end.
-    pub(super) fn leads(&self) -> Vec<(Arc<str>, RequestId)> {
-        let orders_without_outcome =
-            self.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
-        orders_without_outcome
+    /// Returns the candidates of the orders without an outcome.
+    pub(super) fn candidates(&self) -> Vec<(Arc<str>, RequestId)> {
+        self.orders
+            .iter()
+            .filter(|(_, open)| open.order.outcome.is_none())
             .flat_map(|(id, open)| {
-                open.leads.iter().map(|request| (Arc::clone(id), request.clone()))
+                open.candidates.iter().map(|request| (Arc::clone(id), request.clone()))
             })
             .collect()
     }
 
-    /// A lead came to nothing.
-    pub(super) fn drop_lead(&mut self, id: &str, request: &RequestId) {
+    pub(super) fn drop_candidate(&mut self, id: &str, request: &RequestId) {
         if let Some(open) = self.orders.get_mut(id)
-            && let Some(request) = open.leads.take(request)
+            && let Some(request) = open.candidates.take(request)
         {
-            open.followed.insert(request);
+            open.dropped.insert(request);
         }
     }
 
-    /// The orders without an outcome.
     pub(super) fn orders_without_outcome(&self) -> impl Iterator<Item = (&Arc<str>, &Order)> {
         self.iter().filter(|(_, order)| order.outcome.is_none())
     }
 }
 
+/// Returns the EIDs and ICCIDs of an order's devices.
 fn names(order: &Order) -> impl Iterator<Item = Digits> {
     let each = |device: &storage::Device| [Digits::new(&device.eid), Digits::new(&device.iccid)];
     let devices = order.ordered.iter().flat_map(|ordered| &ordered.devices);

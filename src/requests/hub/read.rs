@@ -1,4 +1,4 @@
-//! Reading logs: of requests that are not in memory, and whatever else only a log tells.
+//! Reads logs, for example of requests that are not in memory.
 
 use std::{
     ops::ControlFlow,
@@ -7,9 +7,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Hub, Tracked, open_devices, tracked::Folded};
+use super::{Folded, Hub, Tracked, open_devices};
 use crate::{
     identity::RequestId,
+    proto::storage::Event,
     requests::{
         fold::{event, order::Order},
         lock,
@@ -18,8 +19,8 @@ use crate::{
 };
 
 impl Hub {
-    /// A request and its changes from now on, from memory or from its log; `None` if its log is
-    /// empty.
+    /// Returns a request and its changes from now on. Reads its log if it is not in memory. `None`:
+    /// its log is empty.
     pub async fn attach(
         &self,
         id: &RequestId,
@@ -27,12 +28,12 @@ impl Hub {
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
-        // Callers who want the same request wait here, and occupy one of the loads together.
+        // All callers of the same request together need one permit.
         let _attaching = self.attaching.lock(id).await;
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
-        // Before the request's lock, which the follower may wait for.
+        // Acquired before the lock of the request, because the follower may need that lock.
         let _load = self.loads.acquire().await.expect("nobody closes this semaphore");
         let _loading = self.loading.lock(id).await;
         loop {
@@ -46,15 +47,14 @@ impl Hub {
             }
             let tracked = Tracked::new(id.clone(), folded);
             let receiver = tracked.subscribe();
-            // Else it is a log of the store that was lost.
+            // Otherwise the projection was reset and this log is of the former store.
             if self.insert(Arc::clone(&tracked), generation) {
                 return Ok(Some((tracked, receiver)));
             }
         }
     }
 
-    // Subscribes under the projection's lock, so that housekeeping does not drop the entry in
-    // between.
+    // Subscribes under the projection's lock, so that the request is not evicted in between.
     fn attached(&self, id: &RequestId) -> Option<(Arc<Tracked>, watch::Receiver<u64>)> {
         let mut projection = lock(&self.projection);
         let tracked = Arc::clone(projection.requests.get(id)?);
@@ -63,26 +63,24 @@ impl Hub {
         Some((tracked, receiver))
     }
 
-    /// Whether the store holds an event of a request at a position.
+    /// Returns whether a request's log has an event at a position.
     pub async fn holds(&self, id: &RequestId, position: Position) -> Result<bool, StoreError> {
         let log = LogName::request(id.as_str());
         let next = self.store.read(&log, position.sequence.saturating_sub(1), 1).await?;
         Ok(next.first().is_some_and(|entry| entry.position == position))
     }
 
-    /// An order, from its log.
+    /// Folds an order from its log.
     pub async fn order(&self, order_id: &str) -> Result<Order, StoreError> {
         let mut order = Order::default();
-        self.read_log(&LogName::order(order_id), |entry| {
-            if let Some(event) = event::decode(&entry.event) {
-                order.apply(entry.position, entry.time, &event);
-            }
+        self.read_events(&LogName::order(order_id), |entry, event| {
+            order.apply(entry.position, entry.time, &event);
         })
         .await?;
         Ok(order)
     }
 
-    /// Puts a request into the projection; false if that was begun anew since the log was read.
+    /// Inserts a request. Returns false if the projection was reset since the log was read.
     pub(super) fn insert(&self, tracked: Arc<Tracked>, generation: u64) -> bool {
         let (devices, closed) = {
             let folded = tracked.lock();
@@ -96,7 +94,7 @@ impl Hub {
         projection.open_devices += devices;
         projection.track(tracked);
         projection.set_closed(&id, closed);
-        let evicted = projection.evict(self.keep);
+        let evicted = projection.evict(self.closed_limits);
         drop(projection);
         drop(evicted);
         if closed.is_none() {
@@ -107,26 +105,30 @@ impl Hub {
 
     pub(super) async fn read(&self, id: &RequestId) -> Result<Folded, StoreError> {
         let mut folded = Folded::default();
-        self.read_log(&LogName::request(id.as_str()), |entry| {
+        self.read_log_until(&LogName::request(id.as_str()), |entry| {
             folded.apply(id.as_str(), entry);
+            ControlFlow::Continue(())
         })
         .await?;
         Ok(folded)
     }
 
-    pub(super) async fn read_log(
+    /// Reads the events of a log that can be decoded.
+    pub(super) async fn read_events(
         &self,
         log: &LogName,
-        mut each: impl FnMut(&Entry),
+        mut each: impl FnMut(&Entry, Event),
     ) -> Result<(), StoreError> {
-        let each = |entry: &Entry| {
-            each(entry);
+        self.read_log_until(log, |entry| {
+            if let Some(event) = event::decode(&entry.event) {
+                each(entry, event);
+            }
             ControlFlow::Continue(())
-        };
-        self.read_log_until(log, each).await
+        })
+        .await
     }
 
-    /// Reads a log in pages of the store, to its end or until `each` breaks.
+    /// Reads a log to its end or until `each` breaks.
     pub(super) async fn read_log_until(
         &self,
         log: &LogName,

@@ -1,5 +1,5 @@
-//! Reads the logs that the follower is about to need, several at once. One after the other, a start
-//! over a network with long round trips would take minutes.
+//! Reads the logs that the follower will need next, several at a time. Otherwise a start over a
+//! network with long round trips would take minutes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,29 +16,20 @@ use crate::{
     store::{Entry, Followed, LogClass, LogName},
 };
 
-/// Events that the follower looks ahead.
+/// The number of events for which logs are read ahead.
 pub(super) const EVENTS: usize = 32;
 
-/// Logs that are read at once.
+/// The number of logs that are read at the same time.
 const READS: usize = 16;
 
-/// A log whose event is larger is read when its turn comes, in bytes: few such logs fit into memory
-/// at once.
+/// Logs with a larger event, in bytes, are not read ahead, because few of them fit into memory.
 const LARGEST_EVENT: usize = 16 * 1024;
 
-/// Logs that were read before their event is folded.
-#[derive(Debug, Default)]
-pub(super) struct ReadAhead(HashMap<RequestId, Folded>);
-
-impl ReadAhead {
-    pub(super) fn take(&mut self, id: &RequestId) -> Option<Folded> {
-        self.0.remove(id)
-    }
-}
+/// Logs that were read ahead.
+pub(super) type ReadAhead = HashMap<RequestId, Folded>;
 
 impl Hub {
-    /// Reads the logs that these events need. One that cannot be read is left to the follower,
-    /// which tries until it can.
+    /// Reads the logs that these events need. The follower reads those that fail again.
     pub(super) async fn read_ahead(&self, followed: &[Followed]) -> ReadAhead {
         let ids: HashSet<_> = followed.iter().filter_map(|followed| self.needs(followed)).collect();
         if ids.len() < 2 {
@@ -46,11 +37,11 @@ impl Hub {
         }
         let reads: Vec<_> = ids.into_iter().map(|id| self.read_one(id)).collect();
         let mut reads = stream::iter(reads).buffer_unordered(READS);
-        let mut ahead = HashMap::new();
+        let mut ahead = ReadAhead::new();
         while let Some(read) = reads.next().await {
             ahead.extend(read);
         }
-        ReadAhead(ahead)
+        ahead
     }
 
     async fn read_one(&self, id: RequestId) -> Option<(RequestId, Folded)> {
@@ -63,7 +54,7 @@ impl Hub {
         }
     }
 
-    /// The request whose log an event needs.
+    /// Returns the request whose log is needed to fold an event.
     fn needs(&self, followed: &Followed) -> Option<RequestId> {
         let Followed::Event(LogName { class: LogClass::Request, id }, Entry { event, .. }) =
             followed
@@ -73,7 +64,8 @@ impl Hub {
         let id = RequestId::parse(id).ok().filter(|_| event.len() <= LARGEST_EVENT)?;
         let kind = event::decode(event)?.kind;
         let projection = lock(&self.projection);
-        let known = projection.requests.contains_key(&id) || projection.ahead.contains_key(&id);
+        let known =
+            projection.requests.contains_key(&id) || projection.closed_ahead.contains_key(&id);
         (!known && !matches!(kind, Some(Kind::CalledBack(_)))).then_some(id)
     }
 }

@@ -1,9 +1,8 @@
-//! Snapshots that are sent in several messages.
+//! The devices of snapshots that are sent in several messages.
 //!
-//! A watch holds no devices between two messages. The devices of an unfinished snapshot are held
-//! here, are shared by the watches that send the same revision, and are bounded in bytes. A reader
-//! that stands still loses its snapshot. When it reads on, the snapshot is made again if the
-//! request has not changed; if it has changed, the watch ends.
+//! Between two messages a watch holds no devices. They are held here, shared by all watches that
+//! send the same revision, and limited in size. A snapshot that is not read for a while is dropped.
+//! When its reader continues, it is made again, or the watch ends if the request has changed.
 
 use std::{
     sync::{Arc, Mutex},
@@ -12,55 +11,42 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Hub, UNDISTURBED};
+use super::{Hub, READ_GRACE};
 use crate::requests::{fold::state::DeviceStatus, lock};
 
 /// The devices of a request at one revision.
 pub type Devices = Arc<Vec<Arc<DeviceStatus>>>;
 
-/// What unfinished snapshots may take in memory, in bytes. One that was read from within
-/// [`UNDISTURBED`] stays in any case.
+/// The size of all unfinished snapshots in bytes. Those that were read within [`READ_GRACE`] may
+/// exceed it.
 const MAX_BYTES: usize = 32 << 20;
 
-/// A snapshot from which nothing was read for this long leaves in any case.
+/// A snapshot that was not read for this long is dropped.
 pub(super) const STALLED: Duration = Duration::from_secs(30);
 
-/// A device without its texts, in bytes.
+/// The size of a device without its texts, in bytes.
 const DEVICE_BYTES: usize = 400;
 
 /// The unfinished snapshots.
 #[derive(Debug, Default)]
-pub(super) struct Snapshots(Mutex<Vec<Held>>);
+pub(super) struct Snapshots(Mutex<Vec<HeldSnapshot>>);
 
 #[derive(Debug)]
-struct Held {
+struct HeldSnapshot {
     devices: Devices,
     bytes: usize,
     used: Instant,
 }
 
 impl Snapshots {
-    fn hold(&self, devices: &Devices) {
-        let mut held = lock(&self.0);
-        let now = Instant::now();
-        if let Some(known) = held.iter_mut().find(|held| Arc::ptr_eq(&held.devices, devices)) {
-            known.used = now;
-            return;
-        }
-        let bytes = devices.iter().map(|device| DEVICE_BYTES + device.text_bytes()).sum();
-        held.push(Held { devices: Arc::clone(devices), bytes, used: now });
-        drop(held);
-        self.drop_unused(STALLED);
-    }
-
-    /// Drops the snapshots that were not used for a while, and those that are too much.
+    /// Drops the snapshots that were not used for `idle`, and the oldest beyond [`MAX_BYTES`].
     pub(super) fn drop_unused(&self, idle: Duration) {
         let mut held = lock(&self.0);
         let mut gone: Vec<_> = held.extract_if(.., |held| held.used.elapsed() >= idle).collect();
         let mut bytes: usize = held.iter().map(|held| held.bytes).sum();
         while bytes > MAX_BYTES
             && let Some((oldest, _)) = held.iter().enumerate().min_by_key(|(_, held)| held.used)
-            && held[oldest].used.elapsed() >= UNDISTURBED
+            && held[oldest].used.elapsed() >= READ_GRACE
         {
             let oldest = held.swap_remove(oldest);
             bytes -= oldest.bytes;
@@ -73,8 +59,17 @@ impl Snapshots {
 }
 
 impl Hub {
-    /// Keeps a snapshot in memory of which a reader has taken a part.
+    /// Keeps the devices of a partly sent snapshot in memory.
     pub fn hold_snapshot(&self, devices: &Devices) {
-        self.snapshots.hold(devices);
+        let mut held = lock(&self.snapshots.0);
+        let now = Instant::now();
+        if let Some(known) = held.iter_mut().find(|held| Arc::ptr_eq(&held.devices, devices)) {
+            known.used = now;
+            return;
+        }
+        let bytes = devices.iter().map(|device| DEVICE_BYTES + device.text_bytes()).sum();
+        held.push(HeldSnapshot { devices: Arc::clone(devices), bytes, used: now });
+        drop(held);
+        self.snapshots.drop_unused(STALLED);
     }
 }

@@ -1,10 +1,8 @@
-//! Requests whose ids differ only in case are one request, unless ThingSpace has shown them to be
-//! different ones.
+//! Request ids in another case.
 //!
-//! A request is known under the spelling that ThingSpace's answer to its order used. Callers and
-//! callbacks may spell it in another way. Two spellings are different requests if each belongs to
-//! an order, or if what ThingSpace said about one contradicts the account or the devices of the
-//! other.
+//! The log of a request has the spelling in ThingSpace's answer to the order. Callers and callbacks
+//! may use another case. Two spellings are the same request, unless each belongs to an order, or
+//! ThingSpace's answers about one contradict the account or the devices of the other.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,27 +20,26 @@ use crate::{
     store::{LogName, StoreError},
 };
 
-/// Ids kept in each of the two halves of [`Heard`].
-const MAX_HEARD: usize = 5_000;
+/// The number of ids in each half of [`CallbackSpellings`].
+const MAX_CALLBACK_SPELLINGS: usize = 5_000;
 
-/// Ids in mixed case that callbacks named and no request in memory has. The store cannot be
-/// searched for them: it finds a log by its exact name only. The oldest half is dropped when the
-/// newest is full.
+/// The ids in mixed case from callbacks for requests that are not in memory. The store finds a log
+/// only by its exact name. When the newer half is full, the older half is dropped.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct CallbackSpellings {
     newest: HashMap<String, HashSet<RequestId>>,
     older: HashMap<String, HashSet<RequestId>>,
-    /// How many ids `newest` has.
+    /// The number of ids in `newest`.
     count: usize,
 }
 
-impl Heard {
+impl CallbackSpellings {
     pub(super) fn add(&mut self, id: &RequestId) {
-        // The usual spellings are found in the store.
+        // Other spellings are looked up in the store.
         if !is_mixed(id) {
             return;
         }
-        if self.count >= MAX_HEARD {
+        if self.count >= MAX_CALLBACK_SPELLINGS {
             (self.older, self.count) = (mem::take(&mut self.newest), 0);
         }
         self.count +=
@@ -67,7 +64,7 @@ impl Projection {
         self.requests.insert(id.clone(), tracked);
     }
 
-    /// Removes a request, and returns what the caller should drop after releasing the lock.
+    /// Removes and returns a request. The caller should drop it after releasing the lock.
     pub(super) fn forget(&mut self, id: &RequestId) -> Option<Arc<Tracked>> {
         self.closed.remove(id);
         if has_capitals(id) {
@@ -82,7 +79,7 @@ impl Projection {
         self.requests.remove(id)
     }
 
-    /// The requests in memory whose ids are this one in any case; this very one first.
+    /// Returns the requests in memory with this id in any case, the exact one first.
     pub(super) fn spellings(&self, id: &RequestId) -> Vec<Arc<Tracked>> {
         let small = small_letters(id);
         let capitals = self.capitals.get(&small).into_iter().flatten().cloned();
@@ -91,9 +88,7 @@ impl Projection {
         let all = std::iter::once(id.clone()).chain(others);
         all.filter_map(|id| self.requests.get(&id).map(Arc::clone)).collect()
     }
-}
 
-impl Projection {
     /// Whether an id in another case belongs to another order.
     pub(super) fn has_rival(&self, order_id: &str, id: &RequestId) -> bool {
         self.spellings(id).iter().any(|other| {
@@ -120,7 +115,7 @@ pub fn is_same(one: &RequestId, other: &RequestId) -> bool {
     one.as_str().eq_ignore_ascii_case(other.as_str())
 }
 
-/// This spelling, then the two other ones that services use. Only these can be looked up in the
+/// Returns this spelling and those in small and in capital letters. Only these are looked up in the
 /// store.
 fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
     let text = id.as_str();
@@ -130,7 +125,7 @@ fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
 }
 
 impl Hub {
-    /// The spelling under which a request is in memory, if it is.
+    /// Returns the spelling of a request that is in memory.
     pub fn spelling_in_memory(&self, id: &RequestId) -> Option<RequestId> {
         let spellings = lock(&self.projection).spellings(id);
         let exact = spellings.first().filter(|tracked| tracked.id == *id);
@@ -147,8 +142,7 @@ impl Hub {
         Some(known.id.clone())
     }
 
-    /// The spelling under which a request is known whose id may differ from `id` in case. `None`:
-    /// no such request is known.
+    /// Returns the spelling of a request that is in memory or in the store.
     pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
         if let Some(known) = self.spelling_in_memory(id) {
             let is_other =
@@ -169,9 +163,8 @@ impl Hub {
         Ok(known)
     }
 
-    /// Whether the store holds, under exactly this id, another request than the one that is in
-    /// memory under another spelling. A closed request has left memory, and must not be taken for
-    /// another one.
+    /// Whether the store has another request under exactly this id than the known one in memory.
+    /// Closed requests are not in memory, and must not be confused with requests that are.
     async fn is_other_request(
         &self,
         id: &RequestId,
@@ -183,12 +176,12 @@ impl Hub {
         Ok(stored.order_id.is_some() || stored.differs_from(&known))
     }
 
-    /// The other spellings under which something is known of what may be the same request.
+    /// Returns the other spellings of an id that have a log. They may be the same request.
     pub async fn other_spellings(&self, id: &RequestId) -> Result<Vec<RequestId>, StoreError> {
         let mut others: Vec<_> = {
             let projection = lock(&self.projection);
             let tracked = projection.spellings(id).into_iter().map(|tracked| tracked.id.clone());
-            tracked.chain(projection.heard.of(id).cloned()).collect()
+            tracked.chain(projection.callback_spellings.of(id).cloned()).collect()
         };
         for spelling in usual_spellings(id).filter(|spelling| spelling != id) {
             if !others.contains(&spelling) {
@@ -203,7 +196,7 @@ impl Hub {
     }
 }
 
-/// Whether what is known of a request shows that it is not the one that an order was answered with.
+/// Whether a request cannot be the one that belongs to an order under another spelling.
 fn are_different(one: &Tracked, ordered: &Tracked) -> bool {
     let ordered = ordered.lock().request.clone();
     one.lock().request.differs_from(&ordered)

@@ -23,7 +23,7 @@ use crate::{
     store::{LogName, embedded::Embedded},
 };
 
-/// How long a test waits for what must happen.
+/// How long a test waits for a condition.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const KEEP: Duration = Duration::from_hours(1);
@@ -34,19 +34,9 @@ fn store() -> (TempDir, Arc<dyn Store>) {
     (folder, Arc::new(store))
 }
 
-/// Room for everything.
-fn keep(idle: Duration) -> Keep {
-    Keep { bytes: usize::MAX, idle }
-}
-
-fn open_requests(hub: &Hub) -> Vec<RequestId> {
-    let projection = lock(&hub.projection);
-    projection
-        .requests
-        .values()
-        .filter(|r| !r.lock().request.is_closed())
-        .map(|r| r.id.clone())
-        .collect()
+/// No limit in size.
+fn limits(idle: Duration) -> ClosedLimits {
+    ClosedLimits { bytes: usize::MAX, idle }
 }
 
 /// A hub that follows its store until it is stopped.
@@ -58,11 +48,11 @@ struct Running {
 
 impl Running {
     async fn start(store: &Arc<dyn Store>, closed_in_memory: Duration) -> Self {
-        Self::start_with(store, keep(closed_in_memory)).await
+        Self::start_with(store, limits(closed_in_memory)).await
     }
 
-    async fn start_with(store: &Arc<dyn Store>, keep: Keep) -> Self {
-        let hub = Arc::new(Hub::new(Arc::clone(store), keep, KEEP, true));
+    async fn start_with(store: &Arc<dyn Store>, limits: ClosedLimits) -> Self {
+        let hub = Arc::new(Hub::new(Arc::clone(store), limits, KEEP, true));
         let stop = CancellationToken::new();
         let task = tokio::spawn({
             let (hub, stop) = (Arc::clone(&hub), stop.clone());
@@ -117,8 +107,8 @@ fn profile() -> storage::Profile {
     storage::Profile { state: "ACTIVE".to_owned(), ..storage::Profile::default() }
 }
 
-/// A request's life in four revisions.
-fn life(n: usize) -> [Kind; 4] {
+/// The events of a request, with one revision each.
+fn four_events(n: usize) -> [Kind; 4] {
     [
         accepted(n),
         called_back(StatusClass::Waiting, None),
@@ -135,10 +125,10 @@ async fn add(store: &Arc<dyn Store>, id: &RequestId, kind: Kind) -> Position {
 async fn a_late_callback_reaches_a_log_that_has_left_memory() {
     let (_folder, store) = store();
     let running = Running::start(&store, Duration::ZERO).await;
-    let [accepted, _, succeeded, late] = life(1);
+    let [accepted, _, succeeded, late] = four_events(1);
     add(&store, &id(1), accepted).await;
     running.folded(add(&store, &id(1), succeeded).await).await;
-    running.hub.keep_house().await;
+    running.hub.evict_and_advance().await;
     assert!(running.hub.get(&id(1)).is_none(), "a closed request leaves memory");
 
     running.folded(add(&store, &id(1), late).await).await;
@@ -149,7 +139,7 @@ async fn a_late_callback_reaches_a_log_that_has_left_memory() {
         assert_eq!(folded.request.devices[0].profile, Some(profile()));
         assert_eq!(folded.after(0).map(|transitions| transitions.len()), Some(3));
     }
-    running.hub.keep_house().await;
+    running.hub.evict_and_advance().await;
     assert!(running.hub.get(&id(1)).is_some(), "one that is watched stays");
     running.stop().await;
 }
@@ -158,20 +148,19 @@ async fn a_late_callback_reaches_a_log_that_has_left_memory() {
 async fn a_late_callback_reaches_a_watcher_of_a_finished_request() {
     let (_folder, store) = store();
     let running = Running::start(&store, Duration::ZERO).await;
-    let [accepted, _, succeeded, late] = life(1);
+    let [accepted, _, succeeded, late] = four_events(1);
     add(&store, &id(1), accepted).await;
     running.folded(add(&store, &id(1), succeeded).await).await;
     let (tracked, mut changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
     assert_eq!(*changes.borrow_and_update(), 2);
     add(&store, &id(1), late).await;
     within(changes.changed()).await.unwrap();
-    let told = tracked.lock().after(2).unwrap();
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0].devices[0].profile, Some(profile()));
+    let received = tracked.lock().after(2).unwrap();
+    assert_eq!(received.len(), 1);
+    assert_eq!(received[0].devices[0].profile, Some(profile()));
     running.stop().await;
 }
 
-/// However many large logs are being read for callers.
 #[tokio::test]
 async fn the_follower_waits_for_no_other_request_s_log() {
     let (_folder, store) = store();
@@ -193,28 +182,24 @@ async fn nobody_attaches_to_an_empty_log() {
 }
 
 #[tokio::test]
-async fn callbacks_of_an_orphan_do_not_read_its_log() {
+async fn callbacks_of_an_unknown_request_do_not_read_its_log() {
     const CALLBACKS: u64 = 10_000;
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
-    let orphan = id(1);
-    running.folded(add(&store, &orphan, called_back(StatusClass::Waiting, None)).await).await;
-    assert!(running.hub.get(&orphan).is_none());
+    let unknown = id(1);
+    running.folded(add(&store, &unknown, called_back(StatusClass::Waiting, None)).await).await;
+    assert!(running.hub.get(&unknown).is_none());
     assert_eq!(running.hub.events_read(), 1, "followed, and not read");
 
     let rest =
-        (1..CALLBACKS).map(|_| add(&store, &orphan, called_back(StatusClass::Succeeded, None)));
+        (1..CALLBACKS).map(|_| add(&store, &unknown, called_back(StatusClass::Succeeded, None)));
     let last = within(join_all(rest)).await.into_iter().max().unwrap();
     running.folded(last).await;
     assert_eq!(running.hub.events_read(), CALLBACKS);
 
-    running.folded(add(&store, &orphan, accepted(1)).await).await;
-    assert_eq!(
-        running.hub.events_read(),
-        2 * (CALLBACKS + 1),
-        "now its log decides, and is read once"
-    );
-    let (tracked, _changes) = running.hub.attach(&orphan).await.unwrap().unwrap();
+    running.folded(add(&store, &unknown, accepted(1)).await).await;
+    assert_eq!(running.hub.events_read(), 2 * (CALLBACKS + 1), "the acceptance reads the log once");
+    let (tracked, _changes) = running.hub.attach(&unknown).await.unwrap().unwrap();
     assert_eq!(tracked.lock().request.state(), RequestState::Succeeded);
     running.stop().await;
 }
@@ -258,23 +243,24 @@ async fn leads_of_an_order_are_bounded_and_taken_once() {
     let all = (0..100).map(async |n| add(&store, &id(n), called_back()).await);
     let last = join_all(all).await.into_iter().max();
     running.folded(last.unwrap()).await;
-    let leads = running.hub.leads();
-    assert_eq!(leads.len(), 64);
-    for (order, request) in &leads {
-        running.hub.drop_lead(order, request);
+    let candidates = running.hub.candidates();
+    assert_eq!(candidates.len(), 64);
+    for (order, request) in &candidates {
+        running.hub.drop_candidate(order, request);
     }
-    running.folded(add(&store, &leads[0].1, called_back()).await).await;
+    running.folded(add(&store, &candidates[0].1, called_back()).await).await;
     running.folded(add(&store, &id(100), called_back()).await).await;
-    assert_eq!(running.hub.leads(), []);
+    assert_eq!(running.hub.candidates(), []);
     running.stop().await;
 }
 
-/// How many events a start reads after so many requests have finished, with one open.
+/// Returns the number of events that a start reads after `finished` finished requests and an open
+/// one.
 async fn read_at_start(finished: usize) -> u64 {
     let (_folder, store) = store();
     let before = Running::start(&store, KEEP).await;
     let finish = async |n| {
-        for kind in life(n) {
+        for kind in four_events(n) {
             add(&store, &id(n), kind).await;
         }
     };
@@ -284,7 +270,7 @@ async fn read_at_start(finished: usize) -> u64 {
 
     let after = Running::start(&store, KEEP).await;
     let events = after.hub.events_read();
-    assert_eq!(open_requests(&after.hub), [id(0)]);
+    assert_eq!(after.hub.open_requests(), [id(0)]);
     assert_eq!(after.hub.open_devices(), 1);
     after.stop().await;
     events
@@ -301,23 +287,23 @@ async fn a_start_reads_only_what_is_open() {
 async fn a_request_read_ahead_of_the_follower_does_not_raise_the_mark_beyond_it() {
     let (_folder, store) = store();
     let folded = add(&store, &id(0), accepted(0)).await;
-    let behind = Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true);
-    behind.progress.send_replace(Progress { folded: Some(folded), caught_up: true });
+    let behind = Hub::new(Arc::clone(&store), limits(KEEP), KEEP, true);
+    behind.progress.send_replace(FollowerProgress { folded: Some(folded), caught_up: true });
     add(&store, &id(1), accepted(1)).await;
     add(&store, &id(2), accepted(2)).await;
     behind.attach(&id(2)).await.unwrap().unwrap();
-    behind.keep_house().await;
+    behind.evict_and_advance().await;
 
     let next = Running::start(&store, KEEP).await;
     assert!(
-        open_requests(&next.hub).contains(&id(1)),
-        "open, and not yet folded when the mark was raised"
+        next.hub.open_requests().contains(&id(1)),
+        "it is open, and was not folded when the mark was raised"
     );
     next.stop().await;
 }
 
 #[tokio::test]
-async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
+async fn the_devices_of_an_order_are_in_memory_while_its_outcome_is_unknown() {
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
     let log = LogName::order("order-1");
@@ -333,12 +319,12 @@ async fn the_devices_of_an_order_are_known_as_long_as_its_fate_is_not() {
     running.folded(position).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
     let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();
-    assert_eq!(kept, None, "memory that nobody uses");
+    assert_eq!(kept, None, "no longer needed in memory");
     assert_eq!(running.hub.order("order-1").await.unwrap().ordered, Some(ordered));
     running.stop().await;
 }
 
-/// Watches a request from whenever it is there to its fourth revision.
+/// Watches a request from its first event in the store to its fourth revision.
 async fn watch(hub: &Hub, id: &RequestId) -> (u64, Vec<Arc<Transition>>) {
     let (tracked, mut changes) = loop {
         match hub.attach(id).await.unwrap() {
@@ -347,23 +333,23 @@ async fn watch(hub: &Hub, id: &RequestId) -> (u64, Vec<Arc<Transition>>) {
         }
     };
     let first = tracked.lock().request.revision;
-    let mut told = Vec::new();
+    let mut received = Vec::new();
     let mut revision = first;
     while revision < 4 {
         changes.borrow_and_update();
         let new = tracked.lock().after(revision).expect("the last transitions are in memory");
         revision = new.last().map_or(revision, |transition| transition.revision);
-        let quiet = new.is_empty();
-        told.extend(new);
-        if quiet {
+        let is_idle = new.is_empty();
+        received.extend(new);
+        if is_idle {
             changes.changed().await.unwrap();
         }
     }
-    (first, told)
+    (first, received)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn whoever_attaches_whenever_sees_every_transition_once() {
+async fn a_watcher_that_attaches_at_any_time_sees_every_transition_once() {
     const REQUESTS: usize = 100;
     const WATCHERS: usize = 4;
     let (_folder, store) = store();
@@ -376,20 +362,22 @@ async fn whoever_attaches_whenever_sees_every_transition_once() {
     let writers = (0..REQUESTS).map(|n| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
-            for kind in life(n) {
+            for kind in four_events(n) {
                 add(&store, &id(n), kind).await;
             }
         })
     });
     within(try_join_all(writers.collect::<Vec<_>>())).await.unwrap();
     for (n, seen) in within(try_join_all(watchers)).await.unwrap().into_iter().enumerate() {
-        let (first, told) = seen;
-        let revisions: Vec<_> = told.iter().map(|transition| transition.revision).collect();
+        let (first, received) = seen;
+        let revisions: Vec<_> = received.iter().map(|transition| transition.revision).collect();
         assert_eq!(revisions, (first + 1..=4).collect::<Vec<_>>(), "watcher {n}");
         let id = id(n % REQUESTS);
-        let from_the_log =
-            running.hub.history(&id, running.hub.first(&id), first, &mut Reading::default()).await;
-        assert_eq!(told, from_the_log.unwrap().unwrap(), "watcher {n}");
+        let from_the_log = running
+            .hub
+            .history(&id, running.hub.first(&id), first, &mut PageGuard::default())
+            .await;
+        assert_eq!(received, from_the_log.unwrap().unwrap(), "watcher {n}");
     }
     assert_eq!(running.hub.open_devices(), 0);
     running.stop().await;

@@ -1,4 +1,4 @@
-//! A request in memory: its fold, the transitions watchers may still need, and who waits for more.
+//! A request in memory: its folded state, its last transitions, and its watchers.
 
 use std::{
     collections::VecDeque,
@@ -9,7 +9,7 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, warn};
 
-use super::{At, By, KEPT_DEVICES, KEPT_TRANSITIONS, history::batch};
+use super::{FinishedBy, KEPT_DEVICES, KEPT_TRANSITIONS, Positioned, history::batch};
 use crate::{
     identity::RequestId,
     log_throttle::LogThrottle,
@@ -29,10 +29,10 @@ use crate::{
 static CONTRADICTED: LogThrottle = LogThrottle::new();
 static UNMATCHED: LogThrottle = LogThrottle::new();
 
-/// What a request takes in memory beside its devices and transitions, in bytes.
+/// The size of a request without its devices and transitions, in bytes.
 const REQUEST_BYTES: usize = 2_048;
 
-/// What a kept transition takes, and what it takes for each device, in bytes.
+/// The size of a transition, and of a device in it, in bytes.
 const TRANSITION_BYTES: usize = 200;
 const CHANGE_BYTES: usize = 150;
 
@@ -41,50 +41,50 @@ const CHANGE_BYTES: usize = 150;
 pub struct Tracked {
     pub id: RequestId,
     folded: Mutex<Folded>,
-    /// The revision.
+    /// Holds the revision.
     changed: watch::Sender<u64>,
     last_query: Mutex<Option<LastQuery>>,
-    /// Why the last question that failed did, and when.
+    /// The time and the error of the last failed query.
     failed: Mutex<Option<(Instant, Error)>>,
-    /// Taken under `folded`, or alone.
+    /// Lock order: after `folded`.
     withheld: Mutex<Withheld>,
 }
 
-/// When ThingSpace answered a question about a request last, and how long that took it.
+/// When ThingSpace last answered a status query, and how long it took.
 #[derive(Debug, Clone, Copy)]
 pub struct LastQuery {
     pub at: Instant,
     pub took: Duration,
 }
 
-/// What a [`Tracked`] holds under its lock.
+/// The part of a [`Tracked`] that is behind its lock.
 #[derive(Debug, Default)]
 pub struct Folded {
     pub request: Request,
     /// The last transitions, at most [`KEPT_TRANSITIONS`] with [`KEPT_DEVICES`].
     recent: VecDeque<Arc<Transition>>,
-    /// How many devices they name.
+    /// The number of devices in `recent`.
     recent_devices: usize,
-    /// All devices at a revision, as long as a snapshot of it is being sent.
+    /// The devices at a revision, while a snapshot of it is being sent.
     snapshot: (u64, Weak<Vec<Arc<DeviceStatus>>>),
-    /// Where the last event folded lies.
+    /// The position of the last folded event.
     last: Option<Position>,
-    gone: bool,
-    /// The last event that says whether callbacks arrive for the account.
-    pub(super) called_back: Option<At<bool>>,
+    discarded: bool,
+    /// Whether callbacks arrive for the account, by the last event that tells.
+    pub(super) called_back: Option<Positioned<bool>>,
     /// The account of a callback that came before the device set was known.
     early: Option<String>,
-    /// What ended it.
-    pub(super) finished: Option<At<By>>,
+    /// What finished the request.
+    pub(super) finished: Option<Positioned<FinishedBy>>,
 }
 
-/// What folding an entry came to.
+/// The effect of folding an entry.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Effect {
-    /// Something shown is different.
+pub(super) struct FoldEffect {
+    /// The visible state changed.
     pub(super) changed: bool,
-    /// A callback could not be placed: ThingSpace knows more than we do.
-    pub(super) puzzling: bool,
+    /// A callback could not be assigned to a device. A status query may tell more.
+    pub(super) unexplained: bool,
 }
 
 impl Tracked {
@@ -100,7 +100,7 @@ impl Tracked {
         })
     }
 
-    /// The request as it is. Held briefly: never across an await.
+    /// Locks the state. Must not be held across an await.
     pub fn lock(&self) -> MutexGuard<'_, Folded> {
         lock(&self.folded)
     }
@@ -113,8 +113,9 @@ impl Tracked {
         *lock(&self.last_query) = Some(LastQuery { at: Instant::now(), took });
     }
 
-    /// Keeps back, for a while, what of an answer would make devices final; see [`Withheld`].
-    /// Nothing of a request that is not polled: nobody would tell it later.
+    /// Withholds statuses that would make devices final, and returns the rest of the answer; see
+    /// [`Withheld`]. Withholds nothing of a closed request, because the poller would not release
+    /// it.
     pub fn withhold(&self, answer: StatusAnswer, grace: Duration) -> StatusAnswer {
         let folded = self.lock();
         if folded.request.is_closed() {
@@ -123,12 +124,12 @@ impl Tracked {
         lock(&self.withheld).sift(&folded.request, answer, grace, Instant::now())
     }
 
-    /// When something that was withheld has to be told.
+    /// Returns when withheld statuses must be released.
     pub fn withheld_until(&self) -> Option<Instant> {
         lock(&self.withheld).until()
     }
 
-    /// What was withheld and has to be told.
+    /// Returns the withheld statuses that must be released now.
     pub fn withheld(&self) -> Option<StatusAnswer> {
         let folded = self.lock();
         let mut withheld = lock(&self.withheld);
@@ -136,7 +137,7 @@ impl Tracked {
         withheld.due(Instant::now())
     }
 
-    /// Why asking failed, if that is less than `hold` ago.
+    /// Returns the error of the last failed query, if it is less than `hold` old.
     pub fn query_failure(&self, hold: Duration) -> Option<Error> {
         lock(&self.failed)
             .as_ref()
@@ -148,19 +149,18 @@ impl Tracked {
         *lock(&self.failed) = Some((Instant::now(), error));
     }
 
-    /// Whether somebody waits for changes.
+    /// Whether a caller waits for changes.
     pub fn is_watched(&self) -> bool {
         self.changed.receiver_count() > 0
     }
 
-    /// Wakes whoever waits.
     pub(super) fn wake(&self, revision: u64) {
         self.changed.send_replace(revision);
     }
 
-    /// The store lost this request's events: whoever waits has to come back.
-    pub(super) fn lose(&self) {
-        self.lock().gone = true;
+    /// Ends all watches, because this state is no longer valid. Watchers may resume.
+    pub(super) fn discard(&self) {
+        self.lock().discarded = true;
         self.changed.send_modify(|_| ());
     }
 
@@ -170,30 +170,29 @@ impl Tracked {
 }
 
 impl Folded {
-    /// Where the last event folded lies.
+    /// Returns the position of the last folded event.
     pub fn position(&self) -> Position {
         self.last.unwrap_or(Position { epoch: 0, sequence: 0 })
     }
 
-    pub fn is_gone(&self) -> bool {
-        self.gone
+    pub fn is_discarded(&self) -> bool {
+        self.discarded
     }
 
-    /// The next transitions after a revision, as many as [`batch`] takes; `None` if they are no
-    /// longer in memory.
+    /// Returns a [`batch`] of transitions after a revision. `None`: they are no longer in memory.
     pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
         let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
         let skipped = usize::try_from((revision + 1).checked_sub(oldest)?).ok()?;
         Some(batch(self.recent.iter().skip(skipped)))
     }
 
-    /// About how many bytes it takes in memory.
+    /// Returns the approximate size in bytes.
     pub(super) fn bytes(&self) -> usize {
         let recent = self.recent.len() * TRANSITION_BYTES + self.recent_devices * CHANGE_BYTES;
         REQUEST_BYTES + self.request.bytes() + recent
     }
 
-    /// All devices at the current revision, shared by all who ask for them.
+    /// Returns all devices at the current revision, shared by all callers.
     pub fn all_devices(&mut self) -> Arc<Vec<Arc<DeviceStatus>>> {
         let (revision, devices) = &self.snapshot;
         if *revision == self.request.revision
@@ -210,19 +209,19 @@ impl Folded {
         self.last.is_none()
     }
 
-    /// Folds an entry, unless it was folded before.
-    pub(super) fn apply(&mut self, id: &str, entry: &Entry) -> Effect {
+    /// Folds an entry, unless it is already folded.
+    pub(super) fn apply(&mut self, id: &str, entry: &Entry) -> FoldEffect {
         if self.last.is_some_and(|last| entry.position.sequence <= last.sequence) {
-            return Effect::default();
+            return FoldEffect::default();
         }
         self.last = Some(entry.position);
         let Some(event) = event::decode(&entry.event) else {
             error!(
                 request.id = id,
                 sequence = entry.position.sequence,
-                "an event in the store cannot be decoded; it changes nothing"
+                "an event in the store cannot be decoded and is ignored"
             );
-            return Effect::default();
+            return FoldEffect::default();
         };
         let (was_known, was_final) = (self.request.known, self.request.is_final());
         let applied = self.request.apply(entry.position, entry.time, &event);
@@ -233,7 +232,7 @@ impl Folded {
                 request.id = id,
                 devices = applied.contradictions,
                 times,
-                "a final state contradicts an earlier one; the first holds"
+                "the final state of a device contradicts an earlier one, which stays"
             );
         }
         if applied.unmatched > 0
@@ -246,17 +245,17 @@ impl Folded {
                 "an event names devices that the request does not have"
             );
         }
-        self.take_note(entry.position, event.kind.as_ref(), was_known, was_final);
+        self.record_facts(entry.position, event.kind.as_ref(), was_known, was_final);
         let is_callback = matches!(event.kind, Some(Kind::CalledBack(_)));
-        let puzzling = is_callback && (!self.request.known || applied.unmatched > 0);
+        let unexplained = is_callback && (!self.request.known || applied.unmatched > 0);
         let Some(transition) = applied.transition else {
-            return Effect { changed: false, puzzling };
+            return FoldEffect { changed: false, unexplained };
         };
-        self.keep(transition);
-        Effect { changed: true, puzzling }
+        self.push(transition);
+        FoldEffect { changed: true, unexplained }
     }
 
-    fn keep(&mut self, transition: Transition) {
+    fn push(&mut self, transition: Transition) {
         self.recent_devices += transition.devices.len();
         self.recent.push_back(Arc::new(transition));
         let too_much = |kept: &Self| {
@@ -267,8 +266,8 @@ impl Folded {
         }
     }
 
-    /// What an event says beside what it changes; see [`super::arrivals`].
-    fn take_note(
+    /// Records whether callbacks arrive and what finished the request; see [`super::finished`].
+    fn record_facts(
         &mut self,
         position: Position,
         kind: Option<&Kind>,
@@ -288,15 +287,15 @@ impl Folded {
             Some(_) => !was_known && known && self.early.as_ref().is_some_and(ours),
             None => false,
         };
-        // A poll that made known a request of others did not wait for a callback.
-        let stayed_away = was_known && ends && matches!(kind, Some(Kind::Observed(_)));
-        if arrived || stayed_away {
-            self.called_back = Some(At { position, what: arrived });
+        // The first answer about an external request was not withheld for a callback.
+        let missing = was_known && ends && matches!(kind, Some(Kind::Observed(_)));
+        if arrived || missing {
+            self.called_back = Some(Positioned { position, value: arrived });
         }
         if ends {
             let by_poll = matches!(kind, Some(Kind::Observed(_))) || !arrived;
-            self.finished =
-                Some(At { position, what: if by_poll { By::Poll } else { By::Callback } });
+            let value = if by_poll { FinishedBy::Poll } else { FinishedBy::Callback };
+            self.finished = Some(Positioned { position, value });
         }
     }
 }

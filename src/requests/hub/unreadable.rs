@@ -1,5 +1,5 @@
-//! Logs that cannot be read. What they hold is missing from the projection until an operator has
-//! seen to it.
+//! Damaged logs. Their requests and orders are missing from the projection until an operator
+//! restores the store.
 
 use std::{collections::BTreeMap, sync::Mutex};
 
@@ -7,10 +7,10 @@ use tracing::error;
 
 use crate::{requests::lock, store::LogName};
 
-/// Logs that are listed. More of them are logged and not listed.
+/// The number of listed logs. Further ones are only logged.
 const MAX_LISTED: usize = 1_000;
 
-/// By their names, and why.
+/// The reasons, by the names of the logs.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable(Mutex<BTreeMap<String, String>>);
 
@@ -24,8 +24,8 @@ impl Unreadable {
         error!(
             log = name,
             why,
-            "a log in the store is damaged and is set aside: its request or order is missing until the store is \
-             restored from a backup; all others go on"
+            "a log in the store is damaged and is skipped: its request or order is missing; all \
+             others are served. Restore the store from a backup to get it back"
         );
         if logs.len() < MAX_LISTED {
             logs.insert(name, why);
@@ -36,7 +36,7 @@ impl Unreadable {
         lock(&self.0).iter().map(|(log, why)| (log.clone(), why.clone())).collect()
     }
 
-    /// The store is another one.
+    /// Clears the list, because the store was replaced.
     pub(super) fn forget(&self) {
         lock(&self.0).clear();
     }

@@ -8,7 +8,7 @@ use tracing::error;
 use uuid::Uuid;
 
 use super::Orders;
-use super::key::Key;
+use super::key::KeyCell;
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -18,14 +18,14 @@ use crate::{
             event::{self, Kind},
             order::{Order, OrderOutcome},
         },
-        hub::{Beginning, OF_ANOTHER_ORDER, Objection, Stray},
+        hub::{Mismatch, OWNED_BY_ANOTHER_ORDER, Ownership, SpellingVariant},
     },
     store::{CellName, LogName, Position, StoreError},
 };
 
 impl Orders {
-    /// Writes the outcome of an order to its request and its key. False: the request belongs to another
-    /// order, and the acceptance was withdrawn.
+    /// Writes the outcome of an order to its request and its key. False: the request belongs to
+    /// another order, and the acceptance was withdrawn.
     pub(in crate::requests) async fn finish(
         &self,
         order_id: &str,
@@ -45,11 +45,11 @@ impl Orders {
             }
             OrderOutcome::AcceptedAs(request) => {
                 let settled = order.settled;
-                let beginning = self.hub.beginning(request, Some(ordered)).await?;
-                let objection =
-                    self.append_accepted(order_id, ordered, request, beginning, settled).await?;
-                if let Some(objection) = objection {
-                    self.withdraw(order_id, ordered, request, settled, objection).await?;
+                let ownership = self.hub.ownership(request, Some(ordered)).await?;
+                let mismatch =
+                    self.append_accepted(order_id, ordered, request, ownership, settled).await?;
+                if let Some(mismatch) = mismatch {
+                    self.withdraw(order_id, ordered, request, settled, mismatch).await?;
                     return Ok(false);
                 }
                 self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str(), corrects)
@@ -60,16 +60,16 @@ impl Orders {
     }
 
     /// Returns why a request with the answered id, in any case, cannot belong to an order.
-    pub(super) async fn objection(
+    pub(super) async fn mismatch(
         &self,
         order_id: &str,
         ordered: &storage::Ordered,
         request: &RequestId,
-    ) -> Result<Option<Objection>, StoreError> {
+    ) -> Result<Option<Mismatch>, StoreError> {
         for spelling in self.hub.other_spellings(request).await? {
-            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
-            if let Some(objection) = other.objection(order_id) {
-                return Ok(Some(objection));
+            let other = self.hub.ownership(&spelling, Some(ordered)).await?;
+            if let Some(mismatch) = other.mismatch(order_id) {
+                return Ok(Some(mismatch));
             }
         }
         Ok(None)
@@ -82,15 +82,15 @@ impl Orders {
         order_id: &str,
         ordered: &storage::Ordered,
         request: &RequestId,
-        beginning: Beginning,
+        ownership: Ownership,
         settled: Option<Position>,
-    ) -> Result<Option<Objection>, StoreError> {
-        let objection = beginning.objection(order_id);
-        if beginning.order_id.is_some() && objection.is_none() {
+    ) -> Result<Option<Mismatch>, StoreError> {
+        let mismatch = ownership.mismatch(order_id);
+        if ownership.order_id.is_some() && mismatch.is_none() {
             return self.earlier_owner(order_id, ordered, request, settled).await;
         }
-        if beginning.order_id.is_some() || settled.is_none() && beginning.contradicts {
-            return Ok(objection);
+        if ownership.order_id.is_some() || settled.is_none() && ownership.contradicts {
+            return Ok(mismatch);
         }
         let accepted = Kind::Accepted(storage::Accepted {
             order_id: order_id.to_owned(),
@@ -99,18 +99,18 @@ impl Orders {
             devices: ordered.devices.clone(),
         });
         let (log, id) = (LogName::request(request.as_str()), event::accepted_id(order_id, settled));
-        let position = append(&*self.store, &log, beginning.first, id, accepted).await?;
+        let position = append(&*self.store, &log, ownership.first, id, accepted).await?;
         self.hub.folded(position).await;
         // Another replica may have assigned another order first.
-        match self.hub.beginning(request, None).await?.objection(order_id) {
+        match self.hub.ownership(request, None).await?.mismatch(order_id) {
             None => self.earlier_owner(order_id, ordered, request, settled).await,
-            objection => Ok(objection),
+            mismatch => Ok(mismatch),
         }
     }
 
-    /// Returns why a stored acceptance must be withdrawn: another order has stored a request id before
-    /// that differs only in case. Two orders that are answered at the same time see each other only
-    /// here.
+    /// Returns why a stored acceptance must be withdrawn: another order has stored a request id
+    /// before that differs only in case. Two orders that are answered at the same time see each
+    /// other only here.
     ///
     /// Earlier callbacks with another spelling are added to the request.
     async fn earlier_owner(
@@ -119,13 +119,14 @@ impl Orders {
         ordered: &storage::Ordered,
         request: &RequestId,
         settled: Option<Position>,
-    ) -> Result<Option<Objection>, StoreError> {
-        let own = self.hub.beginning(request, None).await?;
+    ) -> Result<Option<Mismatch>, StoreError> {
+        let own = self.hub.ownership(request, None).await?;
         let own = own.accepted.filter(|_| own.order_id.as_deref() == Some(order_id));
         for spelling in self.hub.other_spellings(request).await? {
-            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            let other = self.hub.ownership(&spelling, Some(ordered)).await?;
             let Some(owner) = other.order_id else {
-                self.hub.add_stray(Stray { from: spelling, to: request.clone() });
+                self.hub
+                    .add_spelling_variant(SpellingVariant { from: spelling, to: request.clone() });
                 self.hub.wake_resolver();
                 continue;
             };
@@ -133,7 +134,7 @@ impl Orders {
             let is_same = settled.is_none() || !other.contradicts;
             let is_earlier = own.is_none_or(|own| other.accepted.is_some_and(|other| other < own));
             if owner != order_id && is_same && is_earlier {
-                return Ok(Some(OF_ANOTHER_ORDER));
+                return Ok(Some(OWNED_BY_ANOTHER_ORDER));
             }
         }
         Ok(None)
@@ -146,7 +147,7 @@ impl Orders {
         ordered: &storage::Ordered,
         request: &RequestId,
         settled: Option<Position>,
-        objection: Objection,
+        mismatch: Mismatch,
     ) -> Result<(), StoreError> {
         // First, because `finish` ignores an order without an outcome.
         self.remove_from_request(
@@ -159,7 +160,7 @@ impl Orders {
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
         self.move_key(order_id, ordered, KeyPhase::Unknown, "", true).await?;
-        log_not_its_own(order_id, &ordered.account, request, objection);
+        log_not_its_own(order_id, &ordered.account, request, mismatch);
         self.hub.folded(position).await;
         Ok(())
     }
@@ -171,7 +172,7 @@ impl Orders {
         request: &RequestId,
         id: Uuid,
     ) -> Result<(), StoreError> {
-        let Beginning { first, order_id: owner, .. } = self.hub.beginning(request, None).await?;
+        let Ownership { first, order_id: owner, .. } = self.hub.ownership(request, None).await?;
         if owner.as_deref() == Some(order_id) {
             let log = LogName::request(request.as_str());
             let position =
@@ -181,8 +182,8 @@ impl Orders {
         Ok(())
     }
 
-    /// Changes the phase of an order's key, unless the key belongs to another order. An accepted key is
-    /// only changed to correct it: an acceptance overrides "not placed".
+    /// Changes the phase of an order's key, unless the key belongs to another order. An accepted
+    /// key is only changed to correct it: an acceptance overrides "not placed".
     pub(super) async fn move_key(
         &self,
         order_id: &str,
@@ -193,7 +194,7 @@ impl Orders {
     ) -> Result<(), StoreError> {
         let cell = CellName::retained(ordered.key_cell.clone());
         if let Some(key) =
-            Key::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
+            KeyCell::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
             && (key.phase(), key.request_id()) != (phase, request_id)
             && (key.phase() != KeyPhase::Accepted || corrects)
         {
@@ -216,13 +217,13 @@ pub(super) fn log_not_its_own(
     order_id: &str,
     account: &str,
     request: &RequestId,
-    objection: Objection,
+    mismatch: Mismatch,
 ) {
     error!(
         order.id = order_id,
         account,
         request.id = %request,
-        "ThingSpace answered an order with a request id that cannot be the order's: {objection}; \
+        "ThingSpace answered an order with a request id that cannot be the order's: {mismatch}; \
          its outcome is unknown and it is not sent again: look it up in ThingSpace, then run \
          `thingspace-gateway orders settle`"
     );

@@ -33,9 +33,9 @@ pub fn hash(order: &Order) -> Vec<u8> {
 
 /// The content of a key's cell at one version.
 #[derive(Debug, Clone)]
-pub struct Key(Versioned<storage::Key>);
+pub struct KeyCell(Versioned<storage::Key>);
 
-impl Key {
+impl KeyCell {
     pub async fn load(store: &dyn Store, cell: &CellName) -> Result<Option<Self>, StoreError> {
         Ok(load_cell(store, cell).await?.map(Self))
     }
@@ -74,7 +74,8 @@ impl Key {
         self.0.value.hash_algorithm == HASH_ALGORITHM && self.0.value.request_hash == hash
     }
 
-    /// Claims the cell for an order, replacing the content `before`. `None`: another replica was first.
+    /// Claims the cell for an order, replacing the content `before`. `None`: another replica was
+    /// first.
     pub async fn claim(
         store: &dyn Store,
         cell: &CellName,
@@ -126,9 +127,9 @@ async fn swap(
     cell: &CellName,
     expected: Option<Version>,
     mut value: storage::Key,
-) -> Result<Option<Key>, StoreError> {
+) -> Result<Option<KeyCell>, StoreError> {
     Ok(match swap_cell(store, cell, expected, &mut value).await? {
-        Swap::Swapped(version) => Some(Key(Versioned { version, value })),
+        Swap::Swapped(version) => Some(KeyCell(Versioned { version, value })),
         Swap::Conflict(_) => None,
     })
 }

@@ -39,8 +39,8 @@ struct ObservedLease {
 }
 
 impl Leases {
-    /// Whether the lease of an order has expired. `version` is that of the key's cell. The first call
-    /// for a version begins the observation.
+    /// Whether the lease of an order has expired. `version` is that of the key's cell. The first
+    /// call for a version begins the observation.
     pub(super) fn has_expired(&self, order_id: &str, version: Version, lease: Duration) -> bool {
         let now = Instant::now();
         let mut seen = lock(&self.seen);

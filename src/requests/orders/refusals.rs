@@ -1,8 +1,8 @@
 //! Recent refusals by ThingSpace.
 //!
 //! A repeated order gets the same refusal from memory for a while. Nothing is stored or sent, so a
-//! caller in a loop does not fill the store. A refusal by the API manager is not about the order and
-//! is not kept.
+//! caller in a loop does not fill the store. A refusal by the API manager is not about the order
+//! and is not kept.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 

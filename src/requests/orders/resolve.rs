@@ -1,9 +1,9 @@
 //! Settles unknown orders, by evidence or by an operator's decision.
 //!
-//! A callback for a request without an order may name a device of an unknown order: a lead. It is
-//! evidence only if ThingSpace lists exactly the order's devices for that request, no other order
-//! without an outcome fits, and the request was not known before the order was sent. An order in
-//! flight is not settled, because its own answer is better evidence.
+//! A callback for a request without an order may name a device of an unknown order: a candidate. It
+//! is evidence only if ThingSpace lists exactly the order's devices for that request, no other
+//! order without an outcome fits, and the request was not known before the order was sent. An order
+//! in flight is not settled, because its own answer is better evidence.
 //!
 //! This module never sends an order.
 
@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Orders, key::Key};
+use super::{Orders, key::KeyCell};
 use crate::requests::{age, hub::Hub};
 use crate::{
     identity::{AccountName, RequestId},
@@ -24,11 +24,11 @@ use crate::{
 };
 
 mod settle;
-mod strays;
+mod spelling_variants;
 
 pub use settle::{SettleError, Settlement};
 
-/// The pause before open leads are checked again.
+/// The pause before open candidates are checked again.
 const RETRY: Duration = Duration::from_secs(30);
 
 /// Settles unknown orders.
@@ -38,7 +38,7 @@ pub struct Resolver {
     client: Client,
     hub: Arc<Hub>,
     orders: Arc<Orders>,
-    /// How long the leads of an order are followed.
+    /// How long the candidates of an order are checked.
     give_up: Duration,
 }
 
@@ -61,8 +61,8 @@ enum OrderState {
     Unknown,
 }
 
-/// The result of checking a lead.
-enum LeadResult {
+/// The result of checking a candidate.
+enum CandidateResult {
     Settled,
     /// The request cannot belong to the order, for this reason.
     Wrong(&'static str),
@@ -73,7 +73,7 @@ enum LeadResult {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum LeadError {
+enum CandidateError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -93,7 +93,7 @@ impl Resolver {
         Self { store, client, hub, orders, give_up }
     }
 
-    /// Checks leads and reconciles orders without a caller, until stopped.
+    /// Checks candidates and reconciles orders without a caller, until stopped.
     pub async fn run(&self, stop: CancellationToken) {
         let mut unfinished = true;
         let mut retry = Instant::now();
@@ -111,8 +111,8 @@ impl Resolver {
             }
             let round = async {
                 self.orders.recover().await;
-                let has_strays = self.join_strays().await;
-                self.check_leads().await || has_strays
+                let has_variants = self.join_spelling_variants().await;
+                self.check_candidates().await || has_variants
             };
             // An interrupted round is repeated after the next start.
             let Some(more) = stop.run_until_cancelled(round).await else { return };
@@ -151,7 +151,7 @@ impl Resolver {
         if self.orders.is_in_flight(order_id) {
             return Ok(OrderState::InFlight);
         }
-        let key = Key::load(&*self.store, &CellName::retained(key_cell)).await?;
+        let key = KeyCell::load(&*self.store, &CellName::retained(key_cell)).await?;
         Ok(match key.filter(|key| key.order_id() == order_id) {
             None => OrderState::NotSent,
             Some(key) if self.orders.may_be_sending(&key) => OrderState::InFlight,
@@ -159,29 +159,29 @@ impl Resolver {
         })
     }
 
-    /// Returns whether a lead must be checked again.
-    async fn check_leads(&self) -> bool {
+    /// Returns whether a candidate must be checked again.
+    async fn check_candidates(&self) -> bool {
         let mut unfinished = false;
-        for (order_id, request) in self.hub.leads() {
-            match self.check_lead(&order_id, &request).await {
-                Ok(LeadResult::Settled) => {
+        for (order_id, request) in self.hub.candidates() {
+            match self.check_candidate(&order_id, &request).await {
+                Ok(CandidateResult::Settled) => {
                     info!(
                         order.id = &*order_id,
                         request.id = %request,
                         "an unknown order was settled by a callback"
                     );
                 }
-                Ok(LeadResult::Wrong(reason)) => {
+                Ok(CandidateResult::Wrong(reason)) => {
                     info!(
                         order.id = &*order_id,
                         request.id = %request,
                         reason,
                         "a request does not belong to an unknown order"
                     );
-                    self.hub.drop_lead(&order_id, &request);
+                    self.hub.drop_candidate(&order_id, &request);
                 }
-                Ok(LeadResult::NotYet) => unfinished = true,
-                Ok(LeadResult::Waiting) => {}
+                Ok(CandidateResult::NotYet) => unfinished = true,
+                Ok(CandidateResult::Waiting) => {}
                 Err(error) => {
                     warn!(
                         order.id = &*order_id,
@@ -196,32 +196,34 @@ impl Resolver {
         unfinished
     }
 
-    async fn check_lead(
+    async fn check_candidate(
         &self,
         order_id: &str,
         request: &RequestId,
-    ) -> Result<LeadResult, LeadError> {
+    ) -> Result<CandidateResult, CandidateError> {
         let Some(order) = self.hub.order_without_outcome(order_id) else {
-            return Ok(LeadResult::Waiting);
+            return Ok(CandidateResult::Waiting);
         };
         let age = age(&*self.store, order.first, order.sent_time);
         let Some(ordered) = order.ordered else {
-            return Ok(LeadResult::Wrong("an order of a newer gateway"));
+            return Ok(CandidateResult::Wrong("an order of a newer gateway"));
         };
         match self.order_state(order_id, ordered.key_cell.clone()).await? {
             // Only the end of an order of this process wakes the resolver.
             OrderState::InFlight if self.orders.is_in_flight(order_id) => {
-                return Ok(LeadResult::Waiting);
+                return Ok(CandidateResult::Waiting);
             }
-            OrderState::InFlight => return Ok(LeadResult::NotYet),
-            OrderState::NotSent => return Ok(LeadResult::Wrong("the order was not sent")),
-            OrderState::Unknown if age > self.give_up => return Ok(LeadResult::Wrong("given up")),
+            OrderState::InFlight => return Ok(CandidateResult::NotYet),
+            OrderState::NotSent => return Ok(CandidateResult::Wrong("the order was not sent")),
+            OrderState::Unknown if age > self.give_up => {
+                return Ok(CandidateResult::Wrong("given up"));
+            }
             OrderState::Unknown => {}
         }
         if let Err(SettleError::OtherRequest) =
             self.check_request(order_id, &ordered, request).await
         {
-            return Ok(LeadResult::Wrong("belongs to another order"));
+            return Ok(CandidateResult::Wrong("belongs to another order"));
         }
         // An older external request may have the same devices.
         if self
@@ -230,22 +232,22 @@ impl Resolver {
             .await?
             .is_some_and(|(known, _)| known.lock().request.first < order.first)
         {
-            return Ok(LeadResult::Wrong("known before the order was sent"));
+            return Ok(CandidateResult::Wrong("known before the order was sent"));
         }
         let Some(account) =
             AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
         else {
-            return Ok(LeadResult::Wrong("no credentials for the account"));
+            return Ok(CandidateResult::Wrong("no credentials for the account"));
         };
         let answer = match self.client.request_status(&account, request, Purpose::External).await?.0
         {
             StatusLookup::Found(answer) => answer,
-            StatusLookup::NotKnown => return Ok(LeadResult::NotYet),
+            StatusLookup::NotKnown => return Ok(CandidateResult::NotYet),
         };
         match fit(&ordered, &answer) {
             Fit::Exact => {}
-            Fit::SoFar => return Ok(LeadResult::NotYet),
-            Fit::Not => return Ok(LeadResult::Wrong("other devices")),
+            Fit::SoFar => return Ok(CandidateResult::NotYet),
+            Fit::Not => return Ok(CandidateResult::Wrong("other devices")),
         }
         let candidates = self.hub.orders_without_outcome(|id, order| {
             let candidate =
@@ -257,15 +259,15 @@ impl Resolver {
         for (candidate, key_cell, fit) in candidates {
             match self.order_state(&candidate, key_cell).await? {
                 OrderState::NotSent => {}
-                OrderState::InFlight => return Ok(LeadResult::NotYet),
+                OrderState::InFlight => return Ok(CandidateResult::NotYet),
                 // The request may belong to the other order.
-                OrderState::Unknown if fit == Fit::SoFar => return Ok(LeadResult::NotYet),
-                OrderState::Unknown => return Ok(LeadResult::Wrong("fits several orders")),
+                OrderState::Unknown if fit == Fit::SoFar => return Ok(CandidateResult::NotYet),
+                OrderState::Unknown => return Ok(CandidateResult::Wrong("fits several orders")),
             }
         }
         let settlement = Settlement::AcceptedAs(request.clone());
         self.append_settled(order_id, &ordered, SettledBy::Evidence, &settlement, false).await?;
-        Ok(LeadResult::Settled)
+        Ok(CandidateResult::Settled)
     }
 }
 

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, error, info};
 use uuid::Uuid;
 
-use super::key::{Key, KeyClaim};
+use super::key::{KeyCell, KeyClaim};
 use super::{Orders, Placed, ReservedDevices, finish::log_not_its_own, leases, ordered, unknown};
 use crate::{
     identity::RequestId,
@@ -46,7 +46,7 @@ type AnswerSender = oneshot::Sender<Result<Placed, Error>>;
 pub(super) struct PreparedOrder {
     pub(super) order: Order,
     pub(super) cell: CellName,
-    pub(super) before: Option<Key>,
+    pub(super) before: Option<KeyCell>,
     pub(super) hash: Vec<u8>,
     /// Until when an order may be sent again if no byte of it was sent.
     pub(super) retry_until: Instant,
@@ -60,7 +60,7 @@ struct Sending {
     order_id: String,
     cell: CellName,
     /// The claimed key; `None` before the claim.
-    key: Option<Key>,
+    key: Option<KeyCell>,
     sent_time: Timestamp,
     retry_until: Instant,
     /// The order is not sent after this, because its lease will expire.
@@ -159,7 +159,8 @@ impl Orders {
         if let Err(Error::Refused(refusal)) = &outcome {
             self.refusals.remember(&sending.cell.name, &hash, refusal);
         }
-        // Before the answer, so that the next call finds the key unlocked and the devices counted once.
+        // Before the answer, so that the next call finds the key unlocked and the devices counted
+        // once.
         drop(sending);
         if outcome.is_err() {
             // A callback for the order may have arrived meanwhile.
@@ -179,8 +180,8 @@ impl Orders {
             .map(drop)
     }
 
-    /// Stores that an order that may be in the store was not sent. Without an outcome it would stay in
-    /// memory for days, and every start would read all events since.
+    /// Stores that an order that may be in the store was not sent. Without an outcome it would stay
+    /// in memory for days, and every start would read all events since.
     async fn append_not_sent(&self, mut sending: Sending) {
         sending.key_lock = None;
         // The drain does not wait for this.
@@ -194,7 +195,11 @@ impl Orders {
             match appended.await {
                 Ok(_) => return,
                 Err(error) => {
-                    debug!(order.id = sending.order_id, %error, "cannot store yet that an order was not sent");
+                    debug!(
+                        order.id = sending.order_id,
+                        %error,
+                        "cannot store yet that an order was not sent"
+                    );
                 }
             }
         }
@@ -203,9 +208,9 @@ impl Orders {
     async fn claim(
         &self,
         sending: &Sending,
-        before: Option<&Key>,
+        before: Option<&KeyCell>,
         hash: &[u8],
-    ) -> Result<Option<Key>, StoreError> {
+    ) -> Result<Option<KeyCell>, StoreError> {
         let lease = leases::lease(self.order_timeout);
         let claim = KeyClaim {
             order_id: &sending.order_id,
@@ -214,7 +219,7 @@ impl Orders {
             sent_time: sending.sent_time,
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
         };
-        Key::claim(&*self.store, &sending.cell, before, claim).await
+        KeyCell::claim(&*self.store, &sending.cell, before, claim).await
     }
 
     async fn send(
@@ -226,8 +231,8 @@ impl Orders {
         loop {
             let sent = self.client.place_order(permit, &sending.order, sending.send_by).await;
             let Err(error) = sent else { return sent };
-            // No byte was sent, so another try cannot order twice. A refused order is not tried again:
-            // only ThingSpace says that it was not executed.
+            // No byte was sent, so another try cannot order twice. A refused order is not tried
+            // again: only ThingSpace says that it was not executed.
             let thingspace::Error::NotConnected { .. } = error else { return Err(error) };
             let pause =
                 retries.next(None).filter(|pause| Instant::now() + *pause < sending.retry_until);
@@ -247,8 +252,8 @@ impl Orders {
         }
     }
 
-    /// Stores the result of an order, until that succeeds. Returns the channel of the caller, or `None`
-    /// if the caller was answered before.
+    /// Stores the result of an order, until that succeeds. Returns the channel of the caller, or
+    /// `None` if the caller was answered before.
     async fn store_until_stored(
         &self,
         sending: &mut Sending,
@@ -266,8 +271,8 @@ impl Orders {
                 let known = match result {
                     SendResult::AcceptedAs(request_id) => {
                         let ordered = ordered(&sending.order, &sending.cell);
-                        let objection = self.hub.objection(request_id, &sending.order_id, &ordered);
-                        let request_id = Some(request_id.clone()).filter(|_| objection.is_none());
+                        let mismatch = self.hub.mismatch(request_id, &sending.order_id, &ordered);
+                        let request_id = Some(request_id.clone()).filter(|_| mismatch.is_none());
                         Err(unknown(&sending.order_id, sending.sent_time, request_id))
                     }
                     SendResult::Refused(_) | SendResult::NotSent | SendResult::Unknown => {
@@ -296,24 +301,24 @@ impl Orders {
         match result {
             SendResult::AcceptedAs(request_id) => {
                 let ordered = ordered();
-                let beginning = self.hub.beginning(request_id, Some(&ordered)).await?;
-                let objection = match beginning.objection(order_id) {
-                    None => self.objection(order_id, &ordered, request_id).await?,
-                    objection => objection,
+                let ownership = self.hub.ownership(request_id, Some(&ordered)).await?;
+                let mismatch = match ownership.mismatch(order_id) {
+                    None => self.mismatch(order_id, &ordered, request_id).await?,
+                    mismatch => mismatch,
                 };
-                if let Some(objection) = objection {
+                if let Some(mismatch) = mismatch {
                     self.advance(sending, KeyPhase::Unknown, "").await?;
-                    log_not_its_own(order_id, &ordered.account, request_id, objection);
+                    log_not_its_own(order_id, &ordered.account, request_id, mismatch);
                     return Ok(StoredAs::NotItsOwn);
                 }
                 let accepted_as =
                     Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
                 append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as)
                     .await?;
-                let objection =
-                    self.append_accepted(order_id, &ordered, request_id, beginning, None).await?;
-                if let Some(objection) = objection {
-                    self.withdraw(order_id, &ordered, request_id, None, objection).await?;
+                let mismatch =
+                    self.append_accepted(order_id, &ordered, request_id, ownership, None).await?;
+                if let Some(mismatch) = mismatch {
+                    self.withdraw(order_id, &ordered, request_id, None, mismatch).await?;
                     return Ok(StoredAs::NotItsOwn);
                 }
                 if !self.advance(sending, KeyPhase::Accepted, request_id.as_str()).await? {
@@ -342,7 +347,8 @@ impl Orders {
         Ok(StoredAs::Answered)
     }
 
-    /// Changes the phase of the claimed key. False: it is not claimed, or another replica changed it.
+    /// Changes the phase of the claimed key. False: it is not claimed, or another replica changed
+    /// it.
     async fn advance(
         &self,
         sending: &Sending,

@@ -24,7 +24,7 @@ use crate::requests::{
     age, append,
     error::Error,
     fold::event::Kind,
-    hub::{Hint, Hub, Tracked},
+    hub::{Hub, PollHint, Tracked},
 };
 use crate::{
     config::PollingConfig,
@@ -50,8 +50,8 @@ pub struct Poller {
     config: PollingConfig,
 }
 
-/// The end of a task of the poller.
-enum Finished {
+/// The result of a task of the poller.
+enum TaskResult {
     /// The wait of an account for a permit. `None`: no call can be made now.
     Wait(AccountName, Option<PollPermit>),
     Polled(AccountName, RequestId, Polled),
@@ -92,14 +92,14 @@ impl Poller {
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
                     let permit = poller.permit(&account).await;
-                    Finished::Wait(account, permit)
+                    TaskResult::Wait(account, permit)
                 });
             }
             while let Some((id, _)) = schedule.take_release(Instant::now()) {
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
                     let released = poller.release(&id).await;
-                    Finished::Released(id, released)
+                    TaskResult::Released(id, released)
                 });
             }
             let next = schedule.next();
@@ -115,19 +115,19 @@ impl Poller {
                     self.reschedule(&mut schedule, &id, hint);
                 },
                 Some(task) = tasks.join_next() => match task {
-                    Ok(Finished::Wait(account, permit)) => {
+                    Ok(TaskResult::Wait(account, permit)) => {
                         let Some((id, at)) = schedule.take(&account, Instant::now()) else { continue };
                         let poller = Arc::clone(&self);
                         tasks.spawn(async move {
                             let polled = poller.poll(&id, at.seen, permit).await;
-                            Finished::Polled(account, id, polled)
+                            TaskResult::Polled(account, id, polled)
                         });
                     }
-                    Ok(Finished::Polled(account, id, polled)) => {
+                    Ok(TaskResult::Polled(account, id, polled)) => {
                         schedule.finished(&account);
                         self.settle(&mut schedule, &id, &polled);
                     }
-                    Ok(Finished::Released(id, released)) => self.settle(&mut schedule, &id, &released),
+                    Ok(TaskResult::Released(id, released)) => self.settle(&mut schedule, &id, &released),
                     // The task panicked. The panic hook has logged it.
                     Err(_) => {}
                 },
@@ -142,7 +142,7 @@ impl Poller {
     }
 
     /// Schedules the next poll of a request again, because of a hint.
-    fn reschedule(&self, schedule: &mut Schedule, id: &RequestId, hint: Hint) {
+    fn reschedule(&self, schedule: &mut Schedule, id: &RequestId, hint: PollHint) {
         let Some(mut poll) = schedule.get(id).or_else(|| self.first_poll(id)) else { return };
         poll.hint = poll.hint.max(Some(hint));
         self.schedule(schedule, id, poll);
@@ -176,7 +176,7 @@ impl Poller {
                 schedule.remove(id);
                 // A hint of a new watch may have found the poll under way.
                 if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
-                    self.reschedule(schedule, id, Hint::Look);
+                    self.reschedule(schedule, id, PollHint::Reschedule);
                 }
                 return;
             }
@@ -204,12 +204,17 @@ impl Poller {
         let Some(tracked) = self.hub.get(id) else { return };
         let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
         let longest = self.longest(&tracked);
-        let longest =
-            if poll.hint == Some(Hint::Soon) { self.config.min_age.min(longest) } else { longest };
+        let longest = if poll.hint == Some(PollHint::Soon) {
+            self.config.min_age.min(longest)
+        } else {
+            longest
+        };
         let urgency = match poll.hint {
-            Some(Hint::Watched | Hint::Soon) => Urgency::First,
-            Some(Hint::Look) | None if tracked.is_watched() || poll.count == 0 => Urgency::Watched,
-            Some(Hint::Look) | None => Urgency::Rest,
+            Some(PollHint::Watched | PollHint::Soon) => Urgency::First,
+            Some(PollHint::Reschedule) | None if tracked.is_watched() || poll.count == 0 => {
+                Urgency::Watched
+            }
+            Some(PollHint::Reschedule) | None => Urgency::Rest,
         };
         poll.due = Some((poll.last + poll.interval(&self.config, longest, took), urgency));
         poll.release = tracked.withheld_until().map(|until| until.max(poll.last + RELEASE_RETRY));

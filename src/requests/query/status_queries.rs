@@ -1,10 +1,9 @@
-//! Status queries to ThingSpace: at most one per request at a time, shared by all who wait for it.
+//! Status queries to ThingSpace: at most one per request at a time, shared by all its waiters
+//! (callers and the poller).
 //!
-//! - Events that an answer adds are appended to the request's log. Callers always read the folded
-//!   state.
-//! - A query is cancelled when its last waiter, a caller or the poller, is gone. A cancelled query
-//!   leaves nothing behind: no entry, no failure and no time of a query.
-//! - An answer that has arrived is always stored, even if every waiter is gone.
+//! - The news of an answer is appended to the request's log. Callers always read the folded state.
+//! - A query is cancelled when its last waiter is gone. It then changes nothing.
+//! - An answer that has arrived is always stored, even without a waiter.
 
 use std::{
     collections::HashMap,
@@ -39,12 +38,11 @@ use crate::{
     thingspace::{Client, PollPermit, Purpose, StatusLookup},
 };
 
-/// A failure is the answer to all queries about the same request for this long, which is what
-/// callers are told to wait. Otherwise more callers would mean more queries while ThingSpace fails.
+/// How long a failure answers all queries about the same request. Callers are told to wait as long.
+/// It limits the number of queries while ThingSpace fails.
 const FAILED_FOR: Duration = Duration::from_secs(1);
 
-/// How long "ThingSpace does not know this request" stays valid for a request that is not in the
-/// store.
+/// How long the answer that ThingSpace does not know an external request stays valid.
 const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
 /// The number of such answers that are kept.
@@ -64,7 +62,7 @@ struct RunningQuery {
     number: u64,
     /// Weak, so that this entry does not count as a waiter.
     outcome: WeakShared<BoxFuture<'static, Result<QueryOutcome, Error>>>,
-    /// Takes the poller's permit, if the poller joins this query while it still waits for one.
+    /// Passes on the poller's permit, if the poller joins a query that waits for a permit.
     poll: Option<oneshot::Sender<PollPermit>>,
 }
 
@@ -115,7 +113,7 @@ pub struct StatusQueries {
     client: Client,
     hub: Arc<Hub>,
     tasks: TaskTracker,
-    /// How long a final status waits for the callback that gives its reason, where callbacks arrive.
+    /// How long a final status is withheld for its callback, if callbacks arrive for the account.
     grace: Duration,
     running: Mutex<RunningQueries>,
     not_known: Mutex<HashMap<QueryKey, Instant>>,
@@ -140,8 +138,8 @@ impl StatusQueries {
         }
     }
 
-    /// Queries a request in memory, unless its last query began after `began - max_age`. `began` is
-    /// when the caller's call arrived.
+    /// Queries a request in memory, unless its last answer is younger than `max_age` at `began`,
+    /// the time when the caller's call arrived.
     pub async fn refresh(
         self: &Arc<Self>,
         tracked: &Arc<Tracked>,
@@ -300,7 +298,7 @@ impl StatusQueries {
             return Ok(QueryOutcome::NotKnown);
         }
         self.append_observed(id, folded_to, events).await?;
-        // Loads a request that was not in the store before, so that its time of query is kept.
+        // Loads a request that is new in the store, to record the time of the query.
         let tracked = match attached {
             Some(tracked) => Some(tracked),
             None => self.hub.attach(id).await?.map(|(tracked, _)| tracked),
@@ -337,8 +335,8 @@ impl StatusQueries {
         let mut last = None;
         for observed in events {
             if first.is_none() && last.is_some() {
-                // Names the first event, so that a log that lost it is never folded.
-                first = self.hub.beginning(id, None).await?.first;
+                // Each later event names the first, so that a log without it is never folded.
+                first = self.hub.ownership(id, None).await?.first;
             }
             let event_id = at.map_or_else(Uuid::now_v7, |at| event::observed_id(id, at, &observed));
             let observed = Kind::Observed(observed);
@@ -351,7 +349,7 @@ impl StatusQueries {
     }
 }
 
-/// The part of a request's log that was folded when an answer was compared with it.
+/// The folded part of a request's log that an answer was compared with.
 #[derive(Debug, Clone, Copy, Default)]
 struct FoldedTo {
     first: Option<Position>,

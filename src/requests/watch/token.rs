@@ -181,7 +181,8 @@ mod tests {
             BASE64_URL_SAFE_NO_PAD.encode(bytes)
         };
         let length = BASE64_URL_SAFE_NO_PAD.decode(&token).unwrap().len();
-        // Other bytes of the epoch (1..9) make a token of another epoch; all others make it invalid.
+        // Other bytes of the epoch (1..9) make a token of another epoch; all others make it
+        // invalid.
         let tampered = (0..length).filter(|at| !(1..9).contains(at)).map(flipped);
         let wrong = tampered.chain([
             "x".to_owned(),

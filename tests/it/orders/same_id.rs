@@ -10,7 +10,7 @@ use thingspace_gateway::{
     },
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, Key, KeyClaim},
+        orders::key::{self, KeyCell, KeyClaim},
     },
     store::{LogName, Store, embedded::Embedded},
     thingspace::Order,
@@ -166,7 +166,7 @@ async fn taken_back_after_a_restart(second_id: &str) {
             sent_time: jiff::Timestamp::now(),
             lease_ms: 1,
         };
-        Key::claim(&store, &cell, None, claim).await.unwrap().unwrap();
+        KeyCell::claim(&store, &cell, None, claim).await.unwrap().unwrap();
         for (n, (order_id, id)) in orders.iter().zip(&ids).enumerate() {
             let devices = vec![event::to_stored(&upstream_device(n))];
             let ordered = storage::Ordered {

@@ -6,8 +6,8 @@ use super::Request;
 use crate::identity::{Device, Digits, IdentifierKind};
 
 impl Request {
-    /// Whether the request cannot be the result of an order of these devices: it has another account
-    /// or another device, or its final list lacks one of them.
+    /// Whether the request cannot be the result of an order of these devices: it has another
+    /// account or another device, or its final list lacks one of them.
     pub fn contradicts(&self, account: &str, devices: &[Device]) -> bool {
         let other_account = self.account.as_ref().is_some_and(|known| known.as_str() != account);
         let ordered = devices.iter().flat_map(Device::present).collect();

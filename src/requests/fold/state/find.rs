@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Request {
-    /// Whether a status answer names a new device while the device set is not known yet. A new device
-    /// has a new EID or, without an EID, another new identifier.
+    /// Whether a status answer names a new device while the device set is not known yet. A new
+    /// device has a new EID or, without an EID, another new identifier.
     pub(super) fn is_new(&self, device: &Device) -> bool {
         let is_new =
             |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
@@ -41,9 +41,9 @@ impl Request {
         by_id.chain(self.find(device)).collect()
     }
 
-    /// Returns the only device of a request, for a callback whose identifiers match none. Since rules
-    /// 4 such a callback applies to it, unless it has an EID or another IMEI. Its ICCID may be that of
-    /// the new profile.
+    /// Returns the only device of a request, for a callback whose identifiers match none. Since
+    /// rules 4 such a callback applies to it, unless it has an EID or another IMEI. Its ICCID may
+    /// be that of the new profile.
     pub(super) fn only_device(&self, called: &Device) -> Option<usize> {
         let [status] = &*self.devices else { return None };
         let (own, imei) = (&status.device.imei, &called.imei);

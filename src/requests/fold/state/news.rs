@@ -16,7 +16,8 @@ impl Request {
     pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
         let mut answer = answer.clone();
         self.make_agree(&mut answer);
-        // A device without identifiers may be an additional one, so the overall status is not valid.
+        // A device without identifiers may be an additional one, so the overall status is not
+        // valid.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
             device.present().next().is_none() && *class != StatusClass::Succeeded
         };
@@ -69,8 +70,8 @@ impl Request {
             .collect()
     }
 
-    /// Makes entries of a status answer about one device of the request agree. One entry may have the
-    /// EID of the device, and another the ICCID.
+    /// Makes entries of a status answer about one device of the request agree. One entry may have
+    /// the EID of the device, and another the ICCID.
     pub fn make_agree(&self, answer: &mut StatusAnswer) {
         answer.agree(|device| self.named_by(device));
     }

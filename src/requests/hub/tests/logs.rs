@@ -1,4 +1,4 @@
-//! Orders whose request is not what it seems, logs without a beginning, and ids in another case.
+//! Requests that belong to another order, logs without a beginning, and ids in another case.
 
 use super::*;
 
@@ -6,7 +6,7 @@ fn accepted_as(n: usize) -> Kind {
     Kind::AcceptedAs(storage::AcceptedAs { request_id: id(n).to_string() })
 }
 
-/// An answer to a request whose devices nobody knew.
+/// A status answer that makes the devices of a request known.
 fn answered(class: StatusClass) -> Kind {
     Kind::Observed(storage::Observed {
         account: "0000123456-00001".to_owned(),
@@ -17,8 +17,8 @@ fn answered(class: StatusClass) -> Kind {
     })
 }
 
-/// The request ends before the order's acceptance reaches its log, which is read ahead of the
-/// follower.
+/// The request is finished before the order's acceptance is in its log. The follower reads the log
+/// ahead.
 #[tokio::test]
 async fn an_accepted_order_leaves_memory_when_its_requests_log_was_read_ahead() {
     let (_folder, store) = store();
@@ -32,7 +32,7 @@ async fn an_accepted_order_leaves_memory_when_its_requests_log_was_read_ahead() 
     running.stop().await;
 }
 
-/// Somebody asked for the request before the follower came to it.
+/// A caller loads the request before the follower meets it.
 #[tokio::test]
 async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
     let (_folder, store) = store();
@@ -40,7 +40,7 @@ async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
     add_to_order(&store, "order-1", accepted_as(1)).await;
     add(&store, &id(1), called_back(StatusClass::Waiting, None)).await;
     let end = add(&store, &id(1), accepted(1)).await;
-    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
+    let hub = Arc::new(Hub::new(Arc::clone(&store), limits(KEEP), KEEP, true));
     hub.attach(&id(1)).await.unwrap().unwrap();
     let stop = CancellationToken::new();
     let following = tokio::spawn({
@@ -54,7 +54,7 @@ async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
     within(following).await.unwrap();
 }
 
-/// Its acceptance has to be withdrawn; until then somebody has to look after it.
+/// The acceptance must be withdrawn. Until then the resolver must find the order.
 #[tokio::test]
 async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_acceptance_is_withdrawn()
 {
@@ -75,8 +75,7 @@ async fn an_order_whose_request_is_another_orders_is_unfinished_until_its_accept
     running.stop().await;
 }
 
-/// The store has lost the events up to somewhere between the acceptance and a status answer that
-/// lists only news.
+/// The store has lost the acceptance, and the log begins with a later status answer.
 #[tokio::test]
 async fn a_log_that_lost_its_beginning_is_never_folded() {
     let (_folder, store) = store();
@@ -86,14 +85,13 @@ async fn a_log_that_lost_its_beginning_is_never_folded() {
     let news = answered(StatusClass::Succeeded);
     let at = append(&*store, &log, Some(lost), Uuid::now_v7(), news).await.unwrap();
     running.folded(at).await;
-    assert_eq!((open_requests(&running.hub), running.hub.open_devices()), (vec![], 0));
+    assert_eq!((running.hub.open_requests(), running.hub.open_devices()), (vec![], 0));
     let (tracked, _changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
     assert!(tracked.lock().request.is_expired() && !tracked.lock().request.known);
     running.stop().await;
 }
 
-/// Other replicas read what is left of the log; one that has read more must not show what they
-/// cannot.
+/// Other replicas read only the rest of the log. This replica must not show more than they do.
 #[tokio::test]
 async fn a_request_in_memory_is_dropped_when_its_log_turns_out_to_begin_elsewhere() {
     let (_folder, store) = store();
@@ -106,7 +104,7 @@ async fn a_request_in_memory_is_dropped_when_its_log_turns_out_to_begin_elsewher
     let news = answered(StatusClass::Succeeded);
     let at = append(&*store, &log, Some(elsewhere), Uuid::now_v7(), news).await.unwrap();
     running.folded(at).await;
-    assert!(tracked.lock().is_gone() && running.hub.get(&id(1)).is_none());
+    assert!(tracked.lock().is_discarded() && running.hub.get(&id(1)).is_none());
     assert_eq!(running.hub.open_devices(), 0);
     running.stop().await;
 }
@@ -131,7 +129,7 @@ async fn ids_of_requests_are_found_in_any_case() {
     for id in [&small, &mixed] {
         running.folded(add(&store, id, called_back(StatusClass::Succeeded, None)).await).await;
     }
-    running.hub.keep_house().await;
+    running.hub.evict_and_advance().await;
     assert!(running.hub.get(&small).is_none() && running.hub.get(&mixed).is_none());
     assert_eq!((find("AB-1").await, find("Cd-2").await), (Some(small), Some(mixed)));
     running.stop().await;

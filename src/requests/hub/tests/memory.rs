@@ -12,7 +12,7 @@ use crate::requests::{
     watch::{Snapshot, Watch, WatchEvent, token::TokenKey},
 };
 
-/// Each fails with a long text after it has waited: enough for several pages.
+/// Each device waits and then fails with a long text. The transitions fill several pages.
 const DEVICES: usize = 2_500;
 const TEXT_CHARS: usize = 1_500;
 
@@ -42,7 +42,7 @@ fn long_history() -> Vec<Kind> {
     std::iter::once(accepted).chain(waiting).chain(failed).collect()
 }
 
-/// Appends in this order, many to a commit.
+/// Appends events in this order, many per commit.
 async fn add_all(store: &Arc<dyn Store>, id: &RequestId, kinds: Vec<Kind>) -> Vec<Position> {
     let log = LogName::request(id.as_str());
     let mut positions = Vec::new();
@@ -55,27 +55,27 @@ async fn add_all(store: &Arc<dyn Store>, id: &RequestId, kinds: Vec<Kind>) -> Ve
     positions
 }
 
-/// Everything after a revision, batch by batch, as a watcher takes it.
+/// Returns all transitions after a revision, read in batches as a watcher does.
 async fn read_on(hub: &Hub, id: &RequestId, first: Position, after: u64) -> Vec<Arc<Transition>> {
-    let (mut told, mut reading) = (Vec::<Arc<Transition>>::new(), Reading::default());
+    let (mut received, mut reading) = (Vec::<Arc<Transition>>::new(), PageGuard::default());
     loop {
-        let after = told.last().map_or(after, |last| last.revision);
+        let after = received.last().map_or(after, |last| last.revision);
         let more =
             within(hub.history(id, Some(first), after, &mut reading)).await.unwrap().unwrap();
         if more.is_empty() {
-            return told;
+            return received;
         }
         let devices: usize = more.iter().skip(1).map(|transition| transition.devices.len()).sum();
         assert!(devices <= MAX_BATCH);
-        told.extend(more);
+        received.extend(more);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watchers_far_behind_share_what_is_read() {
+async fn watchers_that_are_far_behind_share_pages() {
     const WATCHERS: usize = 16;
     let (_folder, store) = store();
-    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
+    let hub = Arc::new(Hub::new(Arc::clone(&store), limits(KEEP), KEEP, true));
     let kinds = long_history();
     let positions = add_all(&store, &id(1), kinds.clone()).await;
     let mut request = Request::default();
@@ -94,35 +94,36 @@ async fn watchers_far_behind_share_what_is_read() {
         let (hub, first) = (Arc::clone(&hub), positions[0]);
         tokio::spawn(async move { read_on(&hub, &id(1), first, n as u64).await })
     });
-    for (n, told) in
+    for (n, received) in
         try_join_all(watchers.collect::<Vec<_>>()).await.unwrap().into_iter().enumerate()
     {
-        let told: Vec<_> = told.iter().map(|t| (t.revision, t.position, t.counts)).collect();
-        assert!(told == expected[n..], "watcher {n}");
+        let received: Vec<_> =
+            received.iter().map(|t| (t.revision, t.position, t.counts)).collect();
+        assert!(received == expected[n..], "watcher {n}");
     }
-    // One read for each page, and one that finds the end.
+    // One read per page, and one per watcher that finds the end.
     let pages = lock(&hub.history.pages).len() as u64;
     assert!((2..=4).contains(&pages), "{pages} pages");
     let reads = hub.events_read() / positions.len() as u64;
     assert!(reads <= pages + WATCHERS as u64, "{reads} times the log");
     // Another log does not begin there.
     let elsewhere = Position { sequence: positions[0].sequence + 1, ..positions[0] };
-    let lost = hub.history(&id(1), Some(elsewhere), 0, &mut Reading::default()).await.unwrap();
+    let lost = hub.history(&id(1), Some(elsewhere), 0, &mut PageGuard::default()).await.unwrap();
     assert_eq!(lost, None);
 }
 
 #[tokio::test]
-async fn readers_that_stand_still_hold_no_history() {
+async fn stalled_readers_hold_no_pages() {
     let (_folder, store) = store();
-    let hub = Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true);
-    let mut standing = Vec::new();
+    let hub = Hub::new(Arc::clone(&store), limits(KEEP), KEEP, true);
+    let mut stalled = Vec::new();
     for n in 0..MAX_PAGES + 3 {
         let first = add(&store, &id(n), accepted(n)).await;
-        let mut reading = Reading::default();
-        let told =
+        let mut reading = PageGuard::default();
+        let received =
             within(hub.history(&id(n), Some(first), 0, &mut reading)).await.unwrap().unwrap();
-        assert_eq!(told.len(), 1);
-        standing.push(reading);
+        assert_eq!(received.len(), 1);
+        stalled.push(reading);
         assert!(lock(&hub.history.pages).len() <= MAX_PAGES);
     }
     hub.history.drop_unused(Duration::ZERO);
@@ -133,10 +134,10 @@ async fn readers_that_stand_still_hold_no_history() {
 async fn closed_requests_are_bounded_in_bytes() {
     const FINISHED: usize = 6;
     let (_folder, store) = store();
-    let [.., profile_told] = life(0);
+    let [.., late] = four_events(0);
     let bytes = {
         let mut folded = Folded::default();
-        for (n, kind) in life(0).into_iter().enumerate() {
+        for (n, kind) in four_events(0).into_iter().enumerate() {
             let position = Position { epoch: 1, sequence: n as u64 + 1 };
             let entry = crate::store::Entry {
                 position,
@@ -147,21 +148,21 @@ async fn closed_requests_are_bounded_in_bytes() {
         }
         folded.bytes()
     };
-    let running = Running::start_with(&store, Keep { bytes: 3 * bytes, idle: KEEP }).await;
+    let running = Running::start_with(&store, ClosedLimits { bytes: 3 * bytes, idle: KEEP }).await;
     let mut last = add(&store, &id(100), accepted(100)).await;
     for n in 0..FINISHED {
-        for kind in life(n) {
+        for kind in four_events(n) {
             last = add(&store, &id(n), kind).await;
         }
     }
     running.folded(last).await;
     let hub = &running.hub;
     let in_memory = || (0..FINISHED).filter(|n| hub.get(&id(*n)).is_some()).collect::<Vec<_>>();
-    // Which ones depends on what the follower still uses when others are closed.
+    // Which ones stay depends on which of them the follower uses meanwhile.
     assert_eq!(in_memory().len(), 3);
     assert!(hub.get(&id(100)).is_some(), "open requests stay");
 
-    // Read again, they displace others, but none that is in use.
+    // Requests that are read again evict others, but none in use.
     let used = hub.attach(&id(3)).await.unwrap().unwrap();
     for n in [0, 1, 2] {
         let (tracked, _) = hub.attach(&id(n)).await.unwrap().unwrap();
@@ -169,8 +170,8 @@ async fn closed_requests_are_bounded_in_bytes() {
     }
     assert_eq!(in_memory(), [1, 2, 3]);
     drop(used);
-    // One that is not in memory is not read for a late callback.
-    running.folded(add(&store, &id(5), profile_told).await).await;
+    // A late callback does not load a request.
+    running.folded(add(&store, &id(5), late).await).await;
     assert_eq!(in_memory(), [1, 2, 3]);
     running.stop().await;
 }
@@ -178,7 +179,7 @@ async fn closed_requests_are_bounded_in_bytes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_of_one_request_share_a_read() {
     let (_folder, store) = store();
-    let hub = Arc::new(Hub::new(Arc::clone(&store), keep(KEEP), KEEP, true));
+    let hub = Arc::new(Hub::new(Arc::clone(&store), limits(KEEP), KEEP, true));
     let positions = add_all(&store, &id(1), long_history()).await;
     let callers = (0..20).map(|_| {
         let hub = Arc::clone(&hub);
@@ -191,7 +192,6 @@ async fn callers_of_one_request_share_a_read() {
     assert_eq!(hub.events_read(), positions.len() as u64);
 }
 
-/// A large transition is given alone, small ones together.
 #[test]
 fn a_batch_is_bounded_in_devices() {
     let transition = |devices: usize| {
@@ -229,11 +229,11 @@ async fn snapshot(watch: &mut Watch) -> Snapshot {
     }
 }
 
-/// Waits until the reader of a watch has stood still for long enough.
-async fn leaves_memory(hub: &Hub) {
+/// Waits until the request is evicted after its watch was not read for a while.
+async fn wait_until_evicted(hub: &Hub) {
     within(async {
         while hub.get(&id(1)).is_some() {
-            hub.keep_house().await;
+            hub.evict_and_advance().await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -242,10 +242,10 @@ async fn leaves_memory(hub: &Hub) {
 }
 
 #[tokio::test]
-async fn a_watch_whose_reader_stands_still_keeps_no_finished_request_in_memory() {
+async fn a_watch_with_a_stalled_reader_keeps_no_finished_request_in_memory() {
     let (_folder, store) = store();
     let running = Running::start(&store, Duration::ZERO).await;
-    let [accepted, _, succeeded, late] = life(1);
+    let [accepted, _, succeeded, late] = four_events(1);
     add(&store, &id(1), accepted).await;
     running.folded(add(&store, &id(1), succeeded).await).await;
 
@@ -253,27 +253,28 @@ async fn a_watch_whose_reader_stands_still_keeps_no_finished_request_in_memory()
     let first = snapshot(&mut watch).await;
     let devices = Arc::downgrade(&first.devices);
     watch.pause(first.clone());
-    running.hub.keep_house().await;
+    running.hub.evict_and_advance().await;
     assert!(running.hub.get(&id(1)).is_some(), "it stays while it is read");
     let expected = (first.revision, first.position, first.devices.to_vec());
     drop(first);
-    leaves_memory(&running.hub).await;
+    wait_until_evicted(&running.hub).await;
     assert_eq!(devices.strong_count(), 0, "the snapshot is kept");
 
     let again = snapshot(&mut watch).await;
     assert_eq!((again.revision, again.position, again.devices.to_vec()), expected);
     watch.complete(again.position, again.revision);
-    leaves_memory(&running.hub).await;
+    wait_until_evicted(&running.hub).await;
     assert!(within(watch.next()).await.unwrap().is_none(), "it ends with the final state");
 
-    // What was told in part is no longer known. The watch has to be resumed.
+    // The partly sent snapshot is dropped and the request has changed, so the watch must be
+    // resumed.
     let mut watch = begin(&running, &store).await;
     let first = snapshot(&mut watch).await;
     watch.pause(first);
     running.folded(add(&store, &id(1), late).await).await;
-    leaves_memory(&running.hub).await;
+    wait_until_evicted(&running.hub).await;
     assert!(matches!(within(watch.next()).await, Err(Error::SlowReader)));
-    // What was told in whole goes on with the change.
+    // A resumed watch begins with the change.
     let mut resumed = begin(&running, &store).await;
     let whole = snapshot(&mut resumed).await;
     assert_eq!(whole.revision, 3);

@@ -61,8 +61,8 @@ pub enum SettleError {
 }
 
 impl Resolver {
-    /// Settles an unknown order. With `force` also if ThingSpace does not confirm the request, or to
-    /// correct an earlier settlement; then returns why ThingSpace did not confirm it.
+    /// Settles an unknown order. With `force` also if ThingSpace does not confirm the request, or
+    /// to correct an earlier settlement; then returns why ThingSpace did not confirm it.
     pub async fn settle(
         &self,
         order_id: &str,
@@ -82,8 +82,8 @@ impl Resolver {
         Ok(doubt)
     }
 
-    /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why it
-    /// does not.
+    /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why
+    /// it does not.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
         let account = &ordered.account;
         let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
@@ -206,7 +206,7 @@ impl Resolver {
         request: &RequestId,
     ) -> Result<bool, StoreError> {
         for spelling in self.hub.other_spellings(request).await? {
-            let other = self.hub.beginning(&spelling, Some(ordered)).await?;
+            let other = self.hub.ownership(&spelling, Some(ordered)).await?;
             // Other devices show that ThingSpace means two requests.
             if !other.contradicts && other.order_id.is_some_and(|owner| owner != order_id) {
                 return Ok(true);

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     config::PollingConfig,
     identity::{AccountName, RequestId},
-    requests::hub::Hint,
+    requests::hub::PollHint,
 };
 
 /// The next poll comes no sooner than this multiple of the time that the last answer took.
@@ -61,7 +61,8 @@ pub(super) struct ScheduledPoll {
     pub(super) due: Option<(Instant, Urgency)>,
     /// When a withheld status is released.
     pub(super) release: Option<Instant>,
-    /// When this replica saw the last poll by any replica; before one, when it first saw the request.
+    /// When this replica saw the last poll by any replica; before one, when it first saw the
+    /// request.
     pub(super) last: Instant,
     /// Polls and failed claims so far. The interval grows with them.
     pub(super) count: u32,
@@ -70,7 +71,7 @@ pub(super) struct ScheduledPoll {
     /// The pause that the replica of the last poll stored.
     pub(super) pause: Duration,
     /// A reason for more urgency.
-    pub(super) hint: Option<Hint>,
+    pub(super) hint: Option<PollHint>,
 }
 
 /// What a request's cell says: the number of polls, and the pause after the last one.
@@ -95,8 +96,8 @@ impl ScheduledPoll {
     }
 
     /// The next poll of a request that has been polled for most of its `age`, as after a restart.
-    /// The time of its last poll is unknown. A random part of the interval, `roll` (0 to 1), spreads
-    /// the requests that are found at the same time.
+    /// The time of its last poll is unknown. A random part of the interval, `roll` (0 to 1),
+    /// spreads the requests that are found at the same time.
     pub(super) fn resumed(
         account: AccountName,
         now: Instant,
@@ -153,9 +154,9 @@ pub(super) fn pause_after(took: Duration) -> Duration {
     took * PAUSE_FACTOR
 }
 
-/// Whether another replica has polled since this one read the count `seen`. `held` is the count now.
-/// A replica without a `seen` count follows the schedule of the others. An `exclusive` store has no
-/// other replicas.
+/// Whether another replica has polled since this one read the count `seen`. `held` is the count
+/// now. A replica without a `seen` count follows the schedule of the others. An `exclusive` store
+/// has no other replicas.
 pub(super) fn polled_elsewhere(seen: Option<u32>, held: Option<u32>, exclusive: bool) -> bool {
     !exclusive && held.is_some() && held != seen
 }

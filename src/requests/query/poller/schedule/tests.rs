@@ -54,7 +54,7 @@ fn a_request_is_taken_once_when_due() {
     let (now, id) = (Instant::now(), id(1));
     let later = now + Duration::from_secs(1);
     schedule.set(&id, ScheduledPoll::new(account(0), now));
-    let hint = Some(Hint::Soon);
+    let hint = Some(PollHint::Soon);
     schedule.set(
         &id,
         ScheduledPoll {
@@ -114,8 +114,8 @@ fn polls_under_way_are_bounded() {
     assert_eq!(schedule.begin_waiting(now).len(), 1);
 }
 
-/// A new watch waits for at most two polls. Requests without watchers get a quarter of the polls, in
-/// the order in which they came due.
+/// A new watch waits for at most two polls. Requests without watchers get a quarter of the polls,
+/// in the order in which they came due.
 #[test]
 fn urgent_requests_go_first_and_the_rest_gets_its_share() {
     let mut schedule = Schedule::default();

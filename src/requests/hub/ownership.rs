@@ -1,4 +1,4 @@
-//! How the log of a request begins, and whether the request can be an order's.
+//! The order that a request belongs to, and whether the request can belong to another order.
 
 use super::Hub;
 use crate::{
@@ -8,26 +8,25 @@ use crate::{
     store::{LogName, Position, StoreError},
 };
 
-/// Why ThingSpace's answer to an order cannot name this request.
-pub type Objection = &'static str;
+/// Why a request cannot be the one that ThingSpace created for an order.
+pub type Mismatch = &'static str;
 
-/// A request belongs to one order only.
-pub const OF_ANOTHER_ORDER: Objection = "the request belongs to another order";
+pub const OWNED_BY_ANOTHER_ORDER: Mismatch = "the request belongs to another order";
 
-/// How a request's log begins, and what it says about an order.
+/// The beginning of a request's log, compared with an order.
 #[derive(Debug, Clone, Default)]
-pub struct Beginning {
-    /// Where; `None` if there is no log yet, or its beginning is lost.
+pub struct Ownership {
+    /// The first position. `None`: there is no log yet, or its beginning is lost.
     pub first: Option<Position>,
     /// The order that the request belongs to.
     pub order_id: Option<String>,
-    /// The position of the acceptance by that order.
+    /// The position of that order's acceptance.
     pub accepted: Option<Position>,
-    /// The request has another account or other devices than the order that it was compared with.
+    /// The request has another account or other devices than the order.
     pub contradicts: bool,
 }
 
-impl Beginning {
+impl Ownership {
     fn of(request: &Request, ordered: Option<&storage::Ordered>) -> Self {
         let contradicts = |ordered: &storage::Ordered| {
             let devices: Vec<Device> = ordered.devices.iter().map(event::from_stored).collect();
@@ -41,11 +40,11 @@ impl Beginning {
         }
     }
 
-    /// Why the request is not this order's.
-    pub fn objection(&self, order_id: &str) -> Option<Objection> {
+    /// Returns why the request does not belong to this order.
+    pub fn mismatch(&self, order_id: &str) -> Option<Mismatch> {
         match &self.order_id {
             Some(owner) if owner == order_id => None,
-            Some(_) => Some(OF_ANOTHER_ORDER),
+            Some(_) => Some(OWNED_BY_ANOTHER_ORDER),
             None if self.contradicts => {
                 Some("the request is known with another account or other devices")
             }
@@ -55,40 +54,38 @@ impl Beginning {
 }
 
 impl Hub {
-    /// Why a request is not an order's, as far as the requests in memory tell.
-    pub fn objection(
+    /// Returns why a request does not belong to an order, judged by the requests in memory.
+    pub fn mismatch(
         &self,
         id: &RequestId,
         order_id: &str,
         ordered: &storage::Ordered,
-    ) -> Option<Objection> {
+    ) -> Option<Mismatch> {
         let tracked = self.get(&self.spelling_in_memory(id)?)?;
-        Beginning::of(&tracked.lock().request, Some(ordered)).objection(order_id)
+        Ownership::of(&tracked.lock().request, Some(ordered)).mismatch(order_id)
     }
 
-    /// How a request's log begins, and how the request compares to an order. The log is read,
-    /// unless the request is in memory and belongs to an order.
-    pub async fn beginning(
+    /// Compares a request with an order. Reads the request's log, unless the request is in memory
+    /// and belongs to an order.
+    pub async fn ownership(
         &self,
         id: &RequestId,
         ordered: Option<&storage::Ordered>,
-    ) -> Result<Beginning, StoreError> {
+    ) -> Result<Ownership, StoreError> {
         if let Some(tracked) = self.get(id) {
             let request = &tracked.lock().request;
             if request.order_id.is_some() {
-                return Ok(Beginning::of(request, ordered));
+                return Ok(Ownership::of(request, ordered));
             }
         }
-        Ok(Beginning::of(&self.stored_request(id).await?, ordered))
+        Ok(Ownership::of(&self.stored_request(id).await?, ordered))
     }
 
-    /// A request as its log in the store says, whether or not it is in memory.
+    /// Folds a request from its log, also if it is in memory.
     pub(super) async fn stored_request(&self, id: &RequestId) -> Result<Request, StoreError> {
         let mut request = Request::default();
-        self.read_log(&LogName::request(id.as_str()), |entry| {
-            if let Some(event) = event::decode(&entry.event) {
-                request.apply(entry.position, entry.time, &event);
-            }
+        self.read_events(&LogName::request(id.as_str()), |entry, event| {
+            request.apply(entry.position, entry.time, &event);
         })
         .await?;
         Ok(request)

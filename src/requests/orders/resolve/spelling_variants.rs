@@ -7,31 +7,31 @@ use crate::{
     requests::{
         append,
         fold::event::{self, Kind},
-        hub::Stray,
+        hub::SpellingVariant,
     },
     store::{LogName, StoreError},
 };
 
 impl Resolver {
     /// Returns whether some callbacks could not be copied yet.
-    pub(super) async fn join_strays(&self) -> bool {
+    pub(super) async fn join_spelling_variants(&self) -> bool {
         let mut unfinished = false;
-        for stray in self.hub.take_strays() {
-            match self.join(&stray).await {
+        for variant in self.hub.take_spelling_variants() {
+            match self.join(&variant).await {
                 Ok(0) => {}
                 Ok(callbacks) => info!(
-                    request.id = %stray.to,
-                    spelled = %stray.from,
+                    request.id = %variant.to,
+                    spelled = %variant.from,
                     callbacks,
                     "callbacks whose request id has another case were added to the request"
                 ),
                 Err(error) => {
                     warn!(
-                        request.id = %stray.to,
+                        request.id = %variant.to,
                         %error,
                         "cannot add callbacks to their request yet; trying again"
                     );
-                    self.hub.add_stray(stray);
+                    self.hub.add_spelling_variant(variant);
                     unfinished = true;
                 }
             }
@@ -39,11 +39,11 @@ impl Resolver {
         unfinished
     }
 
-    async fn join(&self, stray: &Stray) -> Result<usize, StoreError> {
-        let callbacks = self.hub.stray_callbacks(stray).await?;
-        let (log, first) = (LogName::request(stray.to.as_str()), self.hub.first(&stray.to));
+    async fn join(&self, variant: &SpellingVariant) -> Result<usize, StoreError> {
+        let callbacks = self.hub.callbacks_of(variant).await?;
+        let (log, first) = (LogName::request(variant.to.as_str()), self.hub.first(&variant.to));
         for called_back in &callbacks {
-            let id = event::called_back_id(&stray.to, called_back);
+            let id = event::called_back_id(&variant.to, called_back);
             append(&*self.store, &log, first, id, Kind::CalledBack(called_back.clone())).await?;
         }
         Ok(callbacks.len())

@@ -1,0 +1,72 @@
+//! Callbacks whose request id has another case and that came before the request was known.
+//!
+//! They are in a log with their own spelling. `requests::orders::resolve` copies them into the log
+//! of the request. Each replica does so; equal event ids prevent duplicates.
+
+use std::{collections::HashMap, sync::Mutex};
+
+use super::Hub;
+use crate::{
+    identity::RequestId,
+    proto::storage,
+    requests::{
+        fold::{event::Kind, state::Request},
+        lock,
+    },
+    store::{LogName, StoreError},
+};
+
+/// The number of logs that wait to be copied. Further ones are ignored.
+const MAX_VARIANTS: usize = 10_000;
+
+/// A log that may hold callbacks of a request under another spelling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpellingVariant {
+    /// The spelling of the log.
+    pub from: RequestId,
+    /// The request, which belongs to an order.
+    pub to: RequestId,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct SpellingVariants(Mutex<HashMap<RequestId, RequestId>>);
+
+impl Hub {
+    pub fn add_spelling_variant(&self, SpellingVariant { from, to }: SpellingVariant) {
+        let mut variants = lock(&self.spelling_variants.0);
+        if variants.len() < MAX_VARIANTS || variants.contains_key(&from) {
+            variants.insert(from, to);
+        }
+    }
+
+    pub fn take_spelling_variants(&self) -> Vec<SpellingVariant> {
+        lock(&self.spelling_variants.0)
+            .drain()
+            .map(|(from, to)| SpellingVariant { from, to })
+            .collect()
+    }
+
+    /// Returns the callbacks in a variant's log. None if it belongs to another request.
+    pub async fn callbacks_of(
+        &self,
+        variant: &SpellingVariant,
+    ) -> Result<Vec<storage::CalledBack>, StoreError> {
+        let Some((tracked, _)) = self.attach(&variant.to).await? else { return Ok(Vec::new()) };
+        let owner = tracked.lock().request.clone();
+        let Some(account) = owner.account.as_ref().filter(|_| owner.order_id.is_some()) else {
+            return Ok(Vec::new());
+        };
+        let (mut request, mut callbacks) = (Request::default(), Vec::new());
+        self.read_events(&LogName::request(variant.from.as_str()), |entry, event| {
+            request.apply(entry.position, entry.time, &event);
+            if let Some(Kind::CalledBack(called_back)) = event.kind
+                && called_back.account == account.as_str()
+            {
+                callbacks.push(called_back);
+            }
+        })
+        .await?;
+        let different = request.order_id.is_some() || request.differs_from(&owner);
+        Ok(if different { Vec::new() } else { callbacks })
+    }
+}
