@@ -98,7 +98,8 @@ fn run_nested() {
         .status();
     assert!(
         status.is_ok_and(|status| status.success()),
-        "a small file system is needed: run as root, or where `unshare --map-root-user --mount` works"
+        "a small file system is needed: run as root, or where \
+         `unshare --map-root-user --mount` works"
     );
 }
 
@@ -228,7 +229,10 @@ async fn a_full_disk_and_then_space_again() {
         // Once the last failure to store it is forgotten.
         eventually("what ThingSpace told is stored", || {
             let (mut client, question) = (client.clone(), question(&first));
-            async move { ask(&mut client, question).await.unwrap().state() == RequestState::Succeeded }
+            async move {
+                let answer = ask(&mut client, question).await.unwrap();
+                answer.state() == RequestState::Succeeded
+            }
         })
         .await;
     }

@@ -214,7 +214,8 @@ fn status(rng: &mut Rng, path: &str) -> Vec<u8> {
     let body = match rng.u8(..8) {
         0 => r#"{"requestId":"another","status":"Success"}"#.to_owned(),
         1 => format!(
-            r#"{{"requestId":"{id}","status":"Success","subRequests":[{{"ids":[{{"kind":"eid","id":1e99}}]}}]}}"#
+            r#"{{"requestId":"{id}","status":"Success",
+            "subRequests":[{{"ids":[{{"kind":"eid","id":1e99}}]}}]}}"#
         ),
         2 => (0..rng.usize(..300)).map(|_| char::from(rng.u8(32..127))).collect(),
         3 => format!("{}{}", "[".repeat(50_000), "]".repeat(50_000)),

@@ -78,7 +78,8 @@ async fn every_genuine_callback_is_taken_beside_slow_senders() {
     let longest = genuine.join_all().await.into_iter().max().unwrap_or_default();
     let (took, begun) = (start.elapsed(), begun.load(Ordering::Relaxed));
     eprintln!(
-        "{GENUINE} callbacks in {took:?}, the slowest in {longest:?}; slow senders began {begun} times"
+        "{GENUINE} callbacks in {took:?}, the slowest in {longest:?}; slow senders began {begun} \
+         times"
     );
     assert_eq!(slow.len(), SLOW, "the slow ones are still there");
     slow.shutdown().await;

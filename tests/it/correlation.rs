@@ -494,7 +494,10 @@ async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
     assert_eq!((state, devices.len()), (RequestState::Failed, DEVICES));
     eventually("every reason is filled in", || {
         let (mut client, id) = (client.clone(), &id);
-        async move { shown(&mut client, id).await.devices.iter().all(|device| device.fault.is_some()) }
+        async move {
+            let devices = shown(&mut client, id).await.devices;
+            devices.iter().all(|device| device.fault.is_some())
+        }
     })
     .await;
     let devices = shown(&mut client, &id).await.devices;

@@ -202,7 +202,8 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
 /// Users of a NATS server: an administrator, and one for a gateway that may not publish everything.
 pub fn users(denied: &str) -> String {
     format!(
-        "authorization {{ users: [ {{ user: admin, password: pw }}, {{ user: gw, password: pw, permissions: {{ \
+        "authorization {{ users: [ {{ user: admin, password: pw }}, \
+         {{ user: gw, password: pw, permissions: {{ \
          publish: {{ deny: [{denied}] }} }} }} ] }}\nno_auth_user: gw"
     )
 }

@@ -86,7 +86,8 @@ impl NatsServer {
         let Ports { client, health, .. } = at;
         let text = format!(
             "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: \"{said}\"\n\
-             jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n{MORE}{more}\n"
+             jetstream {{ store_dir: \"{store}\", sync_interval: always, \
+             max_file_store: 16GB }}\n{MORE}{more}\n"
         );
         fs::write(&config, text).unwrap();
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }

@@ -253,10 +253,18 @@ async fn run(devices: usize, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 12,
+        max_shrink_iters: 100,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn a_broken_watch_misses_and_repeats_nothing(devices in 1..=8_usize, steps in prop::collection::vec(step(), 20..60)) {
+    fn a_broken_watch_misses_and_repeats_nothing(
+        devices in 1..=8_usize,
+        steps in prop::collection::vec(step(), 20..60),
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(run(devices, steps));
     }

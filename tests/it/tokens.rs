@@ -227,7 +227,11 @@ async fn no_log_line_holds_a_secret() {
     // Tokens that do not work, so they are renewed, but known here.
     upstream.sim.inject(answers(
         Endpoint::Token,
-        serde_json::json!({"access_token": "bearer-in-the-open", "token_type": "Bearer", "expires_in": 3600}),
+        serde_json::json!({
+            "access_token": "bearer-in-the-open",
+            "token_type": "Bearer",
+            "expires_in": 3600
+        }),
     ));
     upstream.sim.inject(answers(
         Endpoint::Login,

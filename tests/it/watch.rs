@@ -279,9 +279,11 @@ async fn a_request_that_is_given_up() {
 
     upstream.sim.finish_all(&id, DeviceResult::Success);
     let rest = watch(&mut client, &id, "").await.unwrap().rest().await;
-    assert!(
-        matches!(&rest[..], [WatchRequestResponse { event: Some(Event::Snapshot(end)), .. }] if end.state() == RequestState::Succeeded)
-    );
+    assert!(matches!(
+        &rest[..],
+        [WatchRequestResponse { event: Some(Event::Snapshot(end)), .. }]
+            if end.state() == RequestState::Succeeded
+    ));
     assert_eq!(upstream.sim.ledger().polls_of(&id), polls + 2);
     gateway.stop().await;
 }

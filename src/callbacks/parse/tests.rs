@@ -15,7 +15,12 @@ macro_rules! fixtures {
     ($($name:ident),* $(,)?) => {
         [$((
             stringify!($name),
-            include_bytes!(concat!("../../../tests/fixtures/callbacks/", stringify!($name), ".json")).as_slice(),
+            include_bytes!(concat!(
+                "../../../tests/fixtures/callbacks/",
+                stringify!($name),
+                ".json"
+            ))
+            .as_slice(),
         )),*]
     };
 }
@@ -109,7 +114,8 @@ fn a_profile_and_a_fault_are_kept() {
 fn what_is_shown_later_is_short_and_masked() {
     let long = "x".repeat(1000);
     let said = with(&format!(
-        r#""faultResponse":{{"faultcode":"A.{EID}.<b>{long}","faultstring":"a\n{EID}, {ICCID}; 123456 {MDN}{long}"}},
+        r#""faultResponse":{{"faultcode":"A.{EID}.<b>{long}",
+        "faultstring":"a\n{EID}, {ICCID}; 123456 {MDN}{long}"}},
         "deviceResponse":{{"deviceProfileResponse":{{"state":"{EID}","profileStatus":"{long}"}}}}"#
     ));
     let (fault, profile) = (said.fault.unwrap(), said.profile.unwrap());
@@ -168,7 +174,8 @@ fn a_success_that_something_denies_decides_nothing() {
         r#""requestStatus":"Failed""#.to_owned(),
         r#""isSuccess":false"#.to_owned(),
     ] {
-        assert_eq!(with(&format!(r#""status":"SUCCESS",{fields}"#)).status(), Unspecified, "{fields}");
+        let status = with(&format!(r#""status":"SUCCESS",{fields}"#)).status();
+        assert_eq!(status, Unspecified, "{fields}");
         let reversed = with(&format!(r#"{fields},"status":"SUCCESS""#)).status();
         assert_eq!(reversed, Unspecified, "{fields}");
     }
@@ -212,7 +219,8 @@ fn a_callback_that_names_another_account_is_not_believed() {
 fn a_contradiction_about_an_identifier_counts_for_nothing() {
     let said = with(&format!(
         r#""deviceIds":[{{"kind":"eid","id":"{EID}"}},{{"kind":"iccid","id":"{ICCID}"}}],
-        "deviceResponse":{{"deviceIds":[{{"kind":"EID","id":" {EID} "}},{{"kind":"iccid","id":"89148000000842590078"}},
+        "deviceResponse":{{"deviceIds":[{{"kind":"EID","id":" {EID} "}},
+        {{"kind":"iccid","id":"89148000000842590078"}},
         {{"kind":"iccid","id":"short"}},{{"kind":"esn","id":"1"}}]}}"#
     ));
     let device = said.device.unwrap();
@@ -275,7 +283,10 @@ proptest! {
     #[test]
     fn no_damage_makes_it_panic_or_show_what_it_must_not(
         fixture in any::<prop::sample::Index>(),
-        damage in proptest::collection::vec((any::<prop::sample::Index>(), 0_usize..20, "[\\PC\"{}\\[\\],:0-9]{0,12}"), 1..6),
+        damage in proptest::collection::vec(
+            (any::<prop::sample::Index>(), 0_usize..20, "[\\PC\"{}\\[\\],:0-9]{0,12}"),
+            1..6,
+        ),
     ) {
         let fixtures = fixtures();
         let mut body = fixture.get(&fixtures).1.to_vec();
@@ -287,7 +298,8 @@ proptest! {
         if let Ok(callback) = parse(&body) {
             let fault = callback.called_back.fault.unwrap_or_default();
             prop_assert!(fault.message.chars().count() <= MAX_MESSAGE && fault.code.len() <= 128);
-            let longest = fault.message.split(|c: char| !c.is_numeric()).map(|run| run.chars().count()).max();
+            let runs = fault.message.split(|c: char| !c.is_numeric());
+            let longest = runs.map(|run| run.chars().count()).max();
             prop_assert!(longest < Some(MASKED_DIGITS), "{}", fault.message);
         }
     }

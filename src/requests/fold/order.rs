@@ -287,7 +287,10 @@ mod tests {
 
         #[test]
         fn an_acceptance_wins_in_any_order(
-            others in proptest::collection::vec(prop_oneof![Just(not_sent()), Just(refused())], 0..6),
+            others in proptest::collection::vec(
+                prop_oneof![Just(not_sent()), Just(refused())],
+                0..6,
+            ),
             at in any::<prop::sample::Index>(),
             ordered_at in any::<prop::sample::Index>(),
             again in any::<bool>(),

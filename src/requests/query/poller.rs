@@ -116,7 +116,8 @@ impl Poller {
                 },
                 Some(task) = tasks.join_next() => match task {
                     Ok(TaskResult::Wait(account, permit)) => {
-                        let Some((id, at)) = schedule.take(&account, Instant::now()) else { continue };
+                        let next = schedule.take(&account, Instant::now());
+                        let Some((id, at)) = next else { continue };
                         let poller = Arc::clone(&self);
                         tasks.spawn(async move {
                             let polled = poller.poll(&id, at.seen, permit).await;
@@ -127,7 +128,9 @@ impl Poller {
                         schedule.finished(&account);
                         self.settle(&mut schedule, &id, &polled);
                     }
-                    Ok(TaskResult::Released(id, released)) => self.settle(&mut schedule, &id, &released),
+                    Ok(TaskResult::Released(id, released)) => {
+                        self.settle(&mut schedule, &id, &released);
+                    }
                     // The task panicked. The panic hook has logged it.
                     Err(_) => {}
                 },

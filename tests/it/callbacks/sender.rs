@@ -83,9 +83,11 @@ impl Sender {
 /// Returns a callback about a device, with the words `user` and `secret` for the pair.
 pub fn about(id: &RequestId, device: &DeviceIdentifiers, word: &str) -> String {
     format!(
-        r#"{{"username":"user","password":"secret","requestId":"{id}","status":"{word}","callbackCount":1,
+        r#"{{"username":"user","password":"secret","requestId":"{id}","status":"{word}",
+        "callbackCount":1,
         "deviceIds":[{{"kind":"Iccid","id":"{}"}},{{"kind":"Eid","id":"{}"}}],"faultResponse":null,
-        "deviceResponse":{{"deviceProfileResponse":{{"state":"ACTIVE","profileStatus":"ENABLE","profileRole":"LOCAL"}}}}}}"#,
+        "deviceResponse":{{"deviceProfileResponse":
+        {{"state":"ACTIVE","profileStatus":"ENABLE","profileRole":"LOCAL"}}}}}}"#,
         device.iccid, device.eid
     )
 }

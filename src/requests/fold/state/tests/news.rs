@@ -122,7 +122,8 @@ proptest! {
 
     #[test]
     fn after_the_news_the_state_says_what_the_answer_says(
-        (events, answer) in properties::world().prop_flat_map(|world| (world.events(12), world.answer())),
+        (events, answer) in properties::world()
+            .prop_flat_map(|world| (world.events(12), world.answer())),
     ) {
         let mut log = Log::of(events);
         let before = log.request.clone();
@@ -140,14 +141,19 @@ proptest! {
                 prop_assert!(before.known || device.present().next().is_none());
                 continue;
             };
-            let had = before.find(device).map_or(DeviceState::Pending, |at| before.devices[at].state);
+            let had = before.find(device).map(|at| before.devices[at].state);
+            let had = had.unwrap_or(DeviceState::Pending);
             let told = DeviceState::of(*class).unwrap_or(DeviceState::Pending);
             let told = if had.is_final() { had } else { had.max(told) };
-            prop_assert!(says(after.devices[at].state, told), "{:?}: {:?}", device, after.devices[at]);
+            let now = &after.devices[at];
+            prop_assert!(says(now.state, told), "{:?}: {:?}", device, now);
         }
-        if let (true, Some(told)) = (before.known && answer.devices.is_empty(), DeviceState::of(answer.overall)) {
+        let for_all = before.known && answer.devices.is_empty();
+        if let (true, Some(told)) = (for_all, DeviceState::of(answer.overall)) {
             for (had, has) in before.devices.iter().zip(&after.devices) {
-                prop_assert_eq!(has.state, if had.state.is_final() { had.state } else { had.state.max(told) });
+                let expected =
+                    if had.state.is_final() { had.state } else { had.state.max(told) };
+                prop_assert_eq!(has.state, expected);
             }
         }
     }

@@ -219,7 +219,12 @@ proptest! {
                 state: after.state(),
                 counts: after.counts,
                 polling_stopped: after.polling_stopped,
-                devices: after.devices.iter().filter(|d| !before.devices.contains(d)).map(Arc::clone).collect(),
+                devices: after
+                    .devices
+                    .iter()
+                    .filter(|d| !before.devices.contains(d))
+                    .map(Arc::clone)
+                    .collect(),
                 restart: false,
             };
             prop_assert_eq!(transition, told);
@@ -242,7 +247,8 @@ proptest! {
             let now = world.by_number(&after.devices);
             prop_assert_eq!(now.len(), after.devices.len(), "each device is listed once");
             for (n, was) in world.by_number(&before.devices) {
-                prop_assert!(now.get(&n).is_some_and(|is| moves_forward(&was, is)), "{:?} {:?}", was, now.get(&n));
+                let is = now.get(&n);
+                prop_assert!(is.is_some_and(|is| moves_forward(&was, is)), "{:?} {:?}", was, is);
             }
         }
     }
@@ -279,12 +285,14 @@ proptest! {
     ) {
         let cut = cut.index(events.len() + 1);
         let mut log = Log::default();
-        let mut transitions: Vec<_> = events[..cut].iter().map(|kind| log.add(kind.clone())).collect();
+        let (first, later) = events.split_at(cut);
+        let mut transitions: Vec<_> = first.iter().map(|kind| log.add(kind.clone())).collect();
         let half = log.clone();
-        let shown_half = (half.request.devices.iter().map(|d| (**d).clone()).collect::<Vec<_>>(), half.request.counts);
+        let shown: Vec<_> = half.request.devices.iter().map(|d| (**d).clone()).collect();
+        let shown_half = (shown, half.request.counts);
         let mut copy = log.clone();
-        let rest: Vec<_> = events[cut..].iter().map(|kind| log.add(kind.clone())).collect();
-        let rest_of_copy: Vec<_> = events[cut..].iter().map(|kind| copy.add(kind.clone())).collect();
+        let rest: Vec<_> = later.iter().map(|kind| log.add(kind.clone())).collect();
+        let rest_of_copy: Vec<_> = later.iter().map(|kind| copy.add(kind.clone())).collect();
         prop_assert_eq!(&rest, &rest_of_copy);
         // Going on does not reach back into what was handed out.
         let handed_out: Vec<_> = half.request.devices.iter().map(|d| (**d).clone()).collect();

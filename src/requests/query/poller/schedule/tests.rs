@@ -275,7 +275,10 @@ proptest! {
 
     /// When the replica that polls dies, another one polls within about an interval.
     #[test]
-    fn a_dead_replica_is_replaced(heard in proptest::collection::vec(0_u64..2_000, 2..6), at in 3_u32..20) {
+    fn a_dead_replica_is_replaced(
+        heard in proptest::collection::vec(0_u64..2_000, 2..6),
+        at in 3_u32..20,
+    ) {
         let heard: Vec<_> = heard.into_iter().map(Duration::from_millis).collect();
         let mut world = World::new(&heard, INTERVAL);
         let latency = Duration::from_millis(1);
