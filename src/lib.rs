@@ -18,8 +18,8 @@
 //!
 //! Everything durable is a *log* (append-only) or a *cell* (changed by compare-and-swap); see
 //! [`store`]. The state of a request is computed from its log, and from nothing else, by a pure
-//! function: the [`fold`](requests::fold). So duplicates, late answers and restarts change nothing,
-//! and every replica computes the same revisions.
+//! function: the [`fold`](requests::fold). So duplicates, late answers and restarts do no harm, and
+//! every replica computes the same revisions.
 //!
 //! # Map of the code, in reading order
 //!
@@ -47,7 +47,8 @@
 //! # Where each promise is decided
 //!
 //! The numbers are those of the README. A path such as `requests::orders::Orders::settle` is the
-//! method `settle` in `src/requests/orders.rs` or in a file of the folder of that name.
+//! method `settle` of `Orders`, in `src/requests/orders.rs` or in a file of the folder of that
+//! name.
 //!
 //! 1. **One owner of the tokens.** In a process all callers wait for one renewal
 //!    (`thingspace::login::slot::Slot::get`). All replicas compete for one claim
@@ -58,8 +59,8 @@
 //!    an order with an unknown outcome is never sent again. An order is repeated only if
 //!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
 //!    byte was sent (`requests::orders::sending::send`).
-//! 4. **No acknowledged fact is lost.** `requests::orders::sending::store_until_stored` stores what
-//!    became of an order before the caller is answered. `requests::called_back` stores a callback
+//! 4. **No acknowledged fact is lost.** `requests::orders::sending::store_until_stored` stores that
+//!    an order was accepted before the caller learns it. `requests::called_back` stores a callback
 //!    before its 200.
 //! 5. **A watcher misses nothing.** `requests::watch::Watch::next` continues from its cursor, and
 //!    `requests::fold::state::Request::apply` numbers the transitions.
@@ -71,7 +72,8 @@
 //!    masked, and secrets are `secrecy` types, which do not print.
 //! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to listen beyond loopback.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
-//!    to ThingSpace: `thingspace::client::limit`. Memory: `requests::hub::closed`,
+//!    to ThingSpace: `thingspace::client::limit`. Turns of the accounts:
+//!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
 //!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`.
 //! 10. **An operator can see what is wrong.** `requests::readiness` and `control::status`.
 //!
@@ -97,9 +99,9 @@
 //! which no caller can cancel, takes over: it appends `Ordered` to the order's log, sets the cell
 //! to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
 //! request's, sets the cell to ACCEPTED, and answers once [`requests::hub`] has folded it. An
-//! unclear answer sets the cell to UNKNOWN. It stays so until a callback names one of the order's
-//! devices, for a request with exactly its devices, or an operator settles it
-//! ([`resolve`](requests::orders::resolve)).
+//! unclear answer sets the cell to UNKNOWN. It stays so until the order is settled
+//! ([`resolve`](requests::orders::resolve)): by an operator, or by a callback that names one of the
+//! order's devices, if its request has exactly the order's devices.
 //!
 //! **GetRequestStatus.** [`Requests::status`](requests::Requests::status) finds the request in the
 //! projection, else in its log, else by asking ThingSpace (an external request). For an open
@@ -118,17 +120,18 @@
 //! log, and the answer is 200, or 503 if that takes too long. From there it is an event like any
 //! other: [`requests::hub`] folds it and wakes the watchers.
 //!
-//! **Login.** A call without a token joins the renewal of its token, or begins one
-//! (`thingspace::login`). The renewal reads the credential files and the login guard's cell, which
-//! has a token of another replica, or allows an attempt, or says why there is none. An attempt is
-//! claimed, sent once, and its outcome is stored in one write with the sealed token. New files are
-//! tried in the same way before the old tokens are dropped.
+//! **Login.** A call that lacks a token waits for the current renewal of that token, or begins one
+//! (`thingspace::login`). The renewal reads the credential files and the login guard's cell. The
+//! cell has a token that another replica got, or allows an attempt, or says why no attempt is
+//! allowed. An attempt is claimed, sent once, and its outcome is stored in one write with the
+//! sealed token. New files are tried in the same way before the old tokens are dropped.
 //!
 //! **Start and drain.** Probes are answered from the first moment. [`requests::hub`] follows the
-//! store from the low-water mark and is ready when it has caught up; orders that were accepted when
-//! the process died are finished. SIGTERM begins the drain: not ready, no new connections, watches
-//! end UNAVAILABLE with their token, calls and orders finish, callbacks are accepted until just
-//! before the store closes, telemetry is flushed; see [`app::App::run`].
+//! store from the low-water mark and is ready when it has caught up. If a process died after it
+//! stored that an order was accepted, the order's request and key are completed now. SIGTERM begins
+//! the drain: not ready, no new connections, watches end UNAVAILABLE with their token, calls and
+//! orders finish, callbacks are accepted until just before the store closes, telemetry is flushed;
+//! see [`app::App::run`].
 
 pub mod admin;
 pub mod app;

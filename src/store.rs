@@ -44,8 +44,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
     /// Returns the entries of a log after a sequence (0: from its beginning), oldest first, with
-    /// every acknowledged append. There are at most `limit` and [`MAX_READ`], and fewer if their
-    /// events have [`WHOLE_READ_BYTES`] or more; then only an empty result means the end.
+    /// every acknowledged append: at most `limit`, and at most [`MAX_READ`]. It may return fewer if
+    /// their events have [`WHOLE_READ_BYTES`] or more. Then only an empty result means the end.
     async fn read(&self, log: &LogName, after: u64, limit: usize)
     -> Result<Vec<Entry>, StoreError>;
 
@@ -58,8 +58,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
     /// Replaces the value of a cell if its version is still `expected` (`None`: absent). Each swap
-    /// makes a new version, also with an equal value. If its answer is lost, the store finds out
-    /// itself whether this very swap took place.
+    /// makes a new version, even if the value is equal. If the answer to a swap is lost, the store
+    /// itself finds out whether that swap took place.
     async fn swap(
         &self,
         cell: &CellName,
@@ -83,8 +83,8 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 
     /// Accepts a loss for an operator. The store begins a new epoch and can be used again. Returns
-    /// the loss. Without one, begins a new epoch only if `restored` says that a backup was
-    /// restored.
+    /// the loss. If there is none, the store begins a new epoch only if `restored` says that a
+    /// backup was restored.
     async fn accept_loss(&self, restored: bool) -> Result<Option<Loss>, StoreError> {
         let _ = restored;
         Ok(None)
@@ -102,8 +102,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Returns a lower bound of an event's age by the store's own clock, which a wrong clock of a
-    /// host cannot move ahead. `time` is the event's time stamp.
+    /// Returns a lower bound of an event's age, by the store's own clock. A wrong clock of a host
+    /// cannot make it too high. `time` is the event's time stamp.
     fn age(&self, position: Position, time: Timestamp) -> Duration {
         let _ = position;
         Timestamp::now().duration_since(time).try_into().unwrap_or_default()
@@ -184,9 +184,9 @@ pub struct CellName {
 /// How long a cell is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CellLife {
-    /// Without end.
+    /// Without limit.
     Permanent,
-    /// As long as an event of the time of its last swap.
+    /// As long as an event that was stored when the cell was last swapped.
     Retained,
 }
 
@@ -200,7 +200,8 @@ impl CellName {
     }
 }
 
-/// Where an event is: the epoch of the store, and the sequence there. Sequences grow, with gaps.
+/// Where an event is: the epoch of the store, and the sequence there. Sequences grow, and may have
+/// gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     pub epoch: u64,
@@ -239,7 +240,7 @@ pub enum Lost {
 /// What a store lacks that it had.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loss {
-    /// A sentence without an end point: which store or stream lacks what.
+    /// A sentence without a full stop: which store or stream lacks what.
     pub what: String,
     /// When this process noticed it, by the host's clock.
     pub noticed: Timestamp,
@@ -270,7 +271,7 @@ pub enum StoreError {
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
     /// Perhaps stored. Safe to repeat with the same event id.
-    #[error("the store did not say whether it stored: {0}")]
+    #[error("it is not known whether the store stored it: {0}")]
     UnknownOutcome(String),
     /// Certainly not stored: no space.
     #[error("the store is full: {0}")]

@@ -12,7 +12,7 @@ use crate::proto::storage;
 /// The format of all messages in cells.
 pub const CELL_FORMAT: u32 = 1;
 
-/// The swaps that are tried for one change while other replicas change the cell.
+/// The most swaps that one change tries while other replicas change the cell, too.
 pub const SWAP_TRIES: u32 = 8;
 
 /// A message that a cell holds.
@@ -68,8 +68,8 @@ pub async fn swap_cell<M: CellMessage>(
     store.swap(cell, expected, message.encode_to_vec().into()).await
 }
 
-/// Changes the message that a cell holds, an empty one if the cell is absent. `change` is called
-/// again when another replica changed the cell first.
+/// Changes the message that a cell holds, or an empty message if the cell is absent. `change` is
+/// called again if another replica changed the cell first.
 pub async fn change_cell<M: CellMessage, T>(
     store: &dyn Store,
     cell: &CellName,
@@ -90,7 +90,7 @@ pub async fn change_cell<M: CellMessage, T>(
     Err(contended(cell))
 }
 
-/// The error when [`SWAP_TRIES`] swaps were not enough.
+/// Returns the error for a change that failed after [`SWAP_TRIES`] swaps.
 pub fn contended(cell: &CellName) -> StoreError {
     StoreError::Unavailable(format!("other replicas keep changing the cell {}", cell.name))
 }
@@ -109,14 +109,15 @@ pub async fn load_or_create<M: CellMessage>(
     match swap_cell(store, cell, None, &mut made).await? {
         Swap::Swapped(_) => Ok(made),
         Swap::Conflict(Some(held)) => decode_cell(held.value),
-        Swap::Conflict(None) => {
-            Err(StoreError::Corrupt("a cell conflicts with nothing".to_owned()))
-        }
+        Swap::Conflict(None) => Err(StoreError::Corrupt(
+            "the swap of an absent cell conflicts with no value".to_owned(),
+        )),
     }
 }
 
-/// Returns whether an outdated value of a permanent cell is worse than none. A guard's count of
-/// rejected logins may be too low in a backup. Without a count, no login is sent.
+/// Returns whether an outdated value of a permanent cell is worse than none. That holds for a login
+/// guard: its count of rejected logins may be too low in a backup. Without a count, no login is
+/// sent.
 pub fn must_be_current(name: &str) -> bool {
     name.starts_with("guard/")
 }

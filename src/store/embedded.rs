@@ -1,15 +1,16 @@
 //! The store of a single gateway: one [redb] file, written by one thread.
 //!
 //! Acknowledged events are on disk. Concurrent appends share one sync. The file is locked, so that
-//! no other process uses it. After an I/O error the file is reopened until that works; whether the
-//! interrupted commit took place is then read from the file. Only if that takes longer than
-//! `SETTLE_WITHIN` (2 s), its callers get an unknown outcome. No read transaction is kept while
-//! waiting, and no position is used twice.
+//! no other process uses it. After an I/O error the file is reopened until that works. Then the
+//! file shows whether the interrupted commit took place. If that takes longer than `SETTLE_WITHIN`
+//! (2 s), the callers get an unknown outcome. No read transaction is kept while waiting, and no
+//! position is used twice.
 //!
-//! If the disk is full, writes are refused before they reach it, and reads go on. The record beside
-//! the file shows that the file is missing, was removed or replaced while in use, or is an older
-//! copy. Then every call is refused until the file is back or an operator accepts the loss. What is
-//! removed as too old depends on running time and on no wall clock.
+//! If the disk is full, writes are refused before they reach it, and reads go on. At the start, the
+//! record beside the file shows whether the file is missing, another one, or an older copy. While
+//! the file is in use, the gateway checks whether it was removed or replaced. After any of these,
+//! every call is refused until the file is back or an operator accepts the loss. Events and cells
+//! expire by running time (see `ages`), so a wrong wall clock removes nothing.
 
 mod ages;
 mod batch;
@@ -61,14 +62,14 @@ use super::{
 };
 use crate::lock::{self, lock};
 
-/// The most bytes of commands that wait for the committer, and so the most in one commit. Further
+/// The most bytes of jobs that wait for the committer, and so the most in one commit. Further
 /// callers wait.
 const QUEUE_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a command takes of [`QUEUE_BYTES`] beside its value: at most 4,096 commands wait.
-const COMMAND_BYTES: usize = 4 * 1024;
+/// What each job counts in addition to its value: at most 4,096 jobs wait.
+const JOB_BYTES: usize = 4 * 1024;
 
-/// See the module's documentation.
+/// The store in one file.
 pub struct Embedded {
     path: PathBuf,
     shared: Arc<EmbeddedShared>,
@@ -79,7 +80,7 @@ struct EmbeddedShared {
     /// Taken when the store is closed. The committer ends when the queue is empty.
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     room: Arc<Semaphore>,
-    /// Absent while the file is reopened, and after the end.
+    /// Absent while the file is reopened, and after the store was closed.
     database: RwLock<Option<Database>>,
     state: Mutex<EmbeddedState>,
     ages: Mutex<Ages>,
@@ -130,7 +131,7 @@ impl Embedded {
 
         let Entered { incarnation, tail, ages } = entered;
         let loss = find_loss(path, &incarnation, &tail);
-        let (queue, commands) = mpsc::channel();
+        let (queue, jobs) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
         let shared = Arc::new(EmbeddedShared {
             queue: Mutex::new(Some(queue)),
@@ -147,28 +148,28 @@ impl Embedded {
             end,
         });
         let file = StoreFile { path: path.to_owned(), medium, handle };
-        committer::start(Arc::clone(&shared), commands, publish, file, tail, retention)
+        committer::start(Arc::clone(&shared), jobs, publish, file, tail, retention)
             .map_err(|error| StoreError::Unavailable(format!("cannot start a thread: {error}")))?;
         Ok(Self { path: path.to_owned(), shared })
     }
 
-    /// Queues a command and waits for its answer.
+    /// Queues a job and waits for its answer.
     async fn execute<T>(
         &self,
         bytes: usize,
-        command: impl FnOnce(PendingAnswer<T>, OwnedSemaphorePermit) -> Job,
+        job: impl FnOnce(PendingAnswer<T>, OwnedSemaphorePermit) -> Job,
     ) -> Result<T, StoreError> {
         if bytes > MAX_EVENT_BYTES {
             return Err(StoreError::TooLarge(bytes));
         }
         self.shared.check_loss()?;
-        let permits = u32::try_from(bytes + COMMAND_BYTES).unwrap_or(u32::MAX);
+        let permits = u32::try_from(bytes + JOB_BYTES).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.shared.room)
             .acquire_many_owned(permits)
             .await
             .map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
-        self.shared.send(command(PendingAnswer::new(answer), room))?;
+        self.shared.send(job(PendingAnswer::new(answer), room))?;
         answered.await.unwrap_or_else(|_| Err(committer_ended()))
     }
 }
@@ -246,7 +247,7 @@ impl Store for Embedded {
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {
-        // The sequence of another epoch has no age here.
+        // A sequence of another epoch says nothing in this one.
         if position.epoch == self.shared.epoch() {
             self.shared.ages().age(position.sequence)
         } else {
@@ -262,8 +263,7 @@ impl Store for Embedded {
 }
 
 impl Drop for Embedded {
-    /// Without [`Store::close`], the committer finishes the queued commands and then releases the
-    /// file.
+    /// Without [`Store::close`], the committer finishes the queued jobs and then releases the file.
     fn drop(&mut self) {
         self.shared.end_queue();
     }
@@ -281,9 +281,9 @@ impl fmt::Debug for Embedded {
 }
 
 impl EmbeddedShared {
-    fn send(&self, command: Job) -> Result<(), StoreError> {
+    fn send(&self, job: Job) -> Result<(), StoreError> {
         let queue = lock(&self.queue);
-        queue.as_ref().and_then(|queue| queue.send(command).ok()).ok_or_else(closed)
+        queue.as_ref().and_then(|queue| queue.send(job).ok()).ok_or_else(closed)
     }
 
     fn end_queue(&self) {
@@ -341,7 +341,7 @@ impl EmbeddedShared {
         lock(&self.ages)
     }
 
-    /// Sets how the last write ended, and returns how the one before did.
+    /// Sets why the last write failed (`None`: it did not), and returns the former value.
     fn set_failure(&self, failure: Option<String>) -> Option<String> {
         std::mem::replace(&mut self.state().failure, failure)
     }
@@ -354,7 +354,7 @@ impl EmbeddedShared {
     /// Closes the file and releases its lock. Transactions that still read it fail from now on.
     fn drop_database(&self) {
         if let Some(database) = self.put_database(None) {
-            // The lock is released also if this fails.
+            // The lock is released even if this fails.
             let _ = caught(|| Ok(database.close()?));
         }
     }

@@ -1,17 +1,18 @@
 //! The store of several replicas: three streams of [NATS JetStream](async_nats::jetstream).
 //!
 //! Guarantees: what is acknowledged is stored by a majority of the stream's replicas. An append is
-//! repeated with the same id until the answer is clear, for up to 10 s. A swap whose answer was
-//! lost is decided by its message id. A cell is always read from the stream's leader. A follower
-//! sees every event once, whatever happens to servers, connections and consumers.
+//! repeated with the same id until the answer is clear, for up to 10 s. If the answer to a swap is
+//! lost, the swap's message id shows whether it took place. A cell is always read from the stream's
+//! leader. A follower sees every event once, whatever happens to servers, connections and
+//! consumers.
 //!
-//! Opens without NATS. While NATS is away, or the streams have other settings than they must have,
-//! the store gives the reason ([`Store::trouble`]), refuses everything with
-//! [`StoreError::Unavailable`], and recovers by itself. When a stream lost something (see `monitor`
-//! and `record`), it refuses everything until an operator accepts the loss
-//! ([`Store::accept_loss`]).
+//! The store opens even if NATS cannot be reached. While NATS cannot be reached, or the streams
+//! have other settings than they must have, the store gives the reason ([`Store::trouble`]),
+//! refuses everything with [`StoreError::Unavailable`], and recovers by itself. When a stream lost
+//! something (see `monitor` and `record`), the store refuses everything until an operator accepts
+//! the loss ([`Store::accept_loss`]).
 //!
-//! Never makes a consumer per read, and never changes or deletes a stream.
+//! The store creates no consumer to read a log or a cell, and never changes or deletes a stream.
 
 mod availability;
 mod cells;
@@ -70,13 +71,13 @@ use super::{
 };
 use crate::{backoff::backoff, config::NatsConfig, lock::lock};
 
-/// How long a read is repeated.
+/// How long a read that fails is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// The limit of all messages that are being written, in bytes. Further writes wait.
 const IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
 
-/// What a message counts in addition to its payload, so that at most 4,096 are in flight.
+/// What each message counts in addition to its payload: at most 4,096 messages are in flight.
 const MESSAGE_BYTES: usize = 4 * 1024;
 
 /// The store on NATS JetStream.
@@ -240,8 +241,8 @@ impl fmt::Debug for Nats {
 }
 
 impl Core {
-    /// Handles the acknowledgement of a message. A sequence that existed before means that the
-    /// stream was put back to an older copy. `seen`: the last known sequence when it was sent.
+    /// Handles the acknowledgement of a message. If its sequence is not higher than `seen`, the
+    /// last sequence that was known when it was sent, the stream was put back to an older copy.
     fn acknowledged(
         &self,
         epoch: u64,
@@ -296,8 +297,8 @@ impl Core {
         }
     }
 
-    /// The newest message of a subject, from the leader of its stream; `None` also if there is no
-    /// such stream.
+    /// The newest message of a subject, from the leader of its stream. `None`: there is no such
+    /// message, or no such stream.
     async fn newest_message(
         &self,
         stream: &str,

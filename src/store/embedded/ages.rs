@@ -2,8 +2,9 @@
 //!
 //! *Running time* is the time for which the store was open, by the monotonic clock. It is stored,
 //! so that it continues after a restart. It does not grow while the gateway is stopped, and no wall
-//! clock changes it. A *rung* says that everything up to a sequence and a cell version existed at a
-//! point in running time. So the first rung after an entry gives a lower bound of its age.
+//! clock changes it. A *rung* is a running time with the last sequence and the last cell version at
+//! that time. So an event existed at the time of the first rung whose sequence is not lower than
+//! the event's, and the time since then is a lower bound of the event's age.
 
 use std::{
     collections::VecDeque,
@@ -17,10 +18,11 @@ use super::tables::Tail;
 /// The interval of stored rungs. After a crash the running time continues from the last one.
 pub(super) const RUNG_EVERY: Duration = Duration::from_mins(10);
 
-/// About so many rungs are stored per retention period; a longer period has wider intervals.
+/// About the most rungs that are stored per retention period. If that is long, their interval is
+/// longer than [`RUNG_EVERY`].
 const MAX_STORED: u32 = 8_192;
 
-/// The interval of the rungs in memory, for what this process stored lately.
+/// The interval of the rungs that are only in memory, for what this process stored last.
 const RECENT_EVERY: Duration = Duration::from_secs(1);
 
 /// The most rungs in memory beside the stored ones: more than two [`RUNG_EVERY`] need.
@@ -103,7 +105,7 @@ impl Ages {
         first.map_or(Duration::ZERO, |at| self.now().saturating_sub(at))
     }
 
-    /// Returns the last rung that is older than a retention period. `None`: nothing is so old.
+    /// Returns the last rung that is older than a retention period. `None`: there is none.
     pub(super) fn older_than(&self, retention: Duration) -> Option<Rung> {
         let cutoff = self.now().checked_sub(retention)?;
         let last = |rungs: &VecDeque<Rung>| {
@@ -143,8 +145,8 @@ impl Ages {
     }
 }
 
-/// Adds the latest rung. It replaces the last one if its neighbours are close enough, or if nothing
-/// was stored in between.
+/// Adds the latest rung. It replaces the last one if the one before that is near enough to it, or
+/// if nothing was stored since the one before.
 fn push(rungs: &mut VecDeque<Rung>, rung: Rung, spacing: Duration) {
     if let [.., before, last] = rungs.make_contiguous() {
         let idle = |one: &Rung| (one.sequence, one.version) == (rung.sequence, rung.version);
@@ -171,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_time_and_frequent_rungs_do_not_make_the_ladder_longer() {
+    fn idle_time_and_frequent_commits_add_few_rungs() {
         let mut rungs = VecDeque::new();
         for at in 0..10_000 {
             push(&mut rungs, rung(at, at), RUNG_EVERY);
@@ -192,7 +194,7 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// No rung that is left says that an event existed before it was stored.
+        /// No rung says that an event existed before it was stored.
         #[test]
         fn an_age_is_never_too_high(
             steps in proptest::collection::vec((0..30u64, 0..3u64), 1..200),
@@ -207,7 +209,7 @@ mod tests {
                 push(&mut rungs, rung(now, last), Duration::from_secs(spacing));
                 for (sequence, &stored_at) in (0..=last).zip(&stored_at) {
                     let first = rungs.iter().find(|rung| rung.sequence >= sequence);
-                    let first = first.expect("the last rung is behind everything");
+                    let first = first.expect("the last rung has the last sequence");
                     prop_assert!(first.at >= Duration::from_secs(stored_at));
                 }
             }

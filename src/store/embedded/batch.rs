@@ -31,7 +31,7 @@ pub(super) enum Job {
     Accept { restored: bool, answer: oneshot::Sender<Result<Option<Loss>, StoreError>> },
 }
 
-/// The answer to a caller if the transaction is committed.
+/// The answer to a caller, which is sent if the transaction is committed.
 pub(super) struct PendingAnswer<T> {
     to: oneshot::Sender<Result<T, StoreError>>,
     outcome: Option<T>,
@@ -74,7 +74,7 @@ impl Job {
         }
     }
 
-    /// The bytes that it takes of the queue.
+    /// The bytes that the job takes of the queue.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Append { room, .. } | Self::Swap { room, .. } => room.num_permits() as u64,

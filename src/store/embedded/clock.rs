@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 /// The largest error of the wall clock that is not logged.
 pub(super) const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// If the last stamp is older at the start, it is logged: the clock may be ahead.
+/// At the start, the age of the last stamp is logged if it is higher: the clock may be ahead.
 const LONG_AGO: SignedDuration = SignedDuration::from_hours(24);
 
 /// The wall clock and the monotonic clock at the same moment.

@@ -2,8 +2,8 @@
 //! followers, and answers.
 //!
 //! After a failure, the file is closed and reopened until that works. Then the file shows whether
-//! the failed commit took place, and its callers get a definite answer if that is known within
-//! [`SETTLE_WITHIN`].
+//! the failed commit took place. The callers get that answer if it is known within
+//! [`SETTLE_WITHIN`], otherwise an unknown outcome.
 
 mod outside;
 mod space;
@@ -48,7 +48,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// The interval of the checks of clock, file, disk and record.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest that callers of a failed commit wait until the file is reopened. Then they get an
+/// How long the callers of a failed commit wait for the file to be reopened. Then they get an
 /// unknown outcome, and further jobs are refused at once.
 const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -126,7 +126,7 @@ pub(super) fn start(
 }
 
 impl Drop for Committer {
-    /// Runs before `publish` is dropped, which shows that the file is released.
+    /// Releases the file. `publish` is dropped afterwards, and the store's `close` waits for that.
     fn drop(&mut self) {
         self.shared.drop_database();
     }
@@ -147,7 +147,7 @@ impl Committer {
         }
     }
 
-    /// Does the last work after the store was closed.
+    /// Does the last work when the store is closed.
     fn finish(&mut self) {
         if self.down.is_none() && self.loss().is_none() {
             self.store_rung();
@@ -182,7 +182,7 @@ impl Committer {
         if self.down.is_some() {
             return;
         }
-        // The right file may come back, so this one stays as it is.
+        // The file that was lost may come back, so this one stays as it is.
         if self.loss().is_some() {
             self.due.rung = self.due.rung.max(now + CHECK_EVERY);
             self.due.sweep = self.due.sweep.max(now + CHECK_EVERY);
@@ -241,7 +241,7 @@ impl Committer {
         rows == retention::SWEEP_ROWS && committed.is_ok()
     }
 
-    /// Stores the running time. Changes nothing else, so that it does not count as a commit.
+    /// Stores the running time. Changes nothing else, so it does not count as a commit.
     fn store_rung(&mut self) {
         let stored = caught(|| {
             let txn = self.shared.begin_write()?;
@@ -323,7 +323,7 @@ impl Committer {
     }
 
     fn fail(&mut self, error: &redb::Error) {
-        // Logged once until a commit succeeds.
+        // Logged once, until a commit succeeds.
         if self.shared.set_failure(Some(error.to_string())).is_none() {
             tracing::error!(
                 %error,
@@ -336,7 +336,7 @@ impl Committer {
         self.shared.drop_database();
     }
 
-    /// Tries to reopen the file until a moment, at least once. Sets `down` if that fails.
+    /// Tries to reopen the file, at least once and not after `until`. Sets `down` if that fails.
     fn reopen(&mut self, until: Instant, mut delay: Duration) {
         loop {
             match caught(|| self.try_reopen()) {

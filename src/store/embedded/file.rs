@@ -1,4 +1,4 @@
-//! Creates, opens, compacts and restores the file.
+//! Creates, opens, compacts and copies the file.
 //!
 //! A file gets its name only when it is complete, so that a crash leaves no broken file. Opening
 //! never creates a file, so that a store that was removed is not replaced by an empty one.
@@ -51,13 +51,13 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
     caught(|| tables::initialise(&with(new.reopen()?)?))?;
     match new.persist_noclobber(path) {
         Ok(_) => Ok(sync_folder(path)?),
-        // Another process was faster; its file is used.
+        // Another process created the file first, and that one is used.
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error.error.into()),
     }
 }
 
-/// Writes a file that is open, and was removed, to its old place.
+/// Copies the open file, which was removed, to its former path.
 pub(super) fn put_back(mut file: &File, path: &Path) -> io::Result<()> {
     file.rewind()?;
     let copy = copied(file, ".store-", path)?;
@@ -93,7 +93,7 @@ fn folder(path: &Path) -> &Path {
 /// Opens and locks an existing file. Repairs it if it was not closed.
 pub(super) fn open(path: &Path) -> Result<Database, redb::Error> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    // After a failed sync, the page cache may hold what is not on disk: read the disk.
+    // After a failed sync, the page cache may hold what is not on disk. This drops the cache.
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)?;
     with(file)
@@ -124,7 +124,7 @@ pub(super) fn compact(
             tail.bytes + rows * ROW_BYTES
         };
         if used < length / 2 {
-            // Opening the file shows whether it is still usable.
+            // The store opens the file next, which shows whether it is still usable.
             if let Err(error) = database.compact() {
                 tracing::warn!(%error, "could not compact the store; it keeps its size");
             }

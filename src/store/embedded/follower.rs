@@ -1,5 +1,5 @@
-//! Followers. A follower reads the tables in bounded steps, and waits at their end for the next
-//! commit. It has no queue, so that a slow one costs no memory.
+//! Followers. A follower reads the events in bounded steps, and waits at their end for the next
+//! commit. It has no queue, so a follower whose reader is slow costs no more memory.
 
 use std::{ops::ControlFlow, sync::Arc, time::Duration, vec};
 
@@ -19,7 +19,7 @@ struct FileFollower {
     /// The sequence of the last event that was delivered.
     position: u64,
     batch: vec::IntoIter<(LogName, Entry)>,
-    /// The last sequence when the follower began, until `CaughtUp` is delivered.
+    /// The last sequence when the follower began. `None` once `CaughtUp` is delivered.
     catch_up_to: Option<u64>,
     /// The last read failed. Only the first failure in a row is logged.
     failing: bool,

@@ -1,4 +1,5 @@
-//! Losses: a store that is missing, older or another one, compared with its record.
+//! Losses: the store is missing, is an older copy, or is another store. Its record shows that at
+//! the start. While the file is in use, the committer checks its name.
 
 use std::path::Path;
 
@@ -82,12 +83,13 @@ impl LossKind {
         }
     }
 
-    /// Returns whether the loss was noticed while the file was in use, so that it can pass again.
+    /// Returns whether the loss was noticed while the file was in use. Then it ends if the file
+    /// comes back.
     pub(super) fn is_live(self) -> bool {
         matches!(self, Self::Removed | Self::Replaced)
     }
 
-    /// Returns a sentence for operators, without an end point.
+    /// Returns a sentence for operators, without a full stop.
     fn sentence(self, path: &Path) -> String {
         let path = path.display();
         match self {

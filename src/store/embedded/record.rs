@@ -1,6 +1,6 @@
 //! The record: a small file beside the store with its epoch and its last commit.
 //!
-//! At the next start it shows that the store is missing, another one, or an older copy. It is
+//! At the next start it shows whether the store is missing, another one, or an older copy. It is
 //! written after the commit, so that it is never ahead of its store.
 
 use std::{
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{file, tables::Tail};
 use crate::config::record_path;
 
-/// Grows with every change that an older gateway cannot read.
+/// The format of the record. Increased by each change that an older gateway cannot read.
 const VERSION: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

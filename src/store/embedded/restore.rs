@@ -32,7 +32,7 @@ pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
     if is_same(backup, store) {
         return Err(StoreError::Unavailable("the backup is the store itself".to_owned()));
     }
-    // The store is locked until the end. A missing or damaged one can be replaced.
+    // The store stays locked until this function returns. A missing or damaged one can be replaced.
     let _locked = match caught(|| file::open(store)) {
         Err(error) if is_locked(&error) => return Err(explain(store, &error)),
         opened => opened.ok(),
@@ -51,7 +51,7 @@ fn is_same(one: &Path, other: &Path) -> bool {
     matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
-/// Begins a new epoch in the copy of a backup: its counts and keys may be out of date.
+/// Begins a new epoch in the copy of a backup, because its counts and keys may be out of date.
 fn begin(copy: &Path) -> Result<(Record, u64), redb::Error> {
     let database = file::open(copy)?;
     let mut tail = tables::enter(&database)?.tail;

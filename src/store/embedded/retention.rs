@@ -1,6 +1,7 @@
-//! Removes old events and cells, in small commits. The age of a cell is that of its last swap.
+//! Removes old events and retained cells, in small commits. The age of a cell is that of its last
+//! swap.
 //!
-//! Age is running time ([`super::ages`]), so that a wrong wall clock removes nothing.
+//! Ages are in running time ([`super::ages`]), so that a wrong wall clock removes nothing.
 
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ pub(super) const SWEEP_EVERY: Duration = Duration::from_hours(1);
 /// The most events, and the most cells, that one sweep removes.
 pub(super) const SWEEP_ROWS: usize = 1_000;
 
-/// Removes events and retained cells up to a rung. Returns the larger of both numbers.
+/// Removes events and retained cells up to a rung. Returns the number of events or of cells,
+/// whichever is larger.
 pub(super) fn sweep(
     tables: &mut Tables<'_>,
     tail: &mut Tail,

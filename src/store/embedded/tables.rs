@@ -16,7 +16,7 @@ use crate::store::{
     CellLife, CellName, Entry, LogName, MAX_READ, Position, Version, Versioned, must_be_current,
 };
 
-/// Grows with every change of the tables that an older gateway cannot read.
+/// The format of the tables. Increased by each change that an older gateway cannot read.
 const FORMAT: u64 = 1;
 
 /// The most bytes of events that one read returns.
@@ -25,6 +25,7 @@ pub(super) const READ_BYTES: usize = 8 * 1024 * 1024;
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// The key in [`META`] that says that the store has a record.
 const RECORDED: &str = "recorded";
+/// One row: a [`Tail`].
 const TAIL: TableDefinition<(), (u64, u64, i64, u64, u64, u64)> = TableDefinition::new("tail");
 /// Sequence to time (µs), event id, log, event.
 pub(super) const EVENTS: TableDefinition<u64, (i64, u128, &str, &[u8])> =
@@ -43,7 +44,7 @@ const BY_AGE: TableDefinition<u64, (i64, &str)> = TableDefinition::new("by_age")
 pub(super) struct Tail {
     /// The number of the last commit. Shows after an error whether a commit took place.
     pub(super) commit: u64,
-    /// The sequence of the last event, also if it has expired.
+    /// The sequence of the last event, even if it has expired.
     pub(super) sequence: u64,
     /// The time stamp of the last event or swap. Never goes back.
     pub(super) time: Timestamp,
@@ -176,7 +177,7 @@ pub(super) struct Entered {
     pub(super) ages: Ages,
 }
 
-/// Reads a file's identity, counters and ages. Fails if this version cannot read it.
+/// Reads a file's identity, counters and ages. Fails if this version cannot read the file.
 pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {

@@ -11,7 +11,7 @@ use tokio::{
 use super::{Core, streams::StreamsError};
 use crate::store::StoreError;
 
-/// After NATS has been away for this long, calls are refused at once instead of waiting for it.
+/// How long calls wait for NATS after it became unavailable. Later calls are refused at once.
 const AWAY_AFTER: Duration = Duration::from_secs(2);
 
 /// Whether the streams can be used.
@@ -85,7 +85,10 @@ impl Core {
                 }
                 (Ok(_), Err(_)) => tracing::info!("the store is available"),
                 (Err(StreamsError::Away(why)), Ok(_)) => {
-                    tracing::warn!(why, "the store is away; trying until it is available");
+                    tracing::warn!(
+                        why,
+                        "the store is unavailable; trying again until it is available"
+                    );
                 }
                 (Err(StreamsError::Wrong(why)), before)
                     if before.as_ref().err() != now.as_ref().err() =>
@@ -101,8 +104,8 @@ impl Core {
         });
     }
 
-    /// Something seems to be lost: makes the store unavailable until the streams are checked again.
-    /// Returns the reason.
+    /// Makes the store unavailable until the streams are checked again, because something seems to
+    /// be lost. Returns the reason.
     pub(super) fn suspect(&self, what: &str) -> String {
         let why = format!("{what}; checking again");
         self.set_availability(Err(StreamsError::Away(why.clone())));
@@ -110,8 +113,8 @@ impl Core {
         why
     }
 
-    /// Waits a little until the streams can be used. They must have been checked over the current
-    /// connection.
+    /// Waits until the streams can be used, for up to [`AWAY_AFTER`]. The streams must have been
+    /// checked over the current connection.
     pub(super) async fn usable(&self) -> Result<StoreId, StoreError> {
         let mut availability = self.availability.subscribe();
         let began = Instant::now();
@@ -123,7 +126,7 @@ impl Core {
             let (why, since) = match &*availability.borrow_and_update() {
                 Availability::Available(id) if id.connection == connection => return Ok(*id),
                 Availability::Available(_) => {
-                    (StreamsError::away("the connection to NATS was made anew"), began)
+                    (StreamsError::away("the connection to NATS is new and not checked yet"), began)
                 }
                 Availability::Unavailable { why, since } => (why.clone(), since.instant),
             };

@@ -1,10 +1,11 @@
-//! Cells: one message per subject. Its sequence is the version; a swap expects that sequence.
-//! Always read from the leader.
+//! Cells: one message per subject. Its sequence is the version of the cell, and a swap expects that
+//! sequence. A cell is always read from the leader.
 //!
 //! A cell counts as absent only while the mark of its stream exists, because a purged stream has no
-//! cells either. A permanent cell must also not be in the record. It is entered there before any
-//! caller learns that it exists, so every loss of a cell that was used is noticed. A count of
-//! rejected logins that came with a backup is treated as absent: see [`is_void`].
+//! cells either. A permanent cell counts as absent only if the record does not list it, either. It
+//! is added to the record before any caller learns that it exists, so the loss of a cell that was
+//! used is always noticed. A count of rejected logins that came with a backup is treated as absent:
+//! see [`is_void`].
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
@@ -33,8 +34,8 @@ fn is_login_count(cell: &CellName) -> bool {
     cell.life == CellLife::Permanent && must_be_current(&cell.name)
 }
 
-/// The sequence that a swap expects. An absent cell may have a void value, or it was made and lost
-/// since its caller loaded it.
+/// The sequence that a swap expects. For an absent cell it is 0, or the sequence of a void value.
+/// Also notices a permanent cell that was created and lost after its caller had loaded it.
 async fn expected_sequence(
     core: &Core,
     cell: &CellName,
@@ -53,9 +54,9 @@ async fn expected_sequence(
     }
 }
 
-/// A swap whose answer was lost is repeated, and refused if its first message was stored. Then the
-/// message id shows whether the cell holds this swap's value. A value that was stored and replaced
-/// meanwhile counts as a conflict.
+/// Swaps a cell. If the answer is lost, the message is sent again, and NATS refuses it if the first
+/// one was stored. Then the message id shows whether the cell holds this swap's value. A value that
+/// was stored and meanwhile replaced counts as a conflict.
 pub(super) async fn swap(
     core: &Core,
     cell: &CellName,
@@ -77,7 +78,7 @@ pub(super) async fn swap(
             Ok(stored) => {
                 core.acknowledged(epoch, stream, seen, &stored, &id)?;
                 if cell.life == CellLife::Permanent {
-                    core.enter(&subject).await.map_err(WriteError::unknown)?;
+                    core.add_to_record(&subject).await.map_err(WriteError::unknown)?;
                 }
                 stored.sequence
             }
@@ -85,7 +86,8 @@ pub(super) async fn swap(
                 let current = current(core, cell).await.map_err(WriteError::not_stored)?;
                 let sequence = current.as_ref().map_or(0, |current| current.sequence);
                 if current.as_ref().is_none_or(|current| id_of(Some(&current.headers)) != id) {
-                    // With the expected sequence, another message is being stored, and may fail.
+                    // If the sequence is still the expected one, another message is being stored,
+                    // which may fail.
                     return if sequence == expected {
                         Err(WriteError::Conflict)
                     } else {
@@ -117,7 +119,7 @@ async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, 
     let (stream, subject) = core.names.cell(cell);
     if let Some(current) = fetch(core, cell).await.inspect_err(check)? {
         if is_permanent {
-            core.enter(&subject).await?;
+            core.add_to_record(&subject).await?;
         }
         return Ok(Some(current));
     }
@@ -134,7 +136,7 @@ async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, 
     if !is_permanent || !core.is_recorded(&subject).await? {
         return Ok(None);
     }
-    // Another gateway may have made it after the first fetch.
+    // Another gateway may have created it after the first fetch.
     let current = fetch(core, cell).await.inspect_err(check)?;
     if current.is_none() {
         let what = format!("stream {stream} {}", record::no_longer_holds(&[&subject]));
@@ -143,7 +145,7 @@ async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, 
     Ok(current)
 }
 
-/// The message of a cell, even if the store cannot be used; `None` also if there is no stream.
+/// The message of a cell, even if the store cannot be used. `None`: there is no cell or no stream.
 pub(super) async fn fetch(
     core: &Core,
     cell: &CellName,
@@ -178,9 +180,9 @@ fn versioned(message: StreamMessage) -> Versioned {
 }
 
 impl Core {
-    /// Enters a permanent cell, which the stream holds, into the record. Must be done before any
-    /// caller learns that the cell exists.
-    async fn enter(&self, subject: &str) -> Result<(), StoreError> {
+    /// Adds a permanent cell, which the stream holds, to the record. Must be done before any caller
+    /// learns that the cell exists.
+    async fn add_to_record(&self, subject: &str) -> Result<(), StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(());
         }
@@ -194,7 +196,7 @@ impl Core {
         Err(StoreError::Unavailable(self.suspect(&what)))
     }
 
-    /// Whether this process or the stored record knows that a permanent cell was made.
+    /// Whether this process or the stored record knows that a permanent cell was created.
     async fn is_recorded(&self, subject: &str) -> Result<bool, StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(true);

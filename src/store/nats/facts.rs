@@ -1,4 +1,4 @@
-//! What the monitor has learned, for code that cannot wait for a check.
+//! What this process knows of the streams, for code that cannot wait for a check.
 
 use std::{collections::BTreeSet, fmt, mem, str::FromStr, time::Duration};
 
@@ -80,7 +80,7 @@ pub(super) struct Facts {
     /// See [`StoreRecord::void_to`].
     pub(super) void_to: u64,
     pub(super) loss: Option<Loss>,
-    /// What this process answers to gateways that request the record.
+    /// The answer of this process to gateways that request the record.
     pub(super) record: Option<StoreRecord>,
     /// The servers' time at the last check, and the moment of that check.
     clock: Option<(Timestamp, Instant)>,
@@ -90,7 +90,7 @@ pub(super) struct Facts {
     clock_error: Option<String>,
 }
 
-/// A larger difference between this host's clock and the servers' is reported.
+/// A larger difference between this host's clock and the servers' is logged.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// How far a server's clock may be ahead. A server whose clock is ahead deletes keys and events too
@@ -127,7 +127,8 @@ impl Facts {
         self.clock.is_some()
     }
 
-    /// Fails while a server's clock is ahead; the text does not change meanwhile.
+    /// Fails while a server's clock is ahead. The text stays the same meanwhile, so it is logged
+    /// once.
     pub(super) fn check_clocks(
         &mut self,
         names: &NatsNames,
@@ -183,7 +184,8 @@ impl Facts {
         self.compare_clocks(Timestamp::now().duration_since(now));
     }
 
-    /// Logs, once per change, by how much this host's clock is ahead of the servers'.
+    /// Logs when this host's clock begins and when it ceases to differ from the servers'. `ahead`:
+    /// by how much it is ahead, or negative.
     fn compare_clocks(&mut self, ahead: SignedDuration) {
         let is_off = ahead.abs() > CLOCK_TOLERANCE;
         match (mem::replace(&mut self.clock_is_off, is_off), is_off) {
@@ -202,7 +204,7 @@ impl Facts {
         }
     }
 
-    /// A message was acknowledged or delivered.
+    /// Remembers a message that was acknowledged or delivered.
     pub(super) fn saw(&mut self, epoch: u64, stream: usize, message: MessageId) {
         if self.seen.epoch != epoch {
             return;

@@ -1,11 +1,11 @@
-//! Follows the stream of events through a consumer that is made again after any problem: a missed
-//! heartbeat, an error, an end, a gap in the deliveries.
+//! Follows the stream of events through a consumer. After any problem a new consumer is created: a
+//! missed heartbeat, an error, an end, a gap in the deliveries.
 //!
 //! Nothing is lost or repeated, because only the follower's own position counts: each consumer
-//! starts after it, messages up to it are dropped, and consumers number their deliveries. Before
-//! each consumer the stream is checked: one that was made anew, or ends before the position, is
-//! another stream, which a consumer would not report. Only the leader knows that nothing more is to
-//! come; a consumer's server may lag.
+//! starts after it, messages up to it are dropped, and consumers number their deliveries. The
+//! stream is checked before each consumer is created. A stream that was deleted and created again,
+//! or that ends before the position, is another stream, and a consumer would not say so. The server
+//! of a consumer may lag, so only the leader knows whether the follower has reached the end.
 
 use std::{convert::Infallible, fmt::Display, sync::Arc, time::Duration};
 
@@ -37,7 +37,8 @@ use crate::{
     store::{Entry, Followed, Lost, Position},
 };
 
-/// The limits of what was read and not taken yet. Beyond them nothing more is requested.
+/// The limits of what was read from NATS and not yet taken by the reader. Beyond them nothing more
+/// is requested.
 const QUEUE_EVENTS: usize = 256;
 const QUEUE_BYTES: u32 = 16 * 1024 * 1024;
 
@@ -45,21 +46,21 @@ const QUEUE_BYTES: u32 = 16 * 1024 * 1024;
 const BATCH: usize = 1_000;
 const BATCH_BYTES: usize = 16 * 1024 * 1024;
 
-/// How long NATS keeps a request, and how often it shows that it is alive.
+/// How long NATS keeps a request for events, and how often it sends a heartbeat meanwhile.
 const REQUEST_EXPIRES: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// When NATS deletes a consumer that is not used.
+/// NATS deletes a consumer that was not used for this time.
 const INACTIVE_AFTER: Duration = Duration::from_secs(30);
 
-/// While events are to come, the stream is checked again if none arrives for so long.
+/// While the follower catches up, the stream is checked again if no event arrives for this time.
 const STALLED_AFTER: Duration = Duration::from_secs(5);
 
-/// The back-off between two consumers.
+/// The back-off before the next consumer is created.
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// After so long without a failure, the back-off starts anew.
+/// After this time without a failure, the back-off starts from its minimum again.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// How often in a row a stream must end before the position to count as another stream: a new
@@ -166,14 +167,14 @@ impl StreamFollower {
         }
     }
 
-    /// Checks the stream, makes a consumer, and delivers its messages until there is a problem.
+    /// Checks the stream, creates a consumer, and delivers its messages until there is a problem.
     async fn consume(&mut self) -> Result<Infallible, End> {
         let link = self.core.follow_link.clone();
         link.connected().await;
         let mut availability = self.core.availability.subscribe();
         let id = until_available(&mut availability).await.ok_or(End::NoReader)?;
         let stream = link.context.get_stream(&self.core.names.events).await.map_err(|error| {
-            // It may be gone.
+            // The stream may be gone.
             self.core.check_now.notify_one();
             End::retry(error)
         })?;
@@ -229,7 +230,7 @@ impl StreamFollower {
     fn check(&mut self, id: StoreId, created_ns: u64, state: &State) -> Result<(), End> {
         if created_ns != id.created_ns {
             self.core.check_now.notify_one();
-            return Err(End::retry("the stream was made anew"));
+            return Err(End::retry("the stream was deleted and created again"));
         }
         if *self.epoch.get_or_insert(id.epoch) != id.epoch {
             return Err(End::Lost(Lost::Replaced));
@@ -265,7 +266,8 @@ impl StreamFollower {
         Ok(next.is_none_or(|next| next.sequence > end))
     }
 
-    /// Delivers `CaughtUp`, once. Leaves the position, which counts only what was delivered.
+    /// Delivers `CaughtUp`, once. Does not change the position, which counts only what was
+    /// delivered.
     async fn caught_up(&mut self) -> Result<(), End> {
         if let CatchUp::To(end) = self.catching_up
             && let Some(epoch) = self.epoch
@@ -395,7 +397,7 @@ mod tests {
         assert_eq!(sequences(&mut receiver), ["1", "2", "3", "caught up at 3", "4"]);
     }
 
-    /// A slow reader costs as many bytes, however large the events are.
+    /// What waits for a slow reader is bounded, however large the events are.
     #[tokio::test]
     async fn what_waits_is_bounded_in_bytes() {
         const LARGE: usize = 760_000;

@@ -1,8 +1,8 @@
 //! Connections to NATS.
 //!
-//! A connection is made in the background, and made again without end. Files with credentials are
-//! read for each attempt, so that they may change while the gateway runs. Problems are logged once
-//! per change.
+//! A connection is made in the background, and made again whenever it breaks. Files with
+//! credentials are read for each attempt, so that they may change while the gateway runs. A problem
+//! is logged once, until it changes.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use crate::{backoff::backoff, config::NatsConfig, secret_file, store::StoreError
 /// The time limit for one answer of NATS, and for connecting.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 
-/// A connection on which three pings in a row stay unanswered is closed, so a server that hangs
-/// does not block its clients.
+/// The interval of pings. After three pings in a row without an answer, the connection is closed,
+/// so a server that hangs does not block its clients.
 const PING_EVERY: Duration = Duration::from_secs(2);
 
 /// The back-off between two attempts to connect.
@@ -159,12 +159,13 @@ async fn sign(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     Ok(auth)
 }
 
-/// The token and the seed: the texts inside the first and the second pair of ruled lines.
+/// The token and the seed: the first lines inside the first and the second pair of lines that begin
+/// with `---`.
 fn credentials(text: &str) -> Option<(&str, &str)> {
-    let mut inside = text.lines().map(str::trim).scan(0, |rules, line| {
-        let rule = line.starts_with("---");
-        *rules += i32::from(rule);
-        Some((!rule && *rules % 2 == 1 && !line.is_empty()).then_some(line))
+    let mut inside = text.lines().map(str::trim).scan(0, |delimiters, line| {
+        let is_delimiter = line.starts_with("---");
+        *delimiters += i32::from(is_delimiter);
+        Some((!is_delimiter && *delimiters % 2 == 1 && !line.is_empty()).then_some(line))
     });
     Some((inside.find_map(|line| line)?, inside.find_map(|line| line)?))
 }

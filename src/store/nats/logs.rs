@@ -1,8 +1,8 @@
 //! Logs: one subject each in the stream of events.
 //!
 //! An append is repeated with its id until NATS says that it is stored, or that it is not. A read
-//! takes a page from any replica in one request, and what that replica may lack from the leader:
-//! what a replica has is always a beginning of the log.
+//! requests a page from any server that has the stream. That server may lack the last events of the
+//! log, but never one before them. So the read gets the rest from the leader.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
 
-/// The header of an event with the positions of all streams that its sender had seen. It shows a
-/// gateway that starts whether the cells are as new as the events.
+/// The header of an event that says up to which sequences its sender had seen the three streams. It
+/// shows a gateway that starts whether the cells are as new as the events.
 pub(super) const SEEN: &str = "Gateway-Seen";
 
 /// The size at which a page ends.
@@ -92,7 +92,7 @@ pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
     Timestamp::from_nanosecond(nanoseconds).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// The positions that the sender of the newest event had seen.
+/// The sequences up to which the sender of the newest event had seen the streams.
 pub(super) async fn seen_by_newest(core: &Core) -> Result<Option<Positions>, StoreError> {
     let events = &core.names.events;
     let newest = core.newest_message(events, &core.names.all_of(events)).await?;
@@ -117,17 +117,17 @@ impl Core {
     }
 }
 
-/// The status of the message that ends a batch.
+/// The status of the message that ends a page.
 const END_OF_BATCH: u16 = 204;
 
-/// What one replica has of a log.
+/// Messages of a log from one server.
 struct LogPage {
     messages: Vec<StreamMessage>,
-    /// The replica has more.
+    /// The server has more of them.
     more: bool,
 }
 
-/// Reads a batch by direct get, which the client has no function for: one request, answered by one
+/// Reads a page by direct get, for which the client has no function: one request, answered by one
 /// message per event and one for the end.
 async fn page(core: &Core, subject: &str, from: u64, limit: usize) -> Result<LogPage, StoreError> {
     let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());

@@ -1,10 +1,10 @@
 //! The monitor: a task that checks the streams every few seconds, after each connection, and when a
-//! read or write fails. Decides whether the store can be used, and notices losses.
+//! read or write fails. It decides whether the store can be used, and notices losses.
 //!
 //! A loss must be found several times in a row before it counts, because a server that was just
-//! elected may lag. Until then the store is unavailable, as if NATS were away. A loss that is no
-//! longer found is dropped: a leader may have lagged for longer, or an operator has put back what
-//! was missing.
+//! elected may lag. Until then the store is unavailable, as if NATS did not answer. A loss that is
+//! no longer found is forgotten: a leader may have lagged for longer, or an operator has put back
+//! what was missing.
 
 mod accept;
 mod examine;
@@ -47,7 +47,7 @@ const CONFIRMATIONS: usize = 5;
 /// check takes up to [`ANSWER`](super::link::ANSWER).
 const FAILED_CHECKS: usize = 3;
 
-/// How often the record is refreshed at most.
+/// The record is written again if no replica has changed it for this time.
 const REFRESH_EVERY: Duration = Duration::from_mins(1);
 
 /// What this process knows of the store.
@@ -126,7 +126,7 @@ impl Core {
             };
             tokio::select! {
                 changed = link.changed() => if changed.is_err() { return },
-                // Many calls fail at once.
+                // Many calls fail at the same time. One check is enough for them.
                 () = self.check_now.notified() => sleep(RECHECK_MIN).await,
                 () = sleep(wait) => {}
             }
@@ -142,13 +142,13 @@ impl Core {
             state.losses_in_a_row += 1;
             if let Some(known) = known {
                 self.facts().record = Some(known.clone());
-                // If it is not certain, the leader may lag.
+                // Unless the loss is certain, the leader may lag.
                 let is_certain = state.must_warn_others(&known, &found);
                 if is_certain || state.losses_in_a_row.is_multiple_of(CONFIRMATIONS) {
                     self.record_losses(&mut state, known, &found).await;
                 }
             }
-            return Err(self.lose(&losses, state.losses_in_a_row));
+            return Err(self.loss_error(&losses, state.losses_in_a_row));
         }
         state.losses_in_a_row = 0;
         let (Some(found), Some(known)) = (all(found), known) else {
@@ -165,9 +165,9 @@ impl Core {
         Ok(id)
     }
 
-    /// Turns losses into an error. They count once they were found [`CONFIRMATIONS`] times in a
-    /// row.
-    fn lose(&self, losses: &[StreamLoss], in_a_row: usize) -> StreamsError {
+    /// Turns losses into an error. They count, and are logged, once they were found
+    /// [`CONFIRMATIONS`] times in a row.
+    fn loss_error(&self, losses: &[StreamLoss], in_a_row: usize) -> StreamsError {
         let what = record::sentence(losses);
         let mut facts = self.facts();
         if let Some(loss) = &facts.loss {
@@ -198,8 +198,8 @@ impl Core {
         Ok(Some((version, record)))
     }
 
-    /// Remembers streams that lost nothing. Sets a mark and writes the record when they are due;
-    /// with `write`, the record in any case.
+    /// Remembers what the streams hold, which lost nothing. Sets the marks that are due. Writes the
+    /// record if `write` is set, if it lacks a cell or a new mark, or if it is due.
     async fn remember(
         &self,
         state: &mut MonitorState,
@@ -212,7 +212,7 @@ impl Core {
         let now = found[EVENTS].now;
         record::observe(&self.names, &mut known, found, retention);
         if state.stored.is_none() {
-            // Before the marks: marks without a record are what a purge left.
+            // Before the marks: marks without a record mean that the record was purged.
             self.write_record(state, &known, true).await?;
         }
         let stored_cells = state.stored.as_ref().map(|(_, stored)| &stored.cell_subjects);

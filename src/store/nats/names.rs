@@ -1,8 +1,8 @@
 //! Names of the streams and subjects on NATS.
 //!
-//! All begin with the prefix, so that several deployments can share an account. A token of a
-//! subject holds any name: letters, digits and hyphens stand for themselves; every other byte is
-//! `_` and two hexadecimal digits.
+//! All begin with the prefix, so that several deployments can share an account of NATS. The name of
+//! a log or cell is encoded as one token of a subject: letters, digits and hyphens stand for
+//! themselves, and every other byte is `_` and two hexadecimal digits.
 
 use std::fmt::Write as _;
 
@@ -31,7 +31,7 @@ impl NatsNames {
         }
     }
 
-    /// The streams, in the order of [`EVENTS`](super::record::EVENTS) and so on.
+    /// The streams, in the order of their indexes; see [`EVENTS`](super::record::EVENTS).
     pub(super) fn streams(&self) -> [&str; 3] {
         [&self.events, &self.cells, &self.keys]
     }
@@ -63,14 +63,14 @@ impl NatsNames {
 
     /// The subject of a log.
     pub(super) fn log(&self, log: &LogName) -> String {
-        let log = LogName { class: log.class, id: token(&log.id) };
+        let log = LogName { class: log.class, id: to_token(&log.id) };
         format!("{}.ev.{}", self.prefix, log.encode())
     }
 
     /// The log of a subject; `None` if the subject is not that of a log.
     pub(super) fn to_log(&self, subject: &str) -> Option<LogName> {
         let log = LogName::decode(subject.strip_prefix(&self.prefix)?.strip_prefix(".ev.")?)?;
-        Some(LogName { class: log.class, id: name(&log.id)? })
+        Some(LogName { class: log.class, id: from_token(&log.id)? })
     }
 
     /// The stream and the subject of a cell.
@@ -79,11 +79,11 @@ impl NatsNames {
             CellLife::Permanent => (&self.cells, "cell"),
             CellLife::Retained => (&self.keys, "key"),
         };
-        (stream, format!("{}.{kind}.{}", self.prefix, token(&cell.name)))
+        (stream, format!("{}.{kind}.{}", self.prefix, to_token(&cell.name)))
     }
 }
 
-fn token(name: &str) -> String {
+fn to_token(name: &str) -> String {
     let mut token = String::with_capacity(name.len());
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || byte == b'-' {
@@ -92,11 +92,11 @@ fn token(name: &str) -> String {
             write!(token, "_{byte:02x}").expect("writing to a String does not fail");
         }
     }
-    // NATS allows no empty token, and no name encodes to a single `_`.
+    // NATS allows no empty token. No other name is encoded as a single `_`.
     if token.is_empty() { "_".to_owned() } else { token }
 }
 
-fn name(token: &str) -> Option<String> {
+fn from_token(token: &str) -> Option<String> {
     if token == "_" {
         return Some(String::new());
     }
@@ -157,7 +157,7 @@ mod tests {
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
             prop_assert!(subject.bytes().all(is_plain));
             prop_assert_eq!(names.to_log(&subject), Some(log));
-            prop_assert_eq!(token(&id) == token(&other), id == other);
+            prop_assert_eq!(to_token(&id) == to_token(&other), id == other);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Publishes one message to a stream, and decides from the answer whether it was stored.
 //!
-//! The answer is yes, certainly not, or unknown. A message is repeated with the same id until the
-//! answer is clear.
+//! The message is stored, certainly not stored, or perhaps stored. An append or a swap sends it
+//! again with the same id until the answer is clear.
 
 use std::{error::Error as _, time::Duration};
 
@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::{Core, record::EVENTS};
 use crate::{backoff::backoff, store::StoreError};
 
-/// How long an append or a swap is repeated; longer than the election of a leader takes.
+/// How long an append or a swap is repeated. The election of a leader takes less time.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// The back-off between two attempts.
@@ -29,7 +29,7 @@ pub(super) enum WriteError {
     Refused(StoreError),
     /// Not stored: the last message of the subject is not the expected one.
     Conflict,
-    /// Not sent: NATS has been away for a while.
+    /// Not sent: NATS has been unavailable for a while.
     Away(StoreError),
     /// Not stored: the stream has no leader now, or does not exist.
     NotStored(String),
@@ -47,8 +47,8 @@ impl WriteError {
     }
 }
 
-/// Repeats a write until the answer is clear, or for [`PUBLISH_WITHIN`]. It also waits for NATS to
-/// come back if the message may be stored.
+/// Repeats a write until the answer is clear, or for [`PUBLISH_WITHIN`]. If the message may be
+/// stored, it also waits until NATS is available again.
 pub(super) async fn until_clear<T, F: Future<Output = Result<T, WriteError>>>(
     core: &Core,
     mut attempt: impl FnMut() -> F,
@@ -130,8 +130,8 @@ pub(super) async fn publish(
     })
 }
 
-/// Publishes, in one attempt, the message of a subject that follows the one with the sequence
-/// `expected` (0: there is none). Returns its sequence; `None`: another gateway was first.
+/// Publishes a message in one attempt, if the newest message of its subject still has the sequence
+/// `expected` (0: there is none). Returns the new sequence. `None`: another gateway was first.
 pub(super) async fn publish_next(
     core: &Core,
     subject: String,
@@ -164,7 +164,7 @@ fn is_full(code: ErrorCode) -> bool {
     )
 }
 
-/// What an error that the stream answers means. It stored nothing.
+/// Converts an error that the stream answered. The stream has not stored this message.
 fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
     match error.error_code() {
         code if is_full(code) => WriteError::Refused(StoreError::Full(error.to_string())),
@@ -172,7 +172,7 @@ fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
             WriteError::Refused(StoreError::TooLarge(bytes))
         }
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => WriteError::Conflict,
-        // A message with the same id is being stored.
+        // But it is storing one with the same id.
         ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => WriteError::unknown(error),
         _ => WriteError::not_stored(error),
     }

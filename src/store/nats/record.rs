@@ -1,16 +1,17 @@
 //! What the streams must hold, and what they lost. No I/O.
 //!
 //! The record is a permanent cell that all replicas share, with a copy among the retained cells.
-//! Each replica also has one in memory, with everything it has seen since. So it notices a stream
-//! that was put back to an older copy, even if the record went back, too.
+//! Each replica also has one in memory, with everything that it has seen since. So it notices a
+//! stream that was put back to an older copy, even if the record was put back with it.
 //!
-//! Sequences never fall, permanent cells are never deleted, and a *mark* exists until it may have
-//! expired. An event mark is the sequence of an event. A key mark is a retained cell that is never
-//! swapped. A missing mark means that somebody purged.
+//! A stream that lost nothing obeys three rules. Its last sequence never falls. A permanent cell is
+//! never deleted. A *mark* exists until it may have expired: an event mark is the sequence of an
+//! event, and a key mark is a retained cell that is never swapped. If a mark is missing, the stream
+//! was purged.
 //!
-//! The record is written before the marks, so a mark without a record is what a purge left. Events
-//! and reports (see `reports`) tell how far the cells were when they were sent. They reveal cells
-//! that were put back together with the record and its copy.
+//! The record is written before the marks, so a mark without a record means that the record was
+//! purged. Events and reports (see `reports`) say up to which sequence the cells had come when they
+//! were sent. So they show when cells were put back together with the record and its copy.
 
 pub(super) mod marks;
 
@@ -48,7 +49,7 @@ pub(super) fn cell() -> CellName {
     CellName::permanent("store")
 }
 
-/// The cell of the copy, which shows that the record itself was lost or put back.
+/// The cell of the copy of the record. It shows when the record itself was lost or put back.
 pub(super) fn copy() -> CellName {
     CellName::retained("store-record")
 }
@@ -83,12 +84,12 @@ pub(super) fn sentence(losses: &[StreamLoss]) -> String {
     losses.iter().map(|loss| loss.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
-/// What streams are that have no record, to a process that knows nothing.
+/// What it means that streams have no record, for a process that has not seen them before.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unrecorded {
     /// Nothing was ever stored.
     New,
-    /// Used by an older gateway, which writes no record.
+    /// The streams are of an older gateway, which writes no record.
     Older,
     Lost(Vec<StreamLoss>),
 }
@@ -129,8 +130,8 @@ pub(super) struct Marks {
     pub(super) keys: bool,
 }
 
-/// What the streams lost of what is known. `seen`: the last sequences that this process knew before
-/// it inspected the streams.
+/// Compares the streams with what is known of them, and returns what they lost. `seen`: the last
+/// sequences that this process knew before it inspected the streams.
 pub(super) fn losses(
     names: &NatsNames,
     known: &StoreRecord,
@@ -187,7 +188,7 @@ fn missing_cells<'a>(known: &'a StoreRecord, found: Option<&StreamInfo>) -> Vec<
     subjects.filter(|subject| !found.state.subjects.contains_key(*subject)).collect()
 }
 
-/// The loss of the cells with these subjects, without the stream's name.
+/// Says that a stream lost the cells with these subjects, to follow its name in a sentence.
 pub(super) fn no_longer_holds(subjects: &[&str]) -> String {
     let named = &subjects[..subjects.len().min(NAMED_CELLS)];
     let more = match subjects.len() - named.len() {
@@ -213,7 +214,7 @@ pub(super) fn describes_cells(record: &StoreRecord, found: &Streams) -> bool {
     }
 }
 
-/// The record of streams that have lost nothing so far.
+/// The first record of streams, which have lost nothing so far.
 pub(super) fn first(found: &[StreamInfo; 3], remembers_since: Timestamp) -> StoreRecord {
     let stream = |found: &StreamInfo| {
         Some(StoreStream { created_ns: found.created_ns(), ..StoreStream::default() })
@@ -306,7 +307,7 @@ fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a Str
     known.cell_subjects = cells.into_iter().collect();
 }
 
-/// The messages of which the record says that the streams hold others in their places.
+/// The messages that were replaced, by the record: the streams hold others at their sequences.
 pub(super) fn replaced(record: &StoreRecord) -> [Option<MessageId>; 3] {
     streams(record).map(|stream| {
         let StoreStream { replaced_sequence: sequence, replaced_id: id, .. } = stream?;
@@ -314,14 +315,14 @@ pub(super) fn replaced(record: &StoreRecord) -> [Option<MessageId>; 3] {
     })
 }
 
-/// Adds that a stream holds another message in the place of this one.
+/// Adds that a message was replaced: the stream holds another one at its sequence.
 pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: MessageId) {
     let known = streams_mut(known).into_iter().nth(stream).expect("there are three");
     (known.replaced_sequence, known.replaced_id) = (message.sequence, message.id);
 }
 
 /// Which streams end before what is known. Nothing is written to them: they would grow until they
-/// ended where they had ended before.
+/// end where they ended before, and the loss would no longer show.
 pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
     let known = streams(known);
     [EVENTS, CELLS, KEYS].map(|stream| match (known[stream], &found[stream]) {
@@ -332,7 +333,7 @@ pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
     })
 }
 
-/// The part of a record that a report holds: how far the streams were, and what was replaced.
+/// The part of a record that a report holds: the last sequences, and what was replaced.
 pub(super) fn positions(record: &StoreRecord) -> StoreRecord {
     let StoreRecord { version, epoch, events, cells, keys, .. } = record.clone();
     StoreRecord { version, epoch, events, cells, keys, ..StoreRecord::default() }
@@ -345,7 +346,7 @@ pub(super) fn saw(known: &mut StoreRecord, seen: [u64; 3]) {
     }
 }
 
-/// Adds what streams hold that have lost nothing.
+/// Adds what the streams hold. They have lost nothing.
 pub(super) fn observe(
     names: &NatsNames,
     known: &mut StoreRecord,

@@ -1,9 +1,9 @@
 //! Recognises a stream that was put back to an older copy and then written to beyond its former
-//! end. Its last sequence reveals nothing, but at the sequence of a message that this process knows
-//! it holds another one.
+//! end. Its last sequence does not show that. But at the sequence of a message that this process
+//! knows, the stream holds another message: the known one was *replaced*.
 //!
-//! Proves nothing if there is no message at that sequence: an event may have expired, and a cell
-//! may have been swapped.
+//! If there is no message at that sequence, that proves nothing: an event may have expired, and a
+//! cell may have been swapped.
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -24,7 +24,7 @@ pub(super) fn id_of(headers: Option<&HeaderMap>) -> &str {
     headers.and_then(|headers| headers.get(NATS_MESSAGE_ID)).map_or("", HeaderValue::as_str)
 }
 
-/// Whether a stream holds another message in the place of this one.
+/// Whether a stream holds another message at the sequence of this one.
 async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<bool, StoreError> {
     match stream.get_raw_message(message.sequence).await {
         Ok(held) => Ok(id_of(Some(&held.headers)) != message.id),
@@ -34,8 +34,8 @@ async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<boo
 }
 
 impl Core {
-    /// Whether the stream of events holds another message in the place of the newest one that this
-    /// process knows.
+    /// Whether the stream of events holds another message at the sequence of the newest one that
+    /// this process knows.
     pub(super) async fn holds_another_event<I>(
         &self,
         events: &Stream<I>,
@@ -48,8 +48,8 @@ impl Core {
         }
     }
 
-    /// Finds messages that this process or the record knows, and in whose places the streams hold
-    /// others. Adds them to the record for the other gateways.
+    /// Finds messages that were replaced, of those that this process or the record knows. Adds them
+    /// to the record for the other gateways.
     pub(super) async fn find_replaced(
         &self,
         known: &mut StoreRecord,

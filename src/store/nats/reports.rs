@@ -1,12 +1,12 @@
-//! The report: how far the three streams were, kept in the stream of events.
+//! The report: the last sequences of the three streams, kept in the stream of events.
 //!
-//! The record and its copy are cells, so they go back when both streams of cells are put back to an
-//! older copy. The report does not: it is the newest message of a subject of its own in the stream
-//! of events. A gateway writes one after the record, after each change of a count of rejected
-//! logins, and when it notices a loss. Each report is added by compare-and-swap to what the one
-//! before it knew, so the newest one knows everything.
+//! The record and its copy are cells. If both streams of cells are put back to an older copy, so
+//! are they. The report is not: it is the newest message of a subject of its own in the stream of
+//! events. A gateway writes one after the record, after each change of a count of rejected logins,
+//! and when it notices a loss. A report contains what the one before it contained, and is written
+//! by compare-and-swap. So the newest report contains everything.
 //!
-//! Reports are no events. They expire like events.
+//! A report is not an event, but expires like one.
 
 use async_nats::jetstream::message::PublishMessage;
 use prost::Message as _;
@@ -29,16 +29,15 @@ use crate::{
 const TRIES: usize = 10;
 
 impl Core {
-    /// The sequence and the content of the newest report; zero and empty if there is none. One that
-    /// cannot be read is empty, too.
+    /// The sequence and the content of the newest report. If there is none, they are zero and
+    /// empty. The content of one that cannot be read is empty, too.
     pub(super) async fn newest_report(&self) -> Result<(u64, StoreRecord), StoreError> {
         let newest = self.newest_message(&self.names.events, &self.names.report()).await?;
         let Some(newest) = newest else { return Ok(Default::default()) };
         Ok((newest.sequence, decode_cell(newest.payload).unwrap_or_default()))
     }
 
-    /// Reports how far the streams were. A stream of events that is full takes no report, which is
-    /// no error.
+    /// Writes a report. If the stream of events is full, it takes no report, which is no error.
     pub(super) async fn report(&self, known: &StoreRecord) -> Result<(), StoreError> {
         for tries in 0..TRIES {
             let mut report = record::positions(known);

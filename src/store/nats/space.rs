@@ -11,9 +11,10 @@ use tokio::time::{Duration, Instant};
 use super::streams::StreamInfo;
 use crate::lock::lock;
 
-/// New orders are refused from this share of the limit on, in percent ...
+/// New orders are refused when this much of the limit is used, in percent.
 const FULL_PERCENT: u64 = 85;
-/// ... until less than this is used.
+
+/// New orders are accepted again when less than this much of the limit is used, in percent.
 const FREE_PERCENT: u64 = 80;
 
 /// What the server stores with a payload, in bytes: subject, headers, and its own record.
@@ -55,12 +56,12 @@ impl StorageSpace {
         Self { max_bytes, state: Mutex::default() }
     }
 
-    /// Why there is no space for new orders; `None`: there is.
+    /// Why there is no space for new orders. `None`: there is enough.
     pub(super) fn shortage(&self) -> Option<String> {
         self.lock().shortage.clone()
     }
 
-    /// The stream of events was inspected.
+    /// Notes that the stream of events was inspected.
     pub(super) fn inspected(&self, events: &StreamInfo) {
         self.update(|state| {
             (state.used_bytes, state.stored_bytes) = (events.state.bytes, 0);
@@ -73,12 +74,12 @@ impl StorageSpace {
         self.lock().awaits_acknowledgement
     }
 
-    /// A write was not acknowledged in time.
+    /// Notes that a write was not acknowledged in time.
     pub(super) fn unacknowledged(&self) {
         self.lock().awaits_acknowledgement = true;
     }
 
-    /// A message was stored.
+    /// Notes that a message was stored.
     pub(super) fn stored(&self, bytes: usize, is_event: bool) {
         self.update(|state| {
             state.awaits_acknowledgement = false;
@@ -89,7 +90,8 @@ impl StorageSpace {
         });
     }
 
-    /// The servers refused to store a message for lack of storage. 0 bytes: they store nothing.
+    /// Notes that the servers refused to store a message for lack of storage. 0 bytes: they store
+    /// no message of any size.
     pub(super) fn refused(&self, bytes: usize, why: String) {
         self.update(|state| {
             let bytes = state.refusal.as_ref().map_or(bytes, |before| before.bytes.min(bytes));

@@ -1,8 +1,8 @@
-//! The three streams: made for a new store, inspected, and compared with what a gateway needs.
-//! Never changed.
+//! The three streams. A gateway creates them for a new store, inspects them, and compares their
+//! settings with those that it needs. It never changes them.
 //!
-//! A stream with other settings is refused, and the error names each difference: a stream that
-//! drops its oldest events, for example, would break promises unnoticed.
+//! A stream with other settings is refused, and the error names each difference. Otherwise a stream
+//! that drops its oldest events, for example, would break promises unnoticed.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::{
     store::{Loss, MAX_EVENT_BYTES, StoreError},
 };
 
-/// The oldest server that has every feature that is needed.
+/// The oldest version of the NATS server that has all needed features.
 const MIN_SERVER: (i64, i64, i64) = (2, 12, 0);
 
 /// What a message has in addition to its event, in bytes: subject and headers.
@@ -38,7 +38,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// Why the streams cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StreamsError {
-    /// It may recover without action.
+    /// They cannot be used now, but may recover without action.
     Away(String),
     /// An operator has to change something.
     Wrong(String),
@@ -116,7 +116,7 @@ impl StreamConfigs {
     }
 }
 
-/// A stream, as its leader describes it. The client's own type lacks the server's time.
+/// A stream, as its leader describes it. The type of the NATS client lacks the server's time.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct StreamInfo {
     pub(super) config: Config,
@@ -156,7 +156,7 @@ struct InfoRequest {
     subjects_filter: Option<&'static str>,
 }
 
-/// For permanent cells, because each of them must stay.
+/// For the stream of permanent cells: the record lists each of them.
 const ALL_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: Some(">") };
 const NO_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: None };
 
@@ -167,7 +167,7 @@ pub(super) fn check_server(link: &Link) -> Result<(), StreamsError> {
     if !link.client.is_server_compatible(major, minor, patch) {
         let found = server.version;
         return Err(StreamsError::Wrong(format!(
-            "NATS server {found} is too old; {major}.{minor}.{patch} is the oldest"
+            "NATS server {found} is too old; at least {major}.{minor}.{patch} is needed"
         )));
     }
     let min = MAX_EVENT_BYTES + MESSAGE_OVERHEAD_BYTES;
@@ -197,7 +197,7 @@ pub(super) async fn inspect(link: &Link, configs: &StreamConfigs) -> Result<Stre
     Ok(found)
 }
 
-/// Makes the streams that are missing.
+/// Creates the streams that are missing.
 pub(super) async fn make_missing(
     link: &Link,
     configs: &StreamConfigs,
@@ -230,15 +230,15 @@ async fn create(link: &Link, config: &Config) -> Result<(), StreamsError> {
     let name = &config.name;
     match link.context.create_stream(config.clone()).await {
         Ok(_) => {
-            tracing::info!(stream = name, replicas = config.num_replicas, "made a stream");
+            tracing::info!(stream = name, replicas = config.num_replicas, "created a stream");
             Ok(())
         }
         Err(error) => Err(match error.kind() {
             CreateStreamErrorKind::JetStream(why) if needs_operator(&why) => {
-                StreamsError::Wrong(format!("stream {name} cannot be made: {why}"))
+                StreamsError::Wrong(format!("stream {name} cannot be created: {why}"))
             }
-            // Another gateway may just have made it. The next check finds it.
-            _ => StreamsError::Away(format!("stream {name} cannot be made: {error}")),
+            // Another gateway may just have created it. The next check finds it.
+            _ => StreamsError::Away(format!("stream {name} cannot be created: {error}")),
         }),
     }
 }
@@ -259,7 +259,7 @@ fn needs_operator(error: &jetstream::Error) -> bool {
     )
 }
 
-/// Fails with all differences that matter.
+/// Fails if settings that matter differ, and names all of them.
 fn compare(wanted: &Config, found: &Config) -> Result<(), StreamsError> {
     let (wanted, found) = (with_plain_limits(wanted), with_plain_limits(found));
     let mut wrong = Vec::new();
@@ -282,7 +282,7 @@ fn compare(wanted: &Config, found: &Config) -> Result<(), StreamsError> {
     Err(StreamsError::Wrong(format!("stream {}: {}", found.name, wrong.join("; "))))
 }
 
-/// The same limits, with -1 for every unlimited one. 0 means unlimited, too.
+/// The same configuration, with -1 for each limit that is 0 or negative: all mean unlimited.
 fn with_plain_limits(config: &Config) -> Config {
     let mut config = config.clone();
     macro_rules! plain {
