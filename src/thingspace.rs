@@ -1,4 +1,4 @@
-//! The client of ThingSpace: one send path, one function per endpoint.
+//! The client of ThingSpace.
 //!
 //! - [`client`]: one function per endpoint, with the limits and the retries of each call.
 //! - [`login`]: the two tokens and the guard that stops logins before ThingSpace locks the user.
@@ -6,14 +6,10 @@
 //!
 //! `client` uses `login`, and both use `http`; nothing points back.
 //!
-//! It owns the two tokens: nobody outside this module sees one, and nobody renews one but
-//! `login`. It decides what a failure means, where the knowledge is, as one [`Error`] of a closed
-//! list; its callers match on that alone.
-//!
-//! It never sends an order twice on its own: [`Client::place_order`] repeats only what ThingSpace
-//! certainly turned away before execution (one renewal for each kind of token). Calls without
-//! effect are tried again by [`client`]'s pace, and a host that does not answer is left alone by
-//! its breaker ([`http`]).
+//! Guarantees: no other module sees a token. Each failure is one [`Error`] of a closed list.
+//! [`Client::place_order`] repeats an order only if ThingSpace certainly turned it away because of
+//! a token, once for each kind of token. Never sends an order again whose outcome is unknown, and
+//! never calls a host while its breaker is open.
 
 mod client;
 mod error;
@@ -24,7 +20,7 @@ mod login;
 mod tests;
 
 pub use self::http::HostHealth;
-pub(crate) use self::http::{Object, Parts, shown_code};
+pub(crate) use self::http::{DeviceParts, Object, shown_code};
 pub use client::{BuildError, Client, OrderPermit, PollPermit, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
 pub use login::{
@@ -35,59 +31,67 @@ use aws_lc_rs::digest;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::identity::Device;
-use http::wire;
 
-/// What an order says upstream.
+/// An order for profile downloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
     pub account: crate::identity::AccountName,
     pub devices: Vec<Device>,
-    /// Empty: left out.
+    /// If empty, the order names no plan.
     pub service_plan: String,
 }
 
-/// ThingSpace's words for a status, reduced to what they mean (`Success`, `Failed`, `Failure`,
-/// `Queued`, …; any case).
+/// The meaning of a status word of ThingSpace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StatusClass {
     Pending,
-    /// Warning or on hold: not final.
+    /// A warning, or on hold. Not final.
     Waiting,
     Succeeded,
     /// Failed or cancelled.
     Failed,
-    /// A word we do not know. Never final, changes nothing.
+    /// Another word, or a contradiction. Not final; changes nothing.
     Unknown,
 }
 
 impl StatusClass {
-    /// What a word means, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
+    /// The class of a word, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
     pub fn of(word: &str) -> Self {
-        wire::class(word)
+        let letters: String = word
+            .chars()
+            .filter(char::is_ascii_alphabetic)
+            .map(|c| c.to_ascii_lowercase())
+            .collect();
+        match letters.as_str() {
+            "success" | "succeeded" | "successful" | "complete" | "completed" => Self::Succeeded,
+            "failed" | "failure" | "fail" | "error" | "cancelled" | "canceled" => Self::Failed,
+            "pending" | "queued" | "inprogress" | "processing" | "submitted" => Self::Pending,
+            "warning" | "onhold" | "requestonhold" => Self::Waiting,
+            _ => Self::Unknown,
+        }
     }
 }
 
-/// A status answer.
+/// The answer to a status query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusAnswer {
     pub overall: StatusClass,
-    /// One per sub-request. Identifiers of unknown kinds or shapes are left out.
+    /// One for each sub-request. Identifiers of unknown kinds or forms are left out.
     pub devices: Vec<(Device, StatusClass)>,
 }
 
-/// A URL that is registered for the callbacks of a service. Whoever knows the URL may post to it:
-/// it is not printed.
+/// The registration of a URL for the callbacks of a service. The URL is a secret.
 #[derive(Debug, Clone)]
 pub struct Registration {
     pub service: String,
     pub url: SecretString,
     pub username: String,
-    /// SHA-256 of what is listed as the password; whatever it is, it is not kept.
+    /// SHA-256 of the listed password, which is not kept.
     password: Option<[u8; digest::SHA256_OUTPUT_LEN]>,
 }
 
 impl Registration {
-    /// Whether this password is listed; `None`: none is.
+    /// Whether this is the listed password. `None`: no password is listed.
     pub fn has_password(&self, password: &SecretString) -> Option<bool> {
         self.password.map(|listed| listed == sha256(password.expose_secret()))
     }
@@ -98,7 +102,7 @@ fn sha256(text: &str) -> [u8; digest::SHA256_OUTPUT_LEN] {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// What to register: where callbacks go, and what they carry to prove where they come from.
+/// The target of a registration: where callbacks go, and the pair that proves their sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     pub url: &'a SecretString,

@@ -12,7 +12,7 @@ use crate::{
     identity::{AccountName, Device, Digits, IdentifierKind, RequestId},
     proto::storage,
     requests::fold::event,
-    thingspace::{self, Object, Parts, StatusClass},
+    thingspace::{self, DeviceParts, Object, StatusClass},
 };
 
 /// The longest text of a fault, in characters.
@@ -66,7 +66,7 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineR
     let text = decode(body);
     let root: Object<'_> =
         serde_json::from_str(&text).map_err(|_| QuarantineReason::NotAnObject)?;
-    let parts = Parts::of(&root);
+    let parts = DeviceParts::of(&root);
     if !parts.are_of_account(account) {
         return Err(QuarantineReason::OtherAccount);
     }
@@ -106,7 +106,7 @@ fn decode(body: &[u8]) -> String {
 
 /// Returns the status on which all status fields agree. Without a known status a fault means
 /// failure. A fault, or a part that denies a success, makes a success unknown.
-fn class(root: &Object<'_>, parts: &Parts<'_, '_>, fault: bool) -> StatusClass {
+fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
             .map_or(StatusClass::Unknown, |word| StatusClass::of(&word))

@@ -78,9 +78,9 @@ pub(super) struct HostStatus {
 }
 
 impl From<HostHealth> for HostStatus {
-    fn from(HostHealth { host, left_alone }: HostHealth) -> Self {
+    fn from(HostHealth { host, open_for }: HostHealth) -> Self {
         let left_alone_ms =
-            left_alone.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+            open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         Self { host, left_alone_ms }
     }
 }

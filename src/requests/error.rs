@@ -102,7 +102,7 @@ impl From<thingspace::Error> for Error {
                 Self::UpstreamUnavailable { reason, retry_after: None }
             }
             thingspace::Error::NotSent { reason, retry_after }
-            | thingspace::Error::Ambiguous { reason, retry_after } => {
+            | thingspace::Error::OutcomeUnknown { reason, retry_after } => {
                 Self::UpstreamUnavailable { reason, retry_after }
             }
         }

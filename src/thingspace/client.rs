@@ -32,9 +32,10 @@ use super::{
     CallbackPasswords, Error, HostHealth, LoginStanding, Order, Registration, StatusAnswer, Target,
     UnblockMode, Unblocked,
     http::{
-        body::Body,
+        body::ReplyBody,
         code,
-        transport::{Endpoint, Reply, Transport},
+        reply::Reply,
+        transport::{Endpoint, Transport},
         verdict::{judge, judge_order},
         wire,
     },
@@ -195,7 +196,7 @@ impl Client {
         let set = self.set(account)?;
         let prepared = async {
             // Not when the order is sent: by then it is durable, and its lease has begun.
-            let answers = self.transport.ensure_it_answers().await;
+            let answers = self.transport.probe_if_due().await;
             answers.map_err(|wait| set.failed(CallFailure::left_alone(wait)))?;
             self.check_ready(&set).await?;
             set.permits.wait(Class::Order, account, Some(deadline)).await
@@ -235,9 +236,9 @@ impl Client {
         purpose: Purpose,
     ) -> Result<(StatusLookup, Duration), Error> {
         let set = self.set(account)?;
-        let elsewhere = matches!(purpose, Purpose::External);
-        let endpoint = Endpoint::Status { account, request, elsewhere };
-        let parse = |body: &Body<'_>| wire::status(body, account, request);
+        let external = matches!(purpose, Purpose::External);
+        let endpoint = Endpoint::Status { account, request, external };
+        let parse = |body: &ReplyBody<'_>| wire::status(body, account, request);
         let permit = self.unless_draining(self.first_permit(&set, account, purpose)).await?;
         match self.call(&set, account, permit, endpoint, Bytes::new(), parse).await {
             Ok((answer, took)) => Ok((StatusLookup::Found(answer), took)),
@@ -262,7 +263,7 @@ impl Client {
         target: &Target<'_>,
     ) -> Result<(), Error> {
         let body = wire::registration(service, target);
-        let answer = |body: &Body<'_>| wire::registered(body, service);
+        let answer = |body: &ReplyBody<'_>| wire::registered(body, service);
         self.manage(account, Endpoint::RegisterCallback { account }, body, answer).await
     }
 
@@ -282,7 +283,7 @@ impl Client {
         account: &AccountName,
         endpoint: Endpoint<'_>,
         body: Bytes,
-        parse: impl Fn(&Body<'_>) -> Option<T>,
+        parse: impl Fn(&ReplyBody<'_>) -> Option<T>,
     ) -> Result<T, Error> {
         let set = self.set(account)?;
         let permit = self.permit(&set, Class::Poll, account).await?;
@@ -299,7 +300,7 @@ impl Client {
         mut permit: Permit,
         endpoint: Endpoint<'_>,
         body: Bytes,
-        parse: impl Fn(&Body<'_>) -> Option<T>,
+        parse: impl Fn(&ReplyBody<'_>) -> Option<T>,
     ) -> Result<(T, Duration), (Error, Duration)> {
         let judge = |reply: &Reply| judge(reply, &parse);
         let (class, mut retries) = (permit.class, Retries::default());
@@ -359,7 +360,7 @@ impl Client {
     }
 
     async fn check_ready(&self, set: &CredentialSet) -> Result<(), Error> {
-        if let Some(wait) = self.transport.left_alone() {
+        if let Some(wait) = self.transport.breaker_open_for() {
             return Err(set.failed(CallFailure::left_alone(wait)));
         }
         set.tokens.pair().await.map(drop)

@@ -322,7 +322,7 @@ fn uncertain_change(
 ) -> Result<Option<RegistrationError>, RegistrationError> {
     match outcome {
         Ok(()) => Ok(None),
-        Err(error @ (thingspace::Error::Ambiguous { .. } | thingspace::Error::Refused(_))) => {
+        Err(error @ (thingspace::Error::OutcomeUnknown { .. } | thingspace::Error::Refused(_))) => {
             Ok(Some(error.into()))
         }
         Err(error) => Err(error.into()),

@@ -401,7 +401,7 @@ fn send_result(
         Err(error) => error,
     };
     let (result, outcome) = match error {
-        thingspace::Error::Ambiguous { reason, .. } => {
+        thingspace::Error::OutcomeUnknown { reason, .. } => {
             error!(
                 order.id = order_id,
                 account = %order.account,

@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use super::{Client, CredentialSet, Retries, limit::Permit};
 use crate::thingspace::{
     Error,
-    error::LEFT_ALONE,
+    error::BREAKER_OPEN,
     http::{
         code,
-        transport::{Endpoint, Failure, Reply},
+        reply::{Reply, SendError},
+        transport::Endpoint,
         verdict::{Stale, Verdict},
     },
     login::{RenewalsLeft, TokenPair, Tokens},
@@ -54,7 +55,7 @@ impl CallFailure {
 
     /// The breaker of the host is open for so long.
     pub(super) fn left_alone(wait: Duration) -> Self {
-        Self::permanent(Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after: Some(wait) })
+        Self::permanent(Error::NotSent { reason: BREAKER_OPEN.to_owned(), retry_after: Some(wait) })
     }
 
     /// It is too late to send the call. ThingSpace refused whatever was sent of it before.
@@ -85,21 +86,21 @@ impl CallFailure {
         }
     }
 
-    fn unanswered(endpoint: Endpoint<'_>, failure: Failure) -> Self {
+    fn unanswered(endpoint: Endpoint<'_>, failure: SendError) -> Self {
         match failure {
             // The sender of an order, which has made it durable, decides about the next try.
-            Failure::NotConnected(reason) => {
+            SendError::NotConnected(reason) => {
                 let retry = if endpoint.is_order() { Retry::Never } else { Retry::After(None) };
                 Self { retry, ..Self::permanent(Error::NotConnected { reason }) }
             }
-            Failure::Broken(reason) => {
+            SendError::NoAnswer(reason) => {
                 let retry =
                     if endpoint.has_no_effect() { Retry::After(None) } else { Retry::Never };
-                let error = Error::Ambiguous { reason, retry_after: None };
+                let error = Error::OutcomeUnknown { reason, retry_after: None };
                 Self { error, retry, logged_by_caller: endpoint.is_order() }
             }
-            Failure::NoDescriptor => Self::permanent(Error::NoDescriptor),
-            Failure::LeftAlone(wait) => Self::left_alone(wait),
+            SendError::NoDescriptor => Self::permanent(Error::NoDescriptor),
+            SendError::BreakerOpen(wait) => Self::left_alone(wait),
         }
     }
 
@@ -114,7 +115,7 @@ impl CallFailure {
         } else {
             Retry::Never
         };
-        let error = Error::Ambiguous { reason, retry_after: reply.retry_after };
+        let error = Error::OutcomeUnknown { reason, retry_after: reply.retry_after };
         Self { error, retry, logged_by_caller: endpoint.is_order() }
     }
 
@@ -209,7 +210,7 @@ impl Client {
                 Err(CallFailure { logged_by_caller, ..failure })
             }
             Verdict::Throttled(retry_after) => Err(CallFailure::throttled(endpoint, retry_after)),
-            Verdict::Unclear { reason, .. } => {
+            Verdict::Unknown { reason, .. } => {
                 Err(CallFailure::unknown_outcome(endpoint, &reply, reason))
             }
         }

@@ -74,7 +74,7 @@ mod tests {
         let log = FailureLog::default();
         let now = Instant::now();
         let broken =
-            |reason: &str| Error::Ambiguous { reason: reason.to_owned(), retry_after: None };
+            |reason: &str| Error::OutcomeUnknown { reason: reason.to_owned(), retry_after: None };
         assert_eq!(log.due(&broken("reset"), now), Some(1));
         for _ in 0..1_000 {
             assert_eq!(log.due(&broken("timeout"), now), None);

@@ -1,4 +1,4 @@
-//! Whether the entries of a status answer agree about a device.
+//! Makes the entries of a status answer about one device agree.
 
 use std::collections::HashMap;
 
@@ -7,20 +7,19 @@ use crate::{
     thingspace::{StatusAnswer, StatusClass},
 };
 
-/// What entries about one device have in common.
+/// Entries with the same key are about one device.
 #[derive(PartialEq, Eq, Hash)]
-enum Key<'a> {
+enum DeviceKey<'a> {
     Id(IdentifierKind, &'a str),
-    /// The number of a device that is known.
+    /// The index of a known device.
     Known(usize),
 }
 
 impl StatusAnswer {
-    /// Makes entries about one device agree: if they do not, each becomes
-    /// [`StatusClass::Unknown`].
+    /// Sets the entries about a device to [`StatusClass::Unknown`] if they do not agree.
     ///
     /// Two entries are about one device if they have the same EID or ICCID (another identifier only
-    /// if they have neither), or if `known` finds the same devices for them. An entry without an
+    /// if they have neither), or if `known` gives the same device for them. An entry without an
     /// identifier may be about any device, so its success or failure contradicts the opposite in
     /// every other entry.
     pub fn agree(&mut self, known: impl Fn(&Device) -> Vec<usize>) {
@@ -28,7 +27,7 @@ impl StatusAnswer {
         let mut groups: Vec<usize> = (0..self.devices.len()).collect();
         let mut first_with = HashMap::new();
         for (at, (device, _)) in self.devices.iter().enumerate() {
-            let known = known(device).into_iter().map(Key::Known);
+            let known = known(device).into_iter().map(DeviceKey::Known);
             for key in ids(device).chain(known) {
                 let other = *first_with.entry(key).or_insert(at);
                 let (own, others) = (last(&mut groups, at), last(&mut groups, other));
@@ -60,14 +59,14 @@ impl StatusAnswer {
 }
 
 /// The EID and the ICCID, or the other identifiers if there is neither.
-fn ids(device: &Device) -> impl Iterator<Item = Key<'_>> {
+fn ids(device: &Device) -> impl Iterator<Item = DeviceKey<'_>> {
     let is_weak = device.eid.is_empty() && device.iccid.is_empty();
     device
         .present()
         .filter(move |(kind, _)| {
             is_weak || matches!(kind, IdentifierKind::Eid | IdentifierKind::Iccid)
         })
-        .map(|(kind, digits)| Key::Id(kind, digits.as_str()))
+        .map(|(kind, digits)| DeviceKey::Id(kind, digits.as_str()))
 }
 
 /// The last entry of a group. Shortens the way to it.

@@ -1,14 +1,12 @@
 //! The body of an answer or a callback, parsed once.
 
-use std::borrow::Cow;
-
-use super::{code::Said, json::Json, object::Object, verdict::is_request_id, wire, words::plain};
+use super::{code::ErrorCodes, json::Json, object::Object, verdict::is_request_id, words::plain};
 use crate::{
     identity::{AccountName, RequestId},
     thingspace::StatusClass,
 };
 
-/// Fields that say how something went. One of them with a word of failure denies a success.
+/// Fields that deny a success if they have a word of failure.
 const OUTCOMES: [&str; 8] = [
     "status",
     "state",
@@ -20,34 +18,29 @@ const OUTCOMES: [&str; 8] = [
     "downloadStatus",
 ];
 
-/// A body, as text and, if it is a JSON object, as that.
-pub(crate) struct Body<'a> {
+/// A body as a text and, if it is one, as a JSON object.
+pub(crate) struct ReplyBody<'a> {
     /// Without a byte order mark and white space around it.
     pub(crate) text: &'a str,
     pub(crate) object: Option<Object<'a>>,
 }
 
-/// A body as text. Bytes that are not UTF-8 spoil only the text in which they stand.
-pub(crate) fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
-}
-
-impl<'a> Body<'a> {
+impl<'a> ReplyBody<'a> {
     pub(crate) fn parse(text: &'a str) -> Self {
         let text = text.trim_start_matches('\u{feff}').trim();
         Self { text, object: serde_json::from_str(text).ok() }
     }
 }
 
-/// An object with the parts of it that are about the same device: `deviceResponse`, and
+/// An object together with the objects in it about the same device: `deviceResponse`, and
 /// `deviceProfileResponse` in that or beside it.
-pub(crate) struct Parts<'o, 'a> {
+pub(crate) struct DeviceParts<'o, 'a> {
     whole: &'o Object<'a>,
     pub(crate) responses: Vec<Object<'a>>,
     pub(crate) profiles: Vec<Object<'a>>,
 }
 
-impl<'o, 'a> Parts<'o, 'a> {
+impl<'o, 'a> DeviceParts<'o, 'a> {
     pub(crate) fn of(whole: &'o Object<'a>) -> Self {
         let responses = whole.objects(&["deviceResponse"]);
         let profiles = std::iter::once(whole).chain(&responses);
@@ -74,24 +67,25 @@ impl<'o, 'a> Parts<'o, 'a> {
             .all(|id| names_it(Json::of(id)))
     }
 
-    /// Whether a part has what no success has beside it: an error code, a fault, or a field that
-    /// says failure.
+    /// Whether a part has what a success never has: an error code, a fault, or a field that says
+    /// failure.
     pub(crate) fn deny_success(&self) -> bool {
         self.all().any(|part| {
-            !matches!(Said::of_object(part), Said::Nothing | Said::Success) || says_failure(part)
+            let codes = ErrorCodes::of_object(part);
+            !matches!(codes, ErrorCodes::None | ErrorCodes::Success) || says_failure(part)
         })
     }
 }
 
 fn says_failure(object: &Object<'_>) -> bool {
-    object.texts(&OUTCOMES).any(|word| wire::class(&word) == StatusClass::Failed)
+    object.texts(&OUTCOMES).any(|word| StatusClass::of(&word) == StatusClass::Failed)
         || object.texts(&["profileStatus"]).any(|word| is_profile_failure(&word))
         || object.texts(&["success", "isSuccess"]).any(|word| plain(&word) == "false")
 }
 
-/// Whether a profile was not downloaded: `NOT_DOWNLOADED`, `DOWNLOAD_FAILED`, `Error`, …
+/// Whether a word says that a profile was not downloaded: `NOT_DOWNLOADED`, `DOWNLOAD_FAILED`, …
 fn is_profile_failure(word: &str) -> bool {
     let word = plain(word);
-    wire::class(&word) == StatusClass::Failed
+    StatusClass::of(&word) == StatusClass::Failed
         || ["notdownload", "fail", "error"].iter().any(|failure| word.contains(failure))
 }

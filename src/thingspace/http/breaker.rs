@@ -1,19 +1,18 @@
-//! The circuit breaker of one host: whether it is called at all.
+//! The circuit breaker of one host: decides whether calls to it are sent.
 //!
-//! It opens after `breaker_failures` calls in a row that brought no answer (no connection, reset,
-//! time-out, a cut body) or a 5xx. While it is open every call fails at once and says when to come
-//! back. Then exactly one call probes, one without effect; an answer closes the breaker, a failure
-//! opens it for longer: each time twice as long, up to `breaker_max`, and a random half to the
-//! whole of that, or as long as the probe was told in `Retry-After`. How long is forgotten only
-//! after as many answers in a row as failures open it, so that a host which answers probes and
-//! nothing else is left alone ever longer all the same.
+//! The breaker opens after `breaker_failures` calls in a row that failed: no connection, a reset, a
+//! time-out, a cut body or a 5xx. While it is open, every call fails at once with the time to wait.
+//! Then exactly one call without an effect is sent as a probe. An answer closes the breaker. A
+//! failure opens it again, for twice as long as before, up to `breaker_max`, with a random
+//! reduction of up to a half, or for as long as the probe's `Retry-After` says. The doubling starts
+//! over only after `breaker_failures` answers in a row, so that a host which answers nothing but
+//! probes is called less and less.
 //!
-//! An answer is whatever the host itself said, refusals of tokens and credentials too. Being
-//! throttled neither opens nor closes: who throttles works, and whether what is behind it does, it
-//! did not say. A throttled probe is repeated, not earlier than it was told. A probe whose caller
-//! goes away tells nothing; the next is the breaker's own, which nobody can stop, lest impatient
-//! callers keep it open for ever. What became of a call that began before the last change is not
-//! looked at.
+//! Every reply of the host itself is an answer, also if it refuses tokens or credentials.
+//! Throttling neither opens nor closes the breaker: it says nothing about what is behind the
+//! throttle. A throttled probe is repeated, not before its `Retry-After`. If the caller of a probe
+//! goes away, the transport sends the next probe itself, in a task that no caller can cancel. The
+//! outcome of a call that began before the last change of state is ignored.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,92 +23,92 @@ use tokio::time::Instant;
 
 use crate::config::ThingSpaceConfig;
 
-/// The longest `Retry-After` that is respected, for a host as for a single call.
+/// The longest `Retry-After` that is respected, for a host and for a single call.
 pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
 
-/// What a call tells of its host.
+/// What a call shows about its host. The durations are those of `Retry-After`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum CallOutcome {
     Answered,
     Throttled(Option<Duration>),
     Failed(Option<Duration>),
 }
 
-/// How a host is doing.
+/// The state of a host's breaker, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostHealth {
     pub host: String,
-    /// Calls fail at once, at least for so long. `None`: it is called.
-    pub left_alone: Option<Duration>,
+    /// How long calls fail at once, at least. `None`: the breaker is closed.
+    pub open_for: Option<Duration>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Breaker {
     host: String,
-    settings: Settings,
-    state: Mutex<State>,
+    settings: BreakerSettings,
+    state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Settings {
+pub(crate) struct BreakerSettings {
     failures: u32,
     first: Duration,
     most: Duration,
 }
 
-/// The right to one call. Dropped without a word, the call told nothing.
+/// The right to send one call. If it is dropped without a report, the call showed nothing.
 #[derive(Debug)]
 pub(crate) struct Pass {
     breaker: Arc<Breaker>,
     era: u64,
-    told: bool,
+    outcome: Option<CallOutcome>,
 }
 
-/// Whether a call may be made.
+/// Whether a call may be sent.
 #[derive(Debug)]
 pub(crate) enum Admission {
     Pass(Pass),
-    /// This call is not to be the probe: one without effect, that comes to an end by itself, has to
-    /// go first, with this pass.
+    /// This call cannot be the probe. A probe has to be sent first, with this pass.
     ProbeFirst(Pass),
-    /// Not before so long.
+    /// Not for this long.
     Refused(Duration),
 }
 
-/// Knows no clock and no randomness.
+/// A pure state machine: time and randomness are arguments.
 #[derive(Debug)]
-struct State {
-    phase: Phase,
-    /// Grows with each change of phase.
+struct BreakerState {
+    phase: BreakerPhase,
+    /// Counts the changes of phase.
     era: u64,
-    /// In a row, while closed.
+    /// Failures in a row while closed.
     failures: u32,
+    /// Answers in a row while closed.
     answers: u32,
-    /// The last; zero: none that is remembered.
+    /// How long the breaker opened last, before the random reduction. Zero: start over.
     penalty: Duration,
-    /// The last probe told nothing.
-    given_up: bool,
+    /// The last probe ended without an outcome.
+    probe_cancelled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum BreakerPhase {
     Closed,
-    /// From then on, whoever comes first is the probe.
+    /// After `until`, the next call is the probe.
     Open {
         until: Instant,
     },
     Probing,
 }
 
-/// What is worth a line in the log.
+/// A change that is logged.
 #[derive(Debug, PartialEq, Eq)]
-enum Change {
+enum BreakerChange {
     Opened(Duration),
     StillOpen(Duration),
     Closed,
 }
 
-impl Settings {
+impl BreakerSettings {
     pub(crate) fn new(config: &ThingSpaceConfig) -> Self {
         Self {
             failures: config.breaker_failures,
@@ -120,36 +119,36 @@ impl Settings {
 }
 
 impl Breaker {
-    pub(crate) fn new(host: String, settings: Settings) -> Arc<Self> {
-        let state = State {
-            phase: Phase::Closed,
+    pub(crate) fn new(host: String, settings: BreakerSettings) -> Arc<Self> {
+        let state = BreakerState {
+            phase: BreakerPhase::Closed,
             era: 0,
             failures: 0,
             answers: 0,
             penalty: Duration::ZERO,
-            given_up: false,
+            probe_cancelled: false,
         };
         Arc::new(Self { host, settings, state: Mutex::new(state) })
     }
 
-    /// The next call, which may be the probe if it has no effect.
+    /// Admits or refuses the next call. Only a call without an effect may be the probe.
     pub(crate) fn admit(self: &Arc<Self>, has_no_effect: bool) -> Admission {
         let mut state = self.lock();
-        if let Some(wait) = state.closed_to(&self.settings, Instant::now()) {
+        if let Some(wait) = state.remaining(&self.settings, Instant::now()) {
             return Admission::Refused(wait);
         }
-        let probes = state.phase != Phase::Closed;
-        if probes {
-            state.enter(Phase::Probing);
+        let is_probe = state.phase != BreakerPhase::Closed;
+        if is_probe {
+            state.enter(BreakerPhase::Probing);
         }
-        let pass = Pass { breaker: Arc::clone(self), era: state.era, told: false };
-        let may_probe = has_no_effect && !state.given_up;
-        if probes && !may_probe { Admission::ProbeFirst(pass) } else { Admission::Pass(pass) }
+        let pass = Pass { breaker: Arc::clone(self), era: state.era, outcome: None };
+        let may_probe = has_no_effect && !state.probe_cancelled;
+        if is_probe && !may_probe { Admission::ProbeFirst(pass) } else { Admission::Pass(pass) }
     }
 
-    /// For how long calls would be refused now.
-    pub(crate) fn refuses(&self) -> Option<Duration> {
-        self.lock().closed_to(&self.settings, Instant::now())
+    /// How long calls are refused from now on, if they are.
+    pub(crate) fn refused_for(&self) -> Option<Duration> {
+        self.lock().remaining(&self.settings, Instant::now())
     }
 
     pub(crate) fn host(&self) -> &str {
@@ -157,21 +156,20 @@ impl Breaker {
     }
 
     pub(crate) fn health(&self) -> HostHealth {
-        let state = self.lock();
-        let left_alone = match state.phase {
-            Phase::Closed => None,
-            Phase::Open { until } => Some(until.saturating_duration_since(Instant::now())),
-            Phase::Probing => Some(Duration::ZERO),
+        let open_for = match self.lock().phase {
+            BreakerPhase::Closed => None,
+            BreakerPhase::Open { until } => Some(until.saturating_duration_since(Instant::now())),
+            BreakerPhase::Probing => Some(Duration::ZERO),
         };
-        HostHealth { host: self.host.clone(), left_alone }
+        HostHealth { host: self.host.clone(), open_for }
     }
 
-    fn report(&self, era: u64, outcome: Option<Outcome>) {
+    fn report(&self, era: u64, outcome: Option<CallOutcome>) {
         let change =
             self.lock().report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
         let host = &self.host;
         match change {
-            Some(Change::Opened(wait)) => {
+            Some(BreakerChange::Opened(wait)) => {
                 let failures = self.settings.failures;
                 tracing::warn!(
                     host,
@@ -180,68 +178,69 @@ impl Breaker {
                     "a host of ThingSpace does not answer; calls to it fail at once"
                 );
             }
-            Some(Change::StillOpen(wait)) => {
-                tracing::debug!(host, ?wait, "a host still does not answer");
+            Some(BreakerChange::StillOpen(wait)) => {
+                tracing::debug!(host, ?wait, "a host of ThingSpace still does not answer");
             }
-            Some(Change::Closed) => tracing::info!(host, "a host of ThingSpace answers again"),
+            Some(BreakerChange::Closed) => {
+                tracing::info!(host, "a host of ThingSpace answers again");
+            }
             None => {}
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, BreakerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pass {
-    /// What became of the call.
-    pub(crate) fn report(mut self, outcome: Outcome) {
-        self.told = true;
-        self.breaker.report(self.era, Some(outcome));
+    /// Reports the outcome of the call.
+    pub(crate) fn report(mut self, outcome: CallOutcome) {
+        self.outcome = Some(outcome);
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        if !self.told {
-            self.breaker.report(self.era, None);
-        }
+        self.breaker.report(self.era, self.outcome);
     }
 }
 
-impl State {
-    fn closed_to(&self, settings: &Settings, now: Instant) -> Option<Duration> {
+impl BreakerState {
+    /// How long calls are still refused.
+    fn remaining(&self, settings: &BreakerSettings, now: Instant) -> Option<Duration> {
         match self.phase {
-            Phase::Closed => None,
-            Phase::Open { until } => {
+            BreakerPhase::Closed => None,
+            BreakerPhase::Open { until } => {
                 Some(until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
             }
-            // Nobody knows how long the probe takes.
-            Phase::Probing => Some(settings.first),
+            // The probe may take any time.
+            BreakerPhase::Probing => Some(settings.first),
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
+    fn enter(&mut self, phase: BreakerPhase) {
         self.phase = phase;
         self.era += 1;
         (self.failures, self.answers) = (0, 0);
-        self.given_up &= phase == Phase::Probing;
+        self.probe_cancelled &= phase == BreakerPhase::Probing;
     }
 
-    /// `roll` is a random number from 0 to 1.
+    /// Takes the outcome of a call of this era. `random` is between 0 and 1.
     fn report(
         &mut self,
-        settings: &Settings,
+        settings: &BreakerSettings,
         era: u64,
-        outcome: Option<Outcome>,
+        outcome: Option<CallOutcome>,
         now: Instant,
-        roll: f64,
-    ) -> Option<Change> {
+        random: f64,
+    ) -> Option<BreakerChange> {
+        use CallOutcome::{Answered, Failed, Throttled};
         if era != self.era {
             return None;
         }
         match (self.phase, outcome) {
-            (Phase::Closed, Some(Outcome::Answered)) => {
+            (BreakerPhase::Closed, Some(Answered)) => {
                 self.failures = 0;
                 self.answers = self.answers.saturating_add(1);
                 if self.answers >= settings.failures {
@@ -249,56 +248,63 @@ impl State {
                 }
                 None
             }
-            (Phase::Closed, Some(Outcome::Failed(_))) => {
+            (BreakerPhase::Closed, Some(Failed(_))) => {
                 self.answers = 0;
                 self.failures += 1;
-                // Whatever this call was told: a probe finds out soon.
+                // Its `Retry-After` may concern this call only. A probe is sent soon.
                 (self.failures >= settings.failures)
-                    .then(|| Change::Opened(self.open(settings, None, now, roll)))
+                    .then(|| BreakerChange::Opened(self.open(settings, None, now, random)))
             }
-            (Phase::Probing, Some(Outcome::Answered)) => {
-                self.enter(Phase::Closed);
-                Some(Change::Closed)
+            (BreakerPhase::Probing, Some(Answered)) => {
+                self.enter(BreakerPhase::Closed);
+                Some(BreakerChange::Closed)
             }
-            (Phase::Probing, Some(Outcome::Failed(told))) => {
-                Some(Change::StillOpen(self.open(settings, told, now, roll)))
+            (BreakerPhase::Probing, Some(Failed(retry_after))) => {
+                Some(BreakerChange::StillOpen(self.open(settings, retry_after, now, random)))
             }
-            (Phase::Probing, Some(Outcome::Throttled(told))) => {
-                let wait = jittered(self.penalty, roll)
-                    .max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
-                self.enter(Phase::Open { until: now + wait });
-                Some(Change::StillOpen(wait))
+            (BreakerPhase::Probing, Some(Throttled(retry_after))) => {
+                Some(BreakerChange::StillOpen(self.wait(retry_after, now, random)))
             }
-            (Phase::Probing, None) => {
-                let wait =
-                    if self.given_up { jittered(self.penalty, roll) } else { Duration::ZERO };
-                self.enter(Phase::Open { until: now + wait });
-                self.given_up = true;
+            (BreakerPhase::Probing, None) => {
+                let wait = if self.probe_cancelled {
+                    jittered(self.penalty, random)
+                } else {
+                    Duration::ZERO
+                };
+                self.enter(BreakerPhase::Open { until: now + wait });
+                self.probe_cancelled = true;
                 None
             }
-            (Phase::Closed, Some(Outcome::Throttled(_)) | None) | (Phase::Open { .. }, _) => None,
+            (BreakerPhase::Closed, Some(Throttled(_)) | None) | (BreakerPhase::Open { .. }, _) => {
+                None
+            }
         }
     }
 
+    /// Opens for twice as long as the last time.
     fn open(
         &mut self,
-        settings: &Settings,
-        told: Option<Duration>,
+        settings: &BreakerSettings,
+        retry_after: Option<Duration>,
         now: Instant,
-        roll: f64,
+        random: f64,
     ) -> Duration {
         self.penalty = (self.penalty * 2).clamp(settings.first, settings.most);
-        let wait =
-            jittered(self.penalty, roll).max(told.unwrap_or_default().min(LONGEST_RETRY_AFTER));
-        self.enter(Phase::Open { until: now + wait });
+        self.wait(retry_after, now, random)
+    }
+
+    fn wait(&mut self, retry_after: Option<Duration>, now: Instant, random: f64) -> Duration {
+        let wait = jittered(self.penalty, random)
+            .max(retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER));
+        self.enter(BreakerPhase::Open { until: now + wait });
         wait
     }
 }
 
-/// A random half to the whole of it, so that replicas do not meet again and again. `roll` is a
-/// random number from 0 to 1.
-pub(crate) fn jittered(penalty: Duration, roll: f64) -> Duration {
-    penalty.mul_f64(f64::midpoint(1.0, roll))
+/// Half of a duration to the whole of it, so that replicas do not act in step. `random` is between
+/// 0 and 1.
+pub(crate) fn jittered(duration: Duration, random: f64) -> Duration {
+    duration.mul_f64(f64::midpoint(1.0, random))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! JSON as a tree that keeps what a map would lose: every field of a repeated name.
+//! JSON as a tree that keeps every field of a repeated name.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// The largest number up to which every reader and writer of JSON carries each integer exactly (RFC
-/// 7493, section 2.2).
+/// Up to this number, all programs that read and write JSON keep integers exact (RFC 7493, section
+/// 2.2).
 const MAX_EXACT_NUMBER: u64 = (1 << 53) - 1;
 
-/// A JSON value. `serde_json` bounds how deep it may be nested.
+/// A JSON value. `serde_json` bounds its depth.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Json {
     Null,
@@ -27,12 +27,13 @@ pub(crate) enum Json {
 }
 
 impl Json {
-    /// The tree of a value. Only a number that is too large, or too many levels, cannot be read.
+    /// Reads a value. Only a number that is too large and a value that is too deep cannot be read;
+    /// they become [`Json::Inexact`].
     pub(super) fn of(value: &RawValue) -> Self {
         serde_json::from_str(value.get()).unwrap_or(Self::Inexact)
     }
 
-    /// The text of an id: a text, or a number that is carried exactly.
+    /// The value as an id: a text or an exact number.
     pub(crate) fn id(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(text.clone()),
@@ -41,14 +42,14 @@ impl Json {
         }
     }
 
-    /// Whether there is a value in it: not null, and not an empty text, list or object.
-    pub(crate) fn says_something(&self) -> bool {
+    /// Whether there is more than nulls and empty texts, lists and objects.
+    pub(crate) fn has_content(&self) -> bool {
         match self {
             Self::Null => false,
             Self::Bool(_) | Self::Exact(_) | Self::Inexact => true,
             Self::Text(text) => !text.trim().is_empty(),
-            Self::List(values) => values.iter().any(Self::says_something),
-            Self::Fields(fields) => fields.iter().any(|(_, value)| value.says_something()),
+            Self::List(values) => values.iter().any(Self::has_content),
+            Self::Fields(fields) => fields.iter().any(|(_, value)| value.has_content()),
         }
     }
 }

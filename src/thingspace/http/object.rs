@@ -1,5 +1,5 @@
-//! A JSON object, read tolerantly: names in any case, numbers in place of texts, one thing in place
-//! of a list.
+//! A JSON object that is read tolerantly: names in any case, numbers in the place of texts, one
+//! value in the place of a list.
 
 use std::fmt;
 
@@ -11,27 +11,34 @@ use serde_json::value::RawValue;
 
 use super::{
     json::Json,
-    verdict::{carried, is_request_id},
+    verdict::{exact_id, is_request_id},
     words::plain,
 };
 use crate::identity::{AccountName, RequestId};
 
-/// An object's fields in their order, each value still as it was written. A map would keep only one
-/// of a name.
+/// The fields of an object in their order, with their values as they were written. A map would lose
+/// fields of a repeated name.
 pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Object<'a> {
-    /// Every field's value.
+    /// The value of each field.
     pub(crate) fn all(&self) -> impl Iterator<Item = &'a RawValue> {
         self.0.iter().map(|(_, value)| *value)
     }
 
-    /// The values of the fields of these names, in any case, that are not null.
+    /// The value of the only field of this name in any case.
+    pub(crate) fn only(&self, name: &str) -> Option<&'a RawValue> {
+        let mut fields = self.0.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        let (_, value) = fields.next()?;
+        fields.next().is_none().then_some(*value)
+    }
+
+    /// The values that are not null, of the fields of these names in any case.
     pub(crate) fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.values_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
     }
 
-    /// The values of the fields whose names fit, that are not null.
+    /// The values that are not null, of the fields whose names fit.
     pub(crate) fn values_where(
         &self,
         fits: impl Fn(&str) -> bool,
@@ -42,7 +49,7 @@ impl<'a> Object<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// Those of them that are texts or numbers. A number's digits stay as they are, however many.
+    /// Those of them that are texts, numbers or booleans. All digits of a number are kept.
     pub(crate) fn texts(&self, names: &[&str]) -> impl Iterator<Item = String> {
         self.values(names).filter_map(|value| match value.get().as_bytes().first()? {
             b'"' => serde_json::from_str(value.get()).ok(),
@@ -51,21 +58,20 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// The first of them.
+    /// The first of these texts.
     pub(crate) fn text(&self, names: &[&str]) -> Option<String> {
         self.texts(names).next()
     }
 
-    /// The request that this object is about: the one id that all of its fields for it agree on,
-    /// without regard to case.
+    /// The id of the request, if all fields for it have the same one, in any case.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
-        let mut ids = self.values_where(is_request_id).map(Json::of).filter(Json::says_something);
-        let first = carried(&ids.next()?)?;
+        let mut ids = self.values_where(is_request_id).map(Json::of).filter(Json::has_content);
+        let first = exact_id(&ids.next()?)?;
         let agrees = |id: RequestId| id.as_str().eq_ignore_ascii_case(first.as_str());
-        ids.all(|id| carried(&id).is_some_and(agrees)).then_some(first)
+        ids.all(|id| exact_id(&id).is_some_and(agrees)).then_some(first)
     }
 
-    /// Whether every field for the account names this one, or nothing.
+    /// Whether no field names another account.
     pub(crate) fn is_of_account(&self, account: &AccountName) -> bool {
         let names_it = |value: &RawValue| match Json::of(value) {
             Json::Text(name) => name.trim().is_empty() || name.trim() == account.as_str(),
@@ -74,17 +80,17 @@ impl<'a> Object<'a> {
         self.values_where(|name| matches!(&*plain(name), "accountname" | "account")).all(names_it)
     }
 
-    /// The objects among them, and in lists among them.
+    /// The values that are objects, also those in lists.
     pub(crate) fn objects(&self, names: &[&str]) -> Vec<Self> {
         self.elements(names).filter_map(|value| serde_json::from_str(value.get()).ok()).collect()
     }
 
-    /// The values, with the elements of a list in its place.
+    /// The values, with the elements of a list in the place of the list.
     pub(crate) fn elements(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.elements_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
     }
 
-    /// The same of the fields whose names fit.
+    /// The same for the fields whose names fit.
     pub(crate) fn elements_where(
         &self,
         fits: impl Fn(&str) -> bool,

@@ -1,83 +1,51 @@
-//! The one way to ThingSpace: a request goes out once, its answer comes back whole, bounded and
-//! unjudged.
+//! Sends one request and reads its reply, within bounds.
 //!
-//! Never follows a redirect, uses no proxy but the configured one, and repeats nothing: each
-//! attempt is counted elsewhere, logins by the lock-out and orders by the promise never to order
-//! twice. What remains is hyper's own second try, in which nothing can be sent twice: hyper-util
-//! repeats a request only if hyper gives it back, and hyper gives back only what is still in the
-//! channel to the task of a pooled connection. Once that task has taken it out to write its first
-//! byte, whatever happens is an error without the request.
+//! Never follows a redirect, uses no proxy but the configured one, and never repeats a request: the
+//! login guard counts logins, and an order must not be sent twice. hyper may try a second
+//! connection, but then nothing was sent: hyper-util repeats a request only if hyper gives it back,
+//! and hyper gives back only what is still in the channel to the task of a pooled connection. Once
+//! that task takes the request out, to write its first byte, every failure is an error without the
+//! request.
 //!
-//! Bounds: the time for the whole call, body included; the body, in bytes after decompression;
-//! [`MAX_HEADERS`] headers, and of them less than 1 MiB: hyper stops reading a head at about 400
-//! KiB (reqwest has no setting for it). Interim answers (1xx) are passed over in that time and
-//! never kept; 101 is an answer like any other that was not asked for.
+//! Bounds: the time of the whole call, body included; the bytes of the body after decompression;
+//! [`MAX_HEADERS`] headers, and for them about 400 KiB, which is hyper's own limit (reqwest has no
+//! setting for it). Interim answers (1xx) are skipped within that time. 101 is an answer like any
+//! other, because no upgrade is requested.
 //!
-//! Every call passes its host's [`Breaker`], and tells it what came of it.
+//! Every call needs a pass of its host's [`Breaker`] and reports its outcome there.
 
 mod endpoint;
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
-    header::{ACCEPT, CONTENT_ENCODING, CONTENT_LOCATION, CONTENT_TYPE, LOCATION, RETRY_AFTER},
+    HeaderMap, HeaderName, HeaderValue,
+    header::{ACCEPT, CONTENT_TYPE},
 };
 use opentelemetry::propagation::Injector;
 use reqwest::Url;
-use rustix::io::Errno;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 pub(crate) use endpoint::Endpoint;
 
 use super::{
-    breaker::{Admission, Breaker, HostHealth, LONGEST_RETRY_AFTER, Outcome, Pass, Settings},
+    breaker::{Admission, Breaker, BreakerSettings, CallOutcome, HostHealth, Pass},
+    reply::{Reply, SendError},
     verdict::{Verdict, judge},
 };
 use crate::{config::ThingSpaceConfig, identity::AccountName, thingspace::BuildError};
 
-/// A dead pooled connection makes an order ambiguous, so orders use only fresh ones.
+/// If a pooled connection has died, the outcome of an order on it is unknown, so orders use only
+/// connections that were idle for a short time.
 const ORDER_IDLE: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_STATUS_BYTES: usize = 16 << 20;
 const MAX_OTHER_BYTES: usize = 1 << 20;
 const MAX_HEADERS: usize = 100;
-/// A request id outside the body. `X-Request-Id` is another thing; see [`super::verdict`].
-const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
-/// Of `max_connections`, how many may be kept idle for each host: what is used no more than this is
-/// closed.
+/// At most one in this many of `max_connections` is kept idle for each host.
 const IDLE_PART: usize = 4;
-
-/// An answer: any status, and the body unless it was cut, too long or in an encoding that cannot be
-/// decoded.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    pub(crate) status: StatusCode,
-    pub(crate) retry_after: Option<Duration>,
-    /// The addresses in `Location` and `Content-Location`.
-    pub(crate) locations: Vec<String>,
-    /// The values of headers named `requestId`.
-    pub(crate) request_ids: Vec<String>,
-    pub(crate) body: Option<Bytes>,
-    /// The body did not come whole: the connection broke, or it took too long.
-    pub(crate) cut: bool,
-}
-
-/// No answer.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// Certainly nothing was sent.
-    NotConnected(String),
-    /// Nothing was sent, because this process can open no more files. It says nothing about the
-    /// host.
-    NoDescriptor,
-    /// It may have arrived.
-    Broken(String),
-    /// Nothing was sent: the host does not answer, and is left alone for so long.
-    LeftAlone(Duration),
-}
 
 #[derive(Debug)]
 pub(crate) struct Transport {
@@ -86,9 +54,9 @@ pub(crate) struct Transport {
     base: Url,
     token: Url,
     api_host: Arc<Breaker>,
-    /// The same, unless tokens come from elsewhere.
+    /// The same as `api_host`, unless tokens come from another host.
     token_host: Arc<Breaker>,
-    /// Any account, to ask the API host for a sign of life.
+    /// The account whose callbacks are listed to probe the API's host.
     probed: Option<AccountName>,
     order_timeout: Duration,
     call_timeout: Duration,
@@ -99,13 +67,12 @@ impl Transport {
         config: &ThingSpaceConfig,
         probed: Option<AccountName>,
     ) -> Result<Self, BuildError> {
-        // Refused when somebody was first, which is as good: the whole process has this one
-        // provider.
+        // Fails if a provider is installed already. The process has no other.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let base =
             parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
         let token = match config.token_url.as_str() {
-            "" => below(&base, &["ts", "v1", "oauth2", "token"]),
+            "" => below(&base, Endpoint::Token.segments()),
             url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
         };
         let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
@@ -122,9 +89,8 @@ impl Transport {
                 .redirect(reqwest::redirect::Policy::none())
                 .retry(reqwest::retry::never())
                 .no_proxy()
-                // A connection carries one call, so that one which died unnoticed fails one call.
-                // With HTTP/2 every call would join it, and none would ever find it idle for too
-                // long.
+                // With HTTP/1.1 a dead connection fails one call. With HTTP/2 all calls would
+                // share it, and it would never become idle.
                 .http1_only()
                 .http1_max_headers(MAX_HEADERS)
                 .connect_timeout(config.connect_timeout)
@@ -134,12 +100,11 @@ impl Transport {
                 Some(proxy) => builder.proxy(proxy.clone()),
                 None => builder,
             };
-            // Without TLS the system's CA certificates are not needed, but reqwest would insist on
-            // them.
+            // reqwest demands CA certificates of the system, also if TLS is not used.
             let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
             builder.build().map_err(BuildError::Tls)
         };
-        let settings = Settings::new(config);
+        let settings = BreakerSettings::new(config);
         let api_host = Breaker::new(host(&base), settings);
         let token_host = match host(&token) {
             same if same == api_host.host() => Arc::clone(&api_host),
@@ -158,23 +123,22 @@ impl Transport {
         })
     }
 
-    /// For how long the API's host is left alone, if it is.
-    pub(crate) fn left_alone(&self) -> Option<Duration> {
-        self.api_host.refuses()
+    /// How long the breaker of the API's host refuses calls, if it does.
+    pub(crate) fn breaker_open_for(&self) -> Option<Duration> {
+        self.api_host.refused_for()
     }
 
-    /// Probes the API's host if it is time to; or for how long it is left alone.
-    pub(crate) async fn ensure_it_answers(self: &Arc<Self>) -> Result<(), Duration> {
+    /// Sends a probe to the API's host if one is due. Fails with the time to wait if the breaker is
+    /// open.
+    pub(crate) async fn probe_if_due(self: &Arc<Self>) -> Result<(), Duration> {
         match self.admit(Endpoint::Download).await {
-            Err(Failure::LeftAlone(wait)) => Err(wait),
-            // The pass was for no call.
-            Ok(_) | Err(Failure::NotConnected(_) | Failure::NoDescriptor | Failure::Broken(_)) => {
-                Ok(())
-            }
+            Err(SendError::BreakerOpen(wait)) => Err(wait),
+            // The pass is dropped unused.
+            _ => Ok(()),
         }
     }
 
-    /// How each host is doing.
+    /// The health of each host.
     pub(crate) fn health(&self) -> Vec<HostHealth> {
         let mut health = vec![self.api_host.health()];
         if !Arc::ptr_eq(&self.api_host, &self.token_host) {
@@ -183,19 +147,19 @@ impl Transport {
         health
     }
 
-    /// Sends one request. `headers` carries what authenticates it.
+    /// Sends one request. `headers` authenticate it.
     pub(crate) async fn send(
         self: &Arc<Self>,
         endpoint: Endpoint<'_>,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, SendError> {
         let pass = self.admit(endpoint).await?;
         self.send_admitted(pass, endpoint, headers, body).await
     }
 
-    /// A call with an effect does not probe: it is preceded by one without.
-    async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, Failure> {
+    /// Waits for a probe if one is due and this call may not be it, because it has an effect.
+    async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, SendError> {
         let breaker = match endpoint {
             Endpoint::Token => &self.token_host,
             _ => &self.api_host,
@@ -203,29 +167,29 @@ impl Transport {
         loop {
             match breaker.admit(endpoint.has_no_effect() && endpoint.counts()) {
                 Admission::Pass(pass) => return Ok(pass),
-                Admission::Refused(wait) => return Err(Failure::LeftAlone(wait)),
+                Admission::Refused(wait) => return Err(SendError::BreakerOpen(wait)),
                 Admission::ProbeFirst(pass) => match &self.probed {
                     Some(account) if Arc::ptr_eq(breaker, &self.api_host) => {
                         self.probe(pass, account.clone()).await;
                     }
-                    // A host of its own for tokens has nothing else to ask for, and asking for one
-                    // has no effect: within the hour it is the same token.
+                    // A separate host for tokens has no other call. A token request has no effect:
+                    // within the hour ThingSpace gives the same token again.
                     _ => return Ok(pass),
                 },
             }
         }
     }
 
-    /// The transport's own probe: the smallest call without effect. Without tokens it is refused,
-    /// which is an answer. A task of its own, so that it comes to an end whoever waits for it.
+    /// Lists callbacks, the smallest call without an effect. Without tokens it is refused, which is
+    /// an answer. It runs in a task of its own, so that a caller who goes away does not cancel it.
     async fn probe(self: &Arc<Self>, pass: Pass, account: AccountName) {
         let this = Arc::clone(self);
         let probe = async move {
             let endpoint = Endpoint::Callbacks { account: &account };
-            // What came of it, the pass has told.
+            // The pass reports the outcome.
             let _ = this.send_admitted(pass, endpoint, HeaderMap::new(), Bytes::new()).await;
         };
-        // A panic told nothing, and left the probe to the next.
+        // After a panic the pass was dropped, and the next call probes.
         let _ = tokio::spawn(probe.in_current_span()).await;
     }
 
@@ -235,9 +199,12 @@ impl Transport {
         endpoint: Endpoint<'_>,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Reply, SendError> {
         let (method, template) = (endpoint.method(), endpoint.template());
-        let url = self.url(endpoint);
+        let url = match endpoint {
+            Endpoint::Token => self.token.clone(),
+            _ => below(&self.base, endpoint.segments()),
+        };
         let span = tracing::info_span!(
             "thingspace",
             otel.name = format!("{method} {template}"),
@@ -249,22 +216,15 @@ impl Transport {
             server.address = url.host_str(),
             url.template = template,
         );
-        let result =
-            self.attempt(endpoint, method, url, headers, body).instrument(span.clone()).await;
-        if endpoint.counts() && !matches!(result, Err(Failure::NoDescriptor)) {
-            pass.report(told_by(endpoint, &result));
+        let result = self.attempt(endpoint, url, headers, body).instrument(span.clone()).await;
+        if endpoint.counts() && !matches!(result, Err(SendError::NoDescriptor)) {
+            pass.report(outcome(endpoint, &result));
         }
-        let failed = match &result {
-            Ok(reply) => {
-                span.record("http.response.status_code", reply.status.as_u16());
-                !reply.status.is_success()
-            }
-            Err(failure) => {
-                span.record("error.type", failure.kind());
-                true
-            }
+        match &result {
+            Ok(reply) => span.record("http.response.status_code", reply.status.as_u16()),
+            Err(error) => span.record("error.type", error.kind()),
         };
-        if failed {
+        if !result.as_ref().is_ok_and(|reply| reply.status.is_success()) {
             span.record("otel.status_code", "ERROR");
         }
         result
@@ -273,173 +233,57 @@ impl Transport {
     async fn attempt(
         &self,
         endpoint: Endpoint<'_>,
-        method: Method,
         url: Url,
         mut headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Reply, Failure> {
-        let (client, timeout, limit) = match endpoint {
-            Endpoint::Download => (&self.orders, self.order_timeout, MAX_OTHER_BYTES),
-            Endpoint::Status { .. } => (&self.others, self.call_timeout, MAX_STATUS_BYTES),
-            Endpoint::Token
-            | Endpoint::Login
-            | Endpoint::Callbacks { .. }
-            | Endpoint::RegisterCallback { .. }
-            | Endpoint::DeregisterCallback { .. } => {
-                (&self.others, self.call_timeout, MAX_OTHER_BYTES)
-            }
+    ) -> Result<Reply, SendError> {
+        let (client, timeout) = match endpoint {
+            Endpoint::Download => (&self.orders, self.order_timeout),
+            _ => (&self.others, self.call_timeout),
+        };
+        let limit = match endpoint {
+            Endpoint::Status { .. } => MAX_STATUS_BYTES,
+            _ => MAX_OTHER_BYTES,
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(endpoint.content_type()));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         inject_trace_context(&mut headers);
-        let request = client.request(method, url).headers(headers).timeout(timeout).body(body);
-        let mut response = request.send().await.map_err(|error| Failure::from_reqwest(&error))?;
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(retry_after);
-        let status = response.status();
-        let locations = values(response.headers(), &[LOCATION, CONTENT_LOCATION]);
-        let request_ids = values(response.headers(), &[REQUEST_ID]);
-        // reqwest takes the header away from what it has decoded.
-        let is_encoded =
-            response.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
-        let (body, cut) = match read(&mut response, limit).await {
-            Ok(body) => (Some(body).filter(|_| !is_encoded), false),
-            Err(Unread::Cut) => (None, true),
-            Err(Unread::TooLong) => (None, false),
-        };
-        Ok(Reply { status, retry_after, locations, request_ids, body, cut })
-    }
-
-    fn url(&self, endpoint: Endpoint<'_>) -> Url {
-        match endpoint {
-            Endpoint::Token => self.token.clone(),
-            Endpoint::Login => below(&self.base, &["m2m", "v1", "session", "login"]),
-            Endpoint::Download => {
-                below(&self.base, &["m2m", "v1", "devices", "profile", "actions", "download"])
-            }
-            Endpoint::Status { account, request, .. } => below(
-                &self.base,
-                &[
-                    "m2m",
-                    "v2",
-                    "accounts",
-                    account.as_str(),
-                    "requests",
-                    request.as_str(),
-                    "status",
-                ],
-            ),
-            Endpoint::Callbacks { account } | Endpoint::RegisterCallback { account } => {
-                below(&self.base, &["m2m", "v1", "callbacks", account.as_str()])
-            }
-            Endpoint::DeregisterCallback { account, service } => {
-                below(&self.base, &["m2m", "v1", "callbacks", account.as_str(), "name", service])
-            }
+        let request = client.request(endpoint.method(), url).headers(headers);
+        let response = request.timeout(timeout).body(body).send().await;
+        match response {
+            Ok(response) => Ok(Reply::read(response, limit).await),
+            Err(error) => Err(SendError::from_reqwest(&error)),
         }
     }
 }
 
-impl Failure {
-    /// reqwest calls DNS errors, refused connections, failed handshakes and the connect time-out
-    /// all "connect". The time-out of the whole call is not among them, even if it strikes while
-    /// connecting.
-    fn from_reqwest(error: &reqwest::Error) -> Self {
-        let mut root: &dyn std::error::Error = error;
-        while let Some(source) = root.source() {
-            root = source;
-        }
-        let code = root.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        if code.is_some_and(is_lack_of_descriptors) {
-            Self::NoDescriptor
-        } else if error.is_connect() {
-            Self::NotConnected(format!("no connection: {root}"))
-        } else if error.is_builder() {
-            Self::NotConnected("the request could not be built".to_owned())
-        } else if error.is_timeout() {
-            Self::Broken("no answer in time".to_owned())
-        } else {
-            Self::Broken(format!("connection broke: {root}"))
-        }
-    }
-
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::NotConnected(_) => "not_connected",
-            Self::NoDescriptor => "no_descriptor",
-            Self::Broken(_) => "no_answer",
-            Self::LeftAlone(_) => "left_alone",
-        }
-    }
-}
-
-/// The limit of the process, or of the system. Only what opens a file fails so, hence before
-/// anything is sent.
-fn is_lack_of_descriptors(code: i32) -> bool {
-    [Errno::MFILE, Errno::NFILE].iter().any(|errno| errno.raw_os_error() == code)
-}
-
-/// What a call tells of its host.
-fn told_by(endpoint: Endpoint<'_>, result: &Result<Reply, Failure>) -> Outcome {
+/// What a call shows about its host.
+fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOutcome {
     let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else {
-        return Outcome::Failed(None);
+        return CallOutcome::Failed(None);
     };
     if reply.status.is_success() {
-        return Outcome::Answered;
+        return CallOutcome::Answered;
     }
-    // How long to wait may concern only the request that was asked about.
+    // The `Retry-After` of a status query may concern only its request.
     let wait = reply.retry_after.filter(|_| !matches!(endpoint, Endpoint::Status { .. }));
-    // Tokens are refused, and calls throttled, with any status.
+    // Refused tokens and throttled calls come with any status.
     match judge(reply, |_| None::<()>) {
-        Verdict::Throttled(_) => Outcome::Throttled(wait),
-        Verdict::Unclear { .. } if reply.status.is_server_error() => Outcome::Failed(wait),
-        Verdict::Unclear { .. } | Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Done(()) => {
-            Outcome::Answered
+        Verdict::Throttled(_) => CallOutcome::Throttled(wait),
+        Verdict::Unknown { .. } if reply.status.is_server_error() => CallOutcome::Failed(wait),
+        Verdict::Unknown { .. } | Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Done(()) => {
+            CallOutcome::Answered
         }
     }
 }
 
-/// Why there is no body.
-enum Unread {
-    Cut,
-    TooLong,
-}
-
-/// `limit` is in bytes as they are read here, after decompression: what is longer is never held.
-async fn read(response: &mut reqwest::Response, limit: usize) -> Result<Bytes, Unread> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|_| Unread::Cut)? {
-        if body.len() + chunk.len() > limit {
-            return Err(Unread::TooLong);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
-}
-
-/// Host and port: what has a breaker of its own.
+/// Host and port, which have a breaker together.
 fn host(url: &Url) -> String {
     format!(
         "{}:{}",
         url.host_str().unwrap_or_default(),
         url.port_or_known_default().unwrap_or_default()
     )
-}
-
-/// The values of the headers of these names.
-fn values(headers: &HeaderMap, names: &[HeaderName]) -> Vec<String> {
-    let named = headers.iter().filter(|(name, _)| names.contains(name));
-    named.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
-}
-
-/// Seconds or an HTTP date; [`LONGEST_RETRY_AFTER`] at most.
-fn retry_after(value: &HeaderValue) -> Option<Duration> {
-    let text = value.to_str().ok()?.trim();
-    let wait = if let Ok(seconds) = text.parse() {
-        Duration::from_secs(seconds)
-    } else {
-        let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
-        date.duration_since(jiff::Timestamp::now()).try_into().unwrap_or(Duration::ZERO)
-    };
-    Some(wait.min(LONGEST_RETRY_AFTER))
 }
 
 fn parse_url(text: &str) -> Option<Url> {
@@ -453,7 +297,7 @@ fn parse_url(text: &str) -> Option<Url> {
     plain.then_some(url)
 }
 
-fn below(base: &Url, segments: &[&str]) -> Url {
+fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
     let mut url = base.clone();
     url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(segments);
     url
@@ -480,23 +324,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_and_bounded() {
-        let parse = |text: &str| retry_after(&HeaderValue::from_str(text).unwrap());
-        assert_eq!(parse("0"), Some(Duration::ZERO));
-        assert_eq!(parse("17"), Some(Duration::from_secs(17)));
-        assert_eq!(parse("86400"), Some(LONGEST_RETRY_AFTER));
-        assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(parse("Tue, 01 Jan 2999 00:00:00 GMT"), Some(LONGEST_RETRY_AFTER));
-        for junk in ["", "-1", "soon", "1.5"] {
-            assert_eq!(parse(junk), None, "{junk}");
-        }
-    }
-
-    #[test]
     fn paths_are_appended_and_encoded() {
         for base in ["http://h:1/api", "http://h:1/api/"] {
             let base = parse_url(base).unwrap();
-            assert_eq!(below(&base, &["m2m", "a/b", ".."]).as_str(), "http://h:1/api/m2m/a%2Fb");
+            assert_eq!(below(&base, ["m2m", "a/b", ".."]).as_str(), "http://h:1/api/m2m/a%2Fb");
         }
     }
 

@@ -1,7 +1,7 @@
-//! What an answer means: the closed list.
+//! What a reply means: one verdict of a closed list.
 //!
-//! Whatever is not certainly a success, a refusal before execution or a throttling is
-//! [`Verdict::Unclear`]: the call may have been executed.
+//! A reply that is not certainly a success, a refusal before execution or a throttling is
+//! [`Verdict::Unknown`]: ThingSpace may have executed the call.
 
 mod evidence;
 mod mention;
@@ -10,24 +10,25 @@ mod phrases;
 
 use std::{borrow::Cow, time::Duration};
 
-pub(crate) use evidence::{carried, is_request_id};
+pub(crate) use evidence::{exact_id, is_request_id};
 pub(crate) use order::judge_order;
 
 use super::{
-    body::{self, Body},
-    code::{Code, Said, table::Means},
-    transport::Reply,
+    body::ReplyBody,
+    code::{Code, ErrorCodes, table::CodeClass},
+    reply::Reply,
 };
 use crate::thingspace::Refusal;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict<T> {
     Done(T),
-    /// Refused before execution, for want of a good token.
+    /// Refused before execution, because of these tokens.
     Stale(Stale),
     Throttled(Option<Duration>),
     Refused(Refusal),
-    Unclear {
+    /// The outcome is unknown.
+    Unknown {
         status: u16,
         reason: String,
     },
@@ -46,26 +47,15 @@ impl Stale {
     const BOTH: Self = Self { bearer: true, session: true };
 }
 
-/// Whether a success has a code that is about the call and not about what was asked for. A request
-/// that failed may have its own code.
-fn blames_the_call(body: &Body<'_>, status: u16) -> bool {
-    match Said::of(body) {
-        Said::Nothing | Said::Success => false,
-        Said::One(code) => !matches!(code.row(status).means, Means::Refused(_)),
-        Said::Contradictory => true,
-    }
-}
-
-/// What an answer to anything but an order means; see [`judge_order`] for those. `parse` reads the
-/// body of a success.
+/// The verdict on a reply to any call but an order; for orders see [`judge_order`]. `parse` reads
+/// the body of a success.
 ///
-/// A code that the [table](super::code::table) knows as a refusal counts as one only in an answer
-/// that blames the call: not with a 5xx or a 408, nor where the body also reads as a success (a
-/// request that failed has its id all the same).
-pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&Body<'_>) -> Option<T>) -> Verdict<T> {
+/// The code of a refusal counts only if the reply blames the call: not with a 5xx or a 408, and not
+/// if the body also reads as a success, because the status of a failed request may have a code.
+pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
-    let text = reply.body.as_deref().map(body::text);
-    let body = text.as_deref().map(Body::parse);
+    let text = reply.body.as_deref().map(String::from_utf8_lossy);
+    let body = text.as_deref().map(ReplyBody::parse);
     let body = body.as_ref();
     // Text that is not UTF-8 was damaged on its way.
     let is_intact = matches!(text, Some(Cow::Borrowed(_)));
@@ -77,16 +67,16 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&Body<'_>) -> Option<T>) ->
         return Verdict::Done(done);
     }
     let code = body.and_then(Code::first);
-    let means = code.as_ref().map(|code| (code, code.row(status).means));
-    match (status, means) {
-        (_, Some((_, Means::SessionRefused))) => Verdict::Stale(Stale::SESSION),
-        (_, Some((_, Means::BearerRefused))) => Verdict::Stale(Stale::BEARER),
-        (_, Some((_, Means::Throttled))) | (429, _) => Verdict::Throttled(reply.retry_after),
-        // Any other 401 is about the tokens, and does not say which.
-        (401, means) if !means.is_some_and(|(code, _)| code.is_from_thingspace()) => {
+    let class = code.as_ref().map(|code| (code, code.row(status).class));
+    match (status, class) {
+        (_, Some((_, CodeClass::SessionRefused))) => Verdict::Stale(Stale::SESSION),
+        (_, Some((_, CodeClass::BearerRefused))) => Verdict::Stale(Stale::BEARER),
+        (_, Some((_, CodeClass::Throttled))) | (429, _) => Verdict::Throttled(reply.retry_after),
+        // Any other 401 is about the tokens and does not say which.
+        (401, class) if !class.is_some_and(|(code, _)| code.is_from_thingspace()) => {
             Verdict::Stale(Stale::BOTH)
         }
-        (400..=407 | 409..=499, Some((code, Means::Refused(kind)))) if !reads_as_success => {
+        (400..=407 | 409..=499, Some((code, CodeClass::Refused(kind)))) if !reads_as_success => {
             Verdict::Refused(code.refusal(kind, status))
         }
         _ => {
@@ -95,7 +85,16 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&Body<'_>) -> Option<T>) ->
                 (true, true) => "with an error code",
                 (true, false) => "without a body of a known shape",
             };
-            Verdict::Unclear { status, reason: format!("HTTP {status}, {what}") }
+            Verdict::Unknown { status, reason: format!("HTTP {status}, {what}") }
         }
+    }
+}
+
+/// Whether a success has a code that is about the call. A refusal is about the request.
+fn blames_the_call(body: &ReplyBody<'_>, status: u16) -> bool {
+    match ErrorCodes::of(body) {
+        ErrorCodes::None | ErrorCodes::Success => false,
+        ErrorCodes::One(code) => !matches!(code.row(status).class, CodeClass::Refused(_)),
+        ErrorCodes::Contradictory => true,
     }
 }

@@ -1,41 +1,39 @@
-//! Words that stand for no value, for success, or for an id, wherever an answer has them.
+//! Words in answers that stand for success, for no value, or for an id.
 
-use super::wire;
-use crate::identity::RequestId;
-use crate::thingspace::StatusClass;
+use crate::{identity::RequestId, thingspace::StatusClass};
 
-/// Words that programs write in place of a value they do not have.
+/// Words that programs write if they have no value.
 const NO_VALUE: [&str; 10] =
     ["null", "undefined", "none", "nil", "nan", "na", "true", "false", "empty", "unknown"];
 
-/// Words of success that are not status words of ThingSpace's.
+/// Words of success that ThingSpace does not use as a status.
 const SUCCESS: [&str; 8] =
     ["ok", "accepted", "created", "received", "placed", "ordered", "done", "true"];
 
-/// The shortest id, by Verizon's SDK.
+/// The length of the shortest id, according to Verizon's SDK.
 const MIN_ID_CHARS: usize = 3;
 
 /// A smaller number may be an HTTP status.
 pub(crate) const MIN_ID_NUMBER: u64 = 1_000;
 
-/// Only the letters and digits, in lower case.
+/// The letters and digits of a text, in lower case.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
-/// Whether a text stands for no value: empty, a word such as "null", or zeros, as in a UUID of
-/// zeros.
+/// Whether a text stands for no value: it is empty, a word such as "null", or zeros, for example a
+/// UUID of zeros.
 pub(crate) fn is_no_value(text: &str) -> bool {
     let letters = plain(text);
     let is_number_below_one = letters.bytes().all(|byte| byte == b'0') || text.trim() == "-1";
     is_number_below_one || NO_VALUE.contains(&letters.as_str())
 }
 
-/// Whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP status,
+/// Whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP status
 /// alone or before its name.
 pub(crate) fn is_success(text: &str) -> bool {
     let succeeded_or_waits = matches!(
-        wire::class(text),
+        StatusClass::of(text),
         StatusClass::Succeeded | StatusClass::Pending | StatusClass::Waiting
     );
     let number = text.trim().split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
@@ -43,8 +41,8 @@ pub(crate) fn is_success(text: &str) -> bool {
     succeeded_or_waits || is_2xx || SUCCESS.contains(&plain(text).as_str())
 }
 
-/// Whether ThingSpace may have given this id. Every one that was ever seen is a UUID or a number,
-/// so a word without a digit is none, nor is what may be an HTTP status.
+/// Whether ThingSpace may have given this id. Every known id is a UUID or a number, so a word
+/// without a digit is no id, nor is a number that may be an HTTP status.
 pub(crate) fn is_id(text: &str) -> bool {
     let is_small_number = text.parse().is_ok_and(|number: u64| number < MIN_ID_NUMBER);
     text.len() >= MIN_ID_CHARS

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::guard::{Delay, Stopped};
 use crate::{
     store::StoreError,
-    thingspace::{Error, error::LEFT_ALONE},
+    thingspace::{Error, error::BREAKER_OPEN},
 };
 
 /// How long a caller waits for the next renewal, at most.
@@ -90,7 +90,7 @@ impl LoginError {
             Problem::Throttled => Error::Throttled { retry_after },
             Problem::Store(error) => Error::Store(error),
             Problem::HostUnavailable => {
-                Error::NotSent { reason: LEFT_ALONE.to_owned(), retry_after }
+                Error::NotSent { reason: BREAKER_OPEN.to_owned(), retry_after }
             }
             problem => Error::NotSent { reason: format!("no token: {problem}"), retry_after },
         }
@@ -142,7 +142,7 @@ impl fmt::Display for Problem {
             Self::Stopped(_) | Self::GuardUnreadable(_) => "logins are stopped",
             Self::FileUnusable(_) => "a credential file cannot be used",
             Self::Throttled => "throttled by ThingSpace",
-            Self::HostUnavailable => LEFT_ALONE,
+            Self::HostUnavailable => BREAKER_OPEN,
             Self::Elsewhere => "another gateway's login or token request has had no answer yet",
             Self::Delayed(reason) | Self::Unavailable(reason) => reason,
             Self::Store(error) => return error.fmt(f),

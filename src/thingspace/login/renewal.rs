@@ -20,7 +20,8 @@ use super::{
 use crate::thingspace::{
     Error,
     http::{
-        transport::{Endpoint, Failure, Reply},
+        reply::{Reply, SendError},
+        transport::Endpoint,
         wire,
     },
 };
@@ -105,10 +106,12 @@ impl Tokens {
             return Err(AttemptFailure::NotEvaluated(reason));
         }
         self.transport.send(endpoint, headers, body).await.map_err(|failure| match failure {
-            Failure::NotConnected(reason) => AttemptFailure::NotEvaluated(reason),
-            Failure::NoDescriptor => AttemptFailure::NotEvaluated(Error::NoDescriptor.to_string()),
-            Failure::LeftAlone(wait) => AttemptFailure::HostUnavailable(wait),
-            Failure::Broken(reason) => AttemptFailure::Unanswered(reason),
+            SendError::NotConnected(reason) => AttemptFailure::NotEvaluated(reason),
+            SendError::NoDescriptor => {
+                AttemptFailure::NotEvaluated(Error::NoDescriptor.to_string())
+            }
+            SendError::BreakerOpen(wait) => AttemptFailure::HostUnavailable(wait),
+            SendError::NoAnswer(reason) => AttemptFailure::Unanswered(reason),
         })
     }
 

@@ -1,4 +1,4 @@
-//! Every answer anybody wrote down, one per file, and what it means.
+//! Every documented or observed answer, one in a file, and its verdict.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -14,8 +14,8 @@ use crate::{
     thingspace::{
         Registration, Target,
         http::{
-            body::Body,
-            transport::Reply,
+            body::ReplyBody,
+            reply::Reply,
             verdict::{Verdict, judge, judge_order},
             wire,
         },
@@ -31,7 +31,7 @@ struct Fixture {
     status: u16,
     #[serde(default)]
     headers: std::collections::HashMap<String, String>,
-    /// JSON, or else `text`.
+    /// A JSON body. Otherwise `text` is the body.
     body: Option<Value>,
     text: Option<String>,
     verdict: String,
@@ -97,7 +97,7 @@ fn shown<T: std::fmt::Debug>(verdict: &Verdict<T>) -> String {
 }
 
 #[test]
-fn each_means_what_it_says() {
+fn every_fixture_has_the_verdict_that_it_names() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/thingspace");
     let mut wrong = Vec::new();
     let mut count = 0;
@@ -126,26 +126,26 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
     };
     for status in [200, 400, 404, 500] {
         assert!(
-            matches!(judge(&reply(status), wire::session), Verdict::Unclear { .. }),
+            matches!(judge(&reply(status), wire::session), Verdict::Unknown { .. }),
             "{status}"
         );
     }
-    // The status alone settles these, except for an order: a request id may have been cut off.
+    // The status decides these, except for an order: a request id may have been cut off.
     assert!(matches!(judge(&reply(401), wire::session), Verdict::Stale(_)));
     assert!(matches!(judge(&reply(429), wire::session), Verdict::Throttled(None)));
     for status in [200, 400, 401, 404, 429, 500] {
-        assert!(matches!(judge_order(&reply(status)), Verdict::Unclear { .. }), "{status}");
+        assert!(matches!(judge_order(&reply(status)), Verdict::Unknown { .. }), "{status}");
     }
 }
 
 #[test]
 fn a_status_answer_has_no_wrong_id() {
     let asked = RequestId::parse("r-1").unwrap();
-    let read = |body: String| wire::status(&Body::parse(&body), &account(), &asked);
+    let read = |body: String| wire::status(&ReplyBody::parse(&body), &account(), &asked);
     for ids in [r#""requestId":"R-1","#, r#""request_id":"r-1","requestId":"r-1","#] {
         assert!(read(format!(r#"{{{ids}"status":"Success"}}"#)).is_some(), "{ids}");
     }
-    // Without an id it must list devices, or it may be about anything.
+    // An answer without an id has to list devices.
     for ids in ["", r#""requestId":null,"#] {
         assert_eq!(read(format!(r#"{{{ids}"status":"Success"}}"#)), None, "{ids}");
         assert!(
@@ -166,14 +166,13 @@ fn a_status_answer_has_no_wrong_id() {
     let number = RequestId::parse("100000000000000000000").unwrap();
     assert_eq!(
         wire::status(
-            &Body::parse(r#"{"requestId":100000000000000000001,"status":"Success"}"#),
+            &ReplyBody::parse(r#"{"requestId":100000000000000000001,"status":"Success"}"#),
             &account(),
             &number
         ),
         None
     );
-    // A device's number that other programs would round is left out, as a thing that is no
-    // identifier is.
+    // A number that other programs would round is left out, as is what is no identifier.
     for (id, imei) in [
         ("990013907835573", "990013907835573"),
         ("9900139078355731", ""),
@@ -193,7 +192,7 @@ fn a_status_answer_has_no_wrong_id() {
     }
 }
 
-/// As on Verizon's page, without its trailing comma.
+/// As on Verizon's page, without the trailing comma.
 #[test]
 fn an_order_is_written_as_in_the_page_s_example() {
     let device = Device {
@@ -207,7 +206,14 @@ fn an_order_is_written_as_in_the_page_s_example() {
     let written = |order: &super::Order| String::from_utf8(wire::order(order).to_vec()).unwrap();
     assert_eq!(
         written(&order),
-        r#"{"devices":[{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},{"kind":"iccid","id":"89148000004292933820"},{"kind":"imei","id":"990013907835573"}]},{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},{"kind":"iccid","id":"89148000004292933820"}]}],"accountName":"0000123456-00001","servicePlan":"a plan"}"#
+        concat!(
+            r#"{"devices":[{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},"#,
+            r#"{"kind":"iccid","id":"89148000004292933820"},"#,
+            r#"{"kind":"imei","id":"990013907835573"}]},"#,
+            r#"{"deviceIds":[{"kind":"eid","id":"89049032007008882600086299134038"},"#,
+            r#"{"kind":"iccid","id":"89148000004292933820"}]}],"#,
+            r#""accountName":"0000123456-00001","servicePlan":"a plan"}"#
+        )
     );
     order.service_plan.clear();
     order.devices.clear();
@@ -219,8 +225,11 @@ fn a_registration_is_written_as_on_the_page() {
     let (url, password) = ("https://h/secret".into(), "open sesame".into());
     let target = Target { url: &url, username: "gateway", password: &password };
     assert_eq!(
-        &wire::registration("DeviceProfileService", &target)[..],
-        br#"{"name":"DeviceProfileService","url":"https://h/secret","username":"gateway","password":"open sesame"}"#
+        String::from_utf8_lossy(&wire::registration("DeviceProfileService", &target)),
+        concat!(
+            r#"{"name":"DeviceProfileService","url":"https://h/secret","#,
+            r#""username":"gateway","password":"open sesame"}"#
+        )
     );
     let shown = format!("{target:?}");
     assert!(!shown.contains("sesame") && !shown.contains("https"), "{shown}");

@@ -1,8 +1,8 @@
-//! Generated answers: grammar against oracle.
+//! Generated answers, checked against an oracle.
 //!
-//! Each answer is put together from parts whose meaning is known when they are made. The oracle
-//! knows only the parts, the readers only the bytes. `GENERATED_ANSWERS` says how many answers
-//! there are, `GENERATED_SEED` repeats a run; a failure prints both the seed and the answer.
+//! Each answer consists of parts whose meaning is known when they are made. The oracle knows only
+//! the parts, the readers only the bytes. `GENERATED_ANSWERS` is the number of answers,
+//! `GENERATED_SEED` repeats a run. A failure prints the seed and the answer.
 
 mod orders;
 mod others;
@@ -11,19 +11,19 @@ use std::{env, fs};
 
 use fastrand::Rng;
 
-/// In `make test`; `make soak` has ten times as many. A fifth of them are callbacks, which are
-/// generated where they are read.
+/// The number in `make test`; `make soak` has ten times as many. A fifth of them are callbacks,
+/// which `callbacks::parse` generates.
 const ANSWERS: u64 = 200_000;
 
-/// The most memory that reading all of them may take at any time, the test itself included.
+/// The most memory of the process while all answers are read.
 const MAX_RESIDENT_KIB: u64 = 256 << 10;
 
-/// Runs a check on this many fifths of all answers, each from a random source of its own.
+/// Runs a check for this many fifths of all answers, each with its own random numbers.
 fn each_answer(fifths: u64, check: impl Fn(&mut Rng)) {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let answers = number("GENERATED_ANSWERS").unwrap_or(ANSWERS) * fifths / 5;
     let seed = number("GENERATED_SEED").unwrap_or_else(|| fastrand::u64(..1 << 53));
-    // Captured, and shown if the test fails.
+    // Shown if the test fails.
     eprintln!("GENERATED_SEED={seed}");
     for answer in 0..answers {
         check(&mut Rng::with_seed(seed.wrapping_add(answer)));
@@ -38,7 +38,7 @@ fn pick<T: Copy>(rng: &mut Rng, of: &[T]) -> T {
     of[rng.usize(..of.len())]
 }
 
-/// A request id in one of the shapes that services use.
+/// A request id in one of the forms that services use.
 fn id(rng: &mut Rng) -> String {
     let digits = |rng: &mut Rng, radix: u32, count: usize| -> String {
         (0..count).map(|_| char::from_digit(rng.u32(..radix), radix).unwrap()).collect()
@@ -51,7 +51,7 @@ fn id(rng: &mut Rng) -> String {
     }
 }
 
-/// JSON in place of a value that nobody looks at, now and then deep or long.
+/// A JSON value that has no meaning, sometimes deep or long.
 fn noise(rng: &mut Rng) -> String {
     match rng.u32(..2_000) {
         0 => format!("{}{}", "[".repeat(100), "]".repeat(100)),
@@ -75,7 +75,7 @@ fn noise(rng: &mut Rng) -> String {
     }
 }
 
-/// An object of these fields in any order, with white space that means nothing.
+/// An object of these fields in any order, with any white space.
 fn object(rng: &mut Rng, mut fields: Vec<(String, String)>) -> String {
     rng.shuffle(&mut fields);
     let space = pick(rng, &["", "", " ", "\r\n\t"]);
@@ -87,12 +87,12 @@ fn object(rng: &mut Rng, mut fields: Vec<(String, String)>) -> String {
     format!("{mark}{{{}{space}}}{space}", fields.join(","))
 }
 
-/// The name of a field in one of the spellings of upper and lower case.
+/// The name of a field in any case.
 fn any_case(rng: &mut Rng, name: &str) -> String {
     name.chars().map(|c| if rng.u8(..4) == 0 { c.to_ascii_uppercase() } else { c }).collect()
 }
 
-/// Breaks the bytes somewhere.
+/// Damages the bytes in random places.
 fn damage(rng: &mut Rng, body: &mut Vec<u8>) {
     for _ in 0..rng.usize(1..4) {
         let at = rng.usize(..=body.len());

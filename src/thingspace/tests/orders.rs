@@ -178,7 +178,7 @@ async fn everything_else_is_ambiguous_and_never_sent_again() {
         for what in spoiled() {
             world.handle.inject(Fault::once(Endpoint::Download, when, what.clone()));
             match world.order().await {
-                Err(Error::Ambiguous { .. }) => {}
+                Err(Error::OutcomeUnknown { .. }) => {}
                 other => panic!("{when:?} {what:?}: {other:?}"),
             }
             calls += 1;
@@ -195,7 +195,7 @@ async fn an_answer_that_is_too_long_is_ambiguous() {
     world.prepare().await;
     let long = format!(r#"{{"requestId":"x","padding":"{}"}}"#, "x".repeat(2 << 20));
     world.handle.inject(Fault::once(Endpoint::Download, When::AfterEffect, answer(200, &long)));
-    assert!(matches!(world.order().await, Err(Error::Ambiguous { .. })));
+    assert!(matches!(world.order().await, Err(Error::OutcomeUnknown { .. })));
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn no_answer_in_time_is_ambiguous() {
         configured(manual(), |config| config.order_timeout = Duration::from_millis(200)).await;
     world.prepare().await;
     let gate = world.hold(Endpoint::Download);
-    assert!(matches!(world.order().await, Err(Error::Ambiguous { .. })));
+    assert!(matches!(world.order().await, Err(Error::OutcomeUnknown { .. })));
     gate.open();
     // It was executed all the same.
     world.handle.wait_until(PATIENCE, |ledger| ledger.orders.len() == 1).await;

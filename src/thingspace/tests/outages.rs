@@ -1,4 +1,4 @@
-//! A host that does not answer: what is still sent to it, and how it comes back.
+//! The breaker: what is sent to a host that does not answer, and how calls resume.
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -8,7 +8,7 @@ use crate::thingspace::http::breaker::LONGEST_RETRY_AFTER;
 
 const FIRST: Duration = Duration::from_millis(300);
 
-/// Opens after three failures: the three tries of one question.
+/// The breaker opens after three failures, which are the attempts of one status query.
 async fn fragile(options: Options) -> World {
     configured(options, |config| {
         config.breaker_failures = 3;
@@ -18,7 +18,7 @@ async fn fragile(options: Options) -> World {
 }
 
 impl World {
-    /// Nothing answers questions or orders, and the breaker has noticed.
+    /// No call is answered, and the breaker is open.
     async fn outage(&self, request: &RequestId) {
         self.poll(request).await.unwrap();
         for endpoint in
@@ -26,13 +26,12 @@ impl World {
         {
             self.handle.inject(Fault::always(endpoint, When::BeforeEffect, What::Drop));
         }
-        assert!(matches!(self.poll(request).await, Err(Error::Ambiguous { .. })));
+        assert!(matches!(self.poll(request).await, Err(Error::OutcomeUnknown { .. })));
         assert!(self.wait() > Duration::ZERO);
     }
 
-    /// For how long the host is left alone.
     fn wait(&self) -> Duration {
-        self.client.hosts()[0].left_alone.expect("the breaker is open")
+        self.client.hosts()[0].open_for.expect("the breaker is open")
     }
 
     fn calls(&self) -> [u64; 4] {
@@ -43,7 +42,7 @@ impl World {
 }
 
 #[track_caller]
-fn assert_left_alone<T: std::fmt::Debug>(outcome: &Result<T, Error>) {
+fn assert_breaker_open<T: std::fmt::Debug>(outcome: &Result<T, Error>) {
     let Err(Error::NotSent { retry_after: Some(wait), .. }) = outcome else {
         panic!("{outcome:?}")
     };
@@ -51,7 +50,7 @@ fn assert_left_alone<T: std::fmt::Debug>(outcome: &Result<T, Error>) {
 }
 
 #[tokio::test]
-async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
+async fn while_it_is_open_nothing_is_sent_but_one_probe() {
     let world = fragile(manual()).await;
     let request = world.request();
     world.outage(&request).await;
@@ -59,12 +58,12 @@ async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
     let began = Instant::now();
     let wait = world.wait();
     while began.elapsed() < wait / 2 {
-        assert_left_alone(&world.poll(&request).await);
-        assert_left_alone(&world.client.prepare_order(&account(), in_time()).await);
+        assert_breaker_open(&world.poll(&request).await);
+        assert_breaker_open(&world.client.prepare_order(&account(), in_time()).await);
     }
     assert_eq!(world.calls(), before);
 
-    // It still does not answer: of all who come one is sent.
+    // The host still does not answer. One of these queries is sent.
     tokio::time::sleep(world.wait()).await;
     let outcomes = join_all((0..20).map(|_| world.poll(&request))).await;
     assert!(outcomes.iter().all(Result::is_err));
@@ -74,37 +73,36 @@ async fn while_it_is_open_nothing_is_sent_and_one_call_finds_out() {
     tokio::time::sleep(world.wait()).await;
     world.handle.clear_faults();
     world.poll(&request).await.unwrap();
-    assert_eq!(world.client.hosts()[0].left_alone, None);
+    assert_eq!(world.client.hosts()[0].open_for, None);
     assert_eq!(world.calls(), [before[0] + 2, before[1], before[2], before[3]]);
 }
 
-/// A day, said in the answers to questions about one request, stops orders for no longer than any
-/// failure.
+/// A `Retry-After` of a day in answers about one request.
 #[tokio::test]
-async fn what_one_request_is_told_stops_no_order_for_minutes() {
+async fn the_retry_after_of_one_request_delays_no_order_for_minutes() {
     let world = fragile(manual()).await;
     let request = world.request();
     world.poll(&request).await.unwrap();
     let a_day = What::Unavailable { retry_after: Some(86_400) };
     world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, a_day));
     for _ in 0..3 {
-        let Err(Error::Ambiguous { retry_after, .. }) = world.poll(&request).await else {
+        let Err(Error::OutcomeUnknown { retry_after, .. }) = world.poll(&request).await else {
             panic!("no 503")
         };
         assert_eq!(retry_after, Some(LONGEST_RETRY_AFTER));
     }
     assert!(world.wait() <= FIRST);
     tokio::time::sleep(world.wait()).await;
-    // The next question is the probe, and is told the same.
+    // The next query is the probe and gets the same `Retry-After`.
     assert!(world.poll(&request).await.is_err());
     assert!(world.wait() <= 2 * FIRST);
     tokio::time::sleep(world.wait()).await;
     world.order().await.unwrap();
 }
 
-/// Callers choose the ids of requests that were placed elsewhere, and ThingSpace may fail for some.
+/// Callers choose the ids of external requests, and ThingSpace may fail for some.
 #[tokio::test]
-async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
+async fn queries_about_external_requests_open_no_breaker() {
     let world = fragile(manual()).await;
     let request = world.request();
     world.poll(&request).await.unwrap();
@@ -112,11 +110,11 @@ async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
     world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, failing));
     for _ in 0..3 {
         let asked = world.client.request_status(&account(), &request, Purpose::External).await;
-        assert!(matches!(asked, Err(Error::Ambiguous { .. })), "{asked:?}");
+        assert!(matches!(asked, Err(Error::OutcomeUnknown { .. })), "{asked:?}");
     }
-    assert_eq!(world.client.hosts()[0].left_alone, None);
+    assert_eq!(world.client.hosts()[0].open_for, None);
     world.order().await.unwrap();
-    // The same failures of polls do open it, and such a query is no probe then.
+    // The same failures of polls open it, and such a query is not the probe.
     for _ in 0..3 {
         world.poll(&request).await.unwrap_err();
     }
@@ -125,8 +123,8 @@ async fn queries_about_requests_placed_elsewhere_open_no_breaker() {
     let asked = world.client.request_status(&account(), &request, Purpose::External).await;
     assert!(asked.is_err());
     let [polls_after, _, _, lists_after] = world.calls();
-    assert_eq!(lists_after, lists + 1, "the breaker's own probe went first");
-    assert!(polls_after > polls, "and was answered");
+    assert_eq!(lists_after, lists + 1, "the transport's own probe is sent first");
+    assert!(polls_after > polls, "and is answered");
 }
 
 #[tokio::test]
@@ -136,8 +134,8 @@ async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
     world.outage(&request).await;
     let [polls, orders, logins, lists] = world.calls();
     tokio::time::sleep(world.wait()).await;
-    // The probe fails, and nothing follows it.
-    assert_left_alone(&world.client.prepare_order(&account(), in_time()).await);
+    // The probe fails, and the order is not sent.
+    assert_breaker_open(&world.client.prepare_order(&account(), in_time()).await);
     assert_eq!(world.calls(), [polls, orders, logins, lists + 1]);
 
     tokio::time::sleep(world.wait()).await;
@@ -147,7 +145,6 @@ async fn an_order_is_preceded_by_a_probe_and_never_is_one() {
     assert!(world.handle.ledger().unexpected.is_empty());
 }
 
-/// Nor is a login, which counts.
 #[tokio::test]
 async fn a_login_is_preceded_by_a_probe() {
     let world = fragile(manual()).await;
@@ -157,14 +154,14 @@ async fn a_login_is_preceded_by_a_probe() {
     let [_, orders, logins, lists] = world.calls();
     tokio::time::sleep(world.wait()).await;
     world.handle.clear_faults();
-    // The order meets the expired session, and what follows needs no other probe.
+    // The order finds the session expired. The login needs no other probe.
     world.order().await.unwrap();
     let [_, orders_now, logins_now, lists_now] = world.calls();
     assert_eq!([orders_now, logins_now, lists_now], [orders + 2, logins + 1, lists + 1]);
 }
 
 #[tokio::test]
-async fn a_probe_whose_caller_went_away_is_made_up_for() {
+async fn after_a_probe_whose_caller_went_away_another_probe_is_sent() {
     let world = fragile(manual()).await;
     let request = world.request();
     world.outage(&request).await;
@@ -177,7 +174,7 @@ async fn a_probe_whose_caller_went_away_is_made_up_for() {
         outcome = &mut impatient => panic!("{outcome:?}"),
         () = world.arrived(Endpoint::Status) => {}
     }
-    assert_left_alone(&world.poll(&request).await);
+    assert_breaker_open(&world.poll(&request).await);
     drop(impatient);
     world.poll(&request).await.unwrap();
     let [.., lists_now] = world.calls();
@@ -201,15 +198,15 @@ async fn refusals_and_throttling_open_nothing() {
         world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, what.clone()));
         for _ in 0..4 {
             let _ = world.poll(&request).await;
-            assert_eq!(world.client.hosts()[0].left_alone, None, "{what:?}");
+            assert_eq!(world.client.hosts()[0].open_for, None, "{what:?}");
         }
         world.handle.clear_faults();
     }
 }
 
-/// Where tokens come from elsewhere, each host has a breaker of its own.
+/// If tokens come from another host, each host has its own breaker.
 #[tokio::test]
-async fn a_dead_host_for_tokens_says_nothing_of_the_api() {
+async fn a_dead_host_for_tokens_does_not_open_the_breaker_of_the_api() {
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let token_url = format!("http://{}/token", dead.local_addr().unwrap());
     drop(dead);
@@ -222,9 +219,6 @@ async fn a_dead_host_for_tokens_says_nothing_of_the_api() {
     let request = world.request();
     assert!(matches!(world.poll(&request).await, Err(Error::NotSent { .. })));
     let hosts = world.client.hosts();
-    assert_eq!(
-        hosts.iter().map(|host| host.left_alone.is_some()).collect::<Vec<_>>(),
-        [false, true]
-    );
+    assert_eq!(hosts.iter().map(|host| host.open_for.is_some()).collect::<Vec<_>>(), [false, true]);
     assert_eq!(world.calls(), [0; 4]);
 }

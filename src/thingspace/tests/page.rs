@@ -1,5 +1,5 @@
-//! Every row of the table of codes, from an answer's body to what a caller reads; and
-//! `docs/errors.md`, which shows it.
+//! Every row of the table of codes, from the body of an answer to the error of a caller. The table
+//! in `docs/errors.md` has to show the same.
 
 use std::{env, fs, path::Path};
 
@@ -15,12 +15,12 @@ use crate::{
     thingspace::{
         Error,
         http::{
-            body::Body,
+            body::ReplyBody,
             code::{
                 Code,
-                table::{Codes, Means, ROWS, Row},
+                table::{CodeClass, CodePattern, ROWS, Row},
             },
-            transport::Reply,
+            reply::Reply,
             verdict::{Stale, Verdict, judge_order},
         },
     },
@@ -31,10 +31,10 @@ const COMMAND: &str = "UPDATE_DOCS=1 cargo test --lib the_page_shows_the_table";
 const BEGIN: &str = "<!-- table of codes: generated -->\n";
 const END: &str = "<!-- end of the table of codes -->\n";
 
-/// A body for each code that a row names, at its least and its most.
+/// A body for each code of a row; the smallest and the largest number of a range.
 fn samples(row: &Row) -> Vec<String> {
     match row.codes {
-        Codes::Named(patterns) => patterns
+        CodePattern::Named(patterns) => patterns
             .iter()
             .map(|pattern| {
                 let name = pattern.replace('*', "Some").replace('#', "7");
@@ -42,14 +42,14 @@ fn samples(row: &Row) -> Vec<String> {
                 json!({ "errorCode": format!("{service}{name}") }).to_string()
             })
             .collect(),
-        Codes::ApiManager(first, last) => [first, last]
+        CodePattern::ApiManager(first, last) => [first, last]
             .into_iter()
             .map(|number| json!({ "fault": { "code": number } }).to_string())
             .collect(),
     }
 }
 
-/// An answer that lets a row say what it means.
+/// A reply with a status with which the row counts.
 fn reply(row: &Row, body: String) -> Reply {
     let status = StatusCode::from_u16(row.http.unwrap_or(400)).unwrap();
     Reply {
@@ -62,7 +62,7 @@ fn reply(row: &Row, body: String) -> Reply {
     }
 }
 
-/// What callers read when an answer means this: whoever orders, and whoever asks.
+/// The errors of a caller that orders and of one that queries.
 fn read<T: std::fmt::Debug>(verdict: Verdict<T>) -> [String; 2] {
     let asks = |error: Error| named(&status::of(&error.into()));
     let both = |error: Error| {
@@ -71,22 +71,25 @@ fn read<T: std::fmt::Debug>(verdict: Verdict<T>) -> [String; 2] {
     };
     match verdict {
         Verdict::Done(done) => panic!("a success: {done:?}"),
-        // Refused once more with a new token.
+        // Refused again with a new token.
         Verdict::Stale(_) => both(Error::CredentialsRejected { name: String::new() }),
         Verdict::Throttled(retry_after) => both(Error::Throttled { retry_after }),
         Verdict::Refused(refusal) => both(Error::Refused(refusal)),
-        Verdict::Unclear { reason, .. } => {
+        Verdict::Unknown { reason, .. } => {
             let unknown = requests::Error::OrderOutcomeUnknown {
                 order_id: String::new(),
                 sent_time: jiff::Timestamp::UNIX_EPOCH,
                 request_id: None,
             };
-            [named(&status::of(&unknown)), asks(Error::Ambiguous { reason, retry_after: None })]
+            [
+                named(&status::of(&unknown)),
+                asks(Error::OutcomeUnknown { reason, retry_after: None }),
+            ]
         }
     }
 }
 
-/// Code and reason.
+/// The gRPC code and the reason.
 fn named(status: &Status) -> String {
     let mut code = String::new();
     for (at, letter) in format!("{:?}", status.code()).char_indices() {
@@ -103,24 +106,27 @@ fn named(status: &Status) -> String {
 
 fn line(row: &Row) -> String {
     let codes = match row.codes {
-        Codes::Named(names) => {
+        CodePattern::Named(names) => {
             names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
         }
-        Codes::ApiManager(first, last) if first == last => format!("the API manager's {first}"),
-        Codes::ApiManager(first, last) => format!("the API manager's {first} to {last}"),
+        CodePattern::ApiManager(first, last) if first == last => {
+            format!("the API manager's {first}")
+        }
+        CodePattern::ApiManager(first, last) => format!("the API manager's {first} to {last}"),
     };
     let http = row.http.map(|http| format!(" with HTTP {http}")).unwrap_or_default();
     let [order, other] = read(judge_order(&reply(row, samples(row).remove(0))));
-    let (reads, again) = match row.means {
-        Means::SessionRefused | Means::BearerRefused => (
+    let (reads, again) = match row.class {
+        CodeClass::SessionRefused | CodeClass::BearerRefused => (
             format!(
-                "nothing: the token is renewed and the call repeated, once. If that is refused too: {order}"
+                "nothing: the token is renewed and the call repeated, once. If that is refused \
+                 too: {order}"
             ),
             "no",
         ),
-        Means::Throttled => (order, "after `RetryInfo`"),
-        Means::Refused(_) => (order, "no"),
-        Means::Unclear => (
+        CodeClass::Throttled => (order, "after `RetryInfo`"),
+        CodeClass::Refused(_) => (order, "no"),
+        CodeClass::Unknown => (
             format!("an order: {order}; any other call: {other}"),
             "with the same key, to learn more",
         ),
@@ -133,16 +139,18 @@ fn every_row_holds_for_its_codes() {
     for row in ROWS {
         let printed = line(row);
         for sample in samples(row) {
-            let found = Code::first(&Body::parse(&sample)).unwrap();
+            let found = Code::first(&ReplyBody::parse(&sample)).unwrap();
             let found = found.row(row.http.unwrap_or(400));
             assert!(std::ptr::eq(found, row), "{sample} is read as {found:?}, not as {row:?}");
             let verdict = judge_order(&reply(row, sample));
-            let as_meant = match (row.means, &verdict) {
-                (Means::SessionRefused, Verdict::Stale(stale)) => !stale.bearer && stale.session,
-                (Means::BearerRefused, Verdict::Stale(stale)) => *stale == Stale::BEARER,
-                (Means::Throttled, Verdict::Throttled(None))
-                | (Means::Unclear, Verdict::Unclear { .. }) => true,
-                (Means::Refused(kind), Verdict::Refused(refusal)) => {
+            let as_meant = match (row.class, &verdict) {
+                (CodeClass::SessionRefused, Verdict::Stale(stale)) => {
+                    !stale.bearer && stale.session
+                }
+                (CodeClass::BearerRefused, Verdict::Stale(stale)) => *stale == Stale::BEARER,
+                (CodeClass::Throttled, Verdict::Throttled(None))
+                | (CodeClass::Unknown, Verdict::Unknown { .. }) => true,
+                (CodeClass::Refused(kind), Verdict::Refused(refusal)) => {
                     refusal.kind == kind && refusal.to_string().ends_with(row.meaning)
                 }
                 _ => false,

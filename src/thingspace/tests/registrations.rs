@@ -70,7 +70,7 @@ async fn a_refused_token_is_renewed_and_the_call_repeated() {
 async fn a_lost_answer_is_ambiguous() {
     let world = world(manual()).await;
     world.handle.inject(Fault::once(Endpoint::RegisterCallback, When::AfterEffect, What::Drop));
-    assert!(matches!(world.register().await, Err(Error::Ambiguous { .. })));
+    assert!(matches!(world.register().await, Err(Error::OutcomeUnknown { .. })));
     assert_eq!(world.listed().await.len(), 1);
     assert_eq!(world.handle.ledger().calls(Endpoint::RegisterCallback), 1);
 }

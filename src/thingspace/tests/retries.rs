@@ -34,7 +34,10 @@ async fn a_question_is_tried_three_times() {
         }
         let before = polls();
         world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, what.clone()));
-        assert!(matches!(world.poll(&request).await, Err(Error::Ambiguous { .. })), "{what:?}");
+        assert!(
+            matches!(world.poll(&request).await, Err(Error::OutcomeUnknown { .. })),
+            "{what:?}"
+        );
         assert_eq!(polls() - before, 3, "{what:?}");
         world.handle.clear_faults();
     }

@@ -76,7 +76,7 @@ async fn a_success_with_an_error_of_the_call_decides_no_request() {
     let world = world(manual()).await;
     world.poll(&world.request()).await.unwrap();
     for body in [
-        r#"{"requestId":"{id}","status":"Failed","errorCode":"UnifiedWebService.REQUEST_FAILED.SessionToken.Expired"}"#,
+        r#"{"requestId":"{id}","status":"Failed","errorCode":"S.SessionToken.Expired"}"#,
         r#"{"requestId":"{id}","status":"Failed","fault":{"code":"900901"}}"#,
         r#"{"requestId":"{id}","status":"Failed","errorCode":"500"}"#,
         r#"{"status":"error","message":"Backend unavailable"}"#,
@@ -86,14 +86,15 @@ async fn a_success_with_an_error_of_the_call_decides_no_request() {
         r#"{"requestId":"{id}","Account_Name":123456,"status":"Success"}"#,
         r#"{"requestId":"{id}","account":"0000999999-00001","status":"Success"}"#,
     ] {
-        // The call is repeated, and the truth is pending.
+        // The query is repeated, and the request is pending.
         assert_eq!(found(answered(&world, body).await).overall, StatusClass::Pending, "{body}");
     }
-    let doubtful = r#"{"requestId":"{id}","status":"Success","errorCode":"UnifiedWebService.REQUEST_FAILED.UnexpectedError"}"#;
+    let doubtful =
+        r#"{"requestId":"{id}","status":"Success","errorCode":"REQUEST_FAILED.UnexpectedError"}"#;
     assert_eq!(found(answered(&world, doubtful).await).overall, StatusClass::Unknown);
 }
 
-/// At the top and in a sub-request.
+/// The denial is at the top or in a sub-request.
 #[tokio::test]
 async fn a_success_that_something_denies_decides_no_device() {
     use StatusClass::{Failed, Succeeded, Unknown};
@@ -101,9 +102,8 @@ async fn a_success_that_something_denies_decides_no_device() {
     let (eid, other) = (device(1).eid, device(2).eid);
     let body = |status: &str, top: &str, sub: &str| {
         let ids = format!(r#""ids":[{{"kind":"eid","id":"{}"}}]"#, eid.as_str());
-        format!(
-            r#"{{"requestId":"{{id}}","status":"{status}"{top},"subRequests":[{{{ids},"status":"{status}"{sub}}}]}}"#
-        )
+        let sub = format!(r#"{{{ids},"status":"{status}"{sub}}}"#);
+        format!(r#"{{"requestId":"{{id}}","status":"{status}"{top},"subRequests":[{sub}]}}"#)
     };
     let denials = [
         r#","errorCode":"UnifiedWebService.REQUEST_FAILED.X","errorMessage":"x""#,
@@ -160,15 +160,14 @@ async fn a_success_that_something_denies_decides_no_device() {
             "{sub}"
         );
     }
-    // A device with two ids of one kind is none.
+    // Two identifiers of one kind name no device.
     let ids = format!(
         r#"[{{"kind":"eid","id":"{}"}},{{"kind":"eid","id":"{}"}}]"#,
         other.as_str(),
         eid.as_str()
     );
-    let two = format!(
-        r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"Success"}}]}}"#
-    );
+    let sub = format!(r#"{{"ids":{ids},"status":"Success"}}"#);
+    let two = format!(r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{sub}]}}"#);
     assert_eq!(found(answered(&world, &two).await).devices[0].1, Unknown);
 }
 
@@ -181,7 +180,7 @@ async fn an_answer_may_name_the_account_that_was_asked_for() {
     }
 }
 
-/// Success above a device that is pending or failed is what the documented example says.
+/// The documented example says Success above a pending device.
 #[tokio::test]
 async fn a_failure_of_the_whole_without_a_device_that_failed_is_not_believed() {
     use StatusClass::{Failed, Pending, Succeeded, Unknown};
@@ -213,24 +212,24 @@ async fn entries_that_contradict_each_other_decide_no_device() {
     let eid = device(1).eid;
     for (first, second) in [("Success", "Failed"), ("Failed", "Success"), ("Success", "Pending")] {
         let ids = format!(r#"[{{"kind":"eid","id":"{}"}}]"#, eid.as_str());
-        let body = format!(
-            r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"ids":{ids},"status":"{first}"}},{{"ids":{ids},"status":"{second}"}}]}}"#
-        );
-        let answer = found(answered(&world, &body).await);
+        let body = |subs: &str| {
+            format!(r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{subs}]}}"#)
+        };
+        let sub = |status| format!(r#"{{"ids":{ids},"status":"{status}"}}"#);
+        let twice = body(&format!("{},{}", sub(first), sub(second)));
+        let answer = found(answered(&world, &twice).await);
         assert!(
             answer.devices.iter().all(|(_, class)| *class == StatusClass::Unknown),
             "{answer:?}"
         );
-        let body = format!(
-            r#"{{"requestId":"{{id}}","status":"Success","subRequests":[{{"status":"{first}","ids":[{{"kind":"eid","id":"{}","status":"{second}"}}]}}]}}"#,
-            eid.as_str()
-        );
-        let answer = found(answered(&world, &body).await);
+        let ids = format!(r#"{{"kind":"eid","id":"{}","status":"{second}"}}"#, eid.as_str());
+        let inside = body(&format!(r#"{{"status":"{first}","ids":[{ids}]}}"#));
+        let answer = found(answered(&world, &inside).await);
         assert_eq!(answer.devices[0].1, StatusClass::Unknown, "{answer:?}");
     }
 }
 
-/// A device may be named by its EID here, by its ICCID there, or by nothing at all.
+/// One entry may have the EID of a device, another its ICCID, and another no identifier.
 #[tokio::test]
 async fn entries_with_different_identifiers_of_a_device_contradict_each_other() {
     use StatusClass::{Failed, Pending, Succeeded, Unknown};
@@ -257,11 +256,11 @@ async fn entries_with_different_identifiers_of_a_device_contradict_each_other() 
             vec![sub(&eid, "Success"), sub(&iccid, "Failed"), sub(&both, "Success")],
             vec![Unknown, Unknown, Unknown],
         ),
-        // What has no identifier may be about any device.
+        // An entry without an identifier may be about any device.
         (vec![sub(&both, "Success"), sub("[]", "Failed")], vec![Unknown, Failed]),
         (vec![sub(&id("esn", "1"), "Success"), sub(&both, "Failed")], vec![Succeeded, Unknown]),
         (vec![sub(&both, "Success"), sub("[]", "Pending")], vec![Succeeded, Pending]),
-        // These are one device of one mind, or two devices.
+        // Entries that agree, and entries about two devices.
         (vec![sub(&both, "Success"), sub(&iccid, "Success")], vec![Succeeded, Succeeded]),
         (vec![sub(&blank, "Success"), sub(&others, "Failed")], vec![Succeeded, Failed]),
         (vec![elsewhere.clone(), sub(&others, "Success")], vec![Failed, Succeeded]),
@@ -284,7 +283,7 @@ async fn entries_with_different_identifiers_of_a_device_contradict_each_other() 
 }
 
 #[tokio::test]
-async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
+async fn an_unknown_request_is_not_known_and_another_account_is_refused() {
     let world = world(manual()).await;
     let request = world.request();
     let unknown = RequestId::parse("no-such-request").unwrap();
@@ -298,15 +297,15 @@ async fn an_unknown_request_is_not_known_and_a_strange_account_is_refused() {
     }
     for vague in [answer(404, "<html>"), answer(503, r#"{"errorCode":"503"}"#)] {
         world.handle.inject(Fault::always(Endpoint::Status, When::BeforeEffect, vague));
-        assert!(matches!(world.poll(&request).await, Err(Error::Ambiguous { .. })));
+        assert!(matches!(world.poll(&request).await, Err(Error::OutcomeUnknown { .. })));
         world.handle.clear_faults();
     }
 }
 
-/// While polls take all of the rate, queries about requests placed elsewhere get one call in
-/// twenty, and all are answered.
+/// While polls take all of the rate, queries about external requests get one call in twenty, and
+/// all are answered.
 #[tokio::test]
-async fn requests_placed_elsewhere_get_their_share_and_no_more() {
+async fn external_requests_get_their_share_and_no_more() {
     let world = configured(manual(), |config| config.calls_per_second = 100).await;
     let (account, polled, elsewhere) = (account(), world.request(), world.request());
     let polls = futures_util::future::join_all((0..100).map(|_| async {
@@ -325,17 +324,16 @@ async fn requests_placed_elsewhere_get_their_share_and_no_more() {
     let ledger = world.handle.ledger();
     let (of_polls, of_lookups) = (ledger.polls_of(&polled), ledger.polls_of(&elsewhere));
     assert_eq!(of_lookups, 10);
-    // Two of them may go ahead of their share.
+    // Two of them may be sent before their share is due.
     assert!(of_polls >= 19 * (of_lookups - 3), "{of_polls} polls");
 }
 
 #[tokio::test]
-async fn the_wait_for_the_rate_is_none_of_the_time_an_answer_took() {
+async fn the_time_of_an_answer_does_not_include_the_wait_for_a_permit() {
     let world = configured(manual(), |config| config.calls_per_second = 2).await;
     let request = world.request();
     let began = Instant::now();
-    // Three go at once, the others wait for half a second, a whole one, one and a half: three
-    // together.
+    // Three are sent at once. The others wait for 0.5, 1 and 1.5 seconds, 3 seconds together.
     let polls = (0..6).map(|_| poll(&world.client, &request));
     let polls = try_join_all(polls).await.unwrap();
     let took: Duration = polls.iter().map(|(_, took)| *took).sum();

@@ -1,8 +1,8 @@
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
-const SETTINGS: Settings =
-    Settings { failures: 3, first: Duration::from_secs(1), most: Duration::from_secs(4) };
+const SETTINGS: BreakerSettings =
+    BreakerSettings { failures: 3, first: Duration::from_secs(1), most: Duration::from_secs(4) };
 
 fn breaker() -> Arc<Breaker> {
     Breaker::new("host".into(), SETTINGS)
@@ -17,20 +17,20 @@ fn pass(breaker: &Arc<Breaker>) -> Pass {
 }
 
 fn fail(breaker: &Arc<Breaker>) {
-    pass(breaker).report(Outcome::Failed(None));
+    pass(breaker).report(CallOutcome::Failed(None));
 }
 
-/// A wait of a penalty.
+/// It is open for this time, or up to a half less.
 #[track_caller]
 fn assert_penalty(breaker: &Arc<Breaker>, penalty: Duration) {
-    let wait = breaker.refuses().expect("it is open");
+    let wait = breaker.refused_for().expect("it is open");
     assert!((penalty / 2..=penalty).contains(&wait), "{wait:?} of {penalty:?}");
 }
 
-async fn sit_out(breaker: &Breaker) {
-    let wait = breaker.refuses().expect("it is open");
+async fn wait_for_probe(breaker: &Breaker) {
+    let wait = breaker.refused_for().expect("it is open");
     tokio::time::sleep(wait.saturating_sub(MS)).await;
-    assert!(breaker.refuses().is_some());
+    assert!(breaker.refused_for().is_some());
     tokio::time::sleep(MS).await;
 }
 
@@ -40,18 +40,18 @@ async fn failures_in_a_row_open_it() {
     for _ in 0..5 {
         fail(&breaker);
         fail(&breaker);
-        pass(&breaker).report(Outcome::Answered);
+        pass(&breaker).report(CallOutcome::Answered);
     }
     fail(&breaker);
-    // These say nothing: neither failed nor answered.
-    pass(&breaker).report(Outcome::Throttled(Some(SETTINGS.first)));
+    // Neither failures nor answers.
+    pass(&breaker).report(CallOutcome::Throttled(Some(SETTINGS.first)));
     drop(pass(&breaker));
     fail(&breaker);
-    assert_eq!((breaker.refuses(), breaker.health().left_alone), (None, None));
+    assert_eq!((breaker.refused_for(), breaker.health().open_for), (None, None));
     fail(&breaker);
     assert_penalty(&breaker, SETTINGS.first);
     assert!(matches!(breaker.admit(true), Admission::Refused(_)));
-    assert_eq!(breaker.health().left_alone, breaker.refuses());
+    assert_eq!(breaker.health().open_for, breaker.refused_for());
 }
 
 #[tokio::test(start_paused = true)]
@@ -60,18 +60,17 @@ async fn one_call_probes_and_the_penalty_doubles_to_its_bound() {
     (0..3).for_each(|_| fail(&breaker));
     for seconds in [1, 2, 4, 4, 4] {
         assert_penalty(&breaker, Duration::from_secs(seconds));
-        sit_out(&breaker).await;
+        wait_for_probe(&breaker).await;
         let probe = pass(&breaker);
         for may_probe in [true, false] {
-            assert!(
-                matches!(breaker.admit(may_probe), Admission::Refused(wait) if wait == SETTINGS.first)
-            );
+            let Admission::Refused(wait) = breaker.admit(may_probe) else { panic!("a probe runs") };
+            assert_eq!(wait, SETTINGS.first);
         }
-        probe.report(Outcome::Failed(None));
+        probe.report(CallOutcome::Failed(None));
     }
-    sit_out(&breaker).await;
-    pass(&breaker).report(Outcome::Answered);
-    assert_eq!(breaker.refuses(), None);
+    wait_for_probe(&breaker).await;
+    pass(&breaker).report(CallOutcome::Answered);
+    assert_eq!(breaker.refused_for(), None);
     pass(&breaker);
 }
 
@@ -79,60 +78,60 @@ async fn one_call_probes_and_the_penalty_doubles_to_its_bound() {
 async fn a_call_with_an_effect_is_never_the_probe() {
     let breaker = breaker();
     (0..3).for_each(|_| fail(&breaker));
-    sit_out(&breaker).await;
+    wait_for_probe(&breaker).await;
     let Admission::ProbeFirst(probe) = breaker.admit(false) else { panic!("not the probe") };
     assert!(matches!(breaker.admit(false), Admission::Refused(_)));
-    probe.report(Outcome::Answered);
+    probe.report(CallOutcome::Answered);
     assert!(matches!(breaker.admit(false), Admission::Pass(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_is_given_up_makes_room_for_one_that_is_not() {
+async fn after_a_cancelled_probe_the_next_one_cannot_be_cancelled() {
     let breaker = breaker();
     (0..3).for_each(|_| fail(&breaker));
-    sit_out(&breaker).await;
+    wait_for_probe(&breaker).await;
     drop(pass(&breaker));
     let Admission::ProbeFirst(own) = breaker.admit(true) else {
-        panic!("its caller may go away, too")
+        panic!("its caller may go away as well")
     };
-    // Nothing stops that one, but if something does, nobody is in a hurry.
+    // If even the transport's own probe is cancelled, the next one waits.
     drop(own);
     assert_penalty(&breaker, SETTINGS.first);
-    sit_out(&breaker).await;
+    wait_for_probe(&breaker).await;
     let Admission::ProbeFirst(own) = breaker.admit(true) else {
-        panic!("its caller may go away, too")
+        panic!("its caller may go away as well")
     };
-    own.report(Outcome::Failed(None));
-    sit_out(&breaker).await;
-    pass(&breaker).report(Outcome::Answered);
-    assert_eq!(breaker.refuses(), None);
+    own.report(CallOutcome::Failed(None));
+    wait_for_probe(&breaker).await;
+    pass(&breaker).report(CallOutcome::Answered);
+    assert_eq!(breaker.refused_for(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttled_probe_is_repeated_when_it_was_told_and_costs_no_more() {
+async fn a_throttled_probe_is_repeated_after_its_retry_after_and_doubles_nothing() {
     let breaker = breaker();
     (0..3).for_each(|_| fail(&breaker));
-    sit_out(&breaker).await;
-    pass(&breaker).report(Outcome::Throttled(None));
+    wait_for_probe(&breaker).await;
+    pass(&breaker).report(CallOutcome::Throttled(None));
     assert_penalty(&breaker, SETTINGS.first);
-    sit_out(&breaker).await;
-    pass(&breaker).report(Outcome::Throttled(Some(Duration::from_secs(30))));
-    assert_eq!(breaker.refuses(), Some(Duration::from_secs(30)));
-    sit_out(&breaker).await;
+    wait_for_probe(&breaker).await;
+    pass(&breaker).report(CallOutcome::Throttled(Some(Duration::from_secs(30))));
+    assert_eq!(breaker.refused_for(), Some(Duration::from_secs(30)));
+    wait_for_probe(&breaker).await;
     fail(&breaker);
     assert_penalty(&breaker, 2 * SETTINGS.first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_probe_is_told_how_long_to_wait_and_within_reason() {
-    for (told, wait) in [(20, 20), (3_600, 300)] {
+async fn only_the_retry_after_of_a_probe_counts_and_for_five_minutes_at_most() {
+    for (retry_after, wait) in [(20, 20), (3_600, 300)] {
         let breaker = breaker();
-        let told = Outcome::Failed(Some(Duration::from_secs(told)));
-        (0..3).for_each(|_| pass(&breaker).report(told));
+        let failed = CallOutcome::Failed(Some(Duration::from_secs(retry_after)));
+        (0..3).for_each(|_| pass(&breaker).report(failed));
         assert_penalty(&breaker, SETTINGS.first);
-        sit_out(&breaker).await;
-        pass(&breaker).report(told);
-        assert_eq!(breaker.refuses(), Some(Duration::from_secs(wait)));
+        wait_for_probe(&breaker).await;
+        pass(&breaker).report(failed);
+        assert_eq!(breaker.refused_for(), Some(Duration::from_secs(wait)));
     }
 }
 
@@ -141,36 +140,36 @@ async fn a_false_recovery_does_not_shorten_the_penalty_and_a_true_one_does() {
     let breaker = breaker();
     (0..3).for_each(|_| fail(&breaker));
     for seconds in [2, 4, 4] {
-        sit_out(&breaker).await;
-        pass(&breaker).report(Outcome::Answered);
-        // Not enough answers in a row to believe in them.
-        pass(&breaker).report(Outcome::Answered);
-        pass(&breaker).report(Outcome::Answered);
+        wait_for_probe(&breaker).await;
+        pass(&breaker).report(CallOutcome::Answered);
+        // Too few answers in a row.
+        pass(&breaker).report(CallOutcome::Answered);
+        pass(&breaker).report(CallOutcome::Answered);
         (0..3).for_each(|_| fail(&breaker));
         assert_penalty(&breaker, Duration::from_secs(seconds));
     }
-    sit_out(&breaker).await;
-    pass(&breaker).report(Outcome::Answered);
-    (0..3).for_each(|_| pass(&breaker).report(Outcome::Answered));
+    wait_for_probe(&breaker).await;
+    pass(&breaker).report(CallOutcome::Answered);
+    (0..3).for_each(|_| pass(&breaker).report(CallOutcome::Answered));
     (0..3).for_each(|_| fail(&breaker));
     assert_penalty(&breaker, SETTINGS.first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_of_before_the_last_change_tell_nothing() {
+async fn calls_that_began_before_the_last_change_are_ignored() {
     let breaker = breaker();
     let mut old: Vec<_> = (0..8).map(|_| pass(&breaker)).collect();
-    (0..3).for_each(|_| old.pop().unwrap().report(Outcome::Failed(None)));
-    let wait = breaker.refuses();
-    old.pop().unwrap().report(Outcome::Failed(None));
-    old.pop().unwrap().report(Outcome::Answered);
-    assert_eq!(breaker.refuses(), wait);
-    sit_out(&breaker).await;
+    (0..3).for_each(|_| old.pop().unwrap().report(CallOutcome::Failed(None)));
+    let wait = breaker.refused_for();
+    old.pop().unwrap().report(CallOutcome::Failed(None));
+    old.pop().unwrap().report(CallOutcome::Answered);
+    assert_eq!(breaker.refused_for(), wait);
+    wait_for_probe(&breaker).await;
     let probe = pass(&breaker);
-    old.pop().unwrap().report(Outcome::Failed(None));
-    old.pop().unwrap().report(Outcome::Answered);
+    old.pop().unwrap().report(CallOutcome::Failed(None));
+    old.pop().unwrap().report(CallOutcome::Answered);
     drop(old);
-    assert_eq!(breaker.refuses(), Some(SETTINGS.first));
-    probe.report(Outcome::Answered);
-    assert_eq!(breaker.refuses(), None);
+    assert_eq!(breaker.refused_for(), Some(SETTINGS.first));
+    probe.report(CallOutcome::Answered);
+    assert_eq!(breaker.refused_for(), None);
 }

@@ -1,95 +1,97 @@
-//! What ThingSpace's codes mean: the one table, which `docs/errors.md` shows.
+//! The table of ThingSpace's codes, which `docs/errors.md` shows.
 //!
-//! The first row that fits a code holds, and the last row fits every code. A row says what a code
-//! means with an HTTP status that lets it mean something: a 5xx or a 408 whose code is a refusal in
-//! the table is unclear all the same (see [`judge`](crate::thingspace::http::verdict::judge)).
+//! The first row that fits a code counts, and the last row fits every code. The HTTP status limits
+//! what a row means: with a 5xx or a 408 the outcome is unknown although the code is a refusal (see
+//! [`judge`](crate::thingspace::http::verdict::judge)).
 
 use crate::thingspace::RefusalKind::{
     self, AccountForbidden, AccountNotFound, DeviceNotFound, DeviceState, InvalidInput, Other,
     PlanNotFound, RequestNotFound, TurnedAway,
 };
 
-/// A line of the table.
 #[derive(Debug)]
 pub(crate) struct Row {
-    pub(crate) codes: Codes,
-    /// Only with this HTTP status; `None`: with any.
+    pub(crate) codes: CodePattern,
+    /// The HTTP status with which the row fits. `None`: any.
     pub(crate) http: Option<u16>,
-    pub(crate) means: Means,
-    /// For people.
+    pub(crate) class: CodeClass,
+    /// The meaning for people.
     pub(crate) meaning: &'static str,
 }
 
-/// Which codes.
 #[derive(Debug)]
-pub(crate) enum Codes {
-    /// What follows the name of a service, in any case. `*` stands for anything, `#` for a digit.
+pub(crate) enum CodePattern {
+    /// The part after the name of a service, in any case. `*` stands for anything, `#` for a digit.
     Named(&'static [&'static str]),
     /// Numbers of the API manager, from first to last.
     ApiManager(u32, u32),
 }
 
-/// What follows from a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Means {
-    /// Refused before execution: the session is no longer good.
+pub(crate) enum CodeClass {
+    /// Refused before execution because of the session token.
     SessionRefused,
-    /// Refused before execution: the bearer is no longer good.
+    /// Refused before execution because of the bearer token.
     BearerRefused,
-    /// Refused before execution: too many calls.
+    /// Refused before execution because of too many calls.
     Throttled,
-    /// Refused before execution, for good.
+    /// Refused before execution, and repeating does not help.
     Refused(RefusalKind),
-    /// The call may have been carried out.
-    Unclear,
+    /// The call may have been executed.
+    Unknown,
 }
 
 pub(crate) static ROWS: &[Row] = &[
-    // The tokens. A session is refused with HTTP 400, 401 or 403, by different accounts; its code
-    // counts, not the status.
+    // Tokens. Sources name HTTP 400, 401 and 403 for a refused session, so only the code counts.
     named(
         &["INPUT_INVALID.SessionToken.*", "REQUEST_FAILED.SessionToken.*", "SessionToken.*"],
-        Means::SessionRefused,
-        "the session is over, replaced or unknown",
+        CodeClass::SessionRefused,
+        "the session has ended, was replaced or is unknown",
     ),
     manager(
         900_900,
         900_905,
-        Means::BearerRefused,
-        "the bearer is wrong, missing or over, which cannot be told apart",
+        CodeClass::BearerRefused,
+        "the bearer token is wrong, missing or expired; ThingSpace does not say which",
     ),
     Row {
         http: Some(401),
         ..manager(
             900_906,
             900_909,
-            Means::BearerRefused,
-            "the bearer does not open this API, or not now",
+            CodeClass::BearerRefused,
+            "the bearer token is not valid for this API",
         )
     },
-    // The API manager's other words. It answers in ThingSpace's stead where it does not pass a call
-    // on.
-    manager(900_800, 900_807, Means::Throttled, "too many calls"),
+    // Other codes of the API manager, for calls that it does not pass on.
+    manager(900_800, 900_807, CodeClass::Throttled, "too many calls"),
     manager(700_700, 700_700, TURNED_AWAY, "the API is blocked"),
     manager(
         900_000,
         900_999,
         TURNED_AWAY,
-        "the API manager does not let the call pass: no such resource, blocked, forbidden or not subscribed",
+        "the API manager did not pass the call on: no such resource, blocked, forbidden or not \
+         subscribed",
     ),
-    // Its main sequence, for calls that fit no API, says 404, and so does its fault in XML that
-    // Verizon documents with HTTP 403 for "wrong authentication". Either way nothing was passed on.
-    // WSO2's documents on error handling list the sequences.
+    // Its main sequence, for calls that fit no API, says 404. So does the fault in XML that Verizon
+    // documents with HTTP 403 for "wrong authentication". The call was not passed on. The sequences
+    // are in WSO2's documents on error handling.
     manager(
         400,
         499,
         TURNED_AWAY,
-        "the API manager knows no such address, or not this kind of authentication; check thingspace.base_url and the key",
+        "the API manager does not know the address or this kind of authentication; check \
+         thingspace.base_url and the key",
     ),
-    // Synapse's transport errors: the call was passed on, or was about to be.
-    manager(101_000, 303_999, Means::Unclear, "the API manager lost its connection to ThingSpace"),
-    // What was asked for may have been carried out, now or before. An identifier that the order has
-    // twice is another matter.
+    // Transport errors of Synapse: the call was passed on, or may have been.
+    manager(
+        101_000,
+        303_999,
+        CodeClass::Unknown,
+        "the API manager lost its connection to ThingSpace",
+    ),
+    // The order may have been executed, now or before. An identifier that an order has twice is a
+    // refusal.
     named(
         &[
             "*DuplicateRequest*",
@@ -99,53 +101,54 @@ pub(crate) static ROWS: &[Row] = &[
             "*Timed_Out*",
             "*TimedOut*",
         ],
-        Means::Unclear,
-        "the same was asked for before, or ThingSpace took too long: it may have been carried out",
+        CodeClass::Unknown,
+        "the same was requested before, or ThingSpace took too long: it may have been executed",
     ),
-    // Requests. No document says how an unknown one is refused.
+    // Requests. No document has the refusal of an unknown one.
     named(
         &["*RequestId*", "*Request.NotFound", "*RequestNotFound"],
-        Means::Refused(RequestNotFound),
+        CodeClass::Refused(RequestNotFound),
         "no such request",
     ),
     // Accounts.
     named(
         &["*.AccountNotFound", "*.Account.NotFound"],
-        Means::Refused(AccountNotFound),
+        CodeClass::Refused(AccountNotFound),
         "no such account",
     ),
     named(
         &["REQUEST_FAILED.AccountName", "REQUEST_FAILED.NoAccounts"],
-        Means::Refused(AccountForbidden),
-        "the gateway's user has no right to the account, or to any",
+        CodeClass::Refused(AccountForbidden),
+        "the gateway's user may not use the account, or has none",
     ),
     named(
         &["*.MultipleAccounts", "INPUT_INVALID.Account.*"],
-        Means::Refused(InvalidInput),
-        "an account has to be named",
+        CodeClass::Refused(InvalidInput),
+        "the order must name an account",
     ),
     // Devices.
     named(
         &["*.DeviceNotFound", "*.Device.NotFound"],
-        Means::Refused(DeviceNotFound),
+        CodeClass::Refused(DeviceNotFound),
         "a device of the order is unknown",
     ),
     named(
         &["*.DeviceState.Invalid", "*.DeviceAlreadyActive"],
-        Means::Refused(DeviceState),
+        CodeClass::Refused(DeviceState),
         "a device is in a state that does not allow this",
     ),
     named(
         &["INPUT_INVALID.Device.Kind.Invalid", "INPUT_INVALID.Device.Identifier.Invalid"],
-        Means::Refused(InvalidInput),
-        "an identifier is of an unknown kind, or does not fit its kind",
+        CodeClass::Refused(InvalidInput),
+        "an identifier is of an unknown kind or does not fit its kind",
     ),
     named(
         &["INPUT_INVALID.MaxRequestsExceeded", "INPUT_INVALID.NumberofDevices"],
-        Means::Refused(InvalidInput),
+        CodeClass::Refused(InvalidInput),
         "too many devices in one order; see thingspace.max_devices_per_order",
     ),
-    // Plans. The plan's own name stands before `.NotFound`, so what else is not found comes first.
+    // Plans. The name of the plan is before `.NotFound`, so other things that are not found come
+    // first.
     named(
         &[
             "REQUEST_FAILED.Account*.NotFound",
@@ -155,37 +158,37 @@ pub(crate) static ROWS: &[Row] = &[
             "REQUEST_FAILED.CustomField*.NotFound",
             "REQUEST_FAILED.LeadId*.NotFound",
         ],
-        Means::Refused(Other),
+        CodeClass::Refused(Other),
         "something else was not found",
     ),
     named(
         &["REQUEST_FAILED.*ServicePlan*NotFound", "REQUEST_FAILED.*.NotFound"],
-        Means::Refused(PlanNotFound),
+        CodeClass::Refused(PlanNotFound),
         "no such service plan",
     ),
-    // The rest of ThingSpace proper.
+    // Other codes of ThingSpace itself.
     named(
         &["INPUT_INVALID.Request.InvalidCharacter"],
-        Means::Refused(InvalidInput),
-        "a character that ThingSpace does not take",
+        CodeClass::Refused(InvalidInput),
+        "a character that ThingSpace does not accept",
     ),
     named(
         &["*.RequestUndefined", "*DeserializationFailed"],
-        Means::Refused(Other),
-        "ThingSpace cannot read what the gateway wrote: a defect of the gateway",
+        CodeClass::Refused(Other),
+        "ThingSpace cannot read the gateway's request: a defect of the gateway",
     ),
     named(
         &["*.DefaultIpPoolNotDefined"],
-        Means::Refused(Other),
+        CodeClass::Refused(Other),
         "the account has no default IP pool",
     ),
     named(
         &["REQUEST_FAILED.UnexpectedError"],
-        Means::Refused(Other),
+        CodeClass::Refused(Other),
         "a part of the input is missing or invalid, or ThingSpace has a problem of its own",
     ),
-    // Neighbours of a duplicate request. They follow what was not found: a plan's name may have any
-    // of these words in it.
+    // The order may be a duplicate. These come after what is not found, because the name of a plan
+    // may contain any of these words.
     named(
         &[
             "*InProgress*",
@@ -196,27 +199,27 @@ pub(crate) static ROWS: &[Row] = &[
             "REQUEST_FAILED.*Queued*",
             "REQUEST_FAILED.*Submitted*",
         ],
-        Means::Unclear,
-        "the same is being carried out, or a part of it was: it may have been carried out",
+        CodeClass::Unknown,
+        "the same is being executed, or a part of it was: it may have been executed",
     ),
     named(
         &["REQUEST_ONHOLD.*"],
-        Means::Unclear,
-        "the request waits, for a credit approval for example",
+        CodeClass::Unknown,
+        "the request waits, for example for a credit approval",
     ),
-    named(&["REQUEST_CANCELLED.*"], Means::Refused(Other), "the request was cancelled"),
-    named(&["INPUT_INVALID.*"], Means::Refused(InvalidInput), "the input is invalid"),
-    named(&["REQUEST_FAILED.*"], Means::Refused(Other), "another refusal of ThingSpace"),
-    // Without a class: the HTTP status once more, or a word. The eSIM pages document nothing finer.
+    named(&["REQUEST_CANCELLED.*"], CodeClass::Refused(Other), "the request was cancelled"),
+    named(&["INPUT_INVALID.*"], CodeClass::Refused(InvalidInput), "the input is invalid"),
+    named(&["REQUEST_FAILED.*"], CodeClass::Refused(Other), "another refusal of ThingSpace"),
+    // Without a class: the HTTP status again, or a word. The eSIM pages document only these.
     named(
         &["400", "422", "INVALID_PARAMETER"],
-        Means::Refused(InvalidInput),
+        CodeClass::Refused(InvalidInput),
         "the input is invalid",
     ),
     named(
         &["408", "5##", "INTERNAL_ERROR", "INTERNAL_SYSTEM_ERROR", "internal_server_error"],
-        Means::Unclear,
-        "ThingSpace has a problem of its own, whatever the HTTP status says",
+        CodeClass::Unknown,
+        "ThingSpace has a problem of its own, with any HTTP status",
     ),
     named(
         &[
@@ -228,32 +231,32 @@ pub(crate) static ROWS: &[Row] = &[
             "unauthorized_client",
             "unsupported_grant_type",
         ],
-        Means::Refused(Other),
-        "the authorization server refuses",
+        CodeClass::Refused(Other),
+        "the authorization server refused the call",
     ),
-    named(&["*"], Means::Refused(Other), "another refusal"),
+    named(&["*"], CodeClass::Refused(Other), "another refusal"),
 ];
 
-const TURNED_AWAY: Means = Means::Refused(TurnedAway);
+const TURNED_AWAY: CodeClass = CodeClass::Refused(TurnedAway);
 
-const fn named(codes: &'static [&'static str], means: Means, meaning: &'static str) -> Row {
-    Row { codes: Codes::Named(codes), http: None, means, meaning }
+const fn named(codes: &'static [&'static str], class: CodeClass, meaning: &'static str) -> Row {
+    Row { codes: CodePattern::Named(codes), http: None, class, meaning }
 }
 
-const fn manager(first: u32, last: u32, means: Means, meaning: &'static str) -> Row {
-    Row { codes: Codes::ApiManager(first, last), http: None, means, meaning }
+const fn manager(first: u32, last: u32, class: CodeClass, meaning: &'static str) -> Row {
+    Row { codes: CodePattern::ApiManager(first, last), http: None, class, meaning }
 }
 
-/// The row of a code: `name` without its service and in lower case, `number` if it is one of the
-/// API manager's.
+/// The row of a code. `name` is without the service and in lower case; `number` is the API
+/// manager's.
 pub(super) fn row(name: &str, number: Option<u32>, http: u16) -> &'static Row {
     let fits = |row: &&Row| {
         row.http.is_none_or(|only| only == http)
             && match row.codes {
-                Codes::Named(names) => {
+                CodePattern::Named(names) => {
                     names.iter().any(|pattern| fits(&pattern.to_ascii_lowercase(), name))
                 }
-                Codes::ApiManager(first, last) => {
+                CodePattern::ApiManager(first, last) => {
                     number.is_some_and(|number| (first..=last).contains(&number))
                 }
             }

@@ -1,13 +1,12 @@
 use super::*;
-use crate::thingspace::http::body;
-use table::Means;
+use table::CodeClass;
 
 fn code(text: &str) -> Code {
     read(&serde_json::json!({ "errorCode": text }).to_string())
 }
 
 fn first(body: &[u8]) -> Option<Code> {
-    Code::first(&Body::parse(&body::text(body)))
+    Code::first(&ReplyBody::parse(&String::from_utf8_lossy(body)))
 }
 
 fn read(body: &str) -> Code {
@@ -16,8 +15,8 @@ fn read(body: &str) -> Code {
 
 /// What it is refused as, in an answer with this status.
 fn refused(code: &Code, status: u16) -> Refusal {
-    match code.row(status).means {
-        Means::Refused(kind) => code.refusal(kind, status),
+    match code.row(status).class {
+        CodeClass::Refused(kind) => code.refusal(kind, status),
         means => panic!("{code:?} means {means:?}"),
     }
 }
@@ -151,7 +150,10 @@ fn every_envelope() {
         (&format!("\u{feff}<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{XML}\n"), managers(404)),
         (&XML.replace("am:", ""), managers(404)),
         (
-            r#"<amt:fault xmlns:amt="http://wso2.org/apimanager/throttling"><amt:code> 900800 </amt:code></amt:fault>"#,
+            concat!(
+                r#"<amt:fault xmlns:amt="http://wso2.org/apimanager/throttling">"#,
+                "<amt:code> 900800 </amt:code></amt:fault>"
+            ),
             managers(900_800),
         ),
     ];

@@ -1,20 +1,19 @@
-//! The calls there are.
+//! The endpoints of ThingSpace that the gateway calls.
 
 use http::Method;
 
 use crate::identity::{AccountName, RequestId};
 
-/// What is asked of ThingSpace.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Endpoint<'a> {
     Token,
     Login,
     Download,
-    /// `elsewhere`: the request was placed elsewhere, if there is one; callers choose its id.
+    /// `external`: the caller chose the id, and the gateway placed no such request.
     Status {
         account: &'a AccountName,
         request: &'a RequestId,
-        elsewhere: bool,
+        external: bool,
     },
     Callbacks {
         account: &'a AccountName,
@@ -28,7 +27,7 @@ pub(crate) enum Endpoint<'a> {
     },
 }
 
-impl Endpoint<'_> {
+impl<'a> Endpoint<'a> {
     pub(super) fn method(self) -> Method {
         match self {
             Self::Token | Self::Login | Self::Download | Self::RegisterCallback { .. } => {
@@ -43,17 +42,18 @@ impl Endpoint<'_> {
         matches!(self, Self::Download)
     }
 
-    /// Asking changes nothing, however often.
+    /// Whether a call changes nothing, so that it may be repeated.
     pub(crate) fn has_no_effect(self) -> bool {
         matches!(self, Self::Status { .. } | Self::Callbacks { .. })
     }
 
-    /// Whether its outcome says how its host is doing. A query about a request that was placed
-    /// elsewhere says nothing: callers could choose an id for which ThingSpace fails.
+    /// Whether the breaker takes its outcome into account. Not that of a query about an external
+    /// request: callers could choose an id for which ThingSpace fails.
     pub(super) fn counts(self) -> bool {
-        !matches!(self, Self::Status { elsewhere: true, .. })
+        !matches!(self, Self::Status { external: true, .. })
     }
 
+    /// The path below the base URL, with names in the place of values.
     pub(super) fn template(self) -> &'static str {
         match self {
             Self::Token => "/ts/v1/oauth2/token",
@@ -65,16 +65,28 @@ impl Endpoint<'_> {
         }
     }
 
+    /// The segments of the path, with the values.
+    pub(super) fn segments(self) -> impl Iterator<Item = &'a str> {
+        let (account, last) = match self {
+            Self::Token | Self::Login | Self::Download => ("", ""),
+            Self::Status { account, request, .. } => (account.as_str(), request.as_str()),
+            Self::Callbacks { account } | Self::RegisterCallback { account } => {
+                (account.as_str(), "")
+            }
+            Self::DeregisterCallback { account, service } => (account.as_str(), service),
+        };
+        self.template().split('/').skip(1).map(move |segment| match segment {
+            "{account}" => account,
+            "{request}" | "{service}" => last,
+            segment => segment,
+        })
+    }
+
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Token => "application/x-www-form-urlencoded",
             // ThingSpace demands it also of calls without a body.
-            Self::Login
-            | Self::Download
-            | Self::Status { .. }
-            | Self::Callbacks { .. }
-            | Self::RegisterCallback { .. }
-            | Self::DeregisterCallback { .. } => "application/json",
+            _ => "application/json",
         }
     }
 }

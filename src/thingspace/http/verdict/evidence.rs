@@ -1,12 +1,11 @@
-//! What the body of an answer to an order says, besides its error code: request ids, and words of
-//! success.
+//! What the reply to an order says besides its error code: request ids, and texts.
 //!
-//! An id is looked for in every spelling and place, texts for people included, because an order
-//! that has one exists. It is *carried* only in the documented place: under `requestId` in the
+//! Ids are searched for in every spelling and place, texts for people included, because an order
+//! with an id exists. An id is accepted only from the documented place: `requestId` in the
 //! outermost object, as a text or as an exact number.
 //!
-//! A header counts only if it is named exactly `requestId`. `X-Request-Id` and its kin are written
-//! by proxies and API managers into every answer, for tracing. They say nothing about an order.
+//! Only a header named exactly `requestId` counts. Proxies and API managers write `X-Request-Id`
+//! and the like into every reply, for tracing.
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
@@ -16,44 +15,43 @@ use crate::{
     identity::RequestId,
     thingspace::http::{
         json::Json,
-        transport::Reply,
+        reply::Reply,
         words::{self as word, MIN_ID_NUMBER, is_id, plain},
     },
 };
 
-/// How many levels of JSON inside a JSON text are read.
+/// The levels of JSON in texts of JSON that are read.
 const MAX_NESTED_TEXTS: u8 = 3;
 
-/// The places in a text at which JSON may begin that are looked at.
+/// The places in a text that are tried as the beginning of JSON.
 const MAX_EMBEDDED: usize = 16;
 
 /// Parts of the names of fields that hold request ids.
 const ID_NAMES: [&str; 2] = ["requestid", "reqid"];
 
-/// Names of fields that say how a call went, and how such names end.
+/// Names, and ends of names, of fields that say how a call went.
 const STATUS_NAMES: [&str; 5] = ["success", "successful", "accepted", "outcome", "message"];
 const STATUS_ENDS: [&str; 5] = ["status", "state", "result", "statuscode", "responsecode"];
 
-/// Names of fields whose texts are not for people.
+/// Names of fields whose texts are written for programs.
 const MACHINE_NAMES: [&str; 9] =
     ["timestamp", "time", "date", "path", "instance", "uri", "url", "method", "host"];
 
-/// The request ids of an answer.
+/// The request ids in a reply.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ids {
+pub(super) enum RequestIds {
     None,
     One(RequestId),
     /// Something looks like a request id, but it is not certain which id ThingSpace gave.
     Doubtful,
 }
 
-/// What a body says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
-    pub(super) ids: Ids,
-    /// A word of success, or a text that speaks of acceptance.
+    pub(super) ids: RequestIds,
+    /// There is a word of success, or a text that speaks of acceptance.
     pub(super) success: bool,
-    /// A text quotes a UUID, which may be a request's id.
+    /// A text quotes a UUID, which may be the id of a request.
     pub(super) quotes_uuid: bool,
     pub(super) texts: Texts,
 }
@@ -69,22 +67,23 @@ pub(super) enum Texts {
     TimedOut,
 }
 
-/// `None`: a body that begins as JSON and cannot be read, so that anything may stand in it.
+/// Reads a body and the headers. `None`: the body begins as JSON and is none, so that it may
+/// contain anything.
 pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
-    let mut claims = Claims::default();
+    let mut finds = Finds::default();
     match serde_json::from_str(text) {
-        Ok(json) => claims.root(&json),
+        Ok(json) => finds.root(&json),
         Err(_) if text.starts_with(['{', '[', '"']) => return None,
-        Err(_) => claims.plain_text(text),
+        Err(_) => finds.plain_text(text),
     }
     for location in &reply.locations {
-        claims.location(location);
+        finds.location(location);
     }
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
-        claims.elsewhere.push(Some(id.trim().to_owned()));
+        finds.elsewhere.push(Some(id.trim().to_owned()));
     }
-    let Claims { success, quotes_uuid, texts, .. } = claims;
-    Some(Evidence { ids: claims.ids(), success, quotes_uuid, texts })
+    let Finds { success, quotes_uuid, texts, .. } = finds;
+    Some(Evidence { ids: finds.ids(), success, quotes_uuid, texts })
 }
 
 /// Whether a field is named `requestId`, in any case and with any punctuation.
@@ -92,86 +91,86 @@ pub(crate) fn is_request_id(key: &str) -> bool {
     plain(key) == "requestid"
 }
 
-/// Everything in an answer that looks like a request id.
+/// What was found so far. The first three look like request ids.
 #[derive(Default)]
-struct Claims {
-    /// Those in the documented place, each `None` if it cannot be carried exactly.
+struct Finds {
+    /// In the documented place. `None`: no exact value.
     documented: Vec<Option<RequestId>>,
-    /// Those elsewhere, each `None` if it is no text and no exact number.
+    /// In another place. `None`: no text and no exact number.
     elsewhere: Vec<Option<String>>,
-    /// Of each text that mentions a request id: the words one of which is the id.
+    /// For each text that mentions a request id: the words one of which is the id.
     mentions: Vec<Vec<String>>,
     success: bool,
     quotes_uuid: bool,
     texts: Texts,
 }
 
-/// Where a value stands.
+/// Where a value is.
 #[derive(Clone, Copy, Default)]
-struct Place {
-    /// Objects around it.
+struct Context {
+    /// The number of objects around it.
     depth: u8,
-    /// It is in a field whose name speaks of a request.
+    /// The name of its field begins with "request".
     in_request: bool,
-    /// It is in a field that is named as the id of something else: of a trace, for example.
+    /// Its field is named as the id of something else, for example of a trace.
     in_other_id: bool,
-    /// It is in a field whose texts are not for people.
+    /// Its field is for programs.
     in_machine_field: bool,
-    /// Texts of JSON around it.
+    /// The number of JSON texts around it.
     nested_texts: u8,
 }
 
-impl Claims {
+impl Finds {
     fn root(&mut self, json: &Json) {
         match json {
             Json::Text(text) => {
                 self.success |= word::is_success(text);
-                self.text_value(text, Place { in_request: true, ..Place::default() });
+                self.text_value(text, Context { in_request: true, ..Context::default() });
             }
-            // HTTP statuses are written as bare numbers, too.
+            // A number may be an HTTP status.
             Json::Exact(0..MIN_ID_NUMBER) | Json::Null | Json::Bool(_) => {}
             Json::Exact(_) | Json::Inexact => self.elsewhere.push(None),
-            Json::List(_) => self.walk(json, Place { depth: 1, ..Place::default() }),
-            Json::Fields(_) => self.walk(json, Place::default()),
+            Json::List(_) => self.walk(json, Context { depth: 1, ..Context::default() }),
+            Json::Fields(_) => self.walk(json, Context::default()),
         }
     }
 
-    fn walk(&mut self, json: &Json, place: Place) {
+    fn walk(&mut self, json: &Json, at: Context) {
         match json {
-            Json::List(values) => values.iter().for_each(|value| self.walk(value, place)),
+            Json::List(values) => values.iter().for_each(|value| self.walk(value, at)),
             Json::Fields(fields) => {
-                // An identifier of a device has its kind beside it.
+                // The id of a device has its kind beside it.
                 let is_device = fields.iter().any(|(key, _)| plain(key) == "kind");
                 for (key, value) in fields {
-                    self.field(key, value, place, is_device);
+                    self.field(key, value, at, is_device);
                 }
             }
-            Json::Text(text) => self.text(text, place),
+            Json::Text(text) => self.text(text, at),
             Json::Null | Json::Bool(_) | Json::Exact(_) | Json::Inexact => {}
         }
     }
 
-    fn field(&mut self, key: &str, value: &Json, place: Place, is_device: bool) {
-        let in_root = place.depth == 0 && place.nested_texts == 0;
+    fn field(&mut self, key: &str, value: &Json, at: Context, is_device: bool) {
+        let in_root = at.depth == 0 && at.nested_texts == 0;
         let name = plain(&key.chars().map(narrow).collect::<String>());
         if STATUS_NAMES.contains(&&*name) || STATUS_ENDS.iter().any(|end| name.ends_with(end)) {
             self.success |= is_success_value(value);
         }
-        let is_plain_id = name == "id" && !is_device && (place.depth <= 1 || place.in_request);
+        let is_plain_id = name == "id" && !is_device && (at.depth <= 1 || at.in_request);
         if in_root && is_request_id(key) {
-            if value.says_something() {
-                self.documented.push(carried(value).filter(|id| is_id(id.as_str())));
+            if value.has_content() {
+                self.documented.push(exact_id(value).filter(|id| is_id(id.as_str())));
             }
         } else if ID_NAMES.iter().any(|part| name.contains(part)) || is_plain_id {
-            if value.says_something() {
+            if value.has_content() {
                 self.elsewhere.push(value.id());
             }
         } else {
             let in_request = name.starts_with("request");
             let in_other_id = name.ends_with("id") && !name.ends_with("orderid");
             let in_machine_field = MACHINE_NAMES.contains(&&*name);
-            let depth = place.depth.saturating_add(1);
-            let inner = Place { depth, in_request, in_other_id, in_machine_field, ..place };
+            let depth = at.depth.saturating_add(1);
+            let inner = Context { depth, in_request, in_other_id, in_machine_field, ..at };
             match value {
                 Json::Text(text) => self.text_value(text, inner),
                 value => self.walk(value, inner),
@@ -179,68 +178,64 @@ impl Claims {
         }
     }
 
-    /// A text in a place that is not named as an id's.
-    fn text_value(&mut self, text: &str, place: Place) {
-        if place.in_request && is_id(text.trim()) {
+    /// A text in a field that is not named as an id.
+    fn text_value(&mut self, text: &str, at: Context) {
+        if at.in_request && is_id(text.trim()) {
             self.elsewhere.push(Some(text.to_owned()));
         } else {
-            self.text(text, place);
+            self.text(text, at);
         }
     }
 
-    /// A text, which may have JSON in it or speak of a request id.
-    fn text(&mut self, text: &str, place: Place) {
+    /// A text, which may contain JSON or mention a request id.
+    fn text(&mut self, text: &str, at: Context) {
         let mentioned = mentioned(text);
         if !mentioned.is_empty() {
             self.mentions.push(mentioned);
         }
-        self.phrases(text);
-        self.quotes_uuid |= !place.in_other_id && has_uuid(text);
-        let is_machine_text =
-            place.in_machine_field || place.in_other_id && !text.contains(char::is_whitespace);
-        if !is_machine_text && !is_plain_refusal(text) {
-            self.texts = self.texts.max(Texts::Others);
-        }
-        if place.nested_texts >= MAX_NESTED_TEXTS {
+        self.phrases(text, at);
+        if at.nested_texts >= MAX_NESTED_TEXTS {
             return;
         }
-        let inner = Place { nested_texts: place.nested_texts + 1, ..place };
+        let inner = Context { nested_texts: at.nested_texts + 1, ..at };
         let mut rest = text;
         for _ in 0..MAX_EMBEDDED {
-            let Some(at) = rest.find(['{', '[']) else { return };
-            let mut values = serde_json::Deserializer::from_str(&rest[at..]).into_iter::<Json>();
+            let Some(begin) = rest.find(['{', '[']) else { return };
+            rest = &rest[begin..];
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Json>();
             if let Some(Ok(json)) = values.next() {
                 self.walk(&json, inner);
-                rest = &rest[at + values.byte_offset()..];
+                rest = &rest[values.byte_offset()..];
             } else {
-                rest = &rest[at + 1..];
+                rest = &rest[1..];
             }
         }
     }
 
-    /// XML, HTML or a text.
+    /// A body that is not JSON: XML, HTML or a text.
     fn plain_text(&mut self, text: &str) {
         if plain(text).contains("requestid") || !mentioned(text).is_empty() || is_id(text.trim()) {
             self.elsewhere.push(None);
         }
-        self.quotes_uuid |= has_uuid(text);
         self.success |= word::is_success(text);
-        if !is_plain_refusal(text) {
-            self.texts = self.texts.max(Texts::Others);
-        }
-        self.phrases(text);
+        self.phrases(text, Context::default());
     }
 
-    /// What a text for people says of the order.
-    fn phrases(&mut self, text: &str) {
+    /// What a text says to people.
+    fn phrases(&mut self, text: &str, at: Context) {
         let words = words(text);
         self.success |= says_accepted(&words);
+        self.quotes_uuid |= !at.in_other_id && has_uuid(text);
+        let is_for_programs =
+            at.in_machine_field || at.in_other_id && !text.contains(char::is_whitespace);
         if says_timed_out(&words) {
             self.texts = Texts::TimedOut;
+        } else if !is_for_programs && !is_plain_refusal(text) {
+            self.texts = self.texts.max(Texts::Others);
         }
     }
 
-    /// An address of a request, in a header.
+    /// An address in a header. That of a request contains its id.
     fn location(&mut self, location: &str) {
         let segments: Vec<_> = location.split(['/', '?', '#', '&', '=']).map(plain).collect();
         let names_one = |pair: &[String]| {
@@ -252,14 +247,14 @@ impl Claims {
         }
     }
 
-    /// The one id that everything in the answer agrees on.
-    fn ids(self) -> Ids {
+    /// The id on which everything in the reply agrees.
+    fn ids(self) -> RequestIds {
         let Self { documented, elsewhere, mentions, .. } = self;
         let Some(first) = documented.first() else {
             return if elsewhere.is_empty() && mentions.is_empty() {
-                Ids::None
+                RequestIds::None
             } else {
-                Ids::Doubtful
+                RequestIds::Doubtful
             };
         };
         let same = |id: &RequestId| {
@@ -268,15 +263,15 @@ impl Claims {
                 && mentions.iter().all(|words| words.iter().any(|word| word == id.as_str()))
         };
         match first {
-            Some(id) if same(id) => Ids::One(id.clone()),
-            _ => Ids::Doubtful,
+            Some(id) if same(id) => RequestIds::One(id.clone()),
+            _ => RequestIds::Doubtful,
         }
     }
 }
 
-/// The id that a value carries exactly. Whether ThingSpace may have given it is another question;
-/// see [`is_id`].
-pub(crate) fn carried(value: &Json) -> Option<RequestId> {
+/// The id in a value that is a text or an exact number. [`is_id`] says whether ThingSpace may have
+/// given it.
+pub(crate) fn exact_id(value: &Json) -> Option<RequestId> {
     let text = value.id().filter(|text| !word::is_no_value(text))?;
     RequestId::parse(&text).ok()
 }

@@ -1,10 +1,13 @@
-//! Request ids that a text speaks of, as in "accepted with request id 4711".
+//! Request ids that a text mentions, as in "accepted with request id 4711".
 
-/// Between "request" and "id": `request_id`, `request id`, `request>` `<id`.
+use uuid::Uuid;
+
+/// The characters between "request" and "id": `request_id`, `request id`, `request>` `<id`.
 const MAX_BETWEEN: usize = 3;
 
-/// The words with a digit that follow a mention of a request id. The one that is meant is among
-/// them.
+const UUID_CHARS: usize = 36;
+
+/// The words with a digit after the mention of a request id. One of them is the id.
 pub(super) fn mentioned(text: &str) -> Vec<String> {
     let text: String = unescaped(text).chars().map(narrow).collect();
     let lower = text.to_ascii_lowercase();
@@ -15,26 +18,19 @@ pub(super) fn mentioned(text: &str) -> Vec<String> {
     words.into_iter().flatten().filter(has_digit).map(str::to_owned).collect()
 }
 
-/// Whether a UUID stands in a text. Every request id that was ever seen is one, or a number.
+/// Whether a text contains a UUID. Every known request id is a UUID or a number.
 pub(super) fn has_uuid(text: &str) -> bool {
-    const HYPHENS: [usize; 4] = [8, 13, 18, 23];
-    const UUID: usize = 36;
     let text: String = unescaped(text).chars().map(narrow).collect();
     let is_in_word = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphanumeric);
-    let is_uuid = |(at, candidate): (usize, &[u8])| {
-        HYPHENS.iter().all(|&hyphen| candidate[hyphen] == b'-')
-            && candidate
-                .iter()
-                .enumerate()
-                .all(|(n, byte)| HYPHENS.contains(&n) || byte.is_ascii_hexdigit())
-            && candidate.iter().any(|byte| !matches!(byte, b'0' | b'-'))
+    (0..text.len().saturating_sub(UUID_CHARS - 1)).any(|at| {
+        let uuid = text.get(at..at + UUID_CHARS).and_then(|uuid| Uuid::try_parse(uuid).ok());
+        uuid.is_some_and(|uuid| !uuid.is_nil())
             && !is_in_word(at.wrapping_sub(1))
-            && !is_in_word(at + UUID)
-    };
-    text.as_bytes().windows(UUID).enumerate().any(is_uuid)
+            && !is_in_word(at + UUID_CHARS)
+    })
 }
 
-/// Where "request id", "reqId" or "request identifier" ends, if it begins here.
+/// The end of "request id", "reqId" or "request identifier", if one begins at `at`.
 fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
     let rest = &lower[at..];
     let rest = rest.strip_prefix("request").or_else(|| rest.strip_prefix("req"))?;
@@ -44,7 +40,7 @@ fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
     (!rest.starts_with(char::is_alphabetic)).then(|| lower.len() - rest.len())
 }
 
-/// Full-width letters and digits, which some keyboards write, as ASCII.
+/// Full-width letters and digits as ASCII. Some keyboards write them.
 pub(super) fn narrow(c: char) -> char {
     const WIDE: u32 = '！' as u32 - '!' as u32;
     match c {
@@ -62,7 +58,7 @@ pub(super) fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// With the characters that are escaped as in JSON, `\u0041`.
+/// A text whose characters are not escaped as in JSON (`\u0041`).
 fn unescaped(text: &str) -> String {
     let mut parts = text.split("\\u");
     let mut all = parts.next().unwrap_or_default().to_owned();

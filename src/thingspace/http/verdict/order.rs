@@ -1,116 +1,118 @@
-//! What an answer to an order means, decided by everything in it.
+//! What the reply to an order means. Everything in the reply counts.
 //!
-//! Only an order that certainly was not carried out may be sent again, and only an id that
-//! ThingSpace certainly gave is believed. So each verdict but [`Verdict::Unclear`] needs an answer
-//! in which nothing contradicts it:
+//! An order may be sent again only if it certainly was not executed, and an id is believed only if
+//! ThingSpace certainly gave it. So each verdict but [`Verdict::Unknown`] needs a reply in which
+//! nothing contradicts it:
 //!
-//! | verdict | HTTP status | error codes | request ids | besides |
+//! | verdict | HTTP status | error codes | request ids | texts |
 //! |---|---|---|---|---|
-//! | accepted | 2xx | none | exactly one, carried exactly | |
-//! | session refused | 4xx but 408 | exactly one, of a refused session | none | no word of success |
-//! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no word of success |
-//! | tokens refused | 401 | none, or one that is a refusal and not ThingSpace's own | none | no word of success or of a time-out, only texts of plain refusals |
-//! | throttled | 429 | none, or exactly one that is a refusal | none | no word of success or of a time-out, no UUID in a text, only texts of plain refusals |
-//! | throttled | 4xx but 408, 5xx | exactly one, of the throttling | none | no word of success or of a time-out |
-//! | refused | 4xx but 408 and 429 | exactly one that is a refusal | none | no word of success or of a time-out, no UUID in a text |
+//! | accepted | 2xx | none | exactly one, exact | any |
+//! | session refused | 4xx but 408 | exactly one, of a refused session | none | no success |
+//! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no success |
+//! | tokens refused | 401 | none, or a refusal that is not ThingSpace's | none | plain refusals |
+//! | throttled | 429 | none, or exactly one that is a refusal | none | plain refusals, no UUID |
+//! | throttled | 4xx but 408, 5xx | exactly one, of throttling | none | no success, no time-out |
+//! | refused | 4xx but 408, 429 | exactly one, a refusal | none | no success, time-out or UUID |
 //!
-//! Where the HTTP status decides, because there is no code, or one that neither ThingSpace nor its
-//! API manager uses, each text has to be the plain refusal of a token or of a rate: nobody can list
-//! all texts that say that an order may have been carried out. A UUID or a number in it is none.
+//! A success may be a word in a field, or a phrase in a text for people; see
+//! [`phrases`](super::phrases). A time-out says nothing beside the code of a refused session or
+//! bearer, because these do time out.
 //!
-//! A word of success may stand in a text for people, see [`phrases`](super::phrases). A refused
-//! session or bearer may well have timed out, so such a word says nothing beside their codes.
+//! Without a code, or with one that neither ThingSpace nor its API manager uses, the HTTP status
+//! decides. Then each text has to be the plain refusal of a token or of a rate, since no list of
+//! the texts that speak of an executed order can be complete.
 //!
-//! A UUID in a text may be a request's id. It may also be a session or a bearer, which refusals of
-//! these quote, or an id of the API manager's own. So it decides nothing beside a code of the API
-//! manager, nor where only the tokens are refused.
+//! A UUID in a text may be the id of a request. It may also be a token, which refusals of tokens
+//! quote, or an id of the API manager. So it counts for nothing beside a code of the API manager or
+//! if only tokens are refused.
 //!
-//! Any other answer leaves the outcome unknown, and so does a body that was cut, is too long or
-//! cannot be read.
+//! Any other reply leaves the outcome unknown, and so does a body that is cut, too long or
+//! unreadable.
 
 use super::{
     Stale, Verdict,
-    evidence::{self, Ids, Texts},
+    evidence::{self, RequestIds, Texts},
 };
 use crate::{
     identity::RequestId,
     thingspace::http::{
-        body::{self, Body},
-        code::{Said, table::Means},
-        transport::Reply,
+        body::ReplyBody,
+        code::{ErrorCodes, table::CodeClass},
+        reply::Reply,
     },
 };
 
+const TIMED_OUT: &str = "with a text that speaks of a time-out";
 const MORE_THAN_A_REFUSAL: &str = "with a text that is more than a refusal";
+const QUOTES_UUID: &str = "with a text that quotes what may be a request id";
 
 pub(crate) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     let status = reply.status.as_u16();
-    let unclear =
-        |what: &str| Verdict::Unclear { status, reason: format!("HTTP {status}, {what}") };
-    let Some(text) = reply.body.as_deref().map(body::text) else {
-        return unclear("its body was cut, too long or encoded");
+    let unknown =
+        |what: &str| Verdict::Unknown { status, reason: format!("HTTP {status}, {what}") };
+    let Some(text) = reply.body.as_deref().map(String::from_utf8_lossy) else {
+        return unknown("its body was cut, too long or encoded");
     };
-    let body = Body::parse(&text);
+    let body = ReplyBody::parse(&text);
     let Some(evidence) = evidence::read(body.text, reply) else {
-        return unclear("without a body of a known shape");
+        return unknown("without a body of a known shape");
     };
-    let said = Said::of(&body);
-    match (status, evidence.ids, &said) {
-        (200..=299, Ids::One(id), Said::Nothing | Said::Success) => return Verdict::Done(id),
-        (_, Ids::One(_) | Ids::Doubtful, Said::Nothing | Said::Success) => {
-            return unclear("with what looks like a request id");
+    let codes = ErrorCodes::of(&body);
+    match (status, evidence.ids, &codes) {
+        (200..=299, RequestIds::One(id), ErrorCodes::None | ErrorCodes::Success) => {
+            return Verdict::Done(id);
         }
-        (_, Ids::One(_) | Ids::Doubtful, Said::One(_) | Said::Contradictory) => {
-            return unclear("with an error code and what looks like a request id");
+        (_, RequestIds::One(_) | RequestIds::Doubtful, ErrorCodes::None | ErrorCodes::Success) => {
+            return unknown("with what looks like a request id");
         }
-        (_, Ids::None, Said::Contradictory) => {
-            return unclear("with error codes that contradict each other");
+        (_, RequestIds::One(_) | RequestIds::Doubtful, _) => {
+            return unknown("with an error code and what looks like a request id");
         }
-        (_, Ids::None, _) if evidence.success => {
-            return unclear("with a word of success and no request id");
+        (_, RequestIds::None, ErrorCodes::Contradictory) => {
+            return unknown("with error codes that contradict each other");
         }
-        (_, Ids::None, Said::Success) => {
-            return unclear("with a code of success and no request id");
+        (_, RequestIds::None, _) if evidence.success => {
+            return unknown("with a word of success and no request id");
         }
-        (_, Ids::None, Said::Nothing | Said::One(_)) => {}
+        (_, RequestIds::None, ErrorCodes::Success) => {
+            return unknown("with a code of success and no request id");
+        }
+        (_, RequestIds::None, ErrorCodes::None | ErrorCodes::One(_)) => {}
     }
-    let Said::One(code) = said else {
+    let ErrorCodes::One(code) = codes else {
         return match status {
-            401 | 429 if evidence.texts == Texts::TimedOut => {
-                unclear("with a text that speaks of a time-out")
-            }
-            401 | 429 if evidence.texts == Texts::Others => unclear(MORE_THAN_A_REFUSAL),
+            401 | 429 if evidence.texts == Texts::TimedOut => unknown(TIMED_OUT),
+            401 | 429 if evidence.texts == Texts::Others => unknown(MORE_THAN_A_REFUSAL),
             401 => Verdict::Stale(Stale::BOTH),
-            429 if evidence.quotes_uuid => {
-                unclear("with a text that quotes what may be a request id")
-            }
+            429 if evidence.quotes_uuid => unknown(QUOTES_UUID),
             429 => Verdict::Throttled(reply.retry_after),
-            _ => unclear("without a body of a known shape"),
+            _ => unknown("without a body of a known shape"),
         };
     };
     let is_error = matches!(status, 400..=407 | 409..=599);
-    // With any other status ThingSpace may have carried the order out before it looked at the
-    // session.
-    let blames_the_call = is_error && reply.status.is_client_error();
+    let is_client_error = is_error && status < 500;
+    let is_of_status = matches!(status, 401 | 429) && code.is_general();
     let may_quote_id = evidence.quotes_uuid && !code.is_from_api_manager();
-    match (status, code.row(status).means) {
-        (_, Means::SessionRefused) if blames_the_call => Verdict::Stale(Stale::SESSION),
-        (_, Means::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
-        (_, Means::Throttled | Means::Refused(_)) if evidence.texts == Texts::TimedOut => {
-            unclear("with an error code and a text that speaks of a time-out")
+    match (status, code.row(status).class) {
+        // With another status ThingSpace may have executed the order before it looked at the
+        // session.
+        (_, CodeClass::SessionRefused) if is_client_error => Verdict::Stale(Stale::SESSION),
+        (_, CodeClass::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
+        (_, CodeClass::Throttled | CodeClass::Refused(_)) if evidence.texts == Texts::TimedOut => {
+            unknown("with an error code and a text that speaks of a time-out")
         }
-        (_, Means::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
-        (401 | 429, Means::Refused(_)) if code.is_general() && evidence.texts == Texts::Others => {
-            unclear(MORE_THAN_A_REFUSAL)
+        (_, CodeClass::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
+        (_, CodeClass::Refused(_)) if is_of_status && evidence.texts == Texts::Others => {
+            unknown(MORE_THAN_A_REFUSAL)
         }
-        (401, Means::Refused(_)) if !code.is_from_thingspace() => Verdict::Stale(Stale::BOTH),
-        (_, Means::Refused(_)) if may_quote_id => {
-            unclear("with an error code and a text that quotes what may be a request id")
+        (401, CodeClass::Refused(_)) if !code.is_from_thingspace() => Verdict::Stale(Stale::BOTH),
+        (_, CodeClass::Refused(_)) if may_quote_id => {
+            unknown("with an error code and a text that quotes what may be a request id")
         }
-        (429, Means::Refused(_)) => Verdict::Throttled(reply.retry_after),
-        (_, Means::Refused(kind)) if blames_the_call => {
+        (429, CodeClass::Refused(_)) => Verdict::Throttled(reply.retry_after),
+        (_, CodeClass::Refused(kind)) if is_client_error => {
             Verdict::Refused(code.refusal(kind, status))
         }
-        _ => unclear("with an error code"),
+        _ => unknown("with an error code"),
     }
 }

@@ -1,11 +1,11 @@
-//! Phrases in texts for people that say that an order may have been carried out, and words that
-//! certainly do not.
+//! Phrases in texts for people: those of an order that may have been executed, and the words of
+//! plain refusals.
 
 use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
 
 use super::mention::{has_uuid, words};
 
-/// An order that was taken on.
+/// The order was accepted.
 const ACCEPTED: [&[&str]; 12] = [
     &["accepted"],
     &["queued"],
@@ -21,7 +21,7 @@ const ACCEPTED: [&[&str]; 12] = [
     &["on", "hold"],
 ];
 
-/// An answer that somebody did not wait for.
+/// A server waited too long for an answer.
 const TIMED_OUT: [&[&str]; 7] = [
     &["time", "out"],
     &["timed", "out"],
@@ -32,12 +32,11 @@ const TIMED_OUT: [&[&str]; 7] = [
     &["not", "respond"],
 ];
 
-/// A time-out that is the name of a JavaScript function.
+/// Functions of JavaScript.
 const SCRIPTED: [&str; 2] = ["settimeout", "cleartimeout"];
 
-/// The words of refusals for want of a good token, and for too many calls, as Verizon, WSO2,
-/// Apigee, AWS, Azure, Kong, Envoy, nginx, Apache, Tomcat and Cloudflare write them. No word is
-/// among them that says what became of an order.
+/// The words with which Verizon, WSO2, Apigee, AWS, Azure, Kong, Envoy, nginx, Apache, Tomcat and
+/// Cloudflare refuse a token, or too many calls. None of them says what became of an order.
 static REFUSAL_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
     "a about access account after again allowed amount an and another any apache api app \
         application are aren arrest as at auth authenticate authenticated authentication \
@@ -66,35 +65,35 @@ static REFUSAL_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         .collect()
 });
 
-/// What proxies say with words that could also say what became of an order.
+/// Sentences of refusals with words that could also say what became of an order.
 const REFUSAL_SENTENCES: [&str; 3] = [
     "the request has not been applied",
     "the user has sent too many requests",
     "you have sent too many requests",
 ];
 
-/// What denies the phrase after it. "Not yet" and "not only" deny nothing.
-/// The "t" is that of "can't".
+/// Words that deny the phrase after them. "Not yet" and "not only" do not. "t" is the end of
+/// "can't".
 const DENIALS: [&str; 5] = ["not", "never", "cannot", "t", "longer"];
 
-/// What may stand between a denial and its phrase.
+/// Words between a denial and its phrase.
 const BETWEEN: [&str; 3] = ["be", "been", "being"];
 
-/// Whether an order was accepted, or is being carried out, by a text of these words.
+/// Whether a text says that an order was accepted or is being executed.
 pub(super) fn says_accepted(words: &[String]) -> bool {
     ACCEPTED
         .iter()
         .any(|phrase| ends(words, phrase).any(|end| !is_denied(words, end - phrase.len(), end)))
 }
 
-/// Whether a text of these words speaks of a time-out. One that denies it is believed neither way.
+/// Whether a text speaks of a time-out, also to deny it.
 pub(super) fn says_timed_out(words: &[String]) -> bool {
     let names_one = |word: &String| word.contains("timeout") && !SCRIPTED.contains(&word.as_str());
     words.iter().any(names_one)
         || TIMED_OUT.iter().any(|phrase| ends(words, phrase).next().is_some())
 }
 
-/// Whether a text says nothing but that a token or the rate is refused, or nothing at all.
+/// Whether a text is empty, or says only that a token or the rate is refused.
 pub(super) fn is_plain_refusal(text: &str) -> bool {
     let mut text = visible(text).to_lowercase();
     for sentence in REFUSAL_SENTENCES {
@@ -108,7 +107,7 @@ pub(super) fn is_plain_refusal(text: &str) -> bool {
         .all(|word| REFUSAL_WORDS.contains(word.as_str()))
 }
 
-/// An HTML page without what a browser does not show, or another text as it is.
+/// What a browser shows of an HTML page; another text as it is.
 fn visible(text: &str) -> Cow<'_, str> {
     const HIDDEN: [(&str, &str); 4] =
         [("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"), ("<", ">")];
@@ -133,7 +132,7 @@ fn visible(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Where a phrase ends.
+/// The index after each occurrence of a phrase.
 fn ends<'a>(words: &'a [String], phrase: &'a [&'a str]) -> impl Iterator<Item = usize> + 'a {
     let found =
         words.windows(phrase.len()).enumerate().filter(move |(_, window)| *window == phrase);

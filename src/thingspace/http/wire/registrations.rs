@@ -2,10 +2,14 @@
 
 use bytes::Bytes;
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{Text, json, one_or_many};
-use crate::thingspace::{Registration, Target, http::body::Body, sha256};
+use super::json;
+use crate::thingspace::{
+    Registration, Target,
+    http::{body::ReplyBody, object::Object},
+    sha256,
+};
 
 /// The body of a registration.
 pub(crate) fn registration(service: &str, target: &Target<'_>) -> Bytes {
@@ -24,43 +28,28 @@ pub(crate) fn registration(service: &str, target: &Target<'_>) -> Bytes {
     })
 }
 
-/// The answer to a listing. ThingSpace gives the passwords in clear; they are not kept.
-pub(crate) fn registrations(body: &Body<'_>) -> Option<Vec<Registration>> {
-    #[derive(Deserialize)]
-    struct Body(#[serde(deserialize_with = "one_or_many")] Vec<Entry>);
-    #[derive(Deserialize)]
-    struct Entry {
-        #[serde(rename = "serviceName")]
-        service_name: Option<Text>,
-        name: Option<Text>,
-        url: Option<Text>,
-        username: Option<Text>,
-        password: Option<Text>,
-    }
-    fn text(value: Option<Text>) -> String {
-        value.map(|text| text.0).unwrap_or_default()
-    }
-    let Body(entries) = serde_json::from_str(body.text).ok()?;
-    let registration = |entry: Entry| {
-        let service = entry.service_name.or(entry.name)?.0;
+/// Reads a list of registrations. ThingSpace sends the passwords; only a digest of each is kept.
+pub(crate) fn registrations(body: &ReplyBody<'_>) -> Option<Vec<Registration>> {
+    let list = || serde_json::from_str::<Option<Vec<Object<'_>>>>(body.text).ok();
+    let registration = |entry: &Object<'_>| {
+        let text = |name| entry.text(&[name]);
         Some(Registration {
-            service,
-            url: text(entry.url).into(),
-            username: text(entry.username),
-            password: entry.password.map(|password| sha256(&password.0)),
+            service: text("serviceName").or(text("name"))?,
+            url: text("url").unwrap_or_default().into(),
+            username: text("username").unwrap_or_default(),
+            password: text("password").map(|password| sha256(&password)),
         })
     };
-    // One without its service would hide that the service is taken.
-    entries.into_iter().map(registration).collect()
+    // If one has no service, it is not known which services are registered.
+    match &body.object {
+        Some(one) => registration(one).map(|one| vec![one]),
+        None => list()?.unwrap_or_default().iter().map(registration).collect(),
+    }
 }
 
-/// The answer to a registration, and to its end: the service's name.
-pub(crate) fn registered(body: &Body<'_>, service: &str) -> Option<()> {
-    #[derive(Deserialize)]
-    struct Body {
-        #[serde(rename = "serviceName", alias = "name")]
-        service: Text,
-    }
-    let body: Body = serde_json::from_str(body.text).ok()?;
-    body.service.0.eq_ignore_ascii_case(service).then_some(())
+/// Reads the answer to a registration or deregistration, which names the service.
+pub(crate) fn registered(body: &ReplyBody<'_>, service: &str) -> Option<()> {
+    let mut names = body.object.as_ref()?.texts(&["serviceName", "name"]).peekable();
+    names.peek()?;
+    names.all(|name| name.eq_ignore_ascii_case(service)).then_some(())
 }

@@ -1,15 +1,14 @@
-//! The answer to a status query. What contradicts itself is not believed, at the level on which it
-//! stands: the whole answer, or one sub-request.
+//! Reads the answer to a status query. An answer or a sub-request that contradicts itself decides
+//! nothing.
 
 use serde_json::value::RawValue;
 
-use super::class;
 use crate::{
     identity::{AccountName, Device, Digits, IdentifierKind, RequestId},
     thingspace::{
         StatusAnswer, StatusClass,
         http::{
-            body::{Body, Parts},
+            body::{DeviceParts, ReplyBody},
             json::Json,
             object::Object,
             verdict::is_request_id,
@@ -21,16 +20,15 @@ use crate::{
 /// Fields of a sub-request that hold identifiers.
 const IDS: [&str; 2] = ["ids", "deviceIds"];
 
-/// The account and the request of a query.
-struct Asked<'a> {
+struct QueriedRequest<'a> {
     account: &'a AccountName,
     request: &'a RequestId,
 }
 
-impl Asked<'_> {
-    /// Whether an answer or a sub-request names no other request and no other account, and says
-    /// each thing once.
-    fn fits(&self, object: &Object<'_>, parts: &Parts<'_, '_>) -> bool {
+impl QueriedRequest<'_> {
+    /// Whether an answer or a sub-request names no other request and no other account, and has no
+    /// field twice.
+    fn fits(&self, object: &Object<'_>, parts: &DeviceParts<'_, '_>) -> bool {
         let once = |names: &[&str]| object.values(names).count() <= 1;
         parts.are_of_request(self.request)
             && parts.are_of_account(self.account)
@@ -44,20 +42,20 @@ fn is_sub_requests(name: &str) -> bool {
     matches!(&*plain(name), "subrequests" | "subrequest")
 }
 
-/// The answer, if it is about the request and the account that were asked for.
+/// The answer, if it is about this account and this request.
 pub(crate) fn status(
-    body: &Body<'_>,
+    body: &ReplyBody<'_>,
     account: &AccountName,
     request: &RequestId,
 ) -> Option<StatusAnswer> {
     let root = body.object.as_ref()?;
-    let parts = Parts::of(root);
-    let asked = Asked { account, request };
-    if !asked.fits(root, &parts) {
+    let parts = DeviceParts::of(root);
+    let queried = QueriedRequest { account, request };
+    if !queried.fits(root, &parts) {
         return None;
     }
-    let overall = class(&root.text(&["status"])?);
-    let read = |value: &RawValue| sub_request(&serde_json::from_str(value.get()).ok()?, &asked);
+    let overall = StatusClass::of(&root.text(&["status"])?);
+    let read = |value: &RawValue| sub_request(&serde_json::from_str(value.get()).ok()?, &queried);
     let devices = root.elements_where(is_sub_requests).map(read).collect::<Option<Vec<_>>>()?;
     // An error that names no request may be about this very query.
     if devices.is_empty() && root.values_where(is_request_id).next().is_none() {
@@ -66,8 +64,8 @@ pub(crate) fn status(
     let mut answer = StatusAnswer { overall, devices };
     answer.agree(|_| Vec::new());
     let all_succeeded = answer.devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
-    // A failure of the whole without one that failed contradicts itself. The opposite does not: the
-    // documented example says Success above a device that is pending.
+    // A failed request without a failed device contradicts itself. The opposite does not: the
+    // documented example says Success above a pending device.
     let is_doubtful = match overall {
         StatusClass::Failed => !answer.devices.is_empty() && all_succeeded,
         _ => parts.deny_success(),
@@ -85,26 +83,27 @@ pub(crate) fn status(
     Some(answer)
 }
 
-/// The device and the status of a sub-request. `None` if an identifier in it is no object.
-fn sub_request(sub: &Object<'_>, asked: &Asked<'_>) -> Option<(Device, StatusClass)> {
+/// The device and the status of a sub-request. `None`: an identifier is no object.
+fn sub_request(sub: &Object<'_>, queried: &QueriedRequest<'_>) -> Option<(Device, StatusClass)> {
     let ids = sub.elements(&IDS).map(|id| serde_json::from_str(id.get()).ok());
     let ids = ids.collect::<Option<Vec<Object<'_>>>>()?;
     let (device, is_one) = device(&ids);
     let words = std::iter::once(sub).chain(&ids).flat_map(|part| part.values(&["status"]));
-    let mut classes =
-        words.map(|word| Json::of(word).id().map_or(StatusClass::Unknown, |word| class(&word)));
+    let mut classes = words.map(|word| {
+        Json::of(word).id().map_or(StatusClass::Unknown, |word| StatusClass::of(&word))
+    });
     let first = classes.next().unwrap_or(StatusClass::Unknown);
     let agree = classes.all(|class| class == first);
-    let parts = Parts::of(sub);
+    let parts = DeviceParts::of(sub);
     let is_believed = agree
         && is_one
-        && asked.fits(sub, &parts)
+        && queried.fits(sub, &parts)
         && !(first == StatusClass::Succeeded && parts.deny_success());
     Some((device, if is_believed { first } else { StatusClass::Unknown }))
 }
 
-/// The device that the identifiers name, and whether they agree on one. Identifiers of unknown
-/// kinds or of a wrong shape are left out.
+/// The device with these identifiers, and whether they agree. Identifiers of unknown kinds or of a
+/// wrong form are left out.
 fn device(ids: &[Object<'_>]) -> (Device, bool) {
     let (mut device, mut is_one) = (Device::default(), true);
     for entry in ids {

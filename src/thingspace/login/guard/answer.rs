@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use crate::thingspace::http::{
-    body::{self, Body},
-    code::{self, Code, Said, table::Means},
-    transport::Reply,
+    body::ReplyBody,
+    code::{self, Code, ErrorCodes, table::CodeClass},
+    reply::Reply,
     verdict::{Verdict, judge},
 };
 
@@ -29,37 +29,37 @@ pub(in crate::thingspace::login) enum AttemptFailure {
 /// one, whatever its HTTP status: ThingSpace documents neither the status nor the code.
 pub(in crate::thingspace::login) fn to_login<T>(
     reply: &Reply,
-    parse: impl Fn(&Body<'_>) -> Option<T>,
+    parse: impl Fn(&ReplyBody<'_>) -> Option<T>,
 ) -> Result<T, AttemptFailure> {
     let status = reply.status.as_u16();
     let unanswered = |what| AttemptFailure::Unanswered(format!("HTTP {status}, {what}"));
-    let text = reply.body.as_deref().map(body::text);
-    let said = text.map_or(Said::Nothing, |text| Said::of(&Body::parse(&text)));
-    let means = |code: &Code| code.row(status).means;
+    let text = reply.body.as_deref().map(String::from_utf8_lossy);
+    let said = text.map_or(ErrorCodes::None, |text| ErrorCodes::of(&ReplyBody::parse(&text)));
+    let means = |code: &Code| code.row(status).class;
     // The API manager uses these statuses for calls that it does not pass on. With any other
     // status its code proves nothing.
     let refused = (400..500).contains(&status);
     Err(match (judge(reply, parse), said) {
-        (Verdict::Done(accepted), Said::Nothing | Said::Success) => return Ok(accepted),
+        (Verdict::Done(accepted), ErrorCodes::None | ErrorCodes::Success) => return Ok(accepted),
         (Verdict::Done(_), _) => unanswered("with a session and an error code"),
-        (_, Said::One(code)) => match means(&code) {
-            Means::BearerRefused if refused => AttemptFailure::StaleBearer,
-            Means::Throttled if refused || status == 503 => {
+        (_, ErrorCodes::One(code)) => match means(&code) {
+            CodeClass::BearerRefused if refused => AttemptFailure::StaleBearer,
+            CodeClass::Throttled if refused || status == 503 => {
                 AttemptFailure::Throttled(reply.retry_after)
             }
-            Means::Refused(kind)
+            CodeClass::Refused(kind)
                 if refused && code::is_by_api_manager(&code.refusal(kind, status)) =>
             {
                 AttemptFailure::NotEvaluated(code.refusal(kind, status).to_string())
             }
-            Means::BearerRefused | Means::Throttled | Means::Unclear => {
+            CodeClass::BearerRefused | CodeClass::Throttled | CodeClass::Unknown => {
                 unanswered("with an error code that says nothing about the password")
             }
             // A code that is not ThingSpace's own says that the server failed.
             _ if status >= 500 && !code.is_from_thingspace() => {
                 unanswered("with a general error code")
             }
-            Means::Refused(_) | Means::SessionRefused => AttemptFailure::Rejected,
+            CodeClass::Refused(_) | CodeClass::SessionRefused => AttemptFailure::Rejected,
         },
         // A 429 without a code may also be the answer to too many rejected logins.
         _ => match status {
@@ -73,7 +73,7 @@ pub(in crate::thingspace::login) fn to_login<T>(
 /// Reads the answer to a token request, which locks nobody.
 pub(in crate::thingspace::login) fn to_token_request<T>(
     reply: &Reply,
-    parse: impl Fn(&Body<'_>) -> Option<T>,
+    parse: impl Fn(&ReplyBody<'_>) -> Option<T>,
 ) -> Result<T, AttemptFailure> {
     Err(match judge(reply, parse) {
         Verdict::Done(accepted) => return Ok(accepted),
@@ -86,10 +86,10 @@ pub(in crate::thingspace::login) fn to_token_request<T>(
         Verdict::Refused(refusal) if code::is_by_api_manager(&refusal) => {
             AttemptFailure::NotEvaluated(refusal.to_string())
         }
-        Verdict::Unclear { status, reason } if !matches!(status, 400 | 401 | 403) => {
+        Verdict::Unknown { status, reason } if !matches!(status, 400 | 401 | 403) => {
             AttemptFailure::Unanswered(reason)
         }
-        Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Unclear { .. } => {
+        Verdict::Stale(_) | Verdict::Refused(_) | Verdict::Unknown { .. } => {
             AttemptFailure::Rejected
         }
     })

@@ -5,45 +5,45 @@ use bytes::Bytes;
 use super::*;
 use crate::thingspace::{
     http::{
-        transport::Reply,
+        reply::Reply,
         verdict::{Stale, Verdict, judge_order},
     },
     tests::order_answers::reply,
 };
 
-/// What a part of an answer says.
+/// The meaning of a part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Says {
     /// This id, in the documented place and exact.
     Id(String),
-    /// This id, elsewhere.
+    /// This id, in another place.
     IdElsewhere(String),
-    /// Something that looks like an id and is none that could be carried.
+    /// Something that looks like an id and has no exact value.
     IdLike,
     /// A text for people with a UUID in it.
     Quotes,
     /// A text for people that speaks of a time-out.
     TimedOut,
-    /// Another text than the plain refusal of a token or of a rate.
+    /// A text that is not the plain refusal of a token or of a rate.
     OtherText,
-    /// A list of errors that no envelope says.
+    /// A list with errors that are in no envelope.
     Errors,
     Code(Code),
     Success,
     Nothing,
 }
 
-/// A code, told apart by its text.
+/// A code with its text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Code {
     Refusal(&'static str),
-    Unclear(&'static str),
+    Unknown(&'static str),
     Session(&'static str),
     Bearer(u32),
     Throttled(u32),
     TurnedAway(u32),
     Lost(u32),
-    /// Of the authorization server, for example: a refusal, but not of ThingSpace proper.
+    /// A refusal that is not ThingSpace's, for example of the authorization server.
     Word(&'static str),
     Fine,
     Unreadable,
@@ -107,7 +107,7 @@ fn part(rng: &mut Rng, id: &str) -> Part {
     }
 }
 
-/// An id as a text, or as a number where that is exact.
+/// An id as a text, or as a number if that is exact.
 fn exact(rng: &mut Rng, id: &str) -> String {
     let is_number = id.len() < 15 && id.bytes().all(|byte| byte.is_ascii_digit());
     if is_number && rng.bool() { id.to_owned() } else { format!("\"{id}\"") }
@@ -148,7 +148,7 @@ fn quotes(rng: &mut Rng) -> Part {
     (says, name.to_owned(), text)
 }
 
-/// A text for people that says what may have become of the order.
+/// A text for people that may say what became of the order.
 fn speaks(rng: &mut Rng) -> Part {
     let (says, text) = match rng.u8(..4) {
         0 => (
@@ -181,7 +181,7 @@ fn code(rng: &mut Rng) -> Part {
             ],
         )),
         3 => Word(pick(rng, &["400", "404", "INVALID_ACCESS", "invalid_token"])),
-        4 => Unclear(pick(
+        4 => Unknown(pick(
             rng,
             &[
                 "500",
@@ -208,7 +208,7 @@ fn code(rng: &mut Rng) -> Part {
         _ => Unreadable,
     };
     let (name, value) = match code {
-        Refusal(text) | Unclear(text) | Session(text) | Word(text) => match rng.u8(..3) {
+        Refusal(text) | Unknown(text) | Session(text) | Word(text) => match rng.u8(..3) {
             0 => (any_case(rng, "errorCode"), format!("\"{text}\"")),
             1 => (any_case(rng, "error"), format!("\" {text} \"")),
             _ => (
@@ -222,7 +222,7 @@ fn code(rng: &mut Rng) -> Part {
             1 => (any_case(rng, "fault"), format!(r#"{{"code":"{number}"}}"#)),
             _ => (any_case(rng, "code"), number.to_string()),
         },
-        // Always the same text in one place: different texts there contradict each other.
+        // Always the same text in one place, because different texts would contradict each other.
         Fine => {
             let (name, value) = pick(rng, &[("code", "200"), ("error", "false")]);
             (name.to_owned(), value.to_owned())
@@ -286,13 +286,13 @@ enum Expected {
     Stale { bearer: bool, session: bool },
     Throttled,
     Refused,
-    Unclear,
+    Unknown,
 }
 
-/// The rule, from the parts alone.
+/// The verdict according to the rules, from the parts alone.
 fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
     if !readable {
-        return Expected::Unclear;
+        return Expected::Unknown;
     }
     let mut ids = Vec::new();
     let (mut documented, mut id_like, mut success, mut errors) = (false, false, false, false);
@@ -322,27 +322,27 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         return if one && is_success && no_error && !errors {
             Expected::Done(ids[0].clone())
         } else {
-            Expected::Unclear
+            Expected::Unknown
         };
     }
     if success || errors || codes.len() > 1 {
-        return Expected::Unclear;
+        return Expected::Unknown;
     }
     match codes.first() {
-        None if other_text => Expected::Unclear,
+        None if other_text => Expected::Unknown,
         None if status == 401 => Expected::Stale { bearer: true, session: true },
         None if status == 429 && !quotes => Expected::Throttled,
         Some(Code::Session(_)) if is_error && status < 500 => {
             Expected::Stale { bearer: false, session: true }
         }
         Some(Code::Bearer(_)) if is_error => Expected::Stale { bearer: true, session: false },
-        _ if timed_out => Expected::Unclear,
+        _ if timed_out => Expected::Unknown,
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
-        Some(Code::Word(_)) if matches!(status, 401 | 429) && other_text => Expected::Unclear,
+        Some(Code::Word(_)) if matches!(status, 401 | 429) && other_text => Expected::Unknown,
         Some(Code::Word(_) | Code::TurnedAway(_)) if status == 401 => {
             Expected::Stale { bearer: true, session: true }
         }
-        Some(Code::Refusal(_) | Code::Word(_)) if quotes => Expected::Unclear,
+        Some(Code::Refusal(_) | Code::Word(_)) if quotes => Expected::Unknown,
         Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => {
             Expected::Throttled
         }
@@ -351,7 +351,7 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         {
             Expected::Refused
         }
-        _ => Expected::Unclear,
+        _ => Expected::Unknown,
     }
 }
 
@@ -361,7 +361,7 @@ fn found(reply: &Reply) -> Expected {
         Verdict::Stale(Stale { bearer, session }) => Expected::Stale { bearer, session },
         Verdict::Throttled(_) => Expected::Throttled,
         Verdict::Refused(_) => Expected::Refused,
-        Verdict::Unclear { .. } => Expected::Unclear,
+        Verdict::Unknown { .. } => Expected::Unknown,
     }
 }
 
@@ -421,13 +421,13 @@ fn every_answer_to_an_order_means_what_its_parts_say() {
             "HTTP {status}, {:?}, {body:.600}, {says:?}",
             reply.locations
         );
-        if expected != Expected::Unclear && rng.bool() {
+        if expected != Expected::Unknown && rng.bool() {
             damaged(rng, &reply, &body);
         }
     });
 }
 
-/// Whatever happens to its bytes, an answer tells no id that does not stand in it.
+/// A damaged answer gives no id that it does not contain.
 fn damaged(rng: &mut Rng, reply: &Reply, body: &str) {
     let mut bytes = body.as_bytes().to_vec();
     damage(rng, &mut bytes);

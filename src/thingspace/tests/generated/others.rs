@@ -1,4 +1,4 @@
-//! Answers to status calls, token requests and logins.
+//! Answers to status queries, token requests and logins.
 
 use secrecy::ExposeSecret;
 
@@ -7,7 +7,7 @@ use crate::{
     identity::{AccountName, RequestId},
     thingspace::{
         http::{
-            body::Body,
+            body::ReplyBody,
             verdict::{Verdict, judge},
             wire,
         },
@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// As many digits as each kind of identifier has.
+/// The number of digits of each kind of identifier.
 const KINDS: [(&str, usize); 4] = [("eid", 32), ("iccid", 20), ("imei", 15), ("mdn", 10)];
 
 #[test]
@@ -49,7 +49,7 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
                 .map(|at| if at == 0 { '8' } else { char::from(b'0' + rng.u8(..10)) })
                 .collect();
             let id = match rng.u8(..4) {
-                // A number of this many digits is not exact, and left out.
+                // A number with so many digits is not exact and is left out.
                 0 if digits.len() > 15 => digits,
                 0 => {
                     told.push(digits.clone());
@@ -98,7 +98,7 @@ fn a_status_answer_tells_no_other_request_and_no_other_device() {
         let asked = RequestId::parse(&asked).unwrap();
         let account = AccountName::parse("0000123456-00001").unwrap();
         let text = String::from_utf8_lossy(&body).into_owned();
-        let read = wire::status(&Body::parse(&text), &account, &asked);
+        let read = wire::status(&ReplyBody::parse(&text), &account, &asked);
         if let Some(answer) = &read {
             assert!(is_about_asked, "about {asked}: {text:.600}");
             let shown: Vec<_> =

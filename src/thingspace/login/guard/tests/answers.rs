@@ -5,7 +5,7 @@ use http::StatusCode;
 
 use super::*;
 use crate::thingspace::{
-    http::{transport::Reply, wire},
+    http::{reply::Reply, wire},
     login::guard::answer::{AttemptFailure, to_login},
 };
 
