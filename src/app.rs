@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use tokio::{net::TcpListener, task::spawn_blocking};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::server::HealthReporter;
 use tracing::info;
 
 use crate::{
@@ -259,7 +259,7 @@ impl CallbackListener {
 /// The services of the gRPC server, none of which is healthy yet.
 async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter, Routes)> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health::set(&health, ServingStatus::NotServing).await;
+    health::set(&health, false).await;
     let esim = EsimServiceServer::new(esim)
         .max_decoding_message_size(grpc::MAX_MESSAGE)
         .max_encoding_message_size(grpc::MAX_MESSAGE);

@@ -10,7 +10,7 @@ mod fragment;
 mod service;
 pub(crate) mod status;
 
-pub use edge::EdgeLayer;
+pub use edge::Edge;
 pub use service::Esim;
 
 /// The name of the service in health checks.

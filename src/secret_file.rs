@@ -165,7 +165,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_an_editor_adds_is_refused_and_never_shown() {
+    async fn accidental_characters_are_refused_and_never_shown() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("password");
         for (bytes, secret) in [

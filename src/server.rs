@@ -13,8 +13,9 @@ use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
 };
+use tower::layer::layer_fn;
 
-use crate::{grpc::EdgeLayer, telemetry::rpc::RpcLayer};
+use crate::{grpc::Edge, telemetry::rpc::Rpc};
 
 /// HTTP/2 pings detect dead peers.
 const PING_INTERVAL: Duration = Duration::from_secs(45);
@@ -42,8 +43,8 @@ pub async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .layer(RpcLayer)
-        .layer(EdgeLayer)
+        .layer(layer_fn(Rpc::new))
+        .layer(layer_fn(Edge::new))
         .max_concurrent_streams(max_concurrent_streams)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))

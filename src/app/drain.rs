@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use super::health;
@@ -81,7 +81,7 @@ impl Running {
 
     async fn refuse_new_work(&self) {
         self.admin.draining();
-        health::set(&self.health, ServingStatus::NotServing).await;
+        health::set(&self.health, false).await;
         self.drain.cancel();
         self.requests.drain();
         self.calls.close();

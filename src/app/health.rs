@@ -49,19 +49,24 @@ pub(super) async fn report(
             warn!(reason, "not ready yet");
             ready.await;
         }
-        set(health, ServingStatus::Serving).await;
+        set(health, true).await;
         info!("ready");
         requests.unready().await;
         warn!(reason = requests.waits_for(), "no longer ready");
-        set(health, ServingStatus::NotServing).await;
+        set(health, false).await;
     }
 }
 
 /// Sets the health of the gateway as a whole and of its service.
-pub(super) async fn set(health: &HealthReporter, status: ServingStatus) {
+pub(super) async fn set(health: &HealthReporter, healthy: bool) {
     for name in ["", grpc::SERVICE_NAME] {
-        health.set_service_status(name, status).await;
+        set_one(health, name, healthy).await;
     }
+}
+
+async fn set_one(health: &HealthReporter, name: &str, healthy: bool) {
+    let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
+    health.set_service_status(name, status).await;
 }
 
 /// Reports for each set of credentials whether logins are possible, as `thingspace.login/NAME`.
@@ -73,16 +78,12 @@ pub(super) async fn report_logins(
 ) {
     for (name, mut standing) in client.standings() {
         let (name, health) = (format!("thingspace.login/{name}"), health.clone());
-        let report = async move |healthy| {
-            let status = if healthy { ServingStatus::Serving } else { ServingStatus::NotServing };
-            health.set_service_status(&name, status).await;
-        };
         let healthy = standing.borrow_and_update().healthy;
-        report(healthy).await;
+        set_one(&health, &name, healthy).await;
         tokio::spawn(until.clone().run_until_cancelled_owned(async move {
             while standing.changed().await.is_ok() {
                 let healthy = standing.borrow_and_update().healthy;
-                report(healthy).await;
+                set_one(&health, &name, healthy).await;
             }
         }));
     }

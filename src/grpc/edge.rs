@@ -16,7 +16,7 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
-use tower::{Layer, Service};
+use tower::Service;
 
 use super::{deadline::Deadline, status};
 use crate::requests::{Effect, Error};
@@ -24,22 +24,16 @@ use crate::requests::{Effect, Error};
 /// The only method that changes something at ThingSpace.
 const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
-/// Adds the edge to the services of a gRPC server.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct EdgeLayer;
-
-impl<S> Layer<S> for EdgeLayer {
-    type Service = Edge<S>;
-
-    fn layer(&self, inner: S) -> Edge<S> {
-        Edge { inner }
-    }
-}
-
-/// The service that [`EdgeLayer`] makes.
+/// The layer itself, around the services of a gRPC server.
 #[derive(Debug, Clone)]
 pub struct Edge<S> {
     inner: S,
+}
+
+impl<S> Edge<S> {
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
 }
 
 impl<S, In, Out> Service<Request<In>> for Edge<S>

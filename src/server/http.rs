@@ -7,7 +7,7 @@
 
 mod connections;
 
-use std::{convert::Infallible, error::Error, net::IpAddr, pin::pin, time::Duration};
+use std::{convert::Infallible, error::Error, pin::pin, time::Duration};
 
 use http::{Request, Response};
 use http_body::Body;
@@ -24,8 +24,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+use connections::ConnectionLimit;
 pub use connections::Peer;
-use connections::{ConnectionLimit, ConnectionSlot, NoSlot, OpenRequest};
 
 use crate::{config::Network, log_throttle::LogThrottle};
 
@@ -108,14 +108,16 @@ pub async fn serve(
             }
             continue;
         }
-        let Some(slot) = acquire_slot(&limit, connections::source(peer)).await else {
+        let Some(slot) = limit.admit(connections::source(peer)).await else {
             debug!(listener = name, "too many connections");
             continue;
         };
         let (handler, tls, stop) = (handler.clone(), tls.clone(), stop.clone());
         connections.spawn(async move {
-            let connection = serve_connection(handler, tcp, tls, &slot.peer, stop);
-            slot.evicted.run_until_cancelled(connection).await;
+            tokio::select! {
+                () = serve_connection(handler, tcp, tls, &slot.0, stop) => {}
+                () = slot.evicted() => {}
+            }
         });
         // Even under load, an accepted connection is read before the next one is accepted.
         yield_now().await;
@@ -123,17 +125,6 @@ pub async fn serve(
     drop(listener);
     connections.close();
     connections.wait().await;
-}
-
-/// A slot for a new connection; `None` if there is none.
-async fn acquire_slot(limit: &ConnectionLimit, source: IpAddr) -> Option<ConnectionSlot> {
-    loop {
-        match limit.admit(source) {
-            Ok(slot) => return Some(slot),
-            Err(NoSlot::Wait(wait)) => sleep(wait).await,
-            Err(NoSlot::Full) => return None,
-        }
-    }
 }
 
 async fn serve_connection(
@@ -165,9 +156,9 @@ async fn serve_stream(
         .header_read_timeout(HEADER_TIMEOUT)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEADER_BYTES);
-    let activity = &peer.activity;
+    let connection = &peer.connection;
     let service = service_fn(|mut request: Request<Incoming>| {
-        let (open, handler) = (OpenRequest::new(activity), handler.clone());
+        let (open, handler) = (peer.open_request(), handler.clone());
         request.extensions_mut().insert(peer.clone());
         async move {
             let answer = handler.handle(request).await;
@@ -179,7 +170,7 @@ async fn serve_stream(
     let mut check = interval(HEADER_TIMEOUT);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     check.tick().await;
-    let (mut last, mut stopping) = (activity.last(), false);
+    let (mut last, mut stopping) = (connection.last(), false);
     loop {
         tokio::select! {
             ended = serving.as_mut() => {
@@ -194,7 +185,7 @@ async fn serve_stream(
             }
             // hyper's timeout does not cover a peer that does not read its answers.
             _ = check.tick() => {
-                if activity.is_idle_since(&mut last) {
+                if connection.is_idle_since(&mut last) {
                     return;
                 }
             }

@@ -19,33 +19,12 @@ use http_body::{Body, Frame, SizeHint};
 use opentelemetry::{global, propagation::Extractor};
 use tonic::Code;
 use tonic_types::StatusExt;
-use tower::{Layer, Service};
+use tower::Service;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::semconv;
 use crate::identity::{AccountName, RequestId};
-
-/// The names of gRPC's codes, by number.
-const CODES: [&str; 17] = [
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-];
 
 /// The longest method name in a span or a line, in bytes. No method of ours is longer, and a
 /// caller could fill the log with long paths.
@@ -75,21 +54,15 @@ impl CallSubject {
 }
 
 /// Adds spans and log lines to a gRPC server.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct RpcLayer;
-
-impl<S> Layer<S> for RpcLayer {
-    type Service = Rpc<S>;
-
-    fn layer(&self, inner: S) -> Rpc<S> {
-        Rpc { inner }
-    }
-}
-
-/// The service that [`RpcLayer`] makes.
 #[derive(Debug, Clone)]
 pub struct Rpc<S> {
     inner: S,
+}
+
+impl<S> Rpc<S> {
+    pub fn new(inner: S) -> Self {
+        Self { inner }
+    }
 }
 
 impl<S, In, Out> Service<Request<In>> for Rpc<S>
@@ -229,13 +202,13 @@ impl RpcCall {
         let code = if self.reset.0.load(Ordering::Relaxed) { Code::Cancelled } else { code };
         let (method, is_failure, code) = (&self.method, FAILURES.contains(&code), name(code));
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
+        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, &code);
         // The lines have no parent, because the span would repeat their fields.
         if !is_failure {
             tracing::debug!(parent: None, method, code, milliseconds, "call ended");
             return;
         }
-        self.span.record(semconv::ERROR_TYPE, code);
+        self.span.record(semconv::ERROR_TYPE, &code);
         self.span.record("otel.status_code", "error");
         let reason = headers.and_then(reason);
         let subject = self.subject.0.get();
@@ -278,8 +251,16 @@ impl Drop for RpcCall {
     }
 }
 
-fn name(code: Code) -> &'static str {
-    CODES[code as usize]
+/// The name of a code, such as `DEADLINE_EXCEEDED`.
+fn name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_ascii_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
 }
 
 /// The code in `grpc-status`. Unknown numbers are UNKNOWN.

@@ -6,10 +6,10 @@ use crate::{
     proto::esim::ErrorReason,
 };
 
-/// Reasons of the contract that no part of the gateway gives yet.
-const NOT_GIVEN: [&str; 3] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "STREAM_AGE"];
+/// Reasons of the API that the gateway does not use yet.
+const UNUSED: [&str; 3] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "STREAM_AGE"];
 
-/// Every error of the domain. Whoever adds one is sent here by [`is_listed`].
+/// Every error of the domain. [`is_listed`] does not compile until a new one is added here.
 fn errors() -> Vec<Error> {
     let refused = |kind| Error::Refused(Refusal { kind, code: "400".to_owned(), status: 400 });
     let order_id = "order".to_owned();
@@ -106,7 +106,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
 }
 
-/// As the contract and the page write it.
+/// The name of a code in the proto file and on the page.
 fn name(code: Code) -> String {
     let upper = |letter: char| letter.is_ascii_uppercase().then_some('_');
     let name = format!("{code:?}");
@@ -117,24 +117,24 @@ fn name(code: Code) -> String {
 }
 
 #[test]
-fn the_contract_and_the_page_list_every_reason_with_its_code() {
-    let (contract, page) = (read("proto/thingspace/esim/v1/esim.proto"), read("docs/errors.md"));
+fn the_proto_and_the_page_list_every_reason_with_its_code() {
+    let (proto, page) = (read("proto/thingspace/esim/v1/esim.proto"), read("docs/errors.md"));
     let statuses = statuses();
-    let in_contract: Vec<_> = (1..)
+    let in_proto: Vec<_> = (1..)
         .map_while(|number| ErrorReason::try_from(number).ok())
         .map(|reason| reason.as_str_name().trim_start_matches("ERROR_REASON_"))
         .collect();
     for reason in statuses.keys() {
-        assert!(in_contract.contains(&reason.as_str()), "{reason} is not in the contract");
-        assert!(!NOT_GIVEN.contains(&reason.as_str()), "{reason} is given by now");
+        assert!(in_proto.contains(&reason.as_str()), "{reason} is not in the proto file");
+        assert!(!UNUSED.contains(&reason.as_str()), "{reason} is used by now");
     }
-    for reason in in_contract {
-        let (before, _) = contract.split_once(&format!("  ERROR_REASON_{reason} = ")).unwrap();
+    for reason in in_proto {
+        let (before, _) = proto.split_once(&format!("  ERROR_REASON_{reason} = ")).unwrap();
         let comment = before.rsplit_once(";\n").unwrap().1.trim_start();
         let line = page.lines().find(|line| line.starts_with(&format!("| {reason} | ")));
         let line = line.unwrap_or_else(|| panic!("{reason} is not in docs/errors.md"));
         let Some(status) = statuses.get(reason) else {
-            assert!(NOT_GIVEN.contains(&reason), "nothing gives {reason}");
+            assert!(UNUSED.contains(&reason), "{reason} is not used");
             continue;
         };
         let code = name(status.code());
@@ -144,7 +144,7 @@ fn the_contract_and_the_page_list_every_reason_with_its_code() {
 }
 
 #[test]
-fn whoever_is_told_to_come_again_is_told_when() {
+fn errors_that_ask_for_a_retry_say_when() {
     let statuses = statuses();
     let with = |code: Code| -> Vec<&str> {
         statuses
@@ -153,7 +153,7 @@ fn whoever_is_told_to_come_again_is_told_when() {
             .map(|(reason, _)| reason.as_str())
             .collect()
     };
-    // See the module's table.
+    // See the list in the module's documentation.
     assert_eq!(
         with(Code::Unavailable),
         [
@@ -172,7 +172,7 @@ fn whoever_is_told_to_come_again_is_told_when() {
 }
 
 #[test]
-fn what_repeating_cannot_help_is_not_unavailable() {
+fn an_error_that_a_retry_cannot_fix_is_not_unavailable() {
     let corrupt = Error::Store(StoreError::Corrupt("a log".to_owned()));
     for status in [of(&corrupt), of_watch(&corrupt, ""), of_watch(&corrupt, "token")] {
         assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
@@ -180,7 +180,7 @@ fn what_repeating_cannot_help_is_not_unavailable() {
 }
 
 #[test]
-fn an_order_of_unknown_fate_invites_no_repetition() {
+fn an_unknown_outcome_asks_for_no_retry() {
     let request = RequestId::parse("r").unwrap();
     let unknown = Error::OrderOutcomeUnknown {
         order_id: "order".to_owned(),

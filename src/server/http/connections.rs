@@ -13,6 +13,7 @@
 use std::{
     cmp::Reverse,
     collections::{HashMap, VecDeque},
+    mem,
     net::{IpAddr, Ipv6Addr},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -21,6 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::lock::lock;
@@ -45,34 +47,38 @@ pub(super) fn source(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The requests of one connection.
+/// An open connection.
 #[derive(Debug)]
-pub(super) struct Activity {
+pub(super) struct OpenConnection {
+    number: u64,
+    source: IpAddr,
+    trusted: AtomicBool,
+    /// Cancelled when another connection gets the slot.
+    evicted: CancellationToken,
+    /// The start of the listener.
     start: Instant,
-    /// When a request last began or ended, in nanoseconds from the start of the listener.
+    /// When a request last began, was received or ended, in nanoseconds from the start.
     last: AtomicU64,
     /// Requests that are not answered yet.
     open: AtomicUsize,
     /// Of these, the ones that have arrived completely.
     received: AtomicUsize,
-    trusted: AtomicBool,
 }
 
-impl Activity {
-    fn new(start: Instant) -> Self {
-        let (last, open, received, trusted) = Default::default();
-        let activity = Self { start, last, open, received, trusted };
-        activity.touch();
-        activity
+impl OpenConnection {
+    fn touch(&self) {
+        self.last.store(nanoseconds(self.start.elapsed()), Ordering::Relaxed);
     }
 
-    /// When a request last began or ended.
+    /// When a request last began, was received or ended.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Relaxed)
     }
 
-    fn touch(&self) {
-        self.last.store(nanoseconds(self.start.elapsed()), Ordering::Relaxed);
+    /// Whether no request is open, and nothing has happened since the previous check.
+    pub(super) fn is_idle_since(&self, last: &mut u64) -> bool {
+        let before = mem::replace(last, self.last());
+        before == *last && self.open.load(Ordering::Relaxed) == 0
     }
 
     fn waits_for_peer(&self) -> bool {
@@ -82,33 +88,30 @@ impl Activity {
     fn is_trusted(&self) -> bool {
         self.trusted.load(Ordering::Relaxed)
     }
-
-    /// Whether no request is open, and none began or ended since the previous check.
-    pub(super) fn is_idle_since(&self, last: &mut u64) -> bool {
-        let before = std::mem::replace(last, self.last());
-        before == *last && self.open.load(Ordering::Relaxed) == 0
-    }
 }
 
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A request that is not answered yet.
-pub(super) struct OpenRequest(Arc<Activity>);
+/// Counts a request of a connection while it is held.
+struct CountedRequest {
+    connection: Arc<OpenConnection>,
+    counter: fn(&OpenConnection) -> &AtomicUsize,
+}
 
-impl OpenRequest {
-    pub(super) fn new(activity: &Arc<Activity>) -> Self {
-        activity.open.fetch_add(1, Ordering::Relaxed);
-        activity.touch();
-        Self(Arc::clone(activity))
+impl CountedRequest {
+    fn new(connection: &Arc<OpenConnection>, counter: fn(&OpenConnection) -> &AtomicUsize) -> Self {
+        counter(connection).fetch_add(1, Ordering::Relaxed);
+        connection.touch();
+        Self { connection: Arc::clone(connection), counter }
     }
 }
 
-impl Drop for OpenRequest {
+impl Drop for CountedRequest {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-        self.0.touch();
+        (self.counter)(&self.connection).fetch_sub(1, Ordering::Relaxed);
+        self.connection.touch();
     }
 }
 
@@ -117,32 +120,28 @@ impl Drop for OpenRequest {
 pub struct Peer {
     /// The peer's address; of an IPv6 address the first 64 bits.
     pub source: IpAddr,
-    pub(super) activity: Arc<Activity>,
+    pub(super) connection: Arc<OpenConnection>,
     limit: ConnectionLimit,
 }
 
 impl Peer {
+    /// Counts a request as open while the guard is held.
+    pub(super) fn open_request(&self) -> impl Drop + use<> {
+        CountedRequest::new(&self.connection, |connection| &connection.open)
+    }
+
     /// Keeps the connection from being evicted while the guard is held. To be called when the
     /// request has arrived completely.
     pub fn protect(&self) -> impl Drop + use<> {
-        self.activity.received.fetch_add(1, Ordering::Relaxed);
-        Protection(Arc::clone(&self.activity))
+        CountedRequest::new(&self.connection, |connection| &connection.received)
     }
 
     /// Marks the peer as trusted: its connections, also later ones, are evicted only after all
     /// others.
     pub fn trust(&self) {
-        if !self.activity.trusted.swap(true, Ordering::Relaxed) {
+        if !self.connection.trusted.swap(true, Ordering::Relaxed) {
             self.limit.slots().remember_trusted(self.source);
         }
-    }
-}
-
-struct Protection(Arc<Activity>);
-
-impl Drop for Protection {
-    fn drop(&mut self) {
-        self.0.received.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -159,31 +158,26 @@ pub(super) struct ConnectionLimit {
 struct Slots {
     /// The number of the newest connection.
     newest: u64,
-    open: HashMap<u64, OpenConnection>,
+    open: HashMap<u64, Arc<OpenConnection>>,
     /// How many connections each source has.
     sources: HashMap<IpAddr, usize>,
     /// Trusted addresses, oldest first.
     trusted: VecDeque<IpAddr>,
 }
 
-#[derive(Debug)]
-struct OpenConnection {
-    source: IpAddr,
-    activity: Arc<Activity>,
-    evicted: CancellationToken,
-}
-
 /// The slot of a connection, released when it is dropped.
-pub(super) struct ConnectionSlot {
-    pub(super) peer: Peer,
-    /// Cancelled when another connection gets the slot.
-    pub(super) evicted: CancellationToken,
-    number: u64,
+pub(super) struct ConnectionSlot(pub(super) Peer);
+
+impl ConnectionSlot {
+    /// Ends when another connection gets the slot.
+    pub(super) async fn evicted(&self) {
+        self.0.connection.evicted.cancelled().await;
+    }
 }
 
 /// Why there is no slot.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoSlot {
+enum NoSlot {
     /// A connection can be evicted after this time.
     Wait(Duration),
     /// No connection can be evicted: a request is being answered on each.
@@ -195,8 +189,15 @@ impl ConnectionLimit {
         Self { max, max_of_source, start: Instant::now(), slots: Arc::default() }
     }
 
-    pub(super) fn admit(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
-        self.admit_at(source, Instant::now())
+    /// A slot for a new connection; `None` if no other connection can be evicted.
+    pub(super) async fn admit(&self, source: IpAddr) -> Option<ConnectionSlot> {
+        loop {
+            match self.admit_at(source, Instant::now()) {
+                Ok(slot) => return Some(slot),
+                Err(NoSlot::Wait(wait)) => sleep(wait).await,
+                Err(NoSlot::Full) => return None,
+            }
+        }
     }
 
     fn admit_at(&self, source: IpAddr, now: Instant) -> Result<ConnectionSlot, NoSlot> {
@@ -209,16 +210,22 @@ impl ConnectionLimit {
             slots.evict(None, now)?;
         }
         slots.newest += 1;
-        let (number, evicted) = (slots.newest, CancellationToken::new());
-        let activity = Arc::new(Activity::new(self.start));
-        activity.trusted.store(slots.trusted.contains(&source), Ordering::Relaxed);
-        let open =
-            OpenConnection { source, activity: Arc::clone(&activity), evicted: evicted.clone() };
-        slots.open.insert(number, open);
+        let (evicted, last, open, received) = Default::default();
+        let connection = Arc::new(OpenConnection {
+            number: slots.newest,
+            source,
+            trusted: slots.trusted.contains(&source).into(),
+            evicted,
+            start: self.start,
+            last,
+            open,
+            received,
+        });
+        connection.touch();
+        slots.open.insert(connection.number, Arc::clone(&connection));
         *slots.sources.entry(source).or_default() += 1;
         drop(slots);
-        let peer = Peer { source, activity, limit: self.clone() };
-        Ok(ConnectionSlot { peer, evicted, number })
+        Ok(ConnectionSlot(Peer { source, connection, limit: self.clone() }))
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -230,25 +237,25 @@ impl Slots {
     /// Evicts a connection: of `source` if it is given, else of any address.
     fn evict(&mut self, source: Option<IpAddr>, now: u64) -> Result<(), NoSlot> {
         let waiting = || {
-            self.open.iter().filter(|(_, open)| {
-                source.is_none_or(|source| source == open.source) && open.activity.waits_for_peer()
+            self.open.values().filter(|open| {
+                source.is_none_or(|source| source == open.source) && open.waits_for_peer()
             })
         };
         let mut untrusted: HashMap<IpAddr, usize> = HashMap::new();
-        for (_, open) in waiting().filter(|(_, open)| !open.activity.is_trusted()) {
+        for open in waiting().filter(|open| !open.is_trusted()) {
             *untrusted.entry(open.source).or_default() += 1;
         }
-        let rank = |number: u64, open: &OpenConnection| {
+        let rank = |open: &OpenConnection| {
             let count = untrusted.get(&open.source).copied().unwrap_or_default();
-            (!open.activity.is_trusted(), count, Reverse((open.activity.last(), number)))
+            (!open.is_trusted(), count, Reverse((open.last(), open.number)))
         };
-        let chosen = waiting().max_by_key(|(number, open)| rank(**number, open));
-        let (&number, open) = chosen.ok_or(NoSlot::Full)?;
-        let waited = Duration::from_nanos(now.saturating_sub(open.activity.last()));
+        let chosen = waiting().max_by_key(|open| rank(open)).ok_or(NoSlot::Full)?;
+        let waited = Duration::from_nanos(now.saturating_sub(chosen.last()));
         if let Some(wait) = FIRST_WAIT.checked_sub(waited).filter(|wait| !wait.is_zero()) {
             return Err(NoSlot::Wait(wait));
         }
-        open.evicted.cancel();
+        chosen.evicted.cancel();
+        let number = chosen.number;
         self.remove(number);
         Ok(())
     }
@@ -263,12 +270,12 @@ impl Slots {
     }
 
     fn remove(&mut self, number: u64) {
-        if let Some(OpenConnection { source, .. }) = self.open.remove(&number)
-            && let Some(count) = self.sources.get_mut(&source)
+        if let Some(connection) = self.open.remove(&number)
+            && let Some(count) = self.sources.get_mut(&connection.source)
         {
             *count -= 1;
             if *count == 0 {
-                self.sources.remove(&source);
+                self.sources.remove(&connection.source);
             }
         }
     }
@@ -276,7 +283,7 @@ impl Slots {
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.peer.limit.slots().remove(self.number);
+        self.0.limit.slots().remove(self.0.connection.number);
     }
 }
 
@@ -288,23 +295,31 @@ mod tests {
     const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
     impl ConnectionLimit {
+        fn admit_now(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
+            self.admit_at(source, Instant::now())
+        }
+
         /// Admits after every connection has had its first wait.
         fn admit_later(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
             self.admit_at(source, Instant::now() + FIRST_WAIT)
         }
     }
 
+    fn is_evicted(slot: &ConnectionSlot) -> bool {
+        slot.0.connection.evicted.is_cancelled()
+    }
+
     fn evicted(slots: &[ConnectionSlot]) -> Vec<bool> {
-        slots.iter().map(|slot| slot.evicted.is_cancelled()).collect()
+        slots.iter().map(is_evicted).collect()
     }
 
     #[test]
     fn the_connection_that_was_idle_for_longest_is_evicted() {
         let limit = ConnectionLimit::new(3, 3);
-        let mut slots: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        let mut slots: Vec<_> = (0..3).map(|_| limit.admit_now(ONE).ok().unwrap()).collect();
         // A request that has not arrived completely does not protect its connection.
-        let slow = OpenRequest::new(&slots[1].peer.activity);
-        drop(OpenRequest::new(&slots[0].peer.activity));
+        let slow = slots[1].0.open_request();
+        drop(slots[0].0.open_request());
         slots.push(limit.admit_later(ONE).ok().unwrap());
         assert_eq!(evicted(&slots), [false, false, true, false]);
         slots.push(limit.admit_later(ONE).ok().unwrap());
@@ -316,18 +331,18 @@ mod tests {
     #[test]
     fn every_peer_has_time_for_its_first_request() {
         let limit = ConnectionLimit::new(1, 1);
-        let slot = limit.admit(ONE).ok().unwrap();
-        let soon = limit.admit(ONE).err().unwrap();
+        let slot = limit.admit_now(ONE).ok().unwrap();
+        let soon = limit.admit_now(ONE).err().unwrap();
         assert!(matches!(soon, NoSlot::Wait(wait) if wait <= FIRST_WAIT), "{soon:?}");
-        assert!(!slot.evicted.is_cancelled());
-        assert!(limit.admit_later(ONE).is_ok() && slot.evicted.is_cancelled());
+        assert!(!is_evicted(&slot));
+        assert!(limit.admit_later(ONE).is_ok() && is_evicted(&slot));
     }
 
     #[test]
     fn a_connection_whose_request_is_being_answered_keeps_its_slot() {
         let limit = ConnectionLimit::new(2, 2);
-        let slots: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
-        let mut received: Vec<_> = slots.iter().map(|slot| slot.peer.protect()).collect();
+        let slots: Vec<_> = (0..2).map(|_| limit.admit_now(ONE).ok().unwrap()).collect();
+        let mut received: Vec<_> = slots.iter().map(|slot| slot.0.protect()).collect();
         for source in [ONE, OTHER] {
             assert_eq!(limit.admit_later(source).err(), Some(NoSlot::Full));
         }
@@ -339,13 +354,13 @@ mod tests {
     #[test]
     fn an_address_takes_slots_only_from_itself() {
         let limit = ConnectionLimit::new(4, 3);
-        let quiet = limit.admit(OTHER).ok().unwrap();
+        let quiet = limit.admit_now(OTHER).ok().unwrap();
         let mut slots: Vec<_> = (0..8).map(|_| limit.admit_later(ONE).ok().unwrap()).collect();
         assert_eq!(evicted(&slots).iter().filter(|evicted| !**evicted).count(), 3);
         for n in [3, 4] {
             slots.push(limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap());
         }
-        assert!(!quiet.evicted.is_cancelled());
+        assert!(!is_evicted(&quiet));
         assert_eq!(evicted(&slots).iter().filter(|evicted| !**evicted).count(), 3);
     }
 
@@ -353,9 +368,9 @@ mod tests {
     #[test]
     fn trusted_addresses_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);
-        let trusted: Vec<_> = (0..3).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        let trusted: Vec<_> = (0..3).map(|_| limit.admit_now(ONE).ok().unwrap()).collect();
         for slot in &trusted {
-            slot.peer.trust();
+            slot.0.trust();
         }
         for n in 2..9 {
             let _slot = limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap();
@@ -363,7 +378,7 @@ mod tests {
         let strangers: Vec<_> =
             (2..4).map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap()).collect();
         assert_eq!((evicted(&trusted), evicted(&strangers)), (vec![false; 3], vec![true, false]));
-        let _received = strangers[1].peer.protect();
+        let _received = strangers[1].0.protect();
         assert!(limit.admit_later(OTHER).is_ok());
         assert_eq!(evicted(&trusted), [true, false, false]);
     }
@@ -372,8 +387,8 @@ mod tests {
     #[test]
     fn later_connections_of_a_trusted_address_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);
-        limit.admit(ONE).ok().unwrap().peer.trust();
-        let later: Vec<_> = (0..2).map(|_| limit.admit(ONE).ok().unwrap()).collect();
+        limit.admit_now(ONE).ok().unwrap().0.trust();
+        let later: Vec<_> = (0..2).map(|_| limit.admit_now(ONE).ok().unwrap()).collect();
         let strangers: Vec<_> = (2..20)
             .map(|n| limit.admit_later(IpAddr::from([192, 0, 2, n])).ok().unwrap())
             .collect();
@@ -391,13 +406,14 @@ mod tests {
 
     #[test]
     fn a_connection_is_idle_if_nothing_happened_since_the_previous_check() {
-        let activity = Arc::new(Activity::new(Instant::now()));
-        let mut last = activity.last();
-        assert!(activity.is_idle_since(&mut last));
-        let open = OpenRequest::new(&activity);
-        assert!(!activity.is_idle_since(&mut last) && !activity.is_idle_since(&mut last));
+        let slot = ConnectionLimit::new(1, 1).admit_now(ONE).ok().unwrap();
+        let connection = &slot.0.connection;
+        let mut last = connection.last();
+        assert!(connection.is_idle_since(&mut last));
+        let open = slot.0.open_request();
+        assert!(!connection.is_idle_since(&mut last) && !connection.is_idle_since(&mut last));
         drop(open);
-        assert!(!activity.is_idle_since(&mut last));
-        assert!(activity.is_idle_since(&mut last));
+        assert!(!connection.is_idle_since(&mut last));
+        assert!(connection.is_idle_since(&mut last));
     }
 }

@@ -63,7 +63,7 @@ type Frames = Vec<Result<Frame<Bytes>, &'static str>>;
 type CallBody = ObservedBody<StreamBody<stream::Iter<<Frames as IntoIterator>::IntoIter>>, RpcCall>;
 type RequestBody = ObservedBody<NoBody<Bytes>, ResetFlag>;
 
-/// Makes a call that is answered with these headers and frames.
+/// Makes a call that is answered with this status header and these frames.
 async fn call(status: Option<&'static str>, frames: Frames) -> CallBody {
     let mut frames = Some(frames);
     let answer = service_fn(move |_: Request<RequestBody>| {
@@ -73,7 +73,7 @@ async fn call(status: Option<&'static str>, frames: Frames) -> CallBody {
         }
         async move { Ok::<_, Infallible>(response) }
     });
-    RpcLayer.layer(answer).oneshot(request()).await.unwrap().into_body()
+    Rpc::new(answer).oneshot(request()).await.unwrap().into_body()
 }
 
 fn request() -> Request<NoBody<Bytes>> {
@@ -117,7 +117,7 @@ async fn a_span_covers_the_stream_and_continues_the_callers_trace() {
 }
 
 #[tokio::test]
-async fn the_code_is_read_from_wherever_it_is() {
+async fn the_code_is_read_from_headers_and_trailers() {
     for (status, frames, code, failure) in [
         (Some("5"), vec![], "NOT_FOUND", false),
         (Some("13"), vec![], "INTERNAL", true),
@@ -140,14 +140,14 @@ async fn the_code_is_read_from_wherever_it_is() {
 }
 
 #[tokio::test]
-async fn a_path_without_end_is_not_repeated() {
+async fn a_long_path_is_not_recorded() {
     let (ended, _guard) = Ended::traced();
     let answer = service_fn(|_: Request<RequestBody>| async {
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
     let request =
         Request::builder().uri(format!("/{}", "x".repeat(10_000))).body(NoBody::new()).unwrap();
-    drop(RpcLayer.layer(answer).oneshot(request).await.unwrap());
+    drop(Rpc::new(answer).oneshot(request).await.unwrap());
     let span = ended.one();
     assert_eq!(
         (span.name.as_ref(), attribute(&span, "rpc.method").as_deref()),
@@ -156,7 +156,7 @@ async fn a_path_without_end_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_call_that_nobody_waits_for_is_cancelled() {
+async fn a_call_whose_caller_left_is_cancelled() {
     let (ended, _guard) = Ended::traced();
     let mut body = call(None, vec![Ok(message()), Ok(trailers("0"))]).await;
     body.frame().await.unwrap().unwrap();
@@ -165,21 +165,21 @@ async fn a_call_that_nobody_waits_for_is_cancelled() {
 
     let never =
         service_fn(|_| std::future::pending::<Result<Response<NoBody<Bytes>>, Infallible>>());
-    drop(RpcLayer.layer(never).oneshot(request()));
+    drop(Rpc::new(never).oneshot(request()));
     assert!(ended.none(), "the service was not called yet");
-    let mut rpc = RpcLayer.layer(never);
+    let mut rpc = Rpc::new(never);
     drop(rpc.call(request()));
     assert_eq!(attribute(&ended.one(), "rpc.response.status_code").as_deref(), Some("CANCELLED"));
 }
 
 #[tokio::test]
-async fn what_the_handler_does_is_inside_the_span() {
+async fn spans_of_the_handler_are_inside_the_span_of_the_call() {
     let (ended, _guard) = Ended::traced();
     let handler = service_fn(|_: Request<RequestBody>| async {
         tracing::info_span!("inner").in_scope(|| ());
         Ok::<_, Infallible>(Response::new(NoBody::<Bytes>::new()))
     });
-    drop(RpcLayer.layer(handler).oneshot(request()).await.unwrap());
+    drop(Rpc::new(handler).oneshot(request()).await.unwrap());
     let spans = ended.0.lock().unwrap();
     let [inner, outer] = spans.as_slice() else { panic!("{spans:#?}") };
     assert_eq!(inner.parent_span_id, outer.span_context.span_id());
