@@ -10,22 +10,6 @@
     reason = "a bench panics if it fails, and prints its results"
 )]
 
-#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
-#[path = "../tests/it/harness.rs"]
-mod harness;
-
-#[expect(dead_code, unreachable_pub, reason = "shared with tests that do more to their servers")]
-#[path = "../tests/it/nats_server.rs"]
-mod nats_server;
-
-#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
-#[path = "../tests/it/fleet.rs"]
-mod replicas;
-
-#[expect(dead_code, unreachable_pub, reason = "shared with the black-box tests")]
-#[path = "../tests/it/callbacks/sender.rs"]
-mod sender;
-
 use std::{
     fs,
     sync::Arc,
@@ -34,9 +18,11 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all};
-use harness::{Gateway, Upstream, device, place, watch as watch_request};
-use nats_server::{NatsCluster, NatsServer};
-use sender::{Sender, about};
+use test_support::{
+    harness::{Gateway, Upstream, device, place, watch as watch_request},
+    nats_server::{NatsCluster, NatsServer},
+    sender::{Sender, about},
+};
 use thingspace_gateway::{
     config::{Config, NatsConfig},
     store::{

@@ -21,7 +21,7 @@ use thingspace_gateway::{
     store::{Position, Store, embedded::Embedded},
 };
 
-use crate::{RETENTION, append_all, harness::*, quiet};
+use crate::{RETENTION, append_all, harness::*};
 
 const DEVICES: usize = 10_000;
 const MIB: usize = 1 << 20;
@@ -177,7 +177,7 @@ async fn the_largest_order_end_to_end() {
 async fn every_device_failed_with_a_long_text() {
     const ID: &str = "big";
     let upstream = Upstream::manual().await;
-    let config = quiet(&upstream);
+    let config = upstream.quiet();
 
     let stored = |n| {
         let ids = longest_device(n);

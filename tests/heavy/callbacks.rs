@@ -14,10 +14,7 @@ use thingspace_gateway::{
 };
 use tokio::task::unconstrained;
 
-use crate::{
-    harness::{ACCOUNT, Gateway, Upstream, ask, place, question, upstream_device, watch},
-    quiet,
-};
+use crate::harness::{ACCOUNT, Gateway, Upstream, ask, place, question, upstream_device, watch};
 
 const FOREIGN: usize = 100_000;
 /// Sent at once, so that they share commits.
@@ -52,7 +49,7 @@ async fn flood(requests: &Requests, from: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_thousand_foreign_callbacks() {
     let upstream = Upstream::manual().await;
-    let gateway = Gateway::start(quiet(&upstream)).await;
+    let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "ours", 0..2).await.unwrap();
     let watching = watch(&mut client, &id, "").await.unwrap();

@@ -71,7 +71,7 @@ async fn one_key_at_three_replicas_three_hundred_times() {
     const KEYS: usize = 300;
     const AT_ONCE: usize = 10;
     let upstream = Upstream::manual().await;
-    let config = crate::quiet(&upstream);
+    let config = upstream.quiet();
     let fleet = Fleet::start(upstream, config).await;
     let clients = join_all((0..3).map(|n| fleet.client(n))).await;
     for begin in (0..KEYS).step_by(AT_ONCE) {
@@ -97,7 +97,7 @@ async fn one_key_at_three_replicas_three_hundred_times() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_comes_back_late_is_believed() {
     let upstream = Upstream::manual().await;
-    let mut config = crate::quiet(&upstream);
+    let mut config = upstream.quiet();
     config.thingspace.order_timeout = Duration::from_secs(2);
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(

@@ -22,7 +22,7 @@ use thingspace_gateway::{
     simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
 };
 
-use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed, quiet};
+use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed};
 
 /// Set for the copy of this test that runs in a name space of its own.
 const NESTED: &str = "HEAVY_DISK_NESTED";
@@ -157,7 +157,7 @@ impl Held {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_and_then_space_again() {
     let upstream = Upstream::manual().await;
-    let mut config = quiet(&upstream);
+    let mut config = upstream.quiet();
     let folder = upstream.dir.path().join("disk");
     config.store.path = folder.join("store.redb");
     let Some(disk) = Disk::mount(&folder) else { return run_nested() };
@@ -267,7 +267,7 @@ async fn a_full_disk_and_then_space_again() {
 /// What an operator command prints.
 fn control(config: &Config, dir: &Path, command: &str) -> String {
     let file = write_config(config, dir);
-    let output = Command::new(BINARY).arg(command).arg("--config").arg(file).output().unwrap();
+    let output = Command::new(binary()).arg(command).arg("--config").arg(file).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 

@@ -121,7 +121,7 @@ async fn says(admin: SocketAddr, what: &str) {
 
 /// What an operator command prints, which succeeds.
 fn operate(file: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(BINARY).args(arguments).arg("--config").arg(file).output().unwrap();
+    let output = Command::new(binary()).args(arguments).arg("--config").arg(file).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -117,7 +117,7 @@ async fn logins_that_hang_in_a_crash_loop_stop_before_they_could_lock_the_user()
         let client = gateway.client().await;
         if kills > 2 {
             let file = upstream.dir.path().join("gateway.toml");
-            let mut command = std::process::Command::new(BINARY);
+            let mut command = std::process::Command::new(binary());
             let status = command.args(["unblock", "test", "--config"]).arg(file).status().unwrap();
             assert!(status.success());
         }

@@ -1,31 +1,13 @@
-//! What takes long or needs a machine: crashes of the real binary, load, the largest orders, a full
-//! disk, a long history.
+//! Tests that take long or need a machine for themselves: crashes of the real binary, load, the
+//! largest orders, a full disk, a long history.
 //!
-//! Run last and one at a time: `cargo test --test heavy -- --test-threads=1`.
+//! They run last and one at a time: `cargo test --test heavy -- --test-threads=1`.
 
 #![allow(
     clippy::unwrap_used,
     unreachable_pub,
-    reason = "a test that cannot go on has failed; nothing links to a test"
+    reason = "a test that cannot continue has failed; nothing links to a test"
 )]
-
-#[allow(dead_code, reason = "shared with the other black-box tests")]
-#[path = "../it/harness.rs"]
-mod harness;
-
-#[path = "../it/matrix/failure.rs"]
-mod failure;
-#[allow(dead_code, reason = "shared with the other black-box tests")]
-#[path = "../it/fleet.rs"]
-mod replicas;
-
-#[allow(dead_code, reason = "shared with tests that do more to their servers")]
-#[path = "../it/nats_server.rs"]
-mod nats_server;
-
-#[allow(dead_code, reason = "shared with the other black-box tests")]
-#[path = "../it/callbacks/sender.rs"]
-mod sender;
 
 mod big;
 mod callbacks;
@@ -34,7 +16,6 @@ mod crash;
 mod disk;
 mod flood;
 mod forgotten;
-
 mod load;
 mod lockout;
 mod memory;
@@ -53,8 +34,8 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use test_support::{failure, harness, nats_server, sender};
 use thingspace_gateway::{
-    config::Config,
     identity::RequestId,
     requests::fold::event::{self, Kind},
     simulator::{Ledger, PlacedOrder},
@@ -63,26 +44,17 @@ use thingspace_gateway::{
 use tokio::task::unconstrained;
 use uuid::Uuid;
 
-use harness::{Client, Upstream, ask, device, question};
+use harness::{Client, ask, device, question};
 
-/// Of a store that is written by a test; longer than any.
+/// The retention of a store that a test writes; longer than any test.
 const RETENTION: Duration = Duration::from_hours(1_000);
 
-/// A configuration by which nothing is polled, but for the test's own questions.
-fn quiet(upstream: &Upstream) -> Config {
-    let mut config = upstream.config();
-    config.polling.first = Duration::from_mins(50);
-    config.polling.max_watched = config.polling.first;
-    config.polling.max = config.polling.first;
-    config
-}
-
-/// Appends events to logs of requests, in this order and quickly: many share a commit.
+/// Appends events to the logs of requests, in this order. Many share a commit.
 async fn append_all(
     store: &Embedded,
     events: impl IntoIterator<Item = (String, Kind)>,
 ) -> Vec<Position> {
-    /// Events that the store queues without making anybody wait, which would mix them up.
+    /// The store queues so many events without waiting, which would change their order.
     const CHUNK: usize = 2_000;
     let mut events = events.into_iter();
     let mut positions = Vec::new();
@@ -105,8 +77,8 @@ async fn append_all(
     }
 }
 
-/// Random numbers, another sequence in every run. What a failure needs is in its message, not in a
-/// seed: the moments of a crash cannot be repeated anyway.
+/// Random numbers, different in every run. A seed would be useless, because the moment of a crash
+/// cannot be repeated.
 struct Dice(RandomState, u64);
 
 impl Dice {
@@ -114,14 +86,14 @@ impl Dice {
         Self(RandomState::new(), 0)
     }
 
-    /// Less than `bound`.
+    /// A number below `bound`.
     fn roll(&mut self, bound: u64) -> u64 {
         self.1 += 1;
         self.0.hash_one(self.1) % bound
     }
 }
 
-/// No device is in more than one order.
+/// Checks that no device is in more than one order.
 #[track_caller]
 fn assert_nothing_ordered_twice(ledger: &Ledger) {
     let mut seen = HashSet::new();
@@ -132,7 +104,7 @@ fn assert_nothing_ordered_twice(ledger: &Ledger) {
     }
 }
 
-/// Which request a device was ordered in.
+/// The request of each device, by EID.
 fn placed(ledger: &Ledger) -> HashMap<String, RequestId> {
     let of = |order: &PlacedOrder| {
         let id = order.request_id.clone();
@@ -145,7 +117,7 @@ fn placed(ledger: &Ledger) -> HashMap<String, RequestId> {
     ledger.orders.iter().flat_map(of).collect()
 }
 
-/// The gateway knows a request, with all its devices.
+/// Checks that the gateway knows a request with exactly these devices.
 async fn assert_known(
     client: &mut Client,
     id: &RequestId,

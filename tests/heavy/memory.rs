@@ -19,7 +19,7 @@ use thingspace_gateway::{
 
 use tonic::transport::Endpoint;
 
-use crate::{RETENTION, append_all, big::resume_token, harness::*, quiet};
+use crate::{RETENTION, append_all, big::resume_token, harness::*};
 
 const MIB: u64 = 1 << 20;
 
@@ -199,7 +199,7 @@ async fn resume_watches(process: &Process, id: &RequestId, token: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_and_given_back() {
     let upstream = Upstream::manual().await;
-    let mut config = quiet(&upstream);
+    let mut config = upstream.quiet();
     config.limits.closed_in_memory = Duration::from_secs(1);
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     for n in 0..FINISHED {
@@ -236,7 +236,7 @@ async fn memory_is_bounded_and_given_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watchers_that_read_nothing_hold_little_memory() {
     let upstream = Upstream::manual().await;
-    let config = quiet(&upstream);
+    let config = upstream.quiet();
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     for n in 0..STALLED {
         append_all(&store, failed(&format!("failed-{n}"))).await;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     RETENTION, append_all, assert_known, callbacks::resident_bytes, harness::*,
-    nats_server::NatsServer, quiet,
+    nats_server::NatsServer,
 };
 use far::Far;
 
@@ -91,7 +91,7 @@ async fn a_start_does_not_read_what_was_finished_before_the_oldest_open_request(
     let mut reads = Vec::new();
     for finished in [100, 100_000] {
         let upstream = Upstream::manual().await;
-        let (config, open) = (quiet(&upstream), finished..finished + OPEN);
+        let (config, open) = (upstream.quiet(), finished..finished + OPEN);
         write_history(&config.store.path, finished).await;
         // The first gateway has no mark to start from yet, and leaves one.
         assert!(start(&config, open.clone()).await > finished as u64);
@@ -106,7 +106,7 @@ async fn a_start_does_not_read_what_was_finished_before_the_oldest_open_request(
 async fn a_start_reads_a_finished_request_of_many_events_once() {
     const EVENTS: usize = 2_000;
     let upstream = Upstream::manual().await;
-    let config = quiet(&upstream);
+    let config = upstream.quiet();
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     let many = (1..EVENTS).map(|_| (name(1), succeeded(1)));
     append_all(&store, [(name(0), accepted(0)), (name(1), accepted(1))].into_iter().chain(many))
@@ -123,7 +123,7 @@ async fn open_requests_cost_little_memory() {
     /// Of one request with one device, what the store caches of it included. In bytes.
     const MEMORY_EACH: usize = 4_096;
     let upstream = Upstream::manual().await;
-    let config = quiet(&upstream);
+    let config = upstream.quiet();
     let store = Embedded::open(&config.store.path, RETENTION).unwrap();
     append_all(&store, (0..OPEN).map(|n| (name(n), accepted(n)))).await;
     store.close().await;
@@ -144,7 +144,7 @@ async fn a_replica_far_from_nats_starts_soon() {
     const DELAY: Duration = Duration::from_millis(12);
     const SOON: Duration = Duration::from_secs(15);
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
-    let config = upstream.replica(&quiet(&upstream), &nats.url(), 1, 0);
+    let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
     let store = Nats::open(&config.store.nats, app::retention(&config)).await.unwrap();
     within("the store", store.usable()).await;
     let append = async |n: usize, kind| {

@@ -15,7 +15,7 @@ use thingspace_gateway::{
 
 use tonic::transport::Endpoint as Peer;
 
-use crate::{Dice, RETENTION, append_all, big::resume_token, harness::*, quiet};
+use crate::{Dice, RETENTION, append_all, big::resume_token, harness::*};
 
 /// Polls that the test lets through one by one, and the ledger's count of them when the request is
 /// finished.
@@ -107,7 +107,7 @@ fn told(device: &DeviceStatus) -> (String, DeviceState) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let upstream = Upstream::manual().await;
-    let config = quiet(&upstream);
+    let config = upstream.quiet();
     let id = upstream.sim.add_request(
         thingspace_gateway::identity::AccountName::parse(ACCOUNT).unwrap(),
         (0..DEVICES).map(|n| thingspace_gateway::requests::fold::event::from_stored(&stored(n))),

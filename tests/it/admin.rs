@@ -1,4 +1,4 @@
-//! Probes: whether the gateway lives, and whether it can answer.
+//! Probes: whether the gateway is alive, and whether it can answer calls.
 
 use std::{net::SocketAddr, process::Command};
 
@@ -15,11 +15,11 @@ use crate::{
     process::{run, text},
 };
 
-/// More than the listener holds.
+/// More connections than the listener allows.
 const CROWD: usize = 200;
 
 async fn send(method: Method, address: SocketAddr, path: &str) -> reqwest::Response {
-    // A connection for each, as probes do it.
+    // Probes open a connection for each request.
     let http = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     within("an answer", http.request(method, format!("http://{address}{path}")).send())
         .await
@@ -36,7 +36,7 @@ fn said(status: u16, text: &str) -> (u16, String) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_ready_from_when_the_store_is_read_until_it_drains() {
+async fn it_is_ready_from_reading_the_store_to_the_drain() {
     let upstream = Upstream::manual().await;
     let app = App::bind(upstream.config()).await.unwrap();
     let (address, admin, requests) = (app.address(), app.admin_address(), app.requests().clone());
@@ -104,14 +104,14 @@ async fn there_is_nothing_else() {
 }
 
 #[tokio::test]
-async fn nobody_keeps_probes_out_by_holding_connections() {
+async fn held_connections_do_not_keep_probes_out() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.config()).await;
     let mut held = Vec::new();
     for n in 0..CROWD {
         let mut tcp = within("a connection", TcpStream::connect(gateway.admin)).await.unwrap();
         if n % 2 == 0 {
-            // Those that were pushed out before may refuse it.
+            // Fails on a connection that was already evicted.
             let _ = tcp.write_all(b"GET /livez HTTP/1.1\r\nHost:").await;
         }
         held.push(tcp);
@@ -121,21 +121,21 @@ async fn nobody_keeps_probes_out_by_holding_connections() {
     gateway.stop().await;
 }
 
-/// Exit code and words of `health`.
+/// The exit code and the output of `health`.
 async fn health(address: &str) -> (Option<i32>, String) {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(["health", "--address", address]);
     let output = run(command).await;
     (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_told_to_who_has_nothing_but_the_binary() {
+async fn the_command_health_reports_the_health() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.config()).await;
     let address = format!("localhost:{}", gateway.address.port());
     assert_eq!(health(&address).await, (Some(0), format!("{address} is ready\n")));
-    // There is somebody, but no gateway.
+    // Another service listens here.
     let (code, why) = health(&gateway.admin.to_string()).await;
     assert!(code == Some(1) && why.starts_with("cannot ask"), "{code:?} {why}");
     gateway.stop().await;

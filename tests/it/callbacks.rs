@@ -3,7 +3,6 @@
 
 mod descriptors;
 mod refusals;
-pub mod sender;
 mod shapes;
 mod strangers;
 mod tls;
@@ -22,7 +21,8 @@ use crate::harness::{
     ACCOUNT, DEADLINE, Gateway, Process, Upstream, ask, device, eventually, place, question,
     serve_command, states, watch, within,
 };
-use sender::{Sender, about};
+pub use test_support::sender;
+use test_support::sender::{Sender, about};
 
 #[tokio::test]
 async fn a_watcher_sees_a_callback_and_its_details() {

@@ -1,5 +1,5 @@
-//! Bad input: every violation of a call is reported at once, with its field path, and nothing is
-//! sent.
+//! Wrong fields: all violations of a call are reported at once, each with its path, and nothing is
+//! sent to ThingSpace.
 
 mod questions;
 
@@ -17,7 +17,7 @@ use tonic_types::StatusExt;
 
 use crate::harness::*;
 
-/// A gateway that nobody has called yet.
+/// A gateway that has not been called yet.
 struct Fresh {
     upstream: Upstream,
     gateway: Gateway,
@@ -40,13 +40,13 @@ impl Fresh {
     }
 }
 
-/// Everything that was ever asked of ThingSpace.
+/// The numbers of all calls to ThingSpace.
 fn calls(ledger: &Ledger) -> [u64; 4] {
     [Endpoint::Token, Endpoint::Login, Endpoint::Download, Endpoint::Status]
         .map(|e| ledger.calls(e))
 }
 
-/// The paths of the violations in a status, and what each says.
+/// The path and the description of each violation in a status.
 fn violations(status: &Status) -> Vec<(String, String)> {
     assert_eq!(
         (status.code(), reason(status).as_str()),
@@ -62,7 +62,7 @@ fn paths(status: &Status) -> Vec<String> {
     violations(status).into_iter().map(|(path, _)| path).collect()
 }
 
-/// What is wrong with an order that is right but for a change. Nothing has been sent.
+/// The paths of the violations of a valid order after a change. Checks that nothing was sent.
 async fn wrong_order(change: impl FnOnce(&mut DownloadProfileRequest)) -> Vec<String> {
     wrong_order_where(|_| (), change).await
 }
@@ -254,18 +254,18 @@ async fn more_violations_than_a_status_can_carry() {
     fresh.end().await;
 }
 
-/// What nginx takes of a response's header fields or trailers by default (`grpc_buffer_size`).
+/// The bytes of headers or trailers that nginx accepts by default (`grpc_buffer_size`).
 const NGINX_HEADER_BYTES: usize = 4 << 10;
 
-/// The trailers of a status as HTTP/1 would write them, which is longer than HPACK.
+/// The bytes of a status's trailers in HTTP/1, which is longer than in HPACK.
 fn trailer_bytes(status: &Status) -> usize {
     let mut trailers = http::HeaderMap::new();
     status.add_header(&mut trailers).unwrap();
     trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
 }
 
-/// 42 devices with two violations each made trailers that nginx answered with 502, which clients
-/// read as UNAVAILABLE and repeated for ever.
+/// Trailers with two violations for each of 42 devices were too large for nginx. It answered 502,
+/// which clients took for UNAVAILABLE and retried forever.
 #[tokio::test]
 async fn violations_of_an_order_pass_through_nginx() {
     let mut fresh = Fresh::start(|_| ()).await;

@@ -26,7 +26,7 @@ use crate::{
 
 /// Runs a command on the gateway with this configuration.
 async fn operate(config: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(arguments).arg("--config").arg(config);
     run(command).await
 }
@@ -124,7 +124,7 @@ async fn the_socket_belongs_to_the_user_and_is_removed_with_the_gateway() {
     );
     assert_eq!(status["store"], config.store.path.to_str().unwrap());
     place(&mut process.client().await, "k", 0..2).await.unwrap();
-    let mut by_socket = Command::new(BINARY);
+    let mut by_socket = Command::new(binary());
     by_socket.args(["status", "--json", "--socket"]).arg(&socket);
     let status: serde_json::Value = serde_json::from_slice(&run(by_socket).await.stdout).unwrap();
     assert_eq!((&status["open_requests"], &status["open_devices"]), (&1.into(), &2.into()));
@@ -264,7 +264,7 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         &["store", "accept-loss"],
     ];
     for command in commands {
-        let mut help = Command::new(BINARY);
+        let mut help = Command::new(binary());
         help.args(command).arg("--help");
         let output = run(help).await;
         assert!(text(&output.stdout).contains("Example"), "{command:?}");
@@ -285,7 +285,7 @@ async fn commands_explain_themselves_and_refuse_what_they_do_not_know() {
         &["quarantine", "show", "first", "--socket", "a"],
     ];
     for arguments in wrong {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.args(arguments);
         assert_eq!(run(command).await.status.code(), Some(64), "{arguments:?}");
     }
@@ -298,7 +298,7 @@ async fn the_socket_replaces_nothing_but_a_socket() {
     let mut config = upstream.quiet();
     for name in ["store.redb", "password", "gateway.toml"] {
         config.control.socket = upstream.dir.path().join(name);
-        let mut check = Command::new(BINARY);
+        let mut check = Command::new(binary());
         check.arg("check").arg("--config").arg(write_config(&config, upstream.dir.path()));
         for command in [check, serve_command(&config, upstream.dir.path())] {
             let output = run(command).await;

@@ -1,8 +1,7 @@
-//! A deadline ends a call as DEADLINE_EXCEEDED with its reason, never as CANCELLED, whatever is in
-//! the way.
+//! A deadline always ends a call with DEADLINE_EXCEEDED and its reason, never with CANCELLED.
 //!
-//! The client here has no timer of its own: `grpc-timeout` is a header that it is given, and what
-//! it reads is what the server answered.
+//! The client of these tests only sends the header `grpc-timeout`. It has no timer of its own, so
+//! it always receives the server's answer.
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use hyper_util::{
@@ -50,7 +49,7 @@ fn target(id: &thingspace_gateway::identity::RequestId) -> WatchRequestRequest {
     }
 }
 
-/// The last token of a watch of a request that does not end, and how the watch ends.
+/// Watches a request that stays open. Returns the last token and the status that ends the watch.
 async fn end_of_watch(mut client: Raw, request: Request<WatchRequestRequest>) -> (String, Status) {
     let mut token = String::new();
     let mut stream = match client.watch_request(request).await {
@@ -66,10 +65,10 @@ async fn end_of_watch(mut client: Raw, request: Request<WatchRequestRequest>) ->
     }
 }
 
-/// Hundreds of calls at once on two threads, so that some are asked late, with deadlines that none
-/// of them can meet.
+/// Hundreds of concurrent calls on two threads, so that some are polled late, with deadlines that
+/// cannot be met.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_deadline_is_exceeded_and_none_cancelled() {
+async fn every_call_ends_with_deadline_exceeded_and_none_cancelled() {
     const TIMEOUTS: [&str; 14] = [
         "0n", "1n", "1u", "1m", "2m", "5m", "10m", "19m", "20m", "21m", "30m", "50m", "100m",
         "300000u",
@@ -78,7 +77,7 @@ async fn every_deadline_is_exceeded_and_none_cancelled() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let id = place(&mut gateway.client().await, "before", [0]).await.unwrap();
-    // From here on ThingSpace answers nothing.
+    // From now on ThingSpace does not answer.
     let gate = Gate::default();
     for endpoint in [Endpoint::Status, Endpoint::Download] {
         upstream.sim.inject(Fault::always(endpoint, When::BeforeEffect, What::Hold(gate.clone())));
@@ -111,7 +110,7 @@ async fn every_deadline_is_exceeded_and_none_cancelled() {
         calls.push(async move { (format!("a watch, {timeout}"), watched.await.1) }.boxed());
     }
     for (what, status) in within("every call ends", join_all(calls)).await {
-        // An order that waits for too many others is refused ahead of its deadline.
+        // An order with too many others before it is refused before its deadline.
         let overloaded = kind(&status) == (Code::ResourceExhausted, "OVERLOADED".to_owned());
         if !(overloaded && what.starts_with("an order")) {
             assert_late(&status, &what);
@@ -122,11 +121,11 @@ async fn every_deadline_is_exceeded_and_none_cancelled() {
 }
 
 #[tokio::test]
-async fn a_stream_says_where_to_go_on() {
+async fn a_stream_ends_with_its_token() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let id = place(&mut gateway.client().await, "k", [0]).await.unwrap();
-    // On a busy machine the first message may come after the end.
+    // On a busy machine the deadline may pass before the first message.
     for timeout in ["100m", "500m", "2500m", "12S"] {
         let watched = end_of_watch(raw(&gateway), timed(target(&id), timeout));
         let (token, status) = within("the end", watched).await;
@@ -142,9 +141,9 @@ async fn a_stream_says_where_to_go_on() {
     panic!("no message in time");
 }
 
-/// A service that is none of ours knows no deadlines.
+/// The health service does not handle deadlines itself.
 #[tokio::test]
-async fn a_stream_of_another_service_ends_as_well() {
+async fn a_stream_of_another_service_ends_too() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let origin = format!("http://{}", gateway.address).parse().unwrap();
@@ -158,7 +157,7 @@ async fn a_stream_of_another_service_ends_as_well() {
 }
 
 #[tokio::test]
-async fn a_timeout_that_is_none_is_ignored() {
+async fn an_invalid_timeout_is_ignored() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = raw(&gateway);
@@ -169,9 +168,9 @@ async fn a_timeout_that_is_none_is_ignored() {
     gateway.stop().await;
 }
 
-/// The shortest deadline that leaves any time at all.
+/// With the shortest deadline that leaves any time.
 #[tokio::test]
-async fn what_is_wrong_with_a_call_is_told_in_no_time() {
+async fn wrong_fields_are_reported_at_once() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let client = raw(&gateway);

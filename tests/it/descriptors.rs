@@ -1,4 +1,4 @@
-//! A gateway that can open no more files.
+//! A gateway without free file descriptors.
 
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use tonic::Code;
@@ -6,7 +6,7 @@ use tonic_types::StatusExt;
 
 use crate::harness::*;
 
-/// From now on descriptors below this may be opened.
+/// Limits the file descriptors of this process from now on.
 fn limit_descriptors(gateway: &Process, current: Option<u64>) -> Rlimit {
     let pid = Pid::from_raw(i32::try_from(gateway.pid()).unwrap());
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -14,17 +14,17 @@ fn limit_descriptors(gateway: &Process, current: Option<u64>) -> Rlimit {
 }
 
 #[tokio::test]
-async fn a_lack_of_descriptors_is_the_gateway_s_and_passes_at_once() {
+async fn a_lack_of_descriptors_is_reported_and_passes_at_once() {
     let upstream = Upstream::manual().await;
     let gateway = Process::serve(&upstream.quiet(), upstream.dir.path());
     let mut client = gateway.client().await;
-    // Tokens are there, and no connection for an order.
+    // The gateway has tokens but no connection for an order.
     let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
     ask(&mut client, question(&elsewhere)).await.unwrap();
 
-    // Only the standard streams have such descriptors.
+    // Only the standard streams have descriptors below this limit.
     let before = limit_descriptors(&gateway, Some(3));
-    // More than open the circuit breaker.
+    // More failures than would open the breaker.
     for n in 0..10 {
         let status = place(&mut client, &format!("k{n}"), [n]).await.unwrap_err();
         let limit = status.get_details_error_info().unwrap().metadata["limit"].clone();

@@ -1,4 +1,4 @@
-//! What needs no account: `dev` and `simulate`, as somebody meets them who tries the gateway.
+//! The commands `dev` and `simulate`, as a newcomer uses them.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +15,7 @@ use crate::{
 
 #[tokio::test]
 async fn simulate_is_controlled_and_serves_until_it_is_told_to_stop() {
-    let mut simulate = tokio::process::Command::new(BINARY)
+    let mut simulate = tokio::process::Command::new(binary())
         .args(["simulate", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"])
         .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")
         .env("RUST_LOG", "info")
@@ -38,7 +38,7 @@ async fn simulate_is_controlled_and_serves_until_it_is_told_to_stop() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     place(&mut client, "k", 0..1).await.unwrap();
-    // A team sees how its service takes an order whose answer is lost.
+    // A fault that a team would inject to test its own service: the answer to an order is lost.
     let lost = r#"{"endpoint": "download", "when": "after_effect", "answer": "drop", "times": 1}"#;
     let http = reqwest::Client::new();
     let injected = http.post(format!("{control}/faults")).body(lost).send().await.unwrap();
@@ -58,7 +58,7 @@ fn terminate(child: &tokio::process::Child) {
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
 }
 
-/// Where `make tools` puts grpcurl, or anywhere on PATH.
+/// PATH with the folder into which `make tools` installs grpcurl.
 pub fn path_with_grpcurl() -> std::ffi::OsString {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -68,18 +68,18 @@ pub fn path_with_grpcurl() -> std::ffi::OsString {
     std::env::join_paths(folders).unwrap()
 }
 
-/// `dev` as a child process, and what it printed until the end of its tour.
+/// `dev` as a child process, and what it has printed up to the end of its tour.
 struct Dev {
     child: tokio::process::Child,
     stdout: BufReader<tokio::process::ChildStdout>,
-    /// What stands above the tour's commands.
+    /// The text above the commands of the tour.
     addresses: String,
     script: String,
 }
 
 impl Dev {
     async fn start(arguments: &[&str]) -> Self {
-        let mut child = tokio::process::Command::new(BINARY)
+        let mut child = tokio::process::Command::new(binary())
             .args(["dev", "--listen", "127.0.0.1:0"])
             .args(arguments)
             .env("THINGSPACE_GATEWAY__POLLING__FIRST", "100ms")
@@ -106,7 +106,7 @@ impl Dev {
         words.nth(1).unwrap().parse().unwrap()
     }
 
-    /// Ends it, and checks that it printed nothing more.
+    /// Ends the process, and checks that it has printed nothing more.
     async fn end(mut self) {
         terminate(&self.child);
         assert_eq!(within("dev ends", self.child.wait()).await.unwrap().code(), Some(0));
@@ -116,7 +116,7 @@ impl Dev {
     }
 }
 
-/// Runs what somebody pastes into a shell, and reads the JSON that it prints.
+/// Runs a script as if it were pasted into a shell. Returns the JSON that it prints.
 async fn paste(script: &str) -> Vec<serde_json::Value> {
     let mut shell = Command::new("bash");
     shell.args(["-euo", "pipefail", "-c"]).arg(script).env("PATH", path_with_grpcurl());
@@ -129,9 +129,9 @@ async fn paste(script: &str) -> Vec<serde_json::Value> {
         .unwrap_or_else(|error| panic!("{error}:\n{said}"))
 }
 
-/// What `dev` prints works when it is pasted into a shell, line by line.
+/// The commands that `dev` prints work when they are pasted into a shell.
 #[tokio::test]
-async fn dev_gives_a_tour_that_works() {
+async fn the_tour_of_dev_works() {
     let dev = Dev::start(&[]).await;
     assert_ne!(dev.address().port(), 0, "{}", dev.addresses);
     let answers = paste(&dev.script).await;
@@ -144,7 +144,7 @@ async fn dev_gives_a_tour_that_works() {
     assert_eq!((&answers[2]["snapshot"]["requestId"]), id);
     let last = answers.last().unwrap();
     assert_eq!(last["change"]["state"], "REQUEST_STATE_PARTIALLY_SUCCEEDED", "{answers:#?}");
-    // A poll does not tell why a device failed; a callback does.
+    // A callback says why a device failed; a poll does not.
     let devices =
         answers.iter().filter_map(|answer| answer["change"]["devices"].as_array()).flatten();
     let failed: Vec<_> =
@@ -156,7 +156,7 @@ async fn dev_gives_a_tour_that_works() {
     dev.end().await;
 }
 
-/// The `grpcurl` commands of the README, forwards and backwards, with the tour of `dev` between.
+/// The `grpcurl` commands of the README, forwards and backwards, with the tour of `dev` in between.
 #[tokio::test]
 async fn the_readme_works_in_any_order() {
     let readme =
@@ -190,18 +190,18 @@ async fn the_readme_works_in_any_order() {
     dev.end().await;
 }
 
-/// A watch that the end of `dev` broke goes on with its token after the next start.
+/// A watch that was broken by the end of `dev` resumes with its token after the next start.
 #[tokio::test]
-async fn dev_keeps_its_store_if_it_is_told_to() {
+async fn dev_keeps_a_named_store() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("dev.redb");
     let arguments = ["--store", store.to_str().unwrap()];
     let dev = Dev::start(&arguments).await;
     let mut client = connect(dev.address()).await;
-    // The last digit 9 takes its time.
+    // A device whose last digit is 9 takes long.
     let mut slow = order("k", 0..1);
     slow.devices[0].iccid = "89148000004292933829".to_owned();
-    // It may still be reading its store.
+    // The gateway may still be reading its store.
     let placed = eventually_ok("an order", || {
         let (mut client, slow) = (client.clone(), slow.clone());
         async move { client.download_profile(slow).await }
@@ -233,7 +233,7 @@ async fn dev_keeps_its_store_if_it_is_told_to() {
 async fn dev_makes_no_folder_for_its_store() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("mistyped");
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(["dev", "--listen", "127.0.0.1:0", "--store"]).arg(folder.join("dev.redb"));
     let output = run(command).await;
     let told = text(&output.stderr);
@@ -245,7 +245,7 @@ async fn dev_makes_no_folder_for_its_store() {
     assert!(!folder.exists());
 }
 
-/// The line in which the tour repeats the id it keeps is no JSON.
+/// Skips the line in which the tour repeats the id, which is no JSON.
 fn without_shell_echo(said: &str) -> String {
     said.lines().filter(|line| line.starts_with(['{', '}', ' '])).collect::<Vec<_>>().join("\n")
 }

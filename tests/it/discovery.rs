@@ -1,4 +1,4 @@
-//! What a caller finds who knows nothing but the address: reflection and health.
+//! What a caller finds with only the address: reflection and health.
 
 use prost::Message;
 use prost_types::{FileDescriptorProto, MethodDescriptorProto};
@@ -11,7 +11,7 @@ use crate::harness::*;
 
 const SERVICE: &str = "thingspace.esim.v1.EsimService";
 
-/// The file that describes the service, with its comments.
+/// The descriptor of the file with the service, including its comments.
 fn check_descriptor(files: &[Vec<u8>]) {
     let files: Vec<_> =
         files.iter().map(|file| FileDescriptorProto::decode(&file[..]).unwrap()).collect();
@@ -22,7 +22,7 @@ fn check_descriptor(files: &[Vec<u8>]) {
     let methods: Vec<_> = file.service[0].method.iter().map(MethodDescriptorProto::name).collect();
     assert_eq!(methods, ["DownloadProfile", "GetRequestStatus", "WatchRequest"]);
     let locations = &file.source_code_info.as_ref().expect("source info").location;
-    // Every service (6) and method (2), message (4) and field (2) says what it is.
+    // Services (6), methods (2), messages (4) and fields (2) all have comments.
     let comment = |path: &[i32]| {
         let location = locations.iter().find(|location| location.path == path);
         location.is_some_and(|location| !location.leading_comments().trim().is_empty())
@@ -37,7 +37,7 @@ fn check_descriptor(files: &[Vec<u8>]) {
     }
 }
 
-/// The two versions of reflection have the same messages under other names.
+/// The two versions of reflection have the same messages under different names.
 macro_rules! reflection {
     ($version:ident) => {
         #[tokio::test]
@@ -81,7 +81,7 @@ macro_rules! reflection {
                 panic!("no files")
             };
             check_descriptor(&files.file_descriptor_proto);
-            // Without it grpcurl shows the details of an error as base64.
+            // Without this type, grpcurl shows the details of an error as base64.
             let MessageResponse::FileDescriptorResponse(_) = answer().await else {
                 panic!("no details")
             };
@@ -99,7 +99,7 @@ mod reflection {
 }
 
 #[tokio::test]
-async fn no_reflection_when_it_is_switched_off() {
+async fn reflection_can_be_switched_off() {
     use tonic_reflection::pb::v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     };
@@ -120,7 +120,7 @@ async fn health() {
     let gateway = upstream.gateway().await;
     let mut client = HealthClient::new(channel(gateway.address).await);
     for service in ["", SERVICE] {
-        // The gateway answers before it is ready, and says so.
+        // The gateway answers health checks before it is ready.
         eventually("it serves", || {
             let request = HealthCheckRequest { service: service.to_owned() };
             let mut client = client.clone();

@@ -118,7 +118,7 @@ async fn a_backup_is_restored_by_a_command() {
     let config = upstream.config();
     let backup = upstream.dir.path().join("backup");
     let restore = || {
-        let mut command = Command::new(BINARY);
+        let mut command = Command::new(binary());
         command.args(["store", "restore"]).arg(&backup);
         command.arg("--config").arg(write_config(&config, upstream.dir.path()));
         run(command)

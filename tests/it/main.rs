@@ -1,11 +1,11 @@
-//! What the gateway promises, from outside: real sockets, the simulator as ThingSpace, a real gRPC
-//! client, and the real binary where a process matters. One binary, because linking is what takes
-//! long.
+//! Tests of the gateway's promises from outside: real sockets, the simulator as ThingSpace, a real
+//! gRPC client, and the real binary where a process matters. They are one binary, because linking
+//! takes long.
 
 #![allow(
     clippy::unwrap_used,
     unreachable_pub,
-    reason = "a test that cannot go on has failed; nothing links to a test"
+    reason = "a test that cannot continue has failed; nothing links to a test"
 )]
 
 mod admin;
@@ -18,15 +18,9 @@ mod descriptors;
 mod dev;
 mod discovery;
 mod embedded;
-#[allow(dead_code, reason = "shared with the heavy tests")]
-mod fleet;
-#[allow(dead_code, reason = "shared with the heavy tests")]
-mod harness;
 mod lag;
 mod losses;
 mod matrix;
-#[allow(dead_code, reason = "shared with tests that do more to their servers")]
-mod nats_server;
 mod orders;
 mod process;
 mod questions;
@@ -42,3 +36,5 @@ mod telemetry;
 mod tokens;
 mod truth;
 mod watch;
+
+use test_support::{harness, nats_server};

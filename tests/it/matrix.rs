@@ -6,7 +6,6 @@
 //! reads, what that cost upstream, what is stored, and that the same call ends right once the
 //! trouble is over.
 
-pub mod failure;
 mod table;
 
 use std::time::Duration;
@@ -23,8 +22,8 @@ use tonic_types::StatusExt;
 
 use crate::harness::*;
 
-use failure::Failure;
 use table::{Calls, DOWNLOAD, Key, LOGIN, STATUS, TOKEN};
+use test_support::failure::Failure;
 
 /// For the answer to a call, where only time ends it.
 const TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,4 +1,4 @@
-//! The real binary: its commands, its exit codes, its end by a signal and by `kill -9`.
+//! The real binary: its commands, exit codes, and its end by signals and by `kill -9`.
 
 use std::{
     net::{SocketAddr, TcpListener, TcpStream},
@@ -25,7 +25,7 @@ use crate::harness::*;
 const USAGE: i32 = 64;
 const CONFIGURATION: i32 = 78;
 
-/// Runs a command to its end.
+/// Runs a command until it ends.
 pub async fn run(command: Command) -> Output {
     let mut command = tokio::process::Command::from(command);
     command.env_remove("RUST_LOG").stdin(Stdio::null()).kill_on_drop(true);
@@ -33,13 +33,13 @@ pub async fn run(command: Command) -> Output {
 }
 
 async fn run_with(arguments: &[&str]) -> Output {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.args(arguments);
     run(command).await
 }
 
 fn check_command(file: &Path) -> Command {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(binary());
     command.arg("check").arg("--config").arg(file);
     command
 }
@@ -87,7 +87,7 @@ async fn wrong_usage_is_64() {
 }
 
 #[tokio::test]
-async fn everything_wrong_with_a_configuration_is_told_at_once() {
+async fn all_problems_of_a_configuration_are_reported_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("gateway.toml");
     let broken = r#"
@@ -140,7 +140,7 @@ password_file = "PASSWORD"
 }
 
 #[tokio::test]
-async fn nobody_gets_in_from_elsewhere_by_default() {
+async fn remote_callers_are_not_allowed_by_default() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
     config.grpc.listen = ([0, 0, 0, 0], 0).into();
@@ -177,7 +177,7 @@ async fn what_is_taken_is_1() {
 }
 
 #[tokio::test]
-async fn check_prints_what_would_be_used_and_no_secret() {
+async fn check_prints_the_configuration_in_use_and_no_secret() {
     let upstream = Upstream::manual().await;
     let file = write_config(&upstream.config(), upstream.dir.path());
     let mut command = check_command(&file);
@@ -195,7 +195,7 @@ async fn check_prints_what_would_be_used_and_no_secret() {
     assert_eq!(upstream.sim.ledger().token_requests(), 0);
     assert!(text(&output.stderr).starts_with("warning: grpc.drain: "), "{}", text(&output.stderr));
 
-    // What it prints is a configuration.
+    // The output is a valid configuration.
     let again = upstream.dir.path().join("again.toml");
     std::fs::write(&again, shown).unwrap();
     assert_eq!(text(&run(check_command(&again)).await.stdout), shown);
@@ -235,7 +235,7 @@ fn resume_token(status: &Status) -> String {
     info.metadata.remove("resumeToken").expect("a watch that breaks off tells where")
 }
 
-/// A long poll for a change that does not come.
+/// Starts a long poll for a change that does not come.
 async fn long_poll(
     mut client: Client,
     id: RequestId,
@@ -248,14 +248,14 @@ async fn long_poll(
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_polls_without_end() {
+async fn a_drain_does_not_wait_for_a_backlog_of_polls() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
-    // Longer than anybody here waits.
+    // Longer than the test waits.
     config.grpc.drain = Duration::from_mins(10);
     let gateway = Gateway::start(config).await;
-    // A poll rests ten times as long as it took, and 64 are made at once: with more than 704
-    // requests some always wait.
+    // After a poll, the next one waits for ten times as long as the poll took, and 64 polls run at
+    // once. So with more than 704 requests some polls always wait.
     let slow = What::Delay(Duration::from_millis(100));
     upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, slow));
     let client = gateway.client().await;
@@ -314,7 +314,7 @@ async fn sigterm_drains() {
     assert!(log.iter().any(|line| line.contains("\"drained\"")), "{log:#?}");
     drop(silent);
 
-    // Nothing is lost by it.
+    // The drain has lost nothing.
     let process = Process::serve(&upstream.config(), upstream.dir.path());
     let mut client = process.client().await;
     assert_eq!(place(&mut client, "b", 2..4).await.unwrap(), b);
@@ -324,7 +324,7 @@ async fn sigterm_drains() {
     assert_eq!(upstream.sim.ledger().orders.len(), 2);
 }
 
-/// What a terminal sends that is closed; it ended the gateway at once.
+/// A terminal sends SIGHUP when it closes. Without a handler this signal ends a process at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sighup_drains_and_status_says_so() {
     let upstream = Upstream::manual().await;
@@ -355,7 +355,7 @@ async fn sighup_drains_and_status_says_so() {
     assert!(log.iter().any(|line| line.contains("\"drained\"")), "{log:#?}");
 }
 
-/// An operator who reads a log or asks `status` knows which gateway that is.
+/// The log and `status` identify the gateway.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_and_status_say_which_gateway_this_is_and_what_failed() {
     let upstream = Upstream::manual().await;
@@ -398,7 +398,7 @@ async fn the_log_and_status_say_which_gateway_this_is_and_what_failed() {
 async fn a_second_sigterm_ends_it_at_once() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
-    // Longer than anybody here waits.
+    // Longer than the test waits.
     config.grpc.drain = Duration::from_mins(10);
     config.thingspace.order_timeout = Duration::from_mins(10);
     let process = Process::serve(&config, upstream.dir.path());
@@ -414,7 +414,7 @@ async fn a_second_sigterm_ends_it_at_once() {
     order.await.unwrap().unwrap_err();
 }
 
-/// A proxy is used only if the configuration names it.
+/// The gateway uses a proxy only if the configuration names it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_of_the_environment_is_not_used() {
     let upstream = Upstream::manual().await;

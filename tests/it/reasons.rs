@@ -1,4 +1,4 @@
-//! Every error has a reason, also those of calls that never get as far as the service.
+//! Every error has a reason, also if the call does not reach the service.
 
 use std::process::Command;
 
@@ -19,7 +19,7 @@ use crate::{
 
 const DOWNLOAD: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
-/// How a call of a method with some message is refused.
+/// The status with which a call of a method with this message fails.
 async fn refused<M: prost::Message + 'static>(
     channel: &Channel,
     path: &'static str,
@@ -42,7 +42,7 @@ async fn a_call_that_never_reaches_the_service() {
     let channel = channel(gateway.address).await;
     let order = || DownloadProfileRequest::default();
     let large = DownloadProfileRequest { service_plan: "x".repeat(5 << 20), ..order() };
-    // Its first field is a number, where an order has a text.
+    // The first field is a number, but in an order it is a text.
     let garbage = DeviceCounts { total: 1, ..DeviceCounts::default() };
     let nobody = HealthCheckRequest { service: "nobody".to_owned() };
     let cases = [
@@ -95,7 +95,7 @@ async fn a_call_that_never_reaches_the_service() {
     gateway.stop().await;
 }
 
-/// Reflection serves the details' types, too, so a generic client shows them.
+/// Reflection also serves the types of error details, so that generic clients show them.
 #[tokio::test]
 async fn grpcurl_shows_the_reason() {
     let upstream = Upstream::manual().await;

@@ -35,7 +35,13 @@ fn calls(ledger: &Ledger) -> [u64; 3] {
         .map(|endpoint| ledger.calls(endpoint))
 }
 
-impl Upstream {
+trait RegistrationUpstream {
+    fn registered(&self) -> Option<SimulatedRegistration>;
+    fn url(&self) -> String;
+    async fn registering(&self, config: Config) -> Gateway;
+}
+
+impl RegistrationUpstream for Upstream {
     fn registered(&self) -> Option<SimulatedRegistration> {
         self.sim.registered(&account())
     }
@@ -61,7 +67,12 @@ impl Upstream {
     }
 }
 
-impl Gateway {
+trait RegistrationGateway {
+    fn address_of_callbacks(&self) -> SocketAddr;
+    fn registration(&self) -> &Registrar;
+}
+
+impl RegistrationGateway for Gateway {
     fn address_of_callbacks(&self) -> SocketAddr {
         self.callbacks.as_ref().expect("callbacks are configured").0
     }

@@ -1,4 +1,4 @@
-//! Calls that their caller resets half-way, frame by frame.
+//! Calls that their caller resets before they are complete, frame by frame.
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,7 +23,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// Each field as a literal of HPACK, without an index.
+/// Header fields as HPACK literals without an index.
 fn headers() -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
     let field = |(name, value)| [vec![0], text(name), text(value)].concat();
@@ -38,7 +38,7 @@ fn headers() -> Vec<u8> {
     fields.map(field).concat()
 }
 
-/// Waits until everything that was sent before is read.
+/// Waits until the server has read everything that was sent before.
 async fn ping(connection: &mut TcpStream) {
     connection.write_all(&frame(PING, 0, 0, b"12345678")).await.unwrap();
     loop {
@@ -53,12 +53,11 @@ async fn ping(connection: &mut TcpStream) {
     }
 }
 
-/// The caller went away, which is no failure of the gateway. A call that ends too early is one all
-/// the same.
+/// A call that its caller resets is no failure of the gateway. A request that ends early is one.
 #[tokio::test]
-async fn a_call_that_is_reset_half_way_is_no_failure() {
+async fn a_call_that_is_reset_is_no_failure() {
     const RESETS: usize = 20;
-    /// Of a message that claims to have 100 bytes.
+    /// The prefix of a message that claims to have 100 bytes.
     const BEGIN: &[u8] = &[0, 0, 0, 0, 100, 1];
     let upstream = Upstream::manual().await;
     let mut command = serve_command(&upstream.quiet(), upstream.dir.path());
@@ -81,7 +80,7 @@ async fn a_call_that_is_reset_half_way_is_no_failure() {
     connection.write_all(&begin(FLAG).1).await.unwrap();
     process.wait_for_line("MALFORMED_CALL");
     process.terminate();
-    // What is open ends with its connection.
+    // Open calls end with their connection.
     drop(connection);
     let (_, log) = within("the end", process.wait()).await;
     let of_call = log.iter().filter(|line| line.contains("GetRequestStatus"));

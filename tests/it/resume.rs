@@ -1,5 +1,5 @@
-//! Promise 5 of the README, whatever happens: a watch that is broken anywhere and resumed with its
-//! last token sees exactly what one that was never broken sees.
+//! Promise 5 of the README under random events: a watch that breaks at any point and resumes with
+//! its last token sees exactly the same changes as a watch that never breaks.
 
 use std::time::Duration;
 
@@ -19,11 +19,11 @@ use crate::harness::*;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Upstream says something new of a device, or old.
+    /// ThingSpace reports a new or an old state of a device.
     Poke(usize, DeviceResult),
-    /// So many questions at once.
+    /// A number of concurrent status calls.
     Ask(usize),
-    /// The watcher, who comes back if it was gone, reads so many messages.
+    /// The watcher resumes if its watch was broken, and reads a number of messages.
     Read(usize),
     Break,
     Restart,
@@ -46,13 +46,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What has to be seen.
+/// The changes that a watcher has to see.
 struct Model {
     said: Vec<DeviceResult>,
     states: Vec<DeviceState>,
-    /// Every change: its revision, the device, its state since.
+    /// Each change: its revision, the device, and its new state.
     changes: Vec<(i64, usize, DeviceState)>,
-    /// The states of the devices at each revision, from 1 on.
+    /// The states of all devices at each revision, from 1 on.
     history: Vec<Vec<DeviceState>>,
 }
 
@@ -67,7 +67,7 @@ impl Model {
         self.history.len().try_into().unwrap()
     }
 
-    /// ThingSpace is asked.
+    /// The gateway queries ThingSpace.
     fn observe(&mut self) {
         let revision = self.revision() + 1;
         let before = self.states.clone();
@@ -94,7 +94,7 @@ impl Model {
         &self.history[usize::try_from(revision).unwrap() - 1]
     }
 
-    /// State and counts at a revision.
+    /// The state and the counts at a revision.
     fn summary(&self, revision: i64) -> (RequestState, DeviceCounts) {
         let states = self.states_at(revision);
         let count = |wanted| {
@@ -117,20 +117,20 @@ impl Model {
     }
 }
 
-/// A watcher that comes back with its last token.
+/// A watcher that resumes with its last token.
 #[derive(Default)]
 struct Watcher {
     watching: Option<Watching>,
     token: String,
-    /// The revision up to which everything was seen.
+    /// The last revision that was seen completely.
     revision: i64,
-    /// How many of the model's changes that is.
+    /// The number of the model's changes up to there.
     seen: usize,
     done: bool,
 }
 
 impl Watcher {
-    /// Checks a message against the model; everything of it has to be what comes next.
+    /// Checks that a message contains exactly the next changes of the model.
     fn see(&mut self, message: WatchRequestResponse, model: &Model) {
         assert!(!message.more && !message.resume_token.is_empty());
         let (state, counts, revision) = match message.event.unwrap() {
@@ -183,7 +183,7 @@ impl Watcher {
         }
     }
 
-    /// The gateway has gone: what was on its way is read, then the stream ends as announced.
+    /// The gateway has stopped: reads the last messages, then the announced end of the stream.
     async fn outlive(&mut self, model: &Model) {
         let Some(mut watching) = self.watching.take() else { return };
         loop {
@@ -244,7 +244,7 @@ async fn run(devices: usize, steps: Vec<Step>) {
     while !watcher.done {
         watcher.read(1, &mut client, &id, &model).await;
     }
-    // And whoever comes only now sees the same end.
+    // A new watcher sees the same final state.
     let mut late = Watcher::default();
     while !late.done {
         late.read(1, &mut client, &id, &model).await;

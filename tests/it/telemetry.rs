@@ -1,4 +1,4 @@
-//! Traces, as a collector receives them from the real binary.
+//! Traces that a collector receives from the real binary.
 
 use std::{
     net::SocketAddr,
@@ -22,11 +22,11 @@ use crate::harness::*;
 const VARIABLES: [&str; 3] =
     ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_SDK_DISABLED"];
 
-/// The caller's own trace.
+/// The trace of the caller.
 const TRACE: u128 = 0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736;
 const PARENT: u64 = 0x00f0_67aa_0ba9_02b7;
 
-/// Keeps the spans that it is sent.
+/// A collector that keeps the spans that it receives.
 #[derive(Debug, Clone, Default)]
 struct Collector(Arc<Mutex<Vec<ExportTraceServiceRequest>>>);
 
@@ -86,7 +86,7 @@ fn traced<T>(message: T) -> Request<T> {
     request
 }
 
-/// The one span of a kind with this name in the caller's trace.
+/// The only span of this kind and name in the caller's trace.
 #[track_caller]
 fn the<'a>(spans: &'a [Span], kind: SpanKind, name: &str) -> &'a Span {
     let named = |span: &&Span| span.name == name && span.kind() == kind && trace(span) == TRACE;
@@ -106,7 +106,7 @@ fn assert_descends(spans: &[Span], span: &Span, ancestor: &Span) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_below() {
+async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     let upstream = Upstream::manual().await;
     let (collector, address) = Collector::start().await;
     let process = Process::spawn(
@@ -120,7 +120,7 @@ async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_belo
     process.terminate();
     assert!(process.wait().await.0.success());
 
-    // All of it has arrived by now: the end flushes.
+    // The gateway flushes its spans at its end, so all have arrived.
     let spans = collector.spans();
     let service = "thingspace.esim.v1.EsimService";
     let orders: Vec<_> =
@@ -145,7 +145,7 @@ async fn a_call_is_a_span_of_its_callers_trace_and_what_it_asks_upstream_is_belo
     }
 }
 
-/// Ends TLS in front of a collector; the file holds the certificate to trust.
+/// Terminates TLS in front of a collector. Returns the address and the file of its certificate.
 async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf) {
     let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let ca_file = dir.join("collector.pem");
@@ -167,7 +167,7 @@ async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf)
         while let Ok((tcp, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // A client that does not trust us hangs up.
+                // A client that does not trust the certificate closes the connection.
                 let Ok(mut tls) = acceptor.accept(tcp).await else { return };
                 let mut plain = tokio::net::TcpStream::connect(collector).await.unwrap();
                 let _ = tokio::io::copy_bidirectional(&mut tls, &mut plain).await;
@@ -177,7 +177,7 @@ async fn in_front_of(collector: SocketAddr, dir: &Path) -> (SocketAddr, PathBuf)
     (address, ca_file)
 }
 
-/// Traces go out over TLS to a collector whose certificate is trusted, and to no other.
+/// Traces are sent over TLS to a collector with a trusted certificate, and to no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_over_tls() {
     let upstream = Upstream::manual().await;
@@ -221,7 +221,7 @@ async fn without_an_endpoint_nothing_is_exported() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_is_down_is_no_callers_concern() {
+async fn a_collector_that_is_down_does_not_affect_callers() {
     let upstream = Upstream::manual().await;
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let nobody = taken.local_addr().unwrap();

@@ -1,5 +1,5 @@
-//! Promises 5 and 6 of the README: a watcher misses nothing, and a thousand of them cost what one
-//! costs.
+//! Promises 5 and 6 of the README: a watcher misses nothing, and a thousand watchers cost no more
+//! than one.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -25,13 +25,13 @@ use crate::harness::*;
 
 const EVER: Duration = Duration::from_hours(1);
 
-/// What a change says of which device.
+/// The EID and the state of each device in a change.
 fn told(change: &RequestChange) -> Vec<(String, DeviceState)> {
     let of = |device: &DeviceStatus| (device.identifiers.clone().unwrap().eid, device.state());
     change.devices.iter().map(of).collect()
 }
 
-/// The changes among messages.
+/// The same for all changes among messages.
 fn changes(messages: &[WatchRequestResponse]) -> Vec<(String, DeviceState)> {
     let change = |message: &WatchRequestResponse| match &message.event {
         Some(Event::Change(change)) => told(change),
@@ -119,7 +119,7 @@ async fn each_token_resumes_after_its_message() {
     for (at, token) in tokens.iter().enumerate() {
         let messages = watch(&mut client, &id, token).await.unwrap().rest().await;
         assert_eq!(changes(&messages), all[at..], "after message {at}");
-        // Also where there is nothing left to tell.
+        // Also after the last change.
         assert!(!messages.is_empty());
         assert_eq!(messages.last().unwrap().resume_token, *tokens.last().unwrap());
     }
@@ -154,7 +154,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
     gateway.stop().await;
 }
 
-/// Watches of one request on a few connections, each past its snapshot.
+/// Watches of one request on a few connections, each after its snapshot.
 async fn watch_often(gateway: &Gateway, id: &RequestId, count: usize) -> Vec<Watching> {
     const CONNECTIONS: usize = 4;
     let mut watchings = Vec::new();
@@ -188,7 +188,7 @@ async fn watchers_cost_nothing_upstream() {
             ask(&mut client, question(&id)).await.unwrap();
         }
         for rest in join_all(watchings.into_iter().map(Watching::rest)).await {
-            // However its messages were cut, everybody saw the same.
+            // All watchers saw the same changes, even if their messages were cut differently.
             let revision = |message: &WatchRequestResponse| match &message.event {
                 Some(Event::Change(change)) => change.revision,
                 _ => 0,
@@ -203,7 +203,7 @@ async fn watchers_cost_nothing_upstream() {
 }
 
 #[tokio::test]
-async fn watchers_share_the_poll_under_way() {
+async fn watchers_share_the_poll_in_progress() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
@@ -279,11 +279,10 @@ async fn a_request_that_is_given_up() {
 
     upstream.sim.finish_all(&id, DeviceResult::Success);
     let rest = watch(&mut client, &id, "").await.unwrap().rest().await;
-    assert!(matches!(
-        &rest[..],
-        [WatchRequestResponse { event: Some(Event::Snapshot(end)), .. }]
-            if end.state() == RequestState::Succeeded
-    ));
+    let [WatchRequestResponse { event: Some(Event::Snapshot(end)), .. }] = &rest[..] else {
+        panic!("not one snapshot: {rest:?}")
+    };
+    assert_eq!(end.state(), RequestState::Succeeded);
     assert_eq!(upstream.sim.ledger().polls_of(&id), polls + 2);
     gateway.stop().await;
 }
@@ -314,7 +313,7 @@ async fn a_slow_reader_misses_nothing() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..DEVICES).await.unwrap();
-    // The snapshot does not fit, so the gateway has to wait for this reader.
+    // The snapshot exceeds the window, so the gateway has to wait for this reader.
     let narrow = transport::Endpoint::from_shared(format!("http://{}", gateway.address)).unwrap();
     let narrow = narrow.initial_stream_window_size(65_535).initial_connection_window_size(65_535);
     let mut slow = Client::new(narrow.connect().await.unwrap());
@@ -336,7 +335,7 @@ async fn a_slow_reader_misses_nothing() {
 
 #[tokio::test]
 async fn a_watch_far_behind_reads_on_from_the_log() {
-    // More than are kept in memory.
+    // More transitions than are kept in memory.
     const CHANGES: usize = 1_500;
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;

@@ -4,17 +4,12 @@ mod credentials;
 mod faults;
 mod losses;
 
-#[expect(unreachable_pub, reason = "shared with the black-box tests")]
-#[expect(dead_code, reason = "shared with tests that do more to their servers")]
-#[path = "../../../tests/it/nats_server.rs"]
-mod nats_server;
-
 use async_nats::jetstream;
 use tempfile::TempDir;
 
-use self::nats_server::{NatsCluster, NatsServer};
 use super::*;
 use crate::store::contract;
+use test_support::nats_server::{NatsCluster, NatsServer};
 
 const KEEP: Duration = Duration::from_hours(1);
 

@@ -13,7 +13,7 @@ use crate::{Dice, harness::*, nats_server::NatsServer};
 
 /// Backoffs that pass while a test waits.
 fn config(upstream: &Upstream) -> Config {
-    let mut config = crate::quiet(upstream);
+    let mut config = upstream.quiet();
     config.thingspace.login_backoff_first = Duration::from_millis(100);
     config.thingspace.login_backoff_max = Duration::from_millis(200);
     config

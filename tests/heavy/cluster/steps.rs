@@ -23,7 +23,7 @@ use crate::{
 
 /// Leases that lapse while a test waits.
 fn impatient(upstream: &Upstream) -> Config {
-    let mut config = crate::quiet(upstream);
+    let mut config = upstream.quiet();
     config.thingspace.order_timeout = Duration::from_secs(1);
     config.thingspace.call_timeout = Duration::from_secs(1);
     config.thingspace.login_backoff_first = Duration::from_millis(100);

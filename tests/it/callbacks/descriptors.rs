@@ -8,7 +8,7 @@ use std::{
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::harness::{BINARY, Process, Upstream, place, within, write_config};
+use crate::harness::{Process, Upstream, binary, place, within, write_config};
 
 /// Opens idle connections, each from an address of its own.
 async fn silent(to: SocketAddr, count: u8) -> Vec<TcpStream> {
@@ -28,7 +28,8 @@ async fn idle_connections_leave_room_for_orders_and_are_logged_once_if_they_do_n
     let upstream = Upstream::manual().await;
     let config = write_config(&upstream.with_callbacks(), upstream.dir.path());
     let mut command = Command::new("sh");
-    command.args(["-c", r#"ulimit -n 100; exec "$0" serve --config "$1""#, BINARY]).arg(config);
+    command.args(["-c", r#"ulimit -n 100; exec "$0" serve --config "$1""#]);
+    command.arg(binary()).arg(config);
     let process = Process::spawn(&mut command);
     let mut client = process.client().await;
     let callbacks = process.callbacks.unwrap();

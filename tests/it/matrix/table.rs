@@ -8,8 +8,8 @@
 use thingspace_gateway::simulator::Endpoint;
 use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
 
-use super::failure::Failure::{self, *};
 use Key::{Free, Unknown};
+use test_support::failure::Failure::{self, *};
 
 /// What has become of the order's key: what the same call does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

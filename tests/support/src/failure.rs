@@ -5,7 +5,10 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use thingspace_gateway::simulator::{Gate, What};
 
-use Failure::*;
+use Failure::{
+    Cut, Empty, Forbidden, Hang, LargeBody, LargeHead, Page, Redirect, RequestTimeout, Reset,
+    ServerError, Silence, Throttled, Trickle, Truncated, Unauthorized, Unavailable503,
+};
 
 /// How calls fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

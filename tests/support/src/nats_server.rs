@@ -45,7 +45,7 @@ pub struct NatsServer {
 #[derive(Debug)]
 pub struct NatsCluster {
     pub servers: Vec<NatsServer>,
-    folder: TempDir,
+    _folder: TempDir,
 }
 
 /// Where a server listens: for clients, for other servers and for questions about its health.
@@ -86,8 +86,8 @@ impl NatsServer {
         let Ports { client, health, .. } = at;
         let text = format!(
             "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: \"{said}\"\n\
-             jetstream {{ store_dir: \"{store}\", sync_interval: always, \
-             max_file_store: 16GB }}\n{MORE}{more}\n"
+             jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n\
+             {MORE}{more}\n"
         );
         fs::write(&config, text).unwrap();
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }
@@ -294,7 +294,7 @@ impl NatsCluster {
         for server in &mut servers {
             server.ready().await;
         }
-        Self { servers, folder }
+        Self { servers, _folder: folder }
     }
 
     /// Of all servers, separated by commas.
@@ -351,12 +351,10 @@ fn copy_folder(from: &Path, to: &Path) {
 }
 
 fn binary() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("target"),
-        |folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder),
-    );
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     let path = std::env::var_os("NATS_SERVER")
-        .map_or_else(|| target.join("tools").join("bin").join("nats-server"), PathBuf::from);
+        .map_or_else(|| root.join(target).join("tools/bin/nats-server"), PathBuf::from);
     assert!(File::open(&path).is_ok(), "{} is missing: run `make tools`", path.display());
     path
 }
