@@ -148,9 +148,10 @@ async fn throttling_says_how_long() {
         let throttle = What::Throttle { retry_after };
         world.handle.inject(Fault::once(Endpoint::Download, When::BeforeEffect, throttle));
         let wanted = retry_after.map(Duration::from_secs);
-        assert!(
-            matches!(world.order().await, Err(Error::Throttled { retry_after }) if retry_after == wanted)
-        );
+        assert!(matches!(
+            world.order().await,
+            Err(Error::Throttled { retry_after }) if retry_after == wanted
+        ));
     }
     assert_eq!(placed(&world.handle.ledger()), (2, 0));
 }
