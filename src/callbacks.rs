@@ -217,12 +217,18 @@ impl Callbacks {
             let failed = self.0.secrets.refresh().await.err();
             let failure = failed.as_ref().map(ToString::to_string);
             if let (Some(error), true) = (&failure, failure != last_pair_failure) {
-                const MESSAGE: &str =
-                    "cannot load the callbacks' user names and passwords; the old ones stay in use";
                 if let Some(SecretsError::SharedWithUser { .. }) = failed {
-                    error!(error, MESSAGE);
+                    error!(
+                        error,
+                        "cannot use the callbacks' user names and passwords; the old ones stay in \
+                         use"
+                    );
                 } else {
-                    warn!(error, MESSAGE);
+                    warn!(
+                        error,
+                        "cannot load the callbacks' user names and passwords; the old ones stay in \
+                         use"
+                    );
                 }
             }
             last_pair_failure = failure;
