@@ -58,12 +58,12 @@ sdk-test: chart-tools sdk
 
 # The documentation is for contributors: it shows private items and may link to them.
 lint: tools
-	cargo fmt --check
+	cargo fmt --all --check
 	.ci/check-text
 	$(BUF) format --diff --exit-code
 	$(BUF) lint
 	$(BUF) breaking --against $(IMAGE)
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' \
 		cargo doc --locked --no-deps --document-private-items
 
@@ -86,7 +86,7 @@ image-test: image tools chart-tools
 	PODMAN='$(PODMAN)' PODMAN_RUN='$(PODMAN_RUN)' $(PYTEST) helm/tests/image.py
 
 fmt:
-	cargo fmt
+	cargo fmt --all
 	$(BUF) format --write
 
 proto-image: tools
