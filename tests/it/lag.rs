@@ -119,7 +119,7 @@ async fn a_drain_ends_in_time_although_an_accepted_order_cannot_be_finished() {
     // What the request's log has to be told is never acknowledged.
     nats.reload_with(&users("\"gw.ev.r.>\""));
     let mut process = Process::serve(&config, upstream.dir.path());
-    process.wait_for_line("finishing an order that was accepted");
+    process.wait_for_line("completing an accepted order");
     let began = Instant::now();
     process.terminate();
     let (status, log) = process.wait().await;
