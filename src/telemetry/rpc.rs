@@ -202,13 +202,13 @@ impl RpcCall {
         let code = if self.reset.0.load(Ordering::Relaxed) { Code::Cancelled } else { code };
         let (method, is_failure, code) = (&self.method, FAILURES.contains(&code), name(code));
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, &code);
+        self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
         // The lines have no parent, because the span would repeat their fields.
         if !is_failure {
             tracing::debug!(parent: None, method, code, milliseconds, "call ended");
             return;
         }
-        self.span.record(semconv::ERROR_TYPE, &code);
+        self.span.record(semconv::ERROR_TYPE, code);
         self.span.record("otel.status_code", "error");
         let reason = headers.and_then(reason);
         let subject = self.subject.0.get();
@@ -252,15 +252,26 @@ impl Drop for RpcCall {
 }
 
 /// The name of a code, such as `DEADLINE_EXCEEDED`.
-fn name(code: Code) -> String {
-    let mut name = String::new();
-    for letter in format!("{code:?}").chars() {
-        if letter.is_ascii_uppercase() && !name.is_empty() {
-            name.push('_');
-        }
-        name.push(letter.to_ascii_uppercase());
+fn name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
     }
-    name
 }
 
 /// The code in `grpc-status`. Unknown numbers are UNKNOWN.
