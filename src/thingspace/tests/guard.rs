@@ -106,6 +106,28 @@ async fn a_lost_store_and_a_wrong_password_cost_one_more_rejection() {
     assert_eq!(world.handle.ledger().logins_rejected, 3);
 }
 
+/// An operator puts another name of the same host into the configuration, a proxy's for example.
+#[tokio::test]
+async fn another_name_of_the_host_begins_no_new_count() {
+    let mut world = configured(manual(), hasty).await;
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("right");
+    world.handle.expire_sessions();
+    world.call_until("two strikes", |_, outcome| is_blocked(outcome)).await;
+    world.config.base_url = world.config.base_url.replace("127.0.0.1", "localhost");
+    world.restart();
+    world
+        .call_until("four in all", |ledger, outcome| {
+            ledger.logins_rejected == 4 && is_blocked(outcome)
+        })
+        .await;
+    world.config.base_url = world.config.base_url.replace("localhost", "localhost.");
+    world.restart();
+    world.write("password", "B");
+    world.call_for(Duration::from_secs(4), is_blocked).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 4);
+}
+
 /// The process dies in the middle of a login, again and again, while ThingSpace does not answer.
 /// Each of these logins may have been rejected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

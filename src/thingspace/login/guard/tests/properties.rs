@@ -254,9 +254,12 @@ impl World {
                 assert!(self.unblock(n % count, UnblockMode::RiskLock) || self.stopped().is_none());
             }
             Event::Mistake(n) => {
+                // A command that finds no count to clear only permits secrets to be tried again.
+                let permitted = self.unblock(n % count, UnblockMode::LoggedIn);
+                let believed = permitted && self.guard.as_ref().is_some_and(|guard| guard.forced);
                 // If ThingSpace has counted nothing, the statement is true in effect.
-                if self.unblock(n % count, UnblockMode::LoggedIn) && self.rejected > 0 {
-                    assert!(!self.mistaken || !self.settings.locks, "believed twice: {self:?}");
+                if believed && self.rejected > 0 {
+                    assert!(!self.mistaken, "believed twice: {self:?}");
                     self.mistaken = true;
                     self.most = self.most.max(self.rejected + 1);
                 }

@@ -128,3 +128,19 @@ fn an_attempt_that_a_force_overtakes_brings_the_count_back() {
     case.unblock(UnblockMode::LoggedIn).accepted(2).rejected(2);
     assert_eq!(case.rejections(), 1);
 }
+
+/// An attempt is in progress, and no attempt counts yet. So the command only permits the other
+/// passwords once more, and the operator's statement is not used up.
+#[test]
+fn a_force_without_a_count_is_not_the_one_that_is_believed() {
+    let mut case = known();
+    case.rejected(1).accepted(0);
+    let attempt = case.claim(0);
+    case.unblock(UnblockMode::LoggedIn);
+    assert!(!case.guard.as_ref().unwrap().forced);
+    case.guard = report(case.guard.take(), &attempt, &AttemptOutcome::Unanswered, &settings());
+    assert_eq!(case.rejections(), 1);
+    case.unblock(UnblockMode::LoggedIn);
+    assert!(case.guard.as_ref().unwrap().forced);
+    case.refused(UnblockMode::LoggedIn, UnblockRefusal::ForceUsed);
+}
