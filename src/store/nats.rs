@@ -98,6 +98,8 @@ struct Core {
     availability: watch::Sender<Availability>,
     /// Wakes the monitor.
     check_now: Notify,
+    /// Notified after each event and each cell that this process stored.
+    has_stored: Notify,
     /// Locked for a whole check of the streams.
     monitor: tokio::sync::Mutex<MonitorState>,
     facts: Mutex<Facts>,
@@ -125,6 +127,7 @@ impl Nats {
             follow_link,
             availability: watch::Sender::new(Availability::unavailable(why)),
             check_now: Notify::new(),
+            has_stored: Notify::new(),
             monitor: tokio::sync::Mutex::default(),
             facts: Mutex::default(),
             space: StorageSpace::new(settings.max_bytes),
@@ -133,6 +136,8 @@ impl Nats {
         });
         let monitor = Arc::clone(&core).monitor(settings.url.clone());
         tokio::spawn(end.clone().run_until_cancelled_owned(monitor));
+        let keep_current = Arc::clone(&core).keep_record_current();
+        tokio::spawn(end.clone().run_until_cancelled_owned(keep_current));
         Ok(Self { core, _end: end.drop_guard() })
     }
 }
@@ -253,12 +258,18 @@ impl Core {
     ) -> Result<(), WriteError> {
         let sequence = stored.sequence;
         if stored.duplicate || sequence > seen {
-            self.facts().saw(epoch, stream, MessageId { sequence, id: id.to_owned() });
+            self.stored(epoch, stream, MessageId { sequence, id: id.to_owned() });
             return Ok(());
         }
         let name = self.names.streams()[stream];
         let what = format!("stream {name} ended at {seen} and stored something at {sequence}");
         Err(WriteError::Unknown(self.suspect(&what)))
+    }
+
+    /// Remembers a message that this process stored. The record will say so, too.
+    fn stored(&self, epoch: u64, stream: usize, message: MessageId) {
+        self.facts().saw(epoch, stream, message);
+        self.has_stored.notify_one();
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {

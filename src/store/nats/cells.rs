@@ -17,6 +17,7 @@ use super::{
     publish::{WriteError, publish, publish_next, until_clear},
     record::{self, CELLS, KEYS, MAX_CELLS},
     replaced::id_of,
+    reports::SEEN,
 };
 use crate::store::{CellLife, CellName, StoreError, Swap, Version, Versioned, must_be_current};
 
@@ -68,15 +69,16 @@ pub(super) async fn swap(
     let (_, subject) = core.names.cell(cell);
     until_clear(core, || async {
         let epoch = core.usable().await.map_err(WriteError::Away)?.epoch;
-        let seen = core.facts().seen.in_epoch(epoch)[stream];
         let expected = expected_sequence(core, cell, expected).await?;
+        let seen = core.facts().seen;
         let message = PublishMessage::build()
             .payload(value.clone())
             .message_id(&id)
+            .header(SEEN, seen.to_string())
             .expected_last_subject_sequence(expected);
         let sequence = match publish(core, subject.clone(), message, value.len()).await {
             Ok(stored) => {
-                core.acknowledged(epoch, stream, seen, &stored, &id)?;
+                core.acknowledged(epoch, stream, seen.in_epoch(epoch)[stream], &stored, &id)?;
                 if cell.life == CellLife::Permanent {
                     core.add_to_record(&subject).await.map_err(WriteError::unknown)?;
                 }
@@ -94,16 +96,17 @@ pub(super) async fn swap(
                         Ok(Swap::Conflict(current.map(versioned)))
                     };
                 }
-                core.facts().saw(epoch, stream, MessageId { sequence, id: id.clone() });
+                core.stored(epoch, stream, MessageId { sequence, id: id.clone() });
                 sequence
             }
             Err(error) => return Err(error),
         };
-        // Before a login is sent, a report must say that the count has changed.
+        // Before a login is sent, both other streams must show that the count has changed.
         if is_login_count(cell)
             && let Some(known) = core.current_record()
         {
             core.report(&known).await.map_err(WriteError::unknown)?;
+            core.write_copy(&known).await.map_err(WriteError::unknown)?;
         }
         Ok(Swap::Swapped(Version(sequence)))
     })

@@ -21,16 +21,12 @@ use uuid::Uuid;
 
 use super::{
     Core,
-    facts::Positions,
     link::ANSWER,
     publish::{WriteError, publish, until_clear},
     record::EVENTS,
+    reports::SEEN,
 };
 use crate::store::{Entry, LogName, MAX_READ, Position, StoreError};
-
-/// The header of an event that says up to which sequences its sender had seen the three streams. It
-/// shows a gateway that starts whether the cells are as new as the events.
-pub(super) const SEEN: &str = "Gateway-Seen";
 
 /// The size at which a page ends.
 const PAGE_BYTES: usize = 4 * 1024 * 1024;
@@ -92,14 +88,17 @@ pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
     Timestamp::from_nanosecond(nanoseconds).map_err(|error| StoreError::Corrupt(error.to_string()))
 }
 
-/// The sequences up to which the sender of the newest event had seen the streams.
-pub(super) async fn seen_by_newest(core: &Core) -> Result<Option<Positions>, StoreError> {
-    let events = &core.names.events;
-    let newest = core.newest_message(events, &core.names.all_of(events)).await?;
-    Ok(newest.and_then(|newest| newest.headers.get(SEEN)?.as_str().parse().ok()))
-}
-
 impl Core {
+    /// The age of the newest message in the stream of events; `None`: the stream has none.
+    pub(super) async fn age_of_newest_event(&self) -> Result<Option<Duration>, StoreError> {
+        let events = &self.names.events;
+        let Some(newest) = self.newest_message(events, &self.names.all_of(events)).await? else {
+            return Ok(None);
+        };
+        let time = timestamp(newest.time.unix_timestamp_nanos())?;
+        Ok(Some(self.facts().age(time)))
+    }
+
     /// The first message with this sequence or a higher one that matches a subject, from the leader
     /// of the stream of events.
     pub(super) async fn next_event(

@@ -1,6 +1,7 @@
 //! What the streams must hold, and what they lost. No I/O.
 //!
 //! The record is a permanent cell that all replicas share, with a copy among the retained cells.
+//! Both are written within a second after something was stored, and each minute otherwise.
 //! Each replica also has one in memory, with everything that it has seen since. So it notices a
 //! stream that was put back to an older copy, even if the record was put back with it.
 //!
@@ -10,8 +11,9 @@
 //! was purged.
 //!
 //! The record is written before the marks, so a mark without a record means that the record was
-//! purged. Events and reports (see `reports`) say up to which sequence the cells had come when they
-//! were sent. So they show when cells were put back together with the record and its copy.
+//! purged. Reports, and headers of events and cells (see `reports`), say up to which sequences the
+//! streams had come when they were sent. So events show when cells were put back together with the
+//! record and its copy.
 
 pub(super) mod marks;
 
@@ -337,6 +339,11 @@ pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
 pub(super) fn positions(record: &StoreRecord) -> StoreRecord {
     let StoreRecord { version, epoch, events, cells, keys, .. } = record.clone();
     StoreRecord { version, epoch, events, cells, keys, ..StoreRecord::default() }
+}
+
+/// A record without its marks, of which some may have expired.
+pub(super) fn without_marks(record: StoreRecord) -> StoreRecord {
+    StoreRecord { event_marks: Vec::new(), key_marks: Vec::new(), ..record }
 }
 
 /// Adds last sequences that were seen.

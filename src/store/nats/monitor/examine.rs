@@ -1,5 +1,6 @@
 //! Compares the streams with everything that is known of them.
 
+use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{MonitorState, peers};
@@ -9,9 +10,7 @@ use crate::{
         StoreError, Version,
         nats::{
             Core, cells,
-            facts::Positions,
-            logs,
-            record::{self, CELLS, KEYS, Marks, StreamLoss, Streams, Unrecorded, marks},
+            record::{self, CELLS, EVENTS, KEYS, Marks, StreamLoss, Streams, Unrecorded, marks},
             streams::{self, StreamInfo, StreamsError},
         },
     },
@@ -43,10 +42,14 @@ impl Core {
         // What is known is read before the streams are inspected: meanwhile they can only grow.
         let seen = self.facts().seen;
         let is_first = !self.facts().knows_the_streams();
-        let newest = if is_first { logs::seen_by_newest(self).await? } else { None };
+        let newest = if is_first {
+            try_join_all([EVENTS, CELLS, KEYS].map(|stream| self.seen_by_newest(stream))).await?
+        } else {
+            Vec::new()
+        };
         // Before the record: a gateway that accepts a loss writes the record first.
         let (_, report) = self.newest_report().await?;
-        let latest = report.epoch.max(newest.map_or(0, Positions::epoch));
+        let latest = newest.iter().fold(report.epoch, |latest, seen| latest.max(seen.epoch()));
         let stored = self.load_record(&record::cell()).await?;
         let version = |stored: &Option<(Version, _)>| stored.as_ref().map(|(version, _)| *version);
         if state.stored.is_some() && version(&state.stored) != version(&stored) {
@@ -69,8 +72,8 @@ impl Core {
             (Some(known), None) => (known, false),
         };
         let marks = self.find_marks(&known, &found).await?;
-        if let Some(newest) = newest {
-            let seen = newest.in_epoch(known.epoch);
+        for seen in newest {
+            let seen = seen.in_epoch(known.epoch);
             record::saw(&mut known, seen);
         }
         if report.epoch == known.epoch {

@@ -1,21 +1,30 @@
 //! Writes the record, its copy and the report.
 
+use std::{sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use prost::Message as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::{MonitorState, REFRESH_EVERY};
 use crate::{
+    backoff::backoff,
     proto::storage::StoreRecord,
     store::{
         StoreError, Version,
         nats::{
             Core, cells,
+            facts::Positions,
+            publish::{RETRY_MAX, RETRY_MIN},
             record::{self, CELLS, EVENTS, KEYS, Streams},
+            reports::TRIES,
             streams::StreamsError,
         },
     },
 };
+
+/// While messages are stored, the time between two writes of the record by the same process.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often in a row a write of the record may go unacknowledged, while the servers answer
 /// everything else, before they count as unable to store anything.
@@ -50,22 +59,14 @@ impl Core {
         known: &StoreRecord,
         must: bool,
     ) -> Result<(), StreamsError> {
-        let expected = state.stored.as_ref().map(|(version, _)| *version);
-        let written = cells::replace(self, &record::cell(), expected, encoded(known)).await;
-        match &written {
-            Err(StoreError::UnknownOutcome(_)) => state.unacknowledged += 1,
-            _ => state.unacknowledged = 0,
-        }
-        let done = match written {
-            Ok(Some(version)) => {
-                state.stored = Some((version, known.clone()));
-                state.refreshed = Instant::now();
-                self.write_copy_and_report(known, version).await
-            }
-            Ok(None) => Err(StreamsError::away("another gateway writes the record")),
-            Err(error) => Err(error.into()),
+        let done = async {
+            let version = self.replace_record(state, known).await?;
+            let copy = self.write_copy(known).await?.unwrap_or(Version(0));
+            let mut known = known.clone();
+            record::saw(&mut known, [0, version.0, copy.0]);
+            Ok(self.report(&known).await?)
         };
-        match done {
+        match done.await {
             Err(why) if !must => {
                 tracing::debug!(%why, "cannot refresh the record");
                 Ok(())
@@ -74,25 +75,96 @@ impl Core {
         }
     }
 
-    async fn write_copy_and_report(
+    /// Writes only the record.
+    async fn replace_record(
         &self,
+        state: &mut MonitorState,
         known: &StoreRecord,
-        version: Version,
-    ) -> Result<(), StreamsError> {
-        let copy = self.write_copy(known).await?.unwrap_or(Version(0));
-        let mut known = known.clone();
-        record::saw(&mut known, [0, version.0, copy.0]);
-        Ok(self.report(&known).await?)
+    ) -> Result<Version, StreamsError> {
+        let expected = state.stored.as_ref().map(|(version, _)| *version);
+        let written = cells::replace(self, &record::cell(), expected, encoded(known)).await;
+        match &written {
+            Err(StoreError::UnknownOutcome(_)) => state.unacknowledged += 1,
+            _ => state.unacknowledged = 0,
+        }
+        let Some(version) = written? else {
+            return Err(StreamsError::away("another gateway writes the record"));
+        };
+        state.stored = Some((version, known.clone()));
+        state.refreshed = Instant::now();
+        Ok(version)
     }
 
-    /// Returns `None` if the copy is current, or if another replica writes it at the same time.
-    async fn write_copy(&self, known: &StoreRecord) -> Result<Option<Version>, StreamsError> {
-        let copy = self.load_record(&record::copy()).await?;
-        if copy.as_ref().is_some_and(|(_, copy)| copy == known) {
-            return Ok(None);
+    /// Writes the copy, including the positions and cells that it already has from other replicas.
+    /// Returns `None` if the copy is current.
+    pub(in crate::store::nats) async fn write_copy(
+        &self,
+        known: &StoreRecord,
+    ) -> Result<Option<Version>, StreamsError> {
+        for tries in 0..TRIES {
+            let (expected, copy) = self.load_record(&record::copy()).await?.unzip();
+            let mut known = known.clone();
+            if let Some(copy) = copy {
+                if copy.epoch == known.epoch {
+                    record::merge(&mut known, &record::without_marks(copy.clone()));
+                }
+                if copy == known {
+                    return Ok(None);
+                }
+            }
+            let written = cells::replace(self, &record::copy(), expected, encoded(&known)).await?;
+            if written.is_some() {
+                return Ok(written);
+            }
+            sleep(backoff(tries, RETRY_MIN, RETRY_MAX)).await;
         }
-        let expected = copy.map(|(version, _)| version);
-        Ok(cells::replace(self, &record::copy(), expected, encoded(known)).await?)
+        Err(StreamsError::away("other gateways write the copy of the record at the same time"))
+    }
+
+    /// After this process has stored messages, writes the record and its copy: at once, and then
+    /// every [`PROGRESS_EVERY`] while it stores more.
+    pub(in crate::store::nats) async fn keep_record_current(self: Arc<Self>) {
+        loop {
+            self.has_stored.notified().await;
+            if let Err(why) = self.record_progress().await {
+                tracing::debug!(%why, "cannot write the record after something was stored");
+                self.has_stored.notify_one();
+            }
+            sleep(PROGRESS_EVERY).await;
+        }
+    }
+
+    /// Writes what this process has stored, unless the record already covers it. The copy is
+    /// written first, because the record shows whether both are done.
+    ///
+    /// Writes a report only if the stream of events got nothing for a minute: each event says how
+    /// far the cells were, too, and reports take space until they expire.
+    async fn record_progress(&self) -> Result<(), StreamsError> {
+        self.usable().await?;
+        let mut state = self.monitor.lock().await;
+        let (Some(mut known), 0) = (self.current_record(), state.losses_in_a_row) else {
+            return Ok(());
+        };
+        let epoch = known.epoch;
+        let newest = [EVENTS, CELLS, KEYS]
+            .map(|stream| self.facts().newest(epoch, stream).map_or(0, |newest| newest.sequence));
+        // Without a record, or with one of another epoch, the next check decides what it means.
+        let Some((version, stored)) = self.load_record(&record::cell()).await? else {
+            return Ok(());
+        };
+        let recorded = Positions::of(&stored).in_epoch(epoch);
+        let is_covered = newest.iter().zip(recorded).all(|(newest, recorded)| *newest <= recorded);
+        if stored.epoch != epoch || is_covered {
+            return Ok(());
+        }
+        record::merge(&mut known, &stored);
+        state.stored = Some((version, stored));
+        self.write_copy(&known).await?;
+        self.replace_record(&mut state, &known).await?;
+        if self.age_of_newest_event().await?.is_none_or(|age| age >= REFRESH_EVERY) {
+            self.report(&known).await?;
+        }
+        Ok(())
     }
 
     /// Stores what this process knows of streams that lost it, so that the other gateways, and
@@ -125,9 +197,9 @@ impl Core {
         state.known = Some(known);
     }
 
-    /// Writes the record if that is due: at the first check, every minute, and after a write that
-    /// was not acknowledged, to learn whether the servers store anything. An idle gateway writes
-    /// it, too, so it notices a full disk before a caller does.
+    /// Writes the record if that is due: at the first check, after a minute without a change of the
+    /// record, and after a write that was not acknowledged, to learn whether the servers store
+    /// anything. An idle gateway writes it, too, so it notices a full disk before a caller does.
     pub(super) async fn refresh_record(
         &self,
         state: &mut MonitorState,

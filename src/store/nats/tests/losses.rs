@@ -3,6 +3,7 @@
 
 mod cells;
 mod peers;
+mod recent;
 mod records;
 
 use futures_util::{StreamExt as _, future::join_all};

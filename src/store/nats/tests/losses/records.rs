@@ -48,7 +48,7 @@ async fn cells_of_both_kinds_that_were_put_back_together_are_a_loss() {
     assert!(store.has_lost_cells());
 }
 
-async fn set(store: &dyn Store, cell: &CellName, value: &'static str) {
+pub(super) async fn set(store: &dyn Store, cell: &CellName, value: &'static str) {
     let version = store.load(cell).await.unwrap().map(|held| held.version);
     let swapped = store.swap(cell, version, Bytes::from_static(value.as_bytes())).await.unwrap();
     assert!(matches!(swapped, Swap::Swapped(_)), "{swapped:?}");
