@@ -1,6 +1,6 @@
 //! Makes the entries of a status answer about one device agree.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::{
     identity::{Device, IdentifierKind},
@@ -19,41 +19,56 @@ impl StatusAnswer {
     /// Sets the entries about a device to [`StatusClass::Unknown`] if they do not agree.
     ///
     /// Two entries are about one device if they have the same EID or ICCID (another identifier only
-    /// if they have neither), or if `known` gives the same device for them. An entry without an
-    /// identifier may be about any device, so its success or failure contradicts the opposite in
-    /// every other entry.
-    pub fn agree(&mut self, known: impl Fn(&Device) -> Vec<usize>) {
+    /// if they have neither), or if `known` gives the same device of the request for them. `known`
+    /// gives `None` for a device that may be a new one of the request.
+    ///
+    /// An entry without an identifier may be about any device, so its success or failure
+    /// contradicts the opposite in every other entry. An entry about no device of the request may
+    /// be, too: its success contradicts each failure, and anything else each success, unless the
+    /// overall status confirms them.
+    pub fn agree(&mut self, known: impl Fn(&Device) -> Option<Vec<usize>>) {
+        use StatusClass::{Failed, Succeeded};
         // Each entry points to another entry of its group, the last one to itself.
-        let mut groups: Vec<usize> = (0..self.devices.len()).collect();
-        let mut first_with = HashMap::new();
+        let mut links: Vec<usize> = (0..self.devices.len()).collect();
+        let (mut first_with, mut of_request) = (HashMap::new(), Vec::new());
         for (at, (device, _)) in self.devices.iter().enumerate() {
-            let known = known(device).into_iter().map(DeviceKey::Known);
-            for key in ids(device).chain(known) {
+            let known = known(device);
+            if known.as_ref().is_none_or(|known| !known.is_empty()) {
+                of_request.push(at);
+            }
+            for key in ids(device).chain(known.into_iter().flatten().map(DeviceKey::Known)) {
                 let other = *first_with.entry(key).or_insert(at);
-                let (own, others) = (last(&mut groups, at), last(&mut groups, other));
-                groups[own] = others;
+                let (own, others) = (last(&mut links, at), last(&mut links, other));
+                links[own] = others;
             }
         }
-        let has_unnamed = |class| {
-            self.devices.iter().any(|(device, of)| ids(device).next().is_none() && *of == class)
+        let groups: Vec<usize> = (0..links.len()).map(|at| last(&mut links, at)).collect();
+        let of_request: HashSet<usize> = of_request.into_iter().map(|at| groups[at]).collect();
+        let entries = || self.devices.iter().zip(&groups);
+        let has_unnamed =
+            |class| entries().any(|((device, of), _)| ids(device).next().is_none() && *of == class);
+        let has_other = |success| {
+            entries().any(|((_, class), group)| {
+                (*class == Succeeded) == success && !of_request.contains(group)
+            })
         };
-        let (unnamed_success, unnamed_failure) =
-            (has_unnamed(StatusClass::Succeeded), has_unnamed(StatusClass::Failed));
+        let denies_success = has_unnamed(Failed) || self.overall != Succeeded && has_other(false);
+        let denies_failure = has_unnamed(Succeeded) || self.overall != Failed && has_other(true);
         let mut agreed = HashMap::new();
-        for (at, (device, class)) in self.devices.iter().enumerate() {
+        for ((device, class), group) in entries() {
             let is_contradicted = ids(device).next().is_some()
                 && match class {
-                    StatusClass::Succeeded => unnamed_failure,
-                    StatusClass::Failed => unnamed_success,
+                    Succeeded => denies_success,
+                    Failed => denies_failure,
                     StatusClass::Pending | StatusClass::Waiting | StatusClass::Unknown => false,
                 };
-            let of_group = agreed.entry(last(&mut groups, at)).or_insert(*class);
+            let of_group = agreed.entry(*group).or_insert(*class);
             if is_contradicted || of_group != class {
                 *of_group = StatusClass::Unknown;
             }
         }
-        for (at, (_, class)) in self.devices.iter_mut().enumerate() {
-            *class = agreed[&last(&mut groups, at)];
+        for ((_, class), group) in self.devices.iter_mut().zip(&groups) {
+            *class = agreed[group];
         }
     }
 }

@@ -47,6 +47,41 @@ async fn answers_of_any_shape_are_understood() {
     gateway.stop().await;
 }
 
+/// A part with an identifier that the order does not have may be about any of its devices.
+#[tokio::test]
+async fn a_success_beside_an_unknown_part_is_told_only_if_the_whole_succeeded() {
+    let upstream = Upstream::manual().await;
+    let gateway = Gateway::start(upstream.quiet()).await;
+    let mut client = gateway.client().await;
+    let parts = [
+        ("imei", "990013907835573"),
+        ("mdn", "5551234567"),
+        ("iccid", "89141390780800784259"),
+        ("iccid", "8914139078080078425"),
+    ];
+    let words = ["Failed", "Pending"].into_iter();
+    let words = words.flat_map(|word| ["Failed", "Pending", "Success"].map(|all| (word, all)));
+    let rows = parts.into_iter().flat_map(|part| words.clone().map(move |words| (part, words)));
+    for (n, ((kind, digits), (word, overall))) in rows.enumerate() {
+        let id = place(&mut client, &format!("k{n}"), [n]).await.unwrap();
+        let eid = device(n).eid;
+        let body = format!(
+            r#"{{"requestId":"{id}","status":"{overall}","subrequests":[
+                {{"ids":{{"kind":"eid","id":"{eid}"}},"status":"Success"}},
+                {{"ids":{{"kind":"{kind}","id":"{digits}"}},"status":"{word}"}}]}}"#
+        );
+        let answer = What::Status {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body: body.clone(),
+        };
+        upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, answer));
+        let told = if overall == "Success" { Succeeded } else { Pending };
+        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [told], "{body}");
+    }
+    gateway.stop().await;
+}
+
 #[tokio::test]
 async fn an_answer_without_devices_holds_for_all() {
     let upstream = Upstream::manual().await;

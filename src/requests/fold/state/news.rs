@@ -71,9 +71,12 @@ impl Request {
     }
 
     /// Makes entries of a status answer about one device of the request agree. One entry may have
-    /// the EID of the device, and another the ICCID.
+    /// the EID of the device, another the ICCID, and another an unknown identifier.
     pub fn make_agree(&self, answer: &mut StatusAnswer) {
-        answer.agree(|device| self.named_by(device));
+        answer.agree(|device| {
+            let named = self.named_by(device);
+            (self.known || !named.is_empty()).then_some(named)
+        });
     }
 
     /// Whether a status of a device would make it final.

@@ -62,7 +62,7 @@ pub(crate) fn status(
         return None;
     }
     let mut answer = StatusAnswer { overall, devices };
-    answer.agree(|_| Vec::new());
+    answer.agree(|_| None);
     let all_succeeded = answer.devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
     // A failed request without a failed device contradicts itself. The opposite does not: the
     // documented example says Success above a pending device.

@@ -174,3 +174,52 @@ fn a_device_without_identifiers_keeps_a_request_open() {
         }
     }
 }
+
+/// The devices of the order have the status `own` by their EIDs, beside a part about no device of
+/// the order.
+fn states_beside(part: &(Device, StatusClass), own: StatusClass, overall: StatusClass) -> Log {
+    let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
+    let named = [1, 2].map(|n| (only(&device(n), &[IdentifierKind::Eid]), own));
+    let devices = named.into_iter().chain([part.clone()]).collect();
+    tell(&mut log, &answer(overall, devices));
+    log
+}
+
+#[test]
+fn a_part_about_no_device_of_an_order_denies_what_the_overall_status_does_not_confirm() {
+    use IdentifierKind::{Eid, Iccid, Imei, Mdn};
+    use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
+    let other = device(7);
+    let named = [&[Imei][..], &[Mdn], &[Iccid], &[Eid], &[Eid, Iccid, Imei]];
+    let without_check_digit =
+        Device { iccid: Digits::new(&device(1).iccid.as_str()[..19]), ..Device::default() };
+    let named = named.map(|kinds| only(&other, kinds)).into_iter().chain([without_check_digit]);
+    let all = [Pending, Waiting, Succeeded, Failed, Unknown];
+    for device in named.chain([Device::default()]) {
+        let is_nameless = device.present().next().is_none();
+        for (class, overall) in all.into_iter().flat_map(|class| all.map(|other| (class, other))) {
+            let part = (device.clone(), class);
+            let succeeded = states_beside(&part, Succeeded, overall);
+            let is_denied =
+                class == Failed && is_nameless || class != Succeeded && overall != Succeeded;
+            let told = if is_denied { DeviceState::Pending } else { DeviceState::Succeeded };
+            assert_eq!(succeeded.states(), [told; 2], "{part:?}, {overall:?}");
+
+            let failed = states_beside(&part, Failed, overall);
+            let is_denied = class == Succeeded && (is_nameless || overall != Failed);
+            let told = if is_denied { DeviceState::Pending } else { DeviceState::Failed };
+            assert_eq!(failed.states(), [told; 2], "{part:?}, {overall:?}");
+        }
+    }
+}
+
+#[test]
+fn a_later_answer_decides_a_success_that_was_denied() {
+    let imei = only(&device(7), &[IdentifierKind::Imei]);
+    let mut log =
+        states_beside(&(imei, StatusClass::Failed), StatusClass::Succeeded, StatusClass::Failed);
+    assert_eq!(log.states(), [DeviceState::Pending; 2]);
+    let later = [1, 2].map(|n| (ordered(n), StatusClass::Failed));
+    tell(&mut log, &answer(StatusClass::Failed, later.to_vec()));
+    assert_eq!(log.states(), [DeviceState::Failed; 2]);
+}
