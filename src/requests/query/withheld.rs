@@ -2,8 +2,9 @@
 //!
 //! A callback gives the reason of a failure; a status answer does not. Where callbacks arrive, a
 //! status that would make a device final is held back for a grace period, so that the final message
-//! contains the reason. When the period ends, the status is appended without another query. The
-//! number of held statuses is bounded by the devices of the request.
+//! contains the reason. When the period ends, the status is appended without another query. An
+//! answer with another status of the device ends the period without effect. The number of held
+//! statuses is bounded by the devices of the request.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -29,8 +30,18 @@ struct WithheldStatus {
     until: Instant,
 }
 
+impl WithheldStatus {
+    /// Replaces the status in an answer, until the grace period ends.
+    fn hold(self, class: &mut StatusClass, now: Instant) {
+        if self.until > now {
+            *class = StatusClass::Unknown;
+        }
+    }
+}
+
 impl Withheld {
-    /// Replaces final statuses in an answer by `Unknown`, unless they were first seen `grace` ago.
+    /// Replaces final statuses in an answer by `Unknown`, unless each answer has had them for
+    /// `grace`.
     pub fn sift(
         &mut self,
         request: &Request,
@@ -41,22 +52,23 @@ impl Withheld {
         self.forget(request);
         request.make_agree(&mut answer);
         let new = |class| WithheldStatus { class, until: now + grace };
-        let hold = |held: &mut WithheldStatus, class: &mut StatusClass| {
-            held.class = *class;
-            if held.until > now {
-                *class = StatusClass::Unknown;
-            }
-        };
         if answer.devices.is_empty() {
+            self.overall = self.overall.filter(|held| held.class == answer.overall);
             if request.ends_all(answer.overall) {
-                let held = self.overall.get_or_insert(new(answer.overall));
-                hold(held, &mut answer.overall);
+                self.overall.get_or_insert(new(answer.overall)).hold(&mut answer.overall, now);
             }
             return answer;
         }
+        self.overall = None;
+        let found = |(device, class): &(Device, _)| Some((request.find(device)?, *class));
+        let found: HashMap<usize, StatusClass> = answer.devices.iter().filter_map(found).collect();
+        self.devices.retain(|device, held| {
+            let class = request.find(device).and_then(|at| found.get(&at));
+            class.is_none_or(|class| *class == held.class)
+        });
         for (device, class) in &mut answer.devices {
             if device.present().next().is_some() && request.ends(device, *class) {
-                hold(self.devices.entry(device.clone()).or_insert(new(*class)), class);
+                self.devices.entry(device.clone()).or_insert(new(*class)).hold(class, now);
             }
         }
         answer
@@ -180,6 +192,46 @@ mod tests {
         assert!(request.is_final());
         withheld.forget(&request);
         assert_eq!(withheld.until(), None);
+    }
+
+    #[test]
+    fn only_a_status_that_the_latest_answer_confirms_is_released() {
+        let by_eid = Device { eid: device(0).eid, ..Device::default() };
+        let by_iccid = Device { iccid: device(0).iccid, ..Device::default() };
+        let listed = |devices: &[(Device, StatusClass)]| StatusAnswer {
+            overall: Succeeded,
+            devices: devices.to_vec(),
+        };
+        let unlisted = |overall| StatusAnswer { overall, devices: Vec::new() };
+        for (first, later) in [
+            (
+                answer(&[Succeeded]),
+                listed(&[(by_eid.clone(), Succeeded), (by_iccid.clone(), Failed)]),
+            ),
+            (answer(&[Succeeded]), listed(&[(by_iccid, Unknown)])),
+            (answer(&[Failed]), listed(&[(by_eid.clone(), Pending)])),
+            (answer(&[Succeeded]), listed(&[(by_eid, Failed)])),
+            (unlisted(Succeeded), unlisted(Unknown)),
+            (unlisted(Succeeded), unlisted(Failed)),
+            (unlisted(Failed), answer(&[Pending])),
+        ] {
+            let (request, mut withheld) = (request(1), Withheld::default());
+            let start = Instant::now();
+            withheld.sift(&request, first.clone(), GRACE, start);
+            withheld.sift(&request, later.clone(), GRACE, start + GRACE / 2);
+            assert_eq!(withheld.due(start + GRACE), None, "{first:?}, {later:?}");
+            // The grace period begins anew.
+            withheld.sift(&request, first.clone(), GRACE, start + GRACE);
+            assert_eq!(withheld.until(), Some(start + 2 * GRACE), "{first:?}, {later:?}");
+            let released = withheld.due(start + 2 * GRACE).unwrap();
+            assert_eq!(released.devices, first.devices, "{later:?}");
+        }
+        // An answer about another device says nothing about this one.
+        let (request, mut withheld, start) = (request(2), Withheld::default(), Instant::now());
+        withheld.sift(&request, answer(&[Succeeded]), GRACE, start);
+        let other = listed(&[(device(1), Pending)]);
+        withheld.sift(&request, other, GRACE, start + GRACE / 2);
+        assert_eq!(withheld.due(start + GRACE).unwrap().devices, [(device(0), Succeeded)]);
     }
 
     /// An answer may name a device by its EID in one entry and by its ICCID in another.

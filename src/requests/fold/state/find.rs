@@ -16,7 +16,7 @@ impl Request {
         !self.known && self.find(device).is_none() && device.present().take(names).any(is_new)
     }
 
-    pub(super) fn find(&self, device: &Device) -> Option<usize> {
+    pub(in crate::requests) fn find(&self, device: &Device) -> Option<usize> {
         let at = |kind, digits: &Digits| self.index.get(&(kind, digits.clone())).copied().flatten();
         if device.eid.is_empty() {
             device.present().find_map(|(kind, digits)| at(kind, digits))
