@@ -173,6 +173,8 @@ fn a_success_that_something_denies_decides_nothing() {
         r#""deviceProfileResponse":{"profileStatus":"NOT_DOWNLOADED"}"#.to_owned(),
         r#""requestStatus":"Failed""#.to_owned(),
         r#""isSuccess":false"#.to_owned(),
+        r#""failureReason":"card busy""#.to_owned(),
+        r#""deviceResponse":{"errorMessage":"eUICC unreachable"}"#.to_owned(),
     ] {
         let status = with(&format!(r#""status":"SUCCESS",{fields}"#)).status();
         assert_eq!(status, Unspecified, "{fields}");
@@ -181,7 +183,7 @@ fn a_success_that_something_denies_decides_nothing() {
     }
     for fields in [
         r#""status":"Succeeded","code":200,"error":null,"errors":[]"#.to_owned(),
-        r#""success":true,"result":"OK""#.to_owned(),
+        r#""success":true,"result":"OK","errorMessage":"","failureReason":"No error""#.to_owned(),
         profile(r#""status":"Success","state":"INACTIVE","profileStatus":"DISABLE""#),
     ] {
         assert_eq!(

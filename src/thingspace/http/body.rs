@@ -1,6 +1,12 @@
 //! The body of an answer or a callback, parsed once.
 
-use super::{code::ErrorCodes, json::Json, object::Object, verdict::is_request_id, words::plain};
+use super::{
+    code::ErrorCodes,
+    json::Json,
+    object::Object,
+    verdict::is_request_id,
+    words::{is_no_value, is_success, plain},
+};
 use crate::{
     identity::{AccountName, RequestId},
     thingspace::StatusClass,
@@ -17,6 +23,9 @@ const OUTCOMES: [&str; 8] = [
     "deviceStatus",
     "downloadStatus",
 ];
+
+/// Fields with a text that says why a request failed. A success has none.
+const REASONS: [&str; 4] = ["errorMessage", "errorDescription", "faultString", "failureReason"];
 
 /// A body as a text and, if it is one, as a JSON object.
 pub(crate) struct ReplyBody<'a> {
@@ -67,8 +76,8 @@ impl<'o, 'a> DeviceParts<'o, 'a> {
             .all(|id| names_it(Json::of(id)))
     }
 
-    /// Whether a part has what a success never has: an error code, a fault, or a field that says
-    /// failure.
+    /// Whether a part has what a success never has: an error code, a fault, the reason for a
+    /// failure, or a field that says failure.
     pub(crate) fn deny_success(&self) -> bool {
         self.all().any(|part| {
             let codes = ErrorCodes::of_object(part);
@@ -81,6 +90,11 @@ fn says_failure(object: &Object<'_>) -> bool {
     object.texts(&OUTCOMES).any(|word| StatusClass::of(&word) == StatusClass::Failed)
         || object.texts(&["profileStatus"]).any(|word| is_profile_failure(&word))
         || object.texts(&["success", "isSuccess"]).any(|word| plain(&word) == "false")
+        || object.texts(&REASONS).any(|text| !is_no_reason(&text))
+}
+
+fn is_no_reason(text: &str) -> bool {
+    is_no_value(text) || is_success(text) || matches!(&*plain(text), "noerror" | "noerrors")
 }
 
 /// Whether a word says that a profile was not downloaded: `NOT_DOWNLOADED`, `DOWNLOAD_FAILED`, …

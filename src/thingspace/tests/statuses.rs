@@ -114,6 +114,11 @@ async fn a_success_that_something_denies_decides_no_device() {
         r#","profileStatus":"DOWNLOAD_FAILED""#,
         r#","downloadStatus":"Failed""#,
         r#","isSuccess":false"#,
+        r#","errorMessage":"eUICC unreachable""#,
+        r#","errorDescription":"the card is busy""#,
+        r#","FaultString":"no answer""#,
+        r#","failureReason":"card busy""#,
+        r#","deviceResponse":{"failureReason":"card busy"}"#,
         r#","deviceResponse":{"status":"Failure"}"#,
         r#","deviceResponse":{"faultResponse":{"faultcode":"X.REQUEST_FAILED.Y"}}"#,
         r#","deviceResponse":[{"deviceProfileResponse":{"profileStatus":"Download error"}}]"#,
@@ -151,6 +156,8 @@ async fn a_success_that_something_denies_decides_no_device() {
     for sub in [
         r#","requestId":"{id}","accountName":"0000123456-00001""#,
         r#","errorCode":null,"code":200"#,
+        r#","errorMessage":null,"faultstring":"","failureReason":"None""#,
+        r#","errorMessage":"Success","errorDescription":"No error","failureReason":"N/A""#,
         r#","account":" 0000123456-00001 ","deviceResponse":{"status":"Success"}"#,
         r#","deviceResponse":{"deviceProfileResponse":{"profileStatus":"ENABLED"}}"#,
     ] {
