@@ -150,10 +150,10 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
         }
         13 => {
             let (status, fields) = certain(rng);
-            let header = if rng.bool() {
-                format!("location: /api/m2m/v2/accounts/0-1/requests/{id}/status\r\n")
-            } else {
-                format!("requestId: {id}\r\n")
+            let header = match rng.u8(..3) {
+                0 => format!("location: /api/m2m/v2/accounts/0-1/requests/{id}/status\r\n"),
+                1 => format!("requestId: {id}\r\n"),
+                _ => "www-authenticate: Bearer error_description=\"accepted\"\r\n".to_owned(),
             };
             unknown(written(status, &header, &format!("{{{fields}}}")))
         }

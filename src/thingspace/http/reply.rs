@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_LOCATION, LOCATION, RETRY_AFTER},
+    header::{
+        CONTENT_ENCODING, CONTENT_LOCATION, LOCATION, RETRY_AFTER, WARNING, WWW_AUTHENTICATE,
+    },
 };
 use rustix::io::Errno;
 
@@ -24,6 +26,8 @@ pub(crate) struct Reply {
     pub(crate) locations: Vec<String>,
     /// The values of headers named `requestId`.
     pub(crate) request_ids: Vec<String>,
+    /// The texts for people in `WWW-Authenticate` and `Warning`.
+    pub(crate) notes: Vec<String>,
     /// `None`: cut, too long, or in an encoding that cannot be decoded.
     pub(crate) body: Option<Bytes>,
     /// The body is incomplete: the connection broke, or it took too long.
@@ -50,6 +54,7 @@ impl Reply {
         let retry_after = headers.get(RETRY_AFTER).and_then(retry_after);
         let locations = values(headers, &[LOCATION, CONTENT_LOCATION]);
         let request_ids = values(headers, &[REQUEST_ID]);
+        let notes = values(headers, &[WWW_AUTHENTICATE, WARNING]);
         // reqwest removes the header from what it has decoded.
         let is_encoded =
             headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
@@ -67,7 +72,7 @@ impl Reply {
             break;
         }
         let body = (!cut && !is_too_long && !is_encoded).then(|| body.freeze());
-        Self { status: response.status(), retry_after, locations, request_ids, body, cut }
+        Self { status: response.status(), retry_after, locations, request_ids, notes, body, cut }
     }
 }
 

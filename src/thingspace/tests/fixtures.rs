@@ -63,6 +63,7 @@ impl Fixture {
             retry_after,
             locations: Vec::new(),
             request_ids: Vec::new(),
+            notes: Vec::new(),
             body: Some(Bytes::from(body)),
             cut: false,
         };
@@ -121,6 +122,7 @@ fn a_body_that_was_cut_is_no_success_and_no_refusal() {
         retry_after: None,
         locations: Vec::new(),
         request_ids: Vec::new(),
+        notes: Vec::new(),
         body: None,
         cut: true,
     };

@@ -29,6 +29,7 @@ pub(super) fn reply(status: u16, body: impl Into<Bytes>) -> Reply {
         retry_after: None,
         locations: Vec::new(),
         request_ids: Vec::new(),
+        notes: Vec::new(),
         body: Some(body.into()),
         cut: false,
     }

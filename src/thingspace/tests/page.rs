@@ -57,6 +57,7 @@ fn reply(row: &Row, body: String) -> Reply {
         retry_after: None,
         locations: Vec::new(),
         request_ids: Vec::new(),
+        notes: Vec::new(),
         body: Some(Bytes::from(body)),
         cut: false,
     }

@@ -4,8 +4,9 @@
 //! with an id exists. An id is accepted only from the documented place: `requestId` in the
 //! outermost object, as a text or as an exact number.
 //!
-//! Only a header named exactly `requestId` counts. Proxies and API managers write `X-Request-Id`
-//! and the like into every reply, for tracing.
+//! Only a header named exactly `requestId` holds an id. Proxies and API managers write
+//! `X-Request-Id` and the like into every reply, for tracing. `WWW-Authenticate` and `Warning` hold
+//! texts for people.
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
@@ -81,6 +82,9 @@ pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
     }
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
         finds.elsewhere.push(Some(id.trim().to_owned()));
+    }
+    for note in &reply.notes {
+        finds.note(note);
     }
     let Finds { success, quotes_uuid, texts, .. } = finds;
     Some(Evidence { ids: finds.ids(), success, quotes_uuid, texts })
@@ -189,10 +193,7 @@ impl Finds {
 
     /// A text, which may contain JSON or mention a request id.
     fn text(&mut self, text: &str, at: Context) {
-        let mentioned = mentioned(text);
-        if !mentioned.is_empty() {
-            self.mentions.push(mentioned);
-        }
+        self.mention(text);
         self.phrases(text, at);
         if at.nested_texts >= MAX_NESTED_TEXTS {
             return;
@@ -233,6 +234,17 @@ impl Finds {
         } else if !is_for_programs && !is_plain_refusal(text) {
             self.texts = self.texts.max(Texts::Others);
         }
+    }
+
+    /// Adds the request id that a text mentions.
+    fn mention(&mut self, text: &str) {
+        self.mentions.extend(Some(mentioned(text)).filter(|words| !words.is_empty()));
+    }
+
+    /// A text in a header. Its other words do not count, because the name of a realm may be any.
+    fn note(&mut self, note: &str) {
+        self.mention(note);
+        self.success |= says_accepted(&words(note));
     }
 
     /// An address in a header. That of a request contains its id.

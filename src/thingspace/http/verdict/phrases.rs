@@ -5,8 +5,8 @@ use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
 
 use super::mention::{has_uuid, words};
 
-/// The order was accepted.
-const ACCEPTED: [&[&str]; 12] = [
+/// The order, or a part of it, was accepted.
+const ACCEPTED: [&[&str]; 14] = [
     &["accepted"],
     &["queued"],
     &["enqueued"],
@@ -16,8 +16,10 @@ const ACCEPTED: [&[&str]; 12] = [
     &["in", "progress"],
     &["inprogress"],
     &["in", "process"],
-    &["being", "processed"],
-    &["be", "processed"],
+    &["processed"],
+    &["partially"],
+    &["partly"],
+    &["partial", "success"],
     &["on", "hold"],
 ];
 

@@ -437,6 +437,7 @@ fn damaged(rng: &mut Rng, reply: &Reply, body: &str) {
         retry_after: None,
         locations: reply.locations.clone(),
         request_ids: reply.request_ids.clone(),
+        notes: reply.notes.clone(),
         body: Some(Bytes::from(bytes)),
         cut: false,
     };

@@ -41,7 +41,7 @@ fn a_word_of_success_makes_the_outcome_unknown() {
     }
 }
 
-const ACCEPTANCES: [&str; 14] = [
+const ACCEPTANCES: [&str; 19] = [
     "Accepted",
     "Your request was accepted.",
     "Device not found yet, the request will be QUEUED",
@@ -56,6 +56,11 @@ const ACCEPTANCES: [&str; 14] = [
     "ａｃｃｅｐｔｅｄ",
     "not ordered: it was already queued",
     "Successfully created",
+    "Partially processed",
+    "1 device not found, 1 device processed",
+    "the order was partly carried out",
+    "Partial success",
+    "could not be fully processed",
 ];
 
 const TIME_OUTS: [&str; 6] = [
@@ -119,6 +124,33 @@ fn a_whole_body_may_speak_of_acceptance_or_a_time_out() {
 }
 
 #[test]
+fn a_header_for_people_may_speak_of_acceptance_or_a_request_id() {
+    for (status, code) in
+        [(400, REFUSAL), (400, SESSION), (401, BEARER), (429, THROTTLED), (401, ""), (429, "")]
+    {
+        let noted = |note: &str| {
+            judge_order(&Reply { notes: vec![note.into()], ..reply(status, format!("{{{code}}}")) })
+        };
+        for note in [
+            r#"Bearer error="invalid_token", error_description="request accepted""#,
+            r#"Bearer error_description="expired, see request id 4711""#,
+            r#"299 - "the order is being processed""#,
+        ] {
+            assert!(matches!(noted(note), Verdict::Unknown { .. }), "HTTP {status}, {note}");
+        }
+        // The name of a realm may be any text, and a nonce may be a UUID.
+        for note in [
+            r#"Bearer realm="Orders of ThingSpace", error="invalid_token""#,
+            r#"OAuth2 realm="API", error_description="The token was not accepted""#,
+            r#"Digest realm="api", nonce="86c83330-4bf5-4235-9c4e-a83f93aeae4c""#,
+            r#"214 - "Transformation Applied""#,
+        ] {
+            assert_eq!(noted(note), noted(""), "HTTP {status}, {note}");
+        }
+    }
+}
+
+#[test]
 fn a_text_that_denies_acceptance_changes_nothing() {
     for text in [
         "not accepted",
@@ -127,6 +159,8 @@ fn a_text_that_denies_acceptance_changes_nothing() {
         "the order was never submitted",
         "the token is no longer accepted",
         "Unaccepted, unsuccessful, resubmit it",
+        "the request could not be processed",
+        "the order has not been processed",
         "502 Bad Gateway",
         "<script>setTimeout(x)</script>",
     ] {

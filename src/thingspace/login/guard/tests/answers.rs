@@ -34,6 +34,7 @@ pub(super) fn answers(accepted: bool, effect: Effect) -> Vec<Option<Reply>> {
             retry_after: None,
             locations: Vec::new(),
             request_ids: Vec::new(),
+            notes: Vec::new(),
             body,
             cut: false,
         })
