@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     future::Future,
     net::SocketAddr,
     sync::{
@@ -218,11 +219,21 @@ impl Caller {
     }
 }
 
-/// What comes from the way, or asks for a repetition. tonic does not tell a connection that broke
-/// from other errors.
+/// Whether `docs/clients.md` says to repeat the call. tonic reports most errors of a connection that
+/// broke as UNKNOWN.
 fn may_be_repeated(status: &Status) -> bool {
-    let from_the_way = status.get_details_error_info().is_none() && status.code() == Code::Unknown;
-    matches!(status.code(), Code::Unavailable | Code::Cancelled) || from_the_way
+    let of_connection = status.get_details_error_info().is_none()
+        && (status.code() == Code::Unknown || is_refused_by_goaway(status));
+    matches!(status.code(), Code::Unavailable | Code::Cancelled) || of_connection
+}
+
+/// Whether the call began while the server's GOAWAY arrived. The server has not processed such a
+/// call, so gRPC libraries send it again. tonic returns it as INTERNAL, with the text of h2.
+fn is_refused_by_goaway(status: &Status) -> bool {
+    const GOAWAY_NO_ERROR: &str = "connection error received: not a result of an error";
+    let sources = std::iter::successors(status.source(), |&error| error.source());
+    let refused = sources.last().is_some_and(|root| root.to_string() == GOAWAY_NO_ERROR);
+    refused && status.code() == Code::Internal
 }
 
 /// What a watcher saw of a request, over all breaks.
