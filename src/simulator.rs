@@ -1,13 +1,11 @@
 //! A simulated ThingSpace over real HTTP, for `dev`, `simulate` and the tests.
 //!
 //! It has OAuth 2.0 and UWS sessions, takes orders for Global profiles, answers status queries and
-//! sends callbacks. It follows Verizon's pages, and also the deviations from them that users
-//! reported. Where the pages are silent, [`Options`] choose. It shares no JSON type with the
-//! gateway's client, so that a wrong field name is noticed.
+//! sends callbacks. It follows Verizon's pages, and the deviations from them that users reported.
+//! Where the pages say nothing, [`Options`] decide. It shares no JSON type with the gateway's
+//! client, so a wrong field name makes a test fail.
 //!
-//! It never corrects what it is sent and never orders anything by itself. It remembers every call
-//! until it ends: the [`Ledger`] says what really happened upstream.
-//!
+//! It never corrects its input. The [`Ledger`] counts every call and order until the process ends.
 //! A stop is like a power cut: every connection breaks, and no work is finished.
 //!
 //! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, if it has no ICCID) decides
@@ -64,29 +62,33 @@ pub use shape::{Identifiers, List, Overall, Shape, Words};
 
 /// How the simulator behaves. The default credentials are valid nowhere else.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the types of the other fields are documented")]
 pub struct Options {
+    /// The address of the API. Port 0 chooses a free port.
     pub listen: SocketAddr,
     pub mode: Mode,
     /// The accounts that the user may use.
     pub accounts: Vec<AccountName>,
-    /// Accounts that exist and that the user may not use.
+    /// Accounts that exist, but that the user may not use.
     pub foreign_accounts: Vec<AccountName>,
     /// The plans that exist. If empty, every plan exists.
     pub service_plans: Vec<String>,
+    /// The key of the application.
     pub key: String,
+    /// The secret of the application.
     pub secret: SecretString,
+    /// The name of the user.
     pub username: String,
+    /// The first password of the user; see [`Handle::set_password`].
     pub password: SecretString,
     /// The lifetime of a bearer token. Every token request in this time gets the same token.
     pub bearer_lifetime: Duration,
-    /// Whether `expires_in` is the rest of the lifetime, or always the whole.
-    pub expires_in_counts_down: bool,
-    /// How long an unused session lives.
+    /// The time without a call after which a session ends.
     pub session_idle: Duration,
-    /// How long a session that is used lives.
+    /// The time after which a session ends although it is used; `None`: never.
     pub session_lifetime: Option<Duration>,
     pub session_refusal: SessionRefusal,
-    /// A login ends the user's earlier sessions.
+    /// Whether a login ends the user's earlier sessions.
     pub single_session: bool,
     /// The status of a rejected login. It is not documented.
     pub login_refusal: StatusCode,
@@ -101,13 +103,14 @@ pub struct Options {
 /// When devices finish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// After a time, as the module's table says.
+    /// After a multiple of `after`, as the module's table says.
+    #[expect(missing_docs, reason = "the variant documents it")]
     Auto { after: Duration },
-    /// When the [`Handle`] says so.
+    /// When a test calls [`Handle::finish`].
     Manual,
 }
 
-/// The answer to a session that is missing, unknown or over. Users saw each of these.
+/// The answer to a session token that is missing, unknown or expired. Users saw each of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionRefusal {
     /// With an `errorCode` that contains `.SessionToken.`
@@ -131,7 +134,6 @@ impl Default for Options {
             username: "simulator-user".into(),
             password: "simulator-password".into(),
             bearer_lifetime: Duration::from_hours(1),
-            expires_in_counts_down: true,
             session_idle: Duration::from_mins(20),
             session_lifetime: None,
             session_refusal: SessionRefusal::Coded(StatusCode::BAD_REQUEST),
@@ -155,6 +157,7 @@ pub struct Simulator {
 }
 
 impl Simulator {
+    /// Binds `options.listen`.
     pub async fn bind(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let address = listener.local_addr()?;
@@ -163,22 +166,24 @@ impl Simulator {
         Ok(Self { listener, address, shared, deliveries })
     }
 
+    /// Returns the bound address, with the port that was chosen.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// The value for `thingspace.base_url`, including `/api`.
+    /// Returns the value for `thingspace.base_url`, including `/api`.
     pub fn base_url(&self) -> String {
         format!("http://{}/api", self.address)
     }
 
+    /// Returns a handle that stays valid while the simulator runs and after it.
     pub fn handle(&self) -> Handle {
         Handle::new(Arc::clone(&self.shared))
     }
 
     /// Serves until `stop`, then breaks every connection.
     pub async fn run(self, stop: CancellationToken) -> io::Result<()> {
-        let listener = connection::Listener::new(self.listener, stop.clone());
+        let listener = connection::Listener { tcp: self.listener, stop: stop.clone() };
         tokio::spawn(delivery::run(Arc::clone(&self.shared), self.deliveries, stop.clone()));
         let router = routes::router(self.shared, stop.clone());
         axum::serve(

@@ -42,20 +42,18 @@ const SECRET_CHARS: usize = 40;
 
 /// How callbacks are registered and sent.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the types of the other fields are documented")]
 pub struct CallbackOptions {
     /// Accept URLs with any port, not only the ports that ThingSpace sends to.
     pub any_port: bool,
     pub service_field: ServiceField,
     pub passwords: Passwords,
     pub retries: CallbackRetries,
-    /// An attempt without an answer for this long is followed by the next one, while the first is
-    /// still open.
+    /// How long an attempt may take before the next one begins. The slow attempt stays open.
     pub patience: Duration,
     /// How long after a registration the previous pair is still sent, in turn with the new one.
     pub old_pair: Duration,
-    /// Copies of each callback that are sent at the same moment.
-    pub copies: u32,
-    /// Attempts at the same time.
+    /// The most attempts at the same time.
     pub senders: usize,
     pub shape: CallbackShape,
 }
@@ -63,13 +61,16 @@ pub struct CallbackOptions {
 /// The field of the listing that names the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ServiceField {
+    /// `serviceName`
     #[default]
     ServiceName,
+    /// `name`
     Name,
 }
 
 /// The passwords in the listing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names say all")]
 pub enum Passwords {
     #[default]
     Shown,
@@ -80,20 +81,10 @@ pub enum Passwords {
 /// The attempts after the first one, until a callback is acknowledged with a 2xx.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallbackRetries {
+    /// The most attempts after the first one.
     pub times: u32,
+    /// The pause before each of them.
     pub interval: Duration,
-}
-
-impl CallbackRetries {
-    /// As on Verizon's pages.
-    pub const fn documented() -> Self {
-        Self { times: 3, interval: Duration::from_mins(5) }
-    }
-
-    /// As a user measured.
-    pub const fn measured() -> Self {
-        Self { times: 1, interval: Duration::from_millis(1_300) }
-    }
 }
 
 impl Default for CallbackOptions {
@@ -102,17 +93,19 @@ impl Default for CallbackOptions {
             any_port: false,
             service_field: ServiceField::default(),
             passwords: Passwords::default(),
-            retries: CallbackRetries::documented(),
+            // As on Verizon's pages. A user measured one retry, after 1.3 s.
+            retries: CallbackRetries { times: 3, interval: Duration::from_mins(5) },
             patience: Duration::from_secs(4),
             old_pair: Duration::ZERO,
-            copies: 1,
             senders: 8,
             shape: CallbackShape::default(),
         }
     }
 }
 
+/// Where the callbacks of an account go, and the pair that they carry.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the fields are those of the registration call")]
 pub struct SimulatedRegistration {
     pub url: String,
     pub username: String,
@@ -121,6 +114,7 @@ pub struct SimulatedRegistration {
 
 /// The order in which held callbacks are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say all")]
 pub enum Sequence {
     AsMade,
     Reversed,
@@ -138,7 +132,8 @@ pub(super) struct SimulatedCallback {
 
 pub(super) enum Delivery {
     Callback(SimulatedCallback),
-    /// The callbacks of devices that finish by themselves, each at its time.
+    /// The callbacks of the devices of a request in [`Mode::Auto`](super::Mode::Auto), each at its
+    /// time.
     ResultsOf(RequestId),
 }
 

@@ -1,8 +1,8 @@
 //! Connections that can be cut without an answer.
 //!
-//! After [`ConnectionCut::cut`] the reads and writes of a connection fail. The server then drops it
-//! without another byte, whatever a handler returns. The peer reads an end (FIN), or after
-//! [`ConnectionCut::reset`] an error (RST).
+//! After [`ConnectionCut::cut`] the reads and writes of a connection fail. So the server drops it
+//! without another byte. The peer sees its end (FIN), or after [`ConnectionCut::reset`] a reset
+//! (RST).
 
 use std::{
     io,
@@ -47,14 +47,8 @@ impl Connected<IncomingStream<'_, Listener>> for ConnectionCut {
 }
 
 pub(super) struct Listener {
-    tcp: TcpListener,
-    stop: CancellationToken,
-}
-
-impl Listener {
-    pub(super) fn new(tcp: TcpListener, stop: CancellationToken) -> Self {
-        Self { tcp, stop }
-    }
+    pub(super) tcp: TcpListener,
+    pub(super) stop: CancellationToken,
 }
 
 impl axum::serve::Listener for Listener {
@@ -98,7 +92,7 @@ impl AsyncRead for CuttableConnection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Polled to wake up an idle connection, too.
+        // This wakes an idle connection as well.
         if self.when_cut.as_mut().poll(context).is_ready() {
             return Poll::Ready(self.check_intact());
         }

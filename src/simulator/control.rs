@@ -1,7 +1,7 @@
 //! The simulator's control API: HTTP with JSON on a port of its own, for tests of services that use
 //! the gateway.
 //!
-//! It does what a [`Handle`] does for tests in Rust. It has no authentication, and it is off by
+//! It offers what [`Handle`] offers to tests in Rust. It has no authentication and is off by
 //! default.
 
 use std::{io, time::Duration};
@@ -20,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use super::{DeviceResult, Endpoint, Fault, Handle, What, When};
 use crate::identity::{Device, RequestId};
 
-/// The answer to `GET /`.
 const HELP: &str = include_str!("control.txt");
 
 type ControlResult = Result<StatusCode, ControlError>;
@@ -39,47 +38,23 @@ struct FaultBody {
     times: Option<u32>,
 }
 
+/// What `control.txt` lists under `answer`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum FaultyAnswer {
-    /// This status and, as JSON, this body.
     Status { code: u16, body: Option<String> },
-    /// HTTP 429.
     Throttle { retry_after_seconds: Option<u64> },
-    /// HTTP 503 with a page of HTML.
     Unavailable { retry_after_seconds: Option<u64> },
-    /// The right answer, late.
     Delay { milliseconds: u64 },
-    /// The connection is closed without an answer.
     Drop,
-    /// The connection is reset without an answer.
     Reset,
-    /// Half of the answer, then the connection is closed.
     CutBody,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum ChosenResult {
-    Pending,
-    Success,
-    Failed,
-}
-
-impl From<ChosenResult> for DeviceResult {
-    fn from(chosen: ChosenResult) -> Self {
-        match chosen {
-            ChosenResult::Pending => Self::Pending,
-            ChosenResult::Success => Self::Success,
-            ChosenResult::Failed => Self::Failed,
-        }
-    }
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RequestResultBody {
-    outcome: ChosenResult,
+    outcome: DeviceResult,
     /// An EID or ICCID; without it, all devices.
     device: Option<String>,
 }
@@ -88,7 +63,7 @@ struct RequestResultBody {
 #[serde(deny_unknown_fields)]
 struct ResultBody {
     /// `null`: the last digit of the ICCID decides again.
-    outcome: Option<ChosenResult>,
+    outcome: Option<DeviceResult>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -159,14 +134,13 @@ fn done(State(handle): State<Handle>, change: fn(&Handle)) -> StatusCode {
 
 async fn inject(State(handle): State<Handle>, body: String) -> ControlResult {
     let FaultBody { endpoint, when, answer, times } = read(&body)?;
-    let what = answer.what()?;
-    handle.inject(Fault { endpoint, when, what, times, request: None });
+    handle.inject(Fault { endpoint, when, what: answer.what()?, times, request: None });
     Ok(StatusCode::NO_CONTENT)
 }
 
 async fn set_result(State(handle): State<Handle>, body: String) -> ControlResult {
     let ResultBody { outcome } = read(&body)?;
-    handle.set_result(outcome.map(DeviceResult::from));
+    handle.set_result(outcome);
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -177,7 +151,7 @@ async fn finish(
 ) -> ControlResult {
     let RequestResultBody { outcome, device } = read(&body)?;
     let request = RequestId::parse(&id).map_err(|error| bad_request(&error))?;
-    let finished = handle.try_finish(&request, device.as_deref(), outcome.into());
+    let finished = handle.try_finish(&request, device.as_deref(), outcome);
     finished.map_err(|missing| (StatusCode::NOT_FOUND, missing))?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::identity::RequestId;
 
-/// The longest that an attempt is open.
+/// The longest time that an attempt may take.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_mins(1);
 
 struct CallbackSender {
@@ -39,7 +39,7 @@ pub(super) async fn run(
     let all = async {
         while let Some(delivery) = deliveries.recv().await {
             match delivery {
-                Delivery::Callback(callback) => sender.send_copies(Arc::new(callback)).await,
+                Delivery::Callback(callback) => sender.send(callback).await,
                 Delivery::ResultsOf(request) => sender.send_results(request),
             }
         }
@@ -61,30 +61,24 @@ fn client() -> reqwest::Client {
 }
 
 impl CallbackSender {
-    async fn send_copies(self: &Arc<Self>, callback: Arc<SimulatedCallback>) {
-        for _ in 0..self.shared.options.callbacks.copies {
-            // The wait is here, so that callbacks start in their order.
-            let permit = self.permit().await;
-            let (sender, callback) = (Arc::clone(self), Arc::clone(&callback));
-            self.spawn(async move {
-                let mut permit = permit;
-                if callback.shape.warning_first {
-                    let result = DeviceResult::Word("warning");
-                    let warning = SimulatedCallback { result, ..(*callback).clone() };
-                    sender.deliver(Arc::new(warning), permit).await;
-                    permit = sender.permit().await;
-                }
-                sender.deliver(callback, permit).await;
-            });
-        }
+    async fn send(self: &Arc<Self>, callback: SimulatedCallback) {
+        // Waits here rather than in the task, so that callbacks start in their order.
+        let mut permit = self.permit().await;
+        let sender = Arc::clone(self);
+        self.spawn(async move {
+            if callback.shape.warning_first {
+                let result = DeviceResult::Word("warning");
+                let warning = SimulatedCallback { result, ..callback.clone() };
+                sender.deliver(warning, permit).await;
+                permit = sender.permit().await;
+            }
+            sender.deliver(callback, permit).await;
+        });
     }
 
     /// Repeats a callback until it is acknowledged or there are no more retries.
-    async fn deliver(
-        self: &Arc<Self>,
-        callback: Arc<SimulatedCallback>,
-        permit: OwnedSemaphorePermit,
-    ) {
+    async fn deliver(self: &Arc<Self>, callback: SimulatedCallback, permit: OwnedSemaphorePermit) {
+        let callback = Arc::new(callback);
         let options = &self.shared.options.callbacks;
         let mut permit = Some(permit);
         for count in 1..=options.retries.times + 1 {

@@ -10,7 +10,7 @@ pub(super) const JSON: &str = "application/json; charset=UTF-8";
 pub(super) const HTML: &str = "text/html;charset=UTF-8";
 const XML: &str = "application/xml; charset=UTF-8";
 
-/// The API gateway's answer to calls of unknown paths. Its code is not the HTTP status.
+/// The API manager's answer to calls of unknown paths. Its code is not the HTTP status.
 const XML_NOT_FOUND: &str = "<am:fault xmlns:am=\"http://wso2.org/apimanager\">\
     <am:code>404</am:code><am:type>Status report</am:type><am:message>Not Found</am:message>\
     <am:description>The requested resource is not available.</am:description></am:fault>";
@@ -41,7 +41,7 @@ impl TextAnswer {
         Self::fault(StatusCode::TOO_MANY_REQUESTS, "900800", message, description)
     }
 
-    /// For an unknown resource of a known API.
+    /// HTTP 400 for an unknown resource of a known API.
     pub(super) fn no_resource(path: &str) -> Self {
         let message = "No matching resource found in the API for the given request";
         let description = format!("Access failure for API: {path}");
@@ -58,14 +58,15 @@ impl TextAnswer {
         Self { status: StatusCode::NOT_FOUND, content_type: HTML, text }
     }
 
-    /// Of the API gateway in front (WSO2).
+    /// An error of the API manager in front (WSO2).
     fn fault(status: StatusCode, code: &str, message: &str, description: &str) -> Self {
         let fault = json!({"code": code, "message": message, "description": description});
         Self::json(status, &json!({"fault": fault}))
     }
 
-    pub(super) fn oauth(error: &str, description: &str) -> Self {
-        let body = json!({"error_description": description, "error": error});
+    pub(super) fn missing_grant_type() -> Self {
+        let description = "Missing grant_type parameter value";
+        let body = json!({"error_description": description, "error": "invalid_request"});
         Self::json(StatusCode::BAD_REQUEST, &body)
     }
 
@@ -79,7 +80,7 @@ impl TextAnswer {
         Self::json(StatusCode::BAD_REQUEST, &json!({"errorCode": code, "errorMessage": message}))
     }
 
-    /// Of the eSIM calls. The code is the HTTP status.
+    /// An error of the eSIM calls. The code is the HTTP status.
     pub(super) fn http(status: StatusCode, message: &str) -> Self {
         Self::json(status, &json!({"errorCode": status.as_str(), "errorMessage": message}))
     }

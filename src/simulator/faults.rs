@@ -1,7 +1,7 @@
 //! Faults of calls, before or after the effect of the call.
 //!
-//! A lost request and a lost answer are different faults: after the second, the order exists. A
-//! call meets at most one fault, the oldest for its endpoint. A delayed call is executed after the
+//! A lost request and a lost answer are different faults: if the answer is lost, the order exists.
+//! A call has at most one fault, the oldest for its endpoint. A delayed call is executed after the
 //! delay, even if the caller has gone away.
 
 mod answer;
@@ -21,22 +21,19 @@ use super::{
 };
 use crate::identity::RequestId;
 
-/// A page of a proxy.
 const PAGE: &str =
     "<!DOCTYPE html><html><head><title>Sorry</title></head><body>Try again later.</body></html>";
 
-/// The fields of a refusal.
 const REFUSED: &str = "\"errorCode\":\"UnifiedWebService.REQUEST_FAILED.DeviceNotFound\",\
     \"errorMessage\":\"A device was not found.\"";
 
 /// The calls that the simulator serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say all")]
 pub enum Endpoint {
     Token,
-    Revoke,
     Login,
-    Logout,
     Download,
     Status,
     ListCallbacks,
@@ -46,16 +43,18 @@ pub enum Endpoint {
 
 /// A fault of the calls of one endpoint.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the types of the other fields are documented")]
 pub struct Fault {
     pub endpoint: Endpoint,
     pub when: When,
     pub what: What,
-    /// The number of calls that meet it; `None`: all, until the faults are cleared.
+    /// The number of calls that have the fault; `None`: all, until the faults are cleared.
     pub times: Option<u32>,
-    /// Only status calls about this request meet it.
+    /// If set, only status calls about this request have the fault.
     pub request: Option<RequestId>,
 }
 
+/// Whether a call with a fault is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
@@ -68,30 +67,18 @@ pub enum When {
 
 /// A kind of fault. Before the effect, the answer that it changes is an HTTP 500.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the variants document their fields")]
 pub enum What {
     /// This answer.
-    Status {
-        status: StatusCode,
-        content_type: &'static str,
-        body: String,
-    },
+    Status { status: StatusCode, content_type: &'static str, body: String },
     /// This JSON, in which `{id}` stands for the request id of the order.
-    Json {
-        status: StatusCode,
-        body: String,
-    },
+    Json { status: StatusCode, body: String },
     /// HTTP 429 with code 900800, and `Retry-After` in seconds.
-    Throttle {
-        retry_after: Option<u64>,
-    },
+    Throttle { retry_after: Option<u64> },
     /// HTTP 503 with a page of HTML, and `Retry-After` in seconds.
-    Unavailable {
-        retry_after: Option<u64>,
-    },
+    Unavailable { retry_after: Option<u64> },
     /// HTTP 307.
-    Redirect {
-        location: String,
-    },
+    Redirect { location: String },
     /// The connection ends without a byte of an answer.
     Drop,
     /// The connection is reset without a byte of an answer.
@@ -101,21 +88,18 @@ pub enum What {
     /// Half of the body, with the `Content-Length` of a half.
     HalfBody,
     /// Headers with the full `Content-Length`, then one byte of the body after each pause.
-    Trickle {
-        pause: Duration,
-    },
+    Trickle { pause: Duration },
     /// More headers, of a hundred bytes each.
-    Headers {
-        count: usize,
-    },
+    Headers { count: usize },
+    /// The answer comes after this time.
     Delay(Duration),
-    /// Until the test opens the gate.
+    /// The answer comes after the test has opened the gate.
     Hold(Gate),
 }
 
 /// Answers that users of ThingSpace saw.
 impl What {
-    /// HTTP 401: the bearer token (in a token request, the key) is not valid.
+    /// HTTP 401: the bearer token, or in a token request the key, is not valid.
     pub fn invalid_credentials() -> Self {
         Self::error(TextAnswer::invalid_credentials())
     }
@@ -135,7 +119,7 @@ impl What {
         Self::Status { status, content_type: HTML, body: PAGE.to_owned() }
     }
 
-    /// No body.
+    /// This status, without a body.
     pub fn bare(status: StatusCode) -> Self {
         Self::Status { status, content_type: "", body: String::new() }
     }
@@ -167,10 +151,12 @@ impl What {
 }
 
 impl Fault {
+    /// A fault of the next call.
     pub fn once(endpoint: Endpoint, when: When, what: What) -> Self {
         Self { endpoint, when, what, times: Some(1), request: None }
     }
 
+    /// A fault of all calls until [`Handle::clear_faults`](super::Handle::clear_faults).
     pub fn always(endpoint: Endpoint, when: When, what: What) -> Self {
         Self { endpoint, when, what, times: None, request: None }
     }
@@ -181,15 +167,17 @@ impl Fault {
     }
 }
 
-/// Holds calls until it is opened. It stays open.
+/// Holds calls until a test opens it. It stays open.
 #[derive(Debug, Clone, Default)]
 pub struct Gate(CancellationToken);
 
 impl Gate {
+    /// Lets all calls continue.
     pub fn open(&self) {
         self.0.cancel();
     }
 
+    /// Waits until the gate is open.
     pub async fn opened(&self) {
         self.0.cancelled().await;
     }
@@ -215,24 +203,23 @@ impl Faults {
         endpoint: Endpoint,
         request: Option<&RequestId>,
     ) -> Option<(When, What)> {
-        let meets = |fault: &Fault| {
+        let concerns = |fault: &Fault| {
             fault.endpoint == endpoint
                 && fault.request.as_ref().is_none_or(|only| Some(only) == request)
         };
-        let index = self.0.iter().position(meets)?;
+        let index = self.0.iter().position(concerns)?;
         let fault = &mut self.0[index];
-        let met = (fault.when, fault.what.clone());
+        let taken = (fault.when, fault.what.clone());
         if let Some(times) = &mut fault.times {
             *times -= 1;
             if *times == 0 {
                 self.0.remove(index);
             }
         }
-        Some(met)
+        Some(taken)
     }
 }
 
-/// Executes a call with its fault.
 pub(super) async fn execute(
     fault: Option<(When, What)>,
     cut: &ConnectionCut,

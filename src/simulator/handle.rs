@@ -1,4 +1,4 @@
-//! Controls and reads the simulator from tests in Rust.
+//! Lets tests in Rust control and read the simulator.
 
 use std::{
     sync::Arc,
@@ -17,8 +17,7 @@ use super::{
 };
 use crate::identity::{AccountName, Device, RequestId};
 
-/// Changes what the simulator does next and reads what it did. An unknown request or device is a
-/// mistake in the test, and panics.
+/// Controls and reads a simulator. Panics if a request or device is unknown.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<SimulatorShared>,
@@ -29,15 +28,15 @@ impl Handle {
         Self { shared }
     }
 
-    /// Returns everything that happened.
+    /// Returns the counts and lists since the start.
     pub fn ledger(&self) -> Ledger {
         let mut state = self.shared.lock();
         state.expire_old_sessions(&self.shared.options, Instant::now());
         state.ledger.clone()
     }
 
-    /// Waits until the ledger satisfies a condition, which is checked at every change. Panics at
-    /// the deadline. That time passes, so that a session expires, is no change.
+    /// Waits until the ledger satisfies a condition, which is checked at every call and change. A
+    /// session that expires in between is not noticed. Panics at the deadline.
     #[track_caller]
     pub fn wait_until(
         &self,
@@ -110,11 +109,7 @@ impl Handle {
     }
 
     #[track_caller]
-    fn with_request<T>(
-        &self,
-        id: &RequestId,
-        change: impl FnOnce(&mut SimulatedRequest) -> T,
-    ) -> T {
+    fn with_request<T>(&self, id: &RequestId, change: impl Fn(&mut SimulatedRequest) -> T) -> T {
         let outcome = self.shared.update(|state| state.requests.get_mut(id).map(change));
         outcome.unwrap_or_else(|| panic!("the simulator has no request {id}"))
     }
@@ -134,34 +129,38 @@ impl Handle {
         self.shared.update(|state| state.next_id = Some(id));
     }
 
+    /// Adds a fault for later calls.
     pub fn inject(&self, fault: Fault) {
         self.shared.update(|state| state.faults.add(fault));
     }
 
-    /// Removes the faults that no call has met. Calls that wait in one still wait.
+    /// Removes the faults. Calls that already wait at a [`Gate`](super::Gate) still wait.
     pub fn clear_faults(&self) {
         self.shared.update(|state| state.faults.clear());
     }
 
+    /// Sets the form of later status answers.
     pub fn set_shape(&self, shape: Shape) {
         self.shared.update(|state| state.shape = shape);
     }
 
+    /// Sets the form of callbacks for later results.
     pub fn set_callback_shape(&self, shape: CallbackShape) {
         self.shared.update(|state| state.callbacks.shape = shape);
     }
 
-    /// Holds callbacks from now on, except those of [`Handle::deliver`].
+    /// Holds later callbacks back, except those of [`Handle::deliver`].
     pub fn hold_callbacks(&self) {
         self.shared.update(|state| state.callbacks.hold());
     }
 
-    /// Sends the held callbacks, and holds no more.
+    /// Sends the held callbacks. Later ones are sent at once.
     pub fn release_callbacks(&self, sequence: Sequence) {
         self.shared.update(|state| state.callbacks.release(sequence));
     }
 
-    /// Sends a callback for one device, named by its EID or ICCID, whatever its result is.
+    /// Sends a callback with this result for one device, named by its EID or ICCID. The device
+    /// keeps its own result.
     #[track_caller]
     pub fn deliver(
         &self,
@@ -197,10 +196,12 @@ impl Handle {
         self.shared.update(|state| state.callbacks.remove(account, SERVICE));
     }
 
+    /// Ends the bearer token.
     pub fn expire_bearer(&self) {
         self.shared.update(|state| state.tokens.expire_bearer());
     }
 
+    /// Ends all sessions.
     pub fn expire_sessions(&self) {
         self.shared.update(|state| state.tokens.expire_sessions(&mut state.ledger));
     }
@@ -213,6 +214,7 @@ impl Handle {
         });
     }
 
+    /// Changes the user's password. Sessions stay valid.
     pub fn set_password(&self, password: &str) {
         self.shared.update(|state| state.tokens.password = password.into());
     }

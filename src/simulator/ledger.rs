@@ -1,4 +1,4 @@
-//! The record of everything that happened upstream.
+//! Counts the calls, logins, orders and callbacks of the simulator.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,21 +10,24 @@ use std::{
 use super::faults::Endpoint;
 use crate::identity::{AccountName, Device, RequestId};
 
-/// Calls of unknown paths that are remembered.
+/// The most calls of unknown paths that are listed.
 const MAX_UNEXPECTED: usize = 100;
 
-/// Counts and lists since the start. A call counts when it has arrived as a whole, whatever its
+/// Counts and lists since the start. A call counts once its whole body has arrived, with any
 /// outcome.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     /// Bearer tokens. One that is returned again does not count.
-    pub mints: u64,
+    pub bearers_issued: u64,
+    /// Logins that began a session.
     pub logins_accepted: u64,
+    /// Logins that were refused, also those of a locked or unknown user.
     pub logins_rejected: u64,
-    /// Rejected logins of the user since the last accepted one.
+    /// Wrong passwords of the user since the last accepted login.
     pub rejected_in_a_row: u32,
+    /// Whether the user is locked: its logins are refused until [`unlock`](super::Handle::unlock).
     pub locked: bool,
-    /// Sessions that ended without a logout.
+    /// Sessions that have expired.
     pub session_expiries: u64,
     /// In the order in which they were accepted.
     pub orders: Vec<PlacedOrder>,
@@ -41,6 +44,7 @@ pub struct Ledger {
 /// The attempts to send callbacks, and their answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempts {
+    /// Attempts that began.
     pub sent: u64,
     /// With a 2xx.
     pub acknowledged: u64,
@@ -62,55 +66,63 @@ impl Attempts {
 
 /// An order that ThingSpace executes.
 #[derive(Clone)]
+#[expect(missing_docs, reason = "the fields are those of the order")]
 pub struct PlacedOrder {
     pub request_id: RequestId,
     pub account: AccountName,
     pub devices: Arc<[Device]>,
     pub service_plan: Option<Arc<str>>,
+    /// When it was accepted.
     pub time: Instant,
 }
 
 impl Ledger {
+    /// Returns the number of calls of an endpoint.
     pub fn calls(&self, endpoint: Endpoint) -> u64 {
         self.calls.get(&endpoint).copied().unwrap_or(0)
     }
 
+    /// The same as `calls(Endpoint::Token)`.
     pub fn token_requests(&self) -> u64 {
         self.calls(Endpoint::Token)
     }
 
+    /// The same as `calls(Endpoint::Login)`.
     pub fn logins(&self) -> u64 {
         self.calls(Endpoint::Login)
     }
 
+    /// The same as `calls(Endpoint::Status)`.
     pub fn polls(&self) -> u64 {
         self.calls(Endpoint::Status)
     }
 
+    /// Returns the number of status calls about a request.
     pub fn polls_of(&self, request: &RequestId) -> u64 {
         self.polls.get(request).copied().unwrap_or(0)
     }
 
-    /// The attempts to send callbacks, of all requests.
+    /// Returns the attempts to send callbacks, of all requests.
     pub fn callbacks(&self) -> &Attempts {
         &self.callbacks
     }
 
+    /// Returns the attempts to send callbacks of a request.
     pub fn callbacks_of(&self, request: &RequestId) -> Attempts {
         self.callbacks_of.get(request).cloned().unwrap_or_default()
     }
 
-    /// Calls that have arrived and have no answer yet. They go on when their caller goes away.
+    /// Returns the number of calls that are being executed, also for callers that went away.
     pub fn in_flight(&self, endpoint: Endpoint) -> u64 {
         self.in_flight.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// The most calls that were in flight at once.
+    /// Returns the most calls that were in flight at once.
     pub fn peak(&self, endpoint: Endpoint) -> u64 {
         self.peaks.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// The number of orders for the device with this EID.
+    /// Returns the number of orders for the device with this EID.
     pub fn times_ordered(&self, eid: &str) -> usize {
         let has =
             |order: &&PlacedOrder| order.devices.iter().any(|device| device.eid.as_str() == eid);

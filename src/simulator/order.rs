@@ -7,7 +7,6 @@ use serde::Deserialize;
 use super::{Options, error::TextAnswer};
 use crate::identity::{AccountName, Device, Digits, IdentifierKind};
 
-/// The most devices in one order.
 const MAX_DEVICES: usize = 10_000;
 
 #[derive(Deserialize)]
@@ -99,25 +98,21 @@ fn plan(name: Option<&str>, options: &Options) -> Result<Option<Arc<str>>, TextA
 
 /// Reads a device: an EID, an ICCID and at most one IMEI.
 fn device(body: &DeviceBody<'_>) -> Result<Device, TextAnswer> {
-    let wrong = || {
-        let code = "INPUT_INVALID.Device.Identifier.Invalid";
-        TextAnswer::uws(code, "A device's identifier is not valid.")
+    let wrong = |what: &str| {
+        let code = format!("INPUT_INVALID.Device.{what}.Invalid");
+        TextAnswer::uws(code, &format!("A device's {} is not valid.", what.to_lowercase()))
     };
     let mut device = Device::default();
     for IdBody { kind, id } in &body.device_ids {
         let kind = IdentifierKind::parse(kind)
             .filter(|kind| *kind != IdentifierKind::Mdn)
-            .ok_or_else(|| {
-                TextAnswer::uws(
-                    "INPUT_INVALID.Device.Kind.Invalid",
-                    "A device's kind is not valid.",
-                )
-            })?;
+            .ok_or_else(|| wrong("Kind"))?;
         let place = device.get_mut(kind);
         if !place.is_empty() || kind.check(id).is_err() {
-            return Err(wrong());
+            return Err(wrong("Identifier"));
         }
         *place = Digits::new(id);
     }
-    if device.eid.is_empty() || device.iccid.is_empty() { Err(wrong()) } else { Ok(device) }
+    let complete = !device.eid.is_empty() && !device.iccid.is_empty();
+    complete.then_some(device).ok_or_else(|| wrong("Identifier"))
 }

@@ -2,19 +2,25 @@
 
 use std::{cell::OnceCell, collections::HashMap, sync::Arc, time::Instant};
 
+use serde::Deserialize;
+
 use super::Mode;
 use crate::identity::{AccountName, Device, Digits};
 
 /// When devices finish by themselves, in multiples of [`Mode::Auto`]'s time.
 pub(super) const TIMES: [u32; 4] = [1, 2, 4, 10];
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The status of a device in answers and callbacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names are those of ThingSpace")]
 pub enum DeviceResult {
     Pending,
     Success,
     Failed,
     /// Any other word.
-    Word(&'static str),
+    #[serde(skip)]
+    Word(#[serde(skip)] &'static str),
 }
 
 pub(super) struct SimulatedRequest {

@@ -1,6 +1,6 @@
-//! The endpoints.
+//! The endpoints of the API.
 //!
-//! A call that has arrived as a whole is executed in a task of its own, so that it goes on when its
+//! A call is executed once its whole body has arrived, in a task of its own: it continues if its
 //! caller goes away.
 
 use std::{sync::Arc, time::Instant};
@@ -32,7 +32,6 @@ use crate::identity::{AccountName, RequestId};
 
 type EndpointResult = Result<Response, TextAnswer>;
 
-/// The longest body of a request, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
 #[derive(Clone)]
@@ -52,9 +51,7 @@ pub(super) fn router(shared: Arc<SimulatorShared>, stop: CancellationToken) -> R
     };
     Router::new()
         .route("/api/ts/v1/oauth2/token", post(to(Endpoint::Token)))
-        .route("/api/ts/v1/oauth2/revoke", post(to(Endpoint::Revoke)))
         .route("/api/m2m/v1/session/login", post(to(Endpoint::Login)))
-        .route("/api/m2m/v1/session/logout", post(to(Endpoint::Logout)))
         .route("/api/m2m/v1/devices/profile/actions/download", post(to(Endpoint::Download)))
         .route(
             "/api/m2m/v2/accounts/{account}/requests/{request}/status",
@@ -79,9 +76,8 @@ async fn unexpected(
 ) -> Response {
     let path = request.uri().path();
     shared.update(|state| state.ledger.unexpected(format!("{} {path}", request.method())));
-    let known = ["/api/m2m/v1/", "/api/m2m/v2/", "/api/ts/v1/"]
-        .iter()
-        .any(|context| path.starts_with(context));
+    let contexts = ["/api/m2m/v1/", "/api/m2m/v2/", "/api/ts/v1/"];
+    let known = contexts.iter().any(|context| path.starts_with(context));
     let error = if known { TextAnswer::no_resource(path) } else { TextAnswer::not_available() };
     error.into_response()
 }
@@ -115,9 +111,7 @@ async fn call(
         let effect = || {
             let answer = match endpoint {
                 Endpoint::Token => token(&shared, &call),
-                Endpoint::Revoke => revoke(&shared, &call),
                 Endpoint::Login => login(&shared, &call),
-                Endpoint::Logout => logout(&shared, &call),
                 Endpoint::Download => download(&shared, &call),
                 Endpoint::Status => status(&shared, &call),
                 Endpoint::ListCallbacks => list_callbacks(&shared, &call),
@@ -139,26 +133,17 @@ async fn call(
 
 fn token(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
     call.check_application(&shared.options)?;
-    if call.form("grant_type") != Some("client_credentials") {
-        return Err(TextAnswer::oauth("invalid_request", "Missing grant_type parameter value"));
+    if !call.body.split(|byte| *byte == b'&').any(|field| field == b"grant_type=client_credentials")
+    {
+        return Err(TextAnswer::missing_grant_type());
     }
     let lifetime = shared.options.bearer_lifetime;
     let (text, left) =
         shared.update(|state| state.tokens.issue(lifetime, &mut state.ledger, Instant::now()));
-    let expires_in = if shared.options.expires_in_counts_down { left } else { lifetime };
     Ok(ok(&json!({
         "access_token": text, "scope": "default", "token_type": "Bearer",
-        "expires_in": expires_in.as_secs(),
+        "expires_in": left.as_secs(),
     })))
-}
-
-fn revoke(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
-    call.check_application(&shared.options)?;
-    let text = call
-        .form("token")
-        .ok_or(TextAnswer::oauth("invalid_request", "Missing token parameter value"))?;
-    shared.update(|state| state.tokens.revoke(text));
-    Ok([("RevokedAccessToken", text)].into_response())
 }
 
 #[derive(Deserialize)]
@@ -177,13 +162,6 @@ fn login(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
         state.expire_old_sessions(&shared.options, now);
         state.tokens.log_in(&username, &password, &shared.options, &mut state.ledger, now)
     })?;
-    Ok(ok(&json!({"sessionToken": session})))
-}
-
-fn logout(shared: &SimulatorShared, call: &SimulatedCall) -> EndpointResult {
-    call.check_tokens(shared)?;
-    let session = call.session().unwrap_or_default();
-    shared.update(|state| state.tokens.log_out(session));
     Ok(ok(&json!({"sessionToken": session})))
 }
 
@@ -248,7 +226,6 @@ fn ok(body: &Value) -> Response {
 }
 
 impl SimulatedCall {
-    /// Checks key and secret of the application.
     fn check_application(&self, options: &Options) -> Result<(), TextAnswer> {
         let given = self.authorization("Basic")?;
         let wanted = format!("{}:{}", options.key, options.secret.expose_secret());
@@ -262,18 +239,15 @@ impl SimulatedCall {
         if valid { Ok(()) } else { Err(TextAnswer::invalid_credentials()) }
     }
 
-    /// Checks the bearer token, then the session token.
-    fn check_tokens(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
+    /// Checks the bearer token, the session token and the content type.
+    fn check(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
         self.check_bearer(shared)?;
+        let session = self.header("VZ-M2M-Token").filter(|token| !token.is_empty());
         shared.update(|state| {
             let now = Instant::now();
             state.expire_old_sessions(&shared.options, now);
-            state.tokens.use_session(self.session(), &shared.options, now)
-        })
-    }
-
-    fn check(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
-        self.check_tokens(shared)?;
+            state.tokens.use_session(session, &shared.options, now)
+        })?;
         self.check_content_type()
     }
 
@@ -294,24 +268,11 @@ impl SimulatedCall {
         self.parts.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    fn session(&self) -> Option<&str> {
-        self.header("VZ-M2M-Token").filter(|token| !token.is_empty())
-    }
-
     /// Returns the credentials of an `Authorization` header with this scheme.
     fn authorization(&self, scheme: &str) -> Result<&str, TextAnswer> {
         let parts = self.header("Authorization").and_then(|value| value.split_once(' '));
         let found = parts.filter(|(given, _)| given.eq_ignore_ascii_case(scheme));
         found.map(|(_, text)| text.trim()).ok_or_else(TextAnswer::missing_credentials)
-    }
-
-    /// Returns a field of a form whose values need no decoding.
-    fn form(&self, name: &str) -> Option<&str> {
-        let body = std::str::from_utf8(&self.body).ok()?;
-        body.split('&')
-            .filter_map(|field| field.split_once('='))
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| value)
     }
 
     /// Returns the account, and the request or the service, in a path.

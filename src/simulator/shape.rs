@@ -1,22 +1,25 @@
 //! Writes status answers. Verizon's page, SDK and service differ in many details.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::requests::DeviceResult;
 use crate::identity::{Device, IdentifierKind};
 
 /// The differences between status answers. The default is the example on the page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the types of the other fields are documented")]
 pub struct Shape {
     pub list: List,
-    /// `ids` is one object instead of an array.
+    /// Whether `ids` is one object instead of an array.
     pub single_id: bool,
     pub identifiers: Identifiers,
     pub words: Words,
     pub overall: Overall,
-    /// Undocumented fields, and a status in each element of `ids`, as in the page's table.
+    /// Whether there are undocumented fields, and a status in each element of `ids`, as in the
+    /// page's table.
     pub extras: bool,
-    /// IMEIs as JSON numbers.
+    /// Whether IMEIs are JSON numbers.
     pub numeric_imei: bool,
 }
 
@@ -28,19 +31,22 @@ pub enum List {
     Documented,
     /// `subrequests`
     Sdk,
-    /// None. Then the overall status holds for all devices, so it is never early.
+    /// There is no list. The overall status holds for all devices, so [`Overall::Early`] does not
+    /// apply.
     Absent,
 }
 
+/// The identifiers of each device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Identifiers {
-    /// Only the ICCID, if there is one.
+    /// Only the ICCID, if the order has one.
     #[default]
     Iccid,
-    /// All of the order.
+    /// All that the order has.
     All,
 }
 
+/// The spelling of a status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Words {
     /// Success, Failed, Pending
@@ -54,18 +60,18 @@ pub enum Words {
     Mixed,
 }
 
-/// The overall status.
+/// The status of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overall {
     /// Success as soon as one device has succeeded, as in the page's example.
     #[default]
     Early,
-    /// Pending while a device is, then Failed if one has failed.
+    /// Pending while a device is pending, then Failed if a device has failed.
     Honest,
 }
 
 impl Shape {
-    /// Everything as Verizon's SDK models it.
+    /// Returns the shape that Verizon's SDK reads.
     pub fn sdk() -> Self {
         Self { list: List::Sdk, single_id: true, words: Words::Sdk, ..Self::default() }
     }
@@ -94,23 +100,16 @@ struct StatusBody<'a> {
     request_id: &'a str,
     status: &'static str,
     #[serde(rename = "subRequests", skip_serializing_if = "Option::is_none")]
-    documented: Option<Vec<SubRequest<'a>>>,
+    documented: Option<Vec<SubRequest>>,
     #[serde(rename = "subrequests", skip_serializing_if = "Option::is_none")]
-    sdk: Option<Vec<SubRequest<'a>>>,
+    sdk: Option<Vec<SubRequest>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    paging: Option<Paging>,
+    paging: Option<Value>,
 }
 
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Paging {
-    has_more_data: bool,
-    next: Option<()>,
-}
-
-#[derive(Serialize)]
-struct SubRequest<'a> {
-    ids: IdList<'a>,
+struct SubRequest {
+    ids: IdList,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u8>,
@@ -118,24 +117,17 @@ struct SubRequest<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum IdList<'a> {
-    Many(Vec<ShownId<'a>>),
-    One(Option<ShownId<'a>>),
+enum IdList {
+    Many(Vec<ShownId>),
+    One(Option<ShownId>),
 }
 
 #[derive(Serialize)]
-struct ShownId<'a> {
-    id: IdValue<'a>,
+struct ShownId {
+    id: Value,
     kind: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum IdValue<'a> {
-    Text(&'a str),
-    Bare(u64),
 }
 
 impl Shape {
@@ -148,19 +140,15 @@ impl Shape {
         results: &[DeviceResult],
     ) -> Vec<u8> {
         let subs = || {
-            devices
-                .iter()
-                .zip(results)
-                .enumerate()
-                .map(|(i, (device, result))| self.sub(i, device, *result))
-                .collect()
+            let devices = devices.iter().zip(results).enumerate();
+            devices.map(|(i, (device, result))| self.sub(i, device, *result)).collect()
         };
         let answer = StatusBody {
             request_id,
             status: overall.unwrap_or_else(|| self.words.write(self.overall(results), 0)),
             documented: (self.list == List::Documented).then(subs),
             sdk: (self.list == List::Sdk).then(subs),
-            paging: self.extras.then_some(Paging { has_more_data: false, next: None }),
+            paging: self.extras.then(|| json!({"hasMoreData": false, "next": null})),
         };
         serde_json::to_vec(&answer).expect("texts, numbers and lists have a JSON form")
     }
@@ -168,18 +156,20 @@ impl Shape {
     fn overall(self, results: &[DeviceResult]) -> DeviceResult {
         let has = |wanted: DeviceResult| results.contains(&wanted);
         let early = self.overall == Overall::Early && self.list != List::Absent;
-        let open = results
-            .iter()
-            .any(|result| matches!(result, DeviceResult::Pending | DeviceResult::Word(_)));
-        match () {
-            () if early && has(DeviceResult::Success) => DeviceResult::Success,
-            () if open => DeviceResult::Pending,
-            () if has(DeviceResult::Failed) => DeviceResult::Failed,
-            () => DeviceResult::Success,
+        let is_open =
+            |of: &DeviceResult| matches!(of, DeviceResult::Pending | DeviceResult::Word(_));
+        if early && has(DeviceResult::Success) {
+            DeviceResult::Success
+        } else if results.iter().any(is_open) {
+            DeviceResult::Pending
+        } else if has(DeviceResult::Failed) {
+            DeviceResult::Failed
+        } else {
+            DeviceResult::Success
         }
     }
 
-    fn sub(self, index: usize, device: &Device, result: DeviceResult) -> SubRequest<'_> {
+    fn sub(self, index: usize, device: &Device, result: DeviceResult) -> SubRequest {
         let status = self.words.write(result, index);
         let iccid_only = self.identifiers == Identifiers::Iccid && !device.iccid.is_empty();
         let mut ids = device
@@ -187,11 +177,10 @@ impl Shape {
             .filter(|(kind, _)| !iccid_only || *kind == IdentifierKind::Iccid)
             .map(|(kind, digits)| {
                 let text = digits.as_str();
-                let bare = (self.numeric_imei && kind == IdentifierKind::Imei)
-                    .then(|| text.parse().ok())
-                    .flatten();
+                let numeric = self.numeric_imei && kind == IdentifierKind::Imei;
+                let number: Option<u64> = text.parse().ok().filter(|_| numeric);
                 ShownId {
-                    id: bare.map_or(IdValue::Text(text), IdValue::Bare),
+                    id: number.map_or_else(|| json!(text), |number| json!(number)),
                     kind: kind.as_str(),
                     status: self.extras.then_some(status),
                 }

@@ -1,4 +1,4 @@
-//! The state of the simulator, behind one lock. The lock is never held during a wait.
+//! The state of the simulator, behind one lock, which is never held across an await.
 
 use std::{
     collections::HashMap,
@@ -37,7 +37,6 @@ pub(super) struct SimulatorState {
 }
 
 impl SimulatorState {
-    /// Begins a request.
     pub(super) fn begin(
         &mut self,
         account: AccountName,
@@ -49,7 +48,7 @@ impl SimulatorState {
                 .expect("a UUID has the shape of a request id")
         });
         let mut request = SimulatedRequest::new(account, devices, now);
-        // No device of a new request has finished by itself.
+        // `Manual`: no device of a new request has finished yet.
         let finished = self.result.map(|result| (request.finish_all(result, Mode::Manual), result));
         self.requests.insert(id.clone(), request);
         self.callbacks.send(Delivery::ResultsOf(id.clone()));
@@ -84,8 +83,7 @@ impl SimulatorState {
         if self.callbacks.of(&account, SERVICE).is_none() {
             return;
         }
-        let final_ones = results.into_iter().filter(|(_, of)| *of != DeviceResult::Pending);
-        for (device, result) in final_ones {
+        for (device, result) in results.into_iter().filter(|(_, of)| *of != DeviceResult::Pending) {
             let (account, request, shape) = (account.clone(), id.clone(), self.callbacks.shape);
             let callback = SimulatedCallback { account, request, device, result, shape };
             self.callbacks.send_or_hold(callback);
@@ -124,13 +122,14 @@ impl SimulatorShared {
         Self { options, state: Mutex::new(state), changed: watch::Sender::new(()) }
     }
 
-    /// Locks the state, for reading and for changes that wake nobody.
+    /// Locks the state, for reading and for changes that [`Handle::wait_until`] need not notice.
+    ///
+    /// [`Handle::wait_until`]: super::Handle::wait_until
     pub(super) fn lock(&self) -> MutexGuard<'_, SimulatorState> {
-        // A test's predicate may panic under the lock. It changes nothing.
         lock(&self.state)
     }
 
-    /// Changes the state and wakes those that wait for changes.
+    /// Changes the state and wakes the receivers of `changes`.
     pub(super) fn update<T>(&self, change: impl FnOnce(&mut SimulatorState) -> T) -> T {
         let outcome = change(&mut self.lock());
         self.changed.send_replace(());

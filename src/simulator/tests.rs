@@ -75,10 +75,6 @@ impl World {
             .json(&body)
     }
 
-    fn logout(&self) -> RequestBuilder {
-        self.with_tokens(self.http.post(format!("{}/m2m/v1/session/logout", self.url)))
-    }
-
     fn download(&self, body: impl Into<reqwest::Body>) -> RequestBuilder {
         let url = format!("{}/m2m/v1/devices/profile/actions/download", self.url);
         self.with_tokens(self.http.post(url)).body(body)

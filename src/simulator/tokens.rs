@@ -13,7 +13,7 @@ use super::{Options, SessionRefusal, error::TextAnswer, ledger::Ledger};
 /// Rejected logins in a row that lock the user.
 const LOCK: u32 = 5;
 
-/// Sessions that are remembered, including those that are over.
+/// The most sessions that are kept, including expired ones.
 const MAX_SESSIONS: usize = 10_000;
 
 pub(super) struct SimulatedTokens {
@@ -28,7 +28,7 @@ struct Session {
     token: String,
     began: Instant,
     used: Instant,
-    over: bool,
+    expired: bool,
 }
 
 impl SimulatedTokens {
@@ -36,7 +36,7 @@ impl SimulatedTokens {
         Self { password: options.password.clone(), bearer: None, sessions: VecDeque::new() }
     }
 
-    /// Returns the bearer token and the rest of its lifetime. A new one is made only after the old
+    /// Returns the bearer token and the rest of its lifetime. Issues a new one only after the old
     /// one has expired.
     pub(super) fn issue(
         &mut self,
@@ -46,7 +46,7 @@ impl SimulatedTokens {
     ) -> (String, Duration) {
         self.bearer.take_if(|(_, expires)| *expires <= now);
         let (token, expires) = self.bearer.get_or_insert_with(|| {
-            ledger.mints += 1;
+            ledger.bearers_issued += 1;
             (Uuid::new_v4().simple().to_string(), now + lifetime)
         });
         (token.clone(), *expires - now)
@@ -54,10 +54,6 @@ impl SimulatedTokens {
 
     pub(super) fn is_bearer(&self, text: &str, now: Instant) -> bool {
         self.bearer.as_ref().is_some_and(|(token, expires)| token == text && now < *expires)
-    }
-
-    pub(super) fn revoke(&mut self, text: &str) {
-        self.bearer.take_if(|(token, _)| token == text);
     }
 
     pub(super) fn expire_bearer(&mut self) {
@@ -91,7 +87,7 @@ impl SimulatedTokens {
                 self.sessions.pop_front();
             }
             let token = Uuid::new_v4().to_string();
-            let session = Session { token: token.clone(), began: now, used: now, over: false };
+            let session = Session { token: token.clone(), began: now, used: now, expired: false };
             self.sessions.push_back(session);
             return Ok(token);
         };
@@ -99,7 +95,7 @@ impl SimulatedTokens {
         Err(error.with_status(options.login_refusal))
     }
 
-    /// Ends the sessions that are unused for too long or too old.
+    /// Ends the sessions that were unused for too long or are too old.
     pub(super) fn expire_old_sessions(
         &mut self,
         options: &Options,
@@ -117,16 +113,15 @@ impl SimulatedTokens {
         self.expire_sessions_if(ledger, |_| true);
     }
 
-    fn expire_sessions_if(&mut self, ledger: &mut Ledger, expired: impl Fn(&Session) -> bool) {
-        for session in self.sessions.iter_mut().filter(|session| !session.over) {
-            if expired(session) {
-                session.over = true;
-                ledger.session_expiries += 1;
-            }
+    fn expire_sessions_if(&mut self, ledger: &mut Ledger, ends: impl Fn(&Session) -> bool) {
+        for session in self.sessions.iter_mut().filter(|session| !session.expired && ends(session))
+        {
+            session.expired = true;
+            ledger.session_expiries += 1;
         }
     }
 
-    /// Checks a session, and keeps it alive. Old sessions must be expired before.
+    /// Checks a session token and renews its idle time. Call `expire_old_sessions` first.
     pub(super) fn use_session(
         &mut self,
         token: Option<&str>,
@@ -137,7 +132,7 @@ impl SimulatedTokens {
             None => ("REQUEST_FAILED.SessionToken.Format", "The session token is missing."),
             Some(token) => match self.sessions.iter_mut().find(|one| one.token == token) {
                 None => ("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid."),
-                Some(session) if session.over => {
+                Some(session) if session.expired => {
                     ("REQUEST_FAILED.SessionToken.Expired", "The session token has expired.")
                 }
                 Some(session) => {
@@ -151,9 +146,5 @@ impl SimulatedTokens {
             SessionRefusal::Coded(status) => error.with_status(status),
             SessionRefusal::Bare(status) => error.with_status(status).without_body(),
         })
-    }
-
-    pub(super) fn log_out(&mut self, token: &str) {
-        self.sessions.retain(|session| session.token != token);
     }
 }

@@ -11,13 +11,16 @@ use crate::{
 /// The differences between callbacks. The default is the example on the download page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CallbackShape {
+    /// The spelling of field names.
     pub case: Case,
-    /// A callback with the status `warning` is sent before the final one.
+    /// Whether a callback with the status `warning` is sent before the final one.
     pub warning_first: bool,
 }
 
+/// The spelling of the field names in callbacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Case {
+    /// As on today's pages: `requestId`, and `deviceIds` with `kind` and `id`.
     #[default]
     Camel,
     /// As on the oldest pages: `RequestId`, and `Device` with `IdentifierKind` and `Identifier`.
@@ -58,11 +61,8 @@ impl CallbackShape {
         }
         body.insert("callbackCount".into(), json!(count));
         body.insert("maxCallbackThreshold".into(), json!(threshold));
-        let body = match self.case {
-            Case::Camel => Value::Object(body),
-            Case::Pascal => pascal(Value::Object(body)),
-        };
-        body.to_string().into()
+        let body = Value::Object(body);
+        if self.case == Case::Pascal { pascal(body) } else { body }.to_string().into()
     }
 }
 

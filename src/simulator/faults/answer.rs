@@ -1,4 +1,4 @@
-//! Changes an answer as a fault says.
+//! Applies a fault to an answer.
 
 use std::{convert::Infallible, io, time::Duration};
 
@@ -18,7 +18,6 @@ use crate::simulator::{
     error::{JSON, TextAnswer},
 };
 
-/// The value of each further header.
 const FILLER: &str =
     "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567";
 
@@ -92,7 +91,7 @@ async fn cut_body(answer: Response) -> Response {
     let (parts, whole) = into_parts(answer).await;
     let begin = whole.slice(..whole.len() / 2);
     let broken = stream::once(async {
-        // So that the server sends the first half before it sees the error.
+        // Lets the server send the first half before it sees the error.
         tokio::task::yield_now().await;
         Err::<Bytes, _>(io::Error::from(io::ErrorKind::BrokenPipe))
     });

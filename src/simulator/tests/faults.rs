@@ -290,7 +290,7 @@ async fn the_most_in_flight_is_remembered() {
     join(opened, join(body(world.token(), 200), body(world.token(), 200))).await;
     let ledger = world.handle.ledger();
     assert_eq!((ledger.peak(Endpoint::Token), ledger.in_flight(Endpoint::Token)), (2, 0));
-    assert_eq!(ledger.mints, 1);
+    assert_eq!(ledger.bearers_issued, 1);
 }
 
 #[tokio::test]
@@ -315,5 +315,5 @@ async fn stopping_cuts_everything() {
 #[should_panic(expected = "not so after")]
 async fn waiting_for_what_does_not_happen_fails() {
     let world = cold(manual()).await;
-    world.handle.wait_until(Duration::ZERO, |ledger| ledger.mints == 1).await;
+    world.handle.wait_until(Duration::ZERO, |ledger| ledger.bearers_issued == 1).await;
 }
