@@ -3,16 +3,16 @@
 //! 1. The last segment of the path is an account's path secret. Without one the answer is 404, and
 //!    the body is not read. Earlier segments are ignored, because proxies change them.
 //! 2. The user name and password in the body must be the account's [pair](secrets::Pair).
-//! 3. A callback that names one request becomes an event of it. One that cannot be read, names no
-//!    request or names another account goes to the [`quarantine`].
+//! 3. A callback becomes an event of the request that it names. A callback that cannot be read,
+//!    names no request or names another account goes to the [`quarantine`].
 //!
-//! The answer is 200 only after the callback is durable, and 503 where the store takes longer than
-//! [`ANSWER_TIMEOUT`]: then ThingSpace sends it again. An answer has no body. No log line contains
-//! anything of a callback's body.
+//! The answer is 200 only after the callback is durable. It is 503 if the store needs longer than
+//! [`ANSWER_TIMEOUT`]; then ThingSpace sends the callback again. Answers have no body, and no log
+//! line contains any part of a callback's body.
 
 mod bodies;
 mod outcome;
-pub mod parse;
+pub(crate) mod parse;
 pub mod quarantine;
 pub mod registration;
 pub mod secrets;
@@ -36,7 +36,7 @@ use tokio::{
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     config::{CallbacksConfig, Network},
@@ -54,36 +54,31 @@ use secrets::{CallbackSecrets, SecretsChange, SecretsError};
 use tls::Tls;
 
 /// Open connections: half of a usual limit of file descriptors. The API and the calls to ThingSpace
-/// need some, too.
+/// need the rest.
 const MAX_CONNECTIONS: usize = 512;
 
-/// Open connections of one address.
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
 
 /// Bytes of a callback's body.
 const MAX_BODY: usize = 256 << 10;
 
-/// How long a body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From a callback's last byte to its answer. ThingSpace sends a callback again while it waits.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
 /// Callbacks of one account that are stored at once. More are refused, so that a sender with the
-/// URL of one account does not keep out the callbacks of others.
+/// URL of one account does not delay the callbacks of others.
 const MAX_STORING: usize = 256;
 
-/// Callbacks of one account at once that need the store for more: the pair is unknown, or they go
-/// to the quarantine.
+/// Callbacks of one account at once whose pair has to be looked up in the store, or that go to the
+/// quarantine.
 const MAX_DOUBTFUL: usize = 32;
 
 /// How often the certificate and the pairs are read again.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
 
-/// How long before the certificate expires the log warns of it.
-const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 14);
-
-/// Receives callbacks. Clones share everything.
+/// The listener for callbacks of all accounts. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Callbacks(Arc<CallbacksInner>);
 
@@ -106,13 +101,9 @@ struct Capacity {
     doubtful: Semaphore,
 }
 
-impl Default for Capacity {
-    fn default() -> Self {
-        Self { storing: Semaphore::new(MAX_STORING), doubtful: Semaphore::new(MAX_DOUBTFUL) }
-    }
-}
-
 impl Callbacks {
+    /// Reads the certificate, and the secrets of the accounts if the store answers. Fails if a file
+    /// cannot be used.
     pub async fn new(
         config: &CallbacksConfig,
         store: Arc<dyn Store>,
@@ -121,7 +112,7 @@ impl Callbacks {
     ) -> anyhow::Result<Self> {
         let secrets = CallbackSecrets::new(config, Arc::clone(&store), accounts);
         match secrets.refresh().await {
-            // Until the store answers, every callback is refused; see `CallbackSecrets::reload`.
+            // Every callback is refused until the store answers; see `CallbackSecrets::reload`.
             Ok(())
             | Err(SecretsError::Store(
                 StoreError::Unavailable(_) | StoreError::UnknownOutcome(_),
@@ -136,6 +127,10 @@ impl Callbacks {
         };
         let networks = Network::parse_list(&config.networks)
             .map_err(|what| anyhow::Error::msg(format!("callbacks.networks: {what}")))?;
+        let capacities = accounts.iter().map(|account| {
+            let (storing, doubtful) = (Semaphore::new(MAX_STORING), Semaphore::new(MAX_DOUBTFUL));
+            (account.clone(), Capacity { storing, doubtful })
+        });
         Ok(Self(Arc::new(CallbacksInner {
             quarantine: Quarantine::new(store, secrets.clone()),
             secrets,
@@ -143,25 +138,27 @@ impl Callbacks {
             tls,
             networks,
             bodies: Bodies::default(),
-            capacities: accounts.iter().map(|of| (of.clone(), Capacity::default())).collect(),
+            capacities: capacities.collect(),
             counters: OutcomeCounters::default(),
         })))
     }
 
+    /// Returns the secrets by which senders are recognised.
     pub fn secrets(&self) -> &CallbackSecrets {
         &self.0.secrets
     }
 
+    /// Returns the callbacks that are kept for an operator.
     pub fn quarantine(&self) -> &Quarantine {
         &self.0.quarantine
     }
 
-    /// When the certificate in use expires; `None` without HTTPS.
-    pub async fn certificate_expires(&self) -> Option<Timestamp> {
+    /// Returns when the certificate in use expires; `None` without HTTPS.
+    pub(crate) async fn certificate_expires(&self) -> Option<Timestamp> {
         Some(self.0.tls.as_ref()?.lock().await.expires)
     }
 
-    /// The number of requests to the listener with this outcome since the start.
+    /// Returns the number of requests to the listener with this outcome since the start.
     pub fn count(&self, outcome: CallbackOutcome) -> u64 {
         self.0.counters.get(outcome)
     }
@@ -182,56 +179,25 @@ impl Callbacks {
         tokio::join!(listener::serve(options, listener, acceptor, self, stop), reloading);
     }
 
-    /// Reads again what may change in files and, by other replicas, in the store. A failure is
-    /// logged once.
+    /// Reads the certificate and the pairs again and again. Each failure is logged once.
     async fn reload(self) {
         let mut tick = interval(RELOAD_INTERVAL);
-        let (mut last_tls_failure, mut last_pair_failure) = (None, None);
-        let mut expiry_logged = None;
+        let mut last_failure = None;
         loop {
             tick.tick().await;
             if let Some(tls) = &self.0.tls {
-                let mut tls = tls.lock().await;
-                let reloaded = tls.reload().await;
-                if reloaded == Ok(true) {
-                    info!("the callbacks' certificate was replaced");
-                }
-                let failure = reloaded.err();
-                if let (Some(error), true) = (&failure, failure != last_tls_failure) {
-                    warn!(
-                        error,
-                        "cannot load the callbacks' certificate, and the old one stays in use; \
-                         correct its files"
-                    );
-                }
-                last_tls_failure = failure;
-                let expires = tls.expires;
-                if Timestamp::now() + EXPIRY_NOTICE > expires && expiry_logged != Some(expires) {
-                    warn!(
-                        %expires,
-                        "the callbacks' certificate expires soon or has expired; renew its files"
-                    );
-                    expiry_logged = Some(expires);
-                }
+                tls.lock().await.refresh().await;
             }
             let failed = self.0.secrets.refresh().await.err();
             let failure = failed.as_ref().map(ToString::to_string);
-            if let (Some(error), true) = (&failure, failure != last_pair_failure) {
+            if let (Some(error), true) = (&failure, failure != last_failure) {
                 if let Some(SecretsError::SharedWithUser { .. }) = failed {
-                    error!(
-                        error,
-                        "cannot use the callbacks' user names and passwords; the old ones stay in \
-                         use"
-                    );
+                    error!(error, "cannot use the callbacks' pair; the old one stays in use");
                 } else {
-                    warn!(
-                        error,
-                        "cannot load the callbacks' user names and passwords; the old ones stay in \
-                         use"
-                    );
+                    warn!(error, "cannot load the callbacks' pairs; the old ones stay in use");
                 }
             }
-            last_pair_failure = failure;
+            last_failure = failure;
         }
     }
 
@@ -286,7 +252,7 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Keeps a callback in the quarantine. If its pair can be read, it must be right.
+    /// Adds a callback to the quarantine. If its pair can be read, it must be the account's.
     async fn keep(
         &self,
         account: &AccountName,
@@ -306,8 +272,8 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Checks that the pair is the account's. One that is not known here may be a newer one of
-    /// another replica.
+    /// Checks that the pair is the account's. Reads the store for an unknown pair, because another
+    /// replica may have replaced the pair.
     async fn check_pair(
         &self,
         account: &AccountName,
@@ -353,7 +319,7 @@ impl Handler for Callbacks {
                 (Some(account), received)
             }
             Ok(Ok(None)) => (None, Err(CallbackOutcome::UnknownPath)),
-            // The secret may be right: only the store can tell.
+            // Without the store it is unknown whether the secret is right.
             Ok(Err(_)) | Err(_) => (None, Err(CallbackOutcome::NotStored)),
         };
         let outcome = received.unwrap_or_else(|refused| refused);
@@ -363,7 +329,7 @@ impl Handler for Callbacks {
         if outcome == CallbackOutcome::WrongMethod {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        // The rest of the body is not read.
+        // The rest of the body stays unread.
         if outcome == CallbackOutcome::TooSlow {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -386,7 +352,6 @@ async fn in_time<T, E: Display>(
     Err(CallbackOutcome::NotStored)
 }
 
-/// Reads a whole body.
 async fn read<B>(body: B) -> Result<Bytes, CallbackOutcome>
 where
     B: Body<Data = Bytes, Error: Error + Send + Sync + 'static>,

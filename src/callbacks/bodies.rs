@@ -1,25 +1,24 @@
 //! The bodies that are being read, bounded in total and for each sender of an account.
 //!
-//! A new body is always read. At a bound, another one is evicted: the oldest of the same sender,
-//! or, for the bound in total, of the account and then the sender with most. A callback of
-//! ThingSpace arrives within milliseconds, so slow senders give way to fast ones, and accounts do
-//! not delay each other.
+//! A new body is always read. At a bound an older one is evicted: the oldest one of the same sender
+//! or, at the bound in total, of the account and then the sender with most bodies. ThingSpace sends
+//! a callback within milliseconds, so a slow sender delays neither ThingSpace nor other accounts.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex},
 };
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{identity::AccountName, lock::lock};
 
-/// Bodies that are read at once. Each takes at most `MAX_BODY` bytes.
+/// The most bodies that are read at once, each of at most `MAX_BODY` bytes.
 const MAX_BODIES: usize = 384;
 
-/// The same for one account from one address. All that a proxy forwards is from one address.
+/// The same for one account from one address. Everything behind a proxy has one address.
 const MAX_BODIES_OF_SENDER: usize = 256;
 
 #[derive(Debug, Clone, Default)]
@@ -28,7 +27,7 @@ pub(super) struct Bodies(Arc<Mutex<BodiesState>>);
 #[derive(Debug, Default)]
 struct BodiesState {
     begun: u64,
-    /// By number, so the oldest is first.
+    /// By number, so that the oldest is first.
     arriving: BTreeMap<u64, (BodySender, CancellationToken)>,
 }
 
@@ -46,7 +45,7 @@ pub(super) struct ArrivingBody {
 impl Bodies {
     pub(super) fn begin(&self, account: &AccountName, source: IpAddr) -> ArrivingBody {
         let sender = (account.clone(), source);
-        let mut state = self.lock();
+        let mut state = lock(&self.0);
         let of_sender = state.arriving.values().filter(|(of, _)| *of == sender).count();
         if of_sender >= MAX_BODIES_OF_SENDER {
             state.evict(|of| *of == sender);
@@ -59,15 +58,11 @@ impl Bodies {
         drop(state);
         ArrivingBody { evicted, number, bodies: self.clone() }
     }
-
-    fn lock(&self) -> MutexGuard<'_, BodiesState> {
-        lock(&self.0)
-    }
 }
 
 impl BodiesState {
-    /// Evicts one body of these senders: of the account with most, the sender with most, the
-    /// oldest.
+    /// Evicts one body of these senders: that of the account with most bodies, then of the sender
+    /// with most, then the oldest.
     fn evict(&mut self, candidate: impl Fn(&BodySender) -> bool) {
         let (mut of_account, mut of_sender) = (HashMap::new(), HashMap::new());
         for (sender, _) in self.arriving.values() {
@@ -88,7 +83,7 @@ impl BodiesState {
 
 impl Drop for ArrivingBody {
     fn drop(&mut self) {
-        self.bodies.lock().arriving.remove(&self.number);
+        lock(&self.bodies.0).arriving.remove(&self.number);
     }
 }
 
@@ -117,9 +112,9 @@ mod tests {
             (0..MAX_BODIES_OF_SENDER + 2).map(|_| bodies.begin(&account(1), address(1))).collect();
         assert_eq!(evicted(&arriving), [0, 1]);
         assert!(!other.evicted.is_cancelled());
-        assert_eq!(bodies.lock().arriving.len(), MAX_BODIES_OF_SENDER + 1);
+        assert_eq!(lock(&bodies.0).arriving.len(), MAX_BODIES_OF_SENDER + 1);
         drop((arriving, other));
-        assert!(bodies.lock().arriving.is_empty());
+        assert!(lock(&bodies.0).arriving.is_empty());
     }
 
     #[test]
@@ -131,6 +126,6 @@ mod tests {
         assert!(!other.evicted.is_cancelled());
         assert_eq!(evicted(&arriving).len(), 6);
         assert!(evicted(&arriving).iter().all(|n| *n < 250), "the oldest of those that send twice");
-        assert_eq!(bodies.lock().arriving.len(), MAX_BODIES);
+        assert_eq!(lock(&bodies.0).arriving.len(), MAX_BODIES);
     }
 }

@@ -9,7 +9,9 @@ use tracing::{debug, warn};
 
 use crate::{identity::AccountName, log_throttle::LogThrottle};
 
+/// The outcome of a request to the listener. `status` counts each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say all")]
 pub enum CallbackOutcome {
     Stored,
     Quarantined,
@@ -18,11 +20,11 @@ pub enum CallbackOutcome {
     TooLarge,
     /// The body ended too early.
     Broken,
-    /// The body did not arrive in time, or gave way to others.
+    /// The body did not arrive in time, or was evicted for another one.
     TooSlow,
     WrongPair,
     TooMany,
-    /// Too many callbacks without a pair were quarantined before it.
+    /// It has no pair, and too many such callbacks went to the quarantine before it.
     NotKept,
     NotStored,
 }
@@ -43,11 +45,11 @@ const OUTCOMES: [(CallbackOutcome, &str, StatusCode); 11] = [
 ];
 
 impl CallbackOutcome {
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
         OUTCOMES.into_iter().map(|(outcome, _, _)| outcome)
     }
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         OUTCOMES[self as usize].1
     }
 
@@ -55,7 +57,7 @@ impl CallbackOutcome {
         OUTCOMES[self as usize].2
     }
 
-    /// What is logged as a warning; `None`: a debug line is enough.
+    /// Returns the text of a warning; `None`: the outcome is logged with DEBUG.
     fn warning(self) -> Option<&'static str> {
         Some(match self {
             Self::Quarantined => {
@@ -84,7 +86,7 @@ impl CallbackOutcome {
     }
 }
 
-/// Counts outcomes, and logs those that are not [`CallbackOutcome::Stored`].
+/// Counts outcomes, and logs all but [`CallbackOutcome::Stored`].
 #[derive(Debug, Default)]
 pub(super) struct OutcomeCounters([(AtomicU64, LogThrottle); OUTCOMES.len()]);
 

@@ -1,9 +1,9 @@
 //! Reads the body of a callback, in every documented or observed shape.
 //!
 //! The case of field names does not matter. An object may stand for a list of one, and a number for
-//! a string. Unknown fields are ignored, and a missing opening brace is added. Where a body
+//! a string. Unknown fields are ignored, and a missing opening brace is added. If a body
 //! contradicts itself about an identifier or about success, that part is ignored, and a poll
-//! decides. No body makes the reader panic, and no error or `Debug` output contains any of it.
+//! decides. No body causes a panic, and no error or `Debug` output contains any part of it.
 
 use secrecy::SecretString;
 use serde_json::value::RawValue;
@@ -41,18 +41,18 @@ const IDENTIFIERS: [&str; 6] = [
 ];
 
 #[derive(Debug)]
-pub struct Callback {
-    pub request_id: RequestId,
+pub(crate) struct Callback {
+    pub(super) request_id: RequestId,
     /// The pair of the sender, which is not checked here.
-    pub username: Option<SecretString>,
-    pub password: Option<SecretString>,
+    pub(super) username: Option<SecretString>,
+    pub(super) password: Option<SecretString>,
     /// The event, without the account.
-    pub called_back: storage::CalledBack,
+    pub(super) called_back: storage::CalledBack,
 }
 
 /// Why a callback goes to the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum QuarantineReason {
+pub(crate) enum QuarantineReason {
     #[error("it is no JSON object")]
     NotAnObject,
     #[error("it names no request")]
@@ -61,8 +61,8 @@ pub enum QuarantineReason {
     OtherAccount,
 }
 
-/// Reads a callback that came by the path of this account.
-pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineReason> {
+/// Reads a callback that arrived at the path of this account.
+pub(crate) fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineReason> {
     let text = decode(body);
     let root: Object<'_> =
         serde_json::from_str(&text).map_err(|_| QuarantineReason::NotAnObject)?;
@@ -75,7 +75,7 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineR
     for part in parts.all() {
         identifiers.gather(part, MAX_DEPTH);
     }
-    let fault = root.objects(&["faultResponse"]).iter().find_map(ReportedFault::read);
+    let fault = root.objects(&["faultResponse"]).iter().find_map(fault);
     Ok(Callback {
         request_id,
         username: root.text(&["username"]).map(SecretString::from),
@@ -84,14 +84,14 @@ pub fn parse(body: &[u8], account: &AccountName) -> Result<Callback, QuarantineR
             account: String::new(),
             device: Some(event::to_stored(&identifiers.consistent())),
             status: event::class_to_stored(class(&root, &parts, fault.is_some())).into(),
-            fault: fault.and_then(|fault| fault.0),
+            fault: fault.filter(|fault| *fault != storage::Fault::default()),
             profile: parts.profiles.iter().find_map(profile),
         },
     })
 }
 
 /// Reads the user name and password alone.
-pub fn pair(body: &[u8]) -> Option<(SecretString, SecretString)> {
+pub(crate) fn pair(body: &[u8]) -> Option<(SecretString, SecretString)> {
     let text = decode(body);
     let root: Object<'_> = serde_json::from_str(&text).ok()?;
     Some((root.text(&["username"])?.into(), root.text(&["password"])?.into()))
@@ -104,8 +104,8 @@ fn decode(body: &[u8]) -> String {
     if text.starts_with('"') { format!("{{{text}") } else { text.to_owned() }
 }
 
-/// Returns the status on which all status fields agree. Without a known status a fault means
-/// failure. A fault, or a part that denies a success, makes a success unknown.
+/// Returns the status on which all status fields agree. An unknown status with a fault is a
+/// failure. A success with a fault, or with a part that says failure, is unknown.
 fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, fault: bool) -> StatusClass {
     let of = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
@@ -123,21 +123,13 @@ fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, fault: bool) -> StatusC
     }
 }
 
-/// A fault that is not empty, with its readable part.
-struct ReportedFault(Option<storage::Fault>);
-
-impl ReportedFault {
-    fn read(object: &Object<'_>) -> Option<Self> {
-        let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
-        let message = shown(object.text(&["faultString", "message"]), MAX_MESSAGE);
-        let readable = !code.is_empty() || !message.is_empty();
-        let present = readable || object.all().any(|value| !is_empty(value));
-        present.then_some(Self(readable.then_some(storage::Fault { code, message })))
-    }
-}
-
-fn is_empty(value: &RawValue) -> bool {
-    matches!(value.get(), "null" | "\"\"" | "{}" | "[]")
+/// Reads a fault that is not empty. It may have neither code nor message.
+fn fault(object: &Object<'_>) -> Option<storage::Fault> {
+    let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
+    let message = shown(object.text(&["faultString", "message"]), MAX_MESSAGE);
+    let fault = storage::Fault { code, message };
+    let is_empty = |value: &RawValue| matches!(value.get(), "null" | "\"\"" | "{}" | "[]");
+    (fault != storage::Fault::default() || !object.all().all(is_empty)).then_some(fault)
 }
 
 fn profile(object: &Object<'_>) -> Option<storage::Profile> {

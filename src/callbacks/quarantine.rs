@@ -3,8 +3,8 @@
 //! They arrived at the right path, so ThingSpace may have sent them and will not send them again.
 //! Their number and size are bounded; see [`quota`]. The bodies hold device identities and
 //! passwords, so they are sealed (AES-256-GCM) with a key that is derived from the one in the cell
-//! `callback-secrets`. That protects single values of the store, for example in a log or a dump,
-//! and prevents that one body is shown for another. It does not protect from a reader of the whole
+//! `callback-secrets`. This protects single values of the store, for example in a log or a dump. It
+//! also detects a body in the place of another one. It does not protect from a reader of the whole
 //! store, which holds the key.
 
 mod mask;
@@ -12,7 +12,6 @@ mod quota;
 
 use std::{
     collections::HashSet,
-    fmt,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -36,40 +35,42 @@ use crate::{
 use mask::without_passwords;
 use quota::Allowances;
 
-/// Callbacks that are kept.
-pub const MAX_ENTRIES: usize = 1_000;
+/// The most callbacks that are kept.
+const MAX_ENTRIES: usize = 1_000;
 
-/// Bytes of all bodies together.
-pub const MAX_BYTES: u64 = 16 << 20;
+/// The most bytes of all bodies together.
+const MAX_BYTES: u64 = 16 << 20;
 
+/// The callbacks that are kept for an operator.
+#[derive(Debug)]
 pub struct Quarantine {
     store: Arc<dyn Store>,
     secrets: CallbackSecrets,
     allowances: Allowances,
     /// Held while a callback is added, because every addition changes the index.
     adding: Mutex<()>,
-    /// Callbacks that this replica removed to make room.
+    /// Callbacks that this replica evicted.
     evicted: AtomicU64,
     evictions: LogThrottle,
 }
 
-impl fmt::Debug for Quarantine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Quarantine(…)")
-    }
-}
-
+/// A callback in the list of the quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedCallback {
+    /// Counts the callbacks that were added, from 1.
     pub number: u64,
+    /// When it was added.
     pub time: Timestamp,
+    /// The account in its path.
     pub account: String,
     /// Bytes of the body.
     pub size: u32,
 }
 
+/// A callback that is shown to an operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantinedBody {
+    /// The account in its path.
     pub account: String,
     /// The body, with `***` for each password that was found.
     pub body: String,
@@ -81,13 +82,12 @@ impl Quarantine {
         Self { store, secrets, allowances, adding, evicted, evictions }
     }
 
-    /// The number of callbacks that were removed since the start to make room for others.
-    pub fn evicted(&self) -> u64 {
+    pub(crate) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Adds a callback durably and returns its number. `proved` says that it had the account's
-    /// pair. Returns `None` if too many without it were added recently.
+    /// Adds a callback durably and returns its number. `proved`: it has the account's pair. Returns
+    /// `None` if too many unproved ones were added recently.
     pub(super) async fn add(
         &self,
         account: &AccountName,
@@ -101,7 +101,7 @@ impl Quarantine {
         let size = u32::try_from(body.len()).map_err(|_| StoreError::TooLarge(body.len()))?;
         let (entry, evicted) = self.add_to_index(account, size, proved).await?;
         self.put(&entry, self.seal(&entry, body)?).await?;
-        // Their bodies are still in their cells, except where the new one took the cell.
+        // Empties the cells of the evicted bodies. The new body may be in one of these cells.
         for entry in evicted {
             self.evicted.fetch_add(1, Ordering::Relaxed);
             if let Some(times) = self.evictions.count() {
@@ -147,7 +147,7 @@ impl Quarantine {
         Ok(Some(QuarantinedBody { account: entry.account, body }))
     }
 
-    /// Adds an entry to the index. Returns it, and the entries that were removed for it.
+    /// Adds an entry to the index. Returns it, and the entries that were evicted.
     async fn add_to_index(
         &self,
         account: &AccountName,
@@ -179,7 +179,7 @@ impl Quarantine {
         Ok(held.map(|held| held.value).unwrap_or_default())
     }
 
-    /// Writes a body into its cell, unless a later one is there.
+    /// Writes a body into its cell, unless the cell holds that of a later callback.
     async fn put(&self, entry: &QuarantineEntry, sealed: Vec<u8>) -> Result<(), StoreError> {
         change_cell(&*self.store, &cell(entry), |body: &mut QuarantineBody| {
             if body.number <= entry.number {
@@ -209,7 +209,7 @@ impl Quarantine {
     }
 }
 
-/// Returns what a sealed body is bound to, as the first release wrote it.
+/// Returns the entry to which a sealed body is bound, as the first release wrote it.
 fn context(entry: &QuarantineEntry) -> Vec<u8> {
     QuarantineEntry { slot: None, unproved: false, ..entry.clone() }.encode_to_vec()
 }
@@ -225,7 +225,7 @@ fn slot(entry: &QuarantineEntry) -> u64 {
 /// Returns the lowest slot that none of these entries has.
 fn free_slot(entries: &[QuarantineEntry]) -> u32 {
     let taken: HashSet<u64> = entries.iter().map(slot).collect();
-    let most = u32::try_from(entries.len()).expect("they are few");
+    let most = u32::try_from(entries.len()).expect("at most MAX_ENTRIES");
     (0..=most).find(|slot| !taken.contains(&u64::from(*slot))).expect("more slots than entries")
 }
 

@@ -1,17 +1,18 @@
 //! Registers the callbacks of each account at ThingSpace, and keeps them registered.
 //!
-//! A registration holds for the whole account: a new one takes the callbacks away from the system
-//! that registered before. Therefore:
+//! An account has one registration for each service. A new one takes the callbacks away from the
+//! system that registered before. Therefore:
 //!
-//! - A registration of another system is never replaced or removed unless an operator forces it.
-//!   This gateway's are those below `public_url` that end in a path secret of the account, also in
-//!   an earlier one.
+//! - A registration of another system is replaced or removed only if an operator forces it. A URL
+//!   is this gateway's if it is below `public_url` and ends in a path secret of the account,
+//!   current or earlier.
 //! - A URL below `public_url` with an unknown secret may be left from a lost store, so it is
-//!   replaced once. If it comes back, another gateway has the same address. Then nothing more is
-//!   registered until an operator acts, because the two would replace each other without end.
-//! - What is registered already is left as it is, because callbacks are lost between the
-//!   deregistration and the registration of a replacement. The two calls follow each other at once.
-//!   Neither a drain nor a caller that goes away interrupts them.
+//!   replaced once. If it comes back, the registration is *contested*: another gateway has the same
+//!   address, and the two would replace each other for ever. So nothing is registered until an
+//!   operator acts.
+//! - A right registration is not changed, because callbacks are lost between a deregistration and
+//!   the registration of a replacement. The two calls follow each other at once. Neither a drain
+//!   nor a caller that goes away interrupts them.
 
 mod account;
 mod address;
@@ -36,12 +37,16 @@ use self::{
 };
 use super::secrets::CallbackSecrets;
 use crate::{
-    backoff::doubled, config::CallbacksConfig, identity::AccountName, lock::lock,
-    log_throttle::LogThrottle, thingspace::Client,
+    backoff::{backoff, jittered},
+    config::CallbacksConfig,
+    identity::AccountName,
+    lock::lock,
+    log_throttle::LogThrottle,
+    thingspace::Client,
 };
 pub use error::{RegistrationError, StopReason};
 
-/// The pause after a failure; doubled from one to the next.
+/// The pauses after failures in a row.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
@@ -49,6 +54,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 #[derive(Debug, Clone)]
 pub struct Registrar(Arc<RegistrarInner>);
 
+#[derive(Debug)]
 struct RegistrarInner {
     service: String,
     public_url: Address,
@@ -63,15 +69,12 @@ struct RegistrarInner {
     tasks: TaskTracker,
 }
 
-impl fmt::Debug for RegistrarInner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistrarInner").field("service", &self.service).finish_non_exhaustive()
-    }
-}
-
+/// What an operation on an account did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegistrationOutcome {
+    /// The registration was right.
     Unchanged,
+    /// It was missing or wrong.
     Registered,
     /// Registered with a new pair or path.
     Rotated,
@@ -81,11 +84,13 @@ pub enum RegistrationOutcome {
     Deregistered,
 }
 
+/// The result of an operation on an account.
 pub type RegistrationResult = Result<RegistrationOutcome, RegistrationError>;
 
 /// The state of an account's registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RegistrationState {
+    /// The registration is right.
     Registered,
     /// An operator deregistered the account.
     Deregistered,
@@ -106,15 +111,17 @@ impl fmt::Display for RegistrationState {
 /// A registration that ThingSpace lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedRegistration {
+    /// The service whose callbacks it concerns.
     pub service: String,
-    /// The host of the URL; the path may be a secret.
+    /// The host of the URL. The path may be a secret.
     pub host: String,
-    /// The URL is this gateway's.
+    /// Whether the URL is this gateway's.
     pub ours: bool,
 }
 
 impl Registrar {
-    /// A port of 0 in `public_url` stands for the listener's.
+    /// A port of 0 in `public_url` means that of the listener. `tasks` tracks operations, so that a
+    /// drain waits for them.
     pub fn new(
         config: &CallbacksConfig,
         listener: SocketAddr,
@@ -147,10 +154,10 @@ impl Registrar {
             let checked =
                 self.with_account(account, |mut of| async move { of.check().await }).await;
             let wait = match checked {
-                // Logged already. These pass when an operator or the other system acts.
+                // The operation has logged these errors. An operator or the other system must act.
                 Ok(_) | Err(RegistrationError::Taken { .. } | RegistrationError::Stopped(_)) => {
                     failures = 0;
-                    self.0.recheck
+                    jittered(self.0.recheck, fastrand::f64())
                 }
                 Err(error) => {
                     if let Some(times) = lines.count() {
@@ -160,14 +167,14 @@ impl Registrar {
                         );
                     }
                     failures += 1;
-                    doubled(FIRST_PAUSE, failures - 1, LONGEST_PAUSE).min(self.0.recheck)
+                    backoff(failures - 1, FIRST_PAUSE, LONGEST_PAUSE).min(self.0.recheck)
                 }
             };
-            tokio::time::sleep(jittered(wait)).await;
+            tokio::time::sleep(wait).await;
         }
     }
 
-    /// The states of the accounts that were checked at least once.
+    /// Returns the result of the last operation on each account.
     pub fn states(&self) -> HashMap<AccountName, RegistrationState> {
         lock(&self.0.states).clone()
     }
@@ -195,14 +202,14 @@ impl Registrar {
         Ok(listed.collect())
     }
 
-    /// Registers the account unless it is registered. With `force` also where the URL of another
-    /// system is registered.
+    /// Registers the account unless it is registered. `force` replaces a registration of another
+    /// system.
     pub async fn register(&self, account: &AccountName, force: bool) -> RegistrationResult {
         self.with_account(account, |mut of| async move { of.register(force).await }).await
     }
 
-    /// Removes this gateway's registration. No replica and no restart registers the account again
-    /// before [`Registrar::register`] does.
+    /// Removes this gateway's registration. Afterwards only [`Registrar::register`] registers the
+    /// account, on any replica and after any restart.
     pub async fn deregister(&self, account: &AccountName) -> Result<(), RegistrationError> {
         self.with_account(account, |mut of| async move { of.deregister().await }).await.map(drop)
     }
@@ -218,8 +225,8 @@ impl Registrar {
         self.with_account(account, |mut of| async move { of.rotate_path().await }).await
     }
 
-    /// Runs an operation on an account when no other one runs. A caller that goes away does not
-    /// interrupt it, and a drain waits for it.
+    /// Runs an operation on an account once no other one runs. It continues if its caller goes
+    /// away, and a drain waits for it.
     async fn with_account<F>(
         &self,
         account: &AccountName,
@@ -251,9 +258,4 @@ impl Registrar {
         };
         self.0.tasks.spawn(operation).await.unwrap_or(Err(RegistrationError::Panicked))
     }
-}
-
-/// Varies a wait by a tenth, so that replicas and accounts drift apart.
-fn jittered(wait: Duration) -> Duration {
-    wait.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -2,10 +2,10 @@
 //! name and password.
 //!
 //! - Path secrets are derived from one random key in a permanent cell. So every replica knows them,
-//!   and no restart changes a registered URL.
-//! - Until the store has answered once, no sender is accepted. A replaced store gets the secrets of
-//!   the first replica that still has them.
-//! - A pair comes from files, or is generated. It is checked by its authentication code. Only
+//!   and a restart does not change a registered URL.
+//! - No sender is accepted until the store has answered once. The first replica that still knows
+//!   the secrets writes them into a replaced store.
+//! - A pair comes from files, or is generated. It is compared by its authentication code. Only
 //!   generated pairs are stored in plain text.
 //! - A replaced pair or path secret is accepted for a while, because ThingSpace still sends it.
 //! - No pair shares its user name or password with a user at ThingSpace.
@@ -21,7 +21,7 @@ use std::{
     collections::HashMap,
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -44,15 +44,17 @@ use users::{SharedSecret, UserSecrets};
 
 pub use pair::Pair;
 pub(super) use stored::SecretsChange;
-pub use users::UserFiles;
+pub(crate) use users::UserFiles;
 
-/// Path secrets of an account that are recognised in a listing, the newest ones.
+/// The number of an account's newest path secrets that are recognised in a listing.
 const MAX_OWN_PATHS: usize = 64;
 
 /// The pause between attempts to load the secrets from a store that does not answer.
 const LOAD_RETRY: Duration = Duration::from_millis(500);
 
+/// Why the secrets cannot be loaded or changed.
 #[derive(Debug, Clone, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say all")]
 pub enum SecretsError {
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -111,7 +113,7 @@ impl fmt::Debug for CallbackSecrets {
 }
 
 impl CallbackSecrets {
-    /// Knows no secrets before the first [`CallbackSecrets::refresh`].
+    /// Contains no secrets before the first [`CallbackSecrets::refresh`].
     pub fn new(config: &CallbacksConfig, store: Arc<dyn Store>, accounts: &[AccountName]) -> Self {
         let files = config.pair_files();
         Self(Arc::new(SecretsInner {
@@ -127,29 +129,29 @@ impl CallbackSecrets {
     }
 
     /// Sets the users with which no pair may share its user name or password.
-    pub fn keep_apart_from(&self, users: Vec<UserFiles>) {
-        // The configuration is read once, so there is only one list.
+    pub(crate) fn keep_apart_from(&self, users: Vec<UserFiles>) {
+        // A second call would pass the same list: the configuration is read once.
         let _ = self.0.users.set(users);
     }
 
-    pub fn accounts(&self) -> impl Iterator<Item = &AccountName> {
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = &AccountName> {
         self.0.accounts.iter()
     }
 
     /// Returns whether the secrets of all accounts were loaded from the store.
-    pub fn is_loaded(&self) -> bool {
-        let state = self.0.lock();
+    pub(super) fn is_loaded(&self) -> bool {
+        let state = lock(&self.0.state);
         self.accounts().all(|account| state.accounts.contains_key(account))
     }
 
     /// Refreshes the secrets, and repeats that until the store has answered.
-    pub async fn reload(&self) {
+    pub(crate) async fn reload(&self) {
         loop {
             match self.refresh().await {
                 Err(SecretsError::Store(error)) => {
                     debug!(%error, "cannot load the secrets of callbacks yet");
                 }
-                // A mistake in the files is logged elsewhere.
+                // `Callbacks::reload` logs that files cannot be used.
                 Err(_) if !self.is_loaded() => {}
                 Err(_) | Ok(()) => return,
             }
@@ -157,14 +159,14 @@ impl CallbackSecrets {
         }
     }
 
-    /// Returns the path secret of an account. It is empty if it is unknown.
+    /// Returns the path secret of an account. It is empty until the secrets are loaded.
     pub fn path(&self, account: &AccountName) -> String {
         self.of(account).map(|known| known.path).unwrap_or_default()
     }
 
-    /// Returns the account with this path secret, or with this one until a short while ago.
-    pub fn account_of(&self, segment: &str) -> Option<AccountName> {
-        let state = self.0.lock();
+    /// Returns the account with this path secret, current or recently replaced.
+    fn account_of(&self, segment: &str) -> Option<AccountName> {
+        let state = lock(&self.0.state);
         let mut found = None;
         for (account, known) in &state.accounts {
             let replaced = known.replaced_paths.iter().map(|(path, time)| (path.as_bytes(), *time));
@@ -177,7 +179,7 @@ impl CallbackSecrets {
 
     /// Returns whether this is or was a path secret of the account.
     pub(super) fn is_own_path(&self, account: &AccountName, segment: &str) -> bool {
-        let state = self.0.lock();
+        let state = lock(&self.0.state);
         let (Some(keys), Some(known)) = (&state.keys, state.accounts.get(account)) else {
             return false;
         };
@@ -187,9 +189,9 @@ impl CallbackSecrets {
             .into()
     }
 
-    /// Returns whether this is the account's pair, or was until a short while ago.
-    pub fn accepts(&self, account: &AccountName, username: &str, password: &str) -> bool {
-        let state = self.0.lock();
+    /// Returns whether this is the account's pair, current or recently replaced.
+    pub(super) fn accepts(&self, account: &AccountName, username: &str, password: &str) -> bool {
+        let state = lock(&self.0.state);
         let (Some(keys), Some(known)) = (&state.keys, state.accounts.get(account)) else {
             return false;
         };
@@ -198,9 +200,9 @@ impl CallbackSecrets {
         self.matches(&keys.code(username, password), &stored.code, replaced).into()
     }
 
-    /// Returns whether ThingSpace sends this password in callbacks, or did until a short while ago.
-    pub fn sends(&self, password: &SecretString) -> bool {
-        let state = self.0.lock();
+    /// Returns whether this is the password of a pair, current or recently replaced.
+    pub(crate) fn sends(&self, password: &SecretString) -> bool {
+        let state = lock(&self.0.state);
         let Some(keys) = &state.keys else { return false };
         let offered = keys.password_code(password.expose_secret());
         let matches = state.accounts.values().map(|AccountSecrets { stored, .. }| {
@@ -211,7 +213,7 @@ impl CallbackSecrets {
         matches.fold(Choice::from(0), |any, one| any | one).into()
     }
 
-    /// Compares with a current secret, and with replaced ones that are still accepted.
+    /// Compares with the current secret, and with replaced ones that are still accepted.
     fn matches<'a>(
         &self,
         offered: &[u8],
@@ -224,13 +226,13 @@ impl CallbackSecrets {
         })
     }
 
-    /// Returns the pair that an account's callbacks should carry.
+    /// Returns the current pair of an account; `None` until the secrets are loaded.
     pub fn pair(&self, account: &AccountName) -> Option<Pair> {
         self.of(account).map(|known| known.pair)
     }
 
     pub(super) fn of(&self, account: &AccountName) -> Option<AccountSecrets> {
-        self.0.lock().accounts.get(account).cloned()
+        lock(&self.0.state).accounts.get(account).cloned()
     }
 
     /// Replaces a generated pair, or reads the files of the pair again.
@@ -238,7 +240,7 @@ impl CallbackSecrets {
         self.update(account, SecretsChange::RotatePair).await
     }
 
-    /// Reads the files and the cells of all accounts again, and creates what is missing.
+    /// Reads the files and the cells of all accounts, and creates missing secrets.
     pub async fn refresh(&self) -> Result<(), SecretsError> {
         for account in &self.0.accounts {
             self.update(account, SecretsChange::None).await?;
@@ -246,7 +248,7 @@ impl CallbackSecrets {
         Ok(())
     }
 
-    /// Brings the cell of an account up to date, makes a change, and remembers the result.
+    /// Reads the files and the cell of an account, makes a change, and remembers the result.
     pub(super) async fn update(
         &self,
         account: &AccountName,
@@ -260,11 +262,11 @@ impl CallbackSecrets {
         let users = users::read(users.get().map_or(&[], Vec::as_slice)).await;
         let from_files = self.0.pair_from_files(&users).await?;
         let keys = self.0.load_keys().await?;
-        let known = self.0.lock().accounts.get(account).map(|known| known.stored.clone());
+        let known = lock(&self.0.state).accounts.get(account).map(|known| known.stored.clone());
         let generated = Pair::generate()?;
         let cell = CellName::permanent(format!("callback-pair/{account}"));
         let changed = change_cell(&**store, &cell, |stored: &mut storage::CallbackPair| {
-            // A new or replaced store. ThingSpace still uses the secrets that are known here.
+            // The store is new or was replaced. ThingSpace still uses the secrets known here.
             if let (true, Some(known)) = (stored.code.is_empty(), &known) {
                 stored.clone_from(known);
             }
@@ -279,19 +281,19 @@ impl CallbackSecrets {
         });
         let changed = changed.await?;
         let pair = changed.pair.clone();
-        self.0.lock().accounts.insert(account.clone(), changed);
+        lock(&self.0.state).accounts.insert(account.clone(), changed);
         Ok(pair)
     }
 
     /// Returns the key that seals quarantined callbacks.
     pub(super) fn quarantine_key(&self) -> Result<Zeroizing<[u8; 32]>, StoreError> {
-        let key = self.0.lock().keys.as_ref().map(|keys| Zeroizing::new(*keys.quarantine()));
+        let key = lock(&self.0.state).keys.as_ref().map(|keys| Zeroizing::new(*keys.quarantine()));
         let why = "the secrets of callbacks are not loaded yet";
         key.ok_or_else(|| StoreError::Unavailable(why.to_owned()))
     }
 }
 
-/// Returns the generated pair in the cell of an account, unless a user has a part of it.
+/// Returns the generated pair in the cell of an account, unless a user has its name or password.
 fn stored_pair(
     account: &AccountName,
     stored: &storage::CallbackPair,
@@ -326,20 +328,15 @@ impl AccountSecrets {
         self.stored.registered == self.stored.code
     }
 
-    /// Returns whether an operator deregistered the account.
     pub(super) fn is_deregistered(&self) -> bool {
         self.stored.unwanted
     }
 }
 
 impl SecretsInner {
-    fn lock(&self) -> MutexGuard<'_, SecretsState> {
-        lock(&self.state)
-    }
-
     /// Reads the keys again, because the store may have been replaced.
     async fn load_keys(&self) -> Result<Arc<Keys>, StoreError> {
-        let known = self.lock().keys.clone();
+        let known = lock(&self.state).keys.clone();
         let stored = Keys::load_or_create(&*self.store, known.as_deref()).await?;
         match known {
             Some(known) if known.same_as(&stored) => return Ok(known),
@@ -349,7 +346,8 @@ impl SecretsInner {
             None => {}
         }
         let keys = Arc::new(stored);
-        *self.lock() = SecretsState { keys: Some(Arc::clone(&keys)), ..SecretsState::default() };
+        *lock(&self.state) =
+            SecretsState { keys: Some(Arc::clone(&keys)), ..SecretsState::default() };
         Ok(keys)
     }
 

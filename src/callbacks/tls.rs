@@ -1,9 +1,9 @@
-//! The listener's certificate, read again when its files change. Files that cannot be used never
-//! replace the certificate in use.
+//! The listener's certificate. It is read again, and replaced only by one that can be used.
 
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
+    time::Duration,
 };
 
 use aws_lc_rs::digest;
@@ -16,11 +16,15 @@ use rustls::{
 };
 use tokio::task::spawn_blocking;
 use tokio_rustls::TlsAcceptor;
+use tracing::{info, warn};
 
 use crate::{
     certificate::{MAX_FILE_BYTES, ServerCertificate},
     lock, secret_file,
 };
+
+/// How long before the certificate expires the log warns of it.
+const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 pub(super) struct Tls {
     cert_file: PathBuf,
@@ -28,9 +32,12 @@ pub(super) struct Tls {
     /// Digest of the files in use.
     digest: Vec<u8>,
     current: Arc<CurrentCertificate>,
-    /// When the certificate in use expires.
     pub(super) expires: Timestamp,
     pub(super) acceptor: TlsAcceptor,
+    /// The last failure to load the files, which was logged.
+    failure: Option<String>,
+    /// The expiry of which the log has warned.
+    expiry_logged: Option<Timestamp>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -62,11 +69,37 @@ impl Tls {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let (cert_file, key_file) = (cert_file.into(), key_file.into());
-        Ok(Self { cert_file, key_file, digest, current, expires, acceptor })
+        let (failure, expiry_logged) = (None, None);
+        Ok(Self { cert_file, key_file, digest, current, expires, acceptor, failure, expiry_logged })
+    }
+
+    /// Loads the files again. Logs a new certificate, each failure once, and the expiry once.
+    pub(super) async fn refresh(&mut self) {
+        let reloaded = self.reload().await;
+        if reloaded == Ok(true) {
+            info!("the callbacks' certificate was replaced");
+        }
+        let failure = reloaded.err();
+        if let (Some(error), true) = (&failure, failure != self.failure) {
+            warn!(
+                error,
+                "cannot load the callbacks' certificate, and the old one stays in use; correct its \
+                 files"
+            );
+        }
+        self.failure = failure;
+        let expires = self.expires;
+        if Timestamp::now() + EXPIRY_NOTICE > expires && self.expiry_logged != Some(expires) {
+            warn!(
+                %expires,
+                "the callbacks' certificate expires soon or has expired; renew its files"
+            );
+            self.expiry_logged = Some(expires);
+        }
     }
 
     /// Loads the files again. Returns true if they have changed.
-    pub(super) async fn reload(&mut self) -> Result<bool, String> {
+    async fn reload(&mut self) -> Result<bool, String> {
         let (digest, identity) = read(&self.cert_file, &self.key_file).await?;
         if digest == self.digest {
             return Ok(false);
@@ -78,7 +111,7 @@ impl Tls {
     }
 }
 
-/// Returns a digest of both files, and their content if it can be used now.
+/// Returns a digest of both files, and the certificate in them or why it cannot be used now.
 async fn read(
     cert_file: &Path,
     key_file: &Path,

@@ -1,8 +1,8 @@
 //! The bounds of the quarantine, and which callbacks are evicted at a bound.
 //!
-//! A callback with the account's pair is proved to be ThingSpace's. An unproved one may be from
-//! anyone who knows the URL. Therefore few unproved callbacks are kept, at a low rate, and they are
-//! evicted first. They never replace a proved one or one of another account.
+//! A callback with the account's pair is *proved* to be ThingSpace's. Anyone who knows the URL can
+//! send an *unproved* one. So few unproved callbacks are kept, at a low rate, and they are evicted
+//! first. They never replace a proved one or one of another account.
 
 use std::{
     collections::HashMap,
@@ -19,10 +19,10 @@ const MAX_UNPROVED: usize = 50;
 /// The most bytes of their bodies.
 const MAX_UNPROVED_BYTES: u64 = 1 << 20;
 
-/// Unproved callbacks of an account that a replica adds without a pause.
+/// Unproved callbacks of an account that a replica may add at once.
 const UNPROVED_BURST: u32 = 50;
 
-/// The time after which one more may be added.
+/// The time until one more may be added.
 const UNPROVED_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The number of unproved callbacks of each account that may be added now.
@@ -32,7 +32,6 @@ pub(super) struct Allowances(Mutex<HashMap<AccountName, Allowance>>);
 #[derive(Debug)]
 struct Allowance {
     left: u32,
-    /// When the allowance last grew.
     refilled: Instant,
 }
 
@@ -59,7 +58,7 @@ impl Allowances {
     }
 }
 
-/// Removes the entries that must give way to the last one, and returns them.
+/// Removes and returns the entries that are evicted for the last one.
 pub(super) fn evict(entries: &mut Vec<QuarantineEntry>) -> Vec<QuarantineEntry> {
     let mut evicted = Vec::new();
     while let Some(oldest) = above_quota(entries) {
@@ -82,8 +81,8 @@ fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     (too_many && oldest + 1 < entries.len()).then_some(oldest)
 }
 
-/// Returns the callback to evict if there are too many in total: an unproved one if possible, of
-/// the account with most, the oldest.
+/// Returns the callback to evict if there are too many in total: an unproved one if there is one,
+/// then one of the account with most, then the oldest.
 fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
     let (_newest, others) = entries.split_last()?;
     let too_large = entries.iter().map(size).sum::<u64>() > MAX_BYTES;

@@ -1,4 +1,4 @@
-//! The operations on one account's registration. No two of them run at once.
+//! The operations on one account's registration. At most one runs at a time.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use crate::{
     thingspace::{self, Registration, Target},
 };
 
-/// Changes in one operation: the second follows an answer that was lost, the third another system
-/// that was faster.
+/// The most changes in one operation: one more after a lost answer, and one more after another
+/// system registered first.
 const MAX_CHANGES: u32 = 3;
 
-/// Registrations in a row that ThingSpace accepted and did not list. No more are made then.
+/// Registrations in a row that ThingSpace accepted but did not list. Then no more are sent.
 const MAX_UNLISTED: u32 = 2;
 
 pub(super) struct AccountRegistrar {
@@ -30,11 +30,11 @@ pub(super) struct AccountRegistrar {
 }
 
 /// What this process remembers of an account's registration.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct AccountRegistrarState {
     /// The host of another system's URL for which an error was logged.
     logged: Option<String>,
-    /// Right after a registration another password was listed: the listing masks passwords.
+    /// The listing masks passwords: right after a registration it had another password.
     passwords_masked: bool,
     /// The URL of this gateway that was listed last.
     listed: Option<SecretString>,
@@ -51,7 +51,7 @@ struct FoundRegistration {
 }
 
 impl AccountRegistrar {
-    /// The check in the background. The URL of another system is logged once.
+    /// Checks the registration in the background. Logs the URL of another system once.
     pub(super) async fn check(&mut self) -> RegistrationResult {
         self.shared.secrets.refresh().await?;
         if self.secrets()?.is_deregistered() {
@@ -113,7 +113,7 @@ impl AccountRegistrar {
     }
 
     pub(super) async fn deregister(&mut self) -> RegistrationResult {
-        // First of all, so that no replica registers the account again.
+        // Before the calls, so that no replica registers the account again.
         self.update(SecretsChange::Deregistered(true)).await?;
         let mut uncertain = None;
         for _ in 0..MAX_CHANGES {
@@ -135,7 +135,7 @@ impl AccountRegistrar {
         uncertain.map_or(Ok(RegistrationOutcome::Deregistered), Err)
     }
 
-    /// Lists what is registered and changes it, until what is listed is right.
+    /// Lists the registration and changes it, until the listed one is right.
     async fn ensure_registered(&mut self, force: bool) -> RegistrationResult {
         let mut uncertain = None;
         let (mut sent, mut accepted, mut refused) = (false, false, false);
@@ -147,7 +147,7 @@ impl AccountRegistrar {
             {
                 return self.registered(&current, sent).await;
             }
-            // The first one at this address may be left from a lost store.
+            // The first unknown URL at this address may be left from a lost store.
             let contested = sent || self.state.listed.is_some();
             match found {
                 Some(found) if found.owner == UrlOwner::Other && !force => {
@@ -159,7 +159,7 @@ impl AccountRegistrar {
                     return Err(self.stop(self.contested(), &current));
                 }
                 None if accepted => return Err(self.not_listed(&current)),
-                // No other system was faster, so ThingSpace would refuse it again.
+                // ThingSpace refused it although nothing is registered, and would do so again.
                 None if refused => break,
                 _ if changes == MAX_CHANGES => break,
                 Some(found) => {
@@ -190,7 +190,7 @@ impl AccountRegistrar {
         }
     }
 
-    /// Remembers that what is listed is right.
+    /// Remembers that the listed registration is right.
     async fn registered(&mut self, current: &AccountSecrets, sent: bool) -> RegistrationResult {
         if !current.is_registered() {
             self.update(SecretsChange::Registered(current.code())).await?;
@@ -223,7 +223,7 @@ impl AccountRegistrar {
         }
     }
 
-    /// Returns why nothing more is registered. A pair that has changed since is registered once.
+    /// Returns why nothing more is registered. Ends the stop if the pair has changed since.
     fn stopped(&mut self) -> Result<Option<StopReason>, RegistrationError> {
         let current = self.secrets()?;
         if self.state.stopped.take_if(|(_, code)| code != current.code()).is_some() {
@@ -232,7 +232,7 @@ impl AccountRegistrar {
         Ok(self.state.stopped.as_ref().map(|(reason, _)| reason.clone()))
     }
 
-    /// Checks whether the registration has become right, and changes nothing.
+    /// Checks whether the registration has become right. Changes nothing.
     async fn check_while_stopped(&mut self, reason: StopReason) -> RegistrationResult {
         let current = self.secrets()?;
         let found = self.find(&current).await?;
@@ -315,8 +315,9 @@ impl AccountRegistrar {
     }
 }
 
-/// Returns the error of a change that the next listing explains: the answer was lost, or ThingSpace
-/// refused the change, perhaps because another system was faster. Other errors are final.
+/// Returns the error of a change if the next listing shows whether it was made: its answer was
+/// lost, or ThingSpace refused it, for example because another system had registered. Other errors
+/// are final.
 fn uncertain_change(
     outcome: Result<(), thingspace::Error>,
 ) -> Result<Option<RegistrationError>, RegistrationError> {

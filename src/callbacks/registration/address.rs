@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::url::{self, Url};
 
-/// An HTTP or HTTPS URL whose path has no slash at its end.
+/// An HTTP or HTTPS URL, without a slash at the end of its path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address(Url);
 
@@ -14,8 +14,8 @@ pub(super) enum UrlOwner {
     Ours,
     /// This gateway, with an earlier path secret.
     OursBefore,
-    /// Below this gateway's `public_url`, with an unknown secret: left from a lost store, or of
-    /// another gateway with the same address.
+    /// Below this gateway's `public_url`, with an unknown path secret: left from a lost store, or
+    /// registered by another gateway with the same address.
     SameAddress,
     Other,
 }
@@ -35,7 +35,7 @@ impl Address {
         self
     }
 
-    /// The URL that an account with this path secret registers.
+    /// Returns the URL that an account with this path secret registers.
     pub(super) fn with(&self, secret: &str) -> SecretString {
         let Url { scheme, host, port, path } = &self.0;
         let port = match (*scheme, port) {
@@ -45,8 +45,8 @@ impl Address {
         format!("{scheme}://{host}{port}{path}/{secret}").into()
     }
 
-    /// The owner of a registered URL, where this is the `public_url` of the gateway and `secret`
-    /// the path secret of the account. `is_own` recognises its earlier ones.
+    /// Returns the owner of a registered URL. `self` is the `public_url`, `secret` the path secret
+    /// of the account, and `is_own` recognises its earlier ones.
     pub(super) fn owner(
         &self,
         registered: &SecretString,
@@ -59,7 +59,7 @@ impl Address {
         let path = std::mem::take(&mut there.0.path);
         let Some((above, last)) = path.rsplit_once('/') else { return UrlOwner::Other };
         above.clone_into(&mut there.0.path);
-        // Another path below the same host is not ours to replace.
+        // Other paths below `public_url` belong to other programs.
         let secret_like = last.len() == secret.len()
             && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         match there == *self {
@@ -71,7 +71,7 @@ impl Address {
     }
 }
 
-/// The host of a URL. Nothing else of it may be shown.
+/// Returns the host of a URL. The other parts may be secret.
 pub(super) fn host(registered: &SecretString) -> String {
     Address::parse(registered.expose_secret())
         .map_or_else(|| "an unreadable URL".to_owned(), |there| there.0.host)

@@ -1,8 +1,10 @@
-//! The reasons for which callbacks are not registered.
+//! Why callbacks are not registered.
 
 use crate::{callbacks::secrets::SecretsError, identity::AccountName, thingspace};
 
+/// Why an operation on a registration failed.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say all")]
 pub enum RegistrationError {
     #[error("account {0} is not configured")]
     NotConfigured(AccountName),
@@ -14,7 +16,7 @@ pub enum RegistrationError {
     Taken {
         account: AccountName,
         service: String,
-        /// The host of the URL; the path may be a secret.
+        /// The host of the URL. The path may be a secret.
         host: String,
     },
     #[error(transparent)]
@@ -36,6 +38,7 @@ pub enum RegistrationError {
 
 /// Why nothing more is registered until an operator acts.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say all")]
 pub enum StopReason {
     /// Another gateway registers `public_url` with a path secret that this store does not know.
     #[error(

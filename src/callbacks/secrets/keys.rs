@@ -20,8 +20,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Loads the keys. A store without keys gets the known ones, so that the registered URLs and
-    /// pairs stay valid, or new ones.
+    /// Loads the keys. Writes the known keys, or new ones, into a store without keys. With the
+    /// known keys the registered URLs and pairs stay valid.
     pub(super) async fn load_or_create(
         store: &dyn Store,
         known: Option<&Self>,
@@ -66,7 +66,7 @@ impl Keys {
         let mut context = hmac::Context::with_key(&self.path);
         context.update(account.as_str().as_bytes());
         if generation > 0 {
-            // Unambiguous, because no account's name holds a zero.
+            // Unambiguous, because no account name contains a zero byte.
             context.update(&[0]);
             context.update(&generation.to_be_bytes());
         }

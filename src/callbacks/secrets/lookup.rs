@@ -1,4 +1,4 @@
-//! Finds the account of a path secret that another replica may have made.
+//! Finds the account of a path secret, which another replica may have created.
 
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ pub(super) struct Lookups {
 }
 
 impl CallbackSecrets {
-    /// Returns the account with this path secret. For an unknown one the store is read again, once
-    /// for all callers that wait.
+    /// Returns the account with this path secret. Reads the store for an unknown one, once for all
+    /// callers that wait.
     pub(in crate::callbacks) async fn find(
         &self,
         segment: &str,
@@ -43,7 +43,7 @@ impl CallbackSecrets {
             lookups.begun = Some(now);
             match self.refresh().await {
                 Ok(()) => lookups.succeeded = Some(now),
-                // A mistake in the files says nothing about path secrets.
+                // Files that cannot be used do not matter for path secrets.
                 Err(SecretsError::Files(_) | SecretsError::SharedWithUser { .. })
                     if self.is_loaded() => {}
                 Err(error) => return Err(error),

@@ -14,6 +14,7 @@ const PASSWORD_BYTES: usize = 24;
 
 /// The user name and password that ThingSpace puts into callbacks.
 #[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "the names say all")]
 pub struct Pair {
     pub username: String,
     pub password: SecretString,

@@ -8,7 +8,7 @@ use secrecy::ExposeSecret;
 use super::{Keys, Pair};
 use crate::proto::storage;
 
-/// Replaced pairs, and replaced path secrets, that are kept for an account.
+/// The most replaced pairs, and the most replaced path secrets, that are kept for an account.
 pub(super) const MAX_REPLACED: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +73,6 @@ fn replace_path(stored: &mut storage::CallbackPair, grace: Duration) {
 /// Returns whether a secret that was replaced at this time is still accepted.
 pub(super) fn is_recent(replaced_time_ms: i64, grace: Duration) -> bool {
     let age = Timestamp::now().as_millisecond().saturating_sub(replaced_time_ms);
-    // Negative if the clock of the replica that replaced it is ahead of this one.
+    // The age is negative if the replica that replaced the secret has a faster clock.
     Duration::from_millis(u64::try_from(age).unwrap_or(0)) < grace
 }

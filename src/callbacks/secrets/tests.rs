@@ -170,7 +170,7 @@ async fn a_replaced_store_gets_what_is_registered() {
         users: OnceLock::new(),
         grace: config().password_grace,
         accounts: known.accounts().cloned().collect(),
-        state: Mutex::new(std::mem::take(&mut *known.0.lock())),
+        state: Mutex::new(std::mem::take(&mut *lock(&known.0.state))),
         updating: tokio::sync::Mutex::default(),
         lookups: tokio::sync::Mutex::default(),
     }));

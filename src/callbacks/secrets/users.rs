@@ -1,4 +1,4 @@
-//! The users at ThingSpace. Their user names and passwords must never be sent in callbacks.
+//! The users at ThingSpace. ThingSpace must never send their names and passwords in callbacks.
 
 use std::path::PathBuf;
 
@@ -12,9 +12,9 @@ pub(super) const PASSWORD: &str = "password";
 
 /// The files of a user.
 #[derive(Debug, Clone)]
-pub struct UserFiles {
-    pub username: PathBuf,
-    pub password: PathBuf,
+pub(crate) struct UserFiles {
+    pub(crate) username: PathBuf,
+    pub(crate) password: PathBuf,
 }
 
 /// The content of a user's files. A file that cannot be read holds nothing.
@@ -24,7 +24,7 @@ pub(super) struct UserSecrets {
     password: Option<SecretString>,
 }
 
-/// A part of a pair that a user has, too.
+/// A user name or password that a pair shares with a user.
 #[derive(Debug)]
 pub(super) struct SharedSecret {
     pub(super) what: &'static str,
@@ -42,7 +42,7 @@ pub(super) async fn read(users: &[UserFiles]) -> Vec<UserSecrets> {
     secrets
 }
 
-/// Returns a part of the pair that one of these users has, too.
+/// Returns the user name or password that the pair shares with one of these users.
 pub(super) fn shared(pair: &Pair, users: &[UserSecrets]) -> Option<SharedSecret> {
     users.iter().find_map(|UserSecrets { files, username, password }| {
         let is_password = |held: &SecretString| -> bool {
