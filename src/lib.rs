@@ -72,10 +72,12 @@
 //!    masked, and secrets are `secrecy` types, which do not print.
 //! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to listen beyond loopback.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
-//!    to ThingSpace: `thingspace::client::limit`. Turns of the accounts:
+//!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
 //!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
-//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`.
-//! 10. **An operator can see what is wrong.** `requests::readiness` and `control::status`.
+//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`. Callbacks:
+//!    `callbacks::bodies`, `callbacks::quarantine::quota`.
+//! 10. **An operator can see what is wrong.** `requests::readiness`, `thingspace::login::health`
+//!     and `control::status`.
 //!
 //! # What always holds
 //!

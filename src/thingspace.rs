@@ -4,12 +4,12 @@
 //! - [`login`]: the two tokens and the guard that stops logins before ThingSpace locks the user.
 //! - [`mod@http`]: one HTTP request, and what its answer means.
 //!
-//! `client` uses `login`, and both use `http`; nothing points back.
+//! `client` uses `login`, and both use `http`, never the other way.
 //!
 //! Guarantees: no other module sees a token. Each failure is one [`Error`] of a closed list.
-//! [`Client::place_order`] repeats an order only if ThingSpace certainly turned it away because of
-//! a token, once for each kind of token. Never sends an order again whose outcome is unknown, and
-//! never calls a host while its breaker is open.
+//! [`Client::place_order`] repeats an order only if ThingSpace certainly refused it because of a
+//! token, once for each kind of token. Never resends an order whose outcome is unknown, and never
+//! calls a host while its breaker is open.
 
 mod client;
 mod error;
@@ -19,12 +19,12 @@ mod login;
 #[cfg(test)]
 mod tests;
 
-pub use self::http::HostHealth;
-pub(crate) use self::http::{DeviceParts, Object, shown_code};
-pub use client::{BuildError, Client, OrderPermit, PollPermit, Purpose, Retries, StatusLookup};
+pub(crate) use self::http::{DeviceParts, HostHealth, Object, shown_code};
+pub use client::{BuildError, Client, PollPermit};
+pub(crate) use client::{OrderPermit, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};
-pub use login::{
-    CallbackPasswords, LoginStanding, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+pub(crate) use login::{
+    CallbackPasswords, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
 };
 
 use aws_lc_rs::digest;
@@ -35,7 +35,9 @@ use crate::identity::Device;
 /// An order for profile downloads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
+    /// The account that the order is charged to.
     pub account: crate::identity::AccountName,
+    /// 1 to 10,000 devices, each with EID and ICCID.
     pub devices: Vec<Device>,
     /// If empty, the order names no plan.
     pub service_plan: String,
@@ -44,19 +46,21 @@ pub struct Order {
 /// The meaning of a status word of ThingSpace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StatusClass {
+    /// Queued or in progress.
     Pending,
     /// A warning, or on hold. Not final.
     Waiting,
+    /// Final.
     Succeeded,
-    /// Failed or cancelled.
+    /// Failed or cancelled. Final.
     Failed,
-    /// Another word, or a contradiction. Not final; changes nothing.
+    /// Another word, or a contradiction. Not final, and changes nothing.
     Unknown,
 }
 
 impl StatusClass {
-    /// The class of a word, in any case and with any punctuation (`In Progress`, `IN_PROGRESS`).
-    pub fn of(word: &str) -> Self {
+    /// Returns the class of a word in any case and punctuation (`In Progress`, `IN_PROGRESS`).
+    pub(crate) fn of(word: &str) -> Self {
         let letters: String = word
             .chars()
             .filter(char::is_ascii_alphabetic)
@@ -75,6 +79,7 @@ impl StatusClass {
 /// The answer to a status query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusAnswer {
+    /// The status of the whole request.
     pub overall: StatusClass,
     /// One for each sub-request. Identifiers of unknown kinds or forms are left out.
     pub devices: Vec<(Device, StatusClass)>,
@@ -82,17 +87,17 @@ pub struct StatusAnswer {
 
 /// The registration of a URL for the callbacks of a service. The URL is a secret.
 #[derive(Debug, Clone)]
-pub struct Registration {
-    pub service: String,
-    pub url: SecretString,
-    pub username: String,
+pub(crate) struct Registration {
+    pub(crate) service: String,
+    pub(crate) url: SecretString,
+    pub(crate) username: String,
     /// SHA-256 of the listed password, which is not kept.
     password: Option<[u8; digest::SHA256_OUTPUT_LEN]>,
 }
 
 impl Registration {
-    /// Whether this is the listed password. `None`: no password is listed.
-    pub fn has_password(&self, password: &SecretString) -> Option<bool> {
+    /// Returns whether this is the listed password. `None`: no password is listed.
+    pub(crate) fn has_password(&self, password: &SecretString) -> Option<bool> {
         self.password.map(|listed| listed == sha256(password.expose_secret()))
     }
 }
@@ -104,8 +109,8 @@ fn sha256(text: &str) -> [u8; digest::SHA256_OUTPUT_LEN] {
 
 /// The target of a registration: where callbacks go, and the pair that proves their sender.
 #[derive(Debug, Clone, Copy)]
-pub struct Target<'a> {
-    pub url: &'a SecretString,
-    pub username: &'a str,
-    pub password: &'a SecretString,
+pub(crate) struct Target<'a> {
+    pub(crate) url: &'a SecretString,
+    pub(crate) username: &'a str,
+    pub(crate) password: &'a SecretString,
 }

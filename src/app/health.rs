@@ -76,13 +76,13 @@ pub(super) async fn report_logins(
     client: &Client,
     until: &CancellationToken,
 ) {
-    for (name, mut standing) in client.standings() {
+    for (name, mut login) in client.login_health() {
         let (name, health) = (format!("thingspace.login/{name}"), health.clone());
-        let healthy = standing.borrow_and_update().healthy;
+        let healthy = login.borrow_and_update().healthy;
         set_one(&health, &name, healthy).await;
         tokio::spawn(until.clone().run_until_cancelled_owned(async move {
-            while standing.changed().await.is_ok() {
-                let healthy = standing.borrow_and_update().healthy;
+            while login.changed().await.is_ok() {
+                let healthy = login.borrow_and_update().healthy;
                 set_one(&health, &name, healthy).await;
             }
         }));

@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{CommandError, GatewayParts};
-use crate::thingspace::{Error, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked};
+use crate::thingspace::{
+    Error, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+};
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
 
@@ -52,15 +54,11 @@ pub(super) fn routes() -> Router<GatewayParts> {
 }
 
 pub(super) fn logins(parts: &GatewayParts) -> Vec<LoginStatus> {
-    let standings = parts.client.standings().map(|(name, standing)| {
-        let standing = standing.borrow().clone();
-        LoginStatus {
-            credentials: name.to_owned(),
-            healthy: standing.healthy,
-            standing: standing.sentence,
-        }
+    let logins = parts.client.login_health().map(|(name, health)| {
+        let LoginHealth { healthy, sentence } = health.borrow().clone();
+        LoginStatus { credentials: name.to_owned(), healthy, standing: sentence }
     });
-    standings.collect()
+    logins.collect()
 }
 
 async fn unblock(

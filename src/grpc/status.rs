@@ -328,7 +328,7 @@ fn refused(refusal: &Refusal) -> StatusBuilder {
             "UPSTREAM_DEVICE_STATE",
             "a device is in a state that does not allow a download",
         ),
-        RefusalKind::RequestNotFound | RefusalKind::TurnedAway | RefusalKind::Other => {
+        RefusalKind::RequestNotFound | RefusalKind::NotForwarded | RefusalKind::Other => {
             (Code::FailedPrecondition, "UPSTREAM_REFUSED", "ThingSpace refused the call")
         }
     };

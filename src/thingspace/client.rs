@@ -1,17 +1,17 @@
-//! One function for each endpoint: what a call waits for before it is sent, and which calls are
-//! tried again.
+//! One function for each endpoint, with the permits, retries and log lines of its calls.
 //!
-//! - [`limit`]: permits, which hold the rate and share connections between classes and sets.
+//! - [`limit`]: permits, which limit the rate and divide the connections between classes of calls
+//!   and sets of credentials.
 //! - [`exchange`]: sends one call with both tokens, and renews those that were refused.
-//! - [`retry`] and [`trouble`]: the pauses between tries, and the log lines about failures.
+//! - [`retry`] and [`failure_log`]: the pauses between attempts, and the log lines about failures.
 //!
-//! Each try has a permit of its own. A caller that stops waiting returns its permit, and nothing
-//! more is sent for it. When the drain begins, calls that wait for their first permit end.
+//! Each attempt has a permit of its own. A caller that stops waiting returns its permit, and
+//! nothing more is sent for it. When the drain begins, calls that wait for their first permit end.
 
 mod exchange;
+mod failure_log;
 mod limit;
 mod retry;
-mod trouble;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -25,11 +25,11 @@ use uuid::Uuid;
 
 use self::{
     exchange::{CallFailure, UpstreamCall},
+    failure_log::FailureLog,
     limit::{Class, ConnectionPool, Permit, Permits},
-    trouble::FailureLog,
 };
 use super::{
-    CallbackPasswords, Error, HostHealth, LoginStanding, Order, Registration, StatusAnswer, Target,
+    CallbackPasswords, Error, HostHealth, LoginHealth, Order, Registration, StatusAnswer, Target,
     UnblockMode, Unblocked,
     http::{
         body::ReplyBody,
@@ -47,9 +47,9 @@ use crate::{
     store::Store,
 };
 
-pub use self::retry::Retries;
+pub(crate) use self::retry::Retries;
 
-/// ThingSpace, for all configured credentials. Clones share everything.
+/// The client of ThingSpace for all configured credentials. Clones share everything.
 #[derive(Debug, Clone)]
 pub struct Client {
     transport: Arc<Transport>,
@@ -68,6 +68,7 @@ struct CredentialSet {
 
 /// Why no client can be built from a configuration.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say all")]
 pub enum BuildError {
     #[error("{key} is not a plain http:// or https:// URL")]
     Url { key: &'static str },
@@ -82,7 +83,7 @@ pub enum BuildError {
 
 /// The right to send one order, from [`Client::prepare_order`]. It may be dropped unused.
 #[derive(Debug)]
-pub struct OrderPermit {
+pub(crate) struct OrderPermit {
     set: Arc<CredentialSet>,
     permit: Permit,
 }
@@ -91,14 +92,13 @@ pub struct OrderPermit {
 #[derive(Debug)]
 pub struct PollPermit(Permit);
 
-/// Why the status of a request is queried. This decides about the permit.
+/// Why the status of a request is queried, which decides about the permit.
 #[derive(Debug)]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// A poll. Polls get at least 30 % of the rate.
     Poll(PollPermit),
     /// A caller's status query about a request of this gateway. These get at least 10 % of the
-    /// rate, and what orders and polls leave. The permit of a poll for the same answer may be
-    /// handed over, too.
+    /// rate, and what orders and polls leave. A poll of the same request may hand its permit over.
     Query { poll: oneshot::Receiver<PollPermit> },
     /// A status query about an external request. These get 5 % of the rate while other calls wait.
     External,
@@ -106,16 +106,16 @@ pub enum Purpose {
 
 /// What ThingSpace knows about a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StatusLookup {
+pub(crate) enum StatusLookup {
     Found(StatusAnswer),
     /// ThingSpace does not know the request, or not yet.
     NotKnown,
 }
 
 impl Client {
-    /// Must be called inside a tokio runtime: starts a task for each set of credentials that issues
-    /// permits, and one that watches the credential files. They end when the last clone is dropped.
-    /// Sends nothing. `tasks` tracks renewals of tokens, so that a drain waits for their outcome.
+    /// Must be called inside a tokio runtime: for each set of credentials it starts a task that
+    /// issues permits and one that watches the credential files. They end when the last clone is
+    /// dropped. Sends nothing. `tasks` tracks renewals, so that a drain waits for their outcome.
     pub fn new(
         thingspace: &ThingSpaceConfig,
         credentials: &[CredentialsConfig],
@@ -149,55 +149,59 @@ impl Client {
         Ok(Self { transport, accounts, sets, drain: CancellationToken::new() })
     }
 
-    /// Returns the state of the logins of each set of credentials, with its name.
-    pub fn standings(&self) -> impl Iterator<Item = (&str, watch::Receiver<LoginStanding>)> {
-        self.sets.iter().map(|set| (set.tokens.name(), set.tokens.standing()))
+    /// Returns the name of each set of credentials, and the health of its logins.
+    pub(crate) fn login_health(
+        &self,
+    ) -> impl Iterator<Item = (&str, watch::Receiver<LoginHealth>)> {
+        self.sets.iter().map(|set| (set.tokens.name(), set.tokens.health()))
     }
 
     /// Permits a set of credentials one more attempt, as an operator asks for it. `None`: no set
     /// has this name.
-    pub async fn unblock(&self, name: &str, mode: UnblockMode) -> Option<Result<Unblocked, Error>> {
+    pub(crate) async fn unblock(
+        &self,
+        name: &str,
+        mode: UnblockMode,
+    ) -> Option<Result<Unblocked, Error>> {
         let set = self.sets.iter().find(|set| set.tokens.name() == name)?;
         Some(set.tokens.unblock(mode).await)
     }
 
-    /// Returns whether a set of credentials serves this account.
-    pub fn serves(&self, account: &AccountName) -> bool {
+    pub(crate) fn serves(&self, account: &AccountName) -> bool {
         self.accounts.contains_key(account)
     }
 
-    /// Never uses the passwords of callbacks for logins from now on.
-    pub fn refuse_passwords(&self, callbacks: &CallbackPasswords) {
+    /// Refuses to log in with the passwords of callbacks from now on.
+    pub(crate) fn refuse_passwords(&self, callbacks: &CallbackPasswords) {
         for set in &*self.sets {
             set.tokens.refuse(callbacks.clone());
         }
     }
 
-    /// Returns the state of ThingSpace's hosts: the API's, then that of the tokens if it is
-    /// another.
-    pub fn hosts(&self) -> Vec<HostHealth> {
+    /// Returns the health of the API's host, and of the host for tokens if it is another one.
+    pub(crate) fn hosts(&self) -> Vec<HostHealth> {
         self.transport.health()
     }
 
     /// Begins the drain: orders, status queries and polls that wait for their permit end with
-    /// [`Error::Draining`]. Calls that were sent once continue, and so do changes of callbacks.
-    pub fn drain(&self) {
+    /// [`Error::Draining`]. Calls that were sent once continue, and so do changes of registrations.
+    pub(crate) fn drain(&self) {
         self.drain.cancel();
     }
 
     /// Waits for everything that an order needs before it is sent: a host that answers, both
     /// tokens, a permit. Fails at once with [`Error::Busy`] if no permit is possible before
     /// `deadline`. Cancel-safe: drop it at the deadline. Sends nothing of the order itself.
-    pub async fn prepare_order(
+    pub(crate) async fn prepare_order(
         &self,
         account: &AccountName,
         deadline: Instant,
     ) -> Result<OrderPermit, Error> {
         let set = self.set(account)?;
         let prepared = async {
-            // Not when the order is sent: by then it is durable, and its lease has begun.
+            // Now, because later the order is durable and its lease is running.
             let answers = self.transport.probe_if_due().await;
-            answers.map_err(|wait| set.failed(CallFailure::left_alone(wait)))?;
+            answers.map_err(|wait| set.failed(CallFailure::breaker_open(wait)))?;
             self.check_ready(&set).await?;
             set.permits.wait(Class::Order, account, Some(deadline)).await
         };
@@ -206,7 +210,7 @@ impl Client {
     }
 
     /// Waits for everything that a poll needs before it is sent. Cancel-safe.
-    pub async fn prepare_poll(&self, account: &AccountName) -> Result<PollPermit, Error> {
+    pub(crate) async fn prepare_poll(&self, account: &AccountName) -> Result<PollPermit, Error> {
         let set = self.set(account)?;
         self.unless_draining(self.permit(&set, Class::Poll, account)).await.map(PollPermit)
     }
@@ -214,7 +218,7 @@ impl Client {
     /// Sends one order. Repeats it only after ThingSpace refused a token: one renewal and one
     /// repeat for each kind of token. Never sends or repeats it after `send_by`. After
     /// [`Error::NotConnected`] the caller may send it again with a new permit.
-    pub async fn place_order(
+    pub(crate) async fn place_order(
         &self,
         permit: OrderPermit,
         order: &Order,
@@ -227,9 +231,9 @@ impl Client {
         placed.map_err(|failure| set.failed(failure))
     }
 
-    /// Queries the status of a request, with retries. Also returns the time from the permit of the
-    /// last try to its answer.
-    pub async fn request_status(
+    /// Queries the status of a request, with retries. Also returns the duration of the last
+    /// attempt, from its permit to its answer.
+    pub(crate) async fn request_status(
         &self,
         account: &AccountName,
         request: &RequestId,
@@ -249,14 +253,17 @@ impl Client {
         }
     }
 
-    /// Lists where ThingSpace sends the results of an account, service by service.
-    pub async fn callbacks(&self, account: &AccountName) -> Result<Vec<Registration>, Error> {
+    /// Lists the registrations of an account, one for each service.
+    pub(crate) async fn callbacks(
+        &self,
+        account: &AccountName,
+    ) -> Result<Vec<Registration>, Error> {
         self.manage(account, Endpoint::Callbacks { account }, Bytes::new(), wire::registrations)
             .await
     }
 
     /// Registers a target for a service that has none. ThingSpace refuses to replace one.
-    pub async fn register_callback(
+    pub(crate) async fn register_callback(
         &self,
         account: &AccountName,
         service: &str,
@@ -268,7 +275,7 @@ impl Client {
     }
 
     /// Removes the target of a service. Until the next registration, its results are lost.
-    pub async fn deregister_callback(
+    pub(crate) async fn deregister_callback(
         &self,
         account: &AccountName,
         service: &str,
@@ -277,7 +284,7 @@ impl Client {
         self.manage(account, endpoint, Bytes::new(), |body| wire::registered(body, service)).await
     }
 
-    /// A call that uses the permits of polls.
+    /// Sends a call about registrations, with a permit of the polls.
     async fn manage<T>(
         &self,
         account: &AccountName,
@@ -291,8 +298,8 @@ impl Client {
         called.map(|(done, _)| done).map_err(|(error, _)| error)
     }
 
-    /// Sends a call that is no order, with retries where that is safe. Also returns the time that
-    /// the last try took.
+    /// Sends a call that is no order, with retries if they are safe. Also returns the duration of
+    /// the last attempt.
     async fn call<T>(
         &self,
         set: &CredentialSet,
@@ -315,22 +322,17 @@ impl Client {
             let Some(pause) = failure.pause(&mut retries) else {
                 return Err((set.failed(failure), took));
             };
-            tracing::debug!(
-                credentials = set.tokens.name(),
-                ?pause,
-                "trying again: {}",
-                failure.error
-            );
+            let credentials = set.tokens.name();
+            tracing::debug!(credentials, ?pause, "trying again: {}", failure.error);
             tokio::time::sleep(pause).await;
             permit = match self.permit(set, class, account).await {
                 Ok(permit) => permit,
-                // The failure of the call says more than what prevents the next try.
+                // The caller needs to know why the call failed, not why there is no permit.
                 Err(_) => return Err((set.failed(failure), took)),
             };
         }
     }
 
-    /// The permit for the first try of a status query.
     async fn first_permit(
         &self,
         set: &CredentialSet,
@@ -347,8 +349,8 @@ impl Client {
         }
     }
 
-    /// Waits for a permit, unless there is no token or the host is left alone: then the call would
-    /// fail after the wait.
+    /// Waits for a permit. Fails at once if there is no token or the breaker is open, because then
+    /// the call would fail after the wait.
     async fn permit(
         &self,
         set: &CredentialSet,
@@ -361,7 +363,7 @@ impl Client {
 
     async fn check_ready(&self, set: &CredentialSet) -> Result<(), Error> {
         if let Some(wait) = self.transport.breaker_open_for() {
-            return Err(set.failed(CallFailure::left_alone(wait)));
+            return Err(set.failed(CallFailure::breaker_open(wait)));
         }
         set.tokens.pair().await.map(drop)
     }

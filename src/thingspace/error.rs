@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use crate::store::StoreError;
 
-/// A closed list, which callers match without a wildcard. It is decided where the body and the
-/// status are known.
+/// Why a call failed. A closed list, which callers match without a wildcard. `name` is that of the
+/// credentials; `retry_after` is how long to wait, if that is known.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the fields are documented at the type")]
 pub enum Error {
     /// ThingSpace refused the call. Nothing was executed.
     #[error("refused: {0}")]
@@ -21,8 +22,8 @@ pub enum Error {
     /// sent.
     #[error("logins with the credentials {name} are stopped")]
     LoginBlocked { name: String },
-    /// There is no token, and without the store, which counts logins, none is requested. Nothing
-    /// was sent.
+    /// There is no token, and none is requested without the store, which counts logins. Nothing was
+    /// sent.
     #[error("no token without the store: {0}")]
     Store(StoreError),
     /// ThingSpace throttles. Nothing was executed.
@@ -37,12 +38,12 @@ pub enum Error {
     /// The gateway stops. Nothing was sent.
     #[error("shutting down")]
     Draining,
-    /// There is no token, the host's breaker is open, or the call was turned away. Nothing was
-    /// executed.
+    /// There is no token, the host's breaker is open, or ThingSpace refused the call because of a
+    /// token. Nothing was executed.
     #[error("not sent: {reason}")]
     NotSent { reason: String, retry_after: Option<Duration> },
-    /// There was no connection, and no byte was written. Only after this an order may be sent again
-    /// at once.
+    /// There was no connection, and no byte was written. This is the only error after which an
+    /// order may be sent again at once.
     #[error("not sent: {reason}")]
     NotConnected { reason: String },
     /// The call may have been executed: a time-out, a reset, a 5xx, an unreadable reply. `reason`
@@ -58,14 +59,18 @@ pub(super) const BREAKER_OPEN: &str = "ThingSpace does not answer, and is not ca
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code} (HTTP {status}): {}", super::http::code::meaning(*.kind, .code, *.status))]
 pub struct Refusal {
+    /// The meaning of the code.
     pub kind: RefusalKind,
     /// The `errorCode`, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word with 8
     /// digits or more. Never the message.
     pub code: String,
+    /// The HTTP status.
     pub status: u16,
 }
 
+/// What a refusal is about; see the table in `docs/errors.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say all")]
 pub enum RefusalKind {
     InvalidInput,
     AccountNotFound,
@@ -75,6 +80,6 @@ pub enum RefusalKind {
     DeviceState,
     RequestNotFound,
     /// The API manager did not pass the call on to ThingSpace.
-    TurnedAway,
+    NotForwarded,
     Other,
 }

@@ -3,11 +3,12 @@
 //! - [`transport`] sends one request to one [`Endpoint`](transport::Endpoint), and [`mod@reply`]
 //!   reads the reply within bounds of time and size. [`breaker`] stops requests to a host that does
 //!   not answer.
-//! - [`wire`] has the bodies of the API. [`agreement`] compares the entries of a status answer.
-//! - [`body`], [`object`] and [`json`] read JSON of any form; [`words`] compares words of any case
-//!   and punctuation.
-//! - [`code`] reads error codes out of every envelope. Its table says what each code means.
-//! - [`verdict`] combines the whole reply into one verdict.
+//! - [`wire`] writes and reads the bodies of the API. [`agreement`] compares the entries of a
+//!   status answer.
+//! - [`body`], [`object`] and [`json`] read JSON of any form. [`words`] recognises words in any
+//!   case and punctuation.
+//! - [`code`] reads error codes from every envelope. Its table says what each code means.
+//! - [`verdict`] decides what a whole reply means.
 //!
 //! Guarantees: every reply is bounded and has exactly one verdict. Never retries a request, and
 //! holds no token.
@@ -24,6 +25,6 @@ pub(super) mod verdict;
 pub(super) mod wire;
 mod words;
 
-pub(crate) use self::{body::DeviceParts, code::shown as shown_code, object::Object};
-
-pub use self::breaker::HostHealth;
+pub(crate) use self::{
+    body::DeviceParts, breaker::HostHealth, code::shown as shown_code, object::Object,
+};

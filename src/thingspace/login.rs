@@ -6,11 +6,11 @@
 //! - [`files`] and [`secrets`]: what the credential files contain, and the keys derived from it.
 //! - [`slot`], [`renewal`] and [`keeper`]: one renewal for all callers, on demand and after a
 //!   change of the files.
-//! - [`standing`], [`users`] and [`error`]: what operators and callers are told.
+//! - [`health`], [`users`] and [`error`]: what operators and callers are told.
 //!
 //! Guarantees: in the whole deployment, at most one token request and one login are in progress for
 //! an application and a user, and a caller that goes away aborts neither. A refusal discards only
-//! the token that was refused. What the guard stops is not sent by any process, also not after a
+//! the token that was refused. No process sends a login that the guard stops, not even after a
 //! restart. After a failure no renewal begins before its back-off ends. Tokens are shared through
 //! the store, so a restart needs no login.
 //!
@@ -21,11 +21,11 @@ mod cells;
 mod error;
 mod files;
 mod guard;
+mod health;
 mod keeper;
 mod renewal;
 mod secrets;
 mod slot;
-mod standing;
 mod users;
 mod vault;
 
@@ -41,15 +41,15 @@ use self::{
     error::{LoginError, Problem},
     files::Files,
     guard::GuardSettings,
+    health::HealthTracker,
     secrets::{CredentialSecrets, Half, Hosts},
     slot::{Slot, Token, TokenId},
-    standing::Standings,
     vault::{Need, Vault},
 };
-pub use self::{
+pub(crate) use self::{
     files::CallbackPasswords,
     guard::{UnblockMode, UnblockRefusal},
-    standing::LoginStanding,
+    health::LoginHealth,
 };
 use super::{
     Error,
@@ -62,6 +62,7 @@ use crate::{
 
 const VZ_M2M_TOKEN: HeaderName = HeaderName::from_static("vz-m2m-token");
 
+/// The tokens of one set of credentials.
 #[derive(Debug)]
 pub(super) struct Tokens {
     files: Files,
@@ -70,7 +71,7 @@ pub(super) struct Tokens {
     tasks: TaskTracker,
     application: TokenSource,
     user: TokenSource,
-    standings: Standings,
+    health: HealthTracker,
     users: Arc<Users>,
     /// Wakes the keeper.
     wake: Arc<Notify>,
@@ -89,23 +90,23 @@ pub(super) struct LoginContext {
     pub(super) transport: Arc<Transport>,
     pub(super) store: Arc<dyn Store>,
     pub(super) tasks: TaskTracker,
-    /// Identifies this process. Claims of another incarnation may be abandoned.
+    /// Identifies this run of the process in its claims.
     pub(super) incarnation: Arc<str>,
     pub(super) users: Arc<Users>,
 }
 
 /// The result of an operator's `unblock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unblocked {
-    pub outcome: UnblockOutcome,
+pub(crate) struct Unblocked {
+    pub(crate) outcome: UnblockOutcome,
     /// Rejected logins in a row that ThingSpace may have counted.
-    pub rejections: u32,
+    pub(crate) rejections: u32,
     /// Rejected logins in a row after which it locks the user.
-    pub lock: u32,
+    pub(crate) lock: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnblockOutcome {
+pub(crate) enum UnblockOutcome {
     Done,
     /// Nothing was stopped.
     NotNeeded,
@@ -129,8 +130,8 @@ impl TokenPair {
     }
 }
 
-/// How often a call may still renew each token: twice if the first one was found in the store,
-/// which may be old, else once.
+/// How often a call may still renew each token: once, or twice if the first new token was found in
+/// the store, where it may be old.
 #[derive(Debug)]
 pub(super) struct RenewalsLeft {
     bearer: u8,
@@ -188,7 +189,7 @@ impl Tokens {
             application: source(false),
             user: source(true),
             transport: Arc::clone(&context.transport),
-            standings: Standings::new(&credentials.name),
+            health: HealthTracker::new(&credentials.name),
             users: Arc::clone(&context.users),
             wake: Arc::default(),
             tasks: context.tasks.clone(),
@@ -201,17 +202,16 @@ impl Tokens {
         self.files.name()
     }
 
-    /// Never uses these passwords for logins from now on.
     pub(super) fn refuse(&self, callbacks: CallbackPasswords) {
         self.files.refuse(callbacks);
     }
 
-    pub(super) fn standing(&self) -> watch::Receiver<LoginStanding> {
-        self.standings.subscribe()
+    pub(super) fn health(&self) -> watch::Receiver<LoginHealth> {
+        self.health.subscribe()
     }
 
-    /// Returns both tokens, from memory or renewed. After a failure that may pass soon, waits and
-    /// tries once more, so that one failed renewal fails no call. Cancel-safe.
+    /// Returns both tokens, from memory or renewed. After a temporary failure it waits and tries
+    /// once more, so that one failed renewal fails no call. Cancel-safe.
     pub(super) async fn pair(self: &Arc<Self>) -> Result<TokenPair, Error> {
         let mut pair = self.try_pair().await;
         if let Some(wait) = pair.as_ref().err().and_then(LoginError::worth_waiting) {
@@ -221,15 +221,15 @@ impl Tokens {
         pair.map_err(|error| error.into_call_error(self.name()))
     }
 
-    /// The session token first: while the user is rejected, no bearer token is requested.
+    /// Gets the session token first, so that no bearer token is requested for a rejected user.
     async fn try_pair(self: &Arc<Self>) -> Result<TokenPair, LoginError> {
         let session = self.token(Half::User, Need::Call).await?;
         let bearer = self.token(Half::Application, Need::Call).await?;
         Ok(TokenPair { bearer, session })
     }
 
-    /// Returns both tokens after these of a pair were refused. A token that ThingSpace handed out
-    /// again a moment ago may have expired just now, so this waits until it may be renewed.
+    /// Returns both tokens after the `stale` ones of a pair were refused. If ThingSpace returns the
+    /// same token, which may be about to expire, this waits until it may be renewed again.
     pub(super) async fn renewed(
         self: &Arc<Self>,
         stale: Stale,
@@ -254,21 +254,20 @@ impl Tokens {
         }
     }
 
-    /// Notes that a call succeeded with this pair.
     pub(super) fn worked(&self, pair: &TokenPair) {
         self.application.slot.worked(pair.bearer.id);
         self.user.slot.worked(pair.session.id);
     }
 
-    /// The error of a call whose token is refused although ThingSpace still hands it out.
+    /// Returns the error of a call whose token is refused although ThingSpace still issues it.
     pub(super) fn same_token_refused() -> Error {
         Error::NotSent {
-            reason: "ThingSpace refuses a token that it still hands out".to_owned(),
+            reason: "ThingSpace refuses a token that it still issues".to_owned(),
             retry_after: Some(slot::SAME_TOKEN_HOLD),
         }
     }
 
-    /// Permits one more attempt with both halves. The operator's statement is about the user.
+    /// Permits one more attempt with both halves. The operator's statement concerns the user.
     pub(super) async fn unblock(&self, mode: UnblockMode) -> Result<Unblocked, Error> {
         let secrets = self.secrets().await;
         let secrets = secrets.map_err(|error| error.into_call_error(self.name()))?;
@@ -303,7 +302,7 @@ impl Tokens {
                 Half::User => {
                     let renewed = this.log_in(last, need).await;
                     let session = renewed.is_ok() || this.user.slot.holds().is_some();
-                    this.standings.update(|state| state.session = session);
+                    this.health.update(|state| state.session = session);
                     renewed
                 }
             }
@@ -317,16 +316,16 @@ impl Tokens {
         }
     }
 
-    /// Returns what the files contain now. Notes in the standing if they cannot be used.
+    /// Returns what the files contain now. Updates the health if they cannot be used.
     async fn secrets(&self) -> Result<Arc<CredentialSecrets>, LoginError> {
         let secrets = self.files.secrets().await;
         match &secrets {
             Ok(secrets) => {
-                self.standings.set_files(None);
+                self.health.set_files(None);
                 self.users.set(self.name(), &secrets.user);
             }
             Err(LoginError { problem: Problem::FileUnusable(reason), .. }) => {
-                self.standings.set_files(Some(reason.clone()));
+                self.health.set_files(Some(reason.clone()));
             }
             Err(error) => {
                 tracing::warn!(credentials = self.name(), "no token: {}", error.problem);

@@ -17,6 +17,7 @@ mod replicas;
 mod retries;
 mod rotation;
 mod statuses;
+mod uncertain_logins;
 
 use std::{fs, sync::Arc, time::Duration};
 

@@ -34,7 +34,7 @@ fn errors() -> Vec<Error> {
         refused(RefusalKind::DeviceNotFound),
         refused(RefusalKind::DeviceState),
         refused(RefusalKind::RequestNotFound),
-        refused(RefusalKind::TurnedAway),
+        refused(RefusalKind::NotForwarded),
         refused(RefusalKind::Other),
         Error::CredentialsRejected { name: "main".to_owned() },
         Error::CredentialsUnreadable { name: "main".to_owned() },

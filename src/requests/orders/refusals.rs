@@ -38,7 +38,7 @@ impl RecentRefusal {
 
 impl Refusals {
     pub(super) fn remember(&self, cell: &str, hash: &[u8], refusal: &Refusal) {
-        if refusal.kind == RefusalKind::TurnedAway {
+        if refusal.kind == RefusalKind::NotForwarded {
             return;
         }
         let now = Instant::now();
@@ -82,7 +82,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refusal_by_the_api_manager_is_not_remembered() {
         let refusals = Refusals::default();
-        refusals.remember("key", b"order", &Refusal { kind: RefusalKind::TurnedAway, ..refusal() });
+        refusals.remember(
+            "key",
+            b"order",
+            &Refusal { kind: RefusalKind::NotForwarded, ..refusal() },
+        );
         assert_eq!(refusals.of("key", b"order"), None);
     }
 

@@ -1,5 +1,5 @@
 //! Sends one call with both tokens, repeats it once for each kind of token that was refused, and
-//! classifies failures.
+//! decides which failed calls may be retried.
 
 use std::time::Duration;
 
@@ -22,30 +22,24 @@ use crate::thingspace::{
 pub(super) struct UpstreamCall<'a> {
     pub(super) endpoint: Endpoint<'a>,
     pub(super) body: Bytes,
-    /// Never sent or repeated after this: the lease of the order has ended then.
+    /// The call is not sent or repeated after this, because the lease of the order has ended.
     pub(super) send_by: Option<Instant>,
 }
 
-/// A failed call, and whether the same call may be tried again.
+/// A failed call, and whether it may be retried.
 #[derive(Debug)]
 pub(super) struct CallFailure {
     pub(super) error: Error,
     retry: Retry,
-    /// The caller logs it: an order that is refused or has an unknown outcome, an unknown request.
+    /// Another module logs it: a refused order, an unknown outcome, an unknown request, no token.
     pub(super) logged_by_caller: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
     Never,
-    /// Not before this time has passed, if ThingSpace asked for one.
+    /// At the earliest after this time, if ThingSpace asked for one.
     After(Option<Duration>),
-}
-
-/// The result of an answered attempt.
-enum Attempt<T> {
-    Done(T),
-    Stale(Stale),
 }
 
 impl CallFailure {
@@ -53,12 +47,12 @@ impl CallFailure {
         Self { error, retry: Retry::Never, logged_by_caller: false }
     }
 
-    /// The breaker of the host is open for so long.
-    pub(super) fn left_alone(wait: Duration) -> Self {
+    /// A call to a host whose breaker stays open for `wait`.
+    pub(super) fn breaker_open(wait: Duration) -> Self {
         Self::permanent(Error::NotSent { reason: BREAKER_OPEN.to_owned(), retry_after: Some(wait) })
     }
 
-    /// It is too late to send the call. ThingSpace refused whatever was sent of it before.
+    /// A call whose `send_by` has passed. ThingSpace refused its earlier attempts, if any.
     fn too_late() -> Self {
         let reason = "the call was held up for too long to be sent safely".to_owned();
         Self {
@@ -67,7 +61,7 @@ impl CallFailure {
         }
     }
 
-    /// Returns how long to wait before the next try; `None`: there is none.
+    /// Returns how long to wait before the next attempt; `None`: there is none.
     pub(super) fn pause(&self, retries: &mut Retries) -> Option<Duration> {
         match self.retry {
             Retry::Never => None,
@@ -75,20 +69,17 @@ impl CallFailure {
         }
     }
 
-    /// The call was sent before, and refused. A later failure to connect changes nothing about
-    /// that, but it is no [`Error::NotConnected`] any more.
-    fn after_a_refusal(self) -> Self {
-        match self.error {
-            Error::NotConnected { reason } => {
-                Self { error: Error::NotSent { reason, retry_after: None }, ..self }
-            }
-            error => Self { error, ..self },
+    /// Replaces [`Error::NotConnected`], because an earlier attempt was sent and refused.
+    fn after_a_refusal(mut self) -> Self {
+        if let Error::NotConnected { reason } = self.error {
+            self.error = Error::NotSent { reason, retry_after: None };
         }
+        self
     }
 
     fn unanswered(endpoint: Endpoint<'_>, failure: SendError) -> Self {
         match failure {
-            // The sender of an order, which has made it durable, decides about the next try.
+            // Orders are retried by `requests::orders`, which has made them durable.
             SendError::NotConnected(reason) => {
                 let retry = if endpoint.is_order() { Retry::Never } else { Retry::After(None) };
                 Self { retry, ..Self::permanent(Error::NotConnected { reason }) }
@@ -100,15 +91,15 @@ impl CallFailure {
                 Self { error, retry, logged_by_caller: endpoint.is_order() }
             }
             SendError::NoDescriptor => Self::permanent(Error::NoDescriptor),
-            SendError::BreakerOpen(wait) => Self::left_alone(wait),
+            SendError::BreakerOpen(wait) => Self::breaker_open(wait),
         }
     }
 
-    /// The answer does not say whether the call was executed.
+    /// A call whose answer does not say whether it was executed.
     fn unknown_outcome(endpoint: Endpoint<'_>, reply: &Reply, reason: String) -> Self {
         let status = reply.status;
         let passing = reply.cut || status == 408 || status.is_server_error();
-        // A success that cannot be read, and is not too long, may have been damaged on its way.
+        // A success that cannot be read may have been damaged on its way, unless it is too long.
         let passing = passing || status.is_success() && reply.body.is_some();
         let retry = if passing && endpoint.has_no_effect() {
             Retry::After(reply.retry_after)
@@ -127,11 +118,10 @@ impl CallFailure {
 }
 
 impl Client {
-    /// Sends a call with both tokens, and again after each kind of token was refused and renewed:
-    /// three times at most, or more if the renewed token was found in the store, where it may be
-    /// old. Each repeat has a permit of its own: when a token ends, all calls in progress are
-    /// repeated, and the rate holds for them as well. While a call waits for a token or a permit,
-    /// it holds no connection.
+    /// Sends a call with both tokens. Repeats it after each kind of token was refused and renewed:
+    /// it is sent three times at most, or more often if a renewed token came from the store, where
+    /// it may be old. Each repeat has a permit of its own, because all calls in progress are
+    /// repeated when a token ends. A call that waits for a token or a permit holds no connection.
     pub(super) async fn exchange<T>(
         &self,
         set: &CredentialSet,
@@ -141,19 +131,20 @@ impl Client {
     ) -> Result<T, CallFailure> {
         let UpstreamCall { endpoint, body, send_by } = call;
         let tokens = &set.tokens;
-        let unlogged =
+        // The login and the queue of permits log their own failures.
+        let not_ready =
             |error| CallFailure { logged_by_caller: true, ..CallFailure::permanent(error) };
-        let mut pair = tokens.pair().await.map_err(unlogged)?;
+        let mut pair = tokens.pair().await.map_err(not_ready)?;
         let (mut renewals, mut refused, mut same) = (RenewalsLeft::default(), false, false);
         loop {
-            // The tokens may have taken long.
+            // Waiting for tokens may have taken long.
             if send_by.is_some_and(|by| Instant::now() > by) {
                 return Err(CallFailure::too_late());
             }
             permit.used = true;
             let stale = match self.attempt(set, endpoint, &pair, body.clone(), judge).await {
-                Ok(Attempt::Done(done)) => return Ok(done),
-                Ok(Attempt::Stale(stale)) => stale,
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(stale)) => stale,
                 Err(failure) if refused => return Err(failure.after_a_refusal()),
                 Err(failure) => return Err(failure),
             };
@@ -164,9 +155,9 @@ impl Client {
             refused = true;
             let class = permit.class;
             drop(permit);
-            let renewed = tokens.renewed(due, &pair).await.map_err(unlogged)?;
-            // ThingSpace may hand out a token before all of its servers know it. A call without an
-            // effect sends it once more.
+            let renewed = tokens.renewed(due, &pair).await.map_err(not_ready)?;
+            // ThingSpace may issue a token before all of its servers know it, so a call without an
+            // effect is repeated once with the same token.
             if renewed.headers() != pair.headers() {
                 renewals.count(due, &renewed);
             } else if !endpoint.has_no_effect() || std::mem::replace(&mut same, true) {
@@ -180,10 +171,11 @@ impl Client {
                     tokio::time::timeout_at(by, next).await.map_err(|_| CallFailure::too_late())?
                 }
             }
-            .map_err(unlogged)?;
+            .map_err(not_ready)?;
         }
     }
 
+    /// Sends a call once. The inner error names the tokens that were refused.
     async fn attempt<T>(
         &self,
         set: &CredentialSet,
@@ -191,7 +183,7 @@ impl Client {
         pair: &TokenPair,
         body: Bytes,
         judge: &impl Fn(&Reply) -> Verdict<T>,
-    ) -> Result<Attempt<T>, CallFailure> {
+    ) -> Result<Result<T, Stale>, CallFailure> {
         let sent = self.transport.send(endpoint, pair.headers(), body).await;
         let reply = sent.map_err(|failure| CallFailure::unanswered(endpoint, failure))?;
         let verdict = judge(&reply);
@@ -201,9 +193,9 @@ impl Client {
         match verdict {
             Verdict::Done(done) => {
                 set.failures.succeeded(set.tokens.name());
-                Ok(Attempt::Done(done))
+                Ok(Ok(done))
             }
-            Verdict::Stale(stale) => Ok(Attempt::Stale(stale)),
+            Verdict::Stale(stale) => Ok(Err(stale)),
             Verdict::Refused(refusal) => {
                 let logged_by_caller = endpoint.is_order() || code::says_unknown_request(&refusal);
                 let failure = CallFailure::permanent(Error::Refused(refusal));

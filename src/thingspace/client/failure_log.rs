@@ -1,22 +1,16 @@
 //! Logs failing calls: each kind of failure at once, then once a minute with the number of calls
 //! that failed, and the end of the failures.
 //!
-//! So an outage costs one line a minute, however many requests are open. Which call failed is
-//! logged by its caller.
+//! So an outage costs one line a minute with any number of open requests. These lines do not say
+//! which call failed: its caller logs that.
 
 use std::{
     collections::HashMap,
     mem::{self, Discriminant},
     sync::Mutex,
-    time::Duration,
 };
 
-use tokio::time::Instant;
-
-use crate::{lock::lock, thingspace::Error};
-
-/// Between two lines of the same kind.
-const LOG_INTERVAL: Duration = Duration::from_mins(1);
+use crate::{lock::lock, log_throttle::LogThrottle, thingspace::Error};
 
 /// The failures of one set of credentials.
 #[derive(Debug, Default)]
@@ -24,15 +18,14 @@ pub(super) struct FailureLog(Mutex<FailureLogState>);
 
 #[derive(Debug, Default)]
 struct FailureLogState {
-    /// By kind of error: when it was logged last, and how many calls failed since.
-    kinds: HashMap<Discriminant<Error>, (Option<Instant>, u64)>,
-    /// Its end is not logged yet.
+    kinds: HashMap<Discriminant<Error>, LogThrottle>,
+    /// A failure was logged, and its end was not.
     failing: bool,
 }
 
 impl FailureLog {
     pub(super) fn failed(&self, credentials: &str, error: &Error) {
-        let Some(calls) = self.due(error, Instant::now()) else { return };
+        let Some(calls) = self.due(error) else { return };
         match error {
             Error::CredentialsRejected { .. } => tracing::error!(
                 credentials,
@@ -51,17 +44,12 @@ impl FailureLog {
     }
 
     /// Returns how many calls failed like this since the last line, if a line is due.
-    fn due(&self, error: &Error, now: Instant) -> Option<u64> {
-        let state = &mut *lock(&self.0);
-        let (logged, calls) = state.kinds.entry(mem::discriminant(error)).or_default();
-        *calls += 1;
-        if logged.is_some_and(|logged| now < logged + LOG_INTERVAL) {
-            return None;
-        }
-        // A refusal is about one request: other calls may succeed meanwhile.
+    fn due(&self, error: &Error) -> Option<u64> {
+        let mut state = lock(&self.0);
+        let calls = state.kinds.entry(mem::discriminant(error)).or_default().count()?;
+        // A refusal concerns one request. Other calls may succeed meanwhile.
         state.failing |= !matches!(error, Error::Refused(_));
-        *logged = Some(now);
-        Some(mem::take(calls))
+        Some(calls)
     }
 }
 
@@ -70,17 +58,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_logged_at_once_and_then_once_a_minute() {
+    fn each_kind_is_logged_at_once_and_not_again_soon() {
         let log = FailureLog::default();
-        let now = Instant::now();
         let broken =
             |reason: &str| Error::OutcomeUnknown { reason: reason.to_owned(), retry_after: None };
-        assert_eq!(log.due(&broken("reset"), now), Some(1));
-        for _ in 0..1_000 {
-            assert_eq!(log.due(&broken("timeout"), now), None);
-        }
-        assert_eq!(log.due(&Error::Throttled { retry_after: None }, now), Some(1));
-        assert_eq!(log.due(&broken("reset"), now + LOG_INTERVAL), Some(1_001));
-        assert_eq!(log.due(&broken("reset"), now + LOG_INTERVAL), None);
+        assert_eq!(log.due(&broken("reset")), Some(1));
+        assert_eq!(log.due(&broken("timeout")), None);
+        assert_eq!(log.due(&Error::Throttled { retry_after: None }), Some(1));
+        assert_eq!(log.due(&broken("reset")), None);
     }
 }

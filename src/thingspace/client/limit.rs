@@ -2,11 +2,12 @@
 //!
 //! Each set of credentials has its own [`Permits`], and all share one [`ConnectionPool`]. A task
 //! issues the permits: it waits for the rate, then gives the next call of the [`queue`] a
-//! connection. A waiting call holds neither, so a set, class or account that waits delays no other.
+//! connection. A waiting call holds neither, so waiting sets, classes and accounts do not delay
+//! each other.
 //!
 //! Guarantees: at most `calls_per_second` calls begin in a second, and [`rate::BURST`] more after a
-//! pause; each class gets the share that [`queue`] states; a permit that is dropped unused, or
-//! whose caller gave up, is returned. No timer runs while no call waits.
+//! pause. Each class gets the share that [`queue`] states. A permit that is dropped unused, or
+//! whose caller stopped waiting, is returned. No timer runs while no call waits.
 
 mod connections;
 mod queue;
@@ -61,13 +62,13 @@ struct IssuerState {
     rate: Rate,
 }
 
-/// The right to send one call. If it is dropped unused, its share of the rate is returned. It holds
-/// its connection until it is dropped.
+/// The right to send one call. It holds a connection until it is dropped. Dropped unused, it also
+/// returns its share of the rate.
 #[derive(Debug)]
 pub(super) struct Permit {
     issuer: Arc<Issuer>,
     pub(super) class: Class,
-    /// The call is sent: the share of the rate is not returned.
+    /// The call was sent, so the share of the rate is not returned.
     pub(super) used: bool,
     _connection: ConnectionPermit,
 }
@@ -88,8 +89,8 @@ impl Permits {
         Self { issuer, _running: stop.drop_guard() }
     }
 
-    /// Waits for a permit. Refuses at once a call that would wait beyond `latest`, or whose queue
-    /// is full. Cancel-safe: a caller that stops waiting uses no permit.
+    /// Waits for a permit. Fails at once if the wait would exceed `latest` or the queue is full.
+    /// Cancel-safe: a caller that stops waiting uses no permit.
     pub(super) async fn wait(
         &self,
         class: Class,
@@ -99,7 +100,7 @@ impl Permits {
         self.issue(|state, call| {
             let now = Instant::now();
             let wait = state.wait(class, account, now);
-            // A deadline that has passed is not a full queue.
+            // If the deadline has passed, that is not because of the queue.
             let longest =
                 latest.map(|at| at.saturating_duration_since(now)).filter(|l| !l.is_zero());
             match longest.and_then(|longest| wait.checked_sub(longest)) {
@@ -115,7 +116,7 @@ impl Permits {
         self.issue(|state, call| Ok(state.queue.push_first(class, call))).await
     }
 
-    /// `enqueue` returns the call's place in the queue, or after how long to repeat the call.
+    /// `enqueue` adds the call to the queue, or returns after how long to repeat it.
     async fn issue(
         &self,
         enqueue: impl FnOnce(&mut IssuerState, oneshot::Sender<Permit>) -> Result<Ticket, Duration>,
@@ -138,7 +139,7 @@ impl Drop for Permit {
     }
 }
 
-/// Gives up the place in the queue when it is dropped.
+/// Removes a call from the queue when it is dropped.
 struct QueuePlace<'a> {
     issuer: &'a Issuer,
     ticket: Ticket,
@@ -157,15 +158,15 @@ impl IssuerState {
         let permits = u32::try_from(self.queue.permits_before(class, account)).unwrap_or(u32::MAX);
         match permits {
             0 => Duration::ZERO,
-            permits => self.rate.wait(now) + self.rate.interval() * permits,
+            permits => self.rate.wait(now) + self.rate.interval * permits,
         }
     }
 }
 
-/// What kept the issuer from issuing a permit.
+/// Why no permit can be issued.
 enum Obstacle {
     NoCall,
-    /// The rate allows no call for so long.
+    /// The rate allows no call for this long.
     Rate(Duration),
     NoConnection,
 }
@@ -208,7 +209,7 @@ impl Issuer {
         drop(state);
         let issuer = Arc::clone(self);
         let permit = Permit { issuer, class, used: false, _connection: connection };
-        // If the caller has just given up, the permit is dropped here and thus returned.
+        // If the caller has just stopped waiting, the permit is dropped and thus returned.
         let _ = call.send(permit);
         Ok(())
     }

@@ -1,30 +1,29 @@
-//! When a failed call is tried again: at most twice, after growing random pauses.
+//! The pauses before the retries of a failed call: at most two, growing and random.
 //!
-//! Decides only when. Whether a call may be tried again is decided by those who know it: calls
-//! without an effect, and calls that were certainly not sent. Logins and token requests have their
-//! own back-off and are never retried here.
+//! Whether a call may be retried is decided elsewhere: only calls without an effect, and calls that
+//! were certainly not sent. Logins and token requests have a back-off of their own.
 
 use std::time::Duration;
 
-/// Tries after the first.
+/// Attempts after the first.
 const RETRIES: u32 = 2;
 
 /// The pause is a random part of this (full jitter), which doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
-/// If ThingSpace asks for a longer pause, the caller has to repeat the call.
+/// If ThingSpace asks for a longer pause, the call fails.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// The retries of one call.
 #[derive(Debug, Default)]
-pub struct Retries {
+pub(crate) struct Retries {
     made: u32,
 }
 
 impl Retries {
-    /// Returns how long to wait before the next try, at least as long as ThingSpace `asked` for;
-    /// `None`: there is no further try.
-    pub fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
+    /// Returns how long to wait before the next attempt, at least as long as ThingSpace `asked`
+    /// for; `None`: there is none.
+    pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.pause(asked, fastrand::f64())
     }
 
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_waited_for_if_it_is_short() {
+    fn a_requested_pause_is_kept_if_it_is_short() {
         let mut retries = Retries::default();
         assert_eq!(retries.pause(Some(LONGEST_PAUSE), 0.5), Some(LONGEST_PAUSE + 125 * MS));
         assert_eq!(retries.pause(Some(LONGEST_PAUSE + MS), 0.5), None);

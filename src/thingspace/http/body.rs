@@ -12,7 +12,7 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// Fields that deny a success if they have a word of failure.
+/// Fields that contradict a success if they contain a word of failure.
 const OUTCOMES: [&str; 8] = [
     "status",
     "state",
@@ -29,7 +29,7 @@ const REASONS: [&str; 4] = ["errorMessage", "errorDescription", "faultString", "
 
 /// A body as a text and, if it is one, as a JSON object.
 pub(crate) struct ReplyBody<'a> {
-    /// Without a byte order mark and white space around it.
+    /// The text, without a byte order mark and white space around it.
     pub(crate) text: &'a str,
     pub(crate) object: Option<Object<'a>>,
 }
@@ -41,8 +41,8 @@ impl<'a> ReplyBody<'a> {
     }
 }
 
-/// An object together with the objects in it about the same device: `deviceResponse`, and
-/// `deviceProfileResponse` in that or beside it.
+/// An object and its parts about the same device: `deviceResponse`, and `deviceProfileResponse` in
+/// or beside that.
 pub(crate) struct DeviceParts<'o, 'a> {
     whole: &'o Object<'a>,
     pub(crate) responses: Vec<Object<'a>>,
@@ -57,17 +57,17 @@ impl<'o, 'a> DeviceParts<'o, 'a> {
         Self { whole, responses, profiles }
     }
 
-    /// The object itself and its parts.
+    /// Returns the object itself and its parts.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Object<'a>> {
         std::iter::once(self.whole).chain(&self.responses).chain(&self.profiles)
     }
 
-    /// Whether no part names another account.
+    /// Returns whether no part names another account.
     pub(crate) fn are_of_account(&self, account: &AccountName) -> bool {
         self.all().all(|part| part.is_of_account(account))
     }
 
-    /// Whether every field for the request names this one.
+    /// Returns whether no part names another request.
     pub(crate) fn are_of_request(&self, request: &RequestId) -> bool {
         let names_it =
             |id: Json| id.id().is_some_and(|id| id.eq_ignore_ascii_case(request.as_str()));
@@ -76,11 +76,11 @@ impl<'o, 'a> DeviceParts<'o, 'a> {
             .all(|id| names_it(Json::of(id)))
     }
 
-    /// Whether a part has what a success never has: an error code, a fault, the reason for a
+    /// Returns whether a part contradicts a success: by an error code, a fault, the reason for a
     /// failure, or a field that says failure.
     pub(crate) fn deny_success(&self) -> bool {
         self.all().any(|part| {
-            let codes = ErrorCodes::of_object(part);
+            let codes = ErrorCodes::read(Some(part), "");
             !matches!(codes, ErrorCodes::None | ErrorCodes::Success) || says_failure(part)
         })
     }
@@ -97,7 +97,8 @@ fn is_no_reason(text: &str) -> bool {
     is_no_value(text) || is_success(text) || matches!(&*plain(text), "noerror" | "noerrors")
 }
 
-/// Whether a word says that a profile was not downloaded: `NOT_DOWNLOADED`, `DOWNLOAD_FAILED`, …
+/// Returns whether a word says that a profile was not downloaded: `NOT_DOWNLOADED`,
+/// `DOWNLOAD_FAILED`, …
 fn is_profile_failure(word: &str) -> bool {
     let word = plain(word);
     StatusClass::of(&word) == StatusClass::Failed

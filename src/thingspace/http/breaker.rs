@@ -4,24 +4,24 @@
 //! time-out, a cut body or a 5xx. While it is open, every call fails at once with the time to wait.
 //! Then exactly one call without an effect is sent as a probe. An answer closes the breaker. A
 //! failure opens it again, for twice as long as before, up to `breaker_max`, with a random
-//! reduction of up to a half, or for as long as the probe's `Retry-After` says. The doubling starts
-//! over only after `breaker_failures` answers in a row, so that a host which answers nothing but
+//! reduction of up to a half, or for the probe's `Retry-After` if that is longer. The doubling
+//! starts over only after `breaker_failures` answers in a row, so that a host that answers only
 //! probes is called less and less.
 //!
-//! Every reply of the host itself is an answer, also if it refuses tokens or credentials.
-//! Throttling neither opens nor closes the breaker: it says nothing about what is behind the
-//! throttle. A throttled probe is repeated, not before its `Retry-After`. If the caller of a probe
-//! goes away, the transport sends the next probe itself, in a task that no caller can cancel. The
-//! outcome of a call that began before the last change of state is ignored.
+//! Every reply of the host itself is an answer, also a refusal of tokens or credentials. Throttling
+//! neither opens nor closes the breaker, because it says nothing about the servers behind. A
+//! throttled probe is repeated after its `Retry-After`. If the caller of a probe goes away, the
+//! transport sends the next probe itself, in a task that no caller can cancel. The outcome of a
+//! call that began before the last change of state is ignored.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::config::ThingSpaceConfig;
+use crate::{backoff::jittered, lock::lock};
 
 /// The longest `Retry-After` that is respected, for a host and for a single call.
 pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(5);
@@ -36,27 +36,27 @@ pub(crate) enum CallOutcome {
 
 /// The state of a host's breaker, for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostHealth {
-    pub host: String,
+pub(crate) struct HostHealth {
+    pub(crate) host: String,
     /// How long calls fail at once, at least. `None`: the breaker is closed.
-    pub open_for: Option<Duration>,
+    pub(crate) open_for: Option<Duration>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Breaker {
-    host: String,
+    pub(super) host: String,
     settings: BreakerSettings,
     state: Mutex<BreakerState>,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BreakerSettings {
-    failures: u32,
-    first: Duration,
-    most: Duration,
+    pub(super) failures: u32,
+    pub(super) first: Duration,
+    pub(super) most: Duration,
 }
 
-/// The right to send one call. If it is dropped without a report, the call showed nothing.
+/// The right to send one call. Dropped without a report, it says nothing about the host.
 #[derive(Debug)]
 pub(crate) struct Pass {
     breaker: Arc<Breaker>,
@@ -68,9 +68,9 @@ pub(crate) struct Pass {
 #[derive(Debug)]
 pub(crate) enum Admission {
     Pass(Pass),
-    /// This call cannot be the probe. A probe has to be sent first, with this pass.
+    /// A probe has to be sent first, with this pass, because this call cannot be the probe.
     ProbeFirst(Pass),
-    /// Not for this long.
+    /// No call may be sent for this long.
     Refused(Duration),
 }
 
@@ -92,11 +92,11 @@ struct BreakerState {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BreakerPhase {
+    /// Calls are sent.
     Closed,
     /// After `until`, the next call is the probe.
-    Open {
-        until: Instant,
-    },
+    Open { until: Instant },
+    /// The probe has no outcome yet.
     Probing,
 }
 
@@ -106,16 +106,6 @@ enum BreakerChange {
     Opened(Duration),
     StillOpen(Duration),
     Closed,
-}
-
-impl BreakerSettings {
-    pub(crate) fn new(config: &ThingSpaceConfig) -> Self {
-        Self {
-            failures: config.breaker_failures,
-            first: config.breaker_first,
-            most: config.breaker_max,
-        }
-    }
 }
 
 impl Breaker {
@@ -133,7 +123,7 @@ impl Breaker {
 
     /// Admits or refuses the next call. Only a call without an effect may be the probe.
     pub(crate) fn admit(self: &Arc<Self>, has_no_effect: bool) -> Admission {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if let Some(wait) = state.remaining(&self.settings, Instant::now()) {
             return Admission::Refused(wait);
         }
@@ -146,17 +136,13 @@ impl Breaker {
         if is_probe && !may_probe { Admission::ProbeFirst(pass) } else { Admission::Pass(pass) }
     }
 
-    /// How long calls are refused from now on, if they are.
+    /// Returns how long calls are refused from now on; `None`: they are not.
     pub(crate) fn refused_for(&self) -> Option<Duration> {
-        self.lock().remaining(&self.settings, Instant::now())
-    }
-
-    pub(crate) fn host(&self) -> &str {
-        &self.host
+        lock(&self.state).remaining(&self.settings, Instant::now())
     }
 
     pub(crate) fn health(&self) -> HostHealth {
-        let open_for = match self.lock().phase {
+        let open_for = match lock(&self.state).phase {
             BreakerPhase::Closed => None,
             BreakerPhase::Open { until } => Some(until.saturating_duration_since(Instant::now())),
             BreakerPhase::Probing => Some(Duration::ZERO),
@@ -165,19 +151,17 @@ impl Breaker {
     }
 
     fn report(&self, era: u64, outcome: Option<CallOutcome>) {
-        let change =
-            self.lock().report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
-        let host = &self.host;
+        let mut state = lock(&self.state);
+        let change = state.report(&self.settings, era, outcome, Instant::now(), fastrand::f64());
+        drop(state);
+        let (host, failures) = (&self.host, self.settings.failures);
         match change {
-            Some(BreakerChange::Opened(wait)) => {
-                let failures = self.settings.failures;
-                tracing::warn!(
-                    host,
-                    failures,
-                    ?wait,
-                    "a host of ThingSpace does not answer; calls to it fail at once"
-                );
-            }
+            Some(BreakerChange::Opened(wait)) => tracing::warn!(
+                host,
+                failures,
+                ?wait,
+                "a host of ThingSpace does not answer; calls to it fail at once"
+            ),
             Some(BreakerChange::StillOpen(wait)) => {
                 tracing::debug!(host, ?wait, "a host of ThingSpace still does not answer");
             }
@@ -187,14 +171,9 @@ impl Breaker {
             None => {}
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, BreakerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Pass {
-    /// Reports the outcome of the call.
     pub(crate) fn report(mut self, outcome: CallOutcome) {
         self.outcome = Some(outcome);
     }
@@ -207,7 +186,6 @@ impl Drop for Pass {
 }
 
 impl BreakerState {
-    /// How long calls are still refused.
     fn remaining(&self, settings: &BreakerSettings, now: Instant) -> Option<Duration> {
         match self.phase {
             BreakerPhase::Closed => None,
@@ -226,7 +204,7 @@ impl BreakerState {
         self.probe_cancelled &= phase == BreakerPhase::Probing;
     }
 
-    /// Takes the outcome of a call of this era. `random` is between 0 and 1.
+    /// Applies the outcome of a call that began in `era`. `random` is between 0 and 1.
     fn report(
         &mut self,
         settings: &BreakerSettings,
@@ -251,7 +229,7 @@ impl BreakerState {
             (BreakerPhase::Closed, Some(Failed(_))) => {
                 self.answers = 0;
                 self.failures += 1;
-                // Its `Retry-After` may concern this call only. A probe is sent soon.
+                // The `Retry-After` may concern this call only, so a probe is sent soon.
                 (self.failures >= settings.failures)
                     .then(|| BreakerChange::Opened(self.open(settings, None, now, random)))
             }
@@ -299,12 +277,6 @@ impl BreakerState {
         self.enter(BreakerPhase::Open { until: now + wait });
         wait
     }
-}
-
-/// Half of a duration to the whole of it, so that replicas do not act in step. `random` is between
-/// 0 and 1.
-pub(crate) fn jittered(duration: Duration, random: f64) -> Duration {
-    duration.mul_f64(f64::midpoint(1.0, random))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
-//! Error codes: where a reply has them, and what they mean.
+//! Error codes: where a reply contains them, and what they mean. A *general code* is neither
+//! ThingSpace's own nor its API manager's: an HTTP status or a word.
 //!
-//! Never reads the message beside a code: it is dynamic, and may quote the request.
+//! Never reads the message beside a code, which is dynamic and may quote the request.
 
 mod envelope;
 pub(crate) mod table;
@@ -11,7 +12,7 @@ use crate::thingspace::{Refusal, RefusalKind};
 
 const MAX_CODE_CHARS: usize = 128;
 
-/// A longer text is no code. In bytes; the longest code contains the name of a service plan.
+/// A longer text is no code. The longest code contains the name of a service plan.
 const MAX_CODE_BYTES: usize = 512;
 
 /// A word with this many digits is the identity of a device, or a token. An MDN has 10 digits, and
@@ -37,7 +38,7 @@ pub(crate) enum ErrorCodes {
     /// Only codes of success, such as `200` or `false`.
     Success,
     One(Code),
-    /// Different codes, or something else in the place of a code.
+    /// Different codes, or something that is no code in the place of one.
     Contradictory,
 }
 
@@ -46,11 +47,8 @@ impl ErrorCodes {
         Self::read(body.object.as_ref(), body.text)
     }
 
-    pub(crate) fn of_object(object: &Object<'_>) -> Self {
-        Self::read(Some(object), "")
-    }
-
-    fn read(object: Option<&Object<'_>>, text: &str) -> Self {
+    /// Reads the codes in an object or, if there is none, in a text.
+    pub(super) fn read(object: Option<&Object<'_>>, text: &str) -> Self {
         let mut summary = Self::None;
         for found in envelope::all(object, text) {
             let next = match found {
@@ -70,22 +68,21 @@ impl ErrorCodes {
     }
 }
 
-/// Whether a text in the place of a code says that there is no error.
+/// Returns whether a text in the place of a code says that there is no error.
 fn is_success(code: &str) -> bool {
     let is = |word: &str| code.eq_ignore_ascii_case(word);
     let is_zero = code.parse().is_ok_and(|number: u16| number == 0);
     is_zero || is("false") || words::is_success(code) && !is("true")
 }
 
-/// Whether a text can be a code: no number with a sign, a fraction or an exponent, and no word such
-/// as "null".
+/// Returns whether a text can be a code: no number with a sign, a fraction or an exponent, and no
+/// word such as "null".
 fn is_code(text: &str) -> bool {
     let is_integer = text.bytes().all(|byte| byte.is_ascii_digit());
     (is_integer || text.parse::<f64>().is_err()) && !words::is_no_value(text)
 }
 
 impl Code {
-    /// The code in the first envelope that has one.
     pub(crate) fn first(body: &ReplyBody<'_>) -> Option<Self> {
         envelope::first(body).and_then(Self::of)
     }
@@ -96,12 +93,12 @@ impl Code {
         (code.text.len() <= MAX_CODE_BYTES && !shown(&code.text).is_empty()).then_some(code)
     }
 
-    /// The row of the table for this code with an HTTP status.
     pub(crate) fn row(&self, http: u16) -> &'static Row {
         table::row(&name(&self.text).0, self.number, http)
     }
 
-    /// Whether ThingSpace itself wrote the code, not its API manager or authorization server.
+    /// Returns whether ThingSpace itself wrote the code, not its API manager or authorization
+    /// server.
     pub(crate) fn is_from_thingspace(&self) -> bool {
         name(&self.text).1
     }
@@ -110,7 +107,6 @@ impl Code {
         self.number.is_some()
     }
 
-    /// Whether the code is neither ThingSpace's nor its API manager's: an HTTP status or a word.
     pub(crate) fn is_general(&self) -> bool {
         !self.is_from_thingspace() && !self.is_from_api_manager()
     }
@@ -120,8 +116,8 @@ impl Code {
     }
 }
 
-/// A code without the name of the service, in lower case, and whether it has a class of ThingSpace.
-/// Several services use the same codes with the same meanings.
+/// Returns a code without the name of the service, in lower case, and whether it has one of
+/// [`CLASSES`]. Several services use the same codes with the same meanings.
 fn name(code: &str) -> (String, bool) {
     let lower = code.to_ascii_lowercase();
     let starts = |at: usize| {
@@ -135,8 +131,8 @@ fn name(code: &str) -> (String, bool) {
     (name.to_owned(), class.is_some())
 }
 
-/// A code as it may be shown: short, only of the characters of codes, and without identities and
-/// tokens, which a text in the place of a code may contain.
+/// Returns a code as it may be shown: cut, with only the characters of codes, and with `_` in place
+/// of identities and tokens.
 pub(crate) fn shown(code: &str) -> String {
     let in_word = |c: char| c.is_ascii_alphanumeric() || c == '-';
     // Digits that other characters separate are masked as one word.
@@ -155,28 +151,28 @@ pub(crate) fn shown(code: &str) -> String {
     masked
 }
 
-/// The meaning of a refusal, for people.
+/// Returns the meaning of a refusal, for people.
 pub(crate) fn meaning(kind: RefusalKind, code: &str, http: u16) -> &'static str {
-    let number = code.parse().ok().filter(|_| kind == RefusalKind::TurnedAway);
+    let number = code.parse().ok().filter(|_| kind == RefusalKind::NotForwarded);
     table::row(&name(code).0, number, http).meaning
 }
 
-/// Whether the API manager refused with a number of its own (900906, no such path; 700700, API
-/// blocked; …), so that ThingSpace did not see the call and checked no password. Not so the fault
-/// for "wrong authentication": it does not say whose authentication.
+/// Returns whether the API manager refused the call with a number of its own (900906, no such path;
+/// 700700, API blocked; …). Then ThingSpace did not see the call and checked no password. The fault
+/// for "wrong authentication" is none of these: it does not say whose authentication is wrong.
 pub(crate) fn is_by_api_manager(refusal: &Refusal) -> bool {
-    refusal.kind == RefusalKind::TurnedAway && refusal.code.len() == 6
+    refusal.kind == RefusalKind::NotForwarded && refusal.code.len() == 6
 }
 
-/// Whether ThingSpace says that it does not know the request. Its documents do not say how: by a
-/// code that names the request, or by a 404 that is not about the account. A 404 of the API manager
-/// means a wrong path.
+/// Returns whether ThingSpace says that it does not know the request. Its documents do not say how,
+/// so this is a code that names the request, or a 404 that does not concern the account. A 404 of
+/// the API manager means a wrong path.
 pub(crate) fn says_unknown_request(refusal: &Refusal) -> bool {
     match refusal.kind {
         RefusalKind::RequestNotFound => true,
-        RefusalKind::TurnedAway | RefusalKind::AccountNotFound | RefusalKind::AccountForbidden => {
-            false
-        }
+        RefusalKind::NotForwarded
+        | RefusalKind::AccountNotFound
+        | RefusalKind::AccountForbidden => false,
         _ => refusal.status == 404,
     }
 }

@@ -27,22 +27,22 @@ pub(crate) enum Json {
 }
 
 impl Json {
-    /// Reads a value. Only a number that is too large and a value that is too deep cannot be read;
-    /// they become [`Json::Inexact`].
+    /// Reads a value. A number that is too large and a value that is too deep become
+    /// [`Json::Inexact`].
     pub(super) fn of(value: &RawValue) -> Self {
         serde_json::from_str(value.get()).unwrap_or(Self::Inexact)
     }
 
-    /// The value as an id: a text or an exact number.
+    /// Returns the value as an id: a text or an exact number.
     pub(crate) fn id(&self) -> Option<String> {
         match self {
             Self::Text(text) => Some(text.clone()),
             Self::Exact(number) => Some(number.to_string()),
-            Self::Null | Self::Bool(_) | Self::Inexact | Self::List(_) | Self::Fields(_) => None,
+            _ => None,
         }
     }
 
-    /// Whether there is more than nulls and empty texts, lists and objects.
+    /// Returns whether the value contains more than nulls and empty texts, lists and objects.
     pub(crate) fn has_content(&self) -> bool {
         match self {
             Self::Null => false,

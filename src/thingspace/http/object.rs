@@ -1,5 +1,5 @@
-//! A JSON object that is read tolerantly: names in any case, numbers in the place of texts, one
-//! value in the place of a list.
+//! A JSON object that is read tolerantly: names in any case, a number instead of a text, one value
+//! instead of a list.
 
 use std::fmt;
 
@@ -17,28 +17,27 @@ use super::{
 use crate::identity::{AccountName, RequestId};
 
 /// The fields of an object in their order, with their values as they were written. A map would lose
-/// fields of a repeated name.
+/// a field whose name is repeated.
 pub(crate) struct Object<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Object<'a> {
-    /// The value of each field.
     pub(crate) fn all(&self) -> impl Iterator<Item = &'a RawValue> {
         self.0.iter().map(|(_, value)| *value)
     }
 
-    /// The value of the only field of this name in any case.
+    /// Returns the value of the field of this name in any case, if there is exactly one.
     pub(crate) fn only(&self, name: &str) -> Option<&'a RawValue> {
         let mut fields = self.0.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         let (_, value) = fields.next()?;
         fields.next().is_none().then_some(*value)
     }
 
-    /// The values that are not null, of the fields of these names in any case.
+    /// Returns the values, except null, of the fields with these names in any case.
     pub(crate) fn values(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.values_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
     }
 
-    /// The values that are not null, of the fields whose names fit.
+    /// Returns the values, except null, of the fields whose names fit.
     pub(crate) fn values_where(
         &self,
         fits: impl Fn(&str) -> bool,
@@ -49,7 +48,7 @@ impl<'a> Object<'a> {
             .map(|(_, value)| *value)
     }
 
-    /// Those of them that are texts, numbers or booleans. All digits of a number are kept.
+    /// Returns the values that are texts, numbers or booleans. All digits of a number are kept.
     pub(crate) fn texts(&self, names: &[&str]) -> impl Iterator<Item = String> {
         self.values(names).filter_map(|value| match value.get().as_bytes().first()? {
             b'"' => serde_json::from_str(value.get()).ok(),
@@ -58,12 +57,11 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// The first of these texts.
     pub(crate) fn text(&self, names: &[&str]) -> Option<String> {
         self.texts(names).next()
     }
 
-    /// The id of the request, if all fields for it have the same one, in any case.
+    /// Returns the request id if all fields for it agree, in any case.
     pub(crate) fn request_id(&self) -> Option<RequestId> {
         let mut ids = self.values_where(is_request_id).map(Json::of).filter(Json::has_content);
         let first = exact_id(&ids.next()?)?;
@@ -71,7 +69,7 @@ impl<'a> Object<'a> {
         ids.all(|id| exact_id(&id).is_some_and(agrees)).then_some(first)
     }
 
-    /// Whether no field names another account.
+    /// Returns whether no field names another account.
     pub(crate) fn is_of_account(&self, account: &AccountName) -> bool {
         let names_it = |value: &RawValue| match Json::of(value) {
             Json::Text(name) => name.trim().is_empty() || name.trim() == account.as_str(),
@@ -80,17 +78,16 @@ impl<'a> Object<'a> {
         self.values_where(|name| matches!(&*plain(name), "accountname" | "account")).all(names_it)
     }
 
-    /// The values that are objects, also those in lists.
+    /// Returns the values that are objects, also those in lists.
     pub(crate) fn objects(&self, names: &[&str]) -> Vec<Self> {
         self.elements(names).filter_map(|value| serde_json::from_str(value.get()).ok()).collect()
     }
 
-    /// The values, with the elements of a list in the place of the list.
+    /// Returns the values, with the elements of a list instead of the list.
     pub(crate) fn elements(&self, names: &[&str]) -> impl Iterator<Item = &'a RawValue> {
         self.elements_where(|key| names.iter().any(|name| name.eq_ignore_ascii_case(key)))
     }
 
-    /// The same for the fields whose names fit.
     pub(crate) fn elements_where(
         &self,
         fits: impl Fn(&str) -> bool,

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::breaker::LONGEST_RETRY_AFTER;
 
-/// A request id outside the body. `X-Request-Id` is another thing; see
+/// The header with a request id. `X-Request-Id` is something else; see
 /// [`evidence`](super::verdict).
 const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 
@@ -39,11 +39,11 @@ pub(crate) struct Reply {
 pub(crate) enum SendError {
     /// There was no connection, so nothing was sent.
     NotConnected(String),
-    /// This process can open no more files, so nothing was sent. Says nothing about the host.
+    /// This process can open no more files, so nothing was sent. This says nothing about the host.
     NoDescriptor,
     /// The request may have arrived.
     NoAnswer(String),
-    /// The host's breaker is open, at least for this long, so nothing was sent.
+    /// The host's breaker is open for at least this long, so nothing was sent.
     BreakerOpen(Duration),
 }
 
@@ -55,7 +55,7 @@ impl Reply {
         let locations = values(headers, &[LOCATION, CONTENT_LOCATION]);
         let request_ids = values(headers, &[REQUEST_ID]);
         let notes = values(headers, &[WWW_AUTHENTICATE, WARNING]);
-        // reqwest removes the header from what it has decoded.
+        // reqwest removes this header when it decodes a body.
         let is_encoded =
             headers.get(CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity");
         let (mut body, mut is_too_long, mut cut) = (BytesMut::new(), false, false);
@@ -78,14 +78,14 @@ impl Reply {
 
 impl SendError {
     /// reqwest reports DNS errors, refused connections, failed handshakes and the connect time-out
-    /// as "connect", but not the time-out of the whole call, even if it ends a connect.
+    /// as "connect", but not the time-out of the whole call, even if it expires while connecting.
     pub(super) fn from_reqwest(error: &reqwest::Error) -> Self {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {
             root = source;
         }
         let code = root.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        // Only opening a socket fails with these, so before anything is sent.
+        // Only opening a socket fails with these errors, so nothing was sent.
         let no_descriptor = [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error);
         if code.is_some_and(|code| no_descriptor.contains(&code)) {
             Self::NoDescriptor
@@ -100,7 +100,7 @@ impl SendError {
         }
     }
 
-    /// The value of `error.type` in a span.
+    /// Returns the value of `error.type` in a span.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::NotConnected(_) => "not_connected",
@@ -116,7 +116,7 @@ fn values(headers: &HeaderMap, names: &[HeaderName]) -> Vec<String> {
     named.map(|(_, value)| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
 }
 
-/// Seconds or an HTTP date; [`LONGEST_RETRY_AFTER`] at most.
+/// Reads seconds or an HTTP date. Returns at most [`LONGEST_RETRY_AFTER`].
 fn retry_after(value: &HeaderValue) -> Option<Duration> {
     let text = value.to_str().ok()?.trim();
     let wait = if let Ok(seconds) = text.parse() {

@@ -1,16 +1,16 @@
 //! Sends one request and reads its reply, within bounds.
 //!
-//! Never follows a redirect, uses no proxy but the configured one, and never repeats a request: the
-//! login guard counts logins, and an order must not be sent twice. hyper may try a second
-//! connection, but then nothing was sent: hyper-util repeats a request only if hyper gives it back,
-//! and hyper gives back only what is still in the channel to the task of a pooled connection. Once
-//! that task takes the request out, to write its first byte, every failure is an error without the
-//! request.
+//! Never follows a redirect, uses no proxy except the configured one, and never repeats a request:
+//! the login guard counts logins, and an order must not be sent twice. hyper may try a second
+//! connection, but only if nothing was sent: hyper-util repeats a request only if hyper returns it,
+//! and hyper returns only a request that is still in the channel to the task of a pooled
+//! connection. Once that task has taken the request, to write its first byte, a failure does not
+//! return it.
 //!
 //! Bounds: the time of the whole call, body included; the bytes of the body after decompression;
-//! [`MAX_HEADERS`] headers, and for them about 400 KiB, which is hyper's own limit (reqwest has no
-//! setting for it). Interim answers (1xx) are skipped within that time. 101 is an answer like any
-//! other, because no upgrade is requested.
+//! [`MAX_HEADERS`] headers of about 400 KiB together, which is hyper's own limit (reqwest has no
+//! setting for it). Interim answers (1xx) are skipped within that time. 101 is an ordinary answer,
+//! because no upgrade is requested.
 //!
 //! Every call needs a pass of its host's [`Breaker`] and reports its outcome there.
 
@@ -44,7 +44,7 @@ const IDLE: Duration = Duration::from_secs(30);
 const MAX_STATUS_BYTES: usize = 16 << 20;
 const MAX_OTHER_BYTES: usize = 1 << 20;
 const MAX_HEADERS: usize = 100;
-/// At most one in this many of `max_connections` is kept idle for each host.
+/// At most this part of `max_connections` (a quarter) is kept idle for each host.
 const IDLE_PART: usize = 4;
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Transport {
         config: &ThingSpaceConfig,
         probed: Option<AccountName>,
     ) -> Result<Self, BuildError> {
-        // Fails if a provider is installed already. The process has no other.
+        // Fails if a provider is installed already, which is the same one.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let base =
             parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
@@ -76,13 +76,9 @@ impl Transport {
             url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
         };
         let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
-        let proxy = match config.proxy_url.as_str() {
-            "" => None,
-            url => Some(
-                reqwest::Proxy::all(url)
-                    .map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?,
-            ),
-        };
+        let proxy = Some(&config.proxy_url).filter(|url| !url.is_empty()).map(reqwest::Proxy::all);
+        let proxy =
+            proxy.transpose().map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?;
         let client = |idle| {
             let builder = reqwest::Client::builder()
                 .user_agent(concat!("thingspace-gateway/", env!("CARGO_PKG_VERSION")))
@@ -100,14 +96,15 @@ impl Transport {
                 Some(proxy) => builder.proxy(proxy.clone()),
                 None => builder,
             };
-            // reqwest demands CA certificates of the system, also if TLS is not used.
+            // reqwest requires CA certificates of the system even if TLS is not used.
             let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
             builder.build().map_err(BuildError::Tls)
         };
-        let settings = BreakerSettings::new(config);
+        let (failures, first) = (config.breaker_failures, config.breaker_first);
+        let settings = BreakerSettings { failures, first, most: config.breaker_max };
         let api_host = Breaker::new(host(&base), settings);
         let token_host = match host(&token) {
-            same if same == api_host.host() => Arc::clone(&api_host),
+            same if same == api_host.host => Arc::clone(&api_host),
             other => Breaker::new(other, settings),
         };
         Ok(Self {
@@ -123,7 +120,6 @@ impl Transport {
         })
     }
 
-    /// How long the breaker of the API's host refuses calls, if it does.
     pub(crate) fn breaker_open_for(&self) -> Option<Duration> {
         self.api_host.refused_for()
     }
@@ -138,7 +134,6 @@ impl Transport {
         }
     }
 
-    /// The health of each host.
     pub(crate) fn health(&self) -> Vec<HostHealth> {
         let mut health = vec![self.api_host.health()];
         if !Arc::ptr_eq(&self.api_host, &self.token_host) {
@@ -158,7 +153,7 @@ impl Transport {
         self.send_admitted(pass, endpoint, headers, body).await
     }
 
-    /// Waits for a probe if one is due and this call may not be it, because it has an effect.
+    /// Gets a pass. Waits for a probe if one is due and this call, having an effect, cannot be it.
     async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, SendError> {
         let breaker = match endpoint {
             Endpoint::Token => &self.token_host,
@@ -172,16 +167,16 @@ impl Transport {
                     Some(account) if Arc::ptr_eq(breaker, &self.api_host) => {
                         self.probe(pass, account.clone()).await;
                     }
-                    // A separate host for tokens has no other call. A token request has no effect:
-                    // within the hour ThingSpace gives the same token again.
+                    // A separate host for tokens has no other call. A token request has no effect,
+                    // because ThingSpace returns the same token for an hour.
                     _ => return Ok(pass),
                 },
             }
         }
     }
 
-    /// Lists callbacks, the smallest call without an effect. Without tokens it is refused, which is
-    /// an answer. It runs in a task of its own, so that a caller who goes away does not cancel it.
+    /// Lists callbacks, the smallest call without an effect. It is refused, because it has no
+    /// tokens, and a refusal is an answer. Runs in a task of its own, which no caller can cancel.
     async fn probe(self: &Arc<Self>, pass: Pass, account: AccountName) {
         let this = Arc::clone(self);
         let probe = async move {
@@ -257,7 +252,6 @@ impl Transport {
     }
 }
 
-/// What a call shows about its host.
 fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOutcome {
     let Some(reply) = result.as_ref().ok().filter(|reply| !reply.cut) else {
         return CallOutcome::Failed(None);
@@ -277,13 +271,10 @@ fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOut
     }
 }
 
-/// Host and port, which have a breaker together.
+/// Returns host and port, which have one breaker.
 fn host(url: &Url) -> String {
-    format!(
-        "{}:{}",
-        url.host_str().unwrap_or_default(),
-        url.port_or_known_default().unwrap_or_default()
-    )
+    let port = url.port_or_known_default().unwrap_or_default();
+    format!("{}:{port}", url.host_str().unwrap_or_default())
 }
 
 fn parse_url(text: &str) -> Option<Url> {

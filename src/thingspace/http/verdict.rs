@@ -22,16 +22,16 @@ use crate::thingspace::Refusal;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict<T> {
+    /// Executed, with this result.
     Done(T),
     /// Refused before execution, because of these tokens.
     Stale(Stale),
+    /// Refused before execution, because of too many calls; with its `Retry-After`.
     Throttled(Option<Duration>),
+    /// Refused before execution, for another reason.
     Refused(Refusal),
     /// The outcome is unknown.
-    Unknown {
-        status: u16,
-        reason: String,
-    },
+    Unknown { status: u16, reason: String },
 }
 
 /// The tokens to renew.
@@ -47,11 +47,11 @@ impl Stale {
     const BOTH: Self = Self { bearer: true, session: true };
 }
 
-/// The verdict on a reply to any call but an order; for orders see [`judge_order`]. `parse` reads
-/// the body of a success.
+/// Returns the verdict on a reply to any call except an order; for orders see [`judge_order`].
+/// `parse` reads the body of a success.
 ///
-/// The code of a refusal counts only if the reply blames the call: not with a 5xx or a 408, and not
-/// if the body also reads as a success, because the status of a failed request may have a code.
+/// The code of a refusal is ignored with a 5xx or a 408, and if the body also reads as a success:
+/// the status of a failed request may have a code.
 pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
     let text = reply.body.as_deref().map(String::from_utf8_lossy);
@@ -62,7 +62,7 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T
     let read = body.filter(|_| is_intact).and_then(parse);
     let reads_as_success = read.is_some();
     if let (200..=299, Some(done)) = (status, read)
-        && !body.is_some_and(|body| blames_the_call(body, status))
+        && !body.is_some_and(|body| fails_the_call(body, status))
     {
         return Verdict::Done(done);
     }
@@ -72,7 +72,7 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T
         (_, Some((_, CodeClass::SessionRefused))) => Verdict::Stale(Stale::SESSION),
         (_, Some((_, CodeClass::BearerRefused))) => Verdict::Stale(Stale::BEARER),
         (_, Some((_, CodeClass::Throttled))) | (429, _) => Verdict::Throttled(reply.retry_after),
-        // Any other 401 is about the tokens and does not say which.
+        // Any other 401 concerns the tokens, but does not say which.
         (401, class) if !class.is_some_and(|(code, _)| code.is_from_thingspace()) => {
             Verdict::Stale(Stale::BOTH)
         }
@@ -90,8 +90,9 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T
     }
 }
 
-/// Whether a success has a code that is about the call. A refusal is about the request.
-fn blames_the_call(body: &ReplyBody<'_>, status: u16) -> bool {
+/// Returns whether a success has a code of a failed call. The code of a refusal belongs to the
+/// request that the success describes.
+fn fails_the_call(body: &ReplyBody<'_>, status: u16) -> bool {
     match ErrorCodes::of(body) {
         ErrorCodes::None | ErrorCodes::Success => false,
         ErrorCodes::One(code) => !matches!(code.row(status).class, CodeClass::Refused(_)),

@@ -22,7 +22,7 @@ use crate::{
 };
 
 const MAX_TOKEN_BYTES: usize = 4096;
-/// ThingSpace says an hour. More than a day is not believed.
+/// The longest lifetime that is believed. ThingSpace says an hour.
 const MAX_LIFETIME_SECONDS: u64 = 86_400;
 
 /// An issued bearer token.
@@ -32,8 +32,8 @@ pub(crate) struct IssuedBearer {
     pub(crate) expires_in: Option<Duration>,
 }
 
-/// The body of an order. It names devices by EID, ICCID and IMEI, in this order, as Verizon's
-/// example does.
+/// Writes an order. It names devices by EID, ICCID and IMEI, in this order, as Verizon's example
+/// does.
 pub(crate) fn order(order: &Order) -> Bytes {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
@@ -66,7 +66,6 @@ pub(crate) fn order(order: &Order) -> Bytes {
     })
 }
 
-/// The body of a login.
 pub(crate) fn login(username: &SecretString, password: &SecretString) -> Bytes {
     #[derive(Serialize)]
     struct Body<'a> {
@@ -96,7 +95,6 @@ pub(crate) fn session(body: &ReplyBody<'_>) -> Option<SecretString> {
     token(body.object.as_ref()?, "sessionToken")
 }
 
-/// The one token in a field.
 fn token(object: &Object<'_>, name: &str) -> Option<SecretString> {
     let token: String = serde_json::from_str(object.only(name)?.get()).ok()?;
     let is_token = (1..=MAX_TOKEN_BYTES).contains(&token.len())

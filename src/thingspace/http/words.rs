@@ -16,21 +16,21 @@ const MIN_ID_CHARS: usize = 3;
 /// A smaller number may be an HTTP status.
 pub(crate) const MIN_ID_NUMBER: u64 = 1_000;
 
-/// The letters and digits of a text, in lower case.
+/// Returns the letters and digits of a text, in lower case.
 pub(crate) fn plain(text: &str) -> String {
     text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
-/// Whether a text stands for no value: it is empty, a word such as "null", or zeros, for example a
-/// UUID of zeros.
+/// Returns whether a text stands for no value: it is empty, a word such as "null", or zeros, for
+/// example a UUID of zeros.
 pub(crate) fn is_no_value(text: &str) -> bool {
     let letters = plain(text);
     let is_number_below_one = letters.bytes().all(|byte| byte == b'0') || text.trim() == "-1";
     is_number_below_one || NO_VALUE.contains(&letters.as_str())
 }
 
-/// Whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP status
-/// alone or before its name.
+/// Returns whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP
+/// status alone or before its name.
 pub(crate) fn is_success(text: &str) -> bool {
     let succeeded_or_waits = matches!(
         StatusClass::of(text),
@@ -41,8 +41,8 @@ pub(crate) fn is_success(text: &str) -> bool {
     succeeded_or_waits || is_2xx || SUCCESS.contains(&plain(text).as_str())
 }
 
-/// Whether ThingSpace may have given this id. Every known id is a UUID or a number, so a word
-/// without a digit is no id, nor is a number that may be an HTTP status.
+/// Returns whether ThingSpace may have given this id. Every known id is a UUID or a number. So a
+/// word without a digit is no id, and neither is a number that may be an HTTP status.
 pub(crate) fn is_id(text: &str) -> bool {
     let is_small_number = text.parse().is_ok_and(|number: u64| number < MIN_ID_NUMBER);
     text.len() >= MIN_ID_CHARS

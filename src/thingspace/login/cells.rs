@@ -1,5 +1,5 @@
-//! Reads and swaps the cells that hold guards. If the store loses a guard, this process writes back
-//! what it remembers.
+//! Reads and swaps the cells of the guards. If the store loses a guard, this process restores it
+//! from memory.
 
 use std::{
     sync::{Arc, Mutex},
@@ -42,7 +42,7 @@ impl GuardCells {
         Self { store, settings, seen: Mutex::default() }
     }
 
-    /// Reads the guard of an identity. If the store has lost something, it is written back first.
+    /// Reads the guard of an identity. First restores what the store has lost of it.
     pub(super) async fn observe(
         &self,
         identity: &HalfIdentity,
@@ -57,8 +57,8 @@ impl GuardCells {
                 None => None,
             };
             let guard = guard.map(|guard| identity.renamed(guard));
-            // An exclusive store may be a backup, from which this process has read everything that
-            // it knows.
+            // An exclusive store cannot lose what this process remembers: it has read it from
+            // there.
             let remembered = match &*lock(&self.seen) {
                 Some(seen) if seen.cell == *cell && !exclusive => seen.guard.clone(),
                 _ => None,
@@ -98,7 +98,7 @@ impl GuardCells {
         }
     }
 
-    /// Returns for how long the cell has been seen in this version.
+    /// Notes what the cell holds. Returns how long this process has seen this version.
     fn remember(
         &self,
         cell: &CellName,

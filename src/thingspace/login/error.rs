@@ -13,7 +13,7 @@ use crate::{
 
 /// How long a caller waits for the next renewal, at most.
 const NEXT_RENEWAL_MAX: Duration = Duration::from_secs(10);
-/// Added to that wait: other callers measure it from a moment later.
+/// Added to that wait, because other callers began to wait a moment later.
 const NEXT_RENEWAL_SLACK: Duration = Duration::from_millis(100);
 
 /// Why a renewal brought no token.
@@ -32,18 +32,18 @@ pub(super) enum Problem {
     RejectedOnce,
     /// The guard allows no more logins.
     Stopped(Stopped),
-    /// The guard in the store cannot be read, and must not be replaced. Why.
+    /// The guard in the store cannot be read, for this reason, and must not be replaced.
     GuardUnreadable(String),
     /// Which credential file cannot be used, and why.
     FileUnusable(String),
     Throttled,
     /// Nothing was sent: the host does not answer.
     HostUnavailable,
-    /// Another replica's renewal has had no answer yet.
+    /// Another replica's renewal is in progress.
     Elsewhere,
-    /// The guard delays the next renewal. Why.
+    /// The guard delays the next renewal, for this reason.
     Delayed(String),
-    /// The renewal failed, or was not possible. Why.
+    /// The renewal failed or was not possible, for this reason.
     Unavailable(String),
     Store(StoreError),
 }
@@ -69,18 +69,18 @@ impl LoginError {
         Self::new(problem, wait)
     }
 
-    /// The time until a renewal is possible.
     pub(super) fn wait(&self) -> Duration {
         self.not_before.saturating_duration_since(Instant::now())
     }
 
-    /// How long a caller waits for the next renewal; `None`: the caller gets the error at once.
+    /// Returns how long a caller waits for the next renewal; `None`: the caller gets the error at
+    /// once.
     pub(super) fn worth_waiting(&self) -> Option<Duration> {
         let wait = self.wait() + NEXT_RENEWAL_SLACK;
-        Some(wait).filter(|wait| self.problem.is_passing() && *wait <= NEXT_RENEWAL_MAX)
+        Some(wait).filter(|wait| self.problem.is_temporary() && *wait <= NEXT_RENEWAL_MAX)
     }
 
-    /// The error of a call that needs a token for the credentials of this name.
+    /// Returns the error of a call that needs a token of the credentials with this name.
     pub(super) fn into_call_error(self, credentials: &str) -> Error {
         let (name, retry_after) = (credentials.to_owned(), Some(self.wait()));
         match self.problem {
@@ -98,15 +98,14 @@ impl LoginError {
 }
 
 impl Problem {
-    /// It may end soon without an operator.
-    fn is_passing(&self) -> bool {
+    /// Returns whether the problem may end soon without an operator.
+    fn is_temporary(&self) -> bool {
         matches!(
             self,
             Self::RejectedOnce | Self::Elsewhere | Self::Delayed(_) | Self::Unavailable(_)
         )
     }
 
-    /// The guard delays the next renewal.
     pub(super) fn is_delay(&self) -> bool {
         matches!(self, Self::Rejected | Self::RejectedOnce | Self::Delayed(_))
     }

@@ -1,9 +1,9 @@
 //! Reads the credential files.
 //!
-//! The files of one set never change all at once: a mounted Secret may be swapped between two
-//! reads, and a person writes a user name first and then a password. A mixture of old and new would
-//! be a rejected login. So two reads in a row must agree, and a change while the gateway runs must
-//! be stable for a while.
+//! The files of one set do not change at the same moment: a mounted Secret may be swapped between
+//! two reads, and a person writes a user name first and then a password. A mixture of old and new
+//! would be a rejected login. So two reads in a row must agree, and a change while the gateway runs
+//! must be stable for a while.
 
 use std::{
     fmt,
@@ -20,16 +20,15 @@ use super::{
 };
 use crate::{config::CredentialsConfig, secret_file};
 
-/// How long a change must be stable.
 const STABLE_FOR: Duration = Duration::from_secs(1);
 
-/// Reads until two agree, at most.
+/// The most reads until two agree.
 const READS: u32 = 10;
 
 /// Attempts to read a file before it is reported: it may be in the middle of a change.
 const TRIES: u32 = 3;
 
-/// Between these attempts.
+/// The pause between these attempts.
 const PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -43,11 +42,11 @@ pub(super) struct Files {
 
 /// The passwords that ThingSpace sends in callbacks.
 #[derive(Clone)]
-pub struct CallbackPasswords {
-    /// The file of the password that it is to send.
-    pub file: Option<PathBuf>,
-    /// Returns whether it sends a password, or did until a short while ago.
-    pub sends: Arc<dyn Fn(&SecretString) -> bool + Send + Sync>,
+pub(crate) struct CallbackPasswords {
+    /// The file of the current password.
+    pub(crate) file: Option<PathBuf>,
+    /// Returns whether ThingSpace sends a password, or did recently.
+    pub(crate) sends: Arc<dyn Fn(&SecretString) -> bool + Send + Sync>,
 }
 
 impl fmt::Debug for CallbackPasswords {
@@ -65,9 +64,8 @@ impl Files {
         &self.paths.name
     }
 
-    /// Refuses the passwords of callbacks from now on.
     pub(super) fn refuse(&self, callbacks: CallbackPasswords) {
-        // A second call would pass the same: they come from the configuration.
+        // A second call would pass the same passwords: the configuration is read once.
         let _ = self.callbacks.set(callbacks);
     }
 

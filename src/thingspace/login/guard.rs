@@ -8,7 +8,7 @@
 //!   unanswered.
 //! - A rejected attempt counts. An unanswered attempt counts too, because it may have been
 //!   rejected. An attempt that ThingSpace certainly did not evaluate does not count.
-//! - After four attempts that count, no login is sent, whatever the files contain.
+//! - After four attempts that count, no login is sent, even with new files.
 //! - A password is not used any more after two rejections, or after three attempts that were not
 //!   accepted. The second attempt waits for `backoff_first`, the third for `backoff_max`.
 //! - An accepted login clears everything. Time clears nothing, because ThingSpace does not forget
@@ -28,11 +28,12 @@
 //!   ThingSpace had counted four rejections;
 //! - rejected logins of the same user that other systems send.
 //!
-//! A token request locks nobody. It is delayed, twice as long after each failure up to
+//! A token request cannot lock a user. It is delayed, twice as long after each failure up to
 //! `backoff_max`, and never stopped. One rejection may be an error of ThingSpace, so callers are
 //! told of a rejection only after the second one in a row.
 //!
-//! No IO, clock, randomness or log. Time is how long the observer has seen the guard unchanged.
+//! Uses no IO, clock, randomness or log. Measures time by how long the observer has seen the guard
+//! unchanged.
 
 pub(super) mod answer;
 mod memory;
@@ -50,7 +51,7 @@ pub(super) use self::{
     unblock::unblocked,
 };
 
-pub use self::unblock::{UnblockMode, UnblockRefusal};
+pub(crate) use self::unblock::{UnblockMode, UnblockRefusal};
 
 /// How fingerprints are derived now; see `login::secrets`.
 pub(super) const DERIVATION: u32 = 1;
@@ -104,11 +105,11 @@ pub(super) struct Observation {
 pub(super) enum GuardDecision {
     /// Store this guard, then make the attempt and report it.
     Claim(Guard),
-    /// The attempt in progress was abandoned: store this guard, then ask again.
+    /// The attempt in progress was never reported: store this guard, then decide again.
     Settle(Guard),
-    /// Another attempt is in progress, and may be for so long.
+    /// Another attempt is in progress, for this long at most.
     Wait(Duration),
-    /// The attempt may not be made for so long.
+    /// The attempt is not allowed before this time has passed.
     Delay(Duration, Delay),
     Stopped(Stopped),
 }
@@ -177,7 +178,7 @@ pub(super) fn next(
         if in_progress.is_none() && guard.is_at_limit() {
             return GuardDecision::Stopped(guard.limit_reason());
         }
-        // What its own attempt in progress leads to is not known yet.
+        // An attempt with this password may be in progress, and its outcome is not known yet.
         let own = in_progress.is_some_and(|other| other.fingerprint == *fingerprint);
         if let Some(stopped) = tried.stopped().filter(|_| !own) {
             return GuardDecision::Stopped(stopped);
@@ -213,7 +214,7 @@ pub(super) fn report(
     settings: &GuardSettings,
 ) -> Option<Guard> {
     let mut guard = held.unwrap_or_else(unknown);
-    // Late: another process has settled it already. Counting it twice is better than not at all.
+    // Late: another process has settled the attempt. It counts twice rather than not at all.
     let late = guard.attempt.as_ref().is_none_or(|in_progress| in_progress.id != attempt.id);
     if !late {
         guard.attempt = None;
@@ -330,7 +331,7 @@ impl Guard {
         self.rejections = self.rejections.max(std::mem::take(&mut self.set_aside));
     }
 
-    /// Makes it the last candidate. If there are too many, the oldest goes, but never the one that
+    /// Makes it the last candidate. If there are too many, removes the oldest one except that which
     /// was accepted last.
     fn put(&mut self, candidate: GuardCandidate) {
         self.candidates.retain(|other| other.fingerprint != candidate.fingerprint);
@@ -366,13 +367,13 @@ impl GuardCandidate {
 }
 
 impl GuardSettings {
-    /// Rejections in a row that may be an error of ThingSpace. It costs nothing to find out, unless
-    /// rejections lock the user.
+    /// Returns the rejections in a row that may be an error of ThingSpace. Another attempt shows
+    /// that, and is harmless unless rejections lock the user.
     pub(super) fn unconfirmed_rejections(&self) -> u32 {
         u32::from(!self.locks)
     }
 
-    /// How long the next attempt waits after those that failed, and why.
+    /// Returns how long the next attempt has to wait after failed ones, and why.
     fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Delay)> {
         match tried.misses {
             0 => None,

@@ -1,7 +1,7 @@
-//! The state of a set of credentials, for `status`, health and the log.
+//! The health of a set of credentials, for `status`, gRPC health and the log.
 //!
-//! It says whether logins may be sent, even while a session token still works: once the session
-//! ends, it is too late to act.
+//! It says whether logins may be sent, even while a session token still works: an operator has to
+//! act before the session ends.
 
 use std::{fmt, sync::Mutex};
 
@@ -15,25 +15,25 @@ use super::{
 };
 use crate::lock::lock;
 
-/// The state of the logins of a set of credentials.
+/// The health of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoginStanding {
+pub(crate) struct LoginHealth {
     /// False: an operator has to act, even if a session still works.
-    pub healthy: bool,
-    /// For people.
-    pub sentence: String,
+    pub(crate) healthy: bool,
+    /// The state, for people.
+    pub(crate) sentence: String,
 }
 
 #[derive(Debug)]
-pub(super) struct Standings {
+pub(super) struct HealthTracker {
     name: String,
-    state: Mutex<StandingState>,
-    published: watch::Sender<LoginStanding>,
+    state: Mutex<HealthTrackerState>,
+    published: watch::Sender<LoginHealth>,
 }
 
 #[derive(Debug)]
-pub(super) struct StandingState {
-    /// Why the guard could not be read; `None`: it was.
+pub(super) struct HealthTrackerState {
+    /// Why the guard could not be read; `None`: it was read.
     pub(super) unread: Option<String>,
     /// A session token is held.
     pub(super) session: bool,
@@ -45,9 +45,9 @@ pub(super) struct StandingState {
     user: Option<(Problem, Fingerprint)>,
 }
 
-impl Standings {
+impl HealthTracker {
     pub(super) fn new(name: &str) -> Self {
-        let state = StandingState {
+        let state = HealthTrackerState {
             unread: Some("the store has not been read yet".to_owned()),
             session: false,
             elsewhere: None,
@@ -55,15 +55,15 @@ impl Standings {
             application: None,
             user: None,
         };
-        let published = watch::Sender::new(state.standing(name));
+        let published = watch::Sender::new(state.health(name));
         Self { name: name.to_owned(), state: Mutex::new(state), published }
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<LoginStanding> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<LoginHealth> {
         self.published.subscribe()
     }
 
-    /// Sets the problem of one half. A new problem is logged if an operator has to act.
+    /// Sets the problem of one half. Logs a new problem if an operator has to act.
     pub(super) fn set(&self, half: Half, problem: Option<Problem>, of: Fingerprint) {
         self.update(|state| {
             let now = problem.map(|problem| (problem, of));
@@ -78,7 +78,7 @@ impl Standings {
         });
     }
 
-    /// Sets which credential file cannot be used, and why; `None`: all can be.
+    /// Sets which credential file cannot be used, and why; `None`: all can be used.
     pub(super) fn set_files(&self, unusable: Option<String>) {
         self.update(|state| {
             match &unusable {
@@ -101,20 +101,20 @@ impl Standings {
         lock(&self.state).half(half).clone()
     }
 
-    /// Changes the state, and publishes the standing if that changed.
-    pub(super) fn update(&self, change: impl FnOnce(&mut StandingState)) {
+    /// Changes the state, and publishes the health if it has changed.
+    pub(super) fn update(&self, change: impl FnOnce(&mut HealthTrackerState)) {
         let mut state = lock(&self.state);
         change(&mut state);
-        let standing = state.standing(&self.name);
+        let health = state.health(&self.name);
         self.published.send_if_modified(|published| {
-            let changed = *published != standing;
-            *published = standing;
+            let changed = *published != health;
+            *published = health;
             changed
         });
     }
 }
 
-impl StandingState {
+impl HealthTrackerState {
     fn half(&mut self, half: Half) -> &mut Option<(Problem, Fingerprint)> {
         match half {
             Half::Application => &mut self.application,
@@ -122,7 +122,7 @@ impl StandingState {
         }
     }
 
-    fn standing(&self, name: &str) -> LoginStanding {
+    fn health(&self, name: &str) -> LoginHealth {
         let problems = [(Half::Application, &self.application), (Half::User, &self.user)];
         let problems =
             || problems.iter().filter_map(|(half, problem)| Some((*half, &problem.as_ref()?.0)));
@@ -151,7 +151,7 @@ impl StandingState {
         if failing && self.session && self.application.is_none() {
             sentence += ". The current session still works";
         }
-        LoginStanding { healthy, sentence }
+        LoginHealth { healthy, sentence }
     }
 }
 
@@ -233,27 +233,27 @@ mod tests {
 
     #[test]
     fn it_is_healthy_while_no_operator_has_to_act_whether_or_not_there_is_a_session() {
-        let standings = Standings::new("main");
-        let told = standings.subscribe();
+        let tracker = HealthTracker::new("main");
+        let told = tracker.subscribe();
         let said = || (told.borrow().healthy, told.borrow().sentence.clone());
         let unavailable = |reason: &str| Some(Problem::Unavailable(reason.to_owned()));
         assert!(!said().0 && said().1.contains("not known yet"));
-        standings.update(|state| state.unread = None);
+        tracker.update(|state| state.unread = None);
         assert_eq!(said(), (true, "not logged in: nothing has needed it yet".to_owned()));
-        standings.update(|state| state.unread = Some("it is away".to_owned()));
-        standings.set(Half::User, unavailable("it is away"), FIRST);
+        tracker.update(|state| state.unread = Some("it is away".to_owned()));
+        tracker.set(Half::User, unavailable("it is away"), FIRST);
         assert!(!said().0, "a call that fails tells nothing new");
-        standings.set(Half::User, None, FIRST);
-        standings.update(|state| state.unread = None);
-        standings.update(|state| state.session = true);
+        tracker.set(Half::User, None, FIRST);
+        tracker.update(|state| state.unread = None);
+        tracker.update(|state| state.session = true);
         assert_eq!(said(), (true, "logged in".to_owned()));
-        standings.set(Half::User, Some(Problem::Rejected), FIRST);
+        tracker.set(Half::User, Some(Problem::Rejected), FIRST);
         assert!(!said().0 && said().1.contains("user name or password of credentials main"));
         assert!(said().1.ends_with("The current session still works"));
-        standings.update(|state| state.session = false);
+        tracker.update(|state| state.session = false);
         assert!(!said().0 && !said().1.contains("still works"));
-        standings.set(Half::User, Some(Problem::Stopped(Stopped::Rejected)), FIRST);
-        standings.set(Half::Application, unavailable("down"), FIRST);
+        tracker.set(Half::User, Some(Problem::Stopped(Stopped::Rejected)), FIRST);
+        tracker.set(Half::Application, unavailable("down"), FIRST);
         assert!(
             !said().0 && said().1.contains("unblock main"),
             "what needs an operator comes first"
@@ -262,23 +262,23 @@ mod tests {
             said().1.contains("no attempt with them is left"),
             "a new store permits a single one"
         );
-        standings.set_files(Some("cannot read password".into()));
+        tracker.set_files(Some("cannot read password".into()));
         assert!(!said().0 && said().1.contains("cannot read password"));
-        standings.set_files(None);
-        standings.set(Half::User, None, FIRST);
+        tracker.set_files(None);
+        tracker.set(Half::User, None, FIRST);
         assert_eq!(said(), (true, "no token for credentials main: down".to_owned()));
     }
 
     #[test]
-    fn only_changes_are_told() {
-        let standings = Standings::new("main");
-        let mut told = standings.subscribe();
+    fn only_changes_are_published() {
+        let tracker = HealthTracker::new("main");
+        let mut told = tracker.subscribe();
         for _ in 0..3 {
-            standings.set(Half::Application, Some(Problem::Rejected), FIRST);
+            tracker.set(Half::Application, Some(Problem::Rejected), FIRST);
         }
         assert!(told.has_changed().unwrap());
         told.mark_unchanged();
-        standings.set(Half::Application, Some(Problem::Rejected), Fingerprint([2; 32]));
+        tracker.set(Half::Application, Some(Problem::Rejected), Fingerprint([2; 32]));
         assert!(!told.has_changed().unwrap());
     }
 }

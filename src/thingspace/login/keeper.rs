@@ -1,7 +1,7 @@
 //! Watches a set of credentials: files that change, and logins that are stopped or may resume.
 //!
 //! New credentials are tried once before the tokens of the old ones are dropped, so that a rotation
-//! fails no call. The guard is read each time, so that the standing is right even while a session
+//! fails no call. Each check reads the guard, so that the health is right even while a session
 //! still works, and so that stopped logins resume by themselves. Never uses credentials that no
 //! call has needed.
 
@@ -15,7 +15,7 @@ use jiff::{Timestamp, Unit};
 use super::{
     Tokens,
     error::Problem,
-    secrets::{Fingerprint, Half, HalfIdentity},
+    secrets::{Half, HalfIdentity},
     vault::Need,
 };
 
@@ -28,59 +28,54 @@ pub(super) async fn run(tokens: Weak<Tokens>) {
     while let Some(tokens) = tokens.upgrade() {
         tokens.check().await;
         drop(tokens);
-        // Waking up too early does no harm.
+        // An early wake-up is harmless.
         let _ = tokio::time::timeout(INTERVAL, wake.notified()).await;
     }
 }
 
 impl Tokens {
     async fn check(self: &Arc<Self>) {
-        // `secrets` notes in the standing that a file cannot be read.
+        // `secrets` updates the health if a file cannot be read.
         let Ok(secrets) = self.secrets().await else { return };
         // A token request may take long, so both halves are checked before it.
         let mut due = Vec::new();
         for half in [Half::Application, Half::User] {
-            let held = self.source(half).slot.holds();
-            due.push((half, self.due(half, held, secrets.identity(half)).await));
+            due.push((half, self.due(half, secrets.identity(half)).await));
         }
         for (half, due) in due {
             if let Some(need) = due {
-                // The renewal notes its result in the standing.
+                // The renewal updates the health.
                 let _ = self.token(half, need).await;
             }
         }
     }
 
-    /// Updates the standing of one half. Returns the renewal that is due.
-    async fn due(
-        &self,
-        half: Half,
-        held: Option<Fingerprint>,
-        identity: &HalfIdentity,
-    ) -> Option<Need> {
+    /// Updates the health of one half. Returns the renewal that is due.
+    async fn due(&self, half: Half, identity: &HalfIdentity) -> Option<Need> {
         let in_files = identity.fingerprint;
-        let known = self.standings.problem(half);
-        let outlook = self.source(half).vault.outlook(identity).await.err();
-        match outlook.as_ref().map(|error| &error.problem) {
+        let source = self.source(half);
+        let (held, known) = (source.slot.holds(), self.health.problem(half));
+        let obstacle = source.vault.check_renewal(identity).await.err();
+        match obstacle.as_ref().map(|error| &error.problem) {
             Some(Problem::Store(error)) => {
-                self.standings.update(|state| state.unread = Some(error.to_string()));
+                self.health.update(|state| state.unread = Some(error.to_string()));
                 return None;
             }
             Some(problem @ Problem::GuardUnreadable(_)) => {
-                self.standings.set(half, Some(problem.clone()), in_files);
+                self.health.set(half, Some(problem.clone()), in_files);
                 return None;
             }
             _ => {}
         }
         if half == Half::User {
-            let elsewhere = outlook.as_ref().filter(|error| error.problem == Problem::Elsewhere);
+            let elsewhere = obstacle.as_ref().filter(|error| error.problem == Problem::Elsewhere);
             let until = elsewhere.and_then(|error| {
                 Timestamp::now().checked_add(error.wait()).ok()?.round(Unit::Second).ok()
             });
-            self.standings.update(|state| (state.unread, state.elsewhere) = (None, until));
+            self.health.update(|state| (state.unread, state.elsewhere) = (None, until));
         }
-        if let Some(Problem::Stopped(stopped)) = outlook.map(|error| error.problem) {
-            self.standings.set(half, Some(Problem::Stopped(stopped)), in_files);
+        if let Some(Problem::Stopped(stopped)) = obstacle.map(|error| error.problem) {
+            self.health.set(half, Some(Problem::Stopped(stopped)), in_files);
             return None;
         }
         let Some((problem, of)) = known else {
@@ -95,9 +90,9 @@ impl Tokens {
         match held {
             Some(held) if held != in_files => Some(Need::Rotation),
             Some(_) => {
-                // The files contain the old credentials again, or logins may be sent again.
+                // The files contain the old credentials again, or logins are allowed again.
                 if of != in_files || was_stopped {
-                    self.standings.set(half, None, in_files);
+                    self.health.set(half, None, in_files);
                 }
                 None
             }

@@ -50,8 +50,8 @@ impl Tokens {
         }
     }
 
-    /// A login whose bearer token is refused is repeated once with a new one: ThingSpace did not
-    /// look at the password.
+    /// Repeats a login once with a new bearer token if the bearer token was refused: then
+    /// ThingSpace did not check the password.
     pub(super) async fn log_in(
         self: &Arc<Self>,
         last: Option<TokenId>,
@@ -60,7 +60,7 @@ impl Tokens {
         let mut repeat = true;
         loop {
             let secrets = self.secrets().await?;
-            // The bearer token is renewed before the claim, and not at all if there is no claim.
+            // Gets the bearer token before the claim, but only if a claim is possible.
             let access = self.user.vault.check(&secrets.user, last, need).await;
             if let Access::Token(token) = self.noted(Half::User, &secrets.user, access)? {
                 return Ok(token);
@@ -127,7 +127,7 @@ impl Tokens {
         self.noted(half, identity, access)
     }
 
-    /// Notes in the standing what the vault answered.
+    /// Updates the health by the answer of the vault.
     fn noted<C>(
         &self,
         half: Half,
@@ -135,10 +135,10 @@ impl Tokens {
         access: Result<Access<C>, LoginError>,
     ) -> Result<Access<C>, LoginError> {
         match &access {
-            Ok(Access::Token(token)) => self.standings.set(half, None, token.id.fingerprint),
-            // The keeper notes another replica's login, and also when it is over.
+            Ok(Access::Token(token)) => self.health.set(half, None, token.id.fingerprint),
+            // The keeper notes the beginning and the end of another replica's login.
             Err(error) if error.problem != Problem::Elsewhere => {
-                self.standings.set(half, Some(error.problem.clone()), identity.fingerprint);
+                self.health.set(half, Some(error.problem.clone()), identity.fingerprint);
             }
             Ok(Access::Renew(_)) | Err(_) => {}
         }
@@ -152,7 +152,7 @@ impl Tokens {
         value: HeaderValue,
         expires_in: Option<Duration>,
     ) -> Token {
-        self.standings.set(half, None, claim.identity.fingerprint);
+        self.health.set(half, None, claim.identity.fingerprint);
         self.source(half).vault.accepted(claim, value, expires_in).await
     }
 
@@ -168,8 +168,8 @@ impl Tokens {
             tracing::warn!(credentials = self.name(), "no token: {}", error.problem);
         }
         let mut problem = error.problem.clone();
-        let outlook = vault.outlook(&identity).await.err();
-        match (outlook, &error.problem) {
+        let obstacle = vault.check_renewal(&identity).await.err();
+        match (obstacle, &error.problem) {
             (Some(LoginError { problem: stopped @ Problem::Stopped(_), .. }), _) if counts => {
                 problem = stopped;
                 if let Problem::Unavailable(reason) = error.problem {
@@ -189,14 +189,14 @@ impl Tokens {
             }
             _ => {}
         }
-        self.standings.set(half, Some(problem), identity.fingerprint);
+        self.health.set(half, Some(problem), identity.fingerprint);
         error
     }
 }
 
 impl AttemptFailure {
-    /// Returns the error for callers, and the outcome for the guard. A token request without an
-    /// answer leaves no trace in the guard, because it locks nobody.
+    /// Returns the error for callers, and the outcome for the guard. The guard ignores a token
+    /// request without an answer, because it cannot lock a user.
     fn into_error(self, half: Half) -> (LoginError, AttemptOutcome) {
         let not_evaluated = AttemptOutcome::NotEvaluated;
         match self {

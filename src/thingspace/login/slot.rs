@@ -1,8 +1,8 @@
 //! Holds one token. One renewal serves all callers that wait for it.
 //!
-//! A refusal of a token discards that token only, never a newer one. A failed renewal is held, so
-//! that no other renewal begins before its back-off ends. A renewal is a task of its own: it goes
-//! on when its callers stop waiting.
+//! A refusal of a token discards only that token, never a newer one. The error of a failed renewal
+//! is kept, and no other renewal begins before its back-off ends. A renewal is a task of its own:
+//! it continues when its callers stop waiting.
 
 use std::{
     future::Future,
@@ -20,13 +20,14 @@ use super::{
 };
 use crate::{backoff::doubled, lock::lock};
 
-/// `expires_in` is in whole seconds, and a token request that is too early returns the same token.
+/// Added to `expires_in`, which is rounded: a token request that is too early returns the same
+/// token.
 const EXPIRY_SLACK: Duration = Duration::from_secs(1);
 
-/// A token that was refused and then handed out again is kept for so long, and not renewed.
+/// How long a token that was refused and then issued again is kept before it may be renewed.
 pub(super) const SAME_TOKEN_HOLD: Duration = Duration::from_secs(1);
 
-/// How long an error of the guard, the store or the files is held. Asking them again is cheap.
+/// How long an error of the guard, the store or the files is kept. Checking them again is cheap.
 const RECHECK: Duration = Duration::from_secs(1);
 
 /// The back-off after failed renewals, which doubles.
@@ -38,15 +39,15 @@ const BACKOFF_MAX: Duration = Duration::from_mins(1);
 pub(super) struct Token {
     pub(super) value: HeaderValue,
     pub(super) id: TokenId,
-    /// It was found in the store, so it may be old.
+    /// Whether it was found in the store, where it may be old.
     pub(super) found: bool,
-    /// It expires at the latest after so long; `None`: ThingSpace does not say.
+    /// It expires after this time at the latest; `None`: ThingSpace does not say.
     pub(super) expires_in: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TokenId {
-    /// Of the credentials it was issued for.
+    /// The credentials that it was issued for.
     pub(super) fingerprint: Fingerprint,
     /// Grows with each token of these credentials.
     pub(super) generation: u64,
@@ -75,18 +76,18 @@ struct SlotState {
 struct HeldToken {
     token: Token,
     expires: Option<Instant>,
-    /// It was handed out before, and is not discarded until then.
+    /// ThingSpace issued it before, so it is not discarded before this time.
     keep_until: Option<Instant>,
-    /// A call succeeded with it.
+    /// Whether a call succeeded with it.
     worked: bool,
 }
 
 type Renewed = Result<Token, LoginError>;
 
 impl Slot {
-    /// Returns the held token, the held error, or the result of the renewal in progress. If there
+    /// Returns the held token, the kept error, or the result of the renewal in progress. If there
     /// is none, `renew` begins one; it gets the id of the last token. A rotation does not return
-    /// the held token. Calls still get it until there is a new one, and a failure leaves it.
+    /// the held token, but calls get it until there is a new one. A failure does not discard it.
     pub(super) async fn get<F: Future<Output = Renewed> + Send + 'static>(
         self: &Arc<Self>,
         need: Need,
@@ -109,11 +110,11 @@ impl Slot {
             }
         };
         let renewed = renewal.wait_for(Option::is_some).await.ok().and_then(|of| of.clone());
-        // Without a result the runtime is being shut down, and nothing reads this.
+        // There is no result only if the runtime is being shut down.
         renewed.unwrap_or_else(|| Err(aborted()))
     }
 
-    /// The credentials of the held token.
+    /// Returns the fingerprint of the credentials of the held token.
     pub(super) fn holds(&self) -> Option<Fingerprint> {
         lock(&self.state).token(Instant::now()).map(|token| token.id.fingerprint)
     }
@@ -132,7 +133,7 @@ impl Slot {
         let slot = Arc::clone(self);
         let renewing = renew(state.last.as_ref().map(|(id, _)| *id));
         tokio::spawn(async move {
-            // In a task of its own, so that a panic too has a result.
+            // In a task of its own, so that a panic has a result as well.
             let renewed = tokio::spawn(renewing).await.unwrap_or_else(|_| Err(aborted()));
             let renewed = lock(&slot.state).finish(renewed, Instant::now());
             done.send_replace(Some(renewed));
@@ -154,7 +155,7 @@ impl Slot {
         }
         state.useless = state.useless.saturating_add(1);
         if state.useless > 1 {
-            let reason = "ThingSpace refuses each token as soon as it has handed it out".to_owned();
+            let reason = "ThingSpace refuses each token as soon as it has issued it".to_owned();
             let wait = backoff(state.useless - 1);
             let error = LoginError::new(Problem::Unavailable(reason), wait);
             state.failed = Some((error, now + wait));
@@ -210,7 +211,7 @@ impl SlotState {
         }
     }
 
-    /// How long an error is held.
+    /// Returns how long an error is kept.
     fn hold(&mut self, error: &LoginError, now: Instant) -> Duration {
         let left = error.not_before.saturating_duration_since(now);
         match error.problem {
@@ -219,7 +220,7 @@ impl SlotState {
                 backoff(self.failures).max(left)
             }
             Problem::HostUnavailable => left,
-            // The guard decides, and may allow the next renewal sooner than it said.
+            // The guard may allow the next renewal sooner than it said.
             Problem::Rejected
             | Problem::RejectedOnce
             | Problem::Elsewhere

@@ -1,8 +1,8 @@
 //! Finds sets of credentials that have the same user.
 //!
 //! Two sets with the same user name and password share one session. If the password or the spelling
-//! of the name differs, each set logs in for itself, and ThingSpace may end the session of the
-//! other set.
+//! of the name differs, each set logs in by itself, and ThingSpace may end the session of the other
+//! set.
 
 use std::{collections::HashMap, sync::Mutex};
 

@@ -1,9 +1,9 @@
 //! The stored tokens of one half of the credentials, and the right to renew them.
 //!
 //! At most one [`RenewalClaim`] exists in the whole deployment, and its outcome is stored before
-//! the next one: while the store does not accept an outcome, this process claims nothing, and the
-//! others wait for the lease of the claim. A token is stored in the same write as the acceptance
-//! of its credentials. Time is how long this process has seen the guard unchanged.
+//! the next claim: while an outcome cannot be stored, this process claims nothing, and the others
+//! wait for the lease of the claim. A token is stored in the same write as the acceptance of its
+//! credentials. A lease ends once a process has seen the guard unchanged for its duration.
 
 use std::{
     sync::{Arc, Mutex},
@@ -36,37 +36,38 @@ use crate::{
 /// Added to the longest time of an attempt, for the writes around it.
 const LEASE_SLACK: Duration = Duration::from_secs(30);
 
-/// An older claim is not used: the process was suspended, and may be suspended again.
+/// An older claim is not used, because the process was suspended and may be suspended again.
 const CLAIM_FRESH: Duration = Duration::from_secs(15);
 
-/// Between two reads while another attempt is in progress, at most; half of it at least.
+/// The longest pause between two reads while another attempt is in progress.
 const POLL: Duration = Duration::from_millis(200);
 
 /// How long calls wait for an attempt of another replica. That replica may have died, and the lease
 /// is longer than most deadlines.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// Between attempts to store an outcome.
+/// The longest pause between attempts to store an outcome.
 const RETRY: Duration = Duration::from_millis(500);
 
+#[derive(Debug)]
 pub(super) struct Vault {
     cells: GuardCells,
     settings: GuardSettings,
     lease: Duration,
     /// Identifies this process.
     incarnation: Arc<str>,
-    /// Outcomes that are not stored yet. A drain waits for them.
+    /// Tasks that store outcomes. A drain waits for them.
     tasks: TaskTracker,
     /// The error of all renewals while an outcome is not stored.
     unstored: Mutex<Option<LoginError>>,
 }
 
-/// The answer to a renewal's first question.
+/// What a renewal may do.
 #[derive(Debug)]
 pub(super) enum Access<C> {
-    /// There is a newer token.
+    /// Use this newer token.
     Token(Token),
-    /// A new one may be requested.
+    /// Request a new one.
     Renew(C),
 }
 
@@ -75,9 +76,9 @@ pub(super) enum Access<C> {
 pub(super) struct RenewalClaim {
     pub(super) identity: Arc<HalfIdentity>,
     attempt: GuardAttempt,
-    /// Of the token that the attempt may bring.
+    /// The generation of the token that is requested.
     generation: u64,
-    /// The stored token cannot be opened by this process. It stays.
+    /// Whether the stored token stays, because this process cannot open it.
     keep_stored: bool,
     since: Instant,
 }
@@ -94,15 +95,9 @@ pub(super) struct Draft {
 pub(super) enum Need {
     /// A call needs a token.
     Call,
-    /// The files contain new credentials, and the token of the old ones still works. That is worth
-    /// one attempt, not a second.
+    /// The files contain new credentials, and the token of the old ones still works. Only one
+    /// attempt is made for this.
     Rotation,
-}
-
-impl std::fmt::Debug for Vault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Vault").field("settings", &self.settings).finish_non_exhaustive()
-    }
 }
 
 impl RenewalClaim {
@@ -112,7 +107,7 @@ impl RenewalClaim {
 }
 
 impl Vault {
-    /// `attempt`: the longest time that an attempt may take.
+    /// `attempt` is the longest time that an attempt may take.
     pub(super) fn new(context: &LoginContext, settings: GuardSettings, attempt: Duration) -> Self {
         Self {
             cells: GuardCells::new(Arc::clone(&context.store), settings),
@@ -144,7 +139,7 @@ impl Vault {
                     let unknown = matches!(error, StoreError::UnknownOutcome(_));
                     let error = LoginError::from(error);
                     if unknown {
-                        // The claim may be stored, and no attempt follows it.
+                        // The claim may be stored. Report it, because no attempt follows.
                         self.store_later(claim, AttemptOutcome::NotEvaluated, error.clone());
                     }
                     return Err(error);
@@ -153,8 +148,8 @@ impl Vault {
         }
     }
 
-    /// Returns a token that is newer than the last one, or what a claim would store. Waits for
-    /// another attempt in progress, but not for long.
+    /// Returns a token that is newer than the last one, or what a claim would store. Waits for an
+    /// attempt of another replica, for [`WAIT_MAX`] at most.
     pub(super) async fn check(
         &self,
         identity: &Arc<HalfIdentity>,
@@ -212,7 +207,7 @@ impl Vault {
         Err(Problem::Elsewhere.into())
     }
 
-    /// Why a renewal that no call needs is not worth an attempt.
+    /// Returns why a renewal that no call needs is not attempted.
     fn postpones(&self, seen: &Observation, stored: &GuardCandidate) -> Option<Delay> {
         if stored.misses > self.settings.unconfirmed_rejections() {
             return Some(if stored.rejected { Delay::Rejected } else { Delay::Unanswered });
@@ -222,8 +217,8 @@ impl Vault {
         superseded.then_some(Delay::Superseded)
     }
 
-    /// Returns the error that a renewal would have now.
-    pub(super) async fn outlook(&self, identity: &HalfIdentity) -> Result<(), LoginError> {
+    /// Returns the error with which a renewal would fail now.
+    pub(super) async fn check_renewal(&self, identity: &HalfIdentity) -> Result<(), LoginError> {
         let (_, seen) = self.cells.observe(identity).await?;
         let attempt = self.attempt(identity.fingerprint);
         let in_progress = seen.guard.as_ref().and_then(|guard| guard.attempt.as_ref());
@@ -346,9 +341,9 @@ impl Vault {
 }
 
 /// Returns the token of the credentials that were accepted last, if the other half of this set
-/// opens it: it serves until new credentials are accepted. `None` if it is not newer than the last
-/// token, or if that one was of other credentials: two stale tokens would replace each other for
-/// ever.
+/// opens it. It is used until new credentials are accepted. `None` if it is not newer than the last
+/// token, or if that one belongs to other credentials, because two stale tokens would replace each
+/// other for ever.
 fn inherited(identity: &HalfIdentity, guard: &Guard, last: Option<TokenId>) -> Option<Token> {
     let stored = guard.candidate(&guard.accepted_last)?;
     let fingerprint = Fingerprint(stored.fingerprint.as_slice().try_into().ok()?);

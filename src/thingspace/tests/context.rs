@@ -9,7 +9,7 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use super::*;
 
-/// Answers every token request and login, nothing else, and keeps the headers of what it refuses.
+/// The server answers only token requests and logins, and keeps the headers of all requests.
 #[tokio::test]
 async fn calls_carry_the_trace_of_their_caller() {
     let seen = Arc::new(Mutex::new(Vec::new()));
@@ -50,7 +50,7 @@ async fn calls_carry_the_trace_of_their_caller() {
         (&"Bearer b".parse().unwrap(), &"s".parse().unwrap())
     );
     assert_eq!(headers["content-type"], "application/json");
-    // A renewal is nobody's: whoever waits for it shares it.
+    // A renewal belongs to no single caller, because several may wait for it.
     assert!(seen[..2].iter().all(|(_, headers)| {
         headers["traceparent"].to_str().unwrap().split('-').nth(1) != Some(trace.as_str())
     }));

@@ -43,8 +43,8 @@ async fn of_three_wrong_passwords_in_a_row_four_logins_at_most_are_rejected() {
     let ledger = world.handle.ledger();
     assert_eq!((ledger.logins(), ledger.logins_rejected), (3, 3));
 
-    // With the one that is taken for granted there were four: nobody is tried any more, not even
-    // this one.
+    // With the assumed rejection there were four. No login is sent any more, not even with the
+    // right password.
     world.write("password", "right");
     world.call_for(Duration::from_secs(4), is_blocked).await;
     assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
@@ -71,16 +71,16 @@ async fn four_rejections_stop_everything_until_an_operator_says_otherwise() {
     world.call_for(Duration::from_secs(1), is_blocked).await;
     assert_eq!(world.handle.ledger().logins(), 5);
 
-    let (name, mut standing) = world.client.standings().next().unwrap();
+    let (name, mut health) = world.client.login_health().next().unwrap();
     assert_eq!(name, "test");
-    let said = standing.wait_for(|standing| !standing.healthy).await.unwrap().clone();
+    let said = health.wait_for(|health| !health.healthy).await.unwrap().clone();
     let advice = "log in once elsewhere with the right password, then run `thingspace-gateway \
                   unblock test --force`";
     assert!(said.sentence.contains(advice), "{said:?}");
     assert!(world.client.unblock("another", UnblockMode::Retry).await.is_none());
     assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
     // By itself, without a call.
-    tokio::time::timeout(PATIENCE, standing.wait_for(|standing| standing.sentence == "logged in"))
+    tokio::time::timeout(PATIENCE, health.wait_for(|health| health.sentence == "logged in"))
         .await
         .unwrap()
         .unwrap();

@@ -93,7 +93,7 @@ async fn an_order_whose_token_took_too_long_is_not_sent_again() {
     };
     let (outcome, ()) = tokio::join!(late, meanwhile);
     assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
-    assert_eq!(placed(&world.handle.ledger()), (2, 1), "it was turned away once, and that was all");
+    assert_eq!(placed(&world.handle.ledger()), (2, 1), "it was refused once, and that was all");
     // There is a session now, and it is too late from the start.
     let outcome = world.client.place_order(world.prepare().await, &order, Instant::now()).await;
     assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");

@@ -11,7 +11,7 @@ use super::*;
 use crate::store::{
     CellName, Entry, Followed, LogName, Position, StoreError, Swap, Version, Versioned,
 };
-use crate::thingspace::LoginStanding;
+use crate::thingspace::LoginHealth;
 
 /// A store that others may use as well, over the network.
 #[derive(Debug)]
@@ -154,7 +154,7 @@ async fn replicas_share_one_bearer_and_one_session() {
 #[tokio::test]
 async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
     let pair = pair(manual()).await;
-    let (_, mut standing) = pair.second.standings().next().unwrap();
+    let (_, mut health) = pair.second.login_health().next().unwrap();
     let gate = pair.first.hold(Endpoint::Login);
     let request = pair.first.request();
     tokio::select! {
@@ -162,16 +162,16 @@ async fn a_login_of_another_gateway_is_told_while_it_is_unanswered() {
         () = pair.first.arrived(Endpoint::Login) => {}
     }
     let waits =
-        |told: &LoginStanding| told.sentence.contains("another gateway's login is unanswered");
+        |told: &LoginHealth| told.sentence.contains("another gateway's login is unanswered");
     let told =
-        tokio::time::timeout(PATIENCE, standing.wait_for(waits)).await.unwrap().unwrap().clone();
+        tokio::time::timeout(PATIENCE, health.wait_for(waits)).await.unwrap().unwrap().clone();
     assert!(told.healthy, "{told:?}");
     gate.open();
-    tokio::time::timeout(PATIENCE, standing.wait_for(|told| !waits(told))).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, health.wait_for(|told| !waits(told))).await.unwrap().unwrap();
 }
 
-/// The other one may be dead: a call waits ten seconds for its login, and is then told when it may
-/// be repeated. Later calls are told so at once.
+/// The other replica may have died: a call waits ten seconds for its login, then fails with the
+/// time after which it may be repeated. Later calls fail at once.
 #[tokio::test]
 async fn a_call_does_not_wait_to_its_deadline_for_the_login_of_another_gateway() {
     let pair = pair(manual()).await;
@@ -235,11 +235,11 @@ async fn a_wrong_password_is_tried_once_by_all_replicas_together() {
     tokio::time::timeout(PATIENCE, served).await.unwrap();
     // Its session serves the other as well, whose files still need to be corrected.
     pair.first.call_until("it finds the other's session", |_, outcome| outcome.is_ok()).await;
-    let mut standing = pair.first.client.standings().next().unwrap().1;
-    let told = standing.wait_for(|said| !said.healthy && said.sentence.contains("unblock"));
+    let mut health = pair.first.client.login_health().next().unwrap().1;
+    let told = health.wait_for(|said| !said.healthy && said.sentence.contains("unblock"));
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
     pair.first.write("password", "right");
-    tokio::time::timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, health.wait_for(|said| said.healthy)).await.unwrap().unwrap();
     pair.first.poll(&pair.first.request()).await.unwrap();
     assert_eq!(pair.first.handle.ledger().logins(), 2);
 }
@@ -268,7 +268,7 @@ async fn old_and_new_files_do_not_fight_over_the_session() {
 }
 
 #[tokio::test]
-async fn without_the_store_tokens_go_on_and_nobody_logs_in() {
+async fn without_the_store_tokens_stay_in_use_and_no_login_is_sent() {
     let pair = pair(manual()).await;
     pair.call(2).await.into_iter().for_each(Result::unwrap);
     pair.remote.set_away(true);
@@ -352,7 +352,7 @@ async fn a_lost_guard_is_written_back_by_a_replica_that_remembers_it() {
 
 /// Nobody remembers the guard: logins are stopped, and `status` says why.
 #[tokio::test]
-async fn a_lost_guard_that_nobody_remembers_is_closed() {
+async fn a_lost_guard_that_no_replica_remembers_stops_logins() {
     let mut pair = pair(manual()).await;
     pair.call(2).await.into_iter().for_each(Result::unwrap);
     let elsewhere = tempfile::tempdir().unwrap();
@@ -366,9 +366,9 @@ async fn a_lost_guard_that_nobody_remembers_is_closed() {
     pair.remote.lose_cells();
     pair.first.restart();
     pair.first.call_for(Duration::from_secs(1), is_blocked).await;
-    let mut standing = pair.first.client.standings().next().unwrap().1;
+    let mut health = pair.first.client.login_health().next().unwrap().1;
     let told =
-        standing.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
+        health.wait_for(|said| !said.healthy && said.sentence.contains("the store has lost"));
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
     assert_eq!(
         pair.first.unblock(UnblockMode::Retry).await,

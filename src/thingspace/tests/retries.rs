@@ -2,7 +2,7 @@
 
 use tokio::time::{Instant, timeout};
 
-use super::{super::LoginStanding, *};
+use super::{super::LoginHealth, *};
 
 /// What passes, for calls without effect.
 fn passing() -> [What; 8] {
@@ -129,12 +129,11 @@ async fn one_rejected_token_request_is_no_rejection_of_the_credentials() {
     let world = configured(manual(), hasty).await;
     let request = world.request();
     world.poll(&request).await.unwrap();
-    let mut standing = world.client.standings().next().unwrap().1;
-    timeout(PATIENCE, standing.wait_for(|said| said.healthy)).await.unwrap().unwrap();
+    let mut health = world.client.login_health().next().unwrap().1;
+    timeout(PATIENCE, health.wait_for(|said| said.healthy)).await.unwrap().unwrap();
     let told = tokio::spawn(async move {
-        let rejected =
-            |said: &LoginStanding| !said.healthy && said.sentence.contains("application");
-        timeout(PATIENCE, standing.wait_for(rejected)).await.is_ok()
+        let rejected = |said: &LoginHealth| !said.healthy && said.sentence.contains("application");
+        timeout(PATIENCE, health.wait_for(rejected)).await.is_ok()
     });
     world.handle.inject(Fault::once(Endpoint::Token, When::BeforeEffect, unauthorized()));
     world.handle.expire_bearer();
@@ -150,7 +149,7 @@ async fn one_rejected_token_request_is_no_rejection_of_the_credentials() {
     assert!(told.await.unwrap(), "operators are told after the second");
 }
 
-/// Where the second attempt is too far away to wait for it, callers are told to repeat the call.
+/// If the second attempt is too late to wait for it, the error tells callers to repeat the call.
 #[tokio::test]
 async fn until_a_rejected_token_request_is_repeated_callers_are_told_to_come_back() {
     let world =
@@ -164,7 +163,7 @@ async fn until_a_rejected_token_request_is_repeated_callers_are_told_to_come_bac
         };
         assert!(*wait > Duration::from_secs(30), "{wait:?}");
     }
-    let standing = world.client.standings().next().unwrap().1.borrow().clone();
-    assert!(standing.sentence.contains("once. It is tried again soon"), "{standing:?}");
+    let health = world.client.login_health().next().unwrap().1.borrow().clone();
+    assert!(health.sentence.contains("once. It is tried again soon"), "{health:?}");
     assert_eq!(world.handle.ledger().token_requests(), 1);
 }

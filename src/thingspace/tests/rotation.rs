@@ -43,12 +43,12 @@ async fn a_rotation_costs_no_call() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_credentials_that_are_wrong_leave_the_session_be() {
     let world = configured(manual(), hasty).await;
-    let (_, mut standing) = world.client.standings().next().unwrap();
+    let (_, mut health) = world.client.login_health().next().unwrap();
     under_load(&world, async {
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_accepted == 1).await;
         world.write("password", "wrong");
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == 1).await;
-        let said = timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")));
+        let said = timeout(PATIENCE, health.wait_for(|said| said.sentence.contains("rejected")));
         let said = said.await.unwrap().unwrap().clone();
         assert!(
             !said.healthy && said.sentence.ends_with("The current session still works"),
@@ -56,11 +56,7 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         );
         // Some looks later it still says what to do.
         tokio::time::sleep(Duration::from_secs(5)).await;
-        assert!(
-            standing.borrow().sentence.contains("Correct the files"),
-            "{:?}",
-            *standing.borrow()
-        );
+        assert!(health.borrow().sentence.contains("Correct the files"), "{:?}", *health.borrow());
     })
     .await;
     assert_eq!(
@@ -68,27 +64,24 @@ async fn new_credentials_that_are_wrong_leave_the_session_be() {
         1,
         "it is not tried again while nothing needs it"
     );
-    assert!(standing.borrow().sentence.contains("rejected the user name or password"));
+    assert!(health.borrow().sentence.contains("rejected the user name or password"));
     // As they were, and wrong again: each is said.
     world.write("password", "simulator-password");
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in"))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, health.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
     world.write("password", "wrong");
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence.contains("rejected")))
+    timeout(PATIENCE, health.wait_for(|said| said.sentence.contains("rejected")))
         .await
         .unwrap()
         .unwrap();
     assert_eq!(world.handle.ledger().logins_rejected, 1);
     world.handle.expire_sessions();
     world.call_until("the second strike", |_, outcome| is_blocked(outcome)).await;
-    assert!(!standing.borrow().healthy);
+    assert!(!health.borrow().healthy);
     assert_eq!(world.handle.ledger().logins_rejected, 2);
     // The file as it was: nothing needs to be corrected but that.
     world.write("password", "simulator-password");
     world.call_until("it goes on", |_, outcome| outcome.is_ok()).await;
-    assert!(standing.borrow().healthy);
+    assert!(health.borrow().healthy);
 }
 
 #[tokio::test]
@@ -124,14 +117,11 @@ async fn stored_tokens_serve_after_a_restart_with_other_files() {
             "{file}: tried once, for all that"
         );
         assert_eq!(ledger.logins_accepted, 1, "{file}");
-        let mut standing = world.client.standings().next().unwrap().1;
-        tokio::time::timeout(
-            PATIENCE,
-            standing.wait_for(|said| said.sentence.contains("rejected")),
-        )
-        .await
-        .unwrap()
-        .unwrap();
+        let mut health = world.client.login_health().next().unwrap().1;
+        tokio::time::timeout(PATIENCE, health.wait_for(|said| said.sentence.contains("rejected")))
+            .await
+            .unwrap()
+            .unwrap();
         // Once the session ends, there is no other.
         world.handle.expire_sessions();
         world.handle.expire_bearer();
@@ -147,25 +137,22 @@ async fn stored_tokens_serve_after_a_restart_with_other_files() {
 async fn a_closed_guard_is_told_while_a_session_still_works() {
     let world = configured(manual(), hasty).await;
     world.poll(&world.request()).await.unwrap();
-    let (_, mut standing) = world.client.standings().next().unwrap();
+    let (_, mut health) = world.client.login_health().next().unwrap();
     for (rejected, wrong) in (1..).zip(["A", "B", "C", "D"]) {
         world.write("password", wrong);
         world.handle.wait_until(PATIENCE, |ledger| ledger.logins_rejected == rejected).await;
     }
     world.write("password", "simulator-password");
-    let stopped = |said: &super::super::LoginStanding| {
+    let stopped = |said: &super::super::LoginHealth| {
         !said.healthy
             && said.sentence.contains("unblock test --force")
             && said.sentence.ends_with("The current session still works")
     };
-    timeout(PATIENCE, standing.wait_for(stopped)).await.unwrap().unwrap();
+    timeout(PATIENCE, health.wait_for(stopped)).await.unwrap().unwrap();
     world.call_for(Duration::from_secs(4), Result::is_ok).await;
-    assert!(stopped(&standing.borrow()), "{:?}", *standing.borrow());
+    assert!(stopped(&health.borrow()), "{:?}", *health.borrow());
     assert_eq!(world.unblock(UnblockMode::LoggedIn).await, UnblockOutcome::Done);
-    timeout(PATIENCE, standing.wait_for(|said| said.sentence == "logged in"))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(PATIENCE, health.wait_for(|said| said.sentence == "logged in")).await.unwrap().unwrap();
 }
 
 /// Somebody writes one file after the other.

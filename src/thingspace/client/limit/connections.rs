@@ -1,12 +1,12 @@
 //! The pool of connections that all sets of credentials share. Each call has a connection of its
 //! own.
 //!
-//! Every set has an equal part of `max_connections`. Of its part, a quarter each is reserved for
-//! orders, status queries and polls, and a sixteenth for status queries about external requests.
-//! The rest of all parts is common to orders, status queries and polls. A set that has its part of
-//! the common connections gets no more while another set waits that has not. So calls that hang
-//! delay neither other classes nor other sets. Token requests, logins and probes of the breaker are
-//! not counted: there is one of each at a time.
+//! Every set has an equal part of `max_connections`. A quarter of it is reserved for orders, a
+//! quarter for status queries, a quarter for polls, and a sixteenth for status queries about
+//! external requests. The rest of all parts is common to orders, status queries and polls. A set
+//! that has its part of the common connections gets no more while another set waits for its part.
+//! So calls that hang delay neither other classes nor other sets. Token requests, logins and probes
+//! of the breaker are not counted: there is one of each at a time.
 
 use std::sync::{Arc, Mutex};
 
@@ -15,7 +15,7 @@ use tokio::sync::{Notify, futures::Notified};
 use super::queue::{CLASSES, Class};
 use crate::lock::lock;
 
-/// The reserved fractions of a set's part: for each of three classes, and for external requests.
+/// The divisors of a set's part: for each of three classes, and for external requests.
 const RESERVED: usize = 4;
 const RESERVED_EXTERNAL: usize = 16;
 
@@ -64,7 +64,7 @@ impl ConnectionPool {
         Arc::new(Self { state, freed: Notify::new() })
     }
 
-    /// Does not wait.
+    /// Takes a connection if one is available.
     pub(super) fn take(self: &Arc<Self>, set: usize, class: Class) -> Option<ConnectionPermit> {
         let origin = lock(&self.state).take(set, class)?;
         Some(ConnectionPermit { pool: Arc::clone(self), set, origin })
@@ -78,7 +78,7 @@ impl ConnectionPool {
         }
     }
 
-    /// Waits until another connection may be available. Counts from this call on.
+    /// Waits until a connection is returned after this call.
     pub(super) fn freed(&self) -> Notified<'_> {
         self.freed.notified()
     }

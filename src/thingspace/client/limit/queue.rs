@@ -1,10 +1,10 @@
 //! The waiting calls of one set of credentials, and which of them is next. Uses no clock and no
 //! connection.
 //!
-//! Each class except orders has a guaranteed share of the permits. A class earns its share with
-//! every permit that is issued, up to [`MAX_CREDIT`], so an idle class saves up little. A class
-//! that has earned a whole permit goes first. If there is none, the first class in the order of
-//! [`Class`] goes. Within a class the accounts alternate.
+//! Each class except orders has a guaranteed share of the permits. With every permit that is
+//! issued, a class gets its share as credit, up to [`MAX_CREDIT`], so an idle class saves up
+//! little. The next permit goes to a class with the credit of a whole permit or, if there is none,
+//! to the first waiting class in the order of [`Class`]. Within a class the accounts alternate.
 
 use std::{
     cmp::Reverse,
@@ -13,19 +13,19 @@ use std::{
 
 use crate::identity::AccountName;
 
-/// Waiting calls of one class and one account, at most.
+/// The most waiting calls of one class and one account.
 pub(super) const MAX_WAITING: usize = 4_096;
 
 /// One permit, in the unit of [`Class::share`].
 const PERMIT: u32 = 100;
 
-/// What a class may have earned at most: one permit, and one more while other classes go first.
+/// The most credit of a class: one permit, and one more while other classes go first.
 const MAX_CREDIT: u32 = 2 * PERMIT;
 
 pub(super) const CLASSES: [Class; 4] = [Class::Order, Class::Query, Class::Poll, Class::External];
 
-/// The kinds of calls. Permits that are not part of a guaranteed share go to the first of these
-/// that waits.
+/// The kinds of calls. Permits outside the guaranteed shares go to the first waiting class in this
+/// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::thingspace::client) enum Class {
     Order,
@@ -52,7 +52,7 @@ impl Class {
 #[derive(Debug, Clone)]
 pub(super) struct Ticket {
     class: Class,
-    /// `None`: ahead of all accounts.
+    /// `None`: the call is ahead of all accounts.
     account: Option<AccountName>,
     number: u64,
 }
@@ -76,14 +76,11 @@ struct Lanes<T> {
 
 impl<T> Queue<T> {
     pub(super) fn new() -> Self {
-        Self {
-            classes: CLASSES.map(|_| Lanes::new()),
-            credits: CLASSES.map(Class::share),
-            tickets: 0,
-        }
+        let credits = CLASSES.map(Class::share);
+        Self { classes: CLASSES.map(|_| Lanes::new()), credits, tickets: 0 }
     }
 
-    /// Adds a call. `None`: too many wait.
+    /// Adds a call. `None`: the queue of the account is full.
     pub(super) fn push(&mut self, class: Class, account: &AccountName, call: T) -> Option<Ticket> {
         let number = self.next_number();
         let lanes = &mut self.classes[class as usize];
@@ -157,6 +154,7 @@ impl<T> Queue<T> {
         self.tickets
     }
 }
+
 impl<T> Lanes<T> {
     fn new() -> Self {
         Self { first: BTreeMap::new(), accounts: HashMap::new(), order: VecDeque::new() }
@@ -170,7 +168,7 @@ impl<T> Lanes<T> {
         self.accounts.get(account).map_or(0, BTreeMap::len)
     }
 
-    /// How many calls go before the next one of an account.
+    /// Returns how many calls go before a new one of an account.
     fn before(&self, account: &AccountName) -> usize {
         let own = self.waiting(account);
         let others = self.accounts.iter().filter(|(other, _)| *other != account);

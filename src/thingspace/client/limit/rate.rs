@@ -13,7 +13,7 @@ const TIMER: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Rate {
-    interval: Duration,
+    pub(super) interval: Duration,
     /// When the rate allows the next call without a burst.
     due: Instant,
 }
@@ -23,11 +23,6 @@ impl Rate {
         Self { interval: Duration::from_secs(1) / per_second.get(), due: now }
     }
 
-    pub(super) fn interval(&self) -> Duration {
-        self.interval
-    }
-
-    /// Returns how long the next call has to wait.
     pub(super) fn wait(&self, now: Instant) -> Duration {
         let ahead = (self.interval * BURST).max(TIMER);
         (self.due.max(now) + self.interval).saturating_duration_since(now + ahead)

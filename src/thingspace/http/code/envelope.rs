@@ -3,15 +3,15 @@
 //! | envelope | written by |
 //! |---|---|
 //! | `{"errorCode", "errorMessage"}`, the code in words | ThingSpace |
-//! | the same, the code being the HTTP status or a word | its eSIM pages, its other products |
+//! | the same, with an HTTP status or a word as the code | its eSIM pages, its other products |
 //! | `{"faultResponse": {"faultcode", …}}`, as in a failed callback | ThingSpace |
 //! | `{"fault": {"code", …}}` | the API manager |
 //! | `{"code", …}`, without the wrapping | the API manager |
 //! | `<am:fault><am:code>…`, in XML | the API manager |
 //! | `{"error", "error_description"}` | the authorization server, sister services |
 //!
-//! The content type does not matter, nor does the case of names. A number counts as a text. An
-//! envelope with two codes has none, nor has a body that is neither a JSON object nor the API
+//! The content type and the case of names do not matter. A number counts as a text. An envelope
+//! with two codes has no code, and neither has a body that is no JSON object and not the API
 //! manager's XML.
 
 use crate::thingspace::http::{body::ReplyBody, json::Json, object::Object};
@@ -25,14 +25,14 @@ pub(super) struct FoundCode {
     pub(super) by_api_manager: bool,
 }
 
-/// The code of the first envelope that has one, in the order of the table above.
+/// Returns the code of the first envelope that has one, in the order of the table above.
 pub(super) fn first(body: &ReplyBody<'_>) -> Option<FoundCode> {
     let envelopes = envelopes(body.object.as_ref(), body.text);
     envelopes.into_iter().find(|envelope| !envelope.codes.is_empty())?.code()
 }
 
-/// The codes of all envelopes in an object or, if there is none, in a text. `None` stands for
-/// different codes, or for something that is no code.
+/// Returns the codes of all envelopes in an object or, if there is none, in a text. `None` stands
+/// for different codes, or for something that is no code.
 pub(super) fn all(object: Option<&Object<'_>>, text: &str) -> Vec<Option<FoundCode>> {
     let mut all = Vec::new();
     for envelope in envelopes(object, text) {
@@ -50,7 +50,7 @@ pub(super) fn all(object: Option<&Object<'_>>, text: &str) -> Vec<Option<FoundCo
     all
 }
 
-/// Whether a list of errors beside the code says something else. Such lists are not documented.
+/// Returns whether a list of errors beside the code contains others. Such lists are not documented.
 fn contradicts(object: &Object<'_>, found: &[Option<FoundCode>]) -> bool {
     let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
     object.elements(&["errors", "faults"]).any(|error| {
@@ -62,9 +62,8 @@ fn contradicts(object: &Object<'_>, found: &[Option<FoundCode>]) -> bool {
 }
 
 struct Envelope {
-    /// The different codes in it.
     codes: Vec<String>,
-    /// It also contains something that is no code.
+    /// Whether it also contains something that is no code.
     has_other: bool,
     by_api_manager: bool,
 }
@@ -77,7 +76,7 @@ impl Envelope {
         Self { codes, has_other, by_api_manager }
     }
 
-    /// The code, if there is exactly one.
+    /// Returns the code if there is exactly one.
     fn code(self) -> Option<FoundCode> {
         let [text] = <[String; 1]>::try_from(self.codes).ok()?;
         Some(FoundCode { text, by_api_manager: self.by_api_manager })
@@ -102,7 +101,7 @@ fn envelopes(object: Option<&Object<'_>>, text: &str) -> Vec<Envelope> {
     }
 }
 
-/// A code in a field of the body.
+/// Reads the code in a field of the body.
 fn direct(root: &Object<'_>, name: &str, by_api_manager: bool) -> Envelope {
     let has_other = root
         .values(&[name])
@@ -110,7 +109,7 @@ fn direct(root: &Object<'_>, name: &str, by_api_manager: bool) -> Envelope {
     Envelope::new(root.texts(&[name]), has_other, by_api_manager)
 }
 
-/// A code in an object in a field of the body.
+/// Reads the code in an object in a field of the body.
 fn wrapped(root: &Object<'_>, wrapper: &str, name: &str, by_api_manager: bool) -> Envelope {
     let (mut codes, mut has_other) = (Vec::new(), false);
     for value in root.elements(&[wrapper]) {
@@ -124,7 +123,7 @@ fn wrapped(root: &Object<'_>, wrapper: &str, name: &str, by_api_manager: bool) -
     Envelope::new(codes, has_other, by_api_manager)
 }
 
-/// The code of a fault of the API manager. Other XML or HTML has none.
+/// Reads the code of a fault of the API manager. Other XML and HTML has none.
 fn xml(text: &str) -> Option<&str> {
     let root = match text.strip_prefix("<?xml") {
         Some(rest) => rest.split_once("?>")?.1.trim_start(),

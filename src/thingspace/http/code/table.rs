@@ -1,18 +1,19 @@
 //! The table of ThingSpace's codes, which `docs/errors.md` shows.
 //!
-//! The first row that fits a code counts, and the last row fits every code. The HTTP status limits
-//! what a row means: with a 5xx or a 408 the outcome is unknown although the code is a refusal (see
+//! The first row that fits a code counts, and the last row fits every code. A refusal counts only
+//! with some HTTP statuses: with a 5xx or a 408 the outcome is unknown (see
 //! [`judge`](crate::thingspace::http::verdict::judge)).
 
+use self::CodeClass::{BearerRefused, Refused, SessionRefused, Throttled, Unknown};
 use crate::thingspace::RefusalKind::{
-    self, AccountForbidden, AccountNotFound, DeviceNotFound, DeviceState, InvalidInput, Other,
-    PlanNotFound, RequestNotFound, TurnedAway,
+    self, AccountForbidden, AccountNotFound, DeviceNotFound, DeviceState, InvalidInput,
+    NotForwarded, Other, PlanNotFound, RequestNotFound,
 };
 
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) codes: CodePattern,
-    /// The HTTP status with which the row fits. `None`: any.
+    /// The only HTTP status with which the row fits. `None`: any.
     pub(crate) http: Option<u16>,
     pub(crate) class: CodeClass,
     /// The meaning for people.
@@ -45,53 +46,43 @@ pub(crate) static ROWS: &[Row] = &[
     // Tokens. Sources name HTTP 400, 401 and 403 for a refused session, so only the code counts.
     named(
         &["INPUT_INVALID.SessionToken.*", "REQUEST_FAILED.SessionToken.*", "SessionToken.*"],
-        CodeClass::SessionRefused,
+        SessionRefused,
         "the session has ended, was replaced or is unknown",
     ),
     manager(
         900_900,
         900_905,
-        CodeClass::BearerRefused,
+        BearerRefused,
         "the bearer token is wrong, missing or expired; ThingSpace does not say which",
     ),
     Row {
         http: Some(401),
-        ..manager(
-            900_906,
-            900_909,
-            CodeClass::BearerRefused,
-            "the bearer token is not valid for this API",
-        )
+        ..manager(900_906, 900_909, BearerRefused, "the bearer token is not valid for this API")
     },
     // Other codes of the API manager, for calls that it does not pass on.
-    manager(900_800, 900_807, CodeClass::Throttled, "too many calls"),
-    manager(700_700, 700_700, TURNED_AWAY, "the API is blocked"),
+    manager(900_800, 900_807, Throttled, "too many calls"),
+    manager(700_700, 700_700, Refused(NotForwarded), "the API is blocked"),
     manager(
         900_000,
         900_999,
-        TURNED_AWAY,
+        Refused(NotForwarded),
         "the API manager did not pass the call on: no such resource, blocked, forbidden or not \
          subscribed",
     ),
-    // Its main sequence, for calls that fit no API, says 404. So does the fault in XML that Verizon
-    // documents with HTTP 403 for "wrong authentication". The call was not passed on. The sequences
-    // are in WSO2's documents on error handling.
+    // The API manager's main sequence, for calls that fit no API, says 404. So does the fault in
+    // XML that Verizon documents with HTTP 403 for "wrong authentication". The call was not passed
+    // on. WSO2's documents on error handling list the sequences.
     manager(
         400,
         499,
-        TURNED_AWAY,
+        Refused(NotForwarded),
         "the API manager does not know the address or this kind of authentication; check \
          thingspace.base_url and the key",
     ),
     // Transport errors of Synapse: the call was passed on, or may have been.
-    manager(
-        101_000,
-        303_999,
-        CodeClass::Unknown,
-        "the API manager lost its connection to ThingSpace",
-    ),
-    // The order may have been executed, now or before. An identifier that an order has twice is a
-    // refusal.
+    manager(101_000, 303_999, Unknown, "the API manager lost its connection to ThingSpace"),
+    // The order may have been executed, now or before. Not so for the codes of an identifier that
+    // an order contains twice.
     named(
         &[
             "*DuplicateRequest*",
@@ -101,55 +92,51 @@ pub(crate) static ROWS: &[Row] = &[
             "*Timed_Out*",
             "*TimedOut*",
         ],
-        CodeClass::Unknown,
+        Unknown,
         "the same was requested before, or ThingSpace took too long: it may have been executed",
     ),
-    // Requests. No document has the refusal of an unknown one.
-    named(
+    // Requests. The code of an unknown request is not documented.
+    refused(
         &["*RequestId*", "*Request.NotFound", "*RequestNotFound"],
-        CodeClass::Refused(RequestNotFound),
+        RequestNotFound,
         "no such request",
     ),
     // Accounts.
-    named(
-        &["*.AccountNotFound", "*.Account.NotFound"],
-        CodeClass::Refused(AccountNotFound),
-        "no such account",
-    ),
-    named(
+    refused(&["*.AccountNotFound", "*.Account.NotFound"], AccountNotFound, "no such account"),
+    refused(
         &["REQUEST_FAILED.AccountName", "REQUEST_FAILED.NoAccounts"],
-        CodeClass::Refused(AccountForbidden),
+        AccountForbidden,
         "the gateway's user may not use the account, or has none",
     ),
-    named(
+    refused(
         &["*.MultipleAccounts", "INPUT_INVALID.Account.*"],
-        CodeClass::Refused(InvalidInput),
+        InvalidInput,
         "the order must name an account",
     ),
     // Devices.
-    named(
+    refused(
         &["*.DeviceNotFound", "*.Device.NotFound"],
-        CodeClass::Refused(DeviceNotFound),
+        DeviceNotFound,
         "a device of the order is unknown",
     ),
-    named(
+    refused(
         &["*.DeviceState.Invalid", "*.DeviceAlreadyActive"],
-        CodeClass::Refused(DeviceState),
+        DeviceState,
         "a device is in a state that does not allow this",
     ),
-    named(
+    refused(
         &["INPUT_INVALID.Device.Kind.Invalid", "INPUT_INVALID.Device.Identifier.Invalid"],
-        CodeClass::Refused(InvalidInput),
+        InvalidInput,
         "an identifier is of an unknown kind or does not fit its kind",
     ),
-    named(
+    refused(
         &["INPUT_INVALID.MaxRequestsExceeded", "INPUT_INVALID.NumberofDevices"],
-        CodeClass::Refused(InvalidInput),
+        InvalidInput,
         "too many devices in one order; see thingspace.max_devices_per_order",
     ),
-    // Plans. The name of the plan is before `.NotFound`, so other things that are not found come
+    // Plans. The name of a plan precedes `.NotFound`, so other things that are not found come
     // first.
-    named(
+    refused(
         &[
             "REQUEST_FAILED.Account*.NotFound",
             "REQUEST_FAILED.Device*.NotFound",
@@ -158,36 +145,32 @@ pub(crate) static ROWS: &[Row] = &[
             "REQUEST_FAILED.CustomField*.NotFound",
             "REQUEST_FAILED.LeadId*.NotFound",
         ],
-        CodeClass::Refused(Other),
+        Other,
         "something else was not found",
     ),
-    named(
+    refused(
         &["REQUEST_FAILED.*ServicePlan*NotFound", "REQUEST_FAILED.*.NotFound"],
-        CodeClass::Refused(PlanNotFound),
+        PlanNotFound,
         "no such service plan",
     ),
     // Other codes of ThingSpace itself.
-    named(
+    refused(
         &["INPUT_INVALID.Request.InvalidCharacter"],
-        CodeClass::Refused(InvalidInput),
+        InvalidInput,
         "a character that ThingSpace does not accept",
     ),
-    named(
+    refused(
         &["*.RequestUndefined", "*DeserializationFailed"],
-        CodeClass::Refused(Other),
+        Other,
         "ThingSpace cannot read the gateway's request: a defect of the gateway",
     ),
-    named(
-        &["*.DefaultIpPoolNotDefined"],
-        CodeClass::Refused(Other),
-        "the account has no default IP pool",
-    ),
-    named(
+    refused(&["*.DefaultIpPoolNotDefined"], Other, "the account has no default IP pool"),
+    refused(
         &["REQUEST_FAILED.UnexpectedError"],
-        CodeClass::Refused(Other),
+        Other,
         "a part of the input is missing or invalid, or ThingSpace has a problem of its own",
     ),
-    // The order may be a duplicate. These come after what is not found, because the name of a plan
+    // The order may be a duplicate. These rows follow those of plans, because the name of a plan
     // may contain any of these words.
     named(
         &[
@@ -199,29 +182,21 @@ pub(crate) static ROWS: &[Row] = &[
             "REQUEST_FAILED.*Queued*",
             "REQUEST_FAILED.*Submitted*",
         ],
-        CodeClass::Unknown,
+        Unknown,
         "the same is being executed, or a part of it was: it may have been executed",
     ),
-    named(
-        &["REQUEST_ONHOLD.*"],
-        CodeClass::Unknown,
-        "the request waits, for example for a credit approval",
-    ),
-    named(&["REQUEST_CANCELLED.*"], CodeClass::Refused(Other), "the request was cancelled"),
-    named(&["INPUT_INVALID.*"], CodeClass::Refused(InvalidInput), "the input is invalid"),
-    named(&["REQUEST_FAILED.*"], CodeClass::Refused(Other), "another refusal of ThingSpace"),
+    named(&["REQUEST_ONHOLD.*"], Unknown, "the request waits, for example for a credit approval"),
+    refused(&["REQUEST_CANCELLED.*"], Other, "the request was cancelled"),
+    refused(&["INPUT_INVALID.*"], InvalidInput, "the input is invalid"),
+    refused(&["REQUEST_FAILED.*"], Other, "another refusal of ThingSpace"),
     // Without a class: the HTTP status again, or a word. The eSIM pages document only these.
-    named(
-        &["400", "422", "INVALID_PARAMETER"],
-        CodeClass::Refused(InvalidInput),
-        "the input is invalid",
-    ),
+    refused(&["400", "422", "INVALID_PARAMETER"], InvalidInput, "the input is invalid"),
     named(
         &["408", "5##", "INTERNAL_ERROR", "INTERNAL_SYSTEM_ERROR", "internal_server_error"],
-        CodeClass::Unknown,
+        Unknown,
         "ThingSpace has a problem of its own, with any HTTP status",
     ),
-    named(
+    refused(
         &[
             "invalid_request",
             "invalid_client",
@@ -231,24 +206,26 @@ pub(crate) static ROWS: &[Row] = &[
             "unauthorized_client",
             "unsupported_grant_type",
         ],
-        CodeClass::Refused(Other),
+        Other,
         "the authorization server refused the call",
     ),
-    named(&["*"], CodeClass::Refused(Other), "another refusal"),
+    refused(&["*"], Other, "another refusal"),
 ];
-
-const TURNED_AWAY: CodeClass = CodeClass::Refused(TurnedAway);
 
 const fn named(codes: &'static [&'static str], class: CodeClass, meaning: &'static str) -> Row {
     Row { codes: CodePattern::Named(codes), http: None, class, meaning }
+}
+
+const fn refused(codes: &'static [&'static str], kind: RefusalKind, why: &'static str) -> Row {
+    named(codes, Refused(kind), why)
 }
 
 const fn manager(first: u32, last: u32, class: CodeClass, meaning: &'static str) -> Row {
     Row { codes: CodePattern::ApiManager(first, last), http: None, class, meaning }
 }
 
-/// The row of a code. `name` is without the service and in lower case; `number` is the API
-/// manager's.
+/// Returns the row of a code. `name` is without the service and in lower case; `number` is that of
+/// the API manager.
 pub(super) fn row(name: &str, number: Option<u32>, http: u16) -> &'static Row {
     let fits = |row: &&Row| {
         row.http.is_none_or(|only| only == http)

@@ -140,7 +140,7 @@ fn every_envelope() {
             ours("S.C.x"),
         ),
         (r#"{"faultResponse":[{"FaultCode":"S.C.x"}]}"#, ours("S.C.x")),
-        // ThingSpace's own word before anybody else's, and an empty one is none.
+        // ThingSpace's own code precedes all others, and an empty one is no code.
         (r#"{"error":"e","fault":{"code":900901},"errorCode":"S.C.x"}"#, ours("S.C.x")),
         (r#"{"errorCode":"","fault":{"code":900901}}"#, managers(900_901)),
         (r#"{"errorCode":null,"error":"e"}"#, ours("e")),

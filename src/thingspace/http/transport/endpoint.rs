@@ -4,27 +4,16 @@ use http::Method;
 
 use crate::identity::{AccountName, RequestId};
 
+/// An endpoint with the values in its path. An `external` request is not one of this gateway.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Endpoint<'a> {
     Token,
     Login,
     Download,
-    /// `external`: the caller chose the id, and the gateway placed no such request.
-    Status {
-        account: &'a AccountName,
-        request: &'a RequestId,
-        external: bool,
-    },
-    Callbacks {
-        account: &'a AccountName,
-    },
-    RegisterCallback {
-        account: &'a AccountName,
-    },
-    DeregisterCallback {
-        account: &'a AccountName,
-        service: &'a str,
-    },
+    Status { account: &'a AccountName, request: &'a RequestId, external: bool },
+    Callbacks { account: &'a AccountName },
+    RegisterCallback { account: &'a AccountName },
+    DeregisterCallback { account: &'a AccountName, service: &'a str },
 }
 
 impl<'a> Endpoint<'a> {
@@ -42,18 +31,18 @@ impl<'a> Endpoint<'a> {
         matches!(self, Self::Download)
     }
 
-    /// Whether a call changes nothing, so that it may be repeated.
+    /// Returns whether a call changes nothing, so that it may be repeated.
     pub(crate) fn has_no_effect(self) -> bool {
         matches!(self, Self::Status { .. } | Self::Callbacks { .. })
     }
 
-    /// Whether the breaker takes its outcome into account. Not that of a query about an external
-    /// request: callers could choose an id for which ThingSpace fails.
+    /// Returns whether the breaker counts the outcome. It ignores queries about external requests,
+    /// because callers could choose an id for which ThingSpace fails.
     pub(super) fn counts(self) -> bool {
         !matches!(self, Self::Status { external: true, .. })
     }
 
-    /// The path below the base URL, with names in the place of values.
+    /// Returns the path below the base URL, with names in place of values.
     pub(super) fn template(self) -> &'static str {
         match self {
             Self::Token => "/ts/v1/oauth2/token",
@@ -65,7 +54,6 @@ impl<'a> Endpoint<'a> {
         }
     }
 
-    /// The segments of the path, with the values.
     pub(super) fn segments(self) -> impl Iterator<Item = &'a str> {
         let (account, last) = match self {
             Self::Token | Self::Login | Self::Download => ("", ""),
@@ -85,7 +73,7 @@ impl<'a> Endpoint<'a> {
     pub(super) fn content_type(self) -> &'static str {
         match self {
             Self::Token => "application/x-www-form-urlencoded",
-            // ThingSpace demands it also of calls without a body.
+            // ThingSpace requires it also for calls without a body.
             _ => "application/json",
         }
     }

@@ -1,12 +1,12 @@
 //! What the reply to an order says besides its error code: request ids, and texts.
 //!
-//! Ids are searched for in every spelling and place, texts for people included, because an order
-//! with an id exists. An id is accepted only from the documented place: `requestId` in the
-//! outermost object, as a text or as an exact number.
+//! An order with an id exists, so ids are searched for in every spelling and place, also in texts
+//! for people. An id is accepted only from the documented place: `requestId` in the outermost
+//! object, as a text or as an exact number.
 //!
-//! Only a header named exactly `requestId` holds an id. Proxies and API managers write
-//! `X-Request-Id` and the like into every reply, for tracing. `WWW-Authenticate` and `Warning` hold
-//! texts for people.
+//! Of the headers only `requestId` holds an id. Proxies and API managers add `X-Request-Id` and
+//! similar ones to every reply, for tracing. `WWW-Authenticate` and `Warning` hold texts for
+//! people.
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The levels of JSON in texts of JSON that are read.
+/// The most levels of JSON in a text in JSON that are read.
 const MAX_NESTED_TEXTS: u8 = 3;
 
-/// The places in a text that are tried as the beginning of JSON.
+/// The most places in a text that are tried as the beginning of JSON.
 const MAX_EMBEDDED: usize = 16;
 
 /// Parts of the names of fields that hold request ids.
@@ -50,26 +50,27 @@ pub(super) enum RequestIds {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Evidence {
     pub(super) ids: RequestIds,
-    /// There is a word of success, or a text that speaks of acceptance.
+    /// There is a word of success, or a text that mentions acceptance.
     pub(super) success: bool,
     /// A text quotes a UUID, which may be the id of a request.
     pub(super) quotes_uuid: bool,
     pub(super) texts: Texts,
 }
 
-/// The texts for people. The greatest of what they say counts.
+/// What the texts for people say. Of several texts the greatest value counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Texts {
-    /// Each is the plain refusal of a token or of a rate.
+    /// Each is a plain refusal.
     #[default]
     PlainRefusals,
+    /// One says something else.
     Others,
-    /// One speaks of a time-out.
+    /// One mentions a time-out.
     TimedOut,
 }
 
-/// Reads a body and the headers. `None`: the body begins as JSON and is none, so that it may
-/// contain anything.
+/// Reads a body and the headers. `None`: the body begins like JSON but is none, so it may contain
+/// anything.
 pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
     let mut finds = Finds::default();
     match serde_json::from_str(text) {
@@ -90,19 +91,19 @@ pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
     Some(Evidence { ids: finds.ids(), success, quotes_uuid, texts })
 }
 
-/// Whether a field is named `requestId`, in any case and with any punctuation.
+/// Returns whether a field is named `requestId`, in any case and with any punctuation.
 pub(crate) fn is_request_id(key: &str) -> bool {
     plain(key) == "requestid"
 }
 
-/// What was found so far. The first three look like request ids.
+/// What was found so far. The first three are possible request ids.
 #[derive(Default)]
 struct Finds {
-    /// In the documented place. `None`: no exact value.
+    /// Those in the documented place. `None`: the value is not exact.
     documented: Vec<Option<RequestId>>,
-    /// In another place. `None`: no text and no exact number.
+    /// Those in other places. `None`: the value is neither a text nor an exact number.
     elsewhere: Vec<Option<String>>,
-    /// For each text that mentions a request id: the words one of which is the id.
+    /// For each text that mentions a request id: its words, one of which is the id.
     mentions: Vec<Vec<String>>,
     success: bool,
     quotes_uuid: bool,
@@ -114,11 +115,11 @@ struct Finds {
 struct Context {
     /// The number of objects around it.
     depth: u8,
-    /// The name of its field begins with "request".
+    /// Whether the name of its field begins with "request".
     in_request: bool,
-    /// Its field is named as the id of something else, for example of a trace.
+    /// Whether its field is the id of something else, for example of a trace.
     in_other_id: bool,
-    /// Its field is for programs.
+    /// Whether its field is for programs.
     in_machine_field: bool,
     /// The number of JSON texts around it.
     nested_texts: u8,
@@ -182,7 +183,7 @@ impl Finds {
         }
     }
 
-    /// A text in a field that is not named as an id.
+    /// Reads a text in a field that is not named like an id.
     fn text_value(&mut self, text: &str, at: Context) {
         if at.in_request && is_id(text.trim()) {
             self.elsewhere.push(Some(text.to_owned()));
@@ -191,7 +192,7 @@ impl Finds {
         }
     }
 
-    /// A text, which may contain JSON or mention a request id.
+    /// Reads a text, which may contain JSON or mention a request id.
     fn text(&mut self, text: &str, at: Context) {
         self.mention(text);
         self.phrases(text, at);
@@ -213,7 +214,7 @@ impl Finds {
         }
     }
 
-    /// A body that is not JSON: XML, HTML or a text.
+    /// Reads a body that is not JSON: XML, HTML or a text.
     fn plain_text(&mut self, text: &str) {
         if plain(text).contains("requestid") || !mentioned(text).is_empty() || is_id(text.trim()) {
             self.elsewhere.push(None);
@@ -222,7 +223,7 @@ impl Finds {
         self.phrases(text, Context::default());
     }
 
-    /// What a text says to people.
+    /// Notes what a text says to people.
     fn phrases(&mut self, text: &str, at: Context) {
         let words = words(text);
         self.success |= says_accepted(&words);
@@ -241,13 +242,13 @@ impl Finds {
         self.mentions.extend(Some(mentioned(text)).filter(|words| !words.is_empty()));
     }
 
-    /// A text in a header. Its other words do not count, because the name of a realm may be any.
+    /// Reads a text in a header. Its other words do not count, because a realm may have any name.
     fn note(&mut self, note: &str) {
         self.mention(note);
         self.success |= says_accepted(&words(note));
     }
 
-    /// An address in a header. That of a request contains its id.
+    /// Reads an address in a header. The address of a request contains its id.
     fn location(&mut self, location: &str) {
         let segments: Vec<_> = location.split(['/', '?', '#', '&', '=']).map(plain).collect();
         let names_one = |pair: &[String]| {
@@ -259,7 +260,7 @@ impl Finds {
         }
     }
 
-    /// The id on which everything in the reply agrees.
+    /// Returns the id on which everything in the reply agrees.
     fn ids(self) -> RequestIds {
         let Self { documented, elsewhere, mentions, .. } = self;
         let Some(first) = documented.first() else {
@@ -281,8 +282,8 @@ impl Finds {
     }
 }
 
-/// The id in a value that is a text or an exact number. [`is_id`] says whether ThingSpace may have
-/// given it.
+/// Returns the id in a value that is a text or an exact number. [`is_id`] says whether ThingSpace
+/// may have given it.
 pub(crate) fn exact_id(value: &Json) -> Option<RequestId> {
     let text = value.id().filter(|text| !word::is_no_value(text))?;
     RequestId::parse(&text).ok()

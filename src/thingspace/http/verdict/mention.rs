@@ -7,7 +7,7 @@ const MAX_BETWEEN: usize = 3;
 
 const UUID_CHARS: usize = 36;
 
-/// The words with a digit after the mention of a request id. One of them is the id.
+/// Returns the words with a digit after the mention of a request id. One of them is the id.
 pub(super) fn mentioned(text: &str) -> Vec<String> {
     let text: String = unescaped(text).chars().map(narrow).collect();
     let lower = text.to_ascii_lowercase();
@@ -18,7 +18,7 @@ pub(super) fn mentioned(text: &str) -> Vec<String> {
     words.into_iter().flatten().filter(has_digit).map(str::to_owned).collect()
 }
 
-/// Whether a text contains a UUID. Every known request id is a UUID or a number.
+/// Returns whether a text contains a UUID. Every known request id is a UUID or a number.
 pub(super) fn has_uuid(text: &str) -> bool {
     let text: String = unescaped(text).chars().map(narrow).collect();
     let is_in_word = |at: usize| text.as_bytes().get(at).is_some_and(u8::is_ascii_alphanumeric);
@@ -30,7 +30,7 @@ pub(super) fn has_uuid(text: &str) -> bool {
     })
 }
 
-/// The end of "request id", "reqId" or "request identifier", if one begins at `at`.
+/// Returns the end of "request id", "reqId" or "request identifier" if one begins at `at`.
 fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
     let rest = &lower[at..];
     let rest = rest.strip_prefix("request").or_else(|| rest.strip_prefix("req"))?;
@@ -40,7 +40,7 @@ fn end_of_mention(lower: &str, at: usize) -> Option<usize> {
     (!rest.starts_with(char::is_alphabetic)).then(|| lower.len() - rest.len())
 }
 
-/// Full-width letters and digits as ASCII. Some keyboards write them.
+/// Converts full-width letters and digits to ASCII. Some keyboards write them.
 pub(super) fn narrow(c: char) -> char {
     const WIDE: u32 = '！' as u32 - '!' as u32;
     match c {
@@ -49,7 +49,6 @@ pub(super) fn narrow(c: char) -> char {
     }
 }
 
-/// The words of a text, in lower case.
 pub(super) fn words(text: &str) -> Vec<String> {
     let text: String = unescaped(text).chars().map(narrow).flat_map(char::to_lowercase).collect();
     text.split(|c: char| !c.is_alphanumeric())
@@ -58,7 +57,7 @@ pub(super) fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// A text whose characters are not escaped as in JSON (`\u0041`).
+/// Replaces characters that are escaped as in JSON (`\u0041`).
 fn unescaped(text: &str) -> String {
     let mut parts = text.split("\\u");
     let mut all = parts.next().unwrap_or_default().to_owned();

@@ -1,30 +1,30 @@
-//! What the reply to an order means. Everything in the reply counts.
+//! What the reply to an order means.
 //!
-//! An order may be sent again only if it certainly was not executed, and an id is believed only if
-//! ThingSpace certainly gave it. So each verdict but [`Verdict::Unknown`] needs a reply in which
-//! nothing contradicts it:
+//! An order may be sent again only if it certainly was not executed, and an id is accepted only if
+//! ThingSpace certainly gave it. So each verdict except [`Verdict::Unknown`] requires a reply in
+//! which nothing contradicts it:
 //!
 //! | verdict | HTTP status | error codes | request ids | texts |
 //! |---|---|---|---|---|
 //! | accepted | 2xx | none | exactly one, exact | any |
-//! | session refused | 4xx but 408 | exactly one, of a refused session | none | no success |
-//! | bearer refused | 4xx but 408, 5xx | exactly one, of a refused bearer | none | no success |
+//! | session refused | 4xx except 408 | exactly one, of a refused session | none | no success |
+//! | bearer refused | 4xx except 408, 5xx | exactly one, of a refused bearer | none | no success |
 //! | tokens refused | 401 | none, or a refusal that is not ThingSpace's | none | plain refusals |
 //! | throttled | 429 | none, or exactly one that is a refusal | none | plain refusals, no UUID |
-//! | throttled | 4xx but 408, 5xx | exactly one, of throttling | none | no success, no time-out |
-//! | refused | 4xx but 408, 429 | exactly one, a refusal | none | no success, time-out or UUID |
+//! | throttled | 4xx except 408, 5xx | exactly one, of throttling | none | no success or time-out |
+//! | refused | 4xx except 408, 429 | exactly one, a refusal | none | no success, time-out or UUID |
 //!
 //! A success may be a word in a field, or a phrase in a text for people; see
-//! [`phrases`](super::phrases). A time-out says nothing beside the code of a refused session or
-//! bearer, because these do time out.
+//! [`phrases`](super::phrases). A text about a time-out is ignored beside the code of a refused
+//! session or bearer, because these do time out.
 //!
-//! Without a code, or with one that neither ThingSpace nor its API manager uses, the HTTP status
-//! decides. Then each text has to be the plain refusal of a token or of a rate, since no list of
-//! the texts that speak of an executed order can be complete.
+//! Without a code, or with a general code, the HTTP status decides. Then each text has to be a
+//! *plain refusal*: one that says only that a token or the rate is refused. No list of the texts
+//! that mention an executed order could be complete.
 //!
 //! A UUID in a text may be the id of a request. It may also be a token, which refusals of tokens
-//! quote, or an id of the API manager. So it counts for nothing beside a code of the API manager or
-//! if only tokens are refused.
+//! quote, or an id of the API manager. So it is ignored beside a code of the API manager, and if
+//! only tokens are refused.
 //!
 //! Any other reply leaves the outcome unknown, and so does a body that is cut, too long or
 //! unreadable.

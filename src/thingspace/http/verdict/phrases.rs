@@ -1,4 +1,4 @@
-//! Phrases in texts for people: those of an order that may have been executed, and the words of
+//! Phrases in texts for people: those about an order that may have been executed, and the words of
 //! plain refusals.
 
 use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
@@ -23,7 +23,6 @@ const ACCEPTED: [&[&str]; 14] = [
     &["on", "hold"],
 ];
 
-/// A server waited too long for an answer.
 const TIMED_OUT: [&[&str]; 7] = [
     &["time", "out"],
     &["timed", "out"],
@@ -38,7 +37,7 @@ const TIMED_OUT: [&[&str]; 7] = [
 const SCRIPTED: [&str; 2] = ["settimeout", "cleartimeout"];
 
 /// The words with which Verizon, WSO2, Apigee, AWS, Azure, Kong, Envoy, nginx, Apache, Tomcat and
-/// Cloudflare refuse a token, or too many calls. None of them says what became of an order.
+/// Cloudflare refuse a token or too many calls. None of them says what happened to an order.
 static REFUSAL_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
     "a about access account after again allowed amount an and another any apache api app \
         application are aren arrest as at auth authenticate authenticated authentication \
@@ -67,35 +66,34 @@ static REFUSAL_WORDS: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         .collect()
 });
 
-/// Sentences of refusals with words that could also say what became of an order.
+/// Sentences of refusals with words that could also describe what happened to an order.
 const REFUSAL_SENTENCES: [&str; 3] = [
     "the request has not been applied",
     "the user has sent too many requests",
     "you have sent too many requests",
 ];
 
-/// Words that deny the phrase after them. "Not yet" and "not only" do not. "t" is the end of
-/// "can't".
+/// Words that deny the phrase after them, except in "not … yet". "t" is the end of "can't".
 const DENIALS: [&str; 5] = ["not", "never", "cannot", "t", "longer"];
 
-/// Words between a denial and its phrase.
+/// Words that may stand between a denial and its phrase.
 const BETWEEN: [&str; 3] = ["be", "been", "being"];
 
-/// Whether a text says that an order was accepted or is being executed.
+/// Returns whether a text says that an order was accepted or is being executed.
 pub(super) fn says_accepted(words: &[String]) -> bool {
     ACCEPTED
         .iter()
         .any(|phrase| ends(words, phrase).any(|end| !is_denied(words, end - phrase.len(), end)))
 }
 
-/// Whether a text speaks of a time-out, also to deny it.
+/// Returns whether a text mentions a time-out, even to deny it.
 pub(super) fn says_timed_out(words: &[String]) -> bool {
     let names_one = |word: &String| word.contains("timeout") && !SCRIPTED.contains(&word.as_str());
     words.iter().any(names_one)
         || TIMED_OUT.iter().any(|phrase| ends(words, phrase).next().is_some())
 }
 
-/// Whether a text is empty, or says only that a token or the rate is refused.
+/// Returns whether a text is empty, or says only that a token or the rate is refused.
 pub(super) fn is_plain_refusal(text: &str) -> bool {
     let mut text = visible(text).to_lowercase();
     for sentence in REFUSAL_SENTENCES {
@@ -109,7 +107,7 @@ pub(super) fn is_plain_refusal(text: &str) -> bool {
         .all(|word| REFUSAL_WORDS.contains(word.as_str()))
 }
 
-/// What a browser shows of an HTML page; another text as it is.
+/// Returns the visible text of an HTML page, or any other text unchanged.
 fn visible(text: &str) -> Cow<'_, str> {
     const HIDDEN: [(&str, &str); 4] =
         [("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"), ("<", ">")];
@@ -134,7 +132,7 @@ fn visible(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// The index after each occurrence of a phrase.
+/// Returns the index after each occurrence of a phrase.
 fn ends<'a>(words: &'a [String], phrase: &'a [&'a str]) -> impl Iterator<Item = usize> + 'a {
     let found =
         words.windows(phrase.len()).enumerate().filter(move |(_, window)| *window == phrase);

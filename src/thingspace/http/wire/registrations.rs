@@ -11,7 +11,6 @@ use crate::thingspace::{
     sha256,
 };
 
-/// The body of a registration.
 pub(crate) fn registration(service: &str, target: &Target<'_>) -> Bytes {
     #[derive(Serialize)]
     struct Body<'a> {
@@ -40,7 +39,7 @@ pub(crate) fn registrations(body: &ReplyBody<'_>) -> Option<Vec<Registration>> {
             password: text("password").map(|password| sha256(&password)),
         })
     };
-    // If one has no service, it is not known which services are registered.
+    // If an entry has no service, it is unknown which services are registered.
     match &body.object {
         Some(one) => registration(one).map(|one| vec![one]),
         None => list()?.unwrap_or_default().iter().map(registration).collect(),

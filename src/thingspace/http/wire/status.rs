@@ -26,8 +26,8 @@ struct QueriedRequest<'a> {
 }
 
 impl QueriedRequest<'_> {
-    /// Whether an answer or a sub-request names no other request and no other account, and has no
-    /// field twice.
+    /// Returns whether an answer or a sub-request names no other request and no other account, and
+    /// has no field twice.
     fn fits(&self, object: &Object<'_>, parts: &DeviceParts<'_, '_>) -> bool {
         let once = |names: &[&str]| object.values(names).count() <= 1;
         parts.are_of_request(self.request)
@@ -42,7 +42,7 @@ fn is_sub_requests(name: &str) -> bool {
     matches!(&*plain(name), "subrequests" | "subrequest")
 }
 
-/// The answer, if it is about this account and this request.
+/// Reads the answer if it is about this account and this request.
 pub(crate) fn status(
     body: &ReplyBody<'_>,
     account: &AccountName,
@@ -57,7 +57,7 @@ pub(crate) fn status(
     let overall = StatusClass::of(&root.text(&["status"])?);
     let read = |value: &RawValue| sub_request(&serde_json::from_str(value.get()).ok()?, &queried);
     let devices = root.elements_where(is_sub_requests).map(read).collect::<Option<Vec<_>>>()?;
-    // An error that names no request may be about this very query.
+    // An error that names no request may concern this query.
     if devices.is_empty() && root.values_where(is_request_id).next().is_none() {
         return None;
     }
@@ -83,7 +83,7 @@ pub(crate) fn status(
     Some(answer)
 }
 
-/// The device and the status of a sub-request. `None`: an identifier is no object.
+/// Reads the device and the status of a sub-request. `None`: an identifier is no object.
 fn sub_request(sub: &Object<'_>, queried: &QueriedRequest<'_>) -> Option<(Device, StatusClass)> {
     let ids = sub.elements(&IDS).map(|id| serde_json::from_str(id.get()).ok());
     let ids = ids.collect::<Option<Vec<Object<'_>>>>()?;
@@ -95,15 +95,15 @@ fn sub_request(sub: &Object<'_>, queried: &QueriedRequest<'_>) -> Option<(Device
     let first = classes.next().unwrap_or(StatusClass::Unknown);
     let agree = classes.all(|class| class == first);
     let parts = DeviceParts::of(sub);
-    let is_believed = agree
+    let is_consistent = agree
         && is_one
         && queried.fits(sub, &parts)
         && !(first == StatusClass::Succeeded && parts.deny_success());
-    Some((device, if is_believed { first } else { StatusClass::Unknown }))
+    Some((device, if is_consistent { first } else { StatusClass::Unknown }))
 }
 
-/// The device with these identifiers, and whether they agree. Identifiers of unknown kinds or of a
-/// wrong form are left out.
+/// Reads the device with these identifiers, and whether they agree. Identifiers of unknown kinds or
+/// of a wrong form are left out.
 fn device(ids: &[Object<'_>]) -> (Device, bool) {
     let (mut device, mut is_one) = (Device::default(), true);
     for entry in ids {

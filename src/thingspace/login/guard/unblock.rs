@@ -14,7 +14,7 @@ use crate::proto::storage::Guard;
 
 /// What an operator states with `unblock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnblockMode {
+pub(crate) enum UnblockMode {
     /// Nothing.
     Retry,
     /// `--force`: they have logged in elsewhere.
@@ -26,7 +26,7 @@ pub enum UnblockMode {
 
 /// Why `unblock` is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum UnblockRefusal {
+pub(crate) enum UnblockRefusal {
     /// The next rejection may lock the user.
     LastAttempt,
     /// The password in the file was rejected after an operator had logged in elsewhere.

@@ -22,7 +22,7 @@ enum Says {
     IdLike,
     /// A text for people with a UUID in it.
     Quotes,
-    /// A text for people that speaks of a time-out.
+    /// A text for people that mentions a time-out.
     TimedOut,
     /// A text that is not the plain refusal of a token or of a rate.
     OtherText,
@@ -41,7 +41,7 @@ enum Code {
     Session(&'static str),
     Bearer(u32),
     Throttled(u32),
-    TurnedAway(u32),
+    NotForwarded(u32),
     Lost(u32),
     /// A refusal that is not ThingSpace's, for example of the authorization server.
     Word(&'static str),
@@ -203,7 +203,7 @@ fn code(rng: &mut Rng) -> Part {
         )),
         7 => Bearer(rng.u32(900_900..=900_905)),
         8 => Throttled(rng.u32(900_800..=900_807)),
-        9 => pick(rng, &[TurnedAway(700_700), TurnedAway(404), Lost(101_503), Lost(303_001)]),
+        9 => pick(rng, &[NotForwarded(700_700), NotForwarded(404), Lost(101_503), Lost(303_001)]),
         10 => Fine,
         _ => Unreadable,
     };
@@ -216,12 +216,13 @@ fn code(rng: &mut Rng) -> Part {
                 format!(r#"{{"faultcode":"{text}","faultstring":"x"}}"#),
             ),
         },
-        Bearer(number) | Throttled(number) | TurnedAway(number) | Lost(number) => match rng.u8(..3)
-        {
-            0 => (any_case(rng, "fault"), format!(r#"{{"code":{number},"message":"x"}}"#)),
-            1 => (any_case(rng, "fault"), format!(r#"{{"code":"{number}"}}"#)),
-            _ => (any_case(rng, "code"), number.to_string()),
-        },
+        Bearer(number) | Throttled(number) | NotForwarded(number) | Lost(number) => {
+            match rng.u8(..3) {
+                0 => (any_case(rng, "fault"), format!(r#"{{"code":{number},"message":"x"}}"#)),
+                1 => (any_case(rng, "fault"), format!(r#"{{"code":"{number}"}}"#)),
+                _ => (any_case(rng, "code"), number.to_string()),
+            }
+        }
         // Always the same text in one place, because different texts would contradict each other.
         Fine => {
             let (name, value) = pick(rng, &[("code", "200"), ("error", "false")]);
@@ -339,14 +340,14 @@ fn expected(status: u16, parts: &[Says], readable: bool) -> Expected {
         _ if timed_out => Expected::Unknown,
         Some(Code::Throttled(_)) if is_error => Expected::Throttled,
         Some(Code::Word(_)) if matches!(status, 401 | 429) && other_text => Expected::Unknown,
-        Some(Code::Word(_) | Code::TurnedAway(_)) if status == 401 => {
+        Some(Code::Word(_) | Code::NotForwarded(_)) if status == 401 => {
             Expected::Stale { bearer: true, session: true }
         }
         Some(Code::Refusal(_) | Code::Word(_)) if quotes => Expected::Unknown,
-        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_)) if status == 429 => {
+        Some(Code::Refusal(_) | Code::Word(_) | Code::NotForwarded(_)) if status == 429 => {
             Expected::Throttled
         }
-        Some(Code::Refusal(_) | Code::Word(_) | Code::TurnedAway(_))
+        Some(Code::Refusal(_) | Code::Word(_) | Code::NotForwarded(_))
             if is_error && status < 500 =>
         {
             Expected::Refused

@@ -73,7 +73,7 @@ const TIME_OUTS: [&str; 6] = [
 ];
 
 #[test]
-fn a_text_that_speaks_of_acceptance_makes_the_outcome_unknown() {
+fn a_text_that_mentions_acceptance_makes_the_outcome_unknown() {
     for text in ACCEPTANCES {
         for name in ["message", "errorMessage", "description", "note"] {
             assert_unknown_beside_every_code(&format!(r#""{name}":"{text}""#));
@@ -84,7 +84,7 @@ fn a_text_that_speaks_of_acceptance_makes_the_outcome_unknown() {
 }
 
 #[test]
-fn a_text_that_speaks_of_a_time_out_makes_a_refusal_and_a_throttling_unknown() {
+fn a_text_that_mentions_a_time_out_makes_a_refusal_and_a_throttling_unknown() {
     for text in TIME_OUTS {
         for fields in [format!(r#""message":"{text}""#), format!(r#""details":["{text}"]"#)] {
             for (status, code) in [

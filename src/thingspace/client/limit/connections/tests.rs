@@ -24,7 +24,7 @@ fn a_greedy_class_leaves_the_others_their_quarter() {
     }
 }
 
-/// The reserved connections of a set are available at once, whatever another set uses.
+/// The reserved connections of a set are available at once, even if another set uses all others.
 #[test]
 fn a_greedy_set_leaves_the_others_their_part() {
     let mut state = PoolState::new(128, 2);
