@@ -4,8 +4,8 @@
 //!
 //! # Overview
 //!
-//! Callers order a download, ask for its status, or watch it. The gateway does what ThingSpace
-//! leaves to its callers: it owns two kinds of token, places each order at most once, polls, takes
+//! Callers order a download, get its status, or watch it. The gateway does what ThingSpace leaves
+//! to its callers: it owns two kinds of token, places each order at most once, polls, takes
 //! callbacks, and turns every failure into an error that says what to do.
 //!
 //! ```text
@@ -52,9 +52,11 @@
 //!
 //! 1. **One owner of the tokens.** In a process all callers wait for one renewal
 //!    (`thingspace::login::slot::Slot::get`). All replicas compete for one claim
-//!    (`thingspace::login::vault::Vault::claim`).
+//!    (`thingspace::login::vault::Vault::claim`). `thingspace::client::exchange` renews a token
+//!    that ThingSpace refused and repeats the call.
 //! 2. **The account is never locked.** `thingspace::login::guard::next` allows or refuses each
-//!    attempt, and `thingspace::login::guard::report` counts it.
+//!    attempt, `thingspace::login::guard::report` counts it, and
+//!    `thingspace::login::guard::unblock` says what an operator may allow.
 //! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:
 //!    an order with an unknown outcome is never sent again. An order is repeated only if
 //!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
@@ -70,12 +72,14 @@
 //! 7. **Errors say what to do.** `grpc::status` chooses code and reason, and
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits` print
 //!    masked, and secrets are `secrecy` types, which do not print.
-//! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to listen beyond loopback.
+//! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to serve the API beyond
+//!    loopback.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
 //!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
 //!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
 //!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`. Callbacks:
-//!    `callbacks::bodies`, `callbacks::quarantine::quota`.
+//!    `callbacks::bodies`, `callbacks::quarantine::quota`. Messages: `grpc::MAX_MESSAGE`. Waits of
+//!    callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** `requests::readiness`, `thingspace::login::health`
 //!     and `control::status`.
 //!
@@ -97,18 +101,18 @@
 //!
 //! **DownloadProfile.** `grpc::convert` checks every field. [`requests::orders`] reads the key's
 //! cell: a key that was used before is answered from there, or from its order's log. A new order
-//! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway,
-//! which no caller can cancel, takes over: it appends `Ordered` to the order's log, sets the cell
+//! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway
+//! takes over, which no caller can cancel. It appends `Ordered` to the order's log, sets the cell
 //! to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
-//! request's, sets the cell to ACCEPTED, and answers once [`requests::hub`] has folded it. An
-//! unclear answer sets the cell to UNKNOWN. It stays so until the order is settled
+//! request's, sets the cell to ACCEPTED, and answers when [`requests::hub`] has folded it. If the
+//! outcome is unknown, the cell becomes UNKNOWN until the order is settled
 //! ([`resolve`](requests::orders::resolve)): by an operator, or by a callback that names one of the
 //! order's devices, if its request has exactly the order's devices.
 //!
 //! **GetRequestStatus.** [`Requests::status`](requests::Requests::status) finds the request in the
 //! projection, else in its log, else by asking ThingSpace (an external request). For an open
-//! request [`query`](requests::query) asks ThingSpace if the known state is too old; what is new is
-//! appended and folded. The caller gets the folded state, in pages.
+//! request [`query`](requests::query) asks ThingSpace if the known state is too old. A new result
+//! is appended and folded. The caller gets the folded state, in pages.
 //!
 //! **WatchRequest.** [`Watch`](requests::watch::Watch) is a cursor: a snapshot, or the transitions
 //! after a resume token, then all later transitions on each wake-up, then the end. `grpc::fragment`
@@ -150,7 +154,7 @@ mod lock;
 mod log_throttle;
 pub mod proto;
 pub mod requests;
-pub mod secret_file;
+mod secret_file;
 pub mod server;
 pub mod shutdown;
 pub mod simulator;
