@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all};
 use test_support::{
-    harness::{Gateway, Upstream, device, place, watch as watch_request},
+    harness::{Gateway, Upstream, device, place, usable, watch as watch_request},
     nats_server::{NatsCluster, NatsServer},
     sender::{Sender, about},
 };
@@ -78,7 +78,7 @@ async fn main() {
 async fn nats(url: &str, replicas: usize) -> Arc<dyn Store> {
     let settings = NatsConfig { url: url.to_owned(), replicas, ..Config::defaults().store.nats };
     let store = Nats::open(&settings, RETENTION).await.unwrap();
-    store.usable().await;
+    usable(&store).await;
     Arc::new(store)
 }
 

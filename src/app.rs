@@ -9,7 +9,7 @@ mod drain;
 mod health;
 mod restore;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use tokio::{net::TcpListener, task::spawn_blocking};
@@ -26,7 +26,7 @@ use crate::{
         secrets::{CallbackSecrets, UserFiles},
     },
     config::{Config, StoreKind},
-    control::{Control, Instance},
+    control::{Control, GatewayParts},
     grpc::{self, Esim},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
@@ -49,14 +49,18 @@ const RETENTION_SLACK: Duration = Duration::from_hours(24);
 #[derive(Debug)]
 pub struct App {
     config: Config,
-    admin: Admin,
+    /// The listener for probes.
+    pub admin: Admin,
     listener: TcpListener,
-    address: SocketAddr,
+    /// The address of the API.
+    pub address: SocketAddr,
     store: Arc<dyn Store>,
     client: Client,
-    requests: Requests,
+    /// The domain, for tests.
+    pub requests: Requests,
     control: Control,
-    callbacks: Option<CallbackListener>,
+    /// `None`: callbacks are disabled.
+    pub callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
     drain: CancellationToken,
     /// Tracks orders and status queries in progress, for which the drain waits.
@@ -65,12 +69,14 @@ pub struct App {
 
 /// The listener for callbacks, and the registration of its address.
 #[derive(Debug)]
-struct CallbackListener {
-    callbacks: Callbacks,
+pub struct CallbackListener {
+    /// What the listener serves.
+    pub callbacks: Callbacks,
     listener: TcpListener,
-    address: SocketAddr,
+    /// The address that is bound.
+    pub address: SocketAddr,
     /// `None` without a public URL.
-    registration: Option<Registrar>,
+    pub registration: Option<Registrar>,
 }
 
 /// Runs a gateway until it is told to stop.
@@ -101,21 +107,17 @@ impl App {
         };
         let drain = CancellationToken::new();
         let socket = config.control_socket();
-        let instance = Instance {
+        let parts = GatewayParts {
+            requests: requests.clone(),
+            client: client.clone(),
+            callbacks: callbacks.as_ref().map(|listener| listener.callbacks.clone()),
+            registration: callbacks.as_ref().and_then(|listener| listener.registration.clone()),
             store: config.store.shown(),
             config: config.file.clone(),
             drain: drain.clone(),
         };
-        let control = Control::bind(
-            socket.clone(),
-            instance,
-            requests.clone(),
-            client.clone(),
-            callbacks.as_ref().map(|listener| listener.callbacks.clone()),
-            callbacks.as_ref().and_then(|listener| listener.registration.clone()),
-        );
-        let control =
-            control.await.with_context(|| format!("cannot listen on {}", socket.display()))?;
+        let control = Control::bind(socket.clone(), parts).await;
+        let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
             admin,
@@ -131,41 +133,9 @@ impl App {
         })
     }
 
-    /// The address of the API.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The address of probes.
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin.address()
-    }
-
-    /// The socket of operator commands.
-    fn control_socket(&self) -> PathBuf {
-        self.config.control_socket()
-    }
-
-    /// The address of callbacks, if they are enabled.
-    pub fn callbacks_address(&self) -> Option<SocketAddr> {
-        self.callbacks.as_ref().map(|listener| listener.address)
-    }
-
-    pub fn callbacks(&self) -> Option<&Callbacks> {
-        self.callbacks.as_ref().map(|listener| &listener.callbacks)
-    }
-
-    pub fn registration(&self) -> Option<&Registrar> {
-        self.callbacks.as_ref()?.registration.as_ref()
-    }
-
-    pub fn requests(&self) -> &Requests {
-        &self.requests
-    }
-
     /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let secrets = self.callbacks().map(|callbacks| callbacks.secrets().clone());
+        let secrets = self.callbacks.as_ref().map(|of| of.callbacks.secrets().clone());
         let mut running = self.start().await?;
         tokio::select! {
             () = stop.soft.cancelled() => {}

@@ -54,7 +54,6 @@ impl ServerCertificate {
         Ok(Self { key, expires })
     }
 
-    /// Reads and parses the files.
     pub(crate) fn check(cert_file: &Path, key_file: &Path, now: Timestamp) -> Result<Self, String> {
         let (chain, key) = (read(cert_file)?, read(key_file)?);
         Self::new(cert_file, &chain, key_file, &key, now)
@@ -66,7 +65,6 @@ pub(crate) fn check_chain(file: &Path, now: Timestamp) -> Result<(), String> {
     usable_until(file, &check_authorities(file)?, now).map(drop)
 }
 
-/// Checks that a file holds a private key.
 pub(crate) fn check_key(file: &Path) -> Result<(), String> {
     private_key(file, &read(file)?).map(drop)
 }

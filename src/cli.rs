@@ -1,4 +1,6 @@
-//! The command line: argument types only. `main` and [`crate::app`] carry the commands out.
+//! The command line: argument types only, whose doc comments are the texts of `--help`. `main` and
+//! [`crate::app`] carry the commands out.
+#![expect(missing_docs, reason = "a doc comment would be a text of `--help`")]
 
 mod operator;
 

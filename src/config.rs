@@ -1,15 +1,15 @@
 //! The configuration: compiled-in defaults (`config.default.toml`, which is also the reference of
 //! all keys), then one TOML file, then the environment.
 //!
-//! Refuses unknown keys and reports all problems at once. Never holds a secret, only the names of
-//! files with secrets, so it can be printed. `[[credentials]]` sections come from the file only. No
-//! other module reads the environment.
+//! Refuses unknown keys and reports all problems at once. Holds only the names of files with
+//! secrets, never a secret, so it can be printed. `[[credentials]]` sections come from the file
+//! only. No other module reads the environment.
 
 mod duration;
 mod layers;
 mod network;
 mod problems;
-#[allow(missing_docs, reason = "config.default.toml describes every key")]
+#[expect(missing_docs, reason = "config.default.toml describes every key")]
 mod sections;
 pub(crate) mod url;
 mod validate;
@@ -34,6 +34,7 @@ pub use sections::{
 pub(crate) const MAX_PAIR_CHARS: usize = 40;
 
 /// The whole configuration.
+#[expect(missing_docs, reason = "each section describes itself")]
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub grpc: GrpcConfig,
@@ -52,8 +53,18 @@ pub struct Config {
     pub file: Option<PathBuf>,
 }
 
+/// Whether a set of credentials may have this name.
+pub(crate) fn is_credentials_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed) && name.bytes().any(|b| b != b'.')
+}
+
+pub(crate) fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| is_set(folder)).unwrap_or(Path::new("."))
+}
+
 /// Whether an optional path is set.
-fn is_set(path: &Path) -> bool {
+pub(crate) fn is_set(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
 
@@ -87,7 +98,7 @@ impl Config {
             problems.append(validate::deployment(&config, file));
         }
         config.file = file.map(Path::to_owned);
-        problems.or(config)
+        if problems.0.is_empty() { Ok(config) } else { Err(problems) }
     }
 
     /// The path of the control socket according to this configuration. Ignores all other problems,

@@ -1,9 +1,9 @@
 //! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
-//! Only the user that runs the gateway can open the socket: it has mode 0600 from its first moment.
-//! There is no other authentication, because that user has all rights anyway. Replaces a socket
-//! that a dead process left behind, but never one on which a process answers. Decides nothing: each
-//! command calls the domain and returns its result.
+//! Only the user that runs the gateway can open the socket, which has mode 0600 when it appears.
+//! That user has all rights, so there is no other authentication. Replaces a socket that a dead
+//! process left behind, but never one on which a process answers. Each command calls the domain and
+//! returns its result.
 
 mod callbacks;
 pub mod client;
@@ -21,7 +21,6 @@ use std::{
         net::SocketAddr,
     },
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 
@@ -38,6 +37,7 @@ use tracing::warn;
 
 use crate::{
     callbacks::{Callbacks, registration::Registrar},
+    config::folder_of,
     requests::Requests,
     store::StoreError,
     thingspace::Client,
@@ -49,32 +49,26 @@ const MAX_BODY: usize = 64 << 10;
 /// How long commands in progress may take once the gateway stops.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// The parts of the gateway that commands act on.
+/// The parts of the gateway that commands show and act on.
 #[derive(Debug, Clone)]
-struct GatewayParts {
-    requests: Requests,
-    client: Client,
+pub(crate) struct GatewayParts {
+    pub(crate) requests: Requests,
+    pub(crate) client: Client,
     /// `None`: callbacks are disabled.
-    callbacks: Option<Callbacks>,
+    pub(crate) callbacks: Option<Callbacks>,
     /// `None`: the URL of the listener for callbacks is not configured.
-    registration: Option<Registrar>,
-    instance: Arc<Instance>,
-}
-
-/// A description of this gateway for operators.
-#[derive(Debug)]
-pub struct Instance {
+    pub(crate) registration: Option<Registrar>,
     /// The file or the servers of the store.
-    pub store: String,
+    pub(crate) store: String,
     /// The configuration file.
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Cancelled when the drain begins.
-    pub drain: CancellationToken,
+    pub(crate) drain: CancellationToken,
 }
 
 /// The bound socket and the commands. Removes the socket when it is dropped.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     listener: UnixListener,
     socket: SocketFile,
     router: Router,
@@ -84,7 +78,7 @@ pub struct Control {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
-    id: FileId,
+    id: (u64, u64),
 }
 
 impl Drop for SocketFile {
@@ -95,10 +89,8 @@ impl Drop for SocketFile {
     }
 }
 
-/// Device and inode.
-type FileId = (u64, u64);
-
-fn file_id(path: &Path) -> io::Result<FileId> {
+/// Returns device and inode.
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -137,30 +129,21 @@ fn rename_to_free_path(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 impl Control {
-    pub async fn bind(
-        path: PathBuf,
-        instance: Instance,
-        requests: Requests,
-        client: Client,
-        callbacks: Option<Callbacks>,
-        registration: Option<Registrar>,
-    ) -> io::Result<Self> {
+    pub(crate) async fn bind(path: PathBuf, parts: GatewayParts) -> io::Result<Self> {
         check_length(&path)?;
         remove_stale(&path).await?;
         // No other user can enter this folder, so none can open the socket before its mode is set.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let scratch = tempfile::Builder::new()
             .prefix(".s")
             .rand_bytes(4)
             .permissions(fs::Permissions::from_mode(0o700))
-            .tempdir_in(folder.unwrap_or(Path::new(".")))?;
+            .tempdir_in(folder_of(&path))?;
         let new = scratch.path().join("s");
         check_length(&new)?;
         let listener = UnixListener::bind(&new)?;
         fs::set_permissions(&new, fs::Permissions::from_mode(0o600))?;
         let id = file_id(&new)?;
         rename_to_free_path(&new, &path)?;
-        let instance = Arc::new(instance);
         let router = Router::new()
             .merge(status::routes())
             .merge(logins::routes())
@@ -168,13 +151,13 @@ impl Control {
             .merge(callbacks::routes())
             .merge(quarantine::routes())
             .merge(store::routes())
-            .with_state(GatewayParts { requests, client, callbacks, registration, instance })
+            .with_state(parts)
             .layer(DefaultBodyLimit::max(MAX_BODY));
         Ok(Self { listener, socket: SocketFile { path, id }, router })
     }
 
     /// Serves commands until `stop`.
-    pub async fn serve(self, stop: CancellationToken) {
+    pub(crate) async fn serve(self, stop: CancellationToken) {
         let Self { listener, socket, router } = self;
         let serving =
             axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());

@@ -31,9 +31,14 @@ const MAX_SECRET_BYTES: u64 = 4096;
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Whether two files hold the same secret. A file that cannot be read holds none.
-pub async fn same(one: &Path, other: &Path) -> bool {
+pub(crate) async fn same(one: &Path, other: &Path) -> bool {
     let (Ok(one), Ok(other)) = (read(one).await, read(other).await) else { return false };
-    one.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+    is_same(one.expose_secret(), other.expose_secret())
+}
+
+/// Whether two secrets are the same. Takes the same time for all secrets of a length.
+pub(crate) fn is_same(one: &str, other: &str) -> bool {
+    one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
 /// Whether two user names name the same ThingSpace user. ThingSpace ignores case.
@@ -42,12 +47,12 @@ pub(crate) fn is_same_user(one: &str, other: &str) -> bool {
 }
 
 /// The secret in a file, without the line break at the end.
-pub async fn read(path: &Path) -> Result<SecretString, String> {
+pub(crate) async fn read(path: &Path) -> Result<SecretString, String> {
     single_line(&read_lines(path).await?).map_err(|why| about(path, why))
 }
 
 /// The whole text of a file that has a format of its own.
-pub async fn read_lines(path: &Path) -> Result<SecretString, String> {
+pub(crate) async fn read_lines(path: &Path) -> Result<SecretString, String> {
     let bytes = read_in_time(path).await.map_err(|why| about(path, why))?;
     text(&bytes).map_err(|why| about(path, why))
 }

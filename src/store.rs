@@ -13,17 +13,18 @@ pub mod nats;
 #[cfg(test)]
 mod contract;
 
-pub use cell::{
-    CELL_FORMAT, CellMessage, SWAP_TRIES, change_cell, contended, decode_cell, load_cell,
-    load_or_create, must_be_current, swap_cell,
+pub(crate) use cell::{
+    CELL_FORMAT, change_cell, decode_cell, load_cell, load_or_create, must_be_current, swap_cell,
 };
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 /// The largest event or value of a cell, in bytes. An order for 10,000 devices has about 760 kB.
@@ -35,6 +36,12 @@ pub const MAX_READ: usize = 1_000;
 /// A read that returns fewer entries than its limit, and fewer bytes of events than this, has
 /// reached the end of the log.
 pub const WHOLE_READ_BYTES: usize = 1024 * 1024;
+
+/// The most bytes of events and cells that one store writes at the same time. Further writes wait.
+pub(crate) const IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
+
+/// What each write counts in addition: at most 4,096 writes are in flight.
+const WRITE_BYTES: usize = 4 * 1024;
 
 /// A store of logs and cells. Texts that it returns are for operators.
 #[async_trait]
@@ -96,8 +103,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         false
     }
 
-    /// Returns when the store was created, or when the last loss was accepted. `None`: not known
-    /// yet.
+    /// Returns when the store was created or the last loss was accepted. Facts from before then may
+    /// be missing. `None`: not known yet.
     fn remembers_since(&self) -> Option<Timestamp> {
         None
     }
@@ -125,37 +132,37 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Waits until the store can be used.
-    async fn usable(&self) {}
-
     /// Finishes the appends in progress, refuses others, and releases the store's files.
     async fn close(&self);
 }
 
-/// The name of a log. An id has the characters `[0-9A-Za-z-]`.
+/// The name of a log: of a request or of an order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogName {
-    pub class: LogClass,
+    pub(crate) class: LogClass,
+    /// Has the characters `[0-9A-Za-z-]`.
     pub id: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LogClass {
+pub(crate) enum LogClass {
     Request,
     Order,
 }
 
 impl LogName {
+    /// Names the log of the request with this id.
     pub fn request(id: impl Into<String>) -> Self {
         Self { class: LogClass::Request, id: id.into() }
     }
 
+    /// Names the log of the order with this id.
     pub fn order(id: impl Into<String>) -> Self {
         Self { class: LogClass::Order, id: id.into() }
     }
 
     /// Returns `r.ID` for a request and `o.ID` for an order.
-    pub fn encode(&self) -> String {
+    pub(crate) fn encode(&self) -> String {
         let class = match self.class {
             LogClass::Request => 'r',
             LogClass::Order => 'o',
@@ -163,7 +170,7 @@ impl LogName {
         format!("{class}.{}", self.id)
     }
 
-    pub fn decode(text: &str) -> Option<Self> {
+    pub(crate) fn decode(text: &str) -> Option<Self> {
         let (class, id) = text.split_once('.')?;
         let class = match class {
             "r" => LogClass::Request,
@@ -177,13 +184,14 @@ impl LogName {
 /// The name of a cell.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CellName {
-    pub life: CellLife,
+    pub(crate) life: CellLife,
+    /// Any text. The stores encode it.
     pub name: String,
 }
 
 /// How long a cell is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CellLife {
+pub(crate) enum CellLife {
     /// Without limit.
     Permanent,
     /// As long as an event that was stored when the cell was last swapped.
@@ -191,40 +199,48 @@ pub enum CellLife {
 }
 
 impl CellName {
+    /// Names a cell that is kept without limit.
     pub fn permanent(name: impl Into<String>) -> Self {
         Self { life: CellLife::Permanent, name: name.into() }
     }
 
+    /// Names a cell that expires after the retention period.
     pub fn retained(name: impl Into<String>) -> Self {
         Self { life: CellLife::Retained, name: name.into() }
     }
 }
 
-/// Where an event is: the epoch of the store, and the sequence there. Sequences grow, and may have
-/// gaps.
+/// Where an event is in the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
+    /// An accepted loss or a restore begins a new epoch.
     pub epoch: u64,
+    /// Grows over all logs of an epoch, from 1, and may have gaps.
     pub sequence: u64,
 }
 
-/// One event of a log. The store stamps `time`, which never goes back.
+/// One event of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    /// Where the event is.
     pub position: Position,
+    /// When the store stored it, by the store's clock. Never goes back.
     pub time: Timestamp,
+    /// The event as it was appended.
     pub event: Bytes,
 }
 
 /// An item of [`Store::follow`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Followed {
+    /// The next event.
     Event(LogName, Entry),
     /// All events that were stored when the follower began have been delivered. Comes once, before
     /// the first newer event.
     CaughtUp(Position),
     /// The store holds no event here, only a message of its own.
     Skipped(Position),
+    /// The last item.
     Lost(Lost),
 }
 
@@ -238,7 +254,7 @@ pub enum Lost {
 }
 
 /// What a store lacks that it had.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// A sentence without a full stop: which store or stream lacks what.
     pub what: String,
@@ -253,18 +269,22 @@ pub struct Version(pub u64);
 /// The value of a cell, as bytes or decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<V = Bytes> {
+    /// What the next swap must expect.
     pub version: Version,
+    /// What the cell holds.
     pub value: V,
 }
 
 /// The outcome of a swap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Swap {
+    /// The new version.
     Swapped(Version),
     /// The version was another one. This is the current value.
     Conflict(Option<Versioned>),
 }
 
+/// Why a call of the store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Certainly not stored.
@@ -276,9 +296,34 @@ pub enum StoreError {
     /// Certainly not stored: no space.
     #[error("the store is full: {0}")]
     Full(String),
+    /// Certainly not stored: larger than [`MAX_EVENT_BYTES`].
     #[error("{0} bytes are more than the {MAX_EVENT_BYTES} that the store takes at once")]
     TooLarge(usize),
     /// The stored bytes cannot be read.
     #[error("the store is corrupt: {0}")]
     Corrupt(String),
+}
+
+impl StoreError {
+    /// Returns the error for a call that failed and certainly stored nothing.
+    pub(crate) fn unavailable(error: impl fmt::Display) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::unavailable("it was closed")
+    }
+}
+
+/// Waits until a write of this size may begin. Refuses one that is too large.
+async fn reserve(
+    in_flight: &Arc<Semaphore>,
+    bytes: usize,
+) -> Result<OwnedSemaphorePermit, StoreError> {
+    if bytes > MAX_EVENT_BYTES {
+        return Err(StoreError::TooLarge(bytes));
+    }
+    let permits = u32::try_from(bytes + WRITE_BYTES).unwrap_or(u32::MAX);
+    let permit = Arc::clone(in_flight).acquire_many_owned(permits).await;
+    permit.map_err(|_| StoreError::closed())
 }

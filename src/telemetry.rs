@@ -6,7 +6,7 @@
 //! process, by at most [`FLUSH_TIMEOUT`].
 
 mod collector;
-pub mod rpc;
+pub(crate) mod rpc;
 mod semconv;
 
 use std::{
@@ -31,10 +31,10 @@ use crate::config::{LogFormat, TelemetryConfig};
 const SERVICE_NAME: &str = "thingspace-gateway";
 
 /// The target of audit lines, which say what an operator did. Filters do not apply to them.
-pub const AUDIT: &str = "audit";
+pub(crate) const AUDIT: &str = "audit";
 
-/// How long sending the last spans may take.
-pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long [`Telemetry::flush`] may take.
+pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The spans that are traced. The others belong to the exporter, or are too detailed for a trace.
 const TRACED: &str = "info,hyper=off,h2=off,tonic=off,tower=off,reqwest=off,opentelemetry=off";

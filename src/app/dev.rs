@@ -72,9 +72,9 @@ pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyh
     let base_url = simulator.base_url();
     config.thingspace.base_url.clone_from(&base_url);
     config.thingspace.token_url = String::new();
+    let socket = config.control_socket();
     let app = App::bind(config).await?;
-    let socket = app.control_socket();
-    print_tour(&mut io::stdout().lock(), app.address(), &base_url, &account, &socket)?;
+    print_tour(&mut io::stdout().lock(), app.address, &base_url, &account, &socket)?;
 
     // The drain may still finish an order, so the simulator ends after it.
     let upstream = stop.hard.child_token();

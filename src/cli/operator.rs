@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::identity::{AccountName, RequestId};
+use crate::{
+    config::is_credentials_name,
+    identity::{AccountName, RequestId},
+};
 
 /// Builds the end of a help text: an explanation, and commands with a configuration file.
 macro_rules! examples {
@@ -91,23 +94,16 @@ pub struct UnblockArgs {
     pub gateway: GatewayArgs,
 }
 
-/// Accepts what the configuration accepts as a name.
-fn credentials_name(text: &str) -> Result<String, String> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-    if !text.is_empty() && text.bytes().all(allowed) && !text.bytes().all(|b| b == b'.') {
-        Ok(text.to_owned())
-    } else {
-        Err("must be the name of a [[credentials]] section: letters, digits, '-', '_' and '.'"
-            .to_owned())
-    }
+fn credentials_name(text: &str) -> Result<String, &'static str> {
+    is_credentials_name(text)
+        .then(|| text.to_owned())
+        .ok_or("must be the name of a [[credentials]] section: letters, digits, '-', '_' and '.'")
 }
 
 /// Accepts the id of an order, which has the same form as the id of a request.
 fn order_id(text: &str) -> Result<String, String> {
-    match RequestId::parse(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(invalid) => Err(format!("{invalid}, as shown by `orders unknown`")),
-    }
+    let id = RequestId::parse(text).map(|_| text.to_owned());
+    id.map_err(|invalid| format!("{invalid}, as shown by `orders unknown`"))
 }
 
 #[derive(Debug, Subcommand)]

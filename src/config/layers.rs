@@ -71,7 +71,6 @@ pub(super) fn merge(
     (config, problems)
 }
 
-/// Parses the text of a configuration file.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Table, Problems> {
     parse_toml(text).map_err(|error| Problems::one(format!("{}: {error}", path.display())))
 }

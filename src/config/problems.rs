@@ -4,7 +4,7 @@ use std::{collections::HashSet, fmt};
 
 /// One line per problem: `section.key: what is wrong and what to do`.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Problems(Vec<String>);
+pub struct Problems(pub(super) Vec<String>);
 
 impl Problems {
     pub(super) fn one(problem: impl Into<String>) -> Self {
@@ -33,11 +33,7 @@ impl Problems {
         self.0.extend(others.0.into_iter().filter(|problem| !known.contains(key(problem))));
     }
 
-    /// Returns the value if there are no problems.
-    pub(super) fn or<T>(self, value: T) -> Result<T, Self> {
-        if self.0.is_empty() { Ok(value) } else { Err(self) }
-    }
-
+    /// Returns the problems, one line each.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }

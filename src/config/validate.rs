@@ -21,8 +21,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     Config, CredentialsConfig, StoreKind, TelemetryConfig,
-    duration::show,
-    is_set,
+    duration::{parse, show},
+    folder_of, is_credentials_name, is_set,
     problems::Problems,
     url::{self, Url},
 };
@@ -31,26 +31,8 @@ use crate::{
     secret_file,
 };
 
-const DAY: Duration = Duration::from_hours(24);
-
 /// The connections that each set of credentials needs: one for each class of calls.
 const CONNECTIONS_PER_CREDENTIALS: usize = 4;
-
-const fn ms(milliseconds: u64) -> Duration {
-    Duration::from_millis(milliseconds)
-}
-
-const fn secs(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
-}
-
-const fn mins(minutes: u64) -> Duration {
-    Duration::from_mins(minutes)
-}
-
-const fn hours(hours: u64) -> Duration {
-    Duration::from_hours(hours)
-}
 
 /// Checks what holds for every gateway: bounds, URLs and combinations of keys.
 pub(super) fn bounds(config: &Config) -> Problems {
@@ -77,9 +59,9 @@ pub(super) fn bounds(config: &Config) -> Problems {
             grpc.listen
         ));
     }
-    problems.duration("grpc.heartbeat", grpc.heartbeat, ms(100)..=mins(5));
-    problems.duration("grpc.max_deadline", grpc.max_deadline, secs(1)..=mins(10));
-    problems.duration("grpc.drain", grpc.drain, secs(1)..=mins(10));
+    problems.duration("grpc.heartbeat", grpc.heartbeat, ["100ms", "5m"]);
+    problems.duration("grpc.max_deadline", grpc.max_deadline, ["1s", "10m"]);
+    problems.duration("grpc.drain", grpc.drain, ["1s", "10m"]);
     problems.number("grpc.max_concurrent_streams", grpc.max_concurrent_streams, 1..=100_000);
     problems.ports(&[
         ("grpc.listen", Some(grpc.listen)),
@@ -90,20 +72,20 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.callbacks(callbacks);
     problems.store(store);
 
-    problems.duration("polling.min_age", polling.min_age, Duration::ZERO..=hours(1));
-    problems.duration("polling.first", polling.first, ms(10)..=hours(1));
+    problems.duration("polling.min_age", polling.min_age, ["0s", "1h"]);
+    problems.duration("polling.first", polling.first, ["10ms", "1h"]);
     problems.number("polling.factor", polling.factor, 1.0..=10.0);
     let first = ("polling.first", polling.first);
-    problems.ordered(first, ("polling.max_watched", polling.max_watched), DAY);
+    problems.ordered(first, ("polling.max_watched", polling.max_watched), "1d");
     let max_watched = ("polling.max_watched", polling.max_watched);
-    problems.ordered(max_watched, ("polling.max", polling.max), DAY);
+    problems.ordered(max_watched, ("polling.max", polling.max), "1d");
     let max = ("polling.max", polling.max);
-    problems.ordered(max, ("polling.give_up", polling.give_up), 30 * DAY);
+    problems.ordered(max, ("polling.give_up", polling.give_up), "30d");
 
     problems.number("limits.open_devices", limits.open_devices, 1..=10_000_000);
     problems.number("limits.closed_bytes", limits.closed_bytes, 1 << 20..=16 << 30);
     let closed_in_memory = limits.closed_in_memory;
-    problems.duration("limits.closed_in_memory", closed_in_memory, Duration::ZERO..=DAY);
+    problems.duration("limits.closed_in_memory", closed_in_memory, ["0s", "1d"]);
     problems.telemetry(telemetry);
     problems
 }
@@ -159,18 +141,13 @@ fn check_socket(config: &Config) -> Result<(), String> {
         ));
     }
     match (is_named, config.store.kind) {
-        (true, _) => check_folder(parent(&path), "make it"),
+        (true, _) => check_folder(folder_of(&path), "make it"),
         (false, StoreKind::Embedded) => Ok(()),
         (false, StoreKind::Nats) => {
             Err("is required for this kind of store; set a path that the gateway may create"
                 .to_owned())
         }
     }
-}
-
-/// The folder of a file.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|folder| is_set(folder)).unwrap_or(Path::new("."))
 }
 
 /// Checks that a folder exists and that files can be created in it. Creates a temporary file for
@@ -187,6 +164,11 @@ fn check_folder(folder: &Path, hint: &str) -> Result<(), String> {
     })
 }
 
+/// Reads a bound, which is written as in the configuration.
+fn bound(text: &str) -> Duration {
+    parse(text).expect("bounds are durations")
+}
+
 impl Problems {
     fn number<T: Copy + PartialOrd + Display>(
         &mut self,
@@ -200,27 +182,38 @@ impl Problems {
         }
     }
 
-    fn duration(&mut self, key: &str, value: Duration, range: RangeInclusive<Duration>) {
-        if !range.contains(&value) {
-            let (least, most) = range.into_inner();
-            let (value, least, most) = (show(value), show(least), show(most));
-            self.push(format!("{key}: {value} is out of bounds; must be {least} to {most}"));
-        }
+    fn duration(&mut self, key: &str, value: Duration, [least, most]: [&str; 2]) {
+        let least = bound(least);
+        self.within((key, value), (least, show(least)), most);
     }
 
     /// Checks a duration whose lower bound is the value of another key.
-    fn ordered(
+    fn ordered(&mut self, least: (&str, Duration), value: (&str, Duration), most: &str) {
+        let shown = format!("{} ({})", least.0, show(least.1));
+        self.within(value, (least.1, shown), most);
+    }
+
+    fn within(
         &mut self,
-        (least_key, least): (&str, Duration),
         (key, value): (&str, Duration),
-        most: Duration,
+        (least, shown): (Duration, String),
+        most: &str,
     ) {
+        let most = bound(most);
         if !(least..=most).contains(&value) {
-            let (value, least, most) = (show(value), show(least), show(most));
-            self.push(format!(
-                "{key}: {value} is out of bounds; must be {least_key} ({least}) to {most}"
-            ));
+            let (value, most) = (show(value), show(most));
+            self.push(format!("{key}: {value} is out of bounds; must be {shown} to {most}"));
         }
+    }
+
+    /// Checks that of two files of a section both are set, or neither.
+    fn both_or_neither(&mut self, section: &str, one: (&str, &Path), other: (&str, &Path)) {
+        let (missing, present) = match (is_set(one.1), is_set(other.1)) {
+            (false, true) => (one.0, other.0),
+            (true, false) => (other.0, one.0),
+            _ => return,
+        };
+        self.push(format!("{section}.{missing}: is required with {present}; set both or neither"));
     }
 
     /// Checks that listeners have different ports. For port 0 the system chooses a free port.
@@ -281,11 +274,7 @@ impl Problems {
         for (number, section) in (1..).zip(credentials) {
             let CredentialsConfig { name, accounts, .. } = section;
             let entry = format!("credentials #{number}");
-            let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
-            if !(1..=64).contains(&name.len())
-                || !name.bytes().all(allowed)
-                || name.bytes().all(|b| b == b'.')
-            {
+            if !is_credentials_name(name) {
                 self.push(format!(
                     "{entry}: name: must be 1 to 64 letters, digits, '-', '_' and '.', and not \
                      only dots"

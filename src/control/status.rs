@@ -77,36 +77,32 @@ pub(super) struct HostStatus {
     pub(super) left_alone_ms: Option<u64>,
 }
 
-impl From<HostHealth> for HostStatus {
-    fn from(HostHealth { host, open_for }: HostHealth) -> Self {
-        let left_alone_ms =
-            open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
-        Self { host, left_alone_ms }
-    }
-}
-
 pub(super) fn routes() -> Router<GatewayParts> {
     Router::new().route(PATH, get(status))
 }
 
 async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
-    let GatewayParts { requests, client, callbacks, instance, .. } = &parts;
+    let GatewayParts { requests, client, callbacks, .. } = &parts;
     let callbacks = callbacks.as_ref();
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
-    let draining = instance.drain.is_cancelled();
+    let draining = parts.drain.is_cancelled();
     let waits_for = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
     let certificate = match callbacks {
         Some(callbacks) => callbacks.certificate_expires().await,
         None => None,
     };
+    let host = |HostHealth { host, open_for }| HostStatus {
+        host,
+        left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
+    };
     Json(StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        config: instance.config.clone(),
+        config: parts.config.clone(),
         ready: overview.ready && !draining,
         waits_for,
         limited: if draining { None } else { requests.limited() },
-        store: instance.store.clone(),
+        store: parts.store.clone(),
         store_trouble: requests.store_trouble(),
         store_memory: store::status(&parts),
         unreadable_logs: unreadable.map(|(log, why)| UnreadableLog { log, why }).collect(),
@@ -117,7 +113,7 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
         finished_by_poll: overview.finished_by_poll,
         stray_callbacks: overview.stray_callbacks,
         logins: logins::logins(&parts),
-        hosts: client.hosts().into_iter().map(HostStatus::from).collect(),
+        hosts: client.hosts().into_iter().map(host).collect(),
         callbacks_certificate_expires: certificate,
         callbacks: callbacks.map(outcomes).unwrap_or_default(),
         quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),

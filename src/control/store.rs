@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tracing::info;
 
 use super::{CommandError, GatewayParts};
-use crate::telemetry::AUDIT;
+use crate::{store::Loss, telemetry::AUDIT};
 
 pub(super) const ACCEPT_LOSS: &str = "/v1/store/accept-loss";
 
@@ -30,20 +30,13 @@ pub(super) struct AcceptLossResponse {
 /// What `status` shows about losses and protection of the store.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StoreStatus {
-    pub(super) lost: Option<LossStatus>,
+    pub(super) lost: Option<Loss>,
     pub(super) remembers_since: Option<Timestamp>,
     /// Why the store has no room for new orders.
     pub(super) shortage: Option<String>,
     /// Why the next start would not notice an older copy of the store, and what to do.
     #[serde(default)]
     pub(super) unprotected: Option<String>,
-}
-
-/// A store loss that nobody has accepted.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct LossStatus {
-    pub(super) what: String,
-    pub(super) noticed: Timestamp,
 }
 
 pub(super) fn routes() -> Router<GatewayParts> {
@@ -53,7 +46,7 @@ pub(super) fn routes() -> Router<GatewayParts> {
 pub(super) fn status(parts: &GatewayParts) -> StoreStatus {
     let state = parts.requests.store_state();
     StoreStatus {
-        lost: state.loss.map(|loss| LossStatus { what: loss.what, noticed: loss.noticed }),
+        lost: state.loss,
         remembers_since: state.remembers_since,
         shortage: state.shortage,
         unprotected: state.unprotected,

@@ -10,13 +10,13 @@ use super::{CellName, Store, StoreError, Swap, Version, Versioned};
 use crate::proto::storage;
 
 /// The format of all messages in cells.
-pub const CELL_FORMAT: u32 = 1;
+pub(crate) const CELL_FORMAT: u32 = 1;
 
 /// The most swaps that one change tries while other replicas change the cell, too.
-pub const SWAP_TRIES: u32 = 8;
+const SWAP_TRIES: u32 = 8;
 
 /// A message that a cell holds.
-pub trait CellMessage: Message + Default + Clone + PartialEq {
+pub(crate) trait CellMessage: Message + Default + Clone + PartialEq {
     /// The number of the message's format.
     fn format(&mut self) -> &mut u32;
 }
@@ -37,7 +37,7 @@ cell_messages! {
 }
 
 /// Decodes what a cell holds. A newer format is an error.
-pub fn decode_cell<M: CellMessage>(value: Bytes) -> Result<M, StoreError> {
+pub(crate) fn decode_cell<M: CellMessage>(value: Bytes) -> Result<M, StoreError> {
     let mut message = M::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     match *message.format() {
         0 => Err(StoreError::Corrupt("a cell without a version".to_owned())),
@@ -49,7 +49,7 @@ pub fn decode_cell<M: CellMessage>(value: Bytes) -> Result<M, StoreError> {
 }
 
 /// Returns the message that a cell holds, and its version.
-pub async fn load_cell<M: CellMessage>(
+pub(crate) async fn load_cell<M: CellMessage>(
     store: &dyn Store,
     cell: &CellName,
 ) -> Result<Option<Versioned<M>>, StoreError> {
@@ -58,7 +58,7 @@ pub async fn load_cell<M: CellMessage>(
 }
 
 /// Replaces the message that a cell holds; see [`Store::swap`].
-pub async fn swap_cell<M: CellMessage>(
+pub(crate) async fn swap_cell<M: CellMessage>(
     store: &dyn Store,
     cell: &CellName,
     expected: Option<Version>,
@@ -70,7 +70,7 @@ pub async fn swap_cell<M: CellMessage>(
 
 /// Changes the message that a cell holds, or an empty message if the cell is absent. `change` is
 /// called again if another replica changed the cell first.
-pub async fn change_cell<M: CellMessage, T>(
+pub(crate) async fn change_cell<M: CellMessage, T>(
     store: &dyn Store,
     cell: &CellName,
     mut change: impl FnMut(&mut M) -> T,
@@ -91,13 +91,13 @@ pub async fn change_cell<M: CellMessage, T>(
 }
 
 /// Returns the error for a change that failed after [`SWAP_TRIES`] swaps.
-pub fn contended(cell: &CellName) -> StoreError {
+fn contended(cell: &CellName) -> StoreError {
     StoreError::Unavailable(format!("other replicas keep changing the cell {}", cell.name))
 }
 
 /// Returns the message that a cell holds. If there is none, stores the one that `make` returns. All
 /// concurrent callers get the message that was stored first.
-pub async fn load_or_create<M: CellMessage>(
+pub(crate) async fn load_or_create<M: CellMessage>(
     store: &dyn Store,
     cell: &CellName,
     make: impl FnOnce() -> Result<M, StoreError>,
@@ -118,7 +118,7 @@ pub async fn load_or_create<M: CellMessage>(
 /// Returns whether an outdated value of a permanent cell is worse than none. That holds for a login
 /// guard: its count of rejected logins may be too low in a backup. Without a count, no login is
 /// sent.
-pub fn must_be_current(name: &str) -> bool {
+pub(crate) fn must_be_current(name: &str) -> bool {
     name.starts_with("guard/")
 }
 

@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use super::{
     CellName, Entry, Followed, LogName, Lost, MAX_EVENT_BYTES, MAX_READ, Position, Store,
-    StoreError, Swap, Version,
+    StoreError, Swap, Version, Versioned,
 };
 
-/// The longest wait for something that must happen.
+/// The longest wait for what must happen.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const WRITERS: usize = 16;
@@ -88,17 +88,13 @@ pub(super) async fn order(store: &dyn Store) {
     for n in 0..20 {
         positions.push(append(store, &logs[n % 2], &n.to_string()).await.unwrap());
     }
-    assert!(
-        positions.is_sorted_by(|a, b| a.sequence < b.sequence && a.epoch == b.epoch),
-        "{positions:?}"
-    );
+    let follows = |a: &Position, b: &Position| a.sequence < b.sequence && a.epoch == b.epoch;
+    assert!(positions.is_sorted_by(follows), "{positions:?}");
 
     for (first, log) in logs.iter().enumerate() {
         let entries = read_to_end(store, log).await.unwrap();
-        assert_eq!(
-            texts(&entries),
-            (first..20).step_by(2).map(|n| n.to_string()).collect::<Vec<_>>()
-        );
+        let numbers: Vec<_> = (first..20).step_by(2).map(|n| n.to_string()).collect();
+        assert_eq!(texts(&entries), numbers);
         let expected: Vec<_> = positions.iter().skip(first).step_by(2).copied().collect();
         assert_eq!(entries.iter().map(|entry| entry.position).collect::<Vec<_>>(), expected);
         assert!(entries.is_sorted_by_key(|entry| entry.time));
@@ -170,11 +166,7 @@ pub(super) async fn durable(open: impl AsyncFn() -> Arc<dyn Store>) {
     let store = open().await;
     store.append(&log, id, Bytes::from_static(b"one")).await.unwrap();
     append(&*store, &log, "two").await.unwrap();
-    let Swap::Swapped(version) =
-        store.swap(&cell, None, Bytes::from_static(b"value")).await.unwrap()
-    else {
-        panic!("a new cell is not new");
-    };
+    let version = swapped(store.swap(&cell, None, Bytes::from_static(b"value")).await);
     let before = read_to_end(&*store, &log).await.unwrap();
     store.close().await;
 
@@ -186,8 +178,7 @@ pub(super) async fn durable(open: impl AsyncFn() -> Arc<dyn Store>) {
     assert_eq!((loaded.version, &*loaded.value), (version, &b"value"[..]));
     let third = append(&*store, &log, "three").await.unwrap();
     assert!(third > before[1].position, "{third:?} after {:?}", before[1].position);
-    let after = read_to_end(&*store, &log).await.unwrap();
-    assert!(after[2].time >= before[1].time);
+    assert!(read_to_end(&*store, &log).await.unwrap()[2].time >= before[1].time);
     store.close().await;
 }
 
@@ -222,18 +213,12 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, learns: LearnsEnd) {
         let seen = |events: &[(LogName, Entry)]| {
             events.iter().filter(|(log, _)| logs.contains(log)).count()
         };
-        match learns {
-            LearnsEnd::AtOnce => {
-                assert!(
-                    caught_up < newest,
-                    "caught up at {caught_up:?}, which is not before {newest:?}"
-                );
-                assert_eq!(seen(&events), WRITERS);
-            }
-            LearnsEnd::Later => {
-                assert!(seen(&events) >= WRITERS, "caught up after {} events", seen(&events));
-            }
+        let before = seen(&events);
+        if learns == LearnsEnd::AtOnce {
+            assert!(caught_up < newest, "caught up at {caught_up:?}, not before {newest:?}");
+            assert_eq!(before, WRITERS);
         }
+        assert!(before >= WRITERS, "caught up after {before} events");
         while seen(&events) < WRITERS * (1 + EACH) + 1 {
             match next(&mut followed).await {
                 Some(Followed::Event(log, entry)) => {
@@ -320,7 +305,7 @@ pub(super) async fn swap_race(store: Arc<dyn Store>) {
                     match store.swap(&cell, expected, value.clone()).await.unwrap() {
                         Swap::Swapped(version) => {
                             assert!(expected.is_none_or(|expected| version > expected));
-                            current = Some(super::Versioned { version, value });
+                            current = Some(Versioned { version, value });
                             break;
                         }
                         Swap::Conflict(now) => current = now,
@@ -329,11 +314,16 @@ pub(super) async fn swap_race(store: Arc<dyn Store>) {
             }
         })
     });
-    for increment in join_all(increments).await {
-        increment.unwrap();
-    }
+    join_all(increments).await.into_iter().for_each(|increment| increment.unwrap());
     let cell = store.load(&cell).await.unwrap().unwrap();
     assert_eq!(number(&cell.value), WRITERS * EACH);
+}
+
+fn swapped(swap: Result<Swap, StoreError>) -> Version {
+    match swap {
+        Ok(Swap::Swapped(version)) => version,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn number(value: &[u8]) -> usize {
@@ -348,20 +338,15 @@ pub(super) async fn swap_conflict(store: &dyn Store) {
     let absent = store.swap(&cell, Some(Version(1)), Bytes::from_static(b"never")).await.unwrap();
     assert_eq!(absent, Swap::Conflict(None));
 
-    let swapped = store.swap(&cell, None, Bytes::from_static(b"one")).await.unwrap();
-    let Swap::Swapped(first) = swapped else { panic!("{swapped:?}") };
-    let swapped = store.swap(&cell, Some(first), Bytes::from_static(b"two")).await.unwrap();
-    let Swap::Swapped(second) = swapped else { panic!("{swapped:?}") };
+    let first = swapped(store.swap(&cell, None, Bytes::from_static(b"one")).await);
+    let second = swapped(store.swap(&cell, Some(first), Bytes::from_static(b"two")).await);
     assert!(second > first);
-    let swapped = store.swap(&cell, Some(second), Bytes::from_static(b"two")).await.unwrap();
-    let Swap::Swapped(third) = swapped else { panic!("{swapped:?}") };
+    let third = swapped(store.swap(&cell, Some(second), Bytes::from_static(b"two")).await);
     assert!(third > second, "an equal value is a new version");
 
     let current = store.load(&cell).await.unwrap();
-    assert_eq!(
-        current,
-        Some(super::Versioned { version: third, value: Bytes::from_static(b"two") })
-    );
+    let expected = Versioned { version: third, value: Bytes::from_static(b"two") };
+    assert_eq!(current, Some(expected));
     for stale in [None, Some(first), Some(second)] {
         let swap = store.swap(&cell, stale, Bytes::from_static(b"never")).await.unwrap();
         assert_eq!(swap, Swap::Conflict(current.clone()));
@@ -380,17 +365,14 @@ pub(super) async fn full(store: &dyn Store, fill: impl AsyncFnOnce(), free: impl
     let mut stored = vec![append(store, &log, "before").await.unwrap()];
     fill().await;
     let mut refused = 0;
-    for _ in 0..TRIES {
+    while refused < 3 {
         match store.append(&log, Uuid::new_v4(), vec![0; BYTES].into()).await {
             Ok(position) => stored.push(position),
             Err(StoreError::Full(_)) => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        if refused == 3 {
-            break;
-        }
+        assert!(stored.len() < TRIES, "the store never was full");
     }
-    assert_eq!(refused, 3, "the store never was full");
     free().await;
 
     let id = Uuid::new_v4();

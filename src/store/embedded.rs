@@ -1,16 +1,11 @@
 //! The store of a single gateway: one [redb] file, written by one thread.
 //!
-//! Acknowledged events are on disk. Concurrent appends share one sync. The file is locked, so that
-//! no other process uses it. After an I/O error the file is reopened until that works. Then the
-//! file shows whether the interrupted commit took place. If that takes longer than `SETTLE_WITHIN`
-//! (2 s), the callers get an unknown outcome. No read transaction is kept while waiting, and no
-//! position is used twice.
-//!
-//! If the disk is full, writes are refused before they reach it, and reads go on. At the start, the
-//! record beside the file shows whether the file is missing, another one, or an older copy. While
-//! the file is in use, the gateway checks whether it was removed or replaced. After any of these,
-//! every call is refused until the file is back or an operator accepts the loss. Events and cells
-//! expire by running time (see `ages`), so a wrong wall clock removes nothing.
+//! Acknowledged events are on disk, and concurrent appends share one sync. The file is locked, so
+//! no other process uses it. After an I/O error the file is reopened until that works (see
+//! `committer`). A full disk refuses writes and no reads (see `committer::space`). While the file
+//! is missing, replaced or an older copy (see `loss`), every call is refused until the file is back
+//! or an operator accepts the loss. Events and cells expire by running time (see `ages`), so a
+//! wrong wall clock removes nothing. No position is used twice.
 
 mod ages;
 mod batch;
@@ -51,23 +46,16 @@ pub use self::restore::{Restored, restore};
 use self::{
     ages::Ages,
     batch::{Job, PendingAnswer},
-    error::{caught, closed, explain, store_error},
+    error::{caught, explain, store_error},
     file::Medium,
     loss::{LossKind, find_loss},
-    tables::{Entered, Incarnation},
+    tables::{StoreIdentity, StoredState},
 };
 use super::{
-    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
-    Version, Versioned,
+    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError, Swap,
+    Version, Versioned, reserve,
 };
 use crate::lock::{self, lock};
-
-/// The most bytes of jobs that wait for the committer, and so the most in one commit. Further
-/// callers wait.
-const QUEUE_BYTES: usize = 16 * 1024 * 1024;
-
-/// What each job counts in addition to its value: at most 4,096 jobs wait.
-const JOB_BYTES: usize = 4 * 1024;
 
 /// The store in one file.
 pub struct Embedded {
@@ -79,6 +67,7 @@ pub struct Embedded {
 struct EmbeddedShared {
     /// Taken when the store is closed. The committer ends when the queue is empty.
     queue: Mutex<Option<mpsc::Sender<Job>>>,
+    /// Bounds the jobs that wait for the committer, and so the size of a commit.
     room: Arc<Semaphore>,
     /// Absent while the file is reopened, and after the store was closed.
     database: RwLock<Option<Database>>,
@@ -95,7 +84,7 @@ struct EmbeddedState {
     shortage: Option<String>,
     /// Why the record cannot be written.
     unprotected: Option<String>,
-    incarnation: Incarnation,
+    identity: StoreIdentity,
 }
 
 /// The store's file.
@@ -107,9 +96,8 @@ struct StoreFile {
 }
 
 impl Embedded {
-    /// Opens the file, or creates it with mode 0600. Events, and
-    /// [`Retained`](super::CellLife::Retained) cells, are removed after `retention` of running time
-    /// ([`ages`]).
+    /// Opens the file, or creates it with mode 0600. Events and retained cells are removed after
+    /// `retention` of running time ([`ages`]).
     ///
     /// Blocks while the file is repaired after a crash (about a second per GB), and while it is
     /// compacted if most of it is free.
@@ -121,28 +109,26 @@ impl Embedded {
     }
 
     fn open_with(path: &Path, retention: Duration, medium: Medium) -> Result<Self, StoreError> {
-        let (database, handle, entered) = caught(|| {
-            let database = (medium.open)()?;
-            let handle = File::open(path)?;
-            let entered = tables::enter(&database)?;
-            Ok((database, handle, entered))
+        let (database, handle, stored) = caught(|| {
+            let (database, handle) = ((medium.open)()?, File::open(path)?);
+            let stored = tables::load_state(&database)?;
+            Ok((database, handle, stored))
         })
         .map_err(|error| explain(path, &error))?;
-
-        let Entered { incarnation, tail, ages } = entered;
-        let loss = find_loss(path, &incarnation, &tail);
+        let StoredState { identity, tail, ages } = stored;
+        let loss = find_loss(path, &identity, &tail);
         let (queue, jobs) = mpsc::channel();
         let (publish, end) = watch::channel(tail.sequence);
         let shared = Arc::new(EmbeddedShared {
             queue: Mutex::new(Some(queue)),
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES)),
             database: RwLock::new(Some(database)),
             state: Mutex::new(EmbeddedState {
                 failure: None,
                 loss,
                 shortage: None,
                 unprotected: None,
-                incarnation,
+                identity,
             }),
             ages: Mutex::new(ages),
             end,
@@ -159,15 +145,8 @@ impl Embedded {
         bytes: usize,
         job: impl FnOnce(PendingAnswer<T>, OwnedSemaphorePermit) -> Job,
     ) -> Result<T, StoreError> {
-        if bytes > MAX_EVENT_BYTES {
-            return Err(StoreError::TooLarge(bytes));
-        }
+        let room = reserve(&self.shared.room, bytes).await?;
         self.shared.check_loss()?;
-        let permits = u32::try_from(bytes + JOB_BYTES).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.shared.room)
-            .acquire_many_owned(permits)
-            .await
-            .map_err(|_| closed())?;
         let (answer, answered) = oneshot::channel();
         self.shared.send(job(PendingAnswer::new(answer), room))?;
         answered.await.unwrap_or_else(|_| Err(committer_ended()))
@@ -231,11 +210,11 @@ impl Store for Embedded {
     }
 
     fn has_lost_cells(&self) -> bool {
-        self.shared.state().incarnation.lost_cells
+        self.shared.state().identity.lost_cells
     }
 
     fn remembers_since(&self) -> Option<Timestamp> {
-        self.shared.state().incarnation.since
+        self.shared.state().identity.since
     }
 
     fn shortage(&self) -> Option<String> {
@@ -263,7 +242,7 @@ impl Store for Embedded {
 }
 
 impl Drop for Embedded {
-    /// Without [`Store::close`], the committer finishes the queued jobs and then releases the file.
+    /// Lets the committer finish the queued jobs and release the file, as [`Store::close`] does.
     fn drop(&mut self) {
         self.shared.end_queue();
     }
@@ -283,7 +262,7 @@ impl fmt::Debug for Embedded {
 impl EmbeddedShared {
     fn send(&self, job: Job) -> Result<(), StoreError> {
         let queue = lock(&self.queue);
-        queue.as_ref().and_then(|queue| queue.send(job).ok()).ok_or_else(closed)
+        queue.as_ref().and_then(|queue| queue.send(job).ok()).ok_or_else(StoreError::closed)
     }
 
     fn end_queue(&self) {
@@ -313,7 +292,7 @@ impl EmbeddedShared {
                 store_error(&error)
             })
         });
-        done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+        done.await.unwrap_or_else(|error| Err(StoreError::unavailable(error)))
     }
 
     fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
@@ -326,7 +305,7 @@ impl EmbeddedShared {
     }
 
     fn epoch(&self) -> u64 {
-        self.state().incarnation.epoch
+        self.state().identity.epoch
     }
 
     /// Fails while the store lacks something.

@@ -3,16 +3,13 @@
 //! Guarantees: what is acknowledged is stored by a majority of the stream's replicas. An append is
 //! repeated with the same id until the answer is clear, for up to 10 s. If the answer to a swap is
 //! lost, the swap's message id shows whether it took place. A cell is always read from the stream's
-//! leader. A follower sees every event once, whatever happens to servers, connections and
+//! leader. A follower delivers every event once, also after failures of servers, connections and
 //! consumers.
 //!
-//! The store opens even if NATS cannot be reached. While NATS cannot be reached, or the streams
-//! have other settings than they must have, the store gives the reason ([`Store::trouble`]),
-//! refuses everything with [`StoreError::Unavailable`], and recovers by itself. When a stream lost
-//! something (see `monitor` and `record`), the store refuses everything until an operator accepts
-//! the loss ([`Store::accept_loss`]).
-//!
-//! The store creates no consumer to read a log or a cell, and never changes or deletes a stream.
+//! The store opens even if NATS cannot be reached. While NATS cannot be reached, or a stream has
+//! wrong settings, it refuses everything ([`Store::trouble`] has the reason) and recovers by
+//! itself. When a stream lost something (see `monitor` and `record`), it refuses everything until
+//! an operator accepts the loss. It never changes or deletes a stream.
 
 mod availability;
 mod cells;
@@ -49,14 +46,14 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use self::{
-    availability::{Availability, until_available},
+    availability::Availability,
     facts::{Facts, MessageId},
     link::Link,
     monitor::MonitorState,
@@ -66,19 +63,13 @@ use self::{
     streams::{StreamConfigs, StreamsError},
 };
 use super::{
-    CellName, Entry, Followed, LogName, Loss, MAX_EVENT_BYTES, Position, Store, StoreError, Swap,
-    Version, Versioned,
+    CellName, Entry, Followed, IN_FLIGHT_BYTES, LogName, Loss, Position, Store, StoreError, Swap,
+    Version, Versioned, reserve,
 };
 use crate::{backoff::backoff, config::NatsConfig, lock::lock};
 
 /// How long a read that fails is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);
-
-/// The limit of all messages that are being written, in bytes. Further writes wait.
-const IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
-
-/// What each message counts in addition to its payload: at most 4,096 messages are in flight.
-const MESSAGE_BYTES: usize = 4 * 1024;
 
 /// The store on NATS JetStream.
 pub struct Nats {
@@ -109,9 +100,8 @@ struct Core {
 }
 
 impl Nats {
-    /// Connects in the background; see [`Store::usable`]. Events, and cells that are
-    /// [`Retained`](super::CellLife::Retained), expire after `retention`. Fails only if the
-    /// settings are invalid.
+    /// Connects in the background. Events and retained cells expire after `retention`. Fails only
+    /// if the settings are invalid.
     pub async fn open(settings: &NatsConfig, retention: Duration) -> Result<Self, StoreError> {
         let names = NatsNames::new(&settings.prefix);
         let configs = StreamConfigs::new(&names, settings, retention);
@@ -145,7 +135,7 @@ impl Nats {
 #[async_trait]
 impl Store for Nats {
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError> {
-        let _permit = self.core.reserve(event.len()).await?;
+        let _permit = reserve(&self.core.in_flight, event.len()).await?;
         logs::append(&self.core, log, id, event).await
     }
 
@@ -172,7 +162,7 @@ impl Store for Nats {
         expected: Option<Version>,
         value: Bytes,
     ) -> Result<Swap, StoreError> {
-        let _permit = self.core.reserve(value.len()).await?;
+        let _permit = reserve(&self.core.in_flight, value.len()).await?;
         cells::swap(&self.core, cell, expected, value).await
     }
 
@@ -216,10 +206,6 @@ impl Store for Nats {
 
     fn end(&self) -> Option<Position> {
         self.core.facts().end()
-    }
-
-    async fn usable(&self) {
-        until_available(&mut self.core.availability.subscribe()).await;
     }
 
     async fn close(&self) {
@@ -276,16 +262,6 @@ impl Core {
         lock(&self.facts)
     }
 
-    /// Waits until a message may be written. Refuses one that is too large.
-    async fn reserve(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
-        if bytes > MAX_EVENT_BYTES {
-            return Err(StoreError::TooLarge(bytes));
-        }
-        let permits = u32::try_from(bytes + MESSAGE_BYTES).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.in_flight).acquire_many_owned(permits).await;
-        permit.map_err(|_| StoreError::Unavailable("it was closed".to_owned()))
-    }
-
     /// Repeats a read while NATS does not answer, for [`READ_WITHIN`].
     async fn retry_read<T, F: Future<Output = Result<T, StoreError>>>(
         &self,
@@ -308,8 +284,8 @@ impl Core {
         }
     }
 
-    /// The newest message of a subject, from the leader of its stream. `None`: there is no such
-    /// message, or no such stream.
+    /// Returns the newest message of a subject, from the leader of its stream. `None`: there is no
+    /// such message, or no such stream.
     async fn newest_message(
         &self,
         stream: &str,
@@ -324,14 +300,14 @@ impl Core {
                 {
                     Ok(None)
                 }
-                _ => Err(StoreError::Unavailable(error.to_string())),
+                _ => Err(StoreError::unavailable(error)),
             },
         }
     }
 
-    /// A handle of a stream, without asking NATS for it.
+    /// Returns a handle of a stream, without a request to NATS.
     async fn stream(&self, name: &str) -> Result<Stream<()>, StoreError> {
         let stream = self.link.context.get_stream_no_info(name).await;
-        stream.map_err(|error| StoreError::Unavailable(error.to_string()))
+        stream.map_err(StoreError::unavailable)
     }
 }

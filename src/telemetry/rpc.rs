@@ -44,10 +44,10 @@ const FAILURES: [Code; 6] = [
 /// The account and the request that a call is about, for its log line. An extension of every
 /// request; the service sets it after it has checked the message.
 #[derive(Debug, Clone, Default)]
-pub struct CallSubject(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
+pub(crate) struct CallSubject(Arc<OnceLock<(AccountName, Option<RequestId>)>>);
 
 impl CallSubject {
-    pub fn set(&self, account: &AccountName, request: Option<&RequestId>) {
+    pub(crate) fn set(&self, account: &AccountName, request: Option<&RequestId>) {
         // A call has one subject, so a second value is ignored.
         let _ = self.0.set((account.clone(), request.cloned()));
     }
@@ -55,12 +55,12 @@ impl CallSubject {
 
 /// Adds spans and log lines to a gRPC server.
 #[derive(Debug, Clone)]
-pub struct Rpc<S> {
+pub(crate) struct Rpc<S> {
     inner: S,
 }
 
 impl<S> Rpc<S> {
-    pub fn new(inner: S) -> Self {
+    pub(crate) fn new(inner: S) -> Self {
         Self { inner }
     }
 }
@@ -106,7 +106,7 @@ where
 }
 
 /// Sees the frames of a body.
-pub trait FrameObserver: Unpin {
+pub(crate) trait FrameObserver: Unpin {
     /// Calls `poll`, in a span if there is one.
     fn in_scope<T>(&self, poll: impl FnOnce() -> T) -> T {
         poll()
@@ -118,7 +118,7 @@ pub trait FrameObserver: Unpin {
 
 /// A body whose frames are observed.
 #[derive(Debug)]
-pub struct ObservedBody<B, O> {
+pub(crate) struct ObservedBody<B, O> {
     inner: B,
     observer: O,
 }
@@ -147,9 +147,9 @@ impl<B: Body + Unpin, O: FrameObserver> Body for ObservedBody<B, O> {
 }
 
 /// Whether the caller reset the call before its request had arrived completely. The answer to such
-/// a call says nothing about the server, and nobody reads it.
+/// a call says nothing about the server.
 #[derive(Debug, Clone, Default)]
-pub struct ResetFlag(Arc<AtomicBool>);
+pub(crate) struct ResetFlag(Arc<AtomicBool>);
 
 impl FrameObserver for ResetFlag {
     fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool) {
@@ -163,7 +163,7 @@ impl FrameObserver for ResetFlag {
 
 /// A call in progress. It ends once, at the latest when it is dropped.
 #[derive(Debug)]
-pub struct RpcCall {
+pub(crate) struct RpcCall {
     span: Span,
     method: String,
     subject: CallSubject,
@@ -279,7 +279,6 @@ fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
 }
 
-/// The reason in the details of a status.
 fn reason(headers: &HeaderMap) -> Option<String> {
     Some(tonic::Status::from_header_map(headers)?.get_details_error_info()?.reason)
 }

@@ -1,4 +1,4 @@
-//! The largest order there may be, in bytes: no message is larger than promised.
+//! The largest possible order: no message exceeds its bound.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ use crate::{RETENTION, append_all, harness::*};
 const DEVICES: usize = 10_000;
 const MIB: usize = 1 << 20;
 
-/// Every field as long as it may be.
+/// A device whose fields have their longest values.
 fn longest_device(n: usize) -> DeviceIdentifiers {
     DeviceIdentifiers {
         eid: format!("89049032{n:024}"),
@@ -40,17 +40,17 @@ fn longest_account() -> String {
     "0000123456-00001".repeat(2)
 }
 
-/// All pages of a status, each within its bound.
+/// Reads all pages of a status, and checks their sizes.
 pub(crate) async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<DeviceStatus> {
     let mut devices = Vec::new();
-    let mut question = GetRequestStatusRequest {
+    let mut status_call = GetRequestStatusRequest {
         account_name: account.to_owned(),
         request_id: id.to_owned(),
         page_size: 1_000,
         ..GetRequestStatusRequest::default()
     };
     loop {
-        let page = within("a page", client.get_request_status(question.clone()))
+        let page = within("a page", client.get_request_status(status_call.clone()))
             .await
             .unwrap()
             .into_inner();
@@ -61,12 +61,12 @@ pub(crate) async fn pages(client: &mut Client, account: &str, id: &str) -> Vec<D
         if page.next_page_token.is_empty() {
             return devices;
         }
-        question.page_token = page.next_page_token;
+        status_call.page_token = page.next_page_token;
     }
 }
 
-/// A watch up to its OK end, every message within its bound, and a token with each but those that
-/// say that more follows.
+/// Reads a watch to its end with OK. Checks the size of each message, and that each has a token
+/// unless `more` is set.
 async fn watch_all(
     client: &mut Client,
     account: &str,
@@ -102,8 +102,7 @@ fn shown(messages: Vec<WatchRequestResponse>) -> (Vec<DeviceStatus>, Vec<DeviceS
     (snapshot, changes)
 }
 
-/// An order of 10,000 devices with every field as long as it may be, from the call to its last
-/// page.
+/// An order for 10,000 devices with the longest fields, from the call to its last page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_largest_order_end_to_end() {
     let account = longest_account();
@@ -171,8 +170,7 @@ async fn the_largest_order_end_to_end() {
 }
 
 /// Every one of 10,000 devices failed, each with the longest text that is kept: 256 characters of
-/// four bytes. Texts come by callbacks only, so they are put into the store as callbacks will put
-/// them there.
+/// four bytes. Only callbacks have texts, so the test stores events of callbacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_device_failed_with_a_long_text() {
     const ID: &str = "big";
@@ -220,7 +218,7 @@ async fn every_device_failed_with_a_long_text() {
     gateway.stop().await;
 }
 
-/// The token of a watch that has seen a request up to a revision.
+/// Returns the token of a watch that has read a request up to a revision.
 pub async fn resume_token(store: &Embedded, id: &str, position: Position, revision: u64) -> String {
     let key = TokenKey::load_or_create(store).await.unwrap();
     let id = thingspace_gateway::identity::RequestId::parse(id).unwrap();

@@ -1,5 +1,5 @@
-//! A hundred thousand callbacks for requests of others: they cost no question, bounded memory, and
-//! ours nothing.
+//! A hundred thousand callbacks for external requests: they cause no status query, need bounded
+//! memory, and do not affect the gateway's own requests.
 
 use std::time::Instant;
 
@@ -14,12 +14,14 @@ use thingspace_gateway::{
 };
 use tokio::task::unconstrained;
 
-use crate::harness::{ACCOUNT, Gateway, Upstream, ask, place, question, upstream_device, watch};
+use crate::harness::{
+    ACCOUNT, Gateway, Upstream, get_status, place, status_call, upstream_device, watch,
+};
 
 const FOREIGN: usize = 100_000;
-/// Sent at once, so that they share commits.
+/// The number of callbacks that are sent at once, so that they share commits.
 const AT_ONCE: usize = 2_000;
-/// Of one foreign request, what the store caches of it included. In bytes.
+/// The memory for one external request, in bytes, with the store's cache.
 const MEMORY_EACH: usize = 4_096;
 
 pub fn resident_bytes() -> usize {
@@ -38,7 +40,7 @@ async fn call_back(requests: &Requests, id: &str, n: usize) {
     requests.called_back(&account, &id, said).await.unwrap();
 }
 
-/// Each of another request, of devices that are not ours.
+/// Sends callbacks, each for another external request.
 async fn flood(requests: &Requests, from: usize) {
     for start in (from..from + FOREIGN).step_by(AT_ONCE) {
         let ids: Vec<_> = (start..start + AT_ONCE).map(|n| (format!("foreign-{n}"), n)).collect();
@@ -62,7 +64,7 @@ async fn a_hundred_thousand_foreign_callbacks() {
     eprintln!("{FOREIGN} callbacks: {:?}, {} KiB", began.elapsed(), grown >> 10);
     assert!(grown < FOREIGN * MEMORY_EACH, "grew by {grown} bytes");
 
-    // Ours is as it was, and is told as soon as the follower gets there.
+    // The gateway's own request is unchanged, and is shown as soon as the follower has caught up.
     let counted = Overview { stray_callbacks: FOREIGN as u64, ..overview };
     assert_eq!(gateway.requests.overview(), counted);
     let began = Instant::now();
@@ -70,7 +72,10 @@ async fn a_hundred_thousand_foreign_callbacks() {
     call_back(&gateway.requests, id.as_str(), 1).await;
     assert!(!watching.rest().await.is_empty());
     eprintln!("ours was finished {:?} after its callbacks", began.elapsed());
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
-    assert_eq!(upstream.sim.ledger().polls(), 0, "nobody was asked about any of them");
+    assert_eq!(
+        get_status(&mut client, status_call(&id)).await.unwrap().state(),
+        RequestState::Succeeded
+    );
+    assert_eq!(upstream.sim.ledger().polls(), 0, "no request was polled");
     gateway.stop().await;
 }

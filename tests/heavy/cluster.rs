@@ -1,5 +1,5 @@
-//! Three gateways, each a process, over a cluster of three NATS servers: one dies, stands still or
-//! is asked at the wrong moment, and the others keep what it promised.
+//! Three gateways, each a process, on a cluster of three NATS servers: one dies, is suspended or is
+//! called at a bad moment, and the others keep its promises.
 
 mod cadence;
 mod faults;
@@ -20,7 +20,7 @@ use tonic::Code;
 use crate::{assert_known, assert_nothing_ordered_twice, harness::*};
 use fleet::Fleet;
 
-/// With callbacks that are registered, but come only from the test.
+/// Registers callbacks, which only the test sends.
 fn called(upstream: &Upstream) -> Config {
     let mut config = upstream.called();
     config.callbacks.public_url = "http://127.0.0.1:9001/callbacks/".into();
@@ -29,13 +29,13 @@ fn called(upstream: &Upstream) -> Config {
 
 /// An order at one replica, callbacks at another, a watcher at the third, which dies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watcher_goes_on_where_its_replica_does_not() {
+async fn a_watch_is_resumed_at_another_replica() {
     const DEVICES: usize = 8;
     let upstream = Upstream::manual().await;
     let config = called(&upstream);
     let mut fleet = Fleet::start(upstream, config).await;
     let id = place(&mut fleet.client(0).await, "key", 0..DEVICES).await.unwrap();
-    let status = ask(&mut fleet.client(2).await, question(&id)).await.unwrap();
+    let status = get_status(&mut fleet.client(2).await, status_call(&id)).await.unwrap();
     assert_eq!((status.revision, status.devices.len()), (1, DEVICES));
 
     let watching = tokio::spawn(fleet.caller().watch(id.clone()));
@@ -55,7 +55,7 @@ async fn a_watcher_goes_on_where_its_replica_does_not() {
     assert!(seen.states.values().all(|state| *state == DeviceState::Succeeded), "{seen:?}");
     fleet.serve(2);
     for n in 0..3 {
-        let status = ask(&mut fleet.client(n).await, question(&id)).await.unwrap();
+        let status = get_status(&mut fleet.client(n).await, status_call(&id)).await.unwrap();
         assert_eq!(
             (status.revision, status.state()),
             (seen.revision, RequestState::Succeeded),
@@ -65,7 +65,7 @@ async fn a_watcher_goes_on_where_its_replica_does_not() {
     fleet.stop().await;
 }
 
-/// The same key everywhere at once: one order, and everybody gets its id.
+/// The same key at all replicas at once: one order, and every caller gets its id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_key_at_three_replicas_three_hundred_times() {
     const KEYS: usize = 300;
@@ -92,8 +92,8 @@ async fn one_key_at_three_replicas_three_hundred_times() {
     fleet.stop().await;
 }
 
-/// A replica stands still in the middle of an order for longer than its lease: the others take the
-/// order for lost. What it then says after all holds.
+/// A replica is suspended during an order for longer than its lease, so the others report the order
+/// as unknown. Its later result is accepted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_comes_back_late_is_believed() {
     let upstream = Upstream::manual().await;
@@ -110,7 +110,7 @@ async fn a_sender_that_comes_back_late_is_believed() {
     let placing = tokio::spawn(async move { at_a.download_profile(order("key", [0])).await });
     fleet.upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == 1).await;
     fleet.gateway(0).freeze();
-    // It has its answer when it wakes up: from where it was, no time has passed.
+    // It gets its answer when it continues, because no time has passed for it.
     gate.open();
     let lost = place(&mut fleet.client(1).await, "key", [0]).await.unwrap_err();
     assert_eq!(kind(&lost), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
@@ -119,8 +119,7 @@ async fn a_sender_that_comes_back_late_is_believed() {
     let ordered = fleet.upstream.sim.ledger().orders[0].request_id.clone();
     let answer = within("the answer", placing).await.unwrap();
     if let Ok(answer) = answer {
-        // Or its connection to ThingSpace had become too old meanwhile, and it does not know
-        // either.
+        // Or its connection to ThingSpace had expired, and the outcome is unknown.
         assert_eq!(answer.into_inner().request_id, ordered.as_str());
         for n in 0..3 {
             assert_eq!(

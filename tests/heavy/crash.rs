@@ -33,7 +33,7 @@ fn serve(upstream: &Upstream) -> Process {
 /// A password that was never accepted would be given up when a process dies with it.
 async fn log_in(upstream: &Upstream, client: &mut Client) -> RequestId {
     let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(9)]);
-    ask(client, question(&elsewhere)).await.unwrap();
+    get_status(client, status_call(&elsewhere)).await.unwrap();
     elsewhere
 }
 
@@ -47,10 +47,10 @@ async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
         let elsewhere = log_in(&upstream, &mut client).await;
         upstream.sim.expire_sessions();
         upstream.sim.inject(hold);
-        // A question finds out that there is no session any more; the order waits for the next one.
+        // The status query finds that the session has ended. The order waits for the next session.
         let mut asking = client.clone();
         tokio::spawn(async move {
-            while ask(&mut asking, question(&elsewhere)).await.is_ok() {
+            while get_status(&mut asking, status_call(&elsewhere)).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
@@ -94,7 +94,7 @@ async fn an_order_that_was_not_sent_is_placed_by_the_repeated_call() {
             let (upstream, _gate) = killed_at(endpoint, when).await;
             let gateway = serve(&upstream);
             let mut client = gateway.client().await;
-            // After a login that nobody reported the next one waits a little.
+            // After a login without a report the next one waits for its lease.
             eventually("the order is placed", || {
                 let mut client = client.clone();
                 async move { place(&mut client, KEY, DEVICES).await.is_ok() }
@@ -331,9 +331,9 @@ async fn every_step_of_storing_an_accepted_order_may_be_the_last() {
     }
 }
 
-/// Whether the request is known by its order: what ThingSpace tells lacks the IMEIs.
+/// Whether the request is known from its order: ThingSpace's answers lack the IMEIs.
 async fn whole(mut client: Client, id: &RequestId) -> bool {
-    let status = ask(&mut client, question(id)).await;
+    let status = get_status(&mut client, status_call(id)).await;
     status.is_ok_and(|status| {
         let shown = status.devices.into_iter().map(|device| device.identifiers.unwrap());
         shown.eq(DEVICES.map(device))
@@ -352,7 +352,7 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
             write_embedded(&upstream, &request, outcome, until).await;
             let gateway = serve(&upstream);
             let mut client = gateway.client().await;
-            // After a login that nobody reported the next one waits a little.
+            // After a login without a report the next one waits for its lease.
             eventually("the order is placed", || {
                 let mut client = client.clone();
                 async move { place(&mut client, KEY, DEVICES).await.is_ok() }
@@ -365,8 +365,8 @@ async fn every_step_of_storing_a_refusal_may_be_the_last() {
     }
 }
 
-/// What a caller was told, and is told when it repeats its call after a crash, agrees with what
-/// ThingSpace has.
+/// The answer to a caller, and the answer to its repeated call after a crash, agree with
+/// ThingSpace.
 pub fn assert_consistent(
     ordered: &HashMap<String, RequestId>,
     n: usize,
@@ -386,8 +386,7 @@ pub fn assert_consistent(
     }
 }
 
-/// Crashes at random moments around ThingSpace's answer, each on the store that the one before
-/// left.
+/// Crashes at random moments around ThingSpace's answer, all on the same store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_around_the_answer() {
     /// Each is one start of the binary.

@@ -1,6 +1,5 @@
-//! Promises 3 and 4 of the README on a full disk: nothing acknowledged is lost, nothing is ordered
-//! that the store did not take first, and when there is space again the gateway goes on without a
-//! restart.
+//! Promises 3 and 4 of the README on a full disk: nothing acknowledged is lost, no order is sent
+//! before it is stored, and with space again the gateway continues without a restart.
 
 use std::{
     fs::{self, File},
@@ -24,13 +23,13 @@ use thingspace_gateway::{
 
 use crate::{assert_known, assert_nothing_ordered_twice, harness::*, placed};
 
-/// Set for the copy of this test that runs in a name space of its own.
+/// Set in the process that runs this test in a name space of its own.
 const NESTED: &str = "HEAVY_DISK_NESTED";
 
-/// In MiB. The gateway keeps 32 of them free for the orders that it knows.
+/// The size of the disk in MiB. The gateway reserves 32 of them for the known orders.
 const DISK: u64 = 96;
 
-/// What is free when orders begin to fill the disk, in MiB.
+/// The free space in MiB when orders begin to fill the disk.
 const LEFT: u64 = 33;
 
 const MIB: u64 = 1 << 20;
@@ -38,10 +37,10 @@ const MIB: u64 = 1 << 20;
 /// How often the disk is filled and emptied.
 const ROUNDS: usize = 5;
 
-/// So that a few dozen orders fill the disk up to the head-room.
+/// Large enough that a few dozen orders fill the disk up to the reserve.
 const DEVICES_PER_ORDER: usize = 200;
 
-/// The disk is full when so many orders in a row were refused.
+/// The disk counts as full when this number of orders in a row was refused.
 const REFUSALS: usize = 3;
 
 /// A small file system, unmounted at the end.
@@ -57,7 +56,7 @@ impl Disk {
         mounted.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
     }
 
-    /// Leaves so many bytes of it free.
+    /// Fills it up to this number of free bytes.
     fn fill(&self, ballast: &str, left: u64) {
         const CHUNK: u64 = 64 << 10;
         let mut file = File::create(self.0.join(ballast)).unwrap();
@@ -83,7 +82,7 @@ impl Drop for Disk {
     }
 }
 
-/// Runs this test again as root of a name space of its own, where everybody may mount.
+/// Runs this test again as root of a name space of its own, where any user may mount.
 fn run_nested() {
     assert!(
         std::env::var_os(NESTED).is_none(),
@@ -103,7 +102,7 @@ fn run_nested() {
     );
 }
 
-/// What was told of an order, and which one it was.
+/// An order and the answer to it.
 struct Told {
     key: String,
     devices: Range<usize>,
@@ -197,13 +196,14 @@ async fn a_full_disk_and_then_space_again() {
                 outcome,
             });
         }
-        // What becomes of known orders still fits.
+        // Results of known orders still fit.
         let id = fits.id.clone();
         let answered = fits.release().await;
         assert_eq!(*answered.outcome.as_ref().unwrap(), id);
         told.push(answered);
         upstream.sim.finish_all(&id, DeviceResult::Success);
-        assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
+        assert_eq!(status.state(), RequestState::Succeeded);
         let status = control(&config, upstream.dir.path(), "status");
         assert!(status.contains("new orders are refused"), "{status}");
 
@@ -214,7 +214,7 @@ async fn a_full_disk_and_then_space_again() {
         assert_eq!(reason(error), "ORDER_OUTCOME_UNKNOWN");
         assert_eq!(error.get_details_error_info().unwrap().metadata["requestId"], id.as_str());
         told.push(answered);
-        // ThingSpace's news cannot be stored. What is stored is still told.
+        // New results cannot be stored. Stored states are still returned.
         upstream.sim.finish_all(&first, DeviceResult::Success);
         assert_known(&mut client, &first, devices_of(n, 1)).await;
 
@@ -226,11 +226,11 @@ async fn a_full_disk_and_then_space_again() {
             async move { place(&mut client, &n.to_string(), devices_of(n, 3)).await.is_ok() }
         })
         .await;
-        // Once the last failure to store it is forgotten.
+        // The last failed query is remembered for a moment.
         eventually("what ThingSpace told is stored", || {
-            let (mut client, question) = (client.clone(), question(&first));
+            let (mut client, status_call) = (client.clone(), status_call(&first));
             async move {
-                let answer = ask(&mut client, question).await.unwrap();
+                let answer = get_status(&mut client, status_call).await.unwrap();
                 answer.state() == RequestState::Succeeded
             }
         })
@@ -264,14 +264,14 @@ async fn a_full_disk_and_then_space_again() {
     assert_nothing_ordered_twice(&upstream.sim.ledger());
 }
 
-/// What an operator command prints.
+/// Returns the output of an operator command.
 fn control(config: &Config, dir: &Path, command: &str) -> String {
     let file = write_config(config, dir);
     let output = Command::new(binary()).arg(command).arg("--config").arg(file).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// What an order came to, once its call is neither in progress nor to be repeated.
+/// Repeats an order while its error says so, and returns the result.
 async fn settled(client: &Client, key: &str, devices: Range<usize>) -> Result<RequestId, Status> {
     let outcome = Mutex::new(None);
     eventually("an order is settled", || {

@@ -1,5 +1,5 @@
-//! `kill -9` in the middle of ten thousand results: what was acknowledged was durable, what was not
-//! comes again, and a watcher who comes back with its last token sees each transition once.
+//! `kill -9` in the middle of ten thousand results: acknowledged callbacks are durable, others are
+//! sent again, and a watcher that resumes with its last token sees each transition once.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ const WAVE: usize = 1_000;
 
 const KILLS: u64 = 2;
 
-/// Soon, and for longer than any restart takes.
+/// Retries that begin soon and last longer than any restart.
 const RETRIES: CallbackRetries = CallbackRetries { times: 60, interval: Duration::from_secs(1) };
 
 fn failed(n: usize) -> bool {
@@ -37,7 +37,7 @@ fn warned(n: usize) -> bool {
     n.is_multiple_of(5)
 }
 
-/// Everything about it comes twice, at about the same time.
+/// Each of its callbacks is sent twice, at about the same time.
 fn copied(n: usize) -> bool {
     n.is_multiple_of(7)
 }
@@ -53,33 +53,33 @@ fn shape(n: usize) -> CallbackShape {
     }
 }
 
-/// What the watcher has to see of a device.
+/// The transitions of a device that the watcher has to see.
 fn transitions(n: usize) -> Vec<DeviceState> {
     let end = if failed(n) { DeviceState::Failed } else { DeviceState::Succeeded };
     if warned(n) { vec![DeviceState::Waiting, end] } else { vec![end] }
 }
 
-/// One of the ports that ThingSpace calls, on which nobody listens. The system gives out none of
-/// them by itself, so that it is still free after the gateway has been down.
+/// Returns a free port that ThingSpace calls. The system does not choose these ports for others, so
+/// it is still free after the gateway has been down.
 pub fn free_address() -> SocketAddr {
     let mut addresses = (28_201..=28_220).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     addresses.find(|address| TcpListener::bind(address).is_ok()).expect("a free port")
 }
 
-/// Comes back with its last token, as often as it has to.
+/// A watcher that resumes with its last token after each break.
 #[derive(Default)]
 struct Watcher {
     token: String,
     revision: i64,
     state: RequestState,
-    /// In the order in which they came, with the details in the last of each device.
+    /// In the sequence of their arrival, with the details in the last one of each device.
     seen: Vec<DeviceStatus>,
 }
 
 impl Watcher {
-    /// Reads until the stream ends, and tells whether the request did.
+    /// Reads until the stream ends. Returns whether the request is final.
     async fn read(&mut self, mut watching: Watching) -> bool {
-        // Of a revision whose token has not come yet: a new watch begins with them again.
+        // Changes of a revision without a token yet, with which a resumed watch begins again.
         let mut uncertain = Vec::new();
         loop {
             let message = match watching.next().await {
@@ -102,7 +102,7 @@ impl Watcher {
                     self.state = change.state();
                     uncertain.extend(change.devices);
                     if !message.more {
-                        // A callback tells of one device.
+                        // A callback is about one device.
                         let changes = i64::try_from(uncertain.len()).unwrap();
                         assert_eq!(
                             change.revision,
@@ -122,7 +122,7 @@ impl Watcher {
     }
 }
 
-/// Right to the last detail.
+/// Checks every detail.
 #[track_caller]
 fn assert_ended(n: usize, status: &DeviceStatus) {
     assert_eq!(status.identifiers.as_ref(), Some(&device(n)));
@@ -170,7 +170,7 @@ async fn a_crash_in_a_flood_of_callbacks() {
 
     for kill in 0..KILLS {
         let reading = tokio::spawn(async move { (watcher.read(watching).await, watcher) });
-        // Anywhere, but for the last fifth, of its part of the flood.
+        // At any moment of its part, except the last fifth.
         let part = callbacks / KILLS;
         let moment = kill * part + part / 5 + dice.roll(part * 3 / 5);
         let reached = |ledger: &Ledger| ledger.callbacks().acknowledged >= moment;
@@ -189,7 +189,7 @@ async fn a_crash_in_a_flood_of_callbacks() {
     let reading = tokio::spawn(async move { (watcher.read(watching).await, watcher) });
     let all = |ledger: &Ledger| ledger.callbacks().acknowledged == callbacks;
     let ledger = upstream.sim.wait_until(DEADLINE, all).await;
-    // It does not when one was lost that had been acknowledged.
+    // It would not, if an acknowledged callback had been lost.
     let (ended, watcher) = within("the watch ends with the request", reading).await.unwrap();
     assert!(ended);
 
@@ -212,7 +212,7 @@ async fn a_crash_in_a_flood_of_callbacks() {
     let devices = pages(&mut client, ACCOUNT, id.as_str()).await;
     assert_eq!(devices.len(), DEVICES);
     devices.iter().enumerate().for_each(|(n, status)| assert_ended(n, status));
-    let status = ask(&mut client, question(&id)).await.unwrap();
+    let status = get_status(&mut client, status_call(&id)).await.unwrap();
     assert_eq!((status.state(), status.revision), (watcher.state, watcher.revision));
     assert_eq!(upstream.sim.ledger().polls(), 0, "the callbacks told everything");
 }

@@ -1,7 +1,7 @@
-//! Stores that forget under a load of orders: streams are purged, deleted and put back to an older
-//! copy under three replicas, and the file of a store alone is removed. Nothing is ordered twice,
-//! no replica is ready before an operator accepts what is lost, everybody says what to do, and
-//! replicas agree wherever they tell the same revision.
+//! Store losses under a load of orders: streams are purged, deleted and put back to an older copy
+//! while three replicas run, and the file of an embedded store is removed. Nothing is ordered
+//! twice, no replica is ready before an operator accepts what is lost, all sources say what to do,
+//! and replicas agree about each revision.
 
 use std::{
     net::SocketAddr,
@@ -31,13 +31,13 @@ const CALLERS: usize = 3;
 /// Orders before something is lost.
 const LOAD: usize = 60;
 
-/// Between two tries of a caller.
+/// The pause between two attempts of a caller.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What a caller was told of an order; `None`: nothing, or that its outcome is unknown.
+/// The request id that a caller got. `None`: none, or the outcome is unknown.
 type Told = (usize, Option<RequestId>);
 
-/// Callers that order one thing after the other and repeat what may be repeated.
+/// Callers that place orders one after the other, and repeat calls that may be repeated.
 struct Load {
     next: Arc<AtomicUsize>,
     stop: CancellationToken,
@@ -54,14 +54,14 @@ impl Load {
         Self { next: Arc::clone(next), stop, callers }
     }
 
-    /// Waits until the callers have got somewhere.
+    /// Waits until the callers have placed some orders.
     async fn goes_on(&self) {
         let begin = self.next.load(Ordering::Relaxed);
         eventually("the load goes on", async || self.next.load(Ordering::Relaxed) >= begin + LOAD)
             .await;
     }
 
-    /// The callers give up what they could not place. They are kept out from here on.
+    /// Stops the callers, which give up the orders that they could not place.
     async fn end(self) -> Vec<Told> {
         self.stop.cancel();
         let mut told = Vec::new();
@@ -119,7 +119,7 @@ async fn says(admin: SocketAddr, what: &str) {
     .await;
 }
 
-/// What an operator command prints, which succeeds.
+/// Returns the output of an operator command that succeeds.
 fn operate(file: &Path, arguments: &[&str]) -> String {
     let output = Command::new(binary()).args(arguments).arg("--config").arg(file).output().unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -151,7 +151,7 @@ impl Fleet {
         Load::begin(&self.gateways.each_ref().map(|gateway| gateway.address), &self.next)
     }
 
-    /// Everybody says what was lost. An operator keeps callers out and accepts it. Returns what
+    /// All sources say what was lost. An operator keeps callers out and accepts it. Returns what
     /// callers were told.
     async fn accept(&self, load: Load, what: &str) -> Vec<Told> {
         for gateway in &self.gateways {
@@ -170,8 +170,7 @@ impl Fleet {
         told
     }
 
-    /// Replicas tell the same of these orders wherever they tell the same revision, and that is
-    /// right.
+    /// Checks that replicas show the same, and the right, state at each revision of these orders.
     async fn agree(&self, told: &[Told]) {
         let ordered = placed(&self.upstream.sim.ledger());
         for (n, id) in told.iter().filter_map(|(n, id)| Some((n, id.as_ref()?))) {
@@ -181,7 +180,7 @@ impl Fleet {
             let mut known: Vec<(i64, RequestState, Vec<DeviceState>)> = Vec::new();
             for gateway in &self.gateways {
                 let client = gateway.client().await;
-                let asked = async || match ask(&mut client.clone(), question(id)).await {
+                let asked = async || match get_status(&mut client.clone(), status_call(id)).await {
                     Err(status) if reason(&status) == "REQUEST_NOT_FOUND" => Ok(None),
                     told => told.map(Some),
                 };
@@ -198,7 +197,7 @@ impl Fleet {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_forget_under_load_order_nothing_twice() {
+async fn lost_streams_under_load_order_nothing_twice() {
     const PUT_BACK: [&str; 2] = ["gw_events", "gw_keys"];
     let mut fleet = Fleet::start().await;
     let purge = async |fleet: &Fleet, stream: &str| {
@@ -227,7 +226,7 @@ async fn streams_that_forget_under_load_order_nothing_twice() {
     let copies = tempfile::tempdir().unwrap();
     fleet.nats.back_up(&PUT_BACK, copies.path()).await;
     load.goes_on().await;
-    // What no gateway has seen cannot be missed.
+    // A loss of messages that no gateway has seen is not noticed.
     fleet.nats.events_reach(fleet.gateways.len()).await;
     fleet.nats.put_back(&PUT_BACK, copies.path()).await;
     let told = fleet.accept(load, "it was put back to an older copy").await;
@@ -251,14 +250,14 @@ async fn streams_that_forget_under_load_order_nothing_twice() {
     }
 }
 
-/// The file is removed under load: put back by an operator's word, by a drain, and not at all after
-/// `kill -9`.
+/// The file is removed under load. An operator's command or a drain writes it again; after `kill
+/// -9` it is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_is_removed_under_load_orders_nothing_twice() {
     const REMOVED: &str = "was removed while the gateway was running";
     let (upstream, next) = (Upstream::manual().await, Arc::default());
     let mut config = upstream.quiet();
-    // What cannot be stored is waited for, in vain.
+    // Calls that need the store fail.
     config.grpc.drain = Duration::from_secs(3);
     let (dir, store) = (upstream.dir.path(), &config.store.path);
     let file = write_config(&config, dir);
@@ -277,7 +276,7 @@ async fn a_file_that_is_removed_under_load_orders_nothing_twice() {
     says(process.admin, REMOVED).await;
     let said = operate(&file, &["store", "accept-loss"]);
     assert!(said.contains("nothing is lost"), "{said}");
-    // The callers have never been kept out.
+    // The callers were never stopped.
     load.goes_on().await;
     all.extend(load.end().await);
     remembers(&process, &all).await;

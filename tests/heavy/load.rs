@@ -1,5 +1,4 @@
-//! Promise 1 of the README: one owner of the tokens, however many callers there are and however
-//! often the tokens expire.
+//! Promise 1 of the README: one owner of the tokens, with many callers and frequent expiries.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -18,11 +17,11 @@ use crate::{assert_nothing_ordered_twice, harness::*};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_calls_on_a_cold_gateway() {
     const CALLS: usize = 1_000;
-    /// Requests made elsewhere; questions about them need the tokens, too.
+    /// External requests. Status calls about them need tokens, too.
     const ELSEWHERE: usize = 100;
 
     let upstream = Upstream::manual().await;
-    // Slow enough that everybody comes meanwhile.
+    // Slow enough that all callers arrive meanwhile.
     for endpoint in [Endpoint::Token, Endpoint::Login] {
         let slow = What::Delay(Duration::from_secs(1));
         upstream.sim.inject(Fault::once(endpoint, When::BeforeEffect, slow));
@@ -44,7 +43,7 @@ async fn a_thousand_calls_on_a_cold_gateway() {
             if n % 2 == 0 {
                 place(&mut client, &n.to_string(), [n]).await.map(drop)
             } else {
-                ask(&mut client, question(&asked)).await.map(drop)
+                get_status(&mut client, status_call(&asked)).await.map(drop)
             }
         })
     });
@@ -58,13 +57,12 @@ async fn a_thousand_calls_on_a_cold_gateway() {
     gateway.stop().await;
 }
 
-/// Tokens that expire all the time cost no call an error, and no more token requests and logins
-/// than it takes.
+/// Tokens that expire all the time cost no call an error, and cause no unnecessary renewals.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_that_expire_under_load() {
     const LOAD: Duration = Duration::from_secs(30);
     const CALLERS: usize = 8;
-    /// Of each caller, between an order with its question and the next.
+    /// The pause of each caller between an order with its status call and the next.
     const PAUSE: Duration = Duration::from_millis(50);
 
     let upstream = Upstream::start(Options {
@@ -83,7 +81,7 @@ async fn tokens_that_expire_under_load() {
             pace.tick().await;
             let n = orders.fetch_add(1, Ordering::Relaxed);
             let id = place(&mut client, &n.to_string(), [n]).await.unwrap();
-            ask(&mut client, question(&id)).await.unwrap();
+            get_status(&mut client, status_call(&id)).await.unwrap();
         }
     });
     join_all(callers).await;

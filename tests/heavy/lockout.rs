@@ -1,5 +1,5 @@
-//! Promise 2 of the README, against `kill -9`: the account is never locked, and a right password is
-//! not given up.
+//! Promise 2 of the README under `kill -9`: the account is never locked, and a right password stays
+//! usable.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{Dice, harness::*};
 /// Each is one start of the binary.
 const KILLS: u64 = 20;
 
-/// The first login of a process is over some hundredths of a second after the first call; in µs.
+/// The first login of a process ends within this time after the first call, in µs.
 const AROUND: u64 = 300_000;
 
 fn config(upstream: &Upstream) -> Config {
@@ -30,7 +30,7 @@ fn write_password(upstream: &Upstream, password: &str) {
     std::fs::rename(draft, upstream.dir.path().join("password")).unwrap();
 }
 
-/// Orders for one device each, all at once; how many were placed.
+/// Places orders for one device each, all at once. Returns how many were placed.
 async fn place_all(client: Client, devices: std::ops::Range<usize>) -> usize {
     let calls = devices.map(|n| {
         let mut client = client.clone();
@@ -73,15 +73,15 @@ async fn a_wrong_password_in_a_crash_loop_is_rejected_twice_at_most() {
     );
 }
 
-/// Each login that was under way when its process was killed may have been rejected, so three of
-/// them stop the logins, and two do not.
+/// Each login in flight when its process was killed may have been rejected, so three of them stop
+/// logins, and two do not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_that_hang_in_a_crash_loop_stop_before_they_could_lock_the_user() {
     let upstream = Upstream::manual().await;
     let config = config(&upstream);
     let gateway = Process::serve(&config, upstream.dir.path());
     let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(9)]);
-    ask(&mut gateway.client().await, question(&elsewhere)).await.unwrap();
+    get_status(&mut gateway.client().await, status_call(&elsewhere)).await.unwrap();
     gateway.kill();
     for kills in [2, KILLS] {
         upstream.sim.expire_sessions();
@@ -91,10 +91,10 @@ async fn logins_that_hang_in_a_crash_loop_stop_before_they_could_lock_the_user()
         let before = upstream.sim.ledger().logins();
         for kill in 1..=kills {
             let gateway = Process::serve(&config, upstream.dir.path());
-            let (mut client, question) = (gateway.client().await, question(&elsewhere));
+            let (mut client, status_call) = (gateway.client().await, status_call(&elsewhere));
             let calls = tokio::spawn(async move {
                 loop {
-                    match ask(&mut client, question.clone()).await {
+                    match get_status(&mut client, status_call.clone()).await {
                         Err(status) if reason(&status) == "UPSTREAM_LOGIN_BLOCKED" => return,
                         _ => tokio::time::sleep(Duration::from_millis(20)).await,
                     }

@@ -44,7 +44,7 @@ use thingspace_gateway::{
 use tokio::task::unconstrained;
 use uuid::Uuid;
 
-use harness::{Client, ask, device, question};
+use harness::{Client, device, get_status, status_call};
 
 /// The retention of a store that a test writes; longer than any test.
 const RETENTION: Duration = Duration::from_hours(1_000);
@@ -123,7 +123,7 @@ async fn assert_known(
     id: &RequestId,
     devices: impl IntoIterator<Item = usize>,
 ) {
-    let status = ask(client, question(id)).await.unwrap();
+    let status = get_status(client, status_call(id)).await.unwrap();
     let shown: Vec<_> =
         status.devices.into_iter().map(|device| device.identifiers.unwrap()).collect();
     assert_eq!(shown, devices.into_iter().map(device).collect::<Vec<_>>(), "request {id}");

@@ -1,5 +1,5 @@
-//! One bound on memory: whatever callers ask for, a process stays below it, and gives back what it
-//! no longer needs.
+//! One bound on memory: with any calls, a process stays below it, and returns memory that it no
+//! longer needs.
 
 use std::time::{Duration, Instant};
 
@@ -23,16 +23,15 @@ use crate::{RETENTION, append_all, big::resume_token, harness::*};
 
 const MIB: u64 = 1 << 20;
 
-/// What a process may take at most, and a while later.
+/// The most memory of a process, during the load and a while later.
 const PEAK: u64 = 400 * MIB;
 const REST: u64 = 100 * MIB;
 
-/// From the end of the load until memory has been given back. In production this may take ten
-/// minutes; here the configuration lets unused requests leave memory at once.
+/// The time from the end of the load until memory is returned. In production this may take ten
+/// minutes; here the configuration removes unused requests from memory at once.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(40);
 
-/// Finished requests, far more than fit into memory, and calls about them: some at once about the
-/// same.
+/// Finished requests, far more than fit into memory, and concurrent calls about them.
 const FINISHED: usize = 40;
 const DEVICES: usize = 10_000;
 const CALLS: usize = 1_000;
@@ -107,7 +106,7 @@ const TEXT_BYTES: usize = 4_000;
 /// Watchers that read on in the end.
 const READ_ON: usize = 20;
 
-/// What a process with them may take.
+/// The most memory of a process with them.
 const STALLED_PEAK: u64 = 320 * MIB;
 
 /// A request in which every device has failed with a long text.
@@ -155,7 +154,7 @@ async fn ask_about_finished(process: &Process) {
         async move {
             let id = RequestId::parse(&format!("finished-{}", n / CALLS_IN_A_ROW * 7 % FINISHED))
                 .unwrap();
-            let status = ask(&mut client, question(&id)).await.unwrap();
+            let status = get_status(&mut client, status_call(&id)).await.unwrap();
             assert_eq!(status.counts.unwrap().succeeded, i32::try_from(DEVICES).unwrap());
             assert_eq!((status.state(), status.devices.len()), (RequestState::Succeeded, 1_000));
         }
@@ -163,7 +162,7 @@ async fn ask_about_finished(process: &Process) {
     calls.buffer_unordered(CALLS_AT_ONCE).collect::<Vec<_>>().await;
 }
 
-/// Counts what a watcher is told: every change of a device once, in order.
+/// Counts the changes that a watcher gets: each change of a device once, in order.
 fn changed(messages: &[WatchRequestResponse]) -> usize {
     let mut revision = 0;
     let mut count = 0;
@@ -194,8 +193,7 @@ async fn resume_watches(process: &Process, id: &RequestId, token: &str) {
     join_all(watchers).await;
 }
 
-/// Finished requests that callers ask about, and watchers that missed a long history, share one
-/// bound.
+/// Status calls about finished requests and watchers that missed a long history share one bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_is_bounded_and_given_back() {
     let upstream = Upstream::manual().await;

@@ -1,5 +1,5 @@
-//! Generated answers of a ThingSpace that is no simulator: raw bytes over real sockets, counted
-//! where they are sent.
+//! Generated answers of a special ThingSpace, which sends raw bytes over real sockets and counts
+//! the orders.
 //!
 //! The upstream knows of each answer to an order whether it certainly refused it, because it made
 //! the answer. It sees every POST. So the promise can be checked from outside: after an answer that
@@ -43,9 +43,9 @@ const SESSION: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.SessionTo
 #[derive(Default)]
 struct Device {
     posts: u32,
-    /// An answer that was not certainly a refusal was on its way.
+    /// An answer that was not certainly a refusal was sent.
     may_exist: bool,
-    /// The only id that was given.
+    /// The only request id that was sent.
     given: Option<String>,
 }
 
@@ -82,7 +82,7 @@ fn written(status: u16, headers: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}").into_bytes()
 }
 
-/// Something that may only stand in an answer to an order that exists.
+/// A text that occurs only in answers to orders that exist.
 fn trace_of_an_order(rng: &mut Rng, id: &str) -> String {
     let name = pick(
         rng,
@@ -208,7 +208,7 @@ fn answer(rng: &mut Rng, id: &str) -> Answer {
     }
 }
 
-/// An answer to a question about a request, mostly a good one.
+/// An answer to a status query, usually a valid one.
 fn status(rng: &mut Rng, path: &str) -> Vec<u8> {
     let id = path.split('/').rev().nth(1).unwrap_or_default();
     let body = match rng.u8(..8) {
@@ -310,13 +310,13 @@ impl Upstream {
         answer
     }
 
-    /// The id that was given for a device, and nothing but it may be told.
+    /// Returns the id that was sent for a device. Callers may get no other id.
     fn given(&self, n: usize) -> Option<String> {
         self.state.lock().unwrap().devices.get(&device(n).eid)?.given.clone()
     }
 }
 
-/// Orders one device, again and again with the same key.
+/// Orders one device repeatedly with the same key.
 async fn order_often(mut client: Client, upstream: &Upstream, n: usize) {
     let mut told = None;
     for _ in 0..CALLS {
@@ -326,8 +326,9 @@ async fn order_often(mut client: Client, upstream: &Upstream, n: usize) {
                 assert_eq!(Some(&id), upstream.given(n).as_ref(), "device {n}");
                 assert_eq!(*told.get_or_insert(id.clone()), id, "device {n}");
                 let id = RequestId::parse(&id).unwrap();
-                // Whatever comes of it, it is an answer.
-                let _ = ask(&mut client, question(&id)).await.map_err(|status| kind(&status));
+                // Any answer will do.
+                let _ =
+                    get_status(&mut client, status_call(&id)).await.map_err(|status| kind(&status));
             }
             Err(status) => {
                 assert!(told.is_none(), "device {n} was placed: {status:?}");

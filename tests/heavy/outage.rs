@@ -1,5 +1,5 @@
-//! ThingSpace is down for a while, in every way there is, and its trouble stays upstream: watches
-//! go on, calls are answered at once, what is sent is bounded by a formula, and one probe ends it.
+//! ThingSpace is down for a while, in several ways: watches continue, calls are answered at once,
+//! the number of calls to ThingSpace has a bound, and one successful probe ends the outage.
 //!
 //! It lasts a minute; `OUTAGE_SECONDS` sets another time (`make soak`: ten minutes).
 
@@ -34,7 +34,7 @@ const MAX_CONNECTIONS: usize = 16;
 const BREAKER_MAX: Duration = Duration::from_millis(500);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// By how much it may grow while nothing gets better, in KiB.
+/// The most KiB by which memory may grow during the outage.
 const GROWTH: u64 = 32 << 10;
 
 fn config(upstream: &Upstream, line: &Line) -> Config {
@@ -51,14 +51,14 @@ fn config(upstream: &Upstream, line: &Line) -> Config {
     config
 }
 
-/// What callers were told, and which orders they have to repeat.
+/// The answers to callers, and the orders that they have to repeat.
 #[derive(Default)]
 struct Told {
     kinds: BTreeMap<String, u64>,
     to_repeat: HashMap<String, usize>,
 }
 
-/// Callers that never stop.
+/// Callers that call without a pause.
 struct Callers {
     told: Arc<Mutex<Told>>,
     _calling: JoinSet<()>,
@@ -76,13 +76,13 @@ impl Callers {
                 pace.tick().await;
                 while calls.try_join_next().is_some() {}
                 let (client, told) = (client.clone(), Arc::clone(&tell));
-                let question = question(&ids[n % ids.len()]);
+                let status_call = status_call(&ids[n % ids.len()]);
                 calls.spawn(async move {
                     let (key, device) = (format!("order {n}"), REQUESTS + n);
                     let answer = if n % 10 == 0 {
                         order_soon(client, &key, device).await
                     } else {
-                        ask_soon(client, question).await
+                        get_status_soon(client, status_call).await
                     };
                     let mut told = told.lock().unwrap();
                     let kind = answer.as_ref().map_or_else(reason, |()| "OK".to_owned());
@@ -96,14 +96,17 @@ impl Callers {
         Self { told, _calling: calling }
     }
 
-    /// What was told since this was asked last.
+    /// Returns the answers since the last call of this function.
     fn told(&self) -> BTreeMap<String, u64> {
         std::mem::take(&mut self.told.lock().unwrap().kinds)
     }
 }
 
-async fn ask_soon(mut client: Client, question: GetRequestStatusRequest) -> Result<(), Status> {
-    let mut request = Request::new(question);
+async fn get_status_soon(
+    mut client: Client,
+    status_call: GetRequestStatusRequest,
+) -> Result<(), Status> {
+    let mut request = Request::new(status_call);
     request.set_timeout(CALLER_WAITS);
     client.get_request_status(request).await.map(drop)
 }
@@ -114,7 +117,7 @@ async fn order_soon(mut client: Client, key: &str, device: usize) -> Result<(), 
     client.download_profile(request).await.map(drop)
 }
 
-/// Each reads its watch to the end, which is the request's.
+/// Starts watchers that read until their requests are final.
 async fn watch_all(process: &Process, ids: &[RequestId]) -> JoinSet<()> {
     let mut watchers = JoinSet::new();
     let client = process.client().await;
@@ -156,9 +159,9 @@ fn connections(process: &Process, line: &Line) -> usize {
     table.lines().skip(1).filter(open).count()
 }
 
-/// A third of the time in each state, looking at the connections all the while.
+/// Spends a third of the time in each state, and checks the connections meanwhile.
 async fn last_through(process: &Process, line: &mut Line, state: State, time: Duration) -> u64 {
-    // What is kept idle, for orders and for the rest, and what is being closed.
+    // The idle connections, for orders and for other calls, and those that are being closed.
     let most = MAX_CONNECTIONS + 2 * MAX_CONNECTIONS.div_ceil(4) + 4;
     line.switch(state).await;
     let began = Instant::now();
@@ -193,15 +196,14 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
     let hung = last_through(&process, &mut line, State::Hanging, part).await;
     let cut = last_through(&process, &mut line, State::Resetting, part).await;
     let after = memory(&process);
-    // The breaker is open since the first second: all that is sent are probes, after half the
+    // The breaker is open since the first second, so only probes are sent, after half of the
     // longest pause at the earliest.
     let (most_hung, most_cut) =
         (most_attempts(part, BREAKER_MAX / 2 + CALL_TIMEOUT), most_attempts(part, BREAKER_MAX / 2));
     assert!((2..=most_hung).contains(&hung), "{hung} attempts, at most {most_hung}");
     assert!((2..=most_cut).contains(&cut), "{cut} attempts, at most {most_cut}");
     assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
-    // Whoever was at it when the line was cut may not know what became of it; nobody waited in
-    // vain.
+    // Orders in flight at the cut may be unknown. Every call was answered.
     let mut told = callers.told();
     let unavailable = told.remove("UPSTREAM_UNAVAILABLE").unwrap_or_default();
     let unknown = told.remove("ORDER_OUTCOME_UNKNOWN").unwrap_or_default();
@@ -215,11 +217,11 @@ async fn an_outage_breaks_no_watch_and_costs_a_bounded_number_of_attempts() {
 
     line.switch(State::Connected).await;
     eventually("calls are answered again", || {
-        let (client, question) = (client.clone(), question(&ids[0]));
-        async move { ask_soon(client, question).await.is_ok() }
+        let (client, status_call) = (client.clone(), status_call(&ids[0]));
+        async move { get_status_soon(client, status_call).await.is_ok() }
     })
     .await;
-    // From here on everything is: what failed before has a second to be forgotten.
+    // All calls succeed from here on. Earlier errors are returned for up to a second.
     tokio::time::sleep(Duration::from_secs(1)).await;
     callers.told();
     let all = upstream.sim.ledger().polls();

@@ -1,7 +1,7 @@
-//! Promises 2 and 3 of the README, and everybody's deadline, in whatever order things go wrong.
+//! Promises 2 and 3 of the README, and the deadlines of callers, with faults in random order.
 //!
-//! A case is a sequence of calls, faults, expiries, crashes and restarts, made up at random; a
-//! failing one is made shorter. Its seed is printed; `PROPTEST_RNG_SEED` sets another.
+//! A case is a random sequence of calls, faults, expiries, crashes and restarts. A failing case is
+//! shortened. Its seed is printed; `PROPTEST_RNG_SEED` sets another one.
 
 use std::{
     collections::HashSet,
@@ -46,31 +46,30 @@ use crate::{failure::Failure, harness::*};
 
 const SEED: u64 = 20_261_121;
 const CASES: u32 = 30;
-/// How long a failing case is tried to be made shorter.
+/// The time limit for shortening a failing case.
 const SHRINKING: Duration = Duration::from_mins(1);
 /// Orders in a case, each for a device of its own.
 const KEYS: usize = 4;
-/// Of the gateway, for calls that have none, or a later one.
+/// The gateway's own deadline, for calls with a later one or none.
 const MAX_DEADLINE: Duration = Duration::from_secs(2);
 /// For ThingSpace's answers.
 const TIMEOUT: Duration = Duration::from_millis(300);
-/// The third login in a row comes after everything: if it failed, too, logins would stop, and
-/// rightly.
+/// The third login in a row comes after the end of the test: if it failed, too, logins would
+/// correctly stop.
 const LOGIN_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_hours(1));
 const BREAKER: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
-/// An answer may come later than its deadline by so many times what the slowest call took that has
-/// nothing to wait for.
+/// An answer may be late by this multiple of the time of the slowest call that waits for nothing.
 const TOLERANCE: u32 = 10;
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// Calls at once for the same order.
+    /// Concurrent calls for the same order.
     Order {
         key: usize,
         callers: usize,
         deadline: Option<Duration>,
     },
-    /// A question about what was placed under a key, if anything was.
+    /// A status call about the request of a key, if there is one.
     Ask {
         key: usize,
         deadline: Option<Duration>,
@@ -128,8 +127,8 @@ fn fault() -> impl Strategy<Value = Step> {
         .prop_map(|(endpoint, when, failure, times)| Step::Fail { endpoint, when, failure, times })
 }
 
-/// Good credentials are rejected, which stops the gateway, and rightly; an order that was executed
-/// is said not to have been.
+/// Faults that this test cannot use: valid credentials are rejected, which correctly stops logins,
+/// or an order that was executed is refused.
 fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool {
     use Failure::{Forbidden, Throttled, Unauthorized};
     match endpoint {
@@ -142,8 +141,8 @@ fn contradicts_itself(endpoint: Endpoint, when: When, failure: Failure) -> bool 
     }
 }
 
-/// A gateway's life. It has a runtime of its own, so that everything it does can end at once,
-/// wherever it is.
+/// A running gateway. It has a runtime of its own, so that all its tasks can end at once, as in a
+/// crash.
 struct Life {
     runtime: Runtime,
     address: SocketAddr,
@@ -160,14 +159,14 @@ impl Life {
             loop {
                 match App::bind(config.clone()).await {
                     Ok(app) => break app,
-                    // The store of the life before closes a moment after its end.
+                    // The store of the previous gateway closes a moment after its end.
                     Err(error) => assert!(began.elapsed() < DEADLINE, "{error:?}"),
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
         let app = bound.await.unwrap();
-        let (address, requests) = (app.address(), app.requests().clone());
+        let (address, requests) = (app.address, app.requests.clone());
         let running = runtime.spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;
         Self { runtime, address, stop, running }
@@ -184,16 +183,15 @@ impl Life {
     }
 }
 
-/// Every task ends where it waits.
+/// Ends every task where it waits.
 async fn end(runtime: Runtime) {
     spawn_blocking(move || drop(runtime)).await.unwrap();
 }
 
-/// HTTP/2, and nothing else.
+/// A plain HTTP/2 client.
 type Connection = BoxService<http::Request<Body>, http::Response<Incoming>, hyper::Error>;
 
-/// A client without a timer of its own: what tonic's does about `grpc-timeout`, the gateway must
-/// not need.
+/// A client without a timer of its own. The gateway must enforce `grpc-timeout` itself.
 async fn reach(address: SocketAddr) -> Result<EsimServiceClient<Connection>, Status> {
     let failed = |error: &dyn std::fmt::Display| Status::unknown(error.to_string());
     let tcp = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
@@ -228,19 +226,23 @@ async fn status(
     id: &RequestId,
     deadline: Option<Duration>,
 ) -> Result<(), Status> {
-    reach(address).await?.get_request_status(with_deadline(question(id), deadline)).await.map(drop)
+    reach(address)
+        .await?
+        .get_request_status(with_deadline(status_call(id), deadline))
+        .await
+        .map(drop)
 }
 
-/// What is known of the orders, from outside.
+/// What callers know of the orders.
 #[derive(Debug, Default)]
 struct Seen {
     /// By key.
     ids: [Mutex<HashSet<String>>; KEYS],
-    /// Gateways that are gone. A call that one of them took need not be answered.
+    /// The number of gateways that ended. A call to one of them need not be answered.
     ended: AtomicUsize,
-    /// The slowest call that had nothing to wait for.
+    /// The time of the slowest call that waited for nothing.
     reference: Mutex<Duration>,
-    /// By how much calls were late.
+    /// How late calls were answered.
     late: Mutex<Vec<Duration>>,
 }
 
@@ -275,11 +277,11 @@ impl Seen {
 struct World {
     upstream: Upstream,
     config: Config,
-    /// Keeps the port for callbacks from others. It does not listen, so nobody is connected by it.
+    /// Keeps the port for callbacks from others. It does not listen, so no connection is accepted.
     _port: TcpSocket,
     life: Option<Life>,
     callers: JoinSet<()>,
-    /// Holds what hangs.
+    /// Opening it lets hanging calls continue.
     gate: Gate,
     seen: Arc<Seen>,
 }
@@ -299,7 +301,7 @@ impl World {
         (thingspace.login_backoff_first, thingspace.login_backoff_max) = LOGIN_BACKOFF;
         (thingspace.breaker_first, thingspace.breaker_max) = BREAKER;
         let life = Life::begin(&config).await;
-        // The credentials were accepted once. Else a login without an answer would be taken for a
+        // The credentials were accepted once. Otherwise a login without an answer would count as a
         // rejection.
         let before = download(life.address, order("before", [KEYS]), None).await;
         before.expect("all is well");
@@ -375,15 +377,15 @@ impl World {
         self.life = Some(Life::begin(&self.config).await);
     }
 
-    /// All is well again: every call is answered, and the same calls end right. What ThingSpace has
-    /// is found by its callbacks even where its answer was lost.
+    /// Ends all faults. Every call is answered, and the same calls have the right result. Callbacks
+    /// settle the orders whose answers were lost.
     async fn settle(&mut self) {
         self.upstream.sim.clear_faults();
         self.gate.open();
         while let Some(call) = within("all calls are answered", self.callers.join_next()).await {
             call.unwrap();
         }
-        // What failed is not left alone for long.
+        // Failed orders and hosts are tried again soon.
         self.config.thingspace.login_backoff_max = LOGIN_BACKOFF.0;
         self.restart(Life::drain).await;
         let idle = |ledger: &Ledger| ledger.in_flight(Endpoint::Download) == 0;
@@ -415,7 +417,7 @@ impl World {
     }
 }
 
-/// Makes one call of one gateway, perhaps when that is gone.
+/// Makes one call to one gateway, which may have ended.
 struct Caller {
     seen: Arc<Seen>,
     address: SocketAddr,
@@ -424,7 +426,7 @@ struct Caller {
 }
 
 impl Caller {
-    /// Sees to it that the answer comes in time, and that an error tells a caller something.
+    /// Checks that the answer is in time, and that an error has a reason.
     async fn waits_for<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Option<T> {
         let began = Instant::now();
         let answer = within("an answer", call).await;
@@ -454,8 +456,8 @@ impl Caller {
     }
 }
 
-/// The order, until the answer is not to come back. `None`: its fate is unknown, as that of an
-/// order that does not exist upstream may be for ever.
+/// Repeats the order until its error says not to. `None`: its outcome is unknown, as that of an
+/// order that does not exist at ThingSpace may stay for ever.
 async fn persevere(address: SocketAddr, key: usize, exists: bool) -> Option<String> {
     loop {
         let status = match download(address, order(&key.to_string(), [key]), None).await {
@@ -473,7 +475,7 @@ async fn persevere(address: SocketAddr, key: usize, exists: bool) -> Option<Stri
     }
 }
 
-/// A call that has nothing to wait for. Whether it was answered.
+/// Makes a call that waits for nothing. Returns whether it was answered.
 async fn refer(seen: &Seen, address: SocketAddr) -> bool {
     let check = DownloadProfileRequest { validate_only: true, ..order("check", [KEYS + 1]) };
     let began = Instant::now();
@@ -486,7 +488,7 @@ async fn refer(seen: &Seen, address: SocketAddr) -> bool {
     answer.is_ok()
 }
 
-/// Makes such calls one after the other, until the gateway is gone.
+/// Makes such calls one after the other, until the gateway has ended.
 fn refer_on(seen: &Arc<Seen>, address: SocketAddr) -> AbortOnDropHandle<()> {
     let seen = Arc::clone(seen);
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -514,7 +516,7 @@ async fn run(steps: &[Step]) {
 }
 
 #[test]
-fn whatever_happens_nothing_is_ordered_twice_and_nobody_waits_too_long() {
+fn with_random_faults_nothing_is_ordered_twice_and_no_call_exceeds_its_deadline() {
     let default = Runs::default();
     let rng_seed = match default.rng_seed {
         RngSeed::Random => RngSeed::Fixed(SEED),

@@ -1,5 +1,5 @@
-//! All three replicas are restarted one after the other, under load: nobody who calls as
-//! `docs/clients.md` says notices.
+//! All three replicas are restarted one after the other, under load. Callers that follow
+//! `docs/clients.md` notice nothing.
 
 use std::{
     sync::{
@@ -23,16 +23,16 @@ use crate::{
 };
 
 const WATCHERS: usize = 300;
-/// That are watched, by ten each.
+/// The number of watched requests, each with ten watches.
 const REQUESTS: usize = 30;
 const DEVICES: usize = 6;
-/// Each calls five times a second.
+/// The number of callers, each with five calls a second.
 const CALLERS: usize = 10;
 const PACE: Duration = Duration::from_millis(200);
-/// Orders between the end of one restart and the next; each is asked about once.
+/// Orders between the end of one restart and the next, each followed by one status call.
 const LOAD: usize = 60;
 
-/// Orders and asks in turn until it is told to stop, and gives the requests it got.
+/// Orders and makes status calls in turn until it is stopped. Returns its requests.
 async fn keep_calling(
     mut caller: Caller,
     next: Arc<AtomicUsize>,
@@ -50,14 +50,15 @@ async fn keep_calling(
             called.await.unwrap_or_else(|status| panic!("order {n}: {status:?}")).into_inner();
         let id = RequestId::parse(&answer.request_id).unwrap();
         pace.tick().await;
-        let asked = caller.call(async |mut client| client.get_request_status(question(&id)).await);
-        asked.await.unwrap_or_else(|status| panic!("question {n}: {status:?}"));
+        let asked =
+            caller.call(async |mut client| client.get_request_status(status_call(&id)).await);
+        asked.await.unwrap_or_else(|status| panic!("status call {n}: {status:?}"));
         placed.push((n, id));
     }
     placed
 }
 
-/// The load goes on for a while.
+/// Lets the load continue for a while.
 async fn more_calls(next: &AtomicUsize) {
     let begin = next.load(Ordering::Relaxed);
     eventually("the load goes on", async || next.load(Ordering::Relaxed) >= begin + LOAD).await;
@@ -125,14 +126,14 @@ async fn a_rolling_restart_is_not_noticed() {
         assert_eq!(seen.states.len(), DEVICES);
         // Devices that finish between two polls share a revision.
         if n < REQUESTS {
-            let question = GetRequestStatusRequest {
+            let call = GetRequestStatusRequest {
                 wait: Some(PATIENCE.try_into().unwrap()),
                 after_revision: seen.revision - 1,
-                ..question(&watched[n])
+                ..status_call(&watched[n])
             };
-            let asked =
-                caller.call(async |mut client| client.get_request_status(question.clone()).await);
-            revisions.push(asked.await.unwrap().into_inner().status.unwrap().revision);
+            let answer =
+                caller.call(async |mut client| client.get_request_status(call.clone()).await);
+            revisions.push(answer.await.unwrap().into_inner().status.unwrap().revision);
         }
         assert_eq!(seen.revision, revisions[n % REQUESTS], "{seen:?}");
     }

@@ -1,5 +1,4 @@
-//! Two thousand callbacks a second beside 600 senders that know the path and never end what they
-//! send.
+//! Two thousand callbacks a second, while 600 senders that know the path never complete a body.
 
 use std::{
     net::IpAddr,
@@ -25,9 +24,9 @@ use crate::{
 
 const SLOW: usize = 600;
 const GENUINE: u32 = 10_000;
-/// Of the genuine ones, each of which waits for its answers.
+/// The number of genuine senders, each of which waits for its answers.
 const SENDERS: u32 = 64;
-/// Callbacks a second of all of them.
+/// The callbacks per second of all genuine senders.
 const RATE: u32 = 2_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! A start reads what happened since the oldest open request, and not the whole history.
+//! A start reads the events since the oldest open request, and not the whole history.
 
 mod far;
 
@@ -62,10 +62,10 @@ fn succeeded(n: usize) -> Kind {
     })
 }
 
-/// A store with so many finished requests, and then some that are open.
+/// Returns a store with this number of finished requests and some open ones after them.
 async fn write_history(path: &Path, finished: usize) {
     let store = Embedded::open(path, RETENTION).unwrap();
-    // Most were made elsewhere, and were finished when they were first asked about: one event each.
+    // Most are external requests that were final at the first status query: one event each.
     let ordered = |n: usize| n.is_multiple_of(10).then(|| accepted(n));
     let finished_ones = (0..finished)
         .flat_map(|n| ordered(n).into_iter().chain([succeeded(n)]).map(move |e| (name(n), e)));
@@ -74,7 +74,7 @@ async fn write_history(path: &Path, finished: usize) {
     store.close().await;
 }
 
-/// Starts a gateway, looks at the open requests, and tells how many events the start has read.
+/// Starts a gateway, checks the open requests, and returns how many events the start has read.
 async fn start(config: &Config, open: std::ops::Range<usize>) -> u64 {
     let gateway = Gateway::start(config.clone()).await;
     let read = gateway.requests.events_read();
@@ -93,7 +93,7 @@ async fn a_start_does_not_read_what_was_finished_before_the_oldest_open_request(
         let upstream = Upstream::manual().await;
         let (config, open) = (upstream.quiet(), finished..finished + OPEN);
         write_history(&config.store.path, finished).await;
-        // The first gateway has no mark to start from yet, and leaves one.
+        // The first gateway finds no low-water mark, and stores one.
         assert!(start(&config, open.clone()).await > finished as u64);
         reads.push(start(&config, open).await);
     }
@@ -101,7 +101,7 @@ async fn a_start_does_not_read_what_was_finished_before_the_oldest_open_request(
     assert_eq!(reads, [2 * OPEN as u64; 2]);
 }
 
-/// What was finished since the oldest open request is read, but not once for each of its events.
+/// The logs of requests that finished since the oldest open request began are read once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_reads_a_finished_request_of_many_events_once() {
     const EVENTS: usize = 2_000;
@@ -116,11 +116,11 @@ async fn a_start_reads_a_finished_request_of_many_events_once() {
     assert_eq!(start(&config, 0..1).await, 2 * (1 + EVENTS as u64));
 }
 
-/// What is open is in memory, on every replica.
+/// Open requests are in memory on every replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn open_requests_cost_little_memory() {
     const OPEN: usize = 20_000;
-    /// Of one request with one device, what the store caches of it included. In bytes.
+    /// The memory for one request with one device, in bytes, with the store's cache.
     const MEMORY_EACH: usize = 4_096;
     let upstream = Upstream::manual().await;
     let config = upstream.quiet();
@@ -137,7 +137,7 @@ async fn open_requests_cost_little_memory() {
     gateway.stop().await;
 }
 
-/// Logs are read at once: one after the other, this many round trips would take a minute.
+/// Logs are read concurrently: one after the other, the round trips would take a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_far_from_nats_starts_soon() {
     const FINISHED: usize = 600;
@@ -146,7 +146,7 @@ async fn a_replica_far_from_nats_starts_soon() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
     let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
     let store = Nats::open(&config.store.nats, app::retention(&config)).await.unwrap();
-    within("the store", store.usable()).await;
+    usable(&store).await;
     let append = async |n: usize, kind| {
         store
             .append(&LogName::request(name(n)), Uuid::now_v7(), event::encode(kind, None))

@@ -1,5 +1,5 @@
-//! Promises 5 and 6 of the README: a watcher misses nothing however slowly it reads, and a thousand
-//! of them cost one poll.
+//! Promises 5 and 6 of the README: a slow watcher misses nothing, and a thousand watchers cost one
+//! poll.
 
 use futures_util::future::join_all;
 use thingspace_gateway::{
@@ -79,7 +79,7 @@ async fn a_thousand_watchers_cost_as_many_polls_as_one() {
 const DEVICES: usize = 5_000;
 /// The devices that end while the watcher reads.
 const LIVE: usize = 1_000;
-/// At most so many end between two polls.
+/// The most devices that end between two polls.
 const CHUNK: u64 = 200;
 
 fn called_back(n: usize, status: storage::StatusClass) -> Kind {
@@ -101,9 +101,8 @@ fn told(device: &DeviceStatus) -> (String, DeviceState) {
     (device.identifiers.clone().unwrap().eid, device.state())
 }
 
-/// Watchers that come back with tokens from long ago, and read slowly while the last devices end:
-/// one from the very first revision, one from the middle, both further back than what is kept in
-/// memory.
+/// Watchers resume with old tokens and read slowly while the last devices end: one from the first
+/// revision and one from the middle, both before the transitions that are kept in memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let upstream = Upstream::manual().await;
@@ -158,14 +157,14 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     let mut ending: Vec<_> = (DEVICES - LIVE..DEVICES).collect();
     while !ending.is_empty() {
         let chunk = ending.len().min(1 + usize::try_from(dice.roll(CHUNK)).unwrap());
-        // One poll tells of them in the order of the order.
+        // One poll reports them in the sequence of the order.
         for n in ending.drain(..chunk) {
             upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
             expected.push((device(n).eid, DeviceState::Succeeded));
         }
         poll(&mut client, &id, DEVICES - ending.len()).await;
         for (watching, seen) in &mut watchers {
-            // One message for each poll: they are behind all the time.
+            // One message for each poll, so they always lag.
             let Event::Change(change) = watching.event().await.0 else { panic!("not a change") };
             seen.extend(change.devices.iter().map(told));
         }
@@ -178,9 +177,9 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
     gateway.stop().await;
 }
 
-/// A watcher that stands still while more happens than is kept in memory.
+/// A watcher stalls while more transitions happen than are kept in memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watcher_that_stood_still_goes_on_where_it_was() {
+async fn a_stalled_watcher_continues_where_it_was() {
     /// Each moves twice.
     const DEVICES: usize = KEPT_TRANSITIONS / 2 + 50;
 
@@ -201,9 +200,9 @@ async fn a_watcher_that_stood_still_goes_on_where_it_was() {
             let revision = i64::try_from(expected.len()).unwrap() + 1;
             eventually("a poll tells of one device", || {
                 let mut client = client.clone();
-                let mut question = question(&id);
-                question.set_view(StatusView::Basic);
-                async move { ask(&mut client, question).await.unwrap().revision == revision }
+                let mut call = status_call(&id);
+                call.set_view(StatusView::Basic);
+                async move { get_status(&mut client, call).await.unwrap().revision == revision }
             })
             .await;
         }
@@ -219,14 +218,14 @@ async fn a_watcher_that_stood_still_goes_on_where_it_was() {
 
 /// A client whose connection holds back the gateway as soon as a few changes are unread.
 async fn narrow_client(gateway: &Gateway) -> Client {
-    /// In bytes.
+    /// The size of the window, in bytes.
     const WINDOW: u32 = 1_000;
     let endpoint = Peer::from_shared(format!("http://{}", gateway.address)).unwrap();
     let channel = endpoint.initial_stream_window_size(WINDOW).connect().await.unwrap();
     Client::new(channel)
 }
 
-/// What is left of a watch.
+/// Returns the remaining messages of a watch.
 async fn changes(watching: Watching) -> Vec<(String, DeviceState)> {
     let mut changes = Vec::new();
     for message in watching.rest().await {
@@ -239,15 +238,15 @@ async fn changes(watching: Watching) -> Vec<(String, DeviceState)> {
     changes
 }
 
-/// Asks until so many devices are finished: more than once only if a question was already under
-/// way.
+/// Repeats a status call until this number of devices is finished. A query may already be in
+/// flight.
 async fn poll(client: &mut Client, id: &RequestId, finished: usize) {
     eventually("the poll tells", || {
         let mut client = client.clone();
-        let mut question = question(id);
-        question.set_view(StatusView::Basic);
+        let mut status_call = status_call(id);
+        status_call.set_view(StatusView::Basic);
         async move {
-            let counts = ask(&mut client, question).await.unwrap().counts.unwrap();
+            let counts = get_status(&mut client, status_call).await.unwrap().counts.unwrap();
             usize::try_from(counts.succeeded + counts.failed).unwrap() == finished
         }
     })

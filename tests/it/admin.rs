@@ -39,7 +39,7 @@ fn said(status: u16, text: &str) -> (u16, String) {
 async fn it_is_ready_from_reading_the_store_to_the_drain() {
     let upstream = Upstream::manual().await;
     let app = App::bind(upstream.config()).await.unwrap();
-    let (address, admin, requests) = (app.address(), app.admin_address(), app.requests().clone());
+    let (address, admin, requests) = (app.address, app.admin.address(), app.requests.clone());
     assert_eq!(probe(admin, "/livez").await, said(200, "alive"));
     let (status, why) = probe(admin, "/readyz").await;
     assert!(status == 503 && why.starts_with("starting"), "{status} {why}");

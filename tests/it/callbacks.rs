@@ -18,8 +18,8 @@ use thingspace_gateway::{
 };
 
 use crate::harness::{
-    ACCOUNT, DEADLINE, Gateway, Process, Upstream, ask, device, eventually, place, question,
-    serve_command, states, watch, within,
+    ACCOUNT, DEADLINE, Gateway, Process, Upstream, device, eventually, get_status, place,
+    serve_command, states, status_call, watch, within,
 };
 pub use test_support::sender;
 use test_support::sender::{Sender, about};
@@ -70,7 +70,7 @@ async fn a_callback_before_the_orders_answer_is_kept() {
     assert_eq!(sender.post(&about(&id, &device(0), "Success")).await, 200);
     gate.open();
     assert_eq!(within("the order's answer", placing).await.unwrap().unwrap(), id);
-    let status = ask(&mut client, question(&id)).await.unwrap();
+    let status = get_status(&mut client, status_call(&id)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     assert!(status.devices[0].profile.is_some());
     gateway.stop().await;
@@ -91,13 +91,13 @@ async fn the_same_callback_twice_at_the_same_moment_is_one_change() {
     assert_eq!((first, second), (200, 200));
     let changes = watching.rest().await.into_iter().map(|message| message.event.unwrap());
     assert_eq!(changes.filter(|event| matches!(event, Event::Change(_))).count(), 1);
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().revision, 2);
+    assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap().revision, 2);
     assert_eq!(sender.count(CallbackOutcome::Stored), 2);
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_warning_that_comes_late_changes_nothing() {
+async fn a_late_warning_changes_nothing() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let sender = Sender::new(&gateway);
@@ -108,12 +108,12 @@ async fn a_warning_that_comes_late_changes_nothing() {
     }
     let settled = [DeviceState::Succeeded, DeviceState::Waiting];
     eventually("the callbacks are folded", async || {
-        states(&ask(&mut gateway.client().await, question(&id)).await.unwrap()) == settled
+        states(&get_status(&mut gateway.client().await, status_call(&id)).await.unwrap()) == settled
     })
     .await;
     assert_eq!(sender.post(&about(&id, &device(1), "Failed")).await, 200);
     eventually("the request is finished", async || {
-        let status = ask(&mut gateway.client().await, question(&id)).await.unwrap();
+        let status = get_status(&mut gateway.client().await, status_call(&id)).await.unwrap();
         status.state() == RequestState::PartiallySucceeded
     })
     .await;
@@ -133,7 +133,7 @@ async fn what_was_acknowledged_survives_a_restart() {
     let gateway = Gateway::start(upstream.with_callbacks()).await;
     let again = Sender::new(&gateway);
     assert_eq!(again.path, sender.path, "a registered address stays");
-    let status = ask(&mut gateway.client().await, question(&id)).await.unwrap();
+    let status = get_status(&mut gateway.client().await, status_call(&id)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     let quarantine = gateway.callbacks.as_ref().unwrap().1.quarantine();
     let listed = quarantine.list().await.unwrap();
@@ -194,7 +194,7 @@ async fn callbacks_are_accepted_while_the_gateway_drains() {
     gateway.stop().await;
 
     let gateway = Gateway::start(upstream.with_callbacks()).await;
-    let status = ask(&mut gateway.client().await, question(&id)).await.unwrap();
+    let status = get_status(&mut gateway.client().await, status_call(&id)).await.unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     gateway.stop().await;
 }

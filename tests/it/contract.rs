@@ -1,7 +1,7 @@
 //! Wrong fields: all violations of a call are reported at once, each with its path, and nothing is
 //! sent to ThingSpace.
 
-mod questions;
+mod status_calls;
 
 use thingspace_gateway::{
     config::Config,
@@ -341,7 +341,7 @@ async fn an_account_without_credentials() {
     let mut fresh = Fresh::start(|_| ()).await;
     let id = RequestId::parse("r1").unwrap();
     let order = DownloadProfileRequest { account_name: OTHER.to_owned(), ..order("k", 0..3) };
-    let asked = GetRequestStatusRequest { account_name: OTHER.to_owned(), ..question(&id) };
+    let asked = GetRequestStatusRequest { account_name: OTHER.to_owned(), ..status_call(&id) };
     let watched = WatchRequestRequest {
         account_name: OTHER.to_owned(),
         request_id: id.to_string(),

@@ -135,7 +135,7 @@ async fn the_socket_belongs_to_the_user_and_is_removed_with_the_gateway() {
     told(&file, &["status"]).await;
 
     process.kill();
-    assert!(socket.exists(), "nobody removes it");
+    assert!(socket.exists(), "the socket was removed");
     assert!(refused(&file, &["status"]).await.contains("no gateway answers"));
     let process = Process::serve(&config, upstream.dir.path());
     told(&file, &["status"]).await;

@@ -1,5 +1,5 @@
-//! Callbacks and what they are about: in any order with polls and answers, for requests of ours, of
-//! others, and for orders of unknown fate.
+//! Callbacks before, after and during polls and answers: for own and external requests, and for
+//! unknown orders.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +25,7 @@ pub fn account() -> AccountName {
     AccountName::parse(ACCOUNT).unwrap()
 }
 
-/// What a callback says of the `n`th device.
+/// Returns a callback about the `n`th device.
 pub fn says(n: usize, class: StatusClass) -> storage::CalledBack {
     let fault = (class == StatusClass::Failed).then(|| storage::Fault {
         code: "Service.FAILED.Reason".to_owned(),
@@ -43,8 +43,7 @@ pub async fn call_back(gateway: &Gateway, id: &RequestId, n: usize, class: Statu
     gateway.requests.called_back(&account(), id, says(n, class)).await.unwrap();
 }
 
-/// Where the devices stand at the end of a watch, by ICCID, and how many messages changed
-/// something.
+/// Returns the final state of a watch, its devices by ICCID, and the number of changes.
 fn end(messages: &[WatchRequestResponse]) -> (RequestState, Vec<DeviceStatus>, usize) {
     let (mut state, mut devices, mut changes) = (RequestState::Unspecified, BTreeMap::new(), 0);
     for message in messages {
@@ -78,7 +77,7 @@ fn assert_reason(device: &DeviceStatus, n: usize) {
     );
 }
 
-/// An order that ThingSpace has and whose answer is lost; the id of its request.
+/// Places an order whose answer is lost. Returns the id of its request.
 async fn lose(upstream: &Upstream, client: &mut Client, key: &str, devices: &[usize]) -> RequestId {
     upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::Drop));
     unknown(place(client, key, devices.iter().copied()).await);
@@ -93,7 +92,7 @@ fn unknown(placed: Result<RequestId, Status>) {
     );
 }
 
-/// Waits until a call with the key of an order of unknown fate has an id.
+/// Waits until a call with the key of an unknown order returns an id.
 async fn resolved(client: &Client, key: &str, devices: &[usize]) -> RequestId {
     let found = std::sync::Mutex::new(None);
     eventually("an order is resolved", || {
@@ -109,7 +108,7 @@ async fn resolved(client: &Client, key: &str, devices: &[usize]) -> RequestId {
 }
 
 async fn shown(client: &mut Client, id: &RequestId) -> RequestStatus {
-    ask(client, question(id)).await.unwrap()
+    get_status(client, status_call(id)).await.unwrap()
 }
 
 async fn becomes_final(client: &Client, id: &RequestId) {
@@ -147,7 +146,7 @@ async fn a_callback_twice_at_the_same_moment_is_one() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
-    // The snapshot: everything after it is told as a change.
+    // The snapshot. All later messages are changes.
     watching.event().await;
     let read = gateway.requests.events_read();
     join_all((0..10).map(|_| call_back(&gateway, &id, 0, StatusClass::Failed))).await;
@@ -218,14 +217,14 @@ fn with_grace(upstream: &Upstream, grace: Duration) -> Config {
 }
 
 #[tokio::test]
-async fn a_polls_final_word_waits_for_the_callbacks_reason() {
+async fn a_final_result_of_a_poll_waits_for_the_callbacks_reason() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(with_grace(&upstream, Duration::from_hours(1))).await;
     let mut client = gateway.client().await;
     called_back_once(&gateway, &mut client).await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
-    // The snapshot: everything after it is told as a change.
+    // The snapshot. All later messages are changes.
     watching.event().await;
     upstream.sim.finish_all(&id, DeviceResult::Failed);
     for _ in 0..2 {
@@ -243,7 +242,7 @@ async fn a_polls_final_word_waits_for_the_callbacks_reason() {
 }
 
 #[tokio::test]
-async fn when_a_callback_stays_away_polling_takes_over() {
+async fn without_the_callback_polling_continues() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(with_grace(&upstream, Duration::from_millis(300))).await;
     let mut client = gateway.client().await;
@@ -315,7 +314,7 @@ async fn without_callbacks_nothing_waits_for_them() {
 }
 
 #[tokio::test]
-async fn a_callback_tells_what_became_of_an_order() {
+async fn a_callback_settles_an_unknown_order() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -331,7 +330,7 @@ async fn a_callback_tells_what_became_of_an_order() {
 }
 
 #[tokio::test]
-async fn a_callback_that_came_before_the_answer_was_lost_tells_it_too() {
+async fn a_callback_before_the_lost_answer_settles_the_order() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();
     config.thingspace.order_timeout = Duration::from_millis(500);
@@ -345,12 +344,12 @@ async fn a_callback_that_came_before_the_answer_was_lost_tells_it_too() {
 }
 
 #[tokio::test]
-async fn a_restart_follows_the_callbacks_of_an_order_of_unknown_fate() {
+async fn a_restart_follows_the_callbacks_of_an_unknown_order() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = lose(&upstream, &mut client, "k", &[0, 1]).await;
-    // Nobody can be asked before the restart.
+    // ThingSpace answers no status query before the restart.
     upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, What::Drop));
     call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
@@ -361,7 +360,7 @@ async fn a_restart_follows_the_callbacks_of_an_order_of_unknown_fate() {
 }
 
 #[tokio::test]
-async fn a_drain_does_not_wait_for_a_lead() {
+async fn a_drain_does_not_wait_for_a_candidate() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();
     config.thingspace.call_timeout = Duration::from_mins(5);
@@ -379,7 +378,7 @@ async fn a_drain_does_not_wait_for_a_lead() {
 }
 
 #[tokio::test]
-async fn requests_with_other_devices_are_not_what_became_of_an_order() {
+async fn a_request_with_other_devices_settles_no_order() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -391,12 +390,12 @@ async fn requests_with_other_devices_are_not_what_became_of_an_order() {
         upstream.sim.finish_all(&other, DeviceResult::Success);
         call_back(&gateway, &other, 0, StatusClass::Succeeded).await;
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&other) == 1).await;
-        // A callback of the same request again is no new lead.
+        // Another callback of the same request is no new candidate.
         call_back(&gateway, &other, 1, StatusClass::Succeeded).await;
         unknown(place(&mut client, "k", 0..2).await);
     }
-    // One of another account that names the device, and one of no device of the order, cost no
-    // question.
+    // A callback of another account that names the device, and one about other devices, cause no
+    // status query.
     let elsewhere = upstream.sim.add_request(upstream.accounts[1].clone(), [upstream_device(0)]);
     let said = says(0, StatusClass::Succeeded);
     gateway.requests.called_back(&upstream.accounts[1], &elsewhere, said).await.unwrap();
@@ -406,7 +405,7 @@ async fn requests_with_other_devices_are_not_what_became_of_an_order() {
     call_back(&gateway, &id, 0, StatusClass::Succeeded).await;
     assert_eq!(resolved(&client, "k", &[0, 1]).await, id);
     let ledger = upstream.sim.ledger();
-    assert_eq!(ledger.polls(), 5, "one question for each lead");
+    assert_eq!(ledger.polls(), 5, "one status query for each candidate");
     assert_eq!((ledger.polls_of(&elsewhere), ledger.polls_of(&foreign)), (0, 0));
 }
 
@@ -419,7 +418,7 @@ async fn what_fits_two_orders_is_left_to_an_operator() {
     let second = lose(&upstream, &mut client, "second", &[0, 1]).await;
     for id in [&first, &second] {
         call_back(&gateway, id, 0, StatusClass::Succeeded).await;
-        // As a lead of either order.
+        // As a candidate of either order.
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(id) == 2).await;
     }
     let listed = async || gateway.requests.unknown_orders().await.unwrap();
@@ -434,9 +433,9 @@ async fn what_fits_two_orders_is_left_to_an_operator() {
     unknown(place(&mut client, "first", 0..2).await);
 }
 
-/// ThingSpace repeats what it said of a request that another tool made for the same device before.
+/// ThingSpace repeats the callback of an external request for the same device.
 #[tokio::test]
-async fn a_request_known_before_the_order_is_not_what_became_of_it() {
+async fn a_request_known_before_the_order_does_not_settle_it() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -451,14 +450,14 @@ async fn a_request_known_before_the_order_is_not_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn what_may_still_become_another_orders_waits() {
+async fn a_candidate_of_two_orders_waits_while_one_is_in_flight() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = lose(&upstream, &mut client, "one", &[0]).await;
     lose(&upstream, &mut client, "both", &[0, 1]).await;
     call_back(&gateway, &id, 0, StatusClass::Waiting).await;
-    // As a lead of either order. The end of any order's flight makes the gateway ask again.
+    // As a candidate of either order. The gateway queries again when any order has ended.
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 2).await;
     lose(&upstream, &mut client, "another", &[2]).await;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) == 4).await;
@@ -470,7 +469,7 @@ async fn what_may_still_become_another_orders_waits() {
 }
 
 #[tokio::test]
-async fn a_request_made_elsewhere_has_the_reason_of_a_callback_that_came_before_anybody_asked() {
+async fn an_external_request_has_the_reason_of_an_earlier_callback() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -481,7 +480,7 @@ async fn a_request_made_elsewhere_has_the_reason_of_a_callback_that_came_before_
 }
 
 #[tokio::test]
-async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
+async fn callbacks_of_a_watched_external_bulk_request_make_it_known() {
     const DEVICES: usize = 50;
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
@@ -504,7 +503,7 @@ async fn callbacks_of_a_watched_bulk_request_made_elsewhere_make_it_known() {
     (0..DEVICES).for_each(|n| assert_reason(&devices[n], n));
 }
 
-/// ThingSpace compares ids without case, and so does whatever stands between it and the gateway.
+/// ThingSpace and proxies compare ids without case.
 #[tokio::test]
 async fn a_callback_reaches_its_request_in_any_case() {
     let upstream = Upstream::manual().await;
@@ -520,7 +519,7 @@ async fn a_callback_reaches_its_request_in_any_case() {
     becomes_final(&client, &id).await;
     assert_reason(&shown(&mut client, &id).await.devices[0], 0);
     assert_eq!(gateway.requests.overview().stray_callbacks, 0);
-    // One that is nobody's is stored under its own id, and counted.
+    // A stray callback is stored under its own id, and counted.
     call_back(&gateway, &RequestId::parse("nobody-s").unwrap(), 0, StatusClass::Failed).await;
     assert_eq!(gateway.requests.overview().stray_callbacks, 1);
 }

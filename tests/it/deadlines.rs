@@ -85,7 +85,7 @@ async fn every_call_ends_with_deadline_exceeded_and_none_cancelled() {
     let (client, mut calls) = (raw(&gateway), Vec::<BoxFuture<'_, (String, Status)>>::new());
     for (n, timeout) in (0..ROUNDS).flat_map(|_| TIMEOUTS).enumerate() {
         let mut asking = client.clone();
-        let asked = timed(question(&id), timeout);
+        let asked = timed(status_call(&id), timeout);
         calls.push(
             async move {
                 (

@@ -20,7 +20,7 @@ async fn a_lack_of_descriptors_is_reported_and_passes_at_once() {
     let mut client = gateway.client().await;
     // The gateway has tokens but no connection for an order.
     let elsewhere = upstream.sim.add_request(upstream.accounts[0].clone(), []);
-    ask(&mut client, question(&elsewhere)).await.unwrap();
+    get_status(&mut client, status_call(&elsewhere)).await.unwrap();
 
     // Only the standard streams have descriptors below this limit.
     let before = limit_descriptors(&gateway, Some(3));

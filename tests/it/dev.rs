@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[tokio::test]
-async fn simulate_is_controlled_and_serves_until_it_is_told_to_stop() {
+async fn simulate_is_controlled_and_serves_until_it_is_stopped() {
     let mut simulate = tokio::process::Command::new(binary())
         .args(["simulate", "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0"])
         .env("THINGSPACE_GATEWAY__TELEMETRY__LOG_FORMAT", "json")

@@ -1,5 +1,5 @@
-//! A store that answers late or not at all, and a follower that lags: nothing is left behind,
-//! stored twice or waited for.
+//! A store that answers late or not at all, and a follower that lags: no order is lost, stored
+//! twice or waited for without end.
 
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,7 @@ async fn stored(nats: &NatsServer, subject: &str) -> Vec<Kind> {
     messages.iter().filter_map(|message| event::decode(&message.payload)?.kind).collect()
 }
 
-/// NATS does not say whether an order was stored before it is sent. It is never sent; without an
+/// NATS does not acknowledge the event that precedes an order. The order is never sent. Without an
 /// outcome it would stay in memory for days.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_that_may_be_stored_and_is_not_sent_gets_an_outcome() {
@@ -62,8 +62,8 @@ async fn an_order_that_may_be_stored_and_is_not_sent_gets_an_outcome() {
     gateway.stop().await;
 }
 
-/// What an answer tells is compared with what is folded. A follower that lags has not folded what
-/// the last answer told.
+/// An answer is compared with the folded state, and a follower that lags has not folded the
+/// previous answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn news_that_is_not_folded_yet_is_stored_once() {
     let nats = NatsServer::start_with(&users("")).await;
@@ -76,15 +76,15 @@ async fn news_that_is_not_folded_yet_is_stored_once() {
     upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
     let polls = upstream.sim.ledger().polls_of(&id);
     for _ in 0..3 {
-        // It may not show yet.
-        drop(ask(&mut client, question(&id)).await);
+        // The result may not be folded yet.
+        drop(get_status(&mut client, status_call(&id)).await);
     }
     assert_eq!(upstream.sim.ledger().polls_of(&id), polls + 3);
     let kinds = stored(&nats, &format!("gw.ev.r.{id}")).await;
     assert!(matches!(kinds[..], [Kind::Accepted(_), Kind::Observed(_)]), "{kinds:?}");
     nats.reload_with(&users(""));
     eventually("it is folded", async || {
-        ask(&mut client.clone(), question(&id)).await.is_ok_and(|s| s.revision == 2)
+        get_status(&mut client.clone(), status_call(&id)).await.is_ok_and(|s| s.revision == 2)
     })
     .await;
     gateway.stop().await;
@@ -100,7 +100,7 @@ async fn a_drain_ends_in_time_although_an_accepted_order_cannot_be_finished() {
     let mut config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
     config.grpc.drain = DRAIN;
     let store = Nats::open(&config.store.nats, app::retention(&config)).await.unwrap();
-    within("the store", store.usable()).await;
+    usable(&store).await;
     let order_id = Uuid::now_v7().to_string();
     let request = RequestId::parse("accepted-1").unwrap();
     let ordered = storage::Ordered {
@@ -116,7 +116,7 @@ async fn a_drain_ends_in_time_although_an_accepted_order_cannot_be_finished() {
         store.append(&log, once.id(&order_id), event::encode(kind, None)).await.unwrap();
     }
     store.close().await;
-    // What the request's log has to be told is never acknowledged.
+    // Appends to the request's log are never acknowledged.
     nats.reload_with(&users("\"gw.ev.r.>\""));
     let mut process = Process::serve(&config, upstream.dir.path());
     process.wait_for_line("completing an accepted order");

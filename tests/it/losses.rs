@@ -1,5 +1,5 @@
-//! A store that lost something: nothing is ordered twice, no replica is ready, everybody is told
-//! what is missing, and all goes on, without a restart, once an operator has accepted it.
+//! A store that lost something: nothing is ordered twice, no replica is ready, all sources say
+//! what is missing, and they continue without a restart when an operator has accepted the loss.
 
 mod alone;
 mod guards;
@@ -54,8 +54,8 @@ async fn all_are_ready(gateways: &[Gateway]) {
     }
 }
 
-/// Everything is gone: what is told after that is told anew, and nothing of before comes back as if
-/// it were new.
+/// All streams are lost. Watches begin with a snapshot, and earlier results are not sent again as
+/// if they were new.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -96,8 +96,8 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     assert_eq!(kind(&ended), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
     assert_eq!(ended.get_details_error_info().unwrap().metadata["resumeToken"], token);
     assert_eq!(next().await, ServingStatus::Serving);
-    // The token is of another epoch: the watch begins with where the request stands, as ThingSpace
-    // tells it.
+    // The token belongs to another epoch: the watch begins with a snapshot of the state at
+    // ThingSpace.
     upstream.sim.finish_all(&id, DeviceResult::Success);
     let mut again = client.clone();
     let resumed =
@@ -107,8 +107,8 @@ async fn a_store_that_was_deleted_waits_for_an_operator_and_is_read_anew() {
     let other =
         eventually_ok("orders are taken", async || place(&mut again.clone(), "after", [7]).await)
             .await;
-    assert_eq!(ask(&mut again, question(&other)).await.unwrap().revision, 1);
-    // What ThingSpace was told of callbacks holds on.
+    assert_eq!(get_status(&mut again, status_call(&other)).await.unwrap().revision, 1);
+    // The registration of callbacks is still valid.
     let second =
         Gateway::start(upstream.replica(&upstream.with_callbacks(), &nats.url(), 1, 1)).await;
     eventually("the path is as it was", async || Sender::new(&second).path == path).await;
@@ -128,7 +128,7 @@ async fn repeat(gateways: &[Gateway], keys: usize) {
     }
 }
 
-/// From the very moment: no replica has looked yet when the keys come again.
+/// The keys are used again before any replica has checked the streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_that_were_purged_order_nothing_again() {
     const KEYS: usize = 10;
@@ -152,14 +152,14 @@ async fn keys_that_were_purged_order_nothing_again() {
         let id = place(&mut client, &format!("new-{n}"), [100 + n]).await.unwrap();
         for other in &gateways {
             let mut client = other.client().await;
-            let status = ask(&mut client, question(&id)).await.unwrap();
+            let status = get_status(&mut client, status_call(&id)).await.unwrap();
             assert_eq!(status.state(), RequestState::Pending);
         }
     }
     stop(gateways).await;
 }
 
-/// The disk of the servers is put back to what it was a while ago, under gateways that live.
+/// An older copy of the servers' disks is restored while gateways run.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_put_back_orders_nothing_again() {
     const KEYS: usize = 10;
@@ -177,7 +177,7 @@ async fn a_disk_that_was_put_back_orders_nothing_again() {
             .await;
         place(&mut client, &key, [n]).await.unwrap();
     }
-    // What no gateway has seen cannot be missed.
+    // A loss of messages that no gateway has seen is not noticed.
     nats.events_reach(gateways.len()).await;
     nats.put_back(&PUT_BACK, copies.path()).await;
     repeat(&gateways, KEYS).await;
@@ -219,9 +219,9 @@ pub async fn delete_consumers(nats: &NatsServer) {
     }
 }
 
-/// All streams are put back to a backup while no gateway runs. Without the mark that the
-/// documentation says to remove nothing could tell; with that, the gateways wait, and do not trust
-/// the backup's count of rejected logins.
+/// All streams are restored from a backup while no gateway runs, and the mark is removed as the
+/// documentation says. The gateways notice that, wait, and do not trust the backup's count of
+/// rejected logins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void() {
     const STREAMS: [&str; 3] = ["gw_events", "gw_cells", "gw_keys"];
@@ -233,7 +233,7 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     gateway.stop().await;
     let copies = tempfile::tempdir().unwrap();
     nats.back_up(&STREAMS, copies.path()).await;
-    // After the backup, ThingSpace rejects two logins: the backup does not know.
+    // After the backup, ThingSpace rejects two logins, which the backup does not contain.
     let password = |text: &str| std::fs::write(upstream.dir.path().join("password"), text).unwrap();
     password("wrong");
     upstream.sim.expire_sessions();
@@ -265,7 +265,7 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     }
     let ledger = upstream.sim.ledger();
     assert_eq!((ledger.logins_rejected, ledger.locked), (rejected, false));
-    // An operator has the right password, has used it elsewhere, and says so.
+    // An operator has logged in elsewhere with the right password, and confirms it.
     password("simulator-password");
     told(&file, &["unblock", "test", "--force"]).await;
     for (n, gateway) in gateways.iter().enumerate() {
@@ -278,10 +278,10 @@ async fn a_restored_backup_of_all_streams_waits_and_its_count_of_logins_is_void(
     stop(gateways).await;
 }
 
-/// A follower that can no longer read is noticed while everything else works, and goes on by
+/// A follower that can no longer read is noticed while everything else works. It recovers by
 /// itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_follower_that_stands_still_is_noticed() {
+async fn a_stalled_follower_is_noticed() {
     let nats = NatsServer::start_with(&users("")).await;
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.replica(&upstream.quiet(), &nats.url(), 1, 0)).await;
@@ -289,7 +289,7 @@ async fn a_follower_that_stands_still_is_noticed() {
     let before = place(&mut client, "before", [0]).await.unwrap();
     nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
     delete_consumers(&nats).await;
-    // Durable, whether or not it can be shown.
+    // It is durable, even if it is not shown yet.
     let stored: RequestId = eventually_ok("an order is stored", async || {
         place(&mut client.clone(), "after", [1]).await
     })
@@ -300,13 +300,13 @@ async fn a_follower_that_stands_still_is_noticed() {
     nats.reload_with(&users(""));
     all_are_ready(std::slice::from_ref(&gateway)).await;
     for id in [before, stored] {
-        assert_eq!(ask(&mut client, question(&id)).await.unwrap().revision, 1);
+        assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap().revision, 1);
     }
     stop([gateway]).await;
 }
 
-/// The embedded store's file, put back to what it was: a revision that a watcher has seen exists
-/// again with other content.
+/// The embedded store's file is replaced by an older copy: a revision that a watcher has seen
+/// exists again with other content.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     let upstream = Upstream::manual().await;
@@ -329,7 +329,7 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     let mut client = gateway.client().await;
     let observe = async |client: &mut Client, n: usize| {
         upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
-        ask(client, question(&id)).await.unwrap().revision
+        get_status(client, status_call(&id)).await.unwrap().revision
     };
     // In the log of this request other events lie before those that the watcher saw.
     place(&mut client, "other", [10]).await.unwrap();
@@ -341,12 +341,12 @@ async fn a_watcher_of_a_store_that_was_put_back_begins_with_a_snapshot() {
     drop(watching);
     gateway.stop().await;
 
-    // The whole folder is put back, as by a snapshot of its volume: nothing tells that the file is
-    // an older one.
+    // The whole folder is restored, as from a snapshot of its volume, so nothing shows that the
+    // file is older.
     copy(".copy", "");
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
-    // Nothing yet: neither token is of a place that exists.
+    // Neither token belongs to a position that exists.
     for token in [&at_two, &at_three] {
         let mut watching = watch(&mut client, &id, token).await.unwrap();
         let (Event::Snapshot(snapshot), _) = watching.event().await else { panic!("no snapshot") };

@@ -1,10 +1,9 @@
-//! Upstream trouble stays upstream: every call of ThingSpace's, failing in every way, before it has
-//! its effect and after.
+//! Every call to ThingSpace, with every failure, before and after its effect.
 //!
-//! Each cell has a gateway and a ThingSpace of its own. The gateway holds both tokens and has a
-//! request open; then one kind of call fails, and a caller meets it. Checked are what the caller
-//! reads, what that cost upstream, what is stored, and that the same call ends right once the
-//! trouble is over.
+//! Each cell has a gateway and a ThingSpace of its own. The gateway has both tokens and an open
+//! request. Then one kind of call fails, and a caller makes a call that needs it. The test checks
+//! the caller's error, the calls to ThingSpace, the stored state, and that the same call succeeds
+//! after the failure has ended.
 
 mod table;
 
@@ -25,10 +24,10 @@ use crate::harness::*;
 use table::{Calls, DOWNLOAD, Key, LOGIN, STATUS, TOKEN};
 use test_support::failure::Failure;
 
-/// For the answer to a call, where only time ends it.
+/// The deadline of a call that only its deadline ends.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The order that meets the failure, and its device.
+/// The order that fails, and its device.
 const KEY: &str = "k";
 const DEVICE: usize = 1;
 
@@ -41,16 +40,16 @@ struct Cell {
     calls: Calls,
 }
 
-/// A cell's world: the gateway is warm, and the failure is there.
+/// The state of a cell: the gateway has its tokens, and the failure is injected.
 struct World {
     upstream: Upstream,
     client: Client,
-    /// A request that was placed and asked about before, and whose devices have finished since.
+    /// A request that was placed and queried before, and whose devices have finished since.
     open: RequestId,
-    /// Opened, it lets calls go on that hang.
+    /// Opening it lets hanging calls continue.
     gate: Gate,
     before: Ledger,
-    /// What it makes callers read.
+    /// The error that callers get.
     trouble: (Code, &'static str),
     _gateway: Gateway,
 }
@@ -61,7 +60,7 @@ impl Cell {
         let mut config = upstream.quiet();
         let soon = Duration::from_millis(500);
         (config.thingspace.login_backoff_first, config.thingspace.login_backoff_max) = (soon, soon);
-        // Only time ends such a call.
+        // Only the deadline ends such a call.
         if matches!(self.failure, Failure::Hang | Failure::Trickle) {
             match self.endpoint {
                 Endpoint::Download => config.thingspace.order_timeout = TIMEOUT,
@@ -71,7 +70,7 @@ impl Cell {
         let gateway = Gateway::start(config).await;
         let mut client = gateway.client().await;
         let open = place(&mut client, "before", [0]).await.unwrap();
-        ask(&mut client, question(&open)).await.unwrap();
+        get_status(&mut client, status_call(&open)).await.unwrap();
         upstream.sim.finish_all(&open, DeviceResult::Success);
         match self.endpoint {
             Endpoint::Token => upstream.sim.expire_bearer(),
@@ -107,7 +106,7 @@ impl World {
         Ok(answer.into_inner())
     }
 
-    /// The order, until the answer is not to come back.
+    /// Repeats the order until its error says not to.
     async fn persevere(&mut self) -> Result<DownloadProfileResponse, Status> {
         loop {
             match self.order().await {
@@ -117,9 +116,9 @@ impl World {
         }
     }
 
-    async fn persevere_asking(&mut self, question: &GetRequestStatusRequest) -> RequestStatus {
+    async fn persevere_asking(&mut self, status_call: &GetRequestStatusRequest) -> RequestStatus {
         loop {
-            match ask(&mut self.client, question.clone()).await {
+            match get_status(&mut self.client, status_call.clone()).await {
                 Err(status) if asks_to_come_back(&status, self.trouble).await => {}
                 outcome => return outcome.unwrap(),
             }
@@ -130,7 +129,7 @@ impl World {
         self.upstream.sim.ledger().times_ordered(&device(DEVICE).eid)
     }
 
-    /// ThingSpace has recovered, and carries out what still hung.
+    /// Lets ThingSpace recover and carry out the calls that hang.
     async fn over(&self) {
         self.upstream.sim.clear_faults();
         self.gate.open();
@@ -147,9 +146,9 @@ impl World {
     }
 }
 
-/// Whether to come back, as the documentation for clients says; waits for as long as the answer
-/// says. What the trouble made callers read they may read for a moment longer, so a caller may come
-/// back for that, too.
+/// Returns whether a client should repeat the call, by docs/clients.md, after waiting for
+/// `RetryInfo`. The gateway may return the error of the failure for a moment longer, so that one is
+/// repeated, too.
 async fn asks_to_come_back(status: &Status, trouble: (Code, &str)) -> bool {
     let (code, why) = kind(status);
     let again = matches!(code, Code::Unavailable | Code::ResourceExhausted)
@@ -199,18 +198,20 @@ async fn order_cell(cell: Cell, key: Key) {
 
 async fn status_cell(cell: Cell) {
     let mut world = cell.world().await;
-    let now = question(&world.open);
-    let first = ask(&mut world.client, now.clone()).await.unwrap_err();
+    let now = status_call(&world.open);
+    let first = get_status(&mut world.client, now.clone()).await.unwrap_err();
     cell.assert_answer(&world, &first);
 
-    // What was seen before is still what is stored.
+    // The stored state has not changed.
     let an_hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
-    let seen =
-        ask(&mut world.client, GetRequestStatusRequest { max_age: Some(an_hour), ..now.clone() })
-            .await;
+    let seen = get_status(
+        &mut world.client,
+        GetRequestStatusRequest { max_age: Some(an_hour), ..now.clone() },
+    )
+    .await;
     let seen = seen.unwrap();
     assert_eq!((seen.state(), seen.revision), (RequestState::Pending, 1));
-    assert_eq!(world.calls(), cell.calls, "nobody had to be asked");
+    assert_eq!(world.calls(), cell.calls, "no call was needed");
 
     world.over().await;
     let again = within("an answer", world.persevere_asking(&now)).await;

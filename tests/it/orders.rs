@@ -145,7 +145,7 @@ async fn above_the_limit_of_open_devices_nothing_is_sent() {
     assert!(!retry_delay(&status).is_zero());
     assert_eq!(orders_sent(&upstream.sim.ledger()), 1);
     place(&mut client, "c", 4..5).await.unwrap();
-    // What is placed already needs no room.
+    // Orders that are already placed need no room.
     assert_eq!(place(&mut client, "a", 0..2).await.unwrap(), id);
 
     upstream.sim.finish_all(&id, DeviceResult::Success);
@@ -161,7 +161,7 @@ async fn orders_under_way_count_as_open_devices() {
     config.limits.open_devices = 3;
     let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
-    // Until it is opened, no order gets further than to its place in the queue.
+    // Until it is opened, all orders wait in the queue.
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
     let mut calls: FuturesUnordered<_> = (0..20)

@@ -241,10 +241,10 @@ async fn long_poll(
     id: RequestId,
     revision: i64,
 ) -> Result<RequestStatus, Status> {
-    let mut question = question(&id);
-    question.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
-    question.after_revision = revision;
-    ask(&mut client, question).await
+    let mut status_call = status_call(&id);
+    status_call.wait = Some(prost_types::Duration { seconds: 60, nanos: 0 });
+    status_call.after_revision = revision;
+    get_status(&mut client, status_call).await
 }
 
 #[tokio::test]
@@ -374,7 +374,7 @@ async fn the_log_and_status_say_which_gateway_this_is_and_what_failed() {
     );
 
     upstream.cut();
-    ask(&mut client, question(&id)).await.unwrap_err();
+    get_status(&mut client, status_call(&id)).await.unwrap_err();
     process.terminate();
     let log: Vec<serde_json::Value> = {
         let (_, lines) = process.wait().await;
@@ -448,7 +448,10 @@ async fn what_was_acknowledged_survives_kill_9() {
     let mut client = process.client().await;
     for (n, id) in acknowledged.iter().enumerate() {
         assert_eq!(place(&mut client, &format!("k{n}"), [n]).await.unwrap(), *id);
-        assert_eq!(ask(&mut client, question(id)).await.unwrap().counts.unwrap().total, 1);
+        assert_eq!(
+            get_status(&mut client, status_call(id)).await.unwrap().counts.unwrap().total,
+            1
+        );
     }
     for _ in 0..3 {
         let status = place(&mut client, "open", [5]).await.unwrap_err();

@@ -275,7 +275,7 @@ async fn a_registration_that_failed_at_start_is_repeated() {
 }
 
 #[tokio::test]
-async fn a_registration_that_goes_on_failing_is_one_line_in_the_log() {
+async fn a_registration_that_keeps_failing_is_one_line_in_the_log() {
     let upstream = upstream().await;
     let refusal =
         answer(400, r#"{"errorCode":"REQUEST_FAILED.UnexpectedError","errorMessage":"m"}"#);

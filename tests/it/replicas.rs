@@ -1,5 +1,5 @@
-//! Several replicas over one NATS keep the same promises as one alone, also while NATS is away.
-//! What takes long, or kills processes, is among the heavy tests.
+//! Several replicas on one NATS server keep the same promises as one gateway, also while NATS is
+//! unavailable. Tests that take long or kill processes are in `tests/heavy`.
 
 use std::time::Duration;
 
@@ -40,14 +40,14 @@ pub async fn stop(gateways: impl IntoIterator<Item = Gateway>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_replica_hears_all_of_them_know() {
+async fn what_one_replica_receives_all_replicas_know() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
     let gateways = upstream.replicas(&upstream.with_callbacks(), &nats.url()).await;
     let [a, b, c] = &gateways;
     let (mut at_a, mut at_c) = (a.client().await, c.client().await);
     for n in 0..20 {
         let id = place(&mut at_a, &format!("known-{n}"), [100 + n]).await.unwrap();
-        let status = ask(&mut at_c, question(&id)).await.unwrap();
+        let status = get_status(&mut at_c, status_call(&id)).await.unwrap();
         assert_eq!((status.revision, status.devices.len()), (1, 1), "order {n}");
     }
 
@@ -66,7 +66,7 @@ async fn what_one_replica_hears_all_of_them_know() {
     assert_eq!((change.revision, change.devices.len()), (2, 1));
     drop(watching);
 
-    // It goes on at another replica, with what it has not seen and nothing else.
+    // It is resumed at another replica and gets only the missed changes.
     assert_eq!(senders[2].post(&about(&id, &device(1), "Failed")).await, 200);
     let rest = watch(&mut at_a, &id, &token).await.unwrap().rest().await;
     let told: Vec<_> = rest
@@ -79,10 +79,10 @@ async fn what_one_replica_hears_all_of_them_know() {
     for gateway in &gateways {
         let mut client = gateway.client().await;
         eventually("every replica is there", async || {
-            ask(&mut client.clone(), question(&id)).await.unwrap().revision == 3
+            get_status(&mut client.clone(), status_call(&id)).await.unwrap().revision == 3
         })
         .await;
-        let status = ask(&mut client, question(&id)).await.unwrap();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
         assert_eq!(status.state(), RequestState::PartiallySucceeded);
     }
     stop(gateways).await;
@@ -109,7 +109,7 @@ async fn one_key_is_one_order_at_whatever_replicas() {
         });
         let calls: Vec<_> = calls.collect();
         if n == 0 {
-            // Whoever is not sending it waits for the one who is.
+            // The replicas that do not send the order wait for the one that does.
             upstream
                 .sim
                 .wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Download) == 1)
@@ -127,14 +127,14 @@ async fn one_key_is_one_order_at_whatever_replicas() {
         assert_eq!(upstream.sim.ledger().times_ordered(&device(n).eid), 1);
     }
     assert_eq!(upstream.sim.ledger().orders.len(), 20);
-    // Which stands for one order, and no other.
+    // The key belongs to this order only.
     let other = place(&mut clients[1].clone(), "key-0", [1_000]).await.unwrap_err();
     assert_eq!(kind(&other), (Code::InvalidArgument, "IDEMPOTENCY_KEY_REUSED".to_owned()));
     stop(gateways).await;
 }
 
-/// A sender that was taken for lost comes back after an operator has found out what became of its
-/// order: not even its own word that nothing was placed sets the key free.
+/// A suspended sender continues after an operator has settled its order. Even its own result, that
+/// nothing was placed, does not free the key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_an_order_was_settled_as_stays() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -143,7 +143,7 @@ async fn what_an_order_was_settled_as_stays() {
     let gateways = upstream.replicas(&config, &nats.url()).await;
     let mut clients = join_all(gateways.iter().map(Gateway::client)).await;
     place(&mut clients[0], "before", [0]).await.unwrap();
-    // It is turned away, and has no session to be sent again with, until long after its lease.
+    // It is refused, and gets no session for another attempt until long after its lease.
     upstream.sim.expire_sessions();
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(Endpoint::Login, When::BeforeEffect, What::Hold(gate.clone())));
@@ -174,8 +174,8 @@ async fn what_an_order_was_settled_as_stays() {
     stop(gateways).await;
 }
 
-/// One replica registers, the others find it right; an operator's word at one of them holds for
-/// all.
+/// One replica registers, and the others accept the registration. An operator's command at one of
+/// them applies to all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_registration_serves_all_replicas() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -204,7 +204,7 @@ async fn one_registration_serves_all_replicas() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_nats_what_needs_no_writing_goes_on() {
+async fn without_nats_known_states_are_returned() {
     let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
     let mut config = upstream.with_callbacks();
     config.grpc.heartbeat = Duration::from_millis(100);
@@ -214,7 +214,7 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     let open = place(&mut client, "open", 1..3).await.unwrap();
     upstream.sim.finish_all(&finished, DeviceResult::Success);
     assert_eq!(
-        ask(&mut client, question(&finished)).await.unwrap().state(),
+        get_status(&mut client, status_call(&finished)).await.unwrap().state(),
         RequestState::Succeeded
     );
     let mut watching = watch(&mut client, &open, "").await.unwrap();
@@ -226,14 +226,14 @@ async fn without_nats_what_needs_no_writing_goes_on() {
     assert_eq!(kind(&refused), (Code::Unavailable, "STORE_UNAVAILABLE".to_owned()));
     assert_eq!(sender.post(&about(&open, &device(1), "Success")).await, 503);
     assert_eq!(
-        ask(&mut client, question(&finished)).await.unwrap().state(),
+        get_status(&mut client, status_call(&finished)).await.unwrap().state(),
         RequestState::Succeeded
     );
     for _ in 0..5 {
         let beat = watching.next().await.unwrap().and_then(|message| message.event);
         assert!(matches!(beat, Some(Event::Heartbeat(_))), "{beat:?}");
     }
-    // Also one that begins now.
+    // Also a call that begins now.
     let (begun, _) = watch(&mut client, &open, "").await.unwrap().event().await;
     assert!(matches!(begun, Event::Snapshot(_)));
     assert_eq!(
@@ -285,7 +285,7 @@ async fn a_start_without_nats_waits_for_it() {
     stop([gateway]).await;
 }
 
-/// Unwatched, it would be asked about in hours.
+/// Without a watch, the next poll would be hours later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_anywhere_gets_the_watched_cadence() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);

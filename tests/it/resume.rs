@@ -220,8 +220,8 @@ async fn run(devices: usize, steps: Vec<Step>) {
             Step::Ask(times) => {
                 model.observe();
                 let asking = (0..times).map(|_| {
-                    let (mut client, question) = (client.clone(), question(&id));
-                    async move { ask(&mut client, question).await.unwrap() }
+                    let (mut client, status_call) = (client.clone(), status_call(&id));
+                    async move { get_status(&mut client, status_call).await.unwrap() }
                 });
                 for status in join_all(asking).await {
                     assert_eq!(

@@ -1,5 +1,5 @@
-//! Whose calls go upstream when there is less room than there are calls: by count at ThingSpace,
-//! never by time.
+//! Which calls are sent when more wait than the rate allows. The tests count calls at ThingSpace
+//! and do not measure times.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::harness::*;
 
-/// Requests that one caller asks about without pause.
+/// Requests for which one caller makes status calls without a pause.
 const ASKED: usize = 5;
 /// Requests that are only polled.
 const POLLED: usize = 20;
@@ -27,15 +27,15 @@ fn polls_of(ledger: &Ledger, ids: &[RequestId]) -> u64 {
     ids.iter().map(|id| ledger.polls_of(id)).sum()
 }
 
-/// So many callers of one request each, asking again as soon as they are answered.
+/// Starts this number of callers, each of which repeats a status call for its request.
 fn ask_without_pause(client: &Client, ids: &[RequestId]) -> JoinSet<()> {
     let mut asking = JoinSet::new();
     for id in ids {
         for _ in 0..10 {
-            let (mut client, question) = (client.clone(), question(id));
+            let (mut client, status_call) = (client.clone(), status_call(id));
             asking.spawn(async move {
                 loop {
-                    ask(&mut client, question.clone()).await.unwrap();
+                    get_status(&mut client, status_call.clone()).await.unwrap();
                 }
             });
         }
@@ -43,9 +43,8 @@ fn ask_without_pause(client: &Client, ids: &[RequestId]) -> JoinSet<()> {
     asking
 }
 
-/// More polls are due and more is asked than the rate allows, all the time. Polls get their three
-/// of ten, of which the polls of the requests that are asked about are a fifth; and when orders
-/// come, they go first.
+/// More polls are due and more status calls are made than the rate allows. Polls get three of ten
+/// permits. Orders go first when they arrive.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
     let upstream = Upstream::manual().await;
@@ -68,7 +67,7 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
     let client = gateway.client().await;
     let (asked, polled) = ids.split_at(ASKED);
     let _asking = ask_without_pause(&client, asked);
-    // The first second's worth went to whoever came first.
+    // The permits of the first second went to the first calls.
     let all = upstream.sim.ledger().polls();
     let before = upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() >= all + 40).await;
     let after =
@@ -95,8 +94,8 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.orders.len() == orders + ORDERS).await;
     let (placed, others) = (last.orders.len() - first.orders.len(), last.polls() - first.polls());
     let (placed, others) = (u64::try_from(placed).unwrap(), others);
-    assert!(others <= placed, "{others} questions and polls with {placed} orders");
-    assert!(others * 4 >= placed, "{others} questions and polls with {placed} orders");
+    assert!(others <= placed, "{others} status calls and polls with {placed} orders");
+    assert!(others * 4 >= placed, "{others} status calls and polls with {placed} orders");
     for placed in within("all orders", placing).await.unwrap() {
         placed.unwrap();
     }
@@ -105,7 +104,7 @@ async fn one_caller_in_a_tight_loop_starves_neither_polls_nor_orders() {
 
 const OTHER_ACCOUNT: &str = "0000123456-00002";
 
-/// Between the polls of each request.
+/// The time between two polls of a request.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Open requests that are always due, and orders and queries that wait for their turn.
@@ -127,7 +126,7 @@ fn two_sets(upstream: &Upstream) -> Config {
     config
 }
 
-/// Puts open requests of the first account into a store that nobody uses.
+/// Puts open requests of the first account into a store that is not in use.
 async fn add_backlog(config: &Config) -> Vec<RequestId> {
     let store = Embedded::open(&config.store.path, Duration::from_hours(1_000)).unwrap();
     let ids: Vec<_> =
@@ -153,7 +152,7 @@ async fn add_backlog(config: &Config) -> Vec<RequestId> {
     ids
 }
 
-/// How long the other account's orders take, a few at once, and what they became.
+/// Returns how long concurrent orders of the other account take, and their results.
 async fn orders_of_the_other(client: &Client, first: usize) -> (Duration, Vec<RequestId>) {
     const ORDERS: usize = 20;
     let began = Instant::now();
@@ -170,8 +169,8 @@ async fn orders_of_the_other(client: &Client, first: usize) -> (Duration, Vec<Re
     (began.elapsed(), ids)
 }
 
-/// Whatever waits with one set of credentials, another is as fast as without it, and a request that
-/// somebody begins to watch is polled at once.
+/// Calls that wait with one set of credentials do not delay another one, and a request is polled at
+/// once when its first watch begins.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_set_of_credentials_is_not_slower_because_of_another() {
     let upstream = Upstream::manual().await;
@@ -190,7 +189,7 @@ async fn one_set_of_credentials_is_not_slower_because_of_another() {
     for (n, id) in backlog.iter().enumerate().take(QUEUED) {
         let (mut client, ordered) = (busy.clone(), order(&format!("queued {n}"), [1_000 + n]));
         waiting.spawn(async move { client.download_profile(ordered).await.map(drop) });
-        let (mut client, asked) = (busy.clone(), question(id));
+        let (mut client, asked) = (busy.clone(), status_call(id));
         waiting.spawn(async move { client.get_request_status(asked).await.map(drop) });
     }
     let sent = upstream.sim.ledger().orders.len();

@@ -1,5 +1,5 @@
-//! Request ids in another case: one request, however callers, callbacks and ThingSpace's answers
-//! write its id.
+//! Request ids in another case: callers, callbacks and ThingSpace's answers may write the id of one
+//! request in different cases.
 
 use thingspace_gateway::{
     identity::RequestId,
@@ -29,10 +29,10 @@ async fn first_device_failed_for_a_reason(client: &Client, id: &RequestId) {
     eventually("the reason has arrived", || {
         let mut client = client.clone();
         async move {
-            // Without asking ThingSpace, which knows no reasons.
+            // Without a status query, whose answer has no reasons.
             let an_hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
-            let question = GetRequestStatusRequest { max_age: Some(an_hour), ..question(id) };
-            let status = ask(&mut client, question).await.unwrap();
+            let status_call = GetRequestStatusRequest { max_age: Some(an_hour), ..status_call(id) };
+            let status = get_status(&mut client, status_call).await.unwrap();
             let failed = &status.devices[0];
             assert_eq!(failed.identifiers.as_ref().unwrap().eid, device(0).eid);
             failed.state() == DeviceState::Failed && failed.fault.is_some()
@@ -47,14 +47,14 @@ async fn a_look_up_in_another_case_is_about_the_orders_request() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
-    let page = GetRequestStatusRequest { page_size: 2, ..question(&shouted(&id)) };
+    let page = GetRequestStatusRequest { page_size: 2, ..status_call(&shouted(&id)) };
     let first = client.get_request_status(page.clone()).await.unwrap().into_inner();
     assert_eq!(first.status.unwrap().request_id, id.as_str());
     for id in [&id, &shouted(&id)] {
         let next =
             GetRequestStatusRequest { page_token: first.next_page_token.clone(), ..page.clone() };
         let next = GetRequestStatusRequest { request_id: id.to_string(), ..next };
-        assert_eq!(ask(&mut client, next).await.unwrap().devices.len(), 1, "{id}");
+        assert_eq!(get_status(&mut client, next).await.unwrap().devices.len(), 1, "{id}");
     }
     let mut watching = watch(&mut client, &shouted(&id), "").await.unwrap();
     let (_, token) = watching.event().await;
@@ -87,8 +87,7 @@ async fn a_callback_in_another_case_before_the_answer_reaches_the_request() {
     }
 }
 
-/// The callback comes before anything is known of the order, in a case that the store cannot be
-/// asked for, too.
+/// The callback arrives before its order is known, also in a case that the store cannot look up.
 #[tokio::test]
 async fn a_callback_in_another_case_before_the_order_reaches_the_request() {
     for (called_back, id) in
@@ -101,7 +100,10 @@ async fn a_callback_in_another_case_before_the_order_reaches_the_request() {
         upstream.sim.set_next_id(spelled(id));
         assert_eq!(place(&mut client, "k", 0..2).await.unwrap().as_str(), id);
         first_device_failed_for_a_reason(&client, &spelled(id)).await;
-        assert_eq!(ask(&mut client, question(&spelled(called_back))).await.unwrap().request_id, id);
+        assert_eq!(
+            get_status(&mut client, status_call(&spelled(called_back))).await.unwrap().request_id,
+            id
+        );
         gateway.stop().await;
     }
 }
@@ -116,7 +118,10 @@ async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
     upstream.sim.set_next_id(first.clone());
     assert_eq!(place(&mut client, "first", [0]).await.unwrap(), first);
     upstream.sim.finish_all(&first, DeviceResult::Failed);
-    assert_eq!(ask(&mut client, question(&first)).await.unwrap().state(), RequestState::Failed);
+    assert_eq!(
+        get_status(&mut client, status_call(&first)).await.unwrap().state(),
+        RequestState::Failed
+    );
     gateway.stop().await;
 
     let gateway = Gateway::start(upstream.quiet()).await;
@@ -127,7 +132,7 @@ async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
     first_device_failed_for_a_reason(&client, &first).await;
     for (key, n, id) in [("first", 0, &first), ("second", 1, &second)] {
         assert_eq!(place(&mut client, key, [n]).await.unwrap(), *id);
-        let status = ask(&mut client, question(id)).await.unwrap();
+        let status = get_status(&mut client, status_call(id)).await.unwrap();
         assert_eq!(status.request_id, id.as_str());
         assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(n).eid);
         let (snapshot, _) = watch(&mut client, id, "").await.unwrap().snapshot().await;
@@ -169,7 +174,7 @@ async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
         }
         assert_eq!(place(&mut client, keys[owner], [owner]).await.unwrap(), ids[owner]);
         for id in &ids {
-            let status = ask(&mut client, question(id)).await.unwrap();
+            let status = get_status(&mut client, status_call(id)).await.unwrap();
             assert_eq!(
                 (status.request_id.as_str(), status.devices.len()),
                 (ids[owner].as_str(), 1)
@@ -189,18 +194,18 @@ async fn callbacks_reach_an_order_whose_id_was_looked_up_in_another_case_before(
     let known = spelled("HJ-7");
     upstream.sim.set_next_id(known.clone());
     upstream.sim.add_request(account(), [upstream_device(0)]);
-    assert_eq!(ask(&mut client, question(&known)).await.unwrap().request_id, "HJ-7");
+    assert_eq!(get_status(&mut client, status_call(&known)).await.unwrap().request_id, "HJ-7");
     upstream.sim.set_next_id(spelled("hj-7"));
     let id = place(&mut client, "k", [0]).await.unwrap();
     assert_eq!(id.as_str(), "hj-7");
     call_back(&gateway, &known, 0, StatusClass::Failed).await;
     first_device_failed_for_a_reason(&client, &id).await;
-    assert_eq!(ask(&mut client, question(&known)).await.unwrap().request_id, "hj-7");
+    assert_eq!(get_status(&mut client, status_call(&known)).await.unwrap().request_id, "hj-7");
     gateway.stop().await;
 }
 
-/// A request with other devices is looked up first, so the order's id in another case cannot be
-/// believed. ThingSpace shows them to be two requests when the order is settled.
+/// A request with other devices is looked up first, so an id of the order that differs only in case
+/// is not accepted. When the order is settled, ThingSpace shows that there are two requests.
 #[tokio::test]
 async fn what_thingspace_shows_to_be_two_requests_are_two() {
     let upstream = Upstream::manual().await;
@@ -209,7 +214,7 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
     let other = spelled("HJ-8");
     upstream.sim.set_next_id(other.clone());
     upstream.sim.add_request(account(), [upstream_device(5)]);
-    assert_eq!(ask(&mut client, question(&other)).await.unwrap().devices.len(), 1);
+    assert_eq!(get_status(&mut client, status_call(&other)).await.unwrap().devices.len(), 1);
     let id = spelled("hj-8");
     upstream.sim.set_next_id(id.clone());
     let status = place(&mut client, "k", [0]).await.unwrap_err();
@@ -228,7 +233,7 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
         eventually("each has its own callback", || {
             let mut client = client.clone();
             async move {
-                let status = ask(&mut client, question(id)).await.unwrap();
+                let status = get_status(&mut client, status_call(id)).await.unwrap();
                 assert_eq!(status.request_id, id.as_str());
                 assert_eq!(status.devices[0].identifiers.as_ref().unwrap().iccid, device(n).iccid);
                 status.devices[0]

@@ -1,5 +1,5 @@
-//! `GetRequestStatus`: where a request stands, as fresh as asked for, at no more cost upstream than
-//! that.
+//! `GetRequestStatus`: the status of a request, as recent as the call requires, with no more status
+//! queries than that needs.
 
 mod elsewhere;
 mod shapes;
@@ -29,9 +29,9 @@ fn span(duration: Duration) -> Span {
     duration.try_into().unwrap()
 }
 
-/// A question that is answered when the revision exceeds `after_revision`, or after `wait`.
+/// A status call that is answered when the revision exceeds `after_revision`, or after `wait`.
 fn long_poll(id: &RequestId, wait: Duration, after_revision: i64) -> GetRequestStatusRequest {
-    GetRequestStatusRequest { wait: Some(span(wait)), after_revision, ..question(id) }
+    GetRequestStatusRequest { wait: Some(span(wait)), after_revision, ..status_call(id) }
 }
 
 fn counts(status: &RequestStatus) -> [i32; 4] {
@@ -49,7 +49,7 @@ async fn the_whole_and_each_device() {
     upstream.sim.finish(&id, &device(1).iccid, DeviceResult::Failed);
     upstream.sim.finish(&id, &device(2).iccid, DeviceResult::Word("Warning"));
 
-    let full = ask(&mut client, question(&id)).await.unwrap();
+    let full = get_status(&mut client, status_call(&id)).await.unwrap();
     assert_eq!((full.account_name.as_str(), full.request_id.as_str()), (ACCOUNT, id.as_str()));
     assert_eq!(
         (full.state(), full.revision, full.polling_stopped),
@@ -61,11 +61,11 @@ async fn the_whole_and_each_device() {
     assert_eq!(identifiers, (0..4).map(device).collect::<Vec<_>>());
     assert_eq!(states(&full), [Succeeded, Failed, Waiting, Pending]);
 
-    let basic = GetRequestStatusRequest { view: StatusView::Basic.into(), ..question(&id) };
-    let basic = ask(&mut client, basic).await.unwrap();
+    let basic = GetRequestStatusRequest { view: StatusView::Basic.into(), ..status_call(&id) };
+    let basic = get_status(&mut client, basic).await.unwrap();
     assert_eq!(basic, RequestStatus { devices: Vec::new(), ..full.clone() });
-    let view = GetRequestStatusRequest { view: StatusView::Full.into(), ..question(&id) };
-    assert_eq!(ask(&mut client, view).await.unwrap(), full);
+    let view = GetRequestStatusRequest { view: StatusView::Full.into(), ..status_call(&id) };
+    assert_eq!(get_status(&mut client, view).await.unwrap(), full);
     gateway.stop().await;
 }
 
@@ -82,7 +82,8 @@ async fn pages_have_each_device_once_and_in_order() {
         let (mut page_token, mut sizes, mut eids) = (String::new(), Vec::new(), Vec::new());
         loop {
             let max_age = Some(span(HOUR));
-            let page = GetRequestStatusRequest { page_size, page_token, max_age, ..question(&id) };
+            let page =
+                GetRequestStatusRequest { page_size, page_token, max_age, ..status_call(&id) };
             let answer =
                 within("a page", client.get_request_status(page)).await.unwrap().into_inner();
             let status = answer.status.unwrap();
@@ -101,7 +102,7 @@ async fn pages_have_each_device_once_and_in_order() {
 }
 
 #[tokio::test]
-async fn an_answer_young_enough_is_not_asked_for_again() {
+async fn a_recent_answer_is_used_again() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -109,16 +110,19 @@ async fn an_answer_young_enough_is_not_asked_for_again() {
     for (max_age, polls) in
         [(HOUR, 1), (HOUR, 1), (Duration::ZERO, 2), (HOUR, 2), (Duration::ZERO, 3)]
     {
-        ask(&mut client, GetRequestStatusRequest { max_age: Some(span(max_age)), ..question(&id) })
-            .await
-            .unwrap();
+        get_status(
+            &mut client,
+            GetRequestStatusRequest { max_age: Some(span(max_age)), ..status_call(&id) },
+        )
+        .await
+        .unwrap();
         assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
     }
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn within_min_age_nobody_asks_again() {
+async fn within_min_age_no_query_is_sent() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();
     config.polling.min_age = HOUR;
@@ -126,17 +130,17 @@ async fn within_min_age_nobody_asks_again() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
     for _ in 0..3 {
-        ask(&mut client, question(&id)).await.unwrap();
+        get_status(&mut client, status_call(&id)).await.unwrap();
     }
     assert_eq!(upstream.sim.ledger().polls_of(&id), 1);
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_hundred_questions_at_once_are_one_upstream() {
+async fn a_hundred_status_calls_at_once_are_one_query() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();
-    // Whoever comes when the answer is in gets it, too.
+    // A call that arrives after the answer gets it, too.
     config.polling.min_age = HOUR;
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
@@ -148,8 +152,8 @@ async fn a_hundred_questions_at_once_are_one_upstream() {
         What::Hold(gate.clone()),
     ));
     let asking = (0..100).map(|_| {
-        let (mut client, question) = (client.clone(), question(&id));
-        tokio::spawn(async move { ask(&mut client, question).await.unwrap() })
+        let (mut client, status_call) = (client.clone(), status_call(&id));
+        tokio::spawn(async move { get_status(&mut client, status_call).await.unwrap() })
     });
     let asking: Vec<_> = asking.collect();
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Status) == 1).await;
@@ -163,7 +167,7 @@ async fn a_hundred_questions_at_once_are_one_upstream() {
 }
 
 #[tokio::test]
-async fn a_finished_request_is_never_asked_for_again() {
+async fn a_finished_request_is_never_queried_again() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
@@ -172,16 +176,16 @@ async fn a_finished_request_is_never_asked_for_again() {
     upstream.sim.finish_all(&finished, DeviceResult::Success);
     watch(&mut client, &finished, "").await.unwrap().rest().await;
     let polls = upstream.sim.ledger().polls_of(&finished);
-    let first = ask(&mut client, question(&finished)).await.unwrap();
+    let first = get_status(&mut client, status_call(&finished)).await.unwrap();
     assert_eq!(first.state(), RequestState::Succeeded);
     gateway.stop().await;
 
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
-    // Long enough for the poller to come to it again, if it would.
+    // Long enough for another poll, if there were one.
     let enough = upstream.sim.ledger().polls_of(&open) + 5;
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&open) >= enough).await;
-    assert_eq!(ask(&mut client, question(&finished)).await.unwrap(), first);
+    assert_eq!(get_status(&mut client, status_call(&finished)).await.unwrap(), first);
     assert_eq!(upstream.sim.ledger().polls_of(&finished), polls);
     gateway.stop().await;
 }
@@ -193,15 +197,15 @@ async fn a_long_poll_ends_with_a_change() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1, 2]).await.unwrap();
     let mut waiting = client.clone();
-    let question = long_poll(&id, Duration::from_secs(45), 1);
-    let answer = tokio::spawn(async move { ask(&mut waiting, question).await });
+    let status_call = long_poll(&id, Duration::from_secs(45), 1);
+    let answer = tokio::spawn(async move { get_status(&mut waiting, status_call).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     assert!(!answer.is_finished());
     upstream.sim.finish(&id, &device(1).eid, DeviceResult::Success);
     let status = answer.await.unwrap().unwrap();
     assert_eq!((status.revision, counts(&status)), (2, [2, 1, 1, 0]));
-    // What has been seen less than that is answered at once.
-    let behind = ask(&mut client, long_poll(&id, Duration::from_secs(45), 0)).await.unwrap();
+    // A lower revision is answered at once.
+    let behind = get_status(&mut client, long_poll(&id, Duration::from_secs(45), 0)).await.unwrap();
     assert_eq!(behind, status);
     gateway.stop().await;
 }
@@ -213,10 +217,10 @@ async fn a_long_poll_ends_with_the_request() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
     upstream.sim.finish_all(&id, DeviceResult::Failed);
-    let question = || long_poll(&id, Duration::from_secs(45), 1_000);
-    let status = ask(&mut client, question()).await.unwrap();
+    let status_call = || long_poll(&id, Duration::from_secs(45), 1_000);
+    let status = get_status(&mut client, status_call()).await.unwrap();
     assert_eq!((status.state(), status.revision), (RequestState::Failed, 2));
-    assert_eq!(ask(&mut client, question()).await.unwrap(), status);
+    assert_eq!(get_status(&mut client, status_call()).await.unwrap(), status);
     gateway.stop().await;
 }
 
@@ -226,7 +230,8 @@ async fn a_long_poll_ends_in_time() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let ended = ask(&mut client, long_poll(&id, Duration::from_millis(50), 1)).await.unwrap();
+    let ended =
+        get_status(&mut client, long_poll(&id, Duration::from_millis(50), 1)).await.unwrap();
     assert_eq!((ended.state(), ended.revision), (RequestState::Pending, 1));
     // The caller's own deadline is sooner: it gets an answer, no error.
     let mut request = Request::new(long_poll(&id, Duration::from_secs(45), 1));
@@ -242,15 +247,15 @@ async fn a_drain_answers_long_polls() {
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let question = long_poll(&id, Duration::from_secs(45), 1);
-    let answer = tokio::spawn(async move { ask(&mut client, question).await });
+    let status_call = long_poll(&id, Duration::from_secs(45), 1);
+    let answer = tokio::spawn(async move { get_status(&mut client, status_call).await });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls_of(&id) >= 2).await;
     gateway.stop().await;
     assert_eq!(answer.await.unwrap().unwrap().revision, 1);
 }
 
 #[tokio::test]
-async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
+async fn a_request_that_was_given_up_is_queried_once_by_each_call() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
     config.polling.give_up = Duration::from_millis(1);
@@ -258,11 +263,13 @@ async fn a_request_that_was_given_up_is_asked_for_once_by_each_question() {
     let gateway = Gateway::start(config).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", [1]).await.unwrap();
-    let stopped = ask(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
+    let stopped =
+        get_status(&mut client, long_poll(&id, Duration::from_secs(45), 1)).await.unwrap();
     assert!(stopped.polling_stopped);
     upstream.sim.finish_all(&id, DeviceResult::Success);
-    let status =
-        ask(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision)).await.unwrap();
+    let status = get_status(&mut client, long_poll(&id, Duration::from_secs(45), stopped.revision))
+        .await
+        .unwrap();
     assert_eq!(status.state(), RequestState::Succeeded);
     gateway.stop().await;
 }
@@ -279,7 +286,7 @@ async fn an_order_that_thingspace_does_not_know_yet_is_pending() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
     for polls in 1..=2 {
-        let status = ask(&mut client, question(&id)).await.unwrap();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
         assert_eq!((status.state(), status.revision), (RequestState::Pending, 1));
         assert_eq!(states(&status), [Pending; 2]);
         assert_eq!(upstream.sim.ledger().polls_of(&id), polls);
@@ -295,33 +302,33 @@ async fn without_thingspace_only_what_is_finished_or_recent_is_answered() {
     let finished = place(&mut client, "finished", [1]).await.unwrap();
     let open = place(&mut client, "open", [2]).await.unwrap();
     upstream.sim.finish_all(&finished, DeviceResult::Success);
-    let done = ask(&mut client, question(&finished)).await.unwrap();
-    let seen = ask(&mut client, question(&open)).await.unwrap();
+    let done = get_status(&mut client, status_call(&finished)).await.unwrap();
+    let seen = get_status(&mut client, status_call(&open)).await.unwrap();
 
     let html = || What::Status {
         status: StatusCode::BAD_GATEWAY,
         content_type: "text/html",
         body: "<html>".to_owned(),
     };
-    // A request each: a failure is the answer to whoever asks within a second.
+    // One request each, because a failure is the answer for all calls within a second.
     for (n, what) in (3..).zip([html(), What::Drop, What::CutBody]) {
         let another = place(&mut client, &format!("open {n}"), [n]).await.unwrap();
         upstream.sim.inject(Fault::always(Endpoint::Status, When::AfterEffect, what));
-        let status = ask(&mut client, question(&another)).await.unwrap_err();
+        let status = get_status(&mut client, status_call(&another)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
         upstream.sim.clear_faults();
     }
     upstream.cut();
-    let status = ask(&mut client, question(&open)).await.unwrap_err();
+    let status = get_status(&mut client, status_call(&open)).await.unwrap_err();
     assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
-    assert_eq!(ask(&mut client, question(&finished)).await.unwrap(), done);
-    let recent = GetRequestStatusRequest { max_age: Some(span(HOUR)), ..question(&open) };
-    assert_eq!(ask(&mut client, recent).await.unwrap(), seen);
+    assert_eq!(get_status(&mut client, status_call(&finished)).await.unwrap(), done);
+    let recent = GetRequestStatusRequest { max_age: Some(span(HOUR)), ..status_call(&open) };
+    assert_eq!(get_status(&mut client, recent).await.unwrap(), seen);
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn while_thingspace_fails_callers_do_not_decide_how_often_it_is_asked() {
+async fn while_thingspace_fails_callers_do_not_cause_more_queries() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -334,17 +341,17 @@ async fn while_thingspace_fails_callers_do_not_decide_how_often_it_is_asked() {
     upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, down));
     let began = Instant::now();
     for _ in 0..100 {
-        let status = ask(&mut client, question(&id)).await.unwrap_err();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::Unavailable, "UPSTREAM_UNAVAILABLE".to_owned()));
     }
-    // One question a second, of three tries.
+    // One status query a second, with three attempts.
     let polls = upstream.sim.ledger().polls();
     assert!(polls <= 3 * (1 + began.elapsed().as_secs()), "{polls}");
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn throttling_says_when_to_ask_again() {
+async fn throttling_says_when_to_repeat_the_call() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -352,7 +359,7 @@ async fn throttling_says_when_to_ask_again() {
         let id = place(&mut client, key, [1]).await.unwrap();
         let throttle = What::Throttle { retry_after };
         upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, throttle));
-        let status = ask(&mut client, question(&id)).await.unwrap_err();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap_err();
         assert_eq!(kind(&status), (Code::ResourceExhausted, "UPSTREAM_THROTTLED".to_owned()));
         let delay = status.get_details_retry_info().unwrap().retry_delay.unwrap();
         assert!(
@@ -362,6 +369,6 @@ async fn throttling_says_when_to_ask_again() {
         assert!(!delay.is_zero());
     }
     let id = place(&mut client, "third", [1]).await.unwrap();
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     gateway.stop().await;
 }

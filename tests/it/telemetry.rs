@@ -115,7 +115,7 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     let mut client = process.client().await;
     let answer = client.download_profile(traced(order("k", 0..2))).await.unwrap().into_inner();
     let id = thingspace_gateway::identity::RequestId::parse(&answer.request_id).unwrap();
-    client.get_request_status(traced(question(&id))).await.unwrap();
+    client.get_request_status(traced(status_call(&id))).await.unwrap();
     client.download_profile(traced(order("k", 0..1))).await.unwrap_err();
     process.terminate();
     assert!(process.wait().await.0.success());
@@ -135,8 +135,10 @@ async fn a_call_is_a_span_of_its_callers_trace_with_its_upstream_calls_below() {
     let first = orders.iter().min_by_key(|span| span.start_time_unix_nano).unwrap();
     assert_descends(&spans, post, first);
     let get = "GET /m2m/v2/accounts/{account}/requests/{request}/status";
-    let questions: Vec<_> = spans.iter().filter(|span| span.name == get).collect();
-    assert!(!questions.is_empty() && questions.iter().all(|span| span.kind() == SpanKind::Client));
+    let status_calls: Vec<_> = spans.iter().filter(|span| span.name == get).collect();
+    assert!(
+        !status_calls.is_empty() && status_calls.iter().all(|span| span.kind() == SpanKind::Client)
+    );
 
     let received = format!("{:?}", collector.received());
     assert!(received.contains("service.name") && received.contains("thingspace-gateway"));

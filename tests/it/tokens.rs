@@ -1,5 +1,5 @@
-//! Promise 1 of the README: one owner of the tokens. Nobody waits twice for one, and no expiry is
-//! anybody's error.
+//! Promise 1 of the README: one owner of the tokens. No call waits twice for one, and no expiry
+//! is an error for a caller.
 
 use std::{path::Path, time::Duration};
 
@@ -49,18 +49,18 @@ async fn a_thousand_calls_on_a_cold_gateway_cost_one_token_and_one_login() {
     let client = gateway.client().await;
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(Endpoint::Token, When::BeforeEffect, What::Hold(gate.clone())));
-    // Half of them orders, half of them questions.
+    // Half of the calls are orders, half are status calls.
     let calls = tokio::spawn(async move {
-        let questions = (0..500).map(|_| {
-            let (mut client, question) = (client.clone(), question(&elsewhere));
-            async move { ask(&mut client, question).await.map(drop) }
+        let status_calls = (0..500).map(|_| {
+            let (mut client, status_call) = (client.clone(), status_call(&elsewhere));
+            async move { get_status(&mut client, status_call).await.map(drop) }
         });
-        tokio::join!(place_all(&client, "k", 0..500), join_all(questions))
+        tokio::join!(place_all(&client, "k", 0..500), join_all(status_calls))
     });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(Endpoint::Token) == 1).await;
     gate.open();
-    let (orders, questions) = within("all answers", calls).await.unwrap();
-    for answer in orders.into_iter().chain(questions) {
+    let (orders, status_calls) = within("all answers", calls).await.unwrap();
+    for answer in orders.into_iter().chain(status_calls) {
         answer.unwrap();
     }
     let ledger = upstream.sim.ledger();
@@ -79,7 +79,7 @@ async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
     }
     let ids: Vec<_> =
         upstream.sim.ledger().orders.iter().map(|order| order.request_id.clone()).collect();
-    // Bearer, session, or both: what is renewed, and how often that makes in all.
+    // The tokens that expire: bearer, session or both; and the number of renewals in total.
     for (bearer, session, tokens, logins) in
         [(true, false, 2, 1), (false, true, 2, 2), (true, true, 3, 3)]
     {
@@ -90,11 +90,11 @@ async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
             upstream.sim.expire_sessions();
         }
         let before = upstream.sim.ledger().polls();
-        let questions = ids.iter().map(|id| {
+        let status_calls = ids.iter().map(|id| {
             let mut client = client.clone();
-            async move { ask(&mut client, question(id)).await }
+            async move { get_status(&mut client, status_call(id)).await }
         });
-        for answer in join_all(questions).await {
+        for answer in join_all(status_calls).await {
             answer.unwrap();
         }
         let ledger = upstream.sim.ledger();
@@ -109,7 +109,7 @@ async fn two_hundred_calls_meet_an_expiry_and_none_fails() {
 }
 
 #[tokio::test]
-async fn an_expiry_in_the_middle_of_a_burst_fails_nobody() {
+async fn an_expiry_in_the_middle_of_a_burst_fails_no_call() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let client = gateway.client().await;
@@ -124,8 +124,8 @@ async fn an_expiry_in_the_middle_of_a_burst_fails_nobody() {
     assert_eq!((ledger.token_requests(), ledger.logins(), ledger.orders.len()), (2, 2, 200));
 }
 
-/// Whoever waited for the attempt hears that it was rejected, whoever comes later that there is no
-/// other.
+/// Callers that waited for the attempt learn that it was rejected. Later callers learn that logins
+/// are stopped.
 #[track_caller]
 fn assert_rejected_then_blocked(answers: Vec<Result<(), Status>>) {
     let reasons: Vec<_> = answers
@@ -190,10 +190,10 @@ async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
         What::Drop,
     ];
     for what in faults {
-        // A store of its own, too: it keeps the tokens.
+        // It gets a store of its own, because the store keeps the tokens.
         let upstream = Upstream::manual().await;
         upstream.sim.inject(Fault::always(Endpoint::Token, When::BeforeEffect, what));
-        // That of the gateway before is in the store.
+        // The token of the previous gateway is in the store.
         upstream.sim.expire_bearer();
         let gateway = upstream.gateway().await;
         let client = gateway.client().await;
@@ -215,7 +215,7 @@ async fn while_no_token_is_to_be_had_calls_say_when_to_come_back() {
     }
 }
 
-/// Whatever a reader of the logs sees, with everything on, it is no secret and no device's
+/// Logs with every line enabled contain no secret and no device's
 /// identity.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_log_line_holds_a_secret() {
@@ -224,7 +224,7 @@ async fn no_log_line_holds_a_secret() {
         let (status, body) = (StatusCode::OK, body.to_string());
         Fault::once(endpoint, When::BeforeEffect, What::Status { status, content_type: JSON, body })
     };
-    // Tokens that do not work, so they are renewed, but known here.
+    // Invalid tokens, which are renewed. The test knows their values.
     upstream.sim.inject(answers(
         Endpoint::Token,
         serde_json::json!({
@@ -242,7 +242,7 @@ async fn no_log_line_holds_a_secret() {
     );
     let mut client = process.client().await;
     let id = place(&mut client, "k", 0..2).await.unwrap();
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, What::CutBody));
     place(&mut client, "unknown", 2..3).await.unwrap_err();
     process.terminate();

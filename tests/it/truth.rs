@@ -1,4 +1,4 @@
-//! Operators are told the truth: in every state `/readyz`, the health service, `status`, the log
+//! Promise 10 of the README: in every state `/readyz`, the health service, `status`, the log
 //! and the error of a caller agree with each other.
 
 mod guards;
@@ -20,7 +20,7 @@ use crate::{
     nats_server::NatsServer,
 };
 
-/// What everybody says in a state.
+/// What every source says in a state.
 struct Told {
     /// The state, for the message of a failure.
     state: &'static str,
@@ -28,19 +28,19 @@ struct Told {
     ready: bool,
     /// Logins can be made.
     logins: bool,
-    /// In the answer of `/readyz` and in `waits_for` of `status`, if the gateway is not ready.
+    /// A text in `/readyz` and in `waits_for` of `status`, if the gateway is not ready.
     waits_for: &'static str,
     /// What `status` says that a gateway that is ready cannot do; empty: it can do everything.
     limited: &'static str,
-    /// In the line of `status` about the credentials.
+    /// A text in the line of `status` about the credentials.
     login: &'static str,
     /// The reason that a caller who orders reads; empty: the order is accepted.
     reason: &'static str,
-    /// In exactly one ERROR of the log; empty: there is none.
+    /// A text in exactly one ERROR of the log; empty: there is no ERROR.
     error: &'static str,
 }
 
-/// Everybody says that all is well.
+/// The gateway works.
 const WELL: Told = Told {
     state: "well",
     ready: true,
@@ -107,10 +107,10 @@ impl Observed {
         (answer.status().as_u16(), answer.text().await.unwrap())
     }
 
-    /// Waits until everybody says what is expected, then ends the gateway and looks at its log.
+    /// Waits until all sources agree, then ends the gateway and checks its log.
     async fn says(self, told: &Told) {
         let state = told.state;
-        eventually(&format!("{state}: everybody agrees"), async || self.agrees(told).await).await;
+        eventually(&format!("{state}: all sources agree"), async || self.agrees(told).await).await;
         let key = format!("key of {state}");
         if state != "draining" {
             let reason = match self.order(&key).await {
@@ -118,7 +118,7 @@ impl Observed {
                 Err(status) => reason(&status),
             };
             assert_eq!(reason, told.reason, "{state}: a caller");
-            assert!(self.agrees(told).await, "{state}: after a call everybody says the same");
+            assert!(self.agrees(told).await, "{state}: all sources agree after a call");
         }
         self.process.terminate();
         let (_, log) = self.process.wait().await;
@@ -161,7 +161,7 @@ async fn when_all_is_well() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_logins_are_stopped_while_a_session_lives() {
     let observed = Observed::embedded().await;
-    // The new file is tried before the session of the old one is let go.
+    // The new file is tried before the old session is dropped.
     fs::write(observed.upstream.dir.path().join("password"), "wrong").unwrap();
     let told = Told {
         state: "logins stopped, session alive",
@@ -230,10 +230,10 @@ async fn when_a_stream_is_missing() {
     observed.says(&told).await;
 }
 
-/// What is known can still be told, so the gateway stays ready; `status` says what it cannot do,
+/// Known states can still be returned, so the gateway stays ready. `status` says what it cannot do,
 /// and since when.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_nats_is_away() {
+async fn when_nats_is_unavailable() {
     let (upstream, mut nats) = (Upstream::manual().await, NatsServer::start().await);
     let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
     let observed = Observed::start(upstream, config).await;
@@ -269,7 +269,7 @@ async fn when_the_store_is_full() {
     observed.says(&told).await;
 }
 
-/// The servers answer everything, and acknowledge nothing that they should store.
+/// The servers answer, but acknowledge no write.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_disk_of_nats_is_full() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
@@ -288,7 +288,7 @@ async fn when_the_disk_of_nats_is_full() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn when_the_follower_stands_still() {
+async fn when_the_follower_stalls() {
     let nats = NatsServer::start_with(&users("")).await;
     let upstream = Upstream::manual().await;
     let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
@@ -296,7 +296,7 @@ async fn when_the_follower_stands_still() {
     let client = observed.process.client().await;
     nats.reload_with(&users("\"$JS.API.CONSUMER.>\""));
     delete_consumers(&nats).await;
-    // Something that it does not see.
+    // An event that the follower does not read.
     eventually_ok("an order is stored", async || place(&mut client.clone(), "unseen", [1]).await)
         .await;
     eventually("it is noticed", async || observed.readyz().await.0 == 503).await;
@@ -328,7 +328,7 @@ async fn when_it_drains() {
         .await;
     observed.process.terminate();
     let told = Told { state: "draining", ready: false, waits_for: "draining", ..WELL };
-    eventually("everybody says that it drains", async || observed.agrees(&told).await).await;
+    eventually("all sources report the drain", async || observed.agrees(&told).await).await;
     gate.open();
     order.await.unwrap().unwrap();
     observed.process.wait().await;

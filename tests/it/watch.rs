@@ -135,7 +135,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
     upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     let mut watching = watch(&mut client, &id, "").await.unwrap();
     snapshot(&mut watching).await;
     let mut token = String::new();
@@ -148,7 +148,7 @@ async fn a_quiet_stream_shows_that_it_is_alive() {
     }
     drop(watching);
     upstream.sim.finish_all(&id, DeviceResult::Success);
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     let rest = watch(&mut client, &id, &token).await.unwrap().rest().await;
     assert_eq!(changes(&rest), [1, 2].map(|n| (device(n).eid, DeviceState::Succeeded)));
     gateway.stop().await;
@@ -185,7 +185,7 @@ async fn watchers_cost_nothing_upstream() {
         assert_eq!(upstream.sim.ledger().polls_of(&id), 0);
         for n in 0..3 {
             upstream.sim.finish(&id, &device(n).eid, DeviceResult::Success);
-            ask(&mut client, question(&id)).await.unwrap();
+            get_status(&mut client, status_call(&id)).await.unwrap();
         }
         for rest in join_all(watchings.into_iter().map(Watching::rest)).await {
             // All watchers saw the same changes, even if their messages were cut differently.
@@ -242,7 +242,7 @@ async fn a_drain_ends_a_watch_with_its_token() {
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     upstream.sim.finish_all(&id, DeviceResult::Success);
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     let rest = watch(&mut client, &id, resume_token).await.unwrap().rest().await;
     assert_eq!(changes(&rest), [0, 1].map(|n| (device(n).eid, DeviceState::Succeeded)));
     gateway.stop().await;
@@ -320,10 +320,10 @@ async fn a_slow_reader_misses_nothing() {
     let mut watching = watch(&mut slow, &id, "").await.unwrap();
     for n in 0..5 {
         upstream.sim.finish(&id, &device(n).eid, DeviceResult::Word("Warning"));
-        ask(&mut client, question(&id)).await.unwrap();
+        get_status(&mut client, status_call(&id)).await.unwrap();
     }
     upstream.sim.finish_all(&id, DeviceResult::Success);
-    ask(&mut client, question(&id)).await.unwrap();
+    get_status(&mut client, status_call(&id)).await.unwrap();
     let first = snapshot(&mut watching).await;
     assert_eq!((first.revision, first.devices.len()), (1, DEVICES));
     let rest = watching.rest().await;

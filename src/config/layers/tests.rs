@@ -9,7 +9,7 @@ fn env<const N: usize>(pairs: [(&str, &str); N]) -> HashMap<String, String> {
 fn merged(file: &str, env: &HashMap<String, String>) -> Result<Config, Problems> {
     let path = Path::new("gateway.toml");
     let (config, problems) = merge(Some((path, parse(path, file)?)), env);
-    problems.or(config)
+    if problems.0.is_empty() { Ok(config) } else { Err(problems) }
 }
 
 fn from_file(text: &str) -> Result<Config, Problems> {

@@ -1,12 +1,12 @@
 //! Validation of `[callbacks]`.
 
-use std::{ops::RangeInclusive, path::Path, time::Duration};
+use std::ops::RangeInclusive;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     super::{CallbacksConfig, MAX_PAIR_CHARS, Network},
-    DAY, Problems, is_set, mins, secret_file, secs,
+    Problems, secret_file,
 };
 
 /// The ports that ThingSpace calls.
@@ -37,13 +37,15 @@ impl Problems {
             self.push("callbacks.service: must be 1 to 64 letters and digits");
         }
         let CallbacksConfig { tls_cert_file, tls_key_file, .. } = callbacks;
-        self.both_or_neither(("tls_cert_file", tls_cert_file), ("tls_key_file", tls_key_file));
+        let key = ("tls_key_file", tls_key_file.as_path());
+        self.both_or_neither("callbacks", ("tls_cert_file", tls_cert_file), key);
         let CallbacksConfig { username_file, password_file, .. } = callbacks;
-        self.both_or_neither(("username_file", username_file), ("password_file", password_file));
-        self.duration("callbacks.grace", callbacks.grace, Duration::ZERO..=mins(5));
+        let password = ("password_file", password_file.as_path());
+        self.both_or_neither("callbacks", ("username_file", username_file), password);
+        self.duration("callbacks.grace", callbacks.grace, ["0s", "5m"]);
         let password_grace = callbacks.password_grace;
-        self.duration("callbacks.password_grace", password_grace, Duration::ZERO..=30 * DAY);
-        self.duration("callbacks.recheck", callbacks.recheck, secs(1)..=DAY);
+        self.duration("callbacks.password_grace", password_grace, ["0s", "30d"]);
+        self.duration("callbacks.recheck", callbacks.recheck, ["1s", "1d"]);
     }
 
     fn public_url(&mut self, callbacks: &CallbacksConfig) {
@@ -84,15 +86,6 @@ impl Problems {
                 secret_file::check(path).and_then(|secret| check_length(&secret))
             });
         }
-    }
-
-    fn both_or_neither(&mut self, one: (&str, &Path), other: (&str, &Path)) {
-        let (missing, present) = match (is_set(one.1), is_set(other.1)) {
-            (false, true) => (one.0, other.0),
-            (true, false) => (other.0, one.0),
-            _ => return,
-        };
-        self.push(format!("callbacks.{missing}: is required with {present}; set both or neither"));
     }
 }
 

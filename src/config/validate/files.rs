@@ -8,13 +8,12 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use subtle::ConstantTimeEq;
 
 use super::{
     super::{Config, StoreKind, record_path},
-    Problems, is_set, parent,
+    Problems, folder_of, is_set,
 };
-use crate::secret_file::{self, is_same_user};
+use crate::secret_file::{self, is_same, is_same_user};
 
 impl Problems {
     /// Checks that the store, its record and the socket do not overwrite another file.
@@ -42,7 +41,8 @@ impl Problems {
             let Some(user) = user else { continue };
             let differs = |other: &Option<SecretString>| {
                 other.as_ref().is_some_and(|other| {
-                    are_same_user(user, other) && user.expose_secret() != other.expose_secret()
+                    let (user, other) = (user.expose_secret(), other.expose_secret());
+                    is_same_user(user, other) && user != other
                 })
             };
             if let Some(first) = users[..later].iter().position(differs) {
@@ -67,7 +67,7 @@ impl Problems {
         let (name, password) = (secret(name_file), secret(password_file));
         for (number, credentials) in (1..).zip(&config.credentials) {
             let (user_file, login_file) = (&credentials.username_file, &credentials.password_file);
-            if both_match(name.as_ref(), secret(user_file).as_ref(), are_same_user) {
+            if both_match(name.as_ref(), user_file, is_same_user) {
                 self.push(format!(
                     "callbacks.username_file: {} holds the same user name as {}, the username_file \
                      of credentials #{number}, which ThingSpace refuses for callbacks; write \
@@ -76,7 +76,7 @@ impl Problems {
                     user_file.display()
                 ));
             }
-            if both_match(password.as_ref(), secret(login_file).as_ref(), are_same_password) {
+            if both_match(password.as_ref(), login_file, is_same) {
                 self.push(format!(
                     "callbacks.password_file: {} holds the same password as {}, the password_file \
                      of credentials #{number}, and ThingSpace sends it in every callback; write \
@@ -89,19 +89,10 @@ impl Problems {
     }
 }
 
-type Same = fn(&SecretString, &SecretString) -> bool;
-
-/// Whether both secrets are there and are the same.
-fn both_match(one: Option<&SecretString>, other: Option<&SecretString>, same: Same) -> bool {
-    one.zip(other).is_some_and(|(one, other)| same(one, other))
-}
-
-fn are_same_user(one: &SecretString, other: &SecretString) -> bool {
-    is_same_user(one.expose_secret(), other.expose_secret())
-}
-
-fn are_same_password(one: &SecretString, other: &SecretString) -> bool {
-    one.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+/// Whether a file holds the same as another one.
+fn both_match(one: Option<&SecretString>, file: &Path, same: fn(&str, &str) -> bool) -> bool {
+    let pair = one.zip(secret(file));
+    pair.is_some_and(|(one, other)| same(one.expose_secret(), other.expose_secret()))
 }
 
 /// A file that the gateway writes.
@@ -170,7 +161,7 @@ fn resolve(path: &Path) -> PathBuf {
     if let Ok(path) = fs::canonicalize(path) {
         return path;
     }
-    match (fs::canonicalize(parent(path)), path.file_name()) {
+    match (fs::canonicalize(folder_of(path)), path.file_name()) {
         (Ok(folder), Some(name)) => folder.join(name),
         _ => path.to_owned(),
     }

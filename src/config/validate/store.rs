@@ -12,7 +12,7 @@ use super::{
         NatsConfig, StoreConfig, StoreKind, record_path,
         url::{self, Url},
     },
-    DAY, Problems, certificate, check_folder, hours, is_set, parent, secret_file,
+    Problems, certificate, check_folder, folder_of, is_set, secret_file,
 };
 
 const REPLICAS: [usize; 3] = [1, 3, 5];
@@ -23,17 +23,13 @@ const REDB: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 
 impl Problems {
     pub(super) fn store(&mut self, store: &StoreConfig) {
-        self.duration("store.retention", store.retention, hours(1)..=365 * DAY);
+        self.duration("store.retention", store.retention, ["1h", "365d"]);
         let nats = &store.nats;
         self.servers(nats);
-        if is_set(&nats.cert_file) != is_set(&nats.key_file) {
-            self.push("store.nats: cert_file and key_file belong together; set both or neither");
-        }
-        if is_set(&nats.username_file) != is_set(&nats.password_file) {
-            self.push(
-                "store.nats: username_file and password_file belong together; set both or neither",
-            );
-        }
+        let key = ("key_file", nats.key_file.as_path());
+        self.both_or_neither("store.nats", ("cert_file", &nats.cert_file), key);
+        let password = ("password_file", nats.password_file.as_path());
+        self.both_or_neither("store.nats", ("username_file", &nats.username_file), password);
         if is_set(&nats.creds_file) && is_set(&nats.username_file) {
             self.push(
                 "store.nats.username_file: cannot be used together with creds_file; set one of \
@@ -149,7 +145,7 @@ fn check_path(path: &Path) -> Result<(), String> {
     if path.exists() {
         check_format(path)?;
     }
-    check_folder(parent(path), "make it, or mount a volume there")
+    check_folder(folder_of(path), "make it, or mount a volume there")
 }
 
 /// Checks that a file is a store. Works while a gateway has the file locked.

@@ -1,6 +1,6 @@
 //! Validation of `[thingspace]`.
 
-use super::{super::ThingSpaceConfig, DAY, Problems, Url, hours, mins, ms};
+use super::{super::ThingSpaceConfig, Problems, Url};
 
 /// The domain of ThingSpace's hosts.
 const VERIZON: &str = "verizon.com";
@@ -13,22 +13,22 @@ impl Problems {
         if !thingspace.token_url.is_empty() {
             self.thingspace_url("thingspace.token_url", &thingspace.token_url, thingspace);
         }
-        self.duration("thingspace.connect_timeout", connect_timeout, ms(100)..=mins(1));
-        self.duration("thingspace.call_timeout", call_timeout, ms(100)..=mins(5));
-        self.duration("thingspace.order_timeout", order_timeout, ms(100)..=mins(10));
+        self.duration("thingspace.connect_timeout", connect_timeout, ["100ms", "1m"]);
+        self.duration("thingspace.call_timeout", call_timeout, ["100ms", "5m"]);
+        self.duration("thingspace.order_timeout", order_timeout, ["100ms", "10m"]);
         let key = "thingspace.login_backoff_first";
-        self.duration(key, login_backoff_first, ms(100)..=hours(1));
+        self.duration(key, login_backoff_first, ["100ms", "1h"]);
         let max = ("thingspace.login_backoff_max", thingspace.login_backoff_max);
-        self.ordered((key, login_backoff_first), max, DAY);
+        self.ordered((key, login_backoff_first), max, "1d");
         self.number("thingspace.calls_per_second", thingspace.calls_per_second, 1..=10_000);
         let devices = thingspace.max_devices_per_order;
         self.number("thingspace.max_devices_per_order", devices, 1..=10_000);
         self.number("thingspace.max_connections", thingspace.max_connections, 4..=10_000);
         self.number("thingspace.breaker_failures", thingspace.breaker_failures, 1..=100);
         let key = "thingspace.breaker_first";
-        self.duration(key, breaker_first, ms(10)..=mins(1));
+        self.duration(key, breaker_first, ["10ms", "1m"]);
         let max = ("thingspace.breaker_max", thingspace.breaker_max);
-        self.ordered((key, breaker_first), max, mins(5));
+        self.ordered((key, breaker_first), max, "5m");
         self.proxy("thingspace.proxy_url", &thingspace.proxy_url);
     }
 

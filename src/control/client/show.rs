@@ -75,7 +75,7 @@ pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Re
     }
     for host in &status.hosts {
         let state = host.left_alone_ms.map_or_else(
-            || "is called".to_owned(),
+            || "calls are sent".to_owned(),
             |wait| {
                 format!("does not answer; the next attempt is made in {wait} ms at the earliest")
             },

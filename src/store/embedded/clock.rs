@@ -1,4 +1,4 @@
-//! Checks of the wall clock, whose time stamps people see.
+//! Checks of the wall clock, by which events are stamped.
 
 use std::time::{Duration, Instant};
 

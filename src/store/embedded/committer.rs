@@ -31,7 +31,7 @@ use super::{
     loss::LossKind,
     record::Record,
     retention,
-    tables::{self, Entered, Incarnation, Tables, Tail},
+    tables::{self, StoreIdentity, StoredState, Tables, Tail},
 };
 use crate::store::StoreError;
 use space::Space;
@@ -72,7 +72,7 @@ struct Committer {
 struct DueTimes {
     check: Instant,
     record: Instant,
-    rung: Instant,
+    sample: Instant,
     sweep: Instant,
 }
 
@@ -106,7 +106,7 @@ pub(super) fn start(
         );
     }
     let now = Instant::now();
-    let due = DueTimes { check: now, record: now, rung: now + ages::RUNG_EVERY, sweep: now };
+    let due = DueTimes { check: now, record: now, sample: now + ages::SAMPLE_EVERY, sweep: now };
     let mut committer = Committer {
         shared,
         queue,
@@ -150,7 +150,7 @@ impl Committer {
     /// Does the last work when the store is closed.
     fn finish(&mut self) {
         if self.down.is_none() && self.loss().is_none() {
-            self.store_rung();
+            self.store_sample();
         }
         self.check_outside();
         self.write_record();
@@ -165,8 +165,8 @@ impl Committer {
     }
 
     fn wake_at(&self) -> Instant {
-        let DueTimes { check, rung, sweep, .. } = self.due;
-        let next = self.down.as_ref().map_or(rung.min(sweep), |down| down.retry_at);
+        let DueTimes { check, sample, sweep, .. } = self.due;
+        let next = self.down.as_ref().map_or(sample.min(sweep), |down| down.retry_at);
         next.min(check)
     }
 
@@ -184,13 +184,13 @@ impl Committer {
         }
         // The file that was lost may come back, so this one stays as it is.
         if self.loss().is_some() {
-            self.due.rung = self.due.rung.max(now + CHECK_EVERY);
+            self.due.sample = self.due.sample.max(now + CHECK_EVERY);
             self.due.sweep = self.due.sweep.max(now + CHECK_EVERY);
             return;
         }
-        if now >= self.due.rung {
-            self.due.rung = now + ages::RUNG_EVERY;
-            self.store_rung();
+        if now >= self.due.sample {
+            self.due.sample = now + ages::SAMPLE_EVERY;
+            self.store_sample();
         }
         if now >= self.due.sweep {
             let more = self.sweep();
@@ -242,7 +242,7 @@ impl Committer {
     }
 
     /// Stores the running time. Changes nothing else, so it does not count as a commit.
-    fn store_rung(&mut self) {
+    fn store_sample(&mut self) {
         let stored = caught(|| {
             let txn = self.shared.begin_write()?;
             let stored = self.shared.ages().store(&txn, &self.tail, self.retention)?;
@@ -284,7 +284,7 @@ impl Committer {
             self.tail = tail;
             self.shared.ages().note(&tail);
             self.publish.send_replace(tail.sequence);
-            self.shared.state().incarnation.recorded |= self.recorded.is_some();
+            self.shared.state().identity.recorded |= self.recorded.is_some();
             self.space.wrote();
             if self.shared.set_failure(None).is_some() {
                 tracing::info!("the store can be written again");
@@ -316,8 +316,8 @@ impl Committer {
         }
         tail.commit += 1;
         tail.save(&txn)?;
-        if self.recorded.is_some() && !self.shared.state().incarnation.recorded {
-            Incarnation::note_record(&txn)?;
+        if self.recorded.is_some() && !self.shared.state().identity.recorded {
+            StoreIdentity::note_record(&txn)?;
         }
         Ok(Some((txn, tail)))
     }
@@ -364,8 +364,8 @@ impl Committer {
     fn try_reopen(&mut self) -> Result<Tail, redb::Error> {
         let database = (self.file.medium.open)()?;
         let handle = File::open(&self.file.path)?;
-        let Entered { incarnation, tail, .. } = tables::enter(&database)?;
-        if incarnation.epoch != self.shared.epoch() || tail.commit < self.tail.commit {
+        let StoredState { identity, tail, .. } = tables::load_state(&database)?;
+        if identity.epoch != self.shared.epoch() || tail.commit < self.tail.commit {
             return Err(corrupt("its file was replaced while in use"));
         }
         self.file.handle = handle;

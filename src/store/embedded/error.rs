@@ -4,10 +4,6 @@ use std::{io, panic, path::Path};
 
 use crate::store::StoreError;
 
-pub(super) fn closed() -> StoreError {
-    StoreError::Unavailable("it was closed".into())
-}
-
 pub(super) fn corrupt(what: impl Into<String>) -> redb::Error {
     redb::Error::Corrupted(what.into())
 }
@@ -28,7 +24,7 @@ pub(super) fn store_error(error: &redb::Error) -> StoreError {
         redb::Error::Io(_)
         | redb::Error::PreviousIo
         | redb::Error::DatabaseClosed
-        | redb::Error::DatabaseAlreadyOpen => StoreError::Unavailable(error.to_string()),
+        | redb::Error::DatabaseAlreadyOpen => StoreError::unavailable(error),
         _ => StoreError::Corrupt(error.to_string()),
     }
 }

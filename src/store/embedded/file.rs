@@ -13,6 +13,7 @@ use redb::{Database, ReadableDatabase as _, ReadableTableMetadata as _, backends
 use tempfile::NamedTempFile;
 
 use super::{caught, tables};
+use crate::config::folder_of;
 
 /// The file and its disk, as functions that tests replace.
 pub(super) struct Medium {
@@ -23,7 +24,7 @@ pub(super) struct Medium {
 
 impl Medium {
     pub(super) fn at(path: &Path) -> Self {
-        let (file, folder) = (path.to_owned(), folder(path).to_owned());
+        let (file, folder) = (path.to_owned(), folder_of(path).to_owned());
         Self { open: Box::new(move || open(&file)), free: Box::new(move || free(&folder)) }
     }
 }
@@ -75,19 +76,12 @@ pub(super) fn copied(mut from: &File, prefix: &str, path: &Path) -> io::Result<N
 
 /// Creates a temporary file beside `path`, with mode 0600.
 pub(super) fn temporary(prefix: &str, path: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix(prefix).suffix(".new").tempfile_in(folder(path))
+    tempfile::Builder::new().prefix(prefix).suffix(".new").tempfile_in(folder_of(path))
 }
 
 /// Makes the names in the folder of `path` durable.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(folder(path))?.sync_all()
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
+    File::open(folder_of(path))?.sync_all()
 }
 
 /// Opens and locks an existing file. Repairs it if it was not closed.
@@ -117,7 +111,7 @@ pub(super) fn compact(
     caught(|| {
         let mut database = opener()?;
         let used = {
-            let tail = tables::enter(&database)?.tail;
+            let tail = tables::load_state(&database)?.tail;
             let txn = database.begin_read()?;
             let rows = txn.open_table(tables::EVENTS)?.len()?
                 + 2 * txn.open_table(tables::CELLS)?.len()?;

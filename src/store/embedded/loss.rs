@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{
     record::{FoundRecord, Record},
-    tables::{Incarnation, Tail},
+    tables::{StoreIdentity, Tail},
 };
 use crate::{config::record_path, store::Loss};
 
@@ -32,7 +32,7 @@ pub(super) enum LossKind {
 /// Compares a store that was just opened with its record, and logs a loss.
 pub(super) fn find_loss(
     path: &Path,
-    incarnation: &Incarnation,
+    identity: &StoreIdentity,
     tail: &Tail,
 ) -> Option<(LossKind, Loss)> {
     let found = Record::find(path);
@@ -40,18 +40,18 @@ pub(super) fn find_loss(
         let path = record_path(path);
         tracing::warn!(path = %path.display(), reason, "cannot read the record of the store");
     }
-    let kind = LossKind::at_start(&found, incarnation.epoch, tail, incarnation.recorded);
+    let kind = LossKind::at_start(&found, identity.epoch, tail, identity.recorded);
     if kind.is_none() && tail.commit == 0 && matches!(found, FoundRecord::None) {
         tracing::warn!(
             path = %path.display(),
             "created a new store; if there was one before, its idempotency keys are unknown"
         );
     }
-    kind.map(|kind| (kind, report(kind, path)))
+    kind.map(|kind| (kind, log_loss(kind, path)))
 }
 
 /// Logs a loss.
-pub(super) fn report(kind: LossKind, path: &Path) -> Loss {
+pub(super) fn log_loss(kind: LossKind, path: &Path) -> Loss {
     let what = kind.sentence(path);
     tracing::error!(
         loss = what,

@@ -11,7 +11,7 @@ use super::{
     error::{explain, is_locked},
     file,
     record::Record,
-    tables::{self, Incarnation},
+    tables::{self, StoreIdentity},
 };
 
 /// The suffix of the file that a backup replaces.
@@ -54,14 +54,14 @@ fn is_same(one: &Path, other: &Path) -> bool {
 /// Begins a new epoch in the copy of a backup, because its counts and keys may be out of date.
 fn begin(copy: &Path) -> Result<(Record, u64), redb::Error> {
     let database = file::open(copy)?;
-    let mut tail = tables::enter(&database)?.tail;
+    let mut tail = tables::load_state(&database)?.tail;
     let txn = database.begin_write()?;
-    let incarnation = Incarnation::begin(&txn)?;
+    let identity = StoreIdentity::begin(&txn)?;
     tail.commit += 1;
     tail.save(&txn)?;
     txn.commit()?;
     database.close()?;
-    Ok((Record::of(incarnation.epoch, &tail), tail.sequence))
+    Ok((Record::of(identity.epoch, &tail), tail.sequence))
 }
 
 /// Returns an unused name for the replaced file.

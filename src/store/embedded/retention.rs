@@ -8,7 +8,7 @@ use std::time::Duration;
 use redb::ReadableTable as _;
 
 use super::{
-    ages::Rung,
+    ages::Sample,
     tables::{Tables, Tail},
 };
 
@@ -18,12 +18,12 @@ pub(super) const SWEEP_EVERY: Duration = Duration::from_hours(1);
 /// The most events, and the most cells, that one sweep removes.
 pub(super) const SWEEP_ROWS: usize = 1_000;
 
-/// Removes events and retained cells up to a rung. Returns the number of events or of cells,
+/// Removes events and retained cells up to a sample. Returns the number of events or of cells,
 /// whichever is larger.
 pub(super) fn sweep(
     tables: &mut Tables<'_>,
     tail: &mut Tail,
-    to: Rung,
+    to: Sample,
 ) -> Result<usize, redb::Error> {
     Ok(sweep_events(tables, tail, to.sequence)?.max(sweep_cells(tables, to.version)?))
 }

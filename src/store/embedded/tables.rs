@@ -118,7 +118,7 @@ pub(super) fn initialise(database: &Database) -> Result<(), redb::Error> {
 
 /// The identity of the store. An accepted loss changes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Incarnation {
+pub(super) struct StoreIdentity {
     pub(super) epoch: u64,
     /// See [`Store::remembers_since`](crate::store::Store::remembers_since). Absent in files of
     /// earlier gateways.
@@ -129,7 +129,7 @@ pub(super) struct Incarnation {
     pub(super) recorded: bool,
 }
 
-impl Incarnation {
+impl StoreIdentity {
     fn load(meta: &impl ReadableTable<&'static str, u64>) -> Result<Self, redb::Error> {
         let epoch = meta.get("epoch")?.ok_or_else(|| corrupt("it has no epoch"))?.value();
         let since =
@@ -170,15 +170,15 @@ fn to_stored(time: Timestamp) -> u64 {
     time.as_microsecond().cast_unsigned()
 }
 
-/// What [`enter`] reads.
-pub(super) struct Entered {
-    pub(super) incarnation: Incarnation,
+/// What [`load_state`] reads.
+pub(super) struct StoredState {
+    pub(super) identity: StoreIdentity,
     pub(super) tail: Tail,
     pub(super) ages: Ages,
 }
 
 /// Reads a file's identity, counters and ages. Fails if this version cannot read the file.
-pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
+pub(super) fn load_state(database: &Database) -> Result<StoredState, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {
         TableError::TableDoesNotExist(_) => corrupt("it was not written by this gateway"),
@@ -194,8 +194,8 @@ pub(super) fn enter(database: &Database) -> Result<Entered, redb::Error> {
         None => return Err(corrupt("it names no format")),
     }
     let tail = Tail::load(&txn)?;
-    let incarnation = Incarnation::load(&meta)?;
-    Ok(Entered { incarnation, tail, ages: Ages::load(&txn, &tail)? })
+    let identity = StoreIdentity::load(&meta)?;
+    Ok(StoredState { identity, tail, ages: Ages::load(&txn, &tail)? })
 }
 
 /// Returns entries of a log after a sequence.

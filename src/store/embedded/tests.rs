@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::record_path,
-    store::{Lost, MAX_READ, contract},
+    store::{Lost, MAX_EVENT_BYTES, MAX_READ, contract},
 };
 
 const KEEP: Duration = Duration::from_hours(1);
@@ -47,7 +47,7 @@ fn new() -> (TempDir, Arc<dyn Store>) {
 
 /// Returns the counters of a closed file.
 fn tail(path: &Path) -> Tail {
-    tables::enter(&file::open(path).unwrap()).unwrap().tail
+    tables::load_state(&file::open(path).unwrap()).unwrap().tail
 }
 
 async fn until<T>(mut condition: impl AsyncFnMut() -> Option<T>) -> T {
@@ -232,7 +232,7 @@ async fn time_never_goes_back() {
 }
 
 #[tokio::test]
-async fn what_is_too_old_goes_and_its_positions_never_come_back() {
+async fn old_events_expire_and_their_positions_are_not_used_again() {
     let (_folder, path) = place();
     let store = open(&path);
     let (log, id) = (contract::new_log(), Uuid::new_v4());
@@ -336,7 +336,7 @@ async fn large_events_are_read_in_pages_and_queued_within_bounds() {
     let log = contract::new_log();
     let large = Bytes::from(vec![7; MAX_EVENT_BYTES]);
     // More than the queue holds.
-    let count = QUEUE_BYTES / MAX_EVENT_BYTES + 5;
+    let count = IN_FLIGHT_BYTES / MAX_EVENT_BYTES + 5;
     try_join_all((0..count).map(|_| store.append(&log, Uuid::new_v4(), large.clone())))
         .await
         .unwrap();

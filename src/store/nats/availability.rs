@@ -12,9 +12,9 @@ use super::{Core, streams::StreamsError};
 use crate::store::StoreError;
 
 /// How long calls wait for NATS after it became unavailable. Later calls are refused at once.
-const AWAY_AFTER: Duration = Duration::from_secs(2);
+const WAIT_FOR_NATS: Duration = Duration::from_secs(2);
 
-/// Whether the streams can be used.
+/// Whether the streams can be used. The monitor decides it.
 #[derive(Debug, Clone)]
 pub(super) enum Availability {
     Available(StoreId),
@@ -50,7 +50,7 @@ impl Availability {
         Self::Unavailable { why, since: Since::now() }
     }
 
-    /// Whether this store can be used, over whichever connection.
+    /// Whether this store can be used. The connection does not matter.
     pub(super) fn is(&self, id: StoreId) -> bool {
         let identity = |id: &StoreId| (id.epoch, id.created_ns);
         matches!(self, Self::Available(now) if identity(now) == identity(&id))
@@ -113,14 +113,14 @@ impl Core {
         why
     }
 
-    /// Waits until the streams can be used, for up to [`AWAY_AFTER`]. The streams must have been
+    /// Waits until the streams can be used, for up to [`WAIT_FOR_NATS`]. The streams must have been
     /// checked over the current connection.
     pub(super) async fn usable(&self) -> Result<StoreId, StoreError> {
         let mut availability = self.availability.subscribe();
         let began = Instant::now();
         loop {
             if self.end.is_cancelled() {
-                return Err(StoreError::Unavailable("it was closed".to_owned()));
+                return Err(StoreError::closed());
             }
             let connection = self.link.state.borrow().number;
             let (why, since) = match &*availability.borrow_and_update() {
@@ -131,7 +131,8 @@ impl Core {
                 Availability::Unavailable { why, since } => (why.clone(), since.instant),
             };
             let may_recover = matches!(why, StreamsError::Away(_));
-            if !may_recover || timeout_at(since + AWAY_AFTER, availability.changed()).await.is_err()
+            if !may_recover
+                || timeout_at(since + WAIT_FOR_NATS, availability.changed()).await.is_err()
             {
                 return Err(why.into());
             }

@@ -1,11 +1,10 @@
 //! Cells: one message per subject. Its sequence is the version of the cell, and a swap expects that
 //! sequence. A cell is always read from the leader.
 //!
-//! A cell counts as absent only while the mark of its stream exists, because a purged stream has no
-//! cells either. A permanent cell counts as absent only if the record does not list it, either. It
-//! is added to the record before any caller learns that it exists, so the loss of a cell that was
-//! used is always noticed. A count of rejected logins that came with a backup is treated as absent:
-//! see [`is_void`].
+//! A cell that is not found may have been purged. So it counts as absent only while the mark of its
+//! stream exists and, if it is permanent, while the record does not list it. A permanent cell is in
+//! the record before any caller learns that it exists, so its loss is always noticed. A count of
+//! rejected logins that came with a backup is void: it is treated as absent.
 
 use async_nats::jetstream::message::{PublishMessage, StreamMessage};
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use uuid::Uuid;
 use super::{
     Core,
     facts::MessageId,
-    publish::{WriteError, publish, publish_next, until_clear},
+    publish::{WriteError, publish, publish_next, retry_until_known},
     record::{self, CELLS, KEYS, MAX_CELLS},
     replaced::id_of,
     reports::SEEN,
@@ -26,7 +25,7 @@ pub(super) async fn load(core: &Core, cell: &CellName) -> Result<Option<Versione
     Ok(current.filter(|current| !is_void(core, cell, current.sequence)).map(versioned))
 }
 
-/// Whether a value came with a backup, and may be too old to be trusted.
+/// Whether a value is a count of rejected logins that came with a backup and may be too low.
 fn is_void(core: &Core, cell: &CellName, sequence: u64) -> bool {
     is_login_count(cell) && sequence <= core.facts().void_to
 }
@@ -35,8 +34,8 @@ fn is_login_count(cell: &CellName) -> bool {
     cell.life == CellLife::Permanent && must_be_current(&cell.name)
 }
 
-/// The sequence that a swap expects. For an absent cell it is 0, or the sequence of a void value.
-/// Also notices a permanent cell that was created and lost after its caller had loaded it.
+/// Returns the sequence that a swap expects: for an absent cell 0, or that of a void value. Notices
+/// a permanent cell that was lost after its caller had loaded it.
 async fn expected_sequence(
     core: &Core,
     cell: &CellName,
@@ -67,8 +66,8 @@ pub(super) async fn swap(
     let id = Uuid::new_v4().to_string();
     let stream = stream_of(cell);
     let (_, subject) = core.names.cell(cell);
-    until_clear(core, || async {
-        let epoch = core.usable().await.map_err(WriteError::Away)?.epoch;
+    retry_until_known(core, || async {
+        let epoch = core.usable().await.map_err(WriteError::Unavailable)?.epoch;
         let expected = expected_sequence(core, cell, expected).await?;
         let seen = core.facts().seen;
         let message = PublishMessage::build()
@@ -113,7 +112,7 @@ pub(super) async fn swap(
     .await
 }
 
-/// The message of a cell while the store can be used.
+/// Returns the message of a cell. Waits until the store can be used.
 async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, StoreError> {
     core.usable().await?;
     // If a read fails, the stream may be gone.
@@ -148,7 +147,8 @@ async fn current(core: &Core, cell: &CellName) -> Result<Option<StreamMessage>, 
     Ok(current)
 }
 
-/// The message of a cell, even if the store cannot be used. `None`: there is no cell or no stream.
+/// Returns the message of a cell, even if the store cannot be used. `None`: there is no cell or no
+/// stream.
 pub(super) async fn fetch(
     core: &Core,
     cell: &CellName,
@@ -183,8 +183,8 @@ fn versioned(message: StreamMessage) -> Versioned {
 }
 
 impl Core {
-    /// Adds a permanent cell, which the stream holds, to the record. Must be done before any caller
-    /// learns that the cell exists.
+    /// Adds a permanent cell to the record. Must be called before any caller learns that the cell
+    /// exists.
     async fn add_to_record(&self, subject: &str) -> Result<(), StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What this process knows of the streams, for code that cannot wait for a check.
+//! What this process knows of the streams from the last check and from messages since.
 
 use std::{collections::BTreeSet, fmt, mem, str::FromStr, time::Duration};
 
@@ -93,13 +93,13 @@ pub(super) struct Facts {
 /// A larger difference between this host's clock and the servers' is logged.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// How far a server's clock may be ahead. A server whose clock is ahead deletes keys and events too
-/// early; they are kept for a day longer than they are needed.
+/// How far a server's clock may be ahead. Such a server deletes keys and events too early, but they
+/// are kept for a day longer than they are needed.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
-/// Whether a server's clock, which shows `now`, is ahead. It must be ahead of this host's clock and
-/// of a second clock: the time that has passed since the last check, or, at the start, the newest
-/// message. So a host that has a wrong clock, or was suspended, does not distrust its servers.
+/// Whether a server's clock, which shows `now`, is ahead of this host's clock and also of a second
+/// clock: the time that it should show by the last check or, at the start, the newest message. So a
+/// host that has a wrong clock or was suspended does not distrust its servers.
 fn is_ahead(
     now: Timestamp,
     host: Timestamp,
@@ -122,13 +122,12 @@ fn elapsed(since: Instant) -> SignedDuration {
 }
 
 impl Facts {
-    /// Whether a check has passed since the process started.
-    pub(super) fn knows_the_streams(&self) -> bool {
+    /// Whether a check has succeeded since the process started.
+    pub(super) fn has_checked(&self) -> bool {
         self.clock.is_some()
     }
 
-    /// Fails while a server's clock is ahead. The text stays the same meanwhile, so it is logged
-    /// once.
+    /// Fails while a server's clock is ahead, with the same text, so that it is logged once.
     pub(super) fn check_clocks(
         &mut self,
         names: &NatsNames,
@@ -184,8 +183,8 @@ impl Facts {
         self.compare_clocks(Timestamp::now().duration_since(now));
     }
 
-    /// Logs when this host's clock begins and when it ceases to differ from the servers'. `ahead`:
-    /// by how much it is ahead, or negative.
+    /// Logs when this host's clock begins and stops to differ from the servers'. `ahead`: by how
+    /// much it is ahead.
     fn compare_clocks(&mut self, ahead: SignedDuration) {
         let is_off = ahead.abs() > CLOCK_TOLERANCE;
         match (mem::replace(&mut self.clock_is_off, is_off), is_off) {

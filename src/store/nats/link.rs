@@ -1,8 +1,8 @@
 //! Connections to NATS.
 //!
-//! A connection is made in the background, and made again whenever it breaks. Files with
-//! credentials are read for each attempt, so that they may change while the gateway runs. A problem
-//! is logged once, until it changes.
+//! A connection is made in the background, and made again when it breaks. The files with
+//! credentials are read for each attempt, so they may change while the gateway runs. A problem is
+//! logged once, until it changes.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -77,7 +77,7 @@ impl Link {
             })
             .connect(settings.servers())
             .await
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            .map_err(StoreError::unavailable)?;
         let context = ContextBuilder::new().timeout(ANSWER).build(client.clone());
         Ok(Self { client, context, state })
     }

@@ -1,8 +1,8 @@
 //! Logs: one subject each in the stream of events.
 //!
-//! An append is repeated with its id until NATS says that it is stored, or that it is not. A read
-//! requests a page from any server that has the stream. That server may lack the last events of the
-//! log, but never one before them. So the read gets the rest from the leader.
+//! An append is repeated with its id until it is known whether it is stored. A read requests a page
+//! from any server that has the stream. That server may lack the last events of the log, but no
+//! others, so the read gets the rest from the leader.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::{
     Core,
     link::ANSWER,
-    publish::{WriteError, publish, until_clear},
+    publish::{WriteError, publish, retry_until_known},
     record::EVENTS,
     reports::SEEN,
 };
@@ -44,8 +44,8 @@ pub(super) async fn append(
     let subject = core.names.log(log);
     // The same id in two logs is two events.
     let id = format!("{subject}/{id}");
-    until_clear(core, || async {
-        let epoch = core.usable().await.map_err(WriteError::Away)?.epoch;
+    retry_until_known(core, || async {
+        let epoch = core.usable().await.map_err(WriteError::Unavailable)?.epoch;
         let seen = core.facts().seen;
         let message = PublishMessage::build().payload(event.clone()).message_id(&id);
         let message = message.header(SEEN, seen.to_string());
@@ -89,7 +89,7 @@ pub(super) fn timestamp(nanoseconds: i128) -> Result<Timestamp, StoreError> {
 }
 
 impl Core {
-    /// The age of the newest message in the stream of events; `None`: the stream has none.
+    /// Returns the age of the newest message in the stream of events. `None`: the stream has none.
     pub(super) async fn age_of_newest_event(&self) -> Result<Option<Duration>, StoreError> {
         let events = &self.names.events;
         let Some(newest) = self.newest_message(events, &self.names.all_of(events)).await? else {
@@ -99,8 +99,8 @@ impl Core {
         Ok(Some(self.facts().age(time)))
     }
 
-    /// The first message with this sequence or a higher one that matches a subject, from the leader
-    /// of the stream of events.
+    /// Returns the first event with this sequence or a higher one that matches a subject, from the
+    /// leader.
     pub(super) async fn next_event(
         &self,
         sequence: u64,
@@ -111,7 +111,7 @@ impl Core {
         match builder.send().await {
             Ok(message) => Ok(Some(message)),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(StoreError::Unavailable(error.to_string())),
+            Err(error) => Err(StoreError::unavailable(error)),
         }
     }
 }
@@ -129,27 +129,26 @@ struct LogPage {
 /// Reads a page by direct get, for which the client has no function: one request, answered by one
 /// message per event and one for the end.
 async fn page(core: &Core, subject: &str, from: u64, limit: usize) -> Result<LogPage, StoreError> {
-    let unavailable = |error: &dyn std::fmt::Display| StoreError::Unavailable(error.to_string());
     let client = &core.link.client;
     let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| unavailable(&error))?;
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(StoreError::unavailable)?;
     let request = serde_json::json!({
         "seq": from, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES,
     });
     let service = format!("$JS.API.DIRECT.GET.{}", core.names.events);
     let sent = client.publish_with_reply(service, inbox, request.to_string().into()).await;
-    sent.map_err(|error| unavailable(&error))?;
+    sent.map_err(StoreError::unavailable)?;
 
     let mut messages = Vec::new();
     let until = Instant::now() + PAGE_WITHIN;
     loop {
         let answer = timeout_at(until.min(Instant::now() + ANSWER), answers.next()).await;
-        let answer = answer.map_err(|_| unavailable(&"NATS did not answer in time"))?;
-        let answer = answer.ok_or_else(|| unavailable(&"the connection was closed"))?;
+        let answer = answer.map_err(|_| StoreError::unavailable("NATS did not answer in time"))?;
+        let answer = answer.ok_or_else(|| StoreError::unavailable("the connection was closed"))?;
         match answer.status {
             None => {
                 let message = StreamMessage::try_from(answer);
-                messages.push(message.map_err(|error| unavailable(&error))?);
+                messages.push(message.map_err(StoreError::unavailable)?);
             }
             Some(status) if status.as_u16() == END_OF_BATCH => {
                 let left =
@@ -160,7 +159,8 @@ async fn page(core: &Core, subject: &str, from: u64, limit: usize) -> Result<Log
             Some(StatusCode::NOT_FOUND) => return Ok(LogPage { messages, more: false }),
             Some(status) => {
                 let why = answer.description.as_deref().unwrap_or_default();
-                return Err(unavailable(&format_args!("reading was refused: {status} {why}")));
+                let why = format_args!("reading was refused: {status} {why}");
+                return Err(StoreError::unavailable(why));
             }
         }
     }

@@ -1,7 +1,6 @@
-//! Publishes one message to a stream, and decides from the answer whether it was stored.
-//!
-//! The message is stored, certainly not stored, or perhaps stored. An append or a swap sends it
-//! again with the same id until the answer is clear.
+//! Publishes one message to a stream, and decides from the answer whether it is stored, certainly
+//! not stored, or perhaps stored. An append or a swap sends it again with the same id until that is
+//! known.
 
 use std::{error::Error as _, time::Duration};
 
@@ -30,7 +29,7 @@ pub(super) enum WriteError {
     /// Not stored: the last message of the subject is not the expected one.
     Conflict,
     /// Not sent: NATS has been unavailable for a while.
-    Away(StoreError),
+    Unavailable(StoreError),
     /// Not stored: the stream has no leader now, or does not exist.
     NotStored(String),
     /// May be stored, now or a little later.
@@ -47,9 +46,8 @@ impl WriteError {
     }
 }
 
-/// Repeats a write until the answer is clear, or for [`PUBLISH_WITHIN`]. If the message may be
-/// stored, it also waits until NATS is available again.
-pub(super) async fn until_clear<T, F: Future<Output = Result<T, WriteError>>>(
+/// Repeats a write for up to [`PUBLISH_WITHIN`], until it is known whether the message is stored.
+pub(super) async fn retry_until_known<T, F: Future<Output = Result<T, WriteError>>>(
     core: &Core,
     mut attempt: impl FnMut() -> F,
 ) -> Result<T, StoreError> {
@@ -60,8 +58,8 @@ pub(super) async fn until_clear<T, F: Future<Output = Result<T, WriteError>>>(
         let why = match attempt().await {
             Ok(done) => return Ok(done),
             Err(WriteError::Refused(error)) => return Err(error),
-            Err(WriteError::Away(error)) if !may_be_stored => return Err(error),
-            Err(WriteError::Away(error)) => error.to_string(),
+            Err(WriteError::Unavailable(error)) if !may_be_stored => return Err(error),
+            Err(WriteError::Unavailable(error)) => error.to_string(),
             Err(WriteError::Conflict) => "another message is being stored".to_owned(),
             Err(WriteError::NotStored(why)) => {
                 // The stream may be gone.
@@ -147,7 +145,7 @@ pub(super) async fn publish_next(
     match publish(core, subject, message, bytes).await {
         Ok(stored) => Ok(Some(stored.sequence)),
         Err(WriteError::Conflict) => Ok(None),
-        Err(WriteError::Refused(error) | WriteError::Away(error)) => Err(error),
+        Err(WriteError::Refused(error) | WriteError::Unavailable(error)) => Err(error),
         Err(WriteError::NotStored(why)) => Err(StoreError::Unavailable(why)),
         Err(WriteError::Unknown(why)) => Err(StoreError::UnknownOutcome(why)),
     }
@@ -172,7 +170,7 @@ fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
             WriteError::Refused(StoreError::TooLarge(bytes))
         }
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => WriteError::Conflict,
-        // But it is storing one with the same id.
+        // The stream is storing one with the same id.
         ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => WriteError::unknown(error),
         _ => WriteError::not_stored(error),
     }

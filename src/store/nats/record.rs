@@ -46,7 +46,6 @@ pub(super) const KEYS: usize = 2;
 /// The streams that one check found; `None`: there is no such stream.
 pub(super) type Streams = [Option<StreamInfo>; 3];
 
-/// The cell of the record.
 pub(super) fn cell() -> CellName {
     CellName::permanent("store")
 }
@@ -81,7 +80,6 @@ impl StreamLoss {
     }
 }
 
-/// All losses in one sentence.
 pub(super) fn sentence(losses: &[StreamLoss]) -> String {
     losses.iter().map(|loss| loss.what.as_str()).collect::<Vec<_>>().join("; ")
 }

@@ -1,9 +1,7 @@
 //! Recognises a stream that was put back to an older copy and then written to beyond its former
-//! end. Its last sequence does not show that. But at the sequence of a message that this process
-//! knows, the stream holds another message: the known one was *replaced*.
-//!
-//! If there is no message at that sequence, that proves nothing: an event may have expired, and a
-//! cell may have been swapped.
+//! end. Its last sequence does not show that, but it holds another message at the sequence of one
+//! that this process knows: the known one was *replaced*. No message at that sequence proves
+//! nothing, because an event may have expired and a cell may have been swapped.
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -29,7 +27,7 @@ async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<boo
     match stream.get_raw_message(message.sequence).await {
         Ok(held) => Ok(id_of(Some(&held.headers)) != message.id),
         Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
-        Err(error) => Err(StoreError::Unavailable(error.to_string())),
+        Err(error) => Err(StoreError::unavailable(error)),
     }
 }
 

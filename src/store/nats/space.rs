@@ -1,8 +1,6 @@
-//! Decides whether there is space for new orders: the stream of events has a size limit, and the
-//! servers' disks are finite.
-//!
-//! Orders are refused before the stream is full, so that the outcomes, polls and callbacks of known
-//! orders still fit.
+//! Decides whether there is space for new orders. They are refused before the stream of events
+//! reaches its size limit, so that the outcomes, polls and callbacks of known orders still fit, and
+//! while the servers refuse to store messages.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -61,7 +59,7 @@ impl StorageSpace {
         self.lock().shortage.clone()
     }
 
-    /// Notes that the stream of events was inspected.
+    /// Takes over the size of the stream of events.
     pub(super) fn inspected(&self, events: &StreamInfo) {
         self.update(|state| {
             (state.used_bytes, state.stored_bytes) = (events.state.bytes, 0);
@@ -69,17 +67,14 @@ impl StorageSpace {
         });
     }
 
-    /// Whether the last write was not acknowledged in time.
     pub(super) fn awaits_acknowledgement(&self) -> bool {
         self.lock().awaits_acknowledgement
     }
 
-    /// Notes that a write was not acknowledged in time.
     pub(super) fn unacknowledged(&self) {
         self.lock().awaits_acknowledgement = true;
     }
 
-    /// Notes that a message was stored.
     pub(super) fn stored(&self, bytes: usize, is_event: bool) {
         self.update(|state| {
             state.awaits_acknowledgement = false;

@@ -197,7 +197,6 @@ pub(super) async fn inspect(link: &Link, configs: &StreamConfigs) -> Result<Stre
     Ok(found)
 }
 
-/// Creates the streams that are missing.
 pub(super) async fn make_missing(
     link: &Link,
     configs: &StreamConfigs,

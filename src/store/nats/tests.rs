@@ -8,7 +8,7 @@ use async_nats::jetstream;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::contract;
+use crate::store::{MAX_EVENT_BYTES, contract};
 use test_support::nats_server::{NatsCluster, NatsServer};
 
 const KEEP: Duration = Duration::from_hours(1);
@@ -35,6 +35,19 @@ async fn open(server: &NatsServer) -> Arc<dyn Store> {
     let store = Nats::open(&settings(&server.url()), KEEP).await.unwrap();
     timeout(store.usable()).await;
     Arc::new(store)
+}
+
+/// Waits until a store can be used.
+trait Usable {
+    async fn usable(&self);
+}
+
+impl<S: Store + ?Sized> Usable for S {
+    async fn usable(&self) {
+        while self.trouble().is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
 
 async fn timeout<F: Future>(what: F) -> F::Output {

@@ -6,8 +6,7 @@ use thingspace_gateway::identity::RequestId;
 
 use crate::{harness::*, nats_server::NatsServer};
 
-/// Over sixty polls, a request that three replicas know is asked about as often as one that one
-/// replica has for itself.
+/// Three replicas poll a request as often as one replica does, over sixty polls.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_replicas_poll_as_often_as_one() {
     const POLLS: u64 = 60;

@@ -1,5 +1,5 @@
-//! What becomes of the NATS servers: one is killed, the leader is, one stands still, all are
-//! restarted. What was acknowledged stays, and everything goes on by itself.
+//! Failures of NATS servers: a server or the leader is killed, one is suspended, all are restarted.
+//! Nothing acknowledged is lost, and the gateways recover by themselves.
 
 use std::{
     sync::{
@@ -29,7 +29,7 @@ use crate::{
 
 const CALLERS: usize = 4;
 
-/// Who leads the stream of events.
+/// Returns the server that leads the stream of events.
 async fn leader(nats: &NatsCluster) -> String {
     let urls: Vec<_> = nats.servers.iter().map(NatsServer::url).collect();
     eventually_ok("the events have a leader", async || {
@@ -39,12 +39,12 @@ async fn leader(nats: &NatsCluster) -> String {
             .await
             .map_err(|error| error.to_string())?;
         let info = stream.cached_info().cluster.as_ref();
-        info.and_then(|cluster| cluster.leader.clone()).ok_or("nobody leads".to_owned())
+        info.and_then(|cluster| cluster.leader.clone()).ok_or("no server leads".to_owned())
     })
     .await
 }
 
-/// Orders one after the other, each until it is placed or nobody knows, and gives what it was told.
+/// Places orders one after the other, each until it is placed or unknown. Returns the results.
 async fn keep_ordering(
     mut caller: Caller,
     next: Arc<AtomicUsize>,
@@ -60,9 +60,9 @@ async fn keep_ordering(
                 Ok(answer) => {
                     break Some(RequestId::parse(&answer.into_inner().request_id).unwrap());
                 }
-                // A caller goes on for as long as it likes, with its key.
+                // A caller may repeat its call with its key as often as it likes.
                 Err(status) if status.code() == tonic::Code::Unavailable => {}
-                // Accepted, and not stored before the caller was told.
+                // Accepted, and not stored before the caller was answered.
                 Err(status) => {
                     assert_eq!(reason(&status), "ORDER_OUTCOME_UNKNOWN", "order {n}");
                     break None;
@@ -135,9 +135,12 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
     let ordered = placed(&fleet.upstream.sim.ledger());
     for n in 0..3 {
         let mut client = fleet.client(n).await;
-        assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
+        assert_eq!(
+            get_status(&mut client, status_call(&id)).await.unwrap().state(),
+            RequestState::Succeeded
+        );
         for (order, told) in &told {
-            // Also one whose caller was told that nobody knew yet.
+            // Also one whose caller got an unknown outcome.
             let again = place(&mut client, &format!("fault-{order}"), [*order]).await.unwrap();
             assert_eq!(
                 ordered.get(&device(*order).eid),
@@ -148,7 +151,7 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
                 told.as_ref().is_none_or(|told| *told == again),
                 "order {order} at replica {n}: {told:?}"
             );
-            assert_eq!(ask(&mut client, question(&again)).await.unwrap().revision, 1);
+            assert_eq!(get_status(&mut client, status_call(&again)).await.unwrap().revision, 1);
         }
     }
     eprintln!(
@@ -158,6 +161,6 @@ async fn whatever_becomes_of_the_servers_nothing_acknowledged_is_lost() {
     );
     let ledger = fleet.upstream.sim.ledger();
     assert_nothing_ordered_twice(&ledger);
-    assert_eq!(ledger.logins(), 1, "whatever becomes of what is stored, the session goes on");
+    assert_eq!(ledger.logins(), 1, "the session is used on, with any store");
     fleet.stop().await;
 }

@@ -1,5 +1,5 @@
-//! Three gateways, each a process, over a cluster of three NATS servers; and those who call them as
-//! `docs/clients.md` says.
+//! Three gateways, each a process, on a cluster of three NATS servers, and callers that follow
+//! `docs/clients.md`.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +36,7 @@ pub struct Fleet {
     pub places: Places,
 }
 
-/// Where the replicas are, as a name service says.
+/// The addresses of the replicas, as from a name service.
 #[derive(Debug, Clone, Default)]
 pub struct Places(Arc<Mutex<[Option<SocketAddr>; 3]>>);
 
@@ -74,7 +74,7 @@ impl Fleet {
         self.take(n).kill();
     }
 
-    /// Ends the `n`th gateway as a deployment does, and starts it anew.
+    /// Restarts the `n`th gateway as a deployment does.
     pub async fn roll(&mut self, n: usize) {
         let gateway = self.take(n);
         gateway.terminate();
@@ -88,7 +88,7 @@ impl Fleet {
         self.gateway(n).client().await
     }
 
-    /// Somebody who calls whichever gateway there is.
+    /// A caller that calls any gateway that runs.
     pub fn caller(&self) -> Caller {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         Caller {
@@ -98,8 +98,8 @@ impl Fleet {
         }
     }
 
-    /// Posts a callback about a device to the `n`th gateway, as ThingSpace was told to, and gives
-    /// the answer's status.
+    /// Posts a callback about a device to the `n`th gateway, as registered. Returns the status of
+    /// the answer.
     pub async fn call_back(&self, n: usize, id: &RequestId, device: usize, word: &str) -> u16 {
         let account = AccountName::parse(ACCOUNT).unwrap();
         let registered = self.upstream.sim.registered(&account).expect("the gateways register");
@@ -134,23 +134,23 @@ pub struct Caller {
     client: Option<Client>,
 }
 
-/// What its library's service config says.
+/// The values of the service config in `docs/clients.md`.
 const ATTEMPTS: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// To connect.
+/// The time limit for connecting.
 const CONNECT: Duration = Duration::from_secs(2);
 
 impl Caller {
-    /// A connection to the replica whose turn it is.
+    /// Returns a connection to the next replica.
     async fn connect(&mut self) -> Result<Client, Status> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
         let places: Vec<_> = self.places.0.lock().unwrap().iter().flatten().copied().collect();
         self.turn += 1;
-        let nobody = || Status::unavailable("nobody is there");
+        let nobody = || Status::unavailable("no gateway runs");
         let place = places.get(self.turn % places.len().max(1)).ok_or_else(nobody)?;
         let endpoint = Endpoint::from_shared(format!("http://{place}")).unwrap();
         let connected = timeout(CONNECT, endpoint.connect()).await;
@@ -158,7 +158,7 @@ impl Caller {
         Ok(self.client.insert(Client::new(channel)).clone())
     }
 
-    /// Calls as the library does.
+    /// Makes a call with retries, as a library does.
     pub async fn call<T, F: Future<Output = Result<T, Status>>>(
         &mut self,
         mut call: impl FnMut(Client) -> F,
@@ -181,7 +181,7 @@ impl Caller {
         unreachable!("the last attempt returns")
     }
 
-    /// Watches to the end, and says what it saw.
+    /// Watches to the end, and returns what it saw.
     pub async fn watch(mut self, id: RequestId) -> Seen {
         let mut seen = Seen::default();
         let mut pause = FIRST_PAUSE;
@@ -219,8 +219,8 @@ impl Caller {
     }
 }
 
-/// Whether `docs/clients.md` says to repeat the call. tonic reports most errors of a connection that
-/// broke as UNKNOWN.
+/// Whether `docs/clients.md` says to repeat the call. tonic reports most errors of a connection
+/// that broke as UNKNOWN.
 fn may_be_repeated(status: &Status) -> bool {
     let of_connection = status.get_details_error_info().is_none()
         && (status.code() == Code::Unknown || is_refused_by_goaway(status));
@@ -285,5 +285,5 @@ fn eid(device: &DeviceStatus) -> String {
     device.identifiers.clone().expect("a device has identifiers").eid
 }
 
-/// The longest that anything here may take which is waited for by condition.
+/// The longest wait for a condition.
 pub const PATIENCE: Duration = DEADLINE;

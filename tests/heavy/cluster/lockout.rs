@@ -1,5 +1,4 @@
-//! Promise 2 of the README, with several replicas: what one of them learns of a password, all of
-//! them know.
+//! Promise 2 of the README with several replicas, which share what they know about a password.
 
 use std::{
     path::Path,
@@ -32,12 +31,12 @@ async fn a_wrong_password_in_three_crash_loops_is_rejected_twice_at_most() {
         let config = upstream.replica(&config(&upstream), &nats.url(), 1, 3);
         serve(config, upstream.dir.path())
     };
-    // With a history a wrong password has two tries, of which the first to come uses one; then they
-    // all fall.
+    // After an accepted login, a wrong password has two attempts. The first gateway uses one of
+    // them.
     let known = start().await;
     place(&mut known.client().await, "known", [1_000]).await.unwrap();
     known.kill();
-    // Else the stored session would serve the calls, and nothing would log in.
+    // Otherwise the calls would use the stored session, and no gateway would log in.
     upstream.sim.expire_sessions();
     std::fs::write(upstream.dir.path().join("password"), "wrong").unwrap();
     let first = start().await;
@@ -81,8 +80,8 @@ async fn serve(config: Config, dir: &Path) -> Process {
     tokio::task::spawn_blocking(move || Process::serve(&config, &dir)).await.unwrap()
 }
 
-/// The password was changed, and one gateway of three has the new one: it works on, and the others
-/// burn nothing.
+/// The password was changed, and one gateway of three has the new one. It continues, and the others
+/// send no login.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn old_and_new_credentials_do_not_fight() {
     const ROUNDS: usize = 30;
@@ -107,8 +106,7 @@ async fn old_and_new_credentials_do_not_fight() {
     gateways.push(Gateway::start(upstream.replica(&changed, &nats.url(), 1, 2)).await);
     let mut third = gateways[2].client().await;
     for n in 2..2 + ROUNDS {
-        // With the old password there is nothing to be had; how that is said depends on how much is
-        // known.
+        // Calls with the old password fail. The reason depends on what is known.
         for client in [&mut first, &mut second] {
             let refused = place(client, &format!("{n}, old"), [1_000 + n]).await.unwrap_err();
             reason(&refused);

@@ -21,7 +21,7 @@ use crate::{
     placed,
 };
 
-/// Leases that lapse while a test waits.
+/// Leases that expire while a test waits.
 fn impatient(upstream: &Upstream) -> Config {
     let mut config = upstream.quiet();
     config.thingspace.order_timeout = Duration::from_secs(1);
@@ -35,20 +35,19 @@ fn process(upstream: &Upstream, nats: &NatsServer) -> Process {
     Process::serve(&upstream.replica(&impatient(upstream), &nats.url(), 1, 0), upstream.dir.path())
 }
 
-/// Another one in this process.
+/// A replica in this process.
 async fn survivor(upstream: &Upstream, nats: &NatsServer) -> Gateway {
     Gateway::start(upstream.replica(&impatient(upstream), &nats.url(), 1, 1)).await
 }
 
-/// The store of a gateway that is not there, or not yet.
+/// Opens the store without a gateway.
 async fn open(config: &Config) -> Nats {
     let store = Nats::open(&config.store.nats, app::retention(config)).await.unwrap();
-    within("the store", store.usable()).await;
+    usable(&store).await;
     store
 }
 
-/// All at once: most of the time they wait for the lease of a login, or of a token, that nobody can
-/// shorten.
+/// Runs all steps at once, because most of the time they wait for the lease of a login or token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_while_thingspace_is_called() {
     use When::{AfterEffect, BeforeEffect};
@@ -67,7 +66,7 @@ async fn killed_at(endpoint: Endpoint, when: When) {
     let (upstream, nats, gate) =
         (Upstream::manual().await, NatsServer::start().await, Gate::default());
     let (dying, other) = (process(&upstream, &nats), survivor(&upstream, &nats).await);
-    // Credentials that were accepted once are not doubted because somebody died over them.
+    // Credentials that were accepted once stay usable after a process died while it used them.
     let known = place(&mut other.client().await, "known", [1_000]).await.unwrap();
     let sends = endpoint == Endpoint::Download;
     match endpoint {
@@ -81,7 +80,7 @@ async fn killed_at(endpoint: Endpoint, when: When) {
         if sends {
             place(&mut client, KEY, DEVICES).await.map(drop)
         } else {
-            ask(&mut client, question(&known)).await.map(drop)
+            get_status(&mut client, status_call(&known)).await.map(drop)
         }
     });
     let executed = 1 + usize::from(sends && when == When::AfterEffect);
@@ -97,11 +96,11 @@ async fn killed_at(endpoint: Endpoint, when: When) {
     let mut client = other.client().await;
     if sends {
         assert_unknown(&mut client).await;
-        // Nobody executes it, or somebody does after all: it is not sent again.
+        // ThingSpace may or may not execute it: it is not sent again.
         gate.open();
         assert_unknown(&mut client).await;
     } else {
-        // Whoever comes right after the lease is asked to come again in a moment.
+        // A call right after the lease gets UNAVAILABLE with a short RetryInfo.
         let id =
             eventually_ok("it is placed", async || place(&mut client.clone(), KEY, DEVICES).await)
                 .await;
@@ -135,7 +134,7 @@ async fn every_step_of_storing_an_order_may_be_the_last() {
             let ordered = match until {
                 Written::Claimed => {
                     assert_unknown(&mut client).await;
-                    // Whoever sent it was only late: ThingSpace's word beats every lapse.
+                    // The sender was only late. ThingSpace's answer counts, even after the lease.
                     let log = LogName::order(ORDER_ID);
                     let id = Once::AcceptedAs.id(ORDER_ID);
                     store.append(&log, id, event::encode(accepted_as, None)).await.unwrap();
@@ -148,7 +147,7 @@ async fn every_step_of_storing_an_order_may_be_the_last() {
                     assert_known(&mut other, &request, DEVICES).await;
                     0
                 }
-                // It was never sent, or refused: its key is free.
+                // It was not sent, or was refused: its key is free.
                 _ => {
                     let id = place(&mut client, KEY, DEVICES).await.unwrap();
                     assert_known(&mut other, &id, DEVICES).await;
@@ -163,7 +162,7 @@ async fn every_step_of_storing_an_order_may_be_the_last() {
     }
 }
 
-/// What nobody repeats is finished all the same: the request of an order that was accepted is
+/// An order without a caller is finished, too: the request of an order that was accepted is
 /// known.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_accepted_order_is_finished_by_whoever_lives() {

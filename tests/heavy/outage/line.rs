@@ -23,17 +23,17 @@ use crate::harness::within;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     Connected,
-    /// Nobody listens.
+    /// The port refuses connections.
     Refusing,
-    /// Whoever connects waits for ever.
+    /// A connection is never accepted.
     Hanging,
-    /// Whoever connects is cut off at once.
+    /// A connection is closed at once.
     Resetting,
 }
 
 /// A port that leads to ThingSpace, or nowhere.
 pub struct Line {
-    /// Keeps the port from others. It does not listen, so nobody is connected by it.
+    /// Keeps the port from others. It does not listen, so no connection is accepted.
     socket: TcpSocket,
     upstream: SocketAddr,
     /// Connections since the last change, but for those that were refused.

@@ -1,4 +1,4 @@
-//! A line on which everything takes time, as to servers in another region.
+//! A connection with a delay, as to servers in another region.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -26,7 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Sender, about, sender::drip};
 use crate::harness::{
-    ACCOUNT, Gateway, Upstream, ask, device, eventually, place, question, serve_command, within,
+    ACCOUNT, Gateway, Upstream, device, eventually, get_status, place, serve_command, status_call,
+    within,
 };
 
 /// Opens a connection and writes this text.
@@ -142,7 +143,7 @@ async fn another_accounts_callback_changes_nothing() {
     let events = gateway.requests.events_read();
     assert_eq!(other.post(&about(&id, &device(0), "Success")).await, 200);
     eventually("the callback is folded", async || gateway.requests.events_read() > events).await;
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().counts.unwrap().pending, 1);
+    assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap().counts.unwrap().pending, 1);
     gateway.stop().await;
 }
 

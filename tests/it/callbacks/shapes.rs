@@ -9,7 +9,7 @@ use thingspace_gateway::{
 
 use super::{Sender, sender::about};
 use crate::harness::{
-    Gateway, Upstream, ask, device, eventually, order, place, question, states, within,
+    Gateway, Upstream, device, eventually, get_status, order, place, states, status_call, within,
 };
 
 macro_rules! fixture {
@@ -59,7 +59,8 @@ async fn every_shape_moves_its_request() {
         assert_eq!(sender.post(&body).await, 200, "{name}");
         let id = thingspace_gateway::identity::RequestId::parse(&placed.request_id).unwrap();
         eventually(name, async || {
-            states(&ask(&mut gateway.client().await, question(&id)).await.unwrap()) == [state]
+            states(&get_status(&mut gateway.client().await, status_call(&id)).await.unwrap())
+                == [state]
         })
         .await;
     }
@@ -84,10 +85,13 @@ async fn a_callback_that_names_another_account_moves_no_request() {
         (sender.count(CallbackOutcome::Quarantined), sender.count(CallbackOutcome::Stored)),
         (2, 0)
     );
-    assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [DeviceState::Pending]);
+    assert_eq!(
+        states(&get_status(&mut client, status_call(&id)).await.unwrap()),
+        [DeviceState::Pending]
+    );
     assert_eq!(sender.post(&named(upstream.accounts[0].as_str())).await, 200);
     eventually("its own account's callback is folded", async || {
-        states(&ask(&mut gateway.client().await, question(&id)).await.unwrap())
+        states(&get_status(&mut gateway.client().await, status_call(&id)).await.unwrap())
             == [DeviceState::Failed]
     })
     .await;

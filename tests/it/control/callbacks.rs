@@ -203,7 +203,7 @@ async fn a_callback_in_quarantine_is_shown_without_passwords() {
     assert_eq!(shown, masked.replace('\u{1b}', r"\u{1b}") + "\n");
     assert_eq!(told(&file, &["quarantine", "show", "2"]).await, "[]\n");
 
-    // The log says who read which callback, whatever its filter is.
+    // The log says who read which callback, with any filter.
     process.terminate();
     let (_, log) = process.wait().await;
     let audited: Vec<serde_json::Value> = log

@@ -69,7 +69,7 @@ async fn logins_that_are_stopped_say_so_everywhere_and_go_on_when_an_operator_sa
             && said.contains("`thingspace-gateway unblock test`"),
         "{said}"
     );
-    // What the gateway knows, and whether it serves, has nothing to do with it.
+    // Stored states and readiness do not depend on logins.
     upstream.sim.finish_all(&id, thingspace_gateway::simulator::DeviceResult::Success);
     let mut all = health(process.address, "").await;
     becomes(&mut all, ServingStatus::Serving).await;
@@ -140,7 +140,7 @@ async fn unblock_in_a_loop_never_locks_the_user() {
     let said = told(&file, &["status"]).await;
     assert!(said.contains("locks the user at 5") && said.contains("--force"), "{said}");
 
-    // Somebody logs in elsewhere, with the password that the file then holds.
+    // An operator logs in elsewhere, with the password that the file then holds.
     upstream.sim.unlock();
     write_password(&upstream, "simulator-password");
     let said = told(&file, &["unblock", "test", "--force"]).await;
@@ -185,7 +185,7 @@ async fn force_without_a_login_elsewhere_is_believed_once() {
         .await;
     };
     let [account, others] = [0, 1].map(|set| config.credentials[set].accounts[0].to_string());
-    // With the one that a new store assumes there are four.
+    // A new store assumes one rejection, so four count.
     is_rejected(&account, 1).await;
     is_rejected(&others, 3).await;
     told(&file, &["unblock", "test", "--force"]).await;
@@ -221,7 +221,7 @@ async fn force_without_a_login_elsewhere_is_believed_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_missing_password_file_is_told_to_callers_and_operators() {
+async fn a_missing_password_file_is_reported_to_callers_and_operators() {
     let upstream = Upstream::manual().await;
     let password = upstream.dir.path().join("password");
     let away = upstream.dir.path().join("away");
@@ -306,7 +306,7 @@ async fn rejections_with_odd_statuses_never_lock_the_user() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_stopped_is_said_after_a_restart_without_a_call() {
+async fn stopped_logins_are_reported_after_a_restart_without_a_call() {
     let upstream = Upstream::manual().await;
     write_password(&upstream, "wrong");
     let config = upstream.quiet();
@@ -326,7 +326,7 @@ async fn what_was_stopped_is_said_after_a_restart_without_a_call() {
 
 /// Two sets of credentials hold one user, and then the password of one set is changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_sets_that_disagree_about_a_user_are_told_once() {
+async fn two_sets_with_different_passwords_of_a_user_are_reported_once() {
     const AT_ODDS: &str = "two sets of credentials hold the same user";
     let upstream = Upstream::manual().await;
     let mut config = upstream.quiet();

@@ -80,7 +80,11 @@ async fn a_wrong_settlement_can_be_corrected() {
     let done = told(&["--request-id", wrong.as_str(), "--force"]).await;
     assert!(done.contains("Not confirmed: the devices"), "{done}");
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), wrong);
-    assert_eq!(devices(&ask(&mut client, question(&wrong)).await.unwrap()), [iccid(0)], "believed");
+    assert_eq!(
+        devices(&get_status(&mut client, status_call(&wrong)).await.unwrap()),
+        [iccid(0)],
+        "believed"
+    );
     let mut watching = watch(&mut client, &wrong, "").await.unwrap();
     let (_, token) = watching.event().await;
 
@@ -89,9 +93,9 @@ async fn a_wrong_settlement_can_be_corrected() {
     let done = told(&["--request-id", right.as_str(), "--force"]).await;
     assert!(!done.contains("Not confirmed"), "{done}");
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), right);
-    assert_eq!(devices(&ask(&mut client, question(&right)).await.unwrap()), [iccid(0)]);
+    assert_eq!(devices(&get_status(&mut client, status_call(&right)).await.unwrap()), [iccid(0)]);
     // The other one is an external request with its own devices.
-    assert_eq!(devices(&ask(&mut client, question(&wrong)).await.unwrap()), [iccid(1)]);
+    assert_eq!(devices(&get_status(&mut client, status_call(&wrong)).await.unwrap()), [iccid(1)]);
     // Its watch ends. The resumed watch begins with a snapshot.
     assert_eq!(kind(&watching.next().await.unwrap_err()).0, Code::Unavailable);
     let mut resumed = watch(&mut client, &wrong, &token).await.unwrap();
@@ -105,13 +109,13 @@ async fn a_wrong_settlement_can_be_corrected() {
     // Each new settlement replaces the last one, also after a restart.
     told(&["--request-id", wrong.as_str(), "--force"]).await;
     told(&["--request-id", right.as_str(), "--force"]).await;
-    assert_eq!(devices(&ask(&mut client, question(&wrong)).await.unwrap()), [iccid(1)]);
+    assert_eq!(devices(&get_status(&mut client, status_call(&wrong)).await.unwrap()), [iccid(1)]);
     told(&["--not-placed", "--force"]).await;
     process.kill();
     let process = Process::serve(&upstream.quiet(), upstream.dir.path());
     let mut client = process.client().await;
     assert_eq!(
-        devices(&ask(&mut client, question(&right)).await.unwrap()),
+        devices(&get_status(&mut client, status_call(&right)).await.unwrap()),
         [iccid(0)],
         "as ThingSpace says"
     );

@@ -37,7 +37,7 @@ impl Alone {
         Process::launch(&self.config, self.upstream.dir.path())
     }
 
-    /// The gateway is not ready, and everybody says why and what to do.
+    /// The gateway is not ready, and `status`, log and errors say why and what to do.
     async fn waits_for(&self, process: &Process, what: &str) {
         let url = format!("http://{}/readyz", process.admin);
         let answer = within("/readyz", reqwest::get(url)).await.unwrap();
@@ -63,8 +63,8 @@ impl Alone {
         assert_eq!(self.upstream.sim.ledger().orders.len(), 1);
     }
 
-    /// An operator accepts the loss; the gateway becomes ready and waits for another operator's
-    /// word before it logs in.
+    /// An operator accepts the loss. The gateway becomes ready, but does not log in before
+    /// `unblock`.
     async fn accept(&self, process: &Process) {
         let logins = self.upstream.sim.ledger().logins();
         let said = told(&self.file, &["store", "accept-loss"]).await;
@@ -128,7 +128,7 @@ async fn a_gateway_whose_store_has_no_usable_record_waits_for_the_record_or_an_o
     }
 }
 
-/// While it runs, a record that cannot be written costs nothing yet; an operator has to know.
+/// A record that cannot be written stops nothing while the gateway runs, but operators are told.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_says_that_the_record_cannot_be_written_until_it_can() {
     let alone = Alone::stopped().await;
@@ -148,7 +148,7 @@ async fn status_says_that_the_record_cannot_be_written_until_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn accepting_that_the_file_was_removed_forgets_nothing_and_says_so() {
+async fn accepting_the_loss_of_a_removed_file_loses_nothing() {
     let alone = Alone::stopped().await;
     let process = Process::serve(&alone.config, alone.upstream.dir.path());
     fs::remove_file(&alone.config.store.path).unwrap();

@@ -1,12 +1,12 @@
-//! The count of rejected logins goes missing while the user is close to being locked.
+//! The count of rejected logins is lost while the user is close to being locked.
 
 use super::*;
 
 /// At ThingSpace's fifth rejection in a row the user is locked.
 const REJECTIONS: u32 = 4;
 
-/// The cell of the login's guard is purged while one replica lives and remembers the count, and
-/// another one starts that knows nothing. Neither may log in.
+/// The cell of the login guard is purged while one replica runs and remembers the count, and
+/// another one starts without it. Neither may log in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purged_count_of_logins_stops_them_until_an_operator_decides() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);

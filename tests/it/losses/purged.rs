@@ -1,5 +1,5 @@
-//! Events that were purged in the middle of a request's history: what is left of it must not be
-//! told as if it were all.
+//! Events that were purged in the middle of a request's log: the rest must not be shown as if it
+//! were complete.
 
 use thingspace_gateway::{proto::esim::RequestState, simulator::DeviceResult};
 use tonic::Code;
@@ -10,15 +10,15 @@ use crate::{harness::*, nats_server::NatsServer, replicas::stop};
 const DEVICES: usize = 3;
 
 /// The order's events are purged, and a status answer that names one device of three is left. No
-/// replica tells the request by that, also not one that has read the whole history before.
+/// replica shows the request with one device, not even one that has read the whole log before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_left_of_a_purged_history_is_not_told_as_the_whole() {
+async fn a_request_with_purged_events_is_not_shown() {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
     let gateways = upstream.replicas(&upstream.quiet(), &nats.url()).await;
     let mut client = gateways[0].client().await;
     let id = place(&mut client, "key", 0..DEVICES).await.unwrap();
     upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
-    let before = ask(&mut client, question(&id)).await.unwrap();
+    let before = get_status(&mut client, status_call(&id)).await.unwrap();
     assert_eq!((before.revision, before.state()), (2, RequestState::Pending));
 
     let events = admin(&nats).await.get_stream("gw_events").await.unwrap();
@@ -35,7 +35,7 @@ async fn what_is_left_of_a_purged_history_is_not_told_as_the_whole() {
     for gateway in &gateways {
         let mut client = gateway.client().await;
         for _ in 0..2 {
-            let refused = ask(&mut client, question(&id)).await.unwrap_err();
+            let refused = get_status(&mut client, status_call(&id)).await.unwrap_err();
             assert_eq!(kind(&refused), (Code::NotFound, "REQUEST_NOT_FOUND".to_owned()));
         }
         // The key is known: it still leads to the request, and orders nothing.

@@ -1,9 +1,7 @@
-//! What callers, ThingSpace and the store have to see, line by line; the driver next door makes it
-//! happen.
+//! The expected results for callers, ThingSpace and the store, line by line.
 //!
-//! A line holds for a failure before the effect and for the same after it: the gateway cannot tell
-//! them apart, so it must not behave differently. ThingSpace goes on failing like this until the
-//! caller has its answer.
+//! A line holds for a failure before the effect and after it: the gateway cannot tell them apart,
+//! so it must behave in the same way. ThingSpace keeps failing until the caller has its answer.
 
 use thingspace_gateway::simulator::Endpoint;
 use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
@@ -11,16 +9,16 @@ use tonic::Code::{self, FailedPrecondition, ResourceExhausted, Unavailable};
 use Key::{Free, Unknown};
 use test_support::failure::Failure::{self, *};
 
-/// What has become of the order's key: what the same call does next.
+/// The state of the order's key, which decides what the same call does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
     /// Nothing was placed: the next call places the order.
     Free,
-    /// The order may exist: the next call reads the same again, and sends nothing.
+    /// The order may exist: the next call gets the same error, and sends nothing.
     Unknown,
 }
 
-/// Calls upstream from the caller's call to its answer, those that failed and those that did not.
+/// The calls to ThingSpace, failed or not, between the caller's call and its answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Calls {
     pub token: u64,
@@ -87,7 +85,7 @@ pub const LOGIN: [Line<Key>; 17] = [
     (LargeHead, DOWN, calls(0, 2, 1, 0), Free),
 ];
 
-/// An order that fails itself. It is sent once, unless ThingSpace says that it was turned away.
+/// A failing order. It is sent once, unless ThingSpace says that it refused it before execution.
 pub const DOWNLOAD: [Line<Key>; 17] = [
     (Hang, UNKNOWN, calls(0, 0, 1, 0), Unknown),
     (Unauthorized, DOWN, calls(2, 0, 1, 0), Free),
@@ -108,8 +106,8 @@ pub const DOWNLOAD: [Line<Key>; 17] = [
     (LargeHead, UNKNOWN, calls(0, 0, 1, 0), Unknown),
 ];
 
-/// A question about a pending request, which is repeated twice where that may help. What is stored
-/// stays as it was.
+/// A status query about a pending request. It is repeated twice where that may help, and the stored
+/// state stays.
 pub const STATUS: [Line<()>; 17] = [
     (Hang, DOWN, calls(0, 0, 0, 3), ()),
     (Unauthorized, DOWN, calls(3, 0, 0, 2), ()),
@@ -130,8 +128,8 @@ pub const STATUS: [Line<()>; 17] = [
     (LargeHead, DOWN, calls(0, 0, 0, 3), ()),
 ];
 
-/// After the effect these say that an order was not executed although it was. There is nothing else
-/// to go by, so here, and only here, the gateway may order twice.
+/// After the effect, these answers say that an order was not executed although it was. Only in
+/// these cases may the gateway order twice.
 pub fn is_a_lie(endpoint: Endpoint, failure: Failure) -> bool {
     endpoint == Endpoint::Download && matches!(failure, Unauthorized | Forbidden | Throttled)
 }

@@ -1,4 +1,4 @@
-//! Orders while nobody listens.
+//! Orders while no host listens.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use tonic::{Code, Status};
 
 use super::*;
 
-/// A simulator whose power can be cut, and which comes back on the same port.
+/// A simulator that can be stopped and restarted on the same port.
 struct Outlet {
-    /// Keeps the port from others. It does not listen, so nobody is connected by it.
+    /// Keeps the port from others. It does not listen, so no connection is accepted.
     socket: TcpSocket,
 }
 
@@ -27,7 +27,7 @@ impl Outlet {
         Self { socket }
     }
 
-    /// A configuration for the ThingSpace there, with the usual secrets.
+    /// A configuration for this simulator, with the usual secrets.
     fn config(&self, files: &Upstream) -> Config {
         let mut config = files.config();
         config.thingspace.base_url = format!("http://{}/api", self.socket.local_addr().unwrap());
@@ -56,16 +56,15 @@ impl Powered {
     }
 }
 
-/// A gateway that has both tokens and no connection for an order, and a ThingSpace that has just
-/// gone away.
+/// A gateway that has both tokens but no connection, and a ThingSpace that was just stopped.
 async fn cut_off(files: &Upstream, outlet: &Outlet, config: Config) -> Gateway {
     let gateway = Gateway::start(config).await;
     let client = gateway.client().await;
     let powered = outlet.power().await;
     let elsewhere = powered.sim.add_request(files.accounts[0].clone(), []);
-    eventually("a question is answered", || {
-        let (mut client, question) = (client.clone(), question(&elsewhere));
-        async move { ask(&mut client, question).await.is_ok() }
+    eventually("a status call is answered", || {
+        let (mut client, status_call) = (client.clone(), status_call(&elsewhere));
+        async move { get_status(&mut client, status_call).await.is_ok() }
     })
     .await;
     powered.cut().await;
@@ -107,12 +106,12 @@ async fn an_order_that_never_left_frees_its_key() {
     assert_eq!((ledger.times_ordered(&eid(0)), ledger.times_ordered(&eid(1))), (0, 1));
 }
 
-/// It is tried again a little later, and no longer than that, however much time its caller has.
+/// An order is retried for a short time only, even if its caller has more time.
 #[tokio::test]
 async fn an_order_that_cannot_leave_is_soon_its_caller_s_to_repeat() {
     let (files, outlet) = (Upstream::manual().await, Outlet::new());
     let mut config = outlet.config(&files);
-    // Nothing but the retries ends the trying.
+    // Only the number of retries ends the attempts.
     config.thingspace.breaker_failures = 100;
     config.grpc.max_deadline = Duration::from_mins(10);
     let gateway = cut_off(&files, &outlet, config).await;
@@ -128,10 +127,10 @@ async fn an_order_that_cannot_leave_is_soon_its_caller_s_to_repeat() {
     assert_eq!(powered.sim.ledger().times_ordered(&eid(0)), 1);
 }
 
-/// Turned away for a token that is handed out again: that it was not executed is only what
-/// ThingSpace says, so its caller decides.
+/// ThingSpace refuses the order because of its token, and renewals return the same token. That it
+/// was not executed is known only from ThingSpace, so the caller decides about another attempt.
 #[tokio::test]
-async fn an_order_that_was_turned_away_is_not_tried_again() {
+async fn a_refused_order_is_not_retried() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = gateway.client().await;
@@ -154,7 +153,7 @@ async fn an_order_that_was_turned_away_is_not_tried_again() {
 async fn a_drain_does_not_wait_for_orders_that_cannot_leave() {
     let (files, outlet) = (Upstream::manual().await, Outlet::new());
     let mut config = outlet.config(&files);
-    // Longer than anybody here waits.
+    // Longer than this test waits.
     config.grpc.drain = Duration::from_mins(10);
     let gateway = cut_off(&files, &outlet, config).await;
     let client = gateway.client().await;
@@ -162,7 +161,7 @@ async fn a_drain_does_not_wait_for_orders_that_cannot_leave() {
     short_of_time(client).await;
     gateway.stop().await;
     let status = waiting.await.unwrap().unwrap_err();
-    // It has two retries at random moments, so it may have given up by itself just before.
+    // Its two retries come at random times, so it may already have failed.
     let own = reason(&status) == "UPSTREAM_UNAVAILABLE";
     assert_is(&status, Code::Unavailable, if own { "UPSTREAM_UNAVAILABLE" } else { "DRAINING" });
 
@@ -175,7 +174,7 @@ async fn waiting_order(mut client: Client) -> Result<DownloadProfileResponse, St
     send(&mut client, order("waiting", [0])).await
 }
 
-/// An order that gives up after having been tried again: by then one with more time has been tried,
+/// An order that fails after its retries. Until then, an order with a longer deadline was tried,
 /// too.
 async fn short_of_time(mut client: Client) {
     let call = with_deadline(order("short", [2]), Duration::from_millis(1_200));

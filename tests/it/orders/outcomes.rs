@@ -1,4 +1,4 @@
-//! Each thing that can come of a POST, as its caller sees it, and what the same key does next.
+//! Each outcome of a POST, as its caller sees it, and what the same key does next.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const JSON: &str = "application/json; charset=UTF-8";
 const REFUSED: &str = r#""errorCode":"UnifiedWebService.REQUEST_FAILED.DeviceNotFound""#;
 const HTML: &str = "text/html;charset=UTF-8";
 
-/// What the status of an order of unknown fate says of it.
+/// Returns the order's id and the time that the error of an unknown order has.
 #[track_caller]
 fn unknown_order(status: &Status) -> (String, String) {
     assert_is(status, Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN");
@@ -44,7 +44,7 @@ fn api_fault(status: u16, code: u32) -> What {
     answer(status, JSON, &serde_json::json!({"fault": {"code": code, "message": "no"}}).to_string())
 }
 
-/// Whatever token has run out, the caller sees an answer and nothing else.
+/// An expired token of either kind is renewed, and the caller gets an answer.
 #[tokio::test]
 async fn a_token_that_runs_out_costs_no_caller_an_error() {
     let refusals = [
@@ -225,7 +225,7 @@ async fn thingspace_itself_refuses_accounts_and_plans() {
 }
 
 #[tokio::test]
-async fn an_order_of_unknown_fate_is_never_sent_again() {
+async fn an_unknown_order_is_never_sent_again() {
     use When::{AfterEffect, BeforeEffect};
     let faults = [
         (BeforeEffect, answer(408, HTML, "")),
@@ -296,12 +296,12 @@ async fn an_order_of_unknown_fate_is_never_sent_again() {
         assert_eq!(unknown_order(&refused(&mut client, order(key, [n])).await), *first);
     }
     assert_eq!(orders_sent(&upstream.sim.ledger()), sent);
-    // Only their keys are burnt.
+    // Only their keys cannot be used again.
     place(&mut client, "another", [2_000]).await.unwrap();
 }
 
 #[tokio::test]
-async fn an_order_without_an_answer_in_time_is_of_unknown_fate() {
+async fn an_order_without_an_answer_in_time_is_unknown() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
     config.thingspace.order_timeout = Duration::from_millis(200);

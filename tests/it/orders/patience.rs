@@ -1,4 +1,4 @@
-//! Callers that wait for an order, in vain or not at all.
+//! Callers whose deadline ends before their order, or that hang up.
 
 use std::{
     future::{self, Future},
@@ -17,7 +17,7 @@ async fn held<F: Future<Output = ()>>(test: impl FnOnce(Upstream, Client, Gate) 
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let client = gateway.client().await;
-    // Nothing but the order itself takes its time.
+    // Only the order itself takes long.
     place(&mut client.clone(), "before", [1_000]).await.unwrap();
     let gate = Gate::default();
     upstream.sim.inject(Fault::once(
@@ -104,7 +104,7 @@ async fn a_caller_that_hangs_up_before_its_order_leaves_costs_nothing() {
     call.abort();
     assert!(call.await.unwrap_err().is_cancelled());
     gate.open();
-    // Another order: the first call has let go of its key.
+    // Another order: the first call no longer locks its key.
     let answer = send(&mut client, order("k", [1])).await.unwrap();
     assert!(!answer.replayed);
     let ledger = upstream.sim.ledger();
@@ -112,12 +112,12 @@ async fn a_caller_that_hangs_up_before_its_order_leaves_costs_nothing() {
     assert_eq!((ledger.logins(), ledger.token_requests()), (1, 1));
 }
 
-/// With orders that the rate lets through one a second.
+/// At a rate of one order a second.
 async fn slow_gateway(upstream: &Upstream) -> Gateway {
     let mut config = upstream.quiet();
     config.thingspace.calls_per_second = 1;
     let gateway = Gateway::start(config).await;
-    // The tokens are there.
+    // The gateway has its tokens.
     place(&mut gateway.client().await, "before", [1_000]).await.unwrap();
     gateway
 }
@@ -159,7 +159,7 @@ async fn an_order_that_cannot_be_sent_in_time_is_refused_at_once() {
                 assert!(!retry_delay(&status).is_zero());
                 refused += 1;
             }
-            // The first that wait are not quite served in time, on a machine that is busy.
+            // On a busy machine the first calls in the queue may miss their deadline.
             Err(status) => {
                 assert_is(&status, Code::DeadlineExceeded, "DEADLINE");
                 assert!(status.message().contains("nothing was sent"), "{status:?}");
@@ -172,7 +172,7 @@ async fn an_order_that_cannot_be_sent_in_time_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_drain_ends_what_waits_for_its_turn_and_finishes_what_was_sent() {
+async fn a_drain_ends_calls_that_wait_for_a_permit_and_finishes_orders_that_were_sent() {
     const ORDERS: usize = 50;
     let upstream = Upstream::manual().await;
     let gateway = slow_gateway(&upstream).await;

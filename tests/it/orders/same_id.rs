@@ -1,5 +1,4 @@
-//! ThingSpace answers an order with the id of another order's request, or of a request that was
-//! made elsewhere.
+//! ThingSpace answers an order with the id of another order's request, or of an external request.
 
 use bytes::Bytes;
 use thingspace_gateway::{
@@ -38,7 +37,7 @@ async fn the_second_order_with_an_id_is_unknown_and_the_first_keeps_its_devices(
         assert!(!format!("{status:?}").contains(id.as_str()), "it is not its own: {status:?}");
     }
     assert_eq!(place(&mut client, "first", [0]).await.unwrap(), id);
-    let devices = ask(&mut client, question(&id)).await.unwrap().devices;
+    let devices = get_status(&mut client, status_call(&id)).await.unwrap().devices;
     assert_eq!(devices.len(), 1);
     assert_eq!(devices[0].identifiers.as_ref().unwrap().eid, device(0).eid);
     assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 2, "never sent again");
@@ -52,7 +51,7 @@ async fn the_second_order_with_an_id_is_unknown_and_the_first_keeps_its_devices(
     );
 }
 
-/// The next order is answered with the id of a request that was made elsewhere.
+/// The next order is answered with the id of an external request.
 fn answer_with(upstream: &Upstream, id: &str) {
     let what = What::request_id(&format!("\"{id}\""));
     upstream.sim.inject(Fault::once(Endpoint::Download, When::AfterEffect, what));
@@ -75,8 +74,8 @@ async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
     upstream.sim.finish_all(&known[2], DeviceResult::Success);
     for (n, id) in known.iter().enumerate() {
         let asked = if n == 3 { other_account } else { ACCOUNT };
-        let asked = GetRequestStatusRequest { account_name: asked.to_owned(), ..question(id) };
-        ask(&mut client, asked).await.unwrap();
+        let asked = GetRequestStatusRequest { account_name: asked.to_owned(), ..status_call(id) };
+        get_status(&mut client, asked).await.unwrap();
     }
     let capitals = known[0].as_str().to_ascii_uppercase();
     known.push(RequestId::parse(&capitals).unwrap());
@@ -93,7 +92,7 @@ async fn an_id_of_a_request_with_other_devices_leaves_the_order_unknown() {
         }
     }
     assert_eq!(upstream.sim.ledger().calls(Endpoint::Download), 5, "never sent again");
-    let devices = ask(&mut client, question(&known[0])).await.unwrap().devices;
+    let devices = get_status(&mut client, status_call(&known[0])).await.unwrap().devices;
     assert_eq!(devices[0].identifiers.as_ref().unwrap().iccid, device(5).iccid);
     process.terminate();
     let (_, lines) = process.wait().await;
@@ -109,16 +108,18 @@ async fn an_order_whose_request_was_looked_up_before_the_answer_has_it() {
     let mut client = gateway.client().await;
     let order = HeldOrder::begin(&upstream, &client, "k", 0..2).await;
     let id = order.id.clone();
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
+    assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap().devices.len(), 2);
     upstream.sim.finish_all(&id, DeviceResult::Success);
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().state(), RequestState::Succeeded);
+    assert_eq!(
+        get_status(&mut client, status_call(&id)).await.unwrap().state(),
+        RequestState::Succeeded
+    );
     assert_eq!(order.answer().await.unwrap(), id);
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap().devices.len(), 2);
+    assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap().devices.len(), 2);
     gateway.stop().await;
 }
 
-/// Callbacks of a request made elsewhere told its devices before the order was answered with its
-/// id.
+/// Callbacks of an external request named its devices before the order was answered with its id.
 #[tokio::test]
 async fn an_id_whose_callbacks_named_other_devices_leaves_the_order_unknown() {
     let upstream = Upstream::manual().await;
@@ -205,7 +206,7 @@ async fn taken_back_after_a_restart(second_id: &str) {
     let status = place(&mut client, "second", [1]).await.unwrap_err();
     assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
     for asked in &ids {
-        let status = ask(&mut client, question(asked)).await.unwrap();
+        let status = get_status(&mut client, status_call(asked)).await.unwrap();
         assert_eq!((&*status.request_id, status.devices.len()), (id.as_str(), 1));
         assert_eq!(status.devices[0].identifiers.as_ref().unwrap().eid, device(0).eid);
     }

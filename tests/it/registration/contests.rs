@@ -1,4 +1,4 @@
-//! Registrations that cannot hold: another gateway at the same address, and listings that do not
+//! Registrations that cannot last: another gateway at the same address, and listings that do not
 //! show what was registered.
 
 use thingspace_gateway::{

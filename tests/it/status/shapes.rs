@@ -1,4 +1,4 @@
-//! However ThingSpace writes its answers.
+//! The ways in which ThingSpace writes its answers.
 
 use thingspace_gateway::simulator::{Identifiers, Overall, Words};
 
@@ -34,12 +34,12 @@ async fn answers_of_any_shape_are_understood() {
         let id = place(&mut client, &format!("k{at}"), 0..4).await.unwrap();
         upstream.sim.finish(&id, &device(0).eid, DeviceResult::Success);
         upstream.sim.finish(&id, &device(2).eid, DeviceResult::Failed);
-        let status = ask(&mut client, question(&id)).await.unwrap();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
         assert_eq!(states(&status), [Succeeded, Pending, Failed, Pending], "{shape:?}");
         assert_eq!(status.state(), RequestState::Pending, "{shape:?}");
         upstream.sim.finish(&id, &device(1).eid, DeviceResult::Failed);
         upstream.sim.finish(&id, &device(3).eid, DeviceResult::Success);
-        let status = ask(&mut client, question(&id)).await.unwrap();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
         assert_eq!(states(&status), [Succeeded, Failed, Failed, Succeeded], "{shape:?}");
         assert_eq!(status.state(), RequestState::PartiallySucceeded, "{shape:?}");
         assert_eq!(status.revision, 3);
@@ -77,7 +77,11 @@ async fn a_success_beside_an_unknown_part_is_told_only_if_the_whole_succeeded() 
         };
         upstream.sim.inject(Fault::once(Endpoint::Status, When::BeforeEffect, answer));
         let told = if overall == "Success" { Succeeded } else { Pending };
-        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [told], "{body}");
+        assert_eq!(
+            states(&get_status(&mut client, status_call(&id)).await.unwrap()),
+            [told],
+            "{body}"
+        );
     }
     gateway.stop().await;
 }
@@ -94,9 +98,9 @@ async fn an_answer_without_devices_holds_for_all() {
     ];
     for (outcome, device, request) in ends {
         let id = place(&mut client, &format!("{outcome:?}"), 0..2).await.unwrap();
-        assert_eq!(states(&ask(&mut client, question(&id)).await.unwrap()), [Pending; 2]);
+        assert_eq!(states(&get_status(&mut client, status_call(&id)).await.unwrap()), [Pending; 2]);
         upstream.sim.finish_all(&id, outcome);
-        let status = ask(&mut client, question(&id)).await.unwrap();
+        let status = get_status(&mut client, status_call(&id)).await.unwrap();
         assert_eq!((states(&status), status.state()), (vec![device; 2], request));
     }
     gateway.stop().await;
@@ -123,10 +127,10 @@ async fn odd_words() {
     for (at, (word, _)) in words.iter().enumerate() {
         upstream.sim.finish(&id, &device(at).eid, DeviceResult::Word(word));
     }
-    let status = ask(&mut client, question(&id)).await.unwrap();
+    let status = get_status(&mut client, status_call(&id)).await.unwrap();
     assert_eq!(states(&status), words.map(|(_, state)| state));
-    // Nobody goes back, whatever is said later.
+    // A final state never changes, with any later answer.
     upstream.sim.finish_all(&id, DeviceResult::Word("In Progress"));
-    assert_eq!(ask(&mut client, question(&id)).await.unwrap(), status);
+    assert_eq!(get_status(&mut client, status_call(&id)).await.unwrap(), status);
     gateway.stop().await;
 }

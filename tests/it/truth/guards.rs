@@ -18,11 +18,11 @@ const LOST: Told = Told {
 };
 
 impl Observed {
-    /// Logins are stopped and everybody says so, until an operator has logged in elsewhere.
+    /// Logins are stopped and all sources say so, until an operator has logged in elsewhere.
     async fn goes_on_once_forced(self) {
-        eventually("everybody says that it is lost", async || self.agrees(&LOST).await).await;
+        eventually("all sources report the loss", async || self.agrees(&LOST).await).await;
         assert_eq!(reason(&self.order("blocked").await.unwrap_err()), LOST.reason);
-        assert!(self.agrees(&LOST).await, "after a call everybody says the same");
+        assert!(self.agrees(&LOST).await, "all sources agree after a call");
         told(&self.file, &["unblock", "test", "--force"]).await;
         eventually_ok("orders are taken", async || self.order("forced").await).await;
         eventually("all is well", async || self.agrees(&WELL).await).await;
@@ -34,7 +34,7 @@ impl Observed {
     }
 }
 
-/// From the start until the guard was read, nobody says that logins may be made.
+/// From the start until the guard was read, no source says that logins are possible.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_count_of_logins_is_lost_with_the_store() {
     let observed = Observed::embedded().await;

@@ -15,7 +15,7 @@ use Failure::{
 pub enum Failure {
     /// No answer, ever.
     Hang,
-    /// 401, with a bearer (a key) that is good.
+    /// 401 for a token or key that is valid.
     Unauthorized,
     /// 403 in XML, which says 404.
     Forbidden,
@@ -33,19 +33,19 @@ pub enum Failure {
     Truncated,
     /// The connection is reset.
     Reset,
-    /// A byte now and then, for longer than anybody waits.
+    /// One byte at a time, for longer than any time limit.
     Trickle,
-    /// The connection ends, and nothing was said.
+    /// The connection ends without an answer.
     Silence,
     /// The connection ends in the middle of the body.
     Cut,
     /// 200 without a body.
     Empty,
-    /// 307 to another place.
+    /// 307 to another path.
     Redirect,
     /// 200 with a body of more than 16 MiB.
     LargeBody,
-    /// More headers than anybody needs.
+    /// More headers than a client accepts.
     LargeHead,
 }
 

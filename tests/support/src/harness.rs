@@ -9,9 +9,9 @@ mod upstream;
 mod wait;
 
 pub use calls::{
-    ACCOUNT, HeldOrder, Watching, ask, device, kind, order, place, question, reason, states,
-    upstream_device, watch,
+    ACCOUNT, HeldOrder, Watching, device, get_status, kind, order, place, reason, states,
+    status_call, upstream_device, watch,
 };
 pub use process::{Process, binary, serve_command, write_config};
 pub use upstream::{Client, Gateway, Upstream, channel, connect};
-pub use wait::{DEADLINE, eventually, eventually_ok, within};
+pub use wait::{DEADLINE, eventually, eventually_ok, usable, within};

@@ -3,7 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     missing_debug_implementations,
-    reason = "a test that cannot continue has failed, and nobody prints these types"
+    reason = "a test that cannot continue has failed, and these types are not printed"
 )]
 
 pub mod failure;

@@ -1,9 +1,9 @@
-//! Real NATS servers for one test, alone or as a cluster of three, which it may kill, freeze and
-//! start again.
+//! Real NATS servers for one test: a single one, or a cluster of three. A test may kill, freeze and
+//! restart them.
 //!
-//! They are `target/tools/bin/nats-server`, which `make tools` installs, or what NATS_SERVER names;
-//! never the machine's own. Each process that tests has a loopback address of its own, so that
-//! ports are fixed and belong to nobody else: a server that was killed comes back where it was.
+//! The binary is `target/tools/bin/nats-server`, which `make tools` installs, or the one that
+//! NATS_SERVER names. Each test process has a loopback address of its own, so its ports are fixed
+//! and a server that was killed restarts on the same ports.
 
 use std::{
     fs::{self, File},
@@ -20,13 +20,13 @@ use futures_util::TryStreamExt as _;
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tempfile::TempDir;
 
-/// How long a server may take to do what it is told.
+/// How long a server may take to start, stop or deliver events.
 const DEADLINE: Duration = Duration::from_secs(40);
 
-/// How long it may take to answer whether it is well.
+/// The time limit for the answer of a health check.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// Between what every configuration has and what is particular to one.
+/// Separates the common lines of a configuration from those of one test.
 const MORE: &str = "# more\n";
 
 /// One server; killed when dropped.
@@ -37,7 +37,7 @@ pub struct NatsServer {
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
-    /// Absent in a cluster, which has one for all.
+    /// `None` in a cluster, whose servers share a folder.
     folder: Option<TempDir>,
 }
 
@@ -48,7 +48,7 @@ pub struct NatsCluster {
     _folder: TempDir,
 }
 
-/// Where a server listens: for clients, for other servers and for questions about its health.
+/// Where a server listens: for clients, for other servers and for health checks.
 #[derive(Debug, Clone, Copy)]
 struct Ports {
     client: SocketAddrV4,
@@ -57,12 +57,12 @@ struct Ports {
 }
 
 impl NatsServer {
-    /// A server alone, ready.
+    /// Starts a single server and waits until it is ready.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// The same, with more lines in its configuration.
+    /// Does the same, with more lines in the configuration.
     pub async fn start_with(more: &str) -> Self {
         let mut server = Self::stopped_with(more);
         server.spawn();
@@ -70,7 +70,7 @@ impl NatsServer {
         server
     }
 
-    /// A server that was not started yet; where it will be is known.
+    /// Returns a server that has its ports and was not started yet.
     pub fn stopped_with(more: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut server = Self::new("n1", Ports::next(), folder.path(), more);
@@ -81,11 +81,12 @@ impl NatsServer {
     fn new(name: &str, at: Ports, folder: &Path, more: &str) -> Self {
         let (config, log) =
             (folder.join(format!("{name}.conf")), folder.join(format!("{name}.log")));
-        let (said, store) = (log.display(), folder.join(name));
+        let (log_file, store) = (log.display(), folder.join(name));
         let store = store.display();
         let Ports { client, health, .. } = at;
         let text = format!(
-            "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\nlog_file: \"{said}\"\n\
+            "server_name: {name}\nlisten: \"{client}\"\nhttp: \"{health}\"\n\
+             log_file: \"{log_file}\"\n\
              jetstream {{ store_dir: \"{store}\", sync_interval: always, max_file_store: 16GB }}\n\
              {MORE}{more}\n"
         );
@@ -93,12 +94,12 @@ impl NatsServer {
         Self { name: name.to_owned(), at, config, log, child: None, folder: None }
     }
 
-    /// Of the machine it seems to be on.
+    /// Returns the loopback address that only this process uses.
     pub fn address(&self) -> Ipv4Addr {
         *self.at.client.ip()
     }
 
-    /// For clients.
+    /// Returns the URL for clients.
     pub fn url(&self) -> String {
         format!("nats://{}", self.at.client)
     }
@@ -107,7 +108,7 @@ impl NatsServer {
         &self.name
     }
 
-    /// Where it keeps a stream, while it does not run.
+    /// Returns the folder of a stream's files.
     fn stream_folder(&self, stream: &str) -> PathBuf {
         self.config.with_file_name(&self.name).join("jetstream/$G/streams").join(stream)
     }
@@ -141,7 +142,7 @@ impl NatsServer {
         self.restart().await;
     }
 
-    /// Waits until all events of now were delivered to so many followers.
+    /// Waits until the events that are stored now were delivered to this number of followers.
     pub async fn events_reach(&self, followers: usize) {
         let began = Instant::now();
         let admin = jetstream::new(async_nats::connect(self.url()).await.unwrap());
@@ -157,12 +158,12 @@ impl NatsServer {
         }
     }
 
-    /// Starts it, where it was and with what it had. It is not ready yet.
+    /// Starts it with the same ports and files. It is not ready when this returns.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let mut command = Command::new(binary());
         command.arg("--config").arg(&self.config).stdin(Stdio::null());
-        // It logs to its file; what it says before it can is an error.
+        // It logs to its file. Only an error at the start goes to standard error.
         self.child =
             Some(command.stdout(Stdio::null()).spawn().expect("nats-server can be started"));
     }
@@ -173,24 +174,20 @@ impl NatsServer {
         self.ready().await;
     }
 
-    /// Waits until it takes clients, and until everything it stores is there and current.
+    /// Waits until it is healthy: it accepts clients, and its streams are current.
     pub async fn ready(&mut self) {
         let began = Instant::now();
-        while !self.is_well() {
+        while !self.is_healthy() {
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
-            assert!(ended.is_none(), "{} ended ({ended:?}):\n{}", self.name, self.last_words());
-            assert!(
-                began.elapsed() < DEADLINE,
-                "{} is not ready:\n{}",
-                self.name,
-                self.last_words()
-            );
+            let (name, log) = (&self.name, self.last_lines());
+            assert!(ended.is_none(), "{name} ended ({ended:?}):\n{log}");
+            assert!(began.elapsed() < DEADLINE, "{name} is not ready:\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    fn is_well(&self) -> bool {
-        let ask = || -> std::io::Result<String> {
+    fn is_healthy(&self) -> bool {
+        let check = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect_timeout(&self.at.health.into(), ANSWER)?;
             stream.set_read_timeout(Some(ANSWER))?;
             stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
@@ -198,10 +195,10 @@ impl NatsServer {
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        ask().is_ok_and(|answer| answer.contains(" 200 "))
+        check().is_ok_and(|answer| answer.contains(" 200 "))
     }
 
-    /// Ends it at once, as a crash does.
+    /// Kills it, as a crash does.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
@@ -209,12 +206,12 @@ impl NatsServer {
         }
     }
 
-    /// It stands still, with all its connections.
+    /// Suspends it, with its connections open.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// It reads its configuration again, with other lines in it.
+    /// Lets it read its configuration again, with other additional lines.
     pub fn reload_with(&self, more: &str) {
         let text = fs::read_to_string(&self.config).unwrap();
         let (common, _) = text.split_once(MORE).unwrap();
@@ -222,7 +219,7 @@ impl NatsServer {
         self.signal(Signal::HUP);
     }
 
-    /// From now on it can write nothing to its files, as if its disk were full.
+    /// Lets its writes to files fail from now on, as on a full disk.
     pub fn fill_disk(&self) {
         let maximum = getrlimit(Resource::Fsize).maximum;
         prlimit(Some(self.pid()), Resource::Fsize, Rlimit { current: Some(1), maximum }).unwrap();
@@ -232,13 +229,13 @@ impl NatsServer {
         self.signal(Signal::CONT);
     }
 
-    /// It gives away what it leads, sends its clients elsewhere and ends; waits for that.
+    /// Stops it in lame-duck mode, and waits for its end.
     pub async fn lame_duck(&mut self) {
         self.signal(Signal::USR2);
         self.ended().await;
     }
 
-    /// It ends in order.
+    /// Stops it with SIGTERM, and waits for its end.
     pub async fn stop(&mut self) {
         self.signal(Signal::TERM);
         self.ended().await;
@@ -248,12 +245,8 @@ impl NatsServer {
         let began = Instant::now();
         let mut child = self.child.take().expect("it runs");
         while child.try_wait().unwrap().is_none() {
-            assert!(
-                began.elapsed() < DEADLINE,
-                "{} does not end:\n{}",
-                self.name,
-                self.last_words()
-            );
+            let (name, log) = (&self.name, self.last_lines());
+            assert!(began.elapsed() < DEADLINE, "{name} does not end:\n{log}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -267,7 +260,8 @@ impl NatsServer {
         Pid::from_raw(child.id().cast_signed()).expect("a child has a process id")
     }
 
-    fn last_words(&self) -> String {
+    /// Returns the last lines of its log.
+    fn last_lines(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
@@ -281,7 +275,7 @@ impl Drop for NatsServer {
 }
 
 impl NatsCluster {
-    /// Three servers, ready.
+    /// Starts three servers and waits until they are ready.
     pub async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ports = [Ports::next(), Ports::next(), Ports::next()];
@@ -297,12 +291,12 @@ impl NatsCluster {
         Self { servers, _folder: folder }
     }
 
-    /// Of all servers, separated by commas.
+    /// Returns the URLs of all servers, separated by commas.
     pub fn url(&self) -> String {
         self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
 
-    /// The server with this name, such as the leader of a stream.
+    /// Returns the server with this name, for example the leader of a stream.
     pub fn named(&mut self, name: &str) -> &mut NatsServer {
         self.servers
             .iter_mut()
@@ -319,8 +313,8 @@ fn cluster(at: &Ports, all: &[Ports]) -> String {
 }
 
 impl Ports {
-    /// Those of one more server of this process: 127.0.0.0/8 is the machine's own, and process ids
-    /// are unique on it.
+    /// Returns the ports of one more server. The address contains the process id, which is unique
+    /// on this machine, as all of 127.0.0.0/8 is.
     fn next() -> Self {
         const FIRST: u16 = 20_000;
         static NEXT: AtomicU16 = AtomicU16::new(FIRST);
@@ -333,7 +327,7 @@ impl Ports {
     }
 }
 
-/// Copies a folder, in place of what is there.
+/// Replaces a folder by a copy of another one.
 fn copy_folder(from: &Path, to: &Path) {
     if to.exists() {
         fs::remove_dir_all(to).unwrap();

@@ -99,8 +99,8 @@ fn nats_needs_servers_and_its_files_but_no_path() {
         "store.nats.url: must have no path",
         "store.nats.url: is not a URL",
         "store.nats.url: has a port that does not exist",
-        "store.nats: cert_file and key_file belong together",
-        "store.nats: username_file and password_file belong together",
+        "store.nats.key_file: is required with cert_file",
+        "store.nats.password_file: is required with username_file",
         "store.nats.username_file: cannot be used together",
     ];
     assert_begin(&bounds(&config), &problems);

@@ -14,7 +14,9 @@ use crate::{
     config::record_path,
     store::{
         Loss, StoreError,
-        embedded::{clock::Clocks, file, loss::report, record::FoundRecord, tables::Incarnation},
+        embedded::{
+            clock::Clocks, file, loss::log_loss, record::FoundRecord, tables::StoreIdentity,
+        },
     },
 };
 
@@ -61,7 +63,7 @@ impl Committer {
         if found == known {
             return;
         }
-        let loss = found.map(|kind| (kind, report(kind, &self.file.path)));
+        let loss = found.map(|kind| (kind, log_loss(kind, &self.file.path)));
         if loss.is_none() {
             tracing::info!(path = %self.file.path.display(), "the store's file is back");
         }
@@ -118,7 +120,7 @@ impl Committer {
                 ));
             }
             Some(LossKind::Removed) => {
-                self.put_back().map_err(|error| StoreError::Unavailable(error.to_string()))?;
+                self.put_back().map_err(StoreError::unavailable)?;
                 self.shared.drop_database();
                 self.reopen(Instant::now(), super::FIRST_RETRY);
                 self.check_file();
@@ -129,11 +131,11 @@ impl Committer {
             ) => {
                 let mut begun = None;
                 self.write(|txn, _| {
-                    begun = Some(Incarnation::begin(txn)?);
+                    begun = Some(StoreIdentity::begin(txn)?);
                     Ok(true)
                 })?;
-                if let Some(incarnation) = begun {
-                    self.begin(incarnation);
+                if let Some(identity) = begun {
+                    self.begin(identity);
                 }
             }
         }
@@ -143,10 +145,10 @@ impl Committer {
         Ok(lost.map(|(_, loss)| loss).or_else(restored))
     }
 
-    fn begin(&mut self, incarnation: Incarnation) {
+    fn begin(&mut self, identity: StoreIdentity) {
         {
             let mut state = self.shared.state();
-            state.incarnation = incarnation;
+            state.identity = identity;
             state.loss = None;
         }
         self.write_record();

@@ -109,7 +109,7 @@ async fn a_full_disk_is_not_touched_and_what_is_stored_can_be_read() {
 
 /// A quota shows only when a write fails. The file is not repaired for each attempt.
 #[tokio::test]
-async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
+async fn a_disk_with_a_quota_is_tried_rarely() {
     let (_folder, path) = place();
     let (store, disk) = Disk::with_quota(&path, CACHE);
     let log = contract::new_log();
@@ -133,7 +133,7 @@ async fn a_disk_that_does_not_tell_that_it_is_full_is_tried_now_and_then() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_settled_in_time_is_ambiguous_and_can_be_repeated() {
+async fn a_write_that_is_not_settled_in_time_is_unknown_and_can_be_repeated() {
     let (_folder, path) = place();
     let (store, disk) = Disk::store(&path, CACHE);
     let (log, id) = (contract::new_log(), Uuid::new_v4());
@@ -169,7 +169,7 @@ async fn closing_does_not_wait_for_a_dead_disk() {
 
 /// Another store under the same name is not written.
 #[tokio::test]
-async fn another_file_is_not_taken_for_ours() {
+async fn another_file_is_not_used() {
     let (_folder, path) = place();
     let (store, disk) = Disk::store(&path, CACHE);
     let log = contract::new_log();

@@ -205,7 +205,7 @@ async fn a_store_whose_record_is_gone_or_unreadable_waits_for_the_record_or_an_o
 }
 
 #[tokio::test]
-async fn a_record_that_cannot_be_written_is_said_until_it_can() {
+async fn a_record_that_cannot_be_written_is_reported_until_it_can() {
     let (_folder, path) = place();
     let (store, log) = (open(&path), contract::new_log());
     let record = record_path(&path);

@@ -42,7 +42,7 @@ fn shift_stamps(path: &Path, by: SignedDuration) {
 }
 
 /// Makes a file of an older gateway.
-fn remove_rungs(path: &Path) {
+fn remove_samples(path: &Path) {
     let database = file::open(path).unwrap();
     let txn = database.begin_write().unwrap();
     assert!(txn.delete_table(TableDefinition::<u64, (u64, u64)>::new("rungs")).unwrap());
@@ -59,7 +59,7 @@ async fn a_wrong_clock_deletes_nothing() {
         store.close().await;
         shift_stamps(&path, SignedDuration::from_hours(24 * days));
         if old_file {
-            remove_rungs(&path);
+            remove_samples(&path);
         }
 
         let store = open(&path);

@@ -41,7 +41,7 @@ impl Core {
     ) -> Result<Examination, StreamsError> {
         // What is known is read before the streams are inspected: meanwhile they can only grow.
         let seen = self.facts().seen;
-        let is_first = !self.facts().knows_the_streams();
+        let is_first = !self.facts().has_checked();
         let newest = if is_first {
             try_join_all([EVENTS, CELLS, KEYS].map(|stream| self.seen_by_newest(stream))).await?
         } else {

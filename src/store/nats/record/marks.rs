@@ -51,7 +51,6 @@ pub(super) fn drop_expired(marks: &mut Vec<StoreMark>, now: Timestamp) {
     *marks = required[surplus..].to_vec();
 }
 
-/// Whether it is time for another mark.
 pub(in crate::store::nats) fn is_due(
     marks: &[StoreMark],
     now: Timestamp,

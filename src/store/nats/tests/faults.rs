@@ -132,7 +132,7 @@ async fn a_frozen_server_is_waited_for() {
 
 /// Without NATS a store opens, gives the reason, refuses everything soon, and recovers.
 #[tokio::test]
-async fn it_opens_without_nats_and_heals() {
+async fn it_opens_without_nats_and_recovers() {
     let mut server = NatsServer::stopped_with("");
     let store = Nats::open(&settings(&server.url()), KEEP).await.unwrap();
     let log = contract::new_log();

@@ -97,7 +97,7 @@ impl HeldOrder {
     }
 }
 
-pub fn question(id: &RequestId) -> GetRequestStatusRequest {
+pub fn status_call(id: &RequestId) -> GetRequestStatusRequest {
     GetRequestStatusRequest {
         account_name: ACCOUNT.to_owned(),
         request_id: id.to_string(),
@@ -105,11 +105,11 @@ pub fn question(id: &RequestId) -> GetRequestStatusRequest {
     }
 }
 
-pub async fn ask(
+pub async fn get_status(
     client: &mut Client,
-    question: GetRequestStatusRequest,
+    status_call: GetRequestStatusRequest,
 ) -> Result<RequestStatus, Status> {
-    let answer = within("a status", client.get_request_status(question)).await?.into_inner();
+    let answer = within("a status", client.get_request_status(status_call)).await?.into_inner();
     Ok(answer.status.unwrap())
 }
 
@@ -145,7 +145,7 @@ impl Watching {
         within("a message of a watch", self.0.message()).await
     }
 
-    /// The next message but heartbeats.
+    /// The next message that is no heartbeat.
     pub async fn event(&mut self) -> (Event, String) {
         loop {
             let message = self.next().await.unwrap().expect("the watch goes on");

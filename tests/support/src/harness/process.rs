@@ -57,10 +57,10 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let (tell, log) = mpsc::channel();
+        let (sender, log) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         thread::spawn(move || {
-            lines.map_while(Result::ok).try_for_each(|line| tell.send(line).ok())
+            lines.map_while(Result::ok).try_for_each(|line| sender.send(line).ok())
         });
         let (mut address, mut admin, mut callbacks) = (None, None, None);
         let mut seen = Vec::new();
@@ -69,20 +69,20 @@ impl Process {
                 let _ = child.kill();
                 panic!("the gateway did not become ready:\n{}", seen.join("\n"));
             };
-            let said: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            let logged: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
             seen.push(line);
-            if said["message"] == "listening" {
-                address = said["address"].as_str().map(|text| text.parse().unwrap());
+            if logged["message"] == "listening" {
+                address = logged["address"].as_str().map(|text| text.parse().unwrap());
             }
-            if said["message"] == "answering probes" {
-                admin = said["address"].as_str().map(|text| text.parse().unwrap());
+            if logged["message"] == "answering probes" {
+                admin = logged["address"].as_str().map(|text| text.parse().unwrap());
             }
-            if said["message"] == "listening for callbacks" {
-                callbacks = said["address"].as_str().map(|text| text.parse().unwrap());
+            if logged["message"] == "listening for callbacks" {
+                callbacks = logged["address"].as_str().map(|text| text.parse().unwrap());
             }
-            if said["message"] == message {
-                let address = address.expect("it says where it listens");
-                let admin = admin.expect("it says where it answers probes");
+            if logged["message"] == message {
+                let address = address.expect("the address was logged");
+                let admin = admin.expect("the address of probes was logged");
                 return Self { child, address, admin, callbacks, seen, log };
             }
         }
@@ -97,7 +97,9 @@ impl Process {
         while !self.seen.iter().any(|line| line.contains(text)) {
             let line = self.log.recv_timeout(DEADLINE);
             self.seen.push(
-                line.unwrap_or_else(|_| panic!("the log does not say {text:?}: {:#?}", self.seen)),
+                line.unwrap_or_else(|_| {
+                    panic!("no line of the log has {text:?}: {:#?}", self.seen)
+                }),
             );
         }
     }

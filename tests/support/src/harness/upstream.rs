@@ -32,12 +32,12 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// One whose requests change only when the test says so.
+    /// Starts one whose requests change only when the test changes them.
     pub async fn manual() -> Self {
         Self::start(Options { mode: Mode::Manual, ..Options::default() }).await
     }
 
-    /// The same, with callbacks to any port.
+    /// Does the same, with callbacks to any port.
     pub async fn calling(callbacks: CallbackOptions) -> Self {
         let callbacks = CallbackOptions { any_port: true, patience: DEADLINE, ..callbacks };
         Self::start(Options { mode: Mode::Manual, callbacks, ..Options::default() }).await
@@ -183,10 +183,10 @@ impl Gateway {
     /// Starts a gateway that may have to wait for its store.
     pub async fn launch(config: Config) -> Self {
         let app = Box::pin(App::bind(config)).await.unwrap();
-        let (address, stop, requests) = (app.address(), Stop::default(), app.requests().clone());
-        let admin = app.admin_address();
-        let callbacks = app.callbacks_address().zip(app.callbacks().cloned());
-        let registration = app.registration().cloned();
+        let (address, stop, requests) = (app.address, Stop::default(), app.requests.clone());
+        let admin = app.admin.address();
+        let callbacks = app.callbacks.as_ref().map(|of| (of.address, of.callbacks.clone()));
+        let registration = app.callbacks.as_ref().and_then(|of| of.registration.clone());
         let running = tokio::spawn(app.run(stop.clone()));
         Self { address, admin, stop, requests, callbacks, registration, running }
     }

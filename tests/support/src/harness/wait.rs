@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use thingspace_gateway::store::Store;
+
 /// The limit of every wait in a test. It is shorter than the limit of nextest, so that a stuck test
 /// says where it is stuck.
 pub const DEADLINE: Duration = Duration::from_secs(45);
@@ -26,6 +28,11 @@ pub fn eventually<F: Future<Output = bool>>(
             tick.tick().await;
         }
     }
+}
+
+/// Waits until a store can be used.
+pub async fn usable(store: &dyn Store) {
+    eventually("the store can be used", async || store.trouble().is_none()).await;
 }
 
 /// Repeats an operation until it succeeds, as a client does.

@@ -1,4 +1,4 @@
-//! A question lives as long as somebody waits for its answer.
+//! A status query is cancelled when no caller waits for its answer.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tonic::{Code, Request, Status};
 
 use crate::harness::*;
 
-/// A request, and a gateway that asks about it only when somebody does; the next question is held
-/// upstream.
+/// Returns a request and a gateway that does not poll. ThingSpace holds its answer to the next
+/// status query.
 async fn held() -> (Upstream, Gateway, thingspace_gateway::identity::RequestId, Gate) {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
@@ -22,27 +22,28 @@ async fn held() -> (Upstream, Gateway, thingspace_gateway::identity::RequestId, 
     (upstream, gateway, id, gate)
 }
 
-async fn ask_for(
+async fn get_status_within(
     mut client: Client,
     id: &thingspace_gateway::identity::RequestId,
     deadline: Duration,
 ) -> Result<(), Status> {
-    let mut request = Request::new(question(id));
+    let mut request = Request::new(status_call(id));
     request.set_timeout(deadline);
     within("a status", client.get_request_status(request)).await.map(drop)
 }
 
 #[tokio::test]
-async fn a_question_nobody_waits_for_is_given_up() {
+async fn a_status_query_without_a_waiting_caller_is_cancelled() {
     let (upstream, gateway, id, gate) = held().await;
     let client = gateway.client().await;
-    let late = ask_for(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
+    let late =
+        get_status_within(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
     assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled), "{late:?}");
-    // Whoever comes now does not wait for an answer that nobody waited for, nor is told that it
+    // A new call does not wait for the cancelled query, and does not get the error that it
     // failed.
-    ask_for(client.clone(), &id, DEADLINE).await.unwrap();
+    get_status_within(client.clone(), &id, DEADLINE).await.unwrap();
     assert_eq!(upstream.sim.ledger().polls(), 2);
-    // One that hangs up counts like one whose time is up.
+    // A caller that hangs up counts like one whose deadline has passed.
     upstream.sim.inject(Fault::once(
         Endpoint::Status,
         When::BeforeEffect,
@@ -50,29 +51,29 @@ async fn a_question_nobody_waits_for_is_given_up() {
     ));
     let hung_up = tokio::spawn({
         let (client, id) = (client.clone(), id.clone());
-        async move { ask_for(client, &id, DEADLINE).await }
+        async move { get_status_within(client, &id, DEADLINE).await }
     });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 3).await;
     hung_up.abort();
     assert!(hung_up.await.unwrap_err().is_cancelled());
-    eventually("the question is given up", || {
+    eventually("the status query is cancelled", || {
         let (client, id) = (client.clone(), id.clone());
-        async move { ask_for(client, &id, Duration::from_secs(2)).await.is_ok() }
+        async move { get_status_within(client, &id, Duration::from_secs(2)).await.is_ok() }
     })
     .await;
     gateway.stop().await;
 }
 
 #[tokio::test]
-async fn a_question_goes_on_for_whoever_still_waits() {
+async fn a_status_query_continues_while_a_caller_waits() {
     let (upstream, gateway, id, gate) = held().await;
     let client = gateway.client().await;
     let patient = tokio::spawn({
-        let (mut client, question) = (client.clone(), question(&id));
-        async move { ask(&mut client, question).await }
+        let (mut client, status_call) = (client.clone(), status_call(&id));
+        async move { get_status(&mut client, status_call).await }
     });
     upstream.sim.wait_until(DEADLINE, |ledger| ledger.polls() == 1).await;
-    ask_for(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
+    get_status_within(client.clone(), &id, Duration::from_millis(300)).await.unwrap_err();
     upstream.sim.finish_all(&id, DeviceResult::Success);
     gate.open();
     let answer = within("the answer", patient).await.unwrap().unwrap();
@@ -81,7 +82,7 @@ async fn a_question_goes_on_for_whoever_still_waits() {
     gateway.stop().await;
 }
 
-/// It is no longer anybody's, so a drain does not wait for it either.
+/// A drain does not wait for a query without a caller.
 #[tokio::test]
 async fn a_drain_waits_for_no_poll() {
     let upstream = Upstream::manual().await;
