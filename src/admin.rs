@@ -1,8 +1,7 @@
 //! Answers probes: plain HTTP on a port of its own, for Kubernetes and for operators.
 //!
-//! `/livez` says that the process serves, from before the store is opened until the end, whatever
-//! the state of the store and of ThingSpace. `/readyz` says whether calls can be answered, and if
-//! not, why. The API is never served here.
+//! `/livez` says that the process serves, from before the store is opened until the end, even if
+//! the store or ThingSpace fails. `/readyz` says whether calls can be answered, and if not, why.
 
 use std::{
     borrow::Cow,
@@ -29,15 +28,14 @@ use crate::{
     server::http::{self as listener, Handler, ListenerOptions},
 };
 
-/// The most open connections. Few clients send probes, and one host may need all connections.
+/// The most open connections, in total and from one host.
 const MAX_CONNECTIONS: usize = 64;
 
 /// How long open requests may take when the gateway ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The listener for probes. It answers until it is dropped.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     address: SocketAddr,
     readiness: Readiness,
     stop: DropGuard,
@@ -57,7 +55,7 @@ enum Stage {
 }
 
 impl Admin {
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
@@ -73,21 +71,20 @@ impl Admin {
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// From now on `requests` decides whether calls can be answered.
-    pub fn serving(&self, requests: Requests) {
+    pub(crate) fn serving(&self, requests: Requests) {
         self.readiness.set(Stage::Serving(requests));
     }
 
-    pub fn draining(&self) {
+    pub(crate) fn draining(&self) {
         self.readiness.set(Stage::Draining);
     }
 
-    /// Finishes open requests, then stops.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         let Self { stop, mut serving, .. } = self;
         drop(stop);
         if timeout(CLOSE_TIMEOUT, &mut serving).await.is_err() {

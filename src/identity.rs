@@ -1,8 +1,8 @@
 //! The identifiers of accounts, requests, devices and profiles.
 //!
-//! Identifiers are parsed once, at the edge: a value of a type in this module has the right shape.
-//! Check digits are not part of the shape, because Verizon's own samples have wrong ones. `Debug`
-//! and `Display` mask the identifiers of devices, so that no log line shows one. Only
+//! Identifiers are parsed once, when they arrive: a value of a type in this module has the right
+//! shape. Check digits are not part of the shape, because Verizon's own samples have wrong ones.
+//! `Debug` and `Display` mask the identifiers of devices, so that no log line shows one. Only
 //! [`Digits::as_str`] returns all digits.
 
 use std::{fmt, sync::Arc};
@@ -27,12 +27,14 @@ pub struct IdentifierError(pub &'static str);
 macro_rules! name {
     ($type:ident, $lengths:expr, $phrase:literal) => {
         impl $type {
+            /// Checks the length and the characters.
             pub fn parse(text: &str) -> Result<Self, IdentifierError> {
                 let shape = $lengths.contains(&text.len())
                     && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
                 if shape { Ok(Self(text.into())) } else { Err(IdentifierError($phrase)) }
             }
 
+            /// Returns the text as it was parsed.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -46,7 +48,7 @@ macro_rules! name {
 
         impl fmt::Debug for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                fmt::Display::fmt(self, f)
             }
         }
     };
@@ -69,7 +71,7 @@ impl From<AccountName> for String {
 
 /// The kinds of identifier that a device has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum IdentifierKind {
+pub(crate) enum IdentifierKind {
     Eid,
     Iccid,
     Imei,
@@ -78,15 +80,15 @@ pub enum IdentifierKind {
 
 impl IdentifierKind {
     /// All kinds, in the order in which a device is looked up.
-    pub const ALL: [Self; 4] = [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn];
+    pub(crate) const ALL: [Self; 4] = [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn];
 
     /// Parses ThingSpace's name of a kind, in any case. `None` for kinds that the gateway does not
     /// use (IMSI, MEID, …).
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
 
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Eid => "eid",
             Self::Iccid => "iccid",
@@ -96,7 +98,7 @@ impl IdentifierKind {
     }
 
     /// Checks length and digits.
-    pub fn check(self, text: &str) -> Result<(), IdentifierError> {
+    pub(crate) fn check(self, text: &str) -> Result<(), IdentifierError> {
         let (lengths, phrase) = match self {
             Self::Eid => (32..=32, "must be 32 digits"),
             Self::Iccid => (19..=20, "must be 19 or 20 digits"),
@@ -109,7 +111,7 @@ impl IdentifierKind {
 
     /// Checks the check digits of a well-formed identifier: of an EID by ISO 7064 MOD 97-10 (GSMA
     /// SGP.29), of an ICCID of 20 digits and an IMEI of 15 by Luhn. Others have none.
-    pub fn checksum(self, text: &str) -> Result<(), IdentifierError> {
+    pub(crate) fn checksum(self, text: &str) -> Result<(), IdentifierError> {
         let holds = match self {
             Self::Eid => text.bytes().fold(0, |n, b| (n * 10 + u32::from(b - b'0')) % 97) == 1,
             Self::Iccid => text.len() == 19 || luhn(text),
@@ -137,14 +139,18 @@ fn luhn(digits: &str) -> bool {
 /// The identifiers of one device. Each has its shape or is empty.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Device {
+    /// eUICC identifier: 32 digits.
     pub eid: Digits,
+    /// Integrated circuit card identifier: 19 or 20 digits.
     pub iccid: Digits,
+    /// International mobile equipment identity: 15 or 16 digits.
     pub imei: Digits,
+    /// Mobile directory number: 10 to 15 digits.
     pub mdn: Digits,
 }
 
 impl Device {
-    pub fn get(&self, kind: IdentifierKind) -> &Digits {
+    pub(crate) fn get(&self, kind: IdentifierKind) -> &Digits {
         match kind {
             IdentifierKind::Eid => &self.eid,
             IdentifierKind::Iccid => &self.iccid,
@@ -153,7 +159,7 @@ impl Device {
         }
     }
 
-    pub fn get_mut(&mut self, kind: IdentifierKind) -> &mut Digits {
+    pub(crate) fn get_mut(&mut self, kind: IdentifierKind) -> &mut Digits {
         match kind {
             IdentifierKind::Eid => &mut self.eid,
             IdentifierKind::Iccid => &mut self.iccid,
@@ -163,7 +169,7 @@ impl Device {
     }
 
     /// The identifiers that the device has, in the order of [`IdentifierKind::ALL`].
-    pub fn present(&self) -> impl Iterator<Item = (IdentifierKind, &Digits)> {
+    pub(crate) fn present(&self) -> impl Iterator<Item = (IdentifierKind, &Digits)> {
         IdentifierKind::ALL
             .into_iter()
             .map(|kind| (kind, self.get(kind)))
@@ -191,11 +197,12 @@ impl Digits {
         Self((!text.is_empty()).then(|| text.into()))
     }
 
+    /// Whether the device has no such identifier.
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
-    /// All digits, for the wire and for comparing. Never for a log.
+    /// Returns all digits. Never to be logged.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or("")
     }

@@ -46,8 +46,8 @@
 //!
 //! # Where each promise is decided
 //!
-//! The numbers are those of the README. A path such as `requests::orders::Orders::settle` is the
-//! method `settle` of `Orders`, in `src/requests/orders.rs` or in a file of the folder of that
+//! The numbers are those of the README. A path such as `requests::orders::Orders::key_state` is the
+//! method `key_state` of `Orders`, in `src/requests/orders.rs` or in a file of the folder of that
 //! name.
 //!
 //! 1. **One owner of the tokens.** In a process all callers wait for one renewal
@@ -57,15 +57,17 @@
 //! 2. **The account is never locked.** `thingspace::login::guard::next` allows or refuses each
 //!    attempt, `thingspace::login::guard::report` counts it, and
 //!    `thingspace::login::guard::unblock` says what an operator may allow.
-//! 3. **No order is placed twice.** `requests::orders::Orders::settle` decides what a key allows:
-//!    an order with an unknown outcome is never sent again. An order is repeated only if
+//! 3. **No order is placed twice.** `requests::orders::Orders::key_state` decides what a key
+//!    allows: an order with an unknown outcome is never sent again. An order is repeated only if
 //!    `thingspace::http::verdict::order::judge_order` is certain that it was not executed, or if no
-//!    byte was sent (`requests::orders::sending::send`).
+//!    byte was sent (`requests::orders::sending::send`). Evidence and operators settle an unknown
+//!    order in `requests::orders::resolve`.
 //! 4. **No acknowledged fact is lost.** `requests::orders::sending::store_until_stored` stores that
 //!    an order was accepted before the caller learns it. `requests::called_back` stores a callback
 //!    before its 200.
 //! 5. **A watcher misses nothing.** `requests::watch::Watch::next` continues from its cursor, and
-//!    `requests::fold::state::Request::apply` numbers the transitions.
+//!    `requests::fold::state::Request::apply` numbers the transitions. `requests::watch::fits`
+//!    decides whether a resume token is valid.
 //! 6. **A thousand watchers cost one poll.** One replica polls
 //!    (`requests::query::poller::Poller::claim`), and one query per request is in flight
 //!    (`requests::query::status_queries::StatusQueries::refresh`).
@@ -139,7 +141,7 @@
 //! orders finish, callbacks are accepted until just before the store closes, telemetry is flushed;
 //! see [`app::App::run`].
 
-pub mod admin;
+mod admin;
 pub mod app;
 mod backoff;
 pub mod callbacks;
@@ -148,14 +150,14 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod crypto;
-pub mod grpc;
+mod grpc;
 pub mod identity;
 mod lock;
 mod log_throttle;
 pub mod proto;
 pub mod requests;
 mod secret_file;
-pub mod server;
+mod server;
 pub mod shutdown;
 pub mod simulator;
 pub mod store;

@@ -1,13 +1,7 @@
 //! Code generated from `proto/`, and the descriptor set for reflection.
 
 /// The API.
-#[allow(
-    clippy::pedantic,
-    clippy::allow_attributes_without_reason,
-    missing_debug_implementations,
-    unreachable_pub,
-    reason = "generated code; not every lint applies to each version of the generator"
-)]
+#[expect(clippy::pedantic, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod esim {
     tonic::include_proto!("thingspace.esim.v1");
     /// `thingspace.esim.v1` with comments and imports.
@@ -15,12 +9,7 @@ pub mod esim {
 }
 
 /// The storage format.
-#[allow(
-    clippy::pedantic,
-    clippy::allow_attributes_without_reason,
-    unreachable_pub,
-    reason = "generated code; not every lint applies to each version of the generator"
-)]
+#[expect(clippy::pedantic, reason = "generated code")]
 pub mod storage {
     tonic::include_proto!("gateway.storage.v1");
 }

@@ -11,14 +11,14 @@
 //! None uses gRPC codes or HTTP statuses.
 
 mod called_back;
-pub mod error;
+mod error;
 pub mod fold;
-pub mod hub;
+pub(crate) mod hub;
 mod locks;
-pub mod orders;
-pub mod query;
+mod orders;
+mod query;
 mod readiness;
-pub mod watch;
+pub(crate) mod watch;
 
 use std::{
     sync::{
@@ -34,10 +34,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 use uuid::Uuid;
 
-pub use error::{Effect, Error, TokenKind};
-pub use orders::resolve::{SettleError, Settlement, UnknownOrder};
-pub use orders::{Placed, Placement};
-pub use readiness::StoreState;
+pub(crate) use error::{Effect, Error, TokenKind};
+pub use hub::KEPT_TRANSITIONS;
+pub(crate) use orders::{
+    Placed, Placement,
+    resolve::{SettleError, UnknownOrder},
+};
+pub use orders::{key, resolve::Settlement};
+pub use watch::token;
 
 use crate::{
     config::Config,
@@ -47,7 +51,7 @@ use crate::{
     thingspace::Client,
 };
 use called_back::MAX_SPELLING_LOOKUPS;
-use hub::{ClosedLimits, FinishedBy, Hub, Tracked};
+use hub::{Attached, ClosedLimits, FinishedBy, Hub, PollHint, Tracked};
 use orders::{Orders, resolve::Resolver};
 use query::{
     poller::Poller,
@@ -55,8 +59,7 @@ use query::{
 };
 use watch::{Watch, token::TokenKey};
 
-/// The number of attempts, and the time, for an append with an unknown outcome. All attempts have
-/// the same event id.
+/// The attempts, and the time, for an append with an unknown outcome. All have the same event id.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
@@ -69,28 +72,25 @@ async fn append(
     id: Uuid,
     kind: fold::event::Kind,
 ) -> Result<Position, StoreError> {
-    let (bytes, began) = (fold::event::encode(kind, first), Instant::now());
-    let mut may_be_stored = false;
-    for tried in 1..=APPEND_TRIES {
+    let (bytes, began, mut tries) = (fold::event::encode(kind, first), Instant::now(), 1);
+    loop {
         match store.append(log, id, bytes.clone()).await {
             Err(StoreError::UnknownOutcome(reason))
-                if tried < APPEND_TRIES && began.elapsed() < APPEND_WITHIN =>
+                if tries < APPEND_TRIES && began.elapsed() < APPEND_WITHIN =>
             {
                 debug!(log = log.encode(), reason, "repeating an append");
-                may_be_stored = true;
+                tries += 1;
             }
-            // The first attempt may have been stored.
-            Err(StoreError::Unavailable(why) | StoreError::Full(why)) if may_be_stored => {
+            // An earlier attempt may have been stored.
+            Err(StoreError::Unavailable(why) | StoreError::Full(why)) if tries > 1 => {
                 return Err(StoreError::UnknownOutcome(why));
             }
             result => return result,
         }
     }
-    unreachable!("the last try returns")
 }
 
-/// Returns the minimum age of a log by the store's time, from the position and the time stamp of
-/// its first event.
+/// Returns the minimum age of a log by the store's time. `time` is that of its first event.
 fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration {
     first.map_or(Duration::ZERO, |first| store.age(first, time))
 }
@@ -109,47 +109,39 @@ pub struct Requests {
     /// Callbacks for unknown requests since the start.
     stray_callbacks: Arc<AtomicU64>,
     spelling_lookups: Arc<Semaphore>,
-    limits: Limits,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Limits {
     min_age: Duration,
     heartbeat: Duration,
     retention: Duration,
 }
 
-/// A request, and its changes from now on (revisions).
-#[derive(Debug)]
-pub struct Attached {
-    pub tracked: Arc<Tracked>,
-    pub changes: tokio::sync::watch::Receiver<u64>,
-}
-
 /// Counts for operators.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overview {
+    /// Whether calls can be answered.
     pub ready: bool,
+    /// Requests that the gateway polls.
     pub open_requests: usize,
+    /// All devices of the open requests, also those with a result.
     pub open_devices: usize,
-    /// Requests that ended since the start.
+    /// Requests whose last result came by a callback since the start.
     pub finished_by_callback: u64,
+    /// Requests whose last result came by a status query since the start.
     pub finished_by_poll: u64,
     /// Callbacks for unknown requests since the start.
     pub stray_callbacks: u64,
 }
 
-/// The options of a status call.
 #[derive(Debug, Clone, Copy)]
-pub struct StatusOptions {
-    pub max_age: Duration,
+pub(crate) struct StatusOptions {
+    pub(crate) max_age: Duration,
     /// Long poll: answer when the revision exceeds `after_revision`, at the latest at this time.
-    pub wait_until: Option<Instant>,
-    pub after_revision: u64,
+    pub(crate) wait_until: Option<Instant>,
+    pub(crate) after_revision: u64,
 }
 
 impl Requests {
-    /// `tasks` tracks the orders and queries that have to end before the process may end.
+    /// Creates the parts of the domain; [`Self::run`] runs them. `tasks` tracks the orders and
+    /// queries that have to end before the process may end.
     pub fn new(
         config: &Config,
         store: Arc<dyn Store>,
@@ -178,24 +170,19 @@ impl Requests {
             config.thingspace.order_timeout,
             limits.open_devices,
         ));
-        let poller = Poller::new(
-            Arc::clone(&store),
-            client.clone(),
-            Arc::clone(&hub),
-            Arc::clone(&queries),
-            polling.clone(),
-        );
-        let resolver = Resolver::new(
-            Arc::clone(&store),
-            client.clone(),
-            Arc::clone(&hub),
-            Arc::clone(&orders),
-            polling.give_up,
-        );
-        let limits = Limits {
-            min_age: polling.min_age,
-            heartbeat: config.grpc.heartbeat,
-            retention: config.store.retention,
+        let poller = Poller {
+            store: Arc::clone(&store),
+            client: client.clone(),
+            hub: Arc::clone(&hub),
+            queries: Arc::clone(&queries),
+            config: polling.clone(),
+        };
+        let resolver = Resolver {
+            store: Arc::clone(&store),
+            client: client.clone(),
+            hub: Arc::clone(&hub),
+            orders: Arc::clone(&orders),
+            give_up: polling.give_up,
         };
         Self {
             hub,
@@ -208,17 +195,19 @@ impl Requests {
             token_key: Arc::default(),
             stray_callbacks: Arc::default(),
             spelling_lookups: Arc::new(Semaphore::new(MAX_SPELLING_LOOKUPS)),
-            limits,
+            min_age: polling.min_age,
+            heartbeat: config.grpc.heartbeat,
+            retention: config.store.retention,
         }
     }
 
     /// Ends all waits for a permit. Calls that have been sent continue.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.client.drain();
     }
 
     /// Follows the store until `stop`. Polls ThingSpace and resolves unknown orders until `drain`.
-    pub async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
+    pub(crate) async fn run(&self, drain: CancellationToken, stop: CancellationToken) {
         let follow = self.hub.follow(stop);
         let poll = async {
             if drain.run_until_cancelled(self.hub.caught_up()).await.is_some() {
@@ -232,7 +221,7 @@ impl Requests {
         tokio::join!(follow, poll);
     }
 
-    /// Returns the logs that cannot be read, and why.
+    /// Returns the names of the damaged logs, which are skipped, each with the reason.
     pub fn unreadable_logs(&self) -> Vec<(String, String)> {
         self.hub.unreadable()
     }
@@ -242,6 +231,7 @@ impl Requests {
         self.hub.events_read()
     }
 
+    /// Returns the counts for `status`.
     pub fn overview(&self) -> Overview {
         Overview {
             ready: self.is_ready(),
@@ -270,44 +260,45 @@ impl Requests {
     }
 
     /// Checks that credentials are configured for an account.
-    pub fn check_account(&self, account: &AccountName) -> Result<(), Error> {
-        if self.client.serves(account) {
-            Ok(())
-        } else {
-            Err(Error::AccountNotConfigured(account.clone()))
-        }
+    pub(crate) fn check_account(&self, account: &AccountName) -> Result<(), Error> {
+        let served = self.client.serves(account);
+        served.then_some(()).ok_or_else(|| Error::AccountNotConfigured(account.clone()))
     }
 
-    pub async fn download(&self, placement: Placement, deadline: Instant) -> Result<Placed, Error> {
+    pub(crate) async fn download(
+        &self,
+        placement: Placement,
+        deadline: Instant,
+    ) -> Result<Placed, Error> {
         self.check_account(&placement.order.account)?;
         self.orders.place(placement, deadline).await
     }
 
     /// Returns a request that is as fresh as `query` requires.
-    pub async fn status(
+    pub(crate) async fn status(
         &self,
         account: &AccountName,
         id: &RequestId,
         query: StatusOptions,
     ) -> Result<Attached, Error> {
         let began = Instant::now();
-        let Attached { tracked, mut changes } = self.find(account, id).await?;
+        let (tracked, mut changes) = self.find(account, id).await?;
         if let Some(until) = query.wait_until {
             // Counts as a watcher, so that the poller keeps the request fresh.
             self.begin_watching(&tracked).await;
-            let settled = || {
+            let is_new = || {
                 let request = &tracked.lock().request;
                 request.is_final() || request.revision > query.after_revision
             };
-            let changed = async { while !settled() && changes.changed().await.is_ok() {} };
+            let changed = async { while !is_new() && changes.changed().await.is_ok() {} };
             // At the time limit the caller gets the current state.
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
-            // A status call is no watcher: it must not make polls more frequent.
+            // A status call must not count as a watcher, which makes polls more frequent.
             drop(changes);
-            let max_age = query.max_age.max(self.limits.min_age);
+            let max_age = query.max_age.max(self.min_age);
             match self.queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
-                // The answer cannot be stored, so it is not shown. The stored state is still valid.
+                // The answer cannot be stored, so it is not returned. The stored state is valid.
                 Err(Error::Store(StoreError::Full(reason))) => {
                     debug!(request.id = %id, reason, "a status answer cannot be stored");
                 }
@@ -315,11 +306,11 @@ impl Requests {
             }
             changes = tracked.subscribe();
         }
-        Ok(Attached { tracked, changes })
+        Ok((tracked, changes))
     }
 
     /// Watches a request, from its beginning or after a resume token. An empty token is no token.
-    pub async fn watch(
+    pub(crate) async fn watch(
         &self,
         account: &AccountName,
         id: &RequestId,
@@ -335,95 +326,43 @@ impl Requests {
             opened => opened?,
         };
         let attached = self.find(account, id).await?;
-        self.begin_watching(&attached.tracked).await;
-        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.limits.heartbeat).await
+        self.begin_watching(&attached.0).await;
+        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.heartbeat).await
     }
 
-    /// Makes the poller keep a request fresh. A request that was given up is queried once more.
+    /// Makes the poller keep a request fresh. Queries a request that was given up once more.
     async fn begin_watching(&self, tracked: &Arc<Tracked>) {
-        self.hub.hint_watched(&tracked.id);
-        if tracked.lock().request.polling_stopped {
-            let refreshed = self
-                .queries
-                .refresh(tracked, Instant::now(), self.limits.min_age, QueriedBy::Caller)
-                .await;
-            if let Err(error) = refreshed {
-                let id = &tracked.id;
-                debug!(request.id = %id, %error, "cannot query a request that was given up");
-            }
+        let id = &tracked.id;
+        self.hub.hints.add(id, PollHint::Watched);
+        if tracked.lock().request.polling_stopped
+            && let Err(error) =
+                self.queries.refresh(tracked, Instant::now(), self.min_age, QueriedBy::Caller).await
+        {
+            debug!(request.id = %id, %error, "cannot query a request that was given up");
         }
-    }
-
-    /// Returns a token for the page of devices that begins at `offset`.
-    pub async fn page_token(&self, id: &RequestId, offset: usize) -> Result<String, Error> {
-        Ok(self.token_key().await?.0.page(id, offset))
-    }
-
-    /// Returns the offset of the page of a token. The first page has an empty token.
-    pub async fn page_offset(&self, id: &RequestId, token: &str) -> Result<usize, Error> {
-        if token.is_empty() {
-            return Ok(0);
-        }
-        self.token_key().await?.0.open_page(id, token)
-    }
-
-    /// Returns the key of resume and page tokens, and the epoch of the store that it belongs to.
-    async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
-        let behind = || {
-            Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()))
-        };
-        let epoch = self.hub.epoch().ok_or_else(behind)?;
-        let cached = lock(&self.token_key).clone();
-        if let Some((key, _)) = cached.filter(|(_, of)| *of == epoch) {
-            return Ok((key, epoch));
-        }
-        let key = TokenKey::load_or_create(&*self.store).await?;
-        *lock(&self.token_key) = Some((key.clone(), epoch));
-        Ok((key, epoch))
     }
 
     async fn find(&self, account: &AccountName, id: &RequestId) -> Result<Attached, Error> {
         self.check_account(account)?;
-        if let Some(attached) = self.hub.attach(id).await? {
-            let (expired, owned) = {
-                let request = &attached.0.lock().request;
-                (request.is_expired(), request.account.is_some())
+        let attached = self.hub.attach(id).await?;
+        // A log that lost events may give a wrong state.
+        if attached.as_ref().is_some_and(|(tracked, _)| tracked.lock().request.is_expired()) {
+            return Err(Error::RequestNotFound);
+        }
+        // A request that only callbacks name has no account yet.
+        let mut found = attached.filter(|(tracked, _)| tracked.lock().request.account.is_some());
+        if found.is_none() {
+            found = match self.queries.look_up(account, id).await? {
+                QueryOutcome::NotKnown => None,
+                QueryOutcome::Answered => self.hub.attach(id).await?,
             };
-            // A log that lost events may give a wrong state.
-            if expired {
-                return Err(Error::RequestNotFound);
-            }
-            // A request that only callbacks name has no account yet.
-            if owned {
-                return self.admit(account, attached);
-            }
         }
-        match self.queries.look_up(account, id).await? {
-            QueryOutcome::NotKnown => Err(Error::RequestNotFound),
-            QueryOutcome::Answered => {
-                let attached = self.hub.attach(id).await?.ok_or(Error::RequestNotFound)?;
-                self.admit(account, attached)
-            }
-        }
-    }
-
-    fn admit(
-        &self,
-        account: &AccountName,
-        attached: (Arc<Tracked>, tokio::sync::watch::Receiver<u64>),
-    ) -> Result<Attached, Error> {
-        let (tracked, changes) = attached;
-        let (owned, age) = {
+        let found = found.filter(|(tracked, _)| {
             let request = &tracked.lock().request;
-            let owned = request.account.as_ref() == Some(account);
-            (owned, age(&*self.store, request.first, request.create_time))
-        };
-        // A log whose first events may have expired may give a wrong state.
-        let expired = age > self.limits.retention;
-        if owned && !expired {
-            Ok(Attached { tracked, changes })
-        } else {
-            Err(Error::RequestNotFound)
-        }
+            let age = age(&*self.store, request.first, request.create_time);
+            // A log whose first events may have expired may give a wrong state.
+            request.account.as_ref() == Some(account) && age <= self.retention
+        });
+        found.ok_or(Error::RequestNotFound)
     }
 }

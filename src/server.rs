@@ -3,7 +3,7 @@
 //! The gRPC server is tonic's, with the limits that tonic does not set by default. When it stops,
 //! it only stops accepting connections; the drain ends streams and waits for calls.
 
-pub mod http;
+pub(crate) mod http;
 
 use std::time::Duration;
 
@@ -15,27 +15,25 @@ use tonic::{
 };
 use tower::layer::layer_fn;
 
-use crate::{grpc::Edge, telemetry::rpc::Rpc};
+use crate::{grpc::Middleware, telemetry::rpc::Rpc};
 
 /// HTTP/2 pings detect dead peers.
 const PING_INTERVAL: Duration = Duration::from_secs(45);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The limit for the headers of a request, in bytes. gRPC callers usually send much less than
-/// 8 KiB.
+/// The limit for the headers of a request, in bytes. gRPC callers usually send less than 8 KiB.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 
 /// The most streams of a connection that were reset before they were accepted. The default of 20 is
 /// too low for callers that cancel often.
 const MAX_PENDING_RESETS: usize = 200;
 
-/// Flow control windows of a stream and of a connection, in bytes. Only orders of thousands of
-/// devices are large.
+/// Flow control windows of a stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// Serves until `stop`, then until the peers have closed their connections, which may take forever.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     routes: Routes,
     max_concurrent_streams: u32,
@@ -44,7 +42,7 @@ pub async fn serve(
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .layer(layer_fn(Rpc::new))
-        .layer(layer_fn(Edge::new))
+        .layer(layer_fn(Middleware::new))
         .max_concurrent_streams(max_concurrent_streams)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))

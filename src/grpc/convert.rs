@@ -37,12 +37,10 @@ const MAX_TEXT: usize = 128;
 /// Characters that ThingSpace refuses in its input.
 const FORBIDDEN: [char; 3] = ['\'', '<', '\\'];
 
-/// Limits the warning about identifiers with wrong check digits.
 static WRONG_CHECK_DIGITS: LogThrottle = LogThrottle::new();
 
-/// The wrong fields of a request.
 #[derive(Debug, Default)]
-pub(super) struct Violations(Vec<FieldViolation>);
+pub(super) struct Violations(pub(super) Vec<FieldViolation>);
 
 impl Violations {
     fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
@@ -57,10 +55,6 @@ impl Violations {
     fn check<T>(&mut self, field: &str, parsed: Result<T, IdentifierError>) -> Option<T> {
         parsed.map_err(|IdentifierError(phrase)| self.add(field, phrase)).ok()
     }
-
-    pub(super) fn into_inner(self) -> Vec<FieldViolation> {
-        self.0
-    }
 }
 
 /// The configurable rules for orders.
@@ -70,7 +64,6 @@ pub(super) struct OrderRules {
     pub(super) strict_checksums: bool,
 }
 
-/// Checks an order.
 pub(super) fn placement(
     request: esim::DownloadProfileRequest,
     rules: OrderRules,
@@ -103,8 +96,7 @@ pub(super) fn placement(
     Ok(Placement { order, key })
 }
 
-/// Checks the devices of an order. Returns them, and the number of identifiers with wrong check
-/// digits, if these are allowed.
+/// Returns the devices of an order, and the number of allowed identifiers with wrong check digits.
 fn devices(
     devices: &[esim::DeviceIdentifiers],
     rules: OrderRules,
@@ -167,7 +159,6 @@ fn devices(
     (parsed, wrong_checksums)
 }
 
-/// Checks the account and the id of a request.
 pub(super) fn target(
     account: &str,
     request: &str,
@@ -184,7 +175,6 @@ pub(super) struct StatusCall {
     pub(super) account: AccountName,
     pub(super) request: RequestId,
     pub(super) max_age: Duration,
-    /// How long to wait for a change.
     pub(super) wait: Duration,
     pub(super) after_revision: u64,
     /// `None` for the view BASIC.
@@ -192,7 +182,6 @@ pub(super) struct StatusCall {
     pub(super) page_token: String,
 }
 
-/// Checks a status call.
 pub(super) fn status_call(
     request: esim::GetRequestStatusRequest,
 ) -> Result<StatusCall, Violations> {
@@ -240,7 +229,7 @@ fn duration(field: &str, given: Option<prost_types::Duration>, wrong: &mut Viola
     })
 }
 
-/// The status of a request without its devices.
+/// Converts the status of a request without its devices.
 pub(super) fn status_header(snapshot: &Snapshot) -> esim::RequestStatus {
     esim::RequestStatus {
         account_name: snapshot.account.as_ref().map(ToString::to_string).unwrap_or_default(),

@@ -1,21 +1,21 @@
 //! The deadline of a call, counted from its arrival.
 //!
-//! The answer leaves some time before the caller's deadline, for two reasons. It must arrive in
-//! time. And tonic has a timer for the same header, which cannot be switched off and which answers
-//! CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before its timer. So an answer
-//! that is early by the clock is sent, even if the thread was suspended in between.
+//! The gateway answers some time before the caller's deadline, for two reasons. The answer must
+//! arrive in time. And tonic has a timer for the same header, which cannot be switched off and
+//! which answers CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before its timer,
+//! so an early answer is sent even if the thread was suspended in between.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// How long before the caller's deadline the answer leaves: a tenth of the time, within these
+/// How long before the caller's deadline the gateway answers: a tenth of the time, within these
 /// bounds. A call with less time than the minimum is answered only if that is possible at once.
 const MAX_MARGIN: Duration = Duration::from_millis(200);
 const MIN_MARGIN: Duration = Duration::from_millis(20);
 
-/// The edge answers in place of the service if that is late by this part of the margin: a quarter.
+/// The middleware answers if the service is late by this part of the margin: a quarter.
 const GRACE_PART: u32 = 4;
 
 /// The deadline of a call; an extension of its request.
@@ -23,7 +23,7 @@ const GRACE_PART: u32 = 4;
 pub(super) struct Deadline {
     /// When the service answers.
     pub(super) answer: Instant,
-    /// When the edge answers in place of the service.
+    /// When the middleware answers in place of the service.
     pub(super) cut: Instant,
 }
 

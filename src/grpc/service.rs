@@ -33,9 +33,8 @@ use crate::{
     telemetry::rpc::CallSubject,
 };
 
-/// The service.
 #[derive(Debug, Clone)]
-pub struct Esim {
+pub(crate) struct Esim {
     requests: Requests,
     rules: OrderRules,
     max_deadline: Duration,
@@ -46,7 +45,7 @@ pub struct Esim {
 }
 
 impl Esim {
-    pub fn new(
+    pub(crate) fn new(
         requests: Requests,
         config: &Config,
         drain: CancellationToken,
@@ -59,8 +58,8 @@ impl Esim {
         Self { requests, rules, max_deadline: config.grpc.max_deadline, drain, calls }
     }
 
-    /// Admits a call, unless the gateway drains. The drain waits for the returned token. The answer
-    /// must leave by the returned instant to meet the caller's deadline.
+    /// Admits a call, unless the gateway drains. The drain waits until the returned token is
+    /// dropped. The answer must be sent by the returned instant to meet the caller's deadline.
     fn admit<T>(
         &self,
         request: &Request<T>,
@@ -72,12 +71,13 @@ impl Esim {
         Ok((self.calls.token(), deadline.map(|deadline| deadline.answer)))
     }
 
+    /// Returns the caller's deadline, or that of the gateway if it is earlier.
     fn unary_deadline(&self, caller: Option<Instant>) -> Instant {
         let ours = Instant::now() + self.max_deadline;
         caller.map_or(ours, |caller| caller.min(ours))
     }
 
-    /// Answers with the devices of a page, or without devices.
+    /// Returns the status with the devices of a page, or without devices.
     async fn page(
         &self,
         page_size: Option<usize>,
@@ -108,11 +108,10 @@ impl EsimService for Esim {
         let subject = subject(&request);
         let request = request.into_inner();
         let validate_only = request.validate_only;
-        let placement = convert::placement(request, self.rules).map_err(invalid)?;
-        let account = &placement.order.account;
-        subject.set(account, None);
+        let placement = convert::placement(request, self.rules).map_err(status::invalid)?;
+        subject.set(&placement.order.account, None);
         if validate_only {
-            self.requests.check_account(account).map_err(failed)?;
+            self.requests.check_account(&placement.order.account).map_err(failed)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
         let Placed { request_id, replayed } =
@@ -127,7 +126,7 @@ impl EsimService for Esim {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
         let subject = subject(&request);
-        let call = convert::status_call(request.into_inner()).map_err(invalid)?;
+        let call = convert::status_call(request.into_inner()).map_err(status::invalid)?;
         subject.set(&call.account, Some(&call.request));
         // A long poll ends early enough for its answer to arrive in time.
         let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
@@ -140,7 +139,7 @@ impl EsimService for Esim {
         let answer = async {
             let request = self.requests.spelling(&call.request).await?;
             let status = |query| self.requests.status(&call.account, &request, query);
-            // A wrong token is found before anything is sent.
+            // Refuses a wrong token before ThingSpace is queried.
             let offset = self.requests.page_offset(&request, &call.page_token).await?;
             let attached = tokio::select! {
                 attached = status(query) => attached?,
@@ -149,7 +148,7 @@ impl EsimService for Esim {
                     status(StatusOptions { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };
-            self.page(call.page_size, offset, &attached.tracked).await
+            self.page(call.page_size, offset, &attached.0).await
         };
         let answer = timeout_at(deadline, answer).await;
         answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(failed)
@@ -169,7 +168,7 @@ impl EsimService for Esim {
         let Some((account, id)) =
             convert::target(&request.account_name, &request.request_id, &mut wrong)
         else {
-            return Err(invalid(wrong));
+            return Err(status::invalid(wrong));
         };
         subject.set(&account, Some(&id));
         let begin = self.requests.watch(&account, &id, &request.resume_token);
@@ -187,7 +186,7 @@ impl EsimService for Esim {
     }
 }
 
-/// The deadline of a call without effect has passed.
+/// The error of a call without effects whose deadline has passed.
 const DEADLINE: Error = Error::Deadline(Effect::None);
 
 /// An open watch, as a stream of messages.
@@ -218,8 +217,8 @@ impl WatchStream {
     }
 
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
-        // A timer for a past instant fires only later, when the edge has already ended the stream
-        // without its token.
+        // A timer for a past instant fires only after the middleware has ended the stream without
+        // its token.
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(DEADLINE);
         }
@@ -260,13 +259,9 @@ impl WatchStream {
     }
 }
 
-/// Where to record what a call is about.
+/// Returns where the account and the request of a call are recorded for its span.
 fn subject<T>(request: &Request<T>) -> CallSubject {
     request.extensions().get().cloned().unwrap_or_default()
-}
-
-fn invalid(violations: Violations) -> Status {
-    status::invalid(violations.into_inner())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

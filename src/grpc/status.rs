@@ -1,15 +1,14 @@
 //! The gRPC status of each error. Only this module names gRPC codes.
 //!
-//! Every status has an `ErrorInfo`. Messages are constant for each reason, apart from names of our
-//! own fields and ThingSpace's error code. The cause of an INTERNAL error is logged here and not
-//! sent.
+//! Every status has an `ErrorInfo`. Messages are constant texts, apart from names of fields. The
+//! cause of an INTERNAL error is logged here and not sent.
 //!
 //! UNAVAILABLE promises that it is safe to repeat the call. Its reasons, and why each is safe:
 //!
 //! - `ORDER_IN_PROGRESS`: another call or replica is placing the order with this key. This call has
 //!   sent nothing, and its repetition joins the first.
 //! - `UPSTREAM_UNAVAILABLE`: an order was not sent, or ThingSpace turned it away before executing
-//!   it; its key is free. Status queries have no effect.
+//!   it, and its key can be used again. Status queries have no effect.
 //! - `STORE_UNAVAILABLE`: the key of an order could not be claimed, so nothing was sent. If the
 //!   claim was stored after all, the repetition finds it. Status calls and watches have no effect.
 //! - `SLOW_READER`: a watch whose snapshot was not read to its end. It has no effect.
@@ -26,6 +25,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
 use uuid::Uuid;
 
+use super::convert::Violations;
 use crate::{
     requests::{Effect, Error, TokenKind},
     store::StoreError,
@@ -47,7 +47,6 @@ const STORE_FULL_DELAY: Duration = Duration::from_secs(30);
 /// trailers, which carry them in base64, fit into the 4 KiB that nginx accepts.
 const MAX_VIOLATION_BYTES: usize = 1_600;
 
-/// A status that is being built.
 struct StatusBuilder {
     code: Code,
     reason: &'static str,
@@ -91,7 +90,6 @@ impl StatusBuilder {
     }
 }
 
-/// The status of a failed call.
 pub(crate) fn of(error: &Error) -> Status {
     of_watch(error, "")
 }
@@ -108,9 +106,8 @@ pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     }
 }
 
-/// The status of a call with wrong fields.
-pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
-    invalid_fields(violations).build()
+pub(super) fn invalid(violations: Violations) -> Status {
+    invalid_fields(violations.0).build()
 }
 
 /// Reports as many violations as fit into a status.
@@ -138,8 +135,7 @@ fn invalid_fields(violations: Vec<FieldViolation>) -> StatusBuilder {
     StatusBuilder { violations: reported, ..status }
 }
 
-/// The status for an error of the gRPC library or of its health and reflection services. Keeps
-/// their code and message.
+/// Adds details to an error of the gRPC library or of its health and reflection services.
 pub(super) fn of_library(bare: &Status) -> Status {
     let (reason, message) = match bare.code() {
         Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),

@@ -1,5 +1,4 @@
-//! Stores callbacks in the logs of their requests. A callback may write the request id in another
-//! case.
+//! Stores callbacks in the logs of their requests, also if the request id has another case.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -12,8 +11,7 @@ use crate::{
     store::LogName,
 };
 
-/// The number of callbacks whose request ids are looked up in other cases at the same time, and the
-/// time for each lookup.
+/// The number of request ids that are looked up in other cases at once, and the time for each.
 pub(super) const MAX_SPELLING_LOOKUPS: usize = 16;
 const SPELLING_WITHIN: Duration = Duration::from_millis(500);
 
@@ -59,12 +57,12 @@ impl Requests {
     }
 
     /// Returns the spelling of a request id that is in the store, or else the caller's own.
-    pub async fn spelling(&self, request: &RequestId) -> Result<RequestId, Error> {
+    pub(crate) async fn spelling(&self, request: &RequestId) -> Result<RequestId, Error> {
         Ok(self.hub.spelling(request).await?.unwrap_or_else(|| request.clone()))
     }
 
-    /// Counts a callback for an unknown request. Only the first is logged, because other systems of
-    /// the account may place many such requests.
+    /// Counts a callback for an unknown request. Logs only the first, because other systems of the
+    /// account may place many such requests.
     fn count_stray(&self, account: &AccountName) {
         if self.stray_callbacks.fetch_add(1, Ordering::Relaxed) == 0 {
             info!(

@@ -1,5 +1,4 @@
-//! Why a call of the domain failed. The error is independent of the transport: `grpc/status`
-//! decides what a caller reads.
+//! The errors of the domain. They are independent of the transport: `grpc::status` converts them.
 
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use crate::{
     thingspace::{self, Refusal},
 };
 
+/// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     #[error("no credentials are configured for account {0}")]
@@ -47,7 +47,7 @@ pub enum Error {
     Busy { retry_after: Duration },
     /// An order was certainly not sent.
     #[error("{0}")]
-    Store(StoreError),
+    Store(#[from] StoreError),
     /// The snapshot that a watch was sending is no longer in memory.
     #[error("the reader of the watch was too slow")]
     SlowReader,
@@ -77,32 +77,25 @@ pub enum TokenKind {
     Page,
 }
 
-impl From<StoreError> for Error {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error)
-    }
-}
-
-/// For calls without effects. An unknown outcome is the same as a failure for them.
+/// For calls without effects, for which an unknown outcome is a failure.
 impl From<thingspace::Error> for Error {
     fn from(error: thingspace::Error) -> Self {
+        use thingspace::Error as Upstream;
         match error {
-            thingspace::Error::Refused(refusal) => Self::Refused(refusal),
-            thingspace::Error::CredentialsRejected { name } => Self::CredentialsRejected { name },
-            thingspace::Error::CredentialsUnreadable { name } => {
-                Self::CredentialsUnreadable { name }
-            }
-            thingspace::Error::LoginBlocked { name } => Self::LoginBlocked { name },
-            thingspace::Error::Store(error) => Self::Store(error),
-            thingspace::Error::Throttled { retry_after } => Self::Throttled { retry_after },
-            thingspace::Error::Busy { retry_after } => Self::Busy { retry_after },
-            thingspace::Error::NoDescriptor => Self::Overloaded { limit: "open files" },
-            thingspace::Error::Draining => Self::Draining,
-            thingspace::Error::NotConnected { reason } => {
+            Upstream::Refused(refusal) => Self::Refused(refusal),
+            Upstream::CredentialsRejected { name } => Self::CredentialsRejected { name },
+            Upstream::CredentialsUnreadable { name } => Self::CredentialsUnreadable { name },
+            Upstream::LoginBlocked { name } => Self::LoginBlocked { name },
+            Upstream::Store(error) => Self::Store(error),
+            Upstream::Throttled { retry_after } => Self::Throttled { retry_after },
+            Upstream::Busy { retry_after } => Self::Busy { retry_after },
+            Upstream::NoDescriptor => Self::Overloaded { limit: "open files" },
+            Upstream::Draining => Self::Draining,
+            Upstream::NotConnected { reason } => {
                 Self::UpstreamUnavailable { reason, retry_after: None }
             }
-            thingspace::Error::NotSent { reason, retry_after }
-            | thingspace::Error::OutcomeUnknown { reason, retry_after } => {
+            Upstream::NotSent { reason, retry_after }
+            | Upstream::OutcomeUnknown { reason, retry_after } => {
                 Self::UpstreamUnavailable { reason, retry_after }
             }
         }

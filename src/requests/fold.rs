@@ -7,5 +7,5 @@
 //! Guarantees: every replica that folds the same events computes the same states and revisions.
 
 pub mod event;
-pub mod order;
-pub mod state;
+pub(crate) mod order;
+pub(crate) mod state;

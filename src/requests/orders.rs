@@ -1,4 +1,4 @@
-//! Places orders: at most one POST per key, whatever happens to callers, replicas and this process.
+//! Places orders: at most one POST per key, even if callers, replicas or this process fail.
 //!
 //! The steps of an order:
 //!
@@ -10,17 +10,14 @@
 //!    to ACCEPTED. Then answer the caller.
 //!
 //! This module never resends an order whose outcome is unknown. A call that finds SENDING or
-//! UNKNOWN in a cell reads the order's log. If the log has the answer, the call completes the
-//! missing steps. Otherwise, while another replica may still be sending, it waits for the answer or
-//! until the lease has expired ([`leases`]). Writes that several replicas may make are events with
-//! fixed ids, or swaps that only one replica wins.
+//! UNKNOWN in its key's cell reads the order's log. If the log has the answer, the call completes
+//! the missing steps. If not, and another replica may still be sending the order, the call waits
+//! for the answer, or until the lease has expired ([`leases`]). Writes that several replicas may
+//! make are events with fixed ids, or swaps that only one replica wins.
 
 use std::{
-    collections::HashSet,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::HashMap,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -36,14 +33,14 @@ use uuid::Uuid;
 use self::key::KeyCell;
 use super::{
     error::{Effect, Error},
-    fold::{event, order::OrderOutcome},
+    fold::order::OrderOutcome,
     hub::Hub,
     lock,
     locks::Locks,
 };
 use crate::{
     identity::RequestId,
-    proto::storage::{self, KeyPhase},
+    proto::storage::KeyPhase,
     store::{CellName, Store, StoreError},
     thingspace::{Client, Order},
 };
@@ -52,33 +49,30 @@ mod finish;
 pub mod key;
 mod leases;
 mod refusals;
-pub mod resolve;
+pub(crate) mod resolve;
 mod sending;
 
 use leases::Leases;
 use refusals::Refusals;
-use sending::PreparedOrder;
+use sending::Sending;
 
-/// The first pause between checks of an order that another replica is sending. It doubles up to the
-/// longest.
+/// The pause between checks of an order that another replica is sending. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest time between two reconciliations of orders without a caller.
 const RECONCILE_EVERY: Duration = Duration::from_secs(30);
 
-/// Places orders and completes their outcomes.
 #[derive(Debug)]
-pub struct Orders {
+pub(crate) struct Orders {
     store: Arc<dyn Store>,
     client: Client,
     hub: Arc<Hub>,
     tasks: TaskTracker,
     order_timeout: Duration,
     max_open_devices: usize,
-    /// Devices of the orders that this process is sending. No request has them yet.
-    devices_in_flight: Arc<AtomicUsize>,
-    in_flight: Arc<Mutex<HashSet<String>>>,
+    /// The orders that this process is placing, with their numbers of devices.
+    in_flight: Arc<Mutex<HashMap<String, usize>>>,
     /// Identifies this process in leases.
     incarnation: String,
     /// The leases of other replicas.
@@ -88,36 +82,35 @@ pub struct Orders {
     keys: Locks<String>,
 }
 
-/// A caller's order.
 #[derive(Debug, Clone)]
-pub struct Placement {
-    pub order: Order,
-    pub key: String,
+pub(crate) struct Placement {
+    pub(crate) order: Order,
+    pub(crate) key: String,
 }
 
 /// An order that ThingSpace has accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Placed {
-    pub request_id: RequestId,
+pub(crate) struct Placed {
+    pub(crate) request_id: RequestId,
     /// Whether an earlier call placed it.
-    pub replayed: bool,
+    pub(crate) replayed: bool,
 }
 
-/// The share of the limit of open devices that an order in flight uses.
+/// Keeps an order in [`Orders::in_flight`] while it lives.
 #[derive(Debug)]
-struct ReservedDevices {
-    devices: usize,
-    of: Arc<AtomicUsize>,
+struct InFlight {
+    order_id: String,
+    orders: Arc<Mutex<HashMap<String, usize>>>,
 }
 
-impl Drop for ReservedDevices {
+impl Drop for InFlight {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.devices, Ordering::Relaxed);
+        lock(&self.orders).remove(&self.order_id);
     }
 }
 
 impl Orders {
-    pub fn new(
+    pub(crate) fn new(
         store: Arc<dyn Store>,
         client: Client,
         hub: Arc<Hub>,
@@ -125,7 +118,6 @@ impl Orders {
         order_timeout: Duration,
         max_open_devices: usize,
     ) -> Self {
-        let incarnation = Uuid::now_v7().to_string();
         Self {
             store,
             client,
@@ -133,9 +125,8 @@ impl Orders {
             tasks,
             order_timeout,
             max_open_devices,
-            devices_in_flight: Arc::default(),
             in_flight: Arc::default(),
-            incarnation,
+            incarnation: Uuid::now_v7().to_string(),
             leases: Leases::default(),
             refusals: Refusals::default(),
             keys: Locks::default(),
@@ -145,7 +136,7 @@ impl Orders {
     /// Places an order. If its key was used before, returns the outcome of that order, and waits
     /// for it if another replica is sending it. Dropping the future never cancels an order in
     /// flight.
-    pub async fn place(
+    pub(crate) async fn place(
         self: &Arc<Self>,
         placement: Placement,
         deadline: Instant,
@@ -173,57 +164,48 @@ impl Orders {
         let key_lock = tokio::time::timeout_at(deadline, self.lock_key(&cell))
             .await
             .map_err(|_| Error::OrderInProgress)?;
-        let earlier = async {
-            match KeyCell::load(&*self.store, &cell).await? {
-                None => Ok(None),
-                Some(key) => self.settle(&cell, key, &hash).await.map(Some),
-            }
-        };
-        let earlier = tokio::time::timeout_at(deadline, earlier).await;
+        let state = tokio::time::timeout_at(deadline, self.key_state(&cell, &hash)).await;
         // An earlier call with this key may have sent an order.
-        let before = match earlier.map_err(|_| Error::Deadline(Effect::Unknown))?? {
-            None => None,
-            Some(KeyState::Free(key)) => Some(key),
-            Some(KeyState::Placed(request_id)) => return Ok(Placed { request_id, replayed: true }),
+        let before = match state.map_err(|_| Error::Deadline(Effect::Unknown))?? {
+            KeyState::Free(before) => before,
+            KeyState::Placed(request_id) => return Ok(Placed { request_id, replayed: true }),
         };
         if let Some(refusal) = self.refusals.of(&cell.name, &hash) {
             return Err(Error::Refused(refusal));
         }
-        // The last free space is reserved for the outcomes of earlier orders.
+        // The last free space of the store is reserved for the outcomes of earlier orders.
         if let Some(shortage) = self.store.shortage() {
             return Err(Error::Store(StoreError::Full(shortage)));
         }
         self.place_new(placement.order.clone(), cell, before, &hash, key_lock, deadline).await
     }
 
-    /// The interval of [`Orders::reconcile`].
     pub(super) fn reconcile_every(&self) -> Duration {
         RECONCILE_EVERY.min(self.order_timeout)
     }
 
     /// Reconciles orders without a caller: completes accepted ones, and marks the outcome of an
     /// order as unknown if its sender is gone.
-    pub async fn reconcile(&self) {
-        self.recover().await;
+    pub(crate) async fn reconcile(&self) {
+        self.complete_accepted().await;
         let open = self.hub.orders_without_outcome(|id, order| {
             let ordered = order.ordered.as_ref().filter(|_| !self.is_in_flight(id))?;
             Some((Arc::clone(id), CellName::retained(ordered.key_cell.clone())))
         });
         for (order_id, cell) in open {
             let reconciled = async {
-                let key = KeyCell::load(&*self.store, &cell).await?;
-                let Some(key) = key.filter(|key| {
-                    key.order_id() == &*order_id
+                let key = KeyCell::load(&*self.store, &cell).await?.filter(|key| {
+                    *key.order_id == *order_id
                         && key.phase() == KeyPhase::Sending
                         && !self.may_be_sending(key)
-                }) else {
-                    return Ok(());
-                };
-                match self.hub.order(&order_id).await?.outcome {
-                    None => self.mark_unknown(&cell, &key).await.map(drop),
-                    // The next call with the key completes it.
-                    Some(_) => Ok(()),
+                });
+                // If there is an outcome, the next call with the key completes it.
+                if let Some(key) = key
+                    && self.hub.order(&order_id).await?.outcome.is_none()
+                {
+                    self.mark_unknown(&cell, &key).await?;
                 }
+                Ok::<_, StoreError>(())
             };
             if let Err(error) = reconciled.await {
                 // The store has logged its failure, and the other orders would fail, too.
@@ -239,7 +221,7 @@ impl Orders {
             return Ok(false);
         }
         error!(
-            order.id = key.order_id(),
+            order.id = key.order_id,
             sent = %key.sent_time(),
             "an order was interrupted while it was sent and its outcome is unknown; it is not sent \
              again: look it up in ThingSpace, then run `thingspace-gateway orders settle`"
@@ -249,12 +231,12 @@ impl Orders {
 
     /// Completes accepted orders whose requests lack `Accepted`: a process died too early, or they
     /// were settled as not placed.
-    pub async fn recover(&self) {
+    pub(crate) async fn complete_accepted(&self) {
         for order_id in self.hub.unfinished_orders() {
             if self.is_in_flight(&order_id) {
                 continue;
             }
-            let recovered = async {
+            let completed = async {
                 let order = self.hub.order(&order_id).await?;
                 info!(order.id = order_id, "completing an accepted order");
                 if self.finish(&order_id, &order).await? {
@@ -262,7 +244,7 @@ impl Orders {
                 }
                 Ok::<_, StoreError>(())
             };
-            if let Err(error) = recovered.await {
+            if let Err(error) = completed.await {
                 warn!(
                     order.id = order_id,
                     %error,
@@ -272,9 +254,8 @@ impl Orders {
         }
     }
 
-    /// Whether this process is sending an order.
     pub(super) fn is_in_flight(&self, order_id: &str) -> bool {
-        lock(&self.in_flight).contains(order_id)
+        lock(&self.in_flight).contains_key(order_id)
     }
 
     /// Whether the process that claimed a key may still be sending its order.
@@ -282,38 +263,44 @@ impl Orders {
         if key.phase() != KeyPhase::Sending {
             return false;
         }
-        if key.incarnation() == self.incarnation {
-            return self.is_in_flight(key.order_id());
+        if key.incarnation == self.incarnation {
+            return self.is_in_flight(&key.order_id);
         }
         !self.store.exclusive()
-            && !self.leases.has_expired(key.order_id(), key.version(), key.lease())
+            && !self.leases.has_expired(&key.order_id, key.version(), key.lease())
     }
 
-    /// Locks a key in this process.
     pub(super) async fn lock_key(&self, cell: &CellName) -> OwnedMutexGuard<()> {
         self.keys.lock(&cell.name).await
     }
 
-    fn reserve(&self, devices: usize) -> Result<ReservedDevices, Error> {
-        let reserved = ReservedDevices { devices, of: Arc::clone(&self.devices_in_flight) };
-        let in_flight = reserved.of.fetch_add(devices, Ordering::Relaxed) + devices;
-        if self.hub.open_devices() + in_flight > self.max_open_devices {
+    /// Registers an order as in flight, if its devices do not exceed the limit of open devices.
+    fn reserve(&self, order_id: String, devices: usize) -> Result<InFlight, Error> {
+        let devices_in_flight: usize = {
+            let mut in_flight = lock(&self.in_flight);
+            in_flight.insert(order_id.clone(), devices);
+            in_flight.values().sum()
+        };
+        let reserved = InFlight { order_id, orders: Arc::clone(&self.in_flight) };
+        if self.hub.open_devices() + devices_in_flight > self.max_open_devices {
             return Err(Error::Overloaded { limit: "limits.open_devices" });
         }
         Ok(reserved)
     }
 
-    /// Returns the state of a key that was used before, and completes its order if necessary.
-    async fn settle(&self, cell: &CellName, key: KeyCell, hash: &[u8]) -> Result<KeyState, Error> {
-        if key.phase() == KeyPhase::Released {
-            return Ok(KeyState::Free(key));
-        }
+    /// Decides what a key allows, and completes an earlier order with the key if necessary. A new
+    /// order is allowed only if none was placed with the key.
+    async fn key_state(&self, cell: &CellName, hash: &[u8]) -> Result<KeyState, Error> {
+        let key = match KeyCell::load(&*self.store, cell).await? {
+            Some(key) if key.phase() != KeyPhase::Released => key,
+            unused => return Ok(KeyState::Free(unused)),
+        };
         if !key.is_for(hash) {
             return Err(Error::IdempotencyKeyReused);
         }
         match key.phase() {
             KeyPhase::Accepted => {
-                let request_id = RequestId::parse(key.request_id())
+                let request_id = RequestId::parse(&key.request_id)
                     .map_err(|_| corrupt("a key cell without a request id"))?;
                 return Ok(KeyState::Placed(request_id));
             }
@@ -323,18 +310,18 @@ impl Orders {
             }
         }
         // The log decides, even if the sender is still working.
-        let order = self.hub.order(key.order_id()).await?;
+        let order = self.hub.order(&key.order_id).await?;
         match (&order.outcome, &order.ordered) {
             (Some(OrderOutcome::AcceptedAs(request)), Some(_)) => {
-                if self.finish(key.order_id(), &order).await? {
+                if self.finish(&key.order_id, &order).await? {
                     Ok(KeyState::Placed(request.clone()))
                 } else {
-                    Err(unknown(key.order_id(), key.sent_time(), None))
+                    Err(unknown(&key.order_id, key.sent_time(), None))
                 }
             }
             (Some(OrderOutcome::NotPlaced), _) => {
                 let freed = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
-                freed.map(KeyState::Free).ok_or(Error::OrderInProgress)
+                freed.map(|key| KeyState::Free(Some(key))).ok_or(Error::OrderInProgress)
             }
             (Some(OrderOutcome::AcceptedAs(_)) | None, _) => {
                 if self.may_be_sending(&key)
@@ -342,7 +329,7 @@ impl Orders {
                 {
                     return Err(Error::OrderInProgress);
                 }
-                Err(unknown(key.order_id(), key.sent_time(), None))
+                Err(unknown(&key.order_id, key.sent_time(), None))
             }
         }
     }
@@ -356,51 +343,44 @@ impl Orders {
         key_lock: OwnedMutexGuard<()>,
         deadline: Instant,
     ) -> Result<Placed, Error> {
-        let reserved = self.reserve(order.devices.len())?;
+        let order_id = Uuid::now_v7().to_string();
+        let in_flight = self.reserve(order_id.clone(), order.devices.len())?;
         let prepared = self.client.prepare_order(&order.account, deadline);
         let prepared = tokio::time::timeout_at(deadline, prepared).await;
         let permit = prepared.map_err(|_| Error::Deadline(Effect::NothingSent))??;
-
-        // A separate task, so that a caller that goes away does not leave a claimed key behind.
-        let prepared = PreparedOrder {
+        let sending = Sending {
             order,
+            order_id,
             cell,
             before,
             hash: hash.to_vec(),
+            key: None,
+            // In milliseconds, as in the cell.
+            sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond())
+                .unwrap_or_default(),
             retry_until: deadline,
-            key_lock,
-            reserved,
+            send_by: Instant::now() + leases::before_sending(self.order_timeout),
+            key_lock: Some(key_lock),
+            _in_flight: in_flight,
         };
         let (answer, answered) = oneshot::channel();
         let orders = Arc::clone(self);
+        // A task, so that a caller that goes away does not leave a claimed key behind.
         self.tasks.spawn(
-            async move { orders.send_and_store(prepared, permit, answer).await }.in_current_span(),
+            async move { orders.send_and_store(sending, permit, answer).await }.in_current_span(),
         );
-        match tokio::time::timeout_at(deadline, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => {
-                Err(Error::Internal("an order's task ended without an answer".to_owned()))
-            }
-            Err(_) => Err(Error::Deadline(Effect::Unknown)),
-        }
+        let answer = tokio::time::timeout_at(deadline, answered).await;
+        answer.map_err(|_| Error::Deadline(Effect::Unknown))?.unwrap_or_else(|_| {
+            Err(Error::Internal("an order's task ended without an answer".to_owned()))
+        })
     }
 }
 
-/// The state of a key that was used before.
+/// What an idempotency key allows.
 enum KeyState {
-    /// No order was placed with the key. It may be claimed again, replacing this version.
-    Free(KeyCell),
-    /// An order was placed.
+    /// No order was placed with the key. It may be claimed, replacing this content.
+    Free(Option<KeyCell>),
     Placed(RequestId),
-}
-
-fn ordered(order: &Order, cell: &CellName) -> storage::Ordered {
-    storage::Ordered {
-        account: order.account.to_string(),
-        service_plan: order.service_plan.clone(),
-        devices: order.devices.iter().map(event::to_stored).collect(),
-        key_cell: cell.name.clone(),
-    }
 }
 
 fn unknown(order_id: &str, sent_time: Timestamp, request_id: Option<RequestId>) -> Error {

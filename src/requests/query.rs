@@ -6,6 +6,6 @@
 //!
 //! Guarantees: the number of queries depends on the open requests, never on the number of callers.
 
-pub mod poller;
-pub mod status_queries;
-pub mod withheld;
+pub(crate) mod poller;
+pub(crate) mod status_queries;
+pub(crate) mod withheld;

@@ -14,19 +14,18 @@ const KEY_RETRY: Duration = Duration::from_millis(500);
 /// The interval between checks for a loss of the store.
 const LOSS_CHECK: Duration = Duration::from_millis(250);
 
-/// The state of the store, for operators.
 #[derive(Debug, Clone)]
-pub struct StoreState {
-    pub loss: Option<Loss>,
-    pub remembers_since: Option<Timestamp>,
+pub(crate) struct StoreState {
+    pub(crate) loss: Option<Loss>,
+    pub(crate) remembers_since: Option<Timestamp>,
     /// Why the store has no room for new orders.
-    pub shortage: Option<String>,
+    pub(crate) shortage: Option<String>,
     /// Why the next start would not notice an older copy of the store, and what to do.
-    pub unprotected: Option<String>,
+    pub(crate) unprotected: Option<String>,
 }
 
 impl Requests {
-    /// Waits until calls can be answered. Later, some calls are answered even without the store.
+    /// Waits until calls can be answered. Some later calls are answered even without the store.
     pub async fn ready(&self) {
         loop {
             self.hub.caught_up().await;
@@ -43,24 +42,25 @@ impl Requests {
 
     /// Waits until calls can no longer be answered: the store lost something, is read again from
     /// the beginning, or is no longer followed.
-    pub async fn unready(&self) {
+    pub(crate) async fn unready(&self) {
         let lost = async {
             while self.store.loss().is_none() {
                 tokio::time::sleep(LOSS_CHECK).await;
             }
         };
         tokio::select! {
-            () = self.hub.lost() => {}
+            () = self.hub.outdated() => {}
             () = lost => {}
         }
     }
 
+    /// Whether calls can be answered.
     pub fn is_ready(&self) -> bool {
         self.waits_for().is_none()
     }
 
     /// Returns why calls cannot be answered.
-    pub fn waits_for(&self) -> Option<String> {
+    pub(crate) fn waits_for(&self) -> Option<String> {
         if let Some(loss) = self.store.loss() {
             return Some(format!(
                 "the store lost something: {}. Nothing is done until an operator accepts that; \
@@ -77,15 +77,11 @@ impl Requests {
         } else {
             return None;
         };
-        Some(
-            self.store
-                .trouble()
-                .map_or_else(|| waits.to_owned(), |trouble| format!("the store: {trouble}")),
-        )
+        let trouble = self.store.trouble().map(|trouble| format!("the store: {trouble}"));
+        Some(trouble.unwrap_or_else(|| waits.to_owned()))
     }
 
-    /// Returns the state of the store.
-    pub fn store_state(&self) -> StoreState {
+    pub(crate) fn store_state(&self) -> StoreState {
         StoreState {
             loss: self.store.loss(),
             remembers_since: self.store.remembers_since(),
@@ -94,9 +90,8 @@ impl Requests {
         }
     }
 
-    /// Returns what a ready gateway cannot do now, for operators. `None`: it can do everything, or
-    /// it is not ready.
-    pub fn limited(&self) -> Option<String> {
+    /// Returns what a ready gateway cannot do now. `None`: it can do everything, or is not ready.
+    pub(crate) fn limited(&self) -> Option<String> {
         if !self.is_ready() {
             return None;
         }
@@ -117,8 +112,8 @@ impl Requests {
         self.store.accept_loss(restored).await
     }
 
-    /// Returns what is wrong with the store, for operators.
-    pub fn store_trouble(&self) -> Option<String> {
+    /// Returns why the store cannot be used, or takes no new orders.
+    pub(crate) fn store_trouble(&self) -> Option<String> {
         let shortage = || Some(format!("new orders are refused: {}", self.store.shortage()?));
         self.store.trouble().or_else(shortage)
     }

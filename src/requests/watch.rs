@@ -1,10 +1,10 @@
-//! A watch: a snapshot of a request or a resumed position, then every transition once and in order,
-//! then the end.
+//! A watch: first a snapshot of a request, unless a token resumes an earlier watch; then every
+//! transition once and in order; then the end.
 //!
-//! A watch has no task and no queue. It is a cursor into the request's transitions, and it reads a
-//! few of them when its reader is ready for a message. A watch that falls behind the transitions in
-//! memory reads pages of the request's history, which all watches share. A reader that stops
-//! reading keeps one message in memory, but no transitions, no devices and no finished request.
+//! A watch has no task and no queue. It is a cursor into the request's transitions. It reads a few
+//! of them when its reader is ready for a message, from memory or from pages of the request's
+//! history, which all watches share. For a slow reader one message is kept in memory, but no
+//! transitions, no devices and no closed request.
 
 pub mod token;
 
@@ -21,16 +21,15 @@ use super::{
     Attached,
     error::Error,
     fold::state::{Counts, DeviceStatus, RequestState, Transition},
-    hub::{Devices, Folded, Hub, PageGuard, Tracked},
+    hub::{Devices, Hub, PageGuard, Tracked, TrackedState},
 };
 use crate::{
     identity::{AccountName, RequestId},
     store::{Position, StoreError},
 };
 
-/// One item of a watch.
 #[derive(Debug, Clone)]
-pub enum WatchEvent {
+pub(crate) enum WatchEvent {
     Snapshot(Snapshot),
     /// The next transitions: those that fit into a message, or a few more. Never empty.
     Changes(Vec<Arc<Transition>>),
@@ -44,37 +43,37 @@ pub enum WatchEvent {
 
 /// A request at one revision.
 #[derive(Debug, Clone)]
-pub struct Snapshot {
-    pub account: Option<AccountName>,
-    pub id: RequestId,
-    pub state: RequestState,
-    pub counts: Counts,
+pub(crate) struct Snapshot {
+    pub(crate) account: Option<AccountName>,
+    pub(crate) id: RequestId,
+    pub(crate) state: RequestState,
+    pub(crate) counts: Counts,
     /// All devices, or the devices of a page.
-    pub devices: Devices,
-    pub revision: u64,
-    pub position: Position,
-    pub create_time: Timestamp,
-    pub update_time: Timestamp,
-    pub polling_stopped: bool,
+    pub(crate) devices: Devices,
+    pub(crate) revision: u64,
+    pub(crate) position: Position,
+    pub(crate) create_time: Timestamp,
+    pub(crate) update_time: Timestamp,
+    pub(crate) polling_stopped: bool,
 }
 
 impl Snapshot {
-    /// A snapshot with all devices, which all snapshots of the revision share.
-    pub fn whole(tracked: &Tracked) -> Self {
+    /// Returns a snapshot with all devices, which all snapshots of the revision share.
+    pub(crate) fn whole(tracked: &Tracked) -> Self {
         let mut folded = tracked.lock();
         let devices = folded.all_devices();
         Self::of(tracked, &folded, devices)
     }
 
-    /// A snapshot with the devices of one page.
-    pub fn page(tracked: &Tracked, from: usize, size: usize) -> Self {
+    /// Returns a snapshot with the devices of one page.
+    pub(crate) fn page(tracked: &Tracked, from: usize, size: usize) -> Self {
         let folded = tracked.lock();
         let page = folded.request.devices.iter().skip(from).take(size);
         let devices = Arc::new(page.map(Arc::clone).collect());
         Self::of(tracked, &folded, devices)
     }
 
-    fn of(tracked: &Tracked, folded: &Folded, devices: Devices) -> Self {
+    fn of(tracked: &Tracked, folded: &TrackedState, devices: Devices) -> Self {
         let request = &folded.request;
         Self {
             account: request.account.clone(),
@@ -91,16 +90,16 @@ impl Snapshot {
     }
 }
 
-/// A watch of one request.
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct Watch {
     hub: Arc<Hub>,
     id: RequestId,
     /// Weak, so that a finished request can leave memory between two events.
     tracked: Weak<Tracked>,
     changes: Receiver<u64>,
     key: TokenKey,
-    cursor: Cursor,
+    /// Everything up to here has been sent. `None`: nothing, so the watch begins with a snapshot.
+    cursor: Option<Resume>,
     unfinished: Option<Unfinished>,
     heartbeat: Duration,
     /// When the last event was returned.
@@ -116,13 +115,6 @@ struct Unfinished {
     devices: Weak<Vec<Arc<DeviceStatus>>>,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Cursor {
-    Beginning,
-    /// Everything up to this position has been sent.
-    After(Resume),
-}
-
 impl Watch {
     pub(super) async fn begin(
         hub: Arc<Hub>,
@@ -131,10 +123,10 @@ impl Watch {
         resume: Option<Resume>,
         heartbeat: Duration,
     ) -> Result<Self, Error> {
-        let Attached { tracked, changes } = attached;
+        let (tracked, changes) = attached;
         let cursor = match resume {
-            Some(resume) if fits(&hub, &tracked, resume).await? => Cursor::After(resume),
-            _ => Cursor::Beginning,
+            Some(resume) if fits(&hub, &tracked, resume).await? => Some(resume),
+            _ => None,
         };
         Ok(Self {
             hub,
@@ -150,9 +142,8 @@ impl Watch {
         })
     }
 
-    /// Returns the next event after the last completed position, or `None` after the final state.
-    /// This method is cancel safe.
-    pub async fn next(&mut self) -> Result<Option<WatchEvent>, Error> {
+    /// Returns the next event, or `None` after the final state. This method is cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<WatchEvent>, Error> {
         let event = self.wait().await?;
         if event.is_some() {
             self.last = Some(Instant::now());
@@ -161,15 +152,15 @@ impl Watch {
     }
 
     /// Records that everything up to a position has been sent. Returns the token to resume there.
-    pub fn complete(&mut self, position: Position, revision: u64) -> String {
+    pub(crate) fn complete(&mut self, position: Position, revision: u64) -> String {
         let resume = Resume { position, revision };
-        self.cursor = Cursor::After(resume);
+        self.cursor = Some(resume);
         self.unfinished = None;
         self.key.resume(&self.id, resume)
     }
 
     /// Records that a part of a snapshot has been sent. The next event is the same snapshot.
-    pub fn pause(&mut self, mut snapshot: Snapshot) {
+    pub(crate) fn pause(&mut self, mut snapshot: Snapshot) {
         let devices = std::mem::take(&mut snapshot.devices);
         self.hub.hold_snapshot(&devices);
         self.unfinished = Some(Unfinished { snapshot, devices: Arc::downgrade(&devices) });
@@ -185,16 +176,16 @@ impl Watch {
             return Ok(Some(WatchEvent::Snapshot(Snapshot { devices, ..snapshot })));
         }
         let tracked = self.tracked().await?;
-        let Cursor::After(given) = self.cursor else {
+        let Some(sent) = self.cursor else {
             return Ok(Some(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
         };
         loop {
             // Marked as seen before the state is read, so that a later change ends the wait below.
             self.changes.borrow_and_update();
-            match self.progress(&tracked, given)? {
+            match self.progress(&tracked, sent)? {
                 WatchProgress::New => {
                     let transitions =
-                        after(&self.hub, &tracked, given.revision, &mut self.reading).await?;
+                        after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
                         return Ok(Some(as_event(&tracked, transitions)));
                     }
@@ -211,7 +202,7 @@ impl Watch {
                     return Err(store_replaced());
                 },
                 () = tokio::time::sleep_until(alive) => {
-                    if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, given)? {
+                    if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, sent)? {
                         return Ok(Some(heartbeat));
                     }
                 }
@@ -221,19 +212,15 @@ impl Watch {
 
     /// Returns the request, read from its log if it has left memory since the last event.
     async fn tracked(&mut self) -> Result<Arc<Tracked>, Error> {
-        if let Some(tracked) = self.hub.read_on(&self.id, &self.tracked) {
+        if let Some(tracked) = self.hub.read_again(&self.id, &self.tracked) {
             return Ok(tracked);
         }
         let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(store_replaced)?;
         let is_whole = {
             let folded = tracked.lock();
             let epoch = folded.position().epoch;
-            let is_same = |given: Resume| given.position.epoch == epoch;
-            let given = match self.cursor {
-                Cursor::After(given) => Some(given),
-                Cursor::Beginning => None,
-            };
-            given.is_none_or(is_same) && !folded.request.is_expired()
+            let is_same = self.cursor.is_none_or(|sent| sent.position.epoch == epoch);
+            is_same && !folded.request.is_expired()
         };
         if !is_whole {
             return Err(store_replaced());
@@ -251,13 +238,13 @@ impl Watch {
         if is_same { Ok(now.devices) } else { Err(Error::SlowReader) }
     }
 
-    fn progress(&self, tracked: &Tracked, given: Resume) -> Result<WatchProgress, Error> {
+    fn progress(&self, tracked: &Tracked, sent: Resume) -> Result<WatchProgress, Error> {
         let folded = tracked.lock();
         let request = &folded.request;
         if folded.is_discarded() {
             return Err(store_replaced());
         }
-        if request.revision > given.revision {
+        if request.revision > sent.revision {
             return Ok(WatchProgress::New);
         }
         if self.last.is_some() && request.is_final() {
@@ -269,8 +256,8 @@ impl Watch {
         Ok(WatchProgress::Quiet(WatchEvent::Heartbeat {
             state: request.state(),
             counts: request.counts,
-            revision: given.revision,
-            position: given.position,
+            revision: sent.revision,
+            position: sent.position,
         }))
     }
 }
@@ -284,15 +271,14 @@ fn as_event(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> Wat
     }
 }
 
-/// Whether a resume token matches the history of this request. After an older copy of the store was
-/// put back, the token's revision may be missing or may have other content. Then the watch begins
-/// with a snapshot.
+/// Whether a resume token matches the history of this request. If not, the watch begins with a
+/// snapshot. After the restore of an older store, the token's revision may be missing or different.
 async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Error> {
     let Resume { position, revision } = resume;
     let is_behind = || tracked.lock().position().sequence < position.sequence;
     if is_behind() {
         // The replica that issued the token may be ahead of this one.
-        hub.folded(position).await;
+        hub.wait_until_folded(position).await;
     }
     if is_behind() {
         if !hub.holds(&tracked.id, position).await? {
@@ -306,11 +292,8 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
         return Ok(false);
     }
     let mut reading = PageGuard::default();
-    // The transition of the token's revision is at or before its position, the next one is after
-    // it.
-    for wanted in
-        [revision, revision + 1].into_iter().filter(|wanted| (1..=latest).contains(wanted))
-    {
+    // The transition of the token's revision is not after its position, but the next one is.
+    for wanted in [revision, revision + 1].into_iter().filter(|n| (1..=latest).contains(n)) {
         // `None`: a part of the log is lost.
         let Some(found) = after(hub, tracked, wanted - 1, &mut reading).await? else {
             return Ok(false);
@@ -323,8 +306,7 @@ async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Erro
     Ok(true)
 }
 
-/// Returns the next transitions after a revision, from memory or from the log. `None`: a part of
-/// the log is lost.
+/// Returns the next transitions after a revision. `None`: a part of the log is lost.
 async fn after(
     hub: &Hub,
     tracked: &Tracked,
@@ -342,11 +324,11 @@ async fn after(
     hub.history(&tracked.id, first, revision, reading).await
 }
 
-/// The state of a request relative to a watch.
+/// Whether a request has something for a watch.
 enum WatchProgress {
     /// There are new transitions.
     New,
-    /// There is nothing new. Contains the heartbeat to send when one is due.
+    /// There is nothing new. Has the heartbeat to send when one is due.
     Quiet(WatchEvent),
     Ended,
 }

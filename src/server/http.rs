@@ -25,14 +25,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use connections::ConnectionLimit;
-pub use connections::Peer;
+pub(crate) use connections::Peer;
 
 use crate::{config::Network, log_throttle::LogThrottle};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For the headers of a request. A connection without a request is closed after at most twice this
-/// time.
+/// For the headers of a request. A connection without one is closed after at most twice this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most header fields of a request.
@@ -45,12 +44,11 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 /// calls to ThingSpace and the store need the rest.
 const DESCRIPTORS_PART: usize = 2;
 
-/// The pause after a connection could not be accepted, for example because file descriptors are
-/// used up.
+/// The pause after a connection could not be accepted, for example without a file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests.
-pub trait Handler: Clone + Send + Sync + 'static {
+pub(crate) trait Handler: Clone + Send + Sync + 'static {
     type Body: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static;
 
     fn handle(
@@ -61,19 +59,19 @@ pub trait Handler: Clone + Send + Sync + 'static {
 
 /// The name and the limits of a listener.
 #[derive(Debug, Clone)]
-pub struct ListenerOptions {
+pub(crate) struct ListenerOptions {
     /// The listener's name in the log.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The most open connections. A further one replaces one that waits for its peer.
-    pub max_connections: usize,
+    pub(crate) max_connections: usize,
     /// The most open connections from one address.
-    pub max_connections_of_address: usize,
+    pub(crate) max_connections_of_address: usize,
     /// Networks from which connections may come; empty: from everywhere.
-    pub networks: Vec<Network>,
+    pub(crate) networks: Vec<Network>,
 }
 
 /// Serves until `stop`, then finishes the requests that are open.
-pub async fn serve(
+pub(crate) async fn serve(
     options: ListenerOptions,
     listener: TcpListener,
     tls: Option<TlsAcceptor>,

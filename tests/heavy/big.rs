@@ -15,7 +15,7 @@ use thingspace_gateway::{
     },
     requests::{
         fold::event::Kind,
-        watch::token::{Resume, TokenKey},
+        token::{Resume, TokenKey},
     },
     simulator::{DeviceResult, Identifiers, Mode, Options, Shape},
     store::{Position, Store, embedded::Embedded},

@@ -9,7 +9,7 @@ use thingspace_gateway::{
     proto::storage::{self, KeyPhase},
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, KeyCell, KeyClaim},
+        key::{self, KeyCell},
     },
     simulator::{Endpoint, Fault, Gate, What, When},
     store::{LogName, Store, embedded::Embedded},
@@ -242,12 +242,13 @@ pub async fn write(
     });
     store.append(&log, Once::Ordered.id(ORDER_ID), event::encode(ordered, None)).await.unwrap();
     if until >= Written::Claimed {
-        let claim = KeyClaim {
-            order_id: ORDER_ID,
-            hash: &key::hash(&order),
-            incarnation: "another",
-            sent_time: jiff::Timestamp::now(),
+        let claim = storage::Key {
+            order_id: ORDER_ID.to_owned(),
+            request_hash: key::hash(&order),
+            incarnation: "another".to_owned(),
+            sent_time_ms: jiff::Timestamp::now().as_millisecond(),
             lease_ms: u32::try_from(lease.as_millis()).unwrap(),
+            ..storage::Key::default()
         };
         let claimed = KeyCell::claim(store, &cell, None, claim).await.unwrap().unwrap();
         let accepted = matches!(outcome, Kind::AcceptedAs(_));

@@ -8,7 +8,7 @@ use thingspace_gateway::{
         esim::{DeviceState, DeviceStatus, StatusView, watch_request_response::Event},
         storage,
     },
-    requests::{fold::event::Kind, hub::KEPT_TRANSITIONS},
+    requests::{KEPT_TRANSITIONS, fold::event::Kind},
     simulator::{DeviceResult, Endpoint, Fault, Gate, What, When},
     store::{Store, embedded::Embedded},
 };

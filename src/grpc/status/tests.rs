@@ -95,7 +95,7 @@ fn statuses() -> BTreeMap<String, Status> {
         add(of_watch(&error, ""));
         add(of_watch(&error, "token"));
     }
-    add(invalid(vec![FieldViolation::new("field", "is wrong")]));
+    add(invalid(Violations(vec![FieldViolation::new("field", "is wrong")])));
     for code in [Code::Unimplemented, Code::OutOfRange, Code::Internal] {
         add(of_library(&Status::new(code, "")));
     }

@@ -15,33 +15,36 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// The version of the folding rules for new request logs. Number 2 was never written; a fixture
-/// uses it for unknown rules.
-pub const RULES: u32 = 4;
+/// The version of the folding rules for new request logs. Number 2 was never written.
+pub(crate) const RULES: u32 = 4;
 
 /// Earlier versions. Since 3, a missing ICCID is filled in. Since 4, a callback without a known
 /// identifier applies to the only device of a request.
-pub const FIRST_RULES: u32 = 1;
-pub const ICCID_RULES: u32 = 3;
+pub(crate) const FIRST_RULES: u32 = 1;
+pub(crate) const ICCID_RULES: u32 = 3;
 
 /// The version of the folding rules for order logs.
-pub const ORDER_RULES: u32 = 1;
+pub(crate) const ORDER_RULES: u32 = 1;
 
 /// The maximum number of devices in one `Observed`. At about 100 bytes each, the event stays below
 /// [`crate::store::MAX_EVENT_BYTES`].
-pub const MAX_OBSERVED_DEVICES: usize = 8_000;
+pub(crate) const MAX_OBSERVED_DEVICES: usize = 8_000;
 
 /// An event that exists at most once per order.
 #[derive(Debug, Clone, Copy)]
 pub enum Once {
+    /// The first event of the order's log.
     Ordered,
-    /// Refused or never sent. A different event from `AcceptedAs`, which overrides it.
+    /// `Refused` or `NotSent`, in the order's log. `AcceptedAs` overrides it.
     NotPlaced,
+    /// ThingSpace's answer, in the order's log.
     AcceptedAs,
+    /// The same answer, in the request's log.
     Accepted,
 }
 
 impl Once {
+    /// Returns the id of the event.
     pub fn id(self, order_id: &str) -> Uuid {
         let name = match self {
             Self::Ordered => "ordered",
@@ -55,7 +58,7 @@ impl Once {
 
 /// The id of the event that assigns a request to an order. A settlement at `settled` has an id of
 /// its own, because an earlier acceptance may have been withdrawn.
-pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
+pub(crate) fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
     match settled {
         None => Once::Accepted.id(order_id),
         Some(at) => named(&format!("{order_id}/accepted/{}", at.sequence)),
@@ -63,13 +66,12 @@ pub fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
 }
 
 /// The id of the event that settles an order by evidence.
-pub fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
+pub(crate) fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
     named(&format!("{order_id}/evidence/{request}"))
 }
 
-/// The id of the event that withdraws an acceptance. `settled` is the position of the settlement
-/// that corrects it.
-pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
+/// The id of the event that withdraws an acceptance, which a settlement at `settled` corrects.
+pub(crate) fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/withdrawn/{request}/{settled}"))
 }
@@ -77,27 +79,37 @@ pub fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Positio
 /// The id of the event that removes an order's devices from a request that another order placed. It
 /// differs from [`withdrawn_id`], which is in the order's log, because a store may keep an id only
 /// once in all logs.
-pub fn given_back_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
+pub(crate) fn given_back_id(
+    order_id: &str,
+    request: &RequestId,
+    settled: Option<Position>,
+) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
     named(&format!("{order_id}/given-back/{request}/{settled}"))
+}
+
+/// The id of the event that ends the polls of a request.
+pub(crate) fn abandoned_id(request: &RequestId) -> Uuid {
+    named(&format!("{request}/abandoned"))
 }
 
 fn named(name: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
+fn named_with(name: &str, content: &impl Message) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), &content.encode_to_vec()].concat())
+}
+
 /// The id of a callback's event. Equal callbacks are one event.
-pub fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
-    let name =
-        [format!("{request}/called-back/").into_bytes(), called_back.encode_to_vec()].concat();
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, &name)
+pub(crate) fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
+    named_with(&format!("{request}/called-back/"), called_back)
 }
 
 /// The id of an answer's event. Equal answers for a request that is folded up to the same position
 /// are one event.
-pub fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
-    let name = format!("{request}/observed/{}/{}/", at.epoch, at.sequence).into_bytes();
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name, observed.encode_to_vec()].concat())
+pub(crate) fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
+    named_with(&format!("{request}/observed/{}/{}/", at.epoch, at.sequence), observed)
 }
 
 /// Encodes an event. `first` is the first position of its log, if the writer knows it.
@@ -123,6 +135,7 @@ pub fn decode(bytes: &[u8]) -> Option<Event> {
     Event::decode(bytes).ok()
 }
 
+/// Converts the identifiers of a device to their stored form, with all digits.
 pub fn to_stored(device: &Device) -> storage::Device {
     let text = |digits: &Digits| digits.as_str().to_owned();
     storage::Device {
@@ -133,6 +146,7 @@ pub fn to_stored(device: &Device) -> storage::Device {
     }
 }
 
+/// Converts the stored identifiers of a device.
 pub fn from_stored(device: &storage::Device) -> Device {
     Device {
         eid: Digits::new(&device.eid),
@@ -142,7 +156,7 @@ pub fn from_stored(device: &storage::Device) -> Device {
     }
 }
 
-pub fn class_to_stored(class: StatusClass) -> storage::StatusClass {
+pub(crate) fn class_to_stored(class: StatusClass) -> storage::StatusClass {
     match class {
         StatusClass::Pending => storage::StatusClass::Pending,
         StatusClass::Waiting => storage::StatusClass::Waiting,
@@ -152,7 +166,7 @@ pub fn class_to_stored(class: StatusClass) -> storage::StatusClass {
     }
 }
 
-pub fn class_from_stored(class: i32) -> StatusClass {
+pub(crate) fn class_from_stored(class: i32) -> StatusClass {
     match storage::StatusClass::try_from(class) {
         Ok(storage::StatusClass::Pending) => StatusClass::Pending,
         Ok(storage::StatusClass::Waiting) => StatusClass::Waiting,

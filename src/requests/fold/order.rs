@@ -9,9 +9,8 @@ use crate::{
     store::Position,
 };
 
-/// The outcome of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum OrderOutcome {
+pub(crate) enum OrderOutcome {
     /// Nothing was placed: refused, or never sent.
     NotPlaced,
     AcceptedAs(RequestId),
@@ -19,7 +18,7 @@ pub enum OrderOutcome {
 
 /// Who decided an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
+pub(crate) enum Source {
     /// ThingSpace's answer, or the gateway, which did not send the order.
     Answer,
     Evidence,
@@ -28,27 +27,26 @@ pub enum Source {
 
 /// An order, folded up to one event.
 #[derive(Debug, Clone, Default)]
-pub struct Order {
-    pub ordered: Option<storage::Ordered>,
+pub(crate) struct Order {
+    pub(crate) ordered: Option<storage::Ordered>,
     /// `None`: the order is being sent, or its outcome is unknown.
-    pub outcome: Option<OrderOutcome>,
-    pub source: Option<Source>,
+    pub(crate) outcome: Option<OrderOutcome>,
+    pub(crate) source: Option<Source>,
     /// The position of the settlement that decided the outcome; `None` for ThingSpace's answer.
-    pub settled: Option<Position>,
+    pub(crate) settled: Option<Position>,
     /// The requests of earlier outcomes, which may still name the order.
-    pub former: Vec<RequestId>,
-    pub first: Option<Position>,
-    pub sent_time: Timestamp,
+    pub(crate) former: Vec<RequestId>,
+    pub(crate) first: Option<Position>,
+    pub(crate) sent_time: Timestamp,
     /// Requests that belong to another order.
     withdrawn: Vec<RequestId>,
     last: Option<Position>,
-    /// The rules of the first event.
     rules: u32,
 }
 
 impl Order {
     /// Folds an event, unless it was folded before.
-    pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) {
+    pub(crate) fn apply(&mut self, position: Position, time: Timestamp, event: &Event) {
         if self.last.is_some_and(|last| position.sequence <= last.sequence) {
             return;
         }

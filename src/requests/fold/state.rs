@@ -17,9 +17,9 @@
 //! - Later events name the first event of their log. A log with another first event has lost its
 //!   beginning. It is expired and shows nothing, because the rest may give wrong devices or states.
 
-mod claim;
-mod find;
-mod news;
+mod devices;
+mod mismatch;
+mod observations;
 mod shown;
 mod size;
 
@@ -33,7 +33,7 @@ use crate::{
     proto::storage::{self, Event},
     store::Position,
 };
-pub use shown::{Applied, Counts, DeviceState, DeviceStatus, RequestState, Transition};
+pub(crate) use shown::{Applied, Counts, DeviceState, DeviceStatus, RequestState, Transition};
 
 /// Callbacks that are kept until the device set is known: a warning and a result for each of 10,000
 /// devices, each sent twice.
@@ -41,25 +41,24 @@ const MAX_EARLY: usize = 40_000;
 
 /// A request, folded up to one event.
 #[derive(Debug, Clone, Default)]
-pub struct Request {
+pub(crate) struct Request {
     /// From `Accepted`, else from the first status answer.
-    pub account: Option<AccountName>,
+    pub(crate) account: Option<AccountName>,
     /// The order that placed it. `None`: an external request.
-    pub order_id: Option<String>,
+    pub(crate) order_id: Option<String>,
     /// The position of the `Accepted` of that order.
-    pub accepted: Option<Position>,
+    pub(crate) accepted: Option<Position>,
     /// Whether the device set is complete.
-    pub known: bool,
-    pub devices: Vec<Arc<DeviceStatus>>,
-    pub counts: Counts,
-    pub revision: u64,
-    pub polling_stopped: bool,
-    pub create_time: Timestamp,
-    pub update_time: Timestamp,
+    pub(crate) known: bool,
+    pub(crate) devices: Vec<Arc<DeviceStatus>>,
+    pub(crate) counts: Counts,
+    pub(crate) revision: u64,
+    pub(crate) polling_stopped: bool,
+    pub(crate) create_time: Timestamp,
+    pub(crate) update_time: Timestamp,
     /// The rules of the first event; 0 before it.
     rules: u32,
-    /// The position of the first event.
-    pub first: Option<Position>,
+    pub(crate) first: Option<Position>,
     /// The log has lost its first events.
     expired: bool,
     /// The final overall status of an answer without devices. It applies to every device.
@@ -73,7 +72,7 @@ pub struct Request {
 }
 
 impl Request {
-    pub fn state(&self) -> RequestState {
+    pub(crate) fn state(&self) -> RequestState {
         let Counts { total, succeeded, failed } = self.counts;
         if !self.known || self.counts.pending() > 0 {
             RequestState::Pending
@@ -92,28 +91,28 @@ impl Request {
         }
     }
 
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         self.state() != RequestState::Pending
     }
 
-    /// Whether the log has lost its first events. Then the state is not known.
-    pub fn is_expired(&self) -> bool {
+    /// Whether the log has lost its first events, so that the state is not known.
+    pub(crate) fn is_expired(&self) -> bool {
         self.expired
     }
 
     /// The first position of the log. `None`: the log is empty, or its beginning is lost.
-    pub fn beginning(&self) -> Option<Position> {
+    pub(crate) fn beginning(&self) -> Option<Position> {
         self.first.filter(|_| !self.expired)
     }
 
     /// Whether the request needs no polls: it is final, given up or expired, or it is an external
     /// request whose devices are not known.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.is_final() || self.polling_stopped || !self.known
     }
 
-    /// Folds one event. Each event must be given once, in the order of the positions.
-    pub fn apply(&mut self, position: Position, time: Timestamp, event: &Event) -> Applied {
+    /// Folds one event. Each event must be folded once, in the order of the positions.
+    pub(crate) fn apply(&mut self, position: Position, time: Timestamp, event: &Event) -> Applied {
         if self.first.is_none() {
             self.first = Some(position);
             self.rules = event.rules;
@@ -169,7 +168,6 @@ impl Request {
             && matches!(self.rules, event::FIRST_RULES | event::ICCID_RULES | event::RULES)
     }
 
-    /// Drops the state for ever.
     fn expire(&mut self) {
         let Self { rules, first, create_time, update_time, .. } = *self;
         *self = Self { create_time, update_time, rules, first, expired: true, ..Self::default() };
@@ -180,39 +178,28 @@ impl Request {
         (self.account.clone(), self.state(), self.counts, self.polling_stopped)
     }
 
-    fn accept(
-        &mut self,
-        accepted: &storage::Accepted,
-        position: Position,
-        step: &mut FoldStep<'_>,
-    ) {
+    fn accept(&mut self, accepted: &storage::Accepted, at: Position, step: &mut FoldStep<'_>) {
         let Ok(account) = AccountName::parse(&accepted.account) else { return };
         if self.order_id.is_some() {
             return;
         }
         self.order_id = Some(accepted.order_id.clone());
-        self.accepted = Some(position);
+        self.accepted = Some(at);
         if self.account.as_ref().is_some_and(|known| *known != account) {
             // The account of the order is right. Answers to another account were wrong.
             self.devices.clear();
-            (self.known, self.overall, self.text_bytes) =
-                (false, None, size::of_early(&self.early));
+            (self.known, self.overall) = (false, None);
+            self.text_bytes = size::of_early(&self.early);
         }
         self.account = Some(account);
         if self.is_final() && self.overall.is_none() {
             // A final request stays final. The answer that ended it listed its devices.
-            for device in &accepted.devices {
-                self.apply_status(
-                    &event::from_stored(device),
-                    DeviceState::Pending,
-                    None,
-                    None,
-                    step,
-                );
+            for device in accepted.devices.iter().map(event::from_stored) {
+                self.apply_status(&device, DeviceState::Pending, None, None, step);
             }
             return;
         }
-        // Keeps the earlier states, for the devices of the order.
+        // Earlier states are kept for the devices of the order.
         let seen = std::mem::take(&mut self.devices);
         self.index.clear();
         self.text_bytes = size::of_early(&self.early);
@@ -229,7 +216,7 @@ impl Request {
         self.fold_early(step);
     }
 
-    /// The order was not accepted as this request. Its devices and their states are dropped.
+    /// Drops the devices and their states, because the order was not accepted as this request.
     fn withdraw(&mut self, withdrawn: &storage::Withdrawn, step: &mut FoldStep<'_>) {
         if self.order_id.as_ref() != Some(&withdrawn.order_id) {
             return;
@@ -302,109 +289,6 @@ impl Request {
     fn is_of(&self, account: &str) -> bool {
         self.account.as_ref().is_none_or(|known| known.as_str() == account)
     }
-
-    fn add(&mut self, device: Device, step: &mut FoldStep<'_>) {
-        let at = self.devices.len();
-        for (kind, digits) in device.present() {
-            self.index
-                .entry((kind, digits.clone()))
-                .and_modify(|at| *at = None)
-                .or_insert(Some(at));
-        }
-        self.devices.push(Arc::new(DeviceStatus {
-            device,
-            state: DeviceState::Pending,
-            profile: None,
-            fault: None,
-            update_time: step.time,
-        }));
-        self.counts.total += 1;
-        step.changed.push(at);
-    }
-
-    /// Applies a status to the device with these identifiers.
-    fn apply_status(
-        &mut self,
-        device: &Device,
-        state: DeviceState,
-        fault: Option<&storage::Fault>,
-        profile: Option<&storage::Profile>,
-        step: &mut FoldStep<'_>,
-    ) {
-        self.apply_to(self.find(device), device, state, fault, profile, step);
-    }
-
-    /// Applies a status to the device at an index. `None`: the request has no such device.
-    fn apply_to(
-        &mut self,
-        at: Option<usize>,
-        device: &Device,
-        state: DeviceState,
-        fault: Option<&storage::Fault>,
-        profile: Option<&storage::Profile>,
-        step: &mut FoldStep<'_>,
-    ) {
-        let Some(at) = at else {
-            step.applied.unmatched += 1;
-            return;
-        };
-        self.move_device(at, state, step);
-        let known = &self.devices[at];
-        // Only the status that stays may add details: the fault of a warning is not the reason of a
-        // later failure.
-        let is_final_status = state.is_final() && known.state == state;
-        let new_fault = fault
-            .filter(|_| is_final_status && state == DeviceState::Failed && known.fault.is_none());
-        let new_profile = profile.filter(|_| is_final_status && known.profile.is_none());
-        let new_ids: Vec<_> = device
-            .present()
-            .map(|(kind, _)| kind)
-            .filter(|&kind| known.device.get(kind).is_empty())
-            .filter(|&kind| kind != IdentifierKind::Iccid || self.takes_iccid(&device.iccid))
-            .collect();
-        if new_fault.is_none() && new_profile.is_none() && new_ids.is_empty() {
-            return;
-        }
-        for &kind in &new_ids {
-            let digits = device.get(kind).clone();
-            self.index.entry((kind, digits)).and_modify(|at| *at = None).or_insert(Some(at));
-        }
-        let status = Arc::make_mut(&mut self.devices[at]);
-        for kind in new_ids {
-            *status.device.get_mut(kind) = device.get(kind).clone();
-        }
-        self.text_bytes += size::of_texts(new_fault, new_profile);
-        status.fault = new_fault.cloned().or(status.fault.take());
-        status.profile = new_profile.cloned().or(status.profile.take());
-        status.update_time = step.time;
-        step.changed.push(at);
-    }
-
-    /// Whether this ICCID may be filled in for a device without one.
-    fn takes_iccid(&self, iccid: &Digits) -> bool {
-        self.rules >= event::ICCID_RULES
-            && !self.index.contains_key(&(IdentifierKind::Iccid, iccid.clone()))
-    }
-
-    fn move_device(&mut self, at: usize, state: DeviceState, step: &mut FoldStep<'_>) {
-        let current = self.devices[at].state;
-        if current.moves_to(state) {
-            let status = Arc::make_mut(&mut self.devices[at]);
-            status.state = state;
-            status.update_time = step.time;
-            self.counts.succeeded += usize::from(state == DeviceState::Succeeded);
-            self.counts.failed += usize::from(state == DeviceState::Failed);
-            step.changed.push(at);
-        } else if current.is_final() && state.is_final() && current != state {
-            step.applied.contradictions += 1;
-        }
-    }
-
-    fn apply_to_all(&mut self, state: Option<DeviceState>, step: &mut FoldStep<'_>) {
-        if let Some(state) = state {
-            (0..self.devices.len()).for_each(|at| self.move_device(at, state, step));
-        }
-    }
 }
 
 /// Whether a complete answer makes the device set known. A later answer to a pending request may
@@ -413,7 +297,7 @@ fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
     overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
 }
 
-/// The effect of one event so far.
+/// The effects of one event, collected while it is folded.
 struct FoldStep<'a> {
     time: Timestamp,
     /// Indices of changed devices. An index may be there more than once.

@@ -1,5 +1,4 @@
-//! Closed requests in memory. They can be read again from the store, so their size is limited and
-//! the least recently used are evicted first.
+//! Closed requests in memory, limited in size. The least recently used are evicted first.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +12,7 @@ use super::{ClosedLimits, Hub, Projection, READ_GRACE, Tracked};
 use crate::{identity::RequestId, requests::lock};
 
 /// The number of requests in use that one eviction skips.
-const MAX_PASSED_OVER: usize = 64;
+const MAX_SKIPPED: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Closed {
@@ -24,7 +23,6 @@ pub(super) struct Closed {
     bytes: usize,
 }
 
-/// The last use of a closed request.
 #[derive(Debug, Clone, Copy)]
 struct Use {
     number: u64,
@@ -41,7 +39,6 @@ impl Use {
 }
 
 impl Closed {
-    /// Adds a request, or updates the size of a request.
     pub(super) fn put(&mut self, id: &RequestId, bytes: usize) {
         if let Some(last) = self.requests.get_mut(id) {
             self.bytes = self.bytes - last.bytes + bytes;
@@ -83,9 +80,9 @@ impl Closed {
         idle: Duration,
         in_use: impl Fn(&RequestId) -> bool,
     ) -> Vec<RequestId> {
-        let (mut evicted, mut passed_over) = (Vec::new(), 0);
+        let (mut evicted, mut skipped) = (Vec::new(), 0);
         while let Some((_, id)) = self.by_use.first_key_value()
-            && passed_over < MAX_PASSED_OVER.min(self.by_use.len())
+            && skipped < MAX_SKIPPED.min(self.by_use.len())
         {
             let id = id.clone();
             let last = self.requests[&id];
@@ -93,7 +90,7 @@ impl Closed {
                 break;
             }
             if in_use(&id) || last.is_being_read() {
-                passed_over += 1;
+                skipped += 1;
                 self.touch(&id);
                 continue;
             }
@@ -112,9 +109,13 @@ impl Closed {
 }
 
 impl Hub {
-    /// Returns a request that a watch has read before, if it is still in memory.
-    pub fn read_on(&self, id: &RequestId, tracked: &Weak<Tracked>) -> Option<Arc<Tracked>> {
-        // Under the lock, so that the request is not evicted meanwhile.
+    /// Returns the request of a watch, if it is still in memory.
+    pub(crate) fn read_again(
+        &self,
+        id: &RequestId,
+        tracked: &Weak<Tracked>,
+    ) -> Option<Arc<Tracked>> {
+        // Under the lock, so that the request is not evicted.
         let mut projection = lock(&self.projection);
         projection.closed.read(id);
         tracked.upgrade()
@@ -130,8 +131,8 @@ impl Projection {
         }
     }
 
-    /// Removes and returns closed requests that exceed the limits. The caller should drop them
-    /// after releasing the lock: dropping 10,000 devices takes a while.
+    /// Removes and returns closed requests that exceed the limits. To be dropped after the lock is
+    /// released: dropping 10,000 devices takes a while.
     pub(super) fn evict(&mut self, limits: ClosedLimits) -> Vec<Arc<Tracked>> {
         let requests = &self.requests;
         // Two tasks with different copies of a request would miss each other's changes.
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_watch_reads_stays_while_it_reads_on() {
+    async fn a_request_stays_while_a_watch_reads_it() {
         let mut closed = with(3);
         closed.read(&id(0));
         assert_eq!(closed.evict(0, LONG, |_| false), [id(1), id(2)]);

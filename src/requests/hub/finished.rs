@@ -1,26 +1,22 @@
 //! Whether callbacks arrive for an account, and whether callbacks or polls finish its requests.
 //!
-//! An account is *called back* from a callback for one of its requests until a poll finishes one:
-//! the result of that poll was withheld for a callback that did not come. Both follow from the
-//! events, so all replicas agree, also after a restart.
+//! An account is *called back* from the first callback for one of its requests until a poll
+//! finishes one: the result of that poll was withheld for a callback that did not come. Both are
+//! computed from the events, so all replicas agree, also after a restart.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use tracing::info;
 
-use super::{Folded, Hub, Tracked};
+use super::{Hub, PollHint, Tracked, TrackedState};
 use crate::{
     identity::{AccountName, RequestId},
     requests::{fold::state::RequestState, lock},
     store::{Entry, Position},
 };
 
-/// What finished a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishedBy {
+pub(crate) enum FinishedBy {
     Callback,
     Poll,
 }
@@ -34,14 +30,14 @@ impl FinishedBy {
     }
 }
 
-/// A value that an event in a request's log determined, and the position of this event.
+/// A value, and the position of the event that determined it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Positioned<T> {
     pub(super) position: Position,
     pub(super) value: T,
 }
 
-/// What an entry tells about callbacks and the end of its request.
+/// Whether an entry is a callback, and whether it finished its request.
 #[derive(Debug, Default)]
 pub(super) struct EntryFacts {
     called_back: Option<(AccountName, bool)>,
@@ -49,9 +45,8 @@ pub(super) struct EntryFacts {
 }
 
 impl EntryFacts {
-    /// Returns the facts of the last folded entry. With `and_later` also those of the entries after
-    /// it, which the follower will skip.
-    pub(super) fn of(folded: &Folded, entry: &Entry, and_later: bool) -> Self {
+    /// Returns the facts of an entry, and with `and_later` also of the entries after it.
+    pub(super) fn of(folded: &TrackedState, entry: &Entry, and_later: bool) -> Self {
         let counts = |position: Position| {
             position == entry.position || and_later && position.sequence > entry.position.sequence
         };
@@ -67,26 +62,20 @@ impl EntryFacts {
     }
 }
 
-/// The numbers of requests that were finished since this process has caught up with the store.
-#[derive(Debug, Default)]
-pub(super) struct FinishCounts([AtomicU64; 2]);
-
 impl Hub {
-    /// Returns the ids of the open requests.
-    pub fn open_requests(&self) -> Vec<RequestId> {
+    pub(crate) fn open_requests(&self) -> Vec<RequestId> {
         let projection = lock(&self.projection);
         let open = |tracked: &&Arc<Tracked>| !tracked.lock().request.is_closed();
         projection.requests.values().filter(open).map(|tracked| tracked.id.clone()).collect()
     }
 
-    /// Whether callbacks arrive for an account's requests.
-    pub fn is_called_back(&self, account: &AccountName) -> bool {
+    pub(crate) fn is_called_back(&self, account: &AccountName) -> bool {
         self.takes_callbacks && lock(&self.projection).called_back.contains(account)
     }
 
     /// Returns the number of requests that were finished since this process has caught up.
-    pub fn finished(&self, by: FinishedBy) -> u64 {
-        self.finished.0[by as usize].load(Ordering::Relaxed)
+    pub(crate) fn finished(&self, by: FinishedBy) -> u64 {
+        self.finished[by as usize].load(Ordering::Relaxed)
     }
 
     pub(super) fn apply_facts(&self, id: &RequestId, facts: EntryFacts) {
@@ -96,7 +85,7 @@ impl Hub {
         if let Some((by, state)) = facts.finished
             && self.is_caught_up()
         {
-            self.finished.0[by as usize].fetch_add(1, Ordering::Relaxed);
+            self.finished[by as usize].fetch_add(1, Ordering::Relaxed);
             info!(request.id = %id, ?state, by = by.as_str(), "a request is finished");
         }
     }
@@ -119,7 +108,7 @@ impl Hub {
             drop(projection);
             // Their next polls were scheduled late.
             for id in self.open_requests() {
-                self.hint(&id);
+                self.hints.add(&id, PollHint::Reschedule);
             }
         }
     }

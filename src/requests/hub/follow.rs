@@ -1,8 +1,7 @@
-//! Follows the store: folds all events from the low-water mark on. Meanwhile evicts closed requests
-//! and raises the mark.
+//! Follows the store: folds all events from the low-water mark on. Replaces a follower that ends or
+//! stalls, and reads the store again if it was replaced.
 
 use std::{
-    convert::Infallible,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -13,36 +12,30 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    ClosedAhead, EntryFacts, FollowerProgress, Hub, LowWater, PollHint, Projection,
-    SpellingVariant, Tracked, is_same, open_devices,
+    ClosedAhead, EntryFacts, FollowerProgress, Hub, PollHint, Projection, SpellingVariant, Tracked,
+    is_same, open_devices,
     read_ahead::{self, ReadAhead},
 };
 use crate::{
     identity::RequestId,
     proto::storage::Event,
     requests::{
-        age,
-        fold::{
-            event::{self, Kind},
-            order::Order,
-        },
+        fold::event::{self, Kind},
         lock,
     },
     store::{self, Entry, Followed, LogClass, LogName, Position, StoreError},
 };
 
-/// The interval of housekeeping. It is shorter if closed requests leave memory sooner.
-const HOUSEKEEPING: Duration = Duration::from_mins(1);
-const HOUSEKEEPING_AT_LEAST: Duration = Duration::from_secs(1);
-
 /// How long the last housekeeping may take before the process ends.
 const LAST_HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// The pause after a failed read of the store.
-const READ_RETRY: Duration = Duration::from_millis(500);
+pub(super) const READ_RETRY: Duration = Duration::from_millis(500);
 
-/// A follower is stalled if it is behind the end of a usable store and makes no progress for this
-/// long.
+/// How often a damaged log is read again before it is skipped.
+const CORRUPT_TRIES: u32 = 2;
+
+/// A follower without progress for this long, though the store has more events, is stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The interval between checks of the follower's progress.
@@ -55,35 +48,27 @@ enum Interrupted {
     Failed(&'static str),
 }
 
-/// The order that a request belongs to, if any.
-struct Owner(Option<String>);
-
-/// How often a damaged log is read again before it is skipped.
-const CORRUPT_TRIES: u32 = 2;
-
 impl Hub {
     /// Follows the store until stopped. Replaces a follower that ends or stalls.
-    pub async fn follow(&self, stop: CancellationToken) {
+    pub(crate) async fn follow(&self, stop: CancellationToken) {
         let mut from = self.low_water(&stop).await;
-        while let Some(why) = stop.run_until_cancelled(self.follow_from(from)).await {
-            let why = match why {
+        while let Some(interrupted) = stop.run_until_cancelled(self.follow_from(from)).await {
+            let why = match interrupted {
+                Interrupted::Failed(why) => why,
                 Interrupted::Lost(lost) => {
                     match lost {
                         store::Lost::Replaced => {
                             warn!("the store was replaced; it is read again from the start");
                         }
-                        store::Lost::TooOld => {
-                            info!(
-                                "the low-water mark is older than the oldest event; the store is \
-                                 read from the oldest event"
-                            );
-                        }
+                        store::Lost::TooOld => info!(
+                            "the low-water mark is older than the oldest event; the store is read \
+                             from the oldest event"
+                        ),
                     }
                     self.reset();
                     from = None;
                     continue;
                 }
-                Interrupted::Failed(why) => why,
             };
             if !self.stalled.swap(true, Ordering::Relaxed) {
                 error!(
@@ -102,24 +87,6 @@ impl Hub {
         let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.evict_and_advance()).await;
     }
 
-    async fn low_water(&self, stop: &CancellationToken) -> Option<Position> {
-        let load = async {
-            let mut warned = false;
-            loop {
-                match LowWater::load(&*self.store).await {
-                    Ok(mark) => return mark.and_then(LowWater::position),
-                    Err(error) => {
-                        if !std::mem::replace(&mut warned, true) {
-                            warn!(%error, "cannot read the low-water mark yet; trying again");
-                        }
-                        tokio::time::sleep(READ_RETRY).await;
-                    }
-                }
-            }
-        };
-        stop.run_until_cancelled(load).await.flatten()
-    }
-
     /// Housekeeping is concurrent: events are folded even if cells cannot be written.
     async fn follow_from(&self, from: Option<Position>) -> Interrupted {
         tokio::select! {
@@ -131,8 +98,6 @@ impl Hub {
         }
     }
 
-    /// Waits until the follower has made no progress for [`STALLED_AFTER`] although the store has
-    /// more.
     async fn wait_until_stalled(&self) {
         let (mut last, mut since) = (None, Instant::now());
         while since.elapsed() < STALLED_AFTER {
@@ -154,16 +119,6 @@ impl Hub {
         }
     }
 
-    async fn housekeeping(&self) -> Infallible {
-        let period = self.closed_limits.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING);
-        let mut tick = tokio::time::interval(period);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            self.evict_and_advance().await;
-        }
-    }
-
     async fn fold_all(&self, from: Option<Position>) -> Interrupted {
         let mut followed = self.store.follow(from).ready_chunks(read_ahead::EVENTS);
         while let Some(chunk) = followed.next().await {
@@ -177,13 +132,10 @@ impl Hub {
                     }
                     Followed::CaughtUp(position) => {
                         debug!(sequence = position.sequence, "caught up with the store");
-                        let folded =
-                            |p: &FollowerProgress| position.max(p.folded.unwrap_or(position));
-                        let caught_up = |p: &FollowerProgress| FollowerProgress {
-                            folded: Some(folded(p)),
-                            caught_up: true,
-                        };
-                        self.progress.send_modify(|p| *p = caught_up(p));
+                        self.progress.send_modify(|p| {
+                            p.folded = Some(position.max(p.folded.unwrap_or(position)));
+                            p.caught_up = true;
+                        });
                     }
                     Followed::Skipped(position) => {
                         self.progress.send_modify(|p| p.folded = Some(position));
@@ -219,8 +171,7 @@ impl Hub {
                 return projection.orders.apply(id, entry, event);
             }
         }
-        // An order's log begins with Ordered, so an order that is not in memory had an outcome.
-        // These events change it.
+        // An order that is not in memory had an outcome, which these events change.
         if matches!(event.kind, Some(Kind::AcceptedAs(_) | Kind::Settled(_) | Kind::Withdrawn(_))) {
             let Some(order) = self.read_if_readable(&LogName::order(id), || self.order(id)).await
             else {
@@ -231,9 +182,9 @@ impl Hub {
         }
     }
 
-    /// Removes an order whose `Accepted` was folded into a request that belongs to `owner`. If that
-    /// is another order, or a request whose id differs only in case belongs to another order, the
-    /// order stays: the resolver may have to withdraw the acceptance.
+    /// Removes an order whose `Accepted` was folded into a request that belongs to the order
+    /// `owner`. If that is another order, or if another order has a request whose id differs only
+    /// in case, the order stays: the resolver may have to withdraw the acceptance.
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
         let is_anothers = owner.is_some_and(|owner| owner != order_id);
         if is_anothers || lock(&self.projection).has_rival(order_id, request) {
@@ -246,8 +197,7 @@ impl Hub {
         }
     }
 
-    /// Folds an event of a request's log. Returns the order that the request belongs to, if it was
-    /// determined.
+    /// Folds an event of a request's log. Returns the order that the request belongs to.
     async fn fold_request(
         &self,
         id: &RequestId,
@@ -259,11 +209,11 @@ impl Hub {
             self.note_callback(id, kind);
             return order_id;
         }
-        if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
+        if let Some(owner) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
         let _loading = self.loading.lock(id).await;
-        if let Some(Owner(owner)) = self.fold_tracked(id, entry, kind) {
+        if let Some(owner) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
         // All open requests are in memory, and a callback opens none. So this request is closed or
@@ -321,9 +271,15 @@ impl Hub {
         known.filter(|_| entry.position.sequence <= last)
     }
 
-    /// Folds an event into a request that is in memory, and returns its owner. `None`: the request
-    /// is not in memory.
-    fn fold_tracked(&self, id: &RequestId, entry: &Entry, kind: Option<&Kind>) -> Option<Owner> {
+    /// Folds an event into a request that is in memory. Returns the order that it belongs to, if
+    /// any. `None`: the request is not in memory.
+    #[expect(clippy::option_option, reason = "the outer one is for the request, not its order")]
+    fn fold_tracked(
+        &self,
+        id: &RequestId,
+        entry: &Entry,
+        kind: Option<&Kind>,
+    ) -> Option<Option<String>> {
         let mut projection = lock(&self.projection);
         let tracked = projection.requests.get(id).map(Arc::clone)?;
         let mut folded = tracked.lock();
@@ -334,8 +290,8 @@ impl Hub {
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let facts = EntryFacts::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
-        // Other replicas cannot read the lost events of an expired log. A request without its order
-        // is external, and is loaded again when a caller needs it.
+        // Other replicas cannot read the lost events of an expired log. A request whose acceptance
+        // was withdrawn is external, and is loaded again when a caller needs it.
         let leaves = folded.request.is_expired()
             || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
@@ -352,56 +308,16 @@ impl Hub {
             self.note_callback(id, kind);
         }
         self.apply_facts(id, facts);
-        if effect.unexplained {
+        if effect.unassigned {
             self.hints.add(id, PollHint::Soon);
         }
         if effect.changed {
             tracked.wake(revision);
             if before == 0 && request_open {
-                self.hint(id);
+                self.hints.add(id, PollHint::Reschedule);
             }
         }
-        Some(Owner(order_id))
-    }
-
-    /// Evicts what is unused, and raises the low-water mark.
-    pub(super) async fn evict_and_advance(&self) {
-        self.history.drop_unused(self.closed_limits.idle);
-        self.snapshots.drop_unused(super::snapshots::STALLED);
-        let evicted;
-        // Read before the projection, which then includes all events up to here.
-        let FollowerProgress { folded, caught_up } = *self.progress.borrow();
-        let oldest_open = {
-            let mut projection = lock(&self.projection);
-            evicted = projection.evict(self.closed_limits);
-            let requests = projection.requests.values().filter_map(|tracked| {
-                let folded = tracked.lock();
-                folded.request.first.filter(|_| !folded.request.is_closed())
-            });
-            let young = |order: &&Order| {
-                let age = age(&*self.store, order.first, order.sent_time);
-                age < self.give_up || order.outcome.is_some()
-            };
-            let orders = projection
-                .orders
-                .iter()
-                .map(|(_, order)| order)
-                .filter(young)
-                .filter_map(|order| order.first);
-            requests.chain(orders).min()
-        };
-        // Requests after `folded` may be open, too, so the mark must not exceed it. Logs that were
-        // loaded for callers may reach beyond it.
-        if let Some(mark) = oldest_open.into_iter().chain(folded).min()
-            && caught_up
-            && let Err(error) = LowWater::raise(&*self.store, mark).await
-        {
-            warn!(
-                %error,
-                "cannot raise the low-water mark yet; trying again. Until then a start takes longer"
-            );
-        }
-        debug!(evicted = evicted.len(), "housekeeping");
+        Some(order_id)
     }
 
     fn reset(&self) {
@@ -411,7 +327,7 @@ impl Hub {
             let generation = projection.generation + 1;
             std::mem::replace(&mut *projection, Projection { generation, ..Projection::default() })
         };
-        self.unreadable.forget();
+        self.unreadable.clear();
         self.history.drop_unused(Duration::ZERO);
         for tracked in projection.requests.values() {
             tracked.discard();
@@ -429,7 +345,7 @@ impl Hub {
             match read().await {
                 Ok(read) => return Some(read),
                 Err(StoreError::Corrupt(why)) if tries == CORRUPT_TRIES => {
-                    self.unreadable.set_aside(log, why);
+                    self.unreadable.add(log, why);
                     return None;
                 }
                 Err(StoreError::Corrupt(_)) => tries += 1,

@@ -1,5 +1,5 @@
-//! Hints for the poller: a request is newly open, newly watched, or has a callback that cannot be
-//! assigned to a device.
+//! Hints for the poller: a request is new or newly watched, its interval has changed, or it has a
+//! callback that cannot be assigned to a device.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -9,7 +9,7 @@ use crate::{identity::RequestId, requests::lock};
 
 /// How soon a request should be polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PollHint {
+pub(crate) enum PollHint {
     /// By its schedule, which may have changed.
     Reschedule,
     /// By its schedule, but before others: a caller has begun to watch it.
@@ -20,19 +20,19 @@ pub enum PollHint {
 
 /// At most one hint per request.
 #[derive(Debug, Default)]
-pub(super) struct PollHints {
+pub(crate) struct PollHints {
     requests: Mutex<HashMap<RequestId, PollHint>>,
     wake: Notify,
 }
 
 impl PollHints {
-    pub(super) fn add(&self, id: &RequestId, hint: PollHint) {
+    pub(crate) fn add(&self, id: &RequestId, hint: PollHint) {
         lock(&self.requests).entry(id.clone()).and_modify(|h| *h = hint.max(*h)).or_insert(hint);
         self.wake.notify_one();
     }
 
     /// Waits for hints and takes them.
-    pub(super) async fn take(&self) -> Vec<(RequestId, PollHint)> {
+    pub(crate) async fn take(&self) -> Vec<(RequestId, PollHint)> {
         loop {
             let woken = self.wake.notified();
             let taken: Vec<_> = lock(&self.requests).drain().collect();

@@ -1,8 +1,8 @@
 //! Pages of earlier transitions, for watchers that need transitions that are no longer in memory.
 //!
-//! A page is folded from a request's log and shared by all its watchers that read there. Watchers
-//! copy small batches and hold no page, so stalled readers need no memory. The number of pages is
-//! limited. A page stays for [`READ_GRACE`] after it was read.
+//! A page is folded from a request's log and shared by all watchers that need it. Watchers copy
+//! small batches and hold no page, so slow readers need no memory. The number of pages is limited.
+//! A page that is being read stays for [`READ_GRACE`] after the last read.
 
 use std::{
     ops::ControlFlow,
@@ -22,7 +22,7 @@ use crate::{
     requests::{
         fold::{
             event,
-            state::{DeviceStatus, Request, Transition},
+            state::{Request, Transition},
         },
         lock,
         locks::Locks,
@@ -36,14 +36,12 @@ pub(super) const MAX_PAGES: usize = 8;
 /// The approximate size of a page in bytes. A single transition may be larger.
 const PAGE_BYTES: usize = 4 << 20;
 
-/// The size of a transition, and of a device in it without its texts, in bytes.
+/// The size of a transition without its devices, in bytes.
 const TRANSITION_BYTES: usize = 200;
-const DEVICE_BYTES: usize = 400;
 
 /// How often a watcher that waits for a new page tries to evict one.
 const ROOM_CHECK: Duration = Duration::from_millis(50);
 
-/// The pages in memory.
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) pages: Mutex<Vec<Page>>,
@@ -62,7 +60,6 @@ impl Default for History {
 #[derive(Debug)]
 pub(super) struct Page {
     id: RequestId,
-    /// The first position of the request's log.
     first: Position,
     /// Not empty, with consecutive revisions.
     transitions: Vec<Arc<Transition>>,
@@ -73,7 +70,7 @@ pub(super) struct Page {
 
 /// Marks a page as being read while it lives.
 #[derive(Debug, Default)]
-pub struct PageGuard {
+pub(crate) struct PageGuard {
     _page: Option<Arc<()>>,
 }
 
@@ -84,7 +81,6 @@ impl Page {
         self.first == first && revisions.contains(&revision) && self.id == *id
     }
 
-    /// Returns a batch of transitions from a revision on.
     fn read(&mut self, from: u64, reading: &mut PageGuard) -> Vec<Arc<Transition>> {
         self.used = Instant::now();
         let reader = self.readers.upgrade().unwrap_or_default();
@@ -111,7 +107,6 @@ impl History {
         Some(pages.iter_mut().find(|page| page.holds(id, first, from))?.read(from, reading))
     }
 
-    /// Waits for a permit for one more page.
     async fn room(&self) -> OwnedSemaphorePermit {
         let mut acquire = pin!(Arc::clone(&self.room).acquire_owned());
         loop {
@@ -119,7 +114,7 @@ impl History {
                 self.evict();
             }
             if let Ok(permit) = tokio::time::timeout(ROOM_CHECK, &mut acquire).await {
-                return permit.expect("nobody closes this semaphore");
+                return permit.expect("the semaphore is never closed");
             }
         }
     }
@@ -134,7 +129,6 @@ impl History {
         drop(oldest);
     }
 
-    /// Drops the pages that were not used for `idle`.
     pub(super) fn drop_unused(&self, idle: Duration) {
         let mut pages = lock(&self.pages);
         let unused: Vec<_> = pages.extract_if(.., |page| page.used.elapsed() >= idle).collect();
@@ -144,9 +138,8 @@ impl History {
 }
 
 impl Hub {
-    /// Reads a batch of a request's transitions after a revision from its log. `None`: the log no
-    /// longer begins at `first`.
-    pub async fn history(
+    /// Reads transitions after a revision from a log. `None`: the log no longer begins at `first`.
+    pub(crate) async fn history(
         &self,
         id: &RequestId,
         first: Option<Position>,
@@ -165,7 +158,7 @@ impl Hub {
             return Ok(Some(found));
         }
         let room = self.history.room().await;
-        let _load = self.loads.acquire().await.expect("nobody closes this semaphore");
+        let _load = self.loads.acquire().await.expect("the semaphore is never closed");
         let Some(transitions) = self.replay(id, first, from).await? else { return Ok(None) };
         if transitions.is_empty() {
             return Ok(Some(transitions));
@@ -175,7 +168,7 @@ impl Hub {
             Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _room: room };
         let found = page.read(from, reading);
         let mut pages = lock(&self.history.pages);
-        // Replaces an earlier page that reached the end of the log and has grown since.
+        // An earlier page ended with the log, which has grown since.
         pages.retain(|old| !old.holds(id, first, page.transitions[0].revision));
         pages.push(page);
         Ok(Some(found))
@@ -197,7 +190,7 @@ impl Hub {
                 return ControlFlow::Continue(());
             };
             let more = size(&transition);
-            // The limits of pages do not depend on `from`, so that watchers share them.
+            // Where a page begins does not depend on `from`, so that watchers share pages.
             if bytes + more > PAGE_BYTES && !page.is_empty() {
                 if transition.revision > from {
                     return ControlFlow::Break(());
@@ -218,10 +211,8 @@ impl Hub {
     }
 }
 
-/// Returns the approximate size of a transition in bytes.
 fn size(transition: &Transition) -> usize {
-    let device = |status: &Arc<DeviceStatus>| DEVICE_BYTES + status.text_bytes();
-    TRANSITION_BYTES + transition.devices.iter().map(device).sum::<usize>()
+    TRANSITION_BYTES + transition.devices.iter().map(|status| status.bytes()).sum::<usize>()
 }
 
 /// Returns the first transitions with at most [`MAX_BATCH`] devices in total, but at least one.

@@ -9,11 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use super::is_same;
+use super::{Hub, is_same};
 use crate::{
     identity::{Digits, RequestId},
     proto::storage::{self, Event},
-    requests::fold::order::{Order, OrderOutcome},
+    requests::{
+        fold::order::{Order, OrderOutcome},
+        lock,
+    },
     store::Entry,
 };
 
@@ -50,16 +53,11 @@ impl OpenOrders {
         self.orders.iter().map(|(id, open)| (id, &open.order))
     }
 
-    pub(super) fn get(&self, id: &str) -> Option<&Order> {
-        self.orders.get(id).map(|open| &open.order)
-    }
-
     /// Folds an event into an order, which may be new.
     pub(super) fn apply(&mut self, id: &str, entry: &Entry, event: &Event) {
         self.change(id, |order| order.apply(entry.position, entry.time, event));
     }
 
-    /// Inserts or replaces an order.
     pub(super) fn insert(&mut self, id: &str, order: Order) {
         self.change(id, |old| *old = order);
     }
@@ -115,8 +113,7 @@ impl OpenOrders {
         called_back: &storage::CalledBack,
     ) -> bool {
         for open in self.orders.values_mut() {
-            // The acceptance is not in the request's log yet, and the callback has another
-            // spelling.
+            // The acceptance is not in the request's log yet, whose id has another case.
             if let Some(OrderOutcome::AcceptedAs(accepted)) = &open.order.outcome
                 && accepted != request
                 && is_same(accepted, request)
@@ -142,28 +139,56 @@ impl OpenOrders {
         }
         new
     }
+}
 
-    /// Returns the candidates of the orders without an outcome.
-    pub(super) fn candidates(&self) -> Vec<(Arc<str>, RequestId)> {
-        self.orders
-            .iter()
-            .filter(|(_, open)| open.order.outcome.is_none())
-            .flat_map(|(id, open)| {
-                open.candidates.iter().map(|request| (Arc::clone(id), request.clone()))
-            })
-            .collect()
+impl Hub {
+    /// Returns the accepted orders whose acceptance may not be in the request's log yet.
+    pub(crate) fn unfinished_orders(&self) -> Vec<String> {
+        let projection = lock(&self.projection);
+        let accepted = |order: &Order| matches!(order.outcome, Some(OrderOutcome::AcceptedAs(_)));
+        let orders = projection.orders.iter().filter(|(_, order)| accepted(order));
+        orders.map(|(id, _)| id.to_string()).collect()
     }
 
-    pub(super) fn drop_candidate(&mut self, id: &str, request: &RequestId) {
-        if let Some(open) = self.orders.get_mut(id)
+    /// Removes an accepted order whose acceptance is in the request's log.
+    pub(crate) fn forget_order(&self, order_id: &str) {
+        lock(&self.projection).orders.remove(order_id);
+    }
+
+    /// Maps the orders without an outcome, and returns the results that are not `None`.
+    pub(crate) fn orders_without_outcome<T>(
+        &self,
+        mut select: impl FnMut(&Arc<str>, &Order) -> Option<T>,
+    ) -> Vec<T> {
+        let projection = lock(&self.projection);
+        let open = projection.orders.iter().filter(|(_, order)| order.outcome.is_none());
+        open.filter_map(|(id, order)| select(id, order)).collect()
+    }
+
+    /// Returns an order that is in memory and has no outcome.
+    pub(crate) fn order_without_outcome(&self, order_id: &str) -> Option<Order> {
+        let projection = lock(&self.projection);
+        let order = &projection.orders.orders.get(order_id)?.order;
+        order.outcome.is_none().then(|| order.clone())
+    }
+
+    /// Returns the candidates of the orders without an outcome, each with its order.
+    pub(crate) fn candidates(&self) -> Vec<(Arc<str>, RequestId)> {
+        let projection = lock(&self.projection);
+        let open = projection.orders.orders.iter().filter(|(_, open)| open.order.outcome.is_none());
+        open.flat_map(|(id, open)| {
+            open.candidates.iter().map(|request| (Arc::clone(id), request.clone()))
+        })
+        .collect()
+    }
+
+    /// Drops a candidate that does not belong to the order. It is not returned again.
+    pub(crate) fn drop_candidate(&self, order_id: &str, request: &RequestId) {
+        if let Some(open) = lock(&self.projection).orders.orders.get_mut(order_id)
             && let Some(request) = open.candidates.take(request)
         {
             open.dropped.insert(request);
         }
-    }
-
-    pub(super) fn orders_without_outcome(&self) -> impl Iterator<Item = (&Arc<str>, &Order)> {
-        self.iter().filter(|(_, order)| order.outcome.is_none())
     }
 }
 

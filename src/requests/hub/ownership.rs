@@ -1,4 +1,4 @@
-//! The order that a request belongs to, and whether the request can belong to another order.
+//! The order that a request belongs to, and whether the request can belong to a given order.
 
 use super::Hub;
 use crate::{
@@ -9,21 +9,21 @@ use crate::{
 };
 
 /// Why a request cannot be the one that ThingSpace created for an order.
-pub type Mismatch = &'static str;
+pub(crate) type Mismatch = &'static str;
 
-pub const OWNED_BY_ANOTHER_ORDER: Mismatch = "the request belongs to another order";
+pub(crate) const OWNED_BY_ANOTHER_ORDER: Mismatch = "the request belongs to another order";
 
 /// The beginning of a request's log, compared with an order.
 #[derive(Debug, Clone, Default)]
-pub struct Ownership {
+pub(crate) struct Ownership {
     /// The first position. `None`: there is no log yet, or its beginning is lost.
-    pub first: Option<Position>,
+    pub(crate) first: Option<Position>,
     /// The order that the request belongs to.
-    pub order_id: Option<String>,
+    pub(crate) order_id: Option<String>,
     /// The position of that order's acceptance.
-    pub accepted: Option<Position>,
+    pub(crate) accepted: Option<Position>,
     /// The request has another account or other devices than the order.
-    pub contradicts: bool,
+    pub(crate) contradicts: bool,
 }
 
 impl Ownership {
@@ -41,7 +41,7 @@ impl Ownership {
     }
 
     /// Returns why the request does not belong to this order.
-    pub fn mismatch(&self, order_id: &str) -> Option<Mismatch> {
+    pub(crate) fn mismatch(&self, order_id: &str) -> Option<Mismatch> {
         match &self.order_id {
             Some(owner) if owner == order_id => None,
             Some(_) => Some(OWNED_BY_ANOTHER_ORDER),
@@ -55,7 +55,7 @@ impl Ownership {
 
 impl Hub {
     /// Returns why a request does not belong to an order, judged by the requests in memory.
-    pub fn mismatch(
+    pub(crate) fn mismatch(
         &self,
         id: &RequestId,
         order_id: &str,
@@ -67,7 +67,7 @@ impl Hub {
 
     /// Compares a request with an order. Reads the request's log, unless the request is in memory
     /// and belongs to an order.
-    pub async fn ownership(
+    pub(crate) async fn ownership(
         &self,
         id: &RequestId,
         ordered: Option<&storage::Ordered>,

@@ -5,9 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use tokio::sync::watch;
-
-use super::{Folded, Hub, Tracked, open_devices};
+use super::{Attached, Hub, PollHint, Tracked, TrackedState, open_devices};
 use crate::{
     identity::RequestId,
     proto::storage::Event,
@@ -19,22 +17,18 @@ use crate::{
 };
 
 impl Hub {
-    /// Returns a request and its changes from now on. Reads its log if it is not in memory. `None`:
-    /// its log is empty.
-    pub async fn attach(
-        &self,
-        id: &RequestId,
-    ) -> Result<Option<(Arc<Tracked>, watch::Receiver<u64>)>, StoreError> {
+    /// Returns a request. Reads its log if it is not in memory. `None`: its log is empty.
+    pub(crate) async fn attach(&self, id: &RequestId) -> Result<Option<Attached>, StoreError> {
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
-        // All callers of the same request together need one permit.
+        // All callers of the same request together need one permit to load.
         let _attaching = self.attaching.lock(id).await;
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
         // Acquired before the lock of the request, because the follower may need that lock.
-        let _load = self.loads.acquire().await.expect("nobody closes this semaphore");
+        let _load = self.loads.acquire().await.expect("the semaphore is never closed");
         let _loading = self.loading.lock(id).await;
         loop {
             if let Some(found) = self.attached(id) {
@@ -47,15 +41,15 @@ impl Hub {
             }
             let tracked = Tracked::new(id.clone(), folded);
             let receiver = tracked.subscribe();
-            // Otherwise the projection was reset and this log is of the former store.
+            // If not, the projection was reset and this log is of the former store.
             if self.insert(Arc::clone(&tracked), generation) {
                 return Ok(Some((tracked, receiver)));
             }
         }
     }
 
-    // Subscribes under the projection's lock, so that the request is not evicted in between.
-    fn attached(&self, id: &RequestId) -> Option<(Arc<Tracked>, watch::Receiver<u64>)> {
+    /// Subscribes under the projection's lock, so that the request is not evicted in between.
+    fn attached(&self, id: &RequestId) -> Option<Attached> {
         let mut projection = lock(&self.projection);
         let tracked = Arc::clone(projection.requests.get(id)?);
         projection.closed.touch(id);
@@ -64,14 +58,18 @@ impl Hub {
     }
 
     /// Returns whether a request's log has an event at a position.
-    pub async fn holds(&self, id: &RequestId, position: Position) -> Result<bool, StoreError> {
+    pub(crate) async fn holds(
+        &self,
+        id: &RequestId,
+        position: Position,
+    ) -> Result<bool, StoreError> {
         let log = LogName::request(id.as_str());
         let next = self.store.read(&log, position.sequence.saturating_sub(1), 1).await?;
         Ok(next.first().is_some_and(|entry| entry.position == position))
     }
 
     /// Folds an order from its log.
-    pub async fn order(&self, order_id: &str) -> Result<Order, StoreError> {
+    pub(crate) async fn order(&self, order_id: &str) -> Result<Order, StoreError> {
         let mut order = Order::default();
         self.read_events(&LogName::order(order_id), |entry, event| {
             order.apply(entry.position, entry.time, &event);
@@ -98,13 +96,13 @@ impl Hub {
         drop(projection);
         drop(evicted);
         if closed.is_none() {
-            self.hint(&id);
+            self.hints.add(&id, PollHint::Reschedule);
         }
         true
     }
 
-    pub(super) async fn read(&self, id: &RequestId) -> Result<Folded, StoreError> {
-        let mut folded = Folded::default();
+    pub(super) async fn read(&self, id: &RequestId) -> Result<TrackedState, StoreError> {
+        let mut folded = TrackedState::default();
         self.read_log_until(&LogName::request(id.as_str()), |entry| {
             folded.apply(id.as_str(), entry);
             ControlFlow::Continue(())

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use futures_util::{StreamExt as _, stream};
 use tracing::debug;
 
-use super::{Folded, Hub};
+use super::{Hub, TrackedState};
 use crate::{
     identity::RequestId,
     requests::{
@@ -26,7 +26,7 @@ const READS: usize = 16;
 const LARGEST_EVENT: usize = 16 * 1024;
 
 /// Logs that were read ahead.
-pub(super) type ReadAhead = HashMap<RequestId, Folded>;
+pub(super) type ReadAhead = HashMap<RequestId, TrackedState>;
 
 impl Hub {
     /// Reads the logs that these events need. The follower reads those that fail again.
@@ -44,7 +44,7 @@ impl Hub {
         ahead
     }
 
-    async fn read_one(&self, id: RequestId) -> Option<(RequestId, Folded)> {
+    async fn read_one(&self, id: RequestId) -> Option<(RequestId, TrackedState)> {
         match self.read(&id).await {
             Ok(folded) => Some((id, folded)),
             Err(error) => {

@@ -2,7 +2,8 @@
 //!
 //! Between two messages a watch holds no devices. They are held here, shared by all watches that
 //! send the same revision, and limited in size. A snapshot that is not read for a while is dropped.
-//! When its reader continues, it is made again, or the watch ends if the request has changed.
+//! When its reader continues, the snapshot is made again. If the request has changed, the watch
+//! ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,17 +16,13 @@ use super::{Hub, READ_GRACE};
 use crate::requests::{fold::state::DeviceStatus, lock};
 
 /// The devices of a request at one revision.
-pub type Devices = Arc<Vec<Arc<DeviceStatus>>>;
+pub(crate) type Devices = Arc<Vec<Arc<DeviceStatus>>>;
 
-/// The size of all unfinished snapshots in bytes. Those that were read within [`READ_GRACE`] may
-/// exceed it.
+/// The size of all unfinished snapshots, except those read within [`READ_GRACE`], in bytes.
 const MAX_BYTES: usize = 32 << 20;
 
 /// A snapshot that was not read for this long is dropped.
 pub(super) const STALLED: Duration = Duration::from_secs(30);
-
-/// The size of a device without its texts, in bytes.
-const DEVICE_BYTES: usize = 400;
 
 /// The unfinished snapshots.
 #[derive(Debug, Default)]
@@ -60,14 +57,14 @@ impl Snapshots {
 
 impl Hub {
     /// Keeps the devices of a partly sent snapshot in memory.
-    pub fn hold_snapshot(&self, devices: &Devices) {
+    pub(crate) fn hold_snapshot(&self, devices: &Devices) {
         let mut held = lock(&self.snapshots.0);
         let now = Instant::now();
         if let Some(known) = held.iter_mut().find(|held| Arc::ptr_eq(&held.devices, devices)) {
             known.used = now;
             return;
         }
-        let bytes = devices.iter().map(|device| DEVICE_BYTES + device.text_bytes()).sum();
+        let bytes = devices.iter().map(|device| device.bytes()).sum();
         held.push(HeldSnapshot { devices: Arc::clone(devices), bytes, used: now });
         drop(held);
         self.snapshots.drop_unused(STALLED);

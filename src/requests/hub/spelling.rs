@@ -1,7 +1,7 @@
 //! Request ids in another case.
 //!
-//! The log of a request has the spelling in ThingSpace's answer to the order. Callers and callbacks
-//! may use another case. Two spellings are the same request, unless each belongs to an order, or
+//! The log of a request has the id as ThingSpace answered it. Callers and callbacks may use another
+//! case. Two spellings are the same request, unless each belongs to an order, or
 //! ThingSpace's answers about one contradict the account or the devices of the other.
 
 use std::{
@@ -24,7 +24,8 @@ use crate::{
 const MAX_CALLBACK_SPELLINGS: usize = 5_000;
 
 /// The ids in mixed case from callbacks for requests that are not in memory. The store finds a log
-/// only by its exact name. When the newer half is full, the older half is dropped.
+/// only by its exact name, so these spellings cannot be guessed. When the newer half is full, the
+/// older half is dropped.
 #[derive(Debug, Default)]
 pub(super) struct CallbackSpellings {
     newest: HashMap<String, HashSet<RequestId>>,
@@ -35,7 +36,6 @@ pub(super) struct CallbackSpellings {
 
 impl CallbackSpellings {
     pub(super) fn add(&mut self, id: &RequestId) {
-        // Other spellings are looked up in the store.
         if !is_mixed(id) {
             return;
         }
@@ -64,7 +64,7 @@ impl Projection {
         self.requests.insert(id.clone(), tracked);
     }
 
-    /// Removes and returns a request. The caller should drop it after releasing the lock.
+    /// Removes and returns a request. To be dropped after the lock is released.
     pub(super) fn forget(&mut self, id: &RequestId) -> Option<Arc<Tracked>> {
         self.closed.remove(id);
         if has_capitals(id) {
@@ -110,13 +110,12 @@ fn small_letters(id: &RequestId) -> String {
     id.as_str().to_ascii_lowercase()
 }
 
-/// Whether two ids are the same in any case.
-pub fn is_same(one: &RequestId, other: &RequestId) -> bool {
+/// Whether two ids differ only in case, or not at all.
+pub(crate) fn is_same(one: &RequestId, other: &RequestId) -> bool {
     one.as_str().eq_ignore_ascii_case(other.as_str())
 }
 
-/// Returns this spelling and those in small and in capital letters. Only these are looked up in the
-/// store.
+/// Returns the spellings to look up in the store: as given, in small and in capital letters.
 fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
     let text = id.as_str();
     let others = [text.to_ascii_lowercase(), text.to_ascii_uppercase()];
@@ -126,7 +125,7 @@ fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
 
 impl Hub {
     /// Returns the spelling of a request that is in memory.
-    pub fn spelling_in_memory(&self, id: &RequestId) -> Option<RequestId> {
+    pub(crate) fn spelling_in_memory(&self, id: &RequestId) -> Option<RequestId> {
         let spellings = lock(&self.projection).spellings(id);
         let exact = spellings.first().filter(|tracked| tracked.id == *id);
         let is_ordered = |tracked: &Arc<Tracked>| tracked.lock().request.order_id.is_some();
@@ -143,7 +142,7 @@ impl Hub {
     }
 
     /// Returns the spelling of a request that is in memory or in the store.
-    pub async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
+    pub(crate) async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
         if let Some(known) = self.spelling_in_memory(id) {
             let is_other =
                 known != *id && self.get(id).is_none() && self.is_other_request(id, &known).await?;
@@ -177,7 +176,10 @@ impl Hub {
     }
 
     /// Returns the other spellings of an id that have a log. They may be the same request.
-    pub async fn other_spellings(&self, id: &RequestId) -> Result<Vec<RequestId>, StoreError> {
+    pub(crate) async fn other_spellings(
+        &self,
+        id: &RequestId,
+    ) -> Result<Vec<RequestId>, StoreError> {
         let mut others: Vec<_> = {
             let projection = lock(&self.projection);
             let tracked = projection.spellings(id).into_iter().map(|tracked| tracked.id.clone());

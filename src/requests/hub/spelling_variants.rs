@@ -1,7 +1,7 @@
 //! Callbacks whose request id has another case and that came before the request was known.
 //!
-//! They are in a log with their own spelling. `requests::orders::resolve` copies them into the log
-//! of the request. Each replica does so; equal event ids prevent duplicates.
+//! They are in a log of their own. `requests::orders::resolve` copies them into the log of the
+//! request. Each replica does so; equal event ids prevent duplicates.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -21,33 +21,33 @@ const MAX_VARIANTS: usize = 10_000;
 
 /// A log that may hold callbacks of a request under another spelling.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpellingVariant {
+pub(crate) struct SpellingVariant {
     /// The spelling of the log.
-    pub from: RequestId,
+    pub(crate) from: RequestId,
     /// The request, which belongs to an order.
-    pub to: RequestId,
+    pub(crate) to: RequestId,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct SpellingVariants(Mutex<HashMap<RequestId, RequestId>>);
 
 impl Hub {
-    pub fn add_spelling_variant(&self, SpellingVariant { from, to }: SpellingVariant) {
+    pub(crate) fn add_spelling_variant(&self, SpellingVariant { from, to }: SpellingVariant) {
         let mut variants = lock(&self.spelling_variants.0);
         if variants.len() < MAX_VARIANTS || variants.contains_key(&from) {
             variants.insert(from, to);
         }
     }
 
-    pub fn take_spelling_variants(&self) -> Vec<SpellingVariant> {
+    pub(crate) fn take_spelling_variants(&self) -> Vec<SpellingVariant> {
         lock(&self.spelling_variants.0)
             .drain()
             .map(|(from, to)| SpellingVariant { from, to })
             .collect()
     }
 
-    /// Returns the callbacks in a variant's log. None if it belongs to another request.
-    pub async fn callbacks_of(
+    /// Returns the callbacks in a variant's log; none if the log belongs to another request.
+    pub(crate) async fn callbacks_of(
         &self,
         variant: &SpellingVariant,
     ) -> Result<Vec<storage::CalledBack>, StoreError> {

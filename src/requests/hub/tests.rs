@@ -63,7 +63,7 @@ impl Running {
     }
 
     async fn folded(&self, position: Position) {
-        within(async { while !self.hub.folded(position).await {} }).await;
+        within(async { while !self.hub.wait_until_folded(position).await {} }).await;
     }
 
     async fn stop(self) {
@@ -174,7 +174,7 @@ async fn the_follower_waits_for_no_other_request_s_log() {
 }
 
 #[tokio::test]
-async fn nobody_attaches_to_an_empty_log() {
+async fn an_empty_log_has_no_request() {
     let (_folder, store) = store();
     let running = Running::start(&store, KEEP).await;
     assert!(running.hub.attach(&id(1)).await.unwrap().is_none());
@@ -318,7 +318,11 @@ async fn the_devices_of_an_order_are_in_memory_while_its_outcome_is_unknown() {
         append(&*store, &log, None, Uuid::now_v7(), Kind::AcceptedAs(accepted_as)).await.unwrap();
     running.folded(position).await;
     assert_eq!(running.hub.unfinished_orders(), ["order-1"]);
-    let kept = lock(&running.hub.projection).orders.get("order-1").unwrap().ordered.clone();
+    let kept = {
+        let projection = lock(&running.hub.projection);
+        let (_, order) = projection.orders.iter().find(|(id, _)| &***id == "order-1").unwrap();
+        order.ordered.clone()
+    };
     assert_eq!(kept, None, "no longer needed in memory");
     assert_eq!(running.hub.order("order-1").await.unwrap().ordered, Some(ordered));
     running.stop().await;

@@ -11,7 +11,7 @@ use tracing::{error, warn};
 
 use super::{FinishedBy, KEPT_DEVICES, KEPT_TRANSITIONS, Positioned, history::batch};
 use crate::{
-    identity::RequestId,
+    identity::{AccountName, RequestId},
     log_throttle::LogThrottle,
     requests::{
         error::Error,
@@ -36,15 +36,13 @@ const REQUEST_BYTES: usize = 2_048;
 const TRANSITION_BYTES: usize = 200;
 const CHANGE_BYTES: usize = 150;
 
-/// A request in memory.
 #[derive(Debug)]
-pub struct Tracked {
-    pub id: RequestId,
-    folded: Mutex<Folded>,
+pub(crate) struct Tracked {
+    pub(crate) id: RequestId,
+    folded: Mutex<TrackedState>,
     /// Holds the revision.
     changed: watch::Sender<u64>,
     last_query: Mutex<Option<LastQuery>>,
-    /// The time and the error of the last failed query.
     failed: Mutex<Option<(Instant, Error)>>,
     /// Lock order: after `folded`.
     withheld: Mutex<Withheld>,
@@ -52,15 +50,15 @@ pub struct Tracked {
 
 /// When ThingSpace last answered a status query, and how long it took.
 #[derive(Debug, Clone, Copy)]
-pub struct LastQuery {
-    pub at: Instant,
-    pub took: Duration,
+pub(crate) struct LastQuery {
+    pub(crate) at: Instant,
+    pub(crate) took: Duration,
 }
 
 /// The part of a [`Tracked`] that is behind its lock.
 #[derive(Debug, Default)]
-pub struct Folded {
-    pub request: Request,
+pub(crate) struct TrackedState {
+    pub(crate) request: Request,
     /// The last transitions, at most [`KEPT_TRANSITIONS`] with [`KEPT_DEVICES`].
     recent: VecDeque<Arc<Transition>>,
     /// The number of devices in `recent`.
@@ -70,25 +68,22 @@ pub struct Folded {
     /// The position of the last folded event.
     last: Option<Position>,
     discarded: bool,
-    /// Whether callbacks arrive for the account, by the last event that tells.
+    /// Whether callbacks arrive for the account, by the last event that shows it.
     pub(super) called_back: Option<Positioned<bool>>,
     /// The account of a callback that came before the device set was known.
     early: Option<String>,
-    /// What finished the request.
     pub(super) finished: Option<Positioned<FinishedBy>>,
 }
 
-/// The effect of folding an entry.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct FoldEffect {
-    /// The visible state changed.
     pub(super) changed: bool,
-    /// A callback could not be assigned to a device. A status query may tell more.
-    pub(super) unexplained: bool,
+    /// A callback could not be assigned to a device, so that a status query may give more.
+    pub(super) unassigned: bool,
 }
 
 impl Tracked {
-    pub(super) fn new(id: RequestId, folded: Folded) -> Arc<Self> {
+    pub(super) fn new(id: RequestId, folded: TrackedState) -> Arc<Self> {
         let changed = watch::Sender::new(folded.request.revision);
         Arc::new(Self {
             id,
@@ -101,36 +96,35 @@ impl Tracked {
     }
 
     /// Locks the state. Must not be held across an await.
-    pub fn lock(&self) -> MutexGuard<'_, Folded> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, TrackedState> {
         lock(&self.folded)
     }
 
-    pub fn last_query(&self) -> Option<LastQuery> {
+    pub(crate) fn last_query(&self) -> Option<LastQuery> {
         *lock(&self.last_query)
     }
 
-    pub fn set_last_query(&self, took: Duration) {
+    pub(crate) fn set_last_query(&self, took: Duration) {
         *lock(&self.last_query) = Some(LastQuery { at: Instant::now(), took });
     }
 
     /// Withholds statuses that would make devices final, and returns the rest of the answer; see
     /// [`Withheld`]. Withholds nothing of a closed request, because the poller would not release
     /// it.
-    pub fn withhold(&self, answer: StatusAnswer, grace: Duration) -> StatusAnswer {
+    pub(crate) fn withhold(&self, answer: StatusAnswer, grace: Duration) -> StatusAnswer {
         let folded = self.lock();
         if folded.request.is_closed() {
             return answer;
         }
-        lock(&self.withheld).sift(&folded.request, answer, grace, Instant::now())
+        lock(&self.withheld).withhold(&folded.request, answer, grace, Instant::now())
     }
 
-    /// Returns when withheld statuses must be released.
-    pub fn withheld_until(&self) -> Option<Instant> {
+    pub(crate) fn withheld_until(&self) -> Option<Instant> {
         lock(&self.withheld).until()
     }
 
     /// Returns the withheld statuses that must be released now.
-    pub fn withheld(&self) -> Option<StatusAnswer> {
+    pub(crate) fn withheld(&self) -> Option<StatusAnswer> {
         let folded = self.lock();
         let mut withheld = lock(&self.withheld);
         withheld.forget(&folded.request);
@@ -138,19 +132,16 @@ impl Tracked {
     }
 
     /// Returns the error of the last failed query, if it is less than `hold` old.
-    pub fn query_failure(&self, hold: Duration) -> Option<Error> {
-        lock(&self.failed)
-            .as_ref()
-            .filter(|(at, _)| at.elapsed() < hold)
-            .map(|(_, error)| error.clone())
+    pub(crate) fn query_failure(&self, hold: Duration) -> Option<Error> {
+        let failed = lock(&self.failed);
+        failed.as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
     }
 
-    pub fn set_query_failure(&self, error: Error) {
+    pub(crate) fn set_query_failure(&self, error: Error) {
         *lock(&self.failed) = Some((Instant::now(), error));
     }
 
-    /// Whether a caller waits for changes.
-    pub fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         self.changed.receiver_count() > 0
     }
 
@@ -164,36 +155,35 @@ impl Tracked {
         self.changed.send_modify(|_| ());
     }
 
-    pub fn subscribe(&self) -> watch::Receiver<u64> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 }
 
-impl Folded {
-    /// Returns the position of the last folded event.
-    pub fn position(&self) -> Position {
+impl TrackedState {
+    pub(crate) fn position(&self) -> Position {
         self.last.unwrap_or(Position { epoch: 0, sequence: 0 })
     }
 
-    pub fn is_discarded(&self) -> bool {
+    pub(crate) fn is_discarded(&self) -> bool {
         self.discarded
     }
 
     /// Returns a [`batch`] of transitions after a revision. `None`: they are no longer in memory.
-    pub fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
+    pub(crate) fn after(&self, revision: u64) -> Option<Vec<Arc<Transition>>> {
         let oldest = self.recent.front().map_or(self.request.revision + 1, |t| t.revision);
         let skipped = usize::try_from((revision + 1).checked_sub(oldest)?).ok()?;
         Some(batch(self.recent.iter().skip(skipped)))
     }
 
-    /// Returns the approximate size in bytes.
+    /// The approximate size in bytes.
     pub(super) fn bytes(&self) -> usize {
         let recent = self.recent.len() * TRANSITION_BYTES + self.recent_devices * CHANGE_BYTES;
         REQUEST_BYTES + self.request.bytes() + recent
     }
 
     /// Returns all devices at the current revision, shared by all callers.
-    pub fn all_devices(&mut self) -> Arc<Vec<Arc<DeviceStatus>>> {
+    pub(crate) fn all_devices(&mut self) -> Arc<Vec<Arc<DeviceStatus>>> {
         let (revision, devices) = &self.snapshot;
         if *revision == self.request.revision
             && let Some(devices) = devices.upgrade()
@@ -247,12 +237,10 @@ impl Folded {
         }
         self.record_facts(entry.position, event.kind.as_ref(), was_known, was_final);
         let is_callback = matches!(event.kind, Some(Kind::CalledBack(_)));
-        let unexplained = is_callback && (!self.request.known || applied.unmatched > 0);
-        let Some(transition) = applied.transition else {
-            return FoldEffect { changed: false, unexplained };
-        };
-        self.push(transition);
-        FoldEffect { changed: true, unexplained }
+        let unassigned = is_callback && (!self.request.known || applied.unmatched > 0);
+        let changed = applied.transition.is_some();
+        applied.transition.into_iter().for_each(|transition| self.push(transition));
+        FoldEffect { changed, unassigned }
     }
 
     fn push(&mut self, transition: Transition) {
@@ -274,17 +262,17 @@ impl Folded {
         was_known: bool,
         was_final: bool,
     ) {
-        let ours =
-            |account: &String| self.request.account.as_ref().is_some_and(|a| a.as_str() == account);
+        let account = self.request.account.as_ref().map(AccountName::as_str);
+        let is_own = |other: &String| account == Some(other.as_str());
         let (known, ends) = (self.request.known, !was_final && self.request.is_final());
         let arrived = match kind {
             Some(Kind::CalledBack(called_back)) => {
                 if !known {
                     self.early = Some(called_back.account.clone());
                 }
-                known && ours(&called_back.account)
+                known && is_own(&called_back.account)
             }
-            Some(_) => !was_known && known && self.early.as_ref().is_some_and(ours),
+            Some(_) => !was_known && known && self.early.as_ref().is_some_and(is_own),
             None => false,
         };
         // The first answer about an external request was not withheld for a callback.

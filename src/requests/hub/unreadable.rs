@@ -15,7 +15,7 @@ const MAX_LISTED: usize = 1_000;
 pub(super) struct Unreadable(Mutex<BTreeMap<String, String>>);
 
 impl Unreadable {
-    pub(super) fn set_aside(&self, log: &LogName, why: String) {
+    pub(super) fn add(&self, log: &LogName, why: String) {
         let name = log.encode();
         let mut logs = lock(&self.0);
         if logs.contains_key(&name) {
@@ -36,8 +36,8 @@ impl Unreadable {
         lock(&self.0).iter().map(|(log, why)| (log.clone(), why.clone())).collect()
     }
 
-    /// Clears the list, because the store was replaced.
-    pub(super) fn forget(&self) {
+    /// To be called when the store was replaced.
+    pub(super) fn clear(&self) {
         lock(&self.0).clear();
     }
 }

@@ -7,8 +7,7 @@
 use tracing::error;
 use uuid::Uuid;
 
-use super::Orders;
-use super::key::KeyCell;
+use super::{Orders, key::KeyCell};
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -23,6 +22,15 @@ use crate::{
     store::{CellName, LogName, Position, StoreError},
 };
 
+/// An order that is in its log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LoggedOrder<'a> {
+    pub(super) id: &'a str,
+    pub(super) ordered: &'a storage::Ordered,
+    /// The position of the settlement that decided the outcome; `None` for ThingSpace's answer.
+    pub(super) settled: Option<Position>,
+}
+
 impl Orders {
     /// Writes the outcome of an order to its request and its key. False: the request belongs to
     /// another order, and the acceptance was withdrawn.
@@ -34,6 +42,7 @@ impl Orders {
         let (Some(ordered), Some(outcome)) = (&order.ordered, &order.outcome) else {
             return Ok(true);
         };
+        let logged = LoggedOrder { id: order_id, ordered, settled: order.settled };
         for former in &order.former {
             let id = event::withdrawn_id(order_id, former, order.settled);
             self.remove_from_request(order_id, former, id).await?;
@@ -41,19 +50,15 @@ impl Orders {
         let corrects = !order.former.is_empty();
         match outcome {
             OrderOutcome::NotPlaced => {
-                self.move_key(order_id, ordered, KeyPhase::Released, "", corrects).await?;
+                self.move_key(logged, KeyPhase::Released, "", corrects).await?;
             }
             OrderOutcome::AcceptedAs(request) => {
-                let settled = order.settled;
                 let ownership = self.hub.ownership(request, Some(ordered)).await?;
-                let mismatch =
-                    self.append_accepted(order_id, ordered, request, ownership, settled).await?;
-                if let Some(mismatch) = mismatch {
-                    self.withdraw(order_id, ordered, request, settled, mismatch).await?;
+                if let Some(mismatch) = self.append_accepted(logged, request, ownership).await? {
+                    self.withdraw(logged, request, mismatch).await?;
                     return Ok(false);
                 }
-                self.move_key(order_id, ordered, KeyPhase::Accepted, request.as_str(), corrects)
-                    .await?;
+                self.move_key(logged, KeyPhase::Accepted, request.as_str(), corrects).await?;
             }
         }
         Ok(true)
@@ -62,13 +67,12 @@ impl Orders {
     /// Returns why a request with the answered id, in any case, cannot belong to an order.
     pub(super) async fn mismatch(
         &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
+        order: LoggedOrder<'_>,
         request: &RequestId,
     ) -> Result<Option<Mismatch>, StoreError> {
         for spelling in self.hub.other_spellings(request).await? {
-            let other = self.hub.ownership(&spelling, Some(ordered)).await?;
-            if let Some(mismatch) = other.mismatch(order_id) {
+            let other = self.hub.ownership(&spelling, Some(order.ordered)).await?;
+            if let Some(mismatch) = other.mismatch(order.id) {
                 return Ok(Some(mismatch));
             }
         }
@@ -79,15 +83,14 @@ impl Orders {
     /// contradict what is known of the request.
     pub(super) async fn append_accepted(
         &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
+        order: LoggedOrder<'_>,
         request: &RequestId,
         ownership: Ownership,
-        settled: Option<Position>,
     ) -> Result<Option<Mismatch>, StoreError> {
+        let LoggedOrder { id: order_id, ordered, settled } = order;
         let mismatch = ownership.mismatch(order_id);
         if ownership.order_id.is_some() && mismatch.is_none() {
-            return self.earlier_owner(order_id, ordered, request, settled).await;
+            return self.earlier_owner(order, request).await;
         }
         if ownership.order_id.is_some() || settled.is_none() && ownership.contradicts {
             return Ok(mismatch);
@@ -100,30 +103,28 @@ impl Orders {
         });
         let (log, id) = (LogName::request(request.as_str()), event::accepted_id(order_id, settled));
         let position = append(&*self.store, &log, ownership.first, id, accepted).await?;
-        self.hub.folded(position).await;
+        self.hub.wait_until_folded(position).await;
         // Another replica may have assigned another order first.
         match self.hub.ownership(request, None).await?.mismatch(order_id) {
-            None => self.earlier_owner(order_id, ordered, request, settled).await,
+            None => self.earlier_owner(order, request).await,
             mismatch => Ok(mismatch),
         }
     }
 
-    /// Returns why a stored acceptance must be withdrawn: another order has stored a request id
-    /// before that differs only in case. Two orders that are answered at the same time see each
-    /// other only here.
+    /// Returns why a stored acceptance must be withdrawn: another order has stored before that it
+    /// was accepted with an id that differs only in case. Two orders that are answered at the same
+    /// time see each other only here.
     ///
-    /// Earlier callbacks with another spelling are added to the request.
+    /// Adds earlier callbacks with another spelling to the request.
     async fn earlier_owner(
         &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
+        order: LoggedOrder<'_>,
         request: &RequestId,
-        settled: Option<Position>,
     ) -> Result<Option<Mismatch>, StoreError> {
         let own = self.hub.ownership(request, None).await?;
-        let own = own.accepted.filter(|_| own.order_id.as_deref() == Some(order_id));
+        let own = own.accepted.filter(|_| own.order_id.as_deref() == Some(order.id));
         for spelling in self.hub.other_spellings(request).await? {
-            let other = self.hub.ownership(&spelling, Some(ordered)).await?;
+            let other = self.hub.ownership(&spelling, Some(order.ordered)).await?;
             let Some(owner) = other.order_id else {
                 self.hub
                     .add_spelling_variant(SpellingVariant { from: spelling, to: request.clone() });
@@ -131,9 +132,9 @@ impl Orders {
                 continue;
             };
             // For a settlement, a request with other devices is another request.
-            let is_same = settled.is_none() || !other.contradicts;
+            let is_same = order.settled.is_none() || !other.contradicts;
             let is_earlier = own.is_none_or(|own| other.accepted.is_some_and(|other| other < own));
-            if owner != order_id && is_same && is_earlier {
+            if owner != order.id && is_same && is_earlier {
                 return Ok(Some(OWNED_BY_ANOTHER_ORDER));
             }
         }
@@ -143,29 +144,23 @@ impl Orders {
     /// Withdraws the acceptance of an order as a request that belongs to another one.
     pub(super) async fn withdraw(
         &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
+        order: LoggedOrder<'_>,
         request: &RequestId,
-        settled: Option<Position>,
         mismatch: Mismatch,
     ) -> Result<(), StoreError> {
+        let LoggedOrder { id: order_id, settled, .. } = order;
         // First, because `finish` ignores an order without an outcome.
-        self.remove_from_request(
-            order_id,
-            request,
-            event::given_back_id(order_id, request, settled),
-        )
-        .await?;
+        let id = event::given_back_id(order_id, request, settled);
+        self.remove_from_request(order_id, request, id).await?;
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
-        self.move_key(order_id, ordered, KeyPhase::Unknown, "", true).await?;
-        log_not_its_own(order_id, &ordered.account, request, mismatch);
-        self.hub.folded(position).await;
+        self.move_key(order, KeyPhase::Unknown, "", true).await?;
+        log_not_its_own(order, request, mismatch);
+        self.hub.wait_until_folded(position).await;
         Ok(())
     }
 
-    /// Removes an order's devices from a request.
     async fn remove_from_request(
         &self,
         order_id: &str,
@@ -177,7 +172,7 @@ impl Orders {
             let log = LogName::request(request.as_str());
             let position =
                 append(&*self.store, &log, first, id, withdrawn(order_id, request)).await?;
-            self.hub.folded(position).await;
+            self.hub.wait_until_folded(position).await;
         }
         Ok(())
     }
@@ -186,16 +181,15 @@ impl Orders {
     /// key is only changed to correct it: an acceptance overrides "not placed".
     pub(super) async fn move_key(
         &self,
-        order_id: &str,
-        ordered: &storage::Ordered,
+        order: LoggedOrder<'_>,
         phase: KeyPhase,
         request_id: &str,
         corrects: bool,
     ) -> Result<(), StoreError> {
-        let cell = CellName::retained(ordered.key_cell.clone());
-        if let Some(key) =
-            KeyCell::load(&*self.store, &cell).await?.filter(|key| key.order_id() == order_id)
-            && (key.phase(), key.request_id()) != (phase, request_id)
+        let cell = CellName::retained(order.ordered.key_cell.clone());
+        if let Some(key) = KeyCell::load(&*self.store, &cell).await?
+            && key.order_id == order.id
+            && (key.phase(), &*key.request_id) != (phase, request_id)
             && (key.phase() != KeyPhase::Accepted || corrects)
         {
             // After a conflict, another replica has read the order's log and written the same.
@@ -213,15 +207,10 @@ fn withdrawn(order_id: &str, request: &RequestId) -> Kind {
 }
 
 /// Logs that an order was answered with the id of a request that belongs to another one.
-pub(super) fn log_not_its_own(
-    order_id: &str,
-    account: &str,
-    request: &RequestId,
-    mismatch: Mismatch,
-) {
+pub(super) fn log_not_its_own(order: LoggedOrder<'_>, request: &RequestId, mismatch: Mismatch) {
     error!(
-        order.id = order_id,
-        account,
+        order.id = order.id,
+        account = order.ordered.account,
         request.id = %request,
         "ThingSpace answered an order with a request id that cannot be the order's: {mismatch}; \
          its outcome is unknown and it is not sent again: look it up in ThingSpace, then run \

@@ -1,6 +1,6 @@
 //! The cell of an idempotency key. It ensures that an order is placed at most once.
 
-use std::time::Duration;
+use std::{ops::Deref, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ pub fn cell(account: &AccountName, key: &str) -> CellName {
     CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
 }
 
-/// Returns the digest of an order, which a key belongs to.
+/// Returns the digest of an order. A key belongs to the orders with one digest.
 pub fn hash(order: &Order) -> Vec<u8> {
     let mut fields = vec![order.account.as_str(), order.service_plan.as_str()];
     for device in &order.devices {
@@ -35,63 +35,50 @@ pub fn hash(order: &Order) -> Vec<u8> {
 #[derive(Debug, Clone)]
 pub struct KeyCell(Versioned<storage::Key>);
 
+impl Deref for KeyCell {
+    type Target = storage::Key;
+
+    fn deref(&self) -> &storage::Key {
+        &self.0.value
+    }
+}
+
 impl KeyCell {
-    pub async fn load(store: &dyn Store, cell: &CellName) -> Result<Option<Self>, StoreError> {
+    pub(super) async fn load(
+        store: &dyn Store,
+        cell: &CellName,
+    ) -> Result<Option<Self>, StoreError> {
         Ok(load_cell(store, cell).await?.map(Self))
     }
 
-    pub fn phase(&self) -> KeyPhase {
-        self.0.value.phase()
-    }
-
-    pub fn order_id(&self) -> &str {
-        &self.0.value.order_id
-    }
-
-    pub fn request_id(&self) -> &str {
-        &self.0.value.request_id
-    }
-
-    pub fn incarnation(&self) -> &str {
-        &self.0.value.incarnation
-    }
-
-    pub fn version(&self) -> Version {
+    pub(super) fn version(&self) -> Version {
         self.0.version
     }
 
     /// How long the process that claimed the key may take.
-    pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.0.value.lease_ms.into())
+    pub(super) fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms.into())
     }
 
-    pub fn sent_time(&self) -> Timestamp {
-        Timestamp::from_millisecond(self.0.value.sent_time_ms).unwrap_or_default()
+    pub(super) fn sent_time(&self) -> Timestamp {
+        Timestamp::from_millisecond(self.sent_time_ms).unwrap_or_default()
     }
 
     /// Whether the key belongs to this order. With an unknown algorithm it does not.
-    pub fn is_for(&self, hash: &[u8]) -> bool {
-        self.0.value.hash_algorithm == HASH_ALGORITHM && self.0.value.request_hash == hash
+    pub(super) fn is_for(&self, hash: &[u8]) -> bool {
+        self.hash_algorithm == HASH_ALGORITHM && self.request_hash == hash
     }
 
-    /// Claims the cell for an order, replacing the content `before`. `None`: another replica was
-    /// first.
+    /// Claims the cell for an order, replacing the content `before`. Sets the phase of `claim` to
+    /// SENDING. `None`: another replica was first.
     pub async fn claim(
         store: &dyn Store,
         cell: &CellName,
         before: Option<&Self>,
-        claim: KeyClaim<'_>,
+        claim: storage::Key,
     ) -> Result<Option<Self>, StoreError> {
-        let value = storage::Key {
-            order_id: claim.order_id.to_owned(),
-            hash_algorithm: HASH_ALGORITHM,
-            request_hash: claim.hash.to_vec(),
-            phase: KeyPhase::Sending.into(),
-            sent_time_ms: claim.sent_time.as_millisecond(),
-            incarnation: claim.incarnation.to_owned(),
-            lease_ms: claim.lease_ms,
-            ..storage::Key::default()
-        };
+        let (hash_algorithm, phase) = (HASH_ALGORITHM, KeyPhase::Sending.into());
+        let value = storage::Key { hash_algorithm, phase, ..claim };
         swap(store, cell, before.map(Self::version), value).await
     }
 
@@ -103,23 +90,10 @@ impl KeyCell {
         phase: KeyPhase,
         request_id: &str,
     ) -> Result<Option<Self>, StoreError> {
-        let value = storage::Key {
-            phase: phase.into(),
-            request_id: request_id.to_owned(),
-            ..self.0.value.clone()
-        };
+        let (phase, request_id) = (phase.into(), request_id.to_owned());
+        let value = storage::Key { phase, request_id, ..self.0.value.clone() };
         swap(store, cell, Some(self.0.version), value).await
     }
-}
-
-/// The content of a claim.
-#[derive(Debug, Clone, Copy)]
-pub struct KeyClaim<'a> {
-    pub order_id: &'a str,
-    pub hash: &'a [u8],
-    pub incarnation: &'a str,
-    pub sent_time: Timestamp,
-    pub lease_ms: u32,
 }
 
 async fn swap(

@@ -24,10 +24,8 @@ pub(super) fn before_sending(order_timeout: Duration) -> Duration {
     order_timeout * 3 / 2
 }
 
-/// The observed leases.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
-    /// By order id.
     seen: Mutex<HashMap<String, ObservedLease>>,
 }
 

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::lock;
 use crate::thingspace::{Refusal, RefusalKind};
 
-/// How long a refusal is kept.
 const REMEMBERED_FOR: Duration = Duration::from_mins(1);
 
 /// The maximum number of refusals. Further ones are not kept.

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Orders, key::KeyCell};
-use crate::requests::{age, hub::Hub};
 use crate::{
     identity::{AccountName, RequestId},
     proto::storage::{self, SettledBy},
+    requests::{age, hub::Hub},
     store::{CellName, Store, StoreError},
     thingspace::{self, Client, Purpose, StatusAnswer, StatusClass, StatusLookup},
 };
@@ -26,29 +26,27 @@ use crate::{
 mod settle;
 mod spelling_variants;
 
-pub use settle::{SettleError, Settlement};
+pub(crate) use settle::SettleError;
+pub use settle::Settlement;
 
 /// The pause before open candidates are checked again.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Settles unknown orders.
 #[derive(Debug)]
-pub struct Resolver {
-    store: Arc<dyn Store>,
-    client: Client,
-    hub: Arc<Hub>,
-    orders: Arc<Orders>,
+pub(crate) struct Resolver {
+    pub(in crate::requests) store: Arc<dyn Store>,
+    pub(in crate::requests) client: Client,
+    pub(in crate::requests) hub: Arc<Hub>,
+    pub(in crate::requests) orders: Arc<Orders>,
     /// How long the candidates of an order are checked.
-    give_up: Duration,
+    pub(in crate::requests) give_up: Duration,
 }
 
-/// An order with an unknown outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownOrder {
     pub order_id: String,
     pub account: String,
     pub sent_time: Timestamp,
-    /// The number of devices.
     pub devices: usize,
 }
 
@@ -66,9 +64,9 @@ enum CandidateResult {
     Settled,
     /// The request cannot belong to the order, for this reason.
     Wrong(&'static str),
-    /// Check again later.
+    /// The candidate must be checked again after [`RETRY`].
     NotYet,
-    /// Check again when the resolver is woken.
+    /// The candidate must be checked again when the resolver is woken.
     Waiting,
 }
 
@@ -83,18 +81,8 @@ enum CandidateError {
 }
 
 impl Resolver {
-    pub fn new(
-        store: Arc<dyn Store>,
-        client: Client,
-        hub: Arc<Hub>,
-        orders: Arc<Orders>,
-        give_up: Duration,
-    ) -> Self {
-        Self { store, client, hub, orders, give_up }
-    }
-
     /// Checks candidates and reconciles orders without a caller, until stopped.
-    pub async fn run(&self, stop: CancellationToken) {
+    pub(crate) async fn run(&self, stop: CancellationToken) {
         let mut unfinished = true;
         let mut retry = Instant::now();
         let mut reconcile = tokio::time::interval(self.orders.reconcile_every());
@@ -110,7 +98,7 @@ impl Resolver {
                 }
             }
             let round = async {
-                self.orders.recover().await;
+                self.orders.complete_accepted().await;
                 let has_variants = self.join_spelling_variants().await;
                 self.check_candidates().await || has_variants
             };
@@ -122,7 +110,7 @@ impl Resolver {
     }
 
     /// Returns the unknown orders, oldest first.
-    pub async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
+    pub(crate) async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
         let open = self.hub.orders_without_outcome(|id, order| {
             let ordered = order.ordered.as_ref()?;
             let unknown = UnknownOrder {
@@ -152,7 +140,7 @@ impl Resolver {
             return Ok(OrderState::InFlight);
         }
         let key = KeyCell::load(&*self.store, &CellName::retained(key_cell)).await?;
-        Ok(match key.filter(|key| key.order_id() == order_id) {
+        Ok(match key.filter(|key| key.order_id == order_id) {
             None => OrderState::NotSent,
             Some(key) if self.orders.may_be_sending(&key) => OrderState::InFlight,
             Some(_) => OrderState::Unknown,
@@ -226,12 +214,8 @@ impl Resolver {
             return Ok(CandidateResult::Wrong("belongs to another order"));
         }
         // An older external request may have the same devices.
-        if self
-            .hub
-            .attach(request)
-            .await?
-            .is_some_and(|(known, _)| known.lock().request.first < order.first)
-        {
+        let known = self.hub.attach(request).await?;
+        if known.is_some_and(|(known, _)| known.lock().request.first < order.first) {
             return Ok(CandidateResult::Wrong("known before the order was sent"));
         }
         let Some(account) =

@@ -1,14 +1,9 @@
 //! Sends one order: claims its key, sends the POST once, and stores the result.
 //!
-//! This runs in a separate task that no caller can cancel. A POST is repeated only if certainly no
-//! byte of it was sent. Storing the result is repeated until it succeeds. Until then the key cannot
-//! be used.
+//! This runs in a separate task that no caller can cancel. The POST is repeated only if certainly
+//! no byte of it was sent. Storing the result is repeated until it succeeds.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::{
@@ -16,10 +11,13 @@ use tokio::{
     time::Instant,
 };
 use tracing::{debug, error, info};
-use uuid::Uuid;
 
-use super::key::{KeyCell, KeyClaim};
-use super::{Orders, Placed, ReservedDevices, finish::log_not_its_own, leases, ordered, unknown};
+use super::{
+    InFlight, Orders, Placed,
+    finish::{LoggedOrder, log_not_its_own},
+    key::KeyCell,
+    leases, unknown,
+};
 use crate::{
     identity::RequestId,
     proto::storage::{self, KeyPhase},
@@ -27,10 +25,9 @@ use crate::{
         append,
         error::Error,
         fold::{
-            event::{Kind, Once},
+            event::{self, Kind, Once},
             order::{self, OrderOutcome},
         },
-        lock,
     },
     store::{CellName, LogName, StoreError},
     thingspace::{self, Order, OrderPermit, Retries},
@@ -42,52 +39,34 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Sends the answer to the caller, who may be gone.
 type AnswerSender = oneshot::Sender<Result<Placed, Error>>;
 
-/// An order that has a permit and may be sent when its key is claimed.
-pub(super) struct PreparedOrder {
+/// An order that has a permit, or is being sent.
+pub(super) struct Sending {
     pub(super) order: Order,
+    pub(super) order_id: String,
     pub(super) cell: CellName,
+    /// The content of the key's cell before the claim.
     pub(super) before: Option<KeyCell>,
     pub(super) hash: Vec<u8>,
-    /// Until when an order may be sent again if no byte of it was sent.
-    pub(super) retry_until: Instant,
-    pub(super) key_lock: OwnedMutexGuard<()>,
-    pub(super) reserved: ReservedDevices,
-}
-
-/// An order that this process is sending.
-struct Sending {
-    order: Order,
-    order_id: String,
-    cell: CellName,
     /// The claimed key; `None` before the claim.
-    key: Option<KeyCell>,
-    sent_time: Timestamp,
-    retry_until: Instant,
+    pub(super) key: Option<KeyCell>,
+    pub(super) sent_time: Timestamp,
+    /// Until when the order may be sent again if no byte of it was sent.
+    pub(super) retry_until: Instant,
     /// The order is not sent after this, because its lease will expire.
-    send_by: Instant,
+    pub(super) send_by: Instant,
     /// Released early if the result cannot be stored, so that a repeated call gets an answer.
-    key_lock: Option<OwnedMutexGuard<()>>,
-    _reserved: ReservedDevices,
-    _in_flight: InFlight,
+    pub(super) key_lock: Option<OwnedMutexGuard<()>>,
+    pub(super) _in_flight: InFlight,
 }
 
-/// Registers an order as in flight in this process while it lives.
-#[derive(Debug)]
-struct InFlight {
-    order_id: String,
-    of: Arc<Mutex<HashSet<String>>>,
-}
-
-impl InFlight {
-    fn new(order_id: &str, of: &Arc<Mutex<HashSet<String>>>) -> Self {
-        lock(of).insert(order_id.to_owned());
-        Self { order_id: order_id.to_owned(), of: Arc::clone(of) }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        lock(&self.of).remove(&self.order_id);
+impl Sending {
+    fn ordered(&self) -> storage::Ordered {
+        storage::Ordered {
+            account: self.order.account.to_string(),
+            service_plan: self.order.service_plan.clone(),
+            devices: self.order.devices.iter().map(event::to_stored).collect(),
+            key_cell: self.cell.name.clone(),
+        }
     }
 }
 
@@ -99,37 +78,13 @@ enum SendResult {
     Unknown,
 }
 
-/// How a result was stored.
-enum StoredAs {
-    Answered,
-    /// The request is not this order's, so the outcome is unknown.
-    NotItsOwn,
-}
-
 impl Orders {
-    /// Claims the key, sends the order and stores the result.
     pub(super) async fn send_and_store(
         &self,
-        prepared: PreparedOrder,
+        mut sending: Sending,
         permit: OrderPermit,
         answer: AnswerSender,
     ) {
-        let PreparedOrder { order, cell, before, hash, retry_until, key_lock, reserved } = prepared;
-        let order_id = Uuid::now_v7().to_string();
-        let mut sending = Sending {
-            _in_flight: InFlight::new(&order_id, &self.in_flight),
-            order,
-            order_id,
-            cell,
-            key: None,
-            // In milliseconds, as in the cell.
-            sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond())
-                .unwrap_or_default(),
-            retry_until,
-            send_by: Instant::now() + leases::before_sending(self.order_timeout),
-            key_lock: Some(key_lock),
-            _reserved: reserved,
-        };
         if let Err(error) = self.append_ordered(&sending).await {
             let may_be_stored = matches!(error, StoreError::UnknownOutcome(_));
             // The caller may be gone.
@@ -139,7 +94,7 @@ impl Orders {
             }
             return;
         }
-        let (result, outcome) = match self.claim(&sending, before.as_ref(), &hash).await {
+        let (result, outcome) = match self.claim(&sending).await {
             Ok(Some(key)) => {
                 sending.key = Some(key);
                 let sent = self.send(&sending, permit).await;
@@ -150,20 +105,20 @@ impl Orders {
             // The key may be claimed nevertheless.
             Err(error) => not_sent(error.into()),
         };
-        let (answer, stored) =
+        let (answer, is_its_own) =
             self.store_until_stored(&mut sending, &result, &outcome, answer).await;
-        let outcome = match stored {
-            StoredAs::Answered => outcome,
-            StoredAs::NotItsOwn => Err(unknown(&sending.order_id, sending.sent_time, None)),
+        let outcome = if is_its_own {
+            outcome
+        } else {
+            Err(unknown(&sending.order_id, sending.sent_time, None))
         };
         if let Err(Error::Refused(refusal)) = &outcome {
-            self.refusals.remember(&sending.cell.name, &hash, refusal);
+            self.refusals.remember(&sending.cell.name, &sending.hash, refusal);
         }
-        // Before the answer, so that the next call finds the key unlocked and the devices counted
-        // once.
+        // Before the answer, so that the next call finds the key unlocked.
         drop(sending);
         if outcome.is_err() {
-            // A callback for the order may have arrived meanwhile.
+            // A callback for the order may have arrived while it was in flight.
             self.hub.wake_resolver();
         }
         if let Some(answer) = answer {
@@ -173,15 +128,12 @@ impl Orders {
 
     /// Makes the order durable, before its key is claimed and before anything is sent.
     async fn append_ordered(&self, sending: &Sending) -> Result<(), StoreError> {
-        let ordered = Kind::Ordered(ordered(&sending.order, &sending.cell));
-        let log = LogName::order(&sending.order_id);
-        append(&*self.store, &log, None, Once::Ordered.id(&sending.order_id), ordered)
-            .await
-            .map(drop)
+        let (log, id) = (LogName::order(&sending.order_id), Once::Ordered.id(&sending.order_id));
+        append(&*self.store, &log, None, id, Kind::Ordered(sending.ordered())).await.map(drop)
     }
 
-    /// Stores that an order that may be in the store was not sent. Without an outcome it would stay
-    /// in memory for days, and every start would read all events since.
+    /// Stores that an order was not sent whose `Ordered` may be in the store. Without an outcome it
+    /// would stay in memory for days, and every start would read all events since.
     async fn append_not_sent(&self, mut sending: Sending) {
         sending.key_lock = None;
         // The drain does not wait for this.
@@ -205,21 +157,17 @@ impl Orders {
         }
     }
 
-    async fn claim(
-        &self,
-        sending: &Sending,
-        before: Option<&KeyCell>,
-        hash: &[u8],
-    ) -> Result<Option<KeyCell>, StoreError> {
+    async fn claim(&self, sending: &Sending) -> Result<Option<KeyCell>, StoreError> {
         let lease = leases::lease(self.order_timeout);
-        let claim = KeyClaim {
-            order_id: &sending.order_id,
-            hash,
-            incarnation: &self.incarnation,
-            sent_time: sending.sent_time,
+        let claim = storage::Key {
+            order_id: sending.order_id.clone(),
+            request_hash: sending.hash.clone(),
+            incarnation: self.incarnation.clone(),
+            sent_time_ms: sending.sent_time.as_millisecond(),
             lease_ms: u32::try_from(lease.as_millis()).unwrap_or(u32::MAX),
+            ..storage::Key::default()
         };
-        KeyCell::claim(&*self.store, &sending.cell, before, claim).await
+        KeyCell::claim(&*self.store, &sending.cell, sending.before.as_ref(), claim).await
     }
 
     async fn send(
@@ -231,8 +179,7 @@ impl Orders {
         loop {
             let sent = self.client.place_order(permit, &sending.order, sending.send_by).await;
             let Err(error) = sent else { return sent };
-            // No byte was sent, so another try cannot order twice. A refused order is not tried
-            // again: only ThingSpace says that it was not executed.
+            // No byte was sent, so another try cannot order twice.
             let thingspace::Error::NotConnected { .. } = error else { return Err(error) };
             let pause =
                 retries.next(None).filter(|pause| Instant::now() + *pause < sending.retry_until);
@@ -243,34 +190,29 @@ impl Orders {
             tokio::time::sleep(pause).await;
             let by = sending.retry_until;
             let prepared = self.client.prepare_order(&sending.order.account, by);
-            let prepared = tokio::time::timeout_at(by, prepared).await;
-            permit = match prepared {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(error)) => return Err(error),
-                Err(_) => return Err(error),
-            };
+            permit = tokio::time::timeout_at(by, prepared).await.map_err(|_| error)??;
         }
     }
 
-    /// Stores the result of an order, until that succeeds. Returns the channel of the caller, or
-    /// `None` if the caller was answered before.
+    /// Stores the result of an order, and repeats that until it succeeds. Returns the caller's
+    /// channel, unless the caller was answered before, and the result of [`Self::store`].
     async fn store_until_stored(
         &self,
         sending: &mut Sending,
         result: &SendResult,
         outcome: &Result<Placed, Error>,
         answer: AnswerSender,
-    ) -> (Option<AnswerSender>, StoredAs) {
+    ) -> (Option<AnswerSender>, bool) {
         let mut answer = Some(answer);
         loop {
             let error = match self.store(sending, result).await {
-                Ok(stored) => return (answer, stored),
+                Ok(is_its_own) => return (answer, is_its_own),
                 Err(error) => error,
             };
             if let Some(answer) = answer.take() {
                 let known = match result {
                     SendResult::AcceptedAs(request_id) => {
-                        let ordered = ordered(&sending.order, &sending.cell);
+                        let ordered = sending.ordered();
                         let mismatch = self.hub.mismatch(request_id, &sending.order_id, &ordered);
                         let request_id = Some(request_id.clone()).filter(|_| mismatch.is_none());
                         Err(unknown(&sending.order_id, sending.sent_time, request_id))
@@ -294,40 +236,37 @@ impl Orders {
         }
     }
 
-    async fn store(&self, sending: &Sending, result: &SendResult) -> Result<StoredAs, StoreError> {
-        let Sending { order_id, .. } = sending;
-        let log = LogName::order(order_id);
-        let ordered = || ordered(&sending.order, &sending.cell);
+    /// Stores the result of an order. Returns false if the answered request is not the order's, so
+    /// that the outcome is unknown.
+    async fn store(&self, sending: &Sending, result: &SendResult) -> Result<bool, StoreError> {
+        let (order_id, log) = (&sending.order_id, LogName::order(&sending.order_id));
+        let ordered = sending.ordered();
+        let logged = LoggedOrder { id: order_id, ordered: &ordered, settled: None };
         match result {
             SendResult::AcceptedAs(request_id) => {
-                let ordered = ordered();
                 let ownership = self.hub.ownership(request_id, Some(&ordered)).await?;
                 let mismatch = match ownership.mismatch(order_id) {
-                    None => self.mismatch(order_id, &ordered, request_id).await?,
+                    None => self.mismatch(logged, request_id).await?,
                     mismatch => mismatch,
                 };
                 if let Some(mismatch) = mismatch {
                     self.advance(sending, KeyPhase::Unknown, "").await?;
-                    log_not_its_own(order_id, &ordered.account, request_id, mismatch);
-                    return Ok(StoredAs::NotItsOwn);
+                    log_not_its_own(logged, request_id, mismatch);
+                    return Ok(false);
                 }
                 let accepted_as =
                     Kind::AcceptedAs(storage::AcceptedAs { request_id: request_id.to_string() });
                 append(&*self.store, &log, None, Once::AcceptedAs.id(order_id), accepted_as)
                     .await?;
-                let mismatch =
-                    self.append_accepted(order_id, &ordered, request_id, ownership, None).await?;
-                if let Some(mismatch) = mismatch {
-                    self.withdraw(order_id, &ordered, request_id, None, mismatch).await?;
-                    return Ok(StoredAs::NotItsOwn);
+                if let Some(mismatch) = self.append_accepted(logged, request_id, ownership).await? {
+                    self.withdraw(logged, request_id, mismatch).await?;
+                    return Ok(false);
                 }
                 if !self.advance(sending, KeyPhase::Accepted, request_id.as_str()).await? {
                     // The lease has expired, or another replica has read the log.
                     let order = self.hub.order(order_id).await?;
                     log_contradiction(order_id, request_id, &order);
-                    if !self.finish(order_id, &order).await? {
-                        return Ok(StoredAs::NotItsOwn);
-                    }
+                    return self.finish(order_id, &order).await;
                 }
             }
             SendResult::Refused(_) | SendResult::NotSent => {
@@ -337,18 +276,17 @@ impl Orders {
                 };
                 append(&*self.store, &log, None, Once::NotPlaced.id(order_id), event).await?;
                 if !self.advance(sending, KeyPhase::Released, "").await? {
-                    self.move_key(order_id, &ordered(), KeyPhase::Released, "", false).await?;
+                    self.move_key(logged, KeyPhase::Released, "", false).await?;
                 }
             }
             SendResult::Unknown => {
                 self.advance(sending, KeyPhase::Unknown, "").await?;
             }
         }
-        Ok(StoredAs::Answered)
+        Ok(true)
     }
 
-    /// Changes the phase of the claimed key. False: it is not claimed, or another replica changed
-    /// it.
+    /// Changes the phase of the claimed key. False: it is not claimed, or was changed.
     async fn advance(
         &self,
         sending: &Sending,
@@ -383,7 +321,7 @@ fn log_contradiction(order_id: &str, request_id: &RequestId, order: &order::Orde
     }
 }
 
-/// Returns what is stored and what the caller is told about an answer of ThingSpace.
+/// Returns what is stored about an answer of ThingSpace, and the answer to the caller.
 fn send_result(
     sending: &Sending,
     sent: Result<RequestId, thingspace::Error>,

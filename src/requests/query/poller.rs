@@ -1,14 +1,14 @@
 //! Polls open requests until they are final or given up.
 //!
-//! The schedule is shared by all replicas through a cell per request that counts its polls. A
-//! replica with a due poll reads the cell first. If the count has changed since its last read,
-//! another replica has polled, and it waits for another interval. Otherwise it increments the count
-//! by compare-and-swap, and polls only if the swap succeeds. So the number of polls does not depend
-//! on the number of watchers and replicas, and any replica takes over from one that dies.
+//! All replicas share the schedule through a cell per request, which counts its polls. A replica
+//! with a due poll reads the cell first. If the count has changed since its last read, another
+//! replica has polled, and this one waits for another interval. If not, it increments the count,
+//! and polls only if the swap succeeds. So the number of polls does not depend on the number of
+//! watchers and replicas, and any replica takes over from one that dies.
 //!
-//! Each account waits for its own permit, and the request to poll is chosen only when the permit is
-//! there. So the backlog of one account delays no other account, and a new watch does not wait for
-//! the requests that were due before.
+//! Each account waits for its own permit. The request to poll is chosen when the permit is there.
+//! So the backlog of one account delays no other account, and a new watch does not wait for the
+//! requests that were due before.
 
 mod schedule;
 
@@ -17,19 +17,18 @@ use std::{sync::Arc, time::Duration};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
-use uuid::Uuid;
 
 use super::status_queries::{QueriedBy, StatusQueries};
-use crate::requests::{
-    age, append,
-    error::Error,
-    fold::event::Kind,
-    hub::{Hub, PollHint, Tracked},
-};
 use crate::{
     config::PollingConfig,
     identity::{AccountName, RequestId},
     proto::storage,
+    requests::{
+        age, append,
+        error::Error,
+        fold::event::{self, Kind},
+        hub::{Hub, PollHint, Tracked},
+    },
     store::{CellName, LogName, Store, StoreError, Swap, decode_cell, load_cell, swap_cell},
     thingspace::{Client, PollPermit},
 };
@@ -42,64 +41,53 @@ const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
 const RELEASE_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
-pub struct Poller {
-    store: Arc<dyn Store>,
-    client: Client,
-    hub: Arc<Hub>,
-    queries: Arc<StatusQueries>,
-    config: PollingConfig,
+pub(crate) struct Poller {
+    pub(in crate::requests) store: Arc<dyn Store>,
+    pub(in crate::requests) client: Client,
+    pub(in crate::requests) hub: Arc<Hub>,
+    pub(in crate::requests) queries: Arc<StatusQueries>,
+    pub(in crate::requests) config: PollingConfig,
 }
 
-/// The result of a task of the poller.
 enum TaskResult {
     /// The wait of an account for a permit. `None`: no call can be made now.
     Wait(AccountName, Option<PollPermit>),
-    Polled(AccountName, RequestId, Polled),
-    Released(RequestId, Polled),
+    /// `None`: withheld statuses were released, without a poll of the account.
+    Polled(Option<AccountName>, RequestId, Polled),
 }
 
-/// The outcome of a poll.
 #[derive(Debug)]
 enum Polled {
     /// This or another replica has polled; the next poll follows.
     Counted(PollCount),
     /// Withheld statuses were appended, without a poll.
     Released,
-    /// The request is closed.
     Closed,
     /// The store or ThingSpace could not be reached.
     Failed,
 }
 
 impl Poller {
-    pub fn new(
-        store: Arc<dyn Store>,
-        client: Client,
-        hub: Arc<Hub>,
-        queries: Arc<StatusQueries>,
-        config: PollingConfig,
-    ) -> Self {
-        Self { store, client, hub, queries, config }
-    }
-
-    /// Polls until stopped. Then queries under way are cancelled, unless a caller waits for them.
+    /// Polls until stopped. Then cancels queries in progress, unless a caller waits for them.
     /// Answers that have arrived are stored.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut schedule = Schedule::default();
         let mut tasks = JoinSet::new();
         loop {
             for account in schedule.begin_waiting(Instant::now()) {
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
-                    let permit = poller.permit(&account).await;
-                    TaskResult::Wait(account, permit)
+                    let permit = poller.client.prepare_poll(&account).await;
+                    let permit =
+                        permit.inspect_err(|error| debug!(%error, "no poll can be made now"));
+                    TaskResult::Wait(account, permit.ok())
                 });
             }
-            while let Some((id, _)) = schedule.take_release(Instant::now()) {
+            while let Some(id) = schedule.take_release(Instant::now()) {
                 let poller = Arc::clone(&self);
                 tasks.spawn(async move {
                     let released = poller.release(&id).await;
-                    TaskResult::Released(id, released)
+                    TaskResult::Polled(None, id, released)
                 });
             }
             let next = schedule.next();
@@ -111,7 +99,7 @@ impl Poller {
             };
             tokio::select! {
                 () = stop.cancelled() => return,
-                hinted = self.hub.hints() => for (id, hint) in hinted {
+                hinted = self.hub.hints.take() => for (id, hint) in hinted {
                     self.reschedule(&mut schedule, &id, hint);
                 },
                 Some(task) = tasks.join_next() => match task {
@@ -121,15 +109,14 @@ impl Poller {
                         let poller = Arc::clone(&self);
                         tasks.spawn(async move {
                             let polled = poller.poll(&id, at.seen, permit).await;
-                            TaskResult::Polled(account, id, polled)
+                            TaskResult::Polled(Some(account), id, polled)
                         });
                     }
                     Ok(TaskResult::Polled(account, id, polled)) => {
-                        schedule.finished(&account);
-                        self.settle(&mut schedule, &id, &polled);
-                    }
-                    Ok(TaskResult::Released(id, released)) => {
-                        self.settle(&mut schedule, &id, &released);
+                        if let Some(account) = account {
+                            schedule.finished(&account);
+                        }
+                        self.schedule_next(&mut schedule, &id, &polled);
                     }
                     // The task panicked. The panic hook has logged it.
                     Err(_) => {}
@@ -137,11 +124,6 @@ impl Poller {
                 () = due => {}
             }
         }
-    }
-
-    async fn permit(&self, account: &AccountName) -> Option<PollPermit> {
-        let permit = self.client.prepare_poll(account).await;
-        permit.inspect_err(|error| debug!(%error, "no poll can be made now")).ok()
     }
 
     /// Schedules the next poll of a request again, because of a hint.
@@ -154,16 +136,12 @@ impl Poller {
     /// The first poll of a request by this process. `None`: the account is not known.
     fn first_poll(&self, id: &RequestId) -> Option<ScheduledPoll> {
         let tracked = self.hub.get(id)?;
-        let (account, first, created) = {
-            let request = &tracked.lock().request;
-            (request.account.clone()?, request.first, request.create_time)
-        };
-        let age = age(&*self.store, first, created);
-        let (now, longest) = (Instant::now(), self.longest(&tracked));
+        let account = tracked.lock().request.account.clone()?;
+        let (now, age, longest) = (Instant::now(), self.age(&tracked), self.longest(&tracked));
         Some(ScheduledPoll::resumed(account, now, age, &self.config, longest, fastrand::f64()))
     }
 
-    /// Schedules a poll, unless it is under way.
+    /// Schedules a poll, unless it is in progress.
     fn schedule(&self, schedule: &mut Schedule, id: &RequestId, mut poll: ScheduledPoll) {
         if poll.due.is_some() {
             self.set_due(id, &mut poll);
@@ -171,13 +149,14 @@ impl Poller {
         schedule.set(id, poll);
     }
 
-    fn settle(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
+    /// Schedules the poll after a finished one.
+    fn schedule_next(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
         let now = Instant::now();
         let Some(before) = schedule.get(id) else { return };
         let poll = match polled {
             Polled::Closed => {
                 schedule.remove(id);
-                // A hint of a new watch may have found the poll under way.
+                // The hint of a new watch may have come during the poll.
                 if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
                     self.reschedule(schedule, id, PollHint::Reschedule);
                 }
@@ -187,8 +166,13 @@ impl Poller {
             Polled::Released => before,
             Polled::Failed => before.failed(now),
         };
-        // `due` says that it is no longer under way.
+        // With `due` it is no longer in progress.
         self.schedule(schedule, id, ScheduledPoll { due: Some((now, Urgency::Rest)), ..poll });
+    }
+
+    fn age(&self, tracked: &Tracked) -> Duration {
+        let request = &tracked.lock().request;
+        age(&*self.store, request.first, request.create_time)
     }
 
     /// The longest interval between polls of a request.
@@ -205,13 +189,11 @@ impl Poller {
     fn set_due(&self, id: &RequestId, poll: &mut ScheduledPoll) {
         poll.due = Some((poll.last, Urgency::Rest));
         let Some(tracked) = self.hub.get(id) else { return };
-        let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
-        let longest = self.longest(&tracked);
-        let longest = if poll.hint == Some(PollHint::Soon) {
-            self.config.min_age.min(longest)
-        } else {
-            longest
-        };
+        let took = tracked.last_query().map_or(Duration::ZERO, |last| last.took);
+        let mut longest = self.longest(&tracked);
+        if poll.hint == Some(PollHint::Soon) {
+            longest = longest.min(self.config.min_age);
+        }
         let urgency = match poll.hint {
             Some(PollHint::Watched | PollHint::Soon) => Urgency::First,
             Some(PollHint::Reschedule) | None if tracked.is_watched() || poll.count == 0 => {
@@ -236,16 +218,12 @@ impl Poller {
         }
     }
 
-    /// `seen` is the count that this replica last read from the request's cell.
+    /// Polls a request, or gives it up. `seen` is the count that this replica last read.
     async fn poll(&self, id: &RequestId, seen: Option<u32>, permit: Option<PollPermit>) -> Polled {
         let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
         if !is_polled(&tracked) {
             return Polled::Closed;
         }
-        let (first, created) = {
-            let request = &tracked.lock().request;
-            (request.first, request.create_time)
-        };
         let polled = match permit {
             Some(permit) => self.query(id, &tracked, seen, permit).await,
             None => Polled::Failed,
@@ -253,11 +231,8 @@ impl Poller {
         if !is_polled(&tracked) {
             return Polled::Closed;
         }
-        if tracked.withheld_until().is_some() {
-            return polled;
-        }
         // Giving up cannot be undone, so it depends on the age by the store's time, not on a clock.
-        if age(&*self.store, first, created) >= self.config.give_up {
+        if tracked.withheld_until().is_none() && self.age(&tracked) >= self.config.give_up {
             return self.give_up(id).await;
         }
         polled
@@ -270,7 +245,7 @@ impl Poller {
         seen: Option<u32>,
         permit: PollPermit,
     ) -> Polled {
-        let took = tracked.last_query().map_or(Duration::ZERO, |asked| asked.took);
+        let took = tracked.last_query().map_or(Duration::ZERO, |last| last.took);
         let count = match self.claim(id, seen, pause_after(took)).await {
             Ok(PollClaim::Ours(count)) => count,
             Ok(PollClaim::Others(count)) => {
@@ -293,17 +268,9 @@ impl Poller {
     }
 
     async fn give_up(&self, id: &RequestId) -> Polled {
-        let event_id = Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{id}/abandoned").as_bytes());
-        let log = LogName::request(id.as_str());
-        match append(
-            &*self.store,
-            &log,
-            self.hub.first(id),
-            event_id,
-            Kind::Abandoned(storage::Abandoned {}),
-        )
-        .await
-        {
+        let (log, first) = (LogName::request(id.as_str()), self.hub.first(id));
+        let abandoned = Kind::Abandoned(storage::Abandoned {});
+        match append(&*self.store, &log, first, event::abandoned_id(id), abandoned).await {
             Ok(_) => {
                 info!(request.id = %id, "gave up polling; the request is still pending");
                 Polled::Closed
@@ -350,7 +317,6 @@ impl Poller {
     }
 }
 
-/// Which replica polls.
 #[derive(Debug)]
 enum PollClaim {
     Ours(PollCount),
@@ -361,7 +327,7 @@ fn poll_count(poll: &storage::Poll) -> PollCount {
     PollCount { count: poll.count, pause: Duration::from_millis(poll.rest_ms.into()) }
 }
 
-/// At debug level for outages, which the client and the store log once.
+/// Logs outages at debug level, because the client and the store log them once.
 fn log_failure(id: &RequestId, error: &Error) {
     match error {
         Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
@@ -371,7 +337,7 @@ fn log_failure(id: &RequestId, error: &Error) {
     }
 }
 
-/// Whether a request is polled: if it is open, or if it is watched and its devices are not known.
+/// Whether a request is polled: it is open, or it is watched and its devices are not known.
 fn is_polled(tracked: &Tracked) -> bool {
     let watched = tracked.is_watched();
     let request = &tracked.lock().request;

@@ -1,7 +1,7 @@
 //! Status queries to ThingSpace: at most one per request at a time, shared by all its waiters
 //! (callers and the poller).
 //!
-//! - The news of an answer is appended to the request's log. Callers always read the folded state.
+//! - New statuses are appended to the request's log. Callers always read the folded state.
 //! - A query is cancelled when its last waiter is gone. It then changes nothing.
 //! - An answer that has arrived is always stored, even without a waiter.
 
@@ -20,62 +20,56 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, warn};
 use uuid::Uuid;
 
-use crate::requests::{
-    append,
-    error::{Effect, Error},
-    fold::{
-        event::{self, Kind},
-        state::Request,
-    },
-    hub::{Hub, LastQuery, Tracked},
-    lock,
-};
 use crate::{
     identity::{AccountName, RequestId},
     log_throttle::LogThrottle,
     proto::storage,
+    requests::{
+        append,
+        error::{Effect, Error},
+        fold::{
+            event::{self, Kind},
+            state::Request,
+        },
+        hub::{Hub, LastQuery, PollHint, Tracked},
+        lock,
+    },
     store::{LogName, Position, Store},
     thingspace::{Client, PollPermit, Purpose, StatusLookup},
 };
 
-/// How long a failure answers all queries about the same request. Callers are told to wait as long.
-/// It limits the number of queries while ThingSpace fails.
+/// How long a failure answers all queries about the same request.
 const FAILED_FOR: Duration = Duration::from_secs(1);
 
 /// How long the answer that ThingSpace does not know an external request stays valid.
 const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
-/// The number of such answers that are kept.
+/// The number of these answers that are kept.
 const MAX_NOT_KNOWN: usize = 10_000;
 
 /// Limits the log lines about requests that ThingSpace knows under another account, too.
 static OTHER_ACCOUNT: LogThrottle = LogThrottle::new();
 
 type QueryKey = (AccountName, RequestId);
+type OutcomeFuture = BoxFuture<'static, Result<QueryOutcome, Error>>;
 
-/// The result of a query, for all its waiters. Dropping the last clone cancels the query.
-type SharedOutcome = Shared<BoxFuture<'static, Result<QueryOutcome, Error>>>;
-
-/// A query under way.
 #[derive(Debug)]
 struct RunningQuery {
     number: u64,
     /// Weak, so that this entry does not count as a waiter.
-    outcome: WeakShared<BoxFuture<'static, Result<QueryOutcome, Error>>>,
-    /// Passes on the poller's permit, if the poller joins a query that waits for a permit.
+    outcome: WeakShared<OutcomeFuture>,
+    /// Hands over the poller's permit, if the poller joins a query that waits for a permit.
     poll: Option<oneshot::Sender<PollPermit>>,
 }
 
-/// Who needs a status query.
 #[derive(Debug)]
-pub enum QueriedBy {
+pub(crate) enum QueriedBy {
     Caller,
     Poller(PollPermit),
 }
 
-/// The outcome of a status query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QueryOutcome {
+pub(crate) enum QueryOutcome {
     /// The answer is stored and folded.
     Answered,
     /// ThingSpace does not know the request.
@@ -99,16 +93,14 @@ impl Drop for RemoveOnDrop {
     }
 }
 
-/// The queries under way, and the number of all queries so far.
 #[derive(Debug, Default)]
 struct RunningQueries {
     by_request: HashMap<QueryKey, RunningQuery>,
     count: u64,
 }
 
-/// Sends status queries and stores their answers.
 #[derive(Debug)]
-pub struct StatusQueries {
+pub(crate) struct StatusQueries {
     store: Arc<dyn Store>,
     client: Client,
     hub: Arc<Hub>,
@@ -120,7 +112,7 @@ pub struct StatusQueries {
 }
 
 impl StatusQueries {
-    pub fn new(
+    pub(crate) fn new(
         store: Arc<dyn Store>,
         client: Client,
         hub: Arc<Hub>,
@@ -138,9 +130,9 @@ impl StatusQueries {
         }
     }
 
-    /// Queries a request in memory, unless its last answer is younger than `max_age` at `began`,
-    /// the time when the caller's call arrived.
-    pub async fn refresh(
+    /// Queries a request in memory, unless its last answer was younger than `max_age` when the call
+    /// arrived, at `began`.
+    pub(crate) async fn refresh(
         self: &Arc<Self>,
         tracked: &Arc<Tracked>,
         began: Instant,
@@ -161,14 +153,14 @@ impl StatusQueries {
                 let (hand_over, poll) = oneshot::channel();
                 (Purpose::Query { poll }, Some(hand_over))
             }
-            QueriedBy::Poller(turn) => (Purpose::Poll(turn), None),
+            QueriedBy::Poller(permit) => (Purpose::Poll(permit), None),
         };
         // NotKnown changes nothing: ThingSpace may not list a new request yet.
         self.query(&account, &tracked.id, purpose, poll).await.map(|_| ())
     }
 
     /// Queries an external request that is not in the store.
-    pub async fn look_up(
+    pub(crate) async fn look_up(
         self: &Arc<Self>,
         account: &AccountName,
         id: &RequestId,
@@ -217,13 +209,14 @@ impl StatusQueries {
         outcome.await
     }
 
+    /// Starts a query. Dropping the last clone of the returned future cancels it.
     fn start(
         self: &Arc<Self>,
         running: &mut RunningQueries,
         key: QueryKey,
         purpose: Purpose,
         poll: Option<oneshot::Sender<PollPermit>>,
-    ) -> SharedOutcome {
+    ) -> Shared<OutcomeFuture> {
         running.count += 1;
         let number = running.count;
         let entry = RemoveOnDrop { queries: Arc::clone(self), key: key.clone(), number };
@@ -273,7 +266,7 @@ impl StatusQueries {
             (StatusLookup::Found(answer), Some(tracked)) if self.hub.is_called_back(account) => {
                 let answer = tracked.withhold(answer, self.grace);
                 // The poller releases the withheld statuses in time.
-                self.hub.hint(id);
+                self.hub.hints.add(id, PollHint::Reschedule);
                 StatusLookup::Found(answer)
             }
             (lookup, _) => lookup,
@@ -283,9 +276,11 @@ impl StatusQueries {
                 let folded = tracked.lock();
                 let request = &folded.request;
                 let folded_to = FoldedTo::of(request, folded.position());
-                (news(request, account, &lookup), request.account.clone(), folded_to)
+                (observations(request, account, &lookup), request.account.clone(), folded_to)
             }
-            None => (news(&Request::default(), account, &lookup), None, FoldedTo::default()),
+            None => {
+                (observations(&Request::default(), account, &lookup), None, FoldedTo::default())
+            }
         };
         if known_account.is_some_and(|known| known != *account) {
             if let Some(times) = OTHER_ACCOUNT.count() {
@@ -298,13 +293,10 @@ impl StatusQueries {
             return Ok(QueryOutcome::NotKnown);
         }
         self.append_observed(id, folded_to, events).await?;
-        // Loads a request that is new in the store, to record the time of the query.
-        let tracked = match attached {
-            Some(tracked) => Some(tracked),
-            None => self.hub.attach(id).await?.map(|(tracked, _)| tracked),
-        };
-        if let Some(tracked) = tracked {
+        if let Some(tracked) = attached {
             tracked.set_last_query(took);
+        } else if let Some((new, _)) = self.hub.attach(id).await? {
+            new.set_last_query(took);
         }
         Ok(match lookup {
             StatusLookup::Found(_) => QueryOutcome::Answered,
@@ -313,14 +305,14 @@ impl StatusQueries {
     }
 
     /// Appends the statuses that were withheld for long enough.
-    pub async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
+    pub(crate) async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
         let Some(answer) = tracked.withheld() else { return Ok(()) };
         let (events, folded_to) = {
             let folded = tracked.lock();
             let request = &folded.request;
-            let news = |account| request.news(account, &answer);
+            let Some(account) = &request.account else { return Ok(()) };
             let folded_to = FoldedTo::of(request, folded.position());
-            (request.account.as_ref().map_or_else(Vec::new, news), folded_to)
+            (request.observations(account, &answer), folded_to)
         };
         self.append_observed(&tracked.id, folded_to, events).await
     }
@@ -335,7 +327,7 @@ impl StatusQueries {
         let mut last = None;
         for observed in events {
             if first.is_none() && last.is_some() {
-                // Each later event names the first, so that a log without it is never folded.
+                // Each later event names the first, so that a log that lost it is never folded.
                 first = self.hub.ownership(id, None).await?.first;
             }
             let event_id = at.map_or_else(Uuid::now_v7, |at| event::observed_id(id, at, &observed));
@@ -343,7 +335,7 @@ impl StatusQueries {
             last = Some(append(&*self.store, &log, first, event_id, observed).await?);
         }
         if let Some(position) = last {
-            self.hub.folded(position).await;
+            self.hub.wait_until_folded(position).await;
         }
         Ok(())
     }
@@ -363,9 +355,13 @@ impl FoldedTo {
     }
 }
 
-fn news(request: &Request, account: &AccountName, lookup: &StatusLookup) -> Vec<storage::Observed> {
+fn observations(
+    request: &Request,
+    account: &AccountName,
+    lookup: &StatusLookup,
+) -> Vec<storage::Observed> {
     match lookup {
-        StatusLookup::Found(answer) => request.news(account, answer),
+        StatusLookup::Found(answer) => request.observations(account, answer),
         StatusLookup::NotKnown => Vec::new(),
     }
 }

@@ -1,24 +1,24 @@
-//! Final statuses of answers, held back until the callback with their reason arrives.
+//! Final statuses of answers, withheld until the callback with their reason arrives.
 //!
-//! A callback gives the reason of a failure; a status answer does not. Where callbacks arrive, a
-//! status that would make a device final is held back for a grace period, so that the final message
-//! contains the reason. When the period ends, the status is appended without another query. An
-//! answer with another status of the device ends the period without effect. The number of held
-//! statuses is bounded by the devices of the request.
+//! A callback gives the reason of a failure; a status answer does not. If callbacks arrive for the
+//! account, a status that would make a device final is withheld for a grace period, so that the
+//! final message contains the reason. When the period ends, the status is appended without another
+//! query. An answer with another status of the device ends the period without effect. The number of
+//! withheld statuses is bounded by the devices of the request.
 
 use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::requests::fold::state::Request;
 use crate::{
     identity::Device,
+    requests::fold::state::Request,
     thingspace::{StatusAnswer, StatusClass},
 };
 
-/// The statuses that are held back for one request.
+/// The withheld statuses of one request.
 #[derive(Debug, Default)]
-pub struct Withheld {
+pub(crate) struct Withheld {
     /// The status of an answer that lists no device: it applies to all devices.
     overall: Option<WithheldStatus>,
     devices: HashMap<Device, WithheldStatus>,
@@ -42,7 +42,7 @@ impl WithheldStatus {
 impl Withheld {
     /// Replaces final statuses in an answer by `Unknown`, unless each answer has had them for
     /// `grace`.
-    pub fn sift(
+    pub(crate) fn withhold(
         &mut self,
         request: &Request,
         mut answer: StatusAnswer,
@@ -54,7 +54,7 @@ impl Withheld {
         let new = |class| WithheldStatus { class, until: now + grace };
         if answer.devices.is_empty() {
             self.overall = self.overall.filter(|held| held.class == answer.overall);
-            if request.ends_all(answer.overall) {
+            if request.ends_any(answer.overall) {
                 self.overall.get_or_insert(new(answer.overall)).hold(&mut answer.overall, now);
             }
             return answer;
@@ -74,13 +74,13 @@ impl Withheld {
         answer
     }
 
-    /// When the first grace period ends.
-    pub fn until(&self) -> Option<Instant> {
+    /// Returns when the first grace period ends.
+    pub(crate) fn until(&self) -> Option<Instant> {
         self.overall.iter().chain(self.devices.values()).map(|held| held.until).min()
     }
 
-    /// The statuses whose grace period has ended, as an answer.
-    pub fn due(&self, now: Instant) -> Option<StatusAnswer> {
+    /// Returns the statuses whose grace period has ended, as an answer.
+    pub(crate) fn due(&self, now: Instant) -> Option<StatusAnswer> {
         let is_due = |held: &WithheldStatus| held.until <= now;
         if let Some(held) = self.overall.filter(is_due) {
             return Some(StatusAnswer { overall: held.class, devices: Vec::new() });
@@ -91,11 +91,11 @@ impl Withheld {
     }
 
     /// Drops the statuses of devices that are final now.
-    pub fn forget(&mut self, request: &Request) {
+    pub(crate) fn forget(&mut self, request: &Request) {
         if request.is_closed() {
             *self = Self::default();
         }
-        self.overall = self.overall.filter(|held| request.ends_all(held.class));
+        self.overall = self.overall.filter(|held| request.ends_any(held.class));
         self.devices.retain(|device, held| request.ends(device, held.class));
     }
 }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn observe(request: &mut Request, sequence: u64, answer: &StatusAnswer) -> usize {
-        let news = request.news(&AccountName::parse("0000123456-00001").unwrap(), answer);
+        let news = request.observations(&AccountName::parse("0000123456-00001").unwrap(), answer);
         let count = news.len();
         for observed in news {
             apply(request, sequence, Kind::Observed(observed));
@@ -158,15 +158,15 @@ mod tests {
     #[test]
     fn only_final_statuses_wait_and_each_has_its_own_time() {
         let (mut request, mut withheld, start) = (request(3), Withheld::default(), Instant::now());
-        let told = withheld.sift(&request, answer(&[Failed, Waiting, Pending]), GRACE, start);
-        assert_eq!(told, answer(&[Unknown, Waiting, Pending]));
+        let rest = withheld.withhold(&request, answer(&[Failed, Waiting, Pending]), GRACE, start);
+        assert_eq!(rest, answer(&[Unknown, Waiting, Pending]));
         assert_eq!(withheld.until(), Some(start + GRACE));
-        observe(&mut request, 2, &told);
+        observe(&mut request, 2, &rest);
 
         let later = start + GRACE / 2;
-        let told = withheld.sift(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later);
-        assert_eq!(told, answer(&[Unknown, Unknown, Pending]));
-        assert_eq!(observe(&mut request, 3, &told), 0);
+        let rest = withheld.withhold(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later);
+        assert_eq!(rest, answer(&[Unknown, Unknown, Pending]));
+        assert_eq!(observe(&mut request, 3, &rest), 0);
         assert_eq!(withheld.due(later), None);
 
         let up = withheld.due(start + GRACE).unwrap();
@@ -175,17 +175,21 @@ mod tests {
         withheld.forget(&request);
         assert_eq!(withheld.until(), Some(later + GRACE));
         // A query at that moment is the end of the wait, too.
-        let told =
-            withheld.sift(&request, answer(&[Failed, Succeeded, Pending]), GRACE, later + GRACE);
-        assert_eq!(told, answer(&[Failed, Succeeded, Pending]));
+        let rest = withheld.withhold(
+            &request,
+            answer(&[Failed, Succeeded, Pending]),
+            GRACE,
+            later + GRACE,
+        );
+        assert_eq!(rest, answer(&[Failed, Succeeded, Pending]));
     }
 
     #[test]
     fn an_answer_that_lists_no_device_waits_whole() {
         let (mut request, mut withheld, start) = (request(2), Withheld::default(), Instant::now());
         let overall = StatusAnswer { overall: Failed, devices: Vec::new() };
-        let told = withheld.sift(&request, overall.clone(), GRACE, start);
-        assert_eq!(observe(&mut request, 2, &told), 0);
+        let rest = withheld.withhold(&request, overall.clone(), GRACE, start);
+        assert_eq!(observe(&mut request, 2, &rest), 0);
         assert_eq!(withheld.due(start), None);
         assert_eq!(withheld.due(start + GRACE), Some(overall.clone()));
         assert_eq!(observe(&mut request, 3, &overall), 1);
@@ -217,20 +221,20 @@ mod tests {
         ] {
             let (request, mut withheld) = (request(1), Withheld::default());
             let start = Instant::now();
-            withheld.sift(&request, first.clone(), GRACE, start);
-            withheld.sift(&request, later.clone(), GRACE, start + GRACE / 2);
+            withheld.withhold(&request, first.clone(), GRACE, start);
+            withheld.withhold(&request, later.clone(), GRACE, start + GRACE / 2);
             assert_eq!(withheld.due(start + GRACE), None, "{first:?}, {later:?}");
             // The grace period begins anew.
-            withheld.sift(&request, first.clone(), GRACE, start + GRACE);
+            withheld.withhold(&request, first.clone(), GRACE, start + GRACE);
             assert_eq!(withheld.until(), Some(start + 2 * GRACE), "{first:?}, {later:?}");
             let released = withheld.due(start + 2 * GRACE).unwrap();
             assert_eq!(released.devices, first.devices, "{later:?}");
         }
         // An answer about another device says nothing about this one.
         let (request, mut withheld, start) = (request(2), Withheld::default(), Instant::now());
-        withheld.sift(&request, answer(&[Succeeded]), GRACE, start);
+        withheld.withhold(&request, answer(&[Succeeded]), GRACE, start);
         let other = listed(&[(device(1), Pending)]);
-        withheld.sift(&request, other, GRACE, start + GRACE / 2);
+        withheld.withhold(&request, other, GRACE, start + GRACE / 2);
         assert_eq!(withheld.due(start + GRACE).unwrap().devices, [(device(0), Succeeded)]);
     }
 
@@ -240,7 +244,7 @@ mod tests {
         let by_eid = |n| Device { eid: device(n).eid, ..Device::default() };
         let by_iccid = |n| Device { iccid: device(n).iccid, ..Device::default() };
         let swapped = |n: usize, m: usize| Device { iccid: device(m).iccid, ..device(n) };
-        for (devices, told) in [
+        for (devices, shown) in [
             ([(by_eid(0), Succeeded), (by_iccid(0), Failed)], [Unknown, Unknown]),
             ([(by_eid(0), Pending), (by_iccid(0), Failed)], [Unknown, Unknown]),
             ([(swapped(0, 1), Succeeded), (swapped(1, 0), Failed)], [Unknown, Unknown]),
@@ -249,12 +253,16 @@ mod tests {
         ] {
             let mut request = request(2);
             let answer = StatusAnswer { overall: Succeeded, devices: devices.to_vec() };
-            let sifted =
-                Withheld::default().sift(&request, answer.clone(), Duration::ZERO, Instant::now());
-            let classes: Vec<_> = sifted.devices.iter().map(|(_, class)| *class).collect();
-            assert_eq!(classes, told, "{answer:?}");
-            let is_told = told.contains(&Succeeded);
-            assert_eq!(observe(&mut request, 2, &answer) > 0, is_told, "{answer:?}");
+            let rest = Withheld::default().withhold(
+                &request,
+                answer.clone(),
+                Duration::ZERO,
+                Instant::now(),
+            );
+            let classes: Vec<_> = rest.devices.iter().map(|(_, class)| *class).collect();
+            assert_eq!(classes, shown, "{answer:?}");
+            let is_stored = shown.contains(&Succeeded);
+            assert_eq!(observe(&mut request, 2, &answer) > 0, is_stored, "{answer:?}");
         }
     }
 }

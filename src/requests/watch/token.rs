@@ -1,8 +1,9 @@
 //! Resume and page tokens: opaque to callers, authenticated, and valid for one request.
 //!
-//! A token gives its bearer no rights. Its HMAC only makes sure that a forged or confused token is
-//! never taken for a position in a request's history. The key of a token from another epoch of the
-//! store is gone: such a token makes a watch begin with a snapshot, which is always correct.
+//! A token gives its bearer no rights. Its HMAC only ensures that a forged token, or the token of
+//! another request, is never taken for a position in a request's history. The key of a token from
+//! another epoch of the store is gone: such a token makes a watch begin with a snapshot, which is
+//! always correct.
 
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -10,20 +11,32 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use crate::{
     identity::RequestId,
     proto::storage,
-    requests::error::{Error, TokenKind},
+    requests::{
+        Requests,
+        error::{Error, TokenKind},
+        lock,
+    },
     store::{CellName, Position, Store, StoreError, load_or_create},
 };
 
 /// The longest text that is decoded, in bytes. Valid tokens are shorter.
 const MAX_TOKEN: usize = 256;
 
+/// The kinds of token.
 const RESUME: u8 = 1;
 const PAGE: u8 = 2;
+
+/// The size of the parts of a token, in bytes.
+const FIELD: usize = 8;
+const ID_HASH: usize = 8;
+const TAG: usize = 32;
 
 /// The position and revision after which a watch continues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resume {
+    /// The position of the last event that was sent.
     pub position: Position,
+    /// The revision at that position.
     pub revision: u64,
 }
 
@@ -38,6 +51,7 @@ impl std::fmt::Debug for TokenKey {
 }
 
 impl TokenKey {
+    /// Reads the key from its cell, or writes a random one.
     pub async fn load_or_create(store: &dyn Store) -> Result<Self, StoreError> {
         let make = || {
             let mut key = [0; 32];
@@ -49,92 +63,68 @@ impl TokenKey {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &stored.key)))
     }
 
+    /// Returns the token that continues a watch of a request.
     pub fn resume(&self, id: &RequestId, resume: Resume) -> String {
-        let fields = [resume.position.epoch, resume.position.sequence, resume.revision];
-        self.seal(RESUME, id, &fields.map(u64::to_be_bytes).concat())
+        self.seal(RESUME, id, [resume.position.epoch, resume.position.sequence, resume.revision])
     }
 
     /// Opens a resume token. Returns `None` if its epoch of the store is not `epoch`.
-    pub fn open_resume(
+    pub(in crate::requests) fn open_resume(
         &self,
         id: &RequestId,
         text: &str,
         epoch: u64,
     ) -> Result<Option<Resume>, Error> {
-        let invalid = || Error::InvalidToken(TokenKind::Resume);
-        let sealed = UnverifiedToken::parse(RESUME, id, text).ok_or_else(invalid)?;
-        let [token_epoch, sequence, revision] = sealed.fields().ok_or_else(invalid)?;
-        if token_epoch != epoch {
-            return Ok(None);
+        match self.open::<3>(RESUME, id, text) {
+            Some(([other, ..], _)) if other != epoch => Ok(None),
+            Some(([_, sequence, revision], true)) => {
+                Ok(Some(Resume { position: Position { epoch, sequence }, revision }))
+            }
+            _ => Err(Error::InvalidToken(TokenKind::Resume)),
         }
-        self.verify(&sealed, id).ok_or_else(invalid)?;
-        Ok(Some(Resume { position: Position { epoch, sequence }, revision }))
     }
 
     /// Returns the token of the page that begins at an offset.
-    pub fn page(&self, id: &RequestId, offset: usize) -> String {
-        self.seal(PAGE, id, &(offset as u64).to_be_bytes())
+    fn page(&self, id: &RequestId, offset: usize) -> String {
+        self.seal(PAGE, id, [offset as u64])
     }
 
-    pub fn open_page(&self, id: &RequestId, text: &str) -> Result<usize, Error> {
-        let invalid = || Error::InvalidToken(TokenKind::Page);
-        let sealed = UnverifiedToken::parse(PAGE, id, text).ok_or_else(invalid)?;
-        self.verify(&sealed, id).ok_or_else(invalid)?;
-        let [offset] = sealed.fields().ok_or_else(invalid)?;
-        usize::try_from(offset).map_err(|_| invalid())
+    fn open_page(&self, id: &RequestId, text: &str) -> Result<usize, Error> {
+        let opened = self.open::<1>(PAGE, id, text).filter(|(_, is_genuine)| *is_genuine);
+        let offset = opened.and_then(|([offset], _)| usize::try_from(offset).ok());
+        offset.ok_or(Error::InvalidToken(TokenKind::Page))
     }
 
-    fn seal(&self, kind: u8, id: &RequestId, fields: &[u8]) -> String {
+    fn seal<const N: usize>(&self, kind: u8, id: &RequestId, fields: [u64; N]) -> String {
         let mut token = vec![kind];
-        token.extend(fields);
+        token.extend(fields.map(u64::to_be_bytes).as_flattened());
         token.extend(id_hash(id));
-        let tag = self.tag(&token, id);
+        let tag = hmac::sign(&self.0, &[&token, id.as_str().as_bytes()].concat());
         token.extend(tag.as_ref());
         BASE64_URL_SAFE_NO_PAD.encode(token)
     }
 
-    fn tag(&self, token: &[u8], id: &RequestId) -> hmac::Tag {
-        hmac::sign(&self.0, &[token, id.as_str().as_bytes()].concat())
-    }
-
-    /// Compares in constant time.
-    fn verify(&self, sealed: &UnverifiedToken, id: &RequestId) -> Option<()> {
-        let signed = [sealed.signed(), id.as_str().as_bytes()].concat();
-        hmac::verify(&self.0, &signed, sealed.tag()).ok()
-    }
-}
-
-/// A token of the right kind, form and request that is not verified yet.
-struct UnverifiedToken(Vec<u8>);
-
-const ID_HASH: usize = 8;
-const TAG: usize = 32;
-
-impl UnverifiedToken {
-    fn parse(kind: u8, id: &RequestId, text: &str) -> Option<Self> {
+    /// Returns the fields of a token, and whether this key has signed it. `None`: the token has
+    /// another kind, form or request.
+    fn open<const N: usize>(
+        &self,
+        kind: u8,
+        id: &RequestId,
+        text: &str,
+    ) -> Option<([u64; N], bool)> {
         let bytes =
             BASE64_URL_SAFE_NO_PAD.decode(Some(text).filter(|t| t.len() <= MAX_TOKEN)?).ok()?;
-        let long_enough = bytes.len() > 1 + ID_HASH + TAG;
-        let sealed = Self(bytes);
-        (long_enough && sealed.0[0] == kind && sealed.signed().ends_with(&id_hash(id)))
-            .then_some(sealed)
-    }
-
-    fn signed(&self) -> &[u8] {
-        &self.0[..self.0.len() - TAG]
-    }
-
-    fn tag(&self) -> &[u8] {
-        &self.0[self.0.len() - TAG..]
-    }
-
-    fn fields<const N: usize>(&self) -> Option<[u64; N]> {
-        let fields = &self.signed()[1..self.signed().len() - ID_HASH];
-        let numbers: Vec<u64> = fields
-            .chunks_exact(8)
-            .map(|chunk| chunk.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)))
-            .collect();
-        numbers.try_into().ok().filter(|_| fields.len() == N * 8)
+        let (signed, tag) = bytes.split_at_checked(1 + N * FIELD + ID_HASH)?;
+        let (numbers, hash) = signed[1..].split_at(N * FIELD);
+        if signed[0] != kind || hash != id_hash(id) || tag.len() != TAG {
+            return None;
+        }
+        let mut fields = [0; N];
+        for (field, bytes) in fields.iter_mut().zip(numbers.as_chunks().0) {
+            *field = u64::from_be_bytes(*bytes);
+        }
+        let signed = [signed, id.as_str().as_bytes()].concat();
+        Some((fields, hmac::verify(&self.0, &signed, tag).is_ok()))
     }
 }
 
@@ -144,6 +134,35 @@ fn id_hash(id: &RequestId) -> [u8; ID_HASH] {
     let mut hash = [0; ID_HASH];
     hash.copy_from_slice(&digest.as_ref()[..ID_HASH]);
     hash
+}
+
+impl Requests {
+    /// Returns a token for the page of devices that begins at `offset`.
+    pub(crate) async fn page_token(&self, id: &RequestId, offset: usize) -> Result<String, Error> {
+        Ok(self.token_key().await?.0.page(id, offset))
+    }
+
+    /// Returns the offset of the page of a token. The first page has an empty token.
+    pub(crate) async fn page_offset(&self, id: &RequestId, token: &str) -> Result<usize, Error> {
+        if token.is_empty() {
+            return Ok(0);
+        }
+        self.token_key().await?.0.open_page(id, token)
+    }
+
+    /// Returns the key of resume and page tokens, and the epoch of the store that it belongs to.
+    pub(in crate::requests) async fn token_key(&self) -> Result<(TokenKey, u64), Error> {
+        let epoch = self.hub.epoch().ok_or_else(|| {
+            Error::Store(StoreError::Unavailable("this replica has not caught up yet".to_owned()))
+        })?;
+        let cached = lock(&self.token_key).clone();
+        if let Some((key, _)) = cached.filter(|(_, of)| *of == epoch) {
+            return Ok((key, epoch));
+        }
+        let key = TokenKey::load_or_create(&*self.store).await?;
+        *lock(&self.token_key) = Some((key.clone(), epoch));
+        Ok((key, epoch))
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,10 @@
 //! The limits of open connections, in total and per address.
 //!
-//! When a limit is reached, a new connection evicts one that waits for its peer. The evicted
-//! connection belongs to the address with the most such connections, and has been idle for longest
-//! among them. A connection whose request is being answered is never evicted. Connections of
-//! trusted addresses, which have sent a valid request before, are evicted only after all others,
-//! even if those come from many addresses. So an address that opens many connections takes slots
-//! only from itself.
-//!
-//! No connection is evicted before its peer has had [`FIRST_WAIT`] to send a request. This also
-//! limits how fast a flood of connections is accepted.
+//! When a limit is reached, a new connection evicts one that waits for its peer: of the address
+//! with the most such connections, the one that has been idle for longest. So an address that opens
+//! many connections takes slots only from itself. Connections of trusted addresses, which have sent
+//! a valid request before, are evicted only after all others. A connection whose request is being
+//! answered is never evicted, and none before its peer has had [`FIRST_WAIT`] to send a request.
 
 use std::{
     cmp::Reverse,
@@ -33,10 +29,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The most trusted addresses that are remembered. A further one replaces the oldest.
 const MAX_TRUSTED: usize = 1024;
 
-/// Leading bits of an IPv6 address that one host or site usually has for itself.
 const IPV6_SITE_BITS: u32 = 64;
 
-/// The address by which the limits count connections: for IPv6, the first 64 bits.
+/// The address by which the limits count connections: for IPv6, the first 64 bits (a site).
 pub(super) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -47,7 +42,6 @@ pub(super) fn source(address: IpAddr) -> IpAddr {
     }
 }
 
-/// An open connection.
 #[derive(Debug)]
 pub(super) struct OpenConnection {
     number: u64,
@@ -55,7 +49,6 @@ pub(super) struct OpenConnection {
     trusted: AtomicBool,
     /// Cancelled when another connection gets the slot.
     evicted: CancellationToken,
-    /// The start of the listener.
     start: Instant,
     /// When a request last began, was received or ended, in nanoseconds from the start.
     last: AtomicU64,
@@ -70,7 +63,6 @@ impl OpenConnection {
         self.last.store(nanoseconds(self.start.elapsed()), Ordering::Relaxed);
     }
 
-    /// When a request last began, was received or ended.
     pub(super) fn last(&self) -> u64 {
         self.last.load(Ordering::Relaxed)
     }
@@ -94,7 +86,6 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Counts a request of a connection while it is held.
 struct CountedRequest {
     connection: Arc<OpenConnection>,
     counter: fn(&OpenConnection) -> &AtomicUsize,
@@ -117,9 +108,9 @@ impl Drop for CountedRequest {
 
 /// The sender of a request. Every request has it as an extension.
 #[derive(Debug, Clone)]
-pub struct Peer {
+pub(crate) struct Peer {
     /// The peer's address; of an IPv6 address the first 64 bits.
-    pub source: IpAddr,
+    pub(crate) source: IpAddr,
     pub(super) connection: Arc<OpenConnection>,
     limit: ConnectionLimit,
 }
@@ -130,22 +121,19 @@ impl Peer {
         CountedRequest::new(&self.connection, |connection| &connection.open)
     }
 
-    /// Keeps the connection from being evicted while the guard is held. To be called when the
-    /// request has arrived completely.
-    pub fn protect(&self) -> impl Drop + use<> {
+    /// Protects the connection of an arrived request from eviction, while the guard is held.
+    pub(crate) fn protect(&self) -> impl Drop + use<> {
         CountedRequest::new(&self.connection, |connection| &connection.received)
     }
 
-    /// Marks the peer as trusted: its connections, also later ones, are evicted only after all
-    /// others.
-    pub fn trust(&self) {
+    /// Marks the peer as trusted: its connections, also later ones, are evicted last.
+    pub(crate) fn trust(&self) {
         if !self.connection.trusted.swap(true, Ordering::Relaxed) {
             self.limit.slots().remember_trusted(self.source);
         }
     }
 }
 
-/// The limits, and the connections that are open.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionLimit {
     max: usize,
@@ -156,10 +144,8 @@ pub(super) struct ConnectionLimit {
 
 #[derive(Debug, Default)]
 struct Slots {
-    /// The number of the newest connection.
     newest: u64,
     open: HashMap<u64, Arc<OpenConnection>>,
-    /// How many connections each source has.
     sources: HashMap<IpAddr, usize>,
     /// Trusted addresses, oldest first.
     trusted: VecDeque<IpAddr>,
@@ -169,13 +155,11 @@ struct Slots {
 pub(super) struct ConnectionSlot(pub(super) Peer);
 
 impl ConnectionSlot {
-    /// Ends when another connection gets the slot.
     pub(super) async fn evicted(&self) {
         self.0.connection.evicted.cancelled().await;
     }
 }
 
-/// Why there is no slot.
 #[derive(Debug, PartialEq, Eq)]
 enum NoSlot {
     /// A connection can be evicted after this time.
@@ -299,7 +283,6 @@ mod tests {
             self.admit_at(source, Instant::now())
         }
 
-        /// Admits after every connection has had its first wait.
         fn admit_later(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
             self.admit_at(source, Instant::now() + FIRST_WAIT)
         }
@@ -364,7 +347,6 @@ mod tests {
         assert_eq!(evicted(&slots).iter().filter(|evicted| !**evicted).count(), 3);
     }
 
-    /// Even if each of many addresses holds a single connection.
     #[test]
     fn trusted_addresses_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);
@@ -383,7 +365,6 @@ mod tests {
         assert_eq!(evicted(&trusted), [true, false, false]);
     }
 
-    /// ThingSpace opens a connection for each of its calls, while each of many strangers holds one.
     #[test]
     fn later_connections_of_a_trusted_address_are_evicted_last() {
         let limit = ConnectionLimit::new(4, 4);

@@ -9,7 +9,7 @@ use thingspace_gateway::{
     },
     requests::{
         fold::event::{self, Kind, Once},
-        orders::key::{self, KeyCell, KeyClaim},
+        key::{self, KeyCell},
     },
     store::{LogName, Store, embedded::Embedded},
     thingspace::Order,
@@ -160,12 +160,13 @@ async fn taken_back_after_a_restart(second_id: &str) {
     let orders = [Uuid::now_v7().to_string(), Uuid::now_v7().to_string()];
     {
         let store = Embedded::open(&config.store.path, Duration::from_hours(24 * 40)).unwrap();
-        let claim = KeyClaim {
-            order_id: &orders[1],
-            hash: &key::hash(&second),
-            incarnation: "gone",
-            sent_time: jiff::Timestamp::now(),
+        let claim = storage::Key {
+            order_id: orders[1].clone(),
+            request_hash: key::hash(&second),
+            incarnation: "gone".to_owned(),
+            sent_time_ms: jiff::Timestamp::now().as_millisecond(),
             lease_ms: 1,
+            ..storage::Key::default()
         };
         KeyCell::claim(&store, &cell, None, claim).await.unwrap().unwrap();
         for (n, (order_id, id)) in orders.iter().zip(&ids).enumerate() {

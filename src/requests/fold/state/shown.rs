@@ -10,7 +10,7 @@ use crate::{identity::Device, proto::storage, store::Position, thingspace::Statu
 /// The state of a device. A device moves in the order of the variants. The two final states never
 /// replace each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DeviceState {
+pub(crate) enum DeviceState {
     Pending,
     Waiting,
     Succeeded,
@@ -18,7 +18,7 @@ pub enum DeviceState {
 }
 
 impl DeviceState {
-    pub fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         self >= Self::Succeeded
     }
 
@@ -38,9 +38,8 @@ impl DeviceState {
     }
 }
 
-/// The state of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RequestState {
+pub(crate) enum RequestState {
     Pending,
     Succeeded,
     PartiallySucceeded,
@@ -48,56 +47,52 @@ pub enum RequestState {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub total: usize,
-    pub succeeded: usize,
-    pub failed: usize,
+pub(crate) struct Counts {
+    pub(crate) total: usize,
+    pub(crate) succeeded: usize,
+    pub(crate) failed: usize,
 }
 
 impl Counts {
-    /// Pending and waiting devices.
-    pub fn pending(self) -> usize {
+    pub(crate) fn pending(self) -> usize {
         self.total - self.succeeded - self.failed
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceStatus {
-    pub device: Device,
-    pub state: DeviceState,
-    pub profile: Option<storage::Profile>,
-    pub fault: Option<storage::Fault>,
-    pub update_time: Timestamp,
+pub(crate) struct DeviceStatus {
+    pub(crate) device: Device,
+    pub(crate) state: DeviceState,
+    pub(crate) profile: Option<storage::Profile>,
+    pub(crate) fault: Option<storage::Fault>,
+    pub(crate) update_time: Timestamp,
 }
 
 impl DeviceStatus {
-    /// The approximate size of its fault and its profile, in bytes.
-    pub fn text_bytes(&self) -> usize {
-        size::of_texts(self.fault.as_ref(), self.profile.as_ref())
+    pub(crate) fn bytes(&self) -> usize {
+        size::STATUS_BYTES + size::of_texts(self.fault.as_ref(), self.profile.as_ref())
     }
 }
 
 /// The change by one event: one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transition {
-    pub revision: u64,
-    pub position: Position,
-    pub time: Timestamp,
-    pub state: RequestState,
-    pub counts: Counts,
-    pub polling_stopped: bool,
-    /// The devices that changed, in their new state.
-    pub devices: Vec<Arc<DeviceStatus>>,
+pub(crate) struct Transition {
+    pub(crate) revision: u64,
+    pub(crate) position: Position,
+    pub(crate) time: Timestamp,
+    pub(crate) state: RequestState,
+    pub(crate) counts: Counts,
+    pub(crate) polling_stopped: bool,
+    pub(crate) devices: Vec<Arc<DeviceStatus>>,
     /// Earlier devices were dropped, so a watcher needs a snapshot.
-    pub restart: bool,
+    pub(crate) restart: bool,
 }
 
-/// The effect of an event.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Applied {
-    pub transition: Option<Transition>,
+pub(crate) struct Applied {
+    pub(crate) transition: Option<Transition>,
     /// The number of devices with another final state than that of the event.
-    pub contradictions: usize,
+    pub(crate) contradictions: usize,
     /// The number of devices of the event that the request does not have.
-    pub unmatched: usize,
+    pub(crate) unmatched: usize,
 }

@@ -8,17 +8,18 @@ use crate::proto::storage;
 /// The size of a device with its identifiers and their index entries, in bytes.
 const DEVICE_BYTES: usize = 700;
 
+/// The size of a device's status without its texts, in bytes.
+pub(super) const STATUS_BYTES: usize = 400;
+
 /// The size of an early callback without its texts, in bytes.
 const EARLY_BYTES: usize = 500;
 
 impl Request {
-    /// The approximate size in memory, in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.devices.len() * DEVICE_BYTES + self.text_bytes
     }
 }
 
-/// The size of a fault and a profile.
 pub(super) fn of_texts(
     fault: Option<&storage::Fault>,
     profile: Option<&storage::Profile>,

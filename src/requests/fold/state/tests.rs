@@ -1,7 +1,7 @@
 //! The rules of the fold, one by one; what holds for every sequence of events; and the stored
 //! bytes, frozen.
 
-mod news;
+mod observations;
 mod properties;
 mod rules;
 mod stored;
@@ -13,7 +13,7 @@ use crate::thingspace::{StatusAnswer, StatusClass};
 const ACCOUNT: &str = "0000123456-00001";
 const OTHER_ACCOUNT: &str = "0000123456-00002";
 
-/// A log, folded as it grows. Each event lies one position further, and its time says where.
+/// A log, folded as it grows. The position and the time of each event are one higher.
 #[derive(Debug, Clone, Default)]
 struct Log {
     request: Request,
@@ -83,7 +83,7 @@ fn accepted(devices: impl IntoIterator<Item = Device>) -> Kind {
     })
 }
 
-/// An answer that tells of these devices, of a request whose device set is known.
+/// An answer with these devices, about a request whose device set is known.
 fn observed(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> storage::Observed {
     storage::Observed {
         account: ACCOUNT.to_owned(),

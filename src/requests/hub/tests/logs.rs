@@ -48,7 +48,7 @@ async fn an_accepted_order_leaves_memory_when_its_request_is_held_already() {
         async move { hub.follow(stop).await }
     });
     within(hub.caught_up()).await;
-    within(async { while !hub.folded(end).await {} }).await;
+    within(async { while !hub.wait_until_folded(end).await {} }).await;
     assert_eq!(hub.unfinished_orders(), [""; 0]);
     stop.cancel();
     within(following).await.unwrap();

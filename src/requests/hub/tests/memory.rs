@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::requests::{
-    Attached, Error,
+    Error,
     fold::event,
     watch::{Snapshot, Watch, WatchEvent, token::TokenKey},
 };
@@ -136,7 +136,7 @@ async fn closed_requests_are_bounded_in_bytes() {
     let (_folder, store) = store();
     let [.., late] = four_events(0);
     let bytes = {
-        let mut folded = Folded::default();
+        let mut folded = TrackedState::default();
         for (n, kind) in four_events(0).into_iter().enumerate() {
             let position = Position { epoch: 1, sequence: n as u64 + 1 };
             let entry = crate::store::Entry {
@@ -216,9 +216,8 @@ fn a_batch_is_bounded_in_devices() {
 }
 
 async fn begin(running: &Running, store: &Arc<dyn Store>) -> Watch {
-    let (tracked, changes) = running.hub.attach(&id(1)).await.unwrap().unwrap();
+    let attached = running.hub.attach(&id(1)).await.unwrap().unwrap();
     let key = TokenKey::load_or_create(&**store).await.unwrap();
-    let attached = Attached { tracked, changes };
     Watch::begin(Arc::clone(&running.hub), attached, key, None, KEEP).await.unwrap()
 }
 

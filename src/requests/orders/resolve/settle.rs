@@ -31,11 +31,12 @@ const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
 /// The outcome that an operator states.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Settlement {
+    /// ThingSpace accepted the order as this request.
     AcceptedAs(RequestId),
+    /// ThingSpace did not execute the order.
     NotPlaced,
 }
 
-/// Why an order is not settled.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SettleError {
     #[error("no such order")]
@@ -63,7 +64,7 @@ pub enum SettleError {
 impl Resolver {
     /// Settles an unknown order. With `force` also if ThingSpace does not confirm the request, or
     /// to correct an earlier settlement; then returns why ThingSpace did not confirm it.
-    pub async fn settle(
+    pub(crate) async fn settle(
         &self,
         order_id: &str,
         settlement: &Settlement,
@@ -82,19 +83,18 @@ impl Resolver {
         Ok(doubt)
     }
 
-    /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why
-    /// it does not.
+    /// Checks that ThingSpace lists exactly the order's devices for a request.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
         let account = &ordered.account;
         let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
         let Some(served) = parsed else {
             return Err(format!("there are no credentials for account {account}"));
         };
-        let asked = self.client.request_status(&served, request, Purpose::External);
+        let query = self.client.request_status(&served, request, Purpose::External);
         let cannot = |why: &dyn Display| {
             format!("ThingSpace cannot be asked about request {request}: {why}")
         };
-        let answer = match tokio::time::timeout(CONFIRM_WITHIN, asked).await {
+        let answer = match tokio::time::timeout(CONFIRM_WITHIN, query).await {
             Ok(Ok((StatusLookup::Found(answer), _))) => answer,
             Ok(Ok((StatusLookup::NotKnown, _))) => {
                 return Err(format!("ThingSpace knows no request {request} on account {account}"));
@@ -152,7 +152,7 @@ impl Resolver {
             None => return Err(SettleError::OtherRequest),
         }
         let finished = self.orders.finish(order_id, &order).await?;
-        self.hub.folded(position).await;
+        self.hub.wait_until_folded(position).await;
         if finished { Ok(()) } else { Err(SettleError::OtherRequest) }
     }
 

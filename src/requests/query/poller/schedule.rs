@@ -16,7 +16,7 @@ use crate::{
 /// The next poll comes no sooner than this multiple of the time that the last answer took.
 const PAUSE_FACTOR: u32 = 10;
 
-/// Polls of one account under way at once. The connections bound the polls of all accounts.
+/// The number of polls of one account in progress. The connections limit those of all accounts.
 const MAX_POLLS: usize = 64;
 
 /// The urgency of the next poll, in rotation. If no request of that urgency is due, the most urgent
@@ -36,10 +36,8 @@ pub(super) struct Schedule {
 struct AccountPolls {
     /// When polls are due, by urgency.
     due: [BTreeSet<(Instant, RequestId)>; 3],
-    /// Whether the account waits for a permit.
     waits: bool,
-    under_way: usize,
-    /// How many polls were taken.
+    in_progress: usize,
     taken: usize,
 }
 
@@ -53,16 +51,14 @@ pub(super) enum Urgency {
     Rest,
 }
 
-/// The next poll of one request.
 #[derive(Debug, Clone)]
 pub(super) struct ScheduledPoll {
     pub(super) account: AccountName,
-    /// When the poll is due, and its urgency. `None`: it is under way.
+    /// When the poll is due, and its urgency. `None`: it is in progress.
     pub(super) due: Option<(Instant, Urgency)>,
     /// When a withheld status is released.
     pub(super) release: Option<Instant>,
-    /// When this replica saw the last poll by any replica; before one, when it first saw the
-    /// request.
+    /// When this replica saw the last poll by any replica, or before that, the request.
     pub(super) last: Instant,
     /// Polls and failed claims so far. The interval grows with them.
     pub(super) count: u32,
@@ -95,9 +91,9 @@ impl ScheduledPoll {
         }
     }
 
-    /// The next poll of a request that has been polled for most of its `age`, as after a restart.
-    /// The time of its last poll is unknown. A random part of the interval, `roll` (0 to 1),
-    /// spreads the requests that are found at the same time.
+    /// The next poll of a request that was polled before, for example before a restart. The time of
+    /// its last poll is unknown. A random part of the interval, `roll` (0 to 1), spreads the polls
+    /// of requests that are read at the same time.
     pub(super) fn resumed(
         account: AccountName,
         now: Instant,
@@ -122,7 +118,6 @@ impl ScheduledPoll {
         poll
     }
 
-    /// After a poll by any replica.
     pub(super) fn polled(self, now: Instant, counted: PollCount) -> Self {
         let PollCount { count, pause } = counted;
         Self { last: now, count, seen: Some(count), pause, ..self }
@@ -149,7 +144,6 @@ impl ScheduledPoll {
     }
 }
 
-/// The pause after an answer that took this long.
 pub(super) fn pause_after(took: Duration) -> Duration {
     took * PAUSE_FACTOR
 }
@@ -182,7 +176,6 @@ impl Schedule {
         }
     }
 
-    /// Removes the due times of a request.
     fn forget(&mut self, id: &RequestId, poll: &ScheduledPoll) {
         if let Some((due, urgency)) = poll.due
             && let Some(account) = self.accounts.get_mut(&poll.account)
@@ -227,15 +220,15 @@ impl Schedule {
         let account = self.accounts.get_mut(name)?;
         account.waits = false;
         let taken = account.take(now);
-        account.under_way += usize::from(taken.is_some());
+        account.in_progress += usize::from(taken.is_some());
         self.forget_idle(name);
         self.begin(taken?)
     }
 
     /// Takes a request whose withheld status is due.
-    pub(super) fn take_release(&mut self, now: Instant) -> Option<(RequestId, ScheduledPoll)> {
+    pub(super) fn take_release(&mut self, now: Instant) -> Option<RequestId> {
         let id = pop_due(&mut self.releases, now)?;
-        self.begin(id)
+        self.begin(id).map(|(id, _)| id)
     }
 
     fn begin(&mut self, id: RequestId) -> Option<(RequestId, ScheduledPoll)> {
@@ -246,10 +239,9 @@ impl Schedule {
         Some((id, poll))
     }
 
-    /// Counts the end of a poll.
     pub(super) fn finished(&mut self, name: &AccountName) {
         if let Some(account) = self.accounts.get_mut(name) {
-            account.under_way = account.under_way.saturating_sub(1);
+            account.in_progress = account.in_progress.saturating_sub(1);
         }
         self.forget_idle(name);
     }
@@ -263,11 +255,11 @@ impl Schedule {
 
 impl AccountPolls {
     fn may_wait(&self) -> bool {
-        !self.waits && self.under_way < MAX_POLLS
+        !self.waits && self.in_progress < MAX_POLLS
     }
 
     fn is_idle(&self) -> bool {
-        !self.waits && self.under_way == 0 && self.next().is_none()
+        !self.waits && self.in_progress == 0 && self.next().is_none()
     }
 
     fn next(&self) -> Option<Instant> {
@@ -285,7 +277,6 @@ impl AccountPolls {
     }
 }
 
-/// Takes the first request that is due.
 fn pop_due(due: &mut BTreeSet<(Instant, RequestId)>, now: Instant) -> Option<RequestId> {
     if due.first()?.0 > now {
         return None;

@@ -236,7 +236,7 @@ fn only_the_word_that_holds_fills_in_details() {
 }
 
 #[test]
-fn a_word_nobody_knows_changes_nothing() {
+fn an_unknown_status_changes_nothing() {
     let mut log = Log::of([accepted([ordered(1)])]);
     assert_eq!(log.add(says(&ordered(1), Unknown)), Applied::default());
     assert_eq!(log.add(sees([(ordered(1), Unknown)])), Applied::default());
@@ -366,11 +366,11 @@ fn the_first_event_that_knows_the_beginning_decides() {
     assert!(log.request.known);
     assert_eq!(log.add_event(&after(50, sees([(ordered(1), Succeeded)]))), Applied::default());
     assert!(log.request.is_expired() && !log.request.known && log.request.devices.is_empty());
-    // It stays so, whatever follows.
+    // It stays so after every event.
     log.add_event(&written(accepted([ordered(1)])));
     assert!(log.request.is_expired() && log.request.order_id.is_none());
     assert_eq!(
-        log.request.news(&account(), &StatusAnswer { overall: Succeeded, devices: vec![] }),
+        log.request.observations(&account(), &StatusAnswer { overall: Succeeded, devices: vec![] }),
         []
     );
 }

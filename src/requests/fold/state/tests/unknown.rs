@@ -13,7 +13,7 @@ fn a_callback_before_the_order_is_known_is_kept() {
     assert_eq!(log.add(Kind::CalledBack(early)), Applied::default());
     assert_eq!(log.add(of_account(OTHER_ACCOUNT, says(&ordered(2), Failed))), Applied::default());
     assert_eq!((log.request.revision, log.request.account.is_some()), (0, false));
-    assert!(log.request.is_closed(), "nobody knows its devices");
+    assert!(log.request.is_closed(), "its devices are not known");
 
     let transition = log.add(accepted([ordered(1), ordered(2)])).transition.unwrap();
     assert_eq!((transition.revision, transition.devices.len()), (1, 2));
@@ -23,7 +23,7 @@ fn a_callback_before_the_order_is_known_is_kept() {
 }
 
 #[test]
-fn a_callback_before_a_foreign_request_is_known_is_kept() {
+fn a_callback_before_an_external_request_is_known_is_kept() {
     let mut log =
         Log::of([says(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
     assert_eq!(log.states(), [DeviceState::Pending]);
@@ -52,7 +52,7 @@ fn a_request_listed_without_eids_learns_them() {
 }
 
 #[test]
-fn a_foreign_request_is_known_by_a_complete_answer_that_is_not_pending() {
+fn an_external_request_is_known_by_a_complete_answer_that_is_not_pending() {
     let one = |class| vec![(ordered(1), class)];
     // Overall, complete, devices listed; known then, and the state.
     let table = [
@@ -83,7 +83,7 @@ fn a_foreign_request_is_known_by_a_complete_answer_that_is_not_pending() {
 }
 
 #[test]
-fn a_foreign_request_lists_each_device_once() {
+fn an_external_request_lists_each_device_once() {
     let twins = [ordered(1), Device { iccid: device(1).iccid, ..ordered(2) }];
     let vague = [only(&device(1), &[Iccid]), Device::default()];
     let seen = || twins.iter().chain(&vague).map(|device| (device.clone(), Pending));

@@ -78,7 +78,7 @@ fn a_withheld_status_is_released_without_a_permit() {
     schedule.set(&id(1), ScheduledPoll { release, ..due(now, Urgency::Rest, account(1)) });
     assert_eq!(schedule.begin_waiting(now), [account(1)]);
     assert!(schedule.take_release(now).is_none());
-    assert_eq!(schedule.take_release(now + Duration::from_secs(1)).unwrap().0, id(1));
+    assert_eq!(schedule.take_release(now + Duration::from_secs(1)).unwrap(), id(1));
     assert!(schedule.take(&account(1), now + Duration::from_secs(1)).is_none(), "it is under way");
 }
 
@@ -101,7 +101,7 @@ fn each_account_waits_for_its_own_permit() {
 }
 
 #[test]
-fn polls_under_way_are_bounded() {
+fn polls_in_progress_are_bounded() {
     let mut schedule = Schedule::default();
     let now = Instant::now();
     (0..2 * MAX_POLLS).for_each(|n| schedule.set(&id(n), due(now, Urgency::Rest, account(1))));
@@ -160,7 +160,7 @@ fn requests_found_after_a_restart_come_due_one_after_the_other() {
 }
 
 #[test]
-fn a_poll_of_others_is_told_by_the_count() {
+fn a_poll_of_another_replica_is_found_by_the_count() {
     let table = [
         // Nobody has polled yet, or the cell has expired.
         (None, None, false, false),

@@ -1,4 +1,4 @@
-//! Whether a known request can be the result of an order.
+//! Whether a request contradicts an order, or another request with nearly the same id.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::identity::{Device, Digits, IdentifierKind};
 impl Request {
     /// Whether the request cannot be the result of an order of these devices: it has another
     /// account or another device, or its final list lacks one of them.
-    pub fn contradicts(&self, account: &str, devices: &[Device]) -> bool {
+    pub(crate) fn contradicts(&self, account: &str, devices: &[Device]) -> bool {
         let other_account = self.account.as_ref().is_some_and(|known| known.as_str() != account);
         let ordered = devices.iter().flat_map(Device::present).collect();
         other_account || self.names_others(account, &ordered) || self.ended_without(devices)
@@ -16,9 +16,8 @@ impl Request {
 
     fn names_others(&self, account: &str, ordered: &HashSet<(IdentifierKind, &Digits)>) -> bool {
         let listed = self.devices.iter().any(|status| is_other(&status.device, ordered));
-        let called_back = self.early.iter().filter(|said| said.account == account).any(|said| {
-            let eid =
-                said.device.as_ref().map(|device| Digits::new(&device.eid)).unwrap_or_default();
+        let called_back = self.early.iter().filter(|early| early.account == account).any(|early| {
+            let eid = Digits::new(early.device.as_ref().map_or("", |device| &device.eid));
             !eid.is_empty() && !ordered.contains(&(IdentifierKind::Eid, &eid))
         });
         listed || called_back
@@ -31,7 +30,7 @@ impl Request {
     }
 
     /// Whether two requests whose ids differ only in case are different requests.
-    pub fn differs_from(&self, other: &Self) -> bool {
+    pub(crate) fn differs_from(&self, other: &Self) -> bool {
         let devices: Vec<_> = other.devices.iter().map(|status| status.device.clone()).collect();
         other.account.as_ref().is_some_and(|account| self.contradicts(account.as_str(), &devices))
     }

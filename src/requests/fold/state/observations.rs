@@ -1,9 +1,8 @@
 //! The events that a status answer adds to a log.
 //!
-//! When they are folded, the request has the state of the answer, and the same answer adds no more
-//! events.
+//! After they are folded, the request has the answer's state, and the same answer adds no events.
 
-use super::{DeviceState, Request, completes};
+use super::{DeviceState, DeviceStatus, Request, completes};
 use crate::{
     identity::{AccountName, Device},
     proto::storage,
@@ -13,11 +12,14 @@ use crate::{
 
 impl Request {
     /// Returns the events that a status answer adds, each below the store's size limit.
-    pub fn news(&self, account: &AccountName, answer: &StatusAnswer) -> Vec<storage::Observed> {
+    pub(crate) fn observations(
+        &self,
+        account: &AccountName,
+        answer: &StatusAnswer,
+    ) -> Vec<storage::Observed> {
         let mut answer = answer.clone();
         self.make_agree(&mut answer);
-        // A device without identifiers may be an additional one, so the overall status is not
-        // valid.
+        // A device without identifiers may be another one, so the overall status is not valid.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
             device.present().next().is_none() && *class != StatusClass::Succeeded
         };
@@ -72,7 +74,7 @@ impl Request {
 
     /// Makes entries of a status answer about one device of the request agree. One entry may have
     /// the EID of the device, another the ICCID, and another an unknown identifier.
-    pub fn make_agree(&self, answer: &mut StatusAnswer) {
+    pub(crate) fn make_agree(&self, answer: &mut StatusAnswer) {
         answer.agree(|device| {
             let named = self.named_by(device);
             (self.known || !named.is_empty()).then_some(named)
@@ -80,16 +82,16 @@ impl Request {
     }
 
     /// Whether a status of a device would make it final.
-    pub fn ends(&self, device: &Device, class: StatusClass) -> bool {
-        let final_state = DeviceState::of(class).filter(|state| state.is_final());
-        let device = self.find(device).map(|at| &self.devices[at]);
-        device.zip(final_state).is_some_and(|(device, state)| device.state.moves_to(state))
+    pub(crate) fn ends(&self, device: &Device, class: StatusClass) -> bool {
+        self.find(device).is_some_and(|at| is_ended_by(&self.devices[at], class))
     }
 
     /// Whether a status of all devices would make one of them final.
-    pub fn ends_all(&self, class: StatusClass) -> bool {
-        let final_state = DeviceState::of(class).filter(|state| state.is_final());
-        final_state
-            .is_some_and(|state| self.devices.iter().any(|device| device.state.moves_to(state)))
+    pub(crate) fn ends_any(&self, class: StatusClass) -> bool {
+        self.devices.iter().any(|device| is_ended_by(device, class))
     }
+}
+
+fn is_ended_by(device: &DeviceStatus, class: StatusClass) -> bool {
+    DeviceState::of(class).is_some_and(|state| state.is_final() && device.state.moves_to(state))
 }

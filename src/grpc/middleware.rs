@@ -1,5 +1,4 @@
-//! The layer around every RPC of every service: enforces deadlines and adds a reason to every
-//! error.
+//! The middleware around all gRPC services: enforces deadlines and adds a reason to every error.
 //!
 //! A call that is not answered by its deadline, or a stream that is still open, ends with
 //! DEADLINE_EXCEEDED, never CANCELLED. Errors of the gRPC library and of the health and reflection
@@ -24,26 +23,26 @@ use crate::requests::{Effect, Error};
 /// The only method that changes something at ThingSpace.
 const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
-/// The layer itself, around the services of a gRPC server.
+/// Passes calls to the service that it wraps.
 #[derive(Debug, Clone)]
-pub struct Edge<S> {
+pub(crate) struct Middleware<S> {
     inner: S,
 }
 
-impl<S> Edge<S> {
-    pub fn new(inner: S) -> Self {
+impl<S> Middleware<S> {
+    pub(crate) fn new(inner: S) -> Self {
         Self { inner }
     }
 }
 
-impl<S, In, Out> Service<Request<In>> for Edge<S>
+impl<S, In, Out> Service<Request<In>> for Middleware<S>
 where
     S: Service<Request<In>, Response = Response<Out>>,
     S::Future: Send + 'static,
     S::Error: Send,
     Out: Send + 'static,
 {
-    type Response = Response<EdgeBody<Out>>;
+    type Response = Response<MiddlewareBody<Out>>;
     type Error = S::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
 
@@ -61,20 +60,19 @@ where
         let response = self.inner.call(request);
         Box::pin(async move {
             let Some(Deadline { cut, .. }) = deadline else {
-                return Ok(with_edge_body(response.await?, None));
+                return Ok(with_deadline(response.await?, None));
             };
             match ready_before(cut, response).await {
-                Some(response) => Ok(with_edge_body(response?, Some(cut))),
-                None => Ok(deadline_exceeded(effect)
+                Some(response) => Ok(with_deadline(response?, Some(cut))),
+                None => Ok(status::of(&Error::Deadline(effect))
                     .into_http()
-                    .map(|()| EdgeBody { inner: None, end: None })),
+                    .map(|()| MiddlewareBody { inner: None, end: None })),
             }
         })
     }
 }
 
-/// The output of a future, if it is ready before `time`. The clock decides after each poll: the
-/// timer only wakes the task, and may be late.
+/// The output of a future, if it is ready before `time` by the clock. The timer may be late.
 async fn ready_before<F: Future>(time: Instant, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(sleep_until(time)));
     poll_fn(|context| {
@@ -87,20 +85,19 @@ async fn ready_before<F: Future>(time: Instant, future: F) -> Option<F::Output> 
     .await
 }
 
-fn with_edge_body<B>(mut response: Response<B>, end: Option<Instant>) -> Response<EdgeBody<B>> {
+fn with_deadline<B>(
+    mut response: Response<B>,
+    end: Option<Instant>,
+) -> Response<MiddlewareBody<B>> {
     // An error without messages has its status in the headers.
     add_reason(response.headers_mut());
-    response.map(|inner| EdgeBody {
+    response.map(|inner| MiddlewareBody {
         inner: Some(inner),
         end: end.map(|end| Box::pin(sleep_until(end))),
     })
 }
 
-fn deadline_exceeded(effect: Effect) -> Status {
-    status::of(&Error::Deadline(effect))
-}
-
-/// Adds the details to an error that has none.
+/// Adds details to an error that has none.
 fn add_reason(headers: &mut HeaderMap) {
     let bare = Status::from_header_map(headers)
         .filter(|status| status.code() != tonic::Code::Ok && status.details().is_empty());
@@ -115,13 +112,13 @@ fn write(status: &Status, headers: &mut HeaderMap) {
 
 /// A response body that ends with an error at the deadline of its call.
 #[derive(Debug)]
-pub struct EdgeBody<B> {
+pub(crate) struct MiddlewareBody<B> {
     /// `None` once the body has ended.
     inner: Option<B>,
     end: Option<Pin<Box<Sleep>>>,
 }
 
-impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
+impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
@@ -143,7 +140,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for EdgeBody<B> {
         ready!(end.as_mut().poll(context));
         *inner = None;
         let mut trailers = HeaderMap::new();
-        write(&deadline_exceeded(Effect::None), &mut trailers);
+        write(&status::of(&Error::Deadline(Effect::None)), &mut trailers);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 

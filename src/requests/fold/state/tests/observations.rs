@@ -1,4 +1,4 @@
-//! What of an answer is written.
+//! Which parts of an answer are stored.
 
 use proptest::prelude::*;
 
@@ -11,19 +11,23 @@ fn answer(overall: StatusClass, devices: Vec<(Device, StatusClass)>) -> StatusAn
     StatusAnswer { overall, devices }
 }
 
-/// Appends what is new, checks that then nothing is, and says how many events it took.
-fn tell(log: &mut Log, answer: &StatusAnswer) -> usize {
-    let news = log.request.news(&account(), answer);
-    let events = news.len();
-    for observed in news {
-        log.add(Kind::Observed(observed));
+/// Appends the events that an answer adds, checks that it then adds none, and returns their number.
+fn store(log: &mut Log, answer: &StatusAnswer) -> usize {
+    let observed = log.request.observations(&account(), answer);
+    let events = observed.len();
+    for event in observed {
+        log.add(Kind::Observed(event));
     }
-    assert_eq!(log.request.news(&account(), answer), [], "news must end: {answer:?}");
+    assert_eq!(
+        log.request.observations(&account(), answer),
+        [],
+        "the answer is stored: {answer:?}"
+    );
     events
 }
 
 #[test]
-fn only_what_is_new_is_written() {
+fn only_new_statuses_are_stored() {
     use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
     let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
     // Overall, the classes of two devices, how many devices are written.
@@ -37,42 +41,42 @@ fn only_what_is_new_is_written() {
     ];
     for (overall, [one, two], written) in table {
         let answer = answer(overall, vec![(device(1), one), (device(2), two)]);
-        let news = log.request.news(&account(), &answer);
-        assert_eq!(news.first().map(|observed| observed.devices.len()), written, "{answer:?}");
-        tell(&mut log, &answer);
+        let observed = log.request.observations(&account(), &answer);
+        assert_eq!(observed.first().map(|event| event.devices.len()), written, "{answer:?}");
+        store(&mut log, &answer);
     }
     assert_eq!(log.states(), [DeviceState::Succeeded, DeviceState::Failed]);
 }
 
 #[test]
-fn what_would_change_nothing_is_not_written() {
+fn an_answer_that_changes_nothing_is_not_stored() {
     let pending = |devices| answer(StatusClass::Pending, devices);
     let nameless = pending(vec![(Device::default(), StatusClass::Waiting)]);
     let mut log = Log::default();
-    assert_eq!(tell(&mut log, &nameless), 1, "the account is new");
-    assert_eq!(tell(&mut log, &nameless), 0);
-    assert_eq!(tell(&mut log, &pending(vec![])), 0);
+    assert_eq!(store(&mut log, &nameless), 1, "the account is new");
+    assert_eq!(store(&mut log, &nameless), 0);
+    assert_eq!(store(&mut log, &pending(vec![])), 0);
 
     let mut early = Log::of([Kind::CalledBack(called_back(&ordered(1), StatusClass::Succeeded))]);
-    assert_eq!(tell(&mut early, &pending(vec![])), 1, "the account is new after a callback, too");
+    assert_eq!(store(&mut early, &pending(vec![])), 1, "the account is new after a callback, too");
     assert_eq!(early.request.account, Some(account()));
 
     let done = answer(StatusClass::Succeeded, vec![(ordered(1), StatusClass::Succeeded)]);
     let of_others =
         storage::Observed { account: OTHER_ACCOUNT.to_owned(), ..overall(StatusClass::Pending) };
-    assert_eq!(Log::of([Kind::Observed(of_others)]).request.news(&account(), &done), []);
+    assert_eq!(Log::of([Kind::Observed(of_others)]).request.observations(&account(), &done), []);
 
     let mut newer = Log::default();
     newer.add_event(&Event { rules: event::RULES + 1, ..Event::default() });
-    assert_eq!(newer.request.news(&account(), &done), []);
+    assert_eq!(newer.request.observations(&account(), &done), []);
 }
 
 #[test]
-fn an_answer_without_devices_ends_a_foreign_request_only_when_it_is_final() {
+fn an_answer_without_devices_ends_an_external_request_only_when_it_is_final() {
     let mut log = Log::default();
-    assert_eq!(tell(&mut log, &answer(StatusClass::Waiting, vec![])), 1);
+    assert_eq!(store(&mut log, &answer(StatusClass::Waiting, vec![])), 1);
     assert!(!log.request.known);
-    assert_eq!(tell(&mut log, &answer(StatusClass::Succeeded, vec![])), 1);
+    assert_eq!(store(&mut log, &answer(StatusClass::Succeeded, vec![])), 1);
     assert_eq!(log.request.state(), RequestState::Succeeded);
 }
 
@@ -100,9 +104,9 @@ fn the_largest_events_fit_the_store() {
     let all: Vec<_> = (0..MAX_DEVICES).map(|n| (device(n), StatusClass::Failed)).collect();
     let all = answer(StatusClass::Failed, all);
     for mut log in [Log::default(), Log::of([Kind::Accepted(accepted)])] {
-        let news = log.request.news(&account, &all);
-        let last = news.len() - 1;
-        for (at, observed) in news.into_iter().enumerate() {
+        let observed = log.request.observations(&account, &all);
+        let last = observed.len() - 1;
+        for (at, observed) in observed.into_iter().enumerate() {
             assert_eq!(observed.complete, at == last, "only the last part completes");
             assert!(!log.request.is_final());
             assert!(fits(Kind::Observed(observed.clone())));
@@ -113,7 +117,7 @@ fn the_largest_events_fit_the_store() {
             Counts { total: MAX_DEVICES, succeeded: 0, failed: MAX_DEVICES }
         );
         assert_eq!(log.request.state(), RequestState::Failed);
-        assert_eq!(log.request.news(&account, &all), []);
+        assert_eq!(log.request.observations(&account, &all), []);
     }
 }
 
@@ -121,13 +125,13 @@ proptest! {
     #![proptest_config(properties::config())]
 
     #[test]
-    fn after_the_news_the_state_says_what_the_answer_says(
+    fn after_an_answer_is_stored_the_state_is_that_of_the_answer(
         (events, answer) in properties::world()
             .prop_flat_map(|world| (world.events(12), world.answer())),
     ) {
         let mut log = Log::of(events);
         let before = log.request.clone();
-        prop_assert!(tell(&mut log, &answer) <= 1);
+        prop_assert!(store(&mut log, &answer) <= 1);
         let after = &log.request;
         prop_assert_eq!(after.account.as_ref(), Some(&account()));
         // Callbacks that had been waiting for the device set may say more than the answer.
@@ -159,8 +163,7 @@ proptest! {
     }
 }
 
-/// A list with a device that cannot be named is not the whole, so a request that nobody ordered
-/// here stays open.
+/// A list with a device without identifiers may be incomplete, so an external request stays open.
 #[test]
 fn a_device_without_identifiers_keeps_a_request_open() {
     for class in [StatusClass::Pending, StatusClass::Failed, StatusClass::Unknown] {
@@ -169,7 +172,7 @@ fn a_device_without_identifiers_keeps_a_request_open() {
             vec![(device(1), StatusClass::Succeeded), (Device::default(), class)],
         ] {
             let mut log = Log::of([]);
-            tell(&mut log, &answer(StatusClass::Succeeded, devices.clone()));
+            store(&mut log, &answer(StatusClass::Succeeded, devices.clone()));
             assert!(!log.request.is_final(), "{devices:?}");
         }
     }
@@ -181,7 +184,7 @@ fn states_beside(part: &(Device, StatusClass), own: StatusClass, overall: Status
     let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
     let named = [1, 2].map(|n| (only(&device(n), &[IdentifierKind::Eid]), own));
     let devices = named.into_iter().chain([part.clone()]).collect();
-    tell(&mut log, &answer(overall, devices));
+    store(&mut log, &answer(overall, devices));
     log
 }
 
@@ -220,6 +223,6 @@ fn a_later_answer_decides_a_success_that_was_denied() {
         states_beside(&(imei, StatusClass::Failed), StatusClass::Succeeded, StatusClass::Failed);
     assert_eq!(log.states(), [DeviceState::Pending; 2]);
     let later = [1, 2].map(|n| (ordered(n), StatusClass::Failed));
-    tell(&mut log, &answer(StatusClass::Failed, later.to_vec()));
+    store(&mut log, &answer(StatusClass::Failed, later.to_vec()));
     assert_eq!(log.states(), [DeviceState::Failed; 2]);
 }
