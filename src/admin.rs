@@ -35,7 +35,7 @@ const MAX_CONNECTIONS: usize = 64;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(crate) struct Admin {
+pub struct Admin {
     address: SocketAddr,
     readiness: Readiness,
     stop: DropGuard,
@@ -71,7 +71,7 @@ impl Admin {
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 

@@ -71,7 +71,7 @@ impl Requests {
         let waits = if self.hub.is_stalled() {
             "the store is no longer followed"
         } else if !self.hub.is_caught_up() {
-            "what is stored has not been read yet"
+            "the stored events have not been read yet"
         } else if lock(&self.token_key).is_none() {
             "the key of tokens has not been read yet"
         } else {

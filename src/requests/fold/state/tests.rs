@@ -61,7 +61,7 @@ fn device(n: usize) -> Device {
     Device { eid: digits(32), iccid: digits(20), imei: digits(16), mdn: digits(15) }
 }
 
-/// What an order says of device `n`.
+/// The identifiers of device `n` in an order.
 fn ordered(n: usize) -> Device {
     only(&device(n), &[IdentifierKind::Eid, IdentifierKind::Iccid])
 }
@@ -135,11 +135,11 @@ fn profile(state: &str) -> storage::Profile {
     }
 }
 
-fn says(device: &Device, class: StatusClass) -> Kind {
+fn callback(device: &Device, class: StatusClass) -> Kind {
     Kind::CalledBack(called_back(device, class))
 }
 
-fn sees(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
+fn listed(devices: impl IntoIterator<Item = (Device, StatusClass)>) -> Kind {
     Kind::Observed(observed(devices))
 }
 

@@ -135,7 +135,7 @@ proptest! {
         let after = &log.request;
         prop_assert_eq!(after.account.as_ref(), Some(&account()));
         // Callbacks that had been waiting for the device set may say more than the answer.
-        let says = |found: DeviceState, told: DeviceState| {
+        let agrees = |found: DeviceState, told: DeviceState| {
             found == told || !before.early.is_empty() && found > told
         };
         let mut agreed = answer.clone();
@@ -150,7 +150,7 @@ proptest! {
             let told = DeviceState::of(*class).unwrap_or(DeviceState::Pending);
             let told = if had.is_final() { had } else { had.max(told) };
             let now = &after.devices[at];
-            prop_assert!(says(now.state, told), "{:?}: {:?}", device, now);
+            prop_assert!(agrees(now.state, told), "{:?}: {:?}", device, now);
         }
         let for_all = before.known && answer.devices.is_empty();
         if let (true, Some(told)) = (for_all, DeviceState::of(answer.overall)) {

@@ -15,11 +15,11 @@ fn the_table_of_the_design() {
     // Position, event, the devices' states, the request's, the devices that changed, the revision.
     let table = [
         (17, accepted([d1.clone(), d2]), [0, 0], RequestState::Pending, &[1, 2][..], 1),
-        (21, says(&d1, Waiting), [1, 0], RequestState::Pending, &[1], 2),
-        (25, sees([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[1], 3),
-        (26, sees([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[], 3),
+        (21, callback(&d1, Waiting), [1, 0], RequestState::Pending, &[1], 2),
+        (25, listed([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[1], 3),
+        (26, listed([(d1.clone(), Succeeded)]), [2, 0], RequestState::Pending, &[], 3),
         (29, Kind::CalledBack(success), [2, 0], RequestState::Pending, &[1], 4),
-        (30, says(&d1, Waiting), [2, 0], RequestState::Pending, &[], 4),
+        (30, callback(&d1, Waiting), [2, 0], RequestState::Pending, &[], 4),
         (41, Kind::CalledBack(failure), [2, 3], RequestState::PartiallySucceeded, &[2], 5),
     ];
     let states =
@@ -63,7 +63,7 @@ fn the_state_of_a_request_is_that_of_its_devices() {
     ];
     for (classes, state) in table {
         let devices = classes.into_iter().enumerate().map(|(n, class)| (ordered(n), class));
-        let log = Log::of([accepted([ordered(0), ordered(1)]), sees(devices)]);
+        let log = Log::of([accepted([ordered(0), ordered(1)]), listed(devices)]);
         assert_eq!(log.request.state(), state, "{classes:?}");
     }
 }
@@ -93,7 +93,7 @@ fn how_a_device_is_found() {
     ];
     for (what, named, meant) in table {
         let mut log = Log::of([accepted(order.clone())]);
-        let applied = log.add(says(&named, Succeeded));
+        let applied = log.add(callback(&named, Succeeded));
         assert_eq!(applied.unmatched, usize::from(meant.is_none()), "{what}");
         assert_eq!(applied.transition.is_some(), meant.is_some(), "{what}");
         let done = log.states().iter().position(|&state| state == DeviceState::Succeeded);
@@ -146,7 +146,7 @@ fn a_callback_that_names_no_device_concerns_the_only_one() {
 fn a_device_missing_from_an_answer_is_unchanged() {
     let log = Log::of([
         accepted([ordered(1), ordered(2)]),
-        says(&ordered(2), Waiting),
+        callback(&ordered(2), Waiting),
         answered(Succeeded, [(ordered(1), Succeeded)]),
     ]);
     assert_eq!(log.states(), [DeviceState::Succeeded, DeviceState::Waiting]);
@@ -155,7 +155,7 @@ fn a_device_missing_from_an_answer_is_unchanged() {
 
 #[test]
 fn without_sub_requests_the_overall_status_holds_for_all() {
-    let mut log = Log::of([accepted([ordered(1), ordered(2)]), says(&ordered(1), Failed)]);
+    let mut log = Log::of([accepted([ordered(1), ordered(2)]), callback(&ordered(1), Failed)]);
     for ignored in [Pending, Unknown] {
         assert_eq!(log.add(Kind::Observed(overall(ignored))), Applied::default(), "{ignored:?}");
     }
@@ -174,9 +174,9 @@ fn the_first_final_state_wins() {
             profile: Some(profile("LATE")),
             ..called_back(&ordered(1), second)
         };
-        let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), first)]);
+        let mut log = Log::of([accepted([ordered(1)]), callback(&ordered(1), first)]);
         assert_eq!(log.add(Kind::CalledBack(late)), contradicted(1));
-        assert_eq!(log.add(sees([(ordered(1), second)])), contradicted(1));
+        assert_eq!(log.add(listed([(ordered(1), second)])), contradicted(1));
         assert_eq!(log.states(), [DeviceState::of(first).unwrap()]);
         assert_eq!(log.request.revision, 2);
     }
@@ -192,7 +192,7 @@ fn details_are_filled_once_and_also_after_the_end() {
             ..called_back(&named, Failed)
         })
     };
-    let mut log = Log::of([accepted([ordered(1)]), sees([(ordered(1), Failed)])]);
+    let mut log = Log::of([accepted([ordered(1)]), listed([(ordered(1), Failed)])]);
     assert!(log.request.is_final());
 
     let transition = log.add(with("FIRST", "5551234567")).transition.unwrap();
@@ -238,8 +238,8 @@ fn only_the_word_that_holds_fills_in_details() {
 #[test]
 fn an_unknown_status_changes_nothing() {
     let mut log = Log::of([accepted([ordered(1)])]);
-    assert_eq!(log.add(says(&ordered(1), Unknown)), Applied::default());
-    assert_eq!(log.add(sees([(ordered(1), Unknown)])), Applied::default());
+    assert_eq!(log.add(callback(&ordered(1), Unknown)), Applied::default());
+    assert_eq!(log.add(listed([(ordered(1), Unknown)])), Applied::default());
     let future = storage::CalledBack { status: 99, ..called_back(&ordered(1), Unknown) };
     assert_eq!(log.add(Kind::CalledBack(future)), Applied::default());
 }
@@ -253,10 +253,10 @@ fn giving_up_is_said_once_and_is_not_the_end() {
     assert!(log.request.is_closed() && !log.request.is_final());
     assert_eq!(log.add(abandoned()), Applied::default());
 
-    let transition = log.add(says(&ordered(1), Succeeded)).transition.unwrap();
+    let transition = log.add(callback(&ordered(1), Succeeded)).transition.unwrap();
     assert_eq!((transition.state, transition.polling_stopped), (RequestState::Succeeded, true));
 
-    let mut ended = Log::of([accepted([ordered(1)]), says(&ordered(1), Succeeded)]);
+    let mut ended = Log::of([accepted([ordered(1)]), callback(&ordered(1), Succeeded)]);
     assert_eq!(ended.add(abandoned()), Applied::default());
     assert!(!ended.request.polling_stopped);
 }
@@ -268,24 +268,27 @@ fn the_account_comes_from_the_order_or_the_first_answer() {
         assert_eq!(log.request.account, Some(account()));
         for stranger in [OTHER_ACCOUNT, "", "not/an/account"] {
             assert_eq!(
-                log.add(of_account(stranger, sees([(ordered(1), Failed)]))),
+                log.add(of_account(stranger, listed([(ordered(1), Failed)]))),
                 Applied::default()
             );
             assert_eq!(
-                log.add(of_account(stranger, says(&ordered(1), Failed))),
+                log.add(of_account(stranger, callback(&ordered(1), Failed))),
                 Applied::default()
             );
         }
         assert_eq!(log.states(), [DeviceState::Pending]);
     }
-    let mut nobody = Log::of([of_account("", sees([(ordered(1), Failed)]))]);
-    assert_eq!(nobody.add(of_account("", accepted([ordered(1)]))), Applied::default());
-    assert_eq!((nobody.request.account.is_none(), nobody.request.revision), (true, 0));
+    let mut without_account = Log::of([of_account("", listed([(ordered(1), Failed)]))]);
+    assert_eq!(without_account.add(of_account("", accepted([ordered(1)]))), Applied::default());
+    assert_eq!(
+        (without_account.request.account.is_none(), without_account.request.revision),
+        (true, 0)
+    );
 }
 
 #[test]
 fn the_first_order_of_a_request_stays() {
-    let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), Waiting)]);
+    let mut log = Log::of([accepted([ordered(1)]), callback(&ordered(1), Waiting)]);
     assert_eq!(log.add(accepted([ordered(1)])), Applied::default());
     assert_eq!(log.add(accepted([ordered(2), ordered(3)])), Applied::default());
     assert_eq!(log.states(), [DeviceState::Waiting]);
@@ -334,11 +337,11 @@ fn after(first_sequence: u64, kind: Kind) -> Event {
 
 #[test]
 fn a_log_without_its_beginning_shows_nothing() {
-    let news = || after(1, sees([(ordered(1), Succeeded)]));
+    let news = || after(1, listed([(ordered(1), Succeeded)]));
     let whole = [
         written(accepted([ordered(1), ordered(2), ordered(3)])),
         news(),
-        after(1, says(&ordered(2), Failed)),
+        after(1, callback(&ordered(2), Failed)),
         after(1, abandoned()),
         after(1, answered(Succeeded, [(ordered(1), Succeeded)])),
     ];
@@ -364,7 +367,7 @@ fn the_first_event_that_knows_the_beginning_decides() {
     let mut log = Log { end: 60, ..Log::default() };
     log.add_event(&written(answered(Waiting, [(ordered(1), Pending)])));
     assert!(log.request.known);
-    assert_eq!(log.add_event(&after(50, sees([(ordered(1), Succeeded)]))), Applied::default());
+    assert_eq!(log.add_event(&after(50, listed([(ordered(1), Succeeded)]))), Applied::default());
     assert!(log.request.is_expired() && !log.request.known && log.request.devices.is_empty());
     // It stays so after every event.
     log.add_event(&written(accepted([ordered(1)])));
@@ -380,23 +383,23 @@ fn a_missing_iccid_is_filled_by_the_newer_rules() {
     let order = || accepted([only(&device(1), &[Eid]), only(&device(2), &[Eid]), ordered(3)]);
     let iccid = |at: usize, log: &Log| log.request.devices[at].device.iccid.clone();
     let mut log = Log::of([order()]);
-    let applied = log.add(says(&ordered(1), Waiting));
+    let applied = log.add(callback(&ordered(1), Waiting));
     assert_eq!(applied.transition.unwrap().devices[0].device.iccid, device(1).iccid);
     // From then on it names the device, and is not replaced.
     let other = Device { iccid: device(9).iccid, ..only(&device(1), &[Eid]) };
-    log.add(says(&other, Waiting));
-    log.add(says(&only(&device(1), &[Iccid]), Succeeded));
+    log.add(callback(&other, Waiting));
+    log.add(callback(&only(&device(1), &[Iccid]), Succeeded));
     assert_eq!((iccid(0, &log), log.states()[0]), (device(1).iccid, DeviceState::Succeeded));
     // It is another device's already.
     let taken = Device { iccid: device(3).iccid, ..only(&device(2), &[Eid]) };
-    log.add(says(&taken, Waiting));
+    log.add(callback(&taken, Waiting));
     assert_eq!((iccid(1, &log), log.states()[1]), (Digits::default(), DeviceState::Waiting));
-    log.add(says(&only(&device(3), &[Iccid]), Succeeded));
+    log.add(callback(&only(&device(3), &[Iccid]), Succeeded));
     assert_eq!(log.states()[2], DeviceState::Succeeded);
 
     let mut old = Log::default();
     old.add_event(&Event { rules: event::FIRST_RULES, ..written(order()) });
-    old.add(says(&ordered(1), Waiting));
+    old.add(callback(&ordered(1), Waiting));
     assert_eq!((iccid(0, &old), old.states()[0]), (Digits::default(), DeviceState::Waiting));
 }
 
@@ -406,7 +409,7 @@ fn a_withdrawn_order_leaves_a_request_that_was_placed_elsewhere() {
         let (order_id, request_id) = (order_id.to_owned(), "request".to_owned());
         Kind::Withdrawn(storage::Withdrawn { order_id, request_id })
     };
-    let mut log = Log::of([accepted([ordered(1)]), says(&ordered(1), Succeeded)]);
+    let mut log = Log::of([accepted([ordered(1)]), callback(&ordered(1), Succeeded)]);
     assert_eq!(log.add(withdraws("another order")), Applied::default());
     let transition = log.add(withdraws("order")).transition.unwrap();
     assert_eq!(

@@ -11,7 +11,10 @@ fn a_callback_before_the_order_is_known_is_kept() {
     let early =
         storage::CalledBack { fault: Some(fault("EARLY")), ..called_back(&ordered(1), Failed) };
     assert_eq!(log.add(Kind::CalledBack(early)), Applied::default());
-    assert_eq!(log.add(of_account(OTHER_ACCOUNT, says(&ordered(2), Failed))), Applied::default());
+    assert_eq!(
+        log.add(of_account(OTHER_ACCOUNT, callback(&ordered(2), Failed))),
+        Applied::default()
+    );
     assert_eq!((log.request.revision, log.request.account.is_some()), (0, false));
     assert!(log.request.is_closed(), "its devices are not known");
 
@@ -25,7 +28,7 @@ fn a_callback_before_the_order_is_known_is_kept() {
 #[test]
 fn a_callback_before_an_external_request_is_known_is_kept() {
     let mut log =
-        Log::of([says(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
+        Log::of([callback(&ordered(1), Succeeded), answered(Pending, [(ordered(1), Pending)])]);
     assert_eq!(log.states(), [DeviceState::Pending]);
     log.add(answered(Succeeded, [(ordered(1), Pending)]));
     assert_eq!(log.request.state(), RequestState::Succeeded);
@@ -35,9 +38,9 @@ fn a_callback_before_an_external_request_is_known_is_kept() {
 fn the_callbacks_kept_are_bounded() {
     let mut log = Log::default();
     for _ in 0..MAX_EARLY {
-        assert_eq!(log.add(says(&ordered(1), Waiting)).unmatched, 0);
+        assert_eq!(log.add(callback(&ordered(1), Waiting)).unmatched, 0);
     }
-    assert_eq!(log.add(says(&ordered(1), Succeeded)).unmatched, 1);
+    assert_eq!(log.add(callback(&ordered(1), Succeeded)).unmatched, 1);
     log.add(accepted([ordered(1)]));
     assert_eq!(log.states(), [DeviceState::Waiting]);
 }
@@ -46,9 +49,9 @@ fn the_callbacks_kept_are_bounded() {
 fn a_request_listed_without_eids_learns_them() {
     let listed = |n| only(&device(n), &[Iccid, Imei]);
     let mut log = Log::of([answered(Waiting, [(listed(1), Waiting), (listed(2), Pending)])]);
-    log.add(says(&ordered(1), Succeeded));
+    log.add(callback(&ordered(1), Succeeded));
     assert_eq!(log.request.devices[0].device, only(&device(1), &[Eid, Iccid, Imei]));
-    assert_eq!(log.add(says(&only(&device(1), &[Eid]), Failed)), contradicted(1));
+    assert_eq!(log.add(callback(&only(&device(1), &[Eid]), Failed)), contradicted(1));
 }
 
 #[test]
@@ -87,17 +90,17 @@ fn an_external_request_lists_each_device_once() {
     let twins = [ordered(1), Device { iccid: device(1).iccid, ..ordered(2) }];
     let vague = [only(&device(1), &[Iccid]), Device::default()];
     let seen = || twins.iter().chain(&vague).map(|device| (device.clone(), Pending));
-    let mut log = Log::of([sees(seen())]);
+    let mut log = Log::of([listed(seen())]);
     assert_eq!(log.request.counts.total, 2);
-    assert_eq!(log.add(sees(seen())), unmatched(2));
+    assert_eq!(log.add(listed(seen())), unmatched(2));
 }
 
 #[test]
 fn becoming_known_is_a_revision_only_if_it_shows() {
-    let mut log = Log::of([sees([(ordered(1), Waiting)])]);
+    let mut log = Log::of([listed([(ordered(1), Waiting)])]);
     assert_eq!(log.add(answered(Waiting, [(ordered(1), Waiting)])), Applied::default());
     assert!(log.request.known);
-    assert_eq!(log.add(sees([(ordered(2), Pending)])), unmatched(1), "the device set stays");
+    assert_eq!(log.add(listed([(ordered(2), Pending)])), unmatched(1), "the device set stays");
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn an_order_knows_better_than_an_answer_to_another_account() {
         assert_eq!(log.request.account, Some(account()));
         assert_eq!(log.states(), [DeviceState::Pending; 2]);
         assert_eq!(
-            log.add(of_account(OTHER_ACCOUNT, sees([(ordered(1), Failed)]))),
+            log.add(of_account(OTHER_ACCOUNT, listed([(ordered(1), Failed)]))),
             Applied::default()
         );
     }
