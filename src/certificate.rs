@@ -1,7 +1,7 @@
 //! A certificate chain and its private key, from two PEM files.
 //!
-//! rustls does not say how long a certificate is valid, nor why it refuses an old one. So version
-//! and validity are read from the certificate here. No error quotes the content of a file.
+//! rustls reports neither how long a certificate is valid nor that its X.509 version is too old. So
+//! this module reads both from the certificate. No error quotes the content of a file.
 
 mod x509;
 
@@ -20,7 +20,8 @@ use x509::X509;
 /// The largest file of certificates or keys, in bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// In the PEM of every private key with a passphrase, in the old format and in PKCS #8.
+/// Occurs in the PEM of every private key with a passphrase, in the traditional format and in
+/// PKCS #8.
 const ENCRYPTED: &[u8] = b"ENCRYPTED";
 
 /// A chain that can be used now, with its key.
@@ -32,7 +33,7 @@ pub(crate) struct ServerCertificate {
 }
 
 impl ServerCertificate {
-    /// Parses the content of the files; fails if it cannot be used at `now`.
+    /// Parses the content of the files. Fails if it cannot be used at `now`.
     pub(crate) fn new(
         cert_file: &Path,
         chain: &[u8],
@@ -45,8 +46,8 @@ impl ServerCertificate {
         let key = private_key(key_file, key)?;
         let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| {
             format!(
-                "the key in {} is not that of the first certificate in {}; the certificate of the \
-                 server comes first, then those of its issuers",
+                "the key in {} does not belong to the first certificate in {}; write the \
+                 certificate of the server first, then those of its issuers",
                 key_file.display(),
                 cert_file.display()
             )
@@ -69,7 +70,7 @@ pub(crate) fn check_key(file: &Path) -> Result<(), String> {
     private_key(file, &read(file)?).map(drop)
 }
 
-/// The certificates in a file; at least one.
+/// Returns the certificates in a file, at least one.
 pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     certificates(file, &read(file)?)
 }
@@ -99,7 +100,7 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(chain)
 }
 
-/// The earliest expiry in the chain; fails if the chain cannot be used at `now`.
+/// Returns the earliest expiry in the chain. Fails if the chain cannot be used at `now`.
 fn usable_until(
     file: &Path,
     chain: &[CertificateDer<'_>],

@@ -1,5 +1,5 @@
-//! The command line: argument types only, whose doc comments are the texts of `--help`. `main` and
-//! [`crate::app`] carry the commands out.
+//! The command line: the types of its arguments. Their doc comments are the texts of `--help`.
+//! `main` and [`crate::app`] run the commands.
 #![expect(missing_docs, reason = "a doc comment would be a text of `--help`")]
 
 mod operator;
@@ -23,7 +23,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  thingspace-gateway dev                          try it, without an account and a configuration
+  thingspace-gateway dev                          try it, without an account or a configuration
   thingspace-gateway check --config gateway.toml  find mistakes in the configuration
   thingspace-gateway serve --config gateway.toml  run the gateway
 
@@ -85,7 +85,7 @@ pub struct ServeArgs {
 #[command(after_help = "\
 Prints its addresses, and grpcurl commands to paste one after the other. Callbacks are enabled.
 The store is deleted at the end, unless --store names a file for it. The simulated ThingSpace
-keeps nothing.
+forgets its requests when it stops.
 
 Examples:
   thingspace-gateway dev

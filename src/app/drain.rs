@@ -27,13 +27,13 @@ use crate::{admin::Admin, requests::Requests, shutdown::Stop, store::Store};
 /// telemetry. It is at most a quarter of the drain.
 const RESERVED: Duration = Duration::from_secs(5);
 
-/// How long the follower may take to end. It raises the low-water mark a last time.
+/// How long the follower may take to end. Before it ends, it raises the low-water mark.
 const FOLLOWER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long connections without open requests may take to close.
+/// How long a server may take to close its idle connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The parts of a gateway that serves.
+/// The parts of a running gateway.
 pub(super) struct Running {
     pub(super) admin: Admin,
     pub(super) health: HealthReporter,
@@ -73,7 +73,7 @@ impl Running {
         }
         finish("control socket", self.control, within(RESERVED)).await;
         if timeout_at(within(RESERVED), self.store.close()).await.is_err() {
-            warn!("the store does not close in time; everything acknowledged is stored");
+            warn!("the store did not close in time; everything that was acknowledged is stored");
         }
         self.admin.end().await;
         info!(took = ?began.elapsed(), "drained");
@@ -111,7 +111,7 @@ impl Running {
     }
 }
 
-/// The part of a drain that calls and orders may take.
+/// Returns how long calls and orders may take in a drain of this length.
 fn time_for_work(drain: Duration) -> Duration {
     drain.saturating_sub((drain / 4).min(RESERVED))
 }

@@ -1,8 +1,10 @@
-//! The bodies that are being read, bounded in total and for each sender of an account.
+//! The bodies that are being read. Their number is limited in total and for each sender of an
+//! account.
 //!
-//! A new body is always read. At a bound an older one is evicted: the oldest one of the same sender
-//! or, at the bound in total, of the account and then the sender with most bodies. ThingSpace sends
-//! a callback within milliseconds, so a slow sender delays neither ThingSpace nor other accounts.
+//! A new body is always read. If its sender has reached its limit, the oldest body of this sender
+//! is evicted. If the total limit is reached, the account with the most bodies is chosen, then its
+//! sender with the most, and the oldest body of that sender is evicted. ThingSpace sends a body
+//! within milliseconds, so slow senders delay neither ThingSpace nor other accounts.
 
 use std::{
     cmp::Reverse,
@@ -18,7 +20,8 @@ use crate::{identity::AccountName, lock::lock};
 /// The most bodies that are read at once, each of at most `MAX_BODY` bytes.
 const MAX_BODIES: usize = 384;
 
-/// The same for one account from one address. Everything behind a proxy has one address.
+/// The most bodies that are read at once for one account from one address. All senders behind a
+/// proxy have one address.
 const MAX_BODIES_OF_SENDER: usize = 256;
 
 #[derive(Debug, Clone, Default)]
@@ -26,7 +29,8 @@ pub(super) struct Bodies(Arc<Mutex<BodiesState>>);
 
 #[derive(Debug, Default)]
 struct BodiesState {
-    begun: u64,
+    /// The number of the last body.
+    last: u64,
     /// By number, so that the oldest is first.
     arriving: BTreeMap<u64, (BodySender, CancellationToken)>,
 }
@@ -36,7 +40,7 @@ type BodySender = (AccountName, IpAddr);
 /// A body while it is being read.
 #[derive(Debug)]
 pub(super) struct ArrivingBody {
-    /// Cancelled when another body takes its place.
+    /// Cancelled when the body is evicted.
     pub(super) evicted: CancellationToken,
     number: u64,
     bodies: Bodies,
@@ -52,8 +56,8 @@ impl Bodies {
         } else if state.arriving.len() >= MAX_BODIES {
             state.evict(|_| true);
         }
-        state.begun += 1;
-        let (number, evicted) = (state.begun, CancellationToken::new());
+        state.last += 1;
+        let (number, evicted) = (state.last, CancellationToken::new());
         state.arriving.insert(number, (sender, evicted.clone()));
         drop(state);
         ArrivingBody { evicted, number, bodies: self.clone() }
@@ -61,8 +65,8 @@ impl Bodies {
 }
 
 impl BodiesState {
-    /// Evicts one body of these senders: that of the account with most bodies, then of the sender
-    /// with most, then the oldest.
+    /// Evicts a body of one of the senders for which `candidate` is true: chooses the account with
+    /// the most bodies, then its sender with the most, then the oldest body.
     fn evict(&mut self, candidate: impl Fn(&BodySender) -> bool) {
         let (mut of_account, mut of_sender) = (HashMap::new(), HashMap::new());
         for (sender, _) in self.arriving.values() {
@@ -105,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_body_of_a_sender_gives_way() {
+    fn the_oldest_body_of_a_sender_is_evicted() {
         let bodies = Bodies::default();
         let other = bodies.begin(&account(1), address(9));
         let arriving: Vec<_> =
@@ -118,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn the_account_with_the_most_bodies_gives_way_first() {
+    fn a_body_of_the_account_with_the_most_bodies_is_evicted() {
         let bodies = Bodies::default();
         let other = bodies.begin(&account(2), address(255));
         let arriving: Vec<_> =
             (0..MAX_BODIES + 5).map(|n| bodies.begin(&account(1), address(n % 250))).collect();
         assert!(!other.evicted.is_cancelled());
         assert_eq!(evicted(&arriving).len(), 6);
-        assert!(evicted(&arriving).iter().all(|n| *n < 250), "the oldest of those that send twice");
+        assert!(evicted(&arriving).iter().all(|n| *n < 250), "the oldest of senders with two");
         assert_eq!(lock(&bodies.0).arriving.len(), MAX_BODIES);
     }
 }

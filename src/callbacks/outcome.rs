@@ -1,6 +1,7 @@
 //! The outcomes of requests to the callbacks' listener: their answers, counts and log lines.
 //!
-//! The port may be open to the world, so each outcome is logged at once and then once a minute.
+//! The port may be open to the internet, so each outcome is logged when it first occurs and then at
+//! most once a minute.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +10,7 @@ use tracing::{debug, warn};
 
 use crate::{identity::AccountName, log_throttle::LogThrottle};
 
-/// The outcome of a request to the listener. `status` counts each.
+/// The outcome of a request to the listener. `status` shows how often each occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say all")]
 pub enum CallbackOutcome {
@@ -23,8 +24,9 @@ pub enum CallbackOutcome {
     /// The body did not arrive in time, or was evicted for another one.
     TooSlow,
     WrongPair,
+    /// Too many callbacks of the account came at once.
     TooMany,
-    /// It has no pair, and too many such callbacks went to the quarantine before it.
+    /// It has no pair, and too many such callbacks were added to the quarantine recently.
     NotKept,
     NotStored,
 }
@@ -75,7 +77,7 @@ impl CallbackOutcome {
             Self::TooMany => "refused callbacks, because too many of the account came at once",
             Self::TooSlow => "refused callbacks whose bodies arrived too slowly",
             Self::NotStored => {
-                "refused callbacks that the store could not take; ThingSpace repeats"
+                "refused callbacks that could not be stored; ThingSpace sends them again"
             }
             Self::Stored
             | Self::UnknownPath

@@ -4,8 +4,8 @@
 //! Their number and size are bounded; see [`quota`]. The bodies hold device identities and
 //! passwords, so they are sealed (AES-256-GCM) with a key that is derived from the one in the cell
 //! `callback-secrets`. This protects single values of the store, for example in a log or a dump. It
-//! also detects a body in the place of another one. It does not protect from a reader of the whole
-//! store, which holds the key.
+//! also detects a body in the place of another one. It does not protect the bodies from a reader of
+//! the whole store, because the store also holds the key.
 
 mod mask;
 mod quota;
@@ -86,8 +86,8 @@ impl Quarantine {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Adds a callback durably and returns its number. `proved`: it has the account's pair. Returns
-    /// `None` if too many unproved ones were added recently.
+    /// Adds a callback durably and returns its number. A callback with the account's pair is
+    /// `proved`. Returns `None` if too many unproved ones were added recently.
     pub(super) async fn add(
         &self,
         account: &AccountName,
@@ -101,7 +101,7 @@ impl Quarantine {
         let size = u32::try_from(body.len()).map_err(|_| StoreError::TooLarge(body.len()))?;
         let (entry, evicted) = self.add_to_index(account, size, proved).await?;
         self.put(&entry, self.seal(&entry, body)?).await?;
-        // Empties the cells of the evicted bodies. The new body may be in one of these cells.
+        // Empties the cells of the evicted bodies. `put` keeps a newer body in one of these cells.
         for entry in evicted {
             self.evicted.fetch_add(1, Ordering::Relaxed);
             if let Some(times) = self.evictions.count() {
@@ -209,7 +209,7 @@ impl Quarantine {
     }
 }
 
-/// Returns the entry to which a sealed body is bound, as the first release wrote it.
+/// Returns what binds a sealed body to its entry: the fields that the first release wrote.
 fn context(entry: &QuarantineEntry) -> Vec<u8> {
     QuarantineEntry { slot: None, unproved: false, ..entry.clone() }.encode_to_vec()
 }
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_oldest_go_first() {
+    async fn the_oldest_callbacks_are_evicted_first() {
         let (_folder, store, quarantine) = quarantine().await;
         let big = vec![b'x'; 256 << 10];
         for _ in 0..70 {
@@ -319,7 +319,7 @@ mod tests {
         assert_eq!((listed.len(), listed[0].number, quarantine.evicted()), (64, 7, 6));
         assert_eq!(quarantine.show(6).await.unwrap(), None);
         assert!(quarantine.show(7).await.unwrap().is_some());
-        // The 65th took the cell of the first.
+        // The 65th callback is in the cell of the first.
         for number in listed.iter().map(|listed| listed.number) {
             assert!(quarantine.show(number).await.unwrap().is_some(), "{number}");
         }
@@ -329,20 +329,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flood_of_strangers_takes_no_proved_callback_away() {
+    async fn many_unproved_callbacks_do_not_evict_a_proved_one() {
         let (_folder, _store, quarantine) = quarantine().await;
         quarantine.add(&account(), b"proved", true).await.unwrap();
         let mut kept = 0;
         for _ in 0..1_100 {
             kept +=
-                u32::from(quarantine.add(&account(), b"stranger", false).await.unwrap().is_some());
+                u32::from(quarantine.add(&account(), b"unproved", false).await.unwrap().is_some());
         }
         assert_eq!(kept, 50);
         assert_eq!(quarantine.show(1).await.unwrap().unwrap().body, "proved");
         assert!(quarantine.add(&account(), b"proved", true).await.unwrap().is_some());
     }
 
-    /// The body of an entry that an earlier release wrote.
+    /// Earlier releases wrote entries without a slot.
     #[tokio::test]
     async fn an_entry_without_a_slot_has_the_cell_of_its_number() {
         let (_folder, store, quarantine) = quarantine().await;
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cell_is_used_again_and_never_by_an_older_one() {
+    async fn an_older_callback_does_not_replace_a_newer_one_in_its_cell() {
         let (_folder, _store, quarantine) = quarantine().await;
         let entry =
             |number| QuarantineEntry { number, slot: Some(1), ..QuarantineEntry::default() };

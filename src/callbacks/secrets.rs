@@ -3,8 +3,9 @@
 //!
 //! - Path secrets are derived from one random key in a permanent cell. So every replica knows them,
 //!   and a restart does not change a registered URL.
-//! - No sender is accepted until the store has answered once. The first replica that still knows
-//!   the secrets writes them into a replaced store.
+//! - No sender is accepted until the store has answered once.
+//! - If the store was replaced by an empty one, the first replica that still knows the secrets
+//!   writes them into it.
 //! - A pair comes from files, or is generated. It is compared by its authentication code. Only
 //!   generated pairs are stored in plain text.
 //! - A replaced pair or path secret is accepted for a while, because ThingSpace still sends it.
@@ -46,7 +47,8 @@ pub use pair::Pair;
 pub(super) use stored::SecretsChange;
 pub(crate) use users::UserFiles;
 
-/// The number of an account's newest path secrets that are recognised in a listing.
+/// The most path secrets of an account, newest first, that are recognised in the URLs that
+/// ThingSpace lists.
 const MAX_OWN_PATHS: usize = 64;
 
 /// The pause between attempts to load the secrets from a store that does not answer.
@@ -62,8 +64,8 @@ pub enum SecretsError {
     #[error("{0}")]
     Files(String),
     #[error(
-        "the callbacks' {what} in {} is also in {}, which logs in at ThingSpace; ThingSpace would \
-         send it in every callback: write another one",
+        "the callbacks' {what} in {} is also that of a user at ThingSpace, in {}; ThingSpace would \
+         send it in every callback; write another one",
         .pair.display(),
         .user.display()
     )]
@@ -78,7 +80,7 @@ pub struct CallbackSecrets(Arc<SecretsInner>);
 
 struct SecretsInner {
     store: Arc<dyn Store>,
-    /// The files of user name and password.
+    /// The files of the pair: user name and password.
     files: Option<(PathBuf, PathBuf)>,
     users: OnceLock<Vec<UserFiles>>,
     grace: Duration,
@@ -128,7 +130,7 @@ impl CallbackSecrets {
         }))
     }
 
-    /// Sets the users with which no pair may share its user name or password.
+    /// Sets the users. No pair may have the user name or the password of one of them.
     pub(crate) fn keep_apart_from(&self, users: Vec<UserFiles>) {
         // A second call would pass the same list: the configuration is read once.
         let _ = self.0.users.set(users);
@@ -144,7 +146,7 @@ impl CallbackSecrets {
         self.accounts().all(|account| state.accounts.contains_key(account))
     }
 
-    /// Refreshes the secrets, and repeats that until the store has answered.
+    /// Refreshes the secrets. Repeats this until the store has answered.
     pub(crate) async fn reload(&self) {
         loop {
             match self.refresh().await {
@@ -266,7 +268,7 @@ impl CallbackSecrets {
         let generated = Pair::generate()?;
         let cell = CellName::permanent(format!("callback-pair/{account}"));
         let changed = change_cell(&**store, &cell, |stored: &mut storage::CallbackPair| {
-            // The store is new or was replaced. ThingSpace still uses the secrets known here.
+            // The store was replaced by an empty one. ThingSpace still uses the known secrets.
             if let (true, Some(known)) = (stored.code.is_empty(), &known) {
                 stored.clone_from(known);
             }
@@ -323,7 +325,7 @@ impl AccountSecrets {
         &self.stored.code
     }
 
-    /// Returns whether this pair was registered last.
+    /// Returns whether the last registration had this pair.
     pub(super) fn is_registered(&self) -> bool {
         self.stored.registered == self.stored.code
     }
@@ -341,7 +343,7 @@ impl SecretsInner {
         match known {
             Some(known) if known.same_as(&stored) => return Ok(known),
             Some(_) => {
-                warn!("the store holds other secrets of callbacks; their URLs change");
+                warn!("the store has another key for callbacks, so their URLs change");
             }
             None => {}
         }

@@ -21,7 +21,7 @@ fn spelled(text: &str) -> RequestId {
     RequestId::parse(text).unwrap()
 }
 
-fn shouted(id: &RequestId) -> RequestId {
+fn upper_case(id: &RequestId) -> RequestId {
     spelled(&id.as_str().to_ascii_uppercase())
 }
 
@@ -42,32 +42,32 @@ async fn first_device_failed_for_a_reason(client: &Client, id: &RequestId) {
 }
 
 #[tokio::test]
-async fn a_look_up_in_another_case_is_about_the_orders_request() {
+async fn a_call_with_the_id_in_another_case_finds_the_orders_request() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
     let id = place(&mut client, "k", 0..3).await.unwrap();
-    let page = GetRequestStatusRequest { page_size: 2, ..status_call(&shouted(&id)) };
+    let page = GetRequestStatusRequest { page_size: 2, ..status_call(&upper_case(&id)) };
     let first = client.get_request_status(page.clone()).await.unwrap().into_inner();
     assert_eq!(first.status.unwrap().request_id, id.as_str());
-    for id in [&id, &shouted(&id)] {
+    for id in [&id, &upper_case(&id)] {
         let next =
             GetRequestStatusRequest { page_token: first.next_page_token.clone(), ..page.clone() };
         let next = GetRequestStatusRequest { request_id: id.to_string(), ..next };
         assert_eq!(get_status(&mut client, next).await.unwrap().devices.len(), 1, "{id}");
     }
-    let mut watching = watch(&mut client, &shouted(&id), "").await.unwrap();
+    let mut watching = watch(&mut client, &upper_case(&id), "").await.unwrap();
     let (_, token) = watching.event().await;
     for n in 0..3 {
-        call_back(&gateway, &[id.clone(), shouted(&id)][n % 2], n, StatusClass::Failed).await;
+        call_back(&gateway, &[id.clone(), upper_case(&id)][n % 2], n, StatusClass::Failed).await;
     }
     watching.rest().await;
     first_device_failed_for_a_reason(&client, &id).await;
-    for id in [&id, &shouted(&id)] {
+    for id in [&id, &upper_case(&id)] {
         let resumed = watch(&mut client, id, &token).await.unwrap().rest().await;
         assert!(!resumed.is_empty(), "{id}");
     }
-    assert_eq!(upstream.sim.ledger().polls_of(&shouted(&id)), 0);
+    assert_eq!(upstream.sim.ledger().polls_of(&upper_case(&id)), 0);
     assert_eq!(gateway.requests.overview().stray_callbacks, 0);
     gateway.stop().await;
 }
@@ -108,7 +108,8 @@ async fn a_callback_in_another_case_before_the_order_reaches_the_request() {
     }
 }
 
-/// A finished request has left memory, and another order has an id that differs only in case.
+/// The first request is finished and not in memory. The id of the second order's request differs
+/// only in case.
 #[tokio::test]
 async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
     let upstream = Upstream::manual().await;
@@ -141,7 +142,7 @@ async fn an_exact_id_in_the_store_is_not_taken_for_another_orders_request() {
     gateway.stop().await;
 }
 
-/// Neither of two answers at the same moment can see the other before both are stored.
+/// Two orders are answered at the same moment, so neither is stored when the other is checked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
     const KEYS: [[&str; 2]; 4] = [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]];
@@ -155,12 +156,12 @@ async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
         upstream.sim.set_next_id(ids[1].clone());
         let second = HeldOrder::begin(&upstream, &client, keys[1], 1..2).await;
         let (first, second) = tokio::join!(first.answer(), second.answer());
-        let told = [first, second];
-        let owner = told.iter().position(Result::is_ok).expect("one order has the request");
-        assert_eq!(told[owner].as_ref().unwrap(), &ids[owner]);
+        let answers = [first, second];
+        let owner = answers.iter().position(Result::is_ok).expect("one order has the request");
+        assert_eq!(answers[owner].as_ref().unwrap(), &ids[owner]);
         let other = 1 - owner;
         for status in [
-            told[other].as_ref().unwrap_err(),
+            answers[other].as_ref().unwrap_err(),
             &place(&mut client, keys[other], [other]).await.unwrap_err(),
         ] {
             assert_eq!(
@@ -169,7 +170,7 @@ async fn of_two_orders_in_flight_with_one_id_in_two_cases_one_is_unknown() {
             );
             assert!(
                 !format!("{status:?}").to_lowercase().contains("sq-"),
-                "not its own: {status:?}"
+                "has the other order's id: {status:?}"
             );
         }
         assert_eq!(place(&mut client, keys[owner], [owner]).await.unwrap(), ids[owner]);
@@ -204,10 +205,11 @@ async fn callbacks_reach_an_order_whose_id_was_looked_up_in_another_case_before(
     gateway.stop().await;
 }
 
-/// A request with other devices is looked up first, so an id of the order that differs only in case
-/// is not accepted. When the order is settled, ThingSpace shows that there are two requests.
+/// A caller asks about a request with other devices. Then an order gets an id that differs only in
+/// case, so its outcome is unknown. When an operator settles the order, ThingSpace's answers show
+/// that there are two requests.
 #[tokio::test]
-async fn what_thingspace_shows_to_be_two_requests_are_two() {
+async fn requests_that_thingspace_reports_separately_stay_two() {
     let upstream = Upstream::manual().await;
     let gateway = Gateway::start(upstream.quiet()).await;
     let mut client = gateway.client().await;
@@ -219,7 +221,7 @@ async fn what_thingspace_shows_to_be_two_requests_are_two() {
     upstream.sim.set_next_id(id.clone());
     let status = place(&mut client, "k", [0]).await.unwrap_err();
     assert_eq!(kind(&status), (Code::FailedPrecondition, "ORDER_OUTCOME_UNKNOWN".to_owned()));
-    eventually("it is listed", async || {
+    eventually("the unknown order is listed", async || {
         gateway.requests.unknown_orders().await.unwrap().len() == 1
     })
     .await;

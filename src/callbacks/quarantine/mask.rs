@@ -1,6 +1,7 @@
 //! Masks passwords in texts of unknown format.
 
-/// Replaces what follows each word `password`, in quotes or up to the next separator, by `***`.
+/// Replaces the value after each word `password` by `***`. A value in quotes ends at the closing
+/// quote, any other value at the next separator.
 pub(super) fn without_passwords(text: &str) -> String {
     const WORD: &str = "password";
     let lower = text.to_ascii_lowercase();
@@ -13,7 +14,7 @@ pub(super) fn without_passwords(text: &str) -> String {
             - rest
                 .trim_start_matches(['"', '\'', '\\', ' ', '\t', '\r', '\n', ':', '=', '>'])
                 .len();
-        // An opening quote belongs to the value.
+        // A quote after the `:`, `=` or `>` opens the value. It is shown.
         let (lead, quote) = match rest[..lead].chars().next_back() {
             Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => {
                 (lead, Some(quote))

@@ -11,7 +11,7 @@ pub enum RegistrationError {
     /// The URL of another system is registered.
     #[error(
         "the {service} callbacks of account {account} go to {host}, which is not this gateway; \
-         `callbacks register --force` would take them away from there"
+         `callbacks register --force` would make them come here instead"
     )]
     Taken {
         account: AccountName,
@@ -43,8 +43,8 @@ pub enum StopReason {
     /// Another gateway registers `public_url` with a path secret that this store does not know.
     #[error(
         "another gateway with another store registers the same callbacks.public_url for the \
-         {service} callbacks of account {account}, so this one registers no more. Stop one of the \
-         two or give each a URL of its own, then run `callbacks register {account} --force` or \
+         {service} callbacks of account {account}, so this gateway registers no more. Stop one of \
+         the two or give each a URL of its own, then run `callbacks register {account} --force` or \
          restart this gateway"
     )]
     Contested { account: AccountName, service: String },

@@ -20,8 +20,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Loads the keys. Writes the known keys, or new ones, into a store without keys. With the
-    /// known keys the registered URLs and pairs stay valid.
+    /// Loads the keys. A store without keys gets the known ones, so that registered URLs and pairs
+    /// stay valid, or new ones if none are known.
     pub(super) async fn load_or_create(
         store: &dyn Store,
         known: Option<&Self>,

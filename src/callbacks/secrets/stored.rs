@@ -22,7 +22,7 @@ pub(in crate::callbacks) enum SecretsChange<'a> {
     Registered(&'a [u8]),
 }
 
-/// Sets the pair of an account, and makes a change.
+/// Sets the pair in the cell of an account, and applies a change.
 pub(super) fn change(
     stored: &mut storage::CallbackPair,
     (pair, from_files): (&Pair, bool),
@@ -73,6 +73,6 @@ fn replace_path(stored: &mut storage::CallbackPair, grace: Duration) {
 /// Returns whether a secret that was replaced at this time is still accepted.
 pub(super) fn is_recent(replaced_time_ms: i64, grace: Duration) -> bool {
     let age = Timestamp::now().as_millisecond().saturating_sub(replaced_time_ms);
-    // The age is negative if the replica that replaced the secret has a faster clock.
+    // The age is negative if the clock of the replica that replaced the secret is ahead.
     Duration::from_millis(u64::try_from(age).unwrap_or(0)) < grace
 }

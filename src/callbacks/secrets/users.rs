@@ -17,7 +17,7 @@ pub(crate) struct UserFiles {
     pub(crate) password: PathBuf,
 }
 
-/// The content of a user's files. A file that cannot be read holds nothing.
+/// The content of a user's files; `None` for a file that cannot be read.
 pub(super) struct UserSecrets {
     files: UserFiles,
     username: Option<SecretString>,

@@ -212,7 +212,7 @@ fn a_section_in_the_wrong_shape_is_one_problem() {
     assert!(from_file("[grpc]\n[store]").is_ok());
 }
 
-/// A single underscore was ignored silently.
+/// For example with a single underscore between section and key.
 #[test]
 fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
     let lines = problems(merged(
@@ -227,25 +227,24 @@ fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
             ("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT", "1"),
         ]),
     ));
-    let written =
-        |meant: &str| format!("there is no such variable; {meant} (from the environment)");
+    let unknown = |hint: &str| format!("there is no such variable; {hint} (from the environment)");
     let shape = "write THINGSPACE_GATEWAY__SECTION__KEY";
     let expected = [
         format!(
             "THINGSPACE_GATEWAY_GRPC_LISTEN: {}",
-            written("write THINGSPACE_GATEWAY__GRPC__LISTEN")
+            unknown("write THINGSPACE_GATEWAY__GRPC__LISTEN")
         ),
-        format!("THINGSPACE_GATEWAY_LISTEN: {}", written(shape)),
-        format!("THINGSPACE_GATEWAY_PORT: {}", written(shape)),
+        format!("THINGSPACE_GATEWAY_LISTEN: {}", unknown(shape)),
+        format!("THINGSPACE_GATEWAY_PORT: {}", unknown(shape)),
         format!(
             "THINGSPACE_GATEWAY_STORE_NATS_MAX_BYTES: {}",
-            written("write THINGSPACE_GATEWAY__STORE__NATS__MAX_BYTES")
+            unknown("write THINGSPACE_GATEWAY__STORE__NATS__MAX_BYTES")
         ),
         format!(
             "THINGSPACE_GATEWAY__GRPC__LISTEN__: {}",
-            written("write THINGSPACE_GATEWAY__GRPC__LISTEN")
+            unknown("write THINGSPACE_GATEWAY__GRPC__LISTEN")
         ),
-        format!("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT: {}", written(shape)),
+        format!("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT: {}", unknown(shape)),
         "credentials: cannot come from the environment, because they are a list; write \
          [[credentials]] into the configuration file (from \
          THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
@@ -254,7 +253,7 @@ fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
     assert_eq!(lines, expected);
 }
 
-/// Also if the type of the key cannot hold the number.
+/// The problem is the same if the type of the key cannot hold the number.
 #[test]
 fn the_problem_of_a_number_out_of_bounds_names_the_bounds() {
     let file = "[grpc]\nmax_concurrent_streams = 5000000000\n[limits]\nclosed_bytes = -1\n\
@@ -300,7 +299,7 @@ fn nothing_is_converted_silently() {
     assert_eq!(config.thingspace.breaker_failures, 3);
 }
 
-/// One wrong account hid that the files of all credentials were missing.
+/// For example, a wrong account does not hide that the files of the credentials are missing.
 #[test]
 fn a_wrong_value_of_credentials_hides_no_other_problem() {
     let file = r#"
@@ -323,7 +322,7 @@ fn a_wrong_value_of_credentials_hides_no_other_problem() {
     problems.append(super::super::validate::deployment(&config, None));
     let begins = |begin: &str| problems.iter().filter(|line| line.starts_with(begin)).count();
     assert_eq!(begins("credentials #1: accounts"), 2, "{problems}");
-    for of in [
+    for key in [
         "credentials #1: name",
         "credentials #1: key_file",
         "credentials #1: secret_file",
@@ -333,7 +332,7 @@ fn a_wrong_value_of_credentials_hides_no_other_problem() {
         "credentials #2: username_file",
         "credentials #2: password_file",
     ] {
-        assert_eq!(begins(of), 1, "{of}: {problems}");
+        assert_eq!(begins(key), 1, "{key}: {problems}");
     }
 }
 

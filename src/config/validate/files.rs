@@ -1,5 +1,5 @@
-//! Validation of files that must differ: those that the gateway writes differ from all others, and
-//! the pair of callbacks differs from every user.
+//! Compares the configured files: those that the gateway writes must differ from all others, each
+//! user must have one spelling, and the pair of callbacks must differ from every user.
 
 use std::{
     fs,
@@ -66,33 +66,34 @@ impl Problems {
         let Some((name_file, password_file)) = pair else { return };
         let (name, password) = (secret(name_file), secret(password_file));
         for (number, credentials) in (1..).zip(&config.credentials) {
-            let (user_file, login_file) = (&credentials.username_file, &credentials.password_file);
-            if both_match(name.as_ref(), user_file, is_same_user) {
+            let user_name_file = &credentials.username_file;
+            let user_password_file = &credentials.password_file;
+            if both_match(name.as_ref(), user_name_file, is_same_user) {
                 self.push(format!(
                     "callbacks.username_file: {} holds the same user name as {}, the username_file \
                      of credentials #{number}, which ThingSpace refuses for callbacks; write \
                      another one",
                     name_file.display(),
-                    user_file.display()
+                    user_name_file.display()
                 ));
             }
-            if both_match(password.as_ref(), login_file, is_same) {
+            if both_match(password.as_ref(), user_password_file, is_same) {
                 self.push(format!(
                     "callbacks.password_file: {} holds the same password as {}, the password_file \
                      of credentials #{number}, and ThingSpace sends it in every callback; write \
                      another one",
                     password_file.display(),
-                    login_file.display()
+                    user_password_file.display()
                 ));
             }
         }
     }
 }
 
-/// Whether a file holds the same as another one.
+/// Returns whether both secrets can be read and are the same.
 fn both_match(one: Option<&SecretString>, file: &Path, same: fn(&str, &str) -> bool) -> bool {
-    let pair = one.zip(secret(file));
-    pair.is_some_and(|(one, other)| same(one.expose_secret(), other.expose_secret()))
+    let both = one.zip(secret(file));
+    both.is_some_and(|(one, other)| same(one.expose_secret(), other.expose_secret()))
 }
 
 /// A file that the gateway writes.
@@ -148,7 +149,7 @@ fn read(config: &Config, file: Option<&Path>) -> Vec<(String, PathBuf)> {
     files.map(|(name, path)| (name, path.to_owned())).collect()
 }
 
-/// Whether two paths lead to the same file, even if it does not exist.
+/// Returns whether two paths lead to the same file, even if it does not exist.
 fn is_same_file(one: &Path, other: &Path) -> bool {
     if let (Ok(one), Ok(other)) = (fs::metadata(one), fs::metadata(other)) {
         return (one.dev(), one.ino()) == (other.dev(), other.ino());
@@ -156,7 +157,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     resolve(one) == resolve(other)
 }
 
-/// Resolves symbolic links as far as the path exists.
+/// Resolves the symbolic links of a path, or at least those of its folder.
 fn resolve(path: &Path) -> PathBuf {
     if let Ok(path) = fs::canonicalize(path) {
         return path;
@@ -167,7 +168,7 @@ fn resolve(path: &Path) -> PathBuf {
     }
 }
 
-/// The secret in a file. Files that cannot be used are reported elsewhere.
+/// Returns the secret in a file, or `None` if the file cannot be used. That is reported elsewhere.
 fn secret(path: &Path) -> Option<SecretString> {
     secret_file::check(path).ok()
 }

@@ -1,11 +1,11 @@
-//! The four secrets of a set of credentials, and what is derived from them: the names of the guards
-//! in the store, and the keys that seal tokens.
+//! The four secrets of a set of credentials, and what is derived from them: fingerprints, the names
+//! of the guards' cells, and the keys that seal tokens.
 //!
-//! A password may be short, and many people may be able to read the store. So everything in the
-//! store is derived with a slow hash: neither a fingerprint nor a sealed token helps anyone to
-//! guess passwords quickly. A token is sealed twice, with a key of each half of the credentials. So
-//! the tokens of the credentials that were accepted last can be opened after one half has changed,
-//! and never with the store alone.
+//! A password may be short, and many people may be able to read the store. So fingerprints and keys
+//! are derived with a slow hash: neither a fingerprint nor a sealed token helps anyone to guess
+//! passwords quickly. A token is sealed twice: with a key of its own half of the credentials, and
+//! with a key of the other half. So it can be opened after one half has changed, and never with the
+//! store alone.
 
 use std::{num::NonZeroU32, sync::Arc};
 
@@ -37,9 +37,8 @@ const EARLIER_ITERATIONS: NonZeroU32 = NonZeroU32::new(30_000).expect("it is not
 
 const KEY_BYTES: usize = 32;
 
-/// A part of the names of the cells that hold the guards of users. It is always the same, because
-/// the user has one count at ThingSpace, by which name of a host (a proxy's, for example) the
-/// gateway may reach it.
+/// The host in the names of the cells of users' guards. It does not depend on the configured host,
+/// which may be a proxy: ThingSpace has one count for a user.
 const USERS_HOST: &str = "thingspace.verizon.com:443";
 
 /// Identifies a name with its secret, and reveals neither.
@@ -75,12 +74,13 @@ pub(super) struct CredentialSecrets {
 #[derive(Debug)]
 pub(super) struct HalfIdentity {
     pub(super) fingerprint: Fingerprint,
-    /// The cell of the guard. It depends only on the name, and on the host of an application.
+    /// The cell of the guard. Its name depends only on the user name, or on the application's key
+    /// and host.
     pub(super) cell: CellName,
     seal: SealingKey,
-    /// A key of the other half of the credentials.
+    /// The key of the other half of the credentials, for tokens of this half.
     other_half: SealingKey,
-    /// As earlier releases derived them.
+    /// The fingerprint and the key as earlier releases derived them.
     earlier_fingerprint: Fingerprint,
     earlier_seal: SealingKey,
 }
@@ -110,7 +110,7 @@ fn authority(url: &str) -> String {
 }
 
 impl RawSecrets {
-    /// An error says which file cannot be read, and why.
+    /// Reads the files. An error says which file cannot be read, and why.
     pub(super) async fn read(files: &CredentialsConfig) -> Result<Self, String> {
         Ok(Self {
             key: read(&files.key_file).await?,
@@ -136,7 +136,7 @@ impl PartialEq for RawSecrets {
 }
 
 impl CredentialSecrets {
-    /// Takes about a second of CPU time: not for an async thread.
+    /// Takes about a second of CPU time, so call it only on a blocking thread.
     pub(super) fn derive(raw: RawSecrets, hosts: &Hosts) -> Self {
         let [key, secret, username, password] = raw.values();
         let application_root = |rounds| stretch("client", &hosts.application, key, secret, rounds);
@@ -149,8 +149,8 @@ impl CredentialSecrets {
             &application_root(EARLIER_ITERATIONS),
         );
         // ThingSpace ignores the case of a user name, and a blank at either end is a mistake in the
-        // file. But a password that was rejected for `User` may be right for `user`, so only the
-        // cell ignores the case.
+        // file. So all spellings share one cell. Their fingerprints differ, because a password that
+        // was rejected for `User` may be accepted for `user`.
         let user = HalfIdentity::derive(
             guard_cell("login", USERS_HOST, &username.trim().to_lowercase()),
             &of_user,
@@ -210,19 +210,20 @@ impl HalfIdentity {
         guard::renamed(guard, &self.earlier_fingerprint.0, &self.fingerprint.0)
     }
 
-    /// Seals a token for this half and for the other one. `None`: the system has no random numbers.
+    /// Seals a token with the key of this half, and with that of the other half. `None`: the system
+    /// has no random numbers.
     pub(super) fn seal(&self, generation: u64, token: &HeaderValue) -> Option<[Vec<u8>; 2]> {
         let seal = |key: &SealingKey| key.seal(&self.context(generation), token.as_bytes());
         Some([seal(&self.seal)?, seal(&self.other_half)?])
     }
 
-    /// Opens a token that was sealed for this half. `None`: it was sealed with other credentials.
+    /// Opens a token with the key of this half. `None`: it was sealed with other credentials.
     pub(super) fn open(&self, generation: u64, sealed: &[u8]) -> Option<HeaderValue> {
         let keys = [&self.seal, &self.earlier_seal];
         keys.into_iter().find_map(|key| self.open_with(key, generation, sealed))
     }
 
-    /// Opens a token of this name that was sealed for the other half.
+    /// Opens a token of this half with the key of the other half.
     pub(super) fn open_for_other_half(
         &self,
         generation: u64,
@@ -238,7 +239,7 @@ impl HalfIdentity {
         Some(value)
     }
 
-    /// Binds a sealed token to its cell and its generation.
+    /// Returns what binds a sealed token to its cell and its generation.
     fn context(&self, generation: u64) -> Vec<u8> {
         [self.cell.name.as_bytes(), &generation.to_be_bytes()].concat()
     }
@@ -249,7 +250,7 @@ fn guard_cell(kind: &str, host: &str, owner: &str) -> CellName {
     CellName::permanent(format!("guard/{kind}/{owner}"))
 }
 
-/// Slow on purpose.
+/// Derives a key slowly, so that nobody can test many secrets quickly.
 fn stretch(kind: &str, host: &str, name: &str, secret: &str, iterations: NonZeroU32) -> hkdf::Prk {
     let mut stretched = Zeroizing::new([0; KEY_BYTES]);
     let salt = digest_of(&["thingspace-gateway", kind, host, name]);

@@ -5,13 +5,13 @@ use futures_util::future::join_all;
 use super::*;
 
 /// Each of these may be the answer to a login that was rejected.
-fn unclear_logins() -> [What; 5] {
+fn uncertain_answers() -> [What; 5] {
     [answer(500, "x"), answer(404, "x"), answer(408, ""), What::Drop, What::CutBody]
 }
 
 #[tokio::test]
 async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
-    join_all(unclear_logins().map(async |what| {
+    join_all(uncertain_answers().map(async |what| {
         let world = world(manual()).await;
         let request = world.request();
         world.poll(&request).await.unwrap();
@@ -34,12 +34,12 @@ async fn a_login_of_unknown_outcome_is_not_repeated_at_once() {
     .await;
 }
 
-/// No restart forgets an outcome that may have been a rejection.
+/// A restart does not forget a login that may have been rejected.
 #[tokio::test]
 async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
-    let unclear =
+    let answers =
         [answer(500, "x"), answer(404, "x"), answer(408, ""), answer(200, "{}"), What::Drop];
-    let each = unclear.map(async |what| {
+    let each = answers.map(async |what| {
         let mut world = configured(manual(), hasty).await;
         world.poll(&world.request()).await.unwrap();
         world.handle.set_password("changed");
@@ -48,14 +48,14 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
         let stopped = |ledger: &Ledger, outcome: &Called| {
             ledger.rejected_in_a_row == 3 && is_blocked(outcome)
         };
-        world.call_until("it is stopped", stopped).await;
+        world.call_until("logins are stopped", stopped).await;
         world.restart();
-        world.call_until("it is still stopped", stopped).await;
-        // One more, and then only after a login elsewhere.
+        world.call_until("logins are still stopped", stopped).await;
+        // One more login is permitted, and the next one only after a login elsewhere.
         assert_eq!(world.unblock(UnblockMode::Retry).await, UnblockOutcome::Done);
         world
-            .call_until("the last one", |ledger, said| {
-                ledger.rejected_in_a_row == 4 && is_blocked(said)
+            .call_until("one more login is rejected", |ledger, outcome| {
+                ledger.rejected_in_a_row == 4 && is_blocked(outcome)
             })
             .await;
         assert_eq!(
@@ -73,7 +73,7 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
     join_all(each).await;
 }
 
-/// Its code decides, not its HTTP status.
+/// The code in the answer shows that the login was rejected, whatever the HTTP status is.
 #[tokio::test]
 async fn a_rejection_counts_with_every_status() {
     let each = [200_u16, 404, 408, 409, 422, 423, 500, 502, 503].map(async |status| {
@@ -82,7 +82,7 @@ async fn a_rejection_counts_with_every_status() {
         world.poll(&world.request()).await.unwrap();
         world.handle.set_password("changed");
         world.handle.expire_sessions();
-        world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
+        world.call_until("logins are stopped", |_, outcome| is_blocked(outcome)).await;
         world.restart();
         world.call_for(Duration::from_millis(500), is_blocked).await;
         assert_eq!(world.handle.ledger().rejected_in_a_row, 2, "{status}");
@@ -92,10 +92,10 @@ async fn a_rejection_counts_with_every_status() {
 
 #[tokio::test]
 async fn the_first_login_of_all_is_repeated_twice_while_its_outcome_is_unknown() {
-    for what in unclear_logins() {
+    for what in uncertain_answers() {
         let world = configured(manual(), hasty).await;
         world.handle.inject(Fault::always(Endpoint::Login, When::AfterEffect, what.clone()));
-        world.call_until("it is stopped", |_, outcome| is_blocked(outcome)).await;
+        world.call_until("logins are stopped", |_, outcome| is_blocked(outcome)).await;
         assert_eq!(world.handle.ledger().logins(), 3, "{what:?}");
         world.handle.clear_faults();
         assert_eq!(

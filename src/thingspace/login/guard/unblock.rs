@@ -1,13 +1,14 @@
 //! What an operator's `unblock` permits.
 //!
-//! Each permission lets every secret be tried once more. Without `--force` the rejections so far
-//! still count, up to the limit. With `--force` the operator states that they have logged in
-//! elsewhere with the password in the file, which clears ThingSpace's count.
+//! Every `unblock` lets each secret be tried again. Without `--force`, earlier rejections still
+//! count, up to the limit. With `--force`, the operator states that they have logged in elsewhere
+//! with the password in the file. Such a login clears ThingSpace's count, so the guard clears its
+//! own.
 //!
 //! The gateway cannot verify that statement. So the cleared count comes back if the next attempt is
-//! not accepted, and the statement is believed only once: until a login of the user is accepted, a
-//! second `--force` is refused, unless the operator takes the risk of a lock explicitly. A false
-//! statement leads to one more rejection, hence to a lock only if ThingSpace had counted four.
+//! not accepted. A second `--force` is refused until a login of the user is accepted, unless the
+//! operator adds `--risk-lock`. A false statement leads to one more rejection. It locks the user
+//! only if ThingSpace had counted four.
 
 use super::{ASSUMED, COUNT_LIMIT, GuardSettings, Observation, REJECTIONS_LIMIT, unknown};
 use crate::proto::storage::Guard;
@@ -15,12 +16,12 @@ use crate::proto::storage::Guard;
 /// What an operator states with `unblock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnblockMode {
-    /// Nothing.
+    /// Without options: nothing.
     Retry,
-    /// `--force`: they have logged in elsewhere.
+    /// `--force`: a login elsewhere was accepted.
     LoggedIn,
-    /// `--force --risk-lock`: the same, although no login was accepted since the last `--force`.
-    /// If it is not true, ThingSpace may lock the user.
+    /// `--force --risk-lock`: the same, although no login was accepted since the last `--force`. If
+    /// the statement is false, ThingSpace may lock the user.
     RiskLock,
 }
 
@@ -29,14 +30,14 @@ pub(crate) enum UnblockMode {
 pub(crate) enum UnblockRefusal {
     /// The next rejection may lock the user.
     LastAttempt,
-    /// The password in the file was rejected after an operator had logged in elsewhere.
+    /// The password in the file was rejected after an earlier `--force`.
     PasswordRejected,
     /// No login was accepted since the last `--force`.
     ForceUsed,
 }
 
-/// Returns the guard after `unblock`; `None`: nothing is stopped. `fingerprint` is that of the
-/// secret in the file.
+/// Returns the guard after `unblock`, or `None` if `unblock` changes nothing. `fingerprint` is that
+/// of the secret in the file.
 pub(in crate::thingspace::login) fn unblocked(
     seen: &Observation,
     fingerprint: &[u8],
