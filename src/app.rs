@@ -41,11 +41,11 @@ pub use dev::{dev, simulate};
 pub use health::health;
 pub use restore::restore;
 
-/// Added to the retention of requests and the give-up time of polls. So a log is kept longer than
-/// its request is needed, and a log whose first events have expired is never folded.
+/// Added to the retention of requests and the give-up time of polls. So a log is kept for longer
+/// than its request is needed, and no log is folded after its first events have expired.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
 
-/// A gateway that has its addresses but does not serve yet.
+/// A gateway that listens on its addresses but does not serve yet.
 #[derive(Debug)]
 pub struct App {
     config: Config,
@@ -135,7 +135,7 @@ impl App {
 
     /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
-        let secrets = self.callbacks.as_ref().map(|of| of.callbacks.secrets().clone());
+        let secrets = self.callbacks.as_ref().map(|listener| listener.callbacks.secrets().clone());
         let mut running = self.start().await?;
         tokio::select! {
             () = stop.soft.cancelled() => {}
@@ -209,7 +209,7 @@ impl CallbackListener {
         tasks: &TaskTracker,
     ) -> anyhow::Result<Self> {
         let accounts: Vec<_> =
-            config.credentials.iter().flat_map(|of| of.accounts.clone()).collect();
+            config.credentials.iter().flat_map(|set| set.accounts.clone()).collect();
         let (store, requests) = (Arc::clone(store), requests.clone());
         let callbacks = Callbacks::new(&config.callbacks, store, &accounts, requests)
             .await
@@ -226,7 +226,7 @@ impl CallbackListener {
     }
 }
 
-/// The services of the gRPC server, none of which is healthy yet.
+/// Returns the services of the gRPC server, and the reporter of their health. None is healthy yet.
 async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter, Routes)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health::set(&health, false).await;
@@ -259,9 +259,9 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
 /// Keeps the passwords of callbacks and of logins apart: the gateway does not log in with a
 /// password that ThingSpace sends in callbacks, and does not register one with which it logs in.
 fn keep_apart(config: &Config, secrets: &CallbackSecrets, client: &Client) {
-    let users = config.credentials.iter().map(|of| UserFiles {
-        username: of.username_file.clone(),
-        password: of.password_file.clone(),
+    let users = config.credentials.iter().map(|set| UserFiles {
+        username: set.username_file.clone(),
+        password: set.password_file.clone(),
     });
     secrets.keep_apart_from(users.collect());
     let secrets = secrets.clone();

@@ -63,7 +63,7 @@ pub(crate) fn folder_of(file: &Path) -> &Path {
     file.parent().filter(|folder| is_set(folder)).unwrap_or(Path::new("."))
 }
 
-/// Whether an optional path is set.
+/// Whether an optional path is set. An unset path is empty.
 pub(crate) fn is_set(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
@@ -90,8 +90,8 @@ impl Config {
             Ok(table) => (table, Problems::default(), true),
             Err(problems) => (None, problems, false),
         };
-        let (mut config, wrong) = layers::merge(table, &environment());
-        problems.append(wrong);
+        let (mut config, invalid) = layers::merge(table, &environment());
+        problems.append(invalid);
         problems.append(validate::bounds(&config));
         // Without the file's content, credentials and store would be reported as missing.
         if file.is_some() && is_readable {
@@ -153,7 +153,7 @@ impl fmt::Display for Config {
     }
 }
 
-/// The path and the parsed content of the file.
+/// Returns the path and the parsed content of the file. `None` without a file.
 fn read(file: Option<&Path>) -> Result<Option<layers::FileTable<'_>>, Problems> {
     let Some(file) = file else { return Ok(None) };
     let text = std::fs::read_to_string(file)

@@ -38,15 +38,15 @@ pub async fn simulate(
     simulator.run(stop.soft).await.context("the simulator failed")
 }
 
-/// Runs a gateway and a simulator on loopback. Sets in `config` what this needs. The store is a
-/// temporary file, unless `store` names one.
+/// Runs a gateway and a simulator on loopback, and changes `config` for this. The store is a
+/// temporary file, unless `store` names another.
 pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyhow::Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("thingspace-gateway-")
         .tempdir()
         .context("cannot create a temporary folder")?;
     let mut options = simulator::Options::default();
-    // The listener for callbacks uses any free port.
+    // The listener for callbacks gets any free port, also one to which ThingSpace does not send.
     options.callbacks.any_port = true;
     let account = options.accounts.first().cloned().context("the simulator has no account")?;
     config.credentials = vec![credentials(&scratch, &options)?];

@@ -1,5 +1,5 @@
-//! The health of the gateway by `grpc.health.v1`: what the gateway reports, and the command
-//! `health`, which asks for it in an image that has only this binary.
+//! Reports the health of the gateway by `grpc.health.v1`. The command `health` asks a gateway for
+//! it, for probes in an image that contains no other program.
 
 use std::{
     convert::Infallible,
@@ -24,7 +24,7 @@ use crate::{callbacks::secrets::CallbackSecrets, grpc, requests::Requests, thing
 /// The limit of the command `health`, from the lookup of the name to the answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// After this time the log says why the gateway is not ready.
+/// The time after which a gateway that is not ready logs why.
 const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
 
 /// Reports whether calls can be answered. A gateway that has become ready stays ready while the

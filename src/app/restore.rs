@@ -1,4 +1,4 @@
-//! The command `store restore`: replaces the embedded store by a backup, while no gateway runs.
+//! The command `store restore`: replaces the embedded store with a backup, while no gateway runs.
 
 use std::{io::Write, path::PathBuf};
 
@@ -13,8 +13,8 @@ pub async fn restore(
     (store, socket): (PathBuf, PathBuf),
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    // The lock of the store's file does not show every gateway: if the file was removed under a
-    // running gateway, that gateway has only the removed file locked.
+    // The lock of the store's file does not show every gateway: if the file was removed while a
+    // gateway runs, that gateway has locked only the removed file.
     if UnixStream::connect(&socket).await.is_ok() {
         bail!("a gateway answers on {}: stop it first", socket.display());
     }
@@ -22,7 +22,10 @@ pub async fn restore(
     let restored = tokio::task::spawn_blocking(move || embedded::restore(&backup, &file)).await?;
     let Restored { sequence, replaced } = restored.context("nothing was restored")?;
     let store = store.display();
-    writeln!(out, "{store} is now the backup, up to event {sequence}. Later events are lost.")?;
+    writeln!(
+        out,
+        "{store} is now a copy of the backup, up to event {sequence}. Later events are lost."
+    )?;
     if let Some(replaced) = &replaced {
         writeln!(out, "The previous file is now {}.", replaced.display())?;
     }

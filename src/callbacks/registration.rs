@@ -120,8 +120,8 @@ pub struct ListedRegistration {
 }
 
 impl Registrar {
-    /// A port of 0 in `public_url` means that of the listener. `tasks` tracks operations, so that a
-    /// drain waits for them.
+    /// A port of 0 in `public_url` means the port of the listener. `tasks` tracks operations, so
+    /// that a drain waits for them.
     pub fn new(
         config: &CallbacksConfig,
         listener: SocketAddr,
@@ -135,7 +135,7 @@ impl Registrar {
             public_url: public_url.or_port(listener.port()),
             recheck: config.recheck,
             client,
-            accounts: secrets.accounts().map(|of| (of.clone(), Arc::default())).collect(),
+            accounts: secrets.accounts().map(|account| (account.clone(), Arc::default())).collect(),
             secrets,
             states: SyncMutex::default(),
             tasks,
@@ -149,10 +149,11 @@ impl Registrar {
     }
 
     async fn keep_registered(&self, account: &AccountName) {
-        let (mut failures, lines) = (0, LogThrottle::new());
+        let (mut failures, throttle) = (0, LogThrottle::new());
         loop {
-            let checked =
-                self.with_account(account, |mut of| async move { of.check().await }).await;
+            let checked = self
+                .with_account(account, |mut registrar| async move { registrar.check().await })
+                .await;
             let wait = match checked {
                 // The operation has logged these errors. An operator or the other system must act.
                 Ok(_) | Err(RegistrationError::Taken { .. } | RegistrationError::Stopped(_)) => {
@@ -160,7 +161,7 @@ impl Registrar {
                     jittered(self.0.recheck, fastrand::f64())
                 }
                 Err(error) => {
-                    if let Some(times) = lines.count() {
+                    if let Some(times) = throttle.count() {
                         warn!(
                             %account, %error, times,
                             "cannot check or renew the registration of callbacks; trying again"
@@ -205,28 +206,33 @@ impl Registrar {
     /// Registers the account unless it is registered. `force` replaces a registration of another
     /// system.
     pub async fn register(&self, account: &AccountName, force: bool) -> RegistrationResult {
-        self.with_account(account, |mut of| async move { of.register(force).await }).await
+        self.with_account(account, |mut registrar| async move { registrar.register(force).await })
+            .await
     }
 
     /// Removes this gateway's registration. Afterwards only [`Registrar::register`] registers the
     /// account, on any replica and after any restart.
     pub async fn deregister(&self, account: &AccountName) -> Result<(), RegistrationError> {
-        self.with_account(account, |mut of| async move { of.deregister().await }).await.map(drop)
+        self.with_account(account, |mut registrar| async move { registrar.deregister().await })
+            .await
+            .map(drop)
     }
 
     /// Replaces the account's pair, and registers the new one unless an operator deregistered the
     /// account. The old one is accepted for a while, because ThingSpace still sends it.
     pub async fn rotate(&self, account: &AccountName) -> RegistrationResult {
-        self.with_account(account, |mut of| async move { of.rotate_pair().await }).await
+        self.with_account(account, |mut registrar| async move { registrar.rotate_pair().await })
+            .await
     }
 
-    /// Replaces the account's path secret in the same way.
+    /// Replaces the account's path secret in the same way as [`Self::rotate`] replaces the pair.
     pub async fn rotate_path(&self, account: &AccountName) -> RegistrationResult {
-        self.with_account(account, |mut of| async move { of.rotate_path().await }).await
+        self.with_account(account, |mut registrar| async move { registrar.rotate_path().await })
+            .await
     }
 
-    /// Runs an operation on an account once no other one runs. It continues if its caller goes
-    /// away, and a drain waits for it.
+    /// Runs an operation on an account when no other operation on it runs. The operation continues
+    /// if its caller goes away, and a drain waits for it.
     async fn with_account<F>(
         &self,
         account: &AccountName,

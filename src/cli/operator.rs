@@ -68,15 +68,15 @@ impl OperatorCommand {
 #[derive(Debug, Args)]
 #[command(after_help = examples!("\
 ThingSpace locks a user after five rejected logins in a row, and only Verizon's support unlocks it.
-So the gateway stops logins earlier. It resumes them without this command as soon as the files hold
-a password that was not rejected yet.
+So the gateway stops logins earlier. It resumes them without this command as soon as the files
+contain a password that was not rejected yet.
 
 Each use of this command allows one more login, and the count of rejected logins stays. After four
 logins that ThingSpace may have counted as rejected, the command is refused. Then log in once
 elsewhere with the right password, which resets ThingSpace's count, and use --force. If the next
 login is not accepted, the gateway restores the earlier count and refuses the next --force, because
-it may repeat a mistake. Then correct the files, log in elsewhere once more with exactly what they
-hold, and add --risk-lock."
+the files may still be wrong. Then correct the files, log in elsewhere once more with exactly the
+user name and password that they contain, and add --risk-lock."
     => "unblock main", "unblock main --force"))]
 pub struct UnblockArgs {
     /// Name of the set of credentials, as shown by `status`
@@ -226,7 +226,7 @@ The body contains complete device identifiers, and a password if it was not reco
 
 #[derive(Debug, Subcommand)]
 pub enum StoreCommand {
-    /// Replace the embedded store of a stopped gateway by a backup
+    /// Replace the embedded store of a stopped gateway with a backup
     Restore(RestoreArgs),
     /// Accept that the store lacks something that it had, and continue without it
     #[command(after_help = examples!("\

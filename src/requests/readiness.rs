@@ -8,7 +8,7 @@ use tracing::debug;
 use super::{Requests, lock};
 use crate::store::{Loss, StoreError};
 
-/// The pause between attempts to load the key of tokens at the start.
+/// The pause between attempts to load the key of resume and page tokens.
 const KEY_RETRY: Duration = Duration::from_millis(500);
 
 /// The interval between checks for a loss of the store.
@@ -25,12 +25,13 @@ pub(crate) struct StoreState {
 }
 
 impl Requests {
-    /// Waits until calls can be answered. Some later calls are answered even without the store.
+    /// Waits until calls can be answered. After that, some calls are answered even while the store
+    /// cannot be used.
     pub async fn ready(&self) {
         loop {
             self.hub.caught_up().await;
             while let Err(error) = self.token_key().await {
-                debug!(%error, "cannot load the key of tokens yet");
+                debug!(%error, "cannot load the key of resume and page tokens yet");
                 tokio::time::sleep(KEY_RETRY).await;
             }
             if self.is_ready() {
@@ -59,26 +60,26 @@ impl Requests {
         self.waits_for().is_none()
     }
 
-    /// Returns why calls cannot be answered.
+    /// Returns why calls cannot be answered. `None`: they can.
     pub(crate) fn waits_for(&self) -> Option<String> {
         if let Some(loss) = self.store.loss() {
             return Some(format!(
-                "the store lost something: {}. Nothing is done until an operator accepts that; \
+                "the store lost something: {}. Nothing is done until an operator accepts the loss; \
                  see docs/operations.md, and run `thingspace-gateway store accept-loss`",
                 loss.what
             ));
         }
-        let waits = if self.hub.is_stalled() {
+        let reason = if self.hub.is_stalled() {
             "the store is no longer followed"
         } else if !self.hub.is_caught_up() {
             "the stored events have not been read yet"
         } else if lock(&self.token_key).is_none() {
-            "the key of tokens has not been read yet"
+            "the key of resume and page tokens has not been read yet"
         } else {
             return None;
         };
         let trouble = self.store.trouble().map(|trouble| format!("the store: {trouble}"));
-        Some(trouble.unwrap_or_else(|| waits.to_owned()))
+        Some(trouble.unwrap_or_else(|| reason.to_owned()))
     }
 
     pub(crate) fn store_state(&self) -> StoreState {
@@ -101,7 +102,7 @@ impl Requests {
                  store cannot be used: {trouble}"
             )),
             (None, Some(shortage)) => {
-                Some(format!("known orders go on; new orders are refused: {shortage}"))
+                Some(format!("known orders continue; new orders are refused: {shortage}"))
             }
             (None, None) => None,
         }

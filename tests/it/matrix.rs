@@ -1,6 +1,6 @@
 //! Every call to ThingSpace, with every failure, before and after its effect.
 //!
-//! Each cell has a gateway and a ThingSpace of its own. The gateway has both tokens and an open
+//! Each case has a gateway and a ThingSpace of its own. The gateway has both tokens and an open
 //! request. Then one kind of call fails, and a caller makes a call that needs it. The test checks
 //! the caller's error, the calls to ThingSpace, the stored state, and that the same call succeeds
 //! after the failure has ended.
@@ -24,7 +24,7 @@ use crate::harness::*;
 use table::{Calls, DOWNLOAD, Key, LOGIN, STATUS, TOKEN};
 use test_support::failure::Failure;
 
-/// The deadline of a call that only its deadline ends.
+/// The deadline of calls that hang or trickle.
 const TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The order that fails, and its device.
@@ -32,15 +32,16 @@ const KEY: &str = "k";
 const DEVICE: usize = 1;
 
 #[derive(Debug, Clone, Copy)]
-struct Cell {
+struct Case {
     endpoint: Endpoint,
     when: When,
     failure: Failure,
-    reads: (Code, &'static str),
+    /// The error that callers get.
+    error: (Code, &'static str),
     calls: Calls,
 }
 
-/// The state of a cell: the gateway has its tokens, and the failure is injected.
+/// The state of a case: the gateway has its tokens, and the failure is injected.
 struct World {
     upstream: Upstream,
     client: Client,
@@ -49,18 +50,18 @@ struct World {
     /// Opening it lets hanging calls continue.
     gate: Gate,
     before: Ledger,
-    /// The error that callers get.
-    trouble: (Code, &'static str),
+    /// The error that callers get while ThingSpace fails.
+    error: (Code, &'static str),
     _gateway: Gateway,
 }
 
-impl Cell {
+impl Case {
     async fn world(self) -> World {
         let upstream = Upstream::manual().await;
         let mut config = upstream.quiet();
         let soon = Duration::from_millis(500);
         (config.thingspace.login_backoff_first, config.thingspace.login_backoff_max) = (soon, soon);
-        // Only the deadline ends such a call.
+        // Only the deadline ends a call that hangs or trickles.
         if matches!(self.failure, Failure::Hang | Failure::Trickle) {
             match self.endpoint {
                 Endpoint::Download => config.thingspace.order_timeout = TIMEOUT,
@@ -79,12 +80,12 @@ impl Cell {
         }
         let (gate, before) = (Gate::default(), upstream.sim.ledger());
         upstream.sim.inject(Fault::always(self.endpoint, self.when, self.failure.what(&gate)));
-        World { upstream, client, open, gate, before, trouble: self.reads, _gateway: gateway }
+        World { upstream, client, open, gate, before, error: self.error, _gateway: gateway }
     }
 
     #[track_caller]
     fn assert_answer(self, world: &World, status: &Status) {
-        assert_eq!(kind(status), (self.reads.0, self.reads.1.to_owned()), "{status:?}");
+        assert_eq!(kind(status), (self.error.0, self.error.1.to_owned()), "{status:?}");
         assert_eq!(world.calls(), self.calls);
     }
 }
@@ -106,20 +107,23 @@ impl World {
         Ok(answer.into_inner())
     }
 
-    /// Repeats the order until its error says not to.
-    async fn persevere(&mut self) -> Result<DownloadProfileResponse, Status> {
+    /// Places the order again until it succeeds or its error says not to repeat it.
+    async fn order_repeatedly(&mut self) -> Result<DownloadProfileResponse, Status> {
         loop {
             match self.order().await {
-                Err(status) if asks_to_come_back(&status, self.trouble).await => {}
+                Err(status) if should_repeat(&status, self.error).await => {}
                 outcome => return outcome,
             }
         }
     }
 
-    async fn persevere_asking(&mut self, status_call: &GetRequestStatusRequest) -> RequestStatus {
+    async fn get_status_repeatedly(
+        &mut self,
+        status_call: &GetRequestStatusRequest,
+    ) -> RequestStatus {
         loop {
             match get_status(&mut self.client, status_call.clone()).await {
-                Err(status) if asks_to_come_back(&status, self.trouble).await => {}
+                Err(status) if should_repeat(&status, self.error).await => {}
                 outcome => return outcome.unwrap(),
             }
         }
@@ -130,7 +134,7 @@ impl World {
     }
 
     /// Lets ThingSpace recover and carry out the calls that hang.
-    async fn over(&self) {
+    async fn recover(&self) {
         self.upstream.sim.clear_faults();
         self.gate.open();
         let idle = |ledger: &Ledger| {
@@ -146,32 +150,32 @@ impl World {
     }
 }
 
-/// Returns whether a client should repeat the call, by docs/clients.md, after waiting for
-/// `RetryInfo`. The gateway may return the error of the failure for a moment longer, so that one is
-/// repeated, too.
-async fn asks_to_come_back(status: &Status, trouble: (Code, &str)) -> bool {
-    let (code, why) = kind(status);
+/// Returns whether docs/clients.md tells a client to repeat the call, and waits for `RetryInfo`
+/// first. After the failure has ended, the gateway may return its error for a moment longer. So a
+/// call with that error is repeated, too.
+async fn should_repeat(status: &Status, error: (Code, &str)) -> bool {
+    let (code, reason) = kind(status);
     let again = matches!(code, Code::Unavailable | Code::ResourceExhausted)
-        || (code, why.as_str()) == trouble && why != "ORDER_OUTCOME_UNKNOWN";
+        || (code, reason.as_str()) == error && reason != "ORDER_OUTCOME_UNKNOWN";
     if again {
-        let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
-        tokio::time::sleep(told.unwrap_or(Duration::from_millis(100))).await;
+        let delay = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        tokio::time::sleep(delay.unwrap_or(Duration::from_millis(100))).await;
     }
     again
 }
 
-async fn order_cell(cell: Cell, key: Key) {
-    let mut world = cell.world().await;
+async fn check_order(case: Case, key: Key) {
+    let mut world = case.world().await;
     let first = world.order().await.unwrap_err();
-    cell.assert_answer(&world, &first);
-    let executed = match (cell.endpoint, cell.when) {
-        (Endpoint::Download, When::AfterEffect) => cell.calls.download,
+    case.assert_answer(&world, &first);
+    let executed = match (case.endpoint, case.when) {
+        (Endpoint::Download, When::AfterEffect) => case.calls.download,
         _ => 0,
     };
     assert_eq!(world.times_ordered() as u64, executed);
 
-    world.over().await;
-    let again = within("an end", world.persevere()).await;
+    world.recover().await;
+    let again = within("an end", world.order_repeatedly()).await;
     match key {
         Key::Free => assert!(!again.unwrap().replayed, "the key was free"),
         Key::Unknown => {
@@ -185,84 +189,85 @@ async fn order_cell(cell: Cell, key: Key) {
     if key == Key::Free {
         assert!(world.order().await.unwrap().replayed, "it is placed");
     }
-    let late = cell.endpoint == Endpoint::Download
-        && cell.when == When::BeforeEffect
-        && cell.failure == Failure::Hang;
+    // ThingSpace executes an order that hung before its effect after it has recovered.
+    let late = case.endpoint == Endpoint::Download
+        && case.when == When::BeforeEffect
+        && case.failure == Failure::Hang;
     let times = executed + u64::from(key == Key::Free) + u64::from(late);
     assert_eq!(world.times_ordered() as u64, times);
     assert!(
-        times <= 1 || executed > 0 && table::is_a_lie(cell.endpoint, cell.failure),
+        times <= 1 || executed > 0 && table::is_a_lie(case.endpoint, case.failure),
         "ordered twice"
     );
 }
 
-async fn status_cell(cell: Cell) {
-    let mut world = cell.world().await;
-    let now = status_call(&world.open);
-    let first = get_status(&mut world.client, now.clone()).await.unwrap_err();
-    cell.assert_answer(&world, &first);
+async fn check_status(case: Case) {
+    let mut world = case.world().await;
+    let call = status_call(&world.open);
+    let first = get_status(&mut world.client, call.clone()).await.unwrap_err();
+    case.assert_answer(&world, &first);
 
     // The stored state has not changed.
     let an_hour = prost_types::Duration { seconds: 3_600, nanos: 0 };
     let seen = get_status(
         &mut world.client,
-        GetRequestStatusRequest { max_age: Some(an_hour), ..now.clone() },
+        GetRequestStatusRequest { max_age: Some(an_hour), ..call.clone() },
     )
     .await;
     let seen = seen.unwrap();
     assert_eq!((seen.state(), seen.revision), (RequestState::Pending, 1));
-    assert_eq!(world.calls(), cell.calls, "no call was needed");
+    assert_eq!(world.calls(), case.calls, "no call was needed");
 
-    world.over().await;
-    let again = within("an answer", world.persevere_asking(&now)).await;
+    world.recover().await;
+    let again = within("an answer", world.get_status_repeatedly(&call)).await;
     assert_eq!((again.state(), again.revision), (RequestState::Succeeded, 2));
 }
 
-/// Runs cells side by side, and names those that fail.
+/// Runs the cases of an endpoint concurrently, and names those that fail.
 async fn run<T: Copy + Send + 'static, F: Future<Output = ()> + Send + 'static>(
     endpoint: Endpoint,
     lines: &[table::Line<T>],
-    check: impl Fn(Cell, T) -> F,
+    check: impl Fn(Case, T) -> F,
 ) {
     let failures: Vec<_> = lines.iter().map(|&(failure, ..)| failure).collect();
-    assert_eq!(failures, Failure::ALL, "no cell is missing");
-    let cells = lines.iter().flat_map(|&(failure, reads, calls, then)| {
+    assert_eq!(failures, Failure::ALL, "no failure is missing");
+    let cases = lines.iter().flat_map(|&(failure, error, calls, then)| {
         [When::BeforeEffect, When::AfterEffect]
-            .map(|when| (Cell { endpoint, when, failure, reads, calls }, then))
+            .map(|when| (Case { endpoint, when, failure, error, calls }, then))
     });
-    let running = cells.map(|(cell, then)| {
-        let running: JoinHandle<()> = tokio::spawn(check(cell, then));
-        async move { (cell, running.await) }
+    let running = cases.map(|(case, then)| {
+        let running: JoinHandle<()> = tokio::spawn(check(case, then));
+        async move { (case, running.await) }
     });
     let outcomes = join_all(running.collect::<Vec<_>>()).await;
     let failed: Vec<_> = outcomes
         .into_iter()
-        .filter_map(|(cell, outcome)| outcome.err().map(|error| (cell, error.into_panic())))
-        .map(|(Cell { endpoint, when, failure, .. }, panic)| {
-            let said = panic.downcast_ref::<String>().map(String::as_str);
-            let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("");
-            format!("{endpoint:?}, {failure:?}, {when:?}: {said}")
+        .filter_map(|(case, outcome)| outcome.err().map(|error| (case, error.into_panic())))
+        .map(|(Case { endpoint, when, failure, .. }, panic)| {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("");
+            format!("{endpoint:?}, {failure:?}, {when:?}: {message}")
         })
         .collect();
-    assert!(failed.is_empty(), "{} cells:\n\n{}", failed.len(), failed.join("\n\n"));
+    assert!(failed.is_empty(), "{} cases:\n\n{}", failed.len(), failed.join("\n\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn token_requests_fail() {
-    run(Endpoint::Token, &TOKEN, order_cell).await;
+    run(Endpoint::Token, &TOKEN, check_order).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn logins_fail() {
-    run(Endpoint::Login, &LOGIN, order_cell).await;
+    run(Endpoint::Login, &LOGIN, check_order).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn orders_fail() {
-    run(Endpoint::Download, &DOWNLOAD, order_cell).await;
+    run(Endpoint::Download, &DOWNLOAD, check_order).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn questions_fail() {
-    run(Endpoint::Status, &STATUS, |cell, ()| status_cell(cell)).await;
+async fn status_queries_fail() {
+    run(Endpoint::Status, &STATUS, |case, ()| check_status(case)).await;
 }

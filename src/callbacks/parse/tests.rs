@@ -52,14 +52,14 @@ fn callback(body: &str) -> Callback {
     parse(body.as_bytes()).unwrap()
 }
 
-/// A callback of one request with these fields besides.
+/// Parses a callback of the request `r-1` with these further fields.
 fn with(fields: &str) -> storage::CalledBack {
     callback(&format!(r#"{{"requestId":"r-1",{fields}}}"#)).called_back
 }
 
 #[test]
 fn every_shape_is_read() {
-    let said: Vec<_> = fixtures()
+    let parsed: Vec<_> = fixtures()
         .into_iter()
         .map(|(name, body)| {
             let Callback { request_id, username, password, called_back } = parse(body).unwrap();
@@ -97,7 +97,7 @@ fn every_shape_is_read() {
         ("without_first_brace", Succeeded, (false, false, false), false, false),
         ("numbers", Succeeded, (false, true, false), false, false),
     ];
-    assert_eq!(said, expected);
+    assert_eq!(parsed, expected);
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn a_profile_and_a_fault_are_kept() {
 #[test]
 fn what_is_shown_later_is_short_and_masked() {
     let long = "x".repeat(1000);
-    let said = with(&format!(
+    let called_back = with(&format!(
         r#""faultResponse":{{"faultcode":"A.{EID}.<b>{long}",
         "faultstring":"a\n{EID}, {ICCID}; 123456 {MDN}{long}"}},
         "deviceResponse":{{"deviceProfileResponse":{{"state":"{EID}","profileStatus":"{long}"}}}}"#
     ));
-    let (fault, profile) = (said.fault.unwrap(), said.profile.unwrap());
+    let (fault, profile) = (called_back.fault.unwrap(), called_back.profile.unwrap());
     assert!(fault.code.starts_with("A._.bxxx"), "{}", fault.code);
     assert!(fault.message.starts_with("a …4038, …3820; 123456 …1234xxx"), "{}", fault.message);
     assert_eq!((fault.code.len(), fault.message.chars().count()), (128, MAX_MESSAGE));
@@ -150,7 +150,7 @@ fn words_and_faults_decide_the_class() {
 }
 
 #[test]
-fn a_success_that_something_denies_decides_nothing() {
+fn a_success_that_another_field_contradicts_is_unspecified() {
     let profile =
         |fields: &str| format!(r#""deviceResponse":{{"deviceProfileResponse":{{{fields}}}}}"#);
     for fields in [
@@ -195,8 +195,8 @@ fn a_success_that_something_denies_decides_nothing() {
 }
 
 #[test]
-fn a_callback_that_names_another_account_is_not_believed() {
-    for (name, told) in [
+fn a_callback_that_names_another_account_goes_to_the_quarantine() {
+    for (fields, is_read) in [
         (r#""accountName":"0000123456-00001""#, true),
         (r#""AccountName":" 0000123456-00001 ""#, true),
         (r#""accountName":null,"account_name":"""#, true),
@@ -212,27 +212,28 @@ fn a_callback_that_names_another_account_is_not_believed() {
             false,
         ),
     ] {
-        let read = parse(format!(r#"{{"requestId":"r-1","status":"Success",{name}}}"#).as_bytes());
-        assert_eq!(read.err(), (!told).then_some(QuarantineReason::OtherAccount), "{name}");
+        let read =
+            parse(format!(r#"{{"requestId":"r-1","status":"Success",{fields}}}"#).as_bytes());
+        assert_eq!(read.err(), (!is_read).then_some(QuarantineReason::OtherAccount), "{fields}");
     }
 }
 
 #[test]
-fn a_contradiction_about_an_identifier_counts_for_nothing() {
-    let said = with(&format!(
+fn contradictory_identifiers_are_ignored() {
+    let called_back = with(&format!(
         r#""deviceIds":[{{"kind":"eid","id":"{EID}"}},{{"kind":"iccid","id":"{ICCID}"}}],
         "deviceResponse":{{"deviceIds":[{{"kind":"EID","id":" {EID} "}},
         {{"kind":"iccid","id":"89148000000842590078"}},
         {{"kind":"iccid","id":"short"}},{{"kind":"esn","id":"1"}}]}}"#
     ));
-    let device = said.device.unwrap();
+    let device = called_back.device.unwrap();
     assert_eq!((&*device.eid, &*device.iccid), (EID, ""));
     let nested = with(&format!(r#""devices":[{{"deviceIds":[{{"kind":"eid","id":"{EID}"}}]}}]"#));
     assert_eq!(nested.device.unwrap().eid, EID);
 }
 
 #[test]
-fn what_is_no_callback_goes_to_the_quarantine() {
+fn a_body_that_is_not_a_callback_goes_to_the_quarantine() {
     let deep = "[".repeat(200_000);
     let objects = r#"{"device":"#.repeat(25_000);
     for (body, error) in [
@@ -258,13 +259,13 @@ fn what_is_no_callback_goes_to_the_quarantine() {
 }
 
 #[test]
-fn what_is_no_utf_8_is_read_all_the_same() {
-    let said = parse(
+fn a_body_that_is_not_utf_8_is_read() {
+    let parsed = parse(
         b"\xef\xbb\xbf {\"requestId\":7,\"faultResponse\":{\"faultstring\":\"caf\xe9\"}}\r\n",
     )
     .unwrap();
-    assert_eq!(said.request_id.as_str(), "7");
-    assert_eq!(said.called_back.fault.unwrap().message, "caf\u{fffd}");
+    assert_eq!(parsed.request_id.as_str(), "7");
+    assert_eq!(parsed.called_back.fault.unwrap().message, "caf\u{fffd}");
 }
 
 #[test]
@@ -283,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_makes_it_panic_or_show_what_it_must_not(
+    fn no_damage_makes_it_panic_or_show_an_identity(
         fixture in any::<prop::sample::Index>(),
         damage in proptest::collection::vec(
             (any::<prop::sample::Index>(), 0_usize..20, "[\\PC\"{}\\[\\],:0-9]{0,12}"),

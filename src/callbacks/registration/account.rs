@@ -34,13 +34,14 @@ pub(super) struct AccountRegistrar {
 pub(super) struct AccountRegistrarState {
     /// The host of another system's URL for which an error was logged.
     logged: Option<String>,
-    /// The listing masks passwords: right after a registration it had another password.
+    /// Whether the listing masks passwords: right after a registration, the listed password was not
+    /// the registered one.
     passwords_masked: bool,
-    /// The URL of this gateway that was listed last.
+    /// The URL of this gateway in the last listing that was right.
     listed: Option<SecretString>,
     /// Registrations in a row that were accepted and not listed.
     unlisted: u32,
-    /// Why nothing more is registered, and the code of the pair at that time.
+    /// Why this gateway stopped registering, and the authentication code of the pair at that time.
     stopped: Option<(StopReason, Vec<u8>)>,
 }
 
@@ -51,7 +52,7 @@ struct FoundRegistration {
 }
 
 impl AccountRegistrar {
-    /// Checks the registration in the background. Logs the URL of another system once.
+    /// Checks the registration in the background. Logs the host of another system once.
     pub(super) async fn check(&mut self) -> RegistrationResult {
         self.shared.secrets.refresh().await?;
         if self.secrets()?.is_deregistered() {
@@ -63,9 +64,9 @@ impl AccountRegistrar {
         let outcome = self.ensure_registered(false).await;
         match &outcome {
             Ok(_) => self.state.logged = None,
-            Err(taken @ RegistrationError::Taken { host, .. }) => {
+            Err(error @ RegistrationError::Taken { host, .. }) => {
                 if self.state.logged.as_ref() != Some(host) {
-                    error!(account = %self.account, "{taken}");
+                    error!(account = %self.account, "{error}");
                 }
                 self.state.logged = Some(host.clone());
             }
@@ -113,7 +114,7 @@ impl AccountRegistrar {
     }
 
     pub(super) async fn deregister(&mut self) -> RegistrationResult {
-        // Before the calls, so that no replica registers the account again.
+        // Stored before the calls, so that no replica registers the account again.
         self.update(SecretsChange::Deregistered(true)).await?;
         let mut uncertain = None;
         for _ in 0..MAX_CHANGES {
@@ -223,7 +224,8 @@ impl AccountRegistrar {
         }
     }
 
-    /// Returns why nothing more is registered. Ends the stop if the pair has changed since.
+    /// Returns why this gateway stopped registering. If the pair has changed since, it registers
+    /// again.
     fn stopped(&mut self) -> Result<Option<StopReason>, RegistrationError> {
         let current = self.secrets()?;
         if self.state.stopped.take_if(|(_, code)| code != current.code()).is_some() {

@@ -27,7 +27,7 @@ impl Address {
         Some(Self(url))
     }
 
-    /// Replaces a port of 0.
+    /// Replaces a port of 0 with `port`.
     pub(super) fn or_port(mut self, port: u16) -> Self {
         if self.0.port == 0 {
             self.0.port = port;
@@ -53,16 +53,16 @@ impl Address {
         secret: &str,
         is_own: impl Fn(&str) -> bool,
     ) -> UrlOwner {
-        let Some(mut there) = Self::parse(registered.expose_secret()) else {
+        let Some(mut url) = Self::parse(registered.expose_secret()) else {
             return UrlOwner::Other;
         };
-        let path = std::mem::take(&mut there.0.path);
+        let path = std::mem::take(&mut url.0.path);
         let Some((above, last)) = path.rsplit_once('/') else { return UrlOwner::Other };
-        above.clone_into(&mut there.0.path);
+        above.clone_into(&mut url.0.path);
         // Other paths below `public_url` belong to other programs.
         let secret_like = last.len() == secret.len()
             && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-        match there == *self {
+        match url == *self {
             true if last == secret => UrlOwner::Ours,
             true if secret_like && is_own(last) => UrlOwner::OursBefore,
             true if secret_like => UrlOwner::SameAddress,
@@ -74,7 +74,7 @@ impl Address {
 /// Returns the host of a URL. The other parts may be secret.
 pub(super) fn host(registered: &SecretString) -> String {
     Address::parse(registered.expose_secret())
-        .map_or_else(|| "an unreadable URL".to_owned(), |there| there.0.host)
+        .map_or_else(|| "an unreadable URL".to_owned(), |address| address.0.host)
 }
 
 #[cfg(test)]
@@ -129,7 +129,7 @@ mod tests {
             assert_eq!(public.owner(&public.with("S"), "S", |_| false), UrlOwner::Ours);
         }
         assert_eq!(host(&"https://gw.example/secret".into()), "gw.example");
-        // The password of a URL that is not ours is not read, so it cannot be shown.
+        // A URL with a user name or password is not read, so neither can be shown.
         assert_eq!(host(&"https://u:p@gw.example/secret".into()), "an unreadable URL");
         assert_eq!(host(&"secret".into()), "an unreadable URL");
     }

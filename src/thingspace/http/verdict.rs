@@ -1,4 +1,4 @@
-//! What a reply means: one verdict of a closed list.
+//! Decides what a reply means: one [`Verdict`] of a closed list.
 //!
 //! A reply that is not certainly a success, a refusal before execution or a throttling is
 //! [`Verdict::Unknown`]: ThingSpace may have executed the call.
@@ -50,8 +50,8 @@ impl Stale {
 /// Returns the verdict on a reply to any call except an order; for orders see [`judge_order`].
 /// `parse` reads the body of a success.
 ///
-/// The code of a refusal is ignored with a 5xx or a 408, and if the body also reads as a success:
-/// the status of a failed request may have a code.
+/// A code of a refusal is ignored if the HTTP status is a 5xx or 408. It is also ignored if the
+/// body reads as a success, because the status of a failed request may contain a code.
 pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T>) -> Verdict<T> {
     let status = reply.status.as_u16();
     let text = reply.body.as_deref().map(String::from_utf8_lossy);
@@ -90,8 +90,8 @@ pub(crate) fn judge<T>(reply: &Reply, parse: impl Fn(&ReplyBody<'_>) -> Option<T
     }
 }
 
-/// Returns whether a success has a code of a failed call. The code of a refusal belongs to the
-/// request that the success describes.
+/// Returns whether the body of a success has a code that says that the call failed. A code of a
+/// refusal does not say that: it belongs to the request that the body describes.
 fn fails_the_call(body: &ReplyBody<'_>, status: u16) -> bool {
     match ErrorCodes::of(body) {
         ErrorCodes::None | ErrorCodes::Success => false,

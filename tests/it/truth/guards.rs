@@ -18,8 +18,8 @@ const LOST: Told = Told {
 };
 
 impl Observed {
-    /// Logins are stopped and all sources say so, until an operator has logged in elsewhere.
-    async fn goes_on_once_forced(self) {
+    /// Logins are stopped and all sources say so, until an operator runs `unblock --force`.
+    async fn resumes_after_force(self) {
         eventually("all sources report the loss", async || self.agrees(&LOST).await).await;
         assert_eq!(reason(&self.order("blocked").await.unwrap_err()), LOST.reason);
         assert!(self.agrees(&LOST).await, "all sources agree after a call");
@@ -54,10 +54,11 @@ async fn when_the_count_of_logins_is_lost_with_the_store() {
     assert_eq!(observed.serves("thingspace.login/test").await, Some(false));
     told(&observed.file, &["store", "accept-loss"]).await;
     unknown().await;
-    observed.goes_on_once_forced().await;
+    observed.resumes_after_force().await;
 }
 
-/// A gateway on NATS that was stopped, and whose guard of logins holds this when it starts again.
+/// Starts a gateway on NATS, stops it, writes `value` into the login guard's cell, and starts it
+/// again.
 async fn with_guard(value: Vec<u8>) -> (Observed, NatsServer) {
     let (upstream, nats) = (Upstream::manual().await, NatsServer::start().await);
     let config = upstream.replica(&upstream.quiet(), &nats.url(), 1, 0);
@@ -80,18 +81,18 @@ async fn with_guard(value: Vec<u8>) -> (Observed, NatsServer) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_count_of_logins_is_damaged() {
     let (observed, _nats) = with_guard(b"\xff\xff".to_vec()).await;
-    observed.goes_on_once_forced().await;
+    observed.resumes_after_force().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_the_count_of_logins_is_of_a_newer_release() {
     let newer = Guard { version: 2, ..Guard::default() };
     let (observed, _nats) = with_guard(newer.encode_to_vec()).await;
-    let told = Told {
+    let expected = Told {
         state: "guard of a newer release",
         login: "Run the newest release that has used this store",
         error: "cannot be read (a cell of version 2, newer than this gateway)",
         ..LOST
     };
-    observed.says(&told).await;
+    observed.says(&expected).await;
 }

@@ -16,7 +16,7 @@ fn a_secret_with_something_around_it_is_refused() {
 }
 
 #[test]
-fn credentials_are_unique_and_their_files_there() {
+fn credentials_are_unique_and_their_files_exist() {
     let (folder, mut config) = deployed();
     let mut second = config.credentials[0].clone();
     fs::write(&second.secret_file, "").unwrap();
@@ -147,10 +147,10 @@ fn files_of_callbacks_are_checked_if_callbacks_are_enabled() {
     let issuer = folder.path().join("issuer.pem");
     issue(&issuer, &folder.path().join("issuer.key"), (2000, 4096));
     fs::write(&cert, fs::read_to_string(&issuer).unwrap() + &chain).unwrap();
-    let said = deployment(&config, None).to_string();
+    let problems = deployment(&config, None).to_string();
     assert!(
-        said.starts_with(tls) && said.contains("the certificate of the server comes first"),
-        "{said}"
+        problems.starts_with(tls) && problems.contains("the certificate of the server comes first"),
+        "{problems}"
     );
 }
 
@@ -194,7 +194,7 @@ fn a_store_that_cannot_be_opened_is_refused() {
     let before = fs::read_dir(&folder).unwrap().count();
     assert_begin(&deployment(&config, None), &[]);
     assert_eq!(fs::read_dir(&folder).unwrap().count(), before, "something is left behind");
-    // Not even root can make a file there.
+    // Not even root can create a file in /proc.
     config.store.path = "/proc/store.redb".into();
     assert_begin(
         &deployment(&config, None),
@@ -208,7 +208,7 @@ fn a_store_that_cannot_be_opened_is_refused() {
     );
 }
 
-/// `serve` opens nothing else, so `check` must say so.
+/// `serve` opens no other files, so `check` must refuse them.
 #[test]
 fn a_file_that_is_not_a_store_is_refused() {
     let (folder, mut config) = deployed();
@@ -260,15 +260,15 @@ fn a_secret_in_the_place_of_its_path_is_not_shown() {
     config.store.nats.url = "nats://127.0.0.1:4222".to_owned();
     config.control.socket = folder.path().join("gateway.sock");
     config.store.nats.creds_file = SECRET.into();
-    let said = deployment(&config, None).to_string();
-    assert!(said.contains("store.nats.creds_file: is not the path of a file; "), "{said}");
-    assert!(!said.contains(SECRET), "{said}");
+    let problems = deployment(&config, None).to_string();
+    assert!(problems.contains("store.nats.creds_file: is not the path of a file; "), "{problems}");
+    assert!(!problems.contains(SECRET), "{problems}");
     // A value with a slash and an existing file are shown.
     config.credentials[0].password_file = "missing/password".into();
     config.credentials[0].key_file = "src".into();
-    let said = deployment(&config, None).to_string();
-    assert!(said.contains("password_file: missing/password cannot be read"), "{said}");
-    assert!(said.contains("key_file: src is not a file"), "{said}");
+    let problems = deployment(&config, None).to_string();
+    assert!(problems.contains("password_file: missing/password cannot be read"), "{problems}");
+    assert!(problems.contains("key_file: src is not a file"), "{problems}");
 }
 
 #[test]
