@@ -1,14 +1,14 @@
 //! The listener for ThingSpace's callbacks.
 //!
-//! 1. The last segment of the path is an account's path secret. Without one the answer is 404, and
-//!    the body is not read. Earlier segments are ignored, because proxies change them.
+//! 1. The last segment of the path must be an account's path secret. Otherwise the answer is 404,
+//!    and the body is not read. Earlier segments are ignored, because proxies change them.
 //! 2. The user name and password in the body must be the account's [pair](secrets::Pair).
 //! 3. A callback becomes an event of the request that it names. A callback that cannot be read,
 //!    names no request or names another account goes to the [`quarantine`].
 //!
-//! The answer is 200 only after the callback is durable. It is 503 if the store needs longer than
-//! [`ANSWER_TIMEOUT`]; then ThingSpace sends the callback again. Answers have no body, and no log
-//! line contains any part of a callback's body.
+//! The answer is 200 only after the callback is durable. It is 503 if the store fails or needs
+//! longer than [`ANSWER_TIMEOUT`]; then ThingSpace sends the callback again. Answers have no body,
+//! and no log line contains any part of a callback's body.
 
 mod bodies;
 mod outcome;
@@ -53,26 +53,27 @@ use quarantine::Quarantine;
 use secrets::{CallbackSecrets, SecretsChange, SecretsError};
 use tls::Tls;
 
-/// Open connections: half of a usual limit of file descriptors. The API and the calls to ThingSpace
-/// need the rest.
+/// The most open connections: half of the usual limit of file descriptors, because the API and the
+/// calls to ThingSpace need the rest.
 const MAX_CONNECTIONS: usize = 512;
 
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
 
-/// Bytes of a callback's body.
+/// The largest body of a callback, in bytes.
 const MAX_BODY: usize = 256 << 10;
 
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// From a callback's last byte to its answer. ThingSpace sends a callback again while it waits.
+/// The longest time from a callback's last byte to its answer. It is short, because ThingSpace
+/// sends a callback again if it waits too long for the answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1_800);
 
-/// Callbacks of one account that are stored at once. More are refused, so that a sender with the
-/// URL of one account does not delay the callbacks of others.
+/// The most callbacks of one account that are stored at the same time. More are refused, so that a
+/// sender with the URL of one account does not delay the callbacks of other accounts.
 const MAX_STORING: usize = 256;
 
-/// Callbacks of one account at once whose pair has to be looked up in the store, or that go to the
-/// quarantine.
+/// The most callbacks of one account that are added to the quarantine, or whose pair is looked up
+/// in the store, at the same time.
 const MAX_DOUBTFUL: usize = 32;
 
 /// How often the certificate and the pairs are read again.
@@ -143,7 +144,7 @@ impl Callbacks {
         })))
     }
 
-    /// Returns the secrets by which senders are recognised.
+    /// Returns the secrets that identify senders.
     pub fn secrets(&self) -> &CallbackSecrets {
         &self.0.secrets
     }
@@ -179,7 +180,7 @@ impl Callbacks {
         tokio::join!(listener::serve(options, listener, acceptor, self, stop), reloading);
     }
 
-    /// Reads the certificate and the pairs again and again. Each failure is logged once.
+    /// Reads the certificate and the pairs at intervals. Each failure is logged once.
     async fn reload(self) {
         let mut tick = interval(RELOAD_INTERVAL);
         let mut last_failure = None;
@@ -192,9 +193,17 @@ impl Callbacks {
             let failure = failed.as_ref().map(ToString::to_string);
             if let (Some(error), true) = (&failure, failure != last_failure) {
                 if let Some(SecretsError::SharedWithUser { .. }) = failed {
-                    error!(error, "cannot use the callbacks' pair; the old one stays in use");
+                    error!(
+                        error,
+                        "cannot use the callbacks' pair, and the old one stays in use; correct its \
+                         files"
+                    );
                 } else {
-                    warn!(error, "cannot load the callbacks' pairs; the old ones stay in use");
+                    warn!(
+                        error,
+                        "cannot load the callbacks' pairs, and the old ones stay in use; if the \
+                         error names a file, correct it"
+                    );
                 }
             }
             last_failure = failure;
@@ -252,7 +261,7 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Adds a callback to the quarantine. If its pair can be read, it must be the account's.
+    /// Adds a callback to the quarantine. Refuses it if it has a pair that is not the account's.
     async fn keep(
         &self,
         account: &AccountName,
@@ -299,10 +308,10 @@ impl Callbacks {
     fn acquire(
         &self,
         account: &AccountName,
-        of: impl Fn(&Capacity) -> &Semaphore,
+        select: impl Fn(&Capacity) -> &Semaphore,
     ) -> Result<SemaphorePermit<'_>, CallbackOutcome> {
         let capacity = self.0.capacities.get(account).ok_or(CallbackOutcome::TooMany)?;
-        of(capacity).try_acquire().map_err(|_| CallbackOutcome::TooMany)
+        select(capacity).try_acquire().map_err(|_| CallbackOutcome::TooMany)
     }
 }
 
@@ -329,7 +338,7 @@ impl Handler for Callbacks {
         if outcome == CallbackOutcome::WrongMethod {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         }
-        // The rest of the body stays unread.
+        // The rest of the body is not read, so the connection cannot be used again.
         if outcome == CallbackOutcome::TooSlow {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -337,17 +346,17 @@ impl Handler for Callbacks {
     }
 }
 
-/// Waits for work in the store until the deadline.
+/// Waits until the deadline for an operation of the store.
 async fn in_time<T, E: Display>(
     deadline: Instant,
     account: &AccountName,
-    what: &str,
-    work: impl Future<Output = Result<T, E>>,
+    action: &str,
+    operation: impl Future<Output = Result<T, E>>,
 ) -> Result<T, CallbackOutcome> {
-    match timeout_at(deadline, work).await {
+    match timeout_at(deadline, operation).await {
         Ok(Ok(done)) => return Ok(done),
-        Ok(Err(error)) => debug!(%account, %error, "cannot {what} a callback"),
-        Err(_) => debug!(%account, "cannot {what} a callback in time"),
+        Ok(Err(error)) => debug!(%account, %error, "cannot {action} a callback"),
+        Err(_) => debug!(%account, "cannot {action} a callback in time"),
     }
     Err(CallbackOutcome::NotStored)
 }

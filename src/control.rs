@@ -1,9 +1,8 @@
 //! Operator commands for a running gateway: JSON over HTTP/1 on a Unix socket.
 //!
-//! Only the user that runs the gateway can open the socket, which has mode 0600 when it appears.
-//! That user has all rights, so there is no other authentication. Replaces a socket that a dead
-//! process left behind, but never one on which a process answers. Each command calls the domain and
-//! returns its result.
+//! Only the user that runs the gateway can open the socket: it has mode 0600 when it appears at its
+//! path. That user has all rights, so there is no other authentication. At start the gateway
+//! replaces a socket that a dead process left behind, but never one on which a process answers.
 
 mod callbacks;
 pub mod client;
@@ -49,7 +48,7 @@ const MAX_BODY: usize = 64 << 10;
 /// How long commands in progress may take once the gateway stops.
 const SHUTDOWN: Duration = Duration::from_secs(1);
 
-/// The parts of the gateway that commands show and act on.
+/// The parts of the gateway that commands read and change.
 #[derive(Debug, Clone)]
 pub(crate) struct GatewayParts {
     pub(crate) requests: Requests,
@@ -89,7 +88,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Returns device and inode.
+/// Returns the device and the inode of a file.
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
@@ -108,7 +107,7 @@ async fn remove_stale(path: &Path) -> io::Result<()> {
     match UnixStream::connect(path).await {
         Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers on it")),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // A process may listen: its queue may be full, or this user may not connect.
+        // A process may still listen: its queue is full, or this user is not allowed to connect.
         Err(error) => Err(error),
     }
 }
@@ -170,7 +169,8 @@ impl Control {
             served = serving.into_future() => if let Err(error) = served {
                 warn!(
                     %error,
-                    "the control socket failed: operator commands do not work until a restart"
+                    "the control socket failed, so operator commands do not work; restart the \
+                     gateway"
                 );
             },
             () = shutdown => {}
@@ -188,13 +188,13 @@ impl GatewayParts {
     fn registration(&self) -> Result<&Registrar, CommandError> {
         self.callbacks()?;
         self.registration.as_ref().ok_or_else(|| {
-            CommandError::conflict(&"there is no URL to register: callbacks.public_url is empty")
+            CommandError::conflict(&"there is no URL to register; set callbacks.public_url")
         })
     }
 }
 
-/// Checks that a socket can have this path. A longer one can be created by renaming, but no client
-/// can connect to it. The limit is about 100 bytes.
+/// Checks that clients can connect to a socket with this path. Renaming could create a socket with
+/// a longer path. The limit is about 100 bytes.
 fn check_length(path: &Path) -> io::Result<()> {
     let too_long = |_| {
         io::Error::new(

@@ -1,4 +1,4 @@
-//! Sealing and hashing of what the store holds.
+//! Seals and hashes values of the store.
 
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, Nonce, RandomizedNonceKey},
@@ -17,7 +17,7 @@ impl SealingKey {
         Self(RandomizedNonceKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes"))
     }
 
-    /// Seals a value for a context, without which it does not open. `None`: there are no random
+    /// Seals a value. Only the same context opens it. Returns `None` if the system has no random
     /// numbers.
     pub(crate) fn seal(&self, context: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
         let mut sealed = plain.to_vec();
@@ -25,7 +25,7 @@ impl SealingKey {
         Some([nonce.as_ref().as_slice(), &sealed].concat())
     }
 
-    /// Opens a value. `None`: it was not sealed with this key for this context.
+    /// Opens a value. Returns `None` if it was not sealed with this key and this context.
     pub(crate) fn open(&self, context: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
         let (nonce, sealed) = sealed.split_at_checked(NONCE_BYTES)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
@@ -36,7 +36,7 @@ impl SealingKey {
     }
 }
 
-/// Returns the SHA-256 of some texts, each with its length.
+/// Returns the SHA-256 of some texts, each preceded by its length.
 pub(crate) fn digest_of(texts: &[&str]) -> [u8; digest::SHA256_OUTPUT_LEN] {
     let mut context = digest::Context::new(&digest::SHA256);
     for text in texts {

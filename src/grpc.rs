@@ -22,6 +22,6 @@ pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 /// The largest page of a status, in bytes.
 pub(crate) const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// The largest message of a watch, in bytes. It is small because the gateway holds one for every
-/// slow reader.
+/// The largest message of a watch, in bytes. It is small because the gateway keeps one in memory
+/// for each slow reader.
 pub(crate) const MAX_WATCH_MESSAGE: usize = 64 << 10;

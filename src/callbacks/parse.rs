@@ -1,4 +1,4 @@
-//! Reads the body of a callback, in every documented or observed shape.
+//! Reads the body of a callback, in every shape that is documented or was observed.
 //!
 //! The case of field names does not matter. An object may stand for a list of one, and a number for
 //! a string. Unknown fields are ignored, and a missing opening brace is added. If a body
@@ -18,13 +18,13 @@ use crate::{
 /// The longest text of a fault, in characters.
 const MAX_MESSAGE: usize = 256;
 
-/// The longest word about a profile, in characters.
-const MAX_WORD: usize = 64;
+/// The longest text about a profile, in characters.
+const MAX_PROFILE_TEXT: usize = 64;
 
-/// A run of this many digits may be an identity, so it is masked.
+/// A run of at least this many digits may be an identity, so it is masked.
 const MASKED_DIGITS: usize = 7;
 
-/// The digits of a masked run that are shown.
+/// The number of digits of a masked run that are shown.
 const SHOWN_DIGITS: usize = 4;
 
 /// The deepest nesting of identifiers: a list of devices, each with a list of identifiers.
@@ -53,7 +53,7 @@ pub(crate) struct Callback {
 /// Why a callback goes to the quarantine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum QuarantineReason {
-    #[error("it is no JSON object")]
+    #[error("it is not a JSON object")]
     NotAnObject,
     #[error("it names no request")]
     NoRequest,
@@ -97,33 +97,33 @@ pub(crate) fn pair(body: &[u8]) -> Option<(SecretString, SecretString)> {
     Some((root.text(&["username"])?.into(), root.text(&["password"])?.into()))
 }
 
-/// Decodes a body, and adds the opening brace that ThingSpace has left out at times.
+/// Decodes a body, and adds the opening brace that ThingSpace sometimes leaves out.
 fn decode(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let text = text.trim_start_matches('\u{feff}').trim();
     if text.starts_with('"') { format!("{{{text}") } else { text.to_owned() }
 }
 
-/// Returns the status on which all status fields agree. An unknown status with a fault is a
-/// failure. A success with a fault, or with a part that says failure, is unknown.
-fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, fault: bool) -> StatusClass {
-    let of = |value: &RawValue| {
+/// Returns the status, or `Unknown` if the status fields differ. An unknown status with a fault is
+/// a failure. A success with a fault, or with a part that says failure, is unknown.
+fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, has_fault: bool) -> StatusClass {
+    let classify = |value: &RawValue| {
         serde_json::from_str::<String>(value.get())
             .map_or(StatusClass::Unknown, |word| StatusClass::of(&word))
     };
-    let mut classes = root.values(&["status"]).map(of);
+    let mut classes = root.values(&["status"]).map(classify);
     let class = classes.next().unwrap_or(StatusClass::Unknown);
     if !classes.all(|other| other == class) {
         return StatusClass::Unknown;
     }
     match class {
-        StatusClass::Unknown if fault => StatusClass::Failed,
-        StatusClass::Succeeded if fault || parts.deny_success() => StatusClass::Unknown,
+        StatusClass::Unknown if has_fault => StatusClass::Failed,
+        StatusClass::Succeeded if has_fault || parts.deny_success() => StatusClass::Unknown,
         class => class,
     }
 }
 
-/// Reads a fault that is not empty. It may have neither code nor message.
+/// Reads a fault. Returns `None` if it is empty. It may have other fields than code and message.
 fn fault(object: &Object<'_>) -> Option<storage::Fault> {
     let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
     let message = shown(object.text(&["faultString", "message"]), MAX_MESSAGE);
@@ -133,8 +133,8 @@ fn fault(object: &Object<'_>) -> Option<storage::Fault> {
 }
 
 fn profile(object: &Object<'_>) -> Option<storage::Profile> {
-    let [state, status, role] =
-        ["state", "profileStatus", "profileRole"].map(|name| shown(object.text(&[name]), MAX_WORD));
+    let [state, status, role] = ["state", "profileStatus", "profileRole"]
+        .map(|name| shown(object.text(&[name]), MAX_PROFILE_TEXT));
     let profile = storage::Profile { state, status, role };
     (profile != storage::Profile::default()).then_some(profile)
 }
@@ -143,7 +143,7 @@ fn profile(object: &Object<'_>) -> Option<storage::Profile> {
 #[derive(Default)]
 struct ReportedIdentifiers {
     device: Device,
-    /// Kinds for which two places differ.
+    /// The kinds of which the callback has two different values.
     contradicted: Vec<IdentifierKind>,
 }
 

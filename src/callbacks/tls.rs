@@ -1,4 +1,5 @@
-//! The listener's certificate. It is read again, and replaced only by one that can be used.
+//! The listener's certificate. Its files are read again at intervals, and only a certificate that
+//! can be used replaces it.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,20 +24,20 @@ use crate::{
     lock, secret_file,
 };
 
-/// How long before the certificate expires the log warns of it.
+/// How long before the expiry of the certificate a warning is logged.
 const EXPIRY_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 pub(super) struct Tls {
     cert_file: PathBuf,
     key_file: PathBuf,
-    /// Digest of the files in use.
+    /// The digest of the files in use.
     digest: Vec<u8>,
     current: Arc<CurrentCertificate>,
     pub(super) expires: Timestamp,
     pub(super) acceptor: TlsAcceptor,
     /// The last failure to load the files, which was logged.
     failure: Option<String>,
-    /// The expiry of which the log has warned.
+    /// The expiry about which a warning was logged.
     expiry_logged: Option<Timestamp>,
 }
 
@@ -111,7 +112,7 @@ impl Tls {
     }
 }
 
-/// Returns a digest of both files, and the certificate in them or why it cannot be used now.
+/// Returns a digest of both files, and the certificate in them, or why it cannot be used now.
 async fn read(
     cert_file: &Path,
     key_file: &Path,
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_certificate_is_taken_and_a_broken_one_is_not() {
+    async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let (cert, key) = issue(folder.path(), "one.example");
         let mut tls = Tls::load(&cert, &key).await.unwrap();
@@ -182,9 +183,9 @@ mod tests {
         assert_eq!(tls.reload().await, Ok(false));
     }
 
-    /// An expired certificate was once used, at start and in place of a good one.
+    /// An expired certificate was once accepted, at start and as the replacement of a valid one.
     #[tokio::test]
-    async fn a_certificate_is_valid_now_or_not_used() {
+    async fn a_certificate_that_is_not_valid_now_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         for (years, why) in
             [((2000, 2001), "expired at 2001-01-01"), ((4000, 4001), "not valid before 4000")]
@@ -201,7 +202,7 @@ mod tests {
         assert_eq!((in_use(&tls), tls.expires), (good, expires));
     }
 
-    /// rustls's own error says that the key does not fit.
+    /// The error of rustls would say that the key does not fit.
     #[tokio::test]
     async fn a_certificate_of_version_1_is_refused_for_that_reason() {
         let folder = tempfile::tempdir().unwrap();

@@ -9,8 +9,8 @@ const SEQUENCE: u8 = 0x30;
 /// `[0] EXPLICIT`: the version.
 const VERSION: u8 = 0xa0;
 
-/// Years of two digits below this one belong to this century (RFC 5280 section 4.1.2.5.1).
-const CENTURY: i16 = 50;
+/// A year of two digits is 20YY below this number, else 19YY (RFC 5280 section 4.1.2.5.1).
+const FIRST_YEAR_OF_1900S: i16 = 50;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct X509 {
@@ -20,7 +20,7 @@ pub(super) struct X509 {
 }
 
 impl X509 {
-    /// `None` if this is no certificate.
+    /// Parses a certificate. Returns `None` if the bytes are not one.
     pub(super) fn parse(der: &[u8]) -> Option<Self> {
         let (certificate, _) = value(SEQUENCE, der)?;
         let (mut fields, _) = value(SEQUENCE, certificate)?;
@@ -42,13 +42,13 @@ impl X509 {
     }
 }
 
-/// The content of a value with this tag, and the bytes after the value.
+/// Returns the content of a value with this tag, and the bytes after the value.
 fn value(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (&[found, first], rest) = der.split_first_chunk::<2>()?;
     if found != tag {
         return None;
     }
-    // The length, or the number of bytes that hold it.
+    // The first byte is the length, or the number of bytes with the length.
     let (length, rest) = match first {
         0..=0x7f => (usize::from(first), rest),
         0x81..=0x84 => {
@@ -72,7 +72,7 @@ fn time(der: &[u8]) -> Option<(Timestamp, &[u8])> {
     let (year, digits) = digits.split_at_checked(if short { 2 } else { 4 })?;
     let year: i16 = year.parse().ok()?;
     let year = match year {
-        short_year if short && short_year < CENTURY => 2000 + short_year,
+        short_year if short && short_year < FIRST_YEAR_OF_1900S => 2000 + short_year,
         short_year if short => 1900 + short_year,
         year => year,
     };
@@ -81,7 +81,7 @@ fn time(der: &[u8]) -> Option<(Timestamp, &[u8])> {
     }
     let part = |at: usize| digits[at..at + 2].parse::<i8>().ok();
     let civil = DateTime::new(year, part(0)?, part(2)?, part(4)?, part(6)?, part(8)?, 0).ok()?;
-    // "99991231235959Z" means "for ever" and is later than the last timestamp.
+    // "99991231235959Z" means "no expiry" and is later than the last timestamp.
     let time = TimeZone::UTC.to_timestamp(civil).unwrap_or(Timestamp::MAX);
     Some((time, rest))
 }

@@ -1,7 +1,7 @@
 //! Merges the defaults, the file and the environment.
 //!
-//! Tries each value alone on top of the defaults. So a wrong value hides no other problem, and each
-//! problem is reported with the place of its value.
+//! Each value is tried alone on top of the defaults. So a wrong value hides no other problem, and
+//! each problem is reported with the origin of its value.
 
 mod variables;
 
@@ -33,11 +33,11 @@ pub(super) type FileTable<'a> = (&'a Path, Table);
 struct Setting {
     key: Vec<String>,
     value: Value,
-    /// For problems: "in FILE" or "from VARIABLE".
+    /// Where the value comes from, as problems say it: "in FILE" or "from VARIABLE".
     origin: String,
 }
 
-/// Merges all layers. Keys with problems keep their default.
+/// Merges all layers. A key with a problem keeps its default.
 pub(super) fn merge(
     file: Option<FileTable<'_>>,
     env: &HashMap<String, String>,
@@ -93,7 +93,7 @@ fn flatten(prefix: &[String], table: Table, origin: &str, settings: &mut Vec<Set
     }
 }
 
-/// Returns the usable part of a value, and the problems of the value on its own.
+/// Returns the usable part of a value, and its problems. Ignores all other values.
 fn check(
     defaults: &Table,
     key: &[String],
@@ -125,9 +125,9 @@ fn check(
     }
 }
 
-/// The message about a whole number that is out of bounds, without the number. A number that does
-/// not fit its type never reaches the validation of bounds, so the message is taken from the
-/// validation of 0, which is out of bounds for all of these keys.
+/// Returns the message about a whole number that is out of bounds, without the number. A number
+/// that does not fit its type never reaches the validation of bounds. So the message is taken from
+/// the validation of 0, which is out of bounds for all of these keys.
 fn bounds_of(defaults: &Table, key: &[String]) -> Option<String> {
     if !matches!(default_of(defaults, key)?.kind, ValueKind::I64(_)) {
         return None;
@@ -150,8 +150,8 @@ fn default_of<'a>(defaults: &'a Table, key: &[String]) -> Option<&'a Value> {
     }
 }
 
-/// Says why a value has a different type than its default. Deserializing would convert it silently:
-/// 10.7 to 10, true to 1, 5 to "5".
+/// Returns what is wrong with the type of a value, if the default has another type. Deserializing
+/// would convert the value silently: 10.7 to 10, true to 1, 5 to "5".
 fn kind_mismatch(default: &ValueKind, value: &ValueKind) -> Option<String> {
     use ValueKind::{Boolean, Float, I64, I128, String, Table, U64, U128};
     match (default, value) {
@@ -230,7 +230,7 @@ fn check_credential(
 }
 
 /// Deserializes a table, and returns a problem for each unknown key and for the first error. `name`
-/// returns the subject of a problem: of the unknown key that it gets, or of the table for `None`.
+/// returns the subject of a problem. It gets the unknown key, or `None` for an error.
 fn try_read<'de, T: Deserialize<'de>>(
     table: Table,
     origin: &str,

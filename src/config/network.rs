@@ -10,7 +10,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Parses a list that is separated by commas. An error completes the sentence "the list …".
+    /// Parses networks that are separated by commas. An error completes the sentence "the list …".
     pub(crate) fn parse_list(text: &str) -> Result<Vec<Self>, String> {
         if text.trim().is_empty() {
             return Ok(Vec::new());
@@ -34,7 +34,7 @@ impl Network {
             && self.prefix(address) == self.prefix(self.address)
     }
 
-    /// The first `bits` bits of an address of the same family.
+    /// Returns the first `bits` bits of an address of the same family.
     fn prefix(&self, address: IpAddr) -> u128 {
         let (number, longest) = match address {
             IpAddr::V4(address) => (address.to_bits().into(), Ipv4Addr::BITS),
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn text_that_is_not_a_network_is_refused() {
         for wrong in
             ["192.0.2.1", "192.0.2.256/24", "192.0.2.0/33", "gw.example/8", "2001:db8::/129", "/8"]
         {

@@ -1,4 +1,4 @@
-//! All problems of a configuration.
+//! The problems of a configuration.
 
 use std::{collections::HashSet, fmt};
 
@@ -26,8 +26,8 @@ impl Problems {
         }
     }
 
-    /// Adds the problems of keys that have none yet: a value that cannot be read keeps its default,
-    /// so later checks of it mean nothing.
+    /// Adds the problems of keys that have none yet. A key whose value cannot be read keeps its
+    /// default, so a later problem of that key would be about the default.
     pub(super) fn append(&mut self, others: Self) {
         let known: HashSet<_> = self.0.iter().map(|problem| key(problem).to_owned()).collect();
         self.0.extend(others.0.into_iter().filter(|problem| !known.contains(key(problem))));
@@ -39,12 +39,12 @@ impl Problems {
     }
 }
 
-/// The key that a problem is about: its first word. In a `[[credentials]]` section also the number
-/// and the key, without an index into a list.
+/// Returns the key that a problem is about: the first word of the problem. In a `[[credentials]]`
+/// section it is the first three words, without an index into a list.
 fn key(problem: &str) -> &str {
     let words = if problem.starts_with("credentials #") { 3 } else { 1 };
     let ends = problem.match_indices([' ', ':', '[']).map(|(at, _)| at);
-    // A colon and the space after it are one end.
+    // A colon and the space after it count as one end.
     let mut ends = ends.filter(|&at| !problem[..at].ends_with(':'));
     ends.nth(words - 1).map_or(problem, |end| &problem[..end])
 }

@@ -35,7 +35,7 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
 }
 
-/// `[thingspace]`: how ThingSpace is called.
+/// `[thingspace]`: the calls to ThingSpace.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ThingSpaceConfig {
     pub base_url: String,
@@ -87,12 +87,12 @@ pub struct CallbacksConfig {
 }
 
 impl CallbacksConfig {
-    /// The certificate and the key of HTTPS, if it is configured.
+    /// Returns the files of the certificate and the key, if HTTPS is configured.
     pub fn tls(&self) -> Option<(&Path, &Path)> {
         both(&self.tls_cert_file, &self.tls_key_file)
     }
 
-    /// The files of the user name and the password, if they are configured.
+    /// Returns the files of the user name and the password, if they are configured.
     pub fn pair_files(&self) -> Option<(&Path, &Path)> {
         both(&self.username_file, &self.password_file)
     }
@@ -114,7 +114,7 @@ pub struct CredentialsConfig {
 }
 
 impl CredentialsConfig {
-    /// The files with the secrets, and their keys.
+    /// Returns the files with secrets, each with its key in the configuration.
     pub(super) fn files(&self) -> [(&'static str, &Path); 4] {
         [
             ("key_file", &self.key_file),
@@ -136,7 +136,7 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
-    /// The location of the store, for logs and `status`.
+    /// Returns the location of the store, for logs and `status`.
     pub fn shown(&self) -> String {
         match self.kind {
             StoreKind::Embedded => self.path.display().to_string(),
@@ -162,13 +162,13 @@ pub struct NatsConfig {
 }
 
 impl NatsConfig {
-    /// The URLs in `url`.
+    /// Returns the URLs in `url`.
     pub fn servers(&self) -> Vec<String> {
         self.url.split(',').map(|url| url.trim().to_owned()).collect()
     }
 }
 
-/// The implementation of the store.
+/// The kind of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all(serialize = "lowercase"))]
 pub enum StoreKind {

@@ -14,7 +14,7 @@ pub(crate) type Schemes = &'static [(&'static str, u16)];
 pub(crate) const WEB: Schemes = &[("http", 80), ("https", 443)];
 pub(crate) const NATS: Schemes = &[("nats", 4222), ("tls", 4222)];
 
-/// The limits of DNS for a host name and for a label of it, in bytes.
+/// The limits of DNS for a host name and for each label of it, in bytes.
 const MAX_HOST_BYTES: usize = 253;
 const MAX_LABEL_BYTES: usize = 63;
 
@@ -55,7 +55,9 @@ impl Url {
         let &(scheme, default) = known.ok_or_else(|| format!("must begin with {one_of}"))?;
         let authority = uri.authority().ok_or_else(not_a_url)?.as_str();
         if authority.contains('@') {
-            return Err("must hold no user or password: it is printed and logged".to_owned());
+            return Err(
+                "must hold no user or password, because URLs are printed and logged".to_owned()
+            );
         }
         if uri.query().is_some() {
             return Err("must have no query".to_owned());
@@ -74,7 +76,7 @@ impl Url {
         Ok(Self { scheme, host: host.to_ascii_lowercase(), port, path })
     }
 
-    /// Refuses port 0, which is valid in a URL but cannot be connected to.
+    /// Refuses port 0, which is valid in a URL, but to which nothing can connect.
     pub(crate) fn with_usable_port(self) -> Result<Self, String> {
         match self.port {
             0 => Err("has a port that does not exist; must be 1 to 65535".to_owned()),
@@ -92,7 +94,7 @@ impl Url {
     }
 }
 
-/// The problem with the first character that is not allowed in a URL.
+/// Returns the problem of the first character that is not allowed in a URL.
 fn invalid_character(text: &str) -> Option<String> {
     let odd = text.chars().find(|&one| !one.is_ascii_graphic() || "\"<>\\^`{|}".contains(one))?;
     Some(match odd {
@@ -111,7 +113,7 @@ fn split(authority: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Parses a port of digits only: `u16::from_str` accepts a sign.
+/// Parses a port that consists of digits. `u16::from_str` alone would accept a sign.
 fn parse_port(port: &str) -> Option<u16> {
     port.bytes().all(|byte| byte.is_ascii_digit()).then(|| port.parse().ok()).flatten()
 }
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn no_text_makes_it_panic() {
+    fn no_text_makes_the_parser_panic() {
         use proptest::prelude::*;
         proptest!(|(text in "(https?|nats)?(://)?[\\[\\]:@/?#%.a-z0-9é-]{0,40}")| {
             let _ = Url::parse(&text, WEB);

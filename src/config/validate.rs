@@ -1,4 +1,4 @@
-//! Validation of a configuration beyond its types. Reports all problems, never only the first.
+//! Validates a configuration beyond its types, and reports all problems.
 
 mod callbacks;
 mod files;
@@ -34,7 +34,7 @@ use crate::{
 /// The connections that each set of credentials needs: one for each class of calls.
 const CONNECTIONS_PER_CREDENTIALS: usize = 4;
 
-/// Checks what holds for every gateway: bounds, URLs and combinations of keys.
+/// Checks what every command needs: bounds, URLs and combinations of keys.
 pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
     let Config {
@@ -90,7 +90,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems
 }
 
-/// Settings that are allowed but probably a mistake.
+/// Returns warnings about settings that are allowed but probably a mistake.
 pub(super) fn warnings(config: &Config) -> Problems {
     let mut warnings = Problems::default();
     let Config { grpc, thingspace, .. } = config;
@@ -99,7 +99,7 @@ pub(super) fn warnings(config: &Config) -> Problems {
         warnings.push(format!(
             "grpc.drain: {} is shorter than an order may take (thingspace.connect_timeout + \
              order_timeout, {}): an order in progress when the gateway stops may end with an \
-             unknown outcome",
+             unknown outcome; set a longer time",
             show(grpc.drain),
             show(order)
         ));
@@ -164,7 +164,7 @@ fn check_folder(folder: &Path, hint: &str) -> Result<(), String> {
     })
 }
 
-/// Reads a bound, which is written as in the configuration.
+/// Parses a bound, which is written as in the configuration.
 fn bound(text: &str) -> Duration {
     parse(text).expect("bounds are durations")
 }
@@ -206,7 +206,7 @@ impl Problems {
         }
     }
 
-    /// Checks that of two files of a section both are set, or neither.
+    /// Checks that two files of a section are both set, or both not set.
     fn both_or_neither(&mut self, section: &str, one: (&str, &Path), other: (&str, &Path)) {
         let (missing, present) = match (is_set(one.1), is_set(other.1)) {
             (false, true) => (one.0, other.0),
@@ -313,8 +313,8 @@ impl Problems {
         self.check(key, check(path).map_err(|what| secret_file::problem(path, &what)));
     }
 
-    /// Checks a chain of certificates and its private key. Each problem names the configuration key
-    /// of the file that it is about.
+    /// Checks a certificate chain and its private key. A problem names the configuration key of the
+    /// file that is wrong.
     fn server_certificate(
         &mut self,
         section: &str,

@@ -25,7 +25,7 @@ pub(super) const REGISTER: &str = "/v1/callbacks/{account}/register";
 pub(super) const DEREGISTER: &str = "/v1/callbacks/{account}/deregister";
 pub(super) const ROTATE: &str = "/v1/callbacks/{account}/rotate";
 
-/// The number of accounts that are listed at the same time.
+/// The number of accounts whose registrations are listed at the same time.
 const CONCURRENT_LISTS: usize = 8;
 
 pub(super) fn path(route: &str, account: &AccountName) -> String {
@@ -61,14 +61,14 @@ pub(super) struct RegistrationRequest {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "done", rename_all = "snake_case")]
 pub(super) enum RegistrationResponse {
-    /// It was registered already.
+    /// The account was registered already.
     Unchanged,
     Registered,
     Deregistered,
     Rotated,
     /// Rotated but not registered, because an operator has deregistered the account.
     RotatedOnly,
-    /// The files of user name and password have not changed.
+    /// Not rotated, because the files of user name and password have not changed.
     NotRotated,
 }
 
@@ -102,7 +102,7 @@ async fn registrations(
     registration: &Registrar,
     account: AccountName,
 ) -> Result<AccountRegistrations, CommandError> {
-    let listed = registration.list(&account).await.map_err(|error| failed(&account, &error))?;
+    let listed = registration.list(&account).await.map_err(|error| to_error(&account, &error))?;
     let item = |listed: ListedRegistration| RegistrationItem {
         service: listed.service,
         host: listed.host,
@@ -118,9 +118,9 @@ async fn register(
     Json(RegistrationRequest { force, .. }): Json<RegistrationRequest>,
 ) -> ChangeResult {
     let outcome = parts.registration()?.register(&account, force).await;
-    let done = done(&account, outcome, RegistrationResponse::Unchanged)?;
-    info!(%account, force, ?done, "an operator registered callbacks");
-    Ok(Json(done))
+    let response = to_response(&account, outcome, RegistrationResponse::Unchanged)?;
+    info!(%account, force, done = ?response, "an operator registered callbacks");
+    Ok(Json(response))
 }
 
 async fn deregister(
@@ -128,7 +128,7 @@ async fn deregister(
     Path(account): Path<AccountName>,
 ) -> ChangeResult {
     let outcome = parts.registration()?.deregister(&account).await;
-    outcome.map_err(|error| failed(&account, &error))?;
+    outcome.map_err(|error| to_error(&account, &error))?;
     info!(%account, "an operator deregistered callbacks");
     Ok(Json(RegistrationResponse::Deregistered))
 }
@@ -144,17 +144,17 @@ async fn rotate(
     } else {
         registration.rotate(&account).await
     };
-    let done = done(&account, outcome, RegistrationResponse::NotRotated)?;
-    info!(%account, path, ?done, "an operator rotated secrets of callbacks");
-    Ok(Json(done))
+    let response = to_response(&account, outcome, RegistrationResponse::NotRotated)?;
+    info!(%account, path, done = ?response, "an operator rotated secrets of callbacks");
+    Ok(Json(response))
 }
 
-fn done(
+fn to_response(
     account: &AccountName,
     outcome: RegistrationResult,
     unchanged: RegistrationResponse,
 ) -> Result<RegistrationResponse, CommandError> {
-    Ok(match outcome.map_err(|error| failed(account, &error))? {
+    Ok(match outcome.map_err(|error| to_error(account, &error))? {
         RegistrationOutcome::Unchanged => unchanged,
         RegistrationOutcome::Registered => RegistrationResponse::Registered,
         RegistrationOutcome::Rotated => RegistrationResponse::Rotated,
@@ -163,7 +163,7 @@ fn done(
     })
 }
 
-fn failed(account: &AccountName, error: &RegistrationError) -> CommandError {
+fn to_error(account: &AccountName, error: &RegistrationError) -> CommandError {
     let status = match error {
         RegistrationError::NotConfigured(_) => StatusCode::NOT_FOUND,
         RegistrationError::Taken { .. } | RegistrationError::Stopped(_) => StatusCode::CONFLICT,

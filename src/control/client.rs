@@ -1,4 +1,4 @@
-//! The client of the control socket: sends a command and prints its result.
+//! The client of the control socket.
 
 mod show;
 
@@ -35,7 +35,7 @@ const TIMEOUT: Duration = Duration::from_mins(2);
 /// The limit for a response, in bytes.
 const MAX_RESPONSE: usize = 64 << 20;
 
-/// Carries out a command on the gateway with this socket.
+/// Sends a command to the gateway with this socket, and prints the result.
 pub async fn run(
     command: &OperatorCommand,
     socket: PathBuf,
@@ -48,8 +48,8 @@ pub async fn run(
         OperatorCommand::Status(_) => out.print(&client.get(status::PATH).await?, show::status),
         OperatorCommand::Unblock(UnblockArgs { name, force, risk_lock, .. }) => {
             let request = logins::UnblockRequest { force: *force, risk_lock: *risk_lock };
-            let done = client.post(&logins::unblock_path(name), &request).await?;
-            out.print(&done, |out, done| show::unblocked(out, name, *force, done))
+            let response = client.post(&logins::unblock_path(name), &request).await?;
+            out.print(&response, |out, response| show::unblocked(out, name, *force, response))
         }
         OperatorCommand::Orders(OrdersCommand::Unknown(_)) => {
             out.print(&*client.get::<Vec<_>>(orders::UNKNOWN).await?, show::orders)
@@ -61,8 +61,10 @@ pub async fn run(
                 None => SettledOutcome::NotPlaced,
             };
             let request = SettleRequest { outcome, force: *force };
-            let done = client.post(&orders::settle_path(order), &request).await?;
-            out.print(&done, |out, done| show::settled(out, order, request_id.as_ref(), done))
+            let response = client.post(&orders::settle_path(order), &request).await?;
+            out.print(&response, |out, response| {
+                show::settled(out, order, request_id.as_ref(), response)
+            })
         }
         OperatorCommand::Callbacks(command) => run_callbacks(&client, command, out).await,
         OperatorCommand::Quarantine(QuarantineCommand::List(_)) => {
@@ -105,8 +107,8 @@ async fn run_callbacks(
             (account, callbacks::ROTATE, RegistrationRequest { path: *path, ..none })
         }
     };
-    let done = client.post(&callbacks::path(route, account), &request).await?;
-    out.print(&done, |out, done| show::registration(out, account, *done, request.path))
+    let response = client.post(&callbacks::path(route, account), &request).await?;
+    out.print(&response, |out, response| show::registration(out, account, *response, request.path))
 }
 
 /// Prints a result as JSON or as text.
@@ -151,14 +153,14 @@ impl SocketClient {
         let exchange = exchange(&self.socket, method, path, body);
         let Ok(response) = tokio::time::timeout(TIMEOUT, exchange).await else {
             bail!(
-                "no response from the gateway on {}; it may still carry the command out",
+                "no response from the gateway on {}; it may still execute the command",
                 self.socket.display()
             );
         };
         let (status, body) = response?;
         if status.is_success() {
             return serde_json::from_slice(&body)
-                .context("cannot read the gateway's answer; it may have another version");
+                .context("cannot read the gateway's answer; the gateway may have another version");
         }
         match serde_json::from_slice(&body) {
             Ok(ErrorBody { error }) => bail!(error),
@@ -191,7 +193,7 @@ async fn exchange(
     Ok((status, body.to_bytes().to_vec()))
 }
 
-/// Explains why no connection is possible, and what to do.
+/// Explains why the client cannot connect.
 fn cannot_connect(socket: &Path, error: io::Error) -> anyhow::Error {
     let socket = socket.display();
     let what = match error.kind() {
@@ -208,18 +210,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_is_told_what_keeps_a_command_from_the_gateway() {
-        let told = |kind: io::ErrorKind| {
+    fn an_error_says_why_the_client_cannot_connect() {
+        let message = |kind: io::ErrorKind| {
             cannot_connect(Path::new("/run/gw.sock"), kind.into()).to_string()
         };
-        let forbidden = told(io::ErrorKind::PermissionDenied);
+        let forbidden = message(io::ErrorKind::PermissionDenied);
         assert!(
             forbidden.contains("/run/gw.sock")
                 && forbidden.contains("as the user that runs the gateway")
         );
         assert!(!forbidden.contains("no gateway answers"), "{forbidden}");
         for kind in [io::ErrorKind::NotFound, io::ErrorKind::ConnectionRefused] {
-            assert_eq!(told(kind), "no gateway answers on /run/gw.sock");
+            assert_eq!(message(kind), "no gateway answers on /run/gw.sock");
         }
     }
 }

@@ -24,9 +24,9 @@ pub(super) fn unblock_path(name: &str) -> String {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LoginStatus {
     pub(super) credentials: String,
-    /// Whether no operator has to act. Can be false while a session token is still valid.
+    /// False if an operator has to act, even while a session token is still valid.
     pub(super) healthy: bool,
-    /// A sentence about the state.
+    /// The state in one sentence.
     pub(super) standing: String,
 }
 
@@ -35,17 +35,17 @@ pub(super) struct LoginStatus {
 pub(super) struct UnblockRequest {
     /// The operator confirms a login elsewhere, which has reset ThingSpace's count.
     pub(super) force: bool,
-    /// With `force`: even if no login was accepted after the last forced unblock.
+    /// Allows `force` even if no login was accepted since the last forced unblock.
     pub(super) risk_lock: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct UnblockResponse {
-    /// False: logins were not stopped.
+    /// False if logins were not stopped.
     pub(super) changed: bool,
-    /// Logins in a row that ThingSpace may have counted as rejected.
+    /// The rejected logins in a row that ThingSpace may have counted.
     pub(super) rejections: u32,
-    /// Rejected logins in a row after which ThingSpace locks the user.
+    /// The number of rejected logins in a row after which ThingSpace locks the user.
     pub(super) lock: u32,
 }
 
@@ -114,10 +114,11 @@ fn force_used(name: &str, lock: u32) -> String {
 
 fn risk_lock(name: &str, lock: u32) -> String {
     format!(
-        "If logins stay stopped then, log in elsewhere once more, with exactly what the files \
-         hold, and run `thingspace-gateway unblock {name} --force --risk-lock`. Each such command \
-         allows one login. Without a login elsewhere before it, ThingSpace may lock the user: it \
-         does so after {lock} rejected logins in a row, and only Verizon's support unlocks a user"
+        "If logins are still stopped after that, log in elsewhere once more, with exactly the user \
+         name and password in the files, and run `thingspace-gateway unblock {name} --force \
+         --risk-lock`. Each such command allows one login. Without a login elsewhere before it, \
+         ThingSpace may lock the user: it does so after {lock} rejected logins in a row, and only \
+         Verizon's support unlocks a user"
     )
 }
 

@@ -1,4 +1,4 @@
-//! `orders unknown` and `orders settle`: orders of unknown outcome.
+//! `orders unknown` and `orders settle`: orders with an unknown outcome.
 
 use axum::{
     Json, Router,
@@ -51,7 +51,7 @@ pub(super) struct SettleRequest {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct SettleResponse {
-    /// Why ThingSpace did not confirm a settlement that was forced.
+    /// Why ThingSpace did not confirm a forced settlement.
     pub(super) not_confirmed: Option<String>,
 }
 

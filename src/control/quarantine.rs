@@ -1,5 +1,5 @@
-//! `quarantine list` and `quarantine show`: callbacks that could not be read or that named another
-//! account.
+//! `quarantine list` and `quarantine show`: callbacks that could not be read, named no request or
+//! named another account.
 
 use axum::{
     Json, Router,
@@ -65,7 +65,7 @@ async fn show(
     let Some(QuarantinedBody { account, body }) = parts.callbacks()?.quarantine().show(id).await?
     else {
         let message = format_args!(
-            "there is no callback {id} in quarantine; the oldest are removed when it is full"
+            "there is no callback {id} in quarantine; callbacks are evicted when it is full"
         );
         return Err(CommandError::new(StatusCode::NOT_FOUND, &message));
     };

@@ -19,7 +19,7 @@ use crate::{
 
 pub(super) const PATH: &str = "/v1/status";
 
-/// Counts are since the start of the gateway.
+/// The state of the gateway. Counts begin at its start.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct StatusResponse {
     pub(super) version: String,
@@ -29,7 +29,7 @@ pub(super) struct StatusResponse {
     pub(super) ready: bool,
     /// Why calls cannot be answered.
     pub(super) waits_for: Option<String>,
-    /// What a gateway that is ready cannot do now, and why.
+    /// What the gateway cannot do now although it is ready, and why.
     #[serde(default)]
     pub(super) limited: Option<String>,
     /// The file or the servers of the store.
@@ -51,7 +51,7 @@ pub(super) struct StatusResponse {
     pub(super) hosts: Vec<HostStatus>,
     /// When the certificate of the listener for callbacks expires. `None`: it has none.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
-    /// The number of requests to the listener for callbacks, by outcome, if it is not 0.
+    /// The number of requests to the listener for callbacks, by outcome, without zeros.
     #[serde(default)]
     pub(super) callbacks: BTreeMap<String, u64>,
     /// Callbacks that were removed from the quarantine to make room for others.
@@ -73,7 +73,7 @@ pub(super) struct UnreadableLog {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct HostStatus {
     pub(super) host: String,
-    /// The time until the breaker lets a call through. `None`: the breaker is closed.
+    /// The time until the breaker allows a call. `None`: the breaker is closed.
     pub(super) left_alone_ms: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! `store accept-loss`, with which an operator accepts a store loss, and the lines of `status`
-//! about the store.
+//! `store accept-loss`, by which an operator accepts a store loss, and the lines of `status` about
+//! the store.
 
 use axum::{Json, Router, extract::State, routing::post};
 use jiff::Timestamp;
@@ -60,7 +60,7 @@ async fn accept_loss(
     let before = parts.requests.store_state().remembers_since;
     let accepted = parts.requests.accept_loss(restored).await?.map(|loss| loss.what);
     let remembers_since = parts.requests.store_state().remembers_since;
-    // The time changes if something is lost for good.
+    // Accepting a loss changes this time, unless the gateway still had everything.
     let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
     if let Some(what) = &accepted {
         info!(target: AUDIT, what, restored, recovered, "an operator accepted a store loss");

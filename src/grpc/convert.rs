@@ -1,7 +1,7 @@
 //! Converts between the messages of the API and the types of the domain.
 //!
-//! Finds all wrong fields of a request at once, each with its path. Checks only the form of fields,
-//! not whether an account or a request exists. Results are converted without any decision.
+//! Reports all wrong fields of a call at once, each with its path. Checks only the form of fields,
+//! not whether an account or a request exists.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -89,7 +89,7 @@ pub(super) fn placement(
             %account,
             identifiers = wrong_checksums,
             times,
-            "an order has identifiers with wrong check digits"
+            "an order has identifiers with wrong check digits; ask its caller to correct them"
         );
     }
     let order = Order { account, devices, service_plan: request.service_plan };
@@ -116,12 +116,12 @@ fn devices(
     let mut parsed = Vec::with_capacity(devices.len());
     for (at, ids) in devices.iter().enumerate() {
         let mut device = Device::default();
-        let given = [
+        let identifiers = [
             (IdentifierKind::Eid, &ids.eid, true),
             (IdentifierKind::Iccid, &ids.iccid, true),
             (IdentifierKind::Imei, &ids.imei, false),
         ];
-        for (kind, text, required) in given {
+        for (kind, text, required) in identifiers {
             let path = || format!("devices[{at}].{}", kind.as_str());
             if text.is_empty() {
                 if required {
@@ -169,7 +169,7 @@ pub(super) fn target(
     account.zip(request)
 }
 
-/// A status call whose fields are right.
+/// A status call with valid fields.
 #[derive(Debug)]
 pub(super) struct StatusCall {
     pub(super) account: AccountName,
@@ -203,7 +203,7 @@ pub(super) fn status_call(
             Some(if page_size == 0 { MAX_PAGE } else { page_size.min(MAX_PAGE) })
         }
         Err(_) => {
-            wrong.add("view", "is not a view this gateway knows");
+            wrong.add("view", "is not a view that this gateway knows");
             None
         }
     };
@@ -221,9 +221,9 @@ pub(super) fn status_call(
     })
 }
 
-fn duration(field: &str, given: Option<prost_types::Duration>, wrong: &mut Violations) -> Duration {
-    let Some(given) = given else { return Duration::ZERO };
-    Duration::try_from(given).unwrap_or_else(|_| {
+fn duration(field: &str, value: Option<prost_types::Duration>, wrong: &mut Violations) -> Duration {
+    let Some(value) = value else { return Duration::ZERO };
+    Duration::try_from(value).unwrap_or_else(|_| {
         wrong.add(field, "must not be negative");
         Duration::ZERO
     })
@@ -308,7 +308,7 @@ mod tests {
 
     /// nginx and many load balancers end a call after 60 s without an answer.
     #[test]
-    fn a_long_poll_is_answered_before_proxies_give_up() {
+    fn a_long_poll_is_answered_before_proxies_end_it() {
         for (seconds, expected) in [(0, 0), (49, 49), (50, 50), (60, 50), (86_400, 50)] {
             let request = esim::GetRequestStatusRequest {
                 account_name: "0000123456-00001".to_owned(),

@@ -1,8 +1,10 @@
 //! The bounds of the quarantine, and which callbacks are evicted at a bound.
 //!
 //! A callback with the account's pair is *proved* to be ThingSpace's. Anyone who knows the URL can
-//! send an *unproved* one. So few unproved callbacks are kept, at a low rate, and they are evicted
-//! first. They never replace a proved one or one of another account.
+//! send an *unproved* one. Therefore each account has a quota of unproved callbacks and a low rate
+//! for them. Above the quota, the account's oldest unproved callback is evicted. If the whole
+//! quarantine is full, unproved callbacks are evicted before proved ones. The newest callback is
+//! never evicted.
 
 use std::{
     collections::HashMap,
@@ -16,13 +18,13 @@ use crate::{identity::AccountName, lock::lock, proto::storage::QuarantineEntry};
 /// The most unproved callbacks of an account.
 const MAX_UNPROVED: usize = 50;
 
-/// The most bytes of their bodies.
+/// The most bytes of the bodies of an account's unproved callbacks.
 const MAX_UNPROVED_BYTES: u64 = 1 << 20;
 
-/// Unproved callbacks of an account that a replica may add at once.
+/// The most unproved callbacks of an account that a replica may add at once.
 const UNPROVED_BURST: u32 = 50;
 
-/// The time until one more may be added.
+/// The time after which a replica may add one more unproved callback.
 const UNPROVED_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The number of unproved callbacks of each account that may be added now.
@@ -36,7 +38,7 @@ struct Allowance {
 }
 
 impl Allowances {
-    /// Uses one. Returns false if there is none.
+    /// Uses up one addition. Returns false if the account has none left.
     pub(super) fn take(&self, account: &AccountName) -> bool {
         self.take_at(account, Instant::now())
     }
@@ -58,19 +60,19 @@ impl Allowances {
     }
 }
 
-/// Removes and returns the entries that are evicted for the last one.
+/// Removes and returns the entries that are evicted to make room for the last one.
 pub(super) fn evict(entries: &mut Vec<QuarantineEntry>) -> Vec<QuarantineEntry> {
     let mut evicted = Vec::new();
     while let Some(oldest) = above_quota(entries) {
         evicted.push(entries.remove(oldest));
     }
-    while let Some(victim) = above_bounds(entries) {
-        evicted.push(entries.remove(victim));
+    while let Some(index) = above_bounds(entries) {
+        evicted.push(entries.remove(index));
     }
     evicted
 }
 
-/// Returns the oldest unproved callback of the last entry's account, if that has too many.
+/// Returns the oldest unproved callback of the last entry's account, if the account has too many.
 fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     let newest = entries.last()?;
     let alike = |entry: &&QuarantineEntry| entry.unproved && entry.account == newest.account;
@@ -81,20 +83,20 @@ fn above_quota(entries: &[QuarantineEntry]) -> Option<usize> {
     (too_many && oldest + 1 < entries.len()).then_some(oldest)
 }
 
-/// Returns the callback to evict if there are too many in total: an unproved one if there is one,
-/// then one of the account with most, then the oldest.
+/// Returns the callback to evict if there are too many in total. Prefers unproved callbacks, then
+/// those of the account with the most callbacks or bytes, then the oldest.
 fn above_bounds(entries: &[QuarantineEntry]) -> Option<usize> {
     let (_newest, others) = entries.split_last()?;
     let too_large = entries.iter().map(size).sum::<u64>() > MAX_BYTES;
     if !too_large && entries.len() <= MAX_ENTRIES {
         return None;
     }
-    let mut held: HashMap<&str, u64> = HashMap::new();
+    let mut totals: HashMap<&str, u64> = HashMap::new();
     for entry in entries {
-        *held.entry(&entry.account).or_default() += if too_large { size(entry) } else { 1 };
+        *totals.entry(&entry.account).or_default() += if too_large { size(entry) } else { 1 };
     }
     let rank =
-        |entry: &QuarantineEntry| (entry.unproved, held.get(entry.account.as_str()).copied());
+        |entry: &QuarantineEntry| (entry.unproved, totals.get(entry.account.as_str()).copied());
     let most = others.iter().map(rank).max()?;
     others.iter().position(|entry| rank(entry) == most)
 }
@@ -121,11 +123,11 @@ mod tests {
         (1..).map(entry).take(number).collect()
     }
 
-    /// How many entries of which kind go when this one is new.
-    fn gone(mut entries: Vec<QuarantineEntry>, new: QuarantineEntry) -> Vec<(String, bool)> {
+    /// Returns the account of each entry that `new` evicts, and whether it is unproved.
+    fn evicted_by(mut entries: Vec<QuarantineEntry>, new: QuarantineEntry) -> Vec<(String, bool)> {
         entries.push(new);
-        let gone = evict(&mut entries).into_iter().map(|entry| (entry.account, entry.unproved));
-        gone.collect()
+        let evicted = evict(&mut entries).into_iter();
+        evicted.map(|entry| (entry.account, entry.unproved)).collect()
     }
 
     fn new(account: &str, size: u32, unproved: bool) -> QuarantineEntry {
@@ -135,9 +137,9 @@ mod tests {
     #[test]
     fn number_and_size_are_bounded() {
         let proved = |number, size| entries(ONE, number, size, false);
-        assert_eq!(gone(proved(MAX_ENTRIES - 1, 1), new(ONE, 1, false)), []);
-        assert_eq!(gone(proved(MAX_ENTRIES, 1), new(ONE, 1, false)).len(), 1);
-        assert_eq!(gone(proved(19, 1 << 20), new(ONE, 1 << 20, false)).len(), 4);
+        assert_eq!(evicted_by(proved(MAX_ENTRIES - 1, 1), new(ONE, 1, false)), []);
+        assert_eq!(evicted_by(proved(MAX_ENTRIES, 1), new(ONE, 1, false)).len(), 1);
+        assert_eq!(evicted_by(proved(19, 1 << 20), new(ONE, 1 << 20, false)).len(), 4);
         let mut full = proved(MAX_ENTRIES, 1);
         full.push(new(ONE, 1, false));
         let oldest = evict(&mut full).remove(0);
@@ -145,27 +147,27 @@ mod tests {
     }
 
     #[test]
-    fn unproved_callbacks_take_places_only_from_each_other() {
+    fn unproved_callbacks_are_evicted_first() {
         let mut held = entries(ONE, MAX_UNPROVED, 1, true);
         held.extend(entries(ONE, MAX_ENTRIES - MAX_UNPROVED - 10, 1, false));
         held.extend(entries(OTHER, 10, 1, true));
         let unproved = |account: &str| vec![(account.to_owned(), true)];
-        assert_eq!(gone(held.clone(), new(ONE, 1, true)), unproved(ONE));
-        assert_eq!(gone(held.clone(), new(OTHER, 1, true)), unproved(ONE));
-        assert_eq!(gone(held, new(OTHER, 1, false)), unproved(ONE));
+        assert_eq!(evicted_by(held.clone(), new(ONE, 1, true)), unproved(ONE));
+        assert_eq!(evicted_by(held.clone(), new(OTHER, 1, true)), unproved(ONE));
+        assert_eq!(evicted_by(held, new(OTHER, 1, false)), unproved(ONE));
         let large = entries(ONE, 10, 100 << 10, true);
-        assert_eq!(gone(large, new(ONE, 100 << 10, true)), unproved(ONE));
+        assert_eq!(evicted_by(large, new(ONE, 100 << 10, true)), unproved(ONE));
     }
 
     #[test]
-    fn the_account_that_holds_most_gives_way() {
+    fn a_callback_of_the_account_with_most_is_evicted() {
         let mut held = entries(OTHER, 10, 1, false);
         held.extend(entries(ONE, MAX_ENTRIES - 10, 1, false));
-        assert_eq!(gone(held, new(OTHER, 1, false)), [(ONE.to_owned(), false)]);
+        assert_eq!(evicted_by(held, new(OTHER, 1, false)), [(ONE.to_owned(), false)]);
     }
 
     #[test]
-    fn unproved_callbacks_are_kept_slowly() {
+    fn unproved_callbacks_are_added_at_a_low_rate() {
         let (allowances, now) = (Allowances::default(), Instant::now());
         let account = |text| AccountName::parse(text).unwrap();
         let taken =

@@ -16,15 +16,15 @@ const PATH_CHARS: usize = 43;
 /// The reads of the store for unknown path secrets.
 #[derive(Debug, Default)]
 pub(super) struct Lookups {
-    /// When the last one began.
-    begun: Option<Instant>,
-    /// When the last successful one began.
-    succeeded: Option<Instant>,
+    /// When the last read began.
+    last: Option<Instant>,
+    /// When the last successful read began.
+    last_success: Option<Instant>,
 }
 
 impl CallbackSecrets {
-    /// Returns the account with this path secret. Reads the store for an unknown one, once for all
-    /// callers that wait.
+    /// Returns the account with this path secret. Reads the store for an unknown secret, once for
+    /// all callers that wait.
     pub(in crate::callbacks) async fn find(
         &self,
         segment: &str,
@@ -33,17 +33,17 @@ impl CallbackSecrets {
         if known.is_some() || segment.len() != PATH_CHARS {
             return Ok(known);
         }
-        let asked = Instant::now();
+        let start = Instant::now();
         let mut lookups = self.0.lookups.lock().await;
-        if lookups.succeeded.is_none_or(|begun| begun < asked) {
-            if let Some(begun) = lookups.begun {
-                sleep_until(begun + READ_INTERVAL).await;
+        if lookups.last_success.is_none_or(|last| last < start) {
+            if let Some(last) = lookups.last {
+                sleep_until(last + READ_INTERVAL).await;
             }
             let now = Instant::now();
-            lookups.begun = Some(now);
+            lookups.last = Some(now);
             match self.refresh().await {
-                Ok(()) => lookups.succeeded = Some(now),
-                // Files that cannot be used do not matter for path secrets.
+                Ok(()) => lookups.last_success = Some(now),
+                // The path secrets were read. The files of the pair do not matter here.
                 Err(SecretsError::Files(_) | SecretsError::SharedWithUser { .. })
                     if self.is_loaded() => {}
                 Err(error) => return Err(error),

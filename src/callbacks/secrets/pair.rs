@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::SecretsError;
 use crate::{config::MAX_PAIR_CHARS, secret_file, store::StoreError};
 
-/// Random bytes of a generated password, which has 32 characters.
+/// The random bytes of a generated password. In base64 they are 32 characters.
 const PASSWORD_BYTES: usize = 24;
 
 /// The user name and password that ThingSpace puts into callbacks.
@@ -40,8 +40,10 @@ async fn read(file: &Path) -> Result<SecretString, SecretsError> {
     if characters.clone().count() <= MAX_PAIR_CHARS && !characters.clone().any(char::is_control) {
         return Ok(text);
     }
-    let (file, most) = (file.display(), MAX_PAIR_CHARS);
-    Err(SecretsError::Files(format!("{file} holds no text of at most {most} characters")))
+    Err(SecretsError::Files(format!(
+        "{} must have at most {MAX_PAIR_CHARS} characters and no control characters",
+        file.display()
+    )))
 }
 
 pub(super) fn random<const N: usize>() -> Result<[u8; N], StoreError> {

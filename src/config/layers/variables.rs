@@ -1,8 +1,8 @@
 //! Settings from environment variables.
 //!
-//! Reads each value as the type of its key, so text stays text even if it looks like a number.
-//! Refuses variables that begin with the gateway's prefix and name no key, except those that
-//! Kubernetes sets for a Service of the same name.
+//! Each value is read as the type of its key, so text stays text even if it looks like a number. A
+//! variable that begins with the gateway's prefix and names no key is refused, unless Kubernetes
+//! sets it for a Service of the same name.
 
 use std::collections::HashMap;
 
@@ -13,16 +13,16 @@ use super::{Problems, Setting, Table, default_of, flatten};
 const PREFIX: &str = "THINGSPACE_GATEWAY";
 const SEPARATOR: &str = "__";
 
-/// Well-known variables and their keys. A later entry overrides an earlier one with the same key,
-/// and the gateway's own variables override all of them.
+/// The well-known variables and their keys. A later entry overrides an earlier one with the same
+/// key, and the gateway's own variables override all of them.
 const WELL_KNOWN: [(&str, &[&str]); 3] = [
     ("RUST_LOG", &["telemetry", "log_filter"]),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", &["telemetry", "otlp_endpoint"]),
     ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &["telemetry", "otlp_endpoint"]),
 ];
 
-/// Returns the settings, and adds a problem for each variable that names no key or whose text does
-/// not have the type of its key.
+/// Returns the settings. Adds a problem for each variable that names no key, or whose text does not
+/// have the type of its key.
 pub(super) fn settings(
     env: &HashMap<String, String>,
     defaults: &Table,
@@ -53,7 +53,7 @@ fn has_prefix(name: &str) -> bool {
 fn setting(name: &str, text: &str, defaults: &Table) -> Result<Option<Setting>, String> {
     let rest = &name[PREFIX.len()..];
     let Some(key) = rest.strip_prefix(SEPARATOR) else {
-        let is_kubernetes = is_of_a_service(rest, text);
+        let is_kubernetes = is_set_by_kubernetes(rest, text);
         return if is_kubernetes { Ok(None) } else { Err(no_such_variable(name, rest, defaults)) };
     };
     let key: Vec<String> = key.to_ascii_lowercase().split(SEPARATOR).map(str::to_owned).collect();
@@ -95,7 +95,7 @@ fn parse(default: Option<&Value>, text: &str) -> Result<Value, &'static str> {
 }
 
 /// Whether Kubernetes sets this variable for a Service whose name begins with the prefix.
-fn is_of_a_service(rest: &str, text: &str) -> bool {
+fn is_set_by_kubernetes(rest: &str, text: &str) -> bool {
     let has_port_number = rest
         .split_once("_PORT_")
         .is_some_and(|(_, number)| number.starts_with(|c: char| c.is_ascii_digit()));
@@ -113,8 +113,8 @@ fn no_such_variable(name: &str, rest: &str, defaults: &Table) -> String {
     let mut keys = Vec::new();
     flatten(&[], defaults.clone(), "", &mut keys);
     let words: Vec<_> = rest.split('_').filter(|word| !word.is_empty()).collect();
-    let meant = keys.iter().find(|one| one.key.join("_").eq_ignore_ascii_case(&words.join("_")));
-    let hint = meant.map_or_else(
+    let similar = keys.iter().find(|one| one.key.join("_").eq_ignore_ascii_case(&words.join("_")));
+    let hint = similar.map_or_else(
         || format!("write {PREFIX}{SEPARATOR}SECTION{SEPARATOR}KEY"),
         |one| format!("write {PREFIX}{SEPARATOR}{}", one.key.join(SEPARATOR).to_ascii_uppercase()),
     );

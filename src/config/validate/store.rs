@@ -1,4 +1,4 @@
-//! Validation of `[store]`.
+//! Validates `[store]`.
 
 use std::{
     fs::OpenOptions,
@@ -50,7 +50,7 @@ impl Problems {
         self.number("store.nats.max_bytes", nats.max_bytes, 16 << 20..=16 << 40);
     }
 
-    /// Checks what opening the store needs.
+    /// Checks that the store can be opened, as far as its files and keys show it.
     pub(super) fn store_is_usable(&mut self, store: &StoreConfig) {
         match store.kind {
             StoreKind::Embedded => self.check("store.path", check_path(&store.path)),
@@ -89,7 +89,7 @@ impl Problems {
         }
         let servers = nats.servers();
         if servers.len() > MAX_SERVERS {
-            self.push(format!("store.nats.url: names more than {MAX_SERVERS} servers"));
+            self.push(format!("store.nats.url: must name at most {MAX_SERVERS} servers"));
         }
         // Either of these files makes TLS mandatory.
         let allow_plaintext =

@@ -1,4 +1,4 @@
-//! Validation of `[thingspace]`.
+//! Validates `[thingspace]`.
 
 use super::{super::ThingSpaceConfig, Problems, Url};
 
@@ -32,8 +32,8 @@ impl Problems {
         self.proxy("thingspace.proxy_url", &thingspace.proxy_url);
     }
 
-    /// Checks the base URL. Every path of ThingSpace begins with `/api`; other hosts may have
-    /// another path.
+    /// Checks the base URL. Every path on a host of Verizon begins with `/api`. Other hosts may use
+    /// other paths.
     fn base_url(&mut self, thingspace: &ThingSpaceConfig) {
         let key = "thingspace.base_url";
         let Some(url) = self.thingspace_url(key, &thingspace.base_url, thingspace) else { return };
@@ -63,8 +63,8 @@ impl Problems {
         Some(url)
     }
 
-    /// Checks the URL of a proxy. The connection to the proxy is plaintext; calls through it to an
-    /// `https://` URL are encrypted.
+    /// Checks the URL of a proxy. The connection to the proxy is plaintext, but calls through it to
+    /// an `https://` URL are encrypted.
     fn proxy(&mut self, key: &str, text: &str) {
         if !text.is_empty() && self.url(key, text).is_some_and(|url| url.scheme == "https") {
             self.push(format!("{key}: https is not supported; write http://HOST:PORT"));

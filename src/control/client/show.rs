@@ -76,9 +76,7 @@ pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Re
     for host in &status.hosts {
         let state = host.left_alone_ms.map_or_else(
             || "calls are sent".to_owned(),
-            |wait| {
-                format!("does not answer; the next attempt is made in {wait} ms at the earliest")
-            },
+            |wait| format!("does not answer; the next call is sent in {wait} ms at the earliest"),
         );
         row(&format!("host {}", host.host), state);
     }
@@ -103,10 +101,10 @@ fn since(time: Option<Timestamp>) -> String {
     time.map_or_else(|| "not known".to_owned(), |time| format!("{time:.0}"))
 }
 
-pub(super) fn accepted(out: &mut dyn Write, done: &AcceptLossResponse) -> anyhow::Result<()> {
-    let since = since(done.remembers_since);
-    let text = match &done.accepted {
-        Some(what) if done.recovered => format!(
+pub(super) fn accepted(out: &mut dyn Write, response: &AcceptLossResponse) -> anyhow::Result<()> {
+    let since = since(response.remembers_since);
+    let text = match &response.accepted {
+        Some(what) if response.recovered => format!(
             "Accepted: {what}. The gateway has written the store again, and nothing is lost."
         ),
         Some(what) => format!("Accepted: {what}. Facts from before {since} may be missing."),
@@ -119,9 +117,9 @@ pub(super) fn unblocked(
     out: &mut dyn Write,
     name: &str,
     force: bool,
-    done: &UnblockResponse,
+    response: &UnblockResponse,
 ) -> anyhow::Result<()> {
-    let UnblockResponse { changed, rejections, lock } = done;
+    let UnblockResponse { changed, rejections, lock } = response;
     if !changed {
         return Ok(writeln!(out, "Logins with credentials {name} are not stopped.")?);
     }
@@ -146,7 +144,7 @@ pub(super) fn unblocked(
 
 pub(super) fn orders(out: &mut dyn Write, orders: &[UnknownOrderItem]) -> anyhow::Result<()> {
     if orders.is_empty() {
-        return Ok(writeln!(out, "There are no orders of unknown outcome.")?);
+        return Ok(writeln!(out, "There are no orders with an unknown outcome.")?);
     }
     let rows = orders.iter().map(|order| {
         let UnknownOrderItem { order_id, account, sent_time, devices } = order;
@@ -159,9 +157,9 @@ pub(super) fn settled(
     out: &mut dyn Write,
     order: &str,
     request: Option<&RequestId>,
-    done: &SettleResponse,
+    response: &SettleResponse,
 ) -> anyhow::Result<()> {
-    if let Some(why) = &done.not_confirmed {
+    if let Some(why) = &response.not_confirmed {
         writeln!(out, "Not confirmed: {why}.")?;
     }
     match request {
@@ -191,11 +189,11 @@ pub(super) fn registrations(
 pub(super) fn registration(
     out: &mut dyn Write,
     account: &AccountName,
-    done: RegistrationResponse,
+    response: RegistrationResponse,
     path: bool,
 ) -> anyhow::Result<()> {
     let new = if path { "a new path secret" } else { "a new user name and password" };
-    let state = match done {
+    let state = match response {
         RegistrationResponse::Unchanged => "is registered already",
         RegistrationResponse::Registered => "is registered",
         RegistrationResponse::Deregistered => "is deregistered",
