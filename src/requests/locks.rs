@@ -10,7 +10,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::lock;
 
-/// Unused entries are removed when there are more of them than used ones and this many.
+/// Unused entries are removed when there are at least this many more of them than used ones.
 const SLACK: usize = 64;
 
 #[derive(Debug)]

@@ -78,7 +78,7 @@ pub(crate) struct Orders {
     /// The leases of other replicas.
     leases: Leases,
     refusals: Refusals,
-    /// One order per key at a time in this process. Between processes the cell ensures that.
+    /// Allows one order per key at a time in this process. Between processes, the key's cell does.
     keys: Locks<String>,
 }
 
@@ -92,11 +92,11 @@ pub(crate) struct Placement {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
     pub(crate) request_id: RequestId,
-    /// Whether an earlier call placed it.
+    /// Whether an earlier call placed the order.
     pub(crate) replayed: bool,
 }
 
-/// Keeps an order in [`Orders::in_flight`] while it lives.
+/// Keeps an order in [`Orders::in_flight`] until it is dropped.
 #[derive(Debug)]
 struct InFlight {
     order_id: String,
@@ -215,7 +215,8 @@ impl Orders {
         }
     }
 
-    /// Marks the outcome of an order as unknown. False: another replica has changed the key.
+    /// Marks the outcome of an order as unknown. Returns false if another replica has changed the
+    /// key.
     async fn mark_unknown(&self, cell: &CellName, key: &KeyCell) -> Result<bool, StoreError> {
         if key.advance(&*self.store, cell, KeyPhase::Unknown, "").await?.is_none() {
             return Ok(false);
@@ -229,8 +230,8 @@ impl Orders {
         Ok(true)
     }
 
-    /// Completes accepted orders whose requests lack `Accepted`: a process died too early, or they
-    /// were settled as not placed.
+    /// Completes accepted orders whose requests lack `Accepted`, because a process died before it
+    /// wrote that, or because the orders were first settled as not placed.
     pub(crate) async fn complete_accepted(&self) {
         for order_id in self.hub.unfinished_orders() {
             if self.is_in_flight(&order_id) {
@@ -248,7 +249,7 @@ impl Orders {
                 warn!(
                     order.id = order_id,
                     %error,
-                    "cannot complete an accepted order yet; a call with its key will"
+                    "cannot complete an accepted order yet; trying again"
                 );
             }
         }
@@ -258,7 +259,7 @@ impl Orders {
         lock(&self.in_flight).contains_key(order_id)
     }
 
-    /// Whether the process that claimed a key may still be sending its order.
+    /// Returns whether the process that claimed a key may still be sending its order.
     pub(super) fn may_be_sending(&self, key: &KeyCell) -> bool {
         if key.phase() != KeyPhase::Sending {
             return false;
@@ -320,8 +321,8 @@ impl Orders {
                 }
             }
             (Some(OrderOutcome::NotPlaced), _) => {
-                let freed = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
-                freed.map(|key| KeyState::Free(Some(key))).ok_or(Error::OrderInProgress)
+                let released = key.advance(&*self.store, cell, KeyPhase::Released, "").await?;
+                released.map(|key| KeyState::Free(Some(key))).ok_or(Error::OrderInProgress)
             }
             (Some(OrderOutcome::AcceptedAs(_)) | None, _) => {
                 if self.may_be_sending(&key)
@@ -355,7 +356,7 @@ impl Orders {
             before,
             hash: hash.to_vec(),
             key: None,
-            // In milliseconds, as in the cell.
+            // Rounded to milliseconds, as in the cell.
             sent_time: Timestamp::from_millisecond(Timestamp::now().as_millisecond())
                 .unwrap_or_default(),
             retry_until: deadline,
@@ -365,7 +366,7 @@ impl Orders {
         };
         let (answer, answered) = oneshot::channel();
         let orders = Arc::clone(self);
-        // A task, so that a caller that goes away does not leave a claimed key behind.
+        // Runs in a task, so that a cancelled call leaves no claimed key without an outcome.
         self.tasks.spawn(
             async move { orders.send_and_store(sending, permit, answer).await }.in_current_span(),
         );
@@ -378,7 +379,7 @@ impl Orders {
 
 /// What an idempotency key allows.
 enum KeyState {
-    /// No order was placed with the key. It may be claimed, replacing this content.
+    /// No order was placed with the key. A claim replaces this content of its cell.
     Free(Option<KeyCell>),
     Placed(RequestId),
 }

@@ -4,7 +4,7 @@
 //! - [`poller`]: polls open requests on a schedule that all replicas share.
 //! - [`withheld`]: final statuses that wait for the callback with their reason.
 //!
-//! Guarantees: the number of queries depends on the open requests, never on the number of callers.
+//! The number of queries depends on the open requests, never on the number of callers.
 
 pub(crate) mod poller;
 pub(crate) mod status_queries;

@@ -94,11 +94,12 @@ impl Snapshot {
 pub(crate) struct Watch {
     hub: Arc<Hub>,
     id: RequestId,
-    /// Weak, so that a finished request can leave memory between two events.
+    /// Weak, so that a finished request can be evicted between two events.
     tracked: Weak<Tracked>,
     changes: Receiver<u64>,
     key: TokenKey,
-    /// Everything up to here has been sent. `None`: nothing, so the watch begins with a snapshot.
+    /// Everything up to here has been sent. `None`: nothing has been sent, and the watch begins
+    /// with a snapshot.
     cursor: Option<Resume>,
     unfinished: Option<Unfinished>,
     heartbeat: Duration,
@@ -210,7 +211,7 @@ impl Watch {
         }
     }
 
-    /// Returns the request, read from its log if it has left memory since the last event.
+    /// Returns the request. Reads its log if it was evicted since the last event.
     async fn tracked(&mut self) -> Result<Arc<Tracked>, Error> {
         if let Some(tracked) = self.hub.read_again(&self.id, &self.tracked) {
             return Ok(tracked);
@@ -229,7 +230,8 @@ impl Watch {
         Ok(tracked)
     }
 
-    /// Returns the devices of a snapshot that has left memory while its reader did not read.
+    /// Returns the devices of a snapshot that was dropped because its reader did not read for a
+    /// while.
     async fn devices_at(&mut self, snapshot: &Snapshot) -> Result<Devices, Error> {
         let tracked = self.tracked().await?;
         let now = Snapshot::whole(&tracked);
@@ -271,8 +273,9 @@ fn as_event(tracked: &Tracked, transitions: Option<Vec<Arc<Transition>>>) -> Wat
     }
 }
 
-/// Whether a resume token matches the history of this request. If not, the watch begins with a
-/// snapshot. After the restore of an older store, the token's revision may be missing or different.
+/// Returns whether a resume token matches the history of this request. If not, the watch begins
+/// with a snapshot. After the restore of an older store, the token's revision may be missing or
+/// different.
 async fn fits(hub: &Hub, tracked: &Tracked, resume: Resume) -> Result<bool, Error> {
     let Resume { position, revision } = resume;
     let is_behind = || tracked.lock().position().sequence < position.sequence;
@@ -324,12 +327,13 @@ async fn after(
     hub.history(&tracked.id, first, revision, reading).await
 }
 
-/// Whether a request has something for a watch.
+/// What has happened to a request since the last event that was sent.
 enum WatchProgress {
-    /// There are new transitions.
+    /// There are transitions to send.
     New,
-    /// There is nothing new. Has the heartbeat to send when one is due.
+    /// Nothing has happened. The heartbeat is sent when one is due.
     Quiet(WatchEvent),
+    /// The request is final, and everything has been sent.
     Ended,
 }
 

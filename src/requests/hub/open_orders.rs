@@ -20,25 +20,25 @@ use crate::{
     store::Entry,
 };
 
-/// The number of candidates of an order, with the dropped ones. Other systems may place many
-/// requests for its devices, and each candidate costs a status query.
+/// The maximum number of candidates of an order, including the dropped ones. Other systems may
+/// place many requests for its devices, and each candidate costs a status query.
 const MAX_CANDIDATES: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct OpenOrders {
-    orders: HashMap<Arc<str>, Open>,
+    orders: HashMap<Arc<str>, OpenOrder>,
     /// The orders without an outcome, by the EIDs and ICCIDs of their devices.
     by_device: HashMap<Digits, Vec<Arc<str>>>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenOrder {
     order: Order,
     candidates: HashSet<RequestId>,
     dropped: HashSet<RequestId>,
 }
 
-impl Open {
+impl OpenOrder {
     fn has_room(&self) -> bool {
         self.candidates.len() + self.dropped.len() < MAX_CANDIDATES
     }
@@ -53,7 +53,7 @@ impl OpenOrders {
         self.orders.iter().map(|(id, open)| (id, &open.order))
     }
 
-    /// Folds an event into an order, which may be new.
+    /// Folds an event into an order. The order may be new.
     pub(super) fn apply(&mut self, id: &str, entry: &Entry, event: &Event) {
         self.change(id, |order| order.apply(entry.position, entry.time, event));
     }
@@ -66,7 +66,7 @@ impl OpenOrders {
     pub(super) fn remove(&mut self, id: &str) -> HashSet<RequestId> {
         let Some(open) = self.orders.remove(id) else { return HashSet::new() };
         self.forget_devices(id, &open.order);
-        let Open { mut candidates, dropped, .. } = open;
+        let OpenOrder { mut candidates, dropped, .. } = open;
         candidates.extend(dropped);
         candidates
     }
@@ -74,7 +74,7 @@ impl OpenOrders {
     fn change(&mut self, id: &str, change: impl FnOnce(&mut Order)) {
         let known = self.orders.remove_entry(id);
         let was_open = known.as_ref().is_some_and(|(_, open)| open.order.outcome.is_none());
-        let (id, mut open) = known.unwrap_or_else(|| (id.into(), Open::default()));
+        let (id, mut open) = known.unwrap_or_else(|| (id.into(), OpenOrder::default()));
         change(&mut open.order);
         match (was_open, open.order.outcome.is_none()) {
             (false, true) => {
@@ -86,7 +86,7 @@ impl OpenOrders {
             _ => {}
         }
         if open.order.outcome.is_some() {
-            // Up to 10,000 devices. They can be read from the log.
+            // Frees the memory of up to 10,000 devices. The log still has them.
             open.order.ordered = None;
         }
         if open.order.outcome != Some(OrderOutcome::NotPlaced) {
@@ -113,7 +113,8 @@ impl OpenOrders {
         called_back: &storage::CalledBack,
     ) -> bool {
         for open in self.orders.values_mut() {
-            // The acceptance is not in the request's log yet, whose id has another case.
+            // The order was accepted with this id in another case. Its acceptance is not in the
+            // request's log yet, so the callback's log is kept as a candidate.
             if let Some(OrderOutcome::AcceptedAs(accepted)) = &open.order.outcome
                 && accepted != request
                 && is_same(accepted, request)
@@ -131,9 +132,9 @@ impl OpenOrders {
         let mut new = false;
         for id in orders {
             let Some(open) = self.orders.get_mut(&id) else { continue };
-            let of_account =
+            let is_of_account =
                 open.order.ordered.as_ref().is_some_and(|o| o.account == called_back.account);
-            if of_account && !open.dropped.contains(request) && open.has_room() {
+            if is_of_account && !open.dropped.contains(request) && open.has_room() {
                 new |= open.candidates.insert(request.clone());
             }
         }

@@ -1,4 +1,4 @@
-//! The order that a request belongs to, and whether the request can belong to a given order.
+//! Tells which order a request belongs to, and whether it can belong to a given order.
 
 use super::Hub;
 use crate::{
@@ -13,14 +13,15 @@ pub(crate) type Mismatch = &'static str;
 
 pub(crate) const OWNED_BY_ANOTHER_ORDER: Mismatch = "the request belongs to another order";
 
-/// The beginning of a request's log, compared with an order.
+/// The order that a request belongs to, and the comparison of the request with a given order.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ownership {
-    /// The first position. `None`: there is no log yet, or its beginning is lost.
+    /// The first position of the request's log. `None`: there is no log yet, or its beginning is
+    /// lost.
     pub(crate) first: Option<Position>,
     /// The order that the request belongs to.
     pub(crate) order_id: Option<String>,
-    /// The position of that order's acceptance.
+    /// The position of the event that says so.
     pub(crate) accepted: Option<Position>,
     /// The request has another account or other devices than the order.
     pub(crate) contradicts: bool,

@@ -17,12 +17,13 @@ use crate::{
 };
 
 impl Hub {
-    /// Returns a request. Reads its log if it is not in memory. `None`: its log is empty.
+    /// Returns a request, and subscribes to its changes. Reads its log if it is not in memory.
+    /// `None`: its log is empty.
     pub(crate) async fn attach(&self, id: &RequestId) -> Result<Option<Attached>, StoreError> {
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
         }
-        // All callers of the same request together need one permit to load.
+        // Callers of the same request share one permit to load.
         let _attaching = self.attaching.lock(id).await;
         if let Some(found) = self.attached(id) {
             return Ok(Some(found));
@@ -41,7 +42,7 @@ impl Hub {
             }
             let tracked = Tracked::new(id.clone(), folded);
             let receiver = tracked.subscribe();
-            // If not, the projection was reset and this log is of the former store.
+            // Otherwise the projection was reset, and the log was read from the former store.
             if self.insert(Arc::clone(&tracked), generation) {
                 return Ok(Some((tracked, receiver)));
             }
@@ -111,7 +112,7 @@ impl Hub {
         Ok(folded)
     }
 
-    /// Reads the events of a log that can be decoded.
+    /// Calls `each` with every event of a log, except those that cannot be decoded.
     pub(super) async fn read_events(
         &self,
         log: &LogName,

@@ -16,10 +16,10 @@ use crate::{
     store::{Entry, Followed, LogClass, LogName},
 };
 
-/// The number of events for which logs are read ahead.
+/// The maximum number of events for which logs are read ahead.
 pub(super) const EVENTS: usize = 32;
 
-/// The number of logs that are read at the same time.
+/// The maximum number of logs that are read at the same time.
 const READS: usize = 16;
 
 /// Logs with a larger event, in bytes, are not read ahead, because few of them fit into memory.
@@ -29,9 +29,11 @@ const LARGEST_EVENT: usize = 16 * 1024;
 pub(super) type ReadAhead = HashMap<RequestId, TrackedState>;
 
 impl Hub {
-    /// Reads the logs that these events need. The follower reads those that fail again.
+    /// Reads the logs that are needed to fold these events. If a read fails, the follower repeats
+    /// it.
     pub(super) async fn read_ahead(&self, followed: &[Followed]) -> ReadAhead {
-        let ids: HashSet<_> = followed.iter().filter_map(|followed| self.needs(followed)).collect();
+        let ids: HashSet<_> =
+            followed.iter().filter_map(|followed| self.needed_request(followed)).collect();
         if ids.len() < 2 {
             return ReadAhead::default();
         }
@@ -55,7 +57,7 @@ impl Hub {
     }
 
     /// Returns the request whose log is needed to fold an event.
-    fn needs(&self, followed: &Followed) -> Option<RequestId> {
+    fn needed_request(&self, followed: &Followed) -> Option<RequestId> {
         let Followed::Event(LogName { class: LogClass::Request, id }, Entry { event, .. }) =
             followed
         else {

@@ -1,9 +1,8 @@
 //! The devices of snapshots that are sent in several messages.
 //!
 //! Between two messages a watch holds no devices. They are held here, shared by all watches that
-//! send the same revision, and limited in size. A snapshot that is not read for a while is dropped.
-//! When its reader continues, the snapshot is made again. If the request has changed, the watch
-//! ends.
+//! send the same revision, and limited in size. A snapshot that is not read for a while is dropped,
+//! and made again when its reader continues. If the request has changed by then, the watch ends.
 
 use std::{
     sync::{Arc, Mutex},
@@ -18,7 +17,8 @@ use crate::requests::{fold::state::DeviceStatus, lock};
 /// The devices of a request at one revision.
 pub(crate) type Devices = Arc<Vec<Arc<DeviceStatus>>>;
 
-/// The size of all unfinished snapshots, except those read within [`READ_GRACE`], in bytes.
+/// The maximum size of all unfinished snapshots, in bytes. Those that were read within
+/// [`READ_GRACE`] are kept even beyond it.
 const MAX_BYTES: usize = 32 << 20;
 
 /// A snapshot that was not read for this long is dropped.
@@ -39,7 +39,7 @@ impl Snapshots {
     /// Drops the snapshots that were not used for `idle`, and the oldest beyond [`MAX_BYTES`].
     pub(super) fn drop_unused(&self, idle: Duration) {
         let mut held = lock(&self.0);
-        let mut gone: Vec<_> = held.extract_if(.., |held| held.used.elapsed() >= idle).collect();
+        let mut dropped: Vec<_> = held.extract_if(.., |held| held.used.elapsed() >= idle).collect();
         let mut bytes: usize = held.iter().map(|held| held.bytes).sum();
         while bytes > MAX_BYTES
             && let Some((oldest, _)) = held.iter().enumerate().min_by_key(|(_, held)| held.used)
@@ -47,11 +47,11 @@ impl Snapshots {
         {
             let oldest = held.swap_remove(oldest);
             bytes -= oldest.bytes;
-            gone.push(oldest);
+            dropped.push(oldest);
         }
-        // Dropping 10,000 devices takes a while.
+        // Unlocked first, because dropping 10,000 devices takes a while.
         drop(held);
-        drop(gone);
+        drop(dropped);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Request ids in another case.
 //!
-//! The log of a request has the id as ThingSpace answered it. Callers and callbacks may use another
-//! case. Two spellings are the same request, unless each belongs to an order, or
+//! The log of a request is named by the id that ThingSpace answered. Callers and callbacks may use
+//! another case. Two spellings are the same request, unless each belongs to an order, or
 //! ThingSpace's answers about one contradict the account or the devices of the other.
 
 use std::{
@@ -20,17 +20,17 @@ use crate::{
     store::{LogName, StoreError},
 };
 
-/// The number of ids in each half of [`CallbackSpellings`].
+/// The maximum number of ids in each half of [`CallbackSpellings`].
 const MAX_CALLBACK_SPELLINGS: usize = 5_000;
 
 /// The ids in mixed case from callbacks for requests that are not in memory. The store finds a log
-/// only by its exact name, so these spellings cannot be guessed. When the newer half is full, the
-/// older half is dropped.
+/// only by its exact name, and the gateway looks up only the spellings in small and in capital
+/// letters. When the newer half is full, the older half is dropped.
 #[derive(Debug, Default)]
 pub(super) struct CallbackSpellings {
-    newest: HashMap<String, HashSet<RequestId>>,
+    newer: HashMap<String, HashSet<RequestId>>,
     older: HashMap<String, HashSet<RequestId>>,
-    /// The number of ids in `newest`.
+    /// The number of ids in `newer`.
     count: usize,
 }
 
@@ -40,15 +40,15 @@ impl CallbackSpellings {
             return;
         }
         if self.count >= MAX_CALLBACK_SPELLINGS {
-            (self.older, self.count) = (mem::take(&mut self.newest), 0);
+            (self.older, self.count) = (mem::take(&mut self.newer), 0);
         }
         self.count +=
-            usize::from(self.newest.entry(small_letters(id)).or_default().insert(id.clone()));
+            usize::from(self.newer.entry(small_letters(id)).or_default().insert(id.clone()));
     }
 
     fn of(&self, id: &RequestId) -> impl Iterator<Item = &RequestId> {
         let small = small_letters(id);
-        [&self.newest, &self.older].into_iter().filter_map(move |ids| ids.get(&small)).flatten()
+        [&self.newer, &self.older].into_iter().filter_map(move |ids| ids.get(&small)).flatten()
     }
 }
 
@@ -64,7 +64,7 @@ impl Projection {
         self.requests.insert(id.clone(), tracked);
     }
 
-    /// Removes and returns a request. To be dropped after the lock is released.
+    /// Removes and returns a request. The caller drops it after it has released the lock.
     pub(super) fn forget(&mut self, id: &RequestId) -> Option<Arc<Tracked>> {
         self.closed.remove(id);
         if has_capitals(id) {
@@ -89,7 +89,7 @@ impl Projection {
         all.filter_map(|id| self.requests.get(&id).map(Arc::clone)).collect()
     }
 
-    /// Whether an id in another case belongs to another order.
+    /// Returns whether this id in another case belongs to another order.
     pub(super) fn has_rival(&self, order_id: &str, id: &RequestId) -> bool {
         self.spellings(id).iter().any(|other| {
             let owner = &other.lock().request.order_id;
@@ -110,7 +110,7 @@ fn small_letters(id: &RequestId) -> String {
     id.as_str().to_ascii_lowercase()
 }
 
-/// Whether two ids differ only in case, or not at all.
+/// Returns whether two ids differ only in case, or not at all.
 pub(crate) fn is_same(one: &RequestId, other: &RequestId) -> bool {
     one.as_str().eq_ignore_ascii_case(other.as_str())
 }
@@ -148,7 +148,7 @@ impl Hub {
                 known != *id && self.get(id).is_none() && self.is_other_request(id, &known).await?;
             return Ok(Some(if is_other { id.clone() } else { known }));
         }
-        // A closed request has left memory.
+        // The request may be closed and no longer in memory.
         let mut known = None;
         for spelling in usual_spellings(id) {
             let entries = self.store.read(&LogName::request(spelling.as_str()), 0, 1).await?;
@@ -162,8 +162,8 @@ impl Hub {
         Ok(known)
     }
 
-    /// Whether the store has another request under exactly this id than the known one in memory.
-    /// Closed requests are not in memory, and must not be confused with requests that are.
+    /// Returns whether the log with exactly this id belongs to another request than `known`, which
+    /// is in memory. The other request may be closed and no longer in memory.
     async fn is_other_request(
         &self,
         id: &RequestId,
@@ -198,7 +198,7 @@ impl Hub {
     }
 }
 
-/// Whether a request cannot be the one that belongs to an order under another spelling.
+/// Returns whether two spellings are different requests. The second one belongs to an order.
 fn are_different(one: &Tracked, ordered: &Tracked) -> bool {
     let ordered = ordered.lock().request.clone();
     one.lock().request.differs_from(&ordered)

@@ -1,4 +1,4 @@
-//! Callbacks whose request id has another case and that came before the request was known.
+//! Callbacks that came before their request was known, and name it by its id in another case.
 //!
 //! They are in a log of their own. `requests::orders::resolve` copies them into the log of the
 //! request. Each replica does so; equal event ids prevent duplicates.
@@ -16,7 +16,7 @@ use crate::{
     store::{LogName, StoreError},
 };
 
-/// The number of logs that wait to be copied. Further ones are ignored.
+/// The maximum number of logs that wait to be copied. Further ones are ignored.
 const MAX_VARIANTS: usize = 10_000;
 
 /// A log that may hold callbacks of a request under another spelling.
@@ -46,7 +46,8 @@ impl Hub {
             .collect()
     }
 
-    /// Returns the callbacks in a variant's log; none if the log belongs to another request.
+    /// Returns the callbacks in a variant's log. Returns none if the log belongs to another
+    /// request.
     pub(crate) async fn callbacks_of(
         &self,
         variant: &SpellingVariant,

@@ -40,10 +40,10 @@ const CHANGE_BYTES: usize = 150;
 pub(crate) struct Tracked {
     pub(crate) id: RequestId,
     folded: Mutex<TrackedState>,
-    /// Holds the revision.
+    /// Sends the current revision to the watches.
     changed: watch::Sender<u64>,
     last_query: Mutex<Option<LastQuery>>,
-    failed: Mutex<Option<(Instant, Error)>>,
+    last_failure: Mutex<Option<(Instant, Error)>>,
     /// Lock order: after `folded`.
     withheld: Mutex<Withheld>,
 }
@@ -71,14 +71,14 @@ pub(crate) struct TrackedState {
     /// Whether callbacks arrive for the account, by the last event that shows it.
     pub(super) called_back: Option<Positioned<bool>>,
     /// The account of a callback that came before the device set was known.
-    early: Option<String>,
+    early_callback: Option<String>,
     pub(super) finished: Option<Positioned<FinishedBy>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct FoldEffect {
     pub(super) changed: bool,
-    /// A callback could not be assigned to a device, so that a status query may give more.
+    /// A callback could not be assigned to a device. A status query may list the device.
     pub(super) unassigned: bool,
 }
 
@@ -90,12 +90,12 @@ impl Tracked {
             folded: Mutex::new(folded),
             changed,
             last_query: Mutex::default(),
-            failed: Mutex::default(),
+            last_failure: Mutex::default(),
             withheld: Mutex::default(),
         })
     }
 
-    /// Locks the state. Must not be held across an await.
+    /// Locks the state. The guard must not be held across an await.
     pub(crate) fn lock(&self) -> MutexGuard<'_, TrackedState> {
         lock(&self.folded)
     }
@@ -133,12 +133,12 @@ impl Tracked {
 
     /// Returns the error of the last failed query, if it is less than `hold` old.
     pub(crate) fn query_failure(&self, hold: Duration) -> Option<Error> {
-        let failed = lock(&self.failed);
-        failed.as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
+        let failure = lock(&self.last_failure);
+        failure.as_ref().filter(|(at, _)| at.elapsed() < hold).map(|(_, error)| error.clone())
     }
 
     pub(crate) fn set_query_failure(&self, error: Error) {
-        *lock(&self.failed) = Some((Instant::now(), error));
+        *lock(&self.last_failure) = Some((Instant::now(), error));
     }
 
     pub(crate) fn is_watched(&self) -> bool {
@@ -149,7 +149,7 @@ impl Tracked {
         self.changed.send_replace(revision);
     }
 
-    /// Ends all watches, because this state is no longer valid. Watchers may resume.
+    /// Ends all watches, because this state is no longer valid. Callers may resume them.
     pub(super) fn discard(&self) {
         self.lock().discarded = true;
         self.changed.send_modify(|_| ());
@@ -209,7 +209,8 @@ impl TrackedState {
             error!(
                 request.id = id,
                 sequence = entry.position.sequence,
-                "an event in the store cannot be decoded and is ignored"
+                "an event in the store is damaged and is ignored: restore the store from a backup \
+                 to get it back"
             );
             return FoldEffect::default();
         };
@@ -222,7 +223,8 @@ impl TrackedState {
                 request.id = id,
                 devices = applied.contradictions,
                 times,
-                "the final state of a device contradicts an earlier one, which stays"
+                "the result of a device contradicts its earlier result, which is kept: check the \
+                 device in ThingSpace"
             );
         }
         if applied.unmatched > 0
@@ -232,7 +234,8 @@ impl TrackedState {
                 request.id = id,
                 devices = applied.unmatched,
                 times,
-                "an event names devices that the request does not have"
+                "ThingSpace reported devices that the request does not have; they are ignored: \
+                 check the request in ThingSpace"
             );
         }
         self.record_facts(entry.position, event.kind.as_ref(), was_known, was_final);
@@ -268,14 +271,15 @@ impl TrackedState {
         let arrived = match kind {
             Some(Kind::CalledBack(called_back)) => {
                 if !known {
-                    self.early = Some(called_back.account.clone());
+                    self.early_callback = Some(called_back.account.clone());
                 }
                 known && is_own(&called_back.account)
             }
-            Some(_) => !was_known && known && self.early.as_ref().is_some_and(is_own),
+            Some(_) => !was_known && known && self.early_callback.as_ref().is_some_and(is_own),
             None => false,
         };
-        // The first answer about an external request was not withheld for a callback.
+        // Only if the devices were known before: the first answer about an external request is
+        // never withheld for a callback.
         let missing = was_known && ends && matches!(kind, Some(Kind::Observed(_)));
         if arrived || missing {
             self.called_back = Some(Positioned { position, value: arrived });

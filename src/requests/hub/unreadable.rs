@@ -7,7 +7,7 @@ use tracing::error;
 
 use crate::{requests::lock, store::LogName};
 
-/// The number of listed logs. Further ones are only logged.
+/// The maximum number of listed logs. Further ones are only logged.
 const MAX_LISTED: usize = 1_000;
 
 /// The reasons, by the names of the logs.
@@ -36,7 +36,7 @@ impl Unreadable {
         lock(&self.0).iter().map(|(log, why)| (log.clone(), why.clone())).collect()
     }
 
-    /// To be called when the store was replaced.
+    /// Must be called when the store was replaced.
     pub(super) fn clear(&self) {
         lock(&self.0).clear();
     }

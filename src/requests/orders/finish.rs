@@ -32,8 +32,8 @@ pub(super) struct LoggedOrder<'a> {
 }
 
 impl Orders {
-    /// Writes the outcome of an order to its request and its key. False: the request belongs to
-    /// another order, and the acceptance was withdrawn.
+    /// Writes the outcome of an order to its request and its key. Returns false if the acceptance
+    /// was withdrawn, because the request belongs to another order.
     pub(in crate::requests) async fn finish(
         &self,
         order_id: &str,
@@ -64,7 +64,8 @@ impl Orders {
         Ok(true)
     }
 
-    /// Returns why a request with the answered id, in any case, cannot belong to an order.
+    /// Returns why a request cannot belong to an order, judged by the logs of its id in another
+    /// case.
     pub(super) async fn mismatch(
         &self,
         order: LoggedOrder<'_>,
@@ -80,7 +81,7 @@ impl Orders {
     }
 
     /// Assigns a request to an order, or returns why it does not belong to it. A settlement may
-    /// contradict what is known of the request.
+    /// contradict what is known about the request.
     pub(super) async fn append_accepted(
         &self,
         order: LoggedOrder<'_>,
@@ -111,11 +112,11 @@ impl Orders {
         }
     }
 
-    /// Returns why a stored acceptance must be withdrawn: another order has stored before that it
-    /// was accepted with an id that differs only in case. Two orders that are answered at the same
-    /// time see each other only here.
+    /// Returns why a stored acceptance must be withdrawn: another order was accepted earlier with
+    /// the same id in another case. Only this check finds two orders that are answered at the same
+    /// time.
     ///
-    /// Adds earlier callbacks with another spelling to the request.
+    /// Also asks the resolver to copy earlier callbacks under another spelling to the request.
     async fn earlier_owner(
         &self,
         order: LoggedOrder<'_>,
@@ -141,7 +142,7 @@ impl Orders {
         Ok(None)
     }
 
-    /// Withdraws the acceptance of an order as a request that belongs to another one.
+    /// Withdraws that an order was accepted as a request that cannot be its own.
     pub(super) async fn withdraw(
         &self,
         order: LoggedOrder<'_>,
@@ -149,14 +150,14 @@ impl Orders {
         mismatch: Mismatch,
     ) -> Result<(), StoreError> {
         let LoggedOrder { id: order_id, settled, .. } = order;
-        // First, because `finish` ignores an order without an outcome.
+        // The request comes first. When the order has no outcome any more, `finish` ignores it.
         let id = event::given_back_id(order_id, request, settled);
         self.remove_from_request(order_id, request, id).await?;
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
         self.move_key(order, KeyPhase::Unknown, "", true).await?;
-        log_not_its_own(order, request, mismatch);
+        log_mismatch(order, request, mismatch);
         self.hub.wait_until_folded(position).await;
         Ok(())
     }
@@ -192,7 +193,7 @@ impl Orders {
             && (key.phase(), &*key.request_id) != (phase, request_id)
             && (key.phase() != KeyPhase::Accepted || corrects)
         {
-            // After a conflict, another replica has read the order's log and written the same.
+            // On a conflict, another replica has read the order's log and written the same.
             key.advance(&*self.store, &cell, phase, request_id).await?;
         }
         Ok(())
@@ -206,8 +207,8 @@ fn withdrawn(order_id: &str, request: &RequestId) -> Kind {
     })
 }
 
-/// Logs that an order was answered with the id of a request that belongs to another one.
-pub(super) fn log_not_its_own(order: LoggedOrder<'_>, request: &RequestId, mismatch: Mismatch) {
+/// Logs that ThingSpace answered an order with the id of a request that cannot be its own.
+pub(super) fn log_mismatch(order: LoggedOrder<'_>, request: &RequestId, mismatch: Mismatch) {
     error!(
         order.id = order.id,
         account = order.ordered.account,

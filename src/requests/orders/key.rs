@@ -22,7 +22,7 @@ pub fn cell(account: &AccountName, key: &str) -> CellName {
     CellName::retained(format!("key/{}", BASE64_URL_SAFE_NO_PAD.encode(digest)))
 }
 
-/// Returns the digest of an order. A key belongs to the orders with one digest.
+/// Returns the digest of an order. A key may be repeated only for orders with the same digest.
 pub fn hash(order: &Order) -> Vec<u8> {
     let mut fields = vec![order.account.as_str(), order.service_plan.as_str()];
     for device in &order.devices {
@@ -55,7 +55,7 @@ impl KeyCell {
         self.0.version
     }
 
-    /// How long the process that claimed the key may take.
+    /// The time that the process that claimed the key has to send the order.
     pub(super) fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms.into())
     }
@@ -64,13 +64,14 @@ impl KeyCell {
         Timestamp::from_millisecond(self.sent_time_ms).unwrap_or_default()
     }
 
-    /// Whether the key belongs to this order. With an unknown algorithm it does not.
+    /// Returns whether the key was claimed for an order with this digest. An unknown algorithm
+    /// never matches.
     pub(super) fn is_for(&self, hash: &[u8]) -> bool {
         self.hash_algorithm == HASH_ALGORITHM && self.request_hash == hash
     }
 
-    /// Claims the cell for an order, replacing the content `before`. Sets the phase of `claim` to
-    /// SENDING. `None`: another replica was first.
+    /// Claims the cell for an order: replaces the content `before` by `claim` with the phase
+    /// SENDING. Returns `None` if another replica was first.
     pub async fn claim(
         store: &dyn Store,
         cell: &CellName,
@@ -82,7 +83,7 @@ impl KeyCell {
         swap(store, cell, before.map(Self::version), value).await
     }
 
-    /// Changes the phase. `None`: another replica has changed the cell.
+    /// Changes the phase. Returns `None` if another replica has changed the cell.
     pub async fn advance(
         &self,
         store: &dyn Store,

@@ -1,9 +1,9 @@
-//! Leases of orders that other replicas send, by observation.
+//! Observes the leases of orders that other replicas send.
 //!
 //! Replicas share no clock. So a lease is a duration, not a point in time. It has expired when this
 //! process has seen the cell's version unchanged for that long on its own monotonic clock. After
 //! that, callers no longer wait: the outcome of the order is unknown, and the order is not sent
-//! again. ThingSpace's answer still overrides that, however late it is stored.
+//! again. ThingSpace's answer still decides the outcome, however late it is stored.
 
 use std::{collections::HashMap, sync::Mutex, time::Duration};
 
@@ -14,12 +14,13 @@ use crate::{lock::lock, store::Version};
 /// The maximum number of observed leases. A further lease is not observed, so it does not expire.
 const MAX_OBSERVED: usize = 10_000;
 
-/// The lease of an order: the time of two POSTs, before and after a renewal, and of the writes.
+/// Returns the lease of an order: the time for two POSTs, one before and one after a renewal, and
+/// for the writes.
 pub(super) fn lease(order_timeout: Duration) -> Duration {
     order_timeout * 5 / 2
 }
 
-/// The part of the lease after which an order is not sent any more. The rest is for the POST.
+/// Returns the part of the lease after which the order is not sent. The rest is for the POST.
 pub(super) fn before_sending(order_timeout: Duration) -> Duration {
     order_timeout * 3 / 2
 }
@@ -37,8 +38,8 @@ struct ObservedLease {
 }
 
 impl Leases {
-    /// Whether the lease of an order has expired. `version` is that of the key's cell. The first
-    /// call for a version begins the observation.
+    /// Returns whether the lease of an order has expired. `version` is that of the key's cell. The
+    /// first call for a version begins the observation.
     pub(super) fn has_expired(&self, order_id: &str, version: Version, lease: Duration) -> bool {
         let now = Instant::now();
         let mut seen = lock(&self.seen);
@@ -46,7 +47,7 @@ impl Leases {
             return now.duration_since(known.since) >= lease;
         }
         if seen.len() >= MAX_OBSERVED {
-            // Leases that expired that long ago are no longer needed.
+            // Observations that are older than twice their lease are no longer needed.
             seen.retain(|_, known| now.duration_since(known.since) < 2 * known.lease);
         }
         if seen.len() < MAX_OBSERVED {
@@ -92,9 +93,9 @@ mod tests {
         assert!((0..=MAX_OBSERVED).all(|n| !of(n)));
         tokio::time::advance(LEASE).await;
         assert!((0..MAX_OBSERVED).all(of));
-        assert!(!of(MAX_OBSERVED), "there was no room for it");
+        assert!(!of(MAX_OBSERVED), "a lease beyond the limit is not observed");
         tokio::time::advance(LEASE).await;
-        assert!(!of(MAX_OBSERVED), "there is now");
+        assert!(!of(MAX_OBSERVED), "its observation has only begun");
         tokio::time::advance(LEASE).await;
         assert!(of(MAX_OBSERVED));
     }

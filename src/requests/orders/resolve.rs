@@ -1,9 +1,9 @@
 //! Settles unknown orders, by evidence or by an operator's decision.
 //!
-//! A callback for a request without an order may name a device of an unknown order: a candidate. It
-//! is evidence only if ThingSpace lists exactly the order's devices for that request, no other
-//! order without an outcome fits, and the request was not known before the order was sent. An order
-//! in flight is not settled, because its own answer is better evidence.
+//! A callback for a request without an order may name a device of an unknown order. Then the
+//! request is a candidate. It settles the order only if ThingSpace lists exactly the order's
+//! devices for it, no other order without an outcome fits, and the request was not known before the
+//! order was sent. An order in flight is not settled, because its own answer is better evidence.
 //!
 //! This module never sends an order.
 
@@ -99,7 +99,7 @@ impl Resolver {
             }
             let round = async {
                 self.orders.complete_accepted().await;
-                let has_variants = self.join_spelling_variants().await;
+                let has_variants = self.copy_spelling_variants().await;
                 self.check_candidates().await || has_variants
             };
             // An interrupted round is repeated after the next start.
@@ -147,7 +147,7 @@ impl Resolver {
         })
     }
 
-    /// Returns whether a candidate must be checked again.
+    /// Checks all candidates. Returns whether one must be checked again.
     async fn check_candidates(&self) -> bool {
         let mut unfinished = false;
         for (order_id, request) in self.hub.candidates() {
@@ -175,7 +175,8 @@ impl Resolver {
                         order.id = &*order_id,
                         request.id = %request,
                         %error,
-                        "cannot check yet whether a request belongs to an unknown order"
+                        "cannot check yet whether a request belongs to an unknown order; trying \
+                         again"
                     );
                     unfinished = true;
                 }
@@ -194,7 +195,7 @@ impl Resolver {
         };
         let age = age(&*self.store, order.first, order.sent_time);
         let Some(ordered) = order.ordered else {
-            return Ok(CandidateResult::Wrong("an order of a newer gateway"));
+            return Ok(CandidateResult::Wrong("a newer gateway wrote the order"));
         };
         match self.order_state(order_id, ordered.key_cell.clone()).await? {
             // Only the end of an order of this process wakes the resolver.
@@ -204,24 +205,24 @@ impl Resolver {
             OrderState::InFlight => return Ok(CandidateResult::NotYet),
             OrderState::NotSent => return Ok(CandidateResult::Wrong("the order was not sent")),
             OrderState::Unknown if age > self.give_up => {
-                return Ok(CandidateResult::Wrong("given up"));
+                return Ok(CandidateResult::Wrong("the order is too old"));
             }
             OrderState::Unknown => {}
         }
         if let Err(SettleError::OtherRequest) =
             self.check_request(order_id, &ordered, request).await
         {
-            return Ok(CandidateResult::Wrong("belongs to another order"));
+            return Ok(CandidateResult::Wrong("it belongs to another order"));
         }
         // An older external request may have the same devices.
         let known = self.hub.attach(request).await?;
         if known.is_some_and(|(known, _)| known.lock().request.first < order.first) {
-            return Ok(CandidateResult::Wrong("known before the order was sent"));
+            return Ok(CandidateResult::Wrong("it was known before the order was sent"));
         }
         let Some(account) =
             AccountName::parse(&ordered.account).ok().filter(|a| self.client.serves(a))
         else {
-            return Ok(CandidateResult::Wrong("no credentials for the account"));
+            return Ok(CandidateResult::Wrong("there are no credentials for the account"));
         };
         let answer = match self.client.request_status(&account, request, Purpose::External).await?.0
         {
@@ -230,8 +231,8 @@ impl Resolver {
         };
         match fit(&ordered, &answer) {
             Fit::Exact => {}
-            Fit::SoFar => return Ok(CandidateResult::NotYet),
-            Fit::Not => return Ok(CandidateResult::Wrong("other devices")),
+            Fit::Partial => return Ok(CandidateResult::NotYet),
+            Fit::Not => return Ok(CandidateResult::Wrong("it has other devices")),
         }
         let candidates = self.hub.orders_without_outcome(|id, order| {
             let candidate =
@@ -245,8 +246,8 @@ impl Resolver {
                 OrderState::NotSent => {}
                 OrderState::InFlight => return Ok(CandidateResult::NotYet),
                 // The request may belong to the other order.
-                OrderState::Unknown if fit == Fit::SoFar => return Ok(CandidateResult::NotYet),
-                OrderState::Unknown => return Ok(CandidateResult::Wrong("fits several orders")),
+                OrderState::Unknown if fit == Fit::Partial => return Ok(CandidateResult::NotYet),
+                OrderState::Unknown => return Ok(CandidateResult::Wrong("it fits several orders")),
             }
         }
         let settlement = Settlement::AcceptedAs(request.clone());
@@ -260,24 +261,25 @@ impl Resolver {
 enum Fit {
     Exact,
     /// Some devices are missing, and a later answer may list them.
-    SoFar,
+    Partial,
     Not,
 }
 
-/// Compares by the EID if the answer has it, else by the ICCID.
+/// Compares the devices of an answer with those of an order: by the EID if the answer has it, else
+/// by the ICCID.
 fn fit(ordered: &storage::Ordered, answer: &StatusAnswer) -> Fit {
     if answer.devices.len() > ordered.devices.len() {
         return Fit::Not;
     }
-    let mut missing = HashMap::new();
-    for (at, device) in ordered.devices.iter().enumerate() {
-        missing.insert(device.eid.as_str(), at);
-        missing.insert(device.iccid.as_str(), at);
+    let mut by_name = HashMap::new();
+    for (index, device) in ordered.devices.iter().enumerate() {
+        by_name.insert(device.eid.as_str(), index);
+        by_name.insert(device.iccid.as_str(), index);
     }
     let mut listed = vec![false; ordered.devices.len()];
     for (device, _) in &answer.devices {
         let name = if device.eid.is_empty() { &device.iccid } else { &device.eid };
-        match missing.get(name.as_str()).map(|&at| &mut listed[at]) {
+        match by_name.get(name.as_str()).map(|&index| &mut listed[index]) {
             Some(listed) if !name.is_empty() && !*listed => *listed = true,
             _ => return Fit::Not,
         }
@@ -287,7 +289,7 @@ fn fit(ordered: &storage::Ordered, answer: &StatusAnswer) -> Fit {
     } else if matches!(answer.overall, StatusClass::Succeeded | StatusClass::Failed) {
         Fit::Not
     } else {
-        Fit::SoFar
+        Fit::Partial
     }
 }
 
@@ -319,8 +321,8 @@ mod tests {
         let table = [
             (vec![device(1), device(2)], pending, Fit::Exact),
             (vec![device(2), by_iccid(1)], done, Fit::Exact),
-            (vec![device(1)], pending, Fit::SoFar),
-            (vec![], StatusClass::Waiting, Fit::SoFar),
+            (vec![device(1)], pending, Fit::Partial),
+            (vec![], StatusClass::Waiting, Fit::Partial),
             (vec![device(1)], done, Fit::Not),
             (vec![], StatusClass::Failed, Fit::Not),
             (vec![device(1), by_iccid(1)], done, Fit::Not),

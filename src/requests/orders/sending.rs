@@ -1,7 +1,7 @@
 //! Sends one order: claims its key, sends the POST once, and stores the result.
 //!
-//! This runs in a separate task that no caller can cancel. The POST is repeated only if certainly
-//! no byte of it was sent. Storing the result is repeated until it succeeds.
+//! This runs in a separate task that no caller can cancel. The POST is repeated only if it is
+//! certain that no byte of it was sent. Storing the result is repeated until it succeeds.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tracing::{debug, error, info};
 
 use super::{
     InFlight, Orders, Placed,
-    finish::{LoggedOrder, log_not_its_own},
+    finish::{LoggedOrder, log_mismatch},
     key::KeyCell,
     leases, unknown,
 };
@@ -87,7 +87,6 @@ impl Orders {
     ) {
         if let Err(error) = self.append_ordered(&sending).await {
             let may_be_stored = matches!(error, StoreError::UnknownOutcome(_));
-            // The caller may be gone.
             let _ = answer.send(Err(error.into()));
             if may_be_stored {
                 self.append_not_sent(sending).await;
@@ -102,12 +101,12 @@ impl Orders {
             }
             // Another replica has claimed the key first.
             Ok(None) => not_sent(Error::OrderInProgress),
-            // The key may be claimed nevertheless.
+            // The claim may have been stored nevertheless.
             Err(error) => not_sent(error.into()),
         };
-        let (answer, is_its_own) =
+        let (answer, is_own_request) =
             self.store_until_stored(&mut sending, &result, &outcome, answer).await;
-        let outcome = if is_its_own {
+        let outcome = if is_own_request {
             outcome
         } else {
             Err(unknown(&sending.order_id, sending.sent_time, None))
@@ -115,7 +114,7 @@ impl Orders {
         if let Err(Error::Refused(refusal)) = &outcome {
             self.refusals.remember(&sending.cell.name, &sending.hash, refusal);
         }
-        // Before the answer, so that the next call finds the key unlocked.
+        // Dropped before the answer, so that the next call finds the key unlocked.
         drop(sending);
         if outcome.is_err() {
             // A callback for the order may have arrived while it was in flight.
@@ -132,15 +131,15 @@ impl Orders {
         append(&*self.store, &log, None, id, Kind::Ordered(sending.ordered())).await.map(drop)
     }
 
-    /// Stores that an order was not sent whose `Ordered` may be in the store. Without an outcome it
-    /// would stay in memory for days, and every start would read all events since.
+    /// Stores `NotSent` for an order whose `Ordered` may be in the store. Without an outcome, the
+    /// order would stay in memory for days, and every start would read all events since then.
     async fn append_not_sent(&self, mut sending: Sending) {
         sending.key_lock = None;
         // The drain does not wait for this.
         while !self.tasks.is_closed() {
             tokio::time::sleep(RETRY).await;
             let appended = async {
-                // First, so that the event cannot be stored after the outcome.
+                // `Ordered` comes first, so that it cannot be stored after the outcome.
                 self.append_ordered(&sending).await?;
                 self.store(&sending, &SendResult::NotSent).await
             };
@@ -206,11 +205,11 @@ impl Orders {
         let mut answer = Some(answer);
         loop {
             let error = match self.store(sending, result).await {
-                Ok(is_its_own) => return (answer, is_its_own),
+                Ok(is_own_request) => return (answer, is_own_request),
                 Err(error) => error,
             };
             if let Some(answer) = answer.take() {
-                let known = match result {
+                let early_outcome = match result {
                     SendResult::AcceptedAs(request_id) => {
                         let ordered = sending.ordered();
                         let mismatch = self.hub.mismatch(request_id, &sending.order_id, &ordered);
@@ -226,18 +225,18 @@ impl Orders {
                     account = %sending.order.account,
                     request.id = outcome.as_ref().ok().map(|placed| placed.request_id.as_str()),
                     %error,
-                    "the result of an order cannot be stored yet; it is tried again until this \
-                     process ends"
+                    "the result of an order cannot be stored yet; trying again: repair the store \
+                     before you stop this process, or the outcome becomes unknown"
                 );
-                let _ = answer.send(known);
+                let _ = answer.send(early_outcome);
                 sending.key_lock = None;
             }
             tokio::time::sleep(RETRY).await;
         }
     }
 
-    /// Stores the result of an order. Returns false if the answered request is not the order's, so
-    /// that the outcome is unknown.
+    /// Stores the result of an order. Returns false if the answered request cannot be the order's.
+    /// Then the outcome is unknown.
     async fn store(&self, sending: &Sending, result: &SendResult) -> Result<bool, StoreError> {
         let (order_id, log) = (&sending.order_id, LogName::order(&sending.order_id));
         let ordered = sending.ordered();
@@ -251,7 +250,7 @@ impl Orders {
                 };
                 if let Some(mismatch) = mismatch {
                     self.advance(sending, KeyPhase::Unknown, "").await?;
-                    log_not_its_own(logged, request_id, mismatch);
+                    log_mismatch(logged, request_id, mismatch);
                     return Ok(false);
                 }
                 let accepted_as =
@@ -263,7 +262,8 @@ impl Orders {
                     return Ok(false);
                 }
                 if !self.advance(sending, KeyPhase::Accepted, request_id.as_str()).await? {
-                    // The lease has expired, or another replica has read the log.
+                    // Another replica has changed the key: the lease had expired, or the replica
+                    // has read the order's log.
                     let order = self.hub.order(order_id).await?;
                     log_contradiction(order_id, request_id, &order);
                     return self.finish(order_id, &order).await;
@@ -286,7 +286,8 @@ impl Orders {
         Ok(true)
     }
 
-    /// Changes the phase of the claimed key. False: it is not claimed, or was changed.
+    /// Changes the phase of the claimed key. Returns false if the key was not claimed, or if
+    /// another replica has changed it.
     async fn advance(
         &self,
         sending: &Sending,
@@ -298,15 +299,15 @@ impl Orders {
     }
 }
 
-/// Logs that an order was settled as another request than that of ThingSpace's answer.
+/// Logs that an order was settled as another request than ThingSpace answered.
 fn log_contradiction(order_id: &str, request_id: &RequestId, order: &order::Order) {
     if let Some(settled) = order.former.iter().find(|former| *former != request_id) {
         error!(
             order.id = order_id,
             request.id = %request_id,
             %settled,
-            "an order was settled as another request than ThingSpace's answer names; the answer \
-             is valid from now on"
+            "an order was settled as another request than ThingSpace answered; the answer replaces \
+             the settlement"
         );
     } else if let Some(OrderOutcome::AcceptedAs(settled)) = &order.outcome
         && settled != request_id
@@ -315,13 +316,13 @@ fn log_contradiction(order_id: &str, request_id: &RequestId, order: &order::Orde
             order.id = order_id,
             request.id = %request_id,
             %settled,
-            "an order was settled as another request than ThingSpace says; its key leads to the \
-             wrong one"
+            "an order was settled as another request than ThingSpace answered, and the settlement \
+             is kept: compare both requests in ThingSpace"
         );
     }
 }
 
-/// Returns what is stored about an answer of ThingSpace, and the answer to the caller.
+/// Returns what to store about ThingSpace's answer, and the answer to the caller.
 fn send_result(
     sending: &Sending,
     sent: Result<RequestId, thingspace::Error>,

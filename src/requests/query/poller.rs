@@ -6,9 +6,9 @@
 //! and polls only if the swap succeeds. So the number of polls does not depend on the number of
 //! watchers and replicas, and any replica takes over from one that dies.
 //!
-//! Each account waits for its own permit. The request to poll is chosen when the permit is there.
-//! So the backlog of one account delays no other account, and a new watch does not wait for the
-//! requests that were due before.
+//! Each account waits for its own permit. The request to poll is chosen only when the account has
+//! its permit. So the backlog of one account delays no other account, and a new watch does not wait
+//! for the requests that were due before it.
 
 mod schedule;
 
@@ -34,7 +34,7 @@ use crate::{
 };
 use schedule::{PollCount, Schedule, ScheduledPoll, Urgency, pause_after, polled_elsewhere};
 
-/// The longest interval of an account whose callbacks arrive.
+/// The longest interval between polls of a request, if callbacks arrive for its account.
 const LONGEST_CALLED_BACK: Duration = Duration::from_mins(10);
 
 /// The pause after a failed append of withheld statuses.
@@ -50,15 +50,15 @@ pub(crate) struct Poller {
 }
 
 enum TaskResult {
-    /// The wait of an account for a permit. `None`: no call can be made now.
+    /// An account has waited for a permit. `None`: no call can be made now.
     Wait(AccountName, Option<PollPermit>),
     /// `None`: withheld statuses were released, without a poll of the account.
-    Polled(Option<AccountName>, RequestId, Polled),
+    Polled(Option<AccountName>, RequestId, PollResult),
 }
 
 #[derive(Debug)]
-enum Polled {
-    /// This or another replica has polled; the next poll follows.
+enum PollResult {
+    /// This or another replica has polled.
     Counted(PollCount),
     /// Withheld statuses were appended, without a poll.
     Released,
@@ -126,14 +126,15 @@ impl Poller {
         }
     }
 
-    /// Schedules the next poll of a request again, because of a hint.
+    /// Reschedules the next poll of a request, because of a hint.
     fn reschedule(&self, schedule: &mut Schedule, id: &RequestId, hint: PollHint) {
         let Some(mut poll) = schedule.get(id).or_else(|| self.first_poll(id)) else { return };
         poll.hint = poll.hint.max(Some(hint));
         self.schedule(schedule, id, poll);
     }
 
-    /// The first poll of a request by this process. `None`: the account is not known.
+    /// Returns the first poll of a request by this process. `None`: the request is not in memory,
+    /// or its account is not known.
     fn first_poll(&self, id: &RequestId) -> Option<ScheduledPoll> {
         let tracked = self.hub.get(id)?;
         let account = tracked.lock().request.account.clone()?;
@@ -141,7 +142,7 @@ impl Poller {
         Some(ScheduledPoll::resumed(account, now, age, &self.config, longest, fastrand::f64()))
     }
 
-    /// Schedules a poll, unless it is in progress.
+    /// Stores a poll in the schedule. Computes when it is due, unless it is in progress.
     fn schedule(&self, schedule: &mut Schedule, id: &RequestId, mut poll: ScheduledPoll) {
         if poll.due.is_some() {
             self.set_due(id, &mut poll);
@@ -150,11 +151,11 @@ impl Poller {
     }
 
     /// Schedules the poll after a finished one.
-    fn schedule_next(&self, schedule: &mut Schedule, id: &RequestId, polled: &Polled) {
+    fn schedule_next(&self, schedule: &mut Schedule, id: &RequestId, polled: &PollResult) {
         let now = Instant::now();
         let Some(before) = schedule.get(id) else { return };
         let poll = match polled {
-            Polled::Closed => {
+            PollResult::Closed => {
                 schedule.remove(id);
                 // The hint of a new watch may have come during the poll.
                 if self.hub.get(id).is_some_and(|tracked| is_polled(&tracked)) {
@@ -162,11 +163,11 @@ impl Poller {
                 }
                 return;
             }
-            Polled::Counted(counted) => before.polled(now, *counted),
-            Polled::Released => before,
-            Polled::Failed => before.failed(now),
+            PollResult::Counted(counted) => before.polled(now, *counted),
+            PollResult::Released => before,
+            PollResult::Failed => before.failed(now),
         };
-        // With `due` it is no longer in progress.
+        // A poll with `due` is no longer in progress.
         self.schedule(schedule, id, ScheduledPoll { due: Some((now, Urgency::Rest)), ..poll });
     }
 
@@ -175,7 +176,7 @@ impl Poller {
         age(&*self.store, request.first, request.create_time)
     }
 
-    /// The longest interval between polls of a request.
+    /// Returns the longest interval between polls of a request.
     fn longest(&self, tracked: &Tracked) -> Duration {
         let account = tracked.lock().request.account.clone();
         match account {
@@ -206,32 +207,38 @@ impl Poller {
     }
 
     /// Appends the statuses that were withheld for long enough.
-    async fn release(&self, id: &RequestId) -> Polled {
-        let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
+    async fn release(&self, id: &RequestId) -> PollResult {
+        let Some(tracked) = self.hub.get(id) else { return PollResult::Closed };
         match self.queries.release(&tracked).await {
-            Ok(()) if is_polled(&tracked) => Polled::Released,
-            Ok(()) => Polled::Closed,
+            Ok(()) if is_polled(&tracked) => PollResult::Released,
+            Ok(()) => PollResult::Closed,
             Err(error) => {
                 log_failure(id, &error);
-                Polled::Failed
+                PollResult::Failed
             }
         }
     }
 
     /// Polls a request, or gives it up. `seen` is the count that this replica last read.
-    async fn poll(&self, id: &RequestId, seen: Option<u32>, permit: Option<PollPermit>) -> Polled {
-        let Some(tracked) = self.hub.get(id) else { return Polled::Closed };
+    async fn poll(
+        &self,
+        id: &RequestId,
+        seen: Option<u32>,
+        permit: Option<PollPermit>,
+    ) -> PollResult {
+        let Some(tracked) = self.hub.get(id) else { return PollResult::Closed };
         if !is_polled(&tracked) {
-            return Polled::Closed;
+            return PollResult::Closed;
         }
         let polled = match permit {
             Some(permit) => self.query(id, &tracked, seen, permit).await,
-            None => Polled::Failed,
+            None => PollResult::Failed,
         };
         if !is_polled(&tracked) {
-            return Polled::Closed;
+            return PollResult::Closed;
         }
-        // Giving up cannot be undone, so it depends on the age by the store's time, not on a clock.
+        // Giving up cannot be undone, so the age is by the store's time, not by this process's
+        // clock.
         if tracked.withheld_until().is_none() && self.age(&tracked) >= self.config.give_up {
             return self.give_up(id).await;
         }
@@ -244,17 +251,17 @@ impl Poller {
         tracked: &Arc<Tracked>,
         seen: Option<u32>,
         permit: PollPermit,
-    ) -> Polled {
+    ) -> PollResult {
         let took = tracked.last_query().map_or(Duration::ZERO, |last| last.took);
         let count = match self.claim(id, seen, pause_after(took)).await {
-            Ok(PollClaim::Ours(count)) => count,
-            Ok(PollClaim::Others(count)) => {
+            Ok(PollClaim::ThisReplica(count)) => count,
+            Ok(PollClaim::OtherReplica(count)) => {
                 debug!(request.id = %id, "another replica polls");
-                return Polled::Counted(count);
+                return PollResult::Counted(count);
             }
             Err(error) => {
                 log_failure(id, &error.into());
-                return Polled::Failed;
+                return PollResult::Failed;
             }
         };
         let queried = self
@@ -264,20 +271,20 @@ impl Poller {
         if let Err(error) = queried {
             log_failure(id, &error);
         }
-        Polled::Counted(count)
+        PollResult::Counted(count)
     }
 
-    async fn give_up(&self, id: &RequestId) -> Polled {
+    async fn give_up(&self, id: &RequestId) -> PollResult {
         let (log, first) = (LogName::request(id.as_str()), self.hub.first(id));
         let abandoned = Kind::Abandoned(storage::Abandoned {});
         match append(&*self.store, &log, first, event::abandoned_id(id), abandoned).await {
             Ok(_) => {
                 info!(request.id = %id, "gave up polling; the request is still pending");
-                Polled::Closed
+                PollResult::Closed
             }
             Err(error) => {
                 log_failure(id, &error.into());
-                Polled::Failed
+                PollResult::Failed
             }
         }
     }
@@ -296,7 +303,7 @@ impl Poller {
         if let Some(held) = held
             && polled_elsewhere(seen, before, self.store.exclusive())
         {
-            return Ok(PollClaim::Others(poll_count(&held.value)));
+            return Ok(PollClaim::OtherReplica(poll_count(&held.value)));
         }
         let mut next = storage::Poll {
             count: before.unwrap_or(0).saturating_add(1),
@@ -306,38 +313,40 @@ impl Poller {
         match swap_cell(&*self.store, &cell, version, &mut next).await? {
             // This replica computes its own pause from the answer.
             Swap::Swapped(_) => {
-                Ok(PollClaim::Ours(PollCount { count: next.count, pause: Duration::ZERO }))
+                Ok(PollClaim::ThisReplica(PollCount { count: next.count, pause: Duration::ZERO }))
             }
             Swap::Conflict(Some(held)) => {
-                Ok(PollClaim::Others(poll_count(&decode_cell(held.value)?)))
+                Ok(PollClaim::OtherReplica(poll_count(&decode_cell(held.value)?)))
             }
             // The cell has just expired: no replica polls.
-            Swap::Conflict(None) => Ok(PollClaim::Others(PollCount { count: 0, pause })),
+            Swap::Conflict(None) => Ok(PollClaim::OtherReplica(PollCount { count: 0, pause })),
         }
     }
 }
 
+/// The replica that polls now.
 #[derive(Debug)]
 enum PollClaim {
-    Ours(PollCount),
-    Others(PollCount),
+    ThisReplica(PollCount),
+    OtherReplica(PollCount),
 }
 
 fn poll_count(poll: &storage::Poll) -> PollCount {
     PollCount { count: poll.count, pause: Duration::from_millis(poll.rest_ms.into()) }
 }
 
-/// Logs outages at debug level, because the client and the store log them once.
+/// Logs a failed poll. Outages are logged at debug level, because the client and the store have
+/// already logged them.
 fn log_failure(id: &RequestId, error: &Error) {
     match error {
         Error::Internal(_) | Error::Store(StoreError::Corrupt(_) | StoreError::TooLarge(_)) => {
-            error!(request.id = %id, %error, "a request cannot be polled");
+            error!(request.id = %id, %error, "a request cannot be polled now; trying again later");
         }
         error => debug!(request.id = %id, %error, "a request was not polled"),
     }
 }
 
-/// Whether a request is polled: it is open, or it is watched and its devices are not known.
+/// Returns whether a request is polled: it is open, or it is watched and its devices are not known.
 fn is_polled(tracked: &Tracked) -> bool {
     let watched = tracked.is_watched();
     let request = &tracked.lock().request;

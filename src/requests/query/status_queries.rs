@@ -38,13 +38,13 @@ use crate::{
     thingspace::{Client, PollPermit, Purpose, StatusLookup},
 };
 
-/// How long a failure answers all queries about the same request.
+/// How long the error of a failed query is also returned for further queries about the request.
 const FAILED_FOR: Duration = Duration::from_secs(1);
 
 /// How long the answer that ThingSpace does not know an external request stays valid.
 const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 
-/// The number of these answers that are kept.
+/// The maximum number of such answers in memory.
 const MAX_NOT_KNOWN: usize = 10_000;
 
 /// Limits the log lines about requests that ThingSpace knows under another account, too.
@@ -58,7 +58,7 @@ struct RunningQuery {
     number: u64,
     /// Weak, so that this entry does not count as a waiter.
     outcome: WeakShared<OutcomeFuture>,
-    /// Hands over the poller's permit, if the poller joins a query that waits for a permit.
+    /// Sends the poller's permit to a query that waits for one, if the poller joins the query.
     poll: Option<oneshot::Sender<PollPermit>>,
 }
 
@@ -130,8 +130,8 @@ impl StatusQueries {
         }
     }
 
-    /// Queries a request in memory, unless its last answer was younger than `max_age` when the call
-    /// arrived, at `began`.
+    /// Queries a request in memory, unless its last answer was younger than `max_age` at `began`,
+    /// when the call arrived.
     pub(crate) async fn refresh(
         self: &Arc<Self>,
         tracked: &Arc<Tracked>,
@@ -150,8 +150,8 @@ impl StatusQueries {
         let Some(account) = tracked.lock().request.account.clone() else { return Ok(()) };
         let (purpose, poll) = match by {
             QueriedBy::Caller => {
-                let (hand_over, poll) = oneshot::channel();
-                (Purpose::Query { poll }, Some(hand_over))
+                let (sender, poll) = oneshot::channel();
+                (Purpose::Query { poll }, Some(sender))
             }
             QueriedBy::Poller(permit) => (Purpose::Poll(permit), None),
         };
@@ -198,7 +198,7 @@ impl StatusQueries {
                     if let Purpose::Poll(permit) = purpose
                         && let Some(poll) = poll.take()
                     {
-                        // If the query already has a permit, this one is dropped and so returned.
+                        // If the query already has a permit, this one is returned by dropping it.
                         let _ = poll.send(permit);
                     }
                     outcome
@@ -241,7 +241,7 @@ impl StatusQueries {
             .in_current_span(),
         );
         let outcome = async move {
-            // Dropped with the last waiter.
+            // Dropped with the last waiter, which cancels the query.
             let _has_waiters = has_waiters;
             task.await.unwrap_or_else(|panic| {
                 Err(Error::Internal(format!("a status query panicked: {panic}")))

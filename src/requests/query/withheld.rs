@@ -3,8 +3,8 @@
 //! A callback gives the reason of a failure; a status answer does not. If callbacks arrive for the
 //! account, a status that would make a device final is withheld for a grace period, so that the
 //! final message contains the reason. When the period ends, the status is appended without another
-//! query. An answer with another status of the device ends the period without effect. The number of
-//! withheld statuses is bounded by the devices of the request.
+//! query. If an answer has another status of the device, the withheld status is dropped. The number
+//! of withheld statuses is bounded by the devices of the request.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -31,7 +31,7 @@ struct WithheldStatus {
 }
 
 impl WithheldStatus {
-    /// Replaces the status in an answer, until the grace period ends.
+    /// Replaces the status in an answer by `Unknown`, until the grace period ends.
     fn hold(self, class: &mut StatusClass, now: Instant) {
         if self.until > now {
             *class = StatusClass::Unknown;
@@ -40,8 +40,8 @@ impl WithheldStatus {
 }
 
 impl Withheld {
-    /// Replaces final statuses in an answer by `Unknown`, unless each answer has had them for
-    /// `grace`.
+    /// Replaces final statuses in an answer by `Unknown`, unless all answers within `grace` had
+    /// them.
     pub(crate) fn withhold(
         &mut self,
         request: &Request,
@@ -140,9 +140,10 @@ mod tests {
     }
 
     fn observe(request: &mut Request, sequence: u64, answer: &StatusAnswer) -> usize {
-        let news = request.observations(&AccountName::parse("0000123456-00001").unwrap(), answer);
-        let count = news.len();
-        for observed in news {
+        let observations =
+            request.observations(&AccountName::parse("0000123456-00001").unwrap(), answer);
+        let count = observations.len();
+        for observed in observations {
             apply(request, sequence, Kind::Observed(observed));
         }
         count
@@ -156,7 +157,7 @@ mod tests {
     use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
 
     #[test]
-    fn only_final_statuses_wait_and_each_has_its_own_time() {
+    fn only_final_statuses_are_withheld_each_for_its_own_time() {
         let (mut request, mut withheld, start) = (request(3), Withheld::default(), Instant::now());
         let rest = withheld.withhold(&request, answer(&[Failed, Waiting, Pending]), GRACE, start);
         assert_eq!(rest, answer(&[Unknown, Waiting, Pending]));
@@ -169,12 +170,12 @@ mod tests {
         assert_eq!(observe(&mut request, 3, &rest), 0);
         assert_eq!(withheld.due(later), None);
 
-        let up = withheld.due(start + GRACE).unwrap();
-        assert_eq!(up.devices, [(device(0), Failed)]);
-        assert_eq!(observe(&mut request, 4, &up), 1);
+        let released = withheld.due(start + GRACE).unwrap();
+        assert_eq!(released.devices, [(device(0), Failed)]);
+        assert_eq!(observe(&mut request, 4, &released), 1);
         withheld.forget(&request);
         assert_eq!(withheld.until(), Some(later + GRACE));
-        // A query at that moment is the end of the wait, too.
+        // An answer at that moment is not withheld.
         let rest = withheld.withhold(
             &request,
             answer(&[Failed, Succeeded, Pending]),
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_lists_no_device_waits_whole() {
+    fn an_answer_that_lists_no_device_is_withheld_as_a_whole() {
         let (mut request, mut withheld, start) = (request(2), Withheld::default(), Instant::now());
         let overall = StatusAnswer { overall: Failed, devices: Vec::new() };
         let rest = withheld.withhold(&request, overall.clone(), GRACE, start);

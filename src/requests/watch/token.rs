@@ -1,9 +1,9 @@
 //! Resume and page tokens: opaque to callers, authenticated, and valid for one request.
 //!
 //! A token gives its bearer no rights. Its HMAC only ensures that a forged token, or the token of
-//! another request, is never taken for a position in a request's history. The key of a token from
-//! another epoch of the store is gone: such a token makes a watch begin with a snapshot, which is
-//! always correct.
+//! another request, is never taken for a position in a request's history. A token from another
+//! epoch of the store cannot be verified, because its key is gone. The watch then begins with a
+//! snapshot, which is always correct.
 
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -128,7 +128,8 @@ impl TokenKey {
     }
 }
 
-/// Part of a token, so that a token of another request is refused even if its key is gone.
+/// Returns the hash of a request's id. It is in each token, so that a token of another request is
+/// refused even if its key is gone.
 fn id_hash(id: &RequestId) -> [u8; ID_HASH] {
     let digest = digest::digest(&digest::SHA256, id.as_str().as_bytes());
     let mut hash = [0; ID_HASH];
@@ -184,7 +185,7 @@ mod tests {
     fn tokens_open_where_they_belong() {
         let token = key(1).resume(&id("r1"), RESUMED);
         assert_eq!(key(1).open_resume(&id("r1"), &token, 7).unwrap(), Some(RESUMED));
-        // The key of another epoch is gone, and the watch begins with a snapshot.
+        // The key of another epoch is gone, so the watch begins with a snapshot.
         assert_eq!(key(2).open_resume(&id("r1"), &token, 8).unwrap(), None);
         let page = key(1).page(&id("r1"), 1_000);
         assert_eq!(key(1).open_page(&id("r1"), &page).unwrap(), 1_000);

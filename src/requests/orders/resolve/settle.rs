@@ -1,6 +1,6 @@
 //! Settles an unknown order, and corrects an earlier settlement by an operator.
 //!
-//! ThingSpace must confirm the request: it lists exactly the order's devices. A settlement never
+//! ThingSpace must confirm the request by listing exactly the order's devices. A settlement never
 //! overrides ThingSpace's answer to the order, and a request never belongs to two orders.
 
 use std::{fmt::Display, time::Duration};
@@ -62,8 +62,9 @@ pub enum SettleError {
 }
 
 impl Resolver {
-    /// Settles an unknown order. With `force` also if ThingSpace does not confirm the request, or
-    /// to correct an earlier settlement; then returns why ThingSpace did not confirm it.
+    /// Settles an unknown order. With `force`, it also corrects an earlier settlement, and settles
+    /// an order although ThingSpace does not confirm the request. Returns why it did not confirm
+    /// it.
     pub(crate) async fn settle(
         &self,
         order_id: &str,
@@ -83,7 +84,8 @@ impl Resolver {
         Ok(doubt)
     }
 
-    /// Checks that ThingSpace lists exactly the order's devices for a request.
+    /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why
+    /// not.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {
         let account = &ordered.account;
         let parsed = AccountName::parse(account).ok().filter(|account| self.client.serves(account));
@@ -91,20 +93,19 @@ impl Resolver {
             return Err(format!("there are no credentials for account {account}"));
         };
         let query = self.client.request_status(&served, request, Purpose::External);
-        let cannot = |why: &dyn Display| {
-            format!("ThingSpace cannot be asked about request {request}: {why}")
-        };
+        let failure =
+            |why: &dyn Display| format!("the status query about request {request} failed: {why}");
         let answer = match tokio::time::timeout(CONFIRM_WITHIN, query).await {
             Ok(Ok((StatusLookup::Found(answer), _))) => answer,
             Ok(Ok((StatusLookup::NotKnown, _))) => {
                 return Err(format!("ThingSpace knows no request {request} on account {account}"));
             }
-            Ok(Err(error)) => return Err(cannot(&error)),
-            Err(_) => return Err(cannot(&format_args!("no answer within {CONFIRM_WITHIN:?}"))),
+            Ok(Err(error)) => return Err(failure(&error)),
+            Err(_) => return Err(failure(&format_args!("no answer within {CONFIRM_WITHIN:?}"))),
         };
         match fit(ordered, &answer) {
             Fit::Exact => Ok(()),
-            Fit::SoFar => {
+            Fit::Partial => {
                 Err(format!("ThingSpace does not list all devices of request {request} yet"))
             }
             Fit::Not => Err(format!("the devices of request {request} are not the order's")),
@@ -156,7 +157,8 @@ impl Resolver {
         if finished { Ok(()) } else { Err(SettleError::OtherRequest) }
     }
 
-    /// Returns an order if it has no outcome, or one that an operator may correct.
+    /// Returns an order that may be settled: it has no outcome, or an operator decided its outcome
+    /// and `force` is set.
     async fn may_settle(
         &self,
         order_id: &str,
@@ -181,6 +183,7 @@ impl Resolver {
         ordered.ok_or(SettleError::NoSuchOrder)
     }
 
+    /// Checks that a request does not belong to another order or another account.
     pub(super) async fn check_request(
         &self,
         order_id: &str,
@@ -198,7 +201,7 @@ impl Resolver {
         if another_order || another_account { Err(SettleError::OtherRequest) } else { Ok(()) }
     }
 
-    /// Whether a request is another order's, which knows it by an id in another case.
+    /// Returns whether a request belongs to another order by its id in another case.
     async fn is_anothers_spelling(
         &self,
         order_id: &str,

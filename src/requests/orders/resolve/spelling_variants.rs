@@ -14,10 +14,10 @@ use crate::{
 
 impl Resolver {
     /// Returns whether some callbacks could not be copied yet.
-    pub(super) async fn join_spelling_variants(&self) -> bool {
+    pub(super) async fn copy_spelling_variants(&self) -> bool {
         let mut unfinished = false;
         for variant in self.hub.take_spelling_variants() {
-            match self.join(&variant).await {
+            match self.copy(&variant).await {
                 Ok(0) => {}
                 Ok(callbacks) => info!(
                     request.id = %variant.to,
@@ -39,7 +39,8 @@ impl Resolver {
         unfinished
     }
 
-    async fn join(&self, variant: &SpellingVariant) -> Result<usize, StoreError> {
+    /// Returns the number of copied callbacks.
+    async fn copy(&self, variant: &SpellingVariant) -> Result<usize, StoreError> {
         let callbacks = self.hub.callbacks_of(variant).await?;
         let (log, first) = (LogName::request(variant.to.as_str()), self.hub.first(&variant.to));
         for called_back in &callbacks {

@@ -1,4 +1,4 @@
-//! When each request is polled, and in which order. Pure: no I/O, no clock, no store.
+//! Decides when each request is polled, and in which order. It does no I/O and reads no clock.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,10 +13,11 @@ use crate::{
     requests::hub::PollHint,
 };
 
-/// The next poll comes no sooner than this multiple of the time that the last answer took.
+/// The shortest pause after an answer, as a multiple of the time that the answer took.
 const PAUSE_FACTOR: u32 = 10;
 
-/// The number of polls of one account in progress. The connections limit those of all accounts.
+/// The maximum number of polls of one account in progress. The number of connections limits the
+/// polls of all accounts.
 const MAX_POLLS: usize = 64;
 
 /// The urgency of the next poll, in rotation. If no request of that urgency is due, the most urgent
@@ -36,9 +37,10 @@ pub(super) struct Schedule {
 struct AccountPolls {
     /// When polls are due, by urgency.
     due: [BTreeSet<(Instant, RequestId)>; 3],
-    waits: bool,
+    waits_for_permit: bool,
     in_progress: usize,
-    taken: usize,
+    /// Selects the next entry of [`PICKS`].
+    picks: usize,
 }
 
 /// The order of polls among the requests that are due.
@@ -58,19 +60,20 @@ pub(super) struct ScheduledPoll {
     pub(super) due: Option<(Instant, Urgency)>,
     /// When a withheld status is released.
     pub(super) release: Option<Instant>,
-    /// When this replica saw the last poll by any replica, or before that, the request.
+    /// When this replica last saw a poll by any replica. Before the first poll, when it first saw
+    /// the request.
     pub(super) last: Instant,
     /// Polls and failed claims so far. The interval grows with them.
     pub(super) count: u32,
     /// The count that this replica last read from the request's cell.
     pub(super) seen: Option<u32>,
-    /// The pause that the replica of the last poll stored.
+    /// The pause that was stored with the last poll.
     pub(super) pause: Duration,
     /// A reason for more urgency.
     pub(super) hint: Option<PollHint>,
 }
 
-/// What a request's cell says: the number of polls, and the pause after the last one.
+/// The content of a request's poll cell: the number of polls, and the pause after the last one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PollCount {
     pub(super) count: u32,
@@ -91,9 +94,9 @@ impl ScheduledPoll {
         }
     }
 
-    /// The next poll of a request that was polled before, for example before a restart. The time of
-    /// its last poll is unknown. A random part of the interval, `roll` (0 to 1), spreads the polls
-    /// of requests that are read at the same time.
+    /// Returns the next poll of a request that was polled before, for example before a restart. The
+    /// time of its last poll is unknown. The random part `roll` (0 to 1) of the interval spreads
+    /// the polls of requests that are read at the same time.
     pub(super) fn resumed(
         account: AccountName,
         now: Instant,
@@ -118,18 +121,19 @@ impl ScheduledPoll {
         poll
     }
 
+    /// Returns the poll after one that was counted.
     pub(super) fn polled(self, now: Instant, counted: PollCount) -> Self {
         let PollCount { count, pause } = counted;
         Self { last: now, count, seen: Some(count), pause, ..self }
     }
 
-    /// After a poll that could not be claimed.
+    /// Returns the poll after one that failed.
     pub(super) fn failed(self, now: Instant) -> Self {
         Self { last: now, count: self.count.saturating_add(1), ..self }
     }
 
-    /// The time from `last` to the next poll. It grows to `longest`, and is never shorter than the
-    /// pause after an answer that `took` this long.
+    /// Returns the time from `last` to the next poll. It grows to `longest`, and is never shorter
+    /// than the pause after an answer that `took` this long.
     pub(super) fn interval(
         &self,
         config: &PollingConfig,
@@ -148,9 +152,9 @@ pub(super) fn pause_after(took: Duration) -> Duration {
     took * PAUSE_FACTOR
 }
 
-/// Whether another replica has polled since this one read the count `seen`. `held` is the count
-/// now. A replica without a `seen` count follows the schedule of the others. An `exclusive` store
-/// has no other replicas.
+/// Returns whether another replica has polled since this one read the count `seen`. `held` is the
+/// count in the cell now. A replica that has read no count waits as if another one had polled. An
+/// `exclusive` store has no other replicas.
 pub(super) fn polled_elsewhere(seen: Option<u32>, held: Option<u32>, exclusive: bool) -> bool {
     !exclusive && held.is_some() && held != seen
 }
@@ -188,7 +192,7 @@ impl Schedule {
         }
     }
 
-    /// The time of the next poll or release.
+    /// Returns the time of the next poll or release.
     pub(super) fn next(&self) -> Option<Instant> {
         let polls = self
             .accounts
@@ -205,7 +209,7 @@ impl Schedule {
         };
         let begin =
             self.accounts.iter_mut().filter(|(_, account)| due(account)).map(|(name, account)| {
-                account.waits = true;
+                account.waits_for_permit = true;
                 name.clone()
             });
         begin.collect()
@@ -218,7 +222,7 @@ impl Schedule {
         now: Instant,
     ) -> Option<(RequestId, ScheduledPoll)> {
         let account = self.accounts.get_mut(name)?;
-        account.waits = false;
+        account.waits_for_permit = false;
         let taken = account.take(now);
         account.in_progress += usize::from(taken.is_some());
         self.forget_idle(name);
@@ -255,11 +259,11 @@ impl Schedule {
 
 impl AccountPolls {
     fn may_wait(&self) -> bool {
-        !self.waits && self.in_progress < MAX_POLLS
+        !self.waits_for_permit && self.in_progress < MAX_POLLS
     }
 
     fn is_idle(&self) -> bool {
-        !self.waits && self.in_progress == 0 && self.next().is_none()
+        !self.waits_for_permit && self.in_progress == 0 && self.next().is_none()
     }
 
     fn next(&self) -> Option<Instant> {
@@ -267,12 +271,12 @@ impl AccountPolls {
     }
 
     fn take(&mut self, now: Instant) -> Option<RequestId> {
-        let picked = PICKS[self.taken % PICKS.len()];
+        let picked = PICKS[self.picks % PICKS.len()];
         let by_urgency = [picked, Urgency::First, Urgency::Watched, Urgency::Rest];
         let id = by_urgency
             .into_iter()
             .find_map(|urgency| pop_due(&mut self.due[urgency as usize], now))?;
-        self.taken = self.taken.wrapping_add(1);
+        self.picks = self.picks.wrapping_add(1);
         Some(id)
     }
 }
