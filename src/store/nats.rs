@@ -216,7 +216,7 @@ impl Store for Nats {
         let _ = self.core.in_flight.acquire_many(all).await;
         self.core.in_flight.close();
         for link in [&self.core.link, &self.core.follow_link] {
-            // Fails if the connection is down, which has nothing to drain.
+            // Fails if the connection is down. Then there is nothing to drain.
             let _ = link.client.drain().await;
         }
     }
@@ -232,8 +232,9 @@ impl fmt::Debug for Nats {
 }
 
 impl Core {
-    /// Handles the acknowledgement of a message. If its sequence is not higher than `seen`, the
-    /// last sequence that was known when it was sent, the stream was put back to an older copy.
+    /// Handles the acknowledgement of a message. `seen`: the last sequence of the stream that was
+    /// known when the message was sent. If the message's sequence is not higher, the stream was put
+    /// back to an older copy.
     fn acknowledged(
         &self,
         epoch: u64,
@@ -248,11 +249,11 @@ impl Core {
             return Ok(());
         }
         let name = self.names.streams()[stream];
-        let what = format!("stream {name} ended at {seen} and stored something at {sequence}");
+        let what = format!("stream {name} ended at {seen} and then stored a message at {sequence}");
         Err(WriteError::Unknown(self.suspect(&what)))
     }
 
-    /// Remembers a message that this process stored. The record will say so, too.
+    /// Remembers a message that this process stored, and wakes the task that writes the record.
     fn stored(&self, epoch: u64, stream: usize, message: MessageId) {
         self.facts().saw(epoch, stream, message);
         self.has_stored.notify_one();
@@ -272,12 +273,12 @@ impl Core {
         loop {
             match attempt().await {
                 Err(StoreError::Unavailable(why)) if !self.end.is_cancelled() => {
-                    let again = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
-                    if again > until || !self.is_available() {
+                    let retry_at = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
+                    if retry_at > until || !self.is_available() {
                         return Err(StoreError::Unavailable(why));
                     }
                     failures += 1;
-                    tokio::time::sleep_until(again).await;
+                    tokio::time::sleep_until(retry_at).await;
                 }
                 done => return done,
             }

@@ -279,7 +279,7 @@ async fn when_the_disk_of_nats_is_full() {
     observed.order("not stored").await.unwrap_err();
     let told = Told {
         state: "disk of NATS full",
-        limited: "the NATS servers answer and acknowledge nothing that they should store",
+        limited: "the NATS servers answer, but do not acknowledge what they should store",
         reason: "STORE_FULL",
         error: "the store is almost full",
         ..WELL

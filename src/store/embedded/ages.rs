@@ -2,8 +2,8 @@
 //!
 //! *Running time* is the time for which the store was open, by the monotonic clock. It is stored,
 //! so it continues after a restart. A *sample* is a running time with the last sequence and the
-//! last cell version at that time. An event existed when the first sample was taken whose sequence
-//! is not lower than the event's, so the time since then is a lower bound of the event's age.
+//! last cell version at that time. An event is at least as old as the first sample whose sequence
+//! is not lower than the event's.
 
 use std::{
     collections::VecDeque,
@@ -17,17 +17,18 @@ use super::tables::Tail;
 /// The interval of stored samples. After a crash the running time continues from the last one.
 pub(super) const SAMPLE_EVERY: Duration = Duration::from_mins(10);
 
-/// About the most samples that are stored per retention period. If that is long, their interval is
-/// longer than [`SAMPLE_EVERY`].
+/// The approximate limit of stored samples per retention period. For a long period, their interval
+/// is longer than [`SAMPLE_EVERY`].
 const MAX_STORED: u32 = 8_192;
 
 /// The interval of the samples that are only in memory.
 const RECENT_EVERY: Duration = Duration::from_secs(1);
 
-/// The most samples in memory beside the stored ones: more than two [`SAMPLE_EVERY`] need.
+/// The most samples in memory beside the stored ones. It suffices for more than twice
+/// [`SAMPLE_EVERY`].
 const MAX_RECENT: usize = 4_096;
 
-/// Samples: running time (µs) to sequence and cell version. Files have the table as "rungs".
+/// Samples: running time (µs) to sequence and cell version. The table in the file is named "rungs".
 const SAMPLES: TableDefinition<u64, (u64, u64)> = TableDefinition::new("rungs");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,13 +100,13 @@ impl Ages {
 
     /// Returns a lower bound of an event's age.
     pub(super) fn age(&self, sequence: u64) -> Duration {
-        let behind = |samples: &VecDeque<Sample>| {
+        let first_covering = |samples: &VecDeque<Sample>| {
             samples
                 .get(samples.partition_point(|sample| sample.sequence < sequence))
                 .map(|sample| sample.at)
         };
-        let first = [behind(&self.stored), behind(&self.recent)].into_iter().flatten().min();
-        first.map_or(Duration::ZERO, |at| self.now().saturating_sub(at))
+        let first = [first_covering(&self.stored), first_covering(&self.recent)];
+        first.into_iter().flatten().min().map_or(Duration::ZERO, |at| self.now().saturating_sub(at))
     }
 
     /// Returns the last sample that is older than a retention period. `None`: there is none.
@@ -148,8 +149,8 @@ impl Ages {
     }
 }
 
-/// Adds the latest sample. It replaces the last one if the one before that is near enough to it, or
-/// if nothing was stored since the one before.
+/// Adds a sample. It replaces the last one if the second to last one is less than `spacing` older,
+/// or if nothing was stored since the second to last one.
 fn push(samples: &mut VecDeque<Sample>, sample: Sample, spacing: Duration) {
     if let [.., before, last] = samples.make_contiguous() {
         let idle = |one: &Sample| (one.sequence, one.version) == (sample.sequence, sample.version);

@@ -25,13 +25,14 @@ pub(super) enum Job {
         answer: PendingAnswer<Swap>,
         room: OwnedSemaphorePermit,
     },
-    /// A read met an I/O error: check whether the file must be reopened.
+    /// A read failed with an I/O error: check whether the file must be reopened.
     Check,
     /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
     Accept { restored: bool, answer: oneshot::Sender<Result<Option<Loss>, StoreError>> },
 }
 
-/// The answer to a caller, which is sent if the transaction is committed.
+/// The outcome of a job for its caller. It is sent if the transaction is committed, otherwise an
+/// error is sent.
 pub(super) struct PendingAnswer<T> {
     to: oneshot::Sender<Result<T, StoreError>>,
     outcome: Option<T>,
@@ -43,8 +44,8 @@ impl<T> PendingAnswer<T> {
     }
 
     fn send(self, committed: Result<(), StoreError>) {
-        let done = || StoreError::Unavailable("it was not carried out".into());
-        let answer = committed.and_then(|()| self.outcome.ok_or_else(done));
+        let not_executed = || StoreError::Unavailable("the write was not executed".into());
+        let answer = committed.and_then(|()| self.outcome.ok_or_else(not_executed));
         // The caller may be gone.
         let _ = self.to.send(answer);
     }
@@ -74,7 +75,7 @@ impl Job {
         }
     }
 
-    /// The bytes that the job takes of the queue.
+    /// Returns the bytes that the job occupies in the queue.
     pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Append { room, .. } | Self::Swap { room, .. } => room.num_permits() as u64,
@@ -136,7 +137,7 @@ fn swap(
     Ok(Swap::Swapped(Version(tail.version)))
 }
 
-/// Returns the current time, but never one before the last stamp.
+/// Returns the current time, or the last time stamp if that is later.
 fn stamp(last: Timestamp) -> Timestamp {
     Timestamp::now().max(last)
 }

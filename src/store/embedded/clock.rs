@@ -1,4 +1,4 @@
-//! Checks of the wall clock, by which events are stamped.
+//! Checks the wall clock, which gives events their time stamps.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,8 @@ use jiff::{SignedDuration, Timestamp};
 /// The largest error of the wall clock that is not logged.
 pub(super) const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// At the start, the age of the last stamp is logged if it is higher: the clock may be ahead.
+/// If the last time stamp is older than this at the start, its age is logged: the clock may be
+/// ahead.
 const LONG_AGO: SignedDuration = SignedDuration::from_hours(24);
 
 /// The wall clock and the monotonic clock at the same moment.
@@ -22,7 +23,7 @@ impl Clocks {
         Self { wall: Timestamp::now(), monotonic: Instant::now() }
     }
 
-    /// Returns how far the wall clock was set since `before`, if more than [`TOLERANCE`].
+    /// Returns by how much the wall clock was set since `before`, if by more than [`TOLERANCE`].
     pub(super) fn jump_since(&self, before: &Self) -> Option<SignedDuration> {
         let elapsed = self.monotonic.saturating_duration_since(before.monotonic);
         let elapsed = SignedDuration::try_from(elapsed).unwrap_or(SignedDuration::MAX);
@@ -30,13 +31,13 @@ impl Clocks {
         (jump.abs() > TOLERANCE).then_some(jump)
     }
 
-    /// Returns how far the wall clock is ahead of the last stamp, if more than [`LONG_AGO`].
+    /// Returns how far the wall clock is ahead of a time stamp, if by more than [`LONG_AGO`].
     pub(super) fn ahead(&self, last: Timestamp) -> Option<Duration> {
         let ahead = self.wall.duration_since(last);
         (ahead > LONG_AGO).then(|| ahead.unsigned_abs())
     }
 
-    /// Returns how far the wall clock is behind the last stamp, if more than [`TOLERANCE`].
+    /// Returns how far the wall clock is behind a time stamp, if by more than [`TOLERANCE`].
     pub(super) fn behind(&self, last: Timestamp) -> Option<Duration> {
         let behind = last.duration_since(self.wall);
         (behind > TOLERANCE).then(|| behind.unsigned_abs())

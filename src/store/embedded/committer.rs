@@ -1,5 +1,5 @@
-//! The thread that writes. It takes the queued jobs, commits them as one transaction, wakes the
-//! followers, and answers.
+//! The thread that writes the store. It takes the queued jobs, commits them as one transaction,
+//! wakes the followers, and answers the callers.
 //!
 //! After a failure, the file is closed and reopened until that works. Then the file shows whether
 //! the failed commit took place. The callers get that answer if it is known within
@@ -39,7 +39,7 @@ use space::Space;
 /// The most jobs in one commit.
 const MAX_BATCH: usize = 512;
 
-/// The pause after the first attempt to reopen the file. It doubles with each.
+/// The pause after the first attempt to reopen the file. It doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 
 /// The longest pause between two attempts to reopen the file.
@@ -147,7 +147,7 @@ impl Committer {
         }
     }
 
-    /// Does the last work when the store is closed.
+    /// Stores the running time and the record when the store is closed.
     fn finish(&mut self) {
         if self.down.is_none() && self.loss().is_none() {
             self.store_sample();
@@ -182,7 +182,7 @@ impl Committer {
         if self.down.is_some() {
             return;
         }
-        // The file that was lost may come back, so this one stays as it is.
+        // An operator may put the lost file back, so this one is not changed.
         if self.loss().is_some() {
             self.due.sample = self.due.sample.max(now + CHECK_EVERY);
             self.due.sweep = self.due.sweep.max(now + CHECK_EVERY);
@@ -266,7 +266,8 @@ impl Committer {
         self.write(|txn, tail| change(&mut Tables::open(txn)?, tail))
     }
 
-    /// Runs a write transaction, and commits it if it changed anything. `Ok`: it is on disk.
+    /// Runs a write transaction, and commits it if it changed anything. `Ok`: the change is on
+    /// disk.
     fn write(
         &mut self,
         change: impl FnOnce(&WriteTransaction, &mut Tail) -> Result<bool, redb::Error>,
@@ -327,7 +328,7 @@ impl Committer {
         if self.shared.set_failure(Some(error.to_string())).is_none() {
             tracing::error!(
                 %error,
-                "cannot write the store: its file is reopened until that works; check the disk"
+                "cannot write the store; reopening its file until that works; check the disk"
             );
         }
         if matches!(store_error(error), StoreError::Full(_)) {

@@ -1,4 +1,4 @@
-//! Errors of redb, as [`StoreError`]s.
+//! Converts errors of redb to [`StoreError`]s.
 
 use std::{io, panic, path::Path};
 

@@ -49,10 +49,10 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
         return Ok(());
     }
     let new = temporary(".store-", path)?;
-    caught(|| tables::initialise(&with(new.reopen()?)?))?;
+    caught(|| tables::initialise(&open_database(new.reopen()?)?))?;
     match new.persist_noclobber(path) {
         Ok(_) => Ok(sync_folder(path)?),
-        // Another process created the file first, and that one is used.
+        // Another process created the file first. That file is used.
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error.error.into()),
     }
@@ -61,13 +61,13 @@ pub(super) fn create(path: &Path) -> Result<(), redb::Error> {
 /// Copies the open file, which was removed, to its former path.
 pub(super) fn put_back(mut file: &File, path: &Path) -> io::Result<()> {
     file.rewind()?;
-    let copy = copied(file, ".store-", path)?;
+    let copy = copy_beside(file, ".store-", path)?;
     copy.persist_noclobber(path).map_err(|error| error.error)?;
     sync_folder(path)
 }
 
 /// Copies a file into a temporary one beside `path`, and syncs it.
-pub(super) fn copied(mut from: &File, prefix: &str, path: &Path) -> io::Result<NamedTempFile> {
+pub(super) fn copy_beside(mut from: &File, prefix: &str, path: &Path) -> io::Result<NamedTempFile> {
     let mut copy = temporary(prefix, path)?;
     io::copy(&mut from, copy.as_file_mut())?;
     copy.as_file().sync_all()?;
@@ -90,10 +90,10 @@ pub(super) fn open(path: &Path) -> Result<Database, redb::Error> {
     // After a failed sync, the page cache may hold what is not on disk. This drops the cache.
     #[cfg(target_os = "linux")]
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).map_err(io::Error::from)?;
-    with(file)
+    open_database(file)
 }
 
-fn with(file: File) -> Result<Database, redb::Error> {
+fn open_database(file: File) -> Result<Database, redb::Error> {
     Ok(Database::builder()
         .set_cache_size(CACHE_BYTES)
         .create_with_backend(FileBackend::new(file)?)?)

@@ -1,5 +1,5 @@
-//! Followers. A follower reads the events in bounded steps, and waits at their end for the next
-//! commit. It has no queue, so a follower whose reader is slow costs no more memory.
+//! Delivers the events in order. A follower reads them in bounded steps, and waits at their end for
+//! the next commit. It has no queue, so a slow reader costs no more memory.
 
 use std::{ops::ControlFlow, sync::Arc, time::Duration, vec};
 

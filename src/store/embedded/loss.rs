@@ -1,5 +1,5 @@
-//! Losses: the store is missing, is an older copy, or is another store. Its record shows that at
-//! the start. While the file is in use, the committer checks its name.
+//! Notices that the store is missing, is an older copy, or is another store. At the start, its
+//! record shows that. While the file is in use, the committer checks its path.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{config::record_path, store::Loss};
 
-/// How a loss was noticed.
+/// What happened to the store, and when it was noticed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LossKind {
     /// At the start: the file was missing, and an empty one was created.
@@ -25,7 +25,7 @@ pub(super) enum LossKind {
     Unrecorded,
     /// While in use: the file was removed. This process still has all of it.
     Removed,
-    /// While in use: another file took the store's name.
+    /// While in use: another file is at the store's path.
     Replaced,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn find_loss(
     kind.map(|kind| (kind, log_loss(kind, path)))
 }
 
-/// Logs a loss.
+/// Logs a loss, and returns it with a sentence for operators.
 pub(super) fn log_loss(kind: LossKind, path: &Path) -> Loss {
     let what = kind.sentence(path);
     tracing::error!(
@@ -62,7 +62,8 @@ pub(super) fn log_loss(kind: LossKind, path: &Path) -> Loss {
 }
 
 impl LossKind {
-    /// `recorded`: the store says that it had a record.
+    /// Returns what the record shows of a store that was just opened. `recorded`: the store says
+    /// that it had a record.
     pub(super) fn at_start(
         found: &FoundRecord,
         epoch: u64,
@@ -83,8 +84,8 @@ impl LossKind {
         }
     }
 
-    /// Returns whether the loss was noticed while the file was in use. Then it ends if the file
-    /// comes back.
+    /// Returns whether the loss was noticed while the file was in use. Such a loss ends when the
+    /// file is back.
     pub(super) fn is_live(self) -> bool {
         matches!(self, Self::Removed | Self::Replaced)
     }
@@ -101,19 +102,19 @@ impl LossKind {
                  ends at {ends}, so later idempotency keys are lost"
             ),
             Self::Other => format!(
-                "the store {path} is another one than the gateway used last: the idempotency keys \
-                 of that one are lost"
+                "the store {path} is not the one that the gateway used last: the idempotency keys \
+                 of that store are lost"
             ),
             Self::Unrecorded => format!(
                 "the store {path} may be an older copy: the record beside it, which says where the \
                  store ended, is missing or cannot be read"
             ),
             Self::Removed => format!(
-                "the store {path} was removed while the gateway was running, which still has all \
-                 of it: put the file back, or accept the loss and the gateway writes it again"
+                "the store {path} was removed while the gateway was running; the gateway still has \
+                 all of it: put the file back, or accept the loss, and the gateway writes it again"
             ),
             Self::Replaced => format!(
-                "another file has taken the place of the store {path} while the gateway was \
+                "another file took the place of the store {path} while the gateway was \
                  running: put the right file back, or restart the gateway to use this one"
             ),
         }
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_record_says_of_a_store() {
+    fn a_record_shows_what_happened_to_a_store() {
         let tail = |commit| Tail {
             commit,
             sequence: 10 * commit,

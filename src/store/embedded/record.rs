@@ -1,7 +1,7 @@
 //! The record: a small file beside the store with its epoch and its last commit.
 //!
-//! At the next start it shows whether the store is missing, another one, or an older copy. It is
-//! written after the commit, so that it is never ahead of its store.
+//! At the next start it shows whether the store is missing, is another store, or is an older copy.
+//! It is written after the commit, so that it is never ahead of its store.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ pub(super) struct Record {
 pub(super) enum FoundRecord {
     None,
     Record(Record),
-    /// It cannot be used, for this reason.
+    /// The record cannot be used, for this reason.
     Unreadable(String),
 }
 

@@ -37,13 +37,13 @@ pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
         Err(error) if is_locked(&error) => return Err(explain(store, &error)),
         opened => opened.ok(),
     };
-    let of_backup = |error: redb::Error| explain(backup, &error);
-    let of_store = |error: io::Error| explain(store, &error.into());
-    let copy = File::open(backup).and_then(|backup| file::copied(&backup, ".restore-", store));
-    let copy = copy.map_err(|error| of_backup(error.into()))?;
-    let (record, sequence) = caught(|| begin(copy.path())).map_err(of_backup)?;
-    let replaced = put_in_place(copy, store).map_err(of_store)?;
-    record.write(store).map_err(of_store)?;
+    let backup_error = |error: redb::Error| explain(backup, &error);
+    let store_error = |error: io::Error| explain(store, &error.into());
+    let copy = File::open(backup).and_then(|backup| file::copy_beside(&backup, ".restore-", store));
+    let copy = copy.map_err(|error| backup_error(error.into()))?;
+    let (record, sequence) = caught(|| begin(copy.path())).map_err(backup_error)?;
+    let replaced = put_in_place(copy, store).map_err(store_error)?;
+    record.write(store).map_err(store_error)?;
     Ok(Restored { sequence, replaced })
 }
 

@@ -1,5 +1,4 @@
-//! Removes old events and retained cells, in small commits. The age of a cell is that of its last
-//! swap.
+//! Removes old events and retained cells, in small commits. A cell is as old as its last swap.
 //!
 //! Ages are in running time ([`super::ages`]), so that a wrong wall clock removes nothing.
 
@@ -29,11 +28,11 @@ pub(super) fn sweep(
 }
 
 fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, to: u64) -> Result<usize, redb::Error> {
-    for done in 0..SWEEP_ROWS {
-        let Some(first) = tables.events.first()? else { return Ok(done) };
+    for removed in 0..SWEEP_ROWS {
+        let Some(first) = tables.events.first()? else { return Ok(removed) };
         let (sequence, (_, id, log, event)) = (first.0.value(), first.1.value());
         if sequence > to {
-            return Ok(done);
+            return Ok(removed);
         }
         tables.by_log.remove((log, sequence))?;
         tables.by_id.remove(id)?;
@@ -46,11 +45,11 @@ fn sweep_events(tables: &mut Tables<'_>, tail: &mut Tail, to: u64) -> Result<usi
 }
 
 fn sweep_cells(tables: &mut Tables<'_>, to: u64) -> Result<usize, redb::Error> {
-    for done in 0..SWEEP_ROWS {
-        let Some(first) = tables.by_age.first()? else { return Ok(done) };
+    for removed in 0..SWEEP_ROWS {
+        let Some(first) = tables.by_age.first()? else { return Ok(removed) };
         let (version, (_, cell)) = (first.0.value(), first.1.value());
         if version > to {
-            return Ok(done);
+            return Ok(removed);
         }
         tables.cells.remove(cell)?;
         drop(first);

@@ -181,7 +181,7 @@ pub(super) struct StoredState {
 pub(super) fn load_state(database: &Database) -> Result<StoredState, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {
-        TableError::TableDoesNotExist(_) => corrupt("it was not written by this gateway"),
+        TableError::TableDoesNotExist(_) => corrupt("no gateway wrote it"),
         other => other.into(),
     })?;
     match meta.get("format")?.map(|format| format.value()) {
@@ -198,7 +198,7 @@ pub(super) fn load_state(database: &Database) -> Result<StoredState, redb::Error
     Ok(StoredState { identity, tail, ages: Ages::load(&txn, &tail)? })
 }
 
-/// Returns entries of a log after a sequence.
+/// Returns the entries of a log after a sequence.
 pub(super) fn read_log(
     txn: &ReadTransaction,
     epoch: u64,
@@ -224,8 +224,8 @@ pub(super) fn read_log(
     Ok(entries)
 }
 
-/// Returns the next events of all logs, after one sequence and up to another. `None`: some of them
-/// have expired.
+/// Returns the events of all logs after one sequence and up to another, oldest first. `None`: some
+/// of them have expired.
 pub(super) fn read_all(
     txn: &ReadTransaction,
     epoch: u64,

@@ -1,4 +1,4 @@
-//! Whether the store can be used, and since when not.
+//! Whether the store can be used, and if not, why and since when.
 
 use std::time::Duration;
 
@@ -18,17 +18,17 @@ const WAIT_FOR_NATS: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(super) enum Availability {
     Available(StoreId),
-    Unavailable { why: StreamsError, since: Since },
+    Unavailable { why: StreamsError, since: Moment },
 }
 
 /// A moment, as an instant and as a time of day.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Since {
+pub(super) struct Moment {
     instant: Instant,
     pub(super) time: Timestamp,
 }
 
-impl Since {
+impl Moment {
     fn now() -> Self {
         Self { instant: Instant::now(), time: Timestamp::now() }
     }
@@ -47,10 +47,10 @@ pub(super) async fn until_available(
 
 impl Availability {
     pub(super) fn unavailable(why: StreamsError) -> Self {
-        Self::Unavailable { why, since: Since::now() }
+        Self::Unavailable { why, since: Moment::now() }
     }
 
-    /// Whether this store can be used. The connection does not matter.
+    /// Returns whether this store can be used, over any connection.
     pub(super) fn is(&self, id: StoreId) -> bool {
         let identity = |id: &StoreId| (id.epoch, id.created_ns);
         matches!(self, Self::Available(now) if identity(now) == identity(&id))
@@ -72,11 +72,11 @@ impl Core {
         matches!(&*self.availability.borrow(), Availability::Available(_))
     }
 
-    /// Sets whether the streams can be used, and logs what changes.
+    /// Sets whether the streams can be used, and logs a change.
     pub(super) fn set_availability(&self, now: Result<StoreId, StreamsError>) {
         self.availability.send_modify(|availability| {
             let (before, since) = match availability {
-                Availability::Available(id) => (Ok(*id), Since::now()),
+                Availability::Available(id) => (Ok(*id), Moment::now()),
                 Availability::Unavailable { why, since } => (Err(why.clone()), *since),
             };
             match (&now, &before) {

@@ -1,5 +1,6 @@
-//! Cells: one message per subject. Its sequence is the version of the cell, and a swap expects that
-//! sequence. A cell is always read from the leader.
+//! Loads and swaps cells. A cell is the newest message of its subject. The message's sequence is
+//! the version of the cell, and a swap expects that sequence. A cell is always read from the
+//! leader.
 //!
 //! A cell that is not found may have been purged. So it counts as absent only while the mark of its
 //! stream exists and, if it is permanent, while the record does not list it. A permanent cell is in
@@ -25,7 +26,8 @@ pub(super) async fn load(core: &Core, cell: &CellName) -> Result<Option<Versione
     Ok(current.filter(|current| !is_void(core, cell, current.sequence)).map(versioned))
 }
 
-/// Whether a value is a count of rejected logins that came with a backup and may be too low.
+/// Returns whether a value is a count of rejected logins that came with a backup and may be too
+/// low.
 fn is_void(core: &Core, cell: &CellName, sequence: u64) -> bool {
     is_login_count(cell) && sequence <= core.facts().void_to
 }
@@ -34,8 +36,8 @@ fn is_login_count(cell: &CellName) -> bool {
     cell.life == CellLife::Permanent && must_be_current(&cell.name)
 }
 
-/// Returns the sequence that a swap expects: for an absent cell 0, or that of a void value. Notices
-/// a permanent cell that was lost after its caller had loaded it.
+/// Returns the sequence that a swap expects. For an absent cell that is 0, or the sequence of a
+/// void value. Notices a permanent cell that was lost after its caller had loaded it.
 async fn expected_sequence(
     core: &Core,
     cell: &CellName,
@@ -87,8 +89,8 @@ pub(super) async fn swap(
                 let current = current(core, cell).await.map_err(WriteError::not_stored)?;
                 let sequence = current.as_ref().map_or(0, |current| current.sequence);
                 if current.as_ref().is_none_or(|current| id_of(Some(&current.headers)) != id) {
-                    // If the sequence is still the expected one, another message is being stored,
-                    // which may fail.
+                    // If the sequence is still the expected one, another message is being stored.
+                    // That may fail, so this swap is tried again.
                     return if sequence == expected {
                         Err(WriteError::Conflict)
                     } else {
@@ -199,13 +201,13 @@ impl Core {
         Err(StoreError::Unavailable(self.suspect(&what)))
     }
 
-    /// Whether this process or the stored record knows that a permanent cell was created.
+    /// Returns whether this process or the stored record knows that a permanent cell was created.
     async fn is_recorded(&self, subject: &str) -> Result<bool, StoreError> {
         if self.facts().cell_subjects.contains(subject) {
             return Ok(true);
         }
         let stored = self.load_record(&record::cell()).await?;
-        Ok(stored.is_some_and(|(_, record)| record.cell_subjects.iter().any(|of| of == subject)))
+        Ok(stored.is_some_and(|(_, record)| record.cell_subjects.iter().any(|one| one == subject)))
     }
 
     /// Fails if the record can list no further permanent cell.

@@ -28,7 +28,7 @@ impl Positions {
         Self { epoch: record.epoch, last }
     }
 
-    /// The sequences, or zeros if they are of another epoch.
+    /// Returns the sequences, or zeros if they are of another epoch.
     pub(super) fn in_epoch(self, epoch: u64) -> [u64; 3] {
         if self.epoch == epoch { self.last } else { [0; 3] }
     }
@@ -93,13 +93,14 @@ pub(super) struct Facts {
 /// A larger difference between this host's clock and the servers' is logged.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
-/// How far a server's clock may be ahead. Such a server deletes keys and events too early, but they
-/// are kept for a day longer than they are needed.
+/// How far a server's clock may be ahead. Such a server deletes keys and events too early. That
+/// does no harm, because they are kept for a day longer than they are needed.
 const MAX_AHEAD: SignedDuration = SignedDuration::from_hours(1);
 
-/// Whether a server's clock, which shows `now`, is ahead of this host's clock and also of a second
-/// clock: the time that it should show by the last check or, at the start, the newest message. So a
-/// host that has a wrong clock or was suspended does not distrust its servers.
+/// Returns whether a server's clock, which shows `now`, is ahead of this host's clock and also of a
+/// second time. That is the time that the server should show by the last check or, at the start,
+/// the time of the newest message. So a host with a wrong clock, or one that was suspended, still
+/// trusts its servers.
 fn is_ahead(
     now: Timestamp,
     host: Timestamp,
@@ -110,7 +111,7 @@ fn is_ahead(
     is_after(now, host)
         && match (expected, newest) {
             (Some(expected), _) => is_after(now, expected),
-            // Servers stamped a message in the host's future: the host is wrong.
+            // If the newest message is in the host's future, the host's clock is wrong.
             (None, Some(newest)) => !is_after(newest, host),
             // A new store has nothing to lose.
             (None, None) => false,
@@ -122,12 +123,12 @@ fn elapsed(since: Instant) -> SignedDuration {
 }
 
 impl Facts {
-    /// Whether a check has succeeded since the process started.
+    /// Returns whether a check has succeeded since the process started.
     pub(super) fn has_checked(&self) -> bool {
         self.clock.is_some()
     }
 
-    /// Fails while a server's clock is ahead, with the same text, so that it is logged once.
+    /// Fails while a server's clock is ahead. The text stays the same, so that it is logged once.
     pub(super) fn check_clocks(
         &mut self,
         names: &NatsNames,
@@ -183,8 +184,8 @@ impl Facts {
         self.compare_clocks(Timestamp::now().duration_since(now));
     }
 
-    /// Logs when this host's clock begins and stops to differ from the servers'. `ahead`: by how
-    /// much it is ahead.
+    /// Logs when this host's clock begins to differ from the servers', and when they agree again.
+    /// `ahead`: how far this host's clock is ahead.
     fn compare_clocks(&mut self, ahead: SignedDuration) {
         let is_off = ahead.abs() > CLOCK_TOLERANCE;
         match (mem::replace(&mut self.clock_is_off, is_off), is_off) {
@@ -215,18 +216,18 @@ impl Facts {
         }
     }
 
-    /// The newest message of a stream that was acknowledged or delivered in an epoch.
+    /// Returns the newest message of a stream that was acknowledged or delivered in an epoch.
     pub(super) fn newest(&self, epoch: u64, stream: usize) -> Option<MessageId> {
         self.newest[stream].clone().filter(|_| self.seen.epoch == epoch)
     }
 
-    /// The end of the stream of events, as far as it is known.
+    /// Returns the end of the stream of events, as far as it is known.
     pub(super) fn end(&self) -> Option<Position> {
         let Positions { epoch, last } = self.seen;
         (epoch > 0).then_some(Position { epoch, sequence: last[EVENTS] })
     }
 
-    /// The age of something that the servers stamped. Zero until their time is known.
+    /// Returns the age of a time stamp of the servers. Zero until the servers' time is known.
     pub(super) fn age(&self, time: Timestamp) -> Duration {
         let Some((then, at)) = self.clock else { return Duration::ZERO };
         let age = then.duration_since(time).saturating_add(elapsed(at));
@@ -242,7 +243,7 @@ mod tests {
     fn a_server_is_ahead_if_nothing_agrees_with_it() {
         const DAYS: i64 = 40 * 24;
         let at = |hours| Timestamp::UNIX_EPOCH + SignedDuration::from_hours(hours);
-        // What a running gateway expects decides, and so does its host.
+        // A running gateway compares with the expected time and with its host's clock.
         assert!(is_ahead(at(DAYS), at(0), Some(at(0)), Some(at(0))));
         assert!(is_ahead(at(DAYS), at(-DAYS), Some(at(0)), Some(at(0))));
         assert!(!is_ahead(at(1), at(0), Some(at(0)), Some(at(0))));
@@ -252,7 +253,7 @@ mod tests {
         for host in [-DAYS, DAYS] {
             assert!(!is_ahead(at(5), at(host), Some(at(5)), Some(at(0))));
         }
-        // At the start the messages decide.
+        // At the start, the newest message is compared with the host's clock.
         assert!(is_ahead(at(DAYS), at(0), None, Some(at(-5))));
         assert!(is_ahead(at(DAYS), at(0), None, Some(at(0))));
         assert!(!is_ahead(at(DAYS), at(0), None, Some(at(DAYS - 5))));
@@ -270,7 +271,7 @@ mod tests {
             "nothing is old before the time is known"
         );
         for off in [hours(-40 * 24), hours(0), hours(40 * 24)] {
-            // Relative to the servers, this host is off by so much.
+            // The servers' clock differs from this host's by `off`.
             let servers = Timestamp::now() + off;
             facts.learn(&StoreRecord::default(), servers);
             assert_eq!(facts.clock_is_off, !off.is_zero());

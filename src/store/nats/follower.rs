@@ -120,7 +120,7 @@ pub(super) fn follow(core: Arc<Core>, after: Option<Position>) -> BoxStream<'sta
         time: Timestamp::MIN,
         short: 0,
     };
-    // In a task of its own: a consumer that is not polled misses its heartbeats.
+    // A task of its own, because a consumer that is not polled misses its heartbeats.
     tokio::spawn(follower.run());
     stream::unfold(receiver, |mut receiver| async { Some((receiver.recv().await?.0, receiver)) })
         .boxed()
@@ -254,8 +254,8 @@ impl StreamFollower {
         Ok(())
     }
 
-    /// Whether the leader has no event between the position and the end to catch up to. The last
-    /// events may have expired.
+    /// Returns whether the leader has no event between the position and the end to catch up to.
+    /// That is so if the last events have expired.
     async fn is_at_the_end(&self) -> Result<bool, End> {
         let CatchUp::To(end) = self.catching_up else { return Ok(true) };
         if self.position >= end {
@@ -304,7 +304,11 @@ impl StreamFollower {
                 self.send(Followed::Event(log, entry)).await?;
             } else {
                 if *message.subject != names.report() {
-                    tracing::warn!(sequence, "ignoring an event that no gateway stored");
+                    tracing::warn!(
+                        sequence,
+                        "ignoring a message that no gateway stored; let only gateways publish to \
+                         the stream of events"
+                    );
                 }
                 self.send(Followed::Skipped(position)).await?;
             }

@@ -82,7 +82,7 @@ impl Link {
         Ok(Self { client, context, state })
     }
 
-    /// Waits until it is connected.
+    /// Waits until NATS is connected.
     pub(super) async fn connected(&self) {
         // Fails only if the client is gone.
         let _ = self.state.clone().wait_for(|state| state.connected).await;
@@ -103,7 +103,10 @@ impl LinkState {
             }
             Event::Draining => {}
             Event::SlowConsumer(_) => {
-                tracing::warn!("NATS sends messages faster than the gateway reads them");
+                tracing::warn!(
+                    "NATS sends messages faster than the gateway reads them; check whether the \
+                     gateway has enough CPU"
+                );
             }
             Event::ServerError(error) => self.error = Some(error.to_string()),
             Event::ClientError(error) => self.error = Some(error.to_string()),
@@ -119,7 +122,7 @@ impl LinkState {
     }
 }
 
-/// Options with the configured credentials.
+/// Returns options with the configured credentials.
 fn authenticated(settings: &NatsConfig) -> ConnectOptions {
     let file = |path: &Path| (!path.as_os_str().is_empty()).then(|| Arc::<Path>::from(path));
     if let Some(creds) = file(&settings.creds_file) {
@@ -147,7 +150,7 @@ async fn username_and_password(
     Ok(auth)
 }
 
-/// The token of a credentials file, and the nonce signed with its key.
+/// Returns the token of a credentials file, and the nonce signed with its key.
 async fn sign(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     let text = secret_file::read_lines(&file).await.map_err(AuthError::new)?;
     let (token, seed) = credentials(text.expose_secret())
@@ -159,8 +162,8 @@ async fn sign(file: Arc<Path>, nonce: Vec<u8>) -> Result<Auth, AuthError> {
     Ok(auth)
 }
 
-/// The token and the seed: the first lines inside the first and the second pair of lines that begin
-/// with `---`.
+/// Returns the token and the seed of a credentials file. They are the first lines inside the first
+/// and the second pair of lines that begin with `---`.
 fn credentials(text: &str) -> Option<(&str, &str)> {
     let mut inside = text.lines().map(str::trim).scan(0, |delimiters, line| {
         let is_delimiter = line.starts_with("---");

@@ -1,4 +1,4 @@
-//! Logs: one subject each in the stream of events.
+//! Appends to logs and reads them. Each log is one subject in the stream of events.
 //!
 //! An append is repeated with its id until it is known whether it is stored. A read requests a page
 //! from any server that has the stream. That server may lack the last events of the log, but no
@@ -42,7 +42,7 @@ pub(super) async fn append(
     event: Bytes,
 ) -> Result<Position, StoreError> {
     let subject = core.names.log(log);
-    // The same id in two logs is two events.
+    // The same id in two logs names two events.
     let id = format!("{subject}/{id}");
     retry_until_known(core, || async {
         let epoch = core.usable().await.map_err(WriteError::Unavailable)?.epoch;
@@ -99,7 +99,7 @@ impl Core {
         Ok(Some(self.facts().age(time)))
     }
 
-    /// Returns the first event with this sequence or a higher one that matches a subject, from the
+    /// Returns the first event that matches a subject and has at least this sequence, from the
     /// leader.
     pub(super) async fn next_event(
         &self,

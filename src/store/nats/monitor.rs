@@ -55,9 +55,9 @@ const REFRESH_EVERY: Duration = Duration::from_mins(1);
 pub(super) struct MonitorState {
     /// What the streams must hold; unknown before the first check.
     known: Option<StoreRecord>,
-    /// The record when it was last read.
+    /// The stored record when this process last read or wrote it.
     stored: Option<(Version, StoreRecord)>,
-    /// When the stored record was last seen to change.
+    /// When this process last wrote the stored record or saw it changed.
     refreshed: Instant,
     /// How often in a row a loss was found.
     losses_in_a_row: usize,
@@ -67,8 +67,8 @@ pub(super) struct MonitorState {
 
 impl Default for MonitorState {
     fn default() -> Self {
-        // In the past, so that the first check writes the record also if the process is started
-        // again and again.
+        // In the past, so that the first check writes the record: a process that restarts again and
+        // again must write it, too.
         let refreshed = Instant::now() - REFRESH_EVERY;
         Self { known: None, stored: None, refreshed, losses_in_a_row: 0, unacknowledged: 0 }
     }
@@ -133,7 +133,7 @@ impl Core {
         }
     }
 
-    /// `connection`: the number of the connection over which the check is made.
+    /// Checks the streams once. `connection`: the number of the connection that is used.
     async fn check_streams(&self, connection: u64) -> Result<StoreId, StreamsError> {
         streams::check_server(&self.link)?;
         let mut state = self.monitor.lock().await;
@@ -198,8 +198,8 @@ impl Core {
         Ok(Some((version, record)))
     }
 
-    /// Remembers what the streams hold, which lost nothing. Sets the marks that are due. Writes the
-    /// record if `write` is set, if it lacks a cell or a new mark, or if it is due.
+    /// Remembers what the streams hold after a check that found no loss. Sets the marks that are
+    /// due. Writes the record if `write` is set, if it lacks a cell or a new mark, or if it is due.
     async fn remember(
         &self,
         state: &mut MonitorState,
@@ -212,7 +212,7 @@ impl Core {
         let now = found[EVENTS].now;
         record::observe(&self.names, &mut known, found, retention);
         if state.stored.is_none() {
-            // Before the marks: marks without a record mean that the record was purged.
+            // Must precede the marks: marks without a record mean that the record was purged.
             self.write_record(state, &known, true).await?;
         }
         let stored_cells = state.stored.as_ref().map(|(_, stored)| &stored.cell_subjects);

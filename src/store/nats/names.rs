@@ -1,8 +1,8 @@
 //! Names of the streams and subjects on NATS.
 //!
-//! All begin with the prefix, so that several deployments can share an account of NATS. The name of
-//! a log or cell is encoded as one token of a subject: letters, digits and hyphens stand for
-//! themselves, and every other byte is `_` and two hexadecimal digits.
+//! All names begin with the prefix, so that several deployments can share an account of NATS. The
+//! name of a log or cell is encoded as one token of a subject: letters, digits and hyphens stand
+//! for themselves, and every other byte is `_` and two hexadecimal digits.
 
 use std::fmt::Write as _;
 
@@ -31,12 +31,12 @@ impl NatsNames {
         }
     }
 
-    /// The streams, in the order of their indexes; see [`EVENTS`](super::record::EVENTS).
+    /// Returns the streams, in the order of their indexes; see [`EVENTS`](super::record::EVENTS).
     pub(super) fn streams(&self) -> [&str; 3] {
         [&self.events, &self.cells, &self.keys]
     }
 
-    /// The wildcard subject of a stream.
+    /// Returns the wildcard subject of a stream.
     pub(super) fn all_of(&self, stream: &str) -> String {
         let kind = match stream {
             stream if stream == self.events => "ev",
@@ -46,13 +46,13 @@ impl NatsNames {
         format!("{}.{kind}.>", self.prefix)
     }
 
-    /// The subject on which a gateway that starts asks the running ones for the record. No stream
-    /// stores it.
+    /// Returns the subject on which a gateway that starts requests the record from the running
+    /// ones. No stream stores it.
     pub(super) fn record_requests(&self) -> String {
         format!("{}.record", self.prefix)
     }
 
-    /// The subject of reports, in the stream of events. It is no log.
+    /// Returns the subject of reports, in the stream of events. It is no log.
     pub(super) fn report(&self) -> String {
         format!("{}.ev.store", self.prefix)
     }
@@ -61,19 +61,19 @@ impl NatsNames {
         format!("_INBOX.{}", self.prefix)
     }
 
-    /// The subject of a log.
+    /// Returns the subject of a log.
     pub(super) fn log(&self, log: &LogName) -> String {
         let log = LogName { class: log.class, id: to_token(&log.id) };
         format!("{}.ev.{}", self.prefix, log.encode())
     }
 
-    /// The log of a subject; `None` if the subject is not that of a log.
+    /// Returns the log of a subject; `None` if the subject is not that of a log.
     pub(super) fn to_log(&self, subject: &str) -> Option<LogName> {
         let log = LogName::decode(subject.strip_prefix(&self.prefix)?.strip_prefix(".ev.")?)?;
         Some(LogName { class: log.class, id: from_token(&log.id)? })
     }
 
-    /// The stream and the subject of a cell.
+    /// Returns the stream and the subject of a cell.
     pub(super) fn cell(&self, cell: &CellName) -> (&str, String) {
         let (stream, kind) = match cell.life {
             CellLife::Permanent => (&self.cells, "cell"),
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn other_subjects_are_no_logs() {
         let names = NatsNames::new("gw");
-        for foreign in [
+        for other in [
             "gw",
             "gw.ev.r",
             "gw.ev.x.1",
@@ -144,7 +144,7 @@ mod tests {
             "gw.ev.r._ff",
             "gw.ev.r.ä",
         ] {
-            assert_eq!(names.to_log(foreign), None, "{foreign}");
+            assert_eq!(names.to_log(other), None, "{other}");
         }
     }
 

@@ -71,8 +71,8 @@ pub(super) async fn retry_until_known<T, F: Future<Output = Result<T, WriteError
                 why
             }
         };
-        let again = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
-        if again > until || core.end.is_cancelled() {
+        let retry_at = Instant::now() + backoff(failures, RETRY_MIN, RETRY_MAX);
+        if retry_at > until || core.end.is_cancelled() {
             return Err(if may_be_stored {
                 StoreError::UnknownOutcome(why)
             } else {
@@ -80,7 +80,7 @@ pub(super) async fn retry_until_known<T, F: Future<Output = Result<T, WriteError
             });
         }
         failures += 1;
-        sleep_until(again).await;
+        sleep_until(retry_at).await;
     }
 }
 
@@ -113,7 +113,7 @@ pub(super) async fn publish(
     Err(match error.kind() {
         // NATS reports "no responders" if the stream has no leader or does not exist.
         PublishErrorKind::StreamNotFound => {
-            WriteError::NotStored("no stream takes it now".to_owned())
+            WriteError::NotStored("no stream can store it now".to_owned())
         }
         PublishErrorKind::WrongLastSequence => WriteError::Conflict,
         PublishErrorKind::MaxPayloadExceeded => WriteError::Refused(StoreError::TooLarge(bytes)),
@@ -162,7 +162,7 @@ fn is_full(code: ErrorCode) -> bool {
     )
 }
 
-/// Converts an error that the stream answered. The stream has not stored this message.
+/// Converts an error with which the stream answered a message. It has not stored that message.
 fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
     match error.error_code() {
         code if is_full(code) => WriteError::Refused(StoreError::Full(error.to_string())),
@@ -170,7 +170,7 @@ fn refused(error: &jetstream::Error, bytes: usize) -> WriteError {
             WriteError::Refused(StoreError::TooLarge(bytes))
         }
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT => WriteError::Conflict,
-        // The stream is storing one with the same id.
+        // The stream is just storing a message with the same id.
         ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT => WriteError::unknown(error),
         _ => WriteError::not_stored(error),
     }

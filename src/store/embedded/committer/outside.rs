@@ -1,4 +1,4 @@
-//! Checks of what others change: the host's clock, the name of the file, and the record.
+//! Checks what can change outside the gateway: the host's clock, the file's path, and the record.
 
 use std::{
     fs::Metadata,
@@ -45,7 +45,7 @@ impl Committer {
         self.shared.state().loss.as_ref().map(|(kind, _)| *kind)
     }
 
-    /// Checks whether the open file still has the store's name.
+    /// Checks whether the store's path still leads to the open file.
     pub(super) fn check_file(&mut self) {
         let known = self.loss();
         if known.is_some_and(|known| !known.is_live()) {
@@ -72,13 +72,13 @@ impl Committer {
 
     /// Writes the record if it is out of date.
     pub(super) fn write_record(&mut self) {
-        // A loss at the start is known only from the former record, which must stay.
+        // Only the former record shows a loss at the start, so it must stay.
         if self.loss().is_some_and(|kind| !kind.is_live()) {
             return;
         }
         let record = Record::of(self.shared.epoch(), &self.tail);
         self.due.record = Instant::now() + RECORD_EVERY;
-        // Read again: it may have been removed or changed.
+        // The record is read again, because it may have been removed or changed.
         let written = match Record::find(&self.file.path) {
             FoundRecord::Record(found) if found == record => Ok(()),
             _ => record.write(&self.file.path),
@@ -152,7 +152,7 @@ impl Committer {
             state.loss = None;
         }
         self.write_record();
-        // Wakes the followers of the former epoch.
+        // Wakes the followers of the former epoch, so that they end.
         self.publish.send_replace(self.tail.sequence);
     }
 

@@ -1,6 +1,6 @@
-//! Space on the disk. If it is scarce, new orders are refused, so that events about the known
-//! orders still fit. If it does not suffice for a job, the job is refused before redb writes: after
-//! a failed write, redb refuses reads too, and the file must be repaired.
+//! Watches the free space of the disk. If it is scarce, new orders are refused, so that events
+//! about the known orders still fit. A job that does not fit is refused before redb writes: after a
+//! failed write, redb refuses reads too, and the file must be repaired.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use crate::{
     store::{StoreError, embedded::batch::Job},
 };
 
-/// The bytes that are kept for outcomes, polls and callbacks, at least.
+/// The least number of bytes that are kept free for outcomes, polls and callbacks.
 const RESERVE: u64 = 32 * 1024 * 1024;
 
-/// The same, in percent of the size of the store.
+/// The reserve in percent of the size of the store, if that is more than [`RESERVE`].
 const RESERVE_PERCENT: u64 = 15;
 
 /// Orders are accepted again when the free space is this percentage of the reserve.
@@ -24,7 +24,7 @@ const RESUME_PERCENT: u64 = 125;
 const WRITE_AMPLIFICATION: u64 = 4;
 
 /// The pause after the second write in a row that failed for lack of space, although the disk
-/// reported enough (because of a quota, for example). It doubles with each.
+/// reported enough (because of a quota, for example). It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
@@ -53,16 +53,16 @@ impl Space {
 }
 
 impl Committer {
-    /// Takes the jobs for which there is no space out of a batch, and refuses them.
+    /// Refuses the jobs of a batch for which there is no space, and removes them from the batch.
     pub(super) fn refuse_beyond_space(&mut self, batch: &mut Vec<Job>) {
         let free = self.check_space().unwrap_or(u64::MAX);
         let free = if self.is_paused() { 0 } else { free };
         let mut needed: u64 = 0;
         let refused: Vec<Job> = batch
             .extract_if(.., |job| {
-                let with_it = needed.saturating_add(job.bytes() * WRITE_AMPLIFICATION);
-                let fits = with_it <= free;
-                needed = if fits { with_it } else { needed };
+                let total = needed.saturating_add(job.bytes() * WRITE_AMPLIFICATION);
+                let fits = total <= free;
+                needed = if fits { total } else { needed };
                 !fits
             })
             .collect();

@@ -1,4 +1,4 @@
-//! An operator accepts a loss.
+//! Accepts a loss for an operator.
 
 use jiff::Timestamp;
 use tokio::time::sleep;
@@ -23,7 +23,7 @@ use crate::{
 const TRIES: usize = 5;
 
 impl Core {
-    /// What is accepted: the loss that was reported, and what was lost since.
+    /// Returns what is accepted: the loss that was reported, and what was lost since.
     fn loss_to_accept(&self, losses: &[StreamLoss]) -> Loss {
         let reported = self.facts().loss.clone();
         let (mut parts, noticed) = match reported {
@@ -43,7 +43,7 @@ impl Core {
     }
 
     /// See [`Store::accept_loss`](crate::store::Store::accept_loss). Operators may run it at
-    /// several gateways at once: one of them carries it out, and the others find nothing left to
+    /// several gateways at once: one of them accepts the loss, and the others find nothing left to
     /// accept.
     pub(in crate::store::nats) async fn accept_loss(
         &self,
@@ -64,8 +64,8 @@ impl Core {
         }
     }
 
-    /// `begun`: the epoch and the loss of an attempt that may have written the record before it
-    /// failed.
+    /// Makes one attempt. `begun`: the epoch and the loss of an attempt that may have written the
+    /// record before it failed.
     async fn try_accept_loss(
         &self,
         restored: bool,
@@ -80,7 +80,7 @@ impl Core {
             let (Some(found), Some(known), None) = (all(found), known, first) else {
                 return Ok(None);
             };
-            // If it is not done, another gateway may just have accepted it.
+            // If this process has not accepted the loss, another gateway may have done so.
             let accepted = begun.take().filter(|_| is_done).map(|(_, loss)| loss);
             (accepted, self.remember(&mut state, known, &found, is_done, connection).await?)
         } else {

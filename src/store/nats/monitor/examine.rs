@@ -22,13 +22,14 @@ pub(super) struct Examination {
     pub(super) losses: Vec<StreamLoss>,
     /// What the streams must hold from now on; `None` if they have losses and no record.
     pub(super) known: Option<StoreRecord>,
-    /// What streams without a record are. To be logged once the record is written.
+    /// For streams without a record: whether they are new or of an older gateway. It is logged once
+    /// the record is written.
     pub(super) first: Option<Unrecorded>,
     /// The highest epoch in anything stored.
     pub(super) latest: u64,
 }
 
-/// The streams if all of them exist.
+/// Returns the streams if all of them exist.
 pub(super) fn all(found: Streams) -> Option<[StreamInfo; 3]> {
     let [events, cells, keys] = found;
     Some([events?, cells?, keys?])
@@ -39,7 +40,7 @@ impl Core {
         &self,
         state: &mut MonitorState,
     ) -> Result<Examination, StreamsError> {
-        // What is known is read before the streams are inspected: meanwhile they can only grow.
+        // Positions are read before the streams are inspected: meanwhile the streams can only grow.
         let seen = self.facts().seen;
         let is_first = !self.facts().has_checked();
         let newest = if is_first {
@@ -47,7 +48,7 @@ impl Core {
         } else {
             Vec::new()
         };
-        // Before the record: a gateway that accepts a loss writes the record first.
+        // Read before the record, because a gateway that accepts a loss writes the record first.
         let (_, report) = self.newest_report().await?;
         let latest = newest.iter().fold(report.epoch, |latest, seen| latest.max(seen.epoch()));
         let stored = self.load_record(&record::cell()).await?;
@@ -93,8 +94,8 @@ impl Core {
         Ok(Examination { found, losses, known: Some(known), first: None, latest })
     }
 
-    /// Examines streams that have no record, and of which this process knows nothing. Makes those
-    /// of a new store.
+    /// Examines streams without a record, for a process that knows nothing of them. Makes the
+    /// streams of a new store.
     async fn examine_unrecorded(
         &self,
         mut found: Streams,
@@ -127,7 +128,8 @@ impl Core {
         Ok(Examination { found, losses: Vec::new(), known, first: Some(what), latest })
     }
 
-    /// Whether the marks exist that must exist. A missing stream has no marks to miss.
+    /// Returns whether the marks that must exist do exist. Those of a missing stream count as
+    /// existing, because the stream itself is the loss.
     async fn find_marks(&self, known: &StoreRecord, found: &Streams) -> Result<Marks, StoreError> {
         let mut marks = Marks { cells: true, keys: true };
         if known.cells_marked && found[CELLS].is_some() {
@@ -146,13 +148,14 @@ impl Core {
 /// put back to an older copy.
 fn choose(mut known: StoreRecord, stored: StoreRecord, found: &Streams) -> (StoreRecord, bool) {
     if stored.epoch > known.epoch {
-        // An operator accepted a loss at another replica. Without one, a gateway that knew nothing
-        // made the streams anew, and this one knows better.
+        // With an accepted loss, another replica began the newer epoch. Without one, a gateway that
+        // knew nothing of the store made the streams anew, and the record in memory is right.
         let is_accepted = !stored.losses.is_empty();
         return (if is_accepted { stored } else { known }, false);
     }
     if stored.epoch < known.epoch {
-        // This process made the streams anew, and another one knows the store from before.
+        // If this process made the streams anew and another one knows the earlier store, the stored
+        // record is right. Otherwise it was put back.
         let is_contradicted = known.losses.is_empty() && !record::describes_cells(&stored, found);
         return if is_contradicted { (stored, false) } else { (known, true) };
     }

@@ -2,9 +2,9 @@
 //!
 //! If all streams were deleted, a gateway that starts finds nothing and would make a new store, in
 //! which every key is free. Running gateways still know the old store. So each of them answers
-//! requests for the record, over core NATS, and a gateway without a record of its own sends one
-//! before it trusts what it finds. If nobody subscribes to the subject, NATS says so at once, and
-//! the first start of a new store does not wait.
+//! requests for the record, over core NATS. A gateway that starts sends such a request before it
+//! trusts what it finds. If no gateway subscribes to the subject, NATS says so at once, so the
+//! first start of a new store does not wait.
 //!
 //! Without the permission to subscribe, no gateway answers, and one that starts must rely on the
 //! record in the streams. Without the permission to reply, the request times out, and no gateway
@@ -39,8 +39,8 @@ impl Core {
         }
     }
 
-    /// What the other gateways know, or else the copy of the record. Also returns why it is unclear
-    /// what they know.
+    /// Returns what the other gateways know, or else the copy of the record; and, if it is unclear
+    /// what they know, the reason.
     pub(super) async fn recall(
         &self,
         state: &mut MonitorState,
@@ -71,7 +71,7 @@ impl Core {
         }
     }
 
-    /// The record with everything that this process has seen since it was written.
+    /// Returns the record with everything that this process has seen since it was written.
     pub(in crate::store::nats) fn current_record(&self) -> Option<StoreRecord> {
         let facts = self.facts();
         let mut record = facts.record.clone()?;
@@ -81,10 +81,10 @@ impl Core {
     }
 }
 
-/// Why a gateway that found no record makes no new store.
+/// Says why a gateway that found no record makes no new store.
 pub(super) fn unclear(why: &str) -> StreamsError {
     StreamsError::Away(format!(
-        "there is no record of a store, and another gateway, which may have one, did not answer: \
-         {why}"
+        "there is no record of a store, and another gateway that may have one gave no usable \
+         answer: {why}"
     ))
 }

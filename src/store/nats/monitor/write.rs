@@ -26,21 +26,21 @@ use crate::{
 /// While messages are stored, the time between two writes of the record by the same process.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
-/// How often in a row a write of the record may go unacknowledged, while the servers answer
-/// everything else, before they count as unable to store anything.
+/// After this many writes of the record in a row without an acknowledgement, while the servers
+/// answer everything else, they count as unable to store anything.
 const UNACKNOWLEDGED: usize = 2;
 
-const NO_ACKNOWLEDGEMENT: &str = "the NATS servers answer and acknowledge nothing that they \
-                                  should store. A server whose disk is full does so: make room \
-                                  and restart it";
+const NO_ACKNOWLEDGEMENT: &str = "the NATS servers answer, but do not acknowledge what they \
+                                  should store. A server whose disk is full does so: free space \
+                                  on its disk and restart it";
 
 fn encoded(record: &StoreRecord) -> Bytes {
     record.encode_to_vec().into()
 }
 
 impl MonitorState {
-    /// Whether the stored record lacks what other gateways cannot notice: that the cells are in a
-    /// new stream, or that messages were replaced.
+    /// Returns whether the stored record lacks what other gateways cannot notice: that the cells
+    /// are in a new stream, or that messages were replaced.
     pub(super) fn must_warn_others(&self, known: &StoreRecord, found: &Streams) -> bool {
         let stored = self.stored.as_ref().map(|(_, record)| record);
         match stored.filter(|stored| stored.epoch == known.epoch) {
@@ -52,7 +52,7 @@ impl MonitorState {
 
 impl Core {
     /// Writes the record, the copy and the report. With `must`, it fails if one of them is not
-    /// written; otherwise it is a refresh, which another replica may make as well.
+    /// written. Without it, a failure is only logged, because another replica may write them.
     pub(super) async fn write_record(
         &self,
         state: &mut MonitorState,
@@ -95,8 +95,8 @@ impl Core {
         Ok(version)
     }
 
-    /// Writes the copy, including the positions and cells that it already has from other replicas.
-    /// Returns `None` if the copy is current.
+    /// Writes the copy of the record, and keeps the positions and cells in it that other replicas
+    /// added. Returns `None` if the copy is current.
     pub(in crate::store::nats) async fn write_copy(
         &self,
         known: &StoreRecord,
@@ -121,7 +121,7 @@ impl Core {
         Err(StreamsError::away("other gateways write the copy of the record at the same time"))
     }
 
-    /// After this process has stored messages, writes the record and its copy: at once, and then
+    /// Writes the record and its copy when this process has stored messages: at once, and then
     /// every [`PROGRESS_EVERY`] while it stores more.
     pub(in crate::store::nats) async fn keep_record_current(self: Arc<Self>) {
         loop {
@@ -137,8 +137,8 @@ impl Core {
     /// Writes what this process has stored, unless the record already covers it. The copy is
     /// written first, because the record shows whether both are done.
     ///
-    /// Writes a report only if the stream of events got nothing for a minute: each event says how
-    /// far the cells were, too, and reports take space until they expire.
+    /// Writes a report only if no message was added to the stream of events for a minute: each
+    /// event has the positions of the streams, too, and reports take space until they expire.
     async fn record_progress(&self) -> Result<(), StreamsError> {
         self.usable().await?;
         let mut state = self.monitor.lock().await;
@@ -167,9 +167,10 @@ impl Core {
         Ok(())
     }
 
-    /// Stores what this process knows of streams that lost it, so that the other gateways, and
-    /// those that start now, notice it, too. Nothing is written to a stream that is shorter than
-    /// before. If all are, the report is written: the two other streams still show the loss.
+    /// Stores what this process knows of streams with a loss, so that the other gateways, and those
+    /// that start later, notice the loss, too. Writes nothing to a stream that is shorter than
+    /// before. If all are shorter, writes only the report: the two other streams still show the
+    /// loss.
     pub(super) async fn record_losses(
         &self,
         state: &mut MonitorState,
@@ -192,7 +193,7 @@ impl Core {
             results.push(self.report(&known).await.map_err(StreamsError::from));
         }
         for why in results.into_iter().filter_map(Result::err) {
-            tracing::debug!(%why, "cannot store what was lost");
+            tracing::debug!(%why, "cannot write what is known about a loss");
         }
         state.known = Some(known);
     }
@@ -206,7 +207,7 @@ impl Core {
         known: &StoreRecord,
     ) -> Result<(), StreamsError> {
         if !self.space.awaits_acknowledgement() {
-            // Something was stored since.
+            // The servers have acknowledged a message since.
             state.unacknowledged = 0;
             if state.refreshed.elapsed() < REFRESH_EVERY {
                 return Ok(());
