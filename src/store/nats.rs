@@ -240,11 +240,11 @@ impl Core {
         epoch: u64,
         stream: usize,
         seen: u64,
-        stored: &PublishAck,
+        ack: &PublishAck,
         id: &str,
     ) -> Result<(), WriteError> {
-        let sequence = stored.sequence;
-        if stored.duplicate || sequence > seen {
+        let sequence = ack.sequence;
+        if ack.duplicate || sequence > seen {
             self.stored(epoch, stream, MessageId { sequence, id: id.to_owned() });
             return Ok(());
         }

@@ -60,7 +60,7 @@ struct Committer {
     tail: Tail,
     retention: Duration,
     /// Set while the file cannot be reopened.
-    down: Option<Down>,
+    down: Option<Outage>,
     due: DueTimes,
     clocks: Clocks,
     /// The last record that was written.
@@ -76,7 +76,8 @@ struct DueTimes {
     sweep: Instant,
 }
 
-struct Down {
+/// Why the file cannot be used, and when to reopen it next.
+struct Outage {
     error: StoreError,
     retry_at: Instant,
     delay: Duration,
@@ -352,7 +353,7 @@ impl Committer {
                     let next = (delay * 2).min(LAST_RETRY);
                     if retry_at > until {
                         self.down =
-                            Some(Down { error: store_error(&error), retry_at, delay: next });
+                            Some(Outage { error: store_error(&error), retry_at, delay: next });
                         return;
                     }
                     thread::sleep(delay);

@@ -93,7 +93,7 @@ impl Core {
                 (Err(StreamsError::Wrong(why)), before)
                     if before.as_ref().err() != now.as_ref().err() =>
                 {
-                    tracing::error!(why, "the store cannot be used");
+                    tracing::error!(why, "the store cannot be used until that is corrected");
                 }
                 _ => {}
             }

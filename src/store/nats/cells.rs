@@ -78,12 +78,12 @@ pub(super) async fn swap(
             .header(SEEN, seen.to_string())
             .expected_last_subject_sequence(expected);
         let sequence = match publish(core, subject.clone(), message, value.len()).await {
-            Ok(stored) => {
-                core.acknowledged(epoch, stream, seen.in_epoch(epoch)[stream], &stored, &id)?;
+            Ok(ack) => {
+                core.acknowledged(epoch, stream, seen.in_epoch(epoch)[stream], &ack, &id)?;
                 if cell.life == CellLife::Permanent {
                     core.add_to_record(&subject).await.map_err(WriteError::unknown)?;
                 }
-                stored.sequence
+                ack.sequence
             }
             Err(WriteError::Conflict) => {
                 let current = current(core, cell).await.map_err(WriteError::not_stored)?;
@@ -169,8 +169,8 @@ pub(super) async fn replace(
 ) -> Result<Option<Version>, StoreError> {
     let expected = expected.map_or(0, |expected| expected.0);
     let (_, subject) = core.names.cell(cell);
-    let stored = publish_next(core, subject, expected, value, PublishMessage::build()).await?;
-    Ok(stored.map(Version))
+    let sequence = publish_next(core, subject, expected, value, PublishMessage::build()).await?;
+    Ok(sequence.map(Version))
 }
 
 fn stream_of(cell: &CellName) -> usize {

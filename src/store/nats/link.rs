@@ -116,7 +116,10 @@ impl LinkState {
             && self.connected
             && let Some(error) = &self.error
         {
-            tracing::warn!(error, "NATS reports an error");
+            tracing::warn!(
+                error,
+                "NATS reports an error; check the gateway's permissions and the servers' logs"
+            );
         }
         changed
     }

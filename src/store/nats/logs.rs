@@ -49,9 +49,9 @@ pub(super) async fn append(
         let seen = core.facts().seen;
         let message = PublishMessage::build().payload(event.clone()).message_id(&id);
         let message = message.header(SEEN, seen.to_string());
-        let stored = publish(core, subject.clone(), message, event.len()).await?;
-        core.acknowledged(epoch, EVENTS, seen.in_epoch(epoch)[EVENTS], &stored, &id)?;
-        Ok(Position { epoch, sequence: stored.sequence })
+        let ack = publish(core, subject.clone(), message, event.len()).await?;
+        core.acknowledged(epoch, EVENTS, seen.in_epoch(epoch)[EVENTS], &ack, &id)?;
+        Ok(Position { epoch, sequence: ack.sequence })
     })
     .await
 }
@@ -126,8 +126,8 @@ struct LogPage {
     more: bool,
 }
 
-/// Reads a page by direct get, for which the client has no function: one request, answered by one
-/// message per event and one for the end.
+/// Reads a page by direct get, for which the client has no function. NATS answers one request with
+/// a message for each event and a last one for the end.
 async fn page(core: &Core, subject: &str, from: u64, limit: usize) -> Result<LogPage, StoreError> {
     let client = &core.link.client;
     let inbox = client.new_inbox();
@@ -136,8 +136,8 @@ async fn page(core: &Core, subject: &str, from: u64, limit: usize) -> Result<Log
         "seq": from, "next_by_subj": subject, "batch": limit, "max_bytes": PAGE_BYTES,
     });
     let service = format!("$JS.API.DIRECT.GET.{}", core.names.events);
-    let sent = client.publish_with_reply(service, inbox, request.to_string().into()).await;
-    sent.map_err(StoreError::unavailable)?;
+    let result = client.publish_with_reply(service, inbox, request.to_string().into()).await;
+    result.map_err(StoreError::unavailable)?;
 
     let mut messages = Vec::new();
     let until = Instant::now() + PAGE_WITHIN;

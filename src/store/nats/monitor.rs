@@ -112,11 +112,11 @@ impl Core {
             };
             failures = if result.is_ok() { 0 } else { failures + 1 };
             let confirms_loss = self.monitor.lock().await.losses_in_a_row > 0;
-            let ignored = matches!(result, Err(StreamsError::Away(_)))
+            let is_ignored = matches!(result, Err(StreamsError::Away(_)))
                 && !confirms_loss
                 && failures < FAILED_CHECKS
                 && self.is_available();
-            if !ignored {
+            if !is_ignored {
                 self.set_availability(result);
             }
             let wait = match failures {
@@ -126,7 +126,7 @@ impl Core {
             };
             tokio::select! {
                 changed = link.changed() => if changed.is_err() { return },
-                // Many calls fail at the same time. One check is enough for them.
+                // Many calls may fail at the same time. One check is enough for them.
                 () = self.check_now.notified() => sleep(RECHECK_MIN).await,
                 () = sleep(wait) => {}
             }

@@ -91,15 +91,15 @@ pub(super) async fn publish(
     message: PublishMessage,
     bytes: usize,
 ) -> Result<PublishAck, WriteError> {
-    let acknowledged = match core.link.context.send_publish(subject, message).await {
+    let result = match core.link.context.send_publish(subject, message).await {
         Ok(acknowledgement) => acknowledgement.await,
         Err(error) => Err(error),
     };
-    let error = match acknowledged {
-        Ok(stored) => {
-            let is_event = stored.stream == core.names.streams()[EVENTS];
-            core.space.stored(bytes, is_event && !stored.duplicate);
-            return Ok(stored);
+    let error = match result {
+        Ok(ack) => {
+            let is_event = ack.stream == core.names.streams()[EVENTS];
+            core.space.stored(bytes, is_event && !ack.duplicate);
+            return Ok(ack);
         }
         Err(error) => error,
     };
@@ -143,7 +143,7 @@ pub(super) async fn publish_next(
         .message_id(Uuid::new_v4().to_string())
         .expected_last_subject_sequence(expected);
     match publish(core, subject, message, bytes).await {
-        Ok(stored) => Ok(Some(stored.sequence)),
+        Ok(ack) => Ok(Some(ack.sequence)),
         Err(WriteError::Conflict) => Ok(None),
         Err(WriteError::Refused(error) | WriteError::Unavailable(error)) => Err(error),
         Err(WriteError::NotStored(why)) => Err(StoreError::Unavailable(why)),

@@ -111,8 +111,8 @@ impl Committer {
     /// See [`Store::accept_loss`](crate::store::Store::accept_loss).
     pub(super) fn accept(&mut self, restored: bool) -> Result<Option<Loss>, StoreError> {
         self.check_file();
-        let lost = self.shared.state().loss.clone();
-        match lost.as_ref().map(|(kind, _)| kind) {
+        let loss = self.shared.state().loss.clone();
+        match loss.as_ref().map(|(kind, _)| kind) {
             None if !restored => return Ok(None),
             Some(LossKind::Replaced) => {
                 return Err(StoreError::Unavailable(
@@ -129,20 +129,20 @@ impl Committer {
             | Some(
                 LossKind::Missing | LossKind::Older { .. } | LossKind::Other | LossKind::Unrecorded,
             ) => {
-                let mut begun = None;
+                let mut new_identity = None;
                 self.write(|txn, _| {
-                    begun = Some(StoreIdentity::begin(txn)?);
+                    new_identity = Some(StoreIdentity::begin(txn)?);
                     Ok(true)
                 })?;
-                if let Some(identity) = begun {
+                if let Some(identity) = new_identity {
                     self.begin(identity);
                 }
             }
         }
         let noticed = Timestamp::now();
-        let restored =
+        let restore =
             || restored.then(|| Loss { what: "a backup was restored".to_owned(), noticed });
-        Ok(lost.map(|(_, loss)| loss).or_else(restored))
+        Ok(loss.map(|(_, loss)| loss).or_else(restore))
     }
 
     fn begin(&mut self, identity: StoreIdentity) {

@@ -49,9 +49,9 @@ impl Core {
         &self,
         restored: bool,
     ) -> Result<Option<Loss>, StoreError> {
-        let (mut tries, mut begun) = (0, None);
+        let (mut tries, mut earlier) = (0, None);
         loop {
-            match Box::pin(self.try_accept_loss(restored, &mut begun)).await {
+            match Box::pin(self.try_accept_loss(restored, &mut earlier)).await {
                 Ok(accepted) => return Ok(accepted),
                 // Another gateway is making the streams or writing the record.
                 Err(StreamsError::Away(why)) if tries < TRIES => {
@@ -64,24 +64,24 @@ impl Core {
         }
     }
 
-    /// Makes one attempt. `begun`: the epoch and the loss of an attempt that may have written the
+    /// Makes one attempt. `earlier`: the epoch and the loss of an attempt that may have written the
     /// record before it failed.
     async fn try_accept_loss(
         &self,
         restored: bool,
-        begun: &mut Option<(u64, Loss)>,
+        earlier: &mut Option<(u64, Loss)>,
     ) -> Result<Option<Loss>, StreamsError> {
         let connection = self.link.state.borrow().number;
         let mut state = self.monitor.lock().await;
         let Examination { found, losses, known, first, latest } = self.examine(&mut state).await?;
         let epoch = known.as_ref().map(|known| known.epoch);
-        let is_done = begun.as_ref().is_some_and(|(begun, _)| Some(*begun) == epoch);
+        let is_done = earlier.as_ref().is_some_and(|(earlier, _)| Some(*earlier) == epoch);
         let (accepted, id) = if losses.is_empty() && (is_done || !restored) {
             let (Some(found), Some(known), None) = (all(found), known, first) else {
                 return Ok(None);
             };
             // If this process has not accepted the loss, another gateway may have done so.
-            let accepted = begun.take().filter(|_| is_done).map(|(_, loss)| loss);
+            let accepted = earlier.take().filter(|_| is_done).map(|(_, loss)| loss);
             (accepted, self.remember(&mut state, known, &found, is_done, connection).await?)
         } else {
             let loss = self.loss_to_accept(&losses);
@@ -95,7 +95,7 @@ impl Core {
             };
             let what = loss.what.clone();
             let record = record::accepted(known.as_ref(), latest, &found, what, after);
-            *begun = Some((record.epoch, loss.clone()));
+            *earlier = Some((record.epoch, loss.clone()));
             let id = self.remember(&mut state, record, &found, true, connection).await?;
             (Some(loss), id)
         };

@@ -59,19 +59,19 @@ impl Core {
         known: &StoreRecord,
         must: bool,
     ) -> Result<(), StreamsError> {
-        let done = async {
+        let write = async {
             let version = self.replace_record(state, known).await?;
             let copy = self.write_copy(known).await?.unwrap_or(Version(0));
             let mut known = known.clone();
             record::saw(&mut known, [0, version.0, copy.0]);
             Ok(self.report(&known).await?)
         };
-        match done.await {
+        match write.await {
             Err(why) if !must => {
                 tracing::debug!(%why, "cannot refresh the record");
                 Ok(())
             }
-            done => done,
+            result => result,
         }
     }
 
