@@ -113,7 +113,7 @@ fn is_ahead(
             (Some(expected), _) => is_after(now, expected),
             // If the newest message is in the host's future, the host's clock is wrong.
             (None, Some(newest)) => !is_after(newest, host),
-            // A new store has nothing to lose.
+            // A new store holds nothing that the server could delete.
             (None, None) => false,
         }
 }

@@ -63,8 +63,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// After this time without a failure, the back-off starts from its minimum again.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// A stream that ends before the position so often in a row counts as another stream. A new leader
-/// may not have read its whole log yet.
+/// How often in a row a stream must end before the position until it counts as another stream. A
+/// new leader may not have read its whole log yet.
 const SHORT_CHECKS: usize = 6;
 
 /// An item for the reader, and its part of [`QUEUE_BYTES`].
