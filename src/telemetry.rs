@@ -65,7 +65,7 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
     let audit = filter_fn(|metadata| metadata.target() == AUDIT);
-    // Lines do not repeat the fields of spans.
+    // Spans are not logged, so lines do not repeat their fields.
     let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
     tracing_subscriber::registry()
         .with(log(config.log_format).with_filter(filter))
@@ -107,8 +107,8 @@ fn exporter(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
         .build())
 }
 
-/// The name and version of the service. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the
-/// name.
+/// Returns the name and version of the service. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES
+/// override the name.
 fn resource() -> Resource {
     let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
     let detected = Resource::builder().with_attribute(version.clone()).build();

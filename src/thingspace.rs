@@ -8,8 +8,8 @@
 //!
 //! Guarantees: no other module sees a token. Each failure is one [`Error`] of a closed list.
 //! [`Client::place_order`] repeats an order only if ThingSpace certainly refused it because of a
-//! token, once for each kind of token. Never resends an order whose outcome is unknown, and never
-//! calls a host while its breaker is open.
+//! token, at most twice for each kind of token. Never resends an order whose outcome is unknown,
+//! and never calls a host while its breaker is open.
 
 mod client;
 mod error;
@@ -54,7 +54,7 @@ pub enum StatusClass {
     Succeeded,
     /// Failed or cancelled. Final.
     Failed,
-    /// Another word, or a contradiction. Not final, and changes nothing.
+    /// Another word, or contradictory entries. Not final, and changes nothing.
     Unknown,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct Registration {
     pub(crate) service: String,
     pub(crate) url: SecretString,
     pub(crate) username: String,
-    /// SHA-256 of the listed password, which is not kept.
+    /// SHA-256 of the listed password. The password itself is not kept.
     password: Option<[u8; digest::SHA256_OUTPUT_LEN]>,
 }
 

@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// A channel that connects when there are spans to send. `None` for `http://`, which the exporter
-/// supports itself.
+/// Returns a channel that connects when there are spans to send, or `None` for `http://`, which the
+/// exporter supports itself.
 pub(super) fn over_tls(config: &TelemetryConfig) -> anyhow::Result<Option<Channel>> {
     let url = Url::parse(&config.otlp_endpoint, WEB).map_err(anyhow::Error::msg)?;
     if url.scheme != "https" {

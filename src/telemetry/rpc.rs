@@ -26,9 +26,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::semconv;
 use crate::identity::{AccountName, RequestId};
 
-/// The longest method name in a span or a line, in bytes. No method of ours is longer, and a
-/// caller could fill the log with long paths.
+/// The longest method name in a span or a line, in bytes. The gateway's methods have shorter names.
+/// Without a limit, a caller could fill the log with long paths.
 const MAX_METHOD: usize = 128;
+/// Replaces a longer method name.
 const OTHER: &str = "_OTHER";
 
 /// The codes that mean a failure of the server, not of the caller.
@@ -105,14 +106,14 @@ where
     }
 }
 
-/// Sees the frames of a body.
+/// Observes the frames of a body.
 pub(crate) trait FrameObserver: Unpin {
     /// Calls `poll`, in a span if there is one.
     fn in_scope<T>(&self, poll: impl FnOnce() -> T) -> T {
         poll()
     }
 
-    /// Sees a frame, or the end of the body. `is_end_stream` is the value that the body returns.
+    /// Observes a frame, or the end of the body (`None`). `is_end_stream` is the body's value.
     fn observe<D, E>(&mut self, frame: Option<&Result<Frame<D>, E>>, is_end_stream: bool);
 }
 
@@ -189,7 +190,7 @@ impl RpcCall {
         let parent = global::get_text_map_propagator(|propagator| {
             propagator.extract(&TraceHeaders(request.headers()))
         });
-        // The parent cannot change after the span is entered. Fails only without an exporter.
+        // The parent cannot change after the span is entered. This fails only without an exporter.
         let _ = span.set_parent(parent);
         let (subject, reset) = Default::default();
         Self { span, method, subject, began: Instant::now(), reset, ended: false }
@@ -251,7 +252,7 @@ impl Drop for RpcCall {
     }
 }
 
-/// The name of a code, such as `DEADLINE_EXCEEDED`.
+/// Returns the name of a code, such as `DEADLINE_EXCEEDED`.
 fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
@@ -274,7 +275,7 @@ fn name(code: Code) -> &'static str {
     }
 }
 
-/// The code in `grpc-status`. Unknown numbers are UNKNOWN.
+/// Returns the code in `grpc-status`. Unknown numbers are UNKNOWN.
 fn code(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|status| Code::from_bytes(status.as_bytes()))
 }

@@ -1,4 +1,4 @@
-//! The names of attributes, by the OpenTelemetry semantic conventions 1.44.
+//! The names of attributes in the OpenTelemetry semantic conventions 1.44.
 
 pub(super) const SERVICE_NAME: &str = "service.name";
 pub(super) const SERVICE_VERSION: &str = "service.version";

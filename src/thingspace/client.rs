@@ -98,7 +98,8 @@ pub(crate) enum Purpose {
     /// A poll. Polls get at least 30 % of the rate.
     Poll(PollPermit),
     /// A caller's status query about a request of this gateway. These get at least 10 % of the
-    /// rate, and what orders and polls leave. A poll of the same request may hand its permit over.
+    /// rate, and what orders and polls do not use. A poll of the same request may pass on its
+    /// permit.
     Query { poll: oneshot::Receiver<PollPermit> },
     /// A status query about an external request. These get 5 % of the rate while other calls wait.
     External,
@@ -113,9 +114,12 @@ pub(crate) enum StatusLookup {
 }
 
 impl Client {
-    /// Must be called inside a tokio runtime: for each set of credentials it starts a task that
-    /// issues permits and one that watches the credential files. They end when the last clone is
-    /// dropped. Sends nothing. `tasks` tracks renewals, so that a drain waits for their outcome.
+    /// Builds a client. Sends nothing. `tasks` tracks renewals, so that a drain waits for their
+    /// outcome.
+    ///
+    /// Must be called inside a tokio runtime, because it starts two tasks for each set of
+    /// credentials: one issues permits, and one watches the credential files. They end when the
+    /// last clone of the client is dropped.
     pub fn new(
         thingspace: &ThingSpaceConfig,
         credentials: &[CredentialsConfig],
@@ -156,8 +160,8 @@ impl Client {
         self.sets.iter().map(|set| (set.tokens.name(), set.tokens.health()))
     }
 
-    /// Permits a set of credentials one more attempt, as an operator asks for it. `None`: no set
-    /// has this name.
+    /// Permits one more attempt with a set of credentials, for an operator. Returns `None` if no
+    /// set has this name.
     pub(crate) async fn unblock(
         &self,
         name: &str,
@@ -184,7 +188,8 @@ impl Client {
     }
 
     /// Begins the drain: orders, status queries and polls that wait for their permit end with
-    /// [`Error::Draining`]. Calls that were sent once continue, and so do changes of registrations.
+    /// [`Error::Draining`]. Calls that were sent already continue, and so do changes of
+    /// registrations.
     pub(crate) fn drain(&self) {
         self.drain.cancel();
     }
@@ -199,7 +204,7 @@ impl Client {
     ) -> Result<OrderPermit, Error> {
         let set = self.set(account)?;
         let prepared = async {
-            // Now, because later the order is durable and its lease is running.
+            // Probes now, because later the order is durable and its lease runs.
             let answers = self.transport.probe_if_due().await;
             answers.map_err(|wait| set.failed(CallFailure::breaker_open(wait)))?;
             self.check_ready(&set).await?;
@@ -215,8 +220,8 @@ impl Client {
         self.unless_draining(self.permit(&set, Class::Poll, account)).await.map(PollPermit)
     }
 
-    /// Sends one order. Repeats it only after ThingSpace refused a token: one renewal and one
-    /// repeat for each kind of token. Never sends or repeats it after `send_by`. After
+    /// Sends one order. Repeats it only after ThingSpace refused a token, with a renewed one, at
+    /// most twice for each kind of token. Never sends or repeats it after `send_by`. After
     /// [`Error::NotConnected`] the caller may send it again with a new permit.
     pub(crate) async fn place_order(
         &self,
@@ -227,8 +232,8 @@ impl Client {
         let OrderPermit { set, permit } = permit;
         let (endpoint, body) = (Endpoint::Download, wire::order(order));
         let call = UpstreamCall { endpoint, body, send_by: Some(send_by) };
-        let placed = self.exchange(&set, permit, call, &judge_order).await;
-        placed.map_err(|failure| set.failed(failure))
+        let result = self.exchange(&set, permit, call, &judge_order).await;
+        result.map_err(|failure| set.failed(failure))
     }
 
     /// Queries the status of a request, with retries. Also returns the duration of the last
@@ -284,7 +289,7 @@ impl Client {
         self.manage(account, endpoint, Bytes::new(), |body| wire::registered(body, service)).await
     }
 
-    /// Sends a call about registrations, with a permit of the polls.
+    /// Sends a call about registrations, with a permit for a poll.
     async fn manage<T>(
         &self,
         account: &AccountName,
@@ -294,8 +299,8 @@ impl Client {
     ) -> Result<T, Error> {
         let set = self.set(account)?;
         let permit = self.permit(&set, Class::Poll, account).await?;
-        let called = self.call(&set, account, permit, endpoint, body, parse).await;
-        called.map(|(done, _)| done).map_err(|(error, _)| error)
+        let result = self.call(&set, account, permit, endpoint, body, parse).await;
+        result.map(|(done, _)| done).map_err(|(error, _)| error)
     }
 
     /// Sends a call that is no order, with retries if they are safe. Also returns the duration of
@@ -323,7 +328,7 @@ impl Client {
                 return Err((set.failed(failure), took));
             };
             let credentials = set.tokens.name();
-            tracing::debug!(credentials, ?pause, "trying again: {}", failure.error);
+            tracing::debug!(credentials, ?pause, "a call is retried: {}", failure.error);
             tokio::time::sleep(pause).await;
             permit = match self.permit(set, class, account).await {
                 Ok(permit) => permit,
@@ -384,7 +389,7 @@ impl Client {
 }
 
 impl CredentialSet {
-    /// Returns the error of a call that failed finally, and logs it unless the caller does.
+    /// Returns the error of a call that is not retried, and logs it unless the caller does.
     fn failed(&self, failure: CallFailure) -> Error {
         if !failure.logged_by_caller {
             self.failures.failed(self.tokens.name(), &failure.error);

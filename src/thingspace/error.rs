@@ -22,9 +22,9 @@ pub enum Error {
     /// sent.
     #[error("logins with the credentials {name} are stopped")]
     LoginBlocked { name: String },
-    /// There is no token, and none is requested without the store, which counts logins. Nothing was
-    /// sent.
-    #[error("no token without the store: {0}")]
+    /// There is no token, and without the store none is requested, because the store counts logins.
+    /// Nothing was sent.
+    #[error("no token can be requested without the store: {0}")]
     Store(StoreError),
     /// ThingSpace throttles. Nothing was executed.
     #[error("throttled by ThingSpace")]
@@ -61,8 +61,8 @@ pub(super) const BREAKER_OPEN: &str = "ThingSpace does not answer, and is not ca
 pub struct Refusal {
     /// The meaning of the code.
     pub kind: RefusalKind,
-    /// The `errorCode`, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word with 8
-    /// digits or more. Never the message.
+    /// The error code, cut to 128 characters of `[A-Za-z0-9._-]`, with `_` for each word with 8
+    /// digits or more. It never contains the message.
     pub code: String,
     /// The HTTP status.
     pub status: u16,

@@ -2,8 +2,8 @@
 //!
 //! The record is a permanent cell that all replicas share, with a copy among the retained cells.
 //! Both are written within a second after something was stored, and each minute otherwise.
-//! Each replica also has one in memory, with everything that it has seen since. So it notices a
-//! stream that was put back to an older copy, even if the record was put back with it.
+//! Each replica also has a record in memory, with everything that it has seen since. So it notices
+//! a stream that was put back to an older copy, even if the record was put back with it.
 //!
 //! A stream that lost nothing obeys three rules. Its last sequence never falls. A permanent cell is
 //! never deleted. A *mark* exists until it may have expired: an event mark is the sequence of an
@@ -11,9 +11,9 @@
 //! was purged.
 //!
 //! The record is written before the marks, so a mark without a record means that the record was
-//! purged. Reports, and headers of events and cells (see `reports`), say up to which sequences the
-//! streams had come when they were sent. So events show when cells were put back together with the
-//! record and its copy.
+//! purged. Reports and the headers of events and cells (see `reports`) contain the last sequences
+//! of the streams at the time when they were sent. So events show that cells were put back together
+//! with the record and its copy.
 
 pub(super) mod marks;
 
@@ -38,7 +38,7 @@ pub(super) const MAX_CELLS: usize = 4_096;
 /// The number of missing cells that a sentence names.
 const NAMED_CELLS: usize = 3;
 
-/// The index of each stream in every array of three.
+/// The index of each stream in the arrays of three.
 pub(super) const EVENTS: usize = 0;
 pub(super) const CELLS: usize = 1;
 pub(super) const KEYS: usize = 2;
@@ -64,9 +64,9 @@ pub(super) fn cells_mark() -> CellName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StreamLoss {
     pub(super) stream: usize,
-    /// In a sentence, without a full stop.
+    /// A sentence without its full stop.
     pub(super) what: String,
-    /// What the stream holds now may be older than what it held before.
+    /// The stream may now hold older content than before.
     pub(super) is_older: bool,
 }
 
@@ -84,12 +84,12 @@ pub(super) fn sentence(losses: &[StreamLoss]) -> String {
     losses.iter().map(|loss| loss.what.as_str()).collect::<Vec<_>>().join("; ")
 }
 
-/// What it means that streams have no record, for a process that has not seen them before.
+/// Why streams have no record, for a process that has not seen them before.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Unrecorded {
     /// Nothing was ever stored.
     New,
-    /// The streams are of an older gateway, which writes no record.
+    /// The streams come from an older version of the gateway, which wrote no record.
     Older,
     Lost(Vec<StreamLoss>),
 }
@@ -126,7 +126,7 @@ fn deleted(names: &NatsNames, found: &Streams) -> Vec<StreamLoss> {
 pub(super) struct Marks {
     /// The permanent cell that is never swapped.
     pub(super) cells: bool,
-    /// The oldest retained cell that cannot have expired.
+    /// The oldest key mark that cannot have expired.
     pub(super) keys: bool,
 }
 
@@ -181,14 +181,14 @@ pub(super) fn losses(
     losses
 }
 
-/// The subjects of the recorded cells that are not in their stream.
+/// Returns the subjects of the recorded cells that are not in their stream.
 fn missing_cells<'a>(known: &'a StoreRecord, found: Option<&StreamInfo>) -> Vec<&'a str> {
     let Some(found) = found else { return Vec::new() };
     let subjects = known.cell_subjects.iter().map(String::as_str);
     subjects.filter(|subject| !found.state.subjects.contains_key(*subject)).collect()
 }
 
-/// Says that a stream lost the cells with these subjects, to follow its name in a sentence.
+/// Returns what follows a stream's name in a sentence: it lost the cells with these subjects.
 pub(super) fn no_longer_holds(subjects: &[&str]) -> String {
     let named = &subjects[..subjects.len().min(NAMED_CELLS)];
     let more = match subjects.len() - named.len() {
@@ -206,7 +206,7 @@ fn streams_mut(record: &mut StoreRecord) -> [&mut StoreStream; 3] {
     [&mut record.events, &mut record.cells, &mut record.keys].map(Option::get_or_insert_default)
 }
 
-/// Whether the stream of cells is the one that the record describes.
+/// Returns whether the stream of cells is the one that the record describes.
 pub(super) fn describes_cells(record: &StoreRecord, found: &Streams) -> bool {
     match (&record.cells, &found[CELLS]) {
         (Some(known), Some(found)) => known.created_ns == found.created_ns(),
@@ -214,7 +214,7 @@ pub(super) fn describes_cells(record: &StoreRecord, found: &Streams) -> bool {
     }
 }
 
-/// The first record of streams, which have lost nothing so far.
+/// Returns the first record of streams that have lost nothing so far.
 pub(super) fn first(found: &[StreamInfo; 3], remembers_since: Timestamp) -> StoreRecord {
     let stream = |found: &StreamInfo| {
         Some(StoreStream { created_ns: found.created_ns(), ..StoreStream::default() })
@@ -241,8 +241,8 @@ pub(super) struct CellsAfter {
     pub(super) older: bool,
 }
 
-/// The record after an operator accepted a loss. It begins anew with what the streams hold.
-/// `latest`: the highest epoch in anything stored.
+/// Returns the record after an operator accepted a loss. It describes what the streams hold now.
+/// `latest` is the highest epoch in anything stored.
 pub(super) fn accepted(
     before: Option<&StoreRecord>,
     latest: u64,
@@ -274,7 +274,7 @@ pub(super) fn accepted(
     record
 }
 
-/// Adds what another record of the same epoch knows.
+/// Adds what another record of the same epoch contains.
 pub(super) fn merge(known: &mut StoreRecord, other: &StoreRecord) {
     for (known, other) in streams_mut(known).into_iter().zip(streams(other)) {
         let Some(other) = other else { continue };
@@ -307,7 +307,7 @@ fn add_cells<'a>(known: &mut StoreRecord, subjects: impl Iterator<Item = &'a Str
     known.cell_subjects = cells.into_iter().collect();
 }
 
-/// The messages that were replaced, by the record: the streams hold others at their sequences.
+/// Returns the messages that were replaced, as the record lists them.
 pub(super) fn replaced(record: &StoreRecord) -> [Option<MessageId>; 3] {
     streams(record).map(|stream| {
         let StoreStream { replaced_sequence: sequence, replaced_id: id, .. } = stream?;
@@ -315,14 +315,14 @@ pub(super) fn replaced(record: &StoreRecord) -> [Option<MessageId>; 3] {
     })
 }
 
-/// Adds that a message was replaced: the stream holds another one at its sequence.
+/// Notes a replaced message: the stream holds another one at its sequence.
 pub(super) fn note_replaced(known: &mut StoreRecord, stream: usize, message: MessageId) {
     let known = streams_mut(known).into_iter().nth(stream).expect("there are three");
     (known.replaced_sequence, known.replaced_id) = (message.sequence, message.id);
 }
 
-/// Which streams end before what is known. Nothing is written to them: they would grow until they
-/// end where they ended before, and the loss would no longer show.
+/// Returns which streams end before their known last sequence. Nothing is written to them, because
+/// they would grow to that sequence, and the loss would no longer show.
 pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
     let known = streams(known);
     [EVENTS, CELLS, KEYS].map(|stream| match (known[stream], &found[stream]) {
@@ -333,25 +333,25 @@ pub(super) fn shorter(known: &StoreRecord, found: &Streams) -> [bool; 3] {
     })
 }
 
-/// The part of a record that a report holds: the last sequences, and what was replaced.
+/// Returns the part of a record that a report contains: last sequences and replaced messages.
 pub(super) fn positions(record: &StoreRecord) -> StoreRecord {
     let StoreRecord { version, epoch, events, cells, keys, .. } = record.clone();
     StoreRecord { version, epoch, events, cells, keys, ..StoreRecord::default() }
 }
 
-/// A record without its marks, of which some may have expired.
+/// Returns a record without its marks, because some of them may have expired.
 pub(super) fn without_marks(record: StoreRecord) -> StoreRecord {
     StoreRecord { event_marks: Vec::new(), key_marks: Vec::new(), ..record }
 }
 
-/// Adds last sequences that were seen.
+/// Raises the last sequences to those that were seen.
 pub(super) fn saw(known: &mut StoreRecord, seen: [u64; 3]) {
     for (known, seen) in streams_mut(known).into_iter().zip(seen) {
         known.last_sequence = known.last_sequence.max(seen);
     }
 }
 
-/// Adds what the streams hold. They have lost nothing.
+/// Adds what the streams hold. Must be called only if they have lost nothing.
 pub(super) fn observe(
     names: &NatsNames,
     known: &mut StoreRecord,

@@ -1,7 +1,7 @@
 //! Recognises a stream that was put back to an older copy and then written to beyond its former
-//! end. Its last sequence does not show that, but it holds another message at the sequence of one
-//! that this process knows: the known one was *replaced*. No message at that sequence proves
-//! nothing, because an event may have expired and a cell may have been swapped.
+//! end. Its last sequence does not show that. But it holds another message at the sequence of a
+//! message that this process knows: the known message was *replaced*. A sequence without a message
+//! proves nothing, because an event may have expired and a cell may have been swapped.
 
 use async_nats::{
     HeaderMap, HeaderValue,
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::{proto::storage::StoreRecord, store::StoreError};
 
-/// The id of a message; empty if it has none, because no gateway sent it.
+/// Returns the id of a message. It is empty if no gateway sent the message.
 pub(super) fn id_of(headers: Option<&HeaderMap>) -> &str {
     headers.and_then(|headers| headers.get(NATS_MESSAGE_ID)).map_or("", HeaderValue::as_str)
 }
 
-/// Whether a stream holds another message at the sequence of this one.
+/// Returns whether a stream holds another message at the sequence of this one.
 async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<bool, StoreError> {
     match stream.get_raw_message(message.sequence).await {
         Ok(held) => Ok(id_of(Some(&held.headers)) != message.id),
@@ -32,8 +32,8 @@ async fn holds_another<I>(stream: &Stream<I>, message: &MessageId) -> Result<boo
 }
 
 impl Core {
-    /// Whether the stream of events holds another message at the sequence of the newest one that
-    /// this process knows.
+    /// Returns whether the stream of events holds another message at the sequence of the newest one
+    /// that this process knows.
     pub(super) async fn holds_another_event<I>(
         &self,
         events: &Stream<I>,
@@ -46,8 +46,8 @@ impl Core {
         }
     }
 
-    /// Finds messages that were replaced, of those that this process or the record knows. Adds them
-    /// to the record for the other gateways.
+    /// Finds the replaced ones among the messages that this process or the record knows. Adds them
+    /// to the record for the other replicas.
     pub(super) async fn find_replaced(
         &self,
         known: &mut StoreRecord,
@@ -55,26 +55,26 @@ impl Core {
     ) -> Result<Vec<StreamLoss>, StoreError> {
         let (names, epoch) = (self.names.streams(), known.epoch);
         let recorded = record::replaced(known);
-        let present = (0..names.len()).filter(|which| found[*which].is_some());
-        let checks = present.map(async |which| {
-            let stream = self.stream(names[which]).await?;
-            let own = self.facts().newest(epoch, which);
-            for message in own.into_iter().chain(recorded[which].clone()) {
+        let present = (0..names.len()).filter(|index| found[*index].is_some());
+        let checks = present.map(async |index| {
+            let stream = self.stream(names[index]).await?;
+            let own = self.facts().newest(epoch, index);
+            for message in own.into_iter().chain(recorded[index].clone()) {
                 if holds_another(&stream, &message).await? {
-                    return Ok::<_, StoreError>(Some((which, message)));
+                    return Ok::<_, StoreError>(Some((index, message)));
                 }
             }
             Ok(None)
         });
         let replaced = try_join_all(checks).await?.into_iter().flatten();
-        let loss = |(which, message): (usize, MessageId)| {
+        let loss = |(index, message): (usize, MessageId)| {
             let what = format!(
                 "holds another message at {} than before: it was put back to an older copy and \
                  written to since",
                 message.sequence
             );
-            record::note_replaced(known, which, message);
-            StreamLoss::older(&self.names, which, &what)
+            record::note_replaced(known, index, message);
+            StreamLoss::older(&self.names, index, &what)
         };
         Ok(replaced.map(loss).collect())
     }

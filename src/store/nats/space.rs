@@ -1,6 +1,6 @@
-//! Decides whether there is space for new orders. They are refused before the stream of events
-//! reaches its size limit, so that the outcomes, polls and callbacks of known orders still fit, and
-//! while the servers refuse to store messages.
+//! Decides whether there is space for new orders. They are refused while the servers refuse to
+//! store messages, and before the stream of events reaches its size limit, so that the outcomes,
+//! polls and callbacks of known orders still fit.
 
 use std::sync::{Mutex, MutexGuard};
 
@@ -15,10 +15,11 @@ const FULL_PERCENT: u64 = 85;
 /// New orders are accepted again when less than this much of the limit is used, in percent.
 const FREE_PERCENT: u64 = 80;
 
-/// What the server stores with a payload, in bytes: subject, headers, and its own record.
+/// What the server stores besides a payload, in bytes: subject, headers, and its own metadata.
 const MESSAGE_OVERHEAD_BYTES: u64 = 256;
 
-/// How long a refusal for lack of storage applies to messages of that size and larger ones.
+/// How long new orders are refused after the servers refused a message for lack of storage. The
+/// refusal ends earlier if a message of at least the same size is stored.
 const REFUSAL_LASTS: Duration = Duration::from_mins(1);
 
 #[derive(Debug)]
@@ -30,9 +31,9 @@ pub(super) struct StorageSpace {
 
 #[derive(Debug, Default)]
 struct StorageState {
-    /// Used when the stream was last inspected.
+    /// The size of the stream when it was last inspected.
     used_bytes: u64,
-    /// Stored by this process since then.
+    /// What this process has stored since then.
     stored_bytes: u64,
     /// The last write was not acknowledged in time.
     awaits_acknowledgement: bool,
@@ -54,12 +55,12 @@ impl StorageSpace {
         Self { max_bytes, state: Mutex::default() }
     }
 
-    /// Why there is no space for new orders. `None`: there is enough.
+    /// Returns why there is no space for new orders; `None`: there is enough.
     pub(super) fn shortage(&self) -> Option<String> {
         self.lock().shortage.clone()
     }
 
-    /// Takes over the size of the stream of events.
+    /// Updates the size of the stream of events after an inspection.
     pub(super) fn inspected(&self, events: &StreamInfo) {
         self.update(|state| {
             (state.used_bytes, state.stored_bytes) = (events.state.bytes, 0);
@@ -108,8 +109,8 @@ impl StorageSpace {
         let shortage = if let Some(StorageRefusal { why, .. }) = &state.refusal {
             Some(format!("the servers have no room: {why}"))
         } else if used >= self.max_bytes / 100 * percent {
-            let (used, most) = (used >> 20, self.max_bytes >> 20);
-            Some(format!("the stream of events holds {used} of {most} MiB"))
+            let (used, max) = (used >> 20, self.max_bytes >> 20);
+            Some(format!("the stream of events holds {used} of {max} MiB"))
         } else {
             None
         };

@@ -32,13 +32,13 @@ const MIN_SERVER: (i64, i64, i64) = (2, 12, 0);
 /// What a message has in addition to its event, in bytes: subject and headers.
 const MESSAGE_OVERHEAD_BYTES: usize = 4 * 1024;
 
-/// How long NATS remembers message ids. An append is repeated with its id for a shorter time.
+/// How long NATS remembers message ids. Appends are repeated with the same id for less time.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
 /// Why the streams cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum StreamsError {
-    /// They cannot be used now, but may recover without action.
+    /// They cannot be used now, but may recover without an operator.
     Away(String),
     /// An operator has to change something.
     Wrong(String),
@@ -97,7 +97,7 @@ impl StreamConfigs {
         let events = Config {
             max_age: retention,
             max_bytes: i64::try_from(settings.max_bytes).unwrap_or(i64::MAX),
-            // A read may ask any replica. It asks the leader for what that replica may lack.
+            // Any server with the stream answers reads. The leader is asked for what it may lack.
             allow_direct: true,
             ..common(&names.events, "events")
         };
@@ -143,7 +143,7 @@ pub(super) struct StreamState {
 }
 
 impl StreamInfo {
-    /// Unix time in nanoseconds.
+    /// Returns when the stream was created, as Unix time in nanoseconds.
     pub(super) fn created_ns(&self) -> u64 {
         u64::try_from(self.created.as_nanosecond()).unwrap_or_default()
     }
@@ -156,11 +156,11 @@ struct InfoRequest {
     subjects_filter: Option<&'static str>,
 }
 
-/// For the stream of permanent cells: the record lists each of them.
+/// Used for the stream of permanent cells, because the record lists each of them.
 const ALL_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: Some(">") };
 const NO_SUBJECTS: InfoRequest = InfoRequest { subjects_filter: None };
 
-/// Fails if the server lacks a feature or takes only small messages.
+/// Fails if the server lacks a feature or accepts only small messages.
 pub(super) fn check_server(link: &Link) -> Result<(), StreamsError> {
     let server = link.client.server_info();
     let (major, minor, patch) = MIN_SERVER;
@@ -174,13 +174,13 @@ pub(super) fn check_server(link: &Link) -> Result<(), StreamsError> {
     if server.max_payload < min {
         let found = server.max_payload;
         return Err(StreamsError::Wrong(format!(
-            "NATS takes messages of {found} bytes; set max_payload to at least {min}"
+            "NATS accepts messages of up to {found} bytes; set max_payload to at least {min}"
         )));
     }
     Ok(())
 }
 
-/// Gets the state of the streams. Fails if one has other settings than it must have.
+/// Returns the state of the streams. Fails if one has other settings than it must have.
 pub(super) async fn inspect(link: &Link, configs: &StreamConfigs) -> Result<Streams, StreamsError> {
     let [events, cells, keys] = &configs.0;
     let found = try_join!(
@@ -236,7 +236,7 @@ async fn create(link: &Link, config: &Config) -> Result<(), StreamsError> {
             CreateStreamErrorKind::JetStream(why) if needs_operator(&why) => {
                 StreamsError::Wrong(format!("stream {name} cannot be created: {why}"))
             }
-            // Another gateway may just have created it. The next check finds it.
+            // Another replica may just have created it. The next check finds it.
             _ => StreamsError::Away(format!("stream {name} cannot be created: {error}")),
         }),
     }
@@ -258,7 +258,7 @@ fn needs_operator(error: &jetstream::Error) -> bool {
     )
 }
 
-/// Fails if settings that matter differ, and names all of them.
+/// Fails if settings that matter differ. The error names all of them.
 fn compare(wanted: &Config, found: &Config) -> Result<(), StreamsError> {
     let (wanted, found) = (with_plain_limits(wanted), with_plain_limits(found));
     let mut wrong = Vec::new();
@@ -281,7 +281,7 @@ fn compare(wanted: &Config, found: &Config) -> Result<(), StreamsError> {
     Err(StreamsError::Wrong(format!("stream {}: {}", found.name, wrong.join("; "))))
 }
 
-/// The same configuration, with -1 for each limit that is 0 or negative: all mean unlimited.
+/// Returns the same configuration with -1 for each limit of 0 or less, because all mean unlimited.
 fn with_plain_limits(config: &Config) -> Config {
     let mut config = config.clone();
     macro_rules! plain {

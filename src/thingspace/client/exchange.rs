@@ -1,4 +1,4 @@
-//! Sends one call with both tokens, repeats it once for each kind of token that was refused, and
+//! Sends one call with both tokens, renews tokens that were refused and repeats the call, and
 //! decides which failed calls may be retried.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::thingspace::{
 pub(super) struct UpstreamCall<'a> {
     pub(super) endpoint: Endpoint<'a>,
     pub(super) body: Bytes,
-    /// The call is not sent or repeated after this, because the lease of the order has ended.
+    /// The call is not sent or repeated after this time, so that its order's lease covers it.
     pub(super) send_by: Option<Instant>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct CallFailure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retry {
     Never,
-    /// At the earliest after this time, if ThingSpace asked for one.
+    /// With a pause of at least this long, if ThingSpace asked for one.
     After(Option<Duration>),
 }
 
@@ -47,12 +47,13 @@ impl CallFailure {
         Self { error, retry: Retry::Never, logged_by_caller: false }
     }
 
-    /// A call to a host whose breaker stays open for `wait`.
+    /// Returns the failure of a call to a host whose breaker stays open for `wait`.
     pub(super) fn breaker_open(wait: Duration) -> Self {
         Self::permanent(Error::NotSent { reason: BREAKER_OPEN.to_owned(), retry_after: Some(wait) })
     }
 
-    /// A call whose `send_by` has passed. ThingSpace refused its earlier attempts, if any.
+    /// Returns the failure of a call whose `send_by` has passed. ThingSpace refused its earlier
+    /// attempts, if any.
     fn too_late() -> Self {
         let reason = "the call was held up for too long to be sent safely".to_owned();
         Self {
@@ -95,13 +96,13 @@ impl CallFailure {
         }
     }
 
-    /// A call whose answer does not say whether it was executed.
+    /// Returns the failure of a call whose answer does not say whether it was executed.
     fn unknown_outcome(endpoint: Endpoint<'_>, reply: &Reply, reason: String) -> Self {
         let status = reply.status;
-        let passing = reply.cut || status == 408 || status.is_server_error();
+        let is_temporary = reply.cut || status == 408 || status.is_server_error();
         // A success that cannot be read may have been damaged on its way, unless it is too long.
-        let passing = passing || status.is_success() && reply.body.is_some();
-        let retry = if passing && endpoint.has_no_effect() {
+        let is_temporary = is_temporary || status.is_success() && reply.body.is_some();
+        let retry = if is_temporary && endpoint.has_no_effect() {
             Retry::After(reply.retry_after)
         } else {
             Retry::Never
@@ -118,10 +119,12 @@ impl CallFailure {
 }
 
 impl Client {
-    /// Sends a call with both tokens. Repeats it after each kind of token was refused and renewed:
-    /// it is sent three times at most, or more often if a renewed token came from the store, where
-    /// it may be old. Each repeat has a permit of its own, because all calls in progress are
-    /// repeated when a token ends. A call that waits for a token or a permit holds no connection.
+    /// Sends a call with both tokens. If a token is refused, renews it and repeats the call, once
+    /// for each kind of token. A renewed token that came from the store may be old, so it may be
+    /// renewed once more.
+    ///
+    /// Each repeat has a permit of its own, because all calls in progress are repeated when a token
+    /// ends. A call that waits for a token or a permit holds no connection.
     pub(super) async fn exchange<T>(
         &self,
         set: &CredentialSet,
@@ -135,9 +138,9 @@ impl Client {
         let not_ready =
             |error| CallFailure { logged_by_caller: true, ..CallFailure::permanent(error) };
         let mut pair = tokens.pair().await.map_err(not_ready)?;
-        let (mut renewals, mut refused, mut same) = (RenewalsLeft::default(), false, false);
+        let (mut renewals, mut refused, mut is_same) = (RenewalsLeft::default(), false, false);
         loop {
-            // Waiting for tokens may have taken long.
+            // The wait for tokens may have been long.
             if send_by.is_some_and(|by| Instant::now() > by) {
                 return Err(CallFailure::too_late());
             }
@@ -160,7 +163,7 @@ impl Client {
             // effect is repeated once with the same token.
             if renewed.headers() != pair.headers() {
                 renewals.count(due, &renewed);
-            } else if !endpoint.has_no_effect() || std::mem::replace(&mut same, true) {
+            } else if !endpoint.has_no_effect() || std::mem::replace(&mut is_same, true) {
                 return Err(CallFailure::permanent(Tokens::same_token_refused()));
             }
             pair = renewed;

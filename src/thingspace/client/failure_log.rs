@@ -30,8 +30,8 @@ impl FailureLog {
             Error::CredentialsRejected { .. } => tracing::error!(
                 credentials,
                 calls,
-                "ThingSpace refuses calls, also with renewed tokens: see whether user and \
-                 application may use the API"
+                "ThingSpace refuses calls, also with renewed tokens: check whether the user \
+                 and the application may use the API"
             ),
             error => tracing::warn!(credentials, calls, "calls to ThingSpace fail: {error}"),
         }
@@ -39,7 +39,7 @@ impl FailureLog {
 
     pub(super) fn succeeded(&self, credentials: &str) {
         if mem::take(&mut lock(&self.0).failing) {
-            tracing::info!(credentials, "ThingSpace answers");
+            tracing::info!(credentials, "calls to ThingSpace succeed again");
         }
     }
 

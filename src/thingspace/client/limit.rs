@@ -1,9 +1,9 @@
-//! Permits: the right to send one call, which is a share of the rate and a connection.
+//! Permits. A permit is the right to send one call: a share of the rate and a connection.
 //!
 //! Each set of credentials has its own [`Permits`], and all share one [`ConnectionPool`]. A task
 //! issues the permits: it waits for the rate, then gives the next call of the [`queue`] a
-//! connection. A waiting call holds neither, so waiting sets, classes and accounts do not delay
-//! each other.
+//! connection. A waiting call holds neither a share nor a connection, so waiting sets, classes and
+//! accounts do not delay each other.
 //!
 //! Guarantees: at most `calls_per_second` calls begin in a second, and [`rate::BURST`] more after a
 //! pause. Each class gets the share that [`queue`] states. A permit that is dropped unused, or
@@ -42,14 +42,14 @@ const RETRY_MAX: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct Permits {
     issuer: Arc<Issuer>,
-    /// Ends the task.
+    /// Ends the task when it is dropped.
     _running: DropGuard,
 }
 
 #[derive(Debug)]
 struct Issuer {
     state: Mutex<IssuerState>,
-    /// A call began or stopped waiting, or a permit was returned.
+    /// Notified when a call begins or stops waiting, and when a permit is returned.
     changed: Notify,
     connections: Arc<ConnectionPool>,
     /// The number of this set of credentials in the pool.
@@ -62,8 +62,8 @@ struct IssuerState {
     rate: Rate,
 }
 
-/// The right to send one call. It holds a connection until it is dropped. Dropped unused, it also
-/// returns its share of the rate.
+/// The right to send one call. It holds a connection until it is dropped. If it was not used, its
+/// share of the rate is returned, too.
 #[derive(Debug)]
 pub(super) struct Permit {
     issuer: Arc<Issuer>,
@@ -100,7 +100,7 @@ impl Permits {
         self.issue(|state, call| {
             let now = Instant::now();
             let wait = state.wait(class, account, now);
-            // If the deadline has passed, that is not because of the queue.
+            // If the deadline has passed, the queue is not the cause. The caller ends the wait.
             let longest =
                 latest.map(|at| at.saturating_duration_since(now)).filter(|l| !l.is_zero());
             match longest.and_then(|longest| wait.checked_sub(longest)) {
@@ -116,7 +116,8 @@ impl Permits {
         self.issue(|state, call| Ok(state.queue.push_first(class, call))).await
     }
 
-    /// `enqueue` adds the call to the queue, or returns after how long to repeat it.
+    /// Waits for a permit. `enqueue` adds the call to the queue, or returns how long to wait before
+    /// it is tried again.
     async fn issue(
         &self,
         enqueue: impl FnOnce(&mut IssuerState, oneshot::Sender<Permit>) -> Result<Ticket, Duration>,
@@ -202,9 +203,9 @@ impl Issuer {
         if !wait.is_zero() {
             return Err(Obstacle::Rate(wait));
         }
-        let taken = state.queue.take(|class| self.connections.take(self.set, class));
-        self.connections.set_waits(self.set, taken.is_none());
-        let (call, class, connection) = taken.ok_or(Obstacle::NoConnection)?;
+        let next = state.queue.take(|class| self.connections.take(self.set, class));
+        self.connections.set_waits(self.set, next.is_none());
+        let (call, class, connection) = next.ok_or(Obstacle::NoConnection)?;
         state.rate.take(now);
         drop(state);
         let issuer = Arc::clone(self);

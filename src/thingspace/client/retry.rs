@@ -1,14 +1,14 @@
-//! The pauses before the retries of a failed call: at most two, growing and random.
+//! The random pauses before the retries of a failed call: at most two.
 //!
-//! Whether a call may be retried is decided elsewhere: only calls without an effect, and calls that
-//! were certainly not sent. Logins and token requests have a back-off of their own.
+//! `exchange` decides which calls may be retried: those without an effect, and those that were
+//! certainly not sent. Logins and token requests have a back-off of their own.
 
 use std::time::Duration;
 
 /// Attempts after the first.
 const RETRIES: u32 = 2;
 
-/// The pause is a random part of this (full jitter), which doubles.
+/// The first pause is a random part of this, and the second one of twice this (full jitter).
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 /// If ThingSpace asks for a longer pause, the call fails.
@@ -17,24 +17,24 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The retries of one call.
 #[derive(Debug, Default)]
 pub(crate) struct Retries {
-    made: u32,
+    count: u32,
 }
 
 impl Retries {
-    /// Returns how long to wait before the next attempt, at least as long as ThingSpace `asked`
-    /// for; `None`: there is none.
+    /// Returns the pause before the next attempt, or `None` if there is none. It is not shorter
+    /// than the pause that ThingSpace `asked` for.
     pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
         self.pause(asked, fastrand::f64())
     }
 
-    fn pause(&mut self, asked: Option<Duration>, roll: f64) -> Option<Duration> {
+    fn pause(&mut self, asked: Option<Duration>, random: f64) -> Option<Duration> {
         let asked = asked.unwrap_or_default();
-        if self.made == RETRIES || asked > LONGEST_PAUSE {
+        if self.count == RETRIES || asked > LONGEST_PAUSE {
             return None;
         }
-        let cap = FIRST_PAUSE * 2_u32.pow(self.made);
-        self.made += 1;
-        Some(asked + cap.mul_f64(roll))
+        let cap = FIRST_PAUSE * 2_u32.pow(self.count);
+        self.count += 1;
+        Some(asked + cap.mul_f64(random))
     }
 }
 
@@ -51,11 +51,11 @@ mod tests {
             (0.5, 125 * MS, 250 * MS),
             (1.0, 250 * MS, 500 * MS),
         ];
-        for (roll, first, second) in table {
+        for (random, first, second) in table {
             let mut retries = Retries::default();
-            assert_eq!(retries.pause(None, roll), Some(first));
-            assert_eq!(retries.pause(None, roll), Some(second));
-            assert_eq!(retries.pause(None, roll), None);
+            assert_eq!(retries.pause(None, random), Some(first));
+            assert_eq!(retries.pause(None, random), Some(second));
+            assert_eq!(retries.pause(None, random), None);
         }
     }
 

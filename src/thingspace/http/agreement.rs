@@ -19,13 +19,14 @@ impl StatusAnswer {
     /// Sets the entries about a device to [`StatusClass::Unknown`] if they do not agree.
     ///
     /// Two entries are about one device if they have the same EID or ICCID (another identifier only
-    /// if they have neither), or if `known` gives the same device of the request for them. `known`
-    /// gives `None` for a device that may be a new one of the request.
+    /// if they have neither), or if `known` returns the same device of the request for both.
+    /// `known` returns the indexes of the devices that an entry fits, or `None` if it may be about
+    /// a new device of the request.
     ///
     /// An entry without an identifier may be about any device, so its success or failure
-    /// contradicts the opposite in every other entry. An entry about no device of the request may
-    /// be, too: its success contradicts each failure, and anything else each success, unless the
-    /// overall status confirms them.
+    /// contradicts the opposite in every other entry. So may an entry that fits no device of the
+    /// request. Its success contradicts each failure, and any other class contradicts each success,
+    /// unless the overall status confirms the contradicted entries.
     pub fn agree(&mut self, known: impl Fn(&Device) -> Option<Vec<usize>>) {
         use StatusClass::{Failed, Succeeded};
         // Each entry points to another entry of its group, the last one to itself.
@@ -45,8 +46,9 @@ impl StatusAnswer {
         let groups: Vec<usize> = (0..links.len()).map(|at| last(&mut links, at)).collect();
         let of_request: HashSet<usize> = of_request.into_iter().map(|at| groups[at]).collect();
         let entries = || self.devices.iter().zip(&groups);
-        let has_unnamed =
-            |class| entries().any(|((device, of), _)| ids(device).next().is_none() && *of == class);
+        let has_unnamed = |wanted| {
+            entries().any(|((device, class), _)| ids(device).next().is_none() && *class == wanted)
+        };
         let has_other = |success| {
             entries().any(|((_, class), group)| {
                 (*class == Succeeded) == success && !of_request.contains(group)
@@ -73,7 +75,7 @@ impl StatusAnswer {
     }
 }
 
-/// The EID and the ICCID, or the other identifiers if there is neither.
+/// Returns the EID and the ICCID, or the other identifiers if there is neither.
 fn ids(device: &Device) -> impl Iterator<Item = DeviceKey<'_>> {
     let is_weak = device.eid.is_empty() && device.iccid.is_empty();
     device
@@ -84,7 +86,7 @@ fn ids(device: &Device) -> impl Iterator<Item = DeviceKey<'_>> {
         .map(|(kind, digits)| DeviceKey::Id(kind, digits.as_str()))
 }
 
-/// The last entry of a group. Shortens the way to it.
+/// Returns the last entry of a group, and shortens the links to it.
 fn last(groups: &mut [usize], mut at: usize) -> usize {
     while groups[at] != at {
         groups[at] = groups[groups[at]];

@@ -27,7 +27,7 @@ const OUTCOMES: [&str; 8] = [
 /// Fields with a text that says why a request failed. A success has none.
 const REASONS: [&str; 4] = ["errorMessage", "errorDescription", "faultString", "failureReason"];
 
-/// A body as a text and, if it is one, as a JSON object.
+/// The text of a body, and its JSON object if it contains one.
 pub(crate) struct ReplyBody<'a> {
     /// The text, without a byte order mark and white space around it.
     pub(crate) text: &'a str,
@@ -41,8 +41,8 @@ impl<'a> ReplyBody<'a> {
     }
 }
 
-/// An object and its parts about the same device: `deviceResponse`, and `deviceProfileResponse` in
-/// or beside that.
+/// An object and its parts about the same device: `deviceResponse`, and `deviceProfileResponse`
+/// inside or beside it.
 pub(crate) struct DeviceParts<'o, 'a> {
     whole: &'o Object<'a>,
     pub(crate) responses: Vec<Object<'a>>,

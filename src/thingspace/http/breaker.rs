@@ -3,16 +3,16 @@
 //! The breaker opens after `breaker_failures` calls in a row that failed: no connection, a reset, a
 //! time-out, a cut body or a 5xx. While it is open, every call fails at once with the time to wait.
 //! Then exactly one call without an effect is sent as a probe. An answer closes the breaker. A
-//! failure opens it again, for twice as long as before, up to `breaker_max`, with a random
-//! reduction of up to a half, or for the probe's `Retry-After` if that is longer. The doubling
-//! starts over only after `breaker_failures` answers in a row, so that a host that answers only
-//! probes is called less and less.
+//! failure opens it again for twice as long as before, up to `breaker_max`, with a random reduction
+//! of up to a half. A longer `Retry-After` of the probe counts instead. The doubling starts over
+//! only after `breaker_failures` answers in a row, so a host that answers only probes is called
+//! less and less.
 //!
 //! Every reply of the host itself is an answer, also a refusal of tokens or credentials. Throttling
-//! neither opens nor closes the breaker, because it says nothing about the servers behind. A
-//! throttled probe is repeated after its `Retry-After`. If the caller of a probe goes away, the
-//! transport sends the next probe itself, in a task that no caller can cancel. The outcome of a
-//! call that began before the last change of state is ignored.
+//! neither opens nor closes the breaker, because it says nothing about the servers behind the API
+//! manager. A throttled probe is repeated after its `Retry-After`. If the caller of a probe stops
+//! waiting, the transport sends the next probe itself, in a task that no caller can cancel. The
+//! outcome of a call that began before the last change of phase is ignored.
 
 use std::{
     sync::{Arc, Mutex},
@@ -38,7 +38,7 @@ pub(crate) enum CallOutcome {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostHealth {
     pub(crate) host: String,
-    /// How long calls fail at once, at least. `None`: the breaker is closed.
+    /// For how long calls fail at once, at least. `None`: the breaker is closed.
     pub(crate) open_for: Option<Duration>,
 }
 
@@ -56,7 +56,7 @@ pub(crate) struct BreakerSettings {
     pub(super) most: Duration,
 }
 
-/// The right to send one call. Dropped without a report, it says nothing about the host.
+/// The right to send one call. If it is dropped without a report, the call had no outcome.
 #[derive(Debug)]
 pub(crate) struct Pass {
     breaker: Arc<Breaker>,
@@ -84,7 +84,8 @@ struct BreakerState {
     failures: u32,
     /// Answers in a row while closed.
     answers: u32,
-    /// How long the breaker opened last, before the random reduction. Zero: start over.
+    /// How long the breaker opened last, before the random reduction. Zero: the doubling starts
+    /// over.
     penalty: Duration,
     /// The last probe ended without an outcome.
     probe_cancelled: bool,
@@ -136,7 +137,7 @@ impl Breaker {
         if is_probe && !may_probe { Admission::ProbeFirst(pass) } else { Admission::Pass(pass) }
     }
 
-    /// Returns how long calls are refused from now on; `None`: they are not.
+    /// Returns for how long calls are refused from now on, or `None` if they are sent.
     pub(crate) fn refused_for(&self) -> Option<Duration> {
         lock(&self.state).remaining(&self.settings, Instant::now())
     }
@@ -160,7 +161,8 @@ impl Breaker {
                 host,
                 failures,
                 ?wait,
-                "a host of ThingSpace does not answer; calls to it fail at once"
+                "a host of ThingSpace does not answer; calls to it fail at once until a probe is \
+                 answered. If this lasts, check the network and the status of ThingSpace"
             ),
             Some(BreakerChange::StillOpen(wait)) => {
                 tracing::debug!(host, ?wait, "a host of ThingSpace still does not answer");
@@ -192,7 +194,7 @@ impl BreakerState {
             BreakerPhase::Open { until } => {
                 Some(until.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
             }
-            // The probe may take any time.
+            // It is not known how long the probe takes.
             BreakerPhase::Probing => Some(settings.first),
         }
     }

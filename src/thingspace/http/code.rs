@@ -15,8 +15,8 @@ const MAX_CODE_CHARS: usize = 128;
 /// A longer text is no code. The longest code contains the name of a service plan.
 const MAX_CODE_BYTES: usize = 512;
 
-/// A word with this many digits is the identity of a device, or a token. An MDN has 10 digits, and
-/// the API manager's codes have 6.
+/// A word with this many digits may be an identity of a device or a token. An MDN has 10 digits,
+/// and the API manager's codes have 6.
 const MASKED_FROM_DIGITS: usize = 8;
 
 /// The part of ThingSpace's codes that follows the name of the service.
@@ -164,9 +164,9 @@ pub(crate) fn is_by_api_manager(refusal: &Refusal) -> bool {
     refusal.kind == RefusalKind::NotForwarded && refusal.code.len() == 6
 }
 
-/// Returns whether ThingSpace says that it does not know the request. Its documents do not say how,
-/// so this is a code that names the request, or a 404 that does not concern the account. A 404 of
-/// the API manager means a wrong path.
+/// Returns whether ThingSpace says that it does not know the request. Its documents name no code
+/// for that. So a code about the request counts, and a 404 that does not concern the account. A 404
+/// of the API manager means a wrong path.
 pub(crate) fn says_unknown_request(refusal: &Refusal) -> bool {
     match refusal.kind {
         RefusalKind::RequestNotFound => true,

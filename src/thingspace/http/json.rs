@@ -1,4 +1,4 @@
-//! JSON as a tree that keeps every field of a repeated name.
+//! JSON as a tree that keeps all fields with the same name.
 
 use std::fmt;
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::breaker::LONGEST_RETRY_AFTER;
 
-/// The header with a request id. `X-Request-Id` is something else; see
+/// The header with a request's id. `X-Request-Id` is something else; see
 /// [`evidence`](super::verdict).
 const REQUEST_ID: HeaderName = HeaderName::from_static("requestid");
 
@@ -48,7 +48,8 @@ pub(crate) enum SendError {
 }
 
 impl Reply {
-    /// Reads a body of at most `limit` bytes after decompression. A longer one is never held.
+    /// Reads a body of at most `limit` bytes after decompression. A longer one is never held in
+    /// memory.
     pub(super) async fn read(mut response: reqwest::Response, limit: usize) -> Self {
         let headers = response.headers();
         let retry_after = headers.get(RETRY_AFTER).and_then(retry_after);
@@ -77,6 +78,8 @@ impl Reply {
 }
 
 impl SendError {
+    /// Classifies an error of reqwest.
+    ///
     /// reqwest reports DNS errors, refused connections, failed handshakes and the connect time-out
     /// as "connect", but not the time-out of the whole call, even if it expires while connecting.
     pub(super) fn from_reqwest(error: &reqwest::Error) -> Self {
@@ -106,7 +109,7 @@ impl SendError {
             Self::NotConnected(_) => "not_connected",
             Self::NoDescriptor => "no_descriptor",
             Self::NoAnswer(_) => "no_answer",
-            Self::BreakerOpen(_) => "left_alone",
+            Self::BreakerOpen(_) => "breaker_open",
         }
     }
 }

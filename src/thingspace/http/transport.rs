@@ -4,8 +4,8 @@
 //! the login guard counts logins, and an order must not be sent twice. hyper may try a second
 //! connection, but only if nothing was sent: hyper-util repeats a request only if hyper returns it,
 //! and hyper returns only a request that is still in the channel to the task of a pooled
-//! connection. Once that task has taken the request, to write its first byte, a failure does not
-//! return it.
+//! connection. Once that task has taken the request to write its first byte, hyper does not return
+//! it.
 //!
 //! Bounds: the time of the whole call, body included; the bytes of the body after decompression;
 //! [`MAX_HEADERS`] headers of about 400 KiB together, which is hyper's own limit (reqwest has no
@@ -67,7 +67,7 @@ impl Transport {
         config: &ThingSpaceConfig,
         probed: Option<AccountName>,
     ) -> Result<Self, BuildError> {
-        // Fails if a provider is installed already, which is the same one.
+        // Fails only if the same provider is installed already.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let base =
             parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
@@ -153,7 +153,8 @@ impl Transport {
         self.send_admitted(pass, endpoint, headers, body).await
     }
 
-    /// Gets a pass. Waits for a probe if one is due and this call, having an effect, cannot be it.
+    /// Gets a pass. If a probe is due and this call cannot be the probe, because it has an effect,
+    /// waits for one.
     async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, SendError> {
         let breaker = match endpoint {
             Endpoint::Token => &self.token_host,
@@ -167,8 +168,8 @@ impl Transport {
                     Some(account) if Arc::ptr_eq(breaker, &self.api_host) => {
                         self.probe(pass, account.clone()).await;
                     }
-                    // A separate host for tokens has no other call. A token request has no effect,
-                    // because ThingSpace returns the same token for an hour.
+                    // A separate host for tokens gets no other calls. A token request has no
+                    // effect, because ThingSpace returns the same token for an hour.
                     _ => return Ok(pass),
                 },
             }
@@ -271,7 +272,7 @@ fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOut
     }
 }
 
-/// Returns host and port, which have one breaker.
+/// Returns the host and the port of a URL. Each such pair has one breaker.
 fn host(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or_default();
     format!("{}:{port}", url.host_str().unwrap_or_default())
@@ -295,8 +296,8 @@ fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
 }
 
 fn inject_trace_context(headers: &mut HeaderMap) {
-    struct Into<'a>(&'a mut HeaderMap);
-    impl Injector for Into<'_> {
+    struct HeaderInjector<'a>(&'a mut HeaderMap);
+    impl Injector for HeaderInjector<'_> {
         fn set(&mut self, key: &str, value: String) {
             if let (Ok(name), Ok(value)) = (HeaderName::try_from(key), HeaderValue::try_from(value))
             {
@@ -306,7 +307,7 @@ fn inject_trace_context(headers: &mut HeaderMap) {
     }
     let context = Span::current().context();
     opentelemetry::global::get_text_map_propagator(|p| {
-        p.inject_context(&context, &mut Into(headers));
+        p.inject_context(&context, &mut HeaderInjector(headers));
     });
 }
 

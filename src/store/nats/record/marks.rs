@@ -9,11 +9,11 @@ use crate::{
     store::{CellName, nats::streams::StreamInfo},
 };
 
-/// The number of marks of a kind that are kept.
+/// The most marks of one kind that are kept.
 const MAX_MARKS: usize = 256;
 
-/// A mark is set each time that this part of the retention has passed, and must exist until this
-/// part of it is left.
+/// The number of parts of the retention. A mark is set once in each part, and must exist until its
+/// last part begins.
 const PER_RETENTION: u32 = 64;
 
 pub(in crate::store::nats) fn new(number: u64, time: Timestamp, retention: Duration) -> StoreMark {
@@ -24,17 +24,17 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The cell of a key mark, which is never swapped.
+/// Returns the cell of a key mark. It is never swapped.
 pub(in crate::store::nats) fn key(number: u64) -> CellName {
     CellName::retained(format!("store-mark/{number}"))
 }
 
-/// The oldest key mark that cannot have expired.
+/// Returns the oldest key mark that cannot have expired.
 pub(in crate::store::nats) fn oldest_key(known: &StoreRecord, now: Timestamp) -> Option<CellName> {
     required(&known.key_marks, now).next().map(|mark| key(mark.number))
 }
 
-/// The marks that cannot have expired.
+/// Returns the marks that cannot have expired.
 pub(super) fn required(marks: &[StoreMark], now: Timestamp) -> impl Iterator<Item = &StoreMark> {
     let now = now.as_millisecond();
     marks.iter().filter(move |mark| {
@@ -44,7 +44,7 @@ pub(super) fn required(marks: &[StoreMark], now: Timestamp) -> impl Iterator<Ite
     })
 }
 
-/// Keeps the newest of the marks that cannot have expired.
+/// Drops the marks that may have expired, and the oldest ones beyond [`MAX_MARKS`].
 pub(super) fn drop_expired(marks: &mut Vec<StoreMark>, now: Timestamp) {
     let required: Vec<_> = required(marks, now).copied().collect();
     let surplus = required.len().saturating_sub(MAX_MARKS);
@@ -62,8 +62,8 @@ pub(in crate::store::nats) fn is_due(
     marks.last().is_none_or(is_due)
 }
 
-/// Marks the oldest event if there is no mark yet and it does not expire soon, otherwise the newest
-/// one. In an empty stream, the next event.
+/// Marks the newest event, or the next one if the stream is empty. If there is no mark yet, it
+/// marks the oldest event instead, unless that expires soon.
 pub(super) fn add_event(marks: &mut Vec<StoreMark>, events: &StreamInfo, retention: Duration) {
     let first = new(events.state.first_seq, events.state.first_time, retention);
     let first_counts = required(&[first], events.now).next().is_some();

@@ -27,7 +27,7 @@ pub(in crate::thingspace::client) struct ConnectionPool {
 
 #[derive(Debug)]
 struct PoolState {
-    /// For each class of each set.
+    /// The number of reserved connections for each class of each set.
     reserved: [usize; CLASSES.len()],
     common: usize,
     /// The part of one set in the common connections.
@@ -40,7 +40,7 @@ struct PoolState {
 struct SetUsage {
     reserved: [usize; CLASSES.len()],
     common: usize,
-    /// A call of this set found no connection.
+    /// A call of this set waits for a connection.
     waits: bool,
 }
 
@@ -78,7 +78,7 @@ impl ConnectionPool {
         }
     }
 
-    /// Waits until a connection is returned after this call.
+    /// Waits until a connection is returned, or a set stops waiting, after this call.
     pub(super) fn freed(&self) -> Notified<'_> {
         self.freed.notified()
     }

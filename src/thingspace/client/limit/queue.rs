@@ -2,9 +2,10 @@
 //! connection.
 //!
 //! Each class except orders has a guaranteed share of the permits. With every permit that is
-//! issued, a class gets its share as credit, up to [`MAX_CREDIT`], so an idle class saves up
-//! little. The next permit goes to a class with the credit of a whole permit or, if there is none,
-//! to the first waiting class in the order of [`Class`]. Within a class the accounts alternate.
+//! issued, a class gets its share as credit, up to [`MAX_CREDIT`], so an idle class collects
+//! little. The next permit goes to the waiting class with the most credit. If none has the credit
+//! of a whole permit, it goes to the first waiting class in the order of [`Class`]. Within a class
+//! the accounts alternate.
 
 use std::{
     cmp::Reverse,
@@ -80,7 +81,7 @@ impl<T> Queue<T> {
         Self { classes: CLASSES.map(|_| Lanes::new()), credits, tickets: 0 }
     }
 
-    /// Adds a call. `None`: the queue of the account is full.
+    /// Adds a call. Returns `None` if the queue of the account is full.
     pub(super) fn push(&mut self, class: Class, account: &AccountName, call: T) -> Option<Ticket> {
         let number = self.next_number();
         let lanes = &mut self.classes[class as usize];
@@ -94,7 +95,7 @@ impl<T> Queue<T> {
         Some(Ticket { class, account: Some(account.clone()), number })
     }
 
-    /// Adds a call ahead of all others of its class. Only for calls whose number is limited
+    /// Adds a call ahead of all others of its class. Use it only for calls whose number is limited
     /// elsewhere.
     pub(super) fn push_first(&mut self, class: Class, call: T) -> Ticket {
         let number = self.next_number();
@@ -129,7 +130,7 @@ impl<T> Queue<T> {
         Some((call, class, connection))
     }
 
-    /// Returns how many permits a new call would wait for if no more calls came.
+    /// Returns how many permits would be issued before that of a new call, if no more calls came.
     pub(super) fn permits_before(&self, class: Class, account: &AccountName) -> u64 {
         let before = self.classes[class as usize].before(account) as u64;
         let others = self.waiting_classes().filter(|other| *other != class);

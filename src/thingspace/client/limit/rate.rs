@@ -4,17 +4,17 @@ use std::{num::NonZeroU32, time::Duration};
 
 use tokio::time::Instant;
 
-/// Calls that may follow each other at once after a pause.
+/// The number of calls that may begin at once after a pause.
 pub(super) const BURST: u32 = 3;
 
 /// Timers are late by up to a few milliseconds. Calls that became due meanwhile may begin at once.
 /// This matters only if more than [`BURST`] calls become due in that time.
-const TIMER: Duration = Duration::from_millis(10);
+const TIMER_DELAY: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Rate {
     pub(super) interval: Duration,
-    /// When the rate allows the next call without a burst.
+    /// The time from which the next call needs no burst.
     due: Instant,
 }
 
@@ -24,7 +24,7 @@ impl Rate {
     }
 
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        let ahead = (self.interval * BURST).max(TIMER);
+        let ahead = (self.interval * BURST).max(TIMER_DELAY);
         (self.due.max(now) + self.interval).saturating_duration_since(now + ahead)
     }
 

@@ -3,7 +3,7 @@
 //! | envelope | written by |
 //! |---|---|
 //! | `{"errorCode", "errorMessage"}`, the code in words | ThingSpace |
-//! | the same, with an HTTP status or a word as the code | its eSIM pages, its other products |
+//! | the same, with an HTTP status or a word as the code | the eSIM API, other products |
 //! | `{"faultResponse": {"faultcode", …}}`, as in a failed callback | ThingSpace |
 //! | `{"fault": {"code", …}}` | the API manager |
 //! | `{"code", …}`, without the wrapping | the API manager |
@@ -50,7 +50,8 @@ pub(super) fn all(object: Option<&Object<'_>>, text: &str) -> Vec<Option<FoundCo
     all
 }
 
-/// Returns whether a list of errors beside the code contains others. Such lists are not documented.
+/// Returns whether a list of errors beside the code contains other codes. Such lists are not
+/// documented.
 fn contradicts(object: &Object<'_>, found: &[Option<FoundCode>]) -> bool {
     let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
     object.elements(&["errors", "faults"]).any(|error| {

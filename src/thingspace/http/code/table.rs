@@ -81,8 +81,8 @@ pub(crate) static ROWS: &[Row] = &[
     ),
     // Transport errors of Synapse: the call was passed on, or may have been.
     manager(101_000, 303_999, Unknown, "the API manager lost its connection to ThingSpace"),
-    // The order may have been executed, now or before. Not so for the codes of an identifier that
-    // an order contains twice.
+    // The order may have been executed, now or before. The patterns do not fit the codes for an
+    // identifier that an order contains twice.
     named(
         &[
             "*DuplicateRequest*",
@@ -93,7 +93,7 @@ pub(crate) static ROWS: &[Row] = &[
             "*TimedOut*",
         ],
         Unknown,
-        "the same was requested before, or ThingSpace took too long: it may have been executed",
+        "the same call was sent before, or ThingSpace took too long: it may have been executed",
     ),
     // Requests. The code of an unknown request is not documented.
     refused(
@@ -183,13 +183,13 @@ pub(crate) static ROWS: &[Row] = &[
             "REQUEST_FAILED.*Submitted*",
         ],
         Unknown,
-        "the same is being executed, or a part of it was: it may have been executed",
+        "the same call is in progress, or was executed in part",
     ),
     named(&["REQUEST_ONHOLD.*"], Unknown, "the request waits, for example for a credit approval"),
     refused(&["REQUEST_CANCELLED.*"], Other, "the request was cancelled"),
     refused(&["INPUT_INVALID.*"], InvalidInput, "the input is invalid"),
     refused(&["REQUEST_FAILED.*"], Other, "another refusal of ThingSpace"),
-    // Without a class: the HTTP status again, or a word. The eSIM pages document only these.
+    // Codes without a class: the HTTP status again, or a word. The eSIM pages document only these.
     refused(&["400", "422", "INVALID_PARAMETER"], InvalidInput, "the input is invalid"),
     named(
         &["408", "5##", "INTERNAL_ERROR", "INTERNAL_SYSTEM_ERROR", "internal_server_error"],
@@ -224,8 +224,8 @@ const fn manager(first: u32, last: u32, class: CodeClass, meaning: &'static str)
     Row { codes: CodePattern::ApiManager(first, last), http: None, class, meaning }
 }
 
-/// Returns the row of a code. `name` is without the service and in lower case; `number` is that of
-/// the API manager.
+/// Returns the row of a code. `name` is the code without the service and in lower case. `number` is
+/// the code of the API manager.
 pub(super) fn row(name: &str, number: Option<u32>, http: u16) -> &'static Row {
     let fits = |row: &&Row| {
         row.http.is_none_or(|only| only == http)
@@ -250,11 +250,11 @@ fn fits(pattern: &str, name: &str) -> bool {
                 || fits(rest.as_str(), "")
         }
         Some(expected) => {
-            let mut given = name.chars();
-            let same = given
+            let mut chars = name.chars();
+            let same = chars
                 .next()
                 .is_some_and(|c| c == expected || (expected == '#' && c.is_ascii_digit()));
-            same && fits(rest.as_str(), given.as_str())
+            same && fits(rest.as_str(), chars.as_str())
         }
     }
 }
