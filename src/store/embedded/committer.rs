@@ -148,7 +148,7 @@ impl Committer {
         }
     }
 
-    /// Stores the running time and the record when the store is closed. Writes a removed file again.
+    /// Stores the running time and the record when the store is closed. Puts a removed file back.
     fn finish(&mut self) {
         if self.down.is_none() && self.loss().is_none() {
             self.store_sample();
