@@ -17,8 +17,8 @@ impl SealingKey {
         Self(RandomizedNonceKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes"))
     }
 
-    /// Seals a value. Only the same context opens it. Returns `None` if the system has no random
-    /// numbers.
+    /// Seals a value, which can be opened only with the same context. Returns `None` if the system
+    /// has no random numbers.
     pub(crate) fn seal(&self, context: &[u8], plain: &[u8]) -> Option<Vec<u8>> {
         let mut sealed = plain.to_vec();
         let nonce = self.0.seal_in_place_append_tag(Aad::from(context), &mut sealed).ok()?;

@@ -126,7 +126,7 @@ fn class(root: &Object<'_>, parts: &DeviceParts<'_, '_>, has_fault: bool) -> Sta
 /// Reads a fault. Returns `None` if it is empty. It may have other fields than code and message.
 fn fault(object: &Object<'_>) -> Option<storage::Fault> {
     let code = thingspace::shown_code(&object.text(&["faultCode", "code"]).unwrap_or_default());
-    let message = shown(object.text(&["faultString", "message"]), MAX_MESSAGE);
+    let message = masked(object.text(&["faultString", "message"]), MAX_MESSAGE);
     let fault = storage::Fault { code, message };
     let is_empty = |value: &RawValue| matches!(value.get(), "null" | "\"\"" | "{}" | "[]");
     (fault != storage::Fault::default() || !object.all().all(is_empty)).then_some(fault)
@@ -134,7 +134,7 @@ fn fault(object: &Object<'_>) -> Option<storage::Fault> {
 
 fn profile(object: &Object<'_>) -> Option<storage::Profile> {
     let [state, status, role] = ["state", "profileStatus", "profileRole"]
-        .map(|name| shown(object.text(&[name]), MAX_PROFILE_TEXT));
+        .map(|name| masked(object.text(&[name]), MAX_PROFILE_TEXT));
     let profile = storage::Profile { state, status, role };
     (profile != storage::Profile::default()).then_some(profile)
 }
@@ -181,8 +181,8 @@ impl ReportedIdentifiers {
 }
 
 /// Returns the beginning of a text, with all but the last digits of long numbers masked.
-fn shown(text: Option<String>, characters: usize) -> String {
-    let mut shown = String::new();
+fn masked(text: Option<String>, characters: usize) -> String {
+    let mut masked = String::new();
     let mut digits = Vec::new();
     for next in text.unwrap_or_default().trim().chars().map(Some).chain([None]) {
         if let Some(digit) = next.filter(|c| c.is_numeric()) {
@@ -190,13 +190,13 @@ fn shown(text: Option<String>, characters: usize) -> String {
             continue;
         }
         if digits.len() >= MASKED_DIGITS {
-            shown.push('…');
+            masked.push('…');
             digits.drain(..digits.len() - SHOWN_DIGITS);
         }
-        shown.extend(digits.drain(..));
-        shown.extend(next.map(|c| if c.is_control() { ' ' } else { c }));
+        masked.extend(digits.drain(..));
+        masked.extend(next.map(|c| if c.is_control() { ' ' } else { c }));
     }
-    shown.chars().take(characters).collect()
+    masked.chars().take(characters).collect()
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ impl Url {
         Ok(Self { scheme, host: host.to_ascii_lowercase(), port, path })
     }
 
-    /// Refuses port 0, which is valid in a URL, but to which nothing can connect.
+    /// Refuses port 0. A URL may have it, but no client can connect to it.
     pub(crate) fn with_usable_port(self) -> Result<Self, String> {
         match self.port {
             0 => Err("has a port that does not exist; must be 1 to 65535".to_owned()),

@@ -50,7 +50,7 @@ impl Problems {
         self.number("store.nats.max_bytes", nats.max_bytes, 16 << 20..=16 << 40);
     }
 
-    /// Checks that the store can be opened, as far as its files and keys show it.
+    /// Checks the keys and files that are needed to open the store.
     pub(super) fn store_is_usable(&mut self, store: &StoreConfig) {
         match store.kind {
             StoreKind::Embedded => self.check("store.path", check_path(&store.path)),
