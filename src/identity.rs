@@ -23,7 +23,7 @@ pub struct RequestId(Arc<str>);
 #[error("{0}")]
 pub struct IdentifierError(pub &'static str);
 
-/// Parses and prints a name of letters, digits and hyphens.
+/// Implements parsing and printing for a name of letters, digits and hyphens.
 macro_rules! name {
     ($type:ident, $lengths:expr, $phrase:literal) => {
         impl $type {
@@ -82,8 +82,8 @@ impl IdentifierKind {
     /// All kinds, in the order in which a device is looked up.
     pub(crate) const ALL: [Self; 4] = [Self::Eid, Self::Iccid, Self::Imei, Self::Mdn];
 
-    /// Parses ThingSpace's name of a kind, in any case. `None` for kinds that the gateway does not
-    /// use (IMSI, MEID, …).
+    /// Parses ThingSpace's name of a kind, in upper or lower case. `None`: the gateway does not use
+    /// the kind (IMSI, MEID, …).
     pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(text))
     }
@@ -109,8 +109,9 @@ impl IdentifierKind {
         if shape { Ok(()) } else { Err(IdentifierError(phrase)) }
     }
 
-    /// Checks the check digits of a well-formed identifier: of an EID by ISO 7064 MOD 97-10 (GSMA
-    /// SGP.29), of an ICCID of 20 digits and an IMEI of 15 by Luhn. Others have none.
+    /// Checks the check digits of a well-formed identifier. An EID has two, by ISO 7064 MOD 97-10
+    /// (GSMA SGP.29). An ICCID of 20 digits and an IMEI of 15 digits have one, by Luhn. Others have
+    /// none.
     pub(crate) fn checksum(self, text: &str) -> Result<(), IdentifierError> {
         let holds = match self {
             Self::Eid => text.bytes().fold(0, |n, b| (n * 10 + u32::from(b - b'0')) % 97) == 1,
@@ -168,7 +169,7 @@ impl Device {
         }
     }
 
-    /// The identifiers that the device has, in the order of [`IdentifierKind::ALL`].
+    /// Returns the identifiers that the device has, in the order of [`IdentifierKind::ALL`].
     pub(crate) fn present(&self) -> impl Iterator<Item = (IdentifierKind, &Digits)> {
         IdentifierKind::ALL
             .into_iter()
@@ -202,7 +203,7 @@ impl Digits {
         self.0.is_none()
     }
 
-    /// Returns all digits. Never to be logged.
+    /// Returns all digits. They must not be logged.
     pub fn as_str(&self) -> &str {
         self.0.as_deref().unwrap_or("")
     }

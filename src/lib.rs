@@ -5,7 +5,7 @@
 //! # Overview
 //!
 //! Callers order a download, get its status, or watch it. The gateway does what ThingSpace leaves
-//! to its callers: it owns two kinds of token, places each order at most once, polls, takes
+//! to its callers: it owns two kinds of token, places each order at most once, polls, receives
 //! callbacks, and turns every failure into an error that says what to do.
 //!
 //! ```text
@@ -31,7 +31,7 @@
 //!   means, `login` owns the two tokens and the login guard, `client` has a function for each
 //!   endpoint, with limits and retries.
 //! - [`requests`]: the domain. [`fold`](requests::fold) computes states, [`hub`](requests::hub)
-//!   keeps the open ones in memory, [`orders`](requests::orders) places and settles orders,
+//!   keeps open requests in memory, [`orders`](requests::orders) places and settles orders,
 //!   [`query`](requests::query) sends status queries and polls, [`watch`](requests::watch) streams
 //!   transitions.
 //! - [`callbacks`]: the listener for ThingSpace's callbacks, its secrets, registration and
@@ -42,7 +42,7 @@
 //!   `certificate`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners, logs and
 //!   traces, configuration, files, signals, and helpers.
 //! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
-//! - [`app`]: constructs everything and connects it. It alone knows all other modules.
+//! - [`app`]: constructs everything and connects it. Only it depends on all other modules.
 //!
 //! # Where each promise is decided
 //!
@@ -82,8 +82,8 @@
 //!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`. Callbacks:
 //!    `callbacks::bodies`, `callbacks::quarantine::quota`. Messages: `grpc::MAX_MESSAGE`. Waits of
 //!    callers: `grpc::deadline`. Writes: `store::reserve`.
-//! 10. **An operator can see what is wrong.** `requests::readiness`, `thingspace::login::health`
-//!     and `control::status`.
+//! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
+//!     `thingspace::login::health`. The command `status`: `control::status`.
 //!
 //! # What always holds
 //!
@@ -97,49 +97,51 @@
 //!   logs in.
 //! - There is no task and no queue per watch.
 //! - UNAVAILABLE is returned only if repeating the same call with its key is safe.
-//! - Every queue, map, body, wait and retry has a bound with a name.
+//! - Every queue, map, body, wait and retry has a named limit.
 //!
 //! # The path of a call
 //!
 //! **DownloadProfile.** `grpc::convert` checks every field. [`requests::orders`] reads the key's
 //! cell: a key that was used before is answered from there, or from its order's log. A new order
-//! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway
-//! takes over, which no caller can cancel. It appends `Ordered` to the order's log, sets the cell
-//! to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
-//! request's, sets the cell to ACCEPTED, and answers when [`requests::hub`] has folded it. If the
-//! outcome is unknown, the cell becomes UNKNOWN until the order is settled
-//! ([`resolve`](requests::orders::resolve)): by an operator, or by a callback that names one of the
-//! order's devices, if its request has exactly the order's devices.
+//! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway,
+//! which no caller can cancel, places it. The task appends `Ordered` to the order's log, sets the
+//! cell to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
+//! request's, sets the cell to ACCEPTED, and answers when [`requests::hub`] has folded `Accepted`.
+//! If the outcome is unknown, the cell becomes UNKNOWN until the order is settled
+//! ([`resolve`](requests::orders::resolve)). An operator settles it, or a callback for one of its
+//! devices does, if the callback's request has exactly the order's devices.
 //!
 //! **GetRequestStatus.** [`Requests::status`](requests::Requests::status) finds the request in the
-//! projection, else in its log, else by asking ThingSpace (an external request). For an open
-//! request [`query`](requests::query) asks ThingSpace if the known state is too old. A new result
-//! is appended and folded. The caller gets the folded state, in pages.
+//! projection, in its log, or with a status query to ThingSpace (an external request). If the known
+//! state of an open request is too old, [`query`](requests::query) sends a status query. A new
+//! result is appended and folded. The caller gets the folded state, in pages.
 //!
-//! **WatchRequest.** [`Watch`](requests::watch::Watch) is a cursor: a snapshot, or the transitions
-//! after a resume token, then all later transitions on each wake-up, then the end. `grpc::fragment`
-//! cuts them into messages when the reader is ready, and sends heartbeats while nothing happens.
+//! **WatchRequest.** [`Watch`](requests::watch::Watch) is a cursor. It returns a snapshot or the
+//! transitions after a resume token, then all later transitions, then the end. While nothing
+//! happens, it returns heartbeats. `grpc::fragment` cuts the transitions into messages when the
+//! reader is ready.
 //!
-//! **Callback.** [`server::http`] accepts the connection within its bounds. The last segment of the
-//! path is an account's secret ([`callbacks::secrets`]), or the answer is 404 and nothing is read.
-//! [`callbacks::parse`] reads the body; one that cannot be read, or names another account, goes to
-//! the [`quarantine`](callbacks::quarantine). User name and password are checked.
+//! **Callback.** [`server::http`] accepts the connection within its limits. If the last segment of
+//! the path is not an account's secret ([`callbacks::secrets`]), the answer is 404 and the body is
+//! not read. [`callbacks::parse`] reads the body. A body that cannot be read, or that names another
+//! account, goes to the [`quarantine`](callbacks::quarantine). User name and password are checked.
 //! [`Requests::called_back`](requests::Requests::called_back) appends `CalledBack` to the request's
-//! log, and the answer is 200, or 503 if that takes too long. From there it is an event like any
-//! other: [`requests::hub`] folds it and wakes the watchers.
+//! log, and the answer is 200, or 503 if that takes too long. [`requests::hub`] folds the event and
+//! wakes the watchers.
 //!
 //! **Login.** A call that lacks a token waits for the current renewal of that token, or begins one
 //! (`thingspace::login`). The renewal reads the credential files and the login guard's cell. The
 //! cell has a token that another replica got, or allows an attempt, or says why no attempt is
-//! allowed. An attempt is claimed, sent once, and its outcome is stored in one write with the
-//! sealed token. New files are tried in the same way before the old tokens are dropped.
+//! allowed. The gateway claims an attempt, sends it once, and stores its outcome and the sealed
+//! token in one write. New credentials in the files are tried in the same way before the old tokens
+//! are dropped.
 //!
-//! **Start and drain.** Probes are answered from the first moment. [`requests::hub`] follows the
+//! **Start and drain.** Probes are answered from the start. [`requests::hub`] follows the
 //! store from the low-water mark and is ready when it has caught up. If a process died after it
 //! stored that an order was accepted, the order's request and key are completed now. SIGTERM begins
-//! the drain: not ready, no new connections, watches end UNAVAILABLE with their token, calls and
-//! orders finish, callbacks are accepted until just before the store closes, telemetry is flushed;
-//! see [`app::App::run`].
+//! the drain ([`app::App::run`]): the gateway is not ready and accepts no new connections, watches
+//! end UNAVAILABLE with their token, calls and orders finish, callbacks are accepted until just
+//! before the store closes, and telemetry is flushed.
 
 mod admin;
 pub mod app;

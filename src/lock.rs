@@ -1,4 +1,4 @@
-//! Locks that ignore poisoning. The panic was reported; to fail every later call would be worse.
+//! Locks that ignore poisoning. The panic was reported. Failing every later call would be worse.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

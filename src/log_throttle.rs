@@ -1,4 +1,4 @@
-//! Limits log lines that one caller or one bad minute could repeat thousands of times.
+//! Limits log lines that could be repeated thousands of times in a minute.
 
 use std::{
     sync::Mutex,
@@ -7,23 +7,25 @@ use std::{
 
 use crate::lock::lock;
 
-/// The least time between two lines of a kind.
+/// The minimum time between two lines of a kind.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// One kind of log line. The first is due at once, later ones once a minute with a count.
+/// One kind of log line. The first event is logged at once. Later events are counted and logged at
+/// most once a minute.
 #[derive(Debug, Default)]
 pub(crate) struct LogThrottle(Mutex<LogThrottleState>);
 
 #[derive(Debug, Default)]
 struct LogThrottleState {
-    logged: Option<Instant>,
+    /// When the last line was logged.
+    last_line: Option<Instant>,
     /// Events since the last line.
     unlogged: u64,
 }
 
 impl LogThrottle {
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(LogThrottleState { logged: None, unlogged: 0 }))
+        Self(Mutex::new(LogThrottleState { last_line: None, unlogged: 0 }))
     }
 
     /// Counts one event. Returns the number of events that a line has to report, if one is due.
@@ -34,10 +36,10 @@ impl LogThrottle {
     fn count_at(&self, now: Instant) -> Option<u64> {
         let mut state = lock(&self.0);
         state.unlogged += 1;
-        if state.logged.is_some_and(|logged| now < logged + INTERVAL) {
+        if state.last_line.is_some_and(|last_line| now < last_line + INTERVAL) {
             return None;
         }
-        state.logged = Some(now);
+        state.last_line = Some(now);
         Some(std::mem::take(&mut state.unlogged))
     }
 }

@@ -1,5 +1,5 @@
-//! The binary: parses the command line, and loads the configuration, starts telemetry and a runtime
-//! as the command needs.
+//! The binary. Parses the command line, loads the configuration, and starts telemetry and a runtime
+//! if the command needs them.
 
 use std::{
     fmt::Display,
@@ -70,7 +70,7 @@ fn serve(config: Config) -> ExitCode {
 fn dev(mut config: Config, args: DevArgs) -> ExitCode {
     if let Some(listen) = args.listen {
         config.grpc.listen = listen;
-        // Several gateways for development can run at the same time.
+        // Any free port, so that several gateways for development can run at the same time.
         config.admin.listen.set_port(0);
     }
     run(&config.clone(), async |stop| Box::pin(app::dev(config, args.store, stop)).await)
@@ -104,7 +104,7 @@ fn operate(command: &OperatorCommand) -> Result<ExitCode, Problems> {
     Ok(run_command(control::client::run(command, socket, &mut io::stdout())))
 }
 
-/// Runs a service, with telemetry, until it is stopped by a signal.
+/// Runs a service with telemetry until a signal stops it.
 fn run(config: &Config, service: impl AsyncFnOnce(Stop) -> anyhow::Result<()>) -> ExitCode {
     let workers =
         thread::available_parallelism().map_or(MIN_WORKERS, NonZero::get).max(MIN_WORKERS);

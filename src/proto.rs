@@ -4,7 +4,7 @@
 #[expect(clippy::pedantic, clippy::allow_attributes_without_reason, reason = "generated code")]
 pub mod esim {
     tonic::include_proto!("thingspace.esim.v1");
-    /// `thingspace.esim.v1` with comments and imports.
+    /// The descriptors of `thingspace.esim.v1`, with comments and imports.
     pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/esim.binpb"));
 }
 

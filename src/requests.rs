@@ -7,7 +7,8 @@
 //! - [`query`]: status queries to ThingSpace.
 //! - [`watch`]: streams of transitions, and the tokens that resume them.
 //!
-//! All modules but the hub only append events, wait until they are folded, and read the projection.
+//! All modules except the hub only append events, wait until they are folded, and read the
+//! projection.
 //! None uses gRPC codes or HTTP statuses.
 
 mod called_back;
@@ -59,7 +60,8 @@ use query::{
 };
 use watch::{Watch, token::TokenKey};
 
-/// The attempts, and the time, for an append with an unknown outcome. All have the same event id.
+/// The number of attempts for an append with an unknown outcome, and the time for them. All
+/// attempts have the same event id.
 const APPEND_TRIES: u32 = 3;
 const APPEND_WITHIN: Duration = Duration::from_secs(2);
 
@@ -90,7 +92,7 @@ async fn append(
     }
 }
 
-/// Returns the minimum age of a log by the store's time. `time` is that of its first event.
+/// Returns the minimum age of a log by the store's time. `time` is the time of its first event.
 fn age(store: &dyn Store, first: Option<Position>, time: Timestamp) -> Duration {
     first.map_or(Duration::ZERO, |first| store.age(first, time))
 }
@@ -134,7 +136,7 @@ pub struct Overview {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StatusOptions {
     pub(crate) max_age: Duration,
-    /// Long poll: answer when the revision exceeds `after_revision`, at the latest at this time.
+    /// The end of a long poll, which is answered earlier if the revision exceeds `after_revision`.
     pub(crate) wait_until: Option<Instant>,
     pub(crate) after_revision: u64,
 }
@@ -248,8 +250,9 @@ impl Requests {
         self.resolver.unknown_orders().await
     }
 
-    /// Settles an unknown order by an operator's decision. With `force` also if ThingSpace does not
-    /// confirm it, or to correct an earlier settlement; then returns why it was not confirmed.
+    /// Settles an unknown order by an operator's decision. With `force`, does so even if ThingSpace
+    /// does not confirm the decision, and may correct an earlier settlement. Then returns why
+    /// ThingSpace did not confirm the decision, if it did not.
     pub async fn settle_order(
         &self,
         order_id: &str,
@@ -294,11 +297,11 @@ impl Requests {
             // At the time limit the caller gets the current state.
             let _ = tokio::time::timeout_at(until, changed).await;
         } else if !tracked.lock().request.is_final() {
-            // A status call must not count as a watcher, which makes polls more frequent.
+            // Watchers make polls more frequent, so a status call must not count as a watcher.
             drop(changes);
             let max_age = query.max_age.max(self.min_age);
             match self.queries.refresh(&tracked, began, max_age, QueriedBy::Caller).await {
-                // The answer cannot be stored, so it is not returned. The stored state is valid.
+                // The caller gets the stored state, which is valid.
                 Err(Error::Store(StoreError::Full(reason))) => {
                     debug!(request.id = %id, reason, "a status answer cannot be stored");
                 }
@@ -317,12 +320,12 @@ impl Requests {
         token: &str,
     ) -> Result<Watch, Error> {
         let (key, epoch) = self.token_key().await?;
-        let given = id;
-        let id = &self.spelling(given).await?;
+        let caller_id = id;
+        let id = &self.spelling(caller_id).await?;
         let resume = match key.open_resume(id, token, epoch) {
             _ if token.is_empty() => None,
-            // The token was issued for another spelling: it is valid, but begins with a snapshot.
-            Err(_) if id != given => key.open_resume(given, token, epoch)?.and(None),
+            // A token for another spelling is valid, but the watch begins with a snapshot.
+            Err(_) if id != caller_id => key.open_resume(caller_id, token, epoch)?.and(None),
             opened => opened?,
         };
         let attached = self.find(account, id).await?;
@@ -330,7 +333,7 @@ impl Requests {
         Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.heartbeat).await
     }
 
-    /// Makes the poller keep a request fresh. Queries a request that was given up once more.
+    /// Makes the poller keep a request fresh. Sends one query if the gateway gave up polling it.
     async fn begin_watching(&self, tracked: &Arc<Tracked>) {
         let id = &tracked.id;
         self.hub.hints.add(id, PollHint::Watched);

@@ -1,24 +1,24 @@
 //! The deadline of a call, counted from its arrival.
 //!
-//! The gateway answers some time before the caller's deadline, for two reasons. The answer must
-//! arrive in time. And tonic has a timer for the same header, which cannot be switched off and
-//! which answers CANCELLED instead of DEADLINE_EXCEEDED. tonic polls our response before its timer,
-//! so an early answer is sent even if the thread was suspended in between.
+//! The gateway answers some time before the caller's deadline, so that the answer arrives in time.
+//! tonic also has a timer for the same header. It cannot be switched off, and it answers CANCELLED
+//! instead of DEADLINE_EXCEEDED. tonic polls our response before its timer, so an early answer is
+//! sent even if the thread was suspended in between.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
 
-/// How long before the caller's deadline the gateway answers: a tenth of the time, within these
-/// bounds. A call with less time than the minimum is answered only if that is possible at once.
+/// The bounds of the margin, which is a tenth of the call's time. A call with less time than the
+/// minimum is answered only if that is possible at once.
 const MAX_MARGIN: Duration = Duration::from_millis(200);
 const MIN_MARGIN: Duration = Duration::from_millis(20);
 
-/// The middleware answers if the service is late by this part of the margin: a quarter.
-const GRACE_PART: u32 = 4;
+/// The middleware answers if the service has not answered after a quarter of the margin.
+const GRACE_DIVISOR: u32 = 4;
 
-/// The deadline of a call; an extension of its request.
+/// The deadline of a call. It is in the extensions of the call's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Deadline {
     /// When the service answers.
@@ -28,11 +28,11 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
-    /// The deadline of a call with these headers that arrived now.
+    /// Returns the deadline of a call that arrives now with these headers.
     pub(super) fn from_headers(headers: &HeaderMap) -> Option<Self> {
         let (time, now) = (timeout(headers)?, Instant::now());
         let margin = margin(time);
-        let cut_margin = margin.saturating_sub(margin / GRACE_PART);
+        let cut_margin = margin.saturating_sub(margin / GRACE_DIVISOR);
         Some(Self {
             answer: now + time.saturating_sub(margin),
             cut: now + time.saturating_sub(cut_margin),
@@ -40,7 +40,7 @@ impl Deadline {
     }
 }
 
-/// The time that is left for a call without the margin.
+/// Returns the time of a call minus the margin.
 pub(super) fn without_margin(time: Duration) -> Duration {
     time.saturating_sub(margin(time))
 }
@@ -49,7 +49,7 @@ fn margin(time: Duration) -> Duration {
     (time / 10).clamp(MIN_MARGIN, MAX_MARGIN)
 }
 
-/// The value of `grpc-timeout`: at most 8 digits and a unit (gRPC over HTTP/2).
+/// Returns the value of `grpc-timeout`: at most 8 digits and a unit (gRPC over HTTP/2).
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

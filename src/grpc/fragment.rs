@@ -1,9 +1,9 @@
 //! Cuts the events of a watch into messages of at most [`MAX_WATCH_MESSAGE`].
 //!
-//! A message ends where a revision ends. Only a revision that is larger than a message is cut; then
-//! all its messages but the last say `more`, and only the last has a token. Each message is made
-//! when the reader is ready for it, from an event that the watch repeats. So a reader that does not
-//! read holds no devices in memory.
+//! A message ends where a revision ends. Only a revision that is larger than a message is cut. Then
+//! all its messages except the last have `more` set, and only the last has a token. The watch
+//! returns an event again until it is sent completely, and a message is made only when the reader
+//! is ready for it. So a slow reader holds no devices in memory.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use crate::{
 /// Bytes that a message needs besides its devices: names, counts, times, token.
 const OVERHEAD: usize = 1_024;
 
-/// How many devices were sent of a revision that is larger than a message.
+/// The number of devices that were sent of a revision that is larger than a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Partial {
     Nothing,
@@ -34,13 +34,15 @@ pub(super) enum Partial {
 #[derive(Debug)]
 pub(super) struct Fragment {
     pub(super) event: MessageEvent,
-    /// The revision that the message completes, and its position; `None` if more of it follows.
+    /// The revision that the message completes, and its position. `None`: more of the revision
+    /// follows.
     pub(super) completes: Option<(Position, u64)>,
     /// What has been sent of the revision, if it is not complete.
     pub(super) partial: Partial,
 }
 
-/// The next message of an event; `None` if the event does not continue what was sent in part.
+/// Returns the next message of an event. `None`: the event does not continue the revision that was
+/// sent in part.
 pub(super) fn next(event: &WatchEvent, partial: Partial) -> Option<Fragment> {
     match (event, partial) {
         (WatchEvent::Snapshot(whole), Partial::Nothing) => snapshot(whole, 0),
@@ -60,7 +62,7 @@ pub(super) fn next(event: &WatchEvent, partial: Partial) -> Option<Fragment> {
     }
 }
 
-/// A message with as many devices as fit, after the first `sent`.
+/// Returns a message with as many devices as fit, after the first `sent` devices.
 fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
     let mut status = convert::status_header(snapshot);
     status.devices = fill(snapshot.devices.get(sent..)?, 0, MAX_WATCH_MESSAGE).0;
@@ -73,8 +75,8 @@ fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
     })
 }
 
-/// A message with as many complete transitions as fit, or with a part of the first one, after its
-/// first `sent` devices.
+/// Returns a message with as many complete transitions as fit, or with a part of the first one.
+/// Leaves out the first `sent` devices of the first one.
 fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     let mut devices = Vec::new();
     let mut bytes = 0;
@@ -111,8 +113,8 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     })
 }
 
-/// Converts as many devices as fit into a message of at most `max` bytes that already has `bytes`;
-/// at least one into an empty message. Returns them and the bytes that they add.
+/// Converts as many devices as fit into a message of at most `max` bytes that already has `bytes`.
+/// An empty message gets at least one. Returns the converted devices and their size in bytes.
 pub(super) fn fill(
     devices: &[Arc<DeviceStatus>],
     bytes: usize,
@@ -173,8 +175,8 @@ mod tests {
         sizes.iter().enumerate().map(of).collect()
     }
 
-    /// However transitions are cut, nothing is lost or reordered, no message is too large, and a
-    /// message without a token never ends a revision.
+    /// Checks that no device is lost or reordered, that no message is too large, and that a message
+    /// without a token never ends a revision.
     fn check(sizes: &[usize], text: usize) -> Result<(), TestCaseError> {
         let transitions = transitions(sizes, text);
         let expected: Vec<_> =

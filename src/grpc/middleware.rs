@@ -1,6 +1,6 @@
 //! The middleware around all gRPC services: enforces deadlines and adds a reason to every error.
 //!
-//! A call that is not answered by its deadline, or a stream that is still open, ends with
+//! A call without an answer, or a stream that is still open, ends at the deadline with
 //! DEADLINE_EXCEEDED, never CANCELLED. Errors of the gRPC library and of the health and reflection
 //! services get the `ErrorInfo` that the API promises. Errors of our own service stay unchanged.
 
@@ -23,7 +23,7 @@ use crate::requests::{Effect, Error};
 /// The only method that changes something at ThingSpace.
 const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
-/// Passes calls to the service that it wraps.
+/// A service that adds the middleware to the service `inner`.
 #[derive(Debug, Clone)]
 pub(crate) struct Middleware<S> {
     inner: S,
@@ -72,7 +72,8 @@ where
     }
 }
 
-/// The output of a future, if it is ready before `time` by the clock. The timer may be late.
+/// Returns the output of a future if it is ready before `time`. Also reads the clock, because the
+/// timer may be late.
 async fn ready_before<F: Future>(time: Instant, future: F) -> Option<F::Output> {
     let (mut future, mut timer) = (pin!(future), pin!(sleep_until(time)));
     poll_fn(|context| {
@@ -89,7 +90,7 @@ fn with_deadline<B>(
     mut response: Response<B>,
     end: Option<Instant>,
 ) -> Response<MiddlewareBody<B>> {
-    // An error without messages has its status in the headers.
+    // An error before the first message has its status in the headers.
     add_reason(response.headers_mut());
     response.map(|inner| MiddlewareBody {
         inner: Some(inner),
@@ -107,7 +108,7 @@ fn add_reason(headers: &mut HeaderMap) {
 }
 
 fn write(status: &Status, headers: &mut HeaderMap) {
-    status.add_header(headers).expect("a status of our own fits into headers");
+    status.add_header(headers).expect("our own status fits into headers");
 }
 
 /// A response body that ends with an error at the deadline of its call.

@@ -111,11 +111,11 @@ impl EsimService for Esim {
         let placement = convert::placement(request, self.rules).map_err(status::invalid)?;
         subject.set(&placement.order.account, None);
         if validate_only {
-            self.requests.check_account(&placement.order.account).map_err(failed)?;
+            self.requests.check_account(&placement.order.account).map_err(to_status)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
         let Placed { request_id, replayed } =
-            self.requests.download(placement, deadline).await.map_err(failed)?;
+            self.requests.download(placement, deadline).await.map_err(to_status)?;
         Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
     }
 
@@ -151,7 +151,7 @@ impl EsimService for Esim {
             self.page(call.page_size, offset, &attached.0).await
         };
         let answer = timeout_at(deadline, answer).await;
-        answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(failed)
+        answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(to_status)
     }
 
     type WatchRequestStream =
@@ -174,7 +174,7 @@ impl EsimService for Esim {
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = timeout_at(self.unary_deadline(deadline), begin).await;
         let stream = WatchStream {
-            watch: watch.unwrap_or(Err(DEADLINE)).map_err(failed)?,
+            watch: watch.unwrap_or(Err(DEADLINE)).map_err(to_status)?,
             partial: Partial::Nothing,
             token: request.resume_token,
             deadline,
@@ -217,8 +217,8 @@ impl WatchStream {
     }
 
     async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
-        // A timer for a past instant fires only after the middleware has ended the stream without
-        // its token.
+        // Checked first, because a timer for a past instant fires too late. By then the middleware
+        // has ended the stream without its token.
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(DEADLINE);
         }
@@ -230,7 +230,7 @@ impl WatchStream {
         };
         let event = tokio::select! {
             event = self.watch.next() => event?,
-            // A token to resume from exists only after a complete revision.
+            // A token exists only after a complete revision.
             () = self.drain.cancelled(), if self.partial == Partial::Nothing => {
                 return Err(Error::Draining);
             }
@@ -240,13 +240,14 @@ impl WatchStream {
         let Some(Fragment { event: message, completes, partial }) =
             fragment::next(&event, self.partial)
         else {
-            // The rest of a revision that was sent in part is lost. The caller resumes before it.
-            let lost = "the history of the request is no longer complete".to_owned();
-            return Err(Error::Store(StoreError::Unavailable(lost)));
+            // The rest of a partly sent revision is no longer available. The caller resumes before
+            // that revision.
+            let reason = "the history of the request is no longer complete".to_owned();
+            return Err(Error::Store(StoreError::Unavailable(reason)));
         };
         self.partial = partial;
         let Some((position, revision)) = completes else {
-            // The watch repeats transitions by itself, but must keep a snapshot.
+            // The watch returns the same transitions again by itself, but has to keep a snapshot.
             if let WatchEvent::Snapshot(snapshot) = event {
                 self.watch.pause(snapshot);
             }
@@ -259,12 +260,12 @@ impl WatchStream {
     }
 }
 
-/// Returns where the account and the request of a call are recorded for its span.
+/// Returns the value that records the account and the request of a call for its span.
 fn subject<T>(request: &Request<T>) -> CallSubject {
     request.extensions().get().cloned().unwrap_or_default()
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn failed(error: Error) -> Status {
+fn to_status(error: Error) -> Status {
     status::of(&error)
 }

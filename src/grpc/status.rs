@@ -7,15 +7,15 @@
 //!
 //! - `ORDER_IN_PROGRESS`: another call or replica is placing the order with this key. This call has
 //!   sent nothing, and its repetition joins the first.
-//! - `UPSTREAM_UNAVAILABLE`: an order was not sent, or ThingSpace turned it away before executing
-//!   it, and its key can be used again. Status queries have no effect.
+//! - `UPSTREAM_UNAVAILABLE`: an order was not sent, or ThingSpace refused it without executing it.
+//!   Its key can be used again. Status queries have no effect.
 //! - `STORE_UNAVAILABLE`: the key of an order could not be claimed, so nothing was sent. If the
 //!   claim was stored after all, the repetition finds it. Status calls and watches have no effect.
-//! - `SLOW_READER`: a watch whose snapshot was not read to its end. It has no effect.
-//! - `DRAINING`: a call that was not admitted or waited for a permit, so nothing was sent; or a
-//!   watch, which resumes with its token.
+//! - `SLOW_READER`: the snapshot of a watch was not read to its end. A watch has no effect.
+//! - `DRAINING`: the call was not admitted or waited for a permit, so nothing was sent. A watch
+//!   resumes with its token.
 //!
-//! After the first byte of an order may have been sent, a failing store gives
+//! If the store fails after the first byte of an order may have been sent, the reason is
 //! `ORDER_OUTCOME_UNKNOWN`.
 
 use std::{collections::HashMap, time::Duration};
@@ -40,11 +40,11 @@ const SOON: Duration = Duration::from_secs(1);
 /// The retry delay after a limit was reached.
 const LATER: Duration = Duration::from_secs(5);
 
-/// The retry delay while the store is full: an operator has to make space.
+/// The retry delay while the store is full. An operator has to make space.
 const STORE_FULL_DELAY: Duration = Duration::from_secs(30);
 
-/// Bytes of the violations in a status. With them, the details stay below 2,000 bytes, so that the
-/// trailers, which carry them in base64, fit into the 4 KiB that nginx accepts.
+/// The maximum size of the violations in a status, in bytes. The details then stay below 2,000
+/// bytes, and the trailers, which contain them in base64, fit into the 4 KiB that nginx accepts.
 const MAX_VIOLATION_BYTES: usize = 1_600;
 
 struct StatusBuilder {
@@ -94,7 +94,7 @@ pub(crate) fn of(error: &Error) -> Status {
     of_watch(error, "")
 }
 
-/// The status that ends a watch, with the token that resumes it, if there is one.
+/// Returns the status that ends a watch, with the token that resumes it, if there is one.
 pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),

@@ -1,4 +1,5 @@
-//! Stores callbacks in the logs of their requests, also if the request id has another case.
+//! Stores callbacks in the logs of their requests, even if a callback has the request id in another
+//! case.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,7 +12,7 @@ use crate::{
     store::LogName,
 };
 
-/// The number of request ids that are looked up in other cases at once, and the time for each.
+/// The maximum number of concurrent lookups of a request id's spelling, and the time for each.
 pub(super) const MAX_SPELLING_LOOKUPS: usize = 16;
 const SPELLING_WITHIN: Duration = Duration::from_millis(500);
 
@@ -37,9 +38,9 @@ impl Requests {
         Ok(())
     }
 
-    /// Returns the spelling of a request id that is in the store. If the lookup fails or takes too
-    /// long, returns the spelling in memory or else the callback's own, so that the callback is
-    /// stored anyway.
+    /// Returns the spelling of a request id that is in the store. `None`: the request is unknown.
+    /// If the lookup fails or takes too long, returns the spelling in memory or else the callback's
+    /// own, so that the callback is stored anyway.
     async fn spelling_of_callback(&self, request: &RequestId) -> Option<RequestId> {
         let in_memory = self.hub.spelling_in_memory(request);
         if in_memory.as_ref() == Some(request) {

@@ -77,7 +77,7 @@ pub enum TokenKind {
     Page,
 }
 
-/// For calls without effects, for which an unknown outcome is a failure.
+/// Converts an error of a call without effects. Its unknown outcome is a failure.
 impl From<thingspace::Error> for Error {
     fn from(error: thingspace::Error) -> Self {
         use thingspace::Error as Upstream;

@@ -58,27 +58,27 @@ use spelling_variants::SpellingVariants;
 pub(crate) use tracked::{LastQuery, Tracked, TrackedState};
 use unreadable::Unreadable;
 
-/// The number of a request's transitions in memory. Watchers read older ones from its log.
+/// The maximum number of a request's transitions in memory. Watchers read older ones from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
 
-/// The number of devices in these transitions. The last transition may exceed it.
+/// The maximum number of devices in these transitions. The last transition may exceed it.
 const KEPT_DEVICES: usize = 10_000;
 
-/// The number of devices in the transitions that a watcher gets at once: about one message. The
-/// first transition may exceed it.
+/// The maximum number of devices in the transitions that a watcher gets at once: about one message.
+/// The first transition may exceed it.
 const MAX_BATCH: usize = 512;
 
-/// How long data that a watch has read is not evicted, for example by other watches.
+/// How long data stays in memory after a watch has read it, even if other watches need the space.
 const READ_GRACE: Duration = Duration::from_secs(1);
 
-/// The number of logs that are read for callers at the same time. Folding a log of 10,000 devices
-/// takes about 20 MiB.
+/// The maximum number of logs that are read for callers at the same time. Folding a log of 10,000
+/// devices takes about 20 MiB.
 const MAX_LOADS: usize = 4;
 
 /// How long an answer waits until this replica has folded the event that it appended.
 const FOLD_WAIT: Duration = Duration::from_secs(2);
 
-/// A request, and its revisions from now on.
+/// A request, and a receiver of its later revisions.
 pub(crate) type Attached = (Arc<Tracked>, watch::Receiver<u64>);
 
 /// The limits of closed requests in memory.
@@ -108,10 +108,10 @@ pub(crate) struct Hub {
     pub(crate) hints: PollHints,
     spelling_variants: SpellingVariants,
     events_read: AtomicU64,
-    /// The numbers of finished requests since this process has caught up, by [`FinishedBy`].
+    /// The numbers of finished requests since this process caught up, by [`FinishedBy`].
     finished: [AtomicU64; 2],
     resolver_woken: Notify,
-    /// The follower ended or stalled, and has made no progress since.
+    /// Whether the follower has ended or stalled, and has made no progress since.
     stalled: AtomicBool,
 }
 
@@ -204,10 +204,10 @@ impl Hub {
     /// Returns false after [`FOLD_WAIT`].
     pub(crate) async fn wait_until_folded(&self, position: Position) -> bool {
         let mut progress = self.progress.subscribe();
-        let there = progress.wait_for(|p| {
+        let is_folded = progress.wait_for(|p| {
             p.folded.is_some_and(|f| f.epoch != position.epoch || f.sequence >= position.sequence)
         });
-        tokio::time::timeout(FOLD_WAIT, there).await.is_ok()
+        tokio::time::timeout(FOLD_WAIT, is_folded).await.is_ok()
     }
 
     /// Returns the epoch of the store. `None` until the follower has read an event or the end.
@@ -241,7 +241,7 @@ impl Hub {
         self.resolver_woken.notified().await;
     }
 
-    /// Wakes the resolver: an order without a caller may be settled or completed now.
+    /// Wakes the resolver, because it may settle or complete an order without a caller now.
     pub(crate) fn wake_resolver(&self) {
         self.resolver_woken.notify_one();
     }

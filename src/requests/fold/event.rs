@@ -15,11 +15,11 @@ use crate::{
     thingspace::StatusClass,
 };
 
-/// The version of the folding rules for new request logs. Number 2 was never written.
+/// The version of the folding rules for new request logs. Version 2 was never written.
 pub(crate) const RULES: u32 = 4;
 
-/// Earlier versions. Since 3, a missing ICCID is filled in. Since 4, a callback without a known
-/// identifier applies to the only device of a request.
+/// Earlier versions. Since version 3, a missing ICCID is filled in. Since version 4, a callback
+/// without a known identifier applies to the only device of a request.
 pub(crate) const FIRST_RULES: u32 = 1;
 pub(crate) const ICCID_RULES: u32 = 3;
 
@@ -52,64 +52,65 @@ impl Once {
             Self::AcceptedAs => "accepted-as",
             Self::Accepted => "accepted",
         };
-        named(&format!("{order_id}/{name}"))
+        name_id(&format!("{order_id}/{name}"))
     }
 }
 
-/// The id of the event that assigns a request to an order. A settlement at `settled` has an id of
-/// its own, because an earlier acceptance may have been withdrawn.
+/// Returns the id of the event that assigns a request to an order. A settlement at `settled` has an
+/// id of its own, because an earlier acceptance may have been withdrawn.
 pub(crate) fn accepted_id(order_id: &str, settled: Option<Position>) -> Uuid {
     match settled {
         None => Once::Accepted.id(order_id),
-        Some(at) => named(&format!("{order_id}/accepted/{}", at.sequence)),
+        Some(at) => name_id(&format!("{order_id}/accepted/{}", at.sequence)),
     }
 }
 
-/// The id of the event that settles an order by evidence.
+/// Returns the id of the event that settles an order by evidence.
 pub(crate) fn evidence_id(order_id: &str, request: &RequestId) -> Uuid {
-    named(&format!("{order_id}/evidence/{request}"))
+    name_id(&format!("{order_id}/evidence/{request}"))
 }
 
-/// The id of the event that withdraws an acceptance, which a settlement at `settled` corrects.
+/// Returns the id of the event that withdraws an acceptance. `settled` is the position of the
+/// order's settlement, if it has one.
 pub(crate) fn withdrawn_id(order_id: &str, request: &RequestId, settled: Option<Position>) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
-    named(&format!("{order_id}/withdrawn/{request}/{settled}"))
+    name_id(&format!("{order_id}/withdrawn/{request}/{settled}"))
 }
 
-/// The id of the event that removes an order's devices from a request that another order placed. It
-/// differs from [`withdrawn_id`], which is in the order's log, because a store may keep an id only
-/// once in all logs.
+/// Returns the id of the event that removes an order's devices from a request that another order
+/// placed. The order's own log has an event with the id [`withdrawn_id`]. The ids differ, because a
+/// store may keep an id only once in all logs.
 pub(crate) fn given_back_id(
     order_id: &str,
     request: &RequestId,
     settled: Option<Position>,
 ) -> Uuid {
     let settled = settled.map_or(0, |at| at.sequence);
-    named(&format!("{order_id}/given-back/{request}/{settled}"))
+    name_id(&format!("{order_id}/given-back/{request}/{settled}"))
 }
 
-/// The id of the event that ends the polls of a request.
+/// Returns the id of the event that ends the polls of a request.
 pub(crate) fn abandoned_id(request: &RequestId) -> Uuid {
-    named(&format!("{request}/abandoned"))
+    name_id(&format!("{request}/abandoned"))
 }
 
-fn named(name: &str) -> Uuid {
+fn name_id(name: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes())
 }
 
-fn named_with(name: &str, content: &impl Message) -> Uuid {
+fn content_id(name: &str, content: &impl Message) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_OID, &[name.as_bytes(), &content.encode_to_vec()].concat())
 }
 
-/// The id of a callback's event. Equal callbacks are one event.
+/// Returns the id of a callback's event. Equal callbacks are one event.
 pub(crate) fn called_back_id(request: &RequestId, called_back: &storage::CalledBack) -> Uuid {
-    named_with(&format!("{request}/called-back/"), called_back)
+    content_id(&format!("{request}/called-back/"), called_back)
 }
 
-/// The id of an answer's event. Equal answers for a request that is folded up to the same position
-/// are one event.
+/// Returns the id of an answer's event. Equal answers are one event if the request was folded up to
+/// the same position.
 pub(crate) fn observed_id(request: &RequestId, at: Position, observed: &storage::Observed) -> Uuid {
-    named_with(&format!("{request}/observed/{}/{}/", at.epoch, at.sequence), observed)
+    content_id(&format!("{request}/observed/{}/{}/", at.epoch, at.sequence), observed)
 }
 
 /// Encodes an event. `first` is the first position of its log, if the writer knows it.
@@ -130,7 +131,7 @@ pub fn encode(kind: Kind, first: Option<Position>) -> Bytes {
     Event { rules, kind: Some(kind), first_sequence }.encode_to_vec().into()
 }
 
-/// Decodes an event. An event whose kind only a newer version knows has no kind.
+/// Decodes an event. The event has no kind if only a newer version of the gateway knows its kind.
 pub fn decode(bytes: &[u8]) -> Option<Event> {
     Event::decode(bytes).ok()
 }

@@ -11,7 +11,7 @@ use crate::{
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OrderOutcome {
-    /// Nothing was placed: refused, or never sent.
+    /// The order was refused or never sent.
     NotPlaced,
     AcceptedAs(RequestId),
 }
@@ -34,11 +34,11 @@ pub(crate) struct Order {
     pub(crate) source: Option<Source>,
     /// The position of the settlement that decided the outcome; `None` for ThingSpace's answer.
     pub(crate) settled: Option<Position>,
-    /// The requests of earlier outcomes, which may still name the order.
+    /// The requests of earlier outcomes. Their logs may still name the order.
     pub(crate) former: Vec<RequestId>,
     pub(crate) first: Option<Position>,
     pub(crate) sent_time: Timestamp,
-    /// Requests that belong to another order.
+    /// Requests whose acceptance was withdrawn.
     withdrawn: Vec<RequestId>,
     last: Option<Position>,
     rules: u32,
@@ -78,14 +78,15 @@ impl Order {
     /// ThingSpace's answer replaces every other outcome. The first answer stays.
     fn accept(&mut self, request_id: &str) {
         let Ok(request) = RequestId::parse(request_id) else { return };
-        let own =
+        let is_answered =
             self.source == Some(Source::Answer) && self.outcome != Some(OrderOutcome::NotPlaced);
-        if !own && !self.withdrawn.contains(&request) {
+        if !is_answered && !self.withdrawn.contains(&request) {
             self.decide(OrderOutcome::AcceptedAs(request), Source::Answer, None);
         }
     }
 
-    /// A settlement needs an unknown outcome. An operator may also correct another operator.
+    /// Applies a settlement if the outcome is unknown. The settlement of an operator also replaces
+    /// an earlier one by an operator.
     fn settle(&mut self, settled: &storage::Settled, position: Position) {
         let source = match settled.by() {
             SettledBy::Operator => Source::Operator,
@@ -104,7 +105,7 @@ impl Order {
         self.decide(outcome, source, Some(position));
     }
 
-    /// The request belongs to another order, so the outcome is unknown again.
+    /// Makes the outcome unknown again, because the request does not belong to this order.
     fn withdraw(&mut self, request_id: &str) {
         let Some(OrderOutcome::AcceptedAs(request)) = &self.outcome else { return };
         if request.as_str() == request_id {

@@ -10,12 +10,13 @@
 //!   device of the request has. Since rules 4, a callback whose identifiers match no device applies
 //!   to the only device.
 //! - A device moves from pending to waiting to a final state, and the first final state stays.
-//! - Fault, profile, EID, IMEI and MDN are filled in once, also after the end. Since rules 3, so is
-//!   an ICCID that no other device has.
+//! - Fault, profile, EID, IMEI and MDN are filled in once, also for a final device. Since rules 3,
+//!   so is an ICCID that no other device has.
 //! - A request is final when its device set is known and no device is pending. It becomes pending
 //!   again only if the acceptance of its order is withdrawn. Then it is an external request.
 //! - Later events name the first event of their log. A log with another first event has lost its
-//!   beginning. It is expired and shows nothing, because the rest may give wrong devices or states.
+//!   beginning. Its request is expired and has no visible state, because the remaining events may
+//!   give wrong devices or states.
 
 mod devices;
 mod mismatch;
@@ -42,11 +43,11 @@ const MAX_EARLY: usize = 40_000;
 /// A request, folded up to one event.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Request {
-    /// From `Accepted`, else from the first status answer.
+    /// The account in `Accepted` or, without one, in the first status answer.
     pub(crate) account: Option<AccountName>,
-    /// The order that placed it. `None`: an external request.
+    /// The order that placed the request. `None`: an external request.
     pub(crate) order_id: Option<String>,
-    /// The position of the `Accepted` of that order.
+    /// The position of that order's `Accepted`.
     pub(crate) accepted: Option<Position>,
     /// Whether the device set is complete.
     pub(crate) known: bool,
@@ -59,11 +60,11 @@ pub(crate) struct Request {
     /// The rules of the first event; 0 before it.
     rules: u32,
     pub(crate) first: Option<Position>,
-    /// The log has lost its first events.
+    /// Whether the log has lost its first events.
     expired: bool,
     /// The final overall status of an answer without devices. It applies to every device.
     overall: Option<DeviceState>,
-    /// The device of an identifier. `None`: several devices have it.
+    /// The index of the device with an identifier. `None`: several devices have it.
     index: HashMap<(IdentifierKind, Digits), Option<usize>>,
     /// Callbacks from before the device set was known, at most [`MAX_EARLY`].
     early: Vec<storage::CalledBack>,
@@ -100,7 +101,7 @@ impl Request {
         self.expired
     }
 
-    /// The first position of the log. `None`: the log is empty, or its beginning is lost.
+    /// Returns the first position of the log. `None`: the log is empty, or its beginning is lost.
     pub(crate) fn beginning(&self) -> Option<Position> {
         self.first.filter(|_| !self.expired)
     }
@@ -173,7 +174,7 @@ impl Request {
         *self = Self { create_time, update_time, rules, first, expired: true, ..Self::default() };
     }
 
-    /// The visible state without the devices.
+    /// Returns the visible state without the devices.
     fn summary(&self) -> (Option<AccountName>, RequestState, Counts, bool) {
         (self.account.clone(), self.state(), self.counts, self.polling_stopped)
     }
@@ -186,21 +187,21 @@ impl Request {
         self.order_id = Some(accepted.order_id.clone());
         self.accepted = Some(at);
         if self.account.as_ref().is_some_and(|known| *known != account) {
-            // The account of the order is right. Answers to another account were wrong.
+            // The account of the order is right, so the answers for another account were wrong.
             self.devices.clear();
             (self.known, self.overall) = (false, None);
             self.text_bytes = size::of_early(&self.early);
         }
         self.account = Some(account);
         if self.is_final() && self.overall.is_none() {
-            // A final request stays final. The answer that ended it listed its devices.
+            // A final request stays final, so it gets no further devices.
             for device in accepted.devices.iter().map(event::from_stored) {
                 self.apply_status(&device, DeviceState::Pending, None, None, step);
             }
             return;
         }
         // Earlier states are kept for the devices of the order.
-        let seen = std::mem::take(&mut self.devices);
+        let earlier = std::mem::take(&mut self.devices);
         self.index.clear();
         self.text_bytes = size::of_early(&self.early);
         self.counts = Counts::default();
@@ -208,7 +209,7 @@ impl Request {
             self.add(event::from_stored(device), step);
         }
         self.known = true;
-        for status in seen {
+        for status in earlier {
             let DeviceStatus { device, state, fault, profile, .. } = &*status;
             self.apply_status(device, *state, fault.as_ref(), profile.as_ref(), step);
         }
@@ -233,10 +234,10 @@ impl Request {
         }
         self.account = Some(account);
         let unmatched_before = step.applied.unmatched;
-        for seen in &observed.devices {
-            let device = event::from_stored(&seen.device.clone().unwrap_or_default());
+        for entry in &observed.devices {
+            let device = event::from_stored(&entry.device.clone().unwrap_or_default());
             // An unknown status only says that the device exists.
-            let state = DeviceState::of(event::class_from_stored(seen.status))
+            let state = DeviceState::of(event::class_from_stored(entry.status))
                 .unwrap_or(DeviceState::Pending);
             if self.is_new(&device) {
                 self.add(device.clone(), step);
@@ -291,8 +292,8 @@ impl Request {
     }
 }
 
-/// Whether a complete answer makes the device set known. A later answer to a pending request may
-/// list more devices. An answer without devices only counts if it is final.
+/// Whether a complete answer makes the device set known. A pending answer does not, because a later
+/// one may list more devices. A waiting answer does so only if it lists a device.
 fn completes(overall: Option<DeviceState>, listed: bool) -> bool {
     overall.is_some_and(|state| state.is_final() || state == DeviceState::Waiting && listed)
 }
@@ -302,7 +303,7 @@ struct FoldStep<'a> {
     time: Timestamp,
     /// Indices of changed devices. An index may be there more than once.
     changed: Vec<usize>,
-    /// The earlier devices were dropped.
+    /// Whether the earlier devices were dropped.
     restart: bool,
     applied: &'a mut Applied,
 }

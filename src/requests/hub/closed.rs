@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{ClosedLimits, Hub, Projection, READ_GRACE, Tracked};
 use crate::{identity::RequestId, requests::lock};
 
-/// The number of requests in use that one eviction skips.
+/// The maximum number of requests in use that one eviction skips.
 const MAX_SKIPPED: usize = 64;
 
 #[derive(Debug, Default)]
@@ -109,13 +109,13 @@ impl Closed {
 }
 
 impl Hub {
-    /// Returns the request of a watch, if it is still in memory.
+    /// Returns the request of a watch, if it is still in memory. Records that the watch reads it.
     pub(crate) fn read_again(
         &self,
         id: &RequestId,
         tracked: &Weak<Tracked>,
     ) -> Option<Arc<Tracked>> {
-        // Under the lock, so that the request is not evicted.
+        // While this lock is held, the request is not evicted.
         let mut projection = lock(&self.projection);
         projection.closed.read(id);
         tracked.upgrade()
@@ -131,8 +131,8 @@ impl Projection {
         }
     }
 
-    /// Removes and returns closed requests that exceed the limits. To be dropped after the lock is
-    /// released: dropping 10,000 devices takes a while.
+    /// Removes and returns closed requests that exceed the limits. The caller drops them after it
+    /// has released the lock, because dropping 10,000 devices takes a while.
     pub(super) fn evict(&mut self, limits: ClosedLimits) -> Vec<Arc<Tracked>> {
         let requests = &self.requests;
         // Two tasks with different copies of a request would miss each other's changes.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_counts_and_is_no_use() {
+    fn growth_counts_but_is_not_a_use() {
         let mut closed = with(3);
         closed.put(&id(0), 100);
         assert_eq!(closed.evict(100, LONG, |_| false), [id(0)]);

@@ -1,8 +1,8 @@
 //! Whether callbacks arrive for an account, and whether callbacks or polls finish its requests.
 //!
 //! An account is *called back* from the first callback for one of its requests until a poll
-//! finishes one: the result of that poll was withheld for a callback that did not come. Both are
-//! computed from the events, so all replicas agree, also after a restart.
+//! finishes one. The gateway withheld the result of that poll for a callback that did not come.
+//! All of this is computed from the events, so all replicas agree, also after a restart.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -73,7 +73,7 @@ impl Hub {
         self.takes_callbacks && lock(&self.projection).called_back.contains(account)
     }
 
-    /// Returns the number of requests that were finished since this process has caught up.
+    /// Returns the number of requests that were finished since this process caught up.
     pub(crate) fn finished(&self, by: FinishedBy) -> u64 {
         self.finished[by as usize].load(Ordering::Relaxed)
     }
@@ -103,7 +103,7 @@ impl Hub {
             info!(
                 account = %account,
                 "a poll finished a request before its callback came; the account's requests are \
-                 polled as without callbacks"
+                 polled as often as without callbacks"
             );
             drop(projection);
             // Their next polls were scheduled late.

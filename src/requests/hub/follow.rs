@@ -35,7 +35,7 @@ pub(super) const READ_RETRY: Duration = Duration::from_millis(500);
 /// How often a damaged log is read again before it is skipped.
 const CORRUPT_TRIES: u32 = 2;
 
-/// A follower without progress for this long, though the store has more events, is stalled.
+/// A follower is stalled if it makes no progress for this long although the store has more events.
 const STALLED_AFTER: Duration = Duration::from_secs(30);
 
 /// The interval between checks of the follower's progress.
@@ -58,7 +58,10 @@ impl Hub {
                 Interrupted::Lost(lost) => {
                     match lost {
                         store::Lost::Replaced => {
-                            warn!("the store was replaced; it is read again from the start");
+                            warn!(
+                                "the store was replaced; it is read again from the start. Run \
+                                 `status` if no operator restored it or accepted a loss"
+                            );
                         }
                         store::Lost::TooOld => info!(
                             "the low-water mark is older than the oldest event; the store is read \
@@ -87,7 +90,8 @@ impl Hub {
         let _ = tokio::time::timeout(LAST_HOUSEKEEPING, self.evict_and_advance()).await;
     }
 
-    /// Housekeeping is concurrent: events are folded even if cells cannot be written.
+    /// Folds events until that is interrupted. Housekeeping runs concurrently, so events are folded
+    /// even if cells cannot be written.
     async fn follow_from(&self, from: Option<Position>) -> Interrupted {
         tokio::select! {
             why = self.fold_all(from) => why,
@@ -164,7 +168,7 @@ impl Hub {
     }
 
     async fn fold_order(&self, id: &str, entry: &Entry, event: &Event) {
-        // A withdrawn order has no outcome any more and needs its devices, which only its log has.
+        // A withdrawn order has no outcome any more. It needs its devices, which only its log has.
         if !matches!(event.kind, Some(Kind::Withdrawn(_))) {
             let mut projection = lock(&self.projection);
             if projection.orders.contains(id) || matches!(event.kind, Some(Kind::Ordered(_))) {
@@ -183,11 +187,11 @@ impl Hub {
     }
 
     /// Removes an order whose `Accepted` was folded into a request that belongs to the order
-    /// `owner`. If that is another order, or if another order has a request whose id differs only
-    /// in case, the order stays: the resolver may have to withdraw the acceptance.
+    /// `owner`. If the owner is another order, or if another order has a request whose id differs
+    /// only in case, the order stays, because the resolver may have to withdraw the acceptance.
     fn close_order(&self, order_id: &str, owner: Option<&str>, request: &RequestId) {
-        let is_anothers = owner.is_some_and(|owner| owner != order_id);
-        if is_anothers || lock(&self.projection).has_rival(order_id, request) {
+        let is_of_another = owner.is_some_and(|owner| owner != order_id);
+        if is_of_another || lock(&self.projection).has_rival(order_id, request) {
             return self.wake_resolver();
         }
         let candidates = lock(&self.projection).orders.remove(order_id);
@@ -216,8 +220,8 @@ impl Hub {
         if let Some(owner) = self.fold_tracked(id, entry, kind) {
             return owner;
         }
-        // All open requests are in memory, and a callback opens none. So this request is closed or
-        // external, and its log need not be read.
+        // All open requests are in memory, and a callback does not open one. So this request is
+        // closed or external, and its log need not be read.
         if matches!(kind, Some(Kind::CalledBack(_))) {
             self.note_callback(id, kind);
             return None;
@@ -243,8 +247,8 @@ impl Hub {
         order_id
     }
 
-    /// Records a callback for a request that belongs to no known order: the request may belong to
-    /// an order without an outcome, or be known under another spelling.
+    /// Records a callback for a request that belongs to no known order. The request may belong to
+    /// an order without an outcome, or may be known under another spelling.
     fn note_callback(&self, id: &RequestId, kind: Option<&Kind>) {
         let Some(Kind::CalledBack(called_back)) = kind else { return };
         let mut projection = lock(&self.projection);
@@ -262,7 +266,7 @@ impl Hub {
         }
     }
 
-    /// Returns the log of a closed request if it was read up to an entry, or further.
+    /// Returns the log of a closed request if it was already read up to an entry or beyond it.
     fn read_already(&self, id: &RequestId, entry: &Entry) -> Option<ClosedAhead> {
         let ahead = &mut lock(&self.projection).closed_ahead;
         let last = ahead.get(id)?.last;
@@ -290,19 +294,19 @@ impl Hub {
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let facts = EntryFacts::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
-        // Other replicas cannot read the lost events of an expired log. A request whose acceptance
-        // was withdrawn is external, and is loaded again when a caller needs it.
+        // An expired request leaves memory, because other replicas cannot read its lost events. A
+        // request whose acceptance was withdrawn is external. Callers load it again.
         let leaves = folded.request.is_expired()
             || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
         projection.set_closed(id, closed);
-        let gone = if leaves { projection.forget(id) } else { None };
+        let removed = if leaves { projection.forget(id) } else { None };
         let evicted =
             if closed.is_some() { projection.evict(self.closed_limits) } else { Vec::new() };
         drop(projection);
         drop(evicted);
-        if let Some(gone) = gone {
-            gone.discard();
+        if let Some(removed) = removed {
+            removed.discard();
         }
         if order_id.is_none() {
             self.note_callback(id, kind);
@@ -323,7 +327,7 @@ impl Hub {
     fn reset(&self) {
         let projection = {
             let mut projection = lock(&self.projection);
-            // Keeps logs of the former store, which are being read, out of the new projection.
+            // The new generation excludes logs of the former store that are still being read.
             let generation = projection.generation + 1;
             std::mem::replace(&mut *projection, Projection { generation, ..Projection::default() })
         };
@@ -351,7 +355,11 @@ impl Hub {
                 Err(StoreError::Corrupt(_)) => tries += 1,
                 Err(error) => {
                     if !std::mem::replace(&mut warned, true) {
-                        warn!(log = log.encode(), %error, "cannot read a log yet; trying again");
+                        warn!(
+                            log = log.encode(),
+                            %error,
+                            "cannot read a log yet; trying again. Check the store if this lasts"
+                        );
                     }
                 }
             }

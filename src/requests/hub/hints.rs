@@ -18,7 +18,7 @@ pub(crate) enum PollHint {
     Soon,
 }
 
-/// At most one hint per request.
+/// The hints that wait for the poller, at most one per request.
 #[derive(Debug, Default)]
 pub(crate) struct PollHints {
     requests: Mutex<HashMap<RequestId, PollHint>>,
@@ -31,13 +31,13 @@ impl PollHints {
         self.wake.notify_one();
     }
 
-    /// Waits for hints and takes them.
+    /// Waits for hints, and removes and returns them.
     pub(crate) async fn take(&self) -> Vec<(RequestId, PollHint)> {
         loop {
             let woken = self.wake.notified();
-            let taken: Vec<_> = lock(&self.requests).drain().collect();
-            if !taken.is_empty() {
-                return taken;
+            let hints: Vec<_> = lock(&self.requests).drain().collect();
+            if !hints.is_empty() {
+                return hints;
             }
             woken.await;
         }

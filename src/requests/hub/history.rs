@@ -30,7 +30,7 @@ use crate::{
     store::{LogName, Position, StoreError},
 };
 
-/// The number of pages of all requests.
+/// The maximum number of pages of all requests.
 pub(super) const MAX_PAGES: usize = 8;
 
 /// The approximate size of a page in bytes. A single transition may be larger.
@@ -40,20 +40,21 @@ const PAGE_BYTES: usize = 4 << 20;
 const TRANSITION_BYTES: usize = 200;
 
 /// How often a watcher that waits for a new page tries to evict one.
-const ROOM_CHECK: Duration = Duration::from_millis(50);
+const SLOT_CHECK: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) pages: Mutex<Vec<Page>>,
-    room: Arc<Semaphore>,
+    /// [`MAX_PAGES`] permits, one per page.
+    slots: Arc<Semaphore>,
     /// Per request: held while a page is made.
     making: Locks<RequestId>,
 }
 
 impl Default for History {
     fn default() -> Self {
-        let room = Arc::new(Semaphore::new(MAX_PAGES));
-        Self { pages: Mutex::default(), room, making: Locks::default() }
+        let slots = Arc::new(Semaphore::new(MAX_PAGES));
+        Self { pages: Mutex::default(), slots, making: Locks::default() }
     }
 }
 
@@ -65,10 +66,10 @@ pub(super) struct Page {
     transitions: Vec<Arc<Transition>>,
     readers: Weak<()>,
     used: Instant,
-    _room: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
-/// Marks a page as being read while it lives.
+/// While this guard lives, its page counts as being read.
 #[derive(Debug, Default)]
 pub(crate) struct PageGuard {
     _page: Option<Arc<()>>,
@@ -107,13 +108,13 @@ impl History {
         Some(pages.iter_mut().find(|page| page.holds(id, first, from))?.read(from, reading))
     }
 
-    async fn room(&self) -> OwnedSemaphorePermit {
-        let mut acquire = pin!(Arc::clone(&self.room).acquire_owned());
+    async fn slot(&self) -> OwnedSemaphorePermit {
+        let mut acquire = pin!(Arc::clone(&self.slots).acquire_owned());
         loop {
-            if self.room.available_permits() == 0 {
+            if self.slots.available_permits() == 0 {
                 self.evict();
             }
-            if let Ok(permit) = tokio::time::timeout(ROOM_CHECK, &mut acquire).await {
+            if let Ok(permit) = tokio::time::timeout(SLOT_CHECK, &mut acquire).await {
                 return permit.expect("the semaphore is never closed");
             }
         }
@@ -138,7 +139,7 @@ impl History {
 }
 
 impl Hub {
-    /// Reads transitions after a revision from a log. `None`: the log no longer begins at `first`.
+    /// Reads the transitions after a revision. `None`: the log no longer begins at `first`.
     pub(crate) async fn history(
         &self,
         id: &RequestId,
@@ -151,13 +152,13 @@ impl Hub {
         if let Some(found) = self.history.read(id, first, from, reading) {
             return Ok(Some(found));
         }
-        // The previous page may be evicted.
+        // The previous page may now be evicted.
         *reading = PageGuard::default();
         let _making = self.history.making.lock(id).await;
         if let Some(found) = self.history.read(id, first, from, reading) {
             return Ok(Some(found));
         }
-        let room = self.history.room().await;
+        let slot = self.history.slot().await;
         let _load = self.loads.acquire().await.expect("the semaphore is never closed");
         let Some(transitions) = self.replay(id, first, from).await? else { return Ok(None) };
         if transitions.is_empty() {
@@ -165,17 +166,17 @@ impl Hub {
         }
         let used = Instant::now();
         let mut page =
-            Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _room: room };
+            Page { id: id.clone(), first, transitions, readers: Weak::new(), used, _slot: slot };
         let found = page.read(from, reading);
         let mut pages = lock(&self.history.pages);
-        // An earlier page ended with the log, which has grown since.
+        // An older page with the same beginning is shorter, because the log has grown since.
         pages.retain(|old| !old.holds(id, first, page.transitions[0].revision));
         pages.push(page);
         Ok(Some(found))
     }
 
     /// Folds a log up to the end of the page that contains a revision, and returns this page. It is
-    /// empty if the log ends before.
+    /// empty if the log ends before that revision. `None`: the log no longer begins at `first`.
     async fn replay(
         &self,
         id: &RequestId,

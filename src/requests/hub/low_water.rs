@@ -17,9 +17,9 @@ use crate::{
     store::{CELL_FORMAT, CellName, Position, Store, StoreError, Versioned, swap_cell},
 };
 
-/// The interval of housekeeping. It is shorter if closed requests leave memory sooner.
-const HOUSEKEEPING: Duration = Duration::from_mins(1);
-const HOUSEKEEPING_AT_LEAST: Duration = Duration::from_secs(1);
+/// The bounds of the housekeeping interval, which is the idle time of closed requests.
+const MAX_HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(1);
+const MIN_HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 
 fn cell() -> CellName {
     CellName::permanent("low-water")
@@ -27,7 +27,7 @@ fn cell() -> CellName {
 
 async fn load_mark(store: &dyn Store) -> Result<Option<Versioned<storage::LowWater>>, StoreError> {
     let Some(Versioned { version, value }) = store.load(&cell()).await? else { return Ok(None) };
-    // A mark in a newer format is valid, too.
+    // A mark in a newer format is valid too.
     let value =
         storage::LowWater::decode(value).map_err(|error| StoreError::Corrupt(error.to_string()))?;
     Ok(Some(Versioned { version, value }))
@@ -35,8 +35,8 @@ async fn load_mark(store: &dyn Store) -> Result<Option<Versioned<storage::LowWat
 
 /// Raises the mark. A higher mark, or one in a newer format, stays.
 async fn raise(store: &dyn Store, mark: Position) -> Result<(), StoreError> {
-    let held = load_mark(store).await?;
-    let stays = held.as_ref().is_some_and(|Versioned { value, .. }| {
+    let current = load_mark(store).await?;
+    let stays = current.as_ref().is_some_and(|Versioned { value, .. }| {
         value.version > CELL_FORMAT
             || (value.epoch == mark.epoch && value.sequence >= mark.sequence)
     });
@@ -46,7 +46,7 @@ async fn raise(store: &dyn Store, mark: Position) -> Result<(), StoreError> {
     let (epoch, sequence) = (mark.epoch, mark.sequence);
     let mut value = storage::LowWater { epoch, sequence, ..storage::LowWater::default() };
     // On a conflict another replica has raised the mark.
-    swap_cell(store, &cell(), held.map(|held| held.version), &mut value).await.map(drop)
+    swap_cell(store, &cell(), current.map(|current| current.version), &mut value).await.map(drop)
 }
 
 impl Hub {
@@ -58,7 +58,11 @@ impl Hub {
                 match load_mark(&*self.store).await {
                     Ok(mark) => return mark,
                     Err(error) if !warned => {
-                        warn!(%error, "cannot read the low-water mark yet; trying again");
+                        warn!(
+                            %error,
+                            "cannot read the low-water mark yet; trying again. Check the store if \
+                             this lasts"
+                        );
                         warned = true;
                     }
                     Err(_) => {}
@@ -72,7 +76,8 @@ impl Hub {
     }
 
     pub(super) async fn housekeeping(&self) -> Infallible {
-        let period = self.closed_limits.idle.clamp(HOUSEKEEPING_AT_LEAST, HOUSEKEEPING);
+        let period =
+            self.closed_limits.idle.clamp(MIN_HOUSEKEEPING_INTERVAL, MAX_HOUSEKEEPING_INTERVAL);
         let mut tick = tokio::time::interval(period);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -94,16 +99,16 @@ impl Hub {
                 let folded = tracked.lock();
                 folded.request.first.filter(|_| !folded.request.is_closed())
             });
-            let young = |order: &&Order| {
+            let holds_mark = |order: &&Order| {
                 let age = age(&*self.store, order.first, order.sent_time);
                 age < self.give_up || order.outcome.is_some()
             };
-            let orders = projection.orders.iter().map(|(_, order)| order).filter(young);
+            let orders = projection.orders.iter().map(|(_, order)| order).filter(holds_mark);
             let orders = orders.filter_map(|order| order.first);
             (evicted, requests.chain(orders).min())
         };
-        // Later requests may be open, too, so the mark must not exceed `folded`. Logs that were
-        // loaded for callers may reach beyond it.
+        // Later requests may also be open, so the mark must not exceed `folded`. Logs that were
+        // loaded for callers may begin beyond it.
         if let Some(mark) = oldest_open.into_iter().chain(folded).min()
             && caught_up
             && let Err(error) = raise(&*self.store, mark).await

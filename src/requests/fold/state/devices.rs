@@ -15,8 +15,8 @@ impl Request {
     pub(super) fn is_new(&self, device: &Device) -> bool {
         let is_new =
             |(kind, digits): (_, &Digits)| !self.index.contains_key(&(kind, digits.clone()));
-        let names = if device.eid.is_empty() { usize::MAX } else { 1 };
-        !self.known && self.find(device).is_none() && device.present().take(names).any(is_new)
+        let count = if device.eid.is_empty() { usize::MAX } else { 1 };
+        !self.known && self.find(device).is_none() && device.present().take(count).any(is_new)
     }
 
     pub(in crate::requests) fn find(&self, device: &Device) -> Option<usize> {
@@ -35,7 +35,8 @@ impl Request {
         }
     }
 
-    /// Returns every device that has one of these identifiers.
+    /// Returns the indices of the devices that have the EID or the ICCID, or that [`Self::find`]
+    /// finds.
     pub(super) fn named_by(&self, device: &Device) -> Vec<usize> {
         let ids = [(IdentifierKind::Eid, &device.eid), (IdentifierKind::Iccid, &device.iccid)];
         let by_id = ids.into_iter().filter_map(|(kind, digits)| {
@@ -45,8 +46,8 @@ impl Request {
     }
 
     /// Returns the only device of a request, for a callback whose identifiers match none. Since
-    /// rules 4 the callback applies to it, unless the callback has an EID or another IMEI. Its
-    /// ICCID may be that of the new profile.
+    /// rules 4 the callback applies to it, unless the callback has an EID or another IMEI. The
+    /// callback's ICCID may be that of the new profile.
     pub(super) fn only_device(&self, called: &Device) -> Option<usize> {
         let [status] = &*self.devices else { return None };
         let (own, imei) = (&status.device.imei, &called.imei);
@@ -98,8 +99,8 @@ impl Request {
         };
         self.move_device(at, state, step);
         let known = &self.devices[at];
-        // Only the status that stays may add details: the fault of a warning is not the reason of a
-        // later failure.
+        // Only the final status may add a fault or a profile. The fault of a warning is not the
+        // reason of a later failure.
         let is_final_status = state.is_final() && known.state == state;
         let new_fault = fault
             .filter(|_| is_final_status && state == DeviceState::Failed && known.fault.is_none());
@@ -126,7 +127,7 @@ impl Request {
         step.changed.push(at);
     }
 
-    /// Several devices with one identifier cannot be found by it.
+    /// Adds an identifier to the index. Devices that share an identifier cannot be found by it.
     fn add_to_index(&mut self, kind: IdentifierKind, digits: Digits, at: usize) {
         self.index.entry((kind, digits)).and_modify(|at| *at = None).or_insert(Some(at));
     }

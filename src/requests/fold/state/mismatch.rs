@@ -23,7 +23,7 @@ impl Request {
         listed || called_back
     }
 
-    /// Whether its list of devices is final and lacks one of these.
+    /// Whether the request's list of devices is final and lacks one of these.
     fn ended_without(&self, devices: &[Device]) -> bool {
         let has_list = self.is_final() && !self.devices.is_empty();
         has_list && devices.iter().any(|device| self.find(device).is_none())
@@ -36,7 +36,7 @@ impl Request {
     }
 }
 
-/// Whether a device is not among those of an order. If it has an EID, the EID decides, because the
+/// Whether a device is none of the order's devices. If it has an EID, the EID decides, because the
 /// ICCID may be that of the new profile.
 fn is_other(device: &Device, ordered: &HashSet<(IdentifierKind, &Digits)>) -> bool {
     if !device.eid.is_empty() {

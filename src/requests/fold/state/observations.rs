@@ -1,6 +1,6 @@
 //! The events that a status answer adds to a log.
 //!
-//! After they are folded, the request has the answer's state, and the same answer adds no events.
+//! After they are folded, the request has the answer's state. The same answer then adds no events.
 
 use super::{DeviceState, DeviceStatus, Request, completes};
 use crate::{
@@ -19,7 +19,8 @@ impl Request {
     ) -> Vec<storage::Observed> {
         let mut answer = answer.clone();
         self.make_agree(&mut answer);
-        // A device without identifiers may be another one, so the overall status is not valid.
+        // An entry without an identifier may be about any device. Then the overall status is not
+        // used.
         let is_nameless = |(device, class): &(Device, StatusClass)| {
             device.present().next().is_none() && *class != StatusClass::Succeeded
         };
@@ -32,9 +33,9 @@ impl Request {
             overall_only: answer.devices.is_empty(),
             complete,
         };
-        // The fold would ignore the events.
         let folded = self.first.is_none() || self.folds();
         if !folded || !self.is_of(account.as_str()) {
+            // The fold would ignore the events.
             return Vec::new();
         }
         let changes = |device: &Device, class: StatusClass| {
@@ -72,8 +73,8 @@ impl Request {
             .collect()
     }
 
-    /// Makes entries of a status answer about one device of the request agree. One entry may have
-    /// the EID of the device, another the ICCID, and another an unknown identifier.
+    /// Sets the entries of a status answer about one device to unknown if they do not agree. One
+    /// entry may have the EID of the device, another the ICCID, and another an unknown identifier.
     pub(crate) fn make_agree(&self, answer: &mut StatusAnswer) {
         answer.agree(|device| {
             let named = self.named_by(device);

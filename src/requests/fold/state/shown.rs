@@ -7,8 +7,7 @@ use jiff::Timestamp;
 use super::size;
 use crate::{identity::Device, proto::storage, store::Position, thingspace::StatusClass};
 
-/// The state of a device. A device moves in the order of the variants. The two final states never
-/// replace each other.
+/// The state of a device. It changes only to a later variant. A final state never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum DeviceState {
     Pending,
@@ -74,7 +73,7 @@ impl DeviceStatus {
     }
 }
 
-/// The change by one event: one revision.
+/// The change that one event makes. Each has the next revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Transition {
     pub(crate) revision: u64,
@@ -84,7 +83,7 @@ pub(crate) struct Transition {
     pub(crate) counts: Counts,
     pub(crate) polling_stopped: bool,
     pub(crate) devices: Vec<Arc<DeviceStatus>>,
-    /// Earlier devices were dropped, so a watcher needs a snapshot.
+    /// Whether earlier devices were dropped, so that a watcher needs a snapshot.
     pub(crate) restart: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The approximate size of a request in memory, kept up to date by each event.
+//! The approximate size of a request in memory. Each event updates it.
 
 use prost::Message;
 
