@@ -114,7 +114,7 @@ impl LossKind {
                  all of it: put the file back, or accept the loss, and the gateway writes it again"
             ),
             Self::Replaced => format!(
-                "another file took the place of the store {path} while the gateway was \
+                "another file has taken the place of the store {path} while the gateway was \
                  running: put the right file back, or restart the gateway to use this one"
             ),
         }

@@ -181,7 +181,7 @@ pub(super) struct StoredState {
 pub(super) fn load_state(database: &Database) -> Result<StoredState, redb::Error> {
     let txn = database.begin_read()?;
     let meta = txn.open_table(META).map_err(|error| match error {
-        TableError::TableDoesNotExist(_) => corrupt("no gateway wrote it"),
+        TableError::TableDoesNotExist(_) => corrupt("it was not written by a gateway"),
         other => other.into(),
     })?;
     match meta.get("format")?.map(|format| format.value()) {

@@ -121,7 +121,7 @@ async fn another_store_is_noticed() {
     with_copy(&other).await;
     fs::copy(&other, &path).unwrap();
     let store = open(&path);
-    assert_lost(&store, "another one");
+    assert_lost(&store, "not the one that");
     assert_refuses_everything(&store).await;
     store.accept_loss(false).await.unwrap().unwrap();
     assert_eq!(store.loss(), None);
@@ -277,7 +277,7 @@ async fn a_file_in_the_place_of_ours_is_neither_used_nor_overwritten() {
     assert!(text.contains("restart the gateway"), "{text}");
     store.close().await;
     assert_eq!(fs::read(&path).unwrap(), theirs);
-    assert_lost(&open(&path), "another one");
+    assert_lost(&open(&path), "not the one that");
 }
 
 #[tokio::test]
