@@ -72,8 +72,8 @@
 //!    (`requests::query::poller::Poller::claim`), and one query per request is in flight
 //!    (`requests::query::status_queries::StatusQueries::refresh`).
 //! 7. **Errors say what to do.** `grpc::status` chooses code and reason, and
-//!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits` print
-//!    masked, and secrets are `secrecy` types, which do not print.
+//!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits`
+//!    prints masked. Secrets are `secrecy` types, which print nothing.
 //! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to serve the API beyond
 //!    loopback.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections

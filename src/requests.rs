@@ -223,7 +223,7 @@ impl Requests {
         tokio::join!(follow, poll);
     }
 
-    /// Returns the names of the damaged logs, which are skipped, each with the reason.
+    /// Returns the name of each damaged log with the reason. Damaged logs are skipped.
     pub fn unreadable_logs(&self) -> Vec<(String, String)> {
         self.hub.unreadable()
     }

@@ -26,11 +26,11 @@ impl Requests {
         called_back: storage::CalledBack,
     ) -> Result<(), Error> {
         let called_back = storage::CalledBack { account: account.to_string(), ..called_back };
-        let known = self.spelling_of_callback(request).await;
-        if known.is_none() {
+        let spelling = self.spelling_of_callback(request).await;
+        if spelling.is_none() {
             self.count_stray(account);
         }
-        let request = known.as_ref().unwrap_or(request);
+        let request = spelling.as_ref().unwrap_or(request);
         let id = event::called_back_id(request, &called_back);
         let log = LogName::request(request.as_str());
         let first = self.hub.first(request);
@@ -52,7 +52,7 @@ impl Requests {
             self.hub.spelling(request).await
         };
         match tokio::time::timeout(SPELLING_WITHIN, look_up).await {
-            Ok(Ok(known)) => known,
+            Ok(Ok(spelling)) => spelling,
             Ok(Err(_)) | Err(_) => Some(in_memory.unwrap_or_else(|| request.clone())),
         }
     }

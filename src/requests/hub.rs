@@ -4,7 +4,7 @@
 //!   all replicas compute the same transitions.
 //! - A log is always folded from its first event. For an event of a log that is not in memory, the
 //!   follower reads the whole log.
-//! - Closed requests leave memory after a while. They are read again when a caller needs them.
+//! - Unused closed requests are evicted. They are read again when a caller needs them.
 //! - Watchers wait for changes of a request. They have no queues, so slow watchers need no memory.
 
 use std::{
@@ -219,7 +219,7 @@ impl Hub {
         lock(&self.projection).open_devices
     }
 
-    /// Returns the names of the damaged logs, each with the reason.
+    /// Returns the name of each damaged log with the reason.
     pub(crate) fn unreadable(&self) -> Vec<(String, String)> {
         self.unreadable.list()
     }

@@ -16,10 +16,10 @@ pub(crate) enum OrderOutcome {
     AcceptedAs(RequestId),
 }
 
-/// Who decided an outcome.
+/// What decided an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// ThingSpace's answer, or the gateway, which did not send the order.
+    /// ThingSpace answered, or the gateway did not send the order.
     Answer,
     Evidence,
     Operator,

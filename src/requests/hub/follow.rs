@@ -270,9 +270,9 @@ impl Hub {
     fn read_already(&self, id: &RequestId, entry: &Entry) -> Option<ClosedAhead> {
         let ahead = &mut lock(&self.projection).closed_ahead;
         let last = ahead.get(id)?.last;
-        let known =
+        let log =
             if entry.position.sequence >= last { ahead.remove(id) } else { ahead.get(id).cloned() };
-        known.filter(|_| entry.position.sequence <= last)
+        log.filter(|_| entry.position.sequence <= last)
     }
 
     /// Folds an event into a request that is in memory. Returns the order that it belongs to, if
@@ -294,13 +294,13 @@ impl Hub {
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let facts = EntryFacts::of(&folded, entry, false);
         let order_id = folded.request.order_id.clone();
-        // An expired request leaves memory, because other replicas cannot read its lost events. A
+        // An expired request is removed, because other replicas cannot read its lost events. A
         // request whose acceptance was withdrawn is external. Callers load it again.
-        let leaves = folded.request.is_expired()
+        let is_removed = folded.request.is_expired()
             || effect.changed && matches!(kind, Some(Kind::Withdrawn(_)));
         drop(folded);
         projection.set_closed(id, closed);
-        let removed = if leaves { projection.forget(id) } else { None };
+        let removed = if is_removed { projection.forget(id) } else { None };
         let evicted =
             if closed.is_some() { projection.evict(self.closed_limits) } else { Vec::new() };
         drop(projection);

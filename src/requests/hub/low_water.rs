@@ -90,7 +90,7 @@ impl Hub {
     pub(super) async fn evict_and_advance(&self) {
         self.history.drop_unused(self.closed_limits.idle);
         self.snapshots.drop_unused(STALLED);
-        // Read before the projection, which then includes all events up to `folded`.
+        // Read before the projection, so that the projection includes all events up to `folded`.
         let FollowerProgress { folded, caught_up } = *self.progress.borrow();
         let (evicted, oldest_open) = {
             let mut projection = lock(&self.projection);

@@ -98,17 +98,17 @@ impl Request {
             return;
         };
         self.move_device(at, state, step);
-        let known = &self.devices[at];
+        let current = &self.devices[at];
         // Only the final status may add a fault or a profile. The fault of a warning is not the
         // reason of a later failure.
-        let is_final_status = state.is_final() && known.state == state;
+        let is_final_status = state.is_final() && current.state == state;
         let new_fault = fault
-            .filter(|_| is_final_status && state == DeviceState::Failed && known.fault.is_none());
-        let new_profile = profile.filter(|_| is_final_status && known.profile.is_none());
+            .filter(|_| is_final_status && state == DeviceState::Failed && current.fault.is_none());
+        let new_profile = profile.filter(|_| is_final_status && current.profile.is_none());
         let new_ids: Vec<_> = device
             .present()
             .map(|(kind, _)| kind)
-            .filter(|&kind| known.device.get(kind).is_empty())
+            .filter(|&kind| current.device.get(kind).is_empty())
             .filter(|&kind| kind != IdentifierKind::Iccid || self.takes_iccid(&device.iccid))
             .collect();
         if new_fault.is_none() && new_profile.is_none() && new_ids.is_empty() {

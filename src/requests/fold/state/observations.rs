@@ -77,8 +77,8 @@ impl Request {
     /// entry may have the EID of the device, another the ICCID, and another an unknown identifier.
     pub(crate) fn make_agree(&self, answer: &mut StatusAnswer) {
         answer.agree(|device| {
-            let named = self.named_by(device);
-            (self.known || !named.is_empty()).then_some(named)
+            let devices = self.named_by(device);
+            (self.known || !devices.is_empty()).then_some(devices)
         });
     }
 
