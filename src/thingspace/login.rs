@@ -6,11 +6,11 @@
 //! - [`files`] and [`secrets`]: what the credential files contain, and the keys derived from it.
 //! - [`slot`], [`renewal`] and [`keeper`]: one renewal for all callers, on demand and after a
 //!   change of the files.
-//! - [`health`], [`users`] and [`error`]: what operators and callers are told.
+//! - [`health`], [`users`] and [`error`]: reports for operators, and errors for callers.
 //!
-//! Guarantees: in the whole deployment, at most one token request and one login are in progress for
-//! an application and a user, and a caller that goes away aborts neither. A refusal discards only
-//! the token that was refused. No process sends a login that the guard stops, not even after a
+//! Guarantees: in the whole deployment, at most one token request for an application and one login
+//! for a user are in progress. Both continue when their callers stop waiting. A refusal discards
+//! only the token that was refused. No process sends a login that the guard stops, not even after a
 //! restart. After a failure no renewal begins before its back-off ends. Tokens are shared through
 //! the store, so a restart needs no login.
 //!
@@ -108,7 +108,7 @@ pub(crate) struct Unblocked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum UnblockOutcome {
     Done,
-    /// Nothing was stopped.
+    /// No attempt was stopped.
     NotNeeded,
     /// Logins stay stopped.
     Refused(UnblockRefusal),
@@ -154,7 +154,7 @@ impl RenewalsLeft {
         (due.bearer || due.session).then_some(due)
     }
 
-    /// Counts a renewal of these tokens, which brought `pair`.
+    /// Counts a renewal of these tokens. `pair` is its result.
     pub(super) fn count(&mut self, renewed: Stale, pair: &TokenPair) {
         let left = |left: u8, token: &Token| if token.found { left.saturating_sub(1) } else { 0 };
         if renewed.bearer {
@@ -167,8 +167,8 @@ impl RenewalsLeft {
 }
 
 impl Tokens {
-    /// Must be called inside a tokio runtime: starts the keeper, which ends when the tokens are
-    /// dropped.
+    /// Starts the keeper, which ends when the tokens are dropped. Must be called inside a tokio
+    /// runtime.
     pub(super) fn new(
         credentials: &CredentialsConfig,
         thingspace: &ThingSpaceConfig,
@@ -180,7 +180,7 @@ impl Tokens {
                 backoff_first: thingspace.login_backoff_first,
                 backoff_max: thingspace.login_backoff_max,
             };
-            // A probe of a host that did not answer may come first.
+            // If the host's breaker is open, a probe comes before the attempt and may take as long.
             let vault = Vault::new(context, settings, 2 * thingspace.call_timeout);
             TokenSource { slot: Arc::default(), vault: Arc::new(vault) }
         };
@@ -228,8 +228,8 @@ impl Tokens {
         Ok(TokenPair { bearer, session })
     }
 
-    /// Returns both tokens after the `stale` ones of a pair were refused. If ThingSpace returns the
-    /// same token, which may be about to expire, this waits until it may be renewed again.
+    /// Renews the `stale` tokens of a pair, which were refused, and returns both tokens. If
+    /// ThingSpace returns the same token, which may be about to expire, waits and renews it again.
     pub(super) async fn renewed(
         self: &Arc<Self>,
         stale: Stale,
@@ -267,7 +267,7 @@ impl Tokens {
         }
     }
 
-    /// Permits one more attempt with both halves. The operator's statement concerns the user.
+    /// Permits one more attempt with each half. `mode` applies to the user only.
     pub(super) async fn unblock(&self, mode: UnblockMode) -> Result<Unblocked, Error> {
         let secrets = self.secrets().await;
         let secrets = secrets.map_err(|error| error.into_call_error(self.name()))?;
@@ -316,7 +316,7 @@ impl Tokens {
         }
     }
 
-    /// Returns what the files contain now. Updates the health if they cannot be used.
+    /// Returns what the files contain now. Updates the health.
     async fn secrets(&self) -> Result<Arc<CredentialSecrets>, LoginError> {
         let secrets = self.files.secrets().await;
         match &secrets {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 const MAX_TOKEN_BYTES: usize = 4096;
-/// The longest lifetime that is believed. ThingSpace says an hour.
+/// The longest lifetime that is used. ThingSpace documents an hour.
 const MAX_LIFETIME_SECONDS: u64 = 86_400;
 
 /// An issued bearer token.
@@ -90,7 +90,8 @@ pub(crate) fn bearer(body: &ReplyBody<'_>) -> Option<IssuedBearer> {
         .map(|token| IssuedBearer { token, expires_in })
 }
 
-/// Reads the answer to a login. A lifetime in it is ignored, because sessions end differently.
+/// Reads the answer to a login. A lifetime in it is ignored: a session ends after a time without
+/// calls.
 pub(crate) fn session(body: &ReplyBody<'_>) -> Option<SecretString> {
     token(body.object.as_ref()?, "sessionToken")
 }

@@ -2,7 +2,7 @@
 
 use crate::{identity::RequestId, thingspace::StatusClass};
 
-/// Words that programs write if they have no value.
+/// Words that programs write in place of a value.
 const NO_VALUE: [&str; 10] =
     ["null", "undefined", "none", "nil", "nan", "na", "true", "false", "empty", "unknown"];
 
@@ -13,7 +13,7 @@ const SUCCESS: [&str; 8] =
 /// The length of the shortest id, according to Verizon's SDK.
 const MIN_ID_CHARS: usize = 3;
 
-/// A smaller number may be an HTTP status.
+/// The smallest number that may be an id. A smaller one may be an HTTP status.
 pub(crate) const MIN_ID_NUMBER: u64 = 1_000;
 
 /// Returns the letters and digits of a text, in lower case.
@@ -29,8 +29,8 @@ pub(crate) fn is_no_value(text: &str) -> bool {
     is_number_below_one || NO_VALUE.contains(&letters.as_str())
 }
 
-/// Returns whether a text says that a call succeeded, or was accepted and waits: a word, or an HTTP
-/// status alone or before its name.
+/// Returns whether a text says that a call succeeded, or was accepted and waits. The text is a word
+/// of success, or begins with a 2xx status, as in "200 OK".
 pub(crate) fn is_success(text: &str) -> bool {
     let succeeded_or_waits = matches!(
         StatusClass::of(text),
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_an_uuid_a_number_or_another_word_with_a_digit() {
+    fn an_id_is_a_uuid_a_number_or_another_word_with_a_digit() {
         let longest = "1".repeat(64);
         for id in ["86c83330-4bf5-4235-9c4e-a83f93aeae4c", "r-1", "1000", "01a", "A1-", &longest] {
             assert!(is_id(id), "{id}");

@@ -42,7 +42,7 @@ impl GuardCells {
         Self { store, settings, seen: Mutex::default() }
     }
 
-    /// Reads the guard of an identity. First restores what the store has lost of it.
+    /// Reads the guard of an identity. If the store has lost a part of it, restores that first.
     pub(super) async fn observe(
         &self,
         identity: &HalfIdentity,
@@ -57,32 +57,31 @@ impl GuardCells {
                 None => None,
             };
             let guard = guard.map(|guard| identity.renamed(guard));
-            // An exclusive store cannot lose what this process remembers: it has read it from
-            // there.
+            // An exclusive store cannot lose what this process has read from it.
             let remembered = match &*lock(&self.seen) {
                 Some(seen) if seen.cell == *cell && !exclusive => seen.guard.clone(),
                 _ => None,
             };
-            let lost =
+            let restored =
                 remembered.and_then(|known| guard::merged(guard.as_ref(), &known, &self.settings));
-            let Some(next) = lost else {
+            let Some(next) = restored else {
                 let damaged = version.is_some() && guard.is_none();
                 let lost = self.store.has_lost_cells() || damaged;
                 let unchanged = self.remember(cell, version, guard.clone());
                 return Ok((version, Observation { guard, lost, unchanged, exclusive }));
             };
-            // If it fails, the cell was changed after it was read, and nothing was lost.
+            // On a conflict, the cell has changed since it was read, so it is read again.
             if self.swap(cell, version, next).await? {
                 warn!(
                     cell = cell.name,
-                    "the store had lost attempts to get a token; this replica wrote back what it \
-                     remembers"
+                    "the store had lost attempts to get a token, and this replica wrote back what \
+                     it remembers. Find out whether an older copy of the store was put back"
                 );
             }
         }
     }
 
-    /// Stores a guard. Returns false if another process was first.
+    /// Stores a guard. Returns false if another process changed the cell first.
     pub(super) async fn swap(
         &self,
         cell: &CellName,
@@ -112,15 +111,19 @@ impl GuardCells {
             return seen.since.elapsed();
         }
         if version.is_some() && guard.is_none() {
-            warn!(cell = cell.name, "the store holds something in this cell that is no guard");
+            warn!(
+                cell = cell.name,
+                "the login guard in this cell is damaged and counts as lost; `status` says whether \
+                 logins are stopped and what to do"
+            );
         }
         *seen = Some(SeenGuard { cell: cell.clone(), version, guard, since: Instant::now() });
         Duration::ZERO
     }
 }
 
-/// Decodes a guard. `None`: it is damaged, which is treated as lost. A guard of a newer release is
-/// an error, because it must not be replaced.
+/// Decodes a guard. Returns `None` if it is damaged; it counts as lost then. A guard of a newer
+/// release is an error, because it must not be replaced.
 fn decode(value: Bytes) -> Result<Option<Guard>, StoreError> {
     match Guard::decode(value.clone()) {
         Ok(guard) if guard.version > 0 => decode_cell(value).map(Some),

@@ -13,14 +13,14 @@ use crate::{
 
 /// How long a caller waits for the next renewal, at most.
 const NEXT_RENEWAL_MAX: Duration = Duration::from_secs(10);
-/// Added to that wait, because other callers began to wait a moment later.
+/// Added to that wait, so that it does not end just before the renewal is possible.
 const NEXT_RENEWAL_SLACK: Duration = Duration::from_millis(100);
 
-/// Why a renewal brought no token.
+/// Why a renewal returned no token.
 #[derive(Debug, Clone)]
 pub(super) struct LoginError {
     pub(super) problem: Problem,
-    /// No renewal is possible before.
+    /// The time before which no renewal is possible.
     pub(super) not_before: Instant,
 }
 
@@ -73,8 +73,8 @@ impl LoginError {
         self.not_before.saturating_duration_since(Instant::now())
     }
 
-    /// Returns how long a caller waits for the next renewal; `None`: the caller gets the error at
-    /// once.
+    /// Returns how long a caller waits for the next renewal. Returns `None` if the caller gets the
+    /// error at once.
     pub(super) fn worth_waiting(&self) -> Option<Duration> {
         let wait = self.wait() + NEXT_RENEWAL_SLACK;
         Some(wait).filter(|wait| self.problem.is_temporary() && *wait <= NEXT_RENEWAL_MAX)

@@ -1,9 +1,9 @@
 //! Reads the credential files.
 //!
 //! The files of one set do not change at the same moment: a mounted Secret may be swapped between
-//! two reads, and a person writes a user name first and then a password. A mixture of old and new
-//! would be a rejected login. So two reads in a row must agree, and a change while the gateway runs
-//! must be stable for a while.
+//! two reads, and a person writes a user name first and then a password. ThingSpace would reject a
+//! login with a mixture of old and new. So two reads in a row must agree, and a change while the
+//! gateway runs must be stable for a while.
 
 use std::{
     fmt,
@@ -20,12 +20,13 @@ use super::{
 };
 use crate::{config::CredentialsConfig, secret_file};
 
+/// The pause between two reads after a change.
 const STABLE_FOR: Duration = Duration::from_secs(1);
 
-/// The most reads until two agree.
+/// How often the files are read again until two reads agree.
 const READS: u32 = 10;
 
-/// Attempts to read a file before it is reported: it may be in the middle of a change.
+/// How often the files are tried before an error is reported, because they may just be changing.
 const TRIES: u32 = 3;
 
 /// The pause between these attempts.
@@ -64,6 +65,7 @@ impl Files {
         &self.paths.name
     }
 
+    /// Refuses these passwords for logins.
     pub(super) fn refuse(&self, callbacks: CallbackPasswords) {
         // A second call would pass the same passwords: the configuration is read once.
         let _ = self.callbacks.set(callbacks);
@@ -89,7 +91,7 @@ impl Files {
         if let Some(callbacks) = self.callbacks.get()
             && (callbacks.sends)(raw.password())
         {
-            return Err(self.refused(&"an earlier or the present password of callbacks"));
+            return Err(self.refused(&"a present or recent password of callbacks"));
         }
         let hosts = self.hosts.clone();
         let derived =
@@ -102,7 +104,7 @@ impl Files {
     fn refused(&self, what: &dyn fmt::Display) -> LoginError {
         let file = self.paths.password_file.display();
         Problem::FileUnusable(format!(
-            "{file} holds {what}, which ThingSpace sends in callbacks; write another one"
+            "{file} contains {what}, which ThingSpace sends in callbacks; write another password"
         ))
         .into()
     }

@@ -17,8 +17,8 @@
 //!   a login elsewhere; see [`unblock`].
 //! - A guard without a history assumes one rejection. If the store has lost guards, a missing guard
 //!   counts as four.
-//! - A replica that remembers more than the store writes it back ([`merged`]). The count is four
-//!   then, because the store may have lost more than this replica knows.
+//! - A replica that remembers more than the store writes that back ([`merged`]). The count is then
+//!   four, because the store may have lost more than this replica knows.
 //!
 //! So logins resume without an operator while fewer than four attempts in a row failed and the file
 //! contains a password that may still be used. The rules do not cover:
@@ -32,8 +32,8 @@
 //! `backoff_max`, and never stopped. One rejection may be an error of ThingSpace, so callers are
 //! told of a rejection only after the second one in a row.
 //!
-//! Uses no IO, clock, randomness or log. Measures time by how long the observer has seen the guard
-//! unchanged.
+//! Uses no IO, clock, randomness or log. Time is measured by how long the observer has seen the
+//! guard unchanged.
 
 pub(super) mod answer;
 mod memory;
@@ -59,7 +59,7 @@ pub(super) const DERIVATION: u32 = 1;
 /// Consecutive rejected logins after which ThingSpace locks the user.
 pub(super) const LOCK: u32 = 5;
 
-/// Attempts that count after which nothing is sent.
+/// The number of counted attempts after which no login is sent.
 pub(super) const COUNT_LIMIT: u32 = LOCK - 1;
 
 /// Rejections after which a password is not used any more.
@@ -74,15 +74,15 @@ const ASSUMED: u32 = 1;
 /// Passwords that a guard remembers. The count includes attempts with passwords it has forgotten.
 const CANDIDATES: usize = 8;
 
-/// An older password is tried again only if no other attempt was made for so long. So replicas with
-/// old and new files do not end each other's sessions.
+/// The time without attempts after which an older password may be tried again. So replicas with old
+/// and new files do not end each other's sessions.
 const SUPERSEDED: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct GuardSettings {
     /// Rejections lock the user: true for logins, false for token requests.
     pub(super) locks: bool,
-    /// From a failed attempt to the next one with the same secret.
+    /// The shortest time from a failed attempt to the next one with the same secret.
     pub(super) backoff_first: Duration,
     pub(super) backoff_max: Duration,
 }
@@ -100,7 +100,7 @@ pub(super) struct Observation {
     pub(super) exclusive: bool,
 }
 
-/// What an attempt may do now.
+/// What a process that wants to make an attempt may do now.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum GuardDecision {
     /// Store this guard, then make the attempt and report it.
@@ -136,7 +136,7 @@ pub(super) enum Stopped {
     Unanswered,
     /// All attempts together failed too often.
     CountLimit,
-    /// The same, and no login was accepted since an operator cleared the count.
+    /// All attempts together failed too often after an operator had cleared the count.
     ForceUsed,
     /// The store has lost the guard.
     CountLost,
@@ -214,7 +214,8 @@ pub(super) fn report(
     settings: &GuardSettings,
 ) -> Option<Guard> {
     let mut guard = held.unwrap_or_else(unknown);
-    // Late: another process has settled the attempt. It counts twice rather than not at all.
+    // If the report is late, another process has settled the attempt. A rejection may then count
+    // twice, which is safe.
     let late = guard.attempt.as_ref().is_none_or(|in_progress| in_progress.id != attempt.id);
     if !late {
         guard.attempt = None;
@@ -290,7 +291,7 @@ fn candidate(fingerprint: &[u8]) -> GuardCandidate {
 }
 
 impl Observation {
-    /// The store lost the guard of a user, so nothing is known about its count.
+    /// Returns whether the store has lost the guard of a user, so that its count is not known.
     fn is_lost(&self, settings: &GuardSettings) -> bool {
         self.guard.is_none() && self.lost && settings.locks
     }
@@ -301,13 +302,13 @@ impl Guard {
         self.candidates.iter().find(|candidate| candidate.fingerprint == fingerprint)
     }
 
-    /// A newer secret was accepted after this one.
+    /// Returns whether another secret was accepted after this one.
     pub(super) fn is_superseded(&self, fingerprint: &[u8]) -> bool {
         let tried = self.candidate(fingerprint);
         tried.is_some_and(|tried| tried.accepted && self.accepted_last != tried.fingerprint)
     }
 
-    /// Earlier releases counted some unanswered attempts as `silences`.
+    /// Returns the attempts that count. Earlier releases counted some of them as `silences`.
     fn counted(&self) -> u32 {
         self.rejections.saturating_add(self.silences)
     }
@@ -325,14 +326,14 @@ impl Guard {
         self.resets = self.resets.saturating_add(1);
     }
 
-    /// Takes back what an operator cleared: an attempt was not accepted, so the login elsewhere may
-    /// not have cleared ThingSpace's count.
+    /// Restores the count that an operator cleared. An attempt was not accepted, so the login
+    /// elsewhere may not have cleared ThingSpace's count.
     fn restore_count(&mut self) {
         self.rejections = self.rejections.max(std::mem::take(&mut self.set_aside));
     }
 
-    /// Makes it the last candidate. If there are too many, removes the oldest one except that which
-    /// was accepted last.
+    /// Makes this the last candidate. If there are too many, removes the oldest one that was not
+    /// accepted last.
     fn put(&mut self, candidate: GuardCandidate) {
         self.candidates.retain(|other| other.fingerprint != candidate.fingerprint);
         self.candidates.push(candidate);
@@ -356,7 +357,7 @@ impl Guard {
 }
 
 impl GuardCandidate {
-    /// Why this password is not used any more.
+    /// Returns why this password is not used any more, or `None` if it may be used.
     fn stopped(&self) -> Option<Stopped> {
         if self.strikes >= REJECTIONS_LIMIT {
             Some(Stopped::Rejected)
@@ -367,8 +368,8 @@ impl GuardCandidate {
 }
 
 impl GuardSettings {
-    /// Returns the rejections in a row that may be an error of ThingSpace. Another attempt shows
-    /// that, and is harmless unless rejections lock the user.
+    /// Returns how many rejections in a row may be an error of ThingSpace. For logins it is none,
+    /// because another attempt to find out could lock the user.
     pub(super) fn unconfirmed_rejections(&self) -> u32 {
         u32::from(!self.locks)
     }

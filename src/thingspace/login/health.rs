@@ -1,7 +1,7 @@
 //! The health of a set of credentials, for `status`, gRPC health and the log.
 //!
-//! It says whether logins may be sent, even while a session token still works: an operator has to
-//! act before the session ends.
+//! It says whether logins may be sent, even while a session token still works, so that an operator
+//! can act before the session ends.
 
 use std::{fmt, sync::Mutex};
 
@@ -18,7 +18,8 @@ use crate::lock::lock;
 /// The health of the logins of a set of credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LoginHealth {
-    /// False: an operator has to act, even if a session still works.
+    /// False if an operator has to act, even while a session still works. False also while it is
+    /// not known whether logins may be sent.
     pub(crate) healthy: bool,
     /// The state, for people.
     pub(crate) sentence: String,
@@ -35,7 +36,7 @@ pub(super) struct HealthTracker {
 pub(super) struct HealthTrackerState {
     /// Why the guard could not be read; `None`: it was read.
     pub(super) unread: Option<String>,
-    /// A session token is held.
+    /// This process holds a session token.
     pub(super) session: bool,
     /// Until when another replica's login may be in progress.
     pub(super) elsewhere: Option<Timestamp>,
@@ -83,8 +84,8 @@ impl HealthTracker {
         self.update(|state| {
             match &unusable {
                 Some(reason) if state.files != unusable => {
-                    let said = unusable_sentence(&self.name, reason);
-                    tracing::error!(credentials = self.name, "{said}");
+                    let sentence = unusable_sentence(&self.name, reason);
+                    tracing::error!(credentials = self.name, "{sentence}");
                 }
                 None if state.files.is_some() => tracing::info!(
                     credentials = self.name,
@@ -165,7 +166,10 @@ impl fmt::Display for Half {
 }
 
 fn unusable_sentence(name: &str, reason: &str) -> String {
-    format!("the files of credentials {name} cannot be used: {reason}. Put the file back, readable")
+    format!(
+        "the files of credentials {name} cannot be used: {reason}. Restore or correct the file; \
+         the gateway reads it again by itself"
+    )
 }
 
 fn sentence(name: &str, half: Half, problem: &Problem) -> String {
@@ -234,51 +238,51 @@ mod tests {
     #[test]
     fn it_is_healthy_while_no_operator_has_to_act_whether_or_not_there_is_a_session() {
         let tracker = HealthTracker::new("main");
-        let told = tracker.subscribe();
-        let said = || (told.borrow().healthy, told.borrow().sentence.clone());
+        let published = tracker.subscribe();
+        let health = || (published.borrow().healthy, published.borrow().sentence.clone());
         let unavailable = |reason: &str| Some(Problem::Unavailable(reason.to_owned()));
-        assert!(!said().0 && said().1.contains("not known yet"));
+        assert!(!health().0 && health().1.contains("not known yet"));
         tracker.update(|state| state.unread = None);
-        assert_eq!(said(), (true, "not logged in: nothing has needed it yet".to_owned()));
+        assert_eq!(health(), (true, "not logged in: nothing has needed it yet".to_owned()));
         tracker.update(|state| state.unread = Some("it is away".to_owned()));
         tracker.set(Half::User, unavailable("it is away"), FIRST);
-        assert!(!said().0, "a call that fails tells nothing new");
+        assert!(!health().0, "a failed call does not show whether logins are permitted");
         tracker.set(Half::User, None, FIRST);
         tracker.update(|state| state.unread = None);
         tracker.update(|state| state.session = true);
-        assert_eq!(said(), (true, "logged in".to_owned()));
+        assert_eq!(health(), (true, "logged in".to_owned()));
         tracker.set(Half::User, Some(Problem::Rejected), FIRST);
-        assert!(!said().0 && said().1.contains("user name or password of credentials main"));
-        assert!(said().1.ends_with("The current session still works"));
+        assert!(!health().0 && health().1.contains("user name or password of credentials main"));
+        assert!(health().1.ends_with("The current session still works"));
         tracker.update(|state| state.session = false);
-        assert!(!said().0 && !said().1.contains("still works"));
+        assert!(!health().0 && !health().1.contains("still works"));
         tracker.set(Half::User, Some(Problem::Stopped(Stopped::Rejected)), FIRST);
         tracker.set(Half::Application, unavailable("down"), FIRST);
         assert!(
-            !said().0 && said().1.contains("unblock main"),
+            !health().0 && health().1.contains("unblock main"),
             "what needs an operator comes first"
         );
         assert!(
-            said().1.contains("no attempt with them is left"),
-            "a new store permits a single one"
+            health().1.contains("no attempt with them is left"),
+            "a new store permits only one attempt"
         );
         tracker.set_files(Some("cannot read password".into()));
-        assert!(!said().0 && said().1.contains("cannot read password"));
+        assert!(!health().0 && health().1.contains("cannot read password"));
         tracker.set_files(None);
         tracker.set(Half::User, None, FIRST);
-        assert_eq!(said(), (true, "no token for credentials main: down".to_owned()));
+        assert_eq!(health(), (true, "no token for credentials main: down".to_owned()));
     }
 
     #[test]
     fn only_changes_are_published() {
         let tracker = HealthTracker::new("main");
-        let mut told = tracker.subscribe();
+        let mut published = tracker.subscribe();
         for _ in 0..3 {
             tracker.set(Half::Application, Some(Problem::Rejected), FIRST);
         }
-        assert!(told.has_changed().unwrap());
-        told.mark_unchanged();
+        assert!(published.has_changed().unwrap());
+        published.mark_unchanged();
         tracker.set(Half::Application, Some(Problem::Rejected), Fingerprint([2; 32]));
-        assert!(!told.has_changed().unwrap());
+        assert!(!published.has_changed().unwrap());
     }
 }

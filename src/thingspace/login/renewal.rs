@@ -50,7 +50,7 @@ impl Tokens {
         }
     }
 
-    /// Repeats a login once with a new bearer token if the bearer token was refused: then
+    /// Logs in. If the bearer token is refused, repeats the login once with a new one, because
     /// ThingSpace did not check the password.
     pub(super) async fn log_in(
         self: &Arc<Self>,
@@ -127,7 +127,7 @@ impl Tokens {
         self.noted(half, identity, access)
     }
 
-    /// Updates the health by the answer of the vault.
+    /// Updates the health from an answer of the vault, and returns that answer.
     fn noted<C>(
         &self,
         half: Half,
@@ -201,9 +201,10 @@ impl AttemptFailure {
         let not_evaluated = AttemptOutcome::NotEvaluated;
         match self {
             Self::Rejected => (Problem::Rejected.into(), AttemptOutcome::Rejected),
-            Self::StaleBearer => {
-                (LoginError::unavailable("the login refuses the bearer token"), not_evaluated)
-            }
+            Self::StaleBearer => (
+                LoginError::unavailable("the login was refused because of its bearer token"),
+                not_evaluated,
+            ),
             Self::Throttled(wait) => {
                 (LoginError::new(Problem::Throttled, wait.unwrap_or_default()), not_evaluated)
             }

@@ -47,7 +47,7 @@ pub(super) struct Token {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TokenId {
-    /// The credentials that it was issued for.
+    /// The credentials for which it was issued.
     pub(super) fingerprint: Fingerprint,
     /// Grows with each token of these credentials.
     pub(super) generation: u64,
@@ -85,9 +85,10 @@ struct HeldToken {
 type Renewed = Result<Token, LoginError>;
 
 impl Slot {
-    /// Returns the held token, the kept error, or the result of the renewal in progress. If there
-    /// is none, `renew` begins one; it gets the id of the last token. A rotation does not return
-    /// the held token, but calls get it until there is a new one. A failure does not discard it.
+    /// Returns the held token, the kept error, or the result of the renewal in progress. If none of
+    /// them exists, `renew` begins a renewal; it gets the id of the last token. For a rotation the
+    /// held token is not returned. Calls still get it until there is a new one, also if the
+    /// rotation fails.
     pub(super) async fn get<F: Future<Output = Renewed> + Send + 'static>(
         self: &Arc<Self>,
         need: Need,
@@ -109,8 +110,9 @@ impl Slot {
                 None => self.begin(&mut state, renew),
             }
         };
-        let renewed = renewal.wait_for(Option::is_some).await.ok().and_then(|of| of.clone());
-        // There is no result only if the runtime is being shut down.
+        let renewed =
+            renewal.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
+        // Without a result, the runtime is being shut down.
         renewed.unwrap_or_else(|| Err(aborted()))
     }
 
@@ -141,8 +143,8 @@ impl Slot {
         state.renewal.insert(renewal).clone()
     }
 
-    /// Discards a token that was refused; another one stays. If two tokens in a row were refused
-    /// before any call succeeded with them, the next renewal is delayed, longer each time.
+    /// Discards the held token if it is the one that was refused. If two tokens in a row were
+    /// refused before any call succeeded with them, the next renewal is delayed, longer each time.
     pub(super) fn invalidate(&self, id: TokenId) {
         let mut state = lock(&self.state);
         let now = Instant::now();
@@ -220,7 +222,7 @@ impl SlotState {
                 backoff(self.failures).max(left)
             }
             Problem::HostUnavailable => left,
-            // The guard may allow the next renewal sooner than it said.
+            // The guard may allow the next renewal before that time.
             Problem::Rejected
             | Problem::RejectedOnce
             | Problem::Elsewhere

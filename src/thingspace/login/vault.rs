@@ -1,9 +1,9 @@
 //! The stored tokens of one half of the credentials, and the right to renew them.
 //!
 //! At most one [`RenewalClaim`] exists in the whole deployment, and its outcome is stored before
-//! the next claim: while an outcome cannot be stored, this process claims nothing, and the others
-//! wait for the lease of the claim. A token is stored in the same write as the acceptance of its
-//! credentials. A lease ends once a process has seen the guard unchanged for its duration.
+//! the next claim. While an outcome cannot be stored, this process claims nothing, and other
+//! replicas wait until the lease of the claim ends: until they have seen the guard unchanged for
+//! its duration. A token is stored in the same write as the acceptance of its credentials.
 
 use std::{
     sync::{Arc, Mutex},
@@ -33,10 +33,11 @@ use crate::{
     store::{StoreError, Version},
 };
 
-/// Added to the longest time of an attempt, for the writes around it.
+/// Added to the longest time of an attempt, for the writes before and after it.
 const LEASE_SLACK: Duration = Duration::from_secs(30);
 
-/// An older claim is not used, because the process was suspended and may be suspended again.
+/// The age up to which a claim may be used. With an older one the process was suspended, and may be
+/// suspended again.
 const CLAIM_FRESH: Duration = Duration::from_secs(15);
 
 /// The longest pause between two reads while another attempt is in progress.
@@ -172,8 +173,8 @@ impl Vault {
             let newer = value.filter(|_| stored.generation > after).map(|value| {
                 stored_token(value, TokenId { fingerprint, generation: stored.generation })
             });
-            let of_others = || inherited(identity, seen.guard.as_ref()?, last);
-            let token = newer.or_else(|| of_others().filter(|_| need == Need::Call));
+            let inherited_token = || inherited(identity, seen.guard.as_ref()?, last);
+            let token = newer.or_else(|| inherited_token().filter(|_| need == Need::Call));
             if let Some(token) = token {
                 return Ok(Access::Token(token));
             }
@@ -192,7 +193,8 @@ impl Vault {
                     if self.cells.swap(&identity.cell, version, next).await? {
                         warn!(
                             cell = identity.cell.name,
-                            "an attempt to get a token was never reported; it counts as unanswered"
+                            "an attempt to get a token was never reported, perhaps because its \
+                             process died; it counts as unanswered"
                         );
                     }
                 }
@@ -207,7 +209,7 @@ impl Vault {
         Err(Problem::Elsewhere.into())
     }
 
-    /// Returns why a renewal that no call needs is not attempted.
+    /// Returns why a renewal that no call needs is not attempted, or `None` if it is.
     fn postpones(&self, seen: &Observation, stored: &GuardCandidate) -> Option<Delay> {
         if stored.misses > self.settings.unconfirmed_rejections() {
             return Some(if stored.rejected { Delay::Rejected } else { Delay::Unanswered });
@@ -231,7 +233,7 @@ impl Vault {
         }
     }
 
-    /// Permits one more attempt with every secret, as an operator asks for it.
+    /// Permits one more attempt with every secret, for an operator.
     pub(super) async fn unblock(
         &self,
         identity: &HalfIdentity,
@@ -255,7 +257,7 @@ impl Vault {
         }
     }
 
-    /// Stores that the credentials were accepted, and the token.
+    /// Stores the token, and that its credentials were accepted. Returns the token.
     pub(super) async fn accepted(
         self: &Arc<Self>,
         claim: RenewalClaim,
@@ -281,7 +283,8 @@ impl Vault {
         if let Err(error) = self.store_outcome(&claim, &outcome).await {
             warn!(
                 cell = claim.identity.cell.name,
-                "the outcome of an attempt to get a token is stored later: {error}"
+                "cannot store the outcome of an attempt to get a token; this replica makes no \
+                 other one until it is stored. Check the store: {error}"
             );
             let meanwhile = meanwhile.cloned().unwrap_or_else(|| error.into());
             self.store_later(claim, outcome, meanwhile);
@@ -340,10 +343,10 @@ impl Vault {
     }
 }
 
-/// Returns the token of the credentials that were accepted last, if the other half of this set
-/// opens it. It is used until new credentials are accepted. `None` if it is not newer than the last
-/// token, or if that one belongs to other credentials, because two stale tokens would replace each
-/// other for ever.
+/// Returns the token of the credentials that were accepted last, if the other half of this set can
+/// open it. It is used until new credentials are accepted. Returns `None` if it is not newer than
+/// the last token. Returns `None` also if the last token belongs to other credentials, so that two
+/// stale tokens do not replace each other for ever.
 fn inherited(identity: &HalfIdentity, guard: &Guard, last: Option<TokenId>) -> Option<Token> {
     let stored = guard.candidate(&guard.accepted_last)?;
     let fingerprint = Fingerprint(stored.fingerprint.as_slice().try_into().ok()?);

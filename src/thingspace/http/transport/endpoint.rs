@@ -4,7 +4,8 @@ use http::Method;
 
 use crate::identity::{AccountName, RequestId};
 
-/// An endpoint with the values in its path. An `external` request is not one of this gateway.
+/// An endpoint with the values in its path. Another system placed an `external`
+/// request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Endpoint<'a> {
     Token,

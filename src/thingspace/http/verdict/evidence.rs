@@ -1,12 +1,12 @@
 //! What the reply to an order says besides its error code: request ids, and texts.
 //!
-//! An order with an id exists, so ids are searched for in every spelling and place, also in texts
-//! for people. An id is accepted only from the documented place: `requestId` in the outermost
-//! object, as a text or as an exact number.
+//! ThingSpace gives an id only to an order that it accepts. So ids are searched for in every
+//! spelling and place, also in texts for people. An id is accepted only from the documented place:
+//! `requestId` in the outermost object, as a text or as an exact number.
 //!
-//! Of the headers only `requestId` holds an id. Proxies and API managers add `X-Request-Id` and
-//! similar ones to every reply, for tracing. `WWW-Authenticate` and `Warning` hold texts for
-//! people.
+//! Among the headers, `requestId`, `Location` and `Content-Location` can hold an id.
+//! `WWW-Authenticate` and `Warning` hold texts for people. `X-Request-Id` and similar headers are
+//! ignored: proxies and API managers add them to every reply, for tracing.
 
 use super::{
     mention::{has_uuid, mentioned, narrow, words},
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The most levels of JSON in a text in JSON that are read.
+/// How many levels of JSON inside the texts of other JSON are read.
 const MAX_NESTED_TEXTS: u8 = 3;
 
-/// The most places in a text that are tried as the beginning of JSON.
+/// How many places in a text are tried as the beginning of JSON.
 const MAX_EMBEDDED: usize = 16;
 
 /// Parts of the names of fields that hold request ids.
@@ -57,38 +57,38 @@ pub(super) struct Evidence {
     pub(super) texts: Texts,
 }
 
-/// What the texts for people say. Of several texts the greatest value counts.
+/// What the texts for people say. If they differ, the greatest value counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Texts {
-    /// Each is a plain refusal.
+    /// Each text is a plain refusal.
     #[default]
     PlainRefusals,
-    /// One says something else.
+    /// A text says something else.
     Others,
-    /// One mentions a time-out.
+    /// A text mentions a time-out.
     TimedOut,
 }
 
-/// Reads a body and the headers. `None`: the body begins like JSON but is none, so it may contain
-/// anything.
+/// Reads a body and the headers. Returns `None` if the body begins like JSON but is not valid JSON,
+/// because then it may contain anything.
 pub(super) fn read(text: &str, reply: &Reply) -> Option<Evidence> {
-    let mut finds = Finds::default();
+    let mut findings = Findings::default();
     match serde_json::from_str(text) {
-        Ok(json) => finds.root(&json),
+        Ok(json) => findings.root(&json),
         Err(_) if text.starts_with(['{', '[', '"']) => return None,
-        Err(_) => finds.plain_text(text),
+        Err(_) => findings.plain_text(text),
     }
     for location in &reply.locations {
-        finds.location(location);
+        findings.location(location);
     }
     for id in reply.request_ids.iter().filter(|id| !id.trim().is_empty()) {
-        finds.elsewhere.push(Some(id.trim().to_owned()));
+        findings.elsewhere.push(Some(id.trim().to_owned()));
     }
     for note in &reply.notes {
-        finds.note(note);
+        findings.note(note);
     }
-    let Finds { success, quotes_uuid, texts, .. } = finds;
-    Some(Evidence { ids: finds.ids(), success, quotes_uuid, texts })
+    let Findings { success, quotes_uuid, texts, .. } = findings;
+    Some(Evidence { ids: findings.ids(), success, quotes_uuid, texts })
 }
 
 /// Returns whether a field is named `requestId`, in any case and with any punctuation.
@@ -96,12 +96,12 @@ pub(crate) fn is_request_id(key: &str) -> bool {
     plain(key) == "requestid"
 }
 
-/// What was found so far. The first three are possible request ids.
+/// What was found so far. The first three fields hold possible request ids.
 #[derive(Default)]
-struct Finds {
-    /// Those in the documented place. `None`: the value is not exact.
+struct Findings {
+    /// Ids in the documented place. `None`: the value is not exact.
     documented: Vec<Option<RequestId>>,
-    /// Those in other places. `None`: the value is neither a text nor an exact number.
+    /// Ids in other places. `None`: the value is neither a text nor an exact number.
     elsewhere: Vec<Option<String>>,
     /// For each text that mentions a request id: its words, one of which is the id.
     mentions: Vec<Vec<String>>,
@@ -125,14 +125,14 @@ struct Context {
     nested_texts: u8,
 }
 
-impl Finds {
+impl Findings {
     fn root(&mut self, json: &Json) {
         match json {
             Json::Text(text) => {
                 self.success |= word::is_success(text);
                 self.text_value(text, Context { in_request: true, ..Context::default() });
             }
-            // A number may be an HTTP status.
+            // A small number may be an HTTP status.
             Json::Exact(0..MIN_ID_NUMBER) | Json::Null | Json::Bool(_) => {}
             Json::Exact(_) | Json::Inexact => self.elsewhere.push(None),
             Json::List(_) => self.walk(json, Context { depth: 1, ..Context::default() }),
@@ -140,28 +140,28 @@ impl Finds {
         }
     }
 
-    fn walk(&mut self, json: &Json, at: Context) {
+    fn walk(&mut self, json: &Json, context: Context) {
         match json {
-            Json::List(values) => values.iter().for_each(|value| self.walk(value, at)),
+            Json::List(values) => values.iter().for_each(|value| self.walk(value, context)),
             Json::Fields(fields) => {
                 // The id of a device has its kind beside it.
                 let is_device = fields.iter().any(|(key, _)| plain(key) == "kind");
                 for (key, value) in fields {
-                    self.field(key, value, at, is_device);
+                    self.field(key, value, context, is_device);
                 }
             }
-            Json::Text(text) => self.text(text, at),
+            Json::Text(text) => self.text(text, context),
             Json::Null | Json::Bool(_) | Json::Exact(_) | Json::Inexact => {}
         }
     }
 
-    fn field(&mut self, key: &str, value: &Json, at: Context, is_device: bool) {
-        let in_root = at.depth == 0 && at.nested_texts == 0;
+    fn field(&mut self, key: &str, value: &Json, context: Context, is_device: bool) {
+        let in_root = context.depth == 0 && context.nested_texts == 0;
         let name = plain(&key.chars().map(narrow).collect::<String>());
         if STATUS_NAMES.contains(&&*name) || STATUS_ENDS.iter().any(|end| name.ends_with(end)) {
             self.success |= is_success_value(value);
         }
-        let is_plain_id = name == "id" && !is_device && (at.depth <= 1 || at.in_request);
+        let is_plain_id = name == "id" && !is_device && (context.depth <= 1 || context.in_request);
         if in_root && is_request_id(key) {
             if value.has_content() {
                 self.documented.push(exact_id(value).filter(|id| is_id(id.as_str())));
@@ -174,8 +174,8 @@ impl Finds {
             let in_request = name.starts_with("request");
             let in_other_id = name.ends_with("id") && !name.ends_with("orderid");
             let in_machine_field = MACHINE_NAMES.contains(&&*name);
-            let depth = at.depth.saturating_add(1);
-            let inner = Context { depth, in_request, in_other_id, in_machine_field, ..at };
+            let depth = context.depth.saturating_add(1);
+            let inner = Context { depth, in_request, in_other_id, in_machine_field, ..context };
             match value {
                 Json::Text(text) => self.text_value(text, inner),
                 value => self.walk(value, inner),
@@ -184,22 +184,22 @@ impl Finds {
     }
 
     /// Reads a text in a field that is not named like an id.
-    fn text_value(&mut self, text: &str, at: Context) {
-        if at.in_request && is_id(text.trim()) {
+    fn text_value(&mut self, text: &str, context: Context) {
+        if context.in_request && is_id(text.trim()) {
             self.elsewhere.push(Some(text.to_owned()));
         } else {
-            self.text(text, at);
+            self.text(text, context);
         }
     }
 
     /// Reads a text, which may contain JSON or mention a request id.
-    fn text(&mut self, text: &str, at: Context) {
+    fn text(&mut self, text: &str, context: Context) {
         self.mention(text);
-        self.phrases(text, at);
-        if at.nested_texts >= MAX_NESTED_TEXTS {
+        self.phrases(text, context);
+        if context.nested_texts >= MAX_NESTED_TEXTS {
             return;
         }
-        let inner = Context { nested_texts: at.nested_texts + 1, ..at };
+        let inner = Context { nested_texts: context.nested_texts + 1, ..context };
         let mut rest = text;
         for _ in 0..MAX_EMBEDDED {
             let Some(begin) = rest.find(['{', '[']) else { return };
@@ -224,12 +224,12 @@ impl Finds {
     }
 
     /// Notes what a text says to people.
-    fn phrases(&mut self, text: &str, at: Context) {
+    fn phrases(&mut self, text: &str, context: Context) {
         let words = words(text);
         self.success |= says_accepted(&words);
-        self.quotes_uuid |= !at.in_other_id && has_uuid(text);
+        self.quotes_uuid |= !context.in_other_id && has_uuid(text);
         let is_for_programs =
-            at.in_machine_field || at.in_other_id && !text.contains(char::is_whitespace);
+            context.in_machine_field || context.in_other_id && !text.contains(char::is_whitespace);
         if says_timed_out(&words) {
             self.texts = Texts::TimedOut;
         } else if !is_for_programs && !is_plain_refusal(text) {
@@ -242,7 +242,7 @@ impl Finds {
         self.mentions.extend(Some(mentioned(text)).filter(|words| !words.is_empty()));
     }
 
-    /// Reads a text in a header. Its other words do not count, because a realm may have any name.
+    /// Reads a text in a header. Only ids and acceptance count, because a realm may have any name.
     fn note(&mut self, note: &str) {
         self.mention(note);
         self.success |= says_accepted(&words(note));
@@ -251,10 +251,10 @@ impl Finds {
     /// Reads an address in a header. The address of a request contains its id.
     fn location(&mut self, location: &str) {
         let segments: Vec<_> = location.split(['/', '?', '#', '&', '=']).map(plain).collect();
-        let names_one = |pair: &[String]| {
+        let names_request = |pair: &[String]| {
             matches!(pair[0].as_str(), "request" | "requests" | "requestid") && !pair[1].is_empty()
         };
-        if let Some(at) = segments.windows(2).position(names_one) {
+        if let Some(at) = segments.windows(2).position(names_request) {
             let id = location.split(['/', '?', '#', '&', '=']).nth(at + 1);
             self.elsewhere.push(id.map(str::to_owned));
         }

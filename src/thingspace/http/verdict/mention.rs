@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-/// The characters between "request" and "id": `request_id`, `request id`, `request>` `<id`.
+/// The most characters between "request" and "id", for example in `request_id` or `request> <id`.
 const MAX_BETWEEN: usize = 3;
 
 const UUID_CHARS: usize = 36;
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_do_not() {
+    fn other_texts_mention_no_request_id() {
         for text in [
             "",
             "the request 12345 cannot be carried out",

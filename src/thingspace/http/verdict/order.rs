@@ -19,8 +19,8 @@
 //! session or bearer, because these do time out.
 //!
 //! Without a code, or with a general code, the HTTP status decides. Then each text has to be a
-//! *plain refusal*: one that says only that a token or the rate is refused. No list of the texts
-//! that mention an executed order could be complete.
+//! *plain refusal*: one that says only that a token or the rate is refused. A search for texts that
+//! mention an executed order is not enough, because no list of them could be complete.
 //!
 //! A UUID in a text may be the id of a request. It may also be a token, which refusals of tokens
 //! quote, or an id of the API manager. So it is ignored beside a code of the API manager, and if
@@ -42,7 +42,7 @@ use crate::{
     },
 };
 
-const TIMED_OUT: &str = "with a text that speaks of a time-out";
+const TIMED_OUT: &str = "with a text that mentions a time-out";
 const MORE_THAN_A_REFUSAL: &str = "with a text that is more than a refusal";
 const QUOTES_UUID: &str = "with a text that quotes what may be a request id";
 
@@ -94,12 +94,12 @@ pub(crate) fn judge_order(reply: &Reply) -> Verdict<RequestId> {
     let is_of_status = matches!(status, 401 | 429) && code.is_general();
     let may_quote_id = evidence.quotes_uuid && !code.is_from_api_manager();
     match (status, code.row(status).class) {
-        // With another status ThingSpace may have executed the order before it looked at the
+        // With any other status ThingSpace may have executed the order before it checked the
         // session.
         (_, CodeClass::SessionRefused) if is_client_error => Verdict::Stale(Stale::SESSION),
         (_, CodeClass::BearerRefused) if is_error => Verdict::Stale(Stale::BEARER),
         (_, CodeClass::Throttled | CodeClass::Refused(_)) if evidence.texts == Texts::TimedOut => {
-            unknown("with an error code and a text that speaks of a time-out")
+            unknown("with an error code and a text that mentions a time-out")
         }
         (_, CodeClass::Throttled) if is_error => Verdict::Throttled(reply.retry_after),
         (_, CodeClass::Refused(_)) if is_of_status && evidence.texts == Texts::Others => {

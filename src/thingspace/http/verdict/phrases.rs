@@ -1,11 +1,11 @@
-//! Phrases in texts for people: those about an order that may have been executed, and the words of
+//! Finds phrases in texts for people that say that an order may have been executed, and recognizes
 //! plain refusals.
 
 use std::{borrow::Cow, collections::HashSet, sync::LazyLock};
 
 use super::mention::{has_uuid, words};
 
-/// The order, or a part of it, was accepted.
+/// Phrases that say that an order, or a part of it, was accepted.
 const ACCEPTED: [&[&str]; 14] = [
     &["accepted"],
     &["queued"],
@@ -33,7 +33,7 @@ const TIMED_OUT: [&[&str]; 7] = [
     &["not", "respond"],
 ];
 
-/// Functions of JavaScript.
+/// Functions of JavaScript, which do not mean that a call timed out.
 const SCRIPTED: [&str; 2] = ["settimeout", "cleartimeout"];
 
 /// The words with which Verizon, WSO2, Apigee, AWS, Azure, Kong, Envoy, nginx, Apache, Tomcat and
@@ -88,8 +88,9 @@ pub(super) fn says_accepted(words: &[String]) -> bool {
 
 /// Returns whether a text mentions a time-out, even to deny it.
 pub(super) fn says_timed_out(words: &[String]) -> bool {
-    let names_one = |word: &String| word.contains("timeout") && !SCRIPTED.contains(&word.as_str());
-    words.iter().any(names_one)
+    let mentions_timeout =
+        |word: &String| word.contains("timeout") && !SCRIPTED.contains(&word.as_str());
+    words.iter().any(mentions_timeout)
         || TIMED_OUT.iter().any(|phrase| ends(words, phrase).next().is_some())
 }
 

@@ -1,4 +1,4 @@
-//! The registrations of callbacks.
+//! The bodies of requests and answers about registrations of callbacks.
 
 use bytes::Bytes;
 use secrecy::ExposeSecret;
@@ -39,14 +39,14 @@ pub(crate) fn registrations(body: &ReplyBody<'_>) -> Option<Vec<Registration>> {
             password: text("password").map(|password| sha256(&password)),
         })
     };
-    // If an entry has no service, it is unknown which services are registered.
+    // If one entry has no service, the list as a whole cannot be used.
     match &body.object {
         Some(one) => registration(one).map(|one| vec![one]),
         None => list()?.unwrap_or_default().iter().map(registration).collect(),
     }
 }
 
-/// Reads the answer to a registration or deregistration, which names the service.
+/// Checks that the answer to a registration or deregistration names this service and no other.
 pub(crate) fn registered(body: &ReplyBody<'_>, service: &str) -> Option<()> {
     let mut names = body.object.as_ref()?.texts(&["serviceName", "name"]).peekable();
     names.peek()?;

@@ -9,7 +9,7 @@ use crate::thingspace::http::{
     verdict::{Verdict, judge},
 };
 
-/// Why an attempt brought no token. A closed list.
+/// Why an attempt returned no token. A closed list.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::thingspace::login) enum AttemptFailure {
     Rejected,
@@ -17,16 +17,16 @@ pub(in crate::thingspace::login) enum AttemptFailure {
     StaleBearer,
     /// Not evaluated: too many calls.
     Throttled(Option<Duration>),
-    /// Not sent: the host does not answer, and is not called for so long.
+    /// Not sent: the host does not answer, and is not called before this time has passed.
     HostUnavailable(Duration),
     /// Not sent, or certainly not evaluated.
     NotEvaluated(String),
-    /// It may have been accepted or rejected.
+    /// The credentials may have been accepted or rejected.
     Unanswered(String),
 }
 
-/// Reads the answer to a login. Anything that may be a rejection and is not about something else is
-/// one, whatever its HTTP status: ThingSpace documents neither the status nor the code.
+/// Reads the answer to a login. An answer counts as a rejection if it may be one and is not clearly
+/// about something else. ThingSpace documents neither the HTTP status nor the code of a rejection.
 pub(in crate::thingspace::login) fn to_login<T>(
     reply: &Reply,
     parse: impl Fn(&ReplyBody<'_>) -> Option<T>,
@@ -34,28 +34,28 @@ pub(in crate::thingspace::login) fn to_login<T>(
     let status = reply.status.as_u16();
     let unanswered = |what| AttemptFailure::Unanswered(format!("HTTP {status}, {what}"));
     let text = reply.body.as_deref().map(String::from_utf8_lossy);
-    let said = text.map_or(ErrorCodes::None, |text| ErrorCodes::of(&ReplyBody::parse(&text)));
-    let means = |code: &Code| code.row(status).class;
+    let codes = text.map_or(ErrorCodes::None, |text| ErrorCodes::of(&ReplyBody::parse(&text)));
+    let class = |code: &Code| code.row(status).class;
     // The API manager uses these statuses for calls that it does not pass on. With any other
     // status its code proves nothing.
-    let refused = (400..500).contains(&status);
-    Err(match (judge(reply, parse), said) {
+    let is_client_error = (400..500).contains(&status);
+    Err(match (judge(reply, parse), codes) {
         (Verdict::Done(accepted), ErrorCodes::None | ErrorCodes::Success) => return Ok(accepted),
         (Verdict::Done(_), _) => unanswered("with a session and an error code"),
-        (_, ErrorCodes::One(code)) => match means(&code) {
-            CodeClass::BearerRefused if refused => AttemptFailure::StaleBearer,
-            CodeClass::Throttled if refused || status == 503 => {
+        (_, ErrorCodes::One(code)) => match class(&code) {
+            CodeClass::BearerRefused if is_client_error => AttemptFailure::StaleBearer,
+            CodeClass::Throttled if is_client_error || status == 503 => {
                 AttemptFailure::Throttled(reply.retry_after)
             }
             CodeClass::Refused(kind)
-                if refused && code::is_by_api_manager(&code.refusal(kind, status)) =>
+                if is_client_error && code::is_by_api_manager(&code.refusal(kind, status)) =>
             {
                 AttemptFailure::NotEvaluated(code.refusal(kind, status).to_string())
             }
             CodeClass::BearerRefused | CodeClass::Throttled | CodeClass::Unknown => {
                 unanswered("with an error code that says nothing about the password")
             }
-            // A code that is not ThingSpace's own says that the server failed.
+            // With a 5xx, a code that is not ThingSpace's own says only that a server failed.
             _ if status >= 500 && !code.is_from_thingspace() => {
                 unanswered("with a general error code")
             }
@@ -70,7 +70,7 @@ pub(in crate::thingspace::login) fn to_login<T>(
     })
 }
 
-/// Reads the answer to a token request, which locks nobody.
+/// Reads the answer to a token request. A rejected one locks no user.
 pub(in crate::thingspace::login) fn to_token_request<T>(
     reply: &Reply,
     parse: impl Fn(&ReplyBody<'_>) -> Option<T>,

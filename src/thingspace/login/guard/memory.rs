@@ -3,8 +3,7 @@
 use super::{COUNT_LIMIT, DERIVATION, GuardSettings, settled};
 use crate::proto::storage::{Guard, GuardCandidate};
 
-/// Returns the guard to store if the store has lost something that this process remembers; `None`:
-/// it has not.
+/// Returns the guard to store, or `None` if the store has lost nothing that this process remembers.
 ///
 /// The store may also have lost attempts of other processes, which this one does not know. So the
 /// guard of a user stops all logins until an operator has logged in elsewhere. The tokens are kept.
@@ -46,10 +45,10 @@ pub(in crate::thingspace::login) fn renamed(mut guard: Guard, earlier: &[u8], no
     if let Some(attempt) = guard.attempt.as_mut().filter(|attempt| attempt.fingerprint == earlier) {
         attempt.fingerprint = now.to_vec();
     }
-    if let Some(index) = guard.candidates.iter().position(|of| of.fingerprint == earlier) {
+    if let Some(index) = guard.candidates.iter().position(|other| other.fingerprint == earlier) {
         let old = guard.candidates.remove(index);
         let new = guard.candidate(now).cloned();
-        // A replica of an earlier release may have added to the old one meanwhile.
+        // A replica of an earlier release may have counted rejections in the old one meanwhile.
         let strikes = new.as_ref().map_or(0, |new| new.strikes).saturating_add(old.strikes);
         let newer = new.filter(|new| new.generation >= old.generation).unwrap_or(old);
         let fingerprint = now.to_vec();
