@@ -95,8 +95,9 @@ pub(super) fn start(
     if let Some(behind) = clocks.behind(tail.time) {
         tracing::warn!(
             ?behind,
-            "the host's clock is behind the last time stamp in the store: it is wrong now or was \
-             wrong then; check the clock; nothing is deleted or given up because of it"
+            "the host's clock is behind the last time stamp in the store: it is wrong now, or was \
+             wrong when that was written; check the clock; nothing is deleted or given up because \
+             of it"
         );
     }
     if let Some(ago) = clocks.ahead(tail.time).filter(|_| tail.commit > 0) {

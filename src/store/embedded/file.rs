@@ -37,7 +37,7 @@ fn free(folder: &Path) -> io::Result<u64> {
 /// The size of redb's cache, in bytes.
 const CACHE_BYTES: usize = 32 * 1024 * 1024;
 
-/// Smaller files, in bytes, are not compacted.
+/// The size from which a file is compacted, in bytes.
 const COMPACT_FROM: u64 = 16 * 1024 * 1024;
 
 /// An upper bound of what a row takes beside its value, in bytes.
@@ -120,7 +120,7 @@ pub(super) fn compact(
         if used < length / 2 {
             // The store opens the file next, which shows whether it is still usable.
             if let Err(error) = database.compact() {
-                tracing::warn!(%error, "could not compact the store; it keeps its size");
+                tracing::warn!(%error, "could not compact the store; the next start tries again");
             }
         }
         Ok(())

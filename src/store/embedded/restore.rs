@@ -32,7 +32,8 @@ pub fn restore(backup: &Path, store: &Path) -> Result<Restored, StoreError> {
     if is_same(backup, store) {
         return Err(StoreError::Unavailable("the backup is the store itself".to_owned()));
     }
-    // The store stays locked until this function returns. A missing or damaged one can be replaced.
+    // The store stays locked until this function returns. A file that is missing or damaged is not
+    // locked, and is replaced.
     let _locked = match caught(|| file::open(store)) {
         Err(error) if is_locked(&error) => return Err(explain(store, &error)),
         opened => opened.ok(),

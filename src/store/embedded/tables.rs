@@ -123,7 +123,7 @@ pub(super) struct StoreIdentity {
     /// See [`Store::remembers_since`](crate::store::Store::remembers_since). Absent in files of
     /// earlier gateways.
     pub(super) since: Option<Timestamp>,
-    /// Permanent cells were lost.
+    /// Permanent cells may be lost, and an operator accepted that.
     pub(super) lost_cells: bool,
     /// The store has a record. Earlier gateways wrote none.
     pub(super) recorded: bool,
@@ -145,7 +145,7 @@ impl StoreIdentity {
         Ok(())
     }
 
-    /// Begins a new epoch after a loss.
+    /// Begins a new epoch after a loss or a restore. Removes the cells that must be current.
     pub(super) fn begin(txn: &WriteTransaction) -> Result<Self, redb::Error> {
         let mut meta = txn.open_table(META)?;
         let recorded = meta.get(RECORDED)?.is_some();
