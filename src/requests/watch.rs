@@ -197,12 +197,12 @@ impl Watch {
                 }
                 WatchProgress::Quiet(_) => {}
             }
-            let alive = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
+            let heartbeat_due = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
                     return Err(store_replaced());
                 },
-                () = tokio::time::sleep_until(alive) => {
+                () = tokio::time::sleep_until(heartbeat_due) => {
                     if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, sent)? {
                         return Ok(Some(heartbeat));
                     }
@@ -217,13 +217,13 @@ impl Watch {
             return Ok(tracked);
         }
         let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(store_replaced)?;
-        let is_whole = {
+        let can_continue = {
             let folded = tracked.lock();
             let epoch = folded.position().epoch;
             let is_same = self.cursor.is_none_or(|sent| sent.position.epoch == epoch);
             is_same && !folded.request.is_expired()
         };
-        if !is_whole {
+        if !can_continue {
             return Err(store_replaced());
         }
         (self.tracked, self.changes) = (Arc::downgrade(&tracked), changes);

@@ -124,7 +124,7 @@ impl Tracked {
     }
 
     /// Returns the withheld statuses that must be released now.
-    pub(crate) fn withheld(&self) -> Option<StatusAnswer> {
+    pub(crate) fn due_statuses(&self) -> Option<StatusAnswer> {
         let folded = self.lock();
         let mut withheld = lock(&self.withheld);
         withheld.forget(&folded.request);
@@ -238,7 +238,7 @@ impl TrackedState {
                  check the request in ThingSpace"
             );
         }
-        self.record_facts(entry.position, event.kind.as_ref(), was_known, was_final);
+        self.record_finish(entry.position, event.kind.as_ref(), was_known, was_final);
         let is_callback = matches!(event.kind, Some(Kind::CalledBack(_)));
         let unassigned = is_callback && (!self.request.known || applied.unmatched > 0);
         let changed = applied.transition.is_some();
@@ -258,7 +258,7 @@ impl TrackedState {
     }
 
     /// Records whether callbacks arrive and what finished the request; see [`super::finished`].
-    fn record_facts(
+    fn record_finish(
         &mut self,
         position: Position,
         kind: Option<&Kind>,
@@ -267,8 +267,8 @@ impl TrackedState {
     ) {
         let account = self.request.account.as_ref().map(AccountName::as_str);
         let is_own = |other: &String| account == Some(other.as_str());
-        let (known, ends) = (self.request.known, !was_final && self.request.is_final());
-        let arrived = match kind {
+        let (known, becomes_final) = (self.request.known, !was_final && self.request.is_final());
+        let callback_arrived = match kind {
             Some(Kind::CalledBack(called_back)) => {
                 if !known {
                     self.early_callback = Some(called_back.account.clone());
@@ -280,12 +280,13 @@ impl TrackedState {
         };
         // Only if the devices were known before: the first answer about an external request is
         // never withheld for a callback.
-        let missing = was_known && ends && matches!(kind, Some(Kind::Observed(_)));
-        if arrived || missing {
-            self.called_back = Some(Positioned { position, value: arrived });
+        let callback_missing =
+            was_known && becomes_final && matches!(kind, Some(Kind::Observed(_)));
+        if callback_arrived || callback_missing {
+            self.called_back = Some(Positioned { position, value: callback_arrived });
         }
-        if ends {
-            let by_poll = matches!(kind, Some(Kind::Observed(_))) || !arrived;
+        if becomes_final {
+            let by_poll = matches!(kind, Some(Kind::Observed(_))) || !callback_arrived;
             let value = if by_poll { FinishedBy::Poll } else { FinishedBy::Callback };
             self.finished = Some(Positioned { position, value });
         }

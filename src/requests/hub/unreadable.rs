@@ -10,7 +10,7 @@ use crate::{requests::lock, store::LogName};
 /// The maximum number of listed logs. Further ones are only logged.
 const MAX_LISTED: usize = 1_000;
 
-/// The reasons, by the names of the logs.
+/// Why each log cannot be read, by its name.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable(Mutex<BTreeMap<String, String>>);
 

@@ -50,7 +50,7 @@ impl Orders {
         let corrects = !order.former.is_empty();
         match outcome {
             OrderOutcome::NotPlaced => {
-                self.move_key(logged, KeyPhase::Released, "", corrects).await?;
+                self.set_key_phase(logged, KeyPhase::Released, "", corrects).await?;
             }
             OrderOutcome::AcceptedAs(request) => {
                 let ownership = self.hub.ownership(request, Some(ordered)).await?;
@@ -58,7 +58,7 @@ impl Orders {
                     self.withdraw(logged, request, mismatch).await?;
                     return Ok(false);
                 }
-                self.move_key(logged, KeyPhase::Accepted, request.as_str(), corrects).await?;
+                self.set_key_phase(logged, KeyPhase::Accepted, request.as_str(), corrects).await?;
             }
         }
         Ok(true)
@@ -156,7 +156,7 @@ impl Orders {
         let id = event::withdrawn_id(order_id, request, settled);
         let log = LogName::order(order_id);
         let position = append(&*self.store, &log, None, id, withdrawn(order_id, request)).await?;
-        self.move_key(order, KeyPhase::Unknown, "", true).await?;
+        self.set_key_phase(order, KeyPhase::Unknown, "", true).await?;
         log_mismatch(order, request, mismatch);
         self.hub.wait_until_folded(position).await;
         Ok(())
@@ -180,7 +180,7 @@ impl Orders {
 
     /// Changes the phase of an order's key, unless the key belongs to another order. An accepted
     /// key is only changed to correct it: an acceptance overrides "not placed".
-    pub(super) async fn move_key(
+    pub(super) async fn set_key_phase(
         &self,
         order: LoggedOrder<'_>,
         phase: KeyPhase,

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_a_version_seen_unchanged_for_all_its_lease_has_expired() {
+    async fn a_lease_expires_when_its_version_stays_unchanged_for_its_duration() {
         let leases = Leases::default();
         let expired = |version| leases.has_expired("o1", Version(version), LEASE);
         assert!(!expired(1));

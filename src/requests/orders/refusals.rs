@@ -43,19 +43,19 @@ impl Refusals {
         let now = Instant::now();
         let mut recent = lock(&self.recent);
         if recent.len() >= MAX_REMEMBERED {
-            recent.retain(|_, refused| refused.is_fresh(now));
+            recent.retain(|_, entry| entry.is_fresh(now));
         }
         if recent.len() < MAX_REMEMBERED || recent.contains_key(cell) {
-            let refused = RecentRefusal { hash: hash.to_vec(), refusal: refusal.clone(), at: now };
-            recent.insert(cell.to_owned(), refused);
+            let entry = RecentRefusal { hash: hash.to_vec(), refusal: refusal.clone(), at: now };
+            recent.insert(cell.to_owned(), entry);
         }
     }
 
     /// Returns the recent refusal of the same order with the same key.
     pub(super) fn of(&self, cell: &str, hash: &[u8]) -> Option<Refusal> {
         let recent = lock(&self.recent);
-        let refused = recent.get(cell).filter(|refused| refused.is_fresh(Instant::now()))?;
-        (refused.hash == hash).then(|| refused.refusal.clone())
+        let entry = recent.get(cell).filter(|entry| entry.is_fresh(Instant::now()))?;
+        (entry.hash == hash).then(|| entry.refusal.clone())
     }
 }
 

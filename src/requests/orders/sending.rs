@@ -276,7 +276,7 @@ impl Orders {
                 };
                 append(&*self.store, &log, None, Once::NotPlaced.id(order_id), event).await?;
                 if !self.advance(sending, KeyPhase::Released, "").await? {
-                    self.move_key(logged, KeyPhase::Released, "", false).await?;
+                    self.set_key_phase(logged, KeyPhase::Released, "", false).await?;
                 }
             }
             SendResult::Unknown => {

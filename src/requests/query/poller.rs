@@ -105,10 +105,10 @@ impl Poller {
                 Some(task) = tasks.join_next() => match task {
                     Ok(TaskResult::Wait(account, permit)) => {
                         let next = schedule.take(&account, Instant::now());
-                        let Some((id, at)) = next else { continue };
+                        let Some((id, scheduled)) = next else { continue };
                         let poller = Arc::clone(&self);
                         tasks.spawn(async move {
-                            let polled = poller.poll(&id, at.seen, permit).await;
+                            let polled = poller.poll(&id, scheduled.seen, permit).await;
                             TaskResult::Polled(Some(account), id, polled)
                         });
                     }
@@ -297,13 +297,13 @@ impl Poller {
         pause: Duration,
     ) -> Result<PollClaim, StoreError> {
         let cell = CellName::retained(format!("poll/{id}"));
-        let held = load_cell::<storage::Poll>(&*self.store, &cell).await?;
-        let before = held.as_ref().map(|held| held.value.count);
-        let version = held.as_ref().map(|held| held.version);
-        if let Some(held) = held
+        let stored = load_cell::<storage::Poll>(&*self.store, &cell).await?;
+        let before = stored.as_ref().map(|stored| stored.value.count);
+        let version = stored.as_ref().map(|stored| stored.version);
+        if let Some(stored) = stored
             && polled_elsewhere(seen, before, self.store.exclusive())
         {
-            return Ok(PollClaim::OtherReplica(poll_count(&held.value)));
+            return Ok(PollClaim::OtherReplica(poll_count(&stored.value)));
         }
         let mut next = storage::Poll {
             count: before.unwrap_or(0).saturating_add(1),
@@ -315,8 +315,8 @@ impl Poller {
             Swap::Swapped(_) => {
                 Ok(PollClaim::ThisReplica(PollCount { count: next.count, pause: Duration::ZERO }))
             }
-            Swap::Conflict(Some(held)) => {
-                Ok(PollClaim::OtherReplica(poll_count(&decode_cell(held.value)?)))
+            Swap::Conflict(Some(stored)) => {
+                Ok(PollClaim::OtherReplica(poll_count(&decode_cell(stored.value)?)))
             }
             // The cell has just expired: no replica polls.
             Swap::Conflict(None) => Ok(PollClaim::OtherReplica(PollCount { count: 0, pause })),

@@ -96,7 +96,8 @@ impl Drop for RemoveOnDrop {
 #[derive(Debug, Default)]
 struct RunningQueries {
     by_request: HashMap<QueryKey, RunningQuery>,
-    count: u64,
+    /// The number of the last query.
+    last_number: u64,
 }
 
 #[derive(Debug)]
@@ -217,8 +218,8 @@ impl StatusQueries {
         purpose: Purpose,
         poll: Option<oneshot::Sender<PollPermit>>,
     ) -> Shared<OutcomeFuture> {
-        running.count += 1;
-        let number = running.count;
+        running.last_number += 1;
+        let number = running.last_number;
         let entry = RemoveOnDrop { queries: Arc::clone(self), key: key.clone(), number };
         let cancelled = CancellationToken::new();
         let has_waiters = cancelled.clone().drop_guard();
@@ -306,7 +307,7 @@ impl StatusQueries {
 
     /// Appends the statuses that were withheld for long enough.
     pub(crate) async fn release(&self, tracked: &Tracked) -> Result<(), Error> {
-        let Some(answer) = tracked.withheld() else { return Ok(()) };
+        let Some(answer) = tracked.due_statuses() else { return Ok(()) };
         let (events, folded_to) = {
             let folded = tracked.lock();
             let request = &folded.request;

@@ -182,7 +182,7 @@ mod tests {
         Resume { position: Position { epoch: 7, sequence: 1 << 40 }, revision: 3 };
 
     #[test]
-    fn tokens_open_where_they_belong() {
+    fn a_token_is_valid_for_its_request_and_kind() {
         let token = key(1).resume(&id("r1"), RESUMED);
         assert_eq!(key(1).open_resume(&id("r1"), &token, 7).unwrap(), Some(RESUMED));
         // The key of another epoch is gone, so the watch begins with a snapshot.
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn other_tokens_do_not_open() {
+    fn other_tokens_are_invalid() {
         let token = key(1).resume(&id("r1"), RESUMED);
         let page = key(1).page(&id("r1"), 1_000);
         let flipped = |at: usize| {

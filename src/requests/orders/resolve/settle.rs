@@ -55,7 +55,7 @@ pub enum SettleError {
     #[error("that request came from another order, or is of another account")]
     OtherRequest,
     /// ThingSpace does not confirm the request.
-    #[error("{0}; if you know better, repeat the command with --force")]
+    #[error("{0}; if you are sure, repeat the command with --force")]
     NotConfirmed(String),
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -72,16 +72,16 @@ impl Resolver {
         force: bool,
     ) -> Result<Option<String>, SettleError> {
         let ordered = self.may_settle(order_id, force).await?;
-        let mut doubt = None;
+        let mut not_confirmed = None;
         if let Settlement::AcceptedAs(request) = settlement {
             self.check_request(order_id, &ordered, request).await?;
-            doubt = self.confirm(&ordered, request).await.err();
+            not_confirmed = self.confirm(&ordered, request).await.err();
         }
-        if let Some(doubt) = doubt.clone().filter(|_| !force) {
-            return Err(SettleError::NotConfirmed(doubt));
+        if let Some(not_confirmed) = not_confirmed.clone().filter(|_| !force) {
+            return Err(SettleError::NotConfirmed(not_confirmed));
         }
         self.append_settled(order_id, &ordered, SettledBy::Operator, settlement, force).await?;
-        Ok(doubt)
+        Ok(not_confirmed)
     }
 
     /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why
@@ -190,7 +190,7 @@ impl Resolver {
         ordered: &storage::Ordered,
         request: &RequestId,
     ) -> Result<(), SettleError> {
-        if self.is_anothers_spelling(order_id, ordered, request).await? {
+        if self.belongs_to_another_order(order_id, ordered, request).await? {
             return Err(SettleError::OtherRequest);
         }
         let Some((tracked, _)) = self.hub.attach(request).await? else { return Ok(()) };
@@ -202,7 +202,7 @@ impl Resolver {
     }
 
     /// Returns whether a request belongs to another order by its id in another case.
-    async fn is_anothers_spelling(
+    async fn belongs_to_another_order(
         &self,
         order_id: &str,
         ordered: &storage::Ordered,

@@ -152,11 +152,11 @@ pub(super) fn pause_after(took: Duration) -> Duration {
     took * PAUSE_FACTOR
 }
 
-/// Returns whether another replica has polled since this one read the count `seen`. `held` is the
+/// Returns whether another replica has polled since this one read the count `seen`. `stored` is the
 /// count in the cell now. A replica that has read no count waits as if another one had polled. An
 /// `exclusive` store has no other replicas.
-pub(super) fn polled_elsewhere(seen: Option<u32>, held: Option<u32>, exclusive: bool) -> bool {
-    !exclusive && held.is_some() && held != seen
+pub(super) fn polled_elsewhere(seen: Option<u32>, stored: Option<u32>, exclusive: bool) -> bool {
+    !exclusive && stored.is_some() && stored != seen
 }
 
 impl Schedule {
