@@ -78,7 +78,7 @@ pub(crate) struct Orders {
     /// The leases of other replicas.
     leases: Leases,
     refusals: Refusals,
-    /// Allows one order per key at a time in this process. Between processes, the key's cell does.
+    /// Allows one order per key at a time in this process. Between processes, the cell ensures it.
     keys: Locks<String>,
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct Ownership {
     pub(crate) first: Option<Position>,
     /// The order that the request belongs to.
     pub(crate) order_id: Option<String>,
-    /// The position of the event that says so.
+    /// The position at which that order was accepted as the request.
     pub(crate) accepted: Option<Position>,
     /// The request has another account or other devices than the order.
     pub(crate) contradicts: bool,

@@ -124,7 +124,7 @@ fn usual_spellings(id: &RequestId) -> impl Iterator<Item = RequestId> {
 }
 
 impl Hub {
-    /// Returns the spelling of a request that is in memory.
+    /// Returns the spelling under which a request is in memory.
     pub(crate) fn spelling_in_memory(&self, id: &RequestId) -> Option<RequestId> {
         let spellings = lock(&self.projection).spellings(id);
         let exact = spellings.first().filter(|tracked| tracked.id == *id);
@@ -141,7 +141,7 @@ impl Hub {
         Some(known.id.clone())
     }
 
-    /// Returns the spelling of a request that is in memory or in the store.
+    /// Returns the spelling under which a request is in memory or in the store.
     pub(crate) async fn spelling(&self, id: &RequestId) -> Result<Option<RequestId>, StoreError> {
         if let Some(known) = self.spelling_in_memory(id) {
             let is_other =

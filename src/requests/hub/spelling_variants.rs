@@ -1,7 +1,7 @@
 //! Callbacks that came before their request was known, and name it by its id in another case.
 //!
-//! They are in a log of their own. `requests::orders::resolve` copies them into the log of the
-//! request. Each replica does so; equal event ids prevent duplicates.
+//! They are in the log of that other id. `requests::orders::resolve` copies them into the log of
+//! the request. Each replica does so; equal event ids prevent duplicates.
 
 use std::{collections::HashMap, sync::Mutex};
 

@@ -22,7 +22,7 @@ use crate::{
     store::{CellName, LogName, Position, StoreError},
 };
 
-/// An order that is in its log.
+/// An order whose `Ordered` is in its log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LoggedOrder<'a> {
     pub(super) id: &'a str,

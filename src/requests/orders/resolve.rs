@@ -198,7 +198,7 @@ impl Resolver {
             return Ok(CandidateResult::Wrong("a newer gateway wrote the order"));
         };
         match self.order_state(order_id, ordered.key_cell.clone()).await? {
-            // Only the end of an order of this process wakes the resolver.
+            // The resolver is woken when an order of this process ends, but not by other replicas.
             OrderState::InFlight if self.orders.is_in_flight(order_id) => {
                 return Ok(CandidateResult::Waiting);
             }

@@ -1,4 +1,4 @@
-//! Sends one order: claims its key, sends the POST once, and stores the result.
+//! Sends one order: claims its key, sends the POST at most once, and stores the result.
 //!
 //! This runs in a separate task that no caller can cancel. The POST is repeated only if it is
 //! certain that no byte of it was sent. Storing the result is repeated until it succeeds.

@@ -47,7 +47,7 @@ const NOT_KNOWN_FOR: Duration = Duration::from_secs(30);
 /// The maximum number of such answers in memory.
 const MAX_NOT_KNOWN: usize = 10_000;
 
-/// Limits the log lines about requests that ThingSpace knows under another account, too.
+/// Limits the log lines about requests that ThingSpace also knows under another account.
 static OTHER_ACCOUNT: LogThrottle = LogThrottle::new();
 
 type QueryKey = (AccountName, RequestId);

@@ -68,7 +68,7 @@ impl TokenKey {
         self.seal(RESUME, id, [resume.position.epoch, resume.position.sequence, resume.revision])
     }
 
-    /// Opens a resume token. Returns `None` if its epoch of the store is not `epoch`.
+    /// Reads a resume token. Returns `None` if it is from another epoch of the store than `epoch`.
     pub(in crate::requests) fn open_resume(
         &self,
         id: &RequestId,
@@ -201,8 +201,8 @@ mod tests {
             BASE64_URL_SAFE_NO_PAD.encode(bytes)
         };
         let length = BASE64_URL_SAFE_NO_PAD.decode(&token).unwrap().len();
-        // Other bytes of the epoch (1..9) make a token of another epoch; all others make it
-        // invalid.
+        // A change in the epoch (bytes 1..9) makes a token of another epoch. Any other change makes
+        // the token invalid.
         let tampered = (0..length).filter(|at| !(1..9).contains(at)).map(flipped);
         let wrong = tampered.chain([
             "x".to_owned(),

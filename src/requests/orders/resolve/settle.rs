@@ -52,7 +52,7 @@ pub enum SettleError {
          with --force"
     )]
     Settled(String),
-    #[error("that request came from another order, or is of another account")]
+    #[error("the request belongs to another order or another account")]
     OtherRequest,
     /// ThingSpace does not confirm the request.
     #[error("{0}; if you are sure, repeat the command with --force")]
