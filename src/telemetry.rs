@@ -46,7 +46,7 @@ pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Installs the log, tracer and propagator of the process. To be called once, inside a runtime.
+/// Installs the log, tracer and propagator of the process. Must be called once, inside a runtime.
 /// Fails only for a wrong configuration.
 pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     global::set_text_map_propagator(TraceContextPropagator::new());
@@ -112,10 +112,10 @@ fn exporter(config: &TelemetryConfig) -> anyhow::Result<SdkTracerProvider> {
 fn resource() -> Resource {
     let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
     let detected = Resource::builder().with_attribute(version.clone()).build();
-    let named = detected
+    let is_named = detected
         .get(&semconv::SERVICE_NAME.into())
         .is_some_and(|name| !name.as_str().starts_with("unknown_service"));
-    if named {
+    if is_named {
         detected
     } else {
         Resource::builder().with_attribute(version).with_service_name(SERVICE_NAME).build()

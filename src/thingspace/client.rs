@@ -203,14 +203,14 @@ impl Client {
         deadline: Instant,
     ) -> Result<OrderPermit, Error> {
         let set = self.set(account)?;
-        let prepared = async {
+        let preparation = async {
             // Probes now, because later the order is durable and its lease runs.
-            let answers = self.transport.probe_if_due().await;
-            answers.map_err(|wait| set.failed(CallFailure::breaker_open(wait)))?;
+            let probe = self.transport.probe_if_due().await;
+            probe.map_err(|wait| set.failed(CallFailure::breaker_open(wait)))?;
             self.check_ready(&set).await?;
             set.permits.wait(Class::Order, account, Some(deadline)).await
         };
-        let permit = self.unless_draining(prepared).await?;
+        let permit = self.unless_draining(preparation).await?;
         Ok(OrderPermit { set, permit })
     }
 

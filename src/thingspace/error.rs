@@ -38,8 +38,7 @@ pub enum Error {
     /// The gateway stops. Nothing was sent.
     #[error("shutting down")]
     Draining,
-    /// There is no token, the host's breaker is open, or ThingSpace refused the call because of a
-    /// token. Nothing was executed.
+    /// The call was not sent, or ThingSpace refused it because of a token. Nothing was executed.
     #[error("not sent: {reason}")]
     NotSent { reason: String, retry_after: Option<Duration> },
     /// There was no connection, and no byte was written. This is the only error after which an

@@ -46,8 +46,8 @@ impl Core {
         }
     }
 
-    /// Finds the replaced ones among the messages that this process or the record knows. Adds them
-    /// to the record for the other replicas.
+    /// Checks the messages that this process or the record knows. Returns a loss for each that was
+    /// replaced, and adds the message to the record for the other replicas.
     pub(super) async fn find_replaced(
         &self,
         known: &mut StoreRecord,

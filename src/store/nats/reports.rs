@@ -4,8 +4,8 @@
 //! The newest message of a stream always exists. At a start its header shows whether the other
 //! streams were put back to an older copy.
 //!
-//! The record and its copy are cells, so they are lost if both streams of cells are put back to an
-//! older copy. A report is not, because it is in the stream of events, with a subject of its own. A
+//! If both streams of cells are put back to an older copy, so are the record and its copy, because
+//! they are cells. Reports are not: they are in the stream of events, with their own subject. A
 //! replica writes one after each change of a count of rejected logins, when it notices a loss, and
 //! with the record when the stream of events got nothing for a minute. A report contains what the
 //! one before it contained, and is written by compare-and-swap. So the newest one contains

@@ -1,5 +1,5 @@
-//! The three streams. A gateway creates them for a new store, inspects them, and compares their
-//! settings with those that it needs. It never changes them.
+//! The three streams. A gateway creates missing ones for a new store or after an accepted loss,
+//! inspects them, and compares their settings with those that it needs. It never changes a stream.
 //!
 //! A stream with other settings is refused, and the error names each difference. Otherwise a stream
 //! that drops its oldest events, for example, would break promises unnoticed.

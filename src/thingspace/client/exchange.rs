@@ -22,7 +22,8 @@ use crate::thingspace::{
 pub(super) struct UpstreamCall<'a> {
     pub(super) endpoint: Endpoint<'a>,
     pub(super) body: Bytes,
-    /// The call is not sent or repeated after this time, so that its order's lease covers it.
+    /// The call is not sent or repeated after this time, because the lease of its order could end
+    /// before the answer comes.
     pub(super) send_by: Option<Instant>,
 }
 
@@ -187,8 +188,8 @@ impl Client {
         body: Bytes,
         judge: &impl Fn(&Reply) -> Verdict<T>,
     ) -> Result<Result<T, Stale>, CallFailure> {
-        let sent = self.transport.send(endpoint, pair.headers(), body).await;
-        let reply = sent.map_err(|failure| CallFailure::unanswered(endpoint, failure))?;
+        let result = self.transport.send(endpoint, pair.headers(), body).await;
+        let reply = result.map_err(|failure| CallFailure::unanswered(endpoint, failure))?;
         let verdict = judge(&reply);
         if matches!(verdict, Verdict::Done(_) | Verdict::Refused(_)) {
             set.tokens.worked(pair);

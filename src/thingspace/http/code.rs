@@ -1,7 +1,7 @@
 //! Error codes: where a reply contains them, and what they mean. A *general code* is neither
 //! ThingSpace's own nor its API manager's: an HTTP status or a word.
 //!
-//! Never reads the message beside a code, which is dynamic and may quote the request.
+//! Never reads the message beside a code, because it is dynamic and may quote the request.
 
 mod envelope;
 pub(crate) mod table;

@@ -3,16 +3,16 @@
 //! Never follows a redirect, uses no proxy except the configured one, and never repeats a request:
 //! the login guard counts logins, and an order must not be sent twice. hyper may try a second
 //! connection, but only if nothing was sent: hyper-util repeats a request only if hyper returns it,
-//! and hyper returns only a request that is still in the channel to the task of a pooled
-//! connection. Once that task has taken the request to write its first byte, hyper does not return
-//! it.
+//! and hyper returns no request that the task of a pooled connection has taken to write its first
+//! byte.
 //!
 //! Bounds: the time of the whole call, body included; the bytes of the body after decompression;
 //! [`MAX_HEADERS`] headers of about 400 KiB together, which is hyper's own limit (reqwest has no
 //! setting for it). Interim answers (1xx) are skipped within that time. 101 is an ordinary answer,
 //! because no upgrade is requested.
 //!
-//! Every call needs a pass of its host's [`Breaker`] and reports its outcome there.
+//! Every call needs a pass of its host's [`Breaker`] and reports its outcome there, except status
+//! queries about external requests, which report nothing.
 
 mod endpoint;
 
@@ -153,8 +153,7 @@ impl Transport {
         self.send_admitted(pass, endpoint, headers, body).await
     }
 
-    /// Gets a pass. If a probe is due and this call cannot be the probe, because it has an effect,
-    /// waits for one.
+    /// Gets a pass. If a probe is due and this call may not be the probe, waits for one.
     async fn admit(self: &Arc<Self>, endpoint: Endpoint<'_>) -> Result<Pass, SendError> {
         let breaker = match endpoint {
             Endpoint::Token => &self.token_host,

@@ -12,8 +12,8 @@ use crate::{
 /// The most marks of one kind that are kept.
 const MAX_MARKS: usize = 256;
 
-/// The number of parts of the retention. A mark is set once in each part, and must exist until its
-/// last part begins.
+/// The number of parts of the retention. A mark is set once in each part, and must exist until the
+/// last part of its retention begins.
 const PER_RETENTION: u32 = 64;
 
 pub(in crate::store::nats) fn new(number: u64, time: Timestamp, retention: Duration) -> StoreMark {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, futures::Notified};
 use super::queue::{CLASSES, Class};
 use crate::lock::lock;
 
-/// The divisors of a set's part: for each of three classes, and for external requests.
+/// A set's part divided by this is reserved for each of three classes, or for external requests.
 const RESERVED: usize = 4;
 const RESERVED_EXTERNAL: usize = 16;
 

@@ -11,8 +11,8 @@
 //! | `{"error", "error_description"}` | the authorization server, sister services |
 //!
 //! The content type and the case of names do not matter. A number counts as a text. An envelope
-//! with two codes has no code, and neither has a body that is no JSON object and not the API
-//! manager's XML.
+//! with two codes counts as one without a code. A body that is neither a JSON object nor the API
+//! manager's XML has none.
 
 use crate::thingspace::http::{body::ReplyBody, json::Json, object::Object};
 

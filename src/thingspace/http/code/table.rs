@@ -1,7 +1,7 @@
 //! The table of ThingSpace's codes, which `docs/errors.md` shows.
 //!
 //! The first row that fits a code counts, and the last row fits every code. A refusal counts only
-//! with some HTTP statuses: with a 5xx or a 408 the outcome is unknown (see
+//! with some HTTP statuses. With a 5xx or a 408 the outcome is unknown (see
 //! [`judge`](crate::thingspace::http::verdict::judge)).
 
 use self::CodeClass::{BearerRefused, Refused, SessionRefused, Throttled, Unknown};
@@ -22,7 +22,8 @@ pub(crate) struct Row {
 
 #[derive(Debug)]
 pub(crate) enum CodePattern {
-    /// The part after the name of a service, in any case. `*` stands for anything, `#` for a digit.
+    /// Codes without the name of the service, in any case. `*` stands for anything, `#` for a
+    /// digit.
     Named(&'static [&'static str]),
     /// Numbers of the API manager, from first to last.
     ApiManager(u32, u32),
