@@ -188,8 +188,7 @@ impl Client {
     }
 
     /// Begins the drain: orders, status queries and polls that wait for their permit end with
-    /// [`Error::Draining`]. Calls that were sent already continue, and so do changes of
-    /// registrations.
+    /// [`Error::Draining`]. Calls that were sent already continue, as do changes of registrations.
     pub(crate) fn drain(&self) {
         self.drain.cancel();
     }

@@ -84,8 +84,7 @@ struct BreakerState {
     failures: u32,
     /// Answers in a row while closed.
     answers: u32,
-    /// How long the breaker opened last, before the random reduction. Zero: the doubling starts
-    /// over.
+    /// How long the breaker opened last, before the random reduction. Zero: doubling starts over.
     penalty: Duration,
     /// The last probe ended without an outcome.
     probe_cancelled: bool,

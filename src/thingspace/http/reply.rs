@@ -48,8 +48,7 @@ pub(crate) enum SendError {
 }
 
 impl Reply {
-    /// Reads a body of at most `limit` bytes after decompression. A longer one is never held in
-    /// memory.
+    /// Reads a body of at most `limit` bytes after decompression. A longer one is not kept.
     pub(super) async fn read(mut response: reqwest::Response, limit: usize) -> Self {
         let headers = response.headers();
         let retry_after = headers.get(RETRY_AFTER).and_then(retry_after);
@@ -78,10 +77,9 @@ impl Reply {
 }
 
 impl SendError {
-    /// Classifies an error of reqwest.
-    ///
-    /// reqwest reports DNS errors, refused connections, failed handshakes and the connect time-out
-    /// as "connect", but not the time-out of the whole call, even if it expires while connecting.
+    /// Classifies an error. reqwest reports DNS errors, refused connections, failed handshakes and
+    /// the connect time-out as "connect", but not the time-out of the whole call, even if it
+    /// expires while connecting.
     pub(super) fn from_reqwest(error: &reqwest::Error) -> Self {
         let mut root: &dyn std::error::Error = error;
         while let Some(source) = root.source() {

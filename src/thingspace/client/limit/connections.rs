@@ -64,7 +64,6 @@ impl ConnectionPool {
         Arc::new(Self { state, freed: Notify::new() })
     }
 
-    /// Takes a connection if one is available.
     pub(super) fn take(self: &Arc<Self>, set: usize, class: Class) -> Option<ConnectionPermit> {
         let origin = lock(&self.state).take(set, class)?;
         Some(ConnectionPermit { pool: Arc::clone(self), set, origin })

@@ -50,8 +50,7 @@ pub(super) fn all(object: Option<&Object<'_>>, text: &str) -> Vec<Option<FoundCo
     all
 }
 
-/// Returns whether a list of errors beside the code contains other codes. Such lists are not
-/// documented.
+/// Returns whether an undocumented list of errors beside the code contains other codes.
 fn contradicts(object: &Object<'_>, found: &[Option<FoundCode>]) -> bool {
     let is_found = |text: &String| found.iter().flatten().any(|found| found.text == text.trim());
     object.elements(&["errors", "faults"]).any(|error| {

@@ -22,8 +22,7 @@ pub(crate) struct Row {
 
 #[derive(Debug)]
 pub(crate) enum CodePattern {
-    /// Codes without the name of the service, in any case. `*` stands for anything, `#` for a
-    /// digit.
+    /// Codes without the service's name, in any case. `*` stands for anything, `#` for a digit.
     Named(&'static [&'static str]),
     /// Numbers of the API manager, from first to last.
     ApiManager(u32, u32),
