@@ -254,6 +254,7 @@ impl Tokens {
         }
     }
 
+    /// Notes that a call succeeded with these tokens.
     pub(super) fn worked(&self, pair: &TokenPair) {
         self.application.slot.worked(pair.bearer.id);
         self.user.slot.worked(pair.session.id);
@@ -328,7 +329,11 @@ impl Tokens {
                 self.health.set_files(Some(reason.clone()));
             }
             Err(error) => {
-                tracing::warn!(credentials = self.name(), "no token: {}", error.problem);
+                tracing::warn!(
+                    credentials = self.name(),
+                    "no token; the gateway tries again: {}",
+                    error.problem
+                );
             }
         }
         secrets

@@ -169,18 +169,18 @@ pub(super) fn next(
     }
     let mut guard = seen.guard.clone().unwrap_or_else(unknown);
     let fingerprint = &attempt.fingerprint;
-    let tried = guard.candidate(fingerprint).cloned().unwrap_or_else(|| GuardCandidate {
+    let candidate = guard.candidate(fingerprint).cloned().unwrap_or_else(|| GuardCandidate {
         strikes: if seen.guard.is_none() { ASSUMED } else { 0 },
-        ..candidate(fingerprint)
+        ..new_candidate(fingerprint)
     });
     let in_progress = guard.attempt.as_ref();
     if settings.locks {
         if in_progress.is_none() && guard.is_at_limit() {
             return GuardDecision::Stopped(guard.limit_reason());
         }
-        // An attempt with this password may be in progress, and its outcome is not known yet.
+        // While an attempt with this password is in progress, its outcome is not known.
         let own = in_progress.is_some_and(|other| other.fingerprint == *fingerprint);
-        if let Some(stopped) = tried.stopped().filter(|_| !own) {
+        if let Some(stopped) = candidate.stopped().filter(|_| !own) {
             return GuardDecision::Stopped(stopped);
         }
     }
@@ -194,14 +194,15 @@ pub(super) fn next(
         return GuardDecision::Wait(left);
     }
     let superseded = guard.is_superseded(fingerprint) && !seen.exclusive;
-    let delays = [superseded.then_some((SUPERSEDED, Delay::Superseded)), settings.backoff(&tried)];
+    let delays =
+        [superseded.then_some((SUPERSEDED, Delay::Superseded)), settings.backoff(&candidate)];
     for (delay, why) in delays.into_iter().flatten() {
         let left = delay.saturating_sub(seen.unchanged);
         if !left.is_zero() {
             return GuardDecision::Delay(left, why);
         }
     }
-    guard.put(tried);
+    guard.put(candidate);
     guard.attempt = Some(attempt.clone());
     GuardDecision::Claim(guard)
 }
@@ -221,19 +222,20 @@ pub(super) fn report(
         guard.attempt = None;
     }
     let fingerprint = &attempt.fingerprint;
-    let mut tried = guard.candidate(fingerprint).cloned().unwrap_or_else(|| candidate(fingerprint));
+    let mut candidate =
+        guard.candidate(fingerprint).cloned().unwrap_or_else(|| new_candidate(fingerprint));
     match outcome {
         AttemptOutcome::NotEvaluated | AttemptOutcome::Unanswered if late => return None,
         AttemptOutcome::NotEvaluated => {}
-        AttemptOutcome::Unanswered => guard.count_unanswered(tried, settings),
+        AttemptOutcome::Unanswered => guard.count_unanswered(candidate, settings),
         AttemptOutcome::Rejected => {
-            tried.strikes = tried.strikes.saturating_add(1);
-            tried.misses = tried.misses.saturating_add(1);
-            tried.rejected = true;
-            tried.refuted |= guard.forced;
+            candidate.strikes = candidate.strikes.saturating_add(1);
+            candidate.misses = candidate.misses.saturating_add(1);
+            candidate.rejected = true;
+            candidate.refuted |= guard.forced;
             guard.restore_count();
             guard.rejections = guard.rejections.saturating_add(1);
-            guard.put(tried);
+            guard.put(candidate);
         }
         AttemptOutcome::Accepted { generation, sealed } => {
             if !late {
@@ -241,9 +243,9 @@ pub(super) fn report(
                 guard.forced = false;
             }
             if let Some([own, for_other_half]) = sealed {
-                tried.sealed.clone_from(own);
-                tried.sealed_for_other_half.clone_from(for_other_half);
-                tried.generation = *generation;
+                candidate.sealed.clone_from(own);
+                candidate.sealed_for_other_half.clone_from(for_other_half);
+                candidate.generation = *generation;
             }
             guard.accepted_last.clone_from(fingerprint);
             guard.put(GuardCandidate {
@@ -252,7 +254,7 @@ pub(super) fn report(
                 rejected: false,
                 refuted: false,
                 accepted: true,
-                ..tried
+                ..candidate
             });
         }
     }
@@ -271,9 +273,9 @@ pub(super) fn counted(seen: &Observation) -> u32 {
 /// Returns the guard without its attempt in progress, which counts as unanswered.
 fn settled(mut guard: Guard, settings: &GuardSettings) -> Guard {
     if let Some(attempt) = guard.attempt.take() {
-        let tried = guard.candidate(&attempt.fingerprint).cloned();
-        let tried = tried.unwrap_or_else(|| candidate(&attempt.fingerprint));
-        guard.count_unanswered(tried, settings);
+        let candidate = guard.candidate(&attempt.fingerprint).cloned();
+        let candidate = candidate.unwrap_or_else(|| new_candidate(&attempt.fingerprint));
+        guard.count_unanswered(candidate, settings);
     }
     guard
 }
@@ -282,7 +284,7 @@ fn unknown() -> Guard {
     Guard { rejections: ASSUMED, ..Guard::default() }
 }
 
-fn candidate(fingerprint: &[u8]) -> GuardCandidate {
+fn new_candidate(fingerprint: &[u8]) -> GuardCandidate {
     GuardCandidate {
         fingerprint: fingerprint.to_vec(),
         derivation: DERIVATION,
@@ -304,8 +306,10 @@ impl Guard {
 
     /// Returns whether another secret was accepted after this one.
     pub(super) fn is_superseded(&self, fingerprint: &[u8]) -> bool {
-        let tried = self.candidate(fingerprint);
-        tried.is_some_and(|tried| tried.accepted && self.accepted_last != tried.fingerprint)
+        let candidate = self.candidate(fingerprint);
+        candidate.is_some_and(|candidate| {
+            candidate.accepted && self.accepted_last != candidate.fingerprint
+        })
     }
 
     /// Returns the attempts that count. Earlier releases counted some of them as `silences`.
@@ -344,15 +348,15 @@ impl Guard {
         }
     }
 
-    fn count_unanswered(&mut self, mut tried: GuardCandidate, settings: &GuardSettings) {
+    fn count_unanswered(&mut self, mut candidate: GuardCandidate, settings: &GuardSettings) {
         if !settings.locks {
             return;
         }
-        tried.misses = tried.misses.saturating_add(1);
-        tried.rejected = false;
+        candidate.misses = candidate.misses.saturating_add(1);
+        candidate.rejected = false;
         self.restore_count();
         self.rejections = self.rejections.saturating_add(1);
-        self.put(tried);
+        self.put(candidate);
     }
 }
 
@@ -375,10 +379,10 @@ impl GuardSettings {
     }
 
     /// Returns how long the next attempt has to wait after failed ones, and why.
-    fn backoff(&self, tried: &GuardCandidate) -> Option<(Duration, Delay)> {
-        match tried.misses {
+    fn backoff(&self, candidate: &GuardCandidate) -> Option<(Duration, Delay)> {
+        match candidate.misses {
             0 => None,
-            misses if tried.rejected => {
+            misses if candidate.rejected => {
                 let confirmed = misses > self.unconfirmed_rejections();
                 let why = if confirmed { Delay::Rejected } else { Delay::RejectedOnce };
                 Some((doubled(self.backoff_first, misses - 1, self.backoff_max), why))

@@ -65,9 +65,9 @@ impl HealthTracker {
     }
 
     /// Sets the problem of one half. Logs a new problem if an operator has to act.
-    pub(super) fn set(&self, half: Half, problem: Option<Problem>, of: Fingerprint) {
+    pub(super) fn set(&self, half: Half, problem: Option<Problem>, fingerprint: Fingerprint) {
         self.update(|state| {
-            let now = problem.map(|problem| (problem, of));
+            let now = problem.map(|problem| (problem, fingerprint));
             let before = state.half(half);
             if let Some((problem, _)) = &now
                 && problem.needs_operator()

@@ -54,7 +54,7 @@ impl Tokens {
     async fn due(&self, half: Half, identity: &HalfIdentity) -> Option<Need> {
         let in_files = identity.fingerprint;
         let source = self.source(half);
-        let (held, known) = (source.slot.holds(), self.health.problem(half));
+        let (held, last_problem) = (source.slot.holds(), self.health.problem(half));
         let obstacle = source.vault.check_renewal(identity).await.err();
         match obstacle.as_ref().map(|error| &error.problem) {
             Some(Problem::Store(error)) => {
@@ -78,20 +78,20 @@ impl Tokens {
             self.health.set(half, Some(Problem::Stopped(stopped)), in_files);
             return None;
         }
-        let Some((problem, of)) = known else {
+        let Some((problem, fingerprint)) = last_problem else {
             return held.filter(|held| *held != in_files).map(|_| Need::Rotation);
         };
         let was_stopped = matches!(problem, Problem::Stopped(_) | Problem::GuardUnreadable(_));
         let rejected = match half {
             Half::Application => matches!(problem, Problem::Rejected | Problem::RejectedOnce),
             // A rejected password is not tried again without a call.
-            Half::User => problem == Problem::Rejected && of != in_files,
+            Half::User => problem == Problem::Rejected && fingerprint != in_files,
         };
         match held {
             Some(held) if held != in_files => Some(Need::Rotation),
             Some(_) => {
                 // The files contain the old credentials again, or logins are allowed again.
-                if of != in_files || was_stopped {
+                if fingerprint != in_files || was_stopped {
                     self.health.set(half, None, in_files);
                 }
                 None

@@ -44,9 +44,9 @@ impl Tokens {
             Ok(bearer) => {
                 tracing::debug!(credentials = self.name(), "bearer token received");
                 let value = sensitive("Bearer ", &bearer.token);
-                Ok(self.accepted(Half::Application, claim, value, bearer.expires_in).await)
+                Ok(self.report_acceptance(Half::Application, claim, value, bearer.expires_in).await)
             }
-            Err(failure) => Err(self.failed(Half::Application, claim, failure).await),
+            Err(failure) => Err(self.report_failure(Half::Application, claim, failure).await),
         }
     }
 
@@ -62,7 +62,7 @@ impl Tokens {
             let secrets = self.secrets().await?;
             // Gets the bearer token before the claim, but only if a claim is possible.
             let access = self.user.vault.check(&secrets.user, last, need).await;
-            if let Access::Token(token) = self.noted(Half::User, &secrets.user, access)? {
+            if let Access::Token(token) = self.update_health(Half::User, &secrets.user, access)? {
                 return Ok(token);
             }
             let bearer = self.token(Half::Application, Need::Call).await?;
@@ -77,7 +77,7 @@ impl Tokens {
                     self.application.slot.worked(bearer.id);
                     tracing::info!(credentials = self.name(), "logged in");
                     let value = sensitive("", &session);
-                    return Ok(self.accepted(Half::User, claim, value, None).await);
+                    return Ok(self.report_acceptance(Half::User, claim, value, None).await);
                 }
                 Err(failure) => failure,
             };
@@ -89,7 +89,7 @@ impl Tokens {
                     continue;
                 }
             }
-            return Err(self.failed(Half::User, claim, failure).await);
+            return Err(self.report_failure(Half::User, claim, failure).await);
         }
     }
 
@@ -124,11 +124,11 @@ impl Tokens {
     ) -> Result<Access<RenewalClaim>, LoginError> {
         let identity = secrets.identity(half);
         let access = self.source(half).vault.claim(identity, last, need).await;
-        self.noted(half, identity, access)
+        self.update_health(half, identity, access)
     }
 
     /// Updates the health from an answer of the vault, and returns that answer.
-    fn noted<C>(
+    fn update_health<C>(
         &self,
         half: Half,
         identity: &HalfIdentity,
@@ -145,7 +145,7 @@ impl Tokens {
         access
     }
 
-    async fn accepted(
+    async fn report_acceptance(
         &self,
         half: Half,
         claim: RenewalClaim,
@@ -158,14 +158,23 @@ impl Tokens {
 
     /// Reports a failed attempt. Returns the error for the callers of this attempt; the guard
     /// decides what the next callers get.
-    async fn failed(&self, half: Half, claim: RenewalClaim, failure: AttemptFailure) -> LoginError {
+    async fn report_failure(
+        &self,
+        half: Half,
+        claim: RenewalClaim,
+        failure: AttemptFailure,
+    ) -> LoginError {
         let vault = &self.source(half).vault;
         let identity = Arc::clone(&claim.identity);
         let (mut error, outcome) = failure.into_error(half);
         let counts = outcome != AttemptOutcome::NotEvaluated;
         vault.report(claim, outcome, Some(&error)).await;
         if error.problem != Problem::Rejected {
-            tracing::warn!(credentials = self.name(), "no token: {}", error.problem);
+            tracing::warn!(
+                credentials = self.name(),
+                "no token; the gateway tries again: {}",
+                error.problem
+            );
         }
         let mut problem = error.problem.clone();
         let obstacle = vault.check_renewal(&identity).await.err();

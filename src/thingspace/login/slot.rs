@@ -67,7 +67,7 @@ struct SlotState {
     failed: Option<(LoginError, Instant)>,
     /// Renewals that failed in a row.
     failures: u32,
-    /// Tokens in a row that were refused although no call had ever succeeded with them.
+    /// Tokens in a row that were refused before any call succeeded with them.
     useless: u32,
     renewal: Option<watch::Receiver<Option<Renewed>>>,
 }

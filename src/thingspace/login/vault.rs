@@ -158,7 +158,8 @@ impl Vault {
         need: Need,
     ) -> Result<Access<Box<Draft>>, LoginError> {
         let fingerprint = identity.fingerprint;
-        let after = last.filter(|id| id.fingerprint == fingerprint).map_or(0, |id| id.generation);
+        let last_generation =
+            last.filter(|id| id.fingerprint == fingerprint).map_or(0, |id| id.generation);
         let attempt = self.attempt(fingerprint);
         let deadline = Instant::now() + self.lease * 2;
         while Instant::now() < deadline {
@@ -170,7 +171,7 @@ impl Vault {
             let stored = stored.cloned().unwrap_or_default();
             let value = identity.open(stored.generation, &stored.sealed);
             let keep_stored = value.is_none() && !stored.sealed.is_empty();
-            let newer = value.filter(|_| stored.generation > after).map(|value| {
+            let newer = value.filter(|_| stored.generation > last_generation).map(|value| {
                 stored_token(value, TokenId { fingerprint, generation: stored.generation })
             });
             let inherited_token = || inherited(identity, seen.guard.as_ref()?, last);
@@ -180,12 +181,13 @@ impl Vault {
             }
             match guard::next(&seen, &attempt, &self.settings) {
                 GuardDecision::Claim(guard) => {
-                    if let Some(why) = self.postpones(&seen, &stored).filter(|_| need != Need::Call)
+                    if let Some(why) =
+                        self.reason_to_postpone(&seen, &stored).filter(|_| need != Need::Call)
                     {
                         return Err(LoginError::delayed(Duration::ZERO, why));
                     }
                     let (identity, since) = (Arc::clone(identity), Instant::now());
-                    let generation = stored.generation.max(after) + 1;
+                    let generation = stored.generation.max(last_generation) + 1;
                     let claim = RenewalClaim { identity, attempt, generation, keep_stored, since };
                     return Ok(Access::Renew(Box::new(Draft { version, guard, claim })));
                 }
@@ -210,7 +212,7 @@ impl Vault {
     }
 
     /// Returns why a renewal that no call needs is not attempted, or `None` if it is.
-    fn postpones(&self, seen: &Observation, stored: &GuardCandidate) -> Option<Delay> {
+    fn reason_to_postpone(&self, seen: &Observation, stored: &GuardCandidate) -> Option<Delay> {
         if stored.misses > self.settings.unconfirmed_rejections() {
             return Some(if stored.rejected { Delay::Rejected } else { Delay::Unanswered });
         }
