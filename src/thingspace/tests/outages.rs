@@ -63,18 +63,21 @@ async fn while_it_is_open_nothing_is_sent_but_one_probe() {
     }
     assert_eq!(world.calls(), before);
 
-    // The host still does not answer. One of these queries is sent.
+    // The host still does not answer. One of these queries is sent. On a slow machine the breaker
+    // may let another one pass before the last query begins.
     tokio::time::sleep(world.wait()).await;
+    let began = Instant::now();
     let outcomes = join_all((0..20).map(|_| world.poll(&request))).await;
     assert!(outcomes.iter().all(Result::is_err));
-    let [polls, ..] = world.calls();
-    assert_eq!(polls, before[0] + 1);
+    let probes = world.calls()[0] - before[0];
+    let most = 1 + began.elapsed().as_millis() / FIRST.as_millis();
+    assert!((1..=most).contains(&probes.into()), "{probes} probes, at most {most}");
 
     tokio::time::sleep(world.wait()).await;
     world.handle.clear_faults();
     world.poll(&request).await.unwrap();
     assert_eq!(world.client.hosts()[0].open_for, None);
-    assert_eq!(world.calls(), [before[0] + 2, before[1], before[2], before[3]]);
+    assert_eq!(world.calls(), [before[0] + probes + 1, before[1], before[2], before[3]]);
 }
 
 /// A `Retry-After` of a day in answers about one request.
