@@ -52,6 +52,14 @@ impl GuardCells {
         loop {
             let held = self.store.load(cell).await?;
             let version = held.as_ref().map(|held| held.version);
+            let held = match (held, &identity.earlier_cell) {
+                // A cell that is left may be older than the one that was lost.
+                (None, Some(earlier)) if !self.store.has_lost_cells() => {
+                    self.store.load(earlier).await?
+                }
+                (held, _) => held,
+            };
+            let is_stored = held.is_some();
             let guard = match held {
                 Some(held) => decode(held.value)?,
                 None => None,
@@ -65,7 +73,7 @@ impl GuardCells {
             let restored =
                 remembered.and_then(|known| guard::merged(guard.as_ref(), &known, &self.settings));
             let Some(next) = restored else {
-                let damaged = version.is_some() && guard.is_none();
+                let damaged = is_stored && guard.is_none();
                 let lost = self.store.has_lost_cells() || damaged;
                 let unchanged = self.remember(cell, version, guard.clone());
                 return Ok((version, Observation { guard, lost, unchanged, exclusive }));

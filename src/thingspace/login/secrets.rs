@@ -77,6 +77,8 @@ pub(super) struct HalfIdentity {
     /// The cell of the guard. Its name depends only on the user name, or on the application's key
     /// and host.
     pub(super) cell: CellName,
+    /// The cell in which earlier releases kept the guard of a user, if it was another one.
+    pub(super) earlier_cell: Option<CellName>,
     seal: SealingKey,
     /// The key of the other half of the credentials, for tokens of this half.
     other_half: SealingKey,
@@ -151,12 +153,13 @@ impl CredentialSecrets {
         // ThingSpace ignores the case of a user name, and a blank at either end is a mistake in the
         // file. So all spellings share one cell. Their fingerprints differ, because a password that
         // was rejected for `User` may be accepted for `user`.
-        let user = HalfIdentity::derive(
-            guard_cell("login", USERS_HOST, &username.trim().to_lowercase()),
-            &of_user,
-            &of_application,
-            &user_root(EARLIER_ITERATIONS),
-        );
+        let name = username.trim().to_lowercase();
+        let (cell, earlier) = (guard_cell("login", USERS_HOST, &name), &hosts.user);
+        let earlier_cell = (earlier != USERS_HOST).then(|| guard_cell("login", earlier, &name));
+        let user = HalfIdentity {
+            earlier_cell,
+            ..HalfIdentity::derive(cell, &of_user, &of_application, &user_root(EARLIER_ITERATIONS))
+        };
         Self { application: Arc::new(application), user: Arc::new(user), raw }
     }
 
@@ -198,6 +201,7 @@ impl HalfIdentity {
         Self {
             fingerprint: Fingerprint(*expand(own, "fingerprint")),
             cell,
+            earlier_cell: None,
             seal: seal(own, "seal"),
             other_half: seal(other_half, "seal for the other half"),
             earlier_fingerprint: Fingerprint(*expand(earlier, "fingerprint")),

@@ -1,6 +1,9 @@
 //! The user is never locked.
 
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
 use super::*;
+use crate::{crypto::digest_of, store::CellName};
 
 #[tokio::test]
 async fn ten_restarts_cost_one_login() {
@@ -124,6 +127,38 @@ async fn another_name_of_the_host_begins_no_new_count() {
     world.config.base_url = world.config.base_url.replace("localhost", "localhost.");
     world.restart();
     world.write("password", "B");
+    world.call_for(Duration::from_secs(4), is_blocked).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 4);
+}
+
+/// An earlier build kept the count in a cell that was named after the host, too.
+#[tokio::test]
+async fn the_count_of_an_earlier_build_goes_on() {
+    let mut world = configured(manual(), hasty).await;
+    world.poll(&world.request()).await.unwrap();
+    world.handle.set_password("right");
+    world.handle.expire_sessions();
+    world.call_until("two rejections", |_, outcome| is_blocked(outcome)).await;
+    let cell = |host: &str| {
+        let owner = BASE64_URL_SAFE_NO_PAD.encode(digest_of(&[host, "simulator-user"]));
+        CellName::permanent(format!("guard/login/{owner}"))
+    };
+    let held = world.store.load(&cell("thingspace.verizon.com:443")).await.unwrap().unwrap();
+    let host = world.config.base_url.replace("http://", "").replace("/api", "");
+    let elsewhere = tempfile::tempdir().unwrap();
+    world.store = store(&elsewhere);
+    world.store.swap(&cell(&host), None, held.value).await.unwrap();
+    world.restart();
+    world.call_for(Duration::from_secs(1), is_blocked).await;
+    assert_eq!(world.handle.ledger().logins_rejected, 2);
+    world.write("password", "B");
+    world
+        .call_until("four in all", |ledger, outcome| {
+            ledger.logins_rejected == 4 && is_blocked(outcome)
+        })
+        .await;
+    world.restart();
+    world.write("password", "C");
     world.call_for(Duration::from_secs(4), is_blocked).await;
     assert_eq!(world.handle.ledger().logins_rejected, 4);
 }
