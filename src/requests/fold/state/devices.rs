@@ -45,9 +45,9 @@ impl Request {
         by_id.chain(self.find(device)).collect()
     }
 
-    /// Returns the only device of a request, for a callback whose identifiers match none. Since
-    /// rules 4 the callback applies to it, unless the callback has an EID or another IMEI. The
-    /// callback's ICCID may be that of the new profile.
+    /// Returns the only device of a request, for a callback or the only part of a status answer
+    /// whose identifiers match none. Since rules 4 it applies to the device, unless it has an EID
+    /// or another IMEI. Its ICCID may be that of the new profile.
     pub(super) fn only_device(&self, called: &Device) -> Option<usize> {
         let [status] = &*self.devices else { return None };
         let (own, imei) = (&status.device.imei, &called.imei);

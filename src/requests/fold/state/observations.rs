@@ -76,7 +76,16 @@ impl Request {
     /// Sets the entries of a status answer about one device to unknown if they do not agree. One
     /// entry may have the EID of the device, another the ICCID, and another an unknown identifier.
     pub(crate) fn make_agree(&self, answer: &mut StatusAnswer) {
-        answer.agree(|device| {
+        // As with callbacks, the only part is about the only device.
+        if let [(device, class)] = &mut *answer.devices
+            && *class == answer.overall
+            && self.known
+            && self.named_by(device).is_empty()
+            && let Some(at) = self.only_device(device)
+        {
+            device.clone_from(&self.devices[at].device);
+        }
+        answer.agree(self.devices.len(), |device| {
             let devices = self.named_by(device);
             (self.known || !devices.is_empty()).then_some(devices)
         });

@@ -189,7 +189,7 @@ fn states_beside(part: &(Device, StatusClass), own: StatusClass, overall: Status
 }
 
 #[test]
-fn a_part_about_no_device_of_an_order_denies_what_the_overall_status_does_not_confirm() {
+fn a_part_about_no_device_of_an_order_denies_under_every_overall_status() {
     use IdentifierKind::{Eid, Iccid, Imei, Mdn};
     use StatusClass::{Failed, Pending, Succeeded, Unknown, Waiting};
     let other = device(7);
@@ -199,17 +199,15 @@ fn a_part_about_no_device_of_an_order_denies_what_the_overall_status_does_not_co
     let named = named.map(|kinds| only(&other, kinds)).into_iter().chain([without_check_digit]);
     let all = [Pending, Waiting, Succeeded, Failed, Unknown];
     for device in named.chain([Device::default()]) {
-        let is_nameless = device.present().next().is_none();
         for (class, overall) in all.into_iter().flat_map(|class| all.map(|other| (class, other))) {
             let part = (device.clone(), class);
             let succeeded = states_beside(&part, Succeeded, overall);
-            let is_denied =
-                class == Failed && is_nameless || class != Succeeded && overall != Succeeded;
+            let is_denied = class != Succeeded;
             let told = if is_denied { DeviceState::Pending } else { DeviceState::Succeeded };
             assert_eq!(succeeded.states(), [told; 2], "{part:?}, {overall:?}");
 
             let failed = states_beside(&part, Failed, overall);
-            let is_denied = class == Succeeded && (is_nameless || overall != Failed);
+            let is_denied = class == Succeeded;
             let told = if is_denied { DeviceState::Pending } else { DeviceState::Failed };
             assert_eq!(failed.states(), [told; 2], "{part:?}, {overall:?}");
         }
@@ -225,4 +223,52 @@ fn a_later_answer_decides_a_success_that_was_denied() {
     let later = [1, 2].map(|n| (ordered(n), StatusClass::Failed));
     store(&mut log, &answer(StatusClass::Failed, later.to_vec()));
     assert_eq!(log.states(), [DeviceState::Failed; 2]);
+}
+
+/// The part may be about the device that no other part names.
+#[test]
+fn a_part_about_no_device_of_an_order_may_be_about_the_missing_one() {
+    use StatusClass::{Failed, Pending, Succeeded};
+    for overall in [Pending, Failed, Succeeded] {
+        let mut log = Log::of([accepted([1, 2, 3].map(ordered))]);
+        let other = |class| (only(&device(7), &[IdentifierKind::Mdn]), class);
+        let named = || [(ordered(1), Succeeded), (ordered(2), Failed)].into_iter();
+        store(&mut log, &answer(overall, named().chain([other(Pending)]).collect()));
+        let (done, open) = ([DeviceState::Succeeded, DeviceState::Failed], DeviceState::Pending);
+        assert_eq!(log.states(), [done[0], done[1], open], "{overall:?}");
+
+        let mut log = Log::of([accepted([1, 2, 3].map(ordered))]);
+        let second = (only(&device(8), &[IdentifierKind::Imei]), Pending);
+        let parts = named().chain([other(Pending), second]);
+        store(&mut log, &answer(overall, parts.collect()));
+        assert_eq!(log.states(), [open, done[1], open], "{overall:?}");
+    }
+}
+
+#[test]
+fn the_only_part_of_an_answer_is_about_the_only_device() {
+    use IdentifierKind::{Eid, Iccid, Imei, Mdn};
+    use StatusClass::{Failed, Pending, Succeeded};
+    for kinds in [&[Mdn][..], &[Imei], &[Iccid], &[Iccid, Mdn], &[]] {
+        for (class, overall, state) in [
+            (Succeeded, Succeeded, DeviceState::Succeeded),
+            (Failed, Failed, DeviceState::Failed),
+            (Succeeded, Pending, DeviceState::Pending),
+            (Failed, Pending, DeviceState::Pending),
+            (Pending, Pending, DeviceState::Pending),
+        ] {
+            let mut log = Log::of([accepted([ordered(1)])]);
+            let part = (only(&device(7), kinds), class);
+            store(&mut log, &answer(overall, vec![part.clone()]));
+            assert_eq!(log.states(), [state], "{part:?}, {overall:?}");
+        }
+    }
+    // Another EID is another device, and an order of two has no only device.
+    let other = |kinds: &[_]| answer(Succeeded, vec![(only(&device(7), kinds), Succeeded)]);
+    let mut log = Log::of([accepted([ordered(1)])]);
+    store(&mut log, &other(&[Eid]));
+    assert_eq!(log.states(), [DeviceState::Pending]);
+    let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
+    store(&mut log, &other(&[Mdn]));
+    assert_eq!(log.states(), [DeviceState::Pending; 2]);
 }
