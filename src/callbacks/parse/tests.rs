@@ -122,7 +122,7 @@ fn what_is_shown_later_is_short_and_masked() {
     assert!(fault.code.starts_with("A._.bxxx"), "{}", fault.code);
     assert!(fault.message.starts_with("a …4038, …3820; 123456 …1234xxx"), "{}", fault.message);
     assert_eq!((fault.code.len(), fault.message.chars().count()), (128, MAX_MESSAGE));
-    assert_eq!((&*profile.state, profile.status.len()), ("…4038", MAX_WORD));
+    assert_eq!((&*profile.state, profile.status.len()), ("…4038", MAX_PROFILE_TEXT));
 }
 
 #[test]
