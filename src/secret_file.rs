@@ -1,9 +1,9 @@
 //! Reads a secret from a file of its own. Reads are bounded in size and time, and no error quotes
 //! the content.
 //!
-//! Files are read each time a secret is needed. What an editor or a copy adds by accident is
-//! refused: a byte order mark, blanks at the ends, a second line. ThingSpace would count such a
-//! secret as a rejected login.
+//! Files are read each time a secret is needed. A file is refused if it has a byte order mark,
+//! blanks at the ends or a second line. An editor or a copy may add these by accident, and a login
+//! with such a secret would be rejected.
 
 use std::{
     collections::BTreeSet,
@@ -30,28 +30,28 @@ const MAX_SECRET_BYTES: u64 = 4096;
 /// A network volume that is gone can block a read forever.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whether two files hold the same secret. A file that cannot be read holds none.
+/// Returns whether two files hold the same secret. A file that cannot be read holds none.
 pub(crate) async fn same(one: &Path, other: &Path) -> bool {
     let (Ok(one), Ok(other)) = (read(one).await, read(other).await) else { return false };
     is_same(one.expose_secret(), other.expose_secret())
 }
 
-/// Whether two secrets are the same. Takes the same time for all secrets of a length.
+/// Returns whether two secrets are the same, in constant time for secrets of the same length.
 pub(crate) fn is_same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
-/// Whether two user names name the same ThingSpace user. ThingSpace ignores case.
+/// Returns whether two user names name the same ThingSpace user. ThingSpace ignores case.
 pub(crate) fn is_same_user(one: &str, other: &str) -> bool {
     one.trim().to_lowercase() == other.trim().to_lowercase()
 }
 
-/// The secret in a file, without the line break at the end.
+/// Returns the secret in a file, without the line break at the end.
 pub(crate) async fn read(path: &Path) -> Result<SecretString, String> {
     single_line(&read_lines(path).await?).map_err(|why| about(path, why))
 }
 
-/// The whole text of a file that has a format of its own.
+/// Returns the whole text of a file that has a format of its own.
 pub(crate) async fn read_lines(path: &Path) -> Result<SecretString, String> {
     let bytes = read_in_time(path).await.map_err(|why| about(path, why))?;
     text(&bytes).map_err(|why| about(path, why))
@@ -61,19 +61,19 @@ fn about(path: &Path, why: impl Display) -> String {
     format!("{} {why}", path.display())
 }
 
-/// Reads a file, unless its volume does not answer. While a read of the file is blocked, no other
-/// one is started.
+/// Reads a file. Fails if its volume does not answer. While a read of the file is blocked, no other
+/// read of it is started.
 async fn read_in_time(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     const BLOCKED: &str = "cannot be read in time; its volume does not answer";
     if blocked_files().contains(path) {
         return Err(BLOCKED.to_owned());
     }
     let done = Arc::new(AtomicBool::new(false));
-    let (file, ended) = (path.to_owned(), Arc::clone(&done));
+    let (file, set_done) = (path.to_owned(), Arc::clone(&done));
     let read = spawn_blocking(move || {
         let bytes = bounded(&file, MAX_SECRET_BYTES);
         let mut blocked = blocked_files();
-        ended.store(true, Ordering::Relaxed);
+        set_done.store(true, Ordering::Relaxed);
         blocked.remove(&file);
         bytes
     });
@@ -93,8 +93,8 @@ fn blocked_files() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     lock(&BLOCKED)
 }
 
-/// Completes an error of [`check`] with the path of the file. A value that names no file and has
-/// no slash may be the secret itself, so it is not quoted.
+/// Adds the path of the file to an error of [`check`]. A value that names no file and has no slash
+/// may be the secret itself, so it is not quoted.
 pub(crate) fn problem(path: &Path, what: &str) -> String {
     if path.exists() || path.as_os_str().as_encoded_bytes().contains(&b'/') {
         about(path, what)
@@ -104,17 +104,18 @@ pub(crate) fn problem(path: &Path, what: &str) -> String {
     }
 }
 
-/// Like [`read`], but blocks the thread. An error completes "FILE …".
+/// Like [`read`], but blocks the thread. The error does not name the file; see [`problem`].
 pub(crate) fn check(path: &Path) -> Result<SecretString, String> {
     single_line(&check_lines(path)?).map_err(str::to_owned)
 }
 
-/// Like [`read_lines`], but blocks the thread. An error completes "FILE …".
+/// Like [`read_lines`], but blocks the thread. The error does not name the file.
 pub(crate) fn check_lines(path: &Path) -> Result<SecretString, String> {
     text(&bounded(path, MAX_SECRET_BYTES)?).map_err(str::to_owned)
 }
 
-/// The bytes of a file that may hold a secret, at most `max`. An error completes "FILE …".
+/// Returns the bytes of a file that may hold a secret. More than `max` bytes are an error. The
+/// error does not name the file.
 pub(crate) fn bounded(path: &Path, max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error: io::Error| {
         format!("cannot be read ({error}); mount it, and let the gateway's user read it")
@@ -137,14 +138,14 @@ fn text(bytes: &[u8]) -> Result<SecretString, &'static str> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err("begins with a byte order mark; save it as UTF-8 without one");
     }
-    let text = str::from_utf8(bytes).map_err(|_| "holds no UTF-8 text")?;
+    let text = str::from_utf8(bytes).map_err(|_| "is not UTF-8 text; save it as UTF-8")?;
     if text.is_empty() {
         return Err("is empty; write the secret into it");
     }
     Ok(text.into())
 }
 
-/// The text as one secret, without a single line break at its end.
+/// Returns the text as one secret, without a single line break at its end.
 fn single_line(text: &SecretString) -> Result<SecretString, &'static str> {
     let text = text.expose_secret();
     let text = text.strip_suffix('\n').unwrap_or(text);

@@ -1,7 +1,8 @@
 //! Accepts connections: the gRPC server here, the listeners for plain HTTP in [`http`].
 //!
 //! The gRPC server is tonic's, with the limits that tonic does not set by default. When it stops,
-//! it only stops accepting connections; the drain ends streams and waits for calls.
+//! it accepts no connections and asks peers to begin no calls. The drain ends streams and waits for
+//! calls.
 
 pub(crate) mod http;
 
@@ -32,7 +33,7 @@ const MAX_PENDING_RESETS: usize = 200;
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
-/// Serves until `stop`, then until the peers have closed their connections, which may take forever.
+/// Serves until `stop`, and returns when all connections have ended. A peer can delay that forever.
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Routes,

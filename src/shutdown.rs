@@ -1,8 +1,8 @@
 //! Turns signals into tokens: the first SIGTERM, SIGINT or SIGHUP asks for a drain, the second one
 //! for an immediate end.
 //!
-//! SIGHUP is sent when a terminal closes. It does not reload files: they are read again by
-//! themselves.
+//! SIGHUP is sent when a terminal closes. It does not reload files: the gateway reads them again
+//! without a signal.
 
 use std::{io, pin::pin, task::Poll};
 
@@ -20,7 +20,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Cancels the tokens on signals of the process, from now on. Needs a runtime.
+    /// Returns tokens that the process's signals cancel. Must be called in a Tokio runtime.
     pub fn on_signals() -> io::Result<Self> {
         let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
         let mut signals = kinds.into_iter().map(signal).collect::<io::Result<Vec<_>>>()?;

@@ -6,7 +6,7 @@
 //! client, so a wrong field name makes a test fail.
 //!
 //! It never corrects its input. The [`Ledger`] counts every call and order until the process ends.
-//! A stop is like a power cut: every connection breaks, and no work is finished.
+//! When it stops, every connection breaks, and no work is finished.
 //!
 //! In [`Mode::Auto`] the last digit of a device's ICCID (of its EID, if it has no ICCID) decides
 //! the result:
@@ -79,7 +79,7 @@ pub struct Options {
     pub secret: SecretString,
     /// The name of the user.
     pub username: String,
-    /// The first password of the user; see [`Handle::set_password`].
+    /// The initial password of the user; see [`Handle::set_password`].
     pub password: SecretString,
     /// The lifetime of a bearer token. Every token request in this time gets the same token.
     pub bearer_lifetime: Duration,

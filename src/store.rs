@@ -2,9 +2,9 @@
 //!
 //! A **log** is append-only; its readers fold it. A **cell** is a small value that changes only by
 //! compare-and-swap. A [`Store`] does not know what an event means or which log is open. It removes
-//! events and cells that are older than the retention period, and nothing depends on that.
+//! events and retained cells after the retention period. Callers never rely on their removal.
 //!
-//! `store/contract.rs` says, as tests, what every backend guarantees beyond the signatures.
+//! The tests in `store/contract.rs` define what every backend guarantees.
 
 mod cell;
 pub mod embedded;
@@ -40,19 +40,21 @@ pub const WHOLE_READ_BYTES: usize = 1024 * 1024;
 /// The most bytes of events and cells that one store writes at the same time. Further writes wait.
 pub(crate) const IN_FLIGHT_BYTES: usize = 16 * 1024 * 1024;
 
-/// What each write counts in addition: at most 4,096 writes are in flight.
+/// The bytes that each write counts in addition to its own, so that at most 4,096 writes are in
+/// flight.
 const WRITE_BYTES: usize = 4 * 1024;
 
 /// A store of logs and cells. Texts that it returns are for operators.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
-    /// Appends an event, which is durable when this returns. A second event with the same `id` is
-    /// not stored; the result is the position of the first.
+    /// Appends an event. It is durable when this returns. A second event with the same `id` is not
+    /// stored; the result is the position of the first.
     async fn append(&self, log: &LogName, id: Uuid, event: Bytes) -> Result<Position, StoreError>;
 
-    /// Returns the entries of a log after a sequence (0: from its beginning), oldest first, with
-    /// every acknowledged append: at most `limit`, and at most [`MAX_READ`]. It may return fewer if
-    /// their events have [`WHOLE_READ_BYTES`] or more. Then only an empty result means the end.
+    /// Returns the entries of a log after a sequence (0: from its beginning), oldest first. Every
+    /// acknowledged append is included. Returns at most `limit` and at most [`MAX_READ`] entries,
+    /// and may return fewer if their events have [`WHOLE_READ_BYTES`] or more. Then only an empty
+    /// result means the end.
     async fn read(&self, log: &LogName, after: u64, limit: usize)
     -> Result<Vec<Entry>, StoreError>;
 
@@ -61,7 +63,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`Followed::Lost`].
     fn follow(&self, after: Option<Position>) -> BoxStream<'static, Followed>;
 
-    /// Returns the current value of a cell, never one of a cache or of a server that is behind.
+    /// Returns the current value of a cell, never an older one from a cache or a lagging server.
     async fn load(&self, cell: &CellName) -> Result<Option<Versioned>, StoreError>;
 
     /// Replaces the value of a cell if its version is still `expected` (`None`: absent). Each swap
@@ -121,8 +123,8 @@ pub trait Store: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Returns the position of the last event, if the store knows it without asking. A follower
-    /// that stays behind it has stopped.
+    /// Returns the position of the last event, if the store knows it without a call to a server. A
+    /// follower that stays behind it has stopped.
     fn end(&self) -> Option<Position> {
         None
     }
@@ -140,7 +142,7 @@ pub trait Store: Send + Sync + fmt::Debug {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LogName {
     pub(crate) class: LogClass,
-    /// Has the characters `[0-9A-Za-z-]`.
+    /// Consists of the characters `[0-9A-Za-z-]`.
     pub id: String,
 }
 
@@ -238,9 +240,9 @@ pub enum Followed {
     /// All events that were stored when the follower began have been delivered. Comes once, before
     /// the first newer event.
     CaughtUp(Position),
-    /// The store holds no event here, only a message of its own.
+    /// The store has no event at this position, only a message of its own.
     Skipped(Position),
-    /// The last item.
+    /// The follower cannot continue. This is its last item.
     Lost(Lost),
 }
 

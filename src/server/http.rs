@@ -31,7 +31,8 @@ use crate::{config::Network, log_throttle::LogThrottle};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// For the headers of a request. A connection without one is closed after at most twice this time.
+/// The longest time for the headers of a request. A connection on which no request begins is closed
+/// after at most twice this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most header fields of a request.
@@ -40,8 +41,8 @@ const MAX_HEADERS: usize = 64;
 /// The limit for the header of a request, in bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// A listener uses at most this part of the process's file descriptors: one half. The API, the
-/// calls to ThingSpace and the store need the rest.
+/// A divisor: a listener uses at most half of the process's file descriptors. The API, the calls to
+/// ThingSpace and the store need the rest.
 const DESCRIPTORS_PART: usize = 2;
 
 /// The pause after a connection could not be accepted, for example without a file descriptor.
@@ -62,7 +63,7 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
 pub(crate) struct ListenerOptions {
     /// The listener's name in the log.
     pub(crate) name: &'static str,
-    /// The most open connections. A further one replaces one that waits for its peer.
+    /// The most open connections. A further one evicts one that waits for its peer.
     pub(crate) max_connections: usize,
     /// The most open connections from one address.
     pub(crate) max_connections_of_address: usize,
@@ -89,7 +90,12 @@ pub(crate) async fn serve(
             Ok((tcp, peer)) => (tcp, peer.ip()),
             Err(error) => {
                 if let Some(times) = failed.count() {
-                    warn!(%error, listener = name, times, "cannot accept connections");
+                    warn!(
+                        %error,
+                        listener = name,
+                        times,
+                        "cannot accept connections; check the limit of open files"
+                    );
                 }
                 sleep(ACCEPT_PAUSE).await;
                 continue;
@@ -101,7 +107,8 @@ pub(crate) async fn serve(
                     listener = name,
                     %peer,
                     times,
-                    "refused connections from outside the allowed networks"
+                    "refused connections from outside the allowed networks; \
+                     add the peer's network if it is expected"
                 );
             }
             continue;
@@ -191,7 +198,7 @@ async fn serve_stream(
     }
 }
 
-/// The process's limit of open files, which include connections. `None`: no limit.
+/// Returns the process's limit of open files and connections. `None`: no limit.
 fn max_open_files() -> Option<usize> {
     getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
 }

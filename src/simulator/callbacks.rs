@@ -1,8 +1,8 @@
 //! The registrations of callbacks, and the callbacks that are to be sent.
 //!
 //! As on Verizon's pages, an account has at most one URL for each service, a new one never replaces
-//! it, and the listing shows the password. Results go to the URL of [`SERVICE`]; without one they
-//! are lost.
+//! it, and the listing shows the password. Results go to the URL of [`SERVICE`]. Without one, no
+//! callback is sent.
 
 mod shape;
 
@@ -51,7 +51,8 @@ pub struct CallbackOptions {
     pub retries: CallbackRetries,
     /// How long an attempt may take before the next one begins. The slow attempt stays open.
     pub patience: Duration,
-    /// How long after a registration the previous pair is still sent, in turn with the new one.
+    /// The time after a registration in which callbacks still carry the previous pair of user name
+    /// and password, alternating with the new one.
     pub old_pair: Duration,
     /// The most attempts at the same time.
     pub senders: usize,
@@ -103,7 +104,7 @@ impl Default for CallbackOptions {
     }
 }
 
-/// Where the callbacks of an account go, and the pair that they carry.
+/// The URL of an account's callbacks, and the user name and password that they carry.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the fields are those of the registration call")]
 pub struct SimulatedRegistration {
@@ -141,7 +142,7 @@ pub(super) struct CallbackState {
     registered: BTreeMap<(AccountName, String), SimulatedRegistration>,
     /// The previous registration, and until when its pair is still sent.
     previous: BTreeMap<(AccountName, String), (SimulatedRegistration, Option<Instant>)>,
-    /// Callbacks that wait until a test releases them.
+    /// Callbacks that wait until a test releases them; `None`: callbacks are sent at once.
     held: Option<Vec<SimulatedCallback>>,
     pub(super) shape: CallbackShape,
     outbox: mpsc::UnboundedSender<Delivery>,

@@ -1,8 +1,8 @@
 //! Connections that can be cut without an answer.
 //!
 //! After [`ConnectionCut::cut`] the reads and writes of a connection fail. So the server drops it
-//! without another byte. The peer sees its end (FIN), or after [`ConnectionCut::reset`] a reset
-//! (RST).
+//! without another byte. The peer sees that the connection was closed (FIN), or after
+//! [`ConnectionCut::reset`] that it was reset (RST).
 
 use std::{
     io,

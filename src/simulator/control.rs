@@ -1,8 +1,8 @@
 //! The simulator's control API: HTTP with JSON on a port of its own, for tests of services that use
 //! the gateway.
 //!
-//! It offers what [`Handle`] offers to tests in Rust. It has no authentication and is off by
-//! default.
+//! It offers a part of what [`Handle`] offers to tests in Rust. It has no authentication and is off
+//! by default.
 
 use std::{io, time::Duration};
 
@@ -38,7 +38,7 @@ struct FaultBody {
     times: Option<u32>,
 }
 
-/// What `control.txt` lists under `answer`.
+/// The values of `answer` in `control.txt`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum FaultyAnswer {

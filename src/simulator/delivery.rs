@@ -1,4 +1,4 @@
-//! Sends callbacks: each is a POST that is repeated until it is acknowledged.
+//! Sends callbacks. Each is a POST that is repeated until it is acknowledged or its retries end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -57,7 +57,7 @@ fn client() -> reqwest::Client {
         .timeout(ATTEMPT_TIMEOUT)
         .tls_certs_only([])
         .build()
-        .expect("a client without the system's certificates needs nothing of the system")
+        .expect("a client that loads no system certificates can always be built")
 }
 
 impl CallbackSender {
@@ -87,7 +87,7 @@ impl CallbackSender {
                 None => self.permit().await,
             };
             let attempt = Arc::clone(self).attempt(Arc::clone(&callback), count, permit);
-            // In a task of its own: a slow attempt stays open beside the next one.
+            // A task of its own, so that a slow attempt stays open while the next one begins.
             match timeout(options.patience, self.spawn(attempt)).await {
                 Err(_slow) => {}
                 Ok(Ok(Some(false))) => sleep(options.retries.interval).await,
@@ -109,14 +109,14 @@ impl CallbackSender {
             state.ledger.called_back(request);
             Some(target)
         });
-        // Deregistered since.
+        // The account has no registration now.
         let Some(target) = target else { return true };
         let threshold = self.shared.options.callbacks.retries.times + 1;
         let pair = (&*target.username, &target.password);
         let body = shape.write(request, device, *result, pair, (count, threshold));
         let post = self.client.post(target.url).header(header::CONTENT_TYPE, "application/json");
         let status = match post.body(body).send().await {
-            // Read to its end, so that the connection can be used again.
+            // The body is read to its end, so that the connection can be used again.
             Ok(answer) => {
                 let status = answer.status().as_u16();
                 let _ = answer.bytes().await;

@@ -58,7 +58,7 @@ impl TextAnswer {
         Self { status: StatusCode::NOT_FOUND, content_type: HTML, text }
     }
 
-    /// An error of the API manager in front (WSO2).
+    /// An error of the API manager (WSO2) that receives the calls first.
     fn fault(status: StatusCode, code: &str, message: &str, description: &str) -> Self {
         let fault = json!({"code": code, "message": message, "description": description});
         Self::json(status, &json!({"fault": fault}))

@@ -2,7 +2,7 @@
 //!
 //! A lost request and a lost answer are different faults: if the answer is lost, the order exists.
 //! A call has at most one fault, the oldest for its endpoint. A delayed call is executed after the
-//! delay, even if the caller has gone away.
+//! delay, even if the caller has disconnected.
 
 mod answer;
 
@@ -50,7 +50,7 @@ pub struct Fault {
     pub what: What,
     /// The number of calls that have the fault; `None`: all, until the faults are cleared.
     pub times: Option<u32>,
-    /// If set, only status calls about this request have the fault.
+    /// If set, only status queries about this request have the fault.
     pub request: Option<RequestId>,
 }
 
@@ -58,14 +58,15 @@ pub struct Fault {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum When {
-    /// The call has no effect, except after [`What::Delay`] and [`What::Hold`].
+    /// The call is not executed. [`What::Delay`] and [`What::Hold`] only delay its execution.
     #[default]
     BeforeEffect,
     /// The call has its effect, and only its answer has the fault.
     AfterEffect,
 }
 
-/// A kind of fault. Before the effect, the answer that it changes is an HTTP 500.
+/// A kind of fault. A fault that changes the answer changes an HTTP 500 if it comes before the
+/// effect.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the variants document their fields")]
 pub enum What {
@@ -85,11 +86,11 @@ pub enum What {
     Reset,
     /// Headers with the full `Content-Length`, half of the body, then the connection is cut.
     CutBody,
-    /// Half of the body, with the `Content-Length` of a half.
+    /// Half of the body, with a `Content-Length` that fits.
     HalfBody,
     /// Headers with the full `Content-Length`, then one byte of the body after each pause.
     Trickle { pause: Duration },
-    /// More headers, of a hundred bytes each.
+    /// Additional headers, of a hundred bytes each.
     Headers { count: usize },
     /// The answer comes after this time.
     Delay(Duration),
@@ -161,7 +162,7 @@ impl Fault {
         Self { endpoint, when, what, times: None, request: None }
     }
 
-    /// Limits the fault to status calls about this request.
+    /// Limits the fault to status queries about this request.
     pub fn about(self, request: &RequestId) -> Self {
         Self { request: Some(request.clone()), ..self }
     }
@@ -183,7 +184,7 @@ impl Gate {
     }
 }
 
-/// The faults that are left, oldest first.
+/// The remaining faults, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct Faults(Vec<Fault>);
 
@@ -209,14 +210,14 @@ impl Faults {
         };
         let index = self.0.iter().position(concerns)?;
         let fault = &mut self.0[index];
-        let taken = (fault.when, fault.what.clone());
+        let result = (fault.when, fault.what.clone());
         if let Some(times) = &mut fault.times {
             *times -= 1;
             if *times == 0 {
                 self.0.remove(index);
             }
         }
-        Some(taken)
+        Some(result)
     }
 }
 
@@ -234,7 +235,7 @@ pub(super) async fn execute(
         }
         Some((When::BeforeEffect, what)) => {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
-            let answer = TextAnswer::http(status, "nothing was done");
+            let answer = TextAnswer::http(status, "The call was not executed");
             what.change(answer.into_response(), cut).await
         }
     }

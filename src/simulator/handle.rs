@@ -17,7 +17,7 @@ use super::{
 };
 use crate::identity::{AccountName, Device, RequestId};
 
-/// Controls and reads a simulator. Panics if a request or device is unknown.
+/// Controls and reads a simulator. Its methods panic if a request or device is unknown.
 #[derive(Debug, Clone)]
 pub struct Handle {
     shared: Arc<SimulatorShared>,
@@ -35,8 +35,8 @@ impl Handle {
         state.ledger.clone()
     }
 
-    /// Waits until the ledger satisfies a condition, which is checked at every call and change. A
-    /// session that expires in between is not noticed. Panics at the deadline.
+    /// Waits until the ledger satisfies a condition. It is checked at every call and change, but
+    /// not when a session expires. Panics at the deadline.
     #[track_caller]
     pub fn wait_until(
         &self,

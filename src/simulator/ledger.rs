@@ -13,23 +13,23 @@ use crate::identity::{AccountName, Device, RequestId};
 /// The most calls of unknown paths that are listed.
 const MAX_UNEXPECTED: usize = 100;
 
-/// Counts and lists since the start. A call counts once its whole body has arrived, with any
+/// Counts and lists since the start. A call is counted when its whole body has arrived, with any
 /// outcome.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    /// Bearer tokens. One that is returned again does not count.
+    /// Bearer tokens that were issued. A token that is returned again is not counted.
     pub bearers_issued: u64,
     /// Logins that began a session.
     pub logins_accepted: u64,
-    /// Logins that were refused, also those of a locked or unknown user.
+    /// Logins that were rejected, also those of a locked or unknown user.
     pub logins_rejected: u64,
     /// Wrong passwords of the user since the last accepted login.
     pub rejected_in_a_row: u32,
-    /// Whether the user is locked: its logins are refused until [`unlock`](super::Handle::unlock).
+    /// Whether the user is locked: its logins are rejected until [`unlock`](super::Handle::unlock).
     pub locked: bool,
     /// Sessions that have expired.
     pub session_expiries: u64,
-    /// In the order in which they were accepted.
+    /// The accepted orders, oldest first.
     pub orders: Vec<PlacedOrder>,
     /// Calls of unknown paths, as `METHOD path`.
     pub unexpected: Vec<String>,
@@ -46,11 +46,11 @@ pub struct Ledger {
 pub struct Attempts {
     /// Attempts that began.
     pub sent: u64,
-    /// With a 2xx.
+    /// Attempts that were answered with a 2xx.
     pub acknowledged: u64,
-    /// By status.
+    /// Attempts that were answered with another status, by status.
     pub refused: BTreeMap<u16, u64>,
-    /// Without an answer.
+    /// Attempts without an answer.
     pub broken: u64,
 }
 
@@ -64,7 +64,7 @@ impl Attempts {
     }
 }
 
-/// An order that ThingSpace executes.
+/// An order that the simulator accepted.
 #[derive(Clone)]
 #[expect(missing_docs, reason = "the fields are those of the order")]
 pub struct PlacedOrder {
@@ -82,22 +82,22 @@ impl Ledger {
         self.calls.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// The same as `calls(Endpoint::Token)`.
+    /// Returns `calls(Endpoint::Token)`.
     pub fn token_requests(&self) -> u64 {
         self.calls(Endpoint::Token)
     }
 
-    /// The same as `calls(Endpoint::Login)`.
+    /// Returns `calls(Endpoint::Login)`.
     pub fn logins(&self) -> u64 {
         self.calls(Endpoint::Login)
     }
 
-    /// The same as `calls(Endpoint::Status)`.
+    /// Returns `calls(Endpoint::Status)`.
     pub fn polls(&self) -> u64 {
         self.calls(Endpoint::Status)
     }
 
-    /// Returns the number of status calls about a request.
+    /// Returns the number of status queries about a request.
     pub fn polls_of(&self, request: &RequestId) -> u64 {
         self.polls.get(request).copied().unwrap_or(0)
     }

@@ -58,7 +58,7 @@ pub(super) fn read(body: &[u8], options: &Options) -> Result<ValidOrder, TextAns
     Ok(ValidOrder { account, devices, service_plan })
 }
 
-/// Reads a body that must hold none of the characters that ThingSpace forbids.
+/// Reads JSON. Refuses a body with a character that ThingSpace forbids.
 pub(super) fn read_json<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, TextAnswer> {
     if body.iter().any(|byte| b"'<\\".contains(byte)) {
         let code = "INPUT_INVALID.Request.InvalidCharacter";
@@ -107,11 +107,11 @@ fn device(body: &DeviceBody<'_>) -> Result<Device, TextAnswer> {
         let kind = IdentifierKind::parse(kind)
             .filter(|kind| *kind != IdentifierKind::Mdn)
             .ok_or_else(|| wrong("Kind"))?;
-        let place = device.get_mut(kind);
-        if !place.is_empty() || kind.check(id).is_err() {
+        let field = device.get_mut(kind);
+        if !field.is_empty() || kind.check(id).is_err() {
             return Err(wrong("Identifier"));
         }
-        *place = Digits::new(id);
+        *field = Digits::new(id);
     }
     let complete = !device.eid.is_empty() && !device.iccid.is_empty();
     complete.then_some(device).ok_or_else(|| wrong("Identifier"))

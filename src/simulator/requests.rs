@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::Mode;
 use crate::identity::{AccountName, Device, Digits};
 
-/// When devices finish by themselves, in multiples of [`Mode::Auto`]'s time.
+/// When devices finish by themselves, in multiples of [`Mode::Auto`]'s `after`.
 pub(super) const TIMES: [u32; 4] = [1, 2, 4, 10];
 
 /// The status of a device in answers and callbacks.
@@ -29,8 +29,9 @@ pub(super) struct SimulatedRequest {
     pub(super) begun: Instant,
     /// The overall status, if a test set it.
     pub(super) overall: Option<&'static str>,
+    /// The result of all devices, if a test set it.
     all: Option<DeviceResult>,
-    /// By EID or ICCID; takes precedence over `all`.
+    /// The results of single devices, by EID or ICCID. They take precedence over `all`.
     each: HashMap<Digits, DeviceResult>,
     /// The index of each device, by EID and ICCID.
     indices: OnceCell<HashMap<Digits, usize>>,
@@ -77,9 +78,9 @@ impl SimulatedRequest {
         self.indices.get_or_init(indices).get(&id).map(|index| &self.devices[*index])
     }
 
-    /// Returns the devices that finish by themselves at this multiple of the time.
+    /// Returns the devices that finish by themselves at this multiple of `after`.
     pub(super) fn due(&self, times: u32) -> Vec<(Device, DeviceResult)> {
-        let by_themselves = self.devices.iter().filter(|device| self.set(device).is_none());
+        let by_themselves = self.devices.iter().filter(|device| self.set_by_test(device).is_none());
         by_themselves
             .map(|device| (device, automatic(device)))
             .filter(|(_, (at, _))| *at == times)
@@ -92,8 +93,8 @@ impl SimulatedRequest {
     }
 
     fn result(&self, device: &Device, mode: Mode, now: Instant) -> DeviceResult {
-        if let Some(set) = self.set(device) {
-            return set;
+        if let Some(result) = self.set_by_test(device) {
+            return result;
         }
         let Mode::Auto { after } = mode else { return DeviceResult::Pending };
         let (times, result) = automatic(device);
@@ -101,12 +102,12 @@ impl SimulatedRequest {
     }
 
     /// Returns the result that a test set.
-    fn set(&self, device: &Device) -> Option<DeviceResult> {
+    fn set_by_test(&self, device: &Device) -> Option<DeviceResult> {
         self.each.get(&device.eid).or_else(|| self.each.get(&device.iccid)).copied().or(self.all)
     }
 }
 
-/// Returns when a device finishes by itself, in multiples of the time, and its result.
+/// Returns when a device finishes by itself, in multiples of `after`, and its result.
 fn automatic(device: &Device) -> (u32, DeviceResult) {
     let id = if device.iccid.is_empty() { &device.eid } else { &device.iccid };
     match id.as_str().as_bytes().last() {

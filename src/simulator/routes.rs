@@ -1,7 +1,7 @@
 //! The endpoints of the API.
 //!
-//! A call is executed once its whole body has arrived, in a task of its own: it continues if its
-//! caller goes away.
+//! A call is executed when its whole body has arrived. It has a task of its own, so it continues if
+//! its caller disconnects.
 
 use std::{sync::Arc, time::Instant};
 
@@ -126,7 +126,7 @@ async fn call(
     }));
     match executed.await {
         Ok(Some(answer)) => answer,
-        // The simulator stopped, or a panic was printed.
+        // The simulator stopped, or the task panicked.
         Ok(None) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }
@@ -227,15 +227,15 @@ fn ok(body: &Value) -> Response {
 
 impl SimulatedCall {
     fn check_application(&self, options: &Options) -> Result<(), TextAnswer> {
-        let given = self.authorization("Basic")?;
-        let wanted = format!("{}:{}", options.key, options.secret.expose_secret());
-        let same = BASE64_STANDARD.decode(given).is_ok_and(|given| given == wanted.as_bytes());
+        let credentials = self.authorization("Basic")?;
+        let valid = format!("{}:{}", options.key, options.secret.expose_secret());
+        let same = BASE64_STANDARD.decode(credentials).is_ok_and(|text| text == valid.as_bytes());
         if same { Ok(()) } else { Err(TextAnswer::invalid_credentials()) }
     }
 
     fn check_bearer(&self, shared: &SimulatorShared) -> Result<(), TextAnswer> {
-        let given = self.authorization("Bearer")?;
-        let valid = shared.lock().tokens.is_bearer(given, Instant::now());
+        let token = self.authorization("Bearer")?;
+        let valid = shared.lock().tokens.is_bearer(token, Instant::now());
         if valid { Ok(()) } else { Err(TextAnswer::invalid_credentials()) }
     }
 
@@ -271,7 +271,7 @@ impl SimulatedCall {
     /// Returns the credentials of an `Authorization` header with this scheme.
     fn authorization(&self, scheme: &str) -> Result<&str, TextAnswer> {
         let parts = self.header("Authorization").and_then(|value| value.split_once(' '));
-        let found = parts.filter(|(given, _)| given.eq_ignore_ascii_case(scheme));
+        let found = parts.filter(|(name, _)| name.eq_ignore_ascii_case(scheme));
         found.map(|(_, text)| text.trim()).ok_or_else(TextAnswer::missing_credentials)
     }
 

@@ -42,7 +42,7 @@ pub enum Identifiers {
     /// Only the ICCID, if the order has one.
     #[default]
     Iccid,
-    /// All that the order has.
+    /// All identifiers that the order has.
     All,
 }
 
@@ -66,7 +66,7 @@ pub enum Overall {
     /// Success as soon as one device has succeeded, as in the page's example.
     #[default]
     Early,
-    /// Pending while a device is pending, then Failed if a device has failed.
+    /// Pending while a device is pending, then Failed if a device has failed, else Success.
     Honest,
 }
 
@@ -157,7 +157,7 @@ impl Shape {
         let has = |wanted: DeviceResult| results.contains(&wanted);
         let early = self.overall == Overall::Early && self.list != List::Absent;
         let is_open =
-            |of: &DeviceResult| matches!(of, DeviceResult::Pending | DeviceResult::Word(_));
+            |result: &DeviceResult| matches!(result, DeviceResult::Pending | DeviceResult::Word(_));
         if early && has(DeviceResult::Success) {
             DeviceResult::Success
         } else if results.iter().any(is_open) {

@@ -1,4 +1,4 @@
-//! The state of the simulator, behind one lock, which is never held across an await.
+//! The state of the simulator, behind one lock. The lock is never held across an await.
 
 use std::{
     collections::HashMap,
@@ -48,7 +48,7 @@ impl SimulatorState {
                 .expect("a UUID has the shape of a request id")
         });
         let mut request = SimulatedRequest::new(account, devices, now);
-        // `Manual`: no device of a new request has finished yet.
+        // In `Manual` all devices of a new request are pending, so each of them changes.
         let finished = self.result.map(|result| (request.finish_all(result, Mode::Manual), result));
         self.requests.insert(id.clone(), request);
         self.callbacks.send(Delivery::ResultsOf(id.clone()));
@@ -71,7 +71,7 @@ impl SimulatorState {
         id
     }
 
-    /// Sends a callback for each of these devices, if callbacks are registered.
+    /// Sends a callback for each of these results that is not pending, if callbacks are registered.
     pub(super) fn call_back(
         &mut self,
         id: &RequestId,
@@ -83,7 +83,9 @@ impl SimulatorState {
         if self.callbacks.of(&account, SERVICE).is_none() {
             return;
         }
-        for (device, result) in results.into_iter().filter(|(_, of)| *of != DeviceResult::Pending) {
+        for (device, result) in
+            results.into_iter().filter(|(_, result)| *result != DeviceResult::Pending)
+        {
             let (account, request, shape) = (account.clone(), id.clone(), self.callbacks.shape);
             let callback = SimulatedCallback { account, request, device, result, shape };
             self.callbacks.send_or_hold(callback);

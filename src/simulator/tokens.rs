@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Options, SessionRefusal, error::TextAnswer, ledger::Ledger};
 
-/// Rejected logins in a row that lock the user.
+/// The number of rejected logins in a row that locks the user.
 const LOCK: u32 = 5;
 
 /// The most sessions that are kept, including expired ones.
@@ -20,7 +20,7 @@ pub(super) struct SimulatedTokens {
     pub(super) password: SecretString,
     /// The bearer token, and when it expires.
     bearer: Option<(String, Instant)>,
-    /// The oldest is first.
+    /// Oldest first.
     sessions: VecDeque<Session>,
 }
 
@@ -130,7 +130,7 @@ impl SimulatedTokens {
     ) -> Result<(), TextAnswer> {
         let (code, message) = match token {
             None => ("REQUEST_FAILED.SessionToken.Format", "The session token is missing."),
-            Some(token) => match self.sessions.iter_mut().find(|one| one.token == token) {
+            Some(token) => match self.sessions.iter_mut().find(|session| session.token == token) {
                 None => ("INPUT_INVALID.SessionToken.Invalid", "The session token is not valid."),
                 Some(session) if session.expired => {
                     ("REQUEST_FAILED.SessionToken.Expired", "The session token has expired.")

@@ -76,13 +76,13 @@ pub(crate) async fn change_cell<M: CellMessage, T>(
     mut change: impl FnMut(&mut M) -> T,
 ) -> Result<T, StoreError> {
     for _ in 0..SWAP_TRIES {
-        let held = load_cell::<M>(store, cell).await?;
-        let mut message = held.as_ref().map(|held| held.value.clone()).unwrap_or_default();
+        let current = load_cell::<M>(store, cell).await?;
+        let mut message = current.as_ref().map(|cell| cell.value.clone()).unwrap_or_default();
         let result = change(&mut message);
-        if held.as_ref().is_some_and(|held| held.value == message) {
+        if current.as_ref().is_some_and(|cell| cell.value == message) {
             return Ok(result);
         }
-        let expected = held.map(|held| held.version);
+        let expected = current.map(|cell| cell.version);
         if let Swap::Swapped(_) = swap_cell(store, cell, expected, &mut message).await? {
             return Ok(result);
         }
@@ -102,15 +102,15 @@ pub(crate) async fn load_or_create<M: CellMessage>(
     cell: &CellName,
     make: impl FnOnce() -> Result<M, StoreError>,
 ) -> Result<M, StoreError> {
-    if let Some(held) = load_cell(store, cell).await? {
-        return Ok(held.value);
+    if let Some(current) = load_cell(store, cell).await? {
+        return Ok(current.value);
     }
-    let mut made = make()?;
-    match swap_cell(store, cell, None, &mut made).await? {
-        Swap::Swapped(_) => Ok(made),
-        Swap::Conflict(Some(held)) => decode_cell(held.value),
+    let mut message = make()?;
+    match swap_cell(store, cell, None, &mut message).await? {
+        Swap::Swapped(_) => Ok(message),
+        Swap::Conflict(Some(current)) => decode_cell(current.value),
         Swap::Conflict(None) => Err(StoreError::Corrupt(
-            "the swap of an absent cell conflicts with no value".to_owned(),
+            "an absent cell could not be created, and has no other value".to_owned(),
         )),
     }
 }
@@ -128,7 +128,7 @@ mod tests {
     use crate::proto::storage::Poll;
 
     #[test]
-    fn a_newer_format_is_refused_and_so_is_what_is_no_message() {
+    fn a_newer_format_and_bytes_that_are_no_message_are_refused() {
         let held =
             |version| Bytes::from(Poll { version, count: 3, ..Poll::default() }.encode_to_vec());
         assert_eq!(decode_cell::<Poll>(held(1)).unwrap().count, 3);

@@ -19,7 +19,7 @@ use super::{
     StoreError, Swap, Version, Versioned,
 };
 
-/// The longest wait for what must happen.
+/// The longest wait for an expected event.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 const WRITERS: usize = 16;
@@ -115,7 +115,7 @@ pub(super) async fn pages(store: &dyn Store) {
     assert_eq!(read_to_end(store, &log).await.unwrap().len(), positions.len());
 }
 
-/// An acknowledged event can be read at once, also while many write.
+/// An acknowledged event can be read at once, also while many tasks write.
 pub(super) async fn read_your_writes(store: &dyn Store) {
     join_all((0..WRITERS).map(|writer| async move {
         let log = new_log();
@@ -129,7 +129,7 @@ pub(super) async fn read_your_writes(store: &dyn Store) {
     .await;
 }
 
-/// An event id is stored once, also if many append it at once.
+/// An event id is stored once, also if many tasks append it at once.
 pub(super) async fn same_id(store: &dyn Store) {
     let (log, id) = (new_log(), Uuid::new_v4());
     let first = store.append(&log, id, Bytes::from_static(b"first")).await.unwrap();
@@ -191,8 +191,8 @@ pub(super) enum LearnsEnd {
     Later,
 }
 
-/// A follower gets every event once and in order while many write, and `CaughtUp` before the newer
-/// ones.
+/// A follower gets every event once and in order while many tasks write, and `CaughtUp` before the
+/// newer events.
 pub(super) async fn follow_all(store: Arc<dyn Store>, learns: LearnsEnd) {
     const EACH: usize = 25;
     let logs: Vec<LogName> = (0..WRITERS).map(|_| new_log()).collect();

@@ -2,10 +2,10 @@
 //!
 //! Acknowledged events are on disk, and concurrent appends share one sync. The file is locked, so
 //! no other process uses it. After an I/O error the file is reopened until that works (see
-//! `committer`). A full disk refuses writes and no reads (see `committer::space`). While the file
-//! is missing, replaced or an older copy (see `loss`), every call is refused until the file is back
-//! or an operator accepts the loss. Events and cells expire by running time (see `ages`), so a
-//! wrong wall clock removes nothing. No position is used twice.
+//! `committer`). When the disk is full, writes are refused and reads work (see `committer::space`).
+//! While the file is missing, replaced or an older copy (see `loss`), every call is refused until
+//! the file is back or an operator accepts the loss. Events and cells expire by running time (see
+//! `ages`), so a wrong wall clock removes nothing. No position is used twice.
 
 mod ages;
 mod batch;
@@ -65,7 +65,7 @@ pub struct Embedded {
 
 /// What the handle, readers, followers and the committer share.
 struct EmbeddedShared {
-    /// Taken when the store is closed. The committer ends when the queue is empty.
+    /// `None` after the store was closed. The committer then ends when the queue is empty.
     queue: Mutex<Option<mpsc::Sender<Job>>>,
     /// Bounds the jobs that wait for the committer, and so the size of a commit.
     room: Arc<Semaphore>,
@@ -73,7 +73,7 @@ struct EmbeddedShared {
     database: RwLock<Option<Database>>,
     state: Mutex<EmbeddedState>,
     ages: Mutex<Ages>,
-    /// The sequence of the last event. Closed when the store is.
+    /// The sequence of the last event. The channel closes when the committer ends.
     end: watch::Receiver<u64>,
 }
 
@@ -91,7 +91,7 @@ struct EmbeddedState {
 struct StoreFile {
     path: PathBuf,
     medium: Medium,
-    /// Reads the file also after its name is gone.
+    /// Can read the file even after it was deleted or renamed.
     handle: File,
 }
 
@@ -226,7 +226,7 @@ impl Store for Embedded {
     }
 
     fn age(&self, position: Position, _: Timestamp) -> Duration {
-        // A sequence of another epoch says nothing in this one.
+        // Sequences of different epochs cannot be compared.
         if position.epoch == self.shared.epoch() {
             self.shared.ages().age(position.sequence)
         } else {
@@ -286,7 +286,7 @@ impl EmbeddedShared {
             };
             txn.and_then(|txn| caught(|| read(&txn))).map_err(|error| {
                 if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
-                    // Otherwise the committer would notice only at the next append.
+                    // Otherwise the committer would notice the error only at the next append.
                     let _ = shared.send(Job::Check);
                 }
                 store_error(&error)
@@ -320,7 +320,7 @@ impl EmbeddedShared {
         lock(&self.ages)
     }
 
-    /// Sets why the last write failed (`None`: it did not), and returns the former value.
+    /// Sets why the last write failed (`None`: it did not), and returns the previous value.
     fn set_failure(&self, failure: Option<String>) -> Option<String> {
         std::mem::replace(&mut self.state().failure, failure)
     }
@@ -340,5 +340,5 @@ impl EmbeddedShared {
 }
 
 fn committer_ended() -> StoreError {
-    StoreError::UnknownOutcome("the committer ended".into())
+    StoreError::UnknownOutcome("the thread that writes the file has ended".into())
 }

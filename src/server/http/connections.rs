@@ -1,10 +1,10 @@
 //! The limits of open connections, in total and per address.
 //!
-//! When a limit is reached, a new connection evicts one that waits for its peer: of the address
-//! with the most such connections, the one that has been idle for longest. So an address that opens
-//! many connections takes slots only from itself. Connections of trusted addresses, which have sent
-//! a valid request before, are evicted only after all others. A connection whose request is being
-//! answered is never evicted, and none before its peer has had [`FIRST_WAIT`] to send a request.
+//! When a limit is reached, a new connection evicts one that waits for its peer: the connection
+//! that has been idle for longest, from the address with the most such connections. So an address
+//! that opens many connections takes slots only from itself. Addresses that have sent a valid
+//! request are trusted, and their connections are evicted last. No connection is evicted while its
+//! request is being answered, or before its peer has had [`FIRST_WAIT`] to send a request.
 
 use std::{
     cmp::Reverse,
@@ -31,7 +31,7 @@ const MAX_TRUSTED: usize = 1024;
 
 const IPV6_SITE_BITS: u32 = 64;
 
-/// The address by which the limits count connections: for IPv6, the first 64 bits (a site).
+/// Returns the address by which connections are counted: for IPv6, the first 64 bits (a site).
 pub(super) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -54,7 +54,7 @@ pub(super) struct OpenConnection {
     last: AtomicU64,
     /// Requests that are not answered yet.
     open: AtomicUsize,
-    /// Of these, the ones that have arrived completely.
+    /// Open requests that have arrived completely.
     received: AtomicUsize,
 }
 
@@ -67,7 +67,7 @@ impl OpenConnection {
         self.last.load(Ordering::Relaxed)
     }
 
-    /// Whether no request is open, and nothing has happened since the previous check.
+    /// Returns whether no request is open, and nothing has happened since the previous check.
     pub(super) fn is_idle_since(&self, last: &mut u64) -> bool {
         let before = mem::replace(last, self.last());
         before == *last && self.open.load(Ordering::Relaxed) == 0
@@ -173,7 +173,7 @@ impl ConnectionLimit {
         Self { max, max_of_source, start: Instant::now(), slots: Arc::default() }
     }
 
-    /// A slot for a new connection; `None` if no other connection can be evicted.
+    /// Returns a slot for a new connection; `None` if no other connection can be evicted.
     pub(super) async fn admit(&self, source: IpAddr) -> Option<ConnectionSlot> {
         loop {
             match self.admit_at(source, Instant::now()) {
@@ -218,7 +218,7 @@ impl ConnectionLimit {
 }
 
 impl Slots {
-    /// Evicts a connection: of `source` if it is given, else of any address.
+    /// Evicts a connection of `source`, or of any address if `source` is `None`.
     fn evict(&mut self, source: Option<IpAddr>, now: u64) -> Result<(), NoSlot> {
         let waiting = || {
             self.open.values().filter(|open| {
@@ -233,13 +233,13 @@ impl Slots {
             let count = untrusted.get(&open.source).copied().unwrap_or_default();
             (!open.is_trusted(), count, Reverse((open.last(), open.number)))
         };
-        let chosen = waiting().max_by_key(|open| rank(open)).ok_or(NoSlot::Full)?;
-        let waited = Duration::from_nanos(now.saturating_sub(chosen.last()));
+        let candidate = waiting().max_by_key(|open| rank(open)).ok_or(NoSlot::Full)?;
+        let waited = Duration::from_nanos(now.saturating_sub(candidate.last()));
         if let Some(wait) = FIRST_WAIT.checked_sub(waited).filter(|wait| !wait.is_zero()) {
             return Err(NoSlot::Wait(wait));
         }
-        chosen.evicted.cancel();
-        let number = chosen.number;
+        candidate.evicted.cancel();
+        let number = candidate.number;
         self.remove(number);
         Ok(())
     }

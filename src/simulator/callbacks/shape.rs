@@ -1,4 +1,4 @@
-//! Writes callbacks.
+//! Writes the bodies of callbacks.
 
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value, json};
@@ -20,7 +20,7 @@ pub struct CallbackShape {
 /// The spelling of the field names in callbacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Case {
-    /// As on today's pages: `requestId`, and `deviceIds` with `kind` and `id`.
+    /// As on the current pages: `requestId`, and `deviceIds` with `kind` and `id`.
     #[default]
     Camel,
     /// As on the oldest pages: `RequestId`, and `Device` with `IdentifierKind` and `Identifier`.
