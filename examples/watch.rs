@@ -27,8 +27,8 @@ use tonic_types::StatusExt;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const MAX_PAUSE: Duration = Duration::from_secs(30);
 
-/// After this time without any message, heartbeats included, the connection counts as dead.
-const SILENCE: Duration = Duration::from_mins(1);
+/// After this time without any message, even a heartbeat, the connection counts as dead.
+const MAX_SILENCE: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -44,7 +44,7 @@ async fn main() -> anyhow::Result<()> {
     let mut request = WatchRequestRequest {
         account_name: account_name.clone(),
         request_id: request_id.clone(),
-        resume_token: stored(token_file)?,
+        resume_token: read_token(token_file)?,
     };
     let mut pause = FIRST_PAUSE;
     loop {
@@ -66,15 +66,15 @@ async fn main() -> anyhow::Result<()> {
             ) => {}
             _ => bail!("{:?} {}: {}", error.code(), reason.unwrap_or(""), error.message()),
         }
-        let asked = details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        let wait = asked + pause.mul_f64(fastrand::f64());
+        let delay = details.retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
+        let wait = delay + pause.mul_f64(fastrand::f64());
         eprintln!("{:?} {}; resuming in {wait:.1?}", error.code(), reason.unwrap_or(""));
         sleep(wait).await;
         pause = (2 * pause).min(MAX_PAUSE);
     }
 }
 
-/// Reads one stream until it ends: well, or with the error that broke it.
+/// Reads one stream until it ends. The inner result has the error if the stream broke.
 async fn follow(
     client: &mut EsimServiceClient<Channel>,
     request: &mut WatchRequestRequest,
@@ -85,10 +85,10 @@ async fn follow(
         Ok(response) => response.into_inner(),
         Err(error) => return Ok(Err(error)),
     };
-    // The parts of one revision. They are complete when a message has no `more`.
+    // The parts of one revision. The last one has `more` = false.
     let mut parts = Vec::new();
     loop {
-        let message = match tokio::time::timeout(SILENCE, messages.message()).await {
+        let message = match tokio::time::timeout(MAX_SILENCE, messages.message()).await {
             Ok(Ok(Some(message))) => message,
             Ok(Ok(None)) => return Ok(Ok(())),
             Ok(Err(error)) => return Ok(Err(error)),
@@ -99,7 +99,7 @@ async fn follow(
         parts.push(message);
         if is_complete {
             parts.drain(..).for_each(show);
-            // Store the token together with what the messages said, in one transaction if possible.
+            // Store the token together with the changes, in one transaction if possible.
             fs::write(token_file, &token).with_context(|| format!("cannot write {token_file}"))?;
             request.resume_token = token;
         }
@@ -107,12 +107,12 @@ async fn follow(
 }
 
 fn show(message: WatchRequestResponse) {
-    let (what, state, devices) = match message.event {
+    let (kind, state, devices) = match message.event {
         Some(Event::Snapshot(status)) => ("snapshot", status.state(), status.devices),
         Some(Event::Change(change)) => ("change", change.state(), change.devices),
         Some(Event::Heartbeat(_)) | None => return,
     };
-    println!("{what}: {}", state.as_str_name());
+    println!("{kind}: {}", state.as_str_name());
     for DeviceStatus { identifiers, state, fault, .. } in devices {
         let iccid = identifiers.map(|ids| ids.iccid).unwrap_or_default();
         let state = DeviceState::try_from(state).unwrap_or_default().as_str_name();
@@ -121,8 +121,8 @@ fn show(message: WatchRequestResponse) {
     }
 }
 
-/// The token of an earlier run; empty if there was none.
-fn stored(token_file: &str) -> anyhow::Result<String> {
+/// Returns the token of an earlier run; empty if there was none.
+fn read_token(token_file: &str) -> anyhow::Result<String> {
     match fs::read_to_string(token_file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
         read => read.with_context(|| format!("cannot read {token_file}")),

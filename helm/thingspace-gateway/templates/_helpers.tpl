@@ -89,11 +89,11 @@ annotations:
 
 {{/* The value of a key in `config`, or its default. Arguments: config, key, default. */}}
 {{- define "gateway.setting" -}}
-{{- $at := .config -}}
+{{- $value := .config -}}
 {{- range splitList "." .key -}}
-{{- $at = kindIs "map" $at | ternary (get (default dict $at) .) "" -}}
+{{- $value = kindIs "map" $value | ternary (get (default dict $value) .) "" -}}
 {{- end -}}
-{{- kindIs "invalid" $at | ternary .default $at | default .default -}}
+{{- kindIs "invalid" $value | ternary .default $value | default .default -}}
 {{- end -}}
 
 {{/* The longest time for a drain, in seconds, rounded up. */}}
@@ -103,7 +103,7 @@ annotations:
 {{- div (add (include "gateway.milliseconds" (include "gateway.setting" $drain) | int64) 999) 1000 -}}
 {{- end -}}
 
-{{/* The least terminationGracePeriodSeconds. */}}
+{{/* The minimum of terminationGracePeriodSeconds. */}}
 {{- define "gateway.leastGrace" -}}
 {{- add .Values.preStopSeconds (include "gateway.drainSeconds" . | int64) 10 -}}
 {{- end -}}
@@ -116,7 +116,7 @@ annotations:
 {{- mulf (trimSuffix $unit $text | float64) (get $units $unit) | int64 -}}
 {{- end -}}
 
-{{/* Not empty if a URL is plaintext and leads to another machine. Arguments: url, scheme. */}}
+{{/* "plaintext" if a URL has the plaintext scheme and leads to another machine; otherwise empty. Arguments: url, scheme. */}}
 {{- define "gateway.plaintext" -}}
 {{- if and (hasPrefix (printf "%s://" .scheme) .url) (not (regexMatch "^[a-z]+://(localhost|127\\.[0-9.]+|\\[::1\\])([:/]|$)" .url)) -}}
 plaintext

@@ -111,7 +111,7 @@ spec:
         {{- toYaml . | nindent 8 }}
         {{- end }}
   volumes:
-    # One volume, so that no mount lies inside another. What a Secret holds anew appears here without a restart.
+    # One volume, so that no mount lies inside another. A changed Secret appears here without a restart.
     - name: config
       projected:
         defaultMode: 0440

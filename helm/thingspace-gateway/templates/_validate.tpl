@@ -14,7 +14,7 @@
 {{- $names := list -}}
 {{- range $v.credentials -}}
 {{- if has .name $names -}}
-{{- $problems = append $problems (printf "credentials: the name %s is used twice" .name) -}}
+{{- $problems = append $problems (printf "credentials: the name %s is used twice; rename one" .name) -}}
 {{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
@@ -35,14 +35,14 @@
 {{- range $key, $bounds := $file.durations -}}
 {{- $value := include "gateway.setting" (dict "config" $v.config "key" $key "default" $bounds.default) -}}
 {{- $least := $bounds.least -}}
-{{- $said := $least -}}
+{{- $minimum := $least -}}
 {{- if hasKey $file.durations $least -}}
 {{- $least = include "gateway.setting" (dict "config" $v.config "key" $least "default" (get $file.durations $least).default) -}}
-{{- $said = printf "%s (%s)" $bounds.least $least -}}
+{{- $minimum = printf "%s (%s)" $bounds.least $least -}}
 {{- end -}}
 {{- $milliseconds := include "gateway.milliseconds" $value | int64 -}}
 {{- if or (lt $milliseconds (include "gateway.milliseconds" $least | int64)) (gt $milliseconds (include "gateway.milliseconds" $bounds.most | int64)) -}}
-{{- $problems = append $problems (printf "config.%s: %s is out of bounds; must be %s to %s" $key $value $said $bounds.most) -}}
+{{- $problems = append $problems (printf "config.%s: %s is out of bounds; must be %s to %s" $key $value $minimum $bounds.most) -}}
 {{- end -}}
 {{- end -}}
 {{- range $v.extraEnv -}}
@@ -57,14 +57,14 @@
 {{- $variables := list -}}
 {{- range $v.extraEnv -}}
 {{- if has .name $variables -}}
-{{- $problems = append $problems (printf "extraEnv: %s is set twice" .name) -}}
+{{- $problems = append $problems (printf "extraEnv: %s is set twice; remove one" .name) -}}
 {{- end -}}
 {{- $variables = append $variables .name -}}
 {{- end -}}
 {{- $volumes := list "config" "data" "run" -}}
 {{- range $v.extraVolumes -}}
 {{- if has .name $volumes -}}
-{{- $problems = append $problems (printf "extraVolumes: the name %s is used already" .name) -}}
+{{- $problems = append $problems (printf "extraVolumes: the name %s is used already; choose another" .name) -}}
 {{- end -}}
 {{- $volumes = append $volumes .name -}}
 {{- end -}}
@@ -157,10 +157,10 @@
 {{- end -}}
 {{- with $v.callbacks -}}
 {{- if and .enabled .tls.existingSecret (or (not .tls.certKey) (not .tls.keyKey)) -}}
-{{- $problems = append $problems "callbacks.tls: certKey and keyKey name what existingSecret holds; set both" -}}
+{{- $problems = append $problems "callbacks.tls: certKey and keyKey name keys of existingSecret; set both" -}}
 {{- end -}}
 {{- if and .enabled .existingSecret (or (not .usernameKey) (not .passwordKey)) -}}
-{{- $problems = append $problems "callbacks: usernameKey and passwordKey name what existingSecret holds; set both" -}}
+{{- $problems = append $problems "callbacks: usernameKey and passwordKey name keys of existingSecret; set both" -}}
 {{- end -}}
 {{- end -}}
 {{- with $v.callbacks.service -}}
