@@ -94,7 +94,7 @@ impl Default for CallbackOptions {
             any_port: false,
             service_field: ServiceField::default(),
             passwords: Passwords::default(),
-            // As on Verizon's pages. A user measured one retry, after 1.3 s.
+            // As on Verizon's pages. A user observed one retry, after 1.3 s.
             retries: CallbackRetries { times: 3, interval: Duration::from_mins(5) },
             patience: Duration::from_secs(4),
             old_pair: Duration::ZERO,
@@ -140,7 +140,8 @@ pub(super) enum Delivery {
 
 pub(super) struct CallbackState {
     registered: BTreeMap<(AccountName, String), SimulatedRegistration>,
-    /// The previous registration, and until when its pair is still sent.
+    /// The previous registration, and until when its pair is still sent. The time is absent until
+    /// there is a new registration.
     previous: BTreeMap<(AccountName, String), (SimulatedRegistration, Option<Instant>)>,
     /// Callbacks that wait until a test releases them; `None`: callbacks are sent at once.
     held: Option<Vec<SimulatedCallback>>,

@@ -92,7 +92,7 @@ impl AsyncRead for CuttableConnection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // This wakes an idle connection as well.
+        // Registers the waker, so that the cut also wakes an idle connection.
         if self.when_cut.as_mut().poll(context).is_ready() {
             return Poll::Ready(self.check_intact());
         }

@@ -77,13 +77,13 @@ pub async fn run(listener: TcpListener, handle: Handle, stop: CancellationToken)
     let router = Router::new()
         .route("/", get(async || HELP))
         .route("/happened", get(happened))
-        .route("/faults", post(inject).delete(async |handle| done(handle, Handle::clear_faults)))
+        .route("/faults", post(inject).delete(async |handle| apply(handle, Handle::clear_faults)))
         .route("/outcome", put(set_result))
         .route("/requests/{id}", put(finish))
-        .route("/bearer", delete(async |handle| done(handle, Handle::expire_bearer)))
-        .route("/sessions", delete(async |handle| done(handle, Handle::expire_sessions)))
+        .route("/bearer", delete(async |handle| apply(handle, Handle::expire_bearer)))
+        .route("/sessions", delete(async |handle| apply(handle, Handle::expire_sessions)))
         .route("/password", put(set_password))
-        .route("/lock", delete(async |handle| done(handle, Handle::unlock)))
+        .route("/lock", delete(async |handle| apply(handle, Handle::unlock)))
         .fallback(async || (StatusCode::NOT_FOUND, HELP))
         .with_state(handle);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
@@ -127,7 +127,7 @@ async fn happened(State(handle): State<Handle>) -> Json<Value> {
     }))
 }
 
-fn done(State(handle): State<Handle>, change: fn(&Handle)) -> StatusCode {
+fn apply(State(handle): State<Handle>, change: fn(&Handle)) -> StatusCode {
     change(&handle);
     StatusCode::NO_CONTENT
 }

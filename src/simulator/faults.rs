@@ -100,7 +100,7 @@ pub enum What {
 
 /// Answers that users of ThingSpace saw.
 impl What {
-    /// HTTP 401: the bearer token, or in a token request the key, is not valid.
+    /// HTTP 401: the bearer token is not valid, or the key of a token request.
     pub fn invalid_credentials() -> Self {
         Self::error(TextAnswer::invalid_credentials())
     }
@@ -125,7 +125,7 @@ impl What {
         Self::Status { status, content_type: "", body: String::new() }
     }
 
-    /// HTTP 400 with a refusal and, in a field of this name, the request id of the order.
+    /// HTTP 400 with a refusal. A field of this name has the request id of the order.
     pub fn refused_with_id(name: &str) -> Self {
         Self::json(StatusCode::BAD_REQUEST, format!(r#"{{{REFUSED},"{name}":"{{id}}"}}"#))
     }

@@ -129,10 +129,10 @@ mod tests {
 
     #[test]
     fn a_newer_format_and_bytes_that_are_no_message_are_refused() {
-        let held =
+        let encoded =
             |version| Bytes::from(Poll { version, count: 3, ..Poll::default() }.encode_to_vec());
-        assert_eq!(decode_cell::<Poll>(held(1)).unwrap().count, 3);
-        assert!(matches!(decode_cell::<Poll>(held(2)), Err(StoreError::Corrupt(_))));
+        assert_eq!(decode_cell::<Poll>(encoded(1)).unwrap().count, 3);
+        assert!(matches!(decode_cell::<Poll>(encoded(2)), Err(StoreError::Corrupt(_))));
         let garbage = decode_cell::<Poll>(Bytes::from_static(b"\xff"));
         assert!(matches!(garbage, Err(StoreError::Corrupt(_))));
     }

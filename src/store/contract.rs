@@ -137,8 +137,8 @@ pub(super) async fn same_id(store: &dyn Store) {
     assert_eq!(store.append(&log, id, Bytes::from_static(b"first")).await.unwrap(), first);
 
     let id = Uuid::new_v4();
-    let again = (0..WRITERS).map(|_| store.append(&log, id, Bytes::from_static(b"third")));
-    let positions = try_join_all(again).await.unwrap();
+    let appends = (0..WRITERS).map(|_| store.append(&log, id, Bytes::from_static(b"third")));
+    let positions = try_join_all(appends).await.unwrap();
     assert!(positions.iter().all(|position| *position == positions[0]), "{positions:?}");
     assert_eq!(texts(&read_to_end(store, &log).await.unwrap()), ["first", "second", "third"]);
 }
@@ -200,7 +200,7 @@ pub(super) async fn follow_all(store: Arc<dyn Store>, learns: LearnsEnd) {
         append(&*store, log, "before").await.unwrap();
     }
     let mut followed = store.follow(None);
-    let newest = append(&*store, &logs[0], "asked already").await.unwrap();
+    let newest = append(&*store, &logs[0], "after the follower began").await.unwrap();
     let writing = join_all(logs.iter().map(async |log| {
         for n in 0..EACH {
             append(&*store, log, &n.to_string()).await.unwrap();
@@ -263,13 +263,13 @@ pub(super) async fn follow_from(store: &dyn Store) {
 /// A follower ends with `Lost` if its position is of another store or beyond the end of this one.
 pub(super) async fn replaced(store: &dyn Store) {
     let Position { epoch, sequence } = append(store, &new_log(), "last").await.unwrap();
-    for foreign in [
+    for invalid in [
         Position { epoch: epoch ^ 1, sequence },
         Position { epoch: epoch ^ 1, sequence: 0 },
         Position { epoch, sequence: sequence + 1 },
     ] {
-        let mut followed = store.follow(Some(foreign));
-        assert_eq!(next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)), "{foreign:?}");
+        let mut followed = store.follow(Some(invalid));
+        assert_eq!(next(&mut followed).await, Some(Followed::Lost(Lost::Replaced)), "{invalid:?}");
         assert_eq!(next(&mut followed).await, None);
     }
 }
@@ -371,7 +371,7 @@ pub(super) async fn full(store: &dyn Store, fill: impl AsyncFnOnce(), free: impl
             Err(StoreError::Full(_)) => refused += 1,
             Err(error) => panic!("{error}"),
         }
-        assert!(stored.len() < TRIES, "the store never was full");
+        assert!(stored.len() < TRIES, "the store never became full");
     }
     free().await;
 

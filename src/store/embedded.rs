@@ -276,7 +276,7 @@ impl EmbeddedShared {
     ) -> Result<T, StoreError> {
         self.check_loss()?;
         let shared = Arc::clone(self);
-        let done = task::spawn_blocking(move || {
+        let reading = task::spawn_blocking(move || {
             let txn = {
                 let database = lock::read(&shared.database);
                 let Some(database) = database.as_ref() else {
@@ -292,7 +292,7 @@ impl EmbeddedShared {
                 store_error(&error)
             })
         });
-        done.await.unwrap_or_else(|error| Err(StoreError::unavailable(error)))
+        reading.await.unwrap_or_else(|error| Err(StoreError::unavailable(error)))
     }
 
     fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
