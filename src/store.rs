@@ -282,7 +282,7 @@ pub struct Versioned<V = Bytes> {
 pub enum Swap {
     /// The new version.
     Swapped(Version),
-    /// The version was another one. This is the current value.
+    /// The cell had another version. This is its current value.
     Conflict(Option<Versioned>),
 }
 

@@ -45,7 +45,8 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 /// ThingSpace and the store need the rest.
 const DESCRIPTORS_PART: usize = 2;
 
-/// The pause after a connection could not be accepted, for example without a file descriptor.
+/// The pause after a connection could not be accepted, for example because no file descriptor was
+/// free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Answers requests.

@@ -61,12 +61,11 @@ pub enum When {
     /// The call is not executed. [`What::Delay`] and [`What::Hold`] only delay its execution.
     #[default]
     BeforeEffect,
-    /// The call has its effect, and only its answer has the fault.
+    /// The call is executed, and only its answer has the fault.
     AfterEffect,
 }
 
-/// A kind of fault. A fault that changes the answer changes an HTTP 500 if it comes before the
-/// effect.
+/// A kind of fault. If the call is not executed, a fault that changes an answer changes an HTTP 500.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the variants document their fields")]
 pub enum What {
