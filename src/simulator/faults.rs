@@ -65,7 +65,7 @@ pub enum When {
     AfterEffect,
 }
 
-/// A kind of fault. If the call is not executed, a fault that changes an answer changes an HTTP 500.
+/// A kind of fault. If the call is not executed, the answer that a fault changes is an HTTP 500.
 #[derive(Debug, Clone)]
 #[expect(missing_docs, reason = "the variants document their fields")]
 pub enum What {
