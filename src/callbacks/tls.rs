@@ -170,7 +170,7 @@ mod tests {
         issue(folder.path(), "two.example");
         let new_key = std::fs::read(&key).unwrap();
         std::fs::write(&key, &old_key).unwrap();
-        assert!(tls.reload().await.unwrap_err().contains("is not that of"));
+        assert!(tls.reload().await.unwrap_err().contains("does not belong to"));
         std::fs::write(&key, "nothing").unwrap();
         assert!(tls.reload().await.unwrap_err().contains("holds no private key"));
         std::fs::remove_file(&key).unwrap();

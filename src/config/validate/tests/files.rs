@@ -149,7 +149,7 @@ fn files_of_callbacks_are_checked_if_callbacks_are_enabled() {
     fs::write(&cert, fs::read_to_string(&issuer).unwrap() + &chain).unwrap();
     let problems = deployment(&config, None).to_string();
     assert!(
-        problems.starts_with(tls) && problems.contains("the certificate of the server comes first"),
+        problems.starts_with(tls) && problems.contains("write the certificate of the server first"),
         "{problems}"
     );
 }
