@@ -31,9 +31,8 @@
 //!   means, `login` owns the two tokens and the login guard, `client` has a function for each
 //!   endpoint, with limits and retries.
 //! - [`requests`]: the domain. [`fold`](requests::fold) computes states, [`hub`](requests::hub)
-//!   keeps open requests in memory, [`orders`](requests::orders) places and settles orders,
-//!   [`query`](requests::query) sends status queries and polls, [`watch`](requests::watch) streams
-//!   transitions.
+//!   keeps open requests in memory, `orders` places and settles orders, `query` sends status
+//!   queries and polls, [`watch`](requests::watch) streams transitions.
 //! - [`callbacks`]: the listener for ThingSpace's callbacks, its secrets, registration and
 //!   quarantine.
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
@@ -101,19 +100,19 @@
 //!
 //! # The path of a call
 //!
-//! **DownloadProfile.** `grpc::convert` checks every field. [`requests::orders`] reads the key's
+//! **DownloadProfile.** `grpc::convert` checks every field. `requests::orders` reads the key's
 //! cell: a key that was used before is answered from there, or from its order's log. A new order
 //! waits for its tokens and a permit, within the caller's deadline. Then a task of the gateway,
 //! which no caller can cancel, places it. The task appends `Ordered` to the order's log, sets the
 //! cell to SENDING, sends one POST, appends `AcceptedAs` to the order's log and `Accepted` to the
 //! request's, sets the cell to ACCEPTED, and answers when [`requests::hub`] has folded `Accepted`.
 //! If the outcome is unknown, the cell becomes UNKNOWN until the order is settled
-//! ([`resolve`](requests::orders::resolve)). An operator settles it, or a callback for one of its
+//! (`requests::orders::resolve`). An operator settles it, or a callback for one of its
 //! devices does, if the callback's request has exactly the order's devices.
 //!
 //! **GetRequestStatus.** [`Requests::status`](requests::Requests::status) finds the request in the
 //! projection, in its log, or with a status query to ThingSpace (an external request). If the known
-//! state of an open request is too old, [`query`](requests::query) sends a status query. A new
+//! state of an open request is too old, `query` sends a status query. A new
 //! result is appended and folded. The caller gets the folded state, in pages.
 //!
 //! **WatchRequest.** [`Watch`](requests::watch::Watch) is a cursor. It returns a snapshot or the
