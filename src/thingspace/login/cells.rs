@@ -52,14 +52,12 @@ impl GuardCells {
         loop {
             let held = self.store.load(cell).await?;
             let version = held.as_ref().map(|held| held.version);
-            let held = match (held, &identity.earlier_cell) {
-                // A cell that is left may be older than the one that was lost.
-                (None, Some(earlier)) if !self.store.has_lost_cells() => {
-                    self.store.load(earlier).await?
-                }
-                (held, _) => held,
-            };
-            let is_stored = held.is_some();
+            if held.is_none()
+                && let Some(guard) = self.earlier_guard(identity).await?
+            {
+                self.swap(cell, None, guard).await?;
+                continue;
+            }
             let guard = match held {
                 Some(held) => decode(held.value)?,
                 None => None,
@@ -73,7 +71,7 @@ impl GuardCells {
             let restored =
                 remembered.and_then(|known| guard::merged(guard.as_ref(), &known, &self.settings));
             let Some(next) = restored else {
-                let damaged = is_stored && guard.is_none();
+                let damaged = version.is_some() && guard.is_none();
                 let lost = self.store.has_lost_cells() || damaged;
                 let unchanged = self.remember(cell, version, guard.clone());
                 return Ok((version, Observation { guard, lost, unchanged, exclusive }));
@@ -87,6 +85,18 @@ impl GuardCells {
                 );
             }
         }
+    }
+
+    /// Returns the guard that earlier builds kept for a user, if there is one. Its count is at the
+    /// limit if a part of it may be lost.
+    async fn earlier_guard(&self, identity: &HalfIdentity) -> Result<Option<Guard>, StoreError> {
+        let mut guards = Vec::new();
+        for cell in &identity.earlier_cells {
+            if let Some(held) = self.store.load(cell).await? {
+                guards.push(decode(held.value)?.map(|guard| identity.renamed(guard)));
+            }
+        }
+        Ok(guard::strictest(guards, self.store.has_lost_cells()))
     }
 
     /// Stores a guard. Returns false if another process changed the cell first.

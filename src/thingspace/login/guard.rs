@@ -47,7 +47,7 @@ use crate::{
 };
 
 pub(super) use self::{
-    memory::{merged, renamed},
+    memory::{merged, renamed, strictest},
     unblock::unblocked,
 };
 

@@ -37,9 +37,9 @@ const EARLIER_ITERATIONS: NonZeroU32 = NonZeroU32::new(30_000).expect("it is not
 
 const KEY_BYTES: usize = 32;
 
-/// The host in the names of the cells of users' guards. It does not depend on the configured host,
-/// which may be a proxy: ThingSpace has one count for a user.
-const USERS_HOST: &str = "thingspace.verizon.com:443";
+/// ThingSpace's own host. Earlier builds named the cell of a user's guard after the user and the
+/// configured host, which may be a proxy. But ThingSpace has one count for a user.
+const THINGSPACE_HOST: &str = "thingspace.verizon.com:443";
 
 /// Identifies a name with its secret, and reveals neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub(super) struct HalfIdentity {
     /// and host.
     pub(super) cell: CellName,
     /// The cell in which earlier releases kept the guard of a user, if it was another one.
-    pub(super) earlier_cell: Option<CellName>,
+    pub(super) earlier_cells: Vec<CellName>,
     seal: SealingKey,
     /// The key of the other half of the credentials, for tokens of this half.
     other_half: SealingKey,
@@ -145,7 +145,7 @@ impl CredentialSecrets {
         let user_root = |rounds| stretch("login", &hosts.user, username, password, rounds);
         let (of_application, of_user) = (application_root(ITERATIONS), user_root(ITERATIONS));
         let application = HalfIdentity::derive(
-            guard_cell("client", &hosts.application, key.trim()),
+            guard_cell("client", &[&hosts.application, key.trim()]),
             &of_application,
             &of_user,
             &application_root(EARLIER_ITERATIONS),
@@ -154,10 +154,10 @@ impl CredentialSecrets {
         // file. So all spellings share one cell. Their fingerprints differ, because a password that
         // was rejected for `User` may be accepted for `user`.
         let name = username.trim().to_lowercase();
-        let (cell, earlier) = (guard_cell("login", USERS_HOST, &name), &hosts.user);
-        let earlier_cell = (earlier != USERS_HOST).then(|| guard_cell("login", earlier, &name));
+        let cell = guard_cell("login", &[&name]);
+        let earlier_cells = [THINGSPACE_HOST, &hosts.user];
         let user = HalfIdentity {
-            earlier_cell,
+            earlier_cells: earlier_cells.map(|host| guard_cell("login", &[host, &name])).into(),
             ..HalfIdentity::derive(cell, &of_user, &of_application, &user_root(EARLIER_ITERATIONS))
         };
         Self { application: Arc::new(application), user: Arc::new(user), raw }
@@ -201,7 +201,7 @@ impl HalfIdentity {
         Self {
             fingerprint: Fingerprint(*expand(own, "fingerprint")),
             cell,
-            earlier_cell: None,
+            earlier_cells: Vec::new(),
             seal: seal(own, "seal"),
             other_half: seal(other_half, "seal for the other half"),
             earlier_fingerprint: Fingerprint(*expand(earlier, "fingerprint")),
@@ -249,8 +249,8 @@ impl HalfIdentity {
     }
 }
 
-fn guard_cell(kind: &str, host: &str, owner: &str) -> CellName {
-    let owner = BASE64_URL_SAFE_NO_PAD.encode(digest_of(&[host, owner]));
+fn guard_cell(kind: &str, owner: &[&str]) -> CellName {
+    let owner = BASE64_URL_SAFE_NO_PAD.encode(digest_of(owner));
     CellName::permanent(format!("guard/{kind}/{owner}"))
 }
 

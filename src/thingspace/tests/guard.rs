@@ -2,8 +2,10 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
+use prost::Message;
+
 use super::*;
-use crate::{crypto::digest_of, store::CellName};
+use crate::{crypto::digest_of, proto::storage::Guard, store::CellName};
 
 #[tokio::test]
 async fn ten_restarts_cost_one_login() {
@@ -143,14 +145,22 @@ async fn the_count_of_an_earlier_build_goes_on() {
         let owner = BASE64_URL_SAFE_NO_PAD.encode(digest_of(&[host, "simulator-user"]));
         CellName::permanent(format!("guard/login/{owner}"))
     };
-    let held = world.store.load(&cell("thingspace.verizon.com:443")).await.unwrap().unwrap();
+    let owner = BASE64_URL_SAFE_NO_PAD.encode(digest_of(&["simulator-user"]));
+    let own = CellName::permanent(format!("guard/login/{owner}"));
+    let held = world.store.load(&own).await.unwrap().unwrap();
     let host = world.config.base_url.replace("http://", "").replace("/api", "");
     let elsewhere = tempfile::tempdir().unwrap();
     world.store = store(&elsewhere);
     world.store.swap(&cell(&host), None, held.value).await.unwrap();
+    // It had used ThingSpace's own name before, without a rejection.
+    let unused = Guard { version: 1, ..Guard::default() }.encode_to_vec();
+    world.store.swap(&cell("thingspace.verizon.com:443"), None, unused.into()).await.unwrap();
     world.restart();
     world.call_for(Duration::from_secs(1), is_blocked).await;
     assert_eq!(world.handle.ledger().logins_rejected, 2);
+    // The count goes on under another name of the host, too.
+    world.config.base_url = world.config.base_url.replace("127.0.0.1", "localhost");
+    world.restart();
     world.write("password", "B");
     world
         .call_until("four in all", |ledger, outcome| {

@@ -37,6 +37,23 @@ pub(in crate::thingspace::login) fn merged(
     Some(guard)
 }
 
+/// Returns one guard in place of several of the same user; `None`: there is none. A damaged guard
+/// is `None`. Then, and if the store `lost` guards, the count is at the limit.
+pub(in crate::thingspace::login) fn strictest(
+    guards: Vec<Option<Guard>>,
+    lost: bool,
+) -> Option<Guard> {
+    let is_uncertain = lost || guards.contains(&None);
+    let is_empty = guards.is_empty();
+    let guards: Vec<_> = guards.into_iter().flatten().collect();
+    let forced = guards.iter().any(|guard| guard.forced);
+    let set_aside = guards.iter().map(|guard| guard.set_aside).max().unwrap_or_default();
+    let strictest = guards.into_iter().max_by_key(Guard::counted).unwrap_or_default();
+    let least = if is_uncertain { COUNT_LIMIT } else { 0 };
+    let rejections = strictest.rejections.max(least);
+    (!is_empty).then_some(Guard { forced, set_aside, rejections, ..strictest })
+}
+
 /// Returns the guard with a secret's present fingerprint in place of an earlier one.
 pub(in crate::thingspace::login) fn renamed(mut guard: Guard, earlier: &[u8], now: &[u8]) -> Guard {
     if guard.accepted_last == earlier {
