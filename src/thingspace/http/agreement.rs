@@ -24,25 +24,20 @@ impl StatusAnswer {
     /// a new device of the request.
     ///
     /// An entry without an identifier may be about any device, so its success or failure
-    /// contradicts the opposite in every other entry. Entries that fit no device of the request may
-    /// be about the devices that no entry fits. If there are more such entries than such devices,
-    /// one of them is about a device of another entry. Then a success contradicts each failure, and
-    /// any other class contradicts each success. The overall status confirms nothing, because
-    /// ThingSpace says Success above pending devices.
-    ///
-    /// `total` is the number of devices of the request.
-    pub fn agree(&mut self, total: usize, known: impl Fn(&Device) -> Option<Vec<usize>>) {
+    /// contradicts the opposite in every other entry. So may an entry that fits no device of the
+    /// request, for example one with the ICCID of a new profile. Its success contradicts each
+    /// failure, and any other class contradicts each success. The overall status confirms nothing,
+    /// because ThingSpace says Success above pending devices.
+    pub fn agree(&mut self, known: impl Fn(&Device) -> Option<Vec<usize>>) {
         use StatusClass::{Failed, Succeeded};
         // Each entry points to another entry of its group, the last one to itself.
         let mut links: Vec<usize> = (0..self.devices.len()).collect();
         let (mut first_with, mut of_request) = (HashMap::new(), Vec::new());
-        let mut named = HashSet::new();
         for (at, (device, _)) in self.devices.iter().enumerate() {
             let known = known(device);
             if known.as_ref().is_none_or(|known| !known.is_empty()) {
                 of_request.push(at);
             }
-            named.extend(known.iter().flatten().copied());
             for key in ids(device).chain(known.into_iter().flatten().map(DeviceKey::Known)) {
                 let other = *first_with.entry(key).or_insert(at);
                 let (own, others) = (last(&mut links, at), last(&mut links, other));
@@ -55,15 +50,13 @@ impl StatusAnswer {
         let has_unnamed = |wanted| {
             entries().any(|((device, class), _)| ids(device).next().is_none() && *class == wanted)
         };
-        let has_surplus = |success| {
-            let others = entries().filter(|((_, class), group)| {
+        let has_other = |success| {
+            entries().any(|((_, class), group)| {
                 (*class == Succeeded) == success && !of_request.contains(group)
-            });
-            let others: HashSet<_> = others.map(|(_, group)| group).collect();
-            others.len() > total.saturating_sub(named.len())
+            })
         };
-        let denies_success = has_unnamed(Failed) || has_surplus(false);
-        let denies_failure = has_unnamed(Succeeded) || has_surplus(true);
+        let denies_success = has_unnamed(Failed) || has_other(false);
+        let denies_failure = has_unnamed(Succeeded) || has_other(true);
         let mut agreed = HashMap::new();
         for ((device, class), group) in entries() {
             let is_contradicted = ids(device).next().is_some()

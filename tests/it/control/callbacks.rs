@@ -239,7 +239,7 @@ async fn a_gateway_without_callbacks_says_so() {
     let _process = Process::serve(&config, upstream.dir.path());
     for command in commands {
         let said = refused(&file, command).await;
-        assert!(said.contains("callbacks.public_url is empty"), "{command:?}: {said}");
+        assert!(said.contains("set callbacks.public_url"), "{command:?}: {said}");
     }
     assert_eq!(json(&file, &["quarantine", "list"]).await, serde_json::json!([]));
 }

@@ -43,13 +43,13 @@ async fn a_request_that_thingspace_does_not_confirm_settles_no_order() {
     assert!(wrong.contains("devices") && wrong.contains("not the order's"), "{wrong}");
     upstream.sim.inject(Fault::always(Endpoint::Status, When::BeforeEffect, What::Drop));
     let away = settle(placed.as_str()).await;
-    assert!(away.contains("cannot be asked"), "{away}");
+    assert!(away.contains("the status query about request"), "{away}");
     assert_eq!(unknown_orders(&file).await, std::slice::from_ref(&order));
 
     let done =
         told(&file, &["orders", "settle", &order, "--request-id", placed.as_str(), "--force"])
             .await;
-    assert!(done.starts_with("Not confirmed: ThingSpace cannot be asked"), "{done}");
+    assert!(done.starts_with("Not confirmed: the status query about request"), "{done}");
     assert_eq!(place(&mut client, "k", [0]).await.unwrap(), placed);
     assert_eq!(unknown_orders(&file).await, [""; 0]);
 }

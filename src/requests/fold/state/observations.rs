@@ -85,7 +85,7 @@ impl Request {
         {
             device.clone_from(&self.devices[at].device);
         }
-        answer.agree(self.devices.len(), |device| {
+        answer.agree(|device| {
             let devices = self.named_by(device);
             (self.known || !devices.is_empty()).then_some(devices)
         });

@@ -62,7 +62,7 @@ pub(crate) fn status(
         return None;
     }
     let mut answer = StatusAnswer { overall, devices };
-    answer.agree(0, |_| None);
+    answer.agree(|_| None);
     let all_succeeded = answer.devices.iter().all(|(_, class)| *class == StatusClass::Succeeded);
     // A failed request whose devices all succeeded contradicts itself. A successful request with a
     // pending device does not: the documented example is one.

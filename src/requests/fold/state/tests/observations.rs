@@ -225,23 +225,23 @@ fn a_later_answer_decides_a_success_that_was_denied() {
     assert_eq!(log.states(), [DeviceState::Failed; 2]);
 }
 
-/// The part may be about the device that no other part names.
+/// The part may be about the device that no other part names, or about the new profile of another.
 #[test]
-fn a_part_about_no_device_of_an_order_may_be_about_the_missing_one() {
+fn a_part_about_no_device_of_an_order_denies_also_if_a_device_has_no_part() {
     use StatusClass::{Failed, Pending, Succeeded};
-    for overall in [Pending, Failed, Succeeded] {
-        let mut log = Log::of([accepted([1, 2, 3].map(ordered))]);
-        let other = |class| (only(&device(7), &[IdentifierKind::Mdn]), class);
-        let named = || [(ordered(1), Succeeded), (ordered(2), Failed)].into_iter();
-        store(&mut log, &answer(overall, named().chain([other(Pending)]).collect()));
-        let (done, open) = ([DeviceState::Succeeded, DeviceState::Failed], DeviceState::Pending);
-        assert_eq!(log.states(), [done[0], done[1], open], "{overall:?}");
-
-        let mut log = Log::of([accepted([1, 2, 3].map(ordered))]);
-        let second = (only(&device(8), &[IdentifierKind::Imei]), Pending);
-        let parts = named().chain([other(Pending), second]);
-        store(&mut log, &answer(overall, parts.collect()));
-        assert_eq!(log.states(), [open, done[1], open], "{overall:?}");
+    let other = |class| (only(&device(7), &[IdentifierKind::Iccid]), class);
+    for (overall, denied) in [Pending, Failed, Succeeded]
+        .map(|overall| [Pending, Failed].map(|class| (overall, class)))
+        .as_flattened()
+    {
+        let mut log = Log::of([accepted([ordered(1), ordered(2)])]);
+        store(&mut log, &answer(*overall, vec![(ordered(1), Succeeded), other(*denied)]));
+        assert_eq!(log.states(), [DeviceState::Pending; 2], "{overall:?}, {denied:?}");
+        // A device that is final has no part any more.
+        store(&mut log, &answer(Pending, vec![(ordered(2), Succeeded)]));
+        store(&mut log, &answer(*overall, vec![(ordered(1), Succeeded), other(*denied)]));
+        let states = [DeviceState::Pending, DeviceState::Succeeded];
+        assert_eq!(log.states(), states, "{overall:?}, {denied:?}");
     }
 }
 
