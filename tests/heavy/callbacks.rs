@@ -19,8 +19,10 @@ use crate::harness::{
 };
 
 const FOREIGN: usize = 100_000;
-/// The number of callbacks that are sent at once, so that they share commits.
-const AT_ONCE: usize = 2_000;
+/// The number of callbacks that are sent at once, so that they share commits. A callback whose id
+/// is not looked up within half a second is stored without being counted, and 16 are looked up at a
+/// time. So there may not be too many.
+const AT_ONCE: usize = 400;
 /// The memory for one external request, in bytes, with the store's cache.
 const MEMORY_EACH: usize = 4_096;
 
