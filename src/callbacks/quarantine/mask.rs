@@ -15,16 +15,12 @@ pub(super) fn without_passwords(text: &str) -> String {
                 .trim_start_matches(['"', '\'', '\\', ' ', '\t', '\r', '\n', ':', '=', '>'])
                 .len();
         // A quote after the `:`, `=` or `>` opens the value. It is shown.
-        let (lead, quote) = match rest[..lead].chars().next_back() {
-            Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => {
-                (lead, Some(quote))
-            }
-            _ => (lead, None),
-        };
         let value = &rest[lead..];
-        let end = match quote {
-            Some(quote) => end_of_quoted(value, quote),
-            None => value.find([',', '}', '&', '<', '"', '\n']).unwrap_or(value.len()),
+        let end = match rest[..lead].chars().next_back() {
+            Some(quote @ ('"' | '\'')) if rest[..lead].contains([':', '=', '>']) => {
+                end_of_quoted(value, quote)
+            }
+            _ => value.find([',', '}', '&', '<', '"', '\n']).unwrap_or(value.len()),
         };
         shown.push_str(&text[from..word_end + lead]);
         shown.push_str("***");

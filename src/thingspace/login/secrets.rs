@@ -77,7 +77,7 @@ pub(super) struct HalfIdentity {
     /// The cell of the guard. Its name depends only on the user name, or on the application's key
     /// and host.
     pub(super) cell: CellName,
-    /// The cell in which earlier releases kept the guard of a user, if it was another one.
+    /// The cells in which earlier builds may have kept the guard of a user.
     pub(super) earlier_cells: Vec<CellName>,
     seal: SealingKey,
     /// The key of the other half of the credentials, for tokens of this half.
@@ -155,9 +155,11 @@ impl CredentialSecrets {
         // was rejected for `User` may be accepted for `user`.
         let name = username.trim().to_lowercase();
         let cell = guard_cell("login", &[&name]);
-        let earlier_cells = [THINGSPACE_HOST, &hosts.user];
+        let mut earlier_hosts = vec![THINGSPACE_HOST, &hosts.user];
+        earlier_hosts.dedup();
+        let earlier_cells = earlier_hosts.into_iter();
         let user = HalfIdentity {
-            earlier_cells: earlier_cells.map(|host| guard_cell("login", &[host, &name])).into(),
+            earlier_cells: earlier_cells.map(|host| guard_cell("login", &[host, &name])).collect(),
             ..HalfIdentity::derive(cell, &of_user, &of_application, &user_root(EARLIER_ITERATIONS))
         };
         Self { application: Arc::new(application), user: Arc::new(user), raw }

@@ -73,7 +73,7 @@ async fn logins_of_unknown_outcome_stop_before_the_user_is_locked() {
     join_all(each).await;
 }
 
-/// The code in the answer shows that the login was rejected, whatever the HTTP status is.
+/// The code in the answer shows that the login was rejected, with any HTTP status.
 #[tokio::test]
 async fn a_rejection_counts_with_every_status() {
     let each = [200_u16, 404, 408, 409, 422, 423, 500, 502, 503].map(async |status| {

@@ -43,15 +43,17 @@ pub(in crate::thingspace::login) fn strictest(
     guards: Vec<Option<Guard>>,
     lost: bool,
 ) -> Option<Guard> {
+    if guards.is_empty() {
+        return None;
+    }
     let is_uncertain = lost || guards.contains(&None);
-    let is_empty = guards.is_empty();
     let guards: Vec<_> = guards.into_iter().flatten().collect();
     let forced = guards.iter().any(|guard| guard.forced);
     let set_aside = guards.iter().map(|guard| guard.set_aside).max().unwrap_or_default();
     let strictest = guards.into_iter().max_by_key(Guard::counted).unwrap_or_default();
     let least = if is_uncertain { COUNT_LIMIT } else { 0 };
     let rejections = strictest.rejections.max(least);
-    (!is_empty).then_some(Guard { forced, set_aside, rejections, ..strictest })
+    Some(Guard { forced, set_aside, rejections, ..strictest })
 }
 
 /// Returns the guard with a secret's present fingerprint in place of an earlier one.
