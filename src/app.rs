@@ -4,6 +4,7 @@
 //! and then [drains](drain). Probes are answered from the start. Several Apps can run in one
 //! process.
 
+mod callers;
 mod dev;
 mod drain;
 mod health;
@@ -20,6 +21,7 @@ use tracing::info;
 
 use crate::{
     admin::Admin,
+    auth::Authenticator,
     callbacks::{
         Callbacks,
         registration::Registrar,
@@ -59,6 +61,7 @@ pub struct App {
     /// The domain, for tests.
     pub requests: Requests,
     control: Control,
+    callers: Authenticator,
     /// `None`: callbacks are disabled.
     pub callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
@@ -100,6 +103,7 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks)?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
         let (listener, address) = listen(config.grpc.listen).await?;
+        let callers = callers::authenticator(&config.auth).await?;
         let callbacks = if config.callbacks.enabled {
             Some(CallbackListener::bind(&config, &store, &client, &requests, &tasks).await?)
         } else {
@@ -127,6 +131,7 @@ impl App {
             client,
             requests,
             control,
+            callers,
             callbacks,
             drain,
             tasks,
@@ -160,7 +165,10 @@ impl App {
     async fn start(self) -> anyhow::Result<Running> {
         let Self { config, requests, drain, tasks, .. } = self;
         let (calls, background) = (TaskTracker::new(), CancellationToken::new());
-        let esim = Esim::new(requests.clone(), &config, drain.clone(), calls.clone());
+        let callers = self.callers;
+        let policy = callers.policy().clone();
+        let esim = Esim::new(requests.clone(), policy, &config, drain.clone(), calls.clone());
+        tokio::spawn(callers.clone().follow(background.clone()));
         let (health, routes) = routes(esim, config.grpc.reflection).await?;
         health::report_logins(&health, &self.client, &background).await;
 
@@ -168,7 +176,8 @@ impl App {
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
         let max_streams = config.grpc.max_concurrent_streams;
-        let grpc = tokio::spawn(server::serve(self.listener, routes, max_streams, drain.clone()));
+        let grpc =
+            tokio::spawn(server::serve(self.listener, routes, callers, max_streams, drain.clone()));
         let control = tokio::spawn(self.control.serve(background.clone()));
         self.admin.serving(requests.clone());
         info!(address = %self.address, "listening");

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 pub use network::Network;
 pub use problems::Problems;
 pub use sections::{
-    AdminConfig, CallbacksConfig, ControlConfig, CredentialsConfig, GrpcConfig, LimitsConfig,
-    LogFormat, NatsConfig, PollingConfig, StoreConfig, StoreKind, TelemetryConfig,
-    ThingSpaceConfig,
+    AdminConfig, AllowConfig, AuthConfig, CallbacksConfig, ControlConfig, CredentialsConfig,
+    GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, PollingConfig, StoreConfig,
+    StoreKind, TelemetryConfig, ThingSpaceConfig,
 };
 
 /// The longest user name or password of callbacks that ThingSpace accepts, in characters.
@@ -38,6 +38,7 @@ pub(crate) const MAX_PAIR_CHARS: usize = 40;
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     pub grpc: GrpcConfig,
+    pub auth: AuthConfig,
     pub admin: AdminConfig,
     pub thingspace: ThingSpaceConfig,
     pub callbacks: CallbacksConfig,
@@ -66,6 +67,11 @@ pub(crate) fn folder_of(file: &Path) -> &Path {
 /// Whether an optional path is set. An unset path is empty.
 pub(crate) fn is_set(path: &Path) -> bool {
     !path.as_os_str().is_empty()
+}
+
+/// An optional path, if it is set.
+pub(crate) fn set(path: &Path) -> Option<PathBuf> {
+    is_set(path).then(|| path.to_owned())
 }
 
 /// The path with a suffix appended to its file name.

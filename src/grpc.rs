@@ -3,6 +3,7 @@
 //! Only [`status`] names gRPC codes. [`middleware`] limits the time of every call and adds a reason
 //! to every error. The only state here is the progress of each open stream.
 
+mod authenticate;
 mod convert;
 mod deadline;
 mod fragment;
@@ -10,6 +11,7 @@ mod middleware;
 mod service;
 pub(crate) mod status;
 
+pub(crate) use authenticate::Authenticate;
 pub(crate) use middleware::Middleware;
 pub(crate) use service::Esim;
 

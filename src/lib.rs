@@ -144,6 +144,7 @@
 
 mod admin;
 pub mod app;
+mod auth;
 mod backoff;
 pub mod callbacks;
 mod certificate;
@@ -156,6 +157,7 @@ pub mod identity;
 mod lock;
 mod log_throttle;
 pub mod proto;
+mod reload;
 pub mod requests;
 mod secret_file;
 mod server;

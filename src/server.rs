@@ -16,7 +16,11 @@ use tonic::{
 };
 use tower::layer::layer_fn;
 
-use crate::{grpc::Middleware, telemetry::rpc::Rpc};
+use crate::{
+    auth::Authenticator,
+    grpc::{Authenticate, Middleware},
+    telemetry::rpc::Rpc,
+};
 
 /// HTTP/2 pings detect dead peers.
 const PING_INTERVAL: Duration = Duration::from_secs(45);
@@ -37,6 +41,7 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 pub(crate) async fn serve(
     listener: TcpListener,
     routes: Routes,
+    callers: Authenticator,
     max_concurrent_streams: u32,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -44,6 +49,7 @@ pub(crate) async fn serve(
     Server::builder()
         .layer(layer_fn(Rpc::new))
         .layer(layer_fn(Middleware::new))
+        .layer(layer_fn(move |inner| Authenticate::new(inner, callers.clone())))
         .max_concurrent_streams(max_concurrent_streams)
         .http2_keepalive_interval(Some(PING_INTERVAL))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))

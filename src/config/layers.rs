@@ -8,9 +8,9 @@ mod variables;
 use std::{collections::HashMap, path::Path};
 
 use config::{Config as Layer, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{Config, CredentialsConfig, duration, problems::Problems, validate};
+use super::{AllowConfig, Config, CredentialsConfig, duration, problems::Problems, validate};
 
 const DEFAULTS: &str = include_str!("../config.default.toml");
 
@@ -23,6 +23,13 @@ const CREDENTIALS: &str = r#"
     username_file = ""
     password_file = ""
 "#;
+
+/// A valid `[[auth.allow]]` section.
+const ALLOW: &str = "
+    callers = []
+    methods = []
+    accounts = []
+";
 
 type Table = Map<String, Value>;
 
@@ -79,13 +86,18 @@ fn parse_toml(text: &str) -> Result<Table, ConfigError> {
     Layer::builder().add_source(File::from_str(text, FileFormat::Toml)).build()?.collect()
 }
 
-/// Lists the values of a table and of the tables in it. `credentials` stays one value, because its
-/// sections have no defaults.
+/// Whether the key is that of a list of sections.
+fn is_list(key: &[String]) -> bool {
+    key == ["credentials"] || key == ["auth", "allow"]
+}
+
+/// Lists the values of a table and of the tables in it. A list of sections stays one value, because
+/// its sections have no defaults.
 fn flatten(prefix: &[String], table: Table, origin: &str, settings: &mut Vec<Setting>) {
     for (name, value) in table {
         let key = [prefix, &[name]].concat();
         match value.kind {
-            ValueKind::Table(inner) if !inner.is_empty() && key != ["credentials"] => {
+            ValueKind::Table(inner) if !inner.is_empty() && !is_list(&key) => {
                 flatten(&key, inner, origin, settings);
             }
             _ => settings.push(Setting { key, value, origin: origin.to_owned() }),
@@ -101,10 +113,15 @@ fn check(
     origin: &str,
 ) -> (Option<Value>, Vec<String>) {
     let name = key.join(".");
-    if name == "credentials"
+    if is_list(key)
         && let ValueKind::Array(sections) = &value.kind
     {
-        let checked = sections.iter().zip(1..).map(|(one, n)| check_credentials(one, n, origin));
+        let checked = sections.iter().zip(1..).map(|(one, number)| match &*name {
+            "credentials" => {
+                check_section::<CredentialsConfig>(&name, CREDENTIALS, one, number, origin)
+            }
+            _ => check_section::<AllowConfig>(&name, ALLOW, one, number, origin),
+        });
         let (sections, wrong): (Vec<_>, Vec<_>) = checked.unzip();
         let sections: Vec<Value> = sections.into_iter().flatten().collect();
         return (Some(Value::new(None, sections)), wrong.concat());
@@ -176,14 +193,19 @@ fn kind_mismatch(default: &ValueKind, value: &ValueKind) -> Option<String> {
     }
 }
 
-/// Returns a `[[credentials]]` section with placeholders for wrong and missing values, and its
-/// problems.
-fn check_credentials(section: &Value, number: usize, origin: &str) -> (Option<Value>, Vec<String>) {
-    let name = format!("credentials #{number}");
+/// Returns a section of a list with placeholders for wrong and missing values, and its problems.
+fn check_section<T: DeserializeOwned>(
+    list: &str,
+    valid: &str,
+    section: &Value,
+    number: usize,
+    origin: &str,
+) -> (Option<Value>, Vec<String>) {
+    let name = format!("{list} #{number}");
     let ValueKind::Table(section) = &section.kind else {
-        return (None, vec![format!("{name}: is not a section; write [[credentials]] ({origin})")]);
+        return (None, vec![format!("{name}: is not a section; write [[{list}]] ({origin})")]);
     };
-    let valid = parse_toml(CREDENTIALS).expect("the placeholder section is valid");
+    let valid = parse_toml(valid).expect("the placeholder section is valid");
     let unknown = section.keys().filter(|key| !valid.contains_key(*key));
     let mut keys: Vec<_> = valid.keys().chain(unknown).collect();
     keys.sort();
@@ -194,7 +216,7 @@ fn check_credentials(section: &Value, number: usize, origin: &str) -> (Option<Va
             problems.push(format!("{name}: {key} is missing ({origin})"));
             continue;
         };
-        let wrong = check_credential(&valid, key, value, origin, &name);
+        let wrong = check_value::<T>(&valid, key, value, origin, &name);
         if wrong.is_empty() {
             usable.insert(key.clone(), value.clone());
         }
@@ -204,7 +226,7 @@ fn check_credentials(section: &Value, number: usize, origin: &str) -> (Option<Va
 }
 
 /// Returns the problems of one value in a section. Tries each element of a list alone.
-fn check_credential(
+fn check_value<T: DeserializeOwned>(
     valid: &Table,
     key: &str,
     value: &Value,
@@ -214,7 +236,7 @@ fn check_credential(
     let try_one = |value: Value| {
         let mut trial = valid.clone();
         trial.insert(key.to_owned(), value);
-        try_read::<CredentialsConfig>(trial, origin, |unknown| {
+        try_read::<T>(trial, origin, |unknown| {
             unknown.map_or_else(|| name.to_owned(), |unknown| format!("{name}: {unknown}"))
         })
     };

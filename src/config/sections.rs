@@ -26,6 +26,17 @@ pub struct GrpcConfig {
     #[serde(with = "duration")]
     pub drain: Duration,
     pub max_concurrent_streams: u32,
+    pub max_connections: usize,
+    pub max_connections_per_address: usize,
+    #[serde(with = "duration")]
+    pub connection_age: Duration,
+    #[serde(with = "duration")]
+    pub connection_grace: Duration,
+    #[serde(with = "duration")]
+    pub stream_age: Duration,
+    #[serde(with = "duration")]
+    pub receive_timeout: Duration,
+    pub max_request_bytes: usize,
 }
 
 /// `[admin]`: the listener for probes.
@@ -33,6 +44,48 @@ pub struct GrpcConfig {
 pub struct AdminConfig {
     #[serde(deserialize_with = "listen_address")]
     pub listen: SocketAddr,
+}
+
+/// `[auth]`: how callers prove who they are, and what they may do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuthConfig {
+    pub tokens_file: PathBuf,
+    pub jwt: JwtConfig,
+    #[serde(default)]
+    pub allow: Vec<AllowConfig>,
+}
+
+impl AuthConfig {
+    /// Whether callers are asked for credentials.
+    pub fn asks(&self) -> bool {
+        is_set(&self.tokens_file) || self.jwt.is_used()
+    }
+}
+
+/// `[auth.jwt]`: tokens that an issuer signs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct JwtConfig {
+    pub issuer: String,
+    pub audience: String,
+    pub jwks_url: String,
+    pub jwks_file: PathBuf,
+    pub jwks_ca_file: PathBuf,
+    pub jwks_token_file: PathBuf,
+}
+
+impl JwtConfig {
+    /// Whether such tokens are accepted.
+    pub fn is_used(&self) -> bool {
+        !self.jwks_url.is_empty() || is_set(&self.jwks_file)
+    }
+}
+
+/// `[[auth.allow]]`: what some callers may do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AllowConfig {
+    pub callers: Vec<String>,
+    pub methods: Vec<String>,
+    pub accounts: Vec<String>,
 }
 
 /// `[thingspace]`: the calls to ThingSpace.
@@ -213,13 +266,16 @@ pub struct PollingConfig {
     pub give_up: Duration,
 }
 
-/// `[limits]`: bounds of what the gateway keeps in memory.
+/// `[limits]`: bounds of what the gateway keeps in memory, and of what one caller may use.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LimitsConfig {
     pub open_devices: usize,
     pub closed_bytes: usize,
     #[serde(with = "duration")]
     pub closed_in_memory: Duration,
+    pub caller_calls_per_second: u32,
+    pub caller_watches: usize,
+    pub caller_open_devices: usize,
 }
 
 /// `[telemetry]`: logs and traces.

@@ -1,5 +1,6 @@
 //! Validates a configuration beyond its types, and reports all problems.
 
+mod auth;
 mod callbacks;
 mod files;
 mod store;
@@ -39,10 +40,11 @@ pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
     let Config {
         grpc,
+        auth,
         admin,
         thingspace,
         callbacks,
-        credentials: _,
+        credentials,
         store,
         control: _,
         polling,
@@ -51,11 +53,13 @@ pub(super) fn bounds(config: &Config) -> Problems {
         file: _,
     } = config;
 
-    if !grpc.listen.ip().is_loopback() && !grpc.allow_unauthenticated_remote_callers {
+    let asks = auth.asks() || grpc.allow_unauthenticated_remote_callers;
+    if !grpc.listen.ip().is_loopback() && !asks {
         problems.push(format!(
             "grpc.listen: {} is not loopback, and callers are not authenticated: every client that \
-             reaches the port can place orders on your account. Listen on 127.0.0.1, or accept \
-             that risk with grpc.allow_unauthenticated_remote_callers = true",
+             reaches the port can place orders on your account. Set auth.tokens_file or auth.jwt, \
+             listen on 127.0.0.1, or accept that risk with \
+             grpc.allow_unauthenticated_remote_callers = true",
             grpc.listen
         ));
     }
@@ -63,11 +67,20 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.duration("grpc.max_deadline", grpc.max_deadline, ["1s", "10m"]);
     problems.duration("grpc.drain", grpc.drain, ["1s", "10m"]);
     problems.number("grpc.max_concurrent_streams", grpc.max_concurrent_streams, 1..=100_000);
+    problems.number("grpc.max_connections", grpc.max_connections, 1..=1_000_000);
+    let per_address = grpc.max_connections_per_address;
+    problems.number("grpc.max_connections_per_address", per_address, 1..=1_000_000);
+    problems.duration("grpc.connection_age", grpc.connection_age, ["10s", "1d"]);
+    problems.duration("grpc.connection_grace", grpc.connection_grace, ["1s", "1h"]);
+    problems.duration("grpc.stream_age", grpc.stream_age, ["10s", "1d"]);
+    problems.duration("grpc.receive_timeout", grpc.receive_timeout, ["1s", "5m"]);
+    problems.number("grpc.max_request_bytes", grpc.max_request_bytes, 16 << 20..=16 << 30);
     problems.ports(&[
         ("grpc.listen", Some(grpc.listen)),
         ("admin.listen", Some(admin.listen)),
         ("callbacks.listen", callbacks.enabled.then_some(callbacks.listen)),
     ]);
+    problems.auth(auth, credentials);
     problems.thingspace(thingspace);
     problems.callbacks(callbacks);
     problems.store(store);
@@ -86,6 +99,10 @@ pub(super) fn bounds(config: &Config) -> Problems {
     problems.number("limits.closed_bytes", limits.closed_bytes, 1 << 20..=16 << 30);
     let closed_in_memory = limits.closed_in_memory;
     problems.duration("limits.closed_in_memory", closed_in_memory, ["0s", "1d"]);
+    let calls = limits.caller_calls_per_second;
+    problems.number("limits.caller_calls_per_second", calls, 1..=1_000_000);
+    problems.number("limits.caller_watches", limits.caller_watches, 1..=1_000_000);
+    problems.number("limits.caller_open_devices", limits.caller_open_devices, 1..=10_000_000);
     problems.telemetry(telemetry);
     problems
 }
@@ -116,6 +133,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     if is_set(ca_file) {
         problems.check("telemetry.otlp_ca_file", certificate::check_authorities(ca_file));
     }
+    problems.auth_files(&config.auth);
     problems.callback_files(&config.callbacks);
     problems.store_is_usable(&config.store);
     problems.check("control.socket", check_socket(config));

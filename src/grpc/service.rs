@@ -9,16 +9,20 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Request, Response, Status};
+use tracing::info;
 
 use super::{
     MAX_PAGE_BYTES,
+    authenticate::{Sender, denied},
     convert::{self, OrderRules, Violations},
     deadline::{Deadline, without_margin},
     fragment::{self, Fragment, Partial},
     status,
 };
 use crate::{
+    auth::{Method, Policy},
     config::Config,
+    identity::AccountName,
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
         GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
@@ -30,12 +34,13 @@ use crate::{
         watch::{Snapshot, Watch, WatchEvent},
     },
     store::StoreError,
-    telemetry::rpc::CallSubject,
+    telemetry::{AUDIT, rpc::CallSubject},
 };
 
 #[derive(Debug, Clone)]
 pub(crate) struct Esim {
     requests: Requests,
+    policy: Policy,
     rules: OrderRules,
     max_deadline: Duration,
     /// Cancelled when the drain begins.
@@ -47,6 +52,7 @@ pub(crate) struct Esim {
 impl Esim {
     pub(crate) fn new(
         requests: Requests,
+        policy: Policy,
         config: &Config,
         drain: CancellationToken,
         calls: TaskTracker,
@@ -55,7 +61,7 @@ impl Esim {
             max_devices: config.thingspace.max_devices_per_order,
             strict_checksums: config.thingspace.strict_checksums,
         };
-        Self { requests, rules, max_deadline: config.grpc.max_deadline, drain, calls }
+        Self { requests, policy, rules, max_deadline: config.grpc.max_deadline, drain, calls }
     }
 
     /// Admits a call, unless the gateway drains. The drain waits until the returned token is
@@ -69,6 +75,20 @@ impl Esim {
         }
         let deadline = request.extensions().get::<Deadline>();
         Ok((self.calls.token(), deadline.map(|deadline| deadline.answer)))
+    }
+
+    /// Checks that the caller may call the method for the account. To be called before anything is
+    /// looked up.
+    fn authorize(
+        &self,
+        sender: &Sender,
+        method: Method,
+        account: &AccountName,
+    ) -> Result<(), Status> {
+        if self.policy.allows(&sender.caller, method, account) {
+            return Ok(());
+        }
+        Err(denied(sender, method, Some(account)))
     }
 
     /// Returns the caller's deadline, or that of the gateway if it is earlier.
@@ -105,17 +125,20 @@ impl EsimService for Esim {
     ) -> Result<Response<DownloadProfileResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
-        let subject = subject(&request);
+        let (subject, sender) = (subject(&request), sender(&request)?);
         let request = request.into_inner();
         let validate_only = request.validate_only;
         let placement = convert::placement(request, self.rules).map_err(status::invalid)?;
-        subject.set(&placement.order.account, None);
+        let (account, devices) = (placement.order.account.clone(), placement.order.devices.len());
+        subject.set(&account, None);
+        self.authorize(&sender, Method::DownloadProfile, &account)?;
         if validate_only {
-            self.requests.check_account(&placement.order.account).map_err(to_status)?;
+            self.requests.check_account(&account).map_err(to_status)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
-        let Placed { request_id, replayed } =
-            self.requests.download(placement, deadline).await.map_err(to_status)?;
+        let placed = self.requests.download(placement, deadline).await;
+        audit(&sender, &account, devices, &placed);
+        let Placed { request_id, replayed } = placed.map_err(to_status)?;
         Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
     }
 
@@ -125,9 +148,10 @@ impl EsimService for Esim {
     ) -> Result<Response<GetRequestStatusResponse>, Status> {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
-        let subject = subject(&request);
+        let (subject, sender) = (subject(&request), sender(&request)?);
         let call = convert::status_call(request.into_inner()).map_err(status::invalid)?;
         subject.set(&call.account, Some(&call.request));
+        self.authorize(&sender, Method::GetRequestStatus, &call.account)?;
         // A long poll ends early enough for its answer to arrive in time.
         let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
         let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
@@ -162,7 +186,7 @@ impl EsimService for Esim {
         request: Request<WatchRequestRequest>,
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
         let (call, deadline) = self.admit(&request)?;
-        let subject = subject(&request);
+        let (subject, sender) = (subject(&request), sender(&request)?);
         let request = request.into_inner();
         let mut wrong = Violations::default();
         let Some((account, id)) =
@@ -171,6 +195,7 @@ impl EsimService for Esim {
             return Err(status::invalid(wrong));
         };
         subject.set(&account, Some(&id));
+        self.authorize(&sender, Method::WatchRequest, &account)?;
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = timeout_at(self.unary_deadline(deadline), begin).await;
         let stream = WatchStream {
@@ -178,6 +203,7 @@ impl EsimService for Esim {
             partial: Partial::Nothing,
             token: request.resume_token,
             deadline,
+            expires: sender.caller.expires(),
             drain: self.drain.clone(),
             ended: false,
             _call: call,
@@ -196,6 +222,8 @@ struct WatchStream {
     /// The last token that was sent.
     token: String,
     deadline: Option<Instant>,
+    /// When the caller's token expires.
+    expires: Option<Instant>,
     drain: CancellationToken,
     ended: bool,
     _call: TaskTrackerToken,
@@ -209,41 +237,39 @@ impl WatchStream {
         match self.next().await {
             Ok(Some(message)) => Some((Ok(message), self)),
             Ok(None) => None,
-            Err(error) => {
+            Err(status) => {
                 self.ended = true;
-                Some((Err(status::of_watch(&error, &self.token)), self))
+                Some((Err(status), self))
             }
         }
     }
 
-    async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Error> {
+    async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Status> {
         // Checked first, because a timer for a past instant fires too late. By then the middleware
         // has ended the stream without its token.
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(DEADLINE);
+            return Err(self.ended_by(&DEADLINE));
         }
-        let deadline = async {
-            match self.deadline {
-                Some(deadline) => sleep_until(deadline).await,
-                None => pending().await,
-            }
-        };
+        let (deadline, expired) = (reached(self.deadline), reached(self.expires));
         let event = tokio::select! {
-            event = self.watch.next() => event?,
+            event = self.watch.next() => event,
             // A token exists only after a complete revision.
             () = self.drain.cancelled(), if self.partial == Partial::Nothing => {
-                return Err(Error::Draining);
+                Err(Error::Draining)
             }
-            () = deadline => return Err(DEADLINE),
+            () = deadline => Err(DEADLINE),
+            () = expired, if self.partial == Partial::Nothing => {
+                return Err(status::expired(&self.token));
+            }
         };
-        let Some(event) = event else { return Ok(None) };
+        let Some(event) = event.map_err(|error| self.ended_by(&error))? else { return Ok(None) };
         let Some(Fragment { event: message, completes, partial }) =
             fragment::next(&event, self.partial)
         else {
             // The rest of a partly sent revision is no longer available. The caller resumes before
             // that revision.
             let reason = "the history of the request is no longer complete".to_owned();
-            return Err(Error::Store(StoreError::Unavailable(reason)));
+            return Err(self.ended_by(&Error::Store(StoreError::Unavailable(reason))));
         };
         self.partial = partial;
         let Some((position, revision)) = completes else {
@@ -258,6 +284,45 @@ impl WatchStream {
         let (event, resume_token) = (Some(message), self.token.clone());
         Ok(Some(WatchRequestResponse { event, resume_token, more: false }))
     }
+}
+
+impl WatchStream {
+    fn ended_by(&self, error: &Error) -> Status {
+        status::of_watch(error, &self.token)
+    }
+}
+
+/// Waits until this instant, or forever.
+async fn reached(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
+}
+
+/// Records an order and its outcome.
+fn audit(sender: &Sender, account: &AccountName, devices: usize, outcome: &Result<Placed, Error>) {
+    let (request, outcome) = match outcome {
+        Ok(Placed { request_id, replayed: false }) => (Some(request_id), "placed".to_owned()),
+        Ok(Placed { request_id, replayed: true }) => (Some(request_id), "replayed".to_owned()),
+        Err(error) => (None, error.to_string()),
+    };
+    info!(
+        target: AUDIT,
+        caller = sender.caller.name(),
+        address = sender.address.map(tracing::field::display),
+        %account,
+        devices,
+        request.id = request.map(tracing::field::display),
+        outcome,
+        "a caller ordered profiles"
+    );
+}
+
+/// Returns the sender of a call. Every call of the API has one, so an error is a defect.
+fn sender<T>(request: &Request<T>) -> Result<Sender, Status> {
+    let sender = request.extensions().get().cloned();
+    sender.ok_or_else(|| to_status(Error::Internal("a call was not authenticated".to_owned())))
 }
 
 /// Returns the value that records the account and the request of a call for its span.

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::convert::Violations;
 use crate::{
+    auth::AuthError,
     requests::{Effect, Error, TokenKind},
     store::StoreError,
     thingspace::{Refusal, RefusalKind},
@@ -133,6 +134,30 @@ fn invalid_fields(violations: Vec<FieldViolation>) -> StatusBuilder {
     }
     let status = status(Code::InvalidArgument, "INVALID_FIELD", summary);
     StatusBuilder { violations: reported, ..status }
+}
+
+/// The status of a call without a caller.
+pub(super) fn unauthenticated(error: AuthError) -> Status {
+    match error {
+        AuthError::NoKeys => {
+            unavailable("CALLER_UNAUTHENTICATED", &error.to_string(), SOON).build()
+        }
+        _ => status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", error.to_string()).build(),
+    }
+}
+
+/// The status that ends a watch when its caller's token expires.
+pub(super) fn expired(resume_token: &str) -> Status {
+    let message = "the caller's token has expired; resume the watch with a new one";
+    let status = status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", message);
+    let resumable = !resume_token.is_empty();
+    if resumable { status.with("resumeToken", &resume_token) } else { status }.build()
+}
+
+/// The status of a call that the policy does not allow. It says nothing about the account.
+pub(super) fn not_allowed() -> Status {
+    let message = "the caller may not call this method for this account";
+    status(Code::PermissionDenied, "CALLER_NOT_ALLOWED", message).build()
 }
 
 /// Adds details to an error of the gRPC library or of its health and reflection services.

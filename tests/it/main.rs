@@ -10,6 +10,7 @@
 
 mod admin;
 mod callbacks;
+mod callers;
 mod contract;
 mod control;
 mod correlation;

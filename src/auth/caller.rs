@@ -1,0 +1,46 @@
+//! A caller, by name.
+
+use std::{fmt, sync::Arc};
+
+use tokio::time::Instant;
+
+/// The longest name of a caller, in bytes. Names are in log lines.
+pub(super) const MAX_NAME: usize = 256;
+
+/// A caller. Every authenticated call has it as an extension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    name: Arc<str>,
+    expires: Option<Instant>,
+}
+
+impl Caller {
+    /// The caller if nobody is asked for credentials.
+    pub(crate) fn anonymous() -> Self {
+        Self { name: "anonymous".into(), expires: None }
+    }
+
+    /// `None`: the name is empty, too long, or has characters that are not printable ASCII. A blank
+    /// or a `*` is refused, too, because neither can be written in a policy.
+    pub(super) fn new(kind: &str, name: &str, expires: Option<Instant>) -> Option<Self> {
+        let printable = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
+        let fits = !name.is_empty() && kind.len() + name.len() <= MAX_NAME;
+        (printable && fits).then(|| Self { name: format!("{kind}{name}").into(), expires })
+    }
+
+    /// Such as `token:orders`.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When the caller's token expires, which ends its watches. `None`: it does not.
+    pub(crate) fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}

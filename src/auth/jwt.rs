@@ -1,0 +1,172 @@
+//! Verifies JSON Web Tokens (RFC 7519) with the public keys of a set (RFC 7517). Never asks the
+//! issuer about a token.
+//!
+//! A token is valid if a key of the set signed it with an algorithm of that key, the issuer and the
+//! audience are those of the configuration, and the time is between `nbf` and `exp`. Algorithms
+//! with a shared secret, and `none`, are never accepted.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{
+    Algorithm, DecodingKey, Validation, decode, decode_header,
+    errors::ErrorKind,
+    jwk::{Jwk, PublicKeyUse},
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::Caller;
+
+/// How much the clocks of the issuer and of the gateway may differ.
+const LEEWAY: Duration = Duration::from_mins(1);
+
+/// The longest token, in bytes. Projected Kubernetes tokens have about 1 KiB.
+const MAX_TOKEN: usize = 8 << 10;
+
+/// The most keys of a set.
+const MAX_KEYS: usize = 100;
+
+/// Why a token is not valid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum JwtError {
+    /// No key of the set has the token's key id. The set may be old.
+    UnknownKey,
+    /// Completes "the token is not valid: …".
+    Invalid(&'static str),
+}
+
+/// The public keys of an issuer.
+#[derive(Debug)]
+pub(super) struct Keys(Vec<Key>);
+
+#[derive(Debug)]
+struct Key {
+    id: Option<String>,
+    algorithms: Vec<Algorithm>,
+    public: DecodingKey,
+}
+
+#[derive(Deserialize)]
+struct KeySet {
+    keys: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    #[serde(default)]
+    sub: String,
+    /// Seconds since 1970, which may have a fraction.
+    #[serde(default)]
+    exp: f64,
+}
+
+impl Keys {
+    /// Parses a set. Keys that cannot verify a signature are left out, as RFC 7517 §5 wants it. An
+    /// error completes "FILE …" or "URL …".
+    pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
+        let KeySet { keys } = serde_json::from_slice(json)
+            .map_err(|error| format!("holds no set of JSON Web Keys ({error})"))?;
+        let keys: Vec<_> = keys.into_iter().filter_map(Key::parse).take(MAX_KEYS).collect();
+        if keys.is_empty() {
+            return Err("holds no key that can verify RS, PS, ES or EdDSA signatures".to_owned());
+        }
+        Ok(Self(keys))
+    }
+
+    /// Returns the key for a token. A token without a key id is verified with the only key that has
+    /// its algorithm.
+    fn find(&self, id: Option<&str>, algorithm: Algorithm) -> Result<&Key, JwtError> {
+        let mut fitting = self.0.iter().filter(|key| key.algorithms.contains(&algorithm));
+        let Some(id) = id else {
+            return match (fitting.next(), fitting.next()) {
+                (Some(key), None) => Ok(key),
+                _ => Err(JwtError::Invalid("it has no key id (kid), and no single key fits")),
+            };
+        };
+        if let Some(key) = fitting.find(|key| key.id.as_deref() == Some(id)) {
+            return Ok(key);
+        }
+        if self.0.iter().any(|key| key.id.as_deref() == Some(id)) {
+            return Err(JwtError::Invalid("its algorithm is not that of its key"));
+        }
+        Err(JwtError::UnknownKey)
+    }
+}
+
+impl Key {
+    fn parse(json: Value) -> Option<Self> {
+        let jwk: Jwk = serde_json::from_value(json).ok()?;
+        let usage = jwk.common.public_key_use.as_ref();
+        if usage.is_some_and(|usage| *usage != PublicKeyUse::Signature) {
+            return None;
+        }
+        let public = DecodingKey::from_jwk(&jwk).ok()?;
+        let named = jwk.common.key_algorithm.map(|algorithm| algorithm.to_string().parse());
+        let algorithms: Vec<Algorithm> = match named {
+            Some(Ok(algorithm)) => vec![algorithm],
+            Some(Err(_)) => return None,
+            None => public.family().algorithms().to_vec(),
+        };
+        let usable = algorithms.iter().all(|algorithm| is_asymmetric(*algorithm));
+        usable.then_some(Self { id: jwk.common.key_id, algorithms, public })
+    }
+}
+
+fn is_asymmetric(algorithm: Algorithm) -> bool {
+    !matches!(algorithm, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+}
+
+/// What every token must say.
+#[derive(Debug, Clone)]
+pub(crate) struct ExpectedClaims {
+    /// The value of `iss`.
+    pub(crate) issuer: String,
+    /// The value of `aud`, or one of its values.
+    pub(crate) audience: String,
+}
+
+impl ExpectedClaims {
+    /// Returns the caller of a token, whose name is `jwt:` and the subject.
+    pub(super) fn verify(&self, keys: &Keys, token: &str) -> Result<Caller, JwtError> {
+        if token.len() > MAX_TOKEN {
+            return Err(JwtError::Invalid("it is longer than 8 KiB"));
+        }
+        let header = decode_header(token)
+            .map_err(|_| JwtError::Invalid("it is no signed JWT with a usable algorithm"))?;
+        let key = keys.find(header.kid.as_deref(), header.alg)?;
+        let mut validation = Validation::new(header.alg);
+        validation.leeway = LEEWAY.as_secs();
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        let Claims { sub, exp } = decode::<Claims>(token, &key.public, &validation)
+            .map_err(|error| JwtError::Invalid(explain(error.kind())))?
+            .claims;
+        Caller::new("jwt:", &sub, expiry(exp)).ok_or(JwtError::Invalid(
+            "its subject (sub) is empty, longer than 250 bytes, or not printable ASCII without *",
+        ))
+    }
+}
+
+fn explain(error: &ErrorKind) -> &'static str {
+    match error {
+        ErrorKind::ExpiredSignature => "it has expired",
+        ErrorKind::ImmatureSignature => "it is not valid yet",
+        ErrorKind::InvalidIssuer => "it is of another issuer",
+        ErrorKind::InvalidAudience => "it is for another audience",
+        ErrorKind::MissingRequiredClaim(_) => "it lacks one of exp, iss, aud and sub",
+        _ => "its signature or its claims cannot be verified",
+    }
+}
+
+/// Returns when a token is not accepted any more. `None`: in a time that no clock reaches.
+fn expiry(exp: f64) -> Option<Instant> {
+    let end = Duration::try_from_secs_f64(exp).ok()?.checked_add(LEEWAY)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Instant::now().checked_add(end.saturating_sub(now))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! The layer that authenticates every call before a service sees it.
+//!
+//! Health is open, because load balancers have no credentials. Every other service needs a caller.
+//! A method of the API needs a caller that may call it for at least one account; the service checks
+//! the account. Every call that is denied is recorded in the audit log.
+
+use std::{
+    mem,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use http::{Request, Response};
+use tonic::{Status, transport::server::TcpConnectInfo};
+use tower::Service;
+use tracing::info;
+
+use super::status;
+use crate::{
+    auth::{AuthError, Authenticator, Caller, Method},
+    identity::AccountName,
+    telemetry::AUDIT,
+};
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const API: &str = "/thingspace.esim.v1.EsimService/";
+
+/// The sender of a call; an extension of its request.
+#[derive(Debug, Clone)]
+pub(super) struct Sender {
+    pub(super) caller: Caller,
+    /// `None` if the address is not known.
+    pub(super) address: Option<SocketAddr>,
+}
+
+/// The layer around the services.
+#[derive(Debug, Clone)]
+pub(crate) struct Authenticate<S> {
+    inner: S,
+    authenticator: Authenticator,
+}
+
+impl<S> Authenticate<S> {
+    pub(crate) fn new(inner: S, authenticator: Authenticator) -> Self {
+        Self { inner, authenticator }
+    }
+}
+
+impl<S, In, Out> Service<Request<In>> for Authenticate<S>
+where
+    S: Service<Request<In>, Response = Response<Out>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    In: Send + 'static,
+    Out: Default,
+{
+    type Response = Response<Out>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Out>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<In>) -> Self::Future {
+        // The service that is ready makes the call.
+        let next = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, next);
+        if request.uri().path().starts_with(HEALTH) {
+            return Box::pin(inner.call(request));
+        }
+        let authenticator = self.authenticator.clone();
+        Box::pin(async move {
+            let address =
+                request.extensions().get().and_then(|info: &TcpConnectInfo| info.remote_addr());
+            let method = request.uri().path().strip_prefix(API).unwrap_or_default();
+            let caller = match authenticator.caller(request.headers()).await {
+                Ok(caller) => caller,
+                Err(error) => return Ok(unauthenticated(error, method, address).into_http()),
+            };
+            let sender = Sender { caller, address };
+            if let Some(method) = Method::parse(method)
+                && !authenticator.policy().allows_method(&sender.caller, method)
+            {
+                return Ok(denied(&sender, method, None).into_http());
+            }
+            request.extensions_mut().insert(sender);
+            inner.call(request).await
+        })
+    }
+}
+
+fn unauthenticated(error: AuthError, method: &str, address: Option<SocketAddr>) -> Status {
+    info!(
+        target: AUDIT,
+        method = Method::parse(method).map(Method::name),
+        address = address.map(tracing::field::display),
+        reason = %error,
+        "a call was denied: its caller is not authenticated"
+    );
+    status::unauthenticated(error)
+}
+
+/// Records and answers a call that the policy does not allow.
+pub(super) fn denied(sender: &Sender, method: Method, account: Option<&AccountName>) -> Status {
+    info!(
+        target: AUDIT,
+        caller = sender.caller.name(),
+        address = sender.address.map(tracing::field::display),
+        method = method.name(),
+        account = account.map(tracing::field::display),
+        "a call was denied: no entry of auth.allow allows it"
+    );
+    status::not_allowed()
+}

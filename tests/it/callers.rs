@@ -1,0 +1,116 @@
+//! Promise 8 of the README: a caller proves who it is, and may do only what the policy allows.
+
+use std::fmt::Write;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use thingspace_gateway::{
+    config::{AllowConfig, Config},
+    identity::RequestId,
+};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::harness::*;
+
+const ORDERS: &str = "the token of the order service";
+const READER: &str = "the token of a service that only reads";
+
+fn line(name: &str, token: &str) -> String {
+    let hash = digest(&SHA256, token.as_bytes());
+    let mut line = format!("{name} ");
+    for byte in hash.as_ref() {
+        write!(line, "{byte:02x}").unwrap();
+    }
+    line + "\n"
+}
+
+fn entry(callers: &[&str], methods: &[&str], accounts: &[&str]) -> AllowConfig {
+    let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    AllowConfig { callers: list(callers), methods: list(methods), accounts: list(accounts) }
+}
+
+/// `token:orders` may do everything for one account, `token:reader` may only read.
+fn guarded(upstream: &Upstream) -> Config {
+    let mut config = upstream.quiet();
+    config.auth.tokens_file = upstream.dir.path().join("tokens");
+    let tokens = line("orders", ORDERS) + &line("reader", READER);
+    std::fs::write(&config.auth.tokens_file, tokens).unwrap();
+    config.auth.allow = vec![
+        entry(&["token:orders"], &["*"], &[ACCOUNT]),
+        entry(&["token:read*"], &["GetRequestStatus", "WatchRequest"], &["*"]),
+    ];
+    config
+}
+
+fn with<T>(message: T, token: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    request
+}
+
+#[track_caller]
+fn assert_denied<T: std::fmt::Debug>(outcome: Result<T, Status>, code: Code, reason: &str) {
+    assert_eq!(kind(&outcome.unwrap_err()), (code, reason.to_owned()));
+}
+
+#[tokio::test]
+async fn a_caller_needs_a_known_token_and_an_entry_of_the_policy() {
+    let upstream = Upstream::manual().await;
+    let gateway = Process::serve(&guarded(&upstream), upstream.dir.path());
+    let mut client = gateway.client().await;
+    let unauthenticated = |outcome| {
+        assert_denied::<()>(outcome, Code::Unauthenticated, "CALLER_UNAUTHENTICATED");
+    };
+    unauthenticated(client.download_profile(order("k", [1])).await.map(drop));
+    for token in ["unknown", "", &ORDERS[1..]] {
+        let call = client.download_profile(with(order("k", [1]), token));
+        unauthenticated(call.await.map(drop));
+    }
+    let not_allowed = |outcome| {
+        assert_denied::<()>(outcome, Code::PermissionDenied, "CALLER_NOT_ALLOWED");
+    };
+    not_allowed(client.download_profile(with(order("k", [1]), READER)).await.map(drop));
+    let mut other_account = order("k", [1]);
+    other_account.account_name = "0000999999-00001".to_owned();
+    not_allowed(client.download_profile(with(other_account, ORDERS)).await.map(drop));
+    assert!(upstream.sim.ledger().orders.is_empty());
+
+    let placed = client.download_profile(with(order("k", [1]), ORDERS)).await.unwrap();
+    let id = RequestId::parse(&placed.into_inner().request_id).unwrap();
+    let read = client.get_request_status(with(status_call(&id), READER)).await.unwrap();
+    assert_eq!(read.into_inner().status.unwrap().devices.len(), 1);
+    // Load balancers have no token.
+    let channel = tonic::transport::Endpoint::new(format!("http://{}", gateway.address)).unwrap();
+    let mut health = HealthClient::new(channel.connect().await.unwrap());
+    health.check(HealthCheckRequest::default()).await.unwrap();
+
+    gateway.terminate();
+    let (_, log) = gateway.wait().await;
+    let audit: Vec<_> = log.iter().filter(|line| line.contains(r#""target":"audit""#)).collect();
+    let denied = audit.iter().filter(|line| line.contains("a call was denied")).count();
+    assert_eq!(denied, 6, "{audit:#?}");
+    let ordered: Vec<_> = audit.iter().filter(|line| line.contains("token:orders")).collect();
+    assert!(ordered.iter().any(|line| line.contains("placed") && line.contains(ACCOUNT)));
+    for token in [ORDERS, READER] {
+        assert!(!log.iter().any(|line| line.contains(token)));
+    }
+}
+
+#[tokio::test]
+async fn a_new_file_of_tokens_is_used_and_a_wrong_one_is_not() {
+    let upstream = Upstream::manual().await;
+    let config = guarded(&upstream);
+    let mut gateway = Process::serve(&config, upstream.dir.path());
+    let client = gateway.client().await;
+    let id = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(1)]);
+    let read = async |token: &str| {
+        let mut client = client.clone();
+        client.get_request_status(with(status_call(&id), token)).await.map(drop)
+    };
+    std::fs::write(&config.auth.tokens_file, "reader no-hash\n").unwrap();
+    gateway.wait_for_line("the last content stays in use");
+    read(READER).await.unwrap();
+    std::fs::write(&config.auth.tokens_file, line("reader", "a new token")).unwrap();
+    eventually("the new token is known", async || read("a new token").await.is_ok()).await;
+    assert_denied(read(READER).await, Code::Unauthenticated, "CALLER_UNAUTHENTICATED");
+}
