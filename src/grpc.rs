@@ -10,6 +10,7 @@ mod fragment;
 mod middleware;
 mod service;
 pub(crate) mod status;
+mod watch_stream;
 
 pub(crate) use authenticate::Authenticate;
 pub(crate) use middleware::Middleware;

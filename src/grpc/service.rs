@@ -1,9 +1,8 @@
 //! The three RPCs.
 
-use std::{future::pending, pin::Pin, time::Duration};
+use std::time::Duration;
 
-use futures_util::{Stream, stream};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::{
     sync::CancellationToken,
     task::{TaskTracker, task_tracker::TaskTrackerToken},
@@ -16,8 +15,8 @@ use super::{
     authenticate::{Sender, denied},
     convert::{self, OrderRules, Violations},
     deadline::{Deadline, without_margin},
-    fragment::{self, Fragment, Partial},
-    status,
+    fragment, status,
+    watch_stream::{self, WatchEnds, WatchMessages},
 };
 use crate::{
     auth::{Method, Policy},
@@ -25,15 +24,9 @@ use crate::{
     identity::AccountName,
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
-        GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
-        esim_service_server::EsimService,
+        GetRequestStatusResponse, WatchRequestRequest, esim_service_server::EsimService,
     },
-    requests::{
-        Effect, Error, Placed, Requests, StatusOptions,
-        hub::Tracked,
-        watch::{Snapshot, Watch, WatchEvent},
-    },
-    store::StoreError,
+    requests::{Effect, Error, Placed, Requests, StatusOptions, hub::Tracked, watch::Snapshot},
     telemetry::{AUDIT, rpc::CallSubject},
 };
 
@@ -178,8 +171,7 @@ impl EsimService for Esim {
         answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(to_status)
     }
 
-    type WatchRequestStream =
-        Pin<Box<dyn Stream<Item = Result<WatchRequestResponse, Status>> + Send>>;
+    type WatchRequestStream = WatchMessages;
 
     async fn watch_request(
         &self,
@@ -198,107 +190,15 @@ impl EsimService for Esim {
         self.authorize(&sender, Method::WatchRequest, &account)?;
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = timeout_at(self.unary_deadline(deadline), begin).await;
-        let stream = WatchStream {
-            watch: watch.unwrap_or(Err(DEADLINE)).map_err(to_status)?,
-            partial: Partial::Nothing,
-            token: request.resume_token,
-            deadline,
-            expires: sender.caller.expires(),
-            drain: self.drain.clone(),
-            ended: false,
-            _call: call,
-        };
-        Ok(Response::new(Box::pin(stream::unfold(stream, WatchStream::step))))
+        let watch = watch.unwrap_or(Err(DEADLINE)).map_err(to_status)?;
+        let ends =
+            WatchEnds { deadline, expires: sender.caller.expires(), drain: self.drain.clone() };
+        Ok(Response::new(watch_stream::messages(watch, request.resume_token, ends, call)))
     }
 }
 
 /// The error of a call without effects whose deadline has passed.
-const DEADLINE: Error = Error::Deadline(Effect::None);
-
-/// An open watch, as a stream of messages.
-struct WatchStream {
-    watch: Watch,
-    partial: Partial,
-    /// The last token that was sent.
-    token: String,
-    deadline: Option<Instant>,
-    /// When the caller's token expires.
-    expires: Option<Instant>,
-    drain: CancellationToken,
-    ended: bool,
-    _call: TaskTrackerToken,
-}
-
-impl WatchStream {
-    async fn step(mut self) -> Option<(Result<WatchRequestResponse, Status>, Self)> {
-        if self.ended {
-            return None;
-        }
-        match self.next().await {
-            Ok(Some(message)) => Some((Ok(message), self)),
-            Ok(None) => None,
-            Err(status) => {
-                self.ended = true;
-                Some((Err(status), self))
-            }
-        }
-    }
-
-    async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Status> {
-        // Checked first, because a timer for a past instant fires too late. By then the middleware
-        // has ended the stream without its token.
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(self.ended_by(&DEADLINE));
-        }
-        let (deadline, expired) = (reached(self.deadline), reached(self.expires));
-        let event = tokio::select! {
-            event = self.watch.next() => event,
-            // A token exists only after a complete revision.
-            () = self.drain.cancelled(), if self.partial == Partial::Nothing => {
-                Err(Error::Draining)
-            }
-            () = deadline => Err(DEADLINE),
-            () = expired, if self.partial == Partial::Nothing => {
-                return Err(status::expired(&self.token));
-            }
-        };
-        let Some(event) = event.map_err(|error| self.ended_by(&error))? else { return Ok(None) };
-        let Some(Fragment { event: message, completes, partial }) =
-            fragment::next(&event, self.partial)
-        else {
-            // The rest of a partly sent revision is no longer available. The caller resumes before
-            // that revision.
-            let reason = "the history of the request is no longer complete".to_owned();
-            return Err(self.ended_by(&Error::Store(StoreError::Unavailable(reason))));
-        };
-        self.partial = partial;
-        let Some((position, revision)) = completes else {
-            // The watch returns the same transitions again by itself, but has to keep a snapshot.
-            if let WatchEvent::Snapshot(snapshot) = event {
-                self.watch.pause(snapshot);
-            }
-            let (event, resume_token) = (Some(message), String::new());
-            return Ok(Some(WatchRequestResponse { event, resume_token, more: true }));
-        };
-        self.token = self.watch.complete(position, revision);
-        let (event, resume_token) = (Some(message), self.token.clone());
-        Ok(Some(WatchRequestResponse { event, resume_token, more: false }))
-    }
-}
-
-impl WatchStream {
-    fn ended_by(&self, error: &Error) -> Status {
-        status::of_watch(error, &self.token)
-    }
-}
-
-/// Waits until this instant, or forever.
-async fn reached(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
-    }
-}
+pub(super) const DEADLINE: Error = Error::Deadline(Effect::None);
 
 /// Records an order and its outcome.
 fn audit(sender: &Sender, account: &AccountName, devices: usize, outcome: &Result<Placed, Error>) {
