@@ -24,7 +24,9 @@ BEGIN, END = "<!-- values: made by helm/generate.py -->\n", "<!-- /values -->\n"
 
 # The keys that the chart sets itself: see templates/_config.tpl.
 OF_THE_CHART = {
-    "grpc": ["listen"],
+    "grpc": ["listen", "tls_cert_file", "tls_key_file", "client_ca_file"],
+    "auth": ["tokens_file"],
+    "auth.jwt": ["jwks_file", "jwks_ca_file", "jwks_token_file"],
     "admin": ["listen"],
     "callbacks": ["enabled", "listen", "tls_cert_file", "tls_key_file", "username_file", "password_file"],
     "control": ["socket"],
@@ -41,6 +43,13 @@ BOUNDS = {
     "grpc.max_deadline": ("1s", "10m"),
     "grpc.drain": ("1s", "10m"),
     "grpc.max_concurrent_streams": (1, 100_000),
+    "grpc.max_connections": (1, 1_000_000),
+    "grpc.max_connections_per_address": (1, 1_000_000),
+    "grpc.connection_age": ("10s", "24h"),
+    "grpc.connection_grace": ("1s", "1h"),
+    "grpc.stream_age": ("10s", "24h"),
+    "grpc.receive_timeout": ("1s", "5m"),
+    "grpc.max_request_bytes": (16 << 20, 16 << 30),
     "thingspace.connect_timeout": ("100ms", "1m"),
     "thingspace.call_timeout": ("100ms", "5m"),
     "thingspace.order_timeout": ("100ms", "10m"),
@@ -66,6 +75,9 @@ BOUNDS = {
     "limits.open_devices": (1, 10_000_000),
     "limits.closed_bytes": (1 << 20, 16 << 30),
     "limits.closed_in_memory": ("0s", "24h"),
+    "limits.caller_calls_per_second": (1, 1_000_000),
+    "limits.caller_watches": (1, 1_000_000),
+    "limits.caller_open_devices": (1, 10_000_000),
 }
 
 # URLs are logged and written to a ConfigMap, so they must not hold a secret.
