@@ -96,6 +96,7 @@ STRINGS = {
     "thingspace.base_url": rf"^https?://{HOST}{PORT}{PATH}$",
     "thingspace.token_url": rf"^(https?://{HOST}{PORT}{PATH})?$",
     "thingspace.proxy_url": rf"^(http://{HOST}{PORT}{PATH})?$",
+    "auth.jwt.jwks_url": rf"^(https?://{HOST}{PORT}{PATH})?$",
     "callbacks.public_url": rf"^(https?://{HOST}{CALLED_PORT}{PLAIN_PATH})?$",
     "callbacks.networks": rf"^ *({NETWORK}( *, *{NETWORK})*)? *$",
     "callbacks.service": "^[A-Za-z0-9]{1,64}$",

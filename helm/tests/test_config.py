@@ -1,6 +1,8 @@
 """The gateway's `check` accepts what the chart renders, with files where the pod would have them."""
 
 import functools
+import hashlib
+import json
 import os
 import subprocess
 import tempfile
@@ -13,6 +15,11 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 GATEWAY = TARGET / "debug" / "thingspace-gateway"
 
 
+TOKENS = "# Callers.\norders " + hashlib.sha256(b"a token").hexdigest() + "\n"
+# A public key (RFC 8037, appendix A.2).
+KEY_SET = json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "one", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]})
+
+
 def lay_out(it, root: Path, secrets: dict | None = None, prefix: str | None = None) -> Path:
     """Creates the container's files under another root, and returns the configuration file.
 
@@ -23,13 +30,14 @@ def lay_out(it, root: Path, secrets: dict | None = None, prefix: str | None = No
         path.mkdir(parents=True)
     (config,) = [volume for volume in it.pod["spec"]["volumes"] if volume["name"] == "config"]
     for source in config["projected"]["sources"]:
-        secret = source.get("secret")
-        for item in (secret or source["configMap"])["items"]:
+        ((kind, of),) = source.items()
+        for item in [of] if kind == "serviceAccountToken" else of["items"]:
             file = mounts["config"] / item["path"]
             assert not file.exists(), f"two sources of {item['path']}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            content = {**certificate(), **(secrets or {})}.get(file.name, f"secret of {file.parent.name}\n")
-            file.write_text(content if secret else it.toml.replace('= "/', f'= "{prefix}/'))
+            known = {"gateway.toml": it.toml.replace('= "/', f'= "{prefix}/'), "tokens": TOKENS, "jwks.json": KEY_SET}
+            content = {**known, **certificate(), **(secrets or {})}
+            file.write_text(content.get(file.name, f"secret of {file.parent.name}\n"))
     return mounts["config"] / "gateway.toml"
 
 
@@ -70,6 +78,16 @@ CASES = [(file.stem, {}) for file in EXAMPLES] + [
         }},
     ),
     ("embedded", {"config": {"polling": {"factor": 1.25}}}),
+    ("embedded", {"auth": {"tokens": {"existingSecret": "", "existingConfigMap": "hashes", "key": "callers.txt"}}}),
+    ("embedded", {"auth": {"tokens": {"existingSecret": ""}, "allow": []}, "config": {"grpc": {"allow_unauthenticated_remote_callers": True}}}),
+    (
+        "embedded",
+        {
+            "auth": {"jwt": {"keySet": {"existingConfigMap": "keys"}}},
+            "config": {"auth": {"jwt": {"issuer": "https://a", "audience": "gateway"}}},
+        },
+    ),
+    ("callbacks", {"auth": {"jwt": {"ca": {"existingConfigMap": "ca"}}}}),
     ("callbacks", {"callbacks": {"existingSecret": "pair"}}),
     ("callbacks", {"callbacks": {"tls": {"existingSecret": ""}}}),
     ("nats", {"store": {"nats": {"url": "", "urlKey": "url"}}}),

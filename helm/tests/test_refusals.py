@@ -8,7 +8,7 @@ import tomllib
 import pytest
 import yaml
 from conftest import HELM, example, refusal, release
-from test_config import GATEWAY, lay_out, run_check
+from test_config import GATEWAY, KEY_SET, lay_out, run_check
 
 sys.path.insert(0, str(HELM))
 import generate
@@ -41,14 +41,18 @@ def toml(table: dict, path: str = "") -> str:
     """Formats a configuration as TOML. Scalars are written as in JSON."""
     import json
 
-    scalars = {key: value for key, value in table.items() if not isinstance(value, dict) and key != "credentials"}
+    def is_sections(value) -> bool:
+        return isinstance(value, list) and any(isinstance(item, dict) for item in value)
+
+    scalars = {key: value for key, value in table.items() if not isinstance(value, dict) and not is_sections(value)}
     lines = [f"{key} = {json.dumps(value)}" for key, value in scalars.items()]
     for key, value in table.items():
         if isinstance(value, dict):
             here = f"{path}.{key}" if path else key
             lines += [f"[{here}]", toml(value, here)]
-    for entry in table.get("credentials", []):
-        lines += ["[[credentials]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
+        for entry in value if is_sections(value) else []:
+            here = f"{path}.{key}" if path else key
+            lines += [f"[[{here}]]", *(f"{key} = {json.dumps(value)}" for key, value in entry.items())]
     return "\n".join(lines)
 
 
@@ -67,6 +71,14 @@ def check_over(base: str, over: dict, root):
     config["store"].setdefault("nats", {}).update({key: nats[key] for key in ("url",) if key in nats})
     if nats.get("tls", {}).get("existingSecret") == "":
         del config["store"]["nats"]["ca_file"]
+    auth, values = config.setdefault("auth", {}), over.get("auth", {})
+    if values.get("tokens", {}).get("existingSecret") == "":
+        auth.pop("tokens_file", None)
+    if "allow" in values:
+        auth["allow"] = values["allow"]
+    if name := values.get("jwt", {}).get("keySet", {}).get("existingConfigMap"):
+        (root / name).write_text(KEY_SET)
+        auth.setdefault("jwt", {})["jwks_file"] = str(root / name)
     if "credentials" in over:
         files = {key: config["credentials"][0][key] for key in ("key_file", "secret_file", "username_file", "password_file")}
         config["credentials"] = [{"name": c["name"], "accounts": c["accounts"], **files} for c in over["credentials"]]

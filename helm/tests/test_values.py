@@ -26,7 +26,7 @@ def test_two_forms():
 
 def test_what_an_operator_has_to_say():
     told = refusal({})
-    for problem in ("image.repository", "allow_unauthenticated_remote_callers", "credentials", "networkPolicy.grpc.from"):
+    for problem in ("image.repository", "auth: callers are not authenticated", "credentials", "networkPolicy.grpc.from"):
         assert problem in told, told
 
 
@@ -145,7 +145,6 @@ REFUSED = [
     ("embedded", {"store": {"embedded": {"accessModes": ["ReadWriteMany"]}}}, "accessModes"),
     ("embedded", {"image": {"repository": ""}}, "image.repository"),
     ("embedded", {"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
-    ("embedded", {"config": {"grpc": {"allow_unauthenticated_remote_callers": False}}}, "must be true"),
     ("embedded", {"config": {"grpc": {"listen": "0.0.0.0:1"}}}, "listen"),
     ("embedded", {"credentials": [{"name": "main", "accounts": ["acc-1"]}]}, "existingSecret"),
     ("embedded", {"credentials": [{"name": "m", "accounts": ["acc-1"], "existingSecret": "s", "password": "p"}]}, "password"),
@@ -256,9 +255,13 @@ def test_the_way_out_is_that_of_the_configuration():
     assert ports({"config": {"thingspace": elsewhere}})[0] == [8090, 80]
     assert ports({"config": {"thingspace": {"proxy_url": "http://proxy:3128"}}})[0] == [443, 3128]
     assert ports({"config": {"telemetry": {"otlp_endpoint": "http://collector:4317"}}})[0] == [443, 4317]
-    assert ports({}, "nats")[0] == [443, 4222]
-    assert ports({"store": {"nats": {"url": "tls://a:14222, tls://b"}}}, "nats")[0] == [443, 14222, 4222]
-    assert ports({"store": {"nats": {"url": "", "urlKey": "url"}}}, "nats")[0] == [443, 4222]
+    # The cluster's public keys come from the API server, by its Service and behind it.
+    assert ports({}, "nats")[0] == [443, 6443, 4222]
+    no_keys = {"auth": {"kubernetes": {"enabled": False}, "allow": []}, "config": {"grpc": {"allow_unauthenticated_remote_callers": True}}}
+    assert ports(no_keys, "nats")[0] == [443, 4222]
+    assert ports({"store": {"nats": {"url": "tls://a:14222, tls://b"}}} | no_keys, "nats")[0] == [443, 14222, 4222]
+    assert ports({"store": {"nats": {"url": "", "urlKey": "url"}}} | no_keys, "nats")[0] == [443, 4222]
+    assert ports({"config": {"auth": {"jwt": {"jwks_url": "https://login.example.com:8443/keys"}}}}, "callbacks")[0] == [443, 8443, 4317]
     extra = {"ports": [{"port": 8443}]}
     assert ports({"networkPolicy": {"egress": {"extra": [extra]}}})[1] == [extra]
     open_ = embedded({"networkPolicy": {"egress": {"enabled": False}}}).of("NetworkPolicy")["spec"]
@@ -270,7 +273,7 @@ def test_nats_is_told_by_values_or_by_a_secret():
     wanted = {"name": "THINGSPACE_GATEWAY__STORE__NATS__URL", "valueFrom": {"secretKeyRef": {"name": "thingspace-nats", "key": "url"}}}
     assert it.container["env"] == [wanted] and "nats://" not in it.toml and "tls://" not in it.toml
     bare = release(example("nats", {"store": {"nats": {"existingSecret": "", "tls": {"existingSecret": ""}}}}))
-    assert "creds_file" not in bare.toml and "ca_file" not in bare.toml
+    assert "creds_file" not in bare.toml and "\nca_file" not in bare.toml
     mutual = release(example("nats", {"store": {"nats": {"credsKey": "", "tls": {"certKey": "tls.crt", "keyKey": "tls.key"}}}}))
     assert "creds_file" not in mutual.toml and 'cert_file = "/etc/thingspace-gateway/nats-tls/tls.crt"' in mutual.toml
     strategy = {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}

@@ -72,11 +72,41 @@
   "admin" (dict "listen" (printf "%s:%d" $address (int $v.admin.port)))
   "callbacks" $callbacks
   "store" $store -}}
+{{- $auth := dict -}}
+{{- if or $v.auth.tokens.existingSecret $v.auth.tokens.existingConfigMap -}}
+{{- $_ := set $auth "tokens_file" (printf "%s/auth/tokens" $etc) -}}
+{{- end -}}
+{{- $jwt := dict -}}
+{{- if $v.auth.jwt.keySet.existingConfigMap -}}
+{{- $_ := set $jwt "jwks_file" (printf "%s/auth/jwks.json" $etc) -}}
+{{- end -}}
+{{- if $v.auth.jwt.ca.existingConfigMap -}}
+{{- $_ := set $jwt "jwks_ca_file" (printf "%s/auth/ca.crt" $etc) -}}
+{{- end -}}
+{{- with $v.auth.kubernetes -}}
+{{- if .enabled -}}
+{{- $jwt = dict
+  "issuer" .issuer
+  "audience" .audience
+  "jwks_url" "https://kubernetes.default.svc/openid/v1/jwks"
+  "jwks_ca_file" (printf "%s/kubernetes/ca.crt" $etc)
+  "jwks_token_file" (printf "%s/kubernetes/token" $etc) -}}
+{{- end -}}
+{{- end -}}
+{{- with $jwt -}}{{- $_ := set $auth "jwt" . -}}{{- end -}}
+{{- with $auth -}}{{- $_ := set $own "auth" . -}}{{- end -}}
 {{- if eq $v.store.kind "nats" -}}
 {{- $_ := set $own "control" (dict "socket" "/run/thingspace-gateway/control.sock") -}}
 {{- end -}}
 # Rendered by Helm from the values of the release {{ .Release.Name }}; a change restarts the gateway.
 {{- include "gateway.tomlTable" (dict "name" "" "table" (mergeOverwrite (deepCopy $v.config) $own)) }}
+{{- range $v.auth.allow }}
+
+[[auth.allow]]
+callers = {{ toJson .callers }}
+methods = {{ toJson .methods }}
+accounts = {{ toJson .accounts }}
+{{- end }}
 {{- range $v.credentials }}
 
 [[credentials]]

@@ -1,3 +1,20 @@
+{{/* A source of one file in the pod. Arguments: of (with existingSecret or existingConfigMap, and key), path. */}}
+{{- define "gateway.fileSource" -}}
+{{- $path := .path -}}
+{{- with .of -}}
+{{- with .existingSecret }}
+- secret:
+    name: {{ . }}
+    items: [{key: {{ $.of.key }}, path: {{ $path }}}]
+{{- end -}}
+{{- with .existingConfigMap }}
+- configMap:
+    name: {{ . }}
+    items: [{key: {{ $.of.key }}, path: {{ $path }}}]
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The pod template of both forms. */}}
 {{- define "gateway.pod" -}}
 {{- $v := .Values -}}
@@ -129,6 +146,18 @@ spec:
                 - key: {{ get $keys . | default . }}
                   path: credentials/{{ $name }}/{{ . }}
                 {{- end }}
+          {{- end }}
+          {{- with $v.auth }}
+          {{- include "gateway.fileSource" (dict "of" .tokens "path" "auth/tokens") | indent 10 }}
+          {{- include "gateway.fileSource" (dict "of" .jwt.keySet "path" "auth/jwks.json") | indent 10 }}
+          {{- include "gateway.fileSource" (dict "of" .jwt.ca "path" "auth/ca.crt") | indent 10 }}
+          {{- if .kubernetes.enabled }}
+          - configMap:
+              name: kube-root-ca.crt
+              items: [{key: ca.crt, path: kubernetes/ca.crt}]
+          # Only for the request for the cluster's public keys.
+          - serviceAccountToken: {path: kubernetes/token}
+          {{- end }}
           {{- end }}
           {{- if $v.callbacks.enabled }}
           {{- with $v.callbacks.tls }}

@@ -5,8 +5,38 @@
 {{- if not $v.image.repository -}}
 {{- $problems = append $problems "image.repository: is required: no image is published. Build one with the repository's Dockerfile, and set its repository here" -}}
 {{- end -}}
-{{- if not (dig "grpc" "allow_unauthenticated_remote_callers" false $v.config) -}}
-{{- $problems = append $problems "config.grpc.allow_unauthenticated_remote_callers: must be true: callers are not authenticated yet, so every client that reaches the port can place orders on your ThingSpace accounts. Name the peers that may call in networkPolicy.grpc.from, and accept the remaining risk here" -}}
+{{- $tokens := or $v.auth.tokens.existingSecret $v.auth.tokens.existingConfigMap -}}
+{{- $jwt := or $v.auth.kubernetes.enabled $v.auth.jwt.keySet.existingConfigMap (dig "auth" "jwt" "jwks_url" "" $v.config) -}}
+{{- $asks := or $tokens $jwt -}}
+{{- if and (not $asks) (not (dig "grpc" "allow_unauthenticated_remote_callers" false $v.config)) -}}
+{{- $problems = append $problems "auth: callers are not authenticated, so every client that reaches the port could place orders on your ThingSpace accounts: set auth.tokens, auth.jwt or auth.kubernetes, or accept that risk with config.grpc.allow_unauthenticated_remote_callers: true" -}}
+{{- end -}}
+{{- if and $v.auth.tokens.existingSecret $v.auth.tokens.existingConfigMap -}}
+{{- $problems = append $problems "auth.tokens: existingSecret and existingConfigMap are both set; set one of them" -}}
+{{- end -}}
+{{- $jwtConfig := default dict (dig "auth" "jwt" dict $v.config) -}}
+{{- if $v.auth.kubernetes.enabled -}}
+{{- if or $jwtConfig.issuer $jwtConfig.audience $jwtConfig.jwks_url $v.auth.jwt.keySet.existingConfigMap $v.auth.jwt.ca.existingConfigMap -}}
+{{- $problems = append $problems "auth.kubernetes: takes the place of auth.jwt and config.auth.jwt; remove these, or set auth.kubernetes.enabled=false" -}}
+{{- end -}}
+{{- else -}}
+{{- if and $jwtConfig.jwks_url $v.auth.jwt.keySet.existingConfigMap -}}
+{{- $problems = append $problems "auth.jwt.keySet: config.auth.jwt.jwks_url is set, too; set only one of them" -}}
+{{- end -}}
+{{- range $key := list "issuer" "audience" -}}
+{{- $value := get $jwtConfig $key -}}
+{{- if and $jwt (not $value) -}}
+{{- $problems = append $problems (printf "config.auth.jwt.%s: is required to verify tokens" $key) -}}
+{{- else if and $value (not $jwt) -}}
+{{- $problems = append $problems (printf "config.auth.jwt.%s: no key set verifies the tokens; set config.auth.jwt.jwks_url or auth.jwt.keySet" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.auth.jwt.ca.existingConfigMap (not $jwtConfig.jwks_url) -}}
+{{- $problems = append $problems "auth.jwt.ca: is used only with config.auth.jwt.jwks_url" -}}
+{{- end -}}
+{{- if include "gateway.plaintext" (dict "scheme" "http" "url" (default "" $jwtConfig.jwks_url)) -}}
+{{- $problems = append $problems "config.auth.jwt.jwks_url: http:// to another machine lets anybody on the way replace the keys; write https://" -}}
+{{- end -}}
 {{- end -}}
 {{- if not $v.credentials -}}
 {{- $problems = append $problems "credentials: there are none; add at least one entry with a Secret and its accounts" -}}
@@ -25,6 +55,22 @@
 {{- $problems = append $problems (printf "credentials: the account %s is listed twice; remove one" .) -}}
 {{- end -}}
 {{- $accounts = append $accounts . -}}
+{{- end -}}
+{{- end -}}
+{{- if and $asks (not $v.auth.allow) -}}
+{{- $problems = append $problems "auth.allow: there are no entries, so no caller may do anything; add one" -}}
+{{- end -}}
+{{- range $n, $entry := $v.auth.allow -}}
+{{- range .callers -}}
+{{- $kind := regexFind "^[a-z]+" . -}}
+{{- if or (and (eq $kind "token") (not $tokens)) (and (eq $kind "jwt") (not $jwt)) (and (eq $kind "anonymous") $asks) -}}
+{{- $problems = append $problems (printf "auth.allow #%d: the caller %s never calls: set auth.tokens for token:, auth.jwt or auth.kubernetes for jwt:, and nothing of these for anonymous" (add $n 1) .) -}}
+{{- end -}}
+{{- end -}}
+{{- range .accounts -}}
+{{- if and (ne . "*") (not (has . $accounts)) -}}
+{{- $problems = append $problems (printf "auth.allow #%d: the account %s is not listed in credentials" (add $n 1) .) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- $name := include "gateway.fullname" . -}}
@@ -52,6 +98,8 @@
 {{- $problems = append $problems (printf "extraEnv: %s is not a variable of the gateway; write THINGSPACE_GATEWAY__SECTION__KEY" .name) -}}
 {{- else if hasPrefix "THINGSPACE_GATEWAY__CREDENTIALS" .name -}}
 {{- $problems = append $problems (printf "extraEnv: %s: lists cannot come from the environment; set `credentials`" .name) -}}
+{{- else if hasPrefix "THINGSPACE_GATEWAY__AUTH__ALLOW" .name -}}
+{{- $problems = append $problems (printf "extraEnv: %s: lists cannot come from the environment; set `auth.allow`" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- $variables := list -}}
