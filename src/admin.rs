@@ -25,11 +25,17 @@ use tracing::info;
 use crate::{
     lock::lock,
     requests::Requests,
-    server::http::{self as listener, Handler, ListenerOptions},
+    server::{
+        ListenerOptions,
+        http1::{self, Handler},
+    },
 };
 
 /// The most open connections, in total and from one host.
 const MAX_CONNECTIONS: usize = 64;
+
+/// The listener uses at most one part in this many of the process's file descriptors.
+const DESCRIPTORS_PART: usize = 16;
 
 /// How long open requests may take when the gateway ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -63,9 +69,10 @@ impl Admin {
             name: "admin",
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS,
+            descriptors_part: DESCRIPTORS_PART,
             networks: Vec::new(),
         };
-        let served = listener::serve(options, listener, None, readiness.clone(), stop.clone());
+        let served = http1::serve(options, listener, None, readiness.clone(), stop.clone());
         let serving = tokio::spawn(served);
         info!(%address, "answering probes");
         Ok(Self { address, readiness, stop: stop.drop_guard(), serving })

@@ -27,12 +27,12 @@ use crate::{
         registration::Registrar,
         secrets::{CallbackSecrets, UserFiles},
     },
-    config::{Config, StoreKind},
+    config::{Config, GrpcConfig, StoreKind},
     control::{Control, GatewayParts},
     grpc::{self, Esim},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
-    server,
+    server::{self, Http2Options, ListenerOptions},
     shutdown::Stop,
     store::{Store, embedded::Embedded, nats::Nats},
     thingspace::{CallbackPasswords, Client},
@@ -46,6 +46,9 @@ pub use restore::restore;
 /// Added to the retention of requests and the give-up time of polls. So a log is kept for longer
 /// than its request is needed, and no log is folded after its first events have expired.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
+
+/// The API's listener uses at most one part in this many of the process's file descriptors.
+const DESCRIPTORS_PART: usize = 3;
 
 /// A gateway that listens on its addresses but does not serve yet.
 #[derive(Debug)]
@@ -145,7 +148,7 @@ impl App {
         tokio::select! {
             () = stop.soft.cancelled() => {}
             served = &mut running.grpc => {
-                served.context("the server panicked")?.context("the server failed")?;
+                served.context("the server panicked")?;
                 bail!("the server ended");
             }
             // Without the follower the gateway would see no new events. It ends, so that it can be
@@ -175,9 +178,9 @@ impl App {
         let following = requests.clone();
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
-        let max_streams = config.grpc.max_concurrent_streams;
-        let grpc =
-            tokio::spawn(server::serve(self.listener, routes, callers, max_streams, drain.clone()));
+        let serving =
+            serve_grpc(config.grpc.clone(), self.listener, routes, callers, drain.clone());
+        let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
         self.admin.serving(requests.clone());
         info!(address = %self.address, "listening");
@@ -256,6 +259,31 @@ async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter,
             routes.add_service(described().build_v1()?).add_service(described().build_v1alpha()?);
     }
     Ok((health, routes))
+}
+
+/// Serves the API until `stop`, and then until all connections have ended.
+async fn serve_grpc(
+    config: GrpcConfig,
+    listener: TcpListener,
+    routes: Routes,
+    callers: Authenticator,
+    stop: CancellationToken,
+) {
+    let listener_options = ListenerOptions {
+        name: "grpc",
+        max_connections: config.max_connections,
+        max_connections_of_address: config.max_connections_per_address,
+        descriptors_part: DESCRIPTORS_PART,
+        networks: Vec::new(),
+    };
+    let options = Http2Options {
+        max_concurrent_streams: config.max_concurrent_streams,
+        age: config.connection_age,
+        grace: config.connection_grace,
+        slow_reader: grpc::slow_reader_trailers(),
+    };
+    let services = grpc::layers(routes, callers);
+    server::serve_grpc(listener_options, options, listener, None, services, stop).await;
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {

@@ -42,7 +42,10 @@ use crate::{
     config::{CallbacksConfig, Network},
     identity::AccountName,
     requests::Requests,
-    server::http::{self as listener, Handler, ListenerOptions, Peer},
+    server::{
+        ListenerOptions, Peer,
+        http1::{self, Handler},
+    },
     store::{Store, StoreError},
 };
 use bodies::Bodies;
@@ -58,6 +61,9 @@ use tls::Tls;
 const MAX_CONNECTIONS: usize = 512;
 
 const MAX_CONNECTIONS_OF_ADDRESS: usize = 256;
+
+/// The listener uses at most one part in this many of the process's file descriptors.
+const DESCRIPTORS_PART: usize = 4;
 
 /// The largest body of a callback, in bytes.
 const MAX_BODY: usize = 256 << 10;
@@ -175,9 +181,10 @@ impl Callbacks {
             name: "callbacks",
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
+            descriptors_part: DESCRIPTORS_PART,
             networks: self.0.networks.clone(),
         };
-        tokio::join!(listener::serve(options, listener, acceptor, self, stop), reloading);
+        tokio::join!(http1::serve(options, listener, acceptor, self, stop), reloading);
     }
 
     /// Reads the certificate and the pairs at intervals. Each failure is logged once.

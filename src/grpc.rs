@@ -12,12 +12,20 @@ mod service;
 pub(crate) mod status;
 mod watch_stream;
 
-pub(crate) use authenticate::Authenticate;
-pub(crate) use middleware::Middleware;
+use http::HeaderMap;
+use tonic::service::Routes;
+
+use crate::{auth::Authenticator, requests::Error, server::CallService, telemetry::rpc::Rpc};
+use authenticate::Authenticate;
+use middleware::Middleware;
+
 pub(crate) use service::Esim;
 
 /// The name of the service in health checks.
 pub(crate) const SERVICE_NAME: &str = "thingspace.esim.v1.EsimService";
+
+/// The beginning of the paths of the service's methods.
+const API: &str = "/thingspace.esim.v1.EsimService/";
 
 /// The largest message that is received or sent, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4 << 20;
@@ -28,3 +36,15 @@ pub(crate) const MAX_PAGE_BYTES: usize = 1 << 20;
 /// The largest message of a watch, in bytes. It is small because the gateway keeps one in memory
 /// for each slow reader.
 pub(crate) const MAX_WATCH_MESSAGE: usize = 64 << 10;
+
+/// Returns the services with their layers. The last one sees a call first.
+pub(crate) fn layers(routes: Routes, authenticator: Authenticator) -> impl CallService {
+    let service = Middleware::new(routes);
+    let service = Authenticate::new(service, authenticator);
+    Rpc::new(service)
+}
+
+/// Returns the trailers of a response whose peer does not read it.
+pub(crate) fn slow_reader_trailers() -> HeaderMap {
+    middleware::trailers(&Error::SlowReader)
+}

@@ -78,7 +78,7 @@
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
 //!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
 //!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
-//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server::http`. Callbacks:
+//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server`. Callbacks:
 //!    `callbacks::bodies`, `callbacks::quarantine::quota`. Messages: `grpc::MAX_MESSAGE`. Waits of
 //!    callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
@@ -87,7 +87,7 @@
 //! # What always holds
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` →
-//!   `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `server`, `telemetry` and
+//!   `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `telemetry` and
 //!   `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`,
 //!   `async_nats` only in `store::nats`.
 //! - Only [`requests::hub`] changes the projection, and only by what it reads from the store.
@@ -120,7 +120,7 @@
 //! happens, it returns heartbeats. `grpc::fragment` cuts the transitions into messages when the
 //! reader is ready.
 //!
-//! **Callback.** [`server::http`] accepts the connection within its limits. If the last segment of
+//! **Callback.** [`server::http1`] accepts the connection within its limits. If the last segment of
 //! the path is not an account's secret ([`callbacks::secrets`]), the answer is 404 and the body is
 //! not read. [`callbacks::parse`] reads the body. A body that cannot be read, or that names another
 //! account, goes to the [`quarantine`](callbacks::quarantine). User name and password are checked.

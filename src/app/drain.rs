@@ -47,7 +47,7 @@ pub(super) struct Running {
     pub(super) drain: CancellationToken,
     /// Cancelled to end background tasks and the listener for callbacks.
     pub(super) background: CancellationToken,
-    pub(super) grpc: JoinHandle<Result<(), tonic::transport::Error>>,
+    pub(super) grpc: JoinHandle<()>,
     /// Follows the store, polls and settles orders.
     pub(super) follower: JoinHandle<()>,
     pub(super) control: JoinHandle<()>,

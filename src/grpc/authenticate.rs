@@ -12,19 +12,19 @@ use std::{
 };
 
 use http::{Request, Response};
-use tonic::{Status, transport::server::TcpConnectInfo};
+use tonic::Status;
 use tower::Service;
 use tracing::info;
 
-use super::status;
+use super::{API, status};
 use crate::{
     auth::{AuthError, Authenticator, Caller, Method},
     identity::AccountName,
+    server::Connection,
     telemetry::AUDIT,
 };
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
-const API: &str = "/thingspace.esim.v1.EsimService/";
 
 /// The sender of a call; an extension of its request.
 #[derive(Debug, Clone)]
@@ -71,8 +71,7 @@ where
         }
         let authenticator = self.authenticator.clone();
         Box::pin(async move {
-            let address =
-                request.extensions().get().and_then(|info: &TcpConnectInfo| info.remote_addr());
+            let address = request.extensions().get().map(Connection::address);
             let method = request.uri().path().strip_prefix(API).unwrap_or_default();
             let caller = match authenticator.caller(request.headers()).await {
                 Ok(caller) => caller,

@@ -1,9 +1,6 @@
 //! The deadline of a call, counted from its arrival.
 //!
 //! The gateway answers some time before the caller's deadline, so that the answer arrives in time.
-//! tonic also has a timer for the same header. It cannot be switched off, and it answers CANCELLED
-//! instead of DEADLINE_EXCEEDED. tonic polls our response before its timer, so an early answer is
-//! sent even if the thread was suspended in between.
 
 use std::time::Duration;
 

@@ -3,6 +3,9 @@
 //! A call without an answer, or a stream that is still open, ends at the deadline with
 //! DEADLINE_EXCEEDED, never CANCELLED. Errors of the gRPC library and of the health and reflection
 //! services get the `ErrorInfo` that the API promises. Errors of our own service stay unchanged.
+//!
+//! Streams of health and reflection end when their connection closes. Those of our own service end
+//! by themselves, with their token.
 
 use std::{
     future::poll_fn,
@@ -13,12 +16,16 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tower::Service;
 
-use super::{deadline::Deadline, status};
-use crate::requests::{Effect, Error};
+use super::{API, deadline::Deadline, status};
+use crate::{
+    requests::{Effect, Error},
+    server::{Connection, ResponseEnd},
+};
 
 /// The only method that changes something at ThingSpace.
 const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
@@ -57,17 +64,28 @@ where
         }
         let effect =
             if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
+        let closing = (!request.uri().path().starts_with(API))
+            .then(|| request.extensions().get().map(Connection::closing).cloned())
+            .flatten();
         let response = self.inner.call(request);
         Box::pin(async move {
-            let Some(Deadline { cut, .. }) = deadline else {
-                return Ok(with_deadline(response.await?, None));
+            let mut response = match deadline {
+                None => response.await?,
+                Some(Deadline { cut, .. }) => {
+                    let Some(response) = ready_before(cut, response).await else {
+                        let status = status::of(&Error::Deadline(effect));
+                        return Ok(status.into_http().map(|()| MiddlewareBody::default()));
+                    };
+                    let mut response = response?;
+                    let end = ResponseEnd { at: cut, trailers: deadline_trailers };
+                    response.extensions_mut().insert(end);
+                    response
+                }
             };
-            match ready_before(cut, response).await {
-                Some(response) => Ok(with_deadline(response?, Some(cut))),
-                None => Ok(status::of(&Error::Deadline(effect))
-                    .into_http()
-                    .map(|()| MiddlewareBody { inner: None, end: None })),
-            }
+            // An error before the first message has its status in the headers.
+            add_reason(response.headers_mut());
+            let closing = closing.map(|closing| Box::pin(closing.cancelled_owned()));
+            Ok(response.map(|inner| MiddlewareBody { inner: Some(inner), closing }))
         })
     }
 }
@@ -86,18 +104,6 @@ async fn ready_before<F: Future>(time: Instant, future: F) -> Option<F::Output> 
     .await
 }
 
-fn with_deadline<B>(
-    mut response: Response<B>,
-    end: Option<Instant>,
-) -> Response<MiddlewareBody<B>> {
-    // An error before the first message has its status in the headers.
-    add_reason(response.headers_mut());
-    response.map(|inner| MiddlewareBody {
-        inner: Some(inner),
-        end: end.map(|end| Box::pin(sleep_until(end))),
-    })
-}
-
 /// Adds details to an error that has none.
 fn add_reason(headers: &mut HeaderMap) {
     let bare = Status::from_header_map(headers)
@@ -111,12 +117,32 @@ fn write(status: &Status, headers: &mut HeaderMap) {
     status.add_header(headers).expect("our own status fits into headers");
 }
 
-/// A response body that ends with an error at the deadline of its call.
+/// Returns the trailers that end a response at the deadline of its call.
+fn deadline_trailers() -> HeaderMap {
+    trailers(&Error::Deadline(Effect::None))
+}
+
+/// Returns the trailers that end a response with an error.
+pub(super) fn trailers(error: &Error) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    write(&status::of(error), &mut trailers);
+    trailers
+}
+
+/// A response body whose errors have a reason.
 #[derive(Debug)]
 pub(crate) struct MiddlewareBody<B> {
     /// `None` once the body has ended.
     inner: Option<B>,
-    end: Option<Pin<Box<Sleep>>>,
+    /// Ready when the body has to end, because its connection closes.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+/// An empty body.
+impl<B> Default for MiddlewareBody<B> {
+    fn default() -> Self {
+        Self { inner: None, closing: None }
+    }
 }
 
 impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
@@ -127,7 +153,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let Self { inner, end } = &mut *self;
+        let Self { inner, closing } = &mut *self;
         let Some(body) = inner else { return Poll::Ready(None) };
         if let Poll::Ready(mut frame) = Pin::new(body).poll_frame(context) {
             if let Some(Ok(frame)) = &mut frame
@@ -137,12 +163,10 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
             }
             return Poll::Ready(frame);
         }
-        let Some(end) = end else { return Poll::Pending };
-        ready!(end.as_mut().poll(context));
+        let Some(closing) = closing else { return Poll::Pending };
+        ready!(closing.as_mut().poll(context));
         *inner = None;
-        let mut trailers = HeaderMap::new();
-        write(&status::of(&Error::Deadline(Effect::None)), &mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        Poll::Ready(Some(Ok(Frame::trailers(trailers(&Error::Draining)))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -10,7 +10,7 @@ use std::{
     cmp::Reverse,
     collections::{HashMap, VecDeque},
     mem,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -32,7 +32,7 @@ const MAX_TRUSTED: usize = 1024;
 const IPV6_SITE_BITS: u32 = 64;
 
 /// Returns the address by which connections are counted: for IPv6, the first 64 bits (a site).
-pub(super) fn source(address: IpAddr) -> IpAddr {
+fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let site = address.to_bits() & (u128::MAX << (u128::BITS - IPV6_SITE_BITS));
@@ -109,7 +109,8 @@ impl Drop for CountedRequest {
 /// The sender of a request. Every request has it as an extension.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    /// The peer's address; of an IPv6 address the first 64 bits.
+    pub(crate) address: SocketAddr,
+    /// The address by which connections are counted; of an IPv6 address the first 64 bits.
     pub(crate) source: IpAddr,
     pub(super) connection: Arc<OpenConnection>,
     limit: ConnectionLimit,
@@ -174,9 +175,9 @@ impl ConnectionLimit {
     }
 
     /// Returns a slot for a new connection; `None` if no other connection can be evicted.
-    pub(super) async fn admit(&self, source: IpAddr) -> Option<ConnectionSlot> {
+    pub(super) async fn admit(&self, address: SocketAddr) -> Option<ConnectionSlot> {
         loop {
-            match self.admit_at(source, Instant::now()) {
+            match self.admit_at(address, Instant::now()) {
                 Ok(slot) => return Some(slot),
                 Err(NoSlot::Wait(wait)) => sleep(wait).await,
                 Err(NoSlot::Full) => return None,
@@ -184,7 +185,8 @@ impl ConnectionLimit {
         }
     }
 
-    fn admit_at(&self, source: IpAddr, now: Instant) -> Result<ConnectionSlot, NoSlot> {
+    fn admit_at(&self, address: SocketAddr, now: Instant) -> Result<ConnectionSlot, NoSlot> {
+        let source = source(address.ip());
         let now = nanoseconds(now.saturating_duration_since(self.start));
         let mut slots = self.slots();
         let of_source = slots.sources.get(&source).copied().unwrap_or_default();
@@ -209,7 +211,7 @@ impl ConnectionLimit {
         slots.open.insert(connection.number, Arc::clone(&connection));
         *slots.sources.entry(source).or_default() += 1;
         drop(slots);
-        Ok(ConnectionSlot(Peer { source, connection, limit: self.clone() }))
+        Ok(ConnectionSlot(Peer { address, source, connection, limit: self.clone() }))
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
@@ -280,11 +282,11 @@ mod tests {
 
     impl ConnectionLimit {
         fn admit_now(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
-            self.admit_at(source, Instant::now())
+            self.admit_at((source, 1).into(), Instant::now())
         }
 
         fn admit_later(&self, source: IpAddr) -> Result<ConnectionSlot, NoSlot> {
-            self.admit_at(source, Instant::now() + FIRST_WAIT)
+            self.admit_at((source, 1).into(), Instant::now() + FIRST_WAIT)
         }
     }
 

@@ -1,0 +1,207 @@
+//! One call: gives its request to the service, and sends the response.
+//!
+//! The response is sent as the peer's window allows. It also ends, with trailers, if the peer does
+//! not read for [`SLOW_READER_TIMEOUT`], or at the time that the service set ([`ResponseEnd`]). A
+//! call that its peer resets is dropped at once.
+
+use std::{
+    future::{pending, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream, server::SendResponse};
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame};
+use tokio::time::{Instant, sleep, sleep_until};
+use tower::ServiceExt;
+
+use super::{CallService, Connection, Http2Options};
+
+/// How long a peer may take to read a piece of a response before the response ends.
+const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The size of such a piece, in bytes. A message of a watch is not larger.
+const PIECE: usize = 64 << 10;
+
+/// When a response ends, even if its body has not ended or its peer does not read. An extension of
+/// the response.
+#[derive(Debug, Clone)]
+pub(crate) struct ResponseEnd {
+    pub(crate) at: Instant,
+    /// Returns the trailers that end the response.
+    pub(crate) trailers: fn() -> HeaderMap,
+}
+
+/// The body of a request, as it arrives.
+#[derive(Debug)]
+pub(crate) struct ReceivedBody(RecvStream);
+
+impl Body for ReceivedBody {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        let stream = &mut self.0;
+        if let Some(data) = ready!(stream.poll_data(context)) {
+            let data = data?;
+            // An error says that the stream has ended, which the next poll returns.
+            let _ = stream.flow_control().release_capacity(data.len());
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        let trailers = ready!(stream.poll_trailers(context))?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+}
+
+/// Serves a call until its response is sent or its peer resets it.
+pub(super) async fn serve(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    service: impl CallService,
+    connection: Connection,
+    options: Arc<Http2Options>,
+) {
+    let mut request = request.map(ReceivedBody);
+    request.extensions_mut().insert(connection);
+    let response = tokio::select! {
+        response = service.oneshot(request) => response,
+        _ = poll_fn(|context| respond.poll_reset(context)) => return,
+    };
+    let Ok(response) = response;
+    let (mut head, body) = response.into_parts();
+    let end = head.extensions.remove();
+    let head = Response::from_parts(head, ());
+    let is_complete = body.is_end_stream();
+    // An error says that the stream or the connection has ended.
+    let Ok(stream) = respond.send_response(head, is_complete) else { return };
+    if !is_complete {
+        let slow_reader = &options.slow_reader;
+        ResponseStream { stream, end, slow_reader }.send(body).await;
+    }
+}
+
+/// The sending half of a call's stream.
+struct ResponseStream<'a> {
+    stream: SendStream<Bytes>,
+    end: Option<ResponseEnd>,
+    slow_reader: &'a HeaderMap,
+}
+
+/// Why no more of a body is sent.
+enum Stopped {
+    /// The stream or its connection has ended.
+    Gone,
+    /// The response ends with these trailers.
+    Trailers(HeaderMap),
+}
+
+impl ResponseStream<'_> {
+    async fn send(mut self, body: impl Body<Data = Bytes>) {
+        let mut body = pin!(body);
+        let stopped = loop {
+            let frame = tokio::select! {
+                biased;
+                frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
+                _ = poll_fn(|context| self.stream.poll_reset(context)) => return,
+                () = reached(self.end.as_ref()) => break self.ended(),
+            };
+            let frame = match frame {
+                Some(Ok(frame)) => frame,
+                Some(Err(_)) => return self.stream.send_reset(Reason::INTERNAL_ERROR),
+                None => {
+                    // An error says that the stream has ended.
+                    let _ = self.stream.send_data(Bytes::new(), true);
+                    return;
+                }
+            };
+            match frame.into_data() {
+                Ok(mut data) => {
+                    self.send_now(&mut data);
+                    // Boxed, because an idle call has no use for its space.
+                    if !data.is_empty()
+                        && let Err(stopped) = Box::pin(self.send_later(data)).await
+                    {
+                        break stopped;
+                    }
+                }
+                Err(frame) => {
+                    break frame.into_trailers().map_or(Stopped::Gone, Stopped::Trailers);
+                }
+            }
+        };
+        if let Stopped::Trailers(trailers) = stopped {
+            let _ = self.stream.send_trailers(trailers);
+        }
+    }
+
+    /// Sends the part of the data that the peer's window allows.
+    fn send_now(&mut self, data: &mut Bytes) {
+        self.stream.reserve_capacity(data.len());
+        let capacity = self.stream.capacity().min(data.len());
+        if capacity > 0 {
+            // An error says that the stream has ended. The next poll of the stream returns it.
+            let _ = self.stream.send_data(data.split_to(capacity), false);
+        }
+    }
+
+    /// Sends data as the peer's window grows.
+    async fn send_later(&mut self, mut data: Bytes) -> Result<(), Stopped> {
+        while !data.is_empty() {
+            let mut piece = data.split_to(data.len().min(PIECE));
+            let mut slow = pin!(sleep(SLOW_READER_TIMEOUT));
+            while !piece.is_empty() {
+                self.stream.reserve_capacity(piece.len());
+                let stream = &mut self.stream;
+                tokio::select! {
+                    biased;
+                    grown = poll_fn(|context| poll_capacity(stream, context)) => {
+                        if !grown {
+                            return Err(Stopped::Gone);
+                        }
+                    }
+                    () = reached(self.end.as_ref()) => return Err(self.ended()),
+                    () = slow.as_mut() => {
+                        return Err(Stopped::Trailers(self.slow_reader.clone()));
+                    }
+                }
+                self.send_now(&mut piece);
+            }
+        }
+        Ok(())
+    }
+
+    fn ended(&self) -> Stopped {
+        self.end.as_ref().map_or(Stopped::Gone, |end| Stopped::Trailers((end.trailers)()))
+    }
+}
+
+/// Waits until some data can be sent. Returns false if the stream has ended.
+fn poll_capacity(stream: &mut SendStream<Bytes>, context: &mut Context<'_>) -> Poll<bool> {
+    loop {
+        match ready!(stream.poll_capacity(context)) {
+            // The window grew, but other streams of the connection have used it.
+            Some(Ok(0)) => {}
+            Some(Ok(_)) => return Poll::Ready(true),
+            Some(Err(_)) | None => return Poll::Ready(false),
+        }
+    }
+}
+
+/// Waits until the response has to end, or forever.
+async fn reached(end: Option<&ResponseEnd>) {
+    match end {
+        Some(end) => sleep_until(end.at).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,149 @@
+//! Accepts connections, and finishes their TLS handshakes.
+//!
+//! Connections are bounded, in total and per address. A failure to accept pauses the listener, but
+//! never ends it.
+
+use std::{future::Future, net::SocketAddr, time::Duration};
+
+use rustix::process::{Resource, getrlimit};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::yield_now,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::connections::{ConnectionLimit, Peer};
+use crate::{config::Network, log_throttle::LogThrottle};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pause after a connection could not be accepted, for example because no file descriptor was
+/// free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The name and the limits of a listener.
+#[derive(Debug, Clone)]
+pub(crate) struct ListenerOptions {
+    /// The listener's name in the log.
+    pub(crate) name: &'static str,
+    /// The most open connections. A further one evicts one that waits for its peer.
+    pub(crate) max_connections: usize,
+    /// The most open connections from one address.
+    pub(crate) max_connections_of_address: usize,
+    /// The listener uses at most one part in this many of the process's file descriptors. The calls
+    /// to ThingSpace and the store need the rest.
+    pub(crate) descriptors_part: usize,
+    /// Networks from which connections may come; empty: from everywhere.
+    pub(crate) networks: Vec<Network>,
+}
+
+/// A connection, with or without TLS.
+pub(super) type Stream = Either<TcpStream, TlsStream<TcpStream>>;
+
+/// Serves connections.
+pub(super) trait Protocol: Clone + Send + Sync + 'static {
+    /// Serves a connection until it ends. After `stop` it should end soon.
+    fn serve(
+        self,
+        stream: Stream,
+        peer: Peer,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send;
+}
+
+/// Serves until `stop`, and then until all connections have ended.
+pub(super) async fn serve(
+    options: ListenerOptions,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    protocol: impl Protocol,
+    stop: CancellationToken,
+) {
+    let connections = TaskTracker::new();
+    let limit = limit(&options);
+    let ListenerOptions { name, networks, .. } = options;
+    let (failed, refused) = (LogThrottle::default(), LogThrottle::default());
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let (tcp, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                if let Some(times) = failed.count() {
+                    warn!(
+                        %error,
+                        listener = name,
+                        times,
+                        "cannot accept connections; check the limit of open files"
+                    );
+                }
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if !is_allowed(&networks, address) {
+            if let Some(times) = refused.count() {
+                warn!(
+                    listener = name,
+                    peer = %address.ip(),
+                    times,
+                    "refused connections from outside the allowed networks; \
+                     add the peer's network if it is expected"
+                );
+            }
+            continue;
+        }
+        let Some(slot) = limit.admit(address).await else {
+            debug!(listener = name, "too many connections");
+            continue;
+        };
+        let (protocol, tls, stop) = (protocol.clone(), tls.clone(), stop.clone());
+        connections.spawn(async move {
+            let peer = slot.0.clone();
+            let serving = async {
+                if let Some(stream) = handshake(tcp, tls).await {
+                    protocol.serve(stream, peer, stop).await;
+                }
+            };
+            tokio::select! {
+                () = serving => {}
+                () = slot.evicted() => {}
+            }
+        });
+        // Even under load, an accepted connection is read before the next one is accepted.
+        yield_now().await;
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
+}
+
+fn limit(options: &ListenerOptions) -> ConnectionLimit {
+    let most = options.max_connections;
+    let most =
+        max_open_files().map_or(most, |files| most.min((files / options.descriptors_part).max(1)));
+    ConnectionLimit::new(most, options.max_connections_of_address)
+}
+
+/// Returns the process's limit of open files and connections. `None`: no limit.
+fn max_open_files() -> Option<usize> {
+    getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok())
+}
+
+fn is_allowed(networks: &[Network], address: SocketAddr) -> bool {
+    networks.is_empty() || networks.iter().any(|network| network.contains(address.ip()))
+}
+
+/// Returns the connection after its TLS handshake; `None` if the handshake failed.
+async fn handshake(tcp: TcpStream, tls: Option<TlsAcceptor>) -> Option<Stream> {
+    // Without this option answers are only slower.
+    let _ = tcp.set_nodelay(true);
+    let Some(tls) = tls else { return Some(Either::Left(tcp)) };
+    match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
+        Ok(Ok(stream)) => return Some(Either::Right(stream)),
+        Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
+        Err(_) => debug!("the TLS handshake took too long"),
+    }
+    None
+}
