@@ -1,35 +1,40 @@
 # `make test` needs a Rust toolchain, a C compiler and python3 (3.11 or later) with pip. It installs the rest into
-# target/tools, target/chart-tools and target/sdk.
+# target/tools, target/chart-tools and target/sdk. `make test-clients` also needs Go, Node with npm, and apt-get for the
+# nginx of Debian; it installs into target/callers and target/nginx.
 
 TOOLS := target/tools
 CHART_TOOLS := target/chart-tools
 SDK := target/sdk
+CALLERS := target/callers
+NGINX := target/nginx
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
 # Uses only the packages of the chart's tools, and no pytest plugin of the machine.
 PYTHON := PYTHONPATH=$(CHART_TOOLS)/packages PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3
 PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
+PYTEST_SDK := $(subst packages,packages:$(SDK),$(PYTEST))
 
 # For `make image-test`: how this machine runs containers. For example without systemd:
 #   make image-test PODMAN='podman --runtime runc --cgroup-manager cgroupfs' PODMAN_RUN='--ulimit nofile=20000:20000'
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk chart proto-image image image-test
+.PHONY: help test test-clients soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx chart proto-image image image-test
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
+	@echo 'make test-clients run the tests of callers in Go and Node, and those of proxies with the nginx of Debian'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
 	@echo 'make chart-test   run only the tests of the Helm chart and of the Dockerfile'
-	@echo 'make sdk-test     run only the tests in Python: with the SDK of Verizon, and with a gRPC client'
+	@echo 'make sdk-test     run only the tests in Python: with the SDK of Verizon, and with a gRPC client, Envoy and nginx'
 	@echo 'make lint         check formats, line lengths, links, clippy, documentation and protos, also against $(IMAGE)'
 	@echo 'make audit        check the dependencies by deny.toml: bans, licences and sources'
 	@echo 'make advisories   compare the dependencies with the RustSec advisories; needs the network'
 	@echo 'make fmt          format everything'
 	@echo 'make tools        install the pinned tools of .ci/tools.txt into $(TOOLS)'
 	@echo 'make chart-tools  install the pinned tools of .ci/chart-tools.txt and .ci/checkov.txt into $(CHART_TOOLS)'
-	@echo 'make sdk          install the SDK of Verizon and gRPC for Python, pinned in .ci/sdk.txt, into $(SDK)'
+	@echo 'make sdk          install the SDK of Verizon, gRPC for Python and proxies, pinned in .ci/sdk.txt, into $(SDK)'
 	@echo 'make chart        generate the README and the schema of the chart'
 	@echo 'make image        build the container image as localhost/thingspace-gateway, with buildah'
 	@echo 'make image-test   build the image, run it as the chart does, with podman, and test it'
@@ -51,10 +56,14 @@ chart-test: chart-tools
 	$(PYTEST) helm/tests
 
 # pytest comes with the chart's tools.
-sdk-test: chart-tools sdk
+sdk-test: tools chart-tools sdk
 	cargo test --locked --no-run --test it
-	PYTHONPATH=$(CHART_TOOLS)/packages:$(SDK) PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
-		python3 -m pytest --quiet -p no:cacheprovider tests/sdk tests/clients
+	$(PYTEST_SDK) tests/sdk tests/clients
+
+test-clients: tools chart-tools sdk callers nginx
+	cargo test --locked --no-run --test it
+	LANGUAGES='go node' $(PYTEST_SDK) tests/clients/test_callers.py
+	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
 # The documentation is for contributors: it shows private items and may link to them.
 lint: tools
@@ -102,6 +111,22 @@ $(SDK)/installed: .ci/sdk.txt
 	rm -rf $(SDK)
 	python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --require-hashes \
 		--target $(SDK) --requirement .ci/sdk.txt
+	touch $@
+
+# The code in docs/clients.md is part of the callers.
+callers: $(CALLERS)/installed
+
+$(CALLERS)/installed: $(wildcard tests/clients/callers/*/*) tests/clients/callers/build docs/clients.md proto/thingspace/esim/v1/esim.proto $(TOOLS)/installed
+	tests/clients/callers/build $(CALLERS)
+	touch $@
+
+# Debian's nginx is older than that of the package, and connects to the gateway anew for each call.
+nginx: $(NGINX)/installed
+
+$(NGINX)/installed:
+	rm -rf $(NGINX)
+	mkdir -p $(NGINX)
+	cd $(NGINX) && (apt-get download nginx || (apt-get update && apt-get download nginx)) && dpkg -x nginx_*.deb .
 	touch $@
 
 $(CHART_TOOLS)/installed: .ci/install-chart-tools .ci/chart-tools.txt .ci/checkov.txt

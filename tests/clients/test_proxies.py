@@ -1,0 +1,216 @@
+"""Envoy and nginx between gRPC for Python and the gateway.
+
+Everything works with their defaults, except where docs/clients.md names a setting: the tests set exactly these.
+"""
+
+import concurrent.futures
+import signal
+import threading
+import time
+
+import grpc
+import pytest
+from harness import ACCOUNT, PATIENCE, Callers, Gateway, Simulator, Stub, channel, code_of_the_docs, details, documented_watch
+from harness import free_port, message, reason
+from proxies import Envoy, Nginx
+
+# What docs/clients.md shows for nginx.
+ERROR_PAGE = code_of_the_docs("nginx")
+
+
+class Front:
+    """A gateway behind a proxy, and a channel to the proxy. Requests stay open until a test finishes them."""
+
+    def __init__(self, proxy, folder, simulator, gateway, **options):
+        self.simulator, self.gateway = simulator, gateway
+        self.proxy = proxy(folder, gateway.address, **options)
+        self.channel = channel(self.proxy.address)
+        self.stub = Stub(self.channel)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.channel.close()
+        self.proxy.__exit__()
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory):
+    with Simulator(tmp_path_factory.mktemp("simulator")) as simulator:
+        simulator.orders_end("pending")
+        yield simulator
+
+
+@pytest.fixture(scope="module", params=[Envoy, Nginx], ids=["envoy", "nginx"])
+def front(request, tmp_path_factory, simulator):
+    folder = tmp_path_factory.mktemp("front")
+    with Gateway(folder, simulator) as gateway, Front(request.param, folder, simulator, gateway) as front:
+        yield front
+
+
+@pytest.fixture(params=[Envoy, Nginx], ids=["envoy", "nginx"])
+def proxy(request):
+    return request.param
+
+
+def failure(call):
+    with pytest.raises(grpc.RpcError) as failed:
+        call()
+    return failed.value
+
+
+def status_request(request_id):
+    return message("GetRequestStatusRequest")(account_name=ACCOUNT, request_id=request_id)
+
+
+def test_orders_and_status_calls(front):
+    placed = front.stub.order(key="one order")
+    assert not placed.replayed
+    again = front.stub.order(key="one order")
+    assert (again.request_id, again.replayed) == (placed.request_id, True)
+    seen = front.stub.status(placed.request_id)
+    assert front.stub.status(placed.request_id, wait=1, after_revision=seen.revision).revision == seen.revision
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        poll = threads.submit(front.stub.status, placed.request_id, wait=10, after_revision=seen.revision)
+        front.simulator.finish(placed.request_id)
+        assert poll.result(PATIENCE).counts.succeeded == 1
+
+
+def test_a_watch_ends_with_its_request(front):
+    request_id = front.stub.order().request_id
+    watch = front.stub.watch(request_id)
+    kinds = [next(watch).WhichOneof("event") for _ in range(3)]
+    assert kinds == ["snapshot", "heartbeat", "heartbeat"]
+    front.simulator.finish(request_id, outcome="failed")
+    *_, last = watch
+    assert last.change.counts.failed == 1
+    assert watch.code() == grpc.StatusCode.OK
+
+
+def test_errors_keep_their_details(front):
+    wrong = failure(lambda: front.stub.order(devices=[{"eid": "1", "iccid": "2"}] * 42))
+    assert (wrong.code(), reason(wrong)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert details(wrong)["BadRequest"].field_violations[0].field == "devices[0].eid"
+    unknown = failure(lambda: front.stub.status("11111111-1111-1111-1111-111111111111"))
+    assert (unknown.code(), reason(unknown)) == (grpc.StatusCode.NOT_FOUND, "REQUEST_NOT_FOUND")
+    watch = front.stub.watch("11111111-1111-1111-1111-111111111111")
+    assert reason(failure(lambda: next(watch))) == "REQUEST_NOT_FOUND"
+
+
+def test_a_call_ends_at_its_deadline_and_is_repeated_with_its_key(front):
+    front.simulator.fault("download", {"delay": {"milliseconds": 1500}})
+    late = failure(lambda: front.stub.order(key="late", timeout=0.7))
+    assert (late.code(), reason(late)) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+    assert front.stub.order(key="late").replayed
+
+
+def test_large_messages_are_refused(proxy, tmp_path, simulator):
+    options = {"server": "client_max_body_size 8m;"} if proxy is Nginx else {}
+    with Gateway(tmp_path, simulator) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
+        large = failure(lambda: front.stub.order(devices=[{"eid": "1" * (5 << 20), "iccid": "2"}]))
+        assert reason(large) == "MESSAGE_TOO_LARGE", large
+        assert front.stub.order().request_id
+
+
+def test_an_order_of_10000_devices_passes(proxy, tmp_path, simulator):
+    """With all identifiers it has 0.8 MB. nginx accepts 1 MiB."""
+    devices = [
+        {"eid": f"{number:032}", "iccid": f"8914800000{number:010}", "imei": f"{number:015}"}
+        for number in range(10_000)
+    ]
+    with Gateway(tmp_path, simulator) as gateway, Front(proxy, tmp_path, simulator, gateway) as front:
+        placed = front.stub.order(devices=devices)
+        seen = 0
+        for message in front.stub.watch(placed.request_id):
+            seen += len(message.snapshot.devices)
+            if not message.more:
+                break
+        assert seen == len(devices)
+
+
+def test_calls_above_the_streams_of_a_connection_wait(tmp_path, simulator):
+    """nginx allows 128. Another channel has a connection of its own."""
+    with Gateway(tmp_path, simulator) as gateway, Front(Nginx, tmp_path, simulator, gateway) as front:
+        request_id = front.stub.order().request_id
+        watches = [front.stub.watch(request_id) for _ in range(128)]
+        for watch in watches:
+            next(watch)
+        waiting = front.stub.GetRequestStatus.future(status_request(request_id), timeout=PATIENCE)
+        with channel(front.proxy.address) as other:
+            assert Stub(other).status(request_id).request_id
+        assert not waiting.done()
+        watches[0].cancel()
+        assert waiting.result(PATIENCE).status.request_id
+
+
+def test_heartbeats_keep_an_idle_watch_open(proxy, tmp_path, simulator):
+    """The time-outs for silence are 60 s (nginx) and 5 minutes (Envoy) by default, and the heartbeat 25 s: here all are shorter."""
+    options = {"location": "grpc_read_timeout 2s;"} if proxy is Nginx else {"timeout": "0s", "idle_timeout": "2s"}
+    with Gateway(tmp_path, simulator) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
+        watch = front.stub.watch(front.stub.order().request_id)
+        begin = time.monotonic()
+        for message in watch:
+            if time.monotonic() - begin > 6:
+                break
+        assert message.WhichOneof("event") == "heartbeat"
+        watch.cancel()
+
+
+def test_a_watch_outlives_the_route_timeout_of_envoy(tmp_path, simulator):
+    """15 s by default, here 2 s. The watch is resumed, and its caller misses nothing."""
+    watch, _ = documented_watch()
+    with Gateway(tmp_path, simulator) as gateway, Front(Envoy, tmp_path, simulator, gateway, timeout="2s") as front:
+        request_id = front.stub.order().request_id
+        timer = threading.Timer(5, front.simulator.finish, [request_id])
+        timer.start()
+        *_, (parts, _) = watch(front.stub, ACCOUNT, request_id)
+        assert parts[-1].change.counts.succeeded == 1
+
+
+def test_timeouts_of_one_caller_end_no_watch_of_another(tmp_path, simulator):
+    """Envoy sends the calls of all callers through one connection. The time-outs reset 250 streams of it at once."""
+    with Gateway(tmp_path, simulator) as gateway, Front(Envoy, tmp_path, simulator, gateway, timeout="0s") as front:
+        request_id = front.stub.order().request_id
+        watches = [front.stub.watch(request_id) for _ in range(20)]
+        for watch in watches:
+            next(watch)
+        with channel(front.proxy.address) as other:
+            status, request = Stub(other).GetRequestStatus, status_request(request_id)
+            gateway.signal(signal.SIGSTOP)
+            calls = [status.future(request, timeout=0.1) for _ in range(250)]
+            # The calls have ended before the gateway goes on.
+            ends = [call.code() for call in calls]
+            gateway.signal(signal.SIGCONT)
+        assert set(ends) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        for watch in watches:
+            for _ in range(2):
+                assert next(watch).WhichOneof("event") == "heartbeat"
+            assert watch.is_active()
+        assert front.stub.status(request_id).request_id
+
+
+def test_the_age_of_a_connection_fails_no_call(proxy, tmp_path, simulator):
+    options = {"timeout": "0s"} if proxy is Envoy else {}
+    with Gateway(tmp_path, simulator, grpc={"connection_age": "10s", "connection_grace": "1s"}) as gateway:
+        with Front(proxy, tmp_path, simulator, gateway, **options) as front:
+            request_id = front.stub.order().request_id
+            with Callers(tmp_path, front.proxy.address, request_id) as callers:
+                callers.begin()
+                callers.resumed()
+                simulator.finish(request_id)
+                callers.end()
+
+
+def test_a_restart_fails_no_call(proxy, tmp_path, simulator):
+    listen = f"127.0.0.1:{free_port()}"
+    options = {"timeout": "0s"} if proxy is Envoy else {"server": ERROR_PAGE}
+    with Gateway(tmp_path, simulator, listen) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
+        request_id = front.stub.order().request_id
+        with Callers(tmp_path, front.proxy.address, request_id) as callers:
+            callers.begin()
+            assert gateway.drain() == 0
+            with Gateway(tmp_path, simulator, listen):
+                callers.resumed()
+                simulator.finish(request_id)
+                callers.end()
