@@ -1,6 +1,6 @@
 # `make test` needs a Rust toolchain, a C compiler and python3 (3.11 or later) with pip. It installs the rest into
-# target/tools, target/chart-tools and target/sdk. `make test-clients` also needs Go, Node with npm, and apt-get for the
-# nginx of Debian; it installs into target/callers and target/nginx.
+# target/tools, target/chart-tools and target/sdk. `make test-clients` also needs Go, a JDK (17 or later)
+# with Maven, Node with npm, and apt-get for the nginx of Debian. It installs into target/callers and target/nginx.
 
 TOOLS := target/tools
 CHART_TOOLS := target/chart-tools
@@ -24,7 +24,7 @@ PODMAN_RUN :=
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
-	@echo 'make test-clients run the tests of callers in Go and Node, and those of proxies with the nginx of Debian'
+	@echo 'make test-clients run the tests of callers in Go, Java and Node, and those of proxies with the nginx of Debian'
 	@echo 'make soak         run an outage of ten minutes, where make test has one, and ten times as many generated answers'
 	@echo 'make chart-test   run only the tests of the Helm chart and of the Dockerfile'
 	@echo 'make sdk-test     run only the tests in Python: with the SDK of Verizon, and with a gRPC client, Envoy and nginx'
@@ -62,7 +62,7 @@ sdk-test: tools chart-tools sdk
 
 test-clients: tools chart-tools sdk callers nginx
 	cargo test --locked --no-run --test it
-	LANGUAGES='go node' $(PYTEST_SDK) tests/clients/test_callers.py
+	LANGUAGES='go java node' $(PYTEST_SDK) tests/clients/test_callers.py
 	NGINX=$(CURDIR)/$(NGINX)/usr/sbin/nginx $(PYTEST_SDK) tests/clients/test_proxies.py -k nginx
 
 # The documentation is for contributors: it shows private items and may link to them.
@@ -116,7 +116,7 @@ $(SDK)/installed: .ci/sdk.txt
 # The code in docs/clients.md is part of the callers.
 callers: $(CALLERS)/installed
 
-$(CALLERS)/installed: $(wildcard tests/clients/callers/*/*) tests/clients/callers/build docs/clients.md proto/thingspace/esim/v1/esim.proto $(TOOLS)/installed
+$(CALLERS)/installed: $(shell find tests/clients/callers -type f) docs/clients.md proto/thingspace/esim/v1/esim.proto $(TOOLS)/installed
 	tests/clients/callers/build $(CALLERS)
 	touch $@
 

@@ -25,6 +25,7 @@ from grpc_status import rpc_status
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+TOOLS = ROOT / "target" / "tools" / "bin"
 GATEWAY = ROOT / "target" / "debug" / "thingspace-gateway"
 PACKAGE = "thingspace.esim.v1"
 ACCOUNT = "0000123456-00001"
@@ -155,6 +156,7 @@ class Callers(Program):
     COMMANDS = {
         "python": [sys.executable, HERE / "callers" / "python" / "callers.py"],
         "go": [ROOT / "target" / "callers" / "go" / "callers"],
+        "java": ["java", "-cp", f"{ROOT}/target/callers/java/target/callers-1.jar:{ROOT}/target/callers/java/target/dependency/*", "Callers"],
         "node": ["node", ROOT / "target" / "callers" / "node" / "callers.js"],
     }
 
@@ -200,6 +202,23 @@ class Callers(Program):
     def end(self):
         """Waits for the end of all watches, once the request is final."""
         self.wait_for(lambda counts: counts["Final"] == self.WATCHES, "the ends of the watches")
+
+
+class Nats(Program):
+    """A NATS server with JetStream."""
+
+    def __init__(self, folder):
+        self.port = free_port()
+        super().__init__(folder, "nats", [TOOLS / "nats-server", "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", folder / "nats"])
+        self.find(r"(Server is ready)")
+
+    def store(self, folder, name):
+        """The sections of a gateway that keeps its store here."""
+        return {
+            "store": {"kind": "nats"},
+            "store.nats": {"url": f"nats://127.0.0.1:{self.port}", "replicas": 1},
+            "control": {"socket": str(folder / f"{name}.sock")},
+        }
 
 
 class Relay:
@@ -332,6 +351,9 @@ def channel(address, credentials=None):
         ("grpc.keepalive_timeout_ms", 20000),
         ("grpc.use_local_subchannel_pool", 1),
     ]
+    if "," in address:
+        # A list of addresses is no authority for HTTP/2.
+        options.append(("grpc.default_authority", "localhost"))
     if credentials:
         return grpc.secure_channel(address, credentials, options)
     return grpc.insecure_channel(address, options)
