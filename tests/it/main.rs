@@ -11,6 +11,7 @@
 mod admin;
 mod callbacks;
 mod callers;
+mod conformance;
 mod contract;
 mod control;
 mod correlation;
@@ -38,4 +39,4 @@ mod tokens;
 mod truth;
 mod watch;
 
-use test_support::{harness, nats_server};
+use test_support::{harness, http2, nats_server};

@@ -8,5 +8,6 @@
 
 pub mod failure;
 pub mod harness;
+pub mod http2;
 pub mod nats_server;
 pub mod sender;
