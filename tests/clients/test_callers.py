@@ -3,10 +3,12 @@
 The variable LANGUAGES has the languages; without it, only Python's is there. The others need `make callers`.
 """
 
+import contextlib
 import os
 
 import pytest
-from harness import Callers, Gateway, Relay, Simulator, Stub, channel, free_port
+from harness import Callers, Gateway, Relay, Simulator, Stub, channel, code_of_the_docs, free_port
+from proxies import Nginx
 
 
 @pytest.fixture(params=os.environ.get("LANGUAGES", "python").split())
@@ -39,11 +41,15 @@ def test_the_age_of_a_connection_fails_no_call(language, tmp_path, simulator):
             callers.end()
 
 
-def test_a_restart_fails_no_call(language, tmp_path, simulator):
+@pytest.mark.parametrize("behind_nginx", [False, True], ids=["direct", "nginx"])
+def test_a_restart_fails_no_call(language, behind_nginx, tmp_path, simulator):
     listen = f"127.0.0.1:{free_port()}"
-    with Gateway(tmp_path, simulator, listen) as gateway:
+    with Gateway(tmp_path, simulator, listen) as gateway, contextlib.ExitStack() as proxies:
+        target = listen
+        if behind_nginx:
+            target = proxies.enter_context(Nginx(tmp_path, listen, server=code_of_the_docs("nginx"))).address
         request_id = pending_request(gateway)
-        with Callers(tmp_path, listen, request_id, language) as callers:
+        with Callers(tmp_path, target, request_id, language) as callers:
             callers.begin()
             assert gateway.drain() == 0
             with Gateway(tmp_path, simulator, listen):

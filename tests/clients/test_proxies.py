@@ -146,8 +146,8 @@ def test_calls_above_the_streams_of_a_connection_wait(tmp_path, simulator):
 
 def test_heartbeats_keep_an_idle_watch_open(proxy, tmp_path, simulator):
     """The time-outs for silence are 60 s (nginx) and 5 minutes (Envoy) by default, and the heartbeat 25 s: here all are shorter."""
-    options = {"location": "grpc_read_timeout 2s;"} if proxy is Nginx else {"timeout": "0s", "idle_timeout": "2s"}
-    with Gateway(tmp_path, simulator) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
+    options = {"location": "grpc_read_timeout 4s;"} if proxy is Nginx else {"timeout": "0s", "idle_timeout": "4s"}
+    with Gateway(tmp_path, simulator, grpc={"heartbeat": "500ms"}) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
         watch = front.stub.watch(front.stub.order().request_id)
         begin = time.monotonic()
         for message in watch:
