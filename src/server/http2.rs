@@ -282,3 +282,6 @@ async fn until_dead(ping_pong: Option<PingPong>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
