@@ -16,7 +16,6 @@ pub(crate) mod parse;
 pub mod quarantine;
 pub mod registration;
 pub mod secrets;
-mod tls;
 
 use std::{collections::HashMap, error::Error, fmt::Display, sync::Arc, time::Duration};
 
@@ -32,7 +31,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit},
     time::{Instant, interval, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
@@ -45,6 +44,7 @@ use crate::{
     server::{
         ListenerOptions, Peer,
         http1::{self, Handler},
+        tls::{Tls, TlsOptions},
     },
     store::{Store, StoreError},
 };
@@ -54,7 +54,9 @@ use outcome::OutcomeCounters;
 use parse::{Callback, QuarantineReason};
 use quarantine::Quarantine;
 use secrets::{CallbackSecrets, SecretsChange, SecretsError};
-use tls::Tls;
+
+/// The listener's name in the log.
+const LISTENER: &str = "callbacks";
 
 /// The most open connections: half of the usual limit of file descriptors, because the API and the
 /// calls to ThingSpace need the rest.
@@ -82,7 +84,7 @@ const MAX_STORING: usize = 256;
 /// in the store, at the same time.
 const MAX_DOUBTFUL: usize = 32;
 
-/// How often the certificate and the pairs are read again.
+/// How often the pairs are read again.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The listener for callbacks of all accounts. Clones share everything.
@@ -94,7 +96,7 @@ struct CallbacksInner {
     secrets: CallbackSecrets,
     quarantine: Quarantine,
     requests: Requests,
-    tls: Option<Mutex<Tls>>,
+    tls: Option<Tls>,
     networks: Vec<Network>,
     bodies: Bodies,
     capacities: HashMap<AccountName, Capacity>,
@@ -128,7 +130,14 @@ impl Callbacks {
         }
         let tls = match config.tls() {
             Some((cert, key)) => {
-                Some(Mutex::new(Tls::load(cert, key).await.map_err(anyhow::Error::msg)?))
+                let options = TlsOptions {
+                    listener: LISTENER,
+                    cert_file: cert.to_owned(),
+                    key_file: key.to_owned(),
+                    clients: None,
+                    protocol: b"http/1.1",
+                };
+                Some(Tls::load(options).await.map_err(anyhow::Error::msg)?)
             }
             None => None,
         };
@@ -161,8 +170,8 @@ impl Callbacks {
     }
 
     /// Returns when the certificate in use expires; `None` without HTTPS.
-    pub(crate) async fn certificate_expires(&self) -> Option<Timestamp> {
-        Some(self.0.tls.as_ref()?.lock().await.expires)
+    pub(crate) fn certificate_expires(&self) -> Option<Timestamp> {
+        self.0.tls.as_ref().map(Tls::expires)
     }
 
     /// Returns the number of requests to the listener with this outcome since the start.
@@ -172,30 +181,30 @@ impl Callbacks {
 
     /// Serves until `stop`, then finishes the open requests.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let acceptor = match &self.0.tls {
-            Some(tls) => Some(tls.lock().await.acceptor.clone()),
-            None => None,
+        let tls = self.0.tls.clone();
+        let (followed, stopping) = (tls.clone(), stop.clone());
+        let following = async {
+            if let Some(tls) = followed {
+                tls.follow(stopping).await;
+            }
         };
         let reloading = stop.clone().run_until_cancelled_owned(self.clone().reload());
         let options = ListenerOptions {
-            name: "callbacks",
+            name: LISTENER,
             max_connections: MAX_CONNECTIONS,
             max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
             descriptors_part: DESCRIPTORS_PART,
             networks: self.0.networks.clone(),
         };
-        tokio::join!(http1::serve(options, listener, acceptor, self, stop), reloading);
+        tokio::join!(http1::serve(options, listener, tls, self, stop), reloading, following);
     }
 
-    /// Reads the certificate and the pairs at intervals. Each failure is logged once.
+    /// Reads the pairs at intervals. Each failure is logged once.
     async fn reload(self) {
         let mut tick = interval(RELOAD_INTERVAL);
         let mut last_failure = None;
         loop {
             tick.tick().await;
-            if let Some(tls) = &self.0.tls {
-                tls.lock().await.refresh().await;
-            }
             let failed = self.0.secrets.refresh().await.err();
             let failure = failed.as_ref().map(ToString::to_string);
             if let (Some(error), true) = (&failure, failure != last_failure) {

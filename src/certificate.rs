@@ -5,20 +5,24 @@
 
 mod x509;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use rustls::{
+    RootCertStore,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
-use crate::secret_file;
+use crate::{reload::MAX_FILE_BYTES, secret_file};
 use x509::X509;
 
-/// The largest file of certificates or keys, in bytes.
-pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
+/// A certificate should have been replaced when a tenth of its time is left, and at least two weeks
+/// before its expiry if it is valid for longer than 140 days. Short-lived certificates are replaced
+/// after two thirds of their time or earlier.
+const LAST_PART: u32 = 10;
+const LONGEST_NOTICE: Duration = Duration::from_hours(24 * 14);
 
 /// Occurs in the PEM of every private key with a passphrase, in the traditional format and in
 /// PKCS #8.
@@ -28,8 +32,16 @@ const ENCRYPTED: &[u8] = b"ENCRYPTED";
 #[derive(Debug)]
 pub(crate) struct ServerCertificate {
     pub(crate) key: CertifiedKey,
+    pub(crate) validity: Validity,
+}
+
+/// How long a chain can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Validity {
     /// The earliest expiry in the chain.
     pub(crate) expires: Timestamp,
+    /// When a renewal of the chain is overdue.
+    pub(crate) overdue: Timestamp,
 }
 
 impl ServerCertificate {
@@ -42,7 +54,7 @@ impl ServerCertificate {
         now: Timestamp,
     ) -> Result<Self, String> {
         let chain = certificates(cert_file, chain)?;
-        let expires = usable_until(cert_file, &chain, now)?;
+        let validity = validity(cert_file, &chain, now)?;
         let key = private_key(key_file, key)?;
         let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| {
             format!(
@@ -52,7 +64,7 @@ impl ServerCertificate {
                 cert_file.display()
             )
         })?;
-        Ok(Self { key, expires })
+        Ok(Self { key, validity })
     }
 
     pub(crate) fn check(cert_file: &Path, key_file: &Path, now: Timestamp) -> Result<Self, String> {
@@ -63,7 +75,7 @@ impl ServerCertificate {
 
 /// Checks that a file holds a chain that can be used at `now`.
 pub(crate) fn check_chain(file: &Path, now: Timestamp) -> Result<(), String> {
-    usable_until(file, &check_authorities(file)?, now).map(drop)
+    validity(file, &check_authorities(file)?, now).map(drop)
 }
 
 pub(crate) fn check_key(file: &Path) -> Result<(), String> {
@@ -73,6 +85,17 @@ pub(crate) fn check_key(file: &Path) -> Result<(), String> {
 /// Returns the certificates in a file, at least one.
 pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     certificates(file, &read(file)?)
+}
+
+/// Returns the authorities in the content of a file, to verify certificates with them.
+pub(crate) fn authorities(file: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file, pem)? {
+        roots
+            .add(certificate)
+            .map_err(|_| format!("{} holds a certificate that cannot be read", file.display()))?;
+    }
+    Ok(roots)
 }
 
 fn read(file: &Path) -> Result<secrecy::zeroize::Zeroizing<Vec<u8>>, String> {
@@ -100,13 +123,9 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     Ok(chain)
 }
 
-/// Returns the earliest expiry in the chain. Fails if the chain cannot be used at `now`.
-fn usable_until(
-    file: &Path,
-    chain: &[CertificateDer<'_>],
-    now: Timestamp,
-) -> Result<Timestamp, String> {
-    let mut expires = Timestamp::MAX;
+/// Returns how long the chain can be used. Fails if it cannot be used at `now`.
+fn validity(file: &Path, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Validity, String> {
+    let mut all = Validity { expires: Timestamp::MAX, overdue: Timestamp::MAX };
     for der in chain {
         let problem = match X509::parse(der) {
             None => "a certificate that cannot be read".to_owned(),
@@ -120,14 +139,17 @@ fn usable_until(
             Some(X509 { not_before, .. }) if now < not_before => {
                 format!("a certificate that is not valid before {not_before:.0}")
             }
-            Some(X509 { not_after, .. }) => {
-                expires = expires.min(not_after);
+            Some(X509 { not_before, not_after, .. }) => {
+                let time = not_after.duration_since(not_before).unsigned_abs();
+                let overdue = not_after - (time / LAST_PART).min(LONGEST_NOTICE);
+                all.expires = all.expires.min(not_after);
+                all.overdue = all.overdue.min(overdue);
                 continue;
             }
         };
         return Err(format!("{} holds {problem}", file.display()));
     }
-    Ok(expires)
+    Ok(all)
 }
 
 /// Temporary.

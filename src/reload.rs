@@ -6,25 +6,24 @@
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
-use aws_lc_rs::digest::{self, SHA256};
+use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
 use secrecy::zeroize::Zeroizing;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
 
-use crate::{
-    lock::{self, lock},
-    secret_file,
-};
+use crate::{lock, secret_file};
 
 /// How often files are read. Kubernetes updates mounted files within about a minute.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// The largest file, in bytes.
 pub(crate) const MAX_FILE_BYTES: u64 = 1 << 20;
+
+type Digest = [u8; SHA256_OUTPUT_LEN];
 
 /// Makes the value from the content of the files, in their order. An error says which file cannot
 /// be used, and why.
@@ -34,9 +33,13 @@ type Make<T> = dyn Fn(&[Zeroizing<Vec<u8>>]) -> Result<T, String> + Send + Sync;
 pub(crate) struct Reloaded<T> {
     files: Vec<PathBuf>,
     make: Arc<Make<T>>,
-    /// The digest of the files that were read last, usable or not.
-    digest: Mutex<Vec<u8>>,
-    current: RwLock<Arc<T>>,
+    state: RwLock<ReloadedState<T>>,
+}
+
+struct ReloadedState<T> {
+    /// The digest of the content that is in use.
+    digest: Digest,
+    value: Arc<T>,
 }
 
 impl<T> fmt::Debug for Reloaded<T> {
@@ -52,10 +55,9 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         make: impl Fn(&[Zeroizing<Vec<u8>>]) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         let make: Arc<Make<T>> = Arc::new(make);
-        let (digest, value) = read(files.clone(), Arc::clone(&make), None).await?;
-        let value = value.ok_or("the files cannot be read")??;
-        let current = RwLock::new(Arc::new(value));
-        Ok(Self { files, make, digest: Mutex::new(digest), current })
+        let state = read(files.clone(), Arc::clone(&make), None).await?;
+        let state = RwLock::new(state.expect("no content is in use yet"));
+        Ok(Self { files, make, state })
     }
 
     /// Reads a file for the first time. An error of `make` completes "FILE …".
@@ -71,46 +73,53 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     }
 
     pub(crate) fn current(&self) -> Arc<T> {
-        Arc::clone(&lock::read(&self.current))
+        Arc::clone(&lock::read(&self.state).value)
     }
 
     /// Follows the files. Never ends.
     pub(crate) async fn follow(&self) {
-        let mut unreadable = None;
+        let mut last_failure = None;
         loop {
             sleep(INTERVAL).await;
-            let known = lock(&self.digest).clone();
-            let (digest, value) =
-                match read(self.files.clone(), Arc::clone(&self.make), Some(known)).await {
-                    Ok(read) => read,
-                    // The file is gone, for example while it is replaced.
-                    Err(why) => {
-                        if unreadable.replace(why.clone()).as_ref() != Some(&why) {
-                            warn!("the last content stays in use: {why}");
-                        }
-                        continue;
+            match self.refresh().await {
+                Err(why) => {
+                    if last_failure.as_ref() != Some(&why) {
+                        warn!("the last content stays in use: {why}");
                     }
-                };
-            unreadable = None;
-            *lock(&self.digest) = digest;
-            match value {
-                None => {}
-                Some(Ok(value)) => {
-                    *lock::write(&self.current) = Arc::new(value);
-                    info!(files = ?self.files, "the new content of these files is in use");
+                    last_failure = Some(why);
                 }
-                Some(Err(why)) => warn!("the last content stays in use: {why}"),
+                Ok(true) => {
+                    info!(files = ?self.files, "the new content of these files is in use");
+                    last_failure = None;
+                }
+                Ok(false) => {
+                    if last_failure.take().is_some() {
+                        info!(files = ?self.files, "these files have the content in use again");
+                    }
+                }
             }
         }
     }
+
+    /// Reads the files again. Returns whether they have new content, which is then in use. Content
+    /// that cannot be used is tried again each time, because a certificate may become valid.
+    pub(crate) async fn refresh(&self) -> Result<bool, String> {
+        let in_use = lock::read(&self.state).digest;
+        let new = read(self.files.clone(), Arc::clone(&self.make), Some(in_use)).await?;
+        let is_new = new.is_some();
+        if let Some(new) = new {
+            *lock::write(&self.state) = new;
+        }
+        Ok(is_new)
+    }
 }
 
-/// Reads the files. Returns their digest, and the value unless the digest is `known`.
-async fn read<T: Send + 'static>(
+/// Reads the files. Returns `None` if their digest is that of the content in use.
+async fn read<T: Send + Sync + 'static>(
     files: Vec<PathBuf>,
     make: Arc<Make<T>>,
-    known: Option<Vec<u8>>,
-) -> Result<(Vec<u8>, Option<Result<T, String>>), String> {
+    in_use: Option<Digest>,
+) -> Result<Option<ReloadedState<T>>, String> {
     let read = spawn_blocking(move || {
         let mut contents = Vec::with_capacity(files.len());
         let mut all = digest::Context::new(&SHA256);
@@ -120,9 +129,12 @@ async fn read<T: Send + 'static>(
             all.update(digest::digest(&SHA256, &bytes).as_ref());
             contents.push(bytes);
         }
-        let digest = all.finish().as_ref().to_vec();
-        let value = (known.as_ref() != Some(&digest)).then(|| make(&contents));
-        Ok((digest, value))
+        let mut digest = Digest::default();
+        digest.copy_from_slice(all.finish().as_ref());
+        if in_use == Some(digest) {
+            return Ok(None);
+        }
+        make(&contents).map(|value| Some(ReloadedState { digest, value: Arc::new(value) }))
     });
     read.await.map_err(|_| "the files cannot be read while the gateway stops".to_owned())?
 }

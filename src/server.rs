@@ -13,6 +13,7 @@ mod connections;
 pub(crate) mod http1;
 mod http2;
 mod listener;
+pub(crate) mod tls;
 
 pub(crate) use connections::Peer;
 pub(crate) use http2::serve as serve_grpc;

@@ -88,10 +88,6 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
     let overview = requests.overview();
     let draining = parts.drain.is_cancelled();
     let waits_for = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
-    let certificate = match callbacks {
-        Some(callbacks) => callbacks.certificate_expires().await,
-        None => None,
-    };
     let host = |HostHealth { host, open_for }| HostStatus {
         host,
         left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -114,7 +110,7 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
         stray_callbacks: overview.stray_callbacks,
         logins: logins::logins(&parts),
         hosts: client.hosts().into_iter().map(host).collect(),
-        callbacks_certificate_expires: certificate,
+        callbacks_certificate_expires: callbacks.and_then(Callbacks::certificate_expires),
         callbacks: callbacks.map(outcomes).unwrap_or_default(),
         quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),
         registrations: registrations(&parts),

@@ -14,13 +14,13 @@ use tokio::{
     net::TcpListener,
     time::{MissedTickBehavior, interval},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
     Peer,
     listener::{self, ListenerOptions, Protocol, Stream},
+    tls::Tls,
 };
 
 /// The longest time for the headers of a request. A connection on which no request begins is closed
@@ -47,7 +47,7 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
 pub(crate) async fn serve(
     options: ListenerOptions,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     handler: impl Handler,
     stop: CancellationToken,
 ) {

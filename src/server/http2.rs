@@ -23,7 +23,6 @@ use tokio::{
     net::TcpListener,
     time::{Instant, sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tokio_util::{either::Either, sync::CancellationToken};
 use tower::Service;
 use tracing::debug;
@@ -34,6 +33,7 @@ use meter::Meter;
 use super::{
     Peer,
     listener::{self, ListenerOptions, Protocol, Stream},
+    tls::Tls,
 };
 use crate::certificate;
 
@@ -161,7 +161,7 @@ pub(crate) async fn serve(
     listener_options: ListenerOptions,
     options: Http2Options,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     service: impl CallService,
     stop: CancellationToken,
 ) {

@@ -11,11 +11,14 @@ use tokio::{
     task::yield_now,
     time::{sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::connections::{ConnectionLimit, Peer};
+use super::{
+    connections::{ConnectionLimit, Peer},
+    tls::Tls,
+};
 use crate::{config::Network, log_throttle::LogThrottle};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,7 +61,7 @@ pub(super) trait Protocol: Clone + Send + Sync + 'static {
 pub(super) async fn serve(
     options: ListenerOptions,
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<Tls>,
     protocol: impl Protocol,
     stop: CancellationToken,
 ) {
@@ -136,11 +139,11 @@ fn is_allowed(networks: &[Network], address: SocketAddr) -> bool {
 }
 
 /// Returns the connection after its TLS handshake; `None` if the handshake failed.
-async fn handshake(tcp: TcpStream, tls: Option<TlsAcceptor>) -> Option<Stream> {
+async fn handshake(tcp: TcpStream, tls: Option<Tls>) -> Option<Stream> {
     // Without this option answers are only slower.
     let _ = tcp.set_nodelay(true);
     let Some(tls) = tls else { return Some(Either::Left(tcp)) };
-    match timeout(HANDSHAKE_TIMEOUT, tls.accept(tcp)).await {
+    match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(tcp)).await {
         Ok(Ok(stream)) => return Some(Either::Right(stream)),
         Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
         Err(_) => debug!("the TLS handshake took too long"),
