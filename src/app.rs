@@ -32,7 +32,7 @@ use crate::{
     grpc::{self, Esim},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
-    server::{self, Http2Options, ListenerOptions},
+    server::{self, Http2Options, ListenerOptions, tls::Tls},
     shutdown::Stop,
     store::{Store, embedded::Embedded, nats::Nats},
     thingspace::{CallbackPasswords, Client},
@@ -46,6 +46,9 @@ pub use restore::restore;
 /// Added to the retention of requests and the give-up time of polls. So a log is kept for longer
 /// than its request is needed, and no log is folded after its first events have expired.
 const RETENTION_SLACK: Duration = Duration::from_hours(24);
+
+/// The name of the API's listener in the log.
+const GRPC: &str = "grpc";
 
 /// The API's listener uses at most one part in this many of the process's file descriptors.
 const DESCRIPTORS_PART: usize = 3;
@@ -65,6 +68,8 @@ pub struct App {
     pub requests: Requests,
     control: Control,
     callers: Authenticator,
+    /// `None`: the API is plaintext.
+    tls: Option<Tls>,
     /// `None`: callbacks are disabled.
     pub callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
@@ -106,7 +111,8 @@ impl App {
         let client = Client::new(&config.thingspace, &config.credentials, &store, &tasks)?;
         let requests = Requests::new(&config, Arc::clone(&store), client.clone(), &tasks);
         let (listener, address) = listen(config.grpc.listen).await?;
-        let callers = callers::authenticator(&config.auth).await?;
+        let callers = callers::authenticator(&config).await?;
+        let tls = callers::tls(&config.grpc).await?;
         let callbacks = if config.callbacks.enabled {
             Some(CallbackListener::bind(&config, &store, &client, &requests, &tasks).await?)
         } else {
@@ -135,6 +141,7 @@ impl App {
             requests,
             control,
             callers,
+            tls,
             callbacks,
             drain,
             tasks,
@@ -172,14 +179,23 @@ impl App {
         let policy = callers.policy().clone();
         let esim = Esim::new(requests.clone(), policy, &config, drain.clone(), calls.clone());
         tokio::spawn(callers.clone().follow(background.clone()));
+        if let Some(tls) = self.tls.clone() {
+            tokio::spawn(tls.follow(background.clone()));
+        }
         let (health, routes) = routes(esim, config.grpc.reflection).await?;
         health::report_logins(&health, &self.client, &background).await;
 
         let following = requests.clone();
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
-        let serving =
-            serve_grpc(config.grpc.clone(), self.listener, routes, callers, drain.clone());
+        let serving = serve_grpc(
+            config.grpc.clone(),
+            self.listener,
+            self.tls,
+            routes,
+            callers,
+            drain.clone(),
+        );
         let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
         self.admin.serving(requests.clone());
@@ -265,12 +281,13 @@ async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter,
 async fn serve_grpc(
     config: GrpcConfig,
     listener: TcpListener,
+    tls: Option<Tls>,
     routes: Routes,
     callers: Authenticator,
     stop: CancellationToken,
 ) {
     let listener_options = ListenerOptions {
-        name: "grpc",
+        name: GRPC,
         max_connections: config.max_connections,
         max_connections_of_address: config.max_connections_per_address,
         descriptors_part: DESCRIPTORS_PART,
@@ -283,7 +300,7 @@ async fn serve_grpc(
         slow_reader: grpc::slow_reader_trailers(),
     };
     let services = grpc::layers(routes, callers);
-    server::serve_grpc(listener_options, options, listener, None, services, stop).await;
+    server::serve_grpc(listener_options, options, listener, tls, services, stop).await;
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {

@@ -1,7 +1,8 @@
 //! Who calls the API, and what each caller may do.
 //!
-//! A caller proves its identity with a token. Its name is `token:NAME` or `jwt:SUBJECT`. A caller is
-//! `anonymous` only if the configuration asks nobody for credentials.
+//! A caller proves its identity with a token or with the certificate of its connection. Its name is
+//! `token:NAME`, `jwt:SUBJECT`, `spiffe://DOMAIN/PATH` or `dns:NAME`. A caller is `anonymous` only
+//! if the configuration asks nobody for credentials.
 //!
 //! - Credentials that are sent and cannot be verified are refused, never ignored.
 //! - Nothing is allowed that no entry of the [`Policy`] allows. It is checked before anything is
@@ -48,9 +49,12 @@ fn check(file: &Path, parse: impl Fn(&[u8]) -> Result<(), String>) -> Result<(),
 /// Why a call has no caller. The text is sent to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthError {
-    #[error("no credentials; send a token in the metadata: authorization: Bearer TOKEN")]
+    #[error(
+        "no credentials; send a token in the metadata (authorization: Bearer TOKEN), or use a \
+         client certificate with a SPIFFE ID or a DNS name, whichever the gateway accepts"
+    )]
     Missing,
-    #[error("the metadata authorization is not \"Bearer TOKEN\"")]
+    #[error("the metadata authorization is not \"Bearer TOKEN\", exactly once")]
     Malformed,
     #[error("the token is not known")]
     Unknown,

@@ -3,6 +3,7 @@
 //! rustls reports neither how long a certificate is valid nor that its X.509 version is too old. So
 //! this module reads both from the certificate. No error quotes the content of a file.
 
+mod caller;
 mod x509;
 
 use std::{path::Path, time::Duration};
@@ -16,6 +17,7 @@ use rustls::{
 };
 
 use crate::{reload::MAX_FILE_BYTES, secret_file};
+pub(crate) use caller::caller_name;
 use x509::X509;
 
 /// A certificate should have been replaced when a tenth of its time is left, and at least two weeks
@@ -114,7 +116,11 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, String
     })
 }
 
-fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Returns the certificates in the content of a file, at least one.
+pub(crate) fn certificates(
+    file: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let chain = chain.map_err(|_| format!("{} is no PEM file", file.display()))?;
     if chain.is_empty() {
@@ -150,9 +156,4 @@ fn validity(file: &Path, chain: &[CertificateDer<'_>], now: Timestamp) -> Result
         return Err(format!("{} holds {problem}", file.display()));
     }
     Ok(all)
-}
-
-/// Temporary.
-pub(crate) fn caller_name(_: &rustls::pki_types::CertificateDer<'_>) -> Option<String> {
-    None
 }

@@ -25,9 +25,9 @@ use serde::{Deserialize, Serialize};
 pub use network::Network;
 pub use problems::Problems;
 pub use sections::{
-    AdminConfig, AllowConfig, AuthConfig, CallbacksConfig, ControlConfig, CredentialsConfig,
-    GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, PollingConfig, StoreConfig,
-    StoreKind, TelemetryConfig, ThingSpaceConfig,
+    AdminConfig, AllowConfig, AuthConfig, CallbacksConfig, ClientCert, ControlConfig,
+    CredentialsConfig, GrpcConfig, JwtConfig, LimitsConfig, LogFormat, NatsConfig, PollingConfig,
+    StoreConfig, StoreKind, TelemetryConfig, ThingSpaceConfig,
 };
 
 /// The longest user name or password of callbacks that ThingSpace accepts, in characters.
@@ -135,6 +135,11 @@ impl Config {
     /// Settings that are allowed but probably a mistake.
     pub fn warnings(&self) -> Problems {
         validate::warnings(self)
+    }
+
+    /// Whether callers are asked for credentials. If not, every caller is anonymous.
+    pub fn asks_callers(&self) -> bool {
+        is_set(&self.grpc.client_ca_file) || self.auth.has_tokens()
     }
 
     /// The path of the socket for operator commands.

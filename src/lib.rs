@@ -73,8 +73,9 @@
 //! 7. **Errors say what to do.** `grpc::status` chooses code and reason, and
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits`
 //!    prints masked. Secrets are `secrecy` types, which print nothing.
-//! 8. **Nobody gets in by default.** `config::validate::bounds` refuses to serve the API beyond
-//!    loopback.
+//! 8. **Nobody gets in by default.** `auth::Authenticator::caller` finds out who calls, and
+//!    `auth::Policy::allows` decides what the caller may do. `config::validate::auth` refuses to
+//!    serve the API beyond loopback without authentication and TLS.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
 //!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
 //!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
@@ -88,8 +89,8 @@
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` →
 //!   `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `telemetry` and
-//!   `app`, `reqwest` only in `thingspace` and the `simulator`, `redb` only in `store::embedded`,
-//!   `async_nats` only in `store::nats`.
+//!   `app`, `reqwest` only in `thingspace`, `auth` and the `simulator`, `redb` only in
+//!   `store::embedded`, `async_nats` only in `store::nats`.
 //! - Only [`requests::hub`] changes the projection, and only by what it reads from the store.
 //! - Before a byte of an order is sent, the order's log and its key's cell are durable.
 //! - Before a byte of a login is sent, the login guard's cell has a claim for it. No other code

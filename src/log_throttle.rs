@@ -7,25 +7,43 @@ use std::{
 
 use crate::lock::lock;
 
-/// The minimum time between two lines of a kind.
+/// The time for which lines are counted.
 const INTERVAL: Duration = Duration::from_mins(1);
 
-/// One kind of log line. The first event is logged at once. Later events are counted and logged at
-/// most once a minute.
-#[derive(Debug, Default)]
-pub(crate) struct LogThrottle(Mutex<LogThrottleState>);
+/// One kind of log line. The first events of a minute are logged at once, usually one. Later events
+/// are counted, and the next line reports their number.
+#[derive(Debug)]
+pub(crate) struct LogThrottle {
+    /// The most lines in a minute.
+    lines: u32,
+    state: Mutex<LogThrottleState>,
+}
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LogThrottleState {
-    /// When the last line was logged.
-    last_line: Option<Instant>,
+    /// When the first line of this minute was logged.
+    began: Option<Instant>,
+    /// The lines since then.
+    lines: u32,
     /// Events since the last line.
     unlogged: u64,
 }
 
+impl Default for LogThrottle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl LogThrottle {
+    /// At most one line a minute.
     pub(crate) const fn new() -> Self {
-        Self(Mutex::new(LogThrottleState { last_line: None, unlogged: 0 }))
+        Self::with_lines(1)
+    }
+
+    /// At most so many lines a minute.
+    pub(crate) const fn with_lines(lines: u32) -> Self {
+        Self { lines, state: Mutex::new(LogThrottleState { began: None, lines: 0, unlogged: 0 }) }
     }
 
     /// Counts one event. Returns the number of events that a line has to report, if one is due.
@@ -34,12 +52,16 @@ impl LogThrottle {
     }
 
     fn count_at(&self, now: Instant) -> Option<u64> {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.unlogged += 1;
-        if state.last_line.is_some_and(|last_line| now < last_line + INTERVAL) {
+        if state.began.is_none_or(|began| now >= began + INTERVAL) {
+            state.began = Some(now);
+            state.lines = 0;
+        }
+        if state.lines == self.lines {
             return None;
         }
-        state.last_line = Some(now);
+        state.lines += 1;
         Some(std::mem::take(&mut state.unlogged))
     }
 }
@@ -57,5 +79,13 @@ mod tests {
         }
         assert_eq!(kind.count_at(now + INTERVAL), Some(120_000));
         assert_eq!(kind.count_at(now + INTERVAL), None);
+    }
+
+    #[test]
+    fn some_lines_a_minute_are_logged_at_once() {
+        let (kind, now) = (LogThrottle::with_lines(2), Instant::now());
+        let counted =
+            [0, 1, 2, 3, 60, 61, 62].map(|at| kind.count_at(now + Duration::from_secs(at)));
+        assert_eq!(counted, [Some(1), Some(1), None, None, Some(3), Some(1), None]);
     }
 }

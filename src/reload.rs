@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    future::pending,
     path::PathBuf,
     sync::{Arc, RwLock},
     time::Duration,
@@ -78,6 +79,9 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 
     /// Follows the files. Never ends.
     pub(crate) async fn follow(&self) {
+        if self.files.is_empty() {
+            return pending().await;
+        }
         let mut last_failure = None;
         loop {
             sleep(INTERVAL).await;

@@ -60,6 +60,7 @@ pub async fn dev(mut config: Config, store: Option<PathBuf>, stop: Stop) -> anyh
         );
     }
     config.store.path = store.unwrap_or_else(|| scratch.path().join("store.redb"));
+    config.grpc.reflection = true;
     let callbacks = &mut config.callbacks;
     callbacks.enabled = true;
     callbacks.register = true;

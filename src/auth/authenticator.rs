@@ -1,4 +1,4 @@
-//! Finds out who calls, from the headers of a call.
+//! Finds out who calls, from the headers of a call and the certificate of its connection.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -21,22 +21,25 @@ pub(crate) struct Authenticator(Arc<AuthenticatorInner>);
 struct AuthenticatorInner {
     tokens: Option<Reloaded<Tokens>>,
     jwt: Option<(ExpectedClaims, KeySource)>,
+    /// Whether TLS verifies the certificates of clients.
+    certificates: bool,
     policy: Policy,
 }
 
 impl Authenticator {
-    /// Reads the file with static tokens. An error says why it cannot be used. Without a file and
-    /// without an issuer, every caller is anonymous.
+    /// Reads the file with static tokens. An error says why it cannot be used. Without a file, an
+    /// issuer and a verification of certificates, every caller is anonymous.
     pub(crate) async fn new(
         tokens_file: Option<PathBuf>,
         jwt: Option<(ExpectedClaims, KeySource)>,
+        certificates: bool,
         policy: Policy,
     ) -> Result<Self, String> {
         let tokens = match tokens_file {
             Some(file) => Some(Reloaded::load_one(file, Tokens::parse).await?),
             None => None,
         };
-        Ok(Self(Arc::new(AuthenticatorInner { tokens, jwt, policy })))
+        Ok(Self(Arc::new(AuthenticatorInner { tokens, jwt, certificates, policy })))
     }
 
     pub(crate) fn policy(&self) -> &Policy {
@@ -58,35 +61,44 @@ impl Authenticator {
         stop.run_until_cancelled(async { tokio::join!(tokens, keys) }).await;
     }
 
-    /// Returns the caller with these headers.
-    pub(crate) async fn caller(&self, headers: &HeaderMap) -> Result<Caller, AuthError> {
-        let Some(sent) = headers.get(AUTHORIZATION) else {
-            return match (&self.0.tokens, &self.0.jwt) {
-                (None, None) => Ok(Caller::anonymous()),
-                _ => Err(AuthError::Missing),
+    /// Returns the caller with these headers. `certificate` is the name in the certificate of the
+    /// connection, which TLS has verified. A token in the headers decides, even if it is wrong.
+    pub(crate) async fn caller(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&str>,
+    ) -> Result<Caller, AuthError> {
+        let AuthenticatorInner { tokens, jwt, certificates, policy: _ } = &*self.0;
+        let mut sent = headers.get_all(AUTHORIZATION).iter();
+        let Some(header) = sent.next() else {
+            return match certificate {
+                Some(name) => Caller::with_certificate(name).ok_or(AuthError::Missing),
+                None if tokens.is_none() && jwt.is_none() && !certificates => {
+                    Ok(Caller::anonymous())
+                }
+                None => Err(AuthError::Missing),
             };
         };
-        let token = sent.to_str().ok().and_then(bearer).ok_or(AuthError::Malformed)?;
-        if let Some(caller) = self.0.tokens.as_ref().and_then(|all| all.current().find(token)) {
+        // A proxy that adds a header and a gateway that reads the other one would disagree.
+        if sent.next().is_some() {
+            return Err(AuthError::Malformed);
+        }
+        let token = header.to_str().ok().and_then(bearer).ok_or(AuthError::Malformed)?;
+        if let Some(caller) = tokens.as_ref().and_then(|all| all.current().find(token)) {
             return Ok(caller);
         }
-        let Some((expected, source)) = &self.0.jwt else { return Err(AuthError::Unknown) };
+        let Some((expected, source)) = jwt else { return Err(AuthError::Unknown) };
         let keys = source.current().ok_or(AuthError::NoKeys)?;
-        match expected.verify(&keys, token) {
-            Ok(caller) => Ok(caller),
-            Err(JwtError::Invalid(why)) => Err(AuthError::Invalid(why)),
-            Err(JwtError::UnknownKey) => {
-                const UNKNOWN: AuthError = AuthError::Invalid("it is signed with an unknown key");
-                if !source.look_for_new().await {
-                    return Err(UNKNOWN);
-                }
-                let keys = source.current().ok_or(AuthError::NoKeys)?;
-                expected.verify(&keys, token).map_err(|error| match error {
-                    JwtError::Invalid(why) => AuthError::Invalid(why),
-                    JwtError::UnknownKey => UNKNOWN,
-                })
-            }
+        let mut verified = expected.verify(&keys, token);
+        if verified == Err(JwtError::UnknownKey)
+            && let Some(newer) = source.newer_than(&keys).await
+        {
+            verified = expected.verify(&newer, token);
         }
+        verified.map_err(|error| match error {
+            JwtError::Invalid(why) => AuthError::Invalid(why),
+            JwtError::UnknownKey => AuthError::Invalid("it is signed with an unknown key"),
+        })
     }
 }
 

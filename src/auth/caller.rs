@@ -20,6 +20,13 @@ impl Caller {
         Self { name: "anonymous".into(), expires: None }
     }
 
+    /// The caller with this name in its certificate; see [`caller_name`]. `None`: it is too long.
+    ///
+    /// [`caller_name`]: crate::certificate::caller_name
+    pub(super) fn with_certificate(name: &str) -> Option<Self> {
+        Self::new("", name, None)
+    }
+
     /// `None`: the name is empty, too long, or has characters that are not printable ASCII. A blank
     /// or a `*` is refused, too, because neither can be written in a policy.
     pub(super) fn new(kind: &str, name: &str, expires: Option<Instant>) -> Option<Self> {
@@ -33,7 +40,8 @@ impl Caller {
         &self.name
     }
 
-    /// When the caller's token expires, which ends its watches. `None`: it does not.
+    /// When the caller's token expires, which ends its watches. `None`: it does not. A certificate
+    /// is verified again with each connection, whose age is limited.
     pub(crate) fn expires(&self) -> Option<Instant> {
         self.expires
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
-    jwk::{Jwk, PublicKeyUse},
+    jwk::{Jwk, KeyOperations, PublicKeyUse},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -26,6 +26,8 @@ const MAX_TOKEN: usize = 8 << 10;
 
 /// The most keys of a set.
 const MAX_KEYS: usize = 100;
+
+const EXPIRED: &str = "it has expired";
 
 /// Why a token is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +100,10 @@ impl Key {
     fn parse(json: Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(json).ok()?;
         let usage = jwk.common.public_key_use.as_ref();
-        if usage.is_some_and(|usage| *usage != PublicKeyUse::Signature) {
+        let operations = jwk.common.key_operations.as_ref();
+        if usage.is_some_and(|usage| *usage != PublicKeyUse::Signature)
+            || operations.is_some_and(|operations| !operations.contains(&KeyOperations::Verify))
+        {
             return None;
         }
         let public = DecodingKey::from_jwk(&jwk).ok()?;
@@ -134,6 +139,10 @@ impl ExpectedClaims {
         }
         let header = decode_header(token)
             .map_err(|_| JwtError::Invalid("it is no signed JWT with a usable algorithm"))?;
+        // None of the extensions that a token may require is supported (RFC 7515 §4.1.11).
+        if header.crit.is_some() {
+            return Err(JwtError::Invalid("it requires an extension (crit)"));
+        }
         let key = keys.find(header.kid.as_deref(), header.alg)?;
         let mut validation = Validation::new(header.alg);
         validation.leeway = LEEWAY.as_secs();
@@ -144,7 +153,12 @@ impl ExpectedClaims {
         let Claims { sub, exp } = decode::<Claims>(token, &key.public, &validation)
             .map_err(|error| JwtError::Invalid(explain(error.kind())))?
             .claims;
-        Caller::new("jwt:", &sub, expiry(exp)).ok_or(JwtError::Invalid(
+        let expires = expiry(exp);
+        // The comparison above is in whole seconds. A watch would end in its first moment.
+        if expires.is_some_and(|expires| expires <= Instant::now()) {
+            return Err(JwtError::Invalid(EXPIRED));
+        }
+        Caller::new("jwt:", &sub, expires).ok_or(JwtError::Invalid(
             "its subject (sub) is empty, longer than 250 bytes, or not printable ASCII without *",
         ))
     }
@@ -152,7 +166,7 @@ impl ExpectedClaims {
 
 fn explain(error: &ErrorKind) -> &'static str {
     match error {
-        ErrorKind::ExpiredSignature => "it has expired",
+        ErrorKind::ExpiredSignature => EXPIRED,
         ErrorKind::ImmatureSignature => "it is not valid yet",
         ErrorKind::InvalidIssuer => "it is of another issuer",
         ErrorKind::InvalidAudience => "it is for another audience",

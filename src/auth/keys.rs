@@ -1,25 +1,23 @@
 //! The key set of an issuer, from a file or a URL.
 //!
 //! A set from a URL is fetched in the background. A token with an unknown key id makes the gateway
-//! fetch it earlier, at most once a minute, so that tokens that nobody signed cause no load.
+//! fetch it earlier, at most once a minute, so that tokens that nobody signed cause no load. Only
+//! the background fetches, so no caller can cancel a fetch.
 //! A set that cannot be fetched or used never replaces the set in use.
 
-use std::{
-    path::PathBuf,
-    sync::{Arc, RwLock},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use reqwest::{Certificate, Client, Url, header::AUTHORIZATION, redirect::Policy};
+use reqwest::{Certificate, Client, Url, redirect::Policy};
+use rustls::pki_types::CertificateDer;
 use secrecy::ExposeSecret;
 use tokio::{
-    sync::Mutex,
-    time::{Instant, sleep, timeout},
+    sync::{Notify, Semaphore, watch},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
 use super::jwt::Keys;
-use crate::{certificate, lock, log_throttle::LogThrottle, reload::Reloaded, secret_file};
+use crate::{certificate, log_throttle::LogThrottle, reload::Reloaded, secret_file};
 
 /// How often the set is fetched.
 const REFRESH: Duration = Duration::from_mins(5);
@@ -30,10 +28,14 @@ const RETRY: Duration = Duration::from_mins(1);
 /// At start, until the set has been fetched once.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
 
+/// The longest time for a fetch, and for a call that waits for one.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest set, in bytes.
 const MAX_BYTES: usize = 1 << 20;
+
+/// The most calls that wait for a fetch. Tokens that nobody signed can make calls wait.
+const MAX_WAITING: usize = 100;
 
 /// Where the keys come from.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ pub(crate) struct KeySetUrl {
 #[derive(Debug)]
 enum Source {
     File(Reloaded<Keys>),
-    Url(FetchedKeys),
+    Url(Box<FetchedKeys>),
 }
 
 impl KeySource {
@@ -63,15 +65,15 @@ impl KeySource {
     }
 
     /// Prepares to fetch the set.
-    pub(crate) fn url(location: KeySetUrl) -> Result<Self, String> {
-        FetchedKeys::new(location).map(|keys| Self(Source::Url(keys)))
+    pub(crate) async fn url(location: KeySetUrl) -> Result<Self, String> {
+        FetchedKeys::new(location).await.map(|keys| Self(Source::Url(Box::new(keys))))
     }
 
     /// The keys in use. `None`: they have not been fetched yet.
     pub(super) fn current(&self) -> Option<Arc<Keys>> {
         match &self.0 {
             Source::File(file) => Some(file.current()),
-            Source::Url(url) => lock::read(&url.current).clone(),
+            Source::Url(url) => url.state.borrow().keys.clone(),
         }
     }
 
@@ -79,107 +81,142 @@ impl KeySource {
     pub(super) async fn follow(&self) {
         match &self.0 {
             Source::File(file) => file.follow().await,
-            Source::Url(url) => url.follow().await,
+            Source::Url(url) => {
+                tokio::join!(url.follow(), url.client.follow());
+            }
         }
     }
 
-    /// Fetches the set if that is permitted now. Returns whether there may be new keys.
-    pub(super) async fn look_for_new(&self) -> bool {
-        match &self.0 {
-            Source::File(_) => false,
-            Source::Url(url) => timeout(FETCH_TIMEOUT, url.look_for_new()).await.unwrap_or(false),
+    /// Returns keys that are newer than these, which lack the key of a token. Waits for a fetch if
+    /// one is permitted now or in progress.
+    pub(super) async fn newer_than(&self, old: &Arc<Keys>) -> Option<Arc<Keys>> {
+        if let Source::Url(url) = &self.0 {
+            url.fetch_for_unknown_key().await;
         }
+        self.current().filter(|keys| !Arc::ptr_eq(keys, old))
     }
 }
 
 /// A set from a URL.
 #[derive(Debug)]
 struct FetchedKeys {
-    client: Client,
+    client: Reloaded<Client>,
     url: Url,
     token_file: Option<PathBuf>,
-    current: RwLock<Option<Arc<Keys>>>,
-    /// When a fetch began last. Locked while one is in progress.
-    began: Mutex<Option<Instant>>,
+    state: watch::Sender<FetchState>,
+    /// Notified if a token has an unknown key id and a fetch is permitted.
+    wanted: Notify,
+    waiting: Semaphore,
     failures: LogThrottle,
 }
 
+#[derive(Debug, Default)]
+struct FetchState {
+    keys: Option<Arc<Keys>>,
+    /// The number of fetches that have ended.
+    fetches: u64,
+    /// Before this time, an unknown key id causes no fetch. `None`: a fetch is in progress.
+    earliest: Option<Instant>,
+}
+
 impl FetchedKeys {
-    fn new(location: KeySetUrl) -> Result<Self, String> {
+    async fn new(location: KeySetUrl) -> Result<Self, String> {
         let KeySetUrl { url, ca_file, token_file } = location;
-        let text = |error: reqwest::Error| error.to_string();
-        let mut client =
-            Client::builder().redirect(Policy::none()).no_proxy().timeout(FETCH_TIMEOUT);
-        if let Some(ca_file) = ca_file {
-            let authorities = certificate::check_authorities(&ca_file)?;
-            let authorities = authorities.iter().map(|der| Certificate::from_der(der));
-            client =
-                client.tls_certs_only(authorities.collect::<Result<Vec<_>, _>>().map_err(text)?);
-        }
+        let url = url.parse().map_err(|_| format!("{url} is no URL"))?;
+        let client = match ca_file {
+            None => Reloaded::load(Vec::new(), |_| client(None)).await,
+            Some(file) => {
+                let files = vec![file.clone()];
+                Reloaded::load(files, move |contents| {
+                    client(Some(certificate::certificates(&file, &contents[0])?))
+                })
+                .await
+            }
+        };
         Ok(Self {
-            client: client.build().map_err(text)?,
-            url: url.parse().map_err(|_| format!("{url} is no URL"))?,
+            client: client?,
+            url,
             token_file,
-            current: RwLock::default(),
-            began: Mutex::default(),
+            state: watch::Sender::default(),
+            wanted: Notify::new(),
+            waiting: Semaphore::new(MAX_WAITING),
             failures: LogThrottle::default(),
         })
     }
 
+    /// Fetches the set at intervals, and earlier for unknown key ids. Never ends.
     async fn follow(&self) {
         loop {
-            let fetched = self.fetch(&mut *self.began.lock().await).await;
-            let known = lock::read(&self.current).is_some();
-            sleep(match (fetched, known) {
-                (true, _) => REFRESH,
-                (false, true) => RETRY,
-                (false, false) => FIRST_RETRY,
-            })
-            .await;
+            let began = Instant::now();
+            self.state.send_modify(|state| state.earliest = None);
+            let fetched = self.fetch().await;
+            let is_fetched = fetched.is_some();
+            let mut pause = REFRESH;
+            self.state.send_modify(|state| {
+                state.keys = fetched.or(state.keys.take());
+                if !is_fetched {
+                    pause = if state.keys.is_some() { RETRY } else { FIRST_RETRY };
+                }
+                state.fetches += 1;
+                state.earliest = Some(began + RETRY.min(pause));
+            });
+            // A call may have asked for the fetch that has just ended, so its wish waits, too.
+            let wanted = async {
+                sleep_until(began + RETRY.min(pause)).await;
+                self.wanted.notified().await;
+            };
+            tokio::select! {
+                () = sleep_until(began + pause) => {}
+                () = wanted => {}
+            }
         }
     }
 
-    async fn look_for_new(&self) -> bool {
-        let asked = Instant::now();
-        let mut began = self.began.lock().await;
-        match *began {
-            // Another call has fetched it while this one waited.
-            Some(began) if began >= asked => true,
-            Some(began) if began.elapsed() < RETRY => false,
-            _ => self.fetch(&mut began).await,
-        }
+    /// Makes [`follow`](Self::follow) fetch the set if that is permitted, and waits until a fetch
+    /// has ended.
+    async fn fetch_for_unknown_key(&self) {
+        let Ok(_waiting) = self.waiting.try_acquire() else { return };
+        let mut state = self.state.subscribe();
+        let fetches = {
+            let state = state.borrow_and_update();
+            match state.earliest {
+                Some(earliest) if Instant::now() < earliest => return,
+                Some(_) => self.wanted.notify_one(),
+                None => {}
+            }
+            state.fetches
+        };
+        // After this time, the call fails like one with an unknown key id.
+        let _ = timeout(FETCH_TIMEOUT, state.wait_for(|state| state.fetches > fetches)).await;
     }
 
-    async fn fetch(&self, began: &mut Option<Instant>) -> bool {
-        *began = Some(Instant::now());
+    async fn fetch(&self) -> Option<Arc<Keys>> {
         match self.get().await {
             Ok(keys) => {
-                let first = lock::write(&self.current).replace(Arc::new(keys)).is_none();
-                if first {
+                if self.state.borrow().keys.is_none() {
                     info!(url = %self.url, "fetched the key set of the callers' tokens");
                 }
-                true
+                Some(Arc::new(keys))
             }
             Err(why) => {
                 if let Some(times) = self.failures.count() {
                     warn!(
                         url = %self.url,
                         times,
-                        "cannot fetch the key set of the callers' tokens: {why}"
+                        "cannot fetch the key set of the callers' tokens, and the last one stays \
+                         in use: {why}"
                     );
                 }
-                false
+                None
             }
         }
     }
 
     async fn get(&self) -> Result<Keys, String> {
-        let mut request = self.client.get(self.url.clone());
+        let mut request = self.client.current().get(self.url.clone());
         if let Some(file) = &self.token_file {
-            let token = secret_file::read(file).await?;
-            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose_secret()));
+            request = request.bearer_auth(secret_file::read(file).await?.expose_secret());
         }
-        let failed = |error: reqwest::Error| error.without_url().to_string();
         let mut answer = request.send().await.map_err(failed)?;
         if !answer.status().is_success() {
             return Err(format!("the answer is {}", answer.status()));
@@ -194,3 +231,21 @@ impl FetchedKeys {
         Keys::parse(&body).map_err(|why| format!("the answer {why}"))
     }
 }
+
+/// Returns a client that trusts these authorities; `None`: those of the system.
+fn client(authorities: Option<Vec<CertificateDer<'static>>>) -> Result<Client, String> {
+    let mut client = Client::builder().redirect(Policy::none()).no_proxy().timeout(FETCH_TIMEOUT);
+    if let Some(authorities) = authorities {
+        let authorities = authorities.iter().map(|der| Certificate::from_der(der));
+        client = client.tls_certs_only(authorities.collect::<Result<Vec<_>, _>>().map_err(failed)?);
+    }
+    client.build().map_err(failed)
+}
+
+/// Returns the causes of an error, too, such as the problem of a certificate.
+fn failed(error: reqwest::Error) -> String {
+    format!("{:#}", anyhow::Error::new(error.without_url()))
+}
+
+#[cfg(test)]
+mod tests;

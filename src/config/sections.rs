@@ -17,6 +17,11 @@ use crate::identity::AccountName;
 pub struct GrpcConfig {
     #[serde(deserialize_with = "listen_address")]
     pub listen: SocketAddr,
+    pub tls_cert_file: PathBuf,
+    pub tls_key_file: PathBuf,
+    pub client_ca_file: PathBuf,
+    pub client_cert: ClientCert,
+    pub allow_plaintext: bool,
     pub allow_unauthenticated_remote_callers: bool,
     pub reflection: bool,
     #[serde(with = "duration")]
@@ -39,6 +44,28 @@ pub struct GrpcConfig {
     pub max_request_bytes: usize,
 }
 
+impl GrpcConfig {
+    /// Returns the files of the certificate and the key, if TLS is configured.
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        both(&self.tls_cert_file, &self.tls_key_file)
+    }
+}
+
+/// Whether callers need a certificate, if `client_ca_file` is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all(serialize = "lowercase"))]
+pub enum ClientCert {
+    Optional,
+    Required,
+}
+
+impl TryFrom<String> for ClientCert {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        choose(&text, [("optional", Self::Optional), ("required", Self::Required)])
+    }
+}
+
 /// `[admin]`: the listener for probes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AdminConfig {
@@ -56,8 +83,8 @@ pub struct AuthConfig {
 }
 
 impl AuthConfig {
-    /// Whether callers are asked for credentials.
-    pub fn asks(&self) -> bool {
+    /// Whether tokens are accepted.
+    pub fn has_tokens(&self) -> bool {
         is_set(&self.tokens_file) || self.jwt.is_used()
     }
 }

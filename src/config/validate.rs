@@ -40,11 +40,11 @@ pub(super) fn bounds(config: &Config) -> Problems {
     let mut problems = Problems::default();
     let Config {
         grpc,
-        auth,
+        auth: _,
         admin,
         thingspace,
         callbacks,
-        credentials,
+        credentials: _,
         store,
         control: _,
         polling,
@@ -53,16 +53,7 @@ pub(super) fn bounds(config: &Config) -> Problems {
         file: _,
     } = config;
 
-    let asks = auth.asks() || grpc.allow_unauthenticated_remote_callers;
-    if !grpc.listen.ip().is_loopback() && !asks {
-        problems.push(format!(
-            "grpc.listen: {} is not loopback, and callers are not authenticated: every client that \
-             reaches the port can place orders on your account. Set auth.tokens_file or auth.jwt, \
-             listen on 127.0.0.1, or accept that risk with \
-             grpc.allow_unauthenticated_remote_callers = true",
-            grpc.listen
-        ));
-    }
+    problems.front_door(config);
     problems.duration("grpc.heartbeat", grpc.heartbeat, ["100ms", "5m"]);
     problems.duration("grpc.max_deadline", grpc.max_deadline, ["1s", "10m"]);
     problems.duration("grpc.drain", grpc.drain, ["1s", "10m"]);
@@ -80,7 +71,6 @@ pub(super) fn bounds(config: &Config) -> Problems {
         ("admin.listen", Some(admin.listen)),
         ("callbacks.listen", callbacks.enabled.then_some(callbacks.listen)),
     ]);
-    problems.auth(auth, credentials);
     problems.thingspace(thingspace);
     problems.callbacks(callbacks);
     problems.store(store);
@@ -133,7 +123,7 @@ pub(super) fn deployment(config: &Config, file: Option<&Path>) -> Problems {
     if is_set(ca_file) {
         problems.check("telemetry.otlp_ca_file", certificate::check_authorities(ca_file));
     }
-    problems.auth_files(&config.auth);
+    problems.front_door_files(&config.grpc, &config.auth);
     problems.callback_files(&config.callbacks);
     problems.store_is_usable(&config.store);
     problems.check("control.socket", check_socket(config));

@@ -2,12 +2,14 @@
 //!
 //! Health is open, because load balancers have no credentials. Every other service needs a caller.
 //! A method of the API needs a caller that may call it for at least one account; the service checks
-//! the account. Every call that is denied is recorded in the audit log.
+//! the account. Calls that are denied are recorded in the audit log. Only their number is recorded
+//! if there are too many from callers that are not authenticated.
 
 use std::{
     mem,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -20,9 +22,14 @@ use super::{API, status};
 use crate::{
     auth::{AuthError, Authenticator, Caller, Method},
     identity::AccountName,
+    log_throttle::LogThrottle,
     server::Connection,
     telemetry::AUDIT,
 };
+
+/// The most lines in the audit log about callers that are not authenticated, in a minute. Everybody
+/// who reaches the port can cause them. Further ones are counted.
+const MAX_DENIALS: u32 = 100;
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 
@@ -39,11 +46,12 @@ pub(super) struct Sender {
 pub(crate) struct Authenticate<S> {
     inner: S,
     authenticator: Authenticator,
+    denials: Arc<LogThrottle>,
 }
 
 impl<S> Authenticate<S> {
     pub(crate) fn new(inner: S, authenticator: Authenticator) -> Self {
-        Self { inner, authenticator }
+        Self { inner, authenticator, denials: Arc::new(LogThrottle::with_lines(MAX_DENIALS)) }
     }
 }
 
@@ -69,13 +77,20 @@ where
         if request.uri().path().starts_with(HEALTH) {
             return Box::pin(inner.call(request));
         }
-        let authenticator = self.authenticator.clone();
+        let (authenticator, denials) = (self.authenticator.clone(), Arc::clone(&self.denials));
         Box::pin(async move {
-            let address = request.extensions().get().map(Connection::address);
+            let connection = request.extensions().get::<Connection>().cloned();
+            let address = connection.as_ref().map(Connection::address);
+            let certificate = connection.as_ref().and_then(Connection::identity);
             let method = request.uri().path().strip_prefix(API).unwrap_or_default();
-            let caller = match authenticator.caller(request.headers()).await {
+            let caller = match authenticator.caller(request.headers(), certificate).await {
                 Ok(caller) => caller,
-                Err(error) => return Ok(unauthenticated(error, method, address).into_http()),
+                Err(error) => {
+                    if let Some(times) = denials.count() {
+                        audit_unauthenticated(error, times, method, address);
+                    }
+                    return Ok(status::unauthenticated(error).into_http());
+                }
             };
             let sender = Sender { caller, address };
             if let Some(method) = Method::parse(method)
@@ -89,15 +104,15 @@ where
     }
 }
 
-fn unauthenticated(error: AuthError, method: &str, address: Option<SocketAddr>) -> Status {
+fn audit_unauthenticated(error: AuthError, times: u64, method: &str, address: Option<SocketAddr>) {
     info!(
         target: AUDIT,
+        times,
         method = Method::parse(method).map(Method::name),
         address = address.map(tracing::field::display),
         reason = %error,
         "a call was denied: its caller is not authenticated"
     );
-    status::unauthenticated(error)
 }
 
 /// Records and answers a call that the policy does not allow.

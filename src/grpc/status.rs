@@ -11,6 +11,8 @@
 //!   Its key can be used again. Status queries have no effect.
 //! - `STORE_UNAVAILABLE`: the key of an order could not be claimed, so nothing was sent. If the
 //!   claim was stored after all, the repetition finds it. Status calls and watches have no effect.
+//! - `CALLER_UNAUTHENTICATED`: the keys that verify tokens have not been fetched yet. The call was
+//!   not passed on.
 //! - `SLOW_READER`: the snapshot of a watch was not read to its end. A watch has no effect.
 //! - `DRAINING`: the call was not admitted or waited for a permit, so nothing was sent. A watch
 //!   resumes with its token.

@@ -1,6 +1,6 @@
 //! Promise 8 of the README: a caller proves who it is, and may do only what the policy allows.
 
-use std::fmt::Write;
+use std::{fmt::Write, process::Command};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use thingspace_gateway::{
@@ -12,7 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::*;
 
-const ORDERS: &str = "the token of the order service";
+pub(crate) const ORDERS: &str = "the token of the order service";
 const READER: &str = "the token of a service that only reads";
 
 fn line(name: &str, token: &str) -> String {
@@ -24,13 +24,13 @@ fn line(name: &str, token: &str) -> String {
     line + "\n"
 }
 
-fn entry(callers: &[&str], methods: &[&str], accounts: &[&str]) -> AllowConfig {
+pub(crate) fn entry(callers: &[&str], methods: &[&str], accounts: &[&str]) -> AllowConfig {
     let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
     AllowConfig { callers: list(callers), methods: list(methods), accounts: list(accounts) }
 }
 
 /// `token:orders` may do everything for one account, `token:reader` may only read.
-fn guarded(upstream: &Upstream) -> Config {
+pub(crate) fn guarded(upstream: &Upstream) -> Config {
     let mut config = upstream.quiet();
     config.auth.tokens_file = upstream.dir.path().join("tokens");
     let tokens = line("orders", ORDERS) + &line("reader", READER);
@@ -42,7 +42,7 @@ fn guarded(upstream: &Upstream) -> Config {
     config
 }
 
-fn with<T>(message: T, token: &str) -> Request<T> {
+pub(crate) fn with<T>(message: T, token: &str) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
     request
@@ -113,4 +113,39 @@ async fn a_new_file_of_tokens_is_used_and_a_wrong_one_is_not() {
     std::fs::write(&config.auth.tokens_file, line("reader", "a new token")).unwrap();
     eventually("the new token is known", async || read("a new token").await.is_ok()).await;
     assert_denied(read(READER).await, Code::Unauthenticated, "CALLER_UNAUTHENTICATED");
+}
+
+/// `serve` does not start, and `check` says the same.
+#[tokio::test]
+async fn all_problems_of_who_may_call_are_reported_at_once() {
+    let upstream = Upstream::manual().await;
+    let mut config = guarded(&upstream);
+    config.grpc.listen = ([0, 0, 0, 0], 0).into();
+    config.auth.allow.push(entry(&["jwt:orders"], &["Order"], &["0000999999-00001"]));
+    let refused = |config: &Config, command: &str| {
+        let file = write_config(config, upstream.dir.path());
+        let output = Command::new(binary()).arg(command).arg("--config").arg(file).output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(78), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    for command in ["serve", "check"] {
+        let problems = refused(&config, command);
+        for problem in [
+            "grpc.allow_plaintext = true",
+            "auth.allow #3: callers: \"jwt:orders\" never calls",
+            "auth.allow #3: methods: there is no method \"Order\"",
+            "auth.allow #3: accounts: \"0000999999-00001\" is in no",
+        ] {
+            assert!(problems.contains(problem), "{problem} is not in {problems}");
+        }
+        assert!(!problems.contains("allow_unauthenticated_remote_callers"), "{problems}");
+    }
+    config.auth = Config::defaults().auth;
+    for command in ["serve", "check"] {
+        let problems = refused(&config, command);
+        for option in ["allow_plaintext = true", "allow_unauthenticated_remote_callers = true"] {
+            assert!(problems.contains(option), "{option} is not in {problems}");
+        }
+    }
 }

@@ -11,6 +11,8 @@
 mod admin;
 mod callbacks;
 mod callers;
+mod callers_jwt;
+mod callers_tls;
 mod conformance;
 mod contract;
 mod control;

@@ -149,6 +149,7 @@ async fn remote_callers_are_not_allowed_by_default() {
     assert!(text(&refused.stderr).contains("grpc.listen"));
 
     config.grpc.allow_unauthenticated_remote_callers = true;
+    config.grpc.allow_plaintext = true;
     let process = Process::serve(&config, upstream.dir.path());
     process.terminate();
     assert!(process.wait().await.0.success());

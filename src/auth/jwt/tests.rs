@@ -1,47 +1,16 @@
 use aws_lc_rs::{
+    hmac,
     rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair},
+    rsa::KeySize,
+    signature::{KeyPair, RSA_PKCS1_SHA256, RSA_PSS_SHA256, RsaEncoding, RsaKeyPair},
 };
-use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::json;
+use test_support::issuer::{self, AUDIENCE, ISSUER, Issuer, encode, key_set, unsigned};
 
 use super::*;
 
-/// An issuer with one P-256 key.
-struct Issuer {
-    pair: EcdsaKeyPair,
-    id: &'static str,
-}
-
-impl Issuer {
-    fn new(id: &'static str) -> Self {
-        Self { pair: EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap(), id }
-    }
-
-    /// The public key: the point is 4, x, y.
-    fn jwk(&self) -> Value {
-        let point = self.pair.public_key().as_ref();
-        json!({
-            "kty": "EC", "crv": "P-256", "kid": self.id, "use": "sig",
-            "x": BASE64_URL_SAFE_NO_PAD.encode(&point[1..33]),
-            "y": BASE64_URL_SAFE_NO_PAD.encode(&point[33..]),
-        })
-    }
-
-    fn keys(&self) -> Keys {
-        Keys::parse(json!({ "keys": [self.jwk()] }).to_string().as_bytes()).unwrap()
-    }
-
-    fn sign(&self, header: &Value, claims: &Value) -> String {
-        let part = |json: &Value| BASE64_URL_SAFE_NO_PAD.encode(json.to_string());
-        let signed = format!("{}.{}", part(header), part(claims));
-        let signature = self.pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
-        format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))
-    }
-
-    fn token(&self, claims: &Value) -> String {
-        self.sign(&json!({ "alg": "ES256", "kid": self.id }), claims)
-    }
+fn keys(issuers: &[&Issuer]) -> Keys {
+    Keys::parse(key_set(issuers).as_bytes()).unwrap()
 }
 
 fn now() -> i64 {
@@ -49,10 +18,7 @@ fn now() -> i64 {
 }
 
 fn claims() -> Value {
-    json!({
-        "iss": "https://issuer.example", "aud": ["other", "gateway"],
-        "sub": "system:serviceaccount:fleet:orders", "exp": now() + 600, "nbf": now() - 5,
-    })
+    issuer::claims(now() + 600)
 }
 
 fn with(key: &str, value: impl Into<Value>) -> Value {
@@ -68,15 +34,22 @@ fn without(key: &str) -> Value {
 }
 
 fn verify(keys: &Keys, token: &str) -> Result<Caller, JwtError> {
-    let expected =
-        ExpectedClaims { issuer: "https://issuer.example".into(), audience: "gateway".into() };
+    let expected = ExpectedClaims { issuer: ISSUER.into(), audience: AUDIENCE.into() };
     expected.verify(keys, token)
+}
+
+#[track_caller]
+fn why_invalid(keys: &Keys, token: &str) -> &'static str {
+    match verify(keys, token) {
+        Err(JwtError::Invalid(why)) => why,
+        accepted => panic!("{token}: {accepted:?}"),
+    }
 }
 
 #[test]
 fn a_token_names_its_caller_until_it_expires() {
     let issuer = Issuer::new("one");
-    let caller = verify(&issuer.keys(), &issuer.token(&claims())).unwrap();
+    let caller = verify(&keys(&[&issuer]), &issuer.token(&claims())).unwrap();
     assert_eq!(caller.name(), "jwt:system:serviceaccount:fleet:orders");
     let left = caller.expires().unwrap().saturating_duration_since(Instant::now());
     let expected = Duration::from_mins(10) + LEEWAY;
@@ -84,7 +57,7 @@ fn a_token_names_its_caller_until_it_expires() {
     for usable in
         [with("exp", now() - 30), with("nbf", now() + 30), without("nbf"), with("aud", "gateway")]
     {
-        verify(&issuer.keys(), &issuer.token(&usable))
+        verify(&keys(&[&issuer]), &issuer.token(&usable))
             .unwrap_or_else(|error| panic!("{usable}: {error:?}"));
     }
 }
@@ -102,30 +75,29 @@ fn a_wrong_claim_is_named() {
         (without("iss"), "lacks"),
         (without("aud"), "lacks"),
         (without("sub"), "lacks"),
+        // The last second of the leeway.
+        (with("exp", now() - 60), "expired"),
         (with("exp", "tomorrow"), "cannot be verified"),
+        (with("exp", -1), "lacks"),
+        (with("sub", 7), "cannot be verified"),
         (with("sub", ""), "subject"),
         (with("sub", "a*"), "subject"),
         (with("sub", "a b"), "subject"),
         (with("sub", "x".repeat(300)), "subject"),
     ] {
-        match verify(&issuer.keys(), &issuer.token(&wrong)) {
-            Err(JwtError::Invalid(said)) => assert!(said.contains(why), "{wrong}: {said}"),
-            other => panic!("{wrong}: {other:?}"),
-        }
+        let said = why_invalid(&keys(&[&issuer]), &issuer.token(&wrong));
+        assert!(said.contains(why), "{wrong}: {said}");
     }
 }
 
 #[test]
 fn only_a_signature_of_the_named_key_counts() {
     let (issuer, other) = (Issuer::new("one"), Issuer::new("two"));
-    let keys = issuer.keys();
-    let invalid = |token: &str| match verify(&keys, token) {
-        Err(JwtError::Invalid(why)) => why,
-        accepted => panic!("{token}: {accepted:?}"),
-    };
+    let keys = keys(&[&issuer]);
+    let invalid = |token: &str| why_invalid(&keys, token);
     assert_eq!(verify(&keys, &other.token(&claims())), Err(JwtError::UnknownKey));
     // Another key that calls itself like the known one.
-    let forged = Issuer { id: "one", ..other }.token(&claims());
+    let forged = Issuer::new("one").token(&claims());
     assert!(invalid(&forged).contains("signature"));
     let good = issuer.token(&claims());
     let (signed, _) = good.rsplit_once('.').unwrap();
@@ -135,7 +107,13 @@ fn only_a_signature_of_the_named_key_counts() {
     for algorithm in ["none", "None", "HS256", "HS512", "ES384", "RS256", "ES256K", ""] {
         invalid(&issuer.sign(&json!({ "alg": algorithm, "kid": "one" }), &claims()));
     }
-    invalid(&format!("{}.", issuer.sign(&json!({ "alg": "none" }), &claims())));
+    invalid(&format!("{}.", unsigned(&json!({ "alg": "none" }), &claims())));
+    for header in [
+        json!({ "alg": "ES256", "kid": "one", "crit": ["exp"], "exp": 1 }),
+        json!({ "alg": "ES256", "kid": "one", "crit": ["b64"], "b64": true }),
+    ] {
+        invalid(&issuer.sign(&header, &claims()));
+    }
     assert!(invalid(&issuer.token(&with("padding", "x".repeat(1 << 20)))).contains("8 KiB"));
 }
 
@@ -143,21 +121,53 @@ fn only_a_signature_of_the_named_key_counts() {
 fn a_token_without_a_key_id_needs_a_set_of_one_key() {
     let (issuer, other) = (Issuer::new("one"), Issuer::new("two"));
     let token = issuer.sign(&json!({ "alg": "ES256" }), &claims());
-    verify(&issuer.keys(), &token).unwrap();
-    let both = json!({ "keys": [issuer.jwk(), other.jwk()] }).to_string();
-    let both = Keys::parse(both.as_bytes()).unwrap();
+    verify(&keys(&[&issuer]), &token).unwrap();
+    let both = keys(&[&issuer, &other]);
     assert!(matches!(verify(&both, &token), Err(JwtError::Invalid(_))));
     verify(&both, &other.token(&claims())).unwrap();
+}
+
+/// A key verifies only the algorithms of its type, whatever the token says.
+#[test]
+fn a_token_cannot_choose_the_type_of_its_key() {
+    let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    // PKCS #1: a sequence of the modulus, which begins at byte 9, and the exponent 65537.
+    let public = pair.public_key().as_ref();
+    let rsa = json!({ "kty": "RSA", "kid": "rsa", "n": encode(&public[9..265]), "e": "AQAB" });
+    let issuer = Issuer::new("ec");
+    let set = json!({ "keys": [rsa, issuer.jwk()] }).to_string();
+    let keys = Keys::parse(set.as_bytes()).unwrap();
+    let sign = |encoding: &'static dyn RsaEncoding, header: Value| {
+        let signed = unsigned(&header, &claims());
+        let mut signature = vec![0; pair.public_modulus_len()];
+        pair.sign(encoding, &SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
+        format!("{signed}.{}", encode(signature))
+    };
+    verify(&keys, &sign(&RSA_PKCS1_SHA256, json!({ "alg": "RS256", "kid": "rsa" }))).unwrap();
+    verify(&keys, &sign(&RSA_PSS_SHA256, json!({ "alg": "PS256", "kid": "rsa" }))).unwrap();
+    verify(&keys, &issuer.token(&claims())).unwrap();
+
+    why_invalid(&keys, &sign(&RSA_PKCS1_SHA256, json!({ "alg": "PS256", "kid": "rsa" })));
+    why_invalid(&keys, &sign(&RSA_PKCS1_SHA256, json!({ "alg": "RS256", "kid": "ec" })));
+    why_invalid(&keys, &issuer.sign(&json!({ "alg": "ES256", "kid": "rsa" }), &claims()));
+    // The public key as a shared secret.
+    for (id, secret) in [("rsa", public), ("ec", issuer.public_key())] {
+        let signed = unsigned(&json!({ "alg": "HS256", "kid": id }), &claims());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let token = format!("{signed}.{}", encode(hmac::sign(&key, signed.as_bytes())));
+        assert!(why_invalid(&keys, &token).contains("algorithm"));
+    }
 }
 
 #[test]
 fn keys_that_cannot_verify_are_left_out() {
     let issuer = Issuer::new("one");
-    let mut encryption = issuer.jwk();
+    let (mut encryption, mut signing) = (issuer.jwk(), issuer.jwk());
     encryption["use"] = "enc".into();
-    let mut shared = json!({ "kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256" });
+    signing["key_ops"] = json!(["sign"]);
+    let shared = json!({ "kty": "oct", "k": "c2VjcmV0", "kid": "shared", "alg": "HS256" });
     let odd = json!({ "kty": "AKP", "alg": "ML-DSA-44", "kid": "odd" });
-    let set = json!({ "keys": [encryption, shared.take(), odd, 7, issuer.jwk()] }).to_string();
+    let set = json!({ "keys": [encryption, signing, shared, odd, 7, issuer.jwk()] }).to_string();
     let keys = Keys::parse(set.as_bytes()).unwrap();
     assert_eq!(keys.0.len(), 1);
     verify(&keys, &issuer.token(&claims())).unwrap();

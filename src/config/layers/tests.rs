@@ -57,7 +57,7 @@ fn a_printed_configuration_can_be_loaded() {
 
 #[test]
 fn file_over_defaults_and_environment_over_file() {
-    let file = "[grpc]\nlisten = \"127.0.0.1:1\"\nreflection = false\n[store]\npath = \"a.redb\"";
+    let file = "[grpc]\nlisten = \"127.0.0.1:1\"\nreflection = true\n[store]\npath = \"a.redb\"";
     let env = env([
         ("THINGSPACE_GATEWAY__GRPC__LISTEN", "[::1]:2"),
         ("THINGSPACE_GATEWAY__GRPC__HEARTBEAT", "1m 30s"),
@@ -79,7 +79,7 @@ fn file_over_defaults_and_environment_over_file() {
     assert_eq!(config.grpc.listen.to_string(), "[::1]:2");
     assert_eq!(config.grpc.heartbeat, Duration::from_secs(90));
     assert!(config.grpc.allow_unauthenticated_remote_callers);
-    assert!(!config.grpc.reflection);
+    assert!(config.grpc.reflection);
     assert_eq!(config.thingspace.calls_per_second, 50);
     assert!((config.polling.factor - 2.0).abs() < f64::EPSILON);
     assert_eq!(config.telemetry.log_format, super::super::LogFormat::Json);

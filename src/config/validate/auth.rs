@@ -1,9 +1,9 @@
-//! Validation of `[auth]`: the sources of callers, and the policy.
+//! Validation of `[auth]`, and of the keys of `[grpc]` that decide who reaches the API.
 
 use std::collections::HashSet;
 
 use super::{
-    super::{AllowConfig, AuthConfig, CredentialsConfig, JwtConfig},
+    super::{AllowConfig, AuthConfig, ClientCert, Config, GrpcConfig, JwtConfig},
     Problems, is_set, secret_file,
 };
 use crate::{
@@ -16,18 +16,62 @@ use crate::{
 const ANONYMOUS: &str = "anonymous";
 const TOKEN: &str = "token:";
 const JWT: &str = "jwt:";
+const SPIFFE: &str = "spiffe://";
+const DNS: &str = "dns:";
 
 impl Problems {
-    pub(super) fn auth(&mut self, auth: &AuthConfig, credentials: &[CredentialsConfig]) {
+    pub(super) fn front_door(&mut self, config: &Config) {
+        let Config { grpc, auth, .. } = config;
+        self.remote_callers(config);
+        let key = ("tls_key_file", grpc.tls_key_file.as_path());
+        self.both_or_neither("grpc", ("tls_cert_file", &grpc.tls_cert_file), key);
+        if is_set(&grpc.client_ca_file) && grpc.tls().is_none() {
+            self.push(
+                "grpc.client_ca_file: is used only with TLS; set grpc.tls_cert_file and \
+                 grpc.tls_key_file",
+            );
+        }
+        if grpc.client_cert == ClientCert::Required && !is_set(&grpc.client_ca_file) {
+            self.push(
+                "grpc.client_cert: certificates cannot be required without the authorities that \
+                 verify them; set grpc.client_ca_file",
+            );
+        }
         self.jwt(&auth.jwt);
-        if auth.asks() && auth.allow.is_empty() {
+        if config.asks_callers() && auth.allow.is_empty() {
             self.push(
                 "auth.allow: there are no entries, so no caller may do anything; add an \
                  [[auth.allow]] section to the configuration file",
             );
         }
         for (number, entry) in (1..).zip(&auth.allow) {
-            self.allow_entry(&format!("auth.allow #{number}"), entry, auth, credentials);
+            self.allow_entry(&format!("auth.allow #{number}"), entry, config);
+        }
+    }
+
+    /// Checks that an address which other machines reach has authentication and TLS, or that the
+    /// operator accepts each risk.
+    fn remote_callers(&mut self, config: &Config) {
+        let grpc = &config.grpc;
+        let listen = grpc.listen;
+        if listen.ip().is_loopback() {
+            return;
+        }
+        if !config.asks_callers() && !grpc.allow_unauthenticated_remote_callers {
+            self.push(format!(
+                "grpc.listen: {listen} is not loopback, and callers are not authenticated: every \
+                 client that reaches the port can place orders on your account. Set \
+                 auth.tokens_file, auth.jwt or grpc.client_ca_file, listen on 127.0.0.1, or accept \
+                 that risk with grpc.allow_unauthenticated_remote_callers = true"
+            ));
+        }
+        if grpc.tls().is_none() && !grpc.allow_plaintext {
+            self.push(format!(
+                "grpc.listen: {listen} is not loopback, and without TLS the tokens of callers and \
+                 the devices cross the network in plain text. Set grpc.tls_cert_file and \
+                 grpc.tls_key_file, listen on 127.0.0.1, or accept that risk with \
+                 grpc.allow_plaintext = true, for example behind a mesh that encrypts"
+            ));
         }
     }
 
@@ -66,13 +110,7 @@ impl Problems {
         }
     }
 
-    fn allow_entry(
-        &mut self,
-        name: &str,
-        entry: &AllowConfig,
-        auth: &AuthConfig,
-        credentials: &[CredentialsConfig],
-    ) {
+    fn allow_entry(&mut self, name: &str, entry: &AllowConfig, config: &Config) {
         let AllowConfig { callers, methods, accounts } = entry;
         for (key, list) in [("callers", callers), ("methods", methods), ("accounts", accounts)] {
             if list.is_empty() {
@@ -80,7 +118,7 @@ impl Problems {
             }
         }
         for caller in callers {
-            if let Err(why) = check_caller(caller, auth) {
+            if let Err(why) = check_caller(caller, config) {
                 self.push(format!("{name}: callers: {caller:?} {why}"));
             }
         }
@@ -92,7 +130,8 @@ impl Problems {
                 ));
             }
         }
-        let known: HashSet<_> = credentials
+        let known: HashSet<_> = config
+            .credentials
             .iter()
             .flat_map(|section| &section.accounts)
             .map(AccountName::as_str)
@@ -106,8 +145,14 @@ impl Problems {
         }
     }
 
-    /// Checks the files of `[auth]`.
-    pub(super) fn auth_files(&mut self, auth: &AuthConfig) {
+    /// Checks the files that authenticate the gateway and its callers.
+    pub(super) fn front_door_files(&mut self, grpc: &GrpcConfig, auth: &AuthConfig) {
+        if let Some((cert, key)) = grpc.tls() {
+            self.server_certificate("grpc", ("tls_cert_file", cert), ("tls_key_file", key));
+        }
+        if is_set(&grpc.client_ca_file) {
+            self.check("grpc.client_ca_file", certificate::check_authorities(&grpc.client_ca_file));
+        }
         let AuthConfig { tokens_file, jwt, allow: _ } = auth;
         if is_set(tokens_file) {
             self.check("auth.tokens_file", auth::check_tokens(tokens_file));
@@ -125,23 +170,43 @@ impl Problems {
     }
 }
 
-fn check_caller(pattern: &str, auth: &AuthConfig) -> Result<(), &'static str> {
+/// Checks the name of a caller, or the beginning of names before a `*`. An error completes the
+/// sentence that begins with the name.
+fn check_caller(pattern: &str, config: &Config) -> Result<(), String> {
     let prefix = pattern.strip_suffix(ANY).unwrap_or(pattern);
     if prefix.contains(ANY) {
-        return Err("has a * that is not at its end");
+        return Err("has a * that is not at its end".to_owned());
     }
-    let is_asked = match pattern {
-        ANY => return Ok(()),
-        ANONYMOUS => !auth.asks(),
-        _ if prefix.starts_with(TOKEN) => is_set(&auth.tokens_file),
-        _ if prefix.starts_with(JWT) => auth.jwt.is_used(),
-        _ => return Err("is no name of a caller; write token:NAME, jwt:SUBJECT or anonymous"),
+    let Config { grpc, auth, .. } = config;
+    let (is_possible, missing) = match pattern {
+        ANONYMOUS if config.asks_callers() => {
+            return Err("never calls, because callers are asked for credentials".to_owned());
+        }
+        ANY | ANONYMOUS => return Ok(()),
+        _ if prefix.starts_with(TOKEN) => (is_set(&auth.tokens_file), "auth.tokens_file"),
+        _ if prefix.starts_with(JWT) => (auth.jwt.is_used(), "auth.jwt"),
+        _ if prefix.starts_with(SPIFFE) || prefix.starts_with(DNS) => {
+            (is_set(&grpc.client_ca_file), "grpc.client_ca_file")
+        }
+        _ => {
+            return Err("is no name of a caller; write token:NAME, jwt:SUBJECT, \
+                        spiffe://DOMAIN/PATH, dns:NAME or anonymous"
+                .to_owned());
+        }
     };
-    if is_asked {
-        Ok(())
-    } else if pattern == ANONYMOUS {
-        Err("never calls, because callers need a token (auth.tokens_file or auth.jwt)")
-    } else {
-        Err("never calls, because such tokens are not accepted; set auth.tokens_file or auth.jwt")
+    if !is_possible {
+        return Err(format!("never calls, because {missing} is not set"));
     }
+    if prefix.strip_prefix(DNS).is_some_and(|name| name.contains(|c: char| c.is_ascii_uppercase()))
+    {
+        return Err("never calls, because DNS names of callers are in lower case".to_owned());
+    }
+    // "spiffe://example.org*" would also match other trust domains, such as example.org.evil.
+    if let Some(id) = prefix.strip_prefix(SPIFFE)
+        && pattern.ends_with(ANY)
+        && !id.contains('/')
+    {
+        return Err("has a * in the trust domain; write it after a slash".to_owned());
+    }
+    Ok(())
 }

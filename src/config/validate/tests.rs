@@ -1,3 +1,4 @@
+mod auth;
 mod distinct;
 mod files;
 
@@ -161,13 +162,16 @@ fn only_loopback_unless_the_risk_is_accepted() {
     ] {
         config.grpc.listen = listen.parse().unwrap();
         config.grpc.allow_unauthenticated_remote_callers = false;
+        config.grpc.allow_plaintext = false;
         let refused = bounds(&config).to_string();
         assert_eq!(
             refused.contains("every client that reaches the port can place orders on your account"),
             remote,
             "{listen}"
         );
+        assert_eq!(refused.contains("grpc.allow_plaintext = true"), remote, "{listen}");
         config.grpc.allow_unauthenticated_remote_callers = true;
+        config.grpc.allow_plaintext = true;
         assert_begin(&bounds(&config), &[]);
     }
 }

@@ -9,5 +9,7 @@
 pub mod failure;
 pub mod harness;
 pub mod http2;
+pub mod issuer;
 pub mod nats_server;
+pub mod pki;
 pub mod sender;

@@ -69,6 +69,7 @@ impl Upstream {
         let file = |name: &str| self.dir.path().join(name);
         config.grpc.listen = SocketAddr::from(([127, 0, 0, 1], 0));
         config.admin.listen = config.grpc.listen;
+        config.grpc.reflection = true;
         config.thingspace.base_url.clone_from(&self.base_url);
         config.thingspace.calls_per_second = 10_000;
         config.credentials = vec![CredentialsConfig {

@@ -1,0 +1,83 @@
+//! Who may reach the API.
+
+use std::fs;
+
+use super::*;
+use crate::config::{AllowConfig, ClientCert};
+
+fn entry(callers: &[&str], methods: &[&str], accounts: &[&str]) -> AllowConfig {
+    let list = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+    AllowConfig { callers: list(callers), methods: list(methods), accounts: list(accounts) }
+}
+
+#[test]
+fn all_problems_of_the_policy_are_reported_at_once() {
+    let (_folder, mut config) = deployed();
+    config.auth.allow = vec![
+        entry(&["anonymous", "*"], &["*", "WatchRequest"], &["*", "0000123456-00001"]),
+        entry(&["token:a", "jwt:a", "spiffe://a/b", "dns:a"], &["*"], &["*"]),
+        entry(&["orders", "token:*a"], &["Order"], &["0000999999-00001"]),
+        entry(&[], &[], &[]),
+    ];
+    let problems = [
+        "auth.allow #2: callers: \"token:a\" never calls, because auth.tokens_file is not set",
+        "auth.allow #2: callers: \"jwt:a\" never calls, because auth.jwt is not set",
+        "auth.allow #2: callers: \"spiffe://a/b\" never calls, because grpc.client_ca_file is not",
+        "auth.allow #2: callers: \"dns:a\" never calls, because grpc.client_ca_file is not set",
+        "auth.allow #3: callers: \"orders\" is no name of a caller",
+        "auth.allow #3: callers: \"token:*a\" has a * that is not at its end",
+        "auth.allow #3: methods: there is no method \"Order\"; use DownloadProfile, ",
+        "auth.allow #3: accounts: \"0000999999-00001\" is in no [[credentials]] section",
+        "auth.allow #4: callers: there are none",
+        "auth.allow #4: methods: there are none",
+        "auth.allow #4: accounts: there are none",
+    ];
+    assert_begin(&bounds(&config), &problems);
+}
+
+#[test]
+fn names_in_certificates_have_one_spelling() {
+    let (folder, mut config) = deployed();
+    let file = |name: &str| folder.path().join(name);
+    let grpc = &mut config.grpc;
+    (grpc.tls_cert_file, grpc.tls_key_file) = (file("tls.pem"), file("tls.key"));
+    grpc.client_ca_file = file("clients.pem");
+    config.auth.allow = vec![entry(
+        &["spiffe://a/b", "spiffe://a/*", "dns:a.example", "dns:a*", "*"],
+        &["*"],
+        &["*"],
+    )];
+    assert_begin(&bounds(&config), &[]);
+    config.auth.allow =
+        vec![entry(&["anonymous", "spiffe://a*", "spiffe://*", "dns:A.example"], &["*"], &["*"])];
+    let problems = [
+        "auth.allow #1: callers: \"anonymous\" never calls",
+        "auth.allow #1: callers: \"spiffe://a*\" has a * in the trust domain",
+        "auth.allow #1: callers: \"spiffe://*\" has a * in the trust domain",
+        "auth.allow #1: callers: \"dns:A.example\" never calls",
+    ];
+    assert_begin(&bounds(&config), &problems);
+    config.auth.allow.clear();
+    assert_begin(&bounds(&config), &["auth.allow: there are no entries"]);
+}
+
+#[test]
+fn certificates_of_callers_need_tls_and_authorities() {
+    let (folder, mut config) = deployed();
+    config.grpc.client_cert = ClientCert::Required;
+    assert_begin(&bounds(&config), &["grpc.client_cert: certificates cannot be required"]);
+    config.grpc.client_ca_file = folder.path().join("clients.pem");
+    config.auth.allow = vec![entry(&["*"], &["*"], &["*"])];
+    assert_begin(&bounds(&config), &["grpc.client_ca_file: is used only with TLS"]);
+    config.grpc.tls_cert_file = folder.path().join("tls.pem");
+    let problems = ["grpc.tls_key_file: is required with tls_cert_file", "grpc.client_ca_file: is"];
+    assert_begin(&bounds(&config), &problems);
+
+    config.grpc.tls_key_file = folder.path().join("tls.key");
+    assert_begin(&bounds(&config), &[]);
+    for name in ["clients.pem", "tls.pem", "tls.key"] {
+        fs::write(folder.path().join(name), "nothing").unwrap();
+    }
+    let problems = ["grpc.tls_key_file: ", "grpc.tls_cert_file: ", "grpc.client_ca_file: "];
+    assert_begin(&deployment(&config, None), &problems);
+}

@@ -1,0 +1,145 @@
+//! Promise 8 with JSON Web Tokens, whose keys come from an HTTPS server.
+
+use aws_lc_rs::hmac;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use test_support::issuer::{
+    AUDIENCE, ISSUER, Issuer, KeyServer, SUBJECT, claims, encode, key_set, unsigned,
+};
+use thingspace_gateway::config::Config;
+use tonic::{Code, Status};
+
+use crate::callers::{entry, with};
+use crate::harness::*;
+
+/// How much the clocks of the issuer and of the gateway may differ, in seconds.
+const LEEWAY: i64 = 60;
+
+fn in_seconds(seconds: i64) -> i64 {
+    Timestamp::now().as_second() + seconds
+}
+
+fn config(upstream: &Upstream, keys: &KeyServer) -> Config {
+    let mut config = upstream.quiet();
+    let jwt = &mut config.auth.jwt;
+    ISSUER.clone_into(&mut jwt.issuer);
+    AUDIENCE.clone_into(&mut jwt.audience);
+    jwt.jwks_url.clone_from(&keys.url);
+    jwt.jwks_ca_file.clone_from(&keys.ca_file);
+    config.auth.allow = vec![entry(&[&format!("jwt:{SUBJECT}")], &["*"], &[ACCOUNT])];
+    config
+}
+
+fn changed(key: &str, value: impl Into<Value>) -> Value {
+    let mut claims = claims(in_seconds(600));
+    claims[key] = value.into();
+    claims
+}
+
+/// Signs like somebody who takes the public key for a shared secret.
+fn signed_with_public_key(issuer: &Issuer) -> String {
+    let header = json!({ "alg": "HS256", "kid": issuer.id });
+    let signed = unsigned(&header, &claims(in_seconds(600)));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, issuer.public_key());
+    format!("{signed}.{}", encode(hmac::sign(&key, signed.as_bytes())))
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_refused_beside_a_caller_with_a_good_one() {
+    let (issuer, stranger) = (Issuer::new("one"), Issuer::new("two"));
+    let impostor = Issuer::new("one");
+    let keys = KeyServer::start(key_set(&[&issuer])).await;
+    let upstream = Upstream::manual().await;
+    let gateway = Process::serve(&config(&upstream, &keys), upstream.dir.path());
+    let client = gateway.client().await;
+    let id = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(1)]);
+    let read = async |token: &str| {
+        let mut client = client.clone();
+        let call = client.get_request_status(with(status_call(&id), token));
+        within("a status", call).await.map(drop)
+    };
+    let good = issuer.token(&claims(in_seconds(600)));
+    eventually("the keys are fetched", async || read(&good).await.is_ok()).await;
+
+    let none =
+        |alg: &str| format!("{}.", unsigned(&json!({ "alg": alg }), &claims(in_seconds(600))));
+    for (wrong, token) in [
+        ("expired", issuer.token(&claims(in_seconds(-LEEWAY - 30)))),
+        ("of the future", issuer.token(&changed("nbf", in_seconds(LEEWAY + 30)))),
+        ("for another audience", issuer.token(&changed("aud", json!(["https://other.example"])))),
+        ("of another issuer", issuer.token(&changed("iss", "https://other.example"))),
+        ("unsigned", none("none")),
+        ("unsigned, in capitals", none("NONE")),
+        ("signed with the public key", signed_with_public_key(&issuer)),
+        (
+            "of an algorithm for other keys",
+            issuer.sign(&json!({ "alg": "RS256", "kid": "one" }), &claims(in_seconds(600))),
+        ),
+        ("signed by an unknown key", stranger.token(&claims(in_seconds(600)))),
+        ("signed by an impostor", impostor.token(&claims(in_seconds(600)))),
+        ("long", issuer.token(&changed("padding", "x".repeat(9_000)))),
+        ("changed", good.replacen('.', ".A", 1)),
+    ] {
+        let refused = read(&token).await.unwrap_err();
+        let expected = (Code::Unauthenticated, "CALLER_UNAUTHENTICATED".to_owned());
+        assert_eq!(kind(&refused), expected, "a token that is {wrong}");
+        read(&good).await.unwrap();
+    }
+    // The limit for headers refuses it. The connection need not survive that.
+    let huge = issuer.token(&changed("padding", "x".repeat(1 << 20)));
+    let mut lone = gateway.client().await;
+    within("a status", lone.get_request_status(with(status_call(&id), &huge))).await.unwrap_err();
+    read(&good).await.unwrap();
+    // A good token of a caller that the policy does not name.
+    let other = issuer.token(&changed("sub", "system:serviceaccount:fleet:other"));
+    assert_eq!(read(&other).await.unwrap_err().code(), Code::PermissionDenied);
+    // Two headers, one of them good.
+    let mut twice = with(status_call(&id), &good);
+    twice.metadata_mut().append("authorization", "Bearer other".parse().unwrap());
+    let refused = client.clone().get_request_status(twice).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    // Unknown keys made no fetch, because the first one was less than a minute ago.
+    assert_eq!(keys.requests().len(), 1);
+
+    gateway.terminate();
+    let (_, log) = gateway.wait().await;
+    let signature = good.rsplit('.').next().unwrap();
+    assert!(!log.iter().any(|line| line.contains(signature)));
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_token_when_the_token_of_its_caller_expires() {
+    let issuer = Issuer::new("one");
+    let keys = KeyServer::start(key_set(&[&issuer])).await;
+    let upstream = Upstream::manual().await;
+    let gateway = Process::serve(&config(&upstream, &keys), upstream.dir.path());
+    let mut client = gateway.client().await;
+    let id = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(1)]);
+    let request = |resume_token: &str| thingspace_gateway::proto::esim::WatchRequestRequest {
+        account_name: ACCOUNT.to_owned(),
+        request_id: id.to_string(),
+        resume_token: resume_token.to_owned(),
+    };
+    // The token is accepted until the leeway has passed.
+    let mut watch = eventually_ok("a watch begins", async || {
+        let brief = issuer.token(&claims(in_seconds(3 - LEEWAY)));
+        client.clone().watch_request(with(request(""), &brief)).await
+    })
+    .await
+    .into_inner();
+    let mut resume_token = String::new();
+    let ended: Status = loop {
+        match within("a message", watch.message()).await {
+            Ok(Some(message)) => resume_token = message.resume_token,
+            Ok(None) => panic!("the watch ended with OK"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(kind(&ended), (Code::Unauthenticated, "CALLER_UNAUTHENTICATED".to_owned()));
+    let sent = tonic_types::StatusExt::get_details_error_info(&ended).unwrap().metadata;
+    assert_eq!(sent.get("resumeToken"), Some(&resume_token));
+
+    let fresh = issuer.token(&claims(in_seconds(600)));
+    let resumed = client.watch_request(with(request(&resume_token), &fresh)).await;
+    within("a heartbeat or an event", async { drop(resumed.unwrap()) }).await;
+}
