@@ -3,7 +3,10 @@
 //! Only the user that runs the gateway can open the socket: it has mode 0600 when it appears at its
 //! path. That user has all rights, so there is no other authentication. At start the gateway
 //! replaces a socket that a dead process left behind, but never one on which a process answers.
+//!
+//! Each command that changes or discloses something has a line in the audit log.
 
+mod audit;
 mod callbacks;
 pub mod client;
 mod logins;
@@ -34,6 +37,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use self::audit::Operator;
 use crate::{
     callbacks::{Callbacks, registration::Registrar},
     config::folder_of,
@@ -158,8 +162,9 @@ impl Control {
     /// Serves commands until `stop`.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let Self { listener, socket, router } = self;
+        let service = router.into_make_service_with_connect_info::<Operator>();
         let serving =
-            axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+            axum::serve(listener, service).with_graceful_shutdown(stop.clone().cancelled_owned());
         let shutdown = async {
             stop.cancelled().await;
             drop(socket);

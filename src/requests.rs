@@ -262,6 +262,11 @@ impl Requests {
         self.resolver.settle(order_id, settlement, force).await
     }
 
+    /// Returns the account and the number of devices of an order, if it can be read.
+    pub(crate) async fn ordered(&self, order_id: &str) -> Option<(String, usize)> {
+        self.resolver.ordered(order_id).await
+    }
+
     /// Checks that credentials are configured for an account.
     pub(crate) fn check_account(&self, account: &AccountName) -> Result<(), Error> {
         let served = self.client.serves(account);

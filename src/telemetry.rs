@@ -5,6 +5,7 @@
 //! export would cause another one. A collector that does not answer delays only the end of the
 //! process, by at most [`FLUSH_TIMEOUT`].
 
+mod audit;
 mod collector;
 pub(crate) mod rpc;
 mod semconv;
@@ -28,10 +29,9 @@ use tracing_subscriber::{
 
 use crate::config::{LogFormat, TelemetryConfig};
 
-const SERVICE_NAME: &str = "thingspace-gateway";
+pub(crate) use audit::{AUDIT, AuditEntry, PendingEntry};
 
-/// The target of audit lines, which say what an operator did. Filters do not apply to them.
-pub(crate) const AUDIT: &str = "audit";
+const SERVICE_NAME: &str = "thingspace-gateway";
 
 /// How long [`Telemetry::flush`] may take.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -64,6 +64,7 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
             .with_filter(EnvFilter::new(TRACED))
     });
     let filter = EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter")?;
+    // Filters do not apply to audit lines.
     let audit = filter_fn(|metadata| metadata.target() == AUDIT);
     // Spans are not logged, so lines do not repeat their fields.
     let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));

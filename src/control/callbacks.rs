@@ -3,20 +3,23 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State},
     http::StatusCode,
     routing::{get, post},
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
-use super::{CommandError, GatewayParts};
+use super::{
+    CommandError, GatewayParts,
+    audit::{DONE, Operator, PendingCommand, UNCHANGED},
+};
 use crate::{
     callbacks::registration::{
         ListedRegistration, Registrar, RegistrationError, RegistrationOutcome, RegistrationResult,
     },
     identity::AccountName,
+    telemetry::AuditEntry,
 };
 
 pub(super) const LIST: &str = "/v1/callbacks";
@@ -113,40 +116,69 @@ async fn registrations(
 }
 
 async fn register(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(account): Path<AccountName>,
     Json(RegistrationRequest { force, .. }): Json<RegistrationRequest>,
 ) -> ChangeResult {
-    let outcome = parts.registration()?.register(&account, force).await;
-    let response = to_response(&account, outcome, RegistrationResponse::Unchanged)?;
-    info!(%account, force, done = ?response, "an operator registered callbacks");
-    Ok(Json(response))
+    let flags = [("--force", force)];
+    let command = operator.begin("callbacks register", &flags, about(&account));
+    let result = async {
+        let outcome = parts.registration()?.register(&account, force).await;
+        to_response(&account, outcome, RegistrationResponse::Unchanged)
+    };
+    end(command, result.await)
 }
 
 async fn deregister(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(account): Path<AccountName>,
 ) -> ChangeResult {
-    let outcome = parts.registration()?.deregister(&account).await;
-    outcome.map_err(|error| to_error(&account, &error))?;
-    info!(%account, "an operator deregistered callbacks");
-    Ok(Json(RegistrationResponse::Deregistered))
+    let command = operator.begin("callbacks deregister", &[], about(&account));
+    let result = async {
+        let outcome = parts.registration()?.deregister(&account).await;
+        outcome.map_err(|error| to_error(&account, &error))?;
+        Ok(RegistrationResponse::Deregistered)
+    };
+    end(command, result.await)
 }
 
 async fn rotate(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(account): Path<AccountName>,
     Json(RegistrationRequest { path, .. }): Json<RegistrationRequest>,
 ) -> ChangeResult {
-    let registration = parts.registration()?;
-    let outcome = if path {
-        registration.rotate_path(&account).await
-    } else {
-        registration.rotate(&account).await
+    let command = operator.begin("callbacks rotate", &[("--path", path)], about(&account));
+    let result = async {
+        let registration = parts.registration()?;
+        let outcome = if path {
+            registration.rotate_path(&account).await
+        } else {
+            registration.rotate(&account).await
+        };
+        to_response(&account, outcome, RegistrationResponse::NotRotated)
     };
-    let response = to_response(&account, outcome, RegistrationResponse::NotRotated)?;
-    info!(%account, path, done = ?response, "an operator rotated secrets of callbacks");
-    Ok(Json(response))
+    end(command, result.await)
+}
+
+fn about(account: &AccountName) -> AuditEntry {
+    AuditEntry { account: Some(account.to_string()), ..AuditEntry::default() }
+}
+
+fn end(
+    command: PendingCommand,
+    result: Result<RegistrationResponse, CommandError>,
+) -> ChangeResult {
+    let outcome = |response: &RegistrationResponse| match response {
+        RegistrationResponse::Unchanged | RegistrationResponse::NotRotated => UNCHANGED,
+        RegistrationResponse::Registered
+        | RegistrationResponse::Deregistered
+        | RegistrationResponse::Rotated
+        | RegistrationResponse::RotatedOnly => DONE,
+    };
+    command.end(result, outcome).map(Json)
 }
 
 fn to_response(

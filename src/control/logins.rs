@@ -2,16 +2,19 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State},
     http::StatusCode,
     routing::post,
 };
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
-use super::{CommandError, GatewayParts};
-use crate::thingspace::{
-    Error, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked,
+use super::{
+    CommandError, GatewayParts,
+    audit::{DONE, Operator, UNCHANGED},
+};
+use crate::{
+    telemetry::AuditEntry,
+    thingspace::{Error, LoginHealth, UnblockMode, UnblockOutcome, UnblockRefusal, Unblocked},
 };
 
 const UNBLOCK: &str = "/v1/credentials/{name}/unblock";
@@ -62,16 +65,29 @@ pub(super) fn logins(parts: &GatewayParts) -> Vec<LoginStatus> {
 }
 
 async fn unblock(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(name): Path<String>,
     Json(UnblockRequest { force, risk_lock }): Json<UnblockRequest>,
 ) -> Result<Json<UnblockResponse>, CommandError> {
+    let about = AuditEntry { credentials: Some(name.clone()), ..AuditEntry::default() };
+    let flags = [("--force", force), ("--risk-lock", risk_lock)];
+    let command = operator.begin("unblock", &flags, about);
     let mode = match (force, risk_lock) {
         (false, _) => UnblockMode::Retry,
         (true, false) => UnblockMode::LoggedIn,
         (true, true) => UnblockMode::RiskLock,
     };
-    let Some(unblocked) = parts.client.unblock(&name, mode).await else {
+    let response = allow_login(&parts, &name, mode).await.map(Json);
+    command.end(response, |Json(response)| if response.changed { DONE } else { UNCHANGED })
+}
+
+async fn allow_login(
+    parts: &GatewayParts,
+    name: &str,
+    mode: UnblockMode,
+) -> Result<UnblockResponse, CommandError> {
+    let Some(unblocked) = parts.client.unblock(name, mode).await else {
         let unknown = format_args!("there are no credentials named {name}");
         return Err(CommandError::new(StatusCode::NOT_FOUND, &unknown));
     };
@@ -84,14 +100,13 @@ async fn unblock(
         UnblockOutcome::NotNeeded => false,
         UnblockOutcome::Refused(why) => {
             return Err(CommandError::conflict(&match why {
-                UnblockRefusal::LastAttempt => last_attempt(&name, rejections, lock),
-                UnblockRefusal::PasswordRejected => password_rejected(&name, lock),
-                UnblockRefusal::ForceUsed => force_used(&name, lock),
+                UnblockRefusal::LastAttempt => last_attempt(name, rejections, lock),
+                UnblockRefusal::PasswordRejected => password_rejected(name, lock),
+                UnblockRefusal::ForceUsed => force_used(name, lock),
             }));
         }
     };
-    info!(credentials = name, changed, force, risk_lock, rejections, "an operator ran unblock");
-    Ok(Json(UnblockResponse { changed, rejections, lock }))
+    Ok(UnblockResponse { changed, rejections, lock })
 }
 
 fn password_rejected(name: &str, lock: u32) -> String {

@@ -2,19 +2,21 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State},
     http::StatusCode,
     routing::{get, post},
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
-use super::{CommandError, GatewayParts};
+use super::{
+    CommandError, GatewayParts,
+    audit::{DONE, Operator},
+};
 use crate::{
     identity::RequestId,
     requests::{SettleError, Settlement, UnknownOrder},
-    telemetry::AUDIT,
+    telemetry::AuditEntry,
 };
 
 pub(super) const UNKNOWN: &str = "/v1/orders/unknown";
@@ -72,6 +74,7 @@ async fn unknown(
 }
 
 async fn settle(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(order): Path<String>,
     Json(SettleRequest { outcome, force }): Json<SettleRequest>,
@@ -85,8 +88,27 @@ async fn settle(
             })?)
         }
     };
+    let (account, devices) = parts.requests.ordered(&order).await.unzip();
+    let (is_placed, request_id) = match &settlement {
+        Settlement::NotPlaced => (false, None),
+        Settlement::AcceptedAs(id) => (true, Some(id.to_string())),
+    };
+    let about = AuditEntry {
+        account,
+        devices,
+        order_id: Some(order.clone()),
+        request_id,
+        ..AuditEntry::default()
+    };
+    let flags = [("--request-id", is_placed), ("--not-placed", !is_placed), ("--force", force)];
+    let command = operator.begin("orders settle", &flags, about);
     let settled = parts.requests.settle_order(&order, &settlement, force).await;
-    let not_confirmed = settled.map_err(|error| match error {
+    let settled = settled.map(|not_confirmed| Json(SettleResponse { not_confirmed }));
+    command.end(settled.map_err(to_error), |_| DONE)
+}
+
+fn to_error(error: SettleError) -> CommandError {
+    match error {
         SettleError::NoSuchOrder => CommandError::new(StatusCode::NOT_FOUND, &error),
         SettleError::Store(error) => error.into(),
         SettleError::InFlight
@@ -95,11 +117,5 @@ async fn settle(
         | SettleError::Settled(_)
         | SettleError::NotConfirmed(_)
         | SettleError::OtherRequest => CommandError::conflict(&error),
-    })?;
-    info!(
-        target: AUDIT,
-        { order.id = order, ?settlement, force, not_confirmed },
-        "an operator settled an order"
-    );
-    Ok(Json(SettleResponse { not_confirmed }))
+    }
 }

@@ -3,18 +3,20 @@
 
 use axum::{
     Json, Router,
-    extract::{Path, State},
+    extract::{ConnectInfo, Path, State},
     http::StatusCode,
     routing::get,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
-use super::{CommandError, GatewayParts};
+use super::{
+    CommandError, GatewayParts,
+    audit::{DONE, Operator},
+};
 use crate::{
     callbacks::quarantine::{ListedCallback, QuarantinedBody},
-    telemetry::AUDIT,
+    telemetry::AuditEntry,
 };
 
 pub(super) const LIST: &str = "/v1/quarantine";
@@ -59,22 +61,24 @@ async fn list(
 }
 
 async fn show(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Path(id): Path<u64>,
 ) -> Result<Json<QuarantinedCallback>, CommandError> {
-    let Some(QuarantinedBody { account, body }) = parts.callbacks()?.quarantine().show(id).await?
-    else {
+    let about = AuditEntry { callback: Some(id), ..AuditEntry::default() };
+    let mut command = operator.begin("quarantine show", &[], about);
+    let found = find(&parts, id).await.map(|QuarantinedBody { account, body }| {
+        command.about().account = Some(account);
+        Json(QuarantinedCallback { id, body })
+    });
+    command.end(found, |_| DONE)
+}
+
+async fn find(parts: &GatewayParts, id: u64) -> Result<QuarantinedBody, CommandError> {
+    parts.callbacks()?.quarantine().show(id).await?.ok_or_else(|| {
         let message = format_args!(
             "there is no callback {id} in quarantine; callbacks are evicted when it is full"
         );
-        return Err(CommandError::new(StatusCode::NOT_FOUND, &message));
-    };
-    info!(
-        target: AUDIT,
-        who = "an operator on the control socket",
-        number = id,
-        account,
-        "an operator read a callback in quarantine; it may contain device identities"
-    );
-    Ok(Json(QuarantinedCallback { id, body }))
+        CommandError::new(StatusCode::NOT_FOUND, &message)
+    })
 }

@@ -1,13 +1,19 @@
 //! `store accept-loss`, by which an operator accepts a store loss, and the lines of `status` about
 //! the store.
 
-use axum::{Json, Router, extract::State, routing::post};
+use axum::{
+    Json, Router,
+    extract::{ConnectInfo, State},
+    routing::post,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tracing::info;
 
-use super::{CommandError, GatewayParts};
-use crate::{store::Loss, telemetry::AUDIT};
+use super::{
+    CommandError, GatewayParts,
+    audit::{DONE, Operator, UNCHANGED},
+};
+use crate::{store::Loss, telemetry::AuditEntry};
 
 pub(super) const ACCEPT_LOSS: &str = "/v1/store/accept-loss";
 
@@ -54,16 +60,21 @@ pub(super) fn status(parts: &GatewayParts) -> StoreStatus {
 }
 
 async fn accept_loss(
+    ConnectInfo(operator): ConnectInfo<Operator>,
     State(parts): State<GatewayParts>,
     Json(AcceptLossRequest { restored }): Json<AcceptLossRequest>,
 ) -> Result<Json<AcceptLossResponse>, CommandError> {
+    let flags = [("--restored", restored)];
+    let command = operator.begin("store accept-loss", &flags, AuditEntry::default());
     let before = parts.requests.store_state().remembers_since;
-    let accepted = parts.requests.accept_loss(restored).await?.map(|loss| loss.what);
-    let remembers_since = parts.requests.store_state().remembers_since;
-    // Accepting a loss changes this time, unless the gateway still had everything.
-    let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
-    if let Some(what) = &accepted {
-        info!(target: AUDIT, what, restored, recovered, "an operator accepted a store loss");
-    }
-    Ok(Json(AcceptLossResponse { accepted, recovered, remembers_since }))
+    let response = parts.requests.accept_loss(restored).await.map(|loss| {
+        let remembers_since = parts.requests.store_state().remembers_since;
+        let accepted = loss.map(|loss| loss.what);
+        // Accepting a loss changes this time, unless the gateway still had everything.
+        let recovered = accepted.is_some() && before.is_some() && remembers_since == before;
+        Json(AcceptLossResponse { accepted, recovered, remembers_since })
+    });
+    command.end(response.map_err(CommandError::from), |Json(response)| {
+        if response.accepted.is_some() { DONE } else { UNCHANGED }
+    })
 }

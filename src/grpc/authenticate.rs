@@ -16,7 +16,6 @@ use std::{
 use http::{Request, Response};
 use tonic::Status;
 use tower::Service;
-use tracing::info;
 
 use super::{API, status};
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
     identity::AccountName,
     log_throttle::LogThrottle,
     server::Connection,
-    telemetry::AUDIT,
+    telemetry::AuditEntry,
 };
 
 /// The most lines in the audit log about callers that are not authenticated, in a minute. Everybody
@@ -105,25 +104,34 @@ where
 }
 
 fn audit_unauthenticated(error: AuthError, times: u64, method: &str, address: Option<SocketAddr>) {
-    info!(
-        target: AUDIT,
-        times,
-        method = Method::parse(method).map(Method::name),
-        address = address.map(tracing::field::display),
-        reason = %error,
-        "a call was denied: its caller is not authenticated"
-    );
+    let entry = AuditEntry {
+        address: address.map(|address| address.to_string()),
+        method: Method::parse(method).map(Method::name),
+        times: Some(times),
+        ..AuditEntry::default()
+    };
+    entry.write("a call was denied: its caller is not authenticated", DENIED, Some(&error));
 }
 
 /// Records and answers a call that the policy does not allow.
 pub(super) fn denied(sender: &Sender, method: Method, account: Option<&AccountName>) -> Status {
-    info!(
-        target: AUDIT,
-        caller = sender.caller.name(),
-        address = sender.address.map(tracing::field::display),
-        method = method.name(),
-        account = account.map(tracing::field::display),
-        "a call was denied: no entry of auth.allow allows it"
-    );
+    let entry =
+        AuditEntry { account: account.map(AccountName::to_string), ..sender.audit_entry(method) };
+    entry.write("a call was denied: no entry of auth.allow allows it", DENIED, None);
     status::not_allowed()
+}
+
+/// The outcome of a call that is not made.
+const DENIED: &str = "denied";
+
+impl Sender {
+    /// Returns an audit entry about a call of the sender.
+    pub(super) fn audit_entry(&self, method: Method) -> AuditEntry {
+        AuditEntry {
+            caller: Some(self.caller.name().to_owned()),
+            address: self.address.map(|address| address.to_string()),
+            method: Some(method.name()),
+            ..AuditEntry::default()
+        }
+    }
 }

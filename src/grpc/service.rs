@@ -8,7 +8,6 @@ use tokio_util::{
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Request, Response, Status};
-use tracing::info;
 
 use super::{
     MAX_PAGE_BYTES,
@@ -27,7 +26,7 @@ use crate::{
         GetRequestStatusResponse, WatchRequestRequest, esim_service_server::EsimService,
     },
     requests::{Effect, Error, Placed, Requests, StatusOptions, hub::Tracked, watch::Snapshot},
-    telemetry::{AUDIT, rpc::CallSubject},
+    telemetry::{AuditEntry, PendingEntry, rpc::CallSubject},
 };
 
 #[derive(Debug, Clone)]
@@ -129,8 +128,14 @@ impl EsimService for Esim {
             self.requests.check_account(&account).map_err(to_status)?;
             return Ok(Response::new(DownloadProfileResponse::default()));
         }
+        let entry = AuditEntry {
+            account: Some(account.to_string()),
+            devices: Some(devices),
+            ..sender.audit_entry(Method::DownloadProfile)
+        };
+        let entry = entry.begin("a caller ordered profiles");
         let placed = self.requests.download(placement, deadline).await;
-        audit(&sender, &account, devices, &placed);
+        end(entry, &placed);
         let Placed { request_id, replayed } = placed.map_err(to_status)?;
         Ok(Response::new(DownloadProfileResponse { request_id: request_id.to_string(), replayed }))
     }
@@ -200,23 +205,18 @@ impl EsimService for Esim {
 /// The error of a call without effects whose deadline has passed.
 pub(super) const DEADLINE: Error = Error::Deadline(Effect::None);
 
-/// Records an order and its outcome.
-fn audit(sender: &Sender, account: &AccountName, devices: usize, outcome: &Result<Placed, Error>) {
-    let (request, outcome) = match outcome {
-        Ok(Placed { request_id, replayed: false }) => (Some(request_id), "placed".to_owned()),
-        Ok(Placed { request_id, replayed: true }) => (Some(request_id), "replayed".to_owned()),
-        Err(error) => (None, error.to_string()),
-    };
-    info!(
-        target: AUDIT,
-        caller = sender.caller.name(),
-        address = sender.address.map(tracing::field::display),
-        %account,
-        devices,
-        request.id = request.map(tracing::field::display),
-        outcome,
-        "a caller ordered profiles"
-    );
+/// Writes the audit line of an order.
+fn end(mut entry: PendingEntry, placed: &Result<Placed, Error>) {
+    match placed {
+        Ok(Placed { request_id, replayed }) => {
+            entry.entry.request_id = Some(request_id.to_string());
+            entry.end(if *replayed { "replayed" } else { "placed" }, None);
+        }
+        Err(error @ (Error::OrderOutcomeUnknown { .. } | Error::Deadline(Effect::Unknown))) => {
+            entry.end("unknown", Some(error.to_string()));
+        }
+        Err(error) => entry.end("failed", Some(error.to_string())),
+    }
 }
 
 /// Returns the sender of a call. Every call of the API has one, so an error is a defect.

@@ -19,6 +19,7 @@ use thingspace_gateway::{
 use tonic::Code;
 
 use crate::{
+    audit::audited,
     harness::*,
     nats_server::NatsServer,
     process::{run, text},
@@ -230,7 +231,12 @@ async fn an_operator_accepts_a_store_loss() {
     process.terminate();
     let (_, log) = process.wait().await;
     let lines = |what: &str| log.iter().filter(|line| line.contains(what)).count();
-    assert_eq!(lines("\"target\":\"audit\""), 1, "{log:#?}");
+    let accepted: Vec<_> = audited(&log)
+        .iter()
+        .filter(|line| line["command"] == "store accept-loss")
+        .map(|line| line["outcome"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(accepted, ["unchanged", "done"], "{log:#?}");
     assert_eq!(lines("\"level\":\"ERROR\""), 1, "{log:#?}");
 }
 

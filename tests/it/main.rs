@@ -9,6 +9,7 @@
 )]
 
 mod admin;
+mod audit;
 mod callbacks;
 mod callers;
 mod callers_jwt;

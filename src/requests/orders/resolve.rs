@@ -20,6 +20,7 @@ use crate::{
     proto::storage::{self, SettledBy},
     requests::{age, hub::Hub},
     store::{CellName, Store, StoreError},
+    telemetry::AuditEntry,
     thingspace::{self, Client, Purpose, StatusAnswer, StatusClass, StatusLookup},
 };
 
@@ -152,13 +153,6 @@ impl Resolver {
         let mut unfinished = false;
         for (order_id, request) in self.hub.candidates() {
             match self.check_candidate(&order_id, &request).await {
-                Ok(CandidateResult::Settled) => {
-                    info!(
-                        order.id = &*order_id,
-                        request.id = %request,
-                        "an unknown order was settled by a callback"
-                    );
-                }
                 Ok(CandidateResult::Wrong(reason)) => {
                     info!(
                         order.id = &*order_id,
@@ -169,7 +163,7 @@ impl Resolver {
                     self.hub.drop_candidate(&order_id, &request);
                 }
                 Ok(CandidateResult::NotYet) => unfinished = true,
-                Ok(CandidateResult::Waiting) => {}
+                Ok(CandidateResult::Settled | CandidateResult::Waiting) => {}
                 Err(error) => {
                     warn!(
                         order.id = &*order_id,
@@ -252,6 +246,15 @@ impl Resolver {
         }
         let settlement = Settlement::AcceptedAs(request.clone());
         self.append_settled(order_id, &ordered, SettledBy::Evidence, &settlement, false).await?;
+        let entry = AuditEntry {
+            caller: Some("gateway".to_owned()),
+            account: Some(ordered.account),
+            devices: Some(ordered.devices.len()),
+            order_id: Some(order_id.to_owned()),
+            request_id: Some(request.to_string()),
+            ..AuditEntry::default()
+        };
+        entry.write("a callback settled an order of unknown outcome", "accepted", None);
         Ok(CandidateResult::Settled)
     }
 }

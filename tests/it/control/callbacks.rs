@@ -11,7 +11,7 @@ use thingspace_gateway::{
 };
 
 use super::{json, refused, told};
-use crate::harness::*;
+use crate::{audit::audited, harness::*};
 
 const THEIRS: &str = "https://production.example:28200/callbacks/production-secret";
 
@@ -206,14 +206,16 @@ async fn a_callback_in_quarantine_is_shown_without_passwords() {
     // The log says who read which callback, with any filter.
     process.terminate();
     let (_, log) = process.wait().await;
-    let audited: Vec<serde_json::Value> = log
+    let lines = audited(&log);
+    let shows: Vec<_> = lines
         .iter()
-        .map(|line| serde_json::from_str(line).unwrap_or_default())
-        .filter(|line: &serde_json::Value| line["target"] == "audit")
+        .filter(|line| line["command"] == "quarantine show")
+        .map(|line| (line["callback"].as_u64().unwrap(), line["outcome"].as_str().unwrap()))
         .collect();
-    let numbers: Vec<_> = audited.iter().map(|line| line["number"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, [1, 1, 2], "{audited:#?}");
-    assert!(audited.iter().all(|line| line["account"] == ACCOUNT && line["who"].is_string()));
+    assert_eq!(shows, [(1, "failed"), (1, "done"), (1, "done"), (2, "done")], "{lines:#?}");
+    let done = lines.iter().filter(|line| line["outcome"] == "done");
+    assert!(done.clone().all(|line| line["account"] == ACCOUNT), "{lines:#?}");
+    assert_eq!(done.filter(|line| line["command"] == "callbacks register").count(), 1);
 }
 
 #[tokio::test]

@@ -84,6 +84,13 @@ impl Resolver {
         Ok(not_confirmed)
     }
 
+    /// Returns the account and the number of devices of an order, if it can be read.
+    pub(crate) async fn ordered(&self, order_id: &str) -> Option<(String, usize)> {
+        Uuid::parse_str(order_id).ok()?;
+        let ordered = self.hub.order(order_id).await.ok()?.ordered?;
+        Some((ordered.account, ordered.devices.len()))
+    }
+
     /// Checks that ThingSpace lists exactly the order's devices for a request. The error says why
     /// not.
     async fn confirm(&self, ordered: &storage::Ordered, request: &RequestId) -> Result<(), String> {

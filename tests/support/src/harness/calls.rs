@@ -90,6 +90,12 @@ impl HeldOrder {
         self.placing.await.unwrap()
     }
 
+    /// Ends the call. ThingSpace answers when the gate is opened.
+    pub fn leave(self) -> Gate {
+        self.placing.abort();
+        self.gate
+    }
+
     /// Lets ThingSpace answer, and waits for the result of the call.
     pub async fn answer(self) -> Result<RequestId, Status> {
         self.gate.open();
