@@ -145,12 +145,19 @@ pub struct CheckArgs {
 The exit code is 0 if the gateway can answer calls, and 1 if it cannot or if no answer comes within
 5 s.
 
-Example:
-  thingspace-gateway health --address thingspace-gateway.esim.svc:50051")]
+Examples:
+  thingspace-gateway health --address 127.0.0.1:50051
+  thingspace-gateway health --address thingspace-gateway.esim.svc:50051 --tls --ca-file ca.crt")]
 pub struct HealthArgs {
-    /// Address of the API, HOST:PORT, plaintext
+    /// Address of the API, HOST:PORT
     #[arg(long, value_name = "ADDR")]
     pub address: String,
+    /// Connect with TLS
+    #[arg(long)]
+    pub tls: bool,
+    /// The authorities that sign the gateway's certificate (PEM) [default: those of the system]
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub ca_file: Option<PathBuf>,
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {

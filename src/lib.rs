@@ -35,11 +35,12 @@
 //!   queries and polls, [`watch`](requests::watch) streams transitions.
 //! - [`callbacks`]: the listener for ThingSpace's callbacks, its secrets, registration and
 //!   quarantine.
+//! - `auth`: who calls, and what each caller may do.
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
 //! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
 //! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
-//!   `certificate`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners, logs and
-//!   traces, configuration, files, signals, and helpers.
+//!   `certificate`, `tls_client`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners,
+//!   logs and traces, configuration, files, signals, and helpers.
 //! - [`simulator`]: a ThingSpace over real HTTP, for `dev` and for every test.
 //! - [`app`]: constructs everything and connects it. Only it depends on all other modules.
 //!
@@ -74,8 +75,9 @@
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits`
 //!    prints masked. Secrets are `secrecy` types, which print nothing.
 //! 8. **Nobody gets in by default.** `auth::Authenticator::caller` finds out who calls, and
-//!    `auth::Policy::allows` decides what the caller may do. `config::validate::auth` refuses to
-//!    serve the API beyond loopback without authentication and TLS.
+//!    `auth::Policy::allows` decides what the caller may do. `grpc::authenticate` asks both before
+//!    a message is decoded. `config::validate::auth` refuses to serve the API beyond loopback
+//!    without authentication and TLS. `telemetry::audit` writes the audit log.
 //! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
 //!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
 //!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
@@ -100,6 +102,10 @@
 //! - Every queue, map, body, wait and retry has a named limit.
 //!
 //! # The path of a call
+//!
+//! **Every call.** `grpc::authenticate` finds out who calls, and refuses a caller that may not call
+//! the method. The method refuses an account that the caller may not use, before anything is looked
+//! up.
 //!
 //! **DownloadProfile.** `grpc::convert` checks every field. `requests::orders` reads the key's
 //! cell: a key that was used before is answered from there, or from its order's log. A new order
@@ -167,3 +173,4 @@ pub mod simulator;
 pub mod store;
 pub mod telemetry;
 pub mod thingspace;
+mod tls_client;

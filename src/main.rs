@@ -51,7 +51,7 @@ fn main() -> ExitCode {
         Command::Dev(args) => Config::load(None).map(|config| dev(config, args)),
         Command::Simulate(args) => Config::load(None).map(|config| simulate(&config, &args)),
         Command::Check(args) => Config::load(Some(&args.config)).map(|config| check(&config)),
-        Command::Health(args) => Ok(run_command(app::health(&args.address))),
+        Command::Health(args) => Ok(run_command(app::health(&args))),
         Command::Operator(OperatorCommand::Store(StoreCommand::Restore(args))) => restore(args),
         Command::Operator(command) => operate(&command),
     };

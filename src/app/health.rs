@@ -19,7 +19,15 @@ use tonic_health::{
 };
 use tracing::{info, warn};
 
-use crate::{callbacks::secrets::CallbackSecrets, grpc, requests::Requests, thingspace::Client};
+use crate::{
+    callbacks::secrets::CallbackSecrets,
+    cli::HealthArgs,
+    config::url::{Url, WEB},
+    grpc,
+    requests::Requests,
+    thingspace::Client,
+    tls_client,
+};
 
 /// The limit of the command `health`, from the lookup of the name to the answer.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,9 +97,10 @@ pub(super) async fn report_logins(
     }
 }
 
-/// Fails unless the gateway at `address` (`HOST:PORT`) can answer calls.
-pub async fn health(address: &str) -> anyhow::Result<()> {
-    let status = timeout(CHECK_TIMEOUT, check(address))
+/// Fails unless the gateway can answer calls.
+pub async fn health(args: &HealthArgs) -> anyhow::Result<()> {
+    let address = &args.address;
+    let status = timeout(CHECK_TIMEOUT, check(args))
         .await
         .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {} s", CHECK_TIMEOUT.as_secs())))
         .with_context(|| format!("cannot ask {address}"))?;
@@ -100,8 +109,15 @@ pub async fn health(address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check(address: &str) -> anyhow::Result<i32> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+async fn check(HealthArgs { address, tls, ca_file }: &HealthArgs) -> anyhow::Result<i32> {
+    let channel = if *tls {
+        let text = format!("https://{address}");
+        let url = Url::parse(&text, WEB).map_err(anyhow::Error::msg)?;
+        let connect = tls_client::connector(&url, ca_file.as_deref())?;
+        Endpoint::from_shared(text)?.connect_with_connector(connect).await?
+    } else {
+        Endpoint::from_shared(format!("http://{address}"))?.connect().await?
+    };
     let request = HealthCheckRequest { service: grpc::SERVICE_NAME.to_owned() };
     Ok(HealthClient::new(channel).check(request).await?.into_inner().status)
 }
