@@ -102,6 +102,7 @@ STRINGS = {
     "callbacks.service": "^[A-Za-z0-9]{1,64}$",
     "store.nats.prefix": "^[-_a-z0-9]{1,32}$",
     "telemetry.log_format": "^(text|json)$",
+    "grpc.client_cert": "^(optional|required)$",
     # Directives, separated by commas: TARGET[SPAN]=LEVEL; each part is optional.
     "telemetry.log_filter": r"^(%(one)s(,%(one)s)*)?$"
     % {"one": r"[^,=\[\]{}\s]*(\[[^\]]*\])?(=(?i:trace|debug|info|warn|error|off|[0-5]))?"},
@@ -218,8 +219,8 @@ def bounds(_text: str) -> str:
     variables = ["THINGSPACE_GATEWAY__" + key.replace(".", "__").upper() for key in taken]
     # The URL of the servers may come from a Secret.
     variables.remove("THINGSPACE_GATEWAY__STORE__NATS__URL")
-    of_limits = {"open_devices": defaults()["limits"]["open_devices"]}
-    return json.dumps({"durations": durations, "variables": variables, "defaults": of_limits}, indent=2) + "\n"
+    used = {"open_devices": defaults()["limits"]["open_devices"], "reflection": defaults()["grpc"]["reflection"]}
+    return json.dumps({"durations": durations, "variables": variables, "defaults": used}, indent=2) + "\n"
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, example, release, run
-from test_config import lay_out
+from test_config import TOKEN, lay_out
 
 PODMAN = shlex.split(os.environ.get("PODMAN", "podman"))
 PODMAN_RUN = shlex.split(os.environ.get("PODMAN_RUN", ""))
@@ -47,7 +47,9 @@ class Pod:
     """A simulator and a gateway in two containers of the same image, with a common network."""
 
     def __init__(self, root: Path):
-        self.it = release(example("embedded", {"config": {"thingspace": {"base_url": "http://thingspace.test:8090/api", "allow_plaintext": True}}}))
+        simulator = {"base_url": "http://thingspace.test:8090/api", "allow_plaintext": True}
+        config = {"thingspace": simulator, "grpc": {"allow_plaintext": True, "reflection": True}}
+        self.it = release(example("embedded", {"config": config, "grpc": {"tls": {"existingSecret": ""}}}))
         lay_out(self.it, root, SECRETS, prefix="")
         for mount in self.it.container["volumeMounts"]:
             for path in [root / mount["mountPath"][1:], *(root / mount["mountPath"][1:]).rglob("*")]:
@@ -82,7 +84,7 @@ class Pod:
             return str(error)
 
     def call(self, method: str, request: dict) -> subprocess.Popen:
-        command = [GRPCURL, "-plaintext", "-d", json.dumps(request), self.published(50051), f"{SERVICE}/{method}"]
+        command = [GRPCURL, "-plaintext", "-H", f"authorization: Bearer {TOKEN}", "-d", json.dumps(request), self.published(50051), f"{SERVICE}/{method}"]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def answer(self, method: str, request: dict) -> dict:

@@ -15,7 +15,8 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 GATEWAY = TARGET / "debug" / "thingspace-gateway"
 
 
-TOKENS = "# Callers.\norders " + hashlib.sha256(b"a token").hexdigest() + "\n"
+TOKEN = "the token of a caller"
+TOKENS = "# Callers.\norders " + hashlib.sha256(TOKEN.encode()).hexdigest() + "\n"
 # A public key (RFC 8037, appendix A.2).
 KEY_SET = json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "one", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]})
 
@@ -35,7 +36,8 @@ def lay_out(it, root: Path, secrets: dict | None = None, prefix: str | None = No
             file = mounts["config"] / item["path"]
             assert not file.exists(), f"two sources of {item['path']}"
             file.parent.mkdir(parents=True, exist_ok=True)
-            known = {"gateway.toml": it.toml.replace('= "/', f'= "{prefix}/'), "tokens": TOKENS, "jwks.json": KEY_SET}
+            # The authority of the test's certificate is the certificate itself.
+            known = {"client-ca.crt": certificate()["ca.crt"], "gateway.toml": it.toml.replace('= "/', f'= "{prefix}/'), "tokens": TOKENS, "jwks.json": KEY_SET}
             content = {**known, **certificate(), **(secrets or {})}
             file.write_text(content.get(file.name, f"secret of {file.parent.name}\n"))
     return mounts["config"] / "gateway.toml"
@@ -87,6 +89,9 @@ CASES = [(file.stem, {}) for file in EXAMPLES] + [
             "config": {"auth": {"jwt": {"issuer": "https://a", "audience": "gateway"}}},
         },
     ),
+    ("embedded", {"grpc": {"tls": {"existingSecret": ""}}, "config": {"grpc": {"allow_plaintext": True}}}),
+    ("embedded", {"grpc": {"tls": {"clientCa": {"existingSecret": "ca", "key": "bundle.pem"}}}}),
+    ("callbacks", {"config": {"grpc": {"client_cert": "required"}}, "helmTest": {"enabled": False}}),
     ("callbacks", {"auth": {"jwt": {"ca": {"existingConfigMap": "ca"}}}}),
     ("callbacks", {"callbacks": {"existingSecret": "pair"}}),
     ("callbacks", {"callbacks": {"tls": {"existingSecret": ""}}}),

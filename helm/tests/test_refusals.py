@@ -71,6 +71,11 @@ def check_over(base: str, over: dict, root):
     config["store"].setdefault("nats", {}).update({key: nats[key] for key in ("url",) if key in nats})
     if nats.get("tls", {}).get("existingSecret") == "":
         del config["store"]["nats"]["ca_file"]
+    tls = over.get("grpc", {}).get("tls", {})
+    if tls.get("existingSecret") == "":
+        del config["grpc"]["tls_cert_file"], config["grpc"]["tls_key_file"]
+    if tls.get("clientCa", {}).get("existingConfigMap") == "":
+        del config["grpc"]["client_ca_file"]
     auth, values = config.setdefault("auth", {}), over.get("auth", {})
     if values.get("tokens", {}).get("existingSecret") == "":
         auth.pop("tokens_file", None)

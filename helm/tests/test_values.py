@@ -26,8 +26,17 @@ def test_two_forms():
 
 def test_what_an_operator_has_to_say():
     told = refusal({})
-    for problem in ("image.repository", "auth: callers are not authenticated", "credentials", "networkPolicy.grpc.from"):
+    for problem in ("image.repository", "grpc.tls.existingSecret", "auth: callers are not authenticated", "credentials", "networkPolicy.grpc.from"):
         assert problem in told, told
+
+
+# For a mesh.
+PLAINTEXT = {"grpc": {"tls": {"existingSecret": ""}}, "config": {"grpc": {"allow_plaintext": True}}}
+
+
+def asking(release_):
+    (container,) = release_.of("Pod", "-test")["spec"]["containers"]
+    return container
 
 
 SHOWN = [
@@ -51,6 +60,12 @@ SHOWN = [
     ({"grpc": {"port": 6000}}, lambda r: r.container["ports"][0], {"name": "grpc", "containerPort": 6000}),
     ({"admin": {"port": 6001}}, lambda r: 'listen = "0.0.0.0:6001"' in r.toml, True),
     ({"service": {"port": 80}}, lambda r: r.of("Service")["spec"]["ports"][0]["port"], 80),
+    ({}, lambda r: r.of("Service")["spec"]["ports"][0]["appProtocol"], "https"),
+    (PLAINTEXT, lambda r: r.of("Service")["spec"]["ports"][0]["appProtocol"], "kubernetes.io/h2c"),
+    ({"service": {"appProtocol": "grpc"}}, lambda r: r.of("Service")["spec"]["ports"][0]["appProtocol"], "grpc"),
+    ({}, lambda r: asking(r)["args"][2:], ["--tls", "--ca-file=/etc/thingspace-gateway/ca.crt"]),
+    ({"grpc": {"tls": {"caKey": ""}}}, lambda r: asking(r)["args"][2:], ["--tls"]),
+    (PLAINTEXT, lambda r: asking(r)["args"][2:], []),
     ({"service": {"appProtocol": ""}}, lambda r: "appProtocol" in r.of("Service")["spec"]["ports"][0], False),
     ({"service": {"labels": {"a": "b"}}}, lambda r: r.of("Service", "-headless")["metadata"]["labels"]["a"], "b"),
     ({"service": {"annotations": {"a": "b"}}}, lambda r: r.of("Service")["metadata"]["annotations"], {"a": "b"}),
@@ -219,7 +234,7 @@ def test_callbacks_have_a_service_of_their_own():
     assert "externalTrafficPolicy" not in service["spec"]
     wanted = {"name": "callbacks", "port": 443, "targetPort": "callbacks", "appProtocol": "http", "nodePort": 30443}
     assert service["spec"]["ports"] == [wanted]
-    assert 'listen = "0.0.0.0:9001"' in plain.toml and "tls_cert_file" not in plain.toml
+    assert 'listen = "0.0.0.0:9001"' in plain.toml and "callbacks-tls" not in plain.toml
     nowhere = {"type": "ClusterIP", "externalTrafficPolicy": ""}
     assert release(example("callbacks", {"callbacks": {"service": nowhere}})).of("Service", "-callbacks")["spec"]["type"] == "ClusterIP"
     off = release(example("callbacks", {"callbacks": {"enabled": False}, "config": {"callbacks": {"register": False}}}))
@@ -315,7 +330,7 @@ def test_the_pod_may_do_nothing():
 def test_helm_test_asks_the_service():
     it = embedded({"fullnameOverride": "", "service": {"port": 80}})
     pod = it.of("Pod", "-test")
-    assert pod["spec"]["containers"][0]["args"] == ["health", "--address", "gw-thingspace-gateway.esim.svc:80"]
+    assert pod["spec"]["containers"][0]["args"][:2] == ["health", "--address=gw-thingspace-gateway.esim.svc:80"]
     assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
     assert not selected_by(it.of("Service"), pod)
 
@@ -332,11 +347,14 @@ def test_notes_say_how_to_call_it():
         return told.stdout.split("NOTES:")[1]
 
     told = notes({})
-    assert "grpcurl -plaintext localhost:50051 describe thingspace.esim.v1.EsimService" in told
+    call = 'grpcurl -cacert ca.crt -authority gw-thingspace-gateway.esim.svc -H "authorization: Bearer $TOKEN"'
+    assert f"{call} -import-path proto -proto thingspace/esim/v1/esim.proto" in told
     assert "kubectl -n esim exec statefulset/gw-thingspace-gateway -- /thingspace-gateway status" in told
     assert "https://gateway.example.com:28200/thingspace" in told
-    told = notes({"config": {"grpc": {"reflection": False}}, "networkPolicy": {"enabled": False}})
-    assert "-proto thingspace/esim/v1/esim.proto" in told and "no NetworkPolicy" in told
+    told = notes({"config": {"grpc": {"reflection": True}}, "networkPolicy": {"enabled": False}})
+    assert f"{call} localhost:50051 describe thingspace.esim.v1.EsimService" in told and "no NetworkPolicy" in told
+    plain = {"grpc": {"tls": {"existingSecret": "", "clientCa": {"existingConfigMap": ""}}}, "config": {"grpc": {"allow_plaintext": True}}}
+    assert 'grpcurl -plaintext -H "authorization' in notes({**plain, "auth": {"allow": [{"callers": ["*"], "methods": ["*"], "accounts": ["*"]}]}})
 
 
 def test_an_umbrella_chart_takes_it(tmp_path):

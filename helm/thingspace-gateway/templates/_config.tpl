@@ -67,8 +67,18 @@
 {{- end -}}
 {{- $_ := set $store "nats" $nats -}}
 {{- end -}}
+{{- $grpc := dict "listen" (printf "%s:%d" $address (int $v.grpc.port)) -}}
+{{- with $v.grpc.tls -}}
+{{- if .existingSecret -}}
+{{- $_ := set $grpc "tls_cert_file" (printf "%s/grpc-tls/tls.crt" $etc) -}}
+{{- $_ := set $grpc "tls_key_file" (printf "%s/grpc-tls/tls.key" $etc) -}}
+{{- end -}}
+{{- if or .clientCa.existingSecret .clientCa.existingConfigMap -}}
+{{- $_ := set $grpc "client_ca_file" (printf "%s/grpc-tls/client-ca.crt" $etc) -}}
+{{- end -}}
+{{- end -}}
 {{- $own := dict
-  "grpc" (dict "listen" (printf "%s:%d" $address (int $v.grpc.port)))
+  "grpc" $grpc
   "admin" (dict "listen" (printf "%s:%d" $address (int $v.admin.port)))
   "callbacks" $callbacks
   "store" $store -}}

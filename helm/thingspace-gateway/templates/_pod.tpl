@@ -1,17 +1,13 @@
 {{/* A source of one file in the pod. Arguments: of (with existingSecret or existingConfigMap, and key), path. */}}
 {{- define "gateway.fileSource" -}}
-{{- $path := .path -}}
-{{- with .of -}}
-{{- with .existingSecret }}
+{{- if .of.existingSecret -}}
 - secret:
-    name: {{ . }}
-    items: [{key: {{ $.of.key }}, path: {{ $path }}}]
-{{- end -}}
-{{- with .existingConfigMap }}
+    name: {{ .of.existingSecret }}
+    items: [{key: {{ .of.key }}, path: {{ .path }}}]
+{{- else if .of.existingConfigMap -}}
 - configMap:
-    name: {{ . }}
-    items: [{key: {{ $.of.key }}, path: {{ $path }}}]
-{{- end -}}
+    name: {{ .of.existingConfigMap }}
+    items: [{key: {{ .of.key }}, path: {{ .path }}}]
 {{- end -}}
 {{- end -}}
 
@@ -147,10 +143,28 @@ spec:
                   path: credentials/{{ $name }}/{{ . }}
                 {{- end }}
           {{- end }}
+          {{- with $v.grpc.tls }}
+          {{- if .existingSecret }}
+          - secret:
+              name: {{ .existingSecret }}
+              items:
+                - {key: {{ .certKey }}, path: grpc-tls/tls.crt}
+                - {key: {{ .keyKey }}, path: grpc-tls/tls.key}
+          {{- end }}
+          {{- with include "gateway.fileSource" (dict "of" .clientCa "path" "grpc-tls/client-ca.crt") }}
+          {{- . | nindent 10 }}
+          {{- end }}
+          {{- end }}
           {{- with $v.auth }}
-          {{- include "gateway.fileSource" (dict "of" .tokens "path" "auth/tokens") | indent 10 }}
-          {{- include "gateway.fileSource" (dict "of" .jwt.keySet "path" "auth/jwks.json") | indent 10 }}
-          {{- include "gateway.fileSource" (dict "of" .jwt.ca "path" "auth/ca.crt") | indent 10 }}
+          {{- with include "gateway.fileSource" (dict "of" .tokens "path" "auth/tokens") }}
+          {{- . | nindent 10 }}
+          {{- end }}
+          {{- with include "gateway.fileSource" (dict "of" .jwt.keySet "path" "auth/jwks.json") }}
+          {{- . | nindent 10 }}
+          {{- end }}
+          {{- with include "gateway.fileSource" (dict "of" .jwt.ca "path" "auth/ca.crt") }}
+          {{- . | nindent 10 }}
+          {{- end }}
           {{- if .kubernetes.enabled }}
           - configMap:
               name: kube-root-ca.crt

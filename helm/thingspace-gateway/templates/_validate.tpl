@@ -7,9 +7,31 @@
 {{- end -}}
 {{- $tokens := or $v.auth.tokens.existingSecret $v.auth.tokens.existingConfigMap -}}
 {{- $jwt := or $v.auth.kubernetes.enabled $v.auth.jwt.keySet.existingConfigMap (dig "auth" "jwt" "jwks_url" "" $v.config) -}}
-{{- $asks := or $tokens $jwt -}}
+{{- $tls := $v.grpc.tls -}}
+{{- $clientCa := or $tls.clientCa.existingSecret $tls.clientCa.existingConfigMap -}}
+{{- $asks := or $tokens $jwt $clientCa -}}
+{{- if and (not $tls.existingSecret) (not (dig "grpc" "allow_plaintext" false $v.config)) -}}
+{{- $problems = append $problems "grpc.tls.existingSecret: is required: without TLS, tokens and orders cross the network in plain text. Name a Secret with a certificate, or accept that risk with config.grpc.allow_plaintext: true, for example behind a mesh" -}}
+{{- end -}}
+{{- if and $tls.existingSecret (or (not $tls.certKey) (not $tls.keyKey)) -}}
+{{- $problems = append $problems "grpc.tls: certKey and keyKey name keys of existingSecret; set both" -}}
+{{- end -}}
+{{- if and $clientCa (not $tls.existingSecret) -}}
+{{- $problems = append $problems "grpc.tls.clientCa: client certificates need TLS; set grpc.tls.existingSecret" -}}
+{{- end -}}
+{{- if and $tls.clientCa.existingSecret $tls.clientCa.existingConfigMap -}}
+{{- $problems = append $problems "grpc.tls.clientCa: existingSecret and existingConfigMap are both set; set one of them" -}}
+{{- end -}}
+{{- if eq (dig "grpc" "client_cert" "optional" $v.config) "required" -}}
+{{- if not $clientCa -}}
+{{- $problems = append $problems "config.grpc.client_cert: no authorities verify the certificates; set grpc.tls.clientCa" -}}
+{{- end -}}
+{{- if $v.helmTest.enabled -}}
+{{- $problems = append $problems "helmTest.enabled: the test has no client certificate, which config.grpc.client_cert requires; set it to false" -}}
+{{- end -}}
+{{- end -}}
 {{- if and (not $asks) (not (dig "grpc" "allow_unauthenticated_remote_callers" false $v.config)) -}}
-{{- $problems = append $problems "auth: callers are not authenticated, so every client that reaches the port could place orders on your ThingSpace accounts: set auth.tokens, auth.jwt or auth.kubernetes, or accept that risk with config.grpc.allow_unauthenticated_remote_callers: true" -}}
+{{- $problems = append $problems "auth: callers are not authenticated, so every client that reaches the port could place orders on your ThingSpace accounts: set auth.tokens, auth.jwt, auth.kubernetes or grpc.tls.clientCa, or accept that risk with config.grpc.allow_unauthenticated_remote_callers: true" -}}
 {{- end -}}
 {{- if and $v.auth.tokens.existingSecret $v.auth.tokens.existingConfigMap -}}
 {{- $problems = append $problems "auth.tokens: existingSecret and existingConfigMap are both set; set one of them" -}}
@@ -63,8 +85,8 @@
 {{- range $n, $entry := $v.auth.allow -}}
 {{- range .callers -}}
 {{- $kind := regexFind "^[a-z]+" . -}}
-{{- if or (and (eq $kind "token") (not $tokens)) (and (eq $kind "jwt") (not $jwt)) (and (eq $kind "anonymous") $asks) -}}
-{{- $problems = append $problems (printf "auth.allow #%d: the caller %s never calls: set auth.tokens for token:, auth.jwt or auth.kubernetes for jwt:, and nothing of these for anonymous" (add $n 1) .) -}}
+{{- if or (and (eq $kind "token") (not $tokens)) (and (eq $kind "jwt") (not $jwt)) (and (has $kind (list "spiffe" "dns")) (not $clientCa)) (and (eq $kind "anonymous") $asks) -}}
+{{- $problems = append $problems (printf "auth.allow #%d: the caller %s never calls: set auth.tokens for token:, auth.jwt or auth.kubernetes for jwt:, grpc.tls.clientCa for spiffe:// and dns:, and none of them for anonymous" (add $n 1) .) -}}
 {{- end -}}
 {{- end -}}
 {{- range .accounts -}}
