@@ -29,7 +29,7 @@ use crate::{
     },
     config::{Config, GrpcConfig, StoreKind},
     control::{Control, GatewayParts},
-    grpc::{self, Esim},
+    grpc::{self, Esim, EsimServer},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
     server::{self, Http2Options, ListenerOptions, tls::Tls},
@@ -261,7 +261,7 @@ async fn routes(esim: Esim, reflection: bool) -> anyhow::Result<(HealthReporter,
     let esim = EsimServiceServer::new(esim)
         .max_decoding_message_size(grpc::MAX_MESSAGE)
         .max_encoding_message_size(grpc::MAX_MESSAGE);
-    let mut routes = Routes::new(health_service).add_service(esim);
+    let mut routes = Routes::new(health_service).add_service(EsimServer::new(esim));
     if reflection {
         let described = || {
             tonic_reflection::server::Builder::configure()

@@ -10,6 +10,7 @@ mod fragment;
 mod middleware;
 mod service;
 pub(crate) mod status;
+mod watch_messages;
 mod watch_stream;
 
 use http::HeaderMap;
@@ -20,6 +21,7 @@ use authenticate::Authenticate;
 use middleware::Middleware;
 
 pub(crate) use service::Esim;
+pub(crate) use watch_stream::EsimServer;
 
 /// The name of the service in health checks.
 pub(crate) const SERVICE_NAME: &str = "thingspace.esim.v1.EsimService";
@@ -33,8 +35,7 @@ pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 /// The largest page of a status, in bytes.
 pub(crate) const MAX_PAGE_BYTES: usize = 1 << 20;
 
-/// The largest message of a watch, in bytes. It is small because the gateway keeps one in memory
-/// for each slow reader.
+/// The largest message of a watch, in bytes. It is small because a slow reader has one in memory.
 pub(crate) const MAX_WATCH_MESSAGE: usize = 64 << 10;
 
 /// Returns the services with their layers. The last one sees a call first.

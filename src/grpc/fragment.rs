@@ -14,9 +14,8 @@ use crate::{
     proto::esim::{self, watch_request_response::Event as MessageEvent},
     requests::{
         fold::state::{DeviceStatus, Transition},
-        watch::{Snapshot, WatchEvent},
+        watch::{Snapshot, WatchEvent, token::Resume},
     },
-    store::Position,
 };
 
 /// Bytes that a message needs besides its devices: names, counts, times, token.
@@ -36,7 +35,7 @@ pub(super) struct Fragment {
     pub(super) event: MessageEvent,
     /// The revision that the message completes, and its position. `None`: more of the revision
     /// follows.
-    pub(super) completes: Option<(Position, u64)>,
+    pub(super) completes: Option<Resume>,
     /// What has been sent of the revision, if it is not complete.
     pub(super) partial: Partial,
 }
@@ -55,7 +54,7 @@ pub(super) fn next(event: &WatchEvent, partial: Partial) -> Option<Fragment> {
                 counts: Some(convert::counts(*counts)),
                 revision: convert::revision(*revision),
             };
-            let completes = Some((*position, *revision));
+            let completes = Some(Resume { position: *position, revision: *revision });
             Some(Fragment { event: MessageEvent::Heartbeat(heartbeat), completes, partial })
         }
         _ => None,
@@ -70,7 +69,8 @@ fn snapshot(snapshot: &Snapshot, sent: usize) -> Option<Fragment> {
     let is_complete = sent == snapshot.devices.len();
     Some(Fragment {
         event: MessageEvent::Snapshot(status),
-        completes: is_complete.then_some((snapshot.position, snapshot.revision)),
+        completes: is_complete
+            .then_some(Resume { position: snapshot.position, revision: snapshot.revision }),
         partial: if is_complete { Partial::Nothing } else { Partial::Snapshot(sent) },
     })
 }
@@ -108,7 +108,8 @@ fn changes(transitions: &[Arc<Transition>], sent: usize) -> Option<Fragment> {
     };
     Some(Fragment {
         event: MessageEvent::Change(change),
-        completes: is_complete.then_some((transition.position, transition.revision)),
+        completes: is_complete
+            .then_some(Resume { position: transition.position, revision: transition.revision }),
         partial,
     })
 }
@@ -146,6 +147,7 @@ mod tests {
         identity::{Device, Digits},
         proto::storage,
         requests::fold::state::{Counts, DeviceState, RequestState},
+        store::Position,
     };
 
     fn device(eid: usize, text: usize) -> Arc<DeviceStatus> {
@@ -197,7 +199,7 @@ mod tests {
             let MessageEvent::Change(change) = fragment.event else { panic!("not a change") };
             devices.extend(change.devices);
             messages += 1;
-            if let Some((_, revision)) = fragment.completes {
+            if let Some(Resume { revision, .. }) = fragment.completes {
                 prop_assert!(revision > completed);
                 completed = revision;
                 let so_far = transitions.iter().filter(|t| t.revision <= revision);
@@ -226,7 +228,11 @@ mod tests {
         let fragment = next(&event, Partial::Nothing);
         assert!(matches!(
             fragment,
-            Some(Fragment { completes: Some((_, 3)), partial: Partial::Nothing, .. })
+            Some(Fragment {
+                completes: Some(Resume { revision: 3, .. }),
+                partial: Partial::Nothing,
+                ..
+            })
         ));
         assert!(next(&event, Partial::Snapshot(1)).is_none());
     }

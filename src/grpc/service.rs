@@ -1,7 +1,8 @@
 //! The three RPCs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use futures_util::stream::Empty;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{
     sync::CancellationToken,
@@ -15,7 +16,7 @@ use super::{
     convert::{self, OrderRules, Violations},
     deadline::{Deadline, without_margin},
     fragment, status,
-    watch_stream::{self, WatchEnds, WatchMessages},
+    watch_stream::{WatchContext, WatchStream},
 };
 use crate::{
     auth::{Method, Policy},
@@ -23,9 +24,11 @@ use crate::{
     identity::AccountName,
     proto::esim::{
         DownloadProfileRequest, DownloadProfileResponse, GetRequestStatusRequest,
-        GetRequestStatusResponse, WatchRequestRequest, esim_service_server::EsimService,
+        GetRequestStatusResponse, WatchRequestRequest, WatchRequestResponse,
+        esim_service_server::EsimService,
     },
     requests::{Effect, Error, Placed, Requests, StatusOptions, hub::Tracked, watch::Snapshot},
+    server::Connection,
     telemetry::{AuditEntry, PendingEntry, rpc::CallSubject},
 };
 
@@ -35,6 +38,7 @@ pub(crate) struct Esim {
     policy: Policy,
     rules: OrderRules,
     max_deadline: Duration,
+    watches: Arc<WatchContext>,
     /// Cancelled when the drain begins.
     drain: CancellationToken,
     /// Tracks calls in progress, for which the drain waits.
@@ -53,7 +57,9 @@ impl Esim {
             max_devices: config.thingspace.max_devices_per_order,
             strict_checksums: config.thingspace.strict_checksums,
         };
-        Self { requests, policy, rules, max_deadline: config.grpc.max_deadline, drain, calls }
+        let watches = Arc::new(WatchContext::new(&config.grpc, drain.clone(), calls.clone()));
+        let max_deadline = config.grpc.max_deadline;
+        Self { requests, policy, rules, max_deadline, watches, drain, calls }
     }
 
     /// Admits a call, unless the gateway drains. The drain waits until the returned token is
@@ -176,7 +182,8 @@ impl EsimService for Esim {
         answer.unwrap_or(Err(DEADLINE)).map(Response::new).map_err(to_status)
     }
 
-    type WatchRequestStream = WatchMessages;
+    /// Without messages: the response gets its body from [`WatchStream`].
+    type WatchRequestStream = Empty<Result<WatchRequestResponse, Status>>;
 
     async fn watch_request(
         &self,
@@ -184,6 +191,7 @@ impl EsimService for Esim {
     ) -> Result<Response<Self::WatchRequestStream>, Status> {
         let (call, deadline) = self.admit(&request)?;
         let (subject, sender) = (subject(&request), sender(&request)?);
+        let closing = closing(&request)?;
         let request = request.into_inner();
         let mut wrong = Violations::default();
         let Some((account, id)) =
@@ -196,9 +204,9 @@ impl EsimService for Esim {
         let begin = self.requests.watch(&account, &id, &request.resume_token);
         let watch = timeout_at(self.unary_deadline(deadline), begin).await;
         let watch = watch.unwrap_or(Err(DEADLINE)).map_err(to_status)?;
-        let ends =
-            WatchEnds { deadline, expires: sender.caller.expires(), drain: self.drain.clone() };
-        Ok(Response::new(watch_stream::messages(watch, request.resume_token, ends, call)))
+        let expires = sender.caller.expires();
+        let stream = WatchStream::new(watch, &self.watches, deadline, expires, closing, call);
+        Ok(stream.into_response())
     }
 }
 
@@ -223,6 +231,12 @@ fn end(mut entry: PendingEntry, placed: &Result<Placed, Error>) {
 fn sender<T>(request: &Request<T>) -> Result<Sender, Status> {
     let sender = request.extensions().get().cloned();
     sender.ok_or_else(|| to_status(Error::Internal("a call was not authenticated".to_owned())))
+}
+
+/// Returns the token that is cancelled when the connection of a call closes.
+fn closing<T>(request: &Request<T>) -> Result<CancellationToken, Status> {
+    let closing = request.extensions().get().map(Connection::closing).cloned();
+    closing.ok_or_else(|| to_status(Error::Internal("a call has no connection".to_owned())))
 }
 
 /// Returns the value that records the account and the request of a call for its span.

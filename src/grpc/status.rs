@@ -13,7 +13,9 @@
 //!   claim was stored after all, the repetition finds it. Status calls and watches have no effect.
 //! - `CALLER_UNAUTHENTICATED`: the keys that verify tokens have not been fetched yet. The call was
 //!   not passed on.
-//! - `SLOW_READER`: the snapshot of a watch was not read to its end. A watch has no effect.
+//! - `SLOW_READER`: a response was not read for too long. If it is the answer to an order, the
+//!   repetition with the same key gets the same answer. Other calls have no effect.
+//! - `STREAM_AGE`: a watch has no effect, and resumes with its token.
 //! - `DRAINING`: the call was not admitted or waited for a permit, so nothing was sent. A watch
 //!   resumes with its token.
 //!
@@ -81,6 +83,13 @@ impl StatusBuilder {
         self
     }
 
+    fn resume(self, token: Option<String>) -> Self {
+        match token {
+            Some(token) => self.with("resumeToken", &token),
+            None => self,
+        }
+    }
+
     fn build(self) -> Status {
         let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, self.metadata);
         if let Some(after) = self.retry {
@@ -94,18 +103,17 @@ impl StatusBuilder {
 }
 
 pub(crate) fn of(error: &Error) -> Status {
-    of_watch(error, "")
+    of_watch(error, None)
 }
 
 /// Returns the status that ends a watch, with the token that resumes it, if there is one.
-pub(super) fn of_watch(error: &Error, resume_token: &str) -> Status {
+pub(super) fn of_watch(error: &Error, resume_token: Option<String>) -> Status {
     match error {
         Error::Internal(cause) => internal(cause),
         Error::Store(error @ (StoreError::Corrupt(_) | StoreError::TooLarge(_))) => {
             internal(&error.to_string())
         }
-        error if resume_token.is_empty() => describe(error).build(),
-        error => describe(error).with("resumeToken", &resume_token).build(),
+        error => describe(error).resume(resume_token).build(),
     }
 }
 
@@ -149,11 +157,16 @@ pub(super) fn unauthenticated(error: AuthError) -> Status {
 }
 
 /// The status that ends a watch when its caller's token expires.
-pub(super) fn expired(resume_token: &str) -> Status {
+pub(super) fn expired(resume_token: Option<String>) -> Status {
     let message = "the caller's token has expired; resume the watch with a new one";
     let status = status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", message);
-    let resumable = !resume_token.is_empty();
-    if resumable { status.with("resumeToken", &resume_token) } else { status }.build()
+    status.resume(resume_token).build()
+}
+
+/// The status that ends a watch because of its age, or because of the age of its connection.
+pub(super) fn stream_age(resume_token: Option<String>) -> Status {
+    let message = "the watch has reached its age; resume it";
+    unavailable("STREAM_AGE", message, Duration::ZERO).resume(resume_token).build()
 }
 
 /// The status of a call that the policy does not allow. It says nothing about the account.
@@ -272,7 +285,7 @@ fn describe(error: &Error) -> StatusBuilder {
         Error::Store(error) => store(error),
         Error::SlowReader => unavailable(
             "SLOW_READER",
-            "the watch was not read and the request has changed; resume the watch",
+            "the response was not read for too long; repeat the call, or resume the watch",
             Duration::ZERO,
         ),
         Error::Draining => unavailable(

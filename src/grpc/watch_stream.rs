@@ -1,133 +1,301 @@
-//! An open watch: a stream of messages that ends with a status and the token that resumes it.
+//! An open watch: the body of its response.
 //!
-//! A message is made when the server asks for it. Between two messages the stream holds no devices.
+//! - A message is made when the server asks for it. Between two messages a watch keeps none.
+//! - The body is our own, not tonic's: tonic copies each message into a buffer of the stream, and
+//!   keeps the buffer. [`EsimServer`] puts it into the response.
+//! - A watch ends at the earliest of the caller's deadline, its age, and the time at which the
+//!   caller's token expires. When its connection closes or the gateway drains, it ends at a random
+//!   moment of a window, so that not all callers come back at once. Its status has the token that
+//!   resumes it. Only the deadline ends it within a revision that is sent in parts.
 
-use std::{future::pending, pin::Pin};
+use std::{
+    convert::Infallible,
+    future::pending,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use futures_util::{Stream, stream};
-use tokio::time::{Instant, sleep_until};
-use tokio_util::{sync::CancellationToken, task::task_tracker::TaskTrackerToken};
-use tonic::Status;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::time::Instant;
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+use tonic::{Status, body::Body, server::NamedService};
+use tower::Service;
 
 use super::{
-    fragment::{self, Fragment, Partial},
-    service::DEADLINE,
+    fragment::Partial,
+    service::{DEADLINE, Esim},
     status,
+    watch_messages::{WatchMessage, WatchMessages},
 };
 use crate::{
-    proto::esim::WatchRequestResponse,
+    config::GrpcConfig,
+    lock::lock,
+    proto::esim::esim_service_server::EsimServiceServer,
     requests::{
         Error,
-        watch::{Watch, WatchEvent},
+        watch::{Watch, WatchEvent, Watched},
     },
     store::StoreError,
 };
 
-/// The messages of a watch.
-pub(super) type WatchMessages =
-    Pin<Box<dyn Stream<Item = Result<WatchRequestResponse, Status>> + Send>>;
+/// The ages of watches differ by up to one part in this many, so that not all end at once.
+const AGE_SPREAD: u32 = 10;
 
-/// What ends a watch early.
+/// When the gateway drains, at most this many watches end in a second, unless there are too many
+/// for [`DRAIN_SHARE`].
+const ENDS_PER_SECOND: u32 = 10_000;
+
+/// When the gateway drains, all watches end within one part in this many of `grpc.drain`.
+const DRAIN_SHARE: u32 = 4;
+
+/// When a connection closes, its watches end within one part in this many of
+/// `grpc.connection_grace`.
+const GRACE_SHARE: u32 = 2;
+
+/// What all watches share.
 #[derive(Debug)]
-pub(super) struct WatchEnds {
-    pub(super) deadline: Option<Instant>,
-    /// When the caller's token expires.
-    pub(super) expires: Option<Instant>,
+pub(super) struct WatchContext {
+    messages: WatchMessages,
+    stream_age: Duration,
+    connection_grace: Duration,
+    drain_time: Duration,
     /// Cancelled when the drain begins.
-    pub(super) drain: CancellationToken,
+    drain: CancellationToken,
+    /// Tracks calls in progress.
+    calls: TaskTracker,
 }
 
-/// Returns the messages of a watch. The drain waits until `call` is dropped. `token` is the token
-/// with which the watch began.
-pub(super) fn messages(
-    watch: Watch,
-    token: String,
-    ends: WatchEnds,
-    call: TaskTrackerToken,
-) -> WatchMessages {
-    let stream =
-        WatchStream { watch, partial: Partial::Nothing, token, ends, ended: false, _call: call };
-    Box::pin(stream::unfold(stream, WatchStream::step))
+impl WatchContext {
+    pub(super) fn new(config: &GrpcConfig, drain: CancellationToken, calls: TaskTracker) -> Self {
+        Self {
+            messages: WatchMessages::default(),
+            stream_age: config.stream_age,
+            connection_grace: config.connection_grace,
+            drain_time: config.drain,
+            drain,
+            calls,
+        }
+    }
+
+    /// Returns the time within which the watches of a closing connection end.
+    fn window(&self) -> Duration {
+        if !self.drain.is_cancelled() {
+            return self.connection_grace / GRACE_SHARE;
+        }
+        let calls = u32::try_from(self.calls.len()).unwrap_or(u32::MAX);
+        (Duration::from_secs(1) / ENDS_PER_SECOND * calls).min(self.drain_time / DRAIN_SHARE)
+    }
+}
+
+/// Why a watch ends before its request is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WatchEnd {
+    Deadline,
+    Age,
+    TokenExpired,
+    Drain,
 }
 
 /// An open watch.
-struct WatchStream {
+pub(super) struct WatchStream {
     watch: Watch,
     partial: Partial,
-    /// The last token that was sent.
-    token: String,
-    ends: WatchEnds,
+    context: Arc<WatchContext>,
+    deadline: Option<Instant>,
+    /// The earliest end.
+    end: (Instant, WatchEnd),
+    /// Its cancellation makes the end earlier: that of the connection, then that of the drain.
+    closing: Option<CancellationToken>,
     ended: bool,
+    /// The drain waits until this is dropped.
     _call: TaskTrackerToken,
 }
 
 impl WatchStream {
-    async fn step(mut self) -> Option<(Result<WatchRequestResponse, Status>, Self)> {
+    /// - `deadline`: when the caller wants an answer at the latest.
+    /// - `expires`: when the caller's token expires.
+    /// - `closing`: cancelled when the connection closes.
+    pub(super) fn new(
+        watch: Watch,
+        context: &Arc<WatchContext>,
+        deadline: Option<Instant>,
+        expires: Option<Instant>,
+        closing: CancellationToken,
+        call: TaskTrackerToken,
+    ) -> Self {
+        let age = spread(context.stream_age);
+        let ends = [
+            Some((Instant::now() + age, WatchEnd::Age)),
+            deadline.map(|at| (at, WatchEnd::Deadline)),
+            expires.map(|at| (at, WatchEnd::TokenExpired)),
+        ];
+        let end = ends.into_iter().flatten().min_by_key(|(at, _)| *at);
+        Self {
+            watch,
+            partial: Partial::Nothing,
+            context: Arc::clone(context),
+            deadline,
+            end: end.expect("each watch has an age"),
+            closing: Some(closing),
+            ended: false,
+            _call: call,
+        }
+    }
+
+    /// Returns the response. [`EsimServer`] gives it this watch as its body.
+    pub(super) fn into_response<T>(self) -> tonic::Response<stream::Empty<T>> {
+        let frames = stream::unfold(self, Self::step);
+        let body = Body::new(StreamBody::new(frames));
+        let mut response = tonic::Response::new(stream::empty());
+        response.extensions_mut().insert(WatchBody(Arc::new(Mutex::new(body))));
+        response
+    }
+
+    async fn step(mut self) -> Option<(Result<Frame<Bytes>, Infallible>, Self)> {
         if self.ended {
             return None;
         }
-        match self.next().await {
-            Ok(Some(message)) => Some((Ok(message), self)),
-            Ok(None) => None,
-            Err(status) => {
-                self.ended = true;
-                Some((Err(status), self))
-            }
-        }
+        let frame = match self.next().await {
+            Ok(Some(message)) => Frame::data(message),
+            Ok(None) => self.finish(&Status::ok("")),
+            Err(status) => self.finish(&status),
+        };
+        Some((Ok(frame), self))
     }
 
-    async fn next(&mut self) -> Result<Option<WatchRequestResponse>, Status> {
-        // Checked first, because a timer for a past instant fires too late. By then the middleware
-        // has ended the stream without its token.
-        if self.ends.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            return Err(self.ended_by(&DEADLINE));
-        }
-        let (deadline, expired) = (reached(self.ends.deadline), reached(self.ends.expires));
-        let event = tokio::select! {
-            event = self.watch.next() => event,
+    fn finish(&mut self, status: &Status) -> Frame<Bytes> {
+        self.ended = true;
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers).expect("our own status fits into headers");
+        Frame::trailers(trailers)
+    }
+
+    /// Returns the next message, or `None` after the final state.
+    async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        let event = loop {
             // A token exists only after a complete revision.
-            () = self.ends.drain.cancelled(), if self.partial == Partial::Nothing => {
-                Err(Error::Draining)
+            let is_between = self.partial == Partial::Nothing;
+            let end = if is_between { Some(self.end.0) } else { self.deadline };
+            // Checked first, because a timer for a past instant fires too late. By then the
+            // middleware has ended the stream without its token.
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Err(self.ended(is_between));
             }
-            () = deadline => Err(DEADLINE),
-            () = expired, if self.partial == Partial::Nothing => {
-                return Err(status::expired(&self.token));
+            let watched = tokio::select! {
+                watched = self.watch.next(end) => watched,
+                () = cancelled(self.closing.as_ref()), if is_between => {
+                    self.close();
+                    continue;
+                }
+            };
+            match watched.map_err(|error| self.failed(&error))? {
+                Watched::Event(event) => break event,
+                Watched::Final => return Ok(None),
+                Watched::TimedOut => {}
             }
         };
-        let Some(event) = event.map_err(|error| self.ended_by(&error))? else { return Ok(None) };
-        let Some(Fragment { event: message, completes, partial }) =
-            fragment::next(&event, self.partial)
-        else {
+        let Some(message) = self.context.messages.next(&self.watch, &event, self.partial) else {
             // The rest of a partly sent revision is no longer available. The caller resumes before
             // that revision.
             let reason = "the history of the request is no longer complete".to_owned();
-            return Err(self.ended_by(&Error::Store(StoreError::Unavailable(reason))));
+            return Err(self.failed(&Error::Store(StoreError::Unavailable(reason))));
         };
+        let WatchMessage { bytes, completes, partial } = message;
         self.partial = partial;
-        let Some((position, revision)) = completes else {
+        match (completes, event) {
+            (Some(end), _) => self.watch.complete(end),
             // The watch returns the same transitions again by itself, but has to keep a snapshot.
-            if let WatchEvent::Snapshot(snapshot) = event {
-                self.watch.pause(snapshot);
-            }
-            let (event, resume_token) = (Some(message), String::new());
-            return Ok(Some(WatchRequestResponse { event, resume_token, more: true }));
-        };
-        self.token = self.watch.complete(position, revision);
-        let (event, resume_token) = (Some(message), self.token.clone());
-        Ok(Some(WatchRequestResponse { event, resume_token, more: false }))
+            (None, WatchEvent::Snapshot(snapshot)) => self.watch.pause(snapshot),
+            (None, _) => {}
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Makes the end earlier, because the connection closes or the gateway drains.
+    fn close(&mut self) {
+        let is_draining = self.context.drain.is_cancelled();
+        let why = if is_draining { WatchEnd::Drain } else { WatchEnd::Age };
+        let at = Instant::now() + self.context.window().mul_f64(fastrand::f64());
+        if at < self.end.0 {
+            self.end = (at, why);
+        }
+        self.closing = (!is_draining).then(|| self.context.drain.clone());
+    }
+
+    /// Returns the status of a watch whose time is up. Within a revision only the deadline ends it.
+    fn ended(&self, is_between: bool) -> Status {
+        match self.end.1 {
+            WatchEnd::Age if is_between => status::stream_age(self.watch.token()),
+            WatchEnd::TokenExpired if is_between => status::expired(self.watch.token()),
+            WatchEnd::Drain if is_between => self.failed(&Error::Draining),
+            _ => self.failed(&DEADLINE),
+        }
+    }
+
+    fn failed(&self, error: &Error) -> Status {
+        status::of_watch(error, self.watch.token())
     }
 }
 
-impl WatchStream {
-    fn ended_by(&self, error: &Error) -> Status {
-        status::of_watch(error, &self.token)
-    }
+/// Returns a duration that differs from `age` by at most one part in [`AGE_SPREAD`].
+fn spread(age: Duration) -> Duration {
+    let most = 1.0 / f64::from(AGE_SPREAD);
+    age.mul_f64(1.0 - most + 2.0 * most * fastrand::f64())
 }
 
-/// Waits until this instant, or forever.
-async fn reached(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
+/// Waits for a cancellation, or forever.
+async fn cancelled(token: Option<&CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
         None => pending().await,
+    }
+}
+
+/// The body of a watch's response, on its way from the method to [`EsimServer`]. It is taken out
+/// once; extensions have to be `Clone` and `Sync`.
+#[derive(Clone)]
+struct WatchBody(Arc<Mutex<Body>>);
+
+/// The service of the API, whose watches have bodies of their own.
+#[derive(Debug, Clone)]
+pub(crate) struct EsimServer(EsimServiceServer<Esim>);
+
+impl EsimServer {
+    pub(crate) fn new(service: EsimServiceServer<Esim>) -> Self {
+        Self(service)
+    }
+}
+
+impl NamedService for EsimServer {
+    const NAME: &'static str = EsimServiceServer::<Esim>::NAME;
+}
+
+impl Service<Request<Body>> for EsimServer {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let response = self.0.call(request);
+        Box::pin(async move {
+            let mut response = response.await?;
+            if let Some(WatchBody(body)) = response.extensions_mut().remove() {
+                *response.body_mut() = std::mem::take(&mut *lock(&body));
+            }
+            Ok(response)
+        })
     }
 }

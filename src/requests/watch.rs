@@ -3,30 +3,39 @@
 //!
 //! A watch has no task and no queue. It is a cursor into the request's transitions. It reads a few
 //! of them when its reader is ready for a message, from memory or from pages of the request's
-//! history, which all watches share. For a slow reader one message is kept in memory, but no
-//! transitions, no devices and no closed request.
+//! history, which all watches share. It keeps no message, transition, device or closed request.
+//! There may be 100,000 watches, so what only some of them need is in a box.
 
+mod snapshot;
 pub mod token;
 
 use std::{
+    future::pending,
     sync::{Arc, Weak},
     time::Duration,
 };
 
-use jiff::Timestamp;
-use tokio::{sync::watch::Receiver, time::Instant};
+use tokio::{
+    sync::watch::Receiver,
+    time::{Instant, sleep_until},
+};
 
+pub(crate) use self::snapshot::Snapshot;
 use self::token::{Resume, TokenKey};
 use super::{
     Attached,
     error::Error,
     fold::state::{Counts, DeviceStatus, RequestState, Transition},
-    hub::{Devices, Hub, PageGuard, Tracked, TrackedState},
+    hub::{Devices, Hub, PageGuard, Tracked},
 };
 use crate::{
-    identity::{AccountName, RequestId},
+    identity::RequestId,
     store::{Position, StoreError},
 };
+
+/// Heartbeats are earlier by up to one part in this many of their interval. Otherwise a change,
+/// which all watches of a request get at once, would be followed by all their heartbeats at once.
+const HEARTBEAT_SPREAD: u32 = 5;
 
 #[derive(Debug, Clone)]
 pub(crate) enum WatchEvent {
@@ -41,53 +50,14 @@ pub(crate) enum WatchEvent {
     },
 }
 
-/// A request at one revision.
-#[derive(Debug, Clone)]
-pub(crate) struct Snapshot {
-    pub(crate) account: Option<AccountName>,
-    pub(crate) id: RequestId,
-    pub(crate) state: RequestState,
-    pub(crate) counts: Counts,
-    /// All devices, or the devices of a page.
-    pub(crate) devices: Devices,
-    pub(crate) revision: u64,
-    pub(crate) position: Position,
-    pub(crate) create_time: Timestamp,
-    pub(crate) update_time: Timestamp,
-    pub(crate) polling_stopped: bool,
-}
-
-impl Snapshot {
-    /// Returns a snapshot with all devices, which all snapshots of the revision share.
-    pub(crate) fn whole(tracked: &Tracked) -> Self {
-        let mut folded = tracked.lock();
-        let devices = folded.all_devices();
-        Self::of(tracked, &folded, devices)
-    }
-
-    /// Returns a snapshot with the devices of one page.
-    pub(crate) fn page(tracked: &Tracked, from: usize, size: usize) -> Self {
-        let folded = tracked.lock();
-        let page = folded.request.devices.iter().skip(from).take(size);
-        let devices = Arc::new(page.map(Arc::clone).collect());
-        Self::of(tracked, &folded, devices)
-    }
-
-    fn of(tracked: &Tracked, folded: &TrackedState, devices: Devices) -> Self {
-        let request = &folded.request;
-        Self {
-            account: request.account.clone(),
-            id: tracked.id.clone(),
-            state: request.state(),
-            counts: request.counts,
-            devices,
-            revision: request.revision,
-            position: folded.position(),
-            create_time: request.create_time,
-            update_time: request.update_time,
-            polling_stopped: request.polling_stopped,
-        }
-    }
+/// What a watch returns.
+#[derive(Debug)]
+pub(crate) enum Watched {
+    Event(WatchEvent),
+    /// The final state has been sent.
+    Final,
+    /// The given time has passed.
+    TimedOut,
 }
 
 #[derive(Debug)]
@@ -101,10 +71,10 @@ pub(crate) struct Watch {
     /// Everything up to here has been sent. `None`: nothing has been sent, and the watch begins
     /// with a snapshot.
     cursor: Option<Resume>,
-    unfinished: Option<Unfinished>,
+    unfinished: Option<Box<Unfinished>>,
     heartbeat: Duration,
-    /// When the last event was returned.
-    last: Option<Instant>,
+    /// When the next heartbeat is due. `None`: no event was returned yet.
+    due: Option<Instant>,
     reading: PageGuard,
 }
 
@@ -138,47 +108,57 @@ impl Watch {
             cursor,
             unfinished: None,
             heartbeat,
-            last: None,
+            due: None,
             reading: PageGuard::default(),
         })
     }
 
-    /// Returns the next event, or `None` after the final state. This method is cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<WatchEvent>, Error> {
-        let event = self.wait().await?;
-        if event.is_some() {
-            self.last = Some(Instant::now());
+    /// Waits for the next event, at most until `end`. This method is cancel safe.
+    pub(crate) async fn next(&mut self, end: Option<Instant>) -> Result<Watched, Error> {
+        let watched = self.wait(end).await?;
+        if let Watched::Event(_) = watched {
+            let part = 1.0 - fastrand::f64() / f64::from(HEARTBEAT_SPREAD);
+            self.due = Some(Instant::now() + self.heartbeat.mul_f64(part));
         }
-        Ok(event)
+        Ok(watched)
     }
 
-    /// Records that everything up to a position has been sent. Returns the token to resume there.
-    pub(crate) fn complete(&mut self, position: Position, revision: u64) -> String {
-        let resume = Resume { position, revision };
-        self.cursor = Some(resume);
+    /// Returns the id as ThingSpace spells it.
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// Records that everything up to a position has been sent.
+    pub(crate) fn complete(&mut self, sent: Resume) {
+        self.cursor = Some(sent);
         self.unfinished = None;
+    }
+
+    /// Returns the token to resume at a position.
+    pub(crate) fn token_at(&self, resume: Resume) -> String {
         self.key.resume(&self.id, resume)
+    }
+
+    /// Returns the token to resume after what has been sent, if anything has.
+    pub(crate) fn token(&self) -> Option<String> {
+        self.cursor.map(|sent| self.token_at(sent))
     }
 
     /// Records that a part of a snapshot has been sent. The next event is the same snapshot.
     pub(crate) fn pause(&mut self, mut snapshot: Snapshot) {
         let devices = std::mem::take(&mut snapshot.devices);
         self.hub.hold_snapshot(&devices);
-        self.unfinished = Some(Unfinished { snapshot, devices: Arc::downgrade(&devices) });
+        let devices = Arc::downgrade(&devices);
+        self.unfinished = Some(Box::new(Unfinished { snapshot, devices }));
     }
 
-    async fn wait(&mut self) -> Result<Option<WatchEvent>, Error> {
-        if let Some(Unfinished { snapshot, devices }) = &self.unfinished {
-            let snapshot = snapshot.clone();
-            let devices = match devices.upgrade() {
-                Some(devices) => devices,
-                None => self.devices_at(&snapshot).await?,
-            };
-            return Ok(Some(WatchEvent::Snapshot(Snapshot { devices, ..snapshot })));
+    async fn wait(&mut self, end: Option<Instant>) -> Result<Watched, Error> {
+        if self.unfinished.is_some() {
+            return Box::pin(self.unfinished()).await.map(Watched::Event);
         }
         let tracked = self.tracked().await?;
         let Some(sent) = self.cursor else {
-            return Ok(Some(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
+            return Ok(Watched::Event(WatchEvent::Snapshot(Snapshot::whole(&tracked))));
         };
         loop {
             // Marked as seen before the state is read, so that a later change ends the wait below.
@@ -188,27 +168,43 @@ impl Watch {
                     let transitions =
                         after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
                     if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
-                        return Ok(Some(as_event(&tracked, transitions)));
+                        return Ok(Watched::Event(as_event(&tracked, transitions)));
                     }
                 }
-                WatchProgress::Ended => return Ok(None),
-                WatchProgress::Quiet(heartbeat) if self.last.is_none() => {
-                    return Ok(Some(heartbeat));
+                WatchProgress::Ended => return Ok(Watched::Final),
+                WatchProgress::Quiet(heartbeat) if self.due.is_none() => {
+                    return Ok(Watched::Event(heartbeat));
                 }
                 WatchProgress::Quiet(_) => {}
             }
-            let heartbeat_due = self.last.unwrap_or_else(Instant::now) + self.heartbeat;
+            // One timer, because each takes memory.
+            let timer = self.due.into_iter().chain(end).min();
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
                     return Err(store_replaced());
                 },
-                () = tokio::time::sleep_until(heartbeat_due) => {
+                () = reached(timer) => {
+                    if end == timer {
+                        return Ok(Watched::TimedOut);
+                    }
                     if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, sent)? {
-                        return Ok(Some(heartbeat));
+                        return Ok(Watched::Event(heartbeat));
                     }
                 }
             }
         }
+    }
+
+    /// Returns the snapshot that has been sent in part.
+    async fn unfinished(&mut self) -> Result<WatchEvent, Error> {
+        let Unfinished { snapshot, devices } =
+            &**self.unfinished.as_ref().expect("a snapshot is unfinished");
+        let snapshot = snapshot.clone();
+        let devices = match devices.upgrade() {
+            Some(devices) => devices,
+            None => self.devices_at(&snapshot).await?,
+        };
+        Ok(WatchEvent::Snapshot(Snapshot { devices, ..snapshot }))
     }
 
     /// Returns the request. Reads its log if it was evicted since the last event.
@@ -216,7 +212,8 @@ impl Watch {
         if let Some(tracked) = self.hub.read_again(&self.id, &self.tracked) {
             return Ok(tracked);
         }
-        let (tracked, changes) = self.hub.attach(&self.id).await?.ok_or_else(store_replaced)?;
+        let attached = Box::pin(self.hub.attach(&self.id)).await?;
+        let (tracked, changes) = attached.ok_or_else(store_replaced)?;
         let can_continue = {
             let folded = tracked.lock();
             let epoch = folded.position().epoch;
@@ -249,17 +246,20 @@ impl Watch {
         if request.revision > sent.revision {
             return Ok(WatchProgress::New);
         }
-        if self.last.is_some() && request.is_final() {
+        if self.due.is_some() && request.is_final() {
             return Ok(WatchProgress::Ended);
         }
-        if self.last.is_some() && request.polling_stopped {
+        if self.due.is_some() && request.polling_stopped {
             return Err(Error::StillPending);
         }
+        // All events up to here have been folded, so all watches at this revision can resume here,
+        // and their heartbeats are the same.
+        let position = folded.position();
         Ok(WatchProgress::Quiet(WatchEvent::Heartbeat {
             state: request.state(),
             counts: request.counts,
             revision: sent.revision,
-            position: sent.position,
+            position,
         }))
     }
 }
@@ -324,7 +324,7 @@ async fn after(
         *reading = PageGuard::default();
         return Ok(in_memory);
     }
-    hub.history(&tracked.id, first, revision, reading).await
+    Box::pin(hub.history(&tracked.id, first, revision, reading)).await
 }
 
 /// What has happened to a request since the last event that was sent.
@@ -335,6 +335,14 @@ enum WatchProgress {
     Quiet(WatchEvent),
     /// The request is final, and everything has been sent.
     Ended,
+}
+
+/// Waits until this instant, or forever.
+async fn reached(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => pending().await,
+    }
 }
 
 fn store_replaced() -> Error {

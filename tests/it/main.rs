@@ -41,5 +41,6 @@ mod telemetry;
 mod tokens;
 mod truth;
 mod watch;
+mod watch_ends;
 
 use test_support::{harness, http2, nats_server};

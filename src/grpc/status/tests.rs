@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Reasons of the API that the gateway does not use yet.
-const UNUSED: [&str; 3] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED", "STREAM_AGE"];
+const UNUSED: [&str; 2] = ["CALLER_UNAUTHENTICATED", "CALLER_NOT_ALLOWED"];
 
 /// Every error of the domain. [`is_listed`] does not compile until a new one is added here.
 fn errors() -> Vec<Error> {
@@ -92,9 +92,9 @@ fn statuses() -> BTreeMap<String, Status> {
     for error in errors() {
         is_listed(&error);
         add(of(&error));
-        add(of_watch(&error, ""));
-        add(of_watch(&error, "token"));
+        add(of_watch(&error, Some("token".to_owned())));
     }
+    add(stream_age(None));
     add(invalid(Violations(vec![FieldViolation::new("field", "is wrong")])));
     for code in [Code::Unimplemented, Code::OutOfRange, Code::Internal] {
         add(of_library(&Status::new(code, "")));
@@ -161,6 +161,7 @@ fn errors_that_ask_for_a_retry_say_when() {
             "ORDER_IN_PROGRESS",
             "SLOW_READER",
             "STORE_UNAVAILABLE",
+            "STREAM_AGE",
             "UPSTREAM_UNAVAILABLE"
         ]
     );
@@ -174,7 +175,7 @@ fn errors_that_ask_for_a_retry_say_when() {
 #[test]
 fn an_error_that_a_retry_cannot_fix_is_not_unavailable() {
     let corrupt = Error::Store(StoreError::Corrupt("a log".to_owned()));
-    for status in [of(&corrupt), of_watch(&corrupt, ""), of_watch(&corrupt, "token")] {
+    for status in [of(&corrupt), of_watch(&corrupt, Some("token".to_owned()))] {
         assert_eq!((status.code(), status.message()), (Code::Internal, "internal error"));
     }
 }

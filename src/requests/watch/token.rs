@@ -5,6 +5,8 @@
 //! epoch of the store cannot be verified, because its key is gone. The watch then begins with a
 //! snapshot, which is always correct.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{digest, hmac, rand};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -40,9 +42,10 @@ pub struct Resume {
     pub revision: u64,
 }
 
-/// The key that signs and verifies tokens. All replicas share it through its cell.
+/// The key that signs and verifies tokens. All replicas share it through its cell. Each watch has a
+/// reference to it.
 #[derive(Clone)]
-pub struct TokenKey(hmac::Key);
+pub struct TokenKey(Arc<hmac::Key>);
 
 impl std::fmt::Debug for TokenKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -60,7 +63,7 @@ impl TokenKey {
             Ok(storage::TokenKey { key: key.to_vec(), ..storage::TokenKey::default() })
         };
         let stored = load_or_create(store, &CellName::permanent("token-key"), make).await?;
-        Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &stored.key)))
+        Ok(Self(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &stored.key))))
     }
 
     /// Returns the token that continues a watch of a request.
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
 
     fn key(byte: u8) -> TokenKey {
-        TokenKey(hmac::Key::new(hmac::HMAC_SHA256, &[byte; 32]))
+        TokenKey(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &[byte; 32])))
     }
 
     fn id(text: &str) -> RequestId {

@@ -9,7 +9,10 @@ use super::{
 use crate::requests::{
     Error,
     fold::event,
-    watch::{Snapshot, Watch, WatchEvent, token::TokenKey},
+    watch::{
+        Snapshot, Watch, WatchEvent, Watched,
+        token::{Resume, TokenKey},
+    },
 };
 
 /// Each device waits and then fails with a long text. The transitions fill several pages.
@@ -222,8 +225,8 @@ async fn begin(running: &Running, store: &Arc<dyn Store>) -> Watch {
 }
 
 async fn snapshot(watch: &mut Watch) -> Snapshot {
-    match within(watch.next()).await.unwrap() {
-        Some(WatchEvent::Snapshot(snapshot)) => snapshot,
+    match within(watch.next(None)).await.unwrap() {
+        Watched::Event(WatchEvent::Snapshot(snapshot)) => snapshot,
         other => panic!("not a snapshot: {other:?}"),
     }
 }
@@ -261,9 +264,10 @@ async fn a_watch_with_a_stalled_reader_keeps_no_finished_request_in_memory() {
 
     let again = snapshot(&mut watch).await;
     assert_eq!((again.revision, again.position, again.devices.to_vec()), expected);
-    watch.complete(again.position, again.revision);
+    watch.complete(Resume { position: again.position, revision: again.revision });
     wait_until_evicted(&running.hub).await;
-    assert!(within(watch.next()).await.unwrap().is_none(), "it ends with the final state");
+    let end = within(watch.next(None)).await.unwrap();
+    assert!(matches!(end, Watched::Final), "it ends with the final state");
 
     // The partly sent snapshot is dropped and the request has changed, so the watch must be
     // resumed.
@@ -272,7 +276,7 @@ async fn a_watch_with_a_stalled_reader_keeps_no_finished_request_in_memory() {
     watch.pause(first);
     running.folded(add(&store, &id(1), late).await).await;
     wait_until_evicted(&running.hub).await;
-    assert!(matches!(within(watch.next()).await, Err(Error::SlowReader)));
+    assert!(matches!(within(watch.next(None)).await, Err(Error::SlowReader)));
     // A resumed watch begins with the change.
     let mut resumed = begin(&running, &store).await;
     let whole = snapshot(&mut resumed).await;

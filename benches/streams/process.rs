@@ -1,0 +1,74 @@
+//! Processes of this bench: how they are started, and what a process uses.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+/// This binary with other arguments. It is killed when it is dropped.
+pub(crate) struct Helper {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, input, output }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that the process prints.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        // This runtime has nothing else to do but the simulator, which has a thread.
+        tokio::task::block_in_place(|| self.output.read_line(&mut line)).unwrap();
+        assert!(!line.is_empty(), "a process of the bench ended");
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn write(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process uses.
+pub(crate) struct Usage {
+    /// Resident memory in bytes.
+    pub(crate) memory: f64,
+    /// Processor time since its start.
+    pub(crate) processor: Duration,
+}
+
+impl Usage {
+    pub(crate) fn of(pid: u32) -> Self {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let kilobytes: f64 = resident.trim().trim_end_matches(" kB").parse().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        // The name in brackets may contain blanks. Fields 14 and 15 are in ticks of 10 ms.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|field| field.parse::<u64>().unwrap()).sum();
+        Self { memory: kilobytes * 1024.0, processor: Duration::from_millis(ticks * 10) }
+    }
+}
