@@ -65,18 +65,37 @@ impl Body for ReceivedBody {
 }
 
 /// Serves a call until its response is sent or its peer resets it.
-pub(super) async fn serve(
+///
+/// The request and the rest of the response have a box each. So a response that stays open for long
+/// does not keep the space that its request needed.
+pub(super) fn serve(
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+    service: impl CallService,
+    connection: Connection,
+    options: Arc<Http2Options>,
+) -> impl Future<Output = ()> + Send {
+    let begin = Box::pin(begin(request, respond, service, connection, options));
+    async move {
+        if let Some(rest) = begin.await {
+            rest.await;
+        }
+    }
+}
+
+/// Gives the request to the service and begins the response. Returns what sends the rest of it.
+async fn begin(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     service: impl CallService,
     connection: Connection,
     options: Arc<Http2Options>,
-) {
+) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let mut request = request.map(ReceivedBody);
     request.extensions_mut().insert(connection);
     let response = tokio::select! {
         response = service.oneshot(request) => response,
-        _ = poll_fn(|context| respond.poll_reset(context)) => return,
+        _ = poll_fn(|context| respond.poll_reset(context)) => return None,
     };
     let Ok(response) = response;
     let (mut head, body) = response.into_parts();
@@ -84,18 +103,18 @@ pub(super) async fn serve(
     let head = Response::from_parts(head, ());
     let is_complete = body.is_end_stream();
     // An error says that the stream or the connection has ended.
-    let Ok(stream) = respond.send_response(head, is_complete) else { return };
-    if !is_complete {
-        let slow_reader = &options.slow_reader;
-        ResponseStream { stream, end, slow_reader }.send(body).await;
+    let stream = respond.send_response(head, is_complete).ok()?;
+    if is_complete {
+        return None;
     }
+    Some(Box::pin(ResponseStream { stream, end, options }.send(body)))
 }
 
 /// The sending half of a call's stream.
-struct ResponseStream<'a> {
+struct ResponseStream {
     stream: SendStream<Bytes>,
     end: Option<ResponseEnd>,
-    slow_reader: &'a HeaderMap,
+    options: Arc<Http2Options>,
 }
 
 /// Why no more of a body is sent.
@@ -106,7 +125,7 @@ enum Stopped {
     Trailers(HeaderMap),
 }
 
-impl ResponseStream<'_> {
+impl ResponseStream {
     async fn send(mut self, body: impl Body<Data = Bytes>) {
         let mut body = pin!(body);
         let stopped = loop {
@@ -172,7 +191,7 @@ impl ResponseStream<'_> {
                     }
                     () = reached(self.end.as_ref()) => return Err(self.ended()),
                     () = slow.as_mut() => {
-                        return Err(Stopped::Trailers(self.slow_reader.clone()));
+                        return Err(Stopped::Trailers(self.options.slow_reader.clone()));
                     }
                 }
                 self.send_now(&mut piece);
