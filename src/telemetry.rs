@@ -68,10 +68,13 @@ pub fn init(config: &TelemetryConfig) -> anyhow::Result<Telemetry> {
     let audit = filter_fn(|metadata| metadata.target() == AUDIT);
     // Spans are not logged, so lines do not repeat their fields.
     let filter = filter.or(audit).and(filter_fn(|metadata| !metadata.is_span()));
-    tracing_subscriber::registry()
-        .with(log(config.log_format).with_filter(filter))
-        .with(spans)
-        .try_init()?;
+    let registry = tracing_subscriber::registry().with(log(config.log_format).with_filter(filter));
+    // A layer that is `None` has no filter. So it would enable every span and every event of all
+    // libraries, for example several for each frame of HTTP/2, although nobody reads them.
+    match spans {
+        Some(spans) => registry.with(spans).try_init()?,
+        None => registry.try_init()?,
+    }
     Ok(Telemetry { traces })
 }
 
