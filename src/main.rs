@@ -35,6 +35,10 @@ const CONFIGURATION: u8 = 78;
 /// With one worker, the exporter of traces and a task that waits for it could block each other.
 const MIN_WORKERS: usize = 2;
 
+/// Workers look for new input after this number of tasks. Connections on which a peer sends frames
+/// without end keep all workers busy, and a worker that is never idle would look after 61 tasks.
+const EVENT_INTERVAL: u32 = 8;
+
 /// How long blocking tasks may continue after everything else has ended.
 const RUNTIME_SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -108,7 +112,11 @@ fn operate(command: &OperatorCommand) -> Result<ExitCode, Problems> {
 fn run(config: &Config, service: impl AsyncFnOnce(Stop) -> anyhow::Result<()>) -> ExitCode {
     let workers =
         thread::available_parallelism().map_or(MIN_WORKERS, NonZero::get).max(MIN_WORKERS);
-    let runtime = runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .event_interval(EVENT_INTERVAL)
+        .enable_all()
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(FAILURE, &format_args!("cannot start threads: {error}")),

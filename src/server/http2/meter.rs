@@ -40,12 +40,13 @@ const RESET_COST: u32 = 20;
 const SMALL_COST: u32 = 1;
 
 /// The cost that a connection may save up, and what it gets back. This allows 10,000 PINGs or 2,000
-/// resets per second, and ten times as many at once.
-const MAX_SAVED: u32 = 400_000;
+/// resets per second, and 25,000 or 5,000 at once.
+const MAX_SAVED: u32 = 100_000;
 const PER_MILLISECOND: u32 = 40;
 
-/// Reading yields to other connections after frames of this cost.
-const YIELD_COST: u32 = 2_000;
+/// Reading yields to other connections after this number of bytes, which may begin some hundreds of
+/// calls.
+const YIELD_BYTES: usize = 8 << 10;
 
 /// How long a closed connection waits for its peer to close.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,8 +56,8 @@ pub(super) struct Meter<S> {
     frames: Frames,
     saved: u32,
     refilled: Instant,
-    /// The cost of the frames since the last yield.
-    unyielded: u32,
+    /// The bytes that were read since the last yield.
+    unyielded: usize,
     /// Reading pauses until then.
     pause: Option<Pin<Box<Sleep>>>,
     /// `Some` after the last byte was sent.
@@ -72,7 +73,6 @@ impl<S> Meter<S> {
 
     /// Takes the cost of frames that were read. Reading pauses if too little is saved.
     fn spend(&mut self, cost: u32) {
-        self.unyielded += cost;
         if let Some(left) = self.saved.checked_sub(cost) {
             self.saved = left;
             return;
@@ -101,14 +101,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Meter<S> {
             ready!(pause.as_mut().poll(context));
             this.pause = None;
         }
-        if this.unyielded >= YIELD_COST {
+        if this.unyielded >= YIELD_BYTES {
             this.unyielded = 0;
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
-        let cost = this.frames.cost(&buffer.filled()[before..]);
+        let bytes = &buffer.filled()[before..];
+        this.unyielded += bytes.len();
+        let cost = this.frames.cost(bytes);
         this.spend(cost);
         Poll::Ready(Ok(()))
     }
