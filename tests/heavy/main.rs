@@ -9,11 +9,13 @@
     reason = "a test that cannot continue has failed; nothing links to a test"
 )]
 
+mod abuse;
 mod big;
 mod callbacks;
 mod cluster;
 mod crash;
 mod disk;
+mod drain;
 mod flood;
 mod forgotten;
 mod load;
@@ -34,7 +36,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use test_support::{failure, harness, nats_server, sender};
+use test_support::{failure, harness, http2, nats_server, pki, sender};
 use thingspace_gateway::{
     identity::RequestId,
     requests::fold::event::{self, Kind},

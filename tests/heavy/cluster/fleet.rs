@@ -74,12 +74,17 @@ impl Fleet {
         self.take(n).kill();
     }
 
-    /// Restarts the `n`th gateway as a deployment does.
-    pub async fn roll(&mut self, n: usize) {
+    /// Ends the `n`th gateway in order.
+    pub async fn drain(&mut self, n: usize) {
         let gateway = self.take(n);
         gateway.terminate();
         let (status, log) = gateway.wait().await;
         assert!(status.success(), "{status}: {log:#?}");
+    }
+
+    /// Restarts the `n`th gateway as a deployment does.
+    pub async fn roll(&mut self, n: usize) {
+        self.drain(n).await;
         self.serve(n);
     }
 
@@ -117,10 +122,7 @@ impl Fleet {
     /// Ends all gateways in order.
     pub async fn stop(mut self) {
         for n in 0..3 {
-            let gateway = self.take(n);
-            gateway.terminate();
-            let (status, log) = gateway.wait().await;
-            assert!(status.success(), "{status}: {log:#?}");
+            self.drain(n).await;
         }
     }
 }
