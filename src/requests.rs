@@ -53,7 +53,7 @@ use crate::{
 };
 use called_back::MAX_SPELLING_LOOKUPS;
 use hub::{Attached, ClosedLimits, FinishedBy, Hub, PollHint, Tracked};
-use orders::{Orders, resolve::Resolver};
+use orders::{OpenDeviceLimits, Orders, resolve::Resolver};
 use query::{
     poller::Poller,
     status_queries::{QueriedBy, QueryOutcome, StatusQueries},
@@ -170,7 +170,7 @@ impl Requests {
             Arc::clone(&hub),
             tasks.clone(),
             config.thingspace.order_timeout,
-            limits.open_devices,
+            OpenDeviceLimits { total: limits.open_devices, of_caller: limits.caller_open_devices },
         ));
         let poller = Poller {
             store: Arc::clone(&store),

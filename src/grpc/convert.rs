@@ -66,6 +66,7 @@ pub(super) struct OrderRules {
 
 pub(super) fn placement(
     request: esim::DownloadProfileRequest,
+    caller: &str,
     rules: OrderRules,
 ) -> Result<Placement, Violations> {
     let mut wrong = Violations::default();
@@ -93,7 +94,7 @@ pub(super) fn placement(
         );
     }
     let order = Order { account, devices, service_plan: request.service_plan };
-    Ok(Placement { order, key })
+    Ok(Placement { order, key, caller: caller.to_owned() })
 }
 
 /// Returns the devices of an order, and the number of allowed identifiers with wrong check digits.

@@ -126,7 +126,8 @@ impl EsimService for Esim {
         let (subject, sender) = (subject(&request), sender(&request)?);
         let request = request.into_inner();
         let validate_only = request.validate_only;
-        let placement = convert::placement(request, self.rules).map_err(status::invalid)?;
+        let placement = convert::placement(request, sender.caller.name(), self.rules)
+            .map_err(status::invalid)?;
         let (account, devices) = (placement.order.account.clone(), placement.order.devices.len());
         subject.set(&account, None);
         self.authorize(&sender, Method::DownloadProfile, &account)?;

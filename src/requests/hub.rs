@@ -18,7 +18,7 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, watch};
 
-use super::{fold::state::Request, lock, locks::Locks};
+use super::{lock, locks::Locks};
 use crate::{
     identity::{AccountName, RequestId},
     store::{Position, Store},
@@ -30,6 +30,7 @@ mod follow;
 mod hints;
 mod history;
 mod low_water;
+mod open_devices;
 mod open_orders;
 mod ownership;
 mod read;
@@ -47,6 +48,7 @@ pub(crate) use hints::PollHint;
 use hints::PollHints;
 use history::History;
 pub(crate) use history::PageGuard;
+use open_devices::OpenDevices;
 use open_orders::OpenOrders;
 pub(crate) use ownership::{Mismatch, OWNED_BY_ANOTHER_ORDER, Ownership};
 pub(crate) use snapshots::Devices;
@@ -125,7 +127,7 @@ struct Projection {
     callback_spellings: CallbackSpellings,
     /// The follower skips the events of these logs that were read before.
     closed_ahead: HashMap<RequestId, ClosedAhead>,
-    open_devices: usize,
+    open_devices: OpenDevices,
     /// The number of resets of the projection.
     generation: u64,
     /// The accounts for which callbacks arrive; see [`finished`].
@@ -216,7 +218,12 @@ impl Hub {
     }
 
     pub(crate) fn open_devices(&self) -> usize {
-        lock(&self.projection).open_devices
+        lock(&self.projection).open_devices.total()
+    }
+
+    /// Returns the devices of all open requests that a caller ordered.
+    pub(crate) fn open_devices_of(&self, caller: &str) -> usize {
+        lock(&self.projection).open_devices.of_caller(caller)
     }
 
     /// Returns the name of each damaged log with the reason.
@@ -245,10 +252,6 @@ impl Hub {
     pub(crate) fn wake_resolver(&self) {
         self.resolver_woken.notify_one();
     }
-}
-
-fn open_devices(request: &Request) -> usize {
-    if request.is_closed() { 0 } else { request.counts.total }
 }
 
 #[cfg(test)]

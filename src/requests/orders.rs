@@ -49,11 +49,14 @@ mod finish;
 pub mod key;
 mod leases;
 mod refusals;
+mod reserve;
 pub(crate) mod resolve;
 mod sending;
 
 use leases::Leases;
 use refusals::Refusals;
+pub(crate) use reserve::OpenDeviceLimits;
+use reserve::{DevicesInFlight, InFlight};
 use sending::Sending;
 
 /// The pause between checks of an order that another replica is sending. It doubles each time.
@@ -70,9 +73,9 @@ pub(crate) struct Orders {
     hub: Arc<Hub>,
     tasks: TaskTracker,
     order_timeout: Duration,
-    max_open_devices: usize,
-    /// The orders that this process is placing, with their numbers of devices.
-    in_flight: Arc<Mutex<HashMap<String, usize>>>,
+    max_open_devices: OpenDeviceLimits,
+    /// The orders that this process is placing.
+    in_flight: Arc<Mutex<HashMap<String, DevicesInFlight>>>,
     /// Identifies this process in leases.
     incarnation: String,
     /// The leases of other replicas.
@@ -86,6 +89,8 @@ pub(crate) struct Orders {
 pub(crate) struct Placement {
     pub(crate) order: Order,
     pub(crate) key: String,
+    /// The name of the caller.
+    pub(crate) caller: String,
 }
 
 /// An order that ThingSpace has accepted.
@@ -96,19 +101,6 @@ pub(crate) struct Placed {
     pub(crate) replayed: bool,
 }
 
-/// Keeps an order in [`Orders::in_flight`] until it is dropped.
-#[derive(Debug)]
-struct InFlight {
-    order_id: String,
-    orders: Arc<Mutex<HashMap<String, usize>>>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        lock(&self.orders).remove(&self.order_id);
-    }
-}
-
 impl Orders {
     pub(crate) fn new(
         store: Arc<dyn Store>,
@@ -116,7 +108,7 @@ impl Orders {
         hub: Arc<Hub>,
         tasks: TaskTracker,
         order_timeout: Duration,
-        max_open_devices: usize,
+        max_open_devices: OpenDeviceLimits,
     ) -> Self {
         Self {
             store,
@@ -177,7 +169,7 @@ impl Orders {
         if let Some(shortage) = self.store.shortage() {
             return Err(Error::Store(StoreError::Full(shortage)));
         }
-        self.place_new(placement.order.clone(), cell, before, &hash, key_lock, deadline).await
+        self.place_new(placement.clone(), cell, before, &hash, key_lock, deadline).await
     }
 
     pub(super) fn reconcile_every(&self) -> Duration {
@@ -275,20 +267,6 @@ impl Orders {
         self.keys.lock(&cell.name).await
     }
 
-    /// Registers an order as in flight, if its devices do not exceed the limit of open devices.
-    fn reserve(&self, order_id: String, devices: usize) -> Result<InFlight, Error> {
-        let devices_in_flight: usize = {
-            let mut in_flight = lock(&self.in_flight);
-            in_flight.insert(order_id.clone(), devices);
-            in_flight.values().sum()
-        };
-        let reserved = InFlight { order_id, orders: Arc::clone(&self.in_flight) };
-        if self.hub.open_devices() + devices_in_flight > self.max_open_devices {
-            return Err(Error::Overloaded { limit: "limits.open_devices" });
-        }
-        Ok(reserved)
-    }
-
     /// Decides what a key allows, and completes an earlier order with the key if necessary. A new
     /// order is allowed only if none was placed with the key.
     async fn key_state(&self, cell: &CellName, hash: &[u8]) -> Result<KeyState, Error> {
@@ -337,20 +315,21 @@ impl Orders {
 
     async fn place_new(
         self: &Arc<Self>,
-        order: Order,
+        placement: Placement,
         cell: CellName,
         before: Option<KeyCell>,
         hash: &[u8],
         key_lock: OwnedMutexGuard<()>,
         deadline: Instant,
     ) -> Result<Placed, Error> {
-        let order_id = Uuid::now_v7().to_string();
-        let in_flight = self.reserve(order_id.clone(), order.devices.len())?;
+        let (Placement { order, caller, .. }, order_id) = (placement, Uuid::now_v7().to_string());
+        let in_flight = self.reserve(order_id.clone(), &caller, order.devices.len())?;
         let prepared = self.client.prepare_order(&order.account, deadline);
         let prepared = tokio::time::timeout_at(deadline, prepared).await;
         let permit = prepared.map_err(|_| Error::Deadline(Effect::NothingSent))??;
         let sending = Sending {
             order,
+            caller,
             order_id,
             cell,
             before,

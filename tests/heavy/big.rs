@@ -187,6 +187,7 @@ async fn every_device_failed_with_a_long_text() {
         account: ACCOUNT.to_owned(),
         service_plan: String::new(),
         devices: (0..DEVICES).map(stored).collect(),
+        caller: String::new(),
     });
     let failed = |n| {
         Kind::CalledBack(storage::CalledBack {

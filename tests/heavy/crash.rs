@@ -239,6 +239,7 @@ pub async fn write(
         service_plan: service_plan.clone(),
         devices: devices.clone(),
         key_cell: cell.name.clone(),
+        caller: String::new(),
     });
     store.append(&log, Once::Ordered.id(ORDER_ID), event::encode(ordered, None)).await.unwrap();
     if until >= Written::Claimed {
@@ -262,6 +263,7 @@ pub async fn write(
                 account,
                 service_plan,
                 devices,
+                caller: String::new(),
             });
             let log = LogName::request(request.as_str());
             store

@@ -54,6 +54,7 @@ fn accepted(name: &str, devices: usize) -> Kind {
         account: ACCOUNT.to_owned(),
         service_plan: String::new(),
         devices: (0..devices).map(stored).collect(),
+        caller: String::new(),
     })
 }
 

@@ -46,6 +46,7 @@ fn accepted(n: usize) -> Kind {
         account: ACCOUNT.to_owned(),
         service_plan: "plan 1".to_owned(),
         devices: vec![stored(n)],
+        caller: String::new(),
     })
 }
 

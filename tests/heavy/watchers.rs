@@ -132,6 +132,7 @@ async fn a_slow_watcher_gets_every_transition_once_and_in_order() {
         account: ACCOUNT.to_owned(),
         service_plan: String::new(),
         devices: (0..DEVICES).map(stored).collect(),
+        caller: String::new(),
     });
     let events = std::iter::once(accepted)
         .chain(expected.iter().map(|(n, _, class)| called_back(*n, *class)));

@@ -47,6 +47,8 @@ pub(crate) struct Request {
     pub(crate) account: Option<AccountName>,
     /// The order that placed the request. `None`: an external request.
     pub(crate) order_id: Option<String>,
+    /// The caller that placed the order. `None`: an earlier release placed it.
+    pub(crate) caller: Option<Arc<str>>,
     /// The position of that order's `Accepted`.
     pub(crate) accepted: Option<Position>,
     /// Whether the device set is complete.
@@ -185,6 +187,8 @@ impl Request {
             return;
         }
         self.order_id = Some(accepted.order_id.clone());
+        self.caller =
+            Some(accepted.caller.as_str()).filter(|name| !name.is_empty()).map(Into::into);
         self.accepted = Some(at);
         if self.account.as_ref().is_some_and(|known| *known != account) {
             // The account of the order is right, so the answers for another account were wrong.

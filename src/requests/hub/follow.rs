@@ -13,7 +13,8 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     ClosedAhead, EntryFacts, FollowerProgress, Hub, PollHint, Projection, SpellingVariant, Tracked,
-    is_same, open_devices,
+    is_same,
+    open_devices::RequestDevices,
     read_ahead::{self, ReadAhead},
 };
 use crate::{
@@ -287,9 +288,9 @@ impl Hub {
         let mut projection = lock(&self.projection);
         let tracked = projection.requests.get(id).map(Arc::clone)?;
         let mut folded = tracked.lock();
-        let before = open_devices(&folded.request);
+        let before = RequestDevices::of(&folded.request);
         let effect = folded.apply(id.as_str(), entry);
-        projection.open_devices = projection.open_devices + open_devices(&folded.request) - before;
+        projection.open_devices.replace(&before, RequestDevices::of(&folded.request));
         let closed = folded.request.is_closed().then(|| folded.bytes());
         let (revision, request_open) = (folded.request.revision, !folded.request.is_closed());
         let facts = EntryFacts::of(&folded, entry, false);
@@ -317,7 +318,7 @@ impl Hub {
         }
         if effect.changed {
             tracked.wake(revision);
-            if before == 0 && request_open {
+            if before.is_empty() && request_open {
                 self.hints.add(id, PollHint::Reschedule);
             }
         }

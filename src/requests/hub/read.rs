@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Attached, Hub, PollHint, Tracked, TrackedState, open_devices};
+use super::{Attached, Hub, PollHint, Tracked, TrackedState, open_devices::RequestDevices};
 use crate::{
     identity::RequestId,
     proto::storage::Event,
@@ -83,14 +83,17 @@ impl Hub {
     pub(super) fn insert(&self, tracked: Arc<Tracked>, generation: u64) -> bool {
         let (devices, closed) = {
             let folded = tracked.lock();
-            (open_devices(&folded.request), folded.request.is_closed().then(|| folded.bytes()))
+            (
+                RequestDevices::of(&folded.request),
+                folded.request.is_closed().then(|| folded.bytes()),
+            )
         };
         let id = tracked.id.clone();
         let mut projection = lock(&self.projection);
         if projection.generation != generation {
             return false;
         }
-        projection.open_devices += devices;
+        projection.open_devices.replace(&RequestDevices::default(), devices);
         projection.track(tracked);
         projection.set_closed(&id, closed);
         let evicted = projection.evict(self.closed_limits);

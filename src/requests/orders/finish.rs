@@ -101,6 +101,7 @@ impl Orders {
             account: ordered.account.clone(),
             service_plan: ordered.service_plan.clone(),
             devices: ordered.devices.clone(),
+            caller: ordered.caller.clone(),
         });
         let (log, id) = (LogName::request(request.as_str()), event::accepted_id(order_id, settled));
         let position = append(&*self.store, &log, ownership.first, id, accepted).await?;

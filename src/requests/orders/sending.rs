@@ -42,6 +42,8 @@ type AnswerSender = oneshot::Sender<Result<Placed, Error>>;
 /// An order that has a permit, or is being sent.
 pub(super) struct Sending {
     pub(super) order: Order,
+    /// The name of the caller.
+    pub(super) caller: String,
     pub(super) order_id: String,
     pub(super) cell: CellName,
     /// The content of the key's cell before the claim.
@@ -66,6 +68,7 @@ impl Sending {
             service_plan: self.order.service_plan.clone(),
             devices: self.order.devices.iter().map(event::to_stored).collect(),
             key_cell: self.cell.name.clone(),
+            caller: self.caller.clone(),
         }
     }
 }

@@ -80,6 +80,7 @@ fn accepted(devices: impl IntoIterator<Item = Device>) -> Kind {
         account: ACCOUNT.to_owned(),
         service_plan: "plan".to_owned(),
         devices: devices.into_iter().map(|device| event::to_stored(&device)).collect(),
+        caller: String::new(),
     })
 }
 

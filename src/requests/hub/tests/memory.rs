@@ -8,7 +8,7 @@ use super::{
 };
 use crate::requests::{
     Error,
-    fold::event,
+    fold::{event, state::Request},
     watch::{
         Snapshot, Watch, WatchEvent, Watched,
         token::{Resume, TokenKey},

@@ -92,6 +92,7 @@ fn the_largest_events_fit_the_store() {
         account: account.to_string(),
         service_plan: "p".repeat(256),
         devices: devices.clone(),
+        caller: "c".repeat(256),
     };
     assert!(fits(Kind::Accepted(accepted.clone())));
     assert!(fits(Kind::Ordered(storage::Ordered {
@@ -99,6 +100,7 @@ fn the_largest_events_fit_the_store() {
         service_plan: "p".repeat(256),
         devices,
         key_cell: "k".repeat(256),
+        caller: "c".repeat(256),
     })));
 
     let all: Vec<_> = (0..MAX_DEVICES).map(|n| (device(n), StatusClass::Failed)).collect();

@@ -64,6 +64,9 @@ fn describe(text: &mut String, request: &Request, applied: &Applied) {
         }
         writeln!(text, " @{}", status.update_time.as_second()).unwrap();
     }
+    if let Some(caller) = &request.caller {
+        writeln!(text, "=   ordered by {caller}").unwrap();
+    }
     describe_rest(text, applied);
 }
 
