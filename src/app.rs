@@ -29,10 +29,10 @@ use crate::{
     },
     config::{Config, GrpcConfig, StoreKind},
     control::{Control, GatewayParts},
-    grpc::{self, Esim, EsimServer},
+    grpc::{self, Esim, EsimServer, Limits},
     proto::esim::{self, esim_service_server::EsimServiceServer},
     requests::Requests,
-    server::{self, Http2Options, ListenerOptions, tls::Tls},
+    server::{self, CallService, Http2Options, ListenerOptions, tls::Tls},
     shutdown::Stop,
     store::{Store, embedded::Embedded, nats::Nats},
     thingspace::{CallbackPasswords, Client},
@@ -188,14 +188,10 @@ impl App {
         let following = requests.clone();
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
-        let serving = serve_grpc(
-            config.grpc.clone(),
-            self.listener,
-            self.tls,
-            routes,
-            callers,
-            drain.clone(),
-        );
+        let limits = Limits::new(&config);
+        let services = grpc::layers(routes, callers, limits, config.grpc.receive_timeout);
+        let serving =
+            serve_grpc(config.grpc.clone(), self.listener, self.tls, services, drain.clone());
         let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
         self.admin.serving(requests.clone());
@@ -282,8 +278,7 @@ async fn serve_grpc(
     config: GrpcConfig,
     listener: TcpListener,
     tls: Option<Tls>,
-    routes: Routes,
-    callers: Authenticator,
+    services: impl CallService,
     stop: CancellationToken,
 ) {
     let listener_options = ListenerOptions {
@@ -299,7 +294,6 @@ async fn serve_grpc(
         grace: config.connection_grace,
         slow_reader: grpc::slow_reader_trailers(),
     };
-    let services = grpc::layers(routes, callers);
     server::serve_grpc(listener_options, options, listener, tls, services, stop).await;
 }
 

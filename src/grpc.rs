@@ -1,25 +1,37 @@
 //! The gRPC API: converts a call, calls [`crate::requests`], and converts the result.
 //!
-//! Only [`status`] names gRPC codes. [`middleware`] limits the time of every call and adds a reason
-//! to every error. The only state here is the progress of each open stream.
+//! Only [`status`] names gRPC codes. A call passes these layers before it reaches [`service`]:
+//! [`gate`] (only gRPC), [`authenticate`], [`limits`], [`receive`] (the message), and
+//! [`middleware`], which limits the time of every call and adds a reason to every error. The only
+//! state here is what callers use, and the progress of each open stream.
 
 mod authenticate;
+mod class;
 mod convert;
 mod deadline;
 mod fragment;
+mod gate;
+mod limits;
 mod middleware;
+mod receive;
 mod service;
 pub(crate) mod status;
 mod watch_messages;
 mod watch_stream;
+
+use std::time::Duration;
 
 use http::HeaderMap;
 use tonic::service::Routes;
 
 use crate::{auth::Authenticator, requests::Error, server::CallService, telemetry::rpc::Rpc};
 use authenticate::Authenticate;
+use gate::Gate;
+use limits::Limit;
 use middleware::Middleware;
+use receive::Receive;
 
+pub(crate) use limits::Limits;
 pub(crate) use service::Esim;
 pub(crate) use watch_stream::EsimServer;
 
@@ -39,10 +51,17 @@ pub(crate) const MAX_PAGE_BYTES: usize = 1 << 20;
 pub(crate) const MAX_WATCH_MESSAGE: usize = 64 << 10;
 
 /// Returns the services with their layers. The last one sees a call first.
-pub(crate) fn layers(routes: Routes, authenticator: Authenticator) -> impl CallService {
+pub(crate) fn layers(
+    routes: Routes,
+    authenticator: Authenticator,
+    limits: Limits,
+    receive_timeout: Duration,
+) -> impl CallService {
     let service = Middleware::new(routes);
+    let service = Receive::new(service, receive_timeout);
+    let service = Limit::new(service, limits);
     let service = Authenticate::new(service, authenticator);
-    Rpc::new(service)
+    Gate::new(Rpc::new(service))
 }
 
 /// Returns the trailers of a response whose peer does not read it.

@@ -78,12 +78,12 @@
 //!    `auth::Policy::allows` decides what the caller may do. `grpc::authenticate` asks both before
 //!    a message is decoded. `config::validate::auth` refuses to serve the API beyond loopback
 //!    without authentication and TLS. `telemetry::audit` writes the audit log.
-//! 9. **Load is bounded.** Open devices: `requests::orders::Orders::reserve`. Rate and connections
-//!    to ThingSpace: `thingspace::client::limit`. Order of the accounts:
-//!    `thingspace::client::limit::queue`. Memory: `requests::hub::closed`,
-//!    `requests::hub::history`, `requests::hub::snapshots`. Listeners: `server`. Callbacks:
-//!    `callbacks::bodies`, `callbacks::quarantine::quota`. Messages: `grpc::MAX_MESSAGE`. Waits of
-//!    callers: `grpc::deadline`. Writes: `store::reserve`.
+//! 9. **Load is bounded.** Callers: `grpc::limits`. Open devices:
+//!    `requests::orders::Orders::reserve`. Rate and connections to ThingSpace:
+//!    `thingspace::client::limit`. Order of the accounts: `thingspace::client::limit::queue`.
+//!    Memory: `requests::hub::closed`, `requests::hub::history`, `requests::hub::snapshots`.
+//!    Listeners: `server`. Callbacks: `callbacks::bodies`, `callbacks::quarantine::quota`.
+//!    Messages: `grpc::receive`. Waits of callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
 //!     `thingspace::login::health`. The command `status`: `control::status`.
 //!
@@ -103,8 +103,11 @@
 //!
 //! # The path of a call
 //!
-//! **Every call.** `grpc::authenticate` finds out who calls, and refuses a caller that may not call
-//! the method. The method refuses an account that the caller may not use, before anything is looked
+//! **Every call.** `server::http2` accepts its stream, and sends the response as the caller reads
+//! it. `grpc::gate` refuses what is not gRPC. `grpc::authenticate` finds out who calls, and refuses
+//! a caller that may not call the method. `grpc::limits` gives a permit, which the response holds
+//! until it has ended. `grpc::receive` receives the message, and `grpc::middleware` enforces the
+//! deadline. The method refuses an account that the caller may not use, before anything is looked
 //! up.
 //!
 //! **DownloadProfile.** `grpc::convert` checks every field. `requests::orders` reads the key's

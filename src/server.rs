@@ -15,7 +15,7 @@ mod http2;
 mod listener;
 pub(crate) mod tls;
 
-pub(crate) use connections::Peer;
+pub(crate) use connections::{CountedRequest, Peer, source};
 pub(crate) use http2::serve as serve_grpc;
-pub(crate) use http2::{CallService, Connection, Http2Options, ReceivedBody, ResponseEnd};
+pub(crate) use http2::{CallService, Connection, Http2Options, ResponseEnd};
 pub(crate) use listener::ListenerOptions;

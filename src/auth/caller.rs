@@ -7,6 +7,9 @@ use tokio::time::Instant;
 /// The longest name of a caller, in bytes. Names are in log lines.
 pub(super) const MAX_NAME: usize = 256;
 
+/// The name of every caller if nobody is asked for credentials.
+const ANONYMOUS: &str = "anonymous";
+
 /// A caller. Every authenticated call has it as an extension.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Caller {
@@ -17,7 +20,7 @@ pub(crate) struct Caller {
 impl Caller {
     /// The caller if nobody is asked for credentials.
     pub(crate) fn anonymous() -> Self {
-        Self { name: "anonymous".into(), expires: None }
+        Self { name: ANONYMOUS.into(), expires: None }
     }
 
     /// The caller with this name in its certificate; see [`caller_name`]. `None`: it is too long.
@@ -33,6 +36,11 @@ impl Caller {
         let printable = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
         let fits = !name.is_empty() && kind.len() + name.len() <= MAX_NAME;
         (printable && fits).then(|| Self { name: format!("{kind}{name}").into(), expires })
+    }
+
+    /// The name, unless the caller is anonymous.
+    pub(crate) fn known_name(&self) -> Option<Arc<str>> {
+        (*self.name != *ANONYMOUS).then(|| Arc::clone(&self.name))
     }
 
     /// Such as `token:orders`.

@@ -58,7 +58,9 @@ where
     }
 
     fn call(&mut self, mut request: Request<In>) -> Self::Future {
-        let deadline = Deadline::from_headers(request.headers());
+        // Where the message was received first, the deadline counts from the headers.
+        let known = request.extensions().get().copied();
+        let deadline = known.or_else(|| Deadline::from_headers(request.headers()));
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }

@@ -24,7 +24,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
 use uuid::Uuid;
@@ -35,6 +35,12 @@ use crate::{
     requests::{Effect, Error, TokenKind},
     store::StoreError,
     thingspace::{Refusal, RefusalKind},
+};
+
+mod layers;
+
+pub(super) use layers::{
+    malformed, message_too_large, metadata_too_large, not_received, over_limit, too_many_devices,
 };
 
 const DOMAIN: &str = "thingspace-gateway";
@@ -51,6 +57,13 @@ const STORE_FULL_DELAY: Duration = Duration::from_secs(30);
 /// The maximum size of the violations in a status, in bytes. The details then stay below 2,000
 /// bytes, and the trailers, which contain them in base64, fit into the 4 KiB that nginx accepts.
 const MAX_VIOLATION_BYTES: usize = 1_600;
+
+const OVERLOADED: &str = "OVERLOADED";
+const MESSAGE_TOO_LARGE: &str = "MESSAGE_TOO_LARGE";
+const MALFORMED_CALL: &str = "MALFORMED_CALL";
+
+/// Tells gRPC clients when they may repeat a call by themselves (gRFC A6), in milliseconds.
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 struct StatusBuilder {
     code: Code,
@@ -98,7 +111,12 @@ impl StatusBuilder {
         if !self.violations.is_empty() {
             details.set_bad_request(self.violations);
         }
-        Status::with_error_details(self.code, self.message, details)
+        let mut metadata = MetadataMap::new();
+        if let Some(after) = self.retry.filter(|_| self.reason == OVERLOADED) {
+            let milliseconds = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
+            metadata.insert(PUSHBACK, milliseconds.into());
+        }
+        Status::with_error_details_and_metadata(self.code, self.message, details, metadata)
     }
 }
 
@@ -180,9 +198,9 @@ pub(super) fn of_library(bare: &Status) -> Status {
     let (reason, message) = match bare.code() {
         Code::Unimplemented | Code::NotFound => ("UNKNOWN_METHOD", "no such method"),
         Code::OutOfRange | Code::ResourceExhausted => {
-            ("MESSAGE_TOO_LARGE", "the message is too large")
+            (MESSAGE_TOO_LARGE, "the message is too large")
         }
-        _ => ("MALFORMED_CALL", "the call cannot be read"),
+        _ => (MALFORMED_CALL, "the call cannot be read"),
     };
     let message = if bare.message().is_empty() { message } else { bare.message() };
     status(bare.code(), reason, message).build()
@@ -308,7 +326,7 @@ fn operator_required(reason: &'static str, credentials: &str, problem: &str) -> 
 }
 
 fn overloaded(limit: &str, retry: Duration, message: &str) -> StatusBuilder {
-    status(Code::ResourceExhausted, "OVERLOADED", message).with("limit", &limit).retry(retry)
+    status(Code::ResourceExhausted, OVERLOADED, message).with("limit", &limit).retry(retry)
 }
 
 fn deadline(effect: Effect) -> StatusBuilder {

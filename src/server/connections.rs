@@ -32,7 +32,7 @@ const MAX_TRUSTED: usize = 1024;
 const IPV6_SITE_BITS: u32 = 64;
 
 /// Returns the address by which connections are counted: for IPv6, the first 64 bits (a site).
-fn source(address: IpAddr) -> IpAddr {
+pub(crate) fn source(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let site = address.to_bits() & (u128::MAX << (u128::BITS - IPV6_SITE_BITS));
@@ -86,7 +86,9 @@ fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-struct CountedRequest {
+/// Counts a request as open, or as received, while it is held.
+#[derive(Debug)]
+pub(crate) struct CountedRequest {
     connection: Arc<OpenConnection>,
     counter: fn(&OpenConnection) -> &AtomicUsize,
 }
@@ -123,7 +125,7 @@ impl Peer {
     }
 
     /// Protects the connection of an arrived request from eviction, while the guard is held.
-    pub(crate) fn protect(&self) -> impl Drop + use<> {
+    pub(crate) fn protect(&self) -> CountedRequest {
         CountedRequest::new(&self.connection, |connection| &connection.received)
     }
 

@@ -31,7 +31,7 @@ pub(crate) use call::{ReceivedBody, ResponseEnd};
 use meter::Meter;
 
 use super::{
-    Peer,
+    CountedRequest, Peer,
     listener::{self, ListenerOptions, Protocol, Stream},
     tls::Tls,
 };
@@ -114,9 +114,9 @@ impl Connection {
         &self.0.closing
     }
 
-    /// Protects the connection from eviction while the guard is held. Connections of its address are
-    /// evicted last from now on. To be called for callers that are authenticated.
-    pub(crate) fn protect(&self) -> impl Drop + use<> {
+    /// Protects the connection from eviction while the guard is held. From now on, connections of
+    /// its address are evicted last. To be called for callers that are authenticated.
+    pub(crate) fn protect(&self) -> CountedRequest {
         self.0.peer.trust();
         self.0.peer.protect()
     }

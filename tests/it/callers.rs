@@ -15,7 +15,7 @@ use crate::harness::*;
 pub(crate) const ORDERS: &str = "the token of the order service";
 const READER: &str = "the token of a service that only reads";
 
-fn line(name: &str, token: &str) -> String {
+pub(crate) fn line(name: &str, token: &str) -> String {
     let hash = digest(&SHA256, token.as_bytes());
     let mut line = format!("{name} ");
     for byte in hash.as_ref() {

@@ -25,6 +25,7 @@ mod discovery;
 mod embedded;
 mod frames;
 mod lag;
+mod limits;
 mod losses;
 mod matrix;
 mod orders;

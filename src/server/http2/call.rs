@@ -94,6 +94,8 @@ async fn begin(
     let mut request = request.map(ReceivedBody);
     request.extensions_mut().insert(connection);
     let response = tokio::select! {
+        // The service sees also a call that is reset at once, and counts it.
+        biased;
         response = service.oneshot(request) => response,
         _ = poll_fn(|context| respond.poll_reset(context)) => return None,
     };

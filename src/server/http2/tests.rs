@@ -123,7 +123,7 @@ async fn an_old_connection_takes_no_new_calls_and_is_closed_after_the_grace() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let (mut other, _other_connection) = connect(&server).await;
-    within(call(&mut other, "nothing")).await.unwrap();
+    let _other_body = within(call(&mut other, "nothing")).await.unwrap();
     assert!(within(body.data()).await.is_none_or(|data| data.is_err()));
     within(connection).await.unwrap().unwrap();
 }

@@ -62,7 +62,7 @@ impl Upstream {
         Self { sim, base_url, accounts, dir, stop }
     }
 
-    /// A configuration for this upstream: frequent polls, a rate that no test reaches, a store in
+    /// A configuration for this upstream: frequent polls, rates that no test reaches, a store in
     /// the folder of the test.
     pub fn config(&self) -> Config {
         let mut config = Config::defaults();
@@ -72,6 +72,7 @@ impl Upstream {
         config.grpc.reflection = true;
         config.thingspace.base_url.clone_from(&self.base_url);
         config.thingspace.calls_per_second = 10_000;
+        config.limits.caller_calls_per_second = 1_000_000;
         config.credentials = vec![CredentialsConfig {
             name: "test".to_owned(),
             accounts: self.accounts.clone(),
