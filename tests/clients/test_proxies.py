@@ -12,7 +12,7 @@ import grpc
 import pytest
 from certificates import Authority, write
 from harness import ACCOUNT, PATIENCE, Callers, Gateway, Simulator, Stub, channel, code_of_the_docs, details, documented_watch
-from harness import free_port, message, reason
+from harness import free_port, message, reason, wait_until
 from proxies import Envoy, Nginx
 
 FRONTS = {"envoy": (Envoy, False), "envoy-tls": (Envoy, True), "nginx": (Nginx, False), "nginx-tls": (Nginx, True)}
@@ -116,11 +116,37 @@ def test_a_call_ends_at_its_deadline_and_is_repeated_with_its_key(front):
     assert (again.request_id, again.replayed) == (placed, True)
 
 
+def test_a_cancelled_watch_ends_at_the_gateway(proxy, tmp_path, simulator):
+    with Gateway(tmp_path, simulator, limits={"caller_watches": 1}) as gateway, Front(proxy, tmp_path, simulator, gateway) as front:
+        request_id = front.stub.order().request_id
+        first = front.stub.watch(request_id)
+        next(first)
+        refused = failure(lambda: next(front.stub.watch(request_id)))
+        assert (refused.code(), reason(refused)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        first.cancel()
+
+        def admitted():
+            try:
+                return next(front.stub.watch(request_id))
+            except grpc.RpcError as error:
+                assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+        wait_until(admitted, "the place of the cancelled watch")
+
+
 def test_large_messages_are_refused(proxy, tmp_path, simulator):
     options = {"server": "client_max_body_size 8m;"} if proxy is Nginx else {}
     with Gateway(tmp_path, simulator) as gateway, Front(proxy, tmp_path, simulator, gateway, **options) as front:
         large = failure(lambda: front.stub.order(devices=[{"eid": "1" * (5 << 20), "iccid": "2"}]))
         assert reason(large) == "MESSAGE_TOO_LARGE", large
+        assert front.stub.order().request_id
+
+
+def test_large_headers_are_refused(tmp_path, simulator):
+    """Envoy lets them pass to the gateway. nginx does not, and ends the connection."""
+    with Gateway(tmp_path, simulator) as gateway, Front(Envoy, tmp_path, simulator, gateway) as front:
+        large = failure(lambda: front.stub.order(metadata=[("x-large", "a" * 20_000)]))
+        assert (large.code(), reason(large)) == (grpc.StatusCode.OUT_OF_RANGE, "MESSAGE_TOO_LARGE")
         assert front.stub.order().request_id
 
 
