@@ -54,6 +54,7 @@ fn limit(status: &Status) -> String {
     details.error_info().unwrap().metadata["limit"].clone()
 }
 
+type Call = Request<BoxBody<Bytes, Infallible>>;
 type Peer = SendRequest<BoxBody<Bytes, Infallible>>;
 
 /// An HTTP/2 client whose requests need not be gRPC calls.
@@ -64,12 +65,7 @@ async fn peer(address: SocketAddr) -> Peer {
     peer
 }
 
-fn call(
-    path: &str,
-    token: &str,
-    pieces: &[&[u8]],
-    ends: bool,
-) -> Request<BoxBody<Bytes, Infallible>> {
+fn call(path: &str, token: &str, pieces: &[&[u8]], ends: bool) -> Call {
     let pieces: Vec<_> =
         pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
     let rest = if ends { stream::empty().left_stream() } else { stream::pending().right_stream() };
@@ -190,7 +186,7 @@ async fn half_sent_messages_are_bounded_and_end() {
         }
     }
     // Nothing is held any more.
-    let large = prefixed(&[0; 3 << 20]);
+    let large = prefixed(&vec![0; 3 << 20]);
     let answer = attacker.clone().send_request(call(ORDER, GREEDY, &[&large], true)).await;
     assert_ne!(status(answer.unwrap()).await.code(), Code::ResourceExhausted);
     gateway.stop().await;
@@ -279,7 +275,7 @@ async fn only_grpc_is_answered() {
     let gateway = Gateway::start(two_callers(&upstream)).await;
     let peer = peer(gateway.address).await;
     let whole = encoded(&order("k", [1]));
-    let answer = async |change: &dyn Fn(&mut Request<BoxBody<Bytes, Infallible>>)| {
+    let answer = async |change: &dyn Fn(&mut Call)| {
         let mut request = call(ORDER, GREEDY, &[&whole], true);
         change(&mut request);
         within("an answer", peer.clone().send_request(request)).await.unwrap()

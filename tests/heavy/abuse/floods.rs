@@ -38,8 +38,14 @@ async fn calls_that_are_reset_at_once() {
     let call = call(GET_STATUS, ATTACKER);
     let begun = |stream| [begin(stream, &call), reset(stream, CANCEL)].concat();
     let whole = |stream| [unary(stream, &call, EMPTY_MESSAGE), reset(stream, CANCEL)].concat();
+    // The server has to reset these.
+    let refused = |stream| [begin(stream, &call), window_update(stream, 0)].concat();
     let address = scene.address();
-    let sent = tokio::join!(flood(address, &[], begun), flood(address, &[], whole));
+    let sent = tokio::join!(
+        flood(address, &[], begun),
+        flood(address, &[], whole),
+        flood(address, &[], refused)
+    );
     eprintln!("{sent:?} calls");
     scene.end("rapid reset").await;
 }

@@ -1,9 +1,11 @@
-//! Header blocks that never end, or that become large when they are decoded.
+//! Header blocks that never end, that are far too large, or that become large when they are decoded.
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use tonic::Code;
 
-use super::{ATTACK, ATTACKER, Scene, floods::flood};
+use super::{ATTACK, ATTACKER, Scene, floods::flood, with};
+use crate::harness::*;
 use crate::http2::*;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -51,4 +53,28 @@ async fn header_blocks_that_become_large() {
     }));
     eprintln!("{} bombs", bombs.await.iter().sum::<u64>());
     scene.end("HPACK").await;
+}
+
+/// A call with large headers fails, and its caller understands why unless they are very large.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_headers() {
+    const CALLERS: usize = 32;
+    let scene = Scene::start().await;
+    let end = Instant::now() + ATTACK;
+    let calls = join_all((0..CALLERS).map(async |n| {
+        let size = [20 << 10, 60 << 10, 1 << 20][n % 3];
+        let mut calls = 0;
+        while Instant::now() < end {
+            let mut client = scene.gateway.client().await;
+            let mut request = with(status_call(&scene.request()), ATTACKER);
+            request.metadata_mut().insert("more", "m".repeat(size).parse().unwrap());
+            let refused = client.get_request_status(request).await.unwrap_err();
+            let understood = refused.code() == Code::OutOfRange;
+            assert!(understood || size > 64 << 10, "{size} bytes: {refused:?}");
+            calls += 1;
+        }
+        calls
+    }));
+    eprintln!("{} calls", calls.await.iter().sum::<u32>());
+    scene.end("large headers").await;
 }
