@@ -13,7 +13,10 @@ mod restore;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use tokio::{net::TcpListener, task::spawn_blocking};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::spawn_blocking,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
@@ -49,6 +52,13 @@ const RETENTION_SLACK: Duration = Duration::from_hours(24);
 
 /// The name of the API's listener in the log.
 const GRPC: &str = "grpc";
+
+/// Bytes that the system keeps of what a peer sent and the gateway has not read. The default is
+/// several megabytes for each connection.
+const RECEIVE_BUFFER: u32 = 256 << 10;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// The API's listener uses at most one part in this many of the process's file descriptors.
 const DESCRIPTORS_PART: usize = 3;
@@ -298,8 +308,14 @@ async fn serve_grpc(
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)> {
-    let listener =
-        TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = bind().with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
     Ok((listener, address))
 }

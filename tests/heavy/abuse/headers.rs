@@ -1,4 +1,4 @@
-//! Header blocks that never end, that are far too large, or that become large when they are decoded.
+//! Header blocks that never end, that are too large, or that become large when they are decoded.
 
 use futures_util::future::join_all;
 use tokio::time::Instant;

@@ -90,11 +90,10 @@ impl HalfSent {
                     }
                 }
                 RST_STREAM | HEADERS
-                    if frame.kind == RST_STREAM || frame.flags & END_STREAM != 0 =>
+                    if (frame.kind == RST_STREAM || frame.flags & END_STREAM != 0)
+                        && self.calls.remove(&frame.stream).is_some() =>
                 {
-                    if self.calls.remove(&frame.stream).is_some() {
-                        self.open().await;
-                    }
+                    self.open().await;
                 }
                 _ => {}
             }
