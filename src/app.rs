@@ -34,7 +34,7 @@ use crate::{
     control::{Control, GatewayParts},
     grpc::{self, Esim, EsimServer, Limits},
     proto::esim::{self, esim_service_server::EsimServiceServer},
-    requests::Requests,
+    requests::{Error, Requests},
     server::{self, CallService, Http2Options, ListenerOptions, tls::Tls},
     shutdown::Stop,
     store::{Store, embedded::Embedded, nats::Nats},
@@ -53,9 +53,11 @@ const RETENTION_SLACK: Duration = Duration::from_hours(24);
 /// The name of the API's listener in the log.
 const GRPC: &str = "grpc";
 
-/// Bytes that the system keeps of what a peer sent and the gateway has not read. The default is
-/// several megabytes for each connection.
-const RECEIVE_BUFFER: u32 = 256 << 10;
+/// Bytes that the system keeps for a connection: of what the peer sent and the gateway has not
+/// read, and of what the gateway sent and the peer has not read. The default is several megabytes.
+/// Linux doubles these values.
+const RECEIVE_BUFFER: u32 = 128 << 10;
+const SEND_BUFFER: u32 = 64 << 10;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -302,7 +304,8 @@ async fn serve_grpc(
         max_concurrent_streams: config.max_concurrent_streams,
         age: config.connection_age,
         grace: config.connection_grace,
-        slow_reader: grpc::slow_reader_trailers(),
+        slow_reader: grpc::trailers(&Error::SlowReader),
+        closed: grpc::trailers(&Error::Draining),
     };
     server::serve_grpc(listener_options, options, listener, tls, services, stop).await;
 }
@@ -312,6 +315,7 @@ async fn listen(address: SocketAddr) -> anyhow::Result<(TcpListener, SocketAddr)
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.set_send_buffer_size(SEND_BUFFER)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };

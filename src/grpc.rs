@@ -21,10 +21,9 @@ mod watch_stream;
 
 use std::time::Duration;
 
-use http::HeaderMap;
 use tonic::service::Routes;
 
-use crate::{auth::Authenticator, requests::Error, server::CallService, telemetry::rpc::Rpc};
+use crate::{auth::Authenticator, server::CallService, telemetry::rpc::Rpc};
 use authenticate::Authenticate;
 use gate::Gate;
 use limits::Limit;
@@ -32,6 +31,7 @@ use middleware::Middleware;
 use receive::Receive;
 
 pub(crate) use limits::Limits;
+pub(crate) use middleware::trailers;
 pub(crate) use service::Esim;
 pub(crate) use watch_stream::EsimServer;
 
@@ -62,9 +62,4 @@ pub(crate) fn layers(
     let service = Limit::new(service, limits);
     let service = Authenticate::new(service, authenticator);
     Gate::new(Rpc::new(service))
-}
-
-/// Returns the trailers of a response whose peer does not read it.
-pub(crate) fn slow_reader_trailers() -> HeaderMap {
-    middleware::trailers(&Error::SlowReader)
 }

@@ -66,10 +66,13 @@ impl Running {
         self.background.cancel();
         let end = began + self.time;
         let within = |limit: Duration| end.min(Instant::now() + limit);
+        // Nobody waits for peers after the second signal, and a short drain has no time for them.
+        let close = if stop.hard.is_cancelled() { Duration::ZERO } else { self.time / 16 };
+        let close = close.min(CLOSE_TIMEOUT);
         finish("follower", self.follower, within(FOLLOWER_TIMEOUT)).await;
-        finish("gRPC server", self.grpc, within(CLOSE_TIMEOUT)).await;
+        finish("gRPC server", self.grpc, within(close)).await;
         if let Some(callbacks) = self.callbacks {
-            finish("callback listener", callbacks, within(CLOSE_TIMEOUT)).await;
+            finish("callback listener", callbacks, within(close)).await;
         }
         finish("control socket", self.control, within(RESERVED)).await;
         if timeout_at(within(RESERVED), self.store.close()).await.is_err() {

@@ -26,8 +26,8 @@ use crate::{
     telemetry::AuditEntry,
 };
 
-/// The most lines in the audit log about callers that are not authenticated, in a minute. Everybody
-/// who reaches the port can cause them. Further ones are counted.
+/// The most lines in the audit log about callers without credentials, in a minute, and about those
+/// with wrong ones. Everybody who reaches the port can cause them. Further ones are counted.
 const MAX_DENIALS: u32 = 100;
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
@@ -45,12 +45,23 @@ pub(super) struct Sender {
 pub(crate) struct Authenticate<S> {
     inner: S,
     authenticator: Authenticator,
-    denials: Arc<LogThrottle>,
+    denials: Arc<Denials>,
+}
+
+/// The denied calls whose callers are not authenticated.
+#[derive(Debug)]
+struct Denials {
+    without_credentials: LogThrottle,
+    with_wrong_credentials: LogThrottle,
 }
 
 impl<S> Authenticate<S> {
     pub(crate) fn new(inner: S, authenticator: Authenticator) -> Self {
-        Self { inner, authenticator, denials: Arc::new(LogThrottle::with_lines(MAX_DENIALS)) }
+        let denials = Denials {
+            without_credentials: LogThrottle::with_lines(MAX_DENIALS),
+            with_wrong_credentials: LogThrottle::with_lines(MAX_DENIALS),
+        };
+        Self { inner, authenticator, denials: Arc::new(denials) }
     }
 }
 
@@ -85,9 +96,7 @@ where
             let caller = match authenticator.caller(request.headers(), certificate).await {
                 Ok(caller) => caller,
                 Err(error) => {
-                    if let Some(times) = denials.count() {
-                        audit_unauthenticated(error, times, method, address);
-                    }
+                    denials.audit(error, method, address);
                     return Ok(status::unauthenticated(error).into_http());
                 }
             };
@@ -103,14 +112,29 @@ where
     }
 }
 
-fn audit_unauthenticated(error: AuthError, times: u64, method: &str, address: Option<SocketAddr>) {
-    let entry = AuditEntry {
-        address: address.map(|address| address.to_string()),
-        method: Method::parse(method).map(Method::name),
-        times: Some(times),
-        ..AuditEntry::default()
-    };
-    entry.write("a call was denied: its caller is not authenticated", DENIED, Some(&error));
+impl Denials {
+    fn audit(&self, error: AuthError, method: &str, address: Option<SocketAddr>) {
+        let throttle = match error {
+            AuthError::Missing => &self.without_credentials,
+            _ => &self.with_wrong_credentials,
+        };
+        let Some(times) = throttle.count() else { return };
+        if times > 1 {
+            // They may have other addresses and reasons than this one.
+            let others = AuditEntry { times: Some(times - 1), ..AuditEntry::default() };
+            others.write(
+                "further calls were denied: their callers are not authenticated",
+                DENIED,
+                None,
+            );
+        }
+        let entry = AuditEntry {
+            address: address.map(|address| address.to_string()),
+            method: Method::parse(method).map(Method::name),
+            ..AuditEntry::default()
+        };
+        entry.write("a call was denied: its caller is not authenticated", DENIED, Some(&error));
+    }
 }
 
 /// Records and answers a call that the policy does not allow.

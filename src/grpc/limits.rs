@@ -63,7 +63,10 @@ const OPEN_CALLS_PER_SECOND: u32 = 1_000;
 const RETRY_CALL: Duration = Duration::from_secs(1);
 const RETRY_WATCH: Duration = Duration::from_secs(5);
 
-static REFUSED: LogThrottle = LogThrottle::new();
+/// The most lines about refused calls in a minute.
+const MAX_REFUSALS: u32 = 10;
+
+static REFUSED: LogThrottle = LogThrottle::with_lines(MAX_REFUSALS);
 
 /// The limits of all callers. Clones share everything.
 #[derive(Debug, Clone)]
@@ -134,10 +137,13 @@ impl Limits {
 /// Records and answers a call above a limit.
 fn refused(caller: &CallerKey, reached: LimitReached, retry: Duration) -> Status {
     if let Some(times) = REFUSED.count() {
+        if times > 1 {
+            // They may be of other callers, and above other limits.
+            warn!(times = times - 1, "further calls were refused because callers are above limits");
+        }
         warn!(
             %caller,
             limit = reached.limit,
-            times,
             "calls are refused because a caller is above a limit"
         );
     }

@@ -67,7 +67,7 @@ where
         let effect =
             if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
         let closing = (!request.uri().path().starts_with(API))
-            .then(|| request.extensions().get().map(Connection::closing).cloned())
+            .then(|| request.extensions().get::<Connection>().cloned())
             .flatten();
         let response = self.inner.call(request);
         Box::pin(async move {
@@ -86,7 +86,10 @@ where
             };
             // An error before the first message has its status in the headers.
             add_reason(response.headers_mut());
-            let closing = closing.map(|closing| Box::pin(closing.cancelled_owned()));
+            let closing = closing.map(|connection| {
+                let closing = Box::pin(connection.closing().clone().cancelled_owned());
+                (connection, closing)
+            });
             Ok(response.map(|inner| MiddlewareBody { inner: Some(inner), closing }))
         })
     }
@@ -125,7 +128,7 @@ fn deadline_trailers() -> HeaderMap {
 }
 
 /// Returns the trailers that end a response with an error.
-pub(super) fn trailers(error: &Error) -> HeaderMap {
+pub(crate) fn trailers(error: &Error) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     write(&status::of(error), &mut trailers);
     trailers
@@ -137,7 +140,7 @@ pub(crate) struct MiddlewareBody<B> {
     /// `None` once the body has ended.
     inner: Option<B>,
     /// Ready when the body has to end, because its connection closes.
-    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    closing: Option<(Connection, Pin<Box<WaitForCancellationFutureOwned>>)>,
 }
 
 /// An empty body.
@@ -165,10 +168,17 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
             }
             return Poll::Ready(frame);
         }
-        let Some(closing) = closing else { return Poll::Pending };
+        let Some((connection, closing)) = closing else { return Poll::Pending };
         ready!(closing.as_mut().poll(context));
         *inner = None;
-        Poll::Ready(Some(Ok(Frame::trailers(trailers(&Error::Draining)))))
+        let mut trailers = HeaderMap::new();
+        let status = if connection.is_server_stopping() {
+            status::of(&Error::Draining)
+        } else {
+            status::stream_age(None)
+        };
+        write(&status, &mut trailers);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -154,6 +154,7 @@ impl EsimService for Esim {
         let (_call, deadline) = self.admit(&request)?;
         let deadline = self.unary_deadline(deadline);
         let (subject, sender) = (subject(&request), sender(&request)?);
+        let closing = closing(&request)?;
         let call = convert::status_call(request.into_inner()).map_err(status::invalid)?;
         subject.set(&call.account, Some(&call.request));
         self.authorize(&sender, Method::GetRequestStatus, &call.account)?;
@@ -172,8 +173,9 @@ impl EsimService for Esim {
             let offset = self.requests.page_offset(&request, &call.page_token).await?;
             let attached = tokio::select! {
                 attached = status(query) => attached?,
-                // The drain does not wait for a long poll. It is answered early.
-                () = self.drain.cancelled(), if wait_until.is_some() => {
+                // Neither the drain nor the end of the connection waits for a long poll. It is
+                // answered early.
+                () = closing.cancelled(), if wait_until.is_some() => {
                     status(StatusOptions { wait_until: Some(Instant::now()), ..query }).await?
                 }
             };

@@ -167,7 +167,7 @@ impl ConnectionSlot {
 enum NoSlot {
     /// A connection can be evicted after this time.
     Wait(Duration),
-    /// No connection can be evicted: a request is being answered on each.
+    /// No connection can be evicted: a request is being answered on each, or on most of them.
     Full,
 }
 
@@ -193,9 +193,9 @@ impl ConnectionLimit {
         let mut slots = self.slots();
         let of_source = slots.sources.get(&source).copied().unwrap_or_default();
         if of_source >= self.max_of_source {
-            slots.evict(Some(source), now)?;
+            slots.evict(Some(source), self.max_of_source, now)?;
         } else if slots.open.len() >= self.max {
-            slots.evict(None, now)?;
+            slots.evict(None, self.max, now)?;
         }
         slots.newest += 1;
         let (evicted, last, open, received) = Default::default();
@@ -222,8 +222,9 @@ impl ConnectionLimit {
 }
 
 impl Slots {
-    /// Evicts a connection of `source`, or of any address if `source` is `None`.
-    fn evict(&mut self, source: Option<IpAddr>, now: u64) -> Result<(), NoSlot> {
+    /// Evicts a connection of `source`, or of any address if `source` is `None`, because the limit
+    /// `max` is reached.
+    fn evict(&mut self, source: Option<IpAddr>, max: usize, now: u64) -> Result<(), NoSlot> {
         let waiting = || {
             self.open.values().filter(|open| {
                 source.is_none_or(|source| source == open.source) && open.waits_for_peer()
@@ -240,7 +241,10 @@ impl Slots {
         let candidate = waiting().max_by_key(|open| rank(open)).ok_or(NoSlot::Full)?;
         let waited = Duration::from_nanos(now.saturating_sub(candidate.last()));
         if let Some(wait) = FIRST_WAIT.checked_sub(waited).filter(|wait| !wait.is_zero()) {
-            return Err(NoSlot::Wait(wait));
+            // The listener waits, and with it every address. That is worth it only if many
+            // connections can be evicted after one wait.
+            let many = 2 * waiting().count() >= max;
+            return Err(if many { NoSlot::Wait(wait) } else { NoSlot::Full });
         }
         candidate.evicted.cancel();
         let number = candidate.number;
@@ -323,6 +327,17 @@ mod tests {
         assert!(matches!(soon, NoSlot::Wait(wait) if wait <= FIRST_WAIT), "{soon:?}");
         assert!(!is_evicted(&slot));
         assert!(limit.admit_later(ONE).is_ok() && is_evicted(&slot));
+    }
+
+    /// The listener once waited for each connection of an address whose other connections were in
+    /// use, and no other address could connect meanwhile.
+    #[test]
+    fn nobody_waits_for_the_few_connections_that_are_not_in_use() {
+        let limit = ConnectionLimit::new(4, 4);
+        let slots: Vec<_> = (0..4).map(|_| limit.admit_now(ONE).ok().unwrap()).collect();
+        let _protected: Vec<_> = slots[1..].iter().map(|slot| slot.0.protect()).collect();
+        assert_eq!(limit.admit_now(ONE).err(), Some(NoSlot::Full));
+        assert!(limit.admit_later(ONE).is_ok() && is_evicted(&slots[0]));
     }
 
     #[test]

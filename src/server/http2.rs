@@ -16,7 +16,7 @@ mod meter;
 use std::{convert::Infallible, fmt, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use h2::{Ping, PingPong, Reason, server::Builder};
+use h2::{Ping, PingPong, server::Builder};
 use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use tokio::{
@@ -85,6 +85,8 @@ pub(crate) struct Http2Options {
     pub(crate) grace: Duration,
     /// The trailers of a response whose peer does not read it.
     pub(crate) slow_reader: HeaderMap,
+    /// The trailers of a call that has not ended when its connection is closed.
+    pub(crate) closed: HeaderMap,
 }
 
 /// The connection of a call. Every request has it as an extension.
@@ -94,7 +96,11 @@ pub(crate) struct Connection(Arc<ConnectionInner>);
 struct ConnectionInner {
     peer: Peer,
     identity: Option<String>,
+    /// Cancelled when the server stops.
+    stop: CancellationToken,
     closing: CancellationToken,
+    /// Cancelled when the calls that are left have to end at once.
+    closed: CancellationToken,
 }
 
 impl Connection {
@@ -112,6 +118,11 @@ impl Connection {
     /// soon.
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.0.closing
+    }
+
+    /// Whether the server stops, and not only this connection.
+    pub(crate) fn is_server_stopping(&self) -> bool {
+        self.0.stop.is_cancelled()
     }
 
     /// Protects the connection from eviction while the guard is held. From now on, connections of
@@ -177,9 +188,10 @@ struct Http2<S> {
 
 impl<S: CallService> Protocol for Http2<S> {
     async fn serve(self, stream: Stream, peer: Peer, stop: CancellationToken) {
-        let closing = stop.child_token();
+        let (closing, closed) = (stop.child_token(), CancellationToken::new());
         let identity = identity(&stream);
-        let connection = Connection(Arc::new(ConnectionInner { peer, identity, closing }));
+        let inner = ConnectionInner { peer, identity, stop, closing, closed };
+        let connection = Connection(Arc::new(inner));
         let handshake = self.builder().handshake::<_, Bytes>(Meter::new(stream));
         match timeout(PREFACE_TIMEOUT, handshake).await {
             Ok(Ok(http2)) => self.serve_calls(http2, connection).await,
@@ -253,7 +265,7 @@ impl<S: CallService> Http2<S> {
                 }
             }
         }
-        http2.abrupt_shutdown(Reason::NO_ERROR);
+        connection.0.closed.cancel();
         // The peer may not read any more.
         let _ = timeout(CLOSE_TIMEOUT, async { while http2.accept().await.is_some() {} }).await;
     }

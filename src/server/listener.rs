@@ -68,7 +68,7 @@ pub(super) async fn serve(
     let connections = TaskTracker::new();
     let limit = limit(&options);
     let ListenerOptions { name, networks, .. } = options;
-    let (failed, refused) = (LogThrottle::default(), LogThrottle::default());
+    let (failed, refused, full): (LogThrottle, LogThrottle, LogThrottle) = Default::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (tcp, address) = match accepted {
             Ok(accepted) => accepted,
@@ -98,7 +98,15 @@ pub(super) async fn serve(
             continue;
         }
         let Some(slot) = limit.admit(address).await else {
-            debug!(listener = name, "too many connections");
+            if let Some(times) = full.count() {
+                warn!(
+                    listener = name,
+                    peer = %address.ip(),
+                    times,
+                    "refused connections because a limit of connections is reached, in total or \
+                     for the address; raise the limits, or let clients share connections"
+                );
+            }
             continue;
         };
         let (protocol, tls, stop) = (protocol.clone(), tls.clone(), stop.clone());

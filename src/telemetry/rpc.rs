@@ -24,7 +24,10 @@ use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::semconv;
-use crate::identity::{AccountName, RequestId};
+use crate::{
+    identity::{AccountName, RequestId},
+    log_throttle::LogThrottle,
+};
 
 /// The longest method name in a span or a line, in bytes. The gateway's methods have shorter names.
 /// Without a limit, a caller could fill the log with long paths.
@@ -41,6 +44,14 @@ const FAILURES: [Code; 6] = [
     Code::Unavailable,
     Code::DataLoss,
 ];
+
+/// The reasons of failures that callers can cause as often as they call, or that are part of the
+/// normal end of a watch. Their lines are limited.
+const EXPECTED: [&str; 5] =
+    ["UNKNOWN_METHOD", "MALFORMED_CALL", "DEADLINE", "DRAINING", "STREAM_AGE"];
+const EXPECTED_LINES: u32 = 100;
+
+static EXPECTED_FAILURES: LogThrottle = LogThrottle::with_lines(EXPECTED_LINES);
 
 /// The account and the request that a call is about, for its log line. An extension of every
 /// request; the service sets it after it has checked the message.
@@ -212,6 +223,13 @@ impl RpcCall {
         self.span.record(semconv::ERROR_TYPE, code);
         self.span.record("otel.status_code", "error");
         let reason = headers.and_then(reason);
+        let by_caller = reason.as_deref().is_some_and(|reason| EXPECTED.contains(&reason));
+        let times = if by_caller {
+            let Some(times) = EXPECTED_FAILURES.count() else { return };
+            Some(times)
+        } else {
+            None
+        };
         let subject = self.subject.0.get();
         let account = subject.map(|(account, _)| tracing::field::display(account));
         let request =
@@ -224,6 +242,7 @@ impl RpcCall {
             account,
             request.id = request,
             milliseconds,
+            times,
             "call failed"
         );
     }

@@ -14,15 +14,23 @@ use std::{
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use tracing::warn;
 
 use super::{CallService, Connection, Http2Options};
+use crate::log_throttle::LogThrottle;
 
 /// How long a peer may take to read a piece of a response before the response ends.
 const SLOW_READER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The same, if its connection closes.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
+
+static SLOW_READERS: LogThrottle = LogThrottle::new();
 
 /// The size of such a piece, in bytes. A message of a watch is not larger.
 const PIECE: usize = 64 << 10;
@@ -92,12 +100,17 @@ async fn begin(
     options: Arc<Http2Options>,
 ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
     let mut request = request.map(ReceivedBody);
-    request.extensions_mut().insert(connection);
+    request.extensions_mut().insert(connection.clone());
     let response = tokio::select! {
         // The service sees also a call that is reset at once, and counts it.
         biased;
         response = service.oneshot(request) => response,
         _ = poll_fn(|context| respond.poll_reset(context)) => return None,
+        () = connection.0.closed.cancelled() => {
+            // An error says that the connection has ended.
+            let _ = respond.send_response(trailers_only(options.closed.clone()), true);
+            return None;
+        }
     };
     let Ok(response) = response;
     let (mut head, body) = response.into_parts();
@@ -109,13 +122,14 @@ async fn begin(
     if is_complete {
         return None;
     }
-    Some(Box::pin(ResponseStream { stream, end, options }.send(body)))
+    Some(Box::pin(ResponseStream { stream, end, connection, options }.send(body)))
 }
 
 /// The sending half of a call's stream.
 struct ResponseStream {
     stream: SendStream<Bytes>,
     end: Option<ResponseEnd>,
+    connection: Connection,
     options: Arc<Http2Options>,
 }
 
@@ -136,6 +150,7 @@ impl ResponseStream {
                 frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
                 _ = poll_fn(|context| self.stream.poll_reset(context)) => return,
                 () = reached(self.end.as_ref()) => break self.ended(),
+                () = self.connection.0.closed.cancelled() => break self.closed(),
             };
             let frame = match frame {
                 Some(Ok(frame)) => frame,
@@ -178,9 +193,10 @@ impl ResponseStream {
 
     /// Sends data as the peer's window grows.
     async fn send_later(&mut self, mut data: Bytes) -> Result<(), Stopped> {
+        let connection = self.connection.clone();
         while !data.is_empty() {
             let mut piece = data.split_to(data.len().min(PIECE));
-            let mut slow = pin!(sleep(SLOW_READER_TIMEOUT));
+            let mut slow = pin!(slow_reader(connection.closing()));
             while !piece.is_empty() {
                 self.stream.reserve_capacity(piece.len());
                 let stream = &mut self.stream;
@@ -193,8 +209,16 @@ impl ResponseStream {
                     }
                     () = reached(self.end.as_ref()) => return Err(self.ended()),
                     () = slow.as_mut() => {
+                        if let Some(times) = SLOW_READERS.count() {
+                            warn!(
+                                peer = %connection.address(),
+                                times,
+                                "ended responses that their callers did not read"
+                            );
+                        }
                         return Err(Stopped::Trailers(self.options.slow_reader.clone()));
                     }
+                    () = connection.0.closed.cancelled() => return Err(self.closed()),
                 }
                 self.send_now(&mut piece);
             }
@@ -202,9 +226,35 @@ impl ResponseStream {
         Ok(())
     }
 
+    fn closed(&self) -> Stopped {
+        Stopped::Trailers(self.options.closed.clone())
+    }
+
     fn ended(&self) -> Stopped {
         self.end.as_ref().map_or(Stopped::Gone, |end| Stopped::Trailers((end.trailers)()))
     }
+}
+
+/// Waits until a peer that reads nothing counts as a slow reader. When its connection closes, it
+/// has only [`CLOSING_TIMEOUT`] left, so that it does not hold up a drain.
+async fn slow_reader(closing: &CancellationToken) {
+    let closed = async {
+        closing.cancelled().await;
+        sleep(CLOSING_TIMEOUT).await;
+    };
+    tokio::select! {
+        () = sleep(SLOW_READER_TIMEOUT) => {}
+        () = closed => {}
+    }
+}
+
+/// Returns a response that is only trailers (gRPC over HTTP/2).
+fn trailers_only(trailers: HeaderMap) -> Response<()> {
+    let mut response = Response::new(());
+    *response.headers_mut() = trailers;
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(CONTENT_TYPE, grpc);
+    response
 }
 
 /// Waits until some data can be sent. Returns false if the stream has ended.
