@@ -11,9 +11,9 @@ BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
 # Uses only the packages of the chart's tools, and no pytest plugin of the machine.
-PYTHON := PYTHONPATH=$(CHART_TOOLS)/packages PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3
+PYTHON := PYTHONPATH=$(CURDIR)/$(CHART_TOOLS)/packages PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3
 PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
-PYTEST_SDK := $(subst packages,packages:$(SDK),$(PYTEST))
+PYTEST_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTEST))
 
 # For `make image-test`: how this machine runs containers. For example without systemd:
 #   make image-test PODMAN='podman --runtime runc --cgroup-manager cgroupfs' PODMAN_RUN='--ulimit nofile=20000:20000'

@@ -33,7 +33,10 @@ pub(crate) use policy::{Method, Policy, Rule};
 
 /// Checks that a file holds tokens of callers.
 pub(crate) fn check_tokens(file: &Path) -> Result<(), String> {
-    check(file, |content| Tokens::parse(content).map(drop))
+    check(file, |content| {
+        let tokens = Tokens::parse(content)?;
+        if tokens.is_empty() { Err("has no tokens".to_owned()) } else { Ok(()) }
+    })
 }
 
 /// Checks that a file holds a key set.

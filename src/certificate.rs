@@ -77,7 +77,7 @@ impl ServerCertificate {
 
 /// Checks that a file holds a chain that can be used at `now`.
 pub(crate) fn check_chain(file: &Path, now: Timestamp) -> Result<(), String> {
-    validity(file, &check_authorities(file)?, now).map(drop)
+    validity(file, &certificates(file, &read(file)?)?, now).map(drop)
 }
 
 pub(crate) fn check_key(file: &Path) -> Result<(), String> {
@@ -86,15 +86,36 @@ pub(crate) fn check_key(file: &Path) -> Result<(), String> {
 
 /// Returns the certificates in a file, at least one.
 pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    certificates(file, &read(file)?)
+    let certificates = certificates(file, &read(file)?)?;
+    roots(file, &certificates)?;
+    Ok(certificates)
 }
 
-/// Returns the authorities in the content of a file, to verify certificates with them.
-pub(crate) fn authorities(file: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+/// Checks the authorities of clients in a file.
+pub(crate) fn check_client_authorities(file: &Path) -> Result<(), String> {
+    client_authorities(file, &read(file)?).map(drop)
+}
+
+/// Returns the authorities in the content of a file, to verify certificates of clients with them.
+/// Refuses a certificate that is not one of an authority: whoever has its key, such as a client,
+/// could issue certificates with any name.
+pub(crate) fn client_authorities(file: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
+    let certificates = certificates(file, pem)?;
+    let is_authority = |der| X509::parse(der).is_some_and(|certificate| certificate.is_authority);
+    if !certificates.iter().all(|der| is_authority(der)) {
+        return Err(format!(
+            "{} holds a certificate that is not one of an authority (basic constraints CA:TRUE)",
+            file.display()
+        ));
+    }
+    roots(file, &certificates)
+}
+
+fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(file, pem)? {
+    for certificate in certificates {
         roots
-            .add(certificate)
+            .add(certificate.clone())
             .map_err(|_| format!("{} holds a certificate that cannot be read", file.display()))?;
     }
     Ok(roots)

@@ -68,7 +68,11 @@ impl Keys {
     /// error completes "FILE …" or "URL …".
     pub(super) fn parse(json: &[u8]) -> Result<Self, String> {
         let KeySet { keys } = serde_json::from_slice(json)
-            .map_err(|error| format!("holds no set of JSON Web Keys ({error})"))?;
+            // The text of the error could quote the content.
+            .map_err(|error| {
+                let (line, column) = (error.line(), error.column());
+                format!("holds no set of JSON Web Keys (line {line}, column {column})")
+            })?;
         let keys: Vec<_> = keys.into_iter().filter_map(Key::parse).take(MAX_KEYS).collect();
         if keys.is_empty() {
             return Err("holds no key that can verify RS, PS, ES or EdDSA signatures".to_owned());

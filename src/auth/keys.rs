@@ -203,8 +203,8 @@ impl FetchedKeys {
                     warn!(
                         url = %self.url,
                         times,
-                        "cannot fetch the key set of the callers' tokens, and the last one stays \
-                         in use: {why}"
+                        "cannot fetch the key set of the callers' tokens; the last one stays in \
+                         use, and without one, calls with such tokens fail: {why}"
                     );
                 }
                 None

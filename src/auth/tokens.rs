@@ -21,8 +21,9 @@ type Hash = [u8; SHA256_OUTPUT_LEN];
 pub(super) struct Tokens(Vec<(Hash, Caller)>);
 
 impl Tokens {
-    /// Parses the content of a file. An error completes "FILE …" and names all wrong lines. It
-    /// quotes none of them, because somebody may have written a token in the place of its hash.
+    /// Parses the content of a file. A file without tokens is valid: the last caller may have been
+    /// removed. An error completes "FILE …" and names all wrong lines. It quotes none of them,
+    /// because somebody may have written a token in the place of its hash.
     pub(super) fn parse(content: &[u8]) -> Result<Self, String> {
         let text = str::from_utf8(content).map_err(|_| "holds no UTF-8 text".to_owned())?;
         let (mut tokens, mut problems) = (Vec::<(Hash, Caller)>::new(), Vec::new());
@@ -41,8 +42,6 @@ impl Tokens {
         }
         if tokens.len() > MAX_TOKENS {
             problems.push(format!("there are more than {MAX_TOKENS} tokens"));
-        } else if tokens.is_empty() && problems.is_empty() {
-            problems.push("there are no tokens".to_owned());
         }
         if problems.is_empty() {
             return Ok(Self(tokens));
@@ -53,6 +52,10 @@ impl Tokens {
             problems.push(format!("and {more} more"));
         }
         Err(format!("cannot be used: {}", problems.join("; ")))
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Returns the caller that has this token. Compares the hash with all others, in constant time.
@@ -136,8 +139,13 @@ mod tests {
             assert!(problems.contains(&format!("line {line}:")), "{problems}");
         }
         assert!(!problems.contains("line 5") && !problems.contains("secret"), "{problems}");
-        for (content, why) in [(&b""[..], "no tokens"), (b"\xff", "UTF-8")] {
-            assert!(Tokens::parse(content).unwrap_err().contains(why));
-        }
+        assert!(Tokens::parse(b"\xff").unwrap_err().contains("UTF-8"));
+    }
+
+    /// Otherwise the removal of the last token would not revoke it.
+    #[test]
+    fn a_file_without_tokens_is_valid() {
+        let tokens = Tokens::parse(b"# nobody\n").unwrap();
+        assert!(tokens.is_empty() && tokens.find("").is_none());
     }
 }

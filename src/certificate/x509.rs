@@ -1,4 +1,5 @@
-//! Reads the version and the validity of an X.509 certificate (RFC 5280 section 4.1).
+//! Reads the version and the validity of an X.509 certificate (RFC 5280 section 4.1), and whether
+//! it is one of an authority (section 4.2.1.9).
 
 use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
 
@@ -8,6 +9,14 @@ const GENERALIZED_TIME: u8 = 0x18;
 const SEQUENCE: u8 = 0x30;
 /// `[0] EXPLICIT`: the version.
 const VERSION: u8 = 0xa0;
+/// `[3] EXPLICIT`: the extensions.
+const EXTENSIONS: u8 = 0xa3;
+const OCTET_STRING: u8 = 0x04;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const BOOLEAN: u8 = 0x01;
+
+/// The object identifier of the basic constraints: 2.5.29.19.
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 
 /// A year of two digits is 20YY below this number, else 19YY (RFC 5280 section 4.1.2.5.1).
 const FIRST_YEAR_OF_1900S: i16 = 50;
@@ -17,6 +26,8 @@ pub(super) struct X509 {
     pub(super) version: u8,
     pub(super) not_before: Timestamp,
     pub(super) not_after: Timestamp,
+    /// Whether the basic constraints say so.
+    pub(super) is_authority: bool,
 }
 
 impl X509 {
@@ -35,10 +46,35 @@ impl X509 {
         for tag in [INTEGER, SEQUENCE, SEQUENCE] {
             (_, fields) = value(tag, fields)?;
         }
-        let (validity, _) = value(SEQUENCE, fields)?;
-        let (not_before, rest) = time(validity)?;
-        let (not_after, _) = time(rest)?;
-        Some(Self { version, not_before, not_after })
+        let (validity, rest) = value(SEQUENCE, fields)?;
+        let (not_before, after) = time(validity)?;
+        let (not_after, _) = time(after)?;
+        let is_authority = is_authority(rest).unwrap_or(false);
+        Some(Self { version, not_before, not_after, is_authority })
+    }
+}
+
+/// Returns whether a certificate is one of an authority, from the bytes after its validity. `None`:
+/// it does not say so.
+fn is_authority(after_validity: &[u8]) -> Option<bool> {
+    // Subject, public key.
+    let (_, rest) = value(SEQUENCE, after_validity)?;
+    let (_, mut rest) = value(SEQUENCE, rest)?;
+    // The extensions come last, after two optional identifiers.
+    while rest.first()? != &EXTENSIONS {
+        (_, rest) = value(*rest.first()?, rest)?;
+    }
+    let (extensions, _) = value(EXTENSIONS, rest)?;
+    let (mut extensions, _) = value(SEQUENCE, extensions)?;
+    loop {
+        let (extension, following) = value(SEQUENCE, extensions)?;
+        let (id, content) = value(OBJECT_IDENTIFIER, extension)?;
+        if id == BASIC_CONSTRAINTS {
+            let content = value(BOOLEAN, content).map_or(content, |(_, content)| content);
+            let (constraints, _) = value(SEQUENCE, value(OCTET_STRING, content)?.0)?;
+            return Some(value(BOOLEAN, constraints)?.0 != [0]);
+        }
+        extensions = following;
     }
 }
 
@@ -108,7 +144,21 @@ mod tests {
             let day = |(year, month): (i32, u8)| -> Timestamp {
                 format!("{year:04}-{month:02}-01T00:00:00Z").parse().unwrap()
             };
-            assert_eq!(read, X509 { version: 3, not_before: day(from), not_after: day(to) });
+            let (not_before, not_after) = (day(from), day(to));
+            assert_eq!(read, X509 { version: 3, not_before, not_after, is_authority: false });
+        }
+    }
+
+    #[test]
+    fn only_the_certificate_of_an_authority_is_one() {
+        use rcgen::{BasicConstraints::Unconstrained, IsCa};
+        for (is_ca, expected) in
+            [(IsCa::Ca(Unconstrained), true), (IsCa::ExplicitNoCa, false), (IsCa::NoCa, false)]
+        {
+            let mut params = CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+            params.is_ca = is_ca;
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            assert_eq!(X509::parse(der.der()).unwrap().is_authority, expected);
         }
     }
 

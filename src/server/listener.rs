@@ -3,7 +3,7 @@
 //! Connections are bounded, in total and per address. A failure to accept pauses the listener, but
 //! never ends it.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustix::process::{Resource, getrlimit};
 use tokio::{
@@ -13,7 +13,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     connections::{ConnectionLimit, Peer},
@@ -22,6 +22,10 @@ use super::{
 use crate::{config::Network, log_throttle::LogThrottle};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most lines about failed handshakes in a minute. Everybody who reaches the port can cause
+/// them.
+const HANDSHAKE_LINES: u32 = 10;
 
 /// The pause after a connection could not be accepted, for example because no file descriptor was
 /// free.
@@ -69,6 +73,7 @@ pub(super) async fn serve(
     let limit = limit(&options);
     let ListenerOptions { name, networks, .. } = options;
     let (failed, refused, full): (LogThrottle, LogThrottle, LogThrottle) = Default::default();
+    let failed_handshakes = Arc::new(LogThrottle::with_lines(HANDSHAKE_LINES));
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (tcp, address) = match accepted {
             Ok(accepted) => accepted,
@@ -110,10 +115,12 @@ pub(super) async fn serve(
             continue;
         };
         let (protocol, tls, stop) = (protocol.clone(), tls.clone(), stop.clone());
+        let failed_handshakes = Arc::clone(&failed_handshakes);
         connections.spawn(async move {
             let peer = slot.0.clone();
             let serving = async {
-                if let Some(stream) = handshake(tcp, tls).await {
+                let stream = handshake(tcp, tls, (name, address), &failed_handshakes).await;
+                if let Some(stream) = stream {
                     protocol.serve(stream, peer, stop).await;
                 }
             };
@@ -147,14 +154,29 @@ fn is_allowed(networks: &[Network], address: SocketAddr) -> bool {
 }
 
 /// Returns the connection after its TLS handshake; `None` if the handshake failed.
-async fn handshake(tcp: TcpStream, tls: Option<Tls>) -> Option<Stream> {
+async fn handshake(
+    tcp: TcpStream,
+    tls: Option<Tls>,
+    (name, peer): (&str, SocketAddr),
+    failed: &LogThrottle,
+) -> Option<Stream> {
     // Without this option answers are only slower.
     let _ = tcp.set_nodelay(true);
     let Some(tls) = tls else { return Some(Either::Left(tcp)) };
     match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(tcp)).await {
         Ok(Ok(stream)) => return Some(Either::Right(stream)),
-        Ok(Err(error)) => debug!(%error, "the TLS handshake failed"),
-        Err(_) => debug!("the TLS handshake took too long"),
+        Ok(Err(error)) => {
+            if let Some(times) = failed.count() {
+                info!(
+                    %error,
+                    listener = name,
+                    %peer,
+                    times,
+                    "TLS handshakes failed; the error is about the last one"
+                );
+            }
+        }
+        Err(_) => debug!(listener = name, %peer, "a TLS handshake took too long"),
     }
     None
 }

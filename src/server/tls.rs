@@ -124,7 +124,7 @@ impl TlsOptions {
         let verifier = match &self.clients {
             None => Arc::new(NoClientAuth),
             Some(ClientCertificates { ca_file, required }) => {
-                let roots = Arc::new(certificate::authorities(ca_file, &contents[2])?);
+                let roots = Arc::new(certificate::client_authorities(ca_file, &contents[2])?);
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
                 let verifier = if *required { verifier } else { verifier.allow_unauthenticated() };

@@ -151,7 +151,8 @@ impl Problems {
             self.server_certificate("grpc", ("tls_cert_file", cert), ("tls_key_file", key));
         }
         if is_set(&grpc.client_ca_file) {
-            self.check("grpc.client_ca_file", certificate::check_authorities(&grpc.client_ca_file));
+            let authorities = certificate::check_client_authorities(&grpc.client_ca_file);
+            self.check("grpc.client_ca_file", authorities);
         }
         let AuthConfig { tokens_file, jwt, allow: _ } = auth;
         if is_set(tokens_file) {
@@ -200,6 +201,10 @@ fn check_caller(pattern: &str, config: &Config) -> Result<(), String> {
     if prefix.strip_prefix(DNS).is_some_and(|name| name.contains(|c: char| c.is_ascii_uppercase()))
     {
         return Err("never calls, because DNS names of callers are in lower case".to_owned());
+    }
+    let kinds = [TOKEN, JWT, SPIFFE, DNS];
+    if kinds.contains(&pattern) {
+        return Err("has no name after its kind".to_owned());
     }
     // "spiffe://example.org*" would also match other trust domains, such as example.org.evil.
     if let Some(id) = prefix.strip_prefix(SPIFFE)
