@@ -17,7 +17,7 @@ use http::{Request, Response};
 use tonic::Status;
 use tower::Service;
 
-use super::{API, status};
+use super::{API, class::CallClass, status};
 use crate::{
     auth::{AuthError, Authenticator, Caller, Method},
     identity::AccountName,
@@ -29,8 +29,6 @@ use crate::{
 /// The most lines in the audit log about callers without credentials, in a minute, and about those
 /// with wrong ones. Everybody who reaches the port can cause them. Further ones are counted.
 const MAX_DENIALS: u32 = 100;
-
-const HEALTH: &str = "/grpc.health.v1.Health/";
 
 /// The sender of a call; an extension of its request.
 #[derive(Debug, Clone)]
@@ -84,7 +82,7 @@ where
         // The service that is ready makes the call.
         let next = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, next);
-        if request.uri().path().starts_with(HEALTH) {
+        if CallClass::of(request.uri().path()) == CallClass::Health {
             return Box::pin(inner.call(request));
         }
         let (authenticator, denials) = (self.authenticator.clone(), Arc::clone(&self.denials));

@@ -21,14 +21,11 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tower::Service;
 
-use super::{API, deadline::Deadline, status};
+use super::{API, class::CallClass, deadline::Deadline, status};
 use crate::{
     requests::{Effect, Error},
     server::{Connection, ResponseEnd},
 };
-
-/// The only method that changes something at ThingSpace.
-const DOWNLOAD_PROFILE: &str = "/thingspace.esim.v1.EsimService/DownloadProfile";
 
 /// A service that adds the middleware to the service `inner`.
 #[derive(Debug, Clone)]
@@ -64,8 +61,9 @@ where
         if let Some(deadline) = deadline {
             request.extensions_mut().insert(deadline);
         }
-        let effect =
-            if request.uri().path() == DOWNLOAD_PROFILE { Effect::Unknown } else { Effect::None };
+        // The only method that changes something at ThingSpace.
+        let is_order = CallClass::of(request.uri().path()) == CallClass::Order;
+        let effect = if is_order { Effect::Unknown } else { Effect::None };
         let closing = (!request.uri().path().starts_with(API))
             .then(|| request.extensions().get::<Connection>().cloned())
             .flatten();
@@ -129,9 +127,7 @@ fn deadline_trailers() -> HeaderMap {
 
 /// Returns the trailers that end a response with an error.
 pub(crate) fn trailers(error: &Error) -> HeaderMap {
-    let mut trailers = HeaderMap::new();
-    write(&status::of(error), &mut trailers);
-    trailers
+    status::trailers(&status::of(error))
 }
 
 /// A response body whose errors have a reason.
@@ -171,14 +167,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
         let Some((connection, closing)) = closing else { return Poll::Pending };
         ready!(closing.as_mut().poll(context));
         *inner = None;
-        let mut trailers = HeaderMap::new();
         let status = if connection.is_server_stopping() {
             status::of(&Error::Draining)
         } else {
             status::stream_age(None)
         };
-        write(&status, &mut trailers);
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+        Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&status)))))
     }
 
     fn is_end_stream(&self) -> bool {

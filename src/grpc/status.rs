@@ -24,6 +24,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use http::HeaderMap;
 use tonic::{Code, Status, metadata::MetadataMap};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use tracing::error;
@@ -118,6 +119,13 @@ impl StatusBuilder {
         }
         Status::with_error_details_and_metadata(self.code, self.message, details, metadata)
     }
+}
+
+/// Returns the trailers that end a response with this status.
+pub(super) fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    status.add_header(&mut trailers).expect("our own status fits into headers");
+    trailers
 }
 
 pub(crate) fn of(error: &Error) -> Status {

@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::time::Instant;
@@ -44,11 +44,9 @@ use crate::{
         Error,
         watch::{Watch, WatchEvent, Watched},
     },
+    server::spread_age,
     store::StoreError,
 };
-
-/// The ages of watches differ by up to one part in this many, so that not all end at once.
-const AGE_SPREAD: u32 = 10;
 
 /// When the gateway drains, at most this many watches end in a second, unless there are too many
 /// for [`DRAIN_SHARE`].
@@ -132,7 +130,7 @@ impl WatchStream {
         closing: CancellationToken,
         call: TaskTrackerToken,
     ) -> Self {
-        let age = spread(context.stream_age);
+        let age = spread_age(context.stream_age);
         let ends = [
             Some((Instant::now() + age, WatchEnd::Age)),
             deadline.map(|at| (at, WatchEnd::Deadline)),
@@ -174,9 +172,7 @@ impl WatchStream {
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {
         self.ended = true;
-        let mut trailers = HeaderMap::new();
-        status.add_header(&mut trailers).expect("our own status fits into headers");
-        Frame::trailers(trailers)
+        Frame::trailers(status::trailers(status))
     }
 
     /// Returns the next message, or `None` after the final state.
@@ -244,12 +240,6 @@ impl WatchStream {
     fn failed(&self, error: &Error) -> Status {
         status::of_watch(error, self.watch.token())
     }
-}
-
-/// Returns a duration that differs from `age` by at most one part in [`AGE_SPREAD`].
-fn spread(age: Duration) -> Duration {
-    let most = 1.0 / f64::from(AGE_SPREAD);
-    age.mul_f64(1.0 - most + 2.0 * most * fastrand::f64())
 }
 
 /// Waits for a cancellation, or forever.

@@ -68,7 +68,7 @@ const MAX_STREAM_ERRORS: usize = 100_000;
 const RESET_MEMORY: Duration = Duration::from_secs(5);
 const MAX_REMEMBERED_RESETS: usize = 1024;
 
-/// The part by which ages of connections differ, so that not all end at once (gRFC A9).
+/// The part by which ages of connections and watches differ, so that not all end at once (gRFC A9).
 const AGE_SPREAD: f64 = 0.1;
 
 /// How long a closed connection may take to send its last frames.
@@ -226,7 +226,7 @@ impl<S: CallService> Http2<S> {
     async fn serve_calls(&self, mut http2: Http2Connection, connection: Connection) {
         let closing = connection.closing().clone();
         let mut dead = pin!(until_dead(http2.ping_pong()));
-        let mut timer = pin!(sleep(spread(self.options.age)));
+        let mut timer = pin!(sleep(spread_age(self.options.age)));
         let mut is_closing = false;
         loop {
             tokio::select! {
@@ -279,7 +279,7 @@ fn identity(stream: &Stream) -> Option<String> {
 }
 
 /// Returns a random duration that differs from `age` by at most [`AGE_SPREAD`].
-fn spread(age: Duration) -> Duration {
+pub(crate) fn spread_age(age: Duration) -> Duration {
     age.mul_f64(1.0 - AGE_SPREAD + 2.0 * AGE_SPREAD * fastrand::f64())
 }
 

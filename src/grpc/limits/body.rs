@@ -6,11 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use super::{Permit, Pool};
-use crate::{grpc::class::CallClass, server::CountedRequest};
+use crate::{
+    grpc::{class::CallClass, status},
+    server::CountedRequest,
+};
 
 /// A smaller answer is not counted, because the HTTP/2 server may buffer so much of every call.
 const SMALL_ANSWER: usize = 16 << 10;
@@ -75,9 +77,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for LimitedBody<B> {
             }
             Err(reached) => {
                 *inner = None;
-                let mut trailers = HeaderMap::new();
-                let status = call.refused(reached);
-                status.add_header(&mut trailers).expect("our own status fits into headers");
+                let trailers = status::trailers(&call.refused(reached));
                 Poll::Ready(Some(Ok(Frame::trailers(trailers))))
             }
         }
