@@ -215,11 +215,16 @@ def bounds(_text: str) -> str:
         if is_duration(default):
             durations[key] = {"default": default, "least": least, "most": most}
     chart = [f"{section}.{key}" for section, keys in OF_THE_CHART.items() for key in keys]
-    taken = [*chart, "grpc.drain", "limits.open_devices"]
+    taken = [*chart, "grpc.drain", "grpc.max_request_bytes", "limits.open_devices"]
     variables = ["THINGSPACE_GATEWAY__" + key.replace(".", "__").upper() for key in taken]
     # The URL of the servers may come from a Secret.
     variables.remove("THINGSPACE_GATEWAY__STORE__NATS__URL")
-    used = {"open_devices": defaults()["limits"]["open_devices"], "reflection": defaults()["grpc"]["reflection"]}
+    grpc = defaults()["grpc"]
+    used = {
+        "max_request_bytes": grpc["max_request_bytes"],
+        "open_devices": defaults()["limits"]["open_devices"],
+        "reflection": grpc["reflection"],
+    }
     return json.dumps({"durations": durations, "variables": variables, "defaults": used}, indent=2) + "\n"
 
 

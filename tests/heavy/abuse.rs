@@ -181,8 +181,8 @@ fn memory_limit() -> u64 {
     let (_, resources) = values.split_once("\nresources:").unwrap();
     let (_, limits) = resources.split_once("limits:").unwrap();
     let (_, memory) = limits.split_once("memory: ").unwrap();
-    let (gibibytes, _) = memory.split_once("Gi\n").unwrap();
-    gibibytes.parse::<u64>().unwrap() << 30
+    let (mebibytes, _) = memory.split_once("Mi\n").unwrap();
+    mebibytes.parse::<u64>().unwrap() << 20
 }
 
 /// A caller that orders, asks and watches, again and again, half of the time on a new connection.

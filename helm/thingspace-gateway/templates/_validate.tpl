@@ -164,9 +164,11 @@
 {{- if $limit -}}
 {{- $limit = include "gateway.bytes" $limit | int64 -}}
 {{- $devices := include "gateway.setting" (dict "config" $v.config "key" "limits.open_devices" "default" $file.defaults.open_devices) | float64 | int64 -}}
-{{- $least := add (mul $devices 4096) 234881024 -}}
+{{- $requests := include "gateway.setting" (dict "config" $v.config "key" "grpc.max_request_bytes" "default" $file.defaults.max_request_bytes) | float64 | int64 -}}
+{{- /* 224 MiB, and 256 MiB for the bytes of orders and of answers under way. */ -}}
+{{- $least := add (mul $devices 4096) 503316480 $requests -}}
 {{- if lt $limit $least -}}
-{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, and everything else 224 MiB: %dMi in total; raise the limit or lower config.limits.open_devices" $devices (div (add $least 1048575) 1048576)) -}}
+{{- $problems = append $problems (printf "resources.limits.memory: %d open devices (config.limits.open_devices) can take 4 KiB each, incoming messages %dMi (config.grpc.max_request_bytes), and everything else 480Mi: %dMi in total; raise the limit, or lower config.limits.open_devices" $devices (div (add $requests 1048575) 1048576) (div (add $least 1048575) 1048576)) -}}
 {{- end -}}
 {{- if and $request (gt (include "gateway.bytes" $request | int64) $limit) -}}
 {{- $problems = append $problems "resources: the memory request is larger than the limit" -}}
