@@ -122,7 +122,7 @@ func main() {
 		go func() {
 			defer ends.Done()
 			var last *esimv1.WatchRequestResponse
-			err := watcher.Watch(ctx, stub, account, id, "",
+			err := watcher.Watch(ctx, stub, account, id, "", func() string { return "" },
 				func(parts []*esimv1.WatchRequestResponse, _ string) error {
 					last = parts[len(parts)-1]
 					return nil
