@@ -160,7 +160,8 @@ impl App {
         })
     }
 
-    /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself.
+    /// Serves until told to stop, then drains. Fails if a part of the gateway ends by itself, or if
+    /// the drain had to end orders in progress.
     pub async fn run(self, stop: Stop) -> anyhow::Result<()> {
         let secrets = self.callbacks.as_ref().map(|listener| listener.callbacks.secrets().clone());
         let mut running = self.start().await?;
@@ -180,8 +181,7 @@ impl App {
                 match never {}
             }
         }
-        running.drain(&stop).await;
-        Ok(())
+        running.drain(&stop).await
     }
 
     async fn start(self) -> anyhow::Result<Running> {

@@ -18,7 +18,7 @@ mod keys;
 mod policy;
 mod tokens;
 
-use std::path::Path;
+use std::{collections::HashSet, path::Path};
 
 use crate::{reload, secret_file};
 use jwt::Keys;
@@ -28,8 +28,18 @@ pub(crate) use authenticator::Authenticator;
 pub(crate) use caller::Caller;
 pub(crate) use jwt::ExpectedClaims;
 pub(crate) use keys::{KeySetUrl, KeySource};
-pub(crate) use policy::ANY;
-pub(crate) use policy::{Method, Policy, Rule};
+pub(crate) use policy::{ANY, Method, Pattern, Policy, Rule};
+
+/// Whether a caller can have this name, without regard to its kind.
+pub(crate) fn is_caller_name(name: &str) -> bool {
+    Caller::new("", name, None).is_some()
+}
+
+/// Returns the names of the callers in a file of tokens, such as `token:orders`.
+pub(crate) fn token_names(file: &Path) -> Result<HashSet<String>, String> {
+    let content = secret_file::bounded(file, reload::MAX_FILE_BYTES)?;
+    Ok(Tokens::parse(&content)?.names().map(str::to_owned).collect())
+}
 
 /// Checks that a file holds tokens of callers.
 pub(crate) fn check_tokens(file: &Path) -> Result<(), String> {
@@ -57,6 +67,11 @@ pub(crate) enum AuthError {
          client certificate with a SPIFFE ID or a DNS name, whichever the gateway accepts"
     )]
     Missing,
+    #[error(
+        "the client certificate does not name a caller: it needs exactly one SPIFFE URI, or a DNS \
+         name first that is no wildcard, of at most 256 bytes; or send a token in the metadata"
+    )]
+    Nameless,
     #[error("the metadata authorization is not \"Bearer TOKEN\", exactly once")]
     Malformed,
     #[error("the token is not known")]

@@ -10,14 +10,14 @@ use std::{path::Path, time::Duration};
 
 use jiff::Timestamp;
 use rustls::{
-    RootCertStore,
+    Error, RootCertStore,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     sign::CertifiedKey,
 };
 
 use crate::{reload::MAX_FILE_BYTES, secret_file};
-pub(crate) use caller::caller_name;
+pub(crate) use caller::{caller_name, is_caller_name};
 use x509::X509;
 
 /// A certificate should have been replaced when a tenth of its time is left, and at least two weeks
@@ -58,20 +58,32 @@ impl ServerCertificate {
         let chain = certificates(cert_file, chain)?;
         let validity = validity(cert_file, &chain, now)?;
         let key = private_key(key_file, key)?;
-        let key = CertifiedKey::from_der(chain, key, &default_provider()).map_err(|_| {
-            format!(
-                "the key in {} does not belong to the first certificate in {}; write the \
-                 certificate of the server first, then those of its issuers",
-                key_file.display(),
-                cert_file.display()
-            )
-        })?;
+        let key = CertifiedKey::from_der(chain, key, &default_provider());
+        let key = key.map_err(|error| unusable(cert_file, key_file, &error))?;
         Ok(Self { key, validity })
     }
 
     pub(crate) fn check(cert_file: &Path, key_file: &Path, now: Timestamp) -> Result<Self, String> {
         let (chain, key) = (read(cert_file)?, read(key_file)?);
         Self::new(cert_file, &chain, key_file, &key, now)
+    }
+}
+
+/// Explains why rustls does not accept a key with its chain.
+fn unusable(cert_file: &Path, key_file: &Path, error: &Error) -> String {
+    let (cert_file, key_file) = (cert_file.display(), key_file.display());
+    match error {
+        Error::InconsistentKeys(_) => format!(
+            "the key in {key_file} does not belong to the first certificate in {cert_file}; write \
+             the certificate of the server first, then those of its issuers"
+        ),
+        Error::InvalidCertificate(_) => {
+            format!("{cert_file} holds a certificate that cannot be used: {error}")
+        }
+        _ => format!(
+            "{key_file} holds a private key that TLS does not accept here; use RSA with 2048 to \
+             8192 bits, ECDSA with P-256, P-384 or P-521, or Ed25519"
+        ),
     }
 }
 
@@ -86,7 +98,12 @@ pub(crate) fn check_key(file: &Path) -> Result<(), String> {
 
 /// Returns the certificates in a file, at least one.
 pub(crate) fn check_authorities(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates = certificates(file, &read(file)?)?;
+    authorities(file, &read(file)?)
+}
+
+/// Returns the certificates in the content of a file, at least one, to verify servers with them.
+pub(crate) fn authorities(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates = certificates(file, pem)?;
     roots(file, &certificates)?;
     Ok(certificates)
 }
@@ -97,7 +114,7 @@ pub(crate) fn check_client_authorities(file: &Path) -> Result<(), String> {
 }
 
 /// Returns the authorities in the content of a file, to verify certificates of clients with them.
-/// Refuses a certificate that is not one of an authority: whoever has its key, such as a client,
+/// Refuses a certificate that is not one of an authority: the owner of its key, such as a client,
 /// could issue certificates with any name.
 pub(crate) fn client_authorities(file: &Path, pem: &[u8]) -> Result<RootCertStore, String> {
     let certificates = certificates(file, pem)?;
@@ -109,6 +126,19 @@ pub(crate) fn client_authorities(file: &Path, pem: &[u8]) -> Result<RootCertStor
         ));
     }
     roots(file, &certificates)
+}
+
+/// Returns when the first authority in the content of a file expires. TLS does not look at this
+/// time: it accepts the certificates of clients that an expired authority has issued.
+pub(crate) fn authorities_expire(pem: &[u8]) -> Option<Timestamp> {
+    let certificates = CertificateDer::pem_slice_iter(pem).flatten();
+    certificates.filter_map(|der| X509::parse(&der)).map(|of| of.not_after).min()
+}
+
+/// Returns when the first authority in a file has expired. `None`: all are valid at `now`, or the
+/// file cannot be read, which [`check_client_authorities`] reports.
+pub(crate) fn expired_authority(file: &Path, now: Timestamp) -> Option<Timestamp> {
+    authorities_expire(&read(file).ok()?).filter(|expiry| *expiry < now)
 }
 
 fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, String> {

@@ -51,6 +51,11 @@ impl LogThrottle {
         self.count_at(Instant::now())
     }
 
+    /// Returns the number of events that no line has reported, for a last line.
+    pub(crate) fn take(&self) -> u64 {
+        std::mem::take(&mut lock(&self.state).unlogged)
+    }
+
     fn count_at(&self, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
         state.unlogged += 1;
@@ -79,6 +84,7 @@ mod tests {
         }
         assert_eq!(kind.count_at(now + INTERVAL), Some(120_000));
         assert_eq!(kind.count_at(now + INTERVAL), None);
+        assert_eq!((kind.take(), kind.take()), (1, 0));
     }
 
     #[test]

@@ -268,6 +268,10 @@ impl Requests {
     }
 
     /// Checks that credentials are configured for an account.
+    pub(crate) fn orders_in_flight(&self) -> usize {
+        self.orders.in_flight()
+    }
+
     pub(crate) fn check_account(&self, account: &AccountName) -> Result<(), Error> {
         let served = self.client.serves(account);
         served.then_some(()).ok_or_else(|| Error::AccountNotConfigured(account.clone()))

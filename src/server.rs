@@ -17,5 +17,7 @@ pub(crate) mod tls;
 
 pub(crate) use connections::{CountedRequest, Peer, source};
 pub(crate) use http2::serve as serve_grpc;
-pub(crate) use http2::{CallService, Connection, Http2Options, ResponseEnd, spread_age};
+pub(crate) use http2::{
+    CallService, Connection, Http2Options, PeerCertificate, ResponseEnd, spread_age,
+};
 pub(crate) use listener::ListenerOptions;

@@ -12,6 +12,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use anyhow::ensure;
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep_until, timeout_at},
@@ -57,8 +58,9 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Drains. A second request to stop skips the wait for calls and orders.
-    pub(super) async fn drain(self, stop: &Stop) {
+    /// Drains. A second request to stop skips the wait for calls and orders. Fails if orders are
+    /// still in progress at the end.
+    pub(super) async fn drain(self, stop: &Stop) -> anyhow::Result<()> {
         let began = Instant::now();
         info!("draining");
         self.refuse_new_work().await;
@@ -75,11 +77,18 @@ impl Running {
             finish("callback listener", callbacks, within(close)).await;
         }
         finish("control socket", self.control, within(RESERVED)).await;
+        let cut = self.requests.orders_in_flight();
         if timeout_at(within(RESERVED), self.store.close()).await.is_err() {
             warn!("the store did not close in time; everything that was acknowledged is stored");
         }
         self.admin.end().await;
         info!(took = ?began.elapsed(), "drained");
+        ensure!(
+            cut == 0,
+            "orders were in progress when the gateway had to end: {cut}; after the next start \
+             `orders unknown` lists those whose outcome is unknown"
+        );
+        Ok(())
     }
 
     async fn refuse_new_work(&self) {

@@ -11,7 +11,7 @@ use super::{
     keys::KeySource,
     tokens::Tokens,
 };
-use crate::reload::Reloaded;
+use crate::{reload::Reloaded, server::PeerCertificate};
 
 /// Verifies credentials. Clones share everything.
 #[derive(Debug, Clone)]
@@ -61,18 +61,21 @@ impl Authenticator {
         stop.run_until_cancelled(async { tokio::join!(tokens, keys) }).await;
     }
 
-    /// Returns the caller with these headers. `certificate` is the name in the certificate of the
-    /// connection, which TLS has verified. A token in the headers decides, even if it is wrong.
+    /// Returns the caller with these headers. `certificate` is that of the connection. A token in
+    /// the headers decides, even if it is wrong.
     pub(crate) async fn caller(
         &self,
         headers: &HeaderMap,
-        certificate: Option<&str>,
+        certificate: Option<&PeerCertificate>,
     ) -> Result<Caller, AuthError> {
         let AuthenticatorInner { tokens, jwt, certificates, policy: _ } = &*self.0;
         let mut sent = headers.get_all(AUTHORIZATION).iter();
         let Some(header) = sent.next() else {
             return match certificate {
-                Some(name) => Caller::with_certificate(name).ok_or(AuthError::Missing),
+                Some(PeerCertificate { name }) => {
+                    let caller = name.as_deref().and_then(Caller::with_certificate);
+                    caller.ok_or(AuthError::Nameless)
+                }
                 None if tokens.is_none() && jwt.is_none() && !certificates => {
                     Ok(Caller::anonymous())
                 }

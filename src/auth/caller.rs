@@ -15,12 +15,14 @@ const ANONYMOUS: &str = "anonymous";
 pub(crate) struct Caller {
     name: Arc<str>,
     expires: Option<Instant>,
+    /// The first four bytes of the hash of its static token.
+    token: Option<[u8; 4]>,
 }
 
 impl Caller {
     /// The caller if nobody is asked for credentials.
     pub(crate) fn anonymous() -> Self {
-        Self { name: ANONYMOUS.into(), expires: None }
+        Self { name: ANONYMOUS.into(), expires: None, token: None }
     }
 
     /// The caller with this name in its certificate; see [`caller_name`]. `None`: it is too long.
@@ -35,7 +37,22 @@ impl Caller {
     pub(super) fn new(kind: &str, name: &str, expires: Option<Instant>) -> Option<Self> {
         let printable = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*');
         let fits = !name.is_empty() && kind.len() + name.len() <= MAX_NAME;
-        (printable && fits).then(|| Self { name: format!("{kind}{name}").into(), expires })
+        (printable && fits).then(|| Self {
+            name: format!("{kind}{name}").into(),
+            expires,
+            token: None,
+        })
+    }
+
+    /// The caller, which proved its identity with the static token that has this hash.
+    pub(super) fn with_token(self, hash: &[u8; 32]) -> Self {
+        Self { token: hash.first_chunk().copied(), ..self }
+    }
+
+    /// The first eight hexadecimal digits of the hash of the caller's static token. A caller may
+    /// have several tokens. `None`: it used other credentials.
+    pub(crate) fn token(&self) -> Option<String> {
+        self.token.map(|bytes| format!("{:08x}", u32::from_be_bytes(bytes)))
     }
 
     /// The name, unless the caller is anonymous.

@@ -128,9 +128,10 @@ impl FetchedKeys {
             Some(file) => {
                 let files = vec![file.clone()];
                 Reloaded::load(files, move |contents| {
-                    client(Some(certificate::certificates(&file, &contents[0])?))
+                    client(Some(certificate::authorities(&file, &contents[0])?))
                 })
                 .await
+                .map_err(|why| format!("jwks_ca_file: {why}"))
             }
         };
         Ok(Self {

@@ -47,7 +47,7 @@ pub(crate) struct Rule {
 
 /// The names of callers: one, or all with a prefix.
 #[derive(Debug)]
-enum Pattern {
+pub(crate) enum Pattern {
     Name(String),
     Prefix(String),
 }
@@ -100,14 +100,14 @@ impl Rule {
 }
 
 impl Pattern {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         match text.strip_suffix(ANY) {
             Some(prefix) => Self::Prefix(prefix.to_owned()),
             None => Self::Name(text.to_owned()),
         }
     }
 
-    fn matches(&self, name: &str) -> bool {
+    pub(crate) fn matches(&self, name: &str) -> bool {
         match self {
             Self::Name(own) => own == name,
             Self::Prefix(prefix) => name.starts_with(prefix.as_str()),

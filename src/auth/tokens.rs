@@ -54,6 +54,11 @@ impl Tokens {
         Err(format!("cannot be used: {}", problems.join("; ")))
     }
 
+    /// The names of the callers, such as `token:orders`.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(_, caller)| caller.name())
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -70,7 +75,8 @@ impl Tokens {
 }
 
 fn parse_line(line: &str) -> Result<(Hash, Caller), &'static str> {
-    const FORMAT: &str = "write NAME SHA256-OF-THE-TOKEN-IN-HEX";
+    const FORMAT: &str = "write NAME HASH, where HASH is the SHA-256 hash of the token in 64 \
+                          hexadecimal digits";
     let mut words = line.split_ascii_whitespace();
     let (Some(name), Some(hex), None) = (words.next(), words.next(), words.next()) else {
         return Err(FORMAT);
@@ -81,7 +87,7 @@ fn parse_line(line: &str) -> Result<(Hash, Caller), &'static str> {
     if hash == digest(&SHA256, b"").as_ref() {
         return Err("this is the hash of an empty token");
     }
-    Ok((hash, caller))
+    Ok((hash, caller.with_token(&hash)))
 }
 
 fn parse_hash(hex: &str) -> Option<Hash> {
@@ -121,7 +127,9 @@ mod tests {
         );
         let tokens = Tokens::parse(text.as_bytes()).unwrap();
         for (token, name) in [("one", "orders"), ("two", "orders"), ("three", "status")] {
-            assert_eq!(tokens.find(token).unwrap().name(), format!("token:{name}"));
+            let caller = tokens.find(token).unwrap();
+            assert_eq!(caller.name(), format!("token:{name}"));
+            assert_eq!(caller.token().as_deref(), Some(&hash(token)[..8]));
         }
         for wrong in ["", "One", "one ", "four", &hash("one")] {
             assert_eq!(tokens.find(wrong), None, "{wrong}");
@@ -138,6 +146,7 @@ mod tests {
         for line in [1, 2, 3, 4, 6, 7] {
             assert!(problems.contains(&format!("line {line}:")), "{problems}");
         }
+        assert!(problems.contains("line 1: write NAME HASH, where HASH is"), "{problems}");
         assert!(!problems.contains("line 5") && !problems.contains("secret"), "{problems}");
         assert!(Tokens::parse(b"\xff").unwrap_err().contains("UTF-8"));
     }

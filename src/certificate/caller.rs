@@ -2,10 +2,11 @@
 //!
 //! It comes from the subjectAltName extension only, never from the subject.
 
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, DnsName};
 use webpki::EndEntityCert;
 
 const SPIFFE: &str = "spiffe://";
+const DNS: &str = "dns:";
 
 /// Returns the name of a caller with this certificate, which TLS has verified.
 ///
@@ -23,7 +24,14 @@ pub(crate) fn caller_name(certificate: &CertificateDer<'_>) -> Option<String> {
     }
     let name = certificate.valid_dns_names().next()?;
     // A wildcard names many machines.
-    (!name.starts_with('*')).then(|| format!("dns:{}", name.to_ascii_lowercase()))
+    (!name.starts_with('*')).then(|| format!("{DNS}{}", name.to_ascii_lowercase()))
+}
+
+/// Whether [`caller_name`] can return this name.
+pub(crate) fn is_caller_name(name: &str) -> bool {
+    let Some(dns) = name.strip_prefix(DNS) else { return is_spiffe_id(name) };
+    let is_lower = !dns.bytes().any(|byte| byte.is_ascii_uppercase());
+    is_lower && !dns.ends_with('.') && DnsName::try_from(dns).is_ok()
 }
 
 fn has_spiffe_scheme(uri: &str) -> bool {
@@ -73,6 +81,7 @@ mod tests {
             ["spiffe://example.org/ns/fleet/sa/Orders_1", "spiffe://example.org", "spiffe://a/b.c"]
         {
             assert_eq!(named(vec![dns("a.example"), uri(id)]).as_deref(), Some(id));
+            assert!(is_caller_name(id), "{id}");
         }
         for wrong in [
             "SPIFFE://example.org/a",
@@ -94,6 +103,7 @@ mod tests {
             "spiffe:example.org/a",
         ] {
             assert_eq!(named(vec![uri(wrong), dns("a.example")]), None, "{wrong}");
+            assert!(!is_caller_name(wrong), "{wrong}");
         }
         let id = uri("spiffe://example.org/a");
         assert_eq!(named(vec![id.clone(), uri("spiffe://example.org/b")]), None);
@@ -104,6 +114,10 @@ mod tests {
     fn without_a_spiffe_id_the_first_dns_name_counts() {
         let names = vec![uri("https://a.example"), dns("Orders.example"), dns("b.example")];
         assert_eq!(named(names).as_deref(), Some("dns:orders.example"));
+        assert!(is_caller_name("dns:orders.example"));
+        for wrong in ["dns:Orders.example", "dns:*.a.example", "dns:a..b", "dns:a.", "dns:a b"] {
+            assert!(!is_caller_name(wrong), "{wrong}");
+        }
         assert_eq!(named(vec![dns("*.a.example"), dns("b.example")]), None);
         let address = SanType::IpAddress([127, 0, 0, 1].into());
         let mail = SanType::Rfc822Name("orders@a.example".try_into().unwrap());

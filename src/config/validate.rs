@@ -111,6 +111,7 @@ pub(super) fn warnings(config: &Config) -> Problems {
             show(order)
         ));
     }
+    warnings.front_door_warnings(config);
     warnings
 }
 

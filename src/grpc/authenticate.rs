@@ -89,7 +89,7 @@ where
         Box::pin(async move {
             let connection = request.extensions().get::<Connection>().cloned();
             let address = connection.as_ref().map(Connection::address);
-            let certificate = connection.as_ref().and_then(Connection::identity);
+            let certificate = connection.as_ref().and_then(Connection::certificate);
             let method = request.uri().path().strip_prefix(API).unwrap_or_default();
             let caller = match authenticator.caller(request.headers(), certificate).await {
                 Ok(caller) => caller,
@@ -117,21 +117,30 @@ impl Denials {
             _ => &self.with_wrong_credentials,
         };
         let Some(times) = throttle.count() else { return };
-        if times > 1 {
-            // They may have other addresses and reasons than this one.
-            let others = AuditEntry { times: Some(times - 1), ..AuditEntry::default() };
-            others.write(
-                "further calls were denied: their callers are not authenticated",
-                DENIED,
-                None,
-            );
-        }
+        write_further(times - 1);
         let entry = AuditEntry {
             address: address.map(|address| address.to_string()),
             method: Method::parse(method).map(Method::name),
             ..AuditEntry::default()
         };
         entry.write("a call was denied: its caller is not authenticated", DENIED, Some(&error));
+    }
+}
+
+/// Reports the denied calls after the last line.
+impl Drop for Denials {
+    fn drop(&mut self) {
+        write_further(self.without_credentials.take() + self.with_wrong_credentials.take());
+    }
+}
+
+/// Records the number of denied calls that have no line of their own. They may have other addresses
+/// and reasons than the calls that have one.
+fn write_further(times: u64) {
+    if times > 0 {
+        let others = AuditEntry { times: Some(times), ..AuditEntry::default() };
+        let what = "further calls were denied: their callers are not authenticated";
+        others.write(what, DENIED, None);
     }
 }
 
@@ -151,6 +160,7 @@ impl Sender {
     pub(super) fn audit_entry(&self, method: Method) -> AuditEntry {
         AuditEntry {
             caller: Some(self.caller.name().to_owned()),
+            token: self.caller.token(),
             address: self.address.map(|address| address.to_string()),
             method: Some(method.name()),
             ..AuditEntry::default()

@@ -15,6 +15,8 @@ const MIN_MARGIN: Duration = Duration::from_millis(20);
 /// The middleware answers if the service has not answered after a quarter of the margin.
 const GRACE_DIVISOR: u32 = 4;
 
+const TIMEOUT: &str = "grpc-timeout";
+
 /// The deadline of a call. It is in the extensions of the call's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Deadline {
@@ -46,11 +48,22 @@ fn margin(time: Duration) -> Duration {
     (time / 10).clamp(MIN_MARGIN, MAX_MARGIN)
 }
 
-/// Returns the value of `grpc-timeout`: at most 8 digits and a unit (gRPC over HTTP/2).
+/// Whether a call has a deadline that cannot be read. Such a call is refused, as grpc-go does: the
+/// gateway would not know when its caller stops waiting.
+pub(super) fn is_malformed(headers: &HeaderMap) -> bool {
+    headers.contains_key(TIMEOUT) && timeout(headers).is_none()
+}
+
+/// Returns the value of `grpc-timeout`: at most 8 digits and a unit (PROTOCOL-HTTP2.md, "Timeout").
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let mut values = headers.get_all(TIMEOUT).iter();
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
     match unit {
         "H" => Some(Duration::from_hours(number)),
         "M" => Some(Duration::from_mins(number)),
@@ -68,9 +81,7 @@ mod tests {
 
     fn headers(text: &str) -> HeaderMap {
         text.parse()
-            .map(|value| {
-                HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), value)])
-            })
+            .map(|value| HeaderMap::from_iter([(http::HeaderName::from_static(TIMEOUT), value)]))
             .unwrap_or_default()
     }
 
@@ -80,9 +91,14 @@ mod tests {
         assert_eq!(timeout(&headers("99999999H")), Some(Duration::from_hours(99_999_999)));
         assert_eq!(timeout(&headers("250m")), Some(Duration::from_millis(250)));
         assert_eq!(timeout(&headers("0n")), Some(Duration::ZERO));
-        for wrong in ["", "S", "1", "123456789S", "-1S", "1x", "1é"] {
+        for wrong in ["", "S", "1", "123456789S", "-1S", "+1S", "1 S", "1x", "1é"] {
             assert_eq!(timeout(&headers(wrong)), None, "{wrong}");
+            assert!(is_malformed(&headers(wrong)), "{wrong}");
         }
+        let mut twice = headers("1S");
+        assert!(!is_malformed(&twice) && !is_malformed(&HeaderMap::new()));
+        twice.append(TIMEOUT, "1S".parse().unwrap());
+        assert!(is_malformed(&twice));
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@
 //!   that need no CORS preflight are refused.
 //! - Headers above [`MAX_HEADER_LIST`] are answered with a status that gRPC clients understand.
 //!   Clients read a bare HTTP 431 as UNKNOWN.
+//! - A deadline (`grpc-timeout`) that cannot be read is answered with INTERNAL.
 //!
 //! A missing `te` is accepted, because no gRPC server needs it. Paths have no limit of their own.
 
@@ -21,7 +22,7 @@ use http::{
 use http_body_util::{Either, Empty};
 use tower::Service;
 
-use super::status;
+use super::{deadline, status};
 
 /// The limit of the headers of a call, in bytes, counted as in RFC 9113, section 6.5.2. Most gRPC
 /// servers have 8 or 16 KiB. HTTP/2 itself must allow more, so that such a call gets here.
@@ -77,7 +78,13 @@ fn refusal<B>(request: &Request<B>) -> Option<Response<Empty<Bytes>>> {
         *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return Some(refusal);
     }
-    (header_list(request) > MAX_HEADER_LIST).then(|| status::metadata_too_large().into_http())
+    if header_list(request) > MAX_HEADER_LIST {
+        return Some(status::metadata_too_large().into_http());
+    }
+    deadline::is_malformed(request.headers()).then(|| {
+        let message = "grpc-timeout must be 1 to 8 digits and one of H, M, S, m, u and n";
+        status::malformed(message).into_http()
+    })
 }
 
 /// Whether the content type is gRPC with Protobuf, with or without parameters. Media types have any

@@ -4,11 +4,12 @@
 //! DEADLINE_EXCEEDED, never CANCELLED. Errors of the gRPC library and of the health and reflection
 //! services get the `ErrorInfo` that the API promises. Errors of our own service stay unchanged.
 //!
-//! Streams of health and reflection end when their connection closes. Those of our own service end
-//! by themselves, with their token.
+//! Streams of health and reflection end when their connection closes, or when their caller's token
+//! expires. Those of our own service end by themselves, with their token.
 
 use std::{
-    future::poll_fn,
+    fmt,
+    future::{pending, poll_fn},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
 };
@@ -17,11 +18,10 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::Status;
 use tower::Service;
 
-use super::{API, class::CallClass, deadline::Deadline, status};
+use super::{API, authenticate::Sender, class::CallClass, deadline::Deadline, status};
 use crate::{
     requests::{Effect, Error},
     server::{Connection, ResponseEnd},
@@ -64,9 +64,10 @@ where
         // The only method that changes something at ThingSpace.
         let is_order = CallClass::of(request.uri().path()) == CallClass::Order;
         let effect = if is_order { Effect::Unknown } else { Effect::None };
-        let closing = (!request.uri().path().starts_with(API))
-            .then(|| request.extensions().get::<Connection>().cloned())
-            .flatten();
+        let is_ours = request.uri().path().starts_with(API);
+        let connection = request.extensions().get().filter(|_| !is_ours).cloned();
+        let sender: Option<&Sender> = request.extensions().get();
+        let expires = sender.and_then(|sender| sender.caller.expires());
         let response = self.inner.call(request);
         Box::pin(async move {
             let mut response = match deadline {
@@ -84,12 +85,31 @@ where
             };
             // An error before the first message has its status in the headers.
             add_reason(response.headers_mut());
-            let closing = closing.map(|connection| {
-                let closing = Box::pin(connection.closing().clone().cancelled_owned());
-                (connection, closing)
-            });
-            Ok(response.map(|inner| MiddlewareBody { inner: Some(inner), closing }))
+            let end = connection
+                .map(|connection| -> StreamEnd { Box::pin(end_of_stream(connection, expires)) });
+            Ok(response.map(|inner| MiddlewareBody { inner: Some(inner), end }))
         })
+    }
+}
+
+/// Returns the status of a stream when it has to end, because its connection closes or its caller's
+/// token expires.
+async fn end_of_stream(connection: Connection, expires: Option<Instant>) -> Status {
+    let expired = async {
+        match expires {
+            Some(expires) => sleep_until(expires).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = expired => status::expired(None),
+        () = connection.closing().cancelled() => {
+            if connection.is_server_stopping() {
+                status::of(&Error::Draining)
+            } else {
+                status::stream_age(None)
+            }
+        }
     }
 }
 
@@ -131,18 +151,25 @@ pub(crate) fn trailers(error: &Error) -> HeaderMap {
 }
 
 /// A response body whose errors have a reason.
-#[derive(Debug)]
 pub(crate) struct MiddlewareBody<B> {
     /// `None` once the body has ended.
     inner: Option<B>,
-    /// Ready when the body has to end, because its connection closes.
-    closing: Option<(Connection, Pin<Box<WaitForCancellationFutureOwned>>)>,
+    /// Ready when the body has to end. `None`: it ends by itself.
+    end: Option<StreamEnd>,
+}
+
+type StreamEnd = Pin<Box<dyn Future<Output = Status> + Send>>;
+
+impl<B: fmt::Debug> fmt::Debug for MiddlewareBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MiddlewareBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
 }
 
 /// An empty body.
 impl<B> Default for MiddlewareBody<B> {
     fn default() -> Self {
-        Self { inner: None, closing: None }
+        Self { inner: None, end: None }
     }
 }
 
@@ -154,7 +181,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let Self { inner, closing } = &mut *self;
+        let Self { inner, end } = &mut *self;
         let Some(body) = inner else { return Poll::Ready(None) };
         if let Poll::Ready(mut frame) = Pin::new(body).poll_frame(context) {
             if let Some(Ok(frame)) = &mut frame
@@ -164,14 +191,9 @@ impl<B: Body<Data = Bytes> + Unpin> Body for MiddlewareBody<B> {
             }
             return Poll::Ready(frame);
         }
-        let Some((connection, closing)) = closing else { return Poll::Pending };
-        ready!(closing.as_mut().poll(context));
+        let Some(end) = end else { return Poll::Pending };
+        let status = ready!(end.as_mut().poll(context));
         *inner = None;
-        let status = if connection.is_server_stopping() {
-            status::of(&Error::Draining)
-        } else {
-            status::stream_age(None)
-        };
         Poll::Ready(Some(Ok(Frame::trailers(status::trailers(&status)))))
     }
 

@@ -53,8 +53,14 @@ impl Esim {
         drain: CancellationToken,
         calls: TaskTracker,
     ) -> Self {
+        let limits = &config.limits;
         let rules = OrderRules {
-            max_devices: config.thingspace.max_devices_per_order,
+            // An order above a limit of open devices can never be placed.
+            max_devices: config
+                .thingspace
+                .max_devices_per_order
+                .min(limits.caller_open_devices)
+                .min(limits.open_devices),
             strict_checksums: config.thingspace.strict_checksums,
         };
         let watches = Arc::new(WatchContext::new(&config.grpc, drain.clone(), calls.clone()));
@@ -160,7 +166,10 @@ impl EsimService for Esim {
         self.authorize(&sender, Method::GetRequestStatus, &call.account)?;
         // A long poll ends early enough for its answer to arrive in time.
         let longest = without_margin(deadline.saturating_duration_since(Instant::now()));
-        let wait_until = (!call.wait.is_zero()).then(|| Instant::now() + call.wait.min(longest));
+        let wait_until = (!call.wait.is_zero()).then(|| {
+            let end = Instant::now() + call.wait.min(longest);
+            sender.caller.expires().map_or(end, |expires| end.min(expires))
+        });
         let query = StatusOptions {
             max_age: call.max_age,
             wait_until,

@@ -182,9 +182,9 @@ pub(super) fn unauthenticated(error: AuthError) -> Status {
     }
 }
 
-/// The status that ends a watch when its caller's token expires.
+/// The status that ends a stream when its caller's token expires.
 pub(super) fn expired(resume_token: Option<String>) -> Status {
-    let message = "the caller's token has expired; resume the watch with a new one";
+    let message = "the caller's token has expired; call again with a new one, and resume a watch";
     let status = status(Code::Unauthenticated, "CALLER_UNAUTHENTICATED", message);
     status.resume(resume_token).build()
 }

@@ -95,7 +95,7 @@ pub(crate) struct Connection(Arc<ConnectionInner>);
 
 struct ConnectionInner {
     peer: Peer,
-    identity: Option<String>,
+    certificate: Option<PeerCertificate>,
     /// Cancelled when the server stops.
     stop: CancellationToken,
     closing: CancellationToken,
@@ -103,15 +103,22 @@ struct ConnectionInner {
     closed: CancellationToken,
 }
 
+/// A client certificate that TLS has verified.
+#[derive(Debug)]
+pub(crate) struct PeerCertificate {
+    /// Such as `spiffe://example.org/orders` or `dns:orders.example.com`. `None`: it has no name
+    /// that identifies a caller.
+    pub(crate) name: Option<String>,
+}
+
 impl Connection {
     pub(crate) fn address(&self) -> SocketAddr {
         self.0.peer.address
     }
 
-    /// The name in the client certificate, such as `spiffe://example.org/orders` or
-    /// `dns:orders.example.com`.
-    pub(crate) fn identity(&self) -> Option<&str> {
-        self.0.identity.as_deref()
+    /// The client certificate. `None`: the client has sent none.
+    pub(crate) fn certificate(&self) -> Option<&PeerCertificate> {
+        self.0.certificate.as_ref()
     }
 
     /// Cancelled when the connection has reached its age or the server stops. Its calls should end
@@ -189,8 +196,8 @@ struct Http2<S> {
 impl<S: CallService> Protocol for Http2<S> {
     async fn serve(self, stream: Stream, peer: Peer, stop: CancellationToken) {
         let (closing, closed) = (stop.child_token(), CancellationToken::new());
-        let identity = identity(&stream);
-        let inner = ConnectionInner { peer, identity, stop, closing, closed };
+        let certificate = certificate(&stream);
+        let inner = ConnectionInner { peer, certificate, stop, closing, closed };
         let connection = Connection(Arc::new(inner));
         let handshake = self.builder().handshake::<_, Bytes>(Meter::new(stream));
         match timeout(PREFACE_TIMEOUT, handshake).await {
@@ -271,11 +278,11 @@ impl<S: CallService> Http2<S> {
     }
 }
 
-/// Returns the name in the peer's verified certificate.
-fn identity(stream: &Stream) -> Option<String> {
+/// Returns the peer's verified certificate.
+fn certificate(stream: &Stream) -> Option<PeerCertificate> {
     let Either::Right(tls) = stream else { return None };
     let chain = tls.get_ref().1.peer_certificates()?;
-    certificate::caller_name(chain.first()?)
+    Some(PeerCertificate { name: certificate::caller_name(chain.first()?) })
 }
 
 /// Returns a random duration that differs from `age` by at most [`AGE_SPREAD`].

@@ -63,6 +63,8 @@ struct TlsInner {
 struct Loaded {
     config: Arc<ServerConfig>,
     validity: Validity,
+    /// When the first authority of clients expires. `None`: there is none.
+    authorities_expire: Option<Timestamp>,
 }
 
 impl fmt::Debug for Tls {
@@ -92,12 +94,28 @@ impl Tls {
     }
 
     /// Follows the files until `stop`. Warns once about each certificate that was not renewed in
-    /// time.
+    /// time, and about each authority of clients that expires after the start. The warnings of the
+    /// configuration name those that have expired before.
     pub(crate) async fn follow(self, stop: CancellationToken) {
         let warn = async {
+            let is_past = |expiry: &Timestamp| Timestamp::now() > *expiry;
             let mut warned = None;
+            let mut expired = self.0.loaded.current().authorities_expire.filter(is_past);
             loop {
-                let validity = self.0.loaded.current().validity;
+                let (validity, authorities_expire) = {
+                    let loaded = self.0.loaded.current();
+                    (loaded.validity, loaded.authorities_expire)
+                };
+                if let Some(expiry) = authorities_expire.filter(is_past)
+                    && expired.replace(expiry) != Some(expiry)
+                {
+                    warn!(
+                        listener = self.0.listener,
+                        expired = %expiry,
+                        "an authority of clients has expired; the certificates that it has issued \
+                         are still accepted: replace it"
+                    );
+                }
                 if Timestamp::now() > validity.overdue && warned != Some(validity) {
                     warn!(
                         listener = self.0.listener,
@@ -121,9 +139,11 @@ impl TlsOptions {
         let ServerCertificate { key, validity } =
             ServerCertificate::new(cert_file, &contents[0], key_file, &contents[1], now)?;
         let provider = Arc::new(default_provider());
+        let mut authorities_expire = None;
         let verifier = match &self.clients {
             None => Arc::new(NoClientAuth),
             Some(ClientCertificates { ca_file, required }) => {
+                authorities_expire = certificate::authorities_expire(&contents[2]);
                 let roots = Arc::new(certificate::client_authorities(ca_file, &contents[2])?);
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
@@ -144,7 +164,7 @@ impl TlsOptions {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(Loaded { config: Arc::new(config), validity })
+        Ok(Loaded { config: Arc::new(config), validity, authorities_expire })
     }
 }
 

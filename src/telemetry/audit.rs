@@ -4,7 +4,8 @@
 //!   order, and each operator command that changes or discloses something.
 //! - No filter removes a line ([`super::init`]).
 //! - A fact has the same field in every line. A field that does not apply is left out.
-//! - No line has a token, a password, or the identity of a device.
+//! - No line has a token, a password, or the identity of a device. Of a static token a line has the
+//!   beginning of the hash.
 
 use std::fmt::Display;
 
@@ -19,6 +20,8 @@ pub(crate) struct AuditEntry {
     /// The name of a caller, `operator:UID`, or `gateway` for what it does by itself. `None`: the
     /// caller is not authenticated.
     pub(crate) caller: Option<String>,
+    /// The beginning of the hash of the static token with which a caller proved its identity.
+    pub(crate) token: Option<String>,
     /// IP address and port, or `unix` for the control socket.
     pub(crate) address: Option<String>,
     /// The group and the process of an operator.
@@ -47,6 +50,7 @@ impl AuditEntry {
         info!(
             target: AUDIT,
             caller = self.caller.as_deref(),
+            token = self.token.as_deref(),
             address = self.address.as_deref(),
             gid = self.gid,
             pid = self.pid,
@@ -60,7 +64,8 @@ impl AuditEntry {
             callback = self.callback,
             times = self.times,
             outcome,
-            reason = reason.map(display),
+            // Not as `Display`, which the text format does not quote.
+            reason = reason.map(ToString::to_string).as_deref(),
             "{what}"
         );
     }
@@ -96,5 +101,42 @@ impl Drop for PendingEntry {
     fn drop(&mut self) {
         let reason = self.reason.as_ref().map(|reason| reason as &dyn Display);
         self.entry.write(self.what, self.outcome, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+    use crate::lock::lock;
+
+    #[derive(Debug, Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            lock(&self.0).write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Otherwise a reader of the text could take a reason for further fields.
+    #[test]
+    fn the_text_of_a_reason_is_quoted() {
+        let (written, reason) = (Shared::default(), "no such outcome=placed");
+        let writer = written.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(log, || {
+            AuditEntry::default().write("a call was denied", "denied", Some(&reason));
+        });
+        let line = String::from_utf8(lock(&written.0).clone()).unwrap();
+        assert!(line.contains(r#"reason="no such outcome=placed""#), "{line}");
     }
 }

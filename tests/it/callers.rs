@@ -90,10 +90,40 @@ async fn a_caller_needs_a_known_token_and_an_entry_of_the_policy() {
     let denied = audit.iter().filter(|line| line.contains("a call was denied")).count();
     assert_eq!(denied, 6, "{audit:#?}");
     let ordered: Vec<_> = audit.iter().filter(|line| line.contains("token:orders")).collect();
-    assert!(ordered.iter().any(|line| line.contains("placed") && line.contains(ACCOUNT)));
+    let hash = line("orders", ORDERS).split(' ').next_back().unwrap()[..8].to_owned();
+    let is_placed = |line: &str| line.contains("placed") && line.contains(ACCOUNT);
+    assert!(
+        ordered
+            .iter()
+            .any(|line| { is_placed(line) && line.contains(&format!(r#""token":"{hash}""#)) })
+    );
     for token in [ORDERS, READER] {
         assert!(!log.iter().any(|line| line.contains(token)));
     }
+}
+
+#[tokio::test]
+async fn denied_calls_without_a_line_are_counted_at_the_end() {
+    let upstream = Upstream::manual().await;
+    let gateway = Process::serve(&guarded(&upstream), upstream.dir.path());
+    let mut client = gateway.client().await;
+    for _ in 0..103 {
+        client.download_profile(order("k", [1])).await.unwrap_err();
+    }
+    drop(client);
+    gateway.terminate();
+    let (_, log) = gateway.wait().await;
+    let denied = log.iter().filter(|line| line.contains("a call was denied")).count();
+    // A minute may have ended meanwhile, and a line of its own may have reported the others.
+    let further = log.iter().filter(|line| line.contains("further calls were denied"));
+    let further: usize = further
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            usize::try_from(line["times"].as_u64().unwrap()).unwrap()
+        })
+        .sum();
+    assert!(further > 0, "{log:#?}");
+    assert_eq!(denied + further, 103, "{log:#?}");
 }
 
 #[tokio::test]

@@ -8,6 +8,9 @@ use test_support::issuer::{
 };
 use thingspace_gateway::config::Config;
 use tonic::Code;
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+};
 
 use crate::callers::{entry, with};
 use crate::harness::*;
@@ -28,6 +31,11 @@ fn config(upstream: &Upstream, keys: &KeyServer) -> Config {
     jwt.jwks_ca_file.clone_from(&keys.ca_file);
     config.auth.allow = vec![entry(&[&format!("jwt:{SUBJECT}")], &["*"], &[ACCOUNT])];
     config
+}
+
+/// A token of a caller whose gateway accepts it for so many seconds.
+fn brief(issuer: &Issuer, seconds: i64) -> String {
+    issuer.token(&claims(in_seconds(seconds - LEEWAY)))
 }
 
 fn changed(key: &str, value: impl Into<Value>) -> Value {
@@ -125,7 +133,7 @@ async fn a_watch_ends_with_its_token_when_the_token_of_its_caller_expires() {
     let mut lifetime = 3;
     let (ended, resume_token) = loop {
         let mut watch = eventually_ok("a watch begins", async || {
-            let brief = issuer.token(&claims(in_seconds(lifetime - LEEWAY)));
+            let brief = brief(&issuer, lifetime);
             client.clone().watch_request(with(request(""), &brief)).await
         })
         .await
@@ -150,4 +158,36 @@ async fn a_watch_ends_with_its_token_when_the_token_of_its_caller_expires() {
     let fresh = issuer.token(&claims(in_seconds(600)));
     let resumed = client.watch_request(with(request(&resume_token), &fresh)).await;
     within("a heartbeat or an event", async { drop(resumed.unwrap()) }).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_reflection_and_a_long_poll_end_when_the_token_expires() {
+    let issuer = Issuer::new("one");
+    let keys = KeyServer::start(key_set(&[&issuer])).await;
+    let upstream = Upstream::manual().await;
+    let mut config = config(&upstream, &keys);
+    config.grpc.reflection = true;
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let reflection = ServerReflectionClient::new(channel(gateway.address).await);
+    let mut stream = eventually_ok("a stream begins", async || {
+        let questions = tokio_stream::pending::<ServerReflectionRequest>();
+        reflection.clone().server_reflection_info(with(questions, &brief(&issuer, 3))).await
+    })
+    .await
+    .into_inner();
+    let ended = within("the end", stream.message()).await.unwrap_err();
+    assert_eq!(kind(&ended), (Code::Unauthenticated, "CALLER_UNAUTHENTICATED".to_owned()));
+
+    let id = upstream.sim.add_request(upstream.accounts[0].clone(), [upstream_device(1)]);
+    let client = gateway.client().await;
+    // Without the end of the token, it would last longer than the test waits.
+    eventually_ok("a long poll is answered", async || {
+        let mut poll = status_call(&id);
+        poll.wait = Some(prost_types::Duration { seconds: 50, nanos: 0 });
+        poll.after_revision = 1;
+        let mut client = client.clone();
+        let call = client.get_request_status(with(poll, &brief(&issuer, 5)));
+        within("an answer", call).await
+    })
+    .await;
 }

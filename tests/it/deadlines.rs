@@ -157,14 +157,16 @@ async fn a_stream_of_another_service_ends_too() {
 }
 
 #[tokio::test]
-async fn an_invalid_timeout_is_ignored() {
+async fn a_call_with_an_invalid_timeout_is_refused() {
     let upstream = Upstream::manual().await;
     let gateway = upstream.gateway().await;
     let mut client = raw(&gateway);
     for timeout in ["", "1", "S", "1x", "123456789S", "-1S"] {
         let call = client.download_profile(timed(order("k", [0]), timeout));
-        within("an answer", call).await.unwrap_or_else(|status| panic!("{timeout:?}: {status:?}"));
+        let status = within("an answer", call).await.unwrap_err();
+        assert_eq!(kind(&status), (Code::Internal, "MALFORMED_CALL".to_owned()), "{timeout:?}");
     }
+    assert!(upstream.sim.ledger().orders.is_empty());
     gateway.stop().await;
 }
 

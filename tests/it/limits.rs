@@ -328,6 +328,10 @@ async fn the_open_devices_of_a_caller_are_limited() {
         // A repeated call orders nothing.
         client.download_profile(with(order("first", [1, 2]), GREEDY)).await.unwrap();
     }
+    // No repetition helps an order that is above the limit by itself.
+    let large = client.download_profile(with(order("large", 3..7), MODEST)).await.unwrap_err();
+    assert_eq!(kind(&large), (Code::InvalidArgument, "INVALID_FIELD".to_owned()));
+    assert!(large.message().contains("at most 3 devices"), "{large:?}");
     client.download_profile(with(order("other", [5, 6]), MODEST)).await.unwrap();
     client.download_profile(with(order("small", [7]), GREEDY)).await.unwrap();
     upstream.sim.finish_all(&first, DeviceResult::Success);

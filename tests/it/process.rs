@@ -411,7 +411,10 @@ async fn a_second_sigterm_ends_it_at_once() {
     refuses_connections(process.address).await;
     assert!(!order.is_finished());
     process.terminate();
-    process.wait().await;
+    let (status, log) = process.wait().await;
+    assert_eq!(status.code(), Some(1), "{log:#?}");
+    let cut = "orders were in progress when the gateway had to end: 1";
+    assert!(log.iter().any(|line| line.contains(cut)), "{log:#?}");
     order.await.unwrap().unwrap_err();
 }
 

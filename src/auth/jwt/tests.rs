@@ -127,7 +127,7 @@ fn a_token_without_a_key_id_needs_a_set_of_one_key() {
     verify(&both, &other.token(&claims())).unwrap();
 }
 
-/// A key verifies only the algorithms of its type, whatever the token says.
+/// A key verifies only the algorithms of its type, even if a token names another one.
 #[test]
 fn a_token_cannot_choose_the_type_of_its_key() {
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();

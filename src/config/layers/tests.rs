@@ -222,6 +222,7 @@ fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
             ("THINGSPACE_GATEWAY_STORE_NATS_MAX_BYTES", "1"),
             ("THINGSPACE_GATEWAY_PORT", "50051"),
             ("THINGSPACE_GATEWAY_LISTEN", "127.0.0.1:1"),
+            ("THINGSPACE_GATEWAY__AUTH__ALLOW", "[]"),
             ("THINGSPACE_GATEWAY__CREDENTIALS__0__NAME", "main"),
             ("THINGSPACE_GATEWAY__GRPC__LISTEN__", "127.0.0.1:1"),
             ("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT", "1"),
@@ -245,8 +246,11 @@ fn a_variable_with_the_prefix_that_names_no_key_is_refused() {
             unknown("write THINGSPACE_GATEWAY__GRPC__LISTEN")
         ),
         format!("THINGSPACE_GATEWAY__GRPC__LISTEN__PORT: {}", unknown(shape)),
-        "credentials: cannot come from the environment, because they are a list; write \
-         [[credentials]] into the configuration file (from \
+        "auth.allow: cannot come from the environment, because it is a list; write [[auth.allow]] \
+         sections into the configuration file (from THINGSPACE_GATEWAY__AUTH__ALLOW)"
+            .to_owned(),
+        "credentials: cannot come from the environment, because it is a list; write \
+         [[credentials]] sections into the configuration file (from \
          THINGSPACE_GATEWAY__CREDENTIALS__0__NAME)"
             .to_owned(),
     ];

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use config::{Value, ValueKind};
 
-use super::{Problems, Setting, Table, default_of, flatten};
+use super::{Problems, Setting, Table, default_of, flatten, is_list};
 
 const PREFIX: &str = "THINGSPACE_GATEWAY";
 const SEPARATOR: &str = "__";
@@ -58,10 +58,11 @@ fn setting(name: &str, text: &str, defaults: &Table) -> Result<Option<Setting>, 
     };
     let key: Vec<String> = key.to_ascii_lowercase().split(SEPARATOR).map(str::to_owned).collect();
     let origin = format!("from {}", name.to_ascii_uppercase());
-    if key[0] == "credentials" {
+    if let Some(end) = (1..=key.len()).find(|end| is_list(&key[..*end])) {
+        let list = key[..end].join(".");
         return Err(format!(
-            "credentials: cannot come from the environment, because they are a list; write \
-             [[credentials]] into the configuration file ({origin})"
+            "{list}: cannot come from the environment, because it is a list; write [[{list}]] \
+             sections into the configuration file ({origin})"
         ));
     }
     let is_value = |key: &[String]| {

@@ -2,12 +2,14 @@
 
 use std::collections::HashSet;
 
+use jiff::Timestamp;
+
 use super::{
-    super::{AllowConfig, AuthConfig, ClientCert, Config, GrpcConfig, JwtConfig},
+    super::{AllowConfig, AuthConfig, ClientCert, Config, GrpcConfig, JwtConfig, set},
     Problems, is_set, secret_file,
 };
 use crate::{
-    auth::{self, ANY, Method},
+    auth::{self, ANY, Method, Pattern},
     certificate,
     identity::AccountName,
 };
@@ -18,6 +20,12 @@ const TOKEN: &str = "token:";
 const JWT: &str = "jwt:";
 const SPIFFE: &str = "spiffe://";
 const DNS: &str = "dns:";
+
+/// What names in certificates are.
+const SPIFFE_FORM: &str = "it is no SPIFFE ID: the trust domain has lower-case letters, digits, \
+                           '.', '-' and '_', the path also upper-case letters, and no part of the \
+                           path is empty, '.' or '..'";
+const DNS_FORM: &str = "it is no DNS name in lower case";
 
 impl Problems {
     pub(super) fn front_door(&mut self, config: &Config) {
@@ -145,6 +153,36 @@ impl Problems {
         }
     }
 
+    /// Warns about callers that cannot call now, and about authorities that have expired. Both can
+    /// change with the next version of a file.
+    pub(super) fn front_door_warnings(&mut self, config: &Config) {
+        let Config { grpc, auth, .. } = config;
+        let names = set(&auth.tokens_file).and_then(|file| auth::token_names(&file).ok());
+        for (number, entry) in (1..).zip(&auth.allow) {
+            let Some(names) = &names else { continue };
+            for caller in entry.callers.iter().filter(|caller| caller.starts_with(TOKEN)) {
+                let pattern = Pattern::new(caller);
+                if !names.iter().any(|name| pattern.matches(name)) {
+                    self.push(format!(
+                        "auth.allow #{number}: callers: {caller:?} cannot call, because \
+                         auth.tokens_file ({}) has no token of that name; add one, or correct the \
+                         name",
+                        auth.tokens_file.display()
+                    ));
+                }
+            }
+        }
+        let expired = set(&grpc.client_ca_file)
+            .and_then(|file| certificate::expired_authority(&file, Timestamp::now()));
+        if let Some(expiry) = expired {
+            self.push(format!(
+                "grpc.client_ca_file: {} holds an authority that expired at {expiry:.0}; the \
+                 certificates of clients that it has issued are still accepted: replace it",
+                grpc.client_ca_file.display()
+            ));
+        }
+    }
+
     /// Checks the files that authenticate the gateway and its callers.
     pub(super) fn front_door_files(&mut self, grpc: &GrpcConfig, auth: &AuthConfig) {
         if let Some((cert, key)) = grpc.tls() {
@@ -198,10 +236,6 @@ fn check_caller(pattern: &str, config: &Config) -> Result<(), String> {
     if !is_possible {
         return Err(format!("never calls, because {missing} is not set"));
     }
-    if prefix.strip_prefix(DNS).is_some_and(|name| name.contains(|c: char| c.is_ascii_uppercase()))
-    {
-        return Err("never calls, because DNS names of callers are in lower case".to_owned());
-    }
     let kinds = [TOKEN, JWT, SPIFFE, DNS];
     if kinds.contains(&pattern) {
         return Err("has no name after its kind".to_owned());
@@ -212,6 +246,23 @@ fn check_caller(pattern: &str, config: &Config) -> Result<(), String> {
         && !id.contains('/')
     {
         return Err("has a * in the trust domain; write it after a slash".to_owned());
+    }
+    // A name that begins with the prefix.
+    let name = pattern.replace(ANY, "a");
+    let (is_name, form) = if name.starts_with(SPIFFE) {
+        (certificate::is_caller_name(&name), SPIFFE_FORM)
+    } else if name.starts_with(DNS) {
+        (certificate::is_caller_name(&name), DNS_FORM)
+    } else {
+        (true, "")
+    };
+    if !is_name {
+        return Err(format!("never calls, because {form}"));
+    }
+    if !auth::is_caller_name(&name) {
+        return Err("never calls, because names of callers have at most 256 bytes, all of them \
+                    printable ASCII without blanks"
+            .to_owned());
     }
     Ok(())
 }

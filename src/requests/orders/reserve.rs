@@ -35,6 +35,11 @@ impl Drop for InFlight {
 }
 
 impl Orders {
+    /// The number of orders that this process is placing.
+    pub(crate) fn in_flight(&self) -> usize {
+        lock(&self.in_flight).len()
+    }
+
     /// Registers an order as in flight, if its devices do not exceed the limits of open devices.
     pub(super) fn reserve(
         &self,

@@ -18,6 +18,26 @@ use super::*;
 const NAME: &str = "gateway.example";
 const VALID: (i32, i32) = (2000, 4096);
 
+/// A key that is too short for rustls.
+const RSA_1024: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIICdQIBADANBgkqhkiG9w0BAQEFAASCAl8wggJbAgEAAoGBAMI02CihJKLjPviB
+chnPDghlpVLywOjKRg6dtf4IIN8zndq3zC4Onng+YFi3O3rR+Yrab3qzSE+H4dSK
+OFZJMiaC2rNEMflhCA4rcynI4gR/AqteIMvTs8mwKrQw1Y2i0E5TVaMlUuc/DlBb
+wiwRfe5S20dHHtJtvQPf+YMrbcuxAgMBAAECgYATjgyh8q/ksusZTLd3f9DS6aE+
++/COwCdTu2+i16CvuNvRNSabEJ/GTcmXxUN494GgCKSm/zxtvanwo8ZOcepZp3VK
+pTUKRW46zDyH1rrEd7vNmBOlgSUGT0OQuMV7EGt6Pv3br5gOHmOfsedt7f9wYBEZ
+G9DpBucCIqOS9rVoAQJBAOGvbP2b/dqyYRjF9CUa70Pq80gIZ+CHU7uiM968zEuG
+5pBcPNd22yNYAnXMaP2o0KVik2kttfk2IQbvTKZ9DzECQQDcSvcKHlzg+euDSDn5
+fQSbj+2gWM3nXB7kDPuEP8nDWFqXozZgVd7vYX90yzYzZXP5X10Mw+I7p2TSEXuZ
+mmSBAkBovrO2LT0v0JSSG+YJhqu/+P760rPrmMN7FXg/i57B+xVtsPGoCwkAKWvS
+4pFkEYLtD4hdS5Lm3IGNp2kK6IYxAkB04KUvTiqzBoYo0iJIN0dBjdxijZs5HAwb
+rLOpV/qhVPhDqcmI1SaB1TW9bq+kFziv3yPMSQV35vk75yCvv1WBAkAe7ZYpTsy/
+VNBjv3dRmroH6gbRsbsH+pLLkeGEMzs5BD+LpIOdAJh8CKnmWCMkptCvD/RO9svV
+KvGKZxKIXe5p
+-----END PRIVATE KEY-----
+";
+
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority() -> Authority {
@@ -155,6 +175,9 @@ async fn a_new_certificate_is_used_and_a_broken_one_is_not() {
     let new_key = fs::read(files.key()).unwrap();
     fs::write(files.key(), &old_key).unwrap();
     assert!(reload().await.unwrap_err().contains("does not belong to"));
+    fs::write(files.key(), RSA_1024).unwrap();
+    let refused = reload().await.unwrap_err();
+    assert!(refused.contains("key.pem holds a private key that TLS does not accept"), "{refused}");
     fs::write(files.key(), "nothing").unwrap();
     assert!(reload().await.unwrap_err().contains("holds no private key"));
     fs::remove_file(files.key()).unwrap();

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+
 use super::*;
 use crate::config::{AllowConfig, ClientCert};
 
@@ -57,8 +59,73 @@ fn names_in_certificates_have_one_spelling() {
         "auth.allow #1: callers: \"dns:A.example\" never calls",
     ];
     assert_begin(&bounds(&config), &problems);
+    let wrong = [
+        "spiffe://A/b",
+        "spiffe://a/b c",
+        "spiffe://a//*",
+        "spiffe://a/../*",
+        "spiffe://a/",
+        "dns:a b",
+        "dns:a..*",
+        "dns:a.",
+    ];
+    config.auth.allow = vec![entry(&wrong, &["*"], &["*"])];
+    let problems = wrong.map(|name| format!("auth.allow #1: callers: {name:?} never calls"));
+    assert_begin(&bounds(&config), &problems.each_ref().map(String::as_str));
     config.auth.allow.clear();
     assert_begin(&bounds(&config), &["auth.allow: there are no entries"]);
+}
+
+#[test]
+fn names_of_callers_are_short_and_have_no_blanks() {
+    let (folder, mut config) = deployed();
+    config.auth.tokens_file = folder.path().join("tokens");
+    let (long, longest) =
+        (format!("token:{}", "a".repeat(251)), format!("token:{}*", "a".repeat(249)));
+    config.auth.allow = vec![entry(&["token:a b", "token:ä*", &long, &longest], &["*"], &["*"])];
+    let problems = ["token:a b", "token:ä*", &long]
+        .map(|name| format!("auth.allow #1: callers: {name:?} never calls, because names"));
+    assert_begin(&bounds(&config), &problems.each_ref().map(String::as_str));
+}
+
+/// The next version of the file may have the token.
+#[test]
+fn a_token_that_is_not_in_the_file_is_a_warning() {
+    let (folder, mut config) = deployed();
+    config.auth.tokens_file = folder.path().join("tokens");
+    fs::write(&config.auth.tokens_file, format!("orders {}\n", "ab".repeat(32))).unwrap();
+    let callers = ["token:orders", "token:ord*", "token:*", "*", "token:order", "token:reader*"];
+    config.auth.allow = vec![entry(&callers, &["*"], &["*"])];
+    assert_begin(&bounds(&config), &[]);
+    assert_begin(&deployment(&config, None), &[]);
+    let expected = [
+        "auth.allow #1: callers: \"token:order\" cannot call, because auth.tokens_file (",
+        "auth.allow #1: callers: \"token:reader*\" cannot call",
+    ];
+    assert_begin(&warnings(&config), &expected);
+}
+
+/// TLS accepts the certificates that it has issued.
+#[test]
+fn an_authority_that_has_expired_is_a_warning() {
+    let (folder, mut config) = deployed();
+    let file = folder.path().join("clients.pem");
+    config.grpc.client_ca_file.clone_from(&file);
+    let authority = |year| {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) =
+            (date_time_ymd(2000, 1, 1), date_time_ymd(year, 1, 1));
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    fs::write(&file, authority(4096)).unwrap();
+    assert_begin(&warnings(&config), &[]);
+    fs::write(&file, authority(4096) + &authority(2001)).unwrap();
+    let expected = format!(
+        "grpc.client_ca_file: {} holds an authority that expired at 2001-01-01T00:00:00Z",
+        file.display()
+    );
+    assert_begin(&warnings(&config), &[&expected]);
 }
 
 #[test]
