@@ -1,16 +1,20 @@
-//! A gateway with 2,000 watches, and with peers that do nothing, is told to end.
+//! A gateway with TLS, with 2,000 watches, and with peers that do nothing, is told to end.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 use thingspace_gateway::{identity::RequestId, proto::esim::DeviceState, simulator::DeviceResult};
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     cluster::fleet::{Fleet, PATIENCE},
     harness::*,
     http2::*,
+    pki::{Authority, GATEWAY, VALID, client_hello, handshake, tls_channel},
 };
 
 /// On each of some connections.
@@ -29,7 +33,11 @@ async fn a_gateway_with_two_thousand_watches_ends_in_time() {
     let upstream = Upstream::manual().await;
     let mut config = upstream.config();
     config.polling.max_watched = Duration::from_millis(500);
-    let mut fleet = Fleet::start(upstream, config).await;
+    let (authority, file) = (Authority::new(), |name: &str| upstream.dir.path().join(name));
+    (config.grpc.tls_cert_file, config.grpc.tls_key_file) = (file("tls.pem"), file("tls.key"));
+    authority.issue(GATEWAY, VALID).write(&config.grpc.tls_cert_file, &config.grpc.tls_key_file);
+    let tls = authority.client(None);
+    let mut fleet = Fleet::start_with(upstream, config, Some(Arc::clone(&tls))).await;
     for n in [1, 2] {
         fleet.drain(n).await;
     }
@@ -61,26 +69,37 @@ async fn a_gateway_with_two_thousand_watches_ends_in_time() {
     finish(0);
 
     let address = fleet.gateway(0).address;
-    let mut health = HealthClient::new(channel(address).await);
+    let mut health = HealthClient::new(tls_channel(address, Arc::clone(&tls)));
     let mut health = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    fleet.serve(1);
+    let connect = async || Peer::over(handshake(address, &tls).await.unwrap());
     // They acknowledge nothing, and their calls never end.
-    let (mut idle, mut calling) = (Peer::connect(address).await, Peer::connect(address).await);
+    let (mut idle, mut calling) = (connect().await, connect().await);
+    for peer in [&mut idle, &mut calling] {
+        peer.send(&[PREFACE, &settings(&[])].concat()).await.unwrap();
+    }
     calling.send(&begin(1, &call(GET_STATUS, ""))).await.unwrap();
-    let mut half_open = Peer::over(TcpStream::connect(address).await.unwrap());
-    half_open.send(&PREFACE[..10]).await.unwrap();
-    let silent = TcpStream::connect(address).await.unwrap();
     for peer in [&mut idle, &mut calling] {
         peer.ping().await;
     }
     finish(1);
-    fleet.serve(1);
+    // The time limits of these begin now.
+    let mut half_preface = connect().await;
+    half_preface.send(&PREFACE[..10]).await.unwrap();
+    let hello = client_hello(&tls);
+    let handshakes = [&[], &hello[..hello.len() / 2], &hello].map(async |begun| {
+        let mut peer = TcpStream::connect(address).await.unwrap();
+        peer.write_all(begun).await.unwrap();
+        peer
+    });
+    let handshakes = join_all(handshakes).await;
     let began = Instant::now();
     fleet.drain(0).await;
     let took = began.elapsed();
     eprintln!("ended after {took:?}");
     assert!(took < LIMIT, "{took:?}");
     while let Ok(Some(_)) = within("the watch of health ends", health.message()).await {}
-    drop((idle, calling, half_open, silent));
+    drop((idle, calling, half_preface, handshakes));
     (2..DEVICES).for_each(finish);
     let mut breaks = 0;
     for seen in

@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use rustls::ClientConfig;
 use thingspace_gateway::{
     config::Config,
     identity::{AccountName, RequestId},
@@ -25,6 +26,7 @@ use tonic_types::StatusExt;
 use crate::{
     harness::{ACCOUNT, Client, DEADLINE, Process, Upstream, within},
     nats_server::NatsCluster,
+    pki::tls_client,
     sender::about,
 };
 
@@ -33,18 +35,29 @@ pub struct Fleet {
     pub nats: NatsCluster,
     config: Config,
     gateways: [Option<Process>; 3],
-    pub places: Places,
+    places: Places,
+    /// How callers connect. `None`: without TLS.
+    tls: Option<Arc<ClientConfig>>,
 }
 
 /// The addresses of the replicas, as from a name service.
 #[derive(Debug, Clone, Default)]
-pub struct Places(Arc<Mutex<[Option<SocketAddr>; 3]>>);
+struct Places(Arc<Mutex<[Option<SocketAddr>; 3]>>);
 
 impl Fleet {
     pub async fn start(upstream: Upstream, config: Config) -> Self {
+        Self::start_with(upstream, config, None).await
+    }
+
+    /// Starts gateways with TLS, if their callers use it.
+    pub async fn start_with(
+        upstream: Upstream,
+        config: Config,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Self {
         let nats = NatsCluster::start().await;
         let gateways = [None, None, None];
-        let mut fleet = Self { upstream, nats, config, gateways, places: Places::default() };
+        let mut fleet = Self { upstream, nats, config, gateways, places: Places::default(), tls };
         for n in 0..3 {
             fleet.serve(n);
         }
@@ -99,6 +112,7 @@ impl Fleet {
         Caller {
             places: self.places.clone(),
             turn: NEXT.fetch_add(1, Ordering::Relaxed),
+            tls: self.tls.clone(),
             client: None,
         }
     }
@@ -133,6 +147,7 @@ impl Fleet {
 pub struct Caller {
     places: Places,
     turn: usize,
+    tls: Option<Arc<ClientConfig>>,
     client: Option<Client>,
 }
 
@@ -154,10 +169,14 @@ impl Caller {
         self.turn += 1;
         let nobody = || Status::unavailable("no gateway runs");
         let place = places.get(self.turn % places.len().max(1)).ok_or_else(nobody)?;
-        let endpoint = Endpoint::from_shared(format!("http://{place}")).unwrap();
-        let connected = timeout(CONNECT, endpoint.connect()).await;
-        let channel = connected.map_err(|_| nobody())?.map_err(|_| nobody())?;
-        Ok(self.client.insert(Client::new(channel)).clone())
+        let client = if let Some(tls) = &self.tls {
+            tls_client(*place, Arc::clone(tls))
+        } else {
+            let endpoint = Endpoint::from_shared(format!("http://{place}")).unwrap();
+            let connected = timeout(CONNECT, endpoint.connect()).await;
+            Client::new(connected.map_err(|_| nobody())?.map_err(|_| nobody())?)
+        };
+        Ok(self.client.insert(client).clone())
     }
 
     /// Makes a call with retries, as a library does.

@@ -7,7 +7,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType, date_time_ymd,
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig,
     crypto::aws_lc_rs::default_provider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName},
 };
@@ -118,6 +118,15 @@ pub async fn handshake(
     let tcp = TcpStream::connect(address).await?;
     let name = ServerName::try_from(GATEWAY).unwrap();
     TlsConnector::from(Arc::clone(client)).connect(name, tcp).await
+}
+
+/// The first message of a client's handshake (RFC 8446 §4.1.2).
+pub fn client_hello(client: &Arc<ClientConfig>) -> Vec<u8> {
+    let name = ServerName::try_from(GATEWAY).unwrap();
+    let mut hello = Vec::new();
+    let mut connection = ClientConnection::new(Arc::clone(client), name).unwrap();
+    connection.write_tls(&mut hello).unwrap();
+    hello
 }
 
 /// A channel over TLS. It connects with the first call.
