@@ -36,7 +36,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use test_support::{failure, harness, http2, nats_server, pki, sender};
+use test_support::{failure, harness, http2, issuer, nats_server, pki, sender};
 use thingspace_gateway::{
     identity::RequestId,
     requests::fold::event::{self, Kind},

@@ -3,9 +3,7 @@
 use aws_lc_rs::hmac;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use test_support::issuer::{
-    AUDIENCE, ISSUER, Issuer, KeyServer, SUBJECT, claims, encode, key_set, unsigned,
-};
+use test_support::issuer::{Issuer, KeyServer, SUBJECT, claims, encode, key_set, unsigned};
 use thingspace_gateway::config::Config;
 use tonic::Code;
 use tonic_reflection::pb::v1::{
@@ -24,11 +22,7 @@ fn in_seconds(seconds: i64) -> i64 {
 
 fn config(upstream: &Upstream, keys: &KeyServer) -> Config {
     let mut config = upstream.quiet();
-    let jwt = &mut config.auth.jwt;
-    ISSUER.clone_into(&mut jwt.issuer);
-    AUDIENCE.clone_into(&mut jwt.audience);
-    jwt.jwks_url.clone_from(&keys.url);
-    jwt.jwks_ca_file.clone_from(&keys.ca_file);
+    keys.configure(&mut config);
     config.auth.allow = vec![entry(&[&format!("jwt:{SUBJECT}")], &["*"], &[ACCOUNT])];
     config
 }

@@ -13,6 +13,7 @@ use aws_lc_rs::{
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use thingspace_gateway::config::Config;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -141,6 +142,15 @@ impl KeyServer {
         });
         let url = format!("https://{address}/keys");
         Self { url, ca_file, state, _dir: dir }
+    }
+
+    /// Makes a gateway accept the tokens that these keys have signed.
+    pub fn configure(&self, config: &mut Config) {
+        let jwt = &mut config.auth.jwt;
+        ISSUER.clone_into(&mut jwt.issuer);
+        AUDIENCE.clone_into(&mut jwt.audience);
+        jwt.jwks_url.clone_from(&self.url);
+        jwt.jwks_ca_file.clone_from(&self.ca_file);
     }
 
     /// Changes the answer to later requests.
