@@ -48,11 +48,13 @@ async fn killed_at(endpoint: Endpoint, when: When) -> (Upstream, Gate) {
         upstream.sim.expire_sessions();
         upstream.sim.inject(hold);
         // The status query finds that the session has ended. The order waits for the next session.
-        let mut asking = client.clone();
+        let asking = client.clone();
         tokio::spawn(async move {
-            while get_status(&mut asking, status_call(&elsewhere)).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            eventually("a status query fails", || {
+                let (mut asking, call) = (asking.clone(), status_call(&elsewhere));
+                async move { get_status(&mut asking, call).await.is_err() }
+            })
+            .await;
         });
         upstream.sim.wait_until(DEADLINE, |ledger| ledger.in_flight(endpoint) == 1).await;
     } else {

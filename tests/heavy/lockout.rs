@@ -91,14 +91,16 @@ async fn logins_that_hang_in_a_crash_loop_stop_before_they_could_lock_the_user()
         let before = upstream.sim.ledger().logins();
         for kill in 1..=kills {
             let gateway = Process::serve(&config, upstream.dir.path());
-            let (mut client, status_call) = (gateway.client().await, status_call(&elsewhere));
+            let (client, status_call) = (gateway.client().await, status_call(&elsewhere));
             let calls = tokio::spawn(async move {
-                loop {
-                    match get_status(&mut client, status_call.clone()).await {
-                        Err(status) if reason(&status) == "UPSTREAM_LOGIN_BLOCKED" => return,
-                        _ => tokio::time::sleep(Duration::from_millis(20)).await,
+                eventually("logins are stopped", || {
+                    let (mut client, call) = (client.clone(), status_call.clone());
+                    async move {
+                        let failed = get_status(&mut client, call).await.err();
+                        failed.is_some_and(|status| reason(&status) == "UPSTREAM_LOGIN_BLOCKED")
                     }
-                }
+                })
+                .await;
             });
             if kill <= 3 {
                 upstream.sim.wait_until(DEADLINE, |ledger| ledger.logins() == before + kill).await;

@@ -154,18 +154,9 @@ impl Life {
     async fn begin(config: &Config) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (config, stop) = (config.clone(), Stop::default());
-        let bound = runtime.spawn(async move {
-            let began = Instant::now();
-            loop {
-                match App::bind(config.clone()).await {
-                    Ok(app) => break app,
-                    // The store of the previous gateway closes a moment after its end.
-                    Err(error) => assert!(began.elapsed() < DEADLINE, "{error:?}"),
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        });
-        let app = bound.await.unwrap();
+        let bind = move || Box::pin(App::bind(config.clone()));
+        let bound = eventually_ok("the store of the previous gateway closes", bind);
+        let app = runtime.spawn(bound).await.unwrap();
         let (address, requests) = (app.address, app.requests.clone());
         let running = runtime.spawn(app.run(stop.clone()));
         within("the gateway is ready", requests.ready()).await;

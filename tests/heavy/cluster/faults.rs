@@ -29,6 +29,9 @@ use crate::{
 
 const CALLERS: usize = 4;
 
+/// The time between two orders of a caller. In the end the test looks up each order several times.
+const PACE: Duration = Duration::from_millis(20);
+
 /// Returns the server that leads the stream of events.
 async fn leader(nats: &NatsCluster) -> String {
     let urls: Vec<_> = nats.servers.iter().map(NatsServer::url).collect();
@@ -50,7 +53,7 @@ async fn keep_ordering(
     next: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
 ) -> Vec<(usize, Option<RequestId>)> {
-    let mut told = Vec::new();
+    let (mut told, mut pace) = (Vec::new(), tokio::time::interval(PACE));
     while !stop.load(Ordering::Relaxed) {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let answer = loop {
@@ -70,7 +73,7 @@ async fn keep_ordering(
             }
         };
         told.push((n, answer));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        pace.tick().await;
     }
     told
 }
