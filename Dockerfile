@@ -16,6 +16,13 @@ COPY --from=build /out/ /
 USER 65532:65532
 ENTRYPOINT ["/thingspace-gateway"]
 CMD ["--help"]
+# Which sources the image has. `make image` fills them in.
+ARG VERSION=""
+ARG REVISION=""
+ARG SOURCE=""
 LABEL org.opencontainers.image.title="thingspace-gateway" \
       org.opencontainers.image.description="One gRPC service that owns eSIM profile downloads through Verizon's ThingSpace" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="$VERSION" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.source="$SOURCE"

@@ -10,6 +10,13 @@ NGINX := target/nginx
 BUF := $(TOOLS)/bin/buf
 IMAGE := proto/esim.binpb
 
+# What the labels of the image say. SOURCE is the URL of the repository. docs/release.md describes the variables of a release.
+VERSION = $(shell sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
+REVISION = $(shell git describe --always --abbrev=40 --exclude '*' --dirty)
+SOURCE :=
+BUILDER :=
+REGISTRY :=
+
 # Uses only the packages of the chart's tools, and no pytest plugin of the machine.
 PYTHON := PYTHONPATH=$(CURDIR)/$(CHART_TOOLS)/packages PYTHONDONTWRITEBYTECODE=1 PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 python3
 PYTEST := $(PYTHON) -m pytest --quiet -p no:cacheprovider
@@ -20,7 +27,7 @@ PYTEST_SDK := $(subst packages,packages:$(CURDIR)/$(SDK),$(PYTEST))
 PODMAN := podman
 PODMAN_RUN :=
 
-.PHONY: help test test-clients soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx chart proto-image image image-test
+.PHONY: help test test-clients soak chart-test sdk-test lint audit advisories fmt tools chart-tools sdk callers nginx chart proto-image image image-test release
 
 help:
 	@echo 'make test         run every test; the heavy ones last, one at a time'
@@ -38,6 +45,7 @@ help:
 	@echo 'make chart        generate the README and the schema of the chart'
 	@echo 'make image        build the container image as localhost/thingspace-gateway, with buildah'
 	@echo 'make image-test   build the image, run it as the chart does, with podman, and test it'
+	@echo 'make release      collect image, chart, SBOM, provenance and checksums in target/release-files; see docs/release.md'
 	@echo 'make proto-image  accept the protos as released; only for a release'
 
 # The last lines of the output are the summary of the test runner.
@@ -89,10 +97,14 @@ chart: chart-tools
 # Runs the last stage of the Dockerfile on what its first stage makes. The same sources make the same image.
 image:
 	.ci/image-root target/image/out
-	buildah bud --isolation chroot --timestamp 0 --build-context build=target/image --tag localhost/thingspace-gateway .
+	buildah bud --isolation chroot --timestamp 0 --build-context build=target/image --tag localhost/thingspace-gateway \
+		--build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) --build-arg SOURCE=$(SOURCE) .
 
 image-test: image tools chart-tools
 	PODMAN='$(PODMAN)' PODMAN_RUN='$(PODMAN_RUN)' $(PYTEST) helm/tests/image.py
+
+release: image chart-tools
+	SOURCE='$(SOURCE)' BUILDER='$(BUILDER)' REGISTRY='$(REGISTRY)' .ci/release target/release-files
 
 fmt:
 	cargo fmt --all
