@@ -19,10 +19,14 @@ use http::{
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tracing::info;
 
 use crate::{
+    auth::Authenticator,
     lock::lock,
     requests::Requests,
     server::{
@@ -56,7 +60,7 @@ struct Readiness(Arc<Mutex<Stage>>);
 enum Stage {
     #[default]
     Starting,
-    Serving(Requests),
+    Serving(Requests, Authenticator),
     Draining,
 }
 
@@ -71,6 +75,7 @@ impl Admin {
             max_connections_of_address: MAX_CONNECTIONS,
             descriptors_part: DESCRIPTORS_PART,
             networks: Vec::new(),
+            connections: TaskTracker::new(),
         };
         let served = http1::serve(options, listener, None, readiness.clone(), stop.clone());
         let serving = tokio::spawn(served);
@@ -82,9 +87,9 @@ impl Admin {
         self.address
     }
 
-    /// From now on `requests` decides whether calls can be answered.
-    pub(crate) fn serving(&self, requests: Requests) {
-        self.readiness.set(Stage::Serving(requests));
+    /// From now on these decide whether calls can be answered.
+    pub(crate) fn serving(&self, requests: Requests, callers: Authenticator) {
+        self.readiness.set(Stage::Serving(requests, callers));
     }
 
     pub(crate) fn draining(&self) {
@@ -109,7 +114,9 @@ impl Readiness {
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match &*lock(&self.0) {
             Stage::Starting => Some("starting: the store is not open yet".into()),
-            Stage::Serving(requests) => requests.waits_for().map(Cow::from),
+            Stage::Serving(requests, callers) => {
+                requests.waits_for().or_else(|| callers.waits_for()).map(Cow::from)
+            }
             Stage::Draining => Some("draining".into()),
         }
     }

@@ -82,6 +82,8 @@ pub struct App {
     callers: Authenticator,
     /// `None`: the API is plaintext.
     tls: Option<Tls>,
+    /// The open connections of the API.
+    connections: TaskTracker,
     /// `None`: callbacks are disabled.
     pub callbacks: Option<CallbackListener>,
     /// Cancelled when the drain begins.
@@ -130,7 +132,7 @@ impl App {
         } else {
             None
         };
-        let drain = CancellationToken::new();
+        let (drain, connections) = (CancellationToken::new(), TaskTracker::new());
         let socket = config.control_socket();
         let parts = GatewayParts {
             requests: requests.clone(),
@@ -139,6 +141,9 @@ impl App {
             registration: callbacks.as_ref().and_then(|listener| listener.registration.clone()),
             store: config.store.shown(),
             config: config.file.clone(),
+            callers: callers.clone(),
+            tls: tls.clone(),
+            connections: connections.clone(),
             drain: drain.clone(),
         };
         let control = Control::bind(socket.clone(), parts).await;
@@ -154,6 +159,7 @@ impl App {
             control,
             callers,
             tls,
+            connections,
             callbacks,
             drain,
             tasks,
@@ -177,9 +183,12 @@ impl App {
                 followed.context("following the store panicked")?;
                 bail!("following the store ended");
             }
-            never = health::report(&running.requests, secrets.as_ref(), &running.health) => {
-                match never {}
-            }
+            never = health::report(
+                &running.requests,
+                &running.callers,
+                secrets.as_ref(),
+                &running.health,
+            ) => match never {},
         }
         running.drain(&stop).await
     }
@@ -201,12 +210,18 @@ impl App {
         let (draining, stopping) = (drain.clone(), background.clone());
         let follower = tokio::spawn(async move { following.run(draining, stopping).await });
         let limits = Limits::new(&config);
-        let services = grpc::layers(routes, callers, limits, config.grpc.receive_timeout);
-        let serving =
-            serve_grpc(config.grpc.clone(), self.listener, self.tls, services, drain.clone());
+        let services = grpc::layers(routes, callers.clone(), limits, config.grpc.receive_timeout);
+        let serving = serve_grpc(
+            config.grpc.clone(),
+            self.listener,
+            self.tls,
+            services,
+            self.connections,
+            drain.clone(),
+        );
         let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
-        self.admin.serving(requests.clone());
+        self.admin.serving(requests.clone(), callers.clone());
         info!(address = %self.address, "listening");
         let callbacks = self.callbacks.map(|listener| {
             let CallbackListener { callbacks, listener, address, registration } = listener;
@@ -222,6 +237,7 @@ impl App {
             admin: self.admin,
             health,
             requests,
+            callers,
             store: self.store,
             calls,
             tasks,
@@ -291,6 +307,7 @@ async fn serve_grpc(
     listener: TcpListener,
     tls: Option<Tls>,
     services: impl CallService,
+    connections: TaskTracker,
     stop: CancellationToken,
 ) {
     let listener_options = ListenerOptions {
@@ -299,6 +316,7 @@ async fn serve_grpc(
         max_connections_of_address: config.max_connections_per_address,
         descriptors_part: DESCRIPTORS_PART,
         networks: Vec::new(),
+        connections,
     };
     let options = Http2Options {
         max_concurrent_streams: config.max_concurrent_streams,

@@ -34,7 +34,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, interval, timeout, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, error, warn};
 
 use crate::{
@@ -195,6 +195,7 @@ impl Callbacks {
             max_connections_of_address: MAX_CONNECTIONS_OF_ADDRESS,
             descriptors_part: DESCRIPTORS_PART,
             networks: self.0.networks.clone(),
+            connections: TaskTracker::new(),
         };
         tokio::join!(http1::serve(options, listener, tls, self, stop), reloading, following);
     }

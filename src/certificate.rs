@@ -70,7 +70,7 @@ impl ServerCertificate {
 }
 
 /// Explains why rustls does not accept a key with its chain.
-fn unusable(cert_file: &Path, key_file: &Path, error: &Error) -> String {
+pub(crate) fn unusable(cert_file: &Path, key_file: &Path, error: &Error) -> String {
     let (cert_file, key_file) = (cert_file.display(), key_file.display());
     match error {
         Error::InconsistentKeys(_) => format!(
@@ -85,6 +85,14 @@ fn unusable(cert_file: &Path, key_file: &Path, error: &Error) -> String {
              8192 bits, ECDSA with P-256, P-384 or P-521, or Ed25519"
         ),
     }
+}
+
+/// Returns the chain and the key of a client in two files.
+pub(crate) fn identity(
+    cert_file: &Path,
+    key_file: &Path,
+) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), String> {
+    Ok((certificates(cert_file, &read(cert_file)?)?, private_key(key_file, &read(key_file)?)?))
 }
 
 /// Checks that a file holds a chain that can be used at `now`.

@@ -147,7 +147,11 @@ The exit code is 0 if the gateway can answer calls, and 1 if it cannot or if no 
 
 Examples:
   thingspace-gateway health --address 127.0.0.1:50051
-  thingspace-gateway health --address thingspace-gateway.esim.svc:50051 --tls --ca-file ca.crt")]
+  thingspace-gateway health --address thingspace-gateway.esim.svc:50051 --tls --ca-file ca.crt
+
+With grpc.client_cert = \"required\":
+  thingspace-gateway health --address gateway.example.com:50051 --tls --cert-file client.pem \\
+    --key-file client.key")]
 pub struct HealthArgs {
     /// Address of the API, HOST:PORT
     #[arg(long, value_name = "ADDR")]
@@ -158,6 +162,12 @@ pub struct HealthArgs {
     /// The authorities that sign the gateway's certificate (PEM) [default: those of the system]
     #[arg(long, value_name = "FILE", requires = "tls")]
     pub ca_file: Option<PathBuf>,
+    /// A client certificate (PEM), if the gateway requires one
+    #[arg(long, value_name = "FILE", requires_all = ["tls", "key_file"])]
+    pub cert_file: Option<PathBuf>,
+    /// The key of the client certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
 }
 
 fn loopback(text: &str) -> Result<SocketAddr, String> {

@@ -34,14 +34,16 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
 use self::audit::Operator;
 use crate::{
+    auth::Authenticator,
     callbacks::{Callbacks, registration::Registrar},
     config::folder_of,
     requests::Requests,
+    server::tls::Tls,
     store::StoreError,
     thingspace::Client,
 };
@@ -65,6 +67,11 @@ pub(crate) struct GatewayParts {
     pub(crate) store: String,
     /// The configuration file.
     pub(crate) config: Option<PathBuf>,
+    pub(crate) callers: Authenticator,
+    /// `None`: the API is plaintext.
+    pub(crate) tls: Option<Tls>,
+    /// The open connections of the API.
+    pub(crate) connections: TaskTracker,
     /// Cancelled when the drain begins.
     pub(crate) drain: CancellationToken,
 }

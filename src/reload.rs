@@ -7,11 +7,12 @@ use std::{
     fmt,
     future::pending,
     path::PathBuf,
-    sync::{Arc, RwLock},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
 use aws_lc_rs::digest::{self, SHA256, SHA256_OUTPUT_LEN};
+use jiff::Timestamp;
 use secrecy::zeroize::Zeroizing;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{info, warn};
@@ -35,12 +36,24 @@ pub(crate) struct Reloaded<T> {
     files: Vec<PathBuf>,
     make: Arc<Make<T>>,
     state: RwLock<ReloadedState<T>>,
+    /// Why the newest content is not in use. `None`: it is.
+    problem: Mutex<Option<String>>,
 }
 
 struct ReloadedState<T> {
     /// The digest of the content that is in use.
     digest: Digest,
     value: Arc<T>,
+    since: Timestamp,
+}
+
+/// Which version of some credentials is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UsedVersion {
+    /// Since when it is in use. `None`: there is none.
+    pub(crate) since: Option<Timestamp>,
+    /// Why the newest version is not in use. `None`: it is.
+    pub(crate) problem: Option<String>,
 }
 
 impl<T> fmt::Debug for Reloaded<T> {
@@ -58,7 +71,7 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
         let make: Arc<Make<T>> = Arc::new(make);
         let state = read(files.clone(), Arc::clone(&make), None).await?;
         let state = RwLock::new(state.expect("no content is in use yet"));
-        Ok(Self { files, make, state })
+        Ok(Self { files, make, state, problem: Mutex::default() })
     }
 
     /// Reads a file for the first time. An error of `make` completes "FILE …".
@@ -75,6 +88,12 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
 
     pub(crate) fn current(&self) -> Arc<T> {
         Arc::clone(&lock::read(&self.state).value)
+    }
+
+    /// Returns which content is in use.
+    pub(crate) fn used(&self) -> UsedVersion {
+        let since = Some(lock::read(&self.state).since);
+        UsedVersion { since, problem: lock::lock(&self.problem).clone() }
     }
 
     /// Follows the files. Never ends.
@@ -109,7 +128,9 @@ impl<T: Send + Sync + 'static> Reloaded<T> {
     /// that cannot be used is tried again each time, because a certificate may become valid.
     pub(crate) async fn refresh(&self) -> Result<bool, String> {
         let in_use = lock::read(&self.state).digest;
-        let new = read(self.files.clone(), Arc::clone(&self.make), Some(in_use)).await?;
+        let new = read(self.files.clone(), Arc::clone(&self.make), Some(in_use)).await;
+        *lock::lock(&self.problem) = new.as_ref().err().cloned();
+        let new = new?;
         let is_new = new.is_some();
         if let Some(new) = new {
             *lock::write(&self.state) = new;
@@ -138,7 +159,8 @@ async fn read<T: Send + Sync + 'static>(
         if in_use == Some(digest) {
             return Ok(None);
         }
-        make(&contents).map(|value| Some(ReloadedState { digest, value: Arc::new(value) }))
+        let value = Arc::new(make(&contents)?);
+        Ok(Some(ReloadedState { digest, value, since: Timestamp::now() }))
     });
     read.await.map_err(|_| "the files cannot be read while the gateway stops".to_owned())?
 }

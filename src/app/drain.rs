@@ -22,7 +22,7 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use super::health;
-use crate::{admin::Admin, requests::Requests, shutdown::Stop, store::Store};
+use crate::{admin::Admin, auth::Authenticator, requests::Requests, shutdown::Stop, store::Store};
 
 /// The most time that is reserved for ending background tasks, closing the store and flushing
 /// telemetry. It is at most a quarter of the drain.
@@ -39,6 +39,7 @@ pub(super) struct Running {
     pub(super) admin: Admin,
     pub(super) health: HealthReporter,
     pub(super) requests: Requests,
+    pub(super) callers: Authenticator,
     pub(super) store: Arc<dyn Store>,
     /// Calls in progress.
     pub(super) calls: TaskTracker,

@@ -3,12 +3,13 @@
 
 use std::{
     convert::Infallible,
+    error::Error as _,
     io::{self, Write},
     pin::pin,
     time::Duration,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
@@ -20,6 +21,7 @@ use tonic_health::{
 use tracing::{info, warn};
 
 use crate::{
+    auth::Authenticator,
     callbacks::secrets::CallbackSecrets,
     cli::HealthArgs,
     config::url::{Url, WEB},
@@ -39,19 +41,21 @@ const UNREADY_LOG_DELAY: Duration = Duration::from_secs(3);
 /// store is unavailable, because it can answer some calls without the store.
 pub(super) async fn report(
     requests: &Requests,
+    callers: &Authenticator,
     secrets: Option<&CallbackSecrets>,
     health: &HealthReporter,
 ) -> Infallible {
     loop {
         let ready = async {
             requests.ready().await;
+            callers.ready().await;
             if let Some(secrets) = secrets {
                 secrets.reload().await;
             }
         };
         let mut ready = pin!(ready);
         if timeout(UNREADY_LOG_DELAY, &mut ready).await.is_err() {
-            let reason = requests.waits_for();
+            let reason = requests.waits_for().or_else(|| callers.waits_for());
             let reason =
                 reason.as_deref().unwrap_or("the secrets of callbacks have not been read yet");
             warn!(reason, "not ready yet");
@@ -109,15 +113,27 @@ pub async fn health(args: &HealthArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check(HealthArgs { address, tls, ca_file }: &HealthArgs) -> anyhow::Result<i32> {
+async fn check(args: &HealthArgs) -> anyhow::Result<i32> {
+    let HealthArgs { address, tls, ca_file, cert_file, key_file } = args;
     let channel = if *tls {
         let text = format!("https://{address}");
         let url = Url::parse(&text, WEB).map_err(anyhow::Error::msg)?;
-        let connect = tls_client::connector(&url, ca_file.as_deref())?;
+        let identity = cert_file.as_deref().zip(key_file.as_deref());
+        let connect = tls_client::connector(&url, ca_file.as_deref(), identity)?;
         Endpoint::from_shared(text)?.connect_with_connector(connect).await?
     } else {
         Endpoint::from_shared(format!("http://{address}"))?.connect().await?
     };
     let request = HealthCheckRequest { service: grpc::SERVICE_NAME.to_owned() };
-    Ok(HealthClient::new(channel).check(request).await?.into_inner().status)
+    let advice = match (tls, cert_file) {
+        (false, _) => "if the gateway uses TLS, pass --tls",
+        (true, None) => "if the gateway requires a client certificate, pass --cert-file",
+        (true, Some(_)) => "the gateway may not accept the client certificate; its log says why",
+    };
+    match HealthClient::new(channel).check(request).await {
+        Ok(answer) => Ok(answer.into_inner().status),
+        // The connection failed after TCP had been established.
+        Err(error) if error.source().is_some() => bail!("{}; {advice}", error.message()),
+        Err(error) => bail!("{:?}: {}", error.code(), error.message()),
+    }
 }

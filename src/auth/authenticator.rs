@@ -11,7 +11,10 @@ use super::{
     keys::KeySource,
     tokens::Tokens,
 };
-use crate::{reload::Reloaded, server::PeerCertificate};
+use crate::{
+    reload::{Reloaded, UsedVersion},
+    server::PeerCertificate,
+};
 
 /// Verifies credentials. Clones share everything.
 #[derive(Debug, Clone)]
@@ -44,6 +47,36 @@ impl Authenticator {
 
     pub(crate) fn policy(&self) -> &Policy {
         &self.0.policy
+    }
+
+    /// Returns the configuration key of each file or URL with credentials, and which version is in
+    /// use.
+    pub(crate) fn used(&self) -> Vec<(&'static str, UsedVersion)> {
+        let tokens = self.0.tokens.as_ref().map(|tokens| ("auth.tokens_file", tokens.used()));
+        let keys = self.0.jwt.as_ref().map(|(_, keys)| keys.used());
+        tokens.into_iter().chain(keys).collect()
+    }
+
+    /// Returns why no caller can be authenticated yet. `None`: some can. If there are other
+    /// credentials than JSON Web Tokens, their callers do not wait for the key set.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        let keys = self.only_keys().filter(|keys| keys.current().is_none())?;
+        let why = keys.used().1.problem.map(|why| format!(": {why}")).unwrap_or_default();
+        Some(format!("the key set of the callers' tokens has not been fetched yet{why}"))
+    }
+
+    /// Waits until a caller can be authenticated.
+    pub(crate) async fn ready(&self) {
+        if let Some(keys) = self.only_keys() {
+            keys.ready().await;
+        }
+    }
+
+    /// The key set, if JSON Web Tokens are the only credentials.
+    fn only_keys(&self) -> Option<&KeySource> {
+        let AuthenticatorInner { tokens, jwt, certificates, policy: _ } = &*self.0;
+        let keys = jwt.as_ref().map(|(_, keys)| keys);
+        keys.filter(|_| tokens.is_none() && !certificates)
     }
 
     /// Follows the files and the key set until `stop`.

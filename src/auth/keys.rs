@@ -7,6 +7,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use reqwest::{Certificate, Client, Url, redirect::Policy};
 use rustls::pki_types::CertificateDer;
 use secrecy::ExposeSecret;
@@ -17,7 +18,12 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::jwt::Keys;
-use crate::{certificate, log_throttle::LogThrottle, reload::Reloaded, secret_file};
+use crate::{
+    certificate,
+    log_throttle::LogThrottle,
+    reload::{Reloaded, UsedVersion},
+    secret_file,
+};
 
 /// How often the set is fetched.
 const REFRESH: Duration = Duration::from_mins(5);
@@ -77,6 +83,27 @@ impl KeySource {
         }
     }
 
+    /// Returns the configuration key of the source, and which keys are in use.
+    pub(super) fn used(&self) -> (&'static str, UsedVersion) {
+        match &self.0 {
+            Source::File(file) => ("auth.jwt.jwks_file", file.used()),
+            Source::Url(url) => {
+                let state = url.state.borrow();
+                let used = UsedVersion { since: state.fetched, problem: state.problem.clone() };
+                ("auth.jwt.jwks_url", used)
+            }
+        }
+    }
+
+    /// Waits until there are keys.
+    pub(super) async fn ready(&self) {
+        if let Source::Url(url) = &self.0 {
+            let mut state = url.state.subscribe();
+            let fetched = state.wait_for(|state| state.keys.is_some()).await;
+            drop(fetched.expect("the sender lives as long as the source"));
+        }
+    }
+
     /// Keeps the keys up to date. Never ends.
     pub(super) async fn follow(&self) {
         match &self.0 {
@@ -113,6 +140,10 @@ struct FetchedKeys {
 #[derive(Debug, Default)]
 struct FetchState {
     keys: Option<Arc<Keys>>,
+    /// When the keys were fetched.
+    fetched: Option<Timestamp>,
+    /// Why the last fetch failed. `None`: it has not.
+    problem: Option<String>,
     /// The number of fetches that have ended.
     fetches: u64,
     /// Before this time, an unknown key id causes no fetch. `None`: a fetch is in progress.
@@ -151,12 +182,17 @@ impl FetchedKeys {
             let began = Instant::now();
             self.state.send_modify(|state| state.earliest = None);
             let fetched = self.fetch().await;
-            let is_fetched = fetched.is_some();
             let mut pause = REFRESH;
             self.state.send_modify(|state| {
-                state.keys = fetched.or(state.keys.take());
-                if !is_fetched {
-                    pause = if state.keys.is_some() { RETRY } else { FIRST_RETRY };
+                match fetched {
+                    Ok(keys) => {
+                        state.keys = Some(keys);
+                        (state.fetched, state.problem) = (Some(Timestamp::now()), None);
+                    }
+                    Err(why) => {
+                        pause = if state.keys.is_some() { RETRY } else { FIRST_RETRY };
+                        state.problem = Some(why);
+                    }
                 }
                 state.fetches += 1;
                 state.earliest = Some(began + RETRY.min(pause));
@@ -191,13 +227,13 @@ impl FetchedKeys {
         let _ = timeout(FETCH_TIMEOUT, state.wait_for(|state| state.fetches > fetches)).await;
     }
 
-    async fn fetch(&self) -> Option<Arc<Keys>> {
+    async fn fetch(&self) -> Result<Arc<Keys>, String> {
         match self.get().await {
             Ok(keys) => {
                 if self.state.borrow().keys.is_none() {
                     info!(url = %self.url, "fetched the key set of the callers' tokens");
                 }
-                Some(Arc::new(keys))
+                Ok(Arc::new(keys))
             }
             Err(why) => {
                 if let Some(times) = self.failures.count() {
@@ -208,7 +244,7 @@ impl FetchedKeys {
                          use, and without one, calls with such tokens fail: {why}"
                     );
                 }
-                None
+                Err(why)
             }
         }
     }

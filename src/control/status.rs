@@ -14,6 +14,8 @@ use super::{
 use crate::{
     callbacks::{CallbackOutcome, Callbacks},
     identity::AccountName,
+    reload::UsedVersion,
+    server::tls::Tls,
     thingspace::HostHealth,
 };
 
@@ -49,6 +51,15 @@ pub(super) struct StatusResponse {
     pub(super) stray_callbacks: u64,
     pub(super) logins: Vec<LoginStatus>,
     pub(super) hosts: Vec<HostStatus>,
+    /// The open connections of the API.
+    #[serde(default)]
+    pub(super) connections: usize,
+    /// The files and URLs with which callers are authenticated, by their configuration keys.
+    #[serde(default)]
+    pub(super) caller_credentials: BTreeMap<String, CallerCredentials>,
+    /// When the certificate of the API expires. `None`: it has none.
+    #[serde(default)]
+    pub(super) grpc_certificate_expires: Option<Timestamp>,
     /// When the certificate of the listener for callbacks expires. `None`: it has none.
     pub(super) callbacks_certificate_expires: Option<Timestamp>,
     /// The number of requests to the listener for callbacks, by outcome, without zeros.
@@ -60,6 +71,21 @@ pub(super) struct StatusResponse {
     /// The state of the registration of each account, if callbacks have a public URL.
     #[serde(default)]
     pub(super) registrations: BTreeMap<String, String>,
+}
+
+/// Which version of the credentials of callers is in use.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct CallerCredentials {
+    /// `None`: none is in use yet.
+    pub(super) since: Option<Timestamp>,
+    /// Why the newest version is not in use.
+    pub(super) problem: Option<String>,
+}
+
+impl From<UsedVersion> for CallerCredentials {
+    fn from(UsedVersion { since, problem }: UsedVersion) -> Self {
+        Self { since, problem }
+    }
 }
 
 /// A damaged log that is skipped.
@@ -87,7 +113,11 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
     let draining = parts.drain.is_cancelled();
-    let waits_for = if draining { Some("draining".to_owned()) } else { requests.waits_for() };
+    let waits_for = if draining {
+        Some("draining".to_owned())
+    } else {
+        requests.waits_for().or_else(|| parts.callers.waits_for())
+    };
     let host = |HostHealth { host, open_for }| HostStatus {
         host,
         left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -95,7 +125,7 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
     Json(StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config: parts.config.clone(),
-        ready: overview.ready && !draining,
+        ready: overview.ready && waits_for.is_none(),
         waits_for,
         limited: if draining { None } else { requests.limited() },
         store: parts.store.clone(),
@@ -110,11 +140,20 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
         stray_callbacks: overview.stray_callbacks,
         logins: logins::logins(&parts),
         hosts: client.hosts().into_iter().map(host).collect(),
+        connections: parts.connections.len(),
+        caller_credentials: caller_credentials(&parts),
+        grpc_certificate_expires: parts.tls.as_ref().map(Tls::expires),
         callbacks_certificate_expires: callbacks.and_then(Callbacks::certificate_expires),
         callbacks: callbacks.map(outcomes).unwrap_or_default(),
         quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),
         registrations: registrations(&parts),
     })
+}
+
+fn caller_credentials(parts: &GatewayParts) -> BTreeMap<String, CallerCredentials> {
+    let tls = parts.tls.as_ref().map(|tls| ("grpc.tls_cert_file", tls.used()));
+    let used = parts.callers.used().into_iter().chain(tls);
+    used.map(|(key, used)| (key.to_owned(), used.into())).collect()
 }
 
 fn outcomes(callbacks: &Callbacks) -> BTreeMap<String, u64> {

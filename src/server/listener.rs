@@ -45,6 +45,8 @@ pub(crate) struct ListenerOptions {
     pub(crate) descriptors_part: usize,
     /// Networks from which connections may come; empty: from everywhere.
     pub(crate) networks: Vec<Network>,
+    /// Tracks the open connections.
+    pub(crate) connections: TaskTracker,
 }
 
 /// A connection, with or without TLS.
@@ -69,9 +71,8 @@ pub(super) async fn serve(
     protocol: impl Protocol,
     stop: CancellationToken,
 ) {
-    let connections = TaskTracker::new();
     let limit = limit(&options);
-    let ListenerOptions { name, networks, .. } = options;
+    let ListenerOptions { name, networks, connections, .. } = options;
     let (failed, refused, full): (LogThrottle, LogThrottle, LogThrottle) = Default::default();
     let failed_handshakes = Arc::new(LogThrottle::with_lines(HANDSHAKE_LINES));
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use crate::{
     certificate::{self, ServerCertificate, Validity},
-    reload::Reloaded,
+    reload::{Reloaded, UsedVersion},
 };
 
 /// How often the expiry of the certificate is compared with the clock.
@@ -86,6 +86,11 @@ impl Tls {
     /// Returns what performs the handshake of a new connection, with the files in use now.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(Arc::clone(&self.0.loaded.current().config))
+    }
+
+    /// Returns which version of the files is in use.
+    pub(crate) fn used(&self) -> UsedVersion {
+        self.0.loaded.used()
     }
 
     /// Returns when the certificate in use expires.

@@ -17,7 +17,7 @@ pub(super) fn over_tls(config: &TelemetryConfig) -> anyhow::Result<Option<Channe
     if url.scheme != "https" {
         return Ok(None);
     }
-    let connect = tls_client::connector(&url, config::set(&config.otlp_ca_file).as_deref())?;
+    let connect = tls_client::connector(&url, config::set(&config.otlp_ca_file).as_deref(), None)?;
     let endpoint = Endpoint::from_shared(config.otlp_endpoint.clone())?;
     Ok(Some(endpoint.connect_with_connector_lazy(connect)))
 }

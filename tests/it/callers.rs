@@ -10,7 +10,7 @@ use thingspace_gateway::{
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::harness::*;
+use crate::{control::told, harness::*};
 
 pub(crate) const ORDERS: &str = "the token of the order service";
 const READER: &str = "the token of a service that only reads";
@@ -140,6 +140,11 @@ async fn a_new_file_of_tokens_is_used_and_a_wrong_one_is_not() {
     std::fs::write(&config.auth.tokens_file, "reader no-hash\n").unwrap();
     gateway.wait_for_line("the last content stays in use");
     read(READER).await.unwrap();
+    let shown = told(&upstream.dir.path().join("gateway.toml"), &["status"]).await;
+    let row = shown.lines().find(|line| line.starts_with("auth.tokens_file")).unwrap();
+    let expected = ["in use since ", "; the newest is not: ", "line 1: write NAME HASH"];
+    assert!(expected.iter().all(|part| row.contains(part)), "{row}");
+    assert!(shown.lines().any(|line| line.starts_with("open connections") && line.ends_with(" 1")));
     std::fs::write(&config.auth.tokens_file, line("reader", "a new token")).unwrap();
     eventually("the new token is known", async || read("a new token").await.is_ok()).await;
     assert_denied(read(READER).await, Code::Unauthenticated, "CALLER_UNAUTHENTICATED");

@@ -10,7 +10,8 @@ use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
 };
 
-use crate::callers::{entry, with};
+use crate::callers::{entry, line, with};
+use crate::control::json as operator_json;
 use crate::harness::*;
 
 /// How much the clocks of the issuer and of the gateway may differ, in seconds.
@@ -46,7 +47,7 @@ fn signed_with_public_key(issuer: &Issuer) -> String {
     format!("{signed}.{}", encode(hmac::sign(&key, signed.as_bytes())))
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_tokens_are_refused_beside_a_caller_with_a_good_one() {
     let (issuer, stranger) = (Issuer::new("one"), Issuer::new("two"));
     let impostor = Issuer::new("one");
@@ -109,7 +110,7 @@ async fn wrong_tokens_are_refused_beside_a_caller_with_a_good_one() {
     assert!(!log.iter().any(|line| line.contains(signature)));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_ends_with_its_token_when_the_token_of_its_caller_expires() {
     let issuer = Issuer::new("one");
     let keys = KeyServer::start(key_set(&[&issuer])).await;
@@ -154,7 +155,7 @@ async fn a_watch_ends_with_its_token_when_the_token_of_its_caller_expires() {
     within("a heartbeat or an event", async { drop(resumed.unwrap()) }).await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_reflection_and_a_long_poll_end_when_the_token_expires() {
     let issuer = Issuer::new("one");
     let keys = KeyServer::start(key_set(&[&issuer])).await;
@@ -184,4 +185,40 @@ async fn a_stream_of_reflection_and_a_long_poll_end_when_the_token_expires() {
         within("an answer", call).await
     })
     .await;
+}
+
+/// A gateway that can verify no credentials at all is not ready, so that a rollout with a wrong URL
+/// stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_with_only_json_web_tokens_is_ready_when_it_has_their_keys() {
+    let issuer = Issuer::new("one");
+    let keys = KeyServer::start("nothing".to_owned()).await;
+    let upstream = Upstream::manual().await;
+    let mut config = config(&upstream, &keys);
+    let file = upstream.dir.path().join("gateway.toml");
+    let mut gateway = Process::launch(&config, upstream.dir.path());
+    let waits =
+        "the key set of the callers' tokens has not been fetched yet: the answer holds no set";
+    eventually("the problem is reported", async || {
+        let answer = reqwest::get(format!("http://{}/readyz", gateway.admin)).await.unwrap();
+        answer.status() == 503 && answer.text().await.unwrap().contains(waits)
+    })
+    .await;
+    let status = operator_json(&file, &["status"]).await;
+    assert!(status["ready"] == false && status["waits_for"].as_str().unwrap().contains(waits));
+    let source = &status["caller_credentials"]["auth.jwt.jwks_url"];
+    assert!(source["since"].is_null() && source["problem"].is_string(), "{status}");
+    keys.answer(200, key_set(&[&issuer]));
+    gateway.wait_for_line("\"ready\"");
+    gateway.terminate();
+    gateway.wait().await;
+
+    // Callers with other credentials do not wait for the keys.
+    keys.answer(200, "nothing".to_owned());
+    config.auth.tokens_file = upstream.dir.path().join("tokens");
+    std::fs::write(&config.auth.tokens_file, line("orders", "a token")).unwrap();
+    let gateway = Process::serve(&config, upstream.dir.path());
+    let status = operator_json(&file, &["status"]).await;
+    assert!(status["ready"] == true, "{status}");
+    drop(gateway);
 }

@@ -1,6 +1,6 @@
 //! Promise 8 with client certificates, and TLS of the API.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, process::Command, sync::Arc};
 
 use rustls::ClientConfig;
 use test_support::pki::{Authority, EXPIRED, Identity, VALID, handshake, tls_channel, tls_client};
@@ -14,6 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::callers::{ORDERS, entry, guarded, with};
 use crate::harness::*;
+use crate::process::{run, text};
 
 const ORDERS_ID: &str = "spiffe://example.org/ns/fleet/sa/orders";
 const READER_NAME: &str = "reader.example";
@@ -154,6 +155,40 @@ async fn wrong_certificates_are_refused_in_the_handshake() {
         connects(&gateway, &other.client(Some(&orders))).await.unwrap_err();
         read(good, &id).await.unwrap();
     }
+}
+
+/// The exit code and the output of `health`.
+async fn health(secured: &Secured, gateway: &Process, more: &[&Path]) -> (Option<i32>, String) {
+    let mut command = Command::new(binary());
+    command.args(["health", "--tls", "--address", &gateway.address.to_string(), "--ca-file"]);
+    command.arg(secured.upstream.dir.path().join("ours.pem"));
+    for (option, file) in ["--cert-file", "--key-file"].iter().zip(more) {
+        command.arg(option).arg(file);
+    }
+    let output = run(command).await;
+    (output.status.code(), format!("{}{}", text(&output.stdout), text(&output.stderr)))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_health_can_have_a_client_certificate() {
+    let mut secured = Secured::new().await;
+    secured.config.grpc.client_cert = ClientCert::Required;
+    let file = |name: &str| secured.upstream.dir.path().join(name);
+    secured.ours.write(&file("ours.pem"));
+    let grpc = &secured.config.grpc;
+    secured.ours.issue("127.0.0.1", VALID).write(&grpc.tls_cert_file, &grpc.tls_key_file);
+    let gateway = secured.serve();
+    let (cert, key) = (file("client.pem"), file("client.key"));
+    secured.clients.issue(READER_NAME, VALID).write(&cert, &key);
+    let ready = health(&secured, &gateway, &[&cert, &key]).await;
+    assert_eq!(ready, (Some(0), format!("{} is ready\n", gateway.address)));
+    let (code, why) = health(&secured, &gateway, &[]).await;
+    assert!(
+        code == Some(1) && why.contains("requires a client certificate, pass --cert-file"),
+        "{why}"
+    );
+    let (code, why) = health(&secured, &gateway, &[&cert, &grpc.tls_key_file]).await;
+    assert!(code == Some(1) && why.contains("does not belong to"), "{why}");
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use crate::{
         logins::UnblockResponse,
         orders::{SettleResponse, UnknownOrderItem},
         quarantine::{QuarantineItem, QuarantinedCallback},
-        status::StatusResponse,
+        status::{CallerCredentials, StatusResponse},
         store::AcceptLossResponse,
     },
     identity::{AccountName, RequestId},
@@ -79,6 +79,16 @@ pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Re
             |wait| format!("does not answer; the next call is sent in {wait} ms at the earliest"),
         );
         row(&format!("host {}", host.host), state);
+    }
+    row("open connections", status.connections.to_string());
+    for (key, CallerCredentials { since: used, problem }) in &status.caller_credentials {
+        let used = used
+            .map_or_else(|| "not in use yet".to_owned(), |time| format!("in use since {time:.0}"));
+        let why = problem.as_ref().map(|why| format!("; the newest is not: {why}"));
+        row(key, used + &why.unwrap_or_default());
+    }
+    if let Some(expires) = status.grpc_certificate_expires {
+        row("grpc certificate", format!("expires {expires:.0}"));
     }
     if let Some(expires) = status.callbacks_certificate_expires {
         row("callbacks certificate", format!("expires {expires:.0}"));

@@ -63,6 +63,7 @@ async fn serve_with(options: Http2Options) -> Server {
         max_connections_of_address: 10,
         descriptors_part: 2,
         networks: Vec::new(),
+        connections: tokio_util::task::TaskTracker::new(),
     };
     let stop = CancellationToken::new();
     let service = service_fn(|request| async move { Ok::<_, Infallible>(answer(&request)) });
