@@ -132,7 +132,8 @@ mod tests {
     fn the_text_of_a_reason_is_quoted() {
         let (written, reason) = (Shared::default(), "no such outcome=placed");
         let writer = written.clone();
-        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        let log = tracing_subscriber::fmt().with_ansi(false);
+        let log = log.with_writer(move || writer.clone()).finish();
         tracing::subscriber::with_default(log, || {
             AuditEntry::default().write("a call was denied", "denied", Some(&reason));
         });
