@@ -5,6 +5,9 @@
 //! to reset them. A connection with too many of them is read more slowly; it is not closed. So a
 //! peer pays for what it sends in a flood, and not for what gathered while the gateway stood still.
 //!
+//! A write waits until the tasks that are ready have run. So the messages of many watches, which
+//! become ready at the same moment, are sent in one write.
+//!
 //! After the last byte was sent, the stream reads until the peer closes, for at most
 //! [`LINGER_TIMEOUT`]. The system would otherwise answer bytes that were not read with a reset, and
 //! the peer might lose the last frames.
@@ -58,6 +61,8 @@ pub(super) struct Meter<S> {
     refilled: Instant,
     /// The bytes that were read since the last yield.
     unyielded: usize,
+    /// Whether the next write has waited for the tasks that are ready.
+    waited: bool,
     /// Reading pauses until then.
     pause: Option<Pin<Box<Sleep>>>,
     /// `Some` after the last byte was sent.
@@ -68,7 +73,16 @@ impl<S> Meter<S> {
     pub(super) fn new(stream: S) -> Self {
         let (refilled, saved) = (Instant::now(), MAX_SAVED);
         let frames = Frames::default();
-        Self { stream, frames, saved, refilled, unyielded: 0, pause: None, linger: None }
+        Self {
+            stream,
+            frames,
+            saved,
+            refilled,
+            unyielded: 0,
+            waited: false,
+            pause: None,
+            linger: None,
+        }
     }
 
     /// Takes the cost of frames that were read. Reading pauses if too little is saved.
@@ -122,10 +136,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Meter<S> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if !std::mem::replace(&mut self.waited, true) {
+            // A task that wakes itself runs after all tasks that are ready.
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.waited = false;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -146,16 +166,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Meter<S> {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
+    /// Without vectored writes, h2 copies frames of up to 1,024 bytes into one buffer. A write of
+    /// its own for each frame would cost more.
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        false
     }
 }
 
