@@ -24,7 +24,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::time::Instant;
 use tokio_util::{
-    sync::CancellationToken,
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
     task::{TaskTracker, task_tracker::TaskTrackerToken},
 };
 use tonic::{Status, body::Body, server::NamedService};
@@ -112,7 +112,8 @@ pub(super) struct WatchStream {
     /// The earliest end.
     end: (Instant, WatchEnd),
     /// Its cancellation makes the end earlier: that of the connection, then that of the drain.
-    closing: Option<CancellationToken>,
+    /// `None`: both were cancelled.
+    closing: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     ended: bool,
     /// The drain waits until this is dropped.
     _call: TaskTrackerToken,
@@ -143,7 +144,7 @@ impl WatchStream {
             context: Arc::clone(context),
             deadline,
             end: end.expect("each watch has an age"),
-            closing: Some(closing),
+            closing: Some(Box::pin(closing.cancelled_owned())),
             ended: false,
             _call: call,
         }
@@ -151,23 +152,26 @@ impl WatchStream {
 
     /// Returns the response. [`EsimServer`] gives it this watch as its body.
     pub(super) fn into_response<T>(self) -> tonic::Response<stream::Empty<T>> {
-        let frames = stream::unfold(self, Self::step);
+        // The block borrows the watch. A method that takes it would keep its space twice.
+        let frames = stream::unfold(self, |mut watch| async move {
+            let frame = watch.step().await?;
+            Some((Ok::<_, Infallible>(frame), watch))
+        });
         let body = Body::new(StreamBody::new(frames));
         let mut response = tonic::Response::new(stream::empty());
         response.extensions_mut().insert(WatchBody(Arc::new(Mutex::new(body))));
         response
     }
 
-    async fn step(mut self) -> Option<(Result<Frame<Bytes>, Infallible>, Self)> {
+    async fn step(&mut self) -> Option<Frame<Bytes>> {
         if self.ended {
             return None;
         }
-        let frame = match self.next().await {
+        Some(match self.next().await {
             Ok(Some(message)) => Frame::data(message),
             Ok(None) => self.finish(&Status::ok("")),
             Err(status) => self.finish(&status),
-        };
-        Some((Ok(frame), self))
+        })
     }
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {
@@ -188,7 +192,7 @@ impl WatchStream {
             }
             let watched = tokio::select! {
                 watched = self.watch.next(end) => watched,
-                () = cancelled(self.closing.as_ref()), if is_between => {
+                () = cancelled(self.closing.as_mut()), if is_between => {
                     self.close();
                     continue;
                 }
@@ -224,7 +228,8 @@ impl WatchStream {
         if at < self.end.0 {
             self.end = (at, why);
         }
-        self.closing = (!is_draining).then(|| self.context.drain.clone());
+        let drain = || Box::pin(self.context.drain.clone().cancelled_owned());
+        self.closing = (!is_draining).then(drain);
     }
 
     /// Returns the status of a watch whose time is up. Within a revision only the deadline ends it.
@@ -243,9 +248,9 @@ impl WatchStream {
 }
 
 /// Waits for a cancellation, or forever.
-async fn cancelled(token: Option<&CancellationToken>) {
-    match token {
-        Some(token) => token.cancelled().await,
+async fn cancelled(cancelled: Option<&mut Pin<Box<WaitForCancellationFutureOwned>>>) {
+    match cancelled {
+        Some(cancelled) => cancelled.as_mut().await,
         None => pending().await,
     }
 }

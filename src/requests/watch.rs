@@ -10,14 +10,14 @@ mod snapshot;
 pub mod token;
 
 use std::{
-    future::pending,
-    sync::{Arc, Weak},
+    pin::Pin,
+    sync::{Arc, LazyLock, Weak},
     time::Duration,
 };
 
 use tokio::{
     sync::watch::Receiver,
-    time::{Instant, sleep_until},
+    time::{Instant, Sleep, sleep_until},
 };
 
 pub(crate) use self::snapshot::Snapshot;
@@ -36,6 +36,13 @@ use crate::{
 /// Heartbeats are earlier by up to one part in this many of their interval. Otherwise a change,
 /// which all watches of a request get at once, would be followed by all their heartbeats at once.
 const HEARTBEAT_SPREAD: u32 = 5;
+
+/// Heartbeats are due at multiples of one part in this many of their interval. So those of a
+/// connection become due together, and are sent in one write.
+const HEARTBEAT_STEPS: u32 = 100;
+
+/// From where these multiples are counted.
+static STEPS_BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 #[derive(Debug, Clone)]
 pub(crate) enum WatchEvent {
@@ -75,6 +82,9 @@ pub(crate) struct Watch {
     heartbeat: Duration,
     /// When the next heartbeat is due. `None`: no event was returned yet.
     due: Option<Instant>,
+    /// Ends a wait, not later than it has to end. It is moved only when it has fired, because that
+    /// costs more than a wake-up that is too early.
+    timer: Pin<Box<Sleep>>,
     reading: PageGuard,
 }
 
@@ -109,6 +119,7 @@ impl Watch {
             unfinished: None,
             heartbeat,
             due: None,
+            timer: Box::pin(sleep_until(Instant::now())),
             reading: PageGuard::default(),
         })
     }
@@ -117,8 +128,7 @@ impl Watch {
     pub(crate) async fn next(&mut self, end: Option<Instant>) -> Result<Watched, Error> {
         let watched = self.wait(end).await?;
         if let Watched::Event(_) = watched {
-            let part = 1.0 - fastrand::f64() / f64::from(HEARTBEAT_SPREAD);
-            self.due = Some(Instant::now() + self.heartbeat.mul_f64(part));
+            self.due = Some(heartbeat_due(self.heartbeat));
         }
         Ok(watched)
     }
@@ -163,34 +173,34 @@ impl Watch {
         loop {
             // Marked as seen before the state is read, so that a later change ends the wait below.
             self.changes.borrow_and_update();
-            match self.progress(&tracked, sent)? {
-                WatchProgress::New => {
-                    let transitions =
-                        after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
-                    if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
-                        return Ok(Watched::Event(as_event(&tracked, transitions)));
-                    }
-                }
+            let is_new = match self.progress(&tracked, sent)? {
+                WatchProgress::New => true,
                 WatchProgress::Ended => return Ok(Watched::Final),
-                WatchProgress::Quiet(heartbeat) if self.due.is_none() => {
+                WatchProgress::Quiet(heartbeat) if self.due.is_none_or(reached) => {
                     return Ok(Watched::Event(heartbeat));
                 }
-                WatchProgress::Quiet(_) => {}
+                WatchProgress::Quiet(_) => false,
+            };
+            if is_new {
+                let transitions =
+                    after(&self.hub, &tracked, sent.revision, &mut self.reading).await?;
+                if transitions.as_ref().is_none_or(|transitions| !transitions.is_empty()) {
+                    return Ok(Watched::Event(as_event(&tracked, transitions)));
+                }
             }
-            // One timer, because each takes memory.
-            let timer = self.due.into_iter().chain(end).min();
+            if end.is_some_and(reached) {
+                return Ok(Watched::TimedOut);
+            }
+            let at = self.due.into_iter().chain(end).min();
+            if let Some(at) = at.filter(|at| self.timer.is_elapsed() || *at < self.timer.deadline())
+            {
+                self.timer.as_mut().reset(at);
+            }
             tokio::select! {
                 changed = self.changes.changed() => if changed.is_err() {
                     return Err(store_replaced());
                 },
-                () = reached(timer) => {
-                    if end == timer {
-                        return Ok(Watched::TimedOut);
-                    }
-                    if let WatchProgress::Quiet(heartbeat) = self.progress(&tracked, sent)? {
-                        return Ok(Watched::Event(heartbeat));
-                    }
-                }
+                () = self.timer.as_mut(), if at.is_some() => {}
             }
         }
     }
@@ -262,6 +272,15 @@ impl Watch {
             position,
         }))
     }
+}
+
+/// Returns when the next heartbeat is due.
+fn heartbeat_due(interval: Duration) -> Instant {
+    let part = 1.0 - fastrand::f64() / f64::from(HEARTBEAT_SPREAD);
+    let due = Instant::now() + interval.mul_f64(part);
+    let step = (interval / HEARTBEAT_STEPS).as_nanos().max(1);
+    let after_step = due.saturating_duration_since(*STEPS_BEGIN).as_nanos() % step;
+    due - Duration::from_nanos(u64::try_from(after_step).unwrap_or_default())
 }
 
 /// Returns transitions as an event. Returns a snapshot if they are lost or if one is a restart.
@@ -337,12 +356,8 @@ enum WatchProgress {
     Ended,
 }
 
-/// Waits until this instant, or forever.
-async fn reached(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
-    }
+fn reached(time: Instant) -> bool {
+    Instant::now() >= time
 }
 
 fn store_replaced() -> Error {

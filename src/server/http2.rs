@@ -159,7 +159,7 @@ pub(crate) trait CallService:
     + 'static
 {
     /// The body of a response.
-    type Body: Body<Data = Bytes, Error: Send> + Send + 'static;
+    type Body: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static;
 }
 
 impl<S, B> CallService for S
@@ -169,7 +169,7 @@ where
         + Send
         + Sync
         + 'static,
-    B: Body<Data = Bytes, Error: Send> + Send + 'static,
+    B: Body<Data = Bytes, Error: Send> + Send + Unpin + 'static,
 {
     type Body = B;
 }

@@ -23,8 +23,8 @@ pub(crate) struct LimitedBody<B> {
     inner: Option<B>,
     /// The permit of the call. `None`: the call was refused.
     call: Option<Permit>,
-    /// The permit of a large answer that is being sent.
-    answer: Option<Permit>,
+    /// The permit of a large answer that is being sent. Boxed, because a watch has none.
+    answer: Option<Box<Permit>>,
     /// Protects the connection from eviction.
     _protection: Option<CountedRequest>,
     /// Whether large answers are counted. A watch has small messages, and its slow readers are
@@ -72,7 +72,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for LimitedBody<B> {
         let (Some(size), Some(call)) = (large, call) else { return Poll::Ready(frame) };
         match call.take(Pool::AnswerBytes, size) {
             Ok(taken) => {
-                *answer = Some(taken);
+                *answer = Some(Box::new(taken));
                 Poll::Ready(frame)
             }
             Err(reached) => {

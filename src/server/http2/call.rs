@@ -16,7 +16,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
 use http_body::{Body, Frame};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::warn;
@@ -122,12 +122,15 @@ async fn begin(
     if is_complete {
         return None;
     }
-    Some(Box::pin(ResponseStream { stream, end, connection, options }.send(body)))
+    let mut response = ResponseStream { stream, body, end, connection, options };
+    // The block borrows the response. A method that takes it would keep its space twice.
+    Some(Box::pin(async move { response.send().await }))
 }
 
-/// The sending half of a call's stream.
-struct ResponseStream {
+/// A response on its way.
+struct ResponseStream<B> {
     stream: SendStream<Bytes>,
+    body: B,
     end: Option<ResponseEnd>,
     connection: Connection,
     options: Arc<Http2Options>,
@@ -141,16 +144,20 @@ enum Stopped {
     Trailers(HeaderMap),
 }
 
-impl ResponseStream {
-    async fn send(mut self, body: impl Body<Data = Bytes>) {
-        let mut body = pin!(body);
+impl<B: Body<Data = Bytes> + Unpin> ResponseStream<B> {
+    async fn send(&mut self) {
+        let connection = self.connection.clone();
+        let mut closed = pin!(connection.0.closed.cancelled());
+        // Boxed, because few calls have an end.
+        let mut end = self.end.as_ref().map(|end| Box::pin(sleep_until(end.at)));
         let stopped = loop {
+            let (body, stream) = (&mut self.body, &mut self.stream);
             let frame = tokio::select! {
                 biased;
-                frame = poll_fn(|context| body.as_mut().poll_frame(context)) => frame,
-                _ = poll_fn(|context| self.stream.poll_reset(context)) => return,
-                () = reached(self.end.as_ref()) => break self.ended(),
-                () = self.connection.0.closed.cancelled() => break self.closed(),
+                frame = poll_fn(|context| Pin::new(&mut *body).poll_frame(context)) => frame,
+                _ = poll_fn(|context| stream.poll_reset(context)) => return,
+                () = reached(end.as_mut()) => break self.ended(),
+                () = closed.as_mut() => break self.closed(),
             };
             let frame = match frame {
                 Some(Ok(frame)) => frame,
@@ -194,6 +201,7 @@ impl ResponseStream {
     /// Sends data as the peer's window grows.
     async fn send_later(&mut self, mut data: Bytes) -> Result<(), Stopped> {
         let connection = self.connection.clone();
+        let mut end = self.end.as_ref().map(|end| Box::pin(sleep_until(end.at)));
         while !data.is_empty() {
             let mut piece = data.split_to(data.len().min(PIECE));
             let mut slow = pin!(slow_reader(connection.closing()));
@@ -207,7 +215,7 @@ impl ResponseStream {
                             return Err(Stopped::Gone);
                         }
                     }
-                    () = reached(self.end.as_ref()) => return Err(self.ended()),
+                    () = reached(end.as_mut()) => return Err(self.ended()),
                     () = slow.as_mut() => {
                         if let Some(times) = SLOW_READERS.count() {
                             warn!(
@@ -270,9 +278,9 @@ fn poll_capacity(stream: &mut SendStream<Bytes>, context: &mut Context<'_>) -> P
 }
 
 /// Waits until the response has to end, or forever.
-async fn reached(end: Option<&ResponseEnd>) {
+async fn reached(end: Option<&mut Pin<Box<Sleep>>>) {
     match end {
-        Some(end) => sleep_until(end.at).await,
+        Some(end) => end.as_mut().await,
         None => pending().await,
     }
 }
