@@ -9,8 +9,9 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 pub use operator::{
-    AccountArgs, CallbacksCommand, GatewayArgs, OperatorCommand, OrdersCommand, QuarantineCommand,
-    RegisterArgs, RestoreArgs, RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
+    AccountArgs, CallbacksCommand, GatewayArgs, ListArgs, OperatorCommand, OrdersCommand,
+    QuarantineCommand, RegisterArgs, RequestsCommand, RestoreArgs, RotateArgs, SettleArgs,
+    ShowArgs, StoreCommand, UnblockArgs,
 };
 
 /// A gRPC gateway for eSIM profile downloads with Verizon's ThingSpace.
@@ -30,6 +31,7 @@ Examples:
 Operate a running gateway, through its Unix socket:
   thingspace-gateway status --config gateway.toml
   thingspace-gateway orders unknown --config gateway.toml
+  thingspace-gateway requests list --config gateway.toml
   thingspace-gateway callbacks list --config gateway.toml
   thingspace-gateway quarantine list --config gateway.toml
 

@@ -22,6 +22,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use duration::{parse as parse_duration, show as show_duration};
 pub use network::Network;
 pub use problems::Problems;
 pub use sections::{

@@ -12,6 +12,7 @@ pub mod client;
 mod logins;
 mod orders;
 mod quarantine;
+mod requests;
 mod status;
 mod store;
 
@@ -157,6 +158,7 @@ impl Control {
         let router = Router::new()
             .merge(status::routes())
             .merge(logins::routes())
+            .merge(requests::routes())
             .merge(orders::routes())
             .merge(callbacks::routes())
             .merge(quarantine::routes())

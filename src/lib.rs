@@ -32,7 +32,8 @@
 //!   endpoint, with limits and retries.
 //! - [`requests`]: the domain. [`fold`](requests::fold) computes states, [`hub`](requests::hub)
 //!   keeps open requests in memory, `orders` places and settles orders, `query` sends status
-//!   queries and polls, [`watch`](requests::watch) streams transitions.
+//!   queries and polls, [`watch`](requests::watch) streams transitions, `inspect` shows operators
+//!   what is open.
 //! - [`callbacks`]: the listener for ThingSpace's callbacks, its secrets, registration and
 //!   quarantine.
 //! - `auth`: who calls, and what each caller may do.
@@ -85,7 +86,8 @@
 //!    Listeners: `server`. Callbacks: `callbacks::bodies`, `callbacks::quarantine::quota`.
 //!    Messages: `grpc::receive`. Waits of callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
-//!     `thingspace::login::health`. The command `status`: `control::status`.
+//!     `thingspace::login::health`. The commands `status` and `requests`: `control::status`,
+//!     `control::requests`.
 //!
 //! # What always holds
 //!

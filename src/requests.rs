@@ -5,6 +5,7 @@
 //! - [`hub`]: the projection: all open requests in memory, folded from the store.
 //! - [`orders`]: places an order at most once.
 //! - [`query`]: status queries to ThingSpace.
+//! - [`inspect`]: what operators see of open requests, and of the history of one.
 //! - [`watch`]: streams of transitions, and the tokens that resume them.
 //!
 //! All modules except the hub only append events, wait until they are folded, and read the
@@ -15,6 +16,7 @@ mod called_back;
 mod error;
 pub mod fold;
 pub(crate) mod hub;
+pub(crate) mod inspect;
 mod locks;
 mod orders;
 mod query;
@@ -321,12 +323,14 @@ impl Requests {
         Ok((tracked, changes))
     }
 
-    /// Watches a request, from its beginning or after a resume token. An empty token is no token.
+    /// Watches a request for a caller, from its beginning or after a resume token. An empty token
+    /// is no token.
     pub(crate) async fn watch(
         &self,
         account: &AccountName,
         id: &RequestId,
         token: &str,
+        caller: Arc<str>,
     ) -> Result<Watch, Error> {
         let (key, epoch) = self.token_key().await?;
         let caller_id = id;
@@ -339,7 +343,7 @@ impl Requests {
         };
         let attached = self.find(account, id).await?;
         self.begin_watching(&attached.0).await;
-        Watch::begin(Arc::clone(&self.hub), attached, key, resume, self.heartbeat).await
+        Watch::begin(Arc::clone(&self.hub), attached, caller, key, resume, self.heartbeat).await
     }
 
     /// Makes the poller keep a request fresh. Sends one query if the gateway gave up polling it.

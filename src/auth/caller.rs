@@ -60,6 +60,11 @@ impl Caller {
         (*self.name != *ANONYMOUS).then(|| Arc::clone(&self.name))
     }
 
+    /// The same as [`Self::name`], shared.
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
     /// Such as `token:orders`.
     pub(crate) fn name(&self) -> &str {
         &self.name

@@ -1,11 +1,11 @@
 //! The commands for operators. [`crate::control`] carries them out, except `store restore`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
 use crate::{
-    config::is_credentials_name,
+    config::{is_credentials_name, parse_duration},
     identity::{AccountName, RequestId},
 };
 
@@ -27,6 +27,9 @@ pub enum OperatorCommand {
     Status(GatewayArgs),
     /// Allow one more login with a set of credentials
     Unblock(UnblockArgs),
+    /// List what is open, and show a request with its history
+    #[command(subcommand, after_help = examples!("requests list"))]
+    Requests(RequestsCommand),
     /// List and settle orders of unknown outcome
     #[command(subcommand, after_help = examples!("orders unknown"))]
     Orders(OrdersCommand),
@@ -48,6 +51,10 @@ impl OperatorCommand {
             Self::Store(StoreCommand::Restore(_)) => return None,
             Self::Status(gateway)
             | Self::Unblock(UnblockArgs { gateway, .. })
+            | Self::Requests(
+                RequestsCommand::List(ListArgs { gateway, .. })
+                | RequestsCommand::Show(ShowArgs { gateway, .. }),
+            )
             | Self::Orders(
                 OrdersCommand::Unknown(gateway) | OrdersCommand::Settle(SettleArgs { gateway, .. }),
             )
@@ -104,6 +111,53 @@ fn credentials_name(text: &str) -> Result<String, &'static str> {
 fn order_id(text: &str) -> Result<String, String> {
     let id = RequestId::parse(text).map(|_| text.to_owned());
     id.map_err(|invalid| format!("{invalid}, as shown by `orders unknown`"))
+}
+
+fn duration(text: &str) -> Result<Duration, &'static str> {
+    parse_duration(text).ok_or("must be a number with a unit, for example 90m or 2h")
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RequestsCommand {
+    /// List the open requests and the orders without a known outcome, oldest first
+    List(ListArgs),
+    /// Show a request: its state, its devices, who watches it, and what happened to it
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples!("\
+The states: sending (an order that is being sent), unknown (an order of unknown outcome), pending (a
+request without any result), partial (a request with results for some of its devices)."
+    => "requests list", "requests list --account 0000123456-00001 --older-than 2h"))]
+pub struct ListArgs {
+    /// List only this account
+    #[arg(long, value_parser = AccountName::parse)]
+    pub account: Option<AccountName>,
+    /// List only what is at least this old, for example 90m or 2h
+    #[arg(long, value_name = "AGE", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// List at most this many; the totals count all
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    pub limit: usize,
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = examples!("\
+Devices are shown with the last four digits of their identifiers. --reveal shows them completely,
+and writes a line into the audit log. Of a long history, the first and the last events are shown."
+    => "requests show REQUEST", "requests show REQUEST --reveal --json"))]
+pub struct ShowArgs {
+    /// Id of the request, as shown by `requests list`
+    #[arg(value_parser = RequestId::parse)]
+    pub request: RequestId,
+    /// Show the complete identifiers of devices; written to the audit log
+    #[arg(long)]
+    pub reveal: bool,
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
 }
 
 #[derive(Debug, Subcommand)]

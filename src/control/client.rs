@@ -22,11 +22,11 @@ use super::{
     callbacks::RegistrationRequest,
     logins, orders,
     orders::{SettleRequest, SettledOutcome},
-    quarantine, status, store,
+    quarantine, requests, status, store,
 };
 use crate::cli::{
     AccountArgs, CallbacksCommand, OperatorCommand, OrdersCommand, QuarantineCommand, RegisterArgs,
-    RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
+    RequestsCommand, RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
 };
 
 /// The longest time for a command. Some commands call ThingSpace several times.
@@ -53,6 +53,19 @@ pub async fn run(
         }
         OperatorCommand::Orders(OrdersCommand::Unknown(_)) => {
             out.print(&*client.get::<Vec<_>>(orders::UNKNOWN).await?, show::orders)
+        OperatorCommand::Requests(RequestsCommand::List(args)) => {
+            let request = requests::ListRequest {
+                account: args.account.clone(),
+                min_age_seconds: args.older_than.map_or(0, |age| age.as_secs()),
+                limit: args.limit,
+            };
+            out.print(&client.post(requests::LIST, &request).await?, show::open)
+        }
+        OperatorCommand::Requests(RequestsCommand::Show(args)) => {
+            let request = requests::ShowRequest { reveal: args.reveal };
+            let path = requests::show_path(&args.request);
+            out.print(&client.post(&path, &request).await?, show::request)
+        }
         }
         OperatorCommand::Orders(OrdersCommand::Settle(args)) => {
             let SettleArgs { order, request_id, force, .. } = args;

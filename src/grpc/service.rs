@@ -213,7 +213,8 @@ impl EsimService for Esim {
         };
         subject.set(&account, Some(&id));
         self.authorize(&sender, Method::WatchRequest, &account)?;
-        let begin = self.requests.watch(&account, &id, &request.resume_token);
+        let caller = sender.caller.shared_name();
+        let begin = self.requests.watch(&account, &id, &request.resume_token, caller);
         let watch = timeout_at(self.unary_deadline(deadline), begin).await;
         let watch = watch.unwrap_or(Err(DEADLINE)).map_err(to_status)?;
         let expires = sender.caller.expires();

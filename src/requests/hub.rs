@@ -40,6 +40,7 @@ mod spelling;
 mod spelling_variants;
 mod tracked;
 mod unreadable;
+mod watchers;
 
 use closed::Closed;
 pub(crate) use finished::FinishedBy;
@@ -59,6 +60,7 @@ pub(crate) use spelling_variants::SpellingVariant;
 use spelling_variants::SpellingVariants;
 pub(crate) use tracked::{LastQuery, Tracked, TrackedState};
 use unreadable::Unreadable;
+use watchers::Watchers;
 
 /// The maximum number of a request's transitions in memory. Watchers read older ones from its log.
 pub const KEPT_TRANSITIONS: usize = 1_024;
@@ -109,6 +111,7 @@ pub(crate) struct Hub {
     unreadable: Unreadable,
     pub(crate) hints: PollHints,
     spelling_variants: SpellingVariants,
+    watchers: Mutex<Watchers>,
     events_read: AtomicU64,
     /// The numbers of finished requests since this process caught up, by [`FinishedBy`].
     finished: [AtomicU64; 2],
@@ -173,6 +176,7 @@ impl Hub {
             unreadable: Unreadable::default(),
             hints: PollHints::default(),
             spelling_variants: SpellingVariants::default(),
+            watchers: Mutex::default(),
             events_read: AtomicU64::new(0),
             finished: Default::default(),
             resolver_woken: Notify::new(),

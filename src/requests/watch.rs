@@ -71,6 +71,8 @@ pub(crate) enum Watched {
 pub(crate) struct Watch {
     hub: Arc<Hub>,
     id: RequestId,
+    /// The name of the caller.
+    caller: Arc<str>,
     /// Weak, so that a finished request can be evicted between two events.
     tracked: Weak<Tracked>,
     changes: Receiver<u64>,
@@ -100,6 +102,7 @@ impl Watch {
     pub(super) async fn begin(
         hub: Arc<Hub>,
         attached: Attached,
+        caller: Arc<str>,
         key: TokenKey,
         resume: Option<Resume>,
         heartbeat: Duration,
@@ -109,9 +112,11 @@ impl Watch {
             Some(resume) if fits(&hub, &tracked, resume).await? => Some(resume),
             _ => None,
         };
+        hub.add_watcher(&tracked.id, &caller);
         Ok(Self {
             hub,
             id: tracked.id.clone(),
+            caller,
             tracked: Arc::downgrade(&tracked),
             changes,
             key,
@@ -271,6 +276,12 @@ impl Watch {
             revision: sent.revision,
             position,
         }))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.hub.remove_watcher(&self.id, &self.caller);
     }
 }
 

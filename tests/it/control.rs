@@ -2,6 +2,7 @@
 
 mod callbacks;
 mod logins;
+mod requests;
 mod settlements;
 
 use std::{

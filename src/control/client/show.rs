@@ -1,6 +1,8 @@
 //! Prints results as JSON, or as sentences and tables. Escapes every character that could control a
 //! terminal.
 
+mod requests;
+
 use std::{fmt::Write as _, io::Write};
 
 use jiff::Timestamp;
@@ -17,6 +19,8 @@ use crate::{
     },
     identity::{AccountName, RequestId},
 };
+
+pub(super) use requests::{open, request};
 
 pub(super) fn json(out: &mut dyn Write, value: &(impl Serialize + ?Sized)) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value)?;

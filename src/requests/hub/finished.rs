@@ -64,9 +64,13 @@ impl EntryFacts {
 
 impl Hub {
     pub(crate) fn open_requests(&self) -> Vec<RequestId> {
+        self.open_tracked().iter().map(|tracked| tracked.id.clone()).collect()
+    }
+
+    pub(crate) fn open_tracked(&self) -> Vec<Arc<Tracked>> {
         let projection = lock(&self.projection);
         let open = |tracked: &&Arc<Tracked>| !tracked.lock().request.is_closed();
-        projection.requests.values().filter(open).map(|tracked| tracked.id.clone()).collect()
+        projection.requests.values().filter(open).cloned().collect()
     }
 
     pub(crate) fn is_called_back(&self, account: &AccountName) -> bool {

@@ -116,7 +116,7 @@ impl Hub {
     }
 
     /// Calls `each` with every event of a log, except those that cannot be decoded.
-    pub(super) async fn read_events(
+    pub(crate) async fn read_events(
         &self,
         log: &LogName,
         mut each: impl FnMut(&Entry, Event),

@@ -19,7 +19,7 @@ use crate::{
     identity::{AccountName, RequestId},
     proto::storage::{self, SettledBy},
     requests::{age, hub::Hub},
-    store::{CellName, Store, StoreError},
+    store::{CellName, Position, Store, StoreError},
     telemetry::AuditEntry,
     thingspace::{self, Client, Purpose, StatusAnswer, StatusClass, StatusLookup},
 };
@@ -49,6 +49,10 @@ pub struct UnknownOrder {
     pub account: String,
     pub sent_time: Timestamp,
     pub devices: usize,
+    /// The caller that ordered, if it is known.
+    pub caller: Option<String>,
+    /// The first position of the order's log.
+    pub first: Option<Position>,
 }
 
 /// The state of an order without an outcome.
@@ -112,6 +116,17 @@ impl Resolver {
 
     /// Returns the unknown orders, oldest first.
     pub(crate) async fn unknown_orders(&self) -> Result<Vec<UnknownOrder>, StoreError> {
+        let orders = self.orders_without_outcome().await?.into_iter();
+        let mut unknown: Vec<_> =
+            orders.filter(|(_, is_unknown)| *is_unknown).map(|(order, _)| order).collect();
+        unknown.sort_by(|a, b| (a.sent_time, &a.order_id).cmp(&(b.sent_time, &b.order_id)));
+        Ok(unknown)
+    }
+
+    /// Returns the orders that are in flight (`false`) or unknown (`true`).
+    pub(crate) async fn orders_without_outcome(
+        &self,
+    ) -> Result<Vec<(UnknownOrder, bool)>, StoreError> {
         let open = self.hub.orders_without_outcome(|id, order| {
             let ordered = order.ordered.as_ref()?;
             let unknown = UnknownOrder {
@@ -119,17 +134,20 @@ impl Resolver {
                 account: ordered.account.clone(),
                 sent_time: order.sent_time,
                 devices: ordered.devices.len(),
+                caller: Some(ordered.caller.clone()).filter(|name| !name.is_empty()),
+                first: order.first,
             };
             Some((unknown, ordered.key_cell.clone()))
         });
-        let mut unknown = Vec::new();
+        let mut orders = Vec::new();
         for (order, key_cell) in open {
-            if self.order_state(&order.order_id, key_cell).await? == OrderState::Unknown {
-                unknown.push(order);
+            match self.order_state(&order.order_id, key_cell).await? {
+                OrderState::InFlight => orders.push((order, false)),
+                OrderState::Unknown => orders.push((order, true)),
+                OrderState::NotSent => {}
             }
         }
-        unknown.sort_by(|a, b| (a.sent_time, &a.order_id).cmp(&(b.sent_time, &b.order_id)));
-        Ok(unknown)
+        Ok(orders)
     }
 
     async fn order_state(

@@ -289,6 +289,13 @@ impl Poller {
         }
     }
 
+    /// Returns the number of polls of a request by all replicas. `None`: none, or the count has
+    /// expired.
+    pub(crate) async fn polls(&self, id: &RequestId) -> Result<Option<u32>, StoreError> {
+        let stored = load_cell::<storage::Poll>(&*self.store, &poll_cell(id)).await?;
+        Ok(stored.map(|stored| stored.value.count))
+    }
+
     /// Increments the count in the request's cell, unless another replica has done so since `seen`.
     async fn claim(
         &self,
@@ -296,7 +303,7 @@ impl Poller {
         seen: Option<u32>,
         pause: Duration,
     ) -> Result<PollClaim, StoreError> {
-        let cell = CellName::retained(format!("poll/{id}"));
+        let cell = poll_cell(id);
         let stored = load_cell::<storage::Poll>(&*self.store, &cell).await?;
         let before = stored.as_ref().map(|stored| stored.value.count);
         let version = stored.as_ref().map(|stored| stored.version);
@@ -322,6 +329,10 @@ impl Poller {
             Swap::Conflict(None) => Ok(PollClaim::OtherReplica(PollCount { count: 0, pause })),
         }
     }
+}
+
+fn poll_cell(id: &RequestId) -> CellName {
+    CellName::retained(format!("poll/{id}"))
 }
 
 /// The replica that polls now.

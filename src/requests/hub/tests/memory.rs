@@ -221,7 +221,9 @@ fn a_batch_is_bounded_in_devices() {
 async fn begin(running: &Running, store: &Arc<dyn Store>) -> Watch {
     let attached = running.hub.attach(&id(1)).await.unwrap().unwrap();
     let key = TokenKey::load_or_create(&**store).await.unwrap();
-    Watch::begin(Arc::clone(&running.hub), attached, key, None, KEEP).await.unwrap()
+    Watch::begin(Arc::clone(&running.hub), attached, "caller".into(), key, None, KEEP)
+        .await
+        .unwrap()
 }
 
 async fn snapshot(watch: &mut Watch) -> Snapshot {
