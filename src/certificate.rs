@@ -95,6 +95,12 @@ pub(crate) fn identity(
     Ok((certificates(cert_file, &read(cert_file)?)?, private_key(key_file, &read(key_file)?)?))
 }
 
+/// Returns the earliest expiry in a chain. `None`: a certificate cannot be read.
+pub(crate) fn expires(chain: &[CertificateDer<'_>]) -> Option<Timestamp> {
+    let each = chain.iter().map(|der| X509::parse(der).map(|certificate| certificate.not_after));
+    each.collect::<Option<Vec<_>>>()?.into_iter().min()
+}
+
 /// Checks that a file holds a chain that can be used at `now`.
 pub(crate) fn check_chain(file: &Path, now: Timestamp) -> Result<(), String> {
     validity(file, &certificates(file, &read(file)?)?, now).map(drop)

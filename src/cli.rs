@@ -6,7 +6,7 @@ mod operator;
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use operator::{
     AccountArgs, CallbacksCommand, GatewayArgs, ListArgs, OperatorCommand, OrdersCommand,
@@ -26,12 +26,13 @@ const EXAMPLES: &str = "\
 Examples:
   thingspace-gateway dev                          try it, without an account or a configuration
   thingspace-gateway check --config gateway.toml  find mistakes in the configuration
+  thingspace-gateway doctor --config gateway.toml find out why something does not work
   thingspace-gateway serve --config gateway.toml  run the gateway
 
 Operate a running gateway, through its Unix socket:
   thingspace-gateway status --config gateway.toml
-  thingspace-gateway orders unknown --config gateway.toml
   thingspace-gateway requests list --config gateway.toml
+  thingspace-gateway orders unknown --config gateway.toml
   thingspace-gateway callbacks list --config gateway.toml
   thingspace-gateway quarantine list --config gateway.toml
 
@@ -41,7 +42,7 @@ Operate a stopped gateway:
 Environment variables set keys of the configuration:
   THINGSPACE_GATEWAY__GRPC__LISTEN=127.0.0.1:50052 thingspace-gateway dev
 
-Exit codes: 0 success, 1 failure, 64 wrong arguments, 78 wrong configuration.
+Exit codes: 0 success, 1 failure, 64 wrong arguments, 78 wrong configuration. doctor: 0, 1 or 2.
 Signals: SIGTERM, SIGINT and SIGHUP drain the gateway; a second signal stops it at once.";
 
 /// The subcommands.
@@ -55,6 +56,8 @@ pub enum Command {
     Simulate(SimulateArgs),
     /// Print the effective configuration, or all of its problems
     Check(CheckArgs),
+    /// Check whether a gateway can work here: configuration, store, network, ThingSpace
+    Doctor(DoctorArgs),
     /// Check over gRPC whether a gateway can answer calls
     Health(HealthArgs),
     #[command(flatten)]
@@ -134,12 +137,49 @@ pub struct SimulateArgs {
 Reads the file and the environment as serve does, and checks the files that they name. Sends
 nothing and prints no secret. The exit code is 78 if there is a problem.
 
-Example:
-  thingspace-gateway check --config gateway.toml")]
+Examples:
+  thingspace-gateway check --config gateway.toml
+  thingspace-gateway check --config gateway.toml --online   the same as doctor")]
 pub struct CheckArgs {
     /// The configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// Do what `doctor` does instead, with its exit codes
+    #[arg(long)]
+    pub online: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Checks the configuration, secret files, policy and limits, the store, names, ThingSpace, the clock
+and the address for callbacks. It never logs in and changes nothing. A running gateway is asked
+about its tokens, logins and registrations; without one, these are not checked.
+
+Each line is ok, a warning, a failure, or says why a check was not made. Exit codes: 0 no problem, 1
+a warning is the worst, 2 a failure is.
+
+Examples:
+  thingspace-gateway doctor --config gateway.toml
+  thingspace-gateway doctor --config gateway.toml --format prometheus > doctor.prom")]
+pub struct DoctorArgs {
+    /// The configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The format of the findings
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text)]
+    pub format: ReportFormat,
+    /// The same as --format json
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+}
+
+/// How findings are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    Text,
+    Json,
+    /// For the textfile collector of Prometheus's node exporter
+    Prometheus,
 }
 
 #[derive(Debug, Args)]

@@ -93,6 +93,13 @@ impl Config {
     /// With a file, the result must be complete, with credentials and a store. Without a file, the
     /// result is the base for `dev` and `simulate`, which supply their own credentials and store.
     pub fn load(file: Option<&Path>) -> Result<Self, Problems> {
+        let (config, problems, _) = Self::load_with_problems(file);
+        if problems.0.is_empty() { Ok(config) } else { Err(problems) }
+    }
+
+    /// Does the same as [`Self::load`]. Keys with problems may have their defaults. The last value
+    /// is whether the file can be read; if not, the configuration is that without a file.
+    pub(crate) fn load_with_problems(file: Option<&Path>) -> (Self, Problems, bool) {
         let (table, mut problems, is_readable) = match read(file) {
             Ok(table) => (table, Problems::default(), true),
             Err(problems) => (None, problems, false),
@@ -105,7 +112,7 @@ impl Config {
             problems.append(validate::deployment(&config, file));
         }
         config.file = file.map(Path::to_owned);
-        if problems.0.is_empty() { Ok(config) } else { Err(problems) }
+        (config, problems, is_readable)
     }
 
     /// The path of the control socket according to this configuration. Ignores all other problems,

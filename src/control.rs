@@ -13,7 +13,7 @@ mod logins;
 mod orders;
 mod quarantine;
 mod requests;
-mod status;
+pub(crate) mod status;
 mod store;
 
 use std::{

@@ -38,7 +38,8 @@
 //!   quarantine.
 //! - `auth`: who calls, and what each caller may do.
 //! - [`grpc`]: the three RPCs, and the only place that names gRPC codes (`status`).
-//! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line.
+//! - [`control`], [`cli`]: operator commands on a Unix socket, and the command line. [`doctor`]:
+//!   what is wrong with a configuration, its surroundings or the running gateway.
 //! - [`admin`], [`server`], [`telemetry`], [`config`], [`secret_file`], [`shutdown`],
 //!   `certificate`, `tls_client`, `log_throttle`, `lock`, `backoff`, `crypto`: probes, listeners,
 //!   logs and traces, configuration, files, signals, and helpers.
@@ -87,14 +88,14 @@
 //!    Messages: `grpc::receive`. Waits of callers: `grpc::deadline`. Writes: `store::reserve`.
 //! 10. **An operator can see what is wrong.** Readiness: `requests::readiness`. Logins:
 //!     `thingspace::login::health`. The commands `status` and `requests`: `control::status`,
-//!     `control::requests`.
+//!     `control::requests`. What is wrong around the gateway: `doctor`.
 //!
 //! # What always holds
 //!
 //! - Dependencies point one way: `control` → `callbacks`; `grpc`, `callbacks`, `control`, `admin` →
-//!   `requests` → `thingspace`, `store`. `tonic` is named only in `grpc`, `telemetry` and
-//!   `app`, `reqwest` only in `thingspace`, `auth` and the `simulator`, `redb` only in
-//!   `store::embedded`, `async_nats` only in `store::nats`.
+//!   `requests` → `thingspace`, `store`. `doctor` uses `control` and what is below it. `tonic` is
+//!   named only in `grpc`, `telemetry` and `app`, `reqwest` only in `thingspace`, `auth` and the
+//!   `simulator`, `redb` only in `store::embedded`, `async_nats` only in `store::nats`.
 //! - Only [`requests::hub`] changes the projection, and only by what it reads from the store.
 //! - Before a byte of an order is sent, the order's log and its key's cell are durable.
 //! - Before a byte of a login is sent, the login guard's cell has a claim for it. No other code
@@ -164,6 +165,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 mod crypto;
+pub mod doctor;
 mod grpc;
 pub mod identity;
 mod lock;

@@ -5,6 +5,7 @@ use std::{
     fmt::Display,
     io::{self, Write},
     num::NonZero,
+    path::Path,
     process::ExitCode,
     thread,
     time::Duration,
@@ -14,9 +15,13 @@ use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thingspace_gateway::{
     app,
-    cli::{Cli, Command, DevArgs, OperatorCommand, RestoreArgs, SimulateArgs, StoreCommand},
+    cli::{
+        Cli, Command, DevArgs, OperatorCommand, ReportFormat, RestoreArgs, SimulateArgs,
+        StoreCommand,
+    },
     config::{Config, Problems},
     control,
+    doctor::{self, Level},
     shutdown::Stop,
     telemetry,
 };
@@ -31,6 +36,10 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 const FAILURE: u8 = 1;
 const USAGE: u8 = 64;
 const CONFIGURATION: u8 = 78;
+
+/// Exit codes of `doctor`.
+const WARNING: u8 = 1;
+const DOCTOR_FAILURE: u8 = 2;
 
 /// With one worker, the exporter of traces and a task that waits for it could block each other.
 const MIN_WORKERS: usize = 2;
@@ -54,7 +63,12 @@ fn main() -> ExitCode {
         Command::Serve(args) => Config::load(Some(&args.config)).map(serve),
         Command::Dev(args) => Config::load(None).map(|config| dev(config, args)),
         Command::Simulate(args) => Config::load(None).map(|config| simulate(&config, &args)),
+        Command::Check(args) if args.online => Ok(diagnose(&args.config, ReportFormat::Text)),
         Command::Check(args) => Config::load(Some(&args.config)).map(|config| check(&config)),
+        Command::Doctor(args) => {
+            let format = if args.json { ReportFormat::Json } else { args.format };
+            Ok(diagnose(&args.config, format))
+        }
         Command::Health(args) => Ok(run_command(app::health(&args))),
         Command::Operator(OperatorCommand::Store(StoreCommand::Restore(args))) => restore(args),
         Command::Operator(command) => operate(&command),
@@ -91,6 +105,20 @@ fn check(config: &Config) -> ExitCode {
     match write!(io::stdout(), "{config}") {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Returns 0, 1 or 2, as plugins of monitoring systems do.
+fn diagnose(config: &Path, format: ReportFormat) -> ExitCode {
+    let mut worst = Level::Ok;
+    let ended = run_command(async {
+        worst = doctor::run(config, format, &mut io::stdout()).await?;
+        Ok(())
+    });
+    match worst {
+        Level::Skipped | Level::Ok => ended,
+        Level::Warning => WARNING.into(),
+        Level::Failure => DOCTOR_FAILURE.into(),
     }
 }
 

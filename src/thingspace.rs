@@ -19,7 +19,7 @@ mod login;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::http::{DeviceParts, HostHealth, Object, shown_code};
+pub(crate) use self::http::{DeviceParts, HostAnswer, HostHealth, Object, probe, shown_code};
 pub use client::{BuildError, Client, PollPermit};
 pub(crate) use client::{OrderPermit, Purpose, Retries, StatusLookup};
 pub use error::{Error, Refusal, RefusalKind};

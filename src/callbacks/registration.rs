@@ -17,6 +17,7 @@
 mod account;
 mod address;
 mod error;
+mod probe;
 
 use std::{
     collections::HashMap,

@@ -195,7 +195,7 @@ pub struct CredentialsConfig {
 
 impl CredentialsConfig {
     /// Returns the files with secrets, each with its key in the configuration.
-    pub(super) fn files(&self) -> [(&'static str, &Path); 4] {
+    pub(crate) fn files(&self) -> [(&'static str, &Path); 4] {
         [
             ("key_file", &self.key_file),
             ("secret_file", &self.secret_file),

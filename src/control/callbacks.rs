@@ -27,6 +27,7 @@ pub(super) const ACCOUNT: &str = "/v1/callbacks/{account}";
 pub(super) const REGISTER: &str = "/v1/callbacks/{account}/register";
 pub(super) const DEREGISTER: &str = "/v1/callbacks/{account}/deregister";
 pub(super) const ROTATE: &str = "/v1/callbacks/{account}/rotate";
+pub(super) const PROBE: &str = "/v1/callbacks/{account}/probe";
 
 /// The number of accounts whose registrations are listed at the same time.
 const CONCURRENT_LISTS: usize = 8;
@@ -60,6 +61,14 @@ pub(super) struct RegistrationRequest {
     pub(super) path: bool,
 }
 
+/// Whether the public address leads to this gateway.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ProbeResponse {
+    pub(crate) leads_here: bool,
+    /// What the requests to the public address found.
+    pub(crate) found: String,
+}
+
 /// The result of a command.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(tag = "done", rename_all = "snake_case")]
@@ -82,6 +91,7 @@ pub(super) fn routes() -> Router<GatewayParts> {
         .route(REGISTER, post(register))
         .route(DEREGISTER, post(deregister))
         .route(ROTATE, post(rotate))
+        .route(PROBE, get(probe))
 }
 
 type ListResult = Result<Json<Vec<AccountRegistrations>>, CommandError>;
@@ -113,6 +123,18 @@ async fn registrations(
     };
     let registrations = listed.into_iter().map(item).collect();
     Ok(AccountRegistrations { account: account.to_string(), registrations })
+}
+
+async fn probe(
+    State(parts): State<GatewayParts>,
+    Path(account): Path<AccountName>,
+) -> Result<Json<ProbeResponse>, CommandError> {
+    let probed = parts.registration()?.probe(&account).await;
+    let (leads_here, found) = match probed.map_err(|error| to_error(&account, &error))? {
+        Ok(()) => (true, "it leads to this gateway, or to a replica of it".to_owned()),
+        Err(why) => (false, why),
+    };
+    Ok(Json(ProbeResponse { leads_here, found }))
 }
 
 async fn register(

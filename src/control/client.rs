@@ -19,15 +19,19 @@ use tokio::net::UnixStream;
 
 use super::{
     ErrorBody, callbacks,
-    callbacks::RegistrationRequest,
+    callbacks::{ProbeResponse, RegistrationRequest},
     logins, orders,
     orders::{SettleRequest, SettledOutcome},
-    quarantine, requests, status, store,
+    quarantine, requests, status,
+    status::StatusResponse,
+    store,
 };
 use crate::cli::{
     AccountArgs, CallbacksCommand, OperatorCommand, OrdersCommand, QuarantineCommand, RegisterArgs,
     RequestsCommand, RotateArgs, SettleArgs, StoreCommand, UnblockArgs,
 };
+use crate::identity::AccountName;
+pub(crate) use show::escape;
 
 /// The longest time for a command. Some commands call ThingSpace several times.
 const TIMEOUT: Duration = Duration::from_mins(2);
@@ -51,8 +55,6 @@ pub async fn run(
             let response = client.post(&logins::unblock_path(name), &request).await?;
             out.print(&response, |out, response| show::unblocked(out, name, *force, response))
         }
-        OperatorCommand::Orders(OrdersCommand::Unknown(_)) => {
-            out.print(&*client.get::<Vec<_>>(orders::UNKNOWN).await?, show::orders)
         OperatorCommand::Requests(RequestsCommand::List(args)) => {
             let request = requests::ListRequest {
                 account: args.account.clone(),
@@ -66,6 +68,8 @@ pub async fn run(
             let path = requests::show_path(&args.request);
             out.print(&client.post(&path, &request).await?, show::request)
         }
+        OperatorCommand::Orders(OrdersCommand::Unknown(_)) => {
+            out.print(&*client.get::<Vec<_>>(orders::UNKNOWN).await?, show::orders)
         }
         OperatorCommand::Orders(OrdersCommand::Settle(args)) => {
             let SettleArgs { order, request_id, force, .. } = args;
@@ -138,6 +142,21 @@ impl Printer<'_> {
     ) -> anyhow::Result<()> {
         if self.json { show::json(self.out, value) } else { show(self.out, value) }
     }
+}
+
+/// Returns the state of the gateway with this socket. If there is none, the error is an
+/// [`io::Error`] with a context.
+pub(crate) async fn status(socket: &Path) -> anyhow::Result<StatusResponse> {
+    SocketClient { socket: socket.to_owned() }.get(status::PATH).await
+}
+
+/// Lets the gateway find out whether its public address for callbacks leads to it.
+pub(crate) async fn probe_callbacks(
+    socket: &Path,
+    account: &AccountName,
+) -> anyhow::Result<ProbeResponse> {
+    let path = callbacks::path(callbacks::PROBE, account);
+    SocketClient { socket: socket.to_owned() }.get(&path).await
 }
 
 struct SocketClient {

@@ -25,12 +25,12 @@ pub(super) fn unblock_path(name: &str) -> String {
 
 /// The state of the logins with a set of credentials.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct LoginStatus {
-    pub(super) credentials: String,
+pub(crate) struct LoginStatus {
+    pub(crate) credentials: String,
     /// False if an operator has to act, even while a session token is still valid.
-    pub(super) healthy: bool,
+    pub(crate) healthy: bool,
     /// The state in one sentence.
-    pub(super) standing: String,
+    pub(crate) standing: String,
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]

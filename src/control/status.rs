@@ -19,67 +19,67 @@ use crate::{
     thingspace::HostHealth,
 };
 
-pub(super) const PATH: &str = "/v1/status";
+pub(crate) const PATH: &str = "/v1/status";
 
 /// The state of the gateway. Counts begin at its start.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct StatusResponse {
-    pub(super) version: String,
+pub(crate) struct StatusResponse {
+    pub(crate) version: String,
     /// The configuration file.
-    pub(super) config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// Whether calls can be answered.
-    pub(super) ready: bool,
+    pub(crate) ready: bool,
     /// Why calls cannot be answered.
-    pub(super) waits_for: Option<String>,
+    pub(crate) waits_for: Option<String>,
     /// What the gateway cannot do now although it is ready, and why.
     #[serde(default)]
-    pub(super) limited: Option<String>,
+    pub(crate) limited: Option<String>,
     /// The file or the servers of the store.
-    pub(super) store: String,
+    pub(crate) store: String,
     /// Why the store cannot be used, or why the last write failed.
-    pub(super) store_trouble: Option<String>,
-    pub(super) store_memory: StoreStatus,
+    pub(crate) store_trouble: Option<String>,
+    pub(crate) store_memory: StoreStatus,
     #[serde(default)]
-    pub(super) unreadable_logs: Vec<UnreadableLog>,
-    pub(super) open_requests: usize,
-    pub(super) open_devices: usize,
+    pub(crate) unreadable_logs: Vec<UnreadableLog>,
+    pub(crate) open_requests: usize,
+    pub(crate) open_devices: usize,
     /// `None`: the store cannot be read.
-    pub(super) unknown_orders: Option<usize>,
-    pub(super) finished_by_callback: u64,
-    pub(super) finished_by_poll: u64,
+    pub(crate) unknown_orders: Option<usize>,
+    pub(crate) finished_by_callback: u64,
+    pub(crate) finished_by_poll: u64,
     /// Callbacks for requests that this gateway does not know.
-    pub(super) stray_callbacks: u64,
-    pub(super) logins: Vec<LoginStatus>,
-    pub(super) hosts: Vec<HostStatus>,
+    pub(crate) stray_callbacks: u64,
+    pub(crate) logins: Vec<LoginStatus>,
+    pub(crate) hosts: Vec<HostStatus>,
     /// The open connections of the API.
     #[serde(default)]
-    pub(super) connections: usize,
+    pub(crate) connections: usize,
     /// The files and URLs with which callers are authenticated, by their configuration keys.
     #[serde(default)]
-    pub(super) caller_credentials: BTreeMap<String, CallerCredentials>,
+    pub(crate) caller_credentials: BTreeMap<String, CallerCredentials>,
     /// When the certificate of the API expires. `None`: it has none.
     #[serde(default)]
-    pub(super) grpc_certificate_expires: Option<Timestamp>,
+    pub(crate) grpc_certificate_expires: Option<Timestamp>,
     /// When the certificate of the listener for callbacks expires. `None`: it has none.
-    pub(super) callbacks_certificate_expires: Option<Timestamp>,
+    pub(crate) callbacks_certificate_expires: Option<Timestamp>,
     /// The number of requests to the listener for callbacks, by outcome, without zeros.
     #[serde(default)]
-    pub(super) callbacks: BTreeMap<String, u64>,
+    pub(crate) callbacks: BTreeMap<String, u64>,
     /// Callbacks that were removed from the quarantine to make room for others.
     #[serde(default)]
-    pub(super) quarantine_evicted: u64,
+    pub(crate) quarantine_evicted: u64,
     /// The state of the registration of each account, if callbacks have a public URL.
     #[serde(default)]
-    pub(super) registrations: BTreeMap<String, String>,
+    pub(crate) registrations: BTreeMap<String, String>,
 }
 
 /// Which version of the credentials of callers is in use.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct CallerCredentials {
+pub(crate) struct CallerCredentials {
     /// `None`: none is in use yet.
-    pub(super) since: Option<Timestamp>,
+    pub(crate) since: Option<Timestamp>,
     /// Why the newest version is not in use.
-    pub(super) problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl From<UsedVersion> for CallerCredentials {
@@ -90,20 +90,20 @@ impl From<UsedVersion> for CallerCredentials {
 
 /// A damaged log that is skipped.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct UnreadableLog {
-    pub(super) log: String,
-    pub(super) why: String,
+pub(crate) struct UnreadableLog {
+    pub(crate) log: String,
+    pub(crate) why: String,
 }
 
 /// A host of ThingSpace.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct HostStatus {
-    pub(super) host: String,
+pub(crate) struct HostStatus {
+    pub(crate) host: String,
     /// The time until the breaker allows a call. `None`: the breaker is closed.
-    pub(super) left_alone_ms: Option<u64>,
+    pub(crate) left_alone_ms: Option<u64>,
 }
 
-pub(super) fn routes() -> Router<GatewayParts> {
+pub(crate) fn routes() -> Router<GatewayParts> {
     Router::new().route(PATH, get(status))
 }
 

@@ -35,14 +35,14 @@ pub(super) struct AcceptLossResponse {
 
 /// What `status` shows about losses and protection of the store.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct StoreStatus {
-    pub(super) lost: Option<Loss>,
-    pub(super) remembers_since: Option<Timestamp>,
+pub(crate) struct StoreStatus {
+    pub(crate) lost: Option<Loss>,
+    pub(crate) remembers_since: Option<Timestamp>,
     /// Why the store has no room for new orders.
-    pub(super) shortage: Option<String>,
+    pub(crate) shortage: Option<String>,
     /// Why the next start would not notice an older copy of the store, and what to do.
     #[serde(default)]
-    pub(super) unprotected: Option<String>,
+    pub(crate) unprotected: Option<String>,
 }
 
 pub(super) fn routes() -> Router<GatewayParts> {

@@ -15,6 +15,7 @@ mod error;
 mod file;
 mod follower;
 mod loss;
+mod probe;
 mod record;
 mod restore;
 mod retention;
@@ -42,6 +43,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
+pub(crate) use self::probe::probe;
 pub use self::restore::{Restored, restore};
 use self::{
     ages::Ages,

@@ -19,6 +19,7 @@ mod link;
 mod logs;
 mod monitor;
 mod names;
+mod probe;
 mod publish;
 mod record;
 mod replaced;
@@ -67,6 +68,8 @@ use super::{
     Version, Versioned, reserve,
 };
 use crate::{backoff::backoff, config::NatsConfig, lock::lock};
+pub(crate) use probe::probe;
+pub(crate) use space::FULL_PERCENT;
 
 /// How long a read that fails is repeated.
 const READ_WITHIN: Duration = Duration::from_secs(5);

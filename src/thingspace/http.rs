@@ -7,6 +7,7 @@
 //!   status answer.
 //! - [`body`], [`object`] and [`json`] read JSON of any form. [`words`] recognises words in any
 //!   case and punctuation.
+//! - [`mod@probe`] asks hosts whether they answer, for `doctor`.
 //! - [`code`] reads error codes from every envelope. Its table says what each code means.
 //! - [`verdict`] decides what a whole reply means.
 //!
@@ -19,6 +20,7 @@ pub(super) mod breaker;
 pub(super) mod code;
 mod json;
 mod object;
+mod probe;
 pub(super) mod reply;
 pub(super) mod transport;
 pub(super) mod verdict;
@@ -26,5 +28,9 @@ pub(super) mod wire;
 mod words;
 
 pub(crate) use self::{
-    body::DeviceParts, breaker::HostHealth, code::shown as shown_code, object::Object,
+    body::DeviceParts,
+    breaker::HostHealth,
+    code::shown as shown_code,
+    object::Object,
+    probe::{HostAnswer, probe},
 };

@@ -22,6 +22,7 @@ mod deadlines;
 mod descriptors;
 mod dev;
 mod discovery;
+mod doctor;
 mod embedded;
 mod frames;
 mod lag;

@@ -27,6 +27,10 @@ impl Address {
         Some(Self(url))
     }
 
+    pub(super) fn url(&self) -> &Url {
+        &self.0
+    }
+
     /// Replaces a port of 0 with `port`.
     pub(super) fn or_port(mut self, port: u16) -> Self {
         if self.0.port == 0 {

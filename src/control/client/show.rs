@@ -270,7 +270,7 @@ fn is_control(c: char) -> bool {
 }
 
 /// Escapes control characters, except tabs and line feeds.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -35,6 +35,7 @@ use super::{
 };
 use crate::store::StoreError;
 use space::Space;
+pub(super) use space::reserve;
 
 /// The most jobs in one commit.
 const MAX_BATCH: usize = 512;

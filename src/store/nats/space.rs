@@ -10,7 +10,7 @@ use super::streams::StreamInfo;
 use crate::lock::lock;
 
 /// New orders are refused when this much of the limit is used, in percent.
-const FULL_PERCENT: u64 = 85;
+pub(crate) const FULL_PERCENT: u64 = 85;
 
 /// New orders are accepted again when less than this much of the limit is used, in percent.
 const FREE_PERCENT: u64 = 80;

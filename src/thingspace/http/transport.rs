@@ -67,39 +67,9 @@ impl Transport {
         config: &ThingSpaceConfig,
         probed: Option<AccountName>,
     ) -> Result<Self, BuildError> {
-        // Fails only if the same provider is installed already.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let base =
-            parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
-        let token = match config.token_url.as_str() {
-            "" => below(&base, Endpoint::Token.segments()),
-            url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
-        };
-        let plaintext = [&base, &token].iter().all(|url| url.scheme() == "http");
-        let proxy = Some(&config.proxy_url).filter(|url| !url.is_empty()).map(reqwest::Proxy::all);
-        let proxy =
-            proxy.transpose().map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?;
-        let client = |idle| {
-            let builder = reqwest::Client::builder()
-                .user_agent(concat!("thingspace-gateway/", env!("CARGO_PKG_VERSION")))
-                .redirect(reqwest::redirect::Policy::none())
-                .retry(reqwest::retry::never())
-                .no_proxy()
-                // With HTTP/1.1 a dead connection fails one call. With HTTP/2 all calls would
-                // share it, and it would never become idle.
-                .http1_only()
-                .http1_max_headers(MAX_HEADERS)
-                .connect_timeout(config.connect_timeout)
-                .pool_max_idle_per_host((config.max_connections / IDLE_PART).max(1))
-                .pool_idle_timeout(idle);
-            let builder = match &proxy {
-                Some(proxy) => builder.proxy(proxy.clone()),
-                None => builder,
-            };
-            // reqwest requires CA certificates of the system even if TLS is not used.
-            let builder = if plaintext { builder.tls_certs_only([]) } else { builder };
-            builder.build().map_err(BuildError::Tls)
-        };
+        let urls = Urls::new(config)?;
+        let (orders, others) = (client(config, &urls, ORDER_IDLE)?, client(config, &urls, IDLE)?);
+        let Urls { base, token } = urls;
         let (failures, first) = (config.breaker_failures, config.breaker_first);
         let settings = BreakerSettings { failures, first, most: config.breaker_max };
         let api_host = Breaker::new(host(&base), settings);
@@ -108,8 +78,8 @@ impl Transport {
             other => Breaker::new(other, settings),
         };
         Ok(Self {
-            orders: client(ORDER_IDLE)?,
-            others: client(IDLE)?,
+            orders,
+            others,
             base,
             token,
             api_host,
@@ -271,8 +241,59 @@ fn outcome(endpoint: Endpoint<'_>, result: &Result<Reply, SendError>) -> CallOut
     }
 }
 
+/// The base of all endpoints, and the URL for tokens.
+#[derive(Debug)]
+pub(super) struct Urls {
+    pub(super) base: Url,
+    pub(super) token: Url,
+}
+
+impl Urls {
+    pub(super) fn new(config: &ThingSpaceConfig) -> Result<Self, BuildError> {
+        let base =
+            parse_url(&config.base_url).ok_or(BuildError::Url { key: "thingspace.base_url" })?;
+        let token = match config.token_url.as_str() {
+            "" => below(&base, Endpoint::Token.segments()),
+            url => parse_url(url).ok_or(BuildError::Url { key: "thingspace.token_url" })?,
+        };
+        Ok(Self { base, token })
+    }
+}
+
+/// Builds an HTTP client for these URLs. It closes connections that were idle for `idle`.
+pub(super) fn client(
+    config: &ThingSpaceConfig,
+    urls: &Urls,
+    idle: Duration,
+) -> Result<reqwest::Client, BuildError> {
+    // Fails only if the same provider is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("thingspace-gateway/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .no_proxy()
+        // With HTTP/1.1 a dead connection fails one call. With HTTP/2 all calls would share it, and
+        // it would never become idle.
+        .http1_only()
+        .http1_max_headers(MAX_HEADERS)
+        .connect_timeout(config.connect_timeout)
+        .pool_max_idle_per_host((config.max_connections / IDLE_PART).max(1))
+        .pool_idle_timeout(idle);
+    if !config.proxy_url.is_empty() {
+        let proxy = reqwest::Proxy::all(&config.proxy_url);
+        let proxy = proxy.map_err(|_| BuildError::Url { key: "thingspace.proxy_url" })?;
+        builder = builder.proxy(proxy);
+    }
+    // reqwest requires CA certificates of the system even if TLS is not used.
+    if [&urls.base, &urls.token].iter().all(|url| url.scheme() == "http") {
+        builder = builder.tls_certs_only([]);
+    }
+    builder.build().map_err(BuildError::Tls)
+}
+
 /// Returns the host and the port of a URL. Each such pair has one breaker.
-fn host(url: &Url) -> String {
+pub(super) fn host(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or_default();
     format!("{}:{port}", url.host_str().unwrap_or_default())
 }
@@ -288,7 +309,7 @@ fn parse_url(text: &str) -> Option<Url> {
     plain.then_some(url)
 }
 
-fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
+pub(super) fn below<'a>(base: &Url, segments: impl IntoIterator<Item = &'a str>) -> Url {
     let mut url = base.clone();
     url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(segments);
     url

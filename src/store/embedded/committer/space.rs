@@ -28,6 +28,11 @@ const WRITE_AMPLIFICATION: u64 = 4;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 
+/// Returns the bytes of the disk that are kept free beside a store of this size.
+pub(in crate::store::embedded) fn reserve(size: u64) -> u64 {
+    RESERVE.max(size / 100 * RESERVE_PERCENT)
+}
+
 /// What is known about the disk.
 #[derive(Debug, Default)]
 pub(super) struct Space {
@@ -94,7 +99,7 @@ impl Committer {
     pub(super) fn check_space(&mut self) -> Option<u64> {
         let free = (self.file.medium.free)().ok()?;
         let size = self.file.handle.metadata().map_or(0, |file| file.len());
-        let reserve = RESERVE.max(size / 100 * RESERVE_PERCENT);
+        let reserve = reserve(size);
         let was_short = self.shared.state().shortage.is_some();
         let enough = if was_short { reserve / 100 * RESUME_PERCENT } else { reserve };
         let mib = |bytes| bytes / (1024 * 1024);

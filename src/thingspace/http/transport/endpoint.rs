@@ -55,7 +55,7 @@ impl<'a> Endpoint<'a> {
         }
     }
 
-    pub(super) fn segments(self) -> impl Iterator<Item = &'a str> {
+    pub(in crate::thingspace::http) fn segments(self) -> impl Iterator<Item = &'a str> {
         let (account, last) = match self {
             Self::Token | Self::Login | Self::Download => ("", ""),
             Self::Status { account, request, .. } => (account.as_str(), request.as_str()),
