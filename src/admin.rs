@@ -1,7 +1,11 @@
-//! Answers probes: plain HTTP on a port of its own, for Kubernetes and for operators.
+//! Answers probes and shows the state: plain HTTP on a port of its own, for Kubernetes and for
+//! operators.
 //!
 //! `/livez` says that the process serves, from before the store is opened until the end, even if
 //! the store or ThingSpace fails. `/readyz` says whether calls can be answered, and if not, why.
+//! `/status` is a [`page`] for people, and JSON for programs. Nothing here changes anything.
+
+mod page;
 
 use std::{
     borrow::Cow,
@@ -14,10 +18,14 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE},
+    header::{
+        ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, VARY,
+        X_CONTENT_TYPE_OPTIONS,
+    },
 };
 use http_body_util::Full;
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -26,9 +34,11 @@ use tokio_util::{
 use tracing::info;
 
 use crate::{
-    auth::Authenticator,
+    control::{
+        GatewayParts,
+        status::{self, StatusResponse},
+    },
     lock::lock,
-    requests::Requests,
     server::{
         ListenerOptions,
         http1::{self, Handler},
@@ -60,8 +70,9 @@ struct Readiness(Arc<Mutex<Stage>>);
 enum Stage {
     #[default]
     Starting,
-    Serving(Requests, Authenticator),
-    Draining,
+    Serving(GatewayParts),
+    /// `None`: it was not serving yet.
+    Draining(Option<GatewayParts>),
 }
 
 impl Admin {
@@ -87,13 +98,14 @@ impl Admin {
         self.address
     }
 
-    /// From now on these decide whether calls can be answered.
-    pub(crate) fn serving(&self, requests: Requests, callers: Authenticator) {
-        self.readiness.set(Stage::Serving(requests, callers));
+    /// From now on `parts` decide whether calls can be answered.
+    pub(crate) fn serving(&self, parts: GatewayParts) {
+        self.readiness.set(Stage::Serving(parts));
     }
 
     pub(crate) fn draining(&self) {
-        self.readiness.set(Stage::Draining);
+        let parts = self.readiness.parts();
+        self.readiness.set(Stage::Draining(parts));
     }
 
     pub(crate) async fn end(self) {
@@ -110,24 +122,72 @@ impl Readiness {
         *lock(&self.0) = stage;
     }
 
+    /// `None`: the store is not open yet.
+    fn parts(&self) -> Option<GatewayParts> {
+        match &*lock(&self.0) {
+            Stage::Starting => None,
+            Stage::Serving(parts) => Some(parts.clone()),
+            Stage::Draining(parts) => parts.clone(),
+        }
+    }
+
     /// Why calls cannot be answered; `None` if they can.
     fn obstacle(&self) -> Option<Cow<'static, str>> {
         match &*lock(&self.0) {
             Stage::Starting => Some("starting: the store is not open yet".into()),
-            Stage::Serving(requests, callers) => {
-                requests.waits_for().or_else(|| callers.waits_for()).map(Cow::from)
+            Stage::Serving(parts) => {
+                let waits_for = parts.requests.waits_for();
+                waits_for.or_else(|| parts.callers.waits_for()).map(Cow::from)
             }
-            Stage::Draining => Some("draining".into()),
+            Stage::Draining(_) => Some("draining".into()),
         }
     }
+}
+
+impl Readiness {
+    /// Returns the state of the gateway, as JSON if the client accepts JSON and no HTML.
+    async fn status(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let status = match self.parts() {
+            Some(parts) => Some(status::read(&parts).await),
+            None => None,
+        };
+        let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+        let wants_json =
+            accept.is_some_and(|accept| accept.contains("json") && !accept.contains("html"));
+        let (content_type, body) = if wants_json {
+            ("application/json", serde_json::to_string_pretty(&status).unwrap_or_default())
+        } else {
+            ("text/html; charset=utf-8", page(status.as_ref()))
+        };
+        let mut answer = Response::new(body.into());
+        let headers = answer.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(VARY, HeaderValue::from_static("accept"));
+        headers.insert(CONTENT_SECURITY_POLICY, page::CONTENT_SECURITY_POLICY.clone());
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        answer
+    }
+}
+
+fn page(status: Option<&StatusResponse>) -> String {
+    status.map_or_else(page::starting, |status| page::of(status, Timestamp::now()))
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 impl Handler for Readiness {
     type Body = Full<Bytes>;
 
     async fn handle(self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() == "/status" && is_read(request.method()) {
+            return self.status(&request).await;
+        }
         let (status, text): (_, Cow<'static, str>) = match request.uri().path() {
-            "/livez" | "/readyz" if !matches!(*request.method(), Method::GET | Method::HEAD) => {
+            "/livez" | "/readyz" | "/status" if !is_read(request.method()) => {
                 (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed".into())
             }
             "/livez" => (StatusCode::OK, "alive".into()),
@@ -135,7 +195,7 @@ impl Handler for Readiness {
                 None => (StatusCode::OK, "ready".into()),
                 Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
             },
-            _ => (StatusCode::NOT_FOUND, "not found; there are /livez and /readyz".into()),
+            _ => (StatusCode::NOT_FOUND, "not found; there are /livez, /readyz and /status".into()),
         };
         let mut answer = Response::new(format!("{text}\n").into());
         *answer.status_mut() = status;

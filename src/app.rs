@@ -13,6 +13,7 @@ mod restore;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use tokio::{
     net::{TcpListener, TcpSocket},
     task::spawn_blocking,
@@ -78,6 +79,7 @@ pub struct App {
     client: Client,
     /// The domain, for tests.
     pub requests: Requests,
+    parts: GatewayParts,
     control: Control,
     callers: Authenticator,
     /// `None`: the API is plaintext.
@@ -118,6 +120,7 @@ pub async fn serve(config: Config, stop: Stop) -> anyhow::Result<()> {
 impl App {
     /// Opens the store and the listeners. Sends nothing to ThingSpace.
     pub async fn bind(config: Config) -> anyhow::Result<Self> {
+        let started = Timestamp::now();
         let cannot = || format!("cannot listen on {}", config.admin.listen);
         let admin = Admin::bind(config.admin.listen).await.with_context(cannot)?;
         let tasks = TaskTracker::new();
@@ -144,9 +147,10 @@ impl App {
             callers: callers.clone(),
             tls: tls.clone(),
             connections: connections.clone(),
+            started,
             drain: drain.clone(),
         };
-        let control = Control::bind(socket.clone(), parts).await;
+        let control = Control::bind(socket.clone(), parts.clone()).await;
         let control = control.with_context(|| format!("cannot listen on {}", socket.display()))?;
         Ok(Self {
             config,
@@ -156,6 +160,7 @@ impl App {
             store,
             client,
             requests,
+            parts,
             control,
             callers,
             tls,
@@ -221,7 +226,7 @@ impl App {
         );
         let grpc = tokio::spawn(serving);
         let control = tokio::spawn(self.control.serve(background.clone()));
-        self.admin.serving(requests.clone(), callers.clone());
+        self.admin.serving(self.parts);
         info!(address = %self.address, "listening");
         let callbacks = self.callbacks.map(|listener| {
             let CallbackListener { callbacks, listener, address, registration } = listener;

@@ -33,6 +33,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -73,6 +74,8 @@ pub(crate) struct GatewayParts {
     pub(crate) tls: Option<Tls>,
     /// The open connections of the API.
     pub(crate) connections: TaskTracker,
+    /// When the gateway was started.
+    pub(crate) started: Timestamp,
     /// Cancelled when the drain begins.
     pub(crate) drain: CancellationToken,
 }

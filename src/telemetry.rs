@@ -7,6 +7,7 @@
 
 mod audit;
 mod collector;
+pub(crate) mod recent_errors;
 pub(crate) mod rpc;
 mod semconv;
 

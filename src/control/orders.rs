@@ -27,12 +27,19 @@ pub(super) fn settle_path(order: &str) -> String {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct UnknownOrderItem {
-    pub(super) order_id: String,
-    pub(super) account: String,
-    pub(super) sent_time: Timestamp,
+pub(crate) struct UnknownOrderItem {
+    pub(crate) order_id: String,
+    pub(crate) account: String,
+    pub(crate) sent_time: Timestamp,
     /// The number of devices.
-    pub(super) devices: usize,
+    pub(crate) devices: usize,
+}
+
+impl From<UnknownOrder> for UnknownOrderItem {
+    fn from(order: UnknownOrder) -> Self {
+        let UnknownOrder { order_id, account, sent_time, devices, .. } = order;
+        Self { order_id, account, sent_time, devices }
+    }
 }
 
 /// The outcome of an order, as the operator found it.
@@ -64,13 +71,8 @@ pub(super) fn routes() -> Router<GatewayParts> {
 async fn unknown(
     State(parts): State<GatewayParts>,
 ) -> Result<Json<Vec<UnknownOrderItem>>, CommandError> {
-    let item = |order: UnknownOrder| UnknownOrderItem {
-        order_id: order.order_id,
-        account: order.account,
-        sent_time: order.sent_time,
-        devices: order.devices,
-    };
-    Ok(Json(parts.requests.unknown_orders().await?.into_iter().map(item).collect()))
+    let orders = parts.requests.unknown_orders().await?.into_iter();
+    Ok(Json(orders.map(UnknownOrderItem::from).collect()))
 }
 
 async fn settle(

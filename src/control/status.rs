@@ -1,30 +1,51 @@
-//! `status`: the state of the gateway.
+//! `status`: the state of the gateway. The page `/status` shows the same.
 
-use std::{collections::BTreeMap, path::PathBuf};
+pub(crate) mod issues;
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use axum::{Json, Router, extract::State, routing::get};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::{
     GatewayParts,
     logins::{self, LoginStatus},
+    orders::UnknownOrderItem,
     store::{self, StoreStatus},
 };
 use crate::{
     callbacks::{CallbackOutcome, Callbacks},
     identity::AccountName,
     reload::UsedVersion,
+    requests::inspect::OpenAge,
     server::tls::Tls,
+    telemetry::recent_errors::{self, RecentError},
     thingspace::HostHealth,
 };
+use issues::Issue;
 
 pub(crate) const PATH: &str = "/v1/status";
 
-/// The state of the gateway. Counts begin at its start.
+/// How long the store may take to say which orders are unknown.
+const STORE_ANSWER: Duration = Duration::from_secs(3);
+
+/// The number of unknown orders that are shown.
+const SHOWN_ORDERS: usize = 10;
+
+/// The state of the gateway, without secrets and without identities of devices. Counts begin at its
+/// start.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub(crate) struct StatusResponse {
+    /// What is wrong, the worst first. Empty: everything is well.
+    #[serde(default)]
+    pub(crate) issues: Vec<Issue>,
     pub(crate) version: String,
+    /// When the gateway was started.
+    #[serde(default)]
+    pub(crate) started: Timestamp,
     /// The configuration file.
     pub(crate) config: Option<PathBuf>,
     /// Whether calls can be answered.
@@ -34,8 +55,14 @@ pub(crate) struct StatusResponse {
     /// What the gateway cannot do now although it is ready, and why.
     #[serde(default)]
     pub(crate) limited: Option<String>,
+    /// Whether the gateway is stopping.
+    #[serde(default)]
+    pub(crate) draining: bool,
     /// The file or the servers of the store.
     pub(crate) store: String,
+    /// Whether several replicas can use the store.
+    #[serde(default)]
+    pub(crate) shared_store: bool,
     /// Why the store cannot be used, or why the last write failed.
     pub(crate) store_trouble: Option<String>,
     pub(crate) store_memory: StoreStatus,
@@ -43,8 +70,17 @@ pub(crate) struct StatusResponse {
     pub(crate) unreadable_logs: Vec<UnreadableLog>,
     pub(crate) open_requests: usize,
     pub(crate) open_devices: usize,
+    /// The open requests by age, the youngest first.
+    #[serde(default)]
+    pub(crate) open_by_age: Vec<OpenAge>,
     /// `None`: the store cannot be read.
     pub(crate) unknown_orders: Option<usize>,
+    /// At most [`SHOWN_ORDERS`] of them.
+    #[serde(default)]
+    pub(crate) oldest_unknown_orders: Vec<UnknownOrderItem>,
+    /// The errors of callers in the last hour by reason, the most frequent first.
+    #[serde(default)]
+    pub(crate) errors: Vec<RecentError>,
     pub(crate) finished_by_callback: u64,
     pub(crate) finished_by_poll: u64,
     /// Callbacks for requests that this gateway does not know.
@@ -60,6 +96,9 @@ pub(crate) struct StatusResponse {
     /// When the certificate of the API expires. `None`: it has none.
     #[serde(default)]
     pub(crate) grpc_certificate_expires: Option<Timestamp>,
+    /// Whether the gateway has a listener for callbacks.
+    #[serde(default)]
+    pub(crate) takes_callbacks: bool,
     /// When the certificate of the listener for callbacks expires. `None`: it has none.
     pub(crate) callbacks_certificate_expires: Option<Timestamp>,
     /// The number of requests to the listener for callbacks, by outcome, without zeros.
@@ -108,7 +147,12 @@ pub(crate) fn routes() -> Router<GatewayParts> {
 }
 
 async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
-    let GatewayParts { requests, client, callbacks, .. } = &parts;
+    Json(read(&parts).await)
+}
+
+/// Returns the state of the gateway.
+pub(crate) async fn read(parts: &GatewayParts) -> StatusResponse {
+    let GatewayParts { requests, client, callbacks, .. } = parts;
     let callbacks = callbacks.as_ref();
     let unreadable = requests.unreadable_logs().into_iter();
     let overview = requests.overview();
@@ -122,7 +166,19 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
         host,
         left_alone_ms: open_for.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
     };
-    Json(StatusResponse {
+    // Of a store that does not answer, the rest is still shown.
+    let unknown = timeout(STORE_ANSWER, requests.unknown_orders()).await;
+    let unknown = unknown.ok().and_then(Result::ok);
+    let shown = unknown.iter().flatten().take(SHOWN_ORDERS).cloned();
+    let mut status = StatusResponse {
+        issues: Vec::new(),
+        started: parts.started,
+        draining,
+        shared_store: requests.shares_store(),
+        open_by_age: requests.open_by_age(),
+        oldest_unknown_orders: shown.map(UnknownOrderItem::from).collect(),
+        errors: recent_errors::list(),
+        takes_callbacks: callbacks.is_some(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config: parts.config.clone(),
         ready: overview.ready && waits_for.is_none(),
@@ -130,24 +186,26 @@ async fn status(State(parts): State<GatewayParts>) -> Json<StatusResponse> {
         limited: if draining { None } else { requests.limited() },
         store: parts.store.clone(),
         store_trouble: requests.store_trouble(),
-        store_memory: store::status(&parts),
+        store_memory: store::status(parts),
         unreadable_logs: unreadable.map(|(log, why)| UnreadableLog { log, why }).collect(),
         open_requests: overview.open_requests,
         open_devices: overview.open_devices,
-        unknown_orders: requests.unknown_orders().await.ok().map(|orders| orders.len()),
+        unknown_orders: unknown.as_ref().map(Vec::len),
         finished_by_callback: overview.finished_by_callback,
         finished_by_poll: overview.finished_by_poll,
         stray_callbacks: overview.stray_callbacks,
-        logins: logins::logins(&parts),
+        logins: logins::logins(parts),
         hosts: client.hosts().into_iter().map(host).collect(),
         connections: parts.connections.len(),
-        caller_credentials: caller_credentials(&parts),
+        caller_credentials: caller_credentials(parts),
         grpc_certificate_expires: parts.tls.as_ref().map(Tls::expires),
         callbacks_certificate_expires: callbacks.and_then(Callbacks::certificate_expires),
         callbacks: callbacks.map(outcomes).unwrap_or_default(),
         quarantine_evicted: callbacks.map_or(0, |callbacks| callbacks.quarantine().evicted()),
-        registrations: registrations(&parts),
-    })
+        registrations: registrations(parts),
+    };
+    status.issues = issues::issues(&status, Timestamp::now());
+    status
 }
 
 fn caller_credentials(parts: &GatewayParts) -> BTreeMap<String, CallerCredentials> {

@@ -255,6 +255,46 @@ impl Requests {
     }
 }
 
+/// The upper bounds of the groups of ages, in seconds, each with its name. The last one has none.
+const AGES: [(u64, &str); 5] = [
+    (10 * 60, "under 10 minutes"),
+    (3_600, "10 minutes to 1 hour"),
+    (6 * 3_600, "1 to 6 hours"),
+    (24 * 3_600, "6 to 24 hours"),
+    (u64::MAX, "over a day"),
+];
+
+/// The open requests of a group of ages.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct OpenAge {
+    /// Such as `1 to 6 hours`.
+    pub(crate) age: String,
+    pub(crate) requests: usize,
+    pub(crate) devices: usize,
+}
+
+impl Requests {
+    /// Returns the number of open requests by age, the youngest first.
+    pub(crate) fn open_by_age(&self) -> Vec<OpenAge> {
+        let mut groups =
+            AGES.map(|(_, age)| OpenAge { age: age.to_owned(), requests: 0, devices: 0 });
+        for tracked in self.hub.open_tracked() {
+            let folded = tracked.lock();
+            let request = &folded.request;
+            let age = age(&*self.store, request.first, request.create_time).as_secs();
+            let at = AGES.iter().position(|(bound, _)| age < *bound).unwrap_or(AGES.len() - 1);
+            groups[at].requests += 1;
+            groups[at].devices += request.counts.total;
+        }
+        groups.into()
+    }
+
+    /// Returns whether several replicas can use the store.
+    pub(crate) fn shares_store(&self) -> bool {
+        !self.store.exclusive()
+    }
+}
+
 fn queried_seconds_ago(tracked: &Tracked) -> Option<u64> {
     tracked.last_query().map(|query| query.at.elapsed().as_secs())
 }

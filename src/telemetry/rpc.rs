@@ -23,7 +23,7 @@ use tower::Service;
 use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use super::semconv;
+use super::{recent_errors, semconv};
 use crate::{
     identity::{AccountName, RequestId},
     log_throttle::LogThrottle,
@@ -215,6 +215,10 @@ impl RpcCall {
         let (method, is_failure, code) = (&self.method, FAILURES.contains(&code), name(code));
         let milliseconds = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.span.record(semconv::RPC_RESPONSE_STATUS_CODE, code);
+        let reason = headers.and_then(reason);
+        if let Some(reason) = &reason {
+            recent_errors::count(reason);
+        }
         // The lines have no parent, because the span would repeat their fields.
         if !is_failure {
             tracing::debug!(parent: None, method, code, milliseconds, "call ended");
@@ -222,7 +226,6 @@ impl RpcCall {
         }
         self.span.record(semconv::ERROR_TYPE, code);
         self.span.record("otel.status_code", "error");
-        let reason = headers.and_then(reason);
         let by_caller = reason.as_deref().is_some_and(|reason| EXPECTED.contains(&reason));
         let times = if by_caller {
             let Some(times) = EXPECTED_FAILURES.count() else { return };

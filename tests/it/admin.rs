@@ -92,7 +92,8 @@ async fn there_is_nothing_else() {
         (Method::DELETE, "/livez", 405),
         (Method::GET, "/", 404),
         (Method::GET, "/readyz/", 404),
-        (Method::GET, "/status", 404),
+        (Method::POST, "/status", 405),
+        (Method::GET, "/status/", 404),
         (Method::POST, "/thingspace.esim.v1.EsimService/DownloadProfile", 404),
     ];
     for (method, path, status) in cases {

@@ -39,6 +39,7 @@ mod shares;
 mod spellings;
 mod status;
 mod status_calls;
+mod status_page;
 mod telemetry;
 mod tokens;
 mod truth;

@@ -14,7 +14,7 @@ use crate::{
         logins::UnblockResponse,
         orders::{SettleResponse, UnknownOrderItem},
         quarantine::{QuarantineItem, QuarantinedCallback},
-        status::{CallerCredentials, StatusResponse},
+        status::{CallerCredentials, StatusResponse, issues::Issue},
         store::AcceptLossResponse,
     },
     identity::{AccountName, RequestId},
@@ -47,6 +47,12 @@ pub(super) fn status(out: &mut dyn Write, status: &StatusResponse) -> anyhow::Re
     let config = status.config.as_ref().map(|file| file.display().to_string());
     let mut rows = Vec::new();
     let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    for Issue { what, action, .. } in &status.issues {
+        row("to do", if action.is_empty() { what.clone() } else { format!("{what} {action}") });
+    }
+    if status.issues.is_empty() {
+        row("to do", "nothing; everything is well".to_owned());
+    }
     row("version", status.version.clone());
     row("configuration", config.unwrap_or_else(|| "none".to_owned()));
     row("ready", ready);
