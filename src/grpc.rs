@@ -1,11 +1,12 @@
 //! The gRPC API: converts a call, calls [`crate::requests`], and converts the result.
 //!
 //! Only [`status`] names gRPC codes. A call passes these layers before it reaches [`service`]:
-//! [`gate`] (only gRPC), [`authenticate`], [`limits`], [`receive`] (the message), and
-//! [`middleware`], which limits the time of every call and adds a reason to every error. The only
-//! state here is what callers use, and the progress of each open stream.
+//! [`gate`] (only gRPC), [`authenticate`], [`limits`], [`authorize`], [`receive`] (the message),
+//! and [`middleware`], which limits the time of every call and adds a reason to every error. The
+//! only state here is what callers use, and the progress of each open stream.
 
 mod authenticate;
+mod authorize;
 mod class;
 mod convert;
 mod deadline;
@@ -25,6 +26,7 @@ use tonic::service::Routes;
 
 use crate::{auth::Authenticator, server::CallService, telemetry::rpc::Rpc};
 use authenticate::Authenticate;
+use authorize::Authorize;
 use gate::Gate;
 use limits::Limit;
 use middleware::Middleware;
@@ -59,6 +61,7 @@ pub(crate) fn layers(
 ) -> impl CallService {
     let service = Middleware::new(routes);
     let service = Receive::new(service, receive_timeout);
+    let service = Authorize::new(service, authenticator.clone());
     let service = Limit::new(service, limits);
     let service = Authenticate::new(service, authenticator);
     Gate::new(Rpc::new(service))

@@ -77,9 +77,10 @@
 //!    `thingspace::http::code::table` says what ThingSpace's codes mean. `identity::Digits`
 //!    prints masked. Secrets are `secrecy` types, which print nothing.
 //! 8. **Nobody gets in by default.** `auth::Authenticator::caller` finds out who calls, and
-//!    `auth::Policy::allows` decides what the caller may do. `grpc::authenticate` asks both before
-//!    a message is decoded. `config::validate::auth` refuses to serve the API beyond loopback
-//!    without authentication and TLS. `telemetry::audit` writes the audit log.
+//!    `auth::Policy::allows` decides what the caller may do. `grpc::authenticate` and
+//!    `grpc::authorize` ask them before a message is decoded. `config::validate::auth` refuses to
+//!    serve the API beyond loopback without authentication and TLS. `telemetry::audit` writes the
+//!    audit log.
 //! 9. **Load is bounded.** Callers: `grpc::limits`. Open devices:
 //!    `requests::orders::Orders::reserve`. Rate and connections to ThingSpace:
 //!    `thingspace::client::limit`. Order of the accounts: `thingspace::client::limit::queue`.
@@ -107,11 +108,11 @@
 //! # The path of a call
 //!
 //! **Every call.** `server::http2` accepts its stream, and sends the response as the caller reads
-//! it. `grpc::gate` refuses what is not gRPC. `grpc::authenticate` finds out who calls, and refuses
-//! a caller that may not call the method. `grpc::limits` gives a permit, which the response holds
-//! until it has ended. `grpc::receive` receives the message, and `grpc::middleware` enforces the
-//! deadline. The method refuses an account that the caller may not use, before anything is looked
-//! up.
+//! it. `grpc::gate` refuses what is not gRPC. `grpc::authenticate` finds out who calls.
+//! `grpc::limits` gives a permit, which the response holds until it has ended. `grpc::authorize`
+//! refuses a caller that may not call the method. `grpc::receive` receives the message, and
+//! `grpc::middleware` enforces the deadline. The method refuses an account that the caller may not
+//! use, before anything is looked up.
 //!
 //! **DownloadProfile.** `grpc::convert` checks every field. `requests::orders` reads the key's
 //! cell: a key that was used before is answered from there, or from its order's log. A new order

@@ -1,9 +1,7 @@
 //! The layer that authenticates every call before a service sees it.
 //!
 //! Health is open, because load balancers have no credentials. Every other service needs a caller.
-//! A method of the API needs a caller that may call it for at least one account; the service checks
-//! the account. Calls that are denied are recorded in the audit log. Only their number is recorded
-//! if there are too many from callers that are not authenticated.
+//! Calls that are denied are recorded in the audit log, or only their number if there are too many.
 
 use std::{
     mem,
@@ -14,13 +12,11 @@ use std::{
 };
 
 use http::{Request, Response};
-use tonic::Status;
 use tower::Service;
 
 use super::{API, class::CallClass, status};
 use crate::{
     auth::{AuthError, Authenticator, Caller, Method},
-    identity::AccountName,
     log_throttle::LogThrottle,
     server::Connection,
     telemetry::AuditEntry,
@@ -99,11 +95,6 @@ where
                 }
             };
             let sender = Sender { caller, address };
-            if let Some(method) = Method::parse(method)
-                && !authenticator.policy().allows_method(&sender.caller, method)
-            {
-                return Ok(denied(&sender, method, None).into_http());
-            }
             request.extensions_mut().insert(sender);
             inner.call(request).await
         })
@@ -144,16 +135,8 @@ fn write_further(times: u64) {
     }
 }
 
-/// Records and answers a call that the policy does not allow.
-pub(super) fn denied(sender: &Sender, method: Method, account: Option<&AccountName>) -> Status {
-    let entry =
-        AuditEntry { account: account.map(AccountName::to_string), ..sender.audit_entry(method) };
-    entry.write("a call was denied: no entry of auth.allow allows it", DENIED, None);
-    status::not_allowed()
-}
-
 /// The outcome of a call that is not made.
-const DENIED: &str = "denied";
+pub(super) const DENIED: &str = "denied";
 
 impl Sender {
     /// Returns an audit entry about a call of the sender.

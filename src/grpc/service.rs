@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status};
 
 use super::{
     MAX_PAGE_BYTES,
-    authenticate::{Sender, denied},
+    authenticate::Sender,
+    authorize::denied,
     convert::{self, OrderRules, Violations},
     deadline::{Deadline, without_margin},
     fragment, status,

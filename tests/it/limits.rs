@@ -99,6 +99,28 @@ async fn status(response: Response<Incoming>) -> Status {
     Status::from_header_map(&headers).unwrap()
 }
 
+/// Each denied call is a line in the audit log.
+#[tokio::test]
+async fn denied_calls_count_towards_the_rate_of_their_caller() {
+    let upstream = Upstream::manual().await;
+    let mut config = two_callers(&upstream);
+    config.limits.caller_calls_per_second = 1;
+    config.auth.allow = vec![entry(&["token:greedy"], &["GetRequestStatus"], &["*"])];
+    let gateway = Gateway::start(config).await;
+    let mut client = gateway.client().await;
+    let mut denied = 0;
+    let refused = loop {
+        let order = with(order("key", 1..2), GREEDY);
+        let status = client.download_profile(order).await.unwrap_err();
+        if status.code() != Code::PermissionDenied {
+            break status;
+        }
+        denied += 1;
+    };
+    assert_eq!(limit(&refused), "limits.caller_calls_per_second");
+    assert!(denied > 0);
+}
+
 #[tokio::test]
 async fn a_caller_above_its_rate_leaves_others_their_calls() {
     let upstream = Upstream::manual().await;
